@@ -1,0 +1,101 @@
+"""What a backbone, an encoder and an index must be able to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.types import CellChunk, Float32, Neighbors, Space
+
+__all__ = ["Backbone", "CellEncoder", "Progress", "State", "VectorIndex", "no_progress"]
+
+#: What an encoder, head or calibration is saved as: arrays (safetensors) and JSON values.
+State = tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]
+
+#: ``progress(stage, done, total)``; ``total`` is None while unknown.
+Progress = Callable[[str, int, "int | None"], None]
+
+
+def no_progress(stage: str, done: int, total: int | None) -> None:
+    """Report nothing."""
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """Turns texts into vectors."""
+
+    @property
+    def space(self) -> Space:
+        """The space that the vectors live in."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Float32:
+        """Return (n, dim) float32, one row per text, in order."""
+        ...
+
+
+@runtime_checkable
+class CellEncoder(Protocol):
+    """Turns cells into vectors.
+
+    A cell gets the same vector alone, in any chunk and in any order (within 1e-5).
+    """
+
+    name: str
+    embed_dim: int
+
+    def fit(
+        self,
+        chunks: Iterable[CellChunk],
+        labels: npt.NDArray[np.int64],
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Learn from labelled cells. ``labels`` (n,) holds class numbers, -1 for unlabelled."""
+        ...
+
+    def encode(self, chunk: CellChunk) -> Float32:
+        """Return (n, embed_dim) float32."""
+        ...
+
+    def state(self) -> State:
+        """Return arrays and JSON values from which ``load_state`` rebuilds the encoder."""
+        ...
+
+
+@runtime_checkable
+class VectorIndex(Protocol):
+    """Nearest-neighbour search by squared Euclidean distance."""
+
+    @property
+    def n(self) -> int:
+        """Number of vectors held."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        ...
+
+    def add(self, vectors: Float32) -> None:
+        """Append (n, dim) float32 rows; they get the next row numbers."""
+        ...
+
+    def search(
+        self,
+        vectors: Float32,
+        n_neighbors: int,
+        *,
+        subset: npt.NDArray[np.int64] | None = None,
+    ) -> Neighbors:
+        """Return the nearest rows, ascending; ``subset`` restricts the search to those row numbers."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write to a file."""
+        ...

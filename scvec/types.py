@@ -1,0 +1,215 @@
+"""The nouns of scvec. This module imports nothing of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "CellChunk",
+    "Description",
+    "Float32",
+    "Gene",
+    "GeneMatch",
+    "Neighbors",
+    "Space",
+    "Species",
+    "text_sha256",
+]
+
+Species = Literal["human", "mouse"]
+SPECIES: tuple[Species, ...] = ("human", "mouse")
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+
+def text_sha256(text: str) -> str:
+    """Return the SHA-256 of a text as UTF-8, in hex."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Gene:
+    """One gene of one species.
+
+    ``gene_id`` is the authority's id (``HGNC:6081``, ``MGI:96572``), or ``entrez:N`` for a gene that
+    only NCBI knows. Symbols are not unique and are never used as keys.
+    """
+
+    gene_id: str
+    species: Species
+    symbol: str
+    entrez_id: int | None = None
+    name: str = ""
+    gene_type: str = ""
+    ensembl_ids: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    previous: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A text about a gene, and where it comes from.
+
+    ``kind`` is ``"human"`` (written by curators), ``"composed"`` (a template over facts), ``"borrowed"``
+    (the ortholog's) or ``"llm"``.
+    """
+
+    gene_id: str
+    text: str
+    source: str
+    source_version: str
+    retrieved_at: str
+    kind: Literal["human", "composed", "borrowed", "llm"]
+    model: str = ""
+    prompt: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the text."""
+        return text_sha256(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What makes two embedding vectors comparable. Vectors of two spaces never mix."""
+
+    backbone: str
+    revision: str
+    weights_sha256: str
+    template: str
+    pooling: str
+    dim: int
+    normalized: bool
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim must be positive, not {self.dim}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that name this space."""
+        return text_sha256(json.dumps(asdict(self), sort_keys=True))[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the fingerprint."""
+        return {**asdict(self), "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Space:
+        """Rebuild from :meth:`to_dict`."""
+        return cls(**{k: v for k, v in data.items() if k != "fingerprint"})
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbors:
+    """Nearest rows of an index.
+
+    Attributes
+    ----------
+    indices
+        (n, k) int64, nearest first; -1 pads where the index holds fewer than k rows.
+    distances
+        (n, k) float32 squared Euclidean distances, ascending; ``inf`` where padded.
+    """
+
+    indices: Int64
+    distances: Float32
+
+    def __post_init__(self) -> None:
+        if self.indices.ndim != 2 or self.indices.shape != self.distances.shape:
+            raise ValueError(
+                f"indices {self.indices.shape} and distances {self.distances.shape} must be (n, k)"
+            )
+        if self.indices.dtype != np.int64 or self.distances.dtype != np.float32:
+            raise ValueError("indices must be int64 and distances float32")
+
+
+@dataclass(frozen=True, slots=True)
+class CellChunk:
+    """Some cells over the genes of a reference.
+
+    Attributes
+    ----------
+    X
+        (n, n_genes) scipy CSR, float32, log1p of counts per ten thousand.
+    measured
+        (n_genes,) bool: genes that the data set measured at all. Where False the column of X is empty
+        and says nothing about the cell.
+    """
+
+    X: Any
+    measured: Bool
+
+    def __post_init__(self) -> None:
+        if self.X.shape[1] != self.measured.shape[0]:
+            raise ValueError(f"X has {self.X.shape[1]} genes, measured {self.measured.shape[0]}")
+
+    def __len__(self) -> int:
+        return int(self.X.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class GeneMatch:
+    """What became of a list of gene names.
+
+    Attributes
+    ----------
+    names
+        The names as given, length n.
+    gene_ids
+        The gene each name stands for, or None; length n.
+    how
+        Per name: ``symbol``, ``ensembl``, ``entrez``, ``previous``, ``alias``, ``case`` (matched after
+        folding case), ``composite``, ``unique-suffix``, ``ambiguous`` or ``""`` (no match).
+    species
+        The species that was given or detected.
+    id_type
+        The kind of identifier most names are: ``symbols``, ``Ensembl ids`` or ``Entrez ids``.
+    ambiguous
+        Names that could be several genes, and which. They stay unmatched.
+    """
+
+    names: tuple[str, ...]
+    gene_ids: tuple[str | None, ...]
+    how: tuple[str, ...]
+    species: Species
+    id_type: str
+    ambiguous: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.gene_ids) == len(self.how):
+            raise ValueError("names, gene_ids and how must have one length")
+
+    @property
+    def matched(self) -> Bool:
+        """(n,) bool, True where a name was matched to a gene."""
+        return np.array([g is not None for g in self.gene_ids], dtype=bool)
+
+    @property
+    def n_matched(self) -> int:
+        """Number of names matched."""
+        return sum(g is not None for g in self.gene_ids)
+
+    def summary(self, counts: npt.NDArray[np.float64] | None = None) -> str:
+        """One line for people; ``counts`` (n,) adds the share of counts that the matched genes hold."""
+        share = ""
+        if counts is not None and counts.sum() > 0:
+            share = f" ({100 * self.count_share(counts):.1f}% of counts)"
+        return (
+            f"{self.n_matched:,} of {len(self.names):,} genes matched{share}: "
+            f"{self.id_type}, {self.species}"
+        )
+
+    def count_share(self, counts: npt.NDArray[np.float64]) -> float:
+        """Share (0-1) of ``counts`` (n,) that the matched genes hold."""
+        total = float(counts.sum())
+        return float(counts[self.matched].sum()) / total if total > 0 else 0.0
