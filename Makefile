@@ -1,0 +1,58 @@
+# make demo: set everything up and annotate real cells.   make test: check the code.   make help: the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= demo-out
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# Byte-compiling all of torch costs half a minute; Python compiles the few files it imports by itself.
+INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install dev test lint types layers tests clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+demo: install ## set up .venv and annotate the pancreas cells that ship with scvec (results in demo-out)
+	$(BIN)/scvec demo --out $(OUT)
+
+test: lint types layers tests ## set up .venv for development; ruff, mypy, import-linter, pytest
+
+install: $(VENV)/.installed ## set up .venv with scvec and its offline backbone
+
+dev: $(VENV)/.installed-dev ## the same with what the tests need
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: dev
+	$(BIN)/mypy
+
+layers: dev
+	$(BIN)/lint-imports
+
+tests: dev
+	$(BIN)/python -m pytest
+
+clean: ## remove the environment, caches and demo results
+	rm -rf $(VENV) $(OUT) build dist scvec.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache \
+	    .import_linter_cache
+	find scvec tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else \
+	    "scvec needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps: a second run installs nothing unless what is to be installed has changed. The install is
+# editable, so a change of code needs no new one. torch goes first, so that a CPU build is settled on
+# before anything else can ask for torch.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e '.[offline]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -e '.[offline,dev]'
+	@touch $@
