@@ -1,3 +1,79 @@
-"""scvec: an embedding store and retrieval toolkit for single-cell RNA-seq."""
+"""scvec: an embedding store and retrieval toolkit for single-cell RNA-seq.
+
+``import scvec`` loads nothing heavy: the functions below are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scvec.api.cells import ingest_cells as ingest_cells
+    from scvec.api.demo import demo as demo
+    from scvec.api.embeddings import ingest_embeddings as ingest_embeddings
+    from scvec.api.genes import ingest_genes as ingest_genes
+    from scvec.api.maintenance import compact as compact
+    from scvec.api.maintenance import doctor as doctor
+    from scvec.api.maintenance import export as export
+    from scvec.api.maintenance import info as info
+    from scvec.api.maintenance import rm as rm
+    from scvec.api.maintenance import verify as verify
+    from scvec.api.query import annotate as annotate
+    from scvec.api.query import query as query
+    from scvec.errors import ScvecError as ScvecError
 
 __version__ = "0.1.0"
+
+# Where each public name lives. The order is that of the README.
+_HOMES = {
+    "ingest_genes": "scvec.api.genes",
+    "ingest_embeddings": "scvec.api.embeddings",
+    "ingest_cells": "scvec.api.cells",
+    "query": "scvec.api.query",
+    "info": "scvec.api.maintenance",
+    "verify": "scvec.api.maintenance",
+    "doctor": "scvec.api.maintenance",
+    "export": "scvec.api.maintenance",
+    "rm": "scvec.api.maintenance",
+    "compact": "scvec.api.maintenance",
+    "demo": "scvec.api.demo",
+    "ScvecError": "scvec.errors",
+}
+
+__all__ = ["__version__", "annotate", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "annotate":
+        return import_module("scvec.annotate")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scvec' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _AnnotateModule(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Annotate an AnnData object: see :func:`scvec.api.query.annotate`."""
+        return import_module("scvec.api.query").annotate(*args, **kwargs)
+
+
+class _Package(ModuleType):
+    # ``annotate`` is both the public function and a subpackage, and importing the subpackage binds its
+    # name here, over the function. So the subpackage is made callable at the moment it is bound, and
+    # ``scvec.annotate(adata, store)`` works whatever was imported before.
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "annotate" and isinstance(value, ModuleType):
+            value.__class__ = _AnnotateModule
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,78 @@
+"""The base of all reports, and how numbers are shown to people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+__all__ = ["Record", "Report", "counts_line", "human_bytes", "plain", "table", "times_line"]
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as strict JSON can hold it.
+
+    Paths become text, tuples lists, numpy scalars and arrays Python values; NaN and infinity, which
+    JSON has no word for, become None.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):  # numpy, without importing it here
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if hasattr(value, "to_dict"):
+        return plain(value.to_dict())
+    return str(value)
+
+
+def human_bytes(n: int) -> str:
+    """Return a size for people, in decimal units: ``1536`` gives ``1.5 kB``."""
+    size = float(n)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def counts_line(counts: Mapping[str, int]) -> str:
+    """Return ``{"human": 5}`` as ``5 human``."""
+    return ", ".join(f"{n:,} {name}" for name, n in counts.items()) or "none"
+
+
+def table(rows: Mapping[str, int], indent: str = "  ") -> list[str]:
+    """Return counts as lines, the largest first."""
+    width = max((len(k) for k in rows), default=0)
+    ordered = sorted(rows.items(), key=lambda item: (-item[1], item[0]))
+    return [f"{indent}{name:<{width}}  {n:>7,}" for name, n in ordered]
+
+
+def times_line(seconds: Mapping[str, float]) -> str:
+    """Return seconds per stage on one line."""
+    return ", ".join(f"{stage} {s:.1f} s" for stage, s in seconds.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Facts as fields."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as strict JSON can hold them."""
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Record):
+    """Base of all reports. ``notes`` are messages that are not errors."""
+
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        raise NotImplementedError

@@ -1,0 +1,370 @@
+"""What a command gives back: facts as fields, lines for people, a dict for ``--json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scvec.api.report import Record, Report, counts_line, human_bytes, plain, table, times_line
+
+__all__ = [
+    "CellsReport",
+    "Check",
+    "CompactReport",
+    "DemoQuery",
+    "DemoReport",
+    "DoctorReport",
+    "EmbeddingsReport",
+    "ExportReport",
+    "GenesReport",
+    "InfoReport",
+    "ReferenceInfo",
+    "RmReport",
+    "SpaceInfo",
+    "VerifyReport",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenesReport(Report):
+    """What ``ingest genes`` put into the knowledge base.
+
+    Attributes
+    ----------
+    genes
+        Number of genes per species.
+    descriptions
+        Number of descriptions per kind (human, composed, borrowed, llm).
+    orthologs
+        Number of ortholog pairs.
+    """
+
+    genes: dict[str, int]
+    descriptions: dict[str, int]
+    orthologs: int
+    source: str
+    seconds: float
+    source_version: str = ""
+    generation: str = ""
+    dry_run: bool = False
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        verb = "would hold" if self.dry_run else "holds"
+        version = f" {self.source_version}" if self.source_version else ""
+        return [
+            f"knowledge base {verb} {counts_line(self.genes)} genes (source: {self.source}{version})",
+            f"descriptions: {counts_line(self.descriptions)}",
+            f"orthologs: {self.orthologs:,} human-mouse pairs",
+            f"took {self.seconds:.1f} s",
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingsReport(Report):
+    """What ``ingest embeddings`` encoded.
+
+    Attributes
+    ----------
+    space
+        Fingerprint of the embedding space.
+    n_genes, n_encoded, n_cached
+        Genes that have a vector; of their texts, encoded now; taken from the cache.
+    """
+
+    space: str
+    backbone: str
+    dim: int
+    n_genes: int
+    n_encoded: int
+    n_cached: int
+    seconds: float
+    generation: str = ""
+    dry_run: bool = False
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        verb = "would have" if self.dry_run else "have"
+        todo = "to encode" if self.dry_run else "encoded"
+        return [
+            f"{self.n_genes:,} genes {verb} a vector of {self.dim} numbers "
+            f"(backbone {self.backbone}, space {self.space})",
+            f"texts: {self.n_encoded:,} {todo}, {self.n_cached:,} from the cache",
+            f"took {self.seconds:.1f} s",
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellsReport(Report):
+    """What ``ingest cells`` saw and made.
+
+    Attributes
+    ----------
+    match_summary, expression
+        One line each: what the gene names were, and what the values were and what was done with them.
+    classes
+        Cells per label.
+    calibration
+        Held-out figures (``log_loss``, ``ece``, ``accuracy``, ``macro_f1``), and ``held_out``: how the
+        cells were held out.
+    seconds
+        Seconds per stage.
+    """
+
+    name: str
+    n_cells: int
+    n_genes_matched: int
+    match_summary: str
+    expression: str
+    classes: dict[str, int]
+    encoder: str
+    space: str
+    calibration: dict[str, Any]
+    seconds: dict[str, float]
+    generation: str = ""
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        lines = [
+            f"reference '{self.name}': {self.n_cells:,} cells of {len(self.classes)} labels "
+            f"(encoder {self.encoder}, space {self.space})",
+            f"genes: {self.match_summary}",
+            f"values: {self.expression}",
+            *table(self.classes),
+        ]
+        figures = {k: v for k, v in self.calibration.items() if isinstance(v, int | float)}
+        if figures:
+            how = self.calibration.get("held_out", "")
+            lines.append(
+                f"on held-out cells{f' ({how})' if how else ''}: "
+                + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in figures.items())
+            )
+        return [*lines, f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceInfo(Record):
+    """One embedding space of a store."""
+
+    fingerprint: str
+    backbone: str
+    dim: int
+    n_genes: int
+    template: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceInfo(Record):
+    """One reference of a store. ``details`` is whatever else its manifest tells."""
+
+    name: str
+    n_cells: int
+    species: str
+    encoder: str
+    space: str
+    classes: dict[str, int]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoReport(Report):
+    """What is inside a store. ``detailed`` when one reference was asked for."""
+
+    store: Path
+    generation: str
+    format_version: int
+    size_bytes: int
+    genes: dict[str, int]
+    spaces: list[SpaceInfo]
+    references: list[ReferenceInfo]
+    detailed: bool = False
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        lines = [
+            f"store {self.store}: generation {self.generation or 'none'}, format {self.format_version}, "
+            f"{human_bytes(self.size_bytes)}",
+            f"genes: {counts_line(self.genes)}",
+        ]
+        lines += [
+            f"space {s.fingerprint}: {s.n_genes:,} genes x {s.dim}, backbone {s.backbone}"
+            for s in self.spaces
+        ]
+        for ref in self.references:
+            lines.append(
+                f"reference '{ref.name}': {ref.n_cells:,} {ref.species} cells, {len(ref.classes)} labels, "
+                f"encoder {ref.encoder}, space {ref.space}"
+            )
+            if self.detailed:
+                lines += table(ref.classes)
+                lines += [f"  {key}: {value}" for key, value in plain(ref.details).items()]
+        if not self.references:
+            lines.append("no references yet: scvec ingest cells makes one")
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport(Report):
+    """What ``verify`` checked. ``problems`` is empty when the store is sound.
+
+    Attributes
+    ----------
+    encoder_parity
+        Per reference, the largest absolute difference between stored and freshly computed vectors.
+    """
+
+    store: Path
+    generation: str
+    n_files: int
+    n_bytes: int
+    seconds: float
+    encoder_parity: dict[str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and ``ok``."""
+        return {"ok": self.ok, **super().to_dict()}
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        lines = [f"checked {self.n_files:,} files, {human_bytes(self.n_bytes)}, in {self.seconds:.1f} s"]
+        lines += [
+            f"encoder of '{name}' differs by {d:.2g} at most" for name, d in self.encoder_parity.items()
+        ]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        return [*lines, f"store {self.store} is {'sound' if self.ok else 'damaged'}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Record):
+    """One line of ``doctor``."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorReport(Report):
+    """What ``doctor`` found out about the machine and the store."""
+
+    checks: list[Check]
+
+    @property
+    def ok(self) -> bool:
+        """True when every check passed."""
+        return all(check.ok for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and ``ok``."""
+        return {"ok": self.ok, **super().to_dict()}
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        width = max((len(check.name) for check in self.checks), default=0)
+        lines = []
+        for check in self.checks:
+            lines.append(f"{'ok ' if check.ok else 'BAD'}  {check.name:<{width}}  {check.detail}".rstrip())
+            if check.fix and not check.ok:
+                lines.append(f"     {'':<{width}}  mend: {check.fix}")
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport(Report):
+    """What ``export`` wrote."""
+
+    reference: str
+    to: str
+    files: list[Path]
+    n_cells: int
+    size_bytes: int
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        what = f"{self.n_cells:,} cells of '{self.reference}' as {self.to}, {human_bytes(self.size_bytes)}"
+        return [f"wrote {what}", *(f"  {path}" for path in self.files)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RmReport(Report):
+    """What ``rm`` removed."""
+
+    reference: str
+    generation: str
+    remaining: list[str]
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        left = ", ".join(self.remaining) or "none"
+        return [f"removed reference '{self.reference}'; left: {left}", "scvec compact gives back its space"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactReport(Report):
+    """What ``compact`` gave back."""
+
+    before_bytes: int
+    after_bytes: int
+    n_files_removed: int
+    generation: str = ""
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        return [
+            f"{human_bytes(self.before_bytes)} before, {human_bytes(self.after_bytes)} after, "
+            f"{self.n_files_removed:,} files removed"
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoQuery(Record):
+    """One annotated data set of the demo, against its true labels.
+
+    Attributes
+    ----------
+    labels
+        Cells per label given.
+    accuracy, macro_f1
+        Against the true labels, 0-1.
+    file
+        The annotated file.
+    """
+
+    name: str
+    n_cells: int
+    labels: dict[str, int]
+    accuracy: float
+    macro_f1: float
+    seconds: float
+    file: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoReport(Report):
+    """What ``demo`` did. ``seconds`` per stage; ``files`` is all that lies in the output folder."""
+
+    queries: list[DemoQuery]
+    seconds: dict[str, float]
+    files: list[Path]
+    store: Path
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        lines: list[str] = []
+        for query in self.queries:
+            lines += [f"{query.name}: {query.n_cells:,} cells", *table(query.labels)]
+            lines += [
+                f"  against the true labels: accuracy {query.accuracy:.3f}, macro-F1 {query.macro_f1:.3f}",
+                "",
+            ]
+        lines += [f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]
+        lines += ["files:", *(f"  {path}" for path in self.files), f"store: {self.store}"]
+        return lines
