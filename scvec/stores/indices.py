@@ -1,0 +1,82 @@
+"""Which index is behind a name, and how one is built or opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scvec.errors import InputError, StoreError
+from scvec.types import Float32
+
+if TYPE_CHECKING:
+    from scvec.stores.faiss_index import FaissFlatIndex
+    from scvec.stores.numpy_index import NumpyIndex
+
+    AnyIndex = FaissFlatIndex | NumpyIndex
+
+__all__ = ["INDEX_KINDS", "build_index", "index_class", "index_extension", "open_index"]
+
+#: Kind of index -> extension of its file.
+INDEX_KINDS = {"flat": "faiss", "numpy": "npy"}
+
+
+def index_class(kind: str) -> type[FaissFlatIndex] | type[NumpyIndex]:
+    """Return the class of an index kind, or raise InputError."""
+    if kind == "flat":
+        from scvec.stores.faiss_index import FaissFlatIndex
+
+        return FaissFlatIndex
+    if kind == "numpy":
+        from scvec.stores.numpy_index import NumpyIndex
+
+        return NumpyIndex
+    raise InputError(f"unknown kind of index {kind!r}", fix=f"one of: {', '.join(INDEX_KINDS)}")
+
+
+def index_extension(kind: str) -> str:
+    """Return the extension of files of this kind, or raise InputError."""
+    index_class(kind)
+    return INDEX_KINDS[kind]
+
+
+def build_index(vectors: Float32, kind: str = "flat") -> AnyIndex:
+    """Return an index of ``vectors`` (n, dim) float32.
+
+    Raises
+    ------
+    InputError
+        An unknown kind, or vectors that are not finite (n, dim) float32.
+    """
+    made = index_class(kind)
+    if getattr(vectors, "ndim", 0) != 2 or vectors.shape[1] < 1:
+        raise InputError("vectors must be an (n, dim) float32 array")
+    index = made(int(vectors.shape[1]))
+    index.add(vectors)
+    return index
+
+
+def open_index(path: Path, kind: str = "flat", *, n: int | None = None, dim: int | None = None) -> AnyIndex:
+    """Load an index whose file has been checked against its SHA-256.
+
+    Parameters
+    ----------
+    n, dim
+        What the index must hold, where known.
+
+    Raises
+    ------
+    StoreError
+        Unreadable, of another kind, or of another size.
+    """
+    try:
+        made = index_class(kind)
+    except InputError as error:
+        raise StoreError(f"an index is of the unknown kind {kind!r}", str(path), "update scvec") from error
+    index = made.load(path)
+    if (n is not None and index.n != n) or (dim is not None and index.dim != dim):
+        raise StoreError(
+            f"an index holds {index.n:,} x {index.dim} vectors instead of {n:,} x {dim}",
+            str(path),
+            "ingest again",
+        )
+    return index
