@@ -46,7 +46,7 @@ def checked_vectors(vectors: object, dim: int, what: str) -> Float32:
     ready: Float32 = np.ascontiguousarray(vectors)
     step = max(1, BLOCK_BYTES // max(1, dim))
     for start in range(0, len(ready), step):
-        finite: Bool = np.isfinite(ready[start : start + step]).all(axis=1)
+        finite: Bool = np.asarray(np.isfinite(ready[start : start + step]).all(axis=1))
         if not finite.all():
             row = start + int(np.argmin(finite))
             raise InputError(f"{what} hold NaN or infinity (first in row {row})")
