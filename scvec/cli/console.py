@@ -1,0 +1,171 @@
+"""What people see: notes and progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from scvec.errors import ScvecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.progress import TaskID
+
+    from scvec.protocols import Progress
+
+__all__ = ["Console", "Printable"]
+
+
+class Printable(Protocol):
+    """What a command gets from the library and shows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        ...
+
+    def lines(self) -> Iterable[str]:
+        """Return what people read."""
+        ...
+
+
+class Console:
+    """Writes results and messages.
+
+    Parameters
+    ----------
+    as_json
+        Print one JSON object on stdout and nothing else.
+    verbosity
+        -1 quiet, 0 normal, 1 and more verbose.
+    """
+
+    def __init__(self, *, as_json: bool = False, verbosity: int = 0) -> None:
+        self.as_json = as_json
+        self.verbosity = verbosity
+
+    def note(self, text: str) -> None:
+        """Write one line to stderr, unless quiet."""
+        if self.verbosity >= 0:
+            _err(text)
+
+    def show(self, report: Printable) -> None:
+        """Write the notes of a report to stderr and the report to stdout."""
+        from scvec.api.report import plain
+
+        for note in getattr(report, "notes", ()):
+            self.note(f"note: {note}")
+        if self.as_json:
+            _out(json.dumps(plain(report.to_dict()), allow_nan=False))
+        else:
+            _out("\n".join(clean(line) for line in report.lines()))
+
+    def error(self, error: ScvecError, cause: BaseException) -> None:
+        """Write an error: on stderr for people, with ``--json`` on stdout too."""
+        if self.as_json:
+            _out(json.dumps(error.to_dict()))
+        # A terminal that shows the JSON object needs no second telling.
+        if not self.as_json or not sys.stdout.isatty():
+            lines = error.lines()
+            _err("\n".join([f"error: {lines[0]}", *lines[1:]]))
+        if self.verbosity > 0:
+            _err("".join(traceback.format_exception(cause)).rstrip())
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Yield a function for the library to report progress to.
+
+        A bar a stage where stderr is a terminal; one plain line a stage where it is not or ``NO_COLOR``
+        is set; nothing when quiet.
+        """
+        if self.verbosity < 0:
+            from scvec.protocols import no_progress
+
+            yield no_progress
+        elif not _fancy():
+            yield self._plain_progress()
+        else:
+            with _bars() as report:
+                yield report
+
+    def _plain_progress(self) -> Progress:
+        seen: set[str] = set()
+
+        def report(stage: str, done: int, total: int | None) -> None:
+            if stage not in seen:
+                seen.add(stage)
+                self.note(f"{stage} ...")
+
+        return report
+
+
+def _fancy() -> bool:
+    # https://no-color.org: set to anything but the empty string.
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=RichConsole(stderr=True),
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def finish(stage: str) -> None:
+        # A stage whose size was never known stops pulsing when the next one starts.
+        task = bars.tasks[bars.task_ids.index(tasks[stage])]
+        if task.total is None:
+            bars.update(tasks[stage], total=max(task.completed, 1), completed=max(task.completed, 1))
+
+    def report(stage: str, done: int, total: int | None) -> None:
+        if stage not in tasks:
+            for earlier in tasks:
+                finish(earlier)
+            tasks[stage] = bars.add_task(clean(stage), total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    with bars:
+        yield report
+        for stage in tasks:
+            finish(stage)
+
+
+def clean(text: str) -> str:
+    """Return ``text`` without control characters: names from files must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def _out(text: str) -> None:
+    # The reader may have gone (``scvec info | head -1``). The work is done by now: no error.
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        _silence("stdout")
+
+
+def _err(text: str) -> None:
+    # A note that nobody reads must not end a long ingest.
+    try:
+        click.echo(clean(text), err=True)
+    except BrokenPipeError:
+        _silence("stderr")
+
+
+def _silence(stream: str) -> None:
+    # Python flushes both streams once more at exit, which would raise again.
+    setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 (it stays open until exit)

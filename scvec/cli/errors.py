@@ -1,0 +1,94 @@
+"""Foreign errors become scvec's own here, once, at the border: what, where, how to mend it."""
+
+from __future__ import annotations
+
+import errno
+
+import click
+
+from scvec.errors import InputError, ResourceError, ScvecError
+
+__all__ = ["InternalError", "Interrupted", "translate"]
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Libraries have classes of their own for "out of memory", none of them a MemoryError.
+_MEMORY_CLASSES = {"OutOfMemoryError", "OutOfMemoryException", "ArrowMemoryError"}
+_MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
+
+
+class InternalError(ScvecError):
+    """A bug in scvec (exit 1)."""
+
+    exit_code = 1
+
+
+class Interrupted(ScvecError):
+    """The user stopped the command (exit 130)."""
+
+    exit_code = 130
+
+
+def translate(error: BaseException, command: str = "scvec") -> ScvecError:
+    """Return the error that says for people what ``error`` means.
+
+    Parameters
+    ----------
+    error
+        Whatever ended the command.
+    command
+        The command as it was typed, such as ``scvec ingest cells``.
+    """
+    if isinstance(error, ScvecError):
+        return error
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return Interrupted(
+            "interrupted",
+            command,
+            "run the same command again: the store is whole, and finished work is kept",
+        )
+    if isinstance(error, click.ClickException):
+        return _usage(error, command)
+    text = str(error)
+    if _is_out_of_memory(error, text):
+        return ResourceError(
+            "out of memory", text or command, "give it more memory, or fewer cells at a time"
+        )
+    if isinstance(error, OSError):
+        translated = _os_error(error, command, text)
+        if translated is not None:
+            return translated
+    return InternalError(
+        f"this is a bug in scvec: {type(error).__name__}: {text}",
+        command,
+        "run it again with -v, and report what it prints; the store is whole",
+    )
+
+
+def _usage(error: click.ClickException, command: str) -> ScvecError:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else command
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return InputError("a command is missing", path, f"{path} --help lists the commands")
+    return InputError(error.format_message(), path, f"{path} --help shows how it is used")
+
+
+def _is_out_of_memory(error: BaseException, text: str) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ in _MEMORY_CLASSES:
+        return True
+    # torch and faiss raise a plain RuntimeError when an allocation fails.
+    return isinstance(error, RuntimeError) and any(t in text.lower() for t in _MEMORY_TEXTS)
+
+
+def _os_error(error: OSError, command: str, text: str) -> ScvecError | None:
+    where = str(error.filename) if error.filename is not None else ""
+    if error.errno in _DISK or "No space left on device" in text:
+        return ResourceError(
+            "the disk is full", where or text, "free some space and run the same command again"
+        )
+    if error.errno == errno.ENOMEM:
+        return ResourceError(
+            "out of memory", where or command, "give it more memory, or fewer cells at a time"
+        )
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return InputError("permission denied", where or text, "choose a place you may read and write")
+    return None

@@ -1,0 +1,120 @@
+"""Options that several commands share, and the session they fill."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from scvec.cli.console import Console
+
+__all__ = ["SPECIES", "Session", "device_option", "global_options", "layer_option", "pass_session"]
+
+#: scvec.types.SPECIES, spelt out: importing that module loads numpy, which ``--help`` need not wait for.
+SPECIES = ("human", "mouse")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Session(Console):
+    """What the global options say; they may stand before the command or after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store_option: Path | None = None
+
+    @property
+    def store(self) -> Path:
+        """The store: ``--store``, else ``$SCVEC_STORE``, else the platform's user data folder."""
+        if self.store_option is not None:
+            return self.store_option
+        from_env = os.environ.get("SCVEC_STORE")
+        if from_env:
+            return Path(from_env)
+        from platformdirs import user_data_path
+
+        return user_data_path("scvec", appauthor=False)
+
+
+pass_session = click.make_pass_decorator(Session, ensure=True)
+
+
+def _set_store(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Session).store_option = value
+
+
+def _set_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Session).as_json = True
+
+
+def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Session).verbosity = -1
+
+
+def _set_verbose(ctx: click.Context, param: click.Parameter, value: int) -> None:
+    if value:
+        ctx.ensure_object(Session).verbosity += value
+
+
+def global_options(function: F) -> F:
+    """Add the global options. People type them after the command as often as before it."""
+    options = (
+        click.option(
+            "--store",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            callback=_set_store,
+            expose_value=False,
+            help="The store.  [default: $SCVEC_STORE, else the user's data folder]",
+        ),
+        click.option(
+            "--json",
+            is_flag=True,
+            callback=_set_json,
+            expose_value=False,
+            help="Print one JSON object on stdout.",
+        ),
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            callback=_set_quiet,
+            expose_value=False,
+            help="No notes, no progress.",
+        ),
+        click.option(
+            "-v",
+            "--verbose",
+            count=True,
+            callback=_set_verbose,
+            expose_value=False,
+            help="More messages; a traceback with an error.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def layer_option(function: F) -> F:
+    """Add ``--layer``."""
+    return click.option("--layer", metavar="NAME", help="Layer with the counts.  [default: found by itself]")(
+        function
+    )
+
+
+def device_option(function: F) -> F:
+    """Add ``--device``."""
+    return click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where to compute.",
+    )(function)

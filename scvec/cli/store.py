@@ -1,0 +1,126 @@
+"""Commands about the store itself: what is inside, is it whole, take out, throw away."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from scvec.cli.options import Session, global_options, pass_session
+from scvec.errors import StoreError
+
+__all__ = ["commands"]
+
+
+@click.command()
+@click.option("--reference", metavar="NAME", help="Tell more about this reference.")
+@global_options
+@pass_session
+def info(session: Session, reference: str | None) -> None:
+    """Say what is inside the store.
+
+    \b
+    Example:
+      scvec info --reference pancreas
+    """
+    from scvec.api.maintenance import info as info_
+
+    session.show(info_(session.store, reference))
+
+
+@click.command()
+@global_options
+@pass_session
+@click.pass_context
+def verify(ctx: click.Context, session: Session) -> None:
+    """Check every file of the store against its checksum, and that encoders still give the same vectors.
+
+    Exits with 3 when something is damaged.
+
+    \b
+    Example:
+      scvec verify
+    """
+    from scvec.api.maintenance import verify as verify_
+
+    report = verify_(session.store)
+    session.show(report)
+    if not report.ok:
+        ctx.exit(StoreError.exit_code)
+
+
+@click.command()
+@global_options
+@pass_session
+def doctor(session: Session) -> None:
+    """Look at the machine: versions, cores, memory, disk, GPU, weights, store.
+
+    \b
+    Example:
+      scvec doctor
+    """
+    from scvec.api.maintenance import doctor as doctor_
+
+    session.show(doctor_(session.store))
+
+
+@click.command()
+@click.argument("reference")
+@click.option("--to", type=click.Choice(["parquet", "h5ad"]), required=True, help="Format of the file.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Where to write."
+)
+@global_options
+@pass_session
+def export(session: Session, reference: str, to: str, output: Path) -> None:
+    """Write a reference to a file: its cells, labels and vectors.
+
+    \b
+    Example:
+      scvec export pancreas --to parquet -o pancreas.parquet
+    """
+    from scvec.api.maintenance import export as export_
+
+    session.show(export_(session.store, reference, to=to, output=output))
+
+
+@click.command()
+@click.argument("reference")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@global_options
+@pass_session
+def rm(session: Session, reference: str, yes: bool) -> None:
+    """Drop a reference.
+
+    \b
+    Example:
+      scvec rm pancreas --yes
+    """
+    from scvec.api.maintenance import rm as rm_
+
+    if not yes:
+        if session.as_json or not sys.stdin.isatty():
+            raise click.UsageError(f"--yes is needed to drop '{reference}' without asking")
+        if not click.confirm(f"Drop reference '{reference}'?", err=True):
+            session.note("nothing was dropped")
+            return
+    session.show(rm_(session.store, reference))
+
+
+@click.command()
+@global_options
+@pass_session
+def compact(session: Session) -> None:
+    """Give back the space of what is no longer used.
+
+    \b
+    Example:
+      scvec compact
+    """
+    from scvec.api.maintenance import compact as compact_
+
+    session.show(compact_(session.store))
+
+
+commands: tuple[click.Command, ...] = (info, verify, doctor, export, rm, compact)
