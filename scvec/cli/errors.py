@@ -69,7 +69,9 @@ def _usage(error: click.ClickException, command: str) -> ScvecError:
     path = context.command_path if context is not None else command
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return InputError("a command is missing", path, f"{path} --help lists the commands")
-    return InputError(error.format_message(), path, f"{path} --help shows how it is used")
+    in_group = context is not None and isinstance(context.command, click.Group)
+    shows = "lists the commands" if in_group else "shows how it is used"
+    return InputError(error.format_message(), path, f"{path} --help {shows}")
 
 
 def _is_out_of_memory(error: BaseException, text: str) -> bool:

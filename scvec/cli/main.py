@@ -85,7 +85,9 @@ def _command(words: Sequence[str]) -> str:
     return " ".join(["scvec", *found])
 
 
-@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    "scvec", cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="scvec")
 @global_options
 def cli() -> None:

@@ -1,0 +1,151 @@
+"""A library that does nothing but remember how it was called."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from scvec.api import reports
+
+
+class FakeAnnotation:
+    notes = ("12 cells have few counts",)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"n_cells": 2, "labels": {"beta": 2}, "mean_confidence": float("nan")}
+
+    def lines(self) -> list[str]:
+        return ["2 cells", "  beta  2"]
+
+
+def sample_reports() -> dict[str, Any]:
+    """One result per library function."""
+    return {
+        "scvec.api.genes.ingest_genes": reports.GenesReport(
+            genes={"human": 3, "mouse": 2},
+            descriptions={"composed": 4, "borrowed": 1},
+            orthologs=2,
+            source="snapshot",
+            seconds=0.5,
+            notes=["1 row was skipped"],
+        ),
+        "scvec.api.embeddings.ingest_embeddings": reports.EmbeddingsReport(
+            space="0123456789abcdef",
+            backbone="minilm",
+            dim=384,
+            n_genes=5,
+            n_encoded=4,
+            n_cached=1,
+            seconds=2.0,
+        ),
+        "scvec.api.cells.ingest_cells": reports.CellsReport(
+            name="pancreas",
+            n_cells=5,
+            n_genes_matched=3,
+            match_summary="3 of 4 genes matched: symbols, human",
+            expression="raw counts in X",
+            classes={"alpha": 2, "beta": 3},
+            encoder="adapted",
+            space="0123456789abcdef",
+            calibration={"log_loss": 0.1, "ece": 0.02, "held_out": "by donor"},
+            seconds={"train": 1.0},
+        ),
+        "scvec.api.query.query": FakeAnnotation(),
+        "scvec.api.maintenance.info": reports.InfoReport(
+            store=Path("S"),
+            generation="g1",
+            format_version=1,
+            size_bytes=2048,
+            genes={"human": 3},
+            spaces=[],
+            references=[],
+        ),
+        "scvec.api.maintenance.verify": reports.VerifyReport(
+            store=Path("S"), generation="g1", n_files=3, n_bytes=10, seconds=0.1
+        ),
+        "scvec.api.maintenance.doctor": reports.DoctorReport(
+            checks=[reports.Check(name="python", ok=True, detail="3.11")]
+        ),
+        "scvec.api.maintenance.export": reports.ExportReport(
+            reference="pancreas", to="parquet", files=[Path("o.parquet")], n_cells=5, size_bytes=100
+        ),
+        "scvec.api.maintenance.rm": reports.RmReport(reference="pancreas", generation="g2", remaining=[]),
+        "scvec.api.maintenance.compact": reports.CompactReport(
+            before_bytes=10, after_bytes=5, n_files_removed=1
+        ),
+        "scvec.api.demo.demo": reports.DemoReport(
+            queries=[
+                reports.DemoQuery(
+                    name="donors 3-4", n_cells=2, labels={"beta": 2}, accuracy=0.5, macro_f1=0.25, seconds=1.0
+                )
+            ],
+            seconds={"ingest": 1.0},
+            files=[Path("demo-out/a.h5ad")],
+            store=Path("demo-out/store"),
+        ),
+    }
+
+
+@dataclass
+class FakeApi:
+    """``api.calls`` are (function, args, kwargs); ``api.fail(error)`` makes every function raise."""
+
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    error: BaseException | None = None
+    results: dict[str, Any] = field(default_factory=sample_reports)
+    stages: tuple[str, ...] = ()
+
+    def fail(self, error: BaseException) -> None:
+        self.error = error
+
+    def function(self, path: str) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((path.rsplit(".", 1)[1], args, kwargs))
+            for stage in self.stages:
+                kwargs["progress"](stage, 1, 2)
+            if self.error is not None:
+                raise self.error
+            return self.results[path]
+
+        return called
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
+    fake = FakeApi()
+    modules: dict[str, ModuleType] = {}
+    for path in fake.results:
+        module, name = path.rsplit(".", 1)
+        modules.setdefault(module, ModuleType(module))
+        setattr(modules[module], name, fake.function(path))
+    for name, module_ in modules.items():
+        monkeypatch.setitem(sys.modules, name, module_)
+    return fake
+
+
+@dataclass
+class Scvec:
+    """Runs the command line inside this process."""
+
+    def __call__(self, *words: str, **kwargs: Any) -> Result:
+        from scvec.cli.main import cli
+
+        return CliRunner().invoke(cli, list(words), **kwargs)
+
+    def json(self, *words: str, exit_code: int = 0) -> Any:
+        result = self(*words, "--json")
+        assert result.exit_code == exit_code, result.stderr
+        return json.loads(result.stdout)
+
+
+@pytest.fixture
+def scvec() -> Scvec:
+    return Scvec()

@@ -1,0 +1,197 @@
+"""A command parses, makes one library call, and prints what it gives back."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from scvec.cli.main import cli
+from scvec.cli.options import SPECIES
+
+# Every command: words to type, library function, and some of what it must be called with.
+COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
+    "ingest genes": (
+        ["--species", "mouse", "--source", "f.csv", "--genes", "g.txt", "--dry-run"],
+        "scvec.api.genes.ingest_genes",
+        {"species": ("mouse",), "source": "f.csv", "genes": Path("g.txt"), "dry_run": True},
+    ),
+    "ingest embeddings": (
+        ["--backbone", "random:8", "--text", "name", "--species", "human", "--species", "mouse"],
+        "scvec.api.embeddings.ingest_embeddings",
+        {
+            "backbone": "random:8",
+            "text": "name",
+            "species": ("human", "mouse"),
+            "genes": None,
+            "dry_run": False,
+        },
+    ),
+    "ingest cells": (
+        ["a.h5ad", "b.h5ad", "--name", "pancreas", "--label-key", "cell_type", "--batch-key", "donor"],
+        "scvec.api.cells.ingest_cells",
+        {
+            "name": "pancreas",
+            "label_key": "cell_type",
+            "species": "auto",
+            "layer": None,
+            "backbone": "minilm",
+            "encoder": "adapted",
+            "batch_key": "donor",
+            "seed": 0,
+            "force": False,
+            "device": "auto",
+        },
+    ),
+    "query": (
+        ["new.h5ad", "--reference", "pancreas", "-o", "out.h5ad", "--where", "donor = 'a'", "--exact"],
+        "scvec.api.query.query",
+        {
+            "reference": "pancreas",
+            "output": Path("out.h5ad"),
+            "n_neighbors": 15,
+            "method": "both",
+            "species": "auto",
+            "layer": None,
+            "where": "donor = 'a'",
+            "exact": True,
+            "force": False,
+            "device": "auto",
+        },
+    ),
+    "info": (["--reference", "pancreas"], "scvec.api.maintenance.info", {}),
+    "verify": ([], "scvec.api.maintenance.verify", {}),
+    "doctor": ([], "scvec.api.maintenance.doctor", {}),
+    "export": (
+        ["pancreas", "--to", "parquet", "-o", "o.parquet"],
+        "scvec.api.maintenance.export",
+        {"to": "parquet", "output": Path("o.parquet")},
+    ),
+    "rm": (["pancreas", "--yes"], "scvec.api.maintenance.rm", {}),
+    "compact": ([], "scvec.api.maintenance.compact", {}),
+    "demo": (["--out", "D", "--seed", "3"], "scvec.api.demo.demo", {"seed": 3}),
+}
+
+
+def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from walk(child, (*path, name))
+    else:
+        yield " ".join(path), command
+
+
+def test_the_table_above_has_every_command():
+    assert {name for name, _ in walk(cli)} == set(COMMANDS)
+
+
+def test_species_are_those_of_the_library():
+    from scvec import types
+
+    assert SPECIES == types.SPECIES
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_calls_the_library_once_with_the_options(name, scvec, api, tmp_path):
+    words, path, expected = COMMANDS[name]
+    result = scvec("--store", str(tmp_path), *name.split(), *words)
+    assert result.exit_code == 0, result.stderr
+    [(function, args, kwargs)] = api.calls
+    assert function == path.rsplit(".", 1)[1]
+    if name == "demo":
+        assert args == (Path("D"),) and kwargs["store"] == tmp_path
+    else:
+        assert args[0] == tmp_path
+    kwargs.pop("progress", None)
+    assert {k: kwargs[k] for k in expected} == expected
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_json_is_one_strict_object_and_nothing_else(name, scvec, api):
+    words, _, _ = COMMANDS[name]
+    result = scvec(*name.split(), *words, "--json")
+    assert result.exit_code == 0
+    assert result.stdout.count("\n") == 1
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert isinstance(json.loads(result.stdout, parse_constant=refuse), dict)
+
+
+@pytest.mark.parametrize("name", ["", "ingest", *COMMANDS])
+def test_help_has_an_example(name, scvec):
+    result = scvec(*name.split(), "--help")
+    assert result.exit_code == 0
+    assert f"  scvec {name}".rstrip() in result.stdout.split("Options:")[0].split("\n", 1)[1]
+    for option in ("--store", "--json", "--quiet", "--verbose"):
+        assert option in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_real_function_takes_what_the_command_passes(name, scvec, api, monkeypatch):
+    words, path, _ = COMMANDS[name]
+    assert scvec(*name.split(), *words).exit_code == 0
+    [(function, args, kwargs)] = api.calls
+    monkeypatch.undo()
+    module = importlib.import_module(path.rsplit(".", 1)[0])
+    inspect.signature(getattr(module, function)).bind(*args, **kwargs)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_global_options_before_and_after_the_command(after, scvec, api, tmp_path):
+    glob = ["--store", str(tmp_path), "--json", "-q"]
+    words = ["info", *glob] if after else [*glob, "info"]
+    result = scvec(*words)
+    assert json.loads(result.stdout)["generation"] == "g1"
+    assert api.calls[0][1][0] == tmp_path
+
+
+def test_the_option_after_the_command_wins(scvec, api):
+    scvec("--store", "first", "info", "--store", "second")
+    assert api.calls[0][1][0] == Path("second")
+
+
+def test_store_from_the_environment_and_the_platform(scvec, api, monkeypatch):
+    monkeypatch.setenv("SCVEC_STORE", "from-env")
+    scvec("info")
+    monkeypatch.delenv("SCVEC_STORE")
+    monkeypatch.setenv("XDG_DATA_HOME", "/data-home")
+    scvec("info")
+    first, second = (args[0] for _, args, _ in api.calls)
+    assert first == Path("from-env")
+    assert second.name == "scvec"
+
+
+def test_demo_has_its_own_store_unless_one_is_named(scvec, api):
+    scvec("demo")
+    assert api.calls[0][2]["store"] is None
+
+
+def test_version(scvec):
+    import scvec as package
+
+    result = scvec("--version")
+    assert result.exit_code == 0 and package.__version__ in result.stdout
+
+
+def test_rm_asks_nobody_when_nobody_is_there(scvec, api):
+    result = scvec("rm", "pancreas")
+    assert result.exit_code == 2 and "--yes" in result.stderr
+    assert not api.calls
+
+
+def test_verify_exits_with_3_when_something_is_damaged(scvec, api):
+    from dataclasses import replace
+
+    sound = api.results["scvec.api.maintenance.verify"]
+    api.results["scvec.api.maintenance.verify"] = replace(sound, problems=["kb.duckdb: wrong sha256"])
+    result = scvec("verify", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["problems"] == ["kb.duckdb: wrong sha256"]

@@ -1,0 +1,196 @@
+"""What goes to stdout, what to stderr, and with which exit code a command ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scvec import errors
+from scvec.cli.console import Console, clean
+from scvec.cli.errors import translate
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+def oserror(code: int, path: str | None = None) -> OSError:
+    return OSError(code, os.strerror(code), path)
+
+
+ENDINGS = [
+    (errors.InputError("no column 'x'", "obs of a.h5ad", "one of: y, z"), 2, "no column 'x'"),
+    (errors.StoreError("a file is damaged", "kb.duckdb", "scvec verify"), 3, "damaged"),
+    (errors.NetworkError("no answer"), 4, "no answer"),
+    (errors.AuthError("the key was refused"), 5, "refused"),
+    (errors.ResourceError("disk full"), 6, "disk full"),
+    (errors.LockedError("locked by process 12"), 7, "process 12"),
+    (KeyboardInterrupt(), 130, "run the same command again"),
+    (MemoryError("Unable to allocate 9 TiB"), 6, "out of memory"),
+    (OutOfMemoryError("CUDA out of memory"), 6, "out of memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 6, "out of memory"),
+    (oserror(errno.ENOSPC, "/store/kb.duckdb"), 6, "/store/kb.duckdb"),
+    (oserror(errno.EDQUOT), 6, "disk is full"),
+    (OSError("[Errno 28] Can't write data: No space left on device"), 6, "disk is full"),
+    (oserror(errno.EACCES, "/root/x.h5ad"), 2, "/root/x.h5ad"),
+    (oserror(errno.EROFS, "/cdrom/x"), 2, "/cdrom/x"),
+    (EOFError("Compressed file ended before the end-of-stream marker"), 1, "Compressed file ended"),
+    (ZeroDivisionError("division by zero"), 1, "this is a bug"),
+    (ValueError("a\nmessage\nof\nmany\nlines"), 1, "a message of many lines"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "text"), ENDINGS, ids=lambda v: type(v).__name__)
+def test_every_error_is_three_lines_and_an_exit_code(error, code, text, scvec, api):
+    api.fail(error)
+    result = scvec("info")
+    assert result.exit_code == code
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert 1 <= len(lines) <= 3 and lines[0].startswith("error: ")
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("error", "code", "text"), ENDINGS, ids=lambda v: type(v).__name__)
+def test_errors_are_one_object_with_json(error, code, text, scvec, api):
+    api.fail(error)
+    said = scvec.json("info", exit_code=code)
+    assert said["exit_code"] == code
+    assert text in " ".join([said["what"], said["where"], said["fix"]])
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["qury", "x.h5ad"], "Did you mean 'query'?"),
+        (["query"], "Missing argument 'QUERY'"),
+        (["query", "x", "--refrence", "p"], "'--reference'?"),
+        (["query", "x", "--n-neighbors", "0"], "0 is not in the range x>=1"),
+        (["query", "x", "--method", "vote"], "'knn', 'head', 'prototype'"),
+        (["ingest", "genes", "--species", "rat"], "'human', 'mouse'"),
+        (["ingest", "cells", "x.h5ad", "--name", "p"], "Missing option '--label-key'"),
+        (["export", "p", "-o", "x"], "Choose from"),
+        ([], "a command is missing"),
+        (["ingest"], "scvec ingest --help"),
+    ],
+)
+def test_wrong_usage_is_exit_2_in_three_lines(words, text, scvec):
+    result = scvec(*words)
+    assert result.exit_code == 2
+    assert text in result.stderr and len(result.stderr.strip().splitlines()) <= 3
+    assert text.split()[0] in json.dumps(scvec.json(*words, exit_code=2))
+
+
+def test_json_behind_the_word_that_was_wrong(scvec):
+    assert scvec.json("query", "--wrong", exit_code=2)["error"] == "InputError"
+
+
+def test_traceback_only_with_v(scvec, api):
+    api.fail(ZeroDivisionError("division by zero"))
+    result = scvec("info", "-v")
+    assert result.exit_code == 1 and "Traceback" in result.stderr and result.stdout == ""
+
+
+def test_notes_go_to_stderr_and_q_drops_them(scvec, api):
+    assert "note: 1 row was skipped" in scvec("ingest", "genes").stderr
+    assert scvec("ingest", "genes", "-q").stderr == ""
+    assert scvec.json("ingest", "genes")["notes"] == ["1 row was skipped"]
+
+
+def test_progress_is_one_plain_line_a_stage_without_a_terminal(scvec, api):
+    api.stages = ("train", "train", "index")
+    result = scvec("ingest", "cells", "r.h5ad", "--name", "p", "--label-key", "c")
+    assert result.stderr.splitlines()[:2] == ["train ...", "index ..."]
+    assert "\x1b" not in result.stderr + result.stdout
+
+
+def test_names_from_files_cannot_steer_the_terminal(scvec, api):
+    api.results["scvec.api.query.query"].lines = lambda: ["beta\x1b[31m\x07 3"]
+    result = scvec("query", "x.h5ad")
+    assert "\x1b" not in result.stdout and "\x07" not in result.stdout
+    assert clean("a\tb\u202ec") == "a b c"
+
+
+@pytest.mark.parametrize(("env", "bars"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_bars_only_on_a_terminal_that_wants_them(env, bars):
+    code = (
+        "from scvec.cli.console import Console\n"
+        "with Console().progress() as report:\n"
+        "    report('train [fold 1]', 1, 4); report('train [fold 1]', 4, 4); report('write', 1, None)\n"
+    )
+    ours, theirs = pty.openpty()
+    clear = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM")}
+    try:
+        subprocess.run(
+            [sys.executable, "-c", code],
+            stderr=theirs,
+            cwd=PROJECT,
+            env={**clear, "TERM": "xterm", **env},
+            check=True,
+            timeout=60,
+        )
+        said = os.read(ours, 65536).decode()
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert "train [fold 1]" in said
+    assert ("\x1b" in said) == bars
+    assert ("4/4" in said) == bars
+
+
+def test_a_reader_who_leaves_is_no_error():
+    # ``scvec --help | head -1`` and a result whose reader has gone.
+    code = (
+        "import sys, time\n"
+        "from scvec.cli.console import Console\n"
+        "sys.stdin.read()\n"
+        "class R:\n"
+        "    def lines(self): return ['x' * 100000]\n"
+        "Console().show(R())\n"
+    )
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=write, stderr=subprocess.PIPE, cwd=PROJECT
+    )
+    os.close(write)
+    os.close(read)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and said == b""
+
+
+def test_a_note_that_nobody_reads_ends_nothing():
+    code = (
+        "import sys\n"
+        "from scvec.cli.console import Console\n"
+        "sys.stdin.read()\n"
+        "with Console().progress() as report: report('train', 1, 2); report('write', 1, 2)\n"
+        "print('done')\n"
+    )
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=write, cwd=PROJECT
+    )
+    os.close(write)
+    os.close(read)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and said == b"done\n"
+
+
+def test_quiet_error_is_still_said(scvec, api):
+    api.fail(errors.InputError("no such file", "x.h5ad"))
+    assert "no such file" in scvec("query", "x.h5ad", "-q").stderr
+
+
+def test_translate_leaves_our_own_errors_alone():
+    error = errors.StoreError("damaged")
+    assert translate(error) is error

@@ -1,0 +1,127 @@
+"""What all tests share: no network, no store but their own, and small cells."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before any library reads them. One thread, because tests run beside other work on small machines.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Human genes that everyone measures, by the cells that express them.
+MARKERS: dict[str, tuple[str, ...]] = {
+    "alpha": tuple(
+        "GCG TTR IRX2 ARX LOXL4 GC DPP4 PCSK2 CHGB SCG2 TM4SF4 CRYBA2 FEV SLC7A2 FAP PLCE1 SMIM24 KCTD12 "
+        "RGS4 SPOCK3".split()
+    ),
+    "beta": tuple(
+        "INS IAPP MAFA DLK1 ADCYAP1 PDX1 NKX6-1 PCSK1 SLC30A8 G6PC2 HADH SYT13 RBP4 ERO1B PFKFB2 NPTX2 "
+        "ENTPD3 GAD2 SLC6A6 SCGN".split()
+    ),
+    "acinar": tuple(
+        "PRSS1 CPA1 CPA2 CELA3A CELA3B CTRB1 CTRB2 CTRC PNLIP REG1A REG1B REG3A CEL PLA2G1B SPINK1 AMY2A "
+        "CLPS GP2 RBPJL KLK1".split()
+    ),
+    "ductal": tuple(
+        "KRT19 KRT7 KRT8 KRT18 SPP1 CFTR MUC1 SOX9 ANXA4 CLDN1 CLDN4 TACSTD2 SLC4A4 ONECUT2 S100A14 CD24 "
+        "LCN2 MMP7 SERPINA5 TSPAN8".split()
+    ),
+    "endothelial": tuple(
+        "PECAM1 VWF CDH5 KDR FLT1 ESAM PLVAP ENG ERG CLDN5 CD93 EGFL7 ROBO4 TIE1 TEK EMCN ECSCR RAMP2 "
+        "PODXL S1PR1".split()
+    ),
+}
+COMMON = tuple(
+    "ACTB GAPDH EEF1A1 TPT1 RPL3 RPL4 RPL5 RPL7 RPL10 RPL11 RPL13 RPS2 RPS3 RPS4X RPS6 RPS8 RPS18 RPLP0 "
+    "RPLP1 FTH1 FTL TMSB4X TMSB10 UBC HSP90AB1 HSPA8 HSPA5 PABPC1 NACA EIF4A1 EIF1 MYL6 PFN1 CFL1 TUBA1B "
+    "VIM S100A6 LGALS3 CD63 CD81 CD9 B2M HLA-A HLA-B HLA-C CANX CALR PDIA3 SOD1 PRDX1 LDHA ENO1 PGK1 "
+    "ALDOA TPI1 PKM NDUFA4 COX4I1 ATP5F1B SLC25A5".split()
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data beside the project, which a clone does not have."""
+    path = PROJECT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("no ../shared/data beside the project")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_adata() -> Callable[..., Any]:
+    """A factory of small AnnData objects with real gene symbols.
+
+    ``tiny_adata(n_cells=90, classes=3, seed=0, species="human", donors=2, depth=2000, genes=None)``:
+    X is CSR float32 counts (Poisson), ``obs`` has ``cell_type`` and ``donor``; every class raises its
+    own markers tenfold, so the classes can be told apart. Mouse symbols are the human ones in mouse
+    spelling (most are right, some name no gene).
+    """
+    import anndata
+    import numpy as np
+    import pandas as pd
+    import scipy.sparse as sp
+
+    def make(
+        n_cells: int = 90,
+        classes: int = 3,
+        *,
+        seed: int = 0,
+        species: str = "human",
+        donors: int = 2,
+        depth: float = 2000.0,
+        genes: int | None = None,
+    ) -> Any:
+        rng = np.random.default_rng(seed)
+        names = [g for markers in MARKERS.values() for g in markers] + list(COMMON)
+        # The level of a gene belongs to the gene: it is the same for every seed.
+        level = np.random.default_rng(12345).gamma(0.7, 1.0, len(names)) + 0.05
+        kinds = list(MARKERS)[:classes]
+        label = np.arange(n_cells) % len(kinds)
+        rate = np.tile(level, (n_cells, 1))
+        for k, kind in enumerate(kinds):
+            columns = [names.index(g) for g in MARKERS[kind]]
+            rate[np.ix_(label == k, columns)] *= 10.0
+        rate *= depth / rate.sum(axis=1, keepdims=True)
+        counts = rng.poisson(rate).astype(np.float32)
+        if species == "mouse":
+            names = [g.capitalize() for g in names]
+        keep = slice(None, genes)
+        obs = pd.DataFrame(
+            {
+                "cell_type": pd.Categorical([kinds[k] for k in label]),
+                "donor": pd.Categorical([f"donor{i // len(kinds) % donors + 1}" for i in range(n_cells)]),
+            },
+            index=[f"cell{seed}-{i}" for i in range(n_cells)],
+        )
+        var = pd.DataFrame(index=pd.Index(names[keep], dtype=object))
+        return anndata.AnnData(X=sp.csr_matrix(counts[:, keep]), obs=obs, var=var)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No test may read or write the store of whoever runs it.
+    monkeypatch.setenv("SCVEC_STORE", str(tmp_path / "default-store"))
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1"):
+            raise OSError(f"tests have no network: {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
