@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scvec import errors
-from scvec.cli.console import Console, clean
+from scvec.cli.console import clean
 from scvec.cli.errors import translate
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,96 @@
+"""The examples of the README work, in the order they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scvec.cli.main import cli
+
+PROJECT = Path(__file__).resolve().parents[2]
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+def examples() -> list[list[str]]:
+    """Words of every ``$ scvec ...`` line in the fenced console blocks."""
+    blocks = re.findall(r"^```console\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("scvec ")]
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scvec", *words],
+        cwd=folder,
+        env={**os.environ, "SCVEC_STORE": str(folder / "store"), "PYTHONPATH": str(PROJECT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def test_every_command_has_an_example():
+    typed = {tuple(words[:2]) if words[0] == "ingest" else (words[0],) for words in examples()}
+    groups = {name: getattr(command, "commands", None) for name, command in cli.commands.items()}
+    known = {(name, sub) if sub else (name,) for name, subs in groups.items() for sub in (subs or [None])}
+    assert typed == known
+
+
+def test_every_exit_code_is_in_the_table():
+    from scvec import errors
+
+    codes = {getattr(errors, name).exit_code for name in errors.__all__} | {0, 130}
+    assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}
+
+
+def test_every_link_leads_somewhere():
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert targets
+    for target in targets:
+        assert (PROJECT / target).exists(), target
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Callable[..., Any]) -> Path:
+    """A folder with the files that the examples name."""
+    path = tmp_path_factory.mktemp("readme")
+    tiny_adata(120, classes=3, seed=0).write_h5ad(path / "ref.h5ad")
+    new = tiny_adata(30, classes=3, seed=1)
+    new.write_h5ad(path / "new.h5ad")
+    (path / "genes.txt").write_text("\n".join(new.var_names[:50]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.timeout(900)
+def test_the_examples_work(folder: Path):
+    # One test, because each example stands on those before it. demo has a test of its own.
+    for words in examples():
+        if words[0] == "demo":
+            continue
+        done = run(words, folder)
+        assert done.returncode == 0, f"scvec {shlex.join(words)}\n{done.stdout}{done.stderr}"
+        assert "\x1b" not in done.stdout + done.stderr
+        assert done.stdout.strip(), f"scvec {shlex.join(words)} says nothing"
+    for name in ("annotated.h5ad", "labels.csv", "pancreas.parquet"):
+        assert (folder / name).stat().st_size > 0
+    labels = (folder / "labels.csv").read_text(encoding="utf-8").splitlines()
+    assert len(labels) == 31 and "scvec_label" in labels[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_demo_works(tmp_path: Path):
+    [words] = [words for words in examples() if words[0] == "demo"]
+    done = run(words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "macro-F1" in done.stdout
+    assert any((tmp_path / "demo-out").rglob("*.h5ad"))
