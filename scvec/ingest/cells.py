@@ -1,0 +1,209 @@
+"""Cells of an h5ad file or an AnnData object, checked, normalised and handed out in chunks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+
+from scvec.ingest.borders import parse_memory
+from scvec.ingest.contents import Contents, contents_of_adata, contents_of_file
+from scvec.ingest.expression import ExpressionState, normalize
+from scvec.ingest.features import gene_name_candidates
+from scvec.ingest.h5ad_safety import open_h5ad
+from scvec.ingest.labels import labels
+from scvec.ingest.selection import choose
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["CellSource", "labels", "parse_memory"]
+
+# Rows of a chunk that are this close are read in one go, and those between thrown away.
+_GAP = 64
+
+
+class CellSource:
+    """Labelled or new cells, one format whatever the file holds.
+
+    Open with :meth:`open`. All gene-wise attributes are over the genes that are kept, in file order;
+    ``feature_mask`` says which of the features of the file those are.
+
+    Attributes
+    ----------
+    path
+        The file, or None for an AnnData object in memory.
+    name
+        What to call it in messages.
+    n_obs, n_vars
+        Number of cells, and of genes kept.
+    obs, var
+        Tables of the cells and of the genes kept. The index of ``obs`` is unique.
+    obs_names, var_names
+        Names of cells (unique) and of the genes kept (as they are: they may repeat).
+    feature_mask
+        (n_features,) bool over the features of the matrix used.
+    state
+        What the values are and what is done about it.
+    notes
+        Lines for people, in order.
+    totals
+        (n_obs,) float64 counts of each cell over its genes (sums of linear values where there are none).
+    n_genes_detected
+        (n_obs,) int64 genes of each cell above zero.
+    gene_totals
+        (n_vars,) float64 counts of each gene over all cells (linear values where there are no counts).
+    memory
+        Bytes that may be used.
+    """
+
+    path: Path | None
+    name: str
+    obs: pd.DataFrame
+    obs_names: list[str]
+    var: pd.DataFrame
+    var_names: list[str]
+    feature_mask: npt.NDArray[np.bool_]
+    state: ExpressionState
+    notes: list[str]
+    totals: npt.NDArray[np.float64]
+    n_genes_detected: npt.NDArray[np.int64]
+    gene_totals: npt.NDArray[np.float64]
+
+    def __init__(self, contents: Contents, *, layer: str | None, memory: int) -> None:
+        self.path, self.name, self.memory = contents.path, contents.name, memory
+        self.notes = contents.notes
+        self._close = contents.close
+        self.obs, self.n_obs = contents.obs, len(contents.obs)
+        self._make_names_unique()
+        choice = choose(contents, layer, memory)
+        self._reader, self.state = choice.reader, choice.state
+        self.var, self.var_names, self.feature_mask = choice.var, choice.var_names, choice.feature_mask
+        self.totals, self.gene_totals = choice.totals, choice.gene_totals
+        self.n_genes_detected = choice.n_genes_detected
+        self.notes += choice.notes
+        self._note_oddities()
+
+    @classmethod
+    def open(
+        cls,
+        path_or_adata: str | os.PathLike[str] | AnnData,
+        *,
+        layer: str | None = None,
+        memory: str | int | None = None,
+    ) -> CellSource:
+        """Check a file or object, find usable values in it, and read every value once.
+
+        Parameters
+        ----------
+        path_or_adata
+            An h5ad file, or an AnnData object (also a backed one), which is not changed.
+        layer
+            Where the values are: a layer, ``"X"`` or ``"raw"``. Found out where not given.
+        memory
+            Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given.
+
+        Raises
+        ------
+        InputError
+            If the file or its values cannot be used.
+        ResourceError
+            If the file needs more memory than may be used.
+        """
+        limit = parse_memory(memory)
+        if not isinstance(path_or_adata, str | os.PathLike):
+            return cls(contents_of_adata(path_or_adata), layer=layer, memory=limit)
+        file = open_h5ad(path_or_adata, memory=limit)
+        try:
+            return cls(contents_of_file(file, Path(path_or_adata), limit), layer=layer, memory=limit)
+        except BaseException:
+            file.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._close()
+
+    def __enter__(self) -> CellSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def n_vars(self) -> int:
+        """Number of genes kept."""
+        return len(self.var_names)
+
+    def gene_name_candidates(self) -> dict[str, list[str]]:
+        """Return lists of names for the genes kept: ``"index"`` (``var_names``), then columns of ``var``."""
+        return gene_name_candidates(self.var_names, self.var)
+
+    def chunks(
+        self, size: int = 2048, rows: npt.NDArray[np.integer[Any]] | None = None
+    ) -> Iterator[sp.csr_matrix[Any]]:
+        """Yield normalised cells, (n, n_vars) CSR float32 log1p CP10k with n <= ``size``.
+
+        Parameters
+        ----------
+        size
+            Cells in a chunk. The values of a cell do not depend on it.
+        rows
+            Numbers of the cells wanted, in the order wanted; all in file order where not given. Ascending
+            numbers are read fastest.
+        """
+        if size < 1:
+            raise ValueError(f"size must be positive, not {size}")
+        wanted = np.arange(self.n_obs) if rows is None else np.asarray(rows, dtype=np.int64)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.n_obs):
+            raise IndexError(f"rows must lie in 0 to {self.n_obs - 1}")
+        for a in range(0, len(wanted), size):
+            part = wanted[a : a + size]
+            yield normalize(self._genes_of(self._take(part)), self.state, self.totals[part])
+
+    def _take(self, rows: npt.NDArray[np.int64]) -> sp.csr_matrix[Any]:
+        """Read rows in any order, in as few stretches as are sensible."""
+        ascending, back = np.unique(rows, return_inverse=True)
+        parts = []
+        for stretch in np.split(ascending, np.flatnonzero(np.diff(ascending) > _GAP) + 1):
+            first, last = int(stretch[0]), int(stretch[-1]) + 1
+            block = self._reader.rows(first, last)
+            parts.append(block if len(stretch) == last - first else block[stretch - first])
+        block = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
+        return block if np.array_equal(back, np.arange(len(ascending))) else block[back]
+
+    def _genes_of(self, block: sp.csr_matrix[Any]) -> sp.csr_matrix[Any]:
+        return block if self.feature_mask.all() else block[:, np.flatnonzero(self.feature_mask)]
+
+    def _make_names_unique(self) -> None:
+        index = self.obs.index
+        if not index.is_unique:
+            from anndata.utils import make_index_unique
+
+            repeated = int(index.duplicated().sum())
+            self.obs = self.obs.set_axis(make_index_unique(index), axis=0)
+            self.notes.append(f"{repeated:,} cell names occur more than once: made unique with -1, -2, ...")
+        self.obs_names = list(self.obs.index)
+
+    def _note_oddities(self) -> None:
+        if self._reader.n_unsorted:
+            self.notes.append(f"Sorted the gene numbers within {self._reader.n_unsorted:,} cells.")
+        if self._reader.n_duplicates:
+            self.notes.append(
+                f"Added up {self._reader.n_duplicates:,} values that were stored twice for a cell and gene."
+            )
+        repeated = len(self.var_names) - len(set(self.var_names))
+        if repeated:
+            self.notes.append(f"{repeated:,} gene names occur more than once: their values are added up.")
+        empty = int((self.n_genes_detected == 0).sum())
+        if empty:
+            self.notes.append(f"{empty:,} cells have no counts at all.")

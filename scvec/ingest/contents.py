@@ -1,0 +1,129 @@
+"""What an h5ad file or an AnnData object holds, before any choice is made: one shape for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import pandas as pd
+
+from scvec.errors import InputError
+from scvec.ingest.borders import reading
+from scvec.ingest.tables import read_table, tidy_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["Contents", "Place", "contents_of_adata", "contents_of_file"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A matrix (as :func:`scvec.ingest.matrices.open_matrix` takes it) and the table of its genes."""
+
+    item: Any
+    var: Callable[[], pd.DataFrame]
+
+
+@dataclass
+class Contents:
+    """Cells, and the matrices over them by name: ``X``, ``raw``, ``layers/NAME``."""
+
+    name: str
+    obs: pd.DataFrame
+    places: dict[str, Place]
+    path: Path | None = None
+    notes: list[str] = field(default_factory=list)
+    close: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        if len(self.obs) == 0:
+            raise InputError("There are no cells.", self.name, "Give a file with at least one cell.")
+        if not self.places:
+            fix = "Write it with expression values: adata.X must not be None."
+            raise InputError("There is no X: no matrix, no layers, no raw.", self.name, fix)
+
+
+def contents_of_file(file: h5py.File, path: Path, memory: int) -> Contents:
+    """Read obs of a checked, open h5ad and list its matrices.
+
+    Raises
+    ------
+    InputError
+        If obs or var are missing or cannot be read, or if there is no cell or no matrix.
+    """
+    for name in ("obs", "var"):
+        if name not in file:
+            fix = "Give a whole AnnData file, written by adata.write_h5ad()."
+            raise InputError(f"The file has no {name} table.", str(path), fix)
+    if isinstance(file["obs"], h5py.Dataset) or isinstance(file["var"], h5py.Dataset) or "raw.X" in file:
+        return _old_file(file, path)
+    notes: list[str] = []
+    tables: dict[str, pd.DataFrame] = {}
+
+    def var_of(name: str) -> pd.DataFrame:
+        if name not in tables:
+            with reading(path, name):
+                group = file[name]
+            tables[name] = read_table(group, str(path), memory, notes)
+        return tables[name]
+
+    places: dict[str, Place] = {}
+    with reading(path):
+        if "X" in file and file["X"].attrs.get("encoding-type") != "null":
+            places["X"] = Place(file["X"], lambda: var_of("var"))
+        if isinstance(file.get("raw"), h5py.Group) and "X" in file["raw"]:
+            places["raw"] = Place(file["raw/X"], lambda: var_of("raw/var"))
+        if isinstance(file.get("layers"), h5py.Group):
+            for name in file["layers"]:
+                places[f"layers/{name}"] = Place(file["layers"][name], lambda: var_of("var"))
+        obs = file["obs"]
+    return Contents(str(path), read_table(obs, str(path), memory, notes), places, path, notes, file.close)
+
+
+def _old_file(file: h5py.File, path: Path) -> Contents:
+    """Read a file of anndata before 0.7 (obs as one compound dataset) whole: only anndata knows how."""
+    import warnings
+
+    import anndata
+
+    file.close()
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata's advice to rewrite the file is given below
+        adata = anndata.read_h5ad(path)
+    contents = contents_of_adata(adata)
+    contents.name, contents.path = str(path), path
+    contents.notes.insert(
+        0, "Written by an anndata older than 0.7; rewriting it with adata.write_h5ad() helps."
+    )
+    return contents
+
+
+def contents_of_adata(adata: AnnData) -> Contents:
+    """List what an AnnData object holds; a backed one is read into memory.
+
+    Raises
+    ------
+    InputError
+        If it is no AnnData object, or has no cell or no matrix.
+    """
+    if not all(hasattr(adata, name) for name in ("obs", "var", "X", "layers")):
+        what = f"Cells come as an .h5ad path or an AnnData object, not as {type(adata).__name__}."
+        raise InputError(what, "", "Wrap the matrix: anndata.AnnData(X, obs=..., var=...).")
+    if adata.isbacked:
+        with reading(str(adata.filename)):
+            adata = adata.to_memory()
+    notes: list[str] = []
+    obs, var = tidy_table(adata.obs, "obs", notes), tidy_table(adata.var, "var", notes)
+    places: dict[str, Place] = {}
+    if adata.X is not None:
+        places["X"] = Place(adata.X, lambda: var)
+    raw = adata.raw
+    if raw is not None:
+        places["raw"] = Place(raw.X, lambda: tidy_table(raw.var, "raw/var", notes))
+    for name, values in adata.layers.items():
+        places[f"layers/{name}"] = Place(values, lambda: var)
+    return Contents("the AnnData object", obs, places, None, notes)

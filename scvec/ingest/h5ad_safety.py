@@ -1,0 +1,219 @@
+"""Look into an h5ad before anything reads it.
+
+HDF5 can point out of its file: external links, external storage and virtual datasets make a reader
+open other files without a word, and a few bytes can claim a matrix of terabytes. anndata follows all of
+that, so every file is walked here first with the low-level API, which reads metadata only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+
+from scvec.errors import InputError
+from scvec.ingest.borders import parse_memory, reading, size_text
+from scvec.ingest.file_kinds import foreign_hdf5, guess_kind
+
+__all__ = ["check_h5ad", "open_h5ad"]
+
+MAX_DEPTH = 64
+MAX_OBJECTS = 1_000_000
+# gzip cannot shrink more than 1,032 to 1. Datasets under the floor cannot hurt whatever they claim.
+MAX_RATIO = 5_000
+RATIO_FLOOR = 64 * 2**20
+_READ = ("X", "layers", "raw", "raw.X", "raw.var", "obs", "var")
+_AGAIN = "Copy or download it again."
+_ANEW = "Copy or download it again, or write it anew with adata.write_h5ad()."
+_SHARED_FIX = "Write a self-contained copy with adata.write_h5ad(), if you trust where it points."
+
+
+def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) -> None:
+    """Refuse a file that is no h5ad, is damaged, points out of itself, or claims what it cannot hold.
+
+    Parameters
+    ----------
+    path
+        The file. Only metadata is read, so the time does not grow with the number of cells.
+    memory
+        What may be used, see :func:`scvec.ingest.borders.parse_memory`; a file that is stored in pieces
+        of more than a quarter of it is refused.
+
+    Raises
+    ------
+    InputError
+        With what is wrong and how to mend it.
+    """
+    open_h5ad(path, memory=memory).close()
+
+
+def open_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) -> h5py.File:
+    """Check a file as :func:`check_h5ad` does and return it open for reading."""
+    path = Path(path)
+    _check_regular_file(path)
+    try:
+        file = h5py.File(path, "r", locking="best-effort")
+    except Exception as error:
+        raise _open_error(path, error) from error
+    try:
+        with reading(path):
+            foreign = foreign_hdf5(list(file))
+            if foreign:
+                raise InputError(f"This is {foreign[0]}.", str(path), foreign[1])
+            _Walk(path, path.stat().st_size, parse_memory(memory)).walk(file.id)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular_file(path: Path) -> None:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            if {".zgroup", "zarr.json"} & set(os.listdir(path)):
+                fix = "Convert it: anndata.read_zarr(FOLDER).write_h5ad('out.h5ad')."
+                raise InputError("This is a zarr store.", str(path), fix)
+            raise InputError("This is a folder, not a file.", str(path), "Give the .h5ad file itself.")
+        if not stat.S_ISREG(status.st_mode):
+            # Opening a pipe would wait for ever.
+            raise InputError("This is a pipe or a device, not a file.", str(path), "Give an .h5ad file.")
+        if status.st_size == 0:
+            raise InputError("The file is empty (0 bytes).", str(path), _AGAIN)
+        with path.open("rb") as handle:
+            head = handle.read(512)
+    except (OSError, ValueError) as error:
+        raise _stat_error(path, error) from error
+    if not h5py.is_hdf5(path):
+        if head.startswith(b"\x89HDF"):
+            raise InputError("The HDF5 file is damaged at its very start.", str(path), _AGAIN)
+        what, fix = guess_kind(path, head)
+        raise InputError(f"This is no h5ad file: it looks like {what}.", str(path), fix)
+
+
+def _stat_error(path: Path, error: OSError | ValueError) -> InputError:
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        near = _similar_files(path)
+        return InputError("No such file.", str(path), f"Did you mean {near}?" if near else "Check the path.")
+    if code in (errno.EACCES, errno.EPERM):
+        fix = "Ask for read permission: chmod +r FILE."
+        return InputError("The file may not be read (permission denied).", str(path), fix)
+    reason = os.strerror(code) if code else str(error)
+    return InputError(f"The file cannot be read: {reason}.", str(path), "Check the path.")
+
+
+def _similar_files(path: Path) -> str:
+    import difflib
+
+    try:
+        names = [entry.name for entry in os.scandir(path.parent)][:5000]
+    except OSError:
+        return ""
+    return ", ".join(difflib.get_close_matches(path.name, names, n=2))
+
+
+def _open_error(path: Path, error: Exception) -> InputError:
+    text = str(error)
+    if "truncated file" in text:
+        size = size_text(path.stat().st_size)
+        return InputError(f"The file is truncated: it breaks off after {size}.", str(path), _AGAIN)
+    if "unable to lock" in text or "already open for write" in text:
+        return InputError(
+            "Another program has the file open for writing, or left it open when it died.",
+            str(path),
+            "Close that program; if there is none, clear the mark with: h5clear -s FILE.",
+        )
+    return InputError(f"The HDF5 file is damaged: {text.splitlines()[0]}", str(path), _AGAIN)
+
+
+@dataclass
+class _Walk:
+    """A walk over every object of a file, each visited once however many links lead to it."""
+
+    path: Path
+    file_size: int
+    memory: int
+    seen: set[int] = field(default_factory=set)
+
+    def walk(self, root: h5py.h5g.GroupID) -> None:
+        """Visit all groups and datasets, or raise ``InputError`` at the first that is not safe."""
+        address = h5py.h5o.get_info(root).addr
+        self.seen.add(address)
+        stack: list[tuple[h5py.h5g.GroupID, str, frozenset[int]]] = [(root, "", frozenset([address]))]
+        while stack:
+            group, prefix, above = stack.pop()
+            if len(above) > MAX_DEPTH:
+                raise self._refuse(f"Groups are nested more than {MAX_DEPTH} deep.", prefix)
+            for name in group:
+                where = f"{prefix}/{name.decode('utf-8', 'replace')}"
+                if not self._is_hard(group, name, where):
+                    continue
+                address = h5py.h5o.get_info(group, name).addr
+                if address in above:
+                    raise self._refuse("A group contains itself.", where)
+                if address in self.seen:
+                    continue
+                self.seen.add(address)
+                if len(self.seen) > MAX_OBJECTS:
+                    raise self._refuse(f"The file holds more than {MAX_OBJECTS:,} objects.", where)
+                item = h5py.h5o.open(group, name)
+                if isinstance(item, h5py.h5g.GroupID):
+                    stack.append((item, where, above | {address}))
+                elif isinstance(item, h5py.h5d.DatasetID):
+                    self._check_dataset(item, where)
+
+    def _is_hard(self, group: h5py.h5g.GroupID, name: bytes, where: str) -> bool:
+        kind = group.links.get_info(name).type
+        if kind == h5py.h5l.TYPE_HARD:
+            return True
+        if kind == h5py.h5l.TYPE_SOFT:
+            return False  # it stays in the file, where its target is walked or refused under its own name
+        if kind == h5py.h5l.TYPE_EXTERNAL:
+            target = group.links.get_val(name)[0].decode("utf-8", "replace")
+            what = f"The file links to another file ({target}), which scvec does not open."
+            raise self._refuse(what, where, _SHARED_FIX)
+        raise self._refuse("The file holds a user-defined link, which may lead anywhere.", where, _SHARED_FIX)
+
+    def _check_dataset(self, dataset: h5py.h5d.DatasetID, where: str) -> None:
+        made = dataset.get_create_plist()
+        if made.get_layout() == h5py.h5d.VIRTUAL:
+            raise self._refuse("A virtual dataset takes its values from other files.", where, _SHARED_FIX)
+        if made.get_external_count() > 0:
+            target = made.get_external(0)[0].decode("utf-8", "replace")
+            what = f"The values lie outside the file, in {target} (external storage)."
+            raise self._refuse(what, where, _SHARED_FIX)
+        item_size = dataset.get_type().get_size()
+        logical = dataset.get_space().get_simple_extent_npoints() * item_size
+        stored = dataset.get_storage_size()
+        if stored > self.file_size:
+            raise self._refuse("A dataset claims more bytes than the file has: the file is damaged.", where)
+        if logical > RATIO_FLOOR and logical > MAX_RATIO * stored:
+            claim = f"A dataset claims {size_text(logical)} but stores only {size_text(stored)}."
+            raise self._refuse(claim, where)
+        if made.get_layout() == h5py.h5d.CHUNKED and where.split("/")[1] in _READ:
+            self._check_chunks(made, item_size, where)
+
+    def _check_chunks(self, made: h5py.h5p.PropDCID, item_size: int, where: str) -> None:
+        chunk = item_size
+        for length in made.get_chunk():
+            chunk *= length
+        if chunk > max(self.memory // 4, RATIO_FLOOR):
+            what = f"The values are stored in pieces of {size_text(chunk)}, too large to read."
+            raise self._refuse(what, where)
+        for k in range(made.get_nfilters()):
+            code, _, _, name = made.get_filter(k)
+            if not h5py.h5z.filter_avail(code):
+                called = name.decode("utf-8", "replace") or f"number {code}"
+                raise self._refuse(
+                    f"The values are compressed with an HDF5 filter that is not installed ({called}).",
+                    where,
+                    "Install hdf5plugin and rewrite the file with compression='gzip'.",
+                )
+
+    def _refuse(self, what: str, where: str, fix: str = _ANEW) -> InputError:
+        return InputError(what, f"{self.path} ({where})", fix)

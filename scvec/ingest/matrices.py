@@ -1,0 +1,244 @@
+"""Read rows of an expression matrix, wherever it lies, and never believe its pointers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from scvec.errors import InputError, ResourceError
+from scvec.ingest.borders import reading, size_text
+
+__all__ = ["MatrixReader", "open_matrix"]
+
+_PIECE = 2**22
+_NUMERIC = "biuf"
+_BROKEN_FIX = "The file is damaged or was written by a faulty program: write it anew with adata.write_h5ad()."
+
+
+class MatrixReader(ABC):
+    """Rows of a cells-by-genes matrix as scipy CSR, float64, canonical and without stored zeros.
+
+    Attributes
+    ----------
+    shape
+        (n_obs, n_vars).
+    where
+        What to call the matrix in messages: the file and the place in it.
+    n_unsorted, n_duplicates
+        Over all rows read so far: rows whose column numbers were not ascending, and values that shared
+        a cell and gene with another and were added to it.
+    """
+
+    def __init__(self, shape: tuple[int, int], where: str) -> None:
+        self.shape = shape
+        self.where = where
+        self.n_unsorted = 0
+        self.n_duplicates = 0
+
+    @abstractmethod
+    def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
+        """Return rows as CSR, any dtype, perhaps unsorted."""
+
+    def rows(self, start: int, stop: int) -> sp.csr_matrix[Any]:
+        """Return rows ``start`` to ``stop`` as (stop - start, n_vars) CSR float64."""
+        with reading(self.where):
+            block = self._read(start, stop).astype(np.float64)
+        if not block.has_canonical_format:
+            before = block.nnz
+            self.n_unsorted += _n_unsorted(block)
+            block.sum_duplicates()
+            self.n_duplicates += before - block.nnz
+        block.eliminate_zeros()
+        return block
+
+
+class _Stored(MatrixReader):
+    """A CSR group of an h5ad: three one-dimensional datasets."""
+
+    def __init__(self, group: h5py.Group, shape: tuple[int, int], where: str) -> None:
+        super().__init__(shape, where)
+        with reading(where):
+            self._data, self._indices = group["data"], group["indices"]
+            self._indptr = _checked_indptr(group, shape[0], where)
+
+    def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
+        a, b = int(self._indptr[start]), int(self._indptr[stop])
+        indices = _checked_indices(self._indices[a:b], self.shape[1], self.where)
+        data = self._data[a:b]
+        return sp.csr_matrix(
+            (data, indices, self._indptr[start : stop + 1] - a), (stop - start, self.shape[1])
+        )
+
+
+class _Dense(MatrixReader):
+    """A two-dimensional dataset; only some hundred rows of it are ever dense in memory."""
+
+    def __init__(self, values: h5py.Dataset, where: str, memory: int) -> None:
+        super().__init__(values.shape, where)
+        self._values = values
+        row_bytes = max(1, self.shape[1] * values.dtype.itemsize)
+        self._step = int(np.clip(min(memory // 8, 2**26) // row_bytes, 1, 2048))
+
+    def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
+        starts = range(start, stop, self._step)
+        blocks = [sp.csr_matrix(self._values[a : min(a + self._step, stop)]) for a in starts]
+        if not blocks:
+            return sp.csr_matrix((0, self.shape[1]))
+        return blocks[0] if len(blocks) == 1 else sp.vstack(blocks, format="csr")
+
+
+class _InMemory(MatrixReader):
+    """A scipy or NumPy matrix that is there already."""
+
+    def __init__(self, values: Any, where: str) -> None:
+        super().__init__((int(values.shape[0]), int(values.shape[1])), where)
+        self._values = values
+
+    def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
+        return sp.csr_matrix(self._values[start:stop])
+
+
+def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> MatrixReader:
+    """Open a matrix and check that it is what it claims to be.
+
+    Parameters
+    ----------
+    item
+        An HDF5 group (CSR or CSC) or dataset, a scipy sparse matrix or array, or a NumPy array.
+    where
+        What to call it in messages.
+    n_obs, n_vars
+        Its shape according to obs and var.
+    memory
+        Bytes that may be used; only CSC, which has to be turned over in memory, needs much.
+
+    Raises
+    ------
+    InputError
+        If the shape disagrees, pointers lie, or values are not real numbers.
+    ResourceError
+        If a CSC matrix does not fit into ``memory``.
+    """
+    with reading(where):
+        shape, dtype, layout = _describe(item)
+    if len(shape) != 2 or shape != (n_obs, n_vars):
+        claimed = " x ".join(f"{n:,}" for n in shape)
+        raise InputError(
+            f"The matrix is {claimed}, but there are {n_obs:,} cells and {n_vars:,} genes.",
+            where,
+            _BROKEN_FIX,
+        )
+    if dtype.kind not in _NUMERIC:
+        raise InputError(
+            f"The matrix holds {dtype} values, not numbers.", where, "Store expression as numbers."
+        )
+    if layout == "memory":
+        return _InMemory(_to_rows(item, where), where)
+    if layout == "dense":
+        return _Dense(item, where, memory)
+    if layout == "csr":
+        return _Stored(item, (n_obs, n_vars), where)
+    return _InMemory(_turn_over(item, n_obs, n_vars, where, memory), where)
+
+
+def _describe(item: Any) -> tuple[tuple[int, ...], np.dtype[Any], str]:
+    if isinstance(item, h5py.Dataset):
+        return tuple(int(n) for n in item.shape or ()), item.dtype, "dense"
+    if not isinstance(item, h5py.Group):
+        return tuple(int(n) for n in item.shape), np.dtype(item.dtype), "memory"
+    kind = item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", ""))
+    layout = str(kind.decode() if isinstance(kind, bytes) else kind)[:3]
+    if layout not in ("csr", "csc") or not {"data", "indices", "indptr"} <= set(item):
+        raise InputError(
+            f"The matrix is of an unknown kind ({kind or 'not marked'}).", item.name, _BROKEN_FIX
+        )
+    shape = item.attrs["shape"] if "shape" in item.attrs else item.attrs["h5sparse_shape"]
+    return tuple(int(n) for n in shape), item["data"].dtype, layout
+
+
+def _checked_indptr(group: h5py.Group, n_major: int, where: str) -> npt.NDArray[np.int64]:
+    """Return the row (CSR) or column (CSC) pointers, or raise ``InputError`` where they lie."""
+    data, indices, pointers = group["data"], group["indices"], group["indptr"]
+
+    def lie(what: str) -> InputError:
+        return InputError(f"The sparse matrix contradicts itself: {what}.", where, _BROKEN_FIX)
+
+    for name, array in (("data", data), ("indices", indices), ("indptr", pointers)):
+        if not isinstance(array, h5py.Dataset) or array.ndim != 1:
+            raise lie(f"{name} is not one-dimensional")
+        if name != "data" and array.dtype.kind not in "iu":
+            raise lie(f"{name} holds {array.dtype}, not whole numbers")
+    if len(pointers) != n_major + 1:
+        raise lie(f"indptr has {len(pointers):,} entries where {n_major + 1:,} belong")
+    if len(data) != len(indices):
+        raise lie(f"{len(data):,} values but {len(indices):,} indices")
+    indptr: npt.NDArray[np.int64] = pointers[:].astype(np.int64)
+    if indptr[0] != 0:
+        raise lie(f"indptr starts at {indptr[0]:,}, not at 0")
+    if np.any(indptr[1:] < indptr[:-1]):
+        raise lie("indptr is not ascending")
+    if indptr[-1] != len(data):
+        raise lie(f"indptr ends at {indptr[-1]:,}, but there are {len(data):,} values")
+    return indptr
+
+
+def _checked_indices(indices: npt.NDArray[Any], n_minor: int, where: str) -> npt.NDArray[Any]:
+    if len(indices):
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= n_minor:
+            wrong = low if low < 0 else high
+            what = f"The sparse matrix contradicts itself: index {wrong:,} is outside 0 to {n_minor - 1:,}."
+            raise InputError(what, where, _BROKEN_FIX)
+    signed = np.int32 if n_minor < 2**31 else np.int64
+    return indices.astype(signed, copy=False)
+
+
+def _turn_over(group: h5py.Group, n_obs: int, n_vars: int, where: str, memory: int) -> sp.csr_matrix[Any]:
+    """Read a CSC group and convert it once."""
+    with reading(where):
+        indptr = _checked_indptr(group, n_vars, where)
+        nnz, item_size = len(group["data"]), group["data"].dtype.itemsize
+        needed = 2 * nnz * (item_size + 4) + 16 * (n_obs + n_vars)
+        if needed > memory:
+            raise ResourceError(
+                f"The matrix is stored by gene (CSC) and needs {size_text(needed)} of memory to turn over.",
+                where,
+                "Store it by cell: adata.X = adata.X.tocsr(); adata.write_h5ad(...), or raise --memory.",
+            )
+        indices = np.empty(nnz, np.int32 if n_obs < 2**31 else np.int64)
+        for a in range(0, nnz, _PIECE):
+            indices[a : a + _PIECE] = _checked_indices(group["indices"][a : a + _PIECE], n_obs, where)
+        arrays: Any = (group["data"][:], indices, indptr)
+        return sp.csc_matrix(arrays, (n_obs, n_vars)).tocsr()
+
+
+def _to_rows(values: Any, where: str) -> Any:
+    """Return an in-memory matrix in a form whose rows can be sliced, pointers checked."""
+    if sp.issparse(values):
+        with reading(where):
+            matrix: Any = values
+            if matrix.format not in ("csr", "csc"):
+                matrix = matrix.tocsr()
+            matrix.check_format(full_check=True)
+            return sp.csr_matrix(matrix)
+    if isinstance(values, np.ndarray):
+        return np.asarray(values)
+    if hasattr(values, "compute"):  # dask
+        return _to_rows(values.compute(), where)
+    raise InputError(
+        f"The matrix is a {type(values).__name__}, which scvec cannot read.", where, "Use scipy CSR."
+    )
+
+
+def _n_unsorted(block: sp.csr_matrix[Any]) -> int:
+    """Number of rows whose column numbers are not ascending (repeats do not count)."""
+    falls = np.flatnonzero(np.diff(block.indices) < 0)
+    row = np.searchsorted(block.indptr, falls, side="right") - 1
+    # A fall between the last value of a row and the first of the next says nothing.
+    inside = falls + 1 < block.indptr[row + 1]
+    return len(np.unique(row[inside]))

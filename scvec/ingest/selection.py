@@ -1,0 +1,233 @@
+"""Choose the matrix of a file whose values can be used, and the genes of it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from scvec.errors import InputError
+from scvec.ingest.contents import Contents
+from scvec.ingest.expression import ExpressionState, MatrixProfile, detect_state, linearise
+from scvec.ingest.features import genes_of_one_genome, is_gene
+from scvec.ingest.matrices import MatrixReader, open_matrix
+
+__all__ = ["Choice", "choose"]
+
+_SAMPLE_BLOCKS, _SAMPLE_ROWS = 8, 128
+_PASS_ROWS = 2048
+_KIND_RANK = {"counts": 0, "log1p_cp10k": 1, "linear": 2, "log": 3}
+_SCALED_FIX = "Give the file as it was before sc.pp.scale, or keep counts in layers['counts'] or raw."
+
+
+@dataclass
+class Choice:
+    """A matrix whose rows were all read, over the genes that are kept.
+
+    Attributes are those of :class:`scvec.ingest.cells.CellSource`.
+    """
+
+    reader: MatrixReader
+    state: ExpressionState
+    var: pd.DataFrame
+    var_names: list[str]
+    feature_mask: npt.NDArray[np.bool_]
+    totals: npt.NDArray[np.float64]
+    n_genes_detected: npt.NDArray[np.int64]
+    gene_totals: npt.NDArray[np.float64]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Look:
+    """A matrix of which a sample was read."""
+
+    place: str
+    reader: MatrixReader
+    var: pd.DataFrame
+    profile: MatrixProfile
+    state: ExpressionState
+
+    @property
+    def usable(self) -> bool:
+        return self.state.kind != "scaled" and self.profile.n_values > 0
+
+
+def choose(contents: Contents, layer: str | None, memory: int) -> Choice:
+    """Find the best usable matrix and read it once from end to end.
+
+    Counts are better than log1p CP10k, that than other linear values, and those than other logs; but a
+    matrix with less than half the genes of another usable one (variable genes only) comes after it,
+    because the depth of a cell cannot be told from part of its genes. Layers other than ``counts`` are
+    looked into only when nothing else can be used (``spliced`` and ``unspliced`` are counts too).
+
+    Parameters
+    ----------
+    layer
+        The only place to look at, or None.
+
+    Raises
+    ------
+    InputError
+        If there is no usable matrix, or the one to use holds NaN or infinite values.
+    """
+    looks: list[_Look] = []
+    for places in _rounds(contents, layer):
+        looks += (here := [_look(contents, place, memory) for place in places])
+        for look in _ranked([look for look in here if look.usable]):
+            choice = _read_all(contents, look)
+            if choice is not None:
+                _tell_choice(choice, look, looks)
+                return choice
+    raise _no_usable(contents, looks)
+
+
+def _rounds(contents: Contents, layer: str | None) -> list[list[str]]:
+    if layer is not None:
+        for name in (f"layers/{layer}", layer):
+            if name in contents.places:
+                return [[name]]
+        names = [name.removeprefix("layers/") for name in contents.places]
+        near = difflib.get_close_matches(layer, names, n=1)
+        hint = f"Did you mean '{near[0]}'? " if near else ""
+        what = f"There is no layer '{layer}'."
+        raise InputError(what, contents.name, f"{hint}There are: {', '.join(names[:12])}.")
+    main: list[str] = [place for place in ("layers/counts", "raw", "X") if place in contents.places]
+    return [main, [place for place in contents.places if place not in main]]
+
+
+def _look(contents: Contents, place: str, memory: int) -> _Look:
+    """Open a matrix and read some rows from all over it."""
+    var = contents.places[place].var()
+    n_obs, n_vars = len(contents.obs), len(var)
+    if n_vars == 0:
+        raise InputError("There are no genes.", f"{contents.name} ({place})", "Give a file with genes.")
+    reader = open_matrix(contents.places[place].item, f"{contents.name} ({place})", n_obs, n_vars, memory)
+    profile = MatrixProfile()
+    rows = min(_SAMPLE_ROWS, -(-n_obs // _SAMPLE_BLOCKS))
+    for start in np.unique(np.linspace(0, n_obs - rows, _SAMPLE_BLOCKS).astype(int)):
+        profile.add(reader.rows(int(start), int(start) + rows), int(start))
+    return _Look(place, reader, var, profile, detect_state(profile, place))
+
+
+def _ranked(looks: list[_Look]) -> list[_Look]:
+    largest = max((look.reader.shape[1] for look in looks), default=0)
+
+    def rank(look: _Look) -> tuple[bool, int, bool]:
+        counts = look.state.kind == "counts"
+        return 2 * look.reader.shape[1] < largest, _KIND_RANK[look.state.kind], look.place == "X" and counts
+
+    return sorted(looks, key=rank)
+
+
+def _read_all(contents: Contents, look: _Look) -> Choice | None:
+    """Read every row; None if the whole turns out not to be usable although the sample was."""
+    n_obs, reader, state = len(contents.obs), look.reader, look.state
+    for _ in range(2):
+        mask, names, notes = _genes(look, state, contents)
+        genes = np.flatnonzero(mask)
+        choice = Choice(
+            reader,
+            state,
+            look.var.iloc[genes],
+            [names[g] for g in genes],
+            mask,
+            np.zeros(n_obs),
+            np.zeros(n_obs, np.int64),
+            np.zeros(len(genes)),
+            notes,
+        )
+        reader.n_unsorted = reader.n_duplicates = 0
+        profile = look.profile.same_sample()
+        for a in range(0, n_obs, _PASS_ROWS):
+            block = reader.rows(a, min(a + _PASS_ROWS, n_obs))
+            profile.add(block, a, keep=0)
+            if profile.n_nonfinite:
+                continue
+            block = linearise(block if mask.all() else block[:, genes], state)
+            b = a + block.shape[0]
+            choice.totals[a:b] = block @ np.ones(len(genes))
+            choice.n_genes_detected[a:b] = np.diff(block.indptr)
+            choice.gene_totals += np.bincount(block.indices, weights=block.data, minlength=len(genes))
+        if profile.n_nonfinite:
+            raise _not_finite(contents, look.place, profile)
+        look.profile, look.state = profile, detect_state(profile, look.place)
+        if not look.usable:
+            return None
+        if look.state == state:
+            return choice
+        state = look.state
+    return choice
+
+
+def _genes(
+    look: _Look, state: ExpressionState, contents: Contents
+) -> tuple[npt.NDArray[np.bool_], list[str], list[str]]:
+    mask, note = is_gene(look.var.index, look.var)
+    sample = linearise(look.profile.sample(), state)
+    weights = np.where(mask[sample.indices], sample.data, 0.0)
+    totals = np.bincount(sample.indices, weights=weights, minlength=len(mask)).astype(np.float64)
+    one_genome, names, genome_note = genes_of_one_genome(list(look.var.index), look.var, totals)
+    mask = mask & one_genome
+    if not mask.any():
+        fix = "Give the part with gene expression: adata[:, adata.var['feature_types'] == 'Gene Expression']."
+        raise InputError(
+            f"None of the {len(mask):,} features is a gene.", f"{contents.name} ({look.place})", fix
+        )
+    return mask, names, [n for n in (note, genome_note) if n]
+
+
+def _tell_choice(choice: Choice, chosen: _Look, looks: list[_Look]) -> None:
+    largest = max(look.reader.shape[1] for look in looks if look.usable)
+    told = []
+    for look in looks:
+        if look is chosen:
+            continue
+        if look.profile.n_values == 0:
+            told.append(f"Passed over {look.place}: every value is zero.")
+        elif not look.usable:
+            told.append(f"Passed over {look.place}: it holds negative values, so it was scaled or corrected.")
+        elif 2 * look.reader.shape[1] < largest:
+            told.append(f"Passed over {look.place}: only {look.reader.shape[1]:,} of {largest:,} genes.")
+        elif look.place == "layers/counts" and look.state.kind != "counts":
+            told.append("Passed over layers/counts: its values are not counts.")
+    values = choice.state.message
+    if choice.state.kind == "counts" and chosen.profile.maximum == 1:
+        told.append("All values are 0 or 1: expression without levels tells types apart poorly.")
+    choice.notes = [*told, values, *choice.notes]
+
+
+def _not_finite(contents: Contents, place: str, profile: MatrixProfile) -> InputError:
+    cell = contents.obs.index[profile.first_nonfinite]
+    return InputError(
+        f"{place} holds {profile.n_nonfinite:,} NaN or infinite values, the first in cell '{cell}'.",
+        f"{contents.name} ({place})",
+        "Go back to the counts, or find out where they come from (a division by zero, a failed join).",
+    )
+
+
+def _no_usable(contents: Contents, looks: list[_Look]) -> InputError:
+    look = next((look for look in looks if look.place == "X"), looks[0])
+    where = f"{contents.name} ({look.place})"
+    if look.profile.n_values == 0:
+        return InputError("Every value is zero.", where, "Give a file with expression values.")
+    n_obs = len(contents.obs)
+    profile = look.profile.same_sample()
+    for a in range(0, n_obs, _PASS_ROWS):
+        profile.add(look.reader.rows(a, min(a + _PASS_ROWS, n_obs)), a, keep=0)
+    if profile.all_integer:
+        cell = contents.obs.index[profile.first_negative]
+        what = (
+            f"{look.place} holds {profile.n_negative:,} negative counts (down to {profile.minimum:,.0f}), "
+            f"the first in cell '{cell}'."
+        )
+        return InputError(what, where, "Counts cannot be negative: give them as they came from the counting.")
+    others = [place.removeprefix("layers/") for place in contents.places if place != look.place]
+    tried = {seen.place.removeprefix("layers/") for seen in looks}
+    untried = [place for place in others if place not in tried]
+    more = f" Or use another part of the file: --layer {' or '.join(untried[:5])}." if untried else ""
+    what = f"{look.place} holds scaled or corrected values (negative, down to {profile.minimum:.3g})."
+    return InputError(what, where, _SCALED_FIX + more)

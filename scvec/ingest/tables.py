@@ -1,0 +1,129 @@
+"""Read obs and var of an h5ad: odd encodings become plain columns, and what cannot be read is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from scvec.errors import InputError, ResourceError
+from scvec.ingest.borders import reading, size_text
+
+__all__ = ["read_table", "tidy_table"]
+
+
+def read_table(group: h5py.Group, path: str, memory: int, notes: list[str]) -> pd.DataFrame:
+    """Read an anndata dataframe column by column.
+
+    Parameters
+    ----------
+    group
+        ``obs``, ``var`` or ``raw/var``.
+    path
+        The file, for messages.
+    memory
+        Bytes the table may claim.
+    notes
+        Gets a line for every column that had to be left out.
+
+    Returns
+    -------
+    DataFrame
+        Index of str; duplicate column names dropped.
+
+    Raises
+    ------
+    InputError
+        If the index cannot be read, or lengths disagree.
+    ResourceError
+        If the table claims more than ``memory``.
+    """
+    from anndata.io import read_elem
+
+    name = group.name.strip("/")
+    with reading(path, name):
+        _check_claim(group, path, memory)
+        if _text(group.attrs.get("encoding-version", "")) != "0.2.0":
+            return tidy_table(read_elem(group), name, notes)
+        index = read_elem(group[_text(group.attrs["_index"])])
+        order = [_text(column) for column in group.attrs["column-order"]]
+        n = len(index)
+    columns: dict[str, Any] = {}
+    unreadable: list[str] = []
+    for column in dict.fromkeys(order):
+        try:
+            values = read_elem(group[column])
+            length = values.shape[0]
+        except MemoryError:
+            raise
+        except Exception:
+            # Encodings come and go with versions of anndata: a column nobody asked for must not stop us.
+            unreadable.append(column)
+            continue
+        if length != n:
+            raise InputError(
+                f"{name} contradicts itself: column '{column}' has {length:,} values for {n:,} rows.",
+                f"{path} ({name}/{column})",
+                "The file is damaged: write it anew with adata.write_h5ad().",
+            )
+        if values.ndim == 1:
+            columns[column] = values
+        else:
+            unreadable.append(column)
+    if unreadable:
+        shown = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+        notes.append(f"{name}: left out {len(unreadable)} column(s) that could not be read: {shown}.")
+    with reading(path, name):
+        frame = pd.DataFrame(columns, index=pd.Index(index))
+        return tidy_table(frame, name, notes)
+
+
+def _check_claim(group: h5py.Group, path: str, memory: int) -> None:
+    """Refuse a table that would not fit, before reading any of it."""
+    claimed = 0
+    seen: set[int] = set()
+    stack = [group]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, h5py.Dataset):
+            claimed += int(item.size or 0) * item.dtype.itemsize
+        elif isinstance(item, h5py.Group):
+            # A soft link may lead back to a group above it.
+            address = h5py.h5o.get_info(item.id).addr
+            if address not in seen:
+                seen.add(address)
+                stack += [item[key] for key in item if key in item]
+    if claimed > memory:
+        what = (
+            f"{group.name.strip('/')} needs {size_text(claimed)} of memory; {size_text(memory)} may be used."
+        )
+        raise ResourceError(what, path, "Remove columns that are not needed, or raise --memory.")
+
+
+def tidy_table(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
+    """Return a table whose index is str and whose column names are unique str; bytes are decoded."""
+    frame = frame.copy(deep=False)
+    frame.columns = pd.Index([_text(column) for column in frame.columns], dtype=object)
+    repeated = frame.columns.duplicated()
+    if repeated.any():
+        which = ", ".join(sorted(set(frame.columns[repeated])))
+        notes.append(f"{name}: column(s) {which} occur more than once; the first is used.")
+        frame = frame.loc[:, ~repeated]
+    for column in frame.columns:
+        values = frame[column]
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            categories = values.cat.categories
+            if any(isinstance(c, bytes) for c in categories):
+                frame[column] = values.astype(object).map(_text, na_action="ignore").astype("category")
+        elif values.dtype == object and any(isinstance(v, bytes) for v in values):
+            frame[column] = [_text(v) if isinstance(v, bytes) else v for v in values]
+        elif values.dtype.kind == "S":
+            frame[column] = [_text(v) for v in values]
+    frame.index = pd.Index([_text(v) for v in np.asarray(frame.index)], dtype=object)
+    return frame
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
