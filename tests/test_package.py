@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,29 @@ def test_every_data_file_is_packaged():
     packaged = {p for pattern in patterns for p in PACKAGE.glob(pattern)}
     files = {p for p in (PACKAGE / "data").rglob("*") if p.is_file() and not p.name.startswith(".")}
     assert files <= packaged
+
+
+def test_a_build_ships_data_and_code(tmp_path):
+    pytest.importorskip("setuptools")
+    # From a copy: setuptools writes beside the sources.
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, source)
+    shutil.copytree(PACKAGE, source / "scvec", ignore=shutil.ignore_patterns("__pycache__"))
+    built = tmp_path / "built"
+    program = "import setuptools; setuptools.setup()"
+    subprocess.run(
+        [sys.executable, "-c", program, "-q", "build_py", "--build-lib", str(built)],
+        cwd=source,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    wanted = {p.relative_to(source) for p in (source / "scvec").rglob("*") if p.is_file()}
+    assert {p for p in wanted if not p.name.startswith(".")} <= {
+        p.relative_to(built) for p in built.rglob("*") if p.is_file()
+    }
 
 
 def test_shipped_data_stays_small():
