@@ -18,6 +18,7 @@ __all__ = [
     "check_file",
     "check_size",
     "content_name",
+    "holds",
     "is_plain_name",
     "os_errors",
     "publish",
@@ -124,6 +125,14 @@ def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> st
             if progress is not None:
                 progress(len(block))
     return digest.hexdigest()
+
+
+def holds(path: Path, n_bytes: int, sha256: str) -> bool:
+    """True if the file is there with this size and SHA-256."""
+    try:
+        return path.stat().st_size == n_bytes and sha256_file(path) == sha256
+    except OSError:
+        return False
 
 
 def _damaged(path: Path, what: str) -> StoreError:
