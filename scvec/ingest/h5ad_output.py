@@ -1,0 +1,324 @@
+"""Write annotated copies: the h5ad that was given plus new columns, or a table."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from scvec.errors import InputError
+from scvec.ingest.borders import disk_errors, reading
+from scvec.ingest.h5ad_safety import check_h5ad
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["check_output", "write_annotated", "write_table"]
+
+_GZIP = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+_TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+# Room for what HDF5 keeps beside the values, generous: per file and per entry.
+_FILE_ROOM, _ENTRY_ROOM = 2**22, 2**16
+
+
+def check_output(out_path: str | os.PathLike[str], source_path: str | os.PathLike[str] | None = None) -> Path:
+    """Check early, before any work, that an output can be written, and return its path.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing or may not be written to, the output is a folder, or it is the input.
+    """
+    out = Path(out_path)
+    try:
+        if out.is_dir():
+            raise InputError("The output is a folder.", str(out), "Name a file in it.")
+        if not out.parent.is_dir():
+            raise InputError("The folder of the output does not exist.", str(out.parent), "Create it first.")
+        if not os.access(out.parent, os.W_OK):
+            raise InputError(
+                "The folder of the output may not be written to.", str(out.parent), "Choose another."
+            )
+        if source_path is not None and out.exists() and os.path.samefile(out, source_path):
+            raise InputError(
+                "The output is the input, which is never changed.", str(out), "Choose another name."
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot write there: {error}.", str(out), "Choose another name.") from error
+    return out
+
+
+def write_annotated(
+    source: str | os.PathLike[str] | AnnData,
+    out_path: str | os.PathLike[str],
+    obs: pd.DataFrame,
+    obsm: Mapping[str, Any] | None = None,
+    uns: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a copy of an h5ad with columns added; all else is carried over bit for bit.
+
+    The copy appears under its name whole or not at all. Columns and entries of the same name are replaced.
+
+    Parameters
+    ----------
+    source
+        The h5ad the cells came from, or the AnnData object; neither is changed.
+    out_path
+        The h5ad to write; an existing one is replaced.
+    obs
+        Columns to add, one row per cell in file order. The index is not looked at.
+    obsm
+        Arrays (n_obs, ...) to add to obsm.
+    uns
+        Entries to add to uns. None values are left out, tuples become lists.
+
+    Raises
+    ------
+    InputError
+        If the output cannot be written there, or is the input.
+    ResourceError
+        If the disk is full; no part of the output is left then.
+    """
+    obsm, uns = dict(obsm or {}), dict(uns or {})
+    columns = {str(name): _storable_column(values) for name, values in obs.items()}
+    for name in (*columns, *obsm, *uns):
+        if "/" in name:
+            raise InputError(f"'{name}' cannot be the name of a column: it has a slash.", str(out_path))
+    if not isinstance(source, str | os.PathLike):
+        out = check_output(out_path)
+        _write_object(source, out, columns, obsm, uns)
+        return
+    out = check_output(out_path, source)
+    check_h5ad(source)
+    with h5py.File(source, "r") as file:
+        old = not isinstance(file.get("obs"), h5py.Group) or "raw.X" in file
+    if old:  # anndata before 0.7 kept obs in one compound dataset, which takes no more columns
+        import anndata
+
+        with reading(str(source)):
+            adata = anndata.read_h5ad(source)
+        _write_object(adata, out, columns, obsm, uns)
+        return
+    uns = {name: _storable(value) for name, value in uns.items()}
+    added = int(obs.memory_usage(deep=True).sum()) + _n_bytes(obsm) + _n_bytes(uns)
+    room = 2 * added + _ENTRY_ROOM * (len(columns) + len(obsm) + _n_entries(uns)) + _FILE_ROOM
+    with _replacing(out) as temporary:
+        _copy_with_room(Path(source), temporary, room)
+        with h5py.File(temporary, "r+", locking="best-effort") as file:
+            _add_columns(file["obs"], columns, len(obs), str(source))
+            _add_entries(file, "obsm", obsm)
+            _add_entries(file, "uns", uns)
+
+
+def _copy_with_room(source: Path, target: Path, room: int) -> None:
+    """Copy a file into space reserved for it and ``room`` bytes more.
+
+    HDF5 cannot cope with a disk that fills up: it fails at every later step, prints tracebacks from
+    destructors and may crash the process. So all it will write is reserved before it starts; it cuts the
+    file to its true length when it closes it.
+    """
+    size = source.stat().st_size
+    with target.open("r+b") as out, source.open("rb") as data:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(out.fileno(), 0, size + room)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+        free = shutil.disk_usage(target.parent).free
+        if free + os.fstat(out.fileno()).st_size < size + room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        shutil.copyfileobj(data, out, 2**22)
+
+
+def _n_bytes(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(map(_n_bytes, value.values()))
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return sum(len(str(v)) + 32 for v in value.ravel())
+    if isinstance(value, str):
+        return len(value.encode())
+    return int(getattr(value, "nbytes", None) or np.asarray(value).nbytes)
+
+
+def _n_entries(value: Any) -> int:
+    return 1 + sum(map(_n_entries, value.values())) if isinstance(value, Mapping) else 1
+
+
+def _add_columns(group: h5py.Group, columns: dict[str, Any], n: int, source: str) -> None:
+    """Add columns to the obs group itself, so that those already there keep their encoding."""
+    from anndata.io import write_elem
+
+    with reading(source, "obs"):
+        index = _text(group.attrs["_index"])
+        order = [_text(column) for column in group.attrs["column-order"]]
+        item = group[index]
+        n_obs = len(
+            item if isinstance(item, h5py.Dataset) else item["codes" if "codes" in item else "values"]
+        )
+    if n != n_obs:
+        raise ValueError(f"{n} rows of annotation for {n_obs} cells")
+    for name, values in columns.items():
+        if name == index:
+            raise InputError(f"obs already uses '{name}' for the names of the cells.", source)
+        write_elem(group, name, values, dataset_kwargs=_GZIP)
+    order += [name for name in columns if name not in order]
+    group.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
+
+
+def _add_entries(file: h5py.File, name: str, entries: Mapping[str, Any]) -> None:
+    from anndata.io import write_elem
+
+    if not entries:
+        return
+    if name not in file:
+        write_elem(file, name, {})
+    for key, value in entries.items():
+        # Scalars cannot be compressed, and the dicts of uns are full of them.
+        write_elem(file[name], key, value, dataset_kwargs=_GZIP if name == "obsm" else {})
+
+
+def _write_object(
+    adata: AnnData, out: Path, columns: dict[str, Any], obsm: Mapping[str, Any], uns: Mapping[str, Any]
+) -> None:
+    """Write an AnnData object with additions, through a second one that shares its arrays."""
+    import anndata
+    from anndata.io import write_elem
+
+    if adata.isbacked:
+        adata = adata.to_memory()
+    if any(len(values) != adata.n_obs for values in columns.values()):
+        raise ValueError(f"rows of annotation do not match {adata.n_obs} cells")
+    table = adata.obs.copy(deep=False)
+    for name, values in columns.items():
+        table[name] = pd.Series(values, index=table.index) if isinstance(values, pd.Categorical) else values
+    copy = anndata.AnnData(
+        X=adata.X,
+        obs=table,
+        var=adata.var,
+        uns={**adata.uns, **{k: _storable(v) for k, v in uns.items()}},
+        obsm={**adata.obsm, **obsm},
+        varm=dict(adata.varm),
+        layers=dict(adata.layers),
+        obsp=dict(adata.obsp),
+        varp=dict(adata.varp),
+        raw=None
+        if adata.raw is None
+        else {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(adata.raw.varm)},
+    )
+    # Into memory first, where the cells are anyway: HDF5 must not meet a full disk (see _copy_with_room).
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        write_elem(file, "/", copy, dataset_kwargs={"compression": "gzip"})
+    with _replacing(out) as temporary:
+        temporary.write_bytes(image.getbuffer())
+
+
+def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write a table as .csv, .tsv or .parquet; it appears whole or not at all.
+
+    Text is written as it is. Spreadsheets take a cell that starts with ``=``, ``+``, ``-`` or ``@`` for a
+    formula; a quote mark before it would change cell names such as ``-1_AAACCTG`` and break every join on
+    them, and scripts are what reads these files. Columns of control characters have no use: they are
+    quoted by the CSV rules.
+
+    Raises
+    ------
+    InputError
+        If the suffix is another, or the output cannot be written there.
+    ResourceError
+        If the disk is full.
+    """
+    out = check_output(path)
+    if out.suffix.lower() not in _TABLE_SUFFIXES:
+        fix = f"Name it {', '.join(_TABLE_SUFFIXES)} or .h5ad."
+        raise InputError(f"Cannot tell what to write into a '{out.suffix}' file.", str(out), fix)
+    with _replacing(out) as temporary:
+        if out.suffix.lower() == ".parquet":
+            table.to_parquet(temporary)
+        else:
+            separator = "\t" if out.suffix.lower() == ".tsv" else ","
+            table.to_csv(temporary, sep=separator, lineterminator="\n")
+
+
+@contextlib.contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """Give a temporary file beside ``out`` that takes its place at the end, or vanishes on any error."""
+    temporary: Path | None = None
+    try:
+        with disk_errors(out):
+            handle, name = tempfile.mkstemp(prefix=f".{out.name[:40]}.", suffix=".tmp", dir=out.parent)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            # mkstemp makes files private; the output gets the mode any new file would have.
+            temporary.chmod(out.stat().st_mode & 0o777 if out.exists() else 0o666 & ~_umask())
+            _sync(temporary)
+            os.replace(temporary, out)
+            _sync(out.parent)
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    # os.umask() can only be read by setting it, which other threads would notice.
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _storable_column(values: pd.Series[Any]) -> Any:
+    """Return a column as anndata stores it everywhere: text with gaps becomes categorical."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return values.array
+    if values.dtype == object or isinstance(values.dtype, pd.StringDtype):
+        if values.isna().any():
+            return pd.Categorical(values.astype(object).map(str, na_action="ignore"))
+        return values.astype(str).to_numpy(dtype=object)
+    return values.to_numpy() if isinstance(values.dtype, np.dtype) else values.array
+
+
+def _storable(value: Any) -> Any:
+    """Return an entry of uns as h5ad can hold it."""
+    if isinstance(value, Mapping):
+        return {str(k).replace("/", "|"): _storable(v) for k, v in value.items() if v is not None}
+    if isinstance(value, tuple | set | frozenset):
+        return _storable(sorted(value) if isinstance(value, set | frozenset) else list(value))
+    if isinstance(value, list):
+        if any(isinstance(v, Mapping | list | tuple) or v is None for v in value):
+            import json
+
+            return json.dumps(value, default=str)
+        return np.array([str(v) for v in value], dtype=object) if not _numeric(value) else np.array(value)
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def _numeric(values: list[Any]) -> bool:
+    return bool(values) and all(isinstance(v, int | float | np.number | np.bool_) for v in values)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
