@@ -47,8 +47,14 @@ class MatrixReader(ABC):
     def rows(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         """Return rows ``start`` to ``stop`` as (stop - start, n_vars) CSR float64."""
         with reading(self.where):
-            block = self._read(start, stop).astype(np.float64)
-        if not block.has_canonical_format:
+            read = self._read(start, stop)
+            # Not astype(): scipy would add up repeats in it, in the old dtype and without telling.
+            arrays: Any = (read.data.astype(np.float64), read.indices, read.indptr)
+            block = sp.csr_matrix(arrays, shape=read.shape)
+        tidy = block.has_canonical_format
+        if not tidy or not block.data.all():
+            block = block.copy()  # what follows works in place, and the arrays may be the user's
+        if not tidy:
             before = block.nnz
             self.n_unsorted += _n_unsorted(block)
             block.sum_duplicates()

@@ -1,0 +1,74 @@
+"""Every bad file gets one message of at most three lines, fast; every odd one a note."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from scvec.errors import ScvecError
+from scvec.ingest.cells import CellSource, labels
+from scvec.ingest.h5ad_output import check_output
+
+
+def _bad_inputs() -> ModuleType:
+    # Tests are no package: the module is loaded by its place, once for all that use it.
+    name = "bad_inputs"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "bad_inputs.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+CASES = _bad_inputs().CASES
+
+
+def _read(case, path: Path) -> list[str]:
+    if "output" in case.options:
+        check_output(path.parent / case.options["output"], path)
+    with CellSource.open(path, layer=case.options.get("layer"), memory=case.options.get("memory")) as source:
+        if case.command == "ingest":
+            labels(source, case.options["label_key"])
+        rows = sum(chunk.shape[0] for chunk in source.chunks(7))
+        assert rows == source.n_obs
+        return list(source.notes)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.needs], ids=lambda c: c.name)
+def test_what_the_reader_says(case, tmp_path: Path) -> None:
+    path = case.build(tmp_path)
+    before = path.read_bytes() if path.is_file() else None
+    start = time.perf_counter()
+    if case.outcome == "noted":
+        notes = _read(case, path)
+        assert any(re.search(case.message, note) for note in notes), notes
+    else:
+        with pytest.raises(ScvecError) as caught:
+            _read(case, path)
+        text = str(caught.value)
+        assert re.search(case.message, text), text
+        assert caught.value.exit_code == case.exit_code
+        assert len(text.splitlines()) <= 3
+        assert caught.value.where or case.name.startswith("memory")
+        assert caught.value.fix
+    assert time.perf_counter() - start < 5
+    if before is not None:
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.needs in ("", "reference")], ids=lambda c: c.name)
+def test_cases_can_be_built_and_named(case, tmp_path: Path) -> None:
+    assert case.build(tmp_path).name
+    assert re.compile(case.message)
+    assert (case.exit_code == 0) == (case.outcome == "noted")
+
+
+def test_there_are_fifty_and_their_names_differ() -> None:
+    assert len({case.name for case in CASES}) == len(CASES) >= 50
