@@ -75,7 +75,7 @@ class _Stored(MatrixReader):
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         a, b = int(self._indptr[start]), int(self._indptr[stop])
         indices = _checked_indices(self._indices[a:b], self.shape[1], self.where)
-        data = self._data[a:b]
+        data = _plain(self._data[a:b])
         return sp.csr_matrix(
             (data, indices, self._indptr[start : stop + 1] - a), (stop - start, self.shape[1])
         )
@@ -92,7 +92,7 @@ class _Dense(MatrixReader):
 
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         starts = range(start, stop, self._step)
-        blocks = [sp.csr_matrix(self._values[a : min(a + self._step, stop)]) for a in starts]
+        blocks = [sp.csr_matrix(_plain(self._values[a : min(a + self._step, stop)])) for a in starts]
         if not blocks:
             return sp.csr_matrix((0, self.shape[1]))
         return blocks[0] if len(blocks) == 1 else sp.vstack(blocks, format="csr")
@@ -106,7 +106,8 @@ class _InMemory(MatrixReader):
         self._values = values
 
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
-        return sp.csr_matrix(self._values[start:stop])
+        rows = self._values[start:stop]
+        return sp.csr_matrix(_plain(rows) if isinstance(rows, np.ndarray) else rows)
 
 
 def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> MatrixReader:
@@ -219,7 +220,7 @@ def _turn_over(group: h5py.Group, n_obs: int, n_vars: int, where: str, memory: i
         indices = np.empty(nnz, np.int32 if n_obs < 2**31 else np.int64)
         for a in range(0, nnz, _PIECE):
             indices[a : a + _PIECE] = _checked_indices(group["indices"][a : a + _PIECE], n_obs, where)
-        arrays: Any = (group["data"][:], indices, indptr)
+        arrays: Any = (_plain(group["data"][:]), indices, indptr)
         return sp.csc_matrix(arrays, (n_obs, n_vars)).tocsr()
 
 
@@ -239,6 +240,13 @@ def _to_rows(values: Any, where: str) -> Any:
     raise InputError(
         f"The matrix is a {type(values).__name__}, which scvec cannot read.", where, "Use scipy CSR."
     )
+
+
+def _plain(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return values in a type that scipy.sparse knows: it has no float16 and no foreign byte order."""
+    if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
+        return values.astype(np.float64)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _n_unsorted(block: sp.csr_matrix[Any]) -> int:
