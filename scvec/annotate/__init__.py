@@ -1,1 +1,1 @@
-"""annotate."""
+"""Annotation: several opinions on each cell, weighed, calibrated and judged."""

@@ -1,1 +1,1 @@
-"""backbones."""
+"""Backbones: what turns texts into vectors."""

@@ -1,1 +1,1 @@
-"""encoders."""
+"""Encoders: what turns cells into vectors. One idea a file."""

@@ -1,0 +1,181 @@
+"""The result of a query: a label for every cell, and what stands behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.annotate.status import STATUSES
+from scvec.types import Float32, Neighbors
+
+if TYPE_CHECKING:
+    import anndata
+    import pandas as pd
+
+__all__ = ["Annotation"]
+
+Strings = npt.NDArray[np.str_]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Labels of n cells by one reference.
+
+    Attributes
+    ----------
+    cells
+        (n,) names of the cells.
+    classes
+        Labels of the reference.
+    label, label_knn, label_head, label_broad, cl_id, status
+        (n,) strings.
+    confidence, novelty
+        (n,) float32, 0 to 1.
+    proba
+        (n, n_classes) float32, columns in the order of ``classes``.
+    vectors
+        (n, embed_dim) float32.
+    neighbors
+        Nearest reference cells, as row numbers of the reference.
+    parameters
+        Everything that made this answer: version, store generation, space, options, gene match.
+    notes
+        What a user should know about it.
+    seconds
+        Duration of each stage.
+    """
+
+    cells: Strings
+    classes: tuple[str, ...]
+    label: Strings
+    label_knn: Strings
+    label_head: Strings
+    label_broad: Strings
+    cl_id: Strings
+    status: Strings
+    confidence: Float32
+    novelty: Float32
+    proba: Float32
+    vectors: Float32
+    neighbors: Neighbors
+    parameters: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    output: str = ""
+
+    def __post_init__(self) -> None:
+        n = len(self.cells)
+        lengths = {len(v) for v in (self.label, self.status, self.confidence, self.proba, self.vectors)}
+        if lengths != {n} or self.proba.shape[1] != len(self.classes):
+            raise ValueError(f"parts of an annotation of {n} cells have lengths {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def to_table(self, key_added: str = "scvec") -> pd.DataFrame:
+        """Return the per-cell columns as a data frame indexed by cell name."""
+        import pandas as pd
+
+        def category(values: Strings) -> Any:
+            return pd.Categorical(values)
+
+        columns = {
+            "label": category(self.label),
+            "confidence": self.confidence,
+            "novelty": self.novelty,
+            "status": pd.Categorical(self.status, categories=list(STATUSES)),
+            "label_knn": category(self.label_knn),
+            "label_head": category(self.label_head),
+            "label_broad": category(self.label_broad),
+            "cl_id": category(self.cl_id),
+        }
+        return pd.DataFrame(
+            {f"{key_added}_{name}": values for name, values in columns.items()},
+            index=pd.Index(self.cells.astype(object)),
+        )
+
+    def obsm(self, key_added: str = "scvec") -> dict[str, Float32]:
+        """Return the per-cell arrays that go into ``adata.obsm``."""
+        return {f"X_{key_added}": self.vectors, f"{key_added}_proba": self.proba}
+
+    def uns(self) -> dict[str, Any]:
+        """Return what goes into ``adata.uns``: classes and parameters."""
+        import json
+
+        # Nested parameters hold None and lists of mixed type, which h5ad cannot: one JSON text holds them all.
+        return {
+            "classes": np.array(self.classes, dtype=object),
+            "version": str(self.parameters["scvec"]),
+            "reference": str(self.parameters["reference"]),
+            "generation": int(self.parameters["generation"]),
+            "space": str(self.parameters["space"]),
+            "parameters": json.dumps(self.parameters, sort_keys=True),
+        }
+
+    def to_adata(self, adata: anndata.AnnData, *, key_added: str = "scvec", copy: bool = False) -> Any:
+        """Write the result into ``adata.obs``, ``.obsm`` and ``.uns``.
+
+        Parameters
+        ----------
+        copy
+            Work on a copy and return it.
+
+        Returns
+        -------
+        The copy, or None.
+
+        Raises
+        ------
+        ValueError
+            If ``adata`` has another number of cells.
+        """
+        if adata.n_obs != len(self):
+            raise ValueError(f"the annotation has {len(self)} cells, adata {adata.n_obs}")
+        target = adata.copy() if copy else adata
+        table = self.to_table(key_added)
+        for name in table.columns:
+            target.obs[name] = table[name].to_numpy() if table[name].dtype != "category" else table[name].values
+        target.obsm.update(self.obsm(key_added))
+        target.uns[key_added] = self.uns()
+        return target if copy else None
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of cells per label, most first."""
+        names, numbers = np.unique(self.label, return_counts=True)
+        order = np.lexsort((names, -numbers))
+        return {str(names[i]): int(numbers[i]) for i in order}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able summary."""
+        status = {s: int((self.status == s).sum()) for s in STATUSES}
+        return {
+            "n_cells": len(self),
+            "labels": self.counts(),
+            "status": status,
+            "mean_confidence": float(self.confidence.mean()) if len(self) else None,
+            "output": self.output,
+            "parameters": self.parameters,
+            "notes": list(self.notes),
+            "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
+        }
+
+    def lines(self) -> list[str]:
+        """Return the summary for people."""
+        total = len(self)
+        lines = [f"{total:,} cells annotated by reference {self.parameters['reference']!r}"]
+        width = max((len(name) for name in self.counts()), default=0)
+        for name, number in self.counts().items():
+            members = self.label == name
+            sure = (self.status[members] == "confident").mean()
+            lines.append(
+                f"  {name:<{width}}  {number:>7,}  confidence {self.confidence[members].mean():.2f}"
+                f"  {100 * sure:3.0f}% confident"
+            )
+        summary = ", ".join(f"{n:,} {s}" for s, n in self.to_dict()["status"].items() if n)
+        lines.append(f"status: {summary}")
+        if self.output:
+            lines.append(f"written to {self.output}")
+        return lines

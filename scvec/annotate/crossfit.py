@@ -1,0 +1,118 @@
+"""What the voices say about reference cells they have not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.annotate.novelty import mean_distance
+from scvec.annotate.shift import REGIMES, simulate
+from scvec.annotate.voices import Voices
+from scvec.types import CellChunk, Float32
+
+__all__ = ["HeldOut", "crossfit", "make_folds"]
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Scores of the voices on held-out cells.
+
+    Attributes
+    ----------
+    scores
+        Per regime, per voice, (n, n_classes) float32.
+    distances
+        Per regime, (n,) mean neighbour distance.
+    labels
+        (n,) int64 true classes.
+    """
+
+    scores: dict[str, list[Float32]]
+    distances: dict[str, Float32]
+    labels: Int64
+
+
+def make_folds(
+    labels: Int64, batches: npt.NDArray[np.str_] | None, *, n_folds: int, seed: int
+) -> tuple[Int64, str, list[str]]:
+    """Return (fold of each cell, how they were made, notes).
+
+    Whole batches are held out where there are at least two, since cells of one donor resemble each other;
+    else cells, each class spread over the folds.
+    """
+    rng = np.random.default_rng(seed)
+    names = np.unique(batches) if batches is not None else np.array([])
+    if batches is not None and len(names) >= 2:
+        # Largest batches first, each to the fold with the fewest cells so far.
+        sizes = {name: int((batches == name).sum()) for name in names}
+        load = np.zeros(min(n_folds, len(names)))
+        fold_of = {}
+        for name in sorted(names, key=lambda n: (-sizes[n], n)):
+            fold_of[name] = int(load.argmin())
+            load[fold_of[name]] += sizes[name]
+        return np.array([fold_of[b] for b in batches], dtype=np.int64), "batch", []
+    folds = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        folds[rows] = (np.arange(len(rows)) + rng.integers(n_folds)) % n_folds
+    note = (
+        "confidence was calibrated on held-out cells of the same batches, so it is optimistic for data from "
+        "elsewhere; name the column of donors or batches with --batch-key"
+    )
+    return folds, "cells", [note]
+
+
+def crossfit(
+    cells: CellChunk,
+    labels: Int64,
+    folds: Int64,
+    n_classes: int,
+    fit: Callable[[CellChunk, Int64], Voices],
+    *,
+    n_neighbors: int,
+    seed: int = 0,
+    max_cells: int = 5000,
+) -> HeldOut:
+    """Train on all folds but one, listen to the voices on that one, in every regime, and go round.
+
+    Held-out cells of a class that the other folds lack are left out: no voice could name them.
+
+    Parameters
+    ----------
+    fit
+        Trains the voices on cells and labels.
+    max_cells
+        Held-out cells looked at, in all; more would not change three weights.
+    """
+    rng = np.random.default_rng(seed)
+    scores: dict[str, list[list[Float32]]] = {name: [] for name in REGIMES}
+    distances: dict[str, list[Float32]] = {name: [] for name in REGIMES}
+    truth = []
+    fold_names = np.unique(folds)
+    for fold in fold_names:
+        train = np.flatnonzero((folds != fold) & (labels >= 0))
+        test = np.flatnonzero((folds == fold) & (labels >= 0))
+        test = test[np.isin(labels[test], np.unique(labels[train]))]
+        if len(test) > max_cells // len(fold_names):
+            test = np.sort(rng.choice(test, max_cells // len(fold_names), replace=False))
+        if len(test) == 0 or len(np.unique(labels[train])) < 2:
+            continue
+        voices = fit(CellChunk(cells.X[train], cells.measured), labels[train])
+        unseen = CellChunk(cells.X[test], cells.measured)
+        for name, regime in REGIMES.items():
+            heard = voices.listen(simulate(unseen, regime, seed=seed), n_neighbors)
+            scores[name].append(heard.scores)
+            distances[name].append(mean_distance(heard.neighbors))
+        truth.append(labels[test])
+    if not truth:
+        return HeldOut({}, {}, np.zeros(0, dtype=np.int64))
+    return HeldOut(
+        {name: [np.concatenate(v) for v in zip(*parts, strict=True)] for name, parts in scores.items()},
+        {name: np.concatenate(parts) for name, parts in distances.items()},
+        np.concatenate(truth),
+    )

@@ -1,0 +1,83 @@
+"""A voice: a trained classifier on cell vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.protocols import CellEncoder, Progress, no_progress
+from scvec.types import Float32
+
+__all__ = ["Head"]
+
+#: Logit of a class without cells: it is never the answer.
+NEVER = -30.0
+
+
+class Head:
+    """Linear classifier ``vectors @ W.T + b``.
+
+    Parameters
+    ----------
+    W, b
+        (n_classes, dim) and (n_classes,) float32.
+    activation
+        ``"gelu"`` for a head trained together with its encoder, ``"none"`` for one trained on fixed vectors.
+    """
+
+    def __init__(self, W: Float32, b: Float32, activation: str = "none") -> None:
+        if activation not in ("none", "gelu"):
+            raise ValueError(f"unknown activation {activation!r}")
+        self.W, self.b, self.activation = W, b, activation
+
+    @classmethod
+    def fit(
+        cls,
+        encoder: CellEncoder,
+        vectors: Float32,
+        labels: npt.NDArray[np.int64],
+        n_classes: int,
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> Head:
+        """Take the head that the encoder trained with itself, else fit one on its vectors (n, dim)."""
+        if hasattr(encoder, "W"):
+            missing = n_classes - len(encoder.b)  # classes numbered above the last one seen
+            W = np.pad(encoder.W, ((0, missing), (0, 0)))
+            return cls(W, np.pad(encoder.b, (0, missing), constant_values=NEVER), "gelu")
+        from sklearn.linear_model import LogisticRegression
+
+        progress("training the head", 0, 1)
+        rows = labels >= 0
+        mean, sd = vectors[rows].mean(axis=0), np.maximum(vectors[rows].std(axis=0), 1e-6)
+        counts = np.bincount(labels[rows], minlength=n_classes)
+        weights = 1.0 / np.sqrt(counts[labels[rows]])
+        model = LogisticRegression(C=0.1, max_iter=300, random_state=seed)
+        model.fit((vectors[rows] - mean) / sd, labels[rows], sample_weight=weights / weights.mean())
+        W = np.zeros((n_classes, vectors.shape[1]), dtype=np.float64)
+        b = np.full(n_classes, NEVER)
+        if len(model.classes_) == 2:
+            W[model.classes_] = np.vstack([-model.coef_, model.coef_]) / 2
+            b[model.classes_] = np.array([-model.intercept_[0], model.intercept_[0]]) / 2
+        else:
+            W[model.classes_], b[model.classes_] = model.coef_, model.intercept_
+        # Fold the standardisation into the weights: encode and score stay two matrix products.
+        W = W / sd
+        progress("training the head", 1, 1)
+        return cls(W.astype(np.float32), (b - W @ mean).astype(np.float32))
+
+    def scores(self, vectors: Float32) -> Float32:
+        """Return (n, n_classes) logits for cell vectors (n, dim)."""
+        if self.activation == "gelu":
+            from scipy.special import ndtr
+
+            # gelu by its definition, x Phi(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415)
+            vectors = (vectors * ndtr(vectors)).astype(np.float32)
+        return np.asarray(vectors @ self.W.T + self.b, dtype=np.float32)
+
+    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """Return what ``Head`` takes."""
+        return {"W": self.W, "b": self.b}, {"activation": self.activation}

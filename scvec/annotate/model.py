@@ -1,0 +1,177 @@
+"""A reference that can name cells: voices, their weights, and the yardstick of novelty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.annotate.calibration import Calibration
+from scvec.annotate.crossfit import crossfit, make_folds
+from scvec.annotate.novelty import mean_distance
+from scvec.annotate.pool import VOICES
+from scvec.annotate.status import low_quality_floor
+from scvec.annotate.voices import Voices
+from scvec.errors import InputError
+from scvec.protocols import CellEncoder, Progress, no_progress
+from scvec.types import CellChunk, Float32, Neighbors
+
+__all__ = ["METHODS", "Prediction", "ReferenceModel"]
+
+Int64 = npt.NDArray[np.int64]
+
+METHODS = ("both", "knn", "head", "prototype")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a reference says about n cells.
+
+    Attributes
+    ----------
+    vectors
+        (n, embed_dim) float32.
+    proba
+        (n, n_classes) float32 calibrated probabilities of the method asked for.
+    voices
+        Per voice, (n, n_classes) float32 probabilities of that voice alone.
+    novelty
+        (n,) float32, 0 to 1.
+    n_detected
+        (n,) int64 number of the reference's genes found in each cell.
+    """
+
+    vectors: Float32
+    proba: Float32
+    voices: dict[str, Float32]
+    neighbors: Neighbors
+    novelty: Float32
+    n_detected: Int64
+
+    @classmethod
+    def concatenate(cls, parts: list[Prediction]) -> Prediction:
+        """Return the predictions of several chunks as one."""
+        return cls(
+            vectors=np.concatenate([p.vectors for p in parts]),
+            proba=np.concatenate([p.proba for p in parts]),
+            voices={name: np.concatenate([p.voices[name] for p in parts]) for name in VOICES},
+            neighbors=Neighbors(
+                np.concatenate([p.neighbors.indices for p in parts]),
+                np.concatenate([p.neighbors.distances for p in parts]),
+            ),
+            novelty=np.concatenate([p.novelty for p in parts]),
+            n_detected=np.concatenate([p.n_detected for p in parts]),
+        )
+
+
+class ReferenceModel:
+    """Voices over labelled cells, and what held-out cells taught about them.
+
+    Parameters
+    ----------
+    floor
+        Cells with fewer of the reference's genes than this are of low quality.
+    """
+
+    def __init__(self, voices: Voices, calibration: Calibration, floor: float) -> None:
+        self.voices, self.calibration, self.floor = voices, calibration, floor
+
+    @classmethod
+    def fit(
+        cls,
+        make_encoder: Callable[[CellChunk], CellEncoder],
+        cells: CellChunk,
+        labels: Int64,
+        n_classes: int,
+        *,
+        batches: npt.NDArray[np.str_] | None = None,
+        n_neighbors: int = 15,
+        n_folds: int = 3,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> tuple[ReferenceModel, list[str]]:
+        """Train on labelled cells and calibrate on held-out ones.
+
+        Parameters
+        ----------
+        make_encoder
+            Returns an untrained encoder standardised by the cells it is given: those of a fold must not be
+            standardised by the cells that the fold holds out.
+        labels
+            (n,) int64 class numbers, -1 for none.
+        batches
+            (n,) names of donors or batches; whole ones are held out.
+
+        Returns
+        -------
+        The model, and notes for the user.
+
+        Raises
+        ------
+        InputError
+            If no cell could be held out: every label has one cell.
+        """
+
+        def fit(part: CellChunk, part_labels: Int64) -> Voices:
+            return Voices.fit(
+                make_encoder(part), part, part_labels, n_classes, seed=seed, progress=progress
+            )
+
+        folds, held_out, notes = make_folds(labels, batches, n_folds=n_folds, seed=seed)
+        seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)
+        if len(seen.labels) == 0 and held_out == "batch":
+            notes.append("the batches share no labels, so single cells were held out for calibration")
+            folds, held_out, more = make_folds(labels, None, n_folds=n_folds, seed=seed)
+            notes += more
+            seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)
+        if len(seen.labels) == 0:
+            raise InputError(
+                "no cell can be held out to calibrate on: each label has a single cell",
+                fix="give at least two cells for some labels",
+            )
+        voices = fit(cells, labels)
+        n_detected = np.diff(cells.X.indptr)
+        floor = low_quality_floor(n_detected[labels >= 0])
+        return cls(voices, Calibration.fit(seen, held_out=held_out), floor), notes
+
+    def predict(
+        self,
+        chunk: CellChunk,
+        *,
+        regime: str,
+        method: str = "both",
+        n_neighbors: int = 15,
+        subset: Int64 | None = None,
+    ) -> Prediction:
+        """Name cells.
+
+        Parameters
+        ----------
+        regime
+            From :func:`scvec.annotate.shift.regime_of`.
+        method
+            ``both`` weighs all voices; else one voice alone.
+
+        Raises
+        ------
+        InputError
+            If there is no such method.
+        """
+        if method not in METHODS:
+            raise InputError(f"there is no method {method!r}", fix=f"methods: {', '.join(METHODS)}")
+        pool = self.calibration.pools[regime]
+        heard = self.voices.listen(chunk, n_neighbors, subset=subset)
+        if subset is not None:
+            # A label that none of the cells asked has is no answer, whatever head and prototypes remember.
+            allowed = np.isin(np.arange(self.voices.n_classes), self.voices.labels[subset])
+            heard = heard.restricted(allowed)
+        alone = {name: pool.alone(name, s) for name, s in zip(VOICES, heard.scores, strict=True)}
+        proba = pool.combine(heard.scores) if method == "both" else alone[method]
+        novelty = self.calibration.novelty[regime].score(
+            mean_distance(heard.neighbors), proba.argmax(axis=1)
+        )
+        return Prediction(
+            heard.vectors, proba, alone, heard.neighbors, novelty, np.diff(chunk.X.indptr).astype(np.int64)
+        )

@@ -1,0 +1,80 @@
+"""Cell Ontology terms for classes, and the broad term that is still certain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scvec.types import Float32
+
+__all__ = ["ClassOntology"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassOntology:
+    """Which classes stand under which Cell Ontology terms.
+
+    Attributes
+    ----------
+    terms
+        Per class its own term, or "" where none was found.
+    names
+        Label of every term used.
+    lineage
+        Per term with a class, the terms above it (itself included).
+    depth
+        Per term, how many terms stand above it: the deeper, the more it says.
+    """
+
+    terms: tuple[str, ...]
+    names: dict[str, str]
+    lineage: dict[str, tuple[str, ...]]
+    depth: dict[str, int]
+
+    def broad(self, proba: Float32, *, bar: float = 0.8) -> tuple[list[str], list[str]]:
+        """Return, per cell, (label, id) of the deepest term whose summed probability reaches the bar.
+
+        ``"T cell"`` when CD4 and CD8 are both likely. Empty strings where no term reaches it.
+
+        Parameters
+        ----------
+        proba
+            (n, n_classes) float32.
+        """
+        names = sorted({t for path in self.lineage.values() for t in path})
+        if not names:
+            return [""] * len(proba), [""] * len(proba)
+        number = {term: i for i, term in enumerate(names)}
+        under = np.zeros((len(self.terms), len(names)))
+        for c, term in enumerate(self.terms):
+            for above in self.lineage.get(term, ()):
+                under[c, number[above]] = 1.0
+        mass = proba @ under
+        # Among the terms that pass, the deepest; of two equally deep, the likelier one.
+        depth = np.array([self.depth[t] for t in names], dtype=np.float64)
+        rank = np.where(mass >= bar - 1e-6, depth + 0.5 * np.minimum(mass, 1.0), -1.0)
+        best = rank.argmax(axis=1)
+        passed = rank[np.arange(len(proba)), best] >= 0
+        ids = [names[b] if ok else "" for b, ok in zip(best, passed, strict=True)]
+        return [self.names.get(i, "") for i in ids], ids
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "terms": list(self.terms),
+            "names": self.names,
+            "lineage": {k: list(v) for k, v in self.lineage.items()},
+            "depth": self.depth,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ClassOntology:
+        """Rebuild from :meth:`to_dict`."""
+        return cls(
+            tuple(data["terms"]),
+            dict(data["names"]),
+            {k: tuple(v) for k, v in data["lineage"].items()},
+            {k: int(v) for k, v in data["depth"].items()},
+        )

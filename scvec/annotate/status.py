@@ -1,0 +1,49 @@
+"""One word on how far a label can be trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["STATUSES", "low_quality_floor", "statuses"]
+
+STATUSES = ("confident", "ambiguous", "novel", "low_quality")
+
+#: Below an even chance, another answer is about as likely.
+CONFIDENCE_BAR = 0.5
+
+
+def statuses(
+    *,
+    confidence: npt.NDArray[np.float32],
+    novelty: npt.NDArray[np.float32],
+    agree: npt.NDArray[np.bool_],
+    low_quality: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.str_]:
+    """Return (n,) statuses; the gravest that applies.
+
+    Parameters
+    ----------
+    confidence, novelty
+        (n,) 0 to 1.
+    agree
+        (n,) whether neighbours and head name one label.
+    low_quality
+        (n,) cells with too little in them to say anything.
+    """
+    status = np.where(agree & (confidence >= CONFIDENCE_BAR), "confident", "ambiguous")
+    status = np.where(novelty > 0.5, "novel", status)
+    return np.where(low_quality, "low_quality", status)
+
+
+def low_quality_floor(n_detected: npt.NDArray[np.int64]) -> float:
+    """Return how many of its genes a reference cell has at the least, halved.
+
+    The 1st percentile, so that one odd reference cell does not set the bar.
+
+    Parameters
+    ----------
+    n_detected
+        (n,) number of the reference's genes found in each labelled cell.
+    """
+    return float(max(1.0, 0.5 * np.quantile(n_detected, 0.01)))

@@ -1,0 +1,111 @@
+"""The three voices over one encoder, trained together and asked together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.annotate.head import Head
+from scvec.annotate.knn import vote
+from scvec.annotate.pool import VOICES, log_softmax
+from scvec.annotate.prototypes import Prototypes
+from scvec.protocols import CellEncoder, Progress, VectorIndex, no_progress
+from scvec.types import CellChunk, Float32, Neighbors
+
+__all__ = ["Heard", "Voices"]
+
+#: A score that no weight brings back.
+OUT_OF_REACH = -1e4
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the voices said about n cells.
+
+    Attributes
+    ----------
+    vectors
+        (n, embed_dim) float32.
+    neighbors
+        Nearest reference cells.
+    scores
+        Per voice in the order of ``VOICES``, (n, n_classes) float32, uncalibrated.
+    """
+
+    vectors: Float32
+    neighbors: Neighbors
+    scores: list[Float32]
+
+    def restricted(self, allowed: npt.NDArray[np.bool_]) -> Heard:
+        """Return the same with the scores of other classes than ``allowed`` (n_classes,) put out of reach."""
+        scores = [np.where(allowed, s, np.float32(OUT_OF_REACH)) for s in self.scores]
+        return Heard(self.vectors, self.neighbors, scores)
+
+
+class Voices:
+    """Head, neighbours and prototypes of one set of labelled cells.
+
+    Parameters
+    ----------
+    index
+        Index of the labelled cells' vectors; row i has ``labels[i]``.
+    labels
+        (n_reference,) int64, -1 for cells without a label.
+    """
+
+    def __init__(
+        self, encoder: CellEncoder, head: Head, prototypes: Prototypes, index: VectorIndex, labels: Int64
+    ) -> None:
+        if index.n != len(labels):
+            raise ValueError(f"{index.n} vectors in the index for {len(labels)} labels")
+        self.encoder, self.head, self.prototypes = encoder, head, prototypes
+        self.index, self.labels = index, labels
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.head.b)
+
+    @classmethod
+    def fit(
+        cls,
+        encoder: CellEncoder,
+        cells: CellChunk,
+        labels: Int64,
+        n_classes: int,
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> Voices:
+        """Train on labelled cells."""
+        from scvec.stores.indices import build_index
+
+        encoder.fit([cells], labels, seed=seed, progress=progress)
+        vectors = encoder.encode(cells)
+        head = Head.fit(encoder, vectors, labels, n_classes, seed=seed, progress=progress)
+        return cls(
+            encoder, head, Prototypes.fit(cells.X, labels, n_classes), build_index(vectors), labels
+        )
+
+    def listen(
+        self, chunk: CellChunk, n_neighbors: int, *, subset: Int64 | None = None
+    ) -> Heard:
+        """Ask all voices about cells.
+
+        Parameters
+        ----------
+        subset
+            Row numbers of the reference cells that may be neighbours; all when None.
+        """
+        vectors = self.encoder.encode(chunk)
+        neighbors = self.index.search(vectors, n_neighbors, subset=subset)
+        by_name = {
+            "head": self.head.scores(vectors),
+            "knn": log_softmax(np.log(vote(neighbors, self.labels, self.n_classes))).astype(np.float32),
+            "prototype": self.prototypes.scores(chunk),
+        }
+        return Heard(vectors, neighbors, [by_name[name] for name in VOICES])

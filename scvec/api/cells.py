@@ -1,0 +1,397 @@
+"""``scvec ingest cells``: labelled cells into a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.api.reports import CellsReport
+from scvec.api.stages import Stages
+from scvec.errors import InputError
+from scvec.protocols import CellEncoder, Progress, no_progress
+from scvec.types import CellChunk, Float32
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from scvec.annotate.model import ReferenceModel
+    from scvec.api.matching import MatchedSource
+    from scvec.api.texts import EncodedGenes
+    from scvec.encoders.statistics import GeneStatistics
+    from scvec.ingest.cells import CellSource
+    from scvec.ingest.identity import GeneMap, GeneResolver
+    from scvec.types import Species
+
+__all__ = ["ingest_cells"]
+
+#: Variable genes that a reference is built on.
+N_GENES = 3000
+#: Cells that the encoder and the head are trained on at most.
+MAX_TRAINING_CELLS = 20_000
+N_NEIGHBORS = 15
+
+
+def ingest_cells(
+    store: Path | str,
+    refs: Sequence[Path | str | AnnData],
+    *,
+    name: str,
+    label_key: str,
+    species: str = "auto",
+    layer: str | None = None,
+    backbone: str = "minilm",
+    encoder: str = "adapted",
+    batch_key: str | None = None,
+    seed: int = 0,
+    force: bool = False,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> CellsReport:
+    """Turn labelled cells into a reference: vectors, index, head, calibration.
+
+    Parameters
+    ----------
+    store
+        Folder of the store; made where there is none.
+    refs
+        h5ad files or AnnData objects of one species. Genes that one of them lacks are left out.
+    name
+        What the reference is called; one of that name is replaced.
+    label_key
+        Column of obs with the labels.
+    batch_key
+        Column of obs with donors or batches: whole ones are held out to calibrate the confidence.
+    backbone, encoder
+        See DESIGN of backbones in the README.
+    seed
+        Two runs with one seed give the same reference.
+    force
+        Go on where few genes match.
+
+    Raises
+    ------
+    InputError
+        If the files, the label column or an option cannot be used.
+    """
+    from scvec.api.device import check_device
+    from scvec.api.genes import ensure_knowledge
+    from scvec.api.matching import match_genes, resolver_of
+    from scvec.api.texts import encode_genes
+    from scvec.backbones.spec import parse_spec
+    from scvec.encoders.registry import needs_text
+    from scvec.ingest.cells import CellSource
+    from scvec.stores.store import Store
+
+    spec = parse_spec(backbone)
+    with_text = needs_text(encoder)
+    check_device(device)
+    stages = Stages()
+    with ExitStack() as stack:
+        with stages("read"):
+            progress("reading cells", 0, None)
+            sources = [stack.enter_context(CellSource.open(ref, layer=layer)) for ref in refs]
+            labelled = _Labelled.read(sources, label_key, batch_key)
+        opened = Store.open(store, create=True)
+        params = {"name": name, "label_key": label_key, "encoder": encoder, "backbone": backbone, "seed": seed}
+        txn = stack.enter_context(opened.begin("ingest cells", params))
+        with stages("genes"):
+            kb = txn.open_knowledge()
+            ensure_knowledge(kb, progress=progress)
+            resolver = resolver_of(kb)
+            matched = [match_genes(s, resolver, species=species, force=force) for s in sources]
+            target, gene_ids, maps = _common_genes(matched, resolver)
+            stats, chosen = _variable_genes(matched, maps, progress)
+            gene_ids = [gene_ids[i] for i in chosen]
+            maps = [resolver.map_to(m.match, gene_ids, target) for m in matched]
+        encoded = None
+        if with_text:
+            with stages("encode genes"):
+                encoded = encode_genes(
+                    kb, txn.vectors(), gene_ids, spec, device=device, progress=progress
+                )
+                if not spec.permuted:
+                    txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
+        with stages("train"):
+            model, notes = _train(labelled, matched, maps, encoder, encoded, seed, progress)
+        with stages("encode cells"):
+            vectors = _encode(model.voices.encoder, matched, maps, progress)
+        with stages("write"):
+            tensors, meta = _describe(
+                labelled, matched, gene_ids, stats, model, encoded, kb, target=target, options=params
+            )
+            obs = labelled.table()
+            txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors)
+            generation = txn.commit()
+        notes = [n for s in sources for n in s.notes] + notes + txn.notes
+    calibration = model.calibration
+    record = calibration.record["same"]
+    return CellsReport(
+        name=name,
+        n_cells=labelled.n,
+        n_genes_matched=min(m.match.n_matched for m in matched),
+        match_summary="; ".join(m.summary for m in matched),
+        expression="; ".join(dict.fromkeys(s.state.message for s in sources)),
+        classes=labelled.counts(),
+        encoder=encoder,
+        space=encoded.space.fingerprint if encoded else "none",
+        calibration={
+            "accuracy": record["accuracy"],
+            "macro_f1": record["macro_f1"],
+            "ece": record["ece"],
+            "n_cells": calibration.n_cells,
+            "held_out": f"whole batches of {batch_key}" if calibration.held_out == "batch" else "cells",
+        },
+        seconds=stages.seconds,
+        generation=str(generation.number),
+        notes=list(dict.fromkeys(notes)),
+    )
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Labels and batches of the cells of all files, one after another.
+
+    Attributes
+    ----------
+    codes
+        (n,) int64 class numbers, -1 for none.
+    batches
+        (n,) strings, or None.
+    """
+
+    sources: list[CellSource]
+    codes: npt.NDArray[np.int64]
+    classes: list[str]
+    batches: npt.NDArray[np.str_] | None
+
+    @classmethod
+    def read(cls, sources: list[CellSource], label_key: str, batch_key: str | None) -> _Labelled:
+        from scvec.ingest.labels import labels
+
+        if not sources:
+            raise InputError("no reference file was given", fix="name at least one h5ad file")
+        each = [labels(source, label_key) for source in sources]
+        classes = sorted({c for _, names in each for c in names})
+        number = {c: i for i, c in enumerate(classes)}
+        codes = [
+            np.array([number[names[k]] if k >= 0 else -1 for k in part], dtype=np.int64)
+            for part, names in each
+        ]
+        batches = None
+        if batch_key is not None:
+            batches = np.concatenate([_batches(s, batch_key, i) for i, s in enumerate(sources)])
+        elif len(sources) > 1:
+            batches = np.concatenate([np.full(s.n_obs, f"file {i}") for i, s in enumerate(sources)])
+        return cls(sources, np.concatenate(codes), classes, batches)
+
+    @property
+    def n(self) -> int:
+        return len(self.codes)
+
+    def counts(self) -> dict[str, int]:
+        """Cells per label, most first."""
+        numbers = np.bincount(self.codes[self.codes >= 0], minlength=len(self.classes))
+        order = np.argsort(-numbers, kind="stable")
+        return {self.classes[i]: int(numbers[i]) for i in order}
+
+    def table(self) -> pd.DataFrame:
+        """Return obs of all cells, and their class numbers."""
+        import pandas as pd
+
+        from scvec.api.references import CODE_COLUMN
+
+        obs = pd.concat([s.obs for s in self.sources]) if len(self.sources) > 1 else self.sources[0].obs.copy()
+        obs[CODE_COLUMN] = self.codes
+        return obs
+
+    def training_rows(self, seed: int) -> npt.NDArray[np.int64]:
+        """Return which cells to train on, ascending: all labelled ones, or a sample that keeps rare labels whole."""
+        rows = np.flatnonzero(self.codes >= 0)
+        if len(rows) <= MAX_TRAINING_CELLS:
+            return rows
+        counts = np.bincount(self.codes[rows], minlength=len(self.classes))
+        low, high = 0, int(counts.max())
+        while low < high:  # the largest cap on a label that keeps the sum within the budget
+            cap = (low + high + 1) // 2
+            low, high = (cap, high) if np.minimum(counts, cap).sum() <= MAX_TRAINING_CELLS else (low, cap - 1)
+        rng = np.random.default_rng(seed)
+        kept = [
+            rng.permutation(rows[self.codes[rows] == c])[: max(low, 1)] for c in range(len(self.classes))
+        ]
+        return np.sort(np.concatenate(kept))
+
+
+def _batches(source: CellSource, batch_key: str, number: int) -> npt.NDArray[np.str_]:
+    if batch_key not in source.obs.columns:
+        listed = ", ".join(str(c) for c in list(source.obs.columns)[:12])
+        raise InputError(f"There is no column '{batch_key}' in obs.", source.name, f"Columns: {listed}.")
+    return np.array([f"{number}:{value}" for value in source.obs[batch_key].astype(str)])
+
+
+def _common_genes(
+    matched: list[MatchedSource], resolver: GeneResolver
+) -> tuple[Species, list[str], list[GeneMap]]:
+    """Return the species, the genes that every file has, and how columns become them."""
+    species = {m.match.species for m in matched}
+    if len(species) > 1:
+        raise InputError(
+            "the reference files are of several species: " + ", ".join(sorted(species)),
+            ", ".join(m.source.name for m in matched),
+            "ingest them as references of their own; a query of either species can ask both",
+        )
+    sets = [{g for g in m.match.gene_ids if g is not None} for m in matched]
+    common = sorted(set.intersection(*sets))
+    if not common:
+        raise InputError("the reference files have no gene in common", fix="ingest them one by one")
+    union = len(set.union(*sets))
+    if len(common) < union:
+        matched[0].source.notes.append(f"{union - len(common):,} genes that not every file has were left out")
+    target = matched[0].match.species
+    return target, common, [resolver.map_to(m.match, common, target) for m in matched]
+
+
+def _variable_genes(
+    matched: list[MatchedSource], maps: list[GeneMap], progress: Progress
+) -> tuple[GeneStatistics, npt.NDArray[np.int64]]:
+    from scvec.encoders.statistics import StatisticsAccumulator, highly_variable
+
+    gathered = StatisticsAccumulator(maps[0].weights.shape[1])
+    total = sum(m.source.n_obs for m in matched)
+    for source, genes in zip(matched, maps, strict=True):
+        for chunk in source.chunks(genes):
+            gathered.add(chunk.X)
+            progress("counting genes", gathered.n_cells, total)
+    stats = gathered.result()
+    chosen = highly_variable(stats, N_GENES)
+    if len(chosen) == 0:
+        raise InputError("no gene is expressed in any cell", matched[0].source.name, "check the values of X")
+    return stats.select(chosen), chosen
+
+
+def _train(
+    labelled: _Labelled,
+    matched: list[MatchedSource],
+    maps: list[GeneMap],
+    encoder: str,
+    encoded: EncodedGenes | None,
+    seed: int,
+    progress: Progress,
+) -> tuple[ReferenceModel, list[str]]:
+    import scipy.sparse as sp
+
+    from scvec.annotate.model import ReferenceModel
+    from scvec.encoders.registry import make_encoder
+    from scvec.encoders.scaling import Scaling
+    from scvec.encoders.statistics import StatisticsAccumulator
+
+    rows = labelled.training_rows(seed)
+    notes = []
+    if len(rows) < int((labelled.codes >= 0).sum()):
+        notes.append(f"trained on {len(rows):,} cells, rare labels kept whole; all cells are in the index")
+    parts, start = [], 0
+    for source, genes in zip(matched, maps, strict=True):
+        here = rows[(rows >= start) & (rows < start + source.source.n_obs)] - start
+        parts += [chunk.X for chunk in source.chunks(genes, rows=here)]
+        start += source.source.n_obs
+    measured = np.ones(maps[0].weights.shape[1], dtype=bool)
+    cells = CellChunk(sp.vstack(parts, format="csr"), measured)
+
+    def new_encoder(part: CellChunk) -> CellEncoder:
+        gathered = StatisticsAccumulator(part.X.shape[1])
+        gathered.add(part.X)
+        scaling = Scaling.from_statistics(gathered.result())
+        return make_encoder(encoder, encoded.vectors if encoded else None, scaling)
+
+    model, more = ReferenceModel.fit(
+        new_encoder,
+        cells,
+        labelled.codes[rows],
+        len(labelled.classes),
+        batches=None if labelled.batches is None else labelled.batches[rows],
+        n_neighbors=min(N_NEIGHBORS, max(1, len(rows) // 2)),
+        seed=seed,
+        progress=progress,
+    )
+    return model, notes + more
+
+
+def _encode(
+    encoder: CellEncoder, matched: list[MatchedSource], maps: list[GeneMap], progress: Progress
+) -> Float32:
+    total = sum(m.source.n_obs for m in matched)
+    vectors = np.empty((total, encoder.embed_dim), dtype=np.float32)
+    done = 0
+    for source, genes in zip(matched, maps, strict=True):
+        for chunk in source.chunks(genes):
+            vectors[done : done + len(chunk)] = encoder.encode(chunk)
+            done += len(chunk)
+            progress("encoding cells", done, total)
+    return vectors
+
+
+def _describe(
+    labelled: _Labelled,
+    matched: list[MatchedSource],
+    gene_ids: list[str],
+    stats: GeneStatistics,
+    model: ReferenceModel,
+    encoded: EncodedGenes | None,
+    kb: Any,
+    *,
+    target: Species,
+    options: dict[str, Any],
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Return the arrays and the JSON values that a reference is stored as."""
+    from scvec import __version__
+    from scvec.api.references import class_ontology, model_state
+
+    tensors, state = model_state(model)
+    tensors["genes.mean"], tensors["genes.sd"] = stats.mean, stats.sd
+    ontology = class_ontology(kb, labelled.classes, _known_terms(labelled))
+    meta = {
+        "scvec": __version__,
+        "species": target,
+        "classes": labelled.classes,
+        "counts": labelled.counts(),
+        "genes": gene_ids,
+        "space": encoded.space.to_dict() if encoded else None,
+        "options": options,
+        "ontology": ontology.to_dict(),
+        "sources": [
+            {
+                "name": m.source.name,
+                "n_cells": m.source.n_obs,
+                "genes": m.summary,
+                "expression": m.source.state.to_dict(),
+            }
+            for m in matched
+        ],
+        "model": state,
+    }
+    return tensors, meta
+
+
+def _known_terms(labelled: _Labelled) -> dict[str, str]:
+    """Return label -> Cell Ontology id where a column of ids says one thing about all cells of a label."""
+    import re
+
+    known: dict[str, set[str]] = {}
+    start = 0
+    for source in labelled.sources:
+        codes = labelled.codes[start : start + source.n_obs]
+        start += source.n_obs
+        for column in ("cell_type_ontology_term_id", "cell_ontology_id"):
+            if column not in source.obs.columns:
+                continue
+            for code, value in zip(codes, source.obs[column].astype(str), strict=True):
+                if code >= 0 and re.fullmatch(r"CL:\d{7}", value):
+                    known.setdefault(labelled.classes[code], set()).add(value)
+            break
+    return {label: next(iter(ids)) for label, ids in known.items() if len(ids) == 1}

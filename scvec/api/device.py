@@ -1,0 +1,29 @@
+"""Which device computes."""
+
+from __future__ import annotations
+
+from scvec.errors import InputError
+
+__all__ = ["check_device"]
+
+
+def check_device(device: str) -> str:
+    """Return ``device``.
+
+    Raises
+    ------
+    InputError
+        If it is none of ``auto``, ``cpu`` and ``cuda``, or ``cuda`` is asked for and there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"there is no device {device!r}", fix="devices: auto, cpu, cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(
+                "this machine offers no CUDA device to torch",
+                f"torch {torch.__version__}",
+                "leave out --device, or install a CUDA build of torch on a machine with a GPU",
+            )
+    return device

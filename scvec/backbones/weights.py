@@ -1,0 +1,39 @@
+"""Fingerprints of model weights on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from scvec.errors import InputError
+
+__all__ = ["weights_sha256"]
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the SHA-256 of the model's weights; of several files, the hash of their names and hashes.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no ``.safetensors`` file. Pickled weights (``.bin``, ``.pt``) are never loaded.
+    """
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise InputError(
+            "the model folder holds no .safetensors weights (pickled weights are not loaded)",
+            str(folder),
+            "convert the model with transformers: model.save_pretrained(FOLDER, safe_serialization=True)",
+        )
+    hashes = [_sha256(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    if len(files) == 1:
+        return hashes[0]
+    lines = (f"{path.relative_to(folder)} {h}\n" for path, h in zip(files, hashes, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@lru_cache(maxsize=32)
+def _sha256(path: Path, mtime_ns: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

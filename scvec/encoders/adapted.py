@@ -1,0 +1,164 @@
+"""The default encoder: text vectors as a prior, adapted to the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.encoders.scaling import Scaling
+from scvec.encoders.training import class_weights, train
+from scvec.protocols import Progress, State, no_progress
+from scvec.types import CellChunk, Float32
+
+__all__ = ["AdaptedEncoder"]
+
+
+class AdaptedEncoder:
+    """Cell vector ``c = LayerNorm(Z G / sqrt(n_genes))`` with gene vectors ``g_i = A e_i + r_i``.
+
+    ``e_i`` is the centred text vector of gene i, ``A`` a learned map, ``r_i`` a learned residual that starts
+    at zero and is decayed; the head ``softmax(W gelu(c) + b)`` is trained with it. Text is the prior: where
+    the reference says little about a gene, its vector stays where genes of similar description are.
+
+    Parameters
+    ----------
+    gene_vectors
+        (n_genes, text_dim) float32 text vectors, or None for residuals alone (a control).
+    scaling
+        Standardisation of the reference, over the same genes.
+    text_scale
+        Length of the text vectors. Large ones make A learn faster than the residuals and the encoder worse than
+        one with random vectors; at 0.1 both learn at one pace (`benchmarks/text_scale.py`).
+    """
+
+    name = "adapted"
+
+    def __init__(
+        self,
+        gene_vectors: Float32 | None,
+        scaling: Scaling,
+        *,
+        embed_dim: int = 128,
+        text_scale: float = 0.1,
+        gene_dropout: float = 0.5,
+        label_smoothing: float = 0.1,
+        weight_decay: float = 0.01,
+        epochs: int = 25,
+        batch_size: int = 128,
+        lr: float = 3e-3,
+    ) -> None:
+        n_genes = len(scaling.mean)
+        if gene_vectors is not None and len(gene_vectors) != n_genes:
+            raise ValueError(f"{len(gene_vectors)} gene vectors for {n_genes} genes")
+        self.embed_dim = embed_dim
+        self.scaling = scaling
+        self.text = None if gene_vectors is None else centred(gene_vectors) * np.float32(text_scale)
+        self.options = {
+            "gene_dropout": gene_dropout,
+            "label_smoothing": label_smoothing,
+            "weight_decay": weight_decay,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "text_scale": text_scale,
+        }
+        self.G: Float32 = np.zeros((n_genes, embed_dim), dtype=np.float32)
+        self.A: Float32 = np.zeros((0, embed_dim), dtype=np.float32)
+        self.W: Float32 = np.zeros((0, embed_dim), dtype=np.float32)
+        self.b: Float32 = np.zeros(0, dtype=np.float32)
+
+    def fit(
+        self,
+        chunks: Iterable[CellChunk],
+        labels: npt.NDArray[np.int64],
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Train gene vectors and head on labelled cells; ``labels`` (n,) holds class numbers, -1 for none."""
+        import torch
+        from torch.nn import functional as F
+
+        Z = torch.from_numpy(np.concatenate([self.scaling.dense(chunk) for chunk in chunks]))
+        y = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+        n_genes, n_classes = Z.shape[1], int(labels.max()) + 1
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(rows: int, columns: int, scale: float) -> torch.Tensor:
+            return (torch.randn(rows, columns, generator=generator) * scale).requires_grad_()
+
+        if self.text is None:
+            # Nothing to start from but noise, of the size that text vectors have.
+            text, A = None, None
+            R = normal(n_genes, self.embed_dim, self.options["text_scale"])
+        else:
+            text = torch.from_numpy(self.text)
+            A = normal(text.shape[1], self.embed_dim, text.shape[1] ** -0.5)
+            R = torch.zeros(n_genes, self.embed_dim, requires_grad=True)
+        W = normal(n_classes, self.embed_dim, self.embed_dim**-0.5)
+        b = torch.zeros(n_classes, requires_grad=True)
+
+        def gene_vectors() -> torch.Tensor:
+            return R if text is None or A is None else text @ A + R
+
+        keep = 1.0 - self.options["gene_dropout"]
+
+        def loss(rows: torch.Tensor) -> torch.Tensor:
+            mask = (torch.rand(n_genes, generator=generator) < keep).float() / keep
+            c = F.layer_norm((Z[rows] * mask) @ gene_vectors() / n_genes**0.5, (self.embed_dim,))
+            return F.cross_entropy(
+                F.gelu(c) @ W.T + b, y[rows], label_smoothing=self.options["label_smoothing"]
+            )
+
+        shared = [p for p in (A, W, b) if p is not None]
+        train(
+            [
+                {"params": shared, "weight_decay": 1e-3},
+                {"params": [R], "weight_decay": self.options["weight_decay"]},
+            ],
+            loss,
+            class_weights(labels, n_classes),
+            seed=seed,
+            epochs=int(self.options["epochs"]),
+            batch_size=int(self.options["batch_size"]),
+            lr=self.options["lr"],
+            stage="training the encoder",
+            progress=progress,
+        )
+        self.G = gene_vectors().detach().numpy().astype(np.float32)
+        if A is not None:
+            self.A = A.detach().numpy()
+        self.W, self.b = W.detach().numpy(), b.detach().numpy()
+
+    def encode(self, chunk: CellChunk) -> Float32:
+        """Return (n, embed_dim) float32 cell vectors, each of mean 0 and variance 1."""
+        c = self.scaling.product(chunk, self.G) / np.float32(np.sqrt(len(self.G)))
+        c -= c.mean(axis=1, keepdims=True)
+        return np.asarray(c / np.sqrt(c.var(axis=1, keepdims=True) + 1e-5), dtype=np.float32)
+
+    def state(self) -> State:
+        """Return what is needed to encode: gene vectors, text map and head, not the training data."""
+        tensors = {"G": self.G, "A": self.A, "W": self.W, "b": self.b, **self.scaling.state()}
+        return tensors, {"embed_dim": self.embed_dim, "options": self.options}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> AdaptedEncoder:
+        """Rebuild from :meth:`state`."""
+        scaling = Scaling(tensors["scaling.mean"], tensors["scaling.sd"])
+        encoder = cls(None, scaling, embed_dim=int(meta["embed_dim"]), **meta["options"])
+        encoder.G, encoder.A = tensors["G"], tensors["A"]
+        encoder.W, encoder.b = tensors["W"], tensors["b"]
+        return encoder
+
+
+def centred(vectors: Float32) -> Float32:
+    """Return vectors with the mean removed, scaled to a root mean square of 1 per entry.
+
+    Language models put all texts into a narrow cone: the common direction says nothing about a gene.
+    """
+    v = vectors - vectors.mean(axis=0)
+    norms = np.linalg.norm(v, axis=1, keepdims=True)
+    return np.asarray(v / np.maximum(norms, 1e-6) * np.sqrt(v.shape[1]), dtype=np.float32)

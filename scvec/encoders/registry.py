@@ -1,0 +1,60 @@
+"""Encoders by name."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import numpy.typing as npt
+
+from scvec.encoders.adapted import AdaptedEncoder
+from scvec.encoders.pca import PCAEncoder
+from scvec.encoders.scaling import Scaling
+from scvec.encoders.weighted import WeightedEncoder
+from scvec.errors import InputError
+from scvec.protocols import CellEncoder
+from scvec.types import Float32
+
+__all__ = ["ENCODERS", "load_encoder", "make_encoder", "needs_text"]
+
+ENCODERS = ("adapted", "weighted", "pca", "residual")
+
+
+def needs_text(name: str) -> bool:
+    """Return whether an encoder uses gene vectors.
+
+    Raises
+    ------
+    InputError
+        If there is no encoder of that name.
+    """
+    if name not in ENCODERS:
+        close = difflib.get_close_matches(name, ENCODERS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise InputError(f"there is no encoder {name!r}", fix=f"{hint}encoders: {', '.join(ENCODERS)}")
+    return name in ("adapted", "weighted")
+
+
+def make_encoder(name: str, gene_vectors: Float32 | None, scaling: Scaling) -> CellEncoder:
+    """Return an untrained encoder.
+
+    Parameters
+    ----------
+    name
+        ``adapted``, ``weighted``, or the controls ``pca`` and ``residual`` (adapted without text).
+    gene_vectors
+        (n_genes, text_dim) float32, for the encoders that use text.
+    """
+    if not needs_text(name):
+        return PCAEncoder(scaling) if name == "pca" else AdaptedEncoder(None, scaling)
+    if gene_vectors is None:
+        raise ValueError(f"the encoder {name!r} needs gene vectors")
+    return AdaptedEncoder(gene_vectors, scaling) if name == "adapted" else WeightedEncoder(gene_vectors)
+
+
+def load_encoder(name: str, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> CellEncoder:
+    """Rebuild a trained encoder from its saved state."""
+    if needs_text(name) and name == "weighted":
+        return WeightedEncoder.from_state(tensors, meta)
+    kind = PCAEncoder if name == "pca" else AdaptedEncoder
+    return kind.from_state(tensors, meta)

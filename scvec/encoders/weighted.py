@@ -1,0 +1,58 @@
+"""GenePT-w: a cell is the expression-weighted mean of its genes' text vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.protocols import Progress, State, no_progress
+from scvec.types import CellChunk, Float32
+
+__all__ = ["WeightedEncoder"]
+
+
+class WeightedEncoder:
+    """Mean of gene vectors weighted by log expression, scaled to length 1.
+
+    Chen and Zou 2023, GenePT (doi:10.1101/2023.10.16.562533), "GenePT-w". Nothing is learned: it is the
+    zero-shot baseline, and weak (see docs/benchmarks.md).
+
+    Parameters
+    ----------
+    gene_vectors
+        (n_genes, dim) float32.
+    """
+
+    name = "weighted"
+
+    def __init__(self, gene_vectors: Float32) -> None:
+        self.gene_vectors = np.ascontiguousarray(gene_vectors, dtype=np.float32)
+        self.embed_dim = int(gene_vectors.shape[1])
+
+    def fit(
+        self,
+        chunks: Iterable[CellChunk],
+        labels: npt.NDArray[np.int64],
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Do nothing: the vectors are taken as they are."""
+
+    def encode(self, chunk: CellChunk) -> Float32:
+        """Return (n, dim) float32 vectors of length 1 (0 for a cell without counts)."""
+        sums = np.asarray(chunk.X @ self.gene_vectors, dtype=np.float32)
+        norms = np.linalg.norm(sums, axis=1, keepdims=True)
+        return np.asarray(sums / np.maximum(norms, 1e-12), dtype=np.float32)
+
+    def state(self) -> State:
+        """Return the gene vectors."""
+        return {"gene_vectors": self.gene_vectors}, {}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> WeightedEncoder:
+        """Rebuild from :meth:`state`."""
+        return cls(tensors["gene_vectors"])
