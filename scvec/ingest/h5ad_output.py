@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,8 @@ def write_annotated(
     if old:  # anndata before 0.7 kept obs in one compound dataset, which takes no more columns
         import anndata
 
-        with reading(str(source)):
+        with reading(str(source)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the age of the file, which ends here
             adata = anndata.read_h5ad(source)
         _write_object(adata, out, columns, obsm, uns)
         return
@@ -192,7 +194,6 @@ def _write_object(
     adata: AnnData, out: Path, columns: dict[str, Any], obsm: Mapping[str, Any], uns: Mapping[str, Any]
 ) -> None:
     """Write an AnnData object with additions, through a second one that shares its arrays."""
-    import anndata
     from anndata.io import write_elem
 
     if adata.isbacked:
@@ -202,26 +203,35 @@ def _write_object(
     table = adata.obs.copy(deep=False)
     for name, values in columns.items():
         table[name] = pd.Series(values, index=table.index) if isinstance(values, pd.Categorical) else values
-    copy = anndata.AnnData(
-        X=adata.X,
-        obs=table,
-        var=adata.var,
-        uns={**adata.uns, **{k: _storable(v) for k, v in uns.items()}},
-        obsm={**adata.obsm, **obsm},
-        varm=dict(adata.varm),
-        layers=dict(adata.layers),
-        obsp=dict(adata.obsp),
-        varp=dict(adata.varp),
-        raw=None
-        if adata.raw is None
-        else {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(adata.raw.varm)},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # repeated names are the caller's, who has been told
+        copy = _shallow_copy(adata, table, obsm, uns)
     # Into memory first, where the cells are anyway: HDF5 must not meet a full disk (see _copy_with_room).
     image = io.BytesIO()
     with h5py.File(image, "w") as file:
         write_elem(file, "/", copy, dataset_kwargs={"compression": "gzip"})
     with _replacing(out) as temporary:
         temporary.write_bytes(image.getbuffer())
+
+
+def _shallow_copy(
+    adata: AnnData, obs: pd.DataFrame, obsm: Mapping[str, Any], uns: Mapping[str, Any]
+) -> AnnData:
+    import anndata
+
+    raw = adata.raw
+    return anndata.AnnData(
+        X=adata.X,
+        obs=obs,
+        var=adata.var,
+        uns={**adata.uns, **{name: _storable(value) for name, value in uns.items()}},
+        obsm={**adata.obsm, **obsm},
+        varm=dict(adata.varm),
+        layers=dict(adata.layers),
+        obsp=dict(adata.obsp),
+        varp=dict(adata.varp),
+        raw=None if raw is None else {"X": raw.X, "var": raw.var, "varm": dict(raw.varm)},
+    )
 
 
 def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:

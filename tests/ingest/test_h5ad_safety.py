@@ -1,0 +1,190 @@
+"""Files are walked before they are read. The list of bad files is in tests/bad_inputs.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import scvec
+from scvec.errors import InputError, ResourceError, ScvecError
+from scvec.ingest.borders import disk_errors, reading
+from scvec.ingest.h5ad_safety import check_h5ad, open_h5ad
+
+DEMO = Path(scvec.__file__).parent / "data"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    x = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (40, 50)).astype(np.float32))
+    adata = anndata.AnnData(x, obs=pd.DataFrame({"t": ["a", "b"] * 20}, index=[f"c{i}" for i in range(40)]))
+    adata.obsm["X_pca"] = np.ones((40, 3))
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    return tmp_path / "x.h5ad"
+
+
+def test_good_files_pass_fast(path: Path) -> None:
+    check_h5ad(path)
+    start = time.perf_counter()
+    check_h5ad(DEMO / "baron_human.h5ad")
+    assert time.perf_counter() - start < 0.5
+    with open_h5ad(str(path)) as file:
+        assert set(file) >= {"X", "obs", "var"}
+
+
+def test_soft_links_within_the_file_named_types_and_references_are_fine(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["layers/same"] = h5py.SoftLink("/X")
+        file["uns/type"] = np.dtype("f4")
+        file["uns/also"] = file["obsm/X_pca"]
+        file["uns"].attrs["ref"] = file["X"].ref
+    check_h5ad(path)
+
+
+@pytest.mark.parametrize("group", ["uns", "obs", "layers", "a/new/one"])
+def test_links_out_are_found_anywhere(path: Path, group: str) -> None:
+    with h5py.File(path, "r+") as file:
+        file.require_group(group)["link"] = h5py.ExternalLink("/etc/passwd", "/x")
+    with pytest.raises(InputError, match=r"links to another file \(/etc/passwd\)"):
+        check_h5ad(path)
+
+
+def test_a_target_that_a_soft_link_hides_is_found(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        made = file.create_dataset("uns/big", (10**9,), "f8", chunks=(1000,))
+        made.attrs["encoding-type"] = "array"
+        file["layers/sly"] = h5py.SoftLink("/uns/big")
+    with pytest.raises(InputError, match="stores only 0 bytes"):
+        check_h5ad(path)
+
+
+def test_zeros_that_gzip_well_are_no_bomb(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.create_dataset(
+            "layers/zeros", data=np.zeros((40, 10**6), "f4"), compression="gzip", chunks=(40, 10**5)
+        )
+    check_h5ad(path)
+
+
+def test_huge_pieces_are_refused(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("layers/slab", (1, 10**8), "f4", chunks=(1, 10**8), compression="gzip")[0, :9] = 1
+    with pytest.raises(InputError, match=r"pieces of 400\.0 MB|stores only"):
+        check_h5ad(path, memory="1G")
+
+
+def test_circles_of_hard_links_end(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["uns/a/b/c"] = 1
+        file["uns/a/b/up"] = file["uns/a"]
+    with pytest.raises(InputError, match="contains itself"):
+        check_h5ad(path)
+
+
+def test_a_file_open_for_writing_elsewhere_is_said_to_be(path: Path) -> None:
+    code = (
+        f"import h5py, sys; f = h5py.File({str(path)!r}, 'r+'); print('open', flush=True); sys.stdin.read()"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert writer.stdin is not None and writer.stdout is not None
+    try:
+        writer.stdout.readline()
+        with pytest.raises(InputError, match="Another program has the file open"):
+            check_h5ad(path)
+    finally:
+        writer.communicate()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_said_to_be(path: Path) -> None:
+    path.chmod(0)
+    with pytest.raises(InputError, match="permission denied"):
+        check_h5ad(path)
+
+
+def test_names_with_control_characters_do_not_reach_the_terminal(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["uns"]["a\x1b[31m\nb"] = h5py.ExternalLink("x\x1b]0;y", "/x")
+    with pytest.raises(InputError) as caught:
+        check_h5ad(path)
+    assert "\x1b" not in str(caught.value) and len(str(caught.value).splitlines()) <= 3
+
+
+def test_foreign_errors_are_translated_once() -> None:
+    for error in (
+        OSError("x"),
+        KeyError("x"),
+        UnicodeDecodeError("utf8", b"x", 0, 1, "bad"),
+        RecursionError(),
+    ):
+        with pytest.raises(InputError, match="damaged"), reading("f.h5ad", "obs"):
+            raise error
+    with pytest.raises(ResourceError), reading("f.h5ad"):
+        raise MemoryError
+    with pytest.raises(InputError, match="mine"), reading("f.h5ad"):
+        raise InputError("mine")
+    for text in (
+        "write failed: errno = 28, error message = 'No space left on device'",
+        "x errno = 122, quota",
+    ):
+        with pytest.raises(ResourceError), disk_errors("f.h5ad"):
+            raise RuntimeError(text)
+    with pytest.raises(RuntimeError), disk_errors("f.h5ad"):
+        raise RuntimeError("errno = 280")
+
+
+FUZZ = """
+import random, sys, warnings
+from pathlib import Path
+from scvec.errors import ScvecError
+from scvec.ingest.cells import CellSource
+
+warnings.simplefilter("ignore")
+data, work = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
+for seed in range(int(sys.argv[3])):
+    rng = random.Random(seed)
+    damaged = bytearray(data)
+    if seed % 3 == 0:
+        del damaged[rng.randrange(len(damaged)):]
+    else:
+        for _ in range(rng.choice([1, 4, 30])):
+            damaged[rng.randrange(len(damaged))] ^= rng.randrange(1, 256)
+    work.write_bytes(damaged)
+    try:
+        with CellSource.open(work, memory="1G") as source:
+            cells = sum(chunk.shape[0] for chunk in source.chunks(16))
+            if not cells == source.n_obs == len(source.obs) == len(source.totals):
+                raise SystemExit(f"seed {seed}: {cells} cells")
+    except ScvecError as error:
+        if len(error.lines()) > 3:
+            raise SystemExit(f"seed {seed}: {error}")
+print("survived")
+"""
+
+
+def test_damaged_bytes_never_crash_or_hang(path: Path) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", FUZZ, str(path), str(path.with_name("damaged.h5ad")), "150"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(scvec.__file__).parents[1],
+    )
+    assert child.returncode == 0 and child.stdout.strip() == "survived", child.stderr[-2000:]
+
+
+def test_every_refusal_names_the_file(tmp_path: Path) -> None:
+    for name, content in (("a.h5ad", b""), ("b.h5ad", b"text"), ("c.h5ad", b"\x00" * 99)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ScvecError) as caught:
+            check_h5ad(tmp_path / name)
+        assert name in caught.value.where and caught.value.exit_code == 2
