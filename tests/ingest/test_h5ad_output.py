@@ -255,7 +255,7 @@ from scvec.ingest.h5ad_output import write_annotated, write_table
 source, folder = sys.argv[1:]
 obs = pd.DataFrame({"scvec_n": range(40)})
 adata = anndata.read_h5ad(source)
-limit = os.path.getsize(source) // 2
+limit = os.path.getsize(source) + 10_000  # room for the copy, not for what is added
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 big = np.random.default_rng(0).random((40, 20000))
 table = pd.DataFrame(big)
