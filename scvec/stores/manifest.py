@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -272,7 +273,8 @@ def _without_paths(value: Any) -> Any:
     return value
 
 
-def library_versions() -> dict[str, str]:
+@cache
+def library_versions() -> Mapping[str, str]:
     """Versions of scvec, Python and the libraries that make files or numbers."""
     versions = {"scvec": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:

@@ -119,6 +119,7 @@ class Transaction:
                     self._copy.discard(committed=self._done)
             shutil.rmtree(self._stage, ignore_errors=True)
         finally:
+            self._base = self._copy = None  # let go of the generation, so that it can be compacted
             self._lock.release()
 
     @property
