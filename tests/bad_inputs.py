@@ -186,6 +186,19 @@ def _damaged_start(folder: Path) -> Path:
     return path
 
 
+def _endless_heap(folder: Path) -> Path:
+    """Give free space in a heap of texts no length: HDF5 would step through it for ever."""
+    path = good_file(folder, "case.h5ad")
+    content = bytearray(path.read_bytes())
+    heap = content.rfind(b"GCOL")
+    position = heap + 16
+    while content[position : position + 2] != b"\x00\x00":
+        position += 16 + (int.from_bytes(content[position + 8 : position + 16], "little") + 7) // 8 * 8
+    content[position + 8 : position + 16] = bytes(8)
+    path.write_bytes(content)
+    return path
+
+
 def _fifo(folder: Path) -> Path:
     os.mkfifo(folder / "case.h5ad")
     return folder / "case.h5ad"
@@ -424,6 +437,7 @@ _case("lfs-pointer", _bytes("case.h5ad", b"version https://git-lfs.github.com/sp
 _case("zero-bytes", _bytes("case.h5ad", b"\x00" * 4096), "run of zero bytes")
 _case("truncated", _truncated, "truncated")
 _case("damaged-start", _damaged_start, "damaged at its very start")
+_case("endless-heap", _endless_heap, "texts cannot be read")
 _case("pipe", _fifo, "pipe or a device")
 _case(
     "loom",

@@ -18,6 +18,7 @@ import h5py
 from scvec.errors import InputError
 from scvec.ingest.borders import parse_memory, reading, size_text
 from scvec.ingest.file_kinds import foreign_hdf5, guess_kind
+from scvec.ingest.global_heaps import broken_heap
 
 __all__ = ["check_h5ad", "open_h5ad"]
 
@@ -38,7 +39,7 @@ def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None)
     Parameters
     ----------
     path
-        The file. Only metadata is read, so the time does not grow with the number of cells.
+        The file. It is read through once at the speed of the disk; nothing is unpacked.
     memory
         What may be used, see :func:`scvec.ingest.borders.parse_memory`; a file that is stored in pieces
         of more than a quarter of it is refused.
@@ -61,6 +62,11 @@ def open_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) 
         raise _open_error(path, error) from error
     try:
         with reading(path):
+            heap = broken_heap(path)
+            if heap is not None:
+                raise InputError(
+                    f"The file is damaged: its texts cannot be read (at byte {heap:,}).", str(path), _ANEW
+                )
             foreign = foreign_hdf5(list(file))
             if foreign:
                 raise InputError(f"This is {foreign[0]}.", str(path), foreign[1])
