@@ -165,8 +165,6 @@ class Transaction:
             self._entries[final] = FileEntry(path.stat().st_size, sha256)
         return final
 
-    # -- gene knowledge ------------------------------------------------------------------------------------
-
     def knowledge(self, *, resume: bool = False) -> Path:
         """Return the path of a private copy of the knowledge base; nothing is there if the store has none.
 
@@ -186,8 +184,6 @@ class Transaction:
         """Return the knowledge base of this transaction, open for writing; `commit` closes it."""
         self._check_open()
         return self._knowledge_copy(resume).open()
-
-    # -- spaces --------------------------------------------------------------------------------------------
 
     def vectors(self) -> VectorCache:
         """Return the cache of text vectors, open for writing."""
@@ -240,8 +236,6 @@ class Transaction:
             index_kind=index_kind,
         )
         self._change(spaces={**self._draft.spaces, space.fingerprint: entry})
-
-    # -- references ----------------------------------------------------------------------------------------
 
     def reference(self, name: str) -> StoredReference | None:
         """Return a reference as this transaction has it, or None."""
@@ -315,8 +309,6 @@ class Transaction:
         del left[name]
         self._run["references"].pop(name, None)
         self._change(references=left)
-
-    # -- commit --------------------------------------------------------------------------------------------
 
     def commit(self) -> Generation:
         """Make the change the current generation and return it.
