@@ -126,6 +126,7 @@ def ingest_cells(
             tensors, meta = _describe(
                 labelled, matched, gene_ids, stats, model, encoded, kb, target=target, options=params
             )
+            tensors |= _probes(matched, maps)
             obs = labelled.table()
             txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors)
             generation = txn.commit()
@@ -334,6 +335,15 @@ def _encode(
             done += len(chunk)
             progress("encoding cells", done, total)
     return vectors
+
+
+def _probes(matched: list[MatchedSource], maps: list[GeneMap]) -> dict[str, npt.NDArray[Any]]:
+    """Return cells spread over the first file, for :func:`scvec.api.maintenance.verify`."""
+    from scvec.api.probe import N_PROBES, probe_tensors
+
+    n = matched[0].source.n_obs
+    rows = np.unique(np.linspace(0, n - 1, min(N_PROBES, n)).astype(np.int64))
+    return probe_tensors(next(matched[0].chunks(maps[0], rows=rows)), rows)
 
 
 def _describe(

@@ -122,10 +122,10 @@ def embeddings(
 @click.option("--backbone", default="minilm", show_default=True, metavar="SPEC", help="Which gene vectors.")
 @click.option(
     "--encoder",
-    type=click.Choice(["adapted", "weighted", "pca"]),
+    type=click.Choice(["adapted", "weighted", "pca", "residual"]),
     default="adapted",
     show_default=True,
-    help="How vectors of genes become the vector of a cell; pca is a control.",
+    help="How vectors of genes become the vector of a cell; pca and residual are controls.",
 )
 @click.option(
     "--batch-key", metavar="COLUMN", help="Column of obs with the donor or batch; calibrates across them."

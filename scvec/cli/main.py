@@ -8,6 +8,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+# Before any numeric library is loaded: threads that spin while they wait make training four times slower on a
+# machine that does anything else (benchmarks/openmp_wait.py). A user's own setting stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import click
 
 from scvec import __version__
