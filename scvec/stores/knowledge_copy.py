@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.errors import StoreError
-from scvec.stores.files import content_name, os_errors, publish, sha256_file, sync_file
+from scvec.stores.files import content_name, holds, os_errors, publish, sha256_file, sync_file
 from scvec.stores.generations import Generation
 from scvec.stores.manifest import KnowledgeEntry
 from scvec.types import text_sha256
@@ -73,6 +73,12 @@ class KnowledgeCopy:
         self.close()
         if not self.path.exists():
             return None
+        _require_one_file(self.path)
+        old = self._base.manifest.knowledge
+        if old is not None:
+            entry = self._base.manifest.entry(old.file)
+            if holds(self.path, entry.n_bytes, entry.sha256):
+                return old  # only read from: no need for a digest, which takes seconds
         from scvec.stores.knowledge import KnowledgeBase
 
         kb = KnowledgeBase.open(self.path)
@@ -80,14 +86,13 @@ class KnowledgeCopy:
             digest, schema_version = kb.digest(), int(kb.schema_version)
         finally:
             kb.close()
-        _require_one_file(self.path)
         return KnowledgeEntry(content_name("kb", digest, "duckdb"), digest, schema_version)
 
     def publish(self, entry: KnowledgeEntry) -> dict[str, Any]:
         """Move it to ``files/``; return its size and SHA-256 as the manifest's ``run`` keeps them."""
         target = self._base.folder / "files" / entry.file
         # An older generation may have the same content in other bytes, which its manifest names: keep those.
-        if not _holds(target, entry):
+        if not _holds_content(target, entry):
             sync_file(self.path)
             publish(self.path, target)
         return {"kb_bytes": target.stat().st_size, "kb_sha256": sha256_file(target)}
@@ -111,7 +116,7 @@ def stale_copies(current: Generation) -> Iterator[Path]:
             yield path
 
 
-def _holds(path: Path, entry: KnowledgeEntry) -> bool:
+def _holds_content(path: Path, entry: KnowledgeEntry) -> bool:
     if not path.is_file():
         return False
     from scvec.stores.knowledge import KnowledgeBase

@@ -706,3 +706,17 @@ def test_importing_stores_loads_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.stdout == "[]\n", out.stderr
+
+
+def test_a_caller_who_leaves_the_knowledge_open_is_told(filled):
+    from scvec.stores import KnowledgeBase
+
+    with filled.begin("x") as txn:
+        kb = KnowledgeBase.open(txn.knowledge())
+        try:
+            kb.upsert_genes([Gene("HGNC:77", "human", "TP53")])
+            with pytest.raises(StoreError, match="still open"):
+                txn.commit()
+        finally:
+            kb.close()
+    assert Store(filled.path).generation.number == 1
