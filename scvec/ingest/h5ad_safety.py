@@ -168,6 +168,8 @@ class _Walk:
                 if len(self.seen) > MAX_OBJECTS:
                     raise self._refuse(f"The file holds more than {MAX_OBJECTS:,} objects.", where)
                 item = h5py.h5o.open(group, name)
+                if where.split("/")[1] in _READ:
+                    self._check_types(item, where)
                 if isinstance(item, h5py.h5g.GroupID):
                     stack.append((item, where, above | {address}))
                 elif isinstance(item, h5py.h5d.DatasetID):
@@ -184,6 +186,15 @@ class _Walk:
             what = f"The file links to another file ({target}), which scvec does not open."
             raise self._refuse(what, where, _SHARED_FIX)
         raise self._refuse("The file holds a user-defined link, which may lead anywhere.", where, _SHARED_FIX)
+
+    def _check_types(self, item: h5py.h5g.GroupID | h5py.h5d.DatasetID | h5py.h5t.TypeID, where: str) -> None:
+        # A variable-length string that damage turned into a sequence makes HDF5 write through a null
+        # pointer. anndata stores no sequences, so there is none to miss.
+        types = [h5py.h5a.open(item, index=k).get_type() for k in range(h5py.h5a.get_num_attrs(item))]
+        if isinstance(item, h5py.h5d.DatasetID):
+            types.append(item.get_type())
+        if any(isinstance(kind, h5py.h5t.TypeVlenID) for kind in types):
+            raise self._refuse("The file holds values of a type that no h5ad has, or is damaged.", where)
 
     def _check_dataset(self, dataset: h5py.h5d.DatasetID, where: str) -> None:
         made = dataset.get_create_plist()

@@ -82,6 +82,19 @@ def test_huge_pieces_are_refused(path: Path) -> None:
         check_h5ad(path, memory="1G")
 
 
+@pytest.mark.parametrize("place", ["attribute", "column"])
+def test_sequences_where_texts_belong_are_refused(path: Path, place: str) -> None:
+    with h5py.File(path, "r+") as file:
+        if place == "column":
+            file["obs"].create_dataset("lists", (40,), h5py.vlen_dtype(np.int8))
+        else:
+            value = np.empty(1, object)
+            value[0] = np.array([1, 2], np.int8)
+            file["obs"].attrs.create("encoding-type", value, dtype=h5py.vlen_dtype(np.int8))
+    with pytest.raises(InputError, match="a type that no h5ad has"):
+        check_h5ad(path)
+
+
 def test_circles_of_hard_links_end(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["uns/a/b/c"] = 1
