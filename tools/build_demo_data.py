@@ -60,7 +60,8 @@ def check_equal(source: Path, target: Path) -> None:
 
 def main() -> int:
     """Build both files; exit 1 when they are too large together."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("source", type=Path)
     source: Path = parser.parse_args().source
     total = 0
