@@ -1,0 +1,108 @@
+"""Tables of the gene knowledge base, and how older files become newer ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["CONTENT_TABLES", "MIGRATIONS", "SCHEMA_VERSION", "TIME_COLUMNS", "current_version", "migrate"]
+
+# Keys only where rows come one by one and may repeat: an index over the names of all genes is larger
+# than the names. Loads keep the other tables free of repeats.
+_V1 = """
+CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+CREATE TABLE genes (
+    gene_id VARCHAR PRIMARY KEY, species VARCHAR NOT NULL, symbol VARCHAR NOT NULL, entrez_id BIGINT,
+    name VARCHAR NOT NULL, gene_type VARCHAR NOT NULL,
+    source VARCHAR NOT NULL, source_version VARCHAR NOT NULL
+);
+CREATE TABLE aliases (
+    gene_id VARCHAR NOT NULL, species VARCHAR NOT NULL, name VARCHAR NOT NULL, folded VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL CHECK (kind IN ('symbol', 'previous', 'alias', 'ensembl'))
+);
+CREATE TABLE orthologs (
+    human_gene_id VARCHAR NOT NULL, mouse_gene_id VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL CHECK (kind IN ('one2one', 'one2many', 'many2many', 'symbol')),
+    confidence TINYINT NOT NULL, gene_order_conservation FLOAT, alignment_coverage FLOAT
+);
+CREATE TABLE descriptions (
+    gene_id VARCHAR NOT NULL, text VARCHAR NOT NULL, source VARCHAR NOT NULL, source_version VARCHAR NOT NULL,
+    retrieved_at VARCHAR NOT NULL, sha256 VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL CHECK (kind IN ('human', 'llm', 'composed', 'borrowed')),
+    model VARCHAR NOT NULL, prompt VARCHAR NOT NULL,
+    PRIMARY KEY (gene_id, source, model, prompt)
+);
+CREATE TABLE go_terms (go_id VARCHAR NOT NULL, name VARCHAR NOT NULL, aspect VARCHAR NOT NULL);
+CREATE TABLE go_parents (go_id VARCHAR NOT NULL, parent_id VARCHAR NOT NULL, relation VARCHAR NOT NULL);
+CREATE TABLE go_annotations (gene_id VARCHAR NOT NULL, go_id VARCHAR NOT NULL, evidence VARCHAR NOT NULL);
+CREATE TABLE cl_terms (cl_id VARCHAR NOT NULL, label VARCHAR NOT NULL);
+CREATE TABLE cl_synonyms (cl_id VARCHAR NOT NULL, synonym VARCHAR NOT NULL);
+CREATE TABLE cl_ancestors (cl_id VARCHAR NOT NULL, ancestor_id VARCHAR NOT NULL, distance SMALLINT NOT NULL);
+CREATE TABLE jobs (
+    gene_id VARCHAR NOT NULL, source VARCHAR NOT NULL, model VARCHAR NOT NULL, prompt VARCHAR NOT NULL,
+    input_sha256 VARCHAR NOT NULL,
+    status VARCHAR NOT NULL CHECK (status IN ('pending', 'running', 'done', 'failed')),
+    attempts INTEGER NOT NULL DEFAULT 0, error VARCHAR NOT NULL DEFAULT '',
+    updated_at VARCHAR NOT NULL DEFAULT '',
+    PRIMARY KEY (gene_id, source, model, prompt, input_sha256)
+);
+CREATE SEQUENCE run_ids;
+CREATE TABLE runs (
+    run_id BIGINT PRIMARY KEY DEFAULT nextval('run_ids'), command VARCHAR NOT NULL,
+    parameters VARCHAR NOT NULL,
+    started_at VARCHAR NOT NULL, finished_at VARCHAR
+);
+"""
+
+#: (version, SQL) in order. Add to the end; never change one that has been released.
+MIGRATIONS: tuple[tuple[int, str], ...] = ((1, _V1),)
+
+SCHEMA_VERSION = MIGRATIONS[-1][0]
+
+#: What the digest covers: jobs and runs tell how the content came about, and are left out.
+CONTENT_TABLES = (
+    "genes",
+    "aliases",
+    "orthologs",
+    "descriptions",
+    "go_terms",
+    "go_parents",
+    "go_annotations",
+    "cl_terms",
+    "cl_synonyms",
+    "cl_ancestors",
+    "meta",
+)
+
+#: Columns that say when, not what.
+TIME_COLUMNS = frozenset({"retrieved_at", "updated_at", "started_at", "finished_at"})
+
+
+def current_version(con: Any) -> int:
+    """Return the schema version of an open DuckDB file; 0 where there is none."""
+    found = con.execute(
+        "SELECT count(*) FROM information_schema.tables WHERE table_name = 'schema_version'"
+    ).fetchall()
+    if not found[0][0]:
+        return 0
+    row = con.execute("SELECT max(version) FROM schema_version").fetchall()
+    return int(row[0][0] or 0)
+
+
+def migrate(con: Any, migrations: Sequence[tuple[int, str]] = MIGRATIONS) -> int:
+    """Apply the migrations that a file still lacks, each in a transaction; return the version reached."""
+    version = current_version(con)
+    for number, sql in migrations:
+        if number <= version:
+            continue
+        con.execute("BEGIN")
+        try:
+            con.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY)")
+            con.execute(sql)
+            con.execute("INSERT INTO schema_version VALUES (?)", [number])
+            con.execute("COMMIT")
+        except BaseException:
+            con.execute("ROLLBACK")
+            raise
+        version = number
+    return version
