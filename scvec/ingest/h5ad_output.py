@@ -114,7 +114,7 @@ def write_annotated(
     uns = {name: _storable(value) for name, value in uns.items()}
     added = int(obs.memory_usage(deep=True).sum()) + _n_bytes(obsm) + _n_bytes(uns)
     room = 2 * added + _ENTRY_ROOM * (len(columns) + len(obsm) + _n_entries(uns)) + _FILE_ROOM
-    with _replacing(out) as temporary:
+    with replacing(out) as temporary:
         _copy_with_room(Path(source), temporary, room)
         with h5py.File(temporary, "r+", locking="best-effort") as file:
             _add_columns(file["obs"], columns, len(obs), str(source))
@@ -210,7 +210,7 @@ def _write_object(
     image = io.BytesIO()
     with h5py.File(image, "w") as file:
         write_elem(file, "/", copy, dataset_kwargs={"compression": "gzip"})
-    with _replacing(out) as temporary:
+    with replacing(out) as temporary:
         temporary.write_bytes(image.getbuffer())
 
 
@@ -253,7 +253,7 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     if out.suffix.lower() not in _TABLE_SUFFIXES:
         fix = f"Name it {', '.join(_TABLE_SUFFIXES)} or .h5ad."
         raise InputError(f"Cannot tell what to write into a '{out.suffix}' file.", str(out), fix)
-    with _replacing(out) as temporary:
+    with replacing(out) as temporary:
         if out.suffix.lower() == ".parquet":
             table.to_parquet(temporary)
         else:
@@ -262,7 +262,7 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path) -> Iterator[Path]:
     """Give a temporary file beside ``out`` that takes its place at the end, or vanishes on any error."""
     temporary: Path | None = None
     try:
