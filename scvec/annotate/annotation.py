@@ -68,9 +68,14 @@ class Annotation:
 
     def __post_init__(self) -> None:
         n = len(self.cells)
-        lengths = {len(v) for v in (self.label, self.status, self.confidence, self.proba, self.vectors)}
-        if lengths != {n} or self.proba.shape[1] != len(self.classes):
-            raise ValueError(f"parts of an annotation of {n} cells have lengths {sorted(lengths)}")
+        parts = "label label_knn label_head label_broad cl_id status confidence novelty proba vectors".split()
+        lengths = {name: len(getattr(self, name)) for name in parts}
+        lengths["neighbors"] = len(self.neighbors.indices)
+        wrong = [f"{name} {length}" for name, length in lengths.items() if length != n]
+        if wrong:
+            raise ValueError(f"parts of an annotation of {n} cells have other lengths: {', '.join(wrong)}")
+        if self.proba.shape != (n, len(self.classes)):
+            raise ValueError(f"probabilities of shape {self.proba.shape} for {len(self.classes)} classes")
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -105,7 +110,7 @@ class Annotation:
         """Return what goes into ``adata.uns``: classes and parameters."""
         import json
 
-        # Nested parameters hold None and lists of mixed type, which h5ad cannot: one JSON text holds them all.
+        # Nested parameters hold None and lists of mixed type, which h5ad cannot: one JSON text holds all.
         return {
             "classes": np.array(self.classes, dtype=object),
             "version": str(self.parameters["scvec"]),
@@ -137,7 +142,8 @@ class Annotation:
         target = adata.copy() if copy else adata
         table = self.to_table(key_added)
         for name in table.columns:
-            target.obs[name] = table[name].to_numpy() if table[name].dtype != "category" else table[name].values
+            # By position: the names in adata may have been made unique for the annotation.
+            target.obs[name] = table[name].array
         target.obsm.update(self.obsm(key_added))
         target.uns[key_added] = self.uns()
         return target if copy else None

@@ -41,24 +41,24 @@ class Calibration:
     def fit(cls, seen: HeldOut, *, held_out: str) -> Calibration:
         """Learn weights and yardsticks for every regime."""
         pools, novelty, record = {}, {}, {}
-        names = np.arange(seen.scores["same"][0].shape[1]).astype(str) if seen.scores else np.array([])
         for regime, scores in seen.scores.items():
-            pool = Pool.fit(scores, seen.labels)
+            truth = seen.labels[regime]
+            pool = Pool.fit(scores, truth)
             proba = pool.combine(scores)
             predicted = proba.argmax(axis=1)
-            correct = predicted == seen.labels
+            correct = predicted == truth
             pools[regime] = pool
             novelty[regime] = Novelty.fit(seen.distances[regime], predicted, proba.shape[1])
             record[regime] = {
                 "accuracy": float(correct.mean()),
-                "macro_f1": macro_f1(names[seen.labels], names[predicted]),
+                "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),
                 "ece": expected_calibration_error(proba.max(axis=1), correct),
                 "voices": {
-                    voice: {"accuracy": float((s.argmax(axis=1) == seen.labels).mean()), "share": share}
+                    voice: {"accuracy": float((s.argmax(axis=1) == truth).mean()), "share": share}
                     for voice, s, share in zip(VOICES, scores, pool.shares, strict=True)
                 },
             }
-        return cls(pools, novelty, record, held_out, len(seen.labels))
+        return cls(pools, novelty, record, held_out, len(seen.labels["same"]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -17,6 +17,9 @@ __all__ = ["HeldOut", "crossfit", "make_folds"]
 
 Int64 = npt.NDArray[np.int64]
 
+#: Simulated shifts of each kind: the weights must suit the kind, not one draw of gene factors.
+DRAWS = 3
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
@@ -29,12 +32,12 @@ class HeldOut:
     distances
         Per regime, (n,) mean neighbour distance.
     labels
-        (n,) int64 true classes.
+        Per regime, (n,) int64 true classes. A shifted regime sees each cell ``DRAWS`` times.
     """
 
     scores: dict[str, list[Float32]]
     distances: dict[str, Float32]
-    labels: Int64
+    labels: dict[str, Int64]
 
 
 def make_folds(
@@ -92,7 +95,7 @@ def crossfit(
     rng = np.random.default_rng(seed)
     scores: dict[str, list[list[Float32]]] = {name: [] for name in REGIMES}
     distances: dict[str, list[Float32]] = {name: [] for name in REGIMES}
-    truth = []
+    truth: dict[str, list[Int64]] = {name: [] for name in REGIMES}
     fold_names = np.unique(folds)
     for fold in fold_names:
         train = np.flatnonzero((folds != fold) & (labels >= 0))
@@ -105,14 +108,16 @@ def crossfit(
         voices = fit(CellChunk(cells.X[train], cells.measured), labels[train])
         unseen = CellChunk(cells.X[test], cells.measured)
         for name, regime in REGIMES.items():
-            heard = voices.listen(simulate(unseen, regime, seed=seed), n_neighbors)
-            scores[name].append(heard.scores)
-            distances[name].append(mean_distance(heard.neighbors))
-        truth.append(labels[test])
-    if not truth:
-        return HeldOut({}, {}, np.zeros(0, dtype=np.int64))
+            for _ in range(DRAWS if regime.shifts else 1):
+                shifted = simulate(unseen, regime, seed=int(rng.integers(2**32)))
+                heard = voices.listen(shifted, n_neighbors)
+                scores[name].append(heard.scores)
+                distances[name].append(mean_distance(heard.neighbors))
+                truth[name].append(labels[test])
+    if not truth["same"]:
+        return HeldOut({}, {}, {})
     return HeldOut(
         {name: [np.concatenate(v) for v in zip(*parts, strict=True)] for name, parts in scores.items()},
         {name: np.concatenate(parts) for name, parts in distances.items()},
-        np.concatenate(truth),
+        {name: np.concatenate(parts) for name, parts in truth.items()},
     )

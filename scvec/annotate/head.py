@@ -44,10 +44,11 @@ class Head:
         progress: Progress = no_progress,
     ) -> Head:
         """Take the head that the encoder trained with itself, else fit one on its vectors (n, dim)."""
-        if hasattr(encoder, "W"):
-            missing = n_classes - len(encoder.b)  # classes numbered above the last one seen
-            W = np.pad(encoder.W, ((0, missing), (0, 0)))
-            return cls(W, np.pad(encoder.b, (0, missing), constant_values=NEVER), "gelu")
+        W, b = getattr(encoder, "W", None), getattr(encoder, "b", None)
+        if W is not None and b is not None:
+            missing = n_classes - len(b)  # classes numbered above the last one seen
+            W = np.pad(W, ((0, missing), (0, 0)))
+            return cls(W, np.pad(b, (0, missing), constant_values=NEVER), "gelu")
         from sklearn.linear_model import LogisticRegression
 
         progress("training the head", 0, 1)

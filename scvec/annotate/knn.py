@@ -15,8 +15,9 @@ def vote(
 ) -> Float32:
     """Return (n, n_classes) shares of the neighbours' votes, rows summing to 1.
 
-    Votes are weighted by ``exp(-2 d^2 / d_k^2)``, with ``d_k`` the distance of the last neighbour: an adaptive
-    Gaussian kernel, as in UMAP and scANVI's label transfer, so that dense and sparse regions vote alike.
+    Votes are weighted by ``exp(-2 d^2 / d_k^2)``, with ``d_k`` the distance of the last neighbour: an
+    adaptive Gaussian kernel, as in UMAP and scANVI's label transfer, so that dense and sparse regions vote
+    alike.
 
     Parameters
     ----------

@@ -121,12 +121,12 @@ class ReferenceModel:
 
         folds, held_out, notes = make_folds(labels, batches, n_folds=n_folds, seed=seed)
         seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)
-        if len(seen.labels) == 0 and held_out == "batch":
+        if not seen.labels and held_out == "batch":
             notes.append("the batches share no labels, so single cells were held out for calibration")
             folds, held_out, more = make_folds(labels, None, n_folds=n_folds, seed=seed)
             notes += more
             seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)
-        if len(seen.labels) == 0:
+        if not seen.labels:
             raise InputError(
                 "no cell can be held out to calibrate on: each label has a single cell",
                 fix="give at least two cells for some labels",

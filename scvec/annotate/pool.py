@@ -26,8 +26,8 @@ def log_softmax(scores: npt.NDArray[np.floating]) -> Float64:
 class Pool:
     """A log-linear opinion pool: p(class) proportional to exp(sum over voices of weight x score).
 
-    Heskes 1998 ("Selecting weighting factors in logarithmic opinion pools", NIPS 10); the weights are learned by
-    stacking (Wolpert 1992) and so carry the calibration: they include each voice's temperature
+    Heskes 1998 ("Selecting weighting factors in logarithmic opinion pools", NIPS 10); the weights are
+    learned by stacking (Wolpert 1992) and so carry the calibration: they include each voice's temperature
     (Guo et al. 2017, arXiv:1706.04599).
 
     Attributes
@@ -49,7 +49,7 @@ class Pool:
             raise ValueError("one weight, temperature and share per voice")
 
     @classmethod
-    def fit(cls, scores: list[Float32], labels: npt.NDArray[np.int64], *, evenness: float = 0.02) -> Pool:
+    def fit(cls, scores: list[Float32], labels: npt.NDArray[np.int64], *, evenness: float = 0.01) -> Pool:
         """Learn from held-out cells.
 
         Parameters
@@ -74,10 +74,15 @@ class Pool:
             # reads ``sample`` as it is at the time of the call
             return float(-(log_softmax(z)[rows, labels] * sample).sum())
 
-        temperatures = []
-        for voice in scores:
-            best = minimize(lambda t, v=voice: loss(np.exp(t[0]) * v), [0.0], bounds=[(-6.0, 6.0)])
-            temperatures.append(float(np.exp(best.x[0])))
+        def factor(z: Float64, reach: float) -> float:
+            """Return the factor on ``z`` of least loss, between exp(-reach) and exp(reach)."""
+
+            def of_log(t: Float64) -> float:
+                return loss(np.exp(t[0]) * z)
+
+            return float(np.exp(minimize(of_log, [0.0], bounds=[(-reach, reach)]).x[0]))
+
+        temperatures = [factor(voice.astype(np.float64), 6.0) for voice in scores]
         scaled = [t * v.astype(np.float64) for t, v in zip(temperatures, scores, strict=True)]
 
         def objective(a: Float64) -> float:
@@ -89,9 +94,9 @@ class Pool:
         start = np.full(len(scores), -np.log(len(scores)))
         w = np.exp(minimize(objective, start, bounds=[(-8.0, 3.0)] * len(scores)).x)
         pooled = sum(wi * v for wi, v in zip(w, scaled, strict=True))
-        # The weights were learned with rare classes lifted; the confidence has to hold for cells as they come.
+        # The weights were learned with rare classes lifted; confidence has to hold for cells as they come.
         sample = np.full(len(labels), 1.0 / len(labels))
-        sharpness = float(np.exp(minimize(lambda t: loss(np.exp(t[0]) * pooled), [0.0], bounds=[(-3.0, 3.0)]).x[0]))
+        sharpness = factor(np.asarray(pooled), 3.0)
         return cls(
             tuple(float(wi * t * sharpness) for wi, t in zip(w, temperatures, strict=True)),
             tuple(temperatures),

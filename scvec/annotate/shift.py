@@ -27,6 +27,11 @@ class Regime:
     sigma: float
     missing: float
 
+    @property
+    def shifts(self) -> bool:
+        """Whether cells of this regime differ from the reference's at all."""
+        return self.sigma > 0 or self.missing > 0
+
 
 #: Chosen before any query is seen. Between orthologs the expression of one cell type differs by about e^2.
 REGIMES = {
@@ -36,7 +41,7 @@ REGIMES = {
 
 
 def regime_of(*, via_orthologs: bool, measured_share: float) -> str:
-    """Return the regime of a query from its genes alone, so that the answer for a cell never depends on others.
+    """Return the regime of a query from its genes alone: the answer for a cell never depends on other cells.
 
     Parameters
     ----------
@@ -53,7 +58,7 @@ def simulate(chunk: CellChunk, regime: Regime, seed: int = 0) -> CellChunk:
 
     Every gene's linear expression is multiplied by a log-normal factor, and a share of genes is unmeasured.
     """
-    if regime.sigma == 0 and regime.missing == 0:
+    if not regime.shifts:
         return chunk
     rng = np.random.default_rng(seed)
     n_genes = chunk.X.shape[1]
