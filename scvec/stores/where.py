@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 __all__ = ["rows_where"]
 
+#: Put first, so that a column of the user's with a like name gives way and not this one.
+ROW = "_scvec_row"
+
 
 def rows_where(table: pd.DataFrame, condition: str) -> npt.NDArray[np.int64]:
     """Return the row numbers, ascending, for which a SQL condition over the columns is true.
 
-    The condition runs in an empty database in memory that can open no file and no network.
+    The condition runs in an empty database in memory that can open no file and no network. It is parsed as
+    one expression, never pasted into a statement: it cannot add rows by UNION, or begin another statement.
 
     Raises
     ------
@@ -29,15 +33,13 @@ def rows_where(table: pd.DataFrame, condition: str) -> npt.NDArray[np.int64]:
 
     columns = [c for c in table.columns if not str(c).startswith("_scvec")]
     rows = table[columns].reset_index(drop=True)
-    rows["_row"] = np.arange(len(rows))
-    con = duckdb.connect(":memory:", config={"enable_external_access": False, "autoload_known_extensions": False})
+    rows.insert(0, ROW, np.arange(len(rows)))
+    closed: dict[str, Any] = {"enable_external_access": False, "autoload_known_extensions": False}
+    con = duckdb.connect(":memory:", config=closed)
     try:
         con.register("cells", rows)
         con.execute("SET lock_configuration = true")
-        query = f"SELECT _row FROM cells WHERE ({condition}\n)"
-        if len(con.extract_statements(query)) != 1:
-            raise InputError("--where takes one condition", condition)
-        found = con.execute(query).fetchnumpy()["_row"]
+        found = con.table("cells").filter(condition).project(ROW).fetchnumpy()[ROW]
     except duckdb.Error as error:
         listed = ", ".join(str(c) for c in columns[:12])
         raise InputError(
