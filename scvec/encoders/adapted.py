@@ -30,8 +30,8 @@ class AdaptedEncoder:
     scaling
         Standardisation of the reference, over the same genes.
     text_scale
-        Length of the text vectors. Large ones make A learn faster than the residuals and the encoder worse than
-        one with random vectors; at 0.1 both learn at one pace (`benchmarks/text_scale.py`).
+        Length of the text vectors. Large ones make A learn faster than the residuals and the encoder worse
+        than one with random vectors; at 0.1 both learn at one pace (`benchmarks/text_scale.py`).
     """
 
     name = "adapted"
@@ -82,6 +82,8 @@ class AdaptedEncoder:
         import torch
         from torch.nn import functional as F
 
+        if self.text is None and len(self.A):
+            raise ValueError("a saved encoder does not hold the text it was trained on: make a new one")
         Z = torch.from_numpy(np.concatenate([self.scaling.dense(chunk) for chunk in chunks]))
         y = torch.from_numpy(np.asarray(labels, dtype=np.int64))
         n_genes, n_classes = Z.shape[1], int(labels.max()) + 1
@@ -147,10 +149,14 @@ class AdaptedEncoder:
     @classmethod
     def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> AdaptedEncoder:
         """Rebuild from :meth:`state`."""
-        scaling = Scaling(tensors["scaling.mean"], tensors["scaling.sd"])
+        scaling = Scaling.from_state(tensors)
         encoder = cls(None, scaling, embed_dim=int(meta["embed_dim"]), **meta["options"])
         encoder.G, encoder.A = tensors["G"], tensors["A"]
         encoder.W, encoder.b = tensors["W"], tensors["b"]
+        n_genes, d = len(scaling.mean), encoder.embed_dim
+        shapes = [encoder.G.shape, encoder.A.shape[1:], encoder.W.shape]
+        if shapes != [(n_genes, d), (d,), (len(encoder.b), d)]:
+            raise ValueError(f"tensors do not fit an encoder of {n_genes} genes and {d} dimensions: {shapes}")
         return encoder
 
 

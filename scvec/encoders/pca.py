@@ -47,7 +47,7 @@ class PCAEncoder:
         Z = np.concatenate([self.scaling.dense(chunk) for chunk in chunks])
         self.embed_dim = min(self.embed_dim, *Z.shape)
         pca = PCA(self.embed_dim, random_state=seed).fit(Z)
-        # The mean of z-scores is about 0 by construction, and a constant shift of all cells moves no neighbour.
+        # The mean of z-scores is about 0 by construction, and a shift of all cells alike moves no neighbour.
         self.components = np.ascontiguousarray(pca.components_.T, dtype=np.float32)
 
     def encode(self, chunk: CellChunk) -> Float32:
@@ -61,7 +61,9 @@ class PCAEncoder:
     @classmethod
     def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> PCAEncoder:
         """Rebuild from :meth:`state`."""
-        scaling = Scaling(tensors["scaling.mean"], tensors["scaling.sd"])
+        scaling = Scaling.from_state(tensors)
         encoder = cls(scaling, embed_dim=int(meta["embed_dim"]))
         encoder.components = tensors["components"]
+        if encoder.components.shape != (len(scaling.mean), encoder.embed_dim):
+            raise ValueError(f"components of shape {encoder.components.shape} do not fit the encoder")
         return encoder

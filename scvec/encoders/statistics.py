@@ -104,7 +104,9 @@ def highly_variable(stats: GeneStatistics, n_genes: int, n_bins: int = 20) -> np
     mean = np.log1p(stats.linear_mean)
     dispersion = np.log(np.maximum(stats.linear_var, 1e-12) / np.maximum(stats.linear_mean, 1e-12))
     score = np.full(len(mean), -np.inf)
-    edges = np.quantile(mean[expressed], np.linspace(0, 1, n_bins + 1)[1:-1]) if expressed.any() else []
+    if not expressed.any():
+        return np.zeros(0, dtype=np.int64)
+    edges = np.quantile(mean[expressed], np.linspace(0, 1, n_bins + 1)[1:-1])
     bins = np.digitize(mean, edges)
     for b in range(n_bins):
         members = expressed & (bins == b)

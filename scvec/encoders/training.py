@@ -26,7 +26,7 @@ def class_weights(labels: npt.NDArray[np.int64], n_classes: int) -> npt.NDArray[
     counts = np.bincount(labels[labelled], minlength=n_classes)
     weights = np.zeros(len(labels))
     weights[labelled] = 1.0 / np.sqrt(counts[labels[labelled]])
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def train(
