@@ -2,7 +2,8 @@
 
     python benchmarks/baron.py [--seeds 3] [--publish]
 
-Two pairs: Baron human donors 1-2 -> donors 3-4, and Baron human -> mouse (stellate types merged, immune types merged).
+Two pairs: Baron human donors 1-2 -> donors 3-4, and Baron human -> mouse (stellate types merged, immune
+types merged).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def pairs() -> dict[str, tuple[anndata.AnnData, anndata.AnnData]]:
 
 
 def logistic_regression(reference: anndata.AnnData, new: anndata.AnnData, seed: int) -> np.ndarray:
-    """Return class probabilities of scikit-learn's logistic regression on 2,000 variable genes of the reference.
+    """Return class probabilities of a logistic regression on the reference's 2,000 most variable genes.
 
     The same gene matching and normalisation as scvec's: only the classifier differs.
     """

@@ -28,9 +28,17 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
-def publish(name: str, command: str, columns: Sequence[str], rows: list[dict[str, Any]], **facts: Any) -> None:
+def publish(
+    name: str, command: str, columns: Sequence[str], rows: list[dict[str, Any]], **facts: Any
+) -> None:
     """Write the JSON, and put the table between the markers of that name in docs/benchmarks.md."""
-    record = {"command": command, "environment": environment(), **facts, "columns": list(columns), "rows": rows}
+    record = {
+        "command": command,
+        "environment": environment(),
+        **facts,
+        "columns": list(columns),
+        "rows": rows,
+    }
     (DOCS / "benchmarks").mkdir(exist_ok=True)
     text = json.dumps(record, indent=1) + "\n"
     (DOCS / "benchmarks" / f"{name}.json").write_text(text, encoding="utf-8")

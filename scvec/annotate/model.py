@@ -115,9 +115,7 @@ class ReferenceModel:
         """
 
         def fit(part: CellChunk, part_labels: Int64) -> Voices:
-            return Voices.fit(
-                make_encoder(part), part, part_labels, n_classes, seed=seed, progress=progress
-            )
+            return Voices.fit(make_encoder(part), part, part_labels, n_classes, seed=seed, progress=progress)
 
         folds, held_out, notes = make_folds(labels, batches, n_folds=n_folds, seed=seed)
         seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)
@@ -169,9 +167,7 @@ class ReferenceModel:
             heard = heard.restricted(allowed)
         alone = {name: pool.alone(name, s) for name, s in zip(VOICES, heard.scores, strict=True)}
         proba = pool.combine(heard.scores) if method == "both" else alone[method]
-        novelty = self.calibration.novelty[regime].score(
-            mean_distance(heard.neighbors), proba.argmax(axis=1)
-        )
+        novelty = self.calibration.novelty[regime].score(mean_distance(heard.neighbors), proba.argmax(axis=1))
         return Prediction(
             heard.vectors, proba, alone, heard.neighbors, novelty, np.diff(chunk.X.indptr).astype(np.int64)
         )

@@ -37,7 +37,9 @@ class Pool:
     temperatures
         Factor that calibrates each voice on its own.
     shares
-        How much each voice counts, summing to 1, for people to read.
+        How much each voice counts, summing to 1, for people to read: its mean margin between its two best
+        classes, in the log odds it adds to the sum. A calibrated voice that knows nothing adds none, whatever
+        its weight.
     """
 
     weights: tuple[float, ...]
@@ -59,7 +61,7 @@ class Pool:
         labels
             (n,) int64 true classes.
         evenness
-            Penalty on the divergence of the shares from equal ones: with few held-out cells a voice is
+            Penalty on the divergence of the weights from equal ones: with few held-out cells a voice is
             not silenced by chance.
         """
         from scipy.optimize import minimize
@@ -97,10 +99,12 @@ class Pool:
         # The weights were learned with rare classes lifted; confidence has to hold for cells as they come.
         sample = np.full(len(labels), 1.0 / len(labels))
         sharpness = factor(np.asarray(pooled), 3.0)
+        margins = [np.diff(np.partition(v, -2, axis=1)[:, -2:]).mean() for v in scaled]
+        push = np.maximum(w * margins, 1e-12)
         return cls(
             tuple(float(wi * t * sharpness) for wi, t in zip(w, temperatures, strict=True)),
             tuple(temperatures),
-            tuple(float(s) for s in w / w.sum()),
+            tuple(float(s) for s in push / push.sum()),
         )
 
     def combine(self, scores: list[Float32]) -> Float32:

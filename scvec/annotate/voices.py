@@ -87,13 +87,9 @@ class Voices:
         encoder.fit([cells], labels, seed=seed, progress=progress)
         vectors = encoder.encode(cells)
         head = Head.fit(encoder, vectors, labels, n_classes, seed=seed, progress=progress)
-        return cls(
-            encoder, head, Prototypes.fit(cells.X, labels, n_classes), build_index(vectors), labels
-        )
+        return cls(encoder, head, Prototypes.fit(cells.X, labels, n_classes), build_index(vectors), labels)
 
-    def listen(
-        self, chunk: CellChunk, n_neighbors: int, *, subset: Int64 | None = None
-    ) -> Heard:
+    def listen(self, chunk: CellChunk, n_neighbors: int, *, subset: Int64 | None = None) -> Heard:
         """Ask all voices about cells.
 
         Parameters

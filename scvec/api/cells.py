@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from scvec.api.labelled import Labelled
 from scvec.api.reports import CellsReport
 from scvec.api.stages import Stages
 from scvec.errors import InputError
@@ -18,14 +18,12 @@ from scvec.protocols import CellEncoder, Progress, no_progress
 from scvec.types import CellChunk, Float32
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from scvec.annotate.model import ReferenceModel
     from scvec.api.matching import MatchedSource
     from scvec.api.texts import EncodedGenes
     from scvec.encoders.statistics import GeneStatistics
-    from scvec.ingest.cells import CellSource
     from scvec.ingest.identity import GeneMap, GeneResolver
     from scvec.types import Species
 
@@ -33,8 +31,6 @@ __all__ = ["ingest_cells"]
 
 #: Variable genes that a reference is built on.
 N_GENES = 3000
-#: Cells that the encoder and the head are trained on at most.
-MAX_TRAINING_CELLS = 20_000
 N_NEIGHBORS = 15
 
 
@@ -97,9 +93,15 @@ def ingest_cells(
         with stages("read"):
             progress("reading cells", 0, None)
             sources = [stack.enter_context(CellSource.open(ref, layer=layer)) for ref in refs]
-            labelled = _Labelled.read(sources, label_key, batch_key)
+            labelled = Labelled.read(sources, label_key, batch_key)
         opened = Store.open(store, create=True)
-        params = {"name": name, "label_key": label_key, "encoder": encoder, "backbone": backbone, "seed": seed}
+        params = {
+            "name": name,
+            "label_key": label_key,
+            "encoder": encoder,
+            "backbone": backbone,
+            "seed": seed,
+        }
         txn = stack.enter_context(opened.begin("ingest cells", params))
         with stages("genes"):
             kb = txn.open_knowledge()
@@ -113,9 +115,7 @@ def ingest_cells(
         encoded = None
         if with_text:
             with stages("encode genes"):
-                encoded = encode_genes(
-                    kb, txn.vectors(), gene_ids, spec, device=device, progress=progress
-                )
+                encoded = encode_genes(kb, txn.vectors(), gene_ids, spec, device=device, progress=progress)
                 if not spec.permuted:
                     txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
         with stages("train"):
@@ -153,87 +153,6 @@ def ingest_cells(
         generation=str(generation.number),
         notes=list(dict.fromkeys(notes)),
     )
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """Labels and batches of the cells of all files, one after another.
-
-    Attributes
-    ----------
-    codes
-        (n,) int64 class numbers, -1 for none.
-    batches
-        (n,) strings, or None.
-    """
-
-    sources: list[CellSource]
-    codes: npt.NDArray[np.int64]
-    classes: list[str]
-    batches: npt.NDArray[np.str_] | None
-
-    @classmethod
-    def read(cls, sources: list[CellSource], label_key: str, batch_key: str | None) -> _Labelled:
-        from scvec.ingest.labels import labels
-
-        if not sources:
-            raise InputError("no reference file was given", fix="name at least one h5ad file")
-        each = [labels(source, label_key) for source in sources]
-        classes = sorted({c for _, names in each for c in names})
-        number = {c: i for i, c in enumerate(classes)}
-        codes = [
-            np.array([number[names[k]] if k >= 0 else -1 for k in part], dtype=np.int64)
-            for part, names in each
-        ]
-        batches = None
-        if batch_key is not None:
-            batches = np.concatenate([_batches(s, batch_key, i) for i, s in enumerate(sources)])
-        elif len(sources) > 1:
-            batches = np.concatenate([np.full(s.n_obs, f"file {i}") for i, s in enumerate(sources)])
-        return cls(sources, np.concatenate(codes), classes, batches)
-
-    @property
-    def n(self) -> int:
-        return len(self.codes)
-
-    def counts(self) -> dict[str, int]:
-        """Cells per label, most first."""
-        numbers = np.bincount(self.codes[self.codes >= 0], minlength=len(self.classes))
-        order = np.argsort(-numbers, kind="stable")
-        return {self.classes[i]: int(numbers[i]) for i in order}
-
-    def table(self) -> pd.DataFrame:
-        """Return obs of all cells, and their class numbers."""
-        import pandas as pd
-
-        from scvec.api.references import CODE_COLUMN
-
-        obs = pd.concat([s.obs for s in self.sources]) if len(self.sources) > 1 else self.sources[0].obs.copy()
-        obs[CODE_COLUMN] = self.codes
-        return obs
-
-    def training_rows(self, seed: int) -> npt.NDArray[np.int64]:
-        """Return which cells to train on, ascending: all labelled ones, or a sample that keeps rare labels whole."""
-        rows = np.flatnonzero(self.codes >= 0)
-        if len(rows) <= MAX_TRAINING_CELLS:
-            return rows
-        counts = np.bincount(self.codes[rows], minlength=len(self.classes))
-        low, high = 0, int(counts.max())
-        while low < high:  # the largest cap on a label that keeps the sum within the budget
-            cap = (low + high + 1) // 2
-            low, high = (cap, high) if np.minimum(counts, cap).sum() <= MAX_TRAINING_CELLS else (low, cap - 1)
-        rng = np.random.default_rng(seed)
-        kept = [
-            rng.permutation(rows[self.codes[rows] == c])[: max(low, 1)] for c in range(len(self.classes))
-        ]
-        return np.sort(np.concatenate(kept))
-
-
-def _batches(source: CellSource, batch_key: str, number: int) -> npt.NDArray[np.str_]:
-    if batch_key not in source.obs.columns:
-        listed = ", ".join(str(c) for c in list(source.obs.columns)[:12])
-        raise InputError(f"There is no column '{batch_key}' in obs.", source.name, f"Columns: {listed}.")
-    return np.array([f"{number}:{value}" for value in source.obs[batch_key].astype(str)])
 
 
 def _common_genes(
@@ -277,7 +196,7 @@ def _variable_genes(
 
 
 def _train(
-    labelled: _Labelled,
+    labelled: Labelled,
     matched: list[MatchedSource],
     maps: list[GeneMap],
     encoder: str,
@@ -347,7 +266,7 @@ def _probes(matched: list[MatchedSource], maps: list[GeneMap]) -> dict[str, npt.
 
 
 def _describe(
-    labelled: _Labelled,
+    labelled: Labelled,
     matched: list[MatchedSource],
     gene_ids: list[str],
     stats: GeneStatistics,
@@ -364,7 +283,7 @@ def _describe(
 
     tensors, state = model_state(model)
     tensors["genes.mean"], tensors["genes.sd"] = stats.mean, stats.sd
-    ontology = class_ontology(kb, labelled.classes, _known_terms(labelled))
+    ontology = class_ontology(kb, labelled.classes, labelled.known_terms())
     meta = {
         "scvec": __version__,
         "species": target,
@@ -386,22 +305,3 @@ def _describe(
         "model": state,
     }
     return tensors, meta
-
-
-def _known_terms(labelled: _Labelled) -> dict[str, str]:
-    """Return label -> Cell Ontology id where a column of ids says one thing about all cells of a label."""
-    import re
-
-    known: dict[str, set[str]] = {}
-    start = 0
-    for source in labelled.sources:
-        codes = labelled.codes[start : start + source.n_obs]
-        start += source.n_obs
-        for column in ("cell_type_ontology_term_id", "cell_ontology_id"):
-            if column not in source.obs.columns:
-                continue
-            for code, value in zip(codes, source.obs[column].astype(str), strict=True):
-                if code >= 0 and re.fullmatch(r"CL:\d{7}", value):
-                    known.setdefault(labelled.classes[code], set()).add(value)
-            break
-    return {label: next(iter(ids)) for label, ids in known.items() if len(ids) == 1}

@@ -114,7 +114,10 @@ def _disk(store: Path) -> Check:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     return Check(
-        name="disk", ok=free > DISK, detail=f"{human_bytes(free)} free", fix="free space, or give another --store"
+        name="disk",
+        ok=free > DISK,
+        detail=f"{human_bytes(free)} free",
+        fix="free space, or give another --store",
     )
 
 
@@ -129,4 +132,6 @@ def _store(store: Path) -> Check:
     except ScvecError as error:
         return Check(name="store", ok=False, detail=error.what, fix=error.fix)
     number = len(opened.generation.manifest.references)
-    return Check(name="store", ok=True, detail=f"generation {opened.generation.number}, {number} references: {store}")
+    return Check(
+        name="store", ok=True, detail=f"generation {opened.generation.number}, {number} references: {store}"
+    )

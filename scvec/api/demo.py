@@ -54,8 +54,8 @@ def demo(
 
     Returns
     -------
-    Labels, true accuracy and macro-F1 of both queries. Mouse cells are scored with the stellate and the immune
-    types merged (``MERGED``), since the two species were not labelled alike.
+    Labels, true accuracy and macro-F1 of both queries. Mouse cells are scored with the stellate and the
+    immune types merged (``MERGED``), since the two species were not labelled alike.
     """
     import anndata
 
@@ -66,16 +66,19 @@ def demo(
     except FileExistsError as error:
         raise InputError("the output is a file, not a folder", str(folder), "give another --out") from error
     data = files("scvec") / "data"
-    with as_file(data / "baron_human.h5ad") as human, as_file(data / "baron_mouse.h5ad") as mouse:
-        with stages("prepare"):
-            progress("splitting donors", 0, None)
-            cells = anndata.read_h5ad(human)
-            cells.uns = {}
-            known = cells.obs["donor"].isin(REFERENCE_DONORS).to_numpy()
-            paths = {name: folder / f"{name}.h5ad" for name in ("reference", "human_query", "mouse_query")}
-            cells[known].write_h5ad(paths["reference"], compression="lzf")
-            cells[~known].write_h5ad(paths["human_query"], compression="lzf")
-            paths["mouse_query"].write_bytes(mouse.read_bytes())
+    with (
+        as_file(data / "baron_human.h5ad") as human,
+        as_file(data / "baron_mouse.h5ad") as mouse,
+        stages("prepare"),
+    ):
+        progress("splitting donors", 0, None)
+        cells = anndata.read_h5ad(human)
+        cells.uns = {}
+        known = cells.obs["donor"].isin(REFERENCE_DONORS).to_numpy()
+        paths = {name: folder / f"{name}.h5ad" for name in ("reference", "human_query", "mouse_query")}
+        cells[known].write_h5ad(paths["reference"], compression="lzf")
+        cells[~known].write_h5ad(paths["human_query"], compression="lzf")
+        paths["mouse_query"].write_bytes(mouse.read_bytes())
     where = store if store is not None else folder / "store"
     with stages("ingest"):
         ingest_cells(

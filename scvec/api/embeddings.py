@@ -31,15 +31,15 @@ def ingest_embeddings(
 ) -> EmbeddingsReport:
     """Encode the texts of genes with a backbone and index the vectors.
 
-    ``ingest cells`` encodes the genes that its data need; this encodes all that have a description, for searching
-    genes, or those of a list.
+    ``ingest cells`` encodes the genes that its data need; this encodes all that have a description, for
+    searching genes, or those of a list.
 
     Parameters
     ----------
     backbone
         ``minilm``, ``st:FOLDER_OR_ID``, ``random:DIM``, ``permuted:SPEC``, ``name:SPEC``.
     text
-        ``default`` (the best description), ``name``, or a text with fields such as ``{symbol}: {description}``.
+        ``default`` (the best description), ``name``, or a text with fields: ``{symbol}: {description}``.
     genes
         File with one gene name a line.
     dry_run
@@ -120,7 +120,11 @@ def _named(kb: KnowledgeBase, names: list[str], species: Sequence[str], notes: l
                 found[gene_id] = None
                 missing.discard(name)
     if not found:
-        raise InputError("no gene of the list is known", ", ".join(names[:5]), "check the names and --species")
+        raise InputError(
+            "no gene of the list is known", ", ".join(names[:5]), "check the names and --species"
+        )
     if missing:
-        notes.append(f"{len(missing):,} of {len(names):,} genes are not known: {', '.join(sorted(missing)[:8])}")
+        notes.append(
+            f"{len(missing):,} of {len(names):,} genes are not known: {', '.join(sorted(missing)[:8])}"
+        )
     return list(found)

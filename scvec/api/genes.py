@@ -132,7 +132,10 @@ def _load_file(
                 (gene, texts)
                 for gene, texts in batch
                 if gene.species in species
-                and (wanted is None or not wanted.isdisjoint({gene.symbol, str(gene.entrez_id), *gene.ensembl_ids}))
+                and (
+                    wanted is None
+                    or not wanted.isdisjoint({gene.symbol, str(gene.entrez_id), *gene.ensembl_ids})
+                )
             ]
             total += len(kept)
             progress(f"reading {path.name}", total, None)

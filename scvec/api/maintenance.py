@@ -93,7 +93,9 @@ def verify(store: Path | str, *, progress: Progress = no_progress) -> VerifyRepo
                 problems.append(f"reference {name!r}: {error.what}")
             continue
         if not parity[name] <= PARITY:
-            problems.append(f"reference {name!r}: its encoder differs by {parity[name]:.2g} from stored vectors")
+            problems.append(
+                f"reference {name!r}: its encoder differs by {parity[name]:.2g} from stored vectors"
+            )
     return VerifyReport(
         store=opened.path,
         generation=str(found.generation),
@@ -181,7 +183,9 @@ def rm(store: Path | str, reference: str) -> RmReport:
         txn.remove_reference(reference)
         generation = txn.commit()
     return RmReport(
-        reference=reference, generation=str(generation.number), remaining=sorted(generation.manifest.references)
+        reference=reference,
+        generation=str(generation.number),
+        remaining=sorted(generation.manifest.references),
     )
 
 

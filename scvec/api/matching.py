@@ -94,7 +94,8 @@ def match_genes(
 ) -> MatchedSource:
     """Find out which genes the columns of a data set are.
 
-    The names in the index of ``var`` are tried first, then other columns; the names that hold most of the counts win.
+    The names in the index of ``var`` are tried first, then other columns; the names that hold most of the
+    counts win.
 
     Raises
     ------

@@ -25,7 +25,9 @@ def probe_tensors(chunk: CellChunk, rows: npt.NDArray[np.int64]) -> dict[str, np
     }
 
 
-def probe_cells(tensors: dict[str, npt.NDArray[Any]], n_genes: int) -> tuple[CellChunk, npt.NDArray[np.int64]]:
+def probe_cells(
+    tensors: dict[str, npt.NDArray[Any]], n_genes: int
+) -> tuple[CellChunk, npt.NDArray[np.int64]]:
     """Return the cells and their row numbers."""
     import scipy.sparse as sp
 

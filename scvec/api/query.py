@@ -115,7 +115,9 @@ def query(
             "where": where,
             "regime": regime,
             "reference_genes_measured": share,
-            "voices": dict(zip(("head", "knn", "prototype"), model.calibration.pools[regime].shares, strict=True)),
+            "voices": dict(
+                zip(("head", "knn", "prototype"), model.calibration.pools[regime].shares, strict=True)
+            ),
         }
         with stages("judge"):
             annotation = _annotation(source, stored, model, prediction, share, parameters, stages)
@@ -306,4 +308,3 @@ def _write(annotation: Annotation, path: Any, target: Path) -> Annotation:
     else:
         write_table(table, target)
     return replace(annotation, output=str(target))
-

@@ -82,8 +82,10 @@ def gene_table(kb: KnowledgeBase, gene_ids: Sequence[str], template: str) -> pd.
     text = check_template(template)
     texts = []
     for row in genes[["gene_id", "symbol", "name", "species", "gene_type"]].itertuples(index=False):
-        fields = {key: str(value) if value == value and value is not None else "" for key, value in
-                  zip(("gene_id", "symbol", "name", "species", "gene_type"), row, strict=True)}
+        fields = {
+            key: str(value) if value == value and value is not None else ""
+            for key, value in zip(("gene_id", "symbol", "name", "species", "gene_type"), row, strict=True)
+        }
         found = described.get(fields["gene_id"])
         # A gene without a description still has its names.
         fields["description"] = found.text if found else f"{fields['symbol']} ({fields['name']})"
