@@ -121,14 +121,26 @@ def test_the_state_gives_identical_vectors(name: str) -> None:
 
     encoder, cells = trained(name), planted(7).cells
     tensors, meta = encoder.state()
-    again = load_encoder(encoder.name, {k: np.array(v) for k, v in tensors.items()}, json.loads(json.dumps(meta)))
+    again = load_encoder(
+        encoder.name, {k: np.array(v) for k, v in tensors.items()}, json.loads(json.dumps(meta))
+    )
     assert isinstance(again, type(encoder)) and isinstance(again, CellEncoder)
     assert again.embed_dim == encoder.embed_dim
     np.testing.assert_array_equal(again.encode(cells), encoder.encode(cells))
 
 
-@pytest.mark.parametrize(("name", "spoilt"), [("adapted", "G"), ("adapted", "W"), ("adapted", "b"), ("adapted", "A"),
-                                              ("pca", "components"), ("adapted", "scaling.mean"), ("pca", "scaling.sd")])
+@pytest.mark.parametrize(
+    ("name", "spoilt"),
+    [
+        ("adapted", "G"),
+        ("adapted", "W"),
+        ("adapted", "b"),
+        ("adapted", "A"),
+        ("pca", "components"),
+        ("adapted", "scaling.mean"),
+        ("pca", "scaling.sd"),
+    ],
+)
 def test_tensors_that_do_not_fit_are_refused(name: str, spoilt: str) -> None:
     tensors, meta = trained(name).state()
     short = {**tensors, spoilt: tensors[spoilt][..., :-1]}

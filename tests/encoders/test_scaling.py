@@ -56,7 +56,9 @@ def test_values_beyond_the_bounds_are_clipped() -> None:
     scaling = Scaling(np.array([0.0, 8.0], np.float32), np.array([0.1, 1.0], np.float32))
     chunk = CellChunk(sp.csr_matrix(np.array([[9.0, 0.0], [0.0, 8.5]], np.float32)), np.ones(2, bool))
     np.testing.assert_allclose(scaling.dense(chunk), [[5.0, -5.0], [0.0, 0.5]], atol=1e-6)
-    np.testing.assert_allclose(scaling.product(chunk, np.eye(2, dtype=np.float32)), [[5, -5], [0, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(
+        scaling.product(chunk, np.eye(2, dtype=np.float32)), [[5, -5], [0, 0.5]], atol=1e-6
+    )
 
 
 def test_unmeasured_genes_say_nothing() -> None:
@@ -81,7 +83,7 @@ def test_cells_are_not_changed() -> None:
     before = chunk.X.copy()
     scaling.product(chunk, rng.normal(size=(20, 3)).astype(np.float32))
     scaling.dense(chunk)
-    assert (chunk.X != before).nnz == 0
+    assert (before != chunk.X).nnz == 0
 
 
 def test_from_statistics_has_a_floor_under_the_spread() -> None:

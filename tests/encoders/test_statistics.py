@@ -63,7 +63,7 @@ def test_no_cells_is_an_input_error() -> None:
 
 
 def planted(n: int = 1000, n_genes: int = 200) -> tuple[GeneStatistics, set[int]]:
-    """Poisson genes of all levels; one in twenty has the level of its neighbours, but in a fifth of the cells."""
+    """Poisson genes of all levels; one in twenty has its neighbours' level, but in a fifth of the cells."""
     rng = np.random.default_rng(3)
     level = np.exp(np.linspace(-1, 3, n_genes))
     rate = np.tile(level, (n, 1))

@@ -14,7 +14,9 @@ def test_class_weights_by_hand() -> None:
     np.testing.assert_allclose(class_weights(labels, 3), np.array([0.5, 0.5, 0.5, 0.5, 1.0, 0.0]) / 3)
 
 
-def fit_mean(seed: int, values: np.ndarray, weights: np.ndarray) -> tuple[float, list[tuple[str, int, int | None]]]:
+def fit_mean(
+    seed: int, values: np.ndarray, weights: np.ndarray
+) -> tuple[float, list[tuple[str, int, int | None]]]:
     torch = pytest.importorskip("torch")
     x = torch.from_numpy(values.astype(np.float32))
     p = torch.zeros(1, requires_grad=True)
@@ -49,7 +51,11 @@ def test_train_is_seeded_and_leaves_the_global_generators_alone() -> None:
     torch.manual_seed(5)
     np.random.seed(5)
     before = torch.random.get_rng_state().clone(), np.random.get_state()[1].copy()
-    a, b, c = fit_mean(1, values, weights)[0], fit_mean(1, values, weights)[0], fit_mean(2, values, weights)[0]
+    a, b, c = (
+        fit_mean(1, values, weights)[0],
+        fit_mean(1, values, weights)[0],
+        fit_mean(2, values, weights)[0],
+    )
     assert a == b != c
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
