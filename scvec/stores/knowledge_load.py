@@ -158,18 +158,22 @@ def snapshot_genes(con: Any, snapshot: Snapshot, species: Sequence[str], source:
 def _adopt(con: Any) -> None:
     """Genes that a file brought as ``entrez:N`` become the genes in ``chosen`` that have this Entrez id.
 
-    Rows of tables with keys are copied and then deleted: an update of a key may meet an older row.
+    Rows are copied and then deleted: an update of a key may meet a row that is there.
     """
     con.execute(
-        "CREATE OR REPLACE TEMP TABLE adopted AS SELECT g.gene_id AS old_id, min(c.gene_id) AS new_id"
+        "CREATE OR REPLACE TEMP TABLE adopted AS SELECT g.gene_id AS old_id, min(c.gene_id) AS new_id,"
+        " arg_min(c.symbol, c.gene_id) AS new_symbol"
         " FROM genes g JOIN chosen c ON c.entrez_id = g.entrez_id AND c.species = g.species"
         " WHERE g.gene_id LIKE 'entrez:%' GROUP BY g.gene_id"
     )
     if con.execute("SELECT count(*) FROM adopted").fetchall()[0][0]:
         con.execute(
-            "UPDATE aliases SET gene_id = new_id, kind = if(kind = 'symbol', 'alias', kind)"
-            " FROM adopted WHERE old_id = gene_id"
+            "INSERT INTO aliases BY NAME"
+            " SELECT DISTINCT * FROM (SELECT new_id AS gene_id, species, name, folded,"
+            " if(kind = 'symbol' AND name <> new_symbol, 'alias', kind) AS kind"
+            " FROM aliases JOIN adopted ON old_id = gene_id) ANTI JOIN aliases USING (gene_id, kind, name)"
         )
+        con.execute("DELETE FROM aliases WHERE gene_id IN (SELECT old_id FROM adopted)")
         for table, columns in (
             ("descriptions", "text, source, source_version, retrieved_at, sha256, kind, model, prompt"),
             ("jobs", "source, model, prompt, input_sha256, status, attempts, error, updated_at"),

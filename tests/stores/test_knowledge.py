@@ -1,0 +1,285 @@
+"""The knowledge base: rows exactly once, loads all or nothing, facts as they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scvec.errors import LockedError, StoreError
+from scvec.stores import schema
+from scvec.stores.knowledge import KnowledgeBase
+from scvec.types import Description, Gene
+
+INS = Gene("entrez:3630", "human", "INS", 3630, "insulin")
+INS1 = Gene("entrez:16333", "mouse", "Ins1", 16333, "insulin I", ensembl_ids=("ENSMUSG00000035804",))
+TEXT = Description("entrez:3630", "Makes insulin.", "refseq", "2026-01", "2026-01-01", "human")
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kb") / "kb.duckdb"
+    with KnowledgeBase.open(path) as kb:
+        kb.load_snapshot()
+    return path
+
+
+@pytest.fixture
+def kb(loaded: Path, tmp_path: Path) -> Iterator[KnowledgeBase]:
+    shutil.copy(loaded, tmp_path / "kb.duckdb")
+    with KnowledgeBase.open(tmp_path / "kb.duckdb") as base:
+        yield base
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[KnowledgeBase]:
+    with KnowledgeBase.open(tmp_path / "empty.duckdb") as base:
+        yield base
+
+
+def test_loading_twice_changes_nothing(kb: KnowledgeBase) -> None:
+    digest, counts = kb.digest(), kb.counts()
+    assert set(kb.load_snapshot().values()) == {0}
+    # As if another version had been loaded: every row is met again.
+    kb._con.execute("DELETE FROM meta")
+    assert kb.load_snapshot()["genes"] == 0
+    assert (kb.digest(), kb.counts()) == (digest, counts)
+
+
+def test_species_one_by_one_or_together_is_the_same(loaded: Path, empty: KnowledgeBase) -> None:
+    assert empty.load_snapshot(["mouse"])["genes"] > 50_000
+    assert set(empty.genes().species) == {"mouse"}
+    empty.load_snapshot(["human"])
+    with KnowledgeBase.open(loaded, read_only=True) as other:
+        assert empty.digest() == other.digest()
+
+
+def test_rows_are_exactly_once(kb: KnowledgeBase) -> None:
+    for table, key in (
+        ("aliases", "gene_id, kind, name"),
+        ("orthologs", "human_gene_id, mouse_gene_id"),
+        ("go_terms", "go_id"),
+        ("go_annotations", "gene_id, go_id"),
+        ("go_parents", "go_id, parent_id, relation"),
+        ("cl_terms", "cl_id"),
+        ("cl_synonyms", "cl_id, synonym"),
+        ("cl_ancestors", "cl_id, ancestor_id"),
+    ):
+        total, unique = kb._one(f"SELECT count(*), count(DISTINCT ({key})) FROM {table}")
+        assert total == unique > 0, table
+
+
+def test_digest_sees_every_content_but_not_time(kb: KnowledgeBase) -> None:
+    before = kb.digest()
+    kb._con.execute("UPDATE descriptions SET retrieved_at = '1999-01-01' WHERE gene_id = 'HGNC:6081'")
+    kb.finish_run(kb.start_run("ingest genes", {"species": ["human"]}))
+    assert kb.digest() == before
+    kb._con.execute("UPDATE descriptions SET text = text || '.' WHERE gene_id = 'HGNC:6081'")
+    assert kb.digest() != before
+
+
+def test_a_file_gene_merges_by_entrez_ensembl_or_symbol(kb: KnowledgeBase) -> None:
+    zyx = Gene("entrez:22793", "mouse", "Zyx", 22793)
+    new = Gene("entrez:999999999", "human", "NEW1", 999999999)
+    stored = kb.upsert_genes([INS, INS1, zyx, new])
+    assert stored == {
+        "entrez:3630": "HGNC:6081",
+        "entrez:16333": "MGI:96572",
+        "entrez:22793": "MGI:103072",
+        "entrez:999999999": "entrez:999999999",
+    }
+    genes = kb.genes().set_index("gene_id")
+    assert genes.loc["MGI:96572"].entrez_id == 16333
+    assert genes.loc["MGI:96572"]["name"] == "insulin I"
+    assert genes.loc["HGNC:6081"].source == "scvec-snapshot"
+    assert "16333" in set(kb.aliases("mouse").query("kind == 'entrez'").name)
+
+
+def test_a_symbol_of_another_numbered_gene_does_not_merge(kb: KnowledgeBase) -> None:
+    stranger = Gene("entrez:888888888", "human", "INS", 888888888)
+    assert kb.upsert_genes([stranger]) == {"entrez:888888888": "entrez:888888888"}
+    kinds = kb.aliases("human").query("name == 'INS'").set_index("gene_id").kind
+    assert kinds["HGNC:6081"] == "symbol"
+    assert kinds["entrez:888888888"] == "alias"
+    # A second load must not promote it.
+    kb.upsert_genes([stranger])
+    assert (kb.aliases("human").query("name == 'INS' and kind == 'symbol'").gene_id == "HGNC:6081").all()
+
+
+def test_records_before_or_after_the_snapshot(kb: KnowledgeBase, empty: KnowledgeBase) -> None:
+    batch = [(INS, [TEXT])]
+    kb.upsert_records([batch])
+    empty.upsert_records([batch])
+    assert empty.counts()["genes"] == 1
+    empty.load_snapshot()
+    assert empty.counts() == kb.counts()
+    for base in (kb, empty):
+        assert base.descriptions(["HGNC:6081"])["HGNC:6081"].text == "Makes insulin."
+        assert {d.kind for d in base.all_descriptions("HGNC:6081")} == {"human", "composed"}
+
+
+def test_records_load_once(kb: KnowledgeBase) -> None:
+    batch = [(INS, [TEXT]), (INS1, [])]
+    assert kb.upsert_records([batch]) == {
+        "records": 2, "described": 1, "genes": 0, "aliases": 0, "descriptions": 1,
+    }  # fmt: skip
+    digest = kb.digest()
+    again = kb.upsert_records([batch[:1], batch[1:]])
+    assert (again["genes"], again["aliases"], again["descriptions"]) == (0, 0, 0)
+    assert kb.digest() == digest
+
+
+def test_a_load_that_fails_leaves_nothing(kb: KnowledgeBase) -> None:
+    digest = kb.digest()
+
+    def broken() -> Iterator[list[tuple[Gene, list[Description]]]]:
+        yield [(INS, [TEXT])]
+        raise ValueError("the second batch is bad")
+
+    with pytest.raises(ValueError, match="second batch"):
+        kb.upsert_records(broken())
+    assert kb.digest() == digest
+    kb.upsert_records([[(INS, [TEXT])]])  # and the connection still works
+    assert kb.digest() != digest
+
+
+def test_a_killed_load_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "kb.duckdb"
+    code = (
+        "import os, sys\n"
+        "from scvec.stores.knowledge import KnowledgeBase\n"
+        "from scvec.types import Gene\n"
+        "kb = KnowledgeBase.open(sys.argv[1])\n"
+        "def batches():\n"
+        "    yield [(Gene(f'entrez:{i}', 'human', f'G{i}', i), []) for i in range(1, 5000)]\n"
+        "    os._exit(9)\n"
+        "kb.upsert_records(batches())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False, env=dict(os.environ))
+    assert done.returncode == 9
+    with KnowledgeBase.open(path) as kb:
+        assert kb.counts()["genes"] == kb.counts()["aliases"] == 0
+
+
+def test_best_description_by_kind_and_then_date(kb: KnowledgeBase) -> None:
+    llm = replace(
+        TEXT, gene_id="HGNC:6081", kind="llm", model="m", prompt="p", text="LLM text", source="openai"
+    )
+    old = replace(TEXT, gene_id="HGNC:6081", source="older", retrieved_at="2020-01-01", text="Old text")
+    assert kb.upsert_descriptions([llm, old, replace(TEXT, gene_id="HGNC:6081")]) == 3
+    assert kb.upsert_descriptions([replace(llm, text="LLM text 2")]) == 0
+    best = kb.descriptions(["MGI:96572", "HGNC:6081", "no such gene"])
+    assert list(best) == ["MGI:96572", "HGNC:6081"]
+    assert best["HGNC:6081"].text == "Makes insulin."
+    assert kb.descriptions(["HGNC:6081"], prefer=("llm",))["HGNC:6081"].text == "LLM text 2"
+    assert kb.descriptions(["HGNC:6081"], prefer=("borrowed",)) == {}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=200), name=st.text(min_size=1, max_size=20))
+def test_any_text_comes_back_as_it_was(empty: KnowledgeBase, text: str, name: str) -> None:
+    encodable = text.encode("utf-8", "replace").decode("utf-8")
+    label = name.encode("utf-8", "replace").decode("utf-8")
+    empty.upsert_genes([Gene("entrez:1", "human", label, 1)])
+    empty.upsert_descriptions([replace(TEXT, gene_id="entrez:1", text=encodable)])
+    assert empty.all_descriptions("entrez:1")[0].text == encodable
+    assert empty.counts()["descriptions"] == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "cl_id"),
+    [("B cell", "CL:0000236"), ("B cells", "CL:0000236"), ("b_cell", "CL:0000236"), ("T cells", "CL:0000084"),
+     ("type B pancreatic cell", "CL:0000169"), ("pancreatic beta cell", "CL:0000169")],
+)  # fmt: skip
+def test_cell_ontology_labels(kb: KnowledgeBase, label: str, cl_id: str) -> None:
+    found = kb.cl_term(label)
+    assert found is not None
+    assert found[0] == cl_id
+
+
+def test_cell_ontology_names_nothing_else(kb: KnowledgeBase) -> None:
+    assert kb.cl_term("unicorn cell") is None
+    assert kb.cl_term("") is None
+    assert next(iter(kb.cl_ancestors("CL:0000236").values())) == 1
+
+
+def test_counts_for_info(kb: KnowledgeBase) -> None:
+    counts = kb.counts()
+    assert counts["genes"] == counts["genes human"] + counts["genes mouse"]
+    assert counts["descriptions"] == counts["descriptions composed"] + counts["descriptions borrowed"]
+
+
+def test_no_file_of_the_machine_can_be_read(kb: KnowledgeBase, tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    for sql in (f"SELECT * FROM read_csv('{tmp_path / 'secret.csv'}')", "SET enable_external_access = true"):
+        with pytest.raises(duckdb.Error):
+            kb._con.execute(sql).fetchall()
+
+
+def test_migrations_bring_an_older_file_up(tmp_path: Path) -> None:
+    con = duckdb.connect(str(tmp_path / "old.duckdb"))
+    older = (*schema.MIGRATIONS, (schema.SCHEMA_VERSION + 1, "ALTER TABLE genes ADD COLUMN locus VARCHAR"))
+    assert schema.migrate(con) == schema.SCHEMA_VERSION
+    con.execute("INSERT INTO genes VALUES ('HGNC:5', 'human', 'A1BG', 1, '', '', 's', 'v')")
+    assert schema.migrate(con, older) == schema.SCHEMA_VERSION + 1
+    assert con.execute("SELECT symbol, locus FROM genes").fetchall() == [("A1BG", None)]
+    assert schema.migrate(con, older) == schema.SCHEMA_VERSION + 1
+    broken = (*older, (99, "ALTER TABLE genes ADD COLUMN x INTEGER; SELECT no_such_column FROM genes"))
+    with pytest.raises(duckdb.Error):
+        schema.migrate(con, broken)
+    assert schema.current_version(con) == schema.SCHEMA_VERSION + 1
+    assert "x" not in {r[0] for r in con.execute("DESCRIBE genes").fetchall()}
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "kb.duckdb"
+    with KnowledgeBase.open(path) as kb:
+        kb._con.execute("INSERT INTO schema_version VALUES (1000)")
+    for read_only in (False, True):
+        with pytest.raises(StoreError, match="schema 1000") as caught:
+            KnowledgeBase.open(path, read_only=read_only)
+        assert caught.value.exit_code == 3
+
+
+def test_files_that_are_no_knowledge_base_are_refused(tmp_path: Path) -> None:
+    noise = tmp_path / "noise.duckdb"
+    noise.write_bytes(bytes(range(256)) * 64)
+    with pytest.raises(StoreError, match="damaged"):
+        KnowledgeBase.open(noise)
+    with pytest.raises(StoreError, match="no knowledge base"):
+        KnowledgeBase.open(tmp_path / "missing.duckdb", read_only=True)
+    assert not (tmp_path / "missing.duckdb").exists()
+    other = tmp_path / "other.duckdb"
+    with duckdb.connect(str(other)) as con:
+        con.execute("CREATE TABLE mine (a INTEGER)")
+    for read_only in (False, True):
+        with pytest.raises(StoreError, match="no knowledge base"):
+            KnowledgeBase.open(other, read_only=read_only)
+
+
+def test_a_file_in_use_names_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "kb.duckdb"
+    KnowledgeBase.open(path).close()
+    code = (
+        "import sys\nfrom scvec.stores.knowledge import KnowledgeBase\n"
+        "kb = KnowledgeBase.open(sys.argv[1])\nprint('open', flush=True)\nsys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(LockedError, match=str(other.pid)):
+            KnowledgeBase.open(path)
+    finally:
+        other.communicate("")
