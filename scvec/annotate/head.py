@@ -46,9 +46,12 @@ class Head:
         """Take the head that the encoder trained with itself, else fit one on its vectors (n, dim)."""
         W, b = getattr(encoder, "W", None), getattr(encoder, "b", None)
         if W is not None and b is not None:
-            missing = n_classes - len(b)  # classes numbered above the last one seen
-            W = np.pad(W, ((0, missing), (0, 0)))
-            return cls(W, np.pad(b, (0, missing), constant_values=NEVER), "gelu")
+            # The encoder knows classes up to the last one it saw, and some of those it never saw.
+            missing = n_classes - len(b)
+            W, b = np.pad(W, ((0, missing), (0, 0))), np.pad(b, (0, missing))
+            absent = np.bincount(labels[labels >= 0], minlength=n_classes) == 0
+            W[absent], b[absent] = 0.0, NEVER
+            return cls(W, b, "gelu")
         from sklearn.linear_model import LogisticRegression
 
         progress("training the head", 0, 1)

@@ -155,7 +155,7 @@ class ReferenceModel:
         Raises
         ------
         InputError
-            If there is no such method.
+            If there is no such method, or no cell of ``subset`` has a label.
         """
         if method not in METHODS:
             raise InputError(f"there is no method {method!r}", fix=f"methods: {', '.join(METHODS)}")
@@ -164,6 +164,8 @@ class ReferenceModel:
         if subset is not None:
             # A label that none of the cells asked has is no answer, whatever head and prototypes remember.
             allowed = np.isin(np.arange(self.voices.n_classes), self.voices.labels[subset])
+            if not allowed.any():
+                raise InputError("none of the reference cells chosen has a label", fix="loosen --where")
             heard = heard.restricted(allowed)
         alone = {name: pool.alone(name, s) for name, s in zip(VOICES, heard.scores, strict=True)}
         proba = pool.combine(heard.scores) if method == "both" else alone[method]

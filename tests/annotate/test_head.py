@@ -55,18 +55,22 @@ def test_a_trained_head_is_gelu_of_torch() -> None:
     import torch
 
     encoder, vectors = Trained(), np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32) * 3
-    head = Head.fit(encoder, vectors, np.zeros(20, np.int64), 3)  # type: ignore[arg-type]
+    head = Head.fit(encoder, vectors, np.arange(20) % 3, 3)  # type: ignore[arg-type]
     expected = torch.nn.functional.gelu(torch.from_numpy(vectors)) @ torch.from_numpy(encoder.W).T
     assert head.activation == "gelu"
     np.testing.assert_allclose(head.scores(vectors), expected.numpy() + encoder.b, atol=1e-5)
     assert head.scores(vectors).dtype == np.float32
 
 
-def test_classes_after_the_last_one_trained_never_win() -> None:
-    head = Head.fit(Trained(), np.zeros((5, 4), np.float32), np.zeros(5, np.int64), 6)  # type: ignore[arg-type]
+def test_classes_that_the_encoder_never_saw_never_win() -> None:
+    # The encoder has rows for classes 0 to 2, but saw no cell of class 1.
+    encoder, labels = Trained(), np.array([0, 2, -1, 2, 0])
+    before = encoder.W.copy()
+    head = Head.fit(encoder, np.zeros((5, 4), np.float32), labels, 6)  # type: ignore[arg-type]
     scores = head.scores(np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32) * 2)
-    assert scores.shape == (500, 6) and set(scores.argmax(axis=1)) <= {0, 1, 2}
-    assert softmax(scores)[:, 3:].max() < 1e-6
+    assert scores.shape == (500, 6) and set(scores.argmax(axis=1)) == {0, 2}
+    assert softmax(scores)[:, [1, 3, 4, 5]].max() < 1e-6
+    np.testing.assert_array_equal(encoder.W, before)
 
 
 @pytest.mark.parametrize("n_classes", [3, 5])

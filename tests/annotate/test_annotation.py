@@ -1,0 +1,204 @@
+"""The result of a query as a table, in AnnData and in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scvec.annotate.annotation import Annotation
+from scvec.annotate.status import STATUSES
+from scvec.types import Neighbors
+
+#: The columns that the documentation promises.
+COLUMNS = [
+    "scvec_label",
+    "scvec_confidence",
+    "scvec_novelty",
+    "scvec_status",
+    "scvec_label_knn",
+    "scvec_label_head",
+    "scvec_label_broad",
+    "scvec_cl_id",
+]
+PARAMETERS = {
+    "scvec": "0.1.0",
+    "reference": "pancreas",
+    "generation": 3,
+    "space": "0123456789abcdef",
+    "where": None,
+    "shares": {"head": 0.5, "knn": 0.25},
+    "mixed": [1, "two", None, 3.5],
+}
+
+
+def make(n: int = 5) -> Annotation:
+    rng = np.random.default_rng(0)
+    classes = ("alpha", "beta", "delta")
+    proba = rng.dirichlet([1.0, 1.0, 1.0], n).astype(np.float32)
+    names = np.array(["beta", "alpha", "beta", "delta", "beta"] * n)[:n]
+    return Annotation(
+        cells=np.array([f"c{i}" for i in range(n)]),
+        classes=classes,
+        label=names,
+        label_knn=np.roll(names, 1),
+        label_head=names,
+        label_broad=np.array(["endocrine cell", ""] * n)[:n],
+        cl_id=np.array(["CL:0000163", ""] * n)[:n],
+        status=np.array(["confident", "ambiguous", "novel", "confident", "low_quality"] * n)[:n],
+        confidence=proba.max(axis=1),
+        novelty=rng.random(n).astype(np.float32),
+        proba=proba,
+        vectors=rng.normal(size=(n, 4)).astype(np.float32),
+        neighbors=Neighbors(np.zeros((n, 2), np.int64), np.zeros((n, 2), np.float32)),
+        parameters=dict(PARAMETERS),
+        notes=["a note"],
+        seconds={"read": 0.123456},
+    )
+
+
+def adata(n: int = 5, names: Any = None) -> Any:
+    import anndata
+    import pandas as pd
+    import scipy.sparse as sp
+
+    obs = pd.DataFrame({"donor": ["x"] * n}, index=names or [f"c{i}" for i in range(n)])
+    return anndata.AnnData(X=sp.csr_matrix(np.eye(n, 6, dtype=np.float32)), obs=obs)
+
+
+def test_the_table_has_the_promised_columns() -> None:
+    result = make()
+    table = result.to_table()
+    assert table.columns.tolist() == COLUMNS and table.index.tolist() == ["c0", "c1", "c2", "c3", "c4"]
+    for name in COLUMNS:
+        np.testing.assert_array_equal(table[name].to_numpy(), getattr(result, name.removeprefix("scvec_")))
+    for name in ("label", "status", "label_knn", "label_head", "label_broad", "cl_id"):
+        assert table[f"scvec_{name}"].dtype == "category"
+    assert table["scvec_confidence"].dtype == table["scvec_novelty"].dtype == np.float32
+    # All statuses are categories, so that colours and counts do not depend on the data.
+    assert tuple(table["scvec_status"].cat.categories) == STATUSES
+    assert make().to_table("mine").columns[0] == "mine_label"
+
+
+def test_the_result_goes_into_adata_in_place() -> None:
+    result, target = make(), adata()
+    before = target.X.copy()
+    assert result.to_adata(target) is None
+    assert target.obs.columns.tolist() == ["donor", *COLUMNS]
+    np.testing.assert_array_equal(target.obsm["X_scvec"], result.vectors)
+    np.testing.assert_array_equal(target.obsm["scvec_proba"], result.proba)
+    assert list(target.uns["scvec"]["classes"]) == ["alpha", "beta", "delta"]
+    assert (before != target.X).nnz == 0
+
+
+def test_a_copy_leaves_adata_as_it_was() -> None:
+    result, target = make(), adata()
+    other = result.to_adata(target, copy=True, key_added="k")
+    assert target.obs.columns.tolist() == ["donor"] and not target.obsm and not target.uns
+    assert "k_label" in other.obs and "X_k" in other.obsm and "k_proba" in other.obsm and "k" in other.uns
+
+
+def test_cells_are_matched_by_position() -> None:
+    # The annotation makes names unique; adata still has the old ones.
+    target = adata(names=["a", "a", "b", "b", "b"])
+    make().to_adata(target)
+    assert target.obs["scvec_label"].tolist() == ["beta", "alpha", "beta", "delta", "beta"]
+    assert target.obs["scvec_confidence"].tolist() == make().confidence.tolist()
+
+
+def test_a_second_annotation_replaces_the_first() -> None:
+    target = adata()
+    make().to_adata(target)
+    other = dataclasses.replace(make(), label=np.array(["gamma"] * 5))
+    other.to_adata(target)
+    assert target.obs["scvec_label"].tolist() == ["gamma"] * 5 and target.obs.shape[1] == 1 + len(COLUMNS)
+
+
+def test_adata_of_another_size_is_refused() -> None:
+    target = adata(4)
+    with pytest.raises(ValueError, match="5 cells, adata 4"):
+        make().to_adata(target)
+    assert target.obs.columns.tolist() == ["donor"]
+
+
+def test_everything_survives_a_file(tmp_path: Path) -> None:
+    import anndata
+
+    target = adata()
+    result = make()
+    result.to_adata(target)
+    target.write_h5ad(tmp_path / "out.h5ad")
+    back = anndata.read_h5ad(tmp_path / "out.h5ad")
+    for name in COLUMNS:
+        np.testing.assert_array_equal(back.obs[name].to_numpy(), getattr(result, name.removeprefix("scvec_")))
+    assert tuple(back.obs["scvec_status"].cat.categories) == STATUSES
+    np.testing.assert_array_equal(back.obsm["X_scvec"], result.vectors)
+    uns = back.uns["scvec"]
+    assert list(uns["classes"]) == list(result.classes)
+    assert json.loads(uns["parameters"]) == PARAMETERS
+    assert (uns["version"], uns["reference"], int(uns["generation"])) == ("0.1.0", "pancreas", 3)
+    assert uns["space"] == "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "label",
+        "label_knn",
+        "label_head",
+        "label_broad",
+        "cl_id",
+        "status",
+        "confidence",
+        "novelty",
+        "proba",
+        "vectors",
+    ],
+)
+def test_parts_of_another_length_are_refused(part: str) -> None:
+    result = make()
+    with pytest.raises(ValueError, match=f"{part} 4"):
+        dataclasses.replace(result, **{part: getattr(result, part)[:-1]})
+
+
+def test_neighbors_and_classes_of_another_length_are_refused() -> None:
+    result = make()
+    few = Neighbors(np.zeros((4, 2), np.int64), np.zeros((4, 2), np.float32))
+    with pytest.raises(ValueError, match="neighbors 4"):
+        dataclasses.replace(result, neighbors=few)
+    with pytest.raises(ValueError, match="2 classes"):
+        dataclasses.replace(result, classes=("alpha", "beta"))
+
+
+def test_summaries() -> None:
+    result = make()
+    assert len(result) == 5
+    assert list(result.counts().items()) == [("beta", 3), ("alpha", 1), ("delta", 1)]
+    summary = result.to_dict()
+    assert json.loads(json.dumps(summary)) == summary
+    assert summary["status"] == {"confident": 2, "ambiguous": 1, "novel": 1, "low_quality": 1}
+    assert summary["mean_confidence"] == pytest.approx(float(result.confidence.mean()))
+    assert summary["seconds"] == {"read": 0.123}
+    lines = result.lines()
+    assert lines[0] == "5 cells annotated by reference 'pancreas'"
+    assert lines[1].split() == [
+        "beta",
+        "3",
+        "confidence",
+        f"{result.confidence[[0, 2, 4]].mean():.2f}",
+        "33%",
+        "confident",
+    ]
+    assert lines[-1] == "status: 2 confident, 1 ambiguous, 1 novel, 1 low_quality"
+    assert dataclasses.replace(result, output="a.h5ad").lines()[-1] == "written to a.h5ad"
+
+
+def test_no_cells() -> None:
+    nothing = make(0)
+    assert nothing.to_table().shape == (0, len(COLUMNS)) and nothing.counts() == {}
+    assert nothing.to_dict()["mean_confidence"] is None
+    assert nothing.lines()[0].startswith("0 cells")
