@@ -290,6 +290,7 @@ def refuse(*a, **k):
     asked.append(a)
     raise OSError("no network")
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+import huggingface_hub  # which reads its settings now: what is set later comes too late
 from scvec.backbones.spec import load_backbone, parse_spec
 v = load_backbone(parse_spec("st:" + sys.argv[1])).encode(["insulin", "glucagon"])
 assert v.shape == (2, 24), v.shape
