@@ -131,6 +131,19 @@ class Neighbors:
         if self.indices.dtype != np.int64 or self.distances.dtype != np.float32:
             raise ValueError("indices must be int64 and distances float32")
 
+    @classmethod
+    def concatenate(cls, parts: list[Neighbors]) -> Neighbors:
+        """Return the neighbours of several blocks of queries as one; narrower blocks are padded."""
+        width = max(p.indices.shape[1] for p in parts)
+
+        def padded(values: npt.NDArray[Any], fill: float) -> npt.NDArray[Any]:
+            return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=fill)
+
+        return cls(
+            np.concatenate([padded(p.indices, -1) for p in parts]),
+            np.concatenate([padded(p.distances, np.inf) for p in parts]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class CellChunk:

@@ -7,7 +7,7 @@ from typing import Any
 
 from scvec.annotate.crossfit import HeldOut
 from scvec.annotate.metrics import expected_calibration_error, macro_f1
-from scvec.annotate.novelty import Novelty
+from scvec.annotate.novelty import Novelty, signals
 from scvec.annotate.pool import VOICES, Pool
 
 __all__ = ["Calibration"]
@@ -46,7 +46,9 @@ class Calibration:
             predicted = proba.argmax(axis=1)
             correct = predicted == truth
             pools[regime] = pool
-            novelty[regime] = Novelty.fit(seen.distances[regime], predicted, proba.shape[1])
+            cosines = scores[VOICES.index("prototype")]
+            found = signals(seen.neighbors[regime], cosines, proba)
+            novelty[regime] = Novelty.fit(found, predicted, proba.shape[1])
             record[regime] = {
                 "accuracy": float(correct.mean()),
                 "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),

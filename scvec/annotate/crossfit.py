@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.novelty import mean_distance
 from scvec.annotate.shift import REGIMES, simulate
 from scvec.annotate.voices import Voices
-from scvec.types import CellChunk, Float32
+from scvec.types import CellChunk, Float32, Neighbors
 
 __all__ = ["HeldOut", "crossfit", "make_folds"]
 
@@ -29,14 +28,14 @@ class HeldOut:
     ----------
     scores
         Per regime, per voice, (n, n_classes) float32.
-    distances
-        Per regime, (n,) mean neighbour distance.
+    neighbors
+        Per regime, the neighbours found.
     labels
         Per regime, (n,) int64 true classes. A shifted regime sees each cell ``DRAWS`` times.
     """
 
     scores: dict[str, list[Float32]]
-    distances: dict[str, Float32]
+    neighbors: dict[str, Neighbors]
     labels: dict[str, Int64]
 
 
@@ -94,7 +93,7 @@ def crossfit(
     """
     rng = np.random.default_rng(seed)
     scores: dict[str, list[list[Float32]]] = {name: [] for name in REGIMES}
-    distances: dict[str, list[Float32]] = {name: [] for name in REGIMES}
+    neighbors: dict[str, list[Neighbors]] = {name: [] for name in REGIMES}
     truth: dict[str, list[Int64]] = {name: [] for name in REGIMES}
     fold_names = np.unique(folds)
     for fold in fold_names:
@@ -112,12 +111,12 @@ def crossfit(
                 shifted = simulate(unseen, regime, seed=int(rng.integers(2**32)))
                 heard = voices.listen(shifted, n_neighbors)
                 scores[name].append(heard.scores)
-                distances[name].append(mean_distance(heard.neighbors))
+                neighbors[name].append(heard.neighbors)
                 truth[name].append(labels[test])
     if not truth["same"]:
         return HeldOut({}, {}, {})
     return HeldOut(
         {name: [np.concatenate(v) for v in zip(*parts, strict=True)] for name, parts in scores.items()},
-        {name: np.concatenate(parts) for name, parts in distances.items()},
+        {name: Neighbors.concatenate(parts) for name, parts in neighbors.items()},
         {name: np.concatenate(parts) for name, parts in truth.items()},
     )

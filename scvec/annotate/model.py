@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from scvec.annotate.calibration import Calibration
 from scvec.annotate.crossfit import crossfit, make_folds
-from scvec.annotate.novelty import mean_distance
+from scvec.annotate.novelty import signals
 from scvec.annotate.pool import VOICES
 from scvec.annotate.status import low_quality_floor
 from scvec.annotate.voices import Voices
@@ -57,10 +57,7 @@ class Prediction:
             vectors=np.concatenate([p.vectors for p in parts]),
             proba=np.concatenate([p.proba for p in parts]),
             voices={name: np.concatenate([p.voices[name] for p in parts]) for name in VOICES},
-            neighbors=Neighbors(
-                np.concatenate([p.neighbors.indices for p in parts]),
-                np.concatenate([p.neighbors.distances for p in parts]),
-            ),
+            neighbors=Neighbors.concatenate([p.neighbors for p in parts]),
             novelty=np.concatenate([p.novelty for p in parts]),
             n_detected=np.concatenate([p.n_detected for p in parts]),
         )
@@ -168,8 +165,11 @@ class ReferenceModel:
                 raise InputError("none of the reference cells chosen has a label", fix="loosen --where")
             heard = heard.restricted(allowed)
         alone = {name: pool.alone(name, s) for name, s in zip(VOICES, heard.scores, strict=True)}
-        proba = pool.combine(heard.scores) if method == "both" else alone[method]
-        novelty = self.calibration.novelty[regime].score(mean_distance(heard.neighbors), proba.argmax(axis=1))
+        pooled = pool.combine(heard.scores)
+        proba = pooled if method == "both" else alone[method]
+        # How new a cell is does not depend on which voice is asked for its name.
+        found = signals(heard.neighbors, heard.scores[VOICES.index("prototype")], pooled)
+        novelty = self.calibration.novelty[regime].score(found, pooled.argmax(axis=1))
         return Prediction(
             heard.vectors, proba, alone, heard.neighbors, novelty, np.diff(chunk.X.indptr).astype(np.int64)
         )

@@ -10,10 +10,14 @@ import numpy.typing as npt
 
 from scvec.types import Float32, Neighbors
 
-__all__ = ["Novelty", "mean_distance"]
+__all__ = ["Novelty", "mean_distance", "signals"]
+
+Float64 = npt.NDArray[np.float64]
 
 #: How many cells a class must have before its own spread outweighs that of all classes together.
 PRIOR_CELLS = 5.0
+#: Probabilities closer to 0 or 1 than this differ by rounding only.
+ODDS_FLOOR = 1e-4
 
 
 def mean_distance(neighbors: Neighbors) -> Float32:
@@ -23,9 +27,27 @@ def mean_distance(neighbors: Neighbors) -> Float32:
     return np.asarray(distances.sum(axis=1) / np.maximum(found.sum(axis=1), 1), dtype=np.float32)
 
 
+def signals(neighbors: Neighbors, cosines: Float32, proba: Float32) -> Float64:
+    """Return (n, 3) signs of a cell that is unlike the class it is given; the larger, the less it fits.
+
+    Distance to its neighbours; one minus its cosine to the centroid of the class; log odds against the class.
+    None is enough alone: a new type may lie where vectors of known types lie (the encoder never learned to tell
+    it apart), look like its nearest class, or be named with confidence, but rarely all three.
+
+    Parameters
+    ----------
+    cosines, proba
+        (n, n_classes) scores of the prototypes, and pooled probabilities; the class is the likeliest.
+    """
+    rows, given = np.arange(len(proba)), proba.argmax(axis=1)
+    p = proba[rows, given].astype(np.float64)
+    odds = np.log((1.0 - p + ODDS_FLOOR) / (p + ODDS_FLOOR))
+    return np.column_stack([mean_distance(neighbors), 1.0 - cosines[rows, given], odds]).astype(np.float64)
+
+
 @dataclass(frozen=True, slots=True)
 class Novelty:
-    """Neighbour distance standardised within the predicted class.
+    """Signals of novelty standardised within the predicted class, and their mean compared to a threshold.
 
     A left-out type with a near sibling looks closer to the reference than an average cell of a loose class
     does; only the class's own spread tells.
@@ -33,19 +55,19 @@ class Novelty:
     Attributes
     ----------
     mean, sd
-        (n_classes,) float64 of the neighbour distances of held-out cells given that class.
+        (n_classes, n_signals) float64 over the held-out cells given that class.
     threshold
-        Standardised distance above which a cell is novel.
+        Mean standardised signal above which a cell is novel.
     """
 
-    mean: npt.NDArray[np.float64]
-    sd: npt.NDArray[np.float64]
+    mean: Float64
+    sd: Float64
     threshold: float
 
     @classmethod
     def fit(
         cls,
-        distances: Float32,
+        found: Float64,
         predicted: npt.NDArray[np.int64],
         n_classes: int,
         *,
@@ -55,24 +77,28 @@ class Novelty:
 
         Parameters
         ----------
-        distances
-            (n,) mean neighbour distances.
+        found
+            (n, n_signals) float64.
         predicted
             (n,) int64 classes they were given.
         """
-        d = distances.astype(np.float64)
-        counts = np.bincount(predicted, minlength=n_classes)
-        overall, spread = d.mean(), max(d.std(), 1e-6)
-        sums = np.bincount(predicted, weights=d, minlength=n_classes)
-        mean = (sums + PRIOR_CELLS * overall) / (counts + PRIOR_CELLS)
-        squares = np.bincount(predicted, weights=(d - mean[predicted]) ** 2, minlength=n_classes)
+        n_signals = found.shape[1]
+        counts = np.bincount(predicted, minlength=n_classes)[:, None]
+        overall, spread = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-6)
+
+        def sums(values: Float64) -> Float64:
+            columns = [np.bincount(predicted, values[:, j], minlength=n_classes) for j in range(n_signals)]
+            return np.column_stack(columns)
+
+        mean = (sums(found) + PRIOR_CELLS * overall) / (counts + PRIOR_CELLS)
+        squares = sums((found - mean[predicted]) ** 2)
         sd = np.sqrt((squares + PRIOR_CELLS * spread**2) / (counts + PRIOR_CELLS))
-        z = (d - mean[predicted]) / sd[predicted]
+        z = ((found - mean[predicted]) / sd[predicted]).mean(axis=1)
         return cls(mean, sd, float(np.quantile(z, 1.0 - false_novel_rate)))
 
-    def score(self, distances: Float32, predicted: npt.NDArray[np.int64]) -> Float32:
-        """Return (n,) novelty, 0 to 1; 0.5 is the threshold."""
-        z = (distances - self.mean[predicted]) / self.sd[predicted]
+    def score(self, found: Float64, predicted: npt.NDArray[np.int64]) -> Float32:
+        """Return (n,) novelty, 0 to 1, of cells with signals (n, n_signals); 0.5 is the threshold."""
+        z = ((found - self.mean[predicted]) / self.sd[predicted]).mean(axis=1)
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z - self.threshold, -30, 30))), dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:

@@ -99,11 +99,11 @@ def test_no_cell_is_judged_by_voices_trained_on_it() -> None:
     assert [labels[i - 1] for i in heard] == held.labels["same"].tolist()
     for name in REGIMES:
         n = 28 * (1 if name == "same" else DRAWS)
-        assert held.labels[name].shape == held.distances[name].shape == (n,)
+        assert held.labels[name].shape == held.neighbors[name].indices[:, 0].shape == (n,)
         assert [s.shape for s in held.scores[name]] == [(n, 3)] * len(VOICES)
         assert [float(s[0, 0]) for s in held.scores[name]] == [0.0, 1.0, 2.0]
-    # The mean distance of a cell is the one that its own fold's voices gave.
-    np.testing.assert_allclose(np.unique(held.distances["same"]), np.sqrt([1, 2, 3]), rtol=1e-6)
+    # The neighbours of a cell are those that its own fold's voices found.
+    np.testing.assert_allclose(np.unique(held.neighbors["same"].distances), [1, 2, 3], rtol=1e-6)
 
 
 def test_cells_of_a_class_that_no_other_fold_has_are_left_out() -> None:
