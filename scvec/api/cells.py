@@ -42,6 +42,7 @@ def ingest_cells(
     label_key: str,
     species: str = "auto",
     layer: str | None = None,
+    memory: str | int | None = None,
     backbone: str = "minilm",
     encoder: str = "adapted",
     batch_key: str | None = None,
@@ -62,6 +63,8 @@ def ingest_cells(
         What the reference is called; one of that name is replaced.
     label_key
         Column of obs with the labels.
+    memory
+        Bytes that reading a file may use, as a number or like ``"4G"``; half of what is free where not given.
     batch_key
         Column of obs with donors or batches: whole ones are held out to calibrate the confidence.
     backbone, encoder
@@ -80,19 +83,24 @@ def ingest_cells(
     from scvec.api.genes import ensure_knowledge
     from scvec.api.matching import match_genes, resolver_of
     from scvec.api.texts import encode_genes
-    from scvec.backbones.spec import parse_spec
+    from scvec.backbones.spec import load_backbone, parse_spec
     from scvec.encoders.registry import needs_text
     from scvec.ingest.cells import CellSource
+    from scvec.stores.files import check_reference_name
     from scvec.stores.store import Store
 
+    # What can be refused at once is, before a large file is read.
+    check_reference_name(name)
     spec = parse_spec(backbone)
     with_text = needs_text(encoder)
     check_device(device)
+    if with_text:
+        load_backbone(spec, device=device)
     stages = Stages()
     with ExitStack() as stack:
         with stages("read"):
             progress("reading cells", 0, None)
-            sources = [stack.enter_context(CellSource.open(ref, layer=layer)) for ref in refs]
+            sources = [stack.enter_context(CellSource.open(ref, layer=layer, memory=memory)) for ref in refs]
             labelled = Labelled.read(sources, label_key, batch_key)
         opened = Store.open(store, create=True)
         params = {

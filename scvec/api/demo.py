@@ -63,8 +63,8 @@ def demo(
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise InputError("the output is a file, not a folder", str(folder), "give another --out") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError("a file is where the folder should be", str(folder), "give another --out") from error
     data = files("scvec") / "data"
     with (
         as_file(data / "baron_human.h5ad") as human,

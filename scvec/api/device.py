@@ -16,7 +16,7 @@ def check_device(device: str) -> str:
         If it is none of ``auto``, ``cpu`` and ``cuda``, or ``cuda`` is asked for and there is none.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"there is no device {device!r}", fix="devices: auto, cpu, cuda")
+        raise InputError(f"there is no device {device!r}", "--device", "devices: auto, cpu, cuda")
     if device == "cuda":
         import torch
 

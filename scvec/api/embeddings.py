@@ -121,7 +121,9 @@ def _named(kb: KnowledgeBase, names: list[str], species: Sequence[str], notes: l
                 missing.discard(name)
     if not found:
         raise InputError(
-            "no gene of the list is known", ", ".join(names[:5]), "check the names and --species"
+            "no gene of the list is known",
+            ", ".join(names[:5]),
+            "give gene symbols, Ensembl or Entrez ids, and check --species",
         )
     if missing:
         notes.append(

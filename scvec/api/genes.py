@@ -39,9 +39,13 @@ def read_gene_list(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise InputError("there is no such file", str(path), "give a file with one gene a line") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the list of genes is not readable as text", str(path)) from error
+        raise InputError("no such file", str(path), "give a file with one gene a line") from error
+    except IsADirectoryError as error:
+        fix = "give a file with one gene a line"
+        raise InputError("this is a folder, not a file", str(path), fix) from error
+    except UnicodeDecodeError as error:
+        fix = "give a plain text file (UTF-8) with one gene a line"
+        raise InputError("the list of genes is no text", str(path), fix) from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not names:
         raise InputError("the list names no gene", str(path), "give a file with one gene a line")
@@ -82,15 +86,17 @@ def ingest_genes(
     if str(source) == "snapshot":
         if names is not None:
             raise InputError(
-                "--genes chooses genes of a file", fix="the snapshot is loaded whole; leave out --genes"
+                "--genes chooses genes of a file, and the snapshot is loaded whole",
+                "--genes",
+                "leave it out, or give the file with --source",
             )
         path = None
     else:
         path = Path(source)
         if not path.is_file():
-            raise InputError(
-                f"--source {source} is no file", fix="give snapshot, or a jsonl, csv or parquet file"
-            )
+            what = "this is a folder, not a file" if path.is_dir() else "no such file"
+            fix = "give --source snapshot, or a jsonl, csv or parquet file"
+            raise InputError(what, str(source), fix)
     opened = Store.open(store, create=True)
     notes: list[str] = []
     with opened.begin("ingest genes", {"source": path.name if path else "snapshot"}) as txn:

@@ -28,6 +28,7 @@ __all__ = ["compact", "doctor", "export", "info", "rm", "verify"]
 
 #: Largest difference between a stored vector and a fresh one that is rounding and not another encoder.
 PARITY = 1e-4
+_ENDINGS = {"parquet": ".parquet", "h5ad": ".h5ad"}
 
 
 def info(store: Path | str, reference: str | None = None) -> InfoReport:
@@ -138,6 +139,12 @@ def export(store: Path | str, reference: str, *, to: str, output: Path | str) ->
     if to not in ("parquet", "h5ad"):
         raise InputError(f"{to!r} is no format to export to", fix="formats: parquet, h5ad")
     target = check_output(output)
+    if target.suffix in _ENDINGS.values() and target.suffix != _ENDINGS[to]:
+        raise InputError(
+            f"the output ends in {target.suffix}, but {to} is to be written",
+            str(target),
+            f"give -o NAME{_ENDINGS[to]}, or another --to",
+        )
     stored = Store(store).reference(reference)
     classes = np.array([*stored.meta["classes"], ""], dtype=object)
     obs = stored.obs.copy()

@@ -11,7 +11,7 @@ from scvec.errors import InputError
 from scvec.types import CellChunk, GeneMatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import numpy.typing as npt
 
@@ -115,7 +115,7 @@ def match_genes(
     if best.share < REFUSE_SHARE and not force:
         raise InputError(
             f"almost no gene is known: {best.summary}",
-            f"{source.name}, names like {_some(best.match.names)}",
+            f"{source.name}, names like {_unknown(best.match)}",
             "put gene symbols, Ensembl or Entrez ids into var_names, give --species, or go on with --force",
         )
     source.notes.extend(best.match.notes)
@@ -124,5 +124,6 @@ def match_genes(
     return best
 
 
-def _some(names: Sequence[str]) -> str:
+def _unknown(match: GeneMatch) -> str:
+    names = [n for n, gene_id in zip(match.names, match.gene_ids, strict=True) if gene_id is None]
     return ", ".join(repr(n) for n in names[:3])

@@ -40,6 +40,7 @@ def query(
     method: str = "both",
     species: str = "auto",
     layer: str | None = None,
+    memory: str | int | None = None,
     where: str | None = None,
     exact: bool = False,
     force: bool = False,
@@ -60,6 +61,8 @@ def query(
         Neighbours that vote; clipped to the number of reference cells.
     method
         ``both``, ``knn``, ``head`` or ``prototype``.
+    memory
+        Bytes that reading may use, as a number or like ``"4G"``; half of what is free where not given.
     where
         SQL condition over the reference's obs: only those cells are neighbours, only their labels are given.
     exact
@@ -88,14 +91,14 @@ def query(
         stored = opened.reference(_only(opened, reference))
     with stages("read"):
         progress("reading cells", 0, None)
-        source = CellSource.open(path, layer=layer)
+        source = CellSource.open(path, layer=layer, memory=memory)
     with source:
         with stages("genes"):
             with opened.knowledge() as kb:
                 resolver = resolver_of(kb)
             matched = match_genes(source, resolver, species=species, force=force)
             genes = resolver.map_to(matched.match, stored.meta["genes"], stored.meta["species"])
-            source.notes.extend(genes.notes)
+            source.notes += [matched.summary, *genes.notes]
             share = _check_overlap(source, genes, force)
         with stages("load reference"):
             model = load_model(stored)
@@ -179,13 +182,14 @@ def _only(opened: Any, reference: str | None) -> str:
 def _check_output(output: Path | str | None, path: Any) -> Path | None:
     if output is None:
         return None
-    target = Path(output)
+    from scvec.ingest.h5ad_output import check_output
+
+    target = check_output(output, path if isinstance(path, str | Path) else None)
     if target.suffix not in OUTPUTS:
-        raise InputError(f"{target.name!r} has no known ending", fix=f"end -o in one of {', '.join(OUTPUTS)}")
-    if not target.absolute().parent.is_dir():
-        raise InputError("the folder for the output does not exist", str(target.parent), "make it first")
-    if isinstance(path, (str, Path)) and target.resolve() == Path(path).resolve():
-        raise InputError("the output would overwrite the input", str(target), "give another -o")
+        ending = f"the ending {target.suffix!r}" if target.suffix else "no ending"
+        raise InputError(
+            f"the output has {ending}, which names no format", str(target), f"give -o {' or '.join(OUTPUTS)}"
+        )
     return target
 
 
@@ -196,7 +200,7 @@ def _check_overlap(source: CellSource, genes: GeneMap, force: bool) -> float:
         raise InputError(
             f"only {n} of the {total:,} genes of the reference are in the query",
             source.name,
-            "check species and gene names, choose another reference, or go on with --force",
+            "check --species and the names of genes, choose another reference, or go on with --force",
         )
     if n < 0.5 * total:
         source.notes.append(

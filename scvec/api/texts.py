@@ -62,13 +62,13 @@ def check_template(template: str) -> str:
     try:
         fields = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     except ValueError as error:
-        raise InputError(f"the template is malformed: {error}", template) from error
+        fix = "write fields as {symbol}, and other braces twice"
+        raise InputError(f"the template cannot be read: {error}", f"--text {template!r}", fix) from error
     # Exact names only: "{symbol.__class__}" and the like must not reach str.format.
     if not fields or not fields <= set(FIELDS):
         listed = ", ".join("{" + f + "}" for f in FIELDS)
-        raise InputError(
-            f"--text {template!r} is no template", fix=f"use default, name, or a text with {listed}"
-        )
+        what = "the template has an unknown field" if fields else "the template has no field"
+        raise InputError(what, f"--text {template!r}", f"give default, name, or a text with {listed}")
     return text
 
 

@@ -65,7 +65,7 @@ def parse_spec(spec: str, template: str = "default") -> BackboneSpec:
         return BackboneSpec("st", tail, permuted, template)
     if head == "random" and tail.isascii() and tail.isdigit():
         return BackboneSpec("random", tail, permuted, template)
-    raise InputError(f"there is no backbone {spec!r}", fix=f"backbones: {KINDS}")
+    raise InputError(f"there is no backbone {spec!r}", "--backbone", f"backbones: {KINDS}")
 
 
 def load_backbone(spec: BackboneSpec, *, device: str = "auto") -> Backbone:
@@ -102,5 +102,6 @@ def _fetch(hub_id: str) -> Path:
     except Exception as error:  # a wrong id, no network, no access: the model is not to be had
         raise InputError(
             f"{hub_id!r} is no folder, and the model hub did not give it ({type(error).__name__})",
-            fix="give the folder of a sentence-transformers model: --backbone st:FOLDER",
+            "--backbone",
+            "give the folder of a sentence-transformers model: --backbone st:FOLDER",
         ) from error

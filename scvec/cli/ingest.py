@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from scvec.cli.options import SPECIES, Session, device_option, global_options, layer_option, pass_session
+from scvec.cli.options import (
+    SPECIES,
+    Session,
+    device_option,
+    global_options,
+    layer_option,
+    memory_option,
+    pass_session,
+)
 
 __all__ = ["ingest"]
 
@@ -119,6 +127,7 @@ def embeddings(
     "--species", type=click.Choice(["auto", *SPECIES]), default="auto", show_default=True, help="Whose genes."
 )
 @layer_option
+@memory_option
 @click.option("--backbone", default="minilm", show_default=True, metavar="SPEC", help="Which gene vectors.")
 @click.option(
     "--encoder",
@@ -144,6 +153,7 @@ def cells(
     label_key: str,
     species: str,
     layer: str | None,
+    memory: str | None,
     backbone: str,
     encoder: str,
     batch_key: str | None,
@@ -169,6 +179,7 @@ def cells(
             label_key=label_key,
             species=species,
             layer=layer,
+            memory=memory,
             backbone=backbone,
             encoder=encoder,
             batch_key=batch_key,

@@ -11,7 +11,15 @@ import click
 
 from scvec.cli.console import Console
 
-__all__ = ["SPECIES", "Session", "device_option", "global_options", "layer_option", "pass_session"]
+__all__ = [
+    "SPECIES",
+    "Session",
+    "device_option",
+    "global_options",
+    "layer_option",
+    "memory_option",
+    "pass_session",
+]
 
 #: scvec.types.SPECIES, spelt out: importing that module loads numpy, which ``--help`` need not wait for.
 SPECIES = ("human", "mouse")
@@ -107,6 +115,13 @@ def layer_option(function: F) -> F:
     return click.option("--layer", metavar="NAME", help="Layer with the counts.  [default: found by itself]")(
         function
     )
+
+
+def memory_option(function: F) -> F:
+    """Add ``--memory``."""
+    return click.option(
+        "--memory", metavar="SIZE", help="Memory for reading, as 4G.  [default: half of what is free]"
+    )(function)
 
 
 def device_option(function: F) -> F:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from scvec.cli.options import SPECIES, Session, device_option, global_options, layer_option, pass_session
+from scvec.cli.options import (
+    SPECIES,
+    Session,
+    device_option,
+    global_options,
+    layer_option,
+    memory_option,
+    pass_session,
+)
 
 __all__ = ["query"]
 
@@ -39,6 +47,7 @@ __all__ = ["query"]
     "--species", type=click.Choice(["auto", *SPECIES]), default="auto", show_default=True, help="Whose genes."
 )
 @layer_option
+@memory_option
 @click.option(
     "--where", metavar="SQL", help="Only reference cells of which this is true, over their obs columns."
 )
@@ -56,6 +65,7 @@ def query(
     method: str,
     species: str,
     layer: str | None,
+    memory: str | None,
     where: str | None,
     exact: bool,
     force: bool,
@@ -80,6 +90,7 @@ def query(
             method=method,
             species=species,
             layer=layer,
+            memory=memory,
             where=where,
             exact=exact,
             force=force,

@@ -16,6 +16,7 @@ from scvec.errors import InputError, ResourceError, ScvecError, StoreError
 
 __all__ = [
     "check_file",
+    "check_reference_name",
     "check_size",
     "content_name",
     "holds",
@@ -39,6 +40,16 @@ _seen: dict[tuple[str, int, int, int], str] = {}
 def is_plain_name(name: object) -> bool:
     """True if ``name`` is a file name that cannot lead out of its folder."""
     return isinstance(name, str) and _PLAIN.fullmatch(name) is not None and ".." not in name
+
+
+def check_reference_name(name: str) -> None:
+    """Raise InputError where ``name`` cannot be the name of a reference."""
+    if not is_plain_name(name):
+        raise InputError(
+            f"{name!r} cannot be the name of a reference",
+            "--name",
+            "use letters, digits, '.', '_' and '-', a letter or digit first",
+        )
 
 
 def content_name(name: str, sha256: str, ext: str) -> str:

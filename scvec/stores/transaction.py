@@ -17,9 +17,9 @@ import numpy.typing as npt
 from scvec.errors import InputError
 from scvec.stores.distances import checked_vectors
 from scvec.stores.files import (
+    check_reference_name,
     content_name,
     holds,
-    is_plain_name,
     os_errors,
     publish,
     sha256_file,
@@ -274,10 +274,7 @@ class Transaction:
             JSON values that differ between equal runs; kept in the manifest's ``run["references"][name]``.
         """
         self._check_open()
-        if not is_plain_name(name):
-            raise InputError(
-                f"{name!r} cannot be the name of a reference", fix="use letters, digits, '.', '_' and '-'"
-            )
+        check_reference_name(name)
         dim = int(vectors.shape[1]) if getattr(vectors, "ndim", 0) == 2 else 0
         vectors = checked_vectors(vectors, dim, "cell vectors")
         if len(obs) != len(vectors):
