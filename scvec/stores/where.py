@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,14 +43,32 @@ def rows_where(table: pd.DataFrame, condition: str) -> npt.NDArray[np.int64]:
         con.execute("SET lock_configuration = true")
         found = con.table("cells").filter(condition).project(ROW).fetchnumpy()[ROW]
     except duckdb.Error as error:
-        listed = ", ".join(str(c) for c in columns[:12])
-        raise InputError(
-            f"--where is not a condition over the reference's columns: {str(error).splitlines()[0]}",
-            condition,
-            f"columns: {listed}; as in --where \"donor = 'human1'\"",
-        ) from error
+        raise _no_condition(str(error), [str(c) for c in columns], condition) from error
     finally:
         con.close()
     if len(found) == 0:
-        raise InputError("no reference cell fulfils --where", condition, "loosen the condition")
+        raise InputError("no reference cell fulfils --where", condition, _values(table, columns, condition))
     return np.sort(np.asarray(found, dtype=np.int64))
+
+
+def _no_condition(said: str, columns: list[str], condition: str) -> InputError:
+    """Say what DuckDB says, without its words for the statement that people did not write."""
+    unknown = re.search(r'Referenced column "([^"]+)" not found', said)
+    fix = f"columns: {', '.join(columns[:12])}; as in --where \"donor = 'human1'\""
+    if unknown is None:
+        reason = re.sub(r"^\w+ Error: ", "", said.splitlines()[0])
+        what = f"--where is not a condition over the reference's columns: {reason}"
+        return InputError(what, condition, fix)
+    near = difflib.get_close_matches(unknown[1], columns, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"the reference has no column {unknown[1]!r} for --where", condition, hint + fix)
+
+
+def _values(table: pd.DataFrame, columns: list[Any], condition: str) -> str:
+    """Name the values of the columns that a condition speaks of."""
+    told = []
+    for column in columns:
+        if str(column) in condition:
+            values = sorted(str(v) for v in table[column].dropna().unique())
+            told.append(f"{column} has: {', '.join(values[:8])}" + (", ..." if len(values) > 8 else ""))
+    return "; ".join(told[:3]) or "loosen the condition"
