@@ -71,7 +71,15 @@ def _usage(error: click.ClickException, command: str) -> ScvecError:
         return InputError("a command is missing", path, f"{path} --help lists the commands")
     in_group = context is not None and isinstance(context.command, click.Group)
     shows = "lists the commands" if in_group else "shows how it is used"
-    return InputError(error.format_message(), path, f"{path} --help {shows}")
+    near = getattr(error, "possibilities", None) or ()
+    hint = f"did you mean {' or '.join(map(repr, sorted(near)))}? " if near else ""
+    said = error.message if near else error.format_message()
+    return InputError(_in_our_style(said), path, f"{hint}{path} --help {shows}")
+
+
+def _in_our_style(said: str) -> str:
+    # click writes sentences; our messages begin small and end without a full stop.
+    return said[:1].lower() + said[1:].rstrip(".")
 
 
 def _is_out_of_memory(error: BaseException, text: str) -> bool:

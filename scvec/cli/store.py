@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from scvec.cli.options import Session, global_options, pass_session
-from scvec.errors import StoreError
+from scvec.errors import InputError, StoreError
 
 __all__ = ["commands"]
 
@@ -101,7 +101,8 @@ def rm(session: Session, reference: str, yes: bool) -> None:
 
     if not yes:
         if session.as_json or not sys.stdin.isatty():
-            raise click.UsageError(f"--yes is needed to drop '{reference}' without asking")
+            what = f"nobody is there to be asked whether to drop '{reference}'"
+            raise InputError(what, "scvec rm", "add --yes to drop it without being asked")
         if not click.confirm(f"Drop reference '{reference}'?", err=True):
             session.note("nothing was dropped")
             return

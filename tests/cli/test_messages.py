@@ -72,13 +72,13 @@ def test_errors_are_one_object_with_json(error, code, text, scvec, api):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["qury", "x.h5ad"], "Did you mean 'query'?"),
-        (["query"], "Missing argument 'QUERY'"),
+        (["qury", "x.h5ad"], "did you mean 'query'?"),
+        (["query"], "missing argument 'QUERY'"),
         (["query", "x", "--refrence", "p"], "'--reference'?"),
         (["query", "x", "--n-neighbors", "0"], "0 is not in the range x>=1"),
         (["query", "x", "--method", "vote"], "'knn', 'head', 'prototype'"),
         (["ingest", "genes", "--species", "rat"], "'human', 'mouse'"),
-        (["ingest", "cells", "x.h5ad", "--name", "p"], "Missing option '--label-key'"),
+        (["ingest", "cells", "x.h5ad", "--name", "p"], "missing option '--label-key'"),
         (["export", "p", "-o", "x"], "Choose from"),
         ([], "a command is missing"),
         (["ingest"], "scvec ingest --help"),
