@@ -116,6 +116,7 @@ class Labelled:
 
 def _batches(source: CellSource, batch_key: str, number: int) -> npt.NDArray[np.str_]:
     if batch_key not in source.obs.columns:
-        listed = ", ".join(str(c) for c in list(source.obs.columns)[:12])
-        raise InputError(f"There is no column '{batch_key}' in obs.", source.name, f"Columns: {listed}.")
+        from scvec.ingest.labels import no_column
+
+        raise no_column(source, batch_key)
     return np.array([f"{number}:{value}" for value in source.obs[batch_key].astype(str)])

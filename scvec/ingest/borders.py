@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scvec.errors import InputError, ResourceError, ScvecError
 
-__all__ = ["available_memory", "disk_errors", "parse_memory", "reading", "size_text"]
+__all__ = ["available_memory", "count_text", "disk_errors", "parse_memory", "reading", "size_text"]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # EFBIG is a file-size limit of the process or file system: to the user the same thing, no room.
@@ -40,7 +40,7 @@ def parse_memory(text: str | int | None) -> int:
     amount = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if amount <= 0:
         raise InputError(
-            f"Cannot read {text!r} as an amount of memory.", "--memory", "Write it like 4G or 512M."
+            f"cannot read {text!r} as an amount of memory", "--memory", "write it like 4G or 512M"
         )
     return amount
 
@@ -51,6 +51,11 @@ def available_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 4 * 2**30
+
+
+def count_text(n: int, noun: str) -> str:
+    """Write ``1 cell`` or ``2,000 cells``."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def size_text(n_bytes: float) -> str:
@@ -76,14 +81,14 @@ def reading(path: str | Path, part: str = "") -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ResourceError(
-            "The file asks for more memory than there is.", where, "Check the file, or use a larger machine."
+            "the file asks for more memory than there is", where, "check the file, or use a larger machine"
         ) from error
     except Exception as error:
-        reason = str(error).split("\n")[0][:160] or type(error).__name__
+        reason = str(error).strip("'\"").split("\n")[0][:160] or type(error).__name__
         raise InputError(
-            f"The file is damaged or not a valid h5ad: {reason}",
+            f"the file is damaged or not a valid h5ad: {reason}",
             where,
-            "Copy or download it again, or write it anew with adata.write_h5ad().",
+            "copy or download it again, or write it anew with adata.write_h5ad()",
         ) from error
 
 
@@ -97,13 +102,13 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         code = getattr(error, "errno", None)
         if code in _NO_ROOM or _NO_ROOM_TEXT.search(str(error)):
             raise ResourceError(
-                "No room left on the disk; nothing was written.",
+                "the disk is full; nothing was written",
                 str(path),
-                "Free some space or write elsewhere.",
+                "free some space, or write elsewhere",
             ) from error
         if isinstance(error, OSError):
             reason = os.strerror(code) if code else str(error).split("\n")[0]
             raise InputError(
-                f"Cannot write the output: {reason}.", str(path), "Choose another place for it."
+                f"cannot write the output: {reason}", str(path), "choose another place for it"
             ) from error
         raise

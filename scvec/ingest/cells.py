@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
-from scvec.ingest.borders import parse_memory
+from scvec.ingest.borders import count_text, parse_memory
 from scvec.ingest.contents import Contents, contents_of_adata, contents_of_file
 from scvec.ingest.expression import ExpressionState, normalize
 from scvec.ingest.features import gene_name_candidates
@@ -191,19 +191,19 @@ class CellSource:
 
             repeated = int(index.duplicated().sum())
             self.obs = self.obs.set_axis(make_index_unique(index), axis=0)
-            self.notes.append(f"{repeated:,} cell names occur more than once: made unique with -1, -2, ...")
+            self.notes.append(f"made {count_text(repeated, 'repeated cell name')} unique with -1, -2, ...")
         self.obs_names = list(self.obs.index)
 
     def _note_oddities(self) -> None:
         if self._reader.n_unsorted:
-            self.notes.append(f"Sorted the gene numbers within {self._reader.n_unsorted:,} cells.")
+            self.notes.append(f"sorted the gene numbers within {count_text(self._reader.n_unsorted, 'cell')}")
         if self._reader.n_duplicates:
             self.notes.append(
-                f"Added up {self._reader.n_duplicates:,} values that were stored twice for a cell and gene."
+                f"added up {count_text(self._reader.n_duplicates, 'value')} stored twice for a cell and gene"
             )
         repeated = len(self.var_names) - len(set(self.var_names))
         if repeated:
-            self.notes.append(f"{repeated:,} gene names occur more than once: their values are added up.")
+            self.notes.append(f"added up the values of {count_text(repeated, 'repeated gene name')}")
         empty = int((self.n_genes_detected == 0).sum())
         if empty:
-            self.notes.append(f"{empty:,} cells have no counts at all.")
+            self.notes.append(f"{count_text(empty, 'cell')} with no counts at all")

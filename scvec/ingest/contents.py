@@ -41,10 +41,10 @@ class Contents:
 
     def __post_init__(self) -> None:
         if len(self.obs) == 0:
-            raise InputError("There are no cells.", self.name, "Give a file with at least one cell.")
+            raise InputError("there are no cells", self.name, "give a file with at least one cell")
         if not self.places:
-            fix = "Write it with expression values: adata.X must not be None."
-            raise InputError("There is no X: no matrix, no layers, no raw.", self.name, fix)
+            fix = "write it with expression values: adata.X must not be None"
+            raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix)
 
 
 def contents_of_file(file: h5py.File, path: Path, memory: int) -> Contents:
@@ -57,8 +57,8 @@ def contents_of_file(file: h5py.File, path: Path, memory: int) -> Contents:
     """
     for name in ("obs", "var"):
         if name not in file:
-            fix = "Give a whole AnnData file, written by adata.write_h5ad()."
-            raise InputError(f"The file has no {name} table.", str(path), fix)
+            fix = "give a whole AnnData file, written by adata.write_h5ad()"
+            raise InputError(f"the file has no {name} table", str(path), fix)
     if isinstance(file["obs"], h5py.Dataset) or isinstance(file["var"], h5py.Dataset) or "raw.X" in file:
         return _old_file(file, path)
     notes: list[str] = []
@@ -97,7 +97,7 @@ def _old_file(file: h5py.File, path: Path) -> Contents:
     contents = contents_of_adata(adata)
     contents.name, contents.path = str(path), path
     contents.notes.insert(
-        0, "Written by an anndata older than 0.7; rewriting it with adata.write_h5ad() helps."
+        0, "written by an anndata older than 0.7; rewriting it with adata.write_h5ad() helps"
     )
     return contents
 
@@ -111,8 +111,8 @@ def contents_of_adata(adata: AnnData) -> Contents:
         If it is no AnnData object, or has no cell or no matrix.
     """
     if not all(hasattr(adata, name) for name in ("obs", "var", "X", "layers")):
-        what = f"Cells come as an .h5ad path or an AnnData object, not as {type(adata).__name__}."
-        raise InputError(what, "", "Wrap the matrix: anndata.AnnData(X, obs=..., var=...).")
+        what = f"cells come as an .h5ad path or an AnnData object, not as {type(adata).__name__}"
+        raise InputError(what, "", "wrap the matrix: anndata.AnnData(X, obs=..., var=...)")
     if adata.isbacked:
         with reading(str(adata.filename)):
             adata = adata.to_memory()

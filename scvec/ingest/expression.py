@@ -125,16 +125,16 @@ def detect_state(profile: MatrixProfile, where: str = "X") -> ExpressionState:
     """
     if profile.n_negative:
         low = f"{profile.minimum:,.0f}" if profile.all_integer else f"{profile.minimum:.3g}"
-        return ExpressionState("scaled", where, message=f"{where} holds negative values (down to {low}).")
+        return ExpressionState("scaled", where, message=f"{where} holds negative values (down to {low})")
     if profile.all_integer:
-        done = f"{where} holds raw counts; normalised a private copy to log1p CP10k."
+        done = f"{where} holds raw counts; normalised a private copy to log1p CP10k"
         return ExpressionState("counts", where, message=done)
     sample = profile.sample()
     linear_target = _constant_sum(_row_sums(sample))
     if profile.maximum > MAX_LOG or linear_target is not None:
         done = (
             f"{where} holds linear values that are no counts (TPM, RPKM or corrected counts, largest "
-            f"{profile.maximum:,.4g}); rescaled a private copy to log1p CP10k."
+            f"{profile.maximum:,.4g}); rescaled a private copy to log1p CP10k"
         )
         return ExpressionState("linear", where, target_sum=linear_target, message=done)
     for base in BASES:
@@ -146,22 +146,22 @@ def detect_state(profile: MatrixProfile, where: str = "X") -> ExpressionState:
 
 def _known_target(where: str, base: float, target: float) -> ExpressionState:
     if base == math.e and abs(target / CP10K - 1) < SPREAD:
-        done = f"{where} holds log1p CP10k values; used as they are."
+        done = f"{where} holds log1p CP10k values; used as they are"
         return ExpressionState("log1p_cp10k", where, base, CP10K, done)
     done = (
         f"{where} holds {_log_name(base)} values of {target:,.6g} counts per cell; "
-        "converted a private copy to log1p CP10k."
+        "converted a private copy to log1p CP10k"
     )
     return ExpressionState("log", where, base, target, done)
 
 
 def _known_base(where: str, base: float | None) -> ExpressionState:
     if base is None:
-        done = f"{where} holds logarithms of unknown base and target; taken as log1p CP10k as they are."
+        done = f"{where} holds logarithms of unknown base and target; taken as log1p CP10k as they are"
     elif base == math.e:
-        done = f"{where} holds natural log values whose sums differ (part of the genes?); used as they are."
+        done = f"{where} holds natural log values whose sums differ (part of the genes?); used as they are"
     else:
-        done = f"{where} holds {_log_name(base)} values whose sums differ; converted a private copy to log1p."
+        done = f"{where} holds {_log_name(base)} values whose sums differ; converted a private copy to log1p"
     return ExpressionState("log", where, base, None, done)
 
 

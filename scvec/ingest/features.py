@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from scvec.ingest.borders import count_text
+
 __all__ = ["gene_name_candidates", "genes_of_one_genome", "is_gene"]
 
 # Values of var['feature_types'] and its kin that are no genes. Anything else is kept: cellxgene, for one,
@@ -60,7 +62,8 @@ def is_gene(names: pd.Index[str], var: pd.DataFrame) -> tuple[npt.NDArray[np.boo
         return keep, ""
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in why.most_common(3) if n)
     example = names[int(np.flatnonzero(~keep)[0])]
-    return keep, f"Dropped {int((~keep).sum()):,} features that are no genes ({kinds}), such as {example}."
+    dropped = count_text(int((~keep).sum()), "non-gene feature")
+    return keep, f"dropped {dropped} ({kinds}), such as {example}"
 
 
 def genes_of_one_genome(
@@ -91,8 +94,8 @@ def genes_of_one_genome(
         return keep, bare, ""
     share = 100 * shares[most] / max(sum(shares.values()), 1e-300)
     note = (
-        f"The genes are of several genomes ({', '.join(sorted(shares))}): kept those of {most}, which hold "
-        f"{share:.1f}% of the counts, and dropped {int((~keep).sum()):,} others."
+        f"the genes are of several genomes ({', '.join(sorted(shares))}): kept those of {most}, which hold "
+        f"{share:.1f}% of the counts, and dropped {int((~keep).sum()):,} others"
     )
     return keep, bare, note
 

@@ -7,27 +7,27 @@ from pathlib import Path
 
 __all__ = ["foreign_hdf5", "guess_kind"]
 
-_GZ_FIX = "Unpack it first: gunzip FILE."
-_ZIP_FIX = "Unpack it first; a zarr store goes through anndata.read_zarr().write_h5ad()."
-_R_FIX = "In R: zellkonverter::writeH5AD(as.SingleCellExperiment(object), 'out.h5ad')."
-_TABLE_FIX = "Build an AnnData with cell and gene names from it and write that with write_h5ad()."
+_GZ_FIX = "unpack it first: gunzip FILE"
+_ZIP_FIX = "unpack it first; a zarr store goes through anndata.read_zarr().write_h5ad()"
+_R_FIX = "In R: zellkonverter::writeH5AD(as.SingleCellExperiment(object), 'out.h5ad')"
+_TABLE_FIX = "build an AnnData with cell and gene names from it and write that with write_h5ad()"
 # (first bytes, what it is, how to mend it)
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip archive", _ZIP_FIX),
-    (b"BZh", "a bzip2 file", "Unpack it first: bunzip2 FILE."),
-    (b"\xfd7zXZ\x00", "an xz file", "Unpack it first: unxz FILE."),
-    (b"\x28\xb5\x2f\xfd", "a zstd file", "Unpack it first: unzstd FILE."),
+    (b"BZh", "a bzip2 file", "unpack it first: bunzip2 FILE"),
+    (b"\xfd7zXZ\x00", "an xz file", "unpack it first: unxz FILE"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", "unpack it first: unzstd FILE"),
     (b"RDX", "an R data file", _R_FIX),
     (b"X\n\x00\x00", "an R .rds file", _R_FIX),
     (b"PAR1", "a parquet table", _TABLE_FIX),
     (
         b"%%MatrixMarket",
         "a Matrix Market file",
-        "Read its folder: scanpy.read_10x_mtx(FOLDER).write_h5ad(...).",
+        "read its folder: scanpy.read_10x_mtx(FOLDER).write_h5ad(...)",
     ),
     (b"\x93NUMPY", "a NumPy array", _TABLE_FIX),
-    (b"\x0e\x03\x13\x01", "an HDF4 file", "Convert it to HDF5 (h5ad) first."),
-    (b"version https://git-lfs", "a Git LFS pointer, not the data", "Fetch the data with: git lfs pull."),
+    (b"\x0e\x03\x13\x01", "an HDF4 file", "convert it to HDF5 (h5ad) first"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the data", "fetch the data with: git lfs pull"),
 )
 
 
@@ -43,40 +43,40 @@ def guess_kind(path: Path, head: bytes) -> tuple[str, str]:
         if path.suffix.lower() == ".rds":
             return "an R .rds file", _R_FIX
         if path.name.lower().endswith((".tar.gz", ".tgz")):
-            return "a tar archive", "Unpack it first: tar xf FILE."
+            return "a tar archive", "unpack it first: tar xf FILE"
         return "a gzip file", _GZ_FIX
     for signature, what, fix in _SIGNATURES:
         if head.startswith(signature):
             return what, fix
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
-        return "a web page, so a download went wrong", "Download the file again."
+        return "a web page, so a download went wrong", "download the file again"
     if head[257:262] == b"ustar":
-        return "a tar archive", "Unpack it first: tar xf FILE."
+        return "a tar archive", "unpack it first: tar xf FILE"
     if not head.strip(b"\x00"):
-        return "a run of zero bytes, so a copy or download broke off", "Copy or download the file again."
+        return "a run of zero bytes, so a copy or download broke off", "copy or download the file again"
     if b"\x00" not in head:
         line = head.split(b"\n", 1)[0]
         for separator, what in ((b"\t", "a tab-separated text table"), (b",", "a CSV text table")):
             if separator in line:
-                return what, "Load it with anndata.io.read_csv() (cells as rows), then write_h5ad()."
-        return "a text file", "Give an AnnData file (.h5ad)."
-    return "not HDF5 at all", "Give an AnnData file (.h5ad)."
+                return what, "load it with anndata.io.read_csv() (cells as rows), then write_h5ad()"
+        return "a text file", "give an AnnData file (.h5ad)"
+    return "not HDF5 at all", "give an AnnData file (.h5ad)"
 
 
 def foreign_hdf5(names: Collection[str]) -> tuple[str, str] | None:
     """Return (what, fix) when the root of an HDF5 file belongs to another format, else None."""
     here = set(names)
     if "matrix" in here and {"row_attrs", "col_attrs"} & here:
-        return "a loom file", "Convert it: anndata.io.read_loom(FILE, X_name='').write_h5ad('out.h5ad')."
+        return "a loom file", "convert it: anndata.io.read_loom(FILE, X_name='').write_h5ad('out.h5ad')"
     if "matrix" in here and "obs" not in here:
-        return "a 10x Genomics h5 file", "Convert it: scanpy.read_10x_h5(FILE).write_h5ad('out.h5ad')."
+        return "a 10x Genomics h5 file", "convert it: scanpy.read_10x_h5(FILE).write_h5ad('out.h5ad')"
     if "mod" in here:
-        return "a MuData file (.h5mu)", "Write its RNA part: mudata.read(FILE)['rna'].write_h5ad('out.h5ad')."
+        return "a MuData file (.h5mu)", "write its RNA part: mudata.read(FILE)['rna'].write_h5ad('out.h5ad')"
     if "assays" in here and ("cell.names" in here or "meta.data" in here):
-        return "an h5Seurat file", "In R: SeuratDisk::Convert(FILE, dest = 'h5ad')."
+        return "an h5Seurat file", "In R: SeuratDisk::Convert(FILE, dest = 'h5ad')"
     if not here & {"X", "layers", "raw", "raw.X"} and not {"obs", "var"} <= here:
         shown = ", ".join(sorted(here)[:5]) or "nothing"
         what = f"HDF5 but not an AnnData file (it holds {shown})"
-        return what, "Give a file written by adata.write_h5ad()."
+        return what, "give a file written by adata.write_h5ad()"
     return None

@@ -43,19 +43,20 @@ def check_output(out_path: str | os.PathLike[str], source_path: str | os.PathLik
     out = Path(out_path)
     try:
         if out.is_dir():
-            raise InputError("The output is a folder.", str(out), "Name a file in it.")
+            raise InputError("the output is a folder", str(out), "name a file in it")
         if not out.parent.is_dir():
-            raise InputError("The folder of the output does not exist.", str(out.parent), "Create it first.")
+            raise InputError("the folder of the output does not exist", str(out.parent), "create it first")
         if not os.access(out.parent, os.W_OK):
             raise InputError(
-                "The folder of the output may not be written to.", str(out.parent), "Choose another."
+                "the folder of the output may not be written to", str(out.parent), "choose another"
             )
-        if source_path is not None and out.exists() and os.path.samefile(out, source_path):
+        source = None if source_path is None else Path(source_path)  # a missing one is told by its reader
+        if source is not None and out.exists() and source.exists() and os.path.samefile(out, source):
             raise InputError(
-                "The output is the input, which is never changed.", str(out), "Choose another name."
+                "the output is the input, which is never changed", str(out), "choose another name"
             )
     except (OSError, ValueError) as error:
-        raise InputError(f"Cannot write there: {error}.", str(out), "Choose another name.") from error
+        raise InputError(f"cannot write there: {error}", str(out), "choose another name") from error
     return out
 
 
@@ -94,7 +95,7 @@ def write_annotated(
     columns = {str(name): _storable_column(values) for name, values in obs.items()}
     for name in (*columns, *obsm, *uns):
         if "/" in name:
-            raise InputError(f"'{name}' cannot be the name of a column: it has a slash.", str(out_path))
+            raise InputError(f"'{name}' cannot be the name of a column: it has a slash", str(out_path))
     if not isinstance(source, str | os.PathLike):
         out = check_output(out_path)
         _write_object(source, out, columns, obsm, uns)
@@ -172,7 +173,7 @@ def _add_columns(group: h5py.Group, columns: dict[str, Any], n: int, source: str
         raise ValueError(f"{n} rows of annotation for {n_obs} cells")
     for name, values in columns.items():
         if name == index:
-            raise InputError(f"obs already uses '{name}' for the names of the cells.", source)
+            raise InputError(f"obs already uses '{name}' for the names of the cells", source)
         write_elem(group, name, values, dataset_kwargs=_GZIP)
     order += [name for name in columns if name not in order]
     group.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
@@ -251,8 +252,8 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """
     out = check_output(path)
     if out.suffix.lower() not in _TABLE_SUFFIXES:
-        fix = f"Name it {', '.join(_TABLE_SUFFIXES)} or .h5ad."
-        raise InputError(f"Cannot tell what to write into a '{out.suffix}' file.", str(out), fix)
+        fix = f"name it {', '.join(_TABLE_SUFFIXES)} or .h5ad"
+        raise InputError(f"cannot tell what to write into a '{out.suffix}' file", str(out), fix)
     with replacing(out) as temporary:
         if out.suffix.lower() == ".parquet":
             table.to_parquet(temporary)

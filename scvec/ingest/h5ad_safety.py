@@ -28,9 +28,9 @@ MAX_OBJECTS = 1_000_000
 MAX_RATIO = 5_000
 RATIO_FLOOR = 64 * 2**20
 _READ = ("X", "layers", "raw", "raw.X", "raw.var", "obs", "var")
-_AGAIN = "Copy or download it again."
-_ANEW = "Copy or download it again, or write it anew with adata.write_h5ad()."
-_SHARED_FIX = "Write a self-contained copy with adata.write_h5ad(), if you trust where it points."
+_AGAIN = "copy or download it again"
+_ANEW = "copy or download it again, or write it anew with adata.write_h5ad()"
+_SHARED_FIX = "write a self-contained copy with adata.write_h5ad(), if you trust where it points"
 
 
 def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) -> None:
@@ -65,11 +65,11 @@ def open_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) 
             heap = broken_heap(path)
             if heap is not None:
                 raise InputError(
-                    f"The file is damaged: its texts cannot be read (at byte {heap:,}).", str(path), _ANEW
+                    f"the file is damaged: its texts cannot be read (at byte {heap:,})", str(path), _ANEW
                 )
             foreign = foreign_hdf5(list(file))
             if foreign:
-                raise InputError(f"This is {foreign[0]}.", str(path), foreign[1])
+                raise InputError(f"this is {foreign[0]}", str(path), foreign[1])
             _Walk(path, path.stat().st_size, parse_memory(memory)).walk(file.id)
     except BaseException:
         file.close()
@@ -82,35 +82,40 @@ def _check_regular_file(path: Path) -> None:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             if {".zgroup", "zarr.json"} & set(os.listdir(path)):
-                fix = "Convert it: anndata.read_zarr(FOLDER).write_h5ad('out.h5ad')."
-                raise InputError("This is a zarr store.", str(path), fix)
-            raise InputError("This is a folder, not a file.", str(path), "Give the .h5ad file itself.")
+                fix = "convert it: anndata.read_zarr(FOLDER).write_h5ad('out.h5ad')"
+                raise InputError("this is a zarr store", str(path), fix)
+            if any(name.startswith("matrix.mtx") for name in os.listdir(path)):
+                fix = "convert it: scanpy.read_10x_mtx(FOLDER).write_h5ad('out.h5ad')"
+                raise InputError("this is a folder of 10x Genomics files", str(path), fix)
+            raise InputError("this is a folder, not a file", str(path), "give the .h5ad file itself")
         if not stat.S_ISREG(status.st_mode):
             # Opening a pipe would wait for ever.
-            raise InputError("This is a pipe or a device, not a file.", str(path), "Give an .h5ad file.")
+            raise InputError("this is a pipe or a device, not a file", str(path), "give an .h5ad file")
         if status.st_size == 0:
-            raise InputError("The file is empty (0 bytes).", str(path), _AGAIN)
+            raise InputError("the file is empty (0 bytes)", str(path), _AGAIN)
         with path.open("rb") as handle:
             head = handle.read(512)
     except (OSError, ValueError) as error:
         raise _stat_error(path, error) from error
     if not h5py.is_hdf5(path):
         if head.startswith(b"\x89HDF"):
-            raise InputError("The HDF5 file is damaged at its very start.", str(path), _AGAIN)
+            raise InputError("the HDF5 file is damaged at its very start", str(path), _AGAIN)
         what, fix = guess_kind(path, head)
-        raise InputError(f"This is no h5ad file: it looks like {what}.", str(path), fix)
+        raise InputError(f"this is no h5ad file: it looks like {what}", str(path), fix)
 
 
 def _stat_error(path: Path, error: OSError | ValueError) -> InputError:
     code = getattr(error, "errno", None)
     if code in (errno.ENOENT, errno.ENOTDIR):
+        if not path.parent.is_dir():
+            return InputError("no such file", str(path), f"check the path: there is no folder {path.parent}")
         near = _similar_files(path)
-        return InputError("No such file.", str(path), f"Did you mean {near}?" if near else "Check the path.")
+        return InputError("no such file", str(path), f"did you mean {near}?" if near else "check the path")
     if code in (errno.EACCES, errno.EPERM):
-        fix = "Ask for read permission: chmod +r FILE."
-        return InputError("The file may not be read (permission denied).", str(path), fix)
+        fix = "ask for read permission: chmod +r FILE"
+        return InputError("the file may not be read (permission denied)", str(path), fix)
     reason = os.strerror(code) if code else str(error)
-    return InputError(f"The file cannot be read: {reason}.", str(path), "Check the path.")
+    return InputError(f"the file cannot be read: {reason}", str(path), "check the path")
 
 
 def _similar_files(path: Path) -> str:
@@ -127,14 +132,14 @@ def _open_error(path: Path, error: Exception) -> InputError:
     text = str(error)
     if "truncated file" in text:
         size = size_text(path.stat().st_size)
-        return InputError(f"The file is truncated: it breaks off after {size}.", str(path), _AGAIN)
+        return InputError(f"the file is truncated: it breaks off after {size}", str(path), _AGAIN)
     if "unable to lock" in text or "already open for write" in text:
         return InputError(
-            "Another program has the file open for writing, or left it open when it died.",
+            "another program has the file open for writing, or left it open when it died",
             str(path),
-            "Close that program; if there is none, clear the mark with: h5clear -s FILE.",
+            "close that program; if there is none, clear the mark with: h5clear -s FILE",
         )
-    return InputError(f"The HDF5 file is damaged: {text.splitlines()[0]}", str(path), _AGAIN)
+    return InputError(f"the HDF5 file is damaged: {text.splitlines()[0]}", str(path), _AGAIN)
 
 
 @dataclass
@@ -154,19 +159,19 @@ class _Walk:
         while stack:
             group, prefix, above = stack.pop()
             if len(above) > MAX_DEPTH:
-                raise self._refuse(f"Groups are nested more than {MAX_DEPTH} deep.", prefix)
+                raise self._refuse(f"groups are nested more than {MAX_DEPTH} deep", prefix)
             for name in group:
                 where = f"{prefix}/{name.decode('utf-8', 'replace')}"
                 if not self._is_hard(group, name, where):
                     continue
                 address = h5py.h5o.get_info(group, name).addr
                 if address in above:
-                    raise self._refuse("A group contains itself.", where)
+                    raise self._refuse("a group contains itself", where)
                 if address in self.seen:
                     continue
                 self.seen.add(address)
                 if len(self.seen) > MAX_OBJECTS:
-                    raise self._refuse(f"The file holds more than {MAX_OBJECTS:,} objects.", where)
+                    raise self._refuse(f"the file holds more than {MAX_OBJECTS:,} objects", where)
                 item = h5py.h5o.open(group, name)
                 if where.split("/")[1] in _READ:
                     self._check_types(item, where)
@@ -183,9 +188,9 @@ class _Walk:
             return False  # it stays in the file, where its target is walked or refused under its own name
         if kind == h5py.h5l.TYPE_EXTERNAL:
             target = group.links.get_val(name)[0].decode("utf-8", "replace")
-            what = f"The file links to another file ({target}), which scvec does not open."
+            what = f"the file links to another file ({target}), which scvec does not open"
             raise self._refuse(what, where, _SHARED_FIX)
-        raise self._refuse("The file holds a user-defined link, which may lead anywhere.", where, _SHARED_FIX)
+        raise self._refuse("the file holds a user-defined link, which may lead anywhere", where, _SHARED_FIX)
 
     def _check_types(self, item: h5py.h5g.GroupID | h5py.h5d.DatasetID | h5py.h5t.TypeID, where: str) -> None:
         # A variable-length string that damage turned into a sequence makes HDF5 write through a null
@@ -194,23 +199,23 @@ class _Walk:
         if isinstance(item, h5py.h5d.DatasetID):
             types.append(item.get_type())
         if any(isinstance(kind, h5py.h5t.TypeVlenID) for kind in types):
-            raise self._refuse("The file holds values of a type that no h5ad has, or is damaged.", where)
+            raise self._refuse("the file holds values of a type that no h5ad has, or is damaged", where)
 
     def _check_dataset(self, dataset: h5py.h5d.DatasetID, where: str) -> None:
         made = dataset.get_create_plist()
         if made.get_layout() == h5py.h5d.VIRTUAL:
-            raise self._refuse("A virtual dataset takes its values from other files.", where, _SHARED_FIX)
+            raise self._refuse("a virtual dataset takes its values from other files", where, _SHARED_FIX)
         if made.get_external_count() > 0:
             target = made.get_external(0)[0].decode("utf-8", "replace")
-            what = f"The values lie outside the file, in {target} (external storage)."
+            what = f"the values lie outside the file, in {target} (external storage)"
             raise self._refuse(what, where, _SHARED_FIX)
         item_size = dataset.get_type().get_size()
         logical = dataset.get_space().get_simple_extent_npoints() * item_size
         stored = dataset.get_storage_size()
         if stored > self.file_size:
-            raise self._refuse("A dataset claims more bytes than the file has: the file is damaged.", where)
+            raise self._refuse("a dataset claims more bytes than the file has: the file is damaged", where)
         if logical > RATIO_FLOOR and logical > MAX_RATIO * stored:
-            claim = f"A dataset claims {size_text(logical)} but stores only {size_text(stored)}."
+            claim = f"a dataset claims {size_text(logical)} but stores only {size_text(stored)}"
             raise self._refuse(claim, where)
         if made.get_layout() == h5py.h5d.CHUNKED and where.split("/")[1] in _READ:
             self._check_chunks(made, item_size, where)
@@ -220,17 +225,18 @@ class _Walk:
         for length in made.get_chunk():
             chunk *= length
         if chunk > max(self.memory // 4, RATIO_FLOOR):
-            what = f"The values are stored in pieces of {size_text(chunk)}, too large to read."
+            what = f"the values are stored in pieces of {size_text(chunk)}, too large to read"
             raise self._refuse(what, where)
         for k in range(made.get_nfilters()):
             code, _, _, name = made.get_filter(k)
             if not h5py.h5z.filter_avail(code):
                 called = name.decode("utf-8", "replace") or f"number {code}"
                 raise self._refuse(
-                    f"The values are compressed with an HDF5 filter that is not installed ({called}).",
+                    f"the values are compressed with an HDF5 filter that is not installed ({called})",
                     where,
-                    "Install hdf5plugin and rewrite the file with compression='gzip'.",
+                    "install hdf5plugin and rewrite the file with compression='gzip'",
                 )
 
     def _refuse(self, what: str, where: str, fix: str = _ANEW) -> InputError:
-        return InputError(what, f"{self.path} ({where})", fix)
+        shown = where if len(where) <= 80 else f"{where[:39]}...{where[-38:]}"
+        return InputError(what, f"{self.path} ({shown})", fix)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvec.errors import InputError
+from scvec.ingest.borders import count_text
 from scvec.types import SPECIES, Bool, GeneMatch, Species
 
 if TYPE_CHECKING:
@@ -369,11 +370,11 @@ def _notes(
     if repeated:
         genes = sum(n > 1 for n in times.values())
         notes.append(
-            f"{repeated:,} names stand for {genes:,} genes that have several names: counts are summed"
+            f"{repeated:,} names stand for {count_text(genes, 'gene')} under several names: counts are summed"
         )
     if ambiguous:
         some = ", ".join(list(ambiguous)[:3])
-        notes.append(f"{len(ambiguous):,} names could be several genes and were left out: {some}")
+        notes.append(f"left out {count_text(len(ambiguous), 'name')} that could be several genes: {some}")
     if foreign:
         notes.append(f"{foreign:,} names have the genome prefix of another species than {species}")
     if dates:

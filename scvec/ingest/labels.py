@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from scvec.errors import InputError
+from scvec.ingest.borders import count_text
 
-__all__ = ["labels"]
+__all__ = ["labels", "no_column"]
 
 _MISSING = {"", "nan", "na", "n/a", "none", "<na>", "null"}
 
@@ -46,7 +47,7 @@ def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], li
     """
     where = f"{source.name} (obs['{label_key}'])"
     if label_key not in source.obs.columns:
-        raise _no_column(source, label_key)
+        raise no_column(source, label_key)
     values = source.obs[label_key]
     missing = values.isna().to_numpy()
     plain = values.astype(object)
@@ -54,28 +55,28 @@ def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], li
         isinstance(values.dtype, pd.CategoricalDtype)
         and pd.api.types.is_numeric_dtype(values.cat.categories.dtype)
     ):
-        source.notes.append(f"obs['{label_key}'] holds numbers: taken as names of groups.")
+        source.notes.append(f"obs['{label_key}'] holds numbers: taken as names of groups")
         plain = plain.map(_number_text, na_action="ignore")
     texts = np.array(["" if gone else str(v) for v, gone in zip(plain, missing, strict=True)], dtype=object)
     stripped = np.array([text.strip() for text in texts], dtype=object)
     if np.any(texts != stripped):
-        source.notes.append(f"obs['{label_key}']: removed spaces around labels.")
+        source.notes.append(f"obs['{label_key}']: removed spaces around labels")
     missing |= np.fromiter((text.lower() in _MISSING for text in stripped), bool, len(stripped))
     n = int((~missing).sum())
     if n == 0:
-        raise InputError("No cell has a label.", where, "Give another --label-key, or label the cells first.")
+        raise InputError("no cell has a label", where, "give another --label-key, or label the cells first")
     classes = sorted(set(stripped[~missing]))
     if len(classes) == 1:
-        what = f"All cells have one label, '{classes[0]}': there is nothing to tell apart."
-        raise InputError(what, where, "Give a reference of two or more cell types, or another --label-key.")
+        what = f"all cells have one label, '{classes[0]}': there is nothing to tell apart"
+        raise InputError(what, where, "give a reference of two or more cell types, or another --label-key")
     if len(classes) > max(50, n // 2):
         what = (
-            f"The column has {len(classes):,} different labels for {n:,} cells: it does not name cell types."
+            f"the column has {len(classes):,} different labels for {n:,} cells: it does not name cell types"
         )
-        raise InputError(what, where, f"Give another --label-key. {_columns(source)}")
+        raise InputError(what, where, f"give another --label-key; {_columns(source)}")
     if missing.any():
         source.notes.append(
-            f"{int(missing.sum()):,} cells have no label in obs['{label_key}']: left unlabelled."
+            f"{count_text(int(missing.sum()), 'cell')} with no label in obs['{label_key}']: left unlabelled"
         )
     number = {label: k for k, label in enumerate(classes)}
     codes = np.array([-1 if gone else number[t] for t, gone in zip(stripped, missing, strict=True)], np.int64)
@@ -86,18 +87,19 @@ def _number_text(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _no_column(source: _Labelled, label_key: str) -> InputError:
+def no_column(source: _Labelled, key: str) -> InputError:
+    """Return the error for a column that obs does not have: which there are, and which was meant."""
     names = [str(column) for column in source.obs.columns]
     folded = {name.lower(): name for name in names}
-    near = [folded[n] for n in difflib.get_close_matches(label_key.lower(), list(folded), n=1, cutoff=0.6)]
-    hint = f"Did you mean '{near[0]}'? " if near else ""
-    what = f"There is no column '{label_key}' in obs."
+    near = [folded[n] for n in difflib.get_close_matches(key.lower(), list(folded), n=1, cutoff=0.6)]
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    what = f"there is no column '{key}' in obs"
     return InputError(what, source.name, hint + _columns(source))
 
 
 def _columns(source: _Labelled) -> str:
     names = [str(column) for column in source.obs.columns]
     if not names:
-        return "obs has no columns at all."
+        return "obs has no columns at all"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return f"Columns: {shown}."
+    return f"columns: {shown}"

@@ -17,7 +17,7 @@ __all__ = ["MatrixReader", "open_matrix"]
 
 _PIECE = 2**22
 _NUMERIC = "biuf"
-_BROKEN_FIX = "The file is damaged or was written by a faulty program: write it anew with adata.write_h5ad()."
+_BROKEN_FIX = "the file is damaged or was written by a faulty program: write it anew with adata.write_h5ad()"
 
 
 class MatrixReader(ABC):
@@ -132,18 +132,17 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
         If a CSC matrix does not fit into ``memory``.
     """
     with reading(where):
-        shape, dtype, layout = _describe(item)
+        shape, dtype, layout = _describe(item, where)
     if len(shape) != 2 or shape != (n_obs, n_vars):
         claimed = " x ".join(f"{n:,}" for n in shape)
         raise InputError(
-            f"The matrix is {claimed}, but there are {n_obs:,} cells and {n_vars:,} genes.",
+            f"the matrix is {claimed}, but there are {n_obs:,} cells and {n_vars:,} genes",
             where,
             _BROKEN_FIX,
         )
     if dtype.kind not in _NUMERIC:
-        raise InputError(
-            f"The matrix holds {dtype} values, not numbers.", where, "Store expression as numbers."
-        )
+        kind = "text" if dtype.kind in "SUO" else f"{dtype} values"
+        raise InputError(f"the matrix holds {kind}, not real numbers", where, "store expression as numbers")
     if layout == "memory":
         return _InMemory(_to_rows(item, where), where)
     if layout == "dense":
@@ -153,17 +152,18 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     return _InMemory(_turn_over(item, n_obs, n_vars, where, memory), where)
 
 
-def _describe(item: Any) -> tuple[tuple[int, ...], np.dtype[Any], str]:
+def _describe(item: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any], str]:
     if isinstance(item, h5py.Dataset):
         return tuple(int(n) for n in item.shape or ()), item.dtype, "dense"
     if not isinstance(item, h5py.Group):
         return tuple(int(n) for n in item.shape), np.dtype(item.dtype), "memory"
     kind = item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", ""))
     layout = str(kind.decode() if isinstance(kind, bytes) else kind)[:3]
-    if layout not in ("csr", "csc") or not {"data", "indices", "indptr"} <= set(item):
-        raise InputError(
-            f"The matrix is of an unknown kind ({kind or 'not marked'}).", item.name, _BROKEN_FIX
-        )
+    if layout not in ("csr", "csc"):
+        raise InputError(f"the matrix is of an unknown kind ({kind or 'not marked'})", where, _BROKEN_FIX)
+    missing = [part for part in ("data", "indices", "indptr") if part not in item]
+    if missing:
+        raise InputError(f"the sparse matrix lacks its {' and '.join(missing)}", where, _BROKEN_FIX)
     shape = item.attrs["shape"] if "shape" in item.attrs else item.attrs["h5sparse_shape"]
     return tuple(int(n) for n in shape), item["data"].dtype, layout
 
@@ -173,7 +173,7 @@ def _checked_indptr(group: h5py.Group, n_major: int, where: str) -> npt.NDArray[
     data, indices, pointers = group["data"], group["indices"], group["indptr"]
 
     def lie(what: str) -> InputError:
-        return InputError(f"The sparse matrix contradicts itself: {what}.", where, _BROKEN_FIX)
+        return InputError(f"the sparse matrix contradicts itself: {what}", where, _BROKEN_FIX)
 
     for name, array in (("data", data), ("indices", indices), ("indptr", pointers)):
         if not isinstance(array, h5py.Dataset) or array.ndim != 1:
@@ -199,7 +199,7 @@ def _checked_indices(indices: npt.NDArray[Any], n_minor: int, where: str) -> npt
         low, high = int(indices.min()), int(indices.max())
         if low < 0 or high >= n_minor:
             wrong = low if low < 0 else high
-            what = f"The sparse matrix contradicts itself: index {wrong:,} is outside 0 to {n_minor - 1:,}."
+            what = f"the sparse matrix contradicts itself: index {wrong:,} is outside 0 to {n_minor - 1:,}"
             raise InputError(what, where, _BROKEN_FIX)
     signed = np.int32 if n_minor < 2**31 else np.int64
     return indices.astype(signed, copy=False)
@@ -213,9 +213,9 @@ def _turn_over(group: h5py.Group, n_obs: int, n_vars: int, where: str, memory: i
         needed = 2 * nnz * (item_size + 4) + 16 * (n_obs + n_vars)
         if needed > memory:
             raise ResourceError(
-                f"The matrix is stored by gene (CSC) and needs {size_text(needed)} of memory to turn over.",
+                f"the matrix is stored by gene (CSC) and needs {size_text(needed)} of memory to turn over",
                 where,
-                "Store it by cell: adata.X = adata.X.tocsr(); adata.write_h5ad(...), or raise --memory.",
+                "store it by cell: adata.X = adata.X.tocsr(); adata.write_h5ad(...), or raise --memory",
             )
         indices = np.empty(nnz, np.int32 if n_obs < 2**31 else np.int64)
         for a in range(0, nnz, _PIECE):
@@ -238,7 +238,7 @@ def _to_rows(values: Any, where: str) -> Any:
     if hasattr(values, "compute"):  # dask
         return _to_rows(values.compute(), where)
     raise InputError(
-        f"The matrix is a {type(values).__name__}, which scvec cannot read.", where, "Use scipy CSR."
+        f"the matrix is a {type(values).__name__}, which scvec cannot read", where, "use scipy CSR"
     )
 
 

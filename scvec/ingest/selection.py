@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from scvec.errors import InputError
+from scvec.ingest.borders import count_text
 from scvec.ingest.contents import Contents
 from scvec.ingest.expression import ExpressionState, MatrixProfile, detect_state, linearise
 from scvec.ingest.features import genes_of_one_genome, is_gene
@@ -20,7 +21,7 @@ __all__ = ["Choice", "choose"]
 _SAMPLE_BLOCKS, _SAMPLE_ROWS = 8, 128
 _PASS_ROWS = 2048
 _KIND_RANK = {"counts": 0, "log1p_cp10k": 1, "linear": 2, "log": 3}
-_SCALED_FIX = "Give the file as it was before sc.pp.scale, or keep counts in layers['counts'] or raw."
+_SCALED_FIX = "give the file as it was before sc.pp.scale, or keep counts in layers['counts'] or raw"
 
 
 @dataclass
@@ -92,9 +93,9 @@ def _rounds(contents: Contents, layer: str | None) -> list[list[str]]:
                 return [[name]]
         names = [name.removeprefix("layers/") for name in contents.places]
         near = difflib.get_close_matches(layer, names, n=1)
-        hint = f"Did you mean '{near[0]}'? " if near else ""
-        what = f"There is no layer '{layer}'."
-        raise InputError(what, contents.name, f"{hint}There are: {', '.join(names[:12])}.")
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        what = f"there is no layer '{layer}'"
+        raise InputError(what, contents.name, f"{hint}there are: {', '.join(names[:12])}")
     main: list[str] = [place for place in ("layers/counts", "raw", "X") if place in contents.places]
     return [main, [place for place in contents.places if place not in main]]
 
@@ -104,7 +105,7 @@ def _look(contents: Contents, place: str, memory: int) -> _Look:
     var = contents.places[place].var()
     n_obs, n_vars = len(contents.obs), len(var)
     if n_vars == 0:
-        raise InputError("There are no genes.", f"{contents.name} ({place})", "Give a file with genes.")
+        raise InputError("there are no genes", f"{contents.name} ({place})", "give a file with genes")
     reader = open_matrix(contents.places[place].item, f"{contents.name} ({place})", n_obs, n_vars, memory)
     profile = MatrixProfile()
     rows = min(_SAMPLE_ROWS, -(-n_obs // _SAMPLE_BLOCKS))
@@ -173,9 +174,11 @@ def _genes(
     one_genome, names, genome_note = genes_of_one_genome(list(look.var.index), look.var, totals)
     mask = mask & one_genome
     if not mask.any():
-        fix = "Give the part with gene expression: adata[:, adata.var['feature_types'] == 'Gene Expression']."
+        some = ", ".join(str(name) for name in look.var.index[:3])
         raise InputError(
-            f"None of the {len(mask):,} features is a gene.", f"{contents.name} ({look.place})", fix
+            f"none of the {len(mask):,} features is a gene: {some}, ...",
+            f"{contents.name} ({look.place})",
+            "give a file with gene expression, not only peaks, proteins or tags",
         )
     return mask, names, [n for n in (note, genome_note) if n]
 
@@ -187,25 +190,26 @@ def _tell_choice(choice: Choice, chosen: _Look, looks: list[_Look]) -> None:
         if look is chosen:
             continue
         if look.profile.n_values == 0:
-            told.append(f"Passed over {look.place}: every value is zero.")
+            told.append(f"passed over {look.place}: every value is zero")
         elif not look.usable:
-            told.append(f"Passed over {look.place}: it holds negative values, so it was scaled or corrected.")
+            told.append(f"passed over {look.place}: it holds negative values, so it was scaled or corrected")
         elif 2 * look.reader.shape[1] < largest:
-            told.append(f"Passed over {look.place}: only {look.reader.shape[1]:,} of {largest:,} genes.")
+            told.append(f"passed over {look.place}: only {look.reader.shape[1]:,} of {largest:,} genes")
         elif look.place == "layers/counts" and look.state.kind != "counts":
-            told.append("Passed over layers/counts: its values are not counts.")
+            told.append("passed over layers/counts: its values are not counts")
     values = choice.state.message
     if choice.state.kind == "counts" and chosen.profile.maximum == 1:
-        told.append("All values are 0 or 1: expression without levels tells types apart poorly.")
+        told.append("all values are 0 or 1: expression without levels tells types apart poorly")
     choice.notes = [*told, values, *choice.notes]
 
 
 def _not_finite(contents: Contents, place: str, profile: MatrixProfile) -> InputError:
     cell = contents.obs.index[profile.first_nonfinite]
+    values = count_text(profile.n_nonfinite, "NaN or infinite value")
     return InputError(
-        f"{place} holds {profile.n_nonfinite:,} NaN or infinite values, the first in cell '{cell}'.",
+        f"{place} holds {values}, the first in cell '{cell}'",
         f"{contents.name} ({place})",
-        "Go back to the counts, or find out where they come from (a division by zero, a failed join).",
+        "go back to the counts, or find out where they come from (a division by zero, a failed join)",
     )
 
 
@@ -213,7 +217,7 @@ def _no_usable(contents: Contents, looks: list[_Look]) -> InputError:
     look = next((look for look in looks if look.place == "X"), looks[0])
     where = f"{contents.name} ({look.place})"
     if look.profile.n_values == 0:
-        return InputError("Every value is zero.", where, "Give a file with expression values.")
+        return InputError("every value is zero", where, "give a file with expression values")
     n_obs = len(contents.obs)
     profile = look.profile.same_sample()
     for a in range(0, n_obs, _PASS_ROWS):
@@ -221,13 +225,14 @@ def _no_usable(contents: Contents, looks: list[_Look]) -> InputError:
     if profile.all_integer:
         cell = contents.obs.index[profile.first_negative]
         what = (
-            f"{look.place} holds {profile.n_negative:,} negative counts (down to {profile.minimum:,.0f}), "
-            f"the first in cell '{cell}'."
+            f"{look.place} holds {count_text(profile.n_negative, 'negative count')} "
+            f"(down to {profile.minimum:,.0f}), "
+            f"the first in cell '{cell}'"
         )
-        return InputError(what, where, "Counts cannot be negative: give them as they came from the counting.")
+        return InputError(what, where, "counts cannot be negative: give them as they came from the counting")
     others = [place.removeprefix("layers/") for place in contents.places if place != look.place]
     tried = {seen.place.removeprefix("layers/") for seen in looks}
     untried = [place for place in others if place not in tried]
-    more = f" Or use another part of the file: --layer {' or '.join(untried[:5])}." if untried else ""
-    what = f"{look.place} holds scaled or corrected values (negative, down to {profile.minimum:.3g})."
+    more = f"; or use another part of the file: --layer {' or '.join(untried[:5])}" if untried else ""
+    what = f"{look.place} holds scaled or corrected values (negative, down to {profile.minimum:.3g})"
     return InputError(what, where, _SCALED_FIX + more)

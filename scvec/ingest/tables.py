@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scvec.errors import InputError, ResourceError
-from scvec.ingest.borders import reading, size_text
+from scvec.ingest.borders import count_text, reading, size_text
 
 __all__ = ["read_table", "tidy_table"]
 
@@ -64,9 +64,9 @@ def read_table(group: h5py.Group, path: str, memory: int, notes: list[str]) -> p
             continue
         if length != n:
             raise InputError(
-                f"{name} contradicts itself: column '{column}' has {length:,} values for {n:,} rows.",
+                f"{name} contradicts itself: column '{column}' has {length:,} values for {n:,} rows",
                 f"{path} ({name}/{column})",
-                "The file is damaged: write it anew with adata.write_h5ad().",
+                "the file is damaged: write it anew with adata.write_h5ad()",
             )
         if values.ndim == 1:
             columns[column] = values
@@ -74,7 +74,7 @@ def read_table(group: h5py.Group, path: str, memory: int, notes: list[str]) -> p
             unreadable.append(column)
     if unreadable:
         shown = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
-        notes.append(f"{name}: left out {len(unreadable)} column(s) that could not be read: {shown}.")
+        notes.append(f"{name}: left out {count_text(len(unreadable), 'unreadable column')}: {shown}")
     with reading(path, name):
         frame = pd.DataFrame(columns, index=pd.Index(index))
         return tidy_table(frame, name, notes)
@@ -97,9 +97,9 @@ def _check_claim(group: h5py.Group, path: str, memory: int) -> None:
                 stack += [item[key] for key in item if key in item]
     if claimed > memory:
         what = (
-            f"{group.name.strip('/')} needs {size_text(claimed)} of memory; {size_text(memory)} may be used."
+            f"{group.name.strip('/')} needs {size_text(claimed)} of memory; {size_text(memory)} may be used"
         )
-        raise ResourceError(what, path, "Remove columns that are not needed, or raise --memory.")
+        raise ResourceError(what, path, "remove columns that are not needed, or raise --memory")
 
 
 def tidy_table(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
@@ -109,7 +109,7 @@ def tidy_table(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame
     repeated = frame.columns.duplicated()
     if repeated.any():
         which = ", ".join(sorted(set(frame.columns[repeated])))
-        notes.append(f"{name}: column(s) {which} occur more than once; the first is used.")
+        notes.append(f"{name}: used the first of repeated columns: {which}")
         frame = frame.loc[:, ~repeated]
     for column in frame.columns:
         values = frame[column]

@@ -72,7 +72,7 @@ def test_any_storage_gives_the_same_cells(kind: str, where: str, tmp_path: Path)
         np.testing.assert_array_equal(source.n_genes_detected, (x > 0).sum(1))
         assert source.obs_names == [f"c{i}" for i in range(50)]
         assert source.var_names == [f"G{i}" for i in range(80)]
-        assert "1 cells have no counts at all." in source.notes
+        assert "1 cell with no counts at all" in source.notes
         assert source.state.kind == "counts"
 
 
@@ -98,7 +98,7 @@ def test_unsorted_and_repeated_entries_are_mended_without_touching_the_object() 
     stored = adata.X.indices.copy()
     with CellSource.open(adata) as source:
         np.testing.assert_allclose(source.gene_totals, [9, 300, 3])
-        assert "Added up 2 values that were stored twice for a cell and gene." in source.notes
+        assert "added up 2 values stored twice for a cell and gene" in source.notes
     np.testing.assert_array_equal(adata.X.indices, stored)
     assert adata.X.nnz == 5
 
@@ -158,7 +158,7 @@ def test_raw_of_all_genes_is_better_than_counts_of_some() -> None:
     with CellSource.open(whole("hvg-counts")) as source:
         assert (source.state.where, source.state.kind, source.n_vars) == ("raw", "log1p_cp10k", 200)
         assert any("layers/counts: only 50 of 200 genes" in note for note in source.notes)
-        assert any("Passed over X: it holds negative values" in note for note in source.notes)
+        assert any("passed over X: it holds negative values" in note for note in source.notes)
 
 
 def test_counts_of_all_genes_are_better_than_logs() -> None:
@@ -281,7 +281,7 @@ def test_demo_data_opens_fast_and_is_what_it_says(species: str, shape, types: in
     assert time.perf_counter() - start < 2
     assert adata.shape == shape and adata.X.dtype == np.float32 and adata.X.indices.dtype == np.int32
     with CellSource.open(path) as source:
-        assert source.notes == ["X holds raw counts; normalised a private copy to log1p CP10k."]
+        assert source.notes == ["X holds raw counts; normalised a private copy to log1p CP10k"]
         codes, classes = labels(source, "cell_type")
         assert len(classes) == types and codes.min() == 0
         np.testing.assert_allclose(source.totals, np.asarray(adata.X.sum(1, dtype=np.float64)).ravel())

@@ -228,7 +228,7 @@ def test_a_full_disk_is_told_before_hdf5_sees_it(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(ResourceError, match="No room left") as caught:
+    with pytest.raises(ResourceError, match="the disk is full") as caught:
         write_annotated(source, tmp_path / "out.h5ad", *added())
     assert caught.value.exit_code == 6
     assert os.listdir(tmp_path) == ["in.h5ad"]

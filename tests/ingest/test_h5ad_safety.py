@@ -1,4 +1,4 @@
-"""Files are walked before they are read. The list of bad files is in tests/bad_inputs.py."""
+"""Files are walked before they are read. The list of bad files is in tests/bad_inputs."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_file_open_for_writing_elsewhere_is_said_to_be(path: Path) -> None:
     assert writer.stdin is not None and writer.stdout is not None
     try:
         writer.stdout.readline()
-        with pytest.raises(InputError, match="Another program has the file open"):
+        with pytest.raises(InputError, match="another program has the file open"):
             check_h5ad(path)
     finally:
         writer.communicate()

@@ -1,0 +1,362 @@
+"""The cases: what each file is, and what must be said about it."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from bad_inputs import builders as make
+from bad_inputs.cells import TYPES, good_file
+
+__all__ = ["CASES", "REFERENCE", "Case"]
+
+REFERENCE = "tiny"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input and what is to be said about it.
+
+    ``options`` are those of the command, with underscores; ``message`` is a regular expression to find in
+    the message (refused) or in a note (noted).
+    """
+
+    name: str
+    build: Callable[[Path], Path]
+    command: Literal["ingest", "query"]
+    options: dict[str, str]
+    exit_code: int
+    message: str
+    outcome: Literal["refused", "noted"]
+    needs: str = field(default="")
+
+
+CASES: list[Case] = []
+
+
+def _case(
+    name: str,
+    build: Callable[[Path], Path],
+    message: str,
+    *,
+    command: Literal["ingest", "query"] = "query",
+    code: int = 2,
+    noted: bool = False,
+    needs: str = "",
+    **options: str,
+) -> None:
+    if command == "ingest":
+        options.setdefault("label_key", "cell_type")
+    outcome: Literal["refused", "noted"] = "noted" if noted else "refused"
+    CASES.append(Case(name, build, command, options, 0 if noted else code, message, outcome, needs))
+
+
+_LIES = "sparse matrix contradicts itself"
+# No file, or no h5ad
+_case("missing-file", lambda folder: folder / "nowhere.h5ad", "no such file")
+_case("missing-file-similar-name", make.missing_near, r"did you mean pancreas_new\.h5ad")
+_case(
+    "missing-folder",
+    lambda folder: folder / "no" / "new.h5ad",
+    r"no such file(.|\n)*there is no folder .*no$",
+    command="ingest",
+)
+_case("folder", lambda folder: folder, "is a folder")
+_case("tenx-folder", make.tenx_folder, r"folder of 10x Genomics files(.|\n)*read_10x_mtx")
+_case("zarr-store", make.zarr, "is a zarr store")
+_case("empty-file", make.raw("case.h5ad", b""), r"empty \(0 bytes\)")
+_case("text-file", make.raw("case.h5ad", b"hello\nworld\n"), "looks like a text file")
+_case("csv-table", make.raw("case.csv", b",INS,GCG\ncell1,3,4\n"), "looks like a CSV text table")
+_case("tsv-table", make.raw("case.tsv", b"\tINS\tGCG\ncell1\t3\t4\n"), "looks like a tab-separated")
+_case("gzip-file", make.raw("case.h5ad.gz", gzip.compress(b"x" * 999)), "a gzip file(.|\n)*gunzip")
+_case("zip-file", make.zipped, "a zip archive")
+_case("rds-file", make.raw("case.rds", gzip.compress(b"X\n\x00")), r"an R \.rds file(.|\n)*writeH5AD")
+_case("matrix-market", make.raw("m.mtx", b"%%MatrixMarket matrix\n"), "Matrix Market")
+_case("web-page", make.raw("case.h5ad", b"<!DOCTYPE html><html>404"), "web page")
+_case("lfs-pointer", make.raw("case.h5ad", b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull")
+_case("zero-bytes", make.raw("case.h5ad", b"\x00" * 4096), "run of zero bytes")
+_case("truncated", make.truncated, "truncated")
+_case("damaged-start", make.damaged_start, "damaged at its very start")
+_case("endless-heap", make.endless_heap, "texts cannot be read")
+_case("pipe", make.fifo, "pipe or a device")
+_case(
+    "loom",
+    make.hdf5("c.loom", lambda f: (f.create_dataset("matrix", (2, 2), "f4"), f.create_group("row_attrs"))),
+    "loom",
+)
+_case("tenx-h5", make.hdf5("filtered.h5", lambda f: f.create_group("matrix/barcodes")), "10x Genomics h5")
+_case("mudata", make.hdf5("case.h5mu", lambda f: f.create_group("mod/rna")), "MuData")
+_case(
+    "other-hdf5",
+    make.hdf5("case.h5", lambda f: f.create_dataset("weights", (2,), "f4")),
+    "HDF5 but not an AnnData",
+)
+# Parts missing
+_case("no-x", make.edited(lambda f: f.__delitem__("X")), "there is no X")
+_case("no-obs", make.edited(lambda f: f.__delitem__("obs")), "no obs table")
+_case("no-var", make.edited(lambda f: f.__delitem__("var")), "no var table")
+_case("no-indptr", make.edited(lambda f: f["X"].__delitem__("indptr")), "the sparse matrix lacks its indptr")
+_case("zero-cells", make.changed(lambda a: a[:0].copy()), "no cells")
+_case("zero-genes", make.changed(lambda a: a[:, :0].copy()), "no genes")
+_case(
+    "dangling-link",
+    make.edited(
+        lambda f: (f["obs"].__delitem__("_index"), f["obs"].__setitem__("_index", h5py.SoftLink("/none")))
+    ),
+    "damaged",
+)
+# Values that cannot be
+_case("nan", make.changed(make.value(4, np.nan)), "1 NaN or infinite value, the first in cell 'cell-4'")
+_case("infinite", make.changed(make.value(9, np.inf)), "1 NaN or infinite value, the first in cell 'cell-9'")
+_case(
+    "negative-counts",
+    make.changed(make.value(2, -3)),
+    r"1 negative count \(down to -3\), the first in cell 'cell-2'",
+)
+_case("scaled", make.changed(make.scale()), r"scaled or corrected values(.|\n)*before sc\.pp\.scale")
+_case("scaled-layer-given", make.changed(make.scale("input")), "scaled(.|\n)*--layer X", layer="scaled")
+_case(
+    "layer-missing",
+    make.changed(make.scale("spliced")),
+    "no layer 'splicd'(.|\n)*did you mean 'spliced'",
+    layer="splicd",
+)
+_case("all-zero", make.changed(make.set_x(lambda a: a.X * 0)), "every value is zero")
+_case(
+    "text-values",
+    make.edited(lambda f: make.replace(f, "X/data", np.array([b"x"] * len(f["X/data"])))),
+    "matrix holds text, not real numbers",
+)
+_case(
+    "complex-values",
+    make.edited(lambda f: make.replace(f, "X/data", f["X/data"][:] + 1j)),
+    "complex64 values, not real numbers",
+)
+_case(
+    "only-peaks",
+    make.changed(make.names(lambda names: [f"chr1:{i}00-{i}99" for i in range(len(names))])),
+    r"none of the 300 features is a gene: chr1:000-099",
+)
+_case("only-proteins", make.changed(make.all_proteins), "none of the 300 features is a gene: ")
+# Pointers that lie
+_case(
+    "indptr-start",
+    make.edited(lambda f: make.with_values(f, "X/indptr", make.put(0, 2))),
+    f"{_LIES}: indptr starts at 2",
+)
+_case(
+    "indptr-falls",
+    make.edited(lambda f: make.with_values(f, "X/indptr", make.put(5, 10**6))),
+    f"{_LIES}: indptr is not asc",
+)
+_case(
+    "indptr-ends-late",
+    make.edited(lambda f: make.with_values(f, "X/indptr", make.put(-1, 10**9))),
+    f"{_LIES}: indptr ends at",
+)
+_case(
+    "indptr-short",
+    make.edited(lambda f: make.with_values(f, "X/indptr", lambda v: v[:-1])),
+    f"{_LIES}: indptr has 60",
+)
+_case(
+    "indptr-float",
+    make.edited(lambda f: make.with_values(f, "X/indptr", lambda v: v * 1.0)),
+    f"{_LIES}: indptr holds float",
+)
+_case(
+    "indices-beyond",
+    make.edited(lambda f: make.with_values(f, "X/indices", make.put(3, 300))),
+    "index 300 is outside 0 to 299",
+)
+_case(
+    "indices-negative",
+    make.edited(lambda f: make.with_values(f, "X/indices", make.put(3, -1))),
+    "index -1 is outside",
+)
+_case(
+    "data-short",
+    make.edited(lambda f: make.with_values(f, "X/data", lambda v: v[:-4])),
+    f"{_LIES}: .* values but",
+)
+_case("csc-indices-beyond", make.csc_lie, "index 65 is outside 0 to 59")
+_case(
+    "shape-disagrees",
+    make.edited(lambda f: f["X"].attrs.__setitem__("shape", (60, 301))),
+    "60 x 301, but there are 60",
+)
+_case("column-length", make.edited(make.short_column), "column 'donor' has 9 values for 60")
+# Files that reach out, or claim too much
+_case("external-link", make.external_link, r"links to another file .*other\.h5ad")
+_case("external-storage", make.external_storage, r"outside the file, in .*secret\.bin")
+_case("virtual-dataset", make.virtual, "virtual dataset takes its values from other files")
+_case("matrix-bomb", make.edited(make.bomb), "claims 4.0 TB but stores only 0 bytes")
+_case("obs-bomb", make.edited(make.obs_bomb), "claims 800.0 GB but stores only 0 bytes")
+_case(
+    "circle-of-groups", make.edited(lambda f: f["uns"].__setitem__("loop", f["/"])), "a group contains itself"
+)
+_case("deep-groups", make.edited(make.deep), "nested more than 64 deep")
+_case("unknown-filter", make.edited(make.unknown_filter), "filter that is not installed")
+# Options
+_case("memory-unreadable", good_file, "cannot read 'lots' as an amount of memory", memory="lots")
+_case("memory-tiny", good_file, "of memory", memory="1K", code=6)
+_case("output-is-input", good_file, "the output is the input", output="good.h5ad")
+_case("output-folder-missing", good_file, "folder of the output does not exist", output="no/out.h5ad")
+# Labels
+_case(
+    "label-missing",
+    good_file,
+    "no column 'celltypist'(.|\n)*columns: cell_type, donor",
+    command="ingest",
+    label_key="celltypist",
+)
+_case("label-misspelt", good_file, "did you mean 'cell_type'", command="ingest", label_key="Cell.Type")
+_case(
+    "one-label",
+    make.changed(make.labels(lambda a: "beta")),
+    "all cells have one label, 'beta'",
+    command="ingest",
+)
+_case(
+    "no-labels",
+    make.changed(make.labels(lambda a: pd.Categorical([None] * a.n_obs, TYPES))),
+    "no cell has a label",
+    command="ingest",
+)
+_case(
+    "names-as-labels",
+    make.changed(make.labels(lambda a: list(a.obs_names))),
+    "60 different labels for 60 cells",
+    command="ingest",
+)
+_case(
+    "numeric-labels",
+    make.changed(make.labels(lambda a: np.arange(a.n_obs) % 3)),
+    "holds numbers",
+    command="ingest",
+    noted=True,
+)
+_case(
+    "gaps-in-labels",
+    make.changed(make.labels(lambda a: [None if i < 6 else TYPES[i % 3] for i in range(a.n_obs)])),
+    "6 cells with no label",
+    command="ingest",
+    noted=True,
+)
+_case(
+    "spaces-in-labels",
+    make.changed(make.labels(lambda a: [f" {TYPES[i % 3]} " for i in range(a.n_obs)])),
+    "removed spaces",
+    command="ingest",
+    noted=True,
+)
+_case(
+    "byte-labels-and-unreadable-column",
+    make.edited(make.byte_labels),
+    r"left out 1 unreadable column: donor",
+    command="ingest",
+    noted=True,
+)
+# Odd but usable
+_case(
+    "duplicate-cells",
+    make.changed(lambda a: setattr(a, "obs_names", ["x", "x", *a.obs_names[2:]])),
+    "made 1 repeated cell name unique",
+    noted=True,
+)
+_case(
+    "duplicate-genes",
+    make.changed(make.names(lambda n: [n[0], n[0], *n[2:]])),
+    "added up the values of 1 repeated gene name",
+    noted=True,
+)
+_case(
+    "proteins-mixed-in",
+    make.changed(make.features),
+    "dropped 5 non-gene features .*Antibody",
+    noted=True,
+)
+_case(
+    "totalseq-names",
+    make.changed(make.names(lambda n: [*n[:-2], "CD3_TotalSeqB", "ERCC-00002"])),
+    "dropped 2 non-gene features",
+    noted=True,
+)
+_case("two-genomes", make.changed(make.names(make.mixed_genomes)), "kept those of GRCh38", noted=True)
+_case("unsorted-row", make.edited(make.swap_in_row), "sorted the gene numbers within 1 cell", noted=True)
+_case("repeated-entry", make.edited(make.repeat_in_row), "added up 1 value stored twice", noted=True)
+_case("scaled-with-raw", make.changed(make.scale("raw")), "raw holds raw counts", noted=True)
+_case("scaled-with-layer", make.changed(make.scale("counts")), "layers/counts holds raw counts", noted=True)
+_case(
+    "tpm",
+    make.changed(make.set_x(lambda a: make.linear(a, 1e6))),
+    "linear values that are no counts",
+    noted=True,
+)
+_case(
+    "log2-cpm",
+    make.changed(make.set_x(make.log2_cpm)),
+    r"log2\(x \+ 1\) values of 1e\+06 counts per cell",
+    noted=True,
+)
+_case(
+    "empty-cells",
+    make.changed(make.set_x(lambda a: sp.diags((np.arange(60) > 2) * 1.0).dot(a.X).tocsr())),
+    "3 cells with no counts",
+    noted=True,
+)
+# What the store decides
+_on_store = {"needs": "reference", "reference": REFERENCE}
+_case(
+    "ensembl-versions",
+    make.changed(make.ensembl),
+    r"300 of 300 genes matched \(100\.0% of counts\): .*, human",
+    noted=True,
+    **_on_store,
+)
+_case(
+    "mouse-on-human",
+    make.mouse,
+    "mouse genes were mapped to human through orthologs",
+    noted=True,
+    **_on_store,
+)
+_case(
+    "five-genes-match",
+    make.changed(make.few_genes(0.02)),
+    r"almost no gene is known: 5 of 300 genes matched(.|\n)*'unknown_0'(.|\n)*--force",
+    **_on_store,
+)
+_case(
+    "five-genes-match-and-hold-the-counts",
+    make.changed(make.few_genes(50)),
+    r"only 5 of the 300 genes of the reference are in the query(.|\n)*--force",
+    **_on_store,
+)
+_case(
+    "few-neighbours",
+    good_file,
+    "n_neighbors clipped from 500 to the 60 reference cells",
+    noted=True,
+    n_neighbors="500",
+    **_on_store,
+)
+_case("unknown-reference", good_file, f"did you mean '{REFERENCE}'", needs="reference", reference="tinny")
+_case("newer-store", good_file, "reads up to format(.|\\n)*install scvec", code=3, needs="newer-store")
+_case(
+    "locked-store",
+    good_file,
+    r"is being written by process \d+ on",
+    command="ingest",
+    code=7,
+    needs="locked-store",
+)
+_case("full-disk", good_file, "the disk is full", code=6, needs="full-disk", output="out.h5ad")
