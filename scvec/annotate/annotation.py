@@ -135,14 +135,16 @@ class Annotation:
         Raises
         ------
         ValueError
-            If ``adata`` has another number of cells.
+            If ``adata`` has other cells, or in another order.
         """
         if adata.n_obs != len(self):
             raise ValueError(f"the annotation has {len(self)} cells, adata {adata.n_obs}")
+        # By position, since names in adata may repeat where the annotation's are unique; but not in another order.
+        if adata.obs_names.is_unique and not np.array_equal(adata.obs_names.astype(str), self.cells):
+            raise ValueError("adata holds other cells than the annotation, or in another order")
         target = adata.copy() if copy else adata
         table = self.to_table(key_added)
         for name in table.columns:
-            # By position: the names in adata may have been made unique for the annotation.
             target.obs[name] = table[name].array
         target.obsm.update(self.obsm(key_added))
         target.uns[key_added] = self.uns()

@@ -29,6 +29,8 @@ _CONFIG = {
     "autoload_known_extensions": "false",
     "autoinstall_known_extensions": "false",
     "allow_community_extensions": "false",
+    # Here and not by SET afterwards: a second connection of this process to the file would be refused.
+    "lock_configuration": "true",
 }
 
 _DESCRIPTION = "gene_id, text, source, source_version, retrieved_at, kind, model, prompt"
@@ -66,7 +68,6 @@ class KnowledgeBase:
             con = duckdb.connect(str(path), read_only=read_only, config=dict(_CONFIG))
         try:
             with translate(path):
-                con.execute("SET lock_configuration = true")
                 _prepare(con, path, read_only)
         except BaseException:
             con.close()
