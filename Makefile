@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev test lint types layers tests clean
+.PHONY: help demo install dev test lint types layers tests benchmark clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,11 @@ layers: dev
 
 tests: dev
 	$(BIN)/python -m pytest
+
+benchmark: dev ## make every number of docs/benchmarks.md again (about half an hour on two cores)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/baron.py --seeds 3 --publish
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/text_scale.py --publish
+	$(BIN)/python benchmarks/openmp_wait.py --publish
 
 clean: ## remove the environment, caches and demo results
 	rm -rf $(VENV) $(OUT) build dist scvec.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache \
