@@ -89,6 +89,7 @@ def query(
     with stages("open store"):
         opened = Store(store)
         stored = opened.reference(_only(opened, reference))
+        subset = _subset(stored, where)
     with stages("read"):
         progress("reading cells", 0, None)
         source = CellSource.open(path, layer=layer, memory=memory)
@@ -102,7 +103,6 @@ def query(
             share = _check_overlap(source, genes, force)
         with stages("load reference"):
             model = load_model(stored)
-            subset = _subset(stored, where)
         available = len(subset) if subset is not None else stored.n
         if n_neighbors > available:
             source.notes.append(f"n_neighbors clipped from {n_neighbors} to the {available} reference cells")

@@ -67,7 +67,7 @@ def translate(error: BaseException, command: str = "scvec") -> ScvecError:
 def _usage(error: click.ClickException, command: str) -> ScvecError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else command
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) or error.message == "Missing command.":
         return InputError("a command is missing", path, f"{path} --help lists the commands")
     in_group = context is not None and isinstance(context.command, click.Group)
     shows = "lists the commands" if in_group else "shows how it is used"

@@ -174,9 +174,8 @@ def _genes(
     one_genome, names, genome_note = genes_of_one_genome(list(look.var.index), look.var, totals)
     mask = mask & one_genome
     if not mask.any():
-        some = ", ".join(str(name) for name in look.var.index[:3])
         raise InputError(
-            f"none of the {len(mask):,} features is a gene: {some}, ...",
+            f"there are no genes: {note or genome_note}",
             f"{contents.name} ({look.place})",
             "give a file with gene expression, not only peaks, proteins or tags",
         )

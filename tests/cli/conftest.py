@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from bad_inputs import REFERENCE, good_file
+from bad_inputs.commands import FAST, contents
+from bad_inputs.commands import scvec as run
 from click.testing import CliRunner, Result
 
 from scvec.api import reports
@@ -149,3 +153,36 @@ class Scvec:
 @pytest.fixture
 def scvec() -> Scvec:
     return Scvec()
+
+
+# -- a store that bad input meets -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bad-inputs")
+
+
+@pytest.fixture(scope="session")
+def store(shelf: Path) -> Iterator[Path]:
+    """A store with one reference, which no test changes."""
+    store = shelf / "store"
+    reference = good_file(shelf, "reference.h5ad")
+    made = run(
+        "--store", store, "ingest", "cells", reference, "--name", REFERENCE, "--label-key", "cell_type", *FAST
+    )
+    assert made.exit_code == 0, made.stderr
+    before = contents(store)
+    yield store
+    assert contents(store) == before
+
+
+@pytest.fixture(scope="session")
+def scratch(store: Path, shelf: Path) -> Path:
+    """A copy of the store, which tests may fill."""
+    return shutil.copytree(store, shelf / "scratch")
+
+
+@pytest.fixture(scope="session")
+def good(shelf: Path) -> Path:
+    return good_file(shelf, "good.h5ad", seed=1)

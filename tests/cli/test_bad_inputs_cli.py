@@ -1,0 +1,228 @@
+"""What bad input gets from the command line: three lines, an exit code, and a store as it was."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_inputs import CASES, REFERENCE, Case
+from bad_inputs.commands import FAST, assert_refused, contents, error_lines, ingest_of, scvec
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def words_of(case: Case, path: Path) -> list[str]:
+    options = dict(case.options)
+    if "output" in options:
+        options["output"] = str(path.parent / options["output"])
+    words = ["ingest", "cells", str(path), "--name", "new", *FAST] if case.command == "ingest" else []
+    words = words or ["query", str(path)]
+    return words + [w for name, value in options.items() for w in (f"--{name.replace('_', '-')}", value)]
+
+
+def one(cases: Callable[[Case], bool]) -> Any:
+    return pytest.mark.parametrize("case", [c for c in CASES if cases(c)], ids=lambda c: c.name)
+
+
+@one(lambda c: c.outcome == "refused" and c.needs in ("", "reference"))
+def test_bad_files_are_refused(case: Case, store: Path, tmp_path: Path) -> None:
+    path = case.build(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    said = assert_refused(words_of(case, path), case.exit_code, case.message, store)
+    assert "  mend:  " in said and "  where: " in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@one(lambda c: c.outcome == "noted")
+def test_odd_files_go_through_with_a_note(case: Case, store: Path, scratch: Path, tmp_path: Path) -> None:
+    path = case.build(tmp_path)
+    words = words_of(case, path)
+    if case.command == "query" and "--reference" not in words:
+        words += ["--reference", REFERENCE]
+    result = scvec("--store", scratch if case.command == "ingest" else store, *words, "--json")
+    assert result.exit_code == 0, result.stderr
+    notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    assert any(re.search(case.message, note) for note in notes), result.stderr
+    assert [f"note: {note}" for note in json.loads(result.stdout)["notes"]] == notes
+    assert not any(re.search(r"[^.]\.$", note) for note in notes)
+
+
+def test_force_goes_on_where_few_genes_match(store: Path, tmp_path: Path) -> None:
+    for name in ("five-genes-match", "five-genes-match-and-hold-the-counts"):
+        case = next(c for c in CASES if c.name == name)
+        result = scvec("--store", store, *words_of(case, case.build(tmp_path)), "--force", "--json")
+        assert result.exit_code == 0, result.stderr
+        assert any("5 of 300 genes matched" in note for note in json.loads(result.stdout)["notes"])
+
+
+# -- states of the store and of the disk --------------------------------------------------------------
+
+
+def case_that_needs(state: str) -> Case:
+    [case] = [c for c in CASES if c.needs == state]
+    return case
+
+
+def test_a_newer_store_says_what_to_install(store: Path, good: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "store"
+    shutil.copytree(store, newer, copy_function=os.link)  # all is replaced, nothing written into
+    number = (newer / "CURRENT").read_text().split()[0]
+    manifest = json.loads((newer / "generations" / f"{number}.json").read_text())
+    text = json.dumps({**manifest, "format": 99, "needs": "3.1.4"})
+    (newer / "generations" / f"{number}.json").unlink()
+    (newer / "generations" / f"{number}.json").write_text(text)
+    (newer / "CURRENT").unlink()
+    (newer / "CURRENT").write_text(f"{number}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
+    case = case_that_needs("newer-store")
+    for words in (words_of(case, good), ["info"], ["rm", REFERENCE, "--yes"], ["compact"], ingest_of(good)):
+        assert "3.1.4" in assert_refused(words, case.exit_code, case.message, newer)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from scvec.stores.lock import WriterLock
+lock = WriterLock(Path(sys.argv[1]), "scvec ingest cells")
+lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_locked_store_names_the_process(scratch: Path, store: Path, good: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(scratch)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=PROJECT,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        case = case_that_needs("locked-store")
+        for words in (words_of(case, good), ["rm", REFERENCE, "--yes"], ["compact"], ["ingest", "genes"]):
+            said = assert_refused(words, case.exit_code, case.message, scratch)
+            assert f"process {holder.pid} " in said
+        read = scvec("--store", scratch, "query", good, "--reference", REFERENCE, "--json")
+        assert read.exit_code == 0, read.stderr  # readers are never locked out
+    finally:
+        holder.communicate()
+    assert scvec("--store", scratch, "compact").exit_code == 0
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A folder on a file system of ``size`` bytes; skips where none may be mounted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("ending", [".h5ad", ".csv", ".parquet"])
+def test_a_full_disk_leaves_no_part_of_the_output(
+    ending: str, store: Path, good: Path, tmp_path: Path
+) -> None:
+    case = case_that_needs("full-disk")
+    with small_disk(tmp_path / "disk", 64 * 1024) as disk:
+        (disk / "filler").write_bytes(bytes(60 * 1024))
+        out = disk / f"out{ending}"
+        assert_refused(["query", str(good), "-o", str(out)], case.exit_code, case.message, store)
+        assert [p.name for p in disk.iterdir()] == ["filler"]
+
+
+def test_a_limit_on_file_size_is_a_full_disk(store: Path, good: Path, tmp_path: Path) -> None:
+    # Needs no right to mount. EFBIG is what a process gets beyond its limit.
+    case = case_that_needs("full-disk")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (good.stat().st_size // 2, hard))
+    try:
+        out = tmp_path / case.options["output"]
+        assert_refused(["query", str(good), "-o", str(out)], case.exit_code, case.message, store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_store_as_it_was(store: Path, good: Path, tmp_path: Path) -> None:
+    size = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
+    with small_disk(tmp_path / "disk", size + 64 * 1024 + 4096 * 40) as disk:
+        copy = shutil.copytree(store, disk / "store")
+        before = contents(copy)
+        assert_refused(ingest_of(good), 6, "the disk is full; the store was not changed", copy)
+        assert contents(copy) == before
+
+
+def test_errors_of_writing_name_the_output(store: Path, good: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("scvec.ingest.h5ad_output.os.replace", broken)
+    out = tmp_path / "out.csv"
+    assert_refused(["query", str(good), "-o", str(out)], 2, f"cannot write(.|\n)*{out.name}", store)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- real processes -----------------------------------------------------------------------------------
+
+
+def start(*words: object, store: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "scvec", "--store", str(store), *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        cwd=PROJECT,
+        text=True,
+    )
+
+
+@one(lambda c: c.name in ("truncated", "scaled", "label-missing"))
+def test_a_process_ends_as_a_call_does(case: Case, store: Path, tmp_path: Path) -> None:
+    words = words_of(case, case.build(tmp_path))
+    inside = scvec("--store", store, *words)
+    process = start(*words, store=store)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (case.exit_code, "", inside.stderr)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT there")
+@pytest.mark.parametrize(
+    ("command", "at"),
+    [("ingest", "reading cells"), ("ingest", "training the encoder"), ("query", "reading cells")],
+)
+def test_an_interrupt_leaves_all_as_it_was(
+    command: str, at: str, scratch: Path, good: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.h5ad"
+    words = ingest_of(good) if command == "ingest" else ["query", good, "--reference", REFERENCE, "-o", out]
+    before = contents(scratch)
+    process = start(*words, store=scratch)
+    assert process.stderr is not None
+    while (line := process.stderr.readline()) and not line.startswith(at):
+        pass
+    process.send_signal(signal.SIGINT)
+    said_out, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said_out == ""
+    # click ends the line on which a terminal shows ^C.
+    assert error_lines(said.removeprefix("\n"))[0] == "error: interrupted"
+    assert contents(scratch) == before and not list(tmp_path.iterdir())
+    again = scvec("--store", scratch, *words)
+    assert again.exit_code == 0, again.stderr
