@@ -78,7 +78,7 @@ def query(
         If the store is damaged.
     """
     from scvec.api.device import check_device
-    from scvec.api.matching import match_genes, resolver_of
+    from scvec.api.matching import match_genes, stored_resolver
     from scvec.api.references import load_model
     from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
@@ -95,8 +95,7 @@ def query(
         source = CellSource.open(path, layer=layer, memory=memory)
     with source:
         with stages("genes"):
-            with opened.knowledge() as kb:
-                resolver = resolver_of(kb)
+            resolver = stored_resolver(opened)
             matched = match_genes(source, resolver, species=species, force=force)
             genes = resolver.map_to(matched.match, stored.meta["genes"], stored.meta["species"])
             source.notes += [matched.summary, *genes.notes]
@@ -186,10 +185,10 @@ def _check_output(output: Path | str | None, path: Any) -> Path | None:
 
     target = check_output(output, path if isinstance(path, str | Path) else None)
     if target.suffix not in OUTPUTS:
-        ending = f"the ending {target.suffix!r}" if target.suffix else "no ending"
-        raise InputError(
-            f"the output has {ending}, which names no format", str(target), f"give -o {' or '.join(OUTPUTS)}"
+        what = (
+            f"the ending {target.suffix!r} names no format" if target.suffix else "the output has no ending"
         )
+        raise InputError(what, str(target), f"end its name in {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}")
     return target
 
 
