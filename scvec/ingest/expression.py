@@ -134,7 +134,7 @@ def detect_state(profile: MatrixProfile, where: str = "X") -> ExpressionState:
     if profile.maximum > MAX_LOG or linear_target is not None:
         done = (
             f"{where} holds linear values that are no counts (TPM, RPKM or corrected counts, largest "
-            f"{profile.maximum:,.4g}); rescaled a private copy to log1p CP10k"
+            f"{_number(profile.maximum)}); rescaled a private copy to log1p CP10k"
         )
         return ExpressionState("linear", where, target_sum=linear_target, message=done)
     for base in BASES:
@@ -149,7 +149,7 @@ def _known_target(where: str, base: float, target: float) -> ExpressionState:
         done = f"{where} holds log1p CP10k values; used as they are"
         return ExpressionState("log1p_cp10k", where, base, CP10K, done)
     done = (
-        f"{where} holds {_log_name(base)} values of {target:,.6g} counts per cell; "
+        f"{where} holds {_log_name(base)} values of {_number(target)} counts per cell; "
         "converted a private copy to log1p CP10k"
     )
     return ExpressionState("log", where, base, target, done)
@@ -163,6 +163,10 @@ def _known_base(where: str, base: float | None) -> ExpressionState:
     else:
         done = f"{where} holds {_log_name(base)} values whose sums differ; converted a private copy to log1p"
     return ExpressionState("log", where, base, None, done)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _log_name(base: float) -> str:

@@ -9,7 +9,7 @@ __all__ = ["foreign_hdf5", "guess_kind"]
 
 _GZ_FIX = "unpack it first: gunzip FILE"
 _ZIP_FIX = "unpack it first; a zarr store goes through anndata.read_zarr().write_h5ad()"
-_R_FIX = "In R: zellkonverter::writeH5AD(as.SingleCellExperiment(object), 'out.h5ad')"
+_R_FIX = "in R: zellkonverter::writeH5AD(as.SingleCellExperiment(object), 'out.h5ad')"
 _TABLE_FIX = "build an AnnData with cell and gene names from it and write that with write_h5ad()"
 # (first bytes, what it is, how to mend it)
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
@@ -74,7 +74,7 @@ def foreign_hdf5(names: Collection[str]) -> tuple[str, str] | None:
     if "mod" in here:
         return "a MuData file (.h5mu)", "write its RNA part: mudata.read(FILE)['rna'].write_h5ad('out.h5ad')"
     if "assays" in here and ("cell.names" in here or "meta.data" in here):
-        return "an h5Seurat file", "In R: SeuratDisk::Convert(FILE, dest = 'h5ad')"
+        return "an h5Seurat file", "in R: SeuratDisk::Convert(FILE, dest = 'h5ad')"
     if not here & {"X", "layers", "raw", "raw.X"} and not {"obs", "var"} <= here:
         shown = ", ".join(sorted(here)[:5]) or "nothing"
         what = f"HDF5 but not an AnnData file (it holds {shown})"

@@ -45,6 +45,8 @@ def check_output(out_path: str | os.PathLike[str], source_path: str | os.PathLik
         if out.is_dir():
             raise InputError("the output is a folder", str(out), "name a file in it")
         if not out.parent.is_dir():
+            if out.parent.exists():
+                raise InputError("the folder of the output is a file", str(out.parent), "choose another")
             raise InputError("the folder of the output does not exist", str(out.parent), "create it first")
         if not os.access(out.parent, os.W_OK):
             raise InputError(

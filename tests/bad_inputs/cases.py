@@ -308,7 +308,7 @@ _case(
 _case(
     "log2-cpm",
     make.changed(make.set_x(make.log2_cpm)),
-    r"log2\(x \+ 1\) values of 1e\+06 counts per cell",
+    r"log2\(x \+ 1\) values of 1,000,000 counts per cell",
     noted=True,
 )
 _case(

@@ -41,11 +41,14 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "no file": (("query",), "missing argument 'QUERY'"),
     "no name": (("ingest", "cells", "{good}", "--label-key", "cell_type"), "missing option '--name'"),
     # query
-    "output of unknown ending": ((*QUERY, "-o", "{dir}/out.xlsx"), r"'\.xlsx', which names(.|\n)*\.parquet"),
-    "output without ending": ((*QUERY, "-o", "{dir}/out"), r"no ending, which names no format"),
+    "output of unknown ending": (
+        (*QUERY, "-o", "{dir}/out.xlsx"),
+        r"ending '\.xlsx' names no(.|\n)*\.parquet",
+    ),
+    "output without ending": ((*QUERY, "-o", "{dir}/out"), "the output has no ending"),
     "output is input": ((*QUERY, "-o", "{good}"), "the output is the input"),
     "output in no folder": ((*QUERY, "-o", "{dir}/no/out.h5ad"), "folder of the output does not exist"),
-    "output in a file": ((*QUERY, "-o", "{dir}/file/out.h5ad"), "folder of the output does not exist"),
+    "output in a file": ((*QUERY, "-o", "{dir}/file/out.h5ad"), "folder of the output is a file"),
     "output is a folder": ((*QUERY, "-o", "{dir}/empty"), "the output is a folder"),
     "missing input, old output": (("query", "{dir}/no.h5ad", "-o", "{dir}/reference.h5ad"), "no such file"),
     "where nonsense": ((*QUERY, "--where", "nonsense here"), r"not a condition(.|\n)*columns: cell_type"),
