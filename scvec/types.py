@@ -218,8 +218,7 @@ class GeneMatch:
         if counts is not None and counts.sum() > 0:
             share = f" ({100 * self.count_share(counts):.1f}% of counts)"
         return (
-            f"{self.n_matched:,} of {len(self.names):,} genes matched{share}: "
-            f"{self.id_type}, {self.species}"
+            f"{self.n_matched:,} of {len(self.names):,} genes matched{share}: {self.id_type}, {self.species}"
         )
 
     def count_share(self, counts: npt.NDArray[np.float64]) -> float:

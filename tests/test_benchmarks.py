@@ -41,7 +41,8 @@ def test_the_figures_of_the_readme_are_those_of_the_record():
     record = json.loads((PROJECT / "docs" / "benchmarks" / "baron.json").read_text(encoding="utf-8"))
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     for row in record["rows"]:
-        line = re.search(rf"^\| {re.escape(row['pair'])} \| {re.escape(row['method'])} \|(.*)$", readme, re.MULTILINE)
+        names = rf"^\| {re.escape(row['pair'])} \| {re.escape(row['method'])} \|(.*)$"
+        line = re.search(names, readme, re.MULTILINE)
         if line:
             assert [float(v) for v in line[1].split("|")[:2]] == [
                 round(row["accuracy"], 2), round(row["macro_f1"], 2)

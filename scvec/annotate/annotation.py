@@ -139,7 +139,7 @@ class Annotation:
         """
         if adata.n_obs != len(self):
             raise ValueError(f"the annotation has {len(self)} cells, adata {adata.n_obs}")
-        # By position, since names in adata may repeat where the annotation's are unique; but not in another order.
+        # By position: names may repeat in adata where the annotation's are unique. Never in another order.
         if adata.obs_names.is_unique and not np.array_equal(adata.obs_names.astype(str), self.cells):
             raise ValueError("adata holds other cells than the annotation, or in another order")
         target = adata.copy() if copy else adata

@@ -31,8 +31,8 @@ def signals(neighbors: Neighbors, cosines: Float32, proba: Float32) -> Float64:
     """Return (n, 3) signs of a cell that is unlike the class it is given; the larger, the less it fits.
 
     Distance to its neighbours; one minus its cosine to the centroid of the class; log odds against the class.
-    None is enough alone: a new type may lie where vectors of known types lie (the encoder never learned to tell
-    it apart), look like its nearest class, or be named with confidence, but rarely all three.
+    None is enough alone: a new type may lie where vectors of known types lie (the encoder never learned to
+    tell it apart), look like its nearest class, or be named with confidence, but rarely all three.
 
     Parameters
     ----------

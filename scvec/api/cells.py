@@ -159,7 +159,8 @@ def ingest_cells(
         },
         seconds=stages.seconds,
         generation=str(generation.number),
-        notes=list(dict.fromkeys(notes)),
+        # What was done with the values has a line of its own.
+        notes=[n for n in dict.fromkeys(notes) if n not in {s.state.message for s in sources}],
     )
 
 

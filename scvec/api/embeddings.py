@@ -31,8 +31,8 @@ def ingest_embeddings(
 ) -> EmbeddingsReport:
     """Encode the texts of genes with a backbone and index the vectors.
 
-    ``ingest cells`` encodes the genes that its data need; this encodes all that have a description, for
-    searching genes, or those of a list.
+    ``ingest cells`` encodes the genes that its data need. This encodes, for searching genes, all that
+    code for proteins and others that somebody wrote about; or those of a list.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def ingest_embeddings(
     with opened.begin("ingest embeddings", {"backbone": backbone, "text": text}) as txn:
         kb = txn.open_knowledge()
         ensure_knowledge(kb, progress=progress)
-        wanted = _described(kb, species) if names is None else _named(kb, names, species, notes)
+        wanted = _worthwhile(kb, species) if names is None else _named(kb, names, species, notes)
         generation = ""
         if dry_run:
             space = load_backbone(spec, device=device).space
@@ -97,14 +97,14 @@ def ingest_embeddings(
     )
 
 
-def _described(kb: KnowledgeBase, species: Sequence[str]) -> list[str]:
+def _worthwhile(kb: KnowledgeBase, species: Sequence[str]) -> list[str]:
+    """Return protein-coding genes, and others that somebody wrote about; of the rest only names are known."""
     genes = kb.genes()
+    genes = genes[genes["species"].isin(species)]
     described = kb.descriptions()
-    return [
-        gene_id
-        for gene_id, kind in zip(genes["gene_id"], genes["species"], strict=True)
-        if kind in species and gene_id in described
-    ]
+    written = [g in described and described[g].kind in ("human", "llm") for g in genes["gene_id"]]
+    coding = [g in described for g in genes["gene_id"]] & (genes["gene_type"] == "protein-coding").to_numpy()
+    return genes.loc[coding | written, "gene_id"].tolist()
 
 
 def _named(kb: KnowledgeBase, names: list[str], species: Sequence[str], notes: list[str]) -> list[str]:

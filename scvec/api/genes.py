@@ -147,7 +147,7 @@ def _load_file(
             progress(f"reading {path.name}", total, None)
             yield kept
 
-    kb.upsert_records(batches())
+    kb.upsert_records(batches(), source=path.name)
     return total
 
 

@@ -60,11 +60,13 @@ def check_template(template: str) -> str:
     """
     text = TEMPLATES.get(template, template)
     try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        parsed = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
         fix = "write fields as {symbol}, and other braces twice"
         raise InputError(f"the template cannot be read: {error}", f"--text {template!r}", fix) from error
-    # Exact names only: "{symbol.__class__}" and the like must not reach str.format.
+    # Exact names only, without formats and conversions: "{symbol.__class__}" and "{symbol:>999999999}" must
+    # not reach str.format.
+    fields = {name if not form and not conversion else "" for name, form, conversion in parsed}
     if not fields or not fields <= set(FIELDS):
         listed = ", ".join("{" + f + "}" for f in FIELDS)
         what = "the template has an unknown field" if fields else "the template has no field"

@@ -98,5 +98,3 @@ def query(
             progress=progress,
         )
     session.show(annotation)
-    if output is not None:
-        session.note(f"wrote {output}")
