@@ -220,7 +220,7 @@ def test_an_interrupt_leaves_all_as_it_was(
         pass
     process.send_signal(signal.SIGINT)
     said_out, said = process.communicate(timeout=60)
-    # Python may end itself by the signal (where a library runs code of its own): shells report that as 130 too.
+    # Python may end by the signal itself, where a library ran code of its own: shells call that 130 too.
     assert process.returncode in (130, -signal.SIGINT) and said_out == ""
     # click ends the line on which a terminal shows ^C.
     assert error_lines(said.removeprefix("\n"))[0] == "error: interrupted"
