@@ -64,6 +64,10 @@ class Novelty:
     sd: Float64
     threshold: float
 
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 2 or self.mean.shape != self.sd.shape:
+            raise ValueError(f"mean {self.mean.shape} and sd {self.sd.shape} must be (n_classes, n_signals)")
+
     @classmethod
     def fit(
         cls,

@@ -96,6 +96,11 @@ def test_json_round_trip() -> None:
     assert again.threshold == pytest.approx(novelty.threshold)
 
 
+def test_a_yardstick_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="n_signals"):
+        Novelty(np.zeros(3), np.ones(3), 1.0)
+
+
 def test_signals_by_hand() -> None:
     neighbors = Neighbors(np.array([[0, 1]]), np.array([[1.0, 9.0]], np.float32))
     got = signals(neighbors, np.array([[0.9, 0.2]], np.float32), np.array([[0.25, 0.75]], np.float32))

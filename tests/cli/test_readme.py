@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -90,7 +91,12 @@ def test_the_examples_work(folder: Path):
 @pytest.mark.timeout(600)
 def test_the_demo_works(tmp_path: Path):
     [words] = [words for words in examples() if words[0] == "demo"]
-    done = run(words, tmp_path)
+    done = run([*words, "--json"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "macro-F1" in done.stdout
-    assert any((tmp_path / "demo-out").rglob("*.h5ad"))
+    report = json.loads(done.stdout)
+    human, mouse = report["queries"]
+    assert human["n_cells"] == 1220 and mouse["n_cells"] == 1886
+    assert human["accuracy"] >= 0.95 and human["macro_f1"] >= 0.88
+    assert mouse["accuracy"] >= 0.90 and mouse["macro_f1"] >= 0.78
+    assert sum(mouse["labels"].values()) == mouse["n_cells"]
+    assert all((tmp_path / name).is_file() for name in report["files"]) and len(report["files"]) == 5
