@@ -12,7 +12,6 @@ import argparse
 import tempfile
 import time
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import anndata
@@ -67,15 +66,13 @@ def logistic_regression(reference: anndata.AnnData, new: anndata.AnnData, seed: 
     """
     from sklearn.linear_model import LogisticRegression
 
-    from scvec.api.matching import match_genes, resolver_of
+    from scvec.api.matching import match_genes
+    from scvec.api.resolvers import snapshot_resolver
     from scvec.encoders.scaling import Scaling
     from scvec.encoders.statistics import StatisticsAccumulator, highly_variable
     from scvec.ingest.cells import CellSource
-    from scvec.stores.knowledge import KnowledgeBase
 
-    with tempfile.TemporaryDirectory() as folder, KnowledgeBase.open(Path(folder) / "kb.duckdb") as kb:
-        kb.load_snapshot()
-        resolver = resolver_of(kb)
+    resolver = snapshot_resolver()
     ref, que = (match_genes(CellSource.open(a), resolver) for a in (reference, new))
     genes = sorted({g for g in ref.match.gene_ids if g is not None})
     counted = StatisticsAccumulator(len(genes))

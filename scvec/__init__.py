@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scvec.api.maintenance import verify as verify
     from scvec.api.query import annotate as annotate
     from scvec.api.query import query as query
+    from scvec.api.resolvers import resolve as resolve
     from scvec.errors import ScvecError as ScvecError
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ _HOMES = {
     "ingest_embeddings": "scvec.api.embeddings",
     "ingest_cells": "scvec.api.cells",
     "query": "scvec.api.query",
+    "resolve": "scvec.api.resolvers",
     "info": "scvec.api.maintenance",
     "verify": "scvec.api.maintenance",
     "doctor": "scvec.api.maintenance",

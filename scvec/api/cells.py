@@ -81,7 +81,8 @@ def ingest_cells(
     """
     from scvec.api.device import check_device
     from scvec.api.genes import ensure_knowledge
-    from scvec.api.matching import match_genes, resolver_of
+    from scvec.api.matching import match_genes
+    from scvec.api.resolvers import resolver_of
     from scvec.api.texts import encode_genes
     from scvec.backbones.spec import load_backbone, parse_spec
     from scvec.encoders.registry import needs_text

@@ -108,7 +108,7 @@ def _worthwhile(kb: KnowledgeBase, species: Sequence[str]) -> list[str]:
 
 
 def _named(kb: KnowledgeBase, names: list[str], species: Sequence[str], notes: list[str]) -> list[str]:
-    from scvec.api.matching import resolver_of
+    from scvec.api.resolvers import resolver_of
 
     resolver = resolver_of(kb)
     found: dict[str, None] = {}

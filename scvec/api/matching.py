@@ -17,40 +17,13 @@ if TYPE_CHECKING:
 
     from scvec.ingest.cells import CellSource
     from scvec.ingest.identity import GeneMap, GeneResolver
-    from scvec.stores.knowledge import KnowledgeBase
-    from scvec.stores.store import Store
 
-__all__ = ["MatchedSource", "match_genes", "resolver_of", "stored_resolver"]
+__all__ = ["MatchedSource", "match_genes"]
 
 #: Shares of counts below which a match is doubtful, and useless.
 WARN_SHARE, REFUSE_SHARE = 0.5, 0.1
 #: A column of other names is tried when the names of the index leave out more than this.
 GOOD_SHARE = 0.95
-
-
-def resolver_of(kb: KnowledgeBase) -> GeneResolver:
-    """Return the resolver over all names that the knowledge base knows."""
-    from scvec.ingest.identity import GeneResolver
-
-    return GeneResolver(kb.aliases(), kb.orthologs())
-
-
-# Digest of a knowledge base -> its resolver, the last one only. It takes most of the time of a small query,
-# so that notebooks and servers, which ask many, need not build it again.
-_last: dict[str, GeneResolver] = {}
-
-
-def stored_resolver(store: Store) -> GeneResolver:
-    """Return the resolver over the knowledge base of a store's generation."""
-    entry = store.generation.manifest.knowledge
-    if entry is not None and (found := _last.get(entry.digest)) is not None:
-        return found
-    with store.knowledge() as kb:
-        resolver = resolver_of(kb)
-    _last.clear()
-    if entry is not None:
-        _last[entry.digest] = resolver
-    return resolver
 
 
 @dataclass(frozen=True)

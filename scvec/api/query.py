@@ -78,8 +78,9 @@ def query(
         If the store is damaged.
     """
     from scvec.api.device import check_device
-    from scvec.api.matching import match_genes, stored_resolver
+    from scvec.api.matching import match_genes
     from scvec.api.references import load_model
+    from scvec.api.resolvers import stored_resolver
     from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
 

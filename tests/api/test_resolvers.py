@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from scvec.api.matching import stored_resolver
+from scvec.api.resolvers import stored_resolver
 
 
 class FakeStore:
@@ -43,3 +43,13 @@ def test_other_knowledge_has_its_own() -> None:
     assert known(old, "INS") and not known(old, "GCG")
     assert known(new, "GCG") and not known(new, "INS")
     assert known(old, "INS") and old.n_opened == 2  # only the last one is kept
+
+
+def test_names_are_resolved_without_a_store():
+    import scvec
+
+    match = scvec.resolve(["INS", "ENSG00000115263.15", "MARCH1", "HLA-A_ENSG00000206503", "nonsense-1"])
+    assert match.species == "human" and match.how[0] == "symbol"
+    assert match.gene_ids[:2] == ("HGNC:6081", "HGNC:4191")
+    assert match.gene_ids[2] is not None and match.gene_ids[3] == "HGNC:4931" and match.gene_ids[4] is None
+    assert scvec.resolve(["Ins1", "Gcg", "Trp53"]).species == "mouse"

@@ -1,0 +1,90 @@
+"""Which genes names stand for: by the knowledge base of a store, or by the names that ship with scvec."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scvec.types import GeneMatch
+
+if TYPE_CHECKING:
+    from scvec.ingest.identity import GeneResolver
+    from scvec.stores.knowledge import KnowledgeBase
+    from scvec.stores.store import Store
+
+__all__ = ["resolve", "resolver_of", "snapshot_resolver", "stored_resolver"]
+
+
+def resolver_of(kb: KnowledgeBase) -> GeneResolver:
+    """Return the resolver over all names that the knowledge base knows."""
+    from scvec.ingest.identity import GeneResolver
+
+    return GeneResolver(kb.aliases(), kb.orthologs())
+
+
+# Digest of a knowledge base -> its resolver, the last one only. It takes most of the time of a small query,
+# so that notebooks and servers, which ask many, need not build it again.
+_last: dict[str, GeneResolver] = {}
+
+
+def stored_resolver(store: Store) -> GeneResolver:
+    """Return the resolver over the knowledge base of a store's generation."""
+    entry = store.generation.manifest.knowledge
+    if entry is not None and (found := _last.get(entry.digest)) is not None:
+        return found
+    with store.knowledge() as kb:
+        resolver = resolver_of(kb)
+    _last.clear()
+    if entry is not None:
+        _last[entry.digest] = resolver
+    return resolver
+
+
+def snapshot_resolver() -> GeneResolver:
+    """Return the resolver over the gene names that ship with scvec."""
+    from scvec.stores.knowledge import KnowledgeBase
+    from scvec.stores.snapshot import Snapshot
+
+    snapshot = Snapshot.open()
+    key = f"snapshot {snapshot.version}"
+    if key not in _last:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            KnowledgeBase.open(Path(folder) / "genes.duckdb") as kb,
+        ):
+            kb.load_snapshot(snapshot=snapshot)
+            resolver = resolver_of(kb)
+        _last.clear()
+        _last[key] = resolver
+    return _last[key]
+
+
+def resolve(names: Sequence[str], species: str = "auto", *, store: Path | str | None = None) -> GeneMatch:
+    """Find out which genes a list of names stands for.
+
+    Parameters
+    ----------
+    names
+        n symbols (also previous ones, aliases, in any case), Ensembl or Entrez ids, in any mixture.
+    species
+        ``human``, ``mouse`` or ``auto``.
+    store
+        Store whose knowledge base is asked; that which ships with scvec when None.
+
+    Returns
+    -------
+    GeneMatch
+        Per name its gene id or None. Names that could be several genes are listed, never guessed.
+
+    Raises
+    ------
+    InputError
+        If the species is unknown, or there is no such store.
+    """
+    if store is None:
+        return snapshot_resolver().resolve(names, species)
+    from scvec.stores.store import Store
+
+    return stored_resolver(Store(store)).resolve(names, species)
