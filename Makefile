@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= demo-out
+# Processes that run the tests.
+JOBS   ?= 2
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # Byte-compiling all of torch costs half a minute; Python compiles the few files it imports by itself.
@@ -33,7 +35,7 @@ layers: dev
 	$(BIN)/lint-imports
 
 tests: dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 benchmark: dev ## make every number of docs/benchmarks.md again (about half an hour on two cores)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/baron.py --seeds 3 --publish

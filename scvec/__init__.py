@@ -67,6 +67,13 @@ class _AnnotateModule(ModuleType):
         """Annotate an AnnData object: see :func:`scvec.api.query.annotate`."""
         return import_module("scvec.api.query").annotate(*args, **kwargs)
 
+    @property
+    def __signature__(self) -> Any:
+        # What help() and an editor show.
+        import inspect
+
+        return inspect.signature(import_module("scvec.api.query").annotate)
+
 
 class _Package(ModuleType):
     # ``annotate`` is both the public function and a subpackage, and importing the subpackage binds its

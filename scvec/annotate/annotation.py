@@ -20,7 +20,7 @@ __all__ = ["Annotation"]
 Strings = npt.NDArray[np.str_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Annotation:
     """Labels of n cells by one reference.
 
@@ -80,6 +80,10 @@ class Annotation:
     def __len__(self) -> int:
         return len(self.cells)
 
+    def __repr__(self) -> str:
+        # What a notebook shows: the summary, not a thousand lines of barcodes.
+        return "\n".join(self.lines())
+
     def to_table(self, key_added: str = "scvec") -> pd.DataFrame:
         """Return the per-cell columns as a data frame indexed by cell name."""
         import pandas as pd
@@ -118,6 +122,7 @@ class Annotation:
             "generation": int(self.parameters["generation"]),
             "space": str(self.parameters["space"]),
             "parameters": json.dumps(self.parameters, sort_keys=True),
+            "notes": np.array(self.notes, dtype=object),
         }
 
     def to_adata(self, adata: anndata.AnnData, *, key_added: str = "scvec", copy: bool = False) -> Any:
@@ -164,7 +169,7 @@ class Annotation:
             "labels": self.counts(),
             "status": status,
             "mean_confidence": float(self.confidence.mean()) if len(self) else None,
-            "output": self.output,
+            "output": self.output or None,
             "parameters": self.parameters,
             "notes": list(self.notes),
             "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
@@ -174,13 +179,19 @@ class Annotation:
         """Return the summary for people."""
         total = len(self)
         lines = [f"{total:,} cells annotated by reference {self.parameters['reference']!r}"]
+        n_novel = int((self.status == "novel").sum())
+        if n_novel > total / 2:
+            lines.append(
+                f"  {n_novel:,} of them are unlike anything in the reference: do not use their labels"
+            )
         width = max((len(name) for name in self.counts()), default=0)
         for name, number in self.counts().items():
             members = self.label == name
-            sure = (self.status[members] == "confident").mean()
+            sure = float((self.status[members] == "confident").mean())
+            percent = "<1" if 0 < sure < 0.01 else f"{100 * sure:.0f}"
             lines.append(
                 f"  {name:<{width}}  {number:>7,}  confidence {self.confidence[members].mean():.2f}"
-                f"  {100 * sure:3.0f}% confident"
+                f"  {percent:>3}% confident"
             )
         summary = ", ".join(f"{n:,} {s}" for s, n in self.to_dict()["status"].items() if n)
         lines.append(f"status: {summary}")

@@ -137,6 +137,7 @@ def ingest_cells(
             )
             tensors |= _probes(matched, maps)
             obs = labelled.table()
+            notes += _remarks(meta, replaced=name if txn.reference(name) is not None else None)
             txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors)
             generation = txn.commit()
         notes = [n for s in sources for n in s.notes] + notes + txn.notes
@@ -156,7 +157,9 @@ def ingest_cells(
             "macro_f1": record["macro_f1"],
             "ece": record["ece"],
             "n_cells": calibration.n_cells,
-            "held_out": f"whole batches of {batch_key}" if calibration.held_out == "batch" else "cells",
+            "held_out": f"whole batches of {batch_key or 'file'}"
+            if calibration.held_out == "batch"
+            else "of the same batches",
         },
         seconds=stages.seconds,
         generation=str(generation.number),
@@ -264,6 +267,21 @@ def _encode(
             done += len(chunk)
             progress("encoding cells", done, total)
     return vectors
+
+
+def _remarks(meta: dict[str, Any], *, replaced: str | None) -> list[str]:
+    """Return what a user may want to know of the new reference."""
+    terms = meta["ontology"]["terms"]
+    without = [label for label, term in zip(meta["classes"], terms, strict=True) if not term]
+    notes = []
+    if without:
+        notes.append(
+            f"{len(terms) - len(without)} of {len(terms)} labels are known to the Cell Ontology; for the "
+            f"others, such as {without[0]!r}, add ids in obs['cell_type_ontology_term_id']"
+        )
+    if replaced is not None:
+        notes.append(f"reference {replaced!r} was there and is replaced")
+    return notes
 
 
 def _probes(matched: list[MatchedSource], maps: list[GeneMap]) -> dict[str, npt.NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,11 @@ def query(
             prediction, regime = _predict(
                 model, matched, genes, method, n_neighbors, subset, share=share, progress=progress
             )
+        if model.calibration.held_out == "cells":
+            source.notes.append(
+                "confidence is optimistic for data from elsewhere: the reference was calibrated on held-out "
+                "cells of its own batches (ingest it with --batch-key)"
+            )
         parameters = {
             **_provenance(opened.generation.number, stored, matched),
             "method": method,
@@ -155,9 +161,18 @@ def annotate(
 
     Returns
     -------
-    The copy, or None.
+    The copy, or None. Warnings are given as Python warnings; all notes are in ``uns[key_added]["notes"]``.
     """
+    if isinstance(adata, (str, Path)):
+        raise InputError(
+            "annotate takes an AnnData object first, then the store",
+            str(adata),
+            "scvec.annotate(adata, store); for a file: scvec.query(store, path)",
+        )
     result = query(store, adata, reference=reference, **options)
+    for note in result.notes:
+        if note.startswith("warning: "):
+            warnings.warn(note.removeprefix("warning: "), stacklevel=2)
     annotated: AnnData | None = result.to_adata(adata, key_added=key_added, copy=copy)
     return annotated
 
@@ -310,5 +325,5 @@ def _write(annotation: Annotation, path: Any, target: Path) -> Annotation:
     if target.suffix == ".h5ad":
         write_annotated(path, target, obs=table, obsm=annotation.obsm(), uns={"scvec": annotation.uns()})
     else:
-        write_table(table, target)
+        write_table(table.rename_axis("cell"), target)
     return replace(annotation, output=str(target))

@@ -76,3 +76,6 @@ class Report(Record):
     def lines(self) -> list[str]:
         """Return the report as lines for people."""
         raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())

@@ -133,7 +133,7 @@ class CellsReport(Report):
             f"values: {self.expression}",
             *table(self.classes),
         ]
-        figures = {k: v for k, v in self.calibration.items() if isinstance(v, int | float)}
+        figures = {k: v for k, v in self.calibration.items() if isinstance(v, float)}
         if figures:
             how = self.calibration.get("held_out", "")
             lines.append(

@@ -26,7 +26,7 @@ __all__ = ["EncodedGenes", "check_template", "encode_genes", "gene_table"]
 FIELDS = ("symbol", "name", "species", "gene_type", "description")
 TEMPLATES = {"default": "{description}", "name": "{symbol} ({name})"}
 #: Texts between two commits to the working cache: a killed run loses at most these.
-BATCH = 256
+BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)

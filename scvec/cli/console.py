@@ -61,7 +61,7 @@ class Console:
         from scvec.api.report import plain
 
         for note in getattr(report, "notes", ()):
-            self.note(f"note: {note}")
+            self.note(note if note.startswith("warning: ") else f"note: {note}")
         if self.as_json:
             _out(json.dumps(plain(report.to_dict()), allow_nan=False))
         else:

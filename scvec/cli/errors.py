@@ -44,7 +44,7 @@ def translate(error: BaseException, command: str = "scvec") -> ScvecError:
         return Interrupted(
             "interrupted",
             command,
-            "run the same command again: the store is whole, and finished work is kept",
+            "run the same command again: the store is whole; gene texts encoded so far are kept",
         )
     if isinstance(error, click.ClickException):
         return _usage(error, command)

@@ -374,7 +374,9 @@ def _notes(
         )
     if ambiguous:
         some = ", ".join(list(ambiguous)[:3])
-        notes.append(f"left out {count_text(len(ambiguous), 'name')} that could be several genes: {some}")
+        notes.append(
+            f"left out {count_text(len(ambiguous), 'name')} that could be several genes, such as {some}"
+        )
     if foreign:
         notes.append(f"{foreign:,} names have the genome prefix of another species than {species}")
     if dates:
