@@ -224,6 +224,8 @@ def test_other_encoders_do_the_whole_job(
     new = tiny_adata(30, seed=1)
     found = scvec.query(tiny_store, new, reference=encoder)
     assert accuracy(new.obs["cell_type"].to_numpy().astype(str), found.label) > 0.9
+    assert scvec.info(tiny_store, encoder).references[0].encoder == encoder
+    assert found.parameters["encoder"] == encoder
     assert scvec.verify(tiny_store).ok
 
 

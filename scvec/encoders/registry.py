@@ -46,7 +46,7 @@ def make_encoder(name: str, gene_vectors: Float32 | None, scaling: Scaling) -> C
         (n_genes, text_dim) float32, for the encoders that use text.
     """
     if not needs_text(name):
-        return PCAEncoder(scaling) if name == "pca" else AdaptedEncoder(None, scaling)
+        return PCAEncoder(scaling) if name == "pca" else _named(AdaptedEncoder(None, scaling), name)
     if gene_vectors is None:
         raise ValueError(f"the encoder {name!r} needs gene vectors")
     return AdaptedEncoder(gene_vectors, scaling) if name == "adapted" else WeightedEncoder(gene_vectors)
@@ -54,7 +54,15 @@ def make_encoder(name: str, gene_vectors: Float32 | None, scaling: Scaling) -> C
 
 def load_encoder(name: str, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> CellEncoder:
     """Rebuild a trained encoder from its saved state."""
-    if needs_text(name) and name == "weighted":
+    needs_text(name)  # refuses names that are none
+    if name == "weighted":
         return WeightedEncoder.from_state(tensors, meta)
-    kind = PCAEncoder if name == "pca" else AdaptedEncoder
-    return kind.from_state(tensors, meta)
+    if name == "pca":
+        return PCAEncoder.from_state(tensors, meta)
+    return _named(AdaptedEncoder.from_state(tensors, meta), name)
+
+
+def _named(encoder: AdaptedEncoder, name: str) -> AdaptedEncoder:
+    # One class serves two names: what is stored and shown must say which of them it was.
+    encoder.name = name
+    return encoder
