@@ -150,7 +150,7 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], what: str, w
         ("g.csv", b"entrez_id,symbol\n1,\xff\xfe\n", "not UTF-8"),
         ("g.csv", b'entrez_id,symbol\n1,"' + b"A" * 200_000 + b'"\n', "csv cannot be read"),
         ("g.csv.gz", b"not gzip", "damaged"),
-        ("g.csv.gz", gzip.compress(b"entrez_id,symbol\n" + b"1,A\n" * 9999)[:60], "damaged"),
+        ("g.csv.gz", gzip.compress(b"entrez_id,symbol\n" + b"1,A\n" * 9999, mtime=0)[:60], "damaged"),
         ("g.jsonl", b"{oops\n", "no JSON"),
         ("g.jsonl", b"[1, 2]\n", "no JSON object"),
         ("g.jsonl", b"[" * 100_000, "no JSON"),

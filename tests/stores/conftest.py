@@ -1,0 +1,27 @@
+"""Stores that the tests of this folder begin from."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from small_store import fill
+
+from scvec.stores import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path / "store", create=True)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return fill(Store.open(tmp_path_factory.mktemp("template") / "store", create=True)).path
+
+
+@pytest.fixture
+def filled(template, tmp_path):
+    """A store with one space and one reference, a copy: making one takes half a second."""
+    shutil.copytree(template, tmp_path / "filled")
+    return Store(tmp_path / "filled")
