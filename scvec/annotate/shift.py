@@ -33,9 +33,9 @@ class Regime:
         return self.sigma > 0 or self.missing > 0
 
 
-#: The log ratio of human to mouse orthologs within a cell type of the Baron data has a standard deviation of
-#: 1.0, on variable genes of 1.3, not counting those that one species does not express. The wider 2.5 was set on
-#: that pair: macro-F1 of human -> mouse is 0.79 to 0.85 for any value from 1.5 to 3.5.
+#: The log ratio of human to mouse orthologs within a cell type of the Baron data has a standard deviation
+#: of 1.0, on variable genes of 1.3, not counting those that one species does not express. The wider 2.5 was
+#: set on that pair: macro-F1 of human -> mouse is 0.79 to 0.85 for any value from 1.5 to 3.5.
 REGIMES = {
     regime.name: regime
     for regime in (Regime("same", 0.0, 0.0), Regime("panel", 0.7, 0.7), Regime("species", 2.5, 0.4))
