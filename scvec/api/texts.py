@@ -26,7 +26,9 @@ __all__ = ["EncodedGenes", "check_template", "encode_genes", "gene_table"]
 FIELDS = ("symbol", "name", "species", "gene_type", "description")
 TEMPLATES = {"default": "{description}", "name": "{symbol} ({name})"}
 #: Texts between two commits to the working cache: a killed run loses at most these.
-BATCH = 64
+BATCH = 256
+#: Texts between two steps of the progress bar.
+STEP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +122,12 @@ def encode_genes(
     todo = sorted(text_of, key=lambda sha: (-len(text_of[sha]), sha))
     new: dict[str, Float32] = {}
     for start in range(0, len(todo), BATCH):
-        if start == 0:
-            progress("encoding gene texts", 0, len(todo))
         part = todo[start : start + BATCH]
-        encoded = backbone.encode([text_of[sha] for sha in part])
-        cache.put_many(space, part, encoded)
-        new.update(zip(part, encoded, strict=True))
+        for first in range(0, len(part), STEP):
+            progress("encoding gene texts", start + first, len(todo))
+            shown = part[first : first + STEP]
+            new.update(zip(shown, backbone.encode([text_of[sha] for sha in shown]), strict=True))
+        cache.put_many(space, part, np.stack([new[sha] for sha in part]))
         progress("encoding gene texts", start + len(part), len(todo))
     for row in np.flatnonzero(~found):
         vectors[row] = new[shas[row]]

@@ -191,6 +191,8 @@ def start(*words: object, store: Path) -> subprocess.Popen[str]:
         stdin=subprocess.DEVNULL,
         cwd=PROJECT,
         text=True,
+        # Where tests run in the background SIGINT is ignored, and children would inherit that.
+        preexec_fn=None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
