@@ -68,7 +68,8 @@ def ingest_cells(
     batch_key
         Column of obs with donors or batches: whole ones are held out to calibrate the confidence.
     backbone, encoder
-        See DESIGN of backbones in the README.
+        Where gene vectors come from (:func:`scvec.backbones.spec.parse_spec`), and ``adapted``, ``weighted``,
+        ``pca`` or ``residual``.
     seed
         Two runs with one seed give the same reference.
     force
