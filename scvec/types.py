@@ -59,7 +59,8 @@ class Description:
     """A text about a gene, and where it comes from.
 
     ``kind`` is ``"human"`` (written by curators), ``"composed"`` (a template over facts), ``"borrowed"``
-    (the ortholog's) or ``"llm"``.
+    (the ortholog's) or ``"llm"``. ``provenance`` is JSON, or empty: who provided the text and when, or the
+    tokens and finish reason of a model.
     """
 
     gene_id: str
@@ -70,6 +71,7 @@ class Description:
     kind: Literal["human", "composed", "borrowed", "llm"]
     model: str = ""
     prompt: str = ""
+    provenance: str = ""
 
     @property
     def sha256(self) -> str:

@@ -1,0 +1,258 @@
+"""One policy for calls of a remote service: when to ask again, when to wait, when to give up."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Literal, TypeVar
+
+from scvec.errors import AuthError, InputError, NetworkError, ScvecError
+from scvec.secrets import redact
+
+__all__ = ["Caller", "Kind", "ServiceError", "parse_retry_after"]
+
+T = TypeVar("T")
+
+#: ``transient``: ask again. ``rejected``: this request will never do. ``unfit``: an answer came, and is not
+#: what was asked for. ``auth``, ``quota``, ``gone``: no request will do.
+Kind = Literal["transient", "rejected", "unfit", "auth", "quota", "gone"]
+
+#: A service that asks for more patience than this is not waited for (seconds).
+LONGEST_WAIT = 60.0
+#: Failures in a row, with no answer between them, after which the service counts as gone.
+ENOUGH = 5
+#: Seconds without any answer, failures only, after which the service counts as gone.
+PATIENCE = 50.0
+#: Seconds to wait for the service before the third last, second last and last call that is made of it.
+LAST_WAITS = (1.0, 6.0, 20.0)
+
+
+class ServiceError(Exception):
+    """A call that failed. The message holds no secret.
+
+    Parameters
+    ----------
+    kind
+        What follows from it.
+    reason
+        What happened, in words.
+    retry_after
+        Seconds that the service asked to wait, if it did.
+    """
+
+    def __init__(self, kind: Kind, reason: str, *, retry_after: float | None = None) -> None:
+        self.kind: Kind = kind
+        self.reason = redact(reason)
+        self.retry_after = retry_after
+        super().__init__(self.reason)
+
+    @property
+    def ends_all(self) -> bool:
+        """Whether no other call can succeed either."""
+        return self.kind in ("auth", "quota", "gone")
+
+    def translated(self, service: str) -> ScvecError:
+        """Return the error that a user sees."""
+        if self.kind in ("auth", "quota"):
+            fix = (
+                "give a key that works, in the environment or the config file"
+                if self.kind == "auth"
+                else "raise the limit of the account, or use another key"
+            )
+            return AuthError(self.reason, service, f"{fix}; then run the same command again")
+        if self.kind in ("transient", "gone"):
+            return NetworkError(
+                self.reason, service, "run the same command again later: it goes on from here"
+            )
+        return InputError(self.reason, service, "check the model, the address and the options")
+
+
+def parse_retry_after(headers: object, *, now: float | None = None) -> float | None:
+    """Return the seconds that ``Retry-After`` or ``retry-after-ms`` asks for (RFC 9110, 10.2.3); None if not.
+
+    ``headers`` is a mapping of names to values, of any case.
+    """
+    found = {str(k).lower(): str(v).strip() for k, v in getattr(headers, "items", dict)()}
+    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = float(found[name]) * scale
+        except (KeyError, ValueError):
+            continue
+        return min(max(seconds, 0.0), 1e9) if math.isfinite(seconds) else None
+    try:
+        date = parsedate_to_datetime(found["retry-after"])
+    except (KeyError, ValueError, TypeError, IndexError, OverflowError):
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(date.timestamp() - (datetime.now(UTC).timestamp() if now is None else now), 0.0)
+
+
+class Caller:
+    """Makes the calls of one service, for all tasks of a run.
+
+    A call that fails in passing is made again after a growing, jittered wait, or the wait that the service
+    asked for. Until the first answer, and after a failure until the next one, calls go out one at a time:
+    a service that is gone or refuses the key gets few of them (:data:`ENOUGH`). How many failures in a row
+    are enough grows with the share of calls that failed among answered ones, so that a service that drops
+    three calls in ten is not taken for a dead one.
+
+    Parameters
+    ----------
+    service
+        Name for messages.
+    attempts
+        Calls for one request, the first included.
+    patience
+        Seconds without any answer after which the service counts as gone.
+    pace
+        Factor on all waits; tests make it small.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        *,
+        attempts: int = 8,
+        patience: float = PATIENCE,
+        pace: float = 1.0,
+        seed: int | None = None,
+    ) -> None:
+        self.service = service
+        self.attempts = attempts
+        self.patience = patience
+        self._pace = pace
+        self._random = random.Random(seed)
+        self._in_flight = 0
+        self._streak = 0
+        self._answered = 0
+        self._failed_before = 0
+        self._not_before = 0.0
+        self._quiet_since: float | None = None
+        self._turn = asyncio.Condition()
+        self._fatal: ServiceError | None = None
+        #: Calls made, and how many of them were answered.
+        self.n_calls = 0
+
+    @property
+    def n_answered(self) -> int:
+        """Calls that were answered as they should."""
+        return self._answered
+
+    async def call(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Return what ``request()`` returns; it is called again where it raises a passing error.
+
+        Raises
+        ------
+        ServiceError
+            Of the last attempt; or of whichever call of this service showed that none will do.
+        """
+        import tenacity
+
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(_passing),
+            stop=tenacity.stop_after_attempt(self.attempts),
+            wait=self._wait,
+            sleep=asyncio.sleep,
+            reraise=True,
+        )
+        async for attempt in retrying:
+            with attempt:
+                async with self._slot():
+                    return await request()
+        raise AssertionError("unreachable")  # tenacity reraises
+
+    def hopeless(self) -> ServiceError | None:
+        """Return the error if the service has not answered for longer than :attr:`patience`."""
+        if self._fatal is None and self._quiet_since is not None:
+            silent = time.monotonic() - max(self._quiet_since, self._not_before)
+            if silent > self.patience:
+                self._fatal = ServiceError("gone", f"{self.service} has not answered for {silent:.0f} s")
+        return self._fatal
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        async with self._turn:
+            await self._turn.wait_for(lambda: self._fatal is not None or self._open or self._in_flight == 0)
+            if self._fatal is not None:
+                raise self._fatal
+            self._in_flight += 1
+        try:
+            # Whoever waits here holds its turn, so that waiting tasks do not all start when the wait is over.
+            while (delay := self._not_before - time.monotonic()) > 0:
+                await asyncio.sleep(delay)
+            if self._fatal is not None:
+                raise self._fatal
+            if self._quiet_since is None:
+                self._quiet_since = time.monotonic()
+            self.n_calls += 1
+            try:
+                yield
+            except ServiceError as error:
+                self._note_failure(error)
+                raise
+            else:
+                self._note_answer()
+        finally:
+            self._in_flight -= 1
+            async with self._turn:
+                self._turn.notify_all()
+
+    @property
+    def _open(self) -> bool:
+        return self._streak == 0 and self._answered > 0
+
+    def _note_answer(self) -> None:
+        self._failed_before += self._streak
+        self._streak = 0
+        self._answered += 1
+        self._quiet_since = None
+
+    def _note_failure(self, error: ServiceError) -> None:
+        if error.kind in ("rejected", "unfit"):
+            self._note_answer()  # the service is there and reads what it is sent
+            return
+        if error.ends_all:
+            self._fatal = error
+            return
+        self._streak += 1
+        enough = self._enough()
+        now = time.monotonic()
+        if error.retry_after is not None:
+            if error.retry_after > LONGEST_WAIT:
+                self._fatal = ServiceError(
+                    "gone", f"{error.reason}; it asks to come back in {error.retry_after:.0f} s"
+                )
+                return
+            self._not_before = max(self._not_before, now + error.retry_after)
+        if self._streak >= enough:
+            self._fatal = ServiceError("gone", f"{error.reason}, {self._streak} times in a row")
+            return
+        left = enough - self._streak
+        if left <= len(LAST_WAITS):
+            wait = LAST_WAITS[-left] * self._pace
+            self._not_before = max(self._not_before, now + wait)
+
+    def _enough(self) -> int:
+        # The chance of so long a row, were these the same failures as before, is below one in a million.
+        share = self._failed_before / (self._failed_before + self._answered + 10)
+        return ENOUGH if share <= 0.06 else min(math.ceil(math.log(1e-6) / math.log(share)), 40)
+
+    def _wait(self, state: object) -> float:
+        attempt = int(getattr(state, "attempt_number", 1))
+        outcome = getattr(state, "outcome", None)
+        error = outcome.exception() if outcome is not None else None
+        if isinstance(error, ServiceError) and error.retry_after is not None:
+            return error.retry_after + self._random.uniform(0, 0.1) * self._pace
+        # "Full jitter": https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
+        return self._random.uniform(0.2, 1.0) * min(0.5 * 2.0 ** (attempt - 1), 15.0) * self._pace
+
+
+def _passing(error: BaseException) -> bool:
+    return isinstance(error, ServiceError) and error.kind == "transient"
