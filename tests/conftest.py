@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,16 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+# A developer's keys, config and request counts are not the tests' business.
+for _name in ("NCBI_API_KEY", "NCBI_EMAIL", "NCBI_TOOL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "SCVEC_NCBI_URL"):
+    os.environ.pop(_name, None)
+os.environ.pop("SCVEC_MYGENE_URL", None)
+_private = tempfile.mkdtemp(prefix="scvec-tests-")
+atexit.register(shutil.rmtree, _private, ignore_errors=True)
+os.environ["SCVEC_STATE"] = _private
+os.environ["SCVEC_CONFIG"] = os.path.join(_private, "config.toml")
+Path(os.environ["SCVEC_CONFIG"]).touch()
 
 PROJECT = Path(__file__).resolve().parents[1]
 
