@@ -1,0 +1,296 @@
+"""Requests to OpenAI or any server that speaks its language: one client, one policy, no key in sight."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from scvec.errors import AuthError, InputError
+from scvec.ingest.calls import PATIENCE, Caller, ServiceError, parse_retry_after
+from scvec.secrets import redact
+from scvec.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+__all__ = ["LlmService", "is_loopback"]
+
+T = TypeVar("T")
+
+OPENAI_URL = "https://api.openai.com/v1"
+#: Seconds: to connect, to wait for an answer where nothing is set.
+CONNECT, READ = 5.0, 45.0
+#: Bytes of an answer that are read: 2,048 vectors of 4,096 numbers as text are about 170 MB.
+LARGEST_ANSWER = 2**28
+#: Characters of a server's own words in a message.
+QUOTED = 160
+
+
+class LlmService:
+    """One server, for all tasks of a run. Use it as an async context manager; the client lives inside.
+
+    Parameters
+    ----------
+    settings
+        Key, address and timeout from the environment and the config file.
+    base_url
+        Address up to and with ``/v1``; before the one in the settings, and OpenAI's own.
+    timeout
+        Seconds to wait for an answer; before the one in the settings, and 45.
+    caller
+        Policy of retries; a new one by default.
+
+    Attributes
+    ----------
+    host
+        Host, and port where one is given: for messages, and for the names of embedding spaces.
+    is_openai
+        Whether that is OpenAI itself.
+    is_local
+        Whether it is this machine.
+    client
+        ``openai.AsyncOpenAI``, inside the context only. Its requests go through :meth:`call` or :meth:`post`.
+    notes
+        What a user should know and is no error.
+
+    Raises
+    ------
+    AuthError
+        If OpenAI is asked without a key, or the key has characters that no key has.
+    InputError
+        If the address cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        *,
+        base_url: str | None = None,
+        timeout: float | None = None,
+        caller: Caller | None = None,
+    ) -> None:
+        self.base_url = (base_url or settings.base_url or OPENAI_URL).strip().rstrip("/")
+        scheme, name, self.host = _parts(self.base_url)
+        self.is_openai = name == "openai.com" or name.endswith(".openai.com")
+        self.is_local = is_loopback(name)
+        self.timeout = timeout or settings.timeout or READ
+        self.notes: list[str] = []
+        self._key = settings.api_key
+        if self.is_openai and scheme != "https":
+            raise InputError("this address would send the key unencrypted", self.base_url, "write https://")
+        if self.is_openai and not self._key:
+            fix = "set OPENAI_API_KEY, or api_key under [openai] in the config file"
+            raise AuthError("there is no key for OpenAI", self.host, fix)
+        if not re.fullmatch(r"[!-~]*", self._key.reveal()):
+            fix = "copy the key again, without blanks, quotes or line breaks"
+            raise AuthError("the key has characters that no key has", "OPENAI_API_KEY", fix)
+        if scheme == "http" and self._key and not self.is_local:
+            self.notes.append(f"the key travels unencrypted to {self.host}, as the address is http")
+        # A server that is waited for must not count as gone meanwhile.
+        self.caller = caller or Caller(self.host, patience=max(PATIENCE, self.timeout + 10))
+        self._client: AsyncOpenAI | None = None
+
+    @property
+    def client(self) -> AsyncOpenAI:
+        """The client; inside the context only."""
+        if self._client is None:
+            raise RuntimeError("use LlmService as an async context manager")
+        return self._client
+
+    async def __aenter__(self) -> LlmService:
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+
+        timeout = Timeout(connect=CONNECT, read=self.timeout, write=self.timeout, pool=self.timeout)
+        self._client = AsyncOpenAI(
+            # A server of one's own takes any key; the client wants one.
+            api_key=self._key.reveal() or "none",
+            # Else the client would look for one in the environment.
+            admin_api_key="",
+            base_url=self.base_url,
+            max_retries=0,
+            timeout=timeout,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=DefaultAsyncHttpxClient(
+                timeout=timeout,
+                # A redirect could take the key and the texts to another host.
+                follow_redirects=False,
+                # Nobody's proxy reaches this machine's own servers.
+                trust_env=not self.is_local,
+                event_hooks={"response": [_bound]},
+            ),
+        )
+        if not self.is_openai:
+            # The client takes them from the environment; they are no other server's business.
+            self._client.organization = self._client.project = None
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def call(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Return what ``request()`` returns, under the caller's policy; foreign errors become ours.
+
+        Whatever ``request`` raises as :class:`ServiceError` (an answer of the wrong shape) counts too.
+
+        Raises
+        ------
+        ServiceError
+            If it failed for good. Neither it nor its context holds a key.
+        """
+        return await self.caller.call(lambda: self._translated(request))
+
+    async def post(self, path: str, body: Mapping[str, Any], check: Callable[[dict[str, Any]], T]) -> T:
+        """Send JSON and return what ``check`` makes of the JSON object that answers.
+
+        The answer is given as it came: the client's own classes would pass wrong types through.
+
+        Parameters
+        ----------
+        path
+            Below the address: ``/embeddings``, ``/chat/completions``.
+        check
+            Raises :class:`ServiceError` where the answer is not what was asked for.
+
+        Raises
+        ------
+        ServiceError
+            As :meth:`call`.
+        """
+
+        async def request() -> T:
+            answer: object = await self.client.post(path, body=dict(body), cast_to=object)
+            if isinstance(answer, str):  # not declared as JSON
+                answer = json.loads(answer)
+            if not isinstance(answer, dict):
+                raise ServiceError("transient", f"{self.host} answered with something else than an object")
+            if answer.get("error"):
+                raise self._refusal(200, answer["error"], {})
+            return check(answer)
+
+        return await self.call(request)
+
+    async def _translated(self, request: Callable[[], Awaitable[T]]) -> T:
+        import httpx2
+        import openai
+        import pydantic
+
+        try:
+            # The timeouts of the client are for one read: a byte now and then would keep it waiting.
+            async with asyncio.timeout(self.timeout + CONNECT):
+                return await request()
+        except openai.APIStatusError as error:
+            failure = self._refusal(error.status_code, error.body, error.response.headers)
+        except (openai.APITimeoutError, TimeoutError):
+            failure = ServiceError("transient", f"{self.host} did not answer within {self.timeout:g} s")
+        except openai.APIConnectionError as error:
+            failure = ServiceError("transient", f"{self.host} cannot be reached ({_cause(error)})")
+        except (json.JSONDecodeError, UnicodeError, RecursionError, pydantic.ValidationError):
+            failure = ServiceError("transient", f"the answer of {self.host} cannot be read")
+        except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL) as error:
+            failure = ServiceError("transient", f"the call of {self.host} failed ({type(error).__name__})")
+        # Out here the failure has no context: the library's errors hold the request with its headers.
+        raise failure
+
+    def _refusal(self, status: int, body: object, headers: object) -> ServiceError:
+        code, words = _words(body)
+        after = parse_retry_after(headers)
+        said = f": {words}" if words else ""
+        if code in ("insufficient_quota", "billing_hard_limit_reached", "account_deactivated"):
+            return ServiceError("quota", f"the account at {self.host} has no quota left")
+        # Words about a refused key are left out: they often quote it.
+        if status in (401, 403) or code == "invalid_api_key":
+            what = "the key was refused" if self._key else "a key is needed"
+            return ServiceError("auth", f"{self.host}: {what} (HTTP {status})")
+        if 300 <= status < 400:
+            return ServiceError(
+                "rejected", f"{self.host} redirects elsewhere (HTTP {status}); give the final address"
+            )
+        if 400 <= status < 500 and status not in (408, 409, 425, 429):
+            return ServiceError("rejected", f"{self.host} refused the request (HTTP {status}){said}")
+        if status == 429:
+            return ServiceError("transient", f"{self.host} is asked too often (HTTP 429)", retry_after=after)
+        return ServiceError("transient", f"{self.host} failed (HTTP {status}){said}", retry_after=after)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is this machine itself."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback
+    return host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost")
+
+
+def _parts(url: str) -> tuple[str, str, str]:
+    """Return scheme, host name, and host with port."""
+    try:
+        parts = urlsplit(url)
+        name, port = parts.hostname or "", parts.port
+    except ValueError:
+        parts, name, port = urlsplit(""), "", None
+    fix = "give it as https://HOST/v1, the key as OPENAI_API_KEY"
+    if parts.scheme not in ("http", "https") or not re.fullmatch(r"[a-z0-9.:_%-]+", name):
+        raise InputError("the server's address cannot be read", redact(_bare(url)), fix)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        # Each of them may be a key, and would be shown wherever the address is.
+        raise InputError("the server's address must be without user, ? and #", name, fix)
+    host = f"[{name}]" if ":" in name else name
+    return parts.scheme, name, host if port is None else f"{host}:{port}"
+
+
+def _bare(text: str) -> str:
+    """Cut users and queries, where keys travel, off the addresses in a text."""
+    return re.sub(r"(\w+://)[^\s/@]*@", r"\1", re.sub(r"(\w+://[^\s?#]+)[?#]\S*", r"\1", text))
+
+
+def _words(body: object) -> tuple[str, str]:
+    """Return the code and the message of an error's body, fit to be shown."""
+    if isinstance(body, Mapping):
+        inner = body.get("error")
+        found: Mapping[Any, Any] = inner if isinstance(inner, Mapping) else body
+        code = next((v for k in ("code", "type") if isinstance(v := found.get(k), str) and v), "")
+        message = next((v for k in ("message", "detail", "error") if isinstance(v := found.get(k), str)), "")
+    else:
+        code, message = "", body if isinstance(body, str) and "<" not in body else ""
+    # Keys first: half a key, cut off, would not be known as one.
+    flat = " ".join("".join(c if c.isprintable() else " " for c in redact(_bare(message[:4000]))).split())
+    return code[:60], flat if len(flat) <= QUOTED else flat[: QUOTED - 1] + "…"
+
+
+def _cause(error: Exception) -> str:
+    """Name the innermost error's class; its text may hold an address."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return type(cause).__name__
+
+
+async def _bound(response: Any) -> None:
+    """Make reading of an answer stop at :data:`LARGEST_ANSWER` bytes."""
+    # Compressed, which was not asked for, it can grow a thousandfold.
+    encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
+    response.stream = _bounded_stream(response.stream, LARGEST_ANSWER // 64 if encoded else LARGEST_ANSWER)
+
+
+def _bounded_stream(stream: Any, limit: int) -> Any:
+    import httpx2
+
+    class Bounded(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            size = 0
+            async for chunk in stream:
+                size += len(chunk)
+                if size > limit:
+                    raise httpx2.ReadError(f"more than {limit:,} bytes")
+                yield chunk
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    return Bounded()
