@@ -41,8 +41,8 @@ def fake_tokens(text: str) -> int:
 def fake_description(symbol: str) -> str:
     """A description that passes all checks."""
     return (
-        f"{symbol} encodes a protein whose well established role is to be a gene in tests. It is expressed in "
-        "many tissues, and little else about its function is known."
+        f"{symbol} encodes a protein whose well established role is to be a gene in tests. It is expressed "
+        "in many tissues, and little else about its function is known."
     )
 
 
@@ -104,11 +104,8 @@ def _embeddings(body: dict[str, Any], fault: str | None) -> web.Response:
     if max(counts) > LONGEST:
         return error(400, f"This model's maximum context length is {LONGEST} tokens, you gave {max(counts)}")
     if sum(counts) > MOST_TOKENS:
-        return error(
-            400,
-            f"Requested {sum(counts)} tokens, max {MOST_TOKENS} per request",
-            code="max_tokens_per_request",
-        )
+        message = f"Requested {sum(counts)} tokens, max {MOST_TOKENS} tokens per request"
+        return error(400, message, code="max_tokens_per_request")
     dim = EMBEDDERS[model]
     if body.get("dimensions") is not None:
         if model == "old":
