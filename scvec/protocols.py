@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,11 +16,17 @@ __all__ = ["Backbone", "CellEncoder", "Progress", "State", "VectorIndex", "no_pr
 #: What an encoder, head or calibration is saved as: arrays (safetensors) and JSON values.
 State = tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]
 
-#: ``progress(stage, done, total)``; ``total`` is None while unknown.
-Progress = Callable[[str, int, "int | None"], None]
 
 
-def no_progress(stage: str, done: int, total: int | None) -> None:
+class Progress(Protocol):
+    """A function that is told how far a stage is."""
+
+    def __call__(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
+        """``total`` is None while unknown; ``detail`` says more in words, such as rate and cost."""
+        ...
+
+
+def no_progress(stage: str, done: int, total: int | None, detail: str = "") -> None:
     """Report nothing."""
 
 

@@ -81,7 +81,7 @@ def ingest_cells(
         If the files, the label column or an option cannot be used.
     """
     from scvec.api.device import check_device
-    from scvec.api.genes import ensure_knowledge
+    from scvec.api.knowledge import ensure_knowledge
     from scvec.api.matching import match_genes
     from scvec.api.resolvers import resolver_of
     from scvec.api.texts import encode_genes

@@ -51,7 +51,8 @@ def ingest_embeddings(
         If the backbone, the template or a gene of the list is unknown.
     """
     from scvec.api.device import check_device
-    from scvec.api.genes import ensure_knowledge, read_gene_list
+    from scvec.api.genes import read_gene_list
+    from scvec.api.knowledge import ensure_knowledge
     from scvec.api.texts import check_template, encode_genes, gene_table
     from scvec.backbones.spec import load_backbone, parse_spec
     from scvec.stores.store import Store

@@ -7,25 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scvec.api.knowledge import ensure_knowledge
+from scvec.api.live_genes import CONCURRENCY, LIVE_SOURCES, ingest_live_genes
 from scvec.api.reports import GenesReport
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
-from scvec.types import SPECIES
+from scvec.types import SPECIES, Species
 
 if TYPE_CHECKING:
     from scvec.stores.knowledge import KnowledgeBase
 
-__all__ = ["ensure_knowledge", "ingest_genes", "read_gene_list"]
-
-
-def ensure_knowledge(kb: KnowledgeBase, *, progress: Progress = no_progress) -> bool:
-    """Load the shipped snapshot where the knowledge base is empty; return whether it was."""
-    if kb.counts()["genes"]:
-        return False
-    progress("loading gene knowledge", 0, None)
-    kb.load_snapshot(SPECIES)
-    progress("loading gene knowledge", 1, 1)
-    return True
+__all__ = ["ingest_genes", "read_gene_list"]
 
 
 def read_gene_list(path: Path) -> list[str]:
@@ -55,48 +47,71 @@ def read_gene_list(path: Path) -> list[str]:
 def ingest_genes(
     store: Path | str,
     *,
-    species: Sequence[str] = SPECIES,
+    species: Sequence[Species] = SPECIES,
     source: str | Path = "snapshot",
     genes: Path | None = None,
     dry_run: bool = False,
+    refresh: bool = False,
+    details: bool = False,
+    base_url: str | None = None,
+    requests_per_second: float | None = None,
+    concurrency: int = CONCURRENCY,
     progress: Progress = no_progress,
 ) -> GenesReport:
-    """Fill the knowledge base from the shipped snapshot or a file.
+    """Fill the knowledge base: from the shipped snapshot, a file, NCBI or MyGene.
+
+    Live sources are asked about genes that they have not answered yet. What arrives is kept whatever ends
+    the run, and the next run goes on from there.
 
     Parameters
     ----------
     store
         Folder of the store; made where there is none.
     source
-        ``snapshot``, or a jsonl, csv or parquet file with one gene a row (see docs/genes.md).
+        ``snapshot``, ``ncbi``, ``mygene``, or a file: jsonl, csv or parquet with one gene a row, or a table
+        as NCBI, HGNC or MGI offer it (see docs/genes.md).
     genes
-        File with one gene name a line: of ``source``, only these are taken.
+        File with one gene name a line: only these are taken, or asked about.
     dry_run
-        Read and count; change nothing.
+        Read and count, say what asking would take; change nothing.
+    refresh
+        Ask a live source again about genes it has answered.
+    details
+        Ask NCBI for what its summaries lack too: type, RefSeq status, lineage, expression. Ten times the
+        requests.
+    base_url
+        Address of the live source, for a mirror; the service's own where not given.
+    requests_per_second
+        The most to send; 0 for no limit, which only a mirror allows.
+    concurrency
+        Requests under way at once.
 
     Raises
     ------
     InputError
-        If the file cannot be used.
+        If the file or an option cannot be used.
+    NetworkError, AuthError
+        If the service is gone or refuses; what it answered before is in the store.
     """
     from scvec.stores.store import Store
 
     started = time.monotonic()
     names = read_gene_list(genes) if genes else None
-    if str(source) == "snapshot":
-        if names is not None:
-            raise InputError(
-                "--genes chooses genes of a file, and the snapshot is loaded whole",
-                "--genes",
-                "leave it out, or give the file with --source",
-            )
-        path = None
-    else:
-        path = Path(source)
-        if not path.is_file():
-            what = "this is a folder, not a file" if path.is_dir() else "no such file"
-            fix = "give --source snapshot, or a jsonl, csv or parquet file"
-            raise InputError(what, str(source), fix)
+    if str(source) in LIVE_SOURCES:
+        return ingest_live_genes(
+            store,
+            str(source),
+            species=species,
+            names=names,
+            dry_run=dry_run,
+            refresh=refresh,
+            details=details,
+            base_url=base_url,
+            requests_per_second=requests_per_second,
+            concurrency=concurrency,
+            progress=progress,
+        )
+    path = _source_file(source, names)
     opened = Store.open(store, create=True)
     notes: list[str] = []
     with opened.begin("ingest genes", {"source": path.name if path else "snapshot"}) as txn:
@@ -110,16 +125,31 @@ def ingest_genes(
         if not dry_run:
             generation = str(txn.commit().number)
         notes += txn.notes
-    return GenesReport(
-        genes=_by_prefix(counts, "genes "),
-        descriptions=_by_prefix(counts, "descriptions "),
-        orthologs=counts.get("orthologs", 0),
+    return GenesReport.of(
+        counts,
         source=path.name if path else "snapshot",
         seconds=time.monotonic() - started,
         generation=generation,
         dry_run=dry_run,
         notes=notes,
     )
+
+
+def _source_file(source: str | Path, names: Sequence[str] | None) -> Path | None:
+    """Return the file that ``--source`` names, or None for the snapshot."""
+    if str(source) == "snapshot":
+        if names is not None:
+            raise InputError(
+                "--genes chooses genes of a file or a live source, and the snapshot is loaded whole",
+                "--genes",
+                "leave it out, or give --source ncbi, mygene or a file",
+            )
+        return None
+    path = Path(source)
+    if not path.is_file():
+        what = "this is a folder, not a file" if path.is_dir() else "no such file"
+        raise InputError(what, str(source), "give --source snapshot, ncbi, mygene, or a file of genes")
+    return path
 
 
 def _load_file(
@@ -149,7 +179,3 @@ def _load_file(
 
     kb.upsert_records(batches(), source=path.name)
     return total
-
-
-def _by_prefix(counts: dict[str, int], prefix: str) -> dict[str, int]:
-    return {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scvec.api.live_reports import LiveReport
 from scvec.api.report import Record, Report, counts_line, human_bytes, plain, table, times_line
 
 __all__ = [
@@ -38,6 +40,8 @@ class GenesReport(Report):
         Number of descriptions per kind (human, composed, borrowed, llm).
     orthologs
         Number of ortholog pairs.
+    live
+        What asking came to, where the source is a live one.
     """
 
     genes: dict[str, int]
@@ -48,12 +52,28 @@ class GenesReport(Report):
     source_version: str = ""
     generation: str = ""
     dry_run: bool = False
+    live: LiveReport | None = None
+
+    @classmethod
+    def of(cls, counts: Mapping[str, int], **fields: Any) -> GenesReport:
+        """Return the report on a knowledge base with these :meth:`KnowledgeBase.counts`."""
+
+        def by_prefix(prefix: str) -> dict[str, int]:
+            return {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
+
+        return cls(
+            genes=by_prefix("genes "),
+            descriptions=by_prefix("descriptions "),
+            orthologs=counts.get("orthologs", 0),
+            **fields,
+        )
 
     def lines(self) -> list[str]:
         """Return the report as lines for people."""
-        verb = "would hold" if self.dry_run else "holds"
+        verb = "would hold" if self.dry_run and self.live is None else "holds"
         version = f" {self.source_version}" if self.source_version else ""
         return [
+            *(self.live.lines() if self.live is not None else []),
             f"knowledge base {verb} {counts_line(self.genes)} genes (source: {self.source}{version})",
             f"descriptions: {counts_line(self.descriptions)}",
             f"orthologs: {self.orthologs:,} human-mouse pairs",

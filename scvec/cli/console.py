@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from scvec.errors import ScvecError
+from scvec.secrets import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from scvec.protocols import Progress
 
 __all__ = ["Console", "Printable"]
+
+#: Seconds between two lines about one stage in a log.
+LOG_INTERVAL = 30.0
 
 
 class Printable(Protocol):
@@ -83,7 +88,7 @@ class Console:
         """Yield a function for the library to report progress to.
 
         A bar a stage where stderr is a terminal; one plain line a stage where it is not or ``NO_COLOR``
-        is set; nothing when quiet.
+        is set, and one every :data:`LOG_INTERVAL` seconds of those that take hours; nothing when quiet.
         """
         if self.verbosity < 0:
             from scvec.protocols import no_progress
@@ -96,12 +101,17 @@ class Console:
                 yield report
 
     def _plain_progress(self) -> Progress:
-        seen: set[str] = set()
+        last: dict[str, float] = {}
 
-        def report(stage: str, done: int, total: int | None) -> None:
-            if stage not in seen:
-                seen.add(stage)
+        def report(stage: str, done: int, total: int | None, detail: str = "") -> None:
+            now = time.monotonic()
+            if stage not in last:
                 self.note(f"{stage} ...")
+            elif not detail or now - last[stage] < LOG_INTERVAL:
+                return
+            else:
+                self.note(f"{stage}: {done:,} of {total or 0:,}, {detail}")
+            last[stage] = now
 
         return report
 
@@ -122,6 +132,7 @@ def _bars() -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
         console=RichConsole(stderr=True),
     )
     tasks: dict[str, TaskID] = {}
@@ -132,12 +143,12 @@ def _bars() -> Iterator[Progress]:
         if task.total is None:
             bars.update(tasks[stage], total=max(task.completed, 1), completed=max(task.completed, 1))
 
-    def report(stage: str, done: int, total: int | None) -> None:
+    def report(stage: str, done: int, total: int | None, detail: str = "") -> None:
         if stage not in tasks:
             for earlier in tasks:
                 finish(earlier)
-            tasks[stage] = bars.add_task(clean(stage), total=total)
-        bars.update(tasks[stage], completed=done, total=total)
+            tasks[stage] = bars.add_task(clean(stage), total=total, detail="")
+        bars.update(tasks[stage], completed=done, total=total, detail=clean(detail))
 
     with bars:
         yield report
@@ -153,7 +164,7 @@ def clean(text: str) -> str:
 def _out(text: str) -> None:
     # The reader may have gone (``scvec info | head -1``). The work is done by now: no error.
     try:
-        click.echo(text)
+        click.echo(redact(text))
     except BrokenPipeError:
         _silence("stdout")
 
@@ -161,7 +172,7 @@ def _out(text: str) -> None:
 def _err(text: str) -> None:
     # A note that nobody reads must not end a long ingest.
     try:
-        click.echo(clean(text), err=True)
+        click.echo(redact(clean(text)), err=True)
     except BrokenPipeError:
         _silence("stderr")
 

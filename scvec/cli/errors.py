@@ -41,10 +41,13 @@ def translate(error: BaseException, command: str = "scvec") -> ScvecError:
     if isinstance(error, ScvecError):
         return error
     if isinstance(error, KeyboardInterrupt | click.Abort):
+        kept = str(error)
         return Interrupted(
-            "interrupted",
+            f"interrupted; {kept}" if kept else "interrupted",
             command,
-            "run the same command again: the store is whole; gene texts encoded so far are kept",
+            "run the same command again: it goes on from here"
+            if kept
+            else "run the same command again: the store is whole; gene texts encoded so far are kept",
         )
     if isinstance(error, click.ClickException):
         return _usage(error, command)

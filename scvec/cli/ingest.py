@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from scvec.cli.ingest_genes import commands as gene_commands
 from scvec.cli.options import (
     SPECIES,
     Session,
@@ -30,93 +31,8 @@ def ingest() -> None:
     """
 
 
-@ingest.command()
-@click.option(
-    "--species",
-    type=click.Choice(SPECIES),
-    multiple=True,
-    default=SPECIES,
-    show_default=True,
-    help="Species to ingest; may be given several times.",
-)
-@click.option(
-    "--source",
-    default="snapshot",
-    show_default=True,
-    metavar="snapshot|FILE",
-    help="The snapshot that ships with scvec, or a jsonl, csv or parquet file.",
-)
-@click.option(
-    "--genes", type=click.Path(path_type=Path), metavar="FILE", help="Only these genes, one a line."
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
-@global_options
-@pass_session
-def genes(session: Session, species: tuple[str, ...], source: str, genes: Path | None, dry_run: bool) -> None:
-    """Put gene facts and descriptions into the knowledge base.
-
-    \b
-    Examples:
-      scvec ingest genes
-      scvec ingest genes --species human --source my_genes.csv
-    """
-    from scvec.api.genes import ingest_genes
-
-    with session.progress() as progress:
-        report = ingest_genes(
-            session.store, species=species, source=source, genes=genes, dry_run=dry_run, progress=progress
-        )
-    session.show(report)
-
-
-@ingest.command()
-@click.option(
-    "--backbone",
-    default="minilm",
-    show_default=True,
-    metavar="SPEC",
-    help=("minilm, st:PATH_OR_ID, or a control: random:DIM, permuted:SPEC, name:SPEC."),
-)
-@click.option(
-    "--text", default="default", show_default=True, metavar="TEMPLATE", help="What is said of a gene."
-)
-@click.option(
-    "--species",
-    type=click.Choice(SPECIES),
-    multiple=True,
-    default=SPECIES,
-    show_default=True,
-    help="Species to encode; may be given several times.",
-)
-@click.option(
-    "--genes", type=click.Path(path_type=Path), metavar="FILE", help="Only these genes, one a line."
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
-@global_options
-@pass_session
-def embeddings(
-    session: Session, backbone: str, text: str, species: tuple[str, ...], genes: Path | None, dry_run: bool
-) -> None:
-    """Turn the descriptions of genes into vectors, in one space.
-
-    \b
-    Examples:
-      scvec ingest embeddings
-      scvec ingest embeddings --backbone minilm --genes genes.txt
-    """
-    from scvec.api.embeddings import ingest_embeddings
-
-    with session.progress() as progress:
-        report = ingest_embeddings(
-            session.store,
-            backbone=backbone,
-            text=text,
-            species=species,
-            genes=genes,
-            dry_run=dry_run,
-            progress=progress,
-        )
-    session.show(report)
+for _command in gene_commands:
+    ingest.add_command(_command)
 
 
 @ingest.command()

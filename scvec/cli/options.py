@@ -14,11 +14,18 @@ from scvec.cli.console import Console
 __all__ = [
     "SPECIES",
     "Session",
+    "base_url_option",
+    "concurrency_option",
     "device_option",
+    "dry_run_option",
+    "genes_option",
     "global_options",
     "layer_option",
+    "max_cost_option",
     "memory_option",
     "pass_session",
+    "species_option",
+    "timeout_option",
 ]
 
 #: scvec.types.SPECIES, spelt out: importing that module loads numpy, which ``--help`` need not wait for.
@@ -67,7 +74,12 @@ def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 def _set_verbose(ctx: click.Context, param: click.Parameter, value: int) -> None:
     if value:
-        ctx.ensure_object(Session).verbosity += value
+        session = ctx.ensure_object(Session)
+        session.verbosity += value
+        if session.verbosity >= 2:
+            from scvec.cli.logs import show_logs
+
+            show_logs()
 
 
 def global_options(function: F) -> F:
@@ -102,7 +114,7 @@ def global_options(function: F) -> F:
             count=True,
             callback=_set_verbose,
             expose_value=False,
-            help="More messages; a traceback with an error.",
+            help="More messages; a traceback with an error. Twice: logs.",
         ),
     )
     for option in reversed(options):
@@ -133,3 +145,36 @@ def device_option(function: F) -> F:
         show_default=True,
         help="Where to compute.",
     )(function)
+
+
+species_option = click.option(
+    "--species",
+    type=click.Choice(SPECIES),
+    multiple=True,
+    default=SPECIES,
+    show_default=True,
+    help="Whose genes; may be given several times.",
+)
+genes_option = click.option(
+    "--genes", type=click.Path(path_type=Path), metavar="FILE", help="Only these genes, one a line."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
+base_url_option = click.option(
+    "--base-url", metavar="URL", help="Address of the service.  [default: config, else its own]"
+)
+concurrency_option = click.option(
+    "--concurrency",
+    type=click.IntRange(1, 256),
+    default=4,
+    show_default=True,
+    help="Requests under way at once.",
+)
+max_cost_option = click.option(
+    "--max-cost", type=click.FloatRange(min=0), metavar="DOLLARS", help="Stop before it costs more."
+)
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long to wait for an answer.  [default: 45]",
+)

@@ -1,0 +1,195 @@
+"""``scvec ingest complement``: a language model describes genes that nobody has written about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scvec.api.genes import read_gene_list
+from scvec.api.knowledge import ensure_knowledge
+from scvec.api.live import ask_live
+from scvec.api.live_reports import ComplementReport, Cost, LiveReport, failed_genes
+from scvec.api.planning import named_genes, unasked
+from scvec.errors import InputError
+from scvec.protocols import Progress, no_progress
+from scvec.records import Job
+from scvec.settings import Settings
+from scvec.types import SPECIES, Species
+
+if TYPE_CHECKING:
+    from scvec.ingest.complement import Subject
+    from scvec.stores.knowledge import KnowledgeBase
+
+__all__ = ["ingest_complement"]
+
+
+def ingest_complement(
+    store: Path | str,
+    *,
+    model: str,
+    species: Sequence[Species] = SPECIES,
+    genes: Path | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    base_url: str | None = None,
+    max_cost: float | None = None,
+    concurrency: int = 4,
+    timeout: float | None = None,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
+) -> ComplementReport:
+    """Let a language model write descriptions of genes that have none by people.
+
+    The model gets the species, the symbol, the full name and the facts that the knowledge base holds. An
+    answer that does not name the gene, is too short or long, or holds an address or instructions is
+    rejected and asked for again. What arrives is kept whatever ends the run, and the next run goes on.
+
+    Parameters
+    ----------
+    store
+        Folder of the store; made where there is none.
+    model
+        As the server calls it.
+    genes
+        File with one gene name a line; all protein-coding genes where not given.
+    limit
+        At most so many genes.
+    overwrite
+        Also genes that a language model has described before.
+    base_url
+        Address of an OpenAI-compatible server; OpenAI's own where not given.
+    max_cost
+        US dollars: stop before the next call could cost more.
+    timeout
+        Seconds to wait for an answer.
+    dry_run
+        Count genes, requests, tokens, price and time; ask nothing, change nothing.
+
+    Raises
+    ------
+    InputError
+        If an option cannot be used.
+    NetworkError, AuthError
+        If the server is gone or refuses; what it answered before is in the store.
+    """
+    from scvec.ingest.budget import Budget
+    from scvec.ingest.complement import PROMPT_VERSION, ComplementSource, estimate
+    from scvec.ingest.llm import LlmService
+    from scvec.ingest.prices import price_of
+    from scvec.stores.store import Store
+
+    if not model.strip():
+        raise InputError("the model has no name", "--model", "give it as the server calls it")
+    settings = Settings.load()
+    names = read_gene_list(genes) if genes else None
+    service = LlmService(settings.openai, base_url=base_url, timeout=timeout)
+    price = price_of(model, settings.prices, host=service.host)
+    budget = Budget(price, max_cost)
+    notes: list[str] = []
+    opened = Store.open(store, create=True)
+    with opened.begin("ingest complement", {"model": model}) as txn:
+        kb = txn.open_knowledge()
+        ensure_knowledge(kb, progress=progress)
+        if not dry_run:
+            kb.absorb(txn.journal())  # of a run that was killed
+        chosen = _subjects(kb, names, species, notes, overwrite=overwrite)
+        jobs = {Job.of(s.gene_id, "llm", s.question, model=model, prompt=PROMPT_VERSION): s for s in chosen}
+        todo, final = unasked(kb, jobs, refresh=overwrite)
+        todo = todo[:limit]
+        asked = {job: jobs[job] for job in todo}
+        generation, error = "", None
+        if dry_run:
+            expected = estimate(list(asked.values()), model, price, concurrency=concurrency)
+            live = LiveReport(
+                source=model,
+                n_wanted=len(jobs),
+                n_known=len(jobs) - len(todo) - len(final),
+                n_asked=len(todo),
+                n_answered=0,
+                failed=failed_genes(final),
+                cost=Cost(
+                    requests=expected.requests,
+                    tokens_in=expected.tokens_in,
+                    tokens_out=expected.tokens_out,
+                    dollars=expected.cost,
+                    seconds=expected.seconds,
+                ),
+                dry_run=True,
+            )
+            counts = kb.counts()
+        else:
+            source = ComplementSource(service, model, asked, budget)
+            live, generation, error, counts = ask_live(
+                txn,
+                kb,
+                name=model,
+                wanted=list(jobs),
+                todo=todo,
+                final=final,
+                make_source=lambda: source,
+                concurrency=concurrency,
+                progress=progress,
+                spent=lambda: Cost(
+                    requests=service.caller.n_calls,
+                    tokens_in=budget.tokens_in,
+                    tokens_out=budget.tokens_out,
+                    dollars=budget.spent,
+                ),
+            )
+            notes += source.notes
+        notes += [*service.notes, *txn.notes]
+    if error is not None:
+        raise error
+    prefix = "descriptions "
+    return ComplementReport(
+        model=model,
+        live=live,
+        descriptions={k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)},
+        generation=generation,
+        dry_run=dry_run,
+        notes=notes,
+    )
+
+
+def _subjects(
+    kb: KnowledgeBase,
+    names: Sequence[str] | None,
+    species: Sequence[Species],
+    notes: list[str],
+    *,
+    overwrite: bool,
+) -> list[Subject]:
+    """Return the genes to describe and what is known of them, protein-coding ones unless named."""
+    from scvec.ingest.complement import Subject
+
+    genes = kb.genes()
+    if names is None:
+        genes = genes[genes["species"].isin(species) & (genes["gene_type"] == "protein-coding")]
+    else:
+        found, unknown = named_genes(kb, names, species)
+        if unknown:
+            notes.append(f"{len(unknown):,} of {len(names):,} genes are not known: {', '.join(unknown[:8])}")
+        if not found:
+            fix = "give gene symbols, Ensembl or Entrez ids, and check --species"
+            raise InputError("no gene of the list is known", ", ".join(names[:5]), fix)
+        genes = genes[genes["gene_id"].isin(found)]
+    ids = genes["gene_id"].tolist()
+    written = set(kb.descriptions(ids, prefer=("human",)))
+    if not overwrite:
+        written |= set(kb.descriptions(ids, prefer=("llm",)))
+    if names is not None and written:
+        notes.append(f"{len(written):,} genes have a description already")
+    facts = kb.descriptions(ids, prefer=("composed",))
+    return [
+        Subject(
+            gene_id=row.gene_id,
+            species=row.species,
+            symbol=row.symbol,
+            name=row.name,
+            gene_type=row.gene_type,
+            facts=(facts[row.gene_id].text,) if row.gene_id in facts else (),
+        )
+        for row in genes.drop(columns=["entrez_id"]).itertuples(index=False)
+        if row.gene_id not in written
+    ]

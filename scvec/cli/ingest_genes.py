@@ -1,0 +1,208 @@
+"""``scvec ingest genes``, ``complement`` and ``embeddings``: what is known of genes, and its vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from scvec.cli.options import (
+    Session,
+    base_url_option,
+    concurrency_option,
+    device_option,
+    dry_run_option,
+    genes_option,
+    global_options,
+    max_cost_option,
+    pass_session,
+    species_option,
+    timeout_option,
+)
+
+__all__ = ["commands"]
+
+
+@click.command()
+@species_option
+@click.option(
+    "--source",
+    default="snapshot",
+    show_default=True,
+    metavar="snapshot|ncbi|mygene|FILE",
+    help="The snapshot that ships with scvec, a live service, or a file (docs/genes.md).",
+)
+@genes_option
+@click.option("--refresh", is_flag=True, help="Ask again about genes that ncbi or mygene has answered.")
+@click.option("--details", is_flag=True, help="Ask ncbi for type, status, lineage, expression too; slower.")
+@base_url_option
+@click.option(
+    "--requests-per-second",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="The most to send; 0 for no limit, at a mirror.  [default: what the service allows]",
+)
+@concurrency_option
+@dry_run_option
+@global_options
+@pass_session
+def genes(
+    session: Session,
+    species: tuple[str, ...],
+    source: str,
+    genes: Path | None,
+    refresh: bool,
+    details: bool,
+    base_url: str | None,
+    requests_per_second: float | None,
+    concurrency: int,
+    dry_run: bool,
+) -> None:
+    """Put gene facts and descriptions into the knowledge base.
+
+    NCBI_API_KEY and NCBI_EMAIL, or the config file, say who asks ncbi; with a key it answers 10 requests a
+    second instead of 3. A run that was stopped goes on where it was.
+
+    \b
+    Examples:
+      scvec ingest genes
+      scvec ingest genes --species human --source my_genes.csv
+      scvec ingest genes --species human --source ncbi --dry-run
+    """
+    from scvec.api.genes import ingest_genes
+
+    with session.progress() as progress:
+        report = ingest_genes(
+            session.store,
+            species=species,  # type: ignore[arg-type]  # click.Choice has seen to it
+            source=source,
+            genes=genes,
+            dry_run=dry_run,
+            refresh=refresh,
+            details=details,
+            base_url=base_url,
+            requests_per_second=requests_per_second,
+            concurrency=concurrency,
+            progress=progress,
+        )
+    session.show(report)
+
+
+@click.command()
+@click.option("--model", required=True, metavar="NAME", help="Language model, as the server calls it.")
+@species_option
+@genes_option
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many genes.")
+@click.option("--overwrite", is_flag=True, help="Write again what a language model has written before.")
+@base_url_option
+@max_cost_option
+@concurrency_option
+@timeout_option
+@dry_run_option
+@global_options
+@pass_session
+def complement(
+    session: Session,
+    model: str,
+    species: tuple[str, ...],
+    genes: Path | None,
+    limit: int | None,
+    overwrite: bool,
+    base_url: str | None,
+    max_cost: float | None,
+    concurrency: int,
+    timeout: float | None,
+    dry_run: bool,
+) -> None:
+    """Let a language model describe genes that nobody has written about.
+
+    Any server that speaks OpenAI's protocol will do (--base-url). OPENAI_API_KEY or the config file holds
+    the key. Each text is kept with model, prompt and tokens, marked as written by a model, and used only
+    where there is none by people. A run that was stopped goes on where it was.
+
+    \b
+    Examples:
+      scvec ingest complement --model gpt-4o-mini --dry-run
+      scvec ingest complement --model gpt-4o-mini --max-cost 2.50
+      scvec ingest complement --model qwen3 --base-url http://127.0.0.1:8080/v1 --genes genes.txt
+    """
+    from scvec.api.complement import ingest_complement
+
+    with session.progress() as progress:
+        report = ingest_complement(
+            session.store,
+            model=model,
+            species=species,  # type: ignore[arg-type]  # click.Choice has seen to it
+            genes=genes,
+            limit=limit,
+            overwrite=overwrite,
+            base_url=base_url,
+            max_cost=max_cost,
+            concurrency=concurrency,
+            timeout=timeout,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    session.show(report)
+
+
+@click.command()
+@click.option(
+    "--backbone",
+    default="minilm",
+    show_default=True,
+    metavar="SPEC",
+    help="minilm, st:PATH_OR_ID, hf:PATH_OR_ID, openai:MODEL, or a control: random:DIM, permuted:SPEC, "
+    "name:SPEC.",
+)
+@click.option(
+    "--text", default="default", show_default=True, metavar="TEMPLATE", help="What is said of a gene."
+)
+@species_option
+@genes_option
+@base_url_option
+@max_cost_option
+@device_option
+@dry_run_option
+@global_options
+@pass_session
+def embeddings(
+    session: Session,
+    backbone: str,
+    text: str,
+    species: tuple[str, ...],
+    genes: Path | None,
+    base_url: str | None,
+    max_cost: float | None,
+    device: str,
+    dry_run: bool,
+) -> None:
+    """Turn the descriptions of genes into vectors, in one space.
+
+    Only texts that have no vector in this space are encoded.
+
+    \b
+    Examples:
+      scvec ingest embeddings
+      scvec ingest embeddings --backbone minilm --genes genes.txt
+      scvec ingest embeddings --backbone openai:text-embedding-3-small --max-cost 1
+    """
+    from scvec.api.embeddings import ingest_embeddings
+
+    with session.progress() as progress:
+        report = ingest_embeddings(
+            session.store,
+            backbone=backbone,
+            text=text,
+            species=species,
+            genes=genes,
+            base_url=base_url,
+            max_cost=max_cost,
+            device=device,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    session.show(report)
+
+
+commands = (genes, complement, embeddings)
