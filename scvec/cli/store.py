@@ -7,26 +7,63 @@ from pathlib import Path
 
 import click
 
-from scvec.cli.options import Session, global_options, pass_session
+from scvec.cli.options import SPECIES, Session, global_options, pass_session
 from scvec.errors import InputError, StoreError
 
 __all__ = ["commands"]
 
 
 @click.command()
+@click.argument("what", required=False, metavar="[genes]", type=click.Choice(["genes"]))
+@click.argument("names", nargs=-1, metavar="[GENE...]")
 @click.option("--reference", metavar="NAME", help="Tell more about this reference.")
+@click.option(
+    "--species", type=click.Choice(SPECIES), help="Whose genes; both are looked up where not given."
+)
 @global_options
 @pass_session
-def info(session: Session, reference: str | None) -> None:
-    """Say what is inside the store.
+def info(
+    session: Session, what: str | None, names: tuple[str, ...], reference: str | None, species: str | None
+) -> None:
+    """Say what is inside the store; of genes, every text, where it comes from, and its vectors.
 
     \b
-    Example:
+    Examples:
       scvec info --reference pancreas
+      scvec info genes INS
     """
+    if what == "genes":
+        if not names:
+            raise InputError("no gene is named", "scvec info genes", "name one or more: scvec info genes INS")
+        if reference is not None:
+            raise InputError("--reference does not go with genes", "scvec info genes", "leave it out")
+        from scvec.api.gene_info import gene_info
+
+        session.show(gene_info(session.store, names, species=species))  # type: ignore[arg-type]
+        return
     from scvec.api.maintenance import info as info_
 
     session.show(info_(session.store, reference))
+
+
+@click.command()
+@click.argument("old", type=int)
+@click.argument("new", required=False, type=int)
+@click.option(
+    "--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Examples of each kind."
+)
+@global_options
+@pass_session
+def diff(session: Session, old: int, new: int | None, limit: int) -> None:
+    """Say what changed between two generations of the store; the second is the current one if left out.
+
+    \b
+    Example:
+      scvec diff 3 4
+    """
+    from scvec.api.diff import diff as diff_
+
+    session.show(diff_(session.store, old, new, limit=limit))
 
 
 @click.command()
@@ -124,4 +161,4 @@ def compact(session: Session) -> None:
     session.show(compact_(session.store))
 
 
-commands: tuple[click.Command, ...] = (info, verify, doctor, export, rm, compact)
+commands: tuple[click.Command, ...] = (info, diff, verify, doctor, export, rm, compact)
