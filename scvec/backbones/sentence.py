@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scvec.backbones.local import offline, out_of_memory, read_json, unit
 from scvec.backbones.weights import weights_sha256
 from scvec.errors import InputError, ResourceError
 from scvec.types import Float32, Space
@@ -86,11 +84,10 @@ class SentenceBackbone:
                 convert_to_numpy=True,
             )
         except (MemoryError, RuntimeError) as error:
-            # torch has no error class of its own for a CPU without memory
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+            if not out_of_memory(error):
                 raise
             raise ResourceError("out of memory while encoding texts", self.name, "free memory") from error
-        vectors = _unit(vectors)
+        vectors = unit(vectors)
         if vectors.shape != (len(texts), self.space.dim) or not np.isfinite(vectors).all():
             raise InputError("the model gave vectors of a wrong shape or not finite", self.name)
         return vectors
@@ -104,12 +101,12 @@ class SentenceBackbone:
             return model
         # bf16 is several times faster where the CPU has tiles for it, and taken only when it says the same.
         fast = self._load(torch.bfloat16)
-        a, b = (_unit(m.encode(list(PROBES), normalize_embeddings=True)) for m in (model, fast))
+        a, b = (unit(m.encode(list(PROBES), normalize_embeddings=True)) for m in (model, fast))
         same = float((a * b).sum(axis=1).min())
         return fast if same >= MIN_COSINE else model
 
     def _load(self, dtype: Any) -> Any:
-        with _offline():
+        with offline():
             from sentence_transformers import SentenceTransformer
 
             device = None if self.device == "auto" else self.device
@@ -132,11 +129,11 @@ class SentenceBackbone:
         dense = sorted(self.folder.glob("*_Dense/config.json"))
         try:
             if dense:
-                return int(_json(dense[-1])["out_features"])
+                return int(read_json(dense[-1])["out_features"])
             if pooling:
-                config = _json(pooling[0])
+                config = read_json(pooling[0])
                 return int(config.get("word_embedding_dimension") or config["embedding_dimension"])
-            return int(_json(self.folder / "config.json")["hidden_size"])
+            return int(read_json(self.folder / "config.json")["hidden_size"])
         except (KeyError, ValueError, TypeError, InputError):
             return int(self._model.encode(["x"]).shape[1])
 
@@ -144,34 +141,21 @@ class SentenceBackbone:
         """Return how token vectors become one, and of how many: settings that no hash of weights knows."""
         parts = []
         for path in sorted(self.folder.glob("*_Pooling/config.json")):
-            config = _json(path)
+            config = read_json(path)
             # Version 6 writes one name, "mean", where older ones wrote a flag for each mode.
             on = [key for key, value in config.items() if value is True]
             flags = [re.fullmatch("pooling_mode_(.+?)(_tokens?)?", key) for key in on]
             parts += [f[1] for f in flags if f] or [str(config.get("pooling_mode", ""))]
         settings = self.folder / "sentence_bert_config.json"
-        length = _json(settings).get("max_seq_length") if settings.is_file() else None
+        length = read_json(settings).get("max_seq_length") if settings.is_file() else None
         parts += [f"{length} tokens"] if length else []
         return ", ".join(parts) or "sentence-transformers"
-
-
-def _unit(vectors: Any) -> Float32:
-    """Return rows of length 1 in float32: bf16 misses it by a few thousandths."""
-    v = np.asarray(vectors, dtype=np.float32)
-    return np.asarray(v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12), dtype=np.float32)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError("a settings file of the model cannot be read", str(path)) from error
 
 
 def _refuse_foreign_code(folder: Path) -> None:
     """Raise InputError if the folder names classes of its own: sentence-transformers before 6 runs them."""
     path = folder / "modules.json"
-    modules = _json(path) if path.is_file() else []
+    modules = read_json(path) if path.is_file() else []
     kinds = [str(m["type"]) for m in modules if isinstance(m, dict) and "type" in m]
     if len(kinds) < len(modules):
         raise InputError("a settings file of the model cannot be read", str(path))
@@ -186,25 +170,3 @@ def _has_amx() -> bool:
     except OSError:
         return False
     return "amx_bf16" in flags
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Keep the libraries from asking the network about a model that lies on the disk, and from chattering."""
-    wanted = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
-    from transformers.utils import logging as hf_logging
-
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value

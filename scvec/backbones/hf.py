@@ -1,0 +1,331 @@
+"""Backbones of the transformers library: encoders and causal language models, pooled here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scvec.backbones.local import offline, out_of_memory, unit
+from scvec.backbones.pooling import (
+    POOLINGS,
+    Pooling,
+    last_vectors,
+    mean_vectors,
+    padded,
+    prompt_around,
+)
+from scvec.backbones.weights import weights_sha256
+from scvec.errors import InputError, ResourceError
+from scvec.types import Float32, Space
+
+__all__ = ["HfBackbone"]
+
+#: Tokens of a text that are read where nothing else is asked for.
+MAX_TOKENS = 512
+#: Names of the files of which a folder with a tokenizer has one. Without any, transformers makes one that
+#: knows no words, and says nothing.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken", "tekken.json")
+#: Their positions start after the number of the padding token.
+OFFSET_POSITIONS = ("roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xmod", "luke", "ibert")
+
+
+class HfBackbone:
+    """A transformers model in a folder, read without gradient.
+
+    A text has one vector: alone, in any batch and any order (fp32: within rounding; bf16: cosine 0.999).
+    Weights are loaded on first use and computed with in fp32 on a CPU, in bf16 on a GPU. Only safetensors
+    are read, and no code that comes with a model is run.
+
+    Parameters
+    ----------
+    folder
+        Where the model lies.
+    name
+        What the space is called.
+    template
+        Name of the text template; part of the space.
+    pooling
+        ``mean``; ``last`` token, for models trained so; ``eol``, the last token of a prompt that
+        asks for the text in one word (decoders only). By default ``eol`` for decoders, else ``mean``.
+    max_tokens
+        Tokens that are read of a text, prompt included; at most what the model can. By default 512.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    batch_size
+        Texts computed at once; halved where memory runs out.
+
+    Raises
+    ------
+    InputError
+        If the folder, the pooling or the length cannot be used.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        template: str,
+        *,
+        pooling: Pooling | None = None,
+        max_tokens: int | None = None,
+        device: str = "auto",
+        batch_size: int = 32,
+    ) -> None:
+        if not (folder / "config.json").is_file():
+            what = "this is not the folder of a transformers model (no config.json)"
+            raise InputError(
+                what, str(folder), "give the folder that holds config.json and model.safetensors"
+            )
+        if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+            what = "the model folder holds no tokenizer (no tokenizer.json)"
+            raise InputError(what, str(folder), "save it there: tokenizer.save_pretrained(FOLDER)")
+        if pooling is not None and pooling not in POOLINGS:
+            raise InputError(
+                f"there is no pooling {pooling!r}", "--backbone", f"poolings: {', '.join(POOLINGS)}"
+            )
+        self.folder, self.name, self.template = folder, name, template
+        self.device, self.batch_size = device, batch_size
+        self._n_cut = 0
+        causal = _is_decoder(self._config)
+        self.pooling: Pooling = pooling or ("eol" if causal else "mean")
+        if self.pooling == "eol" and not causal:
+            what = "pooling=eol asks for the next word, which this model does not tell"
+            raise InputError(what, str(folder), "leave it out, or give pooling=mean")
+        self.max_tokens = self._length(max_tokens)
+
+    @cached_property
+    def space(self) -> Space:
+        """The space of the model, its weights, the pooling and the template."""
+        weights = weights_sha256(self.folder)
+        return Space(
+            backbone=self.name,
+            revision=weights[:16],
+            weights_sha256=weights,
+            template=self.template,
+            pooling=f"{self.pooling}, {self.max_tokens} tokens",
+            dim=self._dim,
+            normalized=True,
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the texts encoded so far."""
+        notes = []
+        if self._n_cut:
+            notes.append(f"{self._n_cut:,} texts were longer than {self.max_tokens} tokens and were cut")
+        if (self.folder / "modules.json").is_file() and self.pooling != "eol":
+            notes.append(
+                "the model has a pooling of its own, which hf: does not look at: st: takes it as it is meant"
+            )
+        return notes
+
+    def encode(self, texts: Sequence[str]) -> Float32:
+        """Return (n, dim) float32 vectors of length 1, in the order of the texts.
+
+        Raises
+        ------
+        InputError
+            If the model cannot be loaded, or gives vectors that are not finite.
+        ResourceError
+            If memory runs out for a single text.
+        """
+        vectors = np.zeros((len(texts), self.space.dim), dtype=np.float32)
+        if not texts:
+            return vectors
+        ids = [self._ids(text) for text in texts]
+        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+        start = 0
+        while start < len(order):
+            rows = order[start : start + self.batch_size]
+            try:
+                vectors[rows] = unit(self._forward([ids[i] for i in rows]))
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if len(rows) == 1:
+                    fix = "free memory, or give fewer tokens: max_tokens=128"
+                    raise ResourceError("out of memory while encoding a text", self.name, fix) from error
+            else:
+                start += len(rows)
+                continue
+            # Out here the error, whose traceback holds the tensors, is gone.
+            self.batch_size = len(rows) // 2
+            self._free()
+        if not np.isfinite(vectors).all():
+            raise InputError("the model gave vectors that are not finite", self.name, "check its weights")
+        return vectors
+
+    def _forward(self, ids: list[list[int]]) -> Any:
+        import torch
+
+        model = self._model
+        tokens, mask = (t.to(model.device) for t in padded(ids, self._pad_id))
+        with torch.inference_mode():
+            states = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+            if states.shape[-1] != self._dim:
+                what = f"the model gave {states.shape[-1]} dimensions where its config says {self._dim}"
+                raise InputError(what, str(self.folder), "check the folder's config.json")
+            pool = mean_vectors if self.pooling == "mean" else last_vectors
+            return pool(states, mask).cpu().numpy()
+
+    def _ids(self, text: str) -> list[int]:
+        """Return the tokens of a text, at most :attr:`max_tokens`."""
+        if self.pooling != "eol":
+            ids = self._tokenized(text, truncation=True, max_length=self.max_tokens)
+            # A text of just that length was not cut; the longer one alone is asked for twice.
+            if len(ids) >= self.max_tokens and len(self._tokenized(text)) > self.max_tokens:
+                self._n_cut += 1
+            return ids
+        ids, cut = self._prompt(text), False
+        while len(ids) > self.max_tokens and text:
+            # The text gives way: the prompt's end is where the vector is read.
+            cut, text = True, text[: min(int(len(text) * self.max_tokens / len(ids)), len(text) - 1)]
+            ids = self._prompt(text)
+        self._n_cut += cut
+        return ids
+
+    def _prompt(self, text: str) -> list[int]:
+        ids = self._tokenized(prompt_around(text, "eol"))
+        special = set(self._tokenizer.all_special_ids)
+        while ids and ids[-1] in special:  # an end token that the tokenizer adds would be read instead
+            ids.pop()
+        return ids
+
+    def _tokenized(self, text: str, **options: Any) -> list[int]:
+        # Texts that spell a special token mean no such token.
+        made = self._tokenizer(text, split_special_tokens=True, verbose=False, **options)["input_ids"]
+        ids = [int(i) for i in made] or [self._pad_id]  # an empty text has no token in some models
+        if max(ids) >= self._vocabulary:
+            what = "the tokenizer has tokens that the model does not know"
+            raise InputError(what, str(self.folder), "give model and tokenizer that belong together")
+        return ids
+
+    @cached_property
+    def _config(self) -> Any:
+        with offline():
+            from transformers import AutoConfig
+
+            try:
+                return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            except Exception as error:  # whatever a foreign config makes the library raise
+                raise _unusable("the model's config cannot be used", self.folder, error) from error
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        with offline():
+            from transformers import AutoTokenizer
+
+            try:
+                return AutoTokenizer.from_pretrained(
+                    str(self.folder), local_files_only=True, trust_remote_code=False
+                )
+            except Exception as error:  # as above
+                raise _unusable("the tokenizer cannot be loaded", self.folder, error) from error
+
+    @cached_property
+    def _model(self) -> Any:
+        import torch
+
+        weights_sha256(self.folder)  # refuses pickled weights, with the remedy
+        gpu = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
+        with offline():
+            from transformers import AutoModel
+
+            try:
+                model, info = AutoModel.from_pretrained(
+                    str(self.folder),
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    dtype=torch.bfloat16 if gpu else torch.float32,
+                    output_loading_info=True,
+                )
+            except Exception as error:  # as above
+                if out_of_memory(error):
+                    raise ResourceError(
+                        "out of memory while loading a model", self.name, "free memory"
+                    ) from error
+                raise _unusable("the model cannot be loaded", self.folder, error) from error
+        # What the file lacks is filled with random numbers, of which the library only warns. A pooler is not
+        # used here.
+        lacking = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+        if lacking:
+            raise InputError(
+                f"the weights lack {len(lacking)} tensors of the model ({lacking[0]})",
+                str(self.folder),
+                "give the folder with the weights that belong to its config.json",
+            )
+        if getattr(self._config, "is_encoder_decoder", False):
+            model = model.get_encoder()
+        elif hasattr(model.config, "use_cache"):
+            model.config.use_cache = False
+        return model.to("cuda" if gpu else "cpu").eval()
+
+    @cached_property
+    def _pad_id(self) -> int:
+        found = (getattr(self._tokenizer, f"{kind}_token_id", None) for kind in ("pad", "eos", "bos", "unk"))
+        return next((int(i) for i in found if i is not None), 0)
+
+    @property
+    def _text_config(self) -> Any:
+        return self._config.get_text_config()
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(getattr(self._text_config, "vocab_size", None) or 2**31)
+
+    @property
+    def _dim(self) -> int:
+        config = self._text_config
+        # OPT projects its last states to the width of its words.
+        found = getattr(config, "word_embed_proj_dim", None) or getattr(config, "hidden_size", None)
+        if not isinstance(found, int) or found < 1:
+            raise InputError("the model's config says no hidden_size", str(self.folder), "give a text model")
+        return found
+
+    def _length(self, asked: int | None) -> int:
+        config = self._text_config
+        most = [asked or MAX_TOKENS]
+        positions = getattr(config, "max_position_embeddings", None)
+        if isinstance(positions, int) and positions > 0:
+            shifted = any(kind in str(config.model_type) for kind in OFFSET_POSITIONS)
+            most.append(positions - (int(config.pad_token_id or 0) + 1 if shifted else 0))
+        declared = self._tokenizer.model_max_length
+        most += [int(declared)] if 0 < declared < 2**31 else []
+        least = 8 if self.pooling != "eol" else len(self._prompt("")) + 8
+        if min(most) < least:
+            what = f"{min(most)} tokens are too few for pooling={self.pooling}"
+            raise InputError(what, str(self.folder), f"give max_tokens={least} or more")
+        return min(most)
+
+    def _free(self) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _is_decoder(config: Any) -> bool:
+    """Return whether a model reads from left to right only, and tells the next word."""
+    from transformers.models.auto import modeling_auto
+
+    if getattr(config, "is_encoder_decoder", False):
+        return False
+    text = config.get_text_config()
+    if getattr(text, "use_bidirectional_attention", False):
+        return False
+    if getattr(text, "is_decoder", False):
+        return True
+    kind = text.model_type
+    # BERT and its kin are in both tables: they can be made to write, and are not by default.
+    masked = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked
+
+
+def _unusable(what: str, folder: Path, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(f"{what}: {reason}", str(folder), "check the folder's files")
