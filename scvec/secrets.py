@@ -16,7 +16,9 @@ _lock = threading.Lock()
 # which services take keys, and the shapes of keys themselves.
 _SHAPES = (
     re.compile(r"(?i)((?:api[_-]?key|token|secret|password|access[_-]?key)\s*[=:]\s*)[^\s&,;'\"]{4,}"),
-    re.compile(r"(?i)((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}"),
+    re.compile(r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"),
+    # Not "basic" alone: summaries of genes tell of basic helix-loop-helix proteins.
+    re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?basic\s+)[A-Za-z0-9._~+/=-]{8,}"),
     re.compile(r"()\b(?:sk|rk|pk|gsk|hf|ghp)[-_][A-Za-z0-9_-]{16,}"),
     re.compile(r"(://)[^/\s:@]+:[^/\s@]+(?=@)"),
 )
