@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from scvec.errors import AuthError, InputError
-from scvec.ingest.calls import PATIENCE, Caller, ServiceError, parse_retry_after
+from scvec.ingest.calls import PATIENCE, Caller, Kind, ServiceError, parse_retry_after
 from scvec.secrets import redact
 from scvec.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["LlmService", "is_loopback"]
+__all__ = ["LlmError", "LlmService", "is_loopback"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,32 @@ CONNECT, READ = 5.0, 45.0
 LARGEST_ANSWER = 2**28
 #: Characters of a server's own words in a message.
 QUOTED = 160
+_NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "account_deactivated")
+
+
+class LlmError(ServiceError):
+    """A call of a model that failed.
+
+    Attributes
+    ----------
+    status
+        HTTP status, or 0 where there was none.
+    may_cost
+        Whether the server may have done the work, and count it.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        reason: str,
+        *,
+        retry_after: float | None = None,
+        status: int = 0,
+        may_cost: bool = False,
+    ) -> None:
+        super().__init__(kind, reason, retry_after=retry_after)
+        self.status = status
+        self.may_cost = may_cost
 
 
 class LlmService:
@@ -166,16 +192,30 @@ class LlmService:
         """
 
         async def request() -> T:
-            answer: object = await self.client.post(path, body=dict(body), cast_to=object)
-            if isinstance(answer, str):  # not declared as JSON
-                answer = json.loads(answer)
-            if not isinstance(answer, dict):
-                raise ServiceError("transient", f"{self.host} answered with something else than an object")
-            if answer.get("error"):
-                raise self._refusal(200, answer["error"], {})
-            return check(answer)
+            return check(await self.send(path, body))
 
         return await self.call(request)
+
+    async def send(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Send JSON once and return the JSON object that answers; for use inside :meth:`call`.
+
+        Raises
+        ------
+        LlmError
+            If it failed, or the object is an error.
+        """
+        return await self._translated(lambda: self._send(path, body))
+
+    async def _send(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        answer: object = await self.client.post(path, body=dict(body), cast_to=object)
+        if isinstance(answer, str):  # not declared as JSON
+            answer = json.loads(answer)
+        if not isinstance(answer, dict):
+            reason = f"{self.host} answered with something else than an object"
+            raise LlmError("transient", reason, status=200, may_cost=True)
+        if answer.get("error"):
+            raise self._refusal(200, answer["error"], {})
+        return answer
 
     async def _translated(self, request: Callable[[], Awaitable[T]]) -> T:
         import httpx2
@@ -189,35 +229,45 @@ class LlmService:
         except openai.APIStatusError as error:
             failure = self._refusal(error.status_code, error.body, error.response.headers)
         except (openai.APITimeoutError, TimeoutError):
-            failure = ServiceError("transient", f"{self.host} did not answer within {self.timeout:g} s")
+            reason = f"{self.host} did not answer within {self.timeout:g} s"
+            failure = LlmError("transient", reason, may_cost=True)
         except openai.APIConnectionError as error:
-            failure = ServiceError("transient", f"{self.host} cannot be reached ({_cause(error)})")
+            cause = _cause(error)
+            reason = f"{self.host} cannot be reached ({cause})"
+            # Cut off in the middle, it may have been answered.
+            failure = LlmError("transient", reason, may_cost=cause not in ("ConnectError", "gaierror"))
         except (json.JSONDecodeError, UnicodeError, RecursionError, pydantic.ValidationError):
-            failure = ServiceError("transient", f"the answer of {self.host} cannot be read")
+            reason = f"the answer of {self.host} cannot be read"
+            failure = LlmError("transient", reason, status=200, may_cost=True)
         except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL) as error:
-            failure = ServiceError("transient", f"the call of {self.host} failed ({type(error).__name__})")
+            reason = f"the call of {self.host} failed ({type(error).__name__})"
+            failure = LlmError("transient", reason, may_cost=True)
         # Out here the failure has no context: the library's errors hold the request with its headers.
         raise failure
 
-    def _refusal(self, status: int, body: object, headers: object) -> ServiceError:
+    def _refusal(self, status: int, body: object, headers: object) -> LlmError:
         code, words = _words(body)
-        after = parse_retry_after(headers)
         said = f": {words}" if words else ""
-        if code in ("insufficient_quota", "billing_hard_limit_reached", "account_deactivated"):
-            return ServiceError("quota", f"the account at {self.host} has no quota left")
-        # Words about a refused key are left out: they often quote it.
-        if status in (401, 403) or code == "invalid_api_key":
+        kind: Kind = "transient"
+        after = None
+        # Words about a key are left out: they often quote it.
+        if code in _NO_QUOTA:
+            kind, reason = "quota", f"the account at {self.host} has no quota left"
+        elif status in (401, 403) or code == "invalid_api_key":
             what = "the key was refused" if self._key else "a key is needed"
-            return ServiceError("auth", f"{self.host}: {what} (HTTP {status})")
-        if 300 <= status < 400:
-            return ServiceError(
-                "rejected", f"{self.host} redirects elsewhere (HTTP {status}); give the final address"
+            kind, reason = "auth", f"{self.host}: {what} (HTTP {status})"
+        elif 300 <= status < 400:
+            kind, reason = (
+                "rejected",
+                f"{self.host} redirects elsewhere (HTTP {status}): give the final address",
             )
-        if 400 <= status < 500 and status not in (408, 409, 425, 429):
-            return ServiceError("rejected", f"{self.host} refused the request (HTTP {status}){said}")
-        if status == 429:
-            return ServiceError("transient", f"{self.host} is asked too often (HTTP 429)", retry_after=after)
-        return ServiceError("transient", f"{self.host} failed (HTTP {status}){said}", retry_after=after)
+        elif 400 <= status < 500 and status not in (408, 409, 425, 429):
+            kind, reason = "rejected", f"{self.host} refused the request (HTTP {status}){said}"
+        elif status == 429:
+            reason, after = f"{self.host} is asked too often (HTTP 429)", parse_retry_after(headers)
+        else:
+            reason, after = f"{self.host} failed (HTTP {status}){said}", parse_retry_after(headers)
+        return LlmError(kind, reason, retry_after=after, status=status)
 
 
 def is_loopback(host: str) -> bool:
