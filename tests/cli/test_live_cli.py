@@ -1,0 +1,164 @@
+"""Live sources from the command line, in processes of their own: kills, keys and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_openai import add_openai
+from fake_services import FakeServer, Faults, fake_genes
+from live_store import digest, live_store, texts
+
+from scvec.stores.store import Store
+
+CANARY = {"NCBI_API_KEY": "canaryncbi0123456789abcdef", "OPENAI_API_KEY": "sk-canaryopenai0123456789abcdef"}
+#: Kills of the test of kills; the whole claim is tested with 50.
+KILLS = int(os.environ.get("SCVEC_TEST_KILLS", "4"))
+
+#: The program, with short waits between its calls.
+PROGRAM = """
+import sys
+from scvec.ingest import calls
+calls.LAST_WAITS = (0.01, 0.01, 0.05)
+calls.Caller.__init__.__kwdefaults__["pace"] = 0.02
+from scvec.cli.main import main
+sys.argv[0] = "scvec"
+main()
+"""
+
+
+def start(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "--store", str(folder), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | env,
+    )
+
+
+def run(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    process = start(folder, *words, **env)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def ncbi(server: FakeServer, *more: str) -> tuple[str, ...]:
+    address = f"{server.url}/entrez/eutils"
+    return ("ingest", "genes", "--source", "ncbi", "--base-url", address, "--requests-per-second", "0", *more)
+
+
+def complement(server: FakeServer, *more: str) -> tuple[str, ...]:
+    return ("ingest", "complement", "--model", "gpt-4o-mini", "--base-url", f"{server.url}/v1", *more)
+
+
+def test_killed_again_and_again_it_ends_as_if_never_killed(tmp_path):
+    genes = fake_genes(60 * max(KILLS, 5))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    live_store(whole, genes)
+    live_store(killed, genes)
+    rng = random.Random(KILLS)
+    with FakeServer(genes, extra=[add_openai]) as server:
+        began = time.monotonic()
+        assert run(whole, *complement(server)).returncode == 0
+        seconds = time.monotonic() - began
+        n_needed = len(server.requests)
+        assert n_needed >= len(genes)
+        server.requests.clear()
+        hit = 0
+        for _ in range(KILLS):
+            process = start(killed, *complement(server))
+            try:
+                process.wait(rng.uniform(0.2, 1.0) * seconds)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                hit += 1
+            process.communicate()
+        assert hit, "no kill came in time"
+        last = run(killed, *complement(server))
+        assert last.returncode == 0, last.stderr
+    assert digest(killed) == digest(whole)
+    assert texts(killed, "llm") == texts(whole, "llm") and len(texts(killed, "llm")) == len(genes)
+    with Store.open(killed).knowledge() as kb:
+        assert kb.counts()["descriptions"] == 2 * len(genes)
+    # What was under way, or had arrived and was not yet written, is asked again: little at each kill.
+    assert len(server.requests) <= n_needed + 40 * hit
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("401", 5), ("403", 5), ("reset", 4), ("500", 4), ("malformed", 4), ("redirect", None), ("echo", None)],
+)
+def test_keys_are_shown_nowhere(tmp_path, fault, code):
+    genes = fake_genes(20)
+    live_store(tmp_path / "store", genes)
+    for command in (ncbi, complement):
+        faults = Faults.script([None] * 2, then=fault)
+        with FakeServer(genes, faults=faults, extra=[add_openai], keys=None) as server:
+            done = run(tmp_path / "store", "-vv", *command(server), **CANARY, OPENAI_LOG="debug")
+        said = done.stdout + done.stderr
+        assert "canary" not in said
+        if code is not None and command is complement:
+            assert done.returncode == code, said
+    kept = b"".join(p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file())
+    assert b"canary" not in kept
+
+
+def test_out_of_quota_is_exit_5_and_json_says_so(tmp_path):
+    genes = fake_genes(30)
+    live_store(tmp_path / "store", genes)
+    with FakeServer(genes, faults=Faults.after(10, "quota"), extra=[add_openai]) as server:
+        done = run(
+            tmp_path / "store", "--json", *complement(server), OPENAI_API_KEY="sk-test-0123456789abcdef"
+        )
+    assert done.returncode == 5
+    said = json.loads(done.stdout)
+    assert said["exit_code"] == 5 and "are kept" in said["what"]
+    assert len(texts(tmp_path / "store", "llm")) == 10
+    assert len(server.requests) <= 15
+
+
+def test_nobody_there_is_exit_4(tmp_path):
+    live_store(tmp_path / "store", fake_genes(5))
+    words = ("ingest", "complement", "--model", "m", "--base-url", "http://127.0.0.1:9/v1")
+    began = time.monotonic()
+    done = run(tmp_path / "store", *words)
+    assert done.returncode == 4, done.stderr
+    assert len(done.stderr.splitlines()) <= 6
+    assert time.monotonic() - began < 60
+
+
+def test_a_limit_of_cost_stops_before_it(tmp_path):
+    genes = fake_genes(40)
+    live_store(tmp_path / "store", genes)
+    (tmp_path / "config.toml").write_text('[prices."gpt-4o-mini"]\ninput = 1000\noutput = 1000\n')
+    with FakeServer(genes, extra=[add_openai]) as server:
+        words = complement(server, "--max-cost", "6")
+        done = run(tmp_path / "store", "--json", *words, SCVEC_CONFIG=str(tmp_path / "config.toml"))
+    assert done.returncode == 0, done.stderr
+    live = json.loads(done.stdout)["live"]
+    assert 0 < live["n_answered"] < 40 and live["stopped"] and live["cost"]["dollars"] <= 6
+    assert len(texts(tmp_path / "store", "llm")) == live["n_answered"]
+
+
+def test_a_limit_without_a_price_is_refused(tmp_path):
+    live_store(tmp_path / "store", fake_genes(2))
+    words = (
+        "ingest",
+        "complement",
+        "--model",
+        "mine",
+        "--base-url",
+        "https://example.org/v1",
+        "--max-cost",
+        "1",
+    )
+    done = run(tmp_path / "store", *words)
+    assert done.returncode == 2 and "price" in done.stderr
