@@ -554,22 +554,36 @@ def entrezgene(gene: FakeGene) -> str:
     <Gene-commentary>
       <Gene-commentary_type value="gene-group">23</Gene-commentary_type>
       <Gene-commentary_heading>Orthologs from Annotation Pipeline</Gene-commentary_heading>
-      <Gene-commentary_comment><Gene-commentary>
-        <Gene-commentary_type value="comment">254</Gene-commentary_type>
-        <Gene-commentary_source><Other-source>
-          <Other-source_src>{_tag("GeneID", 500_000 + gene.entrez_id)}</Other-source_src>
-          <Other-source_pre-text>mouse</Other-source_pre-text>
-          <Other-source_anchor>Orth{gene.entrez_id}</Other-source_anchor>
-        </Other-source></Gene-commentary_source>
-      </Gene-commentary></Gene-commentary_comment>
+      <Gene-commentary_comment>
+        {_ortholog("Primary", gene.entrez_id, gene.symbol, "human", 9606)}
+        {_ortholog("Additional", 500_000 + gene.entrez_id, f"Orth{gene.entrez_id}", "mouse", 10090)}
+      </Gene-commentary_comment>
     </Gene-commentary>
     <Gene-commentary>
       <Gene-commentary_type value="comment">254</Gene-commentary_type>
-      <Gene-commentary_heading>Tissue List</Gene-commentary_heading>
+      <Gene-commentary_heading>Representative Expression</Gene-commentary_heading>
+      <Gene-commentary_comment><Gene-commentary>
+        <Gene-commentary_type value="comment">254</Gene-commentary_type>
+        <Gene-commentary_label>Text Summary</Gene-commentary_label>
+        <Gene-commentary_text>Biased expression in brain (RPKM {gene.entrez_id}) </Gene-commentary_text>
+      </Gene-commentary></Gene-commentary_comment>
     </Gene-commentary>
   </Entrezgene_comments>
 </Entrezgene>
 """
+
+
+def _ortholog(label: str, entrez_id: int, symbol: str, organism: str, taxon: int) -> str:
+    return f"""<Gene-commentary>
+          <Gene-commentary_type value="gene-group">23</Gene-commentary_type>
+          <Gene-commentary_label>{label}</Gene-commentary_label>
+          <Gene-commentary_source>
+            <Other-source><Other-source_src>{_tag("GeneID", entrez_id)}</Other-source_src>
+              <Other-source_pre-text>{escape(symbol)}</Other-source_pre-text>
+              <Other-source_anchor>{organism}</Other-source_anchor></Other-source>
+            <Other-source><Other-source_src>{_tag("taxon", taxon)}</Other-source_src></Other-source>
+          </Gene-commentary_source>
+        </Gene-commentary>"""
 
 
 def _synonym(name: str) -> str:

@@ -20,8 +20,9 @@ __all__ = ["Caller", "Kind", "ServiceError", "parse_retry_after"]
 T = TypeVar("T")
 
 #: ``transient``: ask again. ``rejected``: this request will never do. ``unfit``: an answer came, and is not
-#: what was asked for. ``auth``, ``quota``, ``gone``: no request will do.
-Kind = Literal["transient", "rejected", "unfit", "auth", "quota", "gone"]
+#: what was asked for. ``auth``, ``quota``, ``gone``, ``address`` (nothing there speaks as the service does):
+#: no request will do.
+Kind = Literal["transient", "rejected", "unfit", "auth", "quota", "gone", "address"]
 
 #: A service that asks for more patience than this is not waited for (seconds).
 LONGEST_WAIT = 60.0
@@ -55,7 +56,7 @@ class ServiceError(Exception):
     @property
     def ends_all(self) -> bool:
         """Whether no other call can succeed either."""
-        return self.kind in ("auth", "quota", "gone")
+        return self.kind in ("auth", "quota", "gone", "address")
 
     def translated(self, service: str) -> ScvecError:
         """Return the error that a user sees."""

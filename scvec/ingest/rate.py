@@ -6,18 +6,28 @@ import asyncio
 import json
 import os
 import re
+import threading
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
-from filelock import AsyncFileLock
+from filelock import FileLock, Timeout
+
+from scvec.errors import ResourceError
 
 __all__ = ["RateLimit", "state_folder"]
 
 #: The window is a little longer than the second that services count, because requests do not all travel
 #: equally fast.
 WINDOW = 1.05
+#: Turns that are remembered at least, for processes that may send more in a second than the one that writes.
+REMEMBERED = 32
+#: Turns further ahead than this, in a file that nobody wrote for as long, are not waited for (seconds).
+FAR = 60.0
+#: Seconds between two looks at a lock that another holds, and for how long to look.
+POLL, LOCKED = 0.005, 30.0
 
 
 def state_folder() -> Path:
@@ -34,7 +44,8 @@ class RateLimit:
 
     Each turn is a time that is written to a small file under a lock before it is used, so that no two tasks
     or processes hold the same one. Of any ``per_second + 1`` consecutive turns the first and the last lie at
-    least :data:`WINDOW` seconds apart: no sliding second holds more than ``per_second``.
+    least :data:`WINDOW` seconds apart: no sliding second holds more than ``per_second``. Of one process, one
+    task at a time waits for its turn, so that a crash leaves no more than one turn unused.
 
     Parameters
     ----------
@@ -57,7 +68,7 @@ class RateLimit:
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        if per_second < 0:
+        if not per_second >= 0:
             raise ValueError(f"per_second must be 0 or more, not {per_second}")
         self.per_second = per_second
         # Below one a second: one request in a longer window.
@@ -66,37 +77,77 @@ class RateLimit:
         folder = state_folder() if folder is None else folder
         safe = re.sub(r"[^A-Za-z0-9.-]", "_", name)
         self._path = folder / f"rate-{safe}.json"
+        # Held by one thread at a time: its counter is thread-local, and within a loop one task reserves.
+        self._lock = FileLock(str(self._path) + ".lock", blocking=False)
         self._now, self._sleep = now, sleep
+        # Locks of asyncio belong to one loop.
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     async def turn(self) -> float:
-        """Wait for a turn; return its time."""
+        """Wait for a turn; return its time.
+
+        Raises
+        ------
+        ResourceError
+            If the file cannot be written.
+        """
         if not self.per_second:
             return self._now()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        async with AsyncFileLock(str(self._path) + ".lock", poll_interval=0.01):
-            at = self._reserve()
-        while (delay := at - self._now()) > 0:
-            await self._sleep(delay)
-        return at
+        async with self._queues.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                async with self._locked():
+                    at = self._reserve()
+            except OSError as error:
+                raise ResourceError(
+                    f"cannot keep count of requests: {error.strerror or type(error).__name__}",
+                    str(self._path.parent),
+                    "set SCVEC_STATE to a folder that can be written",
+                ) from error
+            while (delay := at - self._now()) > 0:
+                await self._sleep(delay)
+            return at
+
+    @asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
+        waits_until = time.monotonic() + LOCKED
+        while True:
+            try:
+                self._lock.acquire()
+                break
+            except Timeout:
+                if time.monotonic() > waits_until:
+                    raise OSError(None, f"{self._path.name}.lock is held by another process") from None
+            await asyncio.sleep(POLL)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _reserve(self) -> float:
         now = self._now()
         taken = self._read()
-        # Turns far in the future are of a clock that was set back, or of a process that was killed.
-        taken = [t for t in taken if t - now < 60 + self._window * len(taken) / self._burst]
-        at = now
+        if taken and taken[-1] > now + FAR and not 0 <= self._age() < FAR:
+            # Turns of a clock that was set back since, not of a long queue.
+            taken = [t for t in taken if t <= now]
+        at = max(now, taken[-1]) if taken else now
         if len(taken) >= self._burst:
-            at = max(now, taken[-self._burst] + self._window)
-        if taken:
-            at = max(at, taken[-1])
-        taken = [*taken, at][-self._burst :]
-        scratch = self._path.with_suffix(f".{os.getpid()}")
+            at = max(at, taken[-self._burst] + self._window)
+        taken = [*taken, at][-max(self._burst, REMEMBERED) :]
+        scratch = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         scratch.write_text(json.dumps(taken), encoding="ascii")
         os.replace(scratch, self._path)
         return at
 
+    def _age(self) -> float:
+        """Seconds since the file was written; below 0 where the clock was set back in the meantime."""
+        with suppress(OSError):
+            return time.time() - self._path.stat().st_mtime + 1e-3
+        return 0.0
+
     def _read(self) -> list[float]:
-        with suppress(OSError, ValueError, TypeError):
-            found = json.loads(self._path.read_text(encoding="ascii"))
-            return [float(t) for t in found][-self._burst :]
+        with suppress(OSError, ValueError, TypeError, RecursionError):
+            found = [float(t) for t in json.loads(self._path.read_text(encoding="ascii"))]
+            if all(0 <= t < 1e12 for t in found):
+                return sorted(found)
         return []
