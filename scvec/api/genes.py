@@ -118,7 +118,7 @@ def ingest_genes(
         kb = txn.open_knowledge()
         ensure_knowledge(kb, progress=progress)
         if path is not None:
-            loaded = _load_file(kb, path, species, names, progress)
+            loaded = _load_file(kb, path, species, names, notes, progress)
             notes.append(f"{path.name}: {loaded:,} genes read")
         counts = kb.counts()
         generation = ""
@@ -153,7 +153,12 @@ def _source_file(source: str | Path, names: Sequence[str] | None) -> Path | None
 
 
 def _load_file(
-    kb: KnowledgeBase, path: Path, species: Sequence[str], names: list[str] | None, progress: Progress
+    kb: KnowledgeBase,
+    path: Path,
+    species: Sequence[str],
+    names: list[str] | None,
+    notes: list[str],
+    progress: Progress,
 ) -> int:
     from scvec.ingest.gene_files import read_gene_file
 
@@ -163,7 +168,7 @@ def _load_file(
 
     def batches() -> Iterator[Any]:
         nonlocal total
-        for batch in read_gene_file(path, species=only):
+        for batch in read_gene_file(path, species=only, notes=notes):
             kept = [
                 (gene, texts)
                 for gene, texts in batch

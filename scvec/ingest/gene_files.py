@@ -1,4 +1,4 @@
-"""Genes and their descriptions from a file: jsonl, csv, tsv (each also .gz) or parquet."""
+"""Genes and their descriptions from a file: jsonl, csv, tsv (each also .gz), parquet, or a known table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
@@ -16,6 +17,17 @@ from typing import Any, TextIO, cast
 
 from scvec.errors import InputError
 from scvec.ingest.compose import GoFact, choose, compose
+from scvec.ingest.gene_cells import (
+    MAX_NAME,
+    SPECIES_NAMES,
+    Skipped,
+    cell_items,
+    cell_text,
+    entrez_number,
+    is_date,
+    read_lines,
+)
+from scvec.ingest.gene_tables import EXPECTED, TableFormat, recognise
 from scvec.types import SPECIES, Description, Gene, Species
 
 __all__ = ["COLUMNS", "GeneRecord", "read_gene_file"]
@@ -40,22 +52,11 @@ COLUMNS = (
     "source",
 )
 
-_MAX_LINE = 4_000_000
 _MAX_TEXT = 20_000
-_MAX_NAME = 300
-_MISSING = frozenset(["", "-", "nan", "none", "null", "<na>"])
 _AUTHORITY = re.compile(r"(HGNC|MGI):\d+")
 _ENSEMBL = re.compile(r"ENS(MUS)?G\d{11}")
-_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _CREDIT = re.compile(r"\s*\[provided by ([A-Za-z][\w ]{0,40}?)(?:, (\w{3} \d{4}))?\.?\]\s*$")
-_SPECIES = {
-    "human": "human",
-    "homo sapiens": "human",
-    "9606": "human",
-    "mouse": "mouse",
-    "mus musculus": "mouse",
-    "10090": "mouse",
-}
+_HEAD, _PIECE = 1 << 16, 1 << 12
 
 
 def read_gene_file(
@@ -64,17 +65,19 @@ def read_gene_file(
     species: Species | str | None = None,
     batch_size: int = 20_000,
     retrieved_at: str | None = None,
+    notes: list[str] | None = None,
 ) -> Iterator[list[GeneRecord]]:
     """Yield batches of genes with their descriptions.
 
     A ``summary`` becomes a description of kind ``human``; a gene without one whose ``go_terms`` are given
     gets a composed one. Lists are arrays in parquet and jsonl, and split by ``|`` in csv; ``-`` and empty
-    cells are missing values.
+    cells are missing values. Tables of NCBI, HGNC and MGI (:mod:`scvec.ingest.gene_tables`) are known by
+    what stands in them and bring names, no descriptions.
 
     Parameters
     ----------
     path
-        The file. Its ending names the format.
+        The file. Its ending names the format, where its content does not.
     species
         Species of rows that do not say it in a ``species`` column, by ``authority_id`` or by Ensembl id;
         by default that of most rows at the start of the file.
@@ -82,6 +85,8 @@ def read_gene_file(
         Rows per batch.
     retrieved_at
         ISO date for the descriptions; today by default.
+    notes
+        Gets lines for people about what the file is and what was left out, when all is read.
 
     Raises
     ------
@@ -95,8 +100,15 @@ def read_gene_file(
     if not path.is_file():
         raise InputError("the gene file does not exist", str(path), "check the path")
     date = retrieved_at or datetime.now(UTC).date().isoformat()
+    said: list[str] = [] if notes is None else notes
     try:
-        yield from _batches(path, species, batch_size, date)
+        table = _known_table(path)
+        if table is None:
+            yield from _batches(path, species, batch_size, date, said)
+        else:
+            with _opened(path) as lines:
+                for genes in table.genes(lines, path, batch_size, said):
+                    yield [(gene, []) for gene in genes]
     except UnicodeDecodeError as err:
         raise InputError("the gene file is not UTF-8 text", f"{path}: {err}", "save it as UTF-8") from err
     except (EOFError, zlib.error, gzip.BadGzipFile) as err:
@@ -105,8 +117,31 @@ def read_gene_file(
         raise InputError("the gene file cannot be read", f"{path}: {err}", "check the file") from err
 
 
-def _batches(path: Path, species: Species | None, size: int, date: str) -> Iterator[list[GeneRecord]]:
+def _known_table(path: Path) -> TableFormat | None:
+    with path.open("rb") as raw:
+        if raw.read(4) == b"PAR1":
+            return None
+    head = ""
+    # In small pieces: of a file that is cut off, what is there tells what it was.
+    with suppress(EOFError, zlib.error, gzip.BadGzipFile), _opened(path, errors="replace") as file:
+        while len(head) < _HEAD and (piece := file.read(_PIECE)):
+            head += piece
+    return recognise(head, path)
+
+
+def _opened(path: Path, errors: str = "strict") -> TextIO:
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    if packed:
+        return cast("TextIO", gzip.open(path, "rt", encoding="utf-8-sig", errors=errors, newline=""))
+    return path.open("rt", encoding="utf-8-sig", errors=errors, newline="")
+
+
+def _batches(
+    path: Path, species: Species | None, size: int, date: str, notes: list[str]
+) -> Iterator[list[GeneRecord]]:
     number = 0
+    skipped = Skipped()
     for rows in _read(path, size):
         if not rows:
             continue
@@ -118,6 +153,9 @@ def _batches(path: Path, species: Species | None, size: int, date: str) -> Itera
             number += 1
             where = f"{path}, row {number}"
             gene = _gene(row, species, where)
+            if is_date(gene.symbol):
+                skipped.add("whose symbol a spreadsheet turned into a date", gene.symbol)
+                continue
             texts = _summary(row, gene, path, date)
             if not texts:
                 found = _go_facts(row.get("go_terms"))
@@ -128,6 +166,7 @@ def _batches(path: Path, species: Species | None, size: int, date: str) -> Itera
         yield batch
     if number == 0:
         raise InputError("the gene file has no rows", str(path), "give one row per gene")
+    notes += skipped.notes(path.name)
 
 
 def _read(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
@@ -138,12 +177,13 @@ def _read(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
         yield from _read_parquet(path, size)
         return
     if kind not in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        raise InputError(
-            "this is no format of gene files", str(path), "give .jsonl, .csv or .tsv (also .gz), or .parquet"
+        fix = (
+            "for files of scInterpreter or GenePT: scvec import-legacy FILE" if kind == ".json" else EXPECTED
         )
+        raise InputError("this is no format of gene files", str(path), fix)
     opened: Any = gzip.open if packed else open
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as text:
-        lines = _lines(text, path)
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        lines = read_lines(file, path)
         rows = _rows_jsonl(lines, path) if kind in (".jsonl", ".ndjson") else _rows_csv(lines, path, kind)
         while batch := list(islice(rows, size)):
             yield batch
@@ -162,15 +202,6 @@ def _read_parquet(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
                 yield [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
     except (pa.ArrowException, UnicodeDecodeError) as err:
         raise InputError("the parquet file cannot be read", f"{path}: {err}", "write it again") from err
-
-
-def _lines(text: TextIO, path: Path) -> Iterator[str]:
-    number = 0
-    while line := text.readline(_MAX_LINE):
-        number += 1
-        if len(line) >= _MAX_LINE:
-            raise InputError("a line is longer than 4 MB", f"{path}, line {number}", "give one gene per line")
-        yield line
 
 
 def _rows_jsonl(lines: Iterator[str], path: Path) -> Iterator[dict[str, Any]]:
@@ -223,59 +254,40 @@ def _check_columns(names: Sequence[str], path: Path, where: str = "") -> None:
 
 
 def _gene(row: Mapping[str, Any], species: Species, where: str) -> Gene:
-    symbol = _text(row.get("symbol"), _MAX_NAME)
+    symbol = cell_text(row.get("symbol"), MAX_NAME)
     if not symbol:
         raise InputError("a gene has no symbol", where, "fill in the column symbol")
-    entrez = _entrez(row.get("entrez_id"), where)
-    authority = _text(row.get("authority_id"), _MAX_NAME)
+    entrez = entrez_number(row.get("entrez_id"), where)
+    authority = cell_text(row.get("authority_id"), MAX_NAME)
     if authority and not _AUTHORITY.fullmatch(authority):
         raise InputError(
             f"{authority!r} is no authority id", f"{where}, column authority_id", "write HGNC:n or MGI:n"
         )
     if entrez is None and not authority:
         raise InputError("a gene has neither entrez_id nor authority_id", where, "fill in one of them")
-    ensembl = [e.split(".")[0] for e in (*_items(row.get("ensembl_ids")), *_items(row.get("ensembl_id")))]
+    ensembl = [
+        e.split(".")[0] for e in (*cell_items(row.get("ensembl_ids")), *cell_items(row.get("ensembl_id")))
+    ]
     own = _row_species(row, authority, ensembl, where) or species
     return Gene(
         gene_id=authority or f"entrez:{entrez}",
         species=own,
         symbol=symbol,
         entrez_id=entrez,
-        name=_text(row.get("name"), _MAX_NAME),
-        gene_type=_text(row.get("gene_type"), _MAX_NAME),
+        name=cell_text(row.get("name"), MAX_NAME),
+        gene_type=cell_text(row.get("gene_type"), MAX_NAME),
         ensembl_ids=tuple(dict.fromkeys(ensembl)),
-        aliases=tuple(_items(row.get("aliases"))),
-        previous=tuple(_items(row.get("previous_symbols"))),
+        aliases=tuple(cell_items(row.get("aliases"))),
+        previous=tuple(cell_items(row.get("previous_symbols"))),
     )
-
-
-def _entrez(value: Any, where: str) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        number = value
-    else:
-        text = _text(value, 40)
-        if not text:
-            return None
-        # A spreadsheet or a column with gaps writes 3630 as 3630.0.
-        text = text.removesuffix(".0")
-        if not (text.isascii() and text.isdigit()):
-            raise InputError(
-                f"{text!r} is no Entrez id", f"{where}, column entrez_id", "write a whole number"
-            )
-        number = int(text)
-    if not 0 < number < 2**53:
-        raise InputError(
-            f"{number} is no Entrez id", f"{where}, column entrez_id", "write a whole number above 0"
-        )
-    return number
 
 
 def _row_species(
     row: Mapping[str, Any], authority: str, ensembl: Sequence[str], where: str
 ) -> Species | None:
-    said = _text(row.get("species"), _MAX_NAME)
+    said = cell_text(row.get("species"), MAX_NAME)
     if said:
-        known = _SPECIES.get(said.lower())
+        known = SPECIES_NAMES.get(said.lower())
         if known is None:
             raise InputError(f"unknown species {said!r}", f"{where}, column species", "write human or mouse")
         return cast("Species", known)
@@ -291,8 +303,8 @@ def _row_species(
 def _majority(rows: Sequence[Mapping[str, Any]], path: Path) -> Species:
     votes: Counter[Species] = Counter()
     for row in rows:
-        authority = _text(row.get("authority_id"), _MAX_NAME)
-        ids = (*_items(row.get("ensembl_id")), *_items(row.get("ensembl_ids")))
+        authority = cell_text(row.get("authority_id"), MAX_NAME)
+        ids = (*cell_items(row.get("ensembl_id")), *cell_items(row.get("ensembl_ids")))
         found = _row_species(row, authority, ids, str(path))
         if found:
             votes[found] += 1
@@ -304,7 +316,7 @@ def _majority(rows: Sequence[Mapping[str, Any]], path: Path) -> Species:
 
 
 def _summary(row: Mapping[str, Any], gene: Gene, path: Path, date: str) -> list[Description]:
-    text = _text(row.get("summary"), _MAX_TEXT)
+    text = cell_text(row.get("summary"), _MAX_TEXT)
     if not text:
         return []
     source, version = "refseq", _source_version(row, path)
@@ -318,7 +330,7 @@ def _summary(row: Mapping[str, Any], gene: Gene, path: Path, date: str) -> list[
 
 def _source_version(row: Mapping[str, Any], path: Path) -> str:
     """The part of the column ``source`` that speaks of RefSeq, else all of it, else the file's name."""
-    parts = [part.strip() for part in _text(row.get("source"), 1000).split(";")]
+    parts = [part.strip() for part in cell_text(row.get("source"), 1000).split(";")]
     for part in parts:
         if "refseq" in part.lower():
             return part
@@ -337,10 +349,10 @@ def _go_facts(value: Any) -> list[GoFact]:
     for term in value:
         if not isinstance(term, dict):
             continue
-        evidence = tuple(e for e in _items(term.get("evidence")) if e != "ND")
-        go_id, name = _text(term.get("id"), 20), _text(term.get("name"), _MAX_NAME)
+        evidence = tuple(e for e in cell_items(term.get("evidence")) if e != "ND")
+        go_id, name = cell_text(term.get("id"), 20), cell_text(term.get("name"), MAX_NAME)
         if go_id and name and (evidence or not term.get("evidence")):
-            facts.append(GoFact(go_id, name, _text(term.get("aspect"), 3), evidence))
+            facts.append(GoFact(go_id, name, cell_text(term.get("aspect"), 3), evidence))
     return facts
 
 
@@ -353,26 +365,3 @@ def _add_composed(
         gene, texts = batch[i]
         text = compose(gene.symbol, gene.species, gene.gene_type, gene.name, choose(own, n_genes, len(facts)))
         texts.append(Description(gene.gene_id, text, "composed-from-file", path.name, date, "composed"))
-
-
-def _text(value: Any, limit: int) -> str:
-    if value is None or isinstance(value, (list, dict)):
-        return ""
-    text = str(value)
-    if not text.isprintable():
-        # Line breaks and escape codes would end up in messages, prompts and reports.
-        text = "".join(c if c.isprintable() else " " for c in text)
-    text = text.strip()
-    return "" if text.lower() in _MISSING else text[:limit]
-
-
-def _items(value: Any) -> list[str]:
-    if value is None:
-        return []
-    if isinstance(value, str):
-        # The first is what pandas writes for an array: ['A1B' 'ABG'] or ["A1B", "ABG"].
-        quoted = value.startswith("[")
-        value = [a or b for a, b in _QUOTED.findall(value)] if quoted else value.split("|")
-    elif not isinstance(value, (list, tuple)):
-        value = [value]
-    return [t for t in (_text(v, _MAX_NAME) for v in value) if t]

@@ -43,7 +43,7 @@ def write(path: Path, value: Any, protocol: int = 4) -> Path:
 
 
 def load_here(folder: Path, data: bytes) -> Any:
-    """Do what the child does, in this process: without its limits, and without the time that starting takes."""
+    """Do what the child does, in this process: without its limits, and without the time it takes to start."""
     path = folder / "result"
     with path.open("wb") as out:
         try:
