@@ -43,7 +43,7 @@ class KnowledgeCopy:
         self.path = base.folder / "work" / f"kb{key}.duckdb"
         entry = base.manifest.knowledge
         note = self.path.with_suffix(".json")
-        origin = {**origin, "base": "" if entry is None else entry.digest}
+        origin = {**origin, "base": "" if entry is None else entry.file}
         with os_errors(base.folder):
             if resume and self.path.exists() and _read_json(note) == origin:
                 return
@@ -83,10 +83,12 @@ class KnowledgeCopy:
 
         kb = KnowledgeBase.open(self.path)
         try:
-            digest, schema_version = kb.digest(), int(kb.schema_version)
+            # Jobs are no content, but to forget them would be to ask again: the name tells them apart.
+            name, digest = kb.digest(jobs=True), kb.digest()
+            version = kb.version
         finally:
             kb.close()
-        return KnowledgeEntry(content_name("kb", digest, "duckdb"), digest, schema_version)
+        return KnowledgeEntry(content_name("kb", name, "duckdb"), digest, version)
 
     def publish(self, entry: KnowledgeEntry) -> dict[str, Any]:
         """Move it to ``files/``; return its size and SHA-256 as the manifest's ``run`` keeps them."""
@@ -108,7 +110,7 @@ class KnowledgeCopy:
 def stale_copies(current: Generation) -> Iterator[Path]:
     """Files of copies under ``work/`` that no later attempt can go on with."""
     entry = current.manifest.knowledge
-    base = "" if entry is None else entry.digest
+    base = "" if entry is None else entry.file
     for path in sorted((current.folder / "work").glob("kb*")):
         note = current.folder / "work" / (path.name.split(".")[0] + ".json")
         found = _read_json(note)

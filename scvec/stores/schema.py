@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CONTENT_TABLES", "MIGRATIONS", "SCHEMA_VERSION", "TIME_COLUMNS", "current_version", "migrate"]
+__all__ = [
+    "CONTENT_TABLES",
+    "MIGRATIONS",
+    "NEW_COLUMNS",
+    "NEW_TABLES",
+    "SCHEMA_VERSION",
+    "TIME_COLUMNS",
+    "current_version",
+    "migrate",
+]
 
 # Keys only where rows come one by one and may repeat: an index over the names of all genes is larger
 # than the names. Loads keep the other tables free of repeats.
@@ -54,12 +63,24 @@ CREATE TABLE runs (
 );
 """
 
+# What live sources tell. A column that is added later cannot be NOT NULL in DuckDB: the default does it.
+_V2 = """
+ALTER TABLE descriptions ADD COLUMN provenance VARCHAR DEFAULT '';
+ALTER TABLE jobs ADD COLUMN final BOOLEAN DEFAULT false;
+CREATE TABLE notes (
+    gene_id VARCHAR NOT NULL, source VARCHAR NOT NULL, source_version VARCHAR NOT NULL,
+    retrieved_at VARCHAR NOT NULL, facts VARCHAR NOT NULL,
+    PRIMARY KEY (gene_id, source)
+);
+"""
+
 #: (version, SQL) in order. Add to the end; never change one that has been released.
-MIGRATIONS: tuple[tuple[int, str], ...] = ((1, _V1),)
+MIGRATIONS: tuple[tuple[int, str], ...] = ((1, _V1), (2, _V2))
 
 SCHEMA_VERSION = MIGRATIONS[-1][0]
 
-#: What the digest covers: jobs and runs tell how the content came about, and are left out.
+#: What the digest covers: jobs and runs tell how the content came about, and are left out. A file of an
+#: older version lacks the later ones, and keeps the digest it had.
 CONTENT_TABLES = (
     "genes",
     "aliases",
@@ -72,9 +93,16 @@ CONTENT_TABLES = (
     "cl_synonyms",
     "cl_ancestors",
     "meta",
+    "notes",
 )
 
-#: Columns that say when, not what.
+#: Tables, and columns with what stands for them, that files of older versions lack: by the version that
+#: brought them.
+NEW_TABLES = {"notes": 2}
+NEW_COLUMNS = {"provenance": (2, "''"), "final": (2, "false")}
+
+#: Columns that say when, not what. A source's own version and what it says of a text (``provenance``) do
+#: count, though there may be a date in them: it is theirs, and the same whenever it is asked for.
 TIME_COLUMNS = frozenset({"retrieved_at", "updated_at", "started_at", "finished_at"})
 
 

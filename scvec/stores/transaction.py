@@ -29,7 +29,6 @@ from scvec.stores.files import (
 from scvec.stores.gene_table import checked_genes, merged_genes
 from scvec.stores.generations import Generation, read_current, write_generation
 from scvec.stores.indices import build_index, index_extension
-from scvec.stores.knowledge_copy import KnowledgeCopy
 from scvec.stores.lock import WriterLock
 from scvec.stores.manifest import (
     FileEntry,
@@ -41,14 +40,17 @@ from scvec.stores.manifest import (
 )
 from scvec.stores.stored import StoredReference, StoredSpace
 from scvec.stores.tensors import write_json, write_table, write_tensors
-from scvec.stores.vector_cache import VectorCache
+from scvec.stores.working import WorkingFiles
 from scvec.types import Float32, Space
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from scvec.protocols import VectorIndex
+    from scvec.stores.journal import Journal
     from scvec.stores.knowledge import KnowledgeBase
+    from scvec.stores.knowledge_copy import KnowledgeCopy
+    from scvec.stores.vector_cache import VectorCache
 
 __all__ = ["Transaction"]
 
@@ -83,8 +85,7 @@ class Transaction:
         self._draft = Manifest(0)
         self._run: dict[str, Any] = {}
         self._entries: dict[str, FileEntry] = {}
-        self._copy: KnowledgeCopy | None = None
-        self._cache: VectorCache | None = None
+        self._working = WorkingFiles(folder)
         self._started = 0.0
         self._done = False
         #: Messages for the user that are not errors.
@@ -111,15 +112,10 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with suppress(Exception):  # the error that ends the block is the one to be seen
-                if self._cache is not None:
-                    self._cache.close()
-            with suppress(Exception):
-                if self._copy is not None:
-                    self._copy.discard(committed=self._done)
+            self._working.close(committed=self._done)
             shutil.rmtree(self._stage, ignore_errors=True)
         finally:
-            self._base = self._copy = None  # let go of the generation, so that it can be compacted
+            self._base = None  # let go of the generation, so that it can be compacted
             self._lock.release()
 
     @property
@@ -188,10 +184,16 @@ class Transaction:
     def vectors(self) -> VectorCache:
         """Return the cache of text vectors, open for writing."""
         self._check_open()
-        if self._cache is None:
-            spaces = {k: StoredSpace(self, e) for k, e in self._draft.spaces.items()}
-            self._cache = VectorCache(spaces, self._folder / "work" / "vectors.duckdb")
-        return self._cache
+        return self._working.vectors({k: StoredSpace(self, e) for k, e in self._draft.spaces.items()})
+
+    def journal(self) -> Journal:
+        """Return the journal of answers of live sources.
+
+        It is no part of the change: what is written to it stays, whatever becomes of this transaction. What
+        `KnowledgeBase.absorb` took from it is forgotten once :meth:`commit` has put the change in place.
+        """
+        self._check_open()
+        return self._working.journal()
 
     def space(self, fingerprint: str) -> StoredSpace | None:
         """Return a space as this transaction has it, or None."""
@@ -320,11 +322,11 @@ class Transaction:
         self._check_open()
         base = self.base
         with os_errors(self._folder):
-            if self._cache is not None:
-                self._cache.close()
+            self._working.finish_vectors()
             draft, knowledge = self._draft, base.manifest.knowledge
-            if self._copy is not None:
-                knowledge = self._copy.finish() or knowledge
+            copy = self._working.copy
+            if copy is not None:
+                knowledge = copy.finish() or knowledge
             same = (knowledge, draft.files, draft.spaces, draft.references) == (
                 base.manifest.knowledge,
                 base.manifest.files,
@@ -337,8 +339,8 @@ class Transaction:
                     target, entry = self._folder / "files" / name, draft.files[name]
                     if not holds(target, entry.n_bytes, entry.sha256):
                         publish(self._staged[name], target)
-            if self._copy is not None and knowledge is not None and knowledge != base.manifest.knowledge:
-                self._run.update(self._copy.publish(knowledge))
+            if copy is not None and knowledge is not None and knowledge != base.manifest.knowledge:
+                self._run.update(copy.publish(knowledge))
             elif knowledge is not None:
                 self._run.update({k: base.manifest.run[k] for k in ("kb_bytes", "kb_sha256")})
             sync_folder(self._folder / "files")
@@ -359,7 +361,7 @@ class Transaction:
                 write_generation(self._folder, manifest)
         self._done = True
         generation = read_current(self._folder)
-        self._forget_stored_vectors(generation)
+        self.notes += self._working.forget(generation)
         return generation
 
     def _check_open(self) -> None:
@@ -367,10 +369,8 @@ class Transaction:
             raise RuntimeError("the transaction is over")
 
     def _knowledge_copy(self, resume: bool) -> KnowledgeCopy:
-        if self._copy is None:
-            origin = {"command": self._command, "params": self._params}
-            self._copy = KnowledgeCopy(self.base, origin, resume=resume)
-        return self._copy
+        origin = {"command": self._command, "params": self._params}
+        return self._working.knowledge(self.base, origin, resume=resume)
 
     def _change(self, **changes: Any) -> None:
         self._draft = self._draft.with_files_of_use(files={**self._draft.files, **self._entries}, **changes)
@@ -380,13 +380,3 @@ class Transaction:
 
     def _put_table(self, name: str, table: pd.DataFrame) -> str:
         return self.put_file(name, "parquet", lambda path: self.notes.extend(write_table(path, table)))
-
-    def _forget_stored_vectors(self, generation: Generation) -> None:
-        work = self._folder / "work" / "vectors.duckdb"
-        if not work.exists():
-            return
-        spaces = {k: StoredSpace(generation, e) for k, e in generation.manifest.spaces.items()}
-        try:
-            VectorCache({}, work).drop_stored(spaces)
-        except Exception as error:  # the change is made; a cache that stays too large is no failure
-            self.notes.append(f"the working cache could not be trimmed ({type(error).__name__})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,8 @@ _TABLE = """
 CREATE TABLE IF NOT EXISTS vectors (
     space VARCHAR NOT NULL, text_sha256 VARCHAR NOT NULL, vector BLOB NOT NULL,
     PRIMARY KEY (space, text_sha256)
-)
+);
+CREATE TABLE IF NOT EXISTS spaces (fingerprint VARCHAR PRIMARY KEY, space VARCHAR NOT NULL)
 """
 
 
@@ -110,9 +112,30 @@ class VectorCache:
             connection = self._open()
             connection.register("batch", batch)
             try:
+                connection.execute("BEGIN")
                 connection.execute("INSERT OR REPLACE INTO vectors SELECT * FROM batch")
+                connection.execute(
+                    "INSERT OR IGNORE INTO spaces VALUES (?, ?)",
+                    [space.fingerprint, json.dumps(space.to_dict(), sort_keys=True)],
+                )
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(Exception):
+                    connection.execute("ROLLBACK")
+                raise
             finally:
                 connection.unregister("batch")
+
+    def known_spaces(self) -> list[Space]:
+        """Return the spaces of which there are vectors, those of the generation first."""
+        known = {fingerprint: stored.space for fingerprint, stored in self._spaces.items()}
+        if self._work is not None and (self._connection is not None or self._work.exists()):
+            for fingerprint, text in self._open().execute("SELECT * FROM spaces ORDER BY ALL").fetchall():
+                with suppress(ValueError, TypeError, KeyError):
+                    space = Space.from_dict(json.loads(text))
+                    if space.fingerprint == fingerprint:
+                        known.setdefault(fingerprint, space)
+        return list(known.values())
 
     def drop_stored(self, spaces: dict[str, StoredSpace]) -> None:
         """Forget rows of the working database that these spaces of a committed generation hold."""
@@ -204,6 +227,7 @@ def _connect(path: Path) -> Any:
     try:
         connection.execute(_TABLE)
         connection.execute("SELECT space, text_sha256, vector FROM vectors LIMIT 0")
+        connection.execute("SELECT fingerprint, space FROM spaces LIMIT 0")
     except BaseException:
         connection.close()
         raise

@@ -288,7 +288,7 @@ class TestFullDisk:
         mount.mkdir()
         try:
             done = subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)], capture_output=True
+                ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(mount)], capture_output=True
             )
         except OSError:
             pytest.skip("no mount here")
