@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal, TypeVar
@@ -138,6 +138,7 @@ class Caller:
         self._quiet_since: float | None = None
         self._turn = asyncio.Condition()
         self._fatal: ServiceError | None = None
+        self._over = asyncio.Event()
         #: Calls made, and how many of them were answered.
         self.n_calls = 0
 
@@ -160,7 +161,7 @@ class Caller:
             retry=tenacity.retry_if_exception(_passing),
             stop=tenacity.stop_after_attempt(self.attempts),
             wait=self._wait,
-            sleep=asyncio.sleep,
+            sleep=self._sleep,
             reraise=True,
         )
         async for attempt in retrying:
@@ -174,7 +175,7 @@ class Caller:
         if self._fatal is None and self._quiet_since is not None:
             silent = time.monotonic() - max(self._quiet_since, self._not_before)
             if silent > self.patience:
-                self._fatal = ServiceError("gone", f"{self.service} has not answered for {silent:.0f} s")
+                self._end(ServiceError("gone", f"{self.service} has not answered for {silent:.0f} s"))
         return self._fatal
 
     @asynccontextmanager
@@ -186,8 +187,8 @@ class Caller:
             self._in_flight += 1
         try:
             # Whoever waits here holds its turn, so that waiting tasks do not all start when the wait is over.
-            while (delay := self._not_before - time.monotonic()) > 0:
-                await asyncio.sleep(delay)
+            while self._fatal is None and (delay := self._not_before - time.monotonic()) > 0:
+                await self._sleep(delay)
             if self._fatal is not None:
                 raise self._fatal
             if self._quiet_since is None:
@@ -197,6 +198,9 @@ class Caller:
                 yield
             except ServiceError as error:
                 self._note_failure(error)
+                if self._fatal is not None and self._fatal is not error:
+                    # Now, not after the wait for the next attempt, which may be as long as the service asks.
+                    raise self._fatal from None
                 raise
             else:
                 self._note_answer()
@@ -220,25 +224,32 @@ class Caller:
             self._note_answer()  # the service is there and reads what it is sent
             return
         if error.ends_all:
-            self._fatal = error
+            self._end(error)
             return
         self._streak += 1
         enough = self._enough()
         now = time.monotonic()
         if error.retry_after is not None:
             if error.retry_after > LONGEST_WAIT:
-                self._fatal = ServiceError(
-                    "gone", f"{error.reason}; it asks to come back in {error.retry_after:.0f} s"
-                )
+                asked = f"it asks to come back in {error.retry_after:.0f} s"
+                self._end(ServiceError("gone", f"{error.reason}; {asked}"))
                 return
             self._not_before = max(self._not_before, now + error.retry_after)
         if self._streak >= enough:
-            self._fatal = ServiceError("gone", f"{error.reason}, {self._streak} times in a row")
+            self._end(ServiceError("gone", f"{error.reason}, {self._streak} times in a row"))
             return
         left = enough - self._streak
         if left <= len(LAST_WAITS):
             wait = LAST_WAITS[-left] * self._pace
             self._not_before = max(self._not_before, now + wait)
+
+    def _end(self, error: ServiceError) -> None:
+        self._fatal = self._fatal or error
+        self._over.set()
+
+    async def _sleep(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), seconds)
 
     def _enough(self) -> int:
         # The chance of so long a row, were these the same failures as before, is below one in a million.
