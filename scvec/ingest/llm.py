@@ -210,12 +210,16 @@ class LlmService:
         answer: object = await self.client.post(path, body=dict(body), cast_to=object)
         if isinstance(answer, str):  # not declared as JSON
             answer = json.loads(answer)
+        failure: LlmError | None = None
         if not isinstance(answer, dict):
             reason = f"{self.host} answered with something else than an object"
-            raise LlmError("transient", reason, status=200, may_cost=True)
-        if answer.get("error"):
-            raise self._refusal(200, answer["error"], {})
-        return answer
+            failure = LlmError("transient", reason, status=200, may_cost=True)
+        elif answer.get("error"):
+            failure = self._refusal(200, answer["error"], {})
+        else:
+            return answer
+        answer = None  # what the server said must not stand in a traceback
+        raise failure
 
     async def _translated(self, request: Callable[[], Awaitable[T]]) -> T:
         import httpx2
@@ -257,10 +261,7 @@ class LlmService:
             what = "the key was refused" if self._key else "a key is needed"
             kind, reason = "auth", f"{self.host}: {what} (HTTP {status})"
         elif 300 <= status < 400:
-            kind, reason = (
-                "rejected",
-                f"{self.host} redirects elsewhere (HTTP {status}): give the final address",
-            )
+            kind, reason = "address", f"{self.host} redirects (HTTP {status}): give the final address"
         elif 400 <= status < 500 and status not in (408, 409, 425, 429):
             kind, reason = "rejected", f"{self.host} refused the request (HTTP {status}){said}"
         elif status == 429:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from scvec.ingest.llm import is_loopback
 from scvec.settings import Price
@@ -44,7 +45,7 @@ _DATED = {"gpt-4o-2024-05-13": Price(5.00, 15.00)}
 _DATE = re.compile(r"-(?:20\d\d-\d\d-\d\d|\d{4})$")
 
 
-def price_of(model: str, prices: Mapping[str, Price], *, host: str = "api.openai.com") -> Price | None:
+def price_of(model: str, prices: Mapping[str, Price], host: str = "") -> Price | None:
     """Return what a model costs, or None if that is not known.
 
     Parameters
@@ -52,16 +53,24 @@ def price_of(model: str, prices: Mapping[str, Price], *, host: str = "api.openai
     prices
         Of the user's config: they come first. A price of ``gpt-4o`` is that of ``gpt-4o-2024-08-06`` too.
     host
-        Where it is asked, with or without a port. This machine's own models cost nothing; elsewhere than at
-        OpenAI the shipped table does not hold.
+        Where it is asked, a host or an address; OpenAI's own if empty. This machine's own models cost
+        nothing; elsewhere than at OpenAI the shipped table does not hold.
     """
     plain = _DATE.sub("", model)
     for name in (model, plain):
         if name in prices:
             return prices[name]
-    name = re.sub(r":\d+$", "", host) if host.count(":") == 1 or host.startswith("[") else host
-    if is_loopback(name):
+    host = _host_name(host)
+    if is_loopback(host):
         return Price(0.0)
-    if name != "openai.com" and not name.endswith(".openai.com"):
+    if host != "openai.com" and not host.endswith(".openai.com"):
         return None
     return _DATED.get(model) or PRICES.get(plain)
+
+
+def _host_name(host: str) -> str:
+    text = host.strip() or "api.openai.com"
+    try:
+        return urlsplit(text if "//" in text else f"//{text}").hostname or ""
+    except ValueError:
+        return ""
