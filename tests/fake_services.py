@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -135,7 +135,6 @@ class Request:
 Extra = Callable[[web.Application, "FakeServer"], None]
 
 
-@dataclass
 class FakeServer:
     """Serves genes on 127.0.0.1, from a thread of its own, while the ``with`` block runs.
 
@@ -151,29 +150,47 @@ class FakeServer:
         Time between two bytes of a body under the fault ``drip``.
     retry_after
         Seconds that ``429-after``, ``429-date`` and ``429-ms`` ask for.
+    redirect_to
+        Where the fault ``redirect`` leads.
     """
 
-    genes: Iterable[FakeGene] = ()
-    faults: Faults = field(default_factory=Faults.none)
-    extra: Sequence[Extra] = ()
-    keys: set[str] | None = None
-    drip_seconds: float = 0.05
-    retry_after: float = 0.0
-    #: Where the fault ``redirect`` leads.
-    redirect_to: str = "http://localhost:9/elsewhere"
-    requests: list[Request] = field(default_factory=list)
-    url: str = ""
-
-    def __post_init__(self) -> None:
-        self.genes = list(self.genes)
+    def __init__(
+        self,
+        genes: Iterable[FakeGene] = (),
+        faults: Faults | None = None,
+        extra: Sequence[Extra] = (),
+        *,
+        keys: set[str] | None = None,
+        drip_seconds: float = 0.05,
+        retry_after: float = 0.0,
+        redirect_to: str = "http://localhost:9/elsewhere",
+    ) -> None:
+        self.genes = list(genes)
+        self.faults = faults or Faults.none()
+        self.extra = extra
+        self.keys = keys
+        self.drip_seconds = drip_seconds
+        self.retry_after = retry_after
+        self.redirect_to = redirect_to
+        self.requests: list[Request] = []
+        self.url = ""
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
         self._error: BaseException | None = None
 
     @property
-    def by_id(self) -> dict[int, FakeGene]:
-        return {gene.entrez_id: gene for gene in self.genes}
+    def genes(self) -> list[FakeGene]:
+        return self._genes
+
+    @genes.setter
+    def genes(self, genes: Iterable[FakeGene]) -> None:
+        self._genes = list(genes)
+        self.by_id = {gene.entrez_id: gene for gene in self._genes}
+        self.by_query: dict[str, list[FakeGene]] = {}
+        for gene in self._genes:
+            for query in (str(gene.entrez_id), *gene.ensembl_ids):
+                self.by_query.setdefault(query, []).append(gene)
 
     def paths(self) -> list[str]:
         return [request.path for request in self.requests]
@@ -226,7 +243,8 @@ class FakeServer:
         else:
             body = dict(await request.post())
         fault = self.faults.next()
-        request["body"], request["fault"] = body, fault
+        # Not by request[...] = ...: aiohttp warns of keys that are plain text.
+        request._state.update(body=body, fault=fault)
         self.requests.append(
             Request(
                 request.method,
@@ -619,14 +637,9 @@ def add_mygene(app: web.Application, server: FakeServer) -> None:
             return web.json_response({"success": False, "error": "Internal backend error"})
         species = [s.strip() for s in str(body.get("species", "")).split(",") if s.strip()]
         fields = [f.strip() for f in str(body.get("fields", "")).split(",") if f.strip()]
-        by_query: dict[str, list[FakeGene]] = {}
-        for g in server.genes:
-            if not species or _of_species(g, species):
-                for query in (str(g.entrez_id), *g.ensembl_ids):
-                    by_query.setdefault(query, []).append(g)
         hits: list[dict[str, Any]] = []
         for number, query in enumerate(ids):
-            known = by_query.get(query, [])
+            known = [g for g in server.by_query.get(query, []) if not species or _of_species(g, species)]
             found_hits = [{"query": query, **mygene_hit(g, number, fields)} for g in known]
             if fault == "duplicate":
                 found_hits *= 2
