@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from scvec.errors import ScvecError
 from scvec.types import CellChunk, Float32, Neighbors, Space
 
-__all__ = ["Backbone", "CellEncoder", "Progress", "State", "VectorIndex", "no_progress"]
+__all__ = [
+    "Backbone",
+    "CellEncoder",
+    "Progress",
+    "State",
+    "Streamed",
+    "StreamingBackbone",
+    "VectorIndex",
+    "no_progress",
+]
 
 #: What an encoder, head or calibration is saved as: arrays (safetensors) and JSON values.
 State = tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]
@@ -41,6 +52,69 @@ class Backbone(Protocol):
 
     def encode(self, texts: Sequence[str]) -> Float32:
         """Return (n, dim) float32, one row per text, in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What became of texts that a server was asked to encode.
+
+    Attributes
+    ----------
+    failures
+        Number of the text -> why it has no vector.
+    stopped
+        Why not all texts were asked for; empty where they were.
+    error
+        The error that this is for the user; None if it is none, as a limit of cost.
+    """
+
+    failures: Mapping[int, str]
+    stopped: str = ""
+    error: ScvecError | None = None
+
+
+@runtime_checkable
+class StreamingBackbone(Protocol):
+    """What a :class:`Backbone` can do whose vectors are paid for: each is kept as soon as it is there.
+
+    Not derived from it, as a check of the kind would ask for the space, and so the server.
+    """
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know and is no error."""
+        ...
+
+    def fits(self, space: Space) -> bool:
+        """Return whether vectors of a space may be of this backbone, as far as it can tell without asking."""
+        ...
+
+    def probe(self) -> tuple[Space, Mapping[str, Float32]]:
+        """Return the space, and SHA-256 -> vector (dim,) float32 of a few texts; asks the server.
+
+        They tell whether it still is itself.
+        """
+        ...
+
+    def encode_each(
+        self,
+        texts: Sequence[str],
+        keep: Callable[[list[int], Float32], None],
+        *,
+        progress: Callable[[int, str], None] = lambda done, detail: None,
+    ) -> Streamed:
+        """Encode texts and give vectors to ``keep`` as they arrive.
+
+        Whatever has arrived is kept before this returns or raises, on Ctrl-C too.
+
+        Parameters
+        ----------
+        keep
+            Takes numbers of texts and their vectors, (n, dim) float32. Called by one thread at a time.
+        progress
+            Takes how many texts are done, and rate and cost in words.
+        """
         ...
 
 

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvec.api.server_spaces import fullest_space, server_space
 from scvec.backbones.controls import permutation
 from scvec.backbones.spec import BackboneSpec, load_backbone
-from scvec.errors import InputError
-from scvec.protocols import Progress, no_progress
-from scvec.types import Float32, Space, text_sha256
+from scvec.errors import InputError, NetworkError, ScvecError
+from scvec.protocols import Backbone, Progress, Streamed, StreamingBackbone, no_progress
+from scvec.types import Bool, Float32, Space, text_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scvec.backbones.remote import Estimate
     from scvec.stores.knowledge import KnowledgeBase
     from scvec.stores.vector_cache import VectorCache
 
-__all__ = ["EncodedGenes", "check_template", "encode_genes", "gene_table"]
+__all__ = [
+    "EncodedGenes",
+    "EncodingPlan",
+    "check_template",
+    "encode_genes",
+    "gene_table",
+    "plan_encoding",
+]
 
 FIELDS = ("symbol", "name", "species", "gene_type", "description")
 TEMPLATES = {"default": "{description}", "name": "{symbol} ({name})"}
@@ -42,7 +51,18 @@ class EncodedGenes:
     vectors
         (n, dim) float32, row i for row i of ``table``.
     n_encoded, n_cached
-        Texts that the backbone was given, and texts that were known.
+        Texts that the backbone gave a vector of, and texts that were known.
+    failures
+        Gene id -> why it has no vector; such genes are not in ``table``.
+    stopped
+        Why not all texts were encoded; empty where they were.
+    error
+        The error that this is, to be raised when what there is has been stored; None if it is none, as a
+        limit of cost.
+    notes
+        What a user should know.
+    n_requests, cost
+        Requests to a server, and US dollars they cost; None where nothing is paid, or no price known.
     """
 
     space: Space
@@ -50,6 +70,32 @@ class EncodedGenes:
     vectors: Float32
     n_encoded: int
     n_cached: int
+    failures: Mapping[str, str] = field(default_factory=dict)
+    stopped: str = ""
+    error: ScvecError | None = None
+    notes: Sequence[str] = ()
+    n_requests: int = 0
+    cost: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingPlan:
+    """What encoding genes would take; nothing was encoded and no server asked.
+
+    Attributes
+    ----------
+    space
+        None where only the server knows it.
+    n_todo, n_cached
+        Texts to encode, and texts whose vectors are known.
+    estimate
+        Requests, tokens, cost and time; None where no server is asked.
+    """
+
+    space: Space | None
+    n_todo: int
+    n_cached: int
+    estimate: Estimate | None = None
 
 
 def check_template(template: str) -> str:
@@ -99,6 +145,28 @@ def gene_table(kb: KnowledgeBase, gene_ids: Sequence[str], template: str) -> pd.
     return genes[["gene_id", "species", "symbol", "text", "text_sha256"]]
 
 
+def plan_encoding(
+    kb: KnowledgeBase,
+    cache: VectorCache,
+    gene_ids: Sequence[str],
+    spec: BackboneSpec,
+    *,
+    device: str = "auto",
+) -> EncodingPlan:
+    """Return what :func:`encode_genes` would do; encodes nothing, asks no server and needs no key."""
+    from scvec.backbones.remote import RemoteBackbone
+
+    backbone = load_backbone(spec, device=device)
+    table = gene_table(kb, gene_ids, spec.template)
+    text_of = dict(zip(table["text_sha256"], table["text"], strict=True))
+    if isinstance(backbone, RemoteBackbone):
+        space, known = fullest_space(cache, backbone, list(text_of))
+        todo = [text for sha, text in text_of.items() if sha not in known]
+        return EncodingPlan(space, len(todo), len(known), backbone.estimate(todo))
+    found, _ = cache.get_many(backbone.space, list(text_of))
+    return EncodingPlan(backbone.space, int((~found).sum()), int(found.sum()))
+
+
 def encode_genes(
     kb: KnowledgeBase,
     cache: VectorCache,
@@ -106,31 +174,115 @@ def encode_genes(
     spec: BackboneSpec,
     *,
     device: str = "auto",
+    max_cost: float | None = None,
+    partial: bool = False,
     progress: Progress = no_progress,
 ) -> EncodedGenes:
     """Return the vectors of genes; only texts that no earlier run encoded go through the backbone.
 
     With ``permuted:`` each gene gets the vector of another one: the table still tells whose text it is.
+
+    Parameters
+    ----------
+    max_cost
+        US dollars that a server may cost.
+    partial
+        Return the genes that have a vector where a server failed for others, was gone or grew too dear. Else
+        that is an error; what arrived is in the cache all the same, for the next run.
+
+    Raises
+    ------
+    StoreError
+        If a server gives other vectors than those that the cache has of it.
+    NetworkError, AuthError, InputError
+        If texts have no vector, and ``partial`` is not asked for.
     """
-    backbone = load_backbone(spec, device=device)
-    space = backbone.space
+    backbone = load_backbone(spec, device=device, max_cost=max_cost)
     table = gene_table(kb, gene_ids, spec.template)
     shas = table["text_sha256"].tolist()
+    text_of = dict(zip(shas, table["text"], strict=True))
+    if isinstance(backbone, StreamingBackbone):
+        space = server_space(cache, backbone, text_of)
+    else:
+        space = backbone.space
     found, vectors = cache.get_many(space, shas)
-    text_of = {sha: text for sha, text, ok in zip(shas, table["text"], found, strict=True) if not ok}
+    unknown = {sha for sha, ok in zip(shas, found, strict=True) if not ok}
     # Long texts first: batches of like length waste least, and memory runs out at once or never.
-    todo = sorted(text_of, key=lambda sha: (-len(text_of[sha]), sha))
+    todo = sorted(unknown, key=lambda sha: (-len(text_of[sha]), sha))
     new: dict[str, Float32] = {}
-    for start in range(0, len(todo), BATCH):
-        part = todo[start : start + BATCH]
-        for first in range(0, len(part), STEP):
-            progress("encoding gene texts", start + first, len(todo))
-            shown = part[first : first + STEP]
-            new.update(zip(shown, backbone.encode([text_of[sha] for sha in shown]), strict=True))
-        cache.put_many(space, part, np.stack([new[sha] for sha in part]))
-        progress("encoding gene texts", start + len(part), len(todo))
+    outcome = Streamed({})
+
+    def keep(numbers: Sequence[int], encoded: Float32) -> None:
+        part = [todo[i] for i in numbers]
+        cache.put_many(space, part, encoded)
+        new.update(zip(part, encoded, strict=True))
+
+    if isinstance(backbone, StreamingBackbone):
+
+        def show(done: int, detail: str) -> None:
+            progress("encoding gene texts", done, len(todo), detail)
+
+        if todo:
+            outcome = backbone.encode_each([text_of[sha] for sha in todo], keep, progress=show)
+    else:
+        _encode_in_steps(backbone, [text_of[sha] for sha in todo], keep, progress)
     for row in np.flatnonzero(~found):
-        vectors[row] = new[shas[row]]
+        if shas[row] in new:
+            found[row], vectors[row] = True, new[shas[row]]
+    failures = _failed(table, {todo[i]: reason for i, reason in outcome.failures.items()})
+    if not found.all() and not partial:
+        raise _missing(table, found, failures, outcome)
+    table, vectors = table[found].reset_index(drop=True), vectors[found]
     if spec.permuted:
-        vectors = vectors[permutation(list(gene_ids))]
-    return EncodedGenes(space, table.drop(columns="text"), vectors, len(todo), len(set(shas)) - len(todo))
+        vectors = vectors[permutation(table["gene_id"].tolist())]
+    return EncodedGenes(
+        space,
+        table.drop(columns="text"),
+        vectors,
+        n_encoded=len(new),
+        n_cached=len(text_of) - len(todo),
+        failures=failures,
+        stopped=outcome.stopped,
+        error=outcome.error,
+        notes=tuple(getattr(backbone, "notes", ())),
+        n_requests=getattr(backbone, "n_calls", 0),
+        cost=getattr(backbone, "spent", None),
+    )
+
+
+def _encode_in_steps(
+    backbone: Backbone,
+    texts: list[str],
+    keep: Callable[[Sequence[int], Float32], None],
+    progress: Progress,
+) -> None:
+    for start in range(0, len(texts), BATCH):
+        numbers = range(start, min(start + BATCH, len(texts)))
+        parts = []
+        for first in range(start, numbers.stop, STEP):
+            progress("encoding gene texts", first, len(texts))
+            parts.append(backbone.encode(texts[first : min(first + STEP, numbers.stop)]))
+        keep(numbers, np.concatenate(parts))
+        progress("encoding gene texts", numbers.stop, len(texts))
+
+
+def _failed(table: pd.DataFrame, reasons: Mapping[str, str]) -> dict[str, str]:
+    """Return gene id -> reason from the reasons of their texts."""
+    pairs = zip(table["gene_id"], table["text_sha256"], strict=True)
+    return {gene_id: reasons[sha] for gene_id, sha in pairs if sha in reasons}
+
+
+def _missing(table: pd.DataFrame, found: Bool, failures: Mapping[str, str], outcome: Streamed) -> ScvecError:
+    """Return the error of genes without vectors."""
+    missing = table[~found]
+    kept = f"{len(missing):,} of {len(table):,} genes have no vector yet; what arrived is kept"
+    if outcome.error is not None:
+        error = outcome.error
+        return type(error)(f"{error.what}; {kept}", error.where, error.fix)
+    if outcome.stopped:
+        fix = "raise it and run the same command again: it goes on from here"
+        return InputError(f"{outcome.stopped}; {kept}", "--max-cost", fix)
+    reason = next(iter(failures.values()), "no answer")
+    where = ", ".join(missing["symbol"].astype(str)[:5])
+    fix = "run the same command again: only these are asked for; too long texts are cut by max_tokens=N"
+    return NetworkError(f"{kept}: {reason}", where, fix)

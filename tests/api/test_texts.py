@@ -75,7 +75,7 @@ class Spy(RandomBackbone):
 @pytest.fixture
 def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     backbone = Spy()
-    monkeypatch.setattr(texts, "load_backbone", lambda spec, device="auto": backbone)
+    monkeypatch.setattr(texts, "load_backbone", lambda spec, **options: backbone)
     return backbone
 
 

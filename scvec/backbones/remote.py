@@ -1,0 +1,371 @@
+"""``openai:MODEL``: OpenAI's embeddings, or those of any server that speaks its language."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from scvec.backbones.dispatch import Dispatch, Sizes, requests_of
+from scvec.backbones.embedding_calls import Embedded, EmbeddingCalls
+from scvec.backbones.probing import ALONE, BATCH, probe_server
+from scvec.errors import InputError, NetworkError
+from scvec.ingest.budget import Budget
+from scvec.ingest.calls import Caller, ServiceError
+from scvec.ingest.harvest import BudgetSpentError, run_async
+from scvec.ingest.llm import OPENAI_URL, LlmService, is_loopback
+from scvec.ingest.prices import price_of
+from scvec.ingest.tokens import count_tokens, truncate
+from scvec.protocols import Streamed
+from scvec.types import Float32, Space, text_sha256
+
+if TYPE_CHECKING:
+    from scvec.settings import Settings
+
+__all__ = ["Estimate", "RemoteBackbone"]
+
+#: OpenAI's limits: inputs and tokens of one request, tokens of one text.
+MOST_INPUTS, MOST_TOKENS, LONGEST = 2048, 300_000, 8192
+#: Texts in one request: a failure loses at most these.
+INPUTS = 256
+#: Seconds that one request takes at OpenAI, for estimates.
+SECONDS_A_REQUEST = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What encoding texts would take.
+
+    Attributes
+    ----------
+    requests
+        The fewest that will do, probes included.
+    tokens
+        From above where :func:`~scvec.ingest.tokens.count_tokens` can but estimate.
+    cost
+        US dollars; None if the price is not known.
+    seconds
+        Roughly.
+    """
+
+    requests: int
+    tokens: int
+    cost: float | None
+    seconds: float
+
+
+class RemoteBackbone:
+    """Vectors that a server gives, scaled to length 1.
+
+    The space has the model's name, and as its revision ``MODEL@HOST``: the name that the server says, where
+    that is another one, and the server's host without port (any name of this machine is ``localhost``,
+    OpenAI's is left out). So a server of one's own may come up on another port and is still the same space;
+    one on another host is another. Whether it is the same model behind that name is not left to names:
+    :meth:`probe` gives vectors of fixed texts, which are kept with the space and compared whenever the server
+    is asked again.
+
+    Before anything else a few texts are asked for alone and in a batch. Where the vectors differ, one text a
+    request is sent from then on, and :attr:`notes` say so: some servers pad batches wrongly.
+
+    Parameters
+    ----------
+    model
+        Name that the server knows.
+    template
+        Name of the text template; part of the space.
+    settings
+        Key, address, time-out and prices.
+    base_url
+        Address; before the one in the settings.
+    dimensions
+        Length of the vectors to ask for. A server that does not heed it is refused.
+    max_tokens
+        Tokens at which a text is cut; by default OpenAI's 8192.
+    max_cost
+        US dollars that the whole may cost; asking stops before. None for no limit.
+    inputs
+        Texts in one request, at most 2048.
+    concurrency
+        Requests under way at once.
+    caller
+        Makes the policy of retries for a service's name; tests make one that does not wait.
+
+    Raises
+    ------
+    InputError
+        If there is a limit of cost and no price is known.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        template: str,
+        *,
+        settings: Settings,
+        base_url: str | None = None,
+        dimensions: int | None = None,
+        max_tokens: int | None = None,
+        max_cost: float | None = None,
+        inputs: int = INPUTS,
+        concurrency: int = 4,
+        caller: Callable[[str], Caller] | None = None,
+    ) -> None:
+        self.model, self.template, self.dimensions = model, template, dimensions
+        self.max_tokens, self.concurrency = max_tokens or LONGEST, concurrency
+        self._cut_early = max_tokens is not None
+        self._settings, self._caller = settings, caller
+        self._base_url = (base_url or settings.openai.base_url or OPENAI_URL).strip()
+        price = price_of(model, settings.prices, self._base_url)
+        self._budget = Budget(price, max_cost, model=model)
+        self._sizes = Sizes(inputs=max(1, min(inputs, MOST_INPUTS)), tokens=MOST_TOKENS)
+        self._encoding = "base64"
+        self._probed: tuple[Space, dict[str, Float32]] | None = None
+        self._notes: dict[str, None] = {}
+        self._cut: set[str] = set()
+        #: Requests made so far, and tokens of what was answered, by our count.
+        self.n_calls = self.n_tokens = 0
+
+    @property
+    def spent(self) -> float | None:
+        """US dollars spent so far, None if the price is not known."""
+        return self._budget.spent
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know and is no error."""
+        notes = list(self._notes)
+        if self._cut:
+            notes.append(f"{len(self._cut):,} texts were longer than {self.max_tokens:,} tokens and were cut")
+        return notes
+
+    @property
+    def space(self) -> Space:
+        """The space of the vectors; asks the server if it was not asked before.
+
+        Raises
+        ------
+        ScvecError
+            If it cannot be asked, or its vectors are of no use.
+        """
+        return self.probe()[0]
+
+    def check(self) -> None:
+        """Raise an error if the address cannot be used or a key is needed and there is none; asks nobody."""
+        LlmService(self._settings.openai, base_url=self._base_url)
+
+    def fits(self, space: Space) -> bool:
+        """Return whether vectors of a space may be of this backbone, as far as it can tell without asking."""
+        return (
+            (space.backbone, space.template, space.pooling) == (self._name, self.template, self._pooling)
+            and space.revision.rpartition("@")[2] == self._host
+            and self.dimensions in (None, space.dim)
+        )
+
+    def probe(self) -> tuple[Space, dict[str, Float32]]:
+        """Return the space, and SHA-256 -> vector (dim,) float32 of a few texts; asks the first time only.
+
+        Raises
+        ------
+        ScvecError
+            If it cannot be asked, or its vectors are of no use.
+        """
+        if self._probed is None:
+
+            async def run() -> None:
+                async with self._calls() as calls:
+                    await self._probe(calls)
+
+            try:
+                run_async(run())
+            except ServiceError as error:
+                raise error.translated(self._name) from None
+            except BudgetSpentError as error:
+                raise self._over_budget(str(error)) from None
+        if self._probed is None:
+            raise InputError("the server was not asked", self._name)
+        return self._probed
+
+    def estimate(self, texts: Sequence[str]) -> Estimate:
+        """Return what encoding texts would take; asks nobody."""
+        counts = self._counted([t for t in texts if t.strip()])[1]
+        requests = len(requests_of(counts, self._sizes.inputs, MOST_TOKENS))
+        if self._probed is None and counts:
+            probes = count_tokens([*ALONE, *BATCH], self.model).counts
+            counts, requests = [*counts, *probes], requests + len(ALONE) + 1
+        price = self._budget.price
+        cost = None if price is None else self._budget.cost(sum(counts))
+        waves = -(-requests // self.concurrency)
+        return Estimate(requests, sum(counts), cost, waves * SECONDS_A_REQUEST)
+
+    def encode(self, texts: Sequence[str]) -> Float32:
+        """Return (n, dim) float32 vectors of length 1, in the order of the texts.
+
+        Raises
+        ------
+        ScvecError
+            If a text has no vector; of the others, which were paid for, nothing is kept:
+            see :meth:`encode_each`.
+        """
+        found: dict[int, Float32] = {}
+
+        def keep(rows: list[int], vectors: Float32) -> None:
+            found.update(zip(rows, vectors, strict=True))
+
+        outcome = self.encode_each(texts, keep)
+        if outcome.stopped:
+            raise outcome.error or self._over_budget(outcome.stopped)
+        if outcome.failures:
+            row, reason = min(outcome.failures.items())
+            what = f"{len(outcome.failures):,} of {len(texts):,} texts have no vector: {reason}"
+            raise NetworkError(what, texts[row][:80], "run the same command again later")
+        return np.array([found[i] for i in range(len(texts))], np.float32).reshape(-1, self.space.dim)
+
+    def encode_each(
+        self,
+        texts: Sequence[str],
+        keep: Callable[[list[int], Float32], None],
+        *,
+        progress: Callable[[int, str], None] = lambda done, detail: None,
+    ) -> Streamed:
+        """Encode texts and give vectors to ``keep`` as they arrive; whatever arrives is given.
+
+        Parameters
+        ----------
+        keep
+            Takes numbers of texts and their vectors, (n, dim) float32. What it raises ends the asking.
+        progress
+            Takes how many texts are done, and rate and cost in words.
+
+        Returns
+        -------
+        Streamed
+            Texts that the server would not take or gave no proper vector for; and what ended the asking: a
+            key that is refused, a server that is gone, or the limit of cost, which is no error.
+        """
+        sent, counts = self._counted(texts)
+        empty = frozenset(i for i, text in enumerate(sent) if not text.strip())
+        started, done = time.monotonic(), 0
+
+        def arrived(rows: list[int], vectors: Float32) -> None:
+            nonlocal done
+            keep(rows, vectors)
+            done += len(rows)
+            self.n_tokens += sum(counts[i] for i in rows)
+            rate = 60 * done / max(time.monotonic() - started, 1e-3)
+            spent = "" if self.spent is None else f", ${self.spent:.4f}"
+            progress(done, f"{rate:,.0f} a minute{spent}")
+
+        async def run() -> tuple[Dispatch, ServiceError | BudgetSpentError | None]:
+            async with self._calls() as calls:
+                if self._probed is None:
+                    await self._probe(calls)
+                dim = self.space.dim
+                dispatch = Dispatch(
+                    lambda rows: calls.ask([sent[i] for i in rows], sum(counts[i] for i in rows), dim),
+                    counts,
+                    arrived,
+                    caller=calls.service.caller,
+                    sizes=self._sizes,
+                    concurrency=self.concurrency,
+                    skip=empty,
+                )
+                return dispatch, await dispatch.run()
+
+        failures: dict[int, str] = dict.fromkeys(sorted(empty), "the text is empty")
+        if len(empty) == len(sent):
+            return Streamed(failures)
+        try:
+            dispatch, stopped = run_async(run())
+        except (ServiceError, BudgetSpentError) as error:
+            return self._ended(failures, error)
+        return self._ended(failures | dispatch.failures, stopped)
+
+    @asynccontextmanager
+    async def _calls(self) -> AsyncIterator[EmbeddingCalls]:
+        caller = self._caller(self._host or "OpenAI") if self._caller is not None else None
+        service = LlmService(self._settings.openai, base_url=self._base_url, caller=caller)
+        self._notes |= dict.fromkeys(service.notes)
+        # Long before the time-out: a request that runs into it is lost, and paid for.
+        self._sizes.seconds = service.timeout / 3
+        async with service:
+            calls = EmbeddingCalls(service, self._budget, self.model, self.dimensions)
+            calls.encoding = self._encoding
+            try:
+                yield calls
+            finally:
+                self.n_calls += service.caller.n_calls
+
+    async def _probe(self, calls: EmbeddingCalls) -> None:
+        """Learn the dimension, and whether batches can be trusted."""
+
+        async def ask(given: Sequence[str], dim: int | None) -> Embedded:
+            n_tokens = count_tokens(given, self.model).total
+            try:
+                return await calls.ask(given, n_tokens, dim)
+            except ServiceError as error:
+                # Some servers know no base64, and refuse the request.
+                if error.kind != "rejected" or len(given) > 1 or calls.encoding == "float":
+                    raise
+            calls.encoding = self._encoding = "float"
+            return await calls.ask(given, n_tokens, dim)
+
+        found = await probe_server(ask, calls.service.host, self.dimensions)
+        self._notes |= dict.fromkeys(found.notes)
+        if found.one_by_one:
+            self._sizes.inputs = 1
+        self._sizes.took(1, count_tokens(ALONE, self.model).total // len(ALONE), found.seconds)
+        vectors = dict(zip(map(text_sha256, ALONE), found.vectors, strict=True))
+        self._probed = self._space_of(found.dim, found.model), vectors
+
+    def _counted(self, texts: Sequence[str]) -> tuple[list[str], list[int]]:
+        """Return the texts, the longest of them cut, and how many tokens they are."""
+        sent, counts = list(texts), list(count_tokens(texts, self.model).counts)
+        for i, count in enumerate(counts):
+            if count > self.max_tokens:
+                self._cut.add(text_sha256(sent[i]))
+                sent[i] = truncate(sent[i], self.max_tokens, self.model)
+                counts[i] = self.max_tokens
+        return sent, counts
+
+    @property
+    def _name(self) -> str:
+        return f"openai:{self.model}"
+
+    @property
+    def _host(self) -> str:
+        """The server's name in the space."""
+        host = (urlsplit(self._base_url).hostname or "").lower()
+        if host == urlsplit(OPENAI_URL).hostname:
+            return ""
+        return "localhost" if is_loopback(host) else host
+
+    @property
+    def _pooling(self) -> str:
+        return f"api, {self.max_tokens} tokens" if self._cut_early else "api"
+
+    def _space_of(self, dim: int, said: str) -> Space:
+        # A path of the server's disk, as llama.cpp gives, is no part of a model's name.
+        said = said.replace("\\", "/").rsplit("/", 1)[-1].replace("@", " ")
+        said = "".join(c for c in said if c.isprintable())[:100].strip()
+        said = "" if said == self.model.rsplit("/", 1)[-1] else said
+        return Space(
+            backbone=self._name,
+            revision=f"{said}@{self._host}" if said or self._host else "",
+            weights_sha256="",
+            template=self.template,
+            pooling=self._pooling,
+            dim=dim,
+            normalized=True,
+        )
+
+    def _ended(self, failures: dict[int, str], stopped: ServiceError | BudgetSpentError | None) -> Streamed:
+        error = stopped.translated(self._name) if isinstance(stopped, ServiceError) else None
+        return Streamed(failures, "" if stopped is None else str(stopped), error)
+
+    def _over_budget(self, reason: str) -> InputError:
+        return InputError(reason, f"--max-cost, {self._name}", "raise it and run the same command again")
