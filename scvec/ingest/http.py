@@ -65,8 +65,8 @@ def service_url(service: str, default: str, given: str = "") -> URL:
         url = URL((given or default).strip().rstrip("/"))
         host, _port = url.host, url.port
     except ValueError:
-        raise InputError(f"the address of {service} cannot be read", redact(given), fix) from None
-    shown = redact(str(url.with_user(None).with_query(None)) if host else given)
+        raise InputError(f"the address of {service} cannot be read", "", fix) from None
+    shown = f"{url.scheme}://{host}" if host else redact(url.path)
     if url.scheme not in ("http", "https") or not host:
         raise InputError(f"the address of {service} must be one of https", shown, fix)
     if url.user or url.password or url.query_string or url.fragment:
