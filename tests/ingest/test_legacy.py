@@ -1,0 +1,304 @@
+"""Files of earlier systems: what is read of them, and which gene a record is about."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scvec.errors import InputError, ResourceError
+from scvec.ingest.identity import GeneResolver
+from scvec.ingest.legacy import LegacyEntry, read_legacy
+from scvec.ingest.legacy_matching import LegacyMatch, match_entries
+
+PAGE = {
+    "Official Symbol": "INS",
+    "Official Full Name": "insulin",
+    "Primary source": "HGNC:HGNC:6081",
+    "See related": "Ensembl:ENSG00000254647 MIM:176730; AllianceGenome:HGNC:6081",
+    "Gene type": "protein coding",
+    "RefSeq status": "REVIEWED",
+    "Organism": "Homo sapiens",
+    "Lineage": "Eukaryota; Metazoa",
+    "Also known as": "IDDM; ILPR",
+    "Summary": "This gene encodes insulin, a peptide hormone. [provided by RefSeq, Dec 2019]",
+    "Annotation information": "Note: x",
+    "Expression": "Restricted expression toward pancreas (RPKM 20.0).",
+    "Orthologs": "mouse",
+}
+VECTOR = [0.5, -0.25, 1.0, 0.0]
+
+ALIASES = [
+    ("HGNC:6081", "human", "INS", "symbol"),
+    ("HGNC:6081", "human", "ENSG00000254647", "ensembl"),
+    ("HGNC:6081", "human", "3630", "entrez"),
+    ("HGNC:6081", "human", "IDDM2", "previous"),
+    ("HGNC:6081", "human", "ILPR", "alias"),
+    ("HGNC:4191", "human", "GCG", "symbol"),
+    ("HGNC:4191", "human", "ENSG00000115263", "ensembl"),
+    ("HGNC:9751", "human", "QARS1", "symbol"),
+    ("HGNC:9751", "human", "QARS", "alias"),
+    ("HGNC:3418", "human", "EPRS1", "symbol"),
+    ("HGNC:3418", "human", "QARS", "alias"),
+    ("MGI:96573", "mouse", "Ins2", "symbol"),
+    ("MGI:96572", "mouse", "Ins1", "symbol"),
+]
+GENE_IDS = {a[0] for a in ALIASES}
+
+
+def resolver() -> GeneResolver:
+    orthologs = pd.DataFrame(columns=["human_gene_id", "mouse_gene_id", "kind"])
+    return GeneResolver(pd.DataFrame(ALIASES, columns=["gene_id", "species", "name", "kind"]), orthologs)
+
+
+def match(*entries: LegacyEntry, species: str = "auto") -> LegacyMatch:
+    return match_entries(entries, resolver(), GENE_IDS, species)
+
+
+def write(path: Path, value: Any) -> Path:
+    if not isinstance(value, bytes):
+        value = pickle.dumps(value) if path.suffix == ".pkl" else json.dumps(value).encode()
+        value = gzip.compress(value) if path.suffix == ".gz" else value
+    path.write_bytes(value)
+    return path
+
+
+# -- reading --------------------------------------------------------------------------------------------
+
+
+def test_the_fields_of_a_page_by_token_id(tmp_path: Path) -> None:
+    model = {"error": "x", "Official Symbol": "NKG7", "Organism": "Homo sapiens", "gpt_Summary": "NKG7 is."}
+    file = read_legacy(
+        write(tmp_path / "human.json", {"17": PAGE, "18": {}, "19": model, "20": {"error": "y"}})
+    )
+    assert (file.kind, file.vectors, file.n_records) == ("scinterpreter", None, 4)
+    ins, nkg7 = file.entries
+    assert (ins.key, ins.symbol, ins.species) == ("17", "INS", "human")
+    assert set(ins.ids) == {"HGNC:6081", "ENSG00000254647"}
+    assert ins.text == "This gene encodes insulin, a peptide hormone."
+    assert ins.provenance == {"provided_by": "RefSeq", "provided_at": "Dec 2019"}
+    assert ins.facts["official_full_name"] == "insulin" and ins.facts["aliases"] == ["IDDM", "ILPR"]
+    assert len(ins.facts) == 12 and not ins.by_model
+    assert (nkg7.text, nkg7.by_model) == ("NKG7 is.", True)
+    assert file.refused == {"18": "it is empty", "20": "it has no summary"}
+
+
+def test_the_vectors_by_token_id(tmp_path: Path) -> None:
+    records = {
+        17: {"gene_name": "INS", "embedding": VECTOR},
+        18: {"error": "x", "gene_name": "Gcg", "species": "Mus musculus", "gpt_embedding": [1.0, 0, 0, 1]},
+        19: {"gene_name": "X", "species": "Danio rerio", "embedding": VECTOR},
+    }
+    file = read_legacy(write(tmp_path / "v.pkl", records))
+    assert [(e.symbol, e.species) for e in file.entries] == [("INS", None), ("Gcg", "mouse")]
+    assert file.vectors is not None and file.vectors.dtype == np.float32
+    np.testing.assert_array_equal(file.vectors, [VECTOR, [1, 0, 0, 1]])
+    assert file.refused == {"19": "it is of another species than human or mouse"}
+
+
+@pytest.mark.parametrize(
+    "how", ["pickle of lists", "pickle of arrays", "json", "csv", "csv.gz", "long pickle"]
+)
+def test_vectors_by_symbol_in_every_format(tmp_path: Path, how: str) -> None:
+    dim = 1536 if how == "long pickle" else 4
+    rng = np.random.default_rng(0)
+    want = {name: rng.normal(size=dim).astype(np.float32) for name in ("INS", "GCG", "TTR")}
+    lists = {k: v.tolist() for k, v in want.items()}
+    frame = pd.DataFrame(lists).T
+    if how.startswith("csv"):
+        text = frame.to_csv().encode()
+        path = write(tmp_path / f"e.{how}", text)
+    elif how == "json":
+        path = write(tmp_path / "e.json", lists)
+    else:
+        path = write(tmp_path / "e.pkl", want if how == "pickle of arrays" else lists)
+    file = read_legacy(path)
+    assert [e.symbol for e in file.entries] == list(want) and file.kind == "genept"
+    assert file.vectors is not None
+    np.testing.assert_array_equal(file.vectors, np.stack(list(want.values())))
+
+
+def test_a_csv_without_names_of_columns(tmp_path: Path) -> None:
+    file = read_legacy(write(tmp_path / "e.csv", b"INS,0.5,0.25\nGCG,1,2\nbad,x,1\nshort\n"))
+    assert [e.key for e in file.entries] == ["INS", "GCG"]
+    assert set(file.refused) == {"bad", "short"}
+
+
+def test_texts_by_symbol_and_in_groups(tmp_path: Path) -> None:
+    plain = read_legacy(write(tmp_path / "t.json.gz", {"INS": "Insulin.", "GCG": "", "TTR": 5}))
+    assert [(e.symbol, e.text, e.group) for e in plain.entries] == [("INS", "Insulin.", "")]
+    assert set(plain.refused) == {"GCG", "TTR"}
+    grouped = read_legacy(
+        write(tmp_path / "g.json", {"ncbi": {"INS": "a text"}, "uniprot": {"INS": "another"}})
+    )
+    assert [(e.group, e.text) for e in grouped.entries] == [("ncbi", "a text"), ("uniprot", "another")]
+
+
+def test_vectors_that_cannot_be_used(tmp_path: Path) -> None:
+    bad = {
+        "NAN": [float("nan"), 1.0, 1, 1],
+        "INF": [float("inf"), 1.0, 1, 1],
+        "HUGE": [1e300, 1.0, 1, 1],
+        "VAST": [10**305, 1.0, 1, 1],
+        "ZERO": [0.0] * 4,
+        "SHORT": [1.0, 2.0, 3.0],
+        "EMPTY": [],
+        "WORDS": ["0.5"] * 4,
+        "BOOLS": [True] * 4,
+        "NONE": None,
+        "TABLE": np.ones((2, 2)),
+        "TEXT": "Insulin.",
+        "NAMES": np.array(["a", "b"]),
+    }
+    file = read_legacy(write(tmp_path / "e.pkl", {"INS": VECTOR, "GCG": np.ones((1, 4)), **bad}))
+    assert [e.key for e in file.entries] == ["INS", "GCG"]
+    assert set(file.refused) == set(bad)
+    assert [e.row for e in file.entries] == [0, 1] and file.vectors is not None and len(file.vectors) == 2
+    assert "3 numbers, most have 4" in file.refused["SHORT"]
+    text = read_legacy(write(tmp_path / "e.json", {"INS": VECTOR, "VAST": [10**400, 1, 1, 1]}))
+    assert list(text.refused) == ["VAST"]
+
+
+def test_keys_that_stand_there_twice_are_told(tmp_path: Path) -> None:
+    file = read_legacy(write(tmp_path / "t.json", b'{"INS": "one", "INS": "two", "GCG": "three"}'))
+    assert [e.text for e in file.entries] == ["two", "three"]
+    assert "1 record repeat a key, such as INS" in file.notes[0]
+    table = read_legacy(write(tmp_path / "e.csv", b"x,a,b\nINS,1,2\nINS,3,4\n"))
+    assert "INS" in table.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("x.json", b"{oops", "JSON cannot be read"),
+        ("x.json", b"[1, 2]", "holds a list"),
+        ("x.json", b'{"a": ' * 100_000, "JSON cannot be read"),
+        ("x.json", b"{}", "no records"),
+        ("x.json", b'{"INS": null}', "neither texts nor vectors"),
+        ("x.json", b'\xff\xfe{"', "UTF-8|no file of"),
+        ("x.json.gz", gzip.compress(b'{"INS": "x"}')[:-9], "truncated"),
+        ("x.csv", b"INS\n", "no columns of numbers"),
+        ("x.csv", b"", "no records"),
+        ("x.csv", b"INS," + b"1," * 800_000, "longer than 1 MB"),
+        ("x.pkl", pickle.dumps([1.0]), "holds a list"),
+        ("x.pkl", pickle.dumps(pd.DataFrame({"a": [1.0]})), "which scvec does not run"),
+        ("x.pkl.gz", gzip.compress(pickle.dumps({"INS": VECTOR})), "a gzip file"),
+        ("x.bin", b"\x93NUMPY", "no file of an earlier system"),
+        ("x.json", json.dumps({"a": {"INS": VECTOR}, "b": {"INS": VECTOR}}).encode(), "several sets"),
+    ],
+)
+def test_a_bad_file_is_explained(tmp_path: Path, name: str, content: bytes, what: str) -> None:
+    with pytest.raises(InputError, match=what) as caught:
+        read_legacy(write(tmp_path / name, content))
+    assert len(caught.value.lines()) == 3
+    assert name in caught.value.where
+
+
+def test_missing_files_kinds_and_memory(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(InputError, match=r"no such file|a folder"):
+            read_legacy(path)
+    path = write(tmp_path / "t.json", {"INS": "Insulin."})
+    with pytest.raises(InputError, match="look like genept's"):
+        read_legacy(path, kind="scinterpreter")
+    with pytest.raises(InputError, match="no kind"):
+        read_legacy(path, kind="other")  # type: ignore[arg-type]
+    bomb = write(tmp_path / "bomb.json.gz", gzip.compress(b'{"INS": "' + b"x" * 30_000_000 + b'"}'))
+    with pytest.raises(ResourceError, match="may take"):
+        read_legacy(bomb, memory="64M")
+
+
+def test_escape_codes_do_not_get_through(tmp_path: Path) -> None:
+    file = read_legacy(write(tmp_path / "t.json", {"IN\x1b[31mS": "a\x00text\nof <b>two</b> lines"}))
+    assert file.entries[0].symbol.isprintable() and file.entries[0].text.isprintable()
+
+
+# -- matching -------------------------------------------------------------------------------------------
+
+
+def entry(symbol: str, *ids: str, key: str = "", **more: Any) -> LegacyEntry:
+    return LegacyEntry(key or symbol, symbol, ids, text="x", **more)
+
+
+def test_a_token_id_is_no_gene() -> None:
+    # 3630 is INS at Entrez; as a key, or as a name, it is a number of somebody's vocabulary.
+    found = match(entry("GCG", key="3630"), entry("3630"), entry(""))
+    assert {g: e.key for g, e in found.genes[""].items()} == {"HGNC:4191": "3630"}
+    assert len(found.unknown) == 2
+
+
+def test_records_that_name_two_genes_are_left_out() -> None:
+    found = match(
+        entry("INS", "HGNC:4191"), entry("GCG", "HGNC:4191", "ENSG00000254647"), entry("INS", "HGNC:6081")
+    )
+    assert list(found.genes[""]) == ["HGNC:6081"]
+    assert set(found.contradictory) == {"INS", "GCG"}
+    assert "HGNC:6081" in found.contradictory["INS"] and "HGNC:4191" in found.contradictory["INS"]
+
+
+def test_ids_decide_where_a_symbol_is_ambiguous_or_unknown() -> None:
+    found = match(
+        entry("QARS", "HGNC:3418"), entry("C99orf1", "ENSG00000115263"), entry("GLUC", "entrez:3630")
+    )
+    assert set(found.genes[""]) == {"HGNC:3418", "HGNC:4191", "HGNC:6081"}
+    assert match(entry("QARS")).ambiguous == {"QARS": ("HGNC:3418", "HGNC:9751")}
+    assert match(entry("NOSUCH"), entry("INS-1"), entry("1-Mar")).unknown == ["NOSUCH", "INS-1", "1-Mar"]
+
+
+def test_the_symbol_that_a_text_begins_with(tmp_path: Path) -> None:
+    texts = {
+        "QARS": "Gene Symbol QARS1 Aminoacyl.",
+        "INS": "Gene Symbol GCG Glucagon.",
+        "GCG": "Gene Symbol GCG x",
+    }
+    found = match(*read_legacy(write(tmp_path / "t.json", texts)).entries)
+    assert set(found.genes[""]) == {"HGNC:9751", "HGNC:4191"}
+    assert list(found.contradictory) == ["INS"]
+
+
+@pytest.mark.parametrize("order", [("INS", "IDDM2", "ILPR", "ins"), ("ins", "ILPR", "IDDM2", "INS")])
+def test_the_official_symbol_wins(order: tuple[str, ...]) -> None:
+    found = match(*map(entry, order), species="human")
+    assert found.genes[""]["HGNC:6081"].symbol == "INS"
+    assert len(found.repeated) == 3 and found.n_matched == 1
+    found = match(*map(entry, [s for s in order if s != "INS"]), species="human")
+    assert found.genes[""]["HGNC:6081"].symbol == "IDDM2"
+
+
+def test_species_of_the_record_of_the_caller_and_of_most() -> None:
+    both = match(entry("Ins2", species="mouse"), entry("INS"), entry("Ins1"))
+    assert set(both.genes[""]) == {"MGI:96573", "HGNC:6081"} or both.species == "mouse"
+    assert match(entry("Ins2"), entry("Ins1")).species == "mouse"
+    assert set(match(entry("Ins2"), species="mouse").genes[""]) == {"MGI:96573"}
+    with pytest.raises(InputError, match="unknown species"):
+        match(entry("INS"), species="rat")
+
+
+def test_groups_are_matched_on_their_own() -> None:
+    found = match(entry("INS", group="a"), entry("INS", group="b"), entry("GCG", group="b"))
+    assert {g: list(v) for g, v in found.genes.items()} == {
+        "a": ["HGNC:6081"],
+        "b": ["HGNC:6081", "HGNC:4191"],
+    }
+
+
+def test_every_record_is_accounted_for(tmp_path: Path) -> None:
+    names = ["INS", "IDDM2", "QARS", "NOSUCH", "GCG", "3630"]
+    file = read_legacy(write(tmp_path / "e.json", {n: VECTOR for n in names} | {"Z": [0.0] * 4}))
+    found = match(*file.entries)
+    parts = [found.ambiguous, found.unknown, found.contradictory, found.repeated, file.refused]
+    assert found.n_matched + sum(map(len, parts)) == file.n_records == 7
+
+
+def test_the_published_files(shared_data: Path) -> None:
+    texts = read_legacy(shared_data / "genes" / "genept_ncbi_uniprot_text_subset.json.gz")
+    assert len(texts.entries) == 2122 and {e.group for e in texts.entries} == {"ncbi_only", "ncbi_uniprot"}
+    vectors = read_legacy(shared_data / "genes" / "genept_embeddings_small.csv.gz")
+    assert vectors.vectors is not None and vectors.vectors.shape == (86, 1536)
+    assert vectors.refused == {"ctrl": "its vector is zero"}
