@@ -84,6 +84,7 @@ def ingest_cells(
     from scvec.api.knowledge import ensure_knowledge
     from scvec.api.matching import match_genes
     from scvec.api.resolvers import resolver_of
+    from scvec.api.stored_space import stored_genes
     from scvec.api.texts import encode_genes
     from scvec.backbones.spec import load_backbone, parse_spec
     from scvec.encoders.registry import needs_text
@@ -96,7 +97,7 @@ def ingest_cells(
     spec = parse_spec(backbone)
     with_text = needs_text(encoder)
     check_device(device)
-    if with_text:
+    if with_text and not spec.is_stored:
         load_backbone(spec, device=device)
     stages = Stages()
     with ExitStack() as stack:
@@ -125,8 +126,13 @@ def ingest_cells(
         encoded = None
         if with_text:
             with stages("encode genes"):
-                encoded = encode_genes(kb, txn.vectors(), gene_ids, spec, device=device, progress=progress)
-                if not spec.permuted:
+                if spec.is_stored:
+                    encoded = stored_genes(txn, kb, gene_ids, spec)
+                else:
+                    encoded = encode_genes(
+                        kb, txn.vectors(), gene_ids, spec, device=device, progress=progress
+                    )
+                if not (spec.permuted or spec.is_stored):
                     txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
         with stages("train"):
             model, notes = _train(labelled, matched, maps, encoder, encoded, seed, progress)

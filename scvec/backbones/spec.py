@@ -24,9 +24,17 @@ OPTIONS: dict[str, dict[str, str]] = {
     "hf": {"pooling": "mean|last|eol", "max_tokens": "N"},
     "openai": {"dimensions": "N", "max_tokens": "N"},
     "random": {},
+    "stored": {},
 }
 #: What follows the colon, per kind; nothing may where it is empty.
-ARGUMENTS = {"minilm": "", "st": "FOLDER_OR_ID", "hf": "FOLDER_OR_ID", "openai": "MODEL", "random": "DIM"}
+ARGUMENTS = {
+    "minilm": "",
+    "st": "FOLDER_OR_ID",
+    "hf": "FOLDER_OR_ID",
+    "openai": "MODEL",
+    "random": "DIM",
+    "stored": "NAME",
+}
 #: Largest number that an option may have.
 LARGEST = {"dimensions": 65536, "max_tokens": 1_000_000}
 
@@ -46,9 +54,9 @@ class BackboneSpec:
     Attributes
     ----------
     base
-        ``minilm``, ``st``, ``hf``, ``openai`` or ``random``.
+        ``minilm``, ``st``, ``hf``, ``openai``, ``random`` or ``stored``.
     argument
-        Folder, hub id, model or dimension.
+        Folder, hub id, model, dimension or name of a space of the store.
     permuted
         Each gene gets the vector of another: a control.
     template
@@ -69,7 +77,12 @@ class BackboneSpec:
     @property
     def needs_text(self) -> bool:
         """Whether texts matter to the vectors."""
-        return self.base != "random"
+        return self.base not in ("random", "stored")
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the vectors lie in the store already, and no text is encoded."""
+        return self.base == "stored"
 
     @property
     def is_remote(self) -> bool:
@@ -219,12 +232,21 @@ def _openai(spec: BackboneSpec, *, settings: Settings | None, max_cost: float | 
     )
 
 
+def _stored(spec: BackboneSpec, **_: Any) -> Backbone:
+    raise InputError(
+        "the vectors of a stored space are as they are: no text can be encoded into it",
+        f"--backbone stored:{spec.argument}",
+        "give it to scvec ingest cells, or name a backbone that encodes",
+    )
+
+
 _LOADERS: dict[str, Callable[..., Backbone]] = {
     "minilm": _minilm,
     "st": _sentence,
     "hf": _hf,
     "openai": _openai,
     "random": _random,
+    "stored": _stored,
 }
 
 
