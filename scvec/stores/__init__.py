@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scvec.stores.faiss_index import FaissFlatIndex
     from scvec.stores.generations import Generation
     from scvec.stores.indices import build_index, open_index
+    from scvec.stores.journal import Journal
     from scvec.stores.knowledge import KnowledgeBase
     from scvec.stores.numpy_index import NumpyIndex
     from scvec.stores.store import CompactReport, Store, default_store_path
@@ -24,6 +25,7 @@ __all__ = [
     "CompactReport",
     "FaissFlatIndex",
     "Generation",
+    "Journal",
     "KnowledgeBase",
     "NumpyIndex",
     "Store",
@@ -41,6 +43,7 @@ _HOMES = {
     "CompactReport": "store",
     "FaissFlatIndex": "faiss_index",
     "Generation": "generations",
+    "Journal": "journal",
     "KnowledgeBase": "knowledge",
     "NumpyIndex": "numpy_index",
     "Store": "store",

@@ -13,7 +13,16 @@ from scvec.errors import InputError, StoreError
 from scvec.stores.files import check_file, check_size, write_atomic
 from scvec.stores.manifest import Manifest
 
-__all__ = ["Generation", "current_number", "list_generations", "read_current", "try_drop", "write_generation"]
+__all__ = [
+    "Generation",
+    "current_number",
+    "list_generations",
+    "manifest_path",
+    "read_current",
+    "read_generation",
+    "try_drop",
+    "write_generation",
+]
 
 _CURRENT = re.compile(rb"(\d{6})\n([0-9a-f]{64})\n")
 _MANIFEST = re.compile(r"(\d{6})\.json")
@@ -119,28 +128,66 @@ def read_current(folder: Path) -> Generation:
             continue
         except OSError as error:
             raise StoreError(f"the manifest cannot be read ({error.strerror})", str(path)) from error
-        keep = False
-        try:
-            shared = _share(fd)
-            if os.fstat(fd).st_nlink == 0:
-                continue  # dropped between opening and sharing
-            with open(fd, "rb", closefd=False) as handle:
-                data = handle.read()
-            if hashlib.sha256(data).hexdigest() != sha256:
-                raise StoreError(
-                    f"the manifest of generation {number} is damaged (its SHA-256 differs)",
-                    str(path),
-                    "restore the store from a copy, or ingest into a new one",
-                )
-            manifest = Manifest.from_bytes(data, str(path))
-            if manifest.generation != number:
-                raise StoreError(f"the manifest of generation {number} is another's", str(path))
-            keep = shared
-            return Generation(folder, manifest, fd if shared else None)
-        finally:
-            if not keep:
-                os.close(fd)
+        found = _held(folder, number, fd, sha256)
+        if found is not None:
+            return found
     raise StoreError("the store changes faster than it can be read", str(folder), "try again")
+
+
+def read_generation(folder: Path, number: int) -> Generation:
+    """Return a generation by its number, current or older.
+
+    Raises
+    ------
+    InputError
+        There is none of this number, or `compact` has dropped it; names those there are.
+    StoreError
+        Damaged, or of a newer format.
+    """
+    current = read_current(folder)
+    if number == current.number:
+        return current
+    if 0 <= number < current.number:  # a manifest beyond CURRENT is what a killed writer left
+        with suppress(FileNotFoundError):
+            found = _held(folder, number, os.open(manifest_path(folder, number), os.O_RDONLY), None)
+            if found is not None:
+                return found
+    there = [n for n in list_generations(folder) if n <= current.number]
+    listed = ("..., " if len(there) > 12 else "") + ", ".join(map(str, there[-12:]))
+    raise InputError(
+        f"the store has no generation {number}",
+        str(folder),
+        f"it has: {listed}; scvec compact drops older ones",
+    )
+
+
+def _held(folder: Path, number: int, fd: int, sha256: str | None) -> Generation | None:
+    """Return the generation whose manifest is open, shared; None if it was dropped. Closes what it keeps not.
+
+    Only of the current one is the SHA-256 known from elsewhere.
+    """
+    path = manifest_path(folder, number)
+    keep = False
+    try:
+        shared = _share(fd)
+        if os.fstat(fd).st_nlink == 0:
+            return None  # dropped between opening and sharing
+        with open(fd, "rb", closefd=False) as handle:
+            data = handle.read()
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise StoreError(
+                f"the manifest of generation {number} is damaged (its SHA-256 differs)",
+                str(path),
+                "restore the store from a copy, or ingest into a new one",
+            )
+        manifest = Manifest.from_bytes(data, str(path))
+        if manifest.generation != number:
+            raise StoreError(f"the manifest of generation {number} is another's", str(path))
+        keep = shared
+        return Generation(folder, manifest, fd if shared else None)
+    finally:
+        if not keep:
+            os.close(fd)
 
 
 def write_generation(folder: Path, manifest: Manifest) -> None:

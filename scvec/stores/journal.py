@@ -14,7 +14,7 @@ from scvec.stores.duckdb_errors import translate
 from scvec.stores.files import os_errors
 from scvec.stores.jobs import JOB_KEYS, job_table
 from scvec.stores.journal_rows import answer_of, answer_table, failure_table
-from scvec.stores.salvage import remove_database, salvage
+from scvec.stores.salvage import put_tally, remove_journal, salvage, tally
 from scvec.stores.tables import LOCKED
 
 __all__ = ["JOURNAL_TABLES", "Journal"]
@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS failures (
     input_sha256 VARCHAR NOT NULL, reason VARCHAR NOT NULL, final BOOLEAN NOT NULL, attempts BIGINT NOT NULL,
     written BIGINT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS writes (written BIGINT NOT NULL);
 """
 _KEY = ", ".join(JOB_KEYS)
 _WHAT = "the journal of answers"
@@ -112,11 +113,13 @@ class Journal:
                             f"INSERT INTO {table} BY NAME SELECT *, {number} AS written FROM incoming"
                         )
                         con.unregister("incoming")
+                con.execute(f"INSERT INTO writes VALUES ({number})")
                 con.execute("COMMIT")
             except BaseException:
                 with suppress(duckdb.Error):
                     con.execute("ROLLBACK")
                 raise
+            put_tally(self.path, number)
         self._written = number
 
     def done_jobs(self) -> set[Job]:
@@ -183,7 +186,7 @@ class Journal:
         self._absorbed = None
         if rows == 0:
             self.close()
-            remove_database(self.path)
+            remove_journal(self.path)
 
     def _there(self) -> bool:
         return self._con is not None or self.path.exists()
@@ -220,7 +223,10 @@ class Journal:
 
             with os_errors(self.path.parent), self._translated():
                 try:
-                    self._con = connect(self.path)
+                    if self.path.exists():
+                        check(self.path)
+                except duckdb.ConnectionException:
+                    raise _locked(self.path, "") from None  # open elsewhere in this process
                 except duckdb.Error as error:
                     if "set lock" in str(error):
                         raise _locked(self.path, str(error)) from None
@@ -229,27 +235,40 @@ class Journal:
                     ):
                         raise
                     self.notes.append(salvage(self.path, connect))
-                    self._con = connect(self.path)
+                self._con = connect(self.path)
                 (self._written,) = self._con.execute(
-                    "SELECT greatest(coalesce((SELECT max(written) FROM answers), 0),"
-                    " coalesce((SELECT max(written) FROM failures), 0))"
+                    "SELECT coalesce(max(written), 0) FROM writes"
                 ).fetchone()
         return self._con
 
 
 def connect(path: Path) -> Any:
-    """Open the file, and read it all: damage is to show now, and not in the middle of a night's work."""
+    """Open a journal for writing; made where there is none."""
     import duckdb
 
     con = duckdb.connect(str(path), config=dict(_CONFIG))
     try:
         con.execute(JOURNAL_TABLES)
-        con.execute("SELECT max(hash(COLUMNS(*))) FROM answers").fetchall()
-        con.execute("SELECT max(hash(COLUMNS(*))) FROM failures").fetchall()
     except BaseException:
         con.close()
         raise
     return con
+
+
+def check(path: Path) -> None:
+    """Read a journal whole, without changing it; raise duckdb.Error if it is damaged.
+
+    Damage is to show now, and not in the middle of a night's work. What DuckDB takes for the end of an
+    interrupted write, and drops without a word, may be damage too: then writes that were made are missing.
+    """
+    import duckdb
+
+    with duckdb.connect(str(path), read_only=True, config=dict(_CONFIG)) as con:
+        for name in ("answers", "failures"):
+            con.execute(f"SELECT max(hash(COLUMNS(*))) FROM {name}").fetchall()
+        written = int(con.execute("SELECT coalesce(max(written), 0) FROM writes").fetchall()[0][0])
+    if written < tally(path):
+        raise duckdb.Error(f"{tally(path) - written} writes are missing")
 
 
 def _locked(path: Path, said: str) -> LockedError:

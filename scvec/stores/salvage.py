@@ -17,7 +17,7 @@ from scvec.stores.tables import LOCKED
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["remove_database", "salvage"]
+__all__ = ["put_tally", "remove_journal", "salvage", "tally"]
 
 #: Rows that DuckDB decodes together: fewer are not read without these.
 VECTOR = 2048
@@ -54,22 +54,47 @@ def salvage(path: Path, connect: Callable[[Path], Any]) -> str:
             os.unlink(f"{path}.wal")
         publish(fresh, path)
         sync_folder(path.parent)
+        _tally_path(path).unlink(missing_ok=True)
     n = sum(part.num_rows for part in tables["answers"])
     return (
         f"the journal of answers was damaged: {n:,} answers could be read; the file is kept as {aside.name}"
     )
 
 
-def remove_database(path: Path) -> None:
-    """Delete a closed DuckDB file; the log, if there is one, first: what is left must open."""
-    for end in (".wal", ""):
+def remove_journal(path: Path) -> None:
+    """Delete a closed journal; the log, if there is one, first: what is left must open."""
+    for name in (Path(f"{path}.wal"), path, _tally_path(path)):
         with suppress(FileNotFoundError):
-            os.unlink(f"{path}{end}")
+            os.unlink(name)
+
+
+def put_tally(path: Path, written: int) -> None:
+    """Note beside a journal how many writes are in it."""
+    # In place, and so small that it is whole or not there: a rename and two flushes would cost more than the
+    # write that is noted.
+    fd = os.open(_tally_path(path), os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.write(fd, b"%020d\n" % written)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def tally(path: Path) -> int:
+    """Return how many writes are in a journal, at least."""
+    try:
+        return int(_tally_path(path).read_bytes())
+    except (OSError, ValueError):
+        return 0
+
+
+def _tally_path(path: Path) -> Path:
+    return path.with_suffix(".tally")
 
 
 def _read(path: Path, folder: Path) -> dict[str, list[pa.Table]]:
     """Read the tables of a damaged file, vector by vector, by the first way in that leads to any rows."""
-    tables: dict[str, list[pa.Table]] = {"answers": [], "failures": []}
+    tables: dict[str, list[pa.Table]] = {"answers": [], "failures": [], "writes": []}
     for attempt in _ways_in(path, folder):
         for name in tables:
             tables[name] = list(_readable(attempt, name))
@@ -90,7 +115,7 @@ def _ways_in(path: Path, folder: Path) -> Iterator[Path]:
 
     def put(head: bytes, length: int) -> Path:
         copy.write_bytes(head + content[len(head) :])
-        remove_database(log)
+        log.unlink(missing_ok=True)
         if length:
             log.write_bytes(whole[:length])
         return copy
@@ -152,6 +177,5 @@ def _readable(path: Path, table: str) -> Iterator[pa.Table]:
     for start in range(0, (last if last is not None else -1) + 1, VECTOR):
         # A connection each: one that has met damage may answer nothing more.
         with suppress(duckdb.Error), _opened(path) as con:
-            yield con.execute(
-                f"SELECT * FROM {table} WHERE rowid BETWEEN {start} AND {start + VECTOR - 1}"
-            ).to_arrow_table()
+            sql = f"SELECT * FROM {table} WHERE rowid BETWEEN {start} AND {start + VECTOR - 1}"
+            yield con.sql(sql).to_arrow_table()

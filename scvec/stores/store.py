@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from scvec.stores.generations import (
     list_generations,
     manifest_path,
     read_current,
+    read_generation,
     try_drop,
     write_generation,
 )
@@ -29,8 +31,10 @@ from scvec.stores.stored import StoredReference, StoredSpace
 from scvec.stores.transaction import Transaction
 from scvec.stores.vector_cache import VectorCache
 from scvec.stores.verification import VerifyReport, verify_generation
+from scvec.stores.working import journal_path
 
 if TYPE_CHECKING:
+    from scvec.stores.journal import Journal
     from scvec.stores.knowledge import KnowledgeBase
 
 __all__ = ["CompactReport", "Store", "default_store_path"]
@@ -127,6 +131,30 @@ class Store:
         """Go to the generation that is current now."""
         self._generation = read_current(self.path)
         return self._generation
+
+    def at(self, number: int) -> Store:
+        """Return this store as it was in an older generation, for reading.
+
+        Raises
+        ------
+        InputError
+            There is no such generation, or `compact` has dropped it; names those there are.
+        """
+        older = copy(self)
+        older._generation = read_generation(self.path, number)
+        return older
+
+    def journal(self) -> Journal:
+        """Return the journal of answers of live sources, which belongs to no generation.
+
+        Raises
+        ------
+        LockedError
+            At its first use, if another process has it.
+        """
+        from scvec.stores.journal import Journal
+
+        return Journal(journal_path(self.path))
 
     @contextmanager
     def begin(

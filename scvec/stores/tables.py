@@ -42,6 +42,14 @@ class Tables:
         self.path = path
         self.version = version
 
+    def arrow(self, table: str, columns: Sequence[str]) -> pa.Table | None:
+        """Return columns of a table, in no order; None where a file of this version has no such table."""
+        if not self._has(table):
+            return None
+        with translate(self.path):
+            found: pa.Table = self._con.sql(f"SELECT {', '.join(columns)} FROM {table}").to_arrow_table()
+        return found
+
     def _has(self, table: str) -> bool:
         return NEW_TABLES.get(table, 0) <= self.version
 

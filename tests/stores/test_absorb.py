@@ -1,0 +1,275 @@
+"""Absorbing answers: the gene that was asked decides, order does not count, once is as good as twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from some_answers import AT, answer, failure, genes, job, written
+
+from scvec.records import Answer, Failure, Job
+from scvec.stores import Store, schema
+from scvec.stores.journal import Journal
+from scvec.stores.knowledge import KnowledgeBase
+from scvec.types import Description, Gene
+
+
+@pytest.fixture
+def kb(tmp_path: Path) -> Iterator[KnowledgeBase]:
+    with KnowledgeBase.open(tmp_path / "kb.duckdb") as base:
+        base.upsert_genes(genes(8))
+        yield base
+
+
+def absorb(kb: KnowledgeBase, items: Iterable[Answer | Failure], path: Path | None = None) -> dict[str, int]:
+    with Journal(path or kb.path.with_name("answers.duckdb")) as journal:
+        items = list(items)
+        journal.write(
+            [i for i in items if isinstance(i, Answer)], [i for i in items if isinstance(i, Failure)]
+        )
+        counts = kb.absorb(journal)
+        journal.clear()
+    return counts
+
+
+def state(kb: KnowledgeBase) -> tuple[str, list, list]:
+    jobs = kb._all("SELECT * EXCLUDE (updated_at) FROM jobs ORDER BY ALL")
+    return kb.digest(), kb.failures(), jobs
+
+
+def test_an_answer_fills_the_gene_that_was_asked(kb: KnowledgeBase) -> None:
+    counts = absorb(kb, [answer(1), answer(1, "mygene"), written(1), failure(2, final=True, attempts=3)])
+    assert counts == {
+        "answers": 3, "failures": 1, "genes": 0, "descriptions": 3, "notes": 2, "unplaced": 0,
+    }  # fmt: skip
+    row = kb.genes().set_index("gene_id").loc["HGNC:1"]
+    assert (row.entrez_id, row["name"], row.symbol) == (1001, "gene 1", "G1")
+    assert "A1" in set(kb.aliases("human").query("gene_id == 'HGNC:1'").name)
+    texts = {d.source: d for d in kb.all_descriptions("HGNC:1")}
+    assert texts["ncbi"] == replace(answer(1).descriptions[0])
+    assert texts["llm"] == written(1).descriptions[0]
+    assert [n.source for n in kb.notes("HGNC:1")] == ["mygene", "ncbi"]
+    assert kb.notes("HGNC:1")[1] == answer(1).note
+    assert kb.jobs_done([job(1), job(2), job(3)]) == {job(1)}
+    assert kb.jobs_final([job(1), job(2)]) == {job(2)}
+    assert kb.failures() == kb.failures("ncbi") == [failure(2, final=True, attempts=3)]
+    assert kb.failures("mygene") == kb.failures(gene_id="HGNC:1") == []
+    assert kb.answered("ncbi") == {"HGNC:1"} and kb.answered("llm", model="m", prompt="p1") == {"HGNC:1"}
+
+
+def test_a_name_brings_the_gene_it_is_of(kb: KnowledgeBase) -> None:
+    stranger = replace(answer(50, ask=True), gene=Gene("entrez:9050", "human", "NEW50", 9050))
+    again = replace(stranger, job=Job.of("ask:human:OLD50", "ncbi", "human OLD50"))
+    counts = absorb(kb, [answer(3, ask=True), stranger, again])
+    assert counts["genes"] == 1
+    ids = kb.genes().gene_id.tolist()
+    assert "entrez:9050" in ids and "entrez:1003" not in ids and not any("ask" in i for i in ids)
+    assert [d.text for d in kb.all_descriptions("entrez:9050")] == ["Gene 50 does something, says ncbi."]
+    assert kb.descriptions(["HGNC:3"])["HGNC:3"].source == "ncbi"
+    assert kb.jobs_done([stranger.job, again.job]) == {stranger.job, again.job}
+    assert kb.answered("ncbi") >= {"HGNC:3", "entrez:9050"}
+    assert kb.genes().set_index("gene_id").loc["entrez:9050"].source == "ncbi"
+
+
+def test_an_entrez_id_is_of_one_gene(kb: KnowledgeBase) -> None:
+    thief = replace(answer(2), gene=replace(answer(2).gene, entrez_id=1001))
+    absorb(kb, [answer(1), thief])
+    numbers = kb.genes().entrez_id.dropna().tolist()
+    assert numbers == [1001]
+    absorb(kb, [replace(answer(4), gene=replace(answer(4).gene, entrez_id=1001))])
+    assert kb.genes().entrez_id.dropna().tolist() == [1001]
+
+
+def test_what_belongs_to_no_gene_stays_in_the_journal(kb: KnowledgeBase) -> None:
+    lost = replace(written(1), job=replace(written(1).job, gene_id="entrez:77"))
+    path = kb.path.with_name("answers.duckdb")
+    assert absorb(kb, [lost, answer(1)])["unplaced"] == 1
+    with Journal(path) as journal:
+        assert journal.done_jobs() == {lost.job}
+    kb.upsert_genes([Gene("entrez:77", "human", "LATE", 77)])
+    assert absorb(kb, [])["unplaced"] == 0
+    assert kb.all_descriptions("entrez:77")[0].kind == "llm" and not path.exists()
+
+
+def test_the_later_answer_counts_and_an_answer_before_a_failure(kb: KnowledgeBase) -> None:
+    new = answer(1, text="new", at="2026-12-01", version="2027")
+    for items in ([new], [answer(1, text="old")], [failure(1, final=True)]):
+        absorb(kb, items)
+    assert [d.text for d in kb.all_descriptions("HGNC:1")] == ["new"]
+    assert kb.notes("HGNC:1")[0].source_version == "2027" and kb.failures() == []
+    absorb(kb, [failure(2, final=True)])
+    absorb(kb, [failure(2, reason="gone", attempts=4)])
+    assert kb.failures() == [failure(2, reason="gone", attempts=4)]
+    absorb(kb, [answer(2)])
+    assert kb.failures() == []
+
+
+def test_texts_of_one_day_are_ncbis_first(kb: KnowledgeBase) -> None:
+    later = answer(1, "mygene", at=AT.replace("T10", "T23"))
+    absorb(kb, [answer(1), later])
+    assert kb.descriptions()["HGNC:1"].source == "ncbi"
+    absorb(kb, [answer(1, "mygene", at="2026-12-24")])
+    assert kb.descriptions()["HGNC:1"].source == "mygene"
+    assert kb.descriptions(prefer=("llm", "human"))["HGNC:1"].kind == "human"
+
+
+def test_times_are_no_content(kb: KnowledgeBase, tmp_path: Path) -> None:
+    absorb(kb, [answer(1), failure(2)])
+    with KnowledgeBase.open(tmp_path / "other.duckdb") as other:
+        other.upsert_genes(genes(8))
+        absorb(other, [answer(1, at="1999-01-01"), failure(2)], tmp_path / "other-answers.duckdb")
+        assert other.digest(jobs=True) == kb.digest(jobs=True) != kb.digest()
+        other._con.execute("UPDATE notes SET facts = '{}'")
+        assert other.digest() != kb.digest()
+        absorb(kb, [answer(1, version="2027", at="2027-01-01")])
+    assert kb.notes("HGNC:1")[0].source_version == "2027"
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_order_repeats_and_partings_do_not_count(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Answers in one journal or in several, in any order, with failures before them: one knowledge base."""
+    numbers = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=6, unique=True))
+    items: list[Answer | Failure] = [answer(n) for n in numbers]  # 8 and 9 are not known, but have facts
+    items += [answer(n, "mygene") for n in numbers[:3]] + [written(n) for n in numbers if n < 8]
+    items += [answer(n, ask=True) for n in data.draw(st.lists(st.integers(0, 12), max_size=3, unique=True))]
+    items += [failure(n, "mygene") for n in numbers[3:]]
+    folder = tmp_path_factory.mktemp("orders")
+    seen = []
+    for i in range(2):
+        with KnowledgeBase.open(folder / f"{i}.duckdb") as kb:
+            kb.upsert_genes(genes(8))
+            if i == 0:
+                absorb(kb, items, folder / "0-answers.duckdb")
+            else:
+                mixed = data.draw(st.permutations(items)) + data.draw(
+                    st.lists(st.sampled_from(items), max_size=3)
+                )
+                noise = [failure(n, reason="later answered") for n in numbers[:2]]
+                cut = data.draw(st.integers(0, len(mixed)))
+                for j, part in enumerate(([*noise, *mixed[:cut]], mixed[cut:], mixed[:2])):
+                    absorb(kb, part, folder / f"1-{j}.duckdb")
+            seen.append(state(kb))
+    assert seen[0] == seen[1]
+
+
+class TestTransaction:
+    def begin(self, store: Store):
+        return store.begin("ingest genes", {"source": "ncbi"})
+
+    def test_the_journal_is_cleared_by_the_commit_alone(self, store: Store) -> None:
+        path = store.path / "work" / "answers.duckdb"
+        with self.begin(store) as txn:
+            txn.open_knowledge().upsert_genes(genes(4))
+            txn.journal().write([answer(1)], [failure(2)])
+        assert store.generation.number == 0 and path.exists()
+        with self.begin(store) as txn:  # another change is committed in between
+            txn.open_knowledge().upsert_genes(genes(4))
+            txn.commit()
+        with self.begin(store) as txn:
+            txn.open_knowledge().absorb(txn.journal())
+        assert path.exists() and store.journal().done_jobs() == {job(1)}
+        with self.begin(store) as txn:
+            txn.open_knowledge().absorb(txn.journal())
+            txn.journal().write([answer(3)])
+            assert txn.commit().number == 2
+        assert store.journal().done_jobs() == {job(3)}
+        with store.knowledge() as kb:
+            assert kb.jobs_done([job(1), job(3)]) == {job(1)} and len(kb.failures()) == 1
+
+    def test_failures_alone_are_committed_too(self, store: Store) -> None:
+        with self.begin(store) as txn:
+            txn.open_knowledge().upsert_genes(genes(4))
+            txn.commit()
+        for number in (2, 2):  # the second time nothing is new
+            with self.begin(store) as txn:
+                kb = txn.open_knowledge()
+                txn.journal().write([], [failure(2, final=True)])
+                kb.absorb(txn.journal())
+                assert txn.commit().number == number
+        one, two = store.at(1).generation.manifest.knowledge, store.generation.manifest.knowledge
+        assert one.digest == two.digest and one.file != two.file
+        with store.knowledge() as kb:
+            assert kb.jobs_final([job(2)]) == {job(2)}
+        assert store.verify().ok
+        assert not (store.path / "work" / "answers.duckdb").exists()
+
+    def test_compacting_leaves_the_journal(self, store: Store) -> None:
+        with store.journal() as journal:
+            journal.write([answer(1)])
+        store.compact()
+        assert store.journal().done_jobs() == {job(1)}
+
+
+def old_file(path: Path) -> str:
+    """A knowledge base of schema version 1, as that version made it; returns its digest."""
+    con = duckdb.connect(str(path))
+    assert schema.migrate(con, schema.MIGRATIONS[:1]) == 1
+    con.execute("INSERT INTO genes VALUES ('HGNC:1', 'human', 'G1', NULL, '', '', 's', 'v')")
+    con.execute("INSERT INTO aliases VALUES ('HGNC:1', 'human', 'G1', 'g1', 'symbol')")
+    con.execute(
+        "INSERT INTO descriptions VALUES ('HGNC:1', 'Old.', 'refseq', '1', '2025-01-01',"
+        " sha256('Old.'), 'human', '', '')"
+    )
+    con.execute("INSERT INTO jobs VALUES ('HGNC:1', 'ncbi', '', '', 'aa', 'failed', 2, 'no', '2025')")
+    con.close()
+    with KnowledgeBase.open(path, read_only=True) as kb:
+        return kb.digest()
+
+
+def test_a_file_of_version_1_can_be_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "kb.duckdb"
+    digest = old_file(path)
+    # As version 1 of the program said it; a store's manifest holds such a number.
+    assert digest == "6fe2f45506fc71dfb63338f490e2173c1a78fc1ca3d5c438992078c5aad21e9d"
+    before = path.read_bytes()
+    with KnowledgeBase.open(path, read_only=True) as kb:
+        assert kb.schema_version == 1
+        assert kb.descriptions()["HGNC:1"].text == "Old." and kb.descriptions()["HGNC:1"].provenance == ""
+        assert kb.notes("HGNC:1") == [] and kb.counts()["genes"] == 1 and "notes" not in kb.counts()
+        assert kb.failures() == [Failure(Job("HGNC:1", "ncbi", input_sha256="aa"), "no", False, 2)]
+        assert kb.jobs_final([job(1)]) == set()
+    assert path.read_bytes() == before
+
+
+def test_a_file_of_version_1_is_migrated_when_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "kb.duckdb"
+    old_file(path)
+    with KnowledgeBase.open(path) as kb:
+        assert kb.schema_version == schema.SCHEMA_VERSION == 2
+        absorb(kb, [answer(1), failure(1, "mygene", final=True)])
+        assert [d.provenance != "" for d in kb.all_descriptions("HGNC:1")] == [True, False]
+        assert kb.all_descriptions("HGNC:1")[1] == Description(
+            "HGNC:1", "Old.", "refseq", "1", "2025-01-01", "human"
+        )
+        assert len(kb.notes("HGNC:1")) == 1 and [f.final for f in kb.failures()] == [True, False]
+        migrated = kb.digest()
+    with KnowledgeBase.open(tmp_path / "new.duckdb") as fresh:
+        fresh.upsert_genes([Gene("HGNC:1", "human", "G1")], source="s", source_version="v")
+        fresh.upsert_descriptions([Description("HGNC:1", "Old.", "refseq", "1", "2025-01-01", "human")])
+        absorb(fresh, [answer(1)], tmp_path / "other.duckdb")
+        assert fresh.digest() == migrated  # a migrated file and a new one are alike
+
+
+def test_what_was_asked_of_an_entrez_gene_moves_with_it(kb: KnowledgeBase) -> None:
+    """A gene that only NCBI knew gets its authority's id with a later snapshot; all follows."""
+    absorb(kb, [answer(9, ask=True), failure(9, "mygene", final=True)])
+    kb._con.execute("UPDATE jobs SET gene_id = 'entrez:1009' WHERE source = 'mygene'")
+    from scvec.stores.snapshot_load import _adopt
+
+    kb._con.execute(
+        "CREATE TEMP TABLE chosen AS SELECT 'HGNC:99' AS gene_id, 'human' AS species, 'G9' AS symbol,"
+        " 1009 AS entrez_id"
+    )
+    with kb.transaction():
+        _adopt(kb._con)
+    assert kb.all_descriptions("HGNC:99")[0].provenance == answer(9).descriptions[0].provenance
+    assert kb.notes("HGNC:99")[0].facts == answer(9).note.facts
+    assert kb.failures(gene_id="HGNC:99")[0].final and "HGNC:99" in kb.answered("ncbi")

@@ -1,0 +1,192 @@
+"""Ingests that are killed at any moment: after going on, no answer lost, none twice, the same knowledge base.
+
+``SCVEC_KILLS=50 pytest tests/stores/test_journal_crash.py`` kills more often.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+KILLS = int(os.environ.get("SCVEC_KILLS", "12"))
+
+# Runs in a process of its own that imports once and forks for every attempt; it opens no database itself, so
+# that a fork never copies a running thread.
+PROGRAM = '''
+import json, os, random, signal, sys, time, traceback
+from pathlib import Path
+
+import duckdb, filelock, numpy, pandas, pyarrow
+from scvec.stores import Store, journal, knowledge
+from scvec.records import Answer
+from some_answers import answer, failure, genes, written
+
+N = 240
+
+
+def wanted():
+    """All that there is to ask, and what comes back: most have two answers, some none."""
+    found = {}
+    for n in range(N):
+        other = answer(n, "mygene") if n % 7 else failure(n, "mygene", final=True)
+        for item in (answer(n), other, written(n)):
+            found[item.job] = item
+    for n in range(N, N + 20):  # names that nobody knew
+        found[answer(n, ask=True).job] = answer(n, ask=True)
+    return found
+
+
+def ingest(folder, pace, acknowledged=None):
+    """One run as a command makes it: take in what an earlier one left, ask what is missing, commit."""
+    store = Store.open(folder, create=True)
+    with store.begin("ingest genes", {"source": "ncbi"}) as txn:
+        kb = txn.open_knowledge()
+        if not kb.counts()["genes"]:
+            kb.upsert_genes(genes(N))
+        kb.absorb(txn.journal())
+        items = wanted()
+        done, final = kb.jobs_done(items), kb.jobs_final(items)
+        todo = [job for job in items if job not in done and job not in final]
+        random.Random(os.getpid()).shuffle(todo)
+        for i in range(0, len(todo), 20):
+            part = [items[job] for job in todo[i : i + 20]]
+            txn.journal().write(
+                [p for p in part if isinstance(p, Answer)], [p for p in part if not isinstance(p, Answer)]
+            )
+            if acknowledged is not None:
+                numbers = {job: n for n, job in enumerate(items)}
+                os.write(acknowledged, "".join(f"{numbers[job]} " for job in todo[i : i + 20]).encode())
+            time.sleep(pace)
+        kb.absorb(txn.journal())
+        txn.commit()
+
+
+def content(folder):
+    """What the store holds: digest, jobs and all, and rows that are there twice."""
+    store = Store(folder)
+    assert store.verify().ok, store.verify().problems
+    with store.knowledge() as kb:
+        twice = [
+            kb._one(f"SELECT count(*) - count(DISTINCT ({key})) FROM {table}")[0]
+            for table, key in (
+                ("descriptions", "gene_id, source, model, prompt"), ("notes", "gene_id, source"),
+                ("genes", "gene_id"), ("aliases", "gene_id, kind, name"),
+                ("jobs", "gene_id, source, model, prompt, input_sha256"),
+            )
+        ]
+        counts = kb.counts()
+        return [kb.digest(), kb.digest(jobs=True), twice,
+                {k: counts[k] for k in ("genes", "descriptions", "notes", "jobs")}]
+
+
+def kept(folder):
+    """Numbers of the jobs that have been settled, in the journal or in the current generation."""
+    store = Store.open(folder, create=True)
+    items = wanted()
+    with store.journal() as found:
+        settled = found.done_jobs() | found.failed_jobs()
+        assert found.notes == []
+    if store.generation.manifest.knowledge is not None:
+        with store.knowledge() as kb:
+            settled |= kb.jobs_done(items) | kb.jobs_final(items)
+    return [n for n, job in enumerate(items) if job in settled]
+
+
+def forked(work, *args):
+    """Run in a child; return its result. A child that fails fails the program."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(write, json.dumps(work(*args)).encode())
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    os.close(write)
+    with open(read) as handle:
+        out = handle.read()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, (work.__name__, args, status)
+    return json.loads(out)
+
+
+def killed(folder, kills, seed):
+    start = time.monotonic()
+    forked(ingest, folder + ".whole", 0.005)
+    took = time.monotonic() - start
+    rng = random.Random(seed)
+    seen, running, finished = [], 0, 0
+    log = os.open(folder + ".log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    pace, attempt = 0.005, 0
+    while running < kills and attempt < 4 * kills:
+        attempt += 1
+        one = f"{folder}.{finished}"  # a new store when one is complete
+        pid = os.fork()
+        if pid == 0:
+            try:
+                ingest(one, pace, log)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+        time.sleep(rng.uniform(0, 0.8 * took))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        acknowledged = {int(n) for n in os.pread(log, 1 << 20, 0).split()}
+        there = set(forked(kept, one))
+        assert acknowledged <= there, sorted(acknowledged - there)[:5]
+        if os.WIFSIGNALED(status):
+            running += 1
+            seen.append(len(there))
+        else:
+            assert status == 0, status
+        if len(there) == len(wanted()):
+            forked(ingest, one, 0)
+            assert forked(content, one) == forked(content, folder + ".whole")
+            finished += 1
+            os.ftruncate(log, 0)
+    forked(ingest, f"{folder}.{finished}", 0)
+    last = forked(content, f"{folder}.{finished}")
+    # Again: nothing is asked, nothing changes, nothing is left.
+    forked(ingest, f"{folder}.{finished}", 0)
+    left = sorted(p.name for p in Path(f"{folder}.{finished}", "work").iterdir())
+    return {"kills": running, "seen": seen, "finished": finished, "left": left, "last": last,
+            "again": forked(content, f"{folder}.{finished}"), "whole": forked(content, folder + ".whole")}
+
+
+task, *args = sys.argv[1:]
+print(json.dumps(globals()[task](*[int(a) if a.isdigit() else a for a in args])))
+'''
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    environ = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "killed", str(tmp_path / "store"), str(KILLS), "1"],
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=280 + 20 * KILLS,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    assert result["last"] == result["again"] == result["whole"]
+    digest, _, twice, counts = result["whole"]
+    assert len(digest) == 64 and set(twice) == {0}
+    # Of 240 genes two texts each and the model's, of 35 no text of MyGene; of 20 names one.
+    assert counts["genes"] == 260 and counts["descriptions"] == 3 * 240 - 35 + 20, counts
+    assert counts["notes"] == 2 * 240 - 35 + 20, counts
+    assert result["left"] == []
+    assert result["kills"] == KILLS and sum(n > 0 for n in result["seen"]) >= KILLS // 3, result["seen"]
