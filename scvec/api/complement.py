@@ -13,7 +13,6 @@ from scvec.api.live_reports import ComplementReport, Cost, LiveReport, failed_ge
 from scvec.api.planning import named_genes, unasked
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
-from scvec.records import Job
 from scvec.settings import Settings
 from scvec.types import SPECIES, Species
 
@@ -74,7 +73,7 @@ def ingest_complement(
         If the server is gone or refuses; what it answered before is in the store.
     """
     from scvec.ingest.budget import Budget
-    from scvec.ingest.complement import PROMPT_VERSION, ComplementSource, estimate
+    from scvec.ingest.complement import ComplementSource, estimate
     from scvec.ingest.llm import LlmService
     from scvec.ingest.prices import price_of
     from scvec.stores.store import Store
@@ -83,9 +82,10 @@ def ingest_complement(
         raise InputError("the model has no name", "--model", "give it as the server calls it")
     settings = Settings.load()
     names = read_gene_list(genes) if genes else None
-    service = LlmService(settings.openai, base_url=base_url, timeout=timeout)
-    price = price_of(model, settings.prices, host=service.host)
-    budget = Budget(price, max_cost)
+    price = price_of(model, settings.prices, host=base_url or settings.openai.base_url)
+    budget = Budget(price, max_cost, model=model)
+    # A dry run asks nobody, and needs no key.
+    service = None if dry_run else LlmService(settings.openai, base_url=base_url, timeout=timeout)
     notes: list[str] = []
     opened = Store.open(store, create=True)
     with opened.begin("ingest complement", {"model": model}) as txn:
@@ -94,12 +94,12 @@ def ingest_complement(
         if not dry_run:
             kb.absorb(txn.journal())  # of a run that was killed
         chosen = _subjects(kb, names, species, notes, overwrite=overwrite)
-        jobs = {Job.of(s.gene_id, "llm", s.question, model=model, prompt=PROMPT_VERSION): s for s in chosen}
+        jobs = {s.job(model): s for s in chosen}
         todo, final = unasked(kb, jobs, refresh=overwrite)
         todo = todo[:limit]
         asked = {job: jobs[job] for job in todo}
         generation, error = "", None
-        if dry_run:
+        if service is None:
             expected = estimate(list(asked.values()), model, price, concurrency=concurrency)
             live = LiveReport(
                 source=model,
@@ -118,6 +118,8 @@ def ingest_complement(
                 dry_run=True,
             )
             counts = kb.counts()
+            if not expected.exact_tokens:
+                notes.append("tokens are an upper estimate: the model's own table of tokens is not here")
         else:
             source = ComplementSource(service, model, asked, budget)
             live, generation, error, counts = ask_live(
@@ -137,8 +139,8 @@ def ingest_complement(
                     dollars=budget.spent,
                 ),
             )
-            notes += source.notes
-        notes += [*service.notes, *txn.notes]
+            notes += [*service.notes, *source.notes]
+        notes += txn.notes
     if error is not None:
         raise error
     prefix = "descriptions "
@@ -181,15 +183,22 @@ def _subjects(
     if names is not None and written:
         notes.append(f"{len(written):,} genes have a description already")
     facts = kb.descriptions(ids, prefer=("composed",))
+    aliases: dict[str, list[str]] = {}
+    names_of = kb.aliases()
+    names_of = names_of[names_of["kind"].isin(("alias", "previous"))]
+    for gene_id, alias in zip(names_of["gene_id"], names_of["name"], strict=True):
+        aliases.setdefault(gene_id, []).append(alias)
+    columns = ("gene_id", "species", "symbol", "name", "gene_type")
     return [
         Subject(
-            gene_id=row.gene_id,
-            species=row.species,
-            symbol=row.symbol,
-            name=row.name,
-            gene_type=row.gene_type,
-            facts=(facts[row.gene_id].text,) if row.gene_id in facts else (),
+            gene_id=gene_id,
+            species=kind,
+            symbol=symbol,
+            name=name,
+            gene_type=gene_type,
+            facts=(facts[gene_id].text,) if gene_id in facts else (),
+            aliases=tuple(aliases.get(gene_id, ())),
         )
-        for row in genes.drop(columns=["entrez_id"]).itertuples(index=False)
-        if row.gene_id not in written
+        for gene_id, kind, symbol, name, gene_type in zip(*(genes[c] for c in columns), strict=True)
+        if gene_id not in written
     ]

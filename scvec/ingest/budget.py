@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from scvec.errors import InputError
 from scvec.ingest.harvest import BudgetSpentError
 from scvec.settings import Price
@@ -28,7 +30,9 @@ class Reserve:
 
     def keep(self) -> None:
         """Leave it set aside for good: the call may have cost that, and nobody says."""
-        self._settled = True
+        if not self._settled:
+            self._settled = True
+            self._budget._close(self, lost=self.amount)
 
     def release(self) -> None:
         """Pay nothing: the call was not made, or refused."""
@@ -37,7 +41,7 @@ class Reserve:
     def _pay(self, amount: float) -> None:
         if not self._settled:
             self._settled = True
-            self._budget._settle(self.amount, amount)
+            self._budget._close(self, paid=amount)
 
 
 class Budget:
@@ -77,12 +81,18 @@ class Budget:
         self.max_cost = max_cost
         self.tokens_in = self.tokens_out = 0
         self._spent = 0.0
-        self._reserved = 0.0
+        self._lost = 0.0
+        self._open: set[Reserve] = set()
 
     @property
     def spent(self) -> float | None:
         """Dollars spent, or None if the price is not known."""
         return None if self.price is None else self._spent
+
+    @property
+    def reserved(self) -> float:
+        """Dollars set aside: for calls under way, and for those whose cost nobody says."""
+        return self._lost + math.fsum(r.amount for r in self._open)
 
     def cost(self, tokens_in: int, tokens_out: int = 0) -> float:
         """Return the dollars that tokens cost; 0 if the price is not known."""
@@ -99,13 +109,15 @@ class Budget:
             If that might exceed the limit. Nothing is set aside then.
         """
         amount = self.cost(tokens_in, max_tokens_out)
-        if self.max_cost is not None and self._spent + self._reserved + amount > self.max_cost:
+        if self.max_cost is not None and self._spent + self.reserved + amount > self.max_cost:
             raise BudgetSpentError(
                 f"the next call may cost ${amount:.4f}; ${self._spent:.4f} of ${self.max_cost:g} are spent"
             )
-        self._reserved += amount
-        return Reserve(self, amount)
+        reserve = Reserve(self, amount)
+        self._open.add(reserve)
+        return reserve
 
-    def _settle(self, reserved: float, paid: float) -> None:
-        self._reserved = max(0.0, self._reserved - reserved)
+    def _close(self, reserve: Reserve, *, paid: float = 0.0, lost: float = 0.0) -> None:
+        self._open.discard(reserve)
         self._spent += paid
+        self._lost += lost

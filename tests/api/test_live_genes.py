@@ -10,7 +10,7 @@ from live_store import digest, live_store, texts
 
 import scvec
 from scvec.errors import AuthError, InputError, NetworkError
-from scvec.ingest import calls
+from scvec.ingest import calls, ncbi
 from scvec.stores.store import Store
 
 N = 1000
@@ -66,9 +66,7 @@ def test_each_gene_gets_its_own_text_once(folder, genes, source):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_three_calls_in_ten_fail_and_nothing_is_lost(folder, genes, seed, monkeypatch):
-    from scvec.ingest.ncbi import NcbiSource
-
-    monkeypatch.setattr(NcbiSource, "batch_size", 5)
+    monkeypatch.setattr(ncbi, "SUMMARIES", 5)
     with FakeServer(genes, faults=Faults.random(0.3, seed)) as server:
         report = ask(folder, server)
     assert report.live.n_answered == N and not report.live.failed
@@ -99,9 +97,7 @@ def test_only_what_failed_is_asked_again(folder, genes):
 
 
 def test_a_service_that_goes_away_keeps_what_arrived(folder, genes, monkeypatch):
-    from scvec.ingest.ncbi import NcbiSource
-
-    monkeypatch.setattr(NcbiSource, "batch_size", 50)
+    monkeypatch.setattr(ncbi, "SUMMARIES", 50)
     with FakeServer(genes, faults=Faults.after(10, "503")) as server:
         with pytest.raises(NetworkError, match="answers are kept") as caught:
             ask(folder, server)
@@ -151,9 +147,7 @@ def test_unknown_names_of_two_species_are_not_guessed(folder, genes, tmp_path):
 
 
 def test_ctrl_c_commits_what_arrived(folder, genes, monkeypatch):
-    from scvec.ingest.ncbi import NcbiSource
-
-    monkeypatch.setattr(NcbiSource, "batch_size", 50)
+    monkeypatch.setattr(ncbi, "SUMMARIES", 50)
 
     def interrupt(stage, done, total, detail=""):
         if stage.startswith("asking") and done >= 200:

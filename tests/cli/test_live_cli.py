@@ -99,7 +99,7 @@ def test_killed_again_and_again_it_ends_as_if_never_killed(tmp_path):
 def test_keys_are_shown_nowhere(tmp_path, fault, code):
     genes = fake_genes(20)
     live_store(tmp_path / "store", genes)
-    for command in (ncbi, complement):
+    for command in (complement, ncbi):
         faults = Faults.script([None] * 2, then=fault)
         with FakeServer(genes, faults=faults, extra=[add_openai], keys=None) as server:
             done = run(tmp_path / "store", "-vv", *command(server), **CANARY, OPENAI_LOG="debug")
