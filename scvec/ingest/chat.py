@@ -94,8 +94,6 @@ class Chat:
             except LlmError as error:
                 if error.kind != "rejected":
                     raise
-                if error.status == 404:
-                    raise LlmError("address", error.reason, status=404) from None
                 # Another task may have learnt the same meanwhile.
                 if self._manner == manner and not self._plainer(error.reason):
                     if self._answered or error.status == 413:
@@ -146,6 +144,8 @@ class Chat:
             reserve.settle(reply.tokens_in, reply.tokens_out)
         except LlmError as error:
             sent = error.may_cost
+            if error.status == 404:  # no such model, or nothing at this address: no gene will do
+                raise LlmError("address", error.reason, status=404) from None
             raise
         finally:
             # Settled, this does nothing. Cancelled (Ctrl-C) the call may be counted all the same.

