@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scvec.api.reports import EmbeddingsReport
+from scvec.api.live_reports import Cost, FailedGene
+from scvec.api.text_reports import EmbeddingsReport
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
 from scvec.types import SPECIES
 
 if TYPE_CHECKING:
+    from scvec.api.texts import EncodingPlan
     from scvec.stores.knowledge import KnowledgeBase
 
 __all__ = ["ingest_embeddings"]
@@ -25,6 +27,8 @@ def ingest_embeddings(
     text: str = "default",
     species: Sequence[str] = SPECIES,
     genes: Path | None = None,
+    base_url: str | None = None,
+    max_cost: float | None = None,
     dry_run: bool = False,
     device: str = "auto",
     progress: Progress = no_progress,
@@ -37,28 +41,35 @@ def ingest_embeddings(
     Parameters
     ----------
     backbone
-        ``minilm``, ``st:FOLDER_OR_ID``, ``random:DIM``, ``permuted:SPEC``, ``name:SPEC``.
+        ``minilm``, ``st:FOLDER_OR_ID``, ``hf:FOLDER_OR_ID``, ``openai:MODEL``, ``random:DIM``,
+        ``permuted:SPEC``, ``name:SPEC`` (:func:`scvec.backbones.spec.parse_spec`).
     text
         ``default`` (the best description), ``name``, or a text with fields: ``{symbol}: {description}``.
     genes
         File with one gene name a line.
+    base_url
+        Address of an OpenAI-compatible server, for ``openai:``; OpenAI's own where not given.
+    max_cost
+        US dollars that a server may cost: encoding stops before it costs more. What arrived is kept.
     dry_run
-        Count what would be encoded; encode nothing.
+        Count what would be encoded, and what a server would cost; encode and ask nothing.
 
     Raises
     ------
     InputError
         If the backbone, the template or a gene of the list is unknown.
+    NetworkError, AuthError
+        If a server is gone or refuses. The vectors that it gave before are in the store.
     """
     from scvec.api.device import check_device
     from scvec.api.genes import read_gene_list
     from scvec.api.knowledge import ensure_knowledge
-    from scvec.api.texts import check_template, encode_genes, gene_table
-    from scvec.backbones.spec import load_backbone, parse_spec
+    from scvec.api.texts import check_template, encode_genes, plan_encoding
+    from scvec.backbones.spec import parse_spec
     from scvec.stores.store import Store
 
     started = time.monotonic()
-    spec = parse_spec(backbone, text)
+    spec = parse_spec(backbone, text, base_url)
     check_template(spec.template)
     check_device(device)
     names = read_gene_list(genes) if genes else None
@@ -68,32 +79,72 @@ def ingest_embeddings(
         kb = txn.open_knowledge()
         ensure_knowledge(kb, progress=progress)
         wanted = _worthwhile(kb, species) if names is None else _named(kb, names, species, notes)
-        generation = ""
         if dry_run:
-            space = load_backbone(spec, device=device).space
-            shas = gene_table(kb, wanted, spec.template)["text_sha256"].tolist()
-            found, _ = txn.vectors().get_many(space, shas)
-            todo = len({sha for sha, ok in zip(shas, found, strict=True) if not ok})
-            n_encoded, n_cached = todo, len(set(shas)) - todo
-        else:
-            encoded = encode_genes(kb, txn.vectors(), wanted, spec, device=device, progress=progress)
-            space, n_encoded, n_cached = encoded.space, encoded.n_encoded, encoded.n_cached
-            if spec.permuted:
-                notes.append("permuted: is a control, its vectors are not stored: give it to ingest cells")
-            else:
-                txn.put_space(space, encoded.table, encoded.vectors, merge=True)
-            generation = str(txn.commit().number)
-        notes += txn.notes
+            plan = plan_encoding(kb, txn.vectors(), wanted, spec, device=device)
+            return _planned(plan, backbone, len(wanted), time.monotonic() - started, notes)
+        encoded = encode_genes(
+            kb,
+            txn.vectors(),
+            wanted,
+            spec,
+            device=device,
+            max_cost=max_cost,
+            partial=True,
+            progress=progress,
+        )
+        if spec.permuted:
+            notes.append("permuted: is a control, its vectors are not stored: give it to ingest cells")
+        elif len(encoded.table):
+            txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
+        generation = str(txn.commit().number)
+        notes += [*encoded.notes, *txn.notes]
+    if encoded.error is not None:
+        error = encoded.error
+        kept = f"{encoded.n_encoded:,} vectors are kept"
+        raise type(error)(f"{error.what}; {kept}", error.where, error.fix)
+    seconds = time.monotonic() - started
+    cost = Cost(requests=encoded.n_requests, dollars=encoded.cost, seconds=seconds)
     return EmbeddingsReport(
-        space=space.fingerprint,
+        space=encoded.space.fingerprint,
         backbone=backbone,
-        dim=space.dim,
-        n_genes=len(wanted),
-        n_encoded=n_encoded,
-        n_cached=n_cached,
-        seconds=time.monotonic() - started,
+        dim=encoded.space.dim,
+        n_genes=len(encoded.table),
+        n_encoded=encoded.n_encoded,
+        n_cached=encoded.n_cached,
+        seconds=seconds,
         generation=generation,
-        dry_run=dry_run,
+        failed=[
+            FailedGene(gene=gene_id, reason=reason, final=False)
+            for gene_id, reason in encoded.failures.items()
+        ],
+        stopped=encoded.stopped,
+        cost=cost if spec.is_remote else None,
+        notes=notes,
+    )
+
+
+def _planned(
+    plan: EncodingPlan, backbone: str, n_genes: int, seconds: float, notes: list[str]
+) -> EmbeddingsReport:
+    """Return the report of a dry run."""
+    expected = plan.estimate
+    return EmbeddingsReport(
+        space=plan.space.fingerprint if plan.space is not None else "",
+        backbone=backbone,
+        dim=plan.space.dim if plan.space is not None else 0,
+        n_genes=n_genes,
+        n_encoded=plan.n_todo,
+        n_cached=plan.n_cached,
+        seconds=seconds,
+        dry_run=True,
+        cost=None
+        if expected is None
+        else Cost(
+            requests=expected.requests,
+            tokens_in=expected.tokens,
+            dollars=expected.cost,
+            seconds=expected.seconds,
+        ),
         notes=notes,
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvec.api.knowledge import ensure_knowledge
 from scvec.api.live_genes import CONCURRENCY, LIVE_SOURCES, ingest_live_genes
-from scvec.api.reports import GenesReport
+from scvec.api.text_reports import GenesReport
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
 from scvec.types import SPECIES, Species

@@ -11,7 +11,7 @@ from scvec.api.knowledge import ensure_knowledge
 from scvec.api.live import ask_live
 from scvec.api.live_reports import Cost, LiveReport, failed_genes
 from scvec.api.planning import unasked, wanted_genes
-from scvec.api.reports import GenesReport
+from scvec.api.text_reports import GenesReport
 from scvec.protocols import Progress, no_progress
 from scvec.records import Job, Wanted
 from scvec.settings import Settings

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scvec.api.live_reports import LiveReport
 from scvec.api.report import Record, Report, counts_line, human_bytes, plain, table, times_line
 
 __all__ = [
@@ -17,102 +15,13 @@ __all__ = [
     "DemoQuery",
     "DemoReport",
     "DoctorReport",
-    "EmbeddingsReport",
     "ExportReport",
-    "GenesReport",
     "InfoReport",
     "ReferenceInfo",
     "RmReport",
     "SpaceInfo",
     "VerifyReport",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenesReport(Report):
-    """What ``ingest genes`` put into the knowledge base.
-
-    Attributes
-    ----------
-    genes
-        Number of genes per species.
-    descriptions
-        Number of descriptions per kind (human, composed, borrowed, llm).
-    orthologs
-        Number of ortholog pairs.
-    live
-        What asking came to, where the source is a live one.
-    """
-
-    genes: dict[str, int]
-    descriptions: dict[str, int]
-    orthologs: int
-    source: str
-    seconds: float
-    source_version: str = ""
-    generation: str = ""
-    dry_run: bool = False
-    live: LiveReport | None = None
-
-    @classmethod
-    def of(cls, counts: Mapping[str, int], **fields: Any) -> GenesReport:
-        """Return the report on a knowledge base with these :meth:`KnowledgeBase.counts`."""
-
-        def by_prefix(prefix: str) -> dict[str, int]:
-            return {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
-
-        return cls(
-            genes=by_prefix("genes "),
-            descriptions=by_prefix("descriptions "),
-            orthologs=counts.get("orthologs", 0),
-            **fields,
-        )
-
-    def lines(self) -> list[str]:
-        """Return the report as lines for people."""
-        verb = "would hold" if self.dry_run and self.live is None else "holds"
-        version = f" {self.source_version}" if self.source_version else ""
-        return [
-            *(self.live.lines() if self.live is not None else []),
-            f"knowledge base {verb} {counts_line(self.genes)} genes (source: {self.source}{version})",
-            f"descriptions: {counts_line(self.descriptions)}",
-            f"orthologs: {self.orthologs:,} human-mouse pairs",
-            f"took {self.seconds:.1f} s",
-        ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddingsReport(Report):
-    """What ``ingest embeddings`` encoded.
-
-    Attributes
-    ----------
-    space
-        Fingerprint of the embedding space.
-    n_genes, n_encoded, n_cached
-        Genes that have a vector; of their texts, encoded now; taken from the cache.
-    """
-
-    space: str
-    backbone: str
-    dim: int
-    n_genes: int
-    n_encoded: int
-    n_cached: int
-    seconds: float
-    generation: str = ""
-    dry_run: bool = False
-
-    def lines(self) -> list[str]:
-        """Return the report as lines for people."""
-        verb = "would have" if self.dry_run else "have"
-        todo = "to encode" if self.dry_run else "encoded"
-        return [
-            f"{self.n_genes:,} genes {verb} a vector of {self.dim} numbers "
-            f"(backbone {self.backbone}, space {self.space})",
-            f"texts: {self.n_encoded:,} {todo}, {self.n_cached:,} from the cache",
-            f"took {self.seconds:.1f} s",
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)

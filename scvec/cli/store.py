@@ -39,7 +39,7 @@ def info(
             raise InputError("--reference does not go with genes", "scvec info genes", "leave it out")
         from scvec.api.gene_info import gene_info
 
-        session.show(gene_info(session.store, names, species=species))  # type: ignore[arg-type]
+        session.show(gene_info(session.store, names, species=species))
         return
     from scvec.api.maintenance import info as info_
 
@@ -63,7 +63,7 @@ def diff(session: Session, old: int, new: int | None, limit: int) -> None:
     """
     from scvec.api.diff import diff as diff_
 
-    session.show(diff_(session.store, old, new, limit=limit))
+    session.show(diff_(session.store, old, "current" if new is None else new, limit=limit))
 
 
 @click.command()
