@@ -263,6 +263,23 @@ def test_the_child_runs_nothing_and_says_what_was_asked_for(tmp_path: Path, name
     assert len(caught.value.lines()) == 3
 
 
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (hostile(Path("x"))["state for a name"], "a change of dtype"),
+        (hostile(Path("x"))["slots for a name"], "a change of dtype"),
+        (hostile(Path("x"))["bytes of a number"], "bytes() of something else"),
+        (hostile(Path("x"))["another codec"], "_codecs.encode(idna)"),
+        (hostile(Path("x"))["dots after a good module"], "numpy._core.multiarray.scalar.__class__"),
+        (hostile(Path("x"))["records"], "numpy.dtype(V8)"),
+    ],
+)
+def test_each_stand_in_refuses_by_itself(data: bytes, what: str) -> None:
+    with pytest.raises(pickle_child.Refused) as caught:
+        pickle_child.convert(data, io.BytesIO(data), io.BytesIO(), 2**30)
+    assert what in caught.value.name
+
+
 def test_the_trap_works_where_pickle_is_obeyed(tmp_path: Path) -> None:
     # Else the test above would pass with a canary that nothing can touch.
     canary = tmp_path / "canary"
@@ -288,6 +305,13 @@ def laughs() -> bytes:
     return pickle.dumps(value)
 
 
+def dictionaries() -> bytes:
+    value: Any = {}
+    for _ in range(12):
+        value = dict.fromkeys(range(10), value)
+    return pickle.dumps(value)
+
+
 def tower(n: int) -> bytes:
     return b"\x80\x04" + b"]" * n + b"a" * (n - 1) + b"."
 
@@ -300,6 +324,7 @@ def claim(shape: bytes) -> bytes:
 
 BOMBS = {
     "a billion references": laughs(),
+    "a billion entries": dictionaries(),
     "a tower of lists": tower(100_000),
     "a tower of tuples": b"\x80\x04)" + b"\x85" * 300_000 + b".",
     "a tower of tuples as a key": b"\x80\x04})" + b"\x85" * 300_000 + b"K\x01s.",
@@ -339,6 +364,42 @@ def test_bombs_and_damage_are_refused(tmp_path: Path, name: str) -> None:
     assert caught.value.exit_code in (2, 6)
     assert len(caught.value.lines()) == 3
     assert "took more" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("bytes longer than the file", "longer than the file"),
+        ("text longer than the file", "longer than the file"),
+        ("a memo of four billion", "numbers more objects"),
+        ("a memo of digits", "numbers more objects"),
+        ("a long number", "whole number has 1,048,576 bytes"),
+        ("a number of many digits", "whole number has 100,000 digits"),
+        ("two pickles", "after the pickle ends"),
+        ("no end", "cut off"),
+    ],
+)
+def test_the_scan_refuses_before_anything_is_built(name: str, what: str) -> None:
+    with pytest.raises(pickle_scan.Refused, match=what):
+        pickle_scan.scan(BOMBS[name], 2**30)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("an array of 2**40", "another size"),
+        ("an array of other length", "another size"),
+        ("an array of texts", "no proper shape"),
+        ("a billion references", "unfolds to far more"),
+        ("a billion entries", "unfolds to far more"),
+        ("sets of one list", "unfolds to far more"),
+        ("a tower of tuples", "nested more than"),
+    ],
+)
+def test_what_is_built_is_held_against_the_file(name: str, what: str) -> None:
+    data = BOMBS[name]
+    with pytest.raises(pickle_child.Refused, match=what):
+        pickle_child.convert(data, io.BytesIO(data), io.BytesIO(), 2**30)
 
 
 @pytest.mark.parametrize(
