@@ -266,7 +266,6 @@ def test_the_child_runs_nothing_and_says_what_was_asked_for(tmp_path: Path, name
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (hostile(Path("x"))["state for a name"], "a change of dtype"),
         (hostile(Path("x"))["slots for a name"], "a change of dtype"),
         (hostile(Path("x"))["bytes of a number"], "bytes() of something else"),
         (hostile(Path("x"))["another codec"], "_codecs.encode(idna)"),
