@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,13 +48,16 @@ class Probe:
     seconds
         That one text took, alone.
     one_by_one
-        Whether batches cannot be trusted.
+        Whether a request may hold one text only.
+    one_at_a_time
+        Whether one request may be under way only: what a server joins to a batch of its own is a batch too.
     """
 
     vectors: Float32
     model: str
     seconds: float
     one_by_one: bool = False
+    one_at_a_time: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -117,8 +121,12 @@ async def probe_server(ask: Ask, host: str, dimensions: int | None = None) -> Pr
         raise InputError(f"{host} gives different texts the same vector", "--backbone", "check the model")
     # The first call opens the connection, or wakes the model up.
     seconds = float(np.median([a.seconds for a in answers]))
-    probe = Probe(alone, answers[0].model, seconds, together is None, notes)
+    probe = Probe(alone, answers[0].model, seconds, together is None, notes=notes)
     if together is None:
+        at_once = await asyncio.gather(*(asked([text], dim) for text in ALONE))
+        if min(float(a.vectors[0] @ b) for a, b in zip(at_once, alone, strict=True)) < SAME_IN_BATCH:
+            probe.one_at_a_time = True
+            notes.append(f"{host} gives other vectors to texts asked for at once: it gets one at a time")
         return probe
     if together.vectors.shape[1] != dim:
         together = await asked(BATCH, dim)
@@ -129,10 +137,11 @@ async def probe_server(ask: Ask, host: str, dimensions: int | None = None) -> Pr
     # A batch made the difference, or the server makes one each time.
     again = float((await asked([ALONE[worst]], dim)).vectors[0] @ alone[worst])
     if again >= SAME_IN_BATCH:
-        probe.one_by_one = True
+        # Also one request at a time: llama.cpp computes what several ask for at once as a batch.
+        probe.one_by_one = probe.one_at_a_time = True
         notes.append(
             f"{host} gives other vectors in batches than alone (cosine {cosines[worst]:.3f}): it gets one "
-            "text a request"
+            "text at a time"
         )
     elif again >= SAME_AT_ALL:
         notes.append(f"{host} gives a text another vector each time (cosine {again:.4f})")

@@ -69,8 +69,8 @@ class RemoteBackbone:
     :meth:`probe` gives vectors of fixed texts, which are kept with the space and compared whenever the server
     is asked again.
 
-    Before anything else a few texts are asked for alone and in a batch. Where the vectors differ, one text a
-    request is sent from then on, and :attr:`notes` say so: some servers pad batches wrongly.
+    Before anything else a few texts are asked for alone and in a batch. Where the vectors differ, one text at
+    a time is asked for from then on, and :attr:`notes` say so: some servers mix up the texts of a batch.
 
     Parameters
     ----------
@@ -318,6 +318,8 @@ class RemoteBackbone:
         self._notes |= dict.fromkeys(found.notes)
         if found.one_by_one:
             self._sizes.inputs = 1
+        if found.one_at_a_time:
+            self.concurrency = 1
         self._sizes.took(1, count_tokens(ALONE, self.model).total // len(ALONE), found.seconds)
         vectors = dict(zip(map(text_sha256, ALONE), found.vectors, strict=True))
         self._probed = self._space_of(found.dim, found.model), vectors

@@ -65,7 +65,7 @@ def load(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Options of the backbone that is loaded."""
     settings = Settings(
         openai=ServiceSettings(
-            api_key=Secret("sk-canary-of-gene-texts"), base_url=f"{server.url}/v1", timeout=5
+            api_key=Secret("sk-canary-of-gene-texts"), base_url=f"{server.url}/v1", timeout=60
         ),
         prices={MODEL: Price(1000.0)},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -47,6 +48,10 @@ def texts(n: int) -> list[str]:
     ]
 
 
+def rows_of(given: list[str]) -> list[dict[str, Any]]:
+    return [{"index": i, "embedding": [float(x) for x in fake_vector(t)]} for i, t in enumerate(given)]
+
+
 def oracle(given: list[str], dim: int = 32, model: str = MODEL) -> np.ndarray:
     return np.array([fake_vector(t, dim, model=model) for t in given], np.float32).reshape(-1, dim)
 
@@ -59,7 +64,7 @@ def server() -> Iterator[FakeServer]:
 
 def make(server: FakeServer, model: str = MODEL, **options: Any) -> RemoteBackbone:
     price = options.pop("price", None)
-    timeout = options.pop("timeout", 5.0)
+    timeout = options.pop("timeout", 60.0)
     settings = Settings(
         openai=ServiceSettings(api_key=Secret(KEY), base_url=f"{server.url}/v1", timeout=timeout),
         prices={} if price is None else {model: Price(price)},
@@ -172,13 +177,53 @@ def test_timeouts_and_drips_are_asked_for_again(server: FakeServer) -> None:
 # the probe
 
 
+def joined(app: web.Application, server: Any) -> None:
+    """A server that computes what is asked for at once as a batch, and batches wrongly."""
+    under_way = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal under_way
+        given = request["body"]["input"]
+        under_way += len(given)
+        try:
+            await asyncio.sleep(0.01)
+            wrong = " padded" * (under_way > 1)
+            return web.json_response({"data": rows_of([text + wrong for text in given])})
+        finally:
+            under_way -= len(given)
+
+    app.router.add_post("/v1/embeddings", answer)
+
+
+def alone_only(app: web.Application, server: Any) -> None:
+    """As :func:`joined`, and refuses batches that are sent as such."""
+    inner = web.Application()
+    joined(inner, server)
+    (route,) = [r for r in inner.router.routes() if r.method == "POST"]
+
+    async def answer(request: web.Request) -> Any:
+        if len(request["body"]["input"]) > 1:
+            return web.json_response({"error": {"message": "one input only"}}, status=422)
+        return await route.handler(request)
+
+    app.router.add_post("/v1/embeddings", answer)
+
+
 def test_batches_that_change_vectors_are_seen_and_not_sent(server: FakeServer) -> None:
     server.faults = Faults.always("bad-batch")
     backbone = make(server)
     same(backbone.encode(texts(20)), texts(20))
     (note,) = backbone.notes
-    assert "in batches" in note and "one text a request" in note
+    assert "in batches" in note and "one text at a time" in note
     assert max(len(r.body["input"]) for r in server.requests[N_PROBES:]) == 1
+
+
+@pytest.mark.parametrize("add", [joined, alone_only])
+def test_batches_that_the_server_makes_itself_are_no_better(add: Any) -> None:
+    with FakeServer(extra=[add]) as llama:
+        backbone = make(llama)
+        same(backbone.encode(texts(12)), texts(12))
+        assert backbone.concurrency == 1 and "at a time" in backbone.notes[-1]
 
 
 def test_one_bad_batch_among_good_ones_costs_only_speed(server: FakeServer) -> None:
@@ -247,11 +292,7 @@ def test_a_server_that_refuses_base64_is_asked_for_numbers() -> None:
             body = request["body"]
             if body.get("encoding_format") == "base64":
                 return web.json_response({"error": {"message": "unknown encoding_format"}}, status=422)
-            rows = [
-                {"index": i, "embedding": [float(x) for x in fake_vector(t)]}
-                for i, t in enumerate(body["input"])
-            ]
-            return web.json_response({"data": rows})
+            return web.json_response({"data": rows_of(body["input"])})
 
         app.router.add_post("/v1/embeddings", answer)
 
@@ -274,10 +315,7 @@ def sized(most: int, *, status: int = 413, too_long: int = 10**6) -> Callable[[A
             if max(map(len, given)) > too_long:
                 message = "input (702 tokens) is too large to process. increase the physical batch size"
                 return web.json_response({"error": {"message": message, "code": 500}}, status=500)
-            rows = [
-                {"index": i, "embedding": [float(x) for x in fake_vector(t)]} for i, t in enumerate(given)
-            ]
-            return web.json_response({"data": rows})
+            return web.json_response({"data": rows_of(given)})
 
         app.router.add_post("/v1/embeddings", answer)
 
@@ -293,7 +331,7 @@ def test_requests_that_are_too_large_are_halved(most: int, status: int) -> None:
         refused = [len(r.body["input"]) for r in small.requests if len(r.body["input"]) > most]
         # It is learned once, and not with every batch.
         assert len(refused) <= 2 * 6
-        assert (most == 1) == any("one text a request" in note for note in backbone.notes)
+        assert (most == 1) == any("takes one text a request" in note for note in backbone.notes)
 
 
 def test_one_text_that_is_refused_does_not_take_the_others_with_it() -> None:
