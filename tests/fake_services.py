@@ -289,6 +289,13 @@ class FakeServer:
             return web.Response(
                 body=b'{"a": "' + b"x" * (65 * 2**20) + b'"}', content_type="application/json"
             )
+        if fault == "huge-chunked":
+            stream = web.StreamResponse()
+            await stream.prepare(request)
+            for _ in range(65):
+                await stream.write(b" " * 2**20)
+            await stream.write(response.body)
+            return stream
         if fault == "deep":
             return web.Response(text='{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
         return response

@@ -22,8 +22,6 @@ __all__ = ["RateLimit", "state_folder"]
 #: The window is a little longer than the second that services count, because requests do not all travel
 #: equally fast.
 WINDOW = 1.05
-#: Turns that are remembered at least, for processes that may send more in a second than the one that writes.
-REMEMBERED = 32
 #: Turns further ahead than this, in a file that nobody wrote for as long, are not waited for (seconds).
 FAR = 60.0
 #: Seconds between two looks at a lock that another holds, and for how long to look.
@@ -133,7 +131,8 @@ class RateLimit:
         at = max(now, taken[-1]) if taken else now
         if len(taken) >= self._burst:
             at = max(at, taken[-self._burst] + self._window)
-        taken = [*taken, at][-max(self._burst, REMEMBERED) :]
+        # Turns before these lie a window or more before the last, also for one that may send more a second.
+        taken = [*taken, at][-self._burst :]
         scratch = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         scratch.write_text(json.dumps(taken), encoding="ascii")
         os.replace(scratch, self._path)

@@ -51,6 +51,12 @@ from scvec.ingest.facts import (
         ("a<script>alert(1)</script>b<!-- c -->d", "a b d", {}),
         ("x\x00y\u202ez\u200b\ud800 \x1b[31mred\x1b[0m", "xyz red", {}),
         ("e\u0301", "\u00e9", {}),
+        ("&amp;lt;b&amp;gt;x&amp;amp;", "x&", {}),
+        (
+            "A [provided by [supplied by OMIM]RefSeq].",
+            "A.",
+            {"provided_by": "OMIM", "also_provided_by": ["RefSeq"]},
+        ),
         (None, "", {}),
         (12, "", {}),
     ],

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import threading
 import time
 from collections import Counter
 
@@ -281,24 +280,64 @@ def test_cancelling_writes_what_has_arrived():
     assert len({a.job for a in journal.answers}) == arrived
 
 
+def test_cancelling_keeps_what_waits_to_be_written():
+    # All arrive at once, more than may wait for the writer; the cancelling comes with the first write.
+    jobs = jobs_of(60)
+    source, journal = FakeSource(batch_size=1), Journal()
+
+    async def ask(batch):
+        await asyncio.sleep(0.05)
+        return [answer(j) for j in batch], []
+
+    source.ask = ask
+
+    async def main():
+        def write(answers, failures):
+            journal(answers, failures)
+            task.cancel()
+
+        task = asyncio.create_task(harvest(source, jobs, write, concurrency=60))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert journal.n_writes > 1
+    assert once_each(journal, jobs)
+
+
+def test_a_bug_that_shows_after_the_end_is_raised():
+    jobs = jobs_of(2)
+    source = FakeSource(batch_size=1)
+
+    async def ask(batch):
+        if batch == [jobs[0]]:
+            raise ServiceError("auth", "no")
+        await asyncio.sleep(0.05)
+        raise ZeroDivisionError
+
+    source.ask = ask
+    with pytest.raises(ZeroDivisionError):
+        run(source, jobs)
+
+
 def test_ctrl_c_writes_what_has_arrived():
+    jobs = jobs_of(2000)
     source, journal = FakeSource(batch_size=1), Journal()
     arrived = 0
 
     async def ask(batch):
         nonlocal arrived
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
         arrived += 1
+        if arrived == 100:
+            signal.raise_signal(signal.SIGINT)
         return [answer(j) for j in batch], []
 
     source.ask = ask
-    jobs = jobs_of(20_000)
-    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
         run_async(harvest(source, jobs, journal))
-    timer.join()
-    assert 0 < len(journal.answers) == arrived < 20_000
+    assert 100 <= len(journal.answers) == arrived < 2000
+    assert len({a.job for a in journal.answers}) == arrived
 
 
 def test_a_slow_writer_stops_the_asking():

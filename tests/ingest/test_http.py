@@ -97,6 +97,7 @@ def test_an_answer_is_json_and_the_key_travels_in_the_body(server):
         ("403", "auth"),
         ("404", "address"),
         ("huge", "rejected"),
+        ("huge-chunked", "rejected"),
         ("redirect", "address"),
         ("redirect-loop", "address"),
     ],
@@ -165,6 +166,11 @@ def test_an_invalid_key_under_status_400_is_a_matter_of_the_key(server):
 def test_the_reason_of_a_refusal_is_shown_but_not_the_key_in_it(server):
     error = refused(server, "400")
     assert "refused (400)" in error.reason and CANARY not in error.reason
+
+
+def test_a_key_is_hidden_before_a_message_is_cut():
+    said = http._message({"error": {"message": "x" * 150 + CANARY}})
+    assert 100 < len(said) <= 160 and "canary" not in said
 
 
 @pytest.mark.parametrize("shape", [list, dict])
