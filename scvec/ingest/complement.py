@@ -242,8 +242,10 @@ def estimate(
     reasoning = is_reasoning(model)
     n = len(subjects)
     usual = USUAL_REASONING if reasoning else USUAL
-    exact = count_tokens([""], model).exact
-    tokens_in = sum(prompt_tokens(_messages(s, ""), model) for s in subjects)
+    # The instructions are the same for all: counted once.
+    asked = [_messages(s, "") for s in subjects]
+    told = count_tokens([user["content"] for _, user in asked], model)
+    tokens_in = told.total + sum(prompt_tokens(m[:1], model) for m in asked[:1]) * n
     tokens_out = n * usual
     return Estimate(
         n_genes=n,
@@ -252,7 +254,7 @@ def estimate(
         tokens_out=tokens_out,
         cost=None if price is None else (tokens_in * price.input + tokens_out * price.output) / 1e6,
         seconds=n * (SECONDS_REASONING if reasoning else SECONDS) / max(concurrency, 1),
-        exact_tokens=exact,
+        exact_tokens=told.exact,
     )
 
 

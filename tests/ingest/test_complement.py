@@ -14,7 +14,7 @@ from fake_services import FakeServer, Faults
 
 from scvec.ingest.budget import Budget
 from scvec.ingest.calls import Caller, ServiceError
-from scvec.ingest.chat import Chat, is_reasoning
+from scvec.ingest.chat import Chat, is_reasoning, prompt_tokens
 from scvec.ingest.complement import (
     FIRST_LIMIT,
     PROMPT,
@@ -22,6 +22,7 @@ from scvec.ingest.complement import (
     SCHEMA,
     ComplementSource,
     Subject,
+    _messages,
     estimate,
 )
 from scvec.ingest.harvest import BudgetSpentError, Harvest, harvest
@@ -346,5 +347,7 @@ def test_an_estimate_before_a_cent_is_spent() -> None:
     assert estimate([], "m", Price(1)).cost == 0
     _, _, _, source = describe(genes=genes[:10])
     assert source.budget.tokens_in <= expected.tokens_in / 10
+    held = sum(prompt_tokens(_messages(g, ""), "gpt-4o-mini") for g in genes)
+    assert expected.tokens_in == held
     thinking = estimate(genes, "gpt-5", Price(1.25, 10.0))
     assert thinking.tokens_out > expected.tokens_out

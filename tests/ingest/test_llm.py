@@ -213,8 +213,14 @@ def test_another_server_learns_nothing_of_openai(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OPENAI_ORG_ID", "org-somebody")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-somebody")
     monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-admin-0123456789abcdef")
+
+    async def main(server: FakeServer) -> None:
+        async with service(server) as llm:
+            assert not llm.client.admin_api_key
+            await llm.post("/embeddings", BODY, lambda answer: answer)
+
     with FakeServer(extra=[add_openai]) as server:
-        post(server)
+        asyncio.run(main(server))
     headers = str(server.requests[0].headers)
     assert "somebody" not in headers
     assert "sk-admin" not in headers
