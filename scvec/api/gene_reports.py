@@ -230,7 +230,12 @@ class Example(Record):
     def lines(self) -> list[str]:
         """Return it as lines for people."""
         lines = [f"  {self.state} {self.symbol} ({self.gene_id}), {self.what}"]
+        # Long texts are shown from where they differ.
+        pairs = enumerate(zip(self.before, self.after, strict=False))
+        alike = next((i for i, (one, other) in pairs if one != other), 0)
+        start = 0 if alike < WIDTH // 2 else alike - WIDTH // 4
         for sign, text in (("-", self.before), ("+", self.after)):
+            text = f"… {text[start:]}" if start and text else text
             if text:
                 lines.append("    " + _shortened(f"{sign} {text}"))
         return lines

@@ -184,3 +184,13 @@ def test_an_older_generation_is_held_while_it_is_read(store: Store) -> None:
         assert kb.descriptions(["HGNC:3"])["HGNC:3"].text == "Text 3."
     with store.knowledge() as kb:
         assert kb.descriptions(["HGNC:3"])["HGNC:3"].text == "New text 3."
+
+
+def test_long_texts_are_shown_from_where_they_differ(store: Store) -> None:
+    long = "The same beginning of a text. " * 20
+    for end in ("Old end.", "New end."):
+        with store.begin("ingest genes") as txn:
+            txn.open_knowledge().upsert_descriptions([described(1, long + end)])
+            txn.commit()
+    lines = diff(store.path, 2, 3).lines()
+    assert lines[-2].endswith("Old end.") and lines[-1].endswith("New end.") and max(map(len, lines)) <= 100
