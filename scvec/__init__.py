@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scvec.api.cells import ingest_cells as ingest_cells
+    from scvec.api.complement import ingest_complement as ingest_complement
     from scvec.api.demo import demo as demo
+    from scvec.api.diff import diff as diff
     from scvec.api.embeddings import ingest_embeddings as ingest_embeddings
+    from scvec.api.gene_info import gene_info as gene_info
     from scvec.api.genes import ingest_genes as ingest_genes
+    from scvec.api.legacy import import_legacy as import_legacy
     from scvec.api.maintenance import compact as compact
     from scvec.api.maintenance import doctor as doctor
     from scvec.api.maintenance import export as export
@@ -31,11 +35,15 @@ __version__ = "0.1.0"
 # Where each public name lives. The order is that of the README.
 _HOMES = {
     "ingest_genes": "scvec.api.genes",
+    "ingest_complement": "scvec.api.complement",
     "ingest_embeddings": "scvec.api.embeddings",
     "ingest_cells": "scvec.api.cells",
     "query": "scvec.api.query",
     "resolve": "scvec.api.resolvers",
+    "import_legacy": "scvec.api.legacy",
     "info": "scvec.api.maintenance",
+    "gene_info": "scvec.api.gene_info",
+    "diff": "scvec.api.diff",
     "verify": "scvec.api.maintenance",
     "doctor": "scvec.api.maintenance",
     "export": "scvec.api.maintenance",
