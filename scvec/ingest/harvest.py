@@ -212,8 +212,9 @@ async def harvest(
             running -= finished
             stopped = _error_of(finished) or source.caller.hopeless()
             # A worker that ended while another gave back work leaves room for a new one.
-            while stopped is None and len(running) < min(concurrency, len(todo)):
-                running.add(asyncio.create_task(worker()))
+            if stopped is None:
+                more = min(concurrency - len(running), len(todo))
+                running |= {asyncio.create_task(worker()) for _ in range(more)}
         if running and stopped is not None and not _gone(stopped):
             # What is under way may be answered, and paid for. No new requests: the workers meet the same end.
             todo.clear()
