@@ -44,7 +44,7 @@ def wanted():
 
 
 def ingest(folder, pace, acknowledged=None):
-    """One run as a command makes it: take in what an earlier one left, ask what is missing, commit."""
+    """One run as a command makes it: take in what was left, ask what is missing, commit; say how much."""
     store = Store.open(folder, create=True)
     with store.begin("ingest genes", {"source": "ncbi"}) as txn:
         kb = txn.open_knowledge()
@@ -66,6 +66,7 @@ def ingest(folder, pace, acknowledged=None):
             time.sleep(pace)
         kb.absorb(txn.journal())
         txn.commit()
+        return len(todo)
 
 
 def content(folder):
@@ -156,9 +157,9 @@ def killed(folder, kills, seed):
     forked(ingest, f"{folder}.{finished}", 0)
     last = forked(content, f"{folder}.{finished}")
     # Again: nothing is asked, nothing changes, nothing is left.
-    forked(ingest, f"{folder}.{finished}", 0)
+    asked = forked(ingest, f"{folder}.{finished}", 0)
     left = sorted(p.name for p in Path(f"{folder}.{finished}", "work").iterdir())
-    return {"kills": running, "seen": seen, "finished": finished, "left": left, "last": last,
+    return {"kills": running, "seen": seen, "finished": finished, "left": left, "last": last, "asked": asked,
             "again": forked(content, f"{folder}.{finished}"), "whole": forked(content, folder + ".whole")}
 
 
@@ -188,5 +189,5 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     # Of 240 genes two texts each and the model's, of 35 no text of MyGene; of 20 names one.
     assert counts["genes"] == 260 and counts["descriptions"] == 3 * 240 - 35 + 20, counts
     assert counts["notes"] == 2 * 240 - 35 + 20, counts
-    assert result["left"] == []
+    assert result["left"] == [] and result["asked"] == 0
     assert result["kills"] == KILLS and sum(n > 0 for n in result["seen"]) >= KILLS // 3, result["seen"]
