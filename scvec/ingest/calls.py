@@ -135,6 +135,7 @@ class Caller:
         self._answered = 0
         self._failed_before = 0
         self._not_before = 0.0
+        self._asked_until = 0.0
         self._quiet_since: float | None = None
         self._turn = asyncio.Condition()
         self._fatal: ServiceError | None = None
@@ -173,7 +174,8 @@ class Caller:
     def hopeless(self) -> ServiceError | None:
         """Return the error if the service has not answered for longer than :attr:`patience`."""
         if self._fatal is None and self._quiet_since is not None:
-            silent = time.monotonic() - max(self._quiet_since, self._not_before)
+            # A wait that the service asked for is no silence of its; one of ours is.
+            silent = time.monotonic() - max(self._quiet_since, self._asked_until)
             if silent > self.patience:
                 self._end(ServiceError("gone", f"{self.service} has not answered for {silent:.0f} s"))
         return self._fatal
@@ -234,7 +236,8 @@ class Caller:
                 asked = f"it asks to come back in {error.retry_after:.0f} s"
                 self._end(ServiceError("gone", f"{error.reason}; {asked}"))
                 return
-            self._not_before = max(self._not_before, now + error.retry_after)
+            self._asked_until = max(self._asked_until, now + error.retry_after)
+            self._not_before = max(self._not_before, self._asked_until)
         if self._streak >= enough:
             self._end(ServiceError("gone", f"{error.reason}, {self._streak} times in a row"))
             return

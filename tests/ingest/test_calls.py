@@ -171,6 +171,21 @@ def test_silence_ends_too():
     assert found is not None and found.kind == "gone"
 
 
+@pytest.mark.parametrize("asked_for", [None, 30.0])
+def test_waits_of_our_own_are_part_of_the_silence_and_those_asked_for_are_not(asked_for):
+    async def main():
+        caller = Caller("test", patience=0.05)
+        task = asyncio.create_task(caller.call(Service(transient(retry_after=asked_for))))
+        await asyncio.sleep(0.1)
+        caller._not_before += 30
+        found = caller.hopeless()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return found
+
+    assert (asyncio.run(main()) is None) == (asked_for is not None)
+
+
 def test_a_service_that_answers_is_not_hopeless():
     async def main():
         caller = Caller("test", patience=0.0)
