@@ -195,6 +195,8 @@ def _chat(body: dict[str, Any], fault: str | None) -> web.Response:
         answer["choices"] = []
     if fault == "no-usage":
         del answer["usage"]
+    if fault == "odd-usage":
+        answer["usage"] = {"prompt_tokens": -5, "completion_tokens": "many"}
     return web.json_response(answer)
 
 

@@ -292,5 +292,7 @@ def _checked(reply: Reply, subject: Subject) -> str:
 
 def _tidy(text: str, limit: int) -> str:
     """Return a text without control characters, on one line."""
-    kept = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text[: 4 * limit])
+    kept = text[: 4 * limit]
+    if not kept.isprintable():
+        kept = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in kept)
     return " ".join(kept.split())[:limit].rstrip()

@@ -190,8 +190,9 @@ def test_passing_faults_are_asked_again(fault: str) -> None:
     assert len(server.requests) == 3
 
 
-def test_tokens_that_nobody_counts_are_estimated_from_above() -> None:
-    (answer,), _, _, _ = describe(Faults.always("no-usage"), budget=Budget(Price(1.0, 1.0), 1.0))
+@pytest.mark.parametrize("fault", ["no-usage", "odd-usage"])
+def test_tokens_that_nobody_counts_are_estimated_from_above(fault: str) -> None:
+    (answer,), _, _, _ = describe(Faults.always(fault), budget=Budget(Price(1.0, 1.0), 1.0))
     counted, _, _, _ = describe()
     told = json.loads(counted[0].descriptions[0].provenance)
     guessed = json.loads(answer.descriptions[0].provenance)
@@ -222,6 +223,16 @@ def test_what_a_server_refuses_is_left_away_once_for_all(
         assert "max_completion_tokens" in last and "max_tokens" not in last
     assert len(source.notes) == len(words)
     assert all(any(w.replace("no ", "") in n for n in source.notes) for w in words)
+
+
+def test_what_several_tasks_learn_at_once_is_left_away_once() -> None:
+    with FakeServer(extra=[add_openai]) as server:
+        source = source_of(server, subjects(20), model="object")
+        found, kept = gather(server, source, concurrency=8)
+    assert found.stopped is None
+    assert len(kept) == 20
+    assert source._chat.format == "json_object"
+    assert len(source.notes) == 1
 
 
 def test_an_unknown_model_ends_all_at_once() -> None:
