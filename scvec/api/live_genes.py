@@ -52,7 +52,8 @@ def ingest_live_genes(
         if not dry_run:
             kb.absorb(txn.journal())  # of a run that was killed
         plan = wanted_genes(kb, names, species, source=source)
-        wanted = {Job.of(w.gene_id, source, _question(w, source, details)): w for w in plan.wanted}
+        prompt = "details" if details else ""
+        wanted = {Job.of(w.gene_id, source, _question(w, source), prompt=prompt): w for w in plan.wanted}
         todo, final = unasked(kb, wanted, refresh=refresh)
         asked = {job: wanted[job] for job in todo}
         make, requests, per_second = _service(
@@ -98,15 +99,15 @@ def ingest_live_genes(
     )
 
 
-def _question(wanted: Wanted, source: str, details: bool) -> str:
-    """Return what the answer depends on: by which id the gene is asked, and how much is asked."""
+def _question(wanted: Wanted, source: str) -> str:
+    """Return what the answer depends on: by which id the gene is asked."""
     if wanted.entrez_id is not None:
         by = f"entrez:{wanted.entrez_id}"
     elif source == "mygene":
         by = " ".join(wanted.ensembl_ids) or f"symbol:{wanted.symbol}"
     else:
         by = f"symbol:{wanted.symbol}"
-    return f"{wanted.species} {by}" + (" with details" if details else "")
+    return f"{wanted.species} {by}"
 
 
 def _service(

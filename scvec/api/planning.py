@@ -97,6 +97,11 @@ def unasked(kb: KnowledgeBase, jobs: Iterable[Job], *, refresh: bool) -> tuple[l
     if refresh:
         return every, []
     done = kb.jobs_done(every)
+    # A gene that was asked by its symbol has an id once it was answered: the same question, put otherwise.
+    for source in {job.source for job in every} - {"llm"}:
+        for prompt in {job.prompt for job in every}:
+            answered = kb.answered(source, prompt=prompt)
+            done |= {job for job in every if job.prompt == prompt and job.gene_id in answered}
     final = {f.job: f for f in kb.failures() if f.final}
     todo = [job for job in every if job not in done and job not in final]
     return todo, [final[job] for job in every if job in final and job not in done]
