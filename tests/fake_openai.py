@@ -21,8 +21,8 @@ from fake_services import FakeServer
 #: Model -> dimension; a model that is not here is unknown. ``old`` takes no ``dimensions``.
 EMBEDDERS = {"text-embedding-3-small": 32, "text-embedding-3-large": 64, "old": 16}
 #: What chat models refuse, as real ones do: ``plain`` knows no response_format, ``thinker`` no temperature
-#: and no max_tokens, ``object`` no json_schema.
-CHATS = ("gpt-4o-mini", "gpt-5-mini", "plain", "thinker", "object")
+#: and no max_tokens, ``object`` no json_schema, ``limitless`` no limit.
+CHATS = ("gpt-4o-mini", "gpt-5-mini", "plain", "thinker", "object", "limitless")
 MOST_INPUTS, MOST_TOKENS, LONGEST = 2048, 300_000, 8192
 
 
@@ -166,6 +166,8 @@ def _chat(body: dict[str, Any], fault: str | None) -> web.Response:
             return error(400, "Unsupported value: 'temperature' does not support 0.0 with this model.")
         if "max_tokens" in body:
             return error(400, "Unsupported parameter: 'max_tokens' is not supported with this model.")
+    if model == "limitless" and {"max_tokens", "max_completion_tokens"} & set(body):
+        return error(400, "Unsupported parameter: 'max_tokens' or 'max_completion_tokens'")
     form = body.get("response_format", {}).get("type", "text")
     if (model == "plain" and form != "text") or (model == "object" and form == "json_schema"):
         return error(400, f"Invalid parameter: 'response_format' of type '{form}' is not supported.")

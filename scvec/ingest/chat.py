@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class Chat:
             self._manner = _Manner(limit="max_tokens")
         self._answered = False
         self._renamed = False
+        self._refused: LlmError | None = None
+        self._first = asyncio.Lock()
 
     @property
     def format(self) -> Format:
@@ -87,21 +90,29 @@ class Chat:
         BudgetSpentError
             If it might cost more than is left.
         """
+        if self._answered:
+            return await self._ask(messages, max_tokens)
+        # One task finds out what the server understands; the others wait for it.
+        async with self._first:
+            if self._refused is not None:
+                raise self._refused
+            reply = await self._ask(messages, max_tokens)
+            self._answered = True
+            return reply
+
+    async def _ask(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> Reply:
         while True:
             manner = self._manner
             try:
-                reply = await self.service.call(lambda m=manner: self._once(messages, max_tokens, m))  # type: ignore[misc]
+                return await self.service.call(lambda m=manner: self._once(messages, max_tokens, m))  # type: ignore[misc]
             except LlmError as error:
                 if error.kind != "rejected":
                     raise
-                # Another task may have learnt the same meanwhile.
                 if self._manner == manner and not self._plainer(error.reason):
                     if self._answered or error.status == 413:
                         raise
-                    raise LlmError("address", error.reason, status=error.status) from None
-                continue
-            self._answered = True
-            return reply
+                    self._refused = LlmError("address", error.reason, status=error.status)
+                    raise self._refused from None
 
     def _plainer(self, reason: str) -> bool:
         """Leave away what was refused; False if there is nothing left to leave away."""

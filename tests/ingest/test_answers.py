@@ -178,6 +178,7 @@ def test_symbols_of_all_kinds_are_found(symbol: str) -> None:
             "NKG7 encodes a receptor of murine leukemia viruses in cells of human blood and marrow.",
             True,
         ),
+        ("human", "NKG7 was first seen in mice. The product of the human gene is found in granules.", True),
         ("mouse", "NKG7 is a human gene that encodes a protein of cytotoxic granules in T cells.", False),
         ("mouse", "NKG7 encodes a protein of cytotoxic granules in T cells and natural killer cells.", True),
         ("mouse", "NKG7 of the mouse encodes a protein known from human cells, found in granules.", True),

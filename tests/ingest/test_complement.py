@@ -233,6 +233,7 @@ def test_what_several_tasks_learn_at_once_is_left_away_once() -> None:
     assert len(kept) == 20
     assert source._chat.format == "json_object"
     assert len(source.notes) == 1
+    assert len(server.requests) == 21
 
 
 def test_an_unknown_model_ends_all_at_once() -> None:
@@ -250,7 +251,15 @@ def test_a_server_that_refuses_even_the_plainest_request_ends_all() -> None:
         found, _ = gather(server, source_of(server, subjects(50)))
     assert isinstance(found.stopped, ServiceError)
     assert found.stopped.kind == "address"
-    assert len(server.requests) <= 5
+    assert len(server.requests) == 3  # with a schema, in JSON mode, in words
+
+
+def test_a_server_that_takes_no_limit_is_not_asked_for_ever() -> None:
+    with FakeServer(extra=[add_openai]) as server:
+        found, _ = gather(server, source_of(server, subjects(50), model="limitless"))
+    assert isinstance(found.stopped, ServiceError)
+    assert found.stopped.kind == "address"
+    assert len(server.requests) == 4
 
 
 def test_one_refused_gene_does_not_end_the_others() -> None:
