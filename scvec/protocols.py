@@ -28,7 +28,6 @@ __all__ = [
 State = tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]
 
 
-
 class Progress(Protocol):
     """A function that is told how far a stage is."""
 

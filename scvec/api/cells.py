@@ -44,6 +44,8 @@ def ingest_cells(
     layer: str | None = None,
     memory: str | int | None = None,
     backbone: str = "minilm",
+    base_url: str | None = None,
+    max_cost: float | None = None,
     encoder: str = "adapted",
     batch_key: str | None = None,
     seed: int = 0,
@@ -70,6 +72,8 @@ def ingest_cells(
     backbone, encoder
         Where gene vectors come from (:func:`scvec.backbones.spec.parse_spec`), and ``adapted``, ``weighted``,
         ``pca`` or ``residual``.
+    base_url, max_cost
+        Address of the server that ``openai:`` asks, and US dollars that it may cost.
     seed
         Two runs with one seed give the same reference.
     force
@@ -94,7 +98,7 @@ def ingest_cells(
 
     # What can be refused at once is, before a large file is read.
     check_reference_name(name)
-    spec = parse_spec(backbone)
+    spec = parse_spec(backbone, base_url=base_url)
     with_text = needs_text(encoder)
     check_device(device)
     if with_text and not spec.is_stored:
@@ -130,7 +134,13 @@ def ingest_cells(
                     encoded = stored_genes(txn, kb, gene_ids, spec)
                 else:
                     encoded = encode_genes(
-                        kb, txn.vectors(), gene_ids, spec, device=device, progress=progress
+                        kb,
+                        txn.vectors(),
+                        gene_ids,
+                        spec,
+                        device=device,
+                        max_cost=max_cost,
+                        progress=progress,
                     )
                 if not (spec.permuted or spec.is_stored):
                     txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
@@ -148,6 +158,7 @@ def ingest_cells(
             txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors)
             generation = txn.commit()
         notes = [n for s in sources for n in s.notes] + notes + txn.notes
+        notes += encoded.notes if encoded is not None else ()
     calibration = model.calibration
     record = calibration.record["same"]
     return CellsReport(

@@ -10,9 +10,11 @@ from scvec.cli.ingest_genes import commands as gene_commands
 from scvec.cli.options import (
     SPECIES,
     Session,
+    base_url_option,
     device_option,
     global_options,
     layer_option,
+    max_cost_option,
     memory_option,
     pass_session,
 )
@@ -45,6 +47,8 @@ for _command in gene_commands:
 @layer_option
 @memory_option
 @click.option("--backbone", default="minilm", show_default=True, metavar="SPEC", help="Which gene vectors.")
+@base_url_option
+@max_cost_option
 @click.option(
     "--encoder",
     type=click.Choice(["adapted", "weighted", "pca", "residual"]),
@@ -71,6 +75,8 @@ def cells(
     layer: str | None,
     memory: str | None,
     backbone: str,
+    base_url: str | None,
+    max_cost: float | None,
     encoder: str,
     batch_key: str | None,
     seed: int,
@@ -97,6 +103,8 @@ def cells(
             layer=layer,
             memory=memory,
             backbone=backbone,
+            base_url=base_url,
+            max_cost=max_cost,
             encoder=encoder,
             batch_key=batch_key,
             seed=seed,
