@@ -43,6 +43,7 @@ benchmark: dev ## make every number of docs/benchmarks.md again (about half an h
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/baron.py --seeds 3 --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/text_scale.py --publish
 	$(BIN)/python benchmarks/openmp_wait.py --publish
+	$(BIN)/python benchmarks/live_sources.py --publish
 
 clean: ## remove the environment, caches and demo results
 	rm -rf $(VENV) $(OUT) build dist scvec.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache \
