@@ -41,7 +41,8 @@ def translate(error: BaseException, command: str = "scvec") -> ScvecError:
     if isinstance(error, ScvecError):
         return error
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        kept = str(error)
+        # click raises its own error from the interrupt.
+        kept = str(error.__cause__ if isinstance(error, click.Abort) and error.__cause__ else error)
         return Interrupted(
             f"interrupted; {kept}" if kept else "interrupted",
             command,

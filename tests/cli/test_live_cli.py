@@ -24,7 +24,9 @@ KILLS = int(os.environ.get("SCVEC_TEST_KILLS", "4"))
 
 #: The program, with short waits between its calls.
 PROGRAM = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where tests run
 from scvec.ingest import calls
 calls.LAST_WAITS = (0.01, 0.01, 0.05)
 calls.Caller.__init__.__kwdefaults__["pace"] = 0.02
@@ -112,6 +114,21 @@ def test_keys_are_shown_nowhere(tmp_path, fault, code):
             assert done.returncode == code, said
     kept = b"".join(p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file())
     assert b"canary" not in kept
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path):
+    genes = fake_genes(600)
+    live_store(tmp_path / "store", genes)
+    with FakeServer(genes, extra=[add_openai]) as server:
+        process = start(tmp_path / "store", *complement(server))
+        while len(server.requests) < 50 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; " in said and "of 600 answers are kept" in said
+    # Committed, not only in the journal.
+    assert 0 < len(texts(tmp_path / "store", "llm")) < 600
 
 
 def test_out_of_quota_is_exit_5_and_json_says_so(tmp_path):
