@@ -37,7 +37,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "option misspelt": ((*QUERY, "--refrence", "x"), r"mend:  did you mean .*'--reference'\?"),
     "command misspelt": (("qury", "{good}"), r"no such command 'qury'\n.*\n.*did you mean 'query'\?"),
     "command of a group misspelt": (("ingest", "cell"), r"did you mean 'cells'\?"),
-    "one word too many": (("info", "it"), "unexpected extra argument"),
+    "one word too many": (("verify", "it"), "unexpected extra argument"),
     "no file": (("query",), "missing argument 'QUERY'"),
     "no name": (("ingest", "cells", "{good}", "--label-key", "cell_type"), "missing option '--name'"),
     # query
