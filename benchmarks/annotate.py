@@ -34,6 +34,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--pairs", default="main", help="groups or names, by commas")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of rows, answers and the store")
+    parser.add_argument(
+        "--store", type=Path, help="scvec's store; in the cache, and one run at a time uses it"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of each method")
     parser.add_argument("--limit", type=float, help="seconds after which nothing more is started")
     parser.add_argument("--retry", action="store_true", help="run again what failed")
@@ -48,10 +51,10 @@ def main() -> None:
     """Run what is missing, print, and with --publish write docs/benchmarks."""
     given = options()
     started = time.monotonic()
-    results = Results(given.cache)
+    results = Results(given.cache, given.store)
     asked = methods.chosen(given.methods)
     some = pairs.chosen(given.pairs)
-    runs, absent = results.plan(asked, some, given.seeds)
+    runs, absent = results.plan(asked, some, given.seeds, every_method=given.methods != "all")
     if not given.no_run:
         todo = runs if given.fresh else results.missing(runs, retry=given.retry)
         print(f"{len(runs)} runs, {len(todo)} to do", flush=True)
@@ -59,7 +62,7 @@ def main() -> None:
     for name in absent:
         print(f"skipped {name}: its files are not here")
     shown = asked if given.only_shown else methods.METHODS
-    planned, _ = results.plan(shown, some, given.seeds)
+    planned, _ = results.plan(shown, some, given.seeds, every_method=True)
     rows = [row for run in planned if (row := results.scored(run)) is not None]
     good = [row for row in rows if "error" not in row]
     for columns, table in summary.tables(good):

@@ -58,11 +58,13 @@ def sign_flip(differences: np.ndarray, *, draws: int = 20_000) -> float:
 
 
 def wilcoxon(differences: np.ndarray) -> float:
-    """Return the two-sided p of Wilcoxon's signed-rank test; NaN where all differences are zero."""
+    """Return the two-sided p of Wilcoxon's signed-rank test; 1 where all differences are zero."""
     from scipy.stats import wilcoxon as test
 
-    if len(differences) == 0 or not np.any(differences):
+    if len(differences) == 0:
         return float("nan")
+    if not np.any(differences):
+        return 1.0
     return float(test(differences).pvalue)
 
 

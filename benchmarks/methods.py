@@ -35,6 +35,8 @@ class Method:
         Whether another seed can give another answer.
     needs_counts
         Whether reference and query must have counts.
+    rejects
+        Whether it is among those that are compared on types missing from the reference.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Method:
     confidence: str = "probability"
     seeded: bool = True
     needs_counts: bool = False
+    rejects: bool = False
 
     @property
     def python(self) -> Path:
@@ -63,6 +66,7 @@ class Method:
 @cache
 def code_digest(runner: str) -> str:
     """Return a digest of the code behind a runner."""
+    # Not peers/protocol.py: how a method is timed does not change its answer.
     package = PROJECT / "scvec"
     files = [HERE / "peers" / f"run_{runner}.py"]
     if runner == "scvec":
@@ -79,7 +83,14 @@ def code_digest(runner: str) -> str:
 
 
 def _scvec(name: str, family: str, query: Mapping[str, Any] | None = None, **ingest: Any) -> Method:
-    return Method(name, family, "scvec", {"ingest": ingest, "query": dict(query or {})})
+    options = {"ingest": ingest, "query": dict(query or {})}
+    return Method(name, family, "scvec", options, rejects=name == DEFAULT)
+
+
+def _simple(name: str, classifier: str, confidence: str = "probability") -> Method:
+    return Method(
+        name, "simple", "simple", {"classifier": classifier}, confidence, seeded=False, rejects=True
+    )
 
 
 def _peer(name: str, runner: str, *, confidence: str = "probability", **facts: Any) -> Method:
@@ -103,33 +114,20 @@ METHODS = [
     _scvec("control: permuted text, head", "control", {"method": "head"}, backbone="permuted:minilm"),
     _scvec("control: name-only text", "control", backbone="name:minilm"),
     _scvec("control: name-only text, head", "control", {"method": "head"}, backbone="name:minilm"),
-    Method("PCA-50 + kNN", "simple", "simple", {"classifier": "pca_neighbors"}, seeded=False),
-    Method(
-        "nearest centroid (cosine)",
-        "simple",
-        "simple",
-        {"classifier": "nearest_centroid"},
-        confidence="score",
-        seeded=False,
-    ),
-    Method(
-        "logistic regression, 2,000 HVG",
-        "simple",
-        "simple",
-        {"classifier": "logistic_regression"},
-        seeded=False,
-    ),
-    _peer("CellTypist", "celltypist", seeded=False),
+    _simple("PCA-50 + kNN", "pca_neighbors"),
+    _simple("nearest centroid (cosine)", "nearest_centroid", confidence="score"),
+    _simple("logistic regression, 2,000 HVG", "logistic_regression"),
+    _peer("CellTypist", "celltypist", seeded=False, rejects=True),
     _peer("CellTypist, majority voting", "celltypist", options={"majority_voting": True}, seeded=False),
-    _peer("CellTypist, feature selection", "celltypist", options={"feature_selection": True}),
+    _peer("CellTypist, feature selection", "celltypist", options={"feature_selection": True}, rejects=True),
     _peer(
         "CellTypist, feature selection, majority voting",
         "celltypist",
         options={"feature_selection": True, "majority_voting": True},
     ),
-    _peer("SingleR", "singler", confidence="score", seeded=False),
+    _peer("SingleR", "singler", confidence="score", seeded=False, rejects=True),
     _peer("scanpy ingest", "scanpy", confidence="none"),
-    _peer("ACTINN", "actinn"),
+    _peer("ACTINN", "actinn", rejects=True),
     _peer("scANVI", "scanvi", needs_counts=True),
 ]
 

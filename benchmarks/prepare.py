@@ -69,12 +69,12 @@ def prepare(pair: Pair, cache_dir: Path) -> Prepared | None:
         truth=np.array(facts["truth"]),
         known=tuple(facts["known"]),
         has_counts=facts["has_counts"],
-        digest=key,
+        digest=facts["digest"],
     )
 
 
 def _key(pair: Pair, sources: list[Path]) -> str:
-    """Return a digest of what the files are made from: names and terms used in scoring do not count."""
+    """Return a digest of what the files are made from; names used in scoring only do not count."""
     facts = {k: v for k, v in asdict(pair).items() if k not in ("name", "labels", "terms", "shift")}
     parts = [json.dumps(facts, sort_keys=True), Path(__file__).read_text(encoding="utf-8")]
     parts += [_file_digest(source) for source in sources]
@@ -105,8 +105,19 @@ def _write(pair: Pair, folder: Path) -> None:
     for name, cells in (("reference", reference), ("query", query), ("mapped", renamed)):
         if cells is not None:
             cells.write_h5ad(folder / f"{name}.h5ad", compression="lzf")
-    facts = {"pair": pair.name, "truth": truth, "known": known, "has_counts": counts}
+    digest = _digest([reference, query, *([renamed] if renamed is not None else [])])
+    facts = {"truth": truth, "known": known, "has_counts": counts, "digest": digest}
     (folder / "done.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _digest(parts: list[anndata.AnnData]) -> str:
+    found = hashlib.sha256()
+    for cells in parts:
+        for array in (cells.X.data, cells.X.indices.astype(np.int64), cells.X.indptr.astype(np.int64)):
+            found.update(array.tobytes())
+        found.update("\n".join([*cells.var_names, *cells.obs_names]).encode())
+        found.update(cells.obs.to_csv().encode())
+    return found.hexdigest()[:16]
 
 
 def _cells(name: str, rows: tuple[str, tuple[str, ...]] | None, label_key: str) -> anndata.AnnData:
@@ -159,7 +170,7 @@ def _by_orthologs(query: anndata.AnnData, reference: anndata.AnnData) -> anndata
     partner = dict(zip(table[f"{theirs.species}_gene_id"], table[f"{ours.species}_gene_id"], strict=True))
     name_of = {g: n for n, g in zip(ours.names, ours.gene_ids, strict=True) if g is not None}
     names = [name_of.get(partner.get(g, "")) if g is not None else None for g in theirs.gene_ids]
-    kept = [i for i, n in enumerate(names) if n is not None and names.index(n) == i]
-    renamed = query[:, kept].copy()
-    renamed.var = pd.DataFrame(index=[names[i] for i in kept])
+    column = {n: i for i, n in reversed(list(enumerate(names))) if n is not None}
+    renamed = query[:, list(column.values())].copy()
+    renamed.var = pd.DataFrame(index=list(column))
     return renamed

@@ -49,11 +49,14 @@ class Results:
     Parameters
     ----------
     folder
-        Holds ``rows.jsonl`` (a line per run, added as it ends), ``answers``, ``pairs`` and the store.
+        Holds ``rows.jsonl`` (a line per run, added as it ends), ``answers`` and ``pairs``.
+    store
+        The store that scvec's references go to and that keeps the vectors of gene texts.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: Path | None = None) -> None:
         self.folder = folder.resolve()
+        self.store = (store or folder / "store").resolve()
         (self.folder / "answers").mkdir(parents=True, exist_ok=True)
         self.file = self.folder / "rows.jsonl"
         self.rows: dict[str, dict[str, Any]] = {}
@@ -64,9 +67,15 @@ class Results:
                     self.rows[row["key"]] = row
 
     def plan(
-        self, methods: Iterable[Method], pairs: Iterable[Pair], seeds: int
+        self, methods: Iterable[Method], pairs: Iterable[Pair], seeds: int, *, every_method: bool = False
     ) -> tuple[list[Run], list[str]]:
-        """Return the runs, and the pairs whose files are absent."""
+        """Return the runs, and the pairs whose files are absent.
+
+        Parameters
+        ----------
+        every_method
+            Run all methods where a type is left out, not only those that are compared there.
+        """
         runs, absent = [], []
         methods = list(methods)
         for pair in pairs:
@@ -76,6 +85,8 @@ class Results:
                 continue
             for method in methods:
                 if method.needs_counts and not prepared.has_counts:
+                    continue
+                if pair.leave_out is not None and not (method.rejects or every_method):
                     continue
                 runs += [Run(method, pair, prepared, seed) for seed in range(seeds if method.seeded else 1)]
         return runs, absent
@@ -145,7 +156,7 @@ class Results:
                     "has_batches": run.pair.batch_key is not None,
                     "seed": run.seed,
                     "out": str(self.folder / "answers"),
-                    "store": str(self.folder / "store"),
+                    "store": str(self.store),
                     "methods": [],
                 },
             )
