@@ -39,7 +39,8 @@ layers: dev
 tests: dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-benchmark: dev ## make every number of docs/benchmarks.md again (about half an hour on two cores)
+benchmark: dev peers ## make every number of docs/benchmarks.md again (hours on two cores; what is done is kept)
+	SCVEC_PEERS=$(PEERS) $(BIN)/python benchmarks/annotate.py --pairs all --seeds 5 --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/baron.py --seeds 3 --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/text_scale.py --publish
 	$(BIN)/python benchmarks/openmp_wait.py --publish
@@ -55,7 +56,7 @@ $(PEERS)/%/.installed: benchmarks/peers/%.txt
 	@touch $@
 
 clean: ## remove the environment, caches and demo results
-	rm -rf $(VENV) $(OUT) build dist scvec.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(OUT) benchmarks/cache benchmarks/peers/envs build dist scvec.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache \
 	    .import_linter_cache
 	find scvec tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -181,9 +181,10 @@ def changes(results: Results, runs: list[Run]) -> list[str]:
 
 def publish_all(rows: list[Row], command: str) -> None:
     """Write docs/benchmarks: three tables with their runs, and the plots."""
+    rows = [_slim(r) for r in rows]
     main, out = _split(rows)
     command += " --publish"
-    publish("annotate", command, *overall(main), runs=[_slim(r) for r in rows])
+    publish("annotate", command, *overall(main), runs=rows)
     publish("annotate_pairs", command, *per_pair(main, "macro_f1"))
     publish("annotate_accuracy", command, *per_pair(main, "accuracy"))
     publish("annotate_ece", command, *per_pair(main, "ece"))
@@ -197,5 +198,6 @@ def publish_all(rows: list[Row], command: str) -> None:
 
 
 def _slim(row: Row) -> Row:
-    """Return a run without what only its own machine needs."""
-    return {k: v for k, v in row.items() if k not in ("key", "family", "at", "shift", "held_out")}
+    """Return a run without what only its own machine needs, and five decimals."""
+    kept = {k: v for k, v in row.items() if k not in ("key", "family", "at", "shift", "held_out")}
+    return {k: round(v, 5) if isinstance(v, float) else v for k, v in kept.items()}
