@@ -56,7 +56,7 @@ $(PEERS)/%/.installed: benchmarks/peers/%.txt
 	@touch $@
 
 clean: ## remove the environment, caches and demo results
-	rm -rf $(VENV) $(OUT) benchmarks/cache benchmarks/peers/envs build dist scvec.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(OUT) benchmarks/peers/envs build dist scvec.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache \
 	    .import_linter_cache
 	find scvec tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -63,7 +63,7 @@ def prepare(pair: Pair, cache_dir: Path) -> Prepared | None:
     mapped = folder / "mapped.h5ad"
     return Prepared(
         pair=pair,
-        reference=folder / "reference.h5ad",
+        reference=cache_dir / "references" / f"{facts['reference']}.h5ad",
         query=folder / "query.h5ad",
         mapped=mapped if mapped.exists() else folder / "query.h5ad",
         truth=np.array(facts["truth"]),
@@ -102,11 +102,24 @@ def _write(pair: Pair, folder: Path) -> None:
     reference.obs = pd.DataFrame(columns, index=reference.obs_names)
     query.obs = pd.DataFrame(index=query.obs_names)  # no label travels with the query
     renamed = _by_orthologs(query, reference)
-    for name, cells in (("reference", reference), ("query", query), ("mapped", renamed)):
+    # Pairs with the same reference share its file: a runner that has just learned it need not do so again.
+    shared = folder.parents[1] / "references" / f"{_digest([reference])}.h5ad"
+    shared.parent.mkdir(exist_ok=True)
+    for path, cells in (
+        (shared, reference),
+        (folder / "query.h5ad", query),
+        (folder / "mapped.h5ad", renamed),
+    ):
         if cells is not None:
-            cells.write_h5ad(folder / f"{name}.h5ad", compression="lzf")
+            cells.write_h5ad(path, compression="lzf")
     digest = _digest([reference, query, *([renamed] if renamed is not None else [])])
-    facts = {"truth": truth, "known": known, "has_counts": counts, "digest": digest}
+    facts = {
+        "reference": shared.stem,
+        "truth": truth,
+        "known": known,
+        "has_counts": counts,
+        "digest": digest,
+    }
     (folder / "done.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -142,7 +142,7 @@ class Results:
                 print(f"  {runner}: ended with {len(by_key)} runs left; see {log}", flush=True)
 
     def _tasks(self, runs: list[Run]) -> list[dict[str, Any]]:
-        """Return a task per pair and seed; methods that share a fit follow one another."""
+        """Return a task per pair and seed; those that share a reference, and so a fit, follow one another."""
         tasks: dict[tuple[str, int], dict[str, Any]] = {}
         for run in runs:
             files = run.prepared
@@ -161,7 +161,7 @@ class Results:
                 },
             )
             task["methods"].append({"key": run.key, "options": dict(run.method.options)})
-        return list(tasks.values())
+        return sorted(tasks.values(), key=lambda t: (t["reference"], t["seed"]))
 
     def _add(self, run: Run, measured: dict[str, Any]) -> None:
         row = {

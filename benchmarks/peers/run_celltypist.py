@@ -8,7 +8,7 @@ import celltypist
 import numpy as np
 from protocol import Answer, Clock, cells_of, serve
 
-#: The model trained last: with and without majority voting ask the same one.
+#: Models of the reference at hand: with and without majority voting ask the same one.
 _last: dict[str, Any] = {}
 
 
@@ -16,9 +16,11 @@ def answer(task: dict[str, Any], options: dict[str, Any], clock: Clock) -> Answe
     """Train, and annotate; ``majority_voting`` and ``feature_selection`` are CellTypist's own options."""
     cells = cells_of(task)
     selection = bool(options.get("feature_selection"))
-    key = f"{task['reference']} {selection} {cells.seed}"
-    if key not in _last:
+    of, key = f"{task['reference']} {cells.seed}", f"selection {selection}"
+    if _last.get("of") != of:
         _last.clear()
+        _last["of"] = of
+    if key not in _last:
         np.random.seed(cells.seed)
         own = Clock()
         with own("fit"):
