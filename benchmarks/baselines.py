@@ -29,7 +29,7 @@ class Matched:
 
 
 def matched(reference: Any, query: Any, n_genes: int = N_GENES) -> Matched:
-    """Return both data sets, AnnData or paths, over the reference's most variable genes."""
+    """Return both data sets, AnnData or paths, over the reference's most variable genes that both have."""
     from scvec.api.matching import match_genes
     from scvec.api.resolvers import snapshot_resolver
     from scvec.encoders.scaling import Scaling
@@ -39,6 +39,8 @@ def matched(reference: Any, query: Any, n_genes: int = N_GENES) -> Matched:
     resolver = snapshot_resolver()
     ref, que = (match_genes(CellSource.open(a), resolver) for a in (reference, query))
     genes = sorted({g for g in ref.match.gene_ids if g is not None})
+    measured = resolver.map_to(que.match, genes, ref.match.species).measured
+    genes = [g for g, there in zip(genes, measured, strict=True) if there]
     counted = StatisticsAccumulator(len(genes))
     chunk = next(ref.chunks(resolver.map_to(ref.match, genes, ref.match.species), ref.source.n_obs))
     counted.add(chunk.X)

@@ -69,7 +69,7 @@ def score(
         found["risk"] = [[round((i + 1) / len(curve), 4), round(float(curve[i]), 4)] for i in steps]
     if has_confidence and is_probability:
         p = np.clip(confidence[is_known], 0.0, 1.0)
-        found["ece"] = expected_calibration_error(p, right[is_known])
+        found["ece"] = float(expected_calibration_error(p, right[is_known]))
         found["brier"] = float(np.mean((p - right[is_known]) ** 2))
     newness = novelty if np.isfinite(novelty).all() else -confidence
     if found["n_novel"] and is_known.any() and np.isfinite(newness).all():
