@@ -27,7 +27,7 @@ def macro_f1(runs: list[dict[str, Any]], methods: list[str], pairs: list[str]) -
     """Draw a dot per method and pair, the mean as a bar."""
     value = {(m, p): _mean([r["macro_f1"] for r in runs if (r["method"], r["pair"]) == (m, p)])
              for m in methods for p in pairs}  # fmt: skip
-    figure, axes = plt.subplots(figsize=(8, 0.26 * len(methods) + 1.2))
+    figure, axes = plt.subplots(figsize=(9, 0.26 * len(methods) + 1.2))
     for y, method in enumerate(reversed(methods)):
         points = [(value[method, p], i) for i, p in enumerate(pairs) if value[method, p] is not None]
         axes.barh(y, _mean([v for v, _ in points]), color="#3b6ea8" if method == DEFAULT else "#cfd8e3")
@@ -37,7 +37,7 @@ def macro_f1(runs: list[dict[str, Any]], methods: list[str], pairs: list[str]) -
     axes.set_yticks(range(len(methods)), list(reversed(methods)), fontsize=7)
     for i, pair in enumerate(pairs):
         axes.scatter([], [], color=f"C{i}", s=12, label=pair)
-    axes.legend(fontsize=6, loc="lower right")
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_xlabel("macro-F1 (bar: mean over pairs)")
     _save(figure, "annotate_macro_f1")
 
@@ -74,6 +74,7 @@ def _save(figure: Any, name: str) -> None:
 def main() -> None:
     """Draw all plots."""
     matplotlib.rcParams["svg.hashsalt"] = "scvec"  # the same file on every run
+    matplotlib.rcParams["svg.fonttype"] = "none"
     record = json.loads((FOLDER / "annotate.json").read_text(encoding="utf-8"))
     runs = [r for r in record["runs"] if not r["pair"].startswith("without")]
     methods = list(dict.fromkeys(r["method"] for r in record["rows"]))

@@ -14,6 +14,8 @@ def answer(task: dict[str, Any], options: dict[str, Any], clock: Clock) -> Answe
     ours, theirs = cells.reference.var_names.tolist(), cells.query.var_names.tolist()
     shared = sorted(set(ours) & set(theirs))
     reference, query = (a[:, shared].X.T.tocsc() for a in (cells.reference, cells.query))
+    for matrix in (reference, query):
+        matrix.sort_indices()  # SingleR refuses columns in disorder
     labels = cells.reference.obs["label"].astype(str).tolist()
     with clock("fit"):
         built = singler.train_single(
