@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= demo-out
+# Environments of the tools that the benchmark compares scvec with.
+PEERS  ?= $(or $(SCVEC_PEERS),benchmarks/peers/envs)
 # Processes that run the tests.
 JOBS   ?= 2
 BIN    := $(VENV)/bin
@@ -10,7 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev servers test lint types layers tests benchmark clean
+.PHONY: help demo install dev servers test lint types layers tests peers benchmark clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -39,14 +41,25 @@ layers: dev
 tests: dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-benchmark: dev ## make every number of docs/benchmarks.md again (about half an hour on two cores)
+benchmark: dev peers ## make every number of docs/benchmarks.md again (hours on two cores; what is done is kept)
+	SCVEC_PEERS=$(PEERS) $(BIN)/python benchmarks/annotate.py --pairs all --seeds 5 --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/baron.py --seeds 3 --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/text_scale.py --publish
 	$(BIN)/python benchmarks/openmp_wait.py --publish
 	$(BIN)/python benchmarks/live_sources.py --publish
 
+peers: $(patsubst benchmarks/peers/%.txt,$(PEERS)/%/.installed,$(wildcard benchmarks/peers/*.txt)) ## set up what the benchmark compares scvec with, an environment each (about 5 GB)
+
+# torch goes first here too, where it is asked for.
+$(PEERS)/%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv $(PEERS)/$*
+	if grep -q '^torch==' $<; then \
+	    $(PEERS)/$*/bin/python -m pip install --quiet --no-compile "$$(grep '^torch==' $<)"; fi
+	$(PEERS)/$*/bin/python -m pip install --quiet --no-compile -r $<
+	@touch $@
+
 clean: ## remove the environment, caches and demo results
-	rm -rf $(VENV) $(OUT) build dist scvec.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(OUT) benchmarks/peers/envs build dist scvec.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache \
 	    .import_linter_cache
 	find scvec tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 

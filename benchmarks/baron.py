@@ -16,6 +16,7 @@ from typing import Any
 
 import anndata
 import numpy as np
+from baselines import logistic_regression, matched
 from tables import markdown, publish
 
 from scvec.annotate.metrics import accuracy, expected_calibration_error, macro_f1
@@ -59,38 +60,6 @@ def pairs() -> dict[str, tuple[anndata.AnnData, anndata.AnnData]]:
     }
 
 
-def logistic_regression(reference: anndata.AnnData, new: anndata.AnnData, seed: int) -> np.ndarray:
-    """Return class probabilities of a logistic regression on the reference's 2,000 most variable genes.
-
-    The same gene matching and normalisation as scvec's: only the classifier differs.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    from scvec.api.matching import match_genes
-    from scvec.api.resolvers import snapshot_resolver
-    from scvec.encoders.scaling import Scaling
-    from scvec.encoders.statistics import StatisticsAccumulator, highly_variable
-    from scvec.ingest.cells import CellSource
-
-    resolver = snapshot_resolver()
-    ref, que = (match_genes(CellSource.open(a), resolver) for a in (reference, new))
-    genes = sorted({g for g in ref.match.gene_ids if g is not None})
-    counted = StatisticsAccumulator(len(genes))
-    chunk = next(ref.chunks(resolver.map_to(ref.match, genes, ref.match.species), reference.n_obs))
-    counted.add(chunk.X)
-    chosen = highly_variable(counted.result(), 2000)
-    genes = [genes[i] for i in chosen]
-    scaling = Scaling.from_statistics(counted.result().select(chosen))
-    Z, Q = (
-        scaling.dense(next(m.chunks(resolver.map_to(m.match, genes, ref.match.species), m.source.n_obs)))
-        for m in (ref, que)
-    )
-    model = LogisticRegression(C=0.01, max_iter=500, random_state=seed)
-    model.fit(Z, reference.obs["cell_type"].to_numpy().astype(str))
-    proba = model.predict_proba(Q)
-    return model.classes_[proba.argmax(axis=1)], proba.max(axis=1)
-
-
 def score(truth: np.ndarray, said: np.ndarray, confidence: np.ndarray) -> dict[str, float]:
     """Return accuracy, macro-F1 and expected calibration error."""
     return {
@@ -131,7 +100,8 @@ def run(seeds: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
                     if method.startswith("scvec default"):
                         seconds |= {f"{pair}: query, {k}": v for k, v in answer.seconds.items()}
                     found.setdefault((pair, method), []).append(score(truth, answer.label, answer.confidence))
-            label, confidence = logistic_regression(reference, new, 0)
+            labels = reference.obs["cell_type"].to_numpy().astype(str)
+            label, confidence = logistic_regression(matched(reference, new), labels, 0)
             found[pair, "logistic regression, 2,000 HVG"] = [score(truth, label, confidence)]
     rows = []
     for (pair, method), scores in found.items():

@@ -28,6 +28,13 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
+def _json(record: dict[str, Any]) -> str:
+    """Return JSON with a line for each run, where there are runs: else each number would have its own."""
+    runs = [json.dumps(run) for run in record.get("runs", [])]
+    text = json.dumps({k: v for k, v in record.items() if k != "runs"}, indent=1)
+    return text if not runs else text[:-2] + ',\n "runs": [\n  ' + ",\n  ".join(runs) + "\n ]\n}"
+
+
 def publish(
     name: str, command: str, columns: Sequence[str], rows: list[dict[str, Any]], **facts: Any
 ) -> None:
@@ -40,7 +47,7 @@ def publish(
         "rows": rows,
     }
     (DOCS / "benchmarks").mkdir(exist_ok=True)
-    text = json.dumps(record, indent=1) + "\n"
+    text = _json(record) + "\n"
     (DOCS / "benchmarks" / f"{name}.json").write_text(text, encoding="utf-8")
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     page = PAGE.read_text(encoding="utf-8")

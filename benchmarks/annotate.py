@@ -1,0 +1,84 @@
+"""scvec against its controls, simple baselines and what others use: pairs x methods x seeds.
+
+    python benchmarks/annotate.py                                  # all pairs and methods, one seed
+    python benchmarks/annotate.py --methods default                # scvec as it is now, beside all kept rows
+    python benchmarks/annotate.py --methods quick --pairs donors,pbmc
+    python benchmarks/annotate.py --pairs all --seeds 5 --publish
+
+Every run is written to ``rows.jsonl`` as it ends, and is not done again unless its code, its data or its
+options change: after a change of scvec, ``--methods default`` runs that one method and compares it with rows
+that are kept. ``make peers`` sets up what others use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import methods
+import pairs
+import summary
+from results import Results
+from tables import markdown
+
+CACHE = Path(__file__).resolve().parent / "cache"
+
+
+def options() -> argparse.Namespace:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", default="all", help="groups, names or runners; names by ; or ,")
+    parser.add_argument("--pairs", default="main", help="groups or names, by commas")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of rows, answers and the store")
+    parser.add_argument(
+        "--store", type=Path, help="scvec's store; in the cache, and one run at a time uses it"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of each method")
+    parser.add_argument("--limit", type=float, help="seconds after which nothing more is started")
+    parser.add_argument("--retry", action="store_true", help="run again what failed")
+    parser.add_argument("--fresh", action="store_true", help="run again what was run before")
+    parser.add_argument("--only-shown", action="store_true", help="leave kept rows of other methods out")
+    parser.add_argument("--no-run", action="store_true", help="show what is there")
+    parser.add_argument("--publish", action="store_true", help="write docs/benchmarks")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run what is missing, print, and with --publish write docs/benchmarks."""
+    given = options()
+    started = time.monotonic()
+    results = Results(given.cache, given.store)
+    asked = methods.chosen(given.methods)
+    some = pairs.chosen(given.pairs)
+    runs, absent = results.plan(asked, some, given.seeds, every_method=given.methods != "all")
+    if not given.no_run:
+        todo = runs if given.fresh else results.missing(runs, retry=given.retry)
+        print(f"{len(runs)} runs, {len(todo)} to do", flush=True)
+        results.execute(todo, threads=given.threads, limit=given.limit)
+    for name in absent:
+        print(f"skipped {name}: its files are not here")
+    shown = asked if given.only_shown else methods.METHODS
+    planned, _ = results.plan(shown, some, given.seeds, every_method=True)
+    rows = [row for run in planned if (row := results.scored(run)) is not None]
+    good = [row for row in rows if "error" not in row]
+    for columns, table in summary.tables(good):
+        print(f"\n{markdown(columns, table)}")
+    print()
+    for line in summary.verdict(good) + summary.changes(results, planned):
+        print(line)
+    for row in rows:
+        if "error" in row:
+            print(f"failed: {row['method']} on {row['pair']}: {row['error']}")
+    print(f"{time.monotonic() - started:.0f} s")
+    if given.publish:
+        summary.publish_all(
+            good, f"python benchmarks/annotate.py --pairs {given.pairs} --seeds {given.seeds}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Tables and verdicts of the annotation benchmark."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from compare import interval, paired, sign_flip, values_of, wilcoxon
+from methods import DEFAULT, HERE, METHODS, Method
+from pairs import LEAVE_ONE_OUT, PAIRS
+from results import Results, Run
+from tables import publish
+
+__all__ = ["changes", "publish_all", "tables", "verdict"]
+
+Row = dict[str, Any]
+Table = tuple[Sequence[str], list[Row]]
+PEER_FAMILIES = ("peer", "simple")
+OVERALL = (
+    "method", "macro_f1", "accuracy", "ontology", "ece", "brier", "aurc", "fit_s", "predict_s", "peak_mb",
+    "default_minus", "p_wilcoxon", "p_sign_flip", "n_pairs",
+)  # fmt: skip
+#: Column of the table -> column of a run.
+MEANS = {
+    "macro_f1": "macro_f1",
+    "accuracy": "accuracy",
+    "ontology": "ontology",
+    "ece": "ece",
+    "brier": "brier",
+    "aurc": "aurc",
+    "fit_s": "fit_cpu_seconds",
+    "predict_s": "predict_cpu_seconds",
+    "peak_mb": "peak_mb",
+}
+
+
+def _order(rows: Iterable[Row]) -> list[str]:
+    there = {row["method"] for row in rows}
+    return [m.name for m in METHODS if m.name in there]
+
+
+def _pair_order(rows: Iterable[Row]) -> list[str]:
+    there = {row["pair"] for row in rows}
+    return [p.name for p in (*PAIRS, *LEAVE_ONE_OUT) if p.name in there]
+
+
+def _mean(rows: list[Row], method: str, column: str) -> float | str:
+    table = values_of(rows, method, column)
+    return float(np.mean([np.mean(list(v.values())) for v in table.values()])) if table else "-"
+
+
+def overall(rows: list[Row]) -> Table:
+    """Return one row a method: means over pairs, and the paired tests against the default.
+
+    A method that cannot be run on some pairs (scANVI without counts) has its mean over the others; the
+    difference and the tests are over the pairs that it has.
+    """
+    ours = values_of(rows, DEFAULT, "macro_f1")
+    out = []
+    for method in _order(rows):
+        theirs = values_of(rows, method, "macro_f1")
+        row: Row = {"method": method, **{k: _mean(rows, method, v) for k, v in MEANS.items()}}
+        mean, half = interval(theirs, list(theirs))
+        if half is not None:
+            row["macro_f1"] = f"{mean:.3f} ± {half:.3f}"
+        for column in ("fit_s", "predict_s", "peak_mb"):
+            if isinstance(row[column], float):
+                row[column] = f"{row[column]:.1f}" if column != "peak_mb" else f"{row[column]:.0f}"
+        differences = paired(ours, theirs) if method != DEFAULT else np.array([])
+        row["default_minus"] = float(differences.mean()) if len(differences) else "-"
+        row["p_wilcoxon"] = wilcoxon(differences) if len(differences) else "-"
+        row["p_sign_flip"] = sign_flip(differences) if len(differences) else "-"
+        row["n_pairs"] = len(theirs)
+        out.append(row)
+    return OVERALL, out
+
+
+def per_pair(rows: list[Row], column: str, *, title: str = "method") -> Table:
+    """Return one row a method and one column a pair."""
+    names = _pair_order(rows)
+    out = []
+    for method in _order(rows):
+        table = values_of(rows, method, column)
+        values = {p: float(np.mean(list(table[p].values()))) if p in table else "-" for p in names}
+        if any(v != "-" for v in values.values()):
+            out.append({title: method, **values, "mean": _mean(rows, method, column)})
+    return (title, *names, "mean"), out
+
+
+def novelty(rows: list[Row]) -> Table:
+    """Return one row a type that was left out: AUROC of all methods, the default's FPR at 95% sensitivity."""
+    columns = [m for m in _order(rows) if values_of(rows, m, "novelty_auroc")]
+    out = []
+    for pair in _pair_order(rows):
+        row: Row = {"left out": pair, "n_novel": next(r["n_novel"] for r in rows if r["pair"] == pair)}
+        for method in columns:
+            values = values_of(rows, method, "novelty_auroc").get(pair)
+            row[method] = float(np.mean(list(values.values()))) if values else "-"
+        fpr = values_of(rows, DEFAULT, "fpr95").get(pair)
+        row["fpr95 of scvec"] = float(np.mean(list(fpr.values()))) if fpr else "-"
+        out.append(row)
+    for name in ("pancreas", "blood"):
+        some = [r for r in out if name in r["left out"]]
+        if some:
+            mean: Row = {"left out": f"mean, {name}", "n_novel": sum(r["n_novel"] for r in some)}
+            for column in (*columns, "fpr95 of scvec"):
+                values = [r[column] for r in some]
+                mean[column] = float(np.mean(values)) if "-" not in values else "-"
+            out.append(mean)
+    return ("left out", "n_novel", *columns, "fpr95 of scvec"), out
+
+
+def _split(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    left_out = {p.name for p in LEAVE_ONE_OUT}
+    main, out = [r for r in rows if r["pair"] not in left_out], [r for r in rows if r["pair"] in left_out]
+    return main, out
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """Return the tables to print."""
+    main, out = _split(rows)
+    found: list[Table] = []
+    if main:
+        found.append(overall(main))
+        found += [per_pair(main, c, title=c) for c in ("macro_f1", "accuracy", "ece")]
+        with_novel = [r for r in main if r["n_novel"]]
+        if with_novel:
+            found.append(per_pair(with_novel, "novelty_auroc", title="novelty_auroc"))
+    if out:
+        found.append(novelty(out))
+    return found
+
+
+def verdict(rows: list[Row]) -> list[str]:
+    """Return, for people: the default against the best peer on each pair, and on average."""
+    main, _ = _split(rows)
+    ours = values_of(main, DEFAULT, "macro_f1")
+    peers = {m.name: values_of(main, m.name, "macro_f1") for m in METHODS if m.family in PEER_FAMILIES}
+    peers = {name: table for name, table in peers.items() if table}
+    if not ours or not peers:
+        return []
+    lines = ["macro-F1 of the default against the best peer (bar: -0.010 on each pair, +0.050 on average)"]
+    for pair in _pair_order(main):
+        here = {n: float(np.mean(list(t[pair].values()))) for n, t in peers.items() if pair in t}
+        if pair not in ours or not here:
+            continue
+        best = max(here, key=lambda n: here[n])
+        mine = float(np.mean(list(ours[pair].values())))
+        short = "" if mine - here[best] >= -0.01 else "   <- short"
+        lines.append(f"  {pair:<24} {mine:.3f}  {mine - here[best]:+.3f} to {best} ({here[best]:.3f}){short}")
+    whole = {n: t for n, t in peers.items() if set(ours) <= set(t)}
+    if whole:
+        means = {n: float(np.mean([np.mean(list(t[p].values())) for p in ours])) for n, t in whole.items()}
+        best = max(means, key=lambda n: means[n])
+        mine = float(np.mean([np.mean(list(v.values())) for v in ours.values()]))
+        short = "" if mine - means[best] >= 0.05 else "   <- short"
+        gap = f"{mine - means[best]:+.3f} to {best} ({means[best]:.3f})"
+        lines.append(f"  {'mean of ' + str(len(ours)) + ' pairs':<24} {mine:.3f}  {gap}{short}")
+    return lines
+
+
+def changes(results: Results, runs: list[Run]) -> list[str]:
+    """Return, for people: how the default did before the last change of code."""
+    lines = []
+    for run in runs:
+        if run.method.name != DEFAULT:
+            continue
+        now, before = results.scored(run), results.before(run)
+        if now is None or before is None or "error" in now:
+            continue
+        parts = [
+            f"{column} {before[column]:.3f} -> {now[column]:.3f} ({now[column] - before[column]:+.3f})"
+            for column in ("macro_f1", "accuracy", "ece", "novelty_auroc")
+            if column in now and column in before
+        ]
+        lines.append(f"  {run.pair.name:<34} seed {run.seed}: " + ", ".join(parts))
+    return ["change of the default since the code before:", *lines] if lines else []
+
+
+def publish_all(rows: list[Row], command: str) -> None:
+    """Write docs/benchmarks: three tables with their runs, and the plots."""
+    rows = [_slim(r) for r in rows]
+    main, out = _split(rows)
+    command += " --publish"
+    publish("annotate", command, *overall(main), runs=rows)
+    publish("annotate_pairs", command, *per_pair(main, "macro_f1"))
+    publish("annotate_accuracy", command, *per_pair(main, "accuracy"))
+    publish("annotate_ece", command, *per_pair(main, "ece"))
+    if out:
+        publish("annotate_novelty", command, *novelty(out))
+    python = Method("plots", "plots", "plots").python
+    if python.exists():
+        subprocess.run([str(python), str(HERE / "plots.py")], check=True)
+    else:
+        print("no plots: make peers")
+
+
+def _slim(row: Row) -> Row:
+    """Return a run without what only its own machine needs, and five decimals."""
+    kept = {k: v for k, v in row.items() if k not in ("key", "family", "at", "shift", "held_out")}
+    return {k: round(v, 5) if isinstance(v, float) else v for k, v in kept.items()}
