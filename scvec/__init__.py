@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scvec.api.cells import ingest_cells as ingest_cells
     from scvec.api.demo import demo as demo
     from scvec.api.embeddings import ingest_embeddings as ingest_embeddings
+    from scvec.api.evaluate import evaluate as evaluate
     from scvec.api.genes import ingest_genes as ingest_genes
     from scvec.api.maintenance import compact as compact
     from scvec.api.maintenance import doctor as doctor
@@ -34,6 +35,7 @@ _HOMES = {
     "ingest_embeddings": "scvec.api.embeddings",
     "ingest_cells": "scvec.api.cells",
     "query": "scvec.api.query",
+    "evaluate": "scvec.api.evaluate",
     "resolve": "scvec.api.resolvers",
     "info": "scvec.api.maintenance",
     "verify": "scvec.api.maintenance",

@@ -140,6 +140,13 @@ def embeddings(
     "--batch-key", metavar="COLUMN", help="Column of obs with the donor or batch; calibrates across them."
 )
 @click.option(
+    "--min-cells",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Leave out labels that fewer cells have.",
+)
+@click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all that is random."
 )
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
@@ -157,6 +164,7 @@ def cells(
     backbone: str,
     encoder: str,
     batch_key: str | None,
+    min_cells: int,
     seed: int,
     force: bool,
     device: str,
@@ -183,6 +191,7 @@ def cells(
             backbone=backbone,
             encoder=encoder,
             batch_key=batch_key,
+            min_cells=min_cells,
             seed=seed,
             force=force,
             device=device,

@@ -17,6 +17,7 @@ import click
 from scvec import __version__
 from scvec.cli.demo import demo
 from scvec.cli.errors import translate
+from scvec.cli.evaluate import evaluate
 from scvec.cli.ingest import ingest
 from scvec.cli.options import Session, global_options
 from scvec.cli.query import query
@@ -106,6 +107,7 @@ def cli() -> None:
 
 cli.add_command(ingest)
 cli.add_command(query)
+cli.add_command(evaluate)
 for _command_ in store_commands:
     cli.add_command(_command_)
 cli.add_command(demo)

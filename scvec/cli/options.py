@@ -14,7 +14,9 @@ from scvec.cli.console import Console
 __all__ = [
     "SPECIES",
     "Session",
+    "coverage_option",
     "device_option",
+    "false_novel_option",
     "global_options",
     "layer_option",
     "memory_option",
@@ -121,6 +123,28 @@ def memory_option(function: F) -> F:
     """Add ``--memory``."""
     return click.option(
         "--memory", metavar="SIZE", help="Memory for reading, as 4G.  [default: half of what is free]"
+    )(function)
+
+
+def coverage_option(function: F) -> F:
+    """Add ``--coverage``."""
+    return click.option(
+        "--coverage",
+        type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+        metavar="SHARE",
+        help="Also sets of labels that hold the true one for this share of the cells, as 0.9.",
+    )(function)
+
+
+def false_novel_option(function: F) -> F:
+    """Add ``--false-novel-rate``."""
+    return click.option(
+        "--false-novel-rate",
+        type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+        default=0.05,
+        show_default=True,
+        metavar="SHARE",
+        help="Share of cells of known types that may be called novel.",
     )(function)
 
 
