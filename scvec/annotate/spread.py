@@ -55,10 +55,19 @@ class Spread:
         from sklearn.decomposition import PCA
 
         rows = np.flatnonzero(labels >= 0)
-        X, y = chunk.X[rows].toarray(), labels[rows]
-        mean = X.mean(axis=0, dtype=np.float64).astype(np.float32)
-        sd = np.maximum(X.std(axis=0, dtype=np.float64), MIN_SD).astype(np.float32)
-        Z = np.clip((X - mean) / sd, -CLIP, CLIP)
+        X, y = chunk.X[rows], labels[rows]
+        sums = [
+            np.bincount(X.indices, X.data.astype(np.float64) ** power, minlength=X.shape[1])
+            for power in (1, 2)
+        ]
+        mean = (sums[0] / len(rows)).astype(np.float32)
+        variance = np.maximum(sums[1] / len(rows) - (sums[0] / len(rows)) ** 2, 0.0)
+        sd = np.maximum(np.sqrt(variance), MIN_SD).astype(np.float32)
+        # In place: the dense cells are the largest thing in memory.
+        Z = X.toarray()
+        Z -= mean
+        Z /= sd
+        np.clip(Z, -CLIP, CLIP, out=Z)
         r = max(1, min(N_COMPONENTS, len(rows) - 1, Z.shape[1]))
         pca = PCA(r, svd_solver="covariance_eigh" if Z.shape[1] < 500 else "randomized", random_state=seed)
         pca.fit(Z)
@@ -70,7 +79,7 @@ class Spread:
             np.full((n_classes, r), np.nan, dtype=np.float32),
             np.zeros((n_classes, r, r), dtype=np.float32),
         )
-        T = self.project(CellChunk(chunk.X[rows], chunk.measured)).astype(np.float64)
+        T = self.project(CellChunk(X, chunk.measured)).astype(np.float64)
         scatter = np.zeros((n_classes, r, r))
         counts = np.bincount(y, minlength=n_classes)
         for k in np.flatnonzero(counts):

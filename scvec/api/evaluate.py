@@ -231,7 +231,8 @@ def _against_ontology(
     """Return accuracy with labels on one line of the Cell Ontology counted as right, and shared ancestors.
 
     A name that several labels of the reference are scored under has the deepest term that all of them are
-    under.
+    under. Labels without a term are right when they are the same; the shared terms are told where all labels
+    have one.
     """
     tree, term_of = ontology
     members: dict[str, list[str]] = {}
@@ -245,8 +246,12 @@ def _against_ontology(
         return {"ontology_accuracy": None, "ontology_similarity": None}
     true_terms, said_terms = ([terms.get(str(v), "") for v in side] for side in (truth, said))
     related = metrics.on_lineage(true_terms, said_terms, tree.lineage) | (truth == said)
-    shared = metrics.ontology_similarity(true_terms, said_terms, tree.lineage)[with_term]
-    return {"ontology_accuracy": float(related.mean()), "ontology_similarity": float(shared.mean())}
+    # Over some of the labels only it would flatter: those that the ontology knows are the easy ones.
+    shared = metrics.ontology_similarity(true_terms, said_terms, tree.lineage) if with_term.all() else None
+    return {
+        "ontology_accuracy": float(related.mean()),
+        "ontology_similarity": None if shared is None else float(shared.mean()),
+    }
 
 
 def _common(terms: list[str], tree: ClassOntology) -> str:
