@@ -19,14 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
 # A developer's keys, config and request counts are not the tests' business.
-for _name in (
-    "NCBI_API_KEY",
-    "NCBI_EMAIL",
-    "NCBI_TOOL",
-    "OPENAI_API_KEY",
-    "OPENAI_BASE_URL",
-    "SCVEC_NCBI_URL",
-):
+for _name in ("NCBI_API_KEY", "NCBI_EMAIL", "NCBI_TOOL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "SCVEC_NCBI_URL"):
     os.environ.pop(_name, None)
 os.environ.pop("SCVEC_MYGENE_URL", None)
 _private = tempfile.mkdtemp(prefix="scvec-tests-")

@@ -58,16 +58,7 @@ class Calibration:
             proba = curve.apply(pooled)
             sets[regime] = LabelSets.fit(proba, truth)
             found = signals(scores[VOICES.index("prototype")], seen.distances[regime], pooled)
-            # Where genes shift, that outweighs how many batches there are.
-            by_batch = held_out == "batch" and regime == "same"
-            n_batches = len(np.unique(seen.folds[regime])) if by_batch else 0
-            novelty[regime] = Novelty.fit(
-                found,
-                seen.depths[regime],
-                predicted,
-                proba.shape[1],
-                n_batches=n_batches if n_batches > 1 else None,
-            )
+            novelty[regime] = Novelty.fit(found, seen.depths[regime], predicted, proba.shape[1])
             record[regime] = {
                 "accuracy": float(correct.mean()),
                 "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),

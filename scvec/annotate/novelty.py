@@ -83,15 +83,7 @@ class Novelty:
             raise ValueError(f"mean {self.mean.shape} and sd {self.sd.shape} must be (n_classes, n_signals)")
 
     @classmethod
-    def fit(
-        cls,
-        found: Float64,
-        depths: Float64,
-        predicted: Int64,
-        n_classes: int,
-        *,
-        n_batches: int | None = None,
-    ) -> Novelty:
+    def fit(cls, found: Float64, depths: Float64, predicted: Int64, n_classes: int) -> Novelty:
         """Learn from held-out cells of known types.
 
         Parameters
@@ -102,10 +94,6 @@ class Novelty:
             (n,) from :func:`depth`.
         predicted
             (n,) int64 classes they were given.
-        n_batches
-            Groups of batches that were held out in turn; None where single cells were. A batch seen from n
-            others deviates with variance s^2 (1 + 1/n), and a new one will be seen from one more than these
-            were: deviations from the median are shrunk by the root of the ratio, 1 - 1/n_batches^2.
         """
         span = np.array([depths.min(), depths.max()])
         # A curve through a handful of depths would be noise.
@@ -124,10 +112,7 @@ class Novelty:
         sd[:, 2] = np.sqrt((squares + PRIOR_CELLS * spread[2] ** 2) / (counts + PRIOR_CELLS))
         fitted = cls(curve, span, mean, sd, np.zeros(N_QUANTILES))
         z = fitted.mean_signal(found, depths, predicted)
-        shrink = 1.0 if n_batches is None else float(np.sqrt(1.0 - 1.0 / n_batches**2))
-        middle = np.median(z)
-        quantiles = middle + shrink * (np.quantile(z, np.linspace(0.0, 1.0, N_QUANTILES)) - middle)
-        return cls(curve, span, mean, sd, quantiles)
+        return cls(curve, span, mean, sd, np.quantile(z, np.linspace(0.0, 1.0, N_QUANTILES)))
 
     def mean_signal(self, found: Float64, depths: Float64, predicted: Int64) -> Float64:
         """Return (n,) mean standardised signal."""

@@ -84,15 +84,6 @@ def test_mean_and_spread_of_odds_by_hand() -> None:
     assert PRIOR_CELLS == 5.0
 
 
-def test_more_batches_in_the_end_than_when_held_out_lower_the_threshold() -> None:
-    found, depths, classes = sample(2000, 0)
-    cells, two, three = (Novelty.fit(found, depths, classes, 3, n_batches=b) for b in (None, 2, 3))
-    middle = cells.threshold(0.5)
-    for novelty, factor in ((two, np.sqrt(3 / 4)), (three, np.sqrt(8 / 9))):
-        assert novelty.threshold(0.5) == pytest.approx(middle)
-        assert novelty.threshold() - middle == pytest.approx(factor * (cells.threshold() - middle))
-
-
 def test_scores_rise_with_every_sign_and_stay_between_0_and_1() -> None:
     novelty = Novelty.fit(*sample(200, 1), 3)
     for sign in range(3):
