@@ -40,6 +40,8 @@ class Annotation:
         (n, embed_dim) float32.
     neighbors
         Nearest reference cells, as row numbers of the reference.
+    sets
+        (n, n_classes) bool, which labels belong to each cell's set; None where no coverage was asked for.
     parameters
         Everything that made this answer: version, store generation, space, options, gene match.
     notes
@@ -65,6 +67,7 @@ class Annotation:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     output: str = ""
+    sets: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.cells)
@@ -76,6 +79,8 @@ class Annotation:
             raise ValueError(f"parts of an annotation of {n} cells have other lengths: {', '.join(wrong)}")
         if self.proba.shape != (n, len(self.classes)):
             raise ValueError(f"probabilities of shape {self.proba.shape} for {len(self.classes)} classes")
+        if self.sets is not None and self.sets.shape != self.proba.shape:
+            raise ValueError(f"label sets of shape {self.sets.shape} for probabilities {self.proba.shape}")
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -101,14 +106,31 @@ class Annotation:
             "label_broad": category(self.label_broad),
             "cl_id": category(self.cl_id),
         }
+        if self.sets is not None:
+            columns["set"] = category(self.label_sets())
+            columns["set_size"] = self.sets.sum(axis=1).astype(np.int32)
         return pd.DataFrame(
             {f"{key_added}_{name}": values for name, values in columns.items()},
             index=pd.Index(self.cells.astype(object)),
         )
 
-    def obsm(self, key_added: str = "scvec") -> dict[str, Float32]:
+    def label_sets(self) -> Strings:
+        """Return (n,) each cell's label set, likeliest first, as ``alpha|beta``; empty where it is."""
+        if self.sets is None:
+            raise ValueError("no label sets were asked for: query with coverage")
+        found = np.full(len(self), "", dtype=object)
+        order = np.argsort(-self.proba, axis=1, kind="stable")
+        for row in np.flatnonzero(self.sets.any(axis=1)):
+            found[row] = "|".join(self.classes[k] for k in order[row] if self.sets[row, k])
+        return found.astype(np.str_)
+
+    def obsm(self, key_added: str = "scvec") -> dict[str, npt.NDArray[Any]]:
         """Return the per-cell arrays that go into ``adata.obsm``."""
-        return {f"X_{key_added}": self.vectors, f"{key_added}_proba": self.proba}
+        arrays: dict[str, npt.NDArray[Any]] = {
+            f"X_{key_added}": self.vectors,
+            f"{key_added}_proba": self.proba,
+        }
+        return arrays if self.sets is None else {**arrays, f"{key_added}_set": self.sets}
 
     def uns(self) -> dict[str, Any]:
         """Return what goes into ``adata.uns``: classes and parameters."""
@@ -169,6 +191,9 @@ class Annotation:
             "labels": self.counts(),
             "status": status,
             "mean_confidence": float(self.confidence.mean()) if len(self) else None,
+            "mean_set_size": float(self.sets.sum(axis=1).mean())
+            if self.sets is not None and len(self)
+            else None,
             "output": self.output or None,
             "parameters": self.parameters,
             "notes": list(self.notes),
@@ -195,6 +220,12 @@ class Annotation:
             )
         summary = ", ".join(f"{n:,} {s}" for s, n in self.to_dict()["status"].items() if n)
         lines.append(f"status: {summary}")
+        if self.sets is not None:
+            size = np.bincount(self.sets.sum(axis=1), minlength=3)
+            lines.append(
+                f"label sets that hold the true label of {self.parameters['coverage']:.0%} of the cells: "
+                f"{size[0]:,} empty, {size[1]:,} of one label, {size[2:].sum():,} of more"
+            )
         if self.output:
             lines.append(f"written to {self.output}")
         return lines

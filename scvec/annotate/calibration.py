@@ -1,10 +1,15 @@
-"""Weights, novelty and the held-out record of a reference, per regime."""
+"""Weights, confidence, label sets, novelty and the held-out record of a reference, per regime."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from scvec.annotate.confidence import LAPSE, Confidence
+from scvec.annotate.conformal import LabelSets
 from scvec.annotate.crossfit import HeldOut
 from scvec.annotate.metrics import expected_calibration_error, macro_f1
 from scvec.annotate.novelty import Novelty, signals
@@ -19,10 +24,11 @@ class Calibration:
 
     Attributes
     ----------
-    pools, novelty
+    pools, confidence, sets, novelty
         Per regime.
     record
-        Per regime, how well the voices did: accuracy of each, and of the pool accuracy, macro-F1, ECE.
+        Per regime, how well the voices did: accuracy of each, and of the pool accuracy, macro-F1, ECE; per
+        class how many of its cells got their label again.
     held_out
         ``"batch"``, ``"cells"`` or ``"none"``.
     n_cells
@@ -30,6 +36,8 @@ class Calibration:
     """
 
     pools: dict[str, Pool]
+    confidence: dict[str, Confidence]
+    sets: dict[str, LabelSets]
     novelty: dict[str, Novelty]
     record: dict[str, dict[str, Any]]
     held_out: str
@@ -38,27 +46,34 @@ class Calibration:
     @classmethod
     def fit(cls, seen: HeldOut, *, held_out: str) -> Calibration:
         """Learn weights and yardsticks for every regime."""
-        pools, novelty, record = {}, {}, {}
+        pools, confidence, sets, novelty, record = {}, {}, {}, {}, {}
         for regime, scores in seen.scores.items():
             truth = seen.labels[regime]
-            pool = Pool.fit(scores, truth)
-            proba = pool.combine(scores)
-            predicted = proba.argmax(axis=1)
+            pool = pools[regime] = Pool.fit(scores, truth)
+            pooled = pool.combine(scores)
+            predicted = pooled.argmax(axis=1)
             correct = predicted == truth
-            pools[regime] = pool
-            cosines = scores[VOICES.index("prototype")]
-            found = signals(seen.neighbors[regime], cosines, proba)
-            novelty[regime] = Novelty.fit(found, predicted, proba.shape[1])
+            lapse = LAPSE if held_out == "cells" else 0.0
+            curve = confidence[regime] = Confidence.fit(pooled, truth, seen.folds[regime], lapse=lapse)
+            proba = curve.apply(pooled)
+            sets[regime] = LabelSets.fit(proba, truth)
+            found = signals(scores[VOICES.index("prototype")], seen.distances[regime], pooled)
+            novelty[regime] = Novelty.fit(found, seen.depths[regime], predicted, proba.shape[1])
             record[regime] = {
                 "accuracy": float(correct.mean()),
                 "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),
-                "ece": expected_calibration_error(proba.max(axis=1), correct),
+                # The lapse is for other batches than these.
+                "ece": expected_calibration_error(
+                    replace(curve, lapse=0.0).apply(pooled).max(axis=1), correct
+                ),
+                "labels": _per_label(truth, predicted, proba.shape[1]),
                 "voices": {
                     voice: {"accuracy": float((s.argmax(axis=1) == truth).mean()), "share": share}
                     for voice, s, share in zip(VOICES, scores, pool.shares, strict=True)
                 },
             }
-        return cls(pools, novelty, record, held_out, len(seen.labels["same"]))
+        n_cells = len(seen.labels["same"])
+        return cls(pools, confidence, sets, novelty, record, held_out, n_cells)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -70,6 +85,8 @@ class Calibration:
                     "weights": list(pool.weights),
                     "temperatures": list(pool.temperatures),
                     "shares": list(pool.shares),
+                    "confidence": self.confidence[regime].to_dict(),
+                    "sets": self.sets[regime].to_dict(),
                     "novelty": self.novelty[regime].to_dict(),
                     "record": self.record[regime],
                 }
@@ -86,8 +103,28 @@ class Calibration:
                 k: Pool(tuple(v["weights"]), tuple(v["temperatures"]), tuple(v["shares"]))
                 for k, v in regimes.items()
             },
+            {k: Confidence.from_dict(v["confidence"]) for k, v in regimes.items()},
+            {k: LabelSets.from_dict(v["sets"]) for k, v in regimes.items()},
             {k: Novelty.from_dict(v["novelty"]) for k, v in regimes.items()},
             {k: v["record"] for k, v in regimes.items()},
             data["held_out"],
             int(data["n_cells"]),
         )
+
+
+def _per_label(
+    truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], n_classes: int
+) -> list[dict[str, Any]]:
+    """Return, per class, the held-out cells, the share that got its label, and what most others got."""
+    table = np.zeros((n_classes, n_classes), dtype=np.int64)
+    np.add.at(table, (truth, predicted), 1)
+    n, right = table.sum(axis=1), np.diag(table).copy()
+    np.fill_diagonal(table, 0)
+    return [
+        {
+            "n": int(n[k]),
+            "recall": float(right[k] / n[k]) if n[k] else None,
+            "taken_for": int(table[k].argmax()) if table[k].any() else None,
+        }
+        for k in range(n_classes)
+    ]

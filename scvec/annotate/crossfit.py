@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scvec.annotate.novelty import depth
 from scvec.annotate.shift import REGIMES, simulate
 from scvec.annotate.voices import Voices
 from scvec.types import CellChunk, Float32, Neighbors
@@ -32,11 +33,18 @@ class HeldOut:
         Per regime, the neighbours found.
     labels
         Per regime, (n,) int64 true classes. A shifted regime sees each cell ``DRAWS`` times.
+    distances, depths
+        Per regime, (n, n_classes) distances to the classes and (n,) depths, for the novelty of a cell.
+    folds
+        Per regime, (n,) int64 the fold that each cell was held out with.
     """
 
     scores: dict[str, list[Float32]]
     neighbors: dict[str, Neighbors]
     labels: dict[str, Int64]
+    distances: dict[str, Float32]
+    depths: dict[str, npt.NDArray[np.float64]]
+    folds: dict[str, Int64]
 
 
 def make_folds(
@@ -95,6 +103,9 @@ def crossfit(
     scores: dict[str, list[list[Float32]]] = {name: [] for name in REGIMES}
     neighbors: dict[str, list[Neighbors]] = {name: [] for name in REGIMES}
     truth: dict[str, list[Int64]] = {name: [] for name in REGIMES}
+    distances: dict[str, list[Float32]] = {name: [] for name in REGIMES}
+    depths: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in REGIMES}
+    held: dict[str, list[Int64]] = {name: [] for name in REGIMES}
     fold_names = np.unique(folds)
     for fold in fold_names:
         train = np.flatnonzero((folds != fold) & (labels >= 0))
@@ -113,10 +124,16 @@ def crossfit(
                 scores[name].append(heard.scores)
                 neighbors[name].append(heard.neighbors)
                 truth[name].append(labels[test])
+                distances[name].append(heard.distances)
+                depths[name].append(depth(shifted))
+                held[name].append(np.full(len(test), fold, dtype=np.int64))
     if not truth["same"]:
-        return HeldOut({}, {}, {})
+        return HeldOut({}, {}, {}, {}, {}, {})
     return HeldOut(
         {name: [np.concatenate(v) for v in zip(*parts, strict=True)] for name, parts in scores.items()},
         {name: Neighbors.concatenate(parts) for name, parts in neighbors.items()},
         {name: np.concatenate(parts) for name, parts in truth.items()},
+        {name: np.concatenate(parts) for name, parts in distances.items()},
+        {name: np.concatenate(parts) for name, parts in depths.items()},
+        {name: np.concatenate(parts) for name, parts in held.items()},
     )

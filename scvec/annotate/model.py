@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from scvec.annotate.calibration import Calibration
 from scvec.annotate.crossfit import crossfit, make_folds
-from scvec.annotate.novelty import signals
+from scvec.annotate.novelty import FALSE_NOVEL_RATE, depth, signals
 from scvec.annotate.pool import VOICES
 from scvec.annotate.status import low_quality_floor
 from scvec.annotate.voices import Voices
@@ -37,6 +37,8 @@ class Prediction:
         (n, n_classes) float32 calibrated probabilities of the method asked for.
     voices
         Per voice, (n, n_classes) float32 probabilities of that voice alone.
+    sets
+        (n, n_classes) bool, the classes of each cell's label set; None where no coverage was asked for.
     novelty
         (n,) float32, 0 to 1.
     n_detected
@@ -49,6 +51,7 @@ class Prediction:
     neighbors: Neighbors
     novelty: Float32
     n_detected: Int64
+    sets: npt.NDArray[np.bool_] | None = None
 
     @classmethod
     def concatenate(cls, parts: list[Prediction]) -> Prediction:
@@ -60,6 +63,9 @@ class Prediction:
             neighbors=Neighbors.concatenate([p.neighbors for p in parts]),
             novelty=np.concatenate([p.novelty for p in parts]),
             n_detected=np.concatenate([p.n_detected for p in parts]),
+            sets=np.concatenate([p.sets for p in parts if p.sets is not None])
+            if parts[0].sets is not None
+            else None,
         )
 
 
@@ -139,6 +145,8 @@ class ReferenceModel:
         method: str = "both",
         n_neighbors: int = 15,
         subset: Int64 | None = None,
+        coverage: float | None = None,
+        false_novel_rate: float = FALSE_NOVEL_RATE,
     ) -> Prediction:
         """Name cells.
 
@@ -148,6 +156,10 @@ class ReferenceModel:
             From :func:`scvec.annotate.shift.regime_of`.
         method
             ``both`` weighs all voices; else one voice alone.
+        coverage
+            How often (0-1) the label sets of all voices together are to hold the true label; none when None.
+        false_novel_rate
+            Share (0-1) of held-out cells of known types that would be called novel.
 
         Raises
         ------
@@ -158,6 +170,7 @@ class ReferenceModel:
             raise InputError(f"there is no method {method!r}", fix=f"methods: {', '.join(METHODS)}")
         pool = self.calibration.pools[regime]
         heard = self.voices.listen(chunk, n_neighbors, subset=subset)
+        allowed = np.ones(self.voices.n_classes, dtype=bool)
         if subset is not None:
             # A label that none of the cells asked has is no answer, whatever head and prototypes remember.
             allowed = np.isin(np.arange(self.voices.n_classes), self.voices.labels[subset])
@@ -166,10 +179,23 @@ class ReferenceModel:
             heard = heard.restricted(allowed)
         alone = {name: pool.alone(name, s) for name, s in zip(VOICES, heard.scores, strict=True)}
         pooled = pool.combine(heard.scores)
-        proba = pooled if method == "both" else alone[method]
-        # How new a cell is does not depend on which voice is asked for its name.
-        found = signals(heard.neighbors, heard.scores[VOICES.index("prototype")], pooled)
-        novelty = self.calibration.novelty[regime].score(found, pooled.argmax(axis=1))
+        together = self.calibration.confidence[regime].apply(pooled)
+        # How new a cell is, and which labels it may have, does not depend on the voice asked for its name.
+        found = signals(heard.scores[VOICES.index("prototype")], heard.distances, pooled)
+        novelty = self.calibration.novelty[regime].score(
+            found, depth(chunk), pooled.argmax(axis=1), rate=false_novel_rate
+        )
+        together = np.where(allowed, together, np.float32(0.0))
+        together /= together.sum(axis=1, keepdims=True)
+        sets = None
+        if coverage is not None:
+            sets = self.calibration.sets[regime].sets(together, coverage) & allowed
         return Prediction(
-            heard.vectors, proba, alone, heard.neighbors, novelty, np.diff(chunk.X.indptr).astype(np.int64)
+            heard.vectors,
+            together if method == "both" else alone[method],
+            alone,
+            heard.neighbors,
+            novelty,
+            np.diff(chunk.X.indptr).astype(np.int64),
+            sets,
         )

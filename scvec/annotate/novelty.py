@@ -1,4 +1,4 @@
-"""How unlike the reference a cell is, measured with the yardstick of its own class."""
+"""How unlike the reference a cell is: three signs, each with the yardstick that suits it."""
 
 from __future__ import annotations
 
@@ -8,108 +8,140 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.types import Float32, Neighbors
+from scvec.types import CellChunk, Float32
 
-__all__ = ["Novelty", "mean_distance", "signals"]
+__all__ = ["FALSE_NOVEL_RATE", "Novelty", "depth", "signals"]
 
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 
+#: Share of cells of known types that may be called novel, where a user names none.
+FALSE_NOVEL_RATE = 0.05
 #: How many cells a class must have before its own spread outweighs that of all classes together.
 PRIOR_CELLS = 5.0
 #: Probabilities closer to 0 or 1 than this differ by rounding only.
 ODDS_FLOOR = 1e-4
+#: Quantiles kept of the held-out scores: the threshold of any rate down to 1 in 400 can be read off.
+N_QUANTILES = 401
 
 
-def mean_distance(neighbors: Neighbors) -> Float32:
-    """Return (n,) mean Euclidean distance to the neighbours found."""
-    found = neighbors.indices >= 0
-    distances = np.sqrt(np.where(found, neighbors.distances, 0.0))
-    return np.asarray(distances.sum(axis=1) / np.maximum(found.sum(axis=1), 1), dtype=np.float32)
+def depth(chunk: CellChunk) -> Float64:
+    """Return (n,) log of the number of genes found, as if all genes had been measured."""
+    return np.asarray(np.log1p(np.diff(chunk.X.indptr) / max(float(chunk.measured.mean()), 1e-6)))
 
 
-def signals(neighbors: Neighbors, cosines: Float32, proba: Float32) -> Float64:
+def signals(cosines: Float32, distances: Float32, proba: Float32) -> Float64:
     """Return (n, 3) signs of a cell that is unlike the class it is given; the larger, the less it fits.
 
-    Distance to its neighbours; one minus its cosine to the centroid of the class; log odds against the class.
-    None is enough alone: a new type may lie where vectors of known types lie (the encoder never learned to
-    tell it apart), look like its nearest class, or be named with confidence, but rarely all three.
+    One minus its cosine to the centroid of the class; log of its distance from the class, in the class's own
+    standard deviations; log odds against the class. None is enough alone: a new type may express
+    much of what its nearest class does, lie where known types lie, or be named with confidence, but
+    rarely all three.
 
     Parameters
     ----------
-    cosines, proba
-        (n, n_classes) scores of the prototypes, and pooled probabilities; the class is the likeliest.
+    cosines, distances, proba
+        (n, n_classes) scores of the prototypes, distances of :class:`scvec.annotate.spread.Spread`, and
+        pooled probabilities; the class is the likeliest.
     """
     rows, given = np.arange(len(proba)), proba.argmax(axis=1)
     p = proba[rows, given].astype(np.float64)
     odds = np.log((1.0 - p + ODDS_FLOOR) / (p + ODDS_FLOOR))
-    return np.column_stack([mean_distance(neighbors), 1.0 - cosines[rows, given], odds]).astype(np.float64)
+    far = np.log(np.maximum(distances[rows, given].astype(np.float64), 1e-6))
+    return np.column_stack([1.0 - cosines[rows, given].astype(np.float64), far, odds])
 
 
 @dataclass(frozen=True, slots=True)
 class Novelty:
-    """Signals of novelty standardised within the predicted class, and their mean compared to a threshold.
+    """Signals of novelty on one scale, and their mean compared to a threshold.
 
-    A left-out type with a near sibling looks closer to the reference than an average cell of a loose class
-    does; only the class's own spread tells.
+    Each sign is standardised by held-out cells of known types, with the yardstick that it needs. The cosine
+    of a shallow cell is low whatever its type: it is compared to cells of that depth. The distance is in
+    standard deviations of the class already. The odds are compared to cells given the same class:
+    near siblings always share their probability, and only more than that is a sign.
 
     Attributes
     ----------
+    curve
+        (3,) float64: the cosine's signal expected at a depth, a polynomial, constant first.
+    range
+        (2,) float64 least and largest depth that it holds for.
     mean, sd
-        (n_classes, n_signals) float64 over the held-out cells given that class.
-    threshold
-        Mean standardised signal above which a cell is novel.
+        (n_classes, n_signals) float64.
+    quantiles
+        (N_QUANTILES,) float64 of the mean signal over held-out cells, ascending.
     """
 
+    curve: Float64
+    range: Float64
     mean: Float64
     sd: Float64
-    threshold: float
+    quantiles: Float64
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 2 or self.mean.shape != self.sd.shape:
             raise ValueError(f"mean {self.mean.shape} and sd {self.sd.shape} must be (n_classes, n_signals)")
 
     @classmethod
-    def fit(
-        cls,
-        found: Float64,
-        predicted: npt.NDArray[np.int64],
-        n_classes: int,
-        *,
-        false_novel_rate: float = 0.05,
-    ) -> Novelty:
-        """Learn from held-out cells of known types: that share of them would be called novel.
+    def fit(cls, found: Float64, depths: Float64, predicted: Int64, n_classes: int) -> Novelty:
+        """Learn from held-out cells of known types.
 
         Parameters
         ----------
         found
-            (n, n_signals) float64.
+            (n, 3) signals.
+        depths
+            (n,) from :func:`depth`.
         predicted
             (n,) int64 classes they were given.
         """
-        n_signals = found.shape[1]
-        counts = np.bincount(predicted, minlength=n_classes)[:, None]
-        overall, spread = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-6)
+        span = np.array([depths.min(), depths.max()])
+        # A curve through a handful of depths would be noise.
+        degree = 2 if len(np.unique(depths)) >= 20 else 0
+        curve = np.zeros(3)
+        curve[: degree + 1] = np.polynomial.polynomial.polyfit(depths, found[:, 0], degree)
+        flat = found.copy()
+        flat[:, 0] -= np.polynomial.polynomial.polyval(depths, curve)
+        counts = np.bincount(predicted, minlength=n_classes)
+        overall, spread = flat.mean(axis=0), np.maximum(flat.std(axis=0), 1e-6)
+        mean, sd = np.tile(overall, (n_classes, 1)), np.tile(spread, (n_classes, 1))
+        odds = flat[:, 2]
+        sums = np.bincount(predicted, odds, minlength=n_classes)
+        mean[:, 2] = (sums + PRIOR_CELLS * overall[2]) / (counts + PRIOR_CELLS)
+        squares = np.bincount(predicted, (odds - mean[predicted, 2]) ** 2, minlength=n_classes)
+        sd[:, 2] = np.sqrt((squares + PRIOR_CELLS * spread[2] ** 2) / (counts + PRIOR_CELLS))
+        fitted = cls(curve, span, mean, sd, np.zeros(N_QUANTILES))
+        z = fitted.mean_signal(found, depths, predicted)
+        return cls(curve, span, mean, sd, np.quantile(z, np.linspace(0.0, 1.0, N_QUANTILES)))
 
-        def sums(values: Float64) -> Float64:
-            columns = [np.bincount(predicted, values[:, j], minlength=n_classes) for j in range(n_signals)]
-            return np.column_stack(columns)
+    def mean_signal(self, found: Float64, depths: Float64, predicted: Int64) -> Float64:
+        """Return (n,) mean standardised signal."""
+        flat = found.copy()
+        flat[:, 0] -= np.polynomial.polynomial.polyval(np.clip(depths, *self.range), self.curve)
+        return np.asarray(((flat - self.mean[predicted]) / self.sd[predicted]).mean(axis=1))
 
-        mean = (sums(found) + PRIOR_CELLS * overall) / (counts + PRIOR_CELLS)
-        squares = sums((found - mean[predicted]) ** 2)
-        sd = np.sqrt((squares + PRIOR_CELLS * spread**2) / (counts + PRIOR_CELLS))
-        z = ((found - mean[predicted]) / sd[predicted]).mean(axis=1)
-        return cls(mean, sd, float(np.quantile(z, 1.0 - false_novel_rate)))
+    def threshold(self, rate: float = FALSE_NOVEL_RATE) -> float:
+        """Return the mean signal that the share ``rate`` (0-1) of held-out cells of known types exceeds."""
+        return float(np.interp(1.0 - rate, np.linspace(0.0, 1.0, len(self.quantiles)), self.quantiles))
 
-    def score(self, found: Float64, predicted: npt.NDArray[np.int64]) -> Float32:
-        """Return (n,) novelty, 0 to 1, of cells with signals (n, n_signals); 0.5 is the threshold."""
-        z = ((found - self.mean[predicted]) / self.sd[predicted]).mean(axis=1)
-        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z - self.threshold, -30, 30))), dtype=np.float32)
+    def score(
+        self, found: Float64, depths: Float64, predicted: Int64, *, rate: float = FALSE_NOVEL_RATE
+    ) -> Float32:
+        """Return (n,) novelty, 0 to 1, of cells with signals (n, 3); 0.5 is the threshold of ``rate``."""
+        z = self.mean_signal(found, depths, predicted) - self.threshold(rate)
+        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -30, 30))), dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {"mean": self.mean.tolist(), "sd": self.sd.tolist(), "threshold": self.threshold}
+        return {
+            "curve": self.curve.tolist(),
+            "range": self.range.tolist(),
+            "mean": self.mean.tolist(),
+            "sd": self.sd.tolist(),
+            "quantiles": self.quantiles.tolist(),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Novelty:
         """Rebuild from :meth:`to_dict`."""
-        return cls(np.array(data["mean"]), np.array(data["sd"]), float(data["threshold"]))
+        return cls(*(np.array(data[name]) for name in ("curve", "range", "mean", "sd", "quantiles")))

@@ -11,6 +11,7 @@ from scvec.annotate.head import Head
 from scvec.annotate.knn import vote
 from scvec.annotate.pool import VOICES, log_softmax
 from scvec.annotate.prototypes import Prototypes
+from scvec.annotate.spread import Spread
 from scvec.protocols import CellEncoder, Progress, VectorIndex, no_progress
 from scvec.types import CellChunk, Float32, Neighbors
 
@@ -34,16 +35,19 @@ class Heard:
         Nearest reference cells.
     scores
         Per voice in the order of ``VOICES``, (n, n_classes) float32, uncalibrated.
+    distances
+        (n, n_classes) float32 of :class:`scvec.annotate.spread.Spread`: no voice, but a yardstick of novelty.
     """
 
     vectors: Float32
     neighbors: Neighbors
     scores: list[Float32]
+    distances: Float32
 
     def restricted(self, allowed: npt.NDArray[np.bool_]) -> Heard:
         """Return the same with the scores of other classes than ``allowed`` (n_classes,) put out of reach."""
         scores = [np.where(allowed, s, np.float32(OUT_OF_REACH)) for s in self.scores]
-        return Heard(self.vectors, self.neighbors, scores)
+        return Heard(self.vectors, self.neighbors, scores, self.distances)
 
 
 class Voices:
@@ -58,11 +62,17 @@ class Voices:
     """
 
     def __init__(
-        self, encoder: CellEncoder, head: Head, prototypes: Prototypes, index: VectorIndex, labels: Int64
+        self,
+        encoder: CellEncoder,
+        head: Head,
+        prototypes: Prototypes,
+        spread: Spread,
+        index: VectorIndex,
+        labels: Int64,
     ) -> None:
         if index.n != len(labels):
             raise ValueError(f"{index.n} vectors in the index for {len(labels)} labels")
-        self.encoder, self.head, self.prototypes = encoder, head, prototypes
+        self.encoder, self.head, self.prototypes, self.spread = encoder, head, prototypes, spread
         self.index, self.labels = index, labels
 
     @property
@@ -87,7 +97,9 @@ class Voices:
         encoder.fit([cells], labels, seed=seed, progress=progress)
         vectors = encoder.encode(cells)
         head = Head.fit(encoder, vectors, labels, n_classes, seed=seed, progress=progress)
-        return cls(encoder, head, Prototypes.fit(cells.X, labels, n_classes), build_index(vectors), labels)
+        prototypes = Prototypes.fit(cells.X, labels, n_classes)
+        spread = Spread.fit(cells, labels, n_classes, seed=seed)
+        return cls(encoder, head, prototypes, spread, build_index(vectors), labels)
 
     def listen(self, chunk: CellChunk, n_neighbors: int, *, subset: Int64 | None = None) -> Heard:
         """Ask all voices about cells.
@@ -104,4 +116,5 @@ class Voices:
             "knn": log_softmax(np.log(vote(neighbors, self.labels, self.n_classes))).astype(np.float32),
             "prototype": self.prototypes.scores(chunk),
         }
-        return Heard(vectors, neighbors, [by_name[name] for name in VOICES])
+        scores = [by_name[name] for name in VOICES]
+        return Heard(vectors, neighbors, scores, self.spread.distances(chunk))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.api.labelled import Labelled
+from scvec.api.labelled import Labelled, incoherent_labels
 from scvec.api.reports import CellsReport
 from scvec.api.stages import Stages
 from scvec.errors import InputError
@@ -48,6 +48,7 @@ def ingest_cells(
     max_cost: float | None = None,
     encoder: str = "adapted",
     batch_key: str | None = None,
+    min_cells: int = 1,
     seed: int = 0,
     force: bool = False,
     device: str = "auto",
@@ -69,6 +70,8 @@ def ingest_cells(
         Bytes that reading a file may use, as a number or like ``"4G"``; half of what is free where not given.
     batch_key
         Column of obs with donors or batches: whole ones are held out to calibrate the confidence.
+    min_cells
+        Labels of fewer cells are left out: their cells are neighbours without a vote.
     backbone, encoder
         Where gene vectors come from (:func:`scvec.backbones.spec.parse_spec`), and ``adapted``, ``weighted``,
         ``pca`` or ``residual``.
@@ -108,7 +111,7 @@ def ingest_cells(
         with stages("read"):
             progress("reading cells", 0, None)
             sources = [stack.enter_context(CellSource.open(ref, layer=layer, memory=memory)) for ref in refs]
-            labelled = Labelled.read(sources, label_key, batch_key)
+            labelled = Labelled.read(sources, label_key, batch_key, min_cells=min_cells)
         opened = Store.open(store, create=True)
         params = {
             "name": name,
@@ -161,6 +164,11 @@ def ingest_cells(
         notes += encoded.notes if encoded is not None else ()
     calibration = model.calibration
     record = calibration.record["same"]
+    findings = [
+        *labelled.findings,
+        *incoherent_labels(labelled.counts(), labelled.classes, record["labels"]),
+    ]
+    notes += [finding.message for finding in findings]
     return CellsReport(
         name=name,
         n_cells=labelled.n,
@@ -179,6 +187,7 @@ def ingest_cells(
             if calibration.held_out == "batch"
             else "of the same batches",
         },
+        label_findings=[finding.to_dict() for finding in findings],
         seconds=stages.seconds,
         generation=str(generation.number),
         # What was done with the values has a line of its own.

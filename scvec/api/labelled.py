@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scvec.ingest.cells import CellSource
+    from scvec.ingest.hygiene import LabelFinding
 
-__all__ = ["MAX_TRAINING_CELLS", "Labelled"]
+__all__ = ["MAX_TRAINING_CELLS", "Labelled", "incoherent_labels"]
 
 #: Cells that the encoder and the head are trained on at most.
 MAX_TRAINING_CELLS = 20_000
@@ -34,16 +36,29 @@ class Labelled:
         (n,) int64 class numbers, -1 for none.
     batches
         (n,) strings, or None.
+    findings
+        What looks odd about the labels, and which were left out.
     """
 
     sources: list[CellSource]
     codes: npt.NDArray[np.int64]
     classes: list[str]
     batches: npt.NDArray[np.str_] | None
+    findings: tuple[LabelFinding, ...] = ()
 
     @classmethod
-    def read(cls, sources: list[CellSource], label_key: str, batch_key: str | None) -> Labelled:
-        from scvec.ingest.labels import labels
+    def read(
+        cls, sources: list[CellSource], label_key: str, batch_key: str | None, *, min_cells: int = 1
+    ) -> Labelled:
+        """Read labels and batches; labels of fewer than ``min_cells`` cells become no label.
+
+        Raises
+        ------
+        InputError
+            If a column is missing or is of no use, or fewer than two labels have enough cells.
+        """
+        from scvec.ingest.hygiene import look_over
+        from scvec.ingest.labels import labels, leave_out_rare
 
         if not sources:
             raise InputError("no reference file was given", fix="name at least one h5ad file")
@@ -54,12 +69,15 @@ class Labelled:
             np.array([number[names[k]] if k >= 0 else -1 for k in part], dtype=np.int64)
             for part, names in each
         ]
+        together, classes, rare = leave_out_rare(np.concatenate(codes), classes, min_cells)
+        names, numbers = np.unique(together[together >= 0], return_counts=True)
+        counts = {classes[k]: int(n) for k, n in zip(names, numbers, strict=True)}
         batches = None
         if batch_key is not None:
             batches = np.concatenate([_batches(s, batch_key, i) for i, s in enumerate(sources)])
         elif len(sources) > 1:
             batches = np.concatenate([np.full(s.n_obs, f"file {i}") for i, s in enumerate(sources)])
-        return cls(sources, np.concatenate(codes), classes, batches)
+        return cls(sources, together, classes, batches, (*rare, *look_over(counts)))
 
     @property
     def n(self) -> int:
@@ -112,6 +130,42 @@ class Labelled:
                         known.setdefault(self.classes[code], set()).add(value)
                 break
         return {label: next(iter(ids)) for label, ids in known.items() if len(ids) == 1}
+
+
+def incoherent_labels(
+    counts: Mapping[str, int], classes: Sequence[str], held_out: Sequence[Mapping[str, Any]]
+) -> list[LabelFinding]:
+    """Return the labels of which most cells are not found again when they are held out.
+
+    A label is named where the share found again is below a half beyond doubt (upper end of the 95% interval
+    of Wilson 1927, doi:10.1080/01621459.1927.10502953): its cells may be of several types, or of the type
+    that they are taken for.
+
+    Parameters
+    ----------
+    held_out
+        Per class, ``n`` held-out cells, the share ``recall`` that got their label, and the class number
+        ``taken_for`` of most of the others.
+    """
+    from scvec.ingest.hygiene import LabelFinding
+
+    found = []
+    for label, record in zip(classes, held_out, strict=True):
+        n, recall = int(record["n"]), float(record["recall"] or 0.0)
+        if n == 0 or _wilson_upper(recall, n) >= 0.5:
+            continue
+        other = classes[int(record["taken_for"])]
+        message = (
+            f"the cells of label '{label}' ({counts[label]:,}) do not hang together: held out, "
+            f"{recall:.0%} of {n:,} got their label again, most others '{other}'"
+        )
+        found.append(LabelFinding("does not hang together", {label: counts[label]}, message))
+    return found
+
+
+def _wilson_upper(share: float, n: int, z: float = 1.96) -> float:
+    middle = share + z**2 / (2 * n)
+    return float((middle + z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))) / (1 + z**2 / n))
 
 
 def _batches(source: CellSource, batch_key: str, number: int) -> npt.NDArray[np.str_]:

@@ -44,6 +44,8 @@ def query(
     memory: str | int | None = None,
     where: str | None = None,
     exact: bool = False,
+    coverage: float | None = None,
+    false_novel_rate: float = 0.05,
     force: bool = False,
     device: str = "auto",
     progress: Progress = no_progress,
@@ -68,6 +70,10 @@ def query(
         SQL condition over the reference's obs: only those cells are neighbours, only their labels are given.
     exact
         Search exactly. (Flat indices, the only ones so far, always do.)
+    coverage
+        Also give sets of labels that hold the true one for this share (0-1) of the cells of each type.
+    false_novel_rate
+        Share (0-1) of cells of known types that may be called novel.
     force
         Go on where few genes match.
 
@@ -86,6 +92,8 @@ def query(
     from scvec.stores.store import Store
 
     check_device(device)
+    _check_share("coverage", coverage)
+    _check_share("false_novel_rate", false_novel_rate)
     target = _check_output(output, path)
     stages = Stages()
     with stages("open store"):
@@ -110,7 +118,16 @@ def query(
             n_neighbors = available
         with stages("encode and search"):
             prediction, regime = _predict(
-                model, matched, genes, method, n_neighbors, subset, share=share, progress=progress
+                model,
+                matched,
+                genes,
+                share=share,
+                progress=progress,
+                method=method,
+                n_neighbors=n_neighbors,
+                subset=subset,
+                coverage=coverage,
+                false_novel_rate=false_novel_rate,
             )
         if model.calibration.held_out == "cells":
             source.notes.append(
@@ -122,6 +139,8 @@ def query(
             "method": method,
             "n_neighbors": n_neighbors,
             "where": where,
+            "coverage": coverage,
+            "false_novel_rate": false_novel_rate,
             "regime": regime,
             "reference_genes_measured": share,
             "voices": dict(
@@ -208,6 +227,11 @@ def _check_output(output: Path | str | None, path: Any) -> Path | None:
     return target
 
 
+def _check_share(option: str, value: float | None) -> None:
+    if value is not None and not 0.0 < value < 1.0:
+        raise InputError(f"{option} is a share between 0 and 1, not {value:g}", fix="give one such as 0.9")
+
+
 def _check_overlap(source: CellSource, genes: GeneMap, force: bool) -> float:
     """Return the share of the reference's genes that were measured; refuse where it is next to none."""
     n, total = int(genes.measured.sum()), len(genes.measured)
@@ -236,12 +260,10 @@ def _predict(
     model: ReferenceModel,
     matched: MatchedSource,
     genes: GeneMap,
-    method: str,
-    n_neighbors: int,
-    subset: npt.NDArray[np.int64] | None,
     *,
     share: float,
     progress: Progress,
+    **options: Any,
 ) -> tuple[Prediction, str]:
     from scvec.annotate.model import Prediction
     from scvec.annotate.shift import regime_of
@@ -250,9 +272,7 @@ def _predict(
     total, parts = matched.source.n_obs, []
     done = 0
     for chunk in matched.chunks(genes, CHUNK):
-        parts.append(
-            model.predict(chunk, regime=regime, method=method, n_neighbors=n_neighbors, subset=subset)
-        )
+        parts.append(model.predict(chunk, regime=regime, **options))
         done += len(chunk)
         progress("annotating cells", done, total)
     return Prediction.concatenate(parts), regime
@@ -308,6 +328,7 @@ def _annotation(
         confidence=confidence,
         novelty=found.novelty,
         proba=found.proba,
+        sets=found.sets,
         vectors=found.vectors,
         neighbors=found.neighbors,
         parameters=parameters,

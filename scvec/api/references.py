@@ -13,6 +13,7 @@ from scvec.annotate.head import Head
 from scvec.annotate.model import ReferenceModel
 from scvec.annotate.ontology import ClassOntology
 from scvec.annotate.prototypes import Prototypes
+from scvec.annotate.spread import Spread
 from scvec.annotate.voices import Voices
 from scvec.encoders.registry import load_encoder
 from scvec.errors import StoreError
@@ -38,6 +39,7 @@ def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
         **_prefixed("encoder.", encoder_tensors),
         **_prefixed("head.", head_tensors),
         "prototypes.centroids": model.voices.prototypes.centroids,
+        **_prefixed("spread.", model.voices.spread.state()),
     }
     meta = {
         "encoder": {"name": encoder.name, **encoder_meta},
@@ -65,6 +67,7 @@ def load_model(stored: StoredReference) -> ReferenceModel:
             encoder,
             Head(head_tensors["W"], head_tensors["b"], model["head"]["activation"]),
             Prototypes(tensors["prototypes.centroids"]),
+            Spread(**_under("spread.", tensors)),
             stored.index,
             stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
         )

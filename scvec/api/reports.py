@@ -37,6 +37,9 @@ class CellsReport(Report):
     calibration
         Held-out figures (``log_loss``, ``ece``, ``accuracy``, ``macro_f1``), and ``held_out``: how the
         cells were held out.
+    label_findings
+        What looks odd about the labels (``kind``, ``labels`` with their numbers of cells, ``message``); the
+        messages are among the notes.
     seconds
         Seconds per stage.
     """
@@ -51,6 +54,7 @@ class CellsReport(Report):
     space: str
     calibration: dict[str, Any]
     seconds: dict[str, float]
+    label_findings: list[dict[str, Any]] = field(default_factory=list)
     generation: str = ""
 
     def lines(self) -> list[str]:

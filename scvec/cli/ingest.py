@@ -60,6 +60,13 @@ for _command in gene_commands:
     "--batch-key", metavar="COLUMN", help="Column of obs with the donor or batch; calibrates across them."
 )
 @click.option(
+    "--min-cells",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Leave out labels that fewer cells have.",
+)
+@click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all that is random."
 )
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
@@ -79,6 +86,7 @@ def cells(
     max_cost: float | None,
     encoder: str,
     batch_key: str | None,
+    min_cells: int,
     seed: int,
     force: bool,
     device: str,
@@ -107,6 +115,7 @@ def cells(
             max_cost=max_cost,
             encoder=encoder,
             batch_key=batch_key,
+            min_cells=min_cells,
             seed=seed,
             force=force,
             device=device,

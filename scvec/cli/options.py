@@ -16,8 +16,10 @@ __all__ = [
     "Session",
     "base_url_option",
     "concurrency_option",
+    "coverage_option",
     "device_option",
     "dry_run_option",
+    "false_novel_option",
     "genes_option",
     "global_options",
     "layer_option",
@@ -133,6 +135,28 @@ def memory_option(function: F) -> F:
     """Add ``--memory``."""
     return click.option(
         "--memory", metavar="SIZE", help="Memory for reading, as 4G.  [default: half of what is free]"
+    )(function)
+
+
+def coverage_option(function: F) -> F:
+    """Add ``--coverage``."""
+    return click.option(
+        "--coverage",
+        type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+        metavar="SHARE",
+        help="Also sets of labels that hold the true one for this share of the cells, as 0.9.",
+    )(function)
+
+
+def false_novel_option(function: F) -> F:
+    """Add ``--false-novel-rate``."""
+    return click.option(
+        "--false-novel-rate",
+        type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+        default=0.05,
+        show_default=True,
+        metavar="SHARE",
+        help="Share of cells of known types that may be called novel.",
     )(function)
 
 

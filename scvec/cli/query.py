@@ -9,7 +9,9 @@ import click
 from scvec.cli.options import (
     SPECIES,
     Session,
+    coverage_option,
     device_option,
+    false_novel_option,
     global_options,
     layer_option,
     memory_option,
@@ -52,6 +54,8 @@ __all__ = ["query"]
     "--where", metavar="SQL", help="Only reference cells of which this is true, over their obs columns."
 )
 @click.option("--exact", is_flag=True, help="Search every reference cell, never an approximation.")
+@coverage_option
+@false_novel_option
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
 @global_options
@@ -68,6 +72,8 @@ def query(
     memory: str | None,
     where: str | None,
     exact: bool,
+    coverage: float | None,
+    false_novel_rate: float,
     force: bool,
     device: str,
 ) -> None:
@@ -93,6 +99,8 @@ def query(
             memory=memory,
             where=where,
             exact=exact,
+            coverage=coverage,
+            false_novel_rate=false_novel_rate,
             force=force,
             device=device,
             progress=progress,

@@ -11,8 +11,9 @@ import pandas as pd
 
 from scvec.errors import InputError
 from scvec.ingest.borders import count_text
+from scvec.ingest.hygiene import LabelFinding
 
-__all__ = ["labels", "no_column"]
+__all__ = ["labels", "leave_out_rare", "no_column", "read_names"]
 
 _MISSING = {"", "nan", "na", "n/a", "none", "<na>", "null"}
 
@@ -46,26 +47,12 @@ def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], li
         If there is no such column, it holds fewer than two labels, or nearly one per cell.
     """
     where = f"{source.name} (obs['{label_key}'])"
-    if label_key not in source.obs.columns:
-        raise no_column(source, label_key)
-    values = source.obs[label_key]
-    missing = values.isna().to_numpy()
-    plain = values.astype(object)
-    if pd.api.types.is_numeric_dtype(values.dtype) or (
-        isinstance(values.dtype, pd.CategoricalDtype)
-        and pd.api.types.is_numeric_dtype(values.cat.categories.dtype)
-    ):
-        source.notes.append(f"obs['{label_key}'] holds numbers: taken as names of groups")
-        plain = plain.map(_number_text, na_action="ignore")
-    texts = np.array(["" if gone else str(v) for v, gone in zip(plain, missing, strict=True)], dtype=object)
-    stripped = np.array([text.strip() for text in texts], dtype=object)
-    if np.any(texts != stripped):
-        source.notes.append(f"obs['{label_key}']: removed spaces around labels")
-    missing |= np.fromiter((text.lower() in _MISSING for text in stripped), bool, len(stripped))
+    stripped = read_names(source, label_key)
+    missing = stripped == ""
     n = int((~missing).sum())
     if n == 0:
         raise InputError("no cell has a label", where, "give another --label-key, or label the cells first")
-    classes = sorted(set(stripped[~missing]))
+    classes = sorted({str(text) for text in stripped[~missing]})
     if len(classes) == 1:
         what = f"all cells have one label, '{classes[0]}': there is nothing to tell apart"
         raise InputError(what, where, "give a reference of two or more cell types, or another --label-key")
@@ -79,8 +66,78 @@ def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], li
             f"{count_text(int(missing.sum()), 'cell')} with no label in obs['{label_key}']: left unlabelled"
         )
     number = {label: k for k, label in enumerate(classes)}
-    codes = np.array([-1 if gone else number[t] for t, gone in zip(stripped, missing, strict=True)], np.int64)
+    codes = np.array(
+        [-1 if gone else number[str(t)] for t, gone in zip(stripped, missing, strict=True)], np.int64
+    )
     return codes, classes
+
+
+def leave_out_rare(
+    codes: npt.NDArray[np.int64], classes: list[str], min_cells: int
+) -> tuple[npt.NDArray[np.int64], list[str], list[LabelFinding]]:
+    """Turn labels of fewer than ``min_cells`` cells into no label.
+
+    Parameters
+    ----------
+    codes
+        (n,) int64 numbers into ``classes``, -1 for none.
+
+    Returns
+    -------
+    The codes and classes that are left, and one finding for each label that is not.
+
+    Raises
+    ------
+    InputError
+        If fewer than two labels are left.
+    """
+    counts = np.bincount(codes[codes >= 0], minlength=len(classes))
+    kept = np.flatnonzero(counts >= min_cells)
+    if len(kept) < 2:
+        raise InputError(
+            f"fewer than two labels have {min_cells:,} cells or more",
+            "the labels left: " + (", ".join(f"'{classes[k]}'" for k in kept) or "none"),
+            "give a smaller --min-cells",
+        )
+    number = np.full(len(classes) + 1, -1, dtype=np.int64)
+    number[kept] = np.arange(len(kept))
+    findings = [
+        LabelFinding(
+            "too few cells",
+            {classes[k]: int(counts[k])},
+            f"label '{classes[k]}' was left out: {count_text(int(counts[k]), 'cell')}, "
+            f"fewer than {min_cells:,}",
+        )
+        for k in np.flatnonzero(counts < min_cells)
+    ]
+    return number[codes], [classes[k] for k in kept], findings
+
+
+def read_names(source: _Labelled, key: str) -> npt.NDArray[np.str_]:
+    """Return (n_obs,) labels as text without spaces around them; empty where a cell has none.
+
+    Raises
+    ------
+    InputError
+        If there is no such column.
+    """
+    if key not in source.obs.columns:
+        raise no_column(source, key)
+    values = source.obs[key]
+    missing = values.isna().to_numpy()
+    plain = values.astype(object)
+    if pd.api.types.is_numeric_dtype(values.dtype) or (
+        isinstance(values.dtype, pd.CategoricalDtype)
+        and pd.api.types.is_numeric_dtype(values.cat.categories.dtype)
+    ):
+        source.notes.append(f"obs['{key}'] holds numbers: taken as names of groups")
+        plain = plain.map(_number_text, na_action="ignore")
+    texts = np.array(["" if gone else str(v) for v, gone in zip(plain, missing, strict=True)], dtype=object)
+    stripped = np.array([text.strip() for text in texts], dtype=object)
+    if np.any(texts != stripped):
+        source.notes.append(f"obs['{key}']: removed spaces around labels")
+    found = [("" if text.lower() in _MISSING else text) for text in stripped]
+    return np.array(found, dtype=np.str_)
 
 
 def _number_text(value: object) -> str:

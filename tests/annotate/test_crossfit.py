@@ -65,9 +65,9 @@ class Spy:
         n = len(chunk)
         distances = np.full((n, n_neighbors), float(len(self.asked)), np.float32)
         scores = [np.full((n, self.n_classes), i, np.float32) for i in range(len(VOICES))]
-        return Heard(
-            np.zeros((n, 2), np.float32), Neighbors(np.zeros((n, n_neighbors), np.int64), distances), scores
-        )
+        neighbors = Neighbors(np.zeros((n, n_neighbors), np.int64), distances)
+        far = np.full((n, self.n_classes), float(len(self.asked)), np.float32)
+        return Heard(np.zeros((n, 2), np.float32), neighbors, scores, far)
 
 
 def numbered(n: int, n_genes: int = 40) -> CellChunk:
@@ -104,6 +104,9 @@ def test_no_cell_is_judged_by_voices_trained_on_it() -> None:
         assert [float(s[0, 0]) for s in held.scores[name]] == [0.0, 1.0, 2.0]
     # The neighbours of a cell are those that its own fold's voices found.
     np.testing.assert_allclose(np.unique(held.neighbors["same"].distances), [1, 2, 3], rtol=1e-6)
+    # So are the distances to the classes; and it is known which fold that was.
+    np.testing.assert_array_equal(held.distances["same"][:, 0], held.folds["same"] + 1)
+    assert {name: len(v) for name, v in held.depths.items()} == {n: len(v) for n, v in held.labels.items()}
 
 
 def test_cells_of_a_class_that_no_other_fold_has_are_left_out() -> None:

@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.annotate.metrics import accuracy, expected_calibration_error, macro_f1
+from scvec.annotate.metrics import (
+    accuracy,
+    brier_score,
+    expected_calibration_error,
+    fpr_at_tpr,
+    macro_f1,
+    novelty_auroc,
+    on_lineage,
+    ontology_similarity,
+    reliability,
+    risk_coverage,
+    set_coverage,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,3 +72,41 @@ def test_calibration_error_is_that_of_a_loop(seed: int, n: int, n_bins: int) -> 
             gap = abs(np.mean(confidence[members], dtype=float) - np.mean(correct[members]))
             total += len(members) / n * gap
     assert expected_calibration_error(confidence, correct, n_bins) == pytest.approx(total, abs=1e-5)
+
+
+def test_brier_risk_and_novelty_by_hand() -> None:
+    p, right = np.array([0.9, 0.8, 0.6]), np.array([True, False, True])
+    assert brier_score(p, right) == pytest.approx((0.01 + 0.64 + 0.16) / 3)
+    assert math.isnan(brier_score(p[:0], right[:0])) and brier_score(p[:1], right[:1]) == pytest.approx(0.01)
+    np.testing.assert_allclose(risk_coverage(p, right), [0, 1 / 2, 1 / 3])
+    # two cells of one confidence enter together, whatever their order
+    for order in ([0, 1], [1, 0]):
+        np.testing.assert_allclose(risk_coverage(np.full(2, 0.5), right[order]), [0.5, 0.5])
+    novelty, new = np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])
+    assert novelty_auroc(novelty, new) == pytest.approx(0.75)
+    assert fpr_at_tpr(novelty, new) == pytest.approx(0.5) and fpr_at_tpr(novelty, new, 0.5) == 0.0
+    assert math.isnan(novelty_auroc(novelty, np.zeros(4, bool)))
+
+
+def test_terms_on_one_lineage_are_right_and_siblings_are_related() -> None:
+    lineage = {"cell": ["cell"], "T": ["T", "cell"], "CD4": ["CD4", "T", "cell"], "CD8": ["CD8", "T", "cell"]}
+    truth, said = ["CD4", "CD4", "T", "CD4", "", "CD4"], ["CD4", "T", "CD4", "CD8", "T", ""]
+    assert on_lineage(truth, said, lineage).tolist() == [True, True, True, False, False, False]
+    got = ontology_similarity(truth, said, lineage)
+    np.testing.assert_allclose(got, [1, 2 / 3, 2 / 3, 1 / 2, 0, 0])
+
+
+def test_set_coverage_counts_what_no_class_stands_for_as_missed() -> None:
+    sets = np.array([[True, True], [True, False], [False, False], [True, True]])
+    got = set_coverage(sets, np.array([0, 1, 0, -1]))
+    assert got == {"observed": 0.25, "mean_size": 1.25, "empty": 0.25}
+
+
+def test_reliability_adds_up_to_the_calibration_error() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(500)
+    right = rng.random(500) < p**2
+    bins = reliability(p, right)
+    assert sum(b["share"] for b in bins) == pytest.approx(1.0)
+    gap = sum(b["share"] * abs(b["confidence"] - b["accuracy"]) for b in bins)
+    assert gap == pytest.approx(expected_calibration_error(p, right))

@@ -18,6 +18,7 @@ from bad_inputs.commands import scvec as run
 from click.testing import CliRunner, Result
 
 from scvec.api import reports
+from scvec.api.evaluation import EvaluationReport
 
 
 class FakeAnnotation:
@@ -63,6 +64,20 @@ def sample_reports() -> dict[str, Any]:
             seconds={"train": 1.0},
         ),
         "scvec.api.query.query": FakeAnnotation(),
+        "scvec.api.evaluate.evaluate": EvaluationReport(
+            reference="pancreas",
+            truth_key="cell_type",
+            n_cells=3,
+            n_scored=2,
+            n_known=2,
+            unknown_labels={},
+            scores={"accuracy": 0.5, "ece": float("nan"), "aurc": 0.25, "risk_coverage": [[1.0, 0.5]]},
+            reliability=[{"share": 1.0, "confidence": 0.6, "accuracy": 0.5}],
+            status={"confident": {"share": 1.0, "accuracy": 0.5}},
+            labels=[],
+            confusion={"labels": ["alpha", "beta"], "counts": [[1, 0], [1, 0]]},
+            novelty={"edges": [0.0, 1.0], "known": [2], "unknown": [0]},
+        ),
         "scvec.api.maintenance.info": reports.InfoReport(
             store=Path("S"),
             generation="g1",

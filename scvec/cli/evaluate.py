@@ -1,0 +1,126 @@
+"""``scvec eval``: how good the answers are where the truth is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from scvec.cli.options import (
+    SPECIES,
+    Session,
+    device_option,
+    false_novel_option,
+    global_options,
+    layer_option,
+    memory_option,
+    pass_session,
+)
+
+__all__ = ["evaluate"]
+
+
+@click.command("eval")
+@click.argument("query", metavar="QUERY", type=click.Path(path_type=Path))
+@click.option("--truth-key", required=True, metavar="COLUMN", help="Column of obs with the true labels.")
+@click.option("--reference", metavar="NAME", help="Reference to ask.  [default: the only one]")
+@click.option(
+    "--label-map",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Names that mean the same: a JSON object, or a csv or tsv file of two columns.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="OUT.json", help="File for the numbers."
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="OUT.png",
+    help="File for a figure: .png, .pdf or .svg; needs matplotlib.",
+)
+@click.option(
+    "--coverage",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    metavar="SHARE",
+    help="Coverage of the label sets.",
+)
+@click.option(
+    "--n-neighbors",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help="Neighbours asked per cell.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["both", "knn", "head", "prototype"]),
+    default="both",
+    show_default=True,
+    help="Which voices decide; both means all of them, combined.",
+)
+@click.option(
+    "--species", type=click.Choice(["auto", *SPECIES]), default="auto", show_default=True, help="Whose genes."
+)
+@layer_option
+@memory_option
+@click.option(
+    "--where", metavar="SQL", help="Only reference cells of which this is true, over their obs columns."
+)
+@false_novel_option
+@click.option("--force", is_flag=True, help="Go on where few genes match.")
+@device_option
+@global_options
+@pass_session
+def evaluate(
+    session: Session,
+    query: Path,
+    truth_key: str,
+    reference: str | None,
+    label_map: Path | None,
+    output: Path | None,
+    plot: Path | None,
+    coverage: float,
+    n_neighbors: int,
+    method: str,
+    species: str,
+    layer: str | None,
+    memory: str | None,
+    where: str | None,
+    false_novel_rate: float,
+    force: bool,
+    device: str,
+) -> None:
+    """Annotate the labelled cells of QUERY and compare with their true labels.
+
+    \b
+    Examples:
+      scvec eval new.h5ad --truth-key cell_type --reference pancreas -o eval.json
+      scvec eval new.h5ad --truth-key cell_type --label-map names.csv --plot eval.png
+    """
+    from scvec.api.evaluate import evaluate as evaluate_file
+
+    with session.progress() as progress:
+        report = evaluate_file(
+            session.store,
+            query,
+            truth_key=truth_key,
+            reference=reference,
+            label_map=label_map,
+            output=output,
+            plot=plot,
+            coverage=coverage,
+            n_neighbors=n_neighbors,
+            method=method,
+            species=species,
+            layer=layer,
+            memory=memory,
+            where=where,
+            false_novel_rate=false_novel_rate,
+            force=force,
+            device=device,
+            progress=progress,
+        )
+    session.show(report)
