@@ -159,4 +159,6 @@ def test_a_text_that_is_too_long_for_llama_fails_alone(llama: str) -> None:
     )
     assert sorted(kept) == [0, 1, 2] and "too large" in outcome.failures[3] and not outcome.stopped
     cut = make(llama, "smollm2", max_tokens=300)
-    assert cut.encode(texts).shape == (4, 576) and "1 texts were longer than 300 tokens" in cut.notes[0]
+    assert cut.encode(texts).shape == (4, 576)
+    # The server may batch wrongly as well, and that is said too.
+    assert any("1 texts were longer than 300 tokens" in note for note in cut.notes)

@@ -19,6 +19,10 @@ from click.testing import CliRunner, Result
 
 from scvec.api import reports
 from scvec.api.evaluation import EvaluationReport
+from scvec.api.gene_reports import DiffReport
+from scvec.api.legacy import LegacyReport
+from scvec.api.live_reports import ComplementReport, Cost, FailedGene, LiveReport
+from scvec.api.text_reports import EmbeddingsReport, GenesReport
 
 
 class FakeAnnotation:
@@ -34,7 +38,7 @@ class FakeAnnotation:
 def sample_reports() -> dict[str, Any]:
     """One result per library function."""
     return {
-        "scvec.api.genes.ingest_genes": reports.GenesReport(
+        "scvec.api.genes.ingest_genes": GenesReport(
             genes={"human": 3, "mouse": 2},
             descriptions={"composed": 4, "borrowed": 1},
             orthologs=2,
@@ -42,7 +46,7 @@ def sample_reports() -> dict[str, Any]:
             seconds=0.5,
             notes=["1 row was skipped"],
         ),
-        "scvec.api.embeddings.ingest_embeddings": reports.EmbeddingsReport(
+        "scvec.api.embeddings.ingest_embeddings": EmbeddingsReport(
             space="0123456789abcdef",
             backbone="minilm",
             dim=384,
@@ -50,6 +54,32 @@ def sample_reports() -> dict[str, Any]:
             n_encoded=4,
             n_cached=1,
             seconds=2.0,
+        ),
+        "scvec.api.complement.ingest_complement": ComplementReport(
+            model="gpt-4o-mini",
+            live=LiveReport(
+                source="gpt-4o-mini",
+                n_wanted=3,
+                n_known=1,
+                n_asked=2,
+                n_answered=1,
+                failed=[FailedGene(gene="HGNC:1", reason="the answer is too short", final=False)],
+                cost=Cost(requests=4, tokens_in=100, tokens_out=20, dollars=0.01, seconds=1.0),
+            ),
+            descriptions={"llm": 1},
+        ),
+        "scvec.api.legacy.import_legacy": LegacyReport(files=[], seconds=0.1),
+        "scvec.api.diff.diff": DiffReport(
+            old=3,
+            new=4,
+            old_command="ingest genes",
+            new_command="ingest cells",
+            genes=[],
+            descriptions=[],
+            facts=[],
+            spaces=[],
+            references={"added": ["pancreas"]},
+            examples=[],
         ),
         "scvec.api.cells.ingest_cells": reports.CellsReport(
             name="pancreas",

@@ -22,6 +22,26 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
         "scvec.api.genes.ingest_genes",
         {"species": ("mouse",), "source": "f.csv", "genes": Path("g.txt"), "dry_run": True},
     ),
+    "ingest complement": (
+        ["--model", "gpt-4o-mini", "--base-url", "http://127.0.0.1:1/v1", "--max-cost", "2", "--limit", "5"],
+        "scvec.api.complement.ingest_complement",
+        {
+            "model": "gpt-4o-mini",
+            "base_url": "http://127.0.0.1:1/v1",
+            "max_cost": 2.0,
+            "limit": 5,
+            "overwrite": False,
+            "concurrency": 4,
+            "timeout": None,
+            "dry_run": False,
+        },
+    ),
+    "import-legacy": (
+        ["a.json", "b.pickle", "--kind", "genept", "--species", "human"],
+        "scvec.api.legacy.import_legacy",
+        {"kind": "genept", "species": "human", "name": None, "dry_run": False},
+    ),
+    "diff": (["3", "4", "--limit", "2"], "scvec.api.diff.diff", {"limit": 2}),
     "ingest embeddings": (
         ["--backbone", "random:8", "--text", "name", "--species", "human", "--species", "mouse"],
         "scvec.api.embeddings.ingest_embeddings",
