@@ -27,7 +27,8 @@ LAYERS = [
     {"api"},
     {"annotate", "encoders", "backbones"},
     {"stores", "ingest"},
-    {"types", "errors", "protocols"},
+    {"profiles", "records", "settings"},
+    {"types", "errors", "protocols", "secrets"},
 ]
 
 

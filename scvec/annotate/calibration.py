@@ -8,7 +8,7 @@ from typing import Any
 from scvec.annotate.crossfit import HeldOut
 from scvec.annotate.metrics import expected_calibration_error, macro_f1
 from scvec.annotate.novelty import Novelty, signals
-from scvec.annotate.pool import VOICES, Pool
+from scvec.annotate.pool import PRIORS, VOICES, Pool
 
 __all__ = ["Calibration"]
 
@@ -41,7 +41,7 @@ class Calibration:
         pools, novelty, record = {}, {}, {}
         for regime, scores in seen.scores.items():
             truth = seen.labels[regime]
-            pool = Pool.fit(scores, truth)
+            pool = Pool.fit(scores, truth, prior=PRIORS[regime])
             proba = pool.combine(scores)
             predicted = proba.argmax(axis=1)
             correct = predicted == truth

@@ -1,4 +1,4 @@
-"""The three voices over one encoder, trained together and asked together."""
+"""The voices of a reference, trained together and asked together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy.typing as npt
 
 from scvec.annotate.head import Head
 from scvec.annotate.knn import vote
+from scvec.annotate.linear import Linear
 from scvec.annotate.pool import VOICES, log_softmax
 from scvec.annotate.prototypes import Prototypes
+from scvec.profiles import Profile
 from scvec.protocols import CellEncoder, Progress, VectorIndex, no_progress
 from scvec.types import CellChunk, Float32, Neighbors
 
@@ -47,7 +49,7 @@ class Heard:
 
 
 class Voices:
-    """Head, neighbours and prototypes of one set of labelled cells.
+    """Head, neighbours, prototypes and linear classifier of one set of labelled cells.
 
     Parameters
     ----------
@@ -58,11 +60,17 @@ class Voices:
     """
 
     def __init__(
-        self, encoder: CellEncoder, head: Head, prototypes: Prototypes, index: VectorIndex, labels: Int64
+        self,
+        encoder: CellEncoder,
+        head: Head,
+        prototypes: Prototypes,
+        linear: Linear,
+        index: VectorIndex,
+        labels: Int64,
     ) -> None:
         if index.n != len(labels):
             raise ValueError(f"{index.n} vectors in the index for {len(labels)} labels")
-        self.encoder, self.head, self.prototypes = encoder, head, prototypes
+        self.encoder, self.head, self.prototypes, self.linear = encoder, head, prototypes, linear
         self.index, self.labels = index, labels
 
     @property
@@ -87,7 +95,10 @@ class Voices:
         encoder.fit([cells], labels, seed=seed, progress=progress)
         vectors = encoder.encode(cells)
         head = Head.fit(encoder, vectors, labels, n_classes, seed=seed, progress=progress)
-        return cls(encoder, head, Prototypes.fit(cells.X, labels, n_classes), build_index(vectors), labels)
+        profile = Profile.from_cells(cells.X, labels)
+        prototypes = Prototypes.fit(cells.X, labels, n_classes, profile)
+        linear = Linear.fit(cells, labels, n_classes, profile)
+        return cls(encoder, head, prototypes, linear, build_index(vectors), labels)
 
     def listen(self, chunk: CellChunk, n_neighbors: int, *, subset: Int64 | None = None) -> Heard:
         """Ask all voices about cells.
@@ -103,5 +114,6 @@ class Voices:
             "head": self.head.scores(vectors),
             "knn": log_softmax(np.log(vote(neighbors, self.labels, self.n_classes))).astype(np.float32),
             "prototype": self.prototypes.scores(chunk),
+            "linear": self.linear.scores(chunk),
         }
         return Heard(vectors, neighbors, [by_name[name] for name in VOICES])
