@@ -27,7 +27,7 @@ LAYERS = [
     {"api"},
     {"annotate", "encoders", "backbones"},
     {"stores", "ingest"},
-    {"records", "settings"},
+    {"profiles", "records", "settings"},
     {"types", "errors", "protocols", "secrets"},
 ]
 

@@ -13,7 +13,7 @@ from scvec.annotate.conformal import LabelSets
 from scvec.annotate.crossfit import HeldOut
 from scvec.annotate.metrics import expected_calibration_error, macro_f1
 from scvec.annotate.novelty import Novelty, signals
-from scvec.annotate.pool import VOICES, Pool
+from scvec.annotate.pool import PRIORS, VOICES, Pool
 
 __all__ = ["Calibration"]
 
@@ -49,7 +49,7 @@ class Calibration:
         pools, confidence, sets, novelty, record = {}, {}, {}, {}, {}
         for regime, scores in seen.scores.items():
             truth = seen.labels[regime]
-            pool = pools[regime] = Pool.fit(scores, truth)
+            pool = pools[regime] = Pool.fit(scores, truth, prior=PRIORS[regime])
             pooled = pool.combine(scores)
             predicted = pooled.argmax(axis=1)
             correct = predicted == truth

@@ -119,7 +119,7 @@ def crossfit(
         unseen = CellChunk(cells.X[test], cells.measured)
         for name, regime in REGIMES.items():
             for _ in range(DRAWS if regime.shifts else 1):
-                shifted = simulate(unseen, regime, seed=int(rng.integers(2**32)))
+                shifted = simulate(unseen, regime, labels[test], seed=int(rng.integers(2**32)))
                 heard = voices.listen(shifted, n_neighbors)
                 scores[name].append(heard.scores)
                 neighbors[name].append(heard.neighbors)

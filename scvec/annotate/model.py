@@ -22,7 +22,7 @@ __all__ = ["METHODS", "Prediction", "ReferenceModel"]
 
 Int64 = npt.NDArray[np.int64]
 
-METHODS = ("both", "knn", "head", "prototype")
+METHODS = ("both", "knn", "head", "prototype", "linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class ReferenceModel:
     @classmethod
     def fit(
         cls,
-        make_encoder: Callable[[CellChunk], CellEncoder],
+        make_encoder: Callable[[CellChunk, Int64], CellEncoder],
         cells: CellChunk,
         labels: Int64,
         n_classes: int,
@@ -100,8 +100,8 @@ class ReferenceModel:
         Parameters
         ----------
         make_encoder
-            Returns an untrained encoder standardised by the cells it is given: those of a fold must not be
-            standardised by the cells that the fold holds out.
+            Returns an untrained encoder standardised by the cells and labels given: those of a fold must not
+            be standardised by the cells that the fold holds out.
         labels
             (n,) int64 class numbers, -1 for none.
         batches
@@ -118,7 +118,9 @@ class ReferenceModel:
         """
 
         def fit(part: CellChunk, part_labels: Int64) -> Voices:
-            return Voices.fit(make_encoder(part), part, part_labels, n_classes, seed=seed, progress=progress)
+            return Voices.fit(
+                make_encoder(part, part_labels), part, part_labels, n_classes, seed=seed, progress=progress
+            )
 
         folds, held_out, notes = make_folds(labels, batches, n_folds=n_folds, seed=seed)
         seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)

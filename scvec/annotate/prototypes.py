@@ -1,4 +1,4 @@
-"""A voice: cosine to the mean cell of each class, on plain log expression."""
+"""A voice: cosine to the mean cell of each class, after what all classes share is taken out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_matrix
 
+from scvec.profiles import Profile
 from scvec.types import CellChunk, Float32
 
 __all__ = ["Prototypes"]
@@ -15,8 +17,10 @@ __all__ = ["Prototypes"]
 class Prototypes:
     """Class centroids of log1p CP10k over the reference's variable genes.
 
-    Nothing is standardised, so nothing depends on the spread that another species or platform gives a gene:
-    the steadiest voice across species.
+    Cosines are taken between profiles: genes divided by their spread within classes (the independence rule,
+    Bickel and Levina 2004, doi:10.3150/bj/1106314847), without the direction that all classes share, which
+    would make all cosines one. Nothing depends on how many cells a class has, nor on the spread that another
+    species or platform gives a gene: the steadiest voice.
 
     Parameters
     ----------
@@ -24,24 +28,24 @@ class Prototypes:
         (n_classes, n_genes) float32; a class without cells has a row of zeros.
     """
 
-    def __init__(self, centroids: Float32) -> None:
-        self.centroids = centroids
+    def __init__(self, centroids: Float32, profile: Profile) -> None:
+        if profile.mean.shape != centroids.shape[1:]:
+            raise ValueError(f"a profile of {profile.mean.shape} genes for centroids {centroids.shape}")
+        self.centroids, self.profile = centroids, profile
 
     @classmethod
-    def fit(cls, X: Any, labels: npt.NDArray[np.int64], n_classes: int) -> Prototypes:
+    def fit(cls, X: Any, labels: npt.NDArray[np.int64], n_classes: int, profile: Profile) -> Prototypes:
         """Average the cells X (n, n_genes) CSR of each class; ``labels`` (n,) int64, -1 for none."""
-        from scipy.sparse import csr_matrix
-
         rows = np.flatnonzero(labels >= 0)
         counts = np.bincount(labels[rows], minlength=n_classes)
         weights = 1.0 / counts[labels[rows]]
         membership = csr_matrix((weights, (labels[rows], rows)), shape=(n_classes, len(labels)))
-        return cls((membership @ X).toarray().astype(np.float32))
+        return cls((membership @ X).toarray().astype(np.float32), profile)
 
     def scores(self, chunk: CellChunk) -> Float32:
         """Return (n, n_classes) cosines, over the genes that the data set measured."""
-        C = self.centroids * chunk.measured
-        C = C / np.maximum(np.linalg.norm(C, axis=1, keepdims=True), 1e-9)
-        X = chunk.X if chunk.measured.all() else chunk.X.multiply(chunk.measured).tocsr()
-        norms = np.sqrt(np.asarray(X.multiply(X).sum(axis=1))).reshape(-1, 1)
-        return np.asarray((X @ C.T) / np.maximum(norms, 1e-9), dtype=np.float32)
+        centroids = self.profile.unit(CellChunk(csr_matrix(self.centroids), chunk.measured))
+        scores = self.profile.unit_product(chunk, np.ascontiguousarray(centroids.T))
+        # A class without cells is the answer to nothing, though the cosines to all others be negative.
+        scores[:, ~self.centroids.any(axis=1)] = -1.0
+        return scores

@@ -1,4 +1,4 @@
-"""The three voices over one encoder, trained together and asked together."""
+"""The voices of a reference, trained together and asked together."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy.typing as npt
 
 from scvec.annotate.head import Head
 from scvec.annotate.knn import vote
+from scvec.annotate.linear import Linear
 from scvec.annotate.pool import VOICES, log_softmax
 from scvec.annotate.prototypes import Prototypes
 from scvec.annotate.spread import Spread
+from scvec.profiles import Profile
 from scvec.protocols import CellEncoder, Progress, VectorIndex, no_progress
 from scvec.types import CellChunk, Float32, Neighbors
 
@@ -51,7 +53,7 @@ class Heard:
 
 
 class Voices:
-    """Head, neighbours and prototypes of one set of labelled cells.
+    """Head, neighbours, prototypes and linear classifier of one set of labelled cells.
 
     Parameters
     ----------
@@ -67,12 +69,14 @@ class Voices:
         head: Head,
         prototypes: Prototypes,
         spread: Spread,
+        linear: Linear,
         index: VectorIndex,
         labels: Int64,
     ) -> None:
         if index.n != len(labels):
             raise ValueError(f"{index.n} vectors in the index for {len(labels)} labels")
-        self.encoder, self.head, self.prototypes, self.spread = encoder, head, prototypes, spread
+        self.encoder, self.head, self.prototypes = encoder, head, prototypes
+        self.spread, self.linear = spread, linear
         self.index, self.labels = index, labels
 
     @property
@@ -97,9 +101,11 @@ class Voices:
         encoder.fit([cells], labels, seed=seed, progress=progress)
         vectors = encoder.encode(cells)
         head = Head.fit(encoder, vectors, labels, n_classes, seed=seed, progress=progress)
-        prototypes = Prototypes.fit(cells.X, labels, n_classes)
+        profile = Profile.from_cells(cells.X, labels)
+        prototypes = Prototypes.fit(cells.X, labels, n_classes, profile)
         spread = Spread.fit(cells, labels, n_classes, seed=seed)
-        return cls(encoder, head, prototypes, spread, build_index(vectors), labels)
+        linear = Linear.fit(cells, labels, n_classes, profile)
+        return cls(encoder, head, prototypes, spread, linear, build_index(vectors), labels)
 
     def listen(self, chunk: CellChunk, n_neighbors: int, *, subset: Int64 | None = None) -> Heard:
         """Ask all voices about cells.
@@ -115,6 +121,7 @@ class Voices:
             "head": self.head.scores(vectors),
             "knn": log_softmax(np.log(vote(neighbors, self.labels, self.n_classes))).astype(np.float32),
             "prototype": self.prototypes.scores(chunk),
+            "linear": self.linear.scores(chunk),
         }
         scores = [by_name[name] for name in VOICES]
         return Heard(vectors, neighbors, scores, self.spread.distances(chunk))

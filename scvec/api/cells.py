@@ -248,8 +248,6 @@ def _train(
 
     from scvec.annotate.model import ReferenceModel
     from scvec.encoders.registry import make_encoder
-    from scvec.encoders.scaling import Scaling
-    from scvec.encoders.statistics import StatisticsAccumulator
 
     rows = labelled.training_rows(seed)
     notes = []
@@ -263,11 +261,8 @@ def _train(
     measured = np.ones(maps[0].weights.shape[1], dtype=bool)
     cells = CellChunk(sp.vstack(parts, format="csr"), measured)
 
-    def new_encoder(part: CellChunk) -> CellEncoder:
-        gathered = StatisticsAccumulator(part.X.shape[1])
-        gathered.add(part.X)
-        scaling = Scaling.from_statistics(gathered.result())
-        return make_encoder(encoder, encoded.vectors if encoded else None, scaling)
+    def new_encoder(part: CellChunk, part_labels: npt.NDArray[np.int64]) -> CellEncoder:
+        return make_encoder(encoder, encoded.vectors if encoded else None, part, part_labels)
 
     model, more = ReferenceModel.fit(
         new_encoder,

@@ -63,7 +63,7 @@ def query(
     n_neighbors
         Neighbours that vote; clipped to the number of reference cells.
     method
-        ``both``, ``knn``, ``head`` or ``prototype``.
+        ``both``, ``knn``, ``head``, ``prototype`` or ``linear``.
     memory
         Bytes that reading may use, as a number or like ``"4G"``; half of what is free where not given.
     where
@@ -84,6 +84,7 @@ def query(
     StoreError
         If the store is damaged.
     """
+    from scvec.annotate.pool import VOICES
     from scvec.api.device import check_device
     from scvec.api.matching import match_genes
     from scvec.api.references import load_model
@@ -143,9 +144,7 @@ def query(
             "false_novel_rate": false_novel_rate,
             "regime": regime,
             "reference_genes_measured": share,
-            "voices": dict(
-                zip(("head", "knn", "prototype"), model.calibration.pools[regime].shares, strict=True)
-            ),
+            "voices": dict(zip(VOICES, model.calibration.pools[regime].shares, strict=True)),
         }
         with stages("judge"):
             annotation = _annotation(source, stored, model, prediction, share, parameters, stages)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from scvec.annotate.calibration import Calibration
 from scvec.annotate.head import Head
+from scvec.annotate.linear import Linear
 from scvec.annotate.model import ReferenceModel
 from scvec.annotate.ontology import ClassOntology
 from scvec.annotate.prototypes import Prototypes
@@ -17,6 +18,7 @@ from scvec.annotate.spread import Spread
 from scvec.annotate.voices import Voices
 from scvec.encoders.registry import load_encoder
 from scvec.errors import StoreError
+from scvec.profiles import Profile
 
 if TYPE_CHECKING:
     from scvec.stores.knowledge import KnowledgeBase
@@ -40,6 +42,9 @@ def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
         **_prefixed("head.", head_tensors),
         "prototypes.centroids": model.voices.prototypes.centroids,
         **_prefixed("spread.", model.voices.spread.state()),
+        "linear.W": model.voices.linear.W,
+        "linear.b": model.voices.linear.b,
+        **_prefixed("voices.", model.voices.linear.profile.state()),
     }
     meta = {
         "encoder": {"name": encoder.name, **encoder_meta},
@@ -63,11 +68,13 @@ def load_model(stored: StoredReference) -> ReferenceModel:
         model = meta["model"]
         encoder = load_encoder(model["encoder"]["name"], _under("encoder.", tensors), model["encoder"])
         head_tensors = _under("head.", tensors)
+        profile = Profile.from_state(_under("voices.", tensors))
         voices = Voices(
             encoder,
             Head(head_tensors["W"], head_tensors["b"], model["head"]["activation"]),
-            Prototypes(tensors["prototypes.centroids"]),
+            Prototypes(tensors["prototypes.centroids"], profile),
             Spread(**_under("spread.", tensors)),
+            Linear(tensors["linear.W"], tensors["linear.b"], profile),
             stored.index,
             stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
         )

@@ -40,7 +40,7 @@ __all__ = ["query"]
 )
 @click.option(
     "--method",
-    type=click.Choice(["both", "knn", "head", "prototype"]),
+    type=click.Choice(["both", "knn", "head", "prototype", "linear"]),
     default="both",
     show_default=True,
     help="Which voices decide; both means all of them, combined.",

@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from scvec.encoders.adapted import AdaptedEncoder
 from scvec.encoders.pca import PCAEncoder
 from scvec.encoders.scaling import Scaling
+from scvec.encoders.statistics import StatisticsAccumulator
 from scvec.encoders.weighted import WeightedEncoder
 from scvec.errors import InputError
+from scvec.profiles import Profile
 from scvec.protocols import CellEncoder
-from scvec.types import Float32
+from scvec.types import CellChunk, Float32
 
 __all__ = ["ENCODERS", "load_encoder", "make_encoder", "needs_text"]
 
@@ -35,8 +38,10 @@ def needs_text(name: str) -> bool:
     return name in ("adapted", "weighted")
 
 
-def make_encoder(name: str, gene_vectors: Float32 | None, scaling: Scaling) -> CellEncoder:
-    """Return an untrained encoder.
+def make_encoder(
+    name: str, gene_vectors: Float32 | None, cells: CellChunk, labels: npt.NDArray[np.int64]
+) -> CellEncoder:
+    """Return an untrained encoder that standardises cells by those given.
 
     Parameters
     ----------
@@ -44,12 +49,20 @@ def make_encoder(name: str, gene_vectors: Float32 | None, scaling: Scaling) -> C
         ``adapted``, ``weighted``, or the controls ``pca`` and ``residual`` (adapted without text).
     gene_vectors
         (n_genes, text_dim) float32, for the encoders that use text.
+    labels
+        (n,) int64 class numbers of the cells, -1 for none.
     """
     if not needs_text(name):
-        return PCAEncoder(scaling) if name == "pca" else _named(AdaptedEncoder(None, scaling), name)
+        if name == "pca":
+            counted = StatisticsAccumulator(cells.X.shape[1])
+            counted.add(cells.X)
+            return PCAEncoder(Scaling.from_statistics(counted.result()))
+        return _named(AdaptedEncoder(None, Profile.from_cells(cells.X, labels)), name)
     if gene_vectors is None:
         raise ValueError(f"the encoder {name!r} needs gene vectors")
-    return AdaptedEncoder(gene_vectors, scaling) if name == "adapted" else WeightedEncoder(gene_vectors)
+    if name == "weighted":
+        return WeightedEncoder(gene_vectors)
+    return AdaptedEncoder(gene_vectors, Profile.from_cells(cells.X, labels))
 
 
 def load_encoder(name: str, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> CellEncoder:

@@ -15,6 +15,8 @@ from scvec.types import Neighbors
 
 def slow(indices: Any, distances: Any, labels: Any, n_classes: int, pseudocount: float) -> Any:
     rows = []
+    counts = [max(1, sum(int(x) == k for x in labels)) for k in range(n_classes)]
+    balance = [math.sqrt(sum(counts) / n_classes / c) for c in counts]
     for found, d in zip(indices, distances, strict=True):
         real = [(int(i), float(x)) for i, x in zip(found, d, strict=True) if i >= 0]
         votes = [pseudocount / n_classes] * n_classes
@@ -22,7 +24,7 @@ def slow(indices: Any, distances: Any, labels: Any, n_classes: int, pseudocount:
         for i, x in real:
             if labels[i] >= 0:
                 # Distances are squared already; of neighbours all at distance 0 each has a whole vote.
-                votes[labels[i]] += math.exp(-2.0 * x / last) if last > 0 else 1.0
+                votes[labels[i]] += balance[labels[i]] * (math.exp(-2.0 * x / last) if last > 0 else 1.0)
         rows.append([v / sum(votes) for v in votes])
     return np.array(rows)
 
@@ -58,6 +60,8 @@ def test_votes_are_those_of_the_reference(case: tuple[Neighbors, Any, int], pseu
 def test_by_hand() -> None:
     neighbors = Neighbors(np.array([[2, 0, -1]]), np.array([[1.0, 4.0, np.inf]], np.float32))
     near, far = math.exp(-0.5), math.exp(-2.0)
+    # Classes of two cells and of one: their votes weigh sqrt(1.5 / 2) and sqrt(1.5 / 1).
+    far, near = far * math.sqrt(0.75), near * math.sqrt(1.5)
     expected = np.array([far + 0.05, near + 0.05]) / (near + far + 0.1)
     np.testing.assert_allclose(vote(neighbors, np.array([0, 0, 1]), 2)[0], expected, rtol=1e-6)
 

@@ -39,7 +39,7 @@ class SpyEncoder(PCAEncoder):
     made: ClassVar[list[tuple[int, int]]] = []
 
     @classmethod
-    def of(cls, part: CellChunk) -> SpyEncoder:
+    def of(cls, part: CellChunk, labels: Any) -> SpyEncoder:
         gathered = StatisticsAccumulator(N_GENES)
         gathered.add(part.X)
         cls.made.append((len(part), hash(part.X.data.tobytes())))

@@ -51,7 +51,7 @@ def test_a_shift_is_one_factor_a_gene_and_some_genes_less(name: str) -> None:
     ratio = np.ma.masked_invalid(np.expm1(b) / np.where(b > 0, np.expm1(a), np.nan))
     factor = ratio.max(axis=0).data
     np.testing.assert_allclose(ratio.min(axis=0).data, factor, rtol=1e-3)
-    assert np.log(factor).std() == pytest.approx(regime.sigma, rel=0.1)
+    assert np.log(factor).std() == pytest.approx(np.hypot(regime.sigma, regime.specific), rel=0.1)
     assert np.log(factor).mean() == pytest.approx(0.0, abs=0.25)
 
 
@@ -70,5 +70,18 @@ def test_a_cell_is_shifted_alone_as_in_company() -> None:
 
 
 def test_every_gene_can_be_lost() -> None:
-    none = simulate(cells(), Regime("void", 0.0, 1.0))
+    none = simulate(cells(), Regime("void", 0.0, 0.0, 1.0))
     assert none.X.nnz == 0 and not none.measured.any()
+
+
+def test_each_class_has_a_factor_of_its_own_beside_the_shared_one() -> None:
+    chunk, regime = cells(4000), Regime("apart", 0.9, 0.5, 0.0)
+    labels = np.array([3, 3, 7, 7, 7, 3])
+    a, b = chunk.X.toarray().astype(float), simulate(chunk, regime, labels, seed=1).X.toarray().astype(float)
+    with np.errstate(all="ignore"):
+        log_factor = np.log(np.expm1(b) / np.expm1(a))
+    first, second = (np.nanmean(log_factor[labels == k], axis=0) for k in (3, 7))
+    assert np.nanmax(np.nanstd(log_factor[labels == 3], axis=0)) < 1e-3
+    both = np.isfinite(first) & np.isfinite(second)
+    assert np.std(first[both] - second[both]) == pytest.approx(0.5 * 2**0.5, rel=0.1)
+    assert np.cov(first[both], second[both])[0, 1] == pytest.approx(0.9**2, rel=0.1)

@@ -12,13 +12,14 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.encoders.adapted import AdaptedEncoder, centred
+from scvec.encoders.adapted import TEXT_RANK, AdaptedEncoder, centred, leading
 from scvec.encoders.pca import PCAEncoder
 from scvec.encoders.registry import ENCODERS, load_encoder, make_encoder, needs_text
 from scvec.encoders.scaling import Scaling
 from scvec.encoders.statistics import StatisticsAccumulator
 from scvec.encoders.weighted import WeightedEncoder
 from scvec.errors import InputError
+from scvec.profiles import Profile
 from scvec.protocols import CellEncoder
 from scvec.types import CellChunk
 
@@ -32,6 +33,7 @@ class Planted:
     cells: CellChunk
     labels: Any
     scaling: Scaling
+    profile: Profile
     text: Any
 
 
@@ -47,13 +49,14 @@ def planted(seed: int = 0) -> Planted:
     gathered.add(X)
     text = rng.normal(size=(N_GENES, TEXT_DIM)).astype(np.float32)
     cells = CellChunk(X, np.ones(N_GENES, bool))
-    return Planted(cells, labels, Scaling.from_statistics(gathered.result()), text)
+    scaling = Scaling.from_statistics(gathered.result())
+    return Planted(cells, labels, scaling, Profile.from_cells(X, labels), text)
 
 
 @lru_cache
 def trained(name: str) -> CellEncoder:
     data = planted()
-    encoder = make_encoder(name, data.text if needs_text(name) else None, data.scaling)
+    encoder = make_encoder(name, data.text if needs_text(name) else None, data.cells, data.labels)
     if isinstance(encoder, AdaptedEncoder):
         encoder.options["epochs"] = 30
     encoder.fit([data.cells], data.labels, seed=0)
@@ -101,8 +104,9 @@ def test_unmeasured_genes_take_no_part(name: str) -> None:
     for key in ("G", "components", "gene_vectors"):
         if key in changed:
             changed[key][~measured] = 1e4
-    if "scaling.mean" in changed:
-        changed["scaling.mean"][~measured] = 77.0
+    for key in ("scaling.mean", "profile.mean"):
+        if key in changed:
+            changed[key][~measured] = 77.0
     other = load_encoder(name, changed, meta)
     np.testing.assert_allclose(other.encode(CellChunk(X, measured)), got, atol=1e-5)
 
@@ -137,7 +141,7 @@ def test_the_state_gives_identical_vectors(name: str) -> None:
         ("adapted", "b"),
         ("adapted", "A"),
         ("pca", "components"),
-        ("adapted", "scaling.mean"),
+        ("adapted", "profile.mean"),
         ("pca", "scaling.sd"),
     ],
 )
@@ -180,7 +184,7 @@ def test_encode_is_the_layer_norm_of_torch() -> None:
 
     encoder, data = trained("adapted"), planted(7)
     assert isinstance(encoder, AdaptedEncoder)
-    Z = torch.from_numpy(encoder.scaling.dense(data.cells))
+    Z = torch.from_numpy(encoder.profile.dense(data.cells))
     c = torch.nn.functional.layer_norm(Z @ torch.from_numpy(encoder.G) / N_GENES**0.5, (encoder.embed_dim,))
     np.testing.assert_allclose(encoder.encode(data.cells), c.numpy(), atol=1e-5)
     np.testing.assert_allclose(c.numpy().var(axis=1), 1.0, atol=1e-2)
@@ -192,7 +196,7 @@ def test_adapted_is_decided_by_the_seed_alone() -> None:
     data = planted()
 
     def fit(seed: int) -> AdaptedEncoder:
-        encoder = AdaptedEncoder(data.text, data.scaling, embed_dim=8, epochs=2)
+        encoder = AdaptedEncoder(data.text, data.profile, embed_dim=8, epochs=2)
         encoder.fit([data.cells], data.labels, seed=seed)
         return encoder
 
@@ -203,7 +207,7 @@ def test_adapted_is_decided_by_the_seed_alone() -> None:
         np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
     assert not np.allclose(a.G, c.G)
     # Not the order of cells alone: with a learning rate of 0 the starts are seen, and they differ too.
-    starts = [AdaptedEncoder(data.text, data.scaling, embed_dim=8, lr=0.0) for _ in range(2)]
+    starts = [AdaptedEncoder(data.text, data.profile, embed_dim=8, lr=0.0) for _ in range(2)]
     for seed, start in enumerate(starts):
         start.fit([data.cells], data.labels, seed=seed)
     assert not np.allclose(starts[0].A, starts[1].A)
@@ -211,7 +215,7 @@ def test_adapted_is_decided_by_the_seed_alone() -> None:
 
 def test_chunks_of_training_cells_are_joined() -> None:
     data = planted()
-    whole, parts = (AdaptedEncoder(data.text, data.scaling, embed_dim=8, epochs=2) for _ in range(2))
+    whole, parts = (AdaptedEncoder(data.text, data.profile, embed_dim=8, epochs=2) for _ in range(2))
     whole.fit([data.cells], data.labels, seed=0)
     parts.fit([rows(data.cells, slice(0, 40)), rows(data.cells, slice(40, None))], data.labels, seed=0)
     np.testing.assert_array_equal(whole.G, parts.G)
@@ -222,12 +226,12 @@ def test_before_training_the_text_alone_decides() -> None:
     text = data.text.copy()
     text[5] = text[6]
     # A learning rate of 0 shows the start: what is learned is added to text @ A, whose shape it has.
-    encoder = AdaptedEncoder(text, data.scaling, embed_dim=8, lr=0.0)
+    encoder = AdaptedEncoder(text, data.profile, embed_dim=8, lr=0.0)
     encoder.fit([data.cells], data.labels, seed=0)
     np.testing.assert_allclose(encoder.G, centred(text) * np.float32(0.1) @ encoder.A, atol=1e-6)
     np.testing.assert_array_equal(encoder.G[5], encoder.G[6])
     assert np.abs(encoder.G).max() > 1e-3
-    later = AdaptedEncoder(text, data.scaling, embed_dim=8, epochs=2)
+    later = AdaptedEncoder(text, data.profile, embed_dim=8, epochs=2)
     later.fit([data.cells], data.labels, seed=0)
     residual = later.G - centred(text) * np.float32(0.1) @ later.A
     assert np.abs(residual).max() > 1e-3 and np.abs(later.A - encoder.A).max() > 1e-3
@@ -240,7 +244,7 @@ def test_unlabelled_cells_do_not_teach() -> None:
     noise = sp.csr_matrix(np.random.default_rng(0).random((30, N_GENES)).astype(np.float32) * 6)
     encoders = []
     for first in (data.cells.X[:30], noise):
-        encoder = AdaptedEncoder(data.text, data.scaling, embed_dim=8, epochs=2)
+        encoder = AdaptedEncoder(data.text, data.profile, embed_dim=8, epochs=2)
         cells = CellChunk(sp.vstack([first, data.cells.X[30:]], format="csr"), data.cells.measured)
         encoder.fit([cells], labels, seed=0)
         encoders.append(encoder)
@@ -258,9 +262,18 @@ def test_centred_takes_the_common_direction_away() -> None:
     assert (centred(np.ones((3, 4), np.float32)) == 0).all()
 
 
+def test_of_long_text_vectors_the_leading_axes_are_kept() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=(50, 20)) @ rng.normal(size=(20, 300))
+    v = (low + 0.01 * rng.normal(size=(50, 300))).astype(np.float32)
+    short = leading(v)
+    assert short.shape == (50, TEXT_RANK) and leading(short) is short
+    np.testing.assert_allclose(short @ short.T, v @ v.T, rtol=1e-2, atol=0.5)  # angles and lengths stay
+
+
 def test_wrong_number_of_gene_vectors_is_refused() -> None:
     with pytest.raises(ValueError, match="59 gene vectors for 60"):
-        AdaptedEncoder(planted().text[:-1], planted().scaling)
+        AdaptedEncoder(planted().text[:-1], planted().profile)
 
 
 def test_a_saved_encoder_cannot_go_on_training_without_its_text() -> None:
@@ -309,15 +322,15 @@ def test_weighted_is_the_weighted_mean_of_gene_vectors() -> None:
 def test_the_registry() -> None:
     data = planted()
     assert [n for n in ENCODERS if needs_text(n)] == ["adapted", "weighted"]
-    kinds = {name: type(make_encoder(name, data.text, data.scaling)) for name in ENCODERS}
+    kinds = {name: type(make_encoder(name, data.text, data.cells, data.labels)) for name in ENCODERS}
     assert kinds == {
         "adapted": AdaptedEncoder, "weighted": WeightedEncoder, "pca": PCAEncoder, "residual": AdaptedEncoder
     }  # fmt: skip
-    residual = make_encoder("residual", data.text, data.scaling)
+    residual = make_encoder("residual", data.text, data.cells, data.labels)
     assert isinstance(residual, AdaptedEncoder) and residual.text is None
     for name in ("adapted", "weighted"):
         with pytest.raises(ValueError, match="needs gene vectors"):
-            make_encoder(name, None, data.scaling)
+            make_encoder(name, None, data.cells, data.labels)
 
 
 def test_an_unknown_encoder_gets_a_hint() -> None:

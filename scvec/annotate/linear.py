@@ -1,0 +1,68 @@
+"""A voice: a linear classifier on the cells' profiles, in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.profiles import Profile
+from scvec.types import CellChunk, Float32
+
+__all__ = ["Linear"]
+
+#: Ridge penalty; profiles have length 1, cells a mean weight of 1. Macro-F1 is flat from a third of it to ten
+#: times as much: more goes towards prototypes, less towards the narrow boundary between two like types.
+PENALTY = 1.5
+#: Membership of a class without cells: it is never the answer.
+NEVER = -1.0
+
+
+class Linear:
+    """Ridge regression of class membership on profiles of length 1, all classes counting alike.
+
+    Between the prototypes, which take genes for independent, and the head, which learns what tells the
+    reference's cells apart and little else: shrinkage keeps many genes in play. Hoerl and Kennard 1970
+    (doi:10.1080/00401706.1970.10488634).
+
+    Parameters
+    ----------
+    W, b
+        (n_classes, n_genes) and (n_classes,) float32.
+    """
+
+    def __init__(self, W: Float32, b: Float32, profile: Profile) -> None:
+        if W.shape != (len(b), len(profile.mean)):
+            raise ValueError(f"weights {W.shape} for {len(b)} classes and {len(profile.mean)} genes")
+        self.W, self.b, self.profile = W, b, profile
+
+    @classmethod
+    def fit(cls, cells: CellChunk, labels: npt.NDArray[np.int64], n_classes: int, profile: Profile) -> Linear:
+        """Learn from labelled cells; ``labels`` (n,) int64, -1 for none."""
+        from scipy.linalg import solve
+
+        rows = np.flatnonzero(labels >= 0)
+        y = labels[rows]
+        counts = np.bincount(y, minlength=n_classes)
+        weights = 1.0 / counts[y]
+        weights *= len(y) / weights.sum()
+        X = profile.unit(CellChunk(cells.X[rows], cells.measured)).astype(np.float64)
+        Y = np.eye(n_classes)[y]
+        mean, share = weights @ X / len(y), weights @ Y / len(y)
+        X, Y = (X - mean) * np.sqrt(weights)[:, None], (Y - share) * np.sqrt(weights)[:, None]
+        # Cells or genes, whichever are fewer, are what has to be solved for.
+        if len(X) < X.shape[1]:
+            gram = X @ X.T
+            gram[np.diag_indices_from(gram)] += PENALTY
+            W = X.T @ solve(gram, Y, assume_a="pos", overwrite_a=True)
+        else:
+            gram = X.T @ X
+            gram[np.diag_indices_from(gram)] += PENALTY
+            W = solve(gram, X.T @ Y, assume_a="pos", overwrite_a=True)
+        return cls(
+            np.ascontiguousarray(W.T, dtype=np.float32), (share - mean @ W).astype(np.float32), profile
+        )
+
+    def scores(self, chunk: CellChunk) -> Float32:
+        """Return (n, n_classes) memberships, about 0 to 1."""
+        found = self.profile.unit_product(chunk, np.ascontiguousarray(self.W.T)) + self.b
+        return np.asarray(found, dtype=np.float32)
