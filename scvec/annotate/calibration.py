@@ -57,7 +57,7 @@ class Calibration:
             curve = confidence[regime] = Confidence.fit(pooled, truth, seen.folds[regime], lapse=lapse)
             proba = curve.apply(pooled)
             sets[regime] = LabelSets.fit(proba, truth)
-            found = signals(scores[VOICES.index("prototype")], seen.distances[regime], pooled)
+            found = signals(seen.distances[regime], pooled)
             novelty[regime] = Novelty.fit(found, seen.depths[regime], predicted, proba.shape[1])
             record[regime] = {
                 "accuracy": float(correct.mean()),

@@ -34,7 +34,7 @@ class HeldOut:
     labels
         Per regime, (n,) int64 true classes. A shifted regime sees each cell ``DRAWS`` times.
     distances, depths
-        Per regime, (n, n_classes) distances to the classes and (n,) depths, for the novelty of a cell.
+        Per regime, (n, n_classes, 2) distances to the classes and (n,) depths, for the novelty of a cell.
     folds
         Per regime, (n,) int64 the fold that each cell was held out with.
     """

@@ -183,7 +183,7 @@ class ReferenceModel:
         pooled = pool.combine(heard.scores)
         together = self.calibration.confidence[regime].apply(pooled)
         # How new a cell is, and which labels it may have, does not depend on the voice asked for its name.
-        found = signals(heard.scores[VOICES.index("prototype")], heard.distances, pooled)
+        found = signals(heard.distances, pooled)
         novelty = self.calibration.novelty[regime].score(
             found, depth(chunk), pooled.argmax(axis=1), rate=false_novel_rate
         )

@@ -30,7 +30,7 @@ def depth(chunk: CellChunk) -> Float64:
     return np.asarray(np.log1p(np.diff(chunk.X.indptr) / max(float(chunk.measured.mean()), 1e-6)))
 
 
-def signals(cosines: Float32, distances: Float32, proba: Float32) -> Float64:
+def signals(distances: Float32, proba: Float32) -> Float64:
     """Return (n, 3) signs of a cell that is unlike the class it is given; the larger, the less it fits.
 
     One minus its cosine to the centroid of the class; log of its distance from the class, in the class's own
@@ -40,15 +40,16 @@ def signals(cosines: Float32, distances: Float32, proba: Float32) -> Float64:
 
     Parameters
     ----------
-    cosines, distances, proba
-        (n, n_classes) scores of the prototypes, distances of :class:`scvec.annotate.spread.Spread`, and
-        pooled probabilities; the class is the likeliest.
+    distances
+        (n, n_classes, 2) of :meth:`scvec.annotate.spread.Spread.away`.
+    proba
+        (n, n_classes) pooled probabilities; the class is the likeliest.
     """
     rows, given = np.arange(len(proba)), proba.argmax(axis=1)
     p = proba[rows, given].astype(np.float64)
     odds = np.log((1.0 - p + ODDS_FLOOR) / (p + ODDS_FLOOR))
-    far = np.log(np.maximum(distances[rows, given].astype(np.float64), 1e-6))
-    return np.column_stack([1.0 - cosines[rows, given].astype(np.float64), far, odds])
+    apart, far = distances[rows, given].astype(np.float64).T
+    return np.column_stack([apart, np.log(np.maximum(far, 1e-6)), odds])
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,17 +36,28 @@ class Spread:
     whitening
         (n_classes, n_components, n_components) float32; a deviation from the center times this has unit
         covariance over the cells of the class.
+    centroids
+        (n_classes, n_genes) float32 mean cells, on log expression as it is: nothing is standardised, so
+        that what another species or platform does to the spread of a gene makes no cell look new.
     """
 
     def __init__(
-        self, mean: Float32, sd: Float32, components: Float32, centers: Float32, whitening: Float32
+        self,
+        mean: Float32,
+        sd: Float32,
+        components: Float32,
+        centers: Float32,
+        whitening: Float32,
+        centroids: Float32,
     ) -> None:
         r = components.shape[1]
         if components.shape != (len(mean), r) or sd.shape != mean.shape:
             raise ValueError(f"components {components.shape}, mean {mean.shape} and sd {sd.shape} do not fit")
         if centers.shape[1:] != (r,) or whitening.shape != (len(centers), r, r):
             raise ValueError(f"centers {centers.shape} and whitening {whitening.shape} do not fit")
-        self.mean, self.sd, self.components = mean, sd, components
+        if centroids.shape != (len(centers), len(mean)):
+            raise ValueError(f"centroids {centroids.shape} must be of {len(centers)} classes")
+        self.mean, self.sd, self.components, self.centroids = mean, sd, components, centroids
         self.centers, self.whitening = centers, whitening
 
     @classmethod
@@ -78,6 +89,7 @@ class Spread:
             components,
             np.full((n_classes, r), np.nan, dtype=np.float32),
             np.zeros((n_classes, r, r), dtype=np.float32),
+            _centroids(X, y, n_classes),
         )
         T = self.project(CellChunk(X, chunk.measured)).astype(np.float64)
         scatter = np.zeros((n_classes, r, r))
@@ -111,6 +123,15 @@ class Spread:
         difference = type(X)((z - zero[columns], columns, X.indptr), shape=X.shape)
         return np.asarray(difference @ C + zero @ C, dtype=np.float32)
 
+    def away(self, chunk: CellChunk) -> Float32:
+        """Return (n, n_classes, 2) float32: one minus the cosine to each centroid, and :meth:`distances`."""
+        C = self.centroids * chunk.measured
+        C = C / np.maximum(np.linalg.norm(C, axis=1, keepdims=True), 1e-9)
+        X = chunk.X if chunk.measured.all() else chunk.X.multiply(chunk.measured).tocsr()
+        norms = np.sqrt(np.asarray(X.multiply(X).sum(axis=1))).reshape(-1, 1)
+        apart = 1.0 - np.asarray(X @ C.T) / np.maximum(norms, 1e-9)
+        return np.stack([apart.astype(np.float32), self.distances(chunk)], axis=-1)
+
     def distances(self, chunk: CellChunk) -> Float32:
         """Return (n, n_classes) float32 distances, in standard deviations; inf to a class without cells."""
         T = self.project(chunk)
@@ -127,4 +148,14 @@ class Spread:
             "components": self.components,
             "centers": self.centers,
             "whitening": self.whitening,
+            "centroids": self.centroids,
         }
+
+
+def _centroids(X: Any, labels: npt.NDArray[np.int64], n_classes: int) -> Float32:
+    """Return (n_classes, n_genes) float32 means of the cells X of each class; zeros for one without cells."""
+    from scipy.sparse import csr_matrix
+
+    weights = 1.0 / np.bincount(labels, minlength=n_classes)[labels]
+    membership = csr_matrix((weights, (labels, np.arange(len(labels)))), shape=(n_classes, len(labels)))
+    return np.asarray((membership @ X).toarray(), dtype=np.float32)

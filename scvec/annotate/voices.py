@@ -38,7 +38,8 @@ class Heard:
     scores
         Per voice in the order of ``VOICES``, (n, n_classes) float32, uncalibrated.
     distances
-        (n, n_classes) float32 of :class:`scvec.annotate.spread.Spread`: no voice, but a yardstick of novelty.
+        (n, n_classes, 2) float32 of :meth:`scvec.annotate.spread.Spread.away`: no voice, but what novelty is
+        measured by.
     """
 
     vectors: Float32
@@ -124,4 +125,4 @@ class Voices:
             "linear": self.linear.scores(chunk),
         }
         scores = [by_name[name] for name in VOICES]
-        return Heard(vectors, neighbors, scores, self.spread.distances(chunk))
+        return Heard(vectors, neighbors, scores, self.spread.away(chunk))
