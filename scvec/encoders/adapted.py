@@ -57,7 +57,7 @@ class AdaptedEncoder:
         text_scale: float = 0.1,
         label_smoothing: float = 0.1,
         weight_decay: float = 0.01,
-        epochs: int = 20,
+        epochs: int = 12,
         batch_size: int = 256,
         lr: float = 3e-3,
     ) -> None:

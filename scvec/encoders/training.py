@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["class_weights", "train"]
 
+#: Small references see each cell more often: fewer steps than this leave the start in the result.
+MIN_STEPS = 100
+
 
 def class_weights(labels: npt.NDArray[np.int64], n_classes: int) -> npt.NDArray[np.float64]:
     """Return (n,) sampling weights, one over the square root of each label's count.
@@ -57,7 +60,7 @@ def train(
     """
     import torch
 
-    n_steps = max(30, min(max_steps, epochs * -(-len(weights) // batch_size)))
+    n_steps = max(MIN_STEPS, min(max_steps, epochs * -(-len(weights) // batch_size)))
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=n_steps)

@@ -114,8 +114,8 @@ def test_a_yardstick_of_another_shape_is_refused() -> None:
 
 
 def test_signals_by_hand() -> None:
-    cosines, distances = np.array([[0.9, 0.2]], np.float32), np.array([[1.0, 7.0]], np.float32)
-    got = signals(cosines, distances, np.array([[0.25, 0.75]], np.float32))
+    distances = np.array([[[0.1, 1.0], [0.8, 7.0]]], np.float32)
+    got = signals(distances, np.array([[0.25, 0.75]], np.float32))
     np.testing.assert_allclose(got, [[0.8, np.log(7.0), np.log(0.2501 / 0.7501)]], rtol=1e-5)
 
 

@@ -102,3 +102,14 @@ def test_its_state_brings_it_back() -> None:
         Spread(**{**state, "mean": state["mean"][1:]})
     with pytest.raises(ValueError, match="do not fit"):
         Spread(**{**state, "whitening": state["whitening"][1:]})
+
+
+def test_away_is_the_cosine_to_the_mean_cell_and_the_distance() -> None:
+    chunk, labels = cells(90, 0)
+    spread = Spread.fit(chunk, labels, N_CLASSES)
+    X = chunk.X.toarray().astype(np.float64)
+    means = np.stack([X[labels == k].mean(axis=0) for k in range(N_CLASSES)])
+    cosine = X @ means.T / np.linalg.norm(X, axis=1)[:, None] / np.linalg.norm(means, axis=1)
+    away = spread.away(chunk)
+    np.testing.assert_allclose(away[..., 0], 1.0 - cosine, atol=1e-5)
+    np.testing.assert_array_equal(away[..., 1], spread.distances(chunk))
