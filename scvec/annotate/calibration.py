@@ -14,6 +14,7 @@ from scvec.annotate.crossfit import HeldOut
 from scvec.annotate.metrics import expected_calibration_error, macro_f1
 from scvec.annotate.novelty import Novelty, signals
 from scvec.annotate.pool import PRIORS, VOICES, Pool
+from scvec.annotate.shift import NOVELTY_REGIMES, REGIMES
 
 __all__ = ["Calibration"]
 
@@ -47,7 +48,8 @@ class Calibration:
     def fit(cls, seen: HeldOut, *, held_out: str) -> Calibration:
         """Learn weights and yardsticks for every regime."""
         pools, confidence, sets, novelty, record = {}, {}, {}, {}, {}
-        for regime, scores in seen.scores.items():
+        for regime in REGIMES if seen.scores else ():
+            scores, judged = seen.scores[regime], NOVELTY_REGIMES[regime].name
             truth = seen.labels[regime]
             pool = pools[regime] = Pool.fit(scores, truth, prior=PRIORS[regime])
             pooled = pool.combine(scores)
@@ -57,8 +59,9 @@ class Calibration:
             curve = confidence[regime] = Confidence.fit(pooled, truth, seen.folds[regime], lapse=lapse)
             proba = curve.apply(pooled)
             sets[regime] = LabelSets.fit(proba, truth)
-            found = signals(seen.distances[regime], pooled)
-            novelty[regime] = Novelty.fit(found, seen.depths[regime], predicted, proba.shape[1])
+            far = pooled if judged == regime else pool.combine(seen.scores[judged])
+            found = signals(seen.distances[judged], far)
+            novelty[regime] = Novelty.fit(found, seen.depths[judged], far.argmax(axis=1), proba.shape[1])
             record[regime] = {
                 "accuracy": float(correct.mean()),
                 "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),

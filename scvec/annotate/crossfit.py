@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.annotate.novelty import depth
-from scvec.annotate.shift import REGIMES, simulate
+from scvec.annotate.shift import NOVELTY_REGIMES, REGIMES, simulate
 from scvec.annotate.voices import Voices
 from scvec.types import CellChunk, Float32, Neighbors
 
@@ -100,12 +100,13 @@ def crossfit(
         Held-out cells looked at, in all; more would not change three weights.
     """
     rng = np.random.default_rng(seed)
-    scores: dict[str, list[list[Float32]]] = {name: [] for name in REGIMES}
-    neighbors: dict[str, list[Neighbors]] = {name: [] for name in REGIMES}
-    truth: dict[str, list[Int64]] = {name: [] for name in REGIMES}
-    distances: dict[str, list[Float32]] = {name: [] for name in REGIMES}
-    depths: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in REGIMES}
-    held: dict[str, list[Int64]] = {name: [] for name in REGIMES}
+    regimes = REGIMES | {regime.name: regime for regime in NOVELTY_REGIMES.values()}
+    scores: dict[str, list[list[Float32]]] = {name: [] for name in regimes}
+    neighbors: dict[str, list[Neighbors]] = {name: [] for name in regimes}
+    truth: dict[str, list[Int64]] = {name: [] for name in regimes}
+    distances: dict[str, list[Float32]] = {name: [] for name in regimes}
+    depths: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in regimes}
+    held: dict[str, list[Int64]] = {name: [] for name in regimes}
     fold_names = np.unique(folds)
     for fold in fold_names:
         train = np.flatnonzero((folds != fold) & (labels >= 0))
@@ -117,7 +118,7 @@ def crossfit(
             continue
         voices = fit(CellChunk(cells.X[train], cells.measured), labels[train])
         unseen = CellChunk(cells.X[test], cells.measured)
-        for name, regime in REGIMES.items():
+        for name, regime in regimes.items():
             for _ in range(DRAWS if regime.shifts else 1):
                 shifted = simulate(unseen, regime, labels[test], seed=int(rng.integers(2**32)))
                 heard = voices.listen(shifted, n_neighbors)
