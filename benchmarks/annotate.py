@@ -62,7 +62,8 @@ def main() -> None:
     for name in absent:
         print(f"skipped {name}: its files are not here")
     shown = asked if given.only_shown else methods.METHODS
-    planned, _ = results.plan(shown, some, given.seeds, every_method=True)
+    planned, _ = results.plan(shown, some, given.seeds, every_method=given.methods != "all")
+    main_pairs = {p.name for p in some if p.leave_out is None}
     rows = [row for run in planned if (row := results.scored(run)) is not None]
     good = [row for row in rows if "error" not in row]
     for columns, table in summary.tables(good):
@@ -75,6 +76,10 @@ def main() -> None:
             print(f"failed: {row['method']} on {row['pair']}: {row['error']}")
     print(f"{time.monotonic() - started:.0f} s")
     if given.publish:
+        unfinished = {(r.method.name, r.pair.leave_out is None) for r in results.missing(planned)}
+        for name, is_main in sorted(unfinished):
+            print(f"not published, runs are missing: {name}{'' if is_main else ', on missing types'}")
+        good = [r for r in good if (r["method"], r["pair"] in main_pairs) not in unfinished]
         summary.publish_all(
             good, f"python benchmarks/annotate.py --pairs {given.pairs} --seeds {given.seeds}"
         )
