@@ -167,7 +167,8 @@ def test_genes_that_failed_are_named(
 def test_the_limit_of_cost(server: FakeServer, cache: VectorCache, load: Any) -> None:
     plan = plan_encoding(KB, cache, IDS, parse_spec(f"openai:{MODEL}"))
     assert plan.estimate is not None and plan.estimate.cost is not None
-    limit = plan.estimate.cost * 0.6
+    # Far enough below what is spent in the end, also where tokens are only estimated, from above.
+    limit = plan.estimate.cost * 0.35
     got = encode(cache, max_cost=limit, partial=True)
     assert 0 < len(got.table) < N and got.cost <= limit and got.error is None and "may cost" in got.stopped
     with pytest.raises(InputError, match="what arrived is kept") as caught:
