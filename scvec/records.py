@@ -81,7 +81,7 @@ class Answer:
     gene
         The gene's facts as the source has them, or None where it tells none (a language model).
     descriptions
-        Texts; their ``gene_id`` is the job's.
+        Texts; their ``gene_id`` is the gene's, which is not the job's where a name was asked.
     note
         The source's other facts, or None.
     """

@@ -18,7 +18,8 @@ from scvec.errors import InputError, NetworkError
 from scvec.ingest.budget import Budget
 from scvec.ingest.calls import Caller, ServiceError
 from scvec.ingest.harvest import BudgetSpentError, run_async
-from scvec.ingest.llm import OPENAI_URL, LlmService, is_loopback
+from scvec.ingest.hosts import is_loopback
+from scvec.ingest.llm import OPENAI_URL, LlmService
 from scvec.ingest.prices import price_of
 from scvec.ingest.tokens import count_tokens, truncate
 from scvec.protocols import Streamed

@@ -8,8 +8,8 @@ import click
 
 from scvec.cli.ingest_genes import commands as gene_commands
 from scvec.cli.options import (
-    SPECIES,
     Session,
+    any_species_option,
     base_url_option,
     device_option,
     global_options,
@@ -41,9 +41,7 @@ for _command in gene_commands:
 @click.argument("refs", metavar="REF...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="What to call the reference.")
 @click.option("--label-key", required=True, metavar="COLUMN", help="Column of obs with the labels.")
-@click.option(
-    "--species", type=click.Choice(["auto", *SPECIES]), default="auto", show_default=True, help="Whose genes."
-)
+@any_species_option
 @layer_option
 @memory_option
 @click.option("--backbone", default="minilm", show_default=True, metavar="SPEC", help="Which gene vectors.")

@@ -14,6 +14,7 @@ from scvec.cli.console import Console
 __all__ = [
     "SPECIES",
     "Session",
+    "any_species_option",
     "base_url_option",
     "concurrency_option",
     "coverage_option",
@@ -25,9 +26,13 @@ __all__ = [
     "layer_option",
     "max_cost_option",
     "memory_option",
+    "method_option",
+    "n_neighbors_option",
     "pass_session",
+    "reference_option",
     "species_option",
     "timeout_option",
+    "where_option",
 ]
 
 #: scvec.types.SPECIES, spelt out: importing that module loads numpy, which ``--help`` need not wait for.
@@ -201,4 +206,27 @@ timeout_option = click.option(
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
     help="How long to wait for an answer.  [default: 45]",
+)
+any_species_option = click.option(
+    "--species", type=click.Choice(["auto", *SPECIES]), default="auto", show_default=True, help="Whose genes."
+)
+reference_option = click.option(
+    "--reference", metavar="NAME", help="Reference to ask.  [default: the only one]"
+)
+n_neighbors_option = click.option(
+    "--n-neighbors",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help="Neighbours asked per cell.",
+)
+method_option = click.option(
+    "--method",
+    type=click.Choice(["both", "knn", "head", "prototype", "linear"]),
+    default="both",
+    show_default=True,
+    help="Which voices decide; both means all of them, combined.",
+)
+where_option = click.option(
+    "--where", metavar="SQL", help="Only reference cells of which this is true, over their obs columns."
 )

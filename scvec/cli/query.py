@@ -7,15 +7,19 @@ from pathlib import Path
 import click
 
 from scvec.cli.options import (
-    SPECIES,
     Session,
+    any_species_option,
     coverage_option,
     device_option,
     false_novel_option,
     global_options,
     layer_option,
     memory_option,
+    method_option,
+    n_neighbors_option,
     pass_session,
+    reference_option,
+    where_option,
 )
 
 __all__ = ["query"]
@@ -23,7 +27,7 @@ __all__ = ["query"]
 
 @click.command()
 @click.argument("query", metavar="QUERY", type=click.Path(path_type=Path))
-@click.option("--reference", metavar="NAME", help="Reference to ask.  [default: the only one]")
+@reference_option
 @click.option(
     "-o",
     "--output",
@@ -31,28 +35,12 @@ __all__ = ["query"]
     metavar="OUT",
     help="File for the answer: .h5ad, .csv or .parquet.  [default: print the counts only]",
 )
-@click.option(
-    "--n-neighbors",
-    type=click.IntRange(min=1),
-    default=15,
-    show_default=True,
-    help="Neighbours asked per cell.",
-)
-@click.option(
-    "--method",
-    type=click.Choice(["both", "knn", "head", "prototype", "linear"]),
-    default="both",
-    show_default=True,
-    help="Which voices decide; both means all of them, combined.",
-)
-@click.option(
-    "--species", type=click.Choice(["auto", *SPECIES]), default="auto", show_default=True, help="Whose genes."
-)
+@n_neighbors_option
+@method_option
+@any_species_option
 @layer_option
 @memory_option
-@click.option(
-    "--where", metavar="SQL", help="Only reference cells of which this is true, over their obs columns."
-)
+@where_option
 @click.option("--exact", is_flag=True, help="Search every reference cell, never an approximation.")
 @coverage_option
 @false_novel_option

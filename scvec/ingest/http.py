@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import ssl
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -16,11 +15,12 @@ from scvec import __version__
 from scvec.errors import InputError
 from scvec.ingest.calls import PATIENCE, Caller, ServiceError, parse_retry_after
 from scvec.ingest.facts import clean_text
+from scvec.ingest.hosts import is_loopback
 from scvec.ingest.rate import RateLimit
 from scvec.secrets import redact
 from scvec.settings import ServiceSettings
 
-__all__ = ["HttpClient", "service_url"]
+__all__ = ["HttpClient", "HttpSource", "service_url"]
 
 T = TypeVar("T")
 
@@ -322,12 +322,34 @@ class HttpClient:
         return target.with_user(None)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+class HttpSource:
+    """What the sources over one :class:`HttpClient` share: they are entered and left with it.
+
+    Attributes
+    ----------
+    caller
+        Policy of retries, as ``harvest`` asks for it.
+    per_second
+        The most requests that are sent; 0 for no limit.
+    rounds
+        Times a gene that was left out is asked for: it is free.
+    """
+
+    rounds = 8
+
+    def __init__(self, client: HttpClient) -> None:
+        self._client = client
+        self.caller = client.caller
+        self.per_second = client.rate.per_second
+
+    async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.__aexit__(kind, error, trace)
 
 
 def _message(value: object) -> str:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from scvec.errors import AuthError, InputError
 from scvec.ingest.calls import PATIENCE, Caller, Kind, ServiceError, parse_retry_after
+from scvec.ingest.hosts import is_loopback
 from scvec.secrets import redact
 from scvec.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["LlmError", "LlmService", "is_loopback"]
+__all__ = ["LlmError", "LlmService"]
 
 T = TypeVar("T")
 
@@ -269,13 +268,6 @@ class LlmService:
         else:
             reason, after = f"{self.host} failed (HTTP {status}){said}", parse_retry_after(headers)
         return LlmError(kind, reason, retry_after=after, status=status)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is this machine itself."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback
-    return host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost")
 
 
 def _parts(url: str) -> tuple[str, str, str]:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any
 
 from scvec.ingest.facts import (
@@ -21,7 +20,7 @@ from scvec.ingest.facts import (
     text_field,
     texts_field,
 )
-from scvec.ingest.http import HttpClient
+from scvec.ingest.http import HttpClient, HttpSource
 from scvec.records import Answer, Failure, Job, Note, Wanted
 from scvec.settings import ServiceSettings
 from scvec.types import Description, Gene
@@ -96,7 +95,7 @@ class Hit:
         )
 
 
-class MyGeneSource:
+class MyGeneSource(HttpSource):
     """Answers jobs from MyGene.info. An async context manager, and a source as ``harvest`` takes it.
 
     Parameters
@@ -119,8 +118,6 @@ class MyGeneSource:
     """
 
     name = "mygene"
-    #: Times a gene that was left out is asked for: it is free.
-    rounds = 8
 
     def __init__(
         self,
@@ -136,7 +133,7 @@ class MyGeneSource:
         self._wanted = wanted
         self._email = settings.email
         self.batch_size = max(1, min(batch_size, IDS))
-        self._client = HttpClient.of(
+        client = HttpClient.of(
             "mygene",
             URL,
             settings,
@@ -145,17 +142,7 @@ class MyGeneSource:
             per_second=per_second,
             pace=pace,
         )
-        self.caller = self._client.caller
-        self.per_second = self._client.rate.per_second
-
-    async def __aenter__(self) -> MyGeneSource:
-        await self._client.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._client.__aexit__(kind, error, trace)
+        super().__init__(client)
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
         """Return answers and failures; jobs in neither were left out of what came back."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any
 
 from scvec.ingest.facts import (
@@ -18,7 +17,7 @@ from scvec.ingest.facts import (
     id_field,
     provenance_json,
 )
-from scvec.ingest.http import HttpClient
+from scvec.ingest.http import HttpClient, HttpSource
 from scvec.ingest.ncbi_details import Details, parse_details
 from scvec.ingest.ncbi_summaries import (
     FOUND,
@@ -47,7 +46,7 @@ SUMMARIES, RECORDS, NAMES = 500, 50, 100
 _ASKABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/()'+:#-]{0,79}")
 
 
-class NcbiSource:
+class NcbiSource(HttpSource):
     """Answers jobs from NCBI Gene. An async context manager, and a source as ``harvest`` takes it.
 
     Genes with an Entrez id are asked by it; others by their symbol. Of a symbol the gene is taken whose
@@ -76,8 +75,6 @@ class NcbiSource:
     """
 
     name = "ncbi"
-    #: Times a gene that was left out is asked for: it is free.
-    rounds = 8
 
     def __init__(
         self,
@@ -96,7 +93,7 @@ class NcbiSource:
         self._details = details
         most = RECORDS if details else SUMMARIES
         self.batch_size = max(1, min(batch_size or most, most))
-        self._client = HttpClient.of(
+        client = HttpClient.of(
             "ncbi",
             URL,
             settings,
@@ -105,17 +102,7 @@ class NcbiSource:
             per_second=per_second,
             pace=pace,
         )
-        self.caller = self._client.caller
-        self.per_second = self._client.rate.per_second
-
-    async def __aenter__(self) -> NcbiSource:
-        await self._client.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._client.__aexit__(kind, error, trace)
+        super().__init__(client)
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
         """Return answers and failures; jobs in neither were left out of what came back."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from scvec.ingest.llm import is_loopback
+from scvec.ingest.hosts import is_loopback
 from scvec.settings import Price
 
 __all__ = ["PRICES", "PRICES_AS_OF", "price_of"]

@@ -12,7 +12,8 @@ from fake_services import GENERIC, FakeServer, Faults, fake_genes
 from scvec.errors import InputError
 from scvec.ingest import http
 from scvec.ingest.calls import Caller, ServiceError
-from scvec.ingest.http import HttpClient, is_loopback, service_url
+from scvec.ingest.hosts import is_loopback
+from scvec.ingest.http import HttpClient, service_url
 from scvec.ingest.rate import RateLimit
 from scvec.secrets import Secret
 from scvec.settings import ServiceSettings

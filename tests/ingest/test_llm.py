@@ -14,7 +14,8 @@ from fake_services import FakeServer, Faults
 
 from scvec.errors import AuthError, InputError
 from scvec.ingest.calls import Caller, ServiceError
-from scvec.ingest.llm import LlmService, is_loopback
+from scvec.ingest.hosts import is_loopback
+from scvec.ingest.llm import LlmService
 from scvec.secrets import Secret
 from scvec.settings import ServiceSettings
 
