@@ -264,16 +264,17 @@ def test_the_child_runs_nothing_and_says_what_was_asked_for(tmp_path: Path, name
 
 
 @pytest.mark.parametrize(
-    ("data", "what"),
+    ("name", "what"),
     [
-        (hostile(Path("x"))["slots for a name"], "a change of dtype"),
-        (hostile(Path("x"))["bytes of a number"], "bytes() of something else"),
-        (hostile(Path("x"))["another codec"], "_codecs.encode(idna)"),
-        (hostile(Path("x"))["dots after a good module"], "numpy._core.multiarray.scalar.__class__"),
-        (hostile(Path("x"))["records"], "numpy.dtype(V8)"),
+        ("slots for a name", "a change of dtype"),
+        ("bytes of a number", "bytes() of something else"),
+        ("another codec", "_codecs.encode(idna)"),
+        ("dots after a good module", "numpy._core.multiarray.scalar.__class__"),
+        ("records", "numpy.dtype(V8)"),
     ],
 )
-def test_each_stand_in_refuses_by_itself(data: bytes, what: str) -> None:
+def test_each_stand_in_refuses_by_itself(tmp_path: Path, name: str, what: str) -> None:
+    data = hostile(tmp_path / "canary")[name]
     with pytest.raises(pickle_child.Refused) as caught:
         pickle_child.convert(data, io.BytesIO(data), io.BytesIO(), 2**30)
     assert what in caught.value.name
@@ -404,7 +405,7 @@ def test_what_is_built_is_held_against_the_file(name: str, what: str) -> None:
 @pytest.mark.parametrize(
     ("head", "what"),
     [
-        (gzip.compress(b"\x80\x04" + b"N" * 10_000_000), "a gzip file"),
+        (gzip.compress(b"\x80\x04" + b"N" * 10_000_000, mtime=0), "a gzip file"),
         (b"PK\x03\x04torch", "a zip archive"),
         (b'{"INS": [0.1]}', "JSON"),
         (b"<!DOCTYPE html><html>", "a web page"),
