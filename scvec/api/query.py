@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scvec.ingest.identity import GeneMap
     from scvec.stores.stored import StoredReference
 
-__all__ = ["annotate", "query"]
+__all__ = ["annotate", "query", "rows_asked"]
 
 CHUNK = 2048
 #: Fewer genes of the reference than this say nothing about a cell.
@@ -100,7 +100,7 @@ def query(
     with stages("open store"):
         opened = Store(store)
         stored = opened.reference(_only(opened, reference))
-        subset = _subset(stored, where)
+        subset = rows_asked(stored, where)
     with stages("read"):
         progress("reading cells", 0, None)
         source = CellSource.open(path, layer=layer, memory=memory)
@@ -140,6 +140,7 @@ def query(
             "method": method,
             "n_neighbors": n_neighbors,
             "where": where,
+            "layer": layer,
             "coverage": coverage,
             "false_novel_rate": false_novel_rate,
             "regime": regime,
@@ -247,7 +248,8 @@ def _check_overlap(source: CellSource, genes: GeneMap, force: bool) -> float:
     return n / total
 
 
-def _subset(stored: StoredReference, where: str | None) -> npt.NDArray[np.int64] | None:
+def rows_asked(stored: StoredReference, where: str | None) -> npt.NDArray[np.int64] | None:
+    """Return the rows of a reference that a condition holds for; None where there is no condition."""
     if where is None:
         return None
     from scvec.stores.where import rows_where
@@ -284,6 +286,7 @@ def _provenance(generation: int, stored: StoredReference, matched: MatchedSource
     return {
         "scvec": __version__,
         "reference": stored.name,
+        "reference_fingerprint": stored.fingerprint,
         "reference_species": meta["species"],
         "generation": generation,
         "space": meta["space"]["fingerprint"] if meta["space"] else "none",
