@@ -71,7 +71,8 @@ class Evidence:
     @property
     def gap(self) -> Float64:
         """(n,) log odds less the sum of all terms: the completeness error."""
-        return self.log_odds - self.by_gene.sum(axis=1) - self.neighbors - self.constant - self.undivided
+        terms = self.by_gene.sum(axis=1) + self.neighbors + self.constant + self.undivided
+        return np.asarray(self.log_odds - terms, dtype=np.float64)
 
 
 def weigh(

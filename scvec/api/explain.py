@@ -88,6 +88,7 @@ def explain(
     StoreError
         If the store no longer has the reference that the file was annotated with.
     """
+    _one_of(cell, label, n_genes)
     with Explainer.of_file(store, path, key_added=key_added, memory=memory, progress=progress) as explainer:
         return explainer.explain(cell=cell, label=label, against=against, n_genes=n_genes)
 
@@ -202,10 +203,7 @@ class Explainer:
         n_genes: int = 10,
     ) -> Explanation:
         """Explain a cell or a label: one of the two (see :func:`explain`)."""
-        if (cell is None) == (label is None):
-            raise InputError("one cell or one label is explained", "", "give --cell ID or --label NAME")
-        if n_genes < 0:
-            raise InputError(f"{n_genes} genes cannot be listed", "--n-genes", "give 0 or more")
+        _one_of(cell, label, n_genes)
         if cell is not None:
             return self.cell(cell, against=against, n_genes=n_genes)
         return self.label(str(label), against=against, n_genes=n_genes)
@@ -331,6 +329,13 @@ class Explainer:
                 )
             )
         return genes
+
+
+def _one_of(cell: str | None, label: str | None, n_genes: int) -> None:
+    if (cell is None) == (label is None):
+        raise InputError("one cell or one label is explained", "", "give --cell ID or --label NAME")
+    if n_genes < 0:
+        raise InputError(f"{n_genes} genes cannot be listed", "--n-genes", "give 0 or more")
 
 
 def _generation(store: Path | str, parameters: Mapping[str, Any]) -> Store:

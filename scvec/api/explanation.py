@@ -11,6 +11,9 @@ from scvec.api.report import Record, Report, human_odds
 __all__ = ["Explanation", "GeneEvidence", "Voter"]
 
 WIDTH = 100
+#: Lines about voters that people are shown.
+MAX_VOTERS = 15
+NO_LABEL = "(no label)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,14 +141,15 @@ class Explanation(Report):
 
     def lines(self) -> list[str]:
         """Return the explanation as lines for people."""
-        other = ", ".join(self.against) if len(self.against) < 3 else "the next best label"
         if self.cell:
+            other = next(iter(self.against))
             head = f"cell {self.cell}: '{self.label}' (confidence {self.confidence:.2f}), not '{other}'"
         else:
             looked = "" if self.n_cells == self.n_labelled else f"{self.n_cells:,} of "
+            cells = "cell" if self.n_labelled == 1 else "cells"
             head = (
-                f"label '{self.label}': {looked}{self.n_labelled:,} cells "
-                f"(mean confidence {self.confidence:.2f}), not {other}"
+                f"label '{self.label}': {looked}{self.n_labelled:,} {cells} (mean confidence "
+                f"{self.confidence:.2f}), not {self._others()}"
             )
         lines = [head, f"log odds {self.log_odds:+.2f}: {human_odds(self.log_odds)}"]
         lines += self._gene_lines()
@@ -161,19 +165,28 @@ class Explanation(Report):
         lines.append("voices: " + ", ".join(f"{name} {value:+.2f}" for name, value in self.voices.items()))
         return [*lines, *self._voter_lines(), *self._text_lines()]
 
+    def _others(self) -> str:
+        if len(self.against) == 1:
+            return f"'{next(iter(self.against))}'"
+        names = [f"'{name}' ({n:,})" for name, n in self.against.items()]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        return f"each cell's next best: {', '.join(names[:4])}{more}"
+
     def _gene_lines(self) -> list[str]:
         if not self.genes:
             return []
-        width = max(6, *(len(g.symbol) for g in self.genes))
-        against = next(iter(self.against)) if len(self.against) == 1 else "next best"
+        against = next(iter(self.against)) if len(self.against) == 1 else "the others"
+        heads = ["gene", "here", _cut(self.label), _cut(against)]
+        width = max(len(heads[0]), *(len(g.symbol) for g in self.genes))
+        one, two = max(len(heads[2]), 5), max(len(heads[3]), 5)
         lines = [
-            f"  {'adds':>7}  {'gene':<{width}}  {'here':>5}  {'in ' + self.label:>14}  {'in ' + against:>14}"
-            "   (expression, log1p of counts per 10,000)"
+            f"  {'':>7}  {'':<{width}}  mean log1p of counts per 10,000",
+            f"  {'adds':>7}  {heads[0]:<{width}}  {heads[1]:>5}  {heads[2]:>{one}}  {heads[3]:>{two}}",
         ]
         for g in self.genes:
             lines.append(
                 f"  {g.contribution:+7.2f}  {g.symbol:<{width}}  {g.expression:>5.2f}  "
-                f"{g.expected:>14.2f}  {g.expected_against:>14.2f}"
+                f"{g.expected:>{one}.2f}  {g.expected_against:>{two}.2f}"
             )
         return lines
 
@@ -181,17 +194,20 @@ class Explanation(Report):
         if not self.voters:
             return []
         n = sum(v.n for v in self.voters)
-        lines = [
-            f"{n:,} votes of reference cells, nearest first:" if self.cell else f"{n:,} votes came from:"
-        ]
-        for v in self.voters[:15]:
-            who = v.cell or f"{v.n:,} cells"
+        head = f"{n:,} nearest reference cells:" if self.cell else f"{n:,} votes of nearest reference cells:"
+        shown = self.voters[:MAX_VOTERS]
+        width = max(len(_cut(v.label or NO_LABEL)) for v in shown)
+        lines = [head, f"  distance  {'label':<{width}}  from"]
+        for v in shown:
+            who = v.cell or f"{v.n:,} of"
             origin = ", ".join(filter(None, [v.dataset, v.donor]))
+            origin = f"({origin})" if origin and v.cell else origin
             lines.append(
-                f"  {v.distance:7.3f}  {v.label or '(no label)'}  {who}{f'  ({origin})' if origin else ''}"
+                f"  {v.distance:8.3f}  {_cut(v.label or NO_LABEL):<{width}}  {who} {origin}".rstrip()
             )
-        if len(self.voters) > 15:
-            lines.append(f"  and {len(self.voters) - 15:,} more")
+        if len(self.voters) > len(shown):
+            left = sum(v.n for v in self.voters[len(shown) :])
+            lines.append(f"  and {left:,} more")
         return lines
 
     def _text_lines(self) -> list[str]:
@@ -199,8 +215,11 @@ class Explanation(Report):
         for g in self.genes:
             if g.description:
                 source = " ".join(filter(None, [g.source, g.source_version]))
-                text = f"{g.symbol}: {g.description} [{g.kind} text from {source}]"
-                lines += textwrap.wrap(
-                    textwrap.shorten(text, 3 * WIDTH, placeholder=" …"), WIDTH, subsequent_indent="    "
-                )
-        return ["what is known of these genes:", *lines] if lines else []
+                text = f"{g.symbol} [{g.kind}, {source}] {g.description}"
+                short = textwrap.shorten(text, 2 * WIDTH, placeholder=" …")
+                lines += textwrap.wrap(short, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        return ["what is known of these genes (scvec info genes SYMBOL tells all):", *lines] if lines else []
+
+
+def _cut(text: str, width: int = 24) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +151,7 @@ def query(
         }
         with stages("judge"):
             annotation = _annotation(source, stored, model, prediction, share, parameters, stages)
+            annotation = replace(annotation, explainer=_explainer(store, path))
         if target is not None:
             with stages("write"):
                 progress("writing", 0, None)
@@ -339,9 +342,17 @@ def _annotation(
     )
 
 
-def _write(annotation: Annotation, path: Any, target: Path) -> Annotation:
-    from dataclasses import replace
+def _explainer(store: Path | str, path: Path | str | AnnData) -> Callable[..., Any]:
+    def explain(annotation: Annotation, **options: Any) -> Any:
+        from scvec.api.explain import Explainer
 
+        with Explainer.of_annotation(store, path, annotation) as explainer:
+            return explainer.explain(**options)
+
+    return explain
+
+
+def _write(annotation: Annotation, path: Any, target: Path) -> Annotation:
     from scvec.ingest.h5ad_output import write_annotated, write_table
 
     table = annotation.to_table()
