@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scvec.api.explain import explain as explain
     from scvec.api.gene_info import gene_info as gene_info
     from scvec.api.genes import ingest_genes as ingest_genes
+    from scvec.api.labels import labels as labels
     from scvec.api.legacy import import_legacy as import_legacy
     from scvec.api.maintenance import compact as compact
     from scvec.api.maintenance import doctor as doctor
@@ -42,6 +43,7 @@ _HOMES = {
     "ingest_cells": "scvec.api.cells",
     "query": "scvec.api.query",
     "explain": "scvec.api.explain",
+    "labels": "scvec.api.labels",
     "evaluate": "scvec.api.evaluate",
     "resolve": "scvec.api.resolvers",
     "import_legacy": "scvec.api.legacy",
