@@ -17,9 +17,8 @@ SNAPSHOT = files("scvec") / "data" / "snapshot"
 
 @pytest.fixture(scope="module")
 def matcher() -> TermMatcher:
-    terms, synonyms = (
-        pd.read_parquet(str(SNAPSHOT / f"cl_{name}.parquet")) for name in ("terms", "synonyms")
-    )
+    terms = pd.read_parquet(str(SNAPSHOT / "cl_terms.parquet"))
+    synonyms = pd.read_parquet(str(SNAPSHOT / "cl_synonyms.parquet"))
     names = [(i, label, True) for i, label in zip(terms["cl_id"], terms["label"], strict=True)]
     names += [(i, name, False) for i, name in zip(synonyms["cl_id"], synonyms["synonym"], strict=True)]
     return TermMatcher(names)
@@ -109,10 +108,8 @@ def test_ids_that_baron_et_al_were_given(matcher: TermMatcher) -> None:
 
 
 def test_every_term_is_found_by_its_own_label(matcher: TermMatcher) -> None:
-    wrong = [
-        label for cl_id, label in matcher.label_of.items() if matcher.match(label).cl_id not in (cl_id, "")
-    ]
-    assert wrong == []
+    found = {label: (matcher.match(label).cl_id, cl_id) for cl_id, label in matcher.label_of.items()}
+    assert [label for label, (got, meant) in found.items() if got not in (meant, "")] == []
 
 
 @given(st.text(max_size=30))
