@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scvec.api import plots as pl
     from scvec.api.cells import ingest_cells as ingest_cells
     from scvec.api.complement import ingest_complement as ingest_complement
     from scvec.api.demo import demo as demo
@@ -59,12 +60,14 @@ _HOMES = {
     "ScvecError": "scvec.errors",
 }
 
-__all__ = ["__version__", "annotate", *_HOMES]
+__all__ = ["__version__", "annotate", "pl", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name == "annotate":
         return import_module("scvec.annotate")
+    if name == "pl":
+        return import_module("scvec.api.plots")
     if name not in _HOMES:
         raise AttributeError(f"module 'scvec' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.annotation import Annotation
+from scvec.annotate.annotation import Annotation, check_columns
+from scvec.annotate.majority import clusters, majority, need_igraph
 from scvec.api.stages import Stages
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
@@ -48,6 +49,8 @@ def query(
     exact: bool = False,
     coverage: float | None = None,
     false_novel_rate: float = 0.05,
+    majority_vote: bool = False,
+    columns: str = "scvec",
     force: bool = False,
     device: str = "auto",
     progress: Progress = no_progress,
@@ -76,6 +79,11 @@ def query(
         Also give sets of labels that hold the true one for this share (0-1) of the cells of each type.
     false_novel_rate
         Share (0-1) of cells of known types that may be called novel.
+    majority_vote
+        Also cluster the cells and give each the label of most of its cluster, in columns of its own. That
+        label depends on the other cells of the query; needs the extra ``cluster``.
+    columns
+        ``scvec``, or ``celltypist``: tables get the columns that CellTypist writes instead, an h5ad both.
     force
         Go on where few genes match.
 
@@ -95,6 +103,9 @@ def query(
     from scvec.stores.store import Store
 
     check_device(device)
+    check_columns(columns)
+    if majority_vote:
+        need_igraph()
     _check_share("coverage", coverage)
     _check_share("false_novel_rate", false_novel_rate)
     target = _check_output(output, path)
@@ -152,10 +163,16 @@ def query(
         with stages("judge"):
             annotation = _annotation(source, stored, model, prediction, share, parameters, stages)
             annotation = replace(annotation, explainer=_explainer(store, path))
+        if majority_vote:
+            with stages("cluster"):
+                progress("clustering cells", 0, None)
+                cluster = clusters(annotation.vectors)
+                voted = np.array(annotation.classes)[majority(annotation.proba, cluster)]
+                annotation = replace(annotation, cluster=cluster, majority=voted)
         if target is not None:
             with stages("write"):
                 progress("writing", 0, None)
-                annotation = _write(annotation, path, target)
+                annotation = _write(annotation, path, target, columns)
     return annotation
 
 
@@ -352,12 +369,15 @@ def _explainer(store: Path | str, path: Path | str | AnnData) -> Callable[..., A
     return explain
 
 
-def _write(annotation: Annotation, path: Any, target: Path) -> Annotation:
+def _write(annotation: Annotation, path: Any, target: Path, columns: str) -> Annotation:
     from scvec.ingest.h5ad_output import write_annotated, write_table
 
-    table = annotation.to_table()
     if target.suffix == ".h5ad":
-        write_annotated(path, target, obs=table, obsm=annotation.obsm(), uns={"scvec": annotation.uns()})
+        table = annotation.to_table()
+        if columns != "scvec":
+            table = table.join(annotation.to_table(columns=columns))
+        uns = {"scvec": annotation.uns(), **annotation.colors()}
+        write_annotated(path, target, obs=table, obsm=annotation.obsm(), uns=uns)
     else:
-        write_table(table.rename_axis("cell"), target)
+        write_table(annotation.to_table(columns=columns).rename_axis("cell"), target)
     return replace(annotation, output=str(target))

@@ -139,6 +139,28 @@ def test_without_the_model_names_alone_must_do(kb: KnowledgeBase, monkeypatch: p
     assert any("not installed" in note for note in notes)
 
 
+def test_a_majority_vote_comes_beside_the_labels(folder: Path, tiny_adata: Callable[..., Any]):
+    pytest.importorskip("igraph")
+    tiny_adata(60, classes=5, seed=2).write_h5ad(folder / "new.h5ad")
+    plain = scvec.query(folder / "store", folder / "new.h5ad")
+    found = scvec.query(
+        folder / "store",
+        folder / "new.h5ad",
+        majority_vote=True,
+        columns="celltypist",
+        output=folder / "voted.h5ad",
+    )
+    assert (found.label == plain.label).all() and set(found.majority) <= set(found.classes)
+    for cluster in np.unique(found.cluster):
+        assert len(set(found.majority[found.cluster == cluster])) == 1
+    obs = anndata.read_h5ad(folder / "voted.h5ad").obs
+    assert list(obs["majority_voting"]) == list(obs["scvec_majority"]) == found.majority.tolist()
+    assert {"predicted_labels", "over_clustering", "conf_score", "scvec_label"} <= set(obs.columns)
+    scvec.query(folder / "store", folder / "new.h5ad", columns="celltypist", output=folder / "ct.csv")
+    head = (folder / "ct.csv").read_text().splitlines()[0]
+    assert head == "cell,predicted_labels,conf_score"
+
+
 def test_the_tissue_column_helps(folder: Path, tiny_adata: Callable[..., Any]):
     from scvec.api.labelled import Labelled
     from scvec.ingest.cells import CellSource
