@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from scvec.types import Float32
 
-__all__ = ["PRIORS", "VOICES", "Pool", "log_softmax"]
+__all__ = ["LINEAR", "PRIORS", "VOICES", "Pool", "log_softmax"]
 
 VOICES = ("head", "knn", "prototype", "linear", "centroid")
+LINEAR = VOICES.index("linear")
 #: Shares of the voices that the weights are drawn to, in that order. Head and neighbours hear with one
 #: encoder, and what that learned from one data set is what shifts spoil first, more than simulated ones show.
 #: Over pairs of real data sets, no weights learned on held-out cells beat equal ones of the prototypes and

@@ -313,7 +313,7 @@ def _annotation(
     knn, head = (found.voices[v].argmax(axis=1) for v in ("knn", "head"))
     confidence = found.proba[np.arange(len(best)), best].astype(np.float32)
     low = found.n_detected < model.floor * share
-    status = statuses(confidence=confidence, novelty=found.novelty, agree=knn == head, low_quality=low)
+    status = statuses(confidence=confidence, novelty=found.novelty, n_labels=found.n_labels, low_quality=low)
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).broad(found.proba)
     return Annotation(
         cells=np.array(source.obs_names),
