@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.novelty import depth
 from scvec.annotate.shift import NOVELTY_REGIMES, REGIMES, simulate
 from scvec.annotate.voices import Voices
 from scvec.types import CellChunk, Float32, Neighbors
@@ -32,7 +31,7 @@ class HeldOut:
     neighbors
         Per regime, the neighbours found.
     labels
-        Per regime, (n,) int64 true classes. A shifted regime sees each cell ``DRAWS`` times.
+        Per regime, (n,) int64 true classes. A shifted regime sees ``DRAWS`` times as many, if there are few.
     distances, depths
         Per regime, (n, n_classes, 2) distances to the classes and (n,) depths, for the novelty of a cell.
     folds
@@ -97,7 +96,8 @@ def crossfit(
     fit
         Trains the voices on cells and labels.
     max_cells
-        Held-out cells looked at, in all; more would not change three weights.
+        Held-out cells looked at, in all; more would not change a few weights. Each draw of a shift sees other
+        ones, as many in all.
     """
     rng = np.random.default_rng(seed)
     regimes = REGIMES | {regime.name: regime for regime in NOVELTY_REGIMES.values()}
@@ -120,14 +120,19 @@ def crossfit(
         unseen = CellChunk(cells.X[test], cells.measured)
         for name, regime in regimes.items():
             for _ in range(DRAWS if regime.shifts else 1):
-                shifted = simulate(unseen, regime, labels[test], seed=int(rng.integers(2**32)))
+                some, y = unseen, labels[test]
+                most = max_cells // (len(fold_names) * DRAWS)
+                if regime.shifts and len(test) > most:
+                    rows = np.sort(rng.choice(len(test), most, replace=False))
+                    some, y = CellChunk(unseen.X[rows], unseen.measured), y[rows]
+                shifted = simulate(some, regime, y, seed=int(rng.integers(2**32)))
                 heard = voices.listen(shifted, n_neighbors)
                 scores[name].append(heard.scores)
                 neighbors[name].append(heard.neighbors)
-                truth[name].append(labels[test])
+                truth[name].append(y)
                 distances[name].append(heard.distances)
-                depths[name].append(depth(shifted))
-                held[name].append(np.full(len(test), fold, dtype=np.int64))
+                depths[name].append(heard.depths)
+                held[name].append(np.full(len(y), fold, dtype=np.int64))
     if not truth["same"]:
         return HeldOut({}, {}, {}, {}, {}, {})
     return HeldOut(

@@ -95,6 +95,7 @@ def ingest_cells(
     from scvec.api.texts import encode_genes
     from scvec.backbones.spec import load_backbone, parse_spec
     from scvec.encoders.registry import needs_text
+    from scvec.encoders.statistics import variability
     from scvec.ingest.cells import CellSource
     from scvec.stores.files import check_reference_name
     from scvec.stores.store import Store
@@ -128,6 +129,7 @@ def ingest_cells(
             matched = [match_genes(s, resolver, species=species, force=force) for s in sources]
             target, gene_ids, maps = _common_genes(matched, resolver)
             stats, chosen = _variable_genes(matched, maps, progress)
+            all_maps, all_genes = maps, gene_ids
             gene_ids = [gene_ids[i] for i in chosen]
             maps = [resolver.map_to(m.match, gene_ids, target) for m in matched]
         encoded = None
@@ -148,13 +150,24 @@ def ingest_cells(
                 if not (spec.permuted or spec.is_stored):
                     txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
         with stages("train"):
-            model, notes = _train(labelled, matched, maps, encoder, encoded, seed, progress)
+            model, notes = _train(
+                labelled, matched, all_maps, chosen, variability(stats), encoder, encoded, seed, progress
+            )
         with stages("encode cells"):
             vectors = _encode(model.voices.encoder, matched, maps, progress)
         with stages("write"):
             tensors, meta = _describe(
-                labelled, matched, gene_ids, stats, model, encoded, kb, target=target, options=params
+                labelled,
+                matched,
+                gene_ids,
+                stats.select(chosen),
+                model,
+                encoded,
+                kb,
+                target=target,
+                options=params,
             )
+            meta["all_genes"] = all_genes
             tensors |= _probes(matched, maps)
             obs = labelled.table()
             notes += _remarks(meta, replaced=name if txn.reference(name) is not None else None)
@@ -232,13 +245,15 @@ def _variable_genes(
     chosen = highly_variable(stats, N_GENES)
     if len(chosen) == 0:
         raise InputError("no gene is expressed in any cell", matched[0].source.name, "check the values of X")
-    return stats.select(chosen), chosen
+    return stats, chosen
 
 
 def _train(
     labelled: Labelled,
     matched: list[MatchedSource],
     maps: list[GeneMap],
+    chosen: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float64],
     encoder: str,
     encoded: EncodedGenes | None,
     seed: int,
@@ -269,6 +284,8 @@ def _train(
         cells,
         labelled.codes[rows],
         len(labelled.classes),
+        genes=chosen,
+        variability=scores.astype(np.float32),
         batches=None if labelled.batches is None else labelled.batches[rows],
         n_neighbors=min(N_NEIGHBORS, max(1, len(rows) // 2)),
         seed=seed,

@@ -63,7 +63,7 @@ def query(
     n_neighbors
         Neighbours that vote; clipped to the number of reference cells.
     method
-        ``both``, ``knn``, ``head``, ``prototype`` or ``linear``.
+        ``both``, ``knn``, ``head``, ``prototype``, ``linear`` or ``centroid``.
     memory
         Bytes that reading may use, as a number or like ``"4G"``; half of what is free where not given.
     where
@@ -87,7 +87,7 @@ def query(
     from scvec.annotate.pool import VOICES
     from scvec.api.device import check_device
     from scvec.api.matching import match_genes
-    from scvec.api.references import load_model
+    from scvec.api.references import genes_of, load_model
     from scvec.api.resolvers import stored_resolver
     from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
@@ -108,11 +108,11 @@ def query(
         with stages("genes"):
             resolver = stored_resolver(opened)
             matched = match_genes(source, resolver, species=species, force=force)
-            genes = resolver.map_to(matched.match, stored.meta["genes"], stored.meta["species"])
+            genes = resolver.map_to(matched.match, genes_of(stored), stored.meta["species"])
             source.notes += [matched.summary, *genes.notes]
-            share = _check_overlap(source, genes, force)
         with stages("load reference"):
             model = load_model(stored)
+        share = _check_overlap(source, genes.measured[model.voices.genes], force)
         available = len(subset) if subset is not None else stored.n
         if n_neighbors > available:
             source.notes.append(f"n_neighbors clipped from {n_neighbors} to the {available} reference cells")
@@ -231,9 +231,9 @@ def _check_share(option: str, value: float | None) -> None:
         raise InputError(f"{option} is a share between 0 and 1, not {value:g}", fix="give one such as 0.9")
 
 
-def _check_overlap(source: CellSource, genes: GeneMap, force: bool) -> float:
+def _check_overlap(source: CellSource, measured: npt.NDArray[np.bool_], force: bool) -> float:
     """Return the share of the reference's genes that were measured; refuse where it is next to none."""
-    n, total = int(genes.measured.sum()), len(genes.measured)
+    n, total = int(measured.sum()), len(measured)
     if n < min(MIN_GENES, total) and not force:
         raise InputError(
             f"only {n} of the {total:,} genes of the reference are in the query",
@@ -313,7 +313,7 @@ def _annotation(
     knn, head = (found.voices[v].argmax(axis=1) for v in ("knn", "head"))
     confidence = found.proba[np.arange(len(best)), best].astype(np.float32)
     low = found.n_detected < model.floor * share
-    status = statuses(confidence=confidence, novelty=found.novelty, agree=knn == head, low_quality=low)
+    status = statuses(confidence=confidence, novelty=found.novelty, n_labels=found.n_labels, low_quality=low)
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).broad(found.proba)
     return Annotation(
         cells=np.array(source.obs_names),

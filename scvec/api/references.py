@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scvec.stores.knowledge import KnowledgeBase
     from scvec.stores.stored import StoredReference
 
-__all__ = ["CODE_COLUMN", "class_ontology", "load_model", "model_state"]
+__all__ = ["CODE_COLUMN", "class_ontology", "genes_of", "load_model", "model_state"]
 
 #: Column of a reference's obs table that holds the class number of each cell.
 CODE_COLUMN = "_scvec_class"
@@ -41,6 +41,9 @@ def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
         **_prefixed("encoder.", encoder_tensors),
         **_prefixed("head.", head_tensors),
         "prototypes.centroids": model.voices.prototypes.centroids,
+        "prototypes.variability": model.voices.prototypes.variability,
+        **_prefixed("prototypes.", model.voices.prototypes.profile.state()),
+        "voices.genes": model.voices.genes,
         **_prefixed("spread.", model.voices.spread.state()),
         "linear.W": model.voices.linear.W,
         "linear.b": model.voices.linear.b,
@@ -53,6 +56,23 @@ def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
         "floor": model.floor,
     }
     return tensors, meta
+
+
+def genes_of(stored: StoredReference) -> list[str]:
+    """Return the ids of all genes of a reference, those that only its prototypes use among them.
+
+    Raises
+    ------
+    StoreError
+        If an earlier version made it.
+    """
+    genes = stored.meta.get("all_genes")
+    if not isinstance(genes, list):
+        raise StoreError(
+            f"reference {stored.name!r} was made by an earlier version, with fewer genes than are needed now",
+            fix="ingest it again: scvec ingest cells",
+        )
+    return genes
 
 
 def load_model(stored: StoredReference) -> ReferenceModel:
@@ -72,12 +92,19 @@ def load_model(stored: StoredReference) -> ReferenceModel:
         voices = Voices(
             encoder,
             Head(head_tensors["W"], head_tensors["b"], model["head"]["activation"]),
-            Prototypes(tensors["prototypes.centroids"], profile),
+            Prototypes(
+                tensors["prototypes.centroids"],
+                Profile.from_state(_under("prototypes.", tensors)),
+                tensors["prototypes.variability"],
+            ),
             Spread(**_under("spread.", tensors)),
             Linear(tensors["linear.W"], tensors["linear.b"], profile),
             stored.index,
             stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
+            tensors["voices.genes"],
         )
+        if [meta["all_genes"][i] for i in voices.genes] != meta["genes"]:
+            raise ValueError("the genes of the encoder are others")
         if voices.n_classes != len(meta["classes"]) or encoder.embed_dim != stored.dim:
             raise ValueError("numbers of classes or dimensions differ")
         return ReferenceModel(voices, Calibration.from_dict(model["calibration"]), float(model["floor"]))

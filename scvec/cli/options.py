@@ -222,7 +222,7 @@ n_neighbors_option = click.option(
 )
 method_option = click.option(
     "--method",
-    type=click.Choice(["both", "knn", "head", "prototype", "linear"]),
+    type=click.Choice(["both", "knn", "head", "prototype", "linear", "centroid"]),
     default="both",
     show_default=True,
     help="Which voices decide; both means all of them, combined.",

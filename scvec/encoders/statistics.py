@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.errors import InputError
+from scvec.profiles import most_variable
 
-__all__ = ["GeneStatistics", "StatisticsAccumulator", "highly_variable"]
+__all__ = ["GeneStatistics", "StatisticsAccumulator", "highly_variable", "variability"]
 
 Float64 = npt.NDArray[np.float64]
 
@@ -89,23 +90,23 @@ class StatisticsAccumulator:
 
 
 def highly_variable(stats: GeneStatistics, n_genes: int, n_bins: int = 20) -> npt.NDArray[np.int64]:
-    """Return the numbers of the most variable genes, ascending.
+    """Return the numbers of the most variable genes, ascending; fewer where fewer genes are expressed."""
+    return most_variable(variability(stats, n_bins), n_genes)
+
+
+def variability(stats: GeneStatistics, n_bins: int = 20) -> Float64:
+    """Return (n_genes,) how variable each gene is for its mean; -inf where it is not expressed.
 
     Dispersion standardised within bins of mean expression: the "seurat" flavour of
     ``scanpy.pp.highly_variable_genes`` (Satija et al. 2015, doi:10.1038/nbt.3192), with bins of equal
     numbers of genes, so that a bin is never empty.
-
-    Parameters
-    ----------
-    n_genes
-        How many at most; fewer come back when fewer genes are expressed.
     """
     expressed = stats.linear_mean > 0
     mean = np.log1p(stats.linear_mean)
     dispersion = np.log(np.maximum(stats.linear_var, 1e-12) / np.maximum(stats.linear_mean, 1e-12))
     score = np.full(len(mean), -np.inf)
     if not expressed.any():
-        return np.zeros(0, dtype=np.int64)
+        return score
     edges = np.quantile(mean[expressed], np.linspace(0, 1, n_bins + 1)[1:-1])
     bins = np.digitize(mean, edges)
     for b in range(n_bins):
@@ -113,5 +114,4 @@ def highly_variable(stats: GeneStatistics, n_genes: int, n_bins: int = 20) -> np
         if members.any():
             values = dispersion[members]
             score[members] = (values - values.mean()) / (values.std() + 1e-9)
-    best = np.argsort(-score, kind="stable")[: min(n_genes, int(expressed.sum()))]
-    return np.sort(best).astype(np.int64)
+    return score

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.annotate.crossfit import DRAWS, crossfit, make_folds
+from scvec.annotate.novelty import depth
 from scvec.annotate.pool import VOICES
 from scvec.annotate.shift import NOVELTY_REGIMES, REGIMES
 from scvec.annotate.voices import Heard
@@ -67,7 +68,8 @@ class Spy:
         scores = [np.full((n, self.n_classes), i, np.float32) for i in range(len(VOICES))]
         neighbors = Neighbors(np.zeros((n, n_neighbors), np.int64), distances)
         far = np.full((n, self.n_classes), float(len(self.asked)), np.float32)
-        return Heard(np.zeros((n, 2), np.float32), neighbors, scores, far)
+        found = np.diff(chunk.X.indptr).astype(np.int64)
+        return Heard(np.zeros((n, 2), np.float32), neighbors, scores, far, found, depth(chunk))
 
 
 #: Shifts that are simulated: those of the regimes, and those that novelty is judged by.
