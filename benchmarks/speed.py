@@ -1,4 +1,4 @@
-"""How long making a reference and asking it take, beside CellTypist's training and prediction in the same run.
+"""Seconds that making a reference and asking it take, beside CellTypist in the same run.
 
     python benchmarks/speed.py [--repeats 3] [--publish]
 

@@ -81,7 +81,7 @@ class LabelSets:
         return np.asarray(1.0 - proba.astype(np.float64) <= self.bars(coverage) + 1e-7)
 
     def sizes(self, proba: Float32, coverage: float) -> npt.NDArray[np.int64]:
-        """Return (n,) labels in each cell's set, those that only lack held-out cells to be ruled out aside."""
+        """Return (n,) labels in each cell's set, but for those that too few held-out cells tell of."""
         told = np.isfinite(self.bars(coverage))
         return np.asarray((self.sets(proba, coverage) & told).sum(axis=1), dtype=np.int64)
 

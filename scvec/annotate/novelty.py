@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ PRIOR_CELLS = 5.0
 #: as its yardstick, and near siblings differ in little else. Between 1 and 2 the missing types of the
 #: pancreas are found equally well, and those of the blood a little better the more it counts.
 WEIGHTS = np.array([1.0, 1.5, 1.0])
+#: A cosine further off than in this share of held-out cells is enough by itself: cells of another tissue,
+#: or with their genes shuffled, may lie anywhere in the few directions that the other two signs see.
+ALONE = 0.99
 #: Quantiles kept of the held-out scores: the threshold of any rate down to 1 in 400 can be read off.
 N_QUANTILES = 401
 
@@ -74,7 +77,9 @@ class Novelty:
     mean, sd
         (n_classes, n_signals) float64.
     quantiles
-        (N_QUANTILES,) float64 of the mean signal over held-out cells, ascending.
+        (N_QUANTILES,) float64 of the whole signal over held-out cells, ascending.
+    offset
+        What is taken from the cosine's sign where it speaks by itself.
     """
 
     curve: Float64
@@ -82,6 +87,7 @@ class Novelty:
     mean: Float64
     sd: Float64
     quantiles: Float64
+    offset: float = float("inf")
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 2 or self.mean.shape != self.sd.shape:
@@ -127,28 +133,36 @@ class Novelty:
         squares = np.bincount(predicted, (outside - mean[predicted, 2]) ** 2, minlength=n_classes)
         sd[:, 2] = np.sqrt((squares + PRIOR_CELLS * spread[2] ** 2) / (counts + PRIOR_CELLS))
         fitted = cls(curve, span, mean, sd, np.zeros(N_QUANTILES))
-        z = fitted.mean_signal(found, depths, predicted)
+        z = fitted.standardised(found, depths, predicted)
+        # At the default rate the two bars are of one height.
+        weighted = z @ (WEIGHTS / WEIGHTS.sum())
+        offset = float(np.quantile(z[:, 0], ALONE) - np.quantile(weighted, 1.0 - FALSE_NOVEL_RATE))
+        z = replace(fitted, offset=offset).whole_signal(found, depths, predicted)
         quantiles = np.quantile(z, np.linspace(0.0, 1.0, N_QUANTILES))
         middle = float(np.median(z))
         quantiles = np.where(quantiles > middle, middle + shrink * (quantiles - middle), quantiles)
-        return cls(curve, span, mean, sd, quantiles)
+        return cls(curve, span, mean, sd, quantiles, offset)
 
-    def mean_signal(self, found: Float64, depths: Float64, predicted: Int64) -> Float64:
-        """Return (n,) weighted mean of the standardised signals."""
+    def standardised(self, found: Float64, depths: Float64, predicted: Int64) -> Float64:
+        """Return (n, 3) signals in standard deviations of held-out cells."""
         flat = found.copy()
         flat[:, 0] -= np.polynomial.polynomial.polyval(np.clip(depths, *self.range), self.curve)
-        z = (flat - self.mean[predicted]) / self.sd[predicted]
-        return np.asarray(z @ (WEIGHTS / WEIGHTS.sum()))
+        return np.asarray((flat - self.mean[predicted]) / self.sd[predicted])
+
+    def whole_signal(self, found: Float64, depths: Float64, predicted: Int64) -> Float64:
+        """Return (n,) weighted mean of the standardised signals, or the cosine's where that is far off."""
+        z = self.standardised(found, depths, predicted)
+        return np.asarray(np.maximum(z @ (WEIGHTS / WEIGHTS.sum()), z[:, 0] - self.offset))
 
     def threshold(self, rate: float = FALSE_NOVEL_RATE) -> float:
-        """Return the mean signal that the share ``rate`` (0-1) of held-out cells of known types exceeds."""
+        """Return the signal that the share ``rate`` (0-1) of held-out cells of known types exceeds."""
         return float(np.interp(1.0 - rate, np.linspace(0.0, 1.0, len(self.quantiles)), self.quantiles))
 
     def score(
         self, found: Float64, depths: Float64, predicted: Int64, *, rate: float = FALSE_NOVEL_RATE
     ) -> Float32:
         """Return (n,) novelty, 0 to 1, of cells with signals (n, 3); 0.5 is the threshold of ``rate``."""
-        z = self.mean_signal(found, depths, predicted) - self.threshold(rate)
+        z = self.whole_signal(found, depths, predicted) - self.threshold(rate)
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -30, 30))), dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,9 +173,11 @@ class Novelty:
             "mean": self.mean.tolist(),
             "sd": self.sd.tolist(),
             "quantiles": self.quantiles.tolist(),
+            "offset": self.offset,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Novelty:
         """Rebuild from :meth:`to_dict`."""
-        return cls(*(np.array(data[name]) for name in ("curve", "range", "mean", "sd", "quantiles")))
+        names = ("curve", "range", "mean", "sd", "quantiles")
+        return cls(**{name: np.array(data[name]) for name in names}, offset=float(data["offset"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,7 +105,20 @@ def test_a_class_never_given_and_signals_all_alike() -> None:
 def test_the_signs_count_as_much_as_they_should() -> None:
     novelty = Novelty(np.zeros(3), np.zeros(2), np.zeros((1, 3)), np.ones((1, 3)), np.zeros(5))
     found, none = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), np.zeros(3, np.int64)
-    np.testing.assert_allclose(novelty.mean_signal(found, np.zeros(3), none), np.array([2, 3, 2]) / 7)
+    np.testing.assert_allclose(novelty.whole_signal(found, np.zeros(3), none), np.array([2, 3, 2]) / 7)
+
+
+def test_a_cosine_far_off_is_enough_by_itself() -> None:
+    found, depths, classes = sample(3000, 0)
+    novelty = Novelty.fit(found, depths, classes, 3)
+    strange = found.copy()
+    strange[:, 0] += 0.5  # ten standard deviations
+    strange[:, 1:] -= 3.0 * found[:, 1:].std(axis=0)
+    assert (novelty.score(strange, depths, classes) > 0.5).all()
+    without = replace(novelty, offset=float("inf"))
+    assert not (without.score(strange - [0.25, 0, 0], depths, classes) > 0.5).all()
+    # It takes its part of the false alarms, and they stay those that were stated.
+    assert (novelty.score(found, depths, classes) > 0.5).mean() == pytest.approx(0.05, abs=0.004)
 
 
 def test_thresholds_come_nearer_where_new_cells_are_expected_to() -> None:
