@@ -170,6 +170,10 @@ class CellChunk:
     def __len__(self) -> int:
         return int(self.X.shape[0])
 
+    def select(self, genes: Int64) -> CellChunk:
+        """Return the same cells over some of the genes, by their numbers."""
+        return CellChunk(self.X[:, genes], self.measured[genes])
+
 
 @dataclass(frozen=True, slots=True)
 class GeneMatch:

@@ -139,6 +139,25 @@ def tiny_adata() -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """A function that puts a store with the shipped knowledge of genes into a folder, and returns that.
+
+    Loading it takes seconds of computing, copying what was loaded none.
+    """
+    import scvec
+
+    made: list[Path] = []
+
+    def new(folder: Path) -> Path:
+        if not made:
+            made.append(tmp_path_factory.mktemp("knowledge") / "store")
+            scvec.ingest_genes(made[0])
+        return shutil.copytree(made[0], folder)
+
+    return new
+
+
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No test may read or write the store of whoever runs it.

@@ -29,22 +29,24 @@ def human() -> anndata.AnnData:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, human: anndata.AnnData) -> Path:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, human: anndata.AnnData, new_store: Callable[[Path], Path]
+) -> Path:
     """A store with donors 1 and 2, and the other donors as a file."""
     path = tmp_path_factory.mktemp("main-job")
     known = human.obs["donor"].isin(["human1", "human2"]).to_numpy()
     human[known].write_h5ad(path / "ref.h5ad")
     human[~known].write_h5ad(path / "new.h5ad")
     report = scvec.ingest_cells(
-        path / "store", [path / "ref.h5ad"], name="donors", batch_key="donor", **OPTIONS
+        new_store(path / "store"), [path / "ref.h5ad"], name="donors", batch_key="donor", **OPTIONS
     )
     assert "whole batches" in report.calibration["held_out"]
     return path
 
 
 @pytest.fixture(scope="module")
-def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tiny") / "store"
+def tiny_store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], Path]) -> Path:
+    return new_store(tmp_path_factory.mktemp("tiny") / "store")
 
 
 def digest(path: Path) -> str:
@@ -75,9 +77,10 @@ def test_mouse_cells_are_named_through_orthologs(folder: Path):
 def test_a_type_that_the_reference_lacks_is_novel(folder: Path, human: anndata.AnnData):
     known = human.obs["donor"].isin(["human1", "human2"]).to_numpy()
     rest = human[known & (human.obs["cell_type"] != "ductal").to_numpy()].copy()
-    scvec.ingest_cells(folder / "novel", [rest], name="lacking", batch_key="donor", **OPTIONS)
+    scvec.ingest_cells(folder / "store", [rest], name="lacking", batch_key="donor", **OPTIONS)
     new = anndata.read_h5ad(folder / "new.h5ad")
-    found = scvec.query(folder / "novel", new)
+    found = scvec.query(folder / "store", new, reference="lacking")
+    scvec.rm(folder / "store", "lacking")
     ductal = (new.obs["cell_type"] == "ductal").to_numpy()
     assert (found.status[ductal] == "novel").mean() > 0.5 > 4 * (found.status[~ductal] == "novel").mean()
     assert np.median(found.novelty[ductal]) > 0.5 > np.median(found.novelty[~ductal])

@@ -21,8 +21,8 @@ Cells = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("small") / "store"
+def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], Path]) -> Path:
+    return new_store(tmp_path_factory.mktemp("small") / "store")
 
 
 def labels(cells: Any) -> np.ndarray:

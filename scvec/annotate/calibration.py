@@ -13,7 +13,7 @@ from scvec.annotate.conformal import LabelSets
 from scvec.annotate.crossfit import HeldOut
 from scvec.annotate.metrics import expected_calibration_error, macro_f1
 from scvec.annotate.novelty import Novelty, signals
-from scvec.annotate.pool import PRIORS, VOICES, Pool
+from scvec.annotate.pool import LINEAR, PRIORS, VOICES, Pool
 from scvec.annotate.shift import NOVELTY_REGIMES, REGIMES
 
 __all__ = ["Calibration"]
@@ -45,8 +45,14 @@ class Calibration:
     n_cells: int
 
     @classmethod
-    def fit(cls, seen: HeldOut, *, held_out: str) -> Calibration:
-        """Learn weights and yardsticks for every regime."""
+    def fit(cls, seen: HeldOut, *, held_out: str, n_batches: int = 0) -> Calibration:
+        """Learn weights and yardsticks for every regime.
+
+        Parameters
+        ----------
+        n_batches
+            Batches of the reference, where whole ones were held out.
+        """
         pools, confidence, sets, novelty, record = {}, {}, {}, {}, {}
         for regime in REGIMES if seen.scores else ():
             scores, judged = seen.scores[regime], NOVELTY_REGIMES[regime].name
@@ -60,8 +66,15 @@ class Calibration:
             proba = curve.apply(pooled)
             sets[regime] = LabelSets.fit(proba, truth)
             far = pooled if judged == regime else pool.combine(seen.scores[judged])
-            found = signals(seen.distances[judged], far)
-            novelty[regime] = Novelty.fit(found, seen.depths[judged], far.argmax(axis=1), proba.shape[1])
+            found = signals(seen.distances[judged], seen.scores[judged][LINEAR], far)
+            novelty[regime] = Novelty.fit(
+                found,
+                seen.depths[judged],
+                far.argmax(axis=1),
+                proba.shape[1],
+                # Where a shift was simulated, that is what sets held-out cells apart.
+                shrink=_nearer(n_batches, len(np.unique(seen.folds["same"]))) if regime == "same" else 1.0,
+            )
             record[regime] = {
                 "accuracy": float(correct.mean()),
                 "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),
@@ -113,6 +126,18 @@ class Calibration:
             data["held_out"],
             int(data["n_cells"]),
         )
+
+
+def _nearer(n_batches: int, n_folds: int) -> float:
+    """Return how far a new batch is from all batches, against how far a held-out one was from the rest.
+
+    With batches that vary alike about what they have in common, the squared distance of a new one from
+    the mean of n has an expectation in proportion to 1 + 1 / n; held-out ones see fewer.
+    """
+    if n_batches < 2 or n_folds < 2:
+        return 1.0
+    seen = n_batches * (n_folds - 1) / n_folds
+    return (1.0 + 1.0 / n_batches) / (1.0 + 1.0 / seen)
 
 
 def _per_label(

@@ -80,6 +80,11 @@ class LabelSets:
         # A rounding error must not push a cell over the bar that it set itself.
         return np.asarray(1.0 - proba.astype(np.float64) <= self.bars(coverage) + 1e-7)
 
+    def sizes(self, proba: Float32, coverage: float) -> npt.NDArray[np.int64]:
+        """Return (n,) labels in each cell's set, but for those that too few held-out cells tell of."""
+        told = np.isfinite(self.bars(coverage))
+        return np.asarray((self.sets(proba, coverage) & told).sum(axis=1), dtype=np.int64)
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {

@@ -32,8 +32,10 @@ class Evidence:
         (n,) int64 likeliest class.
     log_odds
         (n,) natural logarithm of the odds, of the pool before it is bent to confidence.
+    columns
+        (n_genes,) int64 numbers of the genes that any voice hears, of those that the cells come with.
     genes
-        Voice -> (n, n_genes) what each gene adds; voices that are not heard are left out.
+        Voice -> (n, n_genes) what each of them adds; voices that are not heard are left out.
     neighbors
         (n,) what the labels of the nearest cells add.
     constant
@@ -42,8 +44,6 @@ class Evidence:
         (n,) what the head adds where its encoder's vectors are no sums over genes; else 0.
     voices
         Voice -> (n,) what it adds in all; they sum to the log odds.
-    n_genes
-        Genes of the reference.
     heard
         What the voices said.
     """
@@ -52,18 +52,18 @@ class Evidence:
     other: Int64
     best: Int64
     log_odds: Float64
+    columns: Int64
     genes: dict[str, Float64]
     neighbors: Float64
     constant: Float64
     undivided: Float64
     voices: dict[str, Float64]
-    n_genes: int
     heard: Heard
 
     @property
     def by_gene(self) -> Float64:
         """(n, n_genes) what each gene adds, over all voices."""
-        total = np.zeros((len(self.log_odds), self.n_genes))
+        total = np.zeros((len(self.log_odds), len(self.columns)))
         for part in self.genes.values():
             total += part
         return total
@@ -132,23 +132,36 @@ def weigh(
         for name, s in scores.items()
         if weights[name]
     }
-    genes: dict[str, Float64] = {}
+    parts: dict[str, tuple[Int64, Float64]] = {}
     constant, undivided, neighbors = (np.zeros(len(chunk)) for _ in range(3))
-    if weights["prototype"]:
-        genes["prototype"] = weights["prototype"] * voices.prototypes.contributions(chunk, a, b)
+    known = chunk.select(voices.genes)
+    for name, prototypes in (("prototype", voices.prototypes), ("centroid", voices.centroids)):
+        if weights[name]:
+            numbers, found = prototypes.contributions(chunk, a, b)
+            parts[name] = numbers, weights[name] * found
     if weights["linear"]:
-        found, rest_of_it = voices.linear.contributions(chunk, a, b)
-        genes["linear"] = weights["linear"] * found
+        found, rest_of_it = voices.linear.contributions(known, a, b)
+        parts["linear"] = voices.genes, weights["linear"] * found
         constant += weights["linear"] * rest_of_it
     if weights["head"]:
         directions, rest_of_it = voices.head.directions(heard.vectors, a, b)
         constant += weights["head"] * rest_of_it
         if isinstance(voices.encoder, DividesByGene):
-            genes["head"] = weights["head"] * voices.encoder.shares(chunk, directions)
+            parts["head"] = voices.genes, weights["head"] * voices.encoder.shares(known, directions)
         else:
             undivided += weights["head"] * (directions * heard.vectors).sum(axis=1)
     if weights["knn"]:
         neighbors += said["knn"]
+    columns, genes = _aligned(parts, len(chunk))
     log_odds = z[rows, a] - z[rows, b]
-    n_genes = int(chunk.X.shape[1])
-    return Evidence(a, b, best, log_odds, genes, neighbors, constant, undivided, said, n_genes, heard)
+    return Evidence(a, b, best, log_odds, columns, genes, neighbors, constant, undivided, said, heard)
+
+
+def _aligned(parts: dict[str, tuple[Int64, Float64]], n: int) -> tuple[Int64, dict[str, Float64]]:
+    """Return the genes that any voice hears, and each voice's part over these."""
+    columns = np.unique(np.concatenate([np.zeros(0, np.int64), *(numbers for numbers, _ in parts.values())]))
+    genes = {}
+    for name, (numbers, found) in parts.items():
+        genes[name] = np.zeros((n, len(columns)))
+        genes[name][:, np.searchsorted(columns, numbers)] = found
+    return columns, genes

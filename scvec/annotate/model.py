@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from scvec.annotate.calibration import Calibration
 from scvec.annotate.crossfit import crossfit, make_folds
-from scvec.annotate.novelty import FALSE_NOVEL_RATE, depth, signals
-from scvec.annotate.pool import VOICES
-from scvec.annotate.status import low_quality_floor
+from scvec.annotate.novelty import FALSE_NOVEL_RATE, signals
+from scvec.annotate.pool import LINEAR, VOICES
+from scvec.annotate.status import COVERAGE, low_quality_floor
 from scvec.annotate.voices import Voices
 from scvec.errors import InputError
 from scvec.protocols import CellEncoder, Progress, no_progress
@@ -22,7 +22,7 @@ __all__ = ["METHODS", "Prediction", "ReferenceModel"]
 
 Int64 = npt.NDArray[np.int64]
 
-METHODS = ("both", "knn", "head", "prototype", "linear")
+METHODS = ("both", "knn", "head", "prototype", "linear", "centroid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class Prediction:
         (n,) float32, 0 to 1.
     n_detected
         (n,) int64 number of the reference's genes found in each cell.
+    n_labels
+        (n,) int64 labels in each cell's set at the coverage that its status goes by.
     """
 
     vectors: Float32
@@ -51,6 +53,7 @@ class Prediction:
     neighbors: Neighbors
     novelty: Float32
     n_detected: Int64
+    n_labels: Int64
     sets: npt.NDArray[np.bool_] | None = None
 
     @classmethod
@@ -63,6 +66,7 @@ class Prediction:
             neighbors=Neighbors.concatenate([p.neighbors for p in parts]),
             novelty=np.concatenate([p.novelty for p in parts]),
             n_detected=np.concatenate([p.n_detected for p in parts]),
+            n_labels=np.concatenate([p.n_labels for p in parts]),
             sets=np.concatenate([p.sets for p in parts if p.sets is not None])
             if parts[0].sets is not None
             else None,
@@ -89,7 +93,10 @@ class ReferenceModel:
         labels: Int64,
         n_classes: int,
         *,
+        genes: Int64 | None = None,
+        variability: Float32 | None = None,
         batches: npt.NDArray[np.str_] | None = None,
+        strata: npt.NDArray[np.str_] | None = None,
         n_neighbors: int = 15,
         n_folds: int = 3,
         seed: int = 0,
@@ -100,12 +107,20 @@ class ReferenceModel:
         Parameters
         ----------
         make_encoder
-            Returns an untrained encoder standardised by the cells and labels given: those of a fold must not
-            be standardised by the cells that the fold holds out.
+            Returns an untrained encoder standardised by the cells (over ``genes``) and labels given: those
+            of a fold must not be standardised by the cells that the fold holds out.
+        cells
+            Over all genes of the reference.
         labels
             (n,) int64 class numbers, -1 for none.
+        genes
+            Numbers of the genes that the encoder is trained on; all when None.
+        variability
+            (n_genes,) how variable each gene is; all alike when None.
         batches
             (n,) names of donors or batches; whole ones are held out.
+        strata
+            (n,) names of groups, such as species, that must not be held out as a whole.
 
         Returns
         -------
@@ -119,10 +134,17 @@ class ReferenceModel:
 
         def fit(part: CellChunk, part_labels: Int64) -> Voices:
             return Voices.fit(
-                make_encoder(part, part_labels), part, part_labels, n_classes, seed=seed, progress=progress
+                make_encoder(part if genes is None else part.select(genes), part_labels),
+                part,
+                part_labels,
+                n_classes,
+                genes=genes,
+                variability=variability,
+                seed=seed,
+                progress=progress,
             )
 
-        folds, held_out, notes = make_folds(labels, batches, n_folds=n_folds, seed=seed)
+        folds, held_out, notes = make_folds(labels, batches, strata=strata, n_folds=n_folds, seed=seed)
         seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)
         if not seen.labels and held_out == "batch":
             notes.append("the batches share no labels, so single cells were held out for calibration")
@@ -135,9 +157,11 @@ class ReferenceModel:
                 fix="give at least two cells for some labels",
             )
         voices = fit(cells, labels)
-        n_detected = np.diff(cells.X.indptr)
+        n_detected = np.diff(cells.select(voices.genes).X.indptr)
         floor = low_quality_floor(n_detected[labels >= 0])
-        return cls(voices, Calibration.fit(seen, held_out=held_out), floor), notes
+        n_batches = len(np.unique(batches[labels >= 0])) if batches is not None and held_out == "batch" else 0
+        calibration = Calibration.fit(seen, held_out=held_out, n_batches=n_batches)
+        return cls(voices, calibration, floor), notes
 
     def predict(
         self,
@@ -183,12 +207,13 @@ class ReferenceModel:
         pooled = pool.combine(heard.scores)
         together = self.calibration.confidence[regime].apply(pooled)
         # How new a cell is, and which labels it may have, does not depend on the voice asked for its name.
-        found = signals(heard.distances, pooled)
+        found = signals(heard.distances, heard.scores[LINEAR], pooled)
         novelty = self.calibration.novelty[regime].score(
-            found, depth(chunk), pooled.argmax(axis=1), rate=false_novel_rate
+            found, heard.depths, pooled.argmax(axis=1), rate=false_novel_rate
         )
         together = np.where(allowed, together, np.float32(0.0))
         together /= together.sum(axis=1, keepdims=True)
+        n_labels = self.calibration.sets[regime].sizes(together, COVERAGE)
         sets = None
         if coverage is not None:
             sets = self.calibration.sets[regime].sets(together, coverage) & allowed
@@ -198,6 +223,7 @@ class ReferenceModel:
             alone,
             heard.neighbors,
             novelty,
-            np.diff(chunk.X.indptr).astype(np.int64),
+            heard.n_detected,
+            n_labels,
             sets,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,13 @@ Int64 = npt.NDArray[np.int64]
 FALSE_NOVEL_RATE = 0.05
 #: How many cells a class must have before its own spread outweighs that of all classes together.
 PRIOR_CELLS = 5.0
-#: Probabilities closer to 0 or 1 than this differ by rounding only.
-ODDS_FLOOR = 1e-4
+#: How much each sign counts, in the order of :func:`signals`. The distance alone has each class's own spread
+#: as its yardstick, and near siblings differ in little else. Between 1 and 2 the missing types of the
+#: pancreas are found equally well, and those of the blood a little better the more it counts.
+WEIGHTS = np.array([1.0, 1.5, 1.0])
+#: A cosine further off than in this share of held-out cells is enough by itself: cells of another tissue,
+#: or with their genes shuffled, may lie anywhere in the few directions that the other two signs see.
+ALONE = 0.99
 #: Quantiles kept of the held-out scores: the threshold of any rate down to 1 in 400 can be read off.
 N_QUANTILES = 401
 
@@ -30,36 +35,38 @@ def depth(chunk: CellChunk) -> Float64:
     return np.asarray(np.log1p(np.diff(chunk.X.indptr) / max(float(chunk.measured.mean()), 1e-6)))
 
 
-def signals(distances: Float32, proba: Float32) -> Float64:
+def signals(distances: Float32, linear: Float32, proba: Float32) -> Float64:
     """Return (n, 3) signs of a cell that is unlike the class it is given; the larger, the less it fits.
 
     One minus its cosine to the centroid of the class; log of its distance from the class, in the class's own
-    standard deviations; log odds against the class. None is enough alone: a new type may express
-    much of what its nearest class does, lie where known types lie, or be named with confidence, but
-    rarely all three.
+    standard deviations; how far the linear voice is from full membership of the class. None is enough alone:
+    a new type may express much of what its nearest class does, lie where known types lie, or be on the
+    right side of all borders, but rarely all three. (The odds of the label are no sign as good: a new type
+    between two classes is as likely to be far beyond one of them.)
 
     Parameters
     ----------
     distances
         (n, n_classes, 2) of :meth:`scvec.annotate.spread.Spread.away`.
+    linear
+        (n, n_classes) memberships of the linear voice.
     proba
         (n, n_classes) pooled probabilities; the class is the likeliest.
     """
     rows, given = np.arange(len(proba)), proba.argmax(axis=1)
-    p = proba[rows, given].astype(np.float64)
-    odds = np.log((1.0 - p + ODDS_FLOOR) / (p + ODDS_FLOOR))
+    outside = 1.0 - linear[rows, given].astype(np.float64)
     apart, far = distances[rows, given].astype(np.float64).T
-    return np.column_stack([apart, np.log(np.maximum(far, 1e-6)), odds])
+    return np.column_stack([apart, np.log(np.maximum(far, 1e-6)), outside])
 
 
 @dataclass(frozen=True, slots=True)
 class Novelty:
-    """Signals of novelty on one scale, and their mean compared to a threshold.
+    """Signals of novelty on one scale, and their weighted mean compared to a threshold.
 
     Each sign is standardised by held-out cells of known types, with the yardstick that it needs. The cosine
     of a shallow cell is low whatever its type: it is compared to cells of that depth. The distance is in
-    standard deviations of the class already. The odds are compared to cells given the same class:
-    near siblings always share their probability, and only more than that is a sign.
+    standard deviations of the class already. The membership is compared to cells given the same class:
+    near siblings are never full members, and only less than that is a sign.
 
     Attributes
     ----------
@@ -70,7 +77,9 @@ class Novelty:
     mean, sd
         (n_classes, n_signals) float64.
     quantiles
-        (N_QUANTILES,) float64 of the mean signal over held-out cells, ascending.
+        (N_QUANTILES,) float64 of the whole signal over held-out cells, ascending.
+    offset
+        What is taken from the cosine's sign where it speaks by itself.
     """
 
     curve: Float64
@@ -78,13 +87,22 @@ class Novelty:
     mean: Float64
     sd: Float64
     quantiles: Float64
+    offset: float = float("inf")
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 2 or self.mean.shape != self.sd.shape:
             raise ValueError(f"mean {self.mean.shape} and sd {self.sd.shape} must be (n_classes, n_signals)")
 
     @classmethod
-    def fit(cls, found: Float64, depths: Float64, predicted: Int64, n_classes: int) -> Novelty:
+    def fit(
+        cls,
+        found: Float64,
+        depths: Float64,
+        predicted: Int64,
+        n_classes: int,
+        *,
+        shrink: float = 1.0,
+    ) -> Novelty:
         """Learn from held-out cells of known types.
 
         Parameters
@@ -95,6 +113,9 @@ class Novelty:
             (n,) from :func:`depth`.
         predicted
             (n,) int64 classes they were given.
+        shrink
+            How far new cells are from the reference, against how far the held-out ones were from the part
+            of it that they were compared with: above the median the quantiles are moved towards it.
         """
         span = np.array([depths.min(), depths.max()])
         # A curve through a handful of depths would be noise.
@@ -106,30 +127,42 @@ class Novelty:
         counts = np.bincount(predicted, minlength=n_classes)
         overall, spread = flat.mean(axis=0), np.maximum(flat.std(axis=0), 1e-6)
         mean, sd = np.tile(overall, (n_classes, 1)), np.tile(spread, (n_classes, 1))
-        odds = flat[:, 2]
-        sums = np.bincount(predicted, odds, minlength=n_classes)
+        outside = flat[:, 2]
+        sums = np.bincount(predicted, outside, minlength=n_classes)
         mean[:, 2] = (sums + PRIOR_CELLS * overall[2]) / (counts + PRIOR_CELLS)
-        squares = np.bincount(predicted, (odds - mean[predicted, 2]) ** 2, minlength=n_classes)
+        squares = np.bincount(predicted, (outside - mean[predicted, 2]) ** 2, minlength=n_classes)
         sd[:, 2] = np.sqrt((squares + PRIOR_CELLS * spread[2] ** 2) / (counts + PRIOR_CELLS))
         fitted = cls(curve, span, mean, sd, np.zeros(N_QUANTILES))
-        z = fitted.mean_signal(found, depths, predicted)
-        return cls(curve, span, mean, sd, np.quantile(z, np.linspace(0.0, 1.0, N_QUANTILES)))
+        z = fitted.standardised(found, depths, predicted)
+        # At the default rate the two bars are of one height.
+        weighted = z @ (WEIGHTS / WEIGHTS.sum())
+        offset = float(np.quantile(z[:, 0], ALONE) - np.quantile(weighted, 1.0 - FALSE_NOVEL_RATE))
+        z = replace(fitted, offset=offset).whole_signal(found, depths, predicted)
+        quantiles = np.quantile(z, np.linspace(0.0, 1.0, N_QUANTILES))
+        middle = float(np.median(z))
+        quantiles = np.where(quantiles > middle, middle + shrink * (quantiles - middle), quantiles)
+        return cls(curve, span, mean, sd, quantiles, offset)
 
-    def mean_signal(self, found: Float64, depths: Float64, predicted: Int64) -> Float64:
-        """Return (n,) mean standardised signal."""
+    def standardised(self, found: Float64, depths: Float64, predicted: Int64) -> Float64:
+        """Return (n, 3) signals in standard deviations of held-out cells."""
         flat = found.copy()
         flat[:, 0] -= np.polynomial.polynomial.polyval(np.clip(depths, *self.range), self.curve)
-        return np.asarray(((flat - self.mean[predicted]) / self.sd[predicted]).mean(axis=1))
+        return np.asarray((flat - self.mean[predicted]) / self.sd[predicted])
+
+    def whole_signal(self, found: Float64, depths: Float64, predicted: Int64) -> Float64:
+        """Return (n,) weighted mean of the standardised signals, or the cosine's where that is far off."""
+        z = self.standardised(found, depths, predicted)
+        return np.asarray(np.maximum(z @ (WEIGHTS / WEIGHTS.sum()), z[:, 0] - self.offset))
 
     def threshold(self, rate: float = FALSE_NOVEL_RATE) -> float:
-        """Return the mean signal that the share ``rate`` (0-1) of held-out cells of known types exceeds."""
+        """Return the signal that the share ``rate`` (0-1) of held-out cells of known types exceeds."""
         return float(np.interp(1.0 - rate, np.linspace(0.0, 1.0, len(self.quantiles)), self.quantiles))
 
     def score(
         self, found: Float64, depths: Float64, predicted: Int64, *, rate: float = FALSE_NOVEL_RATE
     ) -> Float32:
         """Return (n,) novelty, 0 to 1, of cells with signals (n, 3); 0.5 is the threshold of ``rate``."""
-        z = self.mean_signal(found, depths, predicted) - self.threshold(rate)
+        z = self.whole_signal(found, depths, predicted) - self.threshold(rate)
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -30, 30))), dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,9 +173,11 @@ class Novelty:
             "mean": self.mean.tolist(),
             "sd": self.sd.tolist(),
             "quantiles": self.quantiles.tolist(),
+            "offset": self.offset,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Novelty:
         """Rebuild from :meth:`to_dict`."""
-        return cls(*(np.array(data[name]) for name in ("curve", "range", "mean", "sd", "quantiles")))
+        names = ("curve", "range", "mean", "sd", "quantiles")
+        return cls(**{name: np.array(data[name]) for name in names}, offset=float(data["offset"]))

@@ -45,9 +45,13 @@ REGIMES = {
     for regime in (
         Regime("same", 0.0, 0.0, 0.0),
         Regime("panel", 0.5, 0.45, 0.7),
+        Regime("few", 0.5, 0.45, 0.92),
         Regime("species", 0.9, 0.8, 0.4),
+        Regime("species_few", 0.9, 0.8, 0.92),
     )
 }
+#: Regimes of queries of the reference's species, and of another one.
+NEAR, FAR = ("same", "panel", "few"), ("species", "species_few")
 
 #: What counts as novel in a regime is judged by held-out cells of this one. Cells of another species look
 #: newer than the spread of their genes makes them: with the measured one a quarter of the mouse cells
@@ -55,7 +59,9 @@ REGIMES = {
 NOVELTY_REGIMES = {
     "same": REGIMES["same"],
     "panel": REGIMES["panel"],
+    "few": REGIMES["few"],
     "species": Regime("far", 2.5, 0.0, 0.4),
+    "species_few": Regime("far_few", 2.5, 0.0, 0.92),
 }
 
 
@@ -67,9 +73,13 @@ def regime_of(*, via_orthologs: bool, measured_share: float) -> str:
     measured_share
         Share (0-1) of the reference's genes that the query measured.
     """
-    if via_orthologs:
-        return "species"
-    return "panel" if measured_share < 0.5 else "same"
+    share = max(measured_share, 1e-6)
+
+    def apart(name: str) -> float:
+        """Return how far the share is from the one simulated, as a ratio."""
+        return abs(float(np.log(share / (1.0 - REGIMES[name].missing))))
+
+    return min(FAR if via_orthologs else NEAR, key=apart)
 
 
 def simulate(

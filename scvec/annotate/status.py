@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["STATUSES", "low_quality_floor", "statuses"]
+__all__ = ["COVERAGE", "STATUSES", "low_quality_floor", "statuses"]
 
 STATUSES = ("confident", "ambiguous", "novel", "low_quality")
 
 #: Below an even chance, another answer is about as likely.
 CONFIDENCE_BAR = 0.5
+#: Coverage of the label sets that say whether another label fits a cell as well.
+COVERAGE = 0.9
 
 
 def statuses(
     *,
     confidence: npt.NDArray[np.float32],
     novelty: npt.NDArray[np.float32],
-    agree: npt.NDArray[np.bool_],
+    n_labels: npt.NDArray[np.integer[Any]],
     low_quality: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.str_]:
     """Return (n,) statuses; the gravest that applies.
@@ -26,12 +30,12 @@ def statuses(
     ----------
     confidence, novelty
         (n,) 0 to 1.
-    agree
-        (n,) whether neighbours and head name one label.
+    n_labels
+        (n,) labels in the set of each cell at :data:`COVERAGE`.
     low_quality
         (n,) cells with too little in them to say anything.
     """
-    status = np.where(agree & (confidence >= CONFIDENCE_BAR), "confident", "ambiguous")
+    status = np.where((n_labels <= 1) & (confidence >= CONFIDENCE_BAR), "confident", "ambiguous")
     status = np.where(novelty > 0.5, "novel", status)
     return np.where(low_quality, "low_quality", status)
 

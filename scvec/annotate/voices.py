@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scvec.annotate.head import Head
 from scvec.annotate.knn import vote
 from scvec.annotate.linear import Linear
+from scvec.annotate.novelty import depth
 from scvec.annotate.pool import VOICES, log_softmax
 from scvec.annotate.prototypes import Prototypes
 from scvec.annotate.spread import Spread
@@ -40,21 +41,25 @@ class Heard:
     distances
         (n, n_classes, 2) float32 of :meth:`scvec.annotate.spread.Spread.away`: no voice, but what novelty is
         measured by.
+    n_detected, depths
+        (n,) int64 genes found in each cell, of those that the encoder knows, and :func:`novelty.depth`.
     """
 
     vectors: Float32
     neighbors: Neighbors
     scores: list[Float32]
     distances: Float32
+    n_detected: Int64
+    depths: npt.NDArray[np.float64]
 
     def restricted(self, allowed: npt.NDArray[np.bool_]) -> Heard:
         """Return the same with the scores of other classes than ``allowed`` (n_classes,) put out of reach."""
         scores = [np.where(allowed, s, np.float32(OUT_OF_REACH)) for s in self.scores]
-        return Heard(self.vectors, self.neighbors, scores, self.distances)
+        return replace(self, scores=scores)
 
 
 class Voices:
-    """Head, neighbours, prototypes and linear classifier of one set of labelled cells.
+    """Head, neighbours, prototypes, linear classifier and plain centroids of one set of labelled cells.
 
     Parameters
     ----------
@@ -62,6 +67,9 @@ class Voices:
         Index of the labelled cells' vectors; row i has ``labels[i]``.
     labels
         (n_reference,) int64, -1 for cells without a label.
+    genes
+        Numbers of the genes that all voices but the prototypes know, of those that cells come with; all of
+        them when None.
     """
 
     def __init__(
@@ -73,12 +81,15 @@ class Voices:
         linear: Linear,
         index: VectorIndex,
         labels: Int64,
+        genes: Int64 | None = None,
     ) -> None:
         if index.n != len(labels):
             raise ValueError(f"{index.n} vectors in the index for {len(labels)} labels")
         self.encoder, self.head, self.prototypes = encoder, head, prototypes
+        self.centroids = prototypes.plain()
         self.spread, self.linear = spread, linear
         self.index, self.labels = index, labels
+        self.genes = np.arange(prototypes.centroids.shape[1]) if genes is None else genes
 
     @property
     def n_classes(self) -> int:
@@ -93,36 +104,54 @@ class Voices:
         labels: Int64,
         n_classes: int,
         *,
+        genes: Int64 | None = None,
+        variability: Float32 | None = None,
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> Voices:
-        """Train on labelled cells."""
+        """Train on labelled cells.
+
+        Parameters
+        ----------
+        encoder
+            Of ``genes``, which are all that the cells have when None.
+        variability
+            (n_genes,) how variable each gene of the cells is; says which ones the prototypes use.
+        """
         from scvec.stores.indices import build_index
 
+        wide = Profile.from_cells(cells.X, labels)
+        prototypes = Prototypes.fit(cells.X, labels, n_classes, wide, variability)
+        if genes is not None:
+            cells = cells.select(genes)
         encoder.fit([cells], labels, seed=seed, progress=progress)
         vectors = encoder.encode(cells)
         head = Head.fit(encoder, vectors, labels, n_classes, seed=seed, progress=progress)
-        profile = Profile.from_cells(cells.X, labels)
-        prototypes = Prototypes.fit(cells.X, labels, n_classes, profile)
+        profile = wide if genes is None else wide.select(genes)
         spread = Spread.fit(cells, labels, n_classes, seed=seed)
         linear = Linear.fit(cells, labels, n_classes, profile)
-        return cls(encoder, head, prototypes, spread, linear, build_index(vectors), labels)
+        return cls(encoder, head, prototypes, spread, linear, build_index(vectors), labels, genes)
 
     def listen(self, chunk: CellChunk, n_neighbors: int, *, subset: Int64 | None = None) -> Heard:
         """Ask all voices about cells.
 
         Parameters
         ----------
+        chunk
+            Cells over all genes of the reference.
         subset
             Row numbers of the reference cells that may be neighbours; all when None.
         """
-        vectors = self.encoder.encode(chunk)
+        known = chunk.select(self.genes)
+        vectors = self.encoder.encode(known)
         neighbors = self.index.search(vectors, n_neighbors, subset=subset)
         by_name = {
             "head": self.head.scores(vectors),
             "knn": log_softmax(np.log(vote(neighbors, self.labels, self.n_classes))).astype(np.float32),
             "prototype": self.prototypes.scores(chunk),
-            "linear": self.linear.scores(chunk),
+            "linear": self.linear.scores(known),
+            "centroid": self.centroids.scores(chunk),
         }
         scores = [by_name[name] for name in VOICES]
-        return Heard(vectors, neighbors, scores, self.spread.away(chunk))
+        found = np.diff(known.X.indptr).astype(np.int64)
+        return Heard(vectors, neighbors, scores, self.spread.away(known), found, depth(known))

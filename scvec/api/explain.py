@@ -110,6 +110,7 @@ class Explainer:
     ) -> None:
         from scvec.api.matching import match_genes
         from scvec.api.query import rows_asked
+        from scvec.api.query_genes import query_genes
         from scvec.api.references import load_model
         from scvec.api.resolvers import stored_resolver
 
@@ -117,11 +118,10 @@ class Explainer:
         self._label, self._confidence = label, confidence
         self.parameters = dict(parameters)
         self._stored = _same_reference(store, parameters)
-        resolver = stored_resolver(store)
         species = str(parameters.get("species", "auto"))
-        self._matched = match_genes(source, resolver, species=species, force=True)
-        meta = self._stored.meta
-        self._genes = resolver.map_to(self._matched.match, meta["genes"], meta["species"])
+        self._matched = match_genes(source, stored_resolver(store), species=species, force=True)
+        unmatched = str(parameters.get("unmatched_genes", "drop"))
+        self._genes = query_genes(store, self._stored, self._matched, unmatched_genes=unmatched)
         self._model = load_model(self._stored)
         self._subset = rows_asked(self._stored, parameters.get("where"))
         self._origins = origins(self._stored)
@@ -297,18 +297,22 @@ class Explainer:
     def _gene_evidence(
         self, found: Evidence, by_gene: npt.NDArray[np.float64], chunk: CellChunk, n_genes: int
     ) -> list[GeneEvidence]:
+        from scvec.api.references import genes_of
+
         total = by_gene.mean(axis=0)
         top = np.lexsort((np.arange(len(total)), -np.abs(total)))[:n_genes]
         top = top[total[top] != 0]
         if len(top) == 0:
             return []
-        gene_ids = [str(self._stored.meta["genes"][g]) for g in top]
+        all_genes = genes_of(self._stored)
+        columns = found.columns[top]
+        gene_ids = [str(all_genes[g]) for g in columns]
         with self._store.knowledge() as kb:
-            table = kb.genes(self._stored.meta["species"]).set_index("gene_id")
+            table = kb.genes().set_index("gene_id")
             symbols = table["symbol"].reindex(gene_ids).fillna("").tolist()
             texts = kb.descriptions(gene_ids)
-        expression = np.asarray(chunk.X[:, top].mean(axis=0)).ravel()
-        means = self._model.voices.spread.centroids[:, top]
+        expression = np.asarray(chunk.X[:, columns].mean(axis=0)).ravel()
+        means = self._model.voices.prototypes.centroids[:, columns]
         expected, other = means[found.winner].mean(axis=0), means[found.other].mean(axis=0)
         genes = []
         for i, g in enumerate(top):

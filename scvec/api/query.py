@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from scvec.annotate.annotation import Annotation, check_columns
 from scvec.annotate.majority import clusters, majority, need_igraph
+from scvec.api.judging import judged, provenance
 from scvec.api.stages import Stages
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
@@ -51,6 +52,7 @@ def query(
     false_novel_rate: float = 0.05,
     majority_vote: bool = False,
     columns: str = "scvec",
+    unmatched_genes: str = "drop",
     force: bool = False,
     device: str = "auto",
     progress: Progress = no_progress,
@@ -68,7 +70,7 @@ def query(
     n_neighbors
         Neighbours that vote; clipped to the number of reference cells.
     method
-        ``both``, ``knn``, ``head``, ``prototype`` or ``linear``.
+        ``both``, ``knn``, ``head``, ``prototype``, ``linear`` or ``centroid``.
     memory
         Bytes that reading may use, as a number or like ``"4G"``; half of what is free where not given.
     where
@@ -84,6 +86,9 @@ def query(
         label depends on the other cells of the query; needs the extra ``cluster``.
     columns
         ``scvec``, or ``celltypist``: tables get the columns that CellTypist writes instead, an h5ad both.
+    unmatched_genes
+        ``drop``, or ``text``: a gene of the query that stands for none of the reference's stands for one
+        that is left over, where the text vectors of the two are alike (docs/species.md: what it is worth).
     force
         Go on where few genes match.
 
@@ -97,8 +102,10 @@ def query(
     from scvec.annotate.pool import VOICES
     from scvec.api.device import check_device
     from scvec.api.matching import match_genes
-    from scvec.api.references import load_model
+    from scvec.api.query_genes import query_genes
+    from scvec.api.references import load_model, species_of
     from scvec.api.resolvers import stored_resolver
+    from scvec.api.unmatched import UNMATCHED
     from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
 
@@ -106,6 +113,10 @@ def query(
     check_columns(columns)
     if majority_vote:
         need_igraph()
+    if unmatched_genes not in UNMATCHED:
+        raise InputError(
+            f"unmatched_genes is drop or text, not {unmatched_genes!r}", fix="give one of the two"
+        )
     _check_share("coverage", coverage)
     _check_share("false_novel_rate", false_novel_rate)
     target = _check_output(output, path)
@@ -121,11 +132,12 @@ def query(
         with stages("genes"):
             resolver = stored_resolver(opened)
             matched = match_genes(source, resolver, species=species, force=force)
-            genes = resolver.map_to(matched.match, stored.meta["genes"], stored.meta["species"])
-            source.notes += [matched.summary, *genes.notes]
-            share = _check_overlap(source, genes, force)
+            genes = query_genes(
+                opened, stored, matched, unmatched_genes=unmatched_genes, device=device, progress=progress
+            )
         with stages("load reference"):
             model = load_model(stored)
+        share = _check_overlap(source, genes.measured[model.voices.genes], force)
         available = len(subset) if subset is not None else stored.n
         if n_neighbors > available:
             source.notes.append(f"n_neighbors clipped from {n_neighbors} to the {available} reference cells")
@@ -142,6 +154,7 @@ def query(
                 subset=subset,
                 coverage=coverage,
                 false_novel_rate=false_novel_rate,
+                foreign=matched.match.species not in species_of(stored.meta),
             )
         if model.calibration.held_out == "cells":
             source.notes.append(
@@ -149,19 +162,20 @@ def query(
                 "cells of its own batches (ingest it with --batch-key)"
             )
         parameters = {
-            **_provenance(opened.generation.number, stored, matched),
+            **provenance(opened.generation.number, stored, matched),
             "method": method,
             "n_neighbors": n_neighbors,
             "where": where,
             "layer": layer,
             "coverage": coverage,
             "false_novel_rate": false_novel_rate,
+            "unmatched_genes": unmatched_genes,
             "regime": regime,
             "reference_genes_measured": share,
             "voices": dict(zip(VOICES, model.calibration.pools[regime].shares, strict=True)),
         }
         with stages("judge"):
-            annotation = _annotation(source, stored, model, prediction, share, parameters, stages)
+            annotation = judged(source, stored, model, prediction, share, parameters, stages)
             annotation = replace(annotation, explainer=_explainer(store, path))
         if majority_vote:
             with stages("cluster"):
@@ -252,9 +266,9 @@ def _check_share(option: str, value: float | None) -> None:
         raise InputError(f"{option} is a share between 0 and 1, not {value:g}", fix="give one such as 0.9")
 
 
-def _check_overlap(source: CellSource, genes: GeneMap, force: bool) -> float:
+def _check_overlap(source: CellSource, measured: npt.NDArray[np.bool_], force: bool) -> float:
     """Return the share of the reference's genes that were measured; refuse where it is next to none."""
-    n, total = int(genes.measured.sum()), len(genes.measured)
+    n, total = int(measured.sum()), len(measured)
     if n < min(MIN_GENES, total) and not force:
         raise InputError(
             f"only {n} of the {total:,} genes of the reference are in the query",
@@ -283,13 +297,14 @@ def _predict(
     genes: GeneMap,
     *,
     share: float,
+    foreign: bool,
     progress: Progress,
     **options: Any,
 ) -> tuple[Prediction, str]:
     from scvec.annotate.model import Prediction
     from scvec.annotate.shift import regime_of
 
-    regime = regime_of(via_orthologs=genes.via_orthologs, measured_share=share)
+    regime = regime_of(via_orthologs=foreign, measured_share=share)
     total, parts = matched.source.n_obs, []
     done = 0
     for chunk in matched.chunks(genes, CHUNK):
@@ -297,66 +312,6 @@ def _predict(
         done += len(chunk)
         progress("annotating cells", done, total)
     return Prediction.concatenate(parts), regime
-
-
-def _provenance(generation: int, stored: StoredReference, matched: MatchedSource) -> dict[str, Any]:
-    from scvec import __version__
-
-    meta = stored.meta
-    return {
-        "scvec": __version__,
-        "reference": stored.name,
-        "reference_fingerprint": stored.fingerprint,
-        "reference_species": meta["species"],
-        "generation": generation,
-        "space": meta["space"]["fingerprint"] if meta["space"] else "none",
-        "backbone": meta["space"]["backbone"] if meta["space"] else "none",
-        "encoder": meta["model"]["encoder"]["name"],
-        "calibrated_on": meta["model"]["calibration"]["held_out"],
-        "genes": matched.summary,
-        "species": matched.match.species,
-        "expression": matched.source.state.message,
-    }
-
-
-def _annotation(
-    source: CellSource,
-    stored: StoredReference,
-    model: ReferenceModel,
-    found: Prediction,
-    share: float,
-    parameters: dict[str, Any],
-    stages: Stages,
-) -> Annotation:
-    from scvec.annotate.ontology import ClassOntology
-    from scvec.annotate.status import statuses
-
-    classes = np.array(stored.meta["classes"])
-    best = found.proba.argmax(axis=1)
-    knn, head = (found.voices[v].argmax(axis=1) for v in ("knn", "head"))
-    confidence = found.proba[np.arange(len(best)), best].astype(np.float32)
-    low = found.n_detected < model.floor * share
-    status = statuses(confidence=confidence, novelty=found.novelty, agree=knn == head, low_quality=low)
-    broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).broad(found.proba)
-    return Annotation(
-        cells=np.array(source.obs_names),
-        classes=tuple(str(c) for c in classes),
-        label=classes[best],
-        label_knn=classes[knn],
-        label_head=classes[head],
-        label_broad=np.array(broad),
-        cl_id=np.array(ids),
-        status=status,
-        confidence=confidence,
-        novelty=found.novelty,
-        proba=found.proba,
-        sets=found.sets,
-        vectors=found.vectors,
-        neighbors=found.neighbors,
-        parameters=parameters,
-        notes=list(dict.fromkeys(source.notes)),
-        seconds=stages.seconds,
-    )
 
 
 def _explainer(store: Path | str, path: Path | str | AnnData) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +22,22 @@ from scvec.profiles import Profile
 if TYPE_CHECKING:
     from scvec.stores.stored import StoredReference
 
-__all__ = ["CODE_COLUMN", "load_model", "model_state"]
+__all__ = [
+    "CODE_COLUMN",
+    "FACTOR",
+    "SPECIES_COLUMN",
+    "genes_of",
+    "load_model",
+    "model_state",
+    "species_of",
+]
 
 #: Column of a reference's obs table that holds the class number of each cell.
 CODE_COLUMN = "_scvec_class"
+#: Column that holds the species of each cell where a reference has two, for ``--where``.
+SPECIES_COLUMN = "scvec_species"
+#: Prefix of the tensors that hold what the genes of another species are multiplied by.
+FACTOR = "axis.factor."
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -38,6 +51,9 @@ def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
         **_prefixed("encoder.", encoder_tensors),
         **_prefixed("head.", head_tensors),
         "prototypes.centroids": model.voices.prototypes.centroids,
+        "prototypes.variability": model.voices.prototypes.variability,
+        **_prefixed("prototypes.", model.voices.prototypes.profile.state()),
+        "voices.genes": model.voices.genes,
         **_prefixed("spread.", model.voices.spread.state()),
         "linear.W": model.voices.linear.W,
         "linear.b": model.voices.linear.b,
@@ -50,6 +66,23 @@ def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
         "floor": model.floor,
     }
     return tensors, meta
+
+
+def genes_of(stored: StoredReference) -> list[str]:
+    """Return the ids of all genes of a reference, those that only its prototypes use among them.
+
+    Raises
+    ------
+    StoreError
+        If an earlier version made it.
+    """
+    genes = stored.meta.get("all_genes")
+    if not isinstance(genes, list):
+        raise StoreError(
+            f"reference {stored.name!r} was made by an earlier version, with fewer genes than are needed now",
+            fix="ingest it again: scvec ingest cells",
+        )
+    return genes
 
 
 def load_model(stored: StoredReference) -> ReferenceModel:
@@ -69,12 +102,19 @@ def load_model(stored: StoredReference) -> ReferenceModel:
         voices = Voices(
             encoder,
             Head(head_tensors["W"], head_tensors["b"], model["head"]["activation"]),
-            Prototypes(tensors["prototypes.centroids"], profile),
+            Prototypes(
+                tensors["prototypes.centroids"],
+                Profile.from_state(_under("prototypes.", tensors)),
+                tensors["prototypes.variability"],
+            ),
             Spread(**_under("spread.", tensors)),
             Linear(tensors["linear.W"], tensors["linear.b"], profile),
             stored.index,
             stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
+            tensors["voices.genes"],
         )
+        if [meta["all_genes"][i] for i in voices.genes] != meta["genes"]:
+            raise ValueError("the genes of the encoder are others")
         if voices.n_classes != len(meta["classes"]) or encoder.embed_dim != stored.dim:
             raise ValueError("numbers of classes or dimensions differ")
         return ReferenceModel(voices, Calibration.from_dict(model["calibration"]), float(model["floor"]))
@@ -83,6 +123,14 @@ def load_model(stored: StoredReference) -> ReferenceModel:
             f"the parts of reference {stored.name!r} do not fit together ({error})",
             fix="ingest it again: scvec ingest cells",
         ) from error
+
+
+def species_of(meta: Mapping[str, Any]) -> dict[str, int]:
+    """Return species -> cells of a reference, that whose ids its genes have first.
+
+    References of earlier versions are of one species and say no number: it is 0 there.
+    """
+    return {meta["species"]: 0, **meta.get("species_cells", {})}
 
 
 def _prefixed(prefix: str, tensors: Tensors) -> Tensors:

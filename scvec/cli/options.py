@@ -32,6 +32,7 @@ __all__ = [
     "reference_option",
     "species_option",
     "timeout_option",
+    "unmatched_option",
     "where_option",
 ]
 
@@ -165,6 +166,17 @@ def false_novel_option(function: F) -> F:
     )(function)
 
 
+def unmatched_option(function: F) -> F:
+    """Add ``--unmatched-genes``."""
+    return click.option(
+        "--unmatched-genes",
+        type=click.Choice(["drop", "text"]),
+        default="drop",
+        show_default=True,
+        help="Genes that the reference lacks: dropped, or matched by what is written about them.",
+    )(function)
+
+
 def device_option(function: F) -> F:
     """Add ``--device``."""
     return click.option(
@@ -222,7 +234,7 @@ n_neighbors_option = click.option(
 )
 method_option = click.option(
     "--method",
-    type=click.Choice(["both", "knn", "head", "prototype", "linear"]),
+    type=click.Choice(["both", "knn", "head", "prototype", "linear", "centroid"]),
     default="both",
     show_default=True,
     help="Which voices decide; both means all of them, combined.",

@@ -19,6 +19,7 @@ from scvec.cli.options import (
     n_neighbors_option,
     pass_session,
     reference_option,
+    unmatched_option,
     where_option,
 )
 
@@ -56,6 +57,7 @@ __all__ = ["query"]
     show_default=True,
     help="Names of the columns: scvec's own, or those that CellTypist writes.",
 )
+@unmatched_option
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
 @global_options
@@ -76,6 +78,7 @@ def query(
     false_novel_rate: float,
     majority_vote: bool,
     columns: str,
+    unmatched_genes: str,
     force: bool,
     device: str,
 ) -> None:
@@ -105,6 +108,7 @@ def query(
             false_novel_rate=false_novel_rate,
             majority_vote=majority_vote,
             columns=columns,
+            unmatched_genes=unmatched_genes,
             force=force,
             device=device,
             progress=progress,

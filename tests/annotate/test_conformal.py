@@ -75,3 +75,13 @@ def test_many_cells_are_thinned_without_moving_the_bar() -> None:
 def test_a_coverage_is_a_share() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         LabelSets.fit(*cells(30, 0)).bars(1.0)
+
+
+def test_sizes_leave_out_labels_that_too_few_cells_tell_of() -> None:
+    # Class 1 has no held-out cell of its own, and five in all are too few for a bar at 90%.
+    few = LabelSets.fit(np.tile(np.float32([0.9, 0.1]), (5, 1)), np.zeros(5, np.int64))
+    p = np.array([[0.5, 0.5]], np.float32)
+    assert few.sets(p, 0.9).sum() == 2 and few.sizes(p, 0.9).tolist() == [0]
+    many = LabelSets.fit(np.tile(np.float32([0.9, 0.1]), (50, 1)), np.zeros(50, np.int64))
+    new = np.array([[0.95, 0.05], [0.5, 0.5], [0.9, 0.9]], np.float32)
+    assert many.sizes(new, 0.9).tolist() == many.sets(new, 0.9).sum(axis=1).tolist() == [1, 0, 2]

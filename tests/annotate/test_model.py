@@ -40,7 +40,7 @@ class SpyEncoder(PCAEncoder):
 
     @classmethod
     def of(cls, part: CellChunk, labels: Any) -> SpyEncoder:
-        gathered = StatisticsAccumulator(N_GENES)
+        gathered = StatisticsAccumulator(part.X.shape[1])
         gathered.add(part.X)
         cls.made.append((len(part), hash(part.X.data.tobytes())))
         return cls(Scaling.from_statistics(gathered.result()), embed_dim=8)
@@ -190,3 +190,26 @@ def test_calibration_goes_through_json(model: ReferenceModel) -> None:
         np.testing.assert_array_equal(a.novelty, b.novelty)
     shares = again.record["same"]["voices"]
     assert set(shares) == set(VOICES) and sum(v["share"] for v in shares.values()) == pytest.approx(1.0)
+
+
+def test_genes_that_only_prototypes_know_name_a_panel_that_lacks_all_others() -> None:
+    known = np.arange(0, N_GENES, 4)
+    chunk, labels = cells(0)
+    fitted, _ = ReferenceModel.fit(SpyEncoder.of, chunk, labels, N_CLASSES, genes=known)
+    assert fitted.voices.prototypes.centroids.shape == (N_CLASSES, N_GENES)
+    assert fitted.voices.linear.W.shape == (N_CLASSES, len(known))
+    new, truth = cells(1)
+    whole = fitted.predict(new, regime="same")
+    assert (whole.n_detected == (new.X[:, known].toarray() > 0).sum(axis=1)).all()
+    assert (whole.proba.argmax(axis=1) == truth).mean() > 0.9
+    measured = np.ones(N_GENES, bool)
+    measured[known] = False
+    X = sp.csr_matrix(new.X.multiply(measured.astype(np.float32)))
+    X.eliminate_zeros()
+    panel = fitted.predict(CellChunk(X, measured), regime="few")
+    assert (panel.n_detected == 0).all()
+    assert (panel.voices["prototype"].argmax(axis=1) == truth).mean() > 0.9
+    assert (panel.proba.argmax(axis=1) == truth).mean() > 0.9
+    # A cell's label does not depend on the cells beside it.
+    alone = fitted.predict(CellChunk(X[7], measured), regime="few")
+    np.testing.assert_allclose(alone.proba[0], panel.proba[7], atol=1e-5)

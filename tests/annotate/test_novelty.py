@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from scvec.annotate.calibration import _nearer
 from scvec.annotate.novelty import N_QUANTILES, PRIOR_CELLS, Novelty, depth, signals
 from scvec.types import CellChunk
 
@@ -18,7 +20,7 @@ Array = np.ndarray
 
 
 def sample(n: int, seed: int, n_classes: int = 3) -> tuple[Array, Array, Array]:
-    """Signals, depths and classes; the cosine falls with depth, the odds belong to the class."""
+    """Signals, depths and classes; the cosine falls with depth, the membership belongs to the class."""
     rng = np.random.default_rng(seed)
     classes = rng.integers(0, n_classes, n)
     depths = rng.normal(6.0, 0.5, n)
@@ -57,8 +59,8 @@ def test_a_shallow_cell_is_not_new_for_its_low_cosine() -> None:
     np.testing.assert_array_equal(extreme, novelty.score(found[:1], novelty.range[:1], classes[:1]))
 
 
-def test_odds_are_compared_within_the_class() -> None:
-    # Class 2 shares its probability with a sibling as a rule; in class 0 the same odds are a sign.
+def test_memberships_are_compared_within_the_class() -> None:
+    # Class 2 shares its members with a sibling as a rule; in class 0 as little membership is a sign.
     found, depths, classes = sample(3000, 0)
     novelty = Novelty.fit(found, depths, classes, 3)
     known, new = sample(600, 1), sample(200, 2)
@@ -71,11 +73,11 @@ def test_odds_are_compared_within_the_class() -> None:
     assert roc_auc_score(truth, np.concatenate([known[0][keep, 2], new[0][first, 2]])) < 0.6
 
 
-def test_mean_and_spread_of_odds_by_hand() -> None:
-    odds = np.array([1.0, 3.0, 10.0])
-    found = np.column_stack([np.zeros(3), np.zeros(3), odds])
+def test_mean_and_spread_of_memberships_by_hand() -> None:
+    outside = np.array([1.0, 3.0, 10.0])
+    found = np.column_stack([np.zeros(3), np.zeros(3), outside])
     novelty = Novelty.fit(found, np.zeros(3), np.array([0, 0, 1]), 3)
-    overall, spread = odds.mean(), odds.std()
+    overall, spread = outside.mean(), outside.std()
     mean = np.array([4 + 5 * overall, 10 + 5 * overall, 5 * overall]) / np.array([7, 6, 5])
     np.testing.assert_allclose(novelty.mean[:, 2], mean)
     squares = [(1 - mean[0]) ** 2 + (3 - mean[0]) ** 2, (10 - mean[1]) ** 2, 0.0]
@@ -100,6 +102,40 @@ def test_a_class_never_given_and_signals_all_alike() -> None:
     assert np.isfinite(got).all() and got[2] > 0.99 and not (got[:2] > 0.5).any()
 
 
+def test_the_signs_count_as_much_as_they_should() -> None:
+    novelty = Novelty(np.zeros(3), np.zeros(2), np.zeros((1, 3)), np.ones((1, 3)), np.zeros(5))
+    found, none = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), np.zeros(3, np.int64)
+    np.testing.assert_allclose(novelty.whole_signal(found, np.zeros(3), none), np.array([2, 3, 2]) / 7)
+
+
+def test_a_cosine_far_off_is_enough_by_itself() -> None:
+    found, depths, classes = sample(3000, 0)
+    novelty = Novelty.fit(found, depths, classes, 3)
+    strange = found.copy()
+    strange[:, 0] += 0.5  # ten standard deviations
+    strange[:, 1:] -= 3.0 * found[:, 1:].std(axis=0)
+    assert (novelty.score(strange, depths, classes) > 0.5).all()
+    without = replace(novelty, offset=float("inf"))
+    assert not (without.score(strange - [0.25, 0, 0], depths, classes) > 0.5).all()
+    # It takes its part of the false alarms, and they stay those that were stated.
+    assert (novelty.score(found, depths, classes) > 0.5).mean() == pytest.approx(0.05, abs=0.004)
+
+
+def test_thresholds_come_nearer_where_new_cells_are_expected_to() -> None:
+    given = sample(3000, 0)
+    plain, near = Novelty.fit(*given, 3), Novelty.fit(*given, 3, shrink=0.75)
+    middle = plain.threshold(0.5)
+    assert near.threshold(0.5) == pytest.approx(middle, abs=1e-9)
+    for rate in (0.01, 0.05, 0.2):
+        assert near.threshold(rate) - middle == pytest.approx(0.75 * (plain.threshold(rate) - middle))
+    assert near.threshold(0.8) == plain.threshold(0.8)  # what lies near was not far to begin with
+
+
+@pytest.mark.parametrize(("n", "expected"), [(0, 1.0), (1, 1.0), (2, 0.75), (3, 8 / 9), (6, 14 / 15)])
+def test_how_much_nearer_follows_from_the_number_of_batches(n: int, expected: float) -> None:
+    assert _nearer(n, min(n, 3)) == pytest.approx(expected)
+
+
 def test_json_round_trip() -> None:
     novelty = Novelty.fit(*sample(50, 1), 3)
     again = Novelty.from_dict(json.loads(json.dumps(novelty.to_dict())))
@@ -115,8 +151,9 @@ def test_a_yardstick_of_another_shape_is_refused() -> None:
 
 def test_signals_by_hand() -> None:
     distances = np.array([[[0.1, 1.0], [0.8, 7.0]]], np.float32)
-    got = signals(distances, np.array([[0.25, 0.75]], np.float32))
-    np.testing.assert_allclose(got, [[0.8, np.log(7.0), np.log(0.2501 / 0.7501)]], rtol=1e-5)
+    linear = np.array([[0.9, 0.3]], np.float32)
+    got = signals(distances, linear, np.array([[0.25, 0.75]], np.float32))
+    np.testing.assert_allclose(got, [[0.8, np.log(7.0), 0.7]], rtol=1e-5)
 
 
 def test_depth_is_that_of_all_genes() -> None:

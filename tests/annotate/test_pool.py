@@ -13,7 +13,7 @@ from scvec.annotate.metrics import expected_calibration_error
 from scvec.annotate.pool import PRIORS, VOICES, Pool, log_softmax
 
 N_CLASSES = 4
-EVEN = (0.25,) * len(VOICES)
+EVEN = (1 / len(VOICES),) * len(VOICES)
 
 
 def voice(labels: Any, strength: float, seed: int, scale: float = 1.0) -> Any:
@@ -39,7 +39,7 @@ def test_log_softmax_is_that_of_scipy(seed: int, scale: float) -> None:
 def test_the_good_voice_gets_most_and_the_useless_one_nearly_nothing() -> None:
     labels = draw(800, 0)
     noise = np.random.default_rng(9).normal(size=(800, N_CLASSES)).astype(np.float32)
-    scores = [noise, voice(labels, 2.5, 1), voice(labels, 1.0, 2), noise[::-1]]
+    scores = [noise, voice(labels, 2.5, 1), voice(labels, 1.0, 2), noise[::-1], noise[:, ::-1]]
     pool = Pool.fit(scores, labels, prior=EVEN, pull=0.01)
     assert sum(pool.shares) == pytest.approx(1.0)
     assert pool.shares[1] > 0.5 > pool.shares[2] > 0.1 > 0.01 > max(pool.shares[0], pool.shares[3])
@@ -51,7 +51,7 @@ def test_the_good_voice_gets_most_and_the_useless_one_nearly_nothing() -> None:
 @pytest.mark.parametrize("scale", [0.05, 1.0, 20.0])
 def test_temperatures_undo_the_scale_of_a_voice(scale: float) -> None:
     labels, unseen = draw(1500, 0), draw(1500, 1)
-    voices = [voice(labels, 1.5, seed, s) for seed, s in ((1, scale), (2, 1.0), (3, 1.0), (4, 1.0))]
+    voices = [voice(labels, 1.5, seed, s) for seed, s in ((1, scale), (2, 1.0), (3, 1.0), (4, 1.0), (5, 1.0))]
     pool = Pool.fit(voices, labels)
     # Balanced classes: the sampling weights are even, and the factor that undoes the scale is known.
     assert pool.temperatures[0] == pytest.approx(1 / scale, rel=0.15)
@@ -68,7 +68,7 @@ def test_temperatures_undo_the_scale_of_a_voice(scale: float) -> None:
 
 def test_the_pool_is_calibrated_on_other_cells_and_no_worse_than_its_best_voice() -> None:
     labels, unseen = draw(1500, 0), draw(3000, 1)
-    strengths, scales = (1.2, 1.6, 0.8, 1.0), (8.0, 0.1, 1.0, 2.0)
+    strengths, scales = (1.2, 1.6, 0.8, 1.0, 0.5), (8.0, 0.1, 1.0, 2.0, 1.0)
     seen = [voice(labels, s, i, k) for i, (s, k) in enumerate(zip(strengths, scales, strict=True))]
     new = [voice(unseen, s, 50 + i, k) for i, (s, k) in enumerate(zip(strengths, scales, strict=True))]
     pool = Pool.fit(seen, labels, prior=EVEN)
@@ -85,7 +85,7 @@ def test_confidence_holds_for_cells_as_they_come() -> None:
     rng = np.random.default_rng(0)
     labels = (rng.random(3000) < 0.05).astype(np.int64)
     loud = np.where(labels == 0, 4.0, 0.5)[:, None]
-    scores = [(voice(labels, 1.0, seed) * loud).astype(np.float32) for seed in (1, 2, 3, 4)]
+    scores = [(voice(labels, 1.0, seed) * loud).astype(np.float32) for seed in (1, 2, 3, 4, 5)]
     p = Pool.fit(scores, labels).combine(scores)
     rows = np.arange(3000)
     loss = -np.log(p[rows, labels]).mean()
@@ -95,7 +95,7 @@ def test_confidence_holds_for_cells_as_they_come() -> None:
 
 
 def test_combine_is_a_weighted_sum_of_scores() -> None:
-    pool = Pool((0.5, 2.0, 0.0, 0.0), (1.0, 3.0, 1.0, 1.0), (0.2, 0.8, 0.0, 0.0))
+    pool = Pool((0.5, 2.0, 0.0, 0.0, 0.0), (1.0, 3.0, 1.0, 1.0, 1.0), (0.2, 0.8, 0.0, 0.0, 0.0))
     rng = np.random.default_rng(0)
     scores = [rng.normal(size=(7, N_CLASSES)).astype(np.float32) * 10 for _ in VOICES]
     z = 0.5 * scores[0].astype(float) + 2.0 * scores[1]
@@ -114,7 +114,8 @@ def test_combine_is_a_weighted_sum_of_scores() -> None:
 def test_scores_out_of_reach_have_no_probability() -> None:
     labels = draw(300, 0)
     scores = [
-        voice(labels, s, i, k) for i, (s, k) in enumerate([(1.0, 30.0), (1.5, 0.02), (0.5, 1.0), (1.0, 5.0)])
+        voice(labels, s, i, k)
+        for i, (s, k) in enumerate([(1.0, 30.0), (1.5, 0.02), (0.5, 1.0), (1.0, 5.0), (0.7, 1.0)])
     ]
     pool = Pool.fit(scores, labels)
     for s in scores:
@@ -127,7 +128,7 @@ def test_scores_out_of_reach_have_no_probability() -> None:
 def test_few_cells_silence_no_voice_and_one_voice_that_is_always_right_is_no_trouble() -> None:
     labels = np.array([0, 1, 0])
     mute = np.zeros((3, 2), np.float32)
-    scores = [np.eye(2, dtype=np.float32)[labels] * 5, mute, mute, mute]
+    scores = [np.eye(2, dtype=np.float32)[labels] * 5, mute, mute, mute, mute]
     pool = Pool.fit(scores, labels, prior=EVEN)
     assert min(pool.weights) > 0.1 and np.isfinite(pool.weights + pool.temperatures).all()
     assert (pool.combine(scores).argmax(axis=1) == labels).all()
@@ -143,7 +144,7 @@ def test_one_number_for_each_voice() -> None:
 @pytest.mark.parametrize("regime", PRIORS)
 def test_weights_are_drawn_to_the_prior_the_more_the_harder_the_pull(regime: str) -> None:
     labels = draw(400, 0)
-    scores = [voice(labels, 1.5, seed) for seed in (1, 2, 3)] + [voice(labels, 3.0, 4)]
+    scores = [voice(labels, 1.5, seed) for seed in (1, 2, 3, 5)] + [voice(labels, 3.0, 4)]
     prior = np.array(PRIORS[regime])
     assert prior.sum() == pytest.approx(1.0) and len(prior) == len(VOICES)
     away = []

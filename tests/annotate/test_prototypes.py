@@ -81,3 +81,33 @@ def test_a_class_without_cells_and_a_cell_without_counts() -> None:
 def test_a_profile_of_other_genes_is_refused() -> None:
     with pytest.raises(ValueError, match="12"):
         Prototypes(fit().centroids[:, :-1], fit().profile)
+
+
+def test_only_the_most_variable_measured_genes_are_heard_whatever_else_was_measured() -> None:
+    X = cells(1)
+    variability = np.array([5, 9, -np.inf, 1, 8, 2, 7, 3, 6, 0, 4, 10], np.float32)
+    profile = Profile.from_cells(cells(), LABELS)
+    whole = Prototypes.fit(cells(), LABELS, 3, profile)
+    chosen = Prototypes(whole.centroids, profile, variability, 3)
+    assert chosen.heard(np.ones(12, bool)).nonzero()[0].tolist() == [1, 4, 11]
+    some = np.ones(12, bool)
+    some[[1, 11]] = False
+    assert chosen.heard(some).nonzero()[0].tolist() == [4, 6, 8]
+    # What is not heard changes nothing: the same as where no other gene was measured.
+    only = np.isin(np.arange(12), [4, 6, 8])
+    expected = whole.scores(CellChunk(X, only))
+    np.testing.assert_allclose(chosen.scores(CellChunk(X, some)), expected, atol=1e-6)
+    # Another query in between is not mixed up with it, and a gene of no variability is never heard.
+    chosen.scores(CellChunk(X, np.ones(12, bool)))
+    np.testing.assert_allclose(chosen.scores(CellChunk(X, some)), expected, atol=1e-6)
+    assert not Prototypes(whole.centroids, profile, variability, 12).heard(np.ones(12, bool))[2]
+
+
+def test_plain_centroids_leave_the_spread_out_of_account() -> None:
+    voice, X, whole = fit(), cells(1).toarray().astype(float), np.ones(12, bool)
+    a, c, u = X, voice.centroids.astype(float), voice.profile.mean.astype(float)
+    a, c = (z - np.outer(z @ u, u) / (u @ u) for z in (a, c))
+    expected = (a @ c.T) / np.maximum(np.linalg.norm(a, axis=1), 1e-9)[:, None]
+    expected /= np.maximum(np.linalg.norm(c, axis=1), 1e-9)
+    got = voice.plain().scores(CellChunk(sp.csr_matrix(X.astype(np.float32)), whole))
+    np.testing.assert_allclose(got[:, [0, 2]], expected[:, [0, 2]], atol=1e-5)

@@ -21,8 +21,9 @@ def cells(n_genes: int = 2000) -> CellChunk:
 
 @pytest.mark.parametrize(
     ("via_orthologs", "share", "regime"),
-    [(False, 1.0, "same"), (False, 0.5, "same"), (False, 0.49, "panel"), (False, 0.0, "panel"),
-     (True, 1.0, "species"), (True, 0.1, "species")],
+    [(False, 1.0, "same"), (False, 0.56, "same"), (False, 0.54, "panel"), (False, 0.16, "panel"),
+     (False, 0.15, "few"), (False, 0.0, "few"), (True, 1.0, "species"), (True, 0.23, "species"),
+     (True, 0.2, "species_few"), (True, 0.0, "species_few")],
 )  # fmt: skip
 def test_regime_of(via_orthologs: bool, share: float, regime: str) -> None:
     assert regime_of(via_orthologs=via_orthologs, measured_share=share) == regime

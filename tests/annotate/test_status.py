@@ -10,23 +10,21 @@ import pytest
 from scvec.annotate.status import STATUSES, low_quality_floor, statuses
 
 
-def word(confidence: float, novelty: float, agree: bool, low: bool) -> str:
+def word(confidence: float, novelty: float, n_labels: int, low: bool) -> str:
     if low:
         return "low_quality"
     if novelty > 0.5:
         return "novel"
-    return "confident" if agree and confidence >= 0.5 else "ambiguous"
+    return "confident" if n_labels < 2 and confidence >= 0.5 else "ambiguous"
 
 
 def test_truth_table() -> None:
-    table = list(
-        itertools.product([0.0, 0.49, 0.5, 1.0], [0.0, 0.5, 0.51, 1.0], [False, True], [False, True])
-    )
-    confidence, novelty, agree, low = (np.array(column) for column in zip(*table, strict=True))
+    table = list(itertools.product([0.0, 0.49, 0.5, 1.0], [0.0, 0.5, 0.51, 1.0], [0, 1, 2, 5], [False, True]))
+    confidence, novelty, n_labels, low = (np.array(column) for column in zip(*table, strict=True))
     got = statuses(
         confidence=confidence.astype(np.float32),
         novelty=novelty.astype(np.float32),
-        agree=agree.astype(bool),
+        n_labels=n_labels.astype(np.int32),
         low_quality=low.astype(bool),
     )
     assert got.tolist() == [word(*row) for row in table]
@@ -35,7 +33,10 @@ def test_truth_table() -> None:
 
 def test_no_cells() -> None:
     none = np.zeros(0, np.float32)
-    assert statuses(confidence=none, novelty=none, agree=none > 1, low_quality=none > 1).tolist() == []
+    assert (
+        statuses(confidence=none, novelty=none, n_labels=none.astype(int), low_quality=none > 1).tolist()
+        == []
+    )
 
 
 def test_the_floor_is_half_the_first_percentile() -> None:

@@ -18,8 +18,12 @@ OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16", "e
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Callable[..., Any]) -> Path:
-    path = tmp_path_factory.mktemp("evaluate") / "store"
+def store(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_adata: Callable[..., Any],
+    new_store: Callable[[Path], Path],
+) -> Path:
+    path = new_store(tmp_path_factory.mktemp("evaluate") / "store")
     reference = tiny_adata(120, classes=3)
     terms = {"alpha": "CL:0000171", "beta": "CL:0000169", "acinar": "CL:0002064"}
     reference.obs["cell_type_ontology_term_id"] = reference.obs["cell_type"].astype(str).map(terms)

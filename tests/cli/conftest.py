@@ -243,9 +243,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def store(shelf: Path) -> Iterator[Path]:
+def store(shelf: Path, new_store: Callable[[Path], Path]) -> Iterator[Path]:
     """A store with one reference, which no test changes."""
-    store = shelf / "store"
+    store = new_store(shelf / "store")
     reference = good_file(shelf, "reference.h5ad")
     made = run(
         "--store", store, "ingest", "cells", reference, "--name", REFERENCE, "--label-key", "cell_type", *FAST
