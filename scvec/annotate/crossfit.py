@@ -47,33 +47,67 @@ class HeldOut:
 
 
 def make_folds(
-    labels: Int64, batches: npt.NDArray[np.str_] | None, *, n_folds: int, seed: int
+    labels: Int64,
+    batches: npt.NDArray[np.str_] | None,
+    *,
+    n_folds: int,
+    seed: int,
+    strata: npt.NDArray[np.str_] | None = None,
 ) -> tuple[Int64, str, list[str]]:
     """Return (fold of each cell, how they were made, notes).
 
     Whole batches are held out where there are at least two, since cells of one donor resemble each other;
     else cells, each class spread over the folds.
+
+    Parameters
+    ----------
+    strata
+        (n,) groups that are spread over the folds each by itself: a query of a species that the reference
+        has is not named by the other species alone.
     """
     rng = np.random.default_rng(seed)
-    names = np.unique(batches) if batches is not None else np.array([])
-    if batches is not None and len(names) >= 2:
-        # Largest batches first, each to the fold with the fewest cells so far.
-        sizes = {name: int((batches == name).sum()) for name in names}
-        load = np.zeros(min(n_folds, len(names)))
-        fold_of = {}
-        for name in sorted(names, key=lambda n: (-sizes[n], n)):
-            fold_of[name] = int(load.argmin())
-            load[fold_of[name]] += sizes[name]
-        return np.array([fold_of[b] for b in batches], dtype=np.int64), "batch", []
+    groups = np.zeros(len(labels), dtype=np.int64) if strata is None else strata
     folds = np.zeros(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        folds[rows] = (np.arange(len(rows)) + rng.integers(n_folds)) % n_folds
+    by_cells = []
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        names = np.unique(batches[rows]) if batches is not None else np.array([])
+        if batches is not None and len(names) >= 2:
+            folds[rows] = _by_batches(batches[rows], n_folds)
+        else:
+            folds[rows] = _by_cells(labels[rows], n_folds, rng)
+            by_cells.append(str(group))
+    if not by_cells:
+        return folds, "batch", []
+    if len(by_cells) < len(np.unique(groups)):
+        note = f"cells of one batch were held out, not whole batches, for {' and '.join(by_cells)}"
+        return folds, "batch", [f"{note}: confidence is optimistic there for data from elsewhere"]
     note = (
         "confidence was calibrated on held-out cells of the same batches, so it is optimistic for data from "
         "elsewhere; name the column of donors or batches with --batch-key"
     )
     return folds, "cells", [note]
+
+
+def _by_batches(batches: npt.NDArray[np.str_], n_folds: int) -> Int64:
+    """Return the fold of each cell: largest batches first, each to the fold with the fewest cells so far."""
+    names, sizes = np.unique(batches, return_counts=True)
+    size_of = dict(zip(names, sizes, strict=True))
+    load = np.zeros(min(n_folds, len(names)))
+    fold_of = {}
+    for name in sorted(names, key=lambda n: (-size_of[n], n)):
+        fold_of[name] = int(load.argmin())
+        load[fold_of[name]] += size_of[name]
+    return np.array([fold_of[b] for b in batches], dtype=np.int64)
+
+
+def _by_cells(labels: Int64, n_folds: int, rng: np.random.Generator) -> Int64:
+    """Return the fold of each cell: the cells of each class spread over all."""
+    folds = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        folds[rows] = (np.arange(len(rows)) + rng.integers(n_folds)) % n_folds
+    return folds
 
 
 def crossfit(

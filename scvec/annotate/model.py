@@ -96,6 +96,7 @@ class ReferenceModel:
         genes: Int64 | None = None,
         variability: Float32 | None = None,
         batches: npt.NDArray[np.str_] | None = None,
+        strata: npt.NDArray[np.str_] | None = None,
         n_neighbors: int = 15,
         n_folds: int = 3,
         seed: int = 0,
@@ -118,6 +119,8 @@ class ReferenceModel:
             (n_genes,) how variable each gene is; all alike when None.
         batches
             (n,) names of donors or batches; whole ones are held out.
+        strata
+            (n,) names of groups, such as species, that must not be held out as a whole.
 
         Returns
         -------
@@ -141,7 +144,7 @@ class ReferenceModel:
                 progress=progress,
             )
 
-        folds, held_out, notes = make_folds(labels, batches, n_folds=n_folds, seed=seed)
+        folds, held_out, notes = make_folds(labels, batches, strata=strata, n_folds=n_folds, seed=seed)
         seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)
         if not seen.labels and held_out == "batch":
             notes.append("the batches share no labels, so single cells were held out for calibration")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ import numpy.typing as npt
 from scvec.api.labelled import Labelled, incoherent_labels
 from scvec.api.reports import CellsReport
 from scvec.api.stages import Stages
-from scvec.errors import InputError
 from scvec.protocols import CellEncoder, Progress, no_progress
 from scvec.types import CellChunk, Float32
 
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvec.annotate.model import ReferenceModel
+    from scvec.api.axis import Axis
     from scvec.api.matching import MatchedSource
     from scvec.api.texts import EncodedGenes
     from scvec.encoders.statistics import GeneStatistics
-    from scvec.ingest.identity import GeneMap, GeneResolver
-    from scvec.types import Species
+    from scvec.ingest.identity import GeneMap
 
 __all__ = ["ingest_cells"]
 
@@ -48,6 +47,7 @@ def ingest_cells(
     max_cost: float | None = None,
     encoder: str = "adapted",
     batch_key: str | None = None,
+    label_map: Mapping[str, str] | Path | str | None = None,
     min_cells: int = 1,
     seed: int = 0,
     force: bool = False,
@@ -61,7 +61,8 @@ def ingest_cells(
     store
         Folder of the store; made where there is none.
     refs
-        h5ad files or AnnData objects of one species. Genes that one of them lacks are left out.
+        h5ad files or AnnData objects, of human, of mouse, or some of each. Genes that one of them lacks are
+        left out; the two species share genes through orthologs.
     name
         What the reference is called; one of that name is replaced.
     label_key
@@ -70,6 +71,9 @@ def ingest_cells(
         Bytes that reading a file may use, as a number or like ``"4G"``; half of what is free where not given.
     batch_key
         Column of obs with donors or batches: whole ones are held out to calibrate the confidence.
+    label_map
+        Label -> the one it becomes, for files that call one type by two names; a mapping, or a JSON, csv or
+        tsv file of it. Labels that are missing stay; an empty name takes the label from its cells.
     min_cells
         Labels of fewer cells are left out: their cells are neighbours without a vote.
     backbone, encoder
@@ -87,16 +91,19 @@ def ingest_cells(
     InputError
         If the files, the label column or an option cannot be used.
     """
+    from scvec.api.axis import align_species, common_axis, gene_statistics
     from scvec.api.device import check_device
     from scvec.api.knowledge import ensure_knowledge
     from scvec.api.matching import match_genes
+    from scvec.api.references import FACTOR
     from scvec.api.resolvers import resolver_of
     from scvec.api.stored_space import stored_genes
     from scvec.api.texts import encode_genes
     from scvec.backbones.spec import load_backbone, parse_spec
     from scvec.encoders.registry import needs_text
-    from scvec.encoders.statistics import variability
     from scvec.ingest.cells import CellSource
+    from scvec.ingest.label_map import as_label_map
+    from scvec.profiles import most_variable
     from scvec.stores.files import check_reference_name
     from scvec.stores.store import Store
 
@@ -105,6 +112,7 @@ def ingest_cells(
     spec = parse_spec(backbone, base_url=base_url)
     with_text = needs_text(encoder)
     check_device(device)
+    names = as_label_map(label_map)
     if with_text and not spec.is_stored:
         load_backbone(spec, device=device)
     stages = Stages()
@@ -112,7 +120,7 @@ def ingest_cells(
         with stages("read"):
             progress("reading cells", 0, None)
             sources = [stack.enter_context(CellSource.open(ref, layer=layer, memory=memory)) for ref in refs]
-            labelled = Labelled.read(sources, label_key, batch_key, min_cells=min_cells)
+            labelled = Labelled.read(sources, label_key, batch_key, min_cells=min_cells, label_map=names)
         opened = Store.open(store, create=True)
         params = {
             "name": name,
@@ -127,11 +135,14 @@ def ingest_cells(
             ensure_knowledge(kb, progress=progress)
             resolver = resolver_of(kb)
             matched = [match_genes(s, resolver, species=species, force=force) for s in sources]
-            target, gene_ids, maps = _common_genes(matched, resolver)
-            stats, chosen = _variable_genes(matched, maps, progress)
-            all_maps, all_genes = maps, gene_ids
-            gene_ids = [gene_ids[i] for i in chosen]
-            maps = [resolver.map_to(m.match, gene_ids, target) for m in matched]
+            axis = common_axis(matched, resolver)
+            stats, scores = gene_statistics(axis, matched, progress)
+            axis, aligned = align_species(axis, matched, labelled.codes)
+            chosen = most_variable(scores, N_GENES)
+            strata = _strata(matched, axis)
+            # The encoder's genes; prototypes know all.
+            narrow = axis.select(chosen)
+            gene_ids, maps = narrow.gene_ids, narrow.maps
         encoded = None
         if with_text:
             with stages("encode genes"):
@@ -151,25 +162,19 @@ def ingest_cells(
                     txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
         with stages("train"):
             model, notes = _train(
-                labelled, matched, all_maps, chosen, variability(stats), encoder, encoded, seed, progress
+                labelled, matched, axis.maps, chosen, scores, strata, encoder, encoded, seed, progress
             )
         with stages("encode cells"):
             vectors = _encode(model.voices.encoder, matched, maps, progress)
         with stages("write"):
             tensors, meta = _describe(
-                labelled,
-                matched,
-                gene_ids,
-                stats.select(chosen),
-                model,
-                encoded,
-                kb,
-                target=target,
-                options=params,
+                labelled, matched, narrow, stats.select(chosen), model, encoded, kb, options=params
             )
-            meta["all_genes"] = all_genes
+            meta["all_genes"] = axis.gene_ids
+            tensors |= {f"{FACTOR}{s}": values for s, values in axis.factors.items()}
             tensors |= _probes(matched, maps)
-            obs = labelled.table()
+            obs = labelled.table(strata)
+            notes += aligned
             notes += _remarks(meta, replaced=name if txn.reference(name) is not None else None)
             txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors)
             generation = txn.commit()
@@ -208,44 +213,11 @@ def ingest_cells(
     )
 
 
-def _common_genes(
-    matched: list[MatchedSource], resolver: GeneResolver
-) -> tuple[Species, list[str], list[GeneMap]]:
-    """Return the species, the genes that every file has, and how columns become them."""
-    species = {m.match.species for m in matched}
-    if len(species) > 1:
-        raise InputError(
-            "the reference files are of several species: " + ", ".join(sorted(species)),
-            ", ".join(m.source.name for m in matched),
-            "ingest them as references of their own; a query of either species can ask both",
-        )
-    sets = [{g for g in m.match.gene_ids if g is not None} for m in matched]
-    common = sorted(set.intersection(*sets))
-    if not common:
-        raise InputError("the reference files have no gene in common", fix="ingest them one by one")
-    union = len(set.union(*sets))
-    if len(common) < union:
-        matched[0].source.notes.append(f"{union - len(common):,} genes that not every file has were left out")
-    target = matched[0].match.species
-    return target, common, [resolver.map_to(m.match, common, target) for m in matched]
-
-
-def _variable_genes(
-    matched: list[MatchedSource], maps: list[GeneMap], progress: Progress
-) -> tuple[GeneStatistics, npt.NDArray[np.int64]]:
-    from scvec.encoders.statistics import StatisticsAccumulator, highly_variable
-
-    gathered = StatisticsAccumulator(maps[0].weights.shape[1])
-    total = sum(m.source.n_obs for m in matched)
-    for source, genes in zip(matched, maps, strict=True):
-        for chunk in source.chunks(genes):
-            gathered.add(chunk.X)
-            progress("counting genes", gathered.n_cells, total)
-    stats = gathered.result()
-    chosen = highly_variable(stats, N_GENES)
-    if len(chosen) == 0:
-        raise InputError("no gene is expressed in any cell", matched[0].source.name, "check the values of X")
-    return stats, chosen
+def _strata(matched: list[MatchedSource], axis: Axis) -> npt.NDArray[np.str_] | None:
+    """Return (n,) the species of each cell where there are two, else None."""
+    if len(axis.n_cells) == 1:
+        return None
+    return np.concatenate([np.full(m.source.n_obs, m.match.species) for m in matched])
 
 
 def _train(
@@ -254,6 +226,7 @@ def _train(
     maps: list[GeneMap],
     chosen: npt.NDArray[np.int64],
     scores: npt.NDArray[np.float64],
+    strata: npt.NDArray[np.str_] | None,
     encoder: str,
     encoded: EncodedGenes | None,
     seed: int,
@@ -287,6 +260,7 @@ def _train(
         genes=chosen,
         variability=scores.astype(np.float32),
         batches=None if labelled.batches is None else labelled.batches[rows],
+        strata=None if strata is None else strata[rows],
         n_neighbors=min(N_NEIGHBORS, max(1, len(rows) // 2)),
         seed=seed,
         progress=progress,
@@ -335,13 +309,12 @@ def _probes(matched: list[MatchedSource], maps: list[GeneMap]) -> dict[str, npt.
 def _describe(
     labelled: Labelled,
     matched: list[MatchedSource],
-    gene_ids: list[str],
+    axis: Axis,
     stats: GeneStatistics,
     model: ReferenceModel,
     encoded: EncodedGenes | None,
     kb: Any,
     *,
-    target: Species,
     options: dict[str, Any],
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Return the arrays and the JSON values that a reference is stored as."""
@@ -353,10 +326,11 @@ def _describe(
     ontology = class_ontology(kb, labelled.classes, labelled.known_terms())
     meta = {
         "scvec": __version__,
-        "species": target,
+        "species": axis.species,
+        "species_cells": axis.n_cells,
         "classes": labelled.classes,
         "counts": labelled.counts(),
-        "genes": gene_ids,
+        "genes": axis.gene_ids,
         "space": encoded.space.to_dict() if encoded else None,
         "options": options,
         "ontology": ontology.to_dict(),
@@ -364,6 +338,7 @@ def _describe(
             {
                 "name": m.source.name,
                 "n_cells": m.source.n_obs,
+                "species": m.match.species,
                 "genes": m.summary,
                 "expression": m.source.state.to_dict(),
             }

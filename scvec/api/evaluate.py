@@ -71,7 +71,7 @@ def evaluate(
         If the column is missing, no cell is left to score, or an option cannot be used.
     """
     from scvec.api.query import query as annotate_file
-    from scvec.ingest.label_map import read_label_map
+    from scvec.ingest.label_map import as_label_map
 
     target = _writable(output, (".json",), query)
     figure = _writable(plot, PLOTS, query)
@@ -79,10 +79,7 @@ def evaluate(
         from scvec.api.evaluation_plot import need_matplotlib
 
         need_matplotlib()
-    if label_map is None:
-        names: Mapping[str, str] = {}
-    else:
-        names = label_map if isinstance(label_map, Mapping) else read_label_map(label_map)
+    names = as_label_map(label_map)
     truth = _truth(query, truth_key)
     annotation = annotate_file(
         store, query, reference=reference, coverage=coverage, progress=progress, **options

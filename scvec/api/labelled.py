@@ -48,9 +48,20 @@ class Labelled:
 
     @classmethod
     def read(
-        cls, sources: list[CellSource], label_key: str, batch_key: str | None, *, min_cells: int = 1
+        cls,
+        sources: list[CellSource],
+        label_key: str,
+        batch_key: str | None,
+        *,
+        min_cells: int = 1,
+        label_map: Mapping[str, str] | None = None,
     ) -> Labelled:
         """Read labels and batches; labels of fewer than ``min_cells`` cells become no label.
+
+        Parameters
+        ----------
+        label_map
+            Label -> the one it becomes, empty for none; labels that are missing stay as they are.
 
         Raises
         ------
@@ -62,7 +73,7 @@ class Labelled:
 
         if not sources:
             raise InputError("no reference file was given", fix="name at least one h5ad file")
-        each = [labels(source, label_key) for source in sources]
+        each = [_renamed(*labels(source, label_key), label_map or {}) for source in sources]
         classes = sorted({c for _, names in each for c in names})
         number = {c: i for i, c in enumerate(classes)}
         codes = [
@@ -89,16 +100,18 @@ class Labelled:
         order = np.argsort(-numbers, kind="stable")
         return {self.classes[i]: int(numbers[i]) for i in order}
 
-    def table(self) -> pd.DataFrame:
-        """Return obs of all cells, and their class numbers."""
+    def table(self, species: npt.NDArray[np.str_] | None = None) -> pd.DataFrame:
+        """Return obs of all cells, and their class numbers; (n,) ``species`` become a column where given."""
         import pandas as pd
 
-        from scvec.api.references import CODE_COLUMN
+        from scvec.api.references import CODE_COLUMN, SPECIES_COLUMN
 
         obs = (
             pd.concat([s.obs for s in self.sources]) if len(self.sources) > 1 else self.sources[0].obs.copy()
         )
         obs[CODE_COLUMN] = self.codes
+        if species is not None:
+            obs[SPECIES_COLUMN] = pd.Categorical(species)
         return obs
 
     def training_rows(self, seed: int) -> npt.NDArray[np.int64]:
@@ -130,6 +143,16 @@ class Labelled:
                         known.setdefault(self.classes[code], set()).add(value)
                 break
         return {label: next(iter(ids)) for label, ids in known.items() if len(ids) == 1}
+
+
+def _renamed(
+    codes: npt.NDArray[np.int64], classes: list[str], label_map: Mapping[str, str]
+) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Return the codes and classes of one file under the names that the map gives them."""
+    names = [label_map.get(name, name) for name in classes]
+    kept = sorted({name for name in names if name})
+    number = {name: k for k, name in enumerate(kept)}
+    return np.array([*(number.get(name, -1) for name in names), -1], dtype=np.int64)[codes], kept
 
 
 def incoherent_labels(

@@ -219,18 +219,22 @@ def compact(store: Path | str) -> CompactReport:
 
 
 def _reference_info(opened: Store, name: str) -> ReferenceInfo:
+    from scvec.api.references import species_of
+
     stored = opened.reference(name)
     meta = stored.meta
     calibration = meta["model"]["calibration"]
+    species = species_of(meta)
     return ReferenceInfo(
         name=name,
         n_cells=stored.n,
-        species=meta["species"],
+        species=" and ".join(species),
         encoder=meta["model"]["encoder"]["name"],
         space=meta["space"]["fingerprint"] if meta["space"] else "none",
         classes=meta["counts"],
         details={
             "genes": len(meta["genes"]),
+            **({"cells": species} if len(species) > 1 else {}),
             "embed_dim": stored.dim,
             "options": meta["options"],
             "sources": meta["sources"],

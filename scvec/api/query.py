@@ -87,7 +87,7 @@ def query(
     from scvec.annotate.pool import VOICES
     from scvec.api.device import check_device
     from scvec.api.matching import match_genes
-    from scvec.api.references import genes_of, load_model
+    from scvec.api.references import FACTOR, genes_of, load_model, species_of
     from scvec.api.resolvers import stored_resolver
     from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
@@ -109,6 +109,9 @@ def query(
             resolver = stored_resolver(opened)
             matched = match_genes(source, resolver, species=species, force=force)
             genes = resolver.map_to(matched.match, genes_of(stored), stored.meta["species"])
+            factors = stored.tensors.get(FACTOR + matched.match.species)
+            if factors is not None:
+                genes = genes.scaled(factors)
             source.notes += [matched.summary, *genes.notes]
         with stages("load reference"):
             model = load_model(stored)
@@ -129,6 +132,7 @@ def query(
                 subset=subset,
                 coverage=coverage,
                 false_novel_rate=false_novel_rate,
+                foreign=matched.match.species not in species_of(stored.meta),
             )
         if model.calibration.held_out == "cells":
             source.notes.append(
@@ -261,13 +265,14 @@ def _predict(
     genes: GeneMap,
     *,
     share: float,
+    foreign: bool,
     progress: Progress,
     **options: Any,
 ) -> tuple[Prediction, str]:
     from scvec.annotate.model import Prediction
     from scvec.annotate.shift import regime_of
 
-    regime = regime_of(via_orthologs=genes.via_orthologs, measured_share=share)
+    regime = regime_of(via_orthologs=foreign, measured_share=share)
     total, parts = matched.source.n_obs, []
     done = 0
     for chunk in matched.chunks(genes, CHUNK):
@@ -279,12 +284,13 @@ def _predict(
 
 def _provenance(generation: int, stored: StoredReference, matched: MatchedSource) -> dict[str, Any]:
     from scvec import __version__
+    from scvec.api.references import species_of
 
     meta = stored.meta
     return {
         "scvec": __version__,
         "reference": stored.name,
-        "reference_species": meta["species"],
+        "reference_species": " and ".join(species_of(meta)),
         "generation": generation,
         "space": meta["space"]["fingerprint"] if meta["space"] else "none",
         "backbone": meta["space"]["backbone"] if meta["space"] else "none",

@@ -24,10 +24,23 @@ if TYPE_CHECKING:
     from scvec.stores.knowledge import KnowledgeBase
     from scvec.stores.stored import StoredReference
 
-__all__ = ["CODE_COLUMN", "class_ontology", "genes_of", "load_model", "model_state"]
+__all__ = [
+    "CODE_COLUMN",
+    "FACTOR",
+    "SPECIES_COLUMN",
+    "class_ontology",
+    "genes_of",
+    "load_model",
+    "model_state",
+    "species_of",
+]
 
 #: Column of a reference's obs table that holds the class number of each cell.
 CODE_COLUMN = "_scvec_class"
+#: Column that holds the species of each cell where a reference has two, for ``--where``.
+SPECIES_COLUMN = "scvec_species"
+#: Prefix of the tensors that hold what the genes of another species are multiplied by.
+FACTOR = "axis.factor."
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -113,6 +126,14 @@ def load_model(stored: StoredReference) -> ReferenceModel:
             f"the parts of reference {stored.name!r} do not fit together ({error})",
             fix="ingest it again: scvec ingest cells",
         ) from error
+
+
+def species_of(meta: Mapping[str, Any]) -> dict[str, int]:
+    """Return species -> cells of a reference, that whose ids its genes have first.
+
+    References of earlier versions are of one species and say no number: it is 0 there.
+    """
+    return {meta["species"]: 0, **meta.get("species_cells", {})}
 
 
 def class_ontology(kb: KnowledgeBase, classes: list[str], known: Mapping[str, str]) -> ClassOntology:

@@ -58,6 +58,12 @@ for _command in gene_commands:
     "--batch-key", metavar="COLUMN", help="Column of obs with the donor or batch; calibrates across them."
 )
 @click.option(
+    "--label-map",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="csv, tsv or JSON: label, the label it becomes; for files that name one type differently.",
+)
+@click.option(
     "--min-cells",
     type=click.IntRange(min=1),
     default=1,
@@ -84,6 +90,7 @@ def cells(
     max_cost: float | None,
     encoder: str,
     batch_key: str | None,
+    label_map: Path | None,
     min_cells: int,
     seed: int,
     force: bool,
@@ -113,6 +120,7 @@ def cells(
             max_cost=max_cost,
             encoder=encoder,
             batch_key=batch_key,
+            label_map=label_map,
             min_cells=min_cells,
             seed=seed,
             force=force,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,11 @@ class StatisticsAccumulator:
             self._sums[row] += np.bincount(columns, weights=values, minlength=n_genes)
         self.n_cells += X.shape[0]
 
+    def merge(self, other: StatisticsAccumulator) -> None:
+        """Add the cells of another one over the same genes."""
+        self._sums += other._sums
+        self.n_cells += other.n_cells
+
     def result(self) -> GeneStatistics:
         """Return the statistics so far.
 
@@ -89,18 +95,36 @@ class StatisticsAccumulator:
         )
 
 
-def highly_variable(stats: GeneStatistics, n_genes: int, n_bins: int = 20) -> npt.NDArray[np.int64]:
+def highly_variable(
+    stats: GeneStatistics | Sequence[GeneStatistics], n_genes: int, n_bins: int = 20
+) -> npt.NDArray[np.int64]:
     """Return the numbers of the most variable genes, ascending; fewer where fewer genes are expressed."""
     return most_variable(variability(stats, n_bins), n_genes)
 
 
-def variability(stats: GeneStatistics, n_bins: int = 20) -> Float64:
+def variability(stats: GeneStatistics | Sequence[GeneStatistics], n_bins: int = 20) -> Float64:
     """Return (n_genes,) how variable each gene is for its mean; -inf where it is not expressed.
 
     Dispersion standardised within bins of mean expression: the "seurat" flavour of
     ``scanpy.pp.highly_variable_genes`` (Satija et al. 2015, doi:10.1038/nbt.3192), with bins of equal
     numbers of genes, so that a bin is never empty.
+
+    Parameters
+    ----------
+    stats
+        Of all cells; or of several groups over the same genes, of which the mean counts, so that genes
+        that differ between groups and not within them are none of the best.
     """
+    groups = [stats] if isinstance(stats, GeneStatistics) else list(stats)
+    scores = np.stack([_dispersions(group, n_bins) for group in groups])
+    expressed = np.isfinite(scores).any(axis=0)
+    # Silent in one group: it may not make up for that in another.
+    lowest = np.min(scores, axis=1, where=np.isfinite(scores), initial=0.0, keepdims=True)
+    return np.where(expressed, np.where(np.isfinite(scores), scores, lowest).mean(axis=0), -np.inf)
+
+
+def _dispersions(stats: GeneStatistics, n_bins: int) -> Float64:
+    """Return (n_genes,) standardised dispersions; -inf for genes that no cell has."""
     expressed = stats.linear_mean > 0
     mean = np.log1p(stats.linear_mean)
     dispersion = np.log(np.maximum(stats.linear_var, 1e-12) / np.maximum(stats.linear_mean, 1e-12))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from scvec.errors import InputError
 from scvec.ingest.borders import count_text
-from scvec.types import SPECIES, Bool, GeneMatch, Species
+from scvec.types import SPECIES, Bool, Float32, GeneMatch, Species
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +65,16 @@ class GeneMap:
         """(n_names,) bool: names that stand for a target gene."""
         used: Bool = np.diff(self.weights.indptr) > 0
         return used
+
+    def select(self, targets: npt.NDArray[np.int64]) -> GeneMap:
+        """Return the map onto some of the target genes."""
+        return replace(self, weights=self.weights[:, targets], measured=self.measured[targets])
+
+    def scaled(self, factors: Float32) -> GeneMap:
+        """Return the map with each target gene's counts multiplied by its factor, (n_target,)."""
+        weights = self.weights.copy()
+        weights.data = weights.data * factors[weights.indices]
+        return replace(self, weights=weights)
 
 
 class _Names:

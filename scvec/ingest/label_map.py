@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scvec.errors import InputError
 from scvec.ingest.borders import reading
 
-__all__ = ["read_label_map"]
+__all__ = ["as_label_map", "read_label_map"]
 
 _FORMATS = 'a JSON object {"their name": "my name"}, or a csv or tsv file of two columns without a header'
+
+
+def as_label_map(given: Mapping[str, str] | Path | str | None) -> Mapping[str, str]:
+    """Return a map of labels as it is, read from a file, or empty for None."""
+    if given is None:
+        return {}
+    return given if isinstance(given, Mapping) else read_label_map(given)
 
 
 def read_label_map(path: Path | str) -> dict[str, str]:

@@ -145,3 +145,28 @@ def test_only_so_many_cells_are_looked_at_and_the_seed_says_which() -> None:
         return [i for asked in spy.asked for i in asked[0][1].X[:, 0].toarray().ravel().astype(int)]
 
     assert seen(1) == seen(1) != seen(2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 4), min_size=2, max_size=3))
+def test_no_stratum_is_held_out_as_a_whole(seed: int, n_batches: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    batches, strata = [], []
+    for s, n in enumerate(n_batches):
+        for b in range(n):
+            size = int(rng.integers(6, 30))
+            batches += [f"{s}-{b}"] * size
+            strata += [f"species {s}"] * size
+    order = rng.permutation(len(batches))
+    batch, stratum = np.array(batches)[order], np.array(strata)[order]
+    labels = rng.integers(0, 2, len(order))
+    folds, how, notes = make_folds(labels, batch, strata=stratum, n_folds=3, seed=seed)
+    for s, n in enumerate(n_batches):
+        members = stratum == f"species {s}"
+        assert len(set(folds[members])) >= 2
+        if n > 1:
+            assert all(len(set(folds[batch == f"{s}-{b}"])) == 1 for b in range(n))
+    assert how == ("cells" if set(n_batches) == {1} else "batch")
+    assert len(notes) == (1 in n_batches)
+    if len(notes) and how == "batch":
+        assert f"species {n_batches.index(1)}" in notes[0]

@@ -105,3 +105,30 @@ def test_one_cell() -> None:
     X = np.log1p(np.array([[0, 1, 2, 3]], np.float32))
     found = highly_variable(gather(X, []), 2)
     assert len(found) == 2 and 0 not in found
+
+
+def test_a_gene_that_differs_between_groups_only_is_not_variable() -> None:
+    rng = np.random.default_rng(0)
+    linear = rng.poisson(5.0, (400, 8)).astype(float)
+    linear[:, 3] *= np.repeat([20.0, 0.05], 200)  # the groups tell its level, and within them it is steady
+    linear[:, 5] *= np.tile([4.0, 0.2], 200)
+    groups = [gather(part, []) for part in np.split(np.log1p(linear).astype(np.float32), [200])]
+    assert highly_variable(gather(np.log1p(linear).astype(np.float32), []), 1, n_bins=1).tolist() == [3]
+    assert highly_variable(groups, 1, n_bins=1).tolist() == [5]
+
+
+def test_groups_of_cells_add_up_and_silence_in_one_is_no_merit() -> None:
+    X = log_cells(4, 30, 9)
+    X[:12, 2] = 0.0
+    X[:, 7] = 0.0
+    whole, parts = StatisticsAccumulator(9), [StatisticsAccumulator(9) for _ in range(2)]
+    whole.add(sp.csr_matrix(X))
+    for part, rows in zip(parts, np.split(X, [12]), strict=True):
+        part.add(sp.csr_matrix(rows))
+    groups = [part.result() for part in parts]
+    parts[0].merge(parts[1])
+    for name in ("mean", "sd", "linear_mean", "linear_var"):
+        np.testing.assert_allclose(getattr(parts[0].result(), name), getattr(whole.result(), name))
+    chosen = highly_variable(groups, 9, n_bins=1).tolist()
+    assert 7 not in chosen and 2 in chosen
+    assert highly_variable([whole.result()], 5).tolist() == highly_variable(whole.result(), 5).tolist()
