@@ -46,6 +46,7 @@ def query(
     exact: bool = False,
     coverage: float | None = None,
     false_novel_rate: float = 0.05,
+    unmatched_genes: str = "drop",
     force: bool = False,
     device: str = "auto",
     progress: Progress = no_progress,
@@ -74,6 +75,9 @@ def query(
         Also give sets of labels that hold the true one for this share (0-1) of the cells of each type.
     false_novel_rate
         Share (0-1) of cells of known types that may be called novel.
+    unmatched_genes
+        ``drop``, or ``text``: a gene of the query that stands for none of the reference's stands for one
+        that is left over, where the text vectors of the two are alike (docs/species.md: what it is worth).
     force
         Go on where few genes match.
 
@@ -89,10 +93,15 @@ def query(
     from scvec.api.matching import match_genes
     from scvec.api.references import FACTOR, genes_of, load_model, species_of
     from scvec.api.resolvers import stored_resolver
+    from scvec.api.unmatched import UNMATCHED, text_partners
     from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
 
     check_device(device)
+    if unmatched_genes not in UNMATCHED:
+        raise InputError(
+            f"unmatched_genes is drop or text, not {unmatched_genes!r}", fix="give one of the two"
+        )
     _check_share("coverage", coverage)
     _check_share("false_novel_rate", false_novel_rate)
     target = _check_output(output, path)
@@ -113,6 +122,8 @@ def query(
             if factors is not None:
                 genes = genes.scaled(factors)
             source.notes += [matched.summary, *genes.notes]
+            if unmatched_genes == "text":
+                genes = text_partners(opened, stored, matched, genes, device=device, progress=progress)
         with stages("load reference"):
             model = load_model(stored)
         share = _check_overlap(source, genes.measured[model.voices.genes], force)
@@ -146,6 +157,7 @@ def query(
             "where": where,
             "coverage": coverage,
             "false_novel_rate": false_novel_rate,
+            "unmatched_genes": unmatched_genes,
             "regime": regime,
             "reference_genes_measured": share,
             "voices": dict(zip(VOICES, model.calibration.pools[regime].shares, strict=True)),

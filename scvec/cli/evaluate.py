@@ -18,6 +18,7 @@ from scvec.cli.options import (
     n_neighbors_option,
     pass_session,
     reference_option,
+    unmatched_option,
     where_option,
 )
 
@@ -58,6 +59,7 @@ __all__ = ["evaluate"]
 @memory_option
 @where_option
 @false_novel_option
+@unmatched_option
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
 @global_options
@@ -78,6 +80,7 @@ def evaluate(
     memory: str | None,
     where: str | None,
     false_novel_rate: float,
+    unmatched_genes: str,
     force: bool,
     device: str,
 ) -> None:
@@ -107,6 +110,7 @@ def evaluate(
             memory=memory,
             where=where,
             false_novel_rate=false_novel_rate,
+            unmatched_genes=unmatched_genes,
             force=force,
             device=device,
             progress=progress,

@@ -32,6 +32,7 @@ __all__ = [
     "reference_option",
     "species_option",
     "timeout_option",
+    "unmatched_option",
     "where_option",
 ]
 
@@ -162,6 +163,17 @@ def false_novel_option(function: F) -> F:
         show_default=True,
         metavar="SHARE",
         help="Share of cells of known types that may be called novel.",
+    )(function)
+
+
+def unmatched_option(function: F) -> F:
+    """Add ``--unmatched-genes``."""
+    return click.option(
+        "--unmatched-genes",
+        type=click.Choice(["drop", "text"]),
+        default="drop",
+        show_default=True,
+        help="Genes that the reference lacks: dropped, or matched by what is written about them.",
     )(function)
 
 

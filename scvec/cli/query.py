@@ -19,6 +19,7 @@ from scvec.cli.options import (
     n_neighbors_option,
     pass_session,
     reference_option,
+    unmatched_option,
     where_option,
 )
 
@@ -44,6 +45,7 @@ __all__ = ["query"]
 @click.option("--exact", is_flag=True, help="Search every reference cell, never an approximation.")
 @coverage_option
 @false_novel_option
+@unmatched_option
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
 @global_options
@@ -62,6 +64,7 @@ def query(
     exact: bool,
     coverage: float | None,
     false_novel_rate: float,
+    unmatched_genes: str,
     force: bool,
     device: str,
 ) -> None:
@@ -89,6 +92,7 @@ def query(
             exact=exact,
             coverage=coverage,
             false_novel_rate=false_novel_rate,
+            unmatched_genes=unmatched_genes,
             force=force,
             device=device,
             progress=progress,

@@ -85,7 +85,9 @@ def look_over(counts: Mapping[str, int]) -> list[LabelFinding]:
     for names in alike.values():
         if len(names) > 1:
             told = _told(names, counts)
-            message = f"labels that may be one type: {told}; they were kept apart"
+            message = (
+                f"labels that may be one type: {told}; they were kept apart (--label-map makes them one)"
+            )
             findings.append(LabelFinding("near-duplicate", {n: counts[n] for n in names}, message))
     for label in sorted(counts):
         plain = " ".join(re.sub(r"[_\W]+", " ", label.lower().replace("?", " unknown ")).split())
