@@ -99,7 +99,9 @@ def look_over(counts: Mapping[str, int]) -> list[LabelFinding]:
             what = "is a condition, no cell type"
         else:
             continue
-        message = f"label {_told([label], counts)} {what}; its cells are part of the reference all the same"
+        message = (
+            f"label {_told([label], counts)} {what}; it was kept (an empty name in --label-map drops it)"
+        )
         findings.append(LabelFinding("no cell type", {label: counts[label]}, message))
     return findings
 
