@@ -45,6 +45,7 @@ benchmark: dev peers ## make every number of docs/benchmarks.md again (hours on 
 	SCVEC_PEERS=$(PEERS) $(BIN)/python benchmarks/annotate.py --pairs all --seeds 5 --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/baron.py --seeds 3 --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/text_scale.py --publish
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/species.py --seeds 3 --publish
 	$(BIN)/python benchmarks/openmp_wait.py --publish
 	SCVEC_PEERS=$(PEERS) $(BIN)/python benchmarks/speed.py --publish
 	$(BIN)/python benchmarks/live_sources.py --publish

@@ -93,7 +93,9 @@ def look_over(counts: Mapping[str, int]) -> list[LabelFinding]:
         what = why_no_type(label)
         if not what:
             continue
-        message = f"label {_told([label], counts)} {what}; its cells are part of the reference all the same"
+        message = (
+            f"label {_told([label], counts)} {what}; it was kept (an empty name in --label-map drops it)"
+        )
         findings.append(LabelFinding("no cell type", {label: counts[label]}, message))
     return findings
 
