@@ -125,6 +125,7 @@ class Explainer:
         self._model = load_model(self._stored)
         self._subset = rows_asked(self._stored, parameters.get("where"))
         self._origins = origins(self._stored)
+        self._symbols: dict[str, str] | None = None
 
     @classmethod
     def of_file(
@@ -261,7 +262,7 @@ class Explainer:
         names, numbers = np.unique(found.other, return_counts=True)
         order = np.argsort(-numbers, kind="stable")
         log_odds = float(found.log_odds.mean())
-        share = np.abs(found.gap) / np.maximum(np.abs(found.log_odds), 1e-9)
+        size = max(float(np.abs(found.log_odds).mean()), 1e-9)
         by_gene = found.by_gene
         return Explanation(
             reference=self._stored.name,
@@ -287,7 +288,7 @@ class Explainer:
                 *self._origins,
                 single=bool(cell),
             ),
-            completeness_error=float(share.max()),
+            completeness_error=float(np.abs(found.gap).mean()) / size,
             parameters={
                 k: self.parameters.get(k)
                 for k in ("scvec", "reference", "generation", "space", "encoder", "method", "regime", "where")
@@ -308,8 +309,9 @@ class Explainer:
         columns = found.columns[top]
         gene_ids = [str(all_genes[g]) for g in columns]
         with self._store.knowledge() as kb:
-            table = kb.genes().set_index("gene_id")
-            symbols = table["symbol"].reindex(gene_ids).fillna("").tolist()
+            if self._symbols is None:  # reading all genes takes longer than all else
+                table = kb.genes()
+                self._symbols = dict(zip(table["gene_id"], table["symbol"], strict=True))
             texts = kb.descriptions(gene_ids)
         expression = np.asarray(chunk.X[:, columns].mean(axis=0)).ravel()
         means = self._model.voices.prototypes.centroids[:, columns]
@@ -320,7 +322,7 @@ class Explainer:
             genes.append(
                 GeneEvidence(
                     gene_id=gene_ids[i],
-                    symbol=str(symbols[i]) or gene_ids[i],
+                    symbol=str(self._symbols.get(gene_ids[i]) or gene_ids[i]),
                     contribution=float(total[g]),
                     by_voice={name: float(part[:, g].mean()) for name, part in found.genes.items()},
                     expression=float(expression[i]),

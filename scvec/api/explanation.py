@@ -114,8 +114,8 @@ class Explanation(Report):
     voters
         The reference cells that voted.
     completeness_error
-        Absolute difference between ``log_odds`` and the sum of the terms, as a share of the log odds (0.01
-        is 1%); the largest of all cells.
+        Mean absolute difference between a cell's log odds and the sum of its terms, as a share of the mean
+        absolute log odds (0.01 is 1%).
     parameters
         What made it: reference, store generation, space, method, regime.
     """
