@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from scvec.api.query import annotate as annotate
     from scvec.api.query import query as query
     from scvec.api.resolvers import resolve as resolve
+    from scvec.api.search import search_genes as search_genes
+    from scvec.api.search_cells import search_cells as search_cells
     from scvec.errors import ScvecError as ScvecError
 
 __version__ = "0.1.0"
@@ -41,6 +43,8 @@ _HOMES = {
     "ingest_cells": "scvec.api.cells",
     "query": "scvec.api.query",
     "evaluate": "scvec.api.evaluate",
+    "search_genes": "scvec.api.search",
+    "search_cells": "scvec.api.search_cells",
     "resolve": "scvec.api.resolvers",
     "import_legacy": "scvec.api.legacy",
     "info": "scvec.api.maintenance",

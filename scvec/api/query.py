@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scvec.ingest.identity import GeneMap
     from scvec.stores.stored import StoredReference
 
-__all__ = ["annotate", "query"]
+__all__ = ["annotate", "only_reference", "query"]
 
 CHUNK = 2048
 #: Fewer genes of the reference than this say nothing about a cell.
@@ -99,7 +99,7 @@ def query(
     stages = Stages()
     with stages("open store"):
         opened = Store(store)
-        stored = opened.reference(_only(opened, reference))
+        stored = opened.reference(only_reference(opened, reference))
         subset = _subset(stored, where)
     with stages("read"):
         progress("reading cells", 0, None)
@@ -195,7 +195,7 @@ def annotate(
     return annotated
 
 
-def _only(opened: Any, reference: str | None) -> str:
+def only_reference(opened: Any, reference: str | None) -> str:
     if reference is not None:
         return reference
     names = sorted(opened.generation.manifest.references)

@@ -22,6 +22,7 @@ from scvec.cli.ingest import ingest
 from scvec.cli.legacy import import_legacy
 from scvec.cli.options import Session, global_options
 from scvec.cli.query import query
+from scvec.cli.search import search
 from scvec.cli.store import commands as store_commands
 
 __all__ = ["cli", "main"]
@@ -109,6 +110,7 @@ def cli() -> None:
 cli.add_command(ingest)
 cli.add_command(query)
 cli.add_command(evaluate)
+cli.add_command(search)
 cli.add_command(import_legacy)
 for _command_ in store_commands:
     cli.add_command(_command_)

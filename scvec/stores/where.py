@@ -20,11 +20,16 @@ __all__ = ["rows_where"]
 ROW = "_scvec_row"
 
 
-def rows_where(table: pd.DataFrame, condition: str) -> npt.NDArray[np.int64]:
+def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference cell") -> npt.NDArray[np.int64]:
     """Return the row numbers, ascending, for which a SQL condition over the columns is true.
 
     The condition runs in an empty database in memory that can open no file and no network. It is parsed as
     one expression, never pasted into a statement: it cannot add rows by UNION, or begin another statement.
+
+    Parameters
+    ----------
+    what
+        What a row is, for messages.
 
     Raises
     ------
@@ -43,25 +48,28 @@ def rows_where(table: pd.DataFrame, condition: str) -> npt.NDArray[np.int64]:
         con.execute("SET lock_configuration = true")
         found = con.table("cells").filter(condition).project(ROW).fetchnumpy()[ROW]
     except duckdb.Error as error:
-        raise _no_condition(str(error), [str(c) for c in columns], condition) from error
+        raise _no_condition(str(error), [str(c) for c in columns], condition, what) from error
     finally:
         con.close()
     if len(found) == 0:
-        raise InputError("no reference cell fulfils --where", condition, _values(table, columns, condition))
+        raise InputError(f"no {what} fulfils --where", condition, _values(table, columns, condition))
     return np.sort(np.asarray(found, dtype=np.int64))
 
 
-def _no_condition(said: str, columns: list[str], condition: str) -> InputError:
+def _no_condition(said: str, columns: list[str], condition: str, row: str) -> InputError:
     """Say what DuckDB says, without its words for the statement that people did not write."""
     unknown = re.search(r'Referenced column "([^"]+)" not found', said)
-    fix = f"columns: {', '.join(columns[:12])}; as in --where \"donor = 'human1'\""
+    example = "gene_type = 'lncRNA'" if row == "gene" else "donor = 'human1'"
+    fix = f'columns: {", ".join(columns[:12])}; as in --where "{example}"'
+    owner = "genes have" if row == "gene" else "the reference has"
     if unknown is None:
         reason = re.sub(r"^\w+ Error: ", "", said.splitlines()[0])
-        what = f"--where is not a condition over the reference's columns: {reason}"
+        of = "the columns of genes" if row == "gene" else "the reference's columns"
+        what = f"--where is not a condition over {of}: {reason}"
         return InputError(what, condition, fix)
     near = difflib.get_close_matches(unknown[1], columns, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"the reference has no column {unknown[1]!r} for --where", condition, hint + fix)
+    return InputError(f"{owner} no column {unknown[1]!r} for --where", condition, hint + fix)
 
 
 def _values(table: pd.DataFrame, columns: list[Any], condition: str) -> str:

@@ -40,7 +40,7 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_command_has_an_example():
-    typed = {tuple(words[:2]) if words[0] == "ingest" else (words[0],) for words in examples()}
+    typed = {tuple(words[:2]) if words[0] in ("ingest", "search") else (words[0],) for words in examples()}
     groups = {name: getattr(command, "commands", None) for name, command in cli.commands.items()}
     known = {(name, sub) if sub else (name,) for name, subs in groups.items() for sub in (subs or [None])}
     assert typed == known
