@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scvec.api.diff import diff as diff
     from scvec.api.embeddings import ingest_embeddings as ingest_embeddings
     from scvec.api.evaluate import evaluate as evaluate
+    from scvec.api.explain import explain as explain
     from scvec.api.gene_info import gene_info as gene_info
     from scvec.api.genes import ingest_genes as ingest_genes
     from scvec.api.legacy import import_legacy as import_legacy
@@ -42,6 +43,7 @@ _HOMES = {
     "ingest_embeddings": "scvec.api.embeddings",
     "ingest_cells": "scvec.api.cells",
     "query": "scvec.api.query",
+    "explain": "scvec.api.explain",
     "evaluate": "scvec.api.evaluate",
     "search_genes": "scvec.api.search",
     "search_cells": "scvec.api.search_cells",

@@ -16,6 +16,7 @@ from scvec.types import CellChunk, Float32, Neighbors, Space
 __all__ = [
     "Backbone",
     "CellEncoder",
+    "DividesByGene",
     "Progress",
     "State",
     "Streamed",
@@ -144,6 +145,18 @@ class CellEncoder(Protocol):
 
     def state(self) -> State:
         """Return arrays and JSON values from which ``load_state`` rebuilds the encoder."""
+        ...
+
+
+@runtime_checkable
+class DividesByGene(Protocol):
+    """What a :class:`CellEncoder` can do whose vectors are sums over genes, given their length."""
+
+    def shares(self, chunk: CellChunk, directions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return (n, n_genes) what each gene adds to the product of cell vector i and direction i.
+
+        Rows sum to the product; ``directions`` is (n, embed_dim).
+        """
         ...
 
 

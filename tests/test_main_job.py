@@ -16,6 +16,7 @@ import pytest
 import scvec
 from scvec.annotate.metrics import accuracy, expected_calibration_error, macro_f1
 from scvec.api.demo import merge_labels
+from scvec.api.explain import Explainer
 from scvec.errors import InputError
 
 DATA = Path(str(files("scvec") / "data"))
@@ -103,6 +104,22 @@ def test_annotated_copy_carries_everything_over(folder: Path):
     assert "pancreatic A cell" in broad and set(out.obs["scvec_cl_id"].astype(str)) - {""} <= {
         i for i in out.obs["scvec_cl_id"].astype(str) if i.startswith("CL:")
     }
+
+
+def test_evidence_names_the_genes_that_make_the_types(folder: Path):
+    found = scvec.query(folder / "store", folder / "new.h5ad", output=folder / "explained.h5ad")
+    with Explainer.of_file(folder / "store", folder / "explained.h5ad") as explainer:
+        top = {}
+        for label in found.counts():
+            evidence = explainer.label(label, n_genes=10)
+            assert evidence.completeness_error < 0.01
+            top[label] = [g.symbol for g in evidence.genes]
+    markers = {"beta": "INS", "alpha": "GCG", "delta": "SST", "gamma": "PPY", "ductal": "KRT19"}
+    for label, gene in markers.items():
+        assert gene in top[label][:5], (label, top[label])
+    # A dozen enzymes tell acinar cells: these two are not the foremost of them.
+    assert {"PRSS1", "CPA1"} & set(top["acinar"])
+    assert set(top["acinar"][:5]) <= set("CELA2A CELA3A CELA3B SYCN CLPS CPA1 CPA2 CTRB1 CTRC PRSS1".split())
 
 
 def test_tables_hold_one_row_per_cell(folder: Path):

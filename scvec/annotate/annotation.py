@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ class Annotation:
         (n, embed_dim) float32.
     neighbors
         Nearest reference cells, as row numbers of the reference.
+    explainer
+        What :meth:`explain` asks; None for an annotation that was not made by a query.
     sets
         (n, n_classes) bool, which labels belong to each cell's set; None where no coverage was asked for.
     parameters
@@ -68,6 +71,7 @@ class Annotation:
     seconds: dict[str, float] = field(default_factory=dict)
     output: str = ""
     sets: npt.NDArray[np.bool_] | None = None
+    explainer: Callable[..., Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.cells)
@@ -113,6 +117,42 @@ class Annotation:
             {f"{key_added}_{name}": values for name, values in columns.items()},
             index=pd.Index(self.cells.astype(object)),
         )
+
+    def explain(
+        self,
+        *,
+        cell: str | None = None,
+        label: str | None = None,
+        against: str | None = None,
+        n_genes: int = 10,
+    ) -> Any:
+        """Say why a cell, or the cells of a label, were given their label and not another.
+
+        The cells are read again: the file or AnnData object that was annotated must be as it was.
+
+        Parameters
+        ----------
+        cell, label
+            Name of a cell, or a label; one of the two.
+        against
+            Label to compare with; each cell's runner-up when None.
+        n_genes
+            Genes to list.
+
+        Returns
+        -------
+        scvec.api.explanation.Explanation
+
+        Raises
+        ------
+        ValueError
+            If the annotation was not made by a query.
+        InputError, StoreError
+            As :func:`scvec.explain`.
+        """
+        if self.explainer is None:
+            raise ValueError("only what scvec.query returned can be explained: use scvec.explain")
+        return self.explainer(self, cell=cell, label=label, against=against, n_genes=n_genes)
 
     def label_sets(self) -> Strings:
         """Return (n,) each cell's label set, likeliest first, as ``alpha|beta``; empty where it is."""

@@ -13,6 +13,9 @@ from scvec.types import CellChunk, Float32
 
 __all__ = ["Prototypes"]
 
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
 
 class Prototypes:
     """Class centroids of log1p CP10k over the reference's variable genes.
@@ -49,3 +52,12 @@ class Prototypes:
         # A class without cells is the answer to nothing, though the cosines to all others be negative.
         scores[:, ~self.centroids.any(axis=1)] = -1.0
         return scores
+
+    def contributions(self, chunk: CellChunk, a: Int64, b: Int64) -> Float64:
+        """Return (n, n_genes) what each gene adds to the score of class ``a[i]`` less that of ``b[i]``.
+
+        Exact: a cosine is a sum over genes of profile times centroid, given the length of the cell's profile.
+        A gene that is lower than the cell's average would have it counts by its absence.
+        """
+        centroids = self.profile.unit(CellChunk(csr_matrix(self.centroids), chunk.measured)).astype(float)
+        return np.asarray(self.profile.unit(chunk) * (centroids[a] - centroids[b]), dtype=np.float64)

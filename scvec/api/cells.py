@@ -118,6 +118,7 @@ def ingest_cells(
             "label_key": label_key,
             "encoder": encoder,
             "backbone": backbone,
+            "batch_key": batch_key,
             "seed": seed,
         }
         txn = stack.enter_context(opened.begin("ingest cells", params))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from scvec.ingest.identity import GeneMap
     from scvec.stores.stored import StoredReference
 
-__all__ = ["annotate", "only_reference", "query"]
+__all__ = ["annotate", "only_reference", "query", "rows_asked"]
 
 CHUNK = 2048
 #: Fewer genes of the reference than this say nothing about a cell.
@@ -100,7 +102,7 @@ def query(
     with stages("open store"):
         opened = Store(store)
         stored = opened.reference(only_reference(opened, reference))
-        subset = _subset(stored, where)
+        subset = rows_asked(stored, where)
     with stages("read"):
         progress("reading cells", 0, None)
         source = CellSource.open(path, layer=layer, memory=memory)
@@ -140,6 +142,7 @@ def query(
             "method": method,
             "n_neighbors": n_neighbors,
             "where": where,
+            "layer": layer,
             "coverage": coverage,
             "false_novel_rate": false_novel_rate,
             "regime": regime,
@@ -148,6 +151,7 @@ def query(
         }
         with stages("judge"):
             annotation = _annotation(source, stored, model, prediction, share, parameters, stages)
+            annotation = replace(annotation, explainer=_explainer(store, path))
         if target is not None:
             with stages("write"):
                 progress("writing", 0, None)
@@ -196,6 +200,7 @@ def annotate(
 
 
 def only_reference(opened: Any, reference: str | None) -> str:
+    """Return the name of the reference to ask: the one given, else the only one of the store."""
     if reference is not None:
         return reference
     names = sorted(opened.generation.manifest.references)
@@ -247,7 +252,8 @@ def _check_overlap(source: CellSource, genes: GeneMap, force: bool) -> float:
     return n / total
 
 
-def _subset(stored: StoredReference, where: str | None) -> npt.NDArray[np.int64] | None:
+def rows_asked(stored: StoredReference, where: str | None) -> npt.NDArray[np.int64] | None:
+    """Return the rows of a reference that a condition holds for; None where there is no condition."""
     if where is None:
         return None
     from scvec.stores.where import rows_where
@@ -284,6 +290,7 @@ def _provenance(generation: int, stored: StoredReference, matched: MatchedSource
     return {
         "scvec": __version__,
         "reference": stored.name,
+        "reference_fingerprint": stored.fingerprint,
         "reference_species": meta["species"],
         "generation": generation,
         "space": meta["space"]["fingerprint"] if meta["space"] else "none",
@@ -336,9 +343,17 @@ def _annotation(
     )
 
 
-def _write(annotation: Annotation, path: Any, target: Path) -> Annotation:
-    from dataclasses import replace
+def _explainer(store: Path | str, path: Path | str | AnnData) -> Callable[..., Any]:
+    def explain(annotation: Annotation, **options: Any) -> Any:
+        from scvec.api.explain import Explainer
 
+        with Explainer.of_annotation(store, path, annotation) as explainer:
+            return explainer.explain(**options)
+
+    return explain
+
+
+def _write(annotation: Annotation, path: Any, target: Path) -> Annotation:
     from scvec.ingest.h5ad_output import write_annotated, write_table
 
     table = annotation.to_table()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-__all__ = ["Record", "Report", "counts_line", "human_bytes", "plain", "table", "times_line"]
+__all__ = ["Record", "Report", "counts_line", "human_bytes", "human_odds", "plain", "table", "times_line"]
 
 
 def plain(value: Any) -> Any:
@@ -79,3 +79,12 @@ class Report(Record):
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+
+def human_odds(log_odds: float) -> str:
+    """Return natural-log odds in words: ``about 20 to 1``."""
+    odds = math.exp(min(abs(log_odds), 700.0))
+    told = f"{odds:,.0f}" if odds >= 10 else f"{odds:.1f}"
+    if odds > 1e6:
+        told = "over a million"
+    return f"about {told} to 1 {'for' if log_odds >= 0 else 'against'} it"

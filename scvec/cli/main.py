@@ -18,6 +18,7 @@ from scvec import __version__
 from scvec.cli.demo import demo
 from scvec.cli.errors import translate
 from scvec.cli.evaluate import evaluate
+from scvec.cli.explain import explain
 from scvec.cli.ingest import ingest
 from scvec.cli.legacy import import_legacy
 from scvec.cli.options import Session, global_options
@@ -109,6 +110,7 @@ def cli() -> None:
 
 cli.add_command(ingest)
 cli.add_command(query)
+cli.add_command(explain)
 cli.add_command(evaluate)
 cli.add_command(search)
 cli.add_command(import_legacy)

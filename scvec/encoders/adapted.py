@@ -156,6 +156,21 @@ class AdaptedEncoder:
         c -= c.mean(axis=1, keepdims=True)
         return np.asarray(c / np.sqrt(c.var(axis=1, keepdims=True) + 1e-5), dtype=np.float32)
 
+    def shares(self, chunk: CellChunk, directions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return (n, n_genes) what each gene adds to cell vector times direction (n, embed_dim).
+
+        The standard deviation that ``LayerNorm`` divides by is taken as the cell's own: given it, a cell
+        vector is a sum over genes, and rows sum to the product.
+        """
+        d = directions - directions.mean(axis=1, keepdims=True)
+        Z = self.profile.dense(chunk).astype(np.float64)
+        G = self.G.astype(np.float64) / np.sqrt(len(self.G))
+        u = self.profile.shared(chunk.measured).astype(np.float64)
+        sd = np.sqrt((Z @ G).var(axis=1, keepdims=True) + 1e-5)
+        weights = d @ G.T
+        # Profiles have no part along the shared direction: what weights have there says nothing of a gene.
+        return np.asarray(Z * (weights - np.outer(weights @ u, u)) / sd, dtype=np.float64)
+
     def state(self) -> State:
         """Return what is needed to encode: gene vectors, text map and head, not the training data."""
         tensors = {"G": self.G, "A": self.A, "W": self.W, "b": self.b, **self.profile.state()}

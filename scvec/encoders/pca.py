@@ -54,6 +54,11 @@ class PCAEncoder:
         """Return (n, embed_dim) float32 component scores."""
         return self.scaling.product(chunk, self.components)
 
+    def shares(self, chunk: CellChunk, directions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return (n, n_genes) what each gene adds to cell vector times direction (n, embed_dim)."""
+        weights = directions @ self.components.T.astype(np.float64)
+        return np.asarray(self.scaling.dense(chunk) * weights, dtype=np.float64)
+
     def state(self) -> State:
         """Return components and scaling."""
         return {"components": self.components, **self.scaling.state()}, {"embed_dim": self.embed_dim}

@@ -48,6 +48,12 @@ class WeightedEncoder:
         norms = np.linalg.norm(sums, axis=1, keepdims=True)
         return np.asarray(sums / np.maximum(norms, 1e-12), dtype=np.float32)
 
+    def shares(self, chunk: CellChunk, directions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return (n, n_genes) what each gene adds to vector times direction (n, dim), given its length."""
+        norms = np.linalg.norm(chunk.X @ self.gene_vectors, axis=1, keepdims=True)
+        weights = directions @ self.gene_vectors.T.astype(np.float64)
+        return np.asarray(chunk.X.toarray() * weights / np.maximum(norms, 1e-12), dtype=np.float64)
+
     def state(self) -> State:
         """Return the gene vectors."""
         return {"gene_vectors": self.gene_vectors}, {}

@@ -12,7 +12,7 @@ from scvec.errors import StoreError
 from scvec.stores.indices import open_index
 from scvec.stores.manifest import ReferenceEntry, SpaceEntry
 from scvec.stores.tensors import map_vectors, read_json, read_table, read_tensors
-from scvec.types import Float32, Space
+from scvec.types import Float32, Space, text_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,6 +107,12 @@ class StoredReference:
         self.n = entry.n
         self.dim = entry.dim
         self.index_kind = entry.index_kind
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that name its cells and its model, whatever its labels are mapped to."""
+        entry = self._entry
+        return text_sha256(" ".join([entry.tensors, entry.obs, entry.vectors]))[:16]
 
     @cached_property
     def meta(self) -> dict[str, Any]:

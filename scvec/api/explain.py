@@ -1,0 +1,383 @@
+"""``scvec explain``: which genes and which reference cells stand behind a label."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.api.explanation import Explanation, GeneEvidence
+from scvec.api.voters import origins, voters
+from scvec.errors import InputError, StoreError
+from scvec.protocols import Progress, no_progress
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scvec.annotate.annotation import Annotation
+    from scvec.annotate.evidence import Evidence
+    from scvec.ingest.cells import CellSource
+    from scvec.stores.store import Store
+    from scvec.stores.stored import StoredReference
+    from scvec.types import CellChunk
+
+__all__ = ["Explainer", "explain"]
+
+#: Cells of a label that are looked at; more would not change the means.
+MAX_CELLS = 500
+
+Int64 = npt.NDArray[np.int64]
+
+
+def explain(
+    store: Path | str,
+    path: Path | str | AnnData,
+    *,
+    cell: str | None = None,
+    label: str | None = None,
+    against: str | None = None,
+    n_genes: int = 10,
+    key_added: str = "scvec",
+    memory: str | int | None = None,
+    progress: Progress = no_progress,
+) -> Explanation:
+    """Say why a cell, or the cells of a label, were given their label and not another.
+
+    The cells are computed again from the values in the file, by the reference, the store generation and the
+    options that ``uns[key_added]`` names. The log odds of the label against the runner-up are then taken
+    apart: what each gene adds, what the labels of the nearest reference cells add, and what intercepts add.
+    Genes are exact for prototypes and the linear voice, given the length of the cell's profile, and by
+    integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) for the head.
+
+    For several explanations of one file, as in a report, open it once::
+
+        with Explainer.of_annotation(store, path, annotation) as explainer:
+            evidence = {label: explainer.label(label) for label in annotation.counts()}
+
+    Parameters
+    ----------
+    path
+        What ``scvec query -o OUT.h5ad`` wrote, or an annotated AnnData object; never changed.
+    cell, label
+        Name of the cell, or a label that cells of the file were given; one of the two.
+    against
+        Label to compare with; each cell's runner-up when None.
+    n_genes
+        Genes to list, those of the largest contributions.
+    key_added
+        Prefix of the annotation's columns and keys.
+    memory
+        Bytes that reading may use, as a number or like ``"4G"``; half of what is free where not given.
+
+    Returns
+    -------
+    Explanation
+        Its ``to_dict()`` is what ``--json`` prints: ``genes`` (each with ``symbol``, ``contribution``,
+        ``expression``, ``description``, ``source``), ``voters``, and the terms that sum to ``log_odds``.
+
+    Raises
+    ------
+    InputError
+        If the file was not annotated, has no such cell or label, or its values were changed since.
+    StoreError
+        If the store no longer has the reference that the file was annotated with.
+    """
+    _one_of(cell, label, n_genes)
+    with Explainer.of_file(store, path, key_added=key_added, memory=memory, progress=progress) as explainer:
+        return explainer.explain(cell=cell, label=label, against=against, n_genes=n_genes)
+
+
+class Explainer:
+    """An annotated data set that is open for questions; close it, or use it as a context manager.
+
+    Make one with :meth:`of_file` or :meth:`of_annotation`.
+    """
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        store: Store,
+        source: CellSource,
+        parameters: Mapping[str, Any],
+        label: npt.NDArray[np.str_],
+        confidence: npt.NDArray[np.float32],
+    ) -> None:
+        from scvec.api.matching import match_genes
+        from scvec.api.query import rows_asked
+        from scvec.api.references import load_model
+        from scvec.api.resolvers import stored_resolver
+
+        self._stack, self._store, self._source = stack, store, source
+        self._label, self._confidence = label, confidence
+        self.parameters = dict(parameters)
+        self._stored = _same_reference(store, parameters)
+        resolver = stored_resolver(store)
+        species = str(parameters.get("species", "auto"))
+        self._matched = match_genes(source, resolver, species=species, force=True)
+        meta = self._stored.meta
+        self._genes = resolver.map_to(self._matched.match, meta["genes"], meta["species"])
+        self._model = load_model(self._stored)
+        self._subset = rows_asked(self._stored, parameters.get("where"))
+        self._origins = origins(self._stored)
+
+    @classmethod
+    def of_file(
+        cls,
+        store: Path | str,
+        path: Path | str | AnnData,
+        *,
+        key_added: str = "scvec",
+        memory: str | int | None = None,
+        progress: Progress = no_progress,
+    ) -> Explainer:
+        """Open an annotated h5ad file or AnnData object; raises as :func:`explain`."""
+        from scvec.ingest.annotated import read_parameters
+        from scvec.ingest.cells import CellSource
+
+        with ExitStack() as stack:
+            progress("reading cells", 0, None)
+            parameters = read_parameters(path, key_added)
+            source = stack.enter_context(CellSource.open(path, layer=parameters.get("layer"), memory=memory))
+            columns = [f"{key_added}_label", f"{key_added}_confidence"]
+            if any(c not in source.obs.columns for c in columns):
+                raise InputError(
+                    f"obs lacks {' or '.join(columns)}", source.name, "annotate the cells again: scvec query"
+                )
+            label = source.obs[columns[0]].astype(str).to_numpy().astype(np.str_)
+            confidence = source.obs[columns[1]].to_numpy(dtype=np.float32)
+            opened = _generation(store, parameters)
+            return cls(stack.pop_all(), opened, source, parameters, label, confidence)
+
+    @classmethod
+    def of_annotation(
+        cls,
+        store: Path | str,
+        path: Path | str | AnnData,
+        annotation: Annotation,
+        *,
+        memory: str | int | None = None,
+    ) -> Explainer:
+        """Open what was annotated, with the annotation; raises as :func:`explain`."""
+        from scvec.ingest.cells import CellSource
+
+        with ExitStack() as stack:
+            layer = annotation.parameters.get("layer")
+            source = stack.enter_context(CellSource.open(path, layer=layer, memory=memory))
+            if source.n_obs != len(annotation):
+                what = f"the annotation has {len(annotation):,} cells, the data {source.n_obs:,}"
+                raise InputError(what, source.name, "query the cells again")
+            opened = _generation(store, annotation.parameters)
+            return cls(
+                stack.pop_all(),
+                opened,
+                source,
+                annotation.parameters,
+                annotation.label,
+                annotation.confidence,
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+    def __enter__(self) -> Explainer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def explain(
+        self,
+        *,
+        cell: str | None = None,
+        label: str | None = None,
+        against: str | None = None,
+        n_genes: int = 10,
+    ) -> Explanation:
+        """Explain a cell or a label: one of the two (see :func:`explain`)."""
+        _one_of(cell, label, n_genes)
+        if cell is not None:
+            return self.cell(cell, against=against, n_genes=n_genes)
+        return self.label(str(label), against=against, n_genes=n_genes)
+
+    def cell(self, name: str, *, against: str | None = None, n_genes: int = 10) -> Explanation:
+        """Explain the label of one cell."""
+        names = self._source.obs_names
+        rows = np.flatnonzero(np.array(names, dtype=object) == name)
+        if len(rows) == 0:
+            raise InputError(f"there is no cell {name!r}", self._source.name, _near(name, names))
+        return self._explain(rows[:1], 1, name, str(self._label[rows[0]]), against, n_genes)
+
+    def label(
+        self, name: str, *, against: str | None = None, n_genes: int = 10, max_cells: int = MAX_CELLS
+    ) -> Explanation:
+        """Explain a label by means over its cells, ``max_cells`` of them at most."""
+        rows = np.flatnonzero(self._label == name)
+        if len(rows) == 0:
+            given = sorted(set(self._label.tolist()))
+            raise InputError(f"no cell was given the label {name!r}", self._source.name, _near(name, given))
+        looked = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_cells)).astype(np.int64))]
+        return self._explain(looked, len(rows), "", name, against, n_genes)
+
+    def _explain(
+        self, rows: Int64, n_labelled: int, cell: str, label: str, against: str | None, n_genes: int
+    ) -> Explanation:
+        from scvec.annotate.evidence import weigh
+
+        classes = [str(c) for c in self._stored.meta["classes"]]
+        winner = _number(classes, label, self._source.name)
+        other = None if against is None else _number(classes, against, "--against")
+        if other == winner:
+            raise InputError(
+                f"{label!r} is the label itself", "--against", "name another label of the reference"
+            )
+        [chunk] = self._matched.chunks(self._genes, len(rows), rows)
+        found = weigh(
+            self._model,
+            chunk,
+            regime=str(self.parameters["regime"]),
+            method=str(self.parameters.get("method", "both")),
+            n_neighbors=int(self.parameters.get("n_neighbors", 15)),
+            subset=self._subset,
+            winner=np.full(len(rows), winner, dtype=np.int64),
+            against=other,
+        )
+        # A tie may fall the other way on another machine; more than that is another cell or another model.
+        changed = int((found.best != winner).sum())
+        if changed > 0.02 * len(rows):
+            raise InputError(
+                f"the values of {changed:,} of {len(rows):,} cells no longer give the label {label!r}",
+                self._source.name,
+                "they were changed after the annotation: annotate them again with scvec query",
+            )
+        names, numbers = np.unique(found.other, return_counts=True)
+        order = np.argsort(-numbers, kind="stable")
+        log_odds = float(found.log_odds.mean())
+        share = np.abs(found.gap) / np.maximum(np.abs(found.log_odds), 1e-9)
+        by_gene = found.by_gene
+        return Explanation(
+            reference=self._stored.name,
+            label=label,
+            cell=cell,
+            against={classes[names[i]]: int(numbers[i]) for i in order},
+            n_cells=len(rows),
+            n_labelled=n_labelled,
+            confidence=float(self._confidence[rows].mean()),
+            log_odds=log_odds,
+            genes=self._gene_evidence(found, by_gene, chunk, n_genes),
+            n_genes=int((by_gene != 0).any(axis=0).sum()),
+            genes_total=float(by_gene.sum(axis=1).mean()),
+            neighbors_total=float(found.neighbors.mean()),
+            constant=float(found.constant.mean()),
+            undivided=float(found.undivided.mean()),
+            voices={name: float(part.mean()) for name, part in found.voices.items()},
+            voters=voters(
+                found.heard.neighbors,
+                self._model.voices.labels,
+                classes,
+                self._stored.obs.index.astype(str).to_numpy(dtype=object),
+                *self._origins,
+                single=bool(cell),
+            ),
+            completeness_error=float(share.max()),
+            parameters={
+                k: self.parameters.get(k)
+                for k in ("scvec", "reference", "generation", "space", "encoder", "method", "regime", "where")
+            },
+        )
+
+    def _gene_evidence(
+        self, found: Evidence, by_gene: npt.NDArray[np.float64], chunk: CellChunk, n_genes: int
+    ) -> list[GeneEvidence]:
+        total = by_gene.mean(axis=0)
+        top = np.lexsort((np.arange(len(total)), -np.abs(total)))[:n_genes]
+        top = top[total[top] != 0]
+        if len(top) == 0:
+            return []
+        gene_ids = [str(self._stored.meta["genes"][g]) for g in top]
+        with self._store.knowledge() as kb:
+            table = kb.genes(self._stored.meta["species"]).set_index("gene_id")
+            symbols = table["symbol"].reindex(gene_ids).fillna("").tolist()
+            texts = kb.descriptions(gene_ids)
+        expression = np.asarray(chunk.X[:, top].mean(axis=0)).ravel()
+        means = self._model.voices.spread.centroids[:, top]
+        expected, other = means[found.winner].mean(axis=0), means[found.other].mean(axis=0)
+        genes = []
+        for i, g in enumerate(top):
+            text = texts.get(gene_ids[i])
+            genes.append(
+                GeneEvidence(
+                    gene_id=gene_ids[i],
+                    symbol=str(symbols[i]) or gene_ids[i],
+                    contribution=float(total[g]),
+                    by_voice={name: float(part[:, g].mean()) for name, part in found.genes.items()},
+                    expression=float(expression[i]),
+                    expected=float(expected[i]),
+                    expected_against=float(other[i]),
+                    description=text.text if text else "",
+                    source=text.source if text else "",
+                    source_version=text.source_version if text else "",
+                    kind=text.kind if text else "",
+                )
+            )
+        return genes
+
+
+def _one_of(cell: str | None, label: str | None, n_genes: int) -> None:
+    if (cell is None) == (label is None):
+        raise InputError("one cell or one label is explained", "", "give --cell ID or --label NAME")
+    if n_genes < 0:
+        raise InputError(f"{n_genes} genes cannot be listed", "--n-genes", "give 0 or more")
+
+
+def _generation(store: Path | str, parameters: Mapping[str, Any]) -> Store:
+    """Return the store as it was when the cells were annotated; as it is now where that is gone."""
+    from scvec.stores.store import Store
+
+    opened = Store(store)
+    number = int(parameters["generation"])
+    if number == opened.generation.number:
+        return opened
+    try:
+        return opened.at(number)
+    except InputError:
+        return opened
+
+
+def _same_reference(store: Store, parameters: Mapping[str, Any]) -> StoredReference:
+    name, number = str(parameters["reference"]), int(parameters["generation"])
+    fix = "give the --store that annotated the file, or annotate the cells again: scvec query"
+    if name not in store.generation.manifest.references:
+        what = f"the cells were annotated by reference {name!r}, which this store does not have"
+        raise StoreError(what, str(store.path), fix)
+    stored = store.reference(name)
+    known = parameters.get("reference_fingerprint")
+    # Files of older versions carry no fingerprint: then the number of the generation must do.
+    if stored.fingerprint != known if known else store.generation.number != number:
+        what = (
+            f"the cells were annotated by reference {name!r} of store generation {number}; the one here, of "
+            f"generation {store.generation.number}, is another"
+        )
+        raise StoreError(what, str(store.path), fix)
+    return stored
+
+
+def _number(classes: list[str], label: str, where: str) -> int:
+    if label not in classes:
+        raise InputError(f"the reference has no label {label!r}", where, _near(label, classes))
+    return classes.index(label)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known[:20_000], n=2)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    return f"{hint}there are: {listed}"
