@@ -70,6 +70,7 @@ class Annotation:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     output: str = ""
+    report: str = ""
     sets: npt.NDArray[np.bool_] | None = None
     explainer: Callable[..., Any] | None = field(default=None, compare=False)
 
@@ -235,6 +236,7 @@ class Annotation:
             if self.sets is not None and len(self)
             else None,
             "output": self.output or None,
+            "report": self.report or None,
             "parameters": self.parameters,
             "notes": list(self.notes),
             "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
@@ -268,4 +270,6 @@ class Annotation:
             )
         if self.output:
             lines.append(f"written to {self.output}")
+        if self.report:
+            lines.append(f"report: {self.report}")
         return lines

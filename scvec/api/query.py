@@ -39,6 +39,7 @@ def query(
     *,
     reference: str | None = None,
     output: Path | str | None = None,
+    report: Path | str | None = None,
     n_neighbors: int = 15,
     method: str = "both",
     species: str = "auto",
@@ -62,6 +63,9 @@ def query(
         Name of the reference; may be left out where the store has one.
     output
         ``.h5ad`` (everything in the input, and the annotation), ``.csv`` or ``.parquet`` (the annotation).
+    report
+        An ``.html`` file for people: a map of the cells, tables, evidence for each label; the same numbers go
+        into a ``.json`` file beside it. Needs the extra ``report``.
     n_neighbors
         Neighbours that vote; clipped to the number of reference cells.
     method
@@ -91,13 +95,31 @@ def query(
     from scvec.api.matching import match_genes
     from scvec.api.references import load_model
     from scvec.api.resolvers import stored_resolver
+    from scvec.api.write_report import check_report
     from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
 
+    asked = dict(
+        store=store,
+        reference=reference,
+        output=output,
+        report=report,
+        n_neighbors=None if n_neighbors == 15 else n_neighbors,
+        method=None if method == "both" else method,
+        species=None if species == "auto" else species,
+        layer=layer,
+        where=where,
+        exact=exact,
+        coverage=coverage,
+        false_novel_rate=None if false_novel_rate == 0.05 else false_novel_rate,
+        force=force,
+        device=None if device == "auto" else device,
+    )
     check_device(device)
     _check_share("coverage", coverage)
     _check_share("false_novel_rate", false_novel_rate)
     target = _check_output(output, path)
+    page = check_report(report, path)
     stages = Stages()
     with stages("open store"):
         opened = Store(store)
@@ -156,6 +178,9 @@ def query(
             with stages("write"):
                 progress("writing", 0, None)
                 annotation = _write(annotation, path, target)
+        if page is not None:
+            with stages("report"):
+                annotation = _report(page, annotation, stored, model, source, asked, path, memory, progress)
     return annotation
 
 
@@ -351,6 +376,34 @@ def _explainer(store: Path | str, path: Path | str | AnnData) -> Callable[..., A
             return explainer.explain(**options)
 
     return explain
+
+
+def _report(
+    page: Path,
+    annotation: Annotation,
+    stored: StoredReference,
+    model: ReferenceModel,
+    source: CellSource,
+    asked: dict[str, Any],
+    path: Any,
+    memory: str | int | None,
+    progress: Progress,
+) -> Annotation:
+    from scvec.api.write_report import command_line, write_report
+
+    write_report(
+        page,
+        annotation,
+        stored,
+        model.voices.labels,
+        source.obs,
+        store=asked["store"],
+        path=path,
+        command=command_line(path, asked),
+        memory=memory,
+        progress=progress,
+    )
+    return replace(annotation, report=str(page))
 
 
 def _write(annotation: Annotation, path: Any, target: Path) -> Annotation:
