@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from scvec.api.search import search_genes as search_genes
     from scvec.api.search_cells import search_cells as search_cells
     from scvec.errors import ScvecError as ScvecError
+    from scvec.web.server import serve as serve
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _HOMES = {
     "export": "scvec.api.maintenance",
     "rm": "scvec.api.maintenance",
     "compact": "scvec.api.maintenance",
+    "serve": "scvec.web.server",
     "demo": "scvec.api.demo",
     "ScvecError": "scvec.errors",
 }

@@ -24,6 +24,7 @@ HEAVY = (
 # Lower may not import higher, nor a neighbour. The same as [importlinter] in setup.cfg.
 LAYERS = [
     {"cli"},
+    {"web"},
     {"api"},
     {"annotate", "encoders", "backbones"},
     {"stores", "ingest"},

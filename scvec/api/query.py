@@ -40,6 +40,7 @@ def query(
     reference: str | None = None,
     output: Path | str | None = None,
     report: Path | str | None = None,
+    title: str | None = None,
     n_neighbors: int = 15,
     method: str = "both",
     species: str = "auto",
@@ -66,6 +67,8 @@ def query(
     report
         An ``.html`` file for people: a map of the cells, tables, evidence for each label; the same numbers go
         into a ``.json`` file beside it. Needs the extra ``report``.
+    title
+        What to call the cells in the report; the name of the file where not given.
     n_neighbors
         Neighbours that vote; clipped to the number of reference cells.
     method
@@ -180,7 +183,9 @@ def query(
                 annotation = _write(annotation, path, target)
         if page is not None:
             with stages("report"):
-                annotation = _report(page, annotation, stored, model, source, asked, path, memory, progress)
+                annotation = _report(
+                    page, annotation, stored, model, source, asked, path, title, memory, progress
+                )
     return annotation
 
 
@@ -386,6 +391,7 @@ def _report(
     source: CellSource,
     asked: dict[str, Any],
     path: Any,
+    title: str | None,
     memory: str | int | None,
     progress: Progress,
 ) -> Annotation:
@@ -399,7 +405,8 @@ def _report(
         source.obs,
         store=asked["store"],
         path=path,
-        command=command_line(path, asked),
+        title=title,
+        command=command_line(path if title is None else title, asked),
         memory=memory,
         progress=progress,
     )

@@ -68,6 +68,7 @@ def write_report(
     store: Path | str,
     path: Path | str | AnnData,
     command: str,
+    title: str | None = None,
     memory: str | int | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
@@ -86,6 +87,8 @@ def write_report(
         What was asked and annotated: labels are explained from the values.
     command
         The command that does this again.
+    title
+        What to call the cells; the name of the file where None.
     """
     from scvec.ingest.borders import disk_errors
 
@@ -108,7 +111,7 @@ def write_report(
     if why_none:
         notes.append(f"warning: no evidence for labels: {why_none}")
     # Not the folder: a report goes to colleagues. The command names it, for oneself.
-    name = Path(path).name if isinstance(path, str | Path) else "an AnnData object"
+    name = title or (Path(path).name if isinstance(path, str | Path) else "an AnnData object")
     facts: dict[str, Any] = {
         "title": name,
         "created": told.now(),
