@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scvec.api import plots as pl
     from scvec.api.cells import ingest_cells as ingest_cells
     from scvec.api.complement import ingest_complement as ingest_complement
     from scvec.api.demo import demo as demo
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from scvec.api.explain import explain as explain
     from scvec.api.gene_info import gene_info as gene_info
     from scvec.api.genes import ingest_genes as ingest_genes
+    from scvec.api.labels import labels as labels
     from scvec.api.legacy import import_legacy as import_legacy
     from scvec.api.maintenance import compact as compact
     from scvec.api.maintenance import doctor as doctor
@@ -45,6 +47,7 @@ _HOMES = {
     "ingest_cells": "scvec.api.cells",
     "query": "scvec.api.query",
     "explain": "scvec.api.explain",
+    "labels": "scvec.api.labels",
     "evaluate": "scvec.api.evaluate",
     "search_genes": "scvec.api.search",
     "search_cells": "scvec.api.search_cells",
@@ -63,12 +66,14 @@ _HOMES = {
     "ScvecError": "scvec.errors",
 }
 
-__all__ = ["__version__", "annotate", *_HOMES]
+__all__ = ["__version__", "annotate", "pl", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name == "annotate":
         return import_module("scvec.annotate")
+    if name == "pl":
+        return import_module("scvec.api.plots")
     if name not in _HOMES:
         raise AttributeError(f"module 'scvec' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -9,16 +9,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from scvec.annotate.colors import STATUS_COLORS, label_colors
 from scvec.annotate.status import STATUSES
+from scvec.errors import InputError
 from scvec.types import Float32, Neighbors
 
 if TYPE_CHECKING:
     import anndata
     import pandas as pd
 
-__all__ = ["Annotation"]
+__all__ = ["Annotation", "check_columns"]
 
 Strings = npt.NDArray[np.str_]
+
+#: Names that the columns of a table may have.
+COLUMNS = ("scvec", "celltypist")
+
+
+def check_columns(columns: str) -> None:
+    """Refuse names of columns that are none.
+
+    Raises
+    ------
+    InputError
+        If ``columns`` is not one of ``COLUMNS``.
+    """
+    if columns not in COLUMNS:
+        raise InputError(f"there are no columns {columns!r}", "--columns", f"give {' or '.join(COLUMNS)}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +58,9 @@ class Annotation:
         (n, embed_dim) float32.
     neighbors
         Nearest reference cells, as row numbers of the reference.
+    majority, cluster
+        (n,) strings and (n,) int64: the label that most cells of a cell's cluster have, and the cluster's
+        number; None where no majority vote was asked for.
     explainer
         What :meth:`explain` asks; None for an annotation that was not made by a query.
     sets
@@ -72,6 +92,8 @@ class Annotation:
     output: str = ""
     report: str = ""
     sets: npt.NDArray[np.bool_] | None = None
+    majority: Strings | None = None
+    cluster: npt.NDArray[np.int64] | None = None
     explainer: Callable[..., Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -94,14 +116,32 @@ class Annotation:
         # What a notebook shows: the summary, not a thousand lines of barcodes.
         return "\n".join(self.lines())
 
-    def to_table(self, key_added: str = "scvec") -> pd.DataFrame:
-        """Return the per-cell columns as a data frame indexed by cell name."""
+    def to_table(self, key_added: str = "scvec", *, columns: str = "scvec") -> pd.DataFrame:
+        """Return the per-cell columns as a data frame indexed by cell name.
+
+        Parameters
+        ----------
+        key_added
+            Prefix of scvec's own columns.
+        columns
+            ``scvec``, or ``celltypist``: the names of CellTypist's tables (``predicted_labels``,
+            ``conf_score``, and after a majority vote ``over_clustering`` and ``majority_voting``).
+
+        Raises
+        ------
+        InputError
+            If ``columns`` is neither.
+        """
         import pandas as pd
+
+        check_columns(columns)
+        if columns == "celltypist":
+            return self._celltypist()
 
         def category(values: Strings) -> Any:
             return pd.Categorical(values)
 
-        columns = {
+        found = {
             "label": category(self.label),
             "confidence": self.confidence,
             "novelty": self.novelty,
@@ -112,12 +152,25 @@ class Annotation:
             "cl_id": category(self.cl_id),
         }
         if self.sets is not None:
-            columns["set"] = category(self.label_sets())
-            columns["set_size"] = self.sets.sum(axis=1).astype(np.int32)
+            found["set"] = category(self.label_sets())
+            found["set_size"] = self.sets.sum(axis=1).astype(np.int32)
+        if self.majority is not None and self.cluster is not None:
+            found["majority"] = category(self.majority)
+            found["cluster"] = pd.Categorical(self.cluster.astype(str))
         return pd.DataFrame(
-            {f"{key_added}_{name}": values for name, values in columns.items()},
+            {f"{key_added}_{name}": values for name, values in found.items()},
             index=pd.Index(self.cells.astype(object)),
         )
+
+    def _celltypist(self) -> pd.DataFrame:
+        import pandas as pd
+
+        found: dict[str, Any] = {"predicted_labels": pd.Categorical(self.label)}
+        if self.majority is not None and self.cluster is not None:
+            found["over_clustering"] = pd.Categorical(self.cluster.astype(str))
+            found["majority_voting"] = pd.Categorical(self.majority)
+        found["conf_score"] = self.confidence
+        return pd.DataFrame(found, index=pd.Index(self.cells.astype(object)))
 
     def explain(
         self,
@@ -188,6 +241,20 @@ class Annotation:
             "notes": np.array(self.notes, dtype=object),
         }
 
+    def colors(self, key_added: str = "scvec") -> dict[str, Any]:
+        """Return the colours that scanpy looks for in ``adata.uns``: those of labels, in their order."""
+        columns = {"label": self.label, "label_knn": self.label_knn, "label_head": self.label_head}
+        if self.majority is not None:
+            columns["majority"] = self.majority
+        found: dict[str, Any] = {
+            f"{key_added}_{name}_colors": np.array(
+                label_colors(self.classes, [str(v) for v in np.unique(values)]), dtype=object
+            )
+            for name, values in columns.items()
+        }
+        found[f"{key_added}_status_colors"] = np.array([STATUS_COLORS[s] for s in STATUSES], dtype=object)
+        return found
+
     def to_adata(self, adata: anndata.AnnData, *, key_added: str = "scvec", copy: bool = False) -> Any:
         """Write the result into ``adata.obs``, ``.obsm`` and ``.uns``.
 
@@ -216,13 +283,12 @@ class Annotation:
             target.obs[name] = table[name].array
         target.obsm.update(self.obsm(key_added))
         target.uns[key_added] = self.uns()
+        target.uns.update(self.colors(key_added))
         return target if copy else None
 
     def counts(self) -> dict[str, int]:
         """Return the number of cells per label, most first."""
-        names, numbers = np.unique(self.label, return_counts=True)
-        order = np.lexsort((names, -numbers))
-        return {str(names[i]): int(numbers[i]) for i in order}
+        return _counts(self.label)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able summary."""
@@ -235,6 +301,8 @@ class Annotation:
             "mean_set_size": float(self.sets.sum(axis=1).mean())
             if self.sets is not None and len(self)
             else None,
+            "majority": _counts(self.majority) if self.majority is not None else None,
+            "n_clusters": len(np.unique(self.cluster)) if self.cluster is not None else None,
             "output": self.output or None,
             "report": self.report or None,
             "parameters": self.parameters,
@@ -268,8 +336,18 @@ class Annotation:
                 f"label sets that hold the true label of {self.parameters['coverage']:.0%} of the cells: "
                 f"{size[0]:,} empty, {size[1]:,} of one label, {size[2:].sum():,} of more"
             )
+        if self.majority is not None and self.cluster is not None:
+            n_changed = int((self.majority != self.label).sum())
+            n_clusters = len(np.unique(self.cluster))
+            lines.append(f"majority vote over {n_clusters:,} clusters: {n_changed:,} cells get another label")
         if self.output:
             lines.append(f"written to {self.output}")
         if self.report:
             lines.append(f"report: {self.report}")
         return lines
+
+
+def _counts(labels: Strings) -> dict[str, int]:
+    names, numbers = np.unique(labels, return_counts=True)
+    order = np.lexsort((names, -numbers))
+    return {str(names[i]): int(numbers[i]) for i in order}

@@ -26,12 +26,17 @@ class ClassOntology:
         Per term with a class, the terms above it (itself included).
     depth
         Per term, how many terms stand above it: the deeper, the more it says.
+    how, confidence
+        Per class, how its term was found (:class:`scvec.annotate.terms.Match`) and how sure that is (0-1);
+        empty for references of older versions.
     """
 
     terms: tuple[str, ...]
     names: dict[str, str]
     lineage: dict[str, tuple[str, ...]]
     depth: dict[str, int]
+    how: tuple[str, ...] = ()
+    confidence: tuple[float, ...] = ()
 
     def broad(self, proba: Float32, *, bar: float = 0.8) -> tuple[list[str], list[str]]:
         """Return, per cell, (label, id) of the deepest term whose summed probability reaches the bar.
@@ -67,6 +72,8 @@ class ClassOntology:
             "names": self.names,
             "lineage": {k: list(v) for k, v in self.lineage.items()},
             "depth": self.depth,
+            "how": list(self.how),
+            "confidence": list(self.confidence),
         }
 
     @classmethod
@@ -77,4 +84,6 @@ class ClassOntology:
             dict(data["names"]),
             {k: tuple(v) for k, v in data["lineage"].items()},
             {k: int(v) for k, v in data["depth"].items()},
+            tuple(data.get("how", ())),
+            tuple(data.get("confidence", ())),
         )

@@ -154,11 +154,20 @@ def ingest_cells(
             vectors = _encode(model.voices.encoder, matched, maps, progress)
         with stages("write"):
             tensors, meta = _describe(
-                labelled, matched, gene_ids, stats, model, encoded, kb, target=target, options=params
+                labelled,
+                matched,
+                gene_ids,
+                stats,
+                model,
+                encoded,
+                kb,
+                target=target,
+                options=params,
+                device=device,
             )
             tensors |= _probes(matched, maps)
             obs = labelled.table()
-            notes += _remarks(meta, replaced=name if txn.reference(name) is not None else None)
+            notes += _remarks(meta, name, replaced=name if txn.reference(name) is not None else None)
             txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors)
             generation = txn.commit()
         notes = [n for s in sources for n in s.notes] + notes + txn.notes
@@ -292,16 +301,24 @@ def _encode(
     return vectors
 
 
-def _remarks(meta: dict[str, Any], *, replaced: str | None) -> list[str]:
+def _remarks(meta: dict[str, Any], name: str, *, replaced: str | None) -> list[str]:
     """Return what a user may want to know of the new reference."""
-    terms = meta["ontology"]["terms"]
-    without = [label for label, term in zip(meta["classes"], terms, strict=True) if not term]
+    ontology = meta["ontology"]
+    found = dict(zip(meta["classes"], zip(ontology["terms"], ontology["how"], strict=True), strict=True))
+    without = [label for label, (term, how) in found.items() if not term and how != "no cell type"]
+    guessed = [label for label, (_, how) in found.items() if how == "text"]
+    see = f"scvec labels {name} shows and changes the terms"
     notes = []
-    if without:
-        notes.append(
-            f"{len(terms) - len(without)} of {len(terms)} labels are known to the Cell Ontology; for the "
-            f"others, such as {without[0]!r}, add ids in obs['cell_type_ontology_term_id']"
-        )
+    if without or len(guessed):
+        known = sum(bool(term) for term, _ in found.values())
+        told = f"{known} of {len(found)} labels are known to the Cell Ontology"
+        if without:
+            told += f", not {', '.join(map(repr, without[:3]))}" + (", ..." if len(without) > 3 else "")
+        if guessed:
+            name_of = ontology["names"]
+            examples = [f"{label!r} as {name_of[found[label][0]]!r}" for label in guessed[:3]]
+            told += f"; guessed: {', '.join(examples)}" + (", ..." if len(guessed) > 3 else "")
+        notes.append(f"{told} ({see})")
     if replaced is not None:
         notes.append(f"reference {replaced!r} was there and is replaced")
     return notes
@@ -327,14 +344,20 @@ def _describe(
     *,
     target: Species,
     options: dict[str, Any],
+    device: str,
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Return the arrays and the JSON values that a reference is stored as."""
     from scvec import __version__
-    from scvec.api.references import class_ontology, model_state
+    from scvec.api.label_terms import class_ontology, match_labels
+    from scvec.api.references import model_state
 
     tensors, state = model_state(model)
     tensors["genes.mean"], tensors["genes.sd"] = stats.mean, stats.sd
-    ontology = class_ontology(kb, labelled.classes, labelled.known_terms())
+    found, notes = match_labels(
+        kb, labelled.classes, known=labelled.known_terms(), tissues=labelled.tissues(), device=device
+    )
+    matched[0].source.notes += notes
+    ontology = class_ontology(kb, labelled.classes, found)
     meta = {
         "scvec": __version__,
         "species": target,

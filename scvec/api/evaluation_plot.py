@@ -13,7 +13,10 @@ from scvec.errors import InputError
 __all__ = ["draw", "need_matplotlib"]
 
 
-def need_matplotlib() -> None:
+def need_matplotlib(
+    where: str = "--plot",
+    fix: str = "pip install matplotlib, or leave --plot out: the JSON file holds every number of the figure",
+) -> None:
     """Raise where matplotlib is not installed.
 
     Raises
@@ -24,11 +27,7 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            "a figure needs matplotlib, which is not installed",
-            "--plot",
-            "pip install matplotlib, or leave --plot out: the JSON file holds every number of the figure",
-        ) from error
+        raise InputError("a figure needs matplotlib, which is not installed", where, fix) from error
 
 
 def draw(report: EvaluationReport, path: Path) -> None:

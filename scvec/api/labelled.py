@@ -24,6 +24,8 @@ __all__ = ["MAX_TRAINING_CELLS", "Labelled", "incoherent_labels"]
 MAX_TRAINING_CELLS = 20_000
 #: Columns of obs in which data sets keep Cell Ontology ids, the CELLxGENE schema's first.
 ONTOLOGY_COLUMNS = ("cell_type_ontology_term_id", "cell_ontology_id")
+#: Columns that name the tissue.
+TISSUE_COLUMNS = ("tissue", "organ", "tissue_general")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,15 @@ class Labelled:
         rng = np.random.default_rng(seed)
         kept = [rng.permutation(rows[self.codes[rows] == c])[: max(low, 1)] for c in range(len(self.classes))]
         return np.sort(np.concatenate(kept))
+
+    def tissues(self) -> list[str]:
+        """Return what the files say of their tissue; nothing where a column says many things."""
+        found: set[str] = set()
+        for source in self.sources:
+            for column in TISSUE_COLUMNS:
+                if column in source.obs.columns:
+                    found |= set(source.obs[column].dropna().astype(str).unique()[:20])
+        return sorted(found)
 
     def known_terms(self) -> dict[str, str]:
         """Return label -> Cell Ontology id where a column of ids agrees on all cells of a label."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.annotation import Annotation
+from scvec.annotate.annotation import Annotation, check_columns
+from scvec.annotate.majority import clusters, majority, need_igraph
 from scvec.api.stages import Stages
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
@@ -30,7 +30,6 @@ __all__ = ["annotate", "only_reference", "query", "rows_asked"]
 CHUNK = 2048
 #: Fewer genes of the reference than this say nothing about a cell.
 MIN_GENES = 10
-OUTPUTS = (".h5ad", ".csv", ".parquet")
 
 
 def query(
@@ -50,6 +49,8 @@ def query(
     exact: bool = False,
     coverage: float | None = None,
     false_novel_rate: float = 0.05,
+    majority_vote: bool = False,
+    columns: str = "scvec",
     force: bool = False,
     device: str = "auto",
     progress: Progress = no_progress,
@@ -83,6 +84,11 @@ def query(
         Also give sets of labels that hold the true one for this share (0-1) of the cells of each type.
     false_novel_rate
         Share (0-1) of cells of known types that may be called novel.
+    majority_vote
+        Also cluster the cells and give each the label of most of its cluster, in columns of its own. That
+        label depends on the other cells of the query; needs the extra ``cluster``.
+    columns
+        ``scvec``, or ``celltypist``: tables get the columns that CellTypist writes instead, an h5ad both.
     force
         Go on where few genes match.
 
@@ -93,35 +99,24 @@ def query(
     StoreError
         If the store is damaged.
     """
+    asked = dict(locals())  # first: the report repeats the command
     from scvec.annotate.pool import VOICES
     from scvec.api.device import check_device
     from scvec.api.matching import match_genes
+    from scvec.api.query_output import check_output_file, explainer_of, report_query, write_output
     from scvec.api.references import load_model
     from scvec.api.resolvers import stored_resolver
     from scvec.api.write_report import check_report
     from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
 
-    asked = dict(
-        store=store,
-        reference=reference,
-        output=output,
-        report=report,
-        n_neighbors=None if n_neighbors == 15 else n_neighbors,
-        method=None if method == "both" else method,
-        species=None if species == "auto" else species,
-        layer=layer,
-        where=where,
-        exact=exact,
-        coverage=coverage,
-        false_novel_rate=None if false_novel_rate == 0.05 else false_novel_rate,
-        force=force,
-        device=None if device == "auto" else device,
-    )
     check_device(device)
+    check_columns(columns)
+    if majority_vote:
+        need_igraph()
     _check_share("coverage", coverage)
     _check_share("false_novel_rate", false_novel_rate)
-    target = _check_output(output, path)
+    target = check_output_file(output, path)
     page = check_report(report, path)
     stages = Stages()
     with stages("open store"):
@@ -176,16 +171,20 @@ def query(
         }
         with stages("judge"):
             annotation = _annotation(source, stored, model, prediction, share, parameters, stages)
-            annotation = replace(annotation, explainer=_explainer(store, path))
+            annotation = replace(annotation, explainer=explainer_of(store, path))
+        if majority_vote:
+            with stages("cluster"):
+                progress("clustering cells", 0, None)
+                cluster = clusters(annotation.vectors)
+                voted = np.array(annotation.classes)[majority(annotation.proba, cluster)]
+                annotation = replace(annotation, cluster=cluster, majority=voted)
         if target is not None:
             with stages("write"):
                 progress("writing", 0, None)
-                annotation = _write(annotation, path, target)
+                annotation = write_output(annotation, path, target, columns)
         if page is not None:
             with stages("report"):
-                annotation = _report(
-                    page, annotation, stored, model, source, asked, path, title, memory, progress
-                )
+                annotation = report_query(page, annotation, stored, model, source.obs, asked, progress)
     return annotation
 
 
@@ -245,20 +244,6 @@ def only_reference(opened: Any, reference: str | None) -> str:
     raise InputError(
         "the store has several references", str(opened.path), f"give --reference: {', '.join(names)}"
     )
-
-
-def _check_output(output: Path | str | None, path: Any) -> Path | None:
-    if output is None:
-        return None
-    from scvec.ingest.h5ad_output import check_output
-
-    target = check_output(output, path if isinstance(path, str | Path) else None)
-    if target.suffix not in OUTPUTS:
-        what = (
-            f"the ending {target.suffix!r} names no format" if target.suffix else "the output has no ending"
-        )
-        raise InputError(what, str(target), f"end its name in {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}")
-    return target
 
 
 def _check_share(option: str, value: float | None) -> None:
@@ -371,54 +356,3 @@ def _annotation(
         notes=list(dict.fromkeys(source.notes)),
         seconds=stages.seconds,
     )
-
-
-def _explainer(store: Path | str, path: Path | str | AnnData) -> Callable[..., Any]:
-    def explain(annotation: Annotation, **options: Any) -> Any:
-        from scvec.api.explain import Explainer
-
-        with Explainer.of_annotation(store, path, annotation) as explainer:
-            return explainer.explain(**options)
-
-    return explain
-
-
-def _report(
-    page: Path,
-    annotation: Annotation,
-    stored: StoredReference,
-    model: ReferenceModel,
-    source: CellSource,
-    asked: dict[str, Any],
-    path: Any,
-    title: str | None,
-    memory: str | int | None,
-    progress: Progress,
-) -> Annotation:
-    from scvec.api.write_report import command_line, write_report
-
-    write_report(
-        page,
-        annotation,
-        stored,
-        model.voices.labels,
-        source.obs,
-        store=asked["store"],
-        path=path,
-        title=title,
-        command=command_line(path if title is None else title, asked),
-        memory=memory,
-        progress=progress,
-    )
-    return replace(annotation, report=str(page))
-
-
-def _write(annotation: Annotation, path: Any, target: Path) -> Annotation:
-    from scvec.ingest.h5ad_output import write_annotated, write_table
-
-    table = annotation.to_table()
-    if target.suffix == ".h5ad":
-        write_annotated(path, target, obs=table, obsm=annotation.obsm(), uns={"scvec": annotation.uns()})
-    else:
-        write_table(table.rename_axis("cell"), target)
-    return replace(annotation, output=str(target))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from scvec.annotate.calibration import Calibration
 from scvec.annotate.head import Head
 from scvec.annotate.linear import Linear
 from scvec.annotate.model import ReferenceModel
-from scvec.annotate.ontology import ClassOntology
 from scvec.annotate.prototypes import Prototypes
 from scvec.annotate.spread import Spread
 from scvec.annotate.voices import Voices
@@ -21,10 +19,9 @@ from scvec.errors import StoreError
 from scvec.profiles import Profile
 
 if TYPE_CHECKING:
-    from scvec.stores.knowledge import KnowledgeBase
     from scvec.stores.stored import StoredReference
 
-__all__ = ["CODE_COLUMN", "class_ontology", "load_model", "model_state"]
+__all__ = ["CODE_COLUMN", "load_model", "model_state"]
 
 #: Column of a reference's obs table that holds the class number of each cell.
 CODE_COLUMN = "_scvec_class"
@@ -86,29 +83,6 @@ def load_model(stored: StoredReference) -> ReferenceModel:
             f"the parts of reference {stored.name!r} do not fit together ({error})",
             fix="ingest it again: scvec ingest cells",
         ) from error
-
-
-def class_ontology(kb: KnowledgeBase, classes: list[str], known: Mapping[str, str]) -> ClassOntology:
-    """Find the Cell Ontology term of each class by its label, a synonym, or what the data set says.
-
-    Parameters
-    ----------
-    known
-        Class -> term id, where the reference has a column of ids.
-    """
-    terms, names, lineage, depth = [], {}, {}, {}
-    for label in classes:
-        found = kb.cl_term(label) or kb.cl_term(f"{label} cell")
-        term = known.get(label) or (found[0] if found else "")
-        terms.append(term)
-        if not term:
-            continue
-        lineage[term] = (term, *kb.cl_ancestors(term))
-        for above in lineage[term]:
-            if above not in depth:
-                depth[above] = len(kb.cl_ancestors(above))
-                names[above] = kb.cl_label(above)
-    return ClassOntology(tuple(terms), names, lineage, depth)
 
 
 def _prefixed(prefix: str, tensors: Tensors) -> Tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ __all__ = ["check_report", "command_line", "write_report"]
 #: Labels that are explained, those of most cells first; the rest have too few to be worth the time.
 MAX_EXPLAINED = 60
 CELLS_EXPLAINED = 100
+#: Arguments of a query that are no options of the command.
+NOT_OPTIONS = ("path", "title", "progress")
 GENES_EXPLAINED = 8
 
 
@@ -48,12 +51,21 @@ def check_report(path: Path | str | None, source: Any) -> Path | None:
 
 
 def command_line(path: Any, options: Mapping[str, Any]) -> str:
-    """Return the command that does the same again; options with their default value are left out."""
+    """Return the command that does a query again.
+
+    Parameters
+    ----------
+    options
+        Arguments of :func:`scvec.query`; those with their default value are left out.
+    """
+    from scvec.api.query import query
+
     words = ["scvec", "query", str(path) if isinstance(path, str | Path) else "CELLS.h5ad"]
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}" if name != "output" else "-o"
-        if value is None or value is False:
+    for name, parameter in inspect.signature(query).parameters.items():
+        value = options.get(name)
+        if name in NOT_OPTIONS or value is None or value == parameter.default:
             continue
+        flag = f"--{name.replace('_', '-')}" if name != "output" else "-o"
         words += [flag] if value is True else [flag, str(value)]
     return shlex.join(words)
 
@@ -166,6 +178,7 @@ def _drawn(
     reference_codes: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
     """Return a number or code per cell, as arrays."""
+    from scvec.annotate.colors import PALETTE, STATUS_COLORS, label_colors
     from scvec.annotate.status import STATUSES
 
     order, proba = told.candidates(annotation)
@@ -176,6 +189,10 @@ def _drawn(
         "names": [str(c) for c in annotation.cells[rows]],
         "classes": list(annotation.classes),
         "statuses": list(STATUSES),
+        # The colours of scvec.pl and of adata.uns.
+        "colors": label_colors(annotation.classes, annotation.classes),
+        "status_colors": [STATUS_COLORS[s] for s in STATUSES],
+        "palette": list(PALETTE),
         "x": query_places[:, 0],
         "y": query_places[:, 1],
         "label": np.array([number[str(v)] for v in annotation.label[rows]], dtype=np.int64),
@@ -187,6 +204,10 @@ def _drawn(
         "columns": columns,
         "reference": {"x": places[:, 0], "y": places[:, 1], "label": reference_codes},
     }
+
+
+#: What the page takes as it is.
+AS_THEY_ARE = ("n", "names", "classes", "statuses", "colors", "status_colors", "palette", "truth")
 
 
 def _packed(drawn: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +223,7 @@ def _packed(drawn: Mapping[str, Any]) -> dict[str, Any]:
     def share(values: Any) -> str:
         return pack(np.round(np.asarray(values) * 255), "u1")
 
-    packed = {k: drawn[k] for k in ("n", "names", "classes", "statuses", "truth")}
+    packed = {k: drawn[k] for k in AS_THEY_ARE}
     packed |= {
         "x": place(drawn["x"], 0),
         "y": place(drawn["y"], 1),

@@ -20,6 +20,7 @@ from scvec.cli.errors import translate
 from scvec.cli.evaluate import evaluate
 from scvec.cli.explain import explain
 from scvec.cli.ingest import ingest
+from scvec.cli.labels import labels
 from scvec.cli.legacy import import_legacy
 from scvec.cli.options import Session, global_options
 from scvec.cli.query import query
@@ -112,6 +113,7 @@ def cli() -> None:
 cli.add_command(ingest)
 cli.add_command(query)
 cli.add_command(explain)
+cli.add_command(labels)
 cli.add_command(evaluate)
 cli.add_command(search)
 cli.add_command(import_legacy)

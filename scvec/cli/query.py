@@ -50,6 +50,18 @@ __all__ = ["query"]
 @click.option("--exact", is_flag=True, help="Search every reference cell, never an approximation.")
 @coverage_option
 @false_novel_option
+@click.option(
+    "--majority-vote",
+    is_flag=True,
+    help="Also the label that most cells of a cell's cluster have; needs igraph.",
+)
+@click.option(
+    "--columns",
+    type=click.Choice(["scvec", "celltypist"]),
+    default="scvec",
+    show_default=True,
+    help="Names of the columns: scvec's own, or those that CellTypist writes.",
+)
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
 @global_options
@@ -69,6 +81,8 @@ def query(
     exact: bool,
     coverage: float | None,
     false_novel_rate: float,
+    majority_vote: bool,
+    columns: str,
     force: bool,
     device: str,
 ) -> None:
@@ -97,6 +111,8 @@ def query(
             exact=exact,
             coverage=coverage,
             false_novel_rate=false_novel_rate,
+            majority_vote=majority_vote,
+            columns=columns,
             force=force,
             device=device,
             progress=progress,

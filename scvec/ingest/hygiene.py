@@ -9,7 +9,7 @@ from typing import Any
 
 from scvec.ingest.borders import count_text
 
-__all__ = ["LabelFinding", "fold_label", "look_over"]
+__all__ = ["LabelFinding", "fold_label", "look_over", "why_no_type"]
 
 #: Words that say that nobody knew, or that the droplet holds no one cell.
 _NO_CELL = re.compile(
@@ -88,18 +88,22 @@ def look_over(counts: Mapping[str, int]) -> list[LabelFinding]:
             message = f"labels that may be one type: {told}; they were kept apart"
             findings.append(LabelFinding("near-duplicate", {n: counts[n] for n in names}, message))
     for label in sorted(counts):
-        plain = " ".join(re.sub(r"[_\W]+", " ", label.lower().replace("?", " unknown ")).split())
-        if _NO_CELL.search(plain):
-            what = "is no cell type"
-        elif _CLUSTER.fullmatch(plain):
-            what = "looks like the number of a cluster"
-        elif _CONDITION.fullmatch(plain):
-            what = "is a condition, no cell type"
-        else:
+        what = why_no_type(label)
+        if not what:
             continue
         message = f"label {_told([label], counts)} {what}; its cells are part of the reference all the same"
         findings.append(LabelFinding("no cell type", {label: counts[label]}, message))
     return findings
+
+
+def why_no_type(label: str) -> str:
+    """Return why a label names no type of cell, such as ``is a condition, no cell type``; empty if it may."""
+    plain = " ".join(re.sub(r"[_\W]+", " ", label.lower().replace("?", " unknown ")).split())
+    if _NO_CELL.search(plain):
+        return "is no cell type"
+    if _CLUSTER.fullmatch(plain):
+        return "looks like the number of a cluster"
+    return "is a condition, no cell type" if _CONDITION.fullmatch(plain) else ""
 
 
 def _told(names: list[str], counts: Mapping[str, int]) -> str:

@@ -10,23 +10,15 @@ __all__ = ["CellOntology"]
 class CellOntology(Tables):
     """The part of the knowledge base that is about cell types."""
 
-    def cl_term(self, label: str) -> tuple[str, str] | None:
-        """The Cell Ontology term of a label or synonym, as (id, label), or None.
-
-        Case and a plural s do not count (``"B cells"``); labels come before synonyms, and a synonym of
-        several terms names none.
-        """
-        folded = " ".join(label.lower().replace("_", " ").split())
-        for name in dict.fromkeys((folded, folded.removesuffix("s"), folded + "s")):
-            for sql in (
-                "SELECT cl_id, label FROM cl_terms WHERE lower(label) = ?",
-                "SELECT DISTINCT cl_id, label FROM cl_synonyms JOIN cl_terms USING (cl_id)"
-                " WHERE lower(synonym) = ?",
-            ):
-                rows = self._all(sql + " LIMIT 2", [name])
-                if len(rows) == 1:
-                    return str(rows[0][0]), str(rows[0][1])
-        return None
+    def cl_names(self) -> list[tuple[str, str, bool]]:
+        """Every name of every Cell Ontology term, as (id, name, whether it is the term's own label)."""
+        sql = (
+            "SELECT cl_id, label, true FROM cl_terms UNION ALL"
+            " SELECT cl_id, synonym, false FROM cl_synonyms ORDER BY ALL"
+        )
+        # Labels first: synonyms are judged by them.
+        rows = sorted(self._all(sql), key=lambda row: not row[2])
+        return [(str(i), str(name), bool(own)) for i, name, own in rows]
 
     def cl_label(self, cl_id: str) -> str:
         """Label of a Cell Ontology term; its id where the term is not known."""

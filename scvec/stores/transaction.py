@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -299,6 +300,18 @@ class Transaction:
             index_kind=index_kind,
         )
         self._run["references"][name] = portable(dict(run or {}))
+        self._change(references={**self._draft.references, name: entry})
+
+    def put_meta(self, name: str, meta: Mapping[str, Any]) -> None:
+        """Replace the JSON values of a reference and leave its cells and model as they are.
+
+        KeyError if there is none of this name.
+        """
+        self._check_open()
+        old = self._draft.references[name]
+        entry = replace(
+            old, meta=self.put_file(f"{name}.meta", "json", lambda path: write_json(path, dict(meta)))
+        )
         self._change(references={**self._draft.references, name: entry})
 
     def remove_reference(self, name: str) -> None:

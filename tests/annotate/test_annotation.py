@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from scvec.annotate.annotation import Annotation
+from scvec.annotate.colors import label_colors
 from scvec.annotate.status import STATUSES
+from scvec.errors import InputError
 from scvec.types import Neighbors
 
 #: The columns that the documentation promises.
@@ -202,3 +204,43 @@ def test_no_cells() -> None:
     assert nothing.to_table().shape == (0, len(COLUMNS)) and nothing.counts() == {}
     assert nothing.to_dict()["mean_confidence"] is None
     assert nothing.lines()[0].startswith("0 cells")
+
+
+def test_columns_as_celltypist_writes_them() -> None:
+    plain = make()
+    table = plain.to_table(columns="celltypist")
+    assert table.columns.tolist() == ["predicted_labels", "conf_score"]
+    assert table["predicted_labels"].tolist() == plain.label.tolist()
+    assert table["conf_score"].tolist() == plain.confidence.tolist()
+    cluster = np.array([0, 0, 1, 1, 1])
+    voted = dataclasses.replace(plain, cluster=cluster, majority=plain.label[[0, 0, 2, 2, 2]])
+    table = voted.to_table(columns="celltypist")
+    assert table.columns.tolist() == ["predicted_labels", "over_clustering", "majority_voting", "conf_score"]
+    assert table["over_clustering"].tolist() == list("00111")
+    assert voted.to_table().columns.tolist() == [*COLUMNS, "scvec_majority", "scvec_cluster"]
+    assert "majority vote over 2 clusters" in repr(voted)
+    assert sum(voted.to_dict()["majority"].values()) == 5 and plain.to_dict()["majority"] is None
+    with pytest.raises(InputError, match="no columns 'seurat'"):
+        plain.to_table(columns="seurat")
+
+
+def test_colours_stand_where_scanpy_looks_for_them(tmp_path: Path) -> None:
+    import anndata
+
+    result = make()
+    target = anndata.AnnData(np.ones((5, 2), np.float32))
+    target.obs_names = [str(c) for c in result.cells]
+    result.to_adata(target)
+    target.write_h5ad(tmp_path / "a.h5ad")
+    back = anndata.read_h5ad(tmp_path / "a.h5ad")
+    for column in ("scvec_label", "scvec_label_knn", "scvec_label_head", "scvec_status"):
+        assert len(back.uns[f"{column}_colors"]) == len(back.obs[column].cat.categories)
+    of = dict(zip(back.obs["scvec_label"].cat.categories, back.uns["scvec_label_colors"], strict=True))
+    assert [of[name] for name in of] == label_colors(result.classes, list(of))
+
+
+def test_only_what_a_query_returned_explains_itself() -> None:
+    with pytest.raises(ValueError, match=r"scvec\.query"):
+        make().explain(label="alpha")
+    asked = dataclasses.replace(make(), explainer=lambda annotation, **options: (len(annotation), options))
+    assert asked.explain(label="a") == (5, {"cell": None, "label": "a", "against": None, "n_genes": 10})

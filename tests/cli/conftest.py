@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from scvec.api import reports
 from scvec.api.evaluation import EvaluationReport
+from scvec.api.explanation import Explanation, GeneEvidence, Voter
 from scvec.api.gene_reports import DiffReport
 from scvec.api.legacy import LegacyReport
 from scvec.api.live_reports import ComplementReport, Cost, FailedGene, LiveReport
@@ -34,6 +35,37 @@ class FakeAnnotation:
 
     def lines(self) -> list[str]:
         return ["2 cells", "  beta  2"]
+
+
+def explanation() -> Explanation:
+    gene = GeneEvidence(
+        gene_id="HGNC:6081",
+        symbol="INS",
+        contribution=2.0,
+        by_voice={"linear": 2.0},
+        expression=3.0,
+        expected=3.0,
+        expected_against=0.1,
+    )
+    return Explanation(
+        reference="pancreas",
+        label="beta",
+        cell="",
+        against={"alpha": 2},
+        n_cells=2,
+        n_labelled=2,
+        confidence=0.9,
+        log_odds=3.0,
+        genes=[gene],
+        n_genes=2,
+        genes_total=2.5,
+        neighbors_total=0.5,
+        constant=0.0,
+        undivided=0.0,
+        voices={"linear": 2.5, "knn": 0.5},
+        voters=[Voter(cell="", label="beta", dataset="d", donor="", n=30, distance=float("nan"))],
+        completeness_error=0.0,
+    )
 
 
 def sample_reports() -> dict[str, Any]:
@@ -95,6 +127,8 @@ def sample_reports() -> dict[str, Any]:
             seconds={"train": 1.0},
         ),
         "scvec.api.query.query": FakeAnnotation(),
+        "scvec.api.explain.explain": explanation(),
+        "scvec.api.labels.labels": FakeAnnotation(),
         "scvec.api.evaluate.evaluate": EvaluationReport(
             reference="pancreas",
             truth_key="cell_type",

@@ -84,9 +84,21 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
             "exact": True,
             "coverage": None,
             "false_novel_rate": 0.05,
+            "majority_vote": False,
+            "columns": "scvec",
             "force": False,
             "device": "auto",
         },
+    ),
+    "explain": (
+        ["out.h5ad", "--label", "beta", "--against", "alpha", "--n-genes", "3"],
+        "scvec.api.explain.explain",
+        {"cell": None, "label": "beta", "against": "alpha", "n_genes": 3, "memory": None},
+    ),
+    "labels": (
+        ["pancreas", "--set", "a=b=CL:0000236", "--unset", "c"],
+        "scvec.api.labels.labels",
+        {"set": {"a=b": "CL:0000236"}, "unset": ("c",)},
     ),
     "eval": (
         [

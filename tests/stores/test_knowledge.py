@@ -195,21 +195,14 @@ def test_any_text_comes_back_as_it_was(empty: KnowledgeBase, text: str, name: st
     assert empty.counts()["descriptions"] == 1
 
 
-@pytest.mark.parametrize(
-    ("label", "cl_id"),
-    [("B cell", "CL:0000236"), ("B cells", "CL:0000236"), ("b_cell", "CL:0000236"), ("T cells", "CL:0000084"),
-     ("type B pancreatic cell", "CL:0000169"), ("pancreatic beta cell", "CL:0000169")],
-)  # fmt: skip
-def test_cell_ontology_labels(kb: KnowledgeBase, label: str, cl_id: str) -> None:
-    found = kb.cl_term(label)
-    assert found is not None
-    assert found[0] == cl_id
-
-
-def test_cell_ontology_names_nothing_else(kb: KnowledgeBase) -> None:
-    assert kb.cl_term("unicorn cell") is None
-    assert kb.cl_term("") is None
+def test_cell_ontology_names_and_ancestors(kb: KnowledgeBase) -> None:
+    names = kb.cl_names()
+    assert ("CL:0000236", "B cell", True) in names
+    assert ("CL:0000169", "pancreatic beta cell", False) in names
+    own = [mine for _, _, mine in names]
+    assert own == sorted(own, reverse=True), "labels come first"
     assert next(iter(kb.cl_ancestors("CL:0000236").values())) == 1
+    assert kb.cl_label("CL:0000236") == "B cell" and kb.cl_label("CL:9999999") == "CL:9999999"
 
 
 def test_counts_for_info(kb: KnowledgeBase) -> None:

@@ -89,6 +89,7 @@ def test_a_hundred_thousand_cells_stay_small(shelf: Shelf):
         "classes": twin["cells"]["classes"],
         "statuses": twin["cells"]["statuses"],
         "truth": None,
+        **{k: twin["cells"][k] for k in ("colors", "status_colors", "palette")},
         "label": rng.integers(0, 3, n),
         "status": rng.integers(0, 4, n),
         "candidates": rng.integers(0, 3, (n, 3)),
@@ -165,6 +166,6 @@ def test_what_a_report_needs_is_said_before_any_work(tmp_path: Any, monkeypatch:
 
 
 def test_the_command_is_quoted():
-    options = {"store": "s", "where": "donor = 'a'", "exact": True, "force": False, "layer": None}
+    options = {"where": "donor = 'a'", "exact": True, "force": False, "layer": None, "store": "s", "k": 1}
     line = command_line("my cells; rm -rf.h5ad", options)
     assert line == "scvec query 'my cells; rm -rf.h5ad' --store s --where 'donor = '\"'\"'a'\"'\"'' --exact"

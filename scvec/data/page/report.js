@@ -14,15 +14,11 @@
   };
   const count = (n) => n.toLocaleString("en-US");
 
-  /* Okabe and Ito's colours, which people of every kind of colour vision tell apart; then Tol's muted ones, then all
-     of them darker or lighter: no set of more is safe, and the legend shows one label alone. */
-  const OKABE = ["0072b2", "e69f00", "009e73", "cc79a7", "56b4e9", "d55e00", "f0e442"];
-  const TOL = ["332288", "88ccee", "44aa99", "117733", "999933", "ddcc77", "cc6677", "882255", "aa4499"];
-  const rgb = (hex) => [0, 2, 4].map((k) => parseInt(hex.slice(k, k + 2), 16));
+  const rgb = (hex) => [0, 2, 4].map((k) => parseInt(hex.replace("#", "").slice(k, k + 2), 16));
   const mixed = (color, other, share) => color.map((v, k) => Math.round(v * (1 - share) + other[k] * share));
-  const base = [...OKABE, ...TOL].map(rgb);
-  const PALETTE = [...base, ...base.map((c) => mixed(c, [0, 0, 0], 0.4)), ...base.map((c) => mixed(c, [255, 255, 255], 0.45))];
-  const STATUS = { confident: "0072b2", ambiguous: "e69f00", novel: "cc79a7", low_quality: "8a8f98" };
+  /* The colours of scvec.pl: the first ones are told apart by people with every kind of colour vision; no set of more
+     is, and the legend shows one label alone. */
+  const PALETTE = data.palette.map(rgb);
   /* Cividis (Nunez et al. 2018), made for colour-vision deficiency. */
   const RAMP = ["00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838"].map(rgb);
   const ramp = (share) => {
@@ -55,7 +51,7 @@
   }
 
   const colourings = [
-    { name: "label", kind: "category", values: data.classes, codes: cells.label },
+    { name: "label", kind: "category", values: data.classes, codes: cells.label, colors: data.colors.map(rgb) },
     { name: "confidence", kind: "number", low: 0, high: 1, numbers: cells.confidence, top: 255 },
     { name: "novelty", kind: "number", low: 0, high: 1, numbers: cells.novelty, top: 255 },
     {
@@ -63,7 +59,7 @@
       kind: "category",
       values: data.statuses.map((s) => s.replace("_", " ")),
       codes: cells.status,
-      colors: data.statuses.map((s) => rgb(STATUS[s])),
+      colors: data.status_colors.map(rgb),
     },
     ...data.columns.map((c) =>
       c.kind === "category"
