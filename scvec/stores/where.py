@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ __all__ = ["rows_where"]
 
 #: Put first, so that a column of the user's with a like name gives way and not this one.
 ROW = "_scvec_row"
+#: Seconds that a condition may take. Over columns it takes none; a query within it could take for ever.
+SECONDS = 30.0
 
 
 def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference cell") -> npt.NDArray[np.int64]:
@@ -43,13 +46,20 @@ def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference ce
     rows.insert(0, ROW, np.arange(len(rows)))
     closed: dict[str, Any] = {"enable_external_access": False, "autoload_known_extensions": False}
     con = duckdb.connect(":memory:", config=closed)
+    clock = threading.Timer(SECONDS, con.interrupt)
+    clock.daemon = True
+    clock.start()
     try:
         con.register("cells", rows)
         con.execute("SET lock_configuration = true")
         found = con.table("cells").filter(condition).project(ROW).fetchnumpy()[ROW]
+    except duckdb.InterruptException as error:
+        slow = f"--where takes longer than {SECONDS:g} seconds"
+        raise InputError(slow, condition, "make it simpler") from error
     except duckdb.Error as error:
         raise _no_condition(str(error), [str(c) for c in columns], condition, what) from error
     finally:
+        clock.cancel()
         con.close()
     if len(found) == 0:
         raise InputError(f"no {what} fulfils --where", condition, _values(table, columns, condition))

@@ -137,6 +137,11 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
         "scvec.api.search_cells.search_cells",
         {"like": "cell1", "reference": "pancreas", "k": 10, "where": "donor = 'a'", "method": "hybrid"},
     ),
+    "serve": (
+        ["--port", "0", "--max-upload", "1M", "--no-token"],
+        "scvec.web.server.serve",
+        {"host": "127.0.0.1", "port": 0, "token": False, "max_upload": "1M", "memory": None, "timeout": 1800},
+    ),
     "info": (["--reference", "pancreas"], "scvec.api.maintenance.info", {}),
     "verify": ([], "scvec.api.maintenance.verify", {}),
     "doctor": ([], "scvec.api.maintenance.doctor", {}),

@@ -110,7 +110,7 @@ def test_labels_are_sorted_searched_and_saved(tab: Tab, shelf: Shelf, tmp_path: 
     rows = "[...document.querySelectorAll('#labels tbody tr')].filter((r) => !r.hidden)"
     names = f"{rows}.map((r) => r.cells[0].textContent)"
     numbers = f"{rows}.map((r) => Number(r.cells[3].dataset.value))"
-    head = page.get_by_role("button", name="mean confidence")
+    head = page.locator("#labels").get_by_role("button", name="mean confidence")
     head.focus()
     page.keyboard.press("Enter")
     found = page.evaluate(numbers)
@@ -118,7 +118,7 @@ def test_labels_are_sorted_searched_and_saved(tab: Tab, shelf: Shelf, tmp_path: 
     assert page.locator("#labels th[aria-sort]").get_attribute("aria-sort") == "descending"
     page.keyboard.press("Enter")
     assert page.evaluate(numbers) == sorted(found)
-    page.get_by_role("button", name="label", exact=True).click()
+    page.locator("#labels").get_by_role("button", name="label", exact=True).click()
     assert page.evaluate(names) == sorted(shelf.annotation.counts(), key=str.lower)
     page.fill("#find-label", "ALPHA")
     assert page.evaluate(names) == ["alpha"] and page.inner_text("#found-labels") == "1 of 3 labels"
