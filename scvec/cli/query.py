@@ -36,6 +36,12 @@ __all__ = ["query"]
     metavar="OUT",
     help="File for the answer: .h5ad, .csv or .parquet.  [default: print the counts only]",
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="OUT.html",
+    help="A page for people: map, tables, evidence; and the numbers as JSON beside it.",
+)
 @n_neighbors_option
 @method_option
 @any_species_option
@@ -67,6 +73,7 @@ def query(
     query: Path,
     reference: str | None,
     output: Path | None,
+    report: Path | None,
     n_neighbors: int,
     method: str,
     species: str,
@@ -86,7 +93,7 @@ def query(
 
     \b
     Examples:
-      scvec query new.h5ad --reference pancreas -o annotated.h5ad
+      scvec query new.h5ad --reference pancreas -o annotated.h5ad --report report.html
       scvec query new.h5ad --where "donor = 'human1'" -o labels.csv
     """
     from scvec.api.query import query as annotate_file
@@ -97,6 +104,7 @@ def query(
             query,
             reference=reference,
             output=output,
+            report=report,
             n_neighbors=n_neighbors,
             method=method,
             species=species,
