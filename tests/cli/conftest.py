@@ -196,6 +196,7 @@ def sample_reports() -> dict[str, Any]:
         "scvec.api.maintenance.compact": reports.CompactReport(
             before_bytes=10, after_bytes=5, n_files_removed=1
         ),
+        "scvec.web.server.serve": None,
         "scvec.api.demo.demo": reports.DemoReport(
             queries=[
                 reports.DemoQuery(
@@ -226,6 +227,8 @@ class FakeApi:
             self.calls.append((path.rsplit(".", 1)[1], args, kwargs))
             for stage in self.stages:
                 kwargs["progress"](stage, 1, 2)
+            if "announce" in kwargs:
+                kwargs["announce"]("http://127.0.0.1:1/")
             if self.error is not None:
                 raise self.error
             return self.results[path]
