@@ -115,7 +115,7 @@ def test_evidence_names_the_genes_that_make_the_types(folder: Path):
         top = {}
         for label in found.counts():
             evidence = explainer.label(label, n_genes=10)
-            assert evidence.completeness_error < 0.01
+            assert evidence.completeness_error < 1e-4
             top[label] = [g.symbol for g in evidence.genes]
     markers = {"beta": "INS", "alpha": "GCG", "delta": "SST", "gamma": "PPY", "ductal": "KRT19"}
     for label, gene in markers.items():
