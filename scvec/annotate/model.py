@@ -122,6 +122,7 @@ class ReferenceModel:
                 make_encoder(part, part_labels), part, part_labels, n_classes, seed=seed, progress=progress
             )
 
+        cells = CellChunk(cells.X, cells.measured, batches)
         folds, held_out, notes = make_folds(labels, batches, n_folds=n_folds, seed=seed)
         seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)
         if not seen.labels and held_out == "batch":

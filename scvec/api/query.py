@@ -48,6 +48,7 @@ def query(
     false_novel_rate: float = 0.05,
     force: bool = False,
     device: str = "auto",
+    llm: str | None = None,
     progress: Progress = no_progress,
 ) -> Annotation:
     """Name the cells of a file by a reference.
@@ -76,6 +77,10 @@ def query(
         Share (0-1) of cells of known types that may be called novel.
     force
         Go on where few genes match.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    llm
+        Where the language model of a ``prompt`` reference lies, if it was moved since.
 
     Raises
     ------
@@ -112,7 +117,7 @@ def query(
             source.notes += [matched.summary, *genes.notes]
             share = _check_overlap(source, genes, force)
         with stages("load reference"):
-            model = load_model(stored)
+            model = load_model(stored, device=device, llm=llm)
         available = len(subset) if subset is not None else stored.n
         if n_neighbors > available:
             source.notes.append(f"n_neighbors clipped from {n_neighbors} to the {available} reference cells")

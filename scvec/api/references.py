@@ -16,6 +16,7 @@ from scvec.annotate.ontology import ClassOntology
 from scvec.annotate.prototypes import Prototypes
 from scvec.annotate.spread import Spread
 from scvec.annotate.voices import Voices
+from scvec.api.encoder_parts import stored_parts
 from scvec.encoders.registry import load_encoder
 from scvec.errors import StoreError
 from scvec.profiles import Profile
@@ -55,18 +56,27 @@ def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
     return tensors, meta
 
 
-def load_model(stored: StoredReference) -> ReferenceModel:
+def load_model(stored: StoredReference, *, device: str = "auto", llm: str | None = None) -> ReferenceModel:
     """Rebuild the model of a stored reference.
+
+    Parameters
+    ----------
+    device
+        Where its encoder computes, if that uses torch to encode.
+    llm
+        Where its language model lies now, if it has one and that was moved.
 
     Raises
     ------
     StoreError
-        If its parts do not fit together.
+        If its parts do not fit together, or a model that its encoder reads with is not there.
     """
     meta, tensors = stored.meta, stored.tensors
     try:
         model = meta["model"]
-        encoder = load_encoder(model["encoder"]["name"], _under("encoder.", tensors), model["encoder"])
+        parts = stored_parts(meta, device=device, llm=llm)
+        name = model["encoder"]["name"]
+        encoder = load_encoder(name, _under("encoder.", tensors), model["encoder"], parts=parts)
         head_tensors = _under("head.", tensors)
         profile = Profile.from_state(_under("voices.", tensors))
         voices = Voices(

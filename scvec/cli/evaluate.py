@@ -13,6 +13,7 @@ from scvec.cli.options import (
     false_novel_option,
     global_options,
     layer_option,
+    llm_option,
     memory_option,
     method_option,
     n_neighbors_option,
@@ -60,6 +61,7 @@ __all__ = ["evaluate"]
 @false_novel_option
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
+@llm_option("Where the language model of the reference lies, if it was moved.")
 @global_options
 @pass_session
 def evaluate(
@@ -80,6 +82,7 @@ def evaluate(
     false_novel_rate: float,
     force: bool,
     device: str,
+    llm: str | None,
 ) -> None:
     """Annotate the labelled cells of QUERY and compare with their true labels.
 
@@ -109,6 +112,7 @@ def evaluate(
             false_novel_rate=false_novel_rate,
             force=force,
             device=device,
+            llm=llm,
             progress=progress,
         )
     session.show(report)

@@ -14,6 +14,7 @@ from scvec.cli.options import (
     false_novel_option,
     global_options,
     layer_option,
+    llm_option,
     memory_option,
     method_option,
     n_neighbors_option,
@@ -46,6 +47,7 @@ __all__ = ["query"]
 @false_novel_option
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
+@llm_option("Where the language model of the reference lies, if it was moved.")
 @global_options
 @pass_session
 def query(
@@ -64,6 +66,7 @@ def query(
     false_novel_rate: float,
     force: bool,
     device: str,
+    llm: str | None,
 ) -> None:
     """Annotate the cells of QUERY by a reference. The file itself is never changed.
 
@@ -91,6 +94,7 @@ def query(
             false_novel_rate=false_novel_rate,
             force=force,
             device=device,
+            llm=llm,
             progress=progress,
         )
     session.show(annotation)
