@@ -16,10 +16,12 @@ from scvec.annotate.ontology import ClassOntology
 from scvec.annotate.prototypes import Prototypes
 from scvec.annotate.spread import Spread
 from scvec.annotate.voices import Voices
+from scvec.api.device import resolved_device
 from scvec.api.encoder_parts import stored_parts
 from scvec.encoders.registry import load_encoder
 from scvec.errors import StoreError
 from scvec.profiles import Profile
+from scvec.stores.device_index import on_device
 
 if TYPE_CHECKING:
     from scvec.stores.knowledge import KnowledgeBase
@@ -85,7 +87,7 @@ def load_model(stored: StoredReference, *, device: str = "auto", llm: str | None
             Prototypes(tensors["prototypes.centroids"], profile),
             Spread(**_under("spread.", tensors)),
             Linear(tensors["linear.W"], tensors["linear.b"], profile),
-            stored.index,
+            on_device(stored.index, resolved_device(device)),
             stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
         )
         if voices.n_classes != len(meta["classes"]) or encoder.embed_dim != stored.dim:
