@@ -92,6 +92,7 @@ def parts_for(
         return EncoderParts(backbone=backbone, n_genes=settings.n_genes, device=resolved_device(device))
     if encoder != "prompt":
         return None
+    from scvec.encoders.prompt import check_length
     from scvec.encoders.prompt_options import PromptOptions
 
     here = resolved_device(device)
@@ -107,6 +108,7 @@ def parts_for(
         from scvec.backbones.language_model import load_language_model, resolved
 
         model = load_language_model(resolved(settings.llm or DEFAULT_LLM), device=here)
+        check_length(options, model)
     checkpoint = None if settings.checkpoint is None else Path(settings.checkpoint)
     return EncoderParts(options=options, language_model=model, checkpoint=checkpoint, device=here)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from scvec.encoders.adapted import centred
 from scvec.encoders.prompt_options import PromptOptions
-from scvec.encoders.slots import packed, ranked
+from scvec.encoders.slots import packed, ranked, split
 from scvec.errors import InputError, ResourceError, StoreError
 from scvec.protocols import LanguageModel, Progress, State, no_progress
 from scvec.types import CellChunk, Float32
@@ -21,7 +21,7 @@ from scvec.types import CellChunk, Float32
 if TYPE_CHECKING:
     from scvec.encoders.prompt_network import PromptNetwork
 
-__all__ = ["PromptEncoder"]
+__all__ = ["PromptEncoder", "check_length", "check_same_model"]
 
 #: Cells of a reference that are held out for calibration at most, per device: each is encoded several times.
 HELD_OUT = {"cuda": 5000, "cpu": 120}
@@ -47,6 +47,8 @@ class PromptEncoder:
     """
 
     name = "prompt"
+    #: Of the head that is trained along: a linear one.
+    head_activation = "none"
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class PromptEncoder:
         self.use_prefix = True
         self._network: PromptNetwork | None = None
         self._ready: tuple[Any, Any] | None = None
-        _check_length(options, language_model)
+        check_length(options, language_model)
 
     @property
     def held_out_cells(self) -> int:
@@ -88,14 +90,14 @@ class PromptEncoder:
         """(n_classes, dim) of the trained head; None before training, and after one of no epochs."""
         if self._network is None or not self.best_epoch:
             return None
-        return np.array(self._network.head.weight.detach().cpu().numpy(), dtype=np.float32)
+        return np.array(self._network.folded_head()[0].cpu().numpy(), dtype=np.float32)
 
     @property
     def b(self) -> Float32 | None:
         """(n_classes,) of the trained head."""
         if self._network is None or not self.best_epoch:
             return None
-        return np.array(self._network.head.bias.detach().cpu().numpy(), dtype=np.float32)
+        return np.array(self._network.folded_head()[1].cpu().numpy(), dtype=np.float32)
 
     def fit(
         self,
@@ -178,8 +180,8 @@ class PromptEncoder:
                     at += 1
                     continue
                 # Out here the error, whose traceback holds the tensors, is gone.
-                self.micro_batch = half = len(rows) // 2
-                parts[at : at + 1] = [(rows[:half], places), (rows[half:], places)]
+                self.micro_batch = len(rows) // 2
+                parts[at:] = split(parts[at:], self.micro_batch)
                 if self.device == "cuda":
                     torch.cuda.empty_cache()
         if not np.isfinite(vectors).all():
@@ -289,7 +291,7 @@ def check_same_model(language_model: LanguageModel, made_with: dict[str, Any]) -
     )
 
 
-def _check_length(options: PromptOptions, language_model: LanguageModel | None) -> None:
+def check_length(options: PromptOptions, language_model: LanguageModel | None) -> None:
     """Raise InputError where a prompt is longer than the model can read."""
     if language_model is None or language_model.max_positions is None:
         return

@@ -84,6 +84,10 @@ class PromptNetwork(nn.Module):
             self.norm = nn.LayerNorm(width)
             self.class_token = nn.Parameter(torch.randn(width) * loudness)
             self.head = nn.Linear(width, n_classes)
+        # Where vectors lie at the start, for the head: what a language model says of one cell and of another
+        # differs by a sixth of its length, and a head on the whole would first have to learn the rest.
+        self.shift = nn.Parameter(torch.zeros(width), requires_grad=False)
+        self.spread = nn.Parameter(torch.ones(width), requires_grad=False)
         nn.init.constant_(self.norm.weight, loudness)
         adapters = {} if language_model is None else language_model.adapters
         self.adapters = nn.ParameterDict({name.replace(".", "/"): p for name, p in adapters.items()})
@@ -156,8 +160,13 @@ class PromptNetwork(nn.Module):
 
     def scores(self, vectors: Tensor) -> Tensor:
         """Return (n, n_classes) logits of cell vectors."""
-        logits: Tensor = self.head(F.gelu(vectors))
+        logits: Tensor = self.head((vectors - self.shift) / self.spread)
         return logits
+
+    def folded_head(self) -> tuple[Tensor, Tensor]:
+        """Return (n_classes, width) and (n_classes,): the head as a linear map of the vectors themselves."""
+        W = (self.head.weight / self.spread).detach()
+        return W, (self.head.bias - W @ self.shift).detach()
 
     def prefix(self) -> Any:
         """Return keys and values of the instruction, computed once for all cells; None where there are none.

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from scvec.encoders.checkpoint import load_checkpoint, save_checkpoint
 from scvec.encoders.prompt_network import Batch, PromptNetwork
 from scvec.encoders.prompt_options import PromptOptions
-from scvec.encoders.slots import Slots, packed, ranked
+from scvec.encoders.slots import Slots, packed, ranked, split
 from scvec.encoders.training import class_weights
 from scvec.errors import InputError, ResourceError
 from scvec.protocols import Progress, no_progress
@@ -26,6 +26,8 @@ __all__ = ["Trainer", "held_out_rows"]
 
 Int64 = npt.NDArray[np.int64]
 STAGE = "training the prompt encoder"
+#: Cells that tell where vectors lie before training.
+CENTRE_CELLS = 64
 
 
 def held_out_rows(
@@ -133,6 +135,8 @@ class Trainer:
             schedule = get_cosine_schedule_with_warmup(optimizer, int(options.warmup * total), total)
             made, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
             state = self._resume(parameters, optimizer, schedule)
+            if state["epoch"] == 0:
+                self._centre(made, train)
             best = state["best"]
             # The instruction is the same for all cells at all steps, as the model that reads it is frozen.
             prefix = network.prefix()
@@ -154,7 +158,7 @@ class Trainer:
                     if self.history:
                         said += f", held-out macro-F1 {self.history[-1]['macro_f1']:.3f}"
                     self.progress(STAGE, step + 1, total, said)
-                found = self._evaluate(accelerator, made, held)
+                found = self._evaluate(made, held)
                 self.history.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), **found})
                 better = best is None or (found["macro_f1"], -found["held_out_loss"]) > tuple(state["score"])
                 if better or not len(held):
@@ -169,6 +173,35 @@ class Trainer:
                 for name, parameter in parameters.items():
                     parameter.copy_(best[name])
         self.best_epoch = state["best_epoch"]
+
+    def _centre(self, made: Any, train: Int64) -> None:
+        """Let the head see vectors as they lie around those of some cells at the start."""
+        rng = np.random.default_rng([self.seed, 3])
+        rows = rng.permutation(train)[:CENTRE_CELLS]
+        vectors = torch.cat([v for _, v in self._vectors(made, rows)])
+        with torch.no_grad():
+            self.network.shift.copy_(vectors.mean(dim=0))
+            self.network.spread.copy_(vectors.std(dim=0, correction=0).clamp(min=0.01))
+
+    def _vectors(self, made: Any, rows: Int64) -> Iterator[tuple[Int64, torch.Tensor]]:
+        """Yield positions in ``rows`` and vectors of cells, without gradient; fewer at once where need be."""
+        slots = ranked(self.X[rows], self.options.n_genes)
+        start = 0
+        with torch.no_grad():
+            prefix, table = self.network.prefix(), self.network.gene_table()
+            parts = list(packed(slots.counts, self.options.n_genes, self.micro))
+            while start < len(parts):
+                part, places = parts[start]
+                try:
+                    vectors = made(Batch.of(slots.take(part, places), self.device), table, prefix)
+                except (RuntimeError, MemoryError) as error:
+                    self._smaller(error)
+                else:
+                    yield part, vectors.float()
+                    start += 1
+                    continue
+                _free(self.device)
+                parts[start:] = split(parts[start:], self.micro)
 
     def _gradients(
         self, accelerator: Any, made: Any, optimizer: Any, slots: Slots, rows: Int64, prefix: Any
@@ -206,31 +239,16 @@ class Trainer:
         self.micro //= 2
         self.notes.append(f"out of memory: went on with {self.micro} cells at once, steps as large as before")
 
-    def _evaluate(self, accelerator: Any, made: Any, held: Int64) -> dict[str, float]:
+    def _evaluate(self, made: Any, held: Int64) -> dict[str, float]:
         """Return macro-F1 and loss on held-out cells; 0 without any."""
         if not len(held):
             return {"macro_f1": 0.0, "held_out_loss": 0.0}
         from sklearn.metrics import f1_score
 
-        slots = ranked(self.X[held], self.options.n_genes)
         scores = torch.zeros(len(held), self.network.head.out_features)
-        start = 0
         with torch.no_grad():
-            prefix = self.network.prefix()
-            table = self.network.gene_table()
-            parts = list(packed(slots.counts, self.options.n_genes, self.micro))
-            while start < len(parts):
-                part, places = parts[start]
-                try:
-                    batch = Batch.of(slots.take(part, places), self.device)
-                    scores[part] = self.network.scores(made(batch, table, prefix)).float().cpu()
-                    start += 1
-                    continue
-                except (RuntimeError, MemoryError) as error:
-                    self._smaller(error)
-                _free(self.device)
-                half = max(1, len(part) // 2)
-                parts[start : start + 1] = [(part[:half], places), (part[half:], places)]
+            for part, vectors in self._vectors(made, held):
+                scores[part] = self.network.scores(vectors).cpu()
         truth = self.labels[held]
         said = scores.argmax(dim=1).numpy()
         return {

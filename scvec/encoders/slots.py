@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from scvec.types import Float32
 
-__all__ = ["Slots", "packed", "ranked"]
+__all__ = ["Slots", "packed", "ranked", "split"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -101,3 +101,12 @@ def packed(counts: Int64, n_genes: int, batch_size: int) -> Iterator[tuple[Int64
         rows = np.flatnonzero(places == size)
         for start in range(0, len(rows), batch_size):
             yield rows[start : start + batch_size], int(size)
+
+
+def split(batches: list[tuple[Int64, int]], batch_size: int) -> list[tuple[Int64, int]]:
+    """Return batches of at most ``batch_size`` cells, in the same order."""
+    return [
+        (rows[start : start + batch_size], places)
+        for rows, places in batches
+        for start in range(0, len(rows), batch_size)
+    ]

@@ -153,7 +153,8 @@ def test_training_moves_all_that_is_trained_and_nothing_of_the_model(models: dic
     encoder.fit([data.chunk], data.labels)
     start = encoder._new_network(3, 0)
     assert encoder._network is not None
-    for (name, new), old in zip(encoder._network.named_parameters(), start.parameters(), strict=True):
+    parameters = zip(encoder._network.named_parameters(), start.parameters(), strict=True)
+    for (name, new), old in parameters:
         assert not np.array_equal(new.detach().numpy(), old.detach().numpy()), name
     for name, p in model.module.named_parameters():
         assert np.array_equal(p.numpy(), before[name].numpy()) and not p.requires_grad
