@@ -51,7 +51,7 @@ class Head:
             W, b = np.pad(W, ((0, missing), (0, 0))), np.pad(b, (0, missing))
             absent = np.bincount(labels[labels >= 0], minlength=n_classes) == 0
             W[absent], b[absent] = 0.0, NEVER
-            return cls(W, b, getattr(encoder, "head_activation", "gelu"))
+            return cls(W, b, "gelu")
         from sklearn.linear_model import LogisticRegression
 
         progress("training the head", 0, 1)

@@ -47,8 +47,6 @@ class PromptEncoder:
     """
 
     name = "prompt"
-    #: Of the head that is trained along: a linear one.
-    head_activation = "none"
 
     def __init__(
         self,
@@ -90,14 +88,14 @@ class PromptEncoder:
         """(n_classes, dim) of the trained head; None before training, and after one of no epochs."""
         if self._network is None or not self.best_epoch:
             return None
-        return np.array(self._network.folded_head()[0].cpu().numpy(), dtype=np.float32)
+        return np.array(self._network.head.weight.detach().cpu().numpy(), dtype=np.float32)
 
     @property
     def b(self) -> Float32 | None:
         """(n_classes,) of the trained head."""
         if self._network is None or not self.best_epoch:
             return None
-        return np.array(self._network.folded_head()[1].cpu().numpy(), dtype=np.float32)
+        return np.array(self._network.head.bias.detach().cpu().numpy(), dtype=np.float32)
 
     def fit(
         self,

@@ -84,10 +84,6 @@ class PromptNetwork(nn.Module):
             self.norm = nn.LayerNorm(width)
             self.class_token = nn.Parameter(torch.randn(width) * loudness)
             self.head = nn.Linear(width, n_classes)
-        # Where vectors lie at the start, for the head: what a language model says of one cell and of another
-        # differs by a sixth of its length, and a head on the whole would first have to learn the rest.
-        self.shift = nn.Parameter(torch.zeros(width), requires_grad=False)
-        self.spread = nn.Parameter(torch.ones(width), requires_grad=False)
         nn.init.constant_(self.norm.weight, loudness)
         adapters = {} if language_model is None else language_model.adapters
         self.adapters = nn.ParameterDict({name.replace(".", "/"): p for name, p in adapters.items()})
@@ -126,6 +122,12 @@ class PromptNetwork(nn.Module):
         )
         return slots.masked_fill(~batch.mask.unsqueeze(-1), 0.0)
 
+    def mean_slot(self, batch: Batch) -> Tensor:
+        """Return (n, width) float32 the mean of each cell's slots; zero of a cell without genes."""
+        counts = batch.mask.sum(dim=1, keepdim=True).clamp(min=1)
+        mean: Tensor = self.slots(batch).sum(dim=1) / counts
+        return mean
+
     def forward(self, batch: Batch, table: Tensor | None = None, prefix: Any = None) -> Tensor:
         """Return (n, width) float32 cell vectors of mean 0 and variance 1.
 
@@ -136,11 +138,11 @@ class PromptNetwork(nn.Module):
         prefix
             What :meth:`prefix` returns: the instruction need not be read again.
         """
-        slots, lm = self.slots(batch, table), self.language_model
+        lm = self.language_model
         if lm is None:
-            counts = batch.mask.sum(dim=1, keepdim=True).clamp(min=1)
-            state = slots.sum(dim=1) / counts + self.class_token
+            state = self.mean_slot(batch) + self.class_token
             return F.layer_norm(F.gelu(state), state.shape[-1:])
+        slots = self.slots(batch, table)
         n = len(slots)
         token = self.class_token.expand(n, 1, -1)
         words = self.words.expand(n, -1, -1)
@@ -160,13 +162,8 @@ class PromptNetwork(nn.Module):
 
     def scores(self, vectors: Tensor) -> Tensor:
         """Return (n, n_classes) logits of cell vectors."""
-        logits: Tensor = self.head((vectors - self.shift) / self.spread)
+        logits: Tensor = self.head(F.gelu(vectors))
         return logits
-
-    def folded_head(self) -> tuple[Tensor, Tensor]:
-        """Return (n_classes, width) and (n_classes,): the head as a linear map of the vectors themselves."""
-        W = (self.head.weight / self.spread).detach()
-        return W, (self.head.bias - W @ self.shift).detach()
 
     def prefix(self) -> Any:
         """Return keys and values of the instruction, computed once for all cells; None where there are none.

@@ -48,6 +48,8 @@ class PromptOptions:
         Cells of a step of the optimizer. As many at once as fit the memory: ``micro_batch`` at first.
     patience
         Epochs without a better held-out macro-F1 after which training ends.
+    warm_steps
+        Steps that the projection learns by itself before the language model reads it.
     gene_drop
         Share of a cell's genes that a step does not see, at most.
     """
@@ -59,7 +61,8 @@ class PromptOptions:
     epoch_cells: int = 384
     batch_size: int = 32
     micro_batch: int = 16
-    lr: float = 1e-3
+    lr: float = 2e-3
+    warm_steps: int = 150
     weight_decay: float = 0.01
     warmup: float = 0.1
     patience: int = 3

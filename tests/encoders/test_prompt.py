@@ -24,7 +24,7 @@ from scvec.types import CellChunk
 
 pytest.importorskip("accelerate", reason="needs the extra llm")
 
-TINY = PromptOptions(n_genes=24, epochs=2, epoch_cells=48, batch_size=12, micro_batch=5)
+TINY = PromptOptions(n_genes=24, warm_steps=3, epochs=2, epoch_cells=48, batch_size=12, micro_batch=5)
 #: Cells with 1 to 24 genes to read, and one without any.
 CELLS = planted(40, seed=7, sparse=1.0)
 
@@ -225,13 +225,16 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     for checkpoint in (None, tmp_path):
         encoder = make(models["fp32"], epochs=3)
         encoder.checkpoint = checkpoint
-        steps: list[int] = []
+        steps: list[tuple[str, int]] = []
         encoder.fit(
-            [data.chunk], data.labels, progress=lambda stage, done, total, detail="", s=steps: s.append(done)
+            [data.chunk],
+            data.labels,
+            progress=lambda stage, done, total, detail="", s=steps: s.append((stage.split()[0], done)),
         )
         made.append((encoder, steps))
     (whole, all_steps), (resumed, rest) = made
-    assert all_steps == list(range(1, 13)) and rest == list(range(9, 13))
+    assert all_steps == [("warming", 3), *(("training", i) for i in range(1, 13))]
+    assert rest == [("training", i) for i in range(9, 13)]
     assert "went on after epoch 2" in resumed.notes[-1] and whole.notes == []
     assert resumed.history == whole.history and resumed.best_epoch == whole.best_epoch
     wanted, found = whole.state()[0], resumed.state()[0]
