@@ -22,7 +22,15 @@ from scvec.encoders.prompt import PromptEncoder
 from scvec.encoders.prompt_options import PromptOptions
 from scvec.types import CellChunk
 
-COLUMNS = ("precision", "tokens of the instruction", "gene slots", "naive", "instruction once", "ratio", "cosine")
+COLUMNS = (
+    "precision",
+    "tokens of the instruction",
+    "gene slots",
+    "naive",
+    "instruction once",
+    "ratio",
+    "cosine",
+)
 
 
 def run(llm: str, n_genes: int, n_cells: int, device: str) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ class PromptOptions:
     epoch_cells: int = 384
     batch_size: int = 32
     micro_batch: int = 16
-    lr: float = 2e-3
+    lr: float = 3e-3
     warm_steps: int = 150
     weight_decay: float = 0.01
     warmup: float = 0.1
