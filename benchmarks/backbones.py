@@ -3,11 +3,11 @@
     python benchmarks/backbones.py [--rows WORD...] [--seeds 3] [--pairs donors species] [--cells 300]
         [--llm smollm2] [--publish]
 
-Reference and query are stratified subsamples of ``--cells`` cells, since a language model takes its time: labels
-are capped at the same number of cells. A row is an encoder, a backbone, and the voice that hears with that
-encoder alone: its head, or the neighbours where nothing is trained. Each run is a process of its own, for its
-peak memory; runs that are done are kept in ``benchmarks/cache/backbones.json``, so that a table can be made in
-several sittings.
+Reference and query are stratified subsamples of ``--cells`` cells, since a language model takes its
+time: labels are capped at the same number of cells. A row is an encoder, a backbone, and the voice that
+hears with that encoder alone: its head, or the neighbours where nothing is trained. Each run is a
+process of its own, for its peak memory; runs that are done are kept in
+``benchmarks/cache/backbones.json``, so that a table can be made in several sittings.
 """
 
 from __future__ import annotations
