@@ -55,6 +55,7 @@ def query(
     unmatched_genes: str = "drop",
     force: bool = False,
     device: str = "auto",
+    llm: str | None = None,
     progress: Progress = no_progress,
 ) -> Annotation:
     """Name the cells of a file by a reference.
@@ -96,6 +97,10 @@ def query(
         that is left over, where the text vectors of the two are alike (docs/species.md: what it is worth).
     force
         Go on where few genes match.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    llm
+        Where the language model of a ``prompt`` reference lies, if it was moved since.
 
     Raises
     ------
@@ -145,7 +150,7 @@ def query(
                 opened, stored, matched, unmatched_genes=unmatched_genes, device=device, progress=progress
             )
         with stages("load reference"):
-            model = load_model(stored)
+            model = load_model(stored, device=device, llm=llm)
         share = _check_overlap(source, genes.measured[model.voices.genes], force)
         available = len(subset) if subset is not None else stored.n
         if n_neighbors > available:

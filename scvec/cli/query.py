@@ -14,6 +14,7 @@ from scvec.cli.options import (
     false_novel_option,
     global_options,
     layer_option,
+    llm_option,
     memory_option,
     method_option,
     n_neighbors_option,
@@ -66,6 +67,7 @@ __all__ = ["query"]
 @unmatched_option
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
+@llm_option("Where the language model of the reference lies, if it was moved.")
 @global_options
 @pass_session
 def query(
@@ -88,6 +90,7 @@ def query(
     unmatched_genes: str,
     force: bool,
     device: str,
+    llm: str | None,
 ) -> None:
     """Annotate the cells of QUERY by a reference. The file itself is never changed.
 
@@ -119,6 +122,7 @@ def query(
             unmatched_genes=unmatched_genes,
             force=force,
             device=device,
+            llm=llm,
             progress=progress,
         )
     session.show(annotation)
