@@ -1,4 +1,4 @@
-"""How often a guessed Cell Ontology term is right: each synonym taken for a label that the ontology does not know.
+"""How often a guessed Cell Ontology term is right: each synonym taken for a label that nobody knows.
 
 Prints the constants of ``scvec/api/label_terms.py`` and what share of the guesses over its bar are right.
 
