@@ -41,14 +41,18 @@ layers: dev
 tests: dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-benchmark: dev peers ## make every number of docs/benchmarks.md again (hours on two cores; what is done is kept)
+benchmark: dev servers peers ## make every number of docs/benchmarks.md again (hours on two cores; what is done is kept)
 	SCVEC_PEERS=$(PEERS) $(BIN)/python benchmarks/annotate.py --pairs all --seeds 5 --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/baron.py --seeds 3 --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/text_scale.py --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/species.py --seeds 3 --publish
+	$(BIN)/python benchmarks/prompt_speed.py --publish
+	$(BIN)/python benchmarks/backbones.py --pairs donors species --seeds 3 --publish
+	$(BIN)/python benchmarks/gpu.py --publish
 	$(BIN)/python benchmarks/openmp_wait.py --publish
 	SCVEC_PEERS=$(PEERS) $(BIN)/python benchmarks/speed.py --publish
 	$(BIN)/python benchmarks/live_sources.py --publish
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/search.py --publish
 
 peers: $(patsubst benchmarks/peers/%.txt,$(PEERS)/%/.installed,$(wildcard benchmarks/peers/*.txt)) ## set up what the benchmark compares scvec with, an environment each (about 5 GB)
 

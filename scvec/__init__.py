@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from scvec.api.query import annotate as annotate
     from scvec.api.query import query as query
     from scvec.api.resolvers import resolve as resolve
+    from scvec.api.search import search_genes as search_genes
+    from scvec.api.search_cells import search_cells as search_cells
     from scvec.errors import ScvecError as ScvecError
+    from scvec.web.server import serve as serve
 
 __version__ = "0.1.0"
 
@@ -46,6 +49,8 @@ _HOMES = {
     "explain": "scvec.api.explain",
     "labels": "scvec.api.labels",
     "evaluate": "scvec.api.evaluate",
+    "search_genes": "scvec.api.search",
+    "search_cells": "scvec.api.search_cells",
     "resolve": "scvec.api.resolvers",
     "import_legacy": "scvec.api.legacy",
     "info": "scvec.api.maintenance",
@@ -56,6 +61,7 @@ _HOMES = {
     "export": "scvec.api.maintenance",
     "rm": "scvec.api.maintenance",
     "compact": "scvec.api.maintenance",
+    "serve": "scvec.web.server",
     "demo": "scvec.api.demo",
     "ScvecError": "scvec.errors",
 }

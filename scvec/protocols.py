@@ -17,6 +17,7 @@ __all__ = [
     "Backbone",
     "CellEncoder",
     "DividesByGene",
+    "LanguageModel",
     "Progress",
     "State",
     "Streamed",
@@ -145,6 +146,69 @@ class CellEncoder(Protocol):
 
     def state(self) -> State:
         """Return arrays and JSON values from which ``load_state`` rebuilds the encoder."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """A causal language model that reads vectors in place of words; its own weights stay as they are.
+
+    Attributes
+    ----------
+    name
+        What the user called it.
+    sha256
+        Of its weights.
+    dim
+        Length of the vectors that it reads and gives.
+    max_positions
+        Places of a sequence that it can read; None where it sets no limit.
+    device, precision
+        ``cpu`` or ``cuda``, and ``fp32`` or ``bf16``.
+    """
+
+    name: str
+    sha256: str
+    dim: int
+    max_positions: int | None
+    device: str
+    precision: str
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the numbers of the words of a text, after the number of the word that starts a sequence."""
+        ...
+
+    def embed(self, tokens: Sequence[int]) -> Any:
+        """Return (n, dim) torch vectors that the model reads for words."""
+        ...
+
+    def run(self, vectors: Any, mask: Any, positions: Any, *, prefix: Any = None) -> Any:
+        """Return the (n, length, dim) last states of sequences of vectors (n, length, dim).
+
+        Parameters
+        ----------
+        mask
+            (n, prefix + length) bool, False at places that no other may see.
+        positions
+            (n, length) int64.
+        prefix
+            From :meth:`prefix`.
+        """
+        ...
+
+    def prefix(self, vectors: Any) -> Any:
+        """Return what :meth:`run` needs to know of a beginning (1, length, dim) that sequences share.
+
+        None where the model keeps nothing that can be shared.
+        """
+        ...
+
+    def adapted(self, rank: int, seed: int) -> LanguageModel:
+        """Return the same model with trainable low-rank adapters of its own; this one stays as it is."""
+        ...
+
+    @property
+    def adapters(self) -> Mapping[str, Any]:
+        """Name -> torch parameter of the adapters; empty where there are none."""
         ...
 
 

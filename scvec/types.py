@@ -158,21 +158,30 @@ class CellChunk:
     measured
         (n_genes,) bool: genes that the data set measured at all. Where False the column of X is empty
         and says nothing about the cell.
+    batches
+        (n,) donors or batches, where they are known and matter.
     """
 
     X: Any
     measured: Bool
+    batches: npt.NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         if self.X.shape[1] != self.measured.shape[0]:
             raise ValueError(f"X has {self.X.shape[1]} genes, measured {self.measured.shape[0]}")
+        if self.batches is not None and len(self.batches) != self.X.shape[0]:
+            raise ValueError(f"{len(self.batches)} batches for {self.X.shape[0]} cells")
+
+    def take(self, rows: Int64) -> CellChunk:
+        """Return some of the cells."""
+        return CellChunk(self.X[rows], self.measured, None if self.batches is None else self.batches[rows])
 
     def __len__(self) -> int:
         return int(self.X.shape[0])
 
     def select(self, genes: Int64) -> CellChunk:
         """Return the same cells over some of the genes, by their numbers."""
-        return CellChunk(self.X[:, genes], self.measured[genes])
+        return CellChunk(self.X[:, genes], self.measured[genes], self.batches)
 
 
 @dataclass(frozen=True, slots=True)

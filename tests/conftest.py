@@ -79,11 +79,12 @@ def shared_data() -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """Let a test of a real server that would be skipped fail where continuous integration installs it."""
+    """Let a test that would be skipped fail where continuous integration installs what it needs."""
     report = yield
-    if report.skipped and item.get_closest_marker("integration") and os.environ.get("SCVEC_REQUIRE_SERVERS"):
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} needs a server that is not installed: {report.longrepr}"
+    for marker, variable in (("integration", "SCVEC_REQUIRE_SERVERS"), ("browser", "SCVEC_REQUIRE_BROWSER")):
+        if report.skipped and item.get_closest_marker(marker) and os.environ.get(variable):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} needs what is not installed: {report.longrepr}"
     return report
 
 

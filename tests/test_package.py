@@ -24,6 +24,7 @@ HEAVY = (
 # Lower may not import higher, nor a neighbour. The same as [importlinter] in setup.cfg.
 LAYERS = [
     {"cli"},
+    {"web"},
     {"api"},
     {"annotate", "encoders", "backbones"},
     {"stores", "ingest"},
@@ -182,7 +183,7 @@ def test_constraints_pin_every_dependency_and_torch_first():
     assert next(iter(pins.items())) == ("torch", "2.13.0")
     options = config()
     wanted = options["options"]["install_requires"].split()
-    for extra in ("offline", "dev"):
+    for extra in ("offline", "report", "serve", "dev"):
         wanted += options["options.extras_require"][extra].split()
     names = {re.split(r"[<>=!]", w)[0].lower() for w in wanted if not w.startswith("#")}
     assert names <= {p.lower() for p in pins}

@@ -90,6 +90,7 @@ class Annotation:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     output: str = ""
+    report: str = ""
     sets: npt.NDArray[np.bool_] | None = None
     majority: Strings | None = None
     cluster: npt.NDArray[np.int64] | None = None
@@ -303,6 +304,7 @@ class Annotation:
             "majority": _counts(self.majority) if self.majority is not None else None,
             "n_clusters": len(np.unique(self.cluster)) if self.cluster is not None else None,
             "output": self.output or None,
+            "report": self.report or None,
             "parameters": self.parameters,
             "notes": list(self.notes),
             "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
@@ -340,6 +342,8 @@ class Annotation:
             lines.append(f"majority vote over {n_clusters:,} clusters: {n_changed:,} cells get another label")
         if self.output:
             lines.append(f"written to {self.output}")
+        if self.report:
+            lines.append(f"report: {self.report}")
         return lines
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scvec.annotate.confidence import LAPSE, Confidence
 from scvec.annotate.conformal import LabelSets
 from scvec.annotate.crossfit import HeldOut
-from scvec.annotate.metrics import expected_calibration_error, macro_f1
+from scvec.annotate.metrics import expected_calibration_error, macro_f1, reliability
 from scvec.annotate.novelty import Novelty, signals
 from scvec.annotate.pool import LINEAR, PRIORS, VOICES, Pool
 from scvec.annotate.shift import NOVELTY_REGIMES, REGIMES
@@ -28,8 +28,8 @@ class Calibration:
     pools, confidence, sets, novelty
         Per regime.
     record
-        Per regime, how well the voices did: accuracy of each, and of the pool accuracy, macro-F1, ECE; per
-        class how many of its cells got their label again.
+        Per regime, how well the voices did: accuracy of each, and of the pool accuracy, macro-F1, ECE and
+        the bins behind it; per class how many of its cells got their label again.
     held_out
         ``"batch"``, ``"cells"`` or ``"none"``.
     n_cells
@@ -75,13 +75,13 @@ class Calibration:
                 # Where a shift was simulated, that is what sets held-out cells apart.
                 shrink=_nearer(n_batches, len(np.unique(seen.folds["same"]))) if regime == "same" else 1.0,
             )
+            # The lapse is for other batches than these.
+            sure = replace(curve, lapse=0.0).apply(pooled).max(axis=1)
             record[regime] = {
                 "accuracy": float(correct.mean()),
                 "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),
-                # The lapse is for other batches than these.
-                "ece": expected_calibration_error(
-                    replace(curve, lapse=0.0).apply(pooled).max(axis=1), correct
-                ),
+                "ece": expected_calibration_error(sure, correct),
+                "reliability": reliability(sure, correct),
                 "labels": _per_label(truth, predicted, proba.shape[1]),
                 "voices": {
                     voice: {"accuracy": float((s.argmax(axis=1) == truth).mean()), "share": share}

@@ -144,6 +144,7 @@ class ReferenceModel:
                 progress=progress,
             )
 
+        cells = CellChunk(cells.X, cells.measured, batches)
         folds, held_out, notes = make_folds(labels, batches, strata=strata, n_folds=n_folds, seed=seed)
         seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)
         if not seen.labels and held_out == "batch":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from scvec.api.axis import Axis
     from scvec.api.matching import MatchedSource
     from scvec.api.texts import EncodedGenes
+    from scvec.encoders.registry import EncoderParts
     from scvec.encoders.statistics import GeneStatistics
     from scvec.ingest.identity import GeneMap
+    from scvec.types import Space
 
 __all__ = ["ingest_cells"]
 
@@ -52,6 +55,12 @@ def ingest_cells(
     seed: int = 0,
     force: bool = False,
     device: str = "auto",
+    llm: str | None = None,
+    n_genes: int | None = None,
+    prompt_order: str | None = None,
+    lora: int | None = None,
+    epochs: int | None = None,
+    checkpoint: Path | str | None = None,
     progress: Progress = no_progress,
 ) -> CellsReport:
     """Turn labelled cells into a reference: vectors, index, head, calibration.
@@ -78,13 +87,23 @@ def ingest_cells(
         Labels of fewer cells are left out: their cells are neighbours without a vote.
     backbone, encoder
         Where gene vectors come from (:func:`scvec.backbones.spec.parse_spec`), and ``adapted``, ``weighted``,
-        ``pca`` or ``residual``.
+        ``prompt``, ``sentence``, ``pca`` or ``residual``.
     base_url, max_cost
         Address of the server that ``openai:`` asks, and US dollars that it may cost.
     seed
         Two runs with one seed give the same reference.
     force
         Go on where few genes match.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    llm
+        Language model of the encoder ``prompt``: a folder, a GGUF file, ``smollm2`` or an id of the hub.
+    n_genes
+        Genes of a cell that ``prompt`` and ``sentence`` read, highest expression first.
+    prompt_order, lora, epochs
+        Of ``prompt``: ``paper``, ``code`` or ``none``; rank of adapters inside the language model; epochs.
+    checkpoint
+        Folder in which ``prompt`` keeps how far its training came; in the store by default.
 
     Raises
     ------
@@ -93,6 +112,14 @@ def ingest_cells(
     """
     from scvec.api.axis import align_species, common_axis, gene_statistics
     from scvec.api.device import check_device
+    from scvec.api.encoder_parts import (
+        PromptSettings,
+        forget_trainings,
+        parts_for,
+        portable_spec,
+        training_folder,
+        with_symbols,
+    )
     from scvec.api.knowledge import ensure_knowledge
     from scvec.api.matching import match_genes
     from scvec.api.references import FACTOR
@@ -115,6 +142,8 @@ def ingest_cells(
     names = as_label_map(label_map)
     if with_text and not spec.is_stored:
         load_backbone(spec, device=device)
+    settings = PromptSettings(llm, n_genes, prompt_order, lora, epochs, checkpoint)
+    parts = parts_for(encoder, settings, spec, device=device, max_cost=max_cost)
     stages = Stages()
     with ExitStack() as stack:
         with stages("read"):
@@ -126,7 +155,7 @@ def ingest_cells(
             "name": name,
             "label_key": label_key,
             "encoder": encoder,
-            "backbone": backbone,
+            "backbone": portable_spec(backbone, spec) if encoder == "sentence" else backbone,
             "batch_key": batch_key,
             "seed": seed,
         }
@@ -161,20 +190,25 @@ def ingest_cells(
                     )
                 if not (spec.permuted or spec.is_stored):
                     txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
+        if parts is not None:
+            symbols = kb.genes().set_index("gene_id").loc[gene_ids, "symbol"].astype(str)
+            parts = with_symbols(parts, symbols.tolist()).kept_in(training_folder(opened.path))
         with stages("train"):
             model, notes = _train(
-                labelled, matched, axis.maps, chosen, scores, strata, encoder, encoded, seed, progress
+                labelled, matched, axis.maps, chosen, scores, strata, encoder, encoded, parts, seed, progress
             )
+            notes += getattr(model.voices.encoder, "notes", [])
         with stages("encode cells"):
             vectors = _encode(model.voices.encoder, matched, maps, progress)
         with stages("write"):
+            space = encoded.space if encoded else parts.backbone.space if parts and parts.backbone else None
             tensors, meta = _describe(
                 labelled,
                 matched,
                 narrow,
                 stats.select(chosen),
                 model,
-                encoded,
+                space,
                 kb,
                 options=params,
                 device=device,
@@ -187,6 +221,7 @@ def ingest_cells(
             notes += _remarks(meta, name, replaced=name if txn.reference(name) is not None else None)
             txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors)
             generation = txn.commit()
+        forget_trainings(opened.path)
         notes = [n for s in sources for n in s.notes] + notes + txn.notes
         notes += encoded.notes if encoded is not None else ()
     calibration = model.calibration
@@ -204,7 +239,7 @@ def ingest_cells(
         expression="; ".join(dict.fromkeys(s.state.message for s in sources)),
         classes=labelled.counts(),
         encoder=encoder,
-        space=encoded.space.fingerprint if encoded else "none",
+        space=space.fingerprint if space else "none",
         calibration={
             "accuracy": record["accuracy"],
             "macro_f1": record["macro_f1"],
@@ -238,12 +273,14 @@ def _train(
     strata: npt.NDArray[np.str_] | None,
     encoder: str,
     encoded: EncodedGenes | None,
+    encoder_parts: EncoderParts | None,
     seed: int,
     progress: Progress,
 ) -> tuple[ReferenceModel, list[str]]:
     import scipy.sparse as sp
 
     from scvec.annotate.model import ReferenceModel
+    from scvec.api.encoder_parts import for_training
     from scvec.encoders.registry import make_encoder
 
     rows = labelled.training_rows(seed)
@@ -258,8 +295,13 @@ def _train(
     measured = np.ones(maps[0].weights.shape[1], dtype=bool)
     cells = CellChunk(sp.vstack(parts, format="csr"), measured)
 
+    fold = itertools.count(1)
+
     def new_encoder(part: CellChunk, part_labels: npt.NDArray[np.int64]) -> CellEncoder:
-        return make_encoder(encoder, encoded.vectors if encoded else None, part, part_labels)
+        of = encoder_parts
+        if of is not None:
+            of = for_training(of, next(fold), is_fold=len(part) < len(cells))
+        return make_encoder(encoder, encoded.vectors if encoded else None, part, part_labels, parts=of)
 
     model, more = ReferenceModel.fit(
         new_encoder,
@@ -329,7 +371,7 @@ def _describe(
     axis: Axis,
     stats: GeneStatistics,
     model: ReferenceModel,
-    encoded: EncodedGenes | None,
+    space: Space | None,
     kb: Any,
     *,
     options: dict[str, Any],
@@ -354,7 +396,7 @@ def _describe(
         "classes": labelled.classes,
         "counts": labelled.counts(),
         "genes": axis.gene_ids,
-        "space": encoded.space.to_dict() if encoded else None,
+        "space": space.to_dict() if space else None,
         "options": options,
         "ontology": ontology.to_dict(),
         "sources": [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scvec.errors import InputError
 
-__all__ = ["check_device"]
+__all__ = ["check_device", "resolved_device"]
 
 
 def check_device(device: str) -> str:
@@ -26,4 +26,19 @@ def check_device(device: str) -> str:
                 f"torch {torch.__version__}",
                 "leave out --device, or install a CUDA build of torch on a machine with a GPU",
             )
+    return device
+
+
+def resolved_device(device: str) -> str:
+    """Return ``cpu`` or ``cuda`` for what was asked for.
+
+    Raises
+    ------
+    InputError
+        As :func:`check_device`.
+    """
+    if check_device(device) == "auto":
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
     return device

@@ -70,8 +70,15 @@ def info(store: Path | str, reference: str | None = None) -> InfoReport:
     )
 
 
-def verify(store: Path | str, *, progress: Progress = no_progress) -> VerifyReport:
+def verify(
+    store: Path | str, *, device: str = "auto", llm: str | None = None, progress: Progress = no_progress
+) -> VerifyReport:
     """Check every file of the current generation, and that encoders still give the vectors that are stored.
+
+    Parameters
+    ----------
+    device, llm
+        Where encoders compute, and where the language model of ``prompt`` references lies if it was moved.
 
     Raises
     ------
@@ -88,12 +95,12 @@ def verify(store: Path | str, *, progress: Progress = no_progress) -> VerifyRepo
     problems, parity = list(found.problems), {}
     for name in sorted(opened.generation.manifest.references):
         try:
-            parity[name] = _parity(opened, name)
+            parity[name], allowed = _parity(opened, name, device, llm)
         except ScvecError as error:
             if not problems:  # else it is the consequence of what was found already
                 problems.append(f"reference {name!r}: {error.what}")
             continue
-        if not parity[name] <= PARITY:
+        if not parity[name] <= allowed:
             problems.append(
                 f"reference {name!r}: its encoder differs by {parity[name]:.2g} from stored vectors"
             )
@@ -244,14 +251,25 @@ def _reference_info(opened: Store, name: str) -> ReferenceInfo:
     )
 
 
-def _parity(opened: Store, name: str) -> float:
+def _parity(opened: Store, name: str, device: str, llm: str | None) -> tuple[float, float]:
+    """Return how far fresh vectors of a few cells are from the stored ones, and how far they may be.
+
+    The largest difference of a number; for encoders that read with a model, whose rounding goes with device
+    and precision, the largest cosine distance.
+    """
     from scvec.api.probe import probe_cells
     from scvec.api.references import load_model
 
     stored = opened.reference(name)
     cells, rows = probe_cells(stored.tensors, len(stored.meta["genes"]))
-    fresh = load_model(stored).voices.encoder.encode(cells)
-    return float(np.abs(fresh - stored.vectors[rows]).max())
+    used = llm if stored.meta["model"]["encoder"].get("llm") else None
+    encoder = load_model(stored, device=device, llm=used).voices.encoder
+    fresh, kept = encoder.encode(cells).astype(np.float64), np.asarray(stored.vectors[rows], dtype=np.float64)
+    allowed = getattr(encoder, "parity", None)
+    if allowed is None:
+        return float(np.abs(fresh - kept).max()), PARITY
+    lengths = np.linalg.norm(fresh, axis=1) * np.linalg.norm(kept, axis=1)
+    return float((1.0 - (fresh * kept).sum(axis=1) / np.maximum(lengths, 1e-12)).max()), float(allowed)
 
 
 def _size(folder: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +26,11 @@ if TYPE_CHECKING:
     from scvec.ingest.identity import GeneMap
     from scvec.stores.stored import StoredReference
 
-__all__ = ["annotate", "query", "rows_asked"]
+__all__ = ["annotate", "only_reference", "query", "rows_asked"]
 
 CHUNK = 2048
 #: Fewer genes of the reference than this say nothing about a cell.
 MIN_GENES = 10
-OUTPUTS = (".h5ad", ".csv", ".parquet")
 
 
 def query(
@@ -41,6 +39,8 @@ def query(
     *,
     reference: str | None = None,
     output: Path | str | None = None,
+    report: Path | str | None = None,
+    title: str | None = None,
     n_neighbors: int = 15,
     method: str = "both",
     species: str = "auto",
@@ -55,6 +55,7 @@ def query(
     unmatched_genes: str = "drop",
     force: bool = False,
     device: str = "auto",
+    llm: str | None = None,
     progress: Progress = no_progress,
 ) -> Annotation:
     """Name the cells of a file by a reference.
@@ -67,6 +68,11 @@ def query(
         Name of the reference; may be left out where the store has one.
     output
         ``.h5ad`` (everything in the input, and the annotation), ``.csv`` or ``.parquet`` (the annotation).
+    report
+        An ``.html`` file for people: a map of the cells, tables, evidence for each label; the same numbers go
+        into a ``.json`` file beside it. Needs the extra ``report``.
+    title
+        What to call the cells in the report; the name of the file where not given.
     n_neighbors
         Neighbours that vote; clipped to the number of reference cells.
     method
@@ -91,6 +97,10 @@ def query(
         that is left over, where the text vectors of the two are alike (docs/species.md: what it is worth).
     force
         Go on where few genes match.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    llm
+        Where the language model of a ``prompt`` reference lies, if it was moved since.
 
     Raises
     ------
@@ -99,13 +109,16 @@ def query(
     StoreError
         If the store is damaged.
     """
+    asked = dict(locals())  # first: the report repeats the command
     from scvec.annotate.pool import VOICES
     from scvec.api.device import check_device
     from scvec.api.matching import match_genes
     from scvec.api.query_genes import query_genes
+    from scvec.api.query_output import check_output_file, explainer_of, report_query, write_output
     from scvec.api.references import load_model, species_of
     from scvec.api.resolvers import stored_resolver
     from scvec.api.unmatched import UNMATCHED
+    from scvec.api.write_report import check_report
     from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
 
@@ -119,11 +132,12 @@ def query(
         )
     _check_share("coverage", coverage)
     _check_share("false_novel_rate", false_novel_rate)
-    target = _check_output(output, path)
+    target = check_output_file(output, path)
+    page = check_report(report, path)
     stages = Stages()
     with stages("open store"):
         opened = Store(store)
-        stored = opened.reference(_only(opened, reference))
+        stored = opened.reference(only_reference(opened, reference))
         subset = rows_asked(stored, where)
     with stages("read"):
         progress("reading cells", 0, None)
@@ -136,7 +150,7 @@ def query(
                 opened, stored, matched, unmatched_genes=unmatched_genes, device=device, progress=progress
             )
         with stages("load reference"):
-            model = load_model(stored)
+            model = load_model(stored, device=device, llm=llm)
         share = _check_overlap(source, genes.measured[model.voices.genes], force)
         available = len(subset) if subset is not None else stored.n
         if n_neighbors > available:
@@ -176,7 +190,7 @@ def query(
         }
         with stages("judge"):
             annotation = judged(source, stored, model, prediction, share, parameters, stages)
-            annotation = replace(annotation, explainer=_explainer(store, path))
+            annotation = replace(annotation, explainer=explainer_of(store, path))
         if majority_vote:
             with stages("cluster"):
                 progress("clustering cells", 0, None)
@@ -186,7 +200,10 @@ def query(
         if target is not None:
             with stages("write"):
                 progress("writing", 0, None)
-                annotation = _write(annotation, path, target, columns)
+                annotation = write_output(annotation, path, target, columns)
+        if page is not None:
+            with stages("report"):
+                annotation = report_query(page, annotation, stored, model, source.obs, asked, progress)
     return annotation
 
 
@@ -230,7 +247,8 @@ def annotate(
     return annotated
 
 
-def _only(opened: Any, reference: str | None) -> str:
+def only_reference(opened: Any, reference: str | None) -> str:
+    """Return the name of the reference to ask: the one given, else the only one of the store."""
     if reference is not None:
         return reference
     names = sorted(opened.generation.manifest.references)
@@ -245,20 +263,6 @@ def _only(opened: Any, reference: str | None) -> str:
     raise InputError(
         "the store has several references", str(opened.path), f"give --reference: {', '.join(names)}"
     )
-
-
-def _check_output(output: Path | str | None, path: Any) -> Path | None:
-    if output is None:
-        return None
-    from scvec.ingest.h5ad_output import check_output
-
-    target = check_output(output, path if isinstance(path, str | Path) else None)
-    if target.suffix not in OUTPUTS:
-        what = (
-            f"the ending {target.suffix!r} names no format" if target.suffix else "the output has no ending"
-        )
-        raise InputError(what, str(target), f"end its name in {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}")
-    return target
 
 
 def _check_share(option: str, value: float | None) -> None:
@@ -312,27 +316,3 @@ def _predict(
         done += len(chunk)
         progress("annotating cells", done, total)
     return Prediction.concatenate(parts), regime
-
-
-def _explainer(store: Path | str, path: Path | str | AnnData) -> Callable[..., Any]:
-    def explain(annotation: Annotation, **options: Any) -> Any:
-        from scvec.api.explain import Explainer
-
-        with Explainer.of_annotation(store, path, annotation) as explainer:
-            return explainer.explain(**options)
-
-    return explain
-
-
-def _write(annotation: Annotation, path: Any, target: Path, columns: str) -> Annotation:
-    from scvec.ingest.h5ad_output import write_annotated, write_table
-
-    if target.suffix == ".h5ad":
-        table = annotation.to_table()
-        if columns != "scvec":
-            table = table.join(annotation.to_table(columns=columns))
-        uns = {"scvec": annotation.uns(), **annotation.colors()}
-        write_annotated(path, target, obs=table, obsm=annotation.obsm(), uns=uns)
-    else:
-        write_table(annotation.to_table(columns=columns).rename_axis("cell"), target)
-    return replace(annotation, output=str(target))

@@ -15,9 +15,12 @@ from scvec.annotate.model import ReferenceModel
 from scvec.annotate.prototypes import Prototypes
 from scvec.annotate.spread import Spread
 from scvec.annotate.voices import Voices
+from scvec.api.device import resolved_device
+from scvec.api.encoder_parts import stored_parts
 from scvec.encoders.registry import load_encoder
 from scvec.errors import StoreError
 from scvec.profiles import Profile
+from scvec.stores.device_index import on_device
 
 if TYPE_CHECKING:
     from scvec.stores.stored import StoredReference
@@ -85,18 +88,27 @@ def genes_of(stored: StoredReference) -> list[str]:
     return genes
 
 
-def load_model(stored: StoredReference) -> ReferenceModel:
+def load_model(stored: StoredReference, *, device: str = "auto", llm: str | None = None) -> ReferenceModel:
     """Rebuild the model of a stored reference.
+
+    Parameters
+    ----------
+    device
+        Where its encoder computes, if that uses torch to encode.
+    llm
+        Where its language model lies now, if it has one and that was moved.
 
     Raises
     ------
     StoreError
-        If its parts do not fit together.
+        If its parts do not fit together, or a model that its encoder reads with is not there.
     """
     meta, tensors = stored.meta, stored.tensors
     try:
         model = meta["model"]
-        encoder = load_encoder(model["encoder"]["name"], _under("encoder.", tensors), model["encoder"])
+        parts = stored_parts(meta, device=device, llm=llm)
+        name = model["encoder"]["name"]
+        encoder = load_encoder(name, _under("encoder.", tensors), model["encoder"], parts=parts)
         head_tensors = _under("head.", tensors)
         profile = Profile.from_state(_under("voices.", tensors))
         voices = Voices(
@@ -109,7 +121,7 @@ def load_model(stored: StoredReference) -> ReferenceModel:
             ),
             Spread(**_under("spread.", tensors)),
             Linear(tensors["linear.W"], tensors["linear.b"], profile),
-            stored.index,
+            on_device(stored.index, resolved_device(device)),
             stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
             tensors["voices.genes"],
         )

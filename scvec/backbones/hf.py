@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from scvec.backbones.local import offline, out_of_memory, unit
+from scvec.backbones.local import out_of_memory, unit
+from scvec.backbones.model_folder import (
+    check_folder,
+    is_decoder,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    width_of,
+)
 from scvec.backbones.pooling import (
     POOLINGS,
     Pooling,
@@ -26,9 +34,6 @@ __all__ = ["HfBackbone"]
 
 #: Tokens of a text that are read where nothing else is asked for.
 MAX_TOKENS = 512
-#: Names of the files of which a folder with a tokenizer has one. Without any, transformers makes one that
-#: knows no words, and says nothing.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken", "tekken.json")
 #: Their positions start after the number of the padding token.
 OFFSET_POSITIONS = ("roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xmod", "luke", "ibert")
 
@@ -75,14 +80,7 @@ class HfBackbone:
         device: str = "auto",
         batch_size: int = 32,
     ) -> None:
-        if not (folder / "config.json").is_file():
-            what = "this is not the folder of a transformers model (no config.json)"
-            raise InputError(
-                what, str(folder), "give the folder that holds config.json and model.safetensors"
-            )
-        if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
-            what = "the model folder holds no tokenizer (no tokenizer.json)"
-            raise InputError(what, str(folder), "save it there: tokenizer.save_pretrained(FOLDER)")
+        check_folder(folder)
         if pooling is not None and pooling not in POOLINGS:
             raise InputError(
                 f"there is no pooling {pooling!r}", "--backbone", f"poolings: {', '.join(POOLINGS)}"
@@ -90,7 +88,7 @@ class HfBackbone:
         self.folder, self.name, self.template = folder, name, template
         self.device, self.batch_size = device, batch_size
         self._n_cut = 0
-        causal = _is_decoder(self._config)
+        causal = is_decoder(self._config)
         self.pooling: Pooling = pooling or ("eol" if causal else "mean")
         if self.pooling == "eol" and not causal:
             what = "pooling=eol asks for the next word, which this model does not tell"
@@ -206,59 +204,18 @@ class HfBackbone:
 
     @cached_property
     def _config(self) -> Any:
-        with offline():
-            from transformers import AutoConfig
-
-            try:
-                return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-            except Exception as error:  # whatever a foreign config makes the library raise
-                raise _unusable("the model's config cannot be used", self.folder, error) from error
+        return load_config(self.folder)
 
     @cached_property
     def _tokenizer(self) -> Any:
-        with offline():
-            from transformers import AutoTokenizer
-
-            try:
-                return AutoTokenizer.from_pretrained(
-                    str(self.folder), local_files_only=True, trust_remote_code=False
-                )
-            except Exception as error:  # as above
-                raise _unusable("the tokenizer cannot be loaded", self.folder, error) from error
+        return load_tokenizer(self.folder)
 
     @cached_property
     def _model(self) -> Any:
         import torch
 
-        weights_sha256(self.folder)  # refuses pickled weights, with the remedy
         gpu = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
-        with offline():
-            from transformers import AutoModel
-
-            try:
-                model, info = AutoModel.from_pretrained(
-                    str(self.folder),
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    use_safetensors=True,
-                    dtype=torch.bfloat16 if gpu else torch.float32,
-                    output_loading_info=True,
-                )
-            except Exception as error:  # as above
-                if out_of_memory(error):
-                    raise ResourceError(
-                        "out of memory while loading a model", self.name, "free memory"
-                    ) from error
-                raise _unusable("the model cannot be loaded", self.folder, error) from error
-        # What the file lacks is filled with random numbers, of which the library only warns. A pooler is not
-        # used here.
-        lacking = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-        if lacking:
-            raise InputError(
-                f"the weights lack {len(lacking)} tensors of the model ({lacking[0]})",
-                str(self.folder),
-                "give the folder with the weights that belong to its config.json",
-            )
+        model = load_weights(self.folder, self.name, torch.bfloat16 if gpu else torch.float32)
         if getattr(self._config, "is_encoder_decoder", False):
             model = model.get_encoder()
         elif hasattr(model.config, "use_cache"):
@@ -280,12 +237,7 @@ class HfBackbone:
 
     @property
     def _dim(self) -> int:
-        config = self._text_config
-        # OPT projects its last states to the width of its words.
-        found = getattr(config, "word_embed_proj_dim", None) or getattr(config, "hidden_size", None)
-        if not isinstance(found, int) or found < 1:
-            raise InputError("the model's config says no hidden_size", str(self.folder), "give a text model")
-        return found
+        return width_of(self._config, self.folder)
 
     def _length(self, asked: int | None) -> int:
         config = self._text_config
@@ -307,25 +259,3 @@ class HfBackbone:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _is_decoder(config: Any) -> bool:
-    """Return whether a model reads from left to right only, and tells the next word."""
-    from transformers.models.auto import modeling_auto
-
-    if getattr(config, "is_encoder_decoder", False):
-        return False
-    text = config.get_text_config()
-    if getattr(text, "use_bidirectional_attention", False):
-        return False
-    if getattr(text, "is_decoder", False):
-        return True
-    kind = text.model_type
-    # BERT and its kin are in both tables: they can be made to write, and are not by default.
-    masked = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked
-
-
-def _unusable(what: str, folder: Path, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(f"{what}: {reason}", str(folder), "check the folder's files")

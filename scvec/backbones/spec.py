@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "openai": {"dimensions": "N", "max_tokens": "N"},
     "random": {},
     "stored": {},
+    "use-lite": {},
 }
 #: What follows the colon, per kind; nothing may where it is empty.
 ARGUMENTS = {
@@ -34,6 +35,7 @@ ARGUMENTS = {
     "openai": "MODEL",
     "random": "DIM",
     "stored": "NAME",
+    "use-lite": "",
 }
 #: Largest number that an option may have.
 LARGEST = {"dimensions": 65536, "max_tokens": 1_000_000}
@@ -54,7 +56,7 @@ class BackboneSpec:
     Attributes
     ----------
     base
-        ``minilm``, ``st``, ``hf``, ``openai``, ``random`` or ``stored``.
+        ``minilm``, ``st``, ``hf``, ``openai``, ``random``, ``stored`` or ``use-lite``.
     argument
         Folder, hub id, model, dimension or name of a space of the store.
     permuted
@@ -196,6 +198,12 @@ def _minilm(spec: BackboneSpec, *, device: str, **_: Any) -> Backbone:
     return SentenceBackbone(find_minilm(), "minilm", spec.template, device=device)
 
 
+def _use_lite(spec: BackboneSpec, **_: Any) -> Backbone:
+    from scvec.backbones.use_lite import UseLiteBackbone
+
+    return UseLiteBackbone(spec.template)
+
+
 def _sentence(spec: BackboneSpec, *, device: str, **_: Any) -> Backbone:
     from scvec.backbones.sentence import SentenceBackbone
 
@@ -247,6 +255,7 @@ _LOADERS: dict[str, Callable[..., Backbone]] = {
     "openai": _openai,
     "random": _random,
     "stored": _stored,
+    "use-lite": _use_lite,
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scvec.errors import InputError
 
-__all__ = ["weights_sha256"]
+__all__ = ["file_sha256", "weights_sha256"]
 
 
 def weights_sha256(folder: Path) -> str:
@@ -29,11 +29,16 @@ def weights_sha256(folder: Path) -> str:
             str(alone[0] if alone else folder),
             "convert the model with transformers: model.save_pretrained(FOLDER, safe_serialization=True)",
         )
-    hashes = [_sha256(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    hashes = [file_sha256(path) for path in files]
     if len(files) == 1:
         return hashes[0]
     lines = (f"{path.relative_to(folder)} {h}\n" for path, h in zip(files, hashes, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; read once as long as it does not change."""
+    return _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
 
 
 @lru_cache(maxsize=32)

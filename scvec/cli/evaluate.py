@@ -13,6 +13,7 @@ from scvec.cli.options import (
     false_novel_option,
     global_options,
     layer_option,
+    llm_option,
     memory_option,
     method_option,
     n_neighbors_option,
@@ -62,6 +63,7 @@ __all__ = ["evaluate"]
 @unmatched_option
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
+@llm_option("Where the language model of the reference lies, if it was moved.")
 @global_options
 @pass_session
 def evaluate(
@@ -83,6 +85,7 @@ def evaluate(
     unmatched_genes: str,
     force: bool,
     device: str,
+    llm: str | None,
 ) -> None:
     """Annotate the labelled cells of QUERY and compare with their true labels.
 
@@ -113,6 +116,7 @@ def evaluate(
             unmatched_genes=unmatched_genes,
             force=force,
             device=device,
+            llm=llm,
             progress=progress,
         )
     session.show(report)

@@ -14,6 +14,7 @@ from scvec.cli.options import (
     device_option,
     global_options,
     layer_option,
+    llm_option,
     max_cost_option,
     memory_option,
     pass_session,
@@ -49,7 +50,7 @@ for _command in gene_commands:
 @max_cost_option
 @click.option(
     "--encoder",
-    type=click.Choice(["adapted", "weighted", "pca", "residual"]),
+    type=click.Choice(["adapted", "weighted", "prompt", "sentence", "pca", "residual"]),
     default="adapted",
     show_default=True,
     help="How vectors of genes become the vector of a cell; pca and residual are controls.",
@@ -74,6 +75,28 @@ for _command in gene_commands:
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all that is random."
 )
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
+@llm_option("prompt: folder of a language model, GGUF file, smollm2, or hub id.  [default: smollm2]")
+@click.option(
+    "--n-genes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="prompt, sentence: genes of a cell that are read.  [default: 256 on a CPU, 2048 on a GPU; 64]",
+)
+@click.option(
+    "--prompt-order",
+    type=click.Choice(["paper", "code", "none"]),
+    help="prompt: instruction first, last, or no language model at all.  [default: paper]",
+)
+@click.option(
+    "--lora", type=click.IntRange(min=0), metavar="RANK", help="prompt: train adapters in the model, too."
+)
+@click.option("--epochs", type=click.IntRange(min=0), help="prompt: epochs at most.  [default: 8]")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="prompt: keep how far the training came here.  [default: in the store]",
+)
 @device_option
 @global_options
 @pass_session
@@ -94,6 +117,12 @@ def cells(
     min_cells: int,
     seed: int,
     force: bool,
+    llm: str | None,
+    n_genes: int | None,
+    prompt_order: str | None,
+    lora: int | None,
+    epochs: int | None,
+    checkpoint: Path | None,
     device: str,
 ) -> None:
     """Make a reference of labelled cells: vectors, index, head and calibration.
@@ -103,6 +132,7 @@ def cells(
     \b
     Example:
       scvec ingest cells ref.h5ad --name pancreas --label-key cell_type --batch-key donor
+      scvec ingest cells ref.h5ad --name read --label-key cell_type --encoder prompt --llm smollm2
     """
     from scvec.api.cells import ingest_cells
 
@@ -125,6 +155,12 @@ def cells(
             seed=seed,
             force=force,
             device=device,
+            llm=llm,
+            n_genes=n_genes,
+            prompt_order=prompt_order,
+            lora=lora,
+            epochs=epochs,
+            checkpoint=checkpoint,
             progress=progress,
         )
     session.show(report)

@@ -24,6 +24,8 @@ from scvec.cli.labels import labels
 from scvec.cli.legacy import import_legacy
 from scvec.cli.options import Session, global_options
 from scvec.cli.query import query
+from scvec.cli.search import search
+from scvec.cli.serve import serve
 from scvec.cli.store import commands as store_commands
 
 __all__ = ["cli", "main"]
@@ -113,9 +115,11 @@ cli.add_command(query)
 cli.add_command(explain)
 cli.add_command(labels)
 cli.add_command(evaluate)
+cli.add_command(search)
 cli.add_command(import_legacy)
 for _command_ in store_commands:
     cli.add_command(_command_)
+cli.add_command(serve)
 cli.add_command(demo)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "genes_option",
     "global_options",
     "layer_option",
+    "llm_option",
     "max_cost_option",
     "memory_option",
     "method_option",
@@ -186,6 +187,11 @@ def device_option(function: F) -> F:
         show_default=True,
         help="Where to compute.",
     )(function)
+
+
+def llm_option(help_: str) -> Callable[[F], F]:
+    """Return a decorator that adds ``--llm``."""
+    return click.option("--llm", metavar="MODEL", help=help_)
 
 
 species_option = click.option(

@@ -14,6 +14,7 @@ from scvec.cli.options import (
     false_novel_option,
     global_options,
     layer_option,
+    llm_option,
     memory_option,
     method_option,
     n_neighbors_option,
@@ -35,6 +36,12 @@ __all__ = ["query"]
     type=click.Path(path_type=Path),
     metavar="OUT",
     help="File for the answer: .h5ad, .csv or .parquet.  [default: print the counts only]",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="OUT.html",
+    help="A page for people: map, tables, evidence; and the numbers as JSON beside it.",
 )
 @n_neighbors_option
 @method_option
@@ -60,6 +67,7 @@ __all__ = ["query"]
 @unmatched_option
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
+@llm_option("Where the language model of the reference lies, if it was moved.")
 @global_options
 @pass_session
 def query(
@@ -67,6 +75,7 @@ def query(
     query: Path,
     reference: str | None,
     output: Path | None,
+    report: Path | None,
     n_neighbors: int,
     method: str,
     species: str,
@@ -81,12 +90,13 @@ def query(
     unmatched_genes: str,
     force: bool,
     device: str,
+    llm: str | None,
 ) -> None:
     """Annotate the cells of QUERY by a reference. The file itself is never changed.
 
     \b
     Examples:
-      scvec query new.h5ad --reference pancreas -o annotated.h5ad
+      scvec query new.h5ad --reference pancreas -o annotated.h5ad --report report.html
       scvec query new.h5ad --where "donor = 'human1'" -o labels.csv
     """
     from scvec.api.query import query as annotate_file
@@ -97,6 +107,7 @@ def query(
             query,
             reference=reference,
             output=output,
+            report=report,
             n_neighbors=n_neighbors,
             method=method,
             species=species,
@@ -111,6 +122,7 @@ def query(
             unmatched_genes=unmatched_genes,
             force=force,
             device=device,
+            llm=llm,
             progress=progress,
         )
     session.show(annotation)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from scvec.cli.options import SPECIES, Session, global_options, pass_session
+from scvec.cli.options import SPECIES, Session, device_option, global_options, llm_option, pass_session
 from scvec.errors import InputError, StoreError
 
 __all__ = ["commands"]
@@ -67,10 +67,12 @@ def diff(session: Session, old: int, new: int | None, limit: int) -> None:
 
 
 @click.command()
+@device_option
+@llm_option("Where the language model of prompt references lies, if it was moved.")
 @global_options
 @pass_session
 @click.pass_context
-def verify(ctx: click.Context, session: Session) -> None:
+def verify(ctx: click.Context, session: Session, device: str, llm: str | None) -> None:
     """Check every file of the store against its checksum, and that encoders still give the same vectors.
 
     Exits with 3 when something is damaged.
@@ -81,7 +83,7 @@ def verify(ctx: click.Context, session: Session) -> None:
     """
     from scvec.api.maintenance import verify as verify_
 
-    report = verify_(session.store)
+    report = verify_(session.store, device=device, llm=llm)
     session.show(report)
     if not report.ok:
         ctx.exit(StoreError.exit_code)

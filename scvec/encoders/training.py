@@ -41,6 +41,7 @@ def train(
     epochs: int,
     batch_size: int,
     lr: float,
+    min_steps: int = MIN_STEPS,
     max_steps: int = 4000,
     stage: str = "training",
     progress: Progress = no_progress,
@@ -55,12 +56,12 @@ def train(
         Called with row numbers (batch_size,) int64 of the cells in a batch.
     weights
         (n,) float64 sampling weights that sum to 1.
-    max_steps
+    min_steps, max_steps
         Large references see each cell less often: their gradient needs no more steps than this.
     """
     import torch
 
-    n_steps = max(MIN_STEPS, min(max_steps, epochs * -(-len(weights) // batch_size)))
+    n_steps = max(min_steps, min(max_steps, epochs * -(-len(weights) // batch_size)))
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=n_steps)

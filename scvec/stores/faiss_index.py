@@ -204,7 +204,7 @@ class FaissFlatIndex:
                 break
             n_candidates = min(n_candidates, n_rows)
             scores, candidates = self._propose(queries[open_queries], n_candidates, rows)
-            margin = self._rounding(queries[open_queries])
+            least = self._least(scores[:, -1], queries[open_queries])
             unsure = []
             for i, query in enumerate(open_queries):
                 proposed = np.sort(candidates[i])
@@ -214,7 +214,7 @@ class FaissFlatIndex:
                 exact = row_distances(base[proposed], queries[query])
                 order = np.argsort(exact, kind="stable")[:k]
                 # Whatever was not proposed scored no better than the last proposed one.
-                if n_candidates < n_rows and not exact[order[-1]] < scores[i, -1] - margin[i]:
+                if n_candidates < n_rows and not exact[order[-1]] < least[i]:
                     unsure.append(query)
                     continue
                 numbers[query], distances[query] = proposed[order], exact[order]
@@ -250,6 +250,10 @@ class FaissFlatIndex:
                 best = np.take_along_axis(best, order, axis=1)
                 best_rows = np.take_along_axis(best_rows, order, axis=1)
             return best, best_rows
+
+    def _least(self, scores: Float64, queries: Float32) -> Float64:
+        """Return the least distance (n,) that rows with no better score than these (n,) may have."""
+        return np.asarray(scores - self._rounding(queries), dtype=np.float64)
 
     def _rounding(self, queries: Float32) -> Float64:
         """Bound (n,) on the error of FAISS scores, which are |x|^2 + |y|^2 - 2xy in float32."""

@@ -17,6 +17,7 @@ from scvec.stores.descriptions import Descriptions
 from scvec.stores.digest import Digest
 from scvec.stores.duckdb_errors import translate
 from scvec.stores.gene_records import load_genes, match_genes
+from scvec.stores.gene_search import GeneSearch
 from scvec.stores.jobs import Jobs
 from scvec.stores.ontology import CellOntology
 from scvec.stores.schema import CONTENT_TABLES, SCHEMA_VERSION, current_version, migrate
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["KnowledgeBase"]
 
 
-class KnowledgeBase(Descriptions, Jobs, CellOntology, Digest):
+class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
     """What is known about genes. Open it with :meth:`open`; close it, or use it as a context manager.
 
     One process may write, many may read while none writes.

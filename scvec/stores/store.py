@@ -240,6 +240,7 @@ class Store:
         """Delete older generations that nobody reads, unused files, and what killed writers left.
 
         The cache of text vectors under ``work/`` stays, and so do resumable copies of the knowledge base.
+        Encoders whose training was killed start again.
 
         Raises
         ------
@@ -274,6 +275,7 @@ def _leftovers(folder: Path) -> Iterator[Path]:
     yield from folder.glob(".*.tmp")
     yield from folder.glob("generations/.*.tmp")
     yield from folder.glob("work/stage/*")
+    yield from folder.glob("work/prompt/*")
 
 
 def _suggest(name: str, known: list[str], create: str) -> str:

@@ -23,6 +23,7 @@ from scvec.api.explanation import Explanation, GeneEvidence, Voter
 from scvec.api.gene_reports import DiffReport
 from scvec.api.legacy import LegacyReport
 from scvec.api.live_reports import ComplementReport, Cost, FailedGene, LiveReport
+from scvec.api.search_reports import CellHit, CellHits, GeneHit, GeneHits, LabelHit
 from scvec.api.text_reports import EmbeddingsReport, GenesReport
 
 
@@ -142,6 +143,37 @@ def sample_reports() -> dict[str, Any]:
             confusion={"labels": ["alpha", "beta"], "counts": [[1, 0], [1, 0]]},
             novelty={"edges": [0.0, 1.0], "known": [2], "unknown": [0]},
         ),
+        "scvec.api.search.search_genes": GeneHits(
+            query="insulin",
+            species=["human"],
+            space="0123456789abcdef",
+            hits=[
+                GeneHit(
+                    gene_id="HGNC:6081",
+                    symbol="INS",
+                    species="human",
+                    name="insulin",
+                    gene_type="protein-coding",
+                    score=1.0,
+                    similarity=float("nan"),
+                    keyword=None,
+                    by=["name"],
+                    terms=["insulin secretion"],
+                    text="INS is a hormone.",
+                    source="test",
+                )
+            ],
+        ),
+        "scvec.api.search_cells.search_cells": CellHits(
+            query="insulin",
+            like="",
+            reference="pancreas",
+            where="",
+            n_searched=2,
+            genes=[{"gene_id": "HGNC:6081", "symbol": "INS", "score": 1.0, "best_label": "beta"}],
+            labels=[LabelHit(label="beta", score=float("nan"), n_cells=2, genes=["INS"])],
+            hits=[CellHit(cell="cell1", row=0, score=0.5, label="beta", obs={"donor": "d1"})],
+        ),
         "scvec.api.maintenance.info": reports.InfoReport(
             store=Path("S"),
             generation="g1",
@@ -164,6 +196,7 @@ def sample_reports() -> dict[str, Any]:
         "scvec.api.maintenance.compact": reports.CompactReport(
             before_bytes=10, after_bytes=5, n_files_removed=1
         ),
+        "scvec.web.server.serve": None,
         "scvec.api.demo.demo": reports.DemoReport(
             queries=[
                 reports.DemoQuery(
@@ -194,6 +227,8 @@ class FakeApi:
             self.calls.append((path.rsplit(".", 1)[1], args, kwargs))
             for stage in self.stages:
                 kwargs["progress"](stage, 1, 2)
+            if "announce" in kwargs:
+                kwargs["announce"]("http://127.0.0.1:1/")
             if self.error is not None:
                 raise self.error
             return self.results[path]

@@ -127,6 +127,21 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
             "false_novel_rate": 0.05,
         },
     ),
+    "search genes": (
+        ["insulin secretion", "-k", "3", "--species", "human", "--method", "words"],
+        "scvec.api.search.search_genes",
+        {"k": 3, "species": "human", "where": None, "method": "words", "backbone": None, "device": "auto"},
+    ),
+    "search cells": (
+        ["--like", "cell1", "--reference", "pancreas", "--where", "donor = 'a'"],
+        "scvec.api.search_cells.search_cells",
+        {"like": "cell1", "reference": "pancreas", "k": 10, "where": "donor = 'a'", "method": "hybrid"},
+    ),
+    "serve": (
+        ["--port", "0", "--max-upload", "1M", "--no-token"],
+        "scvec.web.server.serve",
+        {"host": "127.0.0.1", "port": 0, "token": False, "max_upload": "1M", "memory": None, "timeout": 1800},
+    ),
     "info": (["--reference", "pancreas"], "scvec.api.maintenance.info", {}),
     "verify": ([], "scvec.api.maintenance.verify", {}),
     "doctor": ([], "scvec.api.maintenance.doctor", {}),
@@ -187,7 +202,7 @@ def test_json_is_one_strict_object_and_nothing_else(name, scvec, api):
     assert isinstance(json.loads(result.stdout, parse_constant=refuse), dict)
 
 
-@pytest.mark.parametrize("name", ["", "ingest", *COMMANDS])
+@pytest.mark.parametrize("name", ["", "ingest", "search", *COMMANDS])
 def test_help_has_an_example(name, scvec):
     result = scvec(*name.split(), "--help")
     assert result.exit_code == 0

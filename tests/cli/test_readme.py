@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,7 @@ def examples() -> list[list[str]]:
 
 
 def test_every_command_has_an_example():
-    typed = {tuple(words[:2]) if words[0] == "ingest" else (words[0],) for words in examples()}
+    typed = {tuple(words[:2]) if words[0] in ("ingest", "search") else (words[0],) for words in examples()}
     groups = {name: getattr(command, "commands", None) for name, command in cli.commands.items()}
     known = {(name, sub) if sub else (name,) for name, subs in groups.items() for sub in (subs or [None])}
     assert typed == known
@@ -59,6 +63,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Callable[..., A
     return path
 
 
+def serves(words: list[str], folder: Path) -> None:
+    """Start a server, see its address, and interrupt it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scvec", *words],
+        env={**os.environ, "SCVEC_STORE": str(folder / "store"), "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("open http://127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.timeout(900)
 def test_the_examples_work(folder: Path, monkeypatch: pytest.MonkeyPatch):
     # One test, because each example stands on those before it; inside this process, which has the libraries
@@ -68,11 +91,14 @@ def test_the_examples_work(folder: Path, monkeypatch: pytest.MonkeyPatch):
     for words in examples():
         if words[0] == "demo":
             continue
+        if words[0] == "serve":
+            serves(words, folder)
+            continue
         done = CliRunner().invoke(cli, words)
         assert done.exit_code == 0, f"scvec {shlex.join(words)}\n{done.stdout}{done.stderr}"
         assert "\x1b" not in done.stdout + done.stderr
         assert done.stdout.strip(), f"scvec {shlex.join(words)} says nothing"
-    for name in ("annotated.h5ad", "labels.csv", "pancreas.parquet"):
+    for name in ("annotated.h5ad", "report.html", "report.json", "labels.csv", "pancreas.parquet"):
         assert (folder / name).stat().st_size > 0
     labels = (folder / "labels.csv").read_text(encoding="utf-8").splitlines()
     assert len(labels) == 31 and "scvec_label" in labels[0]

@@ -167,3 +167,9 @@ def test_rows_are_in_order_of_large_tables() -> None:
     table = pd.DataFrame({"x": np.random.default_rng(0).integers(0, 10, 300_000)})
     found: Any = rows_where(table, "x = 3")
     np.testing.assert_array_equal(found, np.flatnonzero(table["x"] == 3))
+
+
+def test_a_condition_that_never_ends_is_stopped(cells: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scvec.stores.where.SECONDS", 0.3)
+    with pytest.raises(InputError, match=r"takes longer than 0.3 seconds"):
+        rows_where(cells, "(SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b) > 0")

@@ -1,0 +1,137 @@
+"""``scvec search``: genes and cells by words, and cells like a cell."""
+
+from __future__ import annotations
+
+import click
+
+from scvec.cli.options import (
+    Session,
+    any_species_option,
+    device_option,
+    global_options,
+    pass_session,
+    reference_option,
+)
+
+__all__ = ["search"]
+
+k_option = click.option(
+    "-k", "k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many hits."
+)
+how_option = click.option(
+    "--method",
+    type=click.Choice(["hybrid", "meaning", "words"]),
+    default="hybrid",
+    show_default=True,
+    help="Find genes by their vectors (meaning), by words, or by both.",
+)
+backbone_option = click.option(
+    "--backbone",
+    metavar="SPEC",
+    help="Whose vectors of the store to ask.  [default: those of the model that comes with scvec]",
+)
+
+
+@click.group()
+@global_options
+def search() -> None:
+    """Find genes and cells by what is known of them.
+
+    \b
+    Examples:
+      scvec search genes "insulin secretion"
+      scvec search cells "insulin secretion" --reference pancreas
+    """
+
+
+@search.command()
+@click.argument("text")
+@k_option
+@any_species_option
+@click.option("--where", metavar="SQL", help="Only genes of which this is true, as \"gene_type = 'lncRNA'\".")
+@how_option
+@backbone_option
+@device_option
+@global_options
+@pass_session
+def genes(
+    session: Session,
+    text: str,
+    k: int,
+    species: str,
+    where: str | None,
+    method: str,
+    backbone: str | None,
+    device: str,
+) -> None:
+    """Genes that TEXT is about.
+
+    \b
+    Examples:
+      scvec search genes "insulin secretion"
+      scvec search genes "cell adhesion" -k 20 --where "gene_type = 'lncRNA'"
+    """
+    from scvec.api.search import search_genes
+
+    session.show(
+        search_genes(
+            session.store,
+            text,
+            k=k,
+            species=species,
+            where=where,
+            method=method,
+            backbone=backbone,
+            device=device,
+        )
+    )
+
+
+@search.command()
+@click.argument("text", default="")
+@click.option("--like", metavar="CELL", help="Cells like this one of the reference, instead of TEXT.")
+@reference_option
+@k_option
+@click.option(
+    "--where",
+    metavar="SQL",
+    help="Only reference cells of which this is true, as \"tissue = 'pancreas'\".",
+)
+@how_option
+@backbone_option
+@device_option
+@global_options
+@pass_session
+def cells(
+    session: Session,
+    text: str,
+    like: str | None,
+    reference: str | None,
+    k: int,
+    where: str | None,
+    method: str,
+    backbone: str | None,
+    device: str,
+) -> None:
+    """Cells of a reference that TEXT is about, and the labels that express its genes.
+
+    \b
+    Examples:
+      scvec search cells "insulin secretion" --reference pancreas
+      scvec search cells --like human1_lib1.final_cell_0001 --where "donor = 'human2'"
+    """
+    from scvec.api.search_cells import search_cells
+
+    session.show(
+        search_cells(
+            session.store,
+            text,
+            like=like,
+            reference=reference,
+            k=k,
+            where=where,
+            method=method,
+            backbone=backbone,
+            device=device,
+        )
+    )

@@ -1,0 +1,104 @@
+"""GenePT-s: the names of a cell's genes, highest expression first, are a sentence that a text model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.encoders.slots import ranked
+from scvec.errors import InputError, StoreError
+from scvec.protocols import Backbone, Progress, State, no_progress
+from scvec.types import CellChunk, Float32
+
+__all__ = ["SentenceEncoder", "sentences"]
+
+#: Genes of a cell that are named where nothing else is asked for: about what 256 word pieces hold.
+N_GENES = 64
+
+
+def sentences(X: Any, symbols: Sequence[str], n_genes: int) -> list[str]:
+    """Return a text per cell: the symbols of its highest expressed genes, one space between two.
+
+    Parameters
+    ----------
+    X
+        (n, n_symbols) CSR float32, log1p CP10k.
+    """
+    slots = ranked(X, n_genes)
+    rows = zip(slots.genes, slots.counts, strict=True)
+    return [" ".join(symbols[int(g)] for g in genes[:n]) for genes, n in rows]
+
+
+class SentenceEncoder:
+    """Vectors of rank-ordered cell sentences, scaled to length 1.
+
+    Chen and Zou 2023, GenePT (doi:10.1101/2023.10.16.562533), "GenePT-s". Nothing is learned.
+
+    Parameters
+    ----------
+    backbone
+        Reads the sentences.
+    symbols
+        Of the genes, in the order of the columns of the cells.
+    n_genes
+        Genes of a cell that are named.
+    """
+
+    name = "sentence"
+
+    def __init__(self, backbone: Backbone, symbols: Sequence[str], *, n_genes: int | None = None) -> None:
+        if n_genes is not None and n_genes < 1:
+            raise InputError("--n-genes must be 1 or more", "--n-genes", "leave it out for the default")
+        self.backbone, self.symbols = backbone, [str(s) for s in symbols]
+        self.n_genes = N_GENES if n_genes is None else n_genes
+        self.embed_dim = backbone.space.dim
+
+    #: Each cell that calibration holds out is read once in every regime.
+    held_out_cells = 300
+    #: Largest cosine distance that is rounding: a GPU reads in bf16.
+    parity = 1e-3
+
+    def fit(
+        self,
+        chunks: Iterable[CellChunk],
+        labels: npt.NDArray[np.int64],
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Do nothing: the model is taken as it is."""
+
+    def encode(self, chunk: CellChunk) -> Float32:
+        """Return (n, embed_dim) float32 vectors of length 1."""
+        if len(chunk) == 0:
+            return np.zeros((0, self.embed_dim), dtype=np.float32)
+        texts = sentences(chunk.X, self.symbols, self.n_genes)
+        vectors = np.asarray(self.backbone.encode(texts), dtype=np.float32)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+    def state(self) -> State:
+        """Return symbols and space."""
+        space = self.backbone.space
+        return {}, {"symbols": self.symbols, "n_genes": self.n_genes, "space": space.to_dict()}
+
+    @classmethod
+    def from_state(cls, meta: dict[str, Any], backbone: Backbone) -> SentenceEncoder:
+        """Rebuild from :meth:`state`.
+
+        Raises
+        ------
+        StoreError
+            If the model has another space: other weights, pooling or length.
+        """
+        encoder = cls(backbone, meta["symbols"], n_genes=int(meta["n_genes"]))
+        if backbone.space.fingerprint != meta["space"]["fingerprint"]:
+            raise StoreError(
+                "the text model is not the one that the reference was made with",
+                f"{meta['space']['backbone']}, space {meta['space']['fingerprint']}",
+                "put that model back, or ingest the cells again",
+            )
+        return encoder

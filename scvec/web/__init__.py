@@ -1,0 +1,1 @@
+"""A page and a REST interface over a store, on this machine."""

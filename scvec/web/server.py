@@ -1,0 +1,142 @@
+"""``scvec serve``: binds a port, says the address, and answers until it is stopped."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scvec.errors import InputError
+from scvec.web.limits import Limits
+
+if TYPE_CHECKING:
+    from scvec.web.guard import Guard
+    from scvec.web.jobs import Jobs
+
+__all__ = ["guarded_app", "serve"]
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    store: Path | str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    token: bool = True,
+    max_upload: int | str = "2G",
+    memory: int | str | None = None,
+    timeout: float = 1800.0,
+    announce: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Answer a page and REST requests over a store until interrupted.
+
+    Parameters
+    ----------
+    host
+        Address to listen on. Whoever reaches it and has the token may search the store and run jobs.
+    port
+        0 for a free one.
+    token
+        Ask for a random token, which is in the address that is announced.
+    max_upload
+        Bytes of a file, as a number or like ``"2G"``.
+    memory
+        Bytes that a job may use; half of what is free where not given.
+    timeout
+        Seconds that a job may take.
+    announce
+        Is told the address when the port is bound.
+
+    Raises
+    ------
+    InputError
+        The extra ``serve`` is not installed, the store is none, or the port is taken.
+    """
+    from scvec.ingest.borders import parse_memory
+    from scvec.stores.store import Store
+
+    need_serve()
+    Store(store)
+    if not token and host not in LOOPBACK:
+        raise InputError(
+            "without a token only this machine may ask", f"--host {host}", "leave --no-token out"
+        )
+    limits = Limits(upload=parse_memory(max_upload), memory=parse_memory(memory), seconds=timeout)
+    listening = _bind(host, port)
+    number = int(listening.getsockname()[1])
+    key = secrets.token_urlsafe(24) if token else None
+    import uvicorn
+
+    from scvec.web.jobs import Jobs
+
+    with tempfile.TemporaryDirectory(prefix="scvec-serve-") as name, listening:
+        jobs = Jobs(Path(store).absolute(), Path(name), limits)
+        try:
+            app = guarded_app(Path(store), jobs, Path(name), limits, host=host, port=number, token=key)
+            config = uvicorn.Config(
+                app, log_level="error", access_log=False, server_header=False, lifespan="off", ws="none"
+            )
+            shown = f"[{host}]" if ":" in host else host
+            announce(f"http://{shown}:{number}/" + (f"?token={key}" if key else ""))
+            uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            jobs.close()
+
+
+def guarded_app(
+    store: Path, jobs: Jobs, folder: Path, limits: Limits, *, host: str, port: int, token: str | None
+) -> Guard:
+    """Return the application behind its guard."""
+    from scvec.web.app import make_app
+    from scvec.web.guard import Guard
+
+    names = {host, *LOOPBACK} if host in LOOPBACK else {host}
+    hosts = {f"[{n}]:{port}" if ":" in n else f"{n}:{port}" for n in names}
+    app: Any = make_app(store, jobs, folder, limits)
+    return Guard(
+        app,
+        hosts=frozenset(hosts),
+        token=token,
+        cookie=f"scvec-{port}",
+        max_upload=limits.upload,
+    )
+
+
+def need_serve() -> None:
+    """Raise InputError where a package of the extra ``serve`` is not installed."""
+    modules = {
+        "fastapi": "fastapi",
+        "uvicorn": "uvicorn",
+        "python-multipart": "python_multipart",
+        "umap-learn": "umap",
+        "jinja2": "jinja2",
+    }
+    missing = [name for name, module in modules.items() if not find_spec(module)]
+    if missing:
+        raise InputError(
+            f"serving needs packages that are not installed: {', '.join(missing)}",
+            "scvec serve",
+            "pip install 'scvec[serve]'",
+        )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise InputError(
+            f"cannot listen there ({error.strerror or error})",
+            f"{host}:{port}",
+            "choose another --port, or 0 for any that is free",
+        ) from error
+    return listening

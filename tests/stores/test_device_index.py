@@ -1,0 +1,129 @@
+"""The search of a GPU, by the same code on a CPU: the neighbours of brute force, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scvec.errors import ResourceError
+from scvec.stores import device_index
+from scvec.stores.device_index import FaissGpuIndex, TorchIndex, on_device
+from scvec.stores.faiss_index import FaissFlatIndex
+from scvec.stores.numpy_index import NumpyIndex
+
+
+def vectors(n: int, dim: int, seed: int = 0, scale: float = 1.0, centre: float = 0.0) -> Any:
+    made = np.random.default_rng(seed).normal(size=(n, dim)) * scale + centre
+    return made.astype(np.float32)
+
+
+def flat(base: Any) -> FaissFlatIndex:
+    index = FaissFlatIndex(base.shape[1])
+    index.add(base)
+    return index
+
+
+def same(found: Any, base: Any, queries: Any, k: int, subset: Any = None) -> None:
+    oracle = NumpyIndex(base.shape[1])
+    oracle.add(base)
+    wanted = oracle.search(queries, k, subset=subset)
+    np.testing.assert_array_equal(found.indices, wanted.indices)
+    np.testing.assert_array_equal(found.distances, wanted.distances)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 400),
+    st.integers(1, 40),
+    st.integers(1, 30),
+    st.integers(1, 50),
+    st.sampled_from([(1.0, 0.0), (0.01, 100.0), (1e-20, 0.0), (1e18, 0.0), (1e-3, 1.0), (0.0, 1.0)]),
+    st.booleans(),
+    st.integers(0, 999),
+)
+def test_it_agrees_with_brute_force(
+    n: int, dim: int, k: int, tile: int, kind: tuple[float, float], part: bool, seed: int
+) -> None:
+    # Far from the origin, at extreme scales, and where all rows are the same.
+    base, queries = vectors(n, dim, seed, *kind), vectors(20, dim, seed + 1, *kind)
+    subset = np.random.default_rng(seed).integers(0, n, max(1, n // 3)) if part else None
+    same(TorchIndex(flat(base), tile_rows=tile).search(queries, k, subset=subset), base, queries, k, subset)
+
+
+def test_clusters_closer_than_fp16_can_tell_are_told_apart() -> None:
+    # Rows of a cluster are one and the same in fp16: only the float32 vectors tell which is nearest.
+    centres = vectors(20, 32, 3)
+    base = np.repeat(centres, 40, axis=0) + vectors(800, 32, 4, scale=1e-5)
+    queries = centres + vectors(20, 32, 5, scale=1e-5)
+    index = TorchIndex(flat(base), tile_rows=100)
+    assert index._error > 1e-4
+    same(index.search(queries, 7), base, queries, 7)
+
+
+def test_candidates_come_from_the_tiles(monkeypatch: Any) -> None:
+    # On data of a usual kind no query falls back to looking at all rows, which the GPU is there to avoid.
+    from scvec.stores import faiss_index
+
+    base, queries = vectors(3000, 64), vectors(100, 64, 1)
+    index = TorchIndex(flat(base), tile_rows=500)
+    monkeypatch.setattr(faiss_index, "nearest_by_scan", lambda *_: pytest.fail("looked at all rows"))
+    found = index.search(queries, 15)
+    same(found, base, queries, 15)
+
+
+def test_a_batch_changes_nothing() -> None:
+    base, queries = vectors(500, 16), vectors(60, 16, 1)
+    index = TorchIndex(flat(base), tile_rows=64)
+    whole = index.search(queries, 9)
+    for i in range(0, 60, 7):
+        alone = index.search(queries[i : i + 1], 9)
+        np.testing.assert_array_equal(alone.indices[0], whole.indices[i])
+        np.testing.assert_array_equal(alone.distances[0], whole.distances[i])
+
+
+def test_memory_that_runs_out_halves_the_queries(monkeypatch: Any) -> None:
+    base, queries = vectors(200, 8), vectors(30, 8, 1)
+    index, sizes = TorchIndex(flat(base)), []
+    nearest = index._nearest
+
+    def small(asked: Any, k: int, rows: Any, most: int = 4) -> Any:
+        sizes.append(len(asked))
+        if len(asked) > most:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+        return nearest(asked, k, rows)
+
+    monkeypatch.setattr(index, "_nearest", small)
+    same(index.search(queries, 5), base, queries, 5)
+    assert sizes[0] == 30 and 3 in sizes
+    monkeypatch.setattr(index, "_nearest", lambda *a: small(*a, most=0))
+    with pytest.raises(ResourceError, match="on the GPU"):
+        index.search(queries, 5)
+
+
+def test_a_gpu_build_of_faiss_proposes_where_there_is_one(monkeypatch: Any) -> None:
+    import faiss
+
+    base, queries, asked = vectors(300, 12), vectors(40, 12, 1), []
+
+    class Gpu:
+        def search(self, x: Any, k: int) -> Any:
+            asked.append(k)
+            return flat(base)._index.search(x, k)
+
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", lambda index: Gpu(), raising=False)
+    monkeypatch.setattr(device_index, "_faiss_has_gpu", lambda: True)
+    index = on_device(flat(base), "cuda")
+    assert isinstance(index, FaissGpuIndex)
+    same(index.search(queries, 6), base, queries, 6)
+    assert asked
+    subset = np.arange(0, 300, 3)
+    same(index.search(queries, 6, subset=subset), base, queries, 6, subset)
+
+
+def test_a_cpu_keeps_the_index_it_has() -> None:
+    index = flat(vectors(10, 4))
+    assert on_device(index, "cpu") is index

@@ -1,0 +1,244 @@
+"""REST: what is answered, what is refused, and that nothing an upload holds does harm."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anndata
+import pytest
+from bad_inputs import builders as make
+from bad_inputs.cases import CASES
+from web_parts import HOSTILE, Server, Shelf
+
+from scvec.web import jobs as jobs_module
+from scvec.web.jobs import Busy, Jobs, memory_of, script
+from scvec.web.limits import Limits
+
+#: Files that try something, of the list in tests/bad_inputs: links out, bombs, lies, and no h5ad at all.
+NASTY = (
+    "external-link external-storage virtual-dataset matrix-bomb obs-bomb circle-of-groups deep-groups "
+    "truncated damaged-start endless-heap csc-indices-beyond column-length no-x unknown-filter empty-file "
+    "text-file gzip-file zip-file"
+).split()
+
+
+def ask(
+    server: Server, path: str, *, method: str = "GET", data: bytes | None = None, **headers: str
+) -> tuple[int, Any, dict[str, str]]:
+    lines = {
+        "Authorization": f"Bearer {server.token}",
+        **{k.replace("_", "-"): v for k, v in headers.items()},
+    }
+    request = urllib.request.Request(server.base + path, data=data, method=method, headers=lines)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            body, status, found = answer.read(), answer.status, dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        body, status, found = error.read(), error.code, dict(error.headers)
+    kind = found.get("content-type", "")
+    return status, json.loads(body) if kind.startswith("application/json") else body, found
+
+
+def upload(server: Server, content: bytes, name: str = "new.h5ad", **fields: str) -> tuple[int, Any]:
+    mark = uuid.uuid4().hex
+    body = io.BytesIO()
+    for key, value in fields.items():
+        body.write(f'--{mark}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode())
+    head = f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+    body.write(head.encode() + content + f"\r\n--{mark}--\r\n".encode())
+    kind = f"multipart/form-data; boundary={mark}"
+    status, answer, _ = ask(server, "/api/jobs", method="POST", data=body.getvalue(), content_type=kind)
+    return status, answer
+
+
+def wait(server: Server, number: str, seconds: float = 240.0) -> Any:
+    ends = time.monotonic() + seconds
+    while True:
+        status, job, _ = ask(server, f"/api/jobs/{number}")
+        assert status == 200
+        if job["status"] not in ("waiting", "running"):
+            return job
+        assert time.monotonic() < ends, job
+        time.sleep(0.1)
+
+
+def test_an_upload_is_annotated_and_given_back(server: Server, shelf: Shelf, tmp_path: Path):
+    status, job = upload(server, shelf.cells.read_bytes(), name=f"../../{HOSTILE}.h5ad", reference="tiny")
+    assert status == 202 and job["name"] == f"{HOSTILE}.h5ad"
+    done = wait(server, job["id"])
+    assert done["status"] == "done" and done["result"]["labels"] == shelf.annotation.counts(), done
+    assert set(done["files"]) == {"annotated.h5ad", "labels.csv", "report.html", "report.json", "annotate.sh"}
+    got = {name: ask(server, f"/api/jobs/{job['id']}/files/{name}") for name in done["files"]}
+    assert all(status == 200 for status, _, _ in got.values())
+    (tmp_path / "a.h5ad").write_bytes(got["annotated.h5ad"][1])
+    found = anndata.read_h5ad(tmp_path / "a.h5ad")
+    assert found.obs["scvec_label"].astype(str).tolist() == shelf.annotation.label.tolist()
+    assert got["labels.csv"][1].decode().splitlines()[0].startswith("cell,scvec_label")
+    assert "sandbox" in got["report.html"][2]["content-security-policy"]
+    assert HOSTILE not in got["report.html"][1].decode()
+    assert got["annotate.sh"][1].decode().splitlines()[-1].startswith("scvec query '<img")
+    told = json.dumps({"done": done, "report": got["report.json"][1]})
+    assert "scvec-serve-" not in told and str(shelf.store) not in json.dumps(done)
+    assert ask(server, f"/api/jobs/{job['id']}/files/upload.h5ad")[0] == 422
+    assert ask(server, f"/api/jobs/{job['id']}", method="DELETE")[0] == 200
+    assert ask(server, f"/api/jobs/{job['id']}")[0] == 404
+    assert ask(server, f"/api/jobs/{job['id']}/files/labels.csv")[0] == 404
+
+
+@pytest.mark.timeout(600)
+def test_hostile_uploads_are_harmless(server: Server, shelf: Shelf, tmp_path: Path):
+    cases = {case.name: case for case in CASES}
+    before = shelf.cells.read_bytes()
+    contents: dict[str, Callable[[Path], Path]] = {name: cases[name].build for name in NASTY}
+    contents["a path as text"] = make.raw("case.h5ad", b"/etc/passwd")
+    contents["a bomb under a name that climbs"] = cases["matrix-bomb"].build
+    assert len(contents) >= 20
+    sent = {}
+    for k, (name, build) in enumerate(contents.items()):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        # The limits allow no more jobs at once than twenty.
+        status, job = upload(server, build(folder).read_bytes(), name=f"../../../tmp/{k}.h5ad")
+        assert status == 202, (name, job)
+        sent[name] = job["id"]
+    for name, number in sent.items():
+        job = wait(server, number, 500)
+        assert job["status"] == "failed" and job["error"]["what"], (name, job)
+        assert "bug" not in job["error"]["what"] and "memory" not in job["error"]["what"], (name, job)
+        assert "scvec-serve-" not in json.dumps(job) and "root:" not in json.dumps(job), (name, job)
+    assert ask(server, "/api/info")[0] == 200
+    assert shelf.cells.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/jobs/../../etc/passwd",
+        "/api/jobs/%2e%2e%2f%2e%2e%2fetc%2fpasswd/files/labels.csv",
+        f"/api/jobs/{'0' * 32}/files/..%2f..%2f..%2fetc%2fpasswd",
+        f"/api/jobs/{'0' * 32}/files/labels.csv",
+        "/assets/..%2f..%2f..%2fsetup.cfg",
+        "/assets/report.html",
+        "/docs",
+        "/openapi.json",
+    ],
+)
+def test_paths_lead_nowhere(server: Server, path: str):
+    status, body, _ = ask(server, path)
+    assert status in (404, 422) and b"root:" not in json.dumps(body).encode()
+
+
+def test_searches(server: Server, shelf: Shelf):
+    status, found, _ = ask(server, "/api/search/genes?q=insulin&k=3")
+    assert status == 200 and len(found["hits"]) == 3 and found["hits"][0]["symbol"] == "INS"
+    status, found, _ = ask(server, "/api/search/cells?q=glucagon&reference=tiny&k=5")
+    assert status == 200 and found["labels"][0]["label"] == "alpha" and len(found["hits"]) == 5
+    status, found, _ = ask(server, "/api/search/cells?q=glucagon&where=nonsense%20%3D%201")
+    assert status == 400 and "no column 'nonsense'" in found["error"]["what"]
+    assert ask(server, "/api/search/genes")[0] == 422
+    assert ask(server, "/api/search/genes?q=x&k=100000")[0] == 422
+
+
+def test_the_schema_is_there(server: Server):
+    status, schema, _ = ask(server, "/api/openapi.json")
+    assert status == 200 and schema["openapi"].startswith("3.")
+    assert {"/api/info", "/api/jobs", "/api/search/genes", "/api/search/cells"} <= set(schema["paths"])
+
+
+def test_an_unknown_reference_is_refused_at_once(server: Server, shelf: Shelf):
+    status, answer = upload(server, b"x", reference="nope")
+    assert status == 400 and "no reference 'nope'" in answer["error"]["what"]
+
+
+# -- limits, with stand-ins for the child ---------------------------------------------------------------
+
+
+@pytest.fixture
+def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    """Jobs of which none is ever begun."""
+    monkeypatch.setattr(Jobs, "_work", lambda self: None)
+    made = Jobs(tmp_path / "store", tmp_path, Limits(jobs=2))
+    yield made
+    made.close()
+
+
+def test_too_many_jobs_wait_outside(idle: Jobs):
+    for _ in range(2):
+        number, _folder = idle.new_folder()
+        idle.add(number, "x", {})
+    with pytest.raises(Busy):
+        idle.new_folder()
+
+
+def test_the_oldest_that_ended_gives_way(idle: Jobs):
+    numbers = []
+    for _ in range(4):
+        number, folder = idle.new_folder()
+        job = idle.add(number, "x", {})
+        job.status = "done"
+        numbers.append((number, folder))
+    there = [idle.get(number) is not None for number, _ in numbers]
+    assert there == [False, False, True, True]
+    assert [folder.exists() for _, folder in numbers] == there
+
+
+def run_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, limits: Limits) -> Any:
+    """Run one job whose child is this program."""
+    real = jobs_module.subprocess.Popen
+
+    def popen(words: list[str], **options: Any) -> Any:
+        return real([words[0], "-c", program], **options)
+
+    monkeypatch.setattr(jobs_module.subprocess, "Popen", popen)
+    jobs = Jobs(tmp_path / "store", tmp_path, limits)
+    try:
+        number, folder = jobs.new_folder()
+        (folder / "upload.h5ad").write_bytes(b"x")
+        job = jobs.add(number, "mine.h5ad", {})
+        ends = time.monotonic() + 60
+        while job.status in ("waiting", "running") and time.monotonic() < ends:
+            time.sleep(0.05)
+        return job
+    finally:
+        jobs.close()
+
+
+def test_a_job_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    job = run_child(monkeypatch, tmp_path, "import time; time.sleep(60)", Limits(seconds=0.5))
+    assert job.status == "failed" and "longer than" in job.error["what"]
+
+
+def test_a_job_that_takes_too_much_memory_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    if not memory_of(1) and not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not tell how much memory a process holds")
+    program = "import time; x = bytearray(300_000_000); x[::4096] = b'1' * len(x[::4096]); time.sleep(60)"
+    job = run_child(monkeypatch, tmp_path, program, Limits(memory=2**27))
+    assert job.status == "failed" and "memory" in job.error["what"]
+
+
+def test_a_child_that_says_nothing_or_nonsense_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    job = run_child(monkeypatch, tmp_path, "print('not json'); print('[1]')", Limits())
+    assert job.status == "failed" and job.error["what"] == "the job ended without a word"
+
+
+def test_messages_do_not_tell_of_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    program = (
+        "import json, os; where = os.path.join(os.getcwd(), 'upload.h5ad');"
+        " print(json.dumps({'error': {'what': 'bad', 'where': where, 'fix': ''}}))"
+    )
+    job = run_child(monkeypatch, tmp_path, program, Limits())
+    assert job.error == {"what": "bad", "where": "mine.h5ad", "fix": ""}
+
+
+def test_the_script_cannot_be_made_to_do_more():
+    text = script("-x; rm -rf ~.h5ad", {"reference": "pancreas", "species": None})
+    line = text.splitlines()[-1]
+    assert line.startswith("scvec query './-x; rm -rf ~.h5ad' --reference pancreas -o annotated.h5ad")
