@@ -108,7 +108,7 @@ class Explanation(Report):
     constant
         What the intercepts of head and linear voice add, which belongs to no gene.
     undivided
-        What a head adds whose encoder's vectors are no sums over genes; 0 for all that ship.
+        What a head adds whose encoder's vectors are no sums over genes (``sentence``, ``prompt``).
     voices
         Voice -> what it adds in all; they sum to ``log_odds``.
     voters

@@ -82,9 +82,10 @@ class Report(Record):
 
 
 def human_odds(log_odds: float) -> str:
-    """Return natural-log odds in words: ``about 20 to 1``."""
+    """Return natural-log odds in words: ``about 20 to 1 for it``."""
     odds = math.exp(min(abs(log_odds), 700.0))
-    told = f"{odds:,.0f}" if odds >= 10 else f"{odds:.1f}"
     if odds > 1e6:
         told = "over a million"
-    return f"about {told} to 1 {'for' if log_odds >= 0 else 'against'} it"
+    else:
+        told = f"about {odds:,.0f}" if odds >= 10 else f"about {odds:.1f}"
+    return f"{told} to 1 {'for' if log_odds >= 0 else 'against'} it"
