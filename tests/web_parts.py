@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-COLUMN = '"><script>alert(2)</script>'
+COLUMN = '"><svg onload=alert(2)>'
 
 
 def hostile_cells(tiny_adata: Callable[..., Any], n: int, seed: int) -> Any:

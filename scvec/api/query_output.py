@@ -69,6 +69,11 @@ def report_query(
     from scvec.api.write_report import command_line, write_report
 
     path, title = asked["path"], asked["title"]
+    command = command_line(path, asked)
+    if title is not None:
+        # Where the file lay does not matter to whoever gave it a title.
+        names = {k: Path(asked[k]).name for k in ("output", "report") if asked[k] is not None}
+        command = command_line(title, {**asked, **names, "store": None})
     write_report(
         page,
         annotation,
@@ -78,7 +83,7 @@ def report_query(
         store=asked["store"],
         path=path,
         title=title,
-        command=command_line(path if title is None else title, asked),
+        command=command,
         memory=asked["memory"],
         progress=progress,
     )

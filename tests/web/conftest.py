@@ -51,11 +51,29 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Callable[..., An
     return Shelf(folder / "store", folder / "new.h5ad", report, found)
 
 
+#: Stands in for UMAP in the server's processes, where it would compile itself for twenty seconds each time. The
+#: examples of the README have the real one.
+UMAP = """
+class UMAP:
+    def __init__(self, **options):
+        pass
+
+    def fit(self, vectors):
+        self.embedding_ = vectors[:, :2]
+        return self
+
+    def transform(self, vectors):
+        return vectors[:, :2]
+"""
+
+
 @pytest.fixture(scope="session")
-def server(shelf: Shelf) -> Iterator[Server]:
+def server(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    stand_in = tmp_path_factory.mktemp("stand-in")
+    (stand_in / "umap.py").write_text(UMAP, encoding="utf-8")
     process = subprocess.Popen(
         [sys.executable, "-m", "scvec", "--store", str(shelf.store), "--json", "serve", "--port", "0"],
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(stand_in), str(PROJECT)])},
         stdout=subprocess.PIPE,
         text=True,
     )
