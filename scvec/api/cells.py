@@ -121,6 +121,7 @@ def ingest_cells(
         with_symbols,
     )
     from scvec.api.knowledge import ensure_knowledge
+    from scvec.api.label_terms import term_notes
     from scvec.api.matching import match_genes
     from scvec.api.references import FACTOR
     from scvec.api.resolvers import resolver_of
@@ -218,7 +219,9 @@ def ingest_cells(
             tensors |= _probes(matched, maps)
             obs = labelled.table(strata)
             notes += aligned
-            notes += _remarks(meta, name, replaced=name if txn.reference(name) is not None else None)
+            notes += term_notes(meta, name)
+            if txn.reference(name) is not None:
+                notes.append(f"reference {name!r} was there and is replaced")
             txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors)
             generation = txn.commit()
         forget_trainings(opened.path)
@@ -331,29 +334,6 @@ def _encode(
             done += len(chunk)
             progress("encoding cells", done, total)
     return vectors
-
-
-def _remarks(meta: dict[str, Any], name: str, *, replaced: str | None) -> list[str]:
-    """Return what a user may want to know of the new reference."""
-    ontology = meta["ontology"]
-    found = dict(zip(meta["classes"], zip(ontology["terms"], ontology["how"], strict=True), strict=True))
-    without = [label for label, (term, how) in found.items() if not term and how != "no cell type"]
-    guessed = [label for label, (_, how) in found.items() if how == "text"]
-    see = f"scvec labels {name} shows and changes the terms"
-    notes = []
-    if without or len(guessed):
-        known = sum(bool(term) for term, _ in found.values())
-        told = f"{known} of {len(found)} labels are known to the Cell Ontology"
-        if without:
-            told += f", not {', '.join(map(repr, without[:3]))}" + (", ..." if len(without) > 3 else "")
-        if guessed:
-            name_of = ontology["names"]
-            examples = [f"{label!r} as {name_of[found[label][0]]!r}" for label in guessed[:3]]
-            told += f"; guessed: {', '.join(examples)}" + (", ..." if len(guessed) > 3 else "")
-        notes.append(f"{told} ({see})")
-    if replaced is not None:
-        notes.append(f"reference {replaced!r} was there and is replaced")
-    return notes
 
 
 def _probes(matched: list[MatchedSource], maps: list[GeneMap]) -> dict[str, npt.NDArray[Any]]:

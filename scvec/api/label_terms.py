@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from scvec.ingest.hygiene import why_no_type
 if TYPE_CHECKING:
     from scvec.stores.knowledge import KnowledgeBase
 
-__all__ = ["class_ontology", "match_labels"]
+__all__ = ["class_ontology", "match_labels", "term_notes"]
 
 #: Names of the ontology that a guess is chosen among: those most alike letter by letter.
 N_CANDIDATES = 50
@@ -86,6 +86,26 @@ def class_ontology(kb: KnowledgeBase, classes: Sequence[str], found: Mapping[str
         tuple(found[label].how for label in classes),
         tuple(found[label].confidence for label in classes),
     )
+
+
+def term_notes(meta: Mapping[str, Any], name: str) -> list[str]:
+    """Return what a user may want to know of the terms of a new reference's labels."""
+    ontology = meta["ontology"]
+    found = dict(zip(meta["classes"], zip(ontology["terms"], ontology["how"], strict=True), strict=True))
+    without = [label for label, (term, how) in found.items() if not term and how != "no cell type"]
+    guessed = [label for label, (_, how) in found.items() if how == "text"]
+    see = f"scvec labels {name} shows and changes the terms"
+    if not without and not guessed:
+        return []
+    known = sum(bool(term) for term, _ in found.values())
+    told = f"{known} of {len(found)} labels are known to the Cell Ontology"
+    if without:
+        told += f", not {', '.join(map(repr, without[:3]))}" + (", ..." if len(without) > 3 else "")
+    if guessed:
+        name_of = ontology["names"]
+        examples = [f"{label!r} as {name_of[found[label][0]]!r}" for label in guessed[:3]]
+        told += f"; guessed: {', '.join(examples)}" + (", ..." if len(guessed) > 3 else "")
+    return [f"{told} ({see})"]
 
 
 def _guess(
