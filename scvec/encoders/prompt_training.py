@@ -168,6 +168,9 @@ class Trainer:
                 state["stale"] = 0 if better or not len(held) else state["stale"] + 1
                 state["epoch"], state["best"] = epoch + 1, best
                 self._save(state, parameters, optimizer, schedule)
+            # Else the network would go on computing as training did, by autocast, and one that is loaded from
+            # the store would give cells other vectors.
+            accelerator.unwrap_model(made, keep_fp32_wrapper=False)
         if best is not None:
             with torch.no_grad():
                 for name, parameter in parameters.items():
