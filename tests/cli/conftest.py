@@ -196,7 +196,6 @@ def sample_reports() -> dict[str, Any]:
         "scvec.api.maintenance.compact": reports.CompactReport(
             before_bytes=10, after_bytes=5, n_files_removed=1
         ),
-        "scvec.web.server.serve": None,
         "scvec.api.demo.demo": reports.DemoReport(
             queries=[
                 reports.DemoQuery(
