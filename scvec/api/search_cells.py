@@ -22,8 +22,7 @@ __all__ = ["search_cells"]
 
 #: Genes of a text that are looked for in the cells.
 N_GENES = 30
-#: How far, in standard deviations of the reference, the genes are raised to see where cells that have more of
-#: them lie.
+#: How far, in spreads within classes, the genes are raised to see where cells that have more of them lie.
 RAISE = 2.0
 #: Cells whose vectors are compared at once.
 BLOCK = 65_536
@@ -138,10 +137,10 @@ def _about(
     backbone: str | None,
     device: str,
 ) -> CellHits:
-    from scvec.api.references import load_model
+    from scvec.api.references import genes_of, load_model
     from scvec.api.search import find_meaning, rank_genes
 
-    measured = {str(g): i for i, g in enumerate(stored.meta["genes"])}
+    measured = {str(g): i for i, g in enumerate(genes_of(stored))}
     with opened.knowledge() as kb:
         ranked = rank_genes(
             kb,
@@ -160,12 +159,18 @@ def _about(
             )
         known = kb.genes(stored.meta["species"]).set_index("gene_id")["symbol"]
     symbols = [str(known.get(g, g)) for g in chosen]
-    weights = np.array(ranked.scores[: len(chosen)], dtype=np.float64)
+    # Squared: places far down the rankings still have a third of the best score.
+    weights = np.array(ranked.scores[: len(chosen)], dtype=np.float64) ** 2
     columns = np.array([measured[g] for g in chosen], dtype=np.int64)
     model = load_model(stored)
-    labels, codes = _label_hits(stored, model, rows, columns, weights, symbols)
-    centre, direction = _direction(stored, model, columns, weights)
-    scores = _cosines(stored, rows, centre, direction)
+    labels, best = _label_hits(stored, model, rows, columns, weights, symbols)
+    notes = list(ranked.notes)
+    hits: list[CellHit] = []
+    direction = _direction(model, columns, weights)
+    if direction is None:
+        notes.append("none of these genes is among those that make cell vectors: labels only")
+    else:
+        hits = _cell_hits(stored, rows, _cosines(stored, rows, *direction), k)
     return CellHits(
         query=text,
         like="",
@@ -173,12 +178,12 @@ def _about(
         where=where or "",
         n_searched=len(rows),
         genes=[
-            {"gene_id": g, "symbol": s, "score": round(float(w), 4), "best_label": labels[codes[i]].label}
-            for i, (g, s, w) in enumerate(zip(chosen, symbols, weights, strict=True))
+            {"gene_id": g, "symbol": s, "score": round(float(w), 4), "best_label": label}
+            for g, s, w, label in zip(chosen, symbols, ranked.scores, best, strict=False)
         ],
         labels=labels,
-        hits=_cell_hits(stored, rows, scores, k),
-        notes=ranked.notes,
+        hits=hits,
+        notes=notes,
     )
 
 
@@ -189,12 +194,11 @@ def _label_hits(
     columns: Int64,
     weights: npt.NDArray[np.float64],
     symbols: Sequence[str],
-) -> tuple[list[LabelHit], list[int]]:
-    """Return labels, best first, and per gene the place in that list of the label that has most of it."""
-    present = np.bincount(
-        model.voices.labels[rows][model.voices.labels[rows] >= 0], minlength=model.voices.n_classes
-    )
-    z = class_levels(stored, model)[:, columns]
+) -> tuple[list[LabelHit], list[str]]:
+    """Return labels, best first, and per gene the label that has most of it."""
+    codes = model.voices.labels[rows]
+    present = np.bincount(codes[codes >= 0], minlength=model.voices.n_classes)
+    z = class_levels(model)[:, columns]
     weighted = z * weights / weights.sum()
     score = weighted.sum(axis=1)
     shown = [c for c in np.argsort(-score, kind="stable") if present[c] > 0]
@@ -209,37 +213,42 @@ def _label_hits(
                 genes=[symbols[i] for i in driving],
             )
         )
-    best = [int(np.argmax(z[shown, i])) for i in range(len(columns))] if shown else []
+    best = [hits[int(np.argmax(z[shown, i]))].label if hits else "" for i in range(len(columns))]
     return hits, best
 
 
-def class_levels(stored: StoredReference, model: ReferenceModel) -> npt.NDArray[np.float64]:
+def class_levels(model: ReferenceModel) -> npt.NDArray[np.float64]:
     """Return (n_classes, n_genes) how far the mean of each class is above the mean over classes.
 
-    In log1p CP10k, in standard deviations of the reference's cells.
+    Over all genes of the reference, in log1p CP10k, divided by the spread of each gene within classes.
     """
-    centroids = model.voices.prototypes.centroids.astype(np.float64)
-    spread = np.maximum(stored.tensors["genes.sd"].astype(np.float64), 0.05)
+    prototypes = model.voices.prototypes
+    centroids = prototypes.centroids.astype(np.float64)
     filled = centroids.any(axis=1)
-    z: npt.NDArray[np.float64] = (centroids - centroids[filled].mean(axis=0)) / spread
+    z: npt.NDArray[np.float64] = (centroids - centroids[filled].mean(axis=0)) / prototypes.profile.spread
     z[~filled] = 0.0
     return z
 
 
 def _direction(
-    stored: StoredReference, model: ReferenceModel, columns: Int64, weights: npt.NDArray[np.float64]
-) -> tuple[Float32, Float32]:
-    """Return the vector of the mean cell, (dim,) float32, and where it goes when the genes are raised."""
+    model: ReferenceModel, columns: Int64, weights: npt.NDArray[np.float64]
+) -> tuple[Float32, Float32] | None:
+    """Return the vector of the mean cell, (dim,) float32, and where it goes when the genes are raised.
+
+    None where raising them moves nothing, as the encoder knows none of them.
+    """
     from scipy.sparse import csr_matrix
 
     # The mean over classes, as a common type would otherwise draw it to itself.
-    centroids = model.voices.prototypes.centroids
-    mean = centroids[centroids.any(axis=1)].mean(axis=0).astype(np.float64)
+    prototypes = model.voices.prototypes
+    filled = prototypes.centroids.any(axis=1)
+    mean = prototypes.centroids[filled].mean(axis=0).astype(np.float64)
     raised = mean.copy()
-    raised[columns] += RAISE * stored.tensors["genes.sd"][columns] * weights / weights.max()
-    both = csr_matrix(np.stack([mean, raised]).astype(np.float32))
-    encoded = model.voices.encoder.encode(CellChunk(both, np.ones(len(mean), dtype=bool)))
-    return encoded[0], encoded[1] - encoded[0]
+    raised[columns] += RAISE * prototypes.profile.spread[columns] * weights / weights.max()
+    both = CellChunk(csr_matrix(np.stack([mean, raised]).astype(np.float32)), np.ones(len(mean), dtype=bool))
+    encoded = model.voices.encoder.encode(both.select(model.voices.genes))
+    direction = encoded[1] - encoded[0]
+    return (encoded[0], direction) if np.linalg.norm(direction) > 1e-6 else None
 
 
 def _cosines(stored: StoredReference, rows: Int64, centre: Float32, direction: Float32) -> Float32:

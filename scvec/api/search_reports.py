@@ -83,8 +83,8 @@ class LabelHit(Record):
     Attributes
     ----------
     score
-        Mean over the genes, weighted by how well each fits the text, of the label's mean expression in
-        standard deviations of the reference above the mean over labels.
+        Mean over the genes, weighted by how well each fits the text, of how far the label's mean is
+        above the mean over labels, in spreads of the gene within labels.
     n_cells
         Cells of this label that were searched.
     genes
