@@ -174,6 +174,7 @@ def sample_reports() -> dict[str, Any]:
             labels=[LabelHit(label="beta", score=float("nan"), n_cells=2, genes=["INS"])],
             hits=[CellHit(cell="cell1", row=0, score=0.5, label="beta", obs={"donor": "d1"})],
         ),
+        "scvec.web.server.serve": None,
         "scvec.api.maintenance.info": reports.InfoReport(
             store=Path("S"),
             generation="g1",

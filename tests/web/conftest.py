@@ -51,8 +51,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Callable[..., An
     return Shelf(folder / "store", folder / "new.h5ad", report, found)
 
 
-#: Stands in for UMAP in the server's processes, where it would compile itself for twenty seconds each time. The
-#: examples of the README have the real one.
+#: Stands in for UMAP in the server's processes, where it would compile itself for twenty seconds each time.
+#: The examples of the README have the real one.
 UMAP = """
 class UMAP:
     def __init__(self, **options):
