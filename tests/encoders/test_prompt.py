@@ -243,6 +243,23 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
 
 
+def test_an_interrupted_training_says_what_is_kept(models: dict[str, CausalModel], tmp_path: Path) -> None:
+    encoder, data = make(models["fp32"], order="none"), planted()
+
+    def stop(at: int) -> Any:
+        def progress(stage: str, done: int, total: int | None, detail: str = "") -> None:
+            if done == at:
+                raise KeyboardInterrupt
+
+        return progress
+
+    encoder.checkpoint = tmp_path
+    for step, said in ((2, ""), (6, "the training is kept up to epoch 1")):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            encoder.fit([data.chunk], data.labels, progress=stop(step))
+        assert str(caught.value) == said
+
+
 def test_a_checkpoint_of_another_training_is_refused(models: dict[str, CausalModel], tmp_path: Path) -> None:
     data = planted()
     encoder = make(models["fp32"], order="none", epochs=1)
