@@ -108,6 +108,7 @@ def ingest_cells(
     from scvec.api.device import check_device
     from scvec.api.encoder_parts import (
         PromptSettings,
+        calibration_notes,
         forget_trainings,
         parts_for,
         portable_spec,
@@ -180,7 +181,7 @@ def ingest_cells(
             parts = with_symbols(parts, symbols.tolist()).kept_in(training_folder(opened.path))
         with stages("train"):
             model, notes = _train(labelled, matched, maps, encoder, encoded, parts, seed, progress)
-            notes += getattr(model.voices.encoder, "notes", [])
+            notes += [*getattr(model.voices.encoder, "notes", []), *calibration_notes(parts)]
         with stages("encode cells"):
             vectors = _encode(model.voices.encoder, matched, maps, progress)
         with stages("write"):

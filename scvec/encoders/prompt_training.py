@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +135,8 @@ class Trainer:
         self.micro = min(options.micro_batch, options.batch_size)
         steps = -(-min(len(train), options.epoch_cells) // options.batch_size)
         parameters = dict(network.named_parameters())
-        with _accelerator(self.device, self.precision) as accelerator:
+        with ExitStack() as stack:
+            accelerator = stack.enter_context(_accelerator(self.device, self.precision))
             optimizer = torch.optim.AdamW(
                 parameters.values(), lr=options.lr, weight_decay=options.weight_decay
             )
@@ -144,6 +145,8 @@ class Trainer:
             total = steps * options.epochs
             schedule = get_cosine_schedule_with_warmup(optimizer, int(options.warmup * total), total)
             made, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
+            # Else the network would go on in mixed precision, and one loaded from the store would not.
+            stack.callback(accelerator.unwrap_model, made, keep_fp32_wrapper=False)
             state = self._resume(parameters, optimizer, schedule)
             if state["epoch"] == 0 and network.language_model is not None and options.warm_steps:
                 self._warm_up(train, weights)

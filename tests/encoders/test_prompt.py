@@ -337,6 +337,14 @@ def test_the_state_gives_identical_vectors(
             PromptEncoder.from_state(short, meta, None if order == "none" else models["fp32"])
 
 
+def test_in_bf16_the_trained_encoder_is_the_one_that_is_loaded_again(models: dict[str, CausalModel]) -> None:
+    # Mixed precision is of the training: what is trained encodes as what is stored does.
+    encoder, data = make(models["bf16"]), planted()
+    encoder.fit([data.chunk], data.labels)
+    again = PromptEncoder.from_state(*encoder.state(), models["bf16"])
+    np.testing.assert_array_equal(again.encode(CELLS.chunk), encoder.encode(CELLS.chunk))
+
+
 def test_another_language_model_is_refused(trained: dict[str, PromptEncoder], tmp_path: Path) -> None:
     tensors, meta = trained["paper"].state()
     for options, said in (
