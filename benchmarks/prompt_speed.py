@@ -1,6 +1,6 @@
 """What reading the instruction once saves the prompt encoder: cells a second, with and without.
 
-    python benchmarks/prompt_speed.py [--llm smollm2] [--n-genes 64] [--cells 48] [--publish]
+    python benchmarks/prompt_speed.py [--llm smollm2] [--n-genes 64] [--cells 16] [--publish]
 
 Random cells of more genes than are read, an untrained encoder: time does not depend on either. Both ways take
 turns, and the best of three counts.
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llm", default="smollm2")
     parser.add_argument("--n-genes", type=int, default=64)
-    parser.add_argument("--cells", type=int, default=48)
+    parser.add_argument("--cells", type=int, default=16)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--publish", action="store_true")
     options = parser.parse_args()

@@ -114,6 +114,7 @@ def ingest_cells(
     from scvec.api.device import check_device
     from scvec.api.encoder_parts import (
         PromptSettings,
+        calibration_notes,
         forget_trainings,
         parts_for,
         portable_spec,
@@ -198,7 +199,7 @@ def ingest_cells(
             model, notes = _train(
                 labelled, matched, axis.maps, chosen, scores, strata, encoder, encoded, parts, seed, progress
             )
-            notes += getattr(model.voices.encoder, "notes", [])
+            notes += [*getattr(model.voices.encoder, "notes", []), *calibration_notes(parts)]
         with stages("encode cells"):
             vectors = _encode(model.voices.encoder, matched, maps, progress)
         with stages("write"):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PromptSettings",
+    "calibration_notes",
     "for_training",
     "forget_trainings",
     "parts_for",
@@ -131,6 +132,16 @@ def for_training(parts: EncoderParts, number: int, *, is_fold: bool) -> EncoderP
     if is_fold and epochs:
         epochs = max(1, round(epochs * FOLD_SHARE))
     return replace(parts, options=replace(parts.options, epochs=epochs), checkpoint=checkpoint)
+
+
+def calibration_notes(parts: EncoderParts | None) -> list[str]:
+    """Return what a user should know of the confidence of an encoder that is dear to train."""
+    if parts is None or parts.options is None or parts.options.epochs == 0:
+        return []
+    fold = for_training(parts, 0, is_fold=True).options
+    epochs = fold.epochs if fold is not None else 0
+    trained = f"encoders trained for {epochs} of {parts.options.epochs} epochs"
+    return [f"confidence was calibrated with {trained}, so that it errs on the low side"]
 
 
 def training_folder(store: Path) -> Path:

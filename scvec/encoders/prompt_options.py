@@ -26,6 +26,8 @@ N_GENES = {"cuda": 2048, "cpu": 256}
 #: Cells that are seen in an epoch at most, per device: a frozen model of 135M parameters takes half a second
 #: a cell on one CPU core.
 EPOCH_CELLS = {"cuda": 8192, "cpu": 384}
+#: Cells of a step, per device: where cells are dear, more steps of fewer learn more.
+BATCH = {"cuda": 64, "cpu": 16}
 #: Cells that are computed at once at first, per device.
 MICRO_BATCH = {"cuda": 32, "cpu": 16}
 
@@ -101,6 +103,7 @@ class PromptOptions:
             lora=lora,
             epochs=8 if epochs is None else epochs,
             epoch_cells=EPOCH_CELLS[device],
+            batch_size=BATCH[device],
             micro_batch=MICRO_BATCH[device],
         )
 

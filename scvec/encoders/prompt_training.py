@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,16 @@ def _accelerator(device: str, precision: str) -> Iterator[Any]:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
+class _Tools(NamedTuple):
+    """What the library prepared, and the instruction, read once."""
+
+    accelerator: Any
+    made: Any
+    optimizer: Any
+    schedule: Any
+    prefix: Any
+
+
 @dataclass
 class Trainer:
     """One training of a network.
@@ -125,7 +135,8 @@ class Trainer:
         self.micro = min(options.micro_batch, options.batch_size)
         steps = -(-min(len(train), options.epoch_cells) // options.batch_size)
         parameters = dict(network.named_parameters())
-        with _accelerator(self.device, self.precision) as accelerator:
+        with ExitStack() as stack:
+            accelerator = stack.enter_context(_accelerator(self.device, self.precision))
             optimizer = torch.optim.AdamW(
                 parameters.values(), lr=options.lr, weight_decay=options.weight_decay
             )
@@ -134,32 +145,28 @@ class Trainer:
             total = steps * options.epochs
             schedule = get_cosine_schedule_with_warmup(optimizer, int(options.warmup * total), total)
             made, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
+            # Else the network would go on in mixed precision, and one loaded from the store would not.
+            stack.callback(accelerator.unwrap_model, made, keep_fp32_wrapper=False)
             state = self._resume(parameters, optimizer, schedule)
             if state["epoch"] == 0 and network.language_model is not None and options.warm_steps:
                 self._warm_up(train, weights)
             best = state["best"]
             # The instruction is the same for all cells at all steps, as the model that reads it is frozen.
             prefix = network.prefix()
+            tools = _Tools(accelerator, made, optimizer, schedule, prefix)
             for epoch in range(state["epoch"], options.epochs):
                 if state["stale"] >= options.patience:
                     break
-                losses = []
-                for step in range(epoch * steps, (epoch + 1) * steps):
-                    # Everything random of a step comes from its number: a resumed training needs no more.
-                    rng = np.random.default_rng([self.seed, 2, step])
-                    rows = rng.choice(train, size=options.batch_size, p=weights)
-                    drop = rng.uniform(0.0, options.gene_drop)
-                    slots = ranked(self.X[rows], options.n_genes, drop=drop, rng=rng)
-                    losses.append(self._gradients(accelerator, made, optimizer, slots, rows, prefix))
-                    accelerator.clip_grad_norm_(made.parameters(), options.max_norm)
-                    optimizer.step()
-                    schedule.step()
-                    said = f"loss {np.mean(losses):.3f}"
-                    if self.history:
-                        said += f", held-out macro-F1 {self.history[-1]['macro_f1']:.3f}"
-                    self.progress(STAGE, step + 1, total, said)
-                found = self._evaluate(made, held)
-                self.history.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), **found})
+                try:
+                    loss = self._epoch(
+                        tools, train, weights, range(epoch * steps, (epoch + 1) * steps), total
+                    )
+                    found = self._evaluate(made, held)
+                except KeyboardInterrupt:
+                    if self.checkpoint is None or epoch == 0:
+                        raise
+                    raise KeyboardInterrupt(f"the training is kept up to epoch {epoch}") from None
+                self.history.append({"epoch": epoch + 1, "loss": loss, **found})
                 better = best is None or (found["macro_f1"], -found["held_out_loss"]) > tuple(state["score"])
                 if better or not len(held):
                     best = {name: p.detach().clone() for name, p in parameters.items()}
@@ -168,14 +175,32 @@ class Trainer:
                 state["stale"] = 0 if better or not len(held) else state["stale"] + 1
                 state["epoch"], state["best"] = epoch + 1, best
                 self._save(state, parameters, optimizer, schedule)
-            # Else the network would go on computing as training did, by autocast, and one that is loaded from
-            # the store would give cells other vectors.
-            accelerator.unwrap_model(made, keep_fp32_wrapper=False)
         if best is not None:
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(best[name])
         self.best_epoch = state["best_epoch"]
+
+    def _epoch(
+        self, tools: _Tools, train: Int64, weights: npt.NDArray[np.float64], steps: range, total: int
+    ) -> float:
+        """Take some steps; return their mean loss."""
+        options, losses = self.options, []
+        for step in steps:
+            # Everything random of a step comes from its number: a resumed training needs no more.
+            rng = np.random.default_rng([self.seed, 2, step])
+            rows = rng.choice(train, size=options.batch_size, p=weights)
+            drop = rng.uniform(0.0, options.gene_drop)
+            slots = ranked(self.X[rows], options.n_genes, drop=drop, rng=rng)
+            losses.append(self._gradients(tools, slots, rows))
+            tools.accelerator.clip_grad_norm_(tools.made.parameters(), options.max_norm)
+            tools.optimizer.step()
+            tools.schedule.step()
+            said = f"loss {np.mean(losses):.3f}"
+            if self.history:
+                said += f", held-out macro-F1 {self.history[-1]['macro_f1']:.3f}"
+            self.progress(STAGE, step + 1, total, said)
+        return float(np.mean(losses))
 
     def _warm_up(self, train: Int64, weights: npt.NDArray[np.float64]) -> None:
         """Teach the projection without the language model first, by the mean slot: seconds instead of hours.
@@ -235,21 +260,19 @@ class Trainer:
                 _free(self.device)
                 parts[start:] = split(parts[start:], self.micro)
 
-    def _gradients(
-        self, accelerator: Any, made: Any, optimizer: Any, slots: Slots, rows: Int64, prefix: Any
-    ) -> float:
+    def _gradients(self, tools: _Tools, slots: Slots, rows: Int64) -> float:
         """Add up the gradients of a step over as many cells at once as fit; return its loss."""
         while True:
-            optimizer.zero_grad()
+            tools.optimizer.zero_grad()
             total = 0.0
             try:
                 for part, places in packed(slots.counts, self.options.n_genes, self.micro):
                     batch = Batch.of(slots.take(part, places), self.device)
                     target = torch.from_numpy(self.labels[rows[part]]).to(self.device)
-                    scores = self.network.scores(made(batch, prefix=prefix))
+                    scores = self.network.scores(tools.made(batch, prefix=tools.prefix))
                     smoothing = self.options.label_smoothing
                     loss = F.cross_entropy(scores, target, reduction="sum", label_smoothing=smoothing)
-                    accelerator.backward(loss / len(rows))
+                    tools.accelerator.backward(loss / len(rows))
                     total += float(loss.detach()) / len(rows)
                 return total
             except (RuntimeError, MemoryError) as error:

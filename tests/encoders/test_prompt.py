@@ -243,6 +243,23 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
 
 
+def test_an_interrupted_training_says_what_is_kept(models: dict[str, CausalModel], tmp_path: Path) -> None:
+    encoder, data = make(models["fp32"], order="none"), planted()
+
+    def stop(at: int) -> Any:
+        def progress(stage: str, done: int, total: int | None, detail: str = "") -> None:
+            if done == at:
+                raise KeyboardInterrupt
+
+        return progress
+
+    encoder.checkpoint = tmp_path
+    for step, said in ((2, ""), (6, "the training is kept up to epoch 1")):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            encoder.fit([data.chunk], data.labels, progress=stop(step))
+        assert str(caught.value) == said
+
+
 def test_a_checkpoint_of_another_training_is_refused(models: dict[str, CausalModel], tmp_path: Path) -> None:
     data = planted()
     encoder = make(models["fp32"], order="none", epochs=1)
@@ -318,6 +335,14 @@ def test_the_state_gives_identical_vectors(
         short = {**tensors, "network.head.weight": tensors["network.head.weight"][:, :-1]}
         with pytest.raises(ValueError, match="head"):
             PromptEncoder.from_state(short, meta, None if order == "none" else models["fp32"])
+
+
+def test_in_bf16_the_trained_encoder_is_the_one_that_is_loaded_again(models: dict[str, CausalModel]) -> None:
+    # Mixed precision is of the training: what is trained encodes as what is stored does.
+    encoder, data = make(models["bf16"]), planted()
+    encoder.fit([data.chunk], data.labels)
+    again = PromptEncoder.from_state(*encoder.state(), models["bf16"])
+    np.testing.assert_array_equal(again.encode(CELLS.chunk), encoder.encode(CELLS.chunk))
 
 
 def test_another_language_model_is_refused(trained: dict[str, PromptEncoder], tmp_path: Path) -> None:
