@@ -222,6 +222,7 @@ def evidence_row(found: Explanation) -> dict[str, Any]:
 def summary(annotation: Annotation) -> list[tuple[str, str, str]]:
     """Return the figures at the top: name, value, and what it means."""
     total = max(len(annotation), 1)
+    n_labels = len(annotation.counts())
     status: Mapping[str, int] = annotation.to_dict()["status"]
     told = {
         "confident": "labels to work with",
@@ -231,7 +232,7 @@ def summary(annotation: Annotation) -> list[tuple[str, str, str]]:
     }
     mean = float(annotation.confidence.mean()) if len(annotation) else 0.0
     return [
-        ("cells", f"{len(annotation):,}", f"{len(annotation.counts())} labels given"),
+        ("cells", f"{len(annotation):,}", f"{n_labels:,} label{'' if n_labels == 1 else 's'} given"),
         ("mean confidence", f"{mean:.2f}", "probability that a label is right"),
         *((s.replace("_", " "), f"{status[s]:,}", f"{status[s] / total:.1%}; {told[s]}") for s in STATUSES),
     ]

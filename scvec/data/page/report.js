@@ -291,7 +291,7 @@
   /* Confusion with a column that the cells have. */
   const groups = colourings.map((by, k) => [by, k]).filter(([by]) => by.own && by.kind === "category");
   if (groups.length) {
-    $("confusion").hidden = false;
+    $("confusion").hidden = $("to-confusion").hidden = false;
     for (const [by, k] of groups) {
       const option = element("option", by.name, { value: k });
       option.selected = by.name === data.truth;
