@@ -47,6 +47,7 @@ benchmark: dev servers peers ## make every number of docs/benchmarks.md again (h
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/text_scale.py --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/species.py --seeds 3 --publish
 	$(BIN)/python benchmarks/prompt_speed.py --publish
+	$(BIN)/python benchmarks/prompt.py --publish
 	$(BIN)/python benchmarks/backbones.py --pairs donors species --seeds 3 --publish
 	$(BIN)/python benchmarks/gpu.py --publish
 	$(BIN)/python benchmarks/openmp_wait.py --publish

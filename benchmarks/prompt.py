@@ -1,7 +1,7 @@
 """The prompt encoder by itself, against its controls: what training and the language model add to each
 other.
 
-    python benchmarks/prompt.py [--cells 300] [--llm smollm2] [--n-genes 64] [--epochs 3] [--publish]
+    python benchmarks/prompt.py [--cells 300] [--llm smollm2] [--n-genes 64] [--epochs 2] [--publish]
 
 Baron donors 1-2 name donors 3-4, both as stratified subsamples of ``--cells`` cells. Each encoder is
 trained once on the whole reference and its own head names the query: no calibration, no other voice.
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=300)
     parser.add_argument("--llm", default="smollm2")
     parser.add_argument("--n-genes", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--publish", action="store_true")
     options = parser.parse_args()

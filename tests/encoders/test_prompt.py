@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,30 @@ def test_the_vector_is_that_of_the_plain_sequence(
                 sequence = torch.cat([words[:1], network.norm(told) * value, words[1:]])
             last = model.module(inputs_embeds=sequence[None], use_cache=False).last_hidden_state[0, -1]
         np.testing.assert_allclose(F.layer_norm(last, (WIDTH,)).numpy(), vectors[i], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
+def test_other_models_read_cells_too(kind: str, folder: Path, tmp_path: Path) -> None:
+    """Learned positions, and layers of which each other one sees a window shorter than the prompt."""
+    import transformers as t
+
+    size = {"vocab_size": 32, "initializer_range": 0.3}
+    if kind == "gpt2":
+        model: Any = t.GPT2LMHeadModel(t.GPT2Config(**size, n_embd=64, n_layer=2, n_head=4, n_positions=256))
+    else:
+        wide = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        narrow = {"head_dim": 16, "intermediate_size": 96, "sliding_window": 16}
+        model = t.Gemma2ForCausalLM(t.Gemma2Config(**size, **wide, **narrow, max_position_embeddings=256))
+    copy = Path(shutil.copytree(folder, tmp_path / kind))
+    (copy / "model.safetensors").unlink()
+    model.save_pretrained(copy)
+    encoder = make(CausalModel(copy, kind, precision="fp32"), epochs=0)
+    encoder.fit([CELLS.chunk], CELLS.labels)
+    whole = encoder.encode(CELLS.chunk)
+    assert np.std(whole, axis=0).mean() > 0.05
+    assert encoder._ready is not None and (encoder._ready[1] is None) == (kind == "gemma2")
+    for vectors in company(encoder):
+        assert cosines(vectors, whole).min() > 1 - 1e-6
 
 
 def test_the_order_and_the_values_of_genes_matter(trained: dict[str, PromptEncoder]) -> None:
