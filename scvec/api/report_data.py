@@ -226,7 +226,7 @@ def summary(annotation: Annotation) -> list[tuple[str, str, str]]:
     status: Mapping[str, int] = annotation.to_dict()["status"]
     told = {
         "confident": "labels to work with",
-        "ambiguous": "head and neighbours disagree, or confidence is under 0.5",
+        "ambiguous": "several labels fit (90% coverage), or confidence is under 0.5",
         "novel": "unlike the reference's cells of their label",
         "low_quality": "hardly any of the reference's genes found",
     }
