@@ -79,7 +79,7 @@ def diagnosis(annotation: Annotation) -> list[tuple[str, str]]:
         "panel": "a panel of fewer genes than the reference's",
         "species": "another species than the reference's",
     }
-    voices = ", ".join(f"{name} {share:.0%}" for name, share in p["voices"].items() if share > 0)
+    voices = ", ".join(f"{name} {share:.0%}" for name, share in p["voices"].items() if share >= 0.005)
     return [
         ("Values", str(p["expression"])),
         ("Species", str(p["species"])),

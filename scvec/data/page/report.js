@@ -21,9 +21,12 @@
   const PALETTE = data.palette.map(rgb);
   /* Cividis (Nunez et al. 2018), made for colour-vision deficiency. */
   const RAMP = ["00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838"].map(rgb);
+  let isDark = false;
   const ramp = (share) => {
     const at = Math.max(0, Math.min(1, share)) * (RAMP.length - 1), k = Math.min(RAMP.length - 2, Math.floor(at));
-    return mixed(RAMP[k], RAMP[k + 1], at - k);
+    const color = mixed(RAMP[k], RAMP[k + 1], at - k);
+    /* Its dark end would not be seen on a dark page: there it begins at a lighter blue, still ascending. */
+    return isDark ? mixed(color, [120, 165, 255], 0.55 * (1 - share)) : color;
   };
   const pixel = ([r, g, b]) => (0xff000000 | (b << 16) | (g << 8) | r) >>> 0;
   const css = ([r, g, b]) => `rgb(${r}, ${g}, ${b})`;
@@ -126,7 +129,7 @@
   function paint() {
     const by = colourings[$("by").value], hidden = hiddenCodes.get(by) || new Set();
     const dark = getComputedStyle(document.body).backgroundColor.match(/\d+/g).map(Number);
-    const isDark = dark[0] + dark[1] + dark[2] < 380;
+    isDark = dark[0] + dark[1] + dark[2] < 380;
     scatter.paper = pixel(dark.slice(0, 3));
     scatter.backColor = pixel(isDark ? [58, 66, 80] : [214, 218, 224]);
     scatter.ink = isDark ? "#ffffff" : "#000000";
@@ -334,13 +337,15 @@
   }
 
   /* Theme: the system's, or the reader's. */
-  $("theme").addEventListener("click", () => {
-    const root = document.documentElement;
-    const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = isDark ? "light" : "dark";
+  const repaint = () => {
     paint();
+    legend();
+  };
+  $("theme").addEventListener("click", () => {
+    document.documentElement.dataset.theme = isDark ? "light" : "dark";
+    repaint();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
   $("copy").addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText($("command").textContent);
@@ -351,8 +356,7 @@
     }
   });
 
-  legend();
-  paint();
+  repaint();
   select(null);
   document.documentElement.dataset.ready = "yes";
 })();
