@@ -282,13 +282,6 @@ def test_several_files_make_one_reference(tiny_store: Path, tiny_adata: Callable
     report = scvec.ingest_cells(tiny_store, parts, name="both", **OPTIONS)
     assert report.n_cells == 120
     assert any("not every file" in note for note in report.notes)
-    with pytest.raises(InputError, match="species"):
-        scvec.ingest_cells(
-            tiny_store,
-            [parts[0], anndata.read_h5ad(DATA / "baron_mouse.h5ad")[:50].copy()],
-            name="x",
-            **OPTIONS,
-        )
 
 
 def test_what_a_user_should_know_is_said(tiny_store: Path, tiny_adata: Callable[..., anndata.AnnData]):
