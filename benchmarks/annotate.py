@@ -19,7 +19,7 @@ from pathlib import Path
 import methods
 import pairs
 import summary
-from results import Results
+from results import Results, Run
 from tables import markdown
 
 CACHE = Path(__file__).resolve().parent / "cache"
@@ -45,6 +45,15 @@ def options() -> argparse.Namespace:
     parser.add_argument("--no-run", action="store_true", help="show what is there")
     parser.add_argument("--publish", action="store_true", help="write docs/benchmarks")
     return parser.parse_args()
+
+
+def whole_seeds(planned: list[Run], missing: set[str]) -> dict[tuple[str, bool], tuple[set[int], int]]:
+    """Return (method, whether nothing was left out) -> seeds that all its pairs have, how many there are."""
+    found: dict[tuple[str, bool], dict[int, bool]] = {}
+    for run in planned:
+        seeds = found.setdefault((run.method.name, run.pair.leave_out is None), {})
+        seeds[run.seed] = seeds.get(run.seed, True) and run.key not in missing
+    return {k: ({seed for seed, there in v.items() if there}, len(v)) for k, v in found.items()}
 
 
 def main() -> None:
@@ -76,10 +85,12 @@ def main() -> None:
             print(f"failed: {row['method']} on {row['pair']}: {row['error']}")
     print(f"{time.monotonic() - started:.0f} s")
     if given.publish:
-        unfinished = {(r.method.name, r.pair.leave_out is None) for r in results.missing(planned)}
-        for name, is_main in sorted(unfinished):
-            print(f"not published, runs are missing: {name}{'' if is_main else ', on missing types'}")
-        good = [r for r in good if (r["method"], r["pair"] in main_pairs) not in unfinished]
+        whole = whole_seeds(planned, {r.key for r in results.missing(planned)})
+        for (name, is_main), (seeds, asked_for) in sorted(whole.items()):
+            if len(seeds) < asked_for:
+                what = f"{name}{'' if is_main else ', on missing types'}"
+                print(f"runs are missing: {what}: {len(seeds)} of {asked_for} seeds are published")
+        good = [r for r in good if r["seed"] in whole[r["method"], r["pair"] in main_pairs][0]]
         summary.publish_all(
             good, f"python benchmarks/annotate.py --pairs {given.pairs} --seeds {given.seeds}"
         )

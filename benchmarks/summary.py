@@ -20,7 +20,7 @@ Table = tuple[Sequence[str], list[Row]]
 PEER_FAMILIES = ("peer", "simple")
 OVERALL = (
     "method", "macro_f1", "accuracy", "ontology", "ece", "brier", "aurc", "fit_s", "predict_s", "peak_mb",
-    "default_minus", "p_wilcoxon", "p_sign_flip", "n_pairs",
+    "default_minus", "p_wilcoxon", "p_sign_flip", "n_pairs", "n_seeds",
 )  # fmt: skip
 #: Column of the table -> column of a run.
 MEANS = {
@@ -73,6 +73,7 @@ def overall(rows: list[Row]) -> Table:
         row["p_wilcoxon"] = wilcoxon(differences) if len(differences) else "-"
         row["p_sign_flip"] = sign_flip(differences) if len(differences) else "-"
         row["n_pairs"] = len(theirs)
+        row["n_seeds"] = max((len(v) for v in theirs.values()), default=0)
         out.append(row)
     return OVERALL, out
 
