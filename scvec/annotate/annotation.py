@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,8 +62,8 @@ class Annotation:
     majority, cluster
         (n,) strings and (n,) int64: the label that most cells of a cell's cluster have, and the cluster's
         number; None where no majority vote was asked for.
-    explainer
-        What :meth:`explain` asks; None for an annotation that was not made by a query.
+    explainer, reporter
+        What :meth:`explain` and :meth:`to_report` ask; None for an annotation that was not made by a query.
     sets
         (n, n_classes) bool, which labels belong to each cell's set; None where no coverage was asked for.
     parameters
@@ -95,6 +96,7 @@ class Annotation:
     majority: Strings | None = None
     cluster: npt.NDArray[np.int64] | None = None
     explainer: Callable[..., Any] | None = field(default=None, compare=False)
+    reporter: Callable[..., Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.cells)
@@ -207,6 +209,27 @@ class Annotation:
         if self.explainer is None:
             raise ValueError("only what scvec.query returned can be explained: use scvec.explain")
         return self.explainer(self, cell=cell, label=label, against=against, n_genes=n_genes)
+
+    def to_report(self, output: str | Path) -> Annotation:
+        """Write a report as one HTML page that opens offline, and the same numbers as JSON beside it.
+
+        The cells are read again: the file or AnnData object that was annotated must be as it was.
+
+        Returns
+        -------
+        The annotation with ``report`` set.
+
+        Raises
+        ------
+        ValueError
+            If the annotation was not made by a query.
+        InputError, StoreError
+            If the page cannot be written there, or cells or reference are not what they were.
+        """
+        if self.reporter is None:
+            raise ValueError("only what scvec.query returned can be reported: use scvec.query with report")
+        reported: Annotation = self.reporter(self, output)
+        return reported
 
     def label_sets(self) -> Strings:
         """Return (n,) each cell's label set, likeliest first, as ``alpha|beta``; empty where it is."""

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.api.explanation import Explanation, GeneEvidence
+from scvec.api.same_reference import generation_of, same_reference
 from scvec.api.voters import origins, voters
-from scvec.errors import InputError, StoreError
+from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from scvec.annotate.evidence import Evidence
     from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
-    from scvec.stores.stored import StoredReference
     from scvec.types import CellChunk
 
 __all__ = ["Explainer", "explain"]
@@ -117,7 +117,7 @@ class Explainer:
         self._stack, self._store, self._source = stack, store, source
         self._label, self._confidence = label, confidence
         self.parameters = dict(parameters)
-        self._stored = _same_reference(store, parameters)
+        self._stored = same_reference(store, parameters)
         species = str(parameters.get("species", "auto"))
         self._matched = match_genes(source, stored_resolver(store), species=species, force=True)
         unmatched = str(parameters.get("unmatched_genes", "drop"))
@@ -152,7 +152,7 @@ class Explainer:
                 )
             label = source.obs[columns[0]].astype(str).to_numpy().astype(np.str_)
             confidence = source.obs[columns[1]].to_numpy(dtype=np.float32)
-            opened = _generation(store, parameters)
+            opened = generation_of(store, parameters)
             return cls(stack.pop_all(), opened, source, parameters, label, confidence)
 
     @classmethod
@@ -173,7 +173,7 @@ class Explainer:
             if source.n_obs != len(annotation):
                 what = f"the annotation has {len(annotation):,} cells, the data {source.n_obs:,}"
                 raise InputError(what, source.name, "query the cells again")
-            opened = _generation(store, annotation.parameters)
+            opened = generation_of(store, annotation.parameters)
             return cls(
                 stack.pop_all(),
                 opened,
@@ -342,38 +342,6 @@ def _one_of(cell: str | None, label: str | None, n_genes: int) -> None:
         raise InputError("one cell or one label is explained", "", "give --cell ID or --label NAME")
     if n_genes < 0:
         raise InputError(f"{n_genes} genes cannot be listed", "--n-genes", "give 0 or more")
-
-
-def _generation(store: Path | str, parameters: Mapping[str, Any]) -> Store:
-    """Return the store as it was when the cells were annotated; as it is now where that is gone."""
-    from scvec.stores.store import Store
-
-    opened = Store(store)
-    number = int(parameters["generation"])
-    if number == opened.generation.number:
-        return opened
-    try:
-        return opened.at(number)
-    except InputError:
-        return opened
-
-
-def _same_reference(store: Store, parameters: Mapping[str, Any]) -> StoredReference:
-    name, number = str(parameters["reference"]), int(parameters["generation"])
-    fix = "give the --store that annotated the file, or annotate the cells again: scvec query"
-    if name not in store.generation.manifest.references:
-        what = f"the cells were annotated by reference {name!r}, which this store does not have"
-        raise StoreError(what, str(store.path), fix)
-    stored = store.reference(name)
-    known = parameters.get("reference_fingerprint")
-    # Files of older versions carry no fingerprint: then the number of the generation must do.
-    if stored.fingerprint != known if known else store.generation.number != number:
-        what = (
-            f"the cells were annotated by reference {name!r} of store generation {number}; the one here, of "
-            f"generation {store.generation.number}, is another"
-        )
-        raise StoreError(what, str(store.path), fix)
-    return stored
 
 
 def _number(classes: list[str], label: str, where: str) -> int:

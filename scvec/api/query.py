@@ -114,7 +114,13 @@ def query(
     from scvec.api.device import check_device
     from scvec.api.matching import match_genes
     from scvec.api.query_genes import query_genes
-    from scvec.api.query_output import check_output_file, explainer_of, report_query, write_output
+    from scvec.api.query_output import (
+        check_output_file,
+        explainer_of,
+        report_query,
+        reporter_of,
+        write_output,
+    )
     from scvec.api.references import load_model, species_of
     from scvec.api.resolvers import stored_resolver
     from scvec.api.unmatched import UNMATCHED
@@ -190,7 +196,7 @@ def query(
         }
         with stages("judge"):
             annotation = judged(source, stored, model, prediction, share, parameters, stages)
-            annotation = replace(annotation, explainer=explainer_of(store, path))
+            annotation = replace(annotation, explainer=explainer_of(store, path), reporter=reporter_of(asked))
         if majority_vote:
             with stages("cluster"):
                 progress("clustering cells", 0, None)
@@ -203,7 +209,7 @@ def query(
                 annotation = write_output(annotation, path, target, columns)
         if page is not None:
             with stages("report"):
-                annotation = report_query(page, annotation, stored, model, source.obs, asked, progress)
+                annotation = report_query(page, annotation, stored, source.obs, asked, progress)
     return annotation
 
 

@@ -7,18 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scvec.errors import InputError
+from scvec.protocols import no_progress
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
     from scvec.annotate.annotation import Annotation
-    from scvec.annotate.model import ReferenceModel
     from scvec.protocols import Progress
     from scvec.stores.stored import StoredReference
 
-__all__ = ["check_output_file", "explainer_of", "report_query", "write_output"]
+__all__ = ["check_output_file", "explainer_of", "report_query", "reporter_of", "write_output"]
 
 OUTPUTS = (".h5ad", ".csv", ".parquet")
 
@@ -54,7 +56,6 @@ def report_query(
     page: Path,
     annotation: Annotation,
     stored: StoredReference,
-    model: ReferenceModel,
     obs: pd.DataFrame,
     asked: dict[str, Any],
     progress: Progress,
@@ -66,6 +67,7 @@ def report_query(
     asked
         The arguments of :func:`scvec.query`.
     """
+    from scvec.api.references import CODE_COLUMN
     from scvec.api.write_report import command_line, write_report
 
     path, title = asked["path"], asked["title"]
@@ -78,7 +80,7 @@ def report_query(
         page,
         annotation,
         stored,
-        model.voices.labels,
+        stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
         obs,
         store=asked["store"],
         path=path,
@@ -88,6 +90,34 @@ def report_query(
         progress=progress,
     )
     return replace(annotation, report=str(page))
+
+
+def reporter_of(asked: dict[str, Any]) -> Callable[..., Any]:
+    """Return what :meth:`scvec.annotate.annotation.Annotation.to_report` asks.
+
+    Parameters
+    ----------
+    asked
+        The arguments of :func:`scvec.query`.
+    """
+
+    def report(annotation: Annotation, output: Path | str) -> Annotation:
+        from scvec.api.same_reference import generation_of, same_reference
+        from scvec.api.write_report import check_report
+        from scvec.ingest.cells import CellSource
+
+        page = check_report(output, asked["path"])
+        if page is None:
+            raise InputError("a report needs a file to go to", fix="to_report('report.html')")
+        stored = same_reference(generation_of(asked["store"], annotation.parameters), annotation.parameters)
+        with CellSource.open(asked["path"], layer=asked["layer"], memory=asked["memory"]) as source:
+            if source.n_obs != len(annotation):
+                what = f"the annotation has {len(annotation):,} cells, the data {source.n_obs:,}"
+                raise InputError(what, source.name, "query the cells again")
+            obs = source.obs
+        return report_query(page, annotation, stored, obs, {**asked, "report": str(page)}, no_progress)
+
+    return report
 
 
 def write_output(annotation: Annotation, path: Any, target: Path, columns: str) -> Annotation:

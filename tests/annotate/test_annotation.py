@@ -242,5 +242,7 @@ def test_colours_stand_where_scanpy_looks_for_them(tmp_path: Path) -> None:
 def test_only_what_a_query_returned_explains_itself() -> None:
     with pytest.raises(ValueError, match=r"scvec\.query"):
         make().explain(label="alpha")
+    with pytest.raises(ValueError, match=r"scvec\.query"):
+        make().to_report("report.html")
     asked = dataclasses.replace(make(), explainer=lambda annotation, **options: (len(annotation), options))
     assert asked.explain(label="a") == (5, {"cell": None, "label": "a", "against": None, "n_genes": 10})

@@ -11,19 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from web_parts import HOSTILE, Server, Shelf, Tab, hostile_cells
+from web_parts import HOSTILE, Server, Shelf, Tab, flat, hostile_cells
 
 import scvec
 
 PROJECT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-def flat(reference: Any, query: Any, **_: Any) -> tuple[Any, Any, Any]:
-    """Stands in for the map: the first two numbers of each vector."""
-    return np.arange(len(reference)), reference[:, :2], query[:, :2]
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,14 @@ import base64
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from web_parts import HOSTILE, Shelf
+from web_parts import HOSTILE, Shelf, flat
 
 from scvec.api import layout, write_report
 from scvec.api.report_data import columns_of, truth_column
@@ -51,6 +52,20 @@ def test_evidence_calibration_and_the_command_are_there(shelf: Shelf):
     assert weighted == pytest.approx(twin["calibration"]["accuracy"], abs=1e-6)
     assert twin["command"].startswith("scvec query ") and "--report" in twin["command"]
     assert twin["cells"]["truth"] == "cell_type"
+
+
+def test_an_annotation_writes_its_report_later(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("scvec.api.write_report.lay_out", flat)
+    later = tmp_path / "later.html"
+    assert shelf.annotation.to_report(later).report == str(later)
+    first, second = (
+        json.loads(page.with_suffix(".json").read_text(encoding="utf-8")) for page in (shelf.report, later)
+    )
+    assert str(later) in second["command"]
+    differ = {name for name in first if first[name] != second[name]}
+    assert differ <= {"created", "command", "provenance"}, differ
+    with pytest.raises(InputError, match="HTML"):
+        shelf.annotation.to_report(tmp_path / "later.pdf")
 
 
 def test_nothing_of_the_file_is_markup(shelf: Shelf):
