@@ -130,7 +130,7 @@ def test_times_are_no_content(kb: KnowledgeBase, tmp_path: Path) -> None:
     assert kb.notes("HGNC:1")[0].source_version == "2027"
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_order_repeats_and_partings_do_not_count(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
