@@ -240,7 +240,8 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         return self._frame(
             "SELECT gene_id, species, name, folded, kind FROM aliases WHERE $1 IS NULL OR species = $1"
             " UNION ALL SELECT gene_id, species, entrez_id::VARCHAR, entrez_id::VARCHAR, 'entrez' FROM genes"
-            " WHERE entrez_id IS NOT NULL AND ($1 IS NULL OR species = $1)",
+            " WHERE entrez_id IS NOT NULL AND ($1 IS NULL OR species = $1)"
+            " ORDER BY gene_id, kind, name",
             [species],
         )
 

@@ -276,3 +276,15 @@ def test_a_file_in_use_names_the_process(tmp_path: Path) -> None:
             KnowledgeBase.open(path)
     finally:
         other.communicate("")
+
+
+def test_names_come_in_one_order_however_they_were_stored(tmp_path: Path) -> None:
+    """What a model is told of a gene depends on it, and what was paid for is known again by what was told."""
+    names = [f"N{i}" for i in range(300)]
+    told = []
+    for turn in range(2):
+        with KnowledgeBase.open(tmp_path / f"{turn}.duckdb") as kb:
+            for part in (names, names[::-1])[turn][:150], (names, names[::-1])[turn][150:]:
+                kb.upsert_genes([Gene("HGNC:1", "human", "A", aliases=tuple(part), previous=("P", "O"))])
+            told.append(kb.aliases().values.tolist())
+    assert told[0] == told[1] and len(told[0]) == 303
