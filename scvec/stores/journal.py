@@ -14,7 +14,7 @@ from scvec.stores.duckdb_errors import translate
 from scvec.stores.files import os_errors
 from scvec.stores.jobs import JOB_KEYS, job_table
 from scvec.stores.journal_rows import answer_of, answer_table, failure_table
-from scvec.stores.salvage import put_tally, remove_journal, salvage, tally
+from scvec.stores.salvage import new_journal, put_tally, remove_journal, salvage, tally
 from scvec.stores.tables import LOCKED
 
 __all__ = ["JOURNAL_TABLES", "Journal"]
@@ -235,6 +235,8 @@ class Journal:
                     ):
                         raise
                     self.notes.append(salvage(self.path, connect))
+                if not self.path.exists():
+                    new_journal(self.path, connect)
                 self._con = connect(self.path)
                 (self._written,) = self._con.execute(
                     "SELECT coalesce(max(written), 0) FROM writes"
@@ -243,12 +245,12 @@ class Journal:
 
 
 def connect(path: Path) -> Any:
-    """Open a journal for writing; made where there is none."""
+    """Open a journal for writing; its tables are made where there are none."""
     import duckdb
 
     con = duckdb.connect(str(path), config=dict(_CONFIG))
     try:
-        con.execute(JOURNAL_TABLES)
+        con.execute(f"BEGIN; {JOURNAL_TABLES} COMMIT;")
     except BaseException:
         con.close()
         raise

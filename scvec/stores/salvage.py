@@ -17,7 +17,7 @@ from scvec.stores.tables import LOCKED
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["put_tally", "remove_journal", "salvage", "tally"]
+__all__ = ["new_journal", "put_tally", "remove_journal", "salvage", "tally"]
 
 #: Rows that DuckDB decodes together: fewer are not read without these.
 VECTOR = 2048
@@ -50,22 +50,35 @@ def salvage(path: Path, connect: Callable[[Path], Any]) -> str:
                 sync_file(Path(f"{aside}{end}"))
         sync_folder(path.parent)
         # The log first: replayed on the new file, it would be taken for damage again.
-        with suppress(FileNotFoundError):
-            os.unlink(f"{path}.wal")
+        _unlink(Path(f"{path}.wal"))
         publish(fresh, path)
         sync_folder(path.parent)
-        _tally_path(path).unlink(missing_ok=True)
+        _unlink(_tally_path(path))
     n = sum(part.num_rows for part in tables["answers"])
     return (
         f"the journal of answers was damaged: {n:,} answers could be read; the file is kept as {aside.name}"
     )
 
 
+def new_journal(path: Path, connect: Callable[[Path], Any]) -> None:
+    """Put an empty journal in its place, tables and all.
+
+    Not made there: DuckDB writes a new file and its tables piece by piece, and what a kill leaves of them
+    would be taken for a journal that has lost something.
+    """
+    fresh = _fresh_path(path)
+    _unlink(Path(f"{fresh}.wal"), fresh)
+    connect(fresh).close()
+    sync_file(fresh)
+    # What an earlier journal left that was not deleted to the end says nothing about this one.
+    _unlink(Path(f"{path}.wal"), _tally_path(path))
+    publish(fresh, path)
+    sync_folder(path.parent)
+
+
 def remove_journal(path: Path) -> None:
     """Delete a closed journal; the log, if there is one, first: what is left must open."""
-    for name in (Path(f"{path}.wal"), path, _tally_path(path)):
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+    _unlink(Path(f"{path}.wal"), path, _tally_path(path), Path(f"{_fresh_path(path)}.wal"), _fresh_path(path))
 
 
 def put_tally(path: Path, written: int) -> None:
@@ -90,6 +103,15 @@ def tally(path: Path) -> int:
 
 def _tally_path(path: Path) -> Path:
     return path.with_suffix(".tally")
+
+
+def _fresh_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
+def _unlink(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path, folder: Path) -> dict[str, list[pa.Table]]:

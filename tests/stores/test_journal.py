@@ -288,6 +288,40 @@ def test_what_is_no_database_is_moved_aside(path: Path) -> None:
     assert aside.read_bytes() == b"no database at all" * 1000
 
 
+def test_a_kill_while_it_is_made_or_deleted_is_no_damage(path: Path) -> None:
+    """A file appears with its tables; what was left beside it by an earlier one says nothing about it."""
+
+    class KilledError(BaseException):
+        pass
+
+    def dies(*_: object, **__: object) -> None:
+        raise KilledError
+
+    from scvec.stores import salvage
+
+    for name in (
+        "connect",
+        "publish",
+        "sync_file",
+    ):  # before the tables, with them, before it is in its place
+        owner = duckdb if name == "connect" else salvage
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+            patch.setattr(owner, name, dies)
+            Journal(path).write([answer(1)])
+        assert not path.exists()
+    Path(f"{path}.new").write_bytes(b"half a file")
+    Path(f"{path}.new.wal").write_bytes(b"half a log")
+    path.with_suffix(".tally").write_bytes(b"%020d\n" % 7)
+    with Journal(path) as journal:
+        journal._open()  # made, and killed before the first write
+    with Journal(path) as journal:
+        journal.write([answer(1)])
+        assert all_answers(journal) == [answer(1)] and journal.notes == []
+        journal.absorbed([])
+        journal.clear()
+    assert list(path.parent.iterdir()) == []
+
+
 def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise duckdb.IOException('IO Error: Could not write file "x": No space left on device')
