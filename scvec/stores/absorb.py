@@ -26,6 +26,12 @@ __all__ = ["absorb"]
 BATCH = 5000
 # Of two answers about one thing the later counts, whichever is absorbed first.
 _NEWER = "s.retrieved_at >= t.retrieved_at"
+# Of two live sources that know a gene NCBI counts, of two versions of one the newer; a gene that others
+# brought stays theirs.
+_BETTER = (
+    "t.source IN ('ncbi', 'mygene') AND (t.source <> 'ncbi', t.source, s.source_version)"
+    " > (s.source <> 'ncbi', s.source, t.source_version)"
+)
 
 
 class _Placed(NamedTuple):
@@ -136,8 +142,13 @@ def _free_numbers(con: Any, told: list[_Told]) -> list[_Told]:
 def _load(con: Any, told: Sequence[_Told]) -> int:
     if not told:
         return 0
-    ids, genes, answers = zip(*told, strict=True)
-    return load_genes(con, genes, ids, [a.job.source for a in answers], [_version(a) for a in answers])
+    # NCBI's word first, then the newest, whichever came first.
+    ranked = sorted(told, key=lambda r: _version(r[2]), reverse=True)
+    ranked.sort(key=lambda r: (r[2].job.source != "ncbi", r[2].job.source))
+    ids, genes, answers = zip(*ranked, strict=True)
+    return load_genes(
+        con, genes, ids, [a.job.source for a in answers], [_version(a) for a in answers], _BETTER
+    )
 
 
 def _version(answer: Answer) -> str:

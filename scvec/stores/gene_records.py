@@ -81,10 +81,12 @@ def load_genes(
     gene_ids: Sequence[str],
     sources: Sequence[str],
     versions: Sequence[str],
+    better: str = "false",
 ) -> int:
     """Insert genes under the ids :func:`match_genes` gave, fill gaps of others; returns genes added.
 
-    ``sources`` and ``versions`` say of each gene who told it.
+    ``sources`` and ``versions`` say of each gene who told it; of several records of one gene the first
+    counts. ``better`` says, over ``s`` (told) and ``t`` (stored), where what is told replaces what is stored.
     """
     import pyarrow as pa
 
@@ -113,8 +115,11 @@ def load_genes(
         ("gene_id",),
         {
             "entrez_id": "coalesce(t.entrez_id, s.entrez_id)",
-            "name": "coalesce(nullif(t.name, ''), s.name)",
-            "gene_type": "coalesce(nullif(t.gene_type, ''), s.gene_type)",
+            **{
+                c: f"coalesce(nullif(if({better}, s.{c}, t.{c}), ''), if({better}, t.{c}, s.{c}))"
+                for c in ("name", "gene_type")
+            },
+            **{c: f"if({better}, s.{c}, t.{c})" for c in ("source", "source_version")},
         },
     )
     names = [(i, name, kind) for i, gene in enumerate(genes) for name, kind in _names(gene)]

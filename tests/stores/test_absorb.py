@@ -130,7 +130,25 @@ def test_times_are_no_content(kb: KnowledgeBase, tmp_path: Path) -> None:
     assert kb.notes("HGNC:1")[0].source_version == "2027"
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_who_tells_of_a_gene_first_does_not_count(kb: KnowledgeBase, tmp_path: Path) -> None:
+    """A gene that only live sources know is NCBI's, whichever answered in which run."""
+    ncbi, mygene = answer(9), answer(9, "mygene")
+    mygene = replace(mygene, gene=replace(mygene.gene, name="another name", gene_type="ncRNA"))
+    with KnowledgeBase.open(tmp_path / "other.duckdb") as other:
+        other.upsert_genes(genes(8))
+        for base, items in ((kb, (ncbi, mygene)), (other, (mygene, ncbi))):
+            for i, item in enumerate(items):
+                absorb(base, [item], tmp_path / f"{base.path.stem}-{i}.duckdb")
+        row = other.genes().set_index("gene_id").loc["entrez:1009"]
+        assert (row.source, row["name"], row.gene_type) == ("ncbi", "gene 9", "ncRNA")
+        assert state(other) == state(kb)
+        newer = answer(9, at="2027-01-01", version="2027")
+        absorb(other, [newer], tmp_path / "newer.duckdb")
+        absorb(other, [mygene], tmp_path / "again.duckdb")
+        assert other.genes().set_index("gene_id").loc["entrez:1009"].source_version == "2027"
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_order_repeats_and_partings_do_not_count(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -30,7 +30,7 @@ def test_no_request_is_a_server_error(shelf: Shelf, tmp_path: Path, monkeypatch:
     for operation in operations:
 
         @settings(
-            max_examples=4,
+            max_examples=6,
             deadline=None,
             derandomize=True,
             database=None,
