@@ -4,8 +4,8 @@ VENV   ?= .venv
 OUT    ?= demo-out
 # Environments of the tools that the benchmark compares scvec with.
 PEERS  ?= $(or $(SCVEC_PEERS),benchmarks/peers/envs)
-# Processes that run the tests.
-JOBS   ?= 2
+# Processes that run the tests: one more than the cores of a small machine, since some tests wait for others.
+JOBS   ?= 3
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # Byte-compiling all of torch costs half a minute; Python compiles the few files it imports by itself.
@@ -39,7 +39,7 @@ layers: dev
 	$(BIN)/lint-imports
 
 tests: dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 benchmark: dev servers peers ## make every number of docs/benchmarks.md again (hours on two cores; what is done is kept)
 	SCVEC_PEERS=$(PEERS) $(BIN)/python benchmarks/annotate.py --pairs all --seeds 5 --publish

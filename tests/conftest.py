@@ -77,6 +77,26 @@ def shared_data() -> Path:
     return path
 
 
+#: Files that take longest: they go first, so that no process works on one of them alone at the end.
+LONG = (
+    "cli/test_demo.py",
+    "cli/test_readme.py",
+    "cli/test_live_cli.py",
+    "cli/test_bad_inputs_cli.py",
+    "stores/test_crash.py",
+    "test_real_llm.py",
+    "test_real_embeddings.py",
+    "test_two_species.py",
+    "api/test_unmatched.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = PROJECT / "tests"
+    order = {tests / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """Let a test that would be skipped fail where continuous integration installs what it needs."""
