@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvec.errors import InputError
+from scvec.ingest.read_ahead import read_ahead
 from scvec.types import CellChunk, GeneMatch
 
 if TYPE_CHECKING:
@@ -52,12 +53,16 @@ class MatchedSource:
     def chunks(
         self,
         genes: GeneMap,
-        size: int = 2048,
+        size: int | None = None,
         rows: npt.NDArray[np.int64] | None = None,
     ) -> Iterator[CellChunk]:
-        """Yield cells over the target genes of ``genes``."""
-        for X in self.source.chunks(size, rows):
-            yield CellChunk(over_targets(X, genes.weights), genes.measured)
+        """Yield cells over the target genes of ``genes``, while the next ones are read."""
+
+        def cells() -> Iterator[CellChunk]:
+            for X in self.source.chunks(size, rows):
+                yield CellChunk(over_targets(X, genes.weights), genes.measured)
+
+        return read_ahead(cells)
 
 
 def over_targets(X: Any, weights: Any) -> Any:

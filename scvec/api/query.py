@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["annotate", "only_reference", "query", "rows_asked"]
 
-CHUNK = 2048
 #: Fewer genes of the reference than this say nothing about a cell.
 MIN_GENES = 10
 
@@ -315,10 +315,13 @@ def _predict(
     from scvec.annotate.shift import regime_of
 
     regime = regime_of(via_orthologs=foreign, measured_share=share)
-    total, parts = matched.source.n_obs, []
-    done = 0
-    for chunk in matched.chunks(genes, CHUNK):
-        parts.append(model.predict(chunk, regime=regime, **options))
-        done += len(chunk)
-        progress("annotating cells", done, total)
-    return Prediction.concatenate(parts), regime
+    total = matched.source.n_obs
+
+    def parts() -> Iterator[Prediction]:
+        done = 0
+        for chunk in matched.chunks(genes):
+            yield model.predict(chunk, regime=regime, **options)
+            done += len(chunk)
+            progress("annotating cells", done, total)
+
+    return Prediction.gather(parts(), total), regime

@@ -28,6 +28,9 @@ __all__ = ["CellSource", "labels", "parse_memory"]
 
 # Rows of a chunk that are this close are read in one go, and those between thrown away.
 _GAP = 64
+#: Share of the memory that the cells handled in one go may take. Up to four chunks are on their way at a
+#: time (:mod:`scvec.ingest.read_ahead`), and what is made of one may be several times as large.
+_SHARE = 16
 
 
 class CellSource:
@@ -144,23 +147,29 @@ class CellSource:
         """Number of genes kept."""
         return len(self.var_names)
 
+    @property
+    def chunk_size(self) -> int:
+        """Cells that are handled in one go within the memory: 2,048, or fewer where they are large."""
+        return self._reader.rows_within(self.memory // _SHARE)
+
     def gene_name_candidates(self) -> dict[str, list[str]]:
         """Return lists of names for the genes kept: ``"index"`` (``var_names``), then columns of ``var``."""
         return gene_name_candidates(self.var_names, self.var)
 
     def chunks(
-        self, size: int = 2048, rows: npt.NDArray[np.integer[Any]] | None = None
+        self, size: int | None = None, rows: npt.NDArray[np.integer[Any]] | None = None
     ) -> Iterator[sp.csr_matrix[Any]]:
         """Yield normalised cells, (n, n_vars) CSR float32 log1p CP10k with n <= ``size``.
 
         Parameters
         ----------
         size
-            Cells in a chunk. The values of a cell do not depend on it.
+            Cells in a chunk, :attr:`chunk_size` where not given. The values of a cell do not depend on it.
         rows
             Numbers of the cells wanted, in the order wanted; all in file order where not given. Ascending
             numbers are read fastest.
         """
+        size = self.chunk_size if size is None else size
         if size < 1:
             raise ValueError(f"size must be positive, not {size}")
         wanted = np.arange(self.n_obs) if rows is None else np.asarray(rows, dtype=np.int64)
@@ -174,10 +183,13 @@ class CellSource:
         """Read rows in any order, in as few stretches as are sensible."""
         ascending, back = np.unique(rows, return_inverse=True)
         parts = []
-        for stretch in np.split(ascending, np.flatnonzero(np.diff(ascending) > _GAP) + 1):
-            first, last = int(stretch[0]), int(stretch[-1]) + 1
-            block = self._reader.rows(first, last)
-            parts.append(block if len(stretch) == last - first else block[stretch - first])
+        most = max(self.chunk_size, len(ascending))
+        for near in np.split(ascending, np.flatnonzero(np.diff(ascending) > _GAP) + 1):
+            # Rows that are thrown away at once must not be many at once.
+            for stretch in np.split(near, np.flatnonzero(np.diff((near - near[0]) // most)) + 1):
+                first, last = int(stretch[0]), int(stretch[-1]) + 1
+                block = self._reader.rows(first, last)
+                parts.append(block if len(stretch) == last - first else block[stretch - first])
         block = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
         return block if np.array_equal(back, np.arange(len(ascending))) else block[back]
 

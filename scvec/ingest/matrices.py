@@ -13,9 +13,13 @@ import scipy.sparse as sp
 from scvec.errors import InputError, ResourceError
 from scvec.ingest.borders import reading, size_text
 
-__all__ = ["MatrixReader", "open_matrix"]
+__all__ = ["MAX_ROWS", "MatrixReader", "open_matrix"]
 
 _PIECE = 2**22
+#: Rows that are read in one go at most, and the bytes that a stored value needs until it is log1p CP10k: as
+#: stored, as float64 with its column, and one or two copies.
+MAX_ROWS = 2048
+BYTES_PER_VALUE = 64
 _NUMERIC = "biuf"
 _BROKEN_FIX = "the file is damaged or was written by a faulty program: write it anew with adata.write_h5ad()"
 
@@ -39,6 +43,21 @@ class MatrixReader(ABC):
         self.where = where
         self.n_unsorted = 0
         self.n_duplicates = 0
+
+    def rows_within(self, n_bytes: int) -> int:
+        """Return how many rows may be read in one go so that all that is made of them stays in ``n_bytes``.
+
+        At least one, and ``MAX_ROWS`` at most.
+        """
+        most = max(1, n_bytes // BYTES_PER_VALUE)
+        step = MAX_ROWS
+        while step > 1 and self._values_in(step) > most:
+            step //= 2
+        return step
+
+    def _values_in(self, step: int) -> int:
+        """Return the most values that ``step`` rows hold, from a multiple of ``step`` on."""
+        return step * self.shape[1]
 
     @abstractmethod
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
@@ -72,6 +91,9 @@ class _Stored(MatrixReader):
             self._data, self._indices = group["data"], group["indices"]
             self._indptr = _checked_indptr(group, shape[0], where)
 
+    def _values_in(self, step: int) -> int:
+        return _fullest(self._indptr, step)
+
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         a, b = int(self._indptr[start]), int(self._indptr[stop])
         indices = _checked_indices(self._indices[a:b], self.shape[1], self.where)
@@ -104,6 +126,9 @@ class _InMemory(MatrixReader):
     def __init__(self, values: Any, where: str) -> None:
         super().__init__((int(values.shape[0]), int(values.shape[1])), where)
         self._values = values
+
+    def _values_in(self, step: int) -> int:
+        return _fullest(self._values.indptr, step) if sp.issparse(self._values) else super()._values_in(step)
 
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         rows = self._values[start:stop]
@@ -247,6 +272,11 @@ def _plain(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
         return values.astype(np.float64)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _fullest(indptr: npt.NDArray[np.integer[Any]], step: int) -> int:
+    """Return the most values that lie between every ``step``-th row pointer and the next."""
+    return int(np.diff(np.append(indptr[:-1:step], indptr[-1])).max(initial=0))
 
 
 def _n_unsorted(block: sp.csr_matrix[Any]) -> int:
