@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,10 +69,13 @@ def write_annotated(
     obs: pd.DataFrame,
     obsm: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
+    *,
+    checked: bool = False,
 ) -> None:
     """Write a copy of an h5ad with columns added; all else is carried over bit for bit.
 
-    The copy appears under its name whole or not at all. Columns and entries of the same name are replaced.
+    The file is copied as it lies and never loaded, whatever its size. The copy appears under its name whole
+    or not at all. Columns and entries of the same name are replaced.
 
     Parameters
     ----------
@@ -85,6 +89,8 @@ def write_annotated(
         Arrays (n_obs, ...) to add to obsm.
     uns
         Entries to add to uns. None values are left out, tuples become lists.
+    checked
+        The source was just checked (:func:`scvec.ingest.h5ad_safety.check_h5ad`): do not read it again.
 
     Raises
     ------
@@ -103,7 +109,8 @@ def write_annotated(
         _write_object(source, out, columns, obsm, uns)
         return
     out = check_output(out_path, source)
-    check_h5ad(source)
+    if not checked:
+        check_h5ad(source)
     with h5py.File(source, "r") as file:
         old = not isinstance(file.get("obs"), h5py.Group) or "raw.X" in file
     if old:  # anndata before 0.7 kept obs in one compound dataset, which takes no more columns
@@ -190,7 +197,13 @@ def _add_entries(file: h5py.File, name: str, entries: Mapping[str, Any]) -> None
         write_elem(file, name, {})
     for key, value in entries.items():
         # Scalars cannot be compressed, and the dicts of uns are full of them.
-        write_elem(file[name], key, value, dataset_kwargs=_GZIP if name == "obsm" else {})
+        write_elem(file[name], key, value, dataset_kwargs=_GZIP if name == "obsm" and _shrinks(value) else {})
+
+
+def _shrinks(value: Any) -> bool:
+    """Return whether packing is worth its time: cell vectors are noise in all bits, and seconds in gzip."""
+    head = np.ascontiguousarray(np.asarray(value)[:256]).tobytes()
+    return len(zlib.compress(head, 1)) < 0.8 * len(head)
 
 
 def _write_object(

@@ -128,7 +128,8 @@ class _InMemory(MatrixReader):
         self._values = values
 
     def _values_in(self, step: int) -> int:
-        return _fullest(self._values.indptr, step) if sp.issparse(self._values) else super()._values_in(step)
+        indptr = getattr(self._values, "indptr", None)  # dense values have none
+        return super()._values_in(step) if indptr is None else _fullest(indptr, step)
 
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         rows = self._values[start:stop]

@@ -130,7 +130,7 @@ def _ranked(looks: list[_Look]) -> list[_Look]:
 
 
 def _read_all(contents: Contents, look: _Look, step: int) -> Choice | None:
-    """Read every row, ``step`` in one go; None if the whole turns out not to be usable although the sample was."""
+    """Read every row, ``step`` at a time; None if the whole is of no use although the sample was."""
     n_obs, reader, state = len(contents.obs), look.reader, look.state
     for _ in range(2):
         mask, names, notes = _genes(look, state, contents)
