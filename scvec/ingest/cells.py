@@ -1,4 +1,4 @@
-"""Cells of an h5ad file or an AnnData object, checked, normalised and handed out in chunks."""
+"""Cells of a file, a folder or an AnnData object, checked, normalised and handed out in chunks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvec.ingest.borders import count_text, parse_memory
-from scvec.ingest.contents import Contents, contents_of_adata, contents_of_file
+from scvec.ingest.contents import Contents, contents_of_adata
 from scvec.ingest.expression import ExpressionState, normalize
 from scvec.ingest.features import gene_name_candidates
-from scvec.ingest.h5ad_safety import open_h5ad
 from scvec.ingest.labels import labels
+from scvec.ingest.openers import contents_of
 from scvec.ingest.selection import choose
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ class CellSource:
         Parameters
         ----------
         path_or_adata
-            An h5ad file, or an AnnData object (also a backed one), which is not changed.
+            An h5ad file, a zarr folder of anndata, an .h5 file or a folder (``matrix.mtx``, ``features.tsv``,
+            ``barcodes.tsv``) of Cell Ranger, or an AnnData object (also a backed one); never changed.
         layer
             Where the values are: a layer, ``"X"`` or ``"raw"``. Found out where not given.
         memory
@@ -123,11 +124,11 @@ class CellSource:
         limit = parse_memory(memory)
         if not isinstance(path_or_adata, str | os.PathLike):
             return cls(contents_of_adata(path_or_adata), layer=layer, memory=limit)
-        file = open_h5ad(path_or_adata, memory=limit)
+        contents = contents_of(path_or_adata, limit)
         try:
-            return cls(contents_of_file(file, Path(path_or_adata), limit), layer=layer, memory=limit)
+            return cls(contents, layer=layer, memory=limit)
         except BaseException:
-            file.close()
+            contents.close()
             raise
 
     def close(self) -> None:
