@@ -370,7 +370,8 @@ def _probes(matched: list[MatchedSource], maps: list[GeneMap]) -> dict[str, npt.
 
     n = matched[0].source.n_obs
     rows = np.unique(np.linspace(0, n - 1, min(N_PROBES, n)).astype(np.int64))
-    return probe_tensors(next(matched[0].chunks(maps[0], rows=rows)), rows)
+    [chunk] = matched[0].chunks(maps[0], len(rows), rows)
+    return probe_tensors(chunk, rows)
 
 
 def _describe(
