@@ -171,8 +171,10 @@ def ingest_cells(
             resolver = resolver_of(kb)
             matched = [match_genes(s, resolver, species=species, force=force) for s in sources]
             axis = common_axis(matched, resolver)
+        with stages("count genes"):
             stats, scores = gene_statistics(axis, matched, progress)
             axis, aligned = align_species(axis, matched, labelled.codes)
+        with stages("genes"):
             chosen = most_variable(scores, N_GENES)
             strata = _strata(matched, axis)
             # The encoder's genes; prototypes know all.
