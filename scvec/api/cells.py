@@ -71,8 +71,8 @@ def ingest_cells(
     store
         Folder of the store; made where there is none.
     refs
-        h5ad files or AnnData objects, of human, of mouse, or some of each. Genes that one of them lacks are
-        left out; the two species share genes through orthologs.
+        h5ad files, zarr folders or AnnData objects, of human, of mouse, or some of each. Genes that one of
+        them lacks are left out; the two species share genes through orthologs.
     name
         What the reference is called; one of that name is replaced.
     label_key

@@ -63,7 +63,8 @@ def query(
     Parameters
     ----------
     path
-        An h5ad file or an AnnData object; never changed.
+        An h5ad file, a zarr folder of anndata, an .h5 file or a folder (``matrix.mtx``, ``features.tsv``,
+        ``barcodes.tsv``) of Cell Ranger, or an AnnData object; never changed.
     reference
         Name of the reference; may be left out where the store has one.
     output
@@ -78,7 +79,8 @@ def query(
     method
         ``both``, ``knn``, ``head``, ``prototype``, ``linear`` or ``centroid``.
     memory
-        Bytes that reading may use, as a number or like ``"4G"``; half of what is free where not given.
+        Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given. It cuts
+        the cells that are handled in one go and changes no answer.
     where
         SQL condition over the reference's obs: only those cells are neighbours, only their labels are given.
     exact

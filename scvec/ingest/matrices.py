@@ -152,6 +152,8 @@ class _InMemory(MatrixReader):
 
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         rows = self._values[start:stop]
+        if hasattr(rows, "compute"):  # dask works out what is asked for, and nothing else
+            rows = rows.compute()
         return sp.csr_matrix(_plain(rows) if isinstance(rows, np.ndarray) else rows)
 
 
@@ -177,6 +179,8 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     ResourceError
         If a CSC matrix does not fit into ``memory``.
     """
+    if type(item).__name__ in ("_CSRDataset", "_CSCDataset"):  # anndata.io.sparse_dataset
+        item = item.group
     with reading(where):
         shape, dtype, layout = _describe(item, where)
     if len(shape) != 2 or shape != (n_obs, n_vars):
@@ -298,8 +302,8 @@ def _to_rows(values: Any, where: str) -> Any:
             return sp.csr_matrix(matrix)
     if isinstance(values, np.ndarray):
         return np.asarray(values)
-    if hasattr(values, "compute"):  # dask
-        return _to_rows(values.compute(), where)
+    if hasattr(values, "compute"):
+        return values
     raise InputError(
         f"the matrix is a {type(values).__name__}, which scvec cannot read", where, "use scipy CSR"
     )

@@ -78,9 +78,9 @@ def _check(root: Path, memory: int) -> None:
         if n_files > MAX_OBJECTS:
             raise _refuse(root, here, f"the folder holds more than {MAX_OBJECTS:,} files")
         if ".zarray" in files or "zarr.json" in files:
-            size = _claim(Path(folder), root, here, memory)
-            if size is not None:
-                claims[here] = size
+            claim = _claim(Path(folder), root, here, memory)
+            if claim is not None:
+                claims[here] = claim
                 arrays.append(here)
         # Pieces of an array lie in its folder or below it; walks come to it first.
         owner = next((a for a in reversed(arrays) if here == a or here.startswith(a + os.sep)), None)
@@ -92,8 +92,8 @@ def _check(root: Path, memory: int) -> None:
                 stored[owner] = stored.get(owner, 0) + status.st_size
     for here, (size, what) in claims.items():
         if size > RATIO_FLOOR and size > MAX_RATIO * stored.get(here, 0):
-            claim = f"an array claims {size_text(size)} ({what}) but stores only"
-            raise _refuse(root, here, f"{claim} {size_text(stored.get(here, 0))}")
+            told = f"an array claims {size_text(size)} ({what}) but stores only"
+            raise _refuse(root, here, f"{told} {size_text(stored.get(here, 0))}")
 
 
 def _claim(folder: Path, root: Path, here: str, memory: int) -> tuple[int, str] | None:

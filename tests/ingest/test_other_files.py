@@ -16,10 +16,13 @@ import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse as sp
+import zarr
+from anndata.io import sparse_dataset
 
 from scvec.errors import InputError, ResourceError
 from scvec.ingest.cells import CellSource
 from scvec.ingest.h5ad_output import write_annotated
+from scvec.ingest.matrices import open_matrix
 
 N, GENES = 40, 30
 COUNTS = np.random.default_rng(0).poisson(0.7, (N, GENES)).astype(np.float32)
@@ -133,6 +136,39 @@ def test_the_annotated_copy_is_an_h5ad_with_the_same_cells(kind: str, tmp_path: 
     assert {p: p.read_bytes() for p in before} == before
     with CellSource.open(out) as again:
         assert again.obs_names == [f"c{i}" for i in range(N)]
+
+
+class Lazy:
+    """What dask's arrays can do, as far as it matters; remembers how many rows were worked out at once."""
+
+    def __init__(self, values: np.ndarray, asked: list[int]) -> None:
+        self.values, self.asked = values, asked
+        self.shape, self.dtype = values.shape, values.dtype
+
+    def __getitem__(self, rows: slice) -> Lazy:
+        return Lazy(self.values[rows], self.asked)
+
+    def compute(self) -> np.ndarray:
+        self.asked.append(len(self.values))
+        return self.values
+
+
+def test_lazy_arrays_are_never_worked_out_as_a_whole() -> None:
+    asked: list[int] = []
+    reader = open_matrix(Lazy(COUNTS, asked), "X", N, GENES, 2**30)
+    assert asked == []
+    np.testing.assert_array_equal(reader.rows(3, 9).toarray(), COUNTS[3:9])
+    assert asked == [6]
+
+
+def test_x_of_an_object_may_lie_in_a_zarr_folder_or_an_h5ad(tmp_path: Path) -> None:
+    adata = cells()
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad") as file:
+        group = zarr.open_group(str(zarr_of(sp.csr_matrix, 3)(tmp_path)), mode="r")
+        for lying in (sparse_dataset(file["X"]), sparse_dataset(group["X"])):
+            reader = open_matrix(lying, "X", N, GENES, 2**30)
+            np.testing.assert_array_equal(reader.rows(0, N).toarray(), COUNTS)
 
 
 def edited(build: Callable[[Path], Path], edit: Callable[[Path], object]) -> Callable[[Path], Path]:
