@@ -236,6 +236,11 @@ BAD = {
     ),
     "zarr-shape": (edited(ZARR, described("X/indptr", shape=[N])), "contradicts itself"),
     "zarr-json": (edited(ZARR, lambda p: (p / "X" / "zarr.json").write_text("{")), "damaged"),
+    "zarr-piece-missing": (
+        edited(ZARR, lambda p: (p / "X/indices/c/0").unlink()),
+        "1 of 1 pieces of the array",
+    ),
+    "zarr-piece-damaged": (edited(ZARR, lambda p: (p / "X/data/c/0").write_bytes(b"x" * 99)), "damaged"),
     "tenx-pointers": (tenx(3, indptr=POINTERS[::-1].copy()), "contradicts itself"),
     "tenx-index": (tenx(3, indices=np.full(NNZ, GENES, np.int64)), "outside 0 to"),
     "tenx-barcodes": (tenx(3, barcodes=np.array(["c1"], dtype="S")), "1 barcodes for a matrix of 40"),
