@@ -77,12 +77,20 @@ class Profile:
 
     def unit_product(self, chunk: CellChunk, G: Float32) -> Float32:
         """Return :meth:`unit` times ``G`` (n_genes, dim), as (n, dim) float32; the cells stay sparse."""
-        X = chunk.X.multiply((chunk.measured / self.spread)[None, :]).tocsr()
+        # Genes that do not count add nothing but time.
+        X = chunk.X
+        there: slice | npt.NDArray[np.int64] = slice(None)
+        if not chunk.measured.all():
+            there = np.flatnonzero(chunk.measured)
+            X = X[:, there]
+        Z = type(X)((X.data * (1.0 / self.spread)[there][X.indices], X.indices, X.indptr), shape=X.shape)
         # |z|^2 less the part along the shared direction, by Pythagoras
-        along = np.asarray(X @ self.shared(chunk.measured), dtype=np.float64)
-        squares = np.asarray(X.multiply(X).sum(axis=1), dtype=np.float64).ravel() - along**2
+        along = np.asarray(Z @ self.shared(chunk.measured)[there], dtype=np.float64)
+        Z.data **= 2
+        squares = np.asarray(Z.sum(axis=1), dtype=np.float64).ravel() - along**2
         norms = np.sqrt(np.maximum(squares, 1e-12))[:, None]
-        return np.asarray(self.product(chunk, G) / norms, dtype=np.float32)
+        projected = np.ascontiguousarray(self._projected(chunk.measured, G)[there])
+        return np.asarray(np.asarray(X @ projected, dtype=np.float32) / norms, dtype=np.float32)
 
     def shared(self, measured: npt.NDArray[np.bool_]) -> Float32:
         """Return (n_genes,) the direction that all classes share, of length 1 over the measured genes."""
@@ -101,9 +109,12 @@ class Profile:
 
         The cells stay sparse: the projection is taken from ``G``. A row's result depends on that row alone.
         """
-        u = self.shared(chunk.measured)
-        projected = (G - np.outer(u, u @ G)) * (chunk.measured / self.spread)[:, None]
-        return np.asarray(chunk.X @ np.ascontiguousarray(projected, dtype=np.float32), dtype=np.float32)
+        return np.asarray(chunk.X @ self._projected(chunk.measured, G), dtype=np.float32)
+
+    def _projected(self, measured: npt.NDArray[np.bool_], G: Float32) -> Float32:
+        """Return ``G`` so that cells times it are their profiles times ``G``."""
+        u = self.shared(measured)
+        return np.ascontiguousarray((G - np.outer(u, u @ G)) * (measured / self.spread)[:, None], np.float32)
 
     def state(self) -> dict[str, Any]:
         """Return the arrays to save."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +36,8 @@ class Prediction:
         (n, embed_dim) float32.
     proba
         (n, n_classes) float32 calibrated probabilities of the method asked for.
-    voices
-        Per voice, (n, n_classes) float32 probabilities of that voice alone.
+    winners
+        Per voice, (n,) int32 the class that is likeliest by that voice alone.
     sets
         (n, n_classes) bool, the classes of each cell's label set; None where no coverage was asked for.
     novelty
@@ -49,28 +50,52 @@ class Prediction:
 
     vectors: Float32
     proba: Float32
-    voices: dict[str, Float32]
+    winners: dict[str, npt.NDArray[np.int32]]
     neighbors: Neighbors
     novelty: Float32
     n_detected: Int64
     n_labels: Int64
     sets: npt.NDArray[np.bool_] | None = None
 
+    def __len__(self) -> int:
+        return len(self.vectors)
+
     @classmethod
     def concatenate(cls, parts: list[Prediction]) -> Prediction:
         """Return the predictions of several chunks as one."""
+        return cls.gather(parts, sum(map(len, parts)))
+
+    @classmethod
+    def gather(cls, parts: Iterable[Prediction], n: int) -> Prediction:
+        """Return the predictions of chunks as one of ``n`` cells; each is let go once it is copied.
+
+        Raises
+        ------
+        ValueError
+            If the parts do not have ``n`` cells, at least one of them.
+        """
+        whole: dict[str, npt.NDArray[Any]] = {}
+        done = 0
+        for part in parts:
+            for name, values in part._arrays().items():
+                if name not in whole:
+                    whole[name] = np.empty((n, *values.shape[1:]), dtype=values.dtype)
+                whole[name][done : done + len(part)] = values
+            done += len(part)
+        if done != n or not whole:
+            raise ValueError(f"predictions of {done} cells for {n}")
         return cls(
-            vectors=np.concatenate([p.vectors for p in parts]),
-            proba=np.concatenate([p.proba for p in parts]),
-            voices={name: np.concatenate([p.voices[name] for p in parts]) for name in VOICES},
-            neighbors=Neighbors.concatenate([p.neighbors for p in parts]),
-            novelty=np.concatenate([p.novelty for p in parts]),
-            n_detected=np.concatenate([p.n_detected for p in parts]),
-            n_labels=np.concatenate([p.n_labels for p in parts]),
-            sets=np.concatenate([p.sets for p in parts if p.sets is not None])
-            if parts[0].sets is not None
-            else None,
+            winners={name: whole.pop(f"winner {name}") for name in VOICES},
+            neighbors=Neighbors(whole.pop("neighbors"), whole.pop("distances")),
+            **whole,
         )
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all arrays, one row a cell, by a name each."""
+        plain = ("vectors", "proba", "novelty", "n_detected", "n_labels", "sets")
+        found = {name: getattr(self, name) for name in plain if getattr(self, name) is not None}
+        found |= {f"winner {name}": values for name, values in self.winners.items()}
+        return found | {"neighbors": self.neighbors.indices, "distances": self.neighbors.distances}
 
 
 class ReferenceModel:
@@ -221,7 +246,7 @@ class ReferenceModel:
         return Prediction(
             heard.vectors,
             together if method == "both" else alone[method],
-            alone,
+            {name: values.argmax(axis=1).astype(np.int32) for name, values in alone.items()},
             heard.neighbors,
             novelty,
             heard.n_detected,

@@ -11,6 +11,8 @@ from scvec.types import Float32
 
 __all__ = ["ClassOntology"]
 
+_BLOCK = 2**15
+
 
 @dataclass(frozen=True, slots=True)
 class ClassOntology:
@@ -56,13 +58,16 @@ class ClassOntology:
         for c, term in enumerate(self.terms):
             for above in self.lineage.get(term, ()):
                 under[c, number[above]] = 1.0
-        mass = proba @ under
-        # Among the terms that pass, the deepest; of two equally deep, the likelier one.
         depth = np.array([self.depth[t] for t in names], dtype=np.float64)
-        rank = np.where(mass >= bar - 1e-6, depth + 0.5 * np.minimum(mass, 1.0), -1.0)
-        best = rank.argmax(axis=1)
-        passed = rank[np.arange(len(proba)), best] >= 0
-        ids = [names[b] if ok else "" for b, ok in zip(best, passed, strict=True)]
+        ids: list[str] = []
+        # There are more terms than classes: never all cells by all terms at once.
+        for start in range(0, len(proba), _BLOCK):
+            mass = proba[start : start + _BLOCK] @ under
+            # Among the terms that pass, the deepest; of two equally deep, the likelier one.
+            rank = np.where(mass >= bar - 1e-6, depth + 0.5 * np.minimum(mass, 1.0), -1.0)
+            best = rank.argmax(axis=1)
+            passed = rank[np.arange(len(best)), best] >= 0
+            ids += [names[b] if ok else "" for b, ok in zip(best, passed, strict=True)]
         return [self.names.get(i, "") for i in ids], ids
 
     def to_dict(self) -> dict[str, Any]:

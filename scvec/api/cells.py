@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.api.labelled import Labelled, incoherent_labels
+from scvec.api.labelled import MAX_TRAINING_CELLS, Labelled, incoherent_labels, training_budget
 from scvec.api.reports import CellsReport
 from scvec.api.stages import Stages
 from scvec.protocols import CellEncoder, Progress, no_progress
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scvec.api.texts import EncodedGenes
     from scvec.encoders.registry import EncoderParts
     from scvec.encoders.statistics import GeneStatistics
+    from scvec.ingest.cells import CellSource
     from scvec.ingest.identity import GeneMap
     from scvec.types import Space
 
@@ -70,14 +71,16 @@ def ingest_cells(
     store
         Folder of the store; made where there is none.
     refs
-        h5ad files or AnnData objects, of human, of mouse, or some of each. Genes that one of them lacks are
-        left out; the two species share genes through orthologs.
+        h5ad files, zarr folders or AnnData objects, of human, of mouse, or some of each. Genes that one of
+        them lacks are left out; the two species share genes through orthologs.
     name
         What the reference is called; one of that name is replaced.
     label_key
         Column of obs with the labels.
     memory
-        Bytes that reading a file may use, as a number or like ``"4G"``; half of what is free where not given.
+        Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given. It cuts
+        the cells that are handled in one go, which changes no result, and below about 3G those that are
+        trained on, which does.
     batch_key
         Column of obs with donors or batches: whole ones are held out to calibrate the confidence.
     label_map
@@ -168,8 +171,10 @@ def ingest_cells(
             resolver = resolver_of(kb)
             matched = [match_genes(s, resolver, species=species, force=force) for s in sources]
             axis = common_axis(matched, resolver)
+        with stages("count genes"):
             stats, scores = gene_statistics(axis, matched, progress)
             axis, aligned = align_species(axis, matched, labelled.codes)
+        with stages("genes"):
             chosen = most_variable(scores, N_GENES)
             strata = _strata(matched, axis)
             # The encoder's genes; prototypes know all.
@@ -196,10 +201,23 @@ def ingest_cells(
             symbols = kb.genes().set_index("gene_id").loc[gene_ids, "symbol"].astype(str)
             parts = with_symbols(parts, symbols.tolist()).kept_in(training_folder(opened.path))
         with stages("train"):
+            most = training_budget(memory, len(chosen), _values_per_cell(sources))
+            rows, sampled = _sample(labelled, most, seed)
             model, notes = _train(
-                labelled, matched, axis.maps, chosen, scores, strata, encoder, encoded, parts, seed, progress
+                labelled,
+                rows,
+                matched,
+                axis.maps,
+                chosen,
+                scores,
+                strata,
+                encoder,
+                encoded,
+                parts,
+                seed,
+                progress,
             )
-            notes += [*getattr(model.voices.encoder, "notes", []), *calibration_notes(parts)]
+            notes = [*sampled, *notes, *getattr(model.voices.encoder, "notes", []), *calibration_notes(parts)]
         with stages("encode cells"):
             vectors = _encode(model.voices.encoder, matched, maps, progress)
         with stages("write"):
@@ -268,8 +286,23 @@ def _strata(matched: list[MatchedSource], axis: Axis) -> npt.NDArray[np.str_] | 
     return np.concatenate([np.full(m.source.n_obs, m.match.species) for m in matched])
 
 
+def _values_per_cell(sources: list[CellSource]) -> float:
+    """Return how many genes a cell has above zero, on average."""
+    return float(np.concatenate([s.n_genes_detected for s in sources]).mean())
+
+
+def _sample(labelled: Labelled, most: int, seed: int) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Return the cells to train on, and what a user should know about it."""
+    rows, total = labelled.training_rows(seed, most), int((labelled.codes >= 0).sum())
+    if len(rows) == total:
+        return rows, []
+    few = " that --memory allows" if most < min(total, MAX_TRAINING_CELLS) else ""
+    return rows, [f"trained on {len(rows):,} cells{few}, rare labels kept whole; all cells are in the index"]
+
+
 def _train(
     labelled: Labelled,
+    rows: npt.NDArray[np.int64],
     matched: list[MatchedSource],
     maps: list[GeneMap],
     chosen: npt.NDArray[np.int64],
@@ -287,10 +320,6 @@ def _train(
     from scvec.api.encoder_parts import for_training
     from scvec.encoders.registry import make_encoder
 
-    rows = labelled.training_rows(seed)
-    notes = []
-    if len(rows) < int((labelled.codes >= 0).sum()):
-        notes.append(f"trained on {len(rows):,} cells, rare labels kept whole; all cells are in the index")
     parts, start = [], 0
     for source, genes in zip(matched, maps, strict=True):
         here = rows[(rows >= start) & (rows < start + source.source.n_obs)] - start
@@ -307,7 +336,7 @@ def _train(
             of = for_training(of, next(fold), is_fold=len(part) < len(cells))
         return make_encoder(encoder, encoded.vectors if encoded else None, part, part_labels, parts=of)
 
-    model, more = ReferenceModel.fit(
+    model, notes = ReferenceModel.fit(
         new_encoder,
         cells,
         labelled.codes[rows],
@@ -320,7 +349,7 @@ def _train(
         seed=seed,
         progress=progress,
     )
-    return model, notes + more
+    return model, notes
 
 
 def _encode(
@@ -343,7 +372,8 @@ def _probes(matched: list[MatchedSource], maps: list[GeneMap]) -> dict[str, npt.
 
     n = matched[0].source.n_obs
     rows = np.unique(np.linspace(0, n - 1, min(N_PROBES, n)).astype(np.int64))
-    return probe_tensors(next(matched[0].chunks(maps[0], rows=rows)), rows)
+    [chunk] = matched[0].chunks(maps[0], len(rows), rows)
+    return probe_tensors(chunk, rows)
 
 
 def _describe(

@@ -55,7 +55,7 @@ def judged(
 
     classes = np.array(stored.meta["classes"])
     best = found.proba.argmax(axis=1)
-    knn, head = (found.voices[v].argmax(axis=1) for v in ("knn", "head"))
+    knn, head = (found.winners[v] for v in ("knn", "head"))
     confidence = found.proba[np.arange(len(best)), best].astype(np.float32)
     low = found.n_detected < model.floor * share
     status = statuses(confidence=confidence, novelty=found.novelty, n_labels=found.n_labels, low_quality=low)

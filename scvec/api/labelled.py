@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.errors import InputError
+from scvec.ingest.borders import parse_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,10 +19,16 @@ if TYPE_CHECKING:
     from scvec.ingest.cells import CellSource
     from scvec.ingest.hygiene import LabelFinding
 
-__all__ = ["MAX_TRAINING_CELLS", "Labelled", "incoherent_labels"]
+__all__ = ["MAX_TRAINING_CELLS", "Labelled", "incoherent_labels", "training_budget"]
 
 #: Cells that the encoder and the head are trained on at most.
 MAX_TRAINING_CELLS = 20_000
+#: Cells that are trained on whatever the memory: with fewer of them rare labels are nothing but rare cells.
+MIN_TRAINING_CELLS = 2_000
+#: Bytes that training needs for a cell and gene (dense, five times over), and for a value that is not zero.
+BYTES_PER_GENE, BYTES_PER_VALUE = 20, 32
+#: Bytes of the libraries, and of what is known of genes.
+FIXED_BYTES = 1_200_000_000
 #: Columns of obs in which data sets keep Cell Ontology ids, the CELLxGENE schema's first.
 ONTOLOGY_COLUMNS = ("cell_type_ontology_term_id", "cell_ontology_id")
 #: Columns that name the tissue.
@@ -116,16 +123,16 @@ class Labelled:
             obs[SPECIES_COLUMN] = pd.Categorical(species)
         return obs
 
-    def training_rows(self, seed: int) -> npt.NDArray[np.int64]:
-        """Return which cells to train on, ascending: all labelled ones, or a sample, rare labels whole."""
+    def training_rows(self, seed: int, most: int = MAX_TRAINING_CELLS) -> npt.NDArray[np.int64]:
+        """Return which cells to train on, ascending: all labelled ones, or ``most``, rare labels whole."""
         rows = np.flatnonzero(self.codes >= 0)
-        if len(rows) <= MAX_TRAINING_CELLS:
+        if len(rows) <= most:
             return rows
         counts = np.bincount(self.codes[rows], minlength=len(self.classes))
         low, high = 0, int(counts.max())
         while low < high:  # the largest cap on a label that keeps the sum within the budget
             cap = (low + high + 1) // 2
-            low, high = (cap, high) if np.minimum(counts, cap).sum() <= MAX_TRAINING_CELLS else (low, cap - 1)
+            low, high = (cap, high) if np.minimum(counts, cap).sum() <= most else (low, cap - 1)
         rng = np.random.default_rng(seed)
         kept = [rng.permutation(rows[self.codes[rows] == c])[: max(low, 1)] for c in range(len(self.classes))]
         return np.sort(np.concatenate(kept))
@@ -141,6 +148,8 @@ class Labelled:
 
     def known_terms(self) -> dict[str, str]:
         """Return label -> Cell Ontology id where a column of ids agrees on all cells of a label."""
+        import pandas as pd
+
         known: dict[str, set[str]] = {}
         start = 0
         for source in self.sources:
@@ -149,11 +158,36 @@ class Labelled:
             for column in ONTOLOGY_COLUMNS:
                 if column not in source.obs.columns:
                     continue
-                for code, value in zip(codes, source.obs[column].astype(str), strict=True):
+                values, names = pd.factorize(source.obs[column])
+                pairs = np.unique(np.column_stack([codes, values]), axis=0)
+                for code, value in ((c, str(names[v])) for c, v in pairs if v >= 0):
                     if code >= 0 and re.fullmatch(r"CL:\d{7}", value):
                         known.setdefault(self.classes[code], set()).add(value)
                 break
         return {label: next(iter(ids)) for label, ids in known.items() if len(ids) == 1}
+
+
+def training_budget(memory: str | int | None, n_genes: int, n_values: float) -> int:
+    """Return how many cells may be trained on.
+
+    Only a memory that a user names says less than ``MAX_TRAINING_CELLS``: what else the machine does at the
+    time must not change a reference.
+
+    Parameters
+    ----------
+    memory
+        Bytes that may be used in all, as a number or like ``"4G"``; None where no limit was named.
+    n_genes
+        Genes that the encoder knows.
+    n_values
+        Genes above zero in a cell, on average.
+    """
+    if memory is None:
+        return MAX_TRAINING_CELLS
+    per_cell = BYTES_PER_GENE * n_genes + BYTES_PER_VALUE * n_values
+    return int(
+        np.clip((parse_memory(memory) - FIXED_BYTES) / per_cell, MIN_TRAINING_CELLS, MAX_TRAINING_CELLS)
+    )
 
 
 def _renamed(

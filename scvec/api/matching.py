@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvec.errors import InputError
+from scvec.ingest.read_ahead import read_ahead
 from scvec.types import CellChunk, GeneMatch
 
 if TYPE_CHECKING:
@@ -52,12 +53,16 @@ class MatchedSource:
     def chunks(
         self,
         genes: GeneMap,
-        size: int = 2048,
+        size: int | None = None,
         rows: npt.NDArray[np.int64] | None = None,
     ) -> Iterator[CellChunk]:
-        """Yield cells over the target genes of ``genes``."""
-        for X in self.source.chunks(size, rows):
-            yield CellChunk(over_targets(X, genes.weights), genes.measured)
+        """Yield cells over the target genes of ``genes``, while the next ones are read."""
+
+        def cells() -> Iterator[CellChunk]:
+            for X in self.source.chunks(size, rows):
+                yield CellChunk(over_targets(X, genes.weights), genes.measured)
+
+        return read_ahead(cells)
 
 
 def over_targets(X: Any, weights: Any) -> Any:
@@ -73,8 +78,8 @@ def over_targets(X: Any, weights: Any) -> Any:
     # expm1 and log1p would change the last bits of every value, so plain selections go without.
     plain = bool((weights.data == 1).all()) and np.bincount(weights.indices, minlength=1).max(initial=0) <= 1
     linear = X if plain else type(X)((np.expm1(X.data), X.indices, X.indptr), shape=X.shape)
-    mapped = (linear @ weights).tocsr()
-    mapped.sort_indices()
+    # Turned over twice, the columns of a row are in order: half the time of sorting them.
+    mapped = (linear @ weights).tocsc().tocsr()
     if not plain:
         mapped.data = np.log1p(mapped.data)
     mapped.eliminate_zeros()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["annotate", "only_reference", "query", "rows_asked"]
 
-CHUNK = 2048
 #: Fewer genes of the reference than this say nothing about a cell.
 MIN_GENES = 10
 
@@ -63,7 +63,8 @@ def query(
     Parameters
     ----------
     path
-        An h5ad file or an AnnData object; never changed.
+        An h5ad file, a zarr folder of anndata, an .h5 file or a folder (``matrix.mtx``, ``features.tsv``,
+        ``barcodes.tsv``) of Cell Ranger, or an AnnData object; never changed.
     reference
         Name of the reference; may be left out where the store has one.
     output
@@ -78,7 +79,8 @@ def query(
     method
         ``both``, ``knn``, ``head``, ``prototype``, ``linear`` or ``centroid``.
     memory
-        Bytes that reading may use, as a number or like ``"4G"``; half of what is free where not given.
+        Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given. It cuts
+        the cells that are handled in one go and changes no answer.
     where
         SQL condition over the reference's obs: only those cells are neighbours, only their labels are given.
     exact
@@ -315,10 +317,13 @@ def _predict(
     from scvec.annotate.shift import regime_of
 
     regime = regime_of(via_orthologs=foreign, measured_share=share)
-    total, parts = matched.source.n_obs, []
-    done = 0
-    for chunk in matched.chunks(genes, CHUNK):
-        parts.append(model.predict(chunk, regime=regime, **options))
-        done += len(chunk)
-        progress("annotating cells", done, total)
-    return Prediction.concatenate(parts), regime
+    total = matched.source.n_obs
+
+    def parts() -> Iterator[Prediction]:
+        done = 0
+        for chunk in matched.chunks(genes):
+            yield model.predict(chunk, regime=regime, **options)
+            done += len(chunk)
+            progress("annotating cells", done, total)
+
+    return Prediction.gather(parts(), total), regime

@@ -121,7 +121,10 @@ def reporter_of(asked: dict[str, Any]) -> Callable[..., Any]:
 
 
 def write_output(annotation: Annotation, path: Any, target: Path, columns: str) -> Annotation:
-    """Write an annotation beside what it annotates, or as a table; returns it with its file named."""
+    """Write an annotation beside what it annotates, or as a table; returns it with its file named.
+
+    The cells were read for the annotation just now, and checked before that.
+    """
     from scvec.ingest.h5ad_output import write_annotated, write_table
 
     if target.suffix == ".h5ad":
@@ -129,7 +132,7 @@ def write_output(annotation: Annotation, path: Any, target: Path, columns: str) 
         if columns != "scvec":
             table = table.join(annotation.to_table(columns=columns))
         uns = {"scvec": annotation.uns(), **annotation.colors()}
-        write_annotated(path, target, obs=table, obsm=annotation.obsm(), uns=uns)
+        write_annotated(path, target, obs=table, obsm=annotation.obsm(), uns=uns, checked=True)
     else:
         write_table(annotation.to_table(columns=columns).rename_axis("cell"), target)
     return replace(annotation, output=str(target))

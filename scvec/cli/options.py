@@ -141,7 +141,7 @@ def layer_option(function: F) -> F:
 def memory_option(function: F) -> F:
     """Add ``--memory``."""
     return click.option(
-        "--memory", metavar="SIZE", help="Memory for reading, as 4G.  [default: half of what is free]"
+        "--memory", metavar="SIZE", help="Memory that may be used, as 4G.  [default: half of what is free]"
     )(function)
 
 

@@ -94,6 +94,8 @@ def query(
 ) -> None:
     """Annotate the cells of QUERY by a reference. The file itself is never changed.
 
+    QUERY is an h5ad, a zarr folder of anndata, or what Cell Ranger writes: an .h5, or a folder of matrix.mtx.
+
     \b
     Examples:
       scvec query new.h5ad --reference pancreas -o annotated.h5ad --report report.html

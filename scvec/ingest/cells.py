@@ -1,4 +1,4 @@
-"""Cells of an h5ad file or an AnnData object, checked, normalised and handed out in chunks."""
+"""Cells of a file, a folder or an AnnData object, checked, normalised and handed out in chunks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvec.ingest.borders import count_text, parse_memory
-from scvec.ingest.contents import Contents, contents_of_adata, contents_of_file
+from scvec.ingest.contents import Contents, contents_of_adata
 from scvec.ingest.expression import ExpressionState, normalize
 from scvec.ingest.features import gene_name_candidates
-from scvec.ingest.h5ad_safety import open_h5ad
 from scvec.ingest.labels import labels
+from scvec.ingest.openers import contents_of
 from scvec.ingest.selection import choose
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ __all__ = ["CellSource", "labels", "parse_memory"]
 
 # Rows of a chunk that are this close are read in one go, and those between thrown away.
 _GAP = 64
+#: Share of the memory that the cells handled in one go may take. Up to four chunks are on their way at a
+#: time (:mod:`scvec.ingest.read_ahead`), and what is made of one may be several times as large.
+_SHARE = 16
 
 
 class CellSource:
@@ -104,7 +107,8 @@ class CellSource:
         Parameters
         ----------
         path_or_adata
-            An h5ad file, or an AnnData object (also a backed one), which is not changed.
+            An h5ad file, a zarr folder of anndata, an .h5 file or a folder (``matrix.mtx``, ``features.tsv``,
+            ``barcodes.tsv``) of Cell Ranger, or an AnnData object (also a backed one); never changed.
         layer
             Where the values are: a layer, ``"X"`` or ``"raw"``. Found out where not given.
         memory
@@ -120,11 +124,11 @@ class CellSource:
         limit = parse_memory(memory)
         if not isinstance(path_or_adata, str | os.PathLike):
             return cls(contents_of_adata(path_or_adata), layer=layer, memory=limit)
-        file = open_h5ad(path_or_adata, memory=limit)
+        contents = contents_of(path_or_adata, limit)
         try:
-            return cls(contents_of_file(file, Path(path_or_adata), limit), layer=layer, memory=limit)
+            return cls(contents, layer=layer, memory=limit)
         except BaseException:
-            file.close()
+            contents.close()
             raise
 
     def close(self) -> None:
@@ -144,23 +148,29 @@ class CellSource:
         """Number of genes kept."""
         return len(self.var_names)
 
+    @property
+    def chunk_size(self) -> int:
+        """Cells that are handled in one go within the memory: 2,048, or fewer where they are large."""
+        return self._reader.rows_within(self.memory // _SHARE)
+
     def gene_name_candidates(self) -> dict[str, list[str]]:
         """Return lists of names for the genes kept: ``"index"`` (``var_names``), then columns of ``var``."""
         return gene_name_candidates(self.var_names, self.var)
 
     def chunks(
-        self, size: int = 2048, rows: npt.NDArray[np.integer[Any]] | None = None
+        self, size: int | None = None, rows: npt.NDArray[np.integer[Any]] | None = None
     ) -> Iterator[sp.csr_matrix[Any]]:
         """Yield normalised cells, (n, n_vars) CSR float32 log1p CP10k with n <= ``size``.
 
         Parameters
         ----------
         size
-            Cells in a chunk. The values of a cell do not depend on it.
+            Cells in a chunk, :attr:`chunk_size` where not given. The values of a cell do not depend on it.
         rows
             Numbers of the cells wanted, in the order wanted; all in file order where not given. Ascending
             numbers are read fastest.
         """
+        size = self.chunk_size if size is None else size
         if size < 1:
             raise ValueError(f"size must be positive, not {size}")
         wanted = np.arange(self.n_obs) if rows is None else np.asarray(rows, dtype=np.int64)
@@ -174,10 +184,13 @@ class CellSource:
         """Read rows in any order, in as few stretches as are sensible."""
         ascending, back = np.unique(rows, return_inverse=True)
         parts = []
-        for stretch in np.split(ascending, np.flatnonzero(np.diff(ascending) > _GAP) + 1):
-            first, last = int(stretch[0]), int(stretch[-1]) + 1
-            block = self._reader.rows(first, last)
-            parts.append(block if len(stretch) == last - first else block[stretch - first])
+        most = max(self.chunk_size, len(ascending))
+        for near in np.split(ascending, np.flatnonzero(np.diff(ascending) > _GAP) + 1):
+            # Rows that are thrown away at once must not be many at once.
+            for stretch in np.split(near, np.flatnonzero(np.diff((near - near[0]) // most)) + 1):
+                first, last = int(stretch[0]), int(stretch[-1]) + 1
+                block = self._reader.rows(first, last)
+                parts.append(block if len(stretch) == last - first else block[stretch - first])
         block = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
         return block if np.array_equal(back, np.arange(len(ascending))) else block[back]
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from scvec.errors import InputError
 from scvec.ingest.borders import reading
+from scvec.ingest.matrices import is_array, is_group
 from scvec.ingest.tables import read_table, tidy_table
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class Contents:
             raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix)
 
 
-def contents_of_file(file: h5py.File, path: Path, memory: int) -> Contents:
-    """Read obs of a checked, open h5ad and list its matrices.
+def contents_of_file(file: Any, path: Path, memory: int) -> Contents:
+    """Read obs of a checked, open h5ad or zarr group and list its matrices.
 
     Raises
     ------
@@ -59,7 +60,7 @@ def contents_of_file(file: h5py.File, path: Path, memory: int) -> Contents:
         if name not in file:
             fix = "give a whole AnnData file, written by adata.write_h5ad()"
             raise InputError(f"the file has no {name} table", str(path), fix)
-    if isinstance(file["obs"], h5py.Dataset) or isinstance(file["var"], h5py.Dataset) or "raw.X" in file:
+    if isinstance(file, h5py.File) and (is_array(file["obs"]) or is_array(file["var"]) or "raw.X" in file):
         return _old_file(file, path)
     notes: list[str] = []
     tables: dict[str, pd.DataFrame] = {}
@@ -75,13 +76,15 @@ def contents_of_file(file: h5py.File, path: Path, memory: int) -> Contents:
     with reading(path):
         if "X" in file and file["X"].attrs.get("encoding-type") != "null":
             places["X"] = Place(file["X"], lambda: var_of("var"))
-        if isinstance(file.get("raw"), h5py.Group) and "X" in file["raw"]:
+        if "raw" in file and is_group(file["raw"]) and "X" in file["raw"]:
             places["raw"] = Place(file["raw/X"], lambda: var_of("raw/var"))
-        if isinstance(file.get("layers"), h5py.Group):
-            for name in file["layers"]:
+        if "layers" in file and is_group(file["layers"]):
+            for name in sorted(file["layers"]):
                 places[f"layers/{name}"] = Place(file["layers"][name], lambda: var_of("var"))
         obs = file["obs"]
-    return Contents(str(path), read_table(obs, str(path), memory, notes), places, path, notes, file.close)
+    table = read_table(obs, str(path), memory, notes)
+    # A zarr folder is not held open.
+    return Contents(str(path), table, places, path, notes, getattr(file, "close", lambda: None))
 
 
 def _old_file(file: h5py.File, path: Path) -> Contents:
@@ -103,7 +106,7 @@ def _old_file(file: h5py.File, path: Path) -> Contents:
 
 
 def contents_of_adata(adata: AnnData) -> Contents:
-    """List what an AnnData object holds; a backed one is read into memory.
+    """List what an AnnData object holds; of a backed one X stays on the disk.
 
     Raises
     ------
@@ -113,17 +116,27 @@ def contents_of_adata(adata: AnnData) -> Contents:
     if not all(hasattr(adata, name) for name in ("obs", "var", "X", "layers")):
         what = f"cells come as an .h5ad path or an AnnData object, not as {type(adata).__name__}"
         raise InputError(what, "", "wrap the matrix: anndata.AnnData(X, obs=..., var=...)")
+    on_disk: Any = {}
     if adata.isbacked:
         with reading(str(adata.filename)):
-            adata = adata.to_memory()
+            if adata.is_view or adata.raw is not None or not _by_rows(adata.file["X"]):
+                adata = adata.to_memory()
+            else:
+                on_disk = {"X": adata.file["X"]}
     notes: list[str] = []
     obs, var = tidy_table(adata.obs, "obs", notes), tidy_table(adata.var, "var", notes)
     places: dict[str, Place] = {}
-    if adata.X is not None:
-        places["X"] = Place(adata.X, lambda: var)
+    X = on_disk.get("X", adata.X)
+    if X is not None:
+        places["X"] = Place(X, lambda: var)
     raw = adata.raw
     if raw is not None:
         places["raw"] = Place(raw.X, lambda: tidy_table(raw.var, "raw/var", notes))
     for name, values in adata.layers.items():
         places[f"layers/{name}"] = Place(values, lambda: var)
     return Contents("the AnnData object", obs, places, None, notes)
+
+
+def _by_rows(item: Any) -> bool:
+    """Return whether rows of a stored matrix can be read by themselves."""
+    return is_array(item) or str(item.attrs.get("encoding-type", "")).startswith("csr")

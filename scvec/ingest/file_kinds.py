@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ["foreign_hdf5", "guess_kind"]
+import h5py
+
+__all__ = ["foreign_hdf5", "guess_kind", "is_tenx", "tenx_groups"]
 
 _GZ_FIX = "unpack it first: gunzip FILE"
-_ZIP_FIX = "unpack it first; a zarr store goes through anndata.read_zarr().write_h5ad()"
+_ZIP_FIX = "unpack it first; of a zarr store give the folder"
 _R_FIX = "in R: zellkonverter::writeH5AD(as.SingleCellExperiment(object), 'out.h5ad')"
 _TABLE_FIX = "build an AnnData with cell and gene names from it and write that with write_h5ad()"
 # (first bytes, what it is, how to mend it)
@@ -23,7 +25,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (
         b"%%MatrixMarket",
         "a Matrix Market file",
-        "read its folder: scanpy.read_10x_mtx(FOLDER).write_h5ad(...)",
+        "give the folder that it lies in, with its features.tsv and barcodes.tsv",
     ),
     (b"\x93NUMPY", "a NumPy array", _TABLE_FIX),
     (b"\x0e\x03\x13\x01", "an HDF4 file", "convert it to HDF5 (h5ad) first"),
@@ -70,7 +72,7 @@ def foreign_hdf5(names: Collection[str]) -> tuple[str, str] | None:
     if "matrix" in here and {"row_attrs", "col_attrs"} & here:
         return "a loom file", "convert it: anndata.io.read_loom(FILE, X_name='').write_h5ad('out.h5ad')"
     if "matrix" in here and "obs" not in here:
-        return "a 10x Genomics h5 file", "convert it: scanpy.read_10x_h5(FILE).write_h5ad('out.h5ad')"
+        return "a 10x Genomics h5 file", "give one that holds a matrix/barcodes, or an .h5ad"
     if "mod" in here:
         return "a MuData file (.h5mu)", "write its RNA part: mudata.read(FILE)['rna'].write_h5ad('out.h5ad')"
     if "assays" in here and ("cell.names" in here or "meta.data" in here):
@@ -80,3 +82,14 @@ def foreign_hdf5(names: Collection[str]) -> tuple[str, str] | None:
         what = f"HDF5 but not an AnnData file (it holds {shown})"
         return what, "give a file written by adata.write_h5ad()"
     return None
+
+
+def is_tenx(file: h5py.File) -> bool:
+    """Return whether an open HDF5 file is one of Cell Ranger's, of version 3 (``matrix``) or 2 (a genome)."""
+    return not {"obs", "var", "row_attrs", "mod"} & set(file) and bool(tenx_groups(file))
+
+
+def tenx_groups(file: h5py.File) -> list[str]:
+    """Return the groups of a file that hold a matrix as Cell Ranger writes it."""
+    groups = ((str(name), file.get(name)) for name in file)
+    return [name for name, item in groups if isinstance(item, h5py.Group) and "barcodes" in item]

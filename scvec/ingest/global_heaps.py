@@ -7,6 +7,7 @@ interrupt it. So the heaps are found by their signature and stepped through here
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import struct
 from pathlib import Path
@@ -18,6 +19,9 @@ _HEADER = 16
 _SIZE = struct.Struct("<Q")
 # Of an object: its number, 6 bytes that do not matter here, and its length.
 _OBJECT = struct.Struct("<H6xQ")
+#: Bytes of the file that are looked at in one go. What was looked at is given back, or a large file would
+#: count as memory of this process.
+_PIECE = 2**25
 
 
 def broken_heap(path: Path) -> int | None:
@@ -27,11 +31,16 @@ def broken_heap(path: Path) -> int | None:
     looked into.
     """
     with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        start = data.find(_SIGNATURE)
-        while start >= 0:
-            if not _is_sound(data, start):
-                return start
-            start = data.find(_SIGNATURE, start + len(_SIGNATURE))
+        for piece in range(0, len(data), _PIECE):
+            # A signature that begins in this piece may end in the next one.
+            end = min(piece + _PIECE + len(_SIGNATURE) - 1, len(data))
+            start = data.find(_SIGNATURE, piece, end)
+            while start >= 0:
+                if not _is_sound(data, start):
+                    return start
+                start = data.find(_SIGNATURE, start + len(_SIGNATURE), end)
+            with contextlib.suppress(AttributeError, OSError):  # not on every system
+                data.madvise(mmap.MADV_DONTNEED, piece, min(_PIECE, len(data) - piece))
     return None
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ import pandas as pd
 
 from scvec.errors import InputError
 from scvec.ingest.borders import disk_errors, reading
-from scvec.ingest.h5ad_safety import check_h5ad
+from scvec.ingest.h5ad_copy import write_as_h5ad
+from scvec.ingest.h5ad_safety import open_h5ad
+from scvec.ingest.openers import is_h5ad
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -68,15 +71,18 @@ def write_annotated(
     obs: pd.DataFrame,
     obsm: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
+    *,
+    checked: bool = False,
 ) -> None:
-    """Write a copy of an h5ad with columns added; all else is carried over bit for bit.
+    """Write a copy with columns added; of an h5ad all else is carried over bit for bit.
 
-    The copy appears under its name whole or not at all. Columns and entries of the same name are replaced.
+    The file is copied as it lies and never loaded, whatever its size. The copy appears under its name whole
+    or not at all. Columns and entries of the same name are replaced.
 
     Parameters
     ----------
     source
-        The h5ad the cells came from, or the AnnData object; neither is changed.
+        The file or folder the cells came from, or the AnnData object; none is changed.
     out_path
         The h5ad to write; an existing one is replaced.
     obs
@@ -85,6 +91,8 @@ def write_annotated(
         Arrays (n_obs, ...) to add to obsm.
     uns
         Entries to add to uns. None values are left out, tuples become lists.
+    checked
+        The file was just checked (:func:`scvec.ingest.h5ad_safety.open_h5ad`): do not read it again.
 
     Raises
     ------
@@ -103,7 +111,15 @@ def write_annotated(
         _write_object(source, out, columns, obsm, uns)
         return
     out = check_output(out_path, source)
-    check_h5ad(source)
+    whole_folder = Path(source).is_dir()
+    if not (checked or whole_folder):
+        open_h5ad(source, others=True).close()
+    if whole_folder or not is_h5ad(source):
+        uns = {name: _storable(value) for name, value in uns.items()}
+        with replacing(out) as temporary:
+            write_as_h5ad(Path(source), temporary, _room(obs, obsm, uns))
+            _annotate(temporary, columns, obsm, uns, str(source))
+        return
     with h5py.File(source, "r") as file:
         old = not isinstance(file.get("obs"), h5py.Group) or "raw.X" in file
     if old:  # anndata before 0.7 kept obs in one compound dataset, which takes no more columns
@@ -115,14 +131,24 @@ def write_annotated(
         _write_object(adata, out, columns, obsm, uns)
         return
     uns = {name: _storable(value) for name, value in uns.items()}
-    added = int(obs.memory_usage(deep=True).sum()) + _n_bytes(obsm) + _n_bytes(uns)
-    room = 2 * added + _ENTRY_ROOM * (len(columns) + len(obsm) + _n_entries(uns)) + _FILE_ROOM
     with replacing(out) as temporary:
-        _copy_with_room(Path(source), temporary, room)
-        with h5py.File(temporary, "r+", locking="best-effort") as file:
-            _add_columns(file["obs"], columns, len(obs), str(source))
-            _add_entries(file, "obsm", obsm)
-            _add_entries(file, "uns", uns)
+        _copy_with_room(Path(source), temporary, _room(obs, obsm, uns))
+        _annotate(temporary, columns, obsm, uns, str(source))
+
+
+def _room(obs: pd.DataFrame, obsm: Mapping[str, Any], uns: Mapping[str, Any]) -> int:
+    """Return bytes that additions may take in a file, generously."""
+    added = int(obs.memory_usage(deep=True).sum()) + _n_bytes(obsm) + _n_bytes(uns)
+    return 2 * added + _ENTRY_ROOM * (len(obs.columns) + len(obsm) + _n_entries(uns)) + _FILE_ROOM
+
+
+def _annotate(
+    path: Path, columns: dict[str, Any], obsm: Mapping[str, Any], uns: Mapping[str, Any], source: str
+) -> None:
+    with h5py.File(path, "r+", locking="best-effort") as file:
+        _add_columns(file["obs"], columns, source)
+        _add_entries(file, "obsm", obsm)
+        _add_entries(file, "uns", uns)
 
 
 def _copy_with_room(source: Path, target: Path, room: int) -> None:
@@ -160,7 +186,7 @@ def _n_entries(value: Any) -> int:
     return 1 + sum(map(_n_entries, value.values())) if isinstance(value, Mapping) else 1
 
 
-def _add_columns(group: h5py.Group, columns: dict[str, Any], n: int, source: str) -> None:
+def _add_columns(group: h5py.Group, columns: dict[str, Any], source: str) -> None:
     """Add columns to the obs group itself, so that those already there keep their encoding."""
     from anndata.io import write_elem
 
@@ -171,9 +197,9 @@ def _add_columns(group: h5py.Group, columns: dict[str, Any], n: int, source: str
         n_obs = len(
             item if isinstance(item, h5py.Dataset) else item["codes" if "codes" in item else "values"]
         )
-    if n != n_obs:
-        raise ValueError(f"{n} rows of annotation for {n_obs} cells")
     for name, values in columns.items():
+        if len(values) != n_obs:
+            raise ValueError(f"{len(values)} rows of annotation for {n_obs} cells")
         if name == index:
             raise InputError(f"obs already uses '{name}' for the names of the cells", source)
         write_elem(group, name, values, dataset_kwargs=_GZIP)
@@ -190,7 +216,13 @@ def _add_entries(file: h5py.File, name: str, entries: Mapping[str, Any]) -> None
         write_elem(file, name, {})
     for key, value in entries.items():
         # Scalars cannot be compressed, and the dicts of uns are full of them.
-        write_elem(file[name], key, value, dataset_kwargs=_GZIP if name == "obsm" else {})
+        write_elem(file[name], key, value, dataset_kwargs=_GZIP if name == "obsm" and _shrinks(value) else {})
+
+
+def _shrinks(value: Any) -> bool:
+    """Return whether packing is worth its time: cell vectors are noise in all bits, and seconds in gzip."""
+    head = np.ascontiguousarray(np.asarray(value)[:256]).tobytes()
+    return len(zlib.compress(head, 1)) < 0.8 * len(head)
 
 
 def _write_object(

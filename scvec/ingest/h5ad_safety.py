@@ -17,7 +17,7 @@ import h5py
 
 from scvec.errors import InputError
 from scvec.ingest.borders import parse_memory, reading, size_text
-from scvec.ingest.file_kinds import foreign_hdf5, guess_kind
+from scvec.ingest.file_kinds import foreign_hdf5, guess_kind, is_tenx
 from scvec.ingest.global_heaps import broken_heap
 
 __all__ = ["check_h5ad", "open_h5ad"]
@@ -52,8 +52,16 @@ def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None)
     open_h5ad(path, memory=memory).close()
 
 
-def open_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) -> h5py.File:
-    """Check a file as :func:`check_h5ad` does and return it open for reading."""
+def open_h5ad(
+    path: str | os.PathLike[str], *, memory: str | int | None = None, others: bool = False
+) -> h5py.File:
+    """Check a file as :func:`check_h5ad` does and return it open for reading.
+
+    Parameters
+    ----------
+    others
+        Files of Cell Ranger are let through too.
+    """
     path = Path(path)
     _check_regular_file(path)
     try:
@@ -68,9 +76,11 @@ def open_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) 
                     f"the file is damaged: its texts cannot be read (at byte {heap:,})", str(path), _ANEW
                 )
             foreign = foreign_hdf5(list(file))
-            if foreign:
+            tenx = others and is_tenx(file)
+            if foreign and not tenx:
                 raise InputError(f"this is {foreign[0]}", str(path), foreign[1])
-            _Walk(path, path.stat().st_size, parse_memory(memory)).walk(file.id)
+            read = tuple(file) if tenx else _READ
+            _Walk(path, path.stat().st_size, parse_memory(memory), read).walk(file.id)
     except BaseException:
         file.close()
         raise
@@ -81,13 +91,8 @@ def _check_regular_file(path: Path) -> None:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            if {".zgroup", "zarr.json"} & set(os.listdir(path)):
-                fix = "convert it: anndata.read_zarr(FOLDER).write_h5ad('out.h5ad')"
-                raise InputError("this is a zarr store", str(path), fix)
-            if any(name.startswith("matrix.mtx") for name in os.listdir(path)):
-                fix = "convert it: scanpy.read_10x_mtx(FOLDER).write_h5ad('out.h5ad')"
-                raise InputError("this is a folder of 10x Genomics files", str(path), fix)
-            raise InputError("this is a folder, not a file", str(path), "give the .h5ad file itself")
+            fix = "give the .h5ad file itself, or a zarr or 10x Genomics folder"
+            raise InputError("this is a folder, not a file", str(path), fix)
         if not stat.S_ISREG(status.st_mode):
             # Opening a pipe would wait for ever.
             raise InputError("this is a pipe or a device, not a file", str(path), "give an .h5ad file")
@@ -149,6 +154,7 @@ class _Walk:
     path: Path
     file_size: int
     memory: int
+    read: tuple[str, ...] = _READ
     seen: set[int] = field(default_factory=set)
 
     def walk(self, root: h5py.h5g.GroupID) -> None:
@@ -173,7 +179,7 @@ class _Walk:
                 if len(self.seen) > MAX_OBJECTS:
                     raise self._refuse(f"the file holds more than {MAX_OBJECTS:,} objects", where)
                 item = h5py.h5o.open(group, name)
-                if where.split("/")[1] in _READ:
+                if where.split("/")[1] in self.read:
                     self._check_types(item, where)
                 if isinstance(item, h5py.h5g.GroupID):
                     stack.append((item, where, above | {address}))
@@ -217,7 +223,7 @@ class _Walk:
         if logical > RATIO_FLOOR and logical > MAX_RATIO * stored:
             claim = f"a dataset claims {size_text(logical)} but stores only {size_text(stored)}"
             raise self._refuse(claim, where)
-        if made.get_layout() == h5py.h5d.CHUNKED and where.split("/")[1] in _READ:
+        if made.get_layout() == h5py.h5d.CHUNKED and where.split("/")[1] in self.read:
             self._check_chunks(made, item_size, where)
 
     def _check_chunks(self, made: h5py.h5p.PropDCID, item_size: int, where: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -13,9 +15,13 @@ import scipy.sparse as sp
 from scvec.errors import InputError, ResourceError
 from scvec.ingest.borders import reading, size_text
 
-__all__ = ["MatrixReader", "open_matrix"]
+__all__ = ["MAX_ROWS", "MatrixReader", "StoredRows", "is_array", "is_group", "open_matrix"]
 
 _PIECE = 2**22
+#: Rows that are read in one go at most, and the bytes that a stored value needs until it is log1p CP10k: as
+#: stored, as float64 with its column, and one or two copies.
+MAX_ROWS = 2048
+BYTES_PER_VALUE = 64
 _NUMERIC = "biuf"
 _BROKEN_FIX = "the file is damaged or was written by a faulty program: write it anew with adata.write_h5ad()"
 
@@ -29,16 +35,40 @@ class MatrixReader(ABC):
         (n_obs, n_vars).
     where
         What to call the matrix in messages: the file and the place in it.
+    stored_dtype
+        float32 where values are stored in four bytes or fewer, else float64.
     n_unsorted, n_duplicates
         Over all rows read so far: rows whose column numbers were not ascending, and values that shared
         a cell and gene with another and were added to it.
     """
 
-    def __init__(self, shape: tuple[int, int], where: str) -> None:
+    def __init__(self, shape: tuple[int, int], where: str, dtype: Any = np.float64) -> None:
         self.shape = shape
+        small = np.dtype(dtype).itemsize <= 4
+        self.stored_dtype: np.dtype[Any] = np.dtype(np.float32 if small else np.float64)
         self.where = where
         self.n_unsorted = 0
         self.n_duplicates = 0
+
+    def rows_within(self, n_bytes: int) -> int:
+        """Return how many rows may be read in one go so that all that is made of them stays in ``n_bytes``.
+
+        At least one, and ``MAX_ROWS`` at most.
+        """
+        most = max(1, n_bytes // BYTES_PER_VALUE)
+        step = MAX_ROWS
+        while step > 1 and self._values_in(step) > most:
+            step //= 2
+        return step
+
+    @property
+    def n_values(self) -> int:
+        """Values that are stored at most."""
+        return self._values_in(max(1, self.shape[0]))
+
+    def _values_in(self, step: int) -> int:
+        """Return the most values that ``step`` rows hold, from a multiple of ``step`` on."""
+        return step * self.shape[1]
 
     @abstractmethod
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
@@ -63,14 +93,25 @@ class MatrixReader(ABC):
         return block
 
 
-class _Stored(MatrixReader):
-    """A CSR group of an h5ad: three one-dimensional datasets."""
+@dataclass(frozen=True)
+class StoredRows:
+    """A matrix stored by cell with no mark of its kind: ``data``, ``indices`` and ``indptr``; its shape."""
 
-    def __init__(self, group: h5py.Group, shape: tuple[int, int], where: str) -> None:
-        super().__init__(shape, where)
+    parts: Mapping[str, Any]
+    shape: tuple[int, int]
+
+
+class _Stored(MatrixReader):
+    """A CSR group of an h5ad or a zarr folder: three one-dimensional arrays."""
+
+    def __init__(self, group: Any, shape: tuple[int, int], where: str) -> None:
+        super().__init__(shape, where, group["data"].dtype)
         with reading(where):
             self._data, self._indices = group["data"], group["indices"]
             self._indptr = _checked_indptr(group, shape[0], where)
+
+    def _values_in(self, step: int) -> int:
+        return _fullest(self._indptr, step)
 
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         a, b = int(self._indptr[start]), int(self._indptr[stop])
@@ -84,8 +125,8 @@ class _Stored(MatrixReader):
 class _Dense(MatrixReader):
     """A two-dimensional dataset; only some hundred rows of it are ever dense in memory."""
 
-    def __init__(self, values: h5py.Dataset, where: str, memory: int) -> None:
-        super().__init__(values.shape, where)
+    def __init__(self, values: Any, where: str, memory: int) -> None:
+        super().__init__((int(values.shape[0]), int(values.shape[1])), where, values.dtype)
         self._values = values
         row_bytes = max(1, self.shape[1] * values.dtype.itemsize)
         self._step = int(np.clip(min(memory // 8, 2**26) // row_bytes, 1, 2048))
@@ -102,11 +143,17 @@ class _InMemory(MatrixReader):
     """A scipy or NumPy matrix that is there already."""
 
     def __init__(self, values: Any, where: str) -> None:
-        super().__init__((int(values.shape[0]), int(values.shape[1])), where)
+        super().__init__((int(values.shape[0]), int(values.shape[1])), where, values.dtype)
         self._values = values
+
+    def _values_in(self, step: int) -> int:
+        indptr = getattr(self._values, "indptr", None)  # dense values have none
+        return super()._values_in(step) if indptr is None else _fullest(indptr, step)
 
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         rows = self._values[start:stop]
+        if hasattr(rows, "compute"):  # dask works out what is asked for, and nothing else
+            rows = rows.compute()
         return sp.csr_matrix(_plain(rows) if isinstance(rows, np.ndarray) else rows)
 
 
@@ -116,7 +163,8 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     Parameters
     ----------
     item
-        An HDF5 group (CSR or CSC) or dataset, a scipy sparse matrix or array, or a NumPy array.
+        A group (CSR or CSC) or array of HDF5 or zarr, :class:`StoredRows`, a scipy sparse matrix or array, or
+        a NumPy array.
     where
         What to call it in messages.
     n_obs, n_vars
@@ -131,6 +179,8 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     ResourceError
         If a CSC matrix does not fit into ``memory``.
     """
+    if type(item).__name__ in ("_CSRDataset", "_CSCDataset"):  # anndata.io.sparse_dataset
+        item = item.group
     with reading(where):
         shape, dtype, layout = _describe(item, where)
     if len(shape) != 2 or shape != (n_obs, n_vars):
@@ -148,14 +198,16 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     if layout == "dense":
         return _Dense(item, where, memory)
     if layout == "csr":
-        return _Stored(item, (n_obs, n_vars), where)
+        return _Stored(item.parts if isinstance(item, StoredRows) else item, (n_obs, n_vars), where)
     return _InMemory(_turn_over(item, n_obs, n_vars, where, memory), where)
 
 
 def _describe(item: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any], str]:
-    if isinstance(item, h5py.Dataset):
-        return tuple(int(n) for n in item.shape or ()), item.dtype, "dense"
-    if not isinstance(item, h5py.Group):
+    if isinstance(item, StoredRows):
+        return item.shape, item.parts["data"].dtype, "csr"
+    if is_array(item):
+        return tuple(int(n) for n in item.shape or ()), np.dtype(item.dtype), "dense"
+    if not is_group(item):
         return tuple(int(n) for n in item.shape), np.dtype(item.dtype), "memory"
     kind = item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", ""))
     layout = str(kind.decode() if isinstance(kind, bytes) else kind)[:3]
@@ -168,7 +220,22 @@ def _describe(item: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any], st
     return tuple(int(n) for n in shape), item["data"].dtype, layout
 
 
-def _checked_indptr(group: h5py.Group, n_major: int, where: str) -> npt.NDArray[np.int64]:
+def is_group(item: Any) -> bool:
+    """Return whether something is a group of HDF5 or zarr."""
+    return isinstance(item, h5py.Group) or _is_zarr(item, "Group")
+
+
+def is_array(item: Any) -> bool:
+    """Return whether something is an array stored by HDF5 or zarr."""
+    return isinstance(item, h5py.Dataset) or _is_zarr(item, "Array")
+
+
+def _is_zarr(item: Any, kind: str) -> bool:
+    # By name: zarr is slow to load, and few files need it.
+    return type(item).__module__.split(".")[0] == "zarr" and type(item).__name__ == kind
+
+
+def _checked_indptr(group: Any, n_major: int, where: str) -> npt.NDArray[np.int64]:
     """Return the row (CSR) or column (CSC) pointers, or raise ``InputError`` where they lie."""
     data, indices, pointers = group["data"], group["indices"], group["indptr"]
 
@@ -176,21 +243,21 @@ def _checked_indptr(group: h5py.Group, n_major: int, where: str) -> npt.NDArray[
         return InputError(f"the sparse matrix contradicts itself: {what}", where, _BROKEN_FIX)
 
     for name, array in (("data", data), ("indices", indices), ("indptr", pointers)):
-        if not isinstance(array, h5py.Dataset) or array.ndim != 1:
+        if not is_array(array) or array.ndim != 1:
             raise lie(f"{name} is not one-dimensional")
         if name != "data" and array.dtype.kind not in "iu":
             raise lie(f"{name} holds {array.dtype}, not whole numbers")
-    if len(pointers) != n_major + 1:
-        raise lie(f"indptr has {len(pointers):,} entries where {n_major + 1:,} belong")
-    if len(data) != len(indices):
-        raise lie(f"{len(data):,} values but {len(indices):,} indices")
+    if pointers.shape[0] != n_major + 1:
+        raise lie(f"indptr has {pointers.shape[0]:,} entries where {n_major + 1:,} belong")
+    if data.shape[0] != indices.shape[0]:
+        raise lie(f"{data.shape[0]:,} values but {indices.shape[0]:,} indices")
     indptr: npt.NDArray[np.int64] = pointers[:].astype(np.int64)
     if indptr[0] != 0:
         raise lie(f"indptr starts at {indptr[0]:,}, not at 0")
     if np.any(indptr[1:] < indptr[:-1]):
         raise lie("indptr is not ascending")
-    if indptr[-1] != len(data):
-        raise lie(f"indptr ends at {indptr[-1]:,}, but there are {len(data):,} values")
+    if indptr[-1] != data.shape[0]:
+        raise lie(f"indptr ends at {indptr[-1]:,}, but there are {data.shape[0]:,} values")
     return indptr
 
 
@@ -205,11 +272,11 @@ def _checked_indices(indices: npt.NDArray[Any], n_minor: int, where: str) -> npt
     return indices.astype(signed, copy=False)
 
 
-def _turn_over(group: h5py.Group, n_obs: int, n_vars: int, where: str, memory: int) -> sp.csr_matrix[Any]:
+def _turn_over(group: Any, n_obs: int, n_vars: int, where: str, memory: int) -> sp.csr_matrix[Any]:
     """Read a CSC group and convert it once."""
     with reading(where):
         indptr = _checked_indptr(group, n_vars, where)
-        nnz, item_size = len(group["data"]), group["data"].dtype.itemsize
+        nnz, item_size = group["data"].shape[0], group["data"].dtype.itemsize
         needed = 2 * nnz * (item_size + 4) + 16 * (n_obs + n_vars)
         if needed > memory:
             raise ResourceError(
@@ -235,8 +302,8 @@ def _to_rows(values: Any, where: str) -> Any:
             return sp.csr_matrix(matrix)
     if isinstance(values, np.ndarray):
         return np.asarray(values)
-    if hasattr(values, "compute"):  # dask
-        return _to_rows(values.compute(), where)
+    if hasattr(values, "compute"):
+        return values
     raise InputError(
         f"the matrix is a {type(values).__name__}, which scvec cannot read", where, "use scipy CSR"
     )
@@ -247,6 +314,11 @@ def _plain(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
         return values.astype(np.float64)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _fullest(indptr: npt.NDArray[np.integer[Any]], step: int) -> int:
+    """Return the most values that lie between every ``step``-th row pointer and the next."""
+    return int(np.diff(np.append(indptr[:-1:step], indptr[-1])).max(initial=0))
 
 
 def _n_unsorted(block: sp.csr_matrix[Any]) -> int:

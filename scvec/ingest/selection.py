@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import scipy.sparse as sp
 
 from scvec.errors import InputError
 from scvec.ingest.borders import count_text
@@ -15,11 +18,13 @@ from scvec.ingest.contents import Contents
 from scvec.ingest.expression import ExpressionState, MatrixProfile, detect_state, linearise
 from scvec.ingest.features import genes_of_one_genome, is_gene
 from scvec.ingest.matrices import MatrixReader, open_matrix
+from scvec.ingest.read_ahead import read_ahead
 
 __all__ = ["Choice", "choose"]
 
 _SAMPLE_BLOCKS, _SAMPLE_ROWS = 8, 128
-_PASS_ROWS = 2048
+#: Share of the memory that a block of rows may take while all of it is read once.
+_SHARE = 16
 _KIND_RANK = {"counts": 0, "log1p_cp10k": 1, "linear": 2, "log": 3}
 _SCALED_FIX = "give the file as it was before sc.pp.scale, or keep counts in layers['counts'] or raw"
 
@@ -79,11 +84,11 @@ def choose(contents: Contents, layer: str | None, memory: int) -> Choice:
     for places in _rounds(contents, layer):
         looks += (here := [_look(contents, place, memory) for place in places])
         for look in _ranked([look for look in here if look.usable]):
-            choice = _read_all(contents, look)
+            choice = _read_all(contents, look, look.reader.rows_within(memory // _SHARE))
             if choice is not None:
                 _tell_choice(choice, look, looks)
                 return choice
-    raise _no_usable(contents, looks)
+    raise _no_usable(contents, looks, memory)
 
 
 def _rounds(contents: Contents, layer: str | None) -> list[list[str]]:
@@ -124,8 +129,8 @@ def _ranked(looks: list[_Look]) -> list[_Look]:
     return sorted(looks, key=rank)
 
 
-def _read_all(contents: Contents, look: _Look) -> Choice | None:
-    """Read every row; None if the whole turns out not to be usable although the sample was."""
+def _read_all(contents: Contents, look: _Look, step: int) -> Choice | None:
+    """Read every row, ``step`` at a time; None if the whole is of no use although the sample was."""
     n_obs, reader, state = len(contents.obs), look.reader, look.state
     for _ in range(2):
         mask, names, notes = _genes(look, state, contents)
@@ -143,8 +148,7 @@ def _read_all(contents: Contents, look: _Look) -> Choice | None:
         )
         reader.n_unsorted = reader.n_duplicates = 0
         profile = look.profile.same_sample()
-        for a in range(0, n_obs, _PASS_ROWS):
-            block = reader.rows(a, min(a + _PASS_ROWS, n_obs))
+        for a, block in read_ahead(lambda: _blocks(reader, step)):
             profile.add(block, a, keep=0)
             if profile.n_nonfinite:
                 continue
@@ -162,6 +166,12 @@ def _read_all(contents: Contents, look: _Look) -> Choice | None:
             return choice
         state = look.state
     return choice
+
+
+def _blocks(reader: MatrixReader, step: int) -> Iterator[tuple[int, sp.csr_matrix[Any]]]:
+    """Yield all rows, ``step`` in one go, each block with the number of its first row."""
+    for a in range(0, reader.shape[0], step):
+        yield a, reader.rows(a, min(a + step, reader.shape[0]))
 
 
 def _genes(
@@ -212,15 +222,14 @@ def _not_finite(contents: Contents, place: str, profile: MatrixProfile) -> Input
     )
 
 
-def _no_usable(contents: Contents, looks: list[_Look]) -> InputError:
+def _no_usable(contents: Contents, looks: list[_Look], memory: int) -> InputError:
     look = next((look for look in looks if look.place == "X"), looks[0])
     where = f"{contents.name} ({look.place})"
     if look.profile.n_values == 0:
         return InputError("every value is zero", where, "give a file with expression values")
-    n_obs = len(contents.obs)
     profile = look.profile.same_sample()
-    for a in range(0, n_obs, _PASS_ROWS):
-        profile.add(look.reader.rows(a, min(a + _PASS_ROWS, n_obs)), a, keep=0)
+    for a, block in _blocks(look.reader, look.reader.rows_within(memory // _SHARE)):
+        profile.add(block, a, keep=0)
     if profile.all_integer:
         cell = contents.obs.index[profile.first_negative]
         what = (

@@ -10,12 +10,13 @@ import pandas as pd
 
 from scvec.errors import InputError, ResourceError
 from scvec.ingest.borders import count_text, reading, size_text
+from scvec.ingest.matrices import is_array, is_group
 
 __all__ = ["read_table", "tidy_table"]
 
 
-def read_table(group: h5py.Group, path: str, memory: int, notes: list[str]) -> pd.DataFrame:
-    """Read an anndata dataframe column by column.
+def read_table(group: Any, path: str, memory: int, notes: list[str]) -> pd.DataFrame:
+    """Read an anndata dataframe, of HDF5 or zarr, column by column.
 
     Parameters
     ----------
@@ -80,15 +81,17 @@ def read_table(group: h5py.Group, path: str, memory: int, notes: list[str]) -> p
         return tidy_table(frame, name, notes)
 
 
-def _check_claim(group: h5py.Group, path: str, memory: int) -> None:
+def _check_claim(group: Any, path: str, memory: int) -> None:
     """Refuse a table that would not fit, before reading any of it."""
     claimed = 0
     seen: set[int] = set()
     stack = [group]
     while stack:
         item = stack.pop()
-        if isinstance(item, h5py.Dataset):
-            claimed += int(item.size or 0) * item.dtype.itemsize
+        if is_array(item):
+            claimed += int(item.size or 0) * np.dtype(item.dtype).itemsize
+        elif is_group(item) and not isinstance(item, h5py.Group):
+            stack += [item[key] for key in item]  # folders hold no links (scvec.ingest.zarr_safety)
         elif isinstance(item, h5py.Group):
             # A soft link may lead back to a group above it.
             address = h5py.h5o.get_info(item.id).addr

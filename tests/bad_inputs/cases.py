@@ -70,8 +70,8 @@ _case(
     command="ingest",
 )
 _case("folder", lambda folder: folder, "is a folder")
-_case("tenx-folder", make.tenx_folder, r"folder of 10x Genomics files(.|\n)*read_10x_mtx")
-_case("zarr-store", make.zarr, "is a zarr store")
+_case("tenx-folder", make.tenx_folder, "there is no barcodes.tsv beside the matrix")
+_case("zarr-store", make.zarr, "has no obs table")
 _case("empty-file", make.raw("case.h5ad", b""), r"empty \(0 bytes\)")
 _case("text-file", make.raw("case.h5ad", b"hello\nworld\n"), "looks like a text file")
 _case("csv-table", make.raw("case.csv", b",INS,GCG\ncell1,3,4\n"), "looks like a CSV text table")
@@ -92,7 +92,7 @@ _case(
     make.hdf5("c.loom", lambda f: (f.create_dataset("matrix", (2, 2), "f4"), f.create_group("row_attrs"))),
     "loom",
 )
-_case("tenx-h5", make.hdf5("filtered.h5", lambda f: f.create_group("matrix/barcodes")), "10x Genomics h5")
+_case("tenx-h5", make.hdf5("filtered.h5", lambda f: f.create_group("matrix/barcodes")), "lacks its data and")
 _case("mudata", make.hdf5("case.h5mu", lambda f: f.create_group("mod/rna")), "MuData")
 _case(
     "other-hdf5",
