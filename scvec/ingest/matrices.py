@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from scvec.errors import InputError, ResourceError
 from scvec.ingest.borders import reading, size_text
 
-__all__ = ["MatrixReader", "open_matrix"]
+__all__ = ["MatrixReader", "is_in_memory", "open_matrix"]
 
 _PIECE = 2**22
 _NUMERIC = "biuf"
@@ -108,6 +108,11 @@ class _InMemory(MatrixReader):
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         rows = self._values[start:stop]
         return sp.csr_matrix(_plain(rows) if isinstance(rows, np.ndarray) else rows)
+
+
+def is_in_memory(reader: MatrixReader) -> bool:
+    """Return whether all values are in memory already: the user's own, or turned over from columns."""
+    return isinstance(reader, _InMemory)
 
 
 def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> MatrixReader:
