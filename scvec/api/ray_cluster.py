@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,10 @@ __all__ = ["joined", "nodes"]
 
 #: Bytes of shared memory for what workers hand to each other: chunks and answers, never a whole data set.
 OBJECT_STORE = 256 << 20
-#: Reports nothing to anybody, and writes nothing on the console of whoever runs scvec.
+#: Reports nothing to anybody, and gives no advice on the console of whoever runs scvec.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 #: Longest folder in which Ray's sockets still have names that the system takes (107 characters in all).
 LONGEST_FOLDER = 40
@@ -89,30 +92,60 @@ def _own(ray: Any) -> Iterator[None]:
     if len(str(folder)) > LONGEST_FOLDER and os.path.isdir("/tmp"):
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="scvec-ray-", dir="/tmp"))
+    # Should Ray's processes outlive this block, they end when Python does; only then can the folder go.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         with _token(), _loopback():
             try:
-                ray.init(
-                    address="local",
-                    num_cpus=_cores(),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    configure_logging=False,
-                    object_store_memory=OBJECT_STORE,
-                    _temp_dir=str(folder),
-                )
-            except Exception as error:
-                ray.shutdown()
-                kind = ResourceError if isinstance(error, OSError) and error.errno == 28 else NetworkError
-                raise kind(
-                    f"Ray does not start: {_first_line(error)}", str(folder), "leave out --engine ray"
-                ) from error
-            try:
+                with _interrupt_later():
+                    _start(ray, folder)
                 yield
             finally:
                 ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(ray: Any, folder: Path) -> None:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=_cores(),
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            object_store_memory=OBJECT_STORE,
+            _temp_dir=str(folder),
+        )
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        kind = ResourceError if full else NetworkError
+        raise kind(
+            f"Ray does not start: {_first_line(error)}", str(folder), "leave out --engine ray"
+        ) from error
+
+
+@contextlib.contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Keep the first Ctrl-C until the block is done: Ray knows its processes only when it has started all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    pending: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if pending:
+            raise KeyboardInterrupt
+        pending.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pending:
+        raise KeyboardInterrupt
 
 
 def _cores() -> int:
