@@ -58,14 +58,7 @@ def joined(address: str | None, *, progress: Progress = no_progress) -> Iterator
             yield ray
             return
         progress("connecting to Ray" if address else "starting Ray", 0, None)
-        if address is not None:
-            _connect(ray, address)
-            try:
-                yield ray
-            finally:
-                ray.shutdown()
-            return
-        with _own(ray):
+        with _messages_to_log(), _own(ray) if address is None else _joined(ray, address):
             yield ray
 
 
@@ -75,7 +68,8 @@ def nodes(ray: Any) -> list[Node]:
     return [Node(r.get("CPU", 0.0), r.get("memory", 0.0), r.get("GPU", 0.0)) for r in found]
 
 
-def _connect(ray: Any, address: str) -> None:
+@contextlib.contextmanager
+def _joined(ray: Any, address: str) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except Exception as error:  # ConnectionError, RuntimeError (versions differ), AuthenticationError, ...
@@ -84,6 +78,31 @@ def _connect(ray: Any, address: str) -> None:
             f"--ray-address {address}",
             "run on a node of it, with its versions of Python and Ray, and its token; docs/cluster.md",
         ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _messages_to_log() -> Iterator[None]:
+    """Send what Ray would print on stdout, whatever it is told, to the log: ``--json`` writes JSON there."""
+    from ray._private import worker
+
+    name = "print_to_stdstream"
+    before = getattr(worker, name, None)
+
+    def log(data: Mapping[str, Any], *args: Any, **options: Any) -> None:
+        for line in data.get("lines", ()):
+            logging.getLogger(__name__).info("%s: %s", data.get("pid", "ray"), line)
+
+    if before is not None:
+        setattr(worker, name, log)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(worker, name, before)
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ def predict_by_ray(
     NetworkError
         If the cluster cannot be reached, or a shard or all workers are lost.
     """
-    from scvec.api.ray_workers import Annotator, ReferencePlace
+    from scvec.api.ray_workers import AnnotateJob, Annotator, Reads, ReferencePlace
 
     splits = exact or stored.index_kind in EXACT
     with joined(address, progress=progress) as ray:
@@ -95,8 +95,9 @@ def predict_by_ray(
         )
         with _actors() as actors:
             shards = _shards(ray, place, stored.n, room, actors, whole=not splits)
-            arguments = (_reads(ray, [matched], [genes], room), place, shards, [ray.put(options)])
-            crew = _crew(ray, Annotator, arguments, {"device": device, "llm": llm}, room, actors)
+            reads = Reads([recipe_of(matched.source)], [genes], room.reading)
+            job = AnnotateJob(reads, place, shards, options, device, llm)
+            crew = _crew(ray, Annotator, job, room, actors)
             work = _Work(ray, crew, [matched], [genes], size, "annotating cells", progress)
             return [answer for _, answer in work.done()]
 
@@ -125,7 +126,7 @@ def encode_by_ray(
     NetworkError
         If the cluster cannot be reached, or all workers are lost.
     """
-    from scvec.api.ray_workers import Encoder
+    from scvec.api.ray_workers import EncodeJob, Encoder, Reads
 
     tensors, state = encoder.state()
     meta = {"model": {"encoder": {"name": encoder.name, **state}}, "options": {"backbone": backbone}}
@@ -141,8 +142,8 @@ def encode_by_ray(
             uses_gpu=encoder.name in ON_GPU,
         )
         with _actors() as actors:
-            arguments = (_reads(ray, matched, maps, room), meta, [ray.put(tensors)])
-            crew = _crew(ray, Encoder, arguments, {"device": device, "llm": llm}, room, actors)
+            reads = Reads([recipe_of(m.source) for m in matched], maps, room.reading)
+            crew = _crew(ray, Encoder, EncodeJob(reads, meta, tensors, device, llm), room, actors)
             work = _Work(ray, crew, matched, maps, size, "encoding cells", progress)
             for task, found in work.done():
                 start = starts[task.source]
@@ -199,23 +200,14 @@ def _shards(
     return shards
 
 
-def _reads(ray: Any, matched: Sequence[MatchedSource], maps: Sequence[GeneMap], room: Plan) -> Any:
-    from scvec.api.ray_workers import Reads
-
-    # Put once: every worker, and one that is started anew, takes it from the cluster's memory.
-    return [ray.put(Reads([recipe_of(m.source) for m in matched], list(maps), room.reading))]
-
-
 class _Crew:
-    """Workers that are there, and which sources all of them can read."""
+    """Workers that are there, what they do, and which sources all of them can read."""
 
-    def __init__(self, workers: list[Any], reads: list[bool]) -> None:
-        self.workers, self.reads = workers, reads
+    def __init__(self, workers: list[Any], job: Any, reads: list[bool]) -> None:
+        self.workers, self.job, self.reads = workers, job, reads
 
 
-def _crew(
-    ray: Any, kind: type, arguments: tuple[Any, ...], keywords: dict[str, Any], room: Plan, actors: list[Any]
-) -> _Crew:
+def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Crew:
     """Start the workers and wait until they are loaded; those that find no room are done without."""
     from scvec import __version__
     from scvec.api.ray_pool import cause_of
@@ -229,9 +221,11 @@ def _crew(
         "max_restarts": WORKER_RESTARTS,
         "max_task_retries": 0,
     }
-    started = [made.options(**options).remote(*arguments, **keywords) for _ in range(room.n_workers)]
+    started = [made.options(**options).remote() for _ in range(room.n_workers)]
     actors += started
-    asked = {worker.sees.remote(): worker for worker in started}
+    # Put once: every worker, and one that is started anew, takes it from the cluster's memory.
+    put = [ray.put(job)]
+    asked = {worker.sees.remote(put): worker for worker in started}
     # The first decides how long the cluster takes; whoever is not there soon after it has no room.
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=START)
     workers, seen = [], []
@@ -257,7 +251,7 @@ def _crew(
     for ref in late:
         actors.remove(asked[ref])
         ray.kill(asked[ref], no_restart=True)
-    return _Crew(workers, [all(column) for column in zip(*seen, strict=True)])
+    return _Crew(workers, put, [all(column) for column in zip(*seen, strict=True)])
 
 
 class _Work:
@@ -282,7 +276,7 @@ class _Work:
         """Yield tasks and answers, in order."""
         from scvec.api.ray_pool import Pool
 
-        return Pool(self._crew.workers).map(self._tasks(), self._send, self._told)
+        return Pool(self._crew.workers, self._crew.job).map(self._tasks(), self._send, self._told)
 
     def _tasks(self) -> Iterator[Task]:
         from scvec.api.ray_workers import Task

@@ -31,10 +31,12 @@ class Pool:
     ----------
     workers
         Handles of actors with the methods ``work`` and ``alive``.
+    job
+        First argument of ``work``, with every task.
     """
 
-    def __init__(self, workers: Sequence[Any]) -> None:
-        self._workers = list(workers)
+    def __init__(self, workers: Sequence[Any], job: Any) -> None:
+        self._workers, self._job = list(workers), job
         #: Number of a worker -> tasks it has; those that are starting anew are not in it.
         self._load = dict.fromkeys(range(len(self._workers)), 0)
         self._running: dict[Any, tuple[int, Task]] = {}
@@ -82,7 +84,7 @@ class Pool:
                 else:
                     cells = send(task)
                     sent[task.number] = cells
-                self._running[self._workers[worker].work.remote(task, cells)] = (worker, task)
+                self._running[self._workers[worker].work.remote(self._job, task, cells)] = (worker, task)
                 self._load[worker] += 1
             while wanted in done:
                 yield done.pop(wanted)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,23 @@ from scvec.stores.sharded import Found, ShardedIndex, search_rows
 from scvec.types import CellChunk, Float32, Int64
 
 if TYPE_CHECKING:
-    from scvec.annotate.model import Prediction, ReferenceModel
+    import numpy.typing as npt
+
+    from scvec.annotate.model import Prediction
     from scvec.ingest.identity import GeneMap
-    from scvec.protocols import CellEncoder
     from scvec.stores.stored import StoredReference
 
-__all__ = ["Annotator", "Encoder", "Reads", "ReferencePlace", "Shard", "ShardHandle", "Task"]
+__all__ = [
+    "AnnotateJob",
+    "Annotator",
+    "EncodeJob",
+    "Encoder",
+    "Reads",
+    "ReferencePlace",
+    "Shard",
+    "ShardHandle",
+    "Task",
+]
 
 #: Seconds without an answer after which a process is asked whether it lives, and that it has to say so.
 PATIENCE, GRACE = 30.0, 120.0
@@ -228,32 +239,43 @@ class Task:
         return self.last - self.first
 
 
-@dataclass
 class _Worker:
-    # In a list, as all large arguments: Ray takes a reference that stands alone for what may vanish while an
-    # actor is started anew. The caller holds them to the end.
-    _reads: list[Any]
-    _open: dict[int, FileRows] = field(default_factory=dict)
+    """Has no arguments: what it needs comes with every task, so that it can be started anew at any time.
 
-    @cached_property
-    def reads(self) -> Reads:
-        """Where cells come from."""
-        reads: Reads = _fetched(self._reads)
-        return reads
+    It comes as a list of one reference, which a worker looks up once.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[int, FileRows] = {}
+        self._job: Any = None
 
     @ray.method(concurrency_group="health", max_task_retries=-1)
     def alive(self) -> tuple[str, int]:
         """Return the node and the process; answered while cells are encoded."""
         return _node(), os.getpid()
 
-    def sees(self) -> tuple[str, list[bool]]:
+    def sees(self, job: list[Any]) -> tuple[str, list[bool]]:
         """Load all there is; return the version of scvec, and of each source whether its file is here."""
         import scvec
 
-        self.load()
-        return scvec.__version__, [r is not None and r.is_here() for r in self.reads.recipes]
+        self._take(job)
+        return scvec.__version__, [r is not None and r.is_here() for r in self._job.reads.recipes]
 
-    def load(self) -> None:
+    def work(self, job: list[Any], task: Task, sent: CellChunk | None = None) -> Any:
+        """Return the answer for the cells of a task, which are read here if they are not sent."""
+        self._take(job)
+        return self._answer(self._cells(task, sent))
+
+    def _take(self, job: list[Any]) -> None:
+        if self._job is None:
+            taken = ray.get(job[0])
+            self._load(taken)
+            self._job = taken
+
+    def _load(self, job: Any) -> None:
+        raise NotImplementedError
+
+    def _answer(self, cells: CellChunk) -> Any:
         raise NotImplementedError
 
     def _cells(self, task: Task, sent: CellChunk | None) -> CellChunk:
@@ -261,7 +283,7 @@ class _Worker:
 
         if sent is not None:
             return sent
-        recipe, genes = self.reads.recipes[task.source], self.reads.maps[task.source]
+        recipe, genes = self._job.reads.recipes[task.source], self._job.reads.maps[task.source]
         if recipe is None or not recipe.is_here():
             raise InputError(
                 f"the file was changed or moved while it was read (node {_node()})",
@@ -269,81 +291,62 @@ class _Worker:
                 "run the same command again",
             )
         if task.source not in self._open:
-            self._open[task.source] = FileRows(recipe, self.reads.memory)
+            self._open[task.source] = FileRows(recipe, self._job.reads.memory)
         X = self._open[task.source].rows(task.first, task.last)
         return CellChunk(over_targets(X, genes.weights), genes.measured)
+
+
+@dataclass(frozen=True)
+class AnnotateJob:
+    """What to do with the cells of a query: ``options`` are those of ``ReferenceModel.predict``."""
+
+    reads: Reads
+    place: ReferencePlace
+    shards: Sequence[ShardHandle]
+    options: Mapping[str, Any]
+    device: str
+    llm: str | None
 
 
 class Annotator(_Worker):
     """Names cells: reads them, encodes them, and asks the shards for neighbours."""
 
-    def __init__(
-        self,
-        reads: list[Any],
-        place: ReferencePlace,
-        shards: Sequence[ShardHandle],
-        options: list[Any],
-        *,
-        device: str,
-        llm: str | None,
-    ) -> None:
-        super().__init__(reads)
-        self._place, self._shards, self._options = place, shards, options
-        self._device, self._llm = device, llm
-
-    def load(self) -> None:
-        """Read the model from the store."""
-        _ = self._model
-
-    def work(self, task: Task, sent: CellChunk | None = None) -> Prediction:
-        """Return what the reference says of the cells of a task."""
-        return self._model.predict(self._cells(task, sent), **_fetched(self._options))
-
-    @cached_property
-    def _model(self) -> ReferenceModel:
+    def _load(self, job: AnnotateJob) -> None:
         from scvec.api.references import load_model
 
-        stored = self._place.open()
-        held = [(shard.first, shard.last) for shard in self._shards]
-        index = ShardedIndex(stored.dim, held, lambda q, k, subsets: ask_shards(self._shards, q, k, subsets))
-        return load_model(stored, device=self._device, llm=self._llm, index=index)
+        stored = job.place.open()
+        held = [(shard.first, shard.last) for shard in job.shards]
+        index = ShardedIndex(stored.dim, held, lambda q, k, subsets: ask_shards(job.shards, q, k, subsets))
+        self._model = load_model(stored, device=job.device, llm=job.llm, index=index)
+
+    def _answer(self, cells: CellChunk) -> Prediction:
+        return self._model.predict(cells, **self._job.options)
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """An encoder that was just trained: what it would be stored as."""
+
+    reads: Reads
+    meta: dict[str, Any]
+    tensors: Mapping[str, npt.NDArray[Any]]
+    device: str
+    llm: str | None
 
 
 class Encoder(_Worker):
-    """Encodes cells by an encoder that was just trained."""
+    """Encodes cells."""
 
-    def __init__(
-        self,
-        reads: list[Any],
-        meta: dict[str, Any],
-        tensors: list[Any],
-        *,
-        device: str,
-        llm: str | None,
-    ) -> None:
-        super().__init__(reads)
-        self._meta, self._tensors, self._device, self._llm = meta, tensors, device, llm
-
-    def load(self) -> None:
-        """Rebuild the encoder."""
-        _ = self._encoder
-
-    def work(self, task: Task, sent: CellChunk | None = None) -> Float32:
-        """Return the vectors (n, embed_dim) of the cells of a task."""
-        return self._encoder.encode(self._cells(task, sent))
-
-    @cached_property
-    def _encoder(self) -> CellEncoder:
+    def _load(self, job: EncodeJob) -> None:
         from scvec.api.encoder_parts import stored_parts
         from scvec.encoders.registry import load_encoder
 
-        parts = stored_parts(self._meta, device=self._device, llm=self._llm)
-        state = self._meta["model"]["encoder"]
-        return load_encoder(state["name"], _fetched(self._tensors), state, parts=parts)
+        parts = stored_parts(job.meta, device=job.device, llm=job.llm)
+        state = job.meta["model"]["encoder"]
+        self._encoder = load_encoder(state["name"], job.tensors, state, parts=parts)
 
-
-def _fetched(reference: list[Any]) -> Any:
-    return ray.get(reference[0])
+    def _answer(self, cells: CellChunk) -> Float32:
+        return self._encoder.encode(cells)
 
 
 def _node() -> str:
