@@ -343,7 +343,7 @@ class Encoder(_Worker):
 
         parts = stored_parts(job.meta, device=job.device, llm=job.llm)
         state = job.meta["model"]["encoder"]
-        self._encoder = load_encoder(state["name"], job.tensors, state, parts=parts)
+        self._encoder = load_encoder(state["name"], dict(job.tensors), state, parts=parts)
 
     def _answer(self, cells: CellChunk) -> Float32:
         return self._encoder.encode(cells)
