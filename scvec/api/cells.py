@@ -35,6 +35,8 @@ __all__ = ["ingest_cells"]
 #: Variable genes that a reference is built on.
 N_GENES = 3000
 N_NEIGHBORS = 15
+#: Cells that are encoded at once.
+CHUNK = 2048
 
 
 def ingest_cells(
@@ -62,6 +64,8 @@ def ingest_cells(
     lora: int | None = None,
     epochs: int | None = None,
     checkpoint: Path | str | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
     progress: Progress = no_progress,
 ) -> CellsReport:
     """Turn labelled cells into a reference: vectors, index, head, calibration.
@@ -107,6 +111,9 @@ def ingest_cells(
         Of ``prompt``: ``paper``, ``code`` or ``none``; rank of adapters inside the language model; epochs.
     checkpoint
         Folder in which ``prompt`` keeps how far its training came; in the store by default.
+    engine, ray_address
+        ``ray`` encodes the cells by workers of a Ray cluster, as :func:`scvec.query` does; training stays
+        here.
 
     Raises
     ------
@@ -124,6 +131,7 @@ def ingest_cells(
         training_folder,
         with_symbols,
     )
+    from scvec.api.engines import check_engine
     from scvec.api.knowledge import ensure_knowledge
     from scvec.api.label_terms import term_notes
     from scvec.api.matching import match_genes
@@ -144,6 +152,7 @@ def ingest_cells(
     spec = parse_spec(backbone, base_url=base_url)
     with_text = needs_text(encoder)
     check_device(device)
+    check_engine(engine, ray_address)
     names = as_label_map(label_map)
     if with_text and not spec.is_stored:
         load_backbone(spec, device=device)
@@ -219,7 +228,23 @@ def ingest_cells(
             )
             notes = [*sampled, *notes, *getattr(model.voices.encoder, "notes", []), *calibration_notes(parts)]
         with stages("encode cells"):
-            vectors = _encode(model.voices.encoder, matched, maps, progress)
+            if engine == "ray":
+                from scvec.api.ray_engine import encode_by_ray
+
+                vectors = encode_by_ray(
+                    model.voices.encoder,
+                    matched,
+                    maps,
+                    address=ray_address,
+                    memory=memory,
+                    size=CHUNK,
+                    backbone=portable_spec(backbone, spec),
+                    device=device,
+                    llm=llm,
+                    progress=progress,
+                )
+            else:
+                vectors = _encode(model.voices.encoder, matched, maps, progress)
         with stages("write"):
             space = encoded.space if encoded else parts.backbone.space if parts and parts.backbone else None
             tensors, meta = _describe(
@@ -359,7 +384,7 @@ def _encode(
     vectors = np.empty((total, encoder.embed_dim), dtype=np.float32)
     done = 0
     for source, genes in zip(matched, maps, strict=True):
-        for chunk in source.chunks(genes):
+        for chunk in source.chunks(genes, CHUNK):
             vectors[done : done + len(chunk)] = encoder.encode(chunk)
             done += len(chunk)
             progress("encoding cells", done, total)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,8 @@ def query(
     force: bool = False,
     device: str = "auto",
     llm: str | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
     progress: Progress = no_progress,
 ) -> Annotation:
     """Name the cells of a file by a reference.
@@ -103,6 +106,12 @@ def query(
         ``auto``, ``cpu`` or ``cuda``.
     llm
         Where the language model of a ``prompt`` reference lies, if it was moved since.
+    engine
+        ``local``, or ``ray``: workers and shards of the index on a Ray cluster, with the same answers.
+        ``memory`` is then divided among the workers. Needs the extra ``ray``.
+    ray_address
+        ``HOST:PORT`` of the cluster's head, or ``auto`` on a node of it; one of this machine's own is started
+        and stopped where not given.
 
     Raises
     ------
@@ -110,10 +119,13 @@ def query(
         If the file or an option cannot be used.
     StoreError
         If the store is damaged.
+    NetworkError
+        If the cluster cannot be reached, or a part of it is lost that cannot be restored.
     """
     asked = dict(locals())  # first: the report repeats the command
     from scvec.annotate.pool import VOICES
     from scvec.api.device import check_device
+    from scvec.api.engines import check_engine
     from scvec.api.matching import match_genes
     from scvec.api.query_genes import query_genes
     from scvec.api.query_output import (
@@ -128,9 +140,11 @@ def query(
     from scvec.api.unmatched import UNMATCHED
     from scvec.api.write_report import check_report
     from scvec.ingest.cells import CellSource
+    from scvec.stores.sharded import unsearched
     from scvec.stores.store import Store
 
     check_device(device)
+    check_engine(engine, ray_address)
     check_columns(columns)
     if majority_vote:
         need_igraph()
@@ -158,12 +172,29 @@ def query(
                 opened, stored, matched, unmatched_genes=unmatched_genes, device=device, progress=progress
             )
         with stages("load reference"):
-            model = load_model(stored, device=device, llm=llm)
+            # On a cluster shards hold the index; what is left here is labels and weights.
+            elsewhere = None if engine == "local" else unsearched(stored)
+            model = load_model(stored, device=device, llm=llm, index=elsewhere)
         share = _check_overlap(source, genes.measured[model.voices.genes], force)
         available = len(subset) if subset is not None else stored.n
         if n_neighbors > available:
             source.notes.append(f"n_neighbors clipped from {n_neighbors} to the {available} reference cells")
             n_neighbors = available
+        spread = None
+        if engine == "ray":
+            from scvec.api.ray_engine import predict_by_ray
+
+            spread = partial(
+                predict_by_ray,
+                opened,
+                stored,
+                address=ray_address,
+                memory=memory,
+                size=source.chunk_size,
+                exact=exact,
+                device=device,
+                llm=llm,
+            )
         with stages("encode and search"):
             prediction, regime = _predict(
                 model,
@@ -177,6 +208,7 @@ def query(
                 coverage=coverage,
                 false_novel_rate=false_novel_rate,
                 foreign=matched.match.species not in species_of(stored.meta),
+                spread=spread,
             )
         if model.calibration.held_out == "cells":
             source.notes.append(
@@ -311,6 +343,7 @@ def _predict(
     share: float,
     foreign: bool,
     progress: Progress,
+    spread: Callable[..., list[Prediction]] | None = None,
     **options: Any,
 ) -> tuple[Prediction, str]:
     from scvec.annotate.model import Prediction
@@ -318,6 +351,9 @@ def _predict(
 
     regime = regime_of(via_orthologs=foreign, measured_share=share)
     total = matched.source.n_obs
+    if spread is not None:
+        found = spread(matched, genes, progress=progress, regime=regime, **options)
+        return Prediction.gather(iter(found), total), regime
 
     def parts() -> Iterator[Prediction]:
         done = 0

@@ -23,6 +23,7 @@ from scvec.profiles import Profile
 from scvec.stores.device_index import on_device
 
 if TYPE_CHECKING:
+    from scvec.protocols import VectorIndex
     from scvec.stores.stored import StoredReference
 
 __all__ = [
@@ -88,7 +89,13 @@ def genes_of(stored: StoredReference) -> list[str]:
     return genes
 
 
-def load_model(stored: StoredReference, *, device: str = "auto", llm: str | None = None) -> ReferenceModel:
+def load_model(
+    stored: StoredReference,
+    *,
+    device: str = "auto",
+    llm: str | None = None,
+    index: VectorIndex | None = None,
+) -> ReferenceModel:
     """Rebuild the model of a stored reference.
 
     Parameters
@@ -97,6 +104,8 @@ def load_model(stored: StoredReference, *, device: str = "auto", llm: str | None
         Where its encoder computes, if that uses torch to encode.
     llm
         Where its language model lies now, if it has one and that was moved.
+    index
+        Searched instead of the stored one, which is then not read.
 
     Raises
     ------
@@ -121,7 +130,7 @@ def load_model(stored: StoredReference, *, device: str = "auto", llm: str | None
             ),
             Spread(**_under("spread.", tensors)),
             Linear(tensors["linear.W"], tensors["linear.b"], profile),
-            on_device(stored.index, resolved_device(device)),
+            on_device(stored.index, resolved_device(device)) if index is None else index,
             stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
             tensors["voices.genes"],
         )

@@ -12,6 +12,7 @@ from scvec.cli.options import (
     any_species_option,
     base_url_option,
     device_option,
+    engine_options,
     global_options,
     layer_option,
     llm_option,
@@ -98,6 +99,7 @@ for _command in gene_commands:
     help="prompt: keep how far the training came here.  [default: in the store]",
 )
 @device_option
+@engine_options
 @global_options
 @pass_session
 def cells(
@@ -124,6 +126,8 @@ def cells(
     epochs: int | None,
     checkpoint: Path | None,
     device: str,
+    engine: str,
+    ray_address: str | None,
 ) -> None:
     """Make a reference of labelled cells: vectors, index, head and calibration.
 
@@ -155,6 +159,8 @@ def cells(
             seed=seed,
             force=force,
             device=device,
+            engine=engine,
+            ray_address=ray_address,
             llm=llm,
             n_genes=n_genes,
             prompt_order=prompt_order,

@@ -20,6 +20,7 @@ __all__ = [
     "coverage_option",
     "device_option",
     "dry_run_option",
+    "engine_options",
     "false_novel_option",
     "genes_option",
     "global_options",
@@ -186,6 +187,22 @@ def device_option(function: F) -> F:
         default="auto",
         show_default=True,
         help="Where to compute.",
+    )(function)
+
+
+def engine_options(function: F) -> F:
+    """Add ``--engine`` and ``--ray-address``."""
+    function = click.option(
+        "--ray-address",
+        metavar="ADDR",
+        help="A Ray cluster: HOST:PORT of its head, or auto on a node of it.  [default: one is started here]",
+    )(function)
+    return click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Who encodes and searches: this process, or workers of a Ray cluster.",
     )(function)
 
 

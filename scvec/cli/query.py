@@ -11,6 +11,7 @@ from scvec.cli.options import (
     any_species_option,
     coverage_option,
     device_option,
+    engine_options,
     false_novel_option,
     global_options,
     layer_option,
@@ -68,6 +69,7 @@ __all__ = ["query"]
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
 @llm_option("Where the language model of the reference lies, if it was moved.")
+@engine_options
 @global_options
 @pass_session
 def query(
@@ -91,6 +93,8 @@ def query(
     force: bool,
     device: str,
     llm: str | None,
+    engine: str,
+    ray_address: str | None,
 ) -> None:
     """Annotate the cells of QUERY by a reference. The file itself is never changed.
 
@@ -125,6 +129,8 @@ def query(
             force=force,
             device=device,
             llm=llm,
+            engine=engine,
+            ray_address=ray_address,
             progress=progress,
         )
     session.show(annotation)

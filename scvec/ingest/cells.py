@@ -24,6 +24,8 @@ from scvec.ingest.selection import choose
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scvec.ingest.matrices import MatrixReader
+
 __all__ = ["CellSource", "labels", "parse_memory"]
 
 # Rows of a chunk that are this close are read in one go, and those between thrown away.
@@ -142,6 +144,11 @@ class CellSource:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def reader(self) -> MatrixReader:
+        """The matrix used, over all features of the file."""
+        return self._reader
 
     @property
     def n_vars(self) -> int:

@@ -15,7 +15,15 @@ import scipy.sparse as sp
 from scvec.errors import InputError, ResourceError
 from scvec.ingest.borders import reading, size_text
 
-__all__ = ["MAX_ROWS", "MatrixReader", "StoredRows", "is_array", "is_group", "open_matrix"]
+__all__ = [
+    "MAX_ROWS",
+    "MatrixReader",
+    "StoredRows",
+    "is_array",
+    "is_group",
+    "is_in_memory",
+    "open_matrix",
+]
 
 _PIECE = 2**22
 #: Rows that are read in one go at most, and the bytes that a stored value needs until it is log1p CP10k: as
@@ -155,6 +163,11 @@ class _InMemory(MatrixReader):
         if hasattr(rows, "compute"):  # dask works out what is asked for, and nothing else
             rows = rows.compute()
         return sp.csr_matrix(_plain(rows) if isinstance(rows, np.ndarray) else rows)
+
+
+def is_in_memory(reader: MatrixReader) -> bool:
+    """Return whether all values are in memory already: the user's own, or turned over from columns."""
+    return isinstance(reader, _InMemory)
 
 
 def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> MatrixReader:

@@ -1,0 +1,64 @@
+"""Where cells are encoded and searched: in this process, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import socket
+
+from scvec.errors import InputError, NetworkError
+
+__all__ = ["ENGINES", "check_engine"]
+
+ENGINES = ("local", "ray")
+#: Seconds that a cluster has to take a connection.
+CONNECT_TIMEOUT = 10.0
+
+
+def check_engine(engine: str, ray_address: str | None = None) -> None:
+    """Refuse at once what cannot work, before files are read.
+
+    Parameters
+    ----------
+    ray_address
+        ``HOST:PORT`` of a cluster's head, ``auto`` for the cluster of this node, or None.
+
+    Raises
+    ------
+    InputError
+        No such engine, an address without it, an address that is none, or Ray is not installed.
+    NetworkError
+        Nothing listens at the address.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"there is no engine {engine!r}", "--engine", f"engines: {', '.join(ENGINES)}")
+    if engine == "local":
+        if ray_address is not None:
+            what = "an address of a Ray cluster is of use with the engine ray only"
+            raise InputError(what, f"--ray-address {ray_address}", "add --engine ray")
+        return
+    if importlib.util.find_spec("ray") is None:
+        raise InputError("Ray is not installed", "--engine ray", 'run: pip install "scvec[ray]"')
+    if ray_address is None or ray_address == "auto":
+        return
+    where = f"--ray-address {ray_address}"
+    if ray_address.startswith("ray://"):
+        what = "scvec does not speak the protocol of Ray clients (ray://)"
+        raise InputError(
+            what, where, "run it on a node of the cluster with --ray-address auto (docs/cluster.md)"
+        )
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^\s:/\[\]]+)):(\d{1,5})", ray_address)
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise InputError(
+            "this is no address of a Ray cluster",
+            where,
+            "give HOST:PORT of its head, or auto on a node of it",
+        )
+    try:
+        socket.create_connection((match[1] or match[2], int(match[3])), CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise NetworkError(
+            f"no Ray cluster answers ({error.strerror or error})",
+            where,
+            "start one: ray start --head; docs/cluster.md",
+        ) from error
