@@ -258,7 +258,8 @@ def publish_kept() -> None:
     stages = {f"{r['step']} {r['engine']} {r['cells']}": r.pop("stages") for r in rows}
     publish("scale", command, COLUMNS, rows, stages=stages, exponents=exponents(rows), memory=MEMORY)
     publish("scale_parts", command, PART_COLUMNS, kept("scale_parts", "what"))
-    publish("scale_peers", command, PEER_COLUMNS, kept("scale_peers", "tool", "cells"))
+    if peers := kept("scale_peers", "tool", "cells"):
+        publish("scale_peers", command, PEER_COLUMNS, peers)
     draw(rows)
 
 

@@ -138,7 +138,7 @@ def test_tables_hold_one_row_per_cell(folder: Path):
 def test_a_cell_gets_one_answer_alone_in_any_chunk_and_in_any_order(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from scvec.api import query as module
+    from scvec.ingest.cells import CellSource
 
     cells = anndata.read_h5ad(folder / "new.h5ad")
     whole = scvec.query(folder / "store", cells)
@@ -148,7 +148,7 @@ def test_a_cell_gets_one_answer_alone_in_any_chunk_and_in_any_order(
     np.testing.assert_allclose(shuffled.vectors, whole.vectors[order], atol=1e-5)
     assert (shuffled.label == whole.label[order]).all() and (shuffled.status == whole.status[order]).all()
     np.testing.assert_allclose(shuffled.proba, whole.proba[order], atol=1e-5)
-    monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(CellSource, "chunk_size", 7)
     chunked = scvec.query(folder / "store", cells)
     np.testing.assert_allclose(chunked.vectors, whole.vectors, atol=1e-5)
     assert (chunked.label == whole.label).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.api.labelled import MAX_TRAINING_CELLS, Labelled, incoherent_labels, training_budget
+from scvec.api.labelled import Labelled, incoherent_labels
 from scvec.api.reports import CellsReport
 from scvec.api.stages import Stages
-from scvec.protocols import CellEncoder, Progress, no_progress
-from scvec.types import CellChunk, Float32
+from scvec.protocols import Progress, no_progress
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,10 +21,7 @@ if TYPE_CHECKING:
     from scvec.annotate.model import ReferenceModel
     from scvec.api.axis import Axis
     from scvec.api.matching import MatchedSource
-    from scvec.api.texts import EncodedGenes
-    from scvec.encoders.registry import EncoderParts
     from scvec.encoders.statistics import GeneStatistics
-    from scvec.ingest.cells import CellSource
     from scvec.ingest.identity import GeneMap
     from scvec.types import Space
 
@@ -34,9 +29,6 @@ __all__ = ["ingest_cells"]
 
 #: Variable genes that a reference is built on.
 N_GENES = 3000
-N_NEIGHBORS = 15
-#: Cells that are encoded at once.
-CHUNK = 2048
 
 
 def ingest_cells(
@@ -139,6 +131,7 @@ def ingest_cells(
     from scvec.api.resolvers import resolver_of
     from scvec.api.stored_space import stored_genes
     from scvec.api.texts import encode_genes
+    from scvec.api.training import encode_all, train
     from scvec.backbones.spec import load_backbone, parse_spec
     from scvec.encoders.registry import needs_text
     from scvec.ingest.cells import CellSource
@@ -210,9 +203,8 @@ def ingest_cells(
             symbols = kb.genes().set_index("gene_id").loc[gene_ids, "symbol"].astype(str)
             parts = with_symbols(parts, symbols.tolist()).kept_in(training_folder(opened.path))
         with stages("train"):
-            most = training_budget(memory, len(chosen), _values_per_cell(sources))
-            rows, sampled = _sample(labelled, most, seed)
-            model, notes = _train(
+            rows, sampled = labelled.sample(memory, len(chosen), seed)
+            model, notes = train(
                 labelled,
                 rows,
                 matched,
@@ -237,14 +229,14 @@ def ingest_cells(
                     maps,
                     address=ray_address,
                     memory=memory,
-                    size=CHUNK,
+                    size=min(s.chunk_size for s in sources),
                     backbone=portable_spec(backbone, spec),
                     device=device,
                     llm=llm,
                     progress=progress,
                 )
             else:
-                vectors = _encode(model.voices.encoder, matched, maps, progress)
+                vectors = encode_all(model.voices.encoder, matched, maps, progress)
         with stages("write"):
             space = encoded.space if encoded else parts.backbone.space if parts and parts.backbone else None
             tensors, meta = _describe(
@@ -309,86 +301,6 @@ def _strata(matched: list[MatchedSource], axis: Axis) -> npt.NDArray[np.str_] | 
     if len(axis.n_cells) == 1:
         return None
     return np.concatenate([np.full(m.source.n_obs, m.match.species) for m in matched])
-
-
-def _values_per_cell(sources: list[CellSource]) -> float:
-    """Return how many genes a cell has above zero, on average."""
-    return float(np.concatenate([s.n_genes_detected for s in sources]).mean())
-
-
-def _sample(labelled: Labelled, most: int, seed: int) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Return the cells to train on, and what a user should know about it."""
-    rows, total = labelled.training_rows(seed, most), int((labelled.codes >= 0).sum())
-    if len(rows) == total:
-        return rows, []
-    few = " that --memory allows" if most < min(total, MAX_TRAINING_CELLS) else ""
-    return rows, [f"trained on {len(rows):,} cells{few}, rare labels kept whole; all cells are in the index"]
-
-
-def _train(
-    labelled: Labelled,
-    rows: npt.NDArray[np.int64],
-    matched: list[MatchedSource],
-    maps: list[GeneMap],
-    chosen: npt.NDArray[np.int64],
-    scores: npt.NDArray[np.float64],
-    strata: npt.NDArray[np.str_] | None,
-    encoder: str,
-    encoded: EncodedGenes | None,
-    encoder_parts: EncoderParts | None,
-    seed: int,
-    progress: Progress,
-) -> tuple[ReferenceModel, list[str]]:
-    import scipy.sparse as sp
-
-    from scvec.annotate.model import ReferenceModel
-    from scvec.api.encoder_parts import for_training
-    from scvec.encoders.registry import make_encoder
-
-    parts, start = [], 0
-    for source, genes in zip(matched, maps, strict=True):
-        here = rows[(rows >= start) & (rows < start + source.source.n_obs)] - start
-        parts += [chunk.X for chunk in source.chunks(genes, rows=here)]
-        start += source.source.n_obs
-    measured = np.ones(maps[0].weights.shape[1], dtype=bool)
-    cells = CellChunk(sp.vstack(parts, format="csr"), measured)
-
-    fold = itertools.count(1)
-
-    def new_encoder(part: CellChunk, part_labels: npt.NDArray[np.int64]) -> CellEncoder:
-        of = encoder_parts
-        if of is not None:
-            of = for_training(of, next(fold), is_fold=len(part) < len(cells))
-        return make_encoder(encoder, encoded.vectors if encoded else None, part, part_labels, parts=of)
-
-    model, notes = ReferenceModel.fit(
-        new_encoder,
-        cells,
-        labelled.codes[rows],
-        len(labelled.classes),
-        genes=chosen,
-        variability=scores.astype(np.float32),
-        batches=None if labelled.batches is None else labelled.batches[rows],
-        strata=None if strata is None else strata[rows],
-        n_neighbors=min(N_NEIGHBORS, max(1, len(rows) // 2)),
-        seed=seed,
-        progress=progress,
-    )
-    return model, notes
-
-
-def _encode(
-    encoder: CellEncoder, matched: list[MatchedSource], maps: list[GeneMap], progress: Progress
-) -> Float32:
-    total = sum(m.source.n_obs for m in matched)
-    vectors = np.empty((total, encoder.embed_dim), dtype=np.float32)
-    done = 0
-    for source, genes in zip(matched, maps, strict=True):
-        for chunk in source.chunks(genes, CHUNK):
-            vectors[done : done + len(chunk)] = encoder.encode(chunk)
-            done += len(chunk)
-            progress("encoding cells", done, total)
-    return vectors
 
 
 def _probes(matched: list[MatchedSource], maps: list[GeneMap]) -> dict[str, npt.NDArray[Any]]:

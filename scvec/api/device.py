@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import sys
+
 from scvec.errors import InputError
 
 __all__ = ["check_device", "resolved_device"]
@@ -38,7 +41,17 @@ def resolved_device(device: str) -> str:
         As :func:`check_device`.
     """
     if check_device(device) == "auto":
+        if "torch" not in sys.modules and not _may_have_gpu():
+            return "cpu"  # loading torch takes longer than naming a thousand cells
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
+
+
+def _may_have_gpu() -> bool:
+    """Return False where there is certainly no GPU: on Linux, none without a device file of its driver."""
+    if sys.platform != "linux":
+        return True
+    # NVIDIA; AMD, which torch calls CUDA too; Windows below this Linux
+    return any(glob.glob(pattern) for pattern in ("/dev/nvidia*", "/dev/kfd", "/dev/dxg"))

@@ -137,6 +137,20 @@ class Labelled:
         kept = [rng.permutation(rows[self.codes[rows] == c])[: max(low, 1)] for c in range(len(self.classes))]
         return np.sort(np.concatenate(kept))
 
+    def sample(
+        self, memory: str | int | None, n_genes: int, seed: int
+    ) -> tuple[npt.NDArray[np.int64], list[str]]:
+        """Return the cells to train on, over ``n_genes``, and what a user should know about it."""
+        n_values = float(np.concatenate([s.n_genes_detected for s in self.sources]).mean())
+        most = training_budget(memory, n_genes, n_values)
+        rows, total = self.training_rows(seed, most), int((self.codes >= 0).sum())
+        if len(rows) == total:
+            return rows, []
+        few = " that --memory allows" if most < min(total, MAX_TRAINING_CELLS) else ""
+        return rows, [
+            f"trained on {len(rows):,} cells{few}, rare labels kept whole; all cells are in the index"
+        ]
+
     def tissues(self) -> list[str]:
         """Return what the files say of their tissue; nothing where a column says many things."""
         found: set[str] = set()

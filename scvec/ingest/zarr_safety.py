@@ -96,8 +96,8 @@ def _check(root: Path, memory: int) -> None:
     for here, claim in claims.items():
         size = stored.get(here, 0)
         if claim.n_bytes > RATIO_FLOOR and claim.n_bytes > MAX_RATIO * size:
-            told = f"an array claims {size_text(claim.n_bytes)} ({claim.shape}) but stores only {size_text(size)}"
-            raise _refuse(root, here, told)
+            told = f"an array claims {size_text(claim.n_bytes)} ({claim.shape})"
+            raise _refuse(root, here, f"{told} but stores only {size_text(size)}")
         # A piece that is not there reads as zeros. Columns and values of sparse matrices are never that.
         if os.path.basename(here) in ("data", "indices") and pieces.get(here, 0) < claim.n_pieces:
             lacking = claim.n_pieces - pieces.get(here, 0)

@@ -1,0 +1,108 @@
+"""The two passes over the cells of a reference that make it: training on a sample, encoding all."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.api.labelled import Labelled
+from scvec.protocols import CellEncoder, Progress
+from scvec.types import CellChunk, Float32
+
+if TYPE_CHECKING:
+    from scvec.annotate.model import ReferenceModel
+    from scvec.api.matching import MatchedSource
+    from scvec.api.texts import EncodedGenes
+    from scvec.encoders.registry import EncoderParts
+    from scvec.ingest.identity import GeneMap
+
+__all__ = ["encode_all", "train"]
+
+N_NEIGHBORS = 15
+
+
+def train(
+    labelled: Labelled,
+    rows: npt.NDArray[np.int64],
+    matched: list[MatchedSource],
+    maps: list[GeneMap],
+    chosen: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float64],
+    strata: npt.NDArray[np.str_] | None,
+    encoder: str,
+    encoded: EncodedGenes | None,
+    encoder_parts: EncoderParts | None,
+    seed: int,
+    progress: Progress,
+) -> tuple[ReferenceModel, list[str]]:
+    """Train and calibrate a reference on some of its cells.
+
+    Parameters
+    ----------
+    rows
+        Cells to train on, ascending, over all files.
+    maps
+        Per file, its columns onto all genes of the reference.
+    chosen, scores
+        Numbers of the genes that the encoder knows, and how variable each gene is.
+    strata
+        (n,) species of all cells, where there are two.
+
+    Returns
+    -------
+    The model, and notes for the user.
+    """
+    import scipy.sparse as sp
+
+    from scvec.annotate.model import ReferenceModel
+    from scvec.api.encoder_parts import for_training
+    from scvec.encoders.registry import make_encoder
+
+    parts, start = [], 0
+    for source, genes in zip(matched, maps, strict=True):
+        here = rows[(rows >= start) & (rows < start + source.source.n_obs)] - start
+        parts += [chunk.X for chunk in source.chunks(genes, rows=here)]
+        start += source.source.n_obs
+    measured = np.ones(maps[0].weights.shape[1], dtype=bool)
+    cells = CellChunk(sp.vstack(parts, format="csr"), measured)
+
+    fold = itertools.count(1)
+
+    def new_encoder(part: CellChunk, part_labels: npt.NDArray[np.int64]) -> CellEncoder:
+        of = encoder_parts
+        if of is not None:
+            of = for_training(of, next(fold), is_fold=len(part) < len(cells))
+        return make_encoder(encoder, encoded.vectors if encoded else None, part, part_labels, parts=of)
+
+    model, notes = ReferenceModel.fit(
+        new_encoder,
+        cells,
+        labelled.codes[rows],
+        len(labelled.classes),
+        genes=chosen,
+        variability=scores.astype(np.float32),
+        batches=None if labelled.batches is None else labelled.batches[rows],
+        strata=None if strata is None else strata[rows],
+        n_neighbors=min(N_NEIGHBORS, max(1, len(rows) // 2)),
+        seed=seed,
+        progress=progress,
+    )
+    return model, notes
+
+
+def encode_all(
+    encoder: CellEncoder, matched: list[MatchedSource], maps: list[GeneMap], progress: Progress
+) -> Float32:
+    """Return (n, embed_dim) float32 vectors of all cells of all files, chunk by chunk."""
+    total = sum(m.source.n_obs for m in matched)
+    vectors = np.empty((total, encoder.embed_dim), dtype=np.float32)
+    done = 0
+    for source, genes in zip(matched, maps, strict=True):
+        for chunk in source.chunks(genes):
+            vectors[done : done + len(chunk)] = encoder.encode(chunk)
+            done += len(chunk)
+            progress("encoding cells", done, total)
+    return vectors
