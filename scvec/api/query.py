@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -189,7 +189,6 @@ def query(
                 stored,
                 address=ray_address,
                 memory=memory,
-                size=CHUNK,
                 exact=exact,
                 device=device,
                 llm=llm,
@@ -342,7 +341,7 @@ def _predict(
     share: float,
     foreign: bool,
     progress: Progress,
-    spread: Callable[..., list[Prediction]] | None = None,
+    spread: Callable[..., Iterator[Prediction]] | None = None,
     **options: Any,
 ) -> tuple[Prediction, str]:
     from scvec.annotate.model import Prediction
@@ -350,7 +349,7 @@ def _predict(
 
     regime = regime_of(via_orthologs=foreign, measured_share=share)
     if spread is not None:
-        parts = spread(matched, genes, progress=progress, regime=regime, **options)
+        parts = list(spread(matched, genes, progress=progress, regime=regime, **options))
         return Prediction.concatenate(parts), regime
     total, parts = matched.source.n_obs, []
     done = 0
