@@ -123,7 +123,7 @@ def ingest_cells(
         training_folder,
         with_symbols,
     )
-    from scvec.api.engines import check_engine
+    from scvec.api.engines import Engine, check_engine, encode_cells
     from scvec.api.knowledge import ensure_knowledge
     from scvec.api.label_terms import term_notes
     from scvec.api.matching import match_genes
@@ -131,7 +131,7 @@ def ingest_cells(
     from scvec.api.resolvers import resolver_of
     from scvec.api.stored_space import stored_genes
     from scvec.api.texts import encode_genes
-    from scvec.api.training import encode_all, train
+    from scvec.api.training import train
     from scvec.backbones.spec import load_backbone, parse_spec
     from scvec.encoders.registry import needs_text
     from scvec.ingest.cells import CellSource
@@ -220,23 +220,8 @@ def ingest_cells(
             )
             notes = [*sampled, *notes, *getattr(model.voices.encoder, "notes", []), *calibration_notes(parts)]
         with stages("encode cells"):
-            if engine == "ray":
-                from scvec.api.ray_engine import encode_by_ray
-
-                vectors = encode_by_ray(
-                    model.voices.encoder,
-                    matched,
-                    maps,
-                    address=ray_address,
-                    memory=memory,
-                    size=min(s.chunk_size for s in sources),
-                    backbone=portable_spec(backbone, spec),
-                    device=device,
-                    llm=llm,
-                    progress=progress,
-                )
-            else:
-                vectors = encode_all(model.voices.encoder, matched, maps, progress)
+            cluster = Engine(engine, ray_address, memory, device, llm, portable_spec(backbone, spec))
+            vectors = encode_cells(model.voices.encoder, matched, maps, cluster, progress)
         with stages("write"):
             space = encoded.space if encoded else parts.backbone.space if parts and parts.backbone else None
             tensors, meta = _describe(

@@ -1,4 +1,4 @@
-"""The two passes over the cells of a reference that make it: training on a sample, encoding all."""
+"""Training a reference on a sample of its cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from scvec.api.labelled import Labelled
 from scvec.protocols import CellEncoder, Progress
-from scvec.types import CellChunk, Float32
+from scvec.types import CellChunk
 
 if TYPE_CHECKING:
     from scvec.annotate.model import ReferenceModel
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scvec.encoders.registry import EncoderParts
     from scvec.ingest.identity import GeneMap
 
-__all__ = ["encode_all", "train"]
+__all__ = ["train"]
 
 N_NEIGHBORS = 15
 
@@ -91,18 +91,3 @@ def train(
         progress=progress,
     )
     return model, notes
-
-
-def encode_all(
-    encoder: CellEncoder, matched: list[MatchedSource], maps: list[GeneMap], progress: Progress
-) -> Float32:
-    """Return (n, embed_dim) float32 vectors of all cells of all files, chunk by chunk."""
-    total = sum(m.source.n_obs for m in matched)
-    vectors = np.empty((total, encoder.embed_dim), dtype=np.float32)
-    done = 0
-    for source, genes in zip(matched, maps, strict=True):
-        for chunk in source.chunks(genes):
-            vectors[done : done + len(chunk)] = encoder.encode(chunk)
-            done += len(chunk)
-            progress("encoding cells", done, total)
-    return vectors

@@ -17,10 +17,10 @@ import pytest
 
 import scvec
 from scvec.errors import InputError, NetworkError, StoreError
+from scvec.ingest.cells import CellSource
 
 ray = pytest.importorskip("ray")
 
-from scvec.api import query as query_module  # noqa: E402
 from scvec.api import ray_cluster, ray_engine  # noqa: E402
 from scvec.api.ray_pool import Pool  # noqa: E402
 from scvec.cli.main import cli  # noqa: E402
@@ -65,7 +65,7 @@ def store(tmp_path_factory, new_store, tiny_adata):
 @pytest.fixture
 def few(monkeypatch):
     """Chunks of four cells, so that there are many tasks."""
-    monkeypatch.setattr(query_module, "CHUNK", 4)
+    monkeypatch.setattr(CellSource, "chunk_size", 4)
 
 
 class Parts:
