@@ -35,8 +35,6 @@ __all__ = ["ingest_cells"]
 #: Variable genes that a reference is built on.
 N_GENES = 3000
 N_NEIGHBORS = 15
-#: Cells that are encoded at once.
-CHUNK = 2048
 
 
 def ingest_cells(
@@ -237,7 +235,6 @@ def ingest_cells(
                     maps,
                     address=ray_address,
                     memory=memory,
-                    size=CHUNK,
                     backbone=portable_spec(backbone, spec),
                     device=device,
                     llm=llm,
@@ -384,7 +381,7 @@ def _encode(
     vectors = np.empty((total, encoder.embed_dim), dtype=np.float32)
     done = 0
     for source, genes in zip(matched, maps, strict=True):
-        for chunk in source.chunks(genes, CHUNK):
+        for chunk in source.chunks(genes):
             vectors[done : done + len(chunk)] = encoder.encode(chunk)
             done += len(chunk)
             progress("encoding cells", done, total)

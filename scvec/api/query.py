@@ -190,7 +190,6 @@ def query(
                 stored,
                 address=ray_address,
                 memory=memory,
-                size=source.chunk_size,
                 exact=exact,
                 device=device,
                 llm=llm,
@@ -343,7 +342,7 @@ def _predict(
     share: float,
     foreign: bool,
     progress: Progress,
-    spread: Callable[..., list[Prediction]] | None = None,
+    spread: Callable[..., Iterator[Prediction]] | None = None,
     **options: Any,
 ) -> tuple[Prediction, str]:
     from scvec.annotate.model import Prediction
@@ -353,7 +352,7 @@ def _predict(
     total = matched.source.n_obs
     if spread is not None:
         found = spread(matched, genes, progress=progress, regime=regime, **options)
-        return Prediction.gather(iter(found), total), regime
+        return Prediction.gather(found, total), regime
 
     def parts() -> Iterator[Prediction]:
         done = 0

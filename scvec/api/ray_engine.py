@@ -32,6 +32,8 @@ __all__ = ["encode_by_ray", "predict_by_ray"]
 EXACT = ("flat", "numpy")
 #: Encoders that compute with torch, and so on a GPU where there is one.
 ON_GPU = ("prompt", "sentence")
+#: Cells of a chunk where a source does not say it.
+CHUNK = 2048
 #: Seconds that a worker or a shard has to be there and loaded.
 START = 180.0
 #: Times that Ray starts a worker, and a shard, anew.
@@ -46,13 +48,12 @@ def predict_by_ray(
     *,
     address: str | None,
     memory: str | int | None,
-    size: int,
     exact: bool,
     device: str,
     llm: str | None,
     progress: Progress,
     **options: Any,
-) -> list[Prediction]:
+) -> Iterator[Prediction]:
     """Name the cells of a query on a cluster.
 
     Parameters
@@ -61,16 +62,14 @@ def predict_by_ray(
         Of the cluster; None for a Ray of this machine's own.
     memory
         Bytes of all workers together.
-    size
-        Cells of a chunk: the same as without Ray, so that each is computed with the same neighbours.
     exact
         Search exactly whatever the index is.
     **options
         Of :meth:`scvec.annotate.model.ReferenceModel.predict`.
 
-    Returns
-    -------
-    The predictions chunk by chunk, in order: those of the same model without Ray.
+    Yields
+    ------
+    The predictions chunk by chunk, in order: those of the same model without Ray, of the same chunks.
 
     Raises
     ------
@@ -98,8 +97,8 @@ def predict_by_ray(
             reads = Reads([recipe_of(matched.source)], [genes], room.reading)
             job = AnnotateJob(reads, place, shards, options, device, llm)
             crew = _crew(ray, Annotator, job, room, actors)
-            work = _Work(ray, crew, [matched], [genes], size, "annotating cells", progress)
-            return [answer for _, answer in work.done()]
+            for _, answer in _Work(ray, crew, [matched], [genes], "annotating cells", progress).done():
+                yield answer
 
 
 def encode_by_ray(
@@ -109,7 +108,6 @@ def encode_by_ray(
     *,
     address: str | None,
     memory: str | int | None,
-    size: int,
     backbone: str,
     device: str,
     llm: str | None,
@@ -144,8 +142,7 @@ def encode_by_ray(
         with _actors() as actors:
             reads = Reads([recipe_of(m.source) for m in matched], maps, room.reading)
             crew = _crew(ray, Encoder, EncodeJob(reads, meta, tensors, device, llm), room, actors)
-            work = _Work(ray, crew, matched, maps, size, "encoding cells", progress)
-            for task, found in work.done():
+            for task, found in _Work(ray, crew, matched, maps, "encoding cells", progress).done():
                 start = starts[task.source]
                 vectors[start + task.first : start + task.last] = found
     return vectors
@@ -182,7 +179,7 @@ def _shards(
             scheduling_strategy="SPREAD",
             max_restarts=SHARD_RESTARTS,
             max_task_retries=-1,
-        ).remote(place, first, last, whole=whole)
+        ).remote(place, first, last, whole=whole, threads=room.shard_threads)
         actors.append(actor)
         name = f"shard {i + 1} of {len(held)} of the reference {place.name!r}"
         shards.append(ShardHandle(name, first, last, actor))
@@ -254,6 +251,11 @@ def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Cre
     return _Crew(workers, put, [all(column) for column in zip(*seen, strict=True)])
 
 
+def _chunk_size(matched: MatchedSource) -> int:
+    """Return the cells of a chunk: as without Ray, or products of matrices would differ in the last bits."""
+    return int(getattr(matched.source, "chunk_size", CHUNK))
+
+
 class _Work:
     """The cells of some sources as tasks of a crew."""
 
@@ -263,11 +265,10 @@ class _Work:
         crew: _Crew,
         matched: Sequence[MatchedSource],
         maps: Sequence[GeneMap],
-        size: int,
         stage: str,
         progress: Progress,
     ) -> None:
-        self._ray, self._crew, self._matched, self._maps, self._size = ray, crew, matched, maps, size
+        self._ray, self._crew, self._matched, self._maps = ray, crew, matched, maps
         self._stage, self._progress = stage, progress
         self._chunks: Iterator[CellChunk] | None = None
         self._n_done, self._total = 0, sum(m.source.n_obs for m in matched)
@@ -283,11 +284,11 @@ class _Work:
 
         number = 0
         for i, matched in enumerate(self._matched):
-            n = matched.source.n_obs
+            n, size = matched.source.n_obs, _chunk_size(matched)
             # Tasks are asked for in order, and cells that are sent are read in that order.
-            self._chunks = None if self._crew.reads[i] else matched.chunks(self._maps[i], self._size)
-            for first in range(0, n, self._size):
-                yield Task(number, i, first, min(first + self._size, n), matched.source.name)
+            self._chunks = None if self._crew.reads[i] else matched.chunks(self._maps[i], size)
+            for first in range(0, n, size):
+                yield Task(number, i, first, min(first + size, n), matched.source.name)
                 number += 1
 
     def _send(self, task: Task) -> Any | None:

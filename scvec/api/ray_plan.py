@@ -55,6 +55,8 @@ class Plan:
         Cores that each asks for.
     worker_gpus
         Share of a GPU of each worker; 0 without.
+    shard_threads
+        Threads that search a shard.
     """
 
     n_workers: int
@@ -64,6 +66,7 @@ class Plan:
     reading: int
     cpus: float = CPUS
     worker_gpus: float = 0.0
+    shard_threads: int = 1
 
 
 def plan(
@@ -133,4 +136,13 @@ def plan(
         per_gpu = math.ceil(max(c / int(n.gpus) for n, c in hosts))
         gpus = math.floor(10_000 / max(1, per_gpu)) / 10_000
     reading = max(1 << 20, int(share - PROCESS_BYTES))
-    return Plan(n_workers, n_shards, int(share), shard_memory, reading, worker_gpus=gpus)
+    threads = max(1, min(cores) // max(1, per_node))
+    return Plan(
+        n_workers,
+        n_shards,
+        int(share),
+        shard_memory,
+        reading,
+        worker_gpus=gpus,
+        shard_threads=threads,
+    )

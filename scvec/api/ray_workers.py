@@ -116,8 +116,11 @@ class ShardHandle:
 class Shard:
     """Some rows of a reference, in memory. Ray starts it anew once if it is lost: it loads itself again."""
 
-    def __init__(self, place: ReferencePlace, first: int, last: int, *, whole: bool) -> None:
+    def __init__(
+        self, place: ReferencePlace, first: int, last: int, *, whole: bool, threads: int = 1
+    ) -> None:
         self._place, self._first, self._last, self._whole = place, first, last, whole
+        self._threads = threads
 
     @ray.method(concurrency_group="health", max_task_retries=-1)
     def alive(self) -> tuple[str, int]:
@@ -138,8 +141,12 @@ class Shard:
 
     @cached_property
     def _held(self) -> tuple[Any, Float32 | None]:
+        import faiss
+
         from scvec.stores.indices import build_index
 
+        # Ray lets an actor have one. All workers of a node wait for few shards; no answer depends on it.
+        faiss.omp_set_num_threads(self._threads)
         stored = self._place.open()
         if self._whole:
             return stored.index, None

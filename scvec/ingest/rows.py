@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
@@ -55,7 +56,7 @@ def recipe_of(source: CellSource) -> RowsRecipe | None:
 
     That is so for what is in memory: AnnData objects, and matrices that are stored by column.
     """
-    if source.path is None or is_in_memory(source.reader) or not os.path.isfile(source.path):
+    if source.path is None or is_in_memory(source.reader) or not _is_h5ad(source.path):
         return None
     found = os.stat(source.path)
     return RowsRecipe(
@@ -66,6 +67,16 @@ def recipe_of(source: CellSource) -> RowsRecipe | None:
         source.feature_mask,
         source.totals,
     )
+
+
+def _is_h5ad(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            return "obs" in file and "var" in file
+    except OSError:
+        return False
 
 
 class FileRows:

@@ -17,6 +17,7 @@ import pytest
 
 import scvec
 from scvec.errors import InputError, NetworkError, StoreError
+from scvec.ingest.cells import CellSource
 
 ray = pytest.importorskip("ray")
 
@@ -65,7 +66,8 @@ def store(tmp_path_factory, new_store, tiny_adata):
 @pytest.fixture
 def few(monkeypatch):
     """Chunks of four cells, so that there are many tasks."""
-    monkeypatch.setattr(query_module, "CHUNK", 4)
+    monkeypatch.setattr(query_module, "CHUNK", 4, raising=False)
+    monkeypatch.setattr(CellSource, "chunk_size", 4, raising=False)
 
 
 class Parts:

@@ -43,6 +43,8 @@ def test_small_references_have_a_shard_to_a_node_and_large_ones_more():
     assert plan(nodes, n_rows=50_000_000, dim=8).n_shards == 16
     assert plan(nodes, n_rows=50_000_000, dim=8, splits=False).n_shards == 1
     assert plan(nodes, n_rows=0, dim=8).n_shards == 0
+    assert plan(nodes, n_rows=2_000, dim=8).shard_threads == 8
+    assert plan(nodes, n_rows=50_000_000, dim=8).shard_threads == 1
 
 
 def test_memory_is_divided_and_too_little_of_it_makes_fewer_workers():
