@@ -52,6 +52,7 @@ benchmark: dev servers peers ## make every number of docs/benchmarks.md again (h
 	$(BIN)/python benchmarks/gpu.py --publish
 	$(BIN)/python benchmarks/openmp_wait.py --publish
 	SCVEC_PEERS=$(PEERS) $(BIN)/python benchmarks/speed.py --publish
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/engines.py --publish
 	$(BIN)/python benchmarks/live_sources.py --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/search.py --publish
 

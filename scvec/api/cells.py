@@ -15,7 +15,7 @@ from scvec.api.labelled import MAX_TRAINING_CELLS, Labelled, incoherent_labels, 
 from scvec.api.reports import CellsReport
 from scvec.api.stages import Stages
 from scvec.protocols import CellEncoder, Progress, no_progress
-from scvec.types import CellChunk, Float32
+from scvec.types import CellChunk
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -129,7 +129,7 @@ def ingest_cells(
         training_folder,
         with_symbols,
     )
-    from scvec.api.engines import check_engine
+    from scvec.api.engines import Engine, check_engine, encode_cells
     from scvec.api.knowledge import ensure_knowledge
     from scvec.api.label_terms import term_notes
     from scvec.api.matching import match_genes
@@ -226,22 +226,8 @@ def ingest_cells(
             )
             notes = [*sampled, *notes, *getattr(model.voices.encoder, "notes", []), *calibration_notes(parts)]
         with stages("encode cells"):
-            if engine == "ray":
-                from scvec.api.ray_engine import encode_by_ray
-
-                vectors = encode_by_ray(
-                    model.voices.encoder,
-                    matched,
-                    maps,
-                    address=ray_address,
-                    memory=memory,
-                    backbone=portable_spec(backbone, spec),
-                    device=device,
-                    llm=llm,
-                    progress=progress,
-                )
-            else:
-                vectors = _encode(model.voices.encoder, matched, maps, progress)
+            cluster = Engine(engine, ray_address, memory, device, llm, portable_spec(backbone, spec))
+            vectors = encode_cells(model.voices.encoder, matched, maps, cluster, progress)
         with stages("write"):
             space = encoded.space if encoded else parts.backbone.space if parts and parts.backbone else None
             tensors, meta = _describe(
@@ -372,20 +358,6 @@ def _train(
         progress=progress,
     )
     return model, notes
-
-
-def _encode(
-    encoder: CellEncoder, matched: list[MatchedSource], maps: list[GeneMap], progress: Progress
-) -> Float32:
-    total = sum(m.source.n_obs for m in matched)
-    vectors = np.empty((total, encoder.embed_dim), dtype=np.float32)
-    done = 0
-    for source, genes in zip(matched, maps, strict=True):
-        for chunk in source.chunks(genes):
-            vectors[done : done + len(chunk)] = encoder.encode(chunk)
-            done += len(chunk)
-            progress("encoding cells", done, total)
-    return vectors
 
 
 def _probes(matched: list[MatchedSource], maps: list[GeneMap]) -> dict[str, npt.NDArray[Any]]:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import importlib.util
 import re
 import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from scvec.errors import InputError, NetworkError
 
-__all__ = ["ENGINES", "check_engine"]
+if TYPE_CHECKING:
+    from scvec.api.matching import MatchedSource
+    from scvec.ingest.identity import GeneMap
+    from scvec.protocols import CellEncoder, Progress
+    from scvec.types import Float32
+
+__all__ = ["ENGINES", "Engine", "check_engine", "encode_cells"]
 
 ENGINES = ("local", "ray")
 #: Seconds that a cluster has to take a connection.
@@ -62,3 +70,57 @@ def check_engine(engine: str, ray_address: str | None = None) -> None:
             where,
             "start one: ray start --head; docs/cluster.md",
         ) from error
+
+
+class Engine(NamedTuple):
+    """Who encodes, and with what.
+
+    Attributes
+    ----------
+    name, ray_address, memory
+        As of the command.
+    device, llm, backbone
+        What workers of a cluster rebuild the encoder with, if it reads with a model.
+    """
+
+    name: str
+    ray_address: str | None
+    memory: str | int | None
+    device: str
+    llm: str | None
+    backbone: str
+
+
+def encode_cells(
+    encoder: CellEncoder,
+    matched: Sequence[MatchedSource],
+    maps: Sequence[GeneMap],
+    engine: Engine,
+    progress: Progress,
+) -> Float32:
+    """Return the vectors (n, embed_dim) float32 of all cells, in the order of the sources and their cells."""
+    import numpy as np
+
+    if engine.name == "ray":
+        from scvec.api.ray_engine import encode_by_ray
+
+        return encode_by_ray(
+            encoder,
+            matched,
+            maps,
+            address=engine.ray_address,
+            memory=engine.memory,
+            backbone=engine.backbone,
+            device=engine.device,
+            llm=engine.llm,
+            progress=progress,
+        )
+    total = sum(m.source.n_obs for m in matched)
+    vectors = np.empty((total, encoder.embed_dim), dtype=np.float32)
+    done = 0
+    for source, genes in zip(matched, maps, strict=True):
+        for chunk in source.chunks(genes):
+            vectors[done : done + len(chunk)] = encoder.encode(chunk)
+            done += len(chunk)
+            progress("encoding cells", done, total)
+    return vectors
