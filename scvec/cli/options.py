@@ -195,7 +195,7 @@ def engine_options(function: F) -> F:
     function = click.option(
         "--ray-address",
         metavar="ADDR",
-        help="A Ray cluster: HOST:PORT of its head, or auto on a node of it.  [default: one is started here]",
+        help="On a node of a Ray cluster: auto, or HOST:PORT of its head.  [default: one is started here]",
     )(function)
     return click.option(
         "--engine",
