@@ -32,6 +32,8 @@ __all__ = ["encode_by_ray", "predict_by_ray"]
 EXACT = ("flat", "numpy")
 #: Encoders that compute with torch, and so on a GPU where there is one.
 ON_GPU = ("prompt", "sentence")
+#: Cells of a chunk where a source does not say it.
+CHUNK = 2048
 #: Seconds that a worker or a shard has to be there and loaded.
 START = 180.0
 #: Times that Ray starts a worker, and a shard, anew.
