@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from scvec.api.explain import explain as explain
     from scvec.api.gene_info import gene_info as gene_info
     from scvec.api.genes import ingest_genes as ingest_genes
+    from scvec.api.grow import append_cells as append_cells
+    from scvec.api.grow import drop_cells as drop_cells
     from scvec.api.labels import labels as labels
     from scvec.api.legacy import import_legacy as import_legacy
     from scvec.api.maintenance import compact as compact
     from scvec.api.maintenance import doctor as doctor
-    from scvec.api.maintenance import export as export
     from scvec.api.maintenance import info as info
     from scvec.api.maintenance import rm as rm
     from scvec.api.maintenance import verify as verify
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from scvec.api.resolvers import resolve as resolve
     from scvec.api.search import search_genes as search_genes
     from scvec.api.search_cells import search_cells as search_cells
+    from scvec.api.vector_exchange import export as export
+    from scvec.api.vector_exchange import import_vectors as import_vectors
     from scvec.errors import ScvecError as ScvecError
     from scvec.web.server import serve as serve
 
@@ -58,7 +61,10 @@ _HOMES = {
     "diff": "scvec.api.diff",
     "verify": "scvec.api.maintenance",
     "doctor": "scvec.api.maintenance",
-    "export": "scvec.api.maintenance",
+    "export": "scvec.api.vector_exchange",
+    "import_vectors": "scvec.api.vector_exchange",
+    "append_cells": "scvec.api.grow",
+    "drop_cells": "scvec.api.grow",
     "rm": "scvec.api.maintenance",
     "compact": "scvec.api.maintenance",
     "serve": "scvec.web.server",

@@ -58,6 +58,8 @@ def ingest_cells(
     checkpoint: Path | str | None = None,
     engine: str = "local",
     ray_address: str | None = None,
+    index: str = "auto",
+    recall: float = 0.95,
     progress: Progress = no_progress,
 ) -> CellsReport:
     """Turn labelled cells into a reference: vectors, index, head, calibration.
@@ -106,6 +108,8 @@ def ingest_cells(
     engine, ray_address
         ``ray`` encodes the cells by workers of a Ray cluster, as :func:`scvec.query` does; training stays
         here.
+    index, recall
+        ``auto``, ``flat`` or ``ivf``; share (0-1) of neighbours that the last is to find (docs/index.md).
 
     Raises
     ------
@@ -113,6 +117,7 @@ def ingest_cells(
         If the files, the label column or an option cannot be used.
     """
     from scvec.api.axis import align_species, common_axis, gene_statistics
+    from scvec.api.cell_index import check_index, put_cells
     from scvec.api.device import check_device
     from scvec.api.encoder_parts import (
         PromptSettings,
@@ -142,6 +147,7 @@ def ingest_cells(
 
     # What can be refused at once is, before a large file is read.
     check_reference_name(name)
+    check_index(index, recall)
     spec = parse_spec(backbone, base_url=base_url)
     with_text = needs_text(encoder)
     check_device(device)
@@ -239,11 +245,10 @@ def ingest_cells(
             tensors |= {f"{FACTOR}{s}": values for s, values in axis.factors.items()}
             tensors |= _probes(matched, maps)
             obs = labelled.table(strata)
-            notes += aligned
-            notes += term_notes(meta, name)
+            notes += [*aligned, *term_notes(meta, name)]
             if txn.reference(name) is not None:
                 notes.append(f"reference {name!r} was there and is replaced")
-            txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors)
+            notes += put_cells(txn, name, vectors, meta, tensors, obs, (index, recall, memory))
             generation = txn.commit()
         forget_trainings(opened.path)
         notes = [n for s in sources for n in s.notes] + notes + txn.notes

@@ -122,7 +122,10 @@ class Explainer:
         self._matched = match_genes(source, stored_resolver(store), species=species, force=True)
         unmatched = str(parameters.get("unmatched_genes", "drop"))
         self._genes = query_genes(store, self._stored, self._matched, unmatched_genes=unmatched)
-        self._model = load_model(self._stored)
+        # As the query searched: else other cells would be named than those that voted.
+        recall = parameters.get("recall")
+        found = float(recall) if isinstance(recall, (float, np.floating)) and 0 < recall < 1 else None
+        self._model = load_model(self._stored, exact=bool(parameters.get("exact")), recall=found)
         self._subset = rows_asked(self._stored, parameters.get("where"))
         self._origins = origins(self._stored)
         self._symbols: dict[str, str] | None = None

@@ -10,25 +10,23 @@ import numpy as np
 
 from scvec.api.reports import (
     CompactReport,
-    ExportReport,
     InfoReport,
     ReferenceInfo,
     RmReport,
     SpaceInfo,
     VerifyReport,
 )
-from scvec.errors import InputError, ScvecError
+from scvec.errors import ScvecError
 from scvec.protocols import Progress, no_progress
 
 if TYPE_CHECKING:
     from scvec.api.reports import DoctorReport
     from scvec.stores.store import Store
 
-__all__ = ["compact", "doctor", "export", "info", "rm", "verify"]
+__all__ = ["compact", "doctor", "info", "rm", "verify"]
 
 #: Largest difference between a stored vector and a fresh one that is rounding and not another encoder.
 PARITY = 1e-4
-_ENDINGS = {"parquet": ".parquet", "h5ad": ".h5ad"}
 
 
 def info(store: Path | str, reference: str | None = None) -> InfoReport:
@@ -125,60 +123,6 @@ def doctor(store: Path | str | None = None) -> DoctorReport:
     return examine(None if store is None else Path(store))
 
 
-def export(store: Path | str, reference: str, *, to: str, output: Path | str) -> ExportReport:
-    """Write a reference to a file: its cells with obs, labels and vectors.
-
-    Parameters
-    ----------
-    to
-        ``parquet`` (obs columns, then ``vector`` as a fixed-size list of float32) or ``h5ad`` (vectors in
-        ``obsm['X_scvec']``, no expression).
-
-    Raises
-    ------
-    InputError
-        If there is no such reference or format.
-    """
-    from scvec.api.references import CODE_COLUMN
-    from scvec.ingest.h5ad_output import check_output, replacing
-    from scvec.stores.store import Store
-
-    if to not in ("parquet", "h5ad"):
-        raise InputError(f"{to!r} is no format to export to", fix="formats: parquet, h5ad")
-    target = check_output(output)
-    if target.suffix in _ENDINGS.values() and target.suffix != _ENDINGS[to]:
-        raise InputError(
-            f"the output ends in {target.suffix}, but {to} is to be written",
-            str(target),
-            f"give -o NAME{_ENDINGS[to]}, or another --to",
-        )
-    stored = Store(store).reference(reference)
-    classes = np.array([*stored.meta["classes"], ""], dtype=object)
-    obs = stored.obs.copy()
-    obs["scvec_class"] = classes[obs.pop(CODE_COLUMN).to_numpy()]  # -1 takes the empty one at the end
-    vectors = np.ascontiguousarray(stored.vectors)
-    fingerprint = stored.meta["space"]["fingerprint"] if stored.meta["space"] else "none"
-    with replacing(target) as part:
-        if to == "h5ad":
-            import anndata
-
-            adata = anndata.AnnData(obs=obs, obsm={"X_scvec": vectors})
-            adata.uns["scvec"] = {"reference": reference, "space": fingerprint}
-            adata.write_h5ad(part)
-        else:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            table = pa.Table.from_pandas(obs.reset_index(names="cell"), preserve_index=False)
-            rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-            table = table.append_column("vector", rows)
-            tags = {"scvec.reference": reference, "scvec.space": fingerprint}
-            pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **tags}), part)
-    return ExportReport(
-        reference=reference, to=to, files=[target], n_cells=stored.n, size_bytes=target.stat().st_size
-    )
-
-
 def rm(store: Path | str, reference: str) -> RmReport:
     """Drop a reference. Its space is given back by :func:`compact`.
 
@@ -226,6 +170,7 @@ def compact(store: Path | str) -> CompactReport:
 
 
 def _reference_info(opened: Store, name: str) -> ReferenceInfo:
+    from scvec.api.cell_index import index_facts
     from scvec.api.references import species_of
 
     stored = opened.reference(name)
@@ -243,6 +188,7 @@ def _reference_info(opened: Store, name: str) -> ReferenceInfo:
             "genes": len(meta["genes"]),
             **({"cells": species} if len(species) > 1 else {}),
             "embed_dim": stored.dim,
+            "index": index_facts(stored),
             "options": meta["options"],
             "sources": meta["sources"],
             "held out": calibration["held_out"],
@@ -262,6 +208,8 @@ def _parity(opened: Store, name: str, device: str, llm: str | None) -> tuple[flo
 
     stored = opened.reference(name)
     cells, rows = probe_cells(stored.tensors, len(stored.meta["genes"]))
+    if not len(rows):  # they were dropped from the reference
+        return 0.0, PARITY
     used = llm if stored.meta["model"]["encoder"].get("llm") else None
     encoder = load_model(stored, device=device, llm=used).voices.encoder
     fresh, kept = encoder.encode(cells).astype(np.float64), np.asarray(stored.vectors[rows], dtype=np.float64)

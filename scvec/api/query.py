@@ -49,6 +49,7 @@ def query(
     memory: str | int | None = None,
     where: str | None = None,
     exact: bool = False,
+    recall: float | None = None,
     coverage: float | None = None,
     false_novel_rate: float = 0.05,
     majority_vote: bool = False,
@@ -87,7 +88,9 @@ def query(
     where
         SQL condition over the reference's obs: only those cells are neighbours, only their labels are given.
     exact
-        Search exactly. (Flat indices, the only ones so far, always do.)
+        Look at every cell of the reference. Flat indices, those of less than 200,000 cells, always do.
+    recall
+        Share (0-1) of the nearest cells that an approximate index is to find; that of the ingest by default.
     coverage
         Also give sets of labels that hold the true one for this share (0-1) of the cells of each type.
     false_novel_rate
@@ -153,6 +156,7 @@ def query(
             f"unmatched_genes is drop or text, not {unmatched_genes!r}", fix="give one of the two"
         )
     _check_share("coverage", coverage)
+    _check_share("recall", recall)
     _check_share("false_novel_rate", false_novel_rate)
     target = check_output_file(output, path)
     page = check_report(report, path)
@@ -174,7 +178,7 @@ def query(
         with stages("load reference"):
             # On a cluster shards hold the index; what is left here is labels and weights.
             elsewhere = None if engine == "local" else unsearched(stored)
-            model = load_model(stored, device=device, llm=llm, index=elsewhere)
+            model = load_model(stored, device=device, llm=llm, index=elsewhere, exact=exact, recall=recall)
         share = _check_overlap(source, genes.measured[model.voices.genes], force)
         available = len(subset) if subset is not None else stored.n
         if n_neighbors > available:
@@ -191,6 +195,7 @@ def query(
                 address=ray_address,
                 memory=memory,
                 exact=exact,
+                recall=recall,
                 device=device,
                 llm=llm,
             )
@@ -219,6 +224,8 @@ def query(
             "method": method,
             "n_neighbors": n_neighbors,
             "where": where,
+            "exact": exact,
+            "recall": recall,
             "layer": layer,
             "coverage": coverage,
             "false_novel_rate": false_novel_rate,

@@ -32,8 +32,6 @@ __all__ = ["encode_by_ray", "predict_by_ray"]
 EXACT = ("flat", "numpy")
 #: Encoders that compute with torch, and so on a GPU where there is one.
 ON_GPU = ("prompt", "sentence")
-#: Cells of a chunk where a source does not say it.
-CHUNK = 2048
 #: Seconds that a worker or a shard has to be there and loaded.
 START = 180.0
 #: Times that Ray starts a worker, and a shard, anew.
@@ -49,6 +47,7 @@ def predict_by_ray(
     address: str | None,
     memory: str | int | None,
     exact: bool,
+    recall: float | None,
     device: str,
     llm: str | None,
     progress: Progress,
@@ -62,8 +61,8 @@ def predict_by_ray(
         Of the cluster; None for a Ray of this machine's own.
     memory
         Bytes of all workers together.
-    exact
-        Search exactly whatever the index is.
+    exact, recall
+        How an approximate index searches (`StoredReference.searcher`).
     **options
         Of :meth:`scvec.annotate.model.ReferenceModel.predict`.
 
@@ -93,7 +92,7 @@ def predict_by_ray(
             os.path.abspath(opened.path), opened.generation.number, stored.name, stored.fingerprint
         )
         with _actors() as actors:
-            shards = _shards(ray, place, stored.n, room, actors, whole=not splits)
+            shards = _shards(ray, place, stored.n, room, actors, whole=not splits, recall=recall)
             reads = Reads([recipe_of(matched.source)], [genes], room.reading)
             job = AnnotateJob(reads, place, shards, options, device, llm)
             crew = _crew(ray, Annotator, job, room, actors)
@@ -163,7 +162,14 @@ def _actors() -> Iterator[list[Any]]:
 
 
 def _shards(
-    ray: Any, place: ReferencePlace, n: int, room: Plan, actors: list[Any], *, whole: bool
+    ray: Any,
+    place: ReferencePlace,
+    n: int,
+    room: Plan,
+    actors: list[Any],
+    *,
+    whole: bool,
+    recall: float | None,
 ) -> list[ShardHandle]:
     """Start the shards, spread over the nodes, and wait until all are loaded."""
     from scvec.api.ray_pool import cause_of
@@ -179,7 +185,7 @@ def _shards(
             scheduling_strategy="SPREAD",
             max_restarts=SHARD_RESTARTS,
             max_task_retries=-1,
-        ).remote(place, first, last, whole=whole, threads=room.shard_threads)
+        ).remote(place, first, last, whole=whole, recall=recall, threads=room.shard_threads)
         actors.append(actor)
         name = f"shard {i + 1} of {len(held)} of the reference {place.name!r}"
         shards.append(ShardHandle(name, first, last, actor))

@@ -117,10 +117,17 @@ class Shard:
     """Some rows of a reference, in memory. Ray starts it anew once if it is lost: it loads itself again."""
 
     def __init__(
-        self, place: ReferencePlace, first: int, last: int, *, whole: bool, threads: int = 1
+        self,
+        place: ReferencePlace,
+        first: int,
+        last: int,
+        *,
+        whole: bool,
+        recall: float | None = None,
+        threads: int = 1,
     ) -> None:
         self._place, self._first, self._last, self._whole = place, first, last, whole
-        self._threads = threads
+        self._recall, self._threads = recall, threads
 
     @ray.method(concurrency_group="health", max_task_retries=-1)
     def alive(self) -> tuple[str, int]:
@@ -149,7 +156,7 @@ class Shard:
         faiss.omp_set_num_threads(self._threads)
         stored = self._place.open()
         if self._whole:
-            return stored.index, None
+            return stored.searcher(recall=self._recall), None
         index = build_index(stored.vectors[self._first : self._last])
         return index, index.vectors()
 

@@ -95,6 +95,8 @@ def load_model(
     device: str = "auto",
     llm: str | None = None,
     index: VectorIndex | None = None,
+    exact: bool = False,
+    recall: float | None = None,
 ) -> ReferenceModel:
     """Rebuild the model of a stored reference.
 
@@ -106,6 +108,8 @@ def load_model(
         Where its language model lies now, if it has one and that was moved.
     index
         Searched instead of the stored one, which is then not read.
+    exact, recall
+        How an approximate index searches (`StoredReference.searcher`).
 
     Raises
     ------
@@ -130,7 +134,9 @@ def load_model(
             ),
             Spread(**_under("spread.", tensors)),
             Linear(tensors["linear.W"], tensors["linear.b"], profile),
-            on_device(stored.index, resolved_device(device)) if index is None else index,
+            on_device(stored.searcher(exact=exact, recall=recall), resolved_device(device))
+            if index is None
+            else index,
             stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
             tensors["voices.genes"],
         )

@@ -16,6 +16,8 @@ __all__ = [
     "DemoReport",
     "DoctorReport",
     "ExportReport",
+    "GrowReport",
+    "ImportReport",
     "InfoReport",
     "ReferenceInfo",
     "RmReport",
@@ -219,11 +221,49 @@ class ExportReport(Report):
     files: list[Path]
     n_cells: int
     size_bytes: int
+    kind: str = "cells"
 
     def lines(self) -> list[str]:
         """Return the report as lines for people."""
-        what = f"{self.n_cells:,} cells of '{self.reference}' as {self.to}, {human_bytes(self.size_bytes)}"
+        of = f"'{self.reference}'" if self.kind == "cells" else f"space {self.reference}"
+        what = f"{self.n_cells:,} {self.kind} of {of} as {self.to}, {human_bytes(self.size_bytes)}"
         return [f"wrote {what}", *(f"  {path}" for path in self.files)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport(Report):
+    """What ``import`` took.
+
+    Attributes
+    ----------
+    kind
+        ``cells`` or ``genes``.
+    name
+        The reference, or the fingerprint of the space.
+    n_rows, n_new
+        Rows of the file; genes that the space had not, or cells that got another label.
+    columns
+        Columns of obs that the reference had not.
+    """
+
+    kind: str
+    name: str
+    n_rows: int
+    n_new: int
+    columns: list[str]
+    generation: str = ""
+    dry_run: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        if self.kind == "genes":
+            lines = [f"space {self.name}: {self.n_rows:,} genes, {self.n_new:,} of them new"]
+        else:
+            lines = [f"reference '{self.name}': {self.n_rows:,} cells, {self.n_new:,} with another label"]
+            if self.columns:
+                lines.append(f"new columns: {', '.join(self.columns)}")
+        return [*lines, "nothing was changed (--dry-run)"] if self.dry_run else lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,3 +341,20 @@ class DemoReport(Report):
         lines += [f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]
         lines += ["files:", *(f"  {path}" for path in self.files), f"store: {self.store}"]
         return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowReport(Report):
+    """What became of a reference to which cells were added, or from which some were dropped."""
+
+    name: str
+    n_added: int
+    n_dropped: int
+    n_cells: int
+    generation: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        done = f"{self.n_added:,} cells added" if self.n_added else f"{self.n_dropped:,} cells dropped"
+        return [f"reference '{self.name}': {done}, {self.n_cells:,} now"]

@@ -20,6 +20,7 @@ from scvec.cli.options import (
     memory_option,
     pass_session,
 )
+from scvec.errors import InputError
 
 __all__ = ["ingest"]
 
@@ -98,11 +99,31 @@ for _command in gene_commands:
     metavar="DIR",
     help="prompt: keep how far the training came here.  [default: in the store]",
 )
+@click.option(
+    "--append", is_flag=True, help="Add the cells to a reference that is there, without training it again."
+)
+@click.option(
+    "--index",
+    type=click.Choice(["auto", "flat", "ivf"]),
+    default="auto",
+    show_default=True,
+    help="How neighbours are searched: flat looks at all cells, ivf at some; auto: ivf from 200,000 on.",
+)
+@click.option(
+    "--recall",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    metavar="SHARE",
+    help="ivf: share of the nearest cells to be found.",
+)
 @device_option
 @engine_options
 @global_options
 @pass_session
+@click.pass_context
 def cells(
+    ctx: click.Context,
     session: Session,
     refs: tuple[Path, ...],
     name: str,
@@ -125,6 +146,9 @@ def cells(
     lora: int | None,
     epochs: int | None,
     checkpoint: Path | None,
+    append: bool,
+    index: str,
+    recall: float,
     device: str,
     engine: str,
     ray_address: str | None,
@@ -136,8 +160,30 @@ def cells(
     \b
     Example:
       scvec ingest cells ref.h5ad --name pancreas --label-key cell_type --batch-key donor
+      scvec ingest cells more.h5ad --name pancreas --label-key cell_type --append
       scvec ingest cells ref.h5ad --name read --label-key cell_type --encoder prompt --llm smollm2
     """
+    if append:
+        _refuse_settings(ctx)
+        from scvec.api.grow import append_cells
+
+        with session.progress() as progress:
+            grown = append_cells(
+                session.store,
+                refs,
+                name=name,
+                label_key=label_key,
+                species=species,
+                layer=layer,
+                memory=memory,
+                label_map=label_map,
+                force=force,
+                device=device,
+                llm=llm,
+                progress=progress,
+            )
+        session.show(grown)
+        return
     from scvec.api.cells import ingest_cells
 
     with session.progress() as progress:
@@ -167,6 +213,26 @@ def cells(
             lora=lora,
             epochs=epochs,
             checkpoint=checkpoint,
+            index=index,
+            recall=recall,
             progress=progress,
         )
     session.show(report)
+
+
+def _refuse_settings(ctx: click.Context) -> None:
+    """Raise InputError where an option was typed that only training could follow."""
+    kept = {"refs", "name", "label_key", "species", "layer", "memory", "label_map", "force", "device", "llm"}
+    typed = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.expose_value
+        and parameter.name not in {*kept, "append"}
+        and ctx.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if typed:
+        raise InputError(
+            f"{typed[0]} does not go with --append, which trains nothing",
+            "scvec ingest cells",
+            f"leave out {', '.join(typed)}",
+        )

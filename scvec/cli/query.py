@@ -51,6 +51,12 @@ __all__ = ["query"]
 @memory_option
 @where_option
 @click.option("--exact", is_flag=True, help="Search every reference cell, never an approximation.")
+@click.option(
+    "--recall",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Share of the nearest cells that an approximate index is to find.  [default: as it was ingested]",
+)
 @coverage_option
 @false_novel_option
 @click.option(
@@ -85,6 +91,7 @@ def query(
     memory: str | None,
     where: str | None,
     exact: bool,
+    recall: float | None,
     coverage: float | None,
     false_novel_rate: float,
     majority_vote: bool,
@@ -121,6 +128,7 @@ def query(
             memory=memory,
             where=where,
             exact=exact,
+            recall=recall,
             coverage=coverage,
             false_novel_rate=false_novel_rate,
             majority_vote=majority_vote,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -106,46 +105,32 @@ def doctor(session: Session) -> None:
 
 @click.command()
 @click.argument("reference")
-@click.option("--to", type=click.Choice(["parquet", "h5ad"]), required=True, help="Format of the file.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Where to write."
-)
-@global_options
-@pass_session
-def export(session: Session, reference: str, to: str, output: Path) -> None:
-    """Write a reference to a file: its cells, labels and vectors.
-
-    \b
-    Example:
-      scvec export pancreas --to parquet -o pancreas.parquet
-    """
-    from scvec.api.maintenance import export as export_
-
-    session.show(export_(session.store, reference, to=to, output=output))
-
-
-@click.command()
-@click.argument("reference")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--where", metavar="SQL", help="Only the cells of which this is true, over their obs columns.")
 @global_options
 @pass_session
-def rm(session: Session, reference: str, yes: bool) -> None:
-    """Drop a reference.
+def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
+    """Drop a reference, or some of its cells.
 
     \b
-    Example:
+    Examples:
       scvec rm pancreas --yes
+      scvec rm pancreas --where "donor = 'human3'" --yes
     """
+    from scvec.api.grow import drop_cells
     from scvec.api.maintenance import rm as rm_
 
+    target = f"reference '{reference}'" if where is None else f"cells of '{reference}' with {where}"
     if not yes:
         if session.as_json or not sys.stdin.isatty():
-            what = f"nobody is there to be asked whether to drop '{reference}'"
+            what = f"nobody is there to be asked whether to drop {target}"
             raise InputError(what, "scvec rm", "add --yes to drop it without being asked")
-        if not click.confirm(f"Drop reference '{reference}'?", err=True):
+        if not click.confirm(f"Drop {target}?", err=True):
             session.note("nothing was dropped")
             return
-    session.show(rm_(session.store, reference))
+    session.show(
+        rm_(session.store, reference) if where is None else drop_cells(session.store, reference, where=where)
+    )
 
 
 @click.command()
@@ -163,4 +148,4 @@ def compact(session: Session) -> None:
     session.show(compact_(session.store))
 
 
-commands: tuple[click.Command, ...] = (info, diff, verify, doctor, export, rm, compact)
+commands: tuple[click.Command, ...] = (info, diff, verify, doctor, rm, compact)

@@ -9,6 +9,7 @@ import numpy as np
 from scvec.errors import ResourceError
 from scvec.stores.distances import Float64, row_distances
 from scvec.stores.faiss_index import FaissFlatIndex, _faiss
+from scvec.stores.ivf_index import IvfIndex
 from scvec.types import Float32, Int64
 
 if TYPE_CHECKING:
@@ -27,7 +28,12 @@ FAISS_GPU_K = 2048
 
 
 def on_device(index: VectorIndex, device: str) -> VectorIndex:
-    """Return an index that gives the same neighbours, computed on ``cpu`` or ``cuda``."""
+    """Return an index for ``cpu`` or ``cuda``: the same one, or one that finds the same neighbours on a GPU.
+
+    A GPU needs no approximation: there an approximate index searches exactly.
+    """
+    if device == "cuda" and isinstance(index, IvfIndex):
+        index = index.exact()
     if device != "cuda" or not isinstance(index, FaissFlatIndex) or index.n == 0:
         return index
     return FaissGpuIndex(index) if _faiss_has_gpu() else TorchIndex(index, device)
@@ -43,8 +49,12 @@ class FaissGpuIndex(FaissFlatIndex):
 
     def __init__(self, index: FaissFlatIndex) -> None:
         super().__init__(index.dim)
-        self._index, self._max_norm = index._index, None
-        self._gpu: Any = _faiss().index_cpu_to_all_gpus(index._index)
+        self._index, self._view, self._max_norm = index._index, index._view, None
+        held = index._index
+        if self._view is not None:
+            held = _faiss().IndexFlatL2(index.dim)
+            held.add(self._view)
+        self._gpu: Any = _faiss().index_cpu_to_all_gpus(held)
 
     def _propose(self, queries: Float32, k: int, rows: Int64 | None) -> tuple[Float64, Int64]:
         if rows is not None or k > FAISS_GPU_K:
@@ -75,7 +85,7 @@ class TorchIndex(FaissFlatIndex):
         import torch
 
         super().__init__(index.dim)
-        self._index, self._max_norm = index._index, None
+        self._index, self._view, self._max_norm = index._index, index._view, None
         self._device, self._tile_rows = device, tile_rows or max(4096, TILE_SCORES // 4096)
         base = self.vectors()
         self._mean: Float64 = base.mean(axis=0, dtype=np.float64)

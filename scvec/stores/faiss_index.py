@@ -98,11 +98,24 @@ class FaissFlatIndex:
             raise ValueError(f"dim must be positive, not {dim}")
         self._index: Any = faiss.IndexFlatL2(dim)
         self._max_norm: float | None = 0.0
+        # Rows that lie elsewhere, as in a file that is mapped; the index of FAISS is empty then.
+        self._view: Float32 | None = None
+
+    @classmethod
+    def over(cls, vectors: Float32) -> FaissFlatIndex:
+        """Return an index over (n, dim) float32 rows that copies none of them, mapped from a file say.
+
+        The rows must not change, and none can be added.
+        """
+        index = cls(int(vectors.shape[1]))
+        index._view = vectors
+        index._max_norm = None
+        return index
 
     @property
     def n(self) -> int:
         """Number of vectors held."""
-        return int(self._index.ntotal)
+        return int(self._index.ntotal) if self._view is None else len(self._view)
 
     @property
     def dim(self) -> int:
@@ -112,6 +125,8 @@ class FaissFlatIndex:
     def vectors(self) -> Float32:
         """Return the (n, dim) float32 rows held: a read-only view, valid until the next ``add``."""
         faiss = _faiss()
+        if self._view is not None:
+            return self._view
         if self.n == 0:
             return np.empty((0, self.dim), dtype=np.float32)
         flat = faiss.rev_swig_ptr(self._index.get_xb(), self.n * self.dim)
@@ -122,6 +137,8 @@ class FaissFlatIndex:
     def add(self, vectors: Float32) -> None:
         """Append (n, dim) float32 rows; InputError on another shape or type, NaN or infinity."""
         ready = checked_vectors(vectors, self.dim, "vectors")
+        if self._view is not None:
+            raise RuntimeError("nothing can be added to rows that lie elsewhere")
         if len(ready):
             self._index.add(ready)
             self._max_norm = None
@@ -159,6 +176,8 @@ class FaissFlatIndex:
 
     def save(self, path: Path) -> None:
         """Write a FAISS file."""
+        if self._view is not None:
+            raise RuntimeError("rows that lie elsewhere are not written again")
         faiss = _faiss()
         faiss.write_index(self._index, str(path))
 
@@ -228,9 +247,12 @@ class FaissFlatIndex:
         faiss = _faiss()
         with _matrix_products(len(queries)):
             if rows is None:
-                scores, found = self._index.search(queries, k)
+                if self._view is not None:
+                    scores, found = faiss.knn(queries, self._view, k)
+                else:
+                    scores, found = self._index.search(queries, k)
                 return scores.astype(np.float64), found
-            if len(queries) < BLAS_QUERIES:
+            if len(queries) < BLAS_QUERIES and self._view is None:
                 bits = np.zeros((self.n + 7) // 8 * 8, dtype=np.uint8)
                 bits[rows] = 1
                 packed = np.packbits(bits, bitorder="little")

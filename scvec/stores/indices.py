@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scvec.errors import InputError, StoreError
 from scvec.types import Float32
 
 if TYPE_CHECKING:
     from scvec.stores.faiss_index import FaissFlatIndex
+    from scvec.stores.ivf_index import IvfIndex
     from scvec.stores.numpy_index import NumpyIndex
 
-    AnyIndex = FaissFlatIndex | NumpyIndex
+    AnyIndex = FaissFlatIndex | NumpyIndex | IvfIndex
 
 __all__ = ["INDEX_KINDS", "build_index", "index_class", "index_extension", "open_index"]
 
-#: Kind of index -> extension of its file.
-INDEX_KINDS = {"flat": "faiss", "numpy": "npy"}
+#: Kind of index -> extension of its file. All but ``ivf`` are exact.
+INDEX_KINDS = {"flat": "faiss", "numpy": "npy", "ivf": "faiss"}
 
 
-def index_class(kind: str) -> type[FaissFlatIndex] | type[NumpyIndex]:
+def index_class(kind: str) -> type[FaissFlatIndex] | type[NumpyIndex] | type[IvfIndex]:
     """Return the class of an index kind, or raise InputError."""
     if kind == "flat":
         from scvec.stores.faiss_index import FaissFlatIndex
@@ -30,6 +32,10 @@ def index_class(kind: str) -> type[FaissFlatIndex] | type[NumpyIndex]:
         from scvec.stores.numpy_index import NumpyIndex
 
         return NumpyIndex
+    if kind == "ivf":
+        from scvec.stores.ivf_index import IvfIndex
+
+        return IvfIndex
     raise InputError(f"unknown kind of index {kind!r}", fix=f"one of: {', '.join(INDEX_KINDS)}")
 
 
@@ -39,29 +45,48 @@ def index_extension(kind: str) -> str:
     return INDEX_KINDS[kind]
 
 
-def build_index(vectors: Float32, kind: str = "flat") -> AnyIndex:
+def build_index(vectors: Float32, kind: str = "flat", *, recall: float = 0.95, seed: int = 0) -> AnyIndex:
     """Return an index of ``vectors`` (n, dim) float32.
+
+    Parameters
+    ----------
+    recall, seed
+        Of ``ivf``: the share of neighbours to be found, and the seed of its training.
 
     Raises
     ------
     InputError
         An unknown kind, or vectors that are not finite (n, dim) float32.
     """
-    made = index_class(kind)
+    made: Any = index_class(kind)
     if getattr(vectors, "ndim", 0) != 2 or vectors.shape[1] < 1:
         raise InputError("vectors must be an (n, dim) float32 array")
-    index = made(int(vectors.shape[1]))
+    if kind == "ivf":
+        from scvec.stores.ivf_index import IvfIndex
+
+        return IvfIndex.build(vectors, recall=recall, seed=seed)
+    index: FaissFlatIndex | NumpyIndex = made(int(vectors.shape[1]))
     index.add(vectors)
     return index
 
 
-def open_index(path: Path, kind: str = "flat", *, n: int | None = None, dim: int | None = None) -> AnyIndex:
+def open_index(
+    path: Path,
+    kind: str = "flat",
+    *,
+    n: int | None = None,
+    dim: int | None = None,
+    vectors: Float32 | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> AnyIndex:
     """Load an index whose file has been checked against its SHA-256.
 
     Parameters
     ----------
     n, dim
         What the index must hold, where known.
+    vectors, settings
+        Of ``ivf``, whose file holds neither: the vectors, and `IvfSettings.to_dict`.
 
     Raises
     ------
@@ -72,7 +97,15 @@ def open_index(path: Path, kind: str = "flat", *, n: int | None = None, dim: int
         made = index_class(kind)
     except InputError as error:
         raise StoreError(f"an index is of the unknown kind {kind!r}", str(path), "update scvec") from error
-    index = made.load(path)
+    index: AnyIndex
+    if kind == "ivf":
+        from scvec.stores.ivf_index import IvfIndex
+
+        if vectors is None or settings is None:
+            raise StoreError("an index of the store has lost its settings", str(path), "ingest again")
+        index = IvfIndex.load(path, vectors, settings)
+    else:
+        index = made.load(path)  # type: ignore[call-arg]
     if (n is not None and index.n != n) or (dim is not None and index.dim != dim):
         raise StoreError(
             f"an index holds {index.n:,} x {index.dim} vectors instead of {n:,} x {dim}",

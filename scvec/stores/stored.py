@@ -114,6 +114,11 @@ class StoredReference:
         entry = self._entry
         return text_sha256(" ".join([entry.tensors, entry.obs, entry.vectors]))[:16]
 
+    @property
+    def cells_fingerprint(self) -> str:
+        """Sixteen hex digits that name its vectors and its model, whatever its obs says of the cells."""
+        return text_sha256(f"{self._entry.tensors} {self._entry.vectors}")[:16]
+
     @cached_property
     def meta(self) -> dict[str, Any]:
         """JSON values: all that made the reference."""
@@ -142,4 +147,26 @@ class StoredReference:
     def index(self) -> VectorIndex:
         """Index of the vectors."""
         path = self._source.path_of(self._entry.index)
-        return open_index(path, self.index_kind, n=self.n, dim=self.dim)
+        if self.index_kind != "ivf":
+            return open_index(path, self.index_kind, n=self.n, dim=self.dim)
+        settings = self.meta.get("index")
+        settings = settings if isinstance(settings, dict) else None
+        return open_index(path, "ivf", n=self.n, dim=self.dim, vectors=self.vectors, settings=settings)
+
+    def searcher(self, *, exact: bool = False, recall: float | None = None) -> VectorIndex:
+        """Return the index as it is to search: an approximate one at all, or as far as a recall takes.
+
+        Flat indices are exact and stay as they are.
+
+        Raises
+        ------
+        InputError
+            The recall is no share.
+        """
+        from scvec.stores.ivf_index import IvfIndex
+
+        if not isinstance(self.index, IvfIndex):
+            return self.index
+        if exact:
+            return self.index.exact()
+        return self.index if recall is None else self.index.at_recall(recall)

@@ -255,6 +255,7 @@ class Transaction:
         vectors: Float32,
         index: VectorIndex | None = None,
         index_kind: str = "flat",
+        recall: float = 0.95,
         run: Mapping[str, Any] | None = None,
     ) -> None:
         """Store labelled cells in place of those of the same name.
@@ -273,6 +274,8 @@ class Transaction:
             (n, dim) float32.
         index
             Index of the vectors; built (``index_kind``) if not given.
+        recall
+            Of an approximate index, whose settings and measured recall become ``meta["index"]``.
         run
             JSON values that differ between equal runs; kept in the manifest's ``run["references"][name]``.
         """
@@ -283,16 +286,19 @@ class Transaction:
         if len(obs) != len(vectors):
             raise InputError(f"{len(obs):,} cells but {len(vectors):,} vectors", name)
         if index is None:
-            index = build_index(vectors, index_kind)
+            index = build_index(vectors, index_kind, recall=recall)
         index_kind = getattr(index, "kind", index_kind)
         if (index.n, index.dim) != vectors.shape:
             raise InputError(
                 f"the index holds {index.n:,} x {index.dim} vectors instead of {vectors.shape}", name
             )
+        described = {k: v for k, v in meta.items() if k != "index"}
+        if (settings := getattr(index, "settings", None)) is not None:
+            described["index"] = settings.to_dict()
         entry = ReferenceEntry(
             n=len(vectors),
             dim=dim,
-            meta=self.put_file(f"{name}.meta", "json", lambda path: write_json(path, dict(meta))),
+            meta=self.put_file(f"{name}.meta", "json", lambda path: write_json(path, described)),
             tensors=self._put_tensors(f"{name}.model", tensors),
             obs=self._put_table(f"{name}.obs", obs),
             vectors=self._put_tensors(f"{name}.vectors", {"vectors": vectors}),
@@ -302,17 +308,15 @@ class Transaction:
         self._run["references"][name] = portable(dict(run or {}))
         self._change(references={**self._draft.references, name: entry})
 
-    def put_meta(self, name: str, meta: Mapping[str, Any]) -> None:
-        """Replace the JSON values of a reference and leave its cells and model as they are.
-
-        KeyError if there is none of this name.
-        """
+    def put_meta(self, name: str, meta: Mapping[str, Any], *, obs: pd.DataFrame | None = None) -> None:
+        """Replace the JSON values of a reference, and its obs where given; KeyError if there is none."""
         self._check_open()
         old = self._draft.references[name]
-        entry = replace(
-            old, meta=self.put_file(f"{name}.meta", "json", lambda path: write_json(path, dict(meta)))
-        )
-        self._change(references={**self._draft.references, name: entry})
+        if obs is not None and len(obs) != old.n:
+            raise InputError(f"{len(obs):,} rows for {old.n:,} cells", name)
+        table = old.obs if obs is None else self._put_table(f"{name}.obs", obs)
+        written = self.put_file(f"{name}.meta", "json", lambda path: write_json(path, dict(meta)))
+        self._change(references={**self._draft.references, name: replace(old, meta=written, obs=table)})
 
     def remove_reference(self, name: str) -> None:
         """Drop a reference; KeyError if there is none of this name."""

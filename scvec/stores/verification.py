@@ -22,6 +22,8 @@ __all__ = ["VerifyReport", "unreferenced_files", "verify_generation"]
 
 SAMPLE_QUERIES = 16
 SAMPLE_NEIGHBORS = 10
+#: How much less an approximate index may find of sixteen sampled vectors than it does on average.
+APPROXIMATE_SLACK = 0.2
 
 
 @dataclass
@@ -150,9 +152,22 @@ def _check_index(report: VerifyReport, index: Any, vectors: Float32, where: str)
     queries = np.ascontiguousarray(vectors[rows])
     found = index.search(queries, min(n, SAMPLE_NEIGHBORS))
     oracle = build_index(np.asarray(vectors), "numpy").search(queries, min(n, SAMPLE_NEIGHBORS))
+    if getattr(index, "settings", None) is not None:
+        _check_approximate(report, index, rows, queries, where)
+        return
     same = np.array_equal(found.indices, oracle.indices) and np.array_equal(found.distances, oracle.distances)
     if not same:
         report.problems.append(f"{where}: the index finds other neighbours than brute force")
+
+
+def _check_approximate(report: VerifyReport, index: Any, rows: Any, queries: Float32, where: str) -> None:
+    """Vectors find themselves, and not many fewer neighbours than were found when the index was made."""
+    k = min(index.n, SAMPLE_NEIGHBORS)
+    found, truth = index.search(queries, k), index.exact().search(queries, k)
+    hits = np.mean([np.isin(t, f).mean() for f, t in zip(found.indices, truth.indices, strict=True)])
+    own = np.array([r in f for r, f in zip(rows, found.indices, strict=True)])
+    if hits < index.settings.recall.get("at_15", 1.0) - APPROXIMATE_SLACK or not own.all():
+        report.problems.append(f"{where}: the index finds {hits:.0%} of the neighbours of its own vectors")
 
 
 def _check_knowledge(report: VerifyReport, generation: Generation) -> None:

@@ -190,7 +190,10 @@ def sample_reports() -> dict[str, Any]:
         "scvec.api.maintenance.doctor": reports.DoctorReport(
             checks=[reports.Check(name="python", ok=True, detail="3.11")]
         ),
-        "scvec.api.maintenance.export": reports.ExportReport(
+        "scvec.api.vector_exchange.import_vectors": reports.ImportReport(
+            kind="genes", name="f00", n_rows=3, n_new=1, columns=[]
+        ),
+        "scvec.api.vector_exchange.export": reports.ExportReport(
             reference="pancreas", to="parquet", files=[Path("o.parquet")], n_cells=5, size_bytes=100
         ),
         "scvec.api.maintenance.rm": reports.RmReport(reference="pancreas", generation="g2", remaining=[]),

@@ -147,8 +147,13 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
     "doctor": ([], "scvec.api.maintenance.doctor", {}),
     "export": (
         ["pancreas", "--to", "parquet", "-o", "o.parquet"],
-        "scvec.api.maintenance.export",
-        {"to": "parquet", "output": Path("o.parquet")},
+        "scvec.api.vector_exchange.export",
+        {"to": "parquet", "output": Path("o.parquet"), "space": None},
+    ),
+    "import": (
+        ["o.lance", "--reference", "pancreas", "--dry-run", "--memory", "1G"],
+        "scvec.api.vector_exchange.import_vectors",
+        {"reference": "pancreas", "dry_run": True, "memory": "1G"},
     ),
     "rm": (["pancreas", "--yes"], "scvec.api.maintenance.rm", {}),
     "compact": ([], "scvec.api.maintenance.compact", {}),

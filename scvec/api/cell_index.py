@@ -1,0 +1,94 @@
+"""Which index a reference gets, and what to say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from scvec.errors import InputError
+from scvec.types import Float32
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pandas as pd
+
+    from scvec.stores.stored import StoredReference
+    from scvec.stores.transaction import Transaction
+
+__all__ = ["check_index", "index_facts", "index_kind", "put_cells"]
+
+KINDS = ("auto", "flat", "ivf")
+
+
+def check_index(index: str, recall: float) -> None:
+    """Raise InputError where there is no such index, or the recall is no share."""
+    if index not in KINDS:
+        raise InputError(f"there is no index {index!r}", fix=f"one of: {', '.join(KINDS)}")
+    if not 0.0 < recall < 1.0:
+        raise InputError(f"recall is a share between 0 and 1, not {recall:g}", fix="give one such as 0.95")
+
+
+def index_kind(index: str, vectors: Float32, memory: str | int | None) -> str:
+    """Return the kind of index for vectors (n, dim): the one asked for, or what fits their number and size.
+
+    Vectors that are too few or too short to train an approximate one on get an exact one.
+    """
+    from scvec.ingest.cells import parse_memory
+    from scvec.stores.ivf_settings import can_approximate, kind_for
+
+    n, dim = vectors.shape
+    if index == "auto":
+        return kind_for(n, dim, None if memory is None else parse_memory(memory))
+    return index if can_approximate(n, dim) else "flat"
+
+
+def put_cells(
+    txn: Transaction,
+    name: str,
+    vectors: Float32,
+    meta: Mapping[str, Any],
+    tensors: Mapping[str, npt.NDArray[Any]],
+    obs: pd.DataFrame,
+    how: tuple[str, float, str | int | None],
+) -> list[str]:
+    """Put a reference into the store with the index that fits; return what a user should know of that.
+
+    Parameters
+    ----------
+    meta, tensors, obs
+        As of `Transaction.put_reference`.
+    how
+        Index and recall asked for, and the memory that may be used.
+    """
+    index, recall, memory = how
+    kind = index_kind(index, vectors, memory)
+    txn.put_reference(
+        name, meta=meta, tensors=tensors, obs=obs, vectors=vectors, index_kind=kind, recall=recall
+    )
+    stored = txn.reference(name)
+    if index == "ivf" and kind == "flat":
+        return ["there are too few cells for an approximate index: neighbours are searched exactly"]
+    if stored is None or kind != "ivf":
+        return []
+    settings = stored.meta["index"]
+    lowest = min(settings["recall"].values())
+    notes = [
+        f"the index is approximate: it finds {settings['recall']['at_15']:.1%} of the 15 nearest cells "
+        f"({settings['recall']['shifted_15']:.1%} for cells as far off as another sample's); query --exact "
+        "looks at all"
+    ]
+    if lowest < settings["target"] - 0.01:
+        notes.append(
+            f"warning: the index does not reach the recall of {settings['target']:g} that was asked for; "
+            "--index flat does, query --exact too"
+        )
+    return notes
+
+
+def index_facts(stored: StoredReference) -> dict[str, Any]:
+    """Return what a person is told of a reference's index: its kind and, if approximate, what it finds."""
+    settings = stored.meta.get("index")
+    if stored.index_kind != "ivf" or not isinstance(settings, dict):
+        return {"kind": stored.index_kind, "search": "exact"}
+    shown = ("n_lists", "nprobe", "factor", "target", "recall", "n_queries")
+    return {"kind": "ivf", "search": "approximate", **{k: settings[k] for k in shown if k in settings}}

@@ -1,0 +1,242 @@
+"""``scvec ingest cells --append`` and ``scvec rm --where``: cells join a reference and leave it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.api.reports import GrowReport
+from scvec.errors import InputError
+from scvec.protocols import Progress, no_progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from scvec.ingest.cells import CellSource
+    from scvec.stores.stored import StoredReference
+    from scvec.stores.transaction import Transaction
+    from scvec.types import Float32
+
+__all__ = ["append_cells", "drop_cells"]
+
+CHUNK = 2048
+
+
+def append_cells(
+    store: Path | str,
+    refs: Sequence[Path | str | AnnData],
+    *,
+    name: str,
+    label_key: str,
+    species: str = "auto",
+    layer: str | None = None,
+    memory: str | int | None = None,
+    label_map: Mapping[str, str] | Path | str | None = None,
+    force: bool = False,
+    device: str = "auto",
+    llm: str | None = None,
+    progress: Progress = no_progress,
+) -> GrowReport:
+    """Add cells to a reference that is there, encoded as a query's are. Nothing is trained.
+
+    The neighbours know the new cells at once. Head, prototypes, the other voices, calibration and novelty
+    go on as they learned from the first cells, until all are ingested together.
+
+    Parameters
+    ----------
+    name
+        A reference of the store.
+    label_key
+        Column of obs with the labels: those of the reference, or none.
+    label_map
+        As for :func:`scvec.ingest_cells`; an empty name leaves cells without a label.
+    species, layer, memory, force, device, llm
+        As for :func:`scvec.query`.
+
+    Raises
+    ------
+    InputError
+        If there is no such reference, a label is none of the reference's, or a file cannot be used.
+    """
+    import pandas as pd
+
+    from scvec.api.device import check_device
+    from scvec.api.matching import match_genes
+    from scvec.api.query_genes import query_genes
+    from scvec.api.references import CODE_COLUMN, SPECIES_COLUMN, load_model
+    from scvec.api.resolvers import stored_resolver
+    from scvec.ingest.cells import CellSource
+    from scvec.ingest.label_map import as_label_map
+    from scvec.stores.store import Store
+
+    check_device(device)
+    names = as_label_map(label_map)
+    if not refs:
+        raise InputError("no file was given", fix="name at least one h5ad file")
+    opened = Store(store)
+    opened.reference(name)  # names those there are
+    with opened.begin("ingest cells --append", {"name": name, "label_key": label_key}) as txn:
+        stored = opened.reference(name)
+        model, resolver = load_model(stored, device=device, llm=llm), stored_resolver(opened)
+        encoder, wanted = model.voices.encoder, model.voices.genes
+        vectors: list[Float32] = [np.asarray(stored.vectors)]
+        tables, notes, added = [stored.obs], [], []
+        for ref in refs:
+            with CellSource.open(ref, layer=layer, memory=memory) as source:
+                codes = _codes(source, label_key, names, stored)
+                matched = match_genes(source, resolver, species=species, force=force)
+                genes = query_genes(opened, stored, matched, device=device, progress=progress)
+                if int(genes.measured[wanted].sum()) == 0 and not force:
+                    raise InputError("none of the reference's genes was measured", source.name)
+                table = _table(source, label_key, stored)
+                table[CODE_COLUMN] = codes
+                if SPECIES_COLUMN in stored.obs.columns:
+                    table[SPECIES_COLUMN] = matched.match.species
+                tables.append(table)
+                for chunk in matched.chunks(genes, CHUNK):
+                    vectors.append(encoder.encode(chunk.select(wanted)))
+                    progress("encoding cells", sum(map(len, vectors)) - stored.n, None)
+                notes += source.notes
+                added.append({"name": source.name, "n_cells": source.n_obs, "species": matched.match.species})
+        meta = {**stored.meta, "appended": [*stored.meta.get("appended", []), *added]}
+        obs, together = pd.concat(tables), np.concatenate(vectors)
+        notes += _put(txn, stored, meta, obs, together, memory)
+        generation = txn.commit()
+        notes += txn.notes
+    notes.append(
+        "neighbours know the new cells; the other voices, calibration and novelty go by the first ones until "
+        "all are ingested together"
+    )
+    return GrowReport(
+        name=name,
+        n_added=len(obs) - stored.n,
+        n_dropped=0,
+        n_cells=len(obs),
+        generation=str(generation.number),
+        notes=list(dict.fromkeys(notes)),
+    )
+
+
+def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
+    """Take the cells out of a reference for which a SQL condition over its obs is true.
+
+    No neighbour is found among them from then on. What was learned from them, the head and the mean cells,
+    stays as it is: to be rid of that too, ingest the others again. Older generations hold the cells until
+    :func:`scvec.compact`.
+
+    Raises
+    ------
+    InputError
+        If there is no such reference, no cell fulfils the condition, or none would be left.
+    """
+    from scvec.stores.store import Store
+    from scvec.stores.where import rows_where
+
+    opened = Store(store)
+    opened.reference(reference)
+    with opened.begin("rm --where", {"reference": reference, "where": where}) as txn:
+        stored = opened.reference(reference)
+        gone = rows_where(stored.obs, where)
+        if len(gone) == stored.n:
+            fix = f"to drop the reference itself: scvec rm {reference}"
+            raise InputError("no cell would be left in the reference", where, fix)
+        kept = np.setdiff1d(np.arange(stored.n), gone)
+        obs = stored.obs.iloc[kept]
+        meta = {**stored.meta, "dropped": int(stored.meta.get("dropped", 0)) + len(gone)}
+        tensors = _without_probes(stored, gone)
+        vectors = np.ascontiguousarray(stored.vectors[kept])
+        notes = _put(txn, stored, meta, obs, vectors, None, tensors=tensors)
+        generation = txn.commit()
+    left = sorted(c for c, n in _counts(stored, obs).items() if n == 0)
+    if left:
+        notes.append(
+            f"no cell has these labels any more, but head and prototypes know them: {', '.join(left)}"
+        )
+    notes.append("older generations hold the cells until: scvec compact")
+    return GrowReport(
+        name=reference,
+        n_added=0,
+        n_dropped=len(gone),
+        n_cells=len(obs),
+        generation=str(generation.number),
+        notes=notes,
+    )
+
+
+def _put(
+    txn: Transaction,
+    stored: StoredReference,
+    meta: dict[str, Any],
+    obs: pd.DataFrame,
+    vectors: Float32,
+    memory: str | int | None,
+    *,
+    tensors: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> list[str]:
+    """Store a reference anew with other cells, its index made as its first one was asked for."""
+    from scvec.api.cell_index import put_cells
+    from scvec.stores.ivf_settings import FLAT_BELOW
+
+    settings = stored.meta.get("index") or {}
+    kind = stored.index_kind if stored.index_kind == "ivf" or stored.n >= FLAT_BELOW else "auto"
+    how = (kind, float(settings.get("target", 0.95)), memory)
+    meta = {**meta, "counts": _counts(stored, obs)}
+    return put_cells(txn, stored.name, vectors, meta, tensors or stored.tensors, obs, how)
+
+
+def _counts(stored: StoredReference, obs: pd.DataFrame) -> dict[str, int]:
+    from scvec.api.references import CODE_COLUMN
+
+    codes, classes = obs[CODE_COLUMN].to_numpy(dtype=np.int64), stored.meta["classes"]
+    numbers = np.bincount(codes[codes >= 0], minlength=len(classes))
+    return {classes[i]: int(numbers[i]) for i in np.argsort(-numbers, kind="stable")}
+
+
+def _codes(
+    source: CellSource, label_key: str, names: Mapping[str, str], stored: StoredReference
+) -> npt.NDArray[np.int64]:
+    """Return the class numbers of cells; InputError names a label that the reference has not learned."""
+    from scvec.ingest.labels import read_names
+
+    classes = list(stored.meta["classes"])
+    number = {**{c: i for i, c in enumerate(classes)}, "": -1}
+    given = [names.get(str(text), str(text)) for text in read_names(source, label_key)]
+    unknown = sorted(set(given) - set(number))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], classes, n=1)
+        raise InputError(
+            f"the reference has not learned the label '{unknown[0]}'"
+            + (f" (it has '{near[0]}')" if near else "")
+            + (f", and {len(unknown) - 1} others" if len(unknown) > 1 else ""),
+            f"{source.name} (obs['{label_key}'])",
+            "ingest all files together without --append, or give --label-map: another label, or none",
+        )
+    return np.array([number[text] for text in given], dtype=np.int64)
+
+
+def _table(source: CellSource, label_key: str, stored: StoredReference) -> pd.DataFrame:
+    """Return obs of new cells, the labels in the column that the reference has them in."""
+    table = source.obs.copy()
+    own = stored.meta.get("options", {}).get("label_key", label_key)
+    if own != label_key:
+        table[own] = table[label_key]
+    return table
+
+
+def _without_probes(
+    stored: StoredReference, gone: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[Any]] | None:
+    """Return the tensors with the cells kept for `verify` that are still there, under their new rows."""
+    from scvec.api.probe import probe_cells, probe_tensors
+
+    cells, rows = probe_cells(stored.tensors, len(stored.meta["genes"]))
+    still = ~np.isin(rows, gone)
+    moved = rows - np.searchsorted(gone, rows)
+    kept = type(cells)(cells.X[still], cells.measured)
+    return {**stored.tensors, **probe_tensors(kept, moved[still])}

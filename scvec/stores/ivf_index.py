@@ -1,0 +1,361 @@
+"""Approximate search for many vectors: coarse lists, two bits a dimension, and exact distances at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.errors import InputError, ResourceError, StoreError
+from scvec.stores.distances import (
+    Float64,
+    checked_neighbors,
+    checked_subset,
+    checked_vectors,
+    row_distances,
+)
+from scvec.stores.faiss_index import FaissFlatIndex, _faiss, _matrix_products
+from scvec.stores.ivf_settings import FLAT_BELOW, IvfSettings
+from scvec.types import Float32, Int64, Neighbors
+
+__all__ = ["IvfIndex"]
+
+#: Candidates whose distances are computed in float64, beyond k: room for the rounding of float32.
+EXTRA = 4
+#: Lists proposed beyond those asked for: room for rounding again.
+EXTRA_LISTS = 8
+#: Numbers (float32) that one block of queries may hold.
+BLOCK_NUMBERS = 1 << 23
+MAX_BLOCK = 4096
+#: Rows added at once.
+BLOCK_ROWS = 1 << 16
+ROUNDS = 10
+#: Training vectors for each list. FAISS asks for 39 at least.
+PER_LIST = 50
+#: Dimensions that share a code of four bits, where their number is even.
+SHARE = 2
+#: One way to keep the best candidates, whatever their number: FAISS would choose by it and by the threads.
+RESERVOIR = 13
+
+
+class IvfIndex:
+    """Nearest rows by squared Euclidean distance, most of them (see `scvec.protocols.VectorIndex`).
+
+    FAISS' inverted lists propose candidates, by codes of product quantisation that are compared in registers
+    (André et al. 2015, doi:10.14778/2856318.2856324). Their distances are then computed from the float32
+    vectors themselves, which lie in a file of the store and are mapped: the index holds codes only, a tenth
+    of them or less. Distances returned have the bits that `FaissFlatIndex` would return; what may differ is
+    that a neighbour is missed, at a rate that is measured.
+
+    Every step looks at one query alone: which lists are opened is settled by distances that do not depend
+    on the batch, where FAISS would take those of a matrix product, which do. So a query gets the same
+    neighbours alone, in any batch and in any order.
+
+    Parameters
+    ----------
+    index
+        A trained ``faiss.IndexIVFPQFastScan`` that holds the vectors.
+    vectors
+        (n, dim) float32, C-contiguous, perhaps mapped. They must not change.
+    settings
+        How many lists and candidates to look at, and what recall was measured.
+    """
+
+    kind = "ivf"
+
+    def __init__(self, index: Any, vectors: Float32, settings: IvfSettings) -> None:
+        if (index.ntotal, index.d) != vectors.shape:
+            raise ValueError(f"{index.ntotal} x {index.d} vectors in the index for {vectors.shape}")
+        self._index = index
+        self._index.implem = RESERVOIR
+        self._vectors = vectors
+        self.settings = settings
+        self._nprobe, self._factor = settings.nprobe, settings.factor
+        self._centroids = np.ascontiguousarray(
+            _faiss().downcast_index(index.quantizer).reconstruct_n(0, index.nlist), dtype=np.float32
+        )
+        self._longest = float(np.sqrt(row_distances(self._centroids, np.zeros(1)).max()))
+
+    @classmethod
+    def build(
+        cls, vectors: Float32, *, recall: float = 0.95, seed: int = 0, n_lists: int | None = None
+    ) -> IvfIndex:
+        """Return an index of vectors, tuned to a recall on queries held out of themselves.
+
+        Parameters
+        ----------
+        vectors
+            (n, dim) float32; they are used in place and must not change.
+        recall
+            Share (0-1) of the 15 and of the 50 nearest rows to be found.
+        n_lists
+            Number of lists; goes by n when None.
+
+        Raises
+        ------
+        InputError
+            Vectors of another shape or type, NaN or infinity, too few of them, a recall outside 0..1.
+        """
+        from scvec.stores.ivf_tuning import tuned
+
+        faiss = _faiss()
+        if not 0.0 < recall <= 1.0:
+            raise InputError(
+                f"recall is a share between 0 and 1, not {recall:g}", fix="give one such as 0.95"
+            )
+        ready = checked_vectors(vectors, int(vectors.shape[1]) if vectors.ndim == 2 else 0, "vectors")
+        n, dim = ready.shape
+        lists = n_lists or IvfSettings.lists_for(n)
+        if n < lists:
+            raise InputError(f"{n:,} vectors are too few for {lists:,} lists", fix="use a flat index")
+        quantizer = faiss.IndexFlatL2(dim)
+        parts = dim // SHARE if dim % SHARE == 0 else dim
+        index = faiss.IndexIVFPQFastScan(quantizer, dim, lists, parts, 4, faiss.METRIC_L2)
+        # Codes of what a vector differs from its list's centroid: few candidates are needed for a recall.
+        index.by_residual = True
+        # The index is freed before what it points to unless it holds it.
+        quantizer.this.disown()
+        index.own_fields = True
+        index.cp.seed, index.cp.niter = 1 + seed % (1 << 30), ROUNDS
+        index.cp.min_points_per_centroid = 1  # of a warning on stderr only
+        index.pq.cp.seed, index.pq.cp.min_points_per_centroid = index.cp.seed, 1
+        rows = np.random.default_rng(seed).permutation(n)[: PER_LIST * lists]
+        index.train(np.ascontiguousarray(ready[np.sort(rows)]))
+        for start in range(0, n, BLOCK_ROWS):
+            index.add(ready[start : start + BLOCK_ROWS])
+        first = IvfSettings(n_lists=lists, nprobe=1, factor=2, target=recall)
+        made = cls(index, ready, first)
+        made.settings = tuned(made, recall, seed=seed)
+        made._nprobe, made._factor = made.settings.nprobe, made.settings.factor
+        return made
+
+    @property
+    def n(self) -> int:
+        """Number of vectors held."""
+        return int(self._index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self._index.d)
+
+    def vectors(self) -> Float32:
+        """Return the (n, dim) float32 rows; read-only where they are mapped."""
+        return self._vectors
+
+    def add(self, vectors: Float32) -> None:
+        """Append (n, dim) float32 rows, without training or tuning again.
+
+        All rows are then held in memory.
+        """
+        ready = checked_vectors(vectors, self.dim, "vectors")
+        self._index.add(ready)
+        self._vectors = np.concatenate([self._vectors, ready])
+
+    def exact(self) -> FaissFlatIndex:
+        """Return an index that looks at every one of the same vectors."""
+        return FaissFlatIndex.over(self._vectors)
+
+    def at_recall(self, recall: float) -> IvfIndex:
+        """Return the same index, looking as far as another recall takes by what was measured when tuning.
+
+        Raises
+        ------
+        InputError
+            The recall is no share.
+        """
+        nprobe, factor = self.settings.effort(recall)
+        other = IvfIndex(self._index, self._vectors, self.settings)
+        other._nprobe, other._factor = nprobe, factor
+        return other
+
+    def search(
+        self, vectors: Float32, n_neighbors: int, *, subset: npt.NDArray[np.int64] | None = None
+    ) -> Neighbors:
+        """Return near rows by (squared distance, row number).
+
+        Parameters
+        ----------
+        vectors
+            (n, dim) float32 queries.
+        n_neighbors
+            Columns of the result; padded with -1 and infinity where there are fewer rows.
+        subset
+            Row numbers to search among. Few (`FLAT_BELOW`, or a twentieth) are all looked at; else as many
+            more lists are opened as the subset is smaller than the whole.
+
+        Raises
+        ------
+        InputError
+            Queries of another shape or type, NaN or infinity, a row number that does not exist.
+        StoreError
+            The index names rows that are not there.
+        """
+        queries = checked_vectors(vectors, self.dim, "queries")
+        k = checked_neighbors(n_neighbors)
+        nprobe, selector, rows = self._nprobe, None, None
+        if subset is not None:
+            rows = checked_subset(subset, self.n)
+            if len(rows) <= max(min(FLAT_BELOW, self.n // 4), self.n // 20, k * self._factor):
+                return self.exact().search(queries, k, subset=rows)
+            nprobe = min(self.settings.n_lists, -(-nprobe * self.n // len(rows)))
+            bits = np.zeros(self.n, dtype=bool)
+            bits[rows] = True
+            packed = np.packbits(bits, bitorder="little")
+            selector = _faiss().IDSelectorBitmap(packed)
+        if k * 2 > self.n:
+            return self.exact().search(queries, k, subset=rows)
+        n_candidates = min(self._factor * k, self.n)
+        step = max(1, min(MAX_BLOCK, BLOCK_NUMBERS // max(self.dim * (k + EXTRA), n_candidates * 4)))
+        parts = [
+            self._block(queries[start : start + step], k, nprobe, n_candidates, selector, rows)
+            for start in range(0, len(queries), step)
+        ]
+        return Neighbors.concatenate(parts) if parts else self.exact().search(queries, k)
+
+    def candidates(self, queries: Float32, nprobe: int, n_candidates: int, selector: Any = None) -> Int64:
+        """Return (n, n_candidates) rows by their estimated distance, ascending; -1 pads."""
+        faiss = _faiss()
+        lists, distances = self._lists(queries, nprobe)
+        estimates = np.empty((len(queries), n_candidates), dtype=np.float32)
+        found = np.empty((len(queries), n_candidates), dtype=np.int64)
+        options = {} if selector is None else {"sel": selector}
+        parameters = faiss.IVFSearchParameters(nprobe=nprobe, **options)
+        # The wrapper of Python takes no parameters here.
+        self._index.search_preassigned_c(
+            len(queries),
+            faiss.swig_ptr(queries),
+            n_candidates,
+            faiss.swig_ptr(lists),
+            faiss.swig_ptr(distances),
+            faiss.swig_ptr(estimates),
+            faiss.swig_ptr(found),
+            False,
+            parameters,
+        )
+        if found.size and (found.max() >= self.n or found.min() < -1):
+            raise StoreError("an index of the store names rows that are not there", fix="ingest again")
+        return found
+
+    def _block(
+        self, queries: Float32, k: int, nprobe: int, n_candidates: int, selector: Any, rows: Int64 | None
+    ) -> Neighbors:
+        found = self.candidates(queries, nprobe, n_candidates, selector)
+        kept = self._best(queries, found, min(n_candidates, k + EXTRA))
+        kept.sort(axis=1)  # by row, so that a stable sort leaves the lower row first; -1 in front
+        there = kept >= 0
+        flat = row_distances(self._vectors[kept.ravel()], np.repeat(queries, kept.shape[1], axis=0))
+        exact: Float64 = np.where(there, flat.reshape(kept.shape), np.inf)
+        order = np.argsort(exact, axis=1, kind="stable")[:, :k]
+        indices = np.take_along_axis(kept, order, axis=1)
+        with np.errstate(over="ignore"):
+            distances = np.take_along_axis(exact, order, axis=1).astype(np.float32)
+        # Lists may hold fewer rows than are asked for.
+        short = np.flatnonzero((indices < 0).any(axis=1))
+        if len(short):
+            whole = self.exact().search(queries[short], k, subset=rows)
+            indices[short], distances[short] = whole.indices, whole.distances
+        return Neighbors(indices, distances)
+
+    def _best(self, queries: Float32, found: Int64, k: int) -> Int64:
+        """Return the ``k`` of each query's candidates that are nearest by float32 distances, in no order."""
+        if found.shape[1] <= k:
+            return found
+        distances = _pair_distances(queries, self._vectors, found)
+        distances[found < 0] = np.inf
+        best = np.argpartition(distances, k - 1, axis=1)[:, :k]
+        return np.take_along_axis(found, best, axis=1)
+
+    def _lists(self, queries: Float32, nprobe: int) -> tuple[Int64, Float32]:
+        """Return the lists to open, (n, nprobe), and the distances to their centroids, ascending."""
+        faiss = _faiss()
+        n_lists = len(self._centroids)
+        n_proposed = min(n_lists, nprobe + EXTRA_LISTS)
+        with _matrix_products(len(queries)):
+            scores, proposed = faiss.knn(queries, self._centroids, n_proposed)
+        proposed.sort(axis=1)
+        distances = _pair_distances(queries, self._centroids, proposed)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :nprobe]
+        lists, nearest = np.take_along_axis(proposed, order, axis=1), np.take_along_axis(distances, order, 1)
+        if n_proposed < n_lists:
+            # Both kinds of float32 distances may be off by as much; a list left out could then be nearer.
+            norms = np.sqrt(row_distances(queries, np.zeros(1)))
+            unit = float(np.finfo(np.float32).eps) / 2
+            bound = 2 * (self.dim + 4) * (unit * (norms + self._longest) ** 2)
+            unsure = np.flatnonzero(~(nearest[:, -1] < scores[:, -1].astype(np.float64) - bound))
+            every = np.arange(n_lists, dtype=np.int64)[None]
+            for i in unsure:
+                whole = _pair_distances(queries[i : i + 1], self._centroids, every)[0]
+                first = np.argsort(whole, kind="stable")[:nprobe]
+                lists[i], nearest[i] = first, whole[first]
+        return np.ascontiguousarray(lists), np.ascontiguousarray(nearest)
+
+    def save(self, path: Path) -> None:
+        """Write a FAISS file, without the vectors."""
+        _faiss().write_index(self._index, str(path))
+
+    @classmethod
+    def load(cls, path: Path, vectors: Float32, settings: Mapping[str, Any]) -> IvfIndex:
+        """Read what :meth:`save` wrote; the vectors stay mapped.
+
+        The caller has checked the file's SHA-256: FAISS would not notice.
+
+        Parameters
+        ----------
+        vectors
+            (n, dim) float32, from their own file.
+        settings
+            From `IvfSettings.to_dict`.
+
+        Raises
+        ------
+        StoreError
+            Unreadable, another kind of index, or of other vectors.
+        """
+        faiss = _faiss()
+        try:
+            found = IvfSettings.from_dict(settings)
+            loaded = faiss.read_index(str(path))
+            centroids = faiss.downcast_index(loaded.quantizer) if isinstance(loaded, faiss.IndexIVF) else None
+        except MemoryError as error:
+            raise ResourceError("out of memory while loading an index", str(path)) from error
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise StoreError("an index of the store cannot be read", str(path), "ingest again") from error
+        if not (
+            isinstance(loaded, faiss.IndexIVFPQFastScan)
+            and loaded.metric_type == faiss.METRIC_L2
+            and isinstance(centroids, faiss.IndexFlat)
+            and (centroids.ntotal, centroids.d) == (loaded.nlist, loaded.d)
+            and centroids.codes.size() == 4 * loaded.d * loaded.nlist
+            and loaded.nlist == found.n_lists
+            and (loaded.ntotal, loaded.d) == vectors.shape
+        ):
+            raise StoreError(
+                f"an index of the store is a {type(loaded).__name__} that does not fit its vectors",
+                str(path),
+                "ingest again",
+            )
+        return cls(loaded, vectors, found)
+
+
+def _pair_distances(queries: Float32, base: Float32, rows: Int64) -> Float32:
+    """Return float32 distances (n, m) between query i and the rows ``rows[i]``; -1 stands for row 0.
+
+    FAISS computes one pair after another, so that no distance depends on what else is asked.
+    """
+    faiss = _faiss()
+    safe = np.ascontiguousarray(np.maximum(rows, 0))
+    distances = np.empty(safe.shape, dtype=np.float32)
+    faiss.fvec_L2sqr_by_idx(
+        faiss.swig_ptr(distances),
+        faiss.swig_ptr(queries),
+        faiss.swig_ptr(base),
+        faiss.swig_ptr(safe),
+        queries.shape[1],
+        len(queries),
+        safe.shape[1],
+    )
+    return distances

@@ -1,0 +1,117 @@
+"""How far an approximate index looks, and what that finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from scvec.errors import InputError
+
+__all__ = ["FLAT_BELOW", "IvfSettings", "can_approximate", "kind_for"]
+
+#: Below so many vectors all are looked at: a matrix product over them takes no longer than the shortcuts.
+FLAT_BELOW = 200_000
+#: A flat index that would fill more of the memory than this share is approximated if it has this many rows.
+MEMORY_SHARE, FEWEST = 0.5, 20_000
+#: With fewer vectors, or shorter ones, there is nothing to train lists and codes on.
+FEWEST_EVER, SHORTEST = 1_000, 8
+
+
+def kind_for(n: int, dim: int, memory: int | None = None) -> str:
+    """Return the kind of index for (n, dim) float32 vectors: ``flat``, or ``ivf`` for many.
+
+    Parameters
+    ----------
+    memory
+        Bytes that may be used; any number when None. A flat index is held in memory whole.
+    """
+    if not can_approximate(n, dim):
+        return "flat"
+    tight = memory is not None and 4 * n * dim > MEMORY_SHARE * memory
+    return "ivf" if n >= FLAT_BELOW or (tight and n >= FEWEST) else "flat"
+
+
+def can_approximate(n: int, dim: int) -> bool:
+    """True if (n, dim) vectors are enough for an approximate index."""
+    return n >= FEWEST_EVER and dim >= SHORTEST
+
+
+@dataclass(frozen=True, kw_only=True)
+class IvfSettings:
+    """Settings of an `scvec.stores.ivf_index.IvfIndex`, and what was measured with them.
+
+    Attributes
+    ----------
+    n_lists, nprobe
+        Lists there are, and lists opened for a query.
+    factor
+        Candidates for each neighbour asked for.
+    target
+        Recall (0-1) that was asked for.
+    recall
+        Recall measured on queries not used for tuning, against exact search: ``at_15`` and ``at_50`` for
+        vectors of the index itself, each left out of its own search; ``shifted_15`` and ``shifted_50`` for
+        such vectors with noise, as far from the index as another sample would be.
+    n_queries
+        Queries of each kind that it was measured on.
+    curve
+        ``(recall, nprobe, factor)`` by cost: the lowest of the four recalls of the tuning queries.
+    """
+
+    n_lists: int
+    nprobe: int
+    factor: int
+    target: float
+    recall: Mapping[str, float] = field(default_factory=dict)
+    n_queries: int = 0
+    curve: tuple[tuple[float, int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        pairs = [(self.nprobe, self.factor), *((p, f) for _, p, f in self.curve)]
+        for nprobe, factor in pairs:
+            whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (nprobe, factor))
+            if not whole or not 1 <= nprobe <= self.n_lists or not 1 <= factor <= 1024:
+                raise ValueError(f"not settings of an index: nprobe {nprobe!r}, factor {factor!r}")
+
+    @staticmethod
+    def lists_for(n: int) -> int:
+        """Return how many lists ``n`` vectors are divided into: a power of two over the root of 2 ``n``."""
+        lists = 1
+        while lists * lists <= 2 * n:
+            lists *= 2
+        return lists
+
+    def effort(self, recall: float) -> tuple[int, int]:
+        """Return the least nprobe and factor that reached a recall when tuning; the most if none did.
+
+        Raises
+        ------
+        InputError
+            It is no share.
+        """
+        if not 0.0 < recall <= 1.0:
+            raise InputError(
+                f"recall is a share between 0 and 1, not {recall:g}", fix="give one such as 0.95"
+            )
+        for reached, nprobe, factor in self.curve:
+            if reached >= recall:
+                return nprobe, factor
+        return (self.curve[-1][1], self.curve[-1][2]) if self.curve else (self.nprobe, self.factor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {**asdict(self), "recall": dict(self.recall), "curve": [list(point) for point in self.curve]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> IvfSettings:
+        """Return the settings of :meth:`to_dict`; KeyError, TypeError or ValueError if they are none."""
+        return cls(
+            n_lists=int(values["n_lists"]),
+            nprobe=values["nprobe"],
+            factor=values["factor"],
+            target=float(values["target"]),
+            recall={str(k): float(v) for k, v in values["recall"].items()},
+            n_queries=int(values["n_queries"]),
+            curve=tuple((float(r), p, f) for r, p, f in values["curve"]),
+        )

@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scvec.errors import InputError, StoreError
+from scvec.protocols import VectorIndex
+from scvec.stores.indices import build_index, open_index
+from scvec.stores.ivf_index import IvfIndex
+from scvec.stores.ivf_settings import FLAT_BELOW, IvfSettings, kind_for
+from scvec.stores.ivf_tuning import places
+
+N, DIM, TARGET = 4000, 16, 0.9
+
+
+def clustered(n, seed):
+    """Vectors around thirty centres, as cells lie around their types."""
+    centres = np.random.default_rng(99).normal(size=(30, DIM)) * 3
+    rng = np.random.default_rng(seed)
+    return (centres[rng.integers(0, 30, n)] + rng.normal(size=(n, DIM))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def base():
+    rows = clustered(N, 0)
+    rows.flags.writeable = False
+    return rows
+
+
+@pytest.fixture(scope="module")
+def index(base):
+    return IvfIndex.build(base, recall=TARGET)
+
+
+def truth(base, queries, k, rows=None):
+    """Brute force in float64, nothing of ours: the k nearest rows of each query."""
+    rows = np.arange(len(base)) if rows is None else np.asarray(rows)
+    found = []
+    for q in queries.astype(np.float64):
+        d = ((base[rows].astype(np.float64) - q) ** 2).sum(axis=1)
+        found.append(rows[np.argsort(d, kind="stable")[:k]])
+    return np.array(found)
+
+
+def share(found, wanted):
+    return float(np.mean([np.isin(w, f).mean() for f, w in zip(found, wanted, strict=True)]))
+
+
+class TestSearch:
+    def test_conforms(self, index):
+        assert isinstance(index, VectorIndex)
+        assert (index.n, index.dim, index.kind) == (N, DIM, "ivf")
+
+    @pytest.mark.parametrize("k", [15, 50])
+    def test_the_target_is_reached_on_other_queries(self, index, base, k):
+        queries = clustered(300, 1)
+        found = index.search(queries, k)
+        assert share(found.indices, truth(base, queries, k)) >= TARGET - 0.01
+        assert (np.diff(found.distances, axis=1) >= 0).all()
+
+    def test_what_was_measured_is_true(self, index, base):
+        rows = np.random.default_rng(5).choice(N, 400, replace=False)
+        k = 15
+        found = index.search(base[rows], k + 1).indices
+        wanted = truth(base, base[rows], k + 1)
+        assert (wanted[:, 0] == rows).all()  # itself
+        assert abs(share(found, wanted[:, 1:]) - index.settings.recall["at_15"]) < 0.03
+        assert set(index.settings.recall) == {"at_15", "at_50", "shifted_15", "shifted_50"}
+        assert min(index.settings.recall.values()) > TARGET - 0.03
+
+    def test_it_is_approximate_and_does_not_look_at_everything(self, index, base):
+        assert index.settings.nprobe < index.settings.n_lists / 2
+        found = index.search(clustered(300, 1), 15).indices
+        assert share(found, truth(base, clustered(300, 1), 15)) < 1.0
+
+    def test_distances_have_the_bits_of_the_flat_index(self, index, base):
+        queries = clustered(100, 2)
+        found, flat = index.search(queries, 15), build_index(base).search(queries, 15)
+        for i in range(len(queries)):
+            known = dict(zip(flat.indices[i], flat.distances[i], strict=True))
+            both = [
+                (known[r], d) for r, d in zip(found.indices[i], found.distances[i], strict=True) if r in known
+            ]
+            assert both and all(a == b for a, b in both)
+
+    def test_exact_is_exact(self, index, base):
+        queries = clustered(60, 3)
+        found, slow = index.exact().search(queries, 7), build_index(base, "numpy").search(queries, 7)
+        np.testing.assert_array_equal(found.indices, slow.indices)
+        np.testing.assert_array_equal(found.distances, slow.distances)
+
+    def test_a_query_gets_the_same_alone_in_any_batch_and_order(self, index, monkeypatch):
+        queries = clustered(200, 4)
+        whole = index.search(queries, 15)
+        order = np.random.default_rng(0).permutation(200)
+        shuffled = index.search(queries[order], 15)
+        np.testing.assert_array_equal(shuffled.indices, whole.indices[order])
+        np.testing.assert_array_equal(shuffled.distances, whole.distances[order])
+        for i in range(0, 200, 9):
+            alone = index.search(queries[i : i + 1], 15)
+            np.testing.assert_array_equal(alone.indices[0], whole.indices[i])
+            np.testing.assert_array_equal(alone.distances[0], whole.distances[i])
+        monkeypatch.setattr("scvec.stores.ivf_index.MAX_BLOCK", 7)
+        np.testing.assert_array_equal(index.search(queries, 15).indices, whole.indices)
+
+    def test_lists_do_not_depend_on_the_batch_where_centroids_tie(self, base):
+        # Far from the origin a matrix product cannot tell near centroids from each other.
+        index = IvfIndex.build((base[:1500] * 0.01 + 50).astype(np.float32), recall=0.8)
+        queries = (clustered(64, 6) * 0.01 + 50).astype(np.float32)
+        whole, _ = index._lists(queries, 5)
+        for i in range(0, 64, 5):
+            np.testing.assert_array_equal(index._lists(queries[i : i + 1], 5)[0][0], whole[i])
+
+    def test_a_higher_recall_finds_more(self, index, base):
+        queries, wanted = clustered(300, 1), truth(base, clustered(300, 1), 15)
+        low, high = index.at_recall(0.6), index.at_recall(0.99)
+        shares = [share(i.search(queries, 15).indices, wanted) for i in (low, index, high)]
+        assert shares[0] < shares[1] < shares[2] and shares[2] > 0.98
+
+    @pytest.mark.parametrize("recall", [0.0, -1.0, 1.5])
+    def test_no_share(self, index, base, recall):
+        with pytest.raises(InputError, match="share"):
+            index.at_recall(recall)
+        with pytest.raises(InputError, match="share"):
+            IvfIndex.build(base, recall=recall)
+
+    def test_more_neighbors_than_lists_hold_and_than_rows(self, index, base):
+        found = index.search(clustered(5, 7), 3900).indices
+        assert (np.sort(found, axis=1)[:, 0] >= 0).all()
+        found = index.search(clustered(2, 7), N + 3)
+        assert (found.indices[:, N:] == -1).all() and np.isinf(found.distances[:, N:]).all()
+        assert (np.sort(found.indices[0, :N]) == np.arange(N)).all()
+
+    def test_a_query_whose_lists_hold_too_few_looks_at_all(self, index, base):
+        poor = index.at_recall(0.01)
+        queries = clustered(50, 8)
+        found = poor.search(queries, 600).indices
+        assert (found >= 0).all() and all(len(set(row)) == 600 for row in found)
+
+    def test_equal_rows(self):
+        base = np.repeat(clustered(100, 9), 40, axis=0)
+        found = IvfIndex.build(base).search(base[:40:7], 10)
+        assert (found.distances == 0).all()
+        assert (np.diff(found.indices, axis=1) > 0).all()
+
+    def test_no_queries(self, index):
+        assert index.search(np.empty((0, DIM), np.float32), 3).indices.shape[0] == 0
+
+    @pytest.mark.parametrize("dim", [8, 9])
+    def test_any_number_of_dimensions(self, dim):
+        base = np.random.default_rng(0).normal(size=(1200, dim)).astype(np.float32)
+        found = IvfIndex.build(base).search(base[:50], 3).indices
+        assert share(found, np.arange(50)[:, None]) > 0.9
+
+    @pytest.mark.parametrize("bad", [np.zeros((2, 3), np.float32), np.full((1, DIM), np.nan, np.float32)])
+    def test_bad_queries(self, index, bad):
+        with pytest.raises(InputError):
+            index.search(bad, 2)
+
+    def test_adding(self, base):
+        index = IvfIndex.build(base[:3000])
+        index.add(base[3000:])
+        own = index.search(base[3500:3600], 1)
+        assert index.n == N and (own.indices[:, 0] == np.arange(3500, 3600)).mean() > 0.9
+
+
+class TestSubsets:
+    def test_few_rows_are_all_looked_at(self, index, base):
+        rows = np.random.default_rng(0).choice(N, 700, replace=False)
+        queries = clustered(40, 1)
+        found = index.search(queries, 9, subset=rows).indices
+        np.testing.assert_array_equal(found, truth(base, queries, 9, np.sort(rows)))
+
+    def test_most_rows(self, index, base):
+        rows = np.arange(0, N, 2)
+        queries = clustered(200, 1)
+        found = index.search(queries, 15, subset=rows).indices
+        assert (found % 2 == 0).all()
+        assert share(found, truth(base, queries, 15, rows)) >= TARGET - 0.03
+        alone = index.search(queries[3:4], 15, subset=rows).indices
+        np.testing.assert_array_equal(alone[0], found[3])
+
+    def test_rows_of_one_corner(self, index, base):
+        # A filter that goes with the vectors, as a type of cell does: none of it lies near most queries.
+        rows = np.argsort(base[:, 0])[: N // 3]
+        queries = clustered(100, 1)
+        found = index.search(queries, 15, subset=rows).indices
+        assert np.isin(found, rows).all()
+        assert share(found, truth(base, queries, 15, np.sort(rows))) > 0.75
+
+    @pytest.mark.parametrize("bad", [[-1], [N]])
+    def test_rows_that_are_not_there(self, index, bad):
+        with pytest.raises(InputError):
+            index.search(clustered(2, 1), 3, subset=np.array(bad))
+
+
+class TestFiles:
+    def saved(self, index, folder):
+        index.save(folder / "i.faiss")
+        return folder / "i.faiss", index.settings.to_dict()
+
+    def test_save_and_load(self, index, base, tmp_path):
+        path, settings = self.saved(index, tmp_path)
+        again = open_index(path, "ivf", n=N, dim=DIM, vectors=base, settings=settings)
+        a, b = index.search(clustered(50, 1), 15), again.search(clustered(50, 1), 15)
+        np.testing.assert_array_equal(a.indices, b.indices)
+        np.testing.assert_array_equal(a.distances, b.distances)
+        assert path.stat().st_size < base.nbytes * 0.75
+        assert again.settings == index.settings
+
+    @pytest.mark.parametrize("keep", [0, 10, 3000, -100])
+    def test_truncated(self, index, base, tmp_path, keep):
+        path, settings = self.saved(index, tmp_path)
+        path.write_bytes(path.read_bytes()[:keep])
+        with pytest.raises(StoreError):
+            open_index(path, "ivf", vectors=base, settings=settings)
+
+    def test_of_other_vectors_or_of_another_kind(self, index, base, tmp_path):
+        path, settings = self.saved(index, tmp_path)
+        with pytest.raises(StoreError, match="does not fit"):
+            open_index(path, "ivf", vectors=base[:-1], settings=settings)
+        with pytest.raises(StoreError):
+            open_index(path, "flat")
+        build_index(base).save(path)
+        with pytest.raises(StoreError, match="does not fit"):
+            open_index(path, "ivf", vectors=base, settings=settings)
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            {"nprobe": 0},
+            {"nprobe": 10**9},
+            {"factor": "8"},
+            {"factor": 10**6},
+            {"n_lists": 7},
+            {"curve": [1]},
+        ],
+        ids=["none", "too many", "text", "factor", "lists", "curve"],
+    )
+    def test_settings_are_not_believed(self, index, base, tmp_path, spoil):
+        path, settings = self.saved(index, tmp_path)
+        with pytest.raises(StoreError):
+            open_index(path, "ivf", vectors=base, settings=settings | spoil)
+        with pytest.raises(StoreError, match="lost its settings"):
+            open_index(path, "ivf", vectors=base)
+
+    def test_rows_that_are_not_there(self, base, index, tmp_path):
+        import faiss
+
+        path, settings = self.saved(index, tmp_path)
+        hostile = faiss.read_index(str(path))
+        hostile.reset()
+        hostile.add_with_ids(base, np.arange(N) + 10**9)
+        faiss.write_index(hostile, str(path))
+        opened = open_index(path, "ivf", vectors=base, settings=settings)
+        with pytest.raises(StoreError, match="not there"):
+            opened.search(clustered(3, 1), 5)
+
+    def test_two_builds_write_the_same_bytes(self, index, base, tmp_path):
+        index.save(tmp_path / "a")
+        other = IvfIndex.build(base, recall=TARGET)
+        other.save(tmp_path / "b")
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+        assert other.settings == index.settings
+
+
+class TestStore:
+    def put(self, store, base, **options):
+        import pandas as pd
+
+        obs = pd.DataFrame({"n": np.arange(len(base))}, index=[f"c{i}" for i in range(len(base))])
+        with store.begin("test") as txn:
+            txn.put_reference("r", meta={"x": 1}, tensors={}, obs=obs, vectors=base, **options)
+            txn.commit()
+        return store.reference("r")
+
+    def test_there_and_back(self, store, base, index):
+        stored = self.put(store, base, index_kind="ivf", recall=TARGET)
+        assert stored.index_kind == "ivf" and stored.meta["x"] == 1
+        assert stored.meta["index"] == index.settings.to_dict()
+        queries = clustered(40, 1)
+        np.testing.assert_array_equal(
+            stored.index.search(queries, 5).indices, index.search(queries, 5).indices
+        )
+        np.testing.assert_array_equal(
+            stored.searcher(exact=True).search(queries, 5).indices, truth(base, queries, 5)
+        )
+        assert isinstance(stored.index.vectors(), np.ndarray) and not stored.index.vectors().flags.writeable
+        assert stored.searcher(recall=0.99)._nprobe > stored.index._nprobe
+        assert store.verify().ok
+
+    def test_flat_stays_exact(self, store, base):
+        stored = self.put(store, base[:200])
+        assert stored.index_kind == "flat" and "index" not in stored.meta
+        assert stored.searcher(exact=True) is stored.searcher(recall=0.5) is stored.index
+
+    def test_settings_that_are_lost(self, store, base):
+        self.put(store, base, index_kind="ivf")
+        with store.begin("test") as txn:
+            txn.put_meta("r", {})
+            txn.commit()
+        with pytest.raises(StoreError, match="settings"):
+            _ = store.reference("r").index
+        assert any("settings" in problem for problem in store.verify().problems)
+
+    def test_a_damaged_file_is_not_searched(self, store, base):
+        stored = self.put(store, base, index_kind="ivf")
+        path = store.path / "files" / stored._entry.index
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.chmod(0o644)
+        path.write_bytes(bytes(data))
+        with pytest.raises(StoreError, match="damaged"):
+            _ = store.reference("r").index
+
+
+def test_kinds_by_size():
+    assert kind_for(FLAT_BELOW - 1, 128) == "flat"
+    assert kind_for(FLAT_BELOW, 128) == "ivf"
+    assert kind_for(100_000, 1000, memory=500 << 20) == "ivf"
+    assert kind_for(100_000, 1000, memory=2 << 30) == "flat"
+    assert kind_for(1000, 1000, memory=1 << 20) == "flat"
+    assert kind_for(10**6, 2) == "flat"
+
+
+def test_number_of_lists():
+    assert [IvfSettings.lists_for(n) for n in (1000, 200_000, 10**6, 10**8)] == [64, 1024, 2048, 16384]
+
+
+def test_places():
+    found = np.array([[5, 3, -1], [2, 9, 4]])
+    wanted = np.array([[3, 7, -1], [4, 2, 2]])
+    np.testing.assert_array_equal(places(found, wanted), [[1, 3, 3], [2, 0, 0]])
+
+
+def test_too_few_vectors():
+    with pytest.raises(InputError, match="too few"):
+        IvfIndex.build(np.zeros((3, 2), np.float32), n_lists=8)
