@@ -1,246 +1,291 @@
 """Backbones and encoders beside each other and their controls, on the pancreas cells that ship with scvec.
 
-    python benchmarks/backbones.py [--rows WORD...] [--seeds 3] [--pairs donors species] [--cells 300]
-        [--llm smollm2] [--publish]
+    python benchmarks/backbones.py [--fits WORD...] [--pairs donors species] [--seeds 3] [--cells 300]
+        [--epochs N] [--llm smollm2] [--endpoint MODEL --base-url URL] [--store NAME] [--publish]
 
 Reference and query are stratified subsamples of ``--cells`` cells, since a language model takes its
 time: labels are capped at the same number of cells. A row is an encoder, a backbone, and the voice that
-hears with that encoder alone: its head, or the neighbours where nothing is trained. Each run is a
-process of its own, for its peak memory; runs that are done are kept in
-``benchmarks/cache/backbones.json``, so that a table can be made in several sittings.
+hears with that encoder alone: its head, or the neighbours where nothing is trained. Each fit is a process of
+its own, for its peak memory; what is done is kept in ``benchmarks/cache/backbones.jsonl``, so that a table
+can be made in several sittings, and by several processes with a ``--store`` each. ``--fits`` takes names of
+fits, or how they begin: ``--fits adapted "prompt paper"``. ``--endpoint`` adds a server's embeddings
+(OpenAI's language; key and prices as for ``scvec``). All-mpnet needs its parts: benchmarks/mpnet.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
-import time
-from collections import defaultdict
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from backbone_rows import BACKBONES, CACHE, ENDPOINT, FITS, PAIRS, Fit, one, texts
+from compare import paired, sign_flip, values_of, wilcoxon
+from results import THREADS
 from tables import DOCS, markdown, publish
 
-CACHE = Path(__file__).resolve().parent / "cache"
 COLUMNS = (
-    "pair", "encoder", "backbone", "voice", "seeds", "accuracy", "macro_f1", "sd_macro_f1", "ece", "fit_s",
-    "s_per_1000", "peak_mb", "cost",
+    "pair", "encoder", "backbone", "voice", "n_seeds", "accuracy", "macro_f1", "sd_macro_f1", "ece",
+    "text_s", "fit_s", "s_per_1000", "peak_mb", "cost",
 )  # fmt: skip
+TESTS = (
+    "encoder", "backbone", "voice", "macro_f1", "behind_best", "p_wilcoxon", "p_sign_flip", "n", "verdict",
+)  # fmt: skip
+VOICES = {"both": "all", "knn": "neighbours"}
+#: Differences that are needed for a two-sided p under 0.05.
+ENOUGH = 6
 
-#: name -> (encoder, backbone, voice, options of ingest_cells)
-ROWS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
-    "adapted": ("adapted", "minilm", "head", {}),
-    "adapted-all": ("adapted", "minilm", "both", {}),
-    "adapted-use": ("adapted", "use-lite", "head", {}),
-    "adapted-random": ("adapted", "random:384", "head", {}),
-    "adapted-permuted": ("adapted", "permuted:minilm", "head", {}),
-    "adapted-name": ("adapted", "name:minilm", "head", {}),
-    "adapted-llm-mean": ("adapted", "hf:{folder},pooling=mean,max_tokens=128", "head", {}),
-    "adapted-llm-eol": ("adapted", "hf:{folder},pooling=eol,max_tokens=128", "head", {}),
-    "residual": ("residual", "minilm", "head", {}),
-    "weighted": ("weighted", "minilm", "knn", {}),
-    "weighted-use": ("weighted", "use-lite", "knn", {}),
-    "sentence": ("sentence", "minilm", "head", {}),
-    "sentence-use": ("sentence", "use-lite", "head", {}),
-    "pca": ("pca", "minilm", "knn", {}),
-    "none": ("prompt", "minilm", "head", {"prompt_order": "none", "n_genes": 64, "epochs": 8}),
-    "none-random": ("prompt", "random:384", "head", {"prompt_order": "none", "n_genes": 64, "epochs": 8}),
-    "untrained": ("prompt", "minilm", "head", {"llm": "{llm}", "n_genes": 64, "epochs": 0}),
-    "prompt": ("prompt", "minilm", "head", {"llm": "{llm}", "n_genes": 64, "epochs": 3}),
-    "prompt-code": (
-        "prompt", "minilm", "head", {"llm": "{llm}", "n_genes": 64, "epochs": 3, "prompt_order": "code"}
-    ),
-    "logistic": ("logistic regression", "-", "-", {}),
-}  # fmt: skip
-SHOWN = {"paper": "prompt (paper)", "code": "prompt (code)", "none": "prompt without a language model"}
+Run = dict[str, Any]
 
 
-def subsample(cells: Any, n: int, seed: int) -> Any:
-    """Return at most ``n`` cells: labels are capped at the same number, rare ones kept whole."""
-    labels = cells.obs["cell_type"].to_numpy().astype(str)
-    rng = np.random.default_rng(seed)
-    counts = np.unique(labels, return_counts=True)[1]
-    cap = next(c for c in range(int(counts.max()), 0, -1) if c == 1 or np.minimum(counts, c).sum() <= n)
-    rows = [rng.permutation(np.flatnonzero(labels == label))[:cap] for label in np.unique(labels)]
-    return cells[np.sort(np.concatenate(rows))].copy()
+def name_of(run: Run) -> str:
+    """Return the row that a run belongs to, as ``encoder | backbone | voice``."""
+    fit: Fit = FITS[run["fit"]]
+    backbone = f"openai:{run['endpoint']}" if fit.backbone == ENDPOINT else fit.backbone
+    return " | ".join((fit.shown, backbone, VOICES.get(run["voice"], run["voice"])))
 
 
-def one(job: dict[str, Any]) -> dict[str, Any]:
-    """Run one row once; returns scores, seconds and memory."""
-    from baron import pairs, score
+def table(runs: list[Run], encoded: dict[tuple[str, str], Run]) -> list[dict[str, Any]]:
+    """Return a row per pair, encoder, backbone and voice, best macro-F1 first.
 
-    reference, new = pairs()[{"donors": "donors 1-2 -> 3-4", "species": "human -> mouse"}[job["pair"]]]
-    reference, new = subsample(reference, job["cells"], 0), subsample(new, job["cells"], 1)
-    truth = new.obs["cell_type"].to_numpy().astype(str)
-    encoder, backbone, voice, options = ROWS[job["row"]]
-    started = time.perf_counter()
-    if encoder == "logistic regression":
-        from baselines import logistic_regression, matched
-
-        labels = reference.obs["cell_type"].to_numpy().astype(str)
-        said, confidence = logistic_regression(matched(reference, new), labels, job["seed"])
-        fit_s, query_s, cost = time.perf_counter() - started, 0.0, 0.0
-    else:
-        from scvec.api.cells import ingest_cells
-        from scvec.api.query import query
-
-        if "{folder}" in backbone:
-            from scvec.backbones.language_model import find_model
-
-            backbone = backbone.format(folder=find_model(job["llm"]))
-        options = {k: v.format(llm=job["llm"]) if isinstance(v, str) else v for k, v in options.items()}
-        report = ingest_cells(
-            CACHE / "backbones-store",
-            [reference],
-            name=job["row"],
-            label_key="cell_type",
-            batch_key="donor",
-            encoder=encoder,
-            backbone=backbone,
-            seed=job["seed"],
-            **options,
-        )
-        fit_s, cost = sum(report.seconds[s] for s in ("train", "encode cells")), 0.0
-        started = time.perf_counter()
-        found = query(CACHE / "backbones-store", new, reference=job["row"], method=voice)
-        query_s = time.perf_counter() - started
-        said, confidence = found.label, found.confidence
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {
-        **score(truth, said, confidence),
-        "fit_s": fit_s,
-        "s_per_1000": query_s / len(truth) * 1000,
-        "peak_mb": peak,
-        "cost": cost,
-    }
-
-
-def table(kept: dict[str, Any], cells: int) -> list[dict[str, Any]]:
-    """Return a row per pair, encoder and backbone, best macro-F1 first."""
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for run in kept.values():
-        if run["job"]["cells"] == cells:
-            runs[run["job"]["pair"], run["job"]["row"]].append(run["found"])
+    Parameters
+    ----------
+    encoded
+        (pair, backbone) -> seconds and cost of the gene texts.
+    """
     rows = []
-    for (pair, name), found in runs.items():
-        encoder, backbone, voice, options = ROWS[name]
-        if encoder == "prompt":
-            encoder = SHOWN[options.get("prompt_order", "paper")]
-            encoder += ", untrained projection" if options["epochs"] == 0 else ""
-        values = {c: float(np.mean([f[c] for f in found])) for c in ("accuracy", "macro_f1", "ece")}
-        sd = float(np.std([f["macro_f1"] for f in found], ddof=1)) if len(found) > 1 else "-"
-        rest = {c: round(float(np.mean([f[c] for f in found])), 1) for c in ("fit_s", "s_per_1000")}
+    for pair in PAIRS:
+        found: dict[str, list[Run]] = {}
+        for run in runs:
+            if run["pair"] == pair:
+                found.setdefault(name_of(run), []).append(run)
+        here = []
+        for name, some in found.items():
+            encoder, backbone, voice = name.split(" | ")
+            scores = [r["macro_f1"] for r in some]
+            of = encoded.get((pair, FITS[some[0]["fit"]].backbone.removeprefix("permuted ")), {})
+            cost = of.get("cost") if "tokens" in of else "-"
+            here.append(
+                {
+                    "pair": pair,
+                    "encoder": encoder,
+                    "backbone": backbone,
+                    "voice": voice,
+                    "n_seeds": len(some),
+                    "accuracy": float(np.mean([r["accuracy"] for r in some])),
+                    "macro_f1": float(np.mean(scores)),
+                    "sd_macro_f1": float(np.std(scores, ddof=1)) if len(scores) > 1 else "-",
+                    "ece": float(np.mean([r["ece"] for r in some])),
+                    "text_s": f"{of['text_s_per_1000']:.1f}" if of else "-",
+                    "fit_s": f"{np.median([r['fit_s'] for r in some]):.1f}",
+                    "s_per_1000": f"{np.median([r['s_per_1000'] for r in some]):.1f}",
+                    "peak_mb": f"{max(r['peak_mb'] for r in some):.0f}",
+                    "cost": cost if cost == "-" else "not known" if cost is None else f"{cost:.4f}",
+                }
+            )
+        rows += sorted(here, key=lambda row: -row["macro_f1"])
+    return rows
+
+
+def tests(runs: list[Run]) -> list[dict[str, Any]]:
+    """Return a row per encoder, backbone and voice: its mean over pairs, and the best row minus it.
+
+    All voices together are no match for one. Only rows that have been run on every pair can be the best; the
+    others are compared over what they have.
+    """
+    named = [{**run, "method": name_of(run)} for run in runs if run["voice"] != "both"]
+    values = {n: values_of(named, n, "macro_f1") for n in dict.fromkeys(r["method"] for r in named)}
+    pairs = {run["pair"] for run in runs}
+
+    def mean(name: str) -> float:
+        return float(np.mean([np.mean(list(v.values())) for v in values[name].values()]))
+
+    whole = [name for name in values if set(values[name]) == pairs]
+    if len(whole) < 2:
+        return []
+    best = max(whole, key=mean)
+    rows = []
+    for name in sorted(values, key=lambda n: (n != best, len(pairs) - len(values[n]), -mean(n))):
+        differences = paired(values[best], values[name]) if name != best else np.array([])
+        p = [f(differences) if len(differences) else "-" for f in (wilcoxon, sign_flip)]
+        worse = name != best and max(p) < 0.05 and differences.mean() > 0
+        told = "worse" if worse else "too few" if len(differences) < ENOUGH else "not told apart"
         rows.append(
             {
-                "pair": pair,
-                "encoder": encoder,
-                "backbone": backbone.replace("{folder}", "smollm2") if encoder != "pca" else "-",
-                "voice": {"both": "all", "knn": "neighbours"}.get(voice, voice),
-                "seeds": len(found),
-                **values,
-                "sd_macro_f1": sd,
-                **{c: f"{v:.1f}" for c, v in rest.items()},
-                "peak_mb": f"{max(f['peak_mb'] for f in found):.0f}",
-                "cost": f"{sum(f['cost'] for f in found):.2f}",
+                **dict(zip(TESTS, name.split(" | "), strict=False)),
+                "macro_f1": mean(name) if name in whole else f"{mean(name):.3f} ({', '.join(values[name])})",
+                "behind_best": float(differences.mean()) if name != best else "-",
+                "p_wilcoxon": p[0],
+                "p_sign_flip": p[1],
+                "n": len(differences) if name != best else "-",
+                "verdict": told if name != best else "best",
             }
         )
-    return sorted(rows, key=lambda row: (row["pair"], -row["macro_f1"]))
+    return rows
 
 
-def verdict(kept: dict[str, Any], cells: int) -> list[str]:
-    """Say which rows differ from ``adapted``, by the signed ranks of all pairs and seeds that both have."""
-    from scipy.stats import wilcoxon
-
-    runs = {
-        (r["job"]["row"], r["job"]["pair"], r["job"]["seed"]): r["found"]["macro_f1"]
-        for r in kept.values()
-        if r["job"]["cells"] == cells
-    }
-    lines = []
-    for name in ROWS:
-        both = [
-            (value, runs["adapted", pair, seed])
-            for (row, pair, seed), value in runs.items()
-            if row == name and ("adapted", pair, seed) in runs
-        ]
-        if name == "adapted" or not both:
-            continue
-        differences = np.array([a - b for a, b in both])
-        p = float(wilcoxon(differences).pvalue) if len(both) > 1 and differences.any() else 1.0
-        said = "differs" if p < 0.05 else "not told apart"
-        mean = differences.mean()
-        lines.append(f"{name}: {mean:+.3f} macro-F1 against adapted ({len(both)} runs, p {p:.2f}): {said}")
-    return lines
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """Name a winner, or say that there is none."""
+    if len(rows) < 2:
+        return "no two rows have been run"
+    best = ", ".join(str(rows[0][c]) for c in ("encoder", "backbone", "voice"))
+    rivals = [r for r in rows[1:] if r["verdict"] != "worse"]
+    if not rivals:
+        return f"winner: {best}"
+    return (
+        f"no winner: {best} has the highest mean; {len(rivals)} of {len(rows) - 1} rows are not told from it"
+    )
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """Draw macro-F1 against the seconds that a thousand query cells take."""
+    """Draw macro-F1 by row, a panel per pair."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    names = sorted({row["pair"] for row in rows})
-    figure, panels = plt.subplots(1, len(names), figsize=(6 * len(names), 4.2), squeeze=False)
+    matplotlib.rcParams["svg.hashsalt"] = "scvec"  # the same file on every run
+    names = list(dict.fromkeys(row["pair"] for row in rows))
+    most = max(sum(row["pair"] == name for row in rows) for name in names)
+    size = (7 * len(names), 0.2 * most + 1)
+    figure, panels = plt.subplots(1, len(names), figsize=size, squeeze=False)
     for axes, pair in zip(panels[0], names, strict=True):
         here = [row for row in rows if row["pair"] == pair][::-1]
+        sds = [row["sd_macro_f1"] for row in here]
         axes.barh(
             range(len(here)),
             [row["macro_f1"] for row in here],
-            xerr=[row["sd_macro_f1"] if isinstance(row["sd_macro_f1"], float) else 0.0 for row in here],
-            color=["#3b6ea8" if row["encoder"].startswith("prompt") else "#cfd8e3" for row in here],
+            xerr=[sd if isinstance(sd, float) else 0.0 for sd in sds],
+            color=["#3b6ea8" if row["encoder"].startswith("prompt (") else "#cfd8e3" for row in here],
         )
         shown = [f"{row['encoder']}, {row['backbone']} ({row['voice']})" for row in here]
-        axes.set_yticks(range(len(here)), shown, fontsize=7)
-        axes.set_xlabel("macro-F1")
-        axes.set_title(pair, fontsize=9)
+        axes.set_yticks(range(len(here)), shown, fontsize=6)
+        axes.set_xlabel("macro-F1 (line: standard deviation over seeds)", fontsize=7)
+        axes.set_xlim(0, 1)
+        axes.set_title(f"{pair} ({PAIRS[pair]})", fontsize=9)
     figure.tight_layout()
     figure.savefig(DOCS / "benchmarks" / "backbones.svg", metadata={"Date": None})
     plt.close(figure)
 
 
+class Kept:
+    """What has been run: a line each, so that several processes can add to it."""
+
+    def __init__(self) -> None:
+        CACHE.mkdir(exist_ok=True)
+        self.file = CACHE / "backbones.jsonl"
+
+    def read(self) -> dict[str, list[Run]]:
+        """Return key of a job -> what it gave."""
+        if not self.file.exists():
+            return {}
+        lines = [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+        return {line["key"]: line["found"] for line in lines}
+
+    def add(self, key: str, found: list[Run]) -> None:
+        """Write down what a job gave."""
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"key": key, "found": found}) + "\n")
+
+
+def jobs(options: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    """Yield what is to be run: gene texts before the fits that need them."""
+    # A whole name, or how names begin.
+    begins = tuple(word for word in options.fits if word not in FITS)
+    chosen = {n: f for n, f in FITS.items() if not options.fits or n in options.fits or n.startswith(begins)}
+    given = {n: getattr(options, n) for n in ("cells", "llm", "endpoint", "base_url", "store")}
+    spoken = {*BACKBONES, ENDPOINT} - {"random", "permuted minilm"}
+    if not options.endpoint:
+        chosen = {name: fit for name, fit in chosen.items() if fit.backbone != ENDPOINT}
+    done: set[tuple[str, str]] = set()
+    for name, fit in chosen.items():
+        for pair in options.pairs:
+            base = {**given, "pair": pair, "epochs": options.epochs if fit.dear else None}
+            if fit.backbone in spoken and fit.encoder != "sentence" and (pair, fit.backbone) not in done:
+                done.add((pair, fit.backbone))
+                yield {**base, "kind": "texts", "backbone": fit.backbone, "seed": 0, "epochs": None}
+            for seed in range(options.seeds if fit.drawn else 1):
+                yield {**base, "kind": "fit", "fit": name, "seed": seed}
+
+
+def key_of(job: dict[str, Any]) -> str:
+    """Return the name of a job: all that its answer depends on."""
+    # Where vectors are kept, and where a server is, change no answer.
+    return json.dumps({k: v for k, v in job.items() if k not in ("store", "base_url")}, sort_keys=True)
+
+
 def main() -> None:
     """Run what is missing and print; with --publish, write docs/benchmarks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--pairs", nargs="+", default=["donors"], choices=["donors", "species"])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--fits", nargs="+", default=[])
+    parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cells", type=int, default=300)
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--llm", default="smollm2")
+    parser.add_argument("--endpoint")
+    parser.add_argument("--base-url")
+    parser.add_argument("--store", default="store")
     parser.add_argument("--publish", action="store_true")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.job:
-        print(json.dumps(one(json.loads(options.job))))
+    if options.jobs:
+        for job in json.loads(options.jobs):
+            print(json.dumps([texts(job)] if job["kind"] == "texts" else one(job)), flush=True)
         return
-    CACHE.mkdir(exist_ok=True)
-    file = CACHE / "backbones.json"
-    kept = json.loads(file.read_text()) if file.is_file() else {}
-    for row in options.rows:
-        for pair in options.pairs:
-            for seed in range(options.seeds if ROWS[row][0] not in ("pca", "weighted", "sentence") else 1):
-                job = {"row": row, "pair": pair, "seed": seed, "cells": options.cells, "llm": options.llm}
-                key = json.dumps(job, sort_keys=True)
-                if key in kept:
-                    continue
-                command = [sys.executable, __file__, "--job", key]
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    print(f"{row}, {pair}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-                    continue
-                kept[key] = {"job": job, "found": json.loads(done.stdout.splitlines()[-1])}
-                file.write_text(json.dumps(kept, indent=1) + "\n")
-                print(f"{row}, {pair}, seed {seed}: {kept[key]['found']}", flush=True)
-    rows = table(kept, options.cells)
-    print(markdown(COLUMNS, rows))
-    print("\n".join(verdict(kept, options.cells)))
+    kept = Kept()
+    if not options.publish:
+        run_missing(kept, jobs(options))
+    found = [(json.loads(key), rows) for key, rows in kept.read().items()]
+    found = [(job, rows) for job, rows in found if job["cells"] == options.cells]
+    runs = [
+        {**{k: job[k] for k in ("fit", "pair", "seed", "endpoint", "epochs")}, **row}
+        for job, rows in found
+        if job["kind"] == "fit"
+        for row in rows
+    ]
+    encoded = {(job["pair"], job["backbone"]): rows[0] for job, rows in found if job["kind"] == "texts"}
+    rows, compared = table(runs, encoded), tests(runs)
+    print(markdown(COLUMNS, rows), markdown(TESTS, compared), verdict(compared), sep="\n\n")
     if options.publish:
-        publish("backbones", "python benchmarks/backbones.py --publish", COLUMNS, rows)
+        command = "python benchmarks/backbones.py && python benchmarks/backbones.py --publish"
+        publish("backbones", command, COLUMNS, rows, runs=runs)
+        publish("backbones_tests", command, TESTS, compared, verdict=verdict(compared))
         draw(rows)
+
+
+def run_missing(kept: Kept, wanted: Iterable[dict[str, Any]]) -> None:
+    """Do the jobs that have not been done; those that differ by the seed share a process, of one thread."""
+    # Threads that wait do not spin, and seconds can be compared.
+    environment = {**os.environ, **dict.fromkeys(THREADS, "1"), "OMP_WAIT_POLICY": "PASSIVE"}
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for job in wanted:
+        alike.setdefault(key_of({**job, "seed": None}), []).append(job)
+    for some in alike.values():
+        known = kept.read()
+        some = [job for job in some if key_of(job) not in known]
+        if not some:
+            continue
+        command = [sys.executable, __file__, "--jobs", json.dumps(some)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None
+            done = [json.loads(line) for line in process.stdout if line.startswith("[")]
+        for job, found in zip(some, done, strict=False):
+            kept.add(key_of(job), found)
+            print(f"{shown(job)}: {found}", flush=True)
+        for job in some[len(done) :]:
+            print(f"{shown(job)}: failed", file=sys.stderr, flush=True)
+
+
+def shown(job: dict[str, Any]) -> str:
+    """Return a job for people."""
+    return f"{job['kind']} {job.get('fit', job.get('backbone'))}, {job['pair']}, seed {job['seed']}"
 
 
 if __name__ == "__main__":

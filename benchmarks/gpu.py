@@ -6,7 +6,8 @@ Each figure stands beside its roofline: for the prompt encoder 2 x parameters x 
 at the measured rate of bf16 matrix products; for the search the larger of the time that the products
 take at the rate of fp32 and the time to read the vectors once at the measured bandwidth of a copy.
 ``weighted`` and ``adapted`` encode on the CPU, as one sparse product: their roofline is the CPU's
-memory. Without a GPU nothing is measured, and that is what it says.
+memory. Without a GPU nothing is measured, and that is what it says; so does the page, with --publish, until
+something was.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from tables import markdown, publish
+from tables import DOCS, markdown, publish
 
 COLUMNS = ("what", "measured", "roofline", "ratio", "unit")
+NOT_YET = "not yet measured"
+PROMPT, SEARCH = "prompt encoder, {llm}, {n_genes} slots", "exact search, {n_rows:,} x {dim}"
+COMMAND = "python benchmarks/gpu.py --publish"
+SPARSE = "{name} on the CPU"
 
 
 def best(work: Callable[[], Any], rounds: int = 5) -> float:
@@ -69,7 +74,7 @@ def prompt(llm: str, n_genes: int, device: str) -> dict[str, Any]:
     embeddings = model.module.get_input_embeddings().weight.numel()
     parameters = sum(p.numel() for p in model.module.parameters()) - embeddings
     roofline = matrix_rate(torch.bfloat16, device) / (2 * parameters * (n_genes + 1))
-    return row(f"prompt encoder, {llm}, {n_genes} slots", found, roofline, "cells/s")
+    return row(PROMPT.format(llm=llm, n_genes=n_genes), found, roofline, "cells/s")
 
 
 def search(n_rows: int, device: str, n_queries: int = 4096, dim: int = 384) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def search(n_rows: int, device: str, n_queries: int = 4096, dim: int = 384) -> d
     found = n_queries / best(lambda: index.search(queries, 15), 2)
     products = 2 * n_rows * dim * n_queries / matrix_rate(torch.float32, device)
     reading = 2 * n_rows * dim / bandwidth(device)
-    return row(f"exact search, {n_rows:,} x {dim}", found, n_queries / max(products, reading), "queries/s")
+    return row(SEARCH.format(n_rows=n_rows, dim=dim), found, n_queries / max(products, reading), "queries/s")
 
 
 def sparse(name: str) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def sparse(name: str) -> dict[str, Any]:
     found = 20_000 / best(lambda: encoder.encode(cells), 3)
     # Values and columns are read once; for each, a row of gene vectors is read from the cache or memory.
     read = X.data.nbytes + X.indices.nbytes + X.nnz * 4 * encoder.embed_dim
-    return row(f"{name} on the CPU", found, 20_000 * bandwidth("cpu") / read, "cells/s")
+    return row(SPARSE.format(name=name), found, 20_000 * bandwidth("cpu") / read, "cells/s")
 
 
 def row(what: str, measured: float, roofline: float, unit: str) -> dict[str, Any]:
@@ -117,6 +122,18 @@ def row(what: str, measured: float, roofline: float, unit: str) -> dict[str, Any
     }
 
 
+def unmeasured(llm: str, n_genes: int, n_rows: list[int]) -> list[dict[str, Any]]:
+    """Return the rows of the table where there is no GPU."""
+    names = [
+        PROMPT.format(llm=llm, n_genes=n_genes),
+        *(SPARSE.format(name=n) for n in ("weighted", "adapted")),
+    ]
+    names += [SEARCH.format(n_rows=n, dim=384) for n in n_rows]
+    units = ["queries/s" if name.startswith("exact") else "cells/s" for name in names]
+    empty = {"measured": NOT_YET, "roofline": "-", "ratio": "-"}
+    return [{"what": name, **empty, "unit": unit} for name, unit in zip(names, units, strict=True)]
+
+
 def main() -> None:
     """Run and print; with --publish, write docs/benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -127,6 +144,10 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print(f"torch {torch.__version__} finds no CUDA device on this machine: nothing was measured")
+        record = DOCS / "benchmarks" / "gpu.json"
+        if options.publish and (not record.exists() or NOT_YET in record.read_text(encoding="utf-8")):
+            rows = unmeasured(options.llm, options.n_genes, options.rows)
+            publish("gpu", COMMAND, COLUMNS, rows, device=None)
         return
     rows = [prompt(options.llm, options.n_genes, "cuda"), sparse("weighted"), sparse("adapted")]
     rows += [search(n, "cuda") for n in options.rows]
@@ -134,7 +155,7 @@ def main() -> None:
     print(markdown(COLUMNS, rows))
     if options.publish:
         device = f"{torch.cuda.get_device_name()}, {time.strftime('%Y-%m-%d')}"
-        publish("gpu", "python benchmarks/gpu.py --publish", COLUMNS, rows, device=device)
+        publish("gpu", COMMAND, COLUMNS, rows, device=device)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from backbones import CACHE, subsample
+from backbone_rows import CACHE, subsample
 from baron import pairs
 from tables import markdown, publish
 

@@ -65,13 +65,29 @@ def cosines(a: Any, b: Any) -> Any:
     return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
 
 
+def padded_further(encoder: PromptEncoder) -> Any:
+    """Vectors of all cells, each with more padding than it ever gets: the mask alone makes up for it."""
+    import torch
+
+    from scvec.encoders.prompt_network import Batch
+    from scvec.encoders.slots import ranked
+
+    network = encoder._network
+    assert network is not None and encoder._ready is not None
+    slots = ranked(CELLS.chunk.X, encoder.options.n_genes)
+    with torch.inference_mode():
+        batch = Batch.of(slots.take(np.arange(40), encoder.options.n_genes + 5), "cpu")
+        return network(batch, *encoder._ready).numpy()
+
+
 def company(encoder: PromptEncoder) -> Iterator[Any]:
-    """Vectors of all cells, computed alone, in odd batches, the other way round, and without the prefix."""
+    """Vectors of all cells: alone, in odd batches, turned round, padded further, and without the prefix."""
     yield np.concatenate([encoder.encode(rows([i])) for i in range(40)])
     yield np.concatenate([encoder.encode(rows(part)) for part in np.array_split(np.arange(40), 7)])
     yield encoder.encode(rows(np.arange(40)[::-1]))[::-1]
     encoder.micro_batch = 40
     yield encoder.encode(rows(np.arange(40)))
+    yield padded_further(encoder)
     encoder.use_prefix, encoder._ready, encoder.micro_batch = False, None, 5
     yield encoder.encode(rows(np.arange(40)))
     encoder.use_prefix, encoder._ready = True, None
