@@ -32,8 +32,6 @@ __all__ = ["encode_by_ray", "predict_by_ray"]
 EXACT = ("flat", "numpy")
 #: Encoders that compute with torch, and so on a GPU where there is one.
 ON_GPU = ("prompt", "sentence")
-#: Cells of a chunk where a source does not say it.
-CHUNK = 2048
 #: Seconds that a worker or a shard has to be there and loaded.
 START = 180.0
 #: Times that Ray starts a worker, and a shard, anew.
@@ -251,11 +249,6 @@ def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Cre
     return _Crew(workers, put, [all(column) for column in zip(*seen, strict=True)])
 
 
-def _chunk_size(matched: MatchedSource) -> int:
-    """Return the cells of a chunk: as without Ray, or products of matrices would differ in the last bits."""
-    return matched.source.chunk_size
-
-
 class _Work:
     """The cells of some sources as tasks of a crew."""
 
@@ -284,7 +277,8 @@ class _Work:
 
         number = 0
         for i, matched in enumerate(self._matched):
-            n, size = matched.source.n_obs, _chunk_size(matched)
+            # As without Ray: in other chunks products of matrices would differ in the last bits.
+            n, size = matched.source.n_obs, matched.source.chunk_size
             # Tasks are asked for in order, and cells that are sent are read in that order.
             self._chunks = None if self._crew.reads[i] else matched.chunks(self._maps[i], size)
             for first in range(0, n, size):
