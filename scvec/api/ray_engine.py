@@ -257,11 +257,6 @@ def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Cre
     return _Crew(workers, put, [all(column) for column in zip(*seen, strict=True)])
 
 
-def _chunk_size(matched: MatchedSource) -> int:
-    """Return the cells of a chunk: as without Ray, or products of matrices would differ in the last bits."""
-    return matched.source.chunk_size
-
-
 class _Work:
     """The cells of some sources as tasks of a crew."""
 
@@ -290,7 +285,8 @@ class _Work:
 
         number = 0
         for i, matched in enumerate(self._matched):
-            n, size = matched.source.n_obs, _chunk_size(matched)
+            # As without Ray: in other chunks products of matrices would differ in the last bits.
+            n, size = matched.source.n_obs, matched.source.chunk_size
             # Tasks are asked for in order, and cells that are sent are read in that order.
             self._chunks = None if self._crew.reads[i] else matched.chunks(self._maps[i], size)
             for first in range(0, n, size):

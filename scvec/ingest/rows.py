@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
@@ -55,9 +53,10 @@ class RowsRecipe:
 def recipe_of(source: CellSource) -> RowsRecipe | None:
     """Return how to read a source elsewhere; None where that would cost more than sending its cells.
 
-    That is so for what is in memory: AnnData objects, and matrices that are stored by column.
+    That is so for what is in memory: AnnData objects, and matrices that are stored by column. Folders are
+    many files, of which nobody could tell that they are the same ones.
     """
-    if source.path is None or is_in_memory(source.reader) or not _is_h5ad(source.path):
+    if source.path is None or is_in_memory(source.reader) or not os.path.isfile(source.path):
         return None
     found = os.stat(source.path)
     return RowsRecipe(
@@ -68,16 +67,6 @@ def recipe_of(source: CellSource) -> RowsRecipe | None:
         source.feature_mask,
         source.totals,
     )
-
-
-def _is_h5ad(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        with h5py.File(path, "r", locking="best-effort") as file:
-            return "obs" in file and "var" in file
-    except OSError:
-        return False
 
 
 class FileRows:
