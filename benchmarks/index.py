@@ -151,7 +151,7 @@ def ivf_flat(base: Any, tuning: tuple[Any, Any], n_lists: int) -> tuple[Any, flo
     began = time.process_time()
     index = faiss.index_factory(base.shape[1], f"IVF{n_lists},Flat")
     index.cp.niter = 10
-    rows = np.random.default_rng(0).choice(len(base), min(len(base), 50 * n_lists), replace=False)
+    rows = np.random.default_rng(0).choice(len(base), min(len(base), 40 * n_lists), replace=False)
     index.train(base[rows])
     index.add(base)
     seconds = time.process_time() - began
@@ -179,7 +179,7 @@ def near_rows(name: str, base: Any, tuning: tuple[Any, Any], test: tuple[Any, An
         chosen = ours.settings
         label = f"scvec, ivf ({chosen.n_lists} lists, {chosen.nprobe} opened, factor {chosen.factor})"
         made.append((label, lambda k: ours.search(queries, k).indices, ours_built, size))
-        for n_lists in (IvfSettings.lists_for(len(base)), 4 * IvfSettings.lists_for(len(base))):
+        for n_lists in (IvfSettings.lists_for(len(base)), 2 * IvfSettings.lists_for(len(base))):
             flat, seconds = ivf_flat(base, tuning, n_lists)
             label = f"FAISS IVF-Flat ({n_lists} lists, {flat.nprobe} opened)"
             size = (base.nbytes + 8 * len(base) + 4 * n_lists * base.shape[1]) / 1e6
@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1_000_000)
     parser.add_argument("--peers", help="Python of an environment with usearch, hnswlib and lancedb")
     parser.add_argument("--peer-n", type=int, default=100_000)
+    parser.add_argument("--only", choices=["exact", "near", "peers"], help="one of the three tables")
     parser.add_argument("--publish", action="store_true")
     options = parser.parse_args()
     import faiss
@@ -267,11 +268,13 @@ def main() -> None:
         name = f"{len(base):,} x {base.shape[1]}"
         flat = FaissFlatIndex.over(base)
         tuning, test = (queries_of(groups, flat, 1000, seed) for seed in (1, 2))
-        exact += exact_rows(name, base, test[0])
-        print(markdown(EXACT, exact), flush=True)
-        near += near_rows(name, base, tuning, test)
-        print(markdown(NEAR, near), flush=True)
-        if options.peers:
+        if options.only in (None, "exact"):
+            exact += exact_rows(name, base, test[0])
+            print(markdown(EXACT, exact), flush=True)
+        if options.only in (None, "near"):
+            near += near_rows(name, base, tuning, test)
+            print(markdown(NEAR, near), flush=True)
+        if options.peers and options.only in (None, "peers"):
             few = np.ascontiguousarray(base[: options.peer_n])
             flat = FaissFlatIndex.over(few)
             both = [queries_of(groups, flat, 1000, seed) for seed in (1, 2)]
@@ -279,9 +282,12 @@ def main() -> None:
             print(markdown(PEERS, peers), flush=True)
     if options.publish:
         command = f"python benchmarks/index.py --store STORE --n {options.n} --publish"
+        command += f" --only {options.only}" if options.only else ""
         facts = {"faiss": faiss.__version__, "options": faiss.get_compile_options().strip()}
-        publish("index_exact", command, EXACT, exact, **facts)
-        publish("index", command, NEAR, near, **facts)
+        if exact:
+            publish("index_exact", command, EXACT, exact, **facts)
+        if near:
+            publish("index", command, NEAR, near, **facts)
         if peers:
             publish("index_peers", f"{command} --peers PYTHON", PEERS, peers, **facts)
 
