@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scvec.protocols import CellEncoder, Progress
     from scvec.types import Float32
 
-__all__ = ["ENGINES", "Engine", "check_engine", "encode_cells"]
+__all__ = ["ENGINES", "Engine", "check_answers", "check_engine", "encode_cells"]
 
 ENGINES = ("local", "ray")
 #: Seconds that a cluster has to take a connection.
@@ -49,13 +49,31 @@ def check_engine(engine: str, ray_address: str | None = None) -> None:
         raise InputError("Ray is not installed", "--engine ray", 'run: pip install "scvec[ray]"')
     if ray_address is None or ray_address == "auto":
         return
-    where = f"--ray-address {ray_address}"
     if ray_address.startswith("ray://"):
         what = "scvec does not speak the protocol of Ray clients (ray://)"
-        raise InputError(
-            what, where, "run it on a node of the cluster with --ray-address auto (docs/cluster.md)"
-        )
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^\s:/\[\]]+)):(\d{1,5})", ray_address)
+        fix = "run it on a node of the cluster with --ray-address auto (docs/cluster.md)"
+        raise InputError(what, f"--ray-address {ray_address}", fix)
+    check_answers(ray_address, f"--ray-address {ray_address}")
+
+
+def check_answers(address: str, where: str) -> None:
+    """Refuse an address that nothing listens at, which Ray itself would try for minutes.
+
+    Parameters
+    ----------
+    address
+        ``HOST:PORT``.
+    where
+        What to call it in messages.
+
+    Raises
+    ------
+    InputError
+        If it is no address.
+    NetworkError
+        If nothing answers.
+    """
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^\s:/\[\]]+)):(\d{1,5})", address)
     if match is None or not 0 < int(match[3]) < 65536:
         raise InputError(
             "this is no address of a Ray cluster",

@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from scvec.api.engines import check_answers
 from scvec.api.ray_plan import Node
-from scvec.errors import NetworkError, ResourceError
+from scvec.errors import NetworkError, ResourceError, ScvecError
 from scvec.protocols import Progress, no_progress
 
 __all__ = ["joined", "nodes"]
@@ -71,7 +72,11 @@ def nodes(ray: Any) -> list[Node]:
 @contextlib.contextmanager
 def _joined(ray: Any, address: str) -> Iterator[None]:
     try:
+        if address == "auto":
+            _check_found()
         ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except ScvecError:
+        raise
     except Exception as error:  # ConnectionError, RuntimeError (versions differ), AuthenticationError, ...
         raise NetworkError(
             f"the Ray cluster cannot be joined: {_first_line(error)}",
@@ -82,6 +87,17 @@ def _joined(ray: Any, address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_found() -> None:
+    """Refuse what Ray finds on this machine, a Ray that somebody else runs perhaps, and cannot reach."""
+    try:
+        from ray._private.services import canonicalize_bootstrap_address as found
+    except ImportError:
+        return
+    address = found("auto")
+    if address is not None:
+        check_answers(address, f"--ray-address auto, which is {address}")
 
 
 @contextlib.contextmanager
