@@ -169,7 +169,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
             xerr=[sd if isinstance(sd, float) else 0.0 for sd in sds],
             color=["#3b6ea8" if row["encoder"].startswith("prompt (") else "#cfd8e3" for row in here],
         )
-        shown = [f"{row['encoder']}, {row['backbone']} ({row['voice']})" for row in here]
+        parts = [[row[c] for c in ("encoder", "backbone", "voice") if row[c] != "-"] for row in here]
+        shown = [", ".join(some) for some in parts]
         axes.set_yticks(range(len(here)), shown, fontsize=6)
         axes.set_xlabel("macro-F1 (line: standard deviation over seeds)", fontsize=7)
         axes.set_xlim(0, 1)
