@@ -33,8 +33,10 @@ COLUMNS = (
     "text_s", "fit_s", "s_per_1000", "peak_mb", "cost",
 )  # fmt: skip
 TESTS = (
-    "encoder", "backbone", "voice", "macro_f1", "behind_best", "p_wilcoxon", "p_sign_flip", "n", "verdict",
+    "encoder", "backbone", "voice", "macro_f1", "adapted_minus", "p_wilcoxon", "p_sign_flip", "n", "verdict",
 )  # fmt: skip
+#: The row that all others are compared with.
+DEFAULT = "adapted | minilm | head"
 VOICES = {"both": "all", "knn": "neighbours"}
 #: Differences that are needed for a two-sided p under 0.05.
 ENOUGH = 6
@@ -92,52 +94,57 @@ def table(runs: list[Run], encoded: dict[tuple[str, str], Run]) -> list[dict[str
 
 
 def tests(runs: list[Run]) -> list[dict[str, Any]]:
-    """Return a row per encoder, backbone and voice: its mean over pairs, and the best row minus it.
+    """Return a row per encoder, backbone and voice: its mean over pairs, and :data:`DEFAULT` minus it.
 
-    All voices together are no match for one. Only rows that have been run on every pair can be the best; the
-    others are compared over what they have.
+    All voices together are no match for one. Rows that have been run on every pair come first, best first.
     """
-    named = [{**run, "method": name_of(run)} for run in runs if run["voice"] != "both"]
-    values = {n: values_of(named, n, "macro_f1") for n in dict.fromkeys(r["method"] for r in named)}
-    pairs = {run["pair"] for run in runs}
-
-    def mean(name: str) -> float:
-        return float(np.mean([np.mean(list(v.values())) for v in values[name].values()]))
-
-    whole = [name for name in values if set(values[name]) == pairs]
-    if len(whole) < 2:
-        return []
-    best = max(whole, key=mean)
-    rows = []
-    for name in sorted(values, key=lambda n: (n != best, len(pairs) - len(values[n]), -mean(n))):
-        differences = paired(values[best], values[name]) if name != best else np.array([])
-        p = [f(differences) if len(differences) else "-" for f in (wilcoxon, sign_flip)]
-        worse = name != best and max(p) < 0.05 and differences.mean() > 0
-        told = "worse" if worse else "too few" if len(differences) < ENOUGH else "not told apart"
-        rows.append(
-            {
-                **dict(zip(TESTS, name.split(" | "), strict=False)),
-                "macro_f1": mean(name) if name in whole else f"{mean(name):.3f} ({', '.join(values[name])})",
-                "behind_best": float(differences.mean()) if name != best else "-",
-                "p_wilcoxon": p[0],
-                "p_sign_flip": p[1],
-                "n": len(differences) if name != best else "-",
-                "verdict": told if name != best else "best",
-            }
-        )
+    values, pairs = _values(runs), {run["pair"] for run in runs}
+    ours, rows = values.get(DEFAULT, {}), []
+    for name in sorted(values, key=lambda n: (len(pairs) - len(values[n]), -_mean(values[n]))):
+        mean = _mean(values[name])
+        row = {
+            **dict(zip(TESTS, name.split(" | "), strict=False)),
+            "macro_f1": mean if set(values[name]) == pairs else f"{mean:.3f} ({', '.join(values[name])})",
+            **dict.fromkeys(TESTS[4:], "-"),
+        }
+        differences = paired(ours, values[name])
+        if name != DEFAULT and len(differences):
+            row |= {"adapted_minus": float(differences.mean()), "n": len(differences)}
+            row |= {"p_wilcoxon": wilcoxon(differences), "p_sign_flip": sign_flip(differences)}
+            row["verdict"] = "too few" if len(differences) < ENOUGH else "not told apart"
+            if _told(differences):
+                row["verdict"] = "worse" if differences.mean() > 0 else "better"
+        rows.append(row)
     return rows
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
-    """Name a winner, or say that there is none."""
-    if len(rows) < 2:
-        return "no two rows have been run"
-    best = ", ".join(str(rows[0][c]) for c in ("encoder", "backbone", "voice"))
-    rivals = [r for r in rows[1:] if r["verdict"] != "worse"]
+def _values(runs: list[Run]) -> dict[str, Any]:
+    named = [{**run, "method": name_of(run)} for run in runs if run["voice"] != "both"]
+    return {n: values_of(named, n, "macro_f1") for n in dict.fromkeys(r["method"] for r in named)}
+
+
+def _mean(values: dict[str, dict[int, float]]) -> float:
+    return float(np.mean([np.mean(list(v.values())) for v in values.values()]))
+
+
+def _told(differences: np.ndarray) -> bool:
+    return len(differences) >= ENOUGH and max(wilcoxon(differences), sign_flip(differences)) < 0.05
+
+
+def verdict(runs: list[Run]) -> str:
+    """Name a winner, if there is one from which all others are told apart, or say that there is none."""
+    values, pairs = _values(runs), {run["pair"] for run in runs}
+    whole = [name for name in values if set(values[name]) == pairs]
+    if len(whole) < 2:
+        return "no two rows have been run on every pair"
+    best = max(whole, key=lambda name: _mean(values[name]))
+    shown = best.replace(" | ", ", ")
+    differences = {name: paired(values[best], values[name]) for name in values if name != best}
+    rivals = [name for name, found in differences.items() if not _told(found)]
     if not rivals:
-        return f"winner: {best}"
+        return f"winner: {shown}"
     return (
-        f"no winner: {best} has the highest mean; {len(rivals)} of {len(rows) - 1} rows are not told from it"
+        f"no winner: {shown} has the highest mean; {len(rivals)} of {len(differences)} are not told from it"
     )
 
 
@@ -162,7 +169,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
             xerr=[sd if isinstance(sd, float) else 0.0 for sd in sds],
             color=["#3b6ea8" if row["encoder"].startswith("prompt (") else "#cfd8e3" for row in here],
         )
-        shown = [f"{row['encoder']}, {row['backbone']} ({row['voice']})" for row in here]
+        parts = [[row[c] for c in ("encoder", "backbone", "voice") if row[c] != "-"] for row in here]
+        shown = [", ".join(some) for some in parts]
         axes.set_yticks(range(len(here)), shown, fontsize=6)
         axes.set_xlabel("macro-F1 (line: standard deviation over seeds)", fontsize=7)
         axes.set_xlim(0, 1)
@@ -252,11 +260,11 @@ def main() -> None:
     ]
     encoded = {(job["pair"], job["backbone"]): rows[0] for job, rows in found if job["kind"] == "texts"}
     rows, compared = table(runs, encoded), tests(runs)
-    print(markdown(COLUMNS, rows), markdown(TESTS, compared), verdict(compared), sep="\n\n")
+    print(markdown(COLUMNS, rows), markdown(TESTS, compared), verdict(runs), sep="\n\n")
     if options.publish:
         command = "python benchmarks/backbones.py && python benchmarks/backbones.py --publish"
         publish("backbones", command, COLUMNS, rows, runs=runs)
-        publish("backbones_tests", command, TESTS, compared, verdict=verdict(compared))
+        publish("backbones_tests", command, TESTS, compared, verdict=verdict(runs))
         draw(rows)
 
 
