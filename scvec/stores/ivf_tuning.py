@@ -22,7 +22,7 @@ N_QUERIES = 500
 AT = (15, 50)
 FACTORS = (3, 4, 6, 8, 12, 16)
 #: Queries of the second kind are moved by so much of the distance to the nearest of so many vectors. Other
-#: donors' cells are about as hard to find neighbours of (Baron et al. 2016), however many the index has.
+#: donors' cells are about as hard at 50,000 cells (Baron et al. 2016), and harder still at a million.
 SHIFT, SPARSE = 1.5, 2000
 #: Nanoseconds, by which settings are compared; only their proportions matter. Measured at 128 dimensions,
 #: one core: opening a list, looking at one code, and one candidate (kept in order, fetched and compared).
