@@ -288,8 +288,6 @@ def main() -> None:
             publish("index_exact", command, EXACT, exact, **facts)
         if near:
             publish("index", command, NEAR, near, **facts)
-        if peers:
-            publish("index_peers", f"{command} --peers PYTHON", PEERS, peers, **facts)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class IvfSettings:
     recall
         Recall measured on queries not used for tuning, against exact search: ``at_15`` and ``at_50`` for
         vectors of the index itself, each left out of its own search; ``shifted_15`` and ``shifted_50`` for
-        such vectors with noise, as far from the index as another sample would be.
+        such vectors moved, as far off as those of another sample are.
     n_queries
         Queries of each kind that it was measured on.
     curve
