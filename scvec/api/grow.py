@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["append_cells", "drop_cells"]
 
-CHUNK = 2048
-
 
 def append_cells(
     store: Path | str,
@@ -99,7 +97,7 @@ def append_cells(
                 if SPECIES_COLUMN in stored.obs.columns:
                     table[SPECIES_COLUMN] = matched.match.species
                 tables.append(table)
-                for chunk in matched.chunks(genes, CHUNK):
+                for chunk in matched.chunks(genes):
                     vectors.append(encoder.encode(chunk.select(wanted)))
                     progress("encoding cells", sum(map(len, vectors)) - stored.n, None)
                 notes += source.notes
