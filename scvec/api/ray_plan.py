@@ -109,11 +109,15 @@ def plan(
     if n_rows:
         wanted = max(1, math.ceil(n_rows / len(useful) / SHARD_ROWS))
         n_shards = min(n_rows, sum(min(wanted, c) for c in cores)) if splits else 1
-    shard_memory = PROCESS_BYTES + math.ceil(n_rows / max(1, n_shards)) * dim * 4 * 2 if n_shards else 0
+        # A process each costs memory too: fewer where that is short, down to one a node.
+        while n_shards > len(useful) and not _fits(useful, n_shards, _shard_bytes(n_rows, n_shards, dim)):
+            n_shards -= 1
+    shard_memory = _shard_bytes(n_rows, n_shards, dim)
     room = max(node.memory for node in useful)
-    if shard_memory > room:
+    if shard_memory > room or (n_shards and not _fits(useful, n_shards, shard_memory)):
         raise ResourceError(
-            f"a shard needs {shard_memory / 1e9:.1f} GB, the largest node has {room / 1e9:.1f} GB",
+            f"{n_shards} shards need {shard_memory / 1e9:.1f} GB each, the largest node has "
+            f"{room / 1e9:.1f} GB",
             "--engine ray",
             "add nodes: each holds a part of the reference",
         )
@@ -129,7 +133,8 @@ def plan(
         share = min(share, PROCESS_BYTES + memory / n_workers)
     if free < PROCESS_BYTES + LEAST_BYTES:
         # Fewer of them, each with enough; one in any case.
-        n_workers = max(1, min(n_workers, int(sum(n.memory * MEMORY_SHARE // share for n, _ in hosts))))
+        left = [max(0.0, n.memory * MEMORY_SHARE - per_node * shard_memory) for n, _ in hosts]
+        n_workers = max(1, min(n_workers, int(sum(bytes_ // share for bytes_ in left))))
     share = min(share, max(n.memory for n, _ in hosts))
     gpus = 0.0
     if on_gpu:
@@ -146,3 +151,15 @@ def plan(
         worker_gpus=gpus,
         shard_threads=threads,
     )
+
+
+def _shard_bytes(n_rows: int, n_shards: int, dim: int) -> int:
+    """Return the bytes of a process with a shard: its vectors, and a copy of them in the index."""
+    return PROCESS_BYTES + math.ceil(n_rows / n_shards) * dim * 4 * 2 if n_shards else 0
+
+
+def _fits(nodes: Sequence[Node], n_shards: int, shard_memory: int) -> bool:
+    """Return whether the nodes have room for so many shards, and the largest one for a worker beside them."""
+    rooms = sorted(node.memory for node in nodes)
+    rooms[-1] -= PROCESS_BYTES + LEAST_BYTES
+    return sum(int(max(0.0, room) // shard_memory) for room in rooms) >= n_shards

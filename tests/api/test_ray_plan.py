@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scvec.api.ray_plan import LEAST_BYTES, PROCESS_BYTES, Node, plan
@@ -14,6 +14,7 @@ from scvec.errors import InputError, ResourceError
 GB = 1 << 30
 
 
+@example([Node(7, 4 * GB)], 655_355, None)
 @given(
     st.lists(st.builds(Node, st.integers(1, 64), st.integers(4 * GB, 512 * GB)), min_size=1, max_size=6),
     st.integers(1, 20_000_000),
@@ -27,9 +28,8 @@ def test_what_is_asked_for_is_there(nodes, n_rows, memory):
     assert 1 <= room.n_shards <= n_rows
     assert room.n_workers >= 1
     assert (room.n_workers + room.n_shards) * room.cpus <= sum(node.cpus for node in nodes)
-    assert room.n_shards * room.shard_memory + room.worker_memory <= sum(n.memory for n in nodes) or (
-        room.n_workers == 1
-    )
+    assert room.n_shards * room.shard_memory + room.worker_memory <= sum(n.memory for n in nodes)
+    assert sum(n.memory // room.shard_memory for n in nodes) >= room.n_shards
     assert room.worker_memory <= max(node.memory for node in nodes)
     if memory is not None and memory >= LEAST_BYTES:
         assert room.n_workers * room.reading <= memory + room.n_workers
