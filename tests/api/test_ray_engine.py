@@ -35,7 +35,13 @@ def cluster():
 
     folder = tempfile.mkdtemp(prefix="scvec-nodes-")
     node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
-    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_TMPDIR": folder}
+    # Ray is nice to what else runs: other tests would leave it next to nothing.
+    auth = {
+        "RAY_worker_niceness": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_TMPDIR": folder,
+    }
     with ray_cluster._environment({**ray_cluster._QUIET, **auth}), ray_cluster._loopback():
         ray_cluster._read_auth()
         nodes = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": f"{folder}/ray"})
@@ -234,7 +240,7 @@ def test_an_interrupt_stops_the_ray_that_was_started(store):
         str(store),
         "--reference=r",
     ]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_worker_niceness": "0"}
     with tempfile.TemporaryDirectory(prefix="own-") as folder:
         env["TMPDIR"] = folder
         run = subprocess.Popen(
