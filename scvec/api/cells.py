@@ -175,8 +175,8 @@ def ingest_cells(
         txn = stack.enter_context(opened.begin("ingest cells", params))
         with stages("genes"):
             kb = txn.open_knowledge()
-            ensure_knowledge(kb, progress=progress)
-            resolver = resolver_of(kb)
+            fresh, known = ensure_knowledge(kb, progress=progress), txn.base.manifest.knowledge
+            resolver = resolver_of(kb, None if fresh or known is None else known.digest)
             matched = [match_genes(s, resolver, species=species, force=force) for s in sources]
             axis = common_axis(matched, resolver)
         with stages("count genes"):

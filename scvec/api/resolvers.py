@@ -17,29 +17,31 @@ if TYPE_CHECKING:
 __all__ = ["resolve", "resolver_of", "snapshot_resolver", "stored_resolver"]
 
 
-def resolver_of(kb: KnowledgeBase) -> GeneResolver:
-    """Return the resolver over all names that the knowledge base knows."""
-    from scvec.ingest.identity import GeneResolver
-
-    return GeneResolver(kb.aliases(), kb.orthologs())
-
-
 # Digest of a knowledge base -> its resolver, the last one only. It takes most of the time of a small query,
 # so that notebooks and servers, which ask many, need not build it again.
 _last: dict[str, GeneResolver] = {}
 
 
+def resolver_of(kb: KnowledgeBase, digest: str | None = None) -> GeneResolver:
+    """Return the resolver over all names that the knowledge base knows, whose digest may be known."""
+    from scvec.ingest.identity import GeneResolver
+
+    if digest is not None and digest in _last:
+        return _last[digest]
+    resolver = GeneResolver(kb.aliases(), kb.orthologs())
+    if digest is not None:
+        _last.clear()
+        _last[digest] = resolver
+    return resolver
+
+
 def stored_resolver(store: Store) -> GeneResolver:
     """Return the resolver over the knowledge base of a store's generation."""
     entry = store.generation.manifest.knowledge
-    if entry is not None and (found := _last.get(entry.digest)) is not None:
-        return found
+    if entry is not None and entry.digest in _last:
+        return _last[entry.digest]
     with store.knowledge() as kb:
-        resolver = resolver_of(kb)
-    _last.clear()
-    if entry is not None:
-        _last[entry.digest] = resolver
-    return resolver
+        return resolver_of(kb, None if entry is None else entry.digest)
 
 
 def snapshot_resolver() -> GeneResolver:
@@ -55,9 +57,7 @@ def snapshot_resolver() -> GeneResolver:
             KnowledgeBase.open(Path(folder) / "genes.duckdb") as kb,
         ):
             kb.load_snapshot(snapshot=snapshot)
-            resolver = resolver_of(kb)
-        _last.clear()
-        _last[key] = resolver
+            return resolver_of(kb, key)
     return _last[key]
 
 
