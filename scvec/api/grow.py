@@ -66,6 +66,7 @@ def append_cells(
 
     from scvec.api.device import check_device
     from scvec.api.matching import match_genes
+    from scvec.api.query import check_overlap
     from scvec.api.query_genes import query_genes
     from scvec.api.references import CODE_COLUMN, SPECIES_COLUMN, load_model
     from scvec.api.resolvers import stored_resolver
@@ -90,8 +91,7 @@ def append_cells(
                 codes = _codes(source, label_key, names, stored)
                 matched = match_genes(source, resolver, species=species, force=force)
                 genes = query_genes(opened, stored, matched, device=device, progress=progress)
-                if int(genes.measured[wanted].sum()) == 0 and not force:
-                    raise InputError("none of the reference's genes was measured", source.name)
+                check_overlap(source, genes.measured[wanted], force)
                 table = _table(source, label_key, stored)
                 table[CODE_COLUMN] = codes
                 if SPECIES_COLUMN in stored.obs.columns:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from scvec.ingest.identity import GeneMap
     from scvec.stores.stored import StoredReference
 
-__all__ = ["annotate", "only_reference", "query", "rows_asked"]
+__all__ = ["annotate", "check_overlap", "only_reference", "query", "rows_asked"]
 
 #: Fewer genes of the reference than this say nothing about a cell.
 MIN_GENES = 10
@@ -179,7 +179,7 @@ def query(
             # On a cluster shards hold the index; what is left here is labels and weights.
             elsewhere = None if engine == "local" else unsearched(stored)
             model = load_model(stored, device=device, llm=llm, index=elsewhere, exact=exact, recall=recall)
-        share = _check_overlap(source, genes.measured[model.voices.genes], force)
+        share = check_overlap(source, genes.measured[model.voices.genes], force)
         available = len(subset) if subset is not None else stored.n
         if n_neighbors > available:
             source.notes.append(f"n_neighbors clipped from {n_neighbors} to the {available} reference cells")
@@ -316,12 +316,12 @@ def _check_share(option: str, value: float | None) -> None:
         raise InputError(f"{option} is a share between 0 and 1, not {value:g}", fix="give one such as 0.9")
 
 
-def _check_overlap(source: CellSource, measured: npt.NDArray[np.bool_], force: bool) -> float:
+def check_overlap(source: CellSource, measured: npt.NDArray[np.bool_], force: bool) -> float:
     """Return the share of the reference's genes that were measured; refuse where it is next to none."""
     n, total = int(measured.sum()), len(measured)
     if n < min(MIN_GENES, total) and not force:
         raise InputError(
-            f"only {n} of the {total:,} genes of the reference are in the query",
+            f"only {n} of the {total:,} genes of the reference were measured",
             source.name,
             "check --species and the names of genes, choose another reference, or go on with --force",
         )

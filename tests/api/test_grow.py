@@ -132,3 +132,12 @@ def test_the_command(store: Path, tmp_path: Path, tiny_adata: Callable[..., Any]
     )
     assert dropped.exit_code == 0 and "cells dropped" in dropped.stdout
     assert 0 < Store(store).reference("tiny").n < 69
+
+
+def test_cells_of_hardly_any_gene_of_the_reference_are_refused(store: Path, tiny_adata: Callable[..., Any]):
+    few = tiny_adata(6, seed=6)[:, :6].copy()
+    with pytest.raises(InputError, match="only 6 of the") as error:
+        scvec.append_cells(store, [few], name="tiny", **OPTIONS, force=False)
+    assert "--force" in error.value.fix
+    assert Store(store).reference("tiny").n == 60
+    assert scvec.append_cells(store, [few], name="tiny", **OPTIONS, force=True).n_cells == 66
