@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import anndata
@@ -274,11 +273,9 @@ def test_a_file_of_old_anndata_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("species", "shape", "types"), [("human", (2142, 20125), 14), ("mouse", (1886, 14877), 13)]
 )
-def test_demo_data_opens_fast_and_is_what_it_says(species: str, shape, types: int) -> None:
+def test_demo_data_opens_and_is_what_it_says(species: str, shape, types: int) -> None:
     path = DEMO / f"baron_{species}.h5ad"
-    start = time.perf_counter()
     adata = anndata.read_h5ad(path)
-    assert time.perf_counter() - start < 2
     assert adata.shape == shape and adata.X.dtype == np.float32 and adata.X.indices.dtype == np.int32
     with CellSource.open(path) as source:
         assert source.notes == ["X holds raw counts; normalised a private copy to log1p CP10k"]

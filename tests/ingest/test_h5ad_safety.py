@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import anndata
@@ -32,11 +31,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "x.h5ad"
 
 
-def test_good_files_pass_fast(path: Path) -> None:
+def test_good_files_pass(path: Path) -> None:
     check_h5ad(path)
-    start = time.perf_counter()
     check_h5ad(DEMO / "baron_human.h5ad")
-    assert time.perf_counter() - start < 0.5
     with open_h5ad(str(path)) as file:
         assert set(file) >= {"X", "obs", "var"}
 

@@ -245,7 +245,7 @@ class TestTransactions:
         for name in ("one", "two"):
             store = fill(Store.open(tmp_path / name, create=True))
             made.append(store.generation.manifest)
-            time.sleep(1.1 if name == "one" else 0)
+            time.sleep(1.1 if name == "one" else 0)  # the times of the runs are of another second
         assert made[0].deterministic_bytes() == made[1].deterministic_bytes()
         one, two = (json.loads(m.to_bytes()) for m in made)
         assert {k for k in one if one[k] != two[k]} == {"run"}
