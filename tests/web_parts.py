@@ -74,7 +74,7 @@ class Tab:
 
     def ready(self, page: Any | None = None) -> Any:
         page = page or self.page
-        page.wait_for_selector("html[data-ready]", timeout=30_000)
+        page.wait_for_selector("html[data-ready]", timeout=120_000)
         return page
 
 

@@ -110,7 +110,7 @@ def asked(store):
 
 
 def process_of(actor):
-    return ray.get(actor.alive.remote(), timeout=60)[1]
+    return ray.get(actor.alive.remote(), timeout=500)[1]
 
 
 def same(found, expected):
@@ -254,7 +254,7 @@ def test_an_interrupt_stops_the_ray_that_was_started(store):
             assert run.poll() is None, run.stderr.read()
             time.sleep(0.1)
         os.killpg(run.pid, signal.SIGINT)
-        said += run.communicate(timeout=60)[1]
+        said += run.communicate(timeout=500)[1]
         assert run.returncode == 130, said
         assert "interrupted" in said
         assert "Traceback" not in said

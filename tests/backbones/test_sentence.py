@@ -307,7 +307,7 @@ def test_a_model_on_the_disk_asks_no_network(tiny: Path) -> None:
         env=env,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
         check=False,
     )
     assert done.stdout.strip() == "fine", done.stderr[-2000:]

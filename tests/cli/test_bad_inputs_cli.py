@@ -201,7 +201,7 @@ def test_a_process_ends_as_a_call_does(case: Case, store: Path, tmp_path: Path) 
     words = words_of(case, case.build(tmp_path))
     inside = scvec("--store", store, *words)
     process = start(*words, store=store)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=500)
     assert (process.returncode, out, err) == (case.exit_code, "", inside.stderr)
 
 
@@ -221,7 +221,7 @@ def test_an_interrupt_leaves_all_as_it_was(
     while (line := process.stderr.readline()) and not line.startswith(at):
         pass
     process.send_signal(signal.SIGINT)
-    said_out, said = process.communicate(timeout=60)
+    said_out, said = process.communicate(timeout=500)
     # Python may end by the signal itself, where a library ran code of its own: shells call that 130 too.
     assert process.returncode in (130, -signal.SIGINT) and said_out == ""
     # click ends the line on which a terminal shows ^C.

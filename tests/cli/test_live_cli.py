@@ -48,7 +48,7 @@ def start(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
 
 def run(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     process = start(folder, *words, **env)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=500)
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 

@@ -137,7 +137,7 @@ def test_bars_only_on_a_terminal_that_wants_them(env, bars):
             cwd=PROJECT,
             env={**clear, "TERM": "xterm", **env},
             check=True,
-            timeout=60,
+            timeout=500,
         )
         said = os.read(ours, 65536).decode()
     finally:
@@ -164,7 +164,7 @@ def test_a_reader_who_leaves_is_no_error():
     )
     os.close(write)
     os.close(read)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=500)
     assert process.returncode == 0 and said == b""
 
 
@@ -182,7 +182,7 @@ def test_a_note_that_nobody_reads_ends_nothing():
     )
     os.close(write)
     os.close(read)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=500)
     assert process.returncode == 0 and said == b"done\n"
 
 

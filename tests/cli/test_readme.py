@@ -76,7 +76,7 @@ def serves(words: list[str], folder: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("open http://127.0.0.1:")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=500) == 130
     finally:
         process.kill()
         process.wait()

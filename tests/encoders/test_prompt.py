@@ -268,7 +268,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(folder: Path, tmp_path: P
     def train(name: str, checkpoint: str, killed_at: int) -> subprocess.CompletedProcess[str]:
         words = [str(here), str(folder), checkpoint, str(killed_at), str(tmp_path / f"{name}.npz")]
         command, env = [sys.executable, "-c", TRAINED, *words], {**os.environ, "PYTHONPATH": path}
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
 
     done = train("killed", str(kept), 9)  # in the third epoch of four steps
     assert done.returncode == -9, done.stderr

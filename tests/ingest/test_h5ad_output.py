@@ -282,7 +282,7 @@ def test_a_real_limit_ends_in_an_error_not_in_a_crash(source: Path, tmp_path: Pa
         [sys.executable, "-c", LIMITED, str(source), str(tmp_path / "to")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         cwd=Path(scvec.__file__).parents[1],
     )
     assert child.returncode == 0 and "Error" not in child.stderr, child.stderr[-2000:]

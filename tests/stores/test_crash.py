@@ -207,7 +207,7 @@ def run(task: str, *args: object) -> dict[str, object]:
         capture_output=True,
         text=True,
         env=environ,
-        timeout=280,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -179,7 +179,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=environ,
-        timeout=280 + 20 * KILLS,
+        timeout=500 + 20 * KILLS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)

@@ -77,7 +77,7 @@ def server(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield Server(url, url.split("token=")[1])
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=120)
 
 
 # Of a module, as Playwright keeps an event loop running in this thread while it is open.
@@ -99,6 +99,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def tab(browser: Any) -> Iterator[Tab]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(300_000)  # a busy machine is no fault of the page
     made = Tab(context.new_page())
     made.watch(made.page)
     yield made

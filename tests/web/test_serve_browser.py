@@ -64,12 +64,12 @@ def test_searching(tab: Tab, server: Server):
     tab.ready()
     page.fill("#q", "insulin")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#hits table", timeout=60_000)
+    page.wait_for_selector("#hits table", timeout=300_000)
     assert "INS" in page.inner_text("#hits tbody")
     page.select_option("#what", "cells")
     page.fill("#q", HOSTILE)
     page.get_by_role("button", name="Search").click()
-    page.wait_for_selector("#hits h3", timeout=60_000)
+    page.wait_for_selector("#hits h3", timeout=300_000)
     assert HOSTILE in page.inner_text("#hits")
     text_only(page)
     assert violations(page) == []
@@ -96,7 +96,7 @@ def test_a_file_that_cannot_be_used_is_explained(tab: Tab, server: Server, tmp_p
     tab.ready()
     page.set_input_files("#file", str(tmp_path / "notes.h5ad"))
     page.click("#go")
-    page.wait_for_selector("#problem:not([hidden])", timeout=120_000)
+    page.wait_for_selector("#problem:not([hidden])", timeout=300_000)
     assert "looks like a text file" in page.inner_text("#problem")
     assert str(tmp_path) not in page.inner_text("#problem")
 

@@ -39,7 +39,7 @@ def ask(
     }
     request = urllib.request.Request(server.base + path, data=data, method=method, headers=lines)
     try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=500) as answer:
             body, status, found = answer.read(), answer.status, dict(answer.headers)
     except urllib.error.HTTPError as error:
         body, status, found = error.read(), error.code, dict(error.headers)
