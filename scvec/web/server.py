@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import socket
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +77,7 @@ def serve(
 
     from scvec.web.jobs import Jobs
 
-    with tempfile.TemporaryDirectory(prefix="scvec-serve-") as name, listening:
+    with _ended_in_order(), tempfile.TemporaryDirectory(prefix="scvec-serve-") as name, listening:
         jobs = Jobs(Path(store).absolute(), Path(name), limits)
         try:
             app = guarded_app(Path(store), jobs, Path(name), limits, host=host, port=number, token=key)
@@ -86,6 +89,23 @@ def serve(
             uvicorn.Server(config).run(sockets=[listening])
         finally:
             jobs.close()
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM, by which services are stopped, unwind this process: uploads are not left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def guarded_app(

@@ -65,9 +65,14 @@ class UMAP:
 def server(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     stand_in = tmp_path_factory.mktemp("stand-in")
     (stand_in / "umap.py").write_text(UMAP, encoding="utf-8")
+    temporary = tmp_path_factory.mktemp("temporary")
     process = subprocess.Popen(
         [sys.executable, "-m", "scvec", "--store", str(shelf.store), "--json", "serve", "--port", "0"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(stand_in), str(PROJECT)])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(stand_in), str(PROJECT)]),
+            "TMPDIR": str(temporary),
+        },
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -77,7 +82,9 @@ def server(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield Server(url, url.split("token=")[1])
     finally:
         process.terminate()
-        process.wait(timeout=120)
+        assert process.wait(timeout=120) == 143
+        # What was uploaded goes when the server does.
+        assert list(temporary.glob("scvec-serve-*")) == []
 
 
 # Of a module, as Playwright keeps an event loop running in this thread while it is open.
