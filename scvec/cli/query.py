@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,19 +25,25 @@ from scvec.cli.options import (
     unmatched_option,
     where_option,
 )
+from scvec.errors import InputError
+
+if TYPE_CHECKING:
+    from scvec.annotate.annotation import Annotation
+    from scvec.protocols import Progress
 
 __all__ = ["query"]
 
 
 @click.command()
-@click.argument("query", metavar="QUERY", type=click.Path(path_type=Path))
+@click.argument("queries", metavar="QUERY...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @reference_option
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="OUT",
-    help="File for the answer: .h5ad, .csv or .parquet.  [default: print the counts only]",
+    help="File for the answer: .h5ad, .csv or .parquet; {} in it is the name of QUERY.  "
+    "[default: print the counts only]",
 )
 @click.option(
     "--report",
@@ -80,7 +87,7 @@ __all__ = ["query"]
 @pass_session
 def query(
     session: Session,
-    query: Path,
+    queries: tuple[Path, ...],
     reference: str | None,
     output: Path | None,
     report: Path | None,
@@ -106,21 +113,26 @@ def query(
     """Annotate the cells of QUERY by a reference. The file itself is never changed.
 
     QUERY is an h5ad, a zarr folder of anndata, or what Cell Ranger writes: an .h5, or a folder of matrix.mtx.
+    Of several, each is annotated for itself: a cell's label does not depend on the other files.
 
     \b
     Examples:
       scvec query new.h5ad --reference pancreas -o annotated.h5ad --report report.html
       scvec query new.h5ad --where "donor = 'human1'" -o labels.csv
+      scvec query sample1.h5ad sample2.h5ad -o '{}-labels.csv'
     """
     from scvec.api.query import query as annotate_file
+    from scvec.api.query_files import AnnotatedFile, QueryFile, query_files
 
-    with session.progress() as progress:
-        annotation = annotate_file(
+    files = query_files(queries, output, report)
+
+    def annotated(file: QueryFile, progress: Progress) -> Annotation:
+        return annotate_file(
             session.store,
-            query,
+            file.path,
             reference=reference,
-            output=output,
-            report=report,
+            output=file.output,
+            report=file.report,
             n_neighbors=n_neighbors,
             method=method,
             species=species,
@@ -141,4 +153,24 @@ def query(
             ray_address=ray_address,
             progress=progress,
         )
-    session.show(annotation)
+
+    if len(files) == 1:
+        with session.progress() as progress:
+            annotation = annotated(files[0], progress)
+        session.show(annotation)
+        return
+    errors: list[InputError] = []
+    for file in files:
+        try:
+            with session.progress() as progress:
+                annotation = annotated(file, progress)
+        except InputError as error:
+            if errors and error.lines() == errors[-1].lines():
+                raise  # not a matter of this file
+            session.error(error, error)
+            errors.append(error)
+        else:
+            session.show(AnnotatedFile(file.path, annotation))
+    if errors:
+        session.note(f"{len(files) - len(errors)} of {len(files)} files were annotated")
+        click.get_current_context().exit(errors[0].exit_code)

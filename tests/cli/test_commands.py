@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from scvec.cli.main import cli
 from scvec.cli.options import SPECIES
+from scvec.errors import InputError
 
 # Every command: words to type, library function, and some of what it must be called with.
 COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
@@ -277,3 +279,44 @@ def test_verify_exits_with_3_when_something_is_damaged(scvec, api):
     result = scvec("verify", "--json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["problems"] == ["kb.duckdb: wrong sha256"]
+
+
+def test_several_files_are_queried_one_by_one(scvec, api, tmp_path):
+    files = [str(tmp_path / name) for name in ("one.h5ad", "two.h5ad")]
+    for file in files:
+        Path(file).touch()
+    done = scvec("query", *files, "-o", "{}.csv", "--json")
+    assert done.exit_code == 0
+    assert [(str(args[1]), kwargs["output"]) for _, args, kwargs in api.calls] == [
+        (files[0], Path("one.csv")),
+        (files[1], Path("two.csv")),
+    ]
+    # A line of JSON for each, which says whose it is.
+    assert [json.loads(line)["query"] for line in done.stdout.splitlines()] == files
+
+
+def test_a_file_that_cannot_be_used_does_not_stop_the_others(scvec, api, tmp_path, monkeypatch):
+    files = [tmp_path / f"{name}.h5ad" for name in "abc"]
+    for file in files:
+        file.touch()
+    asked = sys.modules["scvec.api.query"].query
+
+    def query(store, path, **given):
+        if path == files[1]:
+            raise InputError("not an h5ad file", str(path))
+        return asked(store, path, **given)
+
+    monkeypatch.setattr(sys.modules["scvec.api.query"], "query", query)
+    done = scvec("query", *map(str, files))
+    assert done.exit_code == 2
+    assert [str(f) in done.stdout for f in files] == [True, False, True]
+    assert "not an h5ad file" in done.stderr and "2 of 3 files were annotated" in done.stderr
+
+
+def test_what_is_no_matter_of_a_file_stops_at_the_second(scvec, api, tmp_path):
+    files = [tmp_path / f"{name}.h5ad" for name in "abcd"]
+    for file in files:
+        file.touch()
+    api.fail(InputError("no reference 'x'"))
+    done = scvec("query", *map(str, files))
+    assert done.exit_code == 2 and len(api.calls) == 2

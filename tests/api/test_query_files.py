@@ -1,0 +1,63 @@
+"""Several files, each with outputs of its own."""
+
+from pathlib import Path
+
+import pytest
+
+from scvec.api.query_files import AnnotatedFile, QueryFile, query_files
+from scvec.errors import InputError
+
+
+@pytest.fixture
+def paths(tmp_path):
+    found = [tmp_path / "one.h5ad", tmp_path / "two.h5", tmp_path / "three"]
+    for path in found:
+        path.touch()
+    return found
+
+
+def test_the_place_is_the_name_of_the_file(paths):
+    assert query_files(paths, "out/{}.csv", "{}/{}.html") == [
+        QueryFile(path, Path(f"out/{name}.csv"), Path(f"{name}/{name}.html"))
+        for path, name in zip(paths, ["one", "two", "three"], strict=True)
+    ]
+
+
+def test_one_file_needs_no_place(paths):
+    assert query_files(paths[:1], "o.csv") == [QueryFile(paths[0], Path("o.csv"), None)]
+    assert query_files(paths) == [QueryFile(path) for path in paths]
+
+
+def test_a_file_that_is_given_twice_is_annotated_once(paths):
+    assert query_files([paths[0], str(paths[0])], "o.csv") == [QueryFile(paths[0], Path("o.csv"))]
+
+
+@pytest.mark.parametrize("option", ["output", "report"])
+def test_two_in_one_are_refused(paths, option):
+    with pytest.raises(InputError, match=f"--{option}") as caught:
+        query_files(paths, **{option: "out.html"})
+    assert "{}.html" in caught.value.fix
+
+
+def test_one_name_in_two_folders_is_refused(tmp_path):
+    files = [tmp_path / folder / "filtered.h5ad" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    with pytest.raises(InputError, match="both be answered") as caught:
+        query_files(files, "{}.csv")
+    assert "another name" in caught.value.fix
+
+
+def test_what_is_not_there_is_said_before_any_work(paths, tmp_path):
+    with pytest.raises(InputError, match="1 of the 4 files") as caught:
+        query_files([*paths, tmp_path / "four.h5ad"])
+    assert caught.value.where.endswith("four.h5ad")
+
+
+def test_notes_name_the_file():
+    class Annotation:
+        notes = ("warning: few genes", "no counts")
+
+    found = AnnotatedFile(Path("x/one.h5ad"), Annotation())
+    assert list(found.notes) == ["warning: one.h5ad: few genes", "one.h5ad: no counts"]
