@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before any library reads them. One thread, because tests run beside other work on small machines.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,6 +40,16 @@ atexit.register(shutil.rmtree, _private, ignore_errors=True)
 os.environ["SCVEC_STATE"] = _private
 os.environ["SCVEC_CONFIG"] = os.path.join(_private, "config.toml")
 Path(os.environ["SCVEC_CONFIG"]).touch()
+
+# Nothing is said of speed, which is the machine's. Developers search for new examples at each run; continuous
+# integration repeats the same ones, so that it fails by a change and not by chance.
+settings.register_profile(
+    "scvec",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    derandomize="SCVEC_SAME_EXAMPLES" in os.environ,
+)
+settings.load_profile("scvec")
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -39,7 +39,7 @@ def test_every_class_counts_alike() -> None:
     np.testing.assert_array_equal(again.dense(chunk), profile.dense(chunk))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6))
 def test_what_all_classes_share_is_gone_and_sparse_is_dense(seed: int) -> None:
     chunk = cells(seed)

@@ -46,7 +46,7 @@ def test_the_curve_that_fits_is_found_and_calibrates(truth: str, method: str) ->
         assert expected_calibration_error(proba.max(axis=1), labels == 0) > 0.08
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from(["calibrated", "overconfident", "a step"]), st.booleans())
 def test_probabilities_stay_probabilities_and_keep_their_order(seed: int, truth: str, lapse: bool) -> None:
     fitted = Confidence.fit(*cells(300, seed, truth), lapse=LAPSE if lapse else 0.0)

@@ -51,7 +51,7 @@ def test_the_bar_is_the_right_order_statistic() -> None:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 400), st.integers(0, 10**6))
 def test_more_coverage_never_takes_a_label_out(n: int, seed: int) -> None:
     fitted = LabelSets.fit(*cells(n, seed))

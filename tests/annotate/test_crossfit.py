@@ -18,7 +18,7 @@ from scvec.annotate.voices import Heard
 from scvec.types import CellChunk, Neighbors
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(2, 7), st.integers(2, 4))
 def test_whole_batches_are_held_out(seed: int, n_batches: int, n_folds: int) -> None:
     rng = np.random.default_rng(seed)
@@ -147,7 +147,7 @@ def test_only_so_many_cells_are_looked_at_and_the_seed_says_which() -> None:
     assert seen(1) == seen(1) != seen(2)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 4), min_size=2, max_size=3))
 def test_no_stratum_is_held_out_as_a_whole(seed: int, n_batches: list[int]) -> None:
     rng = np.random.default_rng(seed)

@@ -46,7 +46,7 @@ def cases(draw: st.DrawFn) -> tuple[Neighbors, Any, int]:
     return Neighbors(indices.astype(np.int64), distances), labels.astype(np.int64), n_classes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), st.sampled_from([0.1, 1.0]))
 def test_votes_are_those_of_the_reference(case: tuple[Neighbors, Any, int], pseudocount: float) -> None:
     neighbors, labels, n_classes = case

@@ -24,7 +24,7 @@ from scvec.annotate.metrics import (
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), min_size=1, max_size=30))
 def test_accuracy_and_f1_are_those_of_scikit_learn(pairs: list[tuple[str, str]]) -> None:
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
@@ -60,7 +60,7 @@ def test_bounds_of_bins() -> None:
     assert expected_calibration_error(np.array([1.0, 1.0]), np.array([False, False])) == pytest.approx(1.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 200), st.integers(1, 20))
 def test_calibration_error_is_that_of_a_loop(seed: int, n: int, n_bins: int) -> None:
     rng = np.random.default_rng(seed)

@@ -30,7 +30,7 @@ def sample(n: int, seed: int, n_classes: int = 3) -> tuple[Array, Array, Array]:
     return found, depths, classes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(30, 500), st.sampled_from([0.02, 0.05, 0.2]))
 def test_the_threshold_gives_the_stated_rate(seed: int, n: int, rate: float) -> None:
     found, depths, classes = sample(n, seed)

@@ -27,7 +27,7 @@ def draw(n: int, seed: int) -> Any:
     return np.random.default_rng(seed).integers(0, N_CLASSES, n)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.floats(0.01, 300))
 def test_log_softmax_is_that_of_scipy(seed: int, scale: float) -> None:
     from scipy.special import log_softmax as expected

@@ -72,7 +72,7 @@ def naive(found: MatchedSource, targets: list[str], main: str) -> np.ndarray:
     return out
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9), st.booleans())
 def test_cells_of_both_species_over_one_axis(
     resolver: GeneResolver, seed: int, n_human: int, n_mouse: int, mouse_first: bool

@@ -27,7 +27,7 @@ def dense(X: Any, weights: Any) -> Any:
     return np.log1p(np.expm1(X.toarray().astype(np.float64)) @ weights.toarray().astype(np.float64))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 12), st.integers(1, 9))
 def test_sums_are_taken_on_the_linear_scale(seed: int, n: int, n_names: int, n_targets: int) -> None:
     rng = np.random.default_rng(seed)

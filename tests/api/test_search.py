@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scvec
@@ -163,7 +163,7 @@ def test_a_store_without_vectors_is_searched_by_words(store: Path, monkeypatch: 
         scvec.search_genes(store, "insulin", backbone="openai:x")
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12)
 @given(st.text(min_size=1, max_size=40))
 def test_any_text_is_only_a_text(kb: KnowledgeBase, text: str):
     kb.find_names(text, ["human"])

@@ -20,7 +20,7 @@ from scvec.ingest.identity import GeneMap
 Cells = Callable[..., Any]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 6))
 def test_a_gene_goes_to_the_free_gene_of_most_similar_text(seed: int, n_new: int, n_target: int) -> None:
     rng = np.random.default_rng(seed)

@@ -42,7 +42,7 @@ def test_dimensions_and_templates_are_spaces_of_their_own() -> None:
     assert len({s.fingerprint for s in spaces}) == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text("abcAB:019é", min_size=1, max_size=5), unique=True), st.integers(0, 99), st.randoms())
 def test_permutation_is_one_and_does_not_ask_for_order(ids: list[str], seed: int, random: object) -> None:
     given_to = permutation(ids, seed)

@@ -70,7 +70,7 @@ def rows(chunk: CellChunk, numbers: Any) -> CellChunk:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_a_cell_has_one_vector_in_any_company(name: str, data: st.DataObject) -> None:
     encoder = trained(name)

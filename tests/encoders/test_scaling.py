@@ -38,7 +38,7 @@ def make(seed: int, n: int, n_genes: int, missing: float) -> tuple[Scaling, Cell
     return Scaling(mean, sd), CellChunk(X, measured), rng
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 40), st.sampled_from([0.0, 0.4, 1.0]))
 def test_product_is_the_dense_product(seed: int, n: int, n_genes: int, missing: float) -> None:
     scaling, chunk, rng = make(seed, n, n_genes, missing)

@@ -17,7 +17,7 @@ def cells(n: int, n_genes: int, seed: int) -> sp.csr_matrix:
     return sp.csr_matrix((rng.poisson(0.8, (n, n_genes)) * (rng.random((n, 1)) < 0.9)).astype(np.float32))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 12), st.integers(1, 20), st.integers(1, 25), st.integers(0, 99))
 def test_the_highest_expressed_genes_come_first(n: int, n_genes: int, most: int, seed: int) -> None:
     X = cells(n, n_genes, seed)
@@ -43,7 +43,7 @@ def test_genes_are_dropped_before_they_are_ranked() -> None:
     assert 15 < len(np.unique(slots.genes)) <= 40 and (np.diff(slots.values, axis=1) < 0).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 64), max_size=40), st.integers(1, 64), st.integers(1, 9))
 def test_every_cell_is_in_one_batch_that_holds_it(counts: list[int], n_genes: int, size: int) -> None:
     found = np.minimum(np.array(counts, dtype=np.int64), n_genes)

@@ -27,7 +27,7 @@ def gather(X: np.ndarray[Any, Any], cuts: list[int]) -> GeneStatistics:
     return gathered.result()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(1, 30), st.lists(st.integers(0, 30), max_size=5))
 def test_statistics_are_those_of_numpy_however_cut(seed: int, n: int, cuts: list[int]) -> None:
     X = log_cells(seed, n, 7)

@@ -131,7 +131,7 @@ def test_scaled_values_cannot_be_normalised() -> None:
         normalize(sp.csr_matrix(counts()), ExpressionState("scaled", "X"))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), rows=st.lists(st.integers(0, 59), min_size=1, max_size=10))
 def test_a_cell_gets_the_same_values_alone_and_in_any_block(seed: int, rows: list[int]) -> None:
     x = sp.csr_matrix(counts(seed) * LENGTHS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.errors import InputError
@@ -191,7 +191,7 @@ values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 nested = values | st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(st.fixed_dictionaries({}, optional={key: nested for key in (*ROW, "species")}))
 def test_any_value_is_read_or_refused(tmp_path: Path, row: dict[str, Any]) -> None:
     path = write_jsonl(tmp_path / "g.jsonl", [{"symbol": "A", "entrez_id": 1, **row}])

@@ -187,7 +187,7 @@ NAMES = [
 ]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.sampled_from(NAMES) | st.text(max_size=12), max_size=12), st.randoms(use_true_random=False)
 )
@@ -204,7 +204,7 @@ def test_a_name_means_the_same_in_any_company(
     assert set(match.ambiguous) == {n for n in names if alone[n].ambiguous}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_official_symbols_match_in_any_case(
     resolver: GeneResolver, tables: tuple[pd.DataFrame, pd.DataFrame], data: st.DataObject
@@ -254,7 +254,7 @@ def test_a_repeated_target_is_refused(resolver: GeneResolver) -> None:
         resolver.map_to(resolver.resolve(["INS"]), [INS, INS], "human")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_no_gene_counts_more_than_once(
     resolver: GeneResolver, tables: tuple[pd.DataFrame, pd.DataFrame], data: st.DataObject

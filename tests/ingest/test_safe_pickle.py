@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.errors import InputError, ResourceError, ScvecError
@@ -121,7 +121,7 @@ plain_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(plain_values, st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_values_come_back_as_they_were(tmp_path: Path, value: Any, protocol: int) -> None:
     got = load_here(tmp_path, pickle.dumps(value, protocol))
@@ -441,7 +441,7 @@ def test_a_pickle_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
         load_plain(write(tmp_path / "x.pkl", {"a": 1}), timeout=0.001)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(st.data())
 def test_a_flipped_byte_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     good = pickle.dumps({"INS": np.arange(4.0), "GCG": [0.5] * 70, 3: "text", "k": (None, {"a": b"x"})}, 4)

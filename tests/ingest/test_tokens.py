@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scvec.ingest import tokens
@@ -109,7 +109,6 @@ def test_the_estimate_is_from_above_on_real_summaries(shared_data: Path) -> None
 
 
 @pytest.mark.parametrize("model", [pytest.param(EMBEDDER, marks=needs_file), "another model"])
-@settings(deadline=None)
 @given(text=st.text(max_size=200) | st.text(alphabet="abc IG1-. \n", max_size=400), limit=st.integers(0, 60))
 def test_truncation_holds_the_limit_and_keeps_the_start(model: str, text: str, limit: int) -> None:
     start = truncate(text, limit, model)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from some_answers import AT, answer, failure, genes, job, written
 
@@ -148,7 +148,7 @@ def test_who_tells_of_a_gene_first_does_not_count(kb: KnowledgeBase, tmp_path: P
         assert other.genes().set_index("gene_id").loc["entrez:1009"].source_version == "2027"
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12)
 @given(data=st.data())
 def test_order_repeats_and_partings_do_not_count(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -35,7 +35,7 @@ def same(found: Any, base: Any, queries: Any, k: int, subset: Any = None) -> Non
     np.testing.assert_array_equal(found.distances, wanted.distances)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 400),
     st.integers(1, 40),

@@ -201,7 +201,7 @@ def problems(draw):
     return base.astype(np.float32), queries.astype(np.float32), k, subset
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problem=problems(), kind=st.sampled_from(KINDS))
 def test_any_problem_agrees_with_the_oracle(problem, kind):
     base, queries, k, subset = problem
@@ -215,7 +215,7 @@ def test_any_problem_agrees_with_the_oracle(problem, kind):
             assert sorted(got) == sorted(want) and np.ptp(d[got != want]) < 1e-12 * d.max()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problem=problems(), data=st.data())
 def test_a_query_gets_the_same_bits_alone_in_any_batch_and_order(problem, data):
     base, queries, k, _ = problem

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from some_answers import answer, failure, job, written
 
@@ -77,7 +77,7 @@ def test_of_equal_jobs_the_answer_retrieved_last_counts(path: Path) -> None:
         assert all_answers(journal) == [late]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(data=st.data())
 def test_order_and_repeats_do_not_count(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -121,7 +121,7 @@ def test_order_and_repeats_do_not_count(
     assert len({a.job for a in found}) == len(found) and len({f.job for f in lost}) == len(lost)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(text=st.text(max_size=60), facts=st.dictionaries(st.text(max_size=9), st.text(max_size=9) | st.none()))
 def test_any_text_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, text: str, facts: dict

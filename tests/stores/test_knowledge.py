@@ -12,7 +12,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.errors import LockedError, StoreError
@@ -184,7 +184,7 @@ def test_best_description_by_kind_and_then_date(kb: KnowledgeBase) -> None:
     assert kb.descriptions(["HGNC:6081"], prefer=("borrowed",)) == {}
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(text=st.text(max_size=200), name=st.text(min_size=1, max_size=20))
 def test_any_text_comes_back_as_it_was(empty: KnowledgeBase, text: str, name: str) -> None:
     encodable = text.encode("utf-8", "replace").decode("utf-8")

@@ -205,7 +205,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), value=json_values)
 def test_any_value_anywhere_is_read_or_refused(data, value):
     """No hostile value gets another exception out of the reader than StoreError."""

@@ -31,7 +31,7 @@ def same(found, expected):
     assert found.distances.tobytes() == expected.distances.tobytes()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(1, 60),
     st.integers(1, 9),

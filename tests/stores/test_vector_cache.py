@@ -160,7 +160,7 @@ def test_genes_of_one_text_share_a_vector(tmp_path):
     np.testing.assert_array_equal(store.vectors().get_many(space(), shas("same"))[1], vectors(1))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     batches=st.lists(st.lists(st.integers(0, 12), max_size=6), max_size=4), asked=st.lists(st.integers(0, 15))
 )

@@ -54,7 +54,7 @@ def test_conditions(cells: pd.DataFrame, condition: str, rows: list[int]) -> Non
     assert found.dtype == np.int64 and found.tolist() == rows
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=40), st.integers(-6, 6))
 def test_rows_are_those_of_pandas(values: list[int], bound: int) -> None:
     table = pd.DataFrame({"x": values})
