@@ -2,7 +2,7 @@
 
     python benchmarks/live_sources.py [--genes 20000] [--publish]
 
-The server is the tests' (tests/fake_services.py, tests/fake_openai.py): it speaks E-utilities and OpenAI,
+The server is the tests' (tests/fake_server.py, tests/fake_openai.py): it speaks E-utilities and OpenAI,
 and its texts and vectors carry the gene's id or follow from the text, so that a wrong one is seen. Rate
 limits are lifted and the waits between attempts cut to a hundredth; the number of calls stays what it is.
 """
@@ -22,8 +22,10 @@ from tables import markdown, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from fake_faults import Faults
+from fake_genes import fake_genes
 from fake_openai import add_openai, fake_vector
-from fake_services import FakeServer, Faults, fake_genes
+from fake_server import FakeServer
 from live_store import live_store, texts
 
 import scvec

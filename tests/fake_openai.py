@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from aiohttp import web
-from fake_services import FakeServer
+from fake_server import FakeServer
 
 #: Model -> dimension; a model that is not here is unknown. ``old`` takes no ``dimensions``.
 EMBEDDERS = {"text-embedding-3-small": 32, "text-embedding-3-large": 64, "old": 16}

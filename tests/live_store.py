@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fake_services import FakeGene
+from fake_genes import FakeGene
 
 from scvec.stores.store import Store
 from scvec.types import Description, Gene

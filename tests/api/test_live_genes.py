@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake_services import FakeServer, Faults, fake_genes
+from fake_faults import Faults
+from fake_genes import fake_genes
+from fake_server import FakeServer
 from live_store import digest, live_store, texts
 
 import scvec

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from fake_faults import Faults
 from fake_openai import add_openai, fake_vector
-from fake_services import FakeServer, Faults
+from fake_server import FakeServer
 
 import scvec.api.texts as texts
 from scvec.api.texts import encode_genes, gene_table, plan_encoding

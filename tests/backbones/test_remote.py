@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
+from fake_faults import QUICK, Faults
 from fake_openai import add_openai, fake_vector
-from fake_services import QUICK, FakeServer, Faults
+from fake_server import FakeServer
 
 from scvec.backbones import probing, remote
 from scvec.backbones.remote import RemoteBackbone

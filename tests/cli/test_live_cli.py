@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_faults import Faults
+from fake_genes import fake_genes
 from fake_openai import add_openai
-from fake_services import FakeServer, Faults, fake_genes
+from fake_server import FakeServer
 from live_store import digest, live_store, texts
 
 from scvec.stores.store import Store

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from fake_faults import Faults
 from fake_openai import add_openai, fake_description
-from fake_services import FakeServer, Faults
+from fake_server import FakeServer
 
 from scvec.ingest.budget import Budget
 from scvec.ingest.calls import Caller, ServiceError

@@ -5,7 +5,9 @@ import signal
 from collections import Counter
 
 import pytest
-from fake_services import QUICK, FakeServer, Faults, fake_genes
+from fake_faults import QUICK, Faults
+from fake_genes import fake_genes
+from fake_server import FakeServer
 
 from scvec.errors import InputError
 from scvec.ingest.calls import ENOUGH, Caller, ServiceError

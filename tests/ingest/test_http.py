@@ -6,7 +6,9 @@ import logging
 import traceback
 
 import pytest
-from fake_services import GENERIC, FakeServer, Faults, fake_genes
+from fake_faults import GENERIC, Faults
+from fake_genes import fake_genes
+from fake_server import FakeServer
 
 from scvec.errors import InputError
 from scvec.ingest import http

@@ -9,8 +9,9 @@ import traceback
 from typing import Any
 
 import pytest
+from fake_faults import Faults
 from fake_openai import add_openai
-from fake_services import FakeServer, Faults
+from fake_server import FakeServer
 
 from scvec.errors import AuthError, InputError
 from scvec.ingest.calls import Caller, ServiceError

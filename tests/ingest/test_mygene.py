@@ -4,7 +4,10 @@ import asyncio
 import json
 
 import pytest
-from fake_services import FakeServer, Faults, fake_gene, fake_genes, mygene_hit
+from fake_faults import Faults
+from fake_genes import fake_gene, fake_genes
+from fake_mygene import mygene_hit
+from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 

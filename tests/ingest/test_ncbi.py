@@ -7,7 +7,11 @@ import re
 from dataclasses import replace
 
 import pytest
-from fake_services import FakeServer, Faults, docsum, entrezgene_set, fake_gene, fake_genes
+from fake_entrezgene import entrezgene_set
+from fake_eutils import docsum
+from fake_faults import Faults
+from fake_genes import fake_gene, fake_genes
+from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
