@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from scvec.errors import InputError
-from scvec.types import Float32
+from scvec.types import Float32, Int64
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -63,7 +63,14 @@ def put_cells(
     index, recall, memory = how
     kind = index_kind(index, vectors, memory)
     txn.put_reference(
-        name, meta=meta, tensors=tensors, obs=obs, vectors=vectors, index_kind=kind, recall=recall
+        name,
+        meta=meta,
+        tensors=tensors,
+        obs=obs,
+        vectors=vectors,
+        index_kind=kind,
+        recall=recall,
+        batches=_batches(meta, obs) if kind == "ivf" else None,
     )
     stored = txn.reference(name)
     if index == "ivf" and kind == "flat":
@@ -72,10 +79,14 @@ def put_cells(
         return []
     settings = stored.meta["index"]
     lowest = min(settings["recall"].values())
+    found = settings["recall"]
+    if "unseen_15" in found:
+        far = f"{found['unseen_15']:.1%} for cells of batches that it was not shown"
+    else:
+        far = f"{found['shifted_15']:.1%} for cells as far off as another sample's may be"
     notes = [
-        f"the index is approximate: it finds {settings['recall']['at_15']:.1%} of the 15 nearest cells "
-        f"({settings['recall']['shifted_15']:.1%} for cells as far off as another sample's); query --exact "
-        "looks at all"
+        f"the index is approximate: it finds {found['at_15']:.1%} of the 15 nearest cells ({far}); "
+        "query --exact looks at all"
     ]
     if lowest < settings["target"] - 0.01:
         notes.append(
@@ -90,5 +101,16 @@ def index_facts(stored: StoredReference) -> dict[str, Any]:
     settings = stored.meta.get("index")
     if stored.index_kind != "ivf" or not isinstance(settings, dict):
         return {"kind": stored.index_kind, "search": "exact"}
-    shown = ("n_lists", "nprobe", "factor", "target", "recall", "n_queries")
+    shown = ("n_lists", "nprobe", "factor", "target", "recall", "n_queries", "n_batches")
     return {"kind": "ivf", "search": "approximate", **{k: settings[k] for k in shown if k in settings}}
+
+
+def _batches(meta: Mapping[str, Any], obs: pd.DataFrame) -> Int64 | None:
+    """Return (n,) the number of each cell's batch: by the batch key, else by the files; None if not known."""
+    import numpy as np
+
+    key = meta.get("options", {}).get("batch_key")
+    if key is not None and key in obs.columns:
+        return np.unique(obs[key].astype(str).to_numpy(dtype=str), return_inverse=True)[1].astype(np.int64)
+    sizes = [int(source["n_cells"]) for source in meta.get("sources", ())]
+    return np.repeat(np.arange(len(sizes)), sizes) if sum(sizes) == len(obs) else None

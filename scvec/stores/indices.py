@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.errors import InputError, StoreError
-from scvec.types import Float32
+from scvec.types import Float32, Int64
 
 if TYPE_CHECKING:
     from scvec.stores.faiss_index import FaissFlatIndex
@@ -45,13 +45,22 @@ def index_extension(kind: str) -> str:
     return INDEX_KINDS[kind]
 
 
-def build_index(vectors: Float32, kind: str = "flat", *, recall: float = 0.95, seed: int = 0) -> AnyIndex:
+def build_index(
+    vectors: Float32,
+    kind: str = "flat",
+    *,
+    recall: float = 0.95,
+    seed: int = 0,
+    batches: Int64 | None = None,
+) -> AnyIndex:
     """Return an index of ``vectors`` (n, dim) float32.
 
     Parameters
     ----------
     recall, seed
         Of ``ivf``: the share of neighbours to be found, and the seed of its training.
+    batches
+        (n,) number of each row's batch, by which ``ivf`` is tuned for batches that it lacks.
 
     Raises
     ------
@@ -64,7 +73,7 @@ def build_index(vectors: Float32, kind: str = "flat", *, recall: float = 0.95, s
     if kind == "ivf":
         from scvec.stores.ivf_index import IvfIndex
 
-        return IvfIndex.build(vectors, recall=recall, seed=seed)
+        return IvfIndex.build(vectors, recall=recall, seed=seed, batches=batches)
     index: FaissFlatIndex | NumpyIndex = made(int(vectors.shape[1]))
     index.add(vectors)
     return index

@@ -1,4 +1,4 @@
-"""Approximate search for many vectors: coarse lists, two bits a dimension, and exact distances at the end."""
+"""Approximate search for many vectors: coarse lists, four bits a dimension, exact distances at the end."""
 
 from __future__ import annotations
 
@@ -35,8 +35,6 @@ BLOCK_ROWS = 1 << 16
 ROUNDS = 10
 #: Training vectors for each list. FAISS asks for 39 at least.
 PER_LIST = 50
-#: Dimensions that share a code of four bits, where their number is even.
-SHARE = 2
 #: One way to keep the best candidates, whatever their number: FAISS would choose by it and by the threads.
 RESERVOIR = 13
 
@@ -46,8 +44,8 @@ class IvfIndex:
 
     FAISS' inverted lists propose candidates, by codes of product quantisation that are compared in registers
     (André et al. 2015, doi:10.14778/2856318.2856324). Their distances are then computed from the float32
-    vectors themselves, which lie in a file of the store and are mapped: the index holds codes only, a tenth
-    of them or less. Distances returned have the bits that `FaissFlatIndex` would return; what may differ is
+    vectors themselves, which lie in a file of the store and are mapped: the index holds codes only, an eighth
+    of them. Distances returned have the bits that `FaissFlatIndex` would return; what may differ is
     that a neighbour is missed, at a rate that is measured.
 
     Every step looks at one query alone: which lists are opened is settled by distances that do not depend
@@ -81,7 +79,13 @@ class IvfIndex:
 
     @classmethod
     def build(
-        cls, vectors: Float32, *, recall: float = 0.95, seed: int = 0, n_lists: int | None = None
+        cls,
+        vectors: Float32,
+        *,
+        recall: float = 0.95,
+        seed: int = 0,
+        n_lists: int | None = None,
+        batches: Int64 | None = None,
     ) -> IvfIndex:
         """Return an index of vectors, tuned to a recall on queries held out of themselves.
 
@@ -93,6 +97,9 @@ class IvfIndex:
             Share (0-1) of the 15 and of the 50 nearest rows to be found.
         n_lists
             Number of lists; goes by n when None.
+        batches
+            (n,) number of the batch that each row came from: the recall is then also reached for batches that
+            the index lacks (see `scvec.stores.ivf_tuning`).
 
         Raises
         ------
@@ -112,10 +119,10 @@ class IvfIndex:
         if n < lists:
             raise InputError(f"{n:,} vectors are too few for {lists:,} lists", fix="use a flat index")
         quantizer = faiss.IndexFlatL2(dim)
-        parts = dim // SHARE if dim % SHARE == 0 else dim
-        index = faiss.IndexIVFPQFastScan(quantizer, dim, lists, parts, 4, faiss.METRIC_L2)
-        # Codes of what a vector differs from its list's centroid: few candidates are needed for a recall.
-        index.by_residual = True
+        # Four bits a dimension, of the vector itself. Two bits of what it differs from its list's centroid
+        # need fewer candidates, but a table for each list that is opened, which takes longer than its codes.
+        index = faiss.IndexIVFPQFastScan(quantizer, dim, lists, dim, 4, faiss.METRIC_L2)
+        index.by_residual = False
         # The index is freed before what it points to unless it holds it.
         quantizer.this.disown()
         index.own_fields = True
@@ -128,7 +135,7 @@ class IvfIndex:
             index.add(ready[start : start + BLOCK_ROWS])
         first = IvfSettings(n_lists=lists, nprobe=1, factor=2, target=recall)
         made = cls(index, ready, first)
-        made.settings = tuned(made, recall, seed=seed)
+        made.settings = tuned(made, recall, seed=seed, batches=batches)
         made._nprobe, made._factor = made.settings.nprobe, made.settings.factor
         return made
 
@@ -167,10 +174,18 @@ class IvfIndex:
         InputError
             The recall is no share.
         """
-        nprobe, factor = self.settings.effort(recall)
+        return self.at_effort(*self.settings.effort(recall))
+
+    def at_effort(self, nprobe: int, factor: int) -> IvfIndex:
+        """Return the same index, opening ``nprobe`` lists and taking ``factor`` candidates a neighbour."""
         other = IvfIndex(self._index, self._vectors, self.settings)
         other._nprobe, other._factor = nprobe, factor
         return other
+
+    @property
+    def effort(self) -> tuple[int, int]:
+        """Lists opened, and candidates for each neighbour asked for."""
+        return self._nprobe, self._factor
 
     def search(
         self, vectors: Float32, n_neighbors: int, *, subset: npt.NDArray[np.int64] | None = None
@@ -218,12 +233,17 @@ class IvfIndex:
 
     def candidates(self, queries: Float32, nprobe: int, n_candidates: int, selector: Any = None) -> Int64:
         """Return (n, n_candidates) rows by their estimated distance, ascending; -1 pads."""
+        return self.scan(queries, *self.lists(queries, nprobe), n_candidates, selector)
+
+    def scan(
+        self, queries: Float32, lists: Int64, distances: Float32, n_candidates: int, selector: Any = None
+    ) -> Int64:
+        """Return candidates as `candidates` does, from (n, m) lists and the distances to their centroids."""
         faiss = _faiss()
-        lists, distances = self._lists(queries, nprobe)
         estimates = np.empty((len(queries), n_candidates), dtype=np.float32)
         found = np.empty((len(queries), n_candidates), dtype=np.int64)
         options = {} if selector is None else {"sel": selector}
-        parameters = faiss.IVFSearchParameters(nprobe=nprobe, **options)
+        parameters = faiss.IVFSearchParameters(nprobe=lists.shape[1], **options)
         # The wrapper of Python takes no parameters here.
         self._index.search_preassigned_c(
             len(queries),
@@ -269,7 +289,7 @@ class IvfIndex:
         best = np.argpartition(distances, k - 1, axis=1)[:, :k]
         return np.take_along_axis(found, best, axis=1)
 
-    def _lists(self, queries: Float32, nprobe: int) -> tuple[Int64, Float32]:
+    def lists(self, queries: Float32, nprobe: int) -> tuple[Int64, Float32]:
         """Return the lists to open, (n, nprobe), and the distances to their centroids, ascending."""
         faiss = _faiss()
         n_lists = len(self._centroids)
@@ -292,6 +312,16 @@ class IvfIndex:
                 first = np.argsort(whole, kind="stable")[:nprobe]
                 lists[i], nearest[i] = first, whole[first]
         return np.ascontiguousarray(lists), np.ascontiguousarray(nearest)
+
+    def list_of(self) -> Int64:
+        """Return (n,) the list that each row is in."""
+        faiss, inverted = _faiss(), self._index.invlists
+        found = np.zeros(self.n, dtype=np.int64)
+        for number in range(self.settings.n_lists):
+            size = inverted.list_size(number)
+            if size:
+                found[faiss.rev_swig_ptr(inverted.get_ids(number), size)] = number
+        return found
 
     def save(self, path: Path) -> None:
         """Write a FAISS file, without the vectors."""

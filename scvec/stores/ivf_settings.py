@@ -51,10 +51,13 @@ class IvfSettings:
         Recall (0-1) that was asked for.
     recall
         Recall measured on queries not used for tuning, against exact search: ``at_15`` and ``at_50`` for
-        vectors of the index itself, each left out of its own search; ``shifted_15`` and ``shifted_50`` for
-        such vectors moved, as far off as those of another sample are.
+        vectors of the index itself, each left out of its own search; ``unseen_15`` and ``unseen_50`` for
+        vectors of batches that are left out of the search whole; without batches ``shifted_15`` and
+        ``shifted_50`` for vectors moved, as far off as those of another sample may be.
     n_queries
         Queries of each kind that it was measured on.
+    n_batches
+        Batches that were left out, one after the other.
     curve
         ``(recall, nprobe, factor)`` by cost: the lowest of the four recalls of the tuning queries.
     """
@@ -65,6 +68,7 @@ class IvfSettings:
     target: float
     recall: Mapping[str, float] = field(default_factory=dict)
     n_queries: int = 0
+    n_batches: int = 0
     curve: tuple[tuple[float, int, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -113,5 +117,6 @@ class IvfSettings:
             target=float(values["target"]),
             recall={str(k): float(v) for k, v in values["recall"].items()},
             n_queries=int(values["n_queries"]),
+            n_batches=int(values.get("n_batches", 0)),  # not in stores of scvec before batches were held out
             curve=tuple((float(r), p, f) for r, p, f in values["curve"]),
         )

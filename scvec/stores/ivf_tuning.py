@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from scvec.stores.faiss_index import _faiss
 from scvec.stores.ivf_settings import IvfSettings
-from scvec.types import Float32, Int64
+from scvec.types import Bool, Float32, Int64
 
 if TYPE_CHECKING:
     from scvec.stores.ivf_index import IvfIndex
@@ -20,13 +22,17 @@ __all__ = ["held_out", "places", "tuned"]
 N_QUERIES = 500
 #: Numbers of neighbours at which recall is looked at.
 AT = (15, 50)
-FACTORS = (3, 4, 6, 8, 12, 16)
-#: Queries of the second kind are moved by so much of the distance to the nearest of so many vectors. Other
-#: donors' cells are about as hard at 50,000 cells (Baron et al. 2016), and harder still at a million.
+FACTORS = (3, 4, 6, 8, 12, 16, 24)
+#: Batches that are left out, one after the other, at most; rows that one needs.
+N_BATCHES, FEWEST = 8, 50
+#: Share of the other rows that may lie in lists which stay closed, being those of the batch left out.
+HARDLY = 0.001
+#: Without batches queries of the second kind are moved by so much of the distance to the nearest of so many
+#: vectors. Other donors' cells are about as hard at 50,000 (Baron et al. 2016), and harder at a million.
 SHIFT, SPARSE = 1.5, 2000
 #: Nanoseconds, by which settings are compared; only their proportions matter. Measured at 128 dimensions,
 #: one core: opening a list, looking at one code, and one candidate (kept in order, fetched and compared).
-LIST, CODE, CANDIDATE = 5500.0, 0.7, 170.0
+LIST, CODE, CANDIDATE = 900.0, 1.5, 150.0
 #: Where to stop: more would be exact search.
 ENOUGH = 0.998
 
@@ -61,74 +67,173 @@ def places(found: Int64, truth: Int64) -> Int64:
     return found_at
 
 
-def tuned(index: IvfIndex, target: float, *, seed: int = 0) -> IvfSettings:
+def tuned(index: IvfIndex, target: float, *, seed: int = 0, batches: Int64 | None = None) -> IvfSettings:
     """Return settings that reach ``target`` at the least cost, and the recall they have on other queries.
 
-    A query is a vector of the index that is left out of its own neighbours; half of the queries are moved
-    on top (`SHIFT`), as vectors of another sample are further off than those of the same. The recall that
-    counts is the lowest of both kinds at 15 and at 50 neighbours.
+    There are queries of two kinds: vectors of the index, each left out of its own neighbours, and vectors as
+    far off as those of another sample are. These are vectors of batches that are left out whole (`_LeftOut`)
+    where ``batches`` (n,) numbers tell them, else vectors that are moved (`SHIFT`). The recall that counts is
+    the lowest of both kinds at 15 and at 50 neighbours.
     """
     rng = np.random.default_rng(seed)
     n_each = min(N_QUERIES, index.n // 2)
     rows = rng.choice(index.n, 2 * n_each, replace=False)
     for_tuning, for_measuring = np.sort(rows[:n_each]), np.sort(rows[n_each:])
+    left_out = [] if batches is None else _left_out(index, batches, seed=seed + 3)
+    name = "unseen" if left_out else "shifted"
+    far: list[_Queries]
+    if left_out:
+        far = [_Together([part.half(i) for part in left_out]) for i in (0, 1)]
+    else:
+        far = [_moved(index, for_tuning, seed=seed + 1), _moved(index, for_measuring, seed=seed + 2)]
     settings = index.settings
-    curve = _curve(index, _Queries(index, for_tuning, seed=seed + 1))
+    curve = _curve(index, (_own(index, for_tuning), far[0]))
     settings = replace(settings, curve=tuple(_frontier(index, curve)))
     nprobe, factor = settings.effort(target)
-    settings = replace(settings, nprobe=nprobe, factor=factor, n_queries=n_each)
-    other = _Queries(index, for_measuring, seed=seed + 2)
-    names = ("at", "shifted")
     measured = {
-        f"{name}_{k}": round(value, 4)
-        for name, values in zip(names, other.recalls(index, nprobe, [factor])[0], strict=True)
-        for k, value in zip(AT, values, strict=True)
+        f"{kind}_{k}": round(value, 4)
+        for kind, queries in (("at", _own(index, for_measuring)), (name, far[1]))
+        for k, value in zip(AT, _recalls(queries, nprobe, [factor])[0], strict=True)
     }
-    return replace(settings, recall=measured)
+    return replace(
+        settings,
+        nprobe=nprobe,
+        factor=factor,
+        n_queries=n_each,
+        n_batches=len(left_out),
+        recall=measured,
+    )
 
 
-class _Queries:
-    """Queries of both kinds, and their true neighbours."""
+class _Queries(Protocol):
+    """Queries whose true neighbours are known."""
 
-    def __init__(self, index: IvfIndex, rows: Int64, *, seed: int) -> None:
-        self.rows = rows
-        exact = index.exact()
-        own = held_out(index.vectors(), rows, shift=0.0, seed=seed)
-        near = exact.search(own, min(AT[-1] + 1, index.n))
-        few = np.random.default_rng(seed).choice(index.n, min(SPARSE, index.n // 2), replace=False)
-        sparse = exact.search(own, 2, subset=few)
-        off = np.where(sparse.indices[:, 0] == rows, sparse.distances[:, 1], sparse.distances[:, 0])
-        shift = SHIFT * float(np.sqrt(np.median(off.astype(np.float64))))
-        moved = held_out(index.vectors(), rows, shift=shift, seed=seed)
-        far = exact.search(moved, min(AT[-1] + 1, index.n))
-        self.kinds = ((own, self._without_self(near.indices)), (moved, self._without_self(far.indices)))
+    def places(self, nprobe: int, n_candidates: int) -> Int64:
+        """Return (n, 50) where among the candidates each true neighbour is; n_candidates where it is not."""
+        ...
+
+
+class _Rows:
+    """Queries made of rows of the index, which are no neighbours of themselves."""
+
+    def __init__(self, index: IvfIndex, rows: Int64, queries: Float32) -> None:
+        self._index, self._rows, self._queries = index, rows, queries
+        near = index.exact().search(queries, min(AT[-1] + 1, index.n))
+        self._truth = self._without_self(near.indices)
 
     def _without_self(self, found: Int64) -> Int64:
         """Return neighbours (n, m - 1) other than the row that the query was made of."""
-        mine = found == self.rows[:, None]
+        mine = found == self._rows[:, None]
         # Where it is not among them, the last goes instead.
         mine[~mine.any(axis=1), -1] = True
         others: Int64 = found[~mine].reshape(len(found), -1)
         return others
 
-    def recalls(self, index: IvfIndex, nprobe: int, factors: Sequence[int]) -> list[list[list[float]]]:
-        """Return per factor and kind the recall at each of ``AT``."""
-        n = min(max(factors) * AT[-1] + 1, index.n)
-        where = [
-            places(self._without_self(index.candidates(queries, nprobe, n)), truth)
-            for queries, truth in self.kinds
-        ]
-        return [[[float((at[:, :k] < factor * k).mean()) for k in AT] for at in where] for factor in factors]
+    def places(self, nprobe: int, n_candidates: int) -> Int64:
+        n = min(n_candidates + 1, self._index.n)
+        return places(self._without_self(self._index.candidates(self._queries, nprobe, n)), self._truth)
 
 
-def _curve(index: IvfIndex, queries: _Queries) -> list[tuple[float, int, int]]:
+def _own(index: IvfIndex, rows: Int64) -> _Rows:
+    """Return queries that are rows of the index."""
+    return _Rows(index, rows, held_out(index.vectors(), rows, shift=0.0, seed=0))
+
+
+def _moved(index: IvfIndex, rows: Int64, *, seed: int) -> _Rows:
+    """Return queries that are rows of the index, moved."""
+    own = held_out(index.vectors(), rows, shift=0.0, seed=seed)
+    few = np.random.default_rng(seed).choice(index.n, min(SPARSE, index.n // 2), replace=False)
+    sparse = index.exact().search(own, 2, subset=few)
+    off = np.where(sparse.indices[:, 0] == rows, sparse.distances[:, 1], sparse.distances[:, 0])
+    shift = SHIFT * float(np.sqrt(np.median(off.astype(np.float64))))
+    return _Rows(index, rows, held_out(index.vectors(), rows, shift=shift, seed=seed))
+
+
+class _LeftOut:
+    """Queries of one batch, whose neighbours are those in the other batches.
+
+    An index without the batch would have no lists for it alone. So lists that hold hardly any other row stay
+    closed here, and of the others so many are opened as make the same share of all lists: neighbours of a new
+    batch lie in lists of every batch, one more than here.
+    """
+
+    def __init__(self, index: IvfIndex, rows: Int64, mine: Bool, list_of: Int64) -> None:
+        n_lists = index.settings.n_lists
+        own = np.bincount(list_of[mine], minlength=n_lists)
+        others = np.bincount(list_of[~mine], minlength=n_lists)
+        order = np.argsort(-own / np.maximum(own + others, 1), kind="stable")
+        lost = np.cumsum(others[order])
+        alone = (lost <= HARDLY * lost[-1]) & (own[order] > others[order])
+        closed = np.zeros(n_lists, dtype=bool)
+        closed[order[alone]] = True
+        self._index = index
+        self._share = 1.0 - closed.mean()
+        # FAISS does not keep the bits that the selector points to.
+        self._bits = np.packbits(~mine, bitorder="little")
+        self._queries = held_out(index.vectors(), rows, shift=0.0, seed=0)
+        self._truth = index.exact().search(self._queries, AT[-1], subset=np.flatnonzero(~mine)).indices
+        lists, distances = index.lists(self._queries, n_lists)
+        kept = ~closed[lists]
+        self._lists = lists[kept].reshape(len(rows), -1)
+        self._distances = distances[kept].reshape(len(rows), -1)
+
+    def half(self, which: int) -> _LeftOut:
+        """Return every other query, from the first or from the second."""
+        part = copy(self)
+        for name in ("_queries", "_truth", "_lists", "_distances"):
+            setattr(part, name, np.ascontiguousarray(getattr(self, name)[which::2]))
+        return part
+
+    def places(self, nprobe: int, n_candidates: int) -> Int64:
+        opened = max(1, round(nprobe * self._share))
+        lists: Int64 = np.ascontiguousarray(self._lists[:, :opened])
+        distances: Float32 = np.ascontiguousarray(self._distances[:, :opened])
+        selector = _faiss().IDSelectorBitmap(self._bits)
+        n = min(n_candidates, self._index.n)
+        return places(self._index.scan(self._queries, lists, distances, n, selector), self._truth)
+
+
+class _Together:
+    """Queries of several batches."""
+
+    def __init__(self, parts: Sequence[_LeftOut]) -> None:
+        self._parts = parts
+
+    def places(self, nprobe: int, n_candidates: int) -> Int64:
+        return np.concatenate([part.places(nprobe, n_candidates) for part in self._parts])
+
+
+def _left_out(index: IvfIndex, batches: Int64, *, seed: int) -> list[_LeftOut]:
+    """Return queries of some batches, as many of each; none where no batch has enough cells beside it."""
+    rng = np.random.default_rng(seed)
+    sizes = np.bincount(batches)
+    others = index.n - sizes
+    fit = np.flatnonzero((sizes >= FEWEST) & (others >= max(4 * AT[-1], index.n // 4)))
+    chosen = np.sort(rng.permutation(fit)[:N_BATCHES])
+    list_of = index.list_of()
+    parts = []
+    for number in chosen:
+        mine = batches == number
+        n = min(2 * -(-N_QUERIES // len(chosen)), int(sizes[number]))
+        parts.append(_LeftOut(index, rng.choice(np.flatnonzero(mine), n, replace=False), mine, list_of))
+    return parts
+
+
+def _recalls(queries: _Queries, nprobe: int, factors: Sequence[int]) -> list[list[float]]:
+    """Return per factor the recall at each of ``AT``."""
+    where = queries.places(nprobe, max(factors) * AT[-1])
+    return [[float((where[:, :k] < factor * k).mean()) for k in AT] for factor in factors]
+
+
+def _curve(index: IvfIndex, kinds: Sequence[_Queries]) -> list[tuple[float, int, int]]:
     """Return (lowest recall, nprobe, factor) over a grid."""
     points = []
     nprobe = 1
     while True:
         best = 0.0
-        for factor, each in zip(FACTORS, queries.recalls(index, nprobe, FACTORS), strict=True):
-            lowest = min(min(kind) for kind in each)
+        of_kinds = [_recalls(queries, nprobe, FACTORS) for queries in kinds]
+        for i, factor in enumerate(FACTORS):
+            lowest = min(min(recalls[i]) for recalls in of_kinds)
             points.append((round(lowest, 4), nprobe, factor))
             best = max(best, lowest)
         if best >= ENOUGH or nprobe >= index.settings.n_lists:

@@ -42,7 +42,7 @@ from scvec.stores.manifest import (
 from scvec.stores.stored import StoredReference, StoredSpace
 from scvec.stores.tensors import write_json, write_table, write_tensors
 from scvec.stores.working import WorkingFiles
-from scvec.types import Float32, Space
+from scvec.types import Float32, Int64, Space
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,6 +256,7 @@ class Transaction:
         index: VectorIndex | None = None,
         index_kind: str = "flat",
         recall: float = 0.95,
+        batches: Int64 | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> None:
         """Store labelled cells in place of those of the same name.
@@ -276,6 +277,8 @@ class Transaction:
             Index of the vectors; built (``index_kind``) if not given.
         recall
             Of an approximate index, whose settings and measured recall become ``meta["index"]``.
+        batches
+            (n,) number of each cell's batch; an approximate index is tuned for batches that it lacks.
         run
             JSON values that differ between equal runs; kept in the manifest's ``run["references"][name]``.
         """
@@ -286,7 +289,7 @@ class Transaction:
         if len(obs) != len(vectors):
             raise InputError(f"{len(obs):,} cells but {len(vectors):,} vectors", name)
         if index is None:
-            index = build_index(vectors, index_kind, recall=recall)
+            index = build_index(vectors, index_kind, recall=recall, batches=batches)
         index_kind = getattr(index, "kind", index_kind)
         if (index.n, index.dim) != vectors.shape:
             raise InputError(

@@ -8,7 +8,7 @@ from scvec.protocols import VectorIndex
 from scvec.stores.indices import build_index, open_index
 from scvec.stores.ivf_index import IvfIndex
 from scvec.stores.ivf_settings import FLAT_BELOW, IvfSettings, kind_for
-from scvec.stores.ivf_tuning import places
+from scvec.stores.ivf_tuning import _left_out, places
 
 N, DIM, TARGET = 4000, 16, 0.9
 
@@ -107,9 +107,9 @@ class TestSearch:
         # Far from the origin a matrix product cannot tell near centroids from each other.
         index = IvfIndex.build((base[:1500] * 0.01 + 50).astype(np.float32), recall=0.8)
         queries = (clustered(64, 6) * 0.01 + 50).astype(np.float32)
-        whole, _ = index._lists(queries, 5)
+        whole, _ = index.lists(queries, 5)
         for i in range(0, 64, 5):
-            np.testing.assert_array_equal(index._lists(queries[i : i + 1], 5)[0][0], whole[i])
+            np.testing.assert_array_equal(index.lists(queries[i : i + 1], 5)[0][0], whole[i])
 
     def test_a_higher_recall_finds_more(self, index, base):
         queries, wanted = clustered(300, 1), truth(base, clustered(300, 1), 15)
@@ -162,6 +162,53 @@ class TestSearch:
         index.add(base[3000:])
         own = index.search(base[3500:3600], 1)
         assert index.n == N and (own.indices[:, 0] == np.arange(3500, 3600)).mean() > 0.9
+
+
+def of_batches(n, seed, numbers=(0, 1, 2)):
+    """Clustered vectors, those of each batch moved the same way; and the number of each one's batch."""
+    which = np.array(numbers)[np.random.default_rng(seed).integers(0, len(numbers), n)]
+    off = np.random.default_rng(7).normal(size=(9, DIM)) * 1.5
+    return (clustered(n, seed) + off[which]).astype(np.float32), which.astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    rows, batches = of_batches(N, 0)
+    return rows, batches, IvfIndex.build(rows, recall=TARGET, batches=batches)
+
+
+class TestBatches:
+    """Cells of a batch that the index lacks lie off all that it holds."""
+
+    @pytest.mark.parametrize("k", [15, 50])
+    def test_the_target_is_reached_for_batches_that_are_not_there(self, tuned, k):
+        rows, _, index = tuned
+        assert (set(index.settings.recall), index.settings.n_batches) == (
+            {"at_15", "at_50", "unseen_15", "unseen_50"},
+            3,
+        )
+        assert index.settings.recall[f"unseen_{k}"] > TARGET - 0.03
+        for new in (3, 4, 5):
+            queries, _ = of_batches(200, 50 + new, (new,))
+            assert share(index.search(queries, k).indices, truth(rows, queries, k)) >= TARGET - 0.03
+
+    def test_a_batch_left_out_sees_nothing_of_its_own(self, tuned):
+        rows, batches, index = tuned
+        part = _left_out(index, batches, seed=0)[1]
+        mine = np.flatnonzero(np.unpackbits(part._bits, bitorder="little")[:N] == 0)
+        assert len(np.unique(batches[mine])) == 1 and (batches == batches[mine[0]]).sum() == len(mine)
+        others = np.setdiff1d(np.arange(N), mine)
+        np.testing.assert_array_equal(part._truth[:20], truth(rows, part._queries[:20], 50, others))
+        # All lists but those of the batch alone: hardly anything is missed.
+        assert (part.places(index.settings.n_lists, N) < N).mean() > 0.97
+
+    def test_lists_know_their_rows(self, index, base):
+        _, nearest = index._index.quantizer.search(base, 1)
+        np.testing.assert_array_equal(index.list_of(), nearest[:, 0])
+
+    @pytest.mark.parametrize("batches", [np.zeros(N, np.int64), np.arange(N)], ids=["one", "all alone"])
+    def test_nothing_to_leave_out(self, index, batches):
+        assert _left_out(index, batches, seed=0) == []
 
 
 class TestSubsets:
