@@ -55,6 +55,10 @@ benchmark: dev servers peers ## make every number of docs/benchmarks.md again (h
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/engines.py --publish
 	$(BIN)/python benchmarks/live_sources.py --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/search.py --publish
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/index.py --publish --only exact --reference human
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/index.py --publish --only near
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/index.py --publish --only peers --reference human \
+	    --n 100000 --peers $(PEERS)/vectors/bin/python
 
 peers: $(patsubst benchmarks/peers/%.txt,$(PEERS)/%/.installed,$(wildcard benchmarks/peers/*.txt)) ## set up what the benchmark compares scvec with, an environment each (about 5 GB)
 
