@@ -69,7 +69,10 @@ def table(runs: list[Run], encoded: dict[tuple[str, str], Run]) -> list[dict[str
         for name, some in found.items():
             encoder, backbone, voice = name.split(" | ")
             scores = [r["macro_f1"] for r in some]
-            of = encoded.get((pair, FITS[some[0]["fit"]].backbone.removeprefix("permuted ")), {})
+            fit = FITS[some[0]["fit"]]
+            # A sentence is read cell by cell, and no gene text with it.
+            read = fit.backbone.removeprefix("permuted ") if fit.encoder != "sentence" else ""
+            of = encoded.get((pair, read), {})
             cost = of.get("cost") if "tokens" in of else "-"
             here.append(
                 {

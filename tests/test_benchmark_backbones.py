@@ -59,6 +59,12 @@ def test_a_row_is_the_mean_over_seeds_and_costs_what_its_texts_cost(bench: Any) 
     assert bench.backbones.table(found, encoded)[1]["cost"] == "not known"
 
 
+def test_a_sentence_reads_no_gene_texts(bench: Any) -> None:
+    found = [*runs("sentence minilm", 0.5, pairs=("donors",)), *runs("weighted permuted minilm", 0.4)]
+    encoded = {("donors", "minilm"): {"text_s_per_1000": 3.0}}
+    assert [row["text_s"] for row in bench.backbones.table(found, encoded)] == ["-", "3.0", "-"]
+
+
 def test_a_winner_needs_every_other_row_to_be_worse(bench: Any) -> None:
     best, far = runs("adapted minilm", 0.90, 0.91, 0.92), runs("residual", 0.80, 0.80, 0.79)
     mine, row = bench.backbones.tests([*far, *best])
