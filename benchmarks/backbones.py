@@ -48,7 +48,10 @@ def name_of(run: Run) -> str:
     """Return the row that a run belongs to, as ``encoder | backbone | voice``."""
     fit: Fit = FITS[run["fit"]]
     backbone = f"openai:{run['endpoint']}" if fit.backbone == ENDPOINT else fit.backbone
-    return " | ".join((fit.shown, backbone, VOICES.get(run["voice"], run["voice"])))
+    # Trained for another time is another row.
+    n = run.get("epochs") if fit.dear and "epochs" not in fit.options else None
+    encoder = fit.shown if n is None else f"{fit.shown}, {n} epoch{'s' * (n != 1)}"
+    return " | ".join((encoder, backbone, VOICES.get(run["voice"], run["voice"])))
 
 
 def table(runs: list[Run], encoded: dict[tuple[str, str], Run]) -> list[dict[str, Any]]:

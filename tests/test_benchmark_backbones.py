@@ -65,6 +65,14 @@ def test_a_sentence_reads_no_gene_texts(bench: Any) -> None:
     assert [row["text_s"] for row in bench.backbones.table(found, encoded)] == ["-", "3.0", "-"]
 
 
+def test_what_was_trained_for_another_time_is_another_row(bench: Any) -> None:
+    found = runs("prompt paper", 0.5, pairs=("donors",)) + runs("prompt untrained", 0.4, pairs=("donors",))
+    found += [{**r, "epochs": n} for n in (1, 2) for r in found]
+    names = [(row["encoder"], row["n_seeds"]) for row in bench.backbones.table(found, {})]
+    trained = [("prompt (paper)", 1), ("prompt (paper), 1 epoch", 1), ("prompt (paper), 2 epochs", 1)]
+    assert names == [*trained, ("prompt, untrained projection", 3)]
+
+
 def test_a_winner_needs_every_other_row_to_be_worse(bench: Any) -> None:
     best, far = runs("adapted minilm", 0.90, 0.91, 0.92), runs("residual", 0.80, 0.80, 0.79)
     mine, row = bench.backbones.tests([*far, *best])
