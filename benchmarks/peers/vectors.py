@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 K, TARGET = 15, 0.95
+#: Sizes of the list that a search of HNSW keeps.
+EFFORTS = (16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384, 512, 1024)
 
 
 def recall(found: Any, truth: Any) -> float:
@@ -39,7 +41,7 @@ def usearch(base: Any, folder: Path) -> tuple[Any, Any, tuple[int, ...]]:
         found = index.search(queries, K, threads=1)
         return np.asarray(found.keys).astype(np.int64).reshape(len(queries), -1)
 
-    return search, lambda: (folder / "index").stat().st_size, (16, 32, 64, 128, 256, 512, 1024)
+    return search, lambda: (folder / "index").stat().st_size, EFFORTS
 
 
 def hnswlib(base: Any, folder: Path) -> tuple[Any, Any, tuple[int, ...]]:
@@ -55,7 +57,7 @@ def hnswlib(base: Any, folder: Path) -> tuple[Any, Any, tuple[int, ...]]:
         index.set_ef(effort)
         return index.knn_query(queries, k=K, num_threads=1)[0].astype(np.int64)
 
-    return search, lambda: (folder / "index").stat().st_size, (16, 32, 64, 128, 256, 512, 1024)
+    return search, lambda: (folder / "index").stat().st_size, EFFORTS
 
 
 def lancedb(base: Any, folder: Path) -> tuple[Any, Any, tuple[int, ...]]:
