@@ -202,6 +202,19 @@ class TestBatches:
         # All lists but those of the batch alone: hardly anything is missed.
         assert (part.places(index.settings.n_lists, N) < N).mean() > 0.97
 
+    def test_lists_that_a_batch_fills_alone_stay_closed_for_it(self):
+        rows = clustered(1600, 3)
+        batches = np.arange(1600) % 2
+        rows[batches == 1] += 40.0
+        index = IvfIndex.build(rows, recall=0.8, n_lists=32)
+        for part, mine in zip(_left_out(index, batches, seed=0), (0, 1), strict=True):
+            others = set(index.list_of()[batches != mine])
+            assert set(part._lists[0]) == others and part._share == len(others) / 32 < 0.7
+
+    def test_hardly_a_list_is_closed_where_batches_lie_together(self, index):
+        parts = _left_out(index, np.arange(N) % 3, seed=0)
+        assert len(parts) == 3 and all(part._share > 0.95 for part in parts)
+
     def test_lists_know_their_rows(self, index, base):
         _, nearest = index._index.quantizer.search(base, 1)
         np.testing.assert_array_equal(index.list_of(), nearest[:, 0])
