@@ -60,18 +60,13 @@ def put_cells(
     how
         Index and recall asked for, and the memory that may be used.
     """
+    from scvec.stores.indices import build_index
+
     index, recall, memory = how
     kind = index_kind(index, vectors, memory)
-    txn.put_reference(
-        name,
-        meta=meta,
-        tensors=tensors,
-        obs=obs,
-        vectors=vectors,
-        index_kind=kind,
-        recall=recall,
-        batches=_batches(meta, obs) if kind == "ivf" else None,
-    )
+    batches = _batches(meta, obs) if kind == "ivf" else None
+    made = build_index(vectors, kind, recall=recall, batches=batches)
+    txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors, index=made)
     stored = txn.reference(name)
     if index == "ivf" and kind == "flat":
         return ["there are too few cells for an approximate index: neighbours are searched exactly"]

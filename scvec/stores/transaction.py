@@ -42,7 +42,7 @@ from scvec.stores.manifest import (
 from scvec.stores.stored import StoredReference, StoredSpace
 from scvec.stores.tensors import write_json, write_table, write_tensors
 from scvec.stores.working import WorkingFiles
-from scvec.types import Float32, Int64, Space
+from scvec.types import Float32, Space
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -254,9 +254,6 @@ class Transaction:
         obs: pd.DataFrame,
         vectors: Float32,
         index: VectorIndex | None = None,
-        index_kind: str = "flat",
-        recall: float = 0.95,
-        batches: Int64 | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> None:
         """Store labelled cells in place of those of the same name.
@@ -274,11 +271,8 @@ class Transaction:
         vectors
             (n, dim) float32.
         index
-            Index of the vectors; built (``index_kind``) if not given.
-        recall
-            Of an approximate index, whose settings and measured recall become ``meta["index"]``.
-        batches
-            (n,) number of each cell's batch; an approximate index is tuned for batches that it lacks.
+            Index of the vectors; a flat one is built if not given. Settings and measured recall of an
+            approximate one become ``meta["index"]``.
         run
             JSON values that differ between equal runs; kept in the manifest's ``run["references"][name]``.
         """
@@ -289,8 +283,8 @@ class Transaction:
         if len(obs) != len(vectors):
             raise InputError(f"{len(obs):,} cells but {len(vectors):,} vectors", name)
         if index is None:
-            index = build_index(vectors, index_kind, recall=recall, batches=batches)
-        index_kind = getattr(index, "kind", index_kind)
+            index = build_index(vectors)
+        index_kind = getattr(index, "kind", "flat")
         if (index.n, index.dim) != vectors.shape:
             raise InputError(
                 f"the index holds {index.n:,} x {index.dim} vectors instead of {vectors.shape}", name

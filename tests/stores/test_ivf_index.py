@@ -335,7 +335,7 @@ class TestStore:
         return store.reference("r")
 
     def test_there_and_back(self, store, base, index):
-        stored = self.put(store, base, index_kind="ivf", recall=TARGET)
+        stored = self.put(store, base, index=index)
         assert stored.index_kind == "ivf" and stored.meta["x"] == 1
         assert stored.meta["index"] == index.settings.to_dict()
         queries = clustered(40, 1)
@@ -354,8 +354,8 @@ class TestStore:
         assert stored.index_kind == "flat" and "index" not in stored.meta
         assert stored.searcher(exact=True) is stored.searcher(recall=0.5) is stored.index
 
-    def test_settings_that_are_lost(self, store, base):
-        self.put(store, base, index_kind="ivf")
+    def test_settings_that_are_lost(self, store, base, index):
+        self.put(store, base, index=index)
         with store.begin("test") as txn:
             txn.put_meta("r", {})
             txn.commit()
@@ -363,8 +363,8 @@ class TestStore:
             _ = store.reference("r").index
         assert any("settings" in problem for problem in store.verify().problems)
 
-    def test_a_damaged_file_is_not_searched(self, store, base):
-        stored = self.put(store, base, index_kind="ivf")
+    def test_a_damaged_file_is_not_searched(self, store, base, index):
+        stored = self.put(store, base, index=index)
         path = store.path / "files" / stored._entry.index
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
