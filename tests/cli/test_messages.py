@@ -73,7 +73,7 @@ def test_errors_are_one_object_with_json(error, code, text, scvec, api):
     ("words", "text"),
     [
         (["qury", "x.h5ad"], "did you mean 'query'?"),
-        (["query"], "missing argument 'QUERY'"),
+        (["query"], "missing argument 'QUERY...'"),
         (["query", "x", "--refrence", "p"], "'--reference'?"),
         (["query", "x", "--n-neighbors", "0"], "0 is not in the range x>=1"),
         (["query", "x", "--method", "vote"], "'knn', 'head', 'prototype', 'linear'"),

@@ -38,7 +38,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "command misspelt": (("qury", "{good}"), r"no such command 'qury'\n.*\n.*did you mean 'query'\?"),
     "command of a group misspelt": (("ingest", "cell"), r"did you mean 'cells'\?"),
     "one word too many": (("verify", "it"), "unexpected extra argument"),
-    "no file": (("query",), "missing argument 'QUERY'"),
+    "no file": (("query",), "missing argument 'QUERY...'"),
     "no name": (("ingest", "cells", "{good}", "--label-key", "cell_type"), "missing option '--name'"),
     # query
     "output of unknown ending": (
