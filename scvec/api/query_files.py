@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,25 +64,26 @@ def query_files(
         Files, in the order in which they are to be annotated.
     output, report
         As for :func:`scvec.query`; ``{}`` in them stands for the name of the file without its ending, as in
-        ``annotated/{}.h5ad``.
+        ``annotated/{}.h5ad``. Files of one name in several folders have those before it.
 
     Raises
     ------
     InputError
         If several files would be answered in one, or one of them is not there.
     """
+    once = list(dict.fromkeys(map(Path, paths)))
     found = [
-        QueryFile(Path(path), _placed(output, path), _placed(report, path))
-        for path in dict.fromkeys(map(Path, paths))
+        QueryFile(path, _placed(output, name), _placed(report, name))
+        for path, name in zip(once, _names(once), strict=True)
     ]
-    for option, targets in (
-        ("--output", [f.output for f in found]),
-        ("--report", [f.report for f in found]),
+    for option, given, targets in (
+        ("--output", output, [f.output for f in found]),
+        ("--report", report, [f.report for f in found]),
     ):
         taken: dict[Path, Path] = {}
         for file, target in zip(found, targets, strict=True):
             if target is not None and target in taken:
-                raise _shared(option, target, taken[target], file.path)
+                raise _shared(option, Path(str(given)), taken[target], file.path)
             if target is not None:
                 taken[target] = file.path
     missing = [file.path for file in found if not file.path.exists()]
@@ -94,22 +96,46 @@ def query_files(
     return found
 
 
-def _placed(target: Path | str | None, path: Path | str) -> Path | None:
-    if target is None:
-        return None
-    return Path(str(target).replace(PLACE, _stem(Path(path))))
+def _placed(target: Path | str | None, name: str) -> Path | None:
+    return None if target is None else Path(str(target).replace(PLACE, name))
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each file: its own, and where others have it too the folders that tell them apart.
+
+    So ``a/outs/cells.h5`` and ``b/outs/cells.h5`` are ``a-cells`` and ``b-cells``.
+    """
+    places = [Path(os.path.abspath(path)) for path in paths]  # a link keeps its own name
+    stems = [_stem(place) for place in places]
+    names = []
+    for place, stem in zip(places, stems, strict=True):
+        alike = [p.parent.parts for p, s in zip(places, stems, strict=True) if s == stem]
+        folders = place.parent.parts
+        start = _n_shared(alike)
+        stop = len(folders) - _n_shared([parts[start:][::-1] for parts in alike])
+        names.append("-".join([*(folders[start:stop] if len(alike) > 1 else ()), stem]))
+    return names
+
+
+def _n_shared(many: Sequence[Sequence[str]]) -> int:
+    """Return how many of their first parts are the same in all."""
+    return next(
+        (i for i, parts in enumerate(zip(*many, strict=False)) if len(set(parts)) > 1), min(map(len, many))
+    )
 
 
 def _stem(path: Path) -> str:
-    name = path.resolve().name  # of "." too
+    name = path.name
     for ending in (".h5ad", ".h5", ".zarr"):
         name = name.removesuffix(ending)
     return name
 
 
-def _shared(option: str, target: Path, one: Path, other: Path) -> InputError:
-    if _stem(one) == _stem(other):
-        fix = "give one of the files another name, or annotate it by a command of its own"
-    else:
-        fix = f"put {PLACE} into the name, which stands for the file's: '{target.with_stem(PLACE)}'"
-    return InputError(f"{one} and {other} would both be answered in one {option}", str(target), fix)
+def _shared(option: str, given: Path, one: Path, other: Path) -> InputError:
+    what = f"{one} and {other} would both be answered in one {option}"
+    if PLACE in str(given):
+        return InputError(what, str(given), "annotate one of them by a command of its own")
+    example = given.with_stem(PLACE)
+    return InputError(
+        what, str(given), f"put {PLACE} into the name, which stands for the file's: '{example}'"
+    )

@@ -39,14 +39,35 @@ def test_two_in_one_are_refused(paths, option):
     assert "{}.html" in caught.value.fix
 
 
-def test_one_name_in_two_folders_is_refused(tmp_path):
-    files = [tmp_path / folder / "filtered.h5ad" for folder in "ab"]
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a/outs/cells.h5", "b/outs/cells.h5", "b/other.h5"], ["a-cells", "b-cells", "other"]),
+        (["a/x/cells.h5ad", "a/y/cells.h5"], ["x-cells", "y-cells"]),
+        (["cells.h5ad", "a/cells.h5ad"], ["cells", "a-cells"]),
+        (["a/b/cells.h5ad", "b/cells.h5ad", "c/b/cells.h5"], ["a-cells", "cells", "c-cells"]),
+    ],
+)
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch, files, names):
+    monkeypatch.chdir(tmp_path)
     for file in files:
-        file.parent.mkdir()
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).touch()
+    assert [str(f.output) for f in query_files(files, "{}.csv")] == [f"{name}.csv" for name in names]
+
+
+def test_a_link_has_its_own_name(paths, tmp_path):
+    (tmp_path / "mine.h5ad").symlink_to(paths[0])
+    assert [f.output for f in query_files([tmp_path / "mine.h5ad"], "{}.csv")] == [Path("mine.csv")]
+
+
+def test_two_forms_of_one_sample_are_refused(tmp_path):
+    files = [tmp_path / "a.h5ad", tmp_path / "a.h5"]
+    for file in files:
         file.touch()
     with pytest.raises(InputError, match="both be answered") as caught:
         query_files(files, "{}.csv")
-    assert "another name" in caught.value.fix
+    assert "of its own" in caught.value.fix
 
 
 def test_what_is_not_there_is_said_before_any_work(paths, tmp_path):
