@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.errors import InputError
+from scvec.protocols import Progress, no_progress
 
 if TYPE_CHECKING:
     from scvec.annotate.annotation import Annotation
 
-__all__ = ["AnnotatedFile", "QueryFile", "query_files"]
+__all__ = ["AnnotatedFile", "QueryFile", "annotate_files", "query_files"]
 
 #: Stands in the name of an output for the name of the file that it answers.
 PLACE = "{}"
@@ -94,6 +96,47 @@ def query_files(
             "check the names; none was annotated",
         )
     return found
+
+
+def annotate_files(
+    store: Path | str,
+    files: Sequence[QueryFile],
+    *,
+    progress: Callable[[], AbstractContextManager[Progress]] = lambda: nullcontext(no_progress),
+    **options: Any,
+) -> Iterator[AnnotatedFile | InputError]:
+    """Annotate files one by one; yield the answer of each, or why it could not be used.
+
+    Parameters
+    ----------
+    progress
+        Returns a context that gives what the progress of one file is reported to.
+    **options
+        As for :func:`scvec.query`.
+
+    Raises
+    ------
+    InputError
+        Two files in a row were refused in the same words: it is not a matter of the files.
+    StoreError, NetworkError
+        As :func:`scvec.query`.
+    """
+    from scvec.api.query import query
+
+    refused: InputError | None = None
+    for file in files:
+        try:
+            with progress() as report:
+                annotation = query(
+                    store, file.path, output=file.output, report=file.report, progress=report, **options
+                )
+        except InputError as error:
+            if refused is not None and error.lines() == refused.lines():
+                raise
+            refused = error
+            yield error
+        else:
+            yield AnnotatedFile(file.path, annotation)
 
 
 def _placed(target: Path | str | None, name: str) -> Path | None:

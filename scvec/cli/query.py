@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -26,10 +25,6 @@ from scvec.cli.options import (
     where_option,
 )
 from scvec.errors import InputError
-
-if TYPE_CHECKING:
-    from scvec.annotate.annotation import Annotation
-    from scvec.protocols import Progress
 
 __all__ = ["query"]
 
@@ -121,56 +116,42 @@ def query(
       scvec query new.h5ad --where "donor = 'human1'" -o labels.csv
       scvec query sample1.h5ad sample2.h5ad -o '{}-labels.csv'
     """
-    from scvec.api.query import query as annotate_file
-    from scvec.api.query_files import AnnotatedFile, QueryFile, query_files
+    from scvec.api.query_files import annotate_files, query_files
 
     files = query_files(queries, output, report)
-
-    def annotated(file: QueryFile, progress: Progress) -> Annotation:
-        return annotate_file(
-            session.store,
-            file.path,
-            reference=reference,
-            output=file.output,
-            report=file.report,
-            n_neighbors=n_neighbors,
-            method=method,
-            species=species,
-            layer=layer,
-            memory=memory,
-            where=where,
-            exact=exact,
-            recall=recall,
-            coverage=coverage,
-            false_novel_rate=false_novel_rate,
-            majority_vote=majority_vote,
-            columns=columns,
-            unmatched_genes=unmatched_genes,
-            force=force,
-            device=device,
-            llm=llm,
-            engine=engine,
-            ray_address=ray_address,
-            progress=progress,
-        )
-
-    if len(files) == 1:
-        with session.progress() as progress:
-            annotation = annotated(files[0], progress)
-        session.show(annotation)
-        return
+    found = annotate_files(
+        session.store,
+        files,
+        progress=session.progress,
+        reference=reference,
+        n_neighbors=n_neighbors,
+        method=method,
+        species=species,
+        layer=layer,
+        memory=memory,
+        where=where,
+        exact=exact,
+        recall=recall,
+        coverage=coverage,
+        false_novel_rate=false_novel_rate,
+        majority_vote=majority_vote,
+        columns=columns,
+        unmatched_genes=unmatched_genes,
+        force=force,
+        device=device,
+        llm=llm,
+        engine=engine,
+        ray_address=ray_address,
+    )
     errors: list[InputError] = []
-    for file in files:
-        try:
-            with session.progress() as progress:
-                annotation = annotated(file, progress)
-        except InputError as error:
-            if errors and error.lines() == errors[-1].lines():
-                raise  # not a matter of this file
-            session.error(error, error)
-            errors.append(error)
+    for one in found:
+        if not isinstance(one, InputError):
+            session.show(one if len(files) > 1 else one.annotation)
+        elif len(files) == 1:
+            raise one
         else:
-            session.show(AnnotatedFile(file.path, annotation))
+            session.error(one, one)
+            errors.append(one)
     if errors:
         session.note(f"{len(files) - len(errors)} of {len(files)} files were annotated")
         click.get_current_context().exit(errors[0].exit_code)
