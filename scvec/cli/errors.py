@@ -12,6 +12,8 @@ __all__ = ["InternalError", "Interrupted", "translate"]
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Libraries have classes of their own for "out of memory", none of them a MemoryError.
+#: What DuckDB raises, as a plain RuntimeError, where Ctrl-C comes while it works.
+_INTERRUPTED_QUERY = "Query interrupted"
 _MEMORY_CLASSES = {"OutOfMemoryError", "OutOfMemoryException", "ArrowMemoryError"}
 _MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
 
@@ -40,6 +42,8 @@ def translate(error: BaseException, command: str = "scvec") -> ScvecError:
     """
     if isinstance(error, ScvecError):
         return error
+    if isinstance(error, RuntimeError) and str(error) == _INTERRUPTED_QUERY:
+        error = KeyboardInterrupt()
     if isinstance(error, KeyboardInterrupt | click.Abort):
         # click raises its own error from the interrupt.
         kept = str(error.__cause__ if isinstance(error, click.Abort) and error.__cause__ else error)

@@ -57,7 +57,7 @@ class _Root(click.Group):
         words = list(sys.argv[1:] if args is None else args)
         session = Session()
         try:
-            with warnings.catch_warnings():
+            with session.interrupts.listening(), warnings.catch_warnings():
                 if not sys.warnoptions and not _asked_for_details(words):
                     warnings.simplefilter("ignore")
                 code = super().main(

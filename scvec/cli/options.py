@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from scvec.cli.console import Console
+from scvec.cli.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from scvec.protocols import Progress
 
 __all__ = [
     "SPECIES",
@@ -50,6 +55,13 @@ class Session(Console):
     def __init__(self) -> None:
         super().__init__()
         self.store_option: Path | None = None
+        self.interrupts = Interrupts()
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Yield what :meth:`Console.progress` yields; it ends the command where the user asked for that."""
+        with super().progress() as report:
+            yield self.interrupts.heeding(report)
 
     @property
     def store(self) -> Path:

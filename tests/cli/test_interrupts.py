@@ -1,0 +1,92 @@
+"""An interrupt is heard wherever Python was when it came."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import weakref
+
+import click
+import pytest
+
+from scvec.cli.errors import translate
+from scvec.cli.interrupts import Interrupts
+from scvec.protocols import no_progress
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="no SIGINT there")
+
+
+class Thing:
+    """What can be referred to weakly."""
+
+
+def interrupt_where_python_drops_it() -> None:
+    thing = Thing()
+    held = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+    assert held() is None
+
+
+def test_an_interrupt_in_a_callback_ends_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupts = Interrupts()
+    steps: list[str] = []
+    report = interrupts.heeding(lambda stage, done, total, detail="": steps.append(stage))
+    with pytest.raises(KeyboardInterrupt), interrupts.listening():
+        report("reading", 0, 1)
+        interrupt_where_python_drops_it()
+        report("training", 0, 1)
+    assert steps == ["reading"] and capsys.readouterr().err == ""
+
+
+def test_another_thread_is_left_to_write_what_has_arrived() -> None:
+    interrupts = Interrupts()
+    with interrupts.listening():
+        interrupt_where_python_drops_it()
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            interrupts.heeding(no_progress)("asking", 0, 1)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert raised == []
+
+
+def test_other_errors_of_callbacks_are_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
+    interrupts = Interrupts()
+    thing = Thing()
+    with interrupts.listening():
+        held = weakref.ref(thing, lambda _: [][1])
+        del thing
+    assert held() is None and isinstance(told[0], IndexError) and not interrupts.dropped
+
+
+def test_a_command_ends_by_an_interrupt_that_python_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scvec.cli.main import cli
+    from scvec.cli.options import Session, pass_session
+
+    @click.command("slow")
+    @pass_session
+    def slow(session: Session) -> None:
+        with session.progress() as progress:
+            interrupt_where_python_drops_it()
+            progress("training", 0, 1)
+
+    monkeypatch.setitem(cli.commands, "slow", slow)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["slow"])
+    assert ended.value.code == 130
+
+
+def test_an_interrupted_query_of_duckdb_is_an_interrupt() -> None:
+    # The words are those of DuckDB 2.0. It looks for signals between its tasks only, so that no query
+    # is sure to be interrupted: the real thing would hang now and then.
+    error = translate(RuntimeError("Query interrupted"), "scvec ingest cells")
+    assert error.exit_code == 130 and error.lines()[0] == "interrupted"
