@@ -94,10 +94,17 @@ def put_cells(
 def index_facts(stored: StoredReference) -> dict[str, Any]:
     """Return what a person is told of a reference's index: its kind and, if approximate, what it finds."""
     settings = stored.meta.get("index")
+    layers = {"added": stored.n_later, "gone": stored.n_gone, "layers": 1 + stored.n_layers}
+    later = {} if stored.is_whole else layers
     if stored.index_kind != "ivf" or not isinstance(settings, dict):
-        return {"kind": stored.index_kind, "search": "exact"}
+        return {"kind": stored.index_kind, "search": "exact", **later}
     shown = ("n_lists", "nprobe", "factor", "target", "recall", "n_queries", "n_batches")
-    return {"kind": "ivf", "search": "approximate", **{k: settings[k] for k in shown if k in settings}}
+    return {
+        "kind": "ivf",
+        "search": "approximate",
+        **{k: settings[k] for k in shown if k in settings},
+        **later,
+    }
 
 
 def _batches(meta: Mapping[str, Any], obs: pd.DataFrame) -> Int64 | None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from scvec.ingest.cells import CellSource
     from scvec.stores.stored import StoredReference
-    from scvec.stores.transaction import Transaction
     from scvec.types import Float32
 
 __all__ = ["append_cells", "drop_cells"]
@@ -43,8 +42,10 @@ def append_cells(
 ) -> GrowReport:
     """Add cells to a reference that is there, encoded as a query's are. Nothing is trained.
 
-    The neighbours know the new cells at once. Head, prototypes, the other voices, calibration and novelty
-    go on as they learned from the first cells, until all are ingested together.
+    Their vectors are kept beside the others', in an exact index of their own that is searched too, until they
+    are many (`scvec.api.merging`). The neighbours know the new cells at once. Head, prototypes, the other
+    voices, calibration and novelty go on as they learned from the first cells, until all are ingested
+    together.
 
     Parameters
     ----------
@@ -66,6 +67,7 @@ def append_cells(
 
     from scvec.api.device import check_device
     from scvec.api.matching import match_genes
+    from scvec.api.merging import counts_of, grows_apart, put_whole
     from scvec.api.query import check_overlap
     from scvec.api.query_genes import query_genes
     from scvec.api.references import CODE_COLUMN, SPECIES_COLUMN, load_model
@@ -84,7 +86,7 @@ def append_cells(
         stored = opened.reference(name)
         model, resolver = load_model(stored, device=device, llm=llm), stored_resolver(opened)
         encoder, wanted = model.voices.encoder, model.voices.genes
-        vectors: list[Float32] = [np.asarray(stored.vectors)]
+        vectors: list[Float32] = []
         tables, notes, added = [stored.obs], [], []
         for ref in refs:
             with CellSource.open(ref, layer=layer, memory=memory) as source:
@@ -99,12 +101,15 @@ def append_cells(
                 tables.append(table)
                 for chunk in matched.chunks(genes):
                     vectors.append(encoder.encode(chunk.select(wanted)))
-                    progress("encoding cells", sum(map(len, vectors)) - stored.n, None)
+                    progress("encoding cells", sum(map(len, vectors)), None)
                 notes += source.notes
                 added.append({"name": source.name, "n_cells": source.n_obs, "species": matched.match.species})
         meta = {**stored.meta, "appended": [*stored.meta.get("appended", []), *added]}
-        obs, together = pd.concat(tables), np.concatenate(vectors)
-        notes += _put(txn, stored, meta, obs, together, memory)
+        obs, new = pd.concat(tables), np.concatenate(vectors)
+        if grows_apart(stored, len(new)):
+            txn.add_cells(name, meta={**meta, "counts": counts_of(stored, obs)}, obs=obs, vectors=new)
+        else:
+            notes += put_whole(txn, stored, meta, obs, np.concatenate([stored.vectors, new]), memory)
         generation = txn.commit()
         notes += txn.notes
     notes.append(
@@ -124,15 +129,16 @@ def append_cells(
 def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
     """Take the cells out of a reference for which a SQL condition over its obs is true.
 
-    No neighbour is found among them from then on. What was learned from them, the head and the mean cells,
-    stays as it is: to be rid of that too, ingest the others again. Older generations hold the cells until
-    :func:`scvec.compact`.
+    No neighbour is found among them from then on, and their row of obs is gone. Their vectors, and what older
+    generations hold of them, stay until :func:`scvec.compact`. What was learned from them, the head and the
+    mean cells, stays as it is: to be rid of that too, ingest the others again.
 
     Raises
     ------
     InputError
         If there is no such reference, no cell fulfils the condition, or none would be left.
     """
+    from scvec.api.merging import counts_of, put_whole, shrinks_in_place
     from scvec.stores.store import Store
     from scvec.stores.where import rows_where
 
@@ -147,16 +153,21 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
         kept = np.setdiff1d(np.arange(stored.n), gone)
         obs = stored.obs.iloc[kept]
         meta = {**stored.meta, "dropped": int(stored.meta.get("dropped", 0)) + len(gone)}
-        tensors = _without_probes(stored, gone)
-        vectors = np.ascontiguousarray(stored.vectors[kept])
-        notes = _put(txn, stored, meta, obs, vectors, None, tensors=tensors)
+        tensors = _without_probes(stored, gone) or stored.tensors
+        notes = []
+        if shrinks_in_place(stored, len(gone)):
+            counted = {**meta, "counts": counts_of(stored, obs)}
+            txn.drop_cells(reference, gone, meta=counted, tensors=tensors, obs=obs)
+        else:
+            vectors = np.ascontiguousarray(stored.vectors[kept])
+            notes += put_whole(txn, stored, meta, obs, vectors, None, tensors=tensors)
         generation = txn.commit()
-    left = sorted(c for c, n in _counts(stored, obs).items() if n == 0)
+    left = sorted(c for c, n in counts_of(stored, obs).items() if n == 0)
     if left:
         notes.append(
             f"no cell has these labels any more, but head and prototypes know them: {', '.join(left)}"
         )
-    notes.append("older generations hold the cells until: scvec compact")
+    notes.append("their vectors and older generations stay until: scvec compact")
     return GrowReport(
         name=reference,
         n_added=0,
@@ -165,35 +176,6 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
         generation=str(generation.number),
         notes=notes,
     )
-
-
-def _put(
-    txn: Transaction,
-    stored: StoredReference,
-    meta: dict[str, Any],
-    obs: pd.DataFrame,
-    vectors: Float32,
-    memory: str | int | None,
-    *,
-    tensors: Mapping[str, npt.NDArray[Any]] | None = None,
-) -> list[str]:
-    """Store a reference anew with other cells, its index made as its first one was asked for."""
-    from scvec.api.cell_index import put_cells
-    from scvec.stores.ivf_settings import FLAT_BELOW
-
-    settings = stored.meta.get("index") or {}
-    kind = stored.index_kind if stored.index_kind == "ivf" or stored.n >= FLAT_BELOW else "auto"
-    how = (kind, float(settings.get("target", 0.95)), memory)
-    meta = {**meta, "counts": _counts(stored, obs)}
-    return put_cells(txn, stored.name, vectors, meta, tensors or stored.tensors, obs, how)
-
-
-def _counts(stored: StoredReference, obs: pd.DataFrame) -> dict[str, int]:
-    from scvec.api.references import CODE_COLUMN
-
-    codes, classes = obs[CODE_COLUMN].to_numpy(dtype=np.int64), stored.meta["classes"]
-    numbers = np.bincount(codes[codes >= 0], minlength=len(classes))
-    return {classes[i]: int(numbers[i]) for i in np.argsort(-numbers, kind="stable")}
 
 
 def _codes(

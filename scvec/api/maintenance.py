@@ -148,24 +148,29 @@ def rm(store: Path | str, reference: str) -> RmReport:
 
 
 def compact(store: Path | str) -> CompactReport:
-    """Delete older generations and files that nothing uses.
+    """Put references together whose cells came and went; delete older generations and files without use.
 
     Raises
     ------
     LockedError
         If another process writes to the store.
     """
+    from scvec.api.merging import merge_layers
     from scvec.stores.store import Store
 
     opened = Store(store)
     before = _size(opened.path)
+    merged = [name for name in sorted(opened.generation.manifest.references) if merge_layers(opened, name)]
     done = opened.compact()
     return CompactReport(
         before_bytes=before,
         after_bytes=_size(opened.path),
         n_files_removed=done.n_files,
         generation=str(done.generation),
-        notes=[f"generation {number} is kept: it is being read" for number in done.kept],
+        notes=[
+            *(f"the cells of reference {name!r} were put together into one index" for name in merged),
+            *(f"generation {number} is kept: it is being read" for number in done.kept),
+        ],
     )
 
 

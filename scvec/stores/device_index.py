@@ -10,12 +10,14 @@ from scvec.errors import ResourceError
 from scvec.stores.distances import Float64, row_distances
 from scvec.stores.faiss_index import FaissFlatIndex, _faiss
 from scvec.stores.ivf_index import IvfIndex
+from scvec.stores.layered import LayeredIndex
 from scvec.types import Float32, Int64
 
 if TYPE_CHECKING:
     import torch
 
     from scvec.protocols import VectorIndex
+    from scvec.stores.indices import AnyIndex
 
 __all__ = ["FaissGpuIndex", "TorchIndex", "on_device"]
 
@@ -32,11 +34,19 @@ def on_device(index: VectorIndex, device: str) -> VectorIndex:
 
     A GPU needs no approximation: there an approximate index searches exactly.
     """
-    if device == "cuda" and isinstance(index, IvfIndex):
-        index = index.exact()
-    if device != "cuda" or not isinstance(index, FaissFlatIndex) or index.n == 0:
+    if device != "cuda":
         return index
-    return FaissGpuIndex(index) if _faiss_has_gpu() else TorchIndex(index, device)
+    if isinstance(index, LayeredIndex):
+        return index.with_layers([_on_gpu(layer) for layer in index.layers])
+    return _on_gpu(index) if isinstance(index, IvfIndex | FaissFlatIndex) else index
+
+
+def _on_gpu(index: AnyIndex) -> AnyIndex:
+    if isinstance(index, IvfIndex):
+        index = index.exact()
+    if not isinstance(index, FaissFlatIndex) or index.n == 0:
+        return index
+    return FaissGpuIndex(index) if _faiss_has_gpu() else TorchIndex(index, "cuda")
 
 
 def _faiss_has_gpu() -> bool:

@@ -21,6 +21,7 @@ __all__ = [
     "FORMAT",
     "FileEntry",
     "KnowledgeEntry",
+    "LayerEntry",
     "Manifest",
     "ReferenceEntry",
     "SpaceEntry",
@@ -94,8 +95,34 @@ class SpaceEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerEntry:
+    """Vectors and exact index of ``n`` cells that joined a reference later."""
+
+    n: int
+    vectors: str
+    index: str
+
+    def __post_init__(self) -> None:
+        _check_files((self.vectors, self.index))
+        if not _is_count(self.n) or self.n == 0:
+            raise ValueError(f"not a layer of a reference: {self.n!r} cells")
+
+
+@dataclass(frozen=True, slots=True)
 class ReferenceEntry:
-    """Labelled cells: ``n`` cells of ``dim`` dimensions."""
+    """Labelled cells: ``n`` cells of ``dim`` dimensions.
+
+    Attributes
+    ----------
+    vectors, index
+        Of the cells that it was made of.
+    layers
+        Those that joined it later, in order.
+    gone
+        File with the numbers of rows that were taken out, counted through all layers; empty for none.
+    n_gone
+        How many.
+    """
 
     n: int
     dim: int
@@ -105,15 +132,44 @@ class ReferenceEntry:
     vectors: str
     index: str
     index_kind: str
+    layers: tuple[LayerEntry, ...] = ()
+    gone: str = ""
+    n_gone: int = 0
 
     def __post_init__(self) -> None:
         _check_files(self.files())
-        if not _is_count(self.n) or not _is_count(self.dim) or not isinstance(self.index_kind, str):
+        counts = (self.n, self.dim, self.n_gone)
+        if not all(map(_is_count, counts)) or not isinstance(self.index_kind, str):
             raise ValueError(f"not a reference: {self.n!r} x {self.dim!r}")
+        if bool(self.gone) != (self.n_gone > 0) or self.n_first < 0:
+            raise ValueError(f"not a reference: {self.n!r} cells in layers that do not hold as many")
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ReferenceEntry:
+        """Return what :meth:`to_dict` gave."""
+        layers = tuple(LayerEntry(**layer) for layer in raw.get("layers", ()))
+        return cls(**{**raw, "layers": layers})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values; one that was neither added to nor taken from has none of that."""
+        values = asdict(self)
+        return {k: v for k, v in values.items() if v or k not in ("layers", "gone", "n_gone")}
+
+    @property
+    def n_first(self) -> int:
+        """Number of cells that it was made of, gone or not."""
+        return self.n + self.n_gone - sum(layer.n for layer in self.layers)
+
+    @property
+    def is_whole(self) -> bool:
+        """True if no cell joined or left it since it was made."""
+        return not self.layers and not self.gone
 
     def files(self) -> tuple[str, ...]:
         """Names of the files it is made of."""
-        return (self.meta, self.tensors, self.obs, self.vectors, self.index)
+        added = [name for layer in self.layers for name in (layer.vectors, layer.index)]
+        gone = [self.gone] if self.gone else []
+        return (self.meta, self.tensors, self.obs, self.vectors, self.index, *added, *gone)
 
 
 @dataclass(frozen=True)
@@ -211,7 +267,7 @@ class Manifest:
             "files": {n: {"bytes": e.n_bytes, "sha256": e.sha256} for n, e in self.files.items()},
             "knowledge": None if self.knowledge is None else asdict(self.knowledge),
             "spaces": spaces,
-            "references": {k: asdict(r) for k, r in self.references.items()},
+            "references": {k: r.to_dict() for k, r in self.references.items()},
             "run": portable(self.run),
         }
 
@@ -250,7 +306,7 @@ class Manifest:
                     k: SpaceEntry(**{**s, "space": Space.from_dict(s["space"])})
                     for k, s in raw["spaces"].items()
                 },
-                references={k: ReferenceEntry(**r) for k, r in raw["references"].items()},
+                references={k: ReferenceEntry.from_dict(r) for k, r in raw["references"].items()},
                 run=dict(raw["run"]),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

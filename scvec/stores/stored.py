@@ -6,18 +6,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from scvec.errors import StoreError
 from scvec.stores.indices import open_index
+from scvec.stores.layered import LayeredIndex
 from scvec.stores.manifest import ReferenceEntry, SpaceEntry
 from scvec.stores.tensors import map_vectors, read_json, read_table, read_tensors
-from scvec.types import Float32, Space, text_sha256
+from scvec.types import Float32, Int64, Space, text_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from scvec.protocols import VectorIndex
+    from scvec.stores.indices import AnyIndex
 
 __all__ = ["FileSource", "StoredReference", "StoredSpace"]
 
@@ -109,15 +112,39 @@ class StoredReference:
         self.index_kind = entry.index_kind
 
     @property
+    def is_whole(self) -> bool:
+        """True if its vectors lie in one file, and no cell has left it."""
+        return self._entry.is_whole
+
+    @property
+    def n_layers(self) -> int:
+        """How often cells joined it since its vectors were last put together."""
+        return len(self._entry.layers)
+
+    @property
+    def n_later(self) -> int:
+        """Number of cells that joined it since, gone or not."""
+        return sum(layer.n for layer in self._entry.layers)
+
+    @property
+    def n_gone(self) -> int:
+        """Number of cells that were taken out and whose vectors are still there."""
+        return self._entry.n_gone
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hex digits that name its cells and its model, whatever its labels are mapped to."""
-        entry = self._entry
-        return text_sha256(" ".join([entry.tensors, entry.obs, entry.vectors]))[:16]
+        return self._named(self._entry.tensors, self._entry.obs)
 
     @property
     def cells_fingerprint(self) -> str:
         """Sixteen hex digits that name its vectors and its model, whatever its obs says of the cells."""
-        return text_sha256(f"{self._entry.tensors} {self._entry.vectors}")[:16]
+        return self._named(self._entry.tensors)
+
+    def _named(self, *files: str) -> str:
+        entry = self._entry
+        later = [layer.vectors for layer in entry.layers] + [entry.gone] * bool(entry.gone)
+        return text_sha256(" ".join([*files, entry.vectors, *later]))[:16]
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -140,18 +167,63 @@ class StoredReference:
 
     @cached_property
     def vectors(self) -> Float32:
-        """(n, dim) float32, one row per cell, read-only, mapped from the disk."""
-        return _vectors(self._source, self._entry.vectors, self.n, self.dim)
+        """(n, dim) float32, one row per cell, read-only: mapped from the disk, or put together in memory."""
+        layers = self._layer_vectors
+        if self.is_whole:
+            return layers[0]
+        together = np.concatenate(layers) if len(layers) > 1 else layers[0]
+        left = np.delete(together, self.gone, axis=0) if self.n_gone else together
+        left.flags.writeable = False
+        return left
 
     @cached_property
-    def index(self) -> VectorIndex:
+    def gone(self) -> Int64:
+        """Numbers of the rows that were taken out, ascending, counted through all layers."""
+        entry = self._entry
+        if not entry.gone:
+            return np.empty(0, dtype=np.int64)
+        path = self._source.path_of(entry.gone)
+        rows = read_tensors(path).get("rows", np.empty(0))
+        if rows.shape != (entry.n_gone,) or rows.dtype != np.int64:
+            raise _mismatch(path, f"{rows.shape} rows were taken out instead of {entry.n_gone:,}")
+        return rows
+
+    @cached_property
+    def index(self) -> AnyIndex | LayeredIndex:
         """Index of the vectors."""
-        path = self._source.path_of(self._entry.index)
+        if self.is_whole:
+            return self.layers[0]
+        try:
+            return LayeredIndex(self.layers, self.gone)
+        except ValueError as error:
+            raise _mismatch(self._source.path_of(self._entry.index), str(error)) from error
+
+    @cached_property
+    def layers(self) -> list[AnyIndex]:
+        """Index of the cells that it was made of, and of those that joined it later, gone or not."""
+        entry = self._entry
+        path, n = self._source.path_of(entry.index), entry.n_first
         if self.index_kind != "ivf":
-            return open_index(path, self.index_kind, n=self.n, dim=self.dim)
-        settings = self.meta.get("index")
-        settings = settings if isinstance(settings, dict) else None
-        return open_index(path, "ivf", n=self.n, dim=self.dim, vectors=self.vectors, settings=settings)
+            first = open_index(path, self.index_kind, n=n, dim=self.dim)
+        else:
+            settings = self.meta.get("index")
+            settings = settings if isinstance(settings, dict) else None
+            rows = self._layer_vectors[0]
+            first = open_index(path, "ivf", n=n, dim=self.dim, vectors=rows, settings=settings)
+        later = [
+            open_index(self._source.path_of(layer.index), n=layer.n, dim=self.dim) for layer in entry.layers
+        ]
+        return [first, *later]
+
+    @cached_property
+    def _layer_vectors(self) -> list[Float32]:
+        entry = self._entry
+        first = _vectors(self._source, entry.vectors, entry.n_first, self.dim)
+        return [first, *(_vectors(self._source, layer.vectors, layer.n, self.dim) for layer in entry.layers)]
+
+    def parts(self) -> list[tuple[AnyIndex, Float32]]:
+        """Return the index and the vectors of each layer, which `verify` compares."""
+        return list(zip(self.layers, self._layer_vectors, strict=True))
 
     def searcher(self, *, exact: bool = False, recall: float | None = None) -> VectorIndex:
         """Return the index as it is to search: an approximate one at all, or as far as a recall takes.
@@ -165,8 +237,9 @@ class StoredReference:
         """
         from scvec.stores.ivf_index import IvfIndex
 
-        if not isinstance(self.index, IvfIndex):
+        first = self.layers[0]
+        if not isinstance(first, IvfIndex) or (recall is None and not exact):
             return self.index
-        if exact:
-            return self.index.exact()
-        return self.index if recall is None else self.index.at_recall(recall)
+        asked = first.exact() if exact or recall is None else first.at_recall(recall)
+        index = self.index
+        return index.with_layers([asked, *index.layers[1:]]) if isinstance(index, LayeredIndex) else asked

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from scvec.errors import InputError
-from scvec.stores.distances import checked_vectors
 from scvec.stores.files import (
     check_reference_name,
     content_name,
@@ -39,10 +36,11 @@ from scvec.stores.manifest import (
     library_versions,
     portable,
 )
+from scvec.stores.reference_files import new_reference, with_layer, with_meta, without_rows
 from scvec.stores.stored import StoredReference, StoredSpace
-from scvec.stores.tensors import write_json, write_table, write_tensors
+from scvec.stores.tensors import write_table, write_tensors
 from scvec.stores.working import WorkingFiles
-from scvec.types import Float32, Space
+from scvec.types import Float32, Int64, Space
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,6 +160,14 @@ class Transaction:
             self._entries[final] = FileEntry(path.stat().st_size, sha256)
         return final
 
+    def put_tensors(self, name: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+        """Write named arrays; return the name of the file."""
+        return self.put_file(name, "safetensors", lambda path: write_tensors(path, tensors))
+
+    def put_table(self, name: str, table: pd.DataFrame) -> str:
+        """Write a table; return the name of the file. What has to be changed for that is noted."""
+        return self.put_file(name, "parquet", lambda path: self.notes.extend(write_table(path, table)))
+
     def knowledge(self, *, resume: bool = False) -> Path:
         """Return the path of a private copy of the knowledge base; nothing is there if the store has none.
 
@@ -233,8 +239,8 @@ class Transaction:
         entry = SpaceEntry(
             space=space,
             n=len(table),
-            genes=self._put_table("genes", table),
-            vectors=self._put_tensors("gene-vectors", {"vectors": vectors}),
+            genes=self.put_table("genes", table),
+            vectors=self.put_tensors("gene-vectors", {"vectors": vectors}),
             index=self.put_file("gene-index", index_extension(index_kind), index.save),
             index_kind=index_kind,
         )
@@ -278,42 +284,42 @@ class Transaction:
         """
         self._check_open()
         check_reference_name(name)
-        dim = int(vectors.shape[1]) if getattr(vectors, "ndim", 0) == 2 else 0
-        vectors = checked_vectors(vectors, dim, "cell vectors")
-        if len(obs) != len(vectors):
-            raise InputError(f"{len(obs):,} cells but {len(vectors):,} vectors", name)
-        if index is None:
-            index = build_index(vectors)
-        index_kind = getattr(index, "kind", "flat")
-        if (index.n, index.dim) != vectors.shape:
-            raise InputError(
-                f"the index holds {index.n:,} x {index.dim} vectors instead of {vectors.shape}", name
-            )
-        described = {k: v for k, v in meta.items() if k != "index"}
-        if (settings := getattr(index, "settings", None)) is not None:
-            described["index"] = settings.to_dict()
-        entry = ReferenceEntry(
-            n=len(vectors),
-            dim=dim,
-            meta=self.put_file(f"{name}.meta", "json", lambda path: write_json(path, described)),
-            tensors=self._put_tensors(f"{name}.model", tensors),
-            obs=self._put_table(f"{name}.obs", obs),
-            vectors=self._put_tensors(f"{name}.vectors", {"vectors": vectors}),
-            index=self.put_file(f"{name}.index", index_extension(index_kind), index.save),
-            index_kind=index_kind,
-        )
+        entry = new_reference(self, name, meta=meta, tensors=tensors, obs=obs, vectors=vectors, index=index)
         self._run["references"][name] = portable(dict(run or {}))
-        self._change(references={**self._draft.references, name: entry})
+        self._put_entry(name, entry)
+
+    def add_cells(self, name: str, *, meta: Mapping[str, Any], obs: pd.DataFrame, vectors: Float32) -> None:
+        """Add cells to a reference, as a layer of their own; KeyError if there is none of this name.
+
+        ``meta`` and ``obs`` are those of the whole, the new cells last; ``vectors`` (n, dim) float32 theirs.
+        """
+        self._check_open()
+        old = self._draft.references[name]
+        self._put_entry(name, with_layer(self, name, old, meta=meta, obs=obs, vectors=vectors))
+
+    def drop_cells(
+        self,
+        name: str,
+        rows: Int64,
+        *,
+        meta: Mapping[str, Any],
+        tensors: Mapping[str, npt.NDArray[Any]],
+        obs: pd.DataFrame,
+    ) -> None:
+        """Take rows out of a reference; their vectors stay. KeyError if there is none of this name.
+
+        ``meta``, ``tensors`` and ``obs`` are those of the cells left.
+        """
+        self._check_open()
+        old = self._draft.references[name]
+        before = StoredReference(self, name, old).gone
+        entry = without_rows(self, name, old, before, rows, meta=meta, obs=obs, tensors=tensors)
+        self._put_entry(name, entry)
 
     def put_meta(self, name: str, meta: Mapping[str, Any], *, obs: pd.DataFrame | None = None) -> None:
         """Replace the JSON values of a reference, and its obs where given; KeyError if there is none."""
         self._check_open()
-        old = self._draft.references[name]
-        if obs is not None and len(obs) != old.n:
-            raise InputError(f"{len(obs):,} rows for {old.n:,} cells", name)
-        table = old.obs if obs is None else self._put_table(f"{name}.obs", obs)
-        written = self.put_file(f"{name}.meta", "json", lambda path: write_json(path, dict(meta)))
-        self._change(references={**self._draft.references, name: replace(old, meta=written, obs=table)})
+        self._put_entry(name, with_meta(self, name, self._draft.references[name], meta, obs))
 
     def remove_reference(self, name: str) -> None:
         """Drop a reference; KeyError if there is none of this name."""
@@ -389,8 +395,5 @@ class Transaction:
     def _change(self, **changes: Any) -> None:
         self._draft = self._draft.with_files_of_use(files={**self._draft.files, **self._entries}, **changes)
 
-    def _put_tensors(self, name: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-        return self.put_file(name, "safetensors", lambda path: write_tensors(path, tensors))
-
-    def _put_table(self, name: str, table: pd.DataFrame) -> str:
-        return self.put_file(name, "parquet", lambda path: self.notes.extend(write_table(path, table)))
+    def _put_entry(self, name: str, entry: ReferenceEntry) -> None:
+        self._change(references={**self._draft.references, name: entry})

@@ -131,8 +131,9 @@ def _check_space(report: VerifyReport, stored: StoredSpace, fingerprint: str) ->
 
 
 def _check_reference(report: VerifyReport, stored: StoredReference) -> None:
-    _ = (stored.meta, stored.tensors, stored.obs)
-    _check_index(report, stored.index, stored.vectors, f"reference {stored.name}")
+    _ = (stored.meta, stored.tensors, stored.obs, stored.index)
+    for i, (index, vectors) in enumerate(stored.parts()):
+        _check_index(report, index, vectors, f"reference {stored.name}" + (f", layer {i}" if i else ""))
 
 
 def _check_index(report: VerifyReport, index: Any, vectors: Float32, where: str) -> None:

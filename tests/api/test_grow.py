@@ -141,3 +141,37 @@ def test_cells_of_hardly_any_gene_of_the_reference_are_refused(store: Path, tiny
     assert "--force" in error.value.fix
     assert Store(store).reference("tiny").n == 60
     assert scvec.append_cells(store, [few], name="tiny", **OPTIONS, force=True).n_cells == 66
+
+
+def test_cells_come_and_go_without_the_others_being_written(store: Path, tiny_adata: Callable[..., Any]):
+    first = Store(store).generation.manifest.references["tiny"]
+    scvec.append_cells(store, [tiny_adata(30, seed=5)], name="tiny", **OPTIONS)
+    scvec.drop_cells(store, "tiny", where="donor = 'donor2' AND cell_type = 'alpha'")
+    entry = Store(store).generation.manifest.references["tiny"]
+    assert (entry.vectors, entry.index) == (first.vectors, first.index) and not entry.is_whole
+    index = scvec.info(store, "tiny").references[0].details["index"]
+    assert index == {"kind": "flat", "search": "exact", "added": 30, "gone": entry.n_gone, "layers": 2}
+    assert entry.n_gone == 90 - entry.n > 0
+
+
+def test_compact_puts_all_together_and_changes_no_answer(store: Path, tiny_adata: Callable[..., Any]):
+    new = tiny_adata(12, seed=1)
+    scvec.append_cells(store, [tiny_adata(30, seed=5)], name="tiny", **OPTIONS)
+    scvec.drop_cells(store, "tiny", where="donor = 'donor2' AND cell_type = 'alpha'")
+    before, counts = scvec.query(store, new), Store(store).reference("tiny").meta["counts"]
+    report = scvec.compact(store)
+    assert any("'tiny' were put together" in note for note in report.notes)
+    stored = Store(store).reference("tiny")
+    assert stored.is_whole and stored.meta["counts"] == counts and scvec.verify(store).ok
+    after = scvec.query(store, new)
+    np.testing.assert_array_equal(before.neighbors.indices, after.neighbors.indices)
+    np.testing.assert_array_equal(before.neighbors.distances, after.neighbors.distances)
+    np.testing.assert_array_equal(before.proba, after.proba)
+    assert scvec.compact(store).notes == []
+
+
+def test_many_new_cells_or_few_left_are_put_together_at_once(store: Path, tiny_adata: Callable[..., Any]):
+    scvec.append_cells(store, [tiny_adata(61, seed=5)], name="tiny", **OPTIONS)
+    assert Store(store).reference("tiny").is_whole
+    scvec.drop_cells(store, "tiny", where="donor = 'donor2'")
+    assert Store(store).reference("tiny").is_whole

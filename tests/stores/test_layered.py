@@ -1,0 +1,233 @@
+"""References whose cells came and went: what is searched, stored, checked and put together again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scvec.errors import InputError, StoreError
+from scvec.stores.faiss_index import FaissFlatIndex
+from scvec.stores.indices import build_index
+from scvec.stores.layered import LayeredIndex
+from scvec.stores.manifest import LayerEntry, Manifest, ReferenceEntry
+from scvec.stores.store import Store
+
+DIM = 8
+
+
+def rows(n: int, seed: int = 0) -> Any:
+    # Few different numbers, so that distances are often equal and the order of rows decides.
+    return np.random.default_rng(seed).integers(0, 3, (n, DIM)).astype(np.float32)
+
+
+def flat(vectors: Any) -> FaissFlatIndex:
+    index = FaissFlatIndex(DIM)
+    index.add(vectors)
+    return index
+
+
+# -- searching -----------------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    k=st.integers(1, 30),
+    share_gone=st.floats(0, 1),
+    share_asked=st.none() | st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_layers_give_what_one_index_of_the_rows_left_gives(
+    sizes: list[int], k: int, share_gone: float, share_asked: float | None, seed: int
+):
+    rng = np.random.default_rng(seed)
+    everything, queries = rows(sum(sizes), seed), rows(5, seed + 1)
+    gone = np.flatnonzero(rng.random(len(everything)) < share_gone)
+    left = np.delete(everything, gone, axis=0)
+    subset = None if share_asked is None else np.flatnonzero(rng.random(len(left)) < share_asked)
+    parts = np.split(everything, np.cumsum(sizes)[:-1])
+    layered = LayeredIndex([flat(part) for part in parts], gone)
+    assert (layered.n, layered.dim) == left.shape
+    found, truth = layered.search(queries, k, subset=subset), flat(left).search(queries, k, subset=subset)
+    np.testing.assert_array_equal(found.indices, truth.indices)
+    np.testing.assert_array_equal(found.distances, truth.distances)
+
+
+def test_an_approximate_layer_never_finds_what_is_gone():
+    vectors = np.random.default_rng(0).normal(size=(3000, DIM)).astype(np.float32)
+    queries = vectors[:50] + np.float32(1e-3)
+    gone = np.arange(0, 3000, 3)
+    layered = LayeredIndex([build_index(vectors[:2500], "ivf"), flat(vectors[2500:])], gone)
+    left = np.delete(vectors, gone, axis=0)
+    found, truth = layered.search(queries, 10), flat(left).search(queries, 10)
+    assert np.mean([np.isin(t, f).mean() for t, f in zip(truth.indices, found.indices, strict=True)]) > 0.9
+    at = found.indices[:, 0]
+    np.testing.assert_allclose(found.distances[:, 0], ((left[at] - queries) ** 2).sum(axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "gone"),
+    [([], []), ([flat(rows(3))], [3]), ([flat(rows(3))], [1, 1]), ([flat(rows(3)), FaissFlatIndex(2)], [])],
+    ids=["no layer", "a row that is not there", "twice", "two dimensions"],
+)
+def test_layers_that_cannot_be(layers: Any, gone: list[int]):
+    with pytest.raises(ValueError, match=r"layers|rows"):
+        LayeredIndex(layers, np.array(gone, dtype=np.int64))
+
+
+def test_queries_are_checked_as_ever():
+    layered = LayeredIndex([flat(rows(3))], np.array([1]))
+    with pytest.raises(InputError):
+        layered.search(rows(1)[:, :2], 1)
+    with pytest.raises(InputError):
+        layered.search(rows(1), 1, subset=np.array([2]))
+    assert layered.search(rows(0), 4).indices.shape == (0, 4)
+
+
+# -- storing -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    opened = Store.open(tmp_path / "store", create=True)
+    with opened.begin("put") as txn:
+        txn.put_reference("r", meta={"a": 1}, tensors=TENSORS, obs=table(20), vectors=rows(20))
+        txn.commit()
+    return opened
+
+
+TENSORS = {"w": np.ones(2, dtype=np.float32)}
+
+
+def table(n: int) -> pd.DataFrame:
+    return pd.DataFrame({"x": range(n)}, index=[f"c{i}" for i in range(n)])
+
+
+def grow(store: Store, n: int = 5, seed: int = 1) -> None:
+    with store.begin("grow") as txn:
+        old = store.reference("r")
+        txn.add_cells("r", meta=old.meta, obs=table(old.n + n), vectors=rows(n, seed))
+        txn.commit()
+
+
+def shrink(store: Store, gone: list[int]) -> None:
+    with store.begin("shrink") as txn:
+        old = store.reference("r")
+        left = table(old.n).drop(index=[f"c{i}" for i in gone])
+        txn.drop_cells("r", np.array(gone), meta=old.meta, tensors=old.tensors, obs=left)
+        txn.commit()
+
+
+def test_only_what_is_new_is_written(store: Store):
+    before = set(store.generation.manifest.files)
+    grow(store)
+    written = sorted(name.split("-")[0] for name in set(store.generation.manifest.files) - before)
+    assert written == ["r.index", "r.obs", "r.vectors"]
+    before = set(store.generation.manifest.files)
+    shrink(store, [0, 22])
+    assert sorted(name.split("-")[0] for name in set(store.generation.manifest.files) - before) == [
+        "r.gone",
+        "r.obs",
+    ]
+
+
+def test_rows_are_numbered_as_if_they_had_always_been_so(store: Store):
+    wanted = rows(20)
+    assert store.reference("r").is_whole
+    for step in range(3):
+        grow(store, 5, seed=step)
+        wanted = np.concatenate([wanted, rows(5, step)])
+        gone = [1, len(wanted) // 2, len(wanted) - 1]
+        shrink(store, gone)
+        wanted = np.delete(wanted, gone, axis=0)
+        stored = store.reference("r")
+        assert (stored.n, stored.n_layers, stored.n_gone) == (len(wanted), step + 1, 3 * (step + 1))
+        assert not stored.is_whole and len(stored.obs) == stored.index.n == stored.n
+        np.testing.assert_array_equal(stored.vectors, wanted)
+        found, truth = stored.searcher().search(rows(4, 9), 7), flat(wanted).search(rows(4, 9), 7)
+        np.testing.assert_array_equal(found.indices, truth.indices)
+    assert store.verify().ok
+
+
+def test_every_state_has_a_fingerprint_of_its_own(store: Store):
+    seen = []
+    for change in (lambda: None, lambda: grow(store), lambda: shrink(store, [3]), lambda: shrink(store, [4])):
+        change()
+        stored = store.reference("r")
+        seen += [stored.fingerprint, stored.cells_fingerprint]
+    assert len(set(seen)) == 8
+
+
+def test_verify_looks_into_every_layer(store: Store):
+    grow(store)
+    manifest = store.generation.manifest
+    [layer] = manifest.references["r"].layers
+    path = store.path / "files" / layer.vectors
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    report = store.verify()
+    assert not report.ok and any(layer.vectors in problem for problem in report.problems)
+
+
+def test_a_table_or_rows_that_do_not_fit(store: Store):
+    with store.begin("grow") as txn:
+        with pytest.raises(InputError, match="20 rows for 25 cells"):
+            txn.add_cells("r", meta={}, obs=table(20), vectors=rows(5))
+        with pytest.raises(InputError, match="cell vectors"):
+            txn.add_cells("r", meta={}, obs=table(25), vectors=rows(5)[:, :3])
+        with pytest.raises(InputError, match="20 rows for 19 cells"):
+            txn.drop_cells("r", np.array([2]), meta={}, tensors=TENSORS, obs=table(20))
+        with pytest.raises(KeyError):
+            txn.add_cells("s", meta={}, obs=table(5), vectors=rows(5))
+    assert store.reference("r").is_whole
+
+
+def test_files_that_do_not_belong_together(store: Store):
+    shrink(store, [1, 2])
+    manifest = store.generation.manifest
+    raw = json.loads(manifest.to_bytes())
+    raw["references"]["r"].update(n_gone=1, n=19)
+    odd = Manifest.from_bytes(json.dumps(raw).encode(), "here")
+    store.generation.manifest = odd
+    with pytest.raises(StoreError, match="do not belong together"):
+        _ = store.reference("r").gone
+
+
+# -- the manifest --------------------------------------------------------------------------------------
+
+FILES = {"meta": "m", "tensors": "t", "obs": "o", "vectors": "v", "index": "i"}
+ENTRY: dict[str, Any] = {"n": 5, "dim": 2, "index_kind": "flat", **FILES}
+
+
+def test_an_entry_goes_to_json_and_back():
+    whole = ReferenceEntry(**ENTRY)
+    assert whole.is_whole and set(whole.to_dict()) == set(ENTRY)
+    grown = ReferenceEntry(**ENTRY, layers=(LayerEntry(2, "w", "j"),), gone="g", n_gone=1)
+    assert grown.n_first == 4 and set(grown.files()) == {"m", "t", "o", "v", "i", "w", "j", "g"}
+    for entry in (whole, grown):
+        assert ReferenceEntry.from_dict(json.loads(json.dumps(entry.to_dict()))) == entry
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"n_gone": 1},
+        {"gone": "g"},
+        {"gone": "../g", "n_gone": 1},
+        {"n_gone": True, "gone": "g"},
+        {"layers": [{"n": 9, "vectors": "w", "index": "j"}]},
+        {"layers": [{"n": 0, "vectors": "w", "index": "j"}]},
+        {"layers": [{"n": 1, "vectors": "/w", "index": "j"}]},
+    ],
+    ids=str,
+)
+def test_entries_that_cannot_be(odd: dict[str, Any]):
+    with pytest.raises(ValueError, match="not a"):
+        ReferenceEntry.from_dict({**ENTRY, **odd})
