@@ -57,6 +57,7 @@ benchmark: dev servers peers ## make every number of docs/benchmarks.md again (h
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/search.py --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/index.py --publish --only exact --reference human
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/index.py --publish --only near
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/grow.py --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/index.py --publish --only peers --reference human \
 	    --n 100000 --peers $(PEERS)/vectors/bin/python
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Annotation", "check_columns"]
 
-Strings = npt.NDArray[np.str_]
+Strings = npt.NDArray[np.object_]
 
 #: Names that the columns of a table may have.
 COLUMNS = ("scvec", "celltypist")
@@ -50,7 +51,7 @@ class Annotation:
     classes
         Labels of the reference.
     label, label_knn, label_head, label_broad, cl_id, status
-        (n,) strings.
+        (n,) strings, as objects.
     confidence, novelty
         (n,) float32, 0 to 1.
     proba
@@ -161,7 +162,7 @@ class Annotation:
             found["cluster"] = pd.Categorical(self.cluster.astype(str))
         return pd.DataFrame(
             {f"{key_added}_{name}": values for name, values in found.items()},
-            index=pd.Index(self.cells.astype(object)),
+            index=pd.Index(self.cells),
         )
 
     def _celltypist(self) -> pd.DataFrame:
@@ -172,7 +173,7 @@ class Annotation:
             found["over_clustering"] = pd.Categorical(self.cluster.astype(str))
             found["majority_voting"] = pd.Categorical(self.majority)
         found["conf_score"] = self.confidence
-        return pd.DataFrame(found, index=pd.Index(self.cells.astype(object)))
+        return pd.DataFrame(found, index=pd.Index(self.cells))
 
     def explain(
         self,
@@ -239,7 +240,7 @@ class Annotation:
         order = np.argsort(-self.proba, axis=1, kind="stable")
         for row in np.flatnonzero(self.sets.any(axis=1)):
             found[row] = "|".join(self.classes[k] for k in order[row] if self.sets[row, k])
-        return found.astype(np.str_)
+        return found
 
     def obsm(self, key_added: str = "scvec") -> dict[str, npt.NDArray[Any]]:
         """Return the per-cell arrays that go into ``adata.obsm``."""
@@ -271,7 +272,7 @@ class Annotation:
             columns["majority"] = self.majority
         found: dict[str, Any] = {
             f"{key_added}_{name}_colors": np.array(
-                label_colors(self.classes, [str(v) for v in np.unique(values)]), dtype=object
+                label_colors(self.classes, sorted(set(values))), dtype=object
             )
             for name, values in columns.items()
         }
@@ -371,6 +372,4 @@ class Annotation:
 
 
 def _counts(labels: Strings) -> dict[str, int]:
-    names, numbers = np.unique(labels, return_counts=True)
-    order = np.lexsort((names, -numbers))
-    return {str(names[i]): int(numbers[i]) for i in order}
+    return dict(sorted(Counter(labels.tolist()).items(), key=lambda found: (-found[1], found[0])))

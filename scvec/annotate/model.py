@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scvec import scratch
 from scvec.annotate.calibration import Calibration
 from scvec.annotate.crossfit import crossfit, make_folds
 from scvec.annotate.novelty import FALSE_NOVEL_RATE, signals
@@ -69,6 +70,8 @@ class Prediction:
     def gather(cls, parts: Iterable[Prediction], n: int) -> Prediction:
         """Return the predictions of chunks as one of ``n`` cells; each is let go once it is copied.
 
+        Large arrays lie in files (`scvec.scratch`).
+
         Raises
         ------
         ValueError
@@ -79,8 +82,9 @@ class Prediction:
         for part in parts:
             for name, values in part._arrays().items():
                 if name not in whole:
-                    whole[name] = np.empty((n, *values.shape[1:]), dtype=values.dtype)
+                    whole[name] = scratch.empty((n, *values.shape[1:]), values.dtype)
                 whole[name][done : done + len(part)] = values
+                scratch.release(whole[name])
             done += len(part)
         if done != n or not whole:
             raise ValueError(f"predictions of {done} cells for {n}")

@@ -23,7 +23,7 @@ def statuses(
     novelty: npt.NDArray[np.float32],
     n_labels: npt.NDArray[np.integer[Any]],
     low_quality: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.str_]:
+) -> npt.NDArray[np.object_]:
     """Return (n,) statuses; the gravest that applies.
 
     Parameters
@@ -35,9 +35,11 @@ def statuses(
     low_quality
         (n,) cells with too little in them to say anything.
     """
-    status = np.where((n_labels <= 1) & (confidence >= CONFIDENCE_BAR), "confident", "ambiguous")
-    status = np.where(novelty > 0.5, "novel", status)
-    return np.where(low_quality, "low_quality", status)
+    status = np.full(len(confidence), "ambiguous", dtype=object)
+    status[(n_labels <= 1) & (confidence >= CONFIDENCE_BAR)] = "confident"
+    status[novelty > 0.5] = "novel"
+    status[low_quality] = "low_quality"
+    return status
 
 
 def low_quality_floor(n_detected: npt.NDArray[np.int64]) -> float:

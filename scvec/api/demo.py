@@ -101,7 +101,7 @@ def demo(
             found = query(where, paths[key], reference="pancreas", output=output, progress=progress)
             seconds = time.monotonic() - started
         truth = anndata.read_h5ad(paths[key], backed="r").obs["cell_type"].to_numpy().astype(str)
-        said = found.label
+        said = found.label.astype(str)
         if key == "mouse_query":
             truth, said = merge_labels(truth), merge_labels(said)
         queries.append(

@@ -164,7 +164,7 @@ def _scores(
     code = np.array([number.get(str(t), -1) for t in truth], dtype=np.int64)
     known = code >= 0
     confidence, novelty = annotation.confidence[scored], annotation.novelty[scored]
-    status, right = annotation.status[scored], truth == said
+    status, right = annotation.status[scored].astype(np.str_), truth == said
     found: dict[str, Any] = {
         "accuracy": metrics.accuracy(truth[known], said[known]),
         "macro_f1": metrics.macro_f1(truth[known], said[known]),

@@ -182,7 +182,7 @@ class Explainer:
                 opened,
                 source,
                 annotation.parameters,
-                annotation.label,
+                annotation.label.astype(np.str_),
                 annotation.confidence,
             )
 

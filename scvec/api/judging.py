@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvec import scratch
 from scvec.annotate.annotation import Annotation
 
 if TYPE_CHECKING:
@@ -53,21 +54,23 @@ def judged(
     from scvec.annotate.ontology import ClassOntology
     from scvec.annotate.status import statuses
 
-    classes = np.array(stored.meta["classes"])
+    # Objects, not fixed widths: a million cells share a few labels.
+    classes = np.array(stored.meta["classes"], dtype=object)
     best = found.proba.argmax(axis=1)
     knn, head = (found.winners[v] for v in ("knn", "head"))
     confidence = found.proba[np.arange(len(best)), best].astype(np.float32)
     low = found.n_detected < model.floor * share
     status = statuses(confidence=confidence, novelty=found.novelty, n_labels=found.n_labels, low_quality=low)
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).broad(found.proba)
+    scratch.release(found.proba)
     return Annotation(
-        cells=np.array(source.obs_names),
+        cells=np.array(source.obs_names, dtype=object),
         classes=tuple(str(c) for c in classes),
         label=classes[best],
         label_knn=classes[knn],
         label_head=classes[head],
-        label_broad=np.array(broad),
-        cl_id=np.array(ids),
+        label_broad=np.array(broad, dtype=object),
+        cl_id=np.array(ids, dtype=object),
         status=status,
         confidence=confidence,
         novelty=found.novelty,

@@ -241,7 +241,7 @@ def query(
             with stages("cluster"):
                 progress("clustering cells", 0, None)
                 cluster = clusters(annotation.vectors)
-                voted = np.array(annotation.classes)[majority(annotation.proba, cluster)]
+                voted = np.array(annotation.classes, dtype=object)[majority(annotation.proba, cluster)]
                 annotation = replace(annotation, cluster=cluster, majority=voted)
         if target is not None:
             with stages("write"):

@@ -23,6 +23,7 @@ from scvec.ingest.borders import disk_errors, reading
 from scvec.ingest.h5ad_copy import write_as_h5ad
 from scvec.ingest.h5ad_safety import open_h5ad
 from scvec.ingest.openers import is_h5ad
+from scvec.scratch import release
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,6 +34,7 @@ _GZIP = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 _TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 # Room for what HDF5 keeps beside the values, generous: per file and per entry.
 _FILE_ROOM, _ENTRY_ROOM = 2**22, 2**16
+_BLOCK_ROWS = 2**16
 
 
 def check_output(out_path: str | os.PathLike[str], source_path: str | os.PathLike[str] | None = None) -> Path:
@@ -216,7 +218,22 @@ def _add_entries(file: h5py.File, name: str, entries: Mapping[str, Any]) -> None
         write_elem(file, name, {})
     for key, value in entries.items():
         # Scalars cannot be compressed, and the dicts of uns are full of them.
-        write_elem(file[name], key, value, dataset_kwargs=_GZIP if name == "obsm" and _shrinks(value) else {})
+        packed = _GZIP if name == "obsm" and _shrinks(value) else {}
+        if isinstance(value, np.memmap):
+            _add_blocks(file[name], key, value, packed)
+        else:
+            write_elem(file[name], key, value, dataset_kwargs=packed)
+
+
+def _add_blocks(group: h5py.Group, key: str, value: np.memmap[Any, Any], packed: Mapping[str, Any]) -> None:
+    """Write an array that lies in a file as anndata does, but never more of it in memory than a block."""
+    if key in group:
+        del group[key]
+    item = group.create_dataset(key, value.shape, value.dtype, **packed)
+    item.attrs["encoding-type"], item.attrs["encoding-version"] = "array", "0.2.0"
+    for start in range(0, len(value), _BLOCK_ROWS):
+        item[start : start + _BLOCK_ROWS] = value[start : start + _BLOCK_ROWS]
+        release(value)
 
 
 def _shrinks(value: Any) -> bool:

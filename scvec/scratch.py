@@ -1,0 +1,50 @@
+"""Large arrays kept in files that nobody sees, so that they need no memory while nothing looks at them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["empty", "release"]
+
+#: Bytes of an array that is worth a file.
+LARGE = 32 << 20
+
+
+def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return an array to fill: in memory, or if it is large and there is room, in a temporary file.
+
+    The file has no name, so that it is gone with the array, and with a process that is killed.
+    """
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    if n_bytes < LARGE:
+        return np.empty(shape, dtype)
+    try:
+        with tempfile.TemporaryFile(prefix="scvec-") as file:
+            _reserve(file.fileno(), n_bytes)
+            return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+    except OSError:  # a full or a read-only disk: memory is what is left
+        return np.empty(shape, dtype)
+
+
+def release(array: npt.NDArray[Any]) -> None:
+    """Let go of the memory that looking at an array took, if it lies in a file. Nothing in it changes."""
+    mapped = getattr(array, "_mmap", None)
+    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _reserve(fd: int, n_bytes: int) -> None:
+    """Give a file its size and its place on the disk: one that filled up later would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, n_bytes)
+        return
+    if shutil.disk_usage(tempfile.gettempdir()).free < 2 * n_bytes:
+        raise OSError("the disk is nearly full")
+    os.ftruncate(fd, n_bytes)
