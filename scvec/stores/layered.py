@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LayeredIndex"]
 
+#: Rows asked for beyond the neighbours wanted where some are gone: so many, and so many times those that
+#: would be gone if they lay anywhere.
+SPARE, SPARE_SHARE = 8, 3.0
+
 
 class LayeredIndex:
     """Several indices searched as one, but for rows that were taken out (`scvec.protocols.VectorIndex`).
@@ -78,7 +82,10 @@ class LayeredIndex:
             if lo == hi:
                 continue
             rows = None if hi - lo == layer.n else among[lo:hi] - first
-            found.append(search_rows(layer, layer.vectors(), int(first), queries, k, rows))
+            if subset is None and rows is not None:
+                found.append(_passing_over(layer, int(first), rows, queries, k))
+            else:
+                found.append(search_rows(layer, layer.vectors(), int(first), queries, k, rows))
         if not found or not len(queries):
             none = np.full((len(queries), k), -1, np.int64)
             return Neighbors(none, np.full(none.shape, np.inf, np.float32))
@@ -93,3 +100,26 @@ class LayeredIndex:
     def save(self, path: Path) -> None:
         """Each layer has its own file."""
         raise TypeError("a layered index is not saved as one")
+
+
+def _passing_over(layer: AnyIndex, first: int, left: Int64, queries: Float32, k: int) -> Found:
+    """Search a layer for more rows than are asked for, and pass over those that are gone.
+
+    Searching among the rows left alone costs many times as much: a selector ends the tricks by which FAISS
+    looks at many codes at once. It is for the queries that have too few rows left, as where a whole type of
+    cell is gone.
+    """
+    gone = np.ones(layer.n, dtype=bool)
+    gone[left] = False
+    wanted = k + SPARE + int(np.ceil(SPARE_SHARE * k * (1.0 - len(left) / layer.n)))
+    near = search_rows(layer, layer.vectors(), first, queries, min(wanted, layer.n), None)
+    passed = (near.rows < 0) | gone[np.maximum(near.rows - first, 0)]
+    distances = np.where(passed, np.inf, near.distances)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    rows = np.take_along_axis(np.where(passed, -1, near.rows), order, axis=1)
+    distances = np.take_along_axis(distances, order, axis=1)
+    short = np.flatnonzero((rows >= 0).sum(axis=1) < min(k, len(left)))
+    if len(short):
+        again = search_rows(layer, layer.vectors(), first, queries[short], k, left)
+        rows[short], distances[short] = again.rows, again.distances
+    return Found(rows, distances)

@@ -191,16 +191,20 @@ class StoredReference:
     @cached_property
     def index(self) -> AnyIndex | LayeredIndex:
         """Index of the vectors."""
-        if self.is_whole:
-            return self.layers[0]
+        first, *later = self._open_layers()
+        # Exact indices are searched as one: all of them, or those beside an approximate one.
+        into = first if first.kind != "ivf" else later.pop(0) if later else first
+        for layer in later:
+            into.add(layer.vectors())
+        layers = [first] if into is first else [first, into]
+        if len(layers) == 1 and not self.n_gone:
+            return first
         try:
-            return LayeredIndex(self.layers, self.gone)
+            return LayeredIndex(layers, self.gone)
         except ValueError as error:
             raise _mismatch(self._source.path_of(self._entry.index), str(error)) from error
 
-    @cached_property
-    def layers(self) -> list[AnyIndex]:
-        """Index of the cells that it was made of, and of those that joined it later, gone or not."""
+    def _open_layers(self) -> list[AnyIndex]:
         entry = self._entry
         path, n = self._source.path_of(entry.index), entry.n_first
         if self.index_kind != "ivf":
@@ -221,9 +225,9 @@ class StoredReference:
         first = _vectors(self._source, entry.vectors, entry.n_first, self.dim)
         return [first, *(_vectors(self._source, layer.vectors, layer.n, self.dim) for layer in entry.layers)]
 
-    def parts(self) -> list[tuple[AnyIndex, Float32]]:
-        """Return the index and the vectors of each layer, which `verify` compares."""
-        return list(zip(self.layers, self._layer_vectors, strict=True))
+    def layers(self) -> list[tuple[AnyIndex, Float32]]:
+        """Return index and vectors of the first cells, and of those that joined them, gone or not."""
+        return list(zip(self._open_layers(), self._layer_vectors, strict=True))
 
     def searcher(self, *, exact: bool = False, recall: float | None = None) -> VectorIndex:
         """Return the index as it is to search: an approximate one at all, or as far as a recall takes.
@@ -237,9 +241,9 @@ class StoredReference:
         """
         from scvec.stores.ivf_index import IvfIndex
 
-        first = self.layers[0]
-        if not isinstance(first, IvfIndex) or (recall is None and not exact):
-            return self.index
-        asked = first.exact() if exact or recall is None else first.at_recall(recall)
         index = self.index
-        return index.with_layers([asked, *index.layers[1:]]) if isinstance(index, LayeredIndex) else asked
+        first, *later = index.layers if isinstance(index, LayeredIndex) else [index]
+        if not isinstance(first, IvfIndex) or (recall is None and not exact):
+            return index
+        asked = first.exact() if exact or recall is None else first.at_recall(recall)
+        return index.with_layers([asked, *later]) if isinstance(index, LayeredIndex) else asked

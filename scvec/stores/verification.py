@@ -132,7 +132,7 @@ def _check_space(report: VerifyReport, stored: StoredSpace, fingerprint: str) ->
 
 def _check_reference(report: VerifyReport, stored: StoredReference) -> None:
     _ = (stored.meta, stored.tensors, stored.obs, stored.index)
-    for i, (index, vectors) in enumerate(stored.parts()):
+    for i, (index, vectors) in enumerate(stored.layers()):
         _check_index(report, index, vectors, f"reference {stored.name}" + (f", layer {i}" if i else ""))
 
 

@@ -59,6 +59,15 @@ def test_layers_give_what_one_index_of_the_rows_left_gives(
     np.testing.assert_array_equal(found.distances, truth.distances)
 
 
+def test_queries_whose_whole_surroundings_are_gone_look_further():
+    near, far = rows(200), rows(50, 1) + np.float32(100)
+    layered = LayeredIndex([flat(np.concatenate([near, far])), flat(far + 1)], np.arange(195))
+    left = np.concatenate([near[195:], far, far + 1])
+    found, truth = layered.search(near[:9], 20), flat(left).search(near[:9], 20)
+    np.testing.assert_array_equal(found.indices, truth.indices)
+    np.testing.assert_array_equal(found.distances, truth.distances)
+
+
 def test_an_approximate_layer_never_finds_what_is_gone():
     vectors = np.random.default_rng(0).normal(size=(3000, DIM)).astype(np.float32)
     queries = vectors[:50] + np.float32(1e-3)
@@ -152,6 +161,28 @@ def test_rows_are_numbered_as_if_they_had_always_been_so(store: Store):
         np.testing.assert_array_equal(stored.vectors, wanted)
         found, truth = stored.searcher().search(rows(4, 9), 7), flat(wanted).search(rows(4, 9), 7)
         np.testing.assert_array_equal(found.indices, truth.indices)
+    assert store.verify().ok
+
+
+def test_an_approximate_reference_grows_and_is_asked_exactly(store: Store):
+    vectors = np.random.default_rng(0).normal(size=(1200, DIM)).astype(np.float32)
+    more = np.random.default_rng(1).normal(size=(2, 100, DIM)).astype(np.float32)
+    with store.begin("put") as txn:
+        index = build_index(vectors, "ivf")
+        txn.put_reference("r", meta={}, tensors=TENSORS, obs=table(1200), vectors=vectors, index=index)
+        for i, new in enumerate(more):
+            meta = txn.reference("r").meta
+            txn.add_cells("r", meta=meta, obs=table(1300 + 100 * i), vectors=new)
+        txn.commit()
+    shrink(store, [0, 1250])
+    left = np.delete(np.concatenate([vectors, *more]), [0, 1250], axis=0)
+    stored, truth = store.reference("r"), flat(left).search(left[:40], 9)
+    assert [layer.kind for layer in stored.index.layers] == ["ivf", "flat"]
+    found = stored.searcher(exact=True).search(left[:40], 9)
+    np.testing.assert_array_equal(found.indices, truth.indices)
+    for near in (stored.searcher(), stored.searcher(recall=0.99)):
+        hits = near.search(left[:40], 9).indices
+        assert np.mean([np.isin(t, f).mean() for t, f in zip(truth.indices, hits, strict=True)]) > 0.9
     assert store.verify().ok
 
 
