@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
 import os
 import shutil
@@ -11,19 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["empty", "release"]
+__all__ = ["empty", "release", "trim"]
 
-#: Bytes of an array that is worth a file.
-LARGE = 32 << 20
+#: Bytes of arrays that are worth files.
+LARGE = 64 << 20
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Return an array to fill: in memory, or if it is large and there is room, in a temporary file.
+    """Return an array to fill, in a temporary file if there is room on the disk, else in memory.
 
     The file has no name, so that it is gone with the array, and with a process that is killed.
     """
     n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    if n_bytes < LARGE:
+    if not n_bytes:
         return np.empty(shape, dtype)
     try:
         with tempfile.TemporaryFile(prefix="scvec-") as file:
@@ -38,6 +40,12 @@ def release(array: npt.NDArray[Any]) -> None:
     mapped = getattr(array, "_mmap", None)
     if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def trim() -> None:
+    """Give memory that was freed back to the system, where the C library is one that keeps it (glibc)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reserve(fd: int, n_bytes: int) -> None:

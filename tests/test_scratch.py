@@ -6,30 +6,33 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from anndata.io import read_elem, write_elem
 
+import scvec
 from scvec import scratch
 from scvec.ingest import h5ad_output
 
 
-def test_small_arrays_are_arrays_and_large_ones_lie_in_a_file_without_a_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_array_lies_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
-    assert not isinstance(scratch.empty((10, 3), np.float32), np.memmap)
-    large = scratch.empty((scratch.LARGE // 8, 2), np.float32)
-    assert isinstance(large, np.memmap) and large.shape == (scratch.LARGE // 8, 2)
+    array = scratch.empty((1000, 2), np.float32)
+    assert isinstance(array, np.memmap) and array.shape == (1000, 2)
     assert list(tmp_path.iterdir()) == []
-    large[:] = np.arange(2)
-    scratch.release(large)
-    assert (large == np.arange(2)).all()
+    array[:] = np.arange(2)
+    scratch.release(array)
+    assert (array == np.arange(2)).all()
     scratch.release(np.ones(3))
+    assert scratch.empty((0, 3), np.float32).shape == (0, 3)
+    scratch.trim()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
@@ -38,13 +41,14 @@ def test_without_room_on_the_disk_memory_is_taken(code: int, monkeypatch: pytest
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(scratch, "_reserve", full)
-    found = scratch.empty((scratch.LARGE, 1), np.uint8)
-    assert not isinstance(found, np.memmap) and found.shape == (scratch.LARGE, 1)
+    found = scratch.empty((4, 1), np.uint8)
+    assert not isinstance(found, np.memmap) and found.shape == (4, 1)
 
 
 HELD = """
 import sys
 import numpy as np
+import scvec
 from scvec import scratch
 
 def held():
@@ -77,7 +81,6 @@ def test_blocks_are_written_as_anndata_writes(
     tmp_path: Path, packed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(h5ad_output, "_BLOCK_ROWS", 7)
-    monkeypatch.setattr(scratch, "LARGE", 1)
     values = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     mapped = scratch.empty(values.shape, values.dtype)
     mapped[:] = values
@@ -89,3 +92,36 @@ def test_blocks_are_written_as_anndata_writes(
         np.testing.assert_array_equal(read_elem(group["X"]), values)
         assert dict(group["X"].attrs) == dict(group["Y"].attrs)
         assert group["X"].dtype == group["Y"].dtype and group["X"].compression == group["Y"].compression
+
+
+def test_what_lies_in_files_is_what_lay_in_memory(
+    tmp_path: Path, tiny_adata: Callable[..., Any], new_store: Callable[[Path], Path], monkeypatch: Any
+):
+    """All that is made of an annotation, for files and for objects."""
+    store = new_store(tmp_path / "store")
+    scvec.ingest_cells(store, [tiny_adata(60)], name="tiny", label_key="cell_type", encoder="pca")
+    new = tiny_adata(20, seed=1)
+    new.write_h5ad(tmp_path / "new.h5ad")
+
+    def made(name: str) -> tuple[Any, ...]:
+        out, of_object = tmp_path / f"{name}.h5ad", tmp_path / f"{name}-object.h5ad"
+        found = scvec.query(store, tmp_path / "new.h5ad", output=out, coverage=0.9)
+        scvec.query(store, new, output=of_object)
+        marked = scvec.annotate(new, store, copy=True)
+        assert type(marked.obsm["X_scvec"]) is np.ndarray
+        marked.write_h5ad(tmp_path / f"{name}-marked.h5ad")
+        found.to_report(tmp_path / f"{name}.html")
+        assert found.explain(cell=found.cells[0]).lines()
+        return found, [anndata.read_h5ad(p) for p in (out, of_object, tmp_path / f"{name}-marked.h5ad")]
+
+    plain, files = made("plain")
+    monkeypatch.setattr(scratch, "LARGE", 0)
+    mapped, again = made("mapped")
+    assert type(plain.vectors) is np.ndarray and isinstance(mapped.vectors, np.memmap)
+    pd.testing.assert_frame_equal(plain.to_table(), mapped.to_table())
+    np.testing.assert_array_equal(plain.neighbors.indices, mapped.neighbors.indices)
+    for one, other in zip(files, again, strict=True):
+        pd.testing.assert_frame_equal(one.obs, other.obs)
+        assert set(one.obsm) == set(other.obsm) >= {"X_scvec", "scvec_proba"}
+        for key in one.obsm:
+            np.testing.assert_array_equal(one.obsm[key], other.obsm[key])

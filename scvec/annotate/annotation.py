@@ -305,7 +305,8 @@ class Annotation:
         table = self.to_table(key_added)
         for name in table.columns:
             target.obs[name] = table[name].array
-        target.obsm.update(self.obsm(key_added))
+        # Plain arrays: those of many cells lie in files, which not all of anndata takes.
+        target.obsm.update({name: np.asarray(values) for name, values in self.obsm(key_added).items()})
         target.uns[key_added] = self.uns()
         target.uns.update(self.colors(key_added))
         return target if copy else None

@@ -70,7 +70,7 @@ class Prediction:
     def gather(cls, parts: Iterable[Prediction], n: int) -> Prediction:
         """Return the predictions of chunks as one of ``n`` cells; each is let go once it is copied.
 
-        Large arrays lie in files (`scvec.scratch`).
+        Of many cells they lie in files (`scvec.scratch`).
 
         Raises
         ------
@@ -80,9 +80,12 @@ class Prediction:
         whole: dict[str, npt.NDArray[Any]] = {}
         done = 0
         for part in parts:
-            for name, values in part._arrays().items():
-                if name not in whole:
-                    whole[name] = scratch.empty((n, *values.shape[1:]), values.dtype)
+            arrays = part._arrays()
+            if not whole:
+                large = n * sum(values[:1].nbytes for values in arrays.values()) >= scratch.LARGE
+                make = scratch.empty if large else np.empty
+                whole = {name: make((n, *v.shape[1:]), v.dtype) for name, v in arrays.items()}
+            for name, values in arrays.items():
                 whole[name][done : done + len(part)] = values
                 scratch.release(whole[name])
             done += len(part)
@@ -93,6 +96,11 @@ class Prediction:
             neighbors=Neighbors(whole.pop("neighbors"), whole.pop("distances")),
             **whole,
         )
+
+    def release(self) -> None:
+        """Let go of the memory that looking at it took, where it lies in files."""
+        for values in self._arrays().values():
+            scratch.release(values)
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return all arrays, one row a cell, by a name each."""

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from scvec.scratch import release
 from scvec.types import Float32
 
 __all__ = ["ClassOntology"]
 
-_BLOCK = 2**15
+_BLOCK = 2**13
+
+Strings = npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class ClassOntology:
     how: tuple[str, ...] = ()
     confidence: tuple[float, ...] = ()
 
-    def broad(self, proba: Float32, *, bar: float = 0.8) -> tuple[list[str], list[str]]:
+    def broad(self, proba: Float32, *, bar: float = 0.8) -> tuple[Strings, Strings]:
         """Return, per cell, (label, id) of the deepest term whose summed probability reaches the bar.
 
         ``"T cell"`` when CD4 and CD8 are both likely. Empty strings where no term reaches it.
@@ -52,14 +56,17 @@ class ClassOntology:
         """
         names = sorted({t for path in self.lineage.values() for t in path})
         if not names:
-            return [""] * len(proba), [""] * len(proba)
+            return np.full(len(proba), "", dtype=object), np.full(len(proba), "", dtype=object)
         number = {term: i for i, term in enumerate(names)}
         under = np.zeros((len(self.terms), len(names)))
         for c, term in enumerate(self.terms):
             for above in self.lineage.get(term, ()):
                 under[c, number[above]] = 1.0
         depth = np.array([self.depth[t] for t in names], dtype=np.float64)
-        ids: list[str] = []
+        ids = np.full(len(proba), "", dtype=object)
+        terms = np.array(names, dtype=object)
+        labels = np.array([self.names.get(t, "") for t in names], dtype=object)
+        said = np.full(len(proba), "", dtype=object)
         # There are more terms than classes: never all cells by all terms at once.
         for start in range(0, len(proba), _BLOCK):
             mass = proba[start : start + _BLOCK] @ under
@@ -67,8 +74,10 @@ class ClassOntology:
             rank = np.where(mass >= bar - 1e-6, depth + 0.5 * np.minimum(mass, 1.0), -1.0)
             best = rank.argmax(axis=1)
             passed = rank[np.arange(len(best)), best] >= 0
-            ids += [names[b] if ok else "" for b, ok in zip(best, passed, strict=True)]
-        return [self.names.get(i, "") for i in ids], ids
+            rows = start + np.flatnonzero(passed)
+            ids[rows], said[rows] = terms[best[passed]], labels[best[passed]]
+            release(proba)
+        return said, ids
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

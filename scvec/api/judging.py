@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvec import scratch
 from scvec.annotate.annotation import Annotation
 
 if TYPE_CHECKING:
@@ -61,16 +60,16 @@ def judged(
     confidence = found.proba[np.arange(len(best)), best].astype(np.float32)
     low = found.n_detected < model.floor * share
     status = statuses(confidence=confidence, novelty=found.novelty, n_labels=found.n_labels, low_quality=low)
+    found.release()
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).broad(found.proba)
-    scratch.release(found.proba)
     return Annotation(
-        cells=np.array(source.obs_names, dtype=object),
+        cells=np.asarray(source.obs.index, dtype=object),
         classes=tuple(str(c) for c in classes),
         label=classes[best],
         label_knn=classes[knn],
         label_head=classes[head],
-        label_broad=np.array(broad, dtype=object),
-        cl_id=np.array(ids, dtype=object),
+        label_broad=broad,
+        cl_id=ids,
         status=status,
         confidence=confidence,
         novelty=found.novelty,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from scvec import scratch
 from scvec.annotate.annotation import Annotation, check_columns
 from scvec.annotate.majority import clusters, majority, need_igraph
 from scvec.api.judging import judged, provenance
@@ -234,6 +235,7 @@ def query(
             "reference_genes_measured": share,
             "voices": dict(zip(VOICES, model.calibration.pools[regime].shares, strict=True)),
         }
+        scratch.trim()  # of the chunks
         with stages("judge"):
             annotation = judged(source, stored, model, prediction, share, parameters, stages)
             annotation = replace(annotation, explainer=explainer_of(store, path), reporter=reporter_of(asked))

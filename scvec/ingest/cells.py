@@ -51,8 +51,8 @@ class CellSource:
         Number of cells, and of genes kept.
     obs, var
         Tables of the cells and of the genes kept. The index of ``obs`` is unique.
-    obs_names, var_names
-        Names of cells (unique) and of the genes kept (as they are: they may repeat).
+    var_names
+        Names of the genes kept, as they are: they may repeat.
     feature_mask
         (n_features,) bool over the features of the matrix used.
     state
@@ -72,7 +72,6 @@ class CellSource:
     path: Path | None
     name: str
     obs: pd.DataFrame
-    obs_names: list[str]
     var: pd.DataFrame
     var_names: list[str]
     feature_mask: npt.NDArray[np.bool_]
@@ -151,6 +150,11 @@ class CellSource:
         return self._reader
 
     @property
+    def obs_names(self) -> list[str]:
+        """Names of the cells, unique."""
+        return list(self.obs.index)
+
+    @property
     def n_vars(self) -> int:
         """Number of genes kept."""
         return len(self.var_names)
@@ -206,13 +210,13 @@ class CellSource:
 
     def _make_names_unique(self) -> None:
         index = self.obs.index
-        if not index.is_unique:
+        # Not index.is_unique: pandas would keep the table of all names that it makes for that.
+        repeated = int(index.duplicated().sum())
+        if repeated:
             from anndata.utils import make_index_unique
 
-            repeated = int(index.duplicated().sum())
             self.obs = self.obs.set_axis(make_index_unique(index), axis=0)
             self.notes.append(f"made {count_text(repeated, 'repeated cell name')} unique with -1, -2, ...")
-        self.obs_names = list(self.obs.index)
 
     def _note_oddities(self) -> None:
         if self._reader.n_unsorted:

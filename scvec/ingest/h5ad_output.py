@@ -277,7 +277,7 @@ def _shallow_copy(
         obs=obs,
         var=adata.var,
         uns={**adata.uns, **{name: _storable(value) for name, value in uns.items()}},
-        obsm={**adata.obsm, **obsm},
+        obsm={**adata.obsm, **{name: np.asarray(values) for name, values in obsm.items()}},
         varm=dict(adata.varm),
         layers=dict(adata.layers),
         obsp=dict(adata.obsp),
