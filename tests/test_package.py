@@ -28,7 +28,7 @@ LAYERS = [
     {"api"},
     {"annotate", "encoders", "backbones"},
     {"stores", "ingest"},
-    {"profiles", "records", "settings"},
+    {"profiles", "records", "scratch", "settings"},
     {"types", "errors", "protocols", "secrets"},
 ]
 
