@@ -137,7 +137,7 @@ def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
 @global_options
 @pass_session
 def compact(session: Session) -> None:
-    """Give back the space of what is no longer used.
+    """Give back the space of what is no longer used, and put together what was added and taken out.
 
     \b
     Example:

@@ -151,23 +151,28 @@ def _check_index(report: VerifyReport, index: Any, vectors: Float32, where: str)
         return
     rows = np.unique(np.linspace(0, n - 1, num=min(n, SAMPLE_QUERIES)).astype(np.int64))
     queries = np.ascontiguousarray(vectors[rows])
+    if getattr(index, "settings", None) is not None:
+        _check_approximate(report, index, queries, where)
+        return
     found = index.search(queries, min(n, SAMPLE_NEIGHBORS))
     oracle = build_index(np.asarray(vectors), "numpy").search(queries, min(n, SAMPLE_NEIGHBORS))
-    if getattr(index, "settings", None) is not None:
-        _check_approximate(report, index, rows, queries, where)
-        return
     same = np.array_equal(found.indices, oracle.indices) and np.array_equal(found.distances, oracle.distances)
     if not same:
         report.problems.append(f"{where}: the index finds other neighbours than brute force")
 
 
-def _check_approximate(report: VerifyReport, index: Any, rows: Any, queries: Float32, where: str) -> None:
-    """Vectors find themselves, and not many fewer neighbours than were found when the index was made."""
+def _check_approximate(report: VerifyReport, index: Any, queries: Float32, where: str) -> None:
+    """Vectors find themselves, and not many fewer neighbours than were found when the index was made.
+
+    By distances, not by rows: of cells that are there many times any one will do.
+    """
     k = min(index.n, SAMPLE_NEIGHBORS)
-    found, truth = index.search(queries, k), index.exact().search(queries, k)
-    hits = np.mean([np.isin(t, f).mean() for f, t in zip(found.indices, truth.indices, strict=True)])
-    own = np.array([r in f for r, f in zip(rows, found.indices, strict=True)])
-    if hits < index.settings.recall.get("at_15", 1.0) - APPROXIMATE_SLACK or not own.all():
+    found, truth = index.search(queries, k).distances, index.exact().search(queries, k).distances
+    hits = float((found <= truth[:, -1:]).mean())
+    if (
+        hits < index.settings.recall.get("at_15", 1.0) - APPROXIMATE_SLACK
+        or (found[:, 0] > truth[:, 0]).any()
+    ):
         report.problems.append(f"{where}: the index finds {hits:.0%} of the neighbours of its own vectors")
 
 

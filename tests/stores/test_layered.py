@@ -186,6 +186,28 @@ def test_an_approximate_reference_grows_and_is_asked_exactly(store: Store):
     assert store.verify().ok
 
 
+def approximate(store: Store, indexed: Any, stored: Any) -> None:
+    """Put a reference whose index was made of ``indexed``."""
+    index = build_index(indexed, "ivf")
+    with store.begin("put") as txn:
+        obs = table(len(stored))
+        txn.put_reference("r", meta={}, tensors=TENSORS, obs=obs, vectors=stored, index=index)
+        txn.commit()
+
+
+def test_cells_that_are_there_many_times_are_no_damage(store: Store):
+    once = np.random.default_rng(0).normal(size=(60, DIM)).astype(np.float32)
+    approximate(store, np.repeat(once, 20, axis=0), np.repeat(once, 20, axis=0))
+    assert store.verify().problems == []
+
+
+def test_an_approximate_index_of_other_vectors_is_damage(store: Store):
+    made, stored = np.random.default_rng(0).normal(size=(2, 1200, DIM)).astype(np.float32)
+    approximate(store, made, stored)
+    [problem] = store.verify().problems
+    assert "of the neighbours of its own vectors" in problem
+
+
 def test_every_state_has_a_fingerprint_of_its_own(store: Store):
     seen = []
     for change in (lambda: None, lambda: grow(store), lambda: shrink(store, [3]), lambda: shrink(store, [4])):
