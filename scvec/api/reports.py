@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scvec.api.reference_lines import reference_lines
 from scvec.api.report import Record, Report, counts_line, human_bytes, plain, table, times_line
 
 __all__ = [
@@ -133,7 +134,7 @@ class InfoReport(Report):
             )
             if self.detailed:
                 lines += table(ref.classes)
-                lines += [f"  {key}: {value}" for key, value in plain(ref.details).items()]
+                lines += reference_lines(plain(ref.details))
         if not self.references:
             lines.append("no references yet: scvec ingest cells makes one")
         return lines

@@ -38,7 +38,7 @@ def test_the_index_is_told_of(made: tuple[Path, Any, Any]):
     assert "unseen_15" in facts["recall"] and facts["n_batches"] >= 2  # whole donors were left out
     assert any("batches that it was not shown" in note for note in report.notes)
     json.dumps(facts)
-    assert "'at_15'" in "\n".join(scvec.info(path, "near").lines())
+    assert "recall at 15" in "\n".join(scvec.info(path, "near").lines())
     assert scvec.verify(path).ok
 
 
