@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,10 +67,10 @@ def append_cells(
 
     from scvec.api.device import check_device
     from scvec.api.matching import match_genes
-    from scvec.api.merging import counts_of, grows_apart, put_whole
+    from scvec.api.merging import changed_meta, counts_of, grows_apart, put_whole
     from scvec.api.query import check_overlap
     from scvec.api.query_genes import query_genes
-    from scvec.api.references import CODE_COLUMN, SPECIES_COLUMN, load_model
+    from scvec.api.references import CODE_COLUMN, SOURCE_COLUMN, SPECIES_COLUMN, load_model
     from scvec.api.resolvers import stored_resolver
     from scvec.ingest.cells import CellSource
     from scvec.ingest.label_map import as_label_map
@@ -87,7 +87,7 @@ def append_cells(
         model, resolver = load_model(stored, device=device, llm=llm), stored_resolver(opened)
         encoder, wanted = model.voices.encoder, model.voices.genes
         vectors: list[Float32] = []
-        tables, notes, added = [stored.obs], [], []
+        tables, notes, added = [_with_files(stored)], [], []
         for ref in refs:
             with CellSource.open(ref, layer=layer, memory=memory) as source:
                 codes = _codes(source, label_key, names, stored)
@@ -96,6 +96,7 @@ def append_cells(
                 check_overlap(source, genes.measured[wanted], force)
                 table = _table(source, label_key, stored)
                 table[CODE_COLUMN] = codes
+                table[SOURCE_COLUMN] = PurePath(source.name).name
                 if SPECIES_COLUMN in stored.obs.columns:
                     table[SPECIES_COLUMN] = matched.match.species
                 tables.append(table)
@@ -104,7 +105,7 @@ def append_cells(
                     progress("encoding cells", sum(map(len, vectors)), None)
                 notes += source.notes
                 added.append({"name": source.name, "n_cells": source.n_obs, "species": matched.match.species})
-        meta = {**stored.meta, "appended": [*stored.meta.get("appended", []), *added]}
+        meta = changed_meta(stored, appended=[*stored.meta.get("appended", []), *added])
         obs, new = pd.concat(tables), np.concatenate(vectors)
         if grows_apart(stored, len(new)):
             txn.add_cells(name, meta={**meta, "counts": counts_of(stored, obs)}, obs=obs, vectors=new)
@@ -138,7 +139,7 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
     InputError
         If there is no such reference, no cell fulfils the condition, or none would be left.
     """
-    from scvec.api.merging import counts_of, put_whole, shrinks_in_place
+    from scvec.api.merging import changed_meta, counts_of, put_whole, shrinks_in_place
     from scvec.stores.store import Store
     from scvec.stores.where import rows_where
 
@@ -151,8 +152,8 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
             fix = f"to drop the reference itself: scvec rm {reference}"
             raise InputError("no cell would be left in the reference", where, fix)
         kept = np.setdiff1d(np.arange(stored.n), gone)
-        obs = stored.obs.iloc[kept]
-        meta = {**stored.meta, "dropped": int(stored.meta.get("dropped", 0)) + len(gone)}
+        obs = _with_files(stored).iloc[kept]
+        meta = changed_meta(stored, dropped=int(stored.meta.get("dropped", 0)) + len(gone))
         tensors = _without_probes(stored, gone) or stored.tensors
         notes = []
         if shrinks_in_place(stored, len(gone)):
@@ -176,6 +177,14 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
         generation=str(generation.number),
         notes=notes,
     )
+
+
+def _with_files(stored: StoredReference) -> pd.DataFrame:
+    """Return obs of a reference with the file that each cell came from, which its sizes alone tell so far."""
+    from scvec.api.references import SOURCE_COLUMN
+    from scvec.api.voters import files_of
+
+    return stored.obs.assign(**{SOURCE_COLUMN: files_of(stored)})
 
 
 def _codes(

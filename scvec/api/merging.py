@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.stores.ivf_settings import FLAT_BELOW
+from scvec.stores.stored import SAME_AS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from scvec.stores.transaction import Transaction
     from scvec.types import Float32
 
-__all__ = ["counts_of", "grows_apart", "merge_layers", "put_whole", "shrinks_in_place"]
+__all__ = ["changed_meta", "counts_of", "grows_apart", "merge_layers", "put_whole", "shrinks_in_place"]
 
 #: Layers that a reference may have: each is searched for every query.
 MOST_LAYERS = 8
@@ -49,7 +50,9 @@ def merge_layers(opened: Store, name: str) -> bool:
         return False
     with opened.begin("compact", {"reference": name}) as txn:
         stored = opened.reference(name)
-        put_whole(txn, stored, stored.meta, stored.obs, np.ascontiguousarray(stored.vectors), None)
+        # Its files get other names: what was annotated or exported before is of the same cells all the same.
+        meta = {**stored.meta, SAME_AS: [*stored.same_as, stored.fingerprint, stored.cells_fingerprint]}
+        put_whole(txn, stored, meta, stored.obs, np.ascontiguousarray(stored.vectors), None)
         txn.commit()
     return True
 
@@ -75,6 +78,11 @@ def put_whole(
     how = (kind, float(settings.get("target", 0.95)), memory)
     meta = {**meta, "counts": counts_of(stored, obs)}
     return put_cells(txn, stored.name, vectors, meta, tensors or stored.tensors, obs, how)
+
+
+def changed_meta(stored: StoredReference, **changes: Any) -> dict[str, Any]:
+    """Return the JSON values of a reference whose cells or labels become others."""
+    return {**{name: value for name, value in stored.meta.items() if name != SAME_AS}, **changes}
 
 
 def counts_of(stored: StoredReference, obs: pd.DataFrame) -> dict[str, int]:

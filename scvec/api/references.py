@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CODE_COLUMN",
     "FACTOR",
+    "SOURCE_COLUMN",
     "SPECIES_COLUMN",
     "genes_of",
     "load_model",
@@ -40,6 +41,8 @@ __all__ = [
 CODE_COLUMN = "_scvec_class"
 #: Column that holds the species of each cell where a reference has two, for ``--where``.
 SPECIES_COLUMN = "scvec_species"
+#: Column that holds the file that each cell came from, once cells joined or left.
+SOURCE_COLUMN = "scvec_source"
 #: Prefix of the tensors that hold what the genes of another species are multiplied by.
 FACTOR = "axis.factor."
 

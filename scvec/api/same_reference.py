@@ -45,7 +45,7 @@ def same_reference(store: Store, parameters: Mapping[str, Any]) -> StoredReferen
     stored = store.reference(name)
     known = parameters.get("reference_fingerprint")
     # Files of older versions carry no fingerprint: then the number of the generation must do.
-    if stored.fingerprint != known if known else store.generation.number != number:
+    if not stored.is_the_one(str(known)) if known else store.generation.number != number:
         what = (
             f"the cells were annotated by reference {name!r} of store generation {number}; the one here, of "
             f"generation {store.generation.number}, is another"

@@ -263,12 +263,13 @@ def _conflicts(there: StoredSpace, table: pd.DataFrame, vectors: Any) -> int:
 
 
 def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_run: bool) -> ImportReport:
+    from scvec.api.merging import changed_meta
     from scvec.api.references import CODE_COLUMN
     from scvec.ingest.vector_files import ROW
 
     where = str(found.path)
     stored = opened.reference(reference if reference is not None else str(found.tags.get("reference")))
-    if found.tags.get("cells") != stored.cells_fingerprint:
+    if not stored.is_the_one(str(found.tags.get("cells"))):
         raise InputError(
             f"the cells of the file are not those of reference {stored.name!r}, or it was ingested again",
             where,
@@ -304,7 +305,7 @@ def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_r
     moved = int((old != codes).sum())
     counts = np.bincount(codes[codes >= 0], minlength=len(stored.meta["classes"]))
     ranked = np.argsort(-counts, kind="stable")
-    meta = {**stored.meta, "counts": {stored.meta["classes"][i]: int(counts[i]) for i in ranked}}
+    meta = changed_meta(stored, counts={stored.meta["classes"][i]: int(counts[i]) for i in ranked})
     generation = ""
     with opened.begin("import", {"file": found.path.name, "reference": stored.name}) as txn:
         txn.put_meta(stored.name, meta, obs=obs)

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.api.explanation import Voter
+from scvec.api.references import SOURCE_COLUMN
 
 if TYPE_CHECKING:
     from scvec.stores.stored import StoredReference
     from scvec.types import Neighbors
 
-__all__ = ["origins", "voters"]
+__all__ = ["files_of", "origins", "voters"]
 
 Strings = npt.NDArray[Any]
 
@@ -29,6 +30,7 @@ def origins(stored: StoredReference) -> tuple[Strings, Strings]:
     A column of obs tells the data set, else the file; the batch key tells the donor, else a column of obs.
     """
     obs, meta = stored.obs, stored.meta
+    batch = meta["options"].get("batch_key")
 
     def column(names: tuple[str, ...]) -> Strings | None:
         for name in names:
@@ -38,12 +40,21 @@ def origins(stored: StoredReference) -> tuple[Strings, Strings]:
         return None
 
     dataset = column(DATASET_COLUMNS)
-    if dataset is None:
-        names = [PurePath(str(s["name"])).name for s in meta["sources"]]
-        dataset = np.repeat(np.array(names, dtype=object), [int(s["n_cells"]) for s in meta["sources"]])
-    batch = meta["options"].get("batch_key")
     donor = column((str(batch), *DONOR_COLUMNS) if batch else DONOR_COLUMNS)
-    return dataset, np.full(stored.n, "", dtype=object) if donor is None else donor
+    nothing = np.full(stored.n, "", dtype=object)
+    return files_of(stored) if dataset is None else dataset, nothing if donor is None else donor
+
+
+def files_of(stored: StoredReference) -> Strings:
+    """Return (n,) the file that every reference cell came from; empty where nothing tells."""
+    if SOURCE_COLUMN in stored.obs.columns:
+        return stored.obs[SOURCE_COLUMN].astype(str).to_numpy(dtype=object)
+    sources = stored.meta["sources"]
+    sizes = [int(source["n_cells"]) for source in sources]
+    if sum(sizes) != stored.n:  # cells joined or left before the files were noted
+        return np.full(stored.n, "", dtype=object)
+    names = [PurePath(str(source["name"])).name for source in sources]
+    return np.repeat(np.array(names, dtype=object), sizes)
 
 
 def voters(

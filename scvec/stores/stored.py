@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from scvec.protocols import VectorIndex
     from scvec.stores.indices import AnyIndex
 
-__all__ = ["FileSource", "StoredReference", "StoredSpace"]
+__all__ = ["SAME_AS", "FileSource", "StoredReference", "StoredSpace"]
+
+#: Where the description of a reference keeps its earlier fingerprints.
+SAME_AS = "same_as"
 
 
 class FileSource(Protocol):
@@ -140,6 +143,16 @@ class StoredReference:
     def cells_fingerprint(self) -> str:
         """Sixteen hex digits that name its vectors and its model, whatever its obs says of the cells."""
         return self._named(self._entry.tensors)
+
+    @property
+    def same_as(self) -> list[str]:
+        """Fingerprints that it had before `compact` put its vectors together."""
+        found = self.meta.get(SAME_AS, [])
+        return [str(name) for name in found] if isinstance(found, list) else []
+
+    def is_the_one(self, fingerprint: str) -> bool:
+        """True if this is, or was before `compact`, the fingerprint of the reference or of its cells."""
+        return fingerprint in (self.fingerprint, self.cells_fingerprint, *self.same_as)
 
     def _named(self, *files: str) -> str:
         entry = self._entry

@@ -83,7 +83,7 @@ def make_app(store: Path, jobs: Jobs, folder: Path, limits: Limits) -> FastAPI:
             {
                 "name": name,
                 "species": meta["species"],
-                "n_cells": sum(int(s["n_cells"]) for s in meta["sources"]),
+                "n_cells": opened.reference(name).n,
                 "labels": meta["counts"],
             }
             for name, meta in opened.references().items()

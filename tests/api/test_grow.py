@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.errors import InputError
+from scvec.errors import InputError, StoreError
 from scvec.stores.store import Store
 
 OPTIONS: dict[str, Any] = {"label_key": "cell_type"}
@@ -168,6 +168,32 @@ def test_compact_puts_all_together_and_changes_no_answer(store: Path, tiny_adata
     np.testing.assert_array_equal(before.neighbors.distances, after.neighbors.distances)
     np.testing.assert_array_equal(before.proba, after.proba)
     assert scvec.compact(store).notes == []
+
+
+def test_what_was_made_before_compact_is_of_the_same_reference(
+    store: Path, tmp_path: Path, tiny_adata: Callable[..., Any]
+):
+    tiny_adata(12, seed=1).write_h5ad(tmp_path / "new.h5ad")
+    out, exported = tmp_path / "out.h5ad", tmp_path / "cells.parquet"
+    tiny_adata(30, seed=5).write_h5ad(tmp_path / "more.h5ad")
+    scvec.append_cells(store, [tmp_path / "more.h5ad"], name="tiny", **OPTIONS)
+    scvec.drop_cells(store, "tiny", where="donor = 'donor2' AND cell_type = 'alpha'")
+    obs = Store(store).reference("tiny").obs
+    assert ((obs["scvec_source"] == "more.h5ad").to_numpy() == (np.arange(len(obs)) >= 50)).all()
+    cell = scvec.query(store, tmp_path / "new.h5ad", output=out).cells[0]
+    scvec.export(store, "tiny", to="parquet", output=exported)
+    scvec.compact(store)
+    assert Store(store).reference("tiny").is_whole
+    told = scvec.explain(store, out, cell=cell)
+    assert {voter.dataset for voter in told.voters} <= set(obs["scvec_source"])
+    assert scvec.import_vectors(store, exported).n_new == 0
+    # Other cells are another reference, also once they were put together.
+    scvec.append_cells(store, [tiny_adata(6, seed=6)], name="tiny", **OPTIONS)
+    scvec.compact(store)
+    with pytest.raises(StoreError, match="is another"):
+        scvec.explain(store, out, cell=cell)
+    with pytest.raises(InputError, match="not those of reference"):
+        scvec.import_vectors(store, exported)
 
 
 def test_many_new_cells_or_few_left_are_put_together_at_once(store: Path, tiny_adata: Callable[..., Any]):
