@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["reference_lines"]
+__all__ = ["REGIME_WORDS", "reference_lines"]
 
-#: How far a query is from the reference, nearest first, in words.
-REGIMES = {
-    "same": "same genes",
-    "panel": "some genes",
-    "few": "few genes",
-    "species": "other species",
-    "species_few": "other species, few genes",
+#: As what a query is judged, the nearest to the reference first, in words.
+REGIME_WORDS = {
+    "same": "like the reference's own",
+    "panel": "a panel of fewer genes",
+    "few": "few of its genes",
+    "species": "another species",
+    "species_few": "few genes of another species",
 }
 #: Votes smaller than this are nothing.
 LEAST_SHARE = 0.005
@@ -60,10 +60,10 @@ def _index(index: Mapping[str, Any]) -> str:
 
 def _record(held_out: str, record: Mapping[str, Any]) -> list[str]:
     """Return a table: how right it was on cells held out, and which voices count how much."""
-    order = {regime: words for regime, words in REGIMES.items() if regime in record}
+    order = {regime: words for regime, words in REGIME_WORDS.items() if regime in record}
     order |= {regime: regime for regime in record if regime not in order}
     width = max(map(len, ("query", *order.values())))
-    lines = [f"  on held-out cells ({held_out}), by what a query has of the reference:"]
+    lines = [f"  on held-out cells ({held_out}), by what a query is judged as:"]
     lines.append(f"    {'query':<{width}}  accuracy  macro-F1    ECE  votes")
     for regime, words in order.items():
         found = record[regime]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.annotate.status import STATUSES
+from scvec.api.reference_lines import REGIME_WORDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,18 +75,13 @@ def _calibrated(held_out: str, stored: StoredReference) -> str:
 def diagnosis(annotation: Annotation) -> list[tuple[str, str]]:
     """Return what the input was found to be, as names and values."""
     p = annotation.parameters
-    regimes = {
-        "same": "like the reference's own",
-        "panel": "a panel of fewer genes than the reference's",
-        "species": "another species than the reference's",
-    }
     voices = ", ".join(f"{name} {share:.0%}" for name, share in p["voices"].items() if share >= 0.005)
     return [
         ("Values", str(p["expression"])),
         ("Species", str(p["species"])),
         ("Genes", str(p["genes"])),
         ("Genes of the reference measured", f"{p['reference_genes_measured']:.1%}"),
-        ("Judged as", regimes.get(str(p["regime"]), str(p["regime"]))),
+        ("Judged as", REGIME_WORDS.get(str(p["regime"]), str(p["regime"]))),
         ("Voices", voices if p["method"] == "both" else str(p["method"])),
         ("Neighbours asked", str(p["n_neighbors"])),
         *([("Only reference cells where", str(p["where"]))] if p.get("where") else []),

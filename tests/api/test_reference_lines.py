@@ -31,11 +31,11 @@ def test_a_person_reads_lines_and_no_dicts():
         "  from a.h5ad: 1,200 mouse cells; 9 of 10 genes",
         "  index: flat, exact; 10,000 cells added, 7 gone, 2 layers (scvec compact puts them together)",
         "  options: backbone minilm, seed 0",
-        "  on held-out cells (batch), by what a query has of the reference:",
-        "    query               accuracy  macro-F1    ECE  votes",
-        "    same genes             0.900     0.800  0.010  head 0.75, knn 0.25",
-        "    few genes                  -         -      -",
-        "    of a later version     1.000     1.000  0.000",
+        "  on held-out cells (batch), by what a query is judged as:",
+        "    query                     accuracy  macro-F1    ECE  votes",
+        "    like the reference's own     0.900     0.800  0.010  head 0.75, knn 0.25",
+        "    few of its genes                 -         -      -",
+        "    of a later version           1.000     1.000  0.000",
         "  more: 5",
     ]
 
