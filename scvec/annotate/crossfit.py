@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from scvec.annotate.shift import NOVELTY_REGIMES, REGIMES, simulate
 from scvec.annotate.voices import Voices
 from scvec.types import CellChunk, Float32, Neighbors
 
-__all__ = ["HeldOut", "crossfit", "make_folds"]
+__all__ = ["HeldOut", "crossfit", "make_folds", "splits"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -110,25 +110,35 @@ def _by_cells(labels: Int64, n_folds: int, rng: np.random.Generator) -> Int64:
     return folds
 
 
+def splits(labels: Int64, folds: Int64) -> Iterator[tuple[int, Int64, Int64]]:
+    """Yield each fold that can be held out, the cells to train on without it, and those of it to look at.
+
+    Held-out cells of a class that the other folds lack are left out: no voice could name them.
+    """
+    for fold in np.unique(folds):
+        train = np.flatnonzero((folds != fold) & (labels >= 0))
+        test = np.flatnonzero((folds == fold) & (labels >= 0))
+        test = test[np.isin(labels[test], np.unique(labels[train]))]
+        if len(test) and len(np.unique(labels[train])) >= 2:
+            yield int(fold), train, test
+
+
 def crossfit(
     cells: CellChunk,
     labels: Int64,
     folds: Int64,
-    n_classes: int,
-    fit: Callable[[CellChunk, Int64], Voices],
+    voices: Iterable[Voices],
     *,
     n_neighbors: int,
     seed: int = 0,
     max_cells: int = 5000,
 ) -> HeldOut:
-    """Train on all folds but one, listen to the voices on that one, in every regime, and go round.
-
-    Held-out cells of a class that the other folds lack are left out: no voice could name them.
+    """Listen to voices on the cells of the fold that they were trained without, in every regime.
 
     Parameters
     ----------
-    fit
-        Trains the voices on cells and labels.
+    voices
+        Those trained on the cells of each of :func:`splits`, in that order.
     max_cells
         Held-out cells looked at, in all; more would not change a few weights. Each draw of a shift sees other
         ones, as many in all.
@@ -141,29 +151,23 @@ def crossfit(
     distances: dict[str, list[Float32]] = {name: [] for name in regimes}
     depths: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in regimes}
     held: dict[str, list[Int64]] = {name: [] for name in regimes}
-    fold_names = np.unique(folds)
-    for fold in fold_names:
-        train = np.flatnonzero((folds != fold) & (labels >= 0))
-        test = np.flatnonzero((folds == fold) & (labels >= 0))
-        test = test[np.isin(labels[test], np.unique(labels[train]))]
-        if len(test) == 0 or len(np.unique(labels[train])) < 2:
-            continue
-        voices = fit(cells.take(train), labels[train])
+    n_folds = len(np.unique(folds))
+    for (fold, _, test), trained in zip(splits(labels, folds), voices, strict=True):
         # An encoder that takes its time for a cell asks for fewer of them.
-        encoder = getattr(voices, "encoder", None)
+        encoder = getattr(trained, "encoder", None)
         most = min(max_cells, getattr(encoder, "held_out_cells", max_cells))
-        if len(test) > most // len(fold_names):
-            test = np.sort(rng.choice(test, most // len(fold_names), replace=False))
+        if len(test) > most // n_folds:
+            test = np.sort(rng.choice(test, most // n_folds, replace=False))
         unseen = CellChunk(cells.X[test], cells.measured)
         for name, regime in regimes.items():
             for _ in range(DRAWS if regime.shifts and most == max_cells else 1):
                 some, y = unseen, labels[test]
-                per_draw = max_cells // (len(fold_names) * DRAWS)
+                per_draw = max_cells // (n_folds * DRAWS)
                 if regime.shifts and len(test) > per_draw:
                     rows = np.sort(rng.choice(len(test), per_draw, replace=False))
                     some, y = CellChunk(unseen.X[rows], unseen.measured), y[rows]
                 shifted = simulate(some, regime, y, seed=int(rng.integers(2**32)))
-                heard = voices.listen(shifted, n_neighbors)
+                heard = trained.listen(shifted, n_neighbors)
                 scores[name].append(heard.scores)
                 neighbors[name].append(heard.neighbors)
                 truth[name].append(y)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,10 @@ import numpy.typing as npt
 
 from scvec import scratch
 from scvec.annotate.calibration import Calibration
-from scvec.annotate.crossfit import crossfit, make_folds
+from scvec.annotate.crossfit import crossfit, make_folds, splits
 from scvec.annotate.novelty import FALSE_NOVEL_RATE, signals
 from scvec.annotate.pool import LINEAR, VOICES
+from scvec.annotate.side_by_side import side_by_side
 from scvec.annotate.status import COVERAGE, low_quality_floor
 from scvec.annotate.voices import Voices
 from scvec.errors import InputError
@@ -138,6 +142,7 @@ class ReferenceModel:
         n_folds: int = 3,
         seed: int = 0,
         progress: Progress = no_progress,
+        n_workers: int | None = 1,
     ) -> tuple[ReferenceModel, list[str]]:
         """Train on labelled cells and calibrate on held-out ones.
 
@@ -158,6 +163,8 @@ class ReferenceModel:
             (n,) names of donors or batches; whole ones are held out.
         strata
             (n,) names of groups, such as species, that must not be held out as a whole.
+        n_workers
+            Trainings at once, as many as cores when None; each is the same alone and beside others.
 
         Returns
         -------
@@ -169,7 +176,8 @@ class ReferenceModel:
             If no cell could be held out: every label has one cell.
         """
 
-        def fit(part: CellChunk, part_labels: Int64) -> Voices:
+        def fit(rows: Int64 | None, report: Progress) -> Voices:
+            part, part_labels = (cells, labels) if rows is None else (cells.take(rows), labels[rows])
             return Voices.fit(
                 make_encoder(part if genes is None else part.select(genes), part_labels),
                 part,
@@ -178,23 +186,25 @@ class ReferenceModel:
                 genes=genes,
                 variability=variability,
                 seed=seed,
-                progress=progress,
+                progress=report,
             )
 
         cells = CellChunk(cells.X, cells.measured, batches)
         folds, held_out, notes = make_folds(labels, batches, strata=strata, n_folds=n_folds, seed=seed)
-        seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)
-        if not seen.labels and held_out == "batch":
+        if held_out == "batch" and not any(splits(labels, folds)):
             notes.append("the batches share no labels, so single cells were held out for calibration")
             folds, held_out, more = make_folds(labels, None, n_folds=n_folds, seed=seed)
             notes += more
-            seen = crossfit(cells, labels, folds, n_classes, fit, n_neighbors=n_neighbors, seed=seed)
-        if not seen.labels:
+        jobs = [partial(fit, train) for _, train, _ in splits(labels, folds)]
+        if not jobs:
             raise InputError(
                 "no cell can be held out to calibrate on: each label has a single cell",
                 fix="give at least two cells for some labels",
             )
-        voices = fit(cells, labels)
+        with closing(side_by_side([*jobs, partial(fit, None)], progress, n_workers)) as trained:
+            of_folds = islice(trained, len(jobs))
+            seen = crossfit(cells, labels, folds, of_folds, n_neighbors=n_neighbors, seed=seed)
+            voices = next(trained)
         n_detected = np.diff(cells.select(voices.genes).X.indptr)
         floor = low_quality_floor(n_detected[labels >= 0])
         n_batches = len(np.unique(batches[labels >= 0])) if batches is not None and held_out == "batch" else 0

@@ -74,14 +74,11 @@ class Spread:
         mean = (sums[0] / len(rows)).astype(np.float32)
         variance = np.maximum(sums[1] / len(rows) - (sums[0] / len(rows)) ** 2, 0.0)
         sd = np.maximum(np.sqrt(variance), MIN_SD).astype(np.float32)
-        # In place: the dense cells are the largest thing in memory.
-        Z = X.toarray()
-        Z -= mean
-        Z /= sd
-        np.clip(Z, -CLIP, CLIP, out=Z)
+        Z, _ = _standardised(X, mean, sd)
         r = max(1, min(N_COMPONENTS, len(rows) - 1, Z.shape[1]))
-        pca = PCA(r, svd_solver="covariance_eigh" if Z.shape[1] < 500 else "randomized", random_state=seed)
-        pca.fit(Z)
+        few = min(Z.shape) < 500
+        pca = PCA(r, svd_solver="covariance_eigh" if few else "arpack", random_state=seed)
+        pca.fit(Z.toarray() if few else Z)
         components = np.ascontiguousarray(pca.components_.T, dtype=np.float32)
         self = cls(
             mean,
@@ -116,11 +113,7 @@ class Spread:
     def project(self, chunk: CellChunk) -> Float32:
         """Return (n, n_components) float32 components; genes that were not measured are at the mean."""
         C = np.ascontiguousarray(self.components * chunk.measured[:, None], dtype=np.float32)
-        X, columns = chunk.X, chunk.X.indices
-        zero = np.clip(-self.mean / self.sd, -CLIP, CLIP)
-        z = np.clip((X.data - self.mean[columns]) / self.sd[columns], -CLIP, CLIP)
-        # Cells stay sparse: only where there are counts does z differ from the z of none.
-        difference = type(X)((z - zero[columns], columns, X.indptr), shape=X.shape)
+        difference, zero = _standardised(chunk.X, self.mean, self.sd)
         return np.asarray(difference @ C + zero @ C, dtype=np.float32)
 
     def away(self, chunk: CellChunk) -> Float32:
@@ -150,6 +143,16 @@ class Spread:
             "whitening": self.whitening,
             "centroids": self.centroids,
         }
+
+
+def _standardised(X: Any, mean: Float32, sd: Float32) -> tuple[Any, Float32]:
+    """Return clipped z-scores of cells X (n, n_genes) CSR as a sparse matrix plus one row for all of them.
+
+    Cells stay sparse: only where there are counts does z differ from the z of none.
+    """
+    zero = np.clip(-mean / sd, -CLIP, CLIP)
+    z = np.clip((X.data - mean[X.indices]) / sd[X.indices], -CLIP, CLIP)
+    return type(X)((z - zero[X.indices], X.indices, X.indptr), shape=X.shape), zero
 
 
 def _centroids(X: Any, labels: npt.NDArray[np.int64], n_classes: int) -> Float32:

@@ -89,5 +89,7 @@ def train(
         n_neighbors=min(N_NEIGHBORS, max(1, len(rows) // 2)),
         seed=seed,
         progress=progress,
+        # Those that train a language model take the memory of one, and their turns go by number.
+        n_workers=None if encoder_parts is None else 1,
     )
     return model, notes

@@ -95,7 +95,8 @@ class AdaptedEncoder:
 
         if self.text is None and len(self.A):
             raise ValueError("a saved encoder does not hold the text it was trained on: make a new one")
-        X = torch.from_numpy(sp.vstack([chunk.X for chunk in chunks]).toarray().astype(np.float32))
+        # Cells stay sparse: all of them dense are the largest thing in memory, and no faster.
+        X = sp.vstack([chunk.X for chunk in chunks], format="csr", dtype=np.float32)
         y = torch.from_numpy(np.asarray(labels, dtype=np.int64))
         n_genes, n_classes = X.shape[1], int(labels.max()) + 1
         generator = torch.Generator().manual_seed(seed)
@@ -114,18 +115,21 @@ class AdaptedEncoder:
         W = normal(n_classes, self.embed_dim, self.embed_dim**-0.5)
         b = torch.zeros(n_classes, requires_grad=True)
 
-        def gene_vectors() -> torch.Tensor:
-            return R if text is None or A is None else text @ A + R
+        def gene_vectors(genes: torch.Tensor | slice) -> torch.Tensor:
+            return R[genes] if text is None or A is None else text[genes] @ A + R[genes]
 
         inverse = torch.from_numpy(1.0 / self.profile.spread)
         mean = torch.from_numpy(self.profile.mean / self.profile.spread)
 
         def loss(rows: torch.Tensor) -> torch.Tensor:
-            x, measured = distorted(X[rows], generator)
-            direction = F.normalize(mean * measured, dim=0)
-            z = x * (inverse * measured)
-            z = z - torch.outer(z @ direction, direction)
-            c = F.layer_norm(z @ gene_vectors() / n_genes**0.5, (self.embed_dim,))
+            x, factor, genes = distorted(torch.from_numpy(X[rows.numpy()].toarray()), generator)
+            # Only the genes that are left: the others add nothing but time.
+            z = x[:, genes] * (factor * inverse)[genes]
+            direction = F.normalize(mean[genes], dim=0)
+            G = gene_vectors(genes)
+            # The profile's product, with the projection taken from the gene vectors.
+            z = z @ (G - torch.outer(direction, direction @ G))
+            c = F.layer_norm(z / n_genes**0.5, (self.embed_dim,))
             return F.cross_entropy(
                 F.gelu(c) @ W.T + b, y[rows], label_smoothing=self.options["label_smoothing"]
             )
@@ -145,7 +149,7 @@ class AdaptedEncoder:
             stage="training the encoder",
             progress=progress,
         )
-        self.G = gene_vectors().detach().numpy().astype(np.float32)
+        self.G = gene_vectors(slice(None)).detach().numpy().astype(np.float32)
         if A is not None:
             self.A = A.detach().numpy()
         self.W, self.b = W.detach().numpy(), b.detach().numpy()
@@ -190,8 +194,8 @@ class AdaptedEncoder:
         return encoder
 
 
-def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a batch as another data set might show it, and (n_genes,) float32 which genes that measured.
+def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a batch as another data set might show it: its cells, gene factors, and the genes it measured.
 
     Each batch lacks another share of the genes, sees each gene by another factor and, every other time, each
     cell at another depth: what the encoder learns must not hang on a few genes, nor on how well they are seen
@@ -201,6 +205,15 @@ def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor
     ----------
     x
         (n, n_genes) float32 of log1p CP10k.
+
+    Returns
+    -------
+    x
+        (n, n_genes) float32, perhaps thinned.
+    factor
+        (n_genes,) float32, what each gene is still to be multiplied by.
+    genes
+        (n_measured,) int64 numbers of the genes measured, ascending.
     """
     import torch
 
@@ -211,8 +224,8 @@ def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor
     if uniform(0.0, 1.0, 1) < 0.5:
         x = x * (uniform(0.0, 1.0, n, n_genes) < uniform(*DEPTH, n, 1))
     factor = torch.exp(torch.randn(n_genes, generator=generator) * uniform(0.0, GENE_FACTOR, 1))
-    measured = (uniform(0.0, 1.0, n_genes) < uniform(*MEASURED, 1)).float()
-    return x * factor, measured
+    measured = uniform(0.0, 1.0, n_genes) < uniform(*MEASURED, 1)
+    return x, factor, torch.nonzero(measured)[:, 0]
 
 
 def centred(vectors: Float32) -> Float32:

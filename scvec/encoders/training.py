@@ -63,10 +63,13 @@ def train(
 
     n_steps = max(min_steps, min(max_steps, epochs * -(-len(weights) // batch_size)))
     rng = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(parameters, lr=lr)
+    # What rng.choice(p=weights) draws, without checking and adding up all weights at every step.
+    upto = np.cumsum(weights)
+    upto /= upto[-1]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=n_steps)
     for step in range(n_steps):
-        rows = rng.choice(len(weights), size=batch_size, p=weights)
+        rows = upto.searchsorted(rng.random(batch_size), side="right")
         value = loss(torch.from_numpy(rows))
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.annotate.crossfit import DRAWS, crossfit, make_folds
+from scvec.annotate.crossfit import DRAWS, HeldOut, crossfit, make_folds, splits
 from scvec.annotate.novelty import depth
 from scvec.annotate.pool import VOICES
 from scvec.annotate.shift import NOVELTY_REGIMES, REGIMES
@@ -72,6 +72,11 @@ class Spy:
         return Heard(np.zeros((n, 2), np.float32), neighbors, scores, far, found, depth(chunk))
 
 
+def listened(cells: CellChunk, labels: Any, folds: Any, spy: Spy, **options: Any) -> HeldOut:
+    voices = (spy.fit(cells.take(train), labels[train]) for _, train, _ in splits(labels, folds))
+    return crossfit(cells, labels, folds, voices, **options)
+
+
 #: Shifts that are simulated: those of the regimes, and those that novelty is judged by.
 SHIFTED = {r.name for r in (*REGIMES.values(), *NOVELTY_REGIMES.values()) if r.shifts}
 
@@ -87,7 +92,7 @@ def test_no_cell_is_judged_by_voices_trained_on_it() -> None:
     labels[[4, 11]] = -1
     folds = np.arange(30) // 3 % 3
     spy = Spy()
-    held = crossfit(numbered(30), labels, folds, 3, spy.fit, n_neighbors=4)
+    held = listened(numbered(30), labels, folds, spy, n_neighbors=4)
     assert len(spy.trained) == 3
     heard = []
     for (trained, codes), asked in zip(spy.trained, spy.asked, strict=True):
@@ -118,20 +123,20 @@ def test_no_cell_is_judged_by_voices_trained_on_it() -> None:
 def test_cells_of_a_class_that_no_other_fold_has_are_left_out() -> None:
     labels = np.array([0, 1, 0, 1, 2, 2, 0, 1])
     folds = np.array([0, 0, 1, 1, 1, 1, 0, 0])
-    held = crossfit(numbered(8), labels, folds, 3, Spy().fit, n_neighbors=2)
+    held = listened(numbered(8), labels, folds, Spy(), n_neighbors=2)
     assert sorted(held.labels["same"].tolist()) == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_fold_that_leaves_one_class_to_train_on_is_passed_over() -> None:
     labels, folds = np.array([0, 0, 1, 1, 0]), np.array([0, 0, 1, 1, 1])
     spy = Spy()
-    held = crossfit(numbered(5), labels, folds, 3, spy.fit, n_neighbors=1)
+    held = listened(numbered(5), labels, folds, spy, n_neighbors=1)
     # Fold 0 is judged by cells of classes 1 and 0; fold 1 would be by cells of class 0 alone.
     assert [sorted(t) for t, _ in spy.trained] == [[3, 4, 5]] and held.labels["same"].tolist() == [0, 0]
 
 
 def test_nothing_to_hold_out() -> None:
-    held = crossfit(numbered(3), np.array([0, 1, 2]), np.arange(3), 3, Spy().fit, n_neighbors=1)
+    held = listened(numbered(3), np.array([0, 1, 2]), np.arange(3), Spy(), n_neighbors=1)
     assert held.labels == {} == held.scores
 
 
@@ -140,7 +145,7 @@ def test_only_so_many_cells_are_looked_at_and_the_seed_says_which() -> None:
 
     def seen(seed: int) -> list[int]:
         spy = Spy()
-        held = crossfit(numbered(300), labels, folds, 3, spy.fit, n_neighbors=2, seed=seed, max_cells=60)
+        held = listened(numbered(300), labels, folds, spy, n_neighbors=2, seed=seed, max_cells=60)
         assert len(held.labels["same"]) == 60
         return [i for asked in spy.asked for i in asked[0][1].X[:, 0].toarray().ravel().astype(int)]
 
