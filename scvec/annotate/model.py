@@ -17,11 +17,11 @@ from scvec.annotate.calibration import Calibration
 from scvec.annotate.crossfit import crossfit, make_folds, splits
 from scvec.annotate.novelty import FALSE_NOVEL_RATE, signals
 from scvec.annotate.pool import LINEAR, VOICES
-from scvec.annotate.side_by_side import side_by_side
 from scvec.annotate.status import COVERAGE, low_quality_floor
 from scvec.annotate.voices import Voices
 from scvec.errors import InputError
 from scvec.protocols import CellEncoder, Progress, no_progress
+from scvec.side_by_side import JointProgress, side_by_side
 from scvec.types import CellChunk, Float32, Neighbors
 
 __all__ = ["METHODS", "Prediction", "ReferenceModel"]
@@ -142,7 +142,7 @@ class ReferenceModel:
         n_folds: int = 3,
         seed: int = 0,
         progress: Progress = no_progress,
-        n_workers: int | None = 1,
+        n_workers: int = 1,
     ) -> tuple[ReferenceModel, list[str]]:
         """Train on labelled cells and calibrate on held-out ones.
 
@@ -164,7 +164,7 @@ class ReferenceModel:
         strata
             (n,) names of groups, such as species, that must not be held out as a whole.
         n_workers
-            Trainings at once, as many as cores when None; each is the same alone and beside others.
+            Trainings at once; each comes out the same alone and beside others.
 
         Returns
         -------
@@ -176,7 +176,7 @@ class ReferenceModel:
             If no cell could be held out: every label has one cell.
         """
 
-        def fit(rows: Int64 | None, report: Progress) -> Voices:
+        def fit(rows: Int64 | None, number: int) -> Voices:
             part, part_labels = (cells, labels) if rows is None else (cells.take(rows), labels[rows])
             return Voices.fit(
                 make_encoder(part if genes is None else part.select(genes), part_labels),
@@ -186,7 +186,7 @@ class ReferenceModel:
                 genes=genes,
                 variability=variability,
                 seed=seed,
-                progress=report,
+                progress=together.of(number),
             )
 
         cells = CellChunk(cells.X, cells.measured, batches)
@@ -195,14 +195,16 @@ class ReferenceModel:
             notes.append("the batches share no labels, so single cells were held out for calibration")
             folds, held_out, more = make_folds(labels, None, n_folds=n_folds, seed=seed)
             notes += more
-        jobs = [partial(fit, train) for _, train, _ in splits(labels, folds)]
-        if not jobs:
+        trained_on = [train for _, train, _ in splits(labels, folds)]
+        if not trained_on:
             raise InputError(
                 "no cell can be held out to calibrate on: each label has a single cell",
                 fix="give at least two cells for some labels",
             )
-        with closing(side_by_side([*jobs, partial(fit, None)], progress, n_workers)) as trained:
-            of_folds = islice(trained, len(jobs))
+        together = JointProgress(progress, len(trained_on) + 1)
+        jobs = [partial(fit, rows, number) for number, rows in enumerate([*trained_on, None])]
+        with closing(side_by_side(jobs, n_workers, together.stop)) as trained:
+            of_folds = islice(trained, len(trained_on))
             seen = crossfit(cells, labels, folds, of_folds, n_neighbors=n_neighbors, seed=seed)
             voices = next(trained)
         n_detected = np.diff(cells.select(voices.genes).X.indptr)
@@ -210,6 +212,11 @@ class ReferenceModel:
         n_batches = len(np.unique(batches[labels >= 0])) if batches is not None and held_out == "batch" else 0
         calibration = Calibration.fit(seen, held_out=held_out, n_batches=n_batches)
         return cls(voices, calibration, floor), notes
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether chunks are to be predicted one after another: a model that reads, or a GPU, is one."""
+        return any(getattr(part, "takes_turns", False) for part in (self.voices.encoder, self.voices.index))
 
     def predict(
         self,

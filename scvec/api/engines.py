@@ -6,9 +6,12 @@ import importlib.util
 import re
 import socket
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from scvec.errors import InputError, NetworkError
+from scvec.side_by_side import n_cores, side_by_side
 
 if TYPE_CHECKING:
     from scvec.api.matching import MatchedSource
@@ -16,9 +19,11 @@ if TYPE_CHECKING:
     from scvec.protocols import CellEncoder, Progress
     from scvec.types import Float32
 
-__all__ = ["ENGINES", "Engine", "check_answers", "check_engine", "encode_cells"]
+__all__ = ["AT_ONCE", "ENGINES", "Engine", "check_answers", "check_engine", "encode_cells"]
 
 ENGINES = ("local", "ray")
+#: Chunks that this process works on at once, at most: each takes the memory of one.
+AT_ONCE = 4
 #: Seconds that a cluster has to take a connection.
 CONNECT_TIMEOUT = 10.0
 
@@ -135,10 +140,13 @@ def encode_cells(
         )
     total = sum(m.source.n_obs for m in matched)
     vectors = np.empty((total, encoder.embed_dim), dtype=np.float32)
+    n_workers = 1 if getattr(encoder, "takes_turns", False) else min(n_cores(), AT_ONCE)
     done = 0
     for source, genes in zip(matched, maps, strict=True):
-        for chunk in source.chunks(genes):
-            vectors[done : done + len(chunk)] = encoder.encode(chunk)
-            done += len(chunk)
-            progress("encoding cells", done, total)
+        jobs = (partial(encoder.encode, chunk) for chunk in source.chunks(genes))
+        with closing(side_by_side(jobs, n_workers)) as encoded:
+            for block in encoded:
+                vectors[done : done + len(block)] = block
+                done += len(block)
+                progress("encoding cells", done, total)
     return vectors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy.typing as npt
 from scvec import scratch
 from scvec.annotate.annotation import Annotation, check_columns
 from scvec.annotate.majority import clusters, majority, need_igraph
+from scvec.api.engines import AT_ONCE
 from scvec.api.judging import judged, provenance
 from scvec.api.stages import Stages
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
+from scvec.side_by_side import n_cores, side_by_side
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -365,9 +368,11 @@ def _predict(
 
     def parts() -> Iterator[Prediction]:
         done = 0
-        for chunk in matched.chunks(genes):
-            yield model.predict(chunk, regime=regime, **options)
-            done += len(chunk)
-            progress("annotating cells", done, total)
+        jobs = (partial(model.predict, chunk, regime=regime, **options) for chunk in matched.chunks(genes))
+        with closing(side_by_side(jobs, 1 if model.takes_turns else min(n_cores(), AT_ONCE))) as predictions:
+            for prediction in predictions:
+                done += len(prediction)
+                yield prediction
+                progress("annotating cells", done, total)
 
     return Prediction.gather(parts(), total), regime

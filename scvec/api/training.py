@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from scvec.api.labelled import Labelled
 from scvec.protocols import CellEncoder, Progress
+from scvec.side_by_side import n_cores
 from scvec.types import CellChunk
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def train(
         n_neighbors=min(N_NEIGHBORS, max(1, len(rows) // 2)),
         seed=seed,
         progress=progress,
-        # Those that train a language model take the memory of one, and their turns go by number.
-        n_workers=None if encoder_parts is None else 1,
+        # Those that read with a language model take the memory of one, and their turns go by number.
+        n_workers=n_cores() if encoder_parts is None else 1,
     )
     return model, notes

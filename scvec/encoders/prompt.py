@@ -73,6 +73,8 @@ class PromptEncoder:
         self._ready: tuple[Any, Any] | None = None
         check_length(options, language_model)
 
+    takes_turns = True
+
     @property
     def held_out_cells(self) -> int:
         """Cells that calibration may hold out: each is encoded once in every regime."""

@@ -56,6 +56,7 @@ class SentenceEncoder:
         self.n_genes = N_GENES if n_genes is None else n_genes
         self.embed_dim = backbone.space.dim
 
+    takes_turns = True
     #: Each cell that calibration holds out is read once in every regime.
     held_out_cells = 300
     #: Largest cosine distance that is rounding: a GPU reads in bf16.

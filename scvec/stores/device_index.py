@@ -57,6 +57,9 @@ def _faiss_has_gpu() -> bool:
 class FaissGpuIndex(FaissFlatIndex):
     """A flat index whose candidates a GPU build of FAISS finds; what is near is decided as on the CPU."""
 
+    #: A GPU does one thing at a time, and FAISS' own is not made for threads.
+    takes_turns = True
+
     def __init__(self, index: FaissFlatIndex) -> None:
         super().__init__(index.dim)
         self._index, self._view, self._max_norm = index._index, index._view, None
@@ -90,6 +93,9 @@ class TorchIndex(FaissFlatIndex):
     tile_rows
         Rows looked at at once; by default what fits.
     """
+
+    #: A GPU does one thing at a time, and FAISS' own is not made for threads.
+    takes_turns = True
 
     def __init__(self, index: FaissFlatIndex, device: str = "cpu", *, tile_rows: int | None = None) -> None:
         import torch

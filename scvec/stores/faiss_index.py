@@ -30,6 +30,8 @@ __all__ = ["FaissFlatIndex"]
 EXTRA = 16
 #: Batches from here on are faster as a matrix product (128 to 384 dimensions, one core: level at 8 to 16).
 BLAS_QUERIES = 16
+#: Bytes of the float64 candidates whose distances are computed at once.
+NEAR_BYTES = 1 << 20
 #: Queries per call into FAISS.
 BLOCK_QUERIES = 4096
 
@@ -224,20 +226,26 @@ class FaissFlatIndex:
             n_candidates = min(n_candidates, n_rows)
             scores, candidates = self._propose(queries[open_queries], n_candidates, rows)
             least = self._least(scores[:, -1], queries[open_queries])
+            candidates.sort(axis=1)  # by row, so that a stable sort leaves the lower row first
             unsure = []
-            for i, query in enumerate(open_queries):
-                proposed = np.sort(candidates[i])
-                if proposed[0] < 0:  # float32 overflowed inside FAISS
-                    unsure.append(query)
-                    continue
-                exact = row_distances(base[proposed], queries[query])
-                order = np.argsort(exact, kind="stable")[:k]
-                # Whatever was not proposed scored no better than the last proposed one.
-                if n_candidates < n_rows and not exact[order[-1]] < least[i]:
-                    unsure.append(query)
-                    continue
-                numbers[query], distances[query] = proposed[order], exact[order]
-            open_queries = np.array(unsure, dtype=np.int64)
+            # Few queries at a time: their candidates in float64 stay near the processor.
+            step = max(1, NEAR_BYTES // (8 * self.dim * n_candidates))
+            for start in range(0, len(open_queries), step):
+                asked = open_queries[start : start + step]
+                proposed = candidates[start : start + step]
+                pairs = np.repeat(queries[asked], n_candidates, axis=0)
+                exact = row_distances(base[proposed.ravel()], pairs).reshape(proposed.shape)
+                order = np.argsort(exact, axis=1, kind="stable")[:, :k]
+                rows_found = np.take_along_axis(proposed, order, axis=1)
+                exact = np.take_along_axis(exact, order, axis=1)
+                sure = proposed[:, 0] >= 0  # float32 overflowed inside FAISS where not
+                if n_candidates < n_rows:
+                    # Whatever was not proposed scored no better than the last proposed one.
+                    sure &= exact[:, -1] < least[start : start + step]
+                for i in np.flatnonzero(sure):
+                    numbers[asked[i]], distances[asked[i]] = rows_found[i], exact[i]
+                unsure.append(asked[~sure])
+            open_queries = np.concatenate(unsure)
         for query in open_queries:
             numbers[query], distances[query] = nearest_by_scan(base, queries[query], k, rows)
         return numbers, distances

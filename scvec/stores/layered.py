@@ -61,6 +61,11 @@ class LayeredIndex:
         """Length of a vector."""
         return self.layers[0].dim
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether a layer is to be asked by one thread at a time."""
+        return any(getattr(layer, "takes_turns", False) for layer in self.layers)
+
     def with_layers(self, layers: Sequence[AnyIndex]) -> LayeredIndex:
         """Return the same rows, searched by other indices over them."""
         return LayeredIndex(layers, self._gone)
