@@ -40,15 +40,19 @@ class SpyEncoder(PCAEncoder):
 
     @classmethod
     def of(cls, part: CellChunk, labels: Any) -> SpyEncoder:
-        gathered = StatisticsAccumulator(part.X.shape[1])
-        gathered.add(part.X)
         cls.made.append((len(part), hash(part.X.data.tobytes())))
-        return cls(Scaling.from_statistics(gathered.result()), embed_dim=8)
+        return cls(plain(part, labels).scaling, embed_dim=8)
 
     def fit(self, chunks: Any, labels: Any, **options: Any) -> None:
         chunks = list(chunks)
         assert self.made[-1] == (sum(map(len, chunks)), hash(chunks[0].X.data.tobytes()))
         super().fit(chunks, labels, **options)
+
+
+def plain(part: CellChunk, labels: Any) -> PCAEncoder:
+    gathered = StatisticsAccumulator(part.X.shape[1])
+    gathered.add(part.X)
+    return PCAEncoder(Scaling.from_statistics(gathered.result()), embed_dim=8)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +180,12 @@ def test_unlabelled_cells_are_no_ground_for_the_floor() -> None:
 def test_the_seed_decides() -> None:
     a, b = (ReferenceModel.fit(SpyEncoder.of, *cells(0), N_CLASSES, seed=5)[0] for _ in range(2))
     assert json.dumps(a.calibration.to_dict()) == json.dumps(b.calibration.to_dict())
+
+
+def test_trainings_side_by_side_are_those_that_follow_each_other() -> None:
+    a, b = (ReferenceModel.fit(plain, *cells(0), N_CLASSES, seed=5, n_workers=n)[0] for n in (1, 3))
+    assert json.dumps(a.calibration.to_dict()) == json.dumps(b.calibration.to_dict())
+    np.testing.assert_array_equal(a.voices.index.vectors(), b.voices.index.vectors())
 
 
 def test_calibration_goes_through_json(model: ReferenceModel) -> None:

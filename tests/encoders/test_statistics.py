@@ -132,3 +132,17 @@ def test_groups_of_cells_add_up_and_silence_in_one_is_no_merit() -> None:
     chosen = highly_variable(groups, 9, n_bins=1).tolist()
     assert 7 not in chosen and 2 in chosen
     assert highly_variable([whole.result()], 5).tolist() == highly_variable(whole.result(), 5).tolist()
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_what_varies_little_about_a_high_mean_is_not_lost(step: int) -> None:
+    # Two neighbouring numbers of float32 near ln 10,001: squares of CP10k are 1e8, their variance 1e-5.
+    high = np.float32(9.21)
+    X = np.where(np.arange(1000)[:, None] % 2, high, np.nextafter(high, np.float32(10)))
+    gathered = StatisticsAccumulator(1)
+    for start in range(0, len(X), step):
+        gathered.add(sp.csr_matrix(X[start : start + step]))
+    exact = np.expm1(X.astype(np.float64))
+    found = gathered.result()
+    assert found.linear_var[0] == pytest.approx(exact.var(), rel=1e-6)
+    assert found.sd[0] == pytest.approx(X.astype(np.float64).std(), rel=1e-6)
