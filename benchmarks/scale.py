@@ -2,18 +2,22 @@
 
     python benchmarks/scale.py --make 100000 cells.h5ad            # only make cells (benchmarks/resampled.py)
     python benchmarks/scale.py --folder /scratch [--cells 10000 100000 1000000] [--steps query ingest]
+    python benchmarks/scale.py --folder /scratch --engine ray --workers 1 2 --steps query   # needs psutil
     python benchmarks/scale.py --folder /scratch --parts           # the encoder beside scipy's product
     python benchmarks/scale.py --folder /scratch --celltypist      # beside CellTypist, where `make peers` ran
     python benchmarks/scale.py --publish                           # tables and plot from the rows kept
 
 Each row is a process of its own, started with ``--memory 4G``; its peak memory is that of the process, with
-Python, torch and all libraries. Queries are asked of a reference of 20,000 cells. Gene texts are encoded
-once, before, and not counted. Rows are kept in benchmarks/cache/scale.jsonl, the latest of each kind counts.
+Python, torch and all libraries. Of a Ray it is that of all processes at one moment, what they share counted
+once, looked at twice a second; seconds of their CPUs are not known. Queries are asked of a reference of
+20,000 cells. Gene texts are encoded once, before, and not counted. Rows are kept in
+benchmarks/cache/scale.jsonl, the latest of each kind counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -31,7 +35,10 @@ from tables import markdown, publish
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE / "cache" / "scale.jsonl"
-COLUMNS = tuple("step engine cells seconds cpu_s cells_per_s read work write rest share peak_gb".split())
+COLUMNS = tuple(
+    "step engine workers cells seconds cpu_s cells_per_s read work write rest share peak_gb".split()
+)
+SCALE_KEY = ("step", "engine", "workers", "cells")
 PART_COLUMNS = ("what", "cells_per_s", "ratio")
 PEER_COLUMNS = ("tool", "cells", "genes", "fit_s", "query_s", "peak_gb")
 N_REFERENCE = 20_000
@@ -42,7 +49,11 @@ WRITE = ("write",)
 CHILD = """
 import json, resource, sys, time
 import scvec
-what, store, path, out, memory, options = sys.argv[1:]
+what, store, path, out, memory, options, workers = sys.argv[1:]
+if int(workers):
+    from scvec.api import ray_cluster
+    # As many cores, and so workers, as are asked for.
+    ray_cluster._cores = lambda: int(workers)
 start = time.perf_counter()
 if what == "ingest":
     known = {"name": out, "label_key": "cell_type", "batch_key": "donor"}
@@ -86,22 +97,48 @@ def cells(folder: Path, n: int, seed: int, **options: Any) -> Path:
     return path
 
 
-def measure(step: str, folder: Path, n: int, suffix: str, options: dict[str, Any]) -> dict[str, Any]:
+def all_of(*arguments: str | Path) -> dict[str, Any]:
+    """Run ``CHILD`` as `child` does; the peak is that of it and all that it started, together."""
+    import psutil
+
+    command = [sys.executable, "-c", CHILD, *map(str, arguments)]
+    # One thread each: beside the workers there is a shard that searches.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    peak = 0
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as started:
+        process = psutil.Process(started.pid)
+        while started.poll() is None:
+            now = 0
+            for one in [process, *process.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    now += one.memory_full_info().pss
+            peak = max(peak, now)
+            time.sleep(0.5)
+        printed = started.stdout.read() if started.stdout else ""
+    if started.returncode:
+        raise SystemExit(f"{' '.join(map(str, arguments))} ended with {started.returncode}")
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    found.pop("cpu")
+    return {**found, "peak": peak}
+
+
+def measure(step: str, folder: Path, n: int, suffix: str, engine: str, workers: int) -> dict[str, Any]:
     """Return a row: one command on ``n`` cells."""
     store = prepared(folder)
     path = cells(folder, n, 1)
     if step == "ingest":
-        found = child(CHILD, "ingest", store, path, "measured", MEMORY, "{}")
+        found = child(CHILD, "ingest", store, path, "measured", MEMORY, "{}", "0")
     else:
         out = folder / f"out{suffix}"
-        found = child(CHILD, "query", store, path, out, MEMORY, json.dumps(options))
+        asked = ("query", store, path, out, MEMORY, json.dumps({"engine": engine}))
+        found = all_of(*asked, str(workers)) if workers else child(CHILD, *asked, "0")
         out.unlink()
-    row = row_of(step, options.get("engine", "local"), n, found)
+    row = row_of(step, engine, n, found, workers)
     keep({"table": "scale", **row, "stages": found["stages"]})
     return row
 
 
-def row_of(step: str, engine: str, n: int, found: dict[str, Any]) -> dict[str, Any]:
+def row_of(step: str, engine: str, n: int, found: dict[str, Any], workers: int = 0) -> dict[str, Any]:
     """Return the row of a table from what a process said."""
     stages = {k: v for k, v in found["stages"].items() if k != "encode genes"}
     total = found["seconds"] - found["stages"].get("encode genes", 0.0)
@@ -109,6 +146,7 @@ def row_of(step: str, engine: str, n: int, found: dict[str, Any]) -> dict[str, A
     return {
         "step": step,
         "engine": engine,
+        "workers": workers or "-",
         "cells": n,
         "seconds": round(total, 1),
         "cpu_s": round(found["cpu"], 1) if "cpu" in found else "-",
@@ -126,7 +164,7 @@ def prepared(folder: Path) -> Path:
     """Return a store with a reference of ``N_REFERENCE`` cells."""
     store = folder / "scale-store"
     if not (store / "ready").exists():
-        child(CHILD, "ingest", store, cells(folder, N_REFERENCE, 2), "reference", MEMORY, "{}")
+        child(CHILD, "ingest", store, cells(folder, N_REFERENCE, 2), "reference", MEMORY, "{}", "0")
         (store / "ready").touch()
     return store
 
@@ -134,10 +172,7 @@ def prepared(folder: Path) -> Path:
 def exponents(rows: list[dict[str, Any]]) -> list[str]:
     """Return how seconds and memory grow with cells, from one size to the next."""
     lines = []
-    for step, engine in dict.fromkeys((r["step"], r["engine"]) for r in rows):
-        these = sorted(
-            (r for r in rows if (r["step"], r["engine"]) == (step, engine)), key=lambda r: r["cells"]
-        )
+    for step, engine, these in kinds(rows):
         for a, b in pairwise(these):
             grown = log(b["cells"] / a["cells"])
             # Seconds of the CPU, where they are known, do not depend on what else the machine does.
@@ -148,6 +183,16 @@ def exponents(rows: list[dict[str, Any]]) -> list[str]:
                 f"{clock} grows with the power {seconds:.2f} of the cells, peak memory with {peak:.2f}"
             )
     return lines
+
+
+def kinds(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Return step, engine with its workers, and rows by cells, of each kind of row."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        n = row["workers"]
+        engine = row["engine"] if n == "-" else f"{row['engine']}, {n} worker{'s' if n > 1 else ''}"
+        found.setdefault((row["step"], engine), []).append(row)
+    return [(*key, sorted(these, key=lambda r: r["cells"])) for key, these in found.items()]
 
 
 def parts(folder: Path) -> list[dict[str, Any]]:
@@ -202,9 +247,9 @@ def beside_celltypist(folder: Path, n: int, n_genes: int) -> list[dict[str, Any]
     store = folder / "peer-store"
     peak = "import resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     rows = []
-    fit = child(CHILD, "ingest", store, reference, "reference", MEMORY, "{}")
+    fit = child(CHILD, "ingest", store, reference, "reference", MEMORY, "{}", "0")
     learned = fit["seconds"] - fit["stages"].get("encode genes", 0.0)
-    ask = child(CHILD, "query", store, query, folder / "peer.parquet", MEMORY, "{}")
+    ask = child(CHILD, "query", store, query, folder / "peer.parquet", MEMORY, "{}", "0")
     rows.append(_peer("scvec", n, n_genes, learned, ask["seconds"], max(fit["peak"], ask["peak"])))
     if (python := peers / "celltypist" / "bin" / "python").exists():
         done = subprocess.run(
@@ -238,15 +283,20 @@ def kept(table: str, *key: str) -> list[dict[str, Any]]:
     for line in KEPT.read_text(encoding="utf-8").splitlines() if KEPT.exists() else ():
         row = json.loads(line)
         if row.pop("table") == table:
+            if table == "scale":
+                row.setdefault("workers", "-")
             found[tuple(row[k] for k in key)] = row
-    return [found[k] for k in sorted(found)] if table == "scale" else list(found.values())
+    by_name = (
+        found[k] for k in sorted(found, key=lambda k: [str(v) if i < 3 else v for i, v in enumerate(k)])
+    )
+    return list(by_name) if table == "scale" else list(found.values())
 
 
 def publish_kept() -> None:
     """Write tables, JSON and plot of all rows kept."""
-    rows = kept("scale", "step", "engine", "cells")
+    rows = kept("scale", *SCALE_KEY)
     command = "python benchmarks/scale.py --publish"
-    stages = {f"{r['step']} {r['engine']} {r['cells']}": r.pop("stages") for r in rows}
+    stages = {" ".join(str(r[k]) for k in SCALE_KEY): r.pop("stages") for r in rows}
     publish("scale", command, COLUMNS, rows, stages=stages, exponents=exponents(rows), memory=MEMORY)
     publish("scale_parts", command, PART_COLUMNS, kept("scale_parts", "what"))
     if peers := kept("scale_peers", "tool", "cells"):
@@ -266,9 +316,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
     for axes, column, label in zip(
         panels, ("seconds", "peak_gb"), ("seconds", "peak memory, GB"), strict=True
     ):
-        for step, engine in dict.fromkeys((r["step"], r["engine"]) for r in rows):
-            these = [r for r in rows if (r["step"], r["engine"]) == (step, engine)]
-            points = sorted((r["cells"], r[column]) for r in these)
+        for step, engine, these in kinds(rows):
+            points = [(r["cells"], r[column]) for r in these]
             axes.plot(*zip(*points, strict=True), marker="o", label=f"{step}, {engine}")
         axes.set_xscale("log")
         axes.set_yscale("log" if column == "seconds" else "linear")
@@ -290,7 +339,10 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--steps", nargs="+", choices=["query", "ingest"], default=["query", "ingest"])
     parser.add_argument("--output", default=".h5ad", help="what a query writes: .h5ad, .csv or .parquet")
-    parser.add_argument("--engine", default="local")
+    parser.add_argument(
+        "--engine", choices=["local", "ray"], default="local", help="that queries are asked of"
+    )
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of a Ray")
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--celltypist", action="store_true")
     parser.add_argument("--publish", action="store_true")
@@ -300,20 +352,22 @@ def main() -> None:
         return
     if options.publish:
         publish_kept()
-        print("\n".join(exponents(kept("scale", "step", "engine", "cells"))))
+        print("\n".join(exponents(kept("scale", *SCALE_KEY))))
         return
     if options.folder is None:
         parser.error("--folder is needed")
+    if options.engine == "ray" and options.steps != ["query"]:
+        parser.error("--engine ray is measured with --steps query: training stays in one process")
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.parts:
         print(markdown(PART_COLUMNS, parts(options.folder)))
     elif options.celltypist:
         print(markdown(PEER_COLUMNS, beside_celltypist(options.folder, options.cells[-1], 13_000)))
     else:
-        more = {} if options.engine == "local" else {"engine": options.engine}
         rows = [
-            measure(step, options.folder, n, options.output, more)
+            measure(step, options.folder, n, options.output, options.engine, workers)
             for step in options.steps
+            for workers in (options.workers if options.engine == "ray" else [0])
             for n in options.cells
         ]
         print(markdown(COLUMNS, rows))
