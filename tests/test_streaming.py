@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.api.labelled import MAX_TRAINING_CELLS, MIN_TRAINING_CELLS, Labelled, training_budget
+from scvec.api.labelled import (
+    MAX_TRAINING_CELLS,
+    MIN_TRAINING_CELLS,
+    Labelled,
+    training_budget,
+    training_workers,
+)
 from scvec.ingest.cells import CellSource
 
 
@@ -85,6 +91,14 @@ def test_only_a_small_memory_that_was_named_cuts_the_cells_trained_on() -> None:
     assert training_budget("4G", 3000, 1000.0) == MAX_TRAINING_CELLS
     assert MIN_TRAINING_CELLS < training_budget("2G", 3000, 1000.0) < MAX_TRAINING_CELLS
     assert training_budget("100M", 3000, 1000.0) == MIN_TRAINING_CELLS
+
+
+def test_trainings_at_once_go_by_cores_and_by_the_memory_that_was_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("scvec.api.labelled.n_cores", lambda: 4)
+    named = [training_workers(memory) for memory in (None, "100M", "2G", "4G", "64G")]
+    assert named == [4, 1, 1, 3, 4]
 
 
 def test_a_sample_for_training_keeps_rare_labels_and_the_seed() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.api.labelled import Labelled, incoherent_labels
+from scvec.api.labelled import Labelled, incoherent_labels, training_workers
 from scvec.api.reports import CellsReport
 from scvec.api.stages import Stages
 from scvec.protocols import Progress, no_progress
@@ -223,6 +223,7 @@ def ingest_cells(
                 parts,
                 seed,
                 progress,
+                training_workers(memory),
             )
             notes = [*sampled, *notes, *getattr(model.voices.encoder, "notes", []), *calibration_notes(parts)]
         with stages("encode cells"):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from scvec.errors import InputError
 from scvec.ingest.borders import parse_memory
+from scvec.side_by_side import n_cores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from scvec.ingest.cells import CellSource
     from scvec.ingest.hygiene import LabelFinding
 
-__all__ = ["MAX_TRAINING_CELLS", "Labelled", "incoherent_labels", "training_budget"]
+__all__ = ["MAX_TRAINING_CELLS", "Labelled", "incoherent_labels", "training_budget", "training_workers"]
 
 #: Cells that the encoder and the head are trained on at most.
 MAX_TRAINING_CELLS = 20_000
@@ -29,6 +30,8 @@ MIN_TRAINING_CELLS = 2_000
 BYTES_PER_GENE, BYTES_PER_VALUE = 20, 32
 #: Bytes of the libraries, and of what is known of genes.
 FIXED_BYTES = 1_200_000_000
+#: Bytes that a training takes beside another one: cells of its folds, twice, and products of genes with genes.
+TRAINING_BYTES = 1_000_000_000
 #: Columns of obs in which data sets keep Cell Ontology ids, the CELLxGENE schema's first.
 ONTOLOGY_COLUMNS = ("cell_type_ontology_term_id", "cell_ontology_id")
 #: Columns that name the tissue.
@@ -202,6 +205,16 @@ def training_budget(memory: str | int | None, n_genes: int, n_values: float) -> 
     return int(
         np.clip((parse_memory(memory) - FIXED_BYTES) / per_cell, MIN_TRAINING_CELLS, MAX_TRAINING_CELLS)
     )
+
+
+def training_workers(memory: str | int | None) -> int:
+    """Return how many trainings may run at once, of which each takes ``TRAINING_BYTES`` at most.
+
+    Their number changes no result.
+    """
+    if memory is None:
+        return n_cores()
+    return int(np.clip((parse_memory(memory) - FIXED_BYTES) // TRAINING_BYTES, 1, n_cores()))
 
 
 def _renamed(

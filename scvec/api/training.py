@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from scvec.api.labelled import Labelled
 from scvec.protocols import CellEncoder, Progress
-from scvec.side_by_side import n_cores
 from scvec.types import CellChunk
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ def train(
     encoder_parts: EncoderParts | None,
     seed: int,
     progress: Progress,
+    n_workers: int = 1,
 ) -> tuple[ReferenceModel, list[str]]:
     """Train and calibrate a reference on some of its cells.
 
@@ -51,6 +51,8 @@ def train(
         Numbers of the genes that the encoder knows, and how variable each gene is.
     strata
         (n,) species of all cells, where there are two.
+    n_workers
+        Trainings at once.
 
     Returns
     -------
@@ -91,6 +93,6 @@ def train(
         seed=seed,
         progress=progress,
         # Those that read with a language model take the memory of one, and their turns go by number.
-        n_workers=n_cores() if encoder_parts is None else 1,
+        n_workers=n_workers if encoder_parts is None else 1,
     )
     return model, notes
