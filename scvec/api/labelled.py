@@ -30,7 +30,7 @@ MIN_TRAINING_CELLS = 2_000
 BYTES_PER_GENE, BYTES_PER_VALUE = 20, 32
 #: Bytes of the libraries, and of what is known of genes.
 FIXED_BYTES = 1_200_000_000
-#: Bytes that a training takes beside another one: cells of its folds, twice, and products of genes with genes.
+#: Bytes of one training beside others: its cells, twice, and products of genes with genes.
 TRAINING_BYTES = 1_000_000_000
 #: Columns of obs in which data sets keep Cell Ontology ids, the CELLxGENE schema's first.
 ONTOLOGY_COLUMNS = ("cell_type_ontology_term_id", "cell_ontology_id")
