@@ -19,6 +19,7 @@ from scvec.api.labelled import (
     training_workers,
 )
 from scvec.ingest.cells import CellSource
+from scvec.stores.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,25 @@ def test_annotations_do_not_depend_on_the_chunk(
     whole = scvec.query(*made)
     chunks_of(size)
     same(scvec.query(*made), whole)
+
+
+def test_chunks_that_are_worked_on_at_once_come_in_their_order(
+    made: tuple[Path, Path], chunks_of: Callable, tmp_path: Path, new_store: Callable, monkeypatch: Any
+) -> None:
+    """Bit for bit: with one core or with several, each chunk is computed alone."""
+    chunks_of(7)
+    alone = scvec.query(*made)
+    stores = [new_store(tmp_path / name) for name in ("one", "three")]
+    options = {"name": "r", "label_key": "cell_type", "encoder": "pca"}
+    scvec.ingest_cells(stores[0], [made[1]], **options)
+    for module in ("query", "engines", "labelled"):
+        monkeypatch.setattr(f"scvec.api.{module}.n_cores", lambda: 3)
+    together = scvec.query(*made)
+    same(together, alone)
+    np.testing.assert_array_equal(together.proba, alone.proba)
+    scvec.ingest_cells(stores[1], [made[1]], **options)
+    a, b = (Store(store).generation.manifest.deterministic_bytes() for store in stores)
+    assert a == b
 
 
 def test_queries_of_one_cell_and_of_a_few(made: tuple[Path, Path], tmp_path: Path) -> None:
