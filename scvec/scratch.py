@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["empty", "release", "trim"]
+__all__ = ["empty", "release", "reserved", "trim"]
 
 #: Bytes of arrays that are worth files.
 LARGE = 64 << 20
@@ -24,15 +24,26 @@ def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 
     The file has no name, so that it is gone with the array, and with a process that is killed.
     """
+    try:
+        return reserved(shape, dtype)
+    except OSError:  # a full or a read-only disk: memory is what is left
+        return np.empty(shape, dtype)
+
+
+def reserved(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return an array to fill, in a temporary file without a name whose place on the disk is reserved.
+
+    Raises
+    ------
+    OSError
+        If there is no room, or no folder for temporary files.
+    """
     n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if not n_bytes:
         return np.empty(shape, dtype)
-    try:
-        with tempfile.TemporaryFile(prefix="scvec-") as file:
-            _reserve(file.fileno(), n_bytes)
-            return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
-    except OSError:  # a full or a read-only disk: memory is what is left
-        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(prefix="scvec-") as file:
+        _reserve(file.fileno(), n_bytes)
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
 
 
 def release(array: npt.NDArray[Any]) -> None:

@@ -119,7 +119,7 @@ def contents_of_adata(adata: AnnData) -> Contents:
     on_disk: Any = {}
     if adata.isbacked:
         with reading(str(adata.filename)):
-            if adata.is_view or adata.raw is not None or not _by_rows(adata.file["X"]):
+            if adata.is_view or adata.raw is not None:
                 adata = adata.to_memory()
             else:
                 on_disk = {"X": adata.file["X"]}
@@ -135,8 +135,3 @@ def contents_of_adata(adata: AnnData) -> Contents:
     for name, values in adata.layers.items():
         places[f"layers/{name}"] = Place(values, lambda: var)
     return Contents("the AnnData object", obs, places, None, notes)
-
-
-def _by_rows(item: Any) -> bool:
-    """Return whether rows of a stored matrix can be read by themselves."""
-    return is_array(item) or str(item.attrs.get("encoding-type", "")).startswith("csr")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from scvec.errors import InputError, ResourceError
-from scvec.ingest.borders import reading, size_text
+from scvec.errors import InputError
+from scvec.ingest.borders import reading
+from scvec.ingest.turned import Origin, Piece, Turned, by_cell, index_dtype, values_within
 
 __all__ = [
     "MAX_ROWS",
@@ -21,11 +22,10 @@ __all__ = [
     "StoredRows",
     "is_array",
     "is_group",
-    "is_in_memory",
+    "is_only_here",
     "open_matrix",
 ]
 
-_PIECE = 2**22
 #: Rows that are read in one go at most, and the bytes that a stored value needs until it is log1p CP10k: as
 #: stored, as float64 with its column, and one or two copies.
 MAX_ROWS = 2048
@@ -165,9 +165,31 @@ class _InMemory(MatrixReader):
         return sp.csr_matrix(_plain(rows) if isinstance(rows, np.ndarray) else rows)
 
 
-def is_in_memory(reader: MatrixReader) -> bool:
-    """Return whether all values are in memory already: the user's own, or turned over from columns."""
-    return isinstance(reader, _InMemory)
+class _Turned(MatrixReader):
+    """A matrix that was brought into the order of its cells."""
+
+    def __init__(self, turned: Turned, where: str) -> None:
+        super().__init__(turned.shape, where, turned.data.dtype)
+        self._turned = turned
+
+    def _values_in(self, step: int) -> int:
+        return _fullest(self._turned.indptr, step)
+
+    def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
+        turned = self._turned
+        a, b = int(turned.indptr[start]), int(turned.indptr[stop])
+        arrays: Any = (np.array(turned.data[a:b]), np.array(turned.indices[a:b]))
+        turned.release()
+        block: sp.csr_matrix[Any] = sp.csr_matrix(
+            (*arrays, turned.indptr[start : stop + 1] - a), (stop - start, self.shape[1])
+        )
+        block.sort_indices()  # nobody promised an order within a cell: there is nothing to tell of
+        return block
+
+
+def is_only_here(reader: MatrixReader) -> bool:
+    """Return whether all values lie with this process: the user's own in memory, or turned over by it."""
+    return isinstance(reader, _InMemory | _Turned)
 
 
 def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> MatrixReader:
@@ -176,21 +198,21 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     Parameters
     ----------
     item
-        A group (CSR or CSC) or array of HDF5 or zarr, :class:`StoredRows`, a scipy sparse matrix or array, or
-        a NumPy array.
+        A group (CSR or CSC) or array of HDF5 or zarr, :class:`StoredRows`, :class:`Turned`, a scipy sparse
+        matrix or array, or a NumPy array.
     where
         What to call it in messages.
     n_obs, n_vars
         Its shape according to obs and var.
     memory
-        Bytes that may be used; only CSC, which has to be turned over in memory, needs much.
+        Bytes that may be used. CSC is turned over at once, in temporary files if it is not small beside them.
 
     Raises
     ------
     InputError
         If the shape disagrees, pointers lie, or values are not real numbers.
     ResourceError
-        If a CSC matrix does not fit into ``memory``.
+        If there is no room for the temporary files of a CSC matrix.
     """
     if type(item).__name__ in ("_CSRDataset", "_CSCDataset"):  # anndata.io.sparse_dataset
         item = item.group
@@ -212,12 +234,16 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
         return _Dense(item, where, memory)
     if layout == "csr":
         return _Stored(item.parts if isinstance(item, StoredRows) else item, (n_obs, n_vars), where)
-    return _InMemory(_turn_over(item, n_obs, n_vars, where, memory), where)
+    if layout == "turned":
+        return _Turned(item, where)
+    return _Turned(_turn_over(item, n_obs, n_vars, where, memory), where)
 
 
 def _describe(item: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any], str]:
     if isinstance(item, StoredRows):
         return item.shape, item.parts["data"].dtype, "csr"
+    if isinstance(item, Turned):
+        return item.shape, item.data.dtype, "turned"
     if is_array(item):
         return tuple(int(n) for n in item.shape or ()), np.dtype(item.dtype), "dense"
     if not is_group(item):
@@ -281,27 +307,48 @@ def _checked_indices(indices: npt.NDArray[Any], n_minor: int, where: str) -> npt
             wrong = low if low < 0 else high
             what = f"the sparse matrix contradicts itself: index {wrong:,} is outside 0 to {n_minor - 1:,}"
             raise InputError(what, where, _BROKEN_FIX)
-    signed = np.int32 if n_minor < 2**31 else np.int64
-    return indices.astype(signed, copy=False)
+    return indices.astype(index_dtype(n_minor), copy=False)
 
 
-def _turn_over(group: Any, n_obs: int, n_vars: int, where: str, memory: int) -> sp.csr_matrix[Any]:
-    """Read a CSC group and convert it once."""
+def _turn_over(group: Any, n_obs: int, n_vars: int, where: str, memory: int) -> Turned:
+    """Bring a CSC group into the order of its cells: count the values of each, then put them in place."""
     with reading(where):
         indptr = _checked_indptr(group, n_vars, where)
-        nnz, item_size = group["data"].shape[0], group["data"].dtype.itemsize
-        needed = 2 * nnz * (item_size + 4) + 16 * (n_obs + n_vars)
-        if needed > memory:
-            raise ResourceError(
-                f"the matrix is stored by gene (CSC) and needs {size_text(needed)} of memory to turn over",
-                where,
-                "store it by cell: adata.X = adata.X.tocsr(); adata.write_h5ad(...), or raise --memory",
-            )
-        indices = np.empty(nnz, np.int32 if n_obs < 2**31 else np.int64)
-        for a in range(0, nnz, _PIECE):
-            indices[a : a + _PIECE] = _checked_indices(group["indices"][a : a + _PIECE], n_obs, where)
-        arrays: Any = (_plain(group["data"][:]), indices, indptr)
-        return sp.csc_matrix(arrays, (n_obs, n_vars)).tocsr()
+        most = values_within(memory)
+        counts = np.zeros(n_obs, np.int64)
+        for a, b in _stretches(group["indices"], group["data"].shape[0], most):
+            np.add.at(counts, _checked_indices(group["indices"][a:b], n_obs, where), 1)
+        dtype = _plain(np.empty(0, group["data"].dtype)).dtype
+        origin = Origin(where, "is stored by gene (CSC)", "store it by cell: adata.X = adata.X.tocsr()")
+        pieces = _values_of_columns(group, indptr, n_obs, where, most)
+        return by_cell(pieces, counts, n_vars, dtype, origin, memory)
+
+
+def _values_of_columns(
+    group: Any, indptr: npt.NDArray[np.int64], n_obs: int, where: str, most: int
+) -> Iterator[Piece]:
+    """Yield the values of a CSC group in the order in which they lie."""
+    genes = np.arange(len(indptr) - 1, dtype=index_dtype(len(indptr)))
+    for a, b in _stretches(group["indices"], group["data"].shape[0], most):
+        rows = _checked_indices(group["indices"][a:b], n_obs, where)
+        data = _plain(group["data"][a:b])
+        for c in range(a, b, most):
+            d = min(c + most, b)
+            first, last = np.searchsorted(indptr, [c, d], side="right") - [1, 0]
+            inside: npt.NDArray[np.int64] = np.clip(indptr[first : last + 1], c, d)
+            sizes = inside[1:] - inside[:-1]
+            yield rows[c - a : d - a], np.repeat(genes[first:last], sizes), data[c - a : d - a]
+
+
+def _stretches(array: Any, n: int, most: int) -> Iterator[tuple[int, int]]:
+    """Yield where to cut ``n`` stored values: ``most`` at a time, but no piece of an array in two.
+
+    Each piece is unpacked whole whenever a part of it is read.
+    """
+    piece = int((array.chunks or (1,))[0])
+    step = max(1, most // piece) * piece
+    for a in range(0, n, step):
+        yield a, min(a + step, n)
 
 
 def _to_rows(values: Any, where: str) -> Any:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from scvec.ingest.expression import ExpressionState, normalize
-from scvec.ingest.matrices import is_in_memory, open_matrix
+from scvec.ingest.matrices import is_only_here, open_matrix
 from scvec.ingest.openers import contents_of
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ class RowsRecipe:
 def recipe_of(source: CellSource) -> RowsRecipe | None:
     """Return how to read a source elsewhere; None where that would cost more than sending its cells.
 
-    That is so for what is in memory: AnnData objects, and matrices that are stored by column. Folders are
-    many files, of which nobody could tell that they are the same ones.
+    That is so for AnnData objects in memory, and for matrices that are stored by gene, which each process
+    would have to turn over. Folders are many files, of which nobody could tell that they are the same ones.
     """
-    if source.path is None or is_in_memory(source.reader) or not os.path.isfile(source.path):
+    if source.path is None or is_only_here(source.reader) or not os.path.isfile(source.path):
         return None
     found = os.stat(source.path)
     return RowsRecipe(

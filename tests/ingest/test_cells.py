@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse as sp
 
 import scvec
-from scvec.errors import InputError, ResourceError
+from scvec.errors import InputError
 from scvec.ingest.cells import CellSource, labels, parse_memory
 
 DEMO = Path(scvec.__file__).parent / "data"
@@ -199,12 +199,6 @@ def test_what_only_a_full_reading_shows_is_found() -> None:
     adata.X.data[adata.X.indptr[row]] = np.nan
     with pytest.raises(InputError, match="'c1111'"):
         CellSource.open(adata)
-
-
-def test_csc_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    adata_of(sp.csc_matrix(dense_counts(400, 400))).write_h5ad(tmp_path / "x.h5ad")
-    with pytest.raises(ResourceError, match="tocsr"):
-        CellSource.open(tmp_path / "x.h5ad", memory="300K")
 
 
 @pytest.mark.parametrize(("text", "n"), [("4G", 4 << 30), ("1.5 gib", 3 << 29), ("512M", 512 << 20), (7, 7)])
