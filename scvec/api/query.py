@@ -251,7 +251,7 @@ def query(
         if target is not None:
             with stages("write"):
                 progress("writing", 0, None)
-                annotation = write_output(annotation, path, target, columns)
+                annotation = write_output(annotation, path, target, columns, source.memory)
         if page is not None:
             with stages("report"):
                 annotation = report_query(page, annotation, stored, source.obs, asked, progress)

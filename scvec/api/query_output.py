@@ -120,10 +120,11 @@ def reporter_of(asked: dict[str, Any]) -> Callable[..., Any]:
     return report
 
 
-def write_output(annotation: Annotation, path: Any, target: Path, columns: str) -> Annotation:
+def write_output(annotation: Annotation, path: Any, target: Path, columns: str, memory: int) -> Annotation:
     """Write an annotation beside what it annotates, or as a table; returns it with its file named.
 
-    The cells were read for the annotation just now, and checked before that.
+    The cells were read for the annotation just now, and checked before that. Where they are read again,
+    ``memory`` bytes may be used.
     """
     from scvec.ingest.h5ad_output import write_annotated, write_table
 
@@ -132,7 +133,7 @@ def write_output(annotation: Annotation, path: Any, target: Path, columns: str) 
         if columns != "scvec":
             table = table.join(annotation.to_table(columns=columns))
         uns = {"scvec": annotation.uns(), **annotation.colors()}
-        write_annotated(path, target, obs=table, obsm=annotation.obsm(), uns=uns, checked=True)
+        write_annotated(path, target, obs=table, obsm=annotation.obsm(), uns=uns, checked=True, memory=memory)
     else:
         write_table(annotation.to_table(columns=columns).rename_axis("cell"), target)
     return replace(annotation, output=str(target))

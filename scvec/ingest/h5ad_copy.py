@@ -25,17 +25,18 @@ _PIECE = 2**17
 _SHARE = 16
 
 
-def write_as_h5ad(source: Path, target: Path, room: int = 0) -> None:
+def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int | None = None) -> None:
     """Write all that a folder or file other than an h5ad holds to ``target``, an empty file.
 
-    Matrices become CSR, float32 where their values have four bytes or fewer, and are never whole in memory
-    unless they are stored as text or by gene.
+    Matrices become CSR, float32 where their values have four bytes or fewer, and are never whole in memory.
 
     Parameters
     ----------
     room
         Bytes that are going to be added afterwards. Space for all is reserved before HDF5 writes anything:
         it cannot cope with a disk that fills up.
+    memory
+        What may be used, see :func:`scvec.ingest.borders.parse_memory`.
 
     Raises
     ------
@@ -44,10 +45,10 @@ def write_as_h5ad(source: Path, target: Path, room: int = 0) -> None:
     """
     from anndata.io import read_elem, write_elem
 
-    memory = parse_memory(None)
-    contents = contents_of(source, memory)
+    limit = parse_memory(memory)
+    contents = contents_of(source, limit)
     try:
-        readers = {name: _open(contents, name, memory) for name in contents.places}
+        readers = {name: _open(contents, name, limit) for name in contents.places}
         with h5py.File(target, "w"):
             pass
         _reserve(target, room + sum(_size(reader) for reader in readers.values()))
@@ -60,9 +61,9 @@ def write_as_h5ad(source: Path, target: Path, room: int = 0) -> None:
             for name, reader in readers.items():
                 if name == "raw":
                     write_elem(file, "raw/var", contents.places[name].var())
-                _write_rows(file, "raw/X" if name == "raw" else name, reader, memory)
+                _write_rows(file, "raw/X" if name == "raw" else name, reader, limit)
             if source.is_dir() and is_zarr(source):
-                root = open_zarr(source, memory=memory)
+                root = open_zarr(source, memory=limit)
                 for name in _OTHERS:
                     if name in root:
                         with reading(source, name):

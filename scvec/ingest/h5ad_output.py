@@ -75,6 +75,7 @@ def write_annotated(
     uns: Mapping[str, Any] | None = None,
     *,
     checked: bool = False,
+    memory: str | int | None = None,
 ) -> None:
     """Write a copy with columns added; of an h5ad all else is carried over bit for bit.
 
@@ -95,6 +96,8 @@ def write_annotated(
         Entries to add to uns. None values are left out, tuples become lists.
     checked
         The file was just checked (:func:`scvec.ingest.h5ad_safety.open_h5ad`): do not read it again.
+    memory
+        What may be used where cells are not copied as they lie: of folders and of Cell Ranger's files.
 
     Raises
     ------
@@ -119,7 +122,7 @@ def write_annotated(
     if whole_folder or not is_h5ad(source):
         uns = {name: _storable(value) for name, value in uns.items()}
         with replacing(out) as temporary:
-            write_as_h5ad(Path(source), temporary, _room(obs, obsm, uns))
+            write_as_h5ad(Path(source), temporary, _room(obs, obsm, uns), memory)
             _annotate(temporary, columns, obsm, uns, str(source))
         return
     with h5py.File(source, "r") as file:
