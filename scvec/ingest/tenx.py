@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
 import stat
 import zlib
 from pathlib import Path
-from typing import Any
 
 import h5py
-import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from scvec.errors import InputError, ResourceError
 from scvec.ingest.borders import reading, size_text
 from scvec.ingest.contents import Contents, Place
 from scvec.ingest.file_kinds import tenx_groups
 from scvec.ingest.matrices import StoredRows
+from scvec.ingest.matrix_market import AGAIN, open_text, read_text
 
 __all__ = ["contents_of_mtx", "contents_of_tenx", "is_mtx"]
 
 _PARTS = ("data", "indices", "indptr", "shape", "barcodes")
-_AGAIN = "copy or download it again"
-#: Bytes per stored value while a Matrix Market file is read and turned over; and the fewest that one takes as
-#: text ("1 1 1" and a line break), and how often gzip can shrink it.
-_MTX_BYTES, _LEAST_TEXT, _GZIP = 48, 6, 1032
 
 
 def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
@@ -46,7 +38,7 @@ def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
     group = file[genomes[0]]
     missing = [part for part in _PARTS if not isinstance(group.get(part), h5py.Dataset)]
     if missing:
-        raise InputError(f"the 10x Genomics file lacks its {' and '.join(missing)}", where, _AGAIN)
+        raise InputError(f"the 10x Genomics file lacks its {' and '.join(missing)}", where, AGAIN)
     with reading(path, genomes[0]):
         n_genes, n_cells = (int(n) for n in group["shape"][:])
         barcodes = _texts(group["barcodes"], where, memory)
@@ -64,7 +56,7 @@ def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
         var = _var(names, ids, more, where)
     for what, table, n in (("barcodes", barcodes, n_cells), ("genes", names, n_genes)):
         if len(table) != n:
-            raise InputError(f"there are {len(table):,} {what} for a matrix of {n:,}", where, _AGAIN)
+            raise InputError(f"there are {len(table):,} {what} for a matrix of {n:,}", where, AGAIN)
     rows = StoredRows({part: group[part] for part in ("data", "indices", "indptr")}, (n_cells, n_genes))
     return Contents(
         str(path),
@@ -78,14 +70,14 @@ def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
 
 def _texts(values: h5py.Dataset, where: str, memory: int) -> list[str]:
     if values.ndim != 1 or values.size * max(values.dtype.itemsize, 16) > memory:
-        raise InputError(f"a list of names is of shape {values.shape}", where, _AGAIN)
+        raise InputError(f"a list of names is of shape {values.shape}", where, AGAIN)
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values[:]]
 
 
 def _var(names: list[str], ids: list[str], more: dict[str, list[str]], where: str) -> pd.DataFrame:
     lengths = {len(names), len(ids), *map(len, more.values())}
     if len(lengths) > 1:
-        raise InputError(f"the columns of the genes have {sorted(lengths)} entries", where, _AGAIN)
+        raise InputError(f"the columns of the genes have {sorted(lengths)} entries", where, AGAIN)
     return pd.DataFrame({"gene_ids": ids, **more}, index=pd.Index(names, dtype=object))
 
 
@@ -97,25 +89,26 @@ def is_mtx(path: Path) -> bool:
 def contents_of_mtx(folder: Path, memory: int) -> Contents:
     """Read a folder of ``matrix.mtx``, ``features.tsv`` (or ``genes.tsv``) and ``barcodes.tsv``, or ``.gz``.
 
-    A Matrix Market file has no order that could be trusted, so it is read whole.
+    A Matrix Market file has no order that could be trusted, so it is read from end to end at once, into
+    temporary files where its values are many (:func:`scvec.ingest.matrix_market.read_text`).
 
     Raises
     ------
     InputError
         If a file is missing, no plain file, damaged, or does not fit the others.
     ResourceError
-        If the matrix does not fit into ``memory``.
+        If the names do not fit into ``memory``, or the disk has no room for the values.
     """
     barcodes = [row[0] for row in _table(_find(folder, "barcodes.tsv"), memory)]
     features = _table(_find(folder, "features.tsv", "genes.tsv"), memory)
     width = min((len(row) for row in features), default=0)
     if width == 0:
-        raise InputError("there are no genes", str(folder), _AGAIN)
+        raise InputError("there are no genes", str(folder), AGAIN)
     ids = [row[0] for row in features]
     names = [row[1] for row in features] if width > 1 else ids
     more = {"feature_types": [row[2] for row in features]} if width > 2 else {}
     var = _var(names, ids, more, str(folder))
-    X = _matrix(_find(folder, "matrix.mtx"), len(features), len(barcodes), memory)
+    X = read_text(_find(folder, "matrix.mtx"), len(features), len(barcodes), memory)
     obs = pd.DataFrame(index=pd.Index(barcodes, dtype=object))
     return Contents(str(folder), obs, {"X": Place(X, lambda: var)}, folder)
 
@@ -132,73 +125,25 @@ def _find(folder: Path, *names: str) -> Path:
             try:
                 status = path.stat()
             except OSError as error:
-                raise InputError(f"{path.name} cannot be read", str(folder), _AGAIN) from error
+                raise InputError(f"{path.name} cannot be read", str(folder), AGAIN) from error
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path.name} is no file", str(folder), "give the folder of Cell Ranger")
             if status.st_size == 0:
-                raise InputError(f"{path.name} is empty (0 bytes)", str(folder), _AGAIN)
+                raise InputError(f"{path.name} is empty (0 bytes)", str(folder), AGAIN)
             return path
     what = f"there is no {' or '.join(names)} beside the matrix"
     raise InputError(what, str(folder), "give the whole folder: matrix.mtx, features.tsv and barcodes.tsv")
-
-
-def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _table(path: Path, memory: int) -> list[list[str]]:
     """Return the rows of a file of tab-separated texts, which must unpack to no more than the memory."""
     most = memory // 16
     try:
-        with _open(path) as handle:
+        with open_text(path) as handle:
             content = handle.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path.name} is damaged: {error}", str(path.parent), _AGAIN) from error
+        raise InputError(f"{path.name} is damaged: {error}", str(path.parent), AGAIN) from error
     if len(content) > most:
         what = f"{path.name} holds more than {size_text(most)} of names"
         raise ResourceError(what, str(path.parent), "raise --memory, if you trust the file")
     return [line.split("\t") for line in content.decode("utf-8", "replace").splitlines() if line]
-
-
-def _matrix(path: Path, n_genes: int, n_cells: int, memory: int) -> Any:
-    """Return the (n_cells, n_genes) CSR matrix of a Matrix Market file of genes by cells."""
-    from scipy.io import mmread
-
-    try:
-        with _open(path) as handle:
-            head, line = handle.readline(1024), b"%"
-            while line.startswith(b"%"):
-                line = handle.readline(2**16)
-        claimed = [int(word) for word in line.split()]
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path.name} is damaged: {error}", str(path.parent), _AGAIN) from error
-    kind = head.lower().split()
-    if (
-        kind[:3] != [b"%%matrixmarket", b"matrix", b"coordinate"]
-        or kind[4:] != [b"general"]
-        or len(claimed) != 3
-    ):
-        raise InputError(f"{path.name} is no sparse Matrix Market file", str(path.parent), _AGAIN)
-    if kind[3] not in (b"integer", b"real"):
-        raise InputError(f"{path.name} holds no numbers", str(path.parent), _AGAIN)
-    rows, columns, n_values = claimed
-    if (rows, columns) != (n_genes, n_cells):
-        what = f"the matrix is {rows:,} x {columns:,}, but there are {n_genes:,} genes and {n_cells:,} cells"
-        raise InputError(what, str(path.parent), _AGAIN)
-    size = path.stat().st_size * (_GZIP if path.suffix == ".gz" else 1)
-    if n_values < 0 or n_values > size // _LEAST_TEXT:
-        what = f"{path.name} claims {n_values:,} values, which it cannot hold: it is damaged"
-        raise InputError(what, str(path.parent), _AGAIN)
-    if n_values * _MTX_BYTES > memory:
-        raise ResourceError(
-            f"the matrix is text and needs {size_text(n_values * _MTX_BYTES)} of memory to read",
-            str(path.parent),
-            "give the .h5 of Cell Ranger in place of the folder, or raise --memory",
-        )
-    with reading(path):
-        # By an open file: scipy guesses from the name otherwise.
-        with _open(path) as handle:
-            found = sp.coo_matrix(mmread(io.BufferedReader(handle) if path.suffix == ".gz" else handle))
-        return sp.csr_matrix(
-            (found.data.astype(np.float32), (found.col, found.row)), shape=(n_cells, n_genes)
-        )

@@ -276,8 +276,3 @@ def test_names_that_unpack_to_more_than_the_memory_are_refused(tmp_path: Path) -
     assert os.path.getsize(path / "barcodes.tsv.gz") < 2**15
     with pytest.raises(ResourceError, match="holds more than"):
         CellSource.open(path, memory="64M")
-
-
-def test_a_text_matrix_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="is text and needs"):
-        CellSource.open(mtx(packed=False)(tmp_path), memory="20K")
