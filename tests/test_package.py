@@ -28,7 +28,7 @@ LAYERS = [
     {"api"},
     {"annotate", "encoders", "backbones"},
     {"stores", "ingest"},
-    {"profiles", "records", "scratch", "settings", "side_by_side"},
+    {"columns", "profiles", "records", "scratch", "settings", "side_by_side"},
     {"types", "errors", "protocols", "secrets"},
 ]
 

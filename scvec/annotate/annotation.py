@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.annotate.colors import STATUS_COLORS, label_colors
+from scvec.annotate.set_names import set_names
 from scvec.annotate.status import STATUSES
+from scvec.columns import Coded, Packed, blocks, holds_texts, texts_of
 from scvec.errors import InputError
 from scvec.types import Float32, Neighbors
 
@@ -24,6 +25,8 @@ __all__ = ["Annotation", "check_columns"]
 
 Strings = npt.NDArray[np.object_]
 
+#: Attributes that hold a text a cell.
+TEXTS = ("cells", "label", "label_knn", "label_head", "label_broad", "cl_id", "status", "majority")
 #: Names that the columns of a table may have.
 COLUMNS = ("scvec", "celltypist")
 
@@ -40,6 +43,7 @@ def check_columns(columns: str) -> None:
         raise InputError(f"there are no columns {columns!r}", "--columns", f"give {' or '.join(COLUMNS)}")
 
 
+@holds_texts(*TEXTS)
 @dataclass(frozen=True, repr=False)
 class Annotation:
     """Labels of n cells by one reference.
@@ -47,11 +51,12 @@ class Annotation:
     Attributes
     ----------
     cells
-        (n,) names of the cells.
+        (n,) names of the cells, as objects.
     classes
         Labels of the reference.
     label, label_knn, label_head, label_broad, cl_id, status
-        (n,) strings, as objects.
+        (n,) strings, as objects. They and ``cells`` are held in less until somebody asks for them
+        (:mod:`scvec.columns`).
     confidence, novelty
         (n,) float32, 0 to 1.
     proba
@@ -100,9 +105,9 @@ class Annotation:
     reporter: Callable[..., Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        n = len(self.cells)
+        n = len(self)
         parts = "label label_knn label_head label_broad cl_id status confidence novelty proba vectors".split()
-        lengths = {name: len(getattr(self, name)) for name in parts}
+        lengths = {name: len(vars(self)[name]) for name in parts}
         lengths["neighbors"] = len(self.neighbors.indices)
         wrong = [f"{name} {length}" for name, length in lengths.items() if length != n]
         if wrong:
@@ -113,13 +118,19 @@ class Annotation:
             raise ValueError(f"label sets of shape {self.sets.shape} for probabilities {self.proba.shape}")
 
     def __len__(self) -> int:
-        return len(self.cells)
+        return len(vars(self)["cells"])
 
     def __repr__(self) -> str:
         # What a notebook shows: the summary, not a thousand lines of barcodes.
         return "\n".join(self.lines())
 
-    def to_table(self, key_added: str = "scvec", *, columns: str = "scvec") -> pd.DataFrame:
+    def changed(self, **changes: Any) -> Annotation:
+        """Return a copy with other values, as ``dataclasses.replace``, but with no array made of any text."""
+        return type(self)(**{**vars(self), **changes})
+
+    def to_table(
+        self, key_added: str = "scvec", *, columns: str = "scvec", named: bool = True
+    ) -> pd.DataFrame:
         """Return the per-cell columns as a data frame indexed by cell name.
 
         Parameters
@@ -129,6 +140,8 @@ class Annotation:
         columns
             ``scvec``, or ``celltypist``: the names of CellTypist's tables (``predicted_labels``,
             ``conf_score``, and after a majority vote ``over_clustering`` and ``majority_voting``).
+        named
+            Whether the index is the names of the cells; else it is their numbers, which take no memory.
 
         Raises
         ------
@@ -138,42 +151,50 @@ class Annotation:
         import pandas as pd
 
         check_columns(columns)
-        if columns == "celltypist":
-            return self._celltypist()
+        found = self._celltypist() if columns == "celltypist" else self._own(f"{key_added}_")
+        table = pd.DataFrame(found, index=pd.RangeIndex(len(self)))
+        if named:
+            table.index = pd.Index(self.cells)
+        return table
 
-        def category(values: Strings) -> Any:
-            return pd.Categorical(values)
-
-        found = {
-            "label": category(self.label),
-            "confidence": self.confidence,
-            "novelty": self.novelty,
-            "status": pd.Categorical(self.status, categories=list(STATUSES)),
-            "label_knn": category(self.label_knn),
-            "label_head": category(self.label_head),
-            "label_broad": category(self.label_broad),
-            "cl_id": category(self.cl_id),
-        }
-        if self.sets is not None:
-            found["set"] = category(self.label_sets())
-            found["set_size"] = self.sets.sum(axis=1).astype(np.int32)
-        if self.majority is not None and self.cluster is not None:
-            found["majority"] = category(self.majority)
-            found["cluster"] = pd.Categorical(self.cluster.astype(str))
-        return pd.DataFrame(
-            {f"{key_added}_{name}": values for name, values in found.items()},
-            index=pd.Index(self.cells),
-        )
-
-    def _celltypist(self) -> pd.DataFrame:
+    def tables(self, *, columns: str = "scvec") -> Iterator[pd.DataFrame]:
+        """Yield :meth:`to_table` in parts of its rows: the names of all cells are never objects at once."""
         import pandas as pd
 
-        found: dict[str, Any] = {"predicted_labels": pd.Categorical(self.label)}
-        if self.majority is not None and self.cluster is not None:
+        table = self.to_table(columns=columns, named=False)
+        names = vars(self)["cells"]
+        for rows in blocks(max(len(self), 1)):
+            part = table.iloc[rows]
+            part.index = pd.Index(names.part(rows) if isinstance(names, Packed) else names[rows])
+            yield part
+
+    def _own(self, prefix: str) -> dict[str, Any]:
+        import pandas as pd
+
+        found = {
+            "label": texts_of(self, "label").category(),
+            "confidence": self.confidence,
+            "novelty": self.novelty,
+            "status": texts_of(self, "status").category().set_categories(list(STATUSES)),
+            **{k: texts_of(self, k).category() for k in ("label_knn", "label_head", "label_broad", "cl_id")},
+        }
+        if self.sets is not None:
+            found["set"] = self._sets().category()
+            found["set_size"] = self.sets.sum(axis=1).astype(np.int32)
+        if self.cluster is not None and vars(self)["majority"] is not None:
+            found["majority"] = texts_of(self, "majority").category()
+            found["cluster"] = pd.Categorical(self.cluster.astype(str))
+        return {f"{prefix}{name}": values for name, values in found.items()}
+
+    def _celltypist(self) -> dict[str, Any]:
+        import pandas as pd
+
+        found: dict[str, Any] = {"predicted_labels": texts_of(self, "label").category()}
+        if self.cluster is not None and vars(self)["majority"] is not None:
             found["over_clustering"] = pd.Categorical(self.cluster.astype(str))
-            found["majority_voting"] = pd.Categorical(self.majority)
+            found["majority_voting"] = texts_of(self, "majority").category()
         found["conf_score"] = self.confidence
-        return pd.DataFrame(found, index=pd.Index(self.cells))
+        return found
 
     def explain(
         self,
@@ -234,13 +255,12 @@ class Annotation:
 
     def label_sets(self) -> Strings:
         """Return (n,) each cell's label set, likeliest first, as ``alpha|beta``; empty where it is."""
+        return self._sets().to_array()
+
+    def _sets(self) -> Coded:
         if self.sets is None:
             raise ValueError("no label sets were asked for: query with coverage")
-        found = np.full(len(self), "", dtype=object)
-        order = np.argsort(-self.proba, axis=1, kind="stable")
-        for row in np.flatnonzero(self.sets.any(axis=1)):
-            found[row] = "|".join(self.classes[k] for k in order[row] if self.sets[row, k])
-        return found
+        return set_names(self.proba, self.sets, self.classes)
 
     def obsm(self, key_added: str = "scvec") -> dict[str, npt.NDArray[Any]]:
         """Return the per-cell arrays that go into ``adata.obsm``."""
@@ -267,14 +287,14 @@ class Annotation:
 
     def colors(self, key_added: str = "scvec") -> dict[str, Any]:
         """Return the colours that scanpy looks for in ``adata.uns``: those of labels, in their order."""
-        columns = {"label": self.label, "label_knn": self.label_knn, "label_head": self.label_head}
-        if self.majority is not None:
-            columns["majority"] = self.majority
+        columns = ["label", "label_knn", "label_head"]
+        if vars(self)["majority"] is not None:
+            columns.append("majority")
         found: dict[str, Any] = {
             f"{key_added}_{name}_colors": np.array(
-                label_colors(self.classes, sorted(set(values))), dtype=object
+                label_colors(self.classes, sorted(texts_of(self, name).counts())), dtype=object
             )
-            for name, values in columns.items()
+            for name in columns
         }
         found[f"{key_added}_status_colors"] = np.array([STATUS_COLORS[s] for s in STATUSES], dtype=object)
         return found
@@ -313,20 +333,21 @@ class Annotation:
 
     def counts(self) -> dict[str, int]:
         """Return the number of cells per label, most first."""
-        return _counts(self.label)
+        return texts_of(self, "label").counts()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able summary."""
-        status = {s: int((self.status == s).sum()) for s in STATUSES}
+        status = texts_of(self, "status").counts()
+        voted = vars(self)["majority"] is not None
         return {
             "n_cells": len(self),
             "labels": self.counts(),
-            "status": status,
+            "status": {s: status.get(s, 0) for s in STATUSES},
             "mean_confidence": float(self.confidence.mean()) if len(self) else None,
             "mean_set_size": float(self.sets.sum(axis=1).mean())
             if self.sets is not None and len(self)
             else None,
-            "majority": _counts(self.majority) if self.majority is not None else None,
+            "majority": texts_of(self, "majority").counts() if voted else None,
             "n_clusters": len(np.unique(self.cluster)) if self.cluster is not None else None,
             "output": self.output or None,
             "report": self.report or None,
@@ -339,15 +360,17 @@ class Annotation:
         """Return the summary for people."""
         total = len(self)
         lines = [f"{total:,} cells annotated by reference {self.parameters['reference']!r}"]
-        n_novel = int((self.status == "novel").sum())
+        status, label = texts_of(self, "status"), texts_of(self, "label")
+        n_novel = int(status.equal("novel").sum())
         if n_novel > total / 2:
             lines.append(
                 f"  {n_novel:,} of them are unlike anything in the reference: do not use their labels"
             )
-        width = max((len(name) for name in self.counts()), default=0)
-        for name, number in self.counts().items():
-            members = self.label == name
-            sure = float((self.status[members] == "confident").mean())
+        counts, confident = label.counts(), status.equal("confident")
+        width = max(map(len, counts), default=0)
+        for name, number in counts.items():
+            members = label.equal(name)
+            sure = float(confident[members].mean())
             percent = "<1" if 0 < sure < 0.01 else f"{100 * sure:.0f}"
             lines.append(
                 f"  {name:<{width}}  {number:>7,}  confidence {self.confidence[members].mean():.2f}"
@@ -370,7 +393,3 @@ class Annotation:
         if self.report:
             lines.append(f"report: {self.report}")
         return lines
-
-
-def _counts(labels: Strings) -> dict[str, int]:
-    return dict(sorted(Counter(labels.tolist()).items(), key=lambda found: (-found[1], found[0])))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scvec.columns import Coded, blocks, code_type
 from scvec.scratch import release
 from scvec.types import Float32
 
@@ -54,30 +55,33 @@ class ClassOntology:
         proba
             (n, n_classes) float32.
         """
+        said, ids = self.coded_broad(proba, bar=bar)
+        return said.to_array(), ids.to_array()
+
+    def coded_broad(self, proba: Float32, *, bar: float = 0.8) -> tuple[Coded, Coded]:
+        """Return what :meth:`broad` does as numbers of terms, one or two bytes a cell."""
         names = sorted({t for path in self.lineage.values() for t in path})
+        # The last number is that of no term.
+        codes = np.full(len(proba), len(names), dtype=code_type(len(names) + 1))
+        said = [*(self.names.get(t, "") for t in names), ""]
         if not names:
-            return np.full(len(proba), "", dtype=object), np.full(len(proba), "", dtype=object)
+            return Coded(codes, said), Coded(codes, [""])
         number = {term: i for i, term in enumerate(names)}
         under = np.zeros((len(self.terms), len(names)))
         for c, term in enumerate(self.terms):
             for above in self.lineage.get(term, ()):
                 under[c, number[above]] = 1.0
         depth = np.array([self.depth[t] for t in names], dtype=np.float64)
-        ids = np.full(len(proba), "", dtype=object)
-        terms = np.array(names, dtype=object)
-        labels = np.array([self.names.get(t, "") for t in names], dtype=object)
-        said = np.full(len(proba), "", dtype=object)
         # There are more terms than classes: never all cells by all terms at once.
-        for start in range(0, len(proba), _BLOCK):
-            mass = proba[start : start + _BLOCK] @ under
+        for rows in blocks(len(proba), _BLOCK):
+            mass = proba[rows] @ under
             # Among the terms that pass, the deepest; of two equally deep, the likelier one.
             rank = np.where(mass >= bar - 1e-6, depth + 0.5 * np.minimum(mass, 1.0), -1.0)
             best = rank.argmax(axis=1)
             passed = rank[np.arange(len(best)), best] >= 0
-            rows = start + np.flatnonzero(passed)
-            ids[rows], said[rows] = terms[best[passed]], labels[best[passed]]
+            codes[rows] = np.where(passed, best, len(names))
             release(proba)
-        return said, ids
+        return Coded(codes, said), Coded(codes, [*names, ""])
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

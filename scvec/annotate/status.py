@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["COVERAGE", "STATUSES", "low_quality_floor", "statuses"]
+__all__ = ["COVERAGE", "STATUSES", "low_quality_floor", "status_codes", "statuses"]
 
 STATUSES = ("confident", "ambiguous", "novel", "low_quality")
 
@@ -17,14 +17,14 @@ CONFIDENCE_BAR = 0.5
 COVERAGE = 0.9
 
 
-def statuses(
+def status_codes(
     *,
     confidence: npt.NDArray[np.float32],
     novelty: npt.NDArray[np.float32],
     n_labels: npt.NDArray[np.integer[Any]],
     low_quality: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.object_]:
-    """Return (n,) statuses; the gravest that applies.
+) -> npt.NDArray[np.int8]:
+    """Return (n,) numbers into :data:`STATUSES`; the gravest that applies.
 
     Parameters
     ----------
@@ -35,11 +35,16 @@ def statuses(
     low_quality
         (n,) cells with too little in them to say anything.
     """
-    status = np.full(len(confidence), "ambiguous", dtype=object)
-    status[(n_labels <= 1) & (confidence >= CONFIDENCE_BAR)] = "confident"
-    status[novelty > 0.5] = "novel"
-    status[low_quality] = "low_quality"
+    status = np.full(len(confidence), STATUSES.index("ambiguous"), dtype=np.int8)
+    status[(n_labels <= 1) & (confidence >= CONFIDENCE_BAR)] = STATUSES.index("confident")
+    status[novelty > 0.5] = STATUSES.index("novel")
+    status[low_quality] = STATUSES.index("low_quality")
     return status
+
+
+def statuses(**measures: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
+    """Return (n,) statuses, as objects; parameters as of :func:`status_codes`."""
+    return np.array(STATUSES, dtype=object)[status_codes(**measures)]
 
 
 def low_quality_floor(n_detected: npt.NDArray[np.int64]) -> float:

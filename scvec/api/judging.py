@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from scvec.annotate.annotation import Annotation
+from scvec.columns import Coded, blocks, code_type
+from scvec.scratch import release
+from scvec.types import Float32
 
 if TYPE_CHECKING:
     from scvec.annotate.model import Prediction, ReferenceModel
@@ -51,26 +55,29 @@ def judged(
 ) -> Annotation:
     """Return the answer for people: labels, status, and terms as broad as the answer is sure."""
     from scvec.annotate.ontology import ClassOntology
-    from scvec.annotate.status import statuses
+    from scvec.annotate.status import STATUSES, status_codes
 
-    # Objects, not fixed widths: a million cells share a few labels.
-    classes = np.array(stored.meta["classes"], dtype=object)
-    best = found.proba.argmax(axis=1)
-    knn, head = (found.winners[v] for v in ("knn", "head"))
-    confidence = found.proba[np.arange(len(best)), best].astype(np.float32)
+    classes = tuple(str(c) for c in stored.meta["classes"])
+    best, confidence = _best(found.proba)
     low = found.n_detected < model.floor * share
-    status = statuses(confidence=confidence, novelty=found.novelty, n_labels=found.n_labels, low_quality=low)
+    status = status_codes(
+        confidence=confidence, novelty=found.novelty, n_labels=found.n_labels, low_quality=low
+    )
+    broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).coded_broad(found.proba)
+    # As numbers and bytes, which the annotation takes for arrays of objects.
+    texts: dict[str, Any] = {
+        "cells": source.names,
+        "label": Coded(best, classes),
+        "label_knn": Coded(found.winners["knn"], classes),
+        "label_head": Coded(found.winners["head"], classes),
+        "label_broad": broad,
+        "cl_id": ids,
+        "status": Coded(status, STATUSES),
+    }
     found.release()
-    broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).broad(found.proba)
     return Annotation(
-        cells=np.asarray(source.obs.index, dtype=object),
-        classes=tuple(str(c) for c in classes),
-        label=classes[best],
-        label_knn=classes[knn],
-        label_head=classes[head],
-        label_broad=broad,
-        cl_id=ids,
-        status=status,
+        **texts,
+        classes=classes,
         confidence=confidence,
         novelty=found.novelty,
         proba=found.proba,
@@ -81,3 +88,15 @@ def judged(
         notes=list(dict.fromkeys(source.notes)),
         seconds=stages.seconds,
     )
+
+
+def _best(proba: Float32) -> tuple[npt.NDArray[Any], Float32]:
+    """Return the number of each cell's likeliest class, and its probability."""
+    best = np.empty(len(proba), dtype=code_type(proba.shape[1]))
+    confidence = np.empty(len(proba), dtype=np.float32)
+    for rows in blocks(len(proba)):
+        part = proba[rows]
+        best[rows] = part.argmax(axis=1)
+        confidence[rows] = part.max(axis=1)
+        release(proba)
+    return best, confidence

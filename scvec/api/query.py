@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from scvec.annotate.majority import clusters, majority, need_igraph
 from scvec.api.engines import AT_ONCE
 from scvec.api.judging import judged, provenance
 from scvec.api.stages import Stages
+from scvec.columns import Coded
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
 from scvec.side_by_side import n_cores, side_by_side
@@ -171,7 +171,8 @@ def query(
         subset = rows_asked(stored, where)
     with stages("read"):
         progress("reading cells", 0, None)
-        source = CellSource.open(path, layer=layer, memory=memory)
+        # Only a report asks what else is known of the cells.
+        source = CellSource.open(path, layer=layer, memory=memory, columns=page is not None)
     with source:
         with stages("genes"):
             resolver = stored_resolver(opened)
@@ -241,13 +242,13 @@ def query(
         scratch.trim()  # of the chunks
         with stages("judge"):
             annotation = judged(source, stored, model, prediction, share, parameters, stages)
-            annotation = replace(annotation, explainer=explainer_of(store, path), reporter=reporter_of(asked))
+            annotation = annotation.changed(explainer=explainer_of(store, path), reporter=reporter_of(asked))
         if majority_vote:
             with stages("cluster"):
                 progress("clustering cells", 0, None)
                 cluster = clusters(annotation.vectors)
-                voted = np.array(annotation.classes, dtype=object)[majority(annotation.proba, cluster)]
-                annotation = replace(annotation, cluster=cluster, majority=voted)
+                voted = Coded(majority(annotation.proba, cluster), annotation.classes)
+                annotation = annotation.changed(cluster=cluster, majority=voted)
         if target is not None:
             with stages("write"):
                 progress("writing", 0, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +88,7 @@ def report_query(
         memory=asked["memory"],
         progress=progress,
     )
-    return replace(annotation, report=str(page))
+    return annotation.changed(report=str(page))
 
 
 def reporter_of(asked: dict[str, Any]) -> Callable[..., Any]:
@@ -126,14 +125,15 @@ def write_output(annotation: Annotation, path: Any, target: Path, columns: str, 
     The cells were read for the annotation just now, and checked before that. Where they are read again,
     ``memory`` bytes may be used.
     """
-    from scvec.ingest.h5ad_output import write_annotated, write_table
+    from scvec.ingest.h5ad_output import write_annotated
+    from scvec.ingest.table_output import write_tables
 
     if target.suffix == ".h5ad":
-        table = annotation.to_table()
+        table = annotation.to_table(named=False)
         if columns != "scvec":
-            table = table.join(annotation.to_table(columns=columns))
+            table = table.join(annotation.to_table(columns=columns, named=False))
         uns = {"scvec": annotation.uns(), **annotation.colors()}
         write_annotated(path, target, obs=table, obsm=annotation.obsm(), uns=uns, checked=True, memory=memory)
     else:
-        write_table(annotation.to_table(columns=columns).rename_axis("cell"), target)
-    return replace(annotation, output=str(target))
+        write_tables((part.rename_axis("cell") for part in annotation.tables(columns=columns)), target)
+    return annotation.changed(output=str(target))

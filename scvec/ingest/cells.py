@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
+from scvec.columns import Packed, blocks
 from scvec.ingest.borders import count_text, parse_memory
-from scvec.ingest.contents import Contents, contents_of_adata
+from scvec.ingest.contents import Contents, contents_of_adata, named
 from scvec.ingest.expression import ExpressionState, normalize
 from scvec.ingest.features import gene_name_candidates
 from scvec.ingest.labels import labels
@@ -49,8 +50,10 @@ class CellSource:
         What to call it in messages.
     n_obs, n_vars
         Number of cells, and of genes kept.
-    obs, var
-        Tables of the cells and of the genes kept. The index of ``obs`` is unique.
+    names
+        Names of the cells, unique, in little memory.
+    var
+        Table of the genes kept.
     var_names
         Names of the genes kept, as they are: they may repeat.
     feature_mask
@@ -71,7 +74,7 @@ class CellSource:
 
     path: Path | None
     name: str
-    obs: pd.DataFrame
+    names: Packed
     var: pd.DataFrame
     var_names: list[str]
     feature_mask: npt.NDArray[np.bool_]
@@ -81,12 +84,14 @@ class CellSource:
     n_genes_detected: npt.NDArray[np.int64]
     gene_totals: npt.NDArray[np.float64]
 
-    def __init__(self, contents: Contents, *, layer: str | None, memory: int) -> None:
+    def __init__(self, contents: Contents, *, layer: str | None, memory: int, columns: bool = True) -> None:
         self.path, self.name, self.memory = contents.path, contents.name, memory
         self.notes = contents.notes
         self._close = contents.close
-        self.obs, self.n_obs = contents.obs, len(contents.obs)
-        self._make_names_unique()
+        if not columns:
+            contents.table = contents.table[[]]
+        self._table, self.n_obs = contents.table, contents.n_obs
+        self.names = self._unique(contents.names)
         choice = choose(contents, layer, memory)
         self._reader, self.state = choice.reader, choice.state
         self.var, self.var_names, self.feature_mask = choice.var, choice.var_names, choice.feature_mask
@@ -102,6 +107,7 @@ class CellSource:
         *,
         layer: str | None = None,
         memory: str | int | None = None,
+        columns: bool = True,
     ) -> CellSource:
         """Check a file or object, find usable values in it, and read every value once.
 
@@ -114,6 +120,8 @@ class CellSource:
             Where the values are: a layer, ``"X"`` or ``"raw"``. Found out where not given.
         memory
             Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given.
+        columns
+            Whether ``obs`` is going to be asked for its columns; else they are checked and let go.
 
         Raises
         ------
@@ -124,10 +132,10 @@ class CellSource:
         """
         limit = parse_memory(memory)
         if not isinstance(path_or_adata, str | os.PathLike):
-            return cls(contents_of_adata(path_or_adata), layer=layer, memory=limit)
+            return cls(contents_of_adata(path_or_adata), layer=layer, memory=limit, columns=columns)
         contents = contents_of(path_or_adata, limit)
         try:
-            return cls(contents, layer=layer, memory=limit)
+            return cls(contents, layer=layer, memory=limit, columns=columns)
         except BaseException:
             contents.close()
             raise
@@ -152,7 +160,12 @@ class CellSource:
     @property
     def obs_names(self) -> list[str]:
         """Names of the cells, unique."""
-        return list(self.obs.index)
+        return list(self.names.to_array())
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """The table of the cells, its index unique; made anew each time."""
+        return named(self._table, self.names)
 
     @property
     def n_vars(self) -> int:
@@ -184,11 +197,10 @@ class CellSource:
         size = self.chunk_size if size is None else size
         if size < 1:
             raise ValueError(f"size must be positive, not {size}")
-        wanted = np.arange(self.n_obs) if rows is None else np.asarray(rows, dtype=np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.n_obs):
+        if rows is not None and len(rows) and (np.min(rows) < 0 or np.max(rows) >= self.n_obs):
             raise IndexError(f"rows must lie in 0 to {self.n_obs - 1}")
-        for a in range(0, len(wanted), size):
-            part = wanted[a : a + size]
+        for some in blocks(self.n_obs if rows is None else len(rows), size):
+            part = np.arange(some.start, some.stop) if rows is None else np.asarray(rows[some], np.int64)
             yield normalize(self._genes_of(self._take(part)), self.state, self.totals[part])
 
     def _take(self, rows: npt.NDArray[np.int64]) -> sp.csr_matrix[Any]:
@@ -208,15 +220,16 @@ class CellSource:
     def _genes_of(self, block: sp.csr_matrix[Any]) -> sp.csr_matrix[Any]:
         return block if self.feature_mask.all() else block[:, np.flatnonzero(self.feature_mask)]
 
-    def _make_names_unique(self) -> None:
-        index = self.obs.index
+    def _unique(self, names: Packed) -> Packed:
+        index = pd.Index(names.to_array(), dtype=object)
         # Not index.is_unique: pandas would keep the table of all names that it makes for that.
         repeated = int(index.duplicated().sum())
-        if repeated:
-            from anndata.utils import make_index_unique
+        if not repeated:
+            return names
+        from anndata.utils import make_index_unique
 
-            self.obs = self.obs.set_axis(make_index_unique(index), axis=0)
-            self.notes.append(f"made {count_text(repeated, 'repeated cell name')} unique with -1, -2, ...")
+        self.notes.append(f"made {count_text(repeated, 'repeated cell name')} unique with -1, -2, ...")
+        return Packed(make_index_unique(index))
 
     def _note_oddities(self) -> None:
         if self._reader.n_unsorted:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import pandas as pd
 
+from scvec.columns import Packed
 from scvec.errors import InputError
 from scvec.ingest.borders import reading
 from scvec.ingest.matrices import is_array, is_group
@@ -18,7 +19,7 @@ from scvec.ingest.tables import read_table, tidy_table
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Contents", "Place", "contents_of_adata", "contents_of_file"]
+__all__ = ["Contents", "Place", "contents_of_adata", "contents_of_file", "named"]
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,51 @@ class Place:
     var: Callable[[], pd.DataFrame]
 
 
-@dataclass
 class Contents:
-    """Cells, and the matrices over them by name: ``X``, ``raw``, ``layers/NAME``."""
+    """Cells, and the matrices over them by name: ``X``, ``raw``, ``layers/NAME``.
 
-    name: str
-    obs: pd.DataFrame
-    places: dict[str, Place]
-    path: Path | None = None
-    notes: list[str] = field(default_factory=list)
-    close: Callable[[], None] = lambda: None
+    Attributes
+    ----------
+    table, names
+        The columns of obs, rows by number, and its index in less memory.
+    """
 
-    def __post_init__(self) -> None:
-        if len(self.obs) == 0:
+    def __init__(
+        self,
+        name: str,
+        obs: pd.DataFrame,
+        places: dict[str, Place],
+        path: Path | None = None,
+        notes: list[str] | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self.places, self.path, self.close = name, places, path, close
+        self.notes: list[str] = [] if notes is None else notes
+        if len(obs) == 0:
             raise InputError("there are no cells", self.name, "give a file with at least one cell")
         if not self.places:
             fix = "write it with expression values: adata.X must not be None"
             raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix)
+        self.names = Packed(obs.index)
+        self.table = obs.copy(deep=False)
+        self.table.index = pd.RangeIndex(len(obs))
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return len(self.names)
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """The table of the cells under their names, made anew each time."""
+        return named(self.table, self.names)
+
+
+def named(table: pd.DataFrame, names: Packed) -> pd.DataFrame:
+    """Return a table with names for its index; the columns are the same arrays."""
+    table = table.copy(deep=False)
+    table.index = pd.Index(names.to_array(), dtype=object)
+    return table
 
 
 def contents_of_file(file: Any, path: Path, memory: int) -> Contents:

@@ -75,7 +75,7 @@ def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int |
 
 def _open(contents: Contents, name: str, memory: int) -> MatrixReader:
     place = contents.places[name]
-    return open_matrix(place.item, f"{contents.name} ({name})", len(contents.obs), len(place.var()), memory)
+    return open_matrix(place.item, f"{contents.name} ({name})", contents.n_obs, len(place.var()), memory)
 
 
 def _size(reader: MatrixReader) -> int:

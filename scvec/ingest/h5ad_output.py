@@ -1,4 +1,4 @@
-"""Write annotated copies: the h5ad that was given plus new columns, or a table."""
+"""Write annotated copies: the h5ad that was given plus new columns."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ from scvec.scratch import release
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["check_output", "write_annotated", "write_table"]
+__all__ = ["check_output", "replacing", "write_annotated"]
 
 _GZIP = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-_TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 # Room for what HDF5 keeps beside the values, generous: per file and per entry.
 _FILE_ROOM, _ENTRY_ROOM = 2**22, 2**16
 _BLOCK_ROWS = 2**16
@@ -287,33 +286,6 @@ def _shallow_copy(
         varp=dict(adata.varp),
         raw=None if raw is None else {"X": raw.X, "var": raw.var, "varm": dict(raw.varm)},
     )
-
-
-def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write a table as .csv, .tsv or .parquet; it appears whole or not at all.
-
-    Text is written as it is. Spreadsheets take a cell that starts with ``=``, ``+``, ``-`` or ``@`` for a
-    formula; a quote mark before it would change cell names such as ``-1_AAACCTG`` and break every join on
-    them, and scripts are what reads these files. Columns of control characters have no use: they are
-    quoted by the CSV rules.
-
-    Raises
-    ------
-    InputError
-        If the suffix is another, or the output cannot be written there.
-    ResourceError
-        If the disk is full.
-    """
-    out = check_output(path)
-    if out.suffix.lower() not in _TABLE_SUFFIXES:
-        fix = f"name it {', '.join(_TABLE_SUFFIXES)} or .h5ad"
-        raise InputError(f"cannot tell what to write into a '{out.suffix}' file", str(out), fix)
-    with replacing(out) as temporary:
-        if out.suffix.lower() == ".parquet":
-            table.to_parquet(temporary)
-        else:
-            separator = "\t" if out.suffix.lower() == ".tsv" else ","
-            table.to_csv(temporary, sep=separator, lineterminator="\n")
 
 
 @contextlib.contextmanager

@@ -19,9 +19,11 @@ _MISSING = {"", "nan", "na", "n/a", "none", "<na>", "null"}
 
 
 class _Labelled(Protocol):
-    obs: pd.DataFrame
     notes: list[str]
     name: str
+
+    @property
+    def obs(self) -> pd.DataFrame: ...
 
 
 def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], list[str]]:

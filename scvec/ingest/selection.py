@@ -108,7 +108,7 @@ def _rounds(contents: Contents, layer: str | None) -> list[list[str]]:
 def _look(contents: Contents, place: str, memory: int) -> _Look:
     """Open a matrix and read some rows from all over it."""
     var = contents.places[place].var()
-    n_obs, n_vars = len(contents.obs), len(var)
+    n_obs, n_vars = contents.n_obs, len(var)
     if n_vars == 0:
         raise InputError("there are no genes", f"{contents.name} ({place})", "give a file with genes")
     reader = open_matrix(contents.places[place].item, f"{contents.name} ({place})", n_obs, n_vars, memory)
@@ -131,7 +131,7 @@ def _ranked(looks: list[_Look]) -> list[_Look]:
 
 def _read_all(contents: Contents, look: _Look, step: int) -> Choice | None:
     """Read every row, ``step`` at a time; None if the whole is of no use although the sample was."""
-    n_obs, reader, state = len(contents.obs), look.reader, look.state
+    n_obs, reader, state = contents.n_obs, look.reader, look.state
     for _ in range(2):
         mask, names, notes = _genes(look, state, contents)
         genes = np.flatnonzero(mask)
@@ -213,7 +213,7 @@ def _tell_choice(choice: Choice, chosen: _Look, looks: list[_Look]) -> None:
 
 
 def _not_finite(contents: Contents, place: str, profile: MatrixProfile) -> InputError:
-    cell = contents.obs.index[profile.first_nonfinite]
+    cell = contents.names[profile.first_nonfinite]
     values = count_text(profile.n_nonfinite, "NaN or infinite value")
     return InputError(
         f"{place} holds {values}, the first in cell '{cell}'",
@@ -231,7 +231,7 @@ def _no_usable(contents: Contents, looks: list[_Look], memory: int) -> InputErro
     for a, block in _blocks(look.reader, look.reader.rows_within(memory // _SHARE)):
         profile.add(block, a, keep=0)
     if profile.all_integer:
-        cell = contents.obs.index[profile.first_negative]
+        cell = contents.names[profile.first_negative]
         what = (
             f"{look.place} holds {count_text(profile.n_negative, 'negative count')} "
             f"(down to {profile.minimum:,.0f}), "

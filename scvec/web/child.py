@@ -58,7 +58,7 @@ def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     tell({"stage": "checking the file", "done": 0, "total": None})
     check_h5ad(folder / UPLOAD, memory=int(request["memory"]) // 2)
     from scvec.api.query import query
-    from scvec.ingest.h5ad_output import write_table
+    from scvec.ingest.table_output import write_tables
 
     options = {k: v for k, v in request["options"].items() if v is not None}
     found = query(
@@ -72,7 +72,7 @@ def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
         progress=lambda stage, done, total, detail="": tell({"stage": stage, "done": done, "total": total}),
         **options,
     )
-    write_table(found.to_table().rename_axis("cell"), folder / "labels.csv")
+    write_tables((part.rename_axis("cell") for part in found.tables()), folder / "labels.csv")
     (folder / "annotate.sh").write_text(request["script"], encoding="utf-8")
     summary = found.to_dict()
     summary.pop("output")

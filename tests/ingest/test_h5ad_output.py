@@ -19,7 +19,8 @@ import scipy.sparse as sp
 import scvec
 from scvec.errors import InputError, ResourceError
 from scvec.ingest import h5ad_output
-from scvec.ingest.h5ad_output import check_output, write_annotated, write_table
+from scvec.ingest.h5ad_output import check_output, write_annotated
+from scvec.ingest.table_output import write_table, write_tables
 
 N = 40
 
@@ -250,7 +251,8 @@ LIMITED = """
 import os, resource, sys
 import anndata, numpy as np, pandas as pd
 from scvec.errors import ResourceError
-from scvec.ingest.h5ad_output import write_annotated, write_table
+from scvec.ingest.h5ad_output import write_annotated
+from scvec.ingest.table_output import write_table
 
 source, folder = sys.argv[1:]
 obs = pd.DataFrame({"scvec_n": range(40)})
@@ -305,6 +307,23 @@ def test_tables_come_back_exactly(suffix: str, tmp_path: Path) -> None:
         )
     pd.testing.assert_frame_equal(got, table)
     assert len(os.listdir(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("sizes", [[0], [7], [3, 4], [1, 1, 6]], ids=str)
+def test_a_table_in_parts_is_the_table(suffix: str, sizes: list[int], tmp_path: Path) -> None:
+    n = sum(sizes)
+    table = pd.DataFrame(
+        {"label": pd.Categorical((["b", "a", ""] * n)[:n], ["", "a", "b"]), "p": np.linspace(0, 1, n)},
+        index=pd.Index([f'c"{i},' for i in range(n)], dtype=object, name="cell"),
+    )
+    ends = np.cumsum(sizes)
+    write_tables((table.iloc[b - k : b] for k, b in zip(sizes, ends, strict=True)), tmp_path / f"t{suffix}")
+    if suffix == ".csv":
+        table.to_csv(tmp_path / "whole", lineterminator="\n")
+    else:
+        table.to_parquet(tmp_path / "whole")
+    assert (tmp_path / f"t{suffix}").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 def test_a_table_of_unknown_kind_is_refused(tmp_path: Path) -> None:
