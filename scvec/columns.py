@@ -7,7 +7,7 @@ and 8 beside the name itself; the array is made when somebody wants it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -116,6 +116,8 @@ class Packed:
         import pyarrow as pa
 
         given = np.asarray(values, dtype=object)
+        if given.ndim != 1:
+            raise ValueError(f"names of shape {given.shape}")
         self._values: Any = given
         try:
             # Not of Arrow's own pool, which gives nothing back.
@@ -123,8 +125,34 @@ class Packed:
         except (UnicodeError, pa.ArrowException):
             return  # half a surrogate pair has no UTF-8: such names stay objects
 
+    @classmethod
+    def gather(cls, parts: Iterable[Any]) -> Packed:
+        """Return the names of parts as one; each is let go once it is packed."""
+        import pyarrow as pa
+
+        found = [cls(part)._values for part in parts]
+        packed = cls([])
+        if any(isinstance(values, np.ndarray) for values in found):
+            packed._values = np.concatenate([np.asarray(values, dtype=object) for values in found])
+        elif found:
+            packed._values = pa.concat_arrays(found, memory_pool=pa.system_memory_pool())
+        return packed
+
     def __len__(self) -> int:
         return len(self._values)
+
+    def all_differ(self) -> bool:
+        """Return whether no two names are the same."""
+        import pandas as pd
+
+        if isinstance(self._values, np.ndarray):
+            return len(set(self._values)) == len(self)
+        # Names that are the same have the same hash; a table of all names would take ten times as much.
+        hashes = np.empty(len(self), dtype=np.uint64)
+        for rows in blocks(len(self)):
+            hashes[rows] = pd.util.hash_array(self.part(rows), categorize=False)
+        hashes.sort()
+        return not (hashes[1:] == hashes[:-1]).any() or len(set(self.to_array())) == len(self)
 
     def __getitem__(self, row: int) -> str:
         value = self._values[int(row)]

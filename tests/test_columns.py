@@ -47,6 +47,16 @@ def test_packed_names_are_the_names(names: list[str], size: int) -> None:
     assert packed.to_array().dtype == object and packed.to_array().tolist() == names
     assert [packed[i] for i in range(len(names))] == names and len(packed) == len(names)
     assert [n for rows in blocks(len(names), size) for n in packed.part(rows)] == names
+    gathered = Packed.gather(names[rows] for rows in blocks(len(names), size))
+    assert gathered.to_array().tolist() == names
+    assert gathered.all_differ() == packed.all_differ() == (len(set(names)) == len(names))
+
+
+def test_names_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pd.util, "hash_array", lambda values, categorize: np.zeros(len(values), np.uint64))
+    assert Packed(["a", "b"]).all_differ() and not Packed(["a", "b", "a"]).all_differ()
+    with pytest.raises(ValueError, match="shape"):
+        Packed(np.array([["a"]]))
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ import scipy.sparse as sp
 
 from scvec.columns import Packed, blocks
 from scvec.ingest.borders import count_text, parse_memory
-from scvec.ingest.contents import Contents, contents_of_adata, named
+from scvec.ingest.contents import Contents, contents_of_adata
 from scvec.ingest.expression import ExpressionState, normalize
 from scvec.ingest.features import gene_name_candidates
 from scvec.ingest.labels import labels
 from scvec.ingest.openers import contents_of
 from scvec.ingest.selection import choose
+from scvec.ingest.tables import named
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -221,13 +222,12 @@ class CellSource:
         return block if self.feature_mask.all() else block[:, np.flatnonzero(self.feature_mask)]
 
     def _unique(self, names: Packed) -> Packed:
-        index = pd.Index(names.to_array(), dtype=object)
-        # Not index.is_unique: pandas would keep the table of all names that it makes for that.
-        repeated = int(index.duplicated().sum())
-        if not repeated:
+        if names.all_differ():
             return names
         from anndata.utils import make_index_unique
 
+        index = pd.Index(names.to_array(), dtype=object)
+        repeated = int(index.duplicated().sum())
         self.notes.append(f"made {count_text(repeated, 'repeated cell name')} unique with -1, -2, ...")
         return Packed(make_index_unique(index))
 

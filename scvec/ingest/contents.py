@@ -14,12 +14,12 @@ from scvec.columns import Packed
 from scvec.errors import InputError
 from scvec.ingest.borders import reading
 from scvec.ingest.matrices import is_array, is_group
-from scvec.ingest.tables import read_table, tidy_table
+from scvec.ingest.tables import named, read_named, read_table, tidy_table, unnamed
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Contents", "Place", "contents_of_adata", "contents_of_file", "named"]
+__all__ = ["Contents", "Place", "contents_of_adata", "contents_of_file"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Contents:
     def __init__(
         self,
         name: str,
-        obs: pd.DataFrame,
+        obs: pd.DataFrame | tuple[pd.DataFrame, Packed],
         places: dict[str, Place],
         path: Path | None = None,
         notes: list[str] | None = None,
@@ -50,14 +50,12 @@ class Contents:
     ) -> None:
         self.name, self.places, self.path, self.close = name, places, path, close
         self.notes: list[str] = [] if notes is None else notes
-        if len(obs) == 0:
+        self.table, self.names = obs if isinstance(obs, tuple) else unnamed(obs)
+        if not self.n_obs:
             raise InputError("there are no cells", self.name, "give a file with at least one cell")
         if not self.places:
             fix = "write it with expression values: adata.X must not be None"
             raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix)
-        self.names = Packed(obs.index)
-        self.table = obs.copy(deep=False)
-        self.table.index = pd.RangeIndex(len(obs))
 
     @property
     def n_obs(self) -> int:
@@ -68,13 +66,6 @@ class Contents:
     def obs(self) -> pd.DataFrame:
         """The table of the cells under their names, made anew each time."""
         return named(self.table, self.names)
-
-
-def named(table: pd.DataFrame, names: Packed) -> pd.DataFrame:
-    """Return a table with names for its index; the columns are the same arrays."""
-    table = table.copy(deep=False)
-    table.index = pd.Index(names.to_array(), dtype=object)
-    return table
 
 
 def contents_of_file(file: Any, path: Path, memory: int) -> Contents:
@@ -111,7 +102,7 @@ def contents_of_file(file: Any, path: Path, memory: int) -> Contents:
             for name in sorted(file["layers"]):
                 places[f"layers/{name}"] = Place(file["layers"][name], lambda: var_of("var"))
         obs = file["obs"]
-    table = read_table(obs, str(path), memory, notes)
+    table = read_named(obs, str(path), memory, notes)
     # A zarr folder is not held open.
     return Contents(str(path), table, places, path, notes, getattr(file, "close", lambda: None))
 

@@ -8,14 +8,35 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from scvec.columns import Packed, blocks
 from scvec.errors import InputError, ResourceError
 from scvec.ingest.borders import count_text, reading, size_text
 from scvec.ingest.matrices import is_array, is_group
 
-__all__ = ["read_table", "tidy_table"]
+__all__ = ["named", "read_named", "read_table", "tidy_table", "unnamed"]
 
 
 def read_table(group: Any, path: str, memory: int, notes: list[str]) -> pd.DataFrame:
+    """Return what :func:`read_named` does as one: a table whose index is str."""
+    table, names = read_named(group, path, memory, notes)
+    return named(table, names)
+
+
+def named(table: pd.DataFrame, names: Packed) -> pd.DataFrame:
+    """Return a table with names for its index; the columns are the same arrays."""
+    table = table.copy(deep=False)
+    table.index = pd.Index(names.to_array(), dtype=object)
+    return table
+
+
+def unnamed(table: pd.DataFrame) -> tuple[pd.DataFrame, Packed]:
+    """Return a table without its index, which takes most of its memory, and the index in little of it."""
+    names, table = Packed(table.index), table.copy(deep=False)
+    table.index = pd.RangeIndex(len(table))
+    return table, names
+
+
+def read_named(group: Any, path: str, memory: int, notes: list[str]) -> tuple[pd.DataFrame, Packed]:
     """Read an anndata dataframe, of HDF5 or zarr, column by column.
 
     Parameters
@@ -31,8 +52,7 @@ def read_table(group: Any, path: str, memory: int, notes: list[str]) -> pd.DataF
 
     Returns
     -------
-    DataFrame
-        Index of str; duplicate column names dropped.
+    Table, rows by number, duplicate column names dropped; and its index.
 
     Raises
     ------
@@ -47,8 +67,8 @@ def read_table(group: Any, path: str, memory: int, notes: list[str]) -> pd.DataF
     with reading(path, name):
         _check_claim(group, path, memory)
         if _text(group.attrs.get("encoding-version", "")) != "0.2.0":
-            return tidy_table(read_elem(group), name, notes)
-        index = read_elem(group[_text(group.attrs["_index"])])
+            return unnamed(tidy_table(read_elem(group), name, notes))
+        index = _read_names(group[_text(group.attrs["_index"])])
         order = [_text(column) for column in group.attrs["column-order"]]
         n = len(index)
     columns: dict[str, Any] = {}
@@ -77,8 +97,17 @@ def read_table(group: Any, path: str, memory: int, notes: list[str]) -> pd.DataF
         shown = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
         notes.append(f"{name}: left out {count_text(len(unreadable), 'unreadable column')}: {shown}")
     with reading(path, name):
-        frame = pd.DataFrame(columns, index=pd.Index(index))
-        return tidy_table(frame, name, notes)
+        return _tidy_columns(pd.DataFrame(columns, index=pd.RangeIndex(n)), name, notes), index
+
+
+def _read_names(item: Any) -> Packed:
+    """Return the index of a table; of HDF5's texts never all are objects at once."""
+    from anndata.io import read_elem
+
+    if isinstance(item, h5py.Dataset) and _text(item.attrs.get("encoding-type", "")) == "string-array":
+        texts = item.asstr()
+        return Packed.gather(texts[rows] for rows in blocks(len(item)))
+    return Packed([_text(v) for v in np.asarray(pd.Index(read_elem(item)))])
 
 
 def _check_claim(group: Any, path: str, memory: int) -> None:
@@ -107,6 +136,12 @@ def _check_claim(group: Any, path: str, memory: int) -> None:
 
 def tidy_table(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
     """Return a table whose index is str and whose column names are unique str; bytes are decoded."""
+    frame = _tidy_columns(frame, name, notes)
+    frame.index = pd.Index([_text(v) for v in np.asarray(frame.index)], dtype=object)
+    return frame
+
+
+def _tidy_columns(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
     frame = frame.copy(deep=False)
     frame.columns = pd.Index([_text(column) for column in frame.columns], dtype=object)
     repeated = frame.columns.duplicated()
@@ -124,7 +159,6 @@ def tidy_table(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame
             frame[column] = [_text(v) if isinstance(v, bytes) else v for v in values]
         elif values.dtype.kind == "S":
             frame[column] = [_text(v) for v in values]
-    frame.index = pd.Index([_text(v) for v in np.asarray(frame.index)], dtype=object)
     return frame
 
 

@@ -75,6 +75,29 @@ def test_any_storage_gives_the_same_cells(kind: str, where: str, tmp_path: Path)
         assert source.state.kind == "counts"
 
 
+def test_obs_is_as_anndata_reads_it_with_and_without_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scvec.columns.blocks.__defaults__", (7,))
+    adata = adata_of(sp.csr_matrix(dense_counts(30)))
+    adata.obs["donor"] = pd.Categorical(["x", "y", None] * 10)
+    adata.obs["depth"] = np.arange(30.0)
+    for names in ([f"cell {i} \N{GREEK SMALL LETTER BETA}" for i in range(30)], ["a", *["b"] * 29]):
+        adata.obs_names = names
+        adata.write_h5ad(tmp_path / "x.h5ad")
+        adata.write_zarr(tmp_path / "x.zarr")
+        expected = anndata.read_h5ad(tmp_path / "x.h5ad").obs
+        repeated = len(set(names)) < 30
+        if repeated:
+            expected.index = anndata.utils.make_index_unique(expected.index)
+        for given in (tmp_path / "x.h5ad", tmp_path / "x.zarr", adata):
+            with CellSource.open(given) as source, CellSource.open(given, columns=False) as bare:
+                pd.testing.assert_frame_equal(source.obs, expected, check_index_type=False)
+                assert source.obs.index.dtype == object and list(bare.obs.index) == list(expected.index)
+                assert bare.obs.columns.empty and bare.notes == source.notes
+                assert ("made 28 repeated cell names unique with -1, -2, ..." in source.notes) == repeated
+
+
 def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
     x = dense_counts(300)
     adata_of(sp.csr_matrix(x)).write_h5ad(tmp_path / "x.h5ad")
