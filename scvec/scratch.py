@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["empty", "release", "reserved", "trim"]
+__all__ = ["empty", "release", "reserved", "trim", "zeros_of_cells"]
 
 #: Bytes of arrays that are worth files.
 LARGE = 64 << 20
@@ -44,6 +44,16 @@ def reserved(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     with tempfile.TemporaryFile(prefix="scvec-") as file:
         _reserve(file.fileno(), n_bytes)
         return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+
+
+def zeros_of_cells(n: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return (n,) zeros, one a cell, in a temporary file from half a million cells on."""
+    if n * np.dtype(dtype).itemsize < LARGE // 16:
+        return np.zeros(n, dtype)
+    made = empty((n,), dtype)
+    if not isinstance(made, np.memmap):  # a new file reads as zeros
+        made[:] = 0
+    return made
 
 
 def release(array: npt.NDArray[Any]) -> None:

@@ -125,3 +125,13 @@ def test_what_lies_in_files_is_what_lay_in_memory(
         assert set(one.obsm) == set(other.obsm) >= {"X_scvec", "scvec_proba"}
         for key in one.obsm:
             np.testing.assert_array_equal(one.obsm[key], other.obsm[key])
+
+
+def test_numbers_of_many_cells_start_as_zeros_wherever_they_lie(monkeypatch: pytest.MonkeyPatch):
+    many = scratch.LARGE // 16 // 8
+    assert isinstance(scratch.zeros_of_cells(many, np.int64), np.memmap)
+    assert type(scratch.zeros_of_cells(many - 1, np.int64)) is np.ndarray
+    monkeypatch.setattr(scratch, "_reserve", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full(shape, 7, dtype))
+    found = scratch.zeros_of_cells(many, np.float64)
+    assert type(found) is np.ndarray and not found.any()

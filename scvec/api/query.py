@@ -204,6 +204,7 @@ def query(
                 device=device,
                 llm=llm,
             )
+        scratch.trim()  # of the reading: what the chunks need comes on top of it else
         with stages("encode and search"):
             prediction, regime = _predict(
                 model,

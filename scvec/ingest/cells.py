@@ -22,6 +22,7 @@ from scvec.ingest.labels import labels
 from scvec.ingest.openers import contents_of
 from scvec.ingest.selection import choose
 from scvec.ingest.tables import named
+from scvec.scratch import release
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -202,7 +203,9 @@ class CellSource:
             raise IndexError(f"rows must lie in 0 to {self.n_obs - 1}")
         for some in blocks(self.n_obs if rows is None else len(rows), size):
             part = np.arange(some.start, some.stop) if rows is None else np.asarray(rows[some], np.int64)
-            yield normalize(self._genes_of(self._take(part)), self.state, self.totals[part])
+            totals = self.totals[part]
+            release(self.totals)
+            yield normalize(self._genes_of(self._take(part)), self.state, totals)
 
     def _take(self, rows: npt.NDArray[np.int64]) -> sp.csr_matrix[Any]:
         """Read rows in any order, in as few stretches as are sensible."""
@@ -242,5 +245,6 @@ class CellSource:
         if repeated:
             self.notes.append(f"added up the values of {count_text(repeated, 'repeated gene name')}")
         empty = int((self.n_genes_detected == 0).sum())
+        release(self.n_genes_detected)
         if empty:
             self.notes.append(f"{count_text(empty, 'cell')} with no counts at all")

@@ -65,7 +65,7 @@ def recipe_of(source: CellSource) -> RowsRecipe | None:
         found.st_mtime_ns,
         source.state,
         source.feature_mask,
-        source.totals,
+        np.asarray(source.totals),
     )
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
+from scvec import scratch
 from scvec.errors import InputError
 from scvec.ingest.borders import count_text
 from scvec.ingest.contents import Contents
@@ -141,8 +142,8 @@ def _read_all(contents: Contents, look: _Look, step: int) -> Choice | None:
             look.var.iloc[genes],
             [names[g] for g in genes],
             mask,
-            np.zeros(n_obs),
-            np.zeros(n_obs, np.int64),
+            scratch.zeros_of_cells(n_obs, np.float64),
+            scratch.zeros_of_cells(n_obs, np.int64),
             np.zeros(len(genes)),
             notes,
         )
@@ -156,6 +157,8 @@ def _read_all(contents: Contents, look: _Look, step: int) -> Choice | None:
             b = a + block.shape[0]
             choice.totals[a:b] = block @ np.ones(len(genes))
             choice.n_genes_detected[a:b] = np.diff(block.indptr)
+            scratch.release(choice.totals)
+            scratch.release(choice.n_genes_detected)
             choice.gene_totals += np.bincount(block.indices, weights=block.data, minlength=len(genes))
         if profile.n_nonfinite:
             raise _not_finite(contents, look.place, profile)
