@@ -82,7 +82,7 @@ PROBES = (
     384,
     512,
 )
-FACTORS = (3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
+FACTORS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 KINDS = ("the index's donors", "other donors")
 
 

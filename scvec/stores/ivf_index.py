@@ -1,4 +1,4 @@
-"""Approximate search for many vectors: coarse lists, four bits a dimension, exact distances at the end."""
+"""Approximate search for many vectors: lists of codes, and exact distances at the end."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from scvec.stores.distances import (
     checked_neighbors,
     checked_subset,
     checked_vectors,
+    pair_distances,
     row_distances,
 )
 from scvec.stores.faiss_index import FaissFlatIndex, _faiss, _matrix_products
+from scvec.stores.ivf_codes import IvfCodes
 from scvec.stores.ivf_settings import FLAT_BELOW, IvfSettings
 from scvec.types import Float32, Int64, Neighbors
 
@@ -30,23 +32,15 @@ EXTRA_LISTS = 8
 #: Numbers (float32) that one block of queries may hold.
 BLOCK_NUMBERS = 1 << 23
 MAX_BLOCK = 4096
-#: Rows added at once.
-BLOCK_ROWS = 1 << 16
-ROUNDS = 10
-#: Training vectors for each list. FAISS asks for 39 at least.
-PER_LIST = 50
-#: One way to keep the best candidates, whatever their number: FAISS would choose by it and by the threads.
-RESERVOIR = 13
 
 
 class IvfIndex:
     """Nearest rows by squared Euclidean distance, most of them (see `scvec.protocols.VectorIndex`).
 
-    FAISS' inverted lists propose candidates, by codes of product quantisation that are compared in registers
-    (André et al. 2015, doi:10.14778/2856318.2856324). Their distances are then computed from the float32
-    vectors themselves, which lie in a file of the store and are mapped: the index holds codes only, an eighth
-    of them. Distances returned have the bits that `FaissFlatIndex` would return; what may differ is
-    that a neighbour is missed, at a rate that is measured.
+    FAISS' inverted lists propose candidates by short codes (`scvec.stores.ivf_codes.IvfCodes`). Their
+    distances are then computed from the float32 vectors themselves, which lie in a file of the store and are
+    mapped: the index holds codes only. Distances returned have the bits that `FaissFlatIndex` would return;
+    what may differ is that a neighbour is missed, at a rate that is measured.
 
     Every step looks at one query alone: which lists are opened is settled by distances that do not depend
     on the batch, where FAISS would take those of a matrix product, which do. So a query gets the same
@@ -54,8 +48,8 @@ class IvfIndex:
 
     Parameters
     ----------
-    index
-        A trained ``faiss.IndexIVFPQFastScan`` that holds the vectors.
+    codes
+        Of the vectors.
     vectors
         (n, dim) float32, C-contiguous, perhaps mapped. They must not change.
     settings
@@ -64,18 +58,14 @@ class IvfIndex:
 
     kind = "ivf"
 
-    def __init__(self, index: Any, vectors: Float32, settings: IvfSettings) -> None:
-        if (index.ntotal, index.d) != vectors.shape:
-            raise ValueError(f"{index.ntotal} x {index.d} vectors in the index for {vectors.shape}")
-        self._index = index
-        self._index.implem = RESERVOIR
+    def __init__(self, codes: IvfCodes, vectors: Float32, settings: IvfSettings) -> None:
+        if (codes.n, codes.dim) != vectors.shape:
+            raise ValueError(f"{codes.n} x {codes.dim} vectors in the index for {vectors.shape}")
+        self.codes = codes
         self._vectors = vectors
         self.settings = settings
         self._nprobe, self._factor = settings.nprobe, settings.factor
-        self._centroids = np.ascontiguousarray(
-            _faiss().downcast_index(index.quantizer).reconstruct_n(0, index.nlist), dtype=np.float32
-        )
-        self._longest = float(np.sqrt(row_distances(self._centroids, np.zeros(1)).max()))
+        self._longest = float(np.sqrt(row_distances(codes.centroids, np.zeros(1)).max()))
 
     @classmethod
     def build(
@@ -108,33 +98,18 @@ class IvfIndex:
         """
         from scvec.stores.ivf_tuning import tuned
 
-        faiss = _faiss()
         if not 0.0 < recall <= 1.0:
             raise InputError(
                 f"recall is a share between 0 and 1, not {recall:g}", fix="give one such as 0.95"
             )
         ready = checked_vectors(vectors, int(vectors.shape[1]) if vectors.ndim == 2 else 0, "vectors")
-        n, dim = ready.shape
+        n = len(ready)
         lists = n_lists or IvfSettings.lists_for(n)
         if n < lists:
             raise InputError(f"{n:,} vectors are too few for {lists:,} lists", fix="use a flat index")
-        quantizer = faiss.IndexFlatL2(dim)
-        # Four bits a dimension, of the vector itself. Two bits of what it differs from its list's centroid
-        # need fewer candidates, but a table for each list that is opened, which takes longer than its codes.
-        index = faiss.IndexIVFPQFastScan(quantizer, dim, lists, dim, 4, faiss.METRIC_L2)
-        index.by_residual = False
-        # The index is freed before what it points to unless it holds it.
-        quantizer.this.disown()
-        index.own_fields = True
-        index.cp.seed, index.cp.niter = 1 + seed % (1 << 30), ROUNDS
-        index.cp.min_points_per_centroid = 1  # of a warning on stderr only
-        index.pq.cp.seed, index.pq.cp.min_points_per_centroid = index.cp.seed, 1
-        rows = np.random.default_rng(seed).permutation(n)[: PER_LIST * lists]
-        index.train(np.ascontiguousarray(ready[np.sort(rows)]))
-        for start in range(0, n, BLOCK_ROWS):
-            index.add(ready[start : start + BLOCK_ROWS])
+        codes = IvfCodes.build(ready, n_lists=lists, seed=seed)
         first = IvfSettings(n_lists=lists, nprobe=1, factor=2, target=recall)
-        made = cls(index, ready, first)
+        made = cls(codes, ready, first)
         made.settings = tuned(made, recall, seed=seed, batches=batches)
         made._nprobe, made._factor = made.settings.nprobe, made.settings.factor
         return made
@@ -142,12 +117,12 @@ class IvfIndex:
     @property
     def n(self) -> int:
         """Number of vectors held."""
-        return int(self._index.ntotal)
+        return self.codes.n
 
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        return int(self._index.d)
+        return self.codes.dim
 
     def vectors(self) -> Float32:
         """Return the (n, dim) float32 rows; read-only where they are mapped."""
@@ -159,7 +134,7 @@ class IvfIndex:
         All rows are then held in memory.
         """
         ready = checked_vectors(vectors, self.dim, "vectors")
-        self._index.add(ready)
+        self.codes.add(ready)
         self._vectors = np.concatenate([self._vectors, ready])
 
     def exact(self) -> FaissFlatIndex:
@@ -178,7 +153,7 @@ class IvfIndex:
 
     def at_effort(self, nprobe: int, factor: int) -> IvfIndex:
         """Return the same index, opening ``nprobe`` lists and taking ``factor`` candidates a neighbour."""
-        other = IvfIndex(self._index, self._vectors, self.settings)
+        other = IvfIndex(self.codes, self._vectors, self.settings)
         other._nprobe, other._factor = nprobe, factor
         return other
 
@@ -233,29 +208,14 @@ class IvfIndex:
 
     def candidates(self, queries: Float32, nprobe: int, n_candidates: int, selector: Any = None) -> Int64:
         """Return (n, n_candidates) rows by their estimated distance, ascending; -1 pads."""
-        return self.scan(queries, *self.lists(queries, nprobe), n_candidates, selector)
+        prepared = self.codes.prepared(queries)
+        return self.scan(prepared, *self.lists(prepared, nprobe), n_candidates, selector)
 
     def scan(
-        self, queries: Float32, lists: Int64, distances: Float32, n_candidates: int, selector: Any = None
+        self, prepared: Float32, lists: Int64, distances: Float32, n_candidates: int, selector: Any = None
     ) -> Int64:
         """Return candidates as `candidates` does, from (n, m) lists and the distances to their centroids."""
-        faiss = _faiss()
-        estimates = np.empty((len(queries), n_candidates), dtype=np.float32)
-        found = np.empty((len(queries), n_candidates), dtype=np.int64)
-        options = {} if selector is None else {"sel": selector}
-        parameters = faiss.IVFSearchParameters(nprobe=lists.shape[1], **options)
-        # The wrapper of Python takes no parameters here.
-        self._index.search_preassigned_c(
-            len(queries),
-            faiss.swig_ptr(queries),
-            n_candidates,
-            faiss.swig_ptr(lists),
-            faiss.swig_ptr(distances),
-            faiss.swig_ptr(estimates),
-            faiss.swig_ptr(found),
-            False,
-            parameters,
-        )
+        found = self.codes.scan(prepared, lists, distances, n_candidates, selector)
         if found.size and (found.max() >= self.n or found.min() < -1):
             raise StoreError("an index of the store names rows that are not there", fix="ingest again")
         return found
@@ -267,8 +227,7 @@ class IvfIndex:
         kept = self._best(queries, found, min(n_candidates, k + EXTRA))
         kept.sort(axis=1)  # by row, so that a stable sort leaves the lower row first; -1 in front
         there = kept >= 0
-        flat = row_distances(self._vectors[kept.ravel()], np.repeat(queries, kept.shape[1], axis=0))
-        exact: Float64 = np.where(there, flat.reshape(kept.shape), np.inf)
+        exact: Float64 = np.where(there, pair_distances(self._vectors, kept, queries), np.inf)
         order = np.argsort(exact, axis=1, kind="stable")[:, :k]
         indices = np.take_along_axis(kept, order, axis=1)
         with np.errstate(over="ignore"):
@@ -289,43 +248,39 @@ class IvfIndex:
         best = np.argpartition(distances, k - 1, axis=1)[:, :k]
         return np.take_along_axis(found, best, axis=1)
 
-    def lists(self, queries: Float32, nprobe: int) -> tuple[Int64, Float32]:
-        """Return the lists to open, (n, nprobe), and the distances to their centroids, ascending."""
-        faiss = _faiss()
-        n_lists = len(self._centroids)
+    def lists(self, prepared: Float32, nprobe: int) -> tuple[Int64, Float32]:
+        """Return the lists to open, (n, nprobe), and the distances to their centroids, ascending.
+
+        Parameters
+        ----------
+        prepared
+            From `IvfCodes.prepared`.
+        """
+        faiss, centroids = _faiss(), self.codes.centroids
+        queries, n_lists = self.codes.on_axes(prepared), len(centroids)
         n_proposed = min(n_lists, nprobe + EXTRA_LISTS)
         with _matrix_products(len(queries)):
-            scores, proposed = faiss.knn(queries, self._centroids, n_proposed)
+            scores, proposed = faiss.knn(queries, centroids, n_proposed)
         proposed.sort(axis=1)
-        distances = _pair_distances(queries, self._centroids, proposed)
+        distances = _pair_distances(queries, centroids, proposed)
         order = np.argsort(distances, axis=1, kind="stable")[:, :nprobe]
         lists, nearest = np.take_along_axis(proposed, order, axis=1), np.take_along_axis(distances, order, 1)
         if n_proposed < n_lists:
             # Both kinds of float32 distances may be off by as much; a list left out could then be nearer.
             norms = np.sqrt(row_distances(queries, np.zeros(1)))
             unit = float(np.finfo(np.float32).eps) / 2
-            bound = 2 * (self.dim + 4) * (unit * (norms + self._longest) ** 2)
+            bound = 2 * (centroids.shape[1] + 4) * (unit * (norms + self._longest) ** 2)
             unsure = np.flatnonzero(~(nearest[:, -1] < scores[:, -1].astype(np.float64) - bound))
             every = np.arange(n_lists, dtype=np.int64)[None]
             for i in unsure:
-                whole = _pair_distances(queries[i : i + 1], self._centroids, every)[0]
+                whole = _pair_distances(queries[i : i + 1], centroids, every)[0]
                 first = np.argsort(whole, kind="stable")[:nprobe]
                 lists[i], nearest[i] = first, whole[first]
         return np.ascontiguousarray(lists), np.ascontiguousarray(nearest)
 
-    def list_of(self) -> Int64:
-        """Return (n,) the list that each row is in."""
-        faiss, inverted = _faiss(), self._index.invlists
-        found = np.zeros(self.n, dtype=np.int64)
-        for number in range(self.settings.n_lists):
-            size = inverted.list_size(number)
-            if size:
-                found[faiss.rev_swig_ptr(inverted.get_ids(number), size)] = number
-        return found
-
     def save(self, path: Path) -> None:
         """Write a FAISS file, without the vectors."""
-        _faiss().write_index(self._index, str(path))
+        self.codes.save(path)
 
     @classmethod
     def load(cls, path: Path, vectors: Float32, settings: Mapping[str, Any]) -> IvfIndex:
@@ -349,26 +304,21 @@ class IvfIndex:
         try:
             found = IvfSettings.from_dict(settings)
             loaded = faiss.read_index(str(path))
-            centroids = faiss.downcast_index(loaded.quantizer) if isinstance(loaded, faiss.IndexIVF) else None
         except MemoryError as error:
             raise ResourceError("out of memory while loading an index", str(path)) from error
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise StoreError("an index of the store cannot be read", str(path), "ingest again") from error
-        if not (
-            isinstance(loaded, faiss.IndexIVFPQFastScan)
-            and loaded.metric_type == faiss.METRIC_L2
-            and isinstance(centroids, faiss.IndexFlat)
-            and (centroids.ntotal, centroids.d) == (loaded.nlist, loaded.d)
-            and centroids.codes.size() == 4 * loaded.d * loaded.nlist
-            and loaded.nlist == found.n_lists
-            and (loaded.ntotal, loaded.d) == vectors.shape
-        ):
+        try:
+            codes = IvfCodes(loaded)
+            if (codes.n, codes.dim, len(codes.centroids)) != (*vectors.shape, found.n_lists):
+                raise ValueError("an index of other vectors")
+        except ValueError as error:
             raise StoreError(
                 f"an index of the store is a {type(loaded).__name__} that does not fit its vectors",
                 str(path),
                 "ingest again",
-            )
-        return cls(loaded, vectors, found)
+            ) from error
+        return cls(codes, vectors, found)
 
 
 def _pair_distances(queries: Float32, base: Float32, rows: Int64) -> Float32:

@@ -22,7 +22,7 @@ __all__ = ["held_out", "places", "tuned"]
 N_QUERIES = 500
 #: Numbers of neighbours at which recall is looked at.
 AT = (15, 50)
-FACTORS = (3, 4, 6, 8, 12, 16, 24)
+FACTORS = (2, 3, 4, 6, 8, 12, 16, 24)
 #: Batches that are left out, one after the other, at most; rows that one needs.
 N_BATCHES, FEWEST = 8, 50
 #: Share of the other rows that may lie in lists which stay closed, being those of the batch left out.
@@ -172,7 +172,8 @@ class _LeftOut:
         self._bits = np.packbits(~mine, bitorder="little")
         self._queries = held_out(index.vectors(), rows, shift=0.0, seed=0)
         self._truth = index.exact().search(self._queries, AT[-1], subset=np.flatnonzero(~mine)).indices
-        lists, distances = index.lists(self._queries, n_lists)
+        self._prepared = index.codes.prepared(self._queries)
+        lists, distances = index.lists(self._prepared, n_lists)
         kept = ~closed[lists]
         self._lists = lists[kept].reshape(len(rows), -1)
         self._distances = distances[kept].reshape(len(rows), -1)
@@ -180,7 +181,7 @@ class _LeftOut:
     def half(self, which: int) -> _LeftOut:
         """Return every other query, from the first or from the second."""
         part = copy(self)
-        for name in ("_queries", "_truth", "_lists", "_distances"):
+        for name in ("_queries", "_prepared", "_truth", "_lists", "_distances"):
             setattr(part, name, np.ascontiguousarray(getattr(self, name)[which::2]))
         return part
 
@@ -190,7 +191,7 @@ class _LeftOut:
         distances: Float32 = np.ascontiguousarray(self._distances[:, :opened])
         selector = _faiss().IDSelectorBitmap(self._bits)
         n = min(n_candidates, self._index.n)
-        return places(self._index.scan(self._queries, lists, distances, n, selector), self._truth)
+        return places(self._index.scan(self._prepared, lists, distances, n, selector), self._truth)
 
 
 class _Together:
@@ -210,7 +211,7 @@ def _left_out(index: IvfIndex, batches: Int64, *, seed: int) -> list[_LeftOut]:
     others = index.n - sizes
     fit = np.flatnonzero((sizes >= FEWEST) & (others >= max(4 * AT[-1], index.n // 4)))
     chosen = np.sort(rng.permutation(fit)[:N_BATCHES])
-    list_of = index.list_of()
+    list_of = index.codes.list_of()
     parts = []
     for number in chosen:
         mine = batches == number

@@ -107,9 +107,10 @@ class TestSearch:
         # Far from the origin a matrix product cannot tell near centroids from each other.
         index = IvfIndex.build((base[:1500] * 0.01 + 50).astype(np.float32), recall=0.8)
         queries = (clustered(64, 6) * 0.01 + 50).astype(np.float32)
-        whole, _ = index.lists(queries, 5)
+        whole, _ = index.lists(index.codes.prepared(queries), 5)
         for i in range(0, 64, 5):
-            np.testing.assert_array_equal(index.lists(queries[i : i + 1], 5)[0][0], whole[i])
+            alone = index.codes.prepared(queries[i : i + 1])
+            np.testing.assert_array_equal(index.lists(alone, 5)[0][0], whole[i])
 
     def test_a_higher_recall_finds_more(self, index, base):
         queries, wanted = clustered(300, 1), truth(base, clustered(300, 1), 15)
@@ -208,7 +209,7 @@ class TestBatches:
         rows[batches == 1] += 40.0
         index = IvfIndex.build(rows, recall=0.8, n_lists=32)
         for part, mine in zip(_left_out(index, batches, seed=0), (0, 1), strict=True):
-            others = set(index.list_of()[batches != mine])
+            others = set(index.codes.list_of()[batches != mine])
             assert set(part._lists[0]) == others and part._share == len(others) / 32 < 0.7
 
     def test_hardly_a_list_is_closed_where_batches_lie_together(self, index):
@@ -216,8 +217,8 @@ class TestBatches:
         assert len(parts) == 3 and all(part._share > 0.95 for part in parts)
 
     def test_lists_know_their_rows(self, index, base):
-        _, nearest = index._index.quantizer.search(base, 1)
-        np.testing.assert_array_equal(index.list_of(), nearest[:, 0])
+        nearest, _ = index.lists(index.codes.prepared(base), 1)
+        np.testing.assert_array_equal(index.codes.list_of(), nearest[:, 0])
 
     @pytest.mark.parametrize("batches", [np.zeros(N, np.int64), np.arange(N)], ids=["one", "all alone"])
     def test_nothing_to_leave_out(self, index, batches):

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import pytest
+
+from scvec.errors import StoreError
+from scvec.stores.distances import pair_distances, row_distances
+from scvec.stores.indices import open_index
+from scvec.stores.ivf_codes import RESTS, IvfCodes
+from scvec.stores.ivf_settings import IvfSettings
+
+N, LISTS = 3000, 16
+
+
+def clustered(n, dim, seed):
+    centres = np.random.default_rng(98).normal(size=(20, dim)) * 3 + 5
+    rng = np.random.default_rng(seed)
+    return (centres[rng.integers(0, 20, n)] + rng.normal(size=(n, dim))).astype(np.float32)
+
+
+def nearest(base, queries, k):
+    far = ((queries[:, None].astype(np.float64) - base[None]) ** 2).sum(axis=2)
+    return np.argsort(far, axis=1, kind="stable")[:, :k]
+
+
+def every_list(codes, queries, k):
+    """Candidates by codes alone, all lists opened, and the distances to the centroids by numpy."""
+    prepared = codes.prepared(queries)
+    on_axes = codes.on_axes(prepared)
+    far = ((on_axes[:, None] - codes.centroids[None]) ** 2).sum(axis=2)
+    lists = np.tile(np.arange(LISTS), (len(queries), 1))
+    return codes.scan(prepared, lists, np.ascontiguousarray(far, np.float32), k)
+
+
+@pytest.fixture(scope="module", params=[20, 70, 150])
+def made(request):
+    base = clustered(N, request.param, 0)
+    return base, IvfCodes.build(base, n_lists=LISTS, seed=0)
+
+
+def test_codes_tell_what_is_near(made):
+    base, codes = made
+    queries = clustered(100, base.shape[1], 1)
+    # In a cluster of many dimensions all are about as far off as any other.
+    found = every_list(codes, queries, 40 if base.shape[1] < 100 else 80)
+    wanted = nearest(base, queries, 10)
+    assert np.mean([np.isin(w, f).mean() for w, f in zip(wanted, found, strict=True)]) > 0.95
+    assert (codes.n, codes.dim) == base.shape
+
+
+def test_axes_are_fewer_where_fewer_hold_all(made):
+    base, codes = made
+    assert codes.centroids.shape[1] == {20: 20, 70: 64, 150: 128}[base.shape[1]]
+    flat = clustered(N, 8, 0) @ np.random.default_rng(0).normal(size=(8, 150)).astype(np.float32)
+    few = IvfCodes.build(flat, n_lists=LISTS, seed=0)
+    assert few.centroids.shape[1] == 64 and few.index.code_size == (64 + RESTS) // 2
+    assert np.isin(nearest(flat, flat[:50], 1), every_list(few, flat[:50], 5)).all()
+
+
+def test_what_an_index_is_asked_with_does_not_depend_on_the_batch(made):
+    base, codes = made
+    queries = clustered(130, base.shape[1], 2)
+    queries[3] *= 1e30  # further off than any centroid
+    whole = codes.prepared(queries)
+    assert np.isfinite(whole).all()
+    for i in range(130):
+        np.testing.assert_array_equal(codes.prepared(queries[i : i + 1])[0], whole[i])
+    order = np.random.default_rng(0).permutation(130)
+    np.testing.assert_array_equal(codes.prepared(queries[order]), whole[order])
+
+
+def test_distances_on_the_axes_are_those_between_vectors():
+    base = clustered(N, 20, 0)
+    codes = IvfCodes.build(base, n_lists=LISTS, seed=0)
+    a, b = (codes.on_axes(codes.prepared(x)).astype(np.float64) for x in (base[:50], base[50:100]))
+    wanted = row_distances(base[:50], base[50:100])
+    np.testing.assert_allclose(((a - b) ** 2).sum(axis=1), wanted, rtol=1e-4)
+
+
+def test_rests_are_kept_to_a_sixteenth_of_a_level(made):
+    _, codes = made
+    pq = codes.index.pq
+    books = faiss.vector_to_array(pq.centroids).reshape(pq.M, 16, pq.dsub)[-RESTS:, :, 0]
+    low, high = books[0, 0], books[0, 0] + 15 * (RESTS - 1) * books[1, 1]
+    rests = np.linspace(low, high, 1000)
+    kept = codes._levels_of(rests).sum(axis=1)
+    assert np.abs(kept - rests).max() <= books[1, 1] / 16 * 1.01
+    outside = codes._levels_of(np.array([low - 1e9, high + 1e9])).sum(axis=1)
+    np.testing.assert_allclose(outside, [low, high], rtol=0, atol=books[1, 1] * 1.01)
+
+
+def test_rows_added_later_are_found(made):
+    base, _ = made
+    codes = IvfCodes.build(base[:2500], n_lists=LISTS, seed=0)
+    codes.add(base[2500:])
+    found = every_list(codes, base[2900:2950], 10)
+    assert (found == np.arange(2900, 2950)[:, None]).any(axis=1).mean() > 0.95
+
+
+def test_equal_vectors():
+    codes = IvfCodes.build(np.ones((200, 9), np.float32), n_lists=4, seed=0)
+    assert codes.n == 200 and np.isfinite(codes.prepared(np.zeros((2, 9), np.float32))).all()
+
+
+def older(base, path):
+    """Write an index as versions without axes did: four bits a dimension of the vectors themselves."""
+    quantizer = faiss.IndexFlatL2(base.shape[1])
+    index = faiss.IndexIVFPQFastScan(quantizer, base.shape[1], LISTS, base.shape[1], 4, faiss.METRIC_L2)
+    index.by_residual = False
+    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
+    index.train(base)
+    index.add(base)
+    faiss.write_index(index, str(path))
+    return IvfSettings(n_lists=LISTS, nprobe=8, factor=6, target=0.9).to_dict()
+
+
+def test_files_of_older_versions(tmp_path):
+    base = clustered(N, 20, 0)
+    settings = older(base[:2900], tmp_path / "i")
+    index = open_index(tmp_path / "i", "ivf", vectors=base[:2900], settings=settings)
+    index.add(base[2900:])
+    queries = clustered(100, 20, 1)
+    found = index.search(queries, 10)
+    wanted = nearest(base, queries, 10)
+    assert np.mean([np.isin(w, f).mean() for w, f in zip(wanted, found.indices, strict=True)]) > 0.9
+    for i in range(0, 100, 20):
+        np.testing.assert_array_equal(index.search(queries[i : i + 1], 10).indices[0], found.indices[i])
+    index.save(tmp_path / "again")
+    again = open_index(tmp_path / "again", "ivf", vectors=base, settings=settings)
+    np.testing.assert_array_equal(again.search(queries, 10).indices, found.indices)
+
+
+def test_other_transforms_are_not_believed(tmp_path):
+    base = clustered(N, 9, 0)
+    codes = IvfCodes.build(base, n_lists=LISTS, seed=0)
+    settings = IvfSettings(n_lists=LISTS, nprobe=8, factor=6, target=0.9).to_dict()
+
+    def refused(spoil):
+        codes.save(tmp_path / "i")
+        whole = faiss.read_index(str(tmp_path / "i"))
+        spoil(whole)
+        faiss.write_index(whole, str(tmp_path / "i"))
+        with pytest.raises(StoreError, match="does not fit|cannot be read"):
+            open_index(tmp_path / "i", "ivf", vectors=base, settings=settings)
+
+    def axes(whole, value):
+        linear = faiss.downcast_VectorTransform(whole.chain.at(1))
+        wrong = faiss.vector_to_array(linear.A)
+        wrong[0] = value
+        faiss.copy_array_to_vector(wrong, linear.A)
+
+    def twice_centred(whole):
+        more = faiss.CenteringTransform(9)
+        whole.prepend_transform(more)
+        more.this.disown()
+        faiss.copy_array_to_vector(np.zeros(9, np.float32), more.mean)
+        more.is_trained = True
+
+    refused(lambda whole: axes(whole, 2.0))
+    refused(lambda whole: axes(whole, np.nan))
+    refused(twice_centred)
+    refused(lambda whole: setattr(faiss.downcast_index(whole.index), "by_residual", False))
+
+
+@pytest.mark.parametrize("dim", [3, 128, 1000])
+def test_pairs_have_the_bits_of_rows(dim):
+    rng = np.random.default_rng(0)
+    base, queries = rng.normal(size=(50, dim)).astype(np.float32), clustered(40, dim, 1)
+    rows = rng.integers(0, 50, (40, 19))
+    wanted = [row_distances(base[r], q) for r, q in zip(rows, queries, strict=True)]
+    np.testing.assert_array_equal(pair_distances(base, rows, queries), wanted)
