@@ -35,7 +35,7 @@ from tables import markdown, publish
 from scvec.api.references import CODE_COLUMN
 from scvec.stores.faiss_index import FaissFlatIndex
 from scvec.stores.ivf_index import IvfIndex
-from scvec.stores.ivf_settings import IvfSettings
+from scvec.stores.ivf_settings import Effort, IvfSettings
 from scvec.stores.ivf_tuning import places
 from scvec.stores.store import Store
 
@@ -186,7 +186,7 @@ def ours_tuned(index: IvfIndex, queries: Any, truth: Any) -> IvfIndex:
         ]
         if reached:
             least = reached[0]
-            other = index.at_effort(nprobe, least)
+            other = index.at_effort(Effort(nprobe, least))
             speed = rate(lambda other=other: other.search(queries, K), len(queries))
             if speed > fastest:
                 best, fastest = other, speed
@@ -214,7 +214,9 @@ def near_rows(name: str, base: Any, batches: Any, tuning: Any, test: Any) -> lis
         made: list[tuple[str, Callable[[int], Any], float, float]] = []
         same = ours_tuned(ours, known, answers)
         for label, index in (("scvec, ivf, at equal recall", same), ("scvec, ivf, tuned by itself", ours)):
-            label += f" ({index.settings.n_lists} lists, {index.effort[0]} opened, factor {index.effort[1]})"
+            most = " at most" if index.effort.reach is not None else ""
+            label += f" ({index.settings.n_lists} lists, {index.effort.nprobe} opened{most}, "
+            label += f"factor {index.effort.factor})"
             made.append(
                 (label, lambda k, q=queries, index=index: index.search(q, k).indices, ours_built, size)
             )

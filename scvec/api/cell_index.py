@@ -98,7 +98,7 @@ def index_facts(stored: StoredReference) -> dict[str, Any]:
     later = {} if stored.is_whole else layers
     if stored.index_kind != "ivf" or not isinstance(settings, dict):
         return {"kind": stored.index_kind, "search": "exact", **later}
-    shown = ("n_lists", "nprobe", "factor", "target", "recall", "n_queries", "n_batches")
+    shown = ("n_lists", "nprobe", "reach", "factor", "target", "recall", "n_queries", "n_batches")
     return {
         "kind": "ivf",
         "search": "approximate",

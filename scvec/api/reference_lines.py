@@ -50,7 +50,8 @@ def _index(index: Mapping[str, Any]) -> str:
     said = f"{index['kind']}, {index['search']}"
     if recall := index.get("recall"):
         found = ", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in recall.items())
-        said += f"; {index['n_lists']:,} lists, {index['nprobe']} opened, factor {index['factor']}"
+        most = " at most" if index.get("reach") is not None else ""
+        said += f"; {index['n_lists']:,} lists, {index['nprobe']} opened{most}, factor {index['factor']}"
         said += f"; recall {found} (asked {index['target']:g})"
     if "layers" in index:
         said += f"; {index['added']:,} cells added, {index['gone']:,} gone, {index['layers']} layers"

@@ -81,6 +81,7 @@ class IvfCodes:
         ):
             raise ValueError(f"a {type(index).__name__} that is not ours")
         index.implem = RESERVOIR
+        self._sizes: Int64 | None = None
         centroids = np.ascontiguousarray(quantizer.reconstruct_n(0, index.nlist), dtype=np.float32)
         self._plain = index is whole
         if self._plain:
@@ -231,6 +232,20 @@ class IvfCodes:
             parameters,
         )
         return found
+
+    def within(self, lists: Int64, distances: Float32, reach: float | None, enough: int) -> Int64:
+        """Return lists with -1 for those further off than the first by more than ``reach``.
+
+        Those stay that are needed to hold ``enough`` rows.
+        """
+        if reach is None:
+            return lists
+        if self._sizes is None or self._sizes.sum() != self.n:
+            sizes = [self.index.invlists.list_size(i) for i in range(self.index.nlist)]
+            self._sizes = np.array(sizes, dtype=np.int64)
+        size = self._sizes[lists]
+        closed = (distances - distances[:, :1] > reach) & (np.cumsum(size, axis=1) - size >= enough)
+        return np.where(closed, -1, lists)
 
     def list_of(self) -> Int64:
         """Return (n,) the list that each row is in."""

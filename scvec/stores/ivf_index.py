@@ -20,7 +20,7 @@ from scvec.stores.distances import (
 )
 from scvec.stores.faiss_index import FaissFlatIndex, _faiss, _matrix_products
 from scvec.stores.ivf_codes import IvfCodes
-from scvec.stores.ivf_settings import FLAT_BELOW, IvfSettings
+from scvec.stores.ivf_settings import FLAT_BELOW, Effort, IvfSettings
 from scvec.types import Float32, Int64, Neighbors
 
 __all__ = ["IvfIndex"]
@@ -64,7 +64,7 @@ class IvfIndex:
         self.codes = codes
         self._vectors = vectors
         self.settings = settings
-        self._nprobe, self._factor = settings.nprobe, settings.factor
+        self.effort = Effort(settings.nprobe, settings.factor, settings.reach)
         self._longest = float(np.sqrt(row_distances(codes.centroids, np.zeros(1)).max()))
 
     @classmethod
@@ -111,8 +111,7 @@ class IvfIndex:
         first = IvfSettings(n_lists=lists, nprobe=1, factor=2, target=recall)
         made = cls(codes, ready, first)
         made.settings = tuned(made, recall, seed=seed, batches=batches)
-        made._nprobe, made._factor = made.settings.nprobe, made.settings.factor
-        return made
+        return cls(codes, ready, made.settings)
 
     @property
     def n(self) -> int:
@@ -149,18 +148,13 @@ class IvfIndex:
         InputError
             The recall is no share.
         """
-        return self.at_effort(*self.settings.effort(recall))
+        return self.at_effort(self.settings.effort(recall))
 
-    def at_effort(self, nprobe: int, factor: int) -> IvfIndex:
-        """Return the same index, opening ``nprobe`` lists and taking ``factor`` candidates a neighbour."""
+    def at_effort(self, effort: Effort) -> IvfIndex:
+        """Return the same index, looking as far as said."""
         other = IvfIndex(self.codes, self._vectors, self.settings)
-        other._nprobe, other._factor = nprobe, factor
+        other.effort = effort
         return other
-
-    @property
-    def effort(self) -> tuple[int, int]:
-        """Lists opened, and candidates for each neighbour asked for."""
-        return self._nprobe, self._factor
 
     def search(
         self, vectors: Float32, n_neighbors: int, *, subset: npt.NDArray[np.int64] | None = None
@@ -186,30 +180,45 @@ class IvfIndex:
         """
         queries = checked_vectors(vectors, self.dim, "queries")
         k = checked_neighbors(n_neighbors)
-        nprobe, selector, rows = self._nprobe, None, None
+        effort, selector, rows = self.effort, None, None
         if subset is not None:
             rows = checked_subset(subset, self.n)
-            if len(rows) <= max(min(FLAT_BELOW, self.n // 4), self.n // 20, k * self._factor):
+            if len(rows) <= max(min(FLAT_BELOW, self.n // 4), self.n // 20, k * effort.factor):
                 return self.exact().search(queries, k, subset=rows)
-            nprobe = min(self.settings.n_lists, -(-nprobe * self.n // len(rows)))
+            nprobe = min(self.settings.n_lists, -(-effort.nprobe * self.n // len(rows)))
+            effort = Effort(nprobe, effort.factor)
             bits = np.zeros(self.n, dtype=bool)
             bits[rows] = True
             packed = np.packbits(bits, bitorder="little")
             selector = _faiss().IDSelectorBitmap(packed)
         if k * 2 > self.n:
             return self.exact().search(queries, k, subset=rows)
-        n_candidates = min(self._factor * k, self.n)
+        n_candidates = min(effort.factor * k, self.n)
         step = max(1, min(MAX_BLOCK, BLOCK_NUMBERS // max(self.dim * (k + EXTRA), n_candidates * 4)))
         parts = [
-            self._block(queries[start : start + step], k, nprobe, n_candidates, selector, rows)
+            self._block(queries[start : start + step], k, effort, n_candidates, selector, rows)
             for start in range(0, len(queries), step)
         ]
         return Neighbors.concatenate(parts) if parts else self.exact().search(queries, k)
 
-    def candidates(self, queries: Float32, nprobe: int, n_candidates: int, selector: Any = None) -> Int64:
-        """Return (n, n_candidates) rows by their estimated distance, ascending; -1 pads."""
+    def candidates(
+        self,
+        queries: Float32,
+        nprobe: int,
+        n_candidates: int,
+        selector: Any = None,
+        *,
+        reach: float | None = None,
+        enough: int = 0,
+    ) -> Int64:
+        """Return (n, n_candidates) rows by their estimated distance, ascending; -1 pads.
+
+        ``reach`` closes lists as long as the others hold ``enough`` rows.
+        """
         prepared = self.codes.prepared(queries)
-        return self.scan(prepared, *self.lists(prepared, nprobe), n_candidates, selector)
+        lists, distances = self.lists(prepared, nprobe)
+        opened = self.codes.within(lists, distances, reach, enough)
+        return self.scan(prepared, opened, distances, n_candidates, selector)
 
     def scan(
         self, prepared: Float32, lists: Int64, distances: Float32, n_candidates: int, selector: Any = None
@@ -221,9 +230,11 @@ class IvfIndex:
         return found
 
     def _block(
-        self, queries: Float32, k: int, nprobe: int, n_candidates: int, selector: Any, rows: Int64 | None
+        self, queries: Float32, k: int, effort: Effort, n_candidates: int, selector: Any, rows: Int64 | None
     ) -> Neighbors:
-        found = self.candidates(queries, nprobe, n_candidates, selector)
+        found = self.candidates(
+            queries, effort.nprobe, n_candidates, selector, reach=effort.reach, enough=n_candidates
+        )
         kept = self._best(queries, found, min(n_candidates, k + EXTRA))
         kept.sort(axis=1)  # by row, so that a stable sort leaves the lower row first; -1 in front
         there = kept >= 0

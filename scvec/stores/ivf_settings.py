@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 from scvec.errors import InputError
 
-__all__ = ["FLAT_BELOW", "IvfSettings", "can_approximate", "kind_for"]
+__all__ = ["FLAT_BELOW", "Effort", "IvfSettings", "can_approximate", "kind_for"]
 
 #: Below so many vectors all are looked at: a matrix product over them takes no longer than the shortcuts.
 FLAT_BELOW = 200_000
@@ -37,16 +38,28 @@ def can_approximate(n: int, dim: int) -> bool:
     return n >= FEWEST_EVER and dim >= SHORTEST
 
 
+class Effort(NamedTuple):
+    """How far a search looks: lists opened at most, and candidates for each neighbour.
+
+    A list stays closed if the squared distance to its centroid exceeds that to the nearest by more than
+    ``reach``; None opens all ``nprobe``.
+    """
+
+    nprobe: int
+    factor: int
+    reach: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class IvfSettings:
     """Settings of an `scvec.stores.ivf_index.IvfIndex`, and what was measured with them.
 
     Attributes
     ----------
-    n_lists, nprobe
-        Lists there are, and lists opened for a query.
-    factor
-        Candidates for each neighbour asked for.
+    n_lists
+        Lists there are.
+    nprobe, factor, reach
+        See `Effort`.
     target
         Recall (0-1) that was asked for.
     recall
@@ -59,7 +72,7 @@ class IvfSettings:
     n_batches
         Batches that were left out, one after the other.
     curve
-        ``(recall, nprobe, factor)`` by cost: the lowest of the four recalls of the tuning queries.
+        ``(recall, nprobe, factor, reach)`` by cost: the lowest of the four recalls of the tuning queries.
     """
 
     n_lists: int
@@ -69,14 +82,17 @@ class IvfSettings:
     recall: Mapping[str, float] = field(default_factory=dict)
     n_queries: int = 0
     n_batches: int = 0
-    curve: tuple[tuple[float, int, int], ...] = ()
+    curve: tuple[tuple[float, int, int, float | None], ...] = ()
+    reach: float | None = None
 
     def __post_init__(self) -> None:
-        pairs = [(self.nprobe, self.factor), *((p, f) for _, p, f in self.curve)]
-        for nprobe, factor in pairs:
+        all_efforts = [(self.nprobe, self.factor, self.reach), *(point[1:] for point in self.curve)]
+        for nprobe, factor, reach in all_efforts:
             whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (nprobe, factor))
             if not whole or not 1 <= nprobe <= self.n_lists or not 1 <= factor <= 1024:
                 raise ValueError(f"not settings of an index: nprobe {nprobe!r}, factor {factor!r}")
+            if reach is not None and not (isinstance(reach, float) and 0.0 <= reach < inf):
+                raise ValueError(f"not settings of an index: reach {reach!r}")
 
     @staticmethod
     def lists_for(n: int) -> int:
@@ -86,8 +102,8 @@ class IvfSettings:
             lists *= 2
         return lists
 
-    def effort(self, recall: float) -> tuple[int, int]:
-        """Return the least nprobe and factor that reached a recall when tuning; the most if none did.
+    def effort(self, recall: float) -> Effort:
+        """Return the least effort that reached a recall when tuning; the most if none did.
 
         Raises
         ------
@@ -98,10 +114,10 @@ class IvfSettings:
             raise InputError(
                 f"recall is a share between 0 and 1, not {recall:g}", fix="give one such as 0.95"
             )
-        for reached, nprobe, factor in self.curve:
-            if reached >= recall:
-                return nprobe, factor
-        return (self.curve[-1][1], self.curve[-1][2]) if self.curve else (self.nprobe, self.factor)
+        for point in self.curve:
+            if point[0] >= recall:
+                return Effort(*point[1:])
+        return Effort(*self.curve[-1][1:]) if self.curve else Effort(self.nprobe, self.factor, self.reach)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -118,5 +134,7 @@ class IvfSettings:
             recall={str(k): float(v) for k, v in values["recall"].items()},
             n_queries=int(values["n_queries"]),
             n_batches=int(values.get("n_batches", 0)),  # not in stores of scvec before batches were held out
-            curve=tuple((float(r), p, f) for r, p, f in values["curve"]),
+            # No reach in stores of scvec before lists that are far off stayed closed.
+            curve=tuple((float(r), p, f, *(rest or [None])) for r, p, f, *rest in values["curve"]),
+            reach=values.get("reach"),
         )

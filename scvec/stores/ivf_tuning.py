@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from scvec.stores.faiss_index import _faiss
-from scvec.stores.ivf_settings import IvfSettings
+from scvec.stores.ivf_settings import Effort, IvfSettings
 from scvec.types import Bool, Float32, Int64
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ HARDLY = 0.001
 SHIFT, SPARSE = 1.5, 2000
 #: Nanoseconds, by which settings are compared; only their proportions matter. Measured at 128 dimensions,
 #: one core: opening a list, looking at one code, and one candidate (kept in order, fetched and compared).
-LIST, CODE, CANDIDATE = 900.0, 1.5, 150.0
+LIST, CODE, CANDIDATE = 300.0, 1.1, 200.0
+#: Shares of queries of the second kind for which all lists are near enough to be opened.
+REACHES = (0.3, 0.6)
 #: Where to stop: more would be exact search.
 ENOUGH = 0.998
 
@@ -89,16 +91,17 @@ def tuned(index: IvfIndex, target: float, *, seed: int = 0, batches: Int64 | Non
     settings = index.settings
     curve = _curve(index, (_own(index, for_tuning), far[0]))
     settings = replace(settings, curve=tuple(_frontier(index, curve)))
-    nprobe, factor = settings.effort(target)
+    effort = settings.effort(target)
     measured = {
         f"{kind}_{k}": round(value, 4)
         for kind, queries in (("at", _own(index, for_measuring)), (name, far[1]))
-        for k, value in zip(AT, _recalls(queries, nprobe, [factor])[0], strict=True)
+        for k, value in zip(
+            AT, _recalls(queries, effort.nprobe, effort.reach, [effort.factor])[0], strict=True
+        )
     }
     return replace(
         settings,
-        nprobe=nprobe,
-        factor=factor,
+        **effort._asdict(),
         n_queries=n_each,
         n_batches=len(left_out),
         recall=measured,
@@ -108,8 +111,12 @@ def tuned(index: IvfIndex, target: float, *, seed: int = 0, batches: Int64 | Non
 class _Queries(Protocol):
     """Queries whose true neighbours are known."""
 
-    def places(self, nprobe: int, n_candidates: int) -> Int64:
+    def places(self, nprobe: int, reach: float | None, n_candidates: int) -> Int64:
         """Return (n, 50) where among the candidates each true neighbour is; n_candidates where it is not."""
+        ...
+
+    def further(self, nprobe: int) -> Float32:
+        """Return (n, nprobe or fewer) by how much lists are further off than the nearest, ascending."""
         ...
 
 
@@ -129,9 +136,14 @@ class _Rows:
         others: Int64 = found[~mine].reshape(len(found), -1)
         return others
 
-    def places(self, nprobe: int, n_candidates: int) -> Int64:
+    def places(self, nprobe: int, reach: float | None, n_candidates: int) -> Int64:
         n = min(n_candidates + 1, self._index.n)
-        return places(self._without_self(self._index.candidates(self._queries, nprobe, n)), self._truth)
+        found = self._index.candidates(self._queries, nprobe, n, reach=reach)
+        return places(self._without_self(found), self._truth)
+
+    def further(self, nprobe: int) -> Float32:
+        _, distances = self._index.lists(self._index.codes.prepared(self._queries), nprobe)
+        return np.asarray(distances - distances[:, :1], dtype=np.float32)
 
 
 def _own(index: IvfIndex, rows: Int64) -> _Rows:
@@ -185,10 +197,19 @@ class _LeftOut:
             setattr(part, name, np.ascontiguousarray(getattr(self, name)[which::2]))
         return part
 
-    def places(self, nprobe: int, n_candidates: int) -> Int64:
-        opened = max(1, round(nprobe * self._share))
-        lists: Int64 = np.ascontiguousarray(self._lists[:, :opened])
+    def _opened(self, nprobe: int) -> int:
+        return max(1, round(nprobe * float(self._share)))
+
+    def further(self, nprobe: int) -> Float32:
+        distances = self._distances[:, : self._opened(nprobe)]
+        return np.asarray(distances - distances[:, :1], dtype=np.float32)
+
+    def places(self, nprobe: int, reach: float | None, n_candidates: int) -> Int64:
+        opened = self._opened(nprobe)
         distances: Float32 = np.ascontiguousarray(self._distances[:, :opened])
+        lists: Int64 = np.ascontiguousarray(
+            self._index.codes.within(self._lists[:, :opened], distances, reach, 0)
+        )
         selector = _faiss().IDSelectorBitmap(self._bits)
         n = min(n_candidates, self._index.n)
         return places(self._index.scan(self._prepared, lists, distances, n, selector), self._truth)
@@ -200,8 +221,15 @@ class _Together:
     def __init__(self, parts: Sequence[_LeftOut]) -> None:
         self._parts = parts
 
-    def places(self, nprobe: int, n_candidates: int) -> Int64:
-        return np.concatenate([part.places(nprobe, n_candidates) for part in self._parts])
+    def places(self, nprobe: int, reach: float | None, n_candidates: int) -> Int64:
+        return np.concatenate([part.places(nprobe, reach, n_candidates) for part in self._parts])
+
+    def further(self, nprobe: int) -> Float32:
+        rows = [part.further(nprobe) for part in self._parts]
+        most = max(row.shape[1] for row in rows)
+        # A batch has fewer lists: that is as if the others were too far off.
+        padded = [np.pad(r, ((0, 0), (0, most - r.shape[1])), constant_values=np.inf) for r in rows]
+        return np.concatenate(padded)
 
 
 def _left_out(index: IvfIndex, batches: Int64, *, seed: int) -> list[_LeftOut]:
@@ -220,38 +248,57 @@ def _left_out(index: IvfIndex, batches: Int64, *, seed: int) -> list[_LeftOut]:
     return parts
 
 
-def _recalls(queries: _Queries, nprobe: int, factors: Sequence[int]) -> list[list[float]]:
+def _recalls(
+    queries: _Queries, nprobe: int, reach: float | None, factors: Sequence[int]
+) -> list[list[float]]:
     """Return per factor the recall at each of ``AT``."""
-    where = queries.places(nprobe, max(factors) * AT[-1])
+    where = queries.places(nprobe, reach, max(factors) * AT[-1])
     return [[float((where[:, :k] < factor * k).mean()) for k in AT] for factor in factors]
 
 
-def _curve(index: IvfIndex, kinds: Sequence[_Queries]) -> list[tuple[float, int, int]]:
-    """Return (lowest recall, nprobe, factor) over a grid."""
+#: Lowest recall, lists opened on average, and the effort.
+_Point = tuple[float, float, Effort]
+
+
+def _curve(index: IvfIndex, kinds: Sequence[_Queries]) -> list[_Point]:
+    """Return points of a grid.
+
+    Queries that lie among the vectors need few lists; those of another sample need many, which are hardly
+    further off than their nearest one. So lists further off than that stay closed, where as many queries of
+    the second kind as `REACHES` says open all ``nprobe`` nevertheless.
+    """
     points = []
     nprobe = 1
     while True:
         best = 0.0
-        of_kinds = [_recalls(queries, nprobe, FACTORS) for queries in kinds]
-        for i, factor in enumerate(FACTORS):
-            lowest = min(min(recalls[i]) for recalls in of_kinds)
-            points.append((round(lowest, 4), nprobe, factor))
-            best = max(best, lowest)
+        further = [queries.further(nprobe) for queries in kinds]
+        last = further[-1][:, -1]
+        last = last[np.isfinite(last)]
+        reaches = np.quantile(last, REACHES).tolist() if nprobe > 1 and len(last) else []
+        for reach in (None, *reaches):
+            opened = float(
+                np.mean([(f <= (np.inf if reach is None else reach)).sum(1).mean() for f in further])
+            )
+            of_kinds = [_recalls(queries, nprobe, reach, FACTORS) for queries in kinds]
+            for i, factor in enumerate(FACTORS):
+                lowest = min(min(recalls[i]) for recalls in of_kinds)
+                points.append((round(lowest, 4), opened, Effort(nprobe, factor, reach)))
+                best = max(best, lowest)
         if best >= ENOUGH or nprobe >= index.settings.n_lists:
             return points
         nprobe = min(max(nprobe + 1, nprobe * 4 // 3), index.settings.n_lists)
 
 
-def _frontier(index: IvfIndex, points: list[tuple[float, int, int]]) -> list[tuple[float, int, int]]:
-    """Return the points that no cheaper one equals, cheapest first."""
+def _frontier(index: IvfIndex, points: list[_Point]) -> list[tuple[float, int, int, float | None]]:
+    """Return recall and effort of the points that no cheaper one equals, cheapest first."""
 
-    def cost(point: tuple[float, int, int]) -> float:
-        _, nprobe, factor = point
-        opened = nprobe * (LIST + CODE * index.n / index.settings.n_lists)
-        return opened + CANDIDATE * factor * AT[0]
+    def cost(point: _Point) -> float:
+        _, opened, effort = point
+        scanned = opened * (LIST + CODE * index.n / index.settings.n_lists)
+        return scanned + CANDIDATE * effort.factor * AT[0]
 
-    kept: list[tuple[float, int, int]] = []
+    kept: list[tuple[float, int, int, float | None]] = []
     for point in sorted(points, key=lambda p: (cost(p), -p[0])):
         if not kept or point[0] > kept[-1][0]:
-            kept.append(point)
+            kept.append((point[0], *point[2]))
     return kept

@@ -48,6 +48,7 @@ def test_an_approximate_index_says_what_it_finds():
         "  index: ivf, approximate; 2,048 lists, 24 opened, factor 4; recall at 15 0.967, unseen 15 0.965"
         " (asked 0.95)"
     )
+    assert "24 opened at most, factor 4" in reference_lines({"index": {**index, "reach": 0.5}})[0]
 
 
 def test_nothing_is_said_of_nothing():

@@ -103,6 +103,17 @@ def test_equal_vectors():
     assert codes.n == 200 and np.isfinite(codes.prepared(np.zeros((2, 9), np.float32))).all()
 
 
+def test_lists_further_off_stay_closed_but_for_enough_rows(made):
+    _, codes = made
+    sizes = np.bincount(codes.list_of(), minlength=LISTS)
+    lists = np.array([[3, 1, 4, 5], [2, 6, 0, 7]])
+    distances = np.array([[1.0, 2, 3, 9], [5, 5.5, 20, 30]], dtype=np.float32)
+    assert codes.within(lists, distances, None, 0) is lists
+    np.testing.assert_array_equal(codes.within(lists, distances, 2.0, 0), [[3, 1, 4, -1], [2, 6, -1, -1]])
+    enough = int(sizes[[2, 6]].sum()) + 1
+    np.testing.assert_array_equal(codes.within(lists[1:], distances[1:], 0.0, enough), [[2, 6, 0, -1]])
+
+
 def older(base, path):
     """Write an index as versions without axes did: four bits a dimension of the vectors themselves."""
     quantizer = faiss.IndexFlatL2(base.shape[1])
@@ -141,7 +152,7 @@ def test_other_transforms_are_not_believed(tmp_path):
         whole = faiss.read_index(str(tmp_path / "i"))
         spoil(whole)
         faiss.write_index(whole, str(tmp_path / "i"))
-        with pytest.raises(StoreError, match="does not fit|cannot be read"):
+        with pytest.raises(StoreError, match=r"does not fit|cannot be read"):
             open_index(tmp_path / "i", "ivf", vectors=base, settings=settings)
 
     def axes(whole, value):

@@ -7,7 +7,7 @@ from scvec.errors import InputError, StoreError
 from scvec.protocols import VectorIndex
 from scvec.stores.indices import build_index, open_index
 from scvec.stores.ivf_index import IvfIndex
-from scvec.stores.ivf_settings import FLAT_BELOW, IvfSettings, kind_for
+from scvec.stores.ivf_settings import FLAT_BELOW, Effort, IvfSettings, kind_for
 from scvec.stores.ivf_tuning import _left_out, places
 
 N, DIM, TARGET = 4000, 16, 0.9
@@ -201,7 +201,7 @@ class TestBatches:
         others = np.setdiff1d(np.arange(N), mine)
         np.testing.assert_array_equal(part._truth[:20], truth(rows, part._queries[:20], 50, others))
         # All lists but those of the batch alone: hardly anything is missed.
-        assert (part.places(index.settings.n_lists, N) < N).mean() > 0.97
+        assert (part.places(index.settings.n_lists, None, N) < N).mean() > 0.97
 
     def test_lists_that_a_batch_fills_alone_stay_closed_for_it(self):
         rows = clustered(1600, 3)
@@ -223,6 +223,35 @@ class TestBatches:
     @pytest.mark.parametrize("batches", [np.zeros(N, np.int64), np.arange(N)], ids=["one", "all alone"])
     def test_nothing_to_leave_out(self, index, batches):
         assert _left_out(index, batches, seed=0) == []
+
+
+class TestReach:
+    """Lists that are further off than the nearest by more than that stay closed."""
+
+    def test_queries_among_the_vectors_open_fewer_lists(self, tuned):
+        rows, _, index = tuned
+        assert index.effort.reach is not None
+        far, _ = of_batches(200, 60, (5,))
+        opened = []
+        for queries in (rows[:200], far):
+            lists, distances = index.lists(index.codes.prepared(queries), index.effort.nprobe)
+            opened.append((index.codes.within(lists, distances, index.effort.reach, 0) >= 0).mean())
+        assert opened[0] < opened[1]
+
+    def test_a_query_gets_the_same_alone_and_as_many_as_it_asks_for(self, index):
+        near = index.at_effort(Effort(40, 4, 0.0))
+        queries = clustered(60, 11)
+        whole = near.search(queries, 100)
+        assert (whole.indices >= 0).all()
+        for i in range(0, 60, 7):
+            np.testing.assert_array_equal(near.search(queries[i : i + 1], 100).indices[0], whole.indices[i])
+
+    def test_settings_of_older_stores_have_none(self, index):
+        older = index.settings.to_dict()
+        del older["reach"]
+        older["curve"] = [point[:3] for point in older["curve"]]
+        settings = IvfSettings.from_dict(older)
+        assert settings.reach is None and settings.effort(0.9).reach is None
 
 
 class TestSubsets:
@@ -295,8 +324,11 @@ class TestFiles:
             {"factor": 10**6},
             {"n_lists": 7},
             {"curve": [1]},
+            {"reach": -1.0},
+            {"reach": "2"},
+            {"curve": [[0.9, 4, 4, float("nan")]]},
         ],
-        ids=["none", "too many", "text", "factor", "lists", "curve"],
+        ids=["none", "too many", "text", "factor", "lists", "curve", "reach", "reach as text", "no number"],
     )
     def test_settings_are_not_believed(self, index, base, tmp_path, spoil):
         path, settings = self.saved(index, tmp_path)
@@ -347,7 +379,7 @@ class TestStore:
             stored.searcher(exact=True).search(queries, 5).indices, truth(base, queries, 5)
         )
         assert isinstance(stored.index.vectors(), np.ndarray) and not stored.index.vectors().flags.writeable
-        assert stored.searcher(recall=0.99)._nprobe > stored.index._nprobe
+        assert stored.searcher(recall=0.99).effort.nprobe > stored.index.effort.nprobe
         assert store.verify().ok
 
     def test_flat_stays_exact(self, store, base):
