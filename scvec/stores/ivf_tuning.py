@@ -35,8 +35,8 @@ SHIFT, SPARSE = 1.5, 2000
 LIST, CODE, CANDIDATE = 300.0, 1.1, 200.0
 #: Shares of queries of the second kind for which all lists are near enough to be opened.
 REACHES = (0.3, 0.6)
-#: Where to stop: more would be exact search.
-ENOUGH = 0.998
+#: Where to stop: more would be exact search, or three steps (twice the lists) found hardly more.
+ENOUGH, STEPS, HARDLY_MORE = 0.998, 3, 0.002
 
 
 def held_out(vectors: Float32, rows: Int64, *, shift: float, seed: int) -> Float32:
@@ -268,7 +268,7 @@ def _curve(index: IvfIndex, kinds: Sequence[_Queries]) -> list[_Point]:
     the second kind as `REACHES` says open all ``nprobe`` nevertheless.
     """
     points = []
-    nprobe = 1
+    nprobe, bests = 1, [0.0] * STEPS
     while True:
         best = 0.0
         further = [queries.further(nprobe) for queries in kinds]
@@ -284,8 +284,9 @@ def _curve(index: IvfIndex, kinds: Sequence[_Queries]) -> list[_Point]:
                 lowest = min(min(recalls[i]) for recalls in of_kinds)
                 points.append((round(lowest, 4), opened, Effort(nprobe, factor, reach)))
                 best = max(best, lowest)
-        if best >= ENOUGH or nprobe >= index.settings.n_lists:
+        if best >= ENOUGH or best < bests[-STEPS] + HARDLY_MORE or nprobe >= index.settings.n_lists:
             return points
+        bests.append(best)
         nprobe = min(max(nprobe + 1, nprobe * 4 // 3), index.settings.n_lists)
 
 
