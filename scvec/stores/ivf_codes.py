@@ -24,8 +24,8 @@ RESTS, LEVELS = 8, 16
 ROUNDS = 10
 #: Training vectors for each list. FAISS asks for 39 at least.
 PER_LIST = 50
-#: Rows added at once.
-BLOCK_ROWS = 1 << 16
+#: Rows worked on at once, in float64.
+BLOCK_ROWS = 1 << 14
 #: One way to keep the best candidates, whatever their number: FAISS would choose by it and by the threads.
 RESERVOIR = 13
 #: Axes are whole multiples of 2**-20, and queries of 2**-20 of four times the longest centroid, so that
@@ -125,8 +125,7 @@ class IvfCodes:
         faiss = _faiss()
         rng = np.random.default_rng(seed)
         n, dim = vectors.shape
-        sample = vectors[np.sort(rng.permutation(n)[:SAMPLE])].astype(np.float64)
-        mean, axes, per_code = _principal(sample, rng)
+        mean, axes, per_code = _principal(vectors[np.sort(rng.permutation(n)[:SAMPLE])], rng)
         n_axes = axes.shape[1]
         wide = n_axes + RESTS * per_code
         turned = np.zeros((wide, dim), dtype=np.float32)
@@ -140,7 +139,8 @@ class IvfCodes:
         centring.is_trained = linear.is_trained = True
 
         rows = np.sort(rng.permutation(n)[: PER_LIST * n_lists])
-        training = (vectors[rows] - mean) @ turned[:n_axes].T
+        blocks = [rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS)]
+        training = np.concatenate([(vectors[block] - mean) @ turned[:n_axes].T for block in blocks])
         lists = faiss.Kmeans(
             n_axes, n_lists, niter=ROUNDS, seed=1 + seed % (1 << 30), min_points_per_centroid=1
         )
@@ -166,7 +166,8 @@ class IvfCodes:
             part.this.disown()
         index.own_fields = whole.own_fields = True
         made = cls(whole)
-        made._set_levels(made._rests(vectors[rows], made._placed(vectors[rows])))
+        rests = [made._rests(vectors[block], made._placed(vectors[block])) for block in blocks]
+        made._set_levels(np.concatenate(rests))
         made.add(vectors)
         return made
 
@@ -314,11 +315,15 @@ class IvfCodes:
         return np.asarray(books[np.arange(RESTS), digits])
 
 
-def _principal(sample: Float64, rng: np.random.Generator) -> tuple[Float32, Float64, int]:
+def _principal(sample: Float32, rng: np.random.Generator) -> tuple[Float32, Float64, int]:
     """Return the mean, (dim, m) axes turned at random among themselves, and how many share a code."""
     dim = sample.shape[1]
-    mean = sample.mean(axis=0).astype(np.float32)
-    values, axes = np.linalg.eigh(np.cov((sample - mean).T).reshape(dim, dim))
+    mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
+    scatter = np.zeros((dim, dim))
+    for start in range(0, len(sample), BLOCK_ROWS):
+        off = sample[start : start + BLOCK_ROWS].astype(np.float64) - mean
+        scatter += off.T @ off
+    values, axes = np.linalg.eigh(scatter)
     held = np.cumsum(np.maximum(values[::-1], 0.0))
     n_axes = min(AXES, dim)
     while n_axes < dim and held[n_axes - 1] < HELD * held[-1]:
