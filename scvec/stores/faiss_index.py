@@ -20,6 +20,7 @@ from scvec.stores.distances import (
     checked_subset,
     checked_vectors,
     nearest_by_scan,
+    pair_distances,
     row_distances,
 )
 from scvec.types import Float32, Int64, Neighbors
@@ -30,8 +31,6 @@ __all__ = ["FaissFlatIndex"]
 EXTRA = 16
 #: Batches from here on are faster as a matrix product (128 to 384 dimensions, one core: level at 8 to 16).
 BLAS_QUERIES = 16
-#: Bytes of the float64 candidates whose distances are computed at once.
-NEAR_BYTES = 1 << 20
 #: Queries per call into FAISS.
 BLOCK_QUERIES = 4096
 
@@ -227,25 +226,17 @@ class FaissFlatIndex:
             scores, candidates = self._propose(queries[open_queries], n_candidates, rows)
             least = self._least(scores[:, -1], queries[open_queries])
             candidates.sort(axis=1)  # by row, so that a stable sort leaves the lower row first
-            unsure = []
-            # Few queries at a time: their candidates in float64 stay near the processor.
-            step = max(1, NEAR_BYTES // (8 * self.dim * n_candidates))
-            for start in range(0, len(open_queries), step):
-                asked = open_queries[start : start + step]
-                proposed = candidates[start : start + step]
-                pairs = np.repeat(queries[asked], n_candidates, axis=0)
-                exact = row_distances(base[proposed.ravel()], pairs).reshape(proposed.shape)
-                order = np.argsort(exact, axis=1, kind="stable")[:, :k]
-                rows_found = np.take_along_axis(proposed, order, axis=1)
-                exact = np.take_along_axis(exact, order, axis=1)
-                sure = proposed[:, 0] >= 0  # float32 overflowed inside FAISS where not
-                if n_candidates < n_rows:
-                    # Whatever was not proposed scored no better than the last proposed one.
-                    sure &= exact[:, -1] < least[start : start + step]
-                for i in np.flatnonzero(sure):
-                    numbers[asked[i]], distances[asked[i]] = rows_found[i], exact[i]
-                unsure.append(asked[~sure])
-            open_queries = np.concatenate(unsure)
+            exact = pair_distances(base, candidates, queries[open_queries])
+            order = np.argsort(exact, axis=1, kind="stable")[:, :k]
+            found = np.take_along_axis(candidates, order, axis=1)
+            exact = np.take_along_axis(exact, order, axis=1)
+            sure = candidates[:, 0] >= 0  # float32 overflowed inside FAISS where not
+            if n_candidates < n_rows:
+                # Whatever was not proposed scored no better than the last proposed one.
+                sure &= exact[:, -1] < least
+            for i in np.flatnonzero(sure):
+                numbers[open_queries[i]], distances[open_queries[i]] = found[i], exact[i]
+            open_queries = open_queries[~sure]
         for query in open_queries:
             numbers[query], distances[query] = nearest_by_scan(base, queries[query], k, rows)
         return numbers, distances

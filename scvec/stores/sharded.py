@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scvec.stores.distances import (
-    BLOCK_BYTES,
     Float64,
     checked_neighbors,
     checked_subset,
     checked_vectors,
-    row_distances,
+    pair_distances,
 )
 from scvec.types import Float32, Int64, Neighbors
 
@@ -71,15 +70,9 @@ def search_rows(
         Rows to search among, counted from the first; all when None.
     """
     near = index.search(queries, min(k, max(1, index.n)), subset=subset).indices
-    flat = near.ravel()
-    distances = np.full(flat.shape, np.inf)
-    step = max(1, BLOCK_BYTES // (8 * max(1, index.dim)))
     # The same function that the index decides by, row by row, so the same bits.
-    for start in range(0, len(flat), step):
-        held = np.arange(start, min(start + step, len(flat)))
-        held = held[flat[held] >= 0]
-        distances[held] = row_distances(rows[flat[held]], queries[held // near.shape[1]])
-    return Found(np.where(near >= 0, near + first, -1), distances.reshape(near.shape))
+    distances = pair_distances(rows, near, queries)
+    return Found(np.where(near >= 0, near + first, -1), np.where(near >= 0, distances, np.inf))
 
 
 def merged(found: Sequence[Found], k: int) -> Neighbors:
