@@ -89,8 +89,10 @@ def row_distances(rows: npt.NDArray[np.floating[Any]], query: npt.NDArray[np.flo
 def pair_distances(base: Float32, rows: Int64, queries: Float32) -> Float64:
     """Squared distances (n, m) float64 between query i and ``base[rows[i]]``.
 
-    They have the bits of `row_distances`. -1 stands for the last row.
+    They have the bits of `row_distances`. -1 stands for the last row; of no rows all is infinitely far.
     """
+    if not len(base):
+        return np.full(rows.shape, np.inf)
     result = np.empty(rows.shape, dtype=np.float64)
     # What is worked on must not leave the cache: it is three times as fast so.
     step = max(1, CACHED_BYTES // (8 * max(1, rows.shape[1] * base.shape[1])))
