@@ -84,7 +84,7 @@ class KnowledgeCopy:
         kb = KnowledgeBase.open(self.path)
         try:
             # Jobs are no content, but to forget them would be to ask again: the name tells them apart.
-            name, digest = kb.digest(jobs=True), kb.digest()
+            name, digest = kb.digests()
             version = kb.version
         finally:
             kb.close()
