@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 # Before any library reads them. One thread, because tests run beside other work on small machines.
@@ -198,17 +199,22 @@ def tiny_adata() -> Callable[..., Any]:
 def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     """A function that puts a store with the shipped knowledge of genes into a folder, and returns that.
 
-    Loading it takes seconds of computing, copying what was loaded none.
+    Loading it takes seconds of computing, copying what was loaded none: all processes that run the tests copy
+    what one of them has made.
     """
     import scvec
 
-    made: list[Path] = []
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    made, part = shared / "knowledge", shared / "knowledge.part"
 
     def new(folder: Path) -> Path:
-        if not made:
-            made.append(tmp_path_factory.mktemp("knowledge") / "store")
-            scvec.ingest_genes(made[0])
-        return shutil.copytree(made[0], folder)
+        with FileLock(shared / "knowledge.lock"):
+            if not made.exists():
+                shutil.rmtree(part, ignore_errors=True)  # of a process that ended before it was done
+                scvec.ingest_genes(part)
+                part.rename(made)
+        return shutil.copytree(made, folder)
 
     return new
 

@@ -28,8 +28,10 @@ def mouse_cells(tiny_adata: Cells, n: int, seed: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Cells) -> tuple[Path, Any]:
-    store = tmp_path_factory.mktemp("species") / "store"
+def made(
+    tmp_path_factory: pytest.TempPathFactory, tiny_adata: Cells, new_store: Callable[[Path], Path]
+) -> tuple[Path, Any]:
+    store = new_store(tmp_path_factory.mktemp("species") / "store")
     report = scvec.ingest_cells(
         store,
         [mouse_cells(tiny_adata, 60, 5), tiny_adata(90)],

@@ -20,11 +20,15 @@ OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16", "b
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Callable[..., Any]) -> Path:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_adata: Callable[..., Any],
+    new_store: Callable[[Path], Path],
+) -> Path:
     path = tmp_path_factory.mktemp("explain")
     tiny_adata(90).write_h5ad(path / "ref.h5ad")
     tiny_adata(30, seed=1).write_h5ad(path / "new.h5ad")
-    scvec.ingest_cells(path / "store", [path / "ref.h5ad"], name="tiny", **OPTIONS)
+    scvec.ingest_cells(new_store(path / "store"), [path / "ref.h5ad"], name="tiny", **OPTIONS)
     scvec.query(path / "store", path / "new.h5ad", output=path / "out.h5ad")
     return path
 

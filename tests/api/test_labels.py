@@ -22,14 +22,18 @@ OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16", "e
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Callable[..., Any]) -> Path:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_adata: Callable[..., Any],
+    new_store: Callable[[Path], Path],
+) -> Path:
     path = tmp_path_factory.mktemp("labels")
     cells = tiny_adata(75, classes=5)
     names = {"ductal": GUESS, "endothelial": "cluster 7"}
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories(names)
     cells.write_h5ad(path / "ref.h5ad")
     path.joinpath("notes.txt").write_text(
-        "\n".join(scvec.ingest_cells(path / "store", [cells], name="tiny", **OPTIONS).notes)
+        "\n".join(scvec.ingest_cells(new_store(path / "store"), [cells], name="tiny", **OPTIONS).notes)
     )
     return path
 

@@ -35,8 +35,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Callable[..., Any], llama: Path) -> Path:
-    path = tmp_path_factory.mktemp("stores") / "store"
+def store(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_adata: Callable[..., Any],
+    llama: Path,
+    new_store: Callable[[Path], Path],
+) -> Path:
+    path = new_store(tmp_path_factory.mktemp("stores") / "store")
     cells = tiny_adata(60, 3, donors=3)
     report = ingest_cells(path, [cells], name="read", llm=str(llama), **OPTIONS)
     assert report.encoder == "prompt" and report.n_cells == 60
@@ -154,14 +159,15 @@ def test_folders_that_hold_no_causal_model_are_refused(tmp_path: Path, llama: Pa
 
 
 def test_a_checkpoint_of_other_cells_is_refused(
-    tmp_path: Path, llama: Path, tiny_adata: Callable[..., Any]
+    tmp_path: Path, llama: Path, tiny_adata: Callable[..., Any], new_store: Callable[[Path], Path]
 ) -> None:
+    store = new_store(tmp_path / "store")
     kept = {**OPTIONS, "llm": str(llama), "checkpoint": tmp_path / "kept", "epochs": 1}
-    ingest_cells(tmp_path / "store", [tiny_adata(30, 3)], name="a", **kept)
+    ingest_cells(store, [tiny_adata(30, 3)], name="a", **kept)
     names = sorted(path.name for path in (tmp_path / "kept").iterdir())
     assert names == ["fold-1.safetensors", "fold-2.safetensors", "reference.safetensors"]
-    again = ingest_cells(tmp_path / "store", [tiny_adata(30, 3)], name="a", **kept)
+    again = ingest_cells(store, [tiny_adata(30, 3)], name="a", **kept)
     assert any("went on after epoch 1" in note for note in again.notes)
     with pytest.raises(StoreError, match="of another training") as caught:
-        ingest_cells(tmp_path / "store", [tiny_adata(30, 3, seed=1)], name="b", **kept)
+        ingest_cells(store, [tiny_adata(30, 3, seed=1)], name="b", **kept)
     assert "--checkpoint" in caught.value.fix

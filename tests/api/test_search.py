@@ -38,14 +38,22 @@ class ByTopic:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Callable[..., Any]) -> Path:
+def store(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_adata: Callable[..., Any],
+    new_store: Callable[[Path], Path],
+) -> Path:
     """A store with a reference of three types, and vectors of a few genes by topic."""
     folder = tmp_path_factory.mktemp("search")
     cells = tiny_adata(120, classes=4, seed=0, depth=4000.0)
     cells.obs["tissue"] = ["pancreas" if i % 8 < 4 else "elsewhere" for i in range(120)]
     cells.write_h5ad(folder / "ref.h5ad")
     scvec.ingest_cells(
-        folder / "store", [folder / "ref.h5ad"], name="tiny", label_key="cell_type", backbone="random:16"
+        new_store(folder / "store"),
+        [folder / "ref.h5ad"],
+        name="tiny",
+        label_key="cell_type",
+        backbone="random:16",
     )
     opened = Store(folder / "store")
     with opened.knowledge() as kb:

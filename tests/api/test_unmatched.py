@@ -52,8 +52,10 @@ def test_a_gene_goes_to_the_free_gene_of_most_similar_text(seed: int, n_new: int
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Cells) -> Path:
-    folder = tmp_path_factory.mktemp("unmatched") / "store"
+def store(
+    tmp_path_factory: pytest.TempPathFactory, tiny_adata: Cells, new_store: Callable[[Path], Path]
+) -> Path:
+    folder = new_store(tmp_path_factory.mktemp("unmatched") / "store")
     for name, encoder in (("text", "weighted"), ("none", "pca")):
         cells = tiny_adata(60, genes=120)
         scvec.ingest_cells(

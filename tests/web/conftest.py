@@ -21,12 +21,15 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Callable[..., Any]) -> Shelf:
+def shelf(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_adata: Callable[..., Any],
+    new_store: Callable[[Path], Path],
+) -> Shelf:
     folder = tmp_path_factory.mktemp("web")
     gene = {"symbol": HOSTILE, "entrez_id": 999999901, "species": "human", "summary": f"{HOSTILE} is a gene."}
     (folder / "genes.jsonl").write_text(json.dumps(gene) + "\n", encoding="utf-8")
-    scvec.ingest_genes(folder / "store", species=["human"])
-    scvec.ingest_genes(folder / "store", source=folder / "genes.jsonl")
+    scvec.ingest_genes(new_store(folder / "store"), source=folder / "genes.jsonl")
     reference = hostile_cells(tiny_adata, 90, 0)
     scvec.ingest_cells(
         folder / "store",
