@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -99,23 +101,65 @@ def test_killed_again_and_again_it_ends_as_if_never_killed(tmp_path):
     assert len(server.requests) <= n_needed + 40 * hit
 
 
-@pytest.mark.parametrize(
-    ("fault", "code"),
-    [("401", 5), ("403", 5), ("reset", 4), ("500", 4), ("malformed", 4), ("redirect", None), ("echo", None)],
+FAULTS = {"401": 5, "403": 5, "reset": 4, "500": 4, "malformed": 4, "redirect": None, "echo": None}
+
+#: The program once for each list of words that it is given, in one process; tells where each ends, and how.
+SEVERAL = (
+    PROGRAM.rsplit("\n", 2)[0]
+    + """
+import json
+for words in json.loads(sys.argv.pop()):
+    sys.argv[1:] = words
+    try:
+        main()
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    for stream in (sys.stdout, sys.stderr):
+        print("=== ended:", code, file=stream, flush=True)
+"""
 )
-def test_keys_are_shown_nowhere(tmp_path, fault, code):
-    genes = fake_genes(20)
-    live_store(tmp_path / "store", genes)
-    for command in (complement, ncbi):
-        faults = Faults.script([None] * 2, then=fault)
-        with FakeServer(genes, faults=faults, extra=[add_openai], keys=None) as server:
-            done = run(tmp_path / "store", "-vv", *command(server), **CANARY, OPENAI_LOG="debug")
-        said = done.stdout + done.stderr
-        assert "canary" not in said
-        if code is not None and command is complement:
-            assert done.returncode == code, said
-    kept = b"".join(p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file())
-    assert b"canary" not in kept
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """What was said and kept, and how it ended, by fault and command; with both keys set, and all logs on."""
+    folder = tmp_path_factory.mktemp("faulty")
+    genes, asked, runs = fake_genes(20), [], []
+    with ExitStack() as stack:
+        for fault in FAULTS:
+            live_store(folder / fault, genes)
+            for command in (complement, ncbi):
+                faults = Faults.script([None] * 2, then=fault)
+                server = FakeServer(genes, faults=faults, extra=[add_openai], keys=None)
+                words = command(stack.enter_context(server))
+                asked.append((fault, command.__name__))
+                runs.append(["--store", str(folder / fault), "-vv", *words])
+        done = subprocess.run(
+            [sys.executable, "-c", SEVERAL, json.dumps(runs)],
+            capture_output=True,
+            text=True,
+            env=os.environ | CANARY | {"OPENAI_LOG": "debug"},
+            timeout=500,
+        )
+    assert done.returncode == 0, done.stderr
+    ends = [re.split(r"=== ended: (\w+)\n", text) for text in (done.stdout, done.stderr)]
+    assert [len(parts) for parts in ends] == [2 * len(runs) + 1] * 2, done.stderr
+    (out, err), codes = (parts[::2] for parts in ends), ends[0][1::2]
+    said = {key: (out[i] + err[i], int(codes[i])) for i, key in enumerate(asked)}
+    return folder, said
+
+
+@pytest.mark.parametrize(("fault", "code"), FAULTS.items())
+def test_keys_are_shown_nowhere(faulty, fault, code):
+    folder, said = faulty
+    for command in ("complement", "ncbi"):
+        text, ended = said[fault, command]
+        assert text and "canary" not in text
+        if code is not None and command == "complement":
+            assert ended == code, text
+    kept = b"".join(p.read_bytes() for p in (folder / fault).rglob("*") if p.is_file())
+    assert kept and b"canary" not in kept
 
 
 def test_ctrl_c_says_what_is_kept(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-KILLS = int(os.environ.get("SCVEC_KILLS", "12"))
+KILLS = int(os.environ.get("SCVEC_KILLS", "6"))
 
 # Runs in a process of its own that imports once and forks for every attempt; it opens no database itself, so
 # that a fork never copies a running thread.

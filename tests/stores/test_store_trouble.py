@@ -69,8 +69,8 @@ class TestReaders:
         assert reader.returncode == 0
         seen += json.loads(out)
         assert [s for s in seen if len(set(s)) > 1] == []
-        assert [19] * 9 in seen and len({s[0] for s in seen if s}) > 1
-        assert store.refresh().number == 20 and store.verify().ok
+        assert [9] * 9 in seen and len({s[0] for s in seen if s}) > 1
+        assert store.refresh().number == 10 and store.verify().ok
 
 
 def seeds_of(store):
@@ -113,7 +113,7 @@ from scvec.stores import Store
 from scvec.types import Gene, Space
 SPACE = Space("minilm", "r1", "ab" * 32, "{text}", "mean", 6, True)
 store = Store(sys.argv[1])
-for seed in range(20):
+for seed in range(10):
     with store.begin("ingest cells") as txn:
         txn.open_knowledge().upsert_genes([Gene(f"HGNC:{seed}", "human", f"G{seed}")])
         genes = pd.DataFrame({"gene_id": "g", "species": "human", "symbol": "s", "text_sha256": [str(seed)]})
@@ -123,7 +123,7 @@ for seed in range(20):
             obs=pd.DataFrame({"seed": [seed] * 3}), vectors=np.full((3, 4), seed, np.float32),
         )
         txn.commit()
-    if seed % 5 == 4:
+    if seed % 3 == 2:
         store.compact()
 """
 
