@@ -77,7 +77,9 @@ class Spread:
         Z, _ = _standardised(X, mean, sd)
         r = max(1, min(N_COMPONENTS, len(rows) - 1, Z.shape[1]))
         few = min(Z.shape) < 500
-        pca = PCA(r, svd_solver="covariance_eigh" if few else "arpack", random_state=seed)
+        # The covariance of thousands of genes takes seconds to take apart, and a few cells never need it.
+        exact = "covariance_eigh" if Z.shape[1] < len(rows) else "full"
+        pca = PCA(r, svd_solver=exact if few else "arpack", random_state=seed)
         pca.fit(Z.toarray() if few else Z)
         components = np.ascontiguousarray(pca.components_.T, dtype=np.float32)
         self = cls(
