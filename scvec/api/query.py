@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["annotate", "check_overlap", "only_reference", "query", "rows_asked"]
 
+#: Chunks after which what was freed goes back to the system: several threads leave holes in several heaps,
+#: and more of them the more chunks there are.
+TRIM_EVERY = 16
 #: Fewer genes of the reference than this say nothing about a cell.
 MIN_GENES = 10
 
@@ -372,9 +375,11 @@ def _predict(
         done = 0
         jobs = (partial(model.predict, chunk, regime=regime, **options) for chunk in matched.chunks(genes))
         with closing(side_by_side(jobs, 1 if model.takes_turns else min(n_cores(), AT_ONCE))) as predictions:
-            for prediction in predictions:
+            for number, prediction in enumerate(predictions, 1):
                 done += len(prediction)
                 yield prediction
+                if number % TRIM_EVERY == 0:
+                    scratch.trim()
                 progress("annotating cells", done, total)
 
     return Prediction.gather(parts(), total), regime
