@@ -138,7 +138,7 @@ def crossfit(
     Parameters
     ----------
     voices
-        Those trained on the cells of each of :func:`splits`, in that order.
+        Those trained on the cells of each of :func:`splits`, in that order; at least one.
     max_cells
         Held-out cells looked at, in all; more would not change a few weights. Each draw of a shift sees other
         ones, as many in all.
@@ -174,8 +174,6 @@ def crossfit(
                 distances[name].append(heard.distances)
                 depths[name].append(heard.depths)
                 held[name].append(np.full(len(y), fold, dtype=np.int64))
-    if not truth["same"]:
-        return HeldOut({}, {}, {}, {}, {}, {})
     return HeldOut(
         {name: [np.concatenate(v) for v in zip(*parts, strict=True)] for name, parts in scores.items()},
         {name: Neighbors.concatenate(parts) for name, parts in neighbors.items()},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ivf_parts import DIM, TARGET, N, clustered, share, truth
 
 from scvec.errors import InputError, StoreError
 from scvec.protocols import VectorIndex
@@ -9,15 +10,6 @@ from scvec.stores.indices import build_index, open_index
 from scvec.stores.ivf_index import IvfIndex
 from scvec.stores.ivf_settings import FLAT_BELOW, Effort, IvfSettings, kind_for
 from scvec.stores.ivf_tuning import _left_out, places
-
-N, DIM, TARGET = 4000, 16, 0.9
-
-
-def clustered(n, seed):
-    """Vectors around thirty centres, as cells lie around their types."""
-    centres = np.random.default_rng(99).normal(size=(30, DIM)) * 3
-    rng = np.random.default_rng(seed)
-    return (centres[rng.integers(0, 30, n)] + rng.normal(size=(n, DIM))).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +22,6 @@ def base():
 @pytest.fixture(scope="module")
 def index(base):
     return IvfIndex.build(base, recall=TARGET)
-
-
-def truth(base, queries, k, rows=None):
-    """Brute force in float64, nothing of ours: the k nearest rows of each query."""
-    rows = np.arange(len(base)) if rows is None else np.asarray(rows)
-    found = []
-    for q in queries.astype(np.float64):
-        d = ((base[rows].astype(np.float64) - q) ** 2).sum(axis=1)
-        found.append(rows[np.argsort(d, kind="stable")[:k]])
-    return np.array(found)
-
-
-def share(found, wanted):
-    return float(np.mean([np.isin(w, f).mean() for f, w in zip(found, wanted, strict=True)]))
 
 
 class TestSearch:
@@ -355,56 +333,6 @@ class TestFiles:
         other.save(tmp_path / "b")
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
         assert other.settings == index.settings
-
-
-class TestStore:
-    def put(self, store, base, **options):
-        import pandas as pd
-
-        obs = pd.DataFrame({"n": np.arange(len(base))}, index=[f"c{i}" for i in range(len(base))])
-        with store.begin("test") as txn:
-            txn.put_reference("r", meta={"x": 1}, tensors={}, obs=obs, vectors=base, **options)
-            txn.commit()
-        return store.reference("r")
-
-    def test_there_and_back(self, store, base, index):
-        stored = self.put(store, base, index=index)
-        assert stored.index_kind == "ivf" and stored.meta["x"] == 1
-        assert stored.meta["index"] == index.settings.to_dict()
-        queries = clustered(40, 1)
-        np.testing.assert_array_equal(
-            stored.index.search(queries, 5).indices, index.search(queries, 5).indices
-        )
-        np.testing.assert_array_equal(
-            stored.searcher(exact=True).search(queries, 5).indices, truth(base, queries, 5)
-        )
-        assert isinstance(stored.index.vectors(), np.ndarray) and not stored.index.vectors().flags.writeable
-        assert stored.searcher(recall=0.99).effort.nprobe > stored.index.effort.nprobe
-        assert store.verify().ok
-
-    def test_flat_stays_exact(self, store, base):
-        stored = self.put(store, base[:200])
-        assert stored.index_kind == "flat" and "index" not in stored.meta
-        assert stored.searcher(exact=True) is stored.searcher(recall=0.5) is stored.index
-
-    def test_settings_that_are_lost(self, store, base, index):
-        self.put(store, base, index=index)
-        with store.begin("test") as txn:
-            txn.put_meta("r", {})
-            txn.commit()
-        with pytest.raises(StoreError, match="settings"):
-            _ = store.reference("r").index
-        assert any("settings" in problem for problem in store.verify().problems)
-
-    def test_a_damaged_file_is_not_searched(self, store, base, index):
-        stored = self.put(store, base, index=index)
-        path = store.path / "files" / stored._entry.index
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.chmod(0o644)
-        path.write_bytes(bytes(data))
-        with pytest.raises(StoreError, match="damaged"):
-            _ = store.reference("r").index
 
 
 def test_kinds_by_size():
