@@ -22,8 +22,8 @@ from backbone_rows import CACHE, subsample
 from baron import pairs
 from tables import markdown, publish
 
-from scvec.annotate.head import Head
-from scvec.annotate.metrics import accuracy, macro_f1
+from scvec.model.head import Head
+from scvec.model.metrics import accuracy, macro_f1
 from scvec.types import CellChunk
 
 COLUMNS = (

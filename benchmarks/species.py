@@ -23,7 +23,7 @@ import numpy as np
 from pairs import PANCREAS_MERGED
 from tables import markdown, publish
 
-from scvec.annotate.metrics import accuracy, macro_f1
+from scvec.model.metrics import accuracy, macro_f1
 from scvec.api import resolvers
 from scvec.api.cells import ingest_cells
 from scvec.api.query import query

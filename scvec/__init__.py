@@ -49,6 +49,7 @@ _HOMES = {
     "ingest_embeddings": "scvec.api.embeddings",
     "ingest_cells": "scvec.api.cells",
     "query": "scvec.api.query",
+    "annotate": "scvec.api.query",
     "explain": "scvec.api.explain",
     "labels": "scvec.api.labels",
     "evaluate": "scvec.api.evaluate",
@@ -72,12 +73,10 @@ _HOMES = {
     "ScvecError": "scvec.errors",
 }
 
-__all__ = ["__version__", "annotate", "pl", *_HOMES]
+__all__ = ["__version__", "pl", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "annotate":
-        return import_module("scvec.annotate")
     if name == "pl":
         return import_module("scvec.api.plots")
     if name not in _HOMES:
@@ -89,29 +88,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _AnnotateModule(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Annotate an AnnData object: see :func:`scvec.api.query.annotate`."""
-        return import_module("scvec.api.query").annotate(*args, **kwargs)
-
-    @property
-    def __signature__(self) -> Any:
-        # What help() and an editor show.
-        import inspect
-
-        return inspect.signature(import_module("scvec.api.query").annotate)
-
-
-class _Package(ModuleType):
-    # ``annotate`` is both the public function and a subpackage, and importing the subpackage binds its
-    # name here, over the function. So the subpackage is made callable at the moment it is bound, and
-    # ``scvec.annotate(adata, store)`` works whatever was imported before.
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "annotate" and isinstance(value, ModuleType):
-            value.__class__ = _AnnotateModule
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

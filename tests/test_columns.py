@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.annotate.annotation import Annotation
-from scvec.annotate.set_names import set_names
-from scvec.annotate.status import STATUSES
+from scvec.model.annotation import Annotation
+from scvec.model.set_names import set_names
+from scvec.model.status import STATUSES
 from scvec.columns import Coded, Given, Packed, blocks, code_type, holds_texts
 from scvec.types import Neighbors
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.annotate.metrics import accuracy, expected_calibration_error, macro_f1
+from scvec.model.metrics import accuracy, expected_calibration_error, macro_f1
 from scvec.api.demo import merge_labels
 from scvec.api.explain import Explainer
 from scvec.errors import InputError

@@ -189,19 +189,6 @@ def test_constraints_pin_every_dependency_and_torch_first():
     assert names <= {p.lower() for p in pins}
 
 
-def test_importing_the_subpackage_leaves_annotate_callable():
-    program = (
-        "import scvec.annotate, scvec, sys, types\n"
-        "fake = types.ModuleType('scvec.api.query')\n"
-        "fake.annotate = lambda *a, **k: (a, k)\n"
-        "sys.modules['scvec.api.query'] = fake\n"
-        "assert scvec.annotate(1, store=2) == ((1,), {'store': 2})\n"
-        "import scvec.annotate as module\n"
-        "assert module is sys.modules['scvec.annotate']\n"
-    )
-    subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True, timeout=500)
-
-
 def test_public_names_exist():
     import scvec
 

@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 
 import scvec
-from scvec.annotate.metrics import accuracy
+from scvec.model.metrics import accuracy
 from scvec.errors import InputError
 
 OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16"}

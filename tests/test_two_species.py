@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.annotate.metrics import accuracy
+from scvec.model.metrics import accuracy
 from scvec.api.references import species_of
 from scvec.stores.store import Store
 

@@ -18,7 +18,7 @@ from scvec.protocols import Progress, no_progress
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvec.annotate.model import ReferenceModel
+    from scvec.model.model import ReferenceModel
     from scvec.api.axis import Axis
     from scvec.api.matching import MatchedSource
     from scvec.encoders.statistics import GeneStatistics

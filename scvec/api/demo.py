@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.metrics import accuracy, macro_f1
+from scvec.model.metrics import accuracy, macro_f1
 from scvec.api.cells import ingest_cells
 from scvec.api.query import query
 from scvec.api.reports import DemoQuery, DemoReport

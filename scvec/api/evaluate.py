@@ -18,8 +18,8 @@ from scvec.protocols import Progress, no_progress
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvec.annotate.annotation import Annotation
-    from scvec.annotate.ontology import ClassOntology
+    from scvec.model.annotation import Annotation
+    from scvec.model.ontology import ClassOntology
 
 __all__ = ["evaluate"]
 
@@ -134,7 +134,7 @@ def _truth(query: Path | str | AnnData, truth_key: str) -> Strings:
 
 def _ontology(store: Path | str, annotation: Annotation) -> tuple[ClassOntology, dict[str, str]]:
     """Return the terms of the reference's labels, and a term for any other name of the query, where known."""
-    from scvec.annotate.ontology import ClassOntology
+    from scvec.model.ontology import ClassOntology
     from scvec.stores.store import Store
 
     opened = Store(store)

@@ -21,8 +21,8 @@ from scvec.protocols import Progress, no_progress
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvec.annotate.annotation import Annotation
-    from scvec.annotate.evidence import Evidence
+    from scvec.model.annotation import Annotation
+    from scvec.model.evidence import Evidence
     from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
     from scvec.types import CellChunk
@@ -234,7 +234,7 @@ class Explainer:
     def _explain(
         self, rows: Int64, n_labelled: int, cell: str, label: str, against: str | None, n_genes: int
     ) -> Explanation:
-        from scvec.annotate.evidence import weigh
+        from scvec.model.evidence import weigh
 
         classes = [str(c) for c in self._stored.meta["classes"]]
         winner = _number(classes, label, self._source.name)

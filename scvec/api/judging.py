@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.annotation import Annotation
+from scvec.model.annotation import Annotation
 from scvec.columns import Coded, blocks, code_type
 from scvec.scratch import release
 from scvec.types import Float32
 
 if TYPE_CHECKING:
-    from scvec.annotate.model import Prediction, ReferenceModel
+    from scvec.model.model import Prediction, ReferenceModel
     from scvec.api.matching import MatchedSource
     from scvec.api.stages import Stages
     from scvec.ingest.cells import CellSource
@@ -54,8 +54,8 @@ def judged(
     stages: Stages,
 ) -> Annotation:
     """Return the answer for people: labels, status, and terms as broad as the answer is sure."""
-    from scvec.annotate.ontology import ClassOntology
-    from scvec.annotate.status import STATUSES, status_codes
+    from scvec.model.ontology import ClassOntology
+    from scvec.model.status import STATUSES, status_codes
 
     classes = tuple(str(c) for c in stored.meta["classes"])
     best, confidence = _best(found.proba)

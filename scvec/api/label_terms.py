@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvec.annotate.ontology import ClassOntology
-from scvec.annotate.terms import Match, TermMatcher
+from scvec.model.ontology import ClassOntology
+from scvec.model.terms import Match, TermMatcher
 from scvec.errors import ScvecError
 from scvec.ingest.hygiene import why_no_type
 

@@ -13,7 +13,7 @@ from scvec.api.report import Record, Report
 from scvec.errors import InputError
 
 if TYPE_CHECKING:
-    from scvec.annotate.terms import Match
+    from scvec.model.terms import Match
     from scvec.stores.knowledge import KnowledgeBase
     from scvec.stores.store import Store
 
@@ -45,7 +45,7 @@ class LabelTerm(Record):
     cl_id, cl_name
         Cell Ontology term; empty where there is none.
     how
-        How it was found (:class:`scvec.annotate.terms.Match`); ``text`` is a guess.
+        How it was found (:class:`scvec.model.terms.Match`); ``text`` is a guess.
     confidence
         0 to 1.
     """
@@ -115,8 +115,8 @@ def labels(
     LockedError
         If another process writes to the store.
     """
-    from scvec.annotate.ontology import ClassOntology
-    from scvec.annotate.terms import Match
+    from scvec.model.ontology import ClassOntology
+    from scvec.model.terms import Match
     from scvec.api.label_terms import class_ontology
     from scvec.stores.store import Store
 
@@ -154,7 +154,7 @@ def labels(
 
 def old_match(ontology: Any, number: int) -> Match:
     """Return the term of class ``number`` as a reference has it; of older references nobody knows how."""
-    from scvec.annotate.terms import Match
+    from scvec.model.terms import Match
 
     cl_id = ontology.terms[number]
     how = ontology.how[number] if ontology.how else ("unknown" if cl_id else "")
@@ -163,7 +163,7 @@ def old_match(ontology: Any, number: int) -> Match:
 
 
 def _checked(kb: KnowledgeBase, cl_id: str) -> Match:
-    from scvec.annotate.terms import Match
+    from scvec.model.terms import Match
 
     text = cl_id.strip().upper().replace("_", ":")
     if not re.fullmatch(r"CL:\d{7}", text):
@@ -181,7 +181,7 @@ def _checked(kb: KnowledgeBase, cl_id: str) -> Match:
 
 
 def _report(store: Store, reference: str, changed: list[str] | None = None) -> LabelsReport:
-    from scvec.annotate.ontology import ClassOntology
+    from scvec.model.ontology import ClassOntology
 
     meta = store.reference(reference).meta
     ontology = ClassOntology.from_dict(meta["ontology"])

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec import scratch
-from scvec.annotate.annotation import Annotation, check_columns
-from scvec.annotate.majority import clusters, majority, need_igraph
+from scvec.model.annotation import Annotation, check_columns
+from scvec.model.majority import clusters, majority, need_igraph
 from scvec.api.engines import AT_ONCE
 from scvec.api.judging import judged, provenance
 from scvec.api.stages import Stages
@@ -26,7 +26,7 @@ from scvec.side_by_side import n_cores, side_by_side
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvec.annotate.model import Prediction, ReferenceModel
+    from scvec.model.model import Prediction, ReferenceModel
     from scvec.api.matching import MatchedSource
     from scvec.ingest.cells import CellSource
     from scvec.ingest.identity import GeneMap
@@ -133,7 +133,7 @@ def query(
         If the cluster cannot be reached, or a part of it is lost that cannot be restored.
     """
     asked = dict(locals())  # first: the report repeats the command
-    from scvec.annotate.pool import VOICES
+    from scvec.model.pool import VOICES
     from scvec.api.device import check_device
     from scvec.api.engines import check_engine
     from scvec.api.matching import match_genes
@@ -362,8 +362,8 @@ def _predict(
     spread: Callable[..., Iterator[Prediction]] | None = None,
     **options: Any,
 ) -> tuple[Prediction, str]:
-    from scvec.annotate.model import Prediction
-    from scvec.annotate.shift import regime_of
+    from scvec.model.model import Prediction
+    from scvec.model.shift import regime_of
 
     regime = regime_of(via_orthologs=foreign, measured_share=share)
     total = matched.source.n_obs

@@ -13,7 +13,7 @@ from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
 
 if TYPE_CHECKING:
-    from scvec.annotate.annotation import Annotation
+    from scvec.model.annotation import Annotation
 
 __all__ = ["AnnotatedFile", "QueryFile", "annotate_files", "query_files"]
 

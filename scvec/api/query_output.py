@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from scvec.annotate.annotation import Annotation
+    from scvec.model.annotation import Annotation
     from scvec.protocols import Progress
     from scvec.stores.stored import StoredReference
 
@@ -40,7 +40,7 @@ def check_output_file(output: Path | str | None, path: Any) -> Path | None:
 
 
 def explainer_of(store: Path | str, path: Path | str | AnnData) -> Callable[..., Any]:
-    """Return what :meth:`scvec.annotate.annotation.Annotation.explain` asks."""
+    """Return what :meth:`scvec.model.annotation.Annotation.explain` asks."""
 
     def explain(annotation: Annotation, **options: Any) -> Any:
         from scvec.api.explain import Explainer
@@ -92,7 +92,7 @@ def report_query(
 
 
 def reporter_of(asked: dict[str, Any]) -> Callable[..., Any]:
-    """Return what :meth:`scvec.annotate.annotation.Annotation.to_report` asks.
+    """Return what :meth:`scvec.model.annotation.Annotation.to_report` asks.
 
     Parameters
     ----------

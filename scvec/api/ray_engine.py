@@ -19,7 +19,7 @@ from scvec.stores.sharded import spans
 from scvec.types import CellChunk, Float32
 
 if TYPE_CHECKING:
-    from scvec.annotate.model import Prediction
+    from scvec.model.model import Prediction
     from scvec.api.matching import MatchedSource
     from scvec.api.ray_workers import ReferencePlace, ShardHandle, Task
     from scvec.ingest.identity import GeneMap
@@ -64,7 +64,7 @@ def predict_by_ray(
     exact, recall
         How an approximate index searches (`StoredReference.searcher`).
     **options
-        Of :meth:`scvec.annotate.model.ReferenceModel.predict`.
+        Of :meth:`scvec.model.model.ReferenceModel.predict`.
 
     Yields
     ------

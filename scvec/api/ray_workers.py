@@ -23,7 +23,7 @@ from scvec.types import CellChunk, Float32, Int64
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from scvec.annotate.model import Prediction
+    from scvec.model.model import Prediction
     from scvec.ingest.identity import GeneMap
     from scvec.stores.stored import StoredReference
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.calibration import Calibration
-from scvec.annotate.head import Head
-from scvec.annotate.linear import Linear
-from scvec.annotate.model import ReferenceModel
-from scvec.annotate.prototypes import Prototypes
-from scvec.annotate.spread import Spread
-from scvec.annotate.voices import Voices
+from scvec.model.calibration import Calibration
+from scvec.model.head import Head
+from scvec.model.linear import Linear
+from scvec.model.model import ReferenceModel
+from scvec.model.prototypes import Prototypes
+from scvec.model.spread import Spread
+from scvec.model.voices import Voices
 from scvec.api.device import resolved_device
 from scvec.api.encoder_parts import stored_parts
 from scvec.encoders.registry import load_encoder

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.status import STATUSES
+from scvec.model.status import STATUSES
 from scvec.api.reference_lines import REGIME_WORDS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scvec.annotate.annotation import Annotation
+    from scvec.model.annotation import Annotation
     from scvec.api.explanation import Explanation
     from scvec.stores.stored import StoredReference
 

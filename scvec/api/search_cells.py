@@ -14,7 +14,7 @@ from scvec.errors import InputError
 from scvec.types import CellChunk, Float32, Int64
 
 if TYPE_CHECKING:
-    from scvec.annotate.model import ReferenceModel
+    from scvec.model.model import ReferenceModel
     from scvec.stores.store import Store
     from scvec.stores.stored import StoredReference
 

@@ -13,7 +13,7 @@ from scvec.protocols import CellEncoder, Progress
 from scvec.types import CellChunk
 
 if TYPE_CHECKING:
-    from scvec.annotate.model import ReferenceModel
+    from scvec.model.model import ReferenceModel
     from scvec.api.matching import MatchedSource
     from scvec.api.texts import EncodedGenes
     from scvec.encoders.registry import EncoderParts
@@ -60,7 +60,7 @@ def train(
     """
     import scipy.sparse as sp
 
-    from scvec.annotate.model import ReferenceModel
+    from scvec.model.model import ReferenceModel
     from scvec.api.encoder_parts import for_training
     from scvec.encoders.registry import make_encoder
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from scvec.annotate.annotation import Annotation
+    from scvec.model.annotation import Annotation
     from scvec.stores.stored import StoredReference
 
 __all__ = ["check_report", "command_line", "write_report"]
@@ -178,8 +178,8 @@ def _drawn(
     reference_codes: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
     """Return a number or code per cell, as arrays."""
-    from scvec.annotate.colors import PALETTE, STATUS_COLORS, label_colors
-    from scvec.annotate.status import STATUSES
+    from scvec.model.colors import PALETTE, STATUS_COLORS, label_colors
+    from scvec.model.status import STATUSES
 
     order, proba = told.candidates(annotation)
     number = {label: i for i, label in enumerate(annotation.classes)}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.annotate.ontology import ClassOntology
+from scvec.model.ontology import ClassOntology
 from scvec.api.label_terms import class_ontology, match_labels
 from scvec.errors import InputError
 from scvec.stores.knowledge import KnowledgeBase

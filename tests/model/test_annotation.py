@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scvec.annotate.annotation import Annotation
-from scvec.annotate.colors import label_colors
-from scvec.annotate.status import STATUSES
+from scvec.model.annotation import Annotation
+from scvec.model.colors import label_colors
+from scvec.model.status import STATUSES
 from scvec.errors import InputError
 from scvec.types import Neighbors
 

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.annotate.knn import vote
+from scvec.model.knn import vote
 from scvec.types import Neighbors
 
 

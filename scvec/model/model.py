@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec import scratch
-from scvec.annotate.calibration import Calibration
-from scvec.annotate.crossfit import crossfit, make_folds, splits
-from scvec.annotate.novelty import FALSE_NOVEL_RATE, signals
-from scvec.annotate.pool import LINEAR, VOICES
-from scvec.annotate.status import COVERAGE, low_quality_floor
-from scvec.annotate.voices import Voices
+from scvec.model.calibration import Calibration
+from scvec.model.crossfit import crossfit, make_folds, splits
+from scvec.model.novelty import FALSE_NOVEL_RATE, signals
+from scvec.model.pool import LINEAR, VOICES
+from scvec.model.status import COVERAGE, low_quality_floor
+from scvec.model.voices import Voices
 from scvec.errors import InputError
 from scvec.protocols import CellEncoder, Progress, no_progress
 from scvec.side_by_side import JointProgress, side_by_side
@@ -234,7 +234,7 @@ class ReferenceModel:
         Parameters
         ----------
         regime
-            From :func:`scvec.annotate.shift.regime_of`.
+            From :func:`scvec.model.shift.regime_of`.
         method
             ``both`` weighs all voices; else one voice alone.
         coverage

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvec.annotate.calibration import Calibration
-from scvec.annotate.metrics import expected_calibration_error
-from scvec.annotate.model import METHODS, Prediction, ReferenceModel
-from scvec.annotate.pool import VOICES
-from scvec.annotate.shift import REGIMES
+from scvec.model.calibration import Calibration
+from scvec.model.metrics import expected_calibration_error
+from scvec.model.model import METHODS, Prediction, ReferenceModel
+from scvec.model.pool import VOICES
+from scvec.model.shift import REGIMES
 from scvec.encoders.pca import PCAEncoder
 from scvec.encoders.scaling import Scaling
 from scvec.encoders.statistics import StatisticsAccumulator

@@ -34,7 +34,7 @@ class ClassOntology:
     depth
         Per term, how many terms stand above it: the deeper, the more it says.
     how, confidence
-        Per class, how its term was found (:class:`scvec.annotate.terms.Match`) and how sure that is (0-1);
+        Per class, how its term was found (:class:`scvec.model.terms.Match`) and how sure that is (0-1);
         empty for references of older versions.
     """
 

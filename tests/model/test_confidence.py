@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.annotate.confidence import LAPSE, Confidence
-from scvec.annotate.metrics import expected_calibration_error
+from scvec.model.confidence import LAPSE, Confidence
+from scvec.model.metrics import expected_calibration_error
 
 Cells = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.confidence import LAPSE, Confidence
-from scvec.annotate.conformal import LabelSets
-from scvec.annotate.crossfit import HeldOut
-from scvec.annotate.metrics import expected_calibration_error, macro_f1, reliability
-from scvec.annotate.novelty import Novelty, signals
-from scvec.annotate.pool import LINEAR, PRIORS, VOICES, Pool
-from scvec.annotate.shift import NOVELTY_REGIMES, REGIMES
+from scvec.model.confidence import LAPSE, Confidence
+from scvec.model.conformal import LabelSets
+from scvec.model.crossfit import HeldOut
+from scvec.model.metrics import expected_calibration_error, macro_f1, reliability
+from scvec.model.novelty import Novelty, signals
+from scvec.model.pool import LINEAR, PRIORS, VOICES, Pool
+from scvec.model.shift import NOVELTY_REGIMES, REGIMES
 
 __all__ = ["Calibration"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvec.annotate.shift import REGIMES, Regime, regime_of, simulate
+from scvec.model.shift import REGIMES, Regime, regime_of, simulate
 from scvec.types import CellChunk
 
 

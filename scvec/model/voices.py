@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.head import Head
-from scvec.annotate.knn import vote
-from scvec.annotate.linear import Linear
-from scvec.annotate.novelty import depth
-from scvec.annotate.pool import VOICES, log_softmax
-from scvec.annotate.prototypes import Prototypes
-from scvec.annotate.spread import Spread
+from scvec.model.head import Head
+from scvec.model.knn import vote
+from scvec.model.linear import Linear
+from scvec.model.novelty import depth
+from scvec.model.pool import VOICES, log_softmax
+from scvec.model.prototypes import Prototypes
+from scvec.model.spread import Spread
 from scvec.profiles import Profile
 from scvec.protocols import CellEncoder, Progress, VectorIndex, no_progress
 from scvec.types import CellChunk, Float32, Neighbors
@@ -39,7 +39,7 @@ class Heard:
     scores
         Per voice in the order of ``VOICES``, (n, n_classes) float32, uncalibrated.
     distances
-        (n, n_classes, 2) float32 of :meth:`scvec.annotate.spread.Spread.away`: no voice, but what novelty is
+        (n, n_classes, 2) float32 of :meth:`scvec.model.spread.Spread.away`: no voice, but what novelty is
         measured by.
     n_detected, depths
         (n,) int64 genes found in each cell, of those that the encoder knows, and :func:`novelty.depth`.

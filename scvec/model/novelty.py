@@ -47,7 +47,7 @@ def signals(distances: Float32, linear: Float32, proba: Float32) -> Float64:
     Parameters
     ----------
     distances
-        (n, n_classes, 2) of :meth:`scvec.annotate.spread.Spread.away`.
+        (n, n_classes, 2) of :meth:`scvec.model.spread.Spread.away`.
     linear
         (n, n_classes) memberships of the linear voice.
     proba

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvec.annotate.majority import clusters, majority
+from scvec.model.majority import clusters, majority
 from scvec.errors import InputError
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvec.annotate.evidence import weigh
-from scvec.annotate.model import METHODS, ReferenceModel
-from scvec.annotate.pool import VOICES
+from scvec.model.evidence import weigh
+from scvec.model.model import METHODS, ReferenceModel
+from scvec.model.pool import VOICES
 from scvec.encoders.registry import make_encoder
 from scvec.errors import InputError
 from scvec.types import CellChunk

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from scvec.annotate.calibration import _nearer
-from scvec.annotate.novelty import N_QUANTILES, PRIOR_CELLS, Novelty, depth, signals
+from scvec.model.calibration import _nearer
+from scvec.model.novelty import N_QUANTILES, PRIOR_CELLS, Novelty, depth, signals
 from scvec.types import CellChunk
 
 Array = np.ndarray

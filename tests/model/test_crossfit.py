@@ -10,11 +10,11 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.annotate.crossfit import DRAWS, HeldOut, crossfit, make_folds, splits
-from scvec.annotate.novelty import depth
-from scvec.annotate.pool import VOICES
-from scvec.annotate.shift import NOVELTY_REGIMES, REGIMES
-from scvec.annotate.voices import Heard
+from scvec.model.crossfit import DRAWS, HeldOut, crossfit, make_folds, splits
+from scvec.model.novelty import depth
+from scvec.model.pool import VOICES
+from scvec.model.shift import NOVELTY_REGIMES, REGIMES
+from scvec.model.voices import Heard
 from scvec.types import CellChunk, Neighbors
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scvec.annotate.head import Head
+from scvec.model.head import Head
 from scvec.encoders.weighted import WeightedEncoder
 
 ENCODER = WeightedEncoder(np.eye(2, dtype=np.float32))

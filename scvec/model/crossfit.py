@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.shift import NOVELTY_REGIMES, REGIMES, simulate
-from scvec.annotate.voices import Voices
+from scvec.model.shift import NOVELTY_REGIMES, REGIMES, simulate
+from scvec.model.voices import Voices
 from scvec.types import CellChunk, Float32, Neighbors
 
 __all__ = ["HeldOut", "crossfit", "make_folds", "splits"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.model import ReferenceModel
-from scvec.annotate.pool import VOICES
-from scvec.annotate.voices import OUT_OF_REACH, Heard
+from scvec.model.model import ReferenceModel
+from scvec.model.pool import VOICES
+from scvec.model.voices import OUT_OF_REACH, Heard
 from scvec.errors import InputError
 from scvec.protocols import DividesByGene
 from scvec.types import CellChunk
@@ -89,7 +89,7 @@ def weigh(
     """Ask the voices about cells as :meth:`ReferenceModel.predict` does, and take their answer apart.
 
     Prototypes and the linear voice are sums over genes, given the length of a cell's profile; the head is
-    divided by integrated gradients (:meth:`scvec.annotate.head.Head.directions`).
+    divided by integrated gradients (:meth:`scvec.model.head.Head.directions`).
 
     Parameters
     ----------

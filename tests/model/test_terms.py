@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.annotate.terms import TermMatcher
+from scvec.model.terms import TermMatcher
 from scvec.ingest.lab_spellings import _NAMES, CONTEXTS, context_of, words
 
 SNAPSHOT = files("scvec") / "data" / "snapshot"

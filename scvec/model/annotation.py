@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate.colors import STATUS_COLORS, label_colors
-from scvec.annotate.set_names import set_names
-from scvec.annotate.status import STATUSES
+from scvec.model.colors import STATUS_COLORS, label_colors
+from scvec.model.set_names import set_names
+from scvec.model.status import STATUSES
 from scvec.columns import Coded, Packed, blocks, holds_texts, texts_of
 from scvec.errors import InputError
 from scvec.types import Float32, Neighbors
