@@ -1,4 +1,4 @@
-"""Weights, confidence, label sets, novelty and the held-out record of a reference, per regime."""
+"""What held-out cells teach about a reference: temperatures, confidence, label sets, novelty."""
 
 from __future__ import annotations
 
@@ -8,121 +8,114 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.model.confidence import LAPSE, Confidence
+from scvec.model.confidence import UNIFORM_MIXING, Confidence
 from scvec.model.conformal import LabelSets
-from scvec.model.crossfit import HeldOut
+from scvec.model.ensemble import MEMBERS, Ensemble
+from scvec.model.heldout import HeldOut
 from scvec.model.metrics import expected_calibration_error, macro_f1, reliability
 from scvec.model.novelty import Novelty, signals
-from scvec.model.pool import LINEAR, PRIORS, VOICES, Pool
-from scvec.model.shift import NOVELTY_REGIMES, REGIMES
 
 __all__ = ["Calibration"]
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was learned from held-out reference cells.
+    """What held-out cells taught.
 
     Attributes
     ----------
-    pools, confidence, sets, novelty
-        Per regime.
+    ensemble, confidence, sets, novelty
+        The first gives probabilities, the others what to make of them. No novelty where no cell could be
+        held out.
     record
-        Per regime, how well the voices did: accuracy of each, and of the pool accuracy, macro-F1, ECE and
-        the bins behind it; per class how many of its cells got their label again.
+        Accuracy, macro-F1, calibration error and what became of the cells of each class.
     held_out
-        ``"batch"``, ``"cells"`` or ``"none"``.
+        ``batch`` if whole batches were held out, ``cells`` if cells of the same batches, ``none`` if no cell
+        could be held out.
     n_cells
         Number of held-out cells.
     """
 
-    pools: dict[str, Pool]
-    confidence: dict[str, Confidence]
-    sets: dict[str, LabelSets]
-    novelty: dict[str, Novelty]
-    record: dict[str, dict[str, Any]]
+    ensemble: Ensemble
+    confidence: Confidence
+    sets: LabelSets
+    novelty: Novelty | None
+    record: dict[str, Any]
     held_out: str
     n_cells: int
 
     @classmethod
     def fit(cls, seen: HeldOut, *, held_out: str, n_batches: int = 0) -> Calibration:
-        """Learn weights and yardsticks for every regime.
+        """Learn from held-out cells.
 
         Parameters
         ----------
         n_batches
             Batches of the reference, where whole ones were held out.
         """
-        pools, confidence, sets, novelty, record = {}, {}, {}, {}, {}
-        for regime in REGIMES if seen.scores else ():
-            scores, judged = seen.scores[regime], NOVELTY_REGIMES[regime].name
-            truth = seen.labels[regime]
-            pool = pools[regime] = Pool.fit(scores, truth, prior=PRIORS[regime])
-            pooled = pool.combine(scores)
-            predicted = pooled.argmax(axis=1)
-            correct = predicted == truth
-            lapse = LAPSE if held_out == "cells" else 0.0
-            curve = confidence[regime] = Confidence.fit(pooled, truth, seen.folds[regime], lapse=lapse)
-            proba = curve.apply(pooled)
-            sets[regime] = LabelSets.fit(proba, truth)
-            far = pooled if judged == regime else pool.combine(seen.scores[judged])
-            found = signals(seen.distances[judged], seen.scores[judged][LINEAR], far)
-            novelty[regime] = Novelty.fit(
-                found,
-                seen.depths[judged],
-                far.argmax(axis=1),
-                proba.shape[1],
-                # Where a shift was simulated, that is what sets held-out cells apart.
-                shrink=_nearer(n_batches, len(np.unique(seen.folds["same"]))) if regime == "same" else 1.0,
-            )
-            # The lapse is for other batches than these.
-            sure = replace(curve, lapse=0.0).apply(pooled).max(axis=1)
-            record[regime] = {
-                "accuracy": float(correct.mean()),
-                "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),
-                "ece": expected_calibration_error(sure, correct),
-                "reliability": reliability(sure, correct),
-                "labels": _per_label(truth, predicted, proba.shape[1]),
-                "voices": {
-                    voice: {"accuracy": float((s.argmax(axis=1) == truth).mean()), "share": share}
-                    for voice, s, share in zip(VOICES, scores, pool.shares, strict=True)
-                },
-            }
-        n_cells = len(seen.labels["same"])
-        return cls(pools, confidence, sets, novelty, record, held_out, n_cells)
+        truth = seen.labels
+        n_classes = seen.scores[0].shape[1]
+        ensemble = Ensemble.fit(seen.scores, truth)
+        pooled = ensemble.combine(seen.scores)
+        predicted = pooled.argmax(axis=1)
+        correct = predicted == truth
+        mixing = UNIFORM_MIXING if held_out == "cells" else 0.0
+        confidence = Confidence.fit(pooled, truth, seen.folds, mixing=mixing)
+        proba = confidence.apply(pooled)
+        novelty = Novelty.fit(
+            signals(seen.distances, predicted),
+            seen.depths,
+            predicted,
+            n_classes,
+            shrink=_nearer(n_batches, len(np.unique(seen.folds))),
+        )
+        # The mixing is for other batches than these.
+        sure = replace(confidence, mixing=0.0).apply(pooled).max(axis=1)
+        record = {
+            "accuracy": float(correct.mean()),
+            "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),
+            "ece": expected_calibration_error(sure, correct),
+            "reliability": reliability(sure, correct),
+            "labels": _per_label(truth, predicted, n_classes),
+            "members": {
+                name: float((s.argmax(axis=1) == truth).mean())
+                for name, s in zip(MEMBERS, seen.scores, strict=True)
+            },
+        }
+        sets = LabelSets.fit(proba, truth)
+        return cls(ensemble, confidence, sets, novelty, record, held_out, len(truth))
+
+    @classmethod
+    def unknown(cls, n_classes: int) -> Calibration:
+        """Return what stands in where no cell can be held out, since no class has two."""
+        confidence = Confidence("temperature", (), (), UNIFORM_MIXING, {})
+        labels = [{"n": 0, "recall": None, "taken_for": None}] * n_classes
+        record = {"accuracy": None, "macro_f1": None, "ece": None, "labels": labels, "members": {}}
+        sets = LabelSets.fit(np.zeros((0, n_classes), np.float32), np.zeros(0, np.int64))
+        return cls(Ensemble(), confidence, sets, None, record, "none", 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
             "held_out": self.held_out,
             "n_cells": self.n_cells,
-            "regimes": {
-                regime: {
-                    "weights": list(pool.weights),
-                    "temperatures": list(pool.temperatures),
-                    "shares": list(pool.shares),
-                    "confidence": self.confidence[regime].to_dict(),
-                    "sets": self.sets[regime].to_dict(),
-                    "novelty": self.novelty[regime].to_dict(),
-                    "record": self.record[regime],
-                }
-                for regime, pool in self.pools.items()
-            },
+            "temperatures": list(self.ensemble.temperatures),
+            "sharpness": self.ensemble.sharpness,
+            "confidence": self.confidence.to_dict(),
+            "sets": self.sets.to_dict(),
+            "novelty": None if self.novelty is None else self.novelty.to_dict(),
+            "record": self.record,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Calibration:
         """Rebuild from :meth:`to_dict`."""
-        regimes = data["regimes"]
         return cls(
-            {
-                k: Pool(tuple(v["weights"]), tuple(v["temperatures"]), tuple(v["shares"]))
-                for k, v in regimes.items()
-            },
-            {k: Confidence.from_dict(v["confidence"]) for k, v in regimes.items()},
-            {k: LabelSets.from_dict(v["sets"]) for k, v in regimes.items()},
-            {k: Novelty.from_dict(v["novelty"]) for k, v in regimes.items()},
-            {k: v["record"] for k, v in regimes.items()},
+            Ensemble(tuple(data["temperatures"]), float(data["sharpness"])),
+            Confidence.from_dict(data["confidence"]),
+            LabelSets.from_dict(data["sets"]),
+            None if data["novelty"] is None else Novelty.from_dict(data["novelty"]),
+            data["record"],
             data["held_out"],
             int(data["n_cells"]),
         )
@@ -143,7 +136,7 @@ def _nearer(n_batches: int, n_folds: int) -> float:
 def _per_label(
     truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], n_classes: int
 ) -> list[dict[str, Any]]:
-    """Return, per class, the held-out cells, the share that got its label, and what most others got."""
+    """Return, for each class, the held-out cells, the fraction that got its label, and what most others got."""
     table = np.zeros((n_classes, n_classes), dtype=np.int64)
     np.add.at(table, (truth, predicted), 1)
     n, right = table.sum(axis=1), np.diag(table).copy()

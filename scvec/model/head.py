@@ -36,6 +36,22 @@ class Head:
         self.W, self.b, self.activation = W, b, activation
 
     @classmethod
+    def of_centers(cls, centers: Float32) -> Head:
+        """Return the classifier whose score is the cosine to the mean vector of a class.
+
+        Parameters
+        ----------
+        centers
+            (n_classes, dim) float32; zeros for a class without cells, which is never the answer.
+        """
+        lengths = np.linalg.norm(centers, axis=1, keepdims=True)
+        empty = lengths[:, 0] < 1e-9
+        return cls(
+            (centers / np.maximum(lengths, 1e-9)).astype(np.float32),
+            np.where(empty, NEVER, 0.0).astype(np.float32),
+        )
+
+    @classmethod
     def fit(
         cls,
         encoder: CellEncoder,

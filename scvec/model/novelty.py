@@ -1,4 +1,4 @@
-"""How unlike the reference a cell is: three signs, each with the yardstick that suits it."""
+"""How unlike the reference a cell is: three measures, each against the reference distribution that suits it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["FALSE_NOVEL_RATE", "Novelty", "depth", "signals"]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
-#: Share of cells of known types that may be called novel, where a user names none.
+#: Fraction of cells of known types that may be called novel, where a user names none.
 FALSE_NOVEL_RATE = 0.05
 #: How many cells a class must have before its own spread outweighs that of all classes together.
 PRIOR_CELLS = 5.0
 #: How much each sign counts, in the order of :func:`signals`. The distance alone has each class's own spread
 #: as its yardstick, and near siblings differ in little else. Between 1 and 2 the missing types of the
 #: pancreas are found equally well, and those of the blood a little better the more it counts.
-WEIGHTS = np.array([1.0, 1.5, 1.0])
+WEIGHTS = np.array([2.0, 1.0, 0.5])
 #: A cosine further off than in this share of held-out cells is enough by itself: cells of another tissue,
 #: or with their genes shuffled, may lie anywhere in the few directions that the other two signs see.
 ALONE = 0.99
@@ -35,28 +35,24 @@ def depth(chunk: CellChunk) -> Float64:
     return np.asarray(np.log1p(np.diff(chunk.X.indptr) / max(float(chunk.measured.mean()), 1e-6)))
 
 
-def signals(distances: Float32, linear: Float32, proba: Float32) -> Float64:
-    """Return (n, 3) signs of a cell that is unlike the class it is given; the larger, the less it fits.
+def signals(distances: Float32, predicted: Int64) -> Float64:
+    """Return (n, 3) measures of how unlike a cell is to the class it is given; the larger, the less it fits.
 
-    One minus its cosine to the centroid of the class; log of its distance from the class, in the class's own
-    standard deviations; how far the linear voice is from full membership of the class. None is enough alone:
-    a new type may express much of what its nearest class does, lie where known types lie, or be on the
-    right side of all borders, but rarely all three. (The odds of the label are no sign as good: a new type
-    between two classes is as likely to be far beyond one of them.)
+    One minus its cosine to the mean cell of the class; log of its Mahalanobis distance from the class, over
+    principal components, in which a type may differ that no discriminant axis shows; one minus its cosine to
+    the class in the cell space. None is enough alone: a new type may express much of what its nearest class
+    does, lie where known types lie, or be on the right side of all borders, but rarely all three.
 
     Parameters
     ----------
     distances
-        (n, n_classes, 2) of :meth:`scvec.model.spread.Spread.away`.
-    linear
-        (n, n_classes) memberships of the linear voice.
-    proba
-        (n, n_classes) pooled probabilities; the class is the likeliest.
+        (n, n_classes, 3) of :meth:`scvec.model.members.Members.distances`.
+    predicted
+        (n,) int64 classes the cells are given.
     """
-    rows, given = np.arange(len(proba)), proba.argmax(axis=1)
-    outside = 1.0 - linear[rows, given].astype(np.float64)
-    apart, far = distances[rows, given].astype(np.float64).T
-    return np.column_stack([apart, np.log(np.maximum(far, 1e-6)), outside])
+    found = distances[np.arange(len(predicted)), predicted].astype(np.float64)
+    found[:, 1] = np.log(np.maximum(found[:, 1], 1e-6))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +133,7 @@ class Novelty:
         # At the default rate the two bars are of one height.
         weighted = z @ (WEIGHTS / WEIGHTS.sum())
         offset = float(np.quantile(z[:, 0], ALONE) - np.quantile(weighted, 1.0 - FALSE_NOVEL_RATE))
-        z = replace(fitted, offset=offset).whole_signal(found, depths, predicted)
+        z = replace(fitted, offset=offset).whole_signal(z)
         quantiles = np.quantile(z, np.linspace(0.0, 1.0, N_QUANTILES))
         middle = float(np.median(z))
         quantiles = np.where(quantiles > middle, middle + shrink * (quantiles - middle), quantiles)
@@ -149,21 +145,18 @@ class Novelty:
         flat[:, 0] -= np.polynomial.polynomial.polyval(np.clip(depths, *self.range), self.curve)
         return np.asarray((flat - self.mean[predicted]) / self.sd[predicted])
 
-    def whole_signal(self, found: Float64, depths: Float64, predicted: Int64) -> Float64:
-        """Return (n,) weighted mean of the standardised signals, or the cosine's where that is far off."""
-        z = self.standardised(found, depths, predicted)
+    def whole_signal(self, z: Float64) -> Float64:
+        """Return (n,) weighted mean of standardised signals, or the cosine's where that is far off."""
         return np.asarray(np.maximum(z @ (WEIGHTS / WEIGHTS.sum()), z[:, 0] - self.offset))
 
     def threshold(self, rate: float = FALSE_NOVEL_RATE) -> float:
-        """Return the signal that the share ``rate`` (0-1) of held-out cells of known types exceeds."""
+        """Return the signal that the fraction ``rate`` (0-1) of held-out cells of known types exceeds."""
         return float(np.interp(1.0 - rate, np.linspace(0.0, 1.0, len(self.quantiles)), self.quantiles))
 
-    def score(
-        self, found: Float64, depths: Float64, predicted: Int64, *, rate: float = FALSE_NOVEL_RATE
-    ) -> Float32:
-        """Return (n,) novelty, 0 to 1, of cells with signals (n, 3); 0.5 is the threshold of ``rate``."""
-        z = self.whole_signal(found, depths, predicted) - self.threshold(rate)
-        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -30, 30))), dtype=np.float32)
+    def score(self, z: npt.NDArray[np.floating], *, rate: float = FALSE_NOVEL_RATE) -> Float32:
+        """Return (n,) novelty, 0 to 1, of cells with standardised signals (n, 3); 0.5 is the threshold."""
+        above = self.whole_signal(z.astype(np.float64)) - self.threshold(rate)
+        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(above, -30, 30))), dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

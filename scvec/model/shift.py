@@ -1,111 +1,114 @@
-"""How a query differs from the reference, and held-out cells made to differ in the same way."""
+"""What all cells of a query have in common against the reference, which is no sign of a new type."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from scvec.types import CellChunk
+__all__ = ["Shift"]
 
-__all__ = ["NOVELTY_REGIMES", "REGIMES", "Regime", "regime_of", "simulate"]
+Float64 = npt.NDArray[np.float64]
+
+#: Quantile of a class's signals that is compared with that of the reference: below the middle, since cells
+#: of a missing type stand above those of the class that they are given.
+QUANTILE, EXPECTED = 0.3, -0.5244
+#: Cells of at least this probability count, in classes of at least so many of them.
+MIN_PROBABILITY, MIN_CELLS = 0.5, 8
+#: Classes from which on the common part is taken whole, and the cells that halve it.
+FULL_CLASSES, HALF_CELLS = 4, 10.0
+#: A common part of less than this, in standard deviations, is not worth a sentence.
+WORTH_SAYING = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Regime:
-    """A kind of difference between reference and query.
+class Shift:
+    """How much is taken from the novelty signals of the cells of a query before they are judged.
+
+    Another platform, chemistry or species moves the cells of all classes away from the reference, and does
+    not make them new. For each signal the low quantile of each class's cells is compared with that of
+    held-out cells of the reference. The median over classes is common to the query; from a class that moved
+    less, less is taken, and never more. One class alone has nothing in common with others: then nothing is taken, since its cells may be
+    of a missing type as well. With few classes or few cells less is taken.
 
     Attributes
     ----------
-    sigma
-        Standard deviation of the log of a random factor on every gene's expression.
-    specific
-        The same of a factor on every gene in every class: types change apart.
-    missing
-        Share of genes that are not measured.
+    offsets
+        (n_classes, n_signals) float64, at least 0, in standard deviations of held-out cells.
+    n_cells, n_supporting
+        Cells and classes that it was estimated from.
     """
 
-    name: str
-    sigma: float
-    specific: float
-    missing: float
+    offsets: Float64
+    n_cells: int
+    n_supporting: int
+
+    @classmethod
+    def none(cls, n_classes: int, n_signals: int = 3) -> Shift:
+        """Return the shift that changes nothing."""
+        return cls(np.zeros((n_classes, n_signals)), 0, 0)
+
+    @classmethod
+    def estimate(
+        cls,
+        signals: npt.NDArray[np.floating],
+        given: npt.NDArray[np.integer[Any]],
+        probability: npt.NDArray[np.floating],
+        n_classes: int,
+    ) -> Shift:
+        """Learn from a query.
+
+        Parameters
+        ----------
+        signals
+            (n, n_signals) in standard deviations of held-out cells.
+        given, probability
+            (n,) the class number of each cell, and how probable it is.
+        """
+        sure = probability >= MIN_PROBABILITY
+        counts = np.bincount(given[sure], minlength=n_classes)
+        supporting = np.flatnonzero(counts >= MIN_CELLS)
+        n_cells = int(counts[supporting].sum())
+        if len(supporting) < 2:
+            return cls(np.zeros((n_classes, signals.shape[1])), n_cells, len(supporting))
+        moved = np.stack([np.quantile(signals[sure & (given == k)], QUANTILE, axis=0) for k in supporting])
+        moved = moved.astype(np.float64) - EXPECTED
+        common = np.maximum(np.median(moved, axis=0), 0.0)
+        offsets = np.tile(common, (n_classes, 1))
+        own = (counts[supporting] / (counts[supporting] + HALF_CELLS))[:, None]
+        offsets[supporting] += own * np.minimum(moved - common, 0.0)
+        taken = n_cells / (n_cells + HALF_CELLS) * min(1.0, (len(supporting) - 1) / (FULL_CLASSES - 1))
+        return cls(np.maximum(offsets, 0.0) * taken, n_cells, len(supporting))
+
+    def relative(
+        self, signals: npt.NDArray[np.floating], given: npt.NDArray[np.integer[Any]]
+    ) -> Float64:
+        """Return (n, n_signals) float64 signals less what the query has in common."""
+        return np.asarray(signals - self.offsets[given], dtype=np.float64)
 
     @property
-    def shifts(self) -> bool:
-        """Whether cells of this regime differ from the reference's at all."""
-        return self.sigma > 0 or self.specific > 0 or self.missing > 0
+    def size(self) -> float:
+        """Mean offset, in standard deviations of held-out cells."""
+        return float(self.offsets.mean()) if self.offsets.size else 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, as `uns` keeps them."""
+        return {
+            "size": round(self.size, 4),
+            "offsets": np.round(self.offsets, 4).tolist(),
+            "n_cells": self.n_cells,
+            "n_classes": self.n_supporting,
+        }
 
-#: The log ratio of human to mouse orthologs within the cell types of the Baron data has a standard deviation
-#: of 1.2 on variable genes: 0.9 is the gene's in all types, 0.8 the type's own. Between human donors of that
-#: study it is 0.5 and 0.45, sampling noise among it, and studies differ by no less.
-REGIMES = {
-    regime.name: regime
-    for regime in (
-        Regime("same", 0.0, 0.0, 0.0),
-        Regime("panel", 0.5, 0.45, 0.7),
-        Regime("few", 0.5, 0.45, 0.92),
-        Regime("species", 0.9, 0.8, 0.4),
-        Regime("species_few", 0.9, 0.8, 0.92),
-    )
-}
-#: Regimes of queries of the reference's species, and of another one.
-NEAR, FAR = ("same", "panel", "few"), ("species", "species_few")
-
-#: What counts as novel in a regime is judged by held-out cells of this one. Cells of another species look
-#: newer than the spread of their genes makes them: with the measured one a quarter of the mouse cells
-#: asked of a human reference would be novel. The wider 2.5 was set on that pair.
-NOVELTY_REGIMES = {
-    "same": REGIMES["same"],
-    "panel": REGIMES["panel"],
-    "few": REGIMES["few"],
-    "species": Regime("far", 2.5, 0.0, 0.4),
-    "species_few": Regime("far_few", 2.5, 0.0, 0.92),
-}
-
-
-def regime_of(*, via_orthologs: bool, measured_share: float) -> str:
-    """Return the regime of a query from its genes alone: the answer for a cell never depends on other cells.
-
-    Parameters
-    ----------
-    measured_share
-        Share (0-1) of the reference's genes that the query measured.
-    """
-    share = max(measured_share, 1e-6)
-
-    def apart(name: str) -> float:
-        """Return how far the share is from the one simulated, as a ratio."""
-        return abs(float(np.log(share / (1.0 - REGIMES[name].missing))))
-
-    return min(FAR if via_orthologs else NEAR, key=apart)
-
-
-def simulate(
-    chunk: CellChunk, regime: Regime, labels: npt.NDArray[np.int64] | None = None, seed: int = 0
-) -> CellChunk:
-    """Return the cells as a data set of another kind would show them.
-
-    Every gene's linear expression is multiplied by a log-normal factor, another one in each class, and a
-    share of genes is unmeasured.
-
-    Parameters
-    ----------
-    labels
-        (n,) int64 class numbers of the cells; all of one class when None.
-    """
-    if not regime.shifts:
-        return chunk
-    rng = np.random.default_rng(seed)
-    n, n_genes = chunk.X.shape
-    measured = chunk.measured & (rng.random(n_genes) >= regime.missing)
-    codes = np.zeros(n, dtype=np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
-    log_factor = rng.normal(0.0, regime.sigma, n_genes)
-    log_factor = log_factor + rng.normal(0.0, regime.specific, (int(codes.max(initial=0)) + 1, n_genes))
-    X = chunk.X.copy()
-    factor = np.exp(log_factor[np.repeat(codes, np.diff(X.indptr)), X.indices])
-    values = np.log1p(np.expm1(X.data.astype(np.float64)) * factor)
-    X.data = np.where(measured[X.indices], values, 0.0).astype(np.float32)
-    X.eliminate_zeros()
-    return CellChunk(X, measured)
+    @property
+    def message(self) -> str:
+        """One sentence for people; empty where there is little to say."""
+        if self.size < WORTH_SAYING:
+            return ""
+        return (
+            f"this data set differs from the reference as another platform or species does (by {self.size:.1f} "
+            f"standard deviations, over {self.n_cells:,} cells of {self.n_supporting} labels); novelty is "
+            "judged relative to that"
+        )

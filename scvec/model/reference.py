@@ -1,4 +1,4 @@
-"""A reference that can name cells: voices, their weights, and the yardstick of novelty."""
+"""A reference that can annotate cells: its members, and what held-out cells taught about them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from scvec import scratch
 from scvec.model.calibration import Calibration
-from scvec.model.crossfit import crossfit, make_folds, splits
-from scvec.model.novelty import FALSE_NOVEL_RATE, signals
-from scvec.model.pool import LINEAR, VOICES
+from scvec.model.ensemble import MEMBERS
+from scvec.model.heldout import look_at_held_out, make_folds, splits
+from scvec.model.members import Members
+from scvec.model.novelty import signals
+from scvec.model.sample import TrainingSample
 from scvec.model.status import COVERAGE, low_quality_floor
-from scvec.model.voices import Voices
 from scvec.errors import InputError
 from scvec.protocols import CellEncoder, Progress, no_progress
 from scvec.side_by_side import JointProgress, side_by_side
@@ -28,7 +29,7 @@ __all__ = ["METHODS", "Prediction", "ReferenceModel"]
 
 Int64 = npt.NDArray[np.int64]
 
-METHODS = ("both", "knn", "head", "prototype", "linear", "centroid")
+METHODS = ("both", "knn", "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,16 @@ class Prediction:
     proba
         (n, n_classes) float32 calibrated probabilities of the method asked for.
     winners
-        Per voice, (n,) int32 the class that is likeliest by that voice alone.
+        For each member, (n,) int32 the class that is likeliest by that member alone.
     sets
         (n, n_classes) bool, the classes of each cell's label set; None where no coverage was asked for.
-    novelty
-        (n,) float32, 0 to 1.
+    signals
+        (n, 3) float32 standardised measures of novelty (:class:`scvec.model.novelty.Novelty`); zeros where
+        the reference could not hold out a cell.
+    given
+        (n,) int32 the likeliest class of all members together, which ``signals`` are about.
+    sure
+        (n,) float32 its probability.
     n_detected
         (n,) int64 number of the reference's genes found in each cell.
     n_labels
@@ -57,7 +63,9 @@ class Prediction:
     proba: Float32
     winners: dict[str, npt.NDArray[np.int32]]
     neighbors: Neighbors
-    novelty: Float32
+    signals: Float32
+    given: npt.NDArray[np.int32]
+    sure: Float32
     n_detected: Int64
     n_labels: Int64
     sets: npt.NDArray[np.bool_] | None = None
@@ -96,7 +104,7 @@ class Prediction:
         if done != n or not whole:
             raise ValueError(f"predictions of {done} cells for {n}")
         return cls(
-            winners={name: whole.pop(f"winner {name}") for name in VOICES},
+            winners={name: whole.pop(f"winner {name}") for name in MEMBERS},
             neighbors=Neighbors(whole.pop("neighbors"), whole.pop("distances")),
             **whole,
         )
@@ -108,139 +116,107 @@ class Prediction:
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return all arrays, one row a cell, by a name each."""
-        plain = ("vectors", "proba", "novelty", "n_detected", "n_labels", "sets")
+        plain = ("vectors", "proba", "signals", "given", "sure", "n_detected", "n_labels", "sets")
         found = {name: getattr(self, name) for name in plain if getattr(self, name) is not None}
         found |= {f"winner {name}": values for name, values in self.winners.items()}
         return found | {"neighbors": self.neighbors.indices, "distances": self.neighbors.distances}
 
 
 class ReferenceModel:
-    """Voices over labelled cells, and what held-out cells taught about them.
+    """Members over labelled cells, and what held-out cells taught about them.
 
     Parameters
     ----------
     floor
-        Cells with fewer of the reference's genes than this are of low quality.
+        Cells with fewer of the encoder's genes than this are of low quality.
     """
 
-    def __init__(self, voices: Voices, calibration: Calibration, floor: float) -> None:
-        self.voices, self.calibration, self.floor = voices, calibration, floor
+    def __init__(self, members: Members, calibration: Calibration, floor: float) -> None:
+        self.members, self.calibration, self.floor = members, calibration, floor
 
     @classmethod
     def fit(
         cls,
         make_encoder: Callable[[CellChunk, Int64], CellEncoder],
-        cells: CellChunk,
-        labels: Int64,
-        n_classes: int,
+        sample: TrainingSample,
+        measured: npt.NDArray[np.bool_] | None = None,
         *,
         genes: Int64 | None = None,
-        variability: Float32 | None = None,
-        batches: npt.NDArray[np.str_] | None = None,
-        strata: npt.NDArray[np.str_] | None = None,
         n_neighbors: int = 15,
-        n_folds: int = 3,
         seed: int = 0,
         progress: Progress = no_progress,
         n_workers: int = 1,
-    ) -> tuple[ReferenceModel, list[str]]:
-        """Train on labelled cells and calibrate on held-out ones.
+    ) -> ReferenceModel:
+        """Train on the cells of a sample, and calibrate on those of each fold without the fold.
 
         Parameters
         ----------
         make_encoder
-            Returns an untrained encoder standardised by the cells (over ``genes``) and labels given: those
-            of a fold must not be standardised by the cells that the fold holds out.
-        cells
-            Over all genes of the reference.
-        labels
-            (n,) int64 class numbers, -1 for none.
+            Returns an untrained encoder for the cells (over ``genes``) and labels given: that of a fold must
+            not know the cells that the fold holds out.
+        measured
+            (n_genes,) genes that the query measured; all when None.
         genes
-            Numbers of the genes that the encoder is trained on; all when None.
-        variability
-            (n_genes,) how variable each gene is; all alike when None.
-        batches
-            (n,) names of donors or batches; whole ones are held out.
-        strata
-            (n,) names of groups, such as species, that must not be held out as a whole.
+            Numbers of the genes that the encoder takes; all when None.
         n_workers
             Trainings at once; each comes out the same alone and beside others.
-
-        Returns
-        -------
-        The model, and notes for the user.
-
-        Raises
-        ------
-        InputError
-            If no cell could be held out: every label has one cell.
         """
+        cells = sample.cells(measured)
+        labels, n_classes = sample.labels, sample.n_classes
+        taken = np.arange(cells.X.shape[1], dtype=np.int64) if genes is None else genes
 
-        def fit(rows: Int64 | None, number: int) -> Voices:
-            part, part_labels = (cells, labels) if rows is None else (cells.take(rows), labels[rows])
-            return Voices.fit(
-                make_encoder(part if genes is None else part.select(genes), part_labels),
+        def fit(rows: Int64 | None, number: int) -> Members:
+            part, codes = (cells, labels) if rows is None else (cells.take(rows), labels[rows])
+            return Members.fit(
+                make_encoder(part if genes is None else part.select(genes), codes),
                 part,
-                part_labels,
+                codes,
                 n_classes,
-                genes=genes,
-                variability=variability,
+                genes=taken,
+                rows=sample.rows if rows is None else sample.rows[rows],
                 seed=seed,
                 progress=together.of(number),
             )
 
-        cells = CellChunk(cells.X, cells.measured, batches)
-        folds, held_out, notes = make_folds(labels, batches, strata=strata, n_folds=n_folds, seed=seed)
-        if held_out == "batch" and not any(splits(labels, folds)):
-            notes.append("the batches share no labels, so single cells were held out for calibration")
-            folds, held_out, more = make_folds(labels, None, n_folds=n_folds, seed=seed)
-            notes += more
-        trained_on = [train for _, train, _ in splits(labels, folds)]
-        if not trained_on:
-            raise InputError(
-                "no cell can be held out to calibrate on: each label has a single cell",
-                fix="give at least two cells for some labels",
-            )
+        trained_on = [train for _, train, _ in splits(labels, sample.folds)]
         together = JointProgress(progress, len(trained_on) + 1)
         jobs = [partial(fit, rows, number) for number, rows in enumerate([*trained_on, None])]
         with closing(side_by_side(jobs, n_workers, together.stop)) as trained:
             of_folds = islice(trained, len(trained_on))
-            seen = crossfit(cells, labels, folds, of_folds, n_neighbors=n_neighbors, seed=seed)
-            voices = next(trained)
-        n_detected = np.diff(cells.select(voices.genes).X.indptr)
-        floor = low_quality_floor(n_detected[labels >= 0])
-        n_batches = len(np.unique(batches[labels >= 0])) if batches is not None and held_out == "batch" else 0
-        calibration = Calibration.fit(seen, held_out=held_out, n_batches=n_batches)
-        return cls(voices, calibration, floor), notes
+            if trained_on:
+                seen = look_at_held_out(
+                    cells, labels, sample.folds, of_folds, n_neighbors=n_neighbors, seed=seed
+                )
+                calibration = Calibration.fit(seen, held_out=sample.held_out, n_batches=sample.n_batches)
+            else:
+                calibration = Calibration.unknown(n_classes)
+            members = next(trained)
+        detected = np.diff(members.read(cells).X.indptr)
+        return cls(members, calibration, low_quality_floor(detected[labels >= 0]))
 
     @property
     def takes_turns(self) -> bool:
         """Whether chunks are to be predicted one after another: a model that reads, or a GPU, is one."""
-        return any(getattr(part, "takes_turns", False) for part in (self.voices.encoder, self.voices.index))
+        return any(getattr(part, "takes_turns", False) for part in (self.members.encoder, self.members.index))
 
     def predict(
         self,
         chunk: CellChunk,
         *,
-        regime: str,
         method: str = "both",
         n_neighbors: int = 15,
         subset: Int64 | None = None,
         coverage: float | None = None,
-        false_novel_rate: float = FALSE_NOVEL_RATE,
     ) -> Prediction:
-        """Name cells.
+        """Annotate cells. The answer for a cell does not depend on the others.
 
         Parameters
         ----------
-        regime
-            From :func:`scvec.model.shift.regime_of`.
         method
-            ``both`` weighs all voices; else one voice alone.
+            ``both`` averages the members; else one of them alone.
         coverage
-            How often (0-1) the label sets of all voices together are to hold the true label; none when None.
-        false_novel_rate
-            Share (0-1) of held-out cells of known types that would be called novel.
+            How often (0-1) the label sets of both members together are to hold the true label; none when
+            None.
 
         Raises
         ------
@@ -249,36 +225,42 @@ class ReferenceModel:
         """
         if method not in METHODS:
             raise InputError(f"there is no method {method!r}", fix=f"methods: {', '.join(METHODS)}")
-        pool = self.calibration.pools[regime]
-        heard = self.voices.listen(chunk, n_neighbors, subset=subset)
-        allowed = np.ones(self.voices.n_classes, dtype=bool)
+        calibration, members = self.calibration, self.members
+        found = members.look(chunk, n_neighbors, subset=subset)
+        allowed = np.ones(members.n_classes, dtype=bool)
         if subset is not None:
-            # A label that none of the cells asked has is no answer, whatever head and prototypes remember.
-            allowed = np.isin(np.arange(self.voices.n_classes), self.voices.labels[subset])
+            # A label that none of the cells asked has is no answer, whatever the head remembers.
+            allowed = np.isin(np.arange(members.n_classes), members.labels_among(subset))
             if not allowed.any():
                 raise InputError("none of the reference cells chosen has a label", fix="loosen --where")
-            heard = heard.restricted(allowed)
-        alone = {name: pool.alone(name, s) for name, s in zip(VOICES, heard.scores, strict=True)}
-        pooled = pool.combine(heard.scores)
-        together = self.calibration.confidence[regime].apply(pooled)
-        # How new a cell is, and which labels it may have, does not depend on the voice asked for its name.
-        found = signals(heard.distances, heard.scores[LINEAR], pooled)
-        novelty = self.calibration.novelty[regime].score(
-            found, heard.depths, pooled.argmax(axis=1), rate=false_novel_rate
-        )
+            found = found.restricted(allowed)
+        alone = {
+            name: calibration.ensemble.alone(name, s) for name, s in zip(MEMBERS, found.scores, strict=True)
+        }
+        pooled = calibration.ensemble.combine(found.scores)
+        together = calibration.confidence.apply(pooled)
+        # How new a cell is, and which labels it may have, does not depend on the member asked for its name.
+        given = pooled.argmax(axis=1)
+        measures = np.zeros((len(chunk), 3), dtype=np.float32)
+        if calibration.novelty is not None:
+            raw = signals(found.distances, given)
+            measures = calibration.novelty.standardised(raw, found.depths, given).astype(np.float32)
         together = np.where(allowed, together, np.float32(0.0))
         together /= together.sum(axis=1, keepdims=True)
-        n_labels = self.calibration.sets[regime].sizes(together, COVERAGE)
+        n_labels = calibration.sets.sizes(together, COVERAGE)
         sets = None
         if coverage is not None:
-            sets = self.calibration.sets[regime].sets(together, coverage) & allowed
+            sets = calibration.sets.sets(together, coverage) & allowed
         return Prediction(
-            heard.vectors,
+            found.vectors,
             together if method == "both" else alone[method],
             {name: values.argmax(axis=1).astype(np.int32) for name, values in alone.items()},
-            heard.neighbors,
-            novelty,
-            heard.n_detected,
+            found.neighbors,
+            measures,
+            given.astype(np.int32),
+            together[np.arange(len(given)), given],
+            found.n_detected,
             n_labels,
             sets,
         )
+

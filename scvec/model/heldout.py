@@ -1,4 +1,4 @@
-"""What the voices say about reference cells they have not seen."""
+"""What the members of a reference say about cells that they have not seen."""
 
 from __future__ import annotations
 
@@ -8,42 +8,35 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scvec.model.shift import NOVELTY_REGIMES, REGIMES, simulate
-from scvec.model.voices import Voices
-from scvec.types import CellChunk, Float32, Neighbors
+from scvec.model.members import Members
+from scvec.types import CellChunk, Float32
 
-__all__ = ["HeldOut", "crossfit", "make_folds", "splits"]
+__all__ = ["HeldOut", "look_at_held_out", "make_folds", "splits"]
 
 Int64 = npt.NDArray[np.int64]
-
-#: Simulated shifts of each kind: the weights must suit the kind, not one draw of gene factors.
-DRAWS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Scores of the voices on held-out cells.
+    """Scores of the members on held-out cells.
 
     Attributes
     ----------
     scores
-        Per regime, per voice, (n, n_classes) float32.
-    neighbors
-        Per regime, the neighbours found.
+        For each member, (n, n_classes) float32.
     labels
-        Per regime, (n,) int64 true classes. A shifted regime sees ``DRAWS`` times as many, if there are few.
+        (n,) int64 true classes.
     distances, depths
-        Per regime, (n, n_classes, 2) distances to the classes and (n,) depths, for the novelty of a cell.
+        (n, n_classes, 3) distances to the classes and (n,) depths, for the novelty of a cell.
     folds
-        Per regime, (n,) int64 the fold that each cell was held out with.
+        (n,) int64 the fold that each cell was held out with.
     """
 
-    scores: dict[str, list[Float32]]
-    neighbors: dict[str, Neighbors]
-    labels: dict[str, Int64]
-    distances: dict[str, Float32]
-    depths: dict[str, npt.NDArray[np.float64]]
-    folds: dict[str, Int64]
+    scores: list[Float32]
+    labels: Int64
+    distances: Float32
+    depths: npt.NDArray[np.float64]
+    folds: Int64
 
 
 def make_folds(
@@ -113,7 +106,7 @@ def _by_cells(labels: Int64, n_folds: int, rng: np.random.Generator) -> Int64:
 def splits(labels: Int64, folds: Int64) -> Iterator[tuple[int, Int64, Int64]]:
     """Yield each fold that can be held out, the cells to train on without it, and those of it to look at.
 
-    Held-out cells of a class that the other folds lack are left out: no voice could name them.
+    Held-out cells of a class that the other folds lack are left out: no member could name them.
     """
     for fold in np.unique(folds):
         train = np.flatnonzero((folds != fold) & (labels >= 0))
@@ -123,62 +116,40 @@ def splits(labels: Int64, folds: Int64) -> Iterator[tuple[int, Int64, Int64]]:
             yield int(fold), train, test
 
 
-def crossfit(
+def look_at_held_out(
     cells: CellChunk,
     labels: Int64,
     folds: Int64,
-    voices: Iterable[Voices],
+    trained: Iterable[Members],
     *,
     n_neighbors: int,
     seed: int = 0,
     max_cells: int = 5000,
 ) -> HeldOut:
-    """Listen to voices on the cells of the fold that they were trained without, in every regime.
+    """Ask the members about the cells of the fold that they were trained without.
 
     Parameters
     ----------
-    voices
+    trained
         Those trained on the cells of each of :func:`splits`, in that order; at least one.
     max_cells
-        Held-out cells looked at, in all; more would not change a few weights. Each draw of a shift sees other
-        ones, as many in all.
+        Held-out cells looked at, in all; more would hardly change the calibration.
     """
     rng = np.random.default_rng(seed)
-    regimes = REGIMES | {regime.name: regime for regime in NOVELTY_REGIMES.values()}
-    scores: dict[str, list[list[Float32]]] = {name: [] for name in regimes}
-    neighbors: dict[str, list[Neighbors]] = {name: [] for name in regimes}
-    truth: dict[str, list[Int64]] = {name: [] for name in regimes}
-    distances: dict[str, list[Float32]] = {name: [] for name in regimes}
-    depths: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in regimes}
-    held: dict[str, list[Int64]] = {name: [] for name in regimes}
     n_folds = len(np.unique(folds))
-    for (fold, _, test), trained in zip(splits(labels, folds), voices, strict=True):
+    found, truth, held = [], [], []
+    for (fold, _, test), members in zip(splits(labels, folds), trained, strict=True):
         # An encoder that takes its time for a cell asks for fewer of them.
-        encoder = getattr(trained, "encoder", None)
-        most = min(max_cells, getattr(encoder, "held_out_cells", max_cells))
-        if len(test) > most // n_folds:
-            test = np.sort(rng.choice(test, most // n_folds, replace=False))
-        unseen = CellChunk(cells.X[test], cells.measured)
-        for name, regime in regimes.items():
-            for _ in range(DRAWS if regime.shifts and most == max_cells else 1):
-                some, y = unseen, labels[test]
-                per_draw = max_cells // (n_folds * DRAWS)
-                if regime.shifts and len(test) > per_draw:
-                    rows = np.sort(rng.choice(len(test), per_draw, replace=False))
-                    some, y = CellChunk(unseen.X[rows], unseen.measured), y[rows]
-                shifted = simulate(some, regime, y, seed=int(rng.integers(2**32)))
-                heard = trained.listen(shifted, n_neighbors)
-                scores[name].append(heard.scores)
-                neighbors[name].append(heard.neighbors)
-                truth[name].append(y)
-                distances[name].append(heard.distances)
-                depths[name].append(heard.depths)
-                held[name].append(np.full(len(y), fold, dtype=np.int64))
+        most = min(max_cells, getattr(members.encoder, "held_out_cells", max_cells)) // n_folds
+        if len(test) > most:
+            test = np.sort(rng.choice(test, most, replace=False))
+        found.append(members.look(CellChunk(cells.X[test], cells.measured), n_neighbors))
+        truth.append(labels[test])
+        held.append(np.full(len(test), fold, dtype=np.int64))
     return HeldOut(
-        {name: [np.concatenate(v) for v in zip(*parts, strict=True)] for name, parts in scores.items()},
-        {name: Neighbors.concatenate(parts) for name, parts in neighbors.items()},
-        {name: np.concatenate(parts) for name, parts in truth.items()},
-        {name: np.concatenate(parts) for name, parts in distances.items()},
-        {name: np.concatenate(parts) for name, parts in depths.items()},
-        {name: np.concatenate(parts) for name, parts in held.items()},
+        [np.concatenate(parts) for parts in zip(*(each.scores for each in found), strict=True)],
+        np.concatenate(truth),
+        np.concatenate([each.distances for each in found]),
+        np.concatenate([each.depths for each in found]),
+        np.concatenate(held),
     )

@@ -1,0 +1,282 @@
+"""The cell space: class-balanced discriminant axes of expression profiles, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.errors import InputError
+from scvec.profiles import MIN_SPREAD, Profile, most_variable
+from scvec.protocols import Progress, State, no_progress
+from scvec.types import CellChunk, Float32
+
+__all__ = ["Axes", "DiscriminantEncoder"]
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+#: Sizes of the two gene sets: the most variable genes, and the genes that separate the classes best. On
+#: development pairs (docs/benchmarks.md) the mean macro-F1 is flat from 200 to 800 for the second.
+N_VARIABLE, N_SEPARATING = 3000, 400
+#: Added to the within-class variance of every gene, as a multiple of the mean one. Flat from 1 to 4.
+PENALTY = 2.0
+#: Counts per this many are what a cell is scaled to.
+SCALE = 1e4
+#: Cells that are dense at a time.
+BLOCK = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """Discriminant axes over one set of genes.
+
+    With ``z`` the profile of a cell (:class:`scvec.profiles.Profile`, length 1), its coordinates are
+    ``(z - mean) @ weights``, and its part of the cell vector is these, scaled to length 1.
+
+    Attributes
+    ----------
+    genes
+        (n,) int64 numbers of the genes, ascending.
+    profile
+        Of these genes.
+    mean
+        (n,) float32 mean over classes of their mean profiles.
+    weights
+        (n, n_axes) float32.
+    """
+
+    genes: Int64
+    profile: Profile
+    mean: Float32
+    weights: Float32
+
+    def __post_init__(self) -> None:
+        n = len(self.genes)
+        if self.weights.ndim != 2 or not n == len(self.profile.mean) == len(self.mean) == len(self.weights):
+            raise ValueError(f"axes of shape {self.weights.shape} for {n} genes")
+
+    @classmethod
+    def fit(cls, X: Any, genes: Int64, labels: Int64) -> Axes:
+        """Learn from the cells ``X`` (n_cells, n) CSR over the genes; ``labels`` (n_cells,) int64, all >= 0.
+
+        Fisher's discriminant with every class counting alike and a ridge on the within-class covariance
+        (Friedman 1989, doi:10.1080/01621459.1989.10478752): the axes span the whitened class means. Solved
+        for cells or for genes, whichever are fewer. One cell a class leaves no within-class covariance: the
+        axes then span the class means as they are.
+        """
+        from scipy.linalg import solve
+
+        profile = Profile.from_cells(X, labels)
+        codes = np.unique(labels, return_inverse=True)[1]
+        n_classes, (n_cells, n_genes) = int(codes.max()) + 1, X.shape
+        counts = np.bincount(codes)
+        Z = np.empty((n_cells, n_genes), dtype=np.float32)
+        everything = np.ones(n_genes, dtype=bool)
+        for start in range(0, n_cells, BLOCK):
+            Z[start : start + BLOCK] = profile.unit(CellChunk(X[start : start + BLOCK], everything))
+        means = np.stack([Z[codes == k].mean(axis=0, dtype=np.float64) for k in range(n_classes)])
+        center = means.mean(axis=0)
+        between = (means - center).T
+        Z -= means.astype(np.float32)[codes]
+        Z *= np.sqrt(1.0 / (n_classes * counts[codes])).astype(np.float32)[:, None]
+        within = float(np.einsum("ij,ij->", Z, Z, dtype=np.float64))
+        ridge = PENALTY * max(within, 1e-6 * float((between**2).sum()), 1e-12) / n_genes
+        # Products in single precision: their error is far below the ridge, the time a half.
+        if n_cells < n_genes:
+            gram = (Z @ Z.T).astype(np.float64)
+            gram[np.diag_indices_from(gram)] += ridge
+            across = Z.astype(np.float64) @ between
+            S = (between - Z.T @ solve(gram, across, assume_a="pos", overwrite_a=True)) / ridge
+        else:
+            covariance = (Z.T @ Z).astype(np.float64)
+            covariance[np.diag_indices_from(covariance)] += ridge
+            S = solve(covariance, between, assume_a="pos", overwrite_a=True)
+        spread = between.T @ S
+        values, vectors = np.linalg.eigh((spread + spread.T) / 2)
+        kept = values > 1e-8 * max(float(values.max()), 1e-300)
+        weights = S @ (vectors[:, kept] / np.sqrt(values[kept]))
+        return cls(genes, profile, center.astype(np.float32), np.ascontiguousarray(weights, dtype=np.float32))
+
+    def encode(self, cells: CellChunk) -> tuple[Float32, Float32]:
+        """Return (n, n_axes) float32 unit vectors and (n,) their lengths before, of cells over the genes."""
+        found = self.profile.unit_product(cells, self.weights) - self.mean @ self.weights
+        lengths = np.maximum(np.linalg.norm(found, axis=1), 1e-6).astype(np.float32)
+        return np.asarray(found / lengths[:, None], dtype=np.float32), lengths
+
+
+class DiscriminantEncoder:
+    """Cell vectors in which cells of one class lie in one direction.
+
+    Two sets of discriminant axes (:class:`Axes`), one over the most variable genes and one over the genes
+    whose class means differ most for their spread within classes, both among the genes that were measured.
+    Cells are scaled to counts per ten thousand over the measured genes first, so that a panel and a whole
+    transcriptome are on one scale. The two unit vectors are put side by side and scaled to length 1: the
+    cosine of two cells is the mean of both cosines.
+
+    Parameters
+    ----------
+    variability
+        (n_genes,) of :func:`scvec.encoders.statistics.variability`, over all genes of the reference.
+    axes
+        Where trained.
+    """
+
+    name = "discriminant"
+
+    def __init__(self, variability: npt.NDArray[np.floating], axes: tuple[Axes, ...] = ()) -> None:
+        self.variability = np.asarray(variability, dtype=np.float32)
+        self.axes = axes
+
+    @property
+    def embed_dim(self) -> int:
+        """Length of a cell vector: at most twice the number of classes less one."""
+        return sum(a.weights.shape[1] for a in self.axes)
+
+    @property
+    def genes(self) -> Int64:
+        """Numbers of the genes that the vectors are made of, ascending."""
+        return np.unique(np.concatenate([a.genes for a in self.axes]))
+
+    def fit(
+        self,
+        chunks: Iterable[CellChunk],
+        labels: npt.NDArray[np.int64],
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Choose genes among those measured and solve for the axes. Nothing is drawn: ``seed`` is not used.
+
+        Raises
+        ------
+        InputError
+            If no measured gene varies, or fewer than two classes have cells.
+        """
+        import scipy.sparse as sp
+
+        parts = list(chunks)
+        X = sp.vstack([chunk.X for chunk in parts], format="csr") if len(parts) > 1 else parts[0].X
+        measured = parts[0].measured
+        rows = np.flatnonzero(labels >= 0)
+        X, y = X[rows], labels[rows]
+        if len(np.unique(y)) < 2:
+            raise InputError("fewer than two labels have cells", fix="give cells of at least two labels")
+        progress("fitting the cell space", 0, 2)
+        usable = np.flatnonzero(measured & np.isfinite(self.variability))
+        if len(usable) == 0:
+            raise InputError("no gene that was measured varies in the reference", fix="check the gene names")
+        X = rescaled(X, measured)[:, usable]
+        sets = [
+            most_variable(self.variability[usable], N_VARIABLE),
+            most_variable(separation(X, y), N_SEPARATING),
+        ]
+        if np.array_equal(*sets):
+            sets = sets[:1]
+        axes = []
+        for done, chosen in enumerate(sets, 1):
+            axes.append(Axes.fit(X[:, chosen], usable[chosen], y))
+            progress("fitting the cell space", done, len(sets))
+        self.axes = tuple(axes)
+
+    def read(self, chunk: CellChunk) -> CellChunk:
+        """Return the cells over :attr:`genes`, scaled over all genes that were measured."""
+        genes = self.genes
+        return CellChunk(rescaled(chunk.X, chunk.measured, genes), chunk.measured[genes])
+
+    def encode_read(self, known: CellChunk) -> Float32:
+        """Return (n, embed_dim) float32 vectors of length 1 of what :meth:`read` returned."""
+        parts = [axes.encode(self._over(axes, known))[0] for axes in self.axes]
+        return np.asarray(np.hstack(parts) / np.sqrt(len(parts)), dtype=np.float32)
+
+    def encode(self, chunk: CellChunk) -> Float32:
+        """Return (n, embed_dim) float32 vectors of length 1 of cells over all genes of the reference."""
+        return self.encode_read(self.read(chunk))
+
+    def shares(self, chunk: CellChunk, directions: Float64) -> Float64:
+        """Return (n, n_genes) what each gene adds to cell vector times direction, given the vector's length.
+
+        The cell is compared with the mean profile of all classes, gene by gene.
+        """
+        known = self.read(chunk)
+        found = np.zeros((len(chunk), len(self.variability)))
+        start = 0
+        for axes in self.axes:
+            stop = start + axes.weights.shape[1]
+            cells = self._over(axes, known)
+            weights = directions[:, start:stop] @ axes.weights.T.astype(np.float64)
+            _, lengths = axes.encode(cells)
+            part = (axes.profile.unit(cells).astype(np.float64) - axes.mean) * weights
+            found[:, axes.genes] += part / (lengths[:, None].astype(np.float64) * np.sqrt(len(self.axes)))
+            start = stop
+        return found
+
+    def _over(self, axes: Axes, known: CellChunk) -> CellChunk:
+        return known.select(np.searchsorted(self.genes, axes.genes))
+
+    def state(self) -> State:
+        """Return the arrays of all axes."""
+        tensors: dict[str, npt.NDArray[Any]] = {"variability": self.variability}
+        for i, axes in enumerate(self.axes):
+            tensors |= {f"{i}.{name}": value for name, value in axes.profile.state().items()}
+            tensors |= {f"{i}.genes": axes.genes, f"{i}.mean": axes.mean, f"{i}.weights": axes.weights}
+        return tensors, {"n_sets": len(self.axes)}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> DiscriminantEncoder:
+        """Rebuild from :meth:`state`."""
+        variability = tensors["variability"]
+        axes = []
+        for i in range(int(meta["n_sets"])):
+            genes = tensors[f"{i}.genes"].astype(np.int64)
+            if len(genes) == 0 or genes.min() < 0 or genes.max() >= len(variability):
+                raise ValueError("axes of genes that the reference does not have")
+            profile = Profile.from_state(
+                {name: tensors[f"{i}.{name}"] for name in ("profile.mean", "profile.spread")}
+            )
+            axes.append(Axes(genes, profile, tensors[f"{i}.mean"], tensors[f"{i}.weights"]))
+        if not axes:
+            raise ValueError("a discriminant space without axes")
+        return cls(variability, tuple(axes))
+
+
+def rescaled(X: Any, measured: npt.NDArray[np.bool_], genes: Int64 | None = None) -> Any:
+    """Return log1p CP10k over the measured genes, of cells (n, n_genes) CSR of log1p CP10k over more.
+
+    Parameters
+    ----------
+    genes
+        Numbers of the columns to return; all when None.
+    """
+    linear = np.expm1(X.data)
+    counted = linear if measured.all() else np.where(measured[X.indices], linear, np.float32(0.0))
+    sums = np.add.reduceat(np.append(counted, 0.0).astype(np.float64), X.indptr[:-1].astype(np.int64))
+    sums[np.diff(X.indptr) == 0] = 0.0
+    factor = np.where(sums > 0, SCALE / np.maximum(sums, 1e-12), 0.0)
+    found = type(X)((counted, X.indices, X.indptr), shape=X.shape)
+    if genes is not None:
+        found = found[:, genes]
+    per_value = np.repeat(factor.astype(np.float32), np.diff(found.indptr))
+    found.data = np.log1p(found.data * per_value).astype(np.float32)
+    found.eliminate_zeros()
+    return found
+
+
+def separation(X: Any, labels: Int64) -> Float64:
+    """Return (n_genes,) variance of the class means over the variance within classes, of cells X CSR.
+
+    Classes count alike; ``MIN_SPREAD`` keeps genes that hardly vary from having the largest ratios.
+    """
+    from scipy.sparse import csr_matrix
+
+    codes = np.unique(labels, return_inverse=True)[1]
+    weights = 1.0 / np.bincount(codes)[codes]
+    member = csr_matrix((weights, (codes, np.arange(len(codes)))), shape=(int(codes.max()) + 1, len(codes)))
+    first = (member @ X).toarray().astype(np.float64)
+    second = (member @ X.multiply(X).tocsr()).toarray().astype(np.float64)
+    within = np.maximum(second - first**2, 0.0).mean(axis=0)
+    ratio: Float64 = first.var(axis=0) / (within + MIN_SPREAD**2)
+    return ratio
