@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import io
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +13,17 @@ import numpy as np
 
 from scvec.errors import InputError
 from scvec.ingest.borders import reading
-from scvec.ingest.turned import Origin, Piece, Turned, collected, index_dtype, values_within
+from scvec.ingest.turned import Origin, Piece, Turned, collected, index_dtype
 
 __all__ = ["AGAIN", "open_text", "read_text"]
 
 AGAIN = "copy or download it again"
 #: The fewest bytes that a value takes as text ("1 1 1" and a line break), and how often gzip can shrink it.
 _LEAST_TEXT, _GZIP = 6, 1032
-#: Bytes of text in work at most, at least, and as a share of the memory: ten times as much is made of them.
-_MOST, _LEAST, _SHARE = 2**23, 2**12, 128
+#: Bytes of text in work at least, at most, and as a share of the memory: six times as much is made of them.
+_LEAST, _MOST, _SHARE = 2**12, 2**21, 128
 #: A line of three numbers is far shorter.
 _LONGEST_LINE = 2**16
-_NUMBERS = b"0123456789+-.eE \t\r\nnNaAiIfFtTyY"  # with "nan" and "infinity", which are told of later
-_BLANK = re.compile(rb"\n[ \t\r]*(?=\n)")
-_BLANK_ENDS = (b"\n\n", b" \n", b"\t\n", b"\r\n")
-
-
-@dataclass(frozen=True)
-class _Head:
-    """What the first lines say.
-
-    Attributes
-    ----------
-    field
-        ``integer`` or ``real``.
-    n_genes, n_cells, n_values
-        The size claimed.
-    n_lines
-        Lines up to here.
-    """
-
-    field: str
-    n_genes: int
-    n_cells: int
-    n_values: int
-    n_lines: int
 
 
 def open_text(path: Path) -> Any:
@@ -84,19 +58,19 @@ def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Turned:
     with reading(path):
         try:
             with open_text(path) as handle:
-                head = _head(handle, path)
-                if (head.n_genes, head.n_cells) != (n_genes, n_cells):
-                    what = f"the matrix is {head.n_genes:,} x {head.n_cells:,}, "
+                whole, *claimed, n_values = _head(handle, path)
+                if claimed != [n_genes, n_cells]:
+                    what = f"the matrix is {claimed[0]:,} x {claimed[1]:,}, "
                     what += f"but there are {n_genes:,} genes and {n_cells:,} cells"
                     raise InputError(what, where, AGAIN)
                 size = path.stat().st_size * (_GZIP if path.suffix == ".gz" else 1)
-                if head.n_values < 0 or head.n_values > size // _LEAST_TEXT:
-                    what = f"{path.name} claims {head.n_values:,} values, which it cannot hold: it is damaged"
+                if not 0 <= n_values <= size // _LEAST_TEXT:
+                    what = f"{path.name} claims {n_values:,} values, which it cannot hold: it is damaged"
                     raise InputError(what, where, AGAIN)
                 origin = Origin(where, "is text", "give the .h5 of Cell Ranger in place of the folder")
-                pieces = _pieces(handle, head, path, memory)
                 shape = n_cells, n_genes
-                return collected(pieces, head.n_values, shape, np.dtype(np.float32), origin, memory)
+                pieces = _pieces(handle, path, whole, shape, n_values, memory)
+                return collected(pieces, n_values, shape, np.dtype(np.float32), origin, memory)
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(path, str(error)) from error
 
@@ -105,80 +79,88 @@ def _damaged(path: Path, reason: str) -> InputError:
     return InputError(f"{path.name} is damaged: {reason}", str(path.parent), AGAIN)
 
 
-def _head(handle: Any, path: Path) -> _Head:
-    """Read the first lines, up to the one that tells the size."""
-    first, line, n_lines = handle.readline(1024), b"%", 1
+def _head(handle: Any, path: Path) -> tuple[bool, int, int, int]:
+    """Read the first lines, up to the one with the size.
+
+    Returns
+    -------
+    Whether the values are whole numbers, and how many genes, cells and values the file claims to have.
+    """
+    kind, line = handle.readline(1024).lower().split(), b"%"
     while line.startswith(b"%"):
-        line, n_lines = handle.readline(_LONGEST_LINE), n_lines + 1
-    kind = first.lower().split()
+        line = handle.readline(_LONGEST_LINE)
     try:
         claimed = [int(word) for word in line.split()]
     except ValueError as error:
         raise _damaged(path, str(error)) from error
-    if (
-        kind[:3] != [b"%%matrixmarket", b"matrix", b"coordinate"]
-        or kind[4:] != [b"general"]
-        or len(claimed) != 3
-    ):
-        raise InputError(f"{path.name} is no sparse Matrix Market file", str(path.parent), AGAIN)
+    shape = [b"%%matrixmarket", b"matrix", b"coordinate"], [b"general"]
+    if (kind[:3], kind[4:]) != shape or len(claimed) != 3:
+        raise InputError(f"{path.name} is not a sparse Matrix Market file", str(path.parent), AGAIN)
     if kind[3] not in (b"integer", b"real"):
         raise InputError(f"{path.name} holds no numbers", str(path.parent), AGAIN)
     n_genes, n_cells, n_values = claimed
-    return _Head(kind[3].decode(), n_genes, n_cells, n_values, n_lines)
+    return kind[3] == b"integer", n_genes, n_cells, n_values
 
 
-def _pieces(handle: Any, head: _Head, path: Path, memory: int) -> Iterator[Piece]:
-    """Yield all values as cells, genes and float32; see to it that they are as many as was claimed."""
-    most, n_lines, left = values_within(memory), head.n_lines, head.n_values
-    for block in _blocks(handle, path, int(np.clip(memory // _SHARE, _LEAST, _MOST))):
-        cells, genes, data = _parsed(block, head, path, n_lines)
-        n_lines += block.count(b"\n")
-        left -= len(data)
-        if left < 0:
-            raise _damaged(path, f"there are more values than the {head.n_values:,} it claims")
-        for a in range(0, len(data), most):
-            yield cells[a : a + most], genes[a : a + most], data[a : a + most]
-    if left:
-        raise _damaged(path, f"it ends after {head.n_values - left:,} of {head.n_values:,} values")
+def _pieces(
+    handle: Any, path: Path, whole: bool, shape: tuple[int, int], n_values: int, memory: int
+) -> Iterator[Piece]:
+    """Yield all values as cells, genes and float32, counted from 0.
 
-
-def _blocks(handle: Any, path: Path, size: int) -> Iterator[bytes]:
-    """Yield whole lines of together about ``size`` bytes."""
-    rest = b""
-    while text := handle.read(size):
-        end = text.rfind(b"\n") + 1
-        if end:
-            yield rest + text[:end]
-            rest = b""
-        rest += text[end:]
-        if len(rest) > _LONGEST_LINE:
-            raise _damaged(path, f"a line has more than {_LONGEST_LINE:,} bytes")
-    if rest:
-        yield rest + b"\n"
-
-
-def _parsed(block: bytes, head: _Head, path: Path, n_lines: int) -> Piece:
-    """Turn whole lines into numbers, counted from 0.
-
-    scipy's reader runs past the end of a text whose last line does not end, or that has a zero byte, and the
-    process with it. So a block ends with a line break and is made of nothing but what belongs into numbers.
+    Parameters
+    ----------
+    whole
+        Whether the values are whole numbers.
+    shape
+        (n_cells, n_genes) that all numbers must be within.
+    n_values
+        How many values there must be.
     """
-    from scipy.io import mmread
+    n_read = 0
+    while block := handle.read(int(np.clip(memory // _SHARE, _LEAST, _MOST))):
+        # The rest of a longer line is then a line without three numbers, which is refused.
+        genes, cells, values = _columns(block + handle.readline(_LONGEST_LINE), path, whole, shape, n_read)
+        for what, numbers, n in (("cell", cells, shape[0]), ("gene", genes, shape[1])):
+            outside = (numbers < 1) | (numbers > n)
+            if outside.any():
+                at = int(outside.argmax())
+                raise _damaged(path, f"value {n_read + at + 1:,} is of {what} {numbers[at]:,} of {n:,}")
+        n_read += len(values)
+        if n_read > n_values:
+            raise _damaged(path, f"there are more values than the {n_values:,} it claims")
+        with np.errstate(over="ignore"):  # infinite values are reported when all are read
+            yield cells - 1, genes - 1, values.astype(np.float32)
+    if n_read < n_values:
+        raise _damaged(path, f"it ends after {n_read:,} of {n_values:,} values")
 
-    odd = block.translate(None, _NUMBERS)
-    if odd:
-        raise _damaged(path, f"{odd[:1]!r} has no place in a number")
-    n = block.count(b"\n")
-    if block.startswith(b"\n") or any(end in block for end in _BLANK_ENDS):
-        n -= sum(1 for _ in _BLANK.finditer(b"\n" + block))
-    title = f"%%MatrixMarket matrix coordinate {head.field} general\n{head.n_genes} {head.n_cells} {n}\n"
+
+def _columns(block: bytes, path: Path, whole: bool, shape: tuple[int, int], n_read: int) -> list[Any]:
+    """Return the genes, cells and values of some lines of text; ``n_read`` values were before them."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    cell, gene = (pa.from_numpy_dtype(index_dtype(n)) for n in shape)
+    types = {"gene": gene, "cell": cell, "value": pa.int64() if whole else pa.float64()}
+    lines = csv.ReadOptions(use_threads=False, block_size=2**20, column_names=list(types))
+    words = csv.ParseOptions(delimiter=" ", quote_char=False)
+    numbers = csv.ConvertOptions(column_types=types, null_values=[], check_utf8=False)
+
+    def parsed(text: bytes) -> list[Any]:
+        # Not of Arrow's own pool, which gives nothing back.
+        pool = pa.system_memory_pool()
+        table = csv.read_csv(pa.BufferReader(text), lines, words, numbers, memory_pool=pool)
+        return [column.to_numpy() for column in table.columns]
+
     try:
-        found: Any = mmread(io.BytesIO(title.encode() + block))
-    except (ValueError, OverflowError) as error:
-        # Its lines are counted from the title, which has two.
-        told = re.sub(r"^Line (\d+)", lambda m: f"line {int(m[1]) - 2 + n_lines:,}", str(error))
-        raise _damaged(path, told.rstrip(".")) from error
-    cells = found.col.astype(index_dtype(head.n_cells), copy=False)
-    genes = found.row.astype(index_dtype(head.n_genes), copy=False)
-    with np.errstate(over="ignore"):  # infinite values are told of when all are read
-        return cells, genes, found.data.astype(np.float32)
+        return parsed(block)
+    except (pa.ArrowInvalid, UnicodeError):
+        pass
+    try:
+        # Arrow splits at single blanks only; some programs write tabs, or blanks at the ends of lines.
+        return parsed(b"".join(b" ".join(line.split()) + b"\n" for line in block.splitlines()))
+    except (pa.ArrowInvalid, UnicodeError) as error:
+        # What Arrow says has parts of the file in it, which may be anything.
+        row = re.search(r"Row #(\d+)", str(error))
+        at = f"value {n_read + int(row[1]):,}" if row else f"a line after value {n_read:,}"
+        kind = "whole number" if whole else "number"
+        raise _damaged(path, f"{at} is not a gene, a cell and a {kind}") from error
