@@ -18,7 +18,7 @@ from scvec.annotate.majority import clusters, majority, need_igraph
 from scvec.api.engines import AT_ONCE
 from scvec.api.judging import judged, provenance
 from scvec.api.stages import Stages
-from scvec.columns import Coded
+from scvec.columns import coded
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
 from scvec.side_by_side import n_cores, side_by_side
@@ -251,7 +251,7 @@ def query(
             with stages("cluster"):
                 progress("clustering cells", 0, None)
                 cluster = clusters(annotation.vectors)
-                voted = Coded(majority(annotation.proba, cluster), annotation.classes)
+                voted = coded(majority(annotation.proba, cluster), annotation.classes)
                 annotation = annotation.changed(cluster=cluster, majority=voted)
         if target is not None:
             with stages("write"):
