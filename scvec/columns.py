@@ -115,19 +115,15 @@ class Packed:
         return not (hashes[1:] == hashes[:-1]).any() or len(set(self.to_array())) == len(self)
 
     def __getitem__(self, row: int) -> str:
-        value = self._values[int(row)]
-        return str(value.as_py() if hasattr(value, "as_py") else value)
+        return str(self._values[int(row)])
 
     def part(self, rows: slice) -> Strings:
         """Return the names of some rows as objects."""
-        values = self._values[rows]
-        if isinstance(values, np.ndarray):
-            return values
-        return np.asarray(values.to_numpy(zero_copy_only=False), dtype=object)
+        return np.asarray(self._values[rows], dtype=object)
 
     def to_array(self) -> Strings:
         """Return (n,) strings, as objects."""
-        return np.array(self.part(slice(None)))
+        return np.array(self._values, dtype=object)
 
 
 class TextAttribute:
