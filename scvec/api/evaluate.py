@@ -113,7 +113,7 @@ def evaluate(
 def _writable(path: Path | str | None, endings: tuple[str, ...], query: Any) -> Path | None:
     if path is None:
         return None
-    from scvec.ingest.h5ad_output import check_output
+    from scvec.ingest.write import check_output
 
     target = check_output(path, query if isinstance(query, str | Path) else None)
     if target.suffix not in endings:

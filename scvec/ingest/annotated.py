@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvec.errors import InputError
 from scvec.ingest.borders import reading
-from scvec.ingest.h5ad_safety import check_h5ad
+from scvec.ingest.checks import check_h5ad
 
 if TYPE_CHECKING:
     from anndata import AnnData

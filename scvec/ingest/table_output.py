@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from scvec.errors import InputError
-from scvec.ingest.h5ad_output import check_output, replacing
+from scvec.ingest.write import check_output, replacing
 
 __all__ = ["write_table", "write_tables"]
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from scvec.errors import InputError
 from scvec.ingest.borders import parse_memory, reading, size_text
-from scvec.ingest.h5ad_safety import MAX_DEPTH, MAX_OBJECTS, MAX_RATIO, RATIO_FLOOR
+from scvec.ingest.checks import MAX_DEPTH, MAX_OBJECTS, MAX_RATIO, RATIO_FLOOR
 
 __all__ = ["is_zarr", "open_zarr"]
 

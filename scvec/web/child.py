@@ -51,7 +51,7 @@ def limit(memory: int, seconds: float, n_bytes: int) -> None:
 
 def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     """Annotate the upload and write the files of the job; returns the summary of the annotation."""
-    from scvec.ingest.h5ad_safety import check_h5ad
+    from scvec.ingest.checks import check_h5ad
 
     folder = Path(request["folder"])
     # The query does so too; here it comes before anything large is loaded.

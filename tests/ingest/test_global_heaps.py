@@ -10,8 +10,8 @@ import pytest
 
 import scvec
 from scvec.errors import InputError
+from scvec.ingest.checks import check_h5ad
 from scvec.ingest.global_heaps import broken_heap
-from scvec.ingest.h5ad_safety import check_h5ad
 
 DEMO = Path(scvec.__file__).parent / "data"
 

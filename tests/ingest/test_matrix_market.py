@@ -19,9 +19,9 @@ from scvec import scratch
 from scvec.errors import InputError
 from scvec.ingest import matrix_market
 from scvec.ingest.cells import CellSource
-from scvec.ingest.h5ad_output import write_annotated
 from scvec.ingest.matrices import open_matrix
 from scvec.ingest.matrix_market import read_text
+from scvec.ingest.write import write_annotated
 
 PLENTY = 2**30
 ENDS = [b"\n", b"\r\n", b" \n", b"\n\n", b"\n \t\n", b"\r\n\r\n"]

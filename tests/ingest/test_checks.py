@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import scvec
 from scvec.errors import InputError, ResourceError, ScvecError
 from scvec.ingest.borders import disk_errors, reading
-from scvec.ingest.h5ad_safety import check_h5ad, open_h5ad
+from scvec.ingest.checks import check_h5ad, open_h5ad
 
 DEMO = Path(scvec.__file__).parent / "data"
 

@@ -20,8 +20,8 @@ import pandas as pd
 
 from scvec.errors import InputError
 from scvec.ingest.borders import disk_errors, reading
+from scvec.ingest.checks import open_h5ad
 from scvec.ingest.h5ad_copy import write_as_h5ad
-from scvec.ingest.h5ad_safety import open_h5ad
 from scvec.ingest.openers import is_h5ad
 from scvec.scratch import release
 
@@ -94,7 +94,7 @@ def write_annotated(
     uns
         Entries to add to uns. None values are left out, tuples become lists.
     checked
-        The file was just checked (:func:`scvec.ingest.h5ad_safety.open_h5ad`): do not read it again.
+        The file was just checked (:func:`scvec.ingest.checks.open_h5ad`): do not read it again.
     memory
         What may be used where cells are not copied as they lie: of folders and of Cell Ranger's files.
 
