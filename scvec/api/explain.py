@@ -141,8 +141,8 @@ class Explainer:
         progress: Progress = no_progress,
     ) -> Explainer:
         """Open an annotated h5ad file or AnnData object; raises as :func:`explain`."""
-        from scvec.ingest.annotated import read_parameters
         from scvec.ingest.cells import CellSource
+        from scvec.ingest.write import read_parameters
 
         with ExitStack() as stack:
             progress("reading cells", 0, None)

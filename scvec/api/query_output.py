@@ -125,8 +125,7 @@ def write_output(annotation: Annotation, path: Any, target: Path, columns: str, 
     The cells were read for the annotation just now, and checked before that. Where they are read again,
     ``memory`` bytes may be used.
     """
-    from scvec.ingest.table_output import write_tables
-    from scvec.ingest.write import write_annotated
+    from scvec.ingest.write import write_annotated, write_tables
 
     if target.suffix == ".h5ad":
         table = annotation.to_table(named=False)

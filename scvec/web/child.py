@@ -58,7 +58,7 @@ def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     tell({"stage": "checking the file", "done": 0, "total": None})
     check_h5ad(folder / UPLOAD, memory=int(request["memory"]) // 2)
     from scvec.api.query import query
-    from scvec.ingest.table_output import write_tables
+    from scvec.ingest.write import write_tables
 
     options = {k: v for k, v in request["options"].items() if v is not None}
     found = query(

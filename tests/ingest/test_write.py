@@ -19,8 +19,7 @@ import scipy.sparse as sp
 import scvec
 from scvec.errors import InputError, ResourceError
 from scvec.ingest import write
-from scvec.ingest.table_output import write_table, write_tables
-from scvec.ingest.write import check_output, write_annotated
+from scvec.ingest.write import check_output, write_annotated, write_table, write_tables
 
 N = 40
 
@@ -252,7 +251,7 @@ import os, resource, sys
 import anndata, numpy as np, pandas as pd
 from scvec.errors import ResourceError
 from scvec.ingest.write import write_annotated
-from scvec.ingest.table_output import write_table
+from scvec.ingest.write import write_table
 
 source, folder = sys.argv[1:]
 obs = pd.DataFrame({"scvec_n": range(40)})

@@ -17,10 +17,10 @@ from scipy.io import mmread
 
 from scvec import scratch
 from scvec.errors import InputError
-from scvec.ingest import matrix_market
+from scvec.ingest import tenx
 from scvec.ingest.cells import CellSource
 from scvec.ingest.matrices import open_matrix
-from scvec.ingest.matrix_market import read_text
+from scvec.ingest.tenx import read_text
 from scvec.ingest.write import write_annotated
 
 PLENTY = 2**30
@@ -53,8 +53,8 @@ def test_text_in_any_order_and_spacing(folder: Path, entries, order, ends, packe
     path = folder / ("matrix.mtx.gz" if packed else "matrix.mtx")
     path.write_bytes(gzip.compress(text, 1) if packed else text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrix_market, "_LEAST", block)
-        patch.setattr(matrix_market, "_MOST", block)
+        patch.setattr(tenx, "_LEAST", block)
+        patch.setattr(tenx, "_MOST", block)
         made = read_text(path, 9, 7, memory)
     assert isinstance(made.data, np.memmap) == (12 * len(entries) > memory // 8)
     assert made.data.dtype == np.float32
