@@ -140,7 +140,7 @@ def ingest_cells(
     from scvec.backbones.spec import load_backbone, parse_spec
     from scvec.encoders.registry import needs_text
     from scvec.ingest.cells import CellSource
-    from scvec.ingest.label_map import as_label_map
+    from scvec.ingest.labels import as_label_map
     from scvec.profiles import most_variable
     from scvec.stores.files import check_reference_name
     from scvec.stores.store import Store

@@ -71,7 +71,7 @@ def evaluate(
         If the column is missing, no cell is left to score, or an option cannot be used.
     """
     from scvec.api.query import query as annotate_file
-    from scvec.ingest.label_map import as_label_map
+    from scvec.ingest.labels import as_label_map
 
     target = _writable(output, (".json",), query)
     figure = _writable(plot, PLOTS, query)
