@@ -283,17 +283,19 @@ def _columns(block: bytes, path: Path, whole: bool, shape: tuple[int, int], n_re
     numbers = csv.ConvertOptions(column_types=types, null_values=[], check_utf8=False)
 
     def parsed(text: bytes) -> list[Any]:
+        if b"x" in text or b"X" in text:
+            raise pa.ArrowInvalid("Arrow would read 0x10 as 16")
         # Not of Arrow's own pool, which gives nothing back.
         pool = pa.system_memory_pool()
         table = csv.read_csv(pa.BufferReader(text), lines, words, numbers, memory_pool=pool)
         return [column.to_numpy() for column in table.columns]
 
     try:
-        return parsed(block)
+        return parsed(block.replace(b"\t", b" "))
     except (pa.ArrowInvalid, UnicodeError):
         pass
     try:
-        # Arrow splits at single blanks only; some programs write tabs, or blanks at the ends of lines.
+        # Arrow splits at single blanks only; some programs write several, or some at the ends of lines.
         return parsed(b"".join(b" ".join(line.split()) + b"\n" for line in block.splitlines()))
     except (pa.ArrowInvalid, UnicodeError) as error:
         # What Arrow says has parts of the file in it, which may be anything.

@@ -75,6 +75,7 @@ BAD = {
     "no-utf8": (1, b"1 1 \xff\n", "value 1 is not"),
     "escape": (1, b"1 1 \x1b[2J\n", "value 1 is not"),
     "comma": (1, b"1 1 1,5\n", "value 1 is not"),
+    "hexadecimal": (1, b"1 1 0x10\n", "after value 0 is not"),
     "quotes": (1, b'1 1 "5"\n', "value 1 is not"),
     "comment-below": (2, b"1 1 5\n% here\n1 1 1\n", "value 2 is not"),
     "gene-beyond": (3001, MANY + b"10 1 1\n", "value 3,001 is of gene 10 of 9"),
