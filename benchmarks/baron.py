@@ -19,10 +19,10 @@ import numpy as np
 from baselines import logistic_regression, matched
 from tables import markdown, publish
 
-from scvec.model.metrics import accuracy, expected_calibration_error, macro_f1
 from scvec.api.cells import ingest_cells
 from scvec.api.demo import merge_labels
 from scvec.api.query import query
+from scvec.model.metrics import accuracy, expected_calibration_error, macro_f1
 
 COLUMNS = ("pair", "method", "accuracy", "macro_f1", "sd_macro_f1", "ece")
 

@@ -14,9 +14,9 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from scvec.model.terms import TermMatcher
 from scvec.api.label_terms import CLEARLY, N_CANDIDATES, SURE_ENOUGH
 from scvec.backbones.spec import load_backbone, parse_spec
+from scvec.model.terms import TermMatcher
 from scvec.stores.knowledge import KnowledgeBase
 
 

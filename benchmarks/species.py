@@ -23,11 +23,11 @@ import numpy as np
 from pairs import PANCREAS_MERGED
 from tables import markdown, publish
 
-from scvec.model.metrics import accuracy, macro_f1
 from scvec.api import resolvers
 from scvec.api.cells import ingest_cells
 from scvec.api.query import query
 from scvec.ingest.identity import GeneResolver
+from scvec.model.metrics import accuracy, macro_f1
 
 VOICES = {"default": "label", "head": "label_head", "neighbours": "label_knn"}
 SCORES = tuple(f"{score}, {voice}" for voice in VOICES for score in ("macro_f1", "accuracy"))

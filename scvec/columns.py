@@ -1,4 +1,4 @@
-"""Texts of many cells in little memory: labels as numbers into a few texts, names as one run of bytes.
+"""Texts of many cells in little memory: labels as categories of pandas, names as one array of Arrow.
 
 An array of objects takes eight bytes a cell for each label, and 70 for a name. What is here takes one or two,
 and 8 beside the name itself; the array is made when somebody wants it.
@@ -6,9 +6,8 @@ and 8 beside the name itself; the array is made when somebody wants it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,11 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Coded", "Given", "Packed", "TextAttribute", "blocks", "code_type", "holds_texts", "texts_of"]
+__all__ = ["Packed", "Texts", "blocks", "code_type", "coded", "counts", "holds_texts", "texts_of"]
 
 T = TypeVar("T")
+#: A text of a few for each cell; only texts that occur are categories, by the alphabet.
+Texts: TypeAlias = "pd.Categorical[Any]"
 Strings = npt.NDArray[np.object_]
 
 #: Cells whose names are objects at a time while they are written.
@@ -36,29 +37,8 @@ def code_type(n_texts: int) -> np.dtype[Any]:
     return np.dtype(next(t for t in (np.int8, np.int16, np.int32) if n_texts <= np.iinfo(t).max + 1))
 
 
-class Given:
-    """Texts as they were given: an array."""
-
-    def __init__(self, values: Strings) -> None:
-        self.values = values
-
-    def counts(self) -> dict[str, int]:
-        """Return how many cells have each text, most first, then by the alphabet."""
-        return _most_first(Counter(self.values.tolist()))
-
-    def equal(self, text: str) -> npt.NDArray[np.bool_]:
-        """Return (n,) which cells have a text."""
-        return np.asarray(self.values == text, dtype=bool)
-
-    def category(self) -> pd.Categorical[Any]:
-        """Return the texts as pandas makes categories of them: those that occur, by the alphabet."""
-        import pandas as pd
-
-        return pd.Categorical(self.values)
-
-
-class Coded:
-    """Texts of n cells, each one of a few.
+def coded(codes: npt.NDArray[Any], texts: Iterable[Any]) -> Texts:
+    """Return n texts that are given as numbers into a few.
 
     Parameters
     ----------
@@ -67,40 +47,20 @@ class Coded:
     texts
         What the numbers stand for; several may be the same.
     """
+    import pandas as pd
 
-    def __init__(self, codes: npt.NDArray[Any], texts: Any) -> None:
-        self.texts = np.array([str(t) for t in texts], dtype=object)
-        self.codes = np.asarray(codes).astype(code_type(len(self.texts)), copy=False)
+    names = np.array([str(t) for t in texts], dtype=object)
+    occurring = np.flatnonzero(np.bincount(codes, minlength=len(names)))
+    few = pd.Categorical(names[occurring])
+    number = np.zeros(len(names), dtype=few.codes.dtype)
+    number[occurring] = few.codes
+    return pd.Categorical.from_codes(number[codes], dtype=few.dtype)
 
-    def __len__(self) -> int:
-        return len(self.codes)
 
-    def to_array(self) -> Strings:
-        """Return (n,) strings, as objects: cells share those that are the same."""
-        return np.asarray(self.texts[self.codes])
-
-    def counts(self) -> dict[str, int]:
-        """Return how many cells have each text, as :meth:`Given.counts`."""
-        found: Counter[str] = Counter()
-        for text, n in zip(self.texts, np.bincount(self.codes, minlength=len(self.texts)), strict=True):
-            if n:
-                found[text] += int(n)
-        return _most_first(found)
-
-    def equal(self, text: str) -> npt.NDArray[np.bool_]:
-        """Return (n,) which cells have a text."""
-        alike = np.array([t == text for t in self.texts], dtype=bool)
-        return np.asarray(alike[self.codes])
-
-    def category(self) -> pd.Categorical[Any]:
-        """Return what pandas makes of :meth:`to_array`, with no array made for it."""
-        import pandas as pd
-
-        there = np.flatnonzero(np.bincount(self.codes, minlength=len(self.texts)))
-        few = pd.Categorical(self.texts[there])
-        number = np.zeros(len(self.texts), dtype=few.codes.dtype)
-        number[there] = few.codes
-        return pd.Categorical.from_codes(number[self.codes], dtype=few.dtype)
+def counts(texts: Texts) -> dict[str, int]:
+    """Return how many cells have each text, most first, then by the alphabet."""
+    found = np.bincount(texts.codes, minlength=len(texts.categories))
+    return {str(texts.categories[i]): int(found[i]) for i in np.argsort(-found, kind="stable") if found[i]}
 
 
 class Packed:
@@ -155,19 +115,15 @@ class Packed:
         return not (hashes[1:] == hashes[:-1]).any() or len(set(self.to_array())) == len(self)
 
     def __getitem__(self, row: int) -> str:
-        value = self._values[int(row)]
-        return str(value.as_py() if hasattr(value, "as_py") else value)
+        return str(self._values[int(row)])
 
     def part(self, rows: slice) -> Strings:
         """Return the names of some rows as objects."""
-        values = self._values[rows]
-        if isinstance(values, np.ndarray):
-            return values
-        return np.asarray(values.to_numpy(zero_copy_only=False), dtype=object)
+        return np.asarray(self._values[rows], dtype=object)
 
     def to_array(self) -> Strings:
         """Return (n,) strings, as objects."""
-        return np.array(self.part(slice(None)))
+        return np.array(self._values, dtype=object)
 
 
 class TextAttribute:
@@ -184,8 +140,10 @@ class TextAttribute:
         if instance is None:
             return self
         held = vars(instance)[self._name]
-        if isinstance(held, (Coded, Packed)):
+        if isinstance(held, Packed):
             held = vars(instance)[self._name] = held.to_array()
+        elif hasattr(held, "categories"):
+            held = vars(instance)[self._name] = np.asarray(held, dtype=object)
         return held
 
     def __set__(self, instance: Any, value: Any) -> None:
@@ -206,11 +164,9 @@ def holds_texts(*names: str) -> Callable[[type[T]], type[T]]:
     return changed
 
 
-def texts_of(instance: Any, name: str) -> Given | Coded:
-    """Return what a :class:`TextAttribute` of labels holds, and make no array."""
+def texts_of(instance: Any, name: str) -> Texts:
+    """Return what a :class:`TextAttribute` of labels holds as categories; no array of objects is made."""
+    import pandas as pd
+
     held = vars(instance)[name]
-    return held if isinstance(held, Coded) else Given(np.asarray(held))
-
-
-def _most_first(found: Counter[str]) -> dict[str, int]:
-    return dict(sorted(found.items(), key=lambda one: (-one[1], one[0])))
+    return held if isinstance(held, pd.Categorical) else pd.Categorical(np.asarray(held, dtype=object))

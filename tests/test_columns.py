@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import pickle
 import tracemalloc
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scvec.columns import Packed, blocks, code_type, coded, counts, holds_texts
 from scvec.model.annotation import Annotation
 from scvec.model.set_names import set_names
 from scvec.model.status import STATUSES
-from scvec.columns import Coded, Given, Packed, blocks, code_type, holds_texts
 from scvec.types import Neighbors
 
 #: Few texts, some of them the same, and codes into them.
@@ -29,15 +30,13 @@ CODED = FEW.flatmap(lambda texts: st.tuples(st.just(texts), st.lists(st.integers
 @given(CODED)
 def test_numbers_into_texts_are_the_texts(drawn: tuple[list[str], list[int]]) -> None:
     texts, codes = drawn
-    coded = Coded(np.array(codes, dtype=np.int64), texts)
+    made = coded(np.array(codes, dtype=np.int64), texts)
     plain = np.array([texts[c] for c in codes], dtype=object)
-    assert coded.to_array().dtype == object and coded.to_array().tolist() == plain.tolist()
-    assert len(coded) == len(codes)
-    assert list(coded.counts().items()) == list(Given(plain).counts().items())
-    for text in {*texts, "none of them"}:
-        np.testing.assert_array_equal(coded.equal(text), Given(plain).equal(text))
-    pd.testing.assert_extension_array_equal(coded.category(), pd.Categorical(plain))
-    assert coded.category().codes.dtype == pd.Categorical(plain).codes.dtype
+    # As pandas makes it of the array, in which texts that do not occur are no categories.
+    pd.testing.assert_extension_array_equal(made, pd.Categorical(plain))
+    assert made.codes.dtype == pd.Categorical(plain).codes.dtype
+    assert list(counts(made).items()) == sorted(Counter(plain).items(), key=lambda one: (-one[1], one[0]))
+    assert counts(made.add_categories(["none of them"])) == counts(made)
 
 
 @given(st.lists(st.text(st.characters()), max_size=20), st.integers(1, 7))
@@ -74,10 +73,10 @@ class Holder:
 
 
 def test_an_attribute_is_an_array_made_once_and_kept() -> None:
-    holder = Holder(Coded(np.array([0, 1]), ["a", "b"]))
-    assert holder.more is None and isinstance(vars(holder)["names"], Coded)
+    holder = Holder(coded(np.array([0, 1]), ["a", "b"]))
+    assert holder.more is None and isinstance(vars(holder)["names"], pd.Categorical)
     other = pickle.loads(pickle.dumps(holder))
-    assert isinstance(vars(other)["names"], Coded) and copy.copy(other).names.tolist() == ["a", "b"]
+    assert isinstance(vars(other)["names"], pd.Categorical) and copy.copy(other).names.tolist() == ["a", "b"]
     assert holder.names is holder.names and holder.names.dtype == object
     holder.names[0] = "c"  # as in an array that was there all along
     assert holder.names.tolist() == ["c", "b"] == dataclasses.replace(holder).names.tolist()
@@ -96,13 +95,13 @@ def annotations(n: int, seed: int = 0) -> tuple[Annotation, Annotation]:
     terms = ["endocrine cell", "cell", "cell", ""]
     texts: dict[str, Any] = {
         "cells": Packed([f"cell_{i}" for i in range(n)]),
-        "label": Coded(best, classes),
-        "label_knn": Coded(rng.integers(0, 3, n), classes),
-        "label_head": Coded(best, classes),
-        "label_broad": Coded(rng.integers(0, 4, n), terms),
-        "cl_id": Coded(rng.integers(0, 4, n), ["CL:1", "CL:2", "CL:3", ""]),
-        "status": Coded(rng.integers(0, 2, n), STATUSES),
-        "majority": Coded(rng.integers(0, 3, n), classes),
+        "label": coded(best, classes),
+        "label_knn": coded(rng.integers(0, 3, n), classes),
+        "label_head": coded(best, classes),
+        "label_broad": coded(rng.integers(0, 4, n), terms),
+        "cl_id": coded(rng.integers(0, 4, n), ["CL:1", "CL:2", "CL:3", ""]),
+        "status": coded(rng.integers(0, 2, n), STATUSES),
+        "majority": coded(rng.integers(0, 3, n), classes),
     }
     known: dict[str, Any] = {
         "classes": classes,
@@ -115,9 +114,8 @@ def annotations(n: int, seed: int = 0) -> tuple[Annotation, Annotation]:
         "sets": proba > 0.3,
         "cluster": rng.integers(0, 3, n),
     }
-    return Annotation(**texts, **known), Annotation(
-        **{name: values.to_array() for name, values in texts.items()}, **known
-    )
+    plain = {name: np.array([held[i] for i in range(n)], dtype=object) for name, held in texts.items()}
+    return Annotation(**texts, **known), Annotation(**plain, **known)
 
 
 @pytest.mark.parametrize("n", [0, 1, 50])
@@ -144,7 +142,7 @@ def test_tables_in_parts_are_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
         parts = list(annotation.tables())
         assert [len(part) for part in parts] == [7, 7, 7, 7, 2]
         pd.testing.assert_frame_equal(pd.concat(parts), annotation.to_table())
-        assert set_names(annotation.proba, annotation.sets, annotation.classes).to_array().tolist() == [
+        assert set_names(annotation.proba, annotation.sets, annotation.classes).tolist() == [
             "|".join(annotation.classes[k] for k in np.argsort(-p, kind="stable") if s[k])
             for p, s in zip(annotation.proba, annotation.sets, strict=True)
         ]
@@ -166,4 +164,7 @@ def test_what_is_written_takes_few_bytes_a_cell() -> None:
         tracemalloc.stop()
     assert len(table) == n and peak < 60 * n
     # No array of objects was made on the way.
-    assert {type(vars(kept)[name]) for name in ("cells", "label", "status", "cl_id")} == {Packed, Coded}
+    assert {type(vars(kept)[name]) for name in ("cells", "label", "status", "cl_id")} == {
+        Packed,
+        pd.Categorical,
+    }

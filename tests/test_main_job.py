@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.model.metrics import accuracy, expected_calibration_error, macro_f1
 from scvec.api.demo import merge_labels
 from scvec.api.explain import Explainer
 from scvec.errors import InputError
+from scvec.model.metrics import accuracy, expected_calibration_error, macro_f1
 
 DATA = Path(str(files("scvec") / "data"))
 OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:64"}

@@ -20,7 +20,7 @@ from web_parts import flat
 
 import scvec
 from scvec import scratch
-from scvec.ingest import h5ad_output
+from scvec.ingest import write
 
 
 def test_an_array_lies_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -77,18 +77,18 @@ def test_what_lies_in_a_file_takes_no_memory():
     assert kilobytes("memory") > 60_000 and kilobytes("file") < 20_000
 
 
-@pytest.mark.parametrize("packed", [{}, h5ad_output._GZIP], ids=["plain", "packed"])
+@pytest.mark.parametrize("packed", [{}, write._GZIP], ids=["plain", "packed"])
 def test_blocks_are_written_as_anndata_writes(
     tmp_path: Path, packed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(h5ad_output, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(write, "_BLOCK_ROWS", 7)
     values = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     mapped = scratch.empty(values.shape, values.dtype)
     mapped[:] = values
     with h5py.File(tmp_path / "x.h5", "w") as file:
         group = file.create_group("obsm")
         group["X"] = [1]
-        h5ad_output._add_blocks(group, "X", mapped, packed)
+        write._add_blocks(group, "X", mapped, packed)
         write_elem(group, "Y", values, dataset_kwargs=packed)
         np.testing.assert_array_equal(read_elem(group["X"]), values)
         assert dict(group["X"].attrs) == dict(group["Y"].attrs)

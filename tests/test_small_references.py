@@ -13,8 +13,8 @@ import pytest
 import scipy.sparse as sp
 
 import scvec
-from scvec.model.metrics import accuracy
 from scvec.errors import InputError
+from scvec.model.metrics import accuracy
 
 OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16"}
 Cells = Callable[..., Any]

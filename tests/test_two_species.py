@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.model.metrics import accuracy
 from scvec.api.references import species_of
+from scvec.model.metrics import accuracy
 from scvec.stores.store import Store
 
 Cells = Callable[..., Any]

@@ -18,11 +18,11 @@ from scvec.protocols import Progress, no_progress
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvec.model.model import ReferenceModel
     from scvec.api.axis import Axis
     from scvec.api.matching import MatchedSource
     from scvec.encoders.statistics import GeneStatistics
     from scvec.ingest.identity import GeneMap
+    from scvec.model.model import ReferenceModel
     from scvec.types import Space
 
 __all__ = ["ingest_cells"]
@@ -140,7 +140,7 @@ def ingest_cells(
     from scvec.backbones.spec import load_backbone, parse_spec
     from scvec.encoders.registry import needs_text
     from scvec.ingest.cells import CellSource
-    from scvec.ingest.label_map import as_label_map
+    from scvec.ingest.labels import as_label_map
     from scvec.profiles import most_variable
     from scvec.stores.files import check_reference_name
     from scvec.stores.store import Store

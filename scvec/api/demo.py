@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from scvec.model.metrics import accuracy, macro_f1
 from scvec.api.cells import ingest_cells
 from scvec.api.query import query
 from scvec.api.reports import DemoQuery, DemoReport
 from scvec.api.stages import Stages
 from scvec.errors import InputError
+from scvec.model.metrics import accuracy, macro_f1
 from scvec.protocols import Progress, no_progress
 
 __all__ = ["MERGED", "demo", "merge_labels"]

@@ -71,7 +71,7 @@ def evaluate(
         If the column is missing, no cell is left to score, or an option cannot be used.
     """
     from scvec.api.query import query as annotate_file
-    from scvec.ingest.label_map import as_label_map
+    from scvec.ingest.labels import as_label_map
 
     target = _writable(output, (".json",), query)
     figure = _writable(plot, PLOTS, query)
@@ -113,7 +113,7 @@ def evaluate(
 def _writable(path: Path | str | None, endings: tuple[str, ...], query: Any) -> Path | None:
     if path is None:
         return None
-    from scvec.ingest.h5ad_output import check_output
+    from scvec.ingest.write import check_output
 
     target = check_output(path, query if isinstance(query, str | Path) else None)
     if target.suffix not in endings:

@@ -21,9 +21,9 @@ from scvec.protocols import Progress, no_progress
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scvec.ingest.cells import CellSource
     from scvec.model.annotation import Annotation
     from scvec.model.evidence import Evidence
-    from scvec.ingest.cells import CellSource
     from scvec.stores.store import Store
     from scvec.types import CellChunk
 
@@ -141,8 +141,8 @@ class Explainer:
         progress: Progress = no_progress,
     ) -> Explainer:
         """Open an annotated h5ad file or AnnData object; raises as :func:`explain`."""
-        from scvec.ingest.annotated import read_parameters
         from scvec.ingest.cells import CellSource
+        from scvec.ingest.write import read_parameters
 
         with ExitStack() as stack:
             progress("reading cells", 0, None)

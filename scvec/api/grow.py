@@ -73,7 +73,7 @@ def append_cells(
     from scvec.api.references import CODE_COLUMN, SOURCE_COLUMN, SPECIES_COLUMN, load_model
     from scvec.api.resolvers import stored_resolver
     from scvec.ingest.cells import CellSource
-    from scvec.ingest.label_map import as_label_map
+    from scvec.ingest.labels import as_label_map
     from scvec.stores.store import Store
 
     check_device(device)

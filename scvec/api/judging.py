@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from scvec.columns import blocks, code_type, coded
 from scvec.model.annotation import Annotation
-from scvec.columns import Coded, blocks, code_type
 from scvec.scratch import release
 from scvec.types import Float32
 
 if TYPE_CHECKING:
-    from scvec.model.model import Prediction, ReferenceModel
     from scvec.api.matching import MatchedSource
     from scvec.api.stages import Stages
     from scvec.ingest.cells import CellSource
+    from scvec.model.model import Prediction, ReferenceModel
     from scvec.stores.stored import StoredReference
 
 __all__ = ["judged", "provenance"]
@@ -64,15 +64,15 @@ def judged(
         confidence=confidence, novelty=found.novelty, n_labels=found.n_labels, low_quality=low
     )
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).coded_broad(found.proba)
-    # As numbers and bytes, which the annotation takes for arrays of objects.
+    # As categories and bytes, which the annotation takes for arrays of objects.
     texts: dict[str, Any] = {
         "cells": source.names,
-        "label": Coded(best, classes),
-        "label_knn": Coded(found.winners["knn"], classes),
-        "label_head": Coded(found.winners["head"], classes),
+        "label": coded(best, classes),
+        "label_knn": coded(found.winners["knn"], classes),
+        "label_head": coded(found.winners["head"], classes),
         "label_broad": broad,
         "cl_id": ids,
-        "status": Coded(status, STATUSES),
+        "status": coded(status, STATUSES),
     }
     found.release()
     return Annotation(

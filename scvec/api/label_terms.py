@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvec.model.ontology import ClassOntology
-from scvec.model.terms import Match, TermMatcher
 from scvec.errors import ScvecError
 from scvec.ingest.hygiene import why_no_type
+from scvec.model.ontology import ClassOntology
+from scvec.model.terms import Match, TermMatcher
 
 if TYPE_CHECKING:
     from scvec.stores.knowledge import KnowledgeBase

@@ -115,9 +115,9 @@ def labels(
     LockedError
         If another process writes to the store.
     """
+    from scvec.api.label_terms import class_ontology
     from scvec.model.ontology import ClassOntology
     from scvec.model.terms import Match
-    from scvec.api.label_terms import class_ontology
     from scvec.stores.store import Store
 
     opened = Store(store)

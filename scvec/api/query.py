@@ -13,23 +13,23 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec import scratch
-from scvec.model.annotation import Annotation, check_columns
-from scvec.model.majority import clusters, majority, need_igraph
 from scvec.api.engines import AT_ONCE
 from scvec.api.judging import judged, provenance
 from scvec.api.stages import Stages
-from scvec.columns import Coded
+from scvec.columns import coded
 from scvec.errors import InputError
+from scvec.model.annotation import Annotation, check_columns
+from scvec.model.majority import clusters, majority, need_igraph
 from scvec.protocols import Progress, no_progress
 from scvec.side_by_side import n_cores, side_by_side
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvec.model.model import Prediction, ReferenceModel
     from scvec.api.matching import MatchedSource
     from scvec.ingest.cells import CellSource
     from scvec.ingest.identity import GeneMap
+    from scvec.model.model import Prediction, ReferenceModel
     from scvec.stores.stored import StoredReference
 
 __all__ = ["annotate", "check_overlap", "only_reference", "query", "rows_asked"]
@@ -133,7 +133,6 @@ def query(
         If the cluster cannot be reached, or a part of it is lost that cannot be restored.
     """
     asked = dict(locals())  # first: the report repeats the command
-    from scvec.model.pool import VOICES
     from scvec.api.device import check_device
     from scvec.api.engines import check_engine
     from scvec.api.matching import match_genes
@@ -150,6 +149,7 @@ def query(
     from scvec.api.unmatched import UNMATCHED
     from scvec.api.write_report import check_report
     from scvec.ingest.cells import CellSource
+    from scvec.model.pool import VOICES
     from scvec.stores.sharded import unsearched
     from scvec.stores.store import Store
 
@@ -251,7 +251,7 @@ def query(
             with stages("cluster"):
                 progress("clustering cells", 0, None)
                 cluster = clusters(annotation.vectors)
-                voted = Coded(majority(annotation.proba, cluster), annotation.classes)
+                voted = coded(majority(annotation.proba, cluster), annotation.classes)
                 annotation = annotation.changed(cluster=cluster, majority=voted)
         if target is not None:
             with stages("write"):

@@ -28,7 +28,7 @@ def check_output_file(output: Path | str | None, path: Any) -> Path | None:
     """Return where the answer goes, or raise InputError before any work is done."""
     if output is None:
         return None
-    from scvec.ingest.h5ad_output import check_output
+    from scvec.ingest.write import check_output
 
     target = check_output(output, path if isinstance(path, str | Path) else None)
     if target.suffix not in OUTPUTS:
@@ -125,8 +125,7 @@ def write_output(annotation: Annotation, path: Any, target: Path, columns: str, 
     The cells were read for the annotation just now, and checked before that. Where they are read again,
     ``memory`` bytes may be used.
     """
-    from scvec.ingest.h5ad_output import write_annotated
-    from scvec.ingest.table_output import write_tables
+    from scvec.ingest.write import write_annotated, write_tables
 
     if target.suffix == ".h5ad":
         table = annotation.to_table(named=False)

@@ -19,10 +19,10 @@ from scvec.stores.sharded import spans
 from scvec.types import CellChunk, Float32
 
 if TYPE_CHECKING:
-    from scvec.model.model import Prediction
     from scvec.api.matching import MatchedSource
     from scvec.api.ray_workers import ReferencePlace, ShardHandle, Task
     from scvec.ingest.identity import GeneMap
+    from scvec.model.model import Prediction
     from scvec.stores.store import Store
     from scvec.stores.stored import StoredReference
 

@@ -23,8 +23,8 @@ from scvec.types import CellChunk, Float32, Int64
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from scvec.model.model import Prediction
     from scvec.ingest.identity import GeneMap
+    from scvec.model.model import Prediction
     from scvec.stores.stored import StoredReference
 
 __all__ = [

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from scvec.api.device import resolved_device
+from scvec.api.encoder_parts import stored_parts
+from scvec.encoders.registry import load_encoder
+from scvec.errors import StoreError
 from scvec.model.calibration import Calibration
 from scvec.model.head import Head
 from scvec.model.linear import Linear
@@ -15,10 +19,6 @@ from scvec.model.model import ReferenceModel
 from scvec.model.prototypes import Prototypes
 from scvec.model.spread import Spread
 from scvec.model.voices import Voices
-from scvec.api.device import resolved_device
-from scvec.api.encoder_parts import stored_parts
-from scvec.encoders.registry import load_encoder
-from scvec.errors import StoreError
 from scvec.profiles import Profile
 from scvec.stores.device_index import on_device
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.model.status import STATUSES
 from scvec.api.reference_lines import REGIME_WORDS
+from scvec.model.status import STATUSES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scvec.model.annotation import Annotation
     from scvec.api.explanation import Explanation
+    from scvec.model.annotation import Annotation
     from scvec.stores.stored import StoredReference
 
 __all__ = ["MAX_DRAWN", "Column", "columns_of", "label_rows", "now", "provenance", "uncertain_cells"]

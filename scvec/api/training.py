@@ -13,11 +13,11 @@ from scvec.protocols import CellEncoder, Progress
 from scvec.types import CellChunk
 
 if TYPE_CHECKING:
-    from scvec.model.model import ReferenceModel
     from scvec.api.matching import MatchedSource
     from scvec.api.texts import EncodedGenes
     from scvec.encoders.registry import EncoderParts
     from scvec.ingest.identity import GeneMap
+    from scvec.model.model import ReferenceModel
 
 __all__ = ["train"]
 
@@ -60,9 +60,9 @@ def train(
     """
     import scipy.sparse as sp
 
-    from scvec.model.model import ReferenceModel
     from scvec.api.encoder_parts import for_training
     from scvec.encoders.registry import make_encoder
+    from scvec.model.model import ReferenceModel
 
     parts, start = [], 0
     for source, genes in zip(matched, maps, strict=True):

@@ -38,7 +38,7 @@ def check_report(path: Path | str | None, source: Any) -> Path | None:
     """Return where a report goes, or raise InputError before any work is done."""
     if path is None:
         return None
-    from scvec.ingest.h5ad_output import check_output
+    from scvec.ingest.write import check_output
 
     target = check_output(path, source if isinstance(source, str | Path) else None)
     if target.suffix not in (".html", ".htm"):

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import h5py
 
+from scvec.ingest.checks import is_tenx, is_zarr, open_h5ad, open_zarr
 from scvec.ingest.contents import Contents, contents_of_file
-from scvec.ingest.file_kinds import is_tenx
-from scvec.ingest.h5ad_safety import open_h5ad
 from scvec.ingest.tenx import contents_of_mtx, contents_of_tenx, is_mtx
-from scvec.ingest.zarr_safety import is_zarr, open_zarr
 
 __all__ = ["contents_of", "is_h5ad"]
 

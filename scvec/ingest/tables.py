@@ -120,7 +120,7 @@ def _check_claim(group: Any, path: str, memory: int) -> None:
         if is_array(item):
             claimed += int(item.size or 0) * np.dtype(item.dtype).itemsize
         elif is_group(item) and not isinstance(item, h5py.Group):
-            stack += [item[key] for key in item]  # folders hold no links (scvec.ingest.zarr_safety)
+            stack += [item[key] for key in item]  # folders hold no links (scvec.ingest.checks)
         elif isinstance(item, h5py.Group):
             # A soft link may lead back to a group above it.
             address = h5py.h5o.get_info(item.id).addr

@@ -17,9 +17,9 @@ import pandas as pd
 
 from scvec.errors import InputError, ResourceError
 from scvec.ingest.borders import disk_errors, parse_memory, size_text
-from scvec.ingest.h5ad_output import check_output, replacing
-from scvec.ingest.h5ad_safety import open_h5ad
+from scvec.ingest.checks import open_h5ad
 from scvec.ingest.tables import read_table
+from scvec.ingest.write import check_output, replacing
 from scvec.types import Float32
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from scvec.columns import Packed, Texts, blocks, counts, holds_texts, texts_of
+from scvec.errors import InputError
 from scvec.model.colors import STATUS_COLORS, label_colors
 from scvec.model.set_names import set_names
 from scvec.model.status import STATUSES
-from scvec.columns import Coded, Packed, blocks, holds_texts, texts_of
-from scvec.errors import InputError
 from scvec.types import Float32, Neighbors
 
 if TYPE_CHECKING:
@@ -172,27 +172,27 @@ class Annotation:
         import pandas as pd
 
         found = {
-            "label": texts_of(self, "label").category(),
+            "label": texts_of(self, "label"),
             "confidence": self.confidence,
             "novelty": self.novelty,
-            "status": texts_of(self, "status").category().set_categories(list(STATUSES)),
-            **{k: texts_of(self, k).category() for k in ("label_knn", "label_head", "label_broad", "cl_id")},
+            "status": texts_of(self, "status").set_categories(list(STATUSES)),
+            **{k: texts_of(self, k) for k in ("label_knn", "label_head", "label_broad", "cl_id")},
         }
         if self.sets is not None:
-            found["set"] = self._sets().category()
+            found["set"] = self._sets()
             found["set_size"] = self.sets.sum(axis=1).astype(np.int32)
         if self.cluster is not None and vars(self)["majority"] is not None:
-            found["majority"] = texts_of(self, "majority").category()
+            found["majority"] = texts_of(self, "majority")
             found["cluster"] = pd.Categorical(self.cluster.astype(str))
         return {f"{prefix}{name}": values for name, values in found.items()}
 
     def _celltypist(self) -> dict[str, Any]:
         import pandas as pd
 
-        found: dict[str, Any] = {"predicted_labels": texts_of(self, "label").category()}
+        found: dict[str, Any] = {"predicted_labels": texts_of(self, "label")}
         if self.cluster is not None and vars(self)["majority"] is not None:
             found["over_clustering"] = pd.Categorical(self.cluster.astype(str))
-            found["majority_voting"] = texts_of(self, "majority").category()
+            found["majority_voting"] = texts_of(self, "majority")
         found["conf_score"] = self.confidence
         return found
 
@@ -255,9 +255,9 @@ class Annotation:
 
     def label_sets(self) -> Strings:
         """Return (n,) each cell's label set, likeliest first, as ``alpha|beta``; empty where it is."""
-        return self._sets().to_array()
+        return np.asarray(self._sets(), dtype=object)
 
-    def _sets(self) -> Coded:
+    def _sets(self) -> Texts:
         if self.sets is None:
             raise ValueError("no label sets were asked for: query with coverage")
         return set_names(self.proba, self.sets, self.classes)
@@ -292,7 +292,7 @@ class Annotation:
             columns.append("majority")
         found: dict[str, Any] = {
             f"{key_added}_{name}_colors": np.array(
-                label_colors(self.classes, sorted(texts_of(self, name).counts())), dtype=object
+                label_colors(self.classes, list(texts_of(self, name).categories)), dtype=object
             )
             for name in columns
         }
@@ -333,11 +333,11 @@ class Annotation:
 
     def counts(self) -> dict[str, int]:
         """Return the number of cells per label, most first."""
-        return texts_of(self, "label").counts()
+        return counts(texts_of(self, "label"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able summary."""
-        status = texts_of(self, "status").counts()
+        status = counts(texts_of(self, "status"))
         voted = vars(self)["majority"] is not None
         return {
             "n_cells": len(self),
@@ -347,7 +347,7 @@ class Annotation:
             "mean_set_size": float(self.sets.sum(axis=1).mean())
             if self.sets is not None and len(self)
             else None,
-            "majority": texts_of(self, "majority").counts() if voted else None,
+            "majority": counts(texts_of(self, "majority")) if voted else None,
             "n_clusters": len(np.unique(self.cluster)) if self.cluster is not None else None,
             "output": self.output or None,
             "report": self.report or None,
@@ -361,15 +361,15 @@ class Annotation:
         total = len(self)
         lines = [f"{total:,} cells annotated by reference {self.parameters['reference']!r}"]
         status, label = texts_of(self, "status"), texts_of(self, "label")
-        n_novel = int(status.equal("novel").sum())
+        n_novel = int((status == "novel").sum())
         if n_novel > total / 2:
             lines.append(
                 f"  {n_novel:,} of them are unlike anything in the reference: do not use their labels"
             )
-        counts, confident = label.counts(), status.equal("confident")
-        width = max(map(len, counts), default=0)
-        for name, number in counts.items():
-            members = label.equal(name)
+        found, confident = counts(label), status == "confident"
+        width = max(map(len, found), default=0)
+        for name, number in found.items():
+            members = label == name
             sure = float(confident[members].mean())
             percent = "<1" if 0 < sure < 0.01 else f"{100 * sure:.0f}"
             lines.append(

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scvec.errors import InputError
 from scvec.model.model import ReferenceModel
 from scvec.model.pool import VOICES
 from scvec.model.voices import OUT_OF_REACH, Heard
-from scvec.errors import InputError
 from scvec.protocols import DividesByGene
 from scvec.types import CellChunk
 

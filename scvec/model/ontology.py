@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.columns import Coded, blocks, code_type
+from scvec.columns import Texts, blocks, code_type, coded
 from scvec.scratch import release
 from scvec.types import Float32
 
@@ -56,16 +56,16 @@ class ClassOntology:
             (n, n_classes) float32.
         """
         said, ids = self.coded_broad(proba, bar=bar)
-        return said.to_array(), ids.to_array()
+        return np.asarray(said, dtype=object), np.asarray(ids, dtype=object)
 
-    def coded_broad(self, proba: Float32, *, bar: float = 0.8) -> tuple[Coded, Coded]:
-        """Return what :meth:`broad` does as numbers of terms, one or two bytes a cell."""
+    def coded_broad(self, proba: Float32, *, bar: float = 0.8) -> tuple[Texts, Texts]:
+        """Return what :meth:`broad` does as categories, one or two bytes a cell."""
         names = sorted({t for path in self.lineage.values() for t in path})
         # The last number is that of no term.
         codes = np.full(len(proba), len(names), dtype=code_type(len(names) + 1))
         said = [*(self.names.get(t, "") for t in names), ""]
         if not names:
-            return Coded(codes, said), Coded(codes, [""])
+            return coded(codes, said), coded(codes, [""])
         number = {term: i for i, term in enumerate(names)}
         under = np.zeros((len(self.terms), len(names)))
         for c, term in enumerate(self.terms):
@@ -81,7 +81,7 @@ class ClassOntology:
             passed = rank[np.arange(len(best)), best] >= 0
             codes[rows] = np.where(passed, best, len(names))
             release(proba)
-        return Coded(codes, said), Coded(codes, [*names, ""])
+        return coded(codes, said), coded(codes, [*names, ""])
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec import scratch
+from scvec.errors import InputError
 from scvec.model.calibration import Calibration
 from scvec.model.ensemble import MEMBERS
 from scvec.model.heldout import look_at_held_out, make_folds, splits
@@ -20,7 +21,6 @@ from scvec.model.members import Members
 from scvec.model.novelty import signals
 from scvec.model.sample import TrainingSample
 from scvec.model.status import COVERAGE, low_quality_floor
-from scvec.errors import InputError
 from scvec.protocols import CellEncoder, Progress, no_progress
 from scvec.side_by_side import JointProgress, side_by_side
 from scvec.types import CellChunk, Float32, Neighbors
@@ -263,4 +263,3 @@ class ReferenceModel:
             n_labels,
             sets,
         )
-

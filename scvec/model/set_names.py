@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from scvec.columns import Coded, blocks
+from scvec.columns import Texts, blocks, coded
 from scvec.scratch import release
 from scvec.types import Float32
 
 __all__ = ["set_names"]
 
 
-def set_names(proba: Float32, sets: npt.NDArray[np.bool_], classes: Sequence[str]) -> Coded:
+def set_names(proba: Float32, sets: npt.NDArray[np.bool_], classes: Sequence[str]) -> Texts:
     """Return n texts: each cell's labels, likeliest first, as ``alpha|beta``; empty where it has none.
 
     Parameters
@@ -34,4 +34,4 @@ def set_names(proba: Float32, sets: npt.NDArray[np.bool_], classes: Sequence[str
             codes[rows.start + row] = number.setdefault(said, len(number))
         release(proba)
         release(sets)
-    return Coded(codes, list(number))
+    return coded(codes, list(number))

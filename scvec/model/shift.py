@@ -82,9 +82,7 @@ class Shift:
         taken = n_cells / (n_cells + HALF_CELLS) * min(1.0, (len(supporting) - 1) / (FULL_CLASSES - 1))
         return cls(np.maximum(offsets, 0.0) * taken, n_cells, len(supporting))
 
-    def relative(
-        self, signals: npt.NDArray[np.floating], given: npt.NDArray[np.integer[Any]]
-    ) -> Float64:
+    def relative(self, signals: npt.NDArray[np.floating], given: npt.NDArray[np.integer[Any]]) -> Float64:
         """Return (n, n_signals) float64 signals less what the query has in common."""
         return np.asarray(signals - self.offsets[given], dtype=np.float64)
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.model.ontology import ClassOntology
 from scvec.api.label_terms import class_ontology, match_labels
 from scvec.errors import InputError
+from scvec.model.ontology import ClassOntology
 from scvec.stores.knowledge import KnowledgeBase
 from scvec.stores.store import Store
 

@@ -174,7 +174,7 @@ def test_errors_of_writing_name_the_output(store: Path, good: Path, tmp_path: Pa
     def broken(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("scvec.ingest.h5ad_output.os.replace", broken)
+    monkeypatch.setattr("scvec.ingest.write.os.replace", broken)
     out = tmp_path / "out.csv"
     assert_refused(["query", str(good), "-o", str(out)], 2, f"cannot write(.|\n)*{out.name}", store)
     assert list(tmp_path.iterdir()) == []

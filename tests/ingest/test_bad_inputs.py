@@ -10,7 +10,7 @@ from bad_inputs import CASES
 
 from scvec.errors import ScvecError
 from scvec.ingest.cells import CellSource, labels
-from scvec.ingest.h5ad_output import check_output
+from scvec.ingest.write import check_output
 
 
 def _read(case, path: Path) -> list[str]:

@@ -21,8 +21,8 @@ from anndata.io import sparse_dataset
 
 from scvec.errors import InputError, ResourceError
 from scvec.ingest.cells import CellSource
-from scvec.ingest.h5ad_output import write_annotated
 from scvec.ingest.matrices import open_matrix
+from scvec.ingest.write import write_annotated
 
 N, GENES = 40, 30
 COUNTS = np.random.default_rng(0).poisson(0.7, (N, GENES)).astype(np.float32)

@@ -9,12 +9,12 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from scvec.model.crossfit import DRAWS, HeldOut, crossfit, make_folds, splits
-from scvec.model.novelty import depth
 from scvec.model.pool import VOICES
-from scvec.model.shift import NOVELTY_REGIMES, REGIMES
 from scvec.model.voices import Heard
+
+from scvec.model.novelty import depth
+from scvec.model.shift import NOVELTY_REGIMES, REGIMES
 from scvec.types import CellChunk, Neighbors
 
 

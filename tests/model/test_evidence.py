@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
-
-from scvec.model.evidence import weigh
 from scvec.model.model import METHODS, ReferenceModel
 from scvec.model.pool import VOICES
+
 from scvec.encoders.registry import make_encoder
 from scvec.errors import InputError
+from scvec.model.evidence import weigh
 from scvec.types import CellChunk
 
 N_GENES, N_CLASSES = 40, 3

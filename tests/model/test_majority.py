@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvec.model.majority import clusters, majority
 from scvec.errors import InputError
+from scvec.model.majority import clusters, majority
 
 
 def blobs(n: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

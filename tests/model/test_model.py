@@ -8,16 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import scipy.sparse as sp
-
-from scvec.model.calibration import Calibration
-from scvec.model.metrics import expected_calibration_error
 from scvec.model.model import METHODS, Prediction, ReferenceModel
 from scvec.model.pool import VOICES
-from scvec.model.shift import REGIMES
+
 from scvec.encoders.pca import PCAEncoder
 from scvec.encoders.scaling import Scaling
 from scvec.encoders.statistics import StatisticsAccumulator
 from scvec.errors import InputError
+from scvec.model.calibration import Calibration
+from scvec.model.metrics import expected_calibration_error
+from scvec.model.shift import REGIMES
 from scvec.types import CellChunk
 
 N_GENES, N_CLASSES, N_CELLS = 80, 4, 200

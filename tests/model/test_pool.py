@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scvec.model.pool import PRIORS, VOICES, Pool, log_softmax
 
 from scvec.model.metrics import expected_calibration_error
-from scvec.model.pool import PRIORS, VOICES, Pool, log_softmax
 
 N_CLASSES = 4
 EVEN = (1 / len(VOICES),) * len(VOICES)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
-
 from scvec.model.prototypes import Prototypes
+
 from scvec.profiles import Profile
 from scvec.types import CellChunk
 

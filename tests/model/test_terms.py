@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.model.terms import TermMatcher
 from scvec.ingest.lab_spellings import _NAMES, CONTEXTS, context_of, words
+from scvec.model.terms import TermMatcher
 
 SNAPSHOT = files("scvec") / "data" / "snapshot"
 

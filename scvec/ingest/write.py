@@ -1,16 +1,17 @@
-"""Write annotated copies: the h5ad that was given plus new columns."""
+"""Write cells that were annotated: an h5ad with new columns, or a table; and read what such an h5ad tells."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import io
+import json
 import os
 import shutil
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,17 @@ import numpy as np
 import pandas as pd
 
 from scvec.errors import InputError
-from scvec.ingest.borders import disk_errors, reading
-from scvec.ingest.h5ad_copy import write_as_h5ad
-from scvec.ingest.h5ad_safety import open_h5ad
-from scvec.ingest.openers import is_h5ad
+from scvec.ingest.borders import disk_errors, parse_memory, reading
+from scvec.ingest.checks import check_h5ad, is_zarr, open_h5ad, open_zarr
+from scvec.ingest.contents import Contents
+from scvec.ingest.matrices import MatrixReader, open_matrix
+from scvec.ingest.openers import contents_of, is_h5ad
 from scvec.scratch import release
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["check_output", "replacing", "write_annotated"]
+__all__ = ["check_output", "read_parameters", "replacing", "write_annotated", "write_table", "write_tables"]
 
 _GZIP = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 # Room for what HDF5 keeps beside the values, generous: per file and per entry.
@@ -94,7 +96,7 @@ def write_annotated(
     uns
         Entries to add to uns. None values are left out, tuples become lists.
     checked
-        The file was just checked (:func:`scvec.ingest.h5ad_safety.open_h5ad`): do not read it again.
+        The file was just checked (:func:`scvec.ingest.checks.open_h5ad`): do not read it again.
     memory
         What may be used where cells are not copied as they lie: of folders and of Cell Ranger's files.
 
@@ -359,3 +361,200 @@ def _numeric(values: list[Any]) -> bool:
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+#: Parts of an AnnData beside tables and matrices; each is small against the matrices.
+_OTHERS = ("obsm", "varm", "obsp", "varp", "uns")
+_COPY_PIECE = 2**17
+#: Share of the memory that a block of rows may take.
+_COPY_SHARE = 16
+
+
+def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int | None = None) -> None:
+    """Write all that a folder or file other than an h5ad holds to ``target``, an empty file.
+
+    Matrices become CSR, float32 where their values have four bytes or fewer, and are never whole in memory.
+
+    Parameters
+    ----------
+    room
+        Bytes that are going to be added afterwards. Space for all is reserved before HDF5 writes anything:
+        it cannot cope with a disk that fills up.
+    memory
+        What may be used, see :func:`scvec.ingest.borders.parse_memory`.
+
+    Raises
+    ------
+    InputError, ResourceError
+        As :func:`scvec.ingest.openers.contents_of`.
+    """
+    from anndata.io import read_elem, write_elem
+
+    limit = parse_memory(memory)
+    contents = contents_of(source, limit)
+    try:
+        readers = {name: _open_place(contents, name, limit) for name in contents.places}
+        with h5py.File(target, "w"):
+            pass
+        _reserve(target, room + sum(_csr_bytes(reader) for reader in readers.values()))
+        with h5py.File(target, "r+", locking="best-effort") as file:
+            file.attrs["encoding-type"], file.attrs["encoding-version"] = "anndata", "0.1.0"
+            write_elem(file, "obs", contents.obs)
+            tables = [place.var() for name, place in contents.places.items() if name != "raw"]
+            if tables:
+                write_elem(file, "var", tables[0])
+            for name, reader in readers.items():
+                if name == "raw":
+                    write_elem(file, "raw/var", contents.places[name].var())
+                _write_rows(file, "raw/X" if name == "raw" else name, reader, limit)
+            if source.is_dir() and is_zarr(source):
+                root = open_zarr(source, memory=limit)
+                for name in _OTHERS:
+                    if name in root:
+                        with reading(source, name):
+                            value = read_elem(root[name])
+                        write_elem(file, name, value)
+    finally:
+        contents.close()
+
+
+def _open_place(contents: Contents, name: str, memory: int) -> MatrixReader:
+    place = contents.places[name]
+    return open_matrix(place.item, f"{contents.name} ({name})", contents.n_obs, len(place.var()), memory)
+
+
+def _csr_bytes(reader: MatrixReader) -> int:
+    """Return bytes that a matrix may take as CSR, at most."""
+    return 12 * reader.n_values + 16 * reader.shape[0]
+
+
+def _reserve(target: Path, n_bytes: int) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with target.open("r+b") as handle, contextlib.suppress(NotImplementedError):
+        os.posix_fallocate(handle.fileno(), handle.seek(0, os.SEEK_END), n_bytes)
+
+
+def _write_rows(file: h5py.File, name: str, reader: MatrixReader, memory: int) -> None:
+    """Write a matrix as a CSR group, a block of rows at a time."""
+    group = file.create_group(name)
+    group.attrs["encoding-type"], group.attrs["encoding-version"] = "csr_matrix", "0.1.0"
+    group.attrs["shape"] = np.array(reader.shape)
+    options: dict[str, Any] = {"chunks": (_COPY_PIECE,), "maxshape": (None,), "compression": "gzip"}
+    data = group.create_dataset("data", (0,), dtype=reader.stored_dtype, **options)
+    indices = group.create_dataset("indices", (0,), dtype=np.int32, **options)
+    indptr = np.zeros(reader.shape[0] + 1, dtype=np.int64)
+    step = reader.rows_within(memory // _COPY_SHARE)
+    for start in range(0, reader.shape[0], step):
+        block = reader.rows(start, min(start + step, reader.shape[0]))
+        end = int(indptr[start]) + block.nnz
+        for stored, values in ((data, block.data), (indices, block.indices)):
+            stored.resize((end,))
+            stored[end - block.nnz :] = values
+        indptr[start + 1 : start + 1 + block.shape[0]] = indptr[start] + block.indptr[1:]
+    group.create_dataset("indptr", data=indptr)
+
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+
+
+def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write a table as .csv, .tsv or .parquet; it appears whole or not at all.
+
+    Text is written as it is. Spreadsheets take a cell that starts with ``=``, ``+``, ``-`` or ``@`` for a
+    formula; a quote mark before it would change cell names such as ``-1_AAACCTG`` and break every join on
+    them, and scripts are what reads these files. Columns of control characters have no use: they are
+    quoted by the CSV rules.
+
+    Raises
+    ------
+    InputError
+        If the suffix is another, or the output cannot be written there.
+    ResourceError
+        If the disk is full.
+    """
+    write_tables([table], path)
+
+
+def write_tables(parts: Iterable[pd.DataFrame], path: str | os.PathLike[str]) -> None:
+    """Write a table that comes in parts of its rows, the same columns and categories in each.
+
+    The file is, to the byte, that of :func:`write_table` of the whole; raises as that.
+    """
+    out = check_output(path)
+    suffix = out.suffix.lower()
+    if suffix not in SUFFIXES:
+        fix = f"name it {', '.join(SUFFIXES)} or .h5ad"
+        raise InputError(f"cannot tell what to write into a '{out.suffix}' file", str(out), fix)
+    with replacing(out) as temporary:
+        if suffix == ".parquet":
+            _write_parquet(parts, temporary)
+            return
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            for k, part in enumerate(parts):
+                part.to_csv(file, sep="\t" if suffix == ".tsv" else ",", lineterminator="\n", header=k == 0)
+
+
+def _write_parquet(parts: Iterable[pd.DataFrame], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # Arrow holds a name in its bytes and 4 more, pandas in 70. One piece a column, as pandas writes it:
+    # where pages end depends on the pieces.
+    whole = pa.concat_tables([pa.Table.from_pandas(part) for part in parts]).combine_chunks()
+    pq.write_table(whole, path)
+
+
+#: Parameters are some thousand characters; a file is not trusted to hold no more.
+MAX_CHARACTERS = 2**20
+
+
+def read_parameters(source: str | os.PathLike[str] | AnnData, key: str = "scvec") -> dict[str, Any]:
+    """Return the parameters in ``uns[key]`` of an annotated file or AnnData object.
+
+    A file is checked first, as all files are.
+
+    Raises
+    ------
+    InputError
+        If there are none: the file was not annotated by scvec, or they are damaged.
+    """
+    name = str(source) if isinstance(source, str | os.PathLike) else "the AnnData object"
+    text = _parameters_of(source, key, name)
+    if text is None:
+        raise InputError(
+            f"there is no uns['{key}']: these cells were not annotated by scvec",
+            name,
+            "annotate them first: scvec query FILE.h5ad --reference NAME -o OUT.h5ad, and give OUT.h5ad",
+        )
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict) or not isinstance(found["reference"], str):
+            raise ValueError("no reference is named")
+        if not isinstance(found["generation"], int) or not isinstance(found["regime"], str):
+            raise ValueError("generation or regime are missing")
+    except (ValueError, KeyError, RecursionError) as error:
+        what = f"uns['{key}'] is damaged: {error}"
+        raise InputError(what, name, "annotate the cells again: scvec query") from error
+    return found
+
+
+def _parameters_of(source: str | os.PathLike[str] | AnnData, key: str, name: str) -> str | None:
+    if not isinstance(source, str | os.PathLike):
+        entry = source.uns.get(key)
+        text = entry.get("parameters") if hasattr(entry, "get") else None
+        return None if text is None else str(text)
+    import h5py
+
+    check_h5ad(source)
+    with reading(name, f"uns/{key}"), h5py.File(source, "r", locking="best-effort") as file:
+        item = file.get("uns")
+        for part in (key, "parameters"):
+            item = item.get(part) if isinstance(item, h5py.Group) else None
+        if not isinstance(item, h5py.Dataset) or item.shape != ():
+            return None
+        value = item[()]
+        text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"uns['{key}'] holds {len(text):,} characters of parameters", name, "annotate again")
+    return text

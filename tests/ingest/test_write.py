@@ -18,9 +18,8 @@ import scipy.sparse as sp
 
 import scvec
 from scvec.errors import InputError, ResourceError
-from scvec.ingest import h5ad_output
-from scvec.ingest.h5ad_output import check_output, write_annotated
-from scvec.ingest.table_output import write_table, write_tables
+from scvec.ingest import write
+from scvec.ingest.write import check_output, write_annotated, write_table, write_tables
 
 N = 40
 
@@ -214,7 +213,7 @@ def test_an_old_output_survives_a_failure(source: Path, tmp_path: Path, monkeypa
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(h5ad_output, "_add_columns", fail)
+    monkeypatch.setattr(write, "_add_columns", fail)
     with pytest.raises(KeyboardInterrupt):
         write_annotated(source, out, *added())
     assert out.read_text() == "precious"
@@ -251,8 +250,8 @@ LIMITED = """
 import os, resource, sys
 import anndata, numpy as np, pandas as pd
 from scvec.errors import ResourceError
-from scvec.ingest.h5ad_output import write_annotated
-from scvec.ingest.table_output import write_table
+from scvec.ingest.write import write_annotated
+from scvec.ingest.write import write_table
 
 source, folder = sys.argv[1:]
 obs = pd.DataFrame({"scvec_n": range(40)})
