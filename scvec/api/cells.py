@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scvec.api.matching import MatchedSource
     from scvec.encoders.statistics import GeneStatistics
     from scvec.ingest.identity import GeneMap
-    from scvec.model.model import ReferenceModel
+    from scvec.model.reference import ReferenceModel
     from scvec.types import Space
 
 __all__ = ["ingest_cells"]
@@ -43,7 +43,7 @@ def ingest_cells(
     backbone: str = "minilm",
     base_url: str | None = None,
     max_cost: float | None = None,
-    encoder: str = "adapted",
+    encoder: str = "discriminant",
     batch_key: str | None = None,
     label_map: Mapping[str, str] | Path | str | None = None,
     min_cells: int = 1,
@@ -87,8 +87,8 @@ def ingest_cells(
     min_cells
         Labels of fewer cells are left out: their cells are neighbours without a vote.
     backbone, encoder
-        Where gene vectors come from (:func:`scvec.backbones.spec.parse_spec`), and ``adapted``, ``weighted``,
-        ``prompt``, ``sentence``, ``pca`` or ``residual``.
+        Where gene vectors come from (:func:`scvec.backbones.spec.parse_spec`), and ``discriminant``
+        (the default: no text), ``weighted``, ``prompt``, ``sentence``, ``pca``, ``adapted`` or ``residual``.
     base_url, max_cost
         Address of the server that ``openai:`` asks, and US dollars that it may cost.
     seed
@@ -136,7 +136,7 @@ def ingest_cells(
     from scvec.api.resolvers import resolver_of
     from scvec.api.stored_space import stored_genes
     from scvec.api.texts import encode_genes
-    from scvec.api.training import train
+    from scvec.api.training import class_tensors, read_sample, train
     from scvec.backbones.spec import load_backbone, parse_spec
     from scvec.encoders.registry import needs_text
     from scvec.ingest.cells import CellSource
@@ -187,7 +187,7 @@ def ingest_cells(
             strata = _strata(matched, axis)
             # The encoder's genes; prototypes know all.
             narrow = axis.select(chosen)
-            gene_ids, maps = narrow.gene_ids, narrow.maps
+            gene_ids = narrow.gene_ids
         encoded = None
         if with_text:
             with stages("encode genes"):
@@ -209,15 +209,12 @@ def ingest_cells(
             symbols = kb.genes().set_index("gene_id").loc[gene_ids, "symbol"].astype(str)
             parts = with_symbols(parts, symbols.tolist()).kept_in(training_folder(opened.path))
         with stages("train"):
-            rows, sampled = labelled.sample(memory, len(chosen), seed)
-            model, notes = train(
-                labelled,
-                rows,
-                matched,
-                axis.maps,
+            rows, sampled = labelled.sample(memory, len(chosen), seed, encoder=encoder)
+            sample, notes = read_sample(labelled, rows, matched, axis.maps, strata, seed)
+            model = train(
+                sample,
                 chosen,
                 scores,
-                strata,
                 encoder,
                 encoded,
                 parts,
@@ -225,17 +222,25 @@ def ingest_cells(
                 progress,
                 training_workers(memory),
             )
-            notes = [*sampled, *notes, *getattr(model.voices.encoder, "notes", []), *calibration_notes(parts)]
+            notes = [
+                *sampled,
+                *notes,
+                *getattr(model.members.encoder, "notes", []),
+                *calibration_notes(parts),
+            ]
         with stages("encode cells"):
             cluster = Engine(engine, ray_address, memory, device, llm, portable_spec(backbone, spec))
-            vectors = encode_cells(model.voices.encoder, matched, maps, cluster, progress)
+            whole = len(model.members.genes) == len(axis.gene_ids)
+            maps = axis.maps if whole else narrow.maps
+            vectors = encode_cells(model.members.encoder, matched, maps, cluster, progress)
         with stages("write"):
             space = encoded.space if encoded else parts.backbone.space if parts and parts.backbone else None
+            taken = axis if whole else narrow
             tensors, meta = _describe(
                 labelled,
                 matched,
-                narrow,
-                stats.select(chosen),
+                taken,
+                stats.select(model.members.genes),
                 model,
                 space,
                 kb,
@@ -243,8 +248,12 @@ def ingest_cells(
                 device=device,
             )
             meta["all_genes"] = axis.gene_ids
+            meta["vector_genes"] = [axis.gene_ids[g] for g in model.members.vector_genes]
             tensors |= {f"{FACTOR}{s}": values for s, values in axis.factors.items()}
-            tensors |= _probes(matched, maps)
+            tensors |= class_tensors(sample) | _probes(matched, maps)
+            if encoder == "discriminant":
+                kept, meta["sample"] = sample.state()
+                tensors |= {f"sample.{name}": values for name, values in kept.items()}
             obs = labelled.table(strata)
             notes += [*aligned, *term_notes(meta, name)]
             if txn.reference(name) is not None:
@@ -255,7 +264,7 @@ def ingest_cells(
         notes = [n for s in sources for n in s.notes] + notes + txn.notes
         notes += encoded.notes if encoded is not None else ()
     calibration = model.calibration
-    record = calibration.record["same"]
+    record = calibration.record
     findings = [
         *labelled.findings,
         *incoherent_labels(labelled.counts(), labelled.classes, record["labels"]),
@@ -275,9 +284,11 @@ def ingest_cells(
             "macro_f1": record["macro_f1"],
             "ece": record["ece"],
             "n_cells": calibration.n_cells,
-            "held_out": f"whole batches of {batch_key or 'file'}"
-            if calibration.held_out == "batch"
-            else "of the same batches",
+            "held_out": {
+                "batch": f"whole batches of {batch_key or 'file'}",
+                "cells": "of the same batches",
+                "none": "none",
+            }[calibration.held_out],
         },
         label_findings=[finding.to_dict() for finding in findings],
         seconds=stages.seconds,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.annotate import metrics
 from scvec.api.evaluation import EvaluationReport
 from scvec.errors import InputError
+from scvec.model import metrics
 from scvec.protocols import Progress, no_progress
 
 if TYPE_CHECKING:

@@ -52,8 +52,8 @@ def explain(
     The cells are computed again from the values in the file, by the reference, the store generation and the
     options that ``uns[key_added]`` names. The log odds of the label against the runner-up are then taken
     apart: what each gene adds, what the labels of the nearest reference cells add, and what intercepts add.
-    Genes are exact for prototypes and the linear voice, given the length of the cell's profile, and by
-    integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) for the head.
+    Genes are exact for the default encoder, given the length of the cell's vector, and by integrated
+    gradients (Sundararajan et al. 2017, arXiv:1703.01365) for heads of other encoders.
 
     For several explanations of one file, as in a report, open it once::
 
@@ -108,6 +108,7 @@ class Explainer:
         label: npt.NDArray[np.str_],
         confidence: npt.NDArray[np.float32],
     ) -> None:
+        from scvec.api.gene_fit import fitted_to
         from scvec.api.matching import match_genes
         from scvec.api.query import rows_asked
         from scvec.api.query_genes import query_genes
@@ -125,7 +126,8 @@ class Explainer:
         # As the query searched: else other cells would be named than those that voted.
         recall = parameters.get("recall")
         found = float(recall) if isinstance(recall, (float, np.floating)) and 0 < recall < 1 else None
-        self._model = load_model(self._stored, exact=bool(parameters.get("exact")), recall=found)
+        model = load_model(self._stored, exact=bool(parameters.get("exact")), recall=found)
+        self._model, _ = fitted_to(store.path, self._stored, model, self._genes.measured)
         self._subset = rows_asked(self._stored, parameters.get("where"))
         self._origins = origins(self._stored)
         self._symbols: dict[str, str] | None = None
@@ -234,6 +236,7 @@ class Explainer:
     def _explain(
         self, rows: Int64, n_labelled: int, cell: str, label: str, against: str | None, n_genes: int
     ) -> Explanation:
+        from scvec.api.references import CODE_COLUMN
         from scvec.model.evidence import weigh
 
         classes = [str(c) for c in self._stored.meta["classes"]]
@@ -247,7 +250,6 @@ class Explainer:
         found = weigh(
             self._model,
             chunk,
-            regime=str(self.parameters["regime"]),
             method=str(self.parameters.get("method", "both")),
             n_neighbors=int(self.parameters.get("n_neighbors", 15)),
             subset=self._subset,
@@ -282,10 +284,10 @@ class Explainer:
             neighbors_total=float(found.neighbors.mean()),
             constant=float(found.constant.mean()),
             undivided=float(found.undivided.mean()),
-            voices={name: float(part.mean()) for name, part in found.voices.items()},
+            members={name: float(part.mean()) for name, part in found.members.items()},
             voters=voters(
-                found.heard.neighbors,
-                self._model.voices.labels,
+                found.scores.neighbors,
+                self._stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
                 classes,
                 self._stored.obs.index.astype(str).to_numpy(dtype=object),
                 *self._origins,
@@ -294,14 +296,14 @@ class Explainer:
             completeness_error=float(np.abs(found.gap).mean()) / size,
             parameters={
                 k: self.parameters.get(k)
-                for k in ("scvec", "reference", "generation", "space", "encoder", "method", "regime", "where")
+                for k in ("scvec", "reference", "generation", "space", "encoder", "method", "where")
             },
         )
 
     def _gene_evidence(
         self, found: Evidence, by_gene: npt.NDArray[np.float64], chunk: CellChunk, n_genes: int
     ) -> list[GeneEvidence]:
-        from scvec.api.references import genes_of
+        from scvec.api.references import class_statistics, genes_of
 
         total = by_gene.mean(axis=0)
         top = np.lexsort((np.arange(len(total)), -np.abs(total)))[:n_genes]
@@ -317,7 +319,7 @@ class Explainer:
                 self._symbols = dict(zip(table["gene_id"], table["symbol"], strict=True))
             texts = kb.descriptions(gene_ids)
         expression = np.asarray(chunk.X[:, columns].mean(axis=0)).ravel()
-        means = self._model.voices.prototypes.centroids[:, columns]
+        means = class_statistics(self._stored.tensors)[0][:, columns]
         expected, other = means[found.winner].mean(axis=0), means[found.other].mean(axis=0)
         genes = []
         for i, g in enumerate(top):
@@ -327,7 +329,7 @@ class Explainer:
                     gene_id=gene_ids[i],
                     symbol=str(self._symbols.get(gene_ids[i]) or gene_ids[i]),
                     contribution=float(total[g]),
-                    by_voice={name: float(part[:, g].mean()) for name, part in found.genes.items()},
+                    by_member={name: float(part[:, g].mean()) for name, part in found.genes.items()},
                     expression=float(expression[i]),
                     expected=float(expected[i]),
                     expected_against=float(other[i]),

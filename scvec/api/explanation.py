@@ -27,7 +27,7 @@ class GeneEvidence(Record):
     contribution
         Natural-log odds, positive for the label; the mean over the cells. A gene that is lower than usual can
         speak for a label that lacks it.
-    by_voice
+    by_member
         Voice (``prototype``, ``linear``, ``head``) -> its part; they sum to ``contribution``.
     expression
         log1p of counts per ten thousand, mean over the cells.
@@ -42,7 +42,7 @@ class GeneEvidence(Record):
     gene_id: str
     symbol: str
     contribution: float
-    by_voice: dict[str, float]
+    by_member: dict[str, float]
     expression: float
     expected: float
     expected_against: float
@@ -84,7 +84,7 @@ class Explanation(Report):
 
     ``log_odds`` is the sum of the genes' contributions (``genes_total``), ``neighbors_total``, ``constant``
     and ``undivided``, but for ``completeness_error``. All are natural-log odds of ``label`` against the label
-    compared with, as the voices together say them, before they are bent to confidence, and means over the
+    compared with, as both members say them, before they are calibrated to a confidence, and means over the
     ``n_cells`` cells.
 
     Attributes
@@ -106,18 +106,18 @@ class Explanation(Report):
     neighbors_total
         What the labels of the nearest reference cells add.
     constant
-        What the intercepts of head and linear voice add, which belongs to no gene.
+        What the intercept of the head adds, which belongs to no gene.
     undivided
         What a head adds whose encoder's vectors are no sums over genes (``sentence``, ``prompt``).
-    voices
-        Voice -> what it adds in all; they sum to ``log_odds``.
+    members
+        Member -> what it adds in all; they sum to ``log_odds``.
     voters
         The reference cells that voted.
     completeness_error
         Mean absolute difference between a cell's log odds and the sum of its terms, as a share of the mean
         absolute log odds (0.01 is 1%).
     parameters
-        What made it: reference, store generation, space, method, regime.
+        What made it: reference, store generation, space, method.
     """
 
     reference: str
@@ -134,7 +134,7 @@ class Explanation(Report):
     neighbors_total: float
     constant: float
     undivided: float
-    voices: dict[str, float]
+    members: dict[str, float]
     voters: list[Voter]
     completeness_error: float
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -162,7 +162,7 @@ class Explanation(Report):
         lines.append(
             f"  {self.log_odds:+7.2f}  in all (terms miss it by {100 * self.completeness_error:.2g}%)"
         )
-        lines.append("voices: " + ", ".join(f"{name} {value:+.2f}" for name, value in self.voices.items()))
+        lines.append("members: " + ", ".join(f"{name} {value:+.2f}" for name, value in self.members.items()))
         return [*lines, *self._voter_lines(), *self._text_lines()]
 
     def _others(self) -> str:

@@ -43,9 +43,9 @@ def append_cells(
     """Add cells to a reference that is there, encoded as a query's are. Nothing is trained.
 
     Their vectors are kept beside the others', in an exact index of their own that is searched too, until they
-    are many (`scvec.api.merging`). The neighbours know the new cells at once. Head, prototypes, the other
-    voices, calibration and novelty go on as they learned from the first cells, until all are ingested
-    together.
+    are many (`scvec.api.merging`). The neighbours know the new cells at once. Cell space, head, calibration
+    and novelty stay as they were learned from the first cells, and so do fits to the genes of a query, until
+    all cells are ingested together.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def append_cells(
     with opened.begin("ingest cells --append", {"name": name, "label_key": label_key}) as txn:
         stored = opened.reference(name)
         model, resolver = load_model(stored, device=device, llm=llm), stored_resolver(opened)
-        encoder, wanted = model.voices.encoder, model.voices.genes
+        encoder, wanted = model.members.encoder, model.members.genes
         vectors: list[Float32] = []
         tables, notes, added = [_with_files(stored)], [], []
         for ref in refs:
@@ -93,7 +93,7 @@ def append_cells(
                 codes = _codes(source, label_key, names, stored)
                 matched = match_genes(source, resolver, species=species, force=force)
                 genes = query_genes(opened, stored, matched, device=device, progress=progress)
-                check_overlap(source, genes.measured[wanted], force)
+                check_overlap(source, genes.measured[model.members.vector_genes], force)
                 table = _table(source, label_key, stored)
                 table[CODE_COLUMN] = codes
                 table[SOURCE_COLUMN] = PurePath(source.name).name
@@ -101,7 +101,9 @@ def append_cells(
                     table[SPECIES_COLUMN] = matched.match.species
                 tables.append(table)
                 for chunk in matched.chunks(genes):
-                    vectors.append(encoder.encode(chunk.select(wanted)))
+                    vectors.append(
+                        encoder.encode(chunk.select(wanted) if len(wanted) < len(genes.measured) else chunk)
+                    )
                     progress("encoding cells", sum(map(len, vectors)), None)
                 notes += source.notes
                 added.append({"name": source.name, "n_cells": source.n_obs, "species": matched.match.species})
@@ -114,8 +116,8 @@ def append_cells(
         generation = txn.commit()
         notes += txn.notes
     notes.append(
-        "neighbours know the new cells; the other voices, calibration and novelty go by the first ones until "
-        "all are ingested together"
+        "neighbours know the new cells; cell space, head, calibration and novelty stay those of the first "
+        "cells until all are ingested together"
     )
     return GrowReport(
         name=name,
@@ -154,7 +156,7 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
         kept = np.setdiff1d(np.arange(stored.n), gone)
         obs = _with_files(stored).iloc[kept]
         meta = changed_meta(stored, dropped=int(stored.meta.get("dropped", 0)) + len(gone))
-        tensors = _without_probes(stored, gone) or stored.tensors
+        tensors = {**_without_probes(stored, gone), **_sample_without(stored, gone)}
         notes = []
         if shrinks_in_place(stored, len(gone)):
             counted = {**meta, "counts": counts_of(stored, obs)}
@@ -165,9 +167,7 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
         generation = txn.commit()
     left = sorted(c for c, n in counts_of(stored, obs).items() if n == 0)
     if left:
-        notes.append(
-            f"no cell has these labels any more, but head and prototypes know them: {', '.join(left)}"
-        )
+        notes.append(f"no cell has these labels any more, but the head knows them: {', '.join(left)}")
     notes.append("their vectors and older generations stay until: scvec compact")
     return GrowReport(
         name=reference,
@@ -218,9 +218,7 @@ def _table(source: CellSource, label_key: str, stored: StoredReference) -> pd.Da
     return table
 
 
-def _without_probes(
-    stored: StoredReference, gone: npt.NDArray[np.int64]
-) -> dict[str, npt.NDArray[Any]] | None:
+def _without_probes(stored: StoredReference, gone: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
     """Return the tensors with the cells kept for `verify` that are still there, under their new rows."""
     from scvec.api.probe import probe_cells, probe_tensors
 
@@ -229,3 +227,16 @@ def _without_probes(
     moved = rows - np.searchsorted(gone, rows)
     kept = type(cells)(cells.X[still], cells.measured)
     return {**stored.tensors, **probe_tensors(kept, moved[still])}
+
+
+def _sample_without(stored: StoredReference, gone: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of the training cells that are still there, under their new rows.
+
+    Deleted cells take no part in later fits to the genes of a query.
+    """
+    from scvec.api.references import sample_of
+
+    if "sample" not in stored.meta:
+        return {}
+    tensors, _ = sample_of(stored).without(gone).state()
+    return {f"sample.{name}": values for name, values in tensors.items()}

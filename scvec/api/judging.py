@@ -1,4 +1,4 @@
-"""From what the voices predict to the answer that people get."""
+"""From what the members predict to the answer that people get."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from scvec.api.matching import MatchedSource
     from scvec.api.stages import Stages
     from scvec.ingest.cells import CellSource
-    from scvec.model.model import Prediction, ReferenceModel
+    from scvec.model.reference import Prediction, ReferenceModel
+    from scvec.model.shift import Shift
     from scvec.stores.stored import StoredReference
 
 __all__ = ["judged", "provenance"]
@@ -60,9 +61,12 @@ def judged(
     classes = tuple(str(c) for c in stored.meta["classes"])
     best, confidence = _best(found.proba)
     low = found.n_detected < model.floor * share
-    status = status_codes(
-        confidence=confidence, novelty=found.novelty, n_labels=found.n_labels, low_quality=low
-    )
+    shift = _shift(model, found, ~low, parameters["novelty"])
+    novelty = _novelty(model, found, shift, parameters["false_novel_rate"])
+    parameters = {**parameters, "shift": shift.to_dict()}
+    if shift.message:
+        source.notes.append(shift.message)
+    status = status_codes(confidence=confidence, novelty=novelty, n_labels=found.n_labels, low_quality=low)
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).coded_broad(found.proba)
     # As categories and bytes, which the annotation takes for arrays of objects.
     texts: dict[str, Any] = {
@@ -79,7 +83,7 @@ def judged(
         **texts,
         classes=classes,
         confidence=confidence,
-        novelty=found.novelty,
+        novelty=novelty,
         proba=found.proba,
         sets=found.sets,
         vectors=found.vectors,
@@ -88,6 +92,27 @@ def judged(
         notes=list(dict.fromkeys(source.notes)),
         seconds=stages.seconds,
     )
+
+
+def _shift(model: ReferenceModel, found: Prediction, usable: npt.NDArray[np.bool_], how: str) -> Shift:
+    """Return what the cells of the query that are good enough have in common against the reference."""
+    from scvec.model.shift import Shift
+
+    n_classes = model.members.n_classes
+    if how == "absolute" or model.calibration.novelty is None:
+        return Shift.none(n_classes)
+    return Shift.estimate(found.signals[usable], found.given[usable], found.sure[usable], n_classes)
+
+
+def _novelty(model: ReferenceModel, found: Prediction, shift: Shift, rate: float) -> Float32:
+    """Return (n,) novelty, 0 to 1."""
+    novelty = np.zeros(len(found), dtype=np.float32)
+    judge = model.calibration.novelty
+    if judge is not None:
+        for rows in blocks(len(found)):
+            relative = shift.relative(found.signals[rows], found.given[rows])
+            novelty[rows] = judge.score(relative, rate=rate)
+    return novelty
 
 
 def _best(proba: Float32) -> tuple[npt.NDArray[Any], Float32]:

@@ -24,6 +24,9 @@ __all__ = ["MAX_TRAINING_CELLS", "Labelled", "incoherent_labels", "training_budg
 
 #: Cells that the encoder and the head are trained on at most.
 MAX_TRAINING_CELLS = 20_000
+#: Cells of a label that the default encoder is fitted from at most: more cells of a common type change its
+#: mean and spread by little, and every fit to the genes of a query pays for them.
+CELLS_PER_LABEL = 500
 #: Cells that are trained on whatever the memory: with fewer of them rare labels are nothing but rare cells.
 MIN_TRAINING_CELLS = 2_000
 #: Bytes that training needs for a cell and gene (dense, five times over), and for a value that is not zero.
@@ -141,18 +144,36 @@ class Labelled:
         return np.sort(np.concatenate(kept))
 
     def sample(
-        self, memory: str | int | None, n_genes: int, seed: int
+        self, memory: str | int | None, n_genes: int, seed: int, *, encoder: str = "discriminant"
     ) -> tuple[npt.NDArray[np.int64], list[str]]:
         """Return the cells to train on, over ``n_genes``, and what a user should know about it."""
         n_values = float(np.concatenate([s.n_genes_detected for s in self.sources]).mean())
         most = training_budget(memory, n_genes, n_values)
         rows, total = self.training_rows(seed, most), int((self.codes >= 0).sum())
+        if encoder == "discriminant":
+            rows = self._capped(rows, seed)
         if len(rows) == total:
             return rows, []
         few = " that --memory allows" if most < min(total, MAX_TRAINING_CELLS) else ""
         return rows, [
             f"trained on {len(rows):,} cells{few}, rare labels kept whole; all cells are in the index"
         ]
+
+    def _capped(self, rows: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+        """Return the rows, of each label ``CELLS_PER_LABEL`` at most, spread over its batches alike."""
+        rng = np.random.default_rng(seed)
+        kept = []
+        for code in np.unique(self.codes[rows]):
+            here = rng.permutation(rows[self.codes[rows] == code])
+            if len(here) > CELLS_PER_LABEL and self.batches is not None:
+                # The first cells of every batch come first, then the second ones, and so on.
+                batch = np.unique(self.batches[here], return_inverse=True)[1]
+                order = np.argsort(batch, kind="stable")
+                turn = np.empty(len(here), dtype=np.int64)
+                turn[order] = np.arange(len(here)) - np.searchsorted(batch[order], batch[order])
+                here = here[np.argsort(turn, kind="stable")]
+            kept.append(here[:CELLS_PER_LABEL])
+        return np.sort(np.concatenate(kept))
 
     def tissues(self) -> list[str]:
         """Return what the files say of their tissue; nothing where a column says many things."""

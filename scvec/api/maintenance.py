@@ -197,7 +197,7 @@ def _reference_info(opened: Store, name: str) -> ReferenceInfo:
             "options": meta["options"],
             "sources": meta["sources"],
             "held out": calibration["held_out"],
-            "record": {k: v["record"] for k, v in calibration["regimes"].items()},
+            "record": calibration["record"],
         },
     )
 
@@ -216,7 +216,7 @@ def _parity(opened: Store, name: str, device: str, llm: str | None) -> tuple[flo
     if not len(rows):  # they were dropped from the reference
         return 0.0, PARITY
     used = llm if stored.meta["model"]["encoder"].get("llm") else None
-    encoder = load_model(stored, device=device, llm=used).voices.encoder
+    encoder = load_model(stored, device=device, llm=used).members.encoder
     fresh, kept = encoder.encode(cells).astype(np.float64), np.asarray(stored.vectors[rows], dtype=np.float64)
     allowed = getattr(encoder, "parity", None)
     if allowed is None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scvec.api.matching import MatchedSource
     from scvec.ingest.cells import CellSource
     from scvec.ingest.identity import GeneMap
-    from scvec.model.model import Prediction, ReferenceModel
+    from scvec.model.reference import Prediction, ReferenceModel
     from scvec.stores.stored import StoredReference
 
 __all__ = ["annotate", "check_overlap", "only_reference", "query", "rows_asked"]
@@ -37,6 +37,8 @@ __all__ = ["annotate", "check_overlap", "only_reference", "query", "rows_asked"]
 #: Chunks after which what was freed goes back to the system: several threads leave holes in several heaps,
 #: and more of them the more chunks there are.
 TRIM_EVERY = 16
+#: What novelty may be judged by.
+NOVELTY = ("relative", "absolute")
 #: Fewer genes of the reference than this say nothing about a cell.
 MIN_GENES = 10
 
@@ -59,6 +61,7 @@ def query(
     recall: float | None = None,
     coverage: float | None = None,
     false_novel_rate: float = 0.05,
+    novelty: str = "relative",
     majority_vote: bool = False,
     columns: str = "scvec",
     unmatched_genes: str = "drop",
@@ -88,7 +91,7 @@ def query(
     n_neighbors
         Neighbours that vote; clipped to the number of reference cells.
     method
-        ``both``, ``knn``, ``head``, ``prototype``, ``linear`` or ``centroid``.
+        ``both``, ``knn`` or ``head``.
     memory
         Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given. It cuts
         the cells that are handled in one go and changes no answer.
@@ -101,7 +104,10 @@ def query(
     coverage
         Also give sets of labels that hold the true one for this share (0-1) of the cells of each type.
     false_novel_rate
-        Share (0-1) of cells of known types that may be called novel.
+        Fraction (0-1) of cells of known types that may be called novel.
+    novelty
+        ``relative``: what all cells of the query have in common against the reference (another platform, or
+        another species) does not make them novel. ``absolute``: it does.
     majority_vote
         Also cluster the cells and give each the label of most of its cluster, in columns of its own. That
         label depends on the other cells of the query; needs the extra ``cluster``.
@@ -135,6 +141,7 @@ def query(
     asked = dict(locals())  # first: the report repeats the command
     from scvec.api.device import check_device
     from scvec.api.engines import check_engine
+    from scvec.api.gene_fit import fitted_to
     from scvec.api.matching import match_genes
     from scvec.api.query_genes import query_genes
     from scvec.api.query_output import (
@@ -144,12 +151,11 @@ def query(
         reporter_of,
         write_output,
     )
-    from scvec.api.references import load_model, species_of
+    from scvec.api.references import load_model
     from scvec.api.resolvers import stored_resolver
     from scvec.api.unmatched import UNMATCHED
     from scvec.api.write_report import check_report
     from scvec.ingest.cells import CellSource
-    from scvec.model.pool import VOICES
     from scvec.stores.sharded import unsearched
     from scvec.stores.store import Store
 
@@ -162,6 +168,8 @@ def query(
         raise InputError(
             f"unmatched_genes is drop or text, not {unmatched_genes!r}", fix="give one of the two"
         )
+    if novelty not in NOVELTY:
+        raise InputError(f"novelty is relative or absolute, not {novelty!r}", fix="give one of the two")
     _check_share("coverage", coverage)
     _check_share("recall", recall)
     _check_share("false_novel_rate", false_novel_rate)
@@ -187,7 +195,12 @@ def query(
             # On a cluster shards hold the index; what is left here is labels and weights.
             elsewhere = None if engine == "local" else unsearched(stored)
             model = load_model(stored, device=device, llm=llm, index=elsewhere, exact=exact, recall=recall)
-        share = check_overlap(source, genes.measured[model.voices.genes], force)
+        share = check_overlap(source, genes.measured[model.members.vector_genes], force)
+        with stages("fit to genes"):
+            ingested = model
+            model, fitted = fitted_to(opened.path, stored, model, genes.measured, progress=progress)
+            if fitted:
+                source.notes.append(fitted)
         available = len(subset) if subset is not None else stored.n
         if n_neighbors > available:
             source.notes.append(f"n_neighbors clipped from {n_neighbors} to the {available} reference cells")
@@ -206,21 +219,19 @@ def query(
                 recall=recall,
                 device=device,
                 llm=llm,
+                fitted=None if model is ingested else model,
             )
         scratch.trim()  # of the reading: what the chunks need comes on top of it else
         with stages("encode and search"):
-            prediction, regime = _predict(
+            prediction = _predict(
                 model,
                 matched,
                 genes,
-                share=share,
                 progress=progress,
                 method=method,
                 n_neighbors=n_neighbors,
                 subset=subset,
                 coverage=coverage,
-                false_novel_rate=false_novel_rate,
-                foreign=matched.match.species not in species_of(stored.meta),
                 spread=spread,
             )
         if model.calibration.held_out == "cells":
@@ -238,14 +249,15 @@ def query(
             "layer": layer,
             "coverage": coverage,
             "false_novel_rate": false_novel_rate,
+            "novelty": novelty,
             "unmatched_genes": unmatched_genes,
-            "regime": regime,
             "reference_genes_measured": share,
-            "voices": dict(zip(VOICES, model.calibration.pools[regime].shares, strict=True)),
+            "fitted": model is not ingested,
         }
         scratch.trim()  # of the chunks
         with stages("judge"):
-            annotation = judged(source, stored, model, prediction, share, parameters, stages)
+            detected = float(genes.measured[model.members.vector_genes].mean())
+            annotation = judged(source, stored, model, prediction, detected, parameters, stages)
             annotation = annotation.changed(explainer=explainer_of(store, path), reporter=reporter_of(asked))
         if majority_vote:
             with stages("cluster"):
@@ -356,24 +368,19 @@ def _predict(
     matched: MatchedSource,
     genes: GeneMap,
     *,
-    share: float,
-    foreign: bool,
     progress: Progress,
     spread: Callable[..., Iterator[Prediction]] | None = None,
     **options: Any,
-) -> tuple[Prediction, str]:
-    from scvec.model.model import Prediction
-    from scvec.model.shift import regime_of
+) -> Prediction:
+    from scvec.model.reference import Prediction
 
-    regime = regime_of(via_orthologs=foreign, measured_share=share)
     total = matched.source.n_obs
     if spread is not None:
-        found = spread(matched, genes, progress=progress, regime=regime, **options)
-        return Prediction.gather(found, total), regime
+        return Prediction.gather(spread(matched, genes, progress=progress, **options), total)
 
     def parts() -> Iterator[Prediction]:
         done = 0
-        jobs = (partial(model.predict, chunk, regime=regime, **options) for chunk in matched.chunks(genes))
+        jobs = (partial(model.predict, chunk, **options) for chunk in matched.chunks(genes))
         with closing(side_by_side(jobs, 1 if model.takes_turns else min(n_cores(), AT_ONCE))) as predictions:
             for number, prediction in enumerate(predictions, 1):
                 done += len(prediction)
@@ -382,4 +389,4 @@ def _predict(
                     scratch.trim()
                 progress("annotating cells", done, total)
 
-    return Prediction.gather(parts(), total), regime
+    return Prediction.gather(parts(), total)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scvec.api.matching import MatchedSource
     from scvec.api.ray_workers import ReferencePlace, ShardHandle, Task
     from scvec.ingest.identity import GeneMap
-    from scvec.model.model import Prediction
+    from scvec.model.reference import Prediction, ReferenceModel
     from scvec.stores.store import Store
     from scvec.stores.stored import StoredReference
 
@@ -51,6 +51,7 @@ def predict_by_ray(
     device: str,
     llm: str | None,
     progress: Progress,
+    fitted: ReferenceModel | None = None,
     **options: Any,
 ) -> Iterator[Prediction]:
     """Name the cells of a query on a cluster.
@@ -63,8 +64,10 @@ def predict_by_ray(
         Bytes of all workers together.
     exact, recall
         How an approximate index searches (`StoredReference.searcher`).
+    fitted
+        What was fitted to the genes of the query, if that was needed: workers hold all of it, and no shards.
     **options
-        Of :meth:`scvec.model.model.ReferenceModel.predict`.
+        Of :meth:`scvec.model.reference.ReferenceModel.predict`.
 
     Yields
     ------
@@ -75,6 +78,7 @@ def predict_by_ray(
     NetworkError
         If the cluster cannot be reached, or a shard or all workers are lost.
     """
+    from scvec.api.gene_fit import fit_state
     from scvec.api.ray_workers import AnnotateJob, Annotator, Reads, ReferencePlace
 
     splits = exact or stored.index_kind in EXACT
@@ -92,9 +96,12 @@ def predict_by_ray(
             os.path.abspath(opened.path), opened.generation.number, stored.name, stored.fingerprint
         )
         with _actors() as actors:
-            shards = _shards(ray, place, stored.n, room, actors, whole=not splits, recall=recall)
+            shards = []
+            if fitted is None:
+                shards = _shards(ray, place, stored.n, room, actors, whole=not splits, recall=recall)
             reads = Reads([recipe_of(matched.source)], [genes], room.reading)
-            job = AnnotateJob(reads, place, shards, options, device, llm)
+            fit = None if fitted is None else fit_state(fitted)
+            job = AnnotateJob(reads, place, shards, options, device, llm, fit)
             crew = _crew(ray, Annotator, job, room, actors)
             for _, answer in _Work(ray, crew, [matched], [genes], "annotating cells", progress).done():
                 yield answer

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from scvec.ingest.identity import GeneMap
-    from scvec.model.model import Prediction
+    from scvec.model.reference import Prediction
     from scvec.stores.stored import StoredReference
 
 __all__ = [
@@ -320,14 +320,19 @@ class AnnotateJob:
     options: Mapping[str, Any]
     device: str
     llm: str | None
+    fit: Mapping[str, npt.NDArray[Any]] | None = None
 
 
 class Annotator(_Worker):
     """Names cells: reads them, encodes them, and asks the shards for neighbours."""
 
     def _load(self, job: AnnotateJob) -> None:
+        from scvec.api.gene_fit import fit_of
         from scvec.api.references import load_model
 
+        if job.fit is not None:
+            self._model = fit_of(dict(job.fit))
+            return
         stored = job.place.open()
         held = [(shard.first, shard.last) for shard in job.shards]
         index = ShardedIndex(stored.dim, held, lambda q, k, subsets: ask_shards(job.shards, q, k, subsets))

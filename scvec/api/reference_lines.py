@@ -5,18 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["REGIME_WORDS", "reference_lines"]
-
-#: As what a query is judged, the nearest to the reference first, in words.
-REGIME_WORDS = {
-    "same": "like the reference's own",
-    "panel": "a panel of fewer genes",
-    "few": "few of its genes",
-    "species": "another species",
-    "species_few": "few genes of another species",
-}
-#: Votes smaller than this are nothing.
-LEAST_SHARE = 0.005
+__all__ = ["reference_lines"]
 
 
 def reference_lines(details: Mapping[str, Any]) -> list[str]:
@@ -60,18 +49,10 @@ def _index(index: Mapping[str, Any]) -> str:
 
 
 def _record(held_out: str, record: Mapping[str, Any]) -> list[str]:
-    """Return a table: how right it was on cells held out, and which voices count how much."""
-    order = {regime: words for regime, words in REGIME_WORDS.items() if regime in record}
-    order |= {regime: regime for regime in record if regime not in order}
-    width = max(map(len, ("query", *order.values())))
-    lines = [f"  on held-out cells ({held_out}), by what a query is judged as:"]
-    lines.append(f"    {'query':<{width}}  accuracy  macro-F1    ECE  votes")
-    for regime, words in order.items():
-        found = record[regime]
-        numbers = (found.get("accuracy"), found.get("macro_f1"), found.get("ece"))
-        accuracy, f1, ece = ("-" if number is None else f"{number:.3f}" for number in numbers)
-        shares = {voice: told["share"] for voice, told in (found.get("voices") or {}).items()}
-        ranked = sorted(shares.items(), key=lambda vote: -vote[1])
-        votes = ", ".join(f"{voice} {share:.2f}" for voice, share in ranked if share >= LEAST_SHARE)
-        lines.append(f"    {words:<{width}}  {accuracy:>8}  {f1:>8}  {ece:>5}  {votes}".rstrip())
-    return lines
+    """Return one line: how right the reference was on cells held out."""
+    names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE"}
+    told = [f"{said} {record[key]:.3f}" for key, said in names.items() if record.get(key) is not None]
+    if not told:
+        return ["  no cell could be held out: confidence is not calibrated, novelty is not judged"]
+    alone = ", ".join(f"{name} {value:.3f}" for name, value in (record.get("members") or {}).items())
+    return [f"  on held-out cells ({held_out}): {', '.join(told)}" + (f"; alone: {alone}" if alone else "")]

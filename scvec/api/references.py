@@ -14,26 +14,29 @@ from scvec.encoders.registry import load_encoder
 from scvec.errors import StoreError
 from scvec.model.calibration import Calibration
 from scvec.model.head import Head
-from scvec.model.linear import Linear
-from scvec.model.model import ReferenceModel
-from scvec.model.prototypes import Prototypes
+from scvec.model.members import Members
+from scvec.model.reference import ReferenceModel
+from scvec.model.sample import TrainingSample
 from scvec.model.spread import Spread
-from scvec.model.voices import Voices
-from scvec.profiles import Profile
 from scvec.stores.device_index import on_device
 
 if TYPE_CHECKING:
+    from scvec.encoders.registry import EncoderParts
     from scvec.protocols import VectorIndex
     from scvec.stores.stored import StoredReference
+    from scvec.types import Float32
 
 __all__ = [
     "CODE_COLUMN",
     "FACTOR",
     "SOURCE_COLUMN",
     "SPECIES_COLUMN",
+    "class_statistics",
     "genes_of",
     "load_model",
+    "model_of",
     "model_state",
+    "sample_of",
     "species_of",
 ]
 
@@ -51,23 +54,18 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
     """Return arrays and JSON values of a model, without its index and labels."""
-    encoder, head = model.voices.encoder, model.voices.head
-    encoder_tensors, encoder_meta = encoder.state()
-    head_tensors, head_meta = head.state()
+    members = model.members
+    encoder_tensors, encoder_meta = members.encoder.state()
+    head_tensors, head_meta = members.head.state()
     tensors = {
         **_prefixed("encoder.", encoder_tensors),
         **_prefixed("head.", head_tensors),
-        "prototypes.centroids": model.voices.prototypes.centroids,
-        "prototypes.variability": model.voices.prototypes.variability,
-        **_prefixed("prototypes.", model.voices.prototypes.profile.state()),
-        "voices.genes": model.voices.genes,
-        **_prefixed("spread.", model.voices.spread.state()),
-        "linear.W": model.voices.linear.W,
-        "linear.b": model.voices.linear.b,
-        **_prefixed("voices.", model.voices.linear.profile.state()),
+        **_prefixed("spread.", members.spread.state()),
+        "members.centers": members.centers,
+        "members.genes": members.genes,
     }
     meta = {
-        "encoder": {"name": encoder.name, **encoder_meta},
+        "encoder": {"name": members.encoder.name, **encoder_meta},
         "head": head_meta,
         "calibration": model.calibration.to_dict(),
         "floor": model.floor,
@@ -75,20 +73,54 @@ def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
     return tensors, meta
 
 
-def genes_of(stored: StoredReference) -> list[str]:
-    """Return the ids of all genes of a reference, those that only its prototypes use among them.
+def model_of(
+    tensors: Tensors,
+    state: Mapping[str, Any],
+    index: VectorIndex,
+    labels: npt.NDArray[np.int64],
+    *,
+    rows: npt.NDArray[np.int64] | None = None,
+    parts: EncoderParts | None = None,
+) -> ReferenceModel:
+    """Rebuild a model from :func:`model_state`; ValueError, KeyError or TypeError where parts do not fit."""
+    encoder = load_encoder(
+        state["encoder"]["name"], _under("encoder.", tensors), dict(state["encoder"]), parts=parts
+    )
+    members = Members(
+        encoder,
+        Head(tensors["head.W"], tensors["head.b"], state["head"]["activation"]),
+        tensors["members.centers"],
+        Spread(**_under("spread.", tensors)),
+        index,
+        labels,
+        tensors["members.genes"].astype(np.int64),
+        rows,
+    )
+    return ReferenceModel(members, Calibration.from_dict(state["calibration"]), float(state["floor"]))
+
+
+def class_statistics(tensors: Tensors) -> tuple[Float32, Float32]:
+    """Return (n_classes, n_genes) mean cells over all genes, zeros without cells, and (n_genes,) spreads."""
+    return tensors["classes.means"], tensors["classes.spread"]
+
+
+def sample_of(stored: StoredReference) -> TrainingSample:
+    """Return the cells that a reference is fitted from.
 
     Raises
     ------
     StoreError
-        If an earlier version made it.
+        If they are not there or do not fit together.
     """
-    genes = stored.meta.get("all_genes")
-    if not isinstance(genes, list):
-        raise StoreError(
-            f"reference {stored.name!r} was made by an earlier version, with fewer genes than are needed now",
-            fix="ingest it again: scvec ingest cells",
-        )
+    try:
+        return TrainingSample.from_state(_under("sample.", stored.tensors), stored.meta["sample"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise _misfit(stored, error) from error
+
+
+def genes_of(stored: StoredReference) -> list[str]:
+    """Return the ids of all genes of a reference."""
+    genes: list[str] = stored.meta["all_genes"]
     return genes
 
 
@@ -121,45 +153,31 @@ def load_model(
     """
     meta, tensors = stored.meta, stored.tensors
     try:
-        model = meta["model"]
+        state = meta["model"]
+        if index is None:
+            index = on_device(stored.searcher(exact=exact, recall=recall), resolved_device(device))
+        labels = stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64)
         parts = stored_parts(meta, device=device, llm=llm)
-        name = model["encoder"]["name"]
-        encoder = load_encoder(name, _under("encoder.", tensors), model["encoder"], parts=parts)
-        head_tensors = _under("head.", tensors)
-        profile = Profile.from_state(_under("voices.", tensors))
-        voices = Voices(
-            encoder,
-            Head(head_tensors["W"], head_tensors["b"], model["head"]["activation"]),
-            Prototypes(
-                tensors["prototypes.centroids"],
-                Profile.from_state(_under("prototypes.", tensors)),
-                tensors["prototypes.variability"],
-            ),
-            Spread(**_under("spread.", tensors)),
-            Linear(tensors["linear.W"], tensors["linear.b"], profile),
-            on_device(stored.searcher(exact=exact, recall=recall), resolved_device(device))
-            if index is None
-            else index,
-            stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
-            tensors["voices.genes"],
-        )
-        if [meta["all_genes"][i] for i in voices.genes] != meta["genes"]:
+        model = model_of(tensors, state, index, labels, parts=parts)
+        members = model.members
+        if [meta["all_genes"][i] for i in members.genes] != meta["genes"]:
             raise ValueError("the genes of the encoder are others")
-        if voices.n_classes != len(meta["classes"]) or encoder.embed_dim != stored.dim:
+        if members.n_classes != len(meta["classes"]) or members.encoder.embed_dim != stored.dim:
             raise ValueError("numbers of classes or dimensions differ")
-        return ReferenceModel(voices, Calibration.from_dict(model["calibration"]), float(model["floor"]))
+        return model
     except (KeyError, ValueError, TypeError) as error:
-        raise StoreError(
-            f"the parts of reference {stored.name!r} do not fit together ({error})",
-            fix="ingest it again: scvec ingest cells",
-        ) from error
+        raise _misfit(stored, error) from error
+
+
+def _misfit(stored: StoredReference, error: Exception) -> StoreError:
+    return StoreError(
+        f"the parts of reference {stored.name!r} do not fit together ({error})",
+        fix="ingest it again: scvec ingest cells",
+    )
 
 
 def species_of(meta: Mapping[str, Any]) -> dict[str, int]:
-    """Return species -> cells of a reference, that whose ids its genes have first.
-
-    References of earlier versions are of one species and say no number: it is 0 there.
-    """
+    """Return species -> cells of a reference, that whose ids its genes have first."""
     return {meta["species"]: 0, **meta.get("species_cells", {})}
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.api.reference_lines import REGIME_WORDS
 from scvec.model.status import STATUSES
 
 if TYPE_CHECKING:
@@ -75,14 +74,15 @@ def _calibrated(held_out: str, stored: StoredReference) -> str:
 def diagnosis(annotation: Annotation) -> list[tuple[str, str]]:
     """Return what the input was found to be, as names and values."""
     p = annotation.parameters
-    voices = ", ".join(f"{name} {share:.0%}" for name, share in p["voices"].items() if share >= 0.005)
+    shift = p["shift"]
     return [
         ("Values", str(p["expression"])),
         ("Species", str(p["species"])),
         ("Genes", str(p["genes"])),
         ("Genes of the reference measured", f"{p['reference_genes_measured']:.1%}"),
-        ("Judged as", REGIME_WORDS.get(str(p["regime"]), str(p["regime"]))),
-        ("Voices", voices if p["method"] == "both" else str(p["method"])),
+        ("Cell space", "fitted to these genes" if p["fitted"] else "as ingested"),
+        ("Method", "head and neighbours" if p["method"] == "both" else str(p["method"])),
+        ("Shift against the reference", f"{shift['size']:.1f} standard deviations of its held-out cells"),
         ("Neighbours asked", str(p["n_neighbors"])),
         *([("Only reference cells where", str(p["where"]))] if p.get("where") else []),
     ]
@@ -189,9 +189,9 @@ def uncertain_cells(
     return found
 
 
-def calibration(stored: StoredReference, regime: str) -> dict[str, Any]:
-    """Return what held-out cells of the reference showed, in the kind of data that the query is."""
-    record = stored.meta["model"]["calibration"]["regimes"].get(regime, {}).get("record", {})
+def calibration(stored: StoredReference) -> dict[str, Any]:
+    """Return what held-out cells of the reference showed."""
+    record = stored.meta["model"]["calibration"]["record"]
     classes = stored.meta["classes"]
     labels = [
         {"label": str(label), "n": int(row["n"]), "recall": row["recall"]}
@@ -199,11 +199,9 @@ def calibration(stored: StoredReference, regime: str) -> dict[str, Any]:
         if row["n"]
     ]
     return {
-        "regime": regime,
         "n_cells": int(stored.meta["model"]["calibration"]["n_cells"]),
         "held_out": stored.meta["model"]["calibration"]["held_out"],
         **{k: record.get(k) for k in ("accuracy", "macro_f1", "ece")},
-        # References made before reports were have no bins.
         "reliability": record.get("reliability", []),
         "labels": labels,
     }

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from scvec.api.references import class_statistics
 from scvec.api.search_reports import CellHit, CellHits, LabelHit
 from scvec.errors import InputError
 from scvec.types import CellChunk, Float32, Int64
 
 if TYPE_CHECKING:
-    from scvec.model.model import ReferenceModel
+    from scvec.model.reference import ReferenceModel
     from scvec.stores.store import Store
     from scvec.stores.stored import StoredReference
 
@@ -166,7 +167,7 @@ def _about(
     labels, best = _label_hits(stored, model, rows, columns, weights, symbols)
     notes = list(ranked.notes)
     hits: list[CellHit] = []
-    direction = _direction(model, columns, weights)
+    direction = _direction(stored, model, columns, weights)
     if direction is None:
         notes.append("none of these genes is among those that make cell vectors: labels only")
     else:
@@ -196,9 +197,9 @@ def _label_hits(
     symbols: Sequence[str],
 ) -> tuple[list[LabelHit], list[str]]:
     """Return labels, best first, and per gene the label that has most of it."""
-    codes = model.voices.labels[rows]
-    present = np.bincount(codes[codes >= 0], minlength=model.voices.n_classes)
-    z = class_levels(model)[:, columns]
+    codes = model.members.labels[rows]
+    present = np.bincount(codes[codes >= 0], minlength=model.members.n_classes)
+    z = class_levels(stored)[:, columns]
     weighted = z * weights / weights.sum()
     score = weighted.sum(axis=1)
     shown = [c for c in np.argsort(-score, kind="stable") if present[c] > 0]
@@ -217,36 +218,37 @@ def _label_hits(
     return hits, best
 
 
-def class_levels(model: ReferenceModel) -> npt.NDArray[np.float64]:
+def class_levels(stored: StoredReference) -> npt.NDArray[np.float64]:
     """Return (n_classes, n_genes) how far the mean of each class is above the mean over classes.
 
     Over all genes of the reference, in log1p CP10k, divided by the spread of each gene within classes.
     """
-    prototypes = model.voices.prototypes
-    centroids = prototypes.centroids.astype(np.float64)
-    filled = centroids.any(axis=1)
-    z: npt.NDArray[np.float64] = (centroids - centroids[filled].mean(axis=0)) / prototypes.profile.spread
+    means, spread = class_statistics(stored.tensors)
+    filled = means.any(axis=1)
+    z: npt.NDArray[np.float64] = (means.astype(np.float64) - means[filled].mean(axis=0)) / spread
     z[~filled] = 0.0
     return z
 
 
 def _direction(
-    model: ReferenceModel, columns: Int64, weights: npt.NDArray[np.float64]
+    stored: StoredReference, model: ReferenceModel, columns: Int64, weights: npt.NDArray[np.float64]
 ) -> tuple[Float32, Float32] | None:
     """Return the vector of the mean cell, (dim,) float32, and where it goes when the genes are raised.
 
-    None where raising them moves nothing, as the encoder knows none of them.
+    None where raising them moves nothing, as cell vectors are made of none of them.
     """
     from scipy.sparse import csr_matrix
 
     # The mean over classes, as a common type would otherwise draw it to itself.
-    prototypes = model.voices.prototypes
-    filled = prototypes.centroids.any(axis=1)
-    mean = prototypes.centroids[filled].mean(axis=0).astype(np.float64)
+    means, spread = class_statistics(stored.tensors)
+    mean = means[means.any(axis=1)].mean(axis=0).astype(np.float64)
+    if not np.isin(columns, model.members.vector_genes).any():
+        return None
     raised = mean.copy()
-    raised[columns] += RAISE * prototypes.profile.spread[columns] * weights / weights.max()
+    raised[columns] += RAISE * spread[columns] * weights / weights.max()
     both = CellChunk(csr_matrix(np.stack([mean, raised]).astype(np.float32)), np.ones(len(mean), dtype=bool))
-    encoded = model.voices.encoder.encode(both.select(model.voices.genes))
+    genes = model.members.genes
+    encoded = model.members.encoder.encode(both.select(genes) if len(genes) < len(mean) else both)
     direction = encoded[1] - encoded[0]
     return (encoded[0], direction) if np.linalg.norm(direction) > 1e-6 else None
 

@@ -3,96 +3,140 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from scvec.api.labelled import Labelled
+from scvec.errors import InputError
 from scvec.protocols import CellEncoder, Progress
-from scvec.types import CellChunk
+from scvec.types import CellChunk, Float32
 
 if TYPE_CHECKING:
+    from scvec.api.labelled import Labelled
     from scvec.api.matching import MatchedSource
     from scvec.api.texts import EncodedGenes
     from scvec.encoders.registry import EncoderParts
     from scvec.ingest.identity import GeneMap
-    from scvec.model.model import ReferenceModel
+    from scvec.model.reference import ReferenceModel
+    from scvec.model.sample import TrainingSample
 
-__all__ = ["train"]
+__all__ = ["class_tensors", "read_sample", "train"]
 
 N_NEIGHBORS = 15
+N_FOLDS = 3
 
 
-def train(
+def read_sample(
     labelled: Labelled,
     rows: npt.NDArray[np.int64],
     matched: list[MatchedSource],
     maps: list[GeneMap],
-    chosen: npt.NDArray[np.int64],
-    scores: npt.NDArray[np.float64],
     strata: npt.NDArray[np.str_] | None,
-    encoder: str,
-    encoded: EncodedGenes | None,
-    encoder_parts: EncoderParts | None,
     seed: int,
-    progress: Progress,
-    n_workers: int = 1,
-) -> tuple[ReferenceModel, list[str]]:
-    """Train and calibrate a reference on some of its cells.
+) -> tuple[TrainingSample, list[str]]:
+    """Return the cells to train on over all genes of the reference, with their folds, and notes.
 
     Parameters
     ----------
     rows
         Cells to train on, ascending, over all files.
     maps
-        Per file, its columns onto all genes of the reference.
-    chosen, scores
-        Numbers of the genes that the encoder knows, and how variable each gene is.
+        For each file, its columns onto all genes of the reference.
     strata
         (n,) species of all cells, where there are two.
-    n_workers
-        Trainings at once.
-
-    Returns
-    -------
-    The model, and notes for the user.
     """
     import scipy.sparse as sp
 
-    from scvec.api.encoder_parts import for_training
-    from scvec.encoders.registry import make_encoder
-    from scvec.model.model import ReferenceModel
+    from scvec.model.heldout import make_folds, splits
+    from scvec.model.sample import TrainingSample
 
     parts, start = [], 0
     for source, genes in zip(matched, maps, strict=True):
         here = rows[(rows >= start) & (rows < start + source.source.n_obs)] - start
         parts += [chunk.X for chunk in source.chunks(genes, rows=here)]
         start += source.source.n_obs
-    measured = np.ones(maps[0].weights.shape[1], dtype=bool)
-    cells = CellChunk(sp.vstack(parts, format="csr"), measured)
+    labels = labelled.codes[rows]
+    batches = None if labelled.batches is None else labelled.batches[rows]
+    of = None if strata is None else strata[rows]
+    folds, held_out, notes = make_folds(labels, batches, strata=of, n_folds=N_FOLDS, seed=seed)
+    if held_out == "batch" and not any(splits(labels, folds)):
+        notes.append("the batches share no labels, so single cells were held out for calibration")
+        folds, held_out, more = make_folds(labels, None, n_folds=N_FOLDS, seed=seed)
+        notes += more
+    if not any(splits(labels, folds)):
+        notes = [
+            "warning: no cell can be held out, as each label has a single cell: confidence is not calibrated "
+            "and novelty is not judged"
+        ]
+    n_batches = len(np.unique(batches)) if batches is not None and held_out == "batch" else 0
+    sample = TrainingSample.rounded(
+        sp.vstack(parts, format="csr"),
+        labels=labels,
+        rows=rows,
+        folds=folds,
+        held_out=held_out,
+        n_batches=n_batches,
+        n_classes=len(labelled.classes),
+    )
+    return sample, notes
 
+
+def train(
+    sample: TrainingSample,
+    chosen: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float64],
+    encoder: str,
+    encoded: EncodedGenes | None,
+    encoder_parts: EncoderParts | None,
+    seed: int,
+    progress: Progress,
+    n_workers: int = 1,
+) -> ReferenceModel:
+    """Train and calibrate a reference on some of its cells.
+
+    Parameters
+    ----------
+    chosen
+        Numbers of the genes that the encoder takes; the encoder ``discriminant`` takes all and chooses.
+    scores
+        (n_genes,) how variable each gene is.
+    n_workers
+        Trainings at once.
+    """
+    from scvec.api.encoder_parts import for_training
+    from scvec.encoders.discriminant import DiscriminantEncoder
+    from scvec.encoders.registry import make_encoder
+    from scvec.model.reference import ReferenceModel
+
+    if len(np.unique(sample.labels)) < 2:
+        raise InputError("fewer than two labels have cells to train on", fix="give cells of two labels")
     fold = itertools.count(1)
 
-    def new_encoder(part: CellChunk, part_labels: npt.NDArray[np.int64]) -> CellEncoder:
+    def new_encoder(part: CellChunk, labels: npt.NDArray[np.int64]) -> CellEncoder:
+        if encoder == DiscriminantEncoder.name:
+            return DiscriminantEncoder(scores)
         of = encoder_parts
         if of is not None:
-            of = for_training(of, next(fold), is_fold=len(part) < len(cells))
-        return make_encoder(encoder, encoded.vectors if encoded else None, part, part_labels, parts=of)
+            of = for_training(of, next(fold), is_fold=len(part) < len(sample.labels))
+        return make_encoder(encoder, encoded.vectors if encoded else None, part, labels, parts=of)
 
-    model, notes = ReferenceModel.fit(
+    return ReferenceModel.fit(
         new_encoder,
-        cells,
-        labelled.codes[rows],
-        len(labelled.classes),
-        genes=chosen,
-        variability=scores.astype(np.float32),
-        batches=None if labelled.batches is None else labelled.batches[rows],
-        strata=None if strata is None else strata[rows],
-        n_neighbors=min(N_NEIGHBORS, max(1, len(rows) // 2)),
+        sample,
+        genes=None if encoder == DiscriminantEncoder.name else chosen,
+        n_neighbors=min(N_NEIGHBORS, max(1, len(sample.labels) // 2)),
         seed=seed,
         progress=progress,
         # Those that read with a language model take the memory of one, and their turns go by number.
         n_workers=n_workers if encoder_parts is None else 1,
     )
-    return model, notes
+
+
+def class_tensors(sample: TrainingSample) -> dict[str, npt.NDArray[Any]]:
+    """Return the mean cell of each class over all genes, and each gene's spread within classes."""
+    from scvec.model.members import sparse_class_means
+    from scvec.profiles import Profile
+
+    means: Float32 = sparse_class_means(sample.X, sample.labels, sample.n_classes)
+    return {"classes.means": means, "classes.spread": Profile.from_cells(sample.X, sample.labels).spread}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from scvec.api.references import genes_of
 from scvec.errors import InputError, StoreError
 from scvec.protocols import Progress
 from scvec.types import Bool, Float32, Space
@@ -56,14 +57,14 @@ def text_partners(
         what = "the reference was made without texts of its genes: unmatched genes cannot be compared by text"
         raise InputError(what, where, "leave out --unmatched-genes")
     space = Space.from_dict(stored.meta["space"])
-    targets = stored.tensors["voices.genes"].astype(np.int64)  # of the others the store has no vectors
+    targets = np.array([genes_of(stored).index(g) for g in stored.meta["vector_genes"]], dtype=np.int64)
     missing = int((~genes.measured[targets]).sum())
     with opened.knowledge() as kb:
         chosen = _chosen(kb, matched, genes) if missing else []
     if not chosen:
         matched.source.notes.append("no gene of the query has to be matched by its text")
         return genes
-    there, known = _vectors(opened, stored.meta["genes"], space, backbone, device, progress)
+    there, known = _vectors(opened, stored.meta["vector_genes"], space, backbone, device, progress)
     if not there.all():
         raise StoreError("the store lacks text vectors of the reference's genes", where, "ingest it again")
     found, vectors = _vectors(opened, chosen, space, backbone, device, progress)

@@ -133,7 +133,7 @@ def write_report(
         "warnings": [x.removeprefix("warning: ") for x in notes if x.startswith("warning: ")],
         "notes": [x for x in notes if not x.startswith("warning: ")],
         "labels": told.label_rows(annotation),
-        "calibration": told.calibration(stored, str(annotation.parameters["regime"])),
+        "calibration": told.calibration(stored),
         "evidence": evidence,
         "uncertain": told.uncertain_cells(annotation, stored, codes),
         "n_status": annotation.to_dict()["status"],

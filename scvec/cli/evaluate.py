@@ -17,6 +17,7 @@ from scvec.cli.options import (
     memory_option,
     method_option,
     n_neighbors_option,
+    novelty_option,
     pass_session,
     reference_option,
     unmatched_option,
@@ -60,6 +61,7 @@ __all__ = ["evaluate"]
 @memory_option
 @where_option
 @false_novel_option
+@novelty_option
 @unmatched_option
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
 @device_option
@@ -82,6 +84,7 @@ def evaluate(
     memory: str | None,
     where: str | None,
     false_novel_rate: float,
+    novelty: str,
     unmatched_genes: str,
     force: bool,
     device: str,
@@ -113,6 +116,7 @@ def evaluate(
             memory=memory,
             where=where,
             false_novel_rate=false_novel_rate,
+            novelty=novelty,
             unmatched_genes=unmatched_genes,
             force=force,
             device=device,

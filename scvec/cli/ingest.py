@@ -52,8 +52,8 @@ for _command in gene_commands:
 @max_cost_option
 @click.option(
     "--encoder",
-    type=click.Choice(["adapted", "weighted", "prompt", "sentence", "pca", "residual"]),
-    default="adapted",
+    type=click.Choice(["discriminant", "adapted", "weighted", "prompt", "sentence", "pca", "residual"]),
+    default="discriminant",
     show_default=True,
     help="How vectors of genes become the vector of a cell; pca and residual are controls.",
 )

@@ -35,6 +35,7 @@ __all__ = [
     "memory_option",
     "method_option",
     "n_neighbors_option",
+    "novelty_option",
     "pass_session",
     "reference_option",
     "species_option",
@@ -269,10 +270,17 @@ n_neighbors_option = click.option(
 )
 method_option = click.option(
     "--method",
-    type=click.Choice(["both", "knn", "head", "prototype", "linear", "centroid"]),
+    type=click.Choice(["both", "knn", "head"]),
     default="both",
     show_default=True,
-    help="Which voices decide; both means all of them, combined.",
+    help="Neighbours, the trained head, or the mean of both.",
+)
+novelty_option = click.option(
+    "--novelty",
+    type=click.Choice(["relative", "absolute"]),
+    default="relative",
+    show_default=True,
+    help="Judge novelty relative to what all cells of the query have in common (another platform), or not.",
 )
 where_option = click.option(
     "--where", metavar="SQL", help="Only reference cells of which this is true, over their obs columns."

@@ -19,6 +19,7 @@ from scvec.cli.options import (
     memory_option,
     method_option,
     n_neighbors_option,
+    novelty_option,
     pass_session,
     reference_option,
     unmatched_option,
@@ -61,6 +62,7 @@ __all__ = ["query"]
 )
 @coverage_option
 @false_novel_option
+@novelty_option
 @click.option(
     "--majority-vote",
     is_flag=True,
@@ -96,6 +98,7 @@ def query(
     recall: float | None,
     coverage: float | None,
     false_novel_rate: float,
+    novelty: str,
     majority_vote: bool,
     columns: str,
     unmatched_genes: str,
@@ -134,6 +137,7 @@ def query(
         recall=recall,
         coverage=coverage,
         false_novel_rate=false_novel_rate,
+        novelty=novelty,
         majority_vote=majority_vote,
         columns=columns,
         unmatched_genes=unmatched_genes,

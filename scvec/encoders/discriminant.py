@@ -130,11 +130,8 @@ class DiscriminantEncoder:
     def __init__(self, variability: npt.NDArray[np.floating], axes: tuple[Axes, ...] = ()) -> None:
         self.variability = np.asarray(variability, dtype=np.float32)
         self.axes = axes
-
-    @property
-    def embed_dim(self) -> int:
-        """Length of a cell vector: at most twice the number of classes less one."""
-        return sum(a.weights.shape[1] for a in self.axes)
+        #: Length of a cell vector: at most twice the number of classes less one.
+        self.embed_dim = sum(a.weights.shape[1] for a in axes)
 
     @property
     def genes(self) -> Int64:
@@ -174,13 +171,14 @@ class DiscriminantEncoder:
             most_variable(self.variability[usable], N_VARIABLE),
             most_variable(separation(X, y), N_SEPARATING),
         ]
-        if np.array_equal(*sets):
+        if np.array_equal(sets[0], sets[1]):
             sets = sets[:1]
         axes = []
         for done, chosen in enumerate(sets, 1):
             axes.append(Axes.fit(X[:, chosen], usable[chosen], y))
             progress("fitting the cell space", done, len(sets))
         self.axes = tuple(axes)
+        self.embed_dim = sum(a.weights.shape[1] for a in axes)
 
     def read(self, chunk: CellChunk) -> CellChunk:
         """Return the cells over :attr:`genes`, scaled over all genes that were measured."""

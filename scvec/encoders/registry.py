@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.encoders.adapted import AdaptedEncoder
+from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.encoders.pca import PCAEncoder
 from scvec.encoders.prompt import PromptEncoder
 from scvec.encoders.prompt_options import PromptOptions
 from scvec.encoders.scaling import Scaling
 from scvec.encoders.sentence import SentenceEncoder
-from scvec.encoders.statistics import StatisticsAccumulator
+from scvec.encoders.statistics import StatisticsAccumulator, variability
 from scvec.encoders.weighted import WeightedEncoder
 from scvec.errors import InputError
 from scvec.profiles import Profile
@@ -26,7 +27,7 @@ from scvec.types import CellChunk, Float32
 
 __all__ = ["ENCODERS", "EncoderParts", "load_encoder", "make_encoder", "needs_text"]
 
-ENCODERS = ("adapted", "weighted", "prompt", "sentence", "pca", "residual")
+ENCODERS = ("discriminant", "adapted", "weighted", "prompt", "sentence", "pca", "residual")
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def make_encoder(
     Parameters
     ----------
     name
-        ``adapted``, ``weighted``, ``prompt``, ``sentence``, or the controls ``pca`` and ``residual`` (adapted
-        without text).
+        ``discriminant``, ``weighted``, ``prompt``, ``sentence``, or the controls ``adapted``, ``pca`` and
+        ``residual`` (adapted without text).
     gene_vectors
         (n_genes, text_dim) float32, for the encoders that use text.
     labels
@@ -102,6 +103,10 @@ def make_encoder(
             counted = StatisticsAccumulator(cells.X.shape[1])
             counted.add(cells.X)
             return PCAEncoder(Scaling.from_statistics(counted.result()))
+        if name == "discriminant":
+            counted = StatisticsAccumulator(cells.X.shape[1])
+            counted.add(cells.X)
+            return DiscriminantEncoder(variability(counted.result()))
         return _named(AdaptedEncoder(None, Profile.from_cells(cells.X, labels)), name)
     if gene_vectors is None:
         raise ValueError(f"the encoder {name!r} needs gene vectors")
@@ -130,6 +135,8 @@ def load_encoder(
     """Rebuild a trained encoder from its saved state."""
     needs_text(name)  # refuses names that are none
     parts = EncoderParts() if parts is None else parts
+    if name == "discriminant":
+        return DiscriminantEncoder.from_state(tensors, meta)
     if name == "weighted":
         return WeightedEncoder.from_state(tensors, meta)
     if name == "pca":

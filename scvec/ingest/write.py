@@ -531,8 +531,8 @@ def read_parameters(source: str | os.PathLike[str] | AnnData, key: str = "scvec"
         found = json.loads(text)
         if not isinstance(found, dict) or not isinstance(found["reference"], str):
             raise ValueError("no reference is named")
-        if not isinstance(found["generation"], int) or not isinstance(found["regime"], str):
-            raise ValueError("generation or regime are missing")
+        if not isinstance(found["generation"], int):
+            raise ValueError("the generation is missing")
     except (ValueError, KeyError, RecursionError) as error:
         what = f"uns['{key}'] is damaged: {error}"
         raise InputError(what, name, "annotate the cells again: scvec query") from error

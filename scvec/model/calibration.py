@@ -90,7 +90,13 @@ class Calibration:
         """Return what stands in where no cell can be held out, since no class has two."""
         confidence = Confidence("temperature", (), (), UNIFORM_MIXING, {})
         labels = [{"n": 0, "recall": None, "taken_for": None}] * n_classes
-        record = {"accuracy": None, "macro_f1": None, "ece": None, "labels": labels, "members": {}}
+        record: dict[str, Any] = {
+            "accuracy": None,
+            "macro_f1": None,
+            "ece": None,
+            "labels": labels,
+            "members": {},
+        }
         sets = LabelSets.fit(np.zeros((0, n_classes), np.float32), np.zeros(0, np.int64))
         return cls(Ensemble(), confidence, sets, None, record, "none", 0)
 
@@ -136,7 +142,7 @@ def _nearer(n_batches: int, n_folds: int) -> float:
 def _per_label(
     truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], n_classes: int
 ) -> list[dict[str, Any]]:
-    """Return, for each class, the held-out cells, the fraction that got its label, and what most others got."""
+    """Return, for each class, held-out cells, the fraction that got its label, and what most others got."""
     table = np.zeros((n_classes, n_classes), dtype=np.int64)
     np.add.at(table, (truth, predicted), 1)
     n, right = table.sum(axis=1), np.diag(table).copy()

@@ -35,8 +35,8 @@ class Confidence:
     Elkan 2002, doi:10.1145/775047.775151). Whichever has the least log loss on folds that it was not fitted
     on is taken, the simpler unless the gain is beyond chance.
 
-    Where only cells of the reference's own batch could be held out, the fraction ``mixing`` of every answer is spread
-    evenly over the classes: nothing in such a reference tells how its labels fare elsewhere.
+    Where only cells of the reference's own batch could be held out, the fraction ``mixing`` of every answer
+    is spread evenly over the classes: nothing in such a reference tells how its labels fare elsewhere.
 
     Attributes
     ----------

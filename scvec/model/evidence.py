@@ -1,4 +1,4 @@
-"""What moved the voices from one class to another: genes, neighbours, and what belongs to neither."""
+"""What speaks for one class against another: genes, neighbours, and what belongs to neither."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.errors import InputError
-from scvec.model.model import ReferenceModel
-from scvec.model.pool import VOICES
-from scvec.model.voices import OUT_OF_REACH, Heard
+from scvec.model.ensemble import MEMBERS
+from scvec.model.members import OUT_OF_REACH, Scores
+from scvec.model.reference import ReferenceModel
 from scvec.protocols import DividesByGene
 from scvec.types import CellChunk
 
@@ -31,21 +31,21 @@ class Evidence:
     best
         (n,) int64 likeliest class.
     log_odds
-        (n,) natural logarithm of the odds, of the pool before it is bent to confidence.
+        (n,) natural logarithm of the odds, before they are calibrated to a confidence.
     columns
-        (n_genes,) int64 numbers of the genes that any voice hears, of those that the cells come with.
+        (n_genes,) int64 numbers of the genes that cell vectors are made of.
     genes
-        Voice -> (n, n_genes) what each of them adds; voices that are not heard are left out.
+        Member -> (n, n_genes) what each of them adds; members that are not used are left out.
     neighbors
         (n,) what the labels of the nearest cells add.
     constant
         (n,) what intercepts add: the classes' odds for a cell without a profile.
     undivided
         (n,) what the head adds where its encoder's vectors are no sums over genes; else 0.
-    voices
-        Voice -> (n,) what it adds in all; they sum to the log odds.
-    heard
-        What the voices said.
+    members
+        Member -> (n,) what it adds in all; they sum to the log odds.
+    scores
+        What the members said.
     """
 
     winner: Int64
@@ -57,12 +57,12 @@ class Evidence:
     neighbors: Float64
     constant: Float64
     undivided: Float64
-    voices: dict[str, Float64]
-    heard: Heard
+    members: dict[str, Float64]
+    scores: Scores
 
     @property
     def by_gene(self) -> Float64:
-        """(n, n_genes) what each gene adds, over all voices."""
+        """(n, n_genes) what each gene adds, over all members."""
         total = np.zeros((len(self.log_odds), len(self.columns)))
         for part in self.genes.values():
             total += part
@@ -79,17 +79,16 @@ def weigh(
     model: ReferenceModel,
     chunk: CellChunk,
     *,
-    regime: str,
     method: str = "both",
     n_neighbors: int = 15,
     subset: Int64 | None = None,
     winner: Int64 | None = None,
     against: int | None = None,
 ) -> Evidence:
-    """Ask the voices about cells as :meth:`ReferenceModel.predict` does, and take their answer apart.
+    """Ask the members about cells as :meth:`ReferenceModel.predict` does, and take their answer apart.
 
-    Prototypes and the linear voice are sums over genes, given the length of a cell's profile; the head is
-    divided by integrated gradients (:meth:`scvec.model.head.Head.directions`).
+    The head is a sum over genes, given the length of a cell's vector, or is divided by integrated gradients
+    (:meth:`scvec.model.head.Head.directions`).
 
     Parameters
     ----------
@@ -103,16 +102,16 @@ def weigh(
     InputError
         If ``against`` is the class itself, or none that could be given.
     """
-    voices, pool = model.voices, model.calibration.pools[regime]
-    heard = voices.listen(chunk, n_neighbors, subset=subset)
+    members, ensemble = model.members, model.calibration.ensemble
+    seen = members.look(chunk, n_neighbors, subset=subset)
     if subset is not None:
-        heard = heard.restricted(np.isin(np.arange(voices.n_classes), voices.labels[subset]))
-    weights = dict(zip(VOICES, pool.weights, strict=True))
+        seen = seen.restricted(np.isin(np.arange(members.n_classes), members.labels_among(subset)))
+    weights = dict(zip(MEMBERS, ensemble.weights, strict=True))
     if method != "both":
-        alone = pool.temperatures[VOICES.index(method)]
-        weights = {name: alone if name == method else 0.0 for name in VOICES}
-    scores = dict(zip(VOICES, heard.scores, strict=True))
-    z = sum(weights[name] * scores[name].astype(np.float64) for name in VOICES if weights[name])
+        alone = ensemble.temperatures[MEMBERS.index(method)]
+        weights = {name: alone if name == method else 0.0 for name in MEMBERS}
+    scores = dict(zip(MEMBERS, seen.scores, strict=True))
+    z = sum(weights[name] * scores[name].astype(np.float64) for name in MEMBERS if weights[name])
     z = np.asarray(z, dtype=np.float64)
     rows = np.arange(len(chunk))
     best = z.argmax(axis=1)
@@ -132,36 +131,23 @@ def weigh(
         for name, s in scores.items()
         if weights[name]
     }
-    parts: dict[str, tuple[Int64, Float64]] = {}
+    genes: dict[str, Float64] = {}
     constant, undivided, neighbors = (np.zeros(len(chunk)) for _ in range(3))
-    known = chunk.select(voices.genes)
-    for name, prototypes in (("prototype", voices.prototypes), ("centroid", voices.centroids)):
-        if weights[name]:
-            numbers, found = prototypes.contributions(chunk, a, b)
-            parts[name] = numbers, weights[name] * found
-    if weights["linear"]:
-        found, rest_of_it = voices.linear.contributions(known, a, b)
-        parts["linear"] = voices.genes, weights["linear"] * found
-        constant += weights["linear"] * rest_of_it
+    columns = members.genes
     if weights["head"]:
-        directions, rest_of_it = voices.head.directions(heard.vectors, a, b)
+        directions, rest_of_it = members.head.directions(seen.vectors, a, b)
         constant += weights["head"] * rest_of_it
-        if isinstance(voices.encoder, DividesByGene):
-            parts["head"] = voices.genes, weights["head"] * voices.encoder.shares(known, directions)
+        if isinstance(members.encoder, DividesByGene):
+            chosen = chunk.select(columns) if len(columns) < chunk.X.shape[1] else chunk
+            shares = members.encoder.shares(chosen, directions)
+            used = np.flatnonzero(shares.any(axis=0))
+            columns = columns[used]
+            genes["head"] = weights["head"] * shares[:, used]
         else:
-            undivided += weights["head"] * (directions * heard.vectors).sum(axis=1)
+            undivided += weights["head"] * (directions * seen.vectors).sum(axis=1)
+    if not genes:
+        columns = np.zeros(0, np.int64)
     if weights["knn"]:
         neighbors += said["knn"]
-    columns, genes = _aligned(parts, len(chunk))
     log_odds = z[rows, a] - z[rows, b]
-    return Evidence(a, b, best, log_odds, columns, genes, neighbors, constant, undivided, said, heard)
-
-
-def _aligned(parts: dict[str, tuple[Int64, Float64]], n: int) -> tuple[Int64, dict[str, Float64]]:
-    """Return the genes that any voice hears, and each voice's part over these."""
-    columns = np.unique(np.concatenate([np.zeros(0, np.int64), *(numbers for numbers, _ in parts.values())]))
-    genes = {}
-    for name, (numbers, found) in parts.items():
-        genes[name] = np.zeros((n, len(columns)))
-        genes[name][:, np.searchsorted(columns, numbers)] = found
-    return columns, genes
+    return Evidence(a, b, best, log_odds, columns, genes, neighbors, constant, undivided, said, seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +125,11 @@ class Members:
         spread = Spread.fit(known, labels, n_classes, seed=seed)
         return cls(encoder, head, centers, spread, build_index(vectors), labels, genes, rows)
 
+    @property
+    def vector_genes(self) -> Int64:
+        """Numbers of the genes that cell vectors are made of."""
+        return self.encoder.genes if isinstance(self.encoder, DiscriminantEncoder) else self.genes
+
     def read(self, chunk: CellChunk) -> CellChunk:
         """Return cells over all genes of the reference as cells over those that vectors are made of."""
         chosen = chunk.select(self.genes) if len(self.genes) < chunk.X.shape[1] else chunk
@@ -181,6 +187,16 @@ def class_means(vectors: Float32, labels: Int64, n_classes: int) -> Float32:
     for k in np.unique(labels[labels >= 0]):
         means[k] = vectors[labels == k].mean(axis=0, dtype=np.float64)
     return means
+
+
+def sparse_class_means(X: Any, labels: Int64, n_classes: int) -> Float32:
+    """Return (n_classes, n_genes) float32 means of the cells X CSR of each class; zeros without cells."""
+    from scipy.sparse import csr_matrix
+
+    rows = np.flatnonzero(labels >= 0)
+    weights = 1.0 / np.bincount(labels[rows], minlength=n_classes)[labels[rows]]
+    member = csr_matrix((weights, (labels[rows], rows)), shape=(n_classes, X.shape[0]))
+    return np.asarray((member @ X).toarray(), dtype=np.float32)
 
 
 def read(encoder: CellEncoder, chosen: CellChunk) -> CellChunk:

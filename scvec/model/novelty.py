@@ -1,4 +1,4 @@
-"""How unlike the reference a cell is: three measures, each against the reference distribution that suits it."""
+"""How unlike the reference a cell is: three measures, each against its reference distribution."""
 
 from __future__ import annotations
 

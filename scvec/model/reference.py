@@ -16,7 +16,7 @@ from scvec import scratch
 from scvec.errors import InputError
 from scvec.model.calibration import Calibration
 from scvec.model.ensemble import MEMBERS
-from scvec.model.heldout import look_at_held_out, make_folds, splits
+from scvec.model.heldout import look_at_held_out, splits
 from scvec.model.members import Members
 from scvec.model.novelty import signals
 from scvec.model.sample import TrainingSample

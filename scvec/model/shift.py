@@ -30,8 +30,8 @@ class Shift:
     Another platform, chemistry or species moves the cells of all classes away from the reference, and does
     not make them new. For each signal the low quantile of each class's cells is compared with that of
     held-out cells of the reference. The median over classes is common to the query; from a class that moved
-    less, less is taken, and never more. One class alone has nothing in common with others: then nothing is taken, since its cells may be
-    of a missing type as well. With few classes or few cells less is taken.
+    less, less is taken, and never more. One class alone has nothing in common with others: then nothing is
+    taken, since its cells may be of a missing type. With few classes or few cells less is taken.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ class Shift:
         if self.size < WORTH_SAYING:
             return ""
         return (
-            f"this data set differs from the reference as another platform or species does (by {self.size:.1f} "
-            f"standard deviations, over {self.n_cells:,} cells of {self.n_supporting} labels); novelty is "
-            "judged relative to that"
+            f"this data set differs from the reference as another platform or species does (by "
+            f"{self.size:.1f} standard deviations, over {self.n_cells:,} cells of {self.n_supporting} labels); novelty "
+            "is judged relative to that"
         )

@@ -276,6 +276,8 @@ def _leftovers(folder: Path) -> Iterator[Path]:
     yield from folder.glob("generations/.*.tmp")
     yield from folder.glob("work/stage/*")
     yield from folder.glob("work/prompt/*")
+    # Fits to the genes of queries: they are made again when they are asked for.
+    yield from folder.glob("fits/*")
 
 
 def _suggest(name: str, known: list[str], create: str) -> str:
