@@ -85,17 +85,20 @@ class Confidence:
     def apply(self, proba: Float32) -> Float32:
         """Return (n, n_classes) probabilities with the calibrated chance at the top; the order stays."""
         found = proba.astype(np.float64)
-        if self.x:
+        if self.x and found.shape[1] > 1:
             rows, best = np.arange(len(found)), found.argmax(axis=1)
             top = found[rows, best]
             found[rows, best] = 0.0
-            rest = np.maximum(1.0 - top, EDGE)
-            second = found.max(axis=1) / rest
+            # The rest is summed, not taken as 1 - top: in a float32 row that is nearly certain, rounding is
+            # a large part of it. Where all but one are 0, the others share evenly.
+            found[~found.any(axis=1)] = 1.0
+            found[rows, best] = 0.0
+            found /= found.sum(axis=1, keepdims=True)
+            second = found.max(axis=1)
             # What is given stays the likeliest, however little it is trusted.
             bent = np.maximum(_bend(top, self.x, self.y), second / (1.0 + second))
-            found *= ((1.0 - bent) / rest)[:, None]
+            found *= (1.0 - bent)[:, None]
             found[rows, best] = bent
-            found /= found.sum(axis=1, keepdims=True)
         if self.lapse:
             found = (1.0 - self.lapse) * found + self.lapse / found.shape[1]
         return np.asarray(found, dtype=np.float32)
