@@ -142,7 +142,6 @@ def knowledge_changes(old: KnowledgeBase | None, new: KnowledgeBase | None, limi
 def _table(kb: KnowledgeBase | None, name: str, columns: Sequence[str]) -> pa.Table:
     import pyarrow as pa
 
-    found = None if kb is None else kb.arrow(name, columns)
-    if found is not None:
-        return found
+    if kb is not None:
+        return kb.arrow(name, columns)
     return pa.table({c.split(" AS ")[-1]: pa.array([], pa.string()) for c in columns})
