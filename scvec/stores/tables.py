@@ -34,11 +34,9 @@ class Tables:
         self._con = connection
         self.path = path
 
-    def arrow(self, table: str, columns: Sequence[str]) -> pa.Table:
+    def frame(self, table: str, columns: Sequence[str]) -> pd.DataFrame:
         """Return columns of a table, in no order."""
-        with translate(self.path):
-            found: pa.Table = self._con.sql(f"SELECT {', '.join(columns)} FROM {table}").to_arrow_table()
-        return found
+        return self._frame(f"SELECT {', '.join(columns)} FROM {table}")
 
     def _all(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with translate(self.path):
