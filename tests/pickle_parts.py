@@ -1,13 +1,12 @@
-"""What the tests of pickles share: writing them, and reading them in this process."""
+"""What the tests of pickles share."""
 
 from __future__ import annotations
 
-import io
 import pickle
 from pathlib import Path
 from typing import Any
 
-from scvec.ingest import pickle_child, safe_pickle
+from scvec.ingest.safe_pickle import load_plain
 
 
 def write(path: Path, value: Any, protocol: int = 4) -> Path:
@@ -15,18 +14,8 @@ def write(path: Path, value: Any, protocol: int = 4) -> Path:
     return path
 
 
-def load_here(folder: Path, data: bytes) -> Any:
-    """Do what the child does, in this process: without its limits, and without the time it takes to start."""
-    path = folder / "result"
-    with path.open("wb") as out:
-        try:
-            pickle_child.convert(data, io.BytesIO(data), out, 2**30)
-        except pickle_child.Refused as refused:
-            said = {"refused": str(refused), "name": refused.name, "kind": refused.kind}
-            pickle_child._finish(out, said)
-        except Exception:
-            pickle_child._finish(out, {"refused": "damaged", "kind": "damaged"})
-    return safe_pickle._read(path, 0, folder / "x.pkl", 2**30)
+def load(folder: Path, value: Any, protocol: int = 4, **options: Any) -> Any:
+    return load_plain(write(folder / "x.pkl", value, protocol), **options)
 
 
 def short(text: str) -> bytes:

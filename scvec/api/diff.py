@@ -2,63 +2,66 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scvec.api.gene_reports import Changed, DiffReport, Example, SpaceChange
 from scvec.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import pandas as pd
 
-    import pyarrow as pa
-
-    from scvec.stores.comparison import Changes
-    from scvec.stores.knowledge import KnowledgeBase
     from scvec.stores.store import Store
     from scvec.stores.stored import StoredSpace
 
 __all__ = ["diff"]
 
+#: Section of the report -> table, columns of its key, column that may change, columns to count by.
+_TABLES = {
+    "genes": ("genes", ("gene_id",), "symbol", ("species",)),
+    "descriptions": ("descriptions", ("gene_id", "source", "model", "prompt"), "text", ("kind", "source")),
+    "facts": ("notes", ("gene_id", "source"), "facts", ("source",)),
+}
+
 
 def diff(store: Path | str, old: int | str, new: int | str = "current", limit: int = 20) -> DiffReport:
     """Compare two generations of a store.
 
-    Parameters
-    ----------
-    old, new
-        Numbers of generations, or ``current``.
-    limit
-        Examples of each: genes and descriptions added, changed, removed.
-
-    Raises
-    ------
-    InputError
-        If there is no such generation, or `compact` has dropped it; names those there are.
+    ``old`` and ``new`` are numbers of generations, or ``current``; ``limit`` is the number of examples of
+    genes and of descriptions added, changed and removed. InputError names the generations there are.
     """
-    from scvec.stores.comparison import knowledge_changes
     from scvec.stores.store import Store
 
     if limit < 0:
         raise InputError(f"limit must not be negative: {limit}", "--limit", "give 0 or more")
     opened = Store(store)
     before, after = (opened.at(_number(opened, g)) for g in (old, new))
-    with ExitStack() as stack:
-        one, other = _knowledge(stack, before), _knowledge(stack, after)
-        changes = knowledge_changes(one, other, limit) if _differ(before, after) else {}
-        examples = _examples(one, other, changes) if changes else []
+    digests = [m and m.digest for m in (s.generation.manifest.knowledge for s in (before, after))]
+    tables = {name: _differing(before, after, name) for name in _TABLES} if digests[0] != digests[1] else {}
+    counts = {
+        name: [
+            Changed(what=" ".join(map(str, g)), **_states(rows))
+            for g, rows in table.groupby(list(_TABLES[name][3]))
+        ]
+        for name, table in tables.items()
+    }
+    one, other = (s.generation.manifest.references for s in (before, after))
     return DiffReport(
         old=before.generation.number,
         new=after.generation.number,
         old_command=before.generation.manifest.command,
         new_command=after.generation.manifest.command,
-        genes=_changed(changes.get("genes")),
-        descriptions=_changed(changes.get("descriptions")),
-        facts=_changed(changes.get("notes")),
+        genes=counts.get("genes", []),
+        descriptions=counts.get("descriptions", []),
+        facts=counts.get("facts", []),
         spaces=_spaces(before, after),
-        references=_references(before, after),
-        examples=examples,
+        references={
+            "added": sorted(other.keys() - one.keys()),
+            "replaced": sorted(name for name in one.keys() & other.keys() if one[name] != other[name]),
+            "removed": sorted(one.keys() - other.keys()),
+        },
+        examples=_examples(before, after, tables, limit) if tables and limit else [],
     )
 
 
@@ -68,110 +71,89 @@ def _number(store: Store, given: int | str) -> int:
     try:
         return int(given)
     except ValueError:
-        raise InputError(
-            f"{given!r} is no number of a generation", "", f"the current one is {store.generation.number}"
-        ) from None
+        fix = f"the current one is {store.generation.number}"
+        raise InputError(f"{given!r} is no number of a generation", "", fix) from None
 
 
-def _differ(before: Store, after: Store) -> bool:
-    old, new = (s.generation.manifest.knowledge for s in (before, after))
-    return (old and old.digest) != (new and new.digest)
+def _table(store: Store, name: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Return columns of a table of the gene knowledge; of no knowledge, no rows."""
+    import pandas as pd
 
-
-def _knowledge(stack: ExitStack, store: Store) -> KnowledgeBase | None:
     if store.generation.manifest.knowledge is None:
-        return None
-    return stack.enter_context(store.knowledge())
+        return pd.DataFrame(columns=list(columns), dtype=object)
+    with store.knowledge() as kb:
+        return kb.frame(name, columns)
 
 
-def _changed(changes: Changes | None) -> list[Changed]:
-    if changes is None:
-        return []
-    return [Changed(what=" ".join(group), **states) for group, states in changes.counts.items()]
+def _differing(before: Store, after: Store, name: str) -> pd.DataFrame:
+    table, keys, value, groups = _TABLES[name]
+    columns = list(dict.fromkeys((*keys, *groups, value)))
+    return _compared(_table(before, table, columns), _table(after, table, columns), keys, value)
 
 
-def _examples(
-    old: KnowledgeBase | None, new: KnowledgeBase | None, changes: Mapping[str, Changes]
-) -> list[Example]:
+def _compared(old: pd.DataFrame, new: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
+    """Return the rows that differ, by key: all columns, ``state``, and ``old`` and ``new`` values."""
+    both = old.merge(new, on=list(keys), how="outer", suffixes=("_old", "_new"), indicator="state")
+    for column in set(old.columns) - {*keys, value}:
+        both[column] = both[f"{column}_new"].fillna(both[f"{column}_old"])
+    both = both.rename(columns={f"{value}_old": "old", f"{value}_new": "new"})
+    both["state"] = (
+        both["state"].astype(str).map({"left_only": "removed", "both": "changed", "right_only": "added"})
+    )
+    return both[(both["state"] != "changed") | (both["old"] != both["new"])].sort_values(list(keys))
+
+
+def _states(table: pd.DataFrame) -> dict[str, int]:
+    return {str(state): int(n) for state, n in table["state"].value_counts().items()}
+
+
+def _examples(before: Store, after: Store, tables: dict[str, pd.DataFrame], limit: int) -> list[Example]:
     symbols: dict[str, str] = {}
-    for kb in (old, new):
-        if kb is not None:
-            genes = kb.genes()
-            symbols.update(zip(genes["gene_id"], genes["symbol"], strict=True))
+    for store in (before, after):
+        genes = _table(store, "genes", ("gene_id", "symbol"))
+        symbols.update(zip(genes["gene_id"], genes["symbol"], strict=True))
     found = []
-    for state, rows in changes["genes"].examples.items():
-        for row in rows:
+    for name in ("genes", "descriptions"):
+        table = tables[name].fillna("").groupby("state").head(limit).sort_values("state", kind="stable")
+        for row in table.to_dict("records"):
+            renamed = name == "genes" and row["state"] == "changed"
+            shown = renamed or name == "descriptions"  # the symbol says what gene came or went
+            what = f"{row['species']} gene" if name == "genes" else f"{row['kind']} text from {row['source']}"
             found.append(
                 Example(
-                    state="renamed" if state == "changed" else state,
+                    state="renamed" if renamed else row["state"],
                     gene_id=row["gene_id"],
                     symbol=symbols.get(row["gene_id"], ""),
-                    what=f"{row['species']} gene",
-                    before=row["old_symbol"] or "" if state == "changed" else "",
-                    after=row["new_symbol"] or "" if state == "changed" else "",
-                )
-            )
-    for state, rows in changes["descriptions"].examples.items():
-        for row in rows:
-            model = f", {row['model']}" if row["model"] else ""
-            found.append(
-                Example(
-                    state=state,
-                    gene_id=row["gene_id"],
-                    symbol=symbols.get(row["gene_id"], ""),
-                    what=f"{row['kind']} text from {row['source']}{model}",
-                    before=_text(old, row) if state != "added" else "",
-                    after=_text(new, row) if state != "removed" else "",
+                    what=what + (f", {row['model']}" if row.get("model") else ""),
+                    before=row["old"] if shown else "",
+                    after=row["new"] if shown else "",
                 )
             )
     return found
 
 
-def _text(kb: KnowledgeBase | None, row: Mapping[str, Any]) -> str:
-    if kb is None:
-        return ""
-    key = (row["source"], row["model"], row["prompt"])
-    texts = kb.all_descriptions(row["gene_id"])
-    return next((d.text for d in texts if (d.source, d.model, d.prompt) == key), "")
-
-
 def _spaces(before: Store, after: Store) -> list[SpaceChange]:
-    from scvec.stores.comparison import compare_tables
-
     old, new = before.spaces(), after.spaces()
     entries = [s.generation.manifest.spaces for s in (before, after)]
     found = []
-    for fingerprint in sorted({*old, *new}):
-        if entries[0].get(fingerprint) == entries[1].get(fingerprint):
-            continue
-        one, other = old.get(fingerprint), new.get(fingerprint)
-        changes = compare_tables(_vectors(one), _vectors(other), ("gene_id",), "text_sha256", limit=0)
-        states = changes.counts.get((), {})
-        space = other or one
+    for name in sorted(f for f in {*old, *new} if entries[0].get(f) != entries[1].get(f)):
+        one, other = old.get(name), new.get(name)
+        changes = _compared(_texts(one), _texts(other), ("gene_id",), "text_sha256")
         found.append(
             SpaceChange(
-                what=fingerprint,
-                backbone=space.space.backbone if space is not None else "",
+                what=name,
+                backbone=(new.get(name) or old[name]).space.backbone,
                 state="added" if one is None else "removed" if other is None else "changed",
-                **states,
+                **_states(changes),
             )
         )
     return found
 
 
-def _vectors(stored: StoredSpace | None) -> pa.Table:
-    import pyarrow as pa
+def _texts(stored: StoredSpace | None) -> pd.DataFrame:
+    import pandas as pd
 
-    columns = ("gene_id", "text_sha256")
-    if stored is None:
-        return pa.table({c: pa.array([], pa.string()) for c in columns})
-    return pa.table({c: pa.array(stored.genes[c].astype(str), pa.string()) for c in columns})
-
-
-def _references(before: Store, after: Store) -> dict[str, list[str]]:
-    old, new = (s.generation.manifest.references for s in (before, after))
-    return {
-        "added": sorted(new.keys() - old.keys()),
-        "replaced": sorted(name for name in old.keys() & new.keys() if old[name] != new[name]),
-        "removed": sorted(old.keys() - new.keys()),
-    }
+    columns = ["gene_id", "text_sha256"]
+    return (
+        pd.DataFrame(columns=columns, dtype=object) if stored is None else stored.genes[columns].astype(str)
+    )

@@ -32,7 +32,6 @@ WAYS = {
     "hand": "set by hand",
     "no cell type": "no cell type",
     "": "none found",
-    "unknown": "found by an older version",
 }
 
 
@@ -135,7 +134,7 @@ def labels(
     with opened.knowledge() as kb:
         found = {}
         for i, label in enumerate(classes):
-            found[label] = old_match(old, i)
+            found[label] = _match_of(old, i)
             if label in wanted:
                 found[label] = _checked(kb, wanted[label])
             elif label in unset:
@@ -152,14 +151,12 @@ def labels(
     return _report(opened, reference, changed=[*wanted, *sorted(unset)])
 
 
-def old_match(ontology: Any, number: int) -> Match:
-    """Return the term of class ``number`` as a reference has it; of older references nobody knows how."""
+def _match_of(ontology: Any, number: int) -> Match:
+    """Return the term of class ``number`` as a reference has it."""
     from scvec.model.terms import Match
 
     cl_id = ontology.terms[number]
-    how = ontology.how[number] if ontology.how else ("unknown" if cl_id else "")
-    sure = ontology.confidence[number] if ontology.confidence else float(bool(cl_id))
-    return Match(cl_id, ontology.names.get(cl_id, ""), how, sure)
+    return Match(cl_id, ontology.names.get(cl_id, ""), ontology.how[number], ontology.confidence[number])
 
 
 def _checked(kb: KnowledgeBase, cl_id: str) -> Match:
@@ -187,7 +184,7 @@ def _report(store: Store, reference: str, changed: list[str] | None = None) -> L
     ontology = ClassOntology.from_dict(meta["ontology"])
     rows = []
     for i, label in enumerate(meta["classes"]):
-        match = old_match(ontology, i)
+        match = _match_of(ontology, i)
         rows.append(
             LabelTerm(
                 label=str(label),

@@ -42,7 +42,6 @@ class Pool:
         self._running: dict[Any, tuple[int, Task]] = {}
         self._mending: dict[Any, tuple[int, float]] = {}
         self._tries: dict[int, int] = {}
-        self.n_retried = 0
 
     def map(
         self,
@@ -142,7 +141,6 @@ class Pool:
         return finished
 
     def _blame(self, task: Task, error: Exception) -> None:
-        self.n_retried += 1
         tries = self._tries[task.number] = self._tries.get(task.number, 0) + 1
         if tries < TRIES:
             return

@@ -43,9 +43,7 @@ def same_reference(store: Store, parameters: Mapping[str, Any]) -> StoredReferen
         what = f"the cells were annotated by reference {name!r}, which this store does not have"
         raise StoreError(what, str(store.path), fix)
     stored = store.reference(name)
-    known = parameters.get("reference_fingerprint")
-    # Files of older versions carry no fingerprint: then the number of the generation must do.
-    if not stored.is_the_one(str(known)) if known else store.generation.number != number:
+    if not stored.is_the_one(str(parameters["reference_fingerprint"])):
         what = (
             f"the cells were annotated by reference {name!r} of store generation {number}; the one here, of "
             f"generation {store.generation.number}, is another"

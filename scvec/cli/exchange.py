@@ -16,9 +16,7 @@ __all__ = ["commands"]
 @click.option(
     "--space", metavar="SPACE", help="Instead of a reference: genes of this space (see scvec info)."
 )
-@click.option(
-    "--to", type=click.Choice(["parquet", "h5ad", "lance"]), required=True, help="Format of the file."
-)
+@click.option("--to", type=click.Choice(["parquet", "h5ad"]), required=True, help="Format of the file.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Where to write."
 )
@@ -30,7 +28,7 @@ def export(session: Session, reference: str | None, space: str | None, to: str, 
     \b
     Examples:
       scvec export pancreas --to parquet -o pancreas.parquet
-      scvec export --space minilm --to lance -o genes.lance
+      scvec export --space minilm --to h5ad -o genes.h5ad
     """
     from scvec.api.vector_exchange import export as export_
 

@@ -69,6 +69,10 @@ def read_records(path: Path, *, memory: str | int | None = None) -> Records:
         notes: list[str] = []
         start = head.lstrip(b"\xef\xbb\xbf \r\n\t")
         if name.endswith((".pkl", ".pickle", ".p")) or head.startswith(b"\x80"):
+            if packed:
+                raise InputError(
+                    "the pickle lies in a gzip file", str(path), f"unpack it first: gunzip {path.name}"
+                )
             values = load_plain(path, memory=memory)
             if not isinstance(values, dict):
                 what = f"the pickle holds a {type(values).__name__}, not a dictionary by gene"

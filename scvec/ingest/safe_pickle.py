@@ -1,195 +1,149 @@
-"""Read a pickle without running it: plain values and numpy arrays only, in a process of its own.
+"""Read a pickle without running it: plain values and numpy arrays, and nothing else.
 
-A pickle is a program, and reading one with Python's pickle module runs it. Here a child process
-(:mod:`scvec.ingest.pickle_child`) reads it with stand-ins for the few names that arrays need, within limits
-of memory and time, and hands back numbers and JSON.
+A pickle is a program. The machine here knows only the instructions that make plain values. A name in the file
+stands for a function of this module, or is refused. Every instruction pays for memory before it takes it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import struct
-import subprocess
-import sys
-import tempfile
+import math
+import re
 from pathlib import Path
-from typing import Any, BinaryIO
+from pickle import UnpicklingError, _Unpickler
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from scvec.errors import InputError, ResourceError, ScvecError
-from scvec.ingest import pickle_child
+from scvec.errors import InputError, ResourceError
 from scvec.ingest.borders import parse_memory, size_text
 
 __all__ = ["load_plain"]
 
-MAX_BYTES = 4 * 2**30
-_MIN_MEMORY = 2**29
-_ADVICE = (
-    "where the file was made, turn it into a dictionary of lists or numpy arrays, or write JSON or "
-    "CSV; see docs/genes.md"
-)
-_START = "import sys; sys.path += sys.argv[1:3]; from scvec.ingest.pickle_child import main; main()"
-_HEADS = (
-    (b"\x1f\x8b", "a gzip file", "unpack it first: gunzip FILE"),
-    (b"BZh", "a bzip2 file", "unpack it first: bunzip2 FILE"),
-    (b"\xfd7zXZ\x00", "an xz file", "unpack it first: unxz FILE"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file", "unpack it first: unzstd FILE"),
-    (b"PK\x03\x04", "a zip archive (torch.save and numpy.savez write such)", _ADVICE),
-    (b"\x89HDF", "an HDF5 file", _ADVICE),
-    (b"\x93NUMPY", "a NumPy array", _ADVICE),
-    (b"PAR1", "a parquet table", _ADVICE),
-    (b'{"', "JSON", "name it with the ending .json"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the data", "fetch the data with: git lfs pull"),
-    (b"<", "a web page, so a download went wrong", "download the file again"),
-)
-_KINDS = {f"<{k}{n}" for k in "iuf" for n in (2, 4, 8)} | {"|b1", "|i1", "|u1"}
+_ALLOWED = b".(012NIJKMLFGSTUVXBCt)]}adelsughjpqrcRb" + bytes([0x80, *range(0x85, 0x92), *range(0x93, 0x97)])
+_PLAIN = (type(None), bool, int, float, str, bytes, list, tuple, set, frozenset, dict, np.ndarray)
+_FLOATS, _FLOAT = re.compile(rb"(?:G.{8})++", re.DOTALL), np.dtype([("code", "u1"), ("value", ">f8")])
+_DTYPE = re.compile(r"\?|bool|b1|[iu][1248]|f[248]|[US]\d{1,5}")
 
 
-def load_plain(
-    path: Path | str,
-    *,
-    max_bytes: int = MAX_BYTES,
-    memory: str | int | None = None,
-    timeout: float | None = None,
-) -> Any:
-    """Return what a pickle holds, if that is plain: nothing of the file is run.
+class _Reader(_Unpickler):  # in Python: from the one in C no instruction can be taken away
+    def __init__(self, data: bytes, memory: int) -> None:
+        super().__init__(self, encoding="latin1")
+        self.data, self.at, self.left, self.stack = data, 0, memory, list[Any]()
+        self.names: dict[str, Any] = {
+            "numpy.ndarray": ...,
+            "numpy.dtype": self.dtype,
+            "numpy.core.multiarray._reconstruct": lambda *_: np.empty(0, "u1"),
+            "numpy.core.multiarray.scalar": lambda kind, x: self.array((1,), kind, False, x).tolist()[0],
+            "numpy.core.numeric._frombuffer": lambda x, kind, shape, o: self.array(shape, kind, o == "F", x),
+            "collections.OrderedDict": lambda: {},
+            "_codecs.encode": self.raw,
+            "builtins.bytes": self.raw,
+            "builtins.set": lambda x: set(self.keys(x)),
+            "builtins.frozenset": lambda x: frozenset(self.keys(x)),
+        }
 
-    Parameters
-    ----------
-    path
-        The file, of any pickle protocol. Not compressed.
-    max_bytes
-        Larger files are refused.
-    memory
-        What reading may use, see :func:`scvec.ingest.borders.parse_memory`; half of what is free by default.
-    timeout
-        Seconds until reading is given up; by default 60 and a second for each 2 MB.
+    def spend(self, n_bytes: int) -> None:
+        self.left -= n_bytes
+        if self.left < 0:
+            raise MemoryError
 
-    Returns
-    -------
-    object
-        None, bool, int, float, str, bytes, list, tuple, set, frozenset and dict (keys str or int) of these,
-        and numpy arrays of numbers, booleans or texts (read-only). 64 floats or more in a list come back as a
-        float64 array; numpy scalars and ordered dictionaries as Python's own.
+    def read(self, n: int) -> bytes:
+        if not 0 <= n <= len(self.data) - self.at:
+            raise ValueError("it is cut off, or claims to be longer than it is")
+        self.spend(256 + 2 * n)  # of all that an instruction of one byte makes, an empty set is the largest
+        self.at += n
+        return self.data[self.at - n : self.at]
 
-    Raises
-    ------
-    InputError
-        The file is no pickle, is damaged, or holds anything else; the message names the class.
-    ResourceError
-        It needs more memory than it may use.
+    def readline(self) -> bytes:
+        return self.read(self.data.index(b"\n", self.at, self.at + 2**20) + 1 - self.at)
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
+        if known not in self.names:
+            raise UnpicklingError(f"it asks for {module[:99]}.{name[:99]}, which scvec does not run")
+        return self.names[known]
+
+    def keys(self, items: Any) -> Any:
+        # Others may collide by the million, or be so deep that to hash them ends Python.
+        self.spend(128 * len(items))
+        if not all(type(k) is str or (type(k) is int and abs(k) < 2**60) for k in items):
+            raise UnpicklingError("it has a key that is neither a text nor a small number")
+        return items
+
+    def load_binfloat(self) -> None:  # a vector at once: one by one takes minutes
+        numbers = np.frombuffer(_FLOATS.match(self.data, self.at - 1)[0], _FLOAT)["value"]  # type: ignore[index]
+        self.spend(64 * len(numbers))
+        self.at += 9 * len(numbers) - 1
+        self.stack += numbers.tolist()
+
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if type(target) is SimpleNamespace and state[1] in ("<", ">", "=", "|"):
+            target.dtype = target.dtype.newbyteorder(state[1])
+        elif type(target) is np.ndarray:
+            target.__setstate__(self.array(*state[1:]).__reduce__()[2])  # a state that numpy made
+        else:
+            raise UnpicklingError("it asks for a change of what is no array")
+
+    def raw(self, data: Any = b"", encoding: Any = "latin1") -> bytes:
+        if type(data) not in (str, bytes) or encoding not in ("latin1", "latin-1"):
+            raise UnpicklingError("it asks for bytes of something else than bytes")
+        self.spend(3 * len(data))
+        return data.encode("latin1") if type(data) is str else bytes(data)
+
+    def dtype(self, code: Any, *_: Any) -> SimpleNamespace:
+        # Numpy's own would believe all that a state says of it: that bytes are pointers to objects, say.
+        if not _DTYPE.fullmatch(code := self.raw(code).decode()):
+            raise UnpicklingError(f"it asks for numpy.dtype({code[:40]})")
+        return SimpleNamespace(dtype=np.dtype(code))
+
+    def array(self, shape: Any, kind: SimpleNamespace, fortran: Any, data: Any) -> Any:
+        data = self.raw(data)
+        if len(shape) > 8 or math.prod(map(int.__index__, shape)) * kind.dtype.itemsize != len(data):
+            raise ValueError("an array claims another size than it has")
+        found = np.frombuffer(data, kind.dtype).astype(kind.dtype.newbyteorder("="), copy=False)
+        return found.reshape(shape, order="F" if fortran else "C")
+
+    def check(self, item: Any, depth: int = 0) -> None:
+        self.left -= 1 + (getattr(item, "nbytes", 0) or (len(item) if hasattr(item, "__len__") else 0))
+        if type(item) not in _PLAIN or (type(item) is int and item.bit_length() > 1024):
+            raise UnpicklingError(f"it holds a {type(item).__name__} that is no plain value")
+        if self.left < 0 or depth > 32 or self.at < len(self.data):
+            raise UnpicklingError("it unfolds far beyond its size, nests too deeply, or more follows it")
+        if type(item) in (list, tuple, dict) and set(map(type, item)) != {float}:
+            for value in item.values() if type(item) is dict else item:
+                self.check(value, depth + 1)
+
+
+_base: dict[int, Any] = _Unpickler.dispatch
+_loads: dict[int, Any] = {c: getattr(_Reader, _base[c].__name__) for c in _ALLOWED}
+# A bytearray is read as bytes. The length of a frame is for those who do not have the whole file.
+_loads |= {0x96: _base[0x8E], 0x95: lambda reader: reader.read(8)}
+for _codes, _keys in ((b"s", slice(-2, -1)), (b"ud", slice(0, None, 2)), (b"\x90\x91", slice(None))):
+    _loads |= {c: lambda r, f=_base[c], k=_keys: (r.keys(r.stack[k]), f(r)) for c in _codes}
+_Reader.dispatch = _loads
+
+
+def load_plain(path: Path, *, memory: str | int | None = None) -> Any:
+    """Return what a pickle of any protocol holds, if that is plain (else InputError) and fits in ``memory``.
+
+    Plain are None, bool, int, float, str, bytes, list, tuple, set and dict (keys: str or int) of these, and
+    arrays of numbers, booleans or texts. Numpy scalars and ordered dictionaries come back as Python's own.
     """
-    path = Path(path)
-    allowed = max(parse_memory(memory), _MIN_MEMORY)
+    allowed = parse_memory(memory)
+    data = path.read_bytes() if path.stat().st_size <= allowed else b""
     try:
-        if not path.is_file():
-            what = "this is a folder, not a file" if path.is_dir() else "no such file"
-            raise InputError(what, str(path), "check the path")
-        size = path.stat().st_size
-        if size > max_bytes:
-            what = f"the pickle has {size_text(size)}; at most {size_text(max_bytes)} are read"
-            raise InputError(what, str(path), _ADVICE)
-        with path.open("rb") as file, tempfile.TemporaryDirectory(prefix="scvec-pickle-") as folder:
-            _check_head(file, path)
-            result = Path(folder) / "result"
-            code = _run(file, result, Path(folder), allowed, timeout or 60.0 + size / 2e6, path)
-            return _read(result, code, path, allowed)
-    except OSError as error:
-        raise InputError(
-            f"the pickle cannot be read: {error.strerror}", str(path), "check the file"
-        ) from error
-
-
-def _check_head(file: BinaryIO, path: Path) -> None:
-    head = file.read(64)
-    file.seek(0)
-    if not head:
-        raise InputError("the file is empty (0 bytes)", str(path), "copy or download it again")
-    for start, what, fix in _HEADS:
-        if head.lstrip(b" \r\n\t" if start in (b"<", b'{"') else b"").startswith(start):
-            raise InputError(f"this is no pickle but {what}", str(path), fix)
-
-
-def _run(file: BinaryIO, result: Path, folder: Path, memory: int, seconds: float, path: Path) -> int:
-    roots = [
-        str(Path(file).resolve().parents[k]) for file, k in ((pickle_child.__file__, 2), (np.__file__, 1))
-    ]
-    # Isolated (-I): whatever lies in its folder or stands in the environment, and it gets no keys.
-    command = [sys.executable, "-I", "-c", _START, *roots, str(memory), str(int(seconds) + 1)]
-    kept = {k: v for k, v in os.environ.items() if k.upper() in ("SYSTEMROOT", "LD_LIBRARY_PATH")}
-    quiet = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with result.open("wb") as out:
-        try:
-            done = subprocess.run(
-                command,
-                stdin=file,
-                stdout=out,
-                stderr=subprocess.DEVNULL,
-                cwd=folder,
-                env={**kept, **quiet},
-                timeout=seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            what = f"reading the pickle took more than {seconds:.0f} s, and was ended"
-            raise InputError(what, str(path), _ADVICE) from error
-    return done.returncode
-
-
-def _read(result: Path, code: int, path: Path, memory: int) -> Any:
-    size = result.stat().st_size
-    tail = 8 + len(pickle_child.MAGIC)
-    blob = np.fromfile(result, dtype=np.uint8) if size else np.empty(0, dtype=np.uint8)
-    end = blob[-tail:].tobytes()
-    if size < tail or end[8:] != pickle_child.MAGIC:
-        what = f"the process that read the pickle broke off (code {code}); nothing else was touched"
-        raise InputError(what, str(path), f"get the file again, or {_ADVICE}")
-    length = struct.unpack("<Q", end[:8])[0]
-    try:
-        said = json.loads(blob[max(0, size - tail - length) : size - tail].tobytes())
-        if "value" in said:
-            blob.flags.writeable = False
-            return _decode(said["value"], blob[: size - tail - length])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError("the pickle could not be read", str(path), _ADVICE) from error
-    raise _refusal(said, path, memory)
-
-
-def _refusal(said: dict[str, Any], path: Path, memory: int) -> ScvecError:
-    what, name, kind = (str(said.get(key, "")) for key in ("refused", "name", "kind"))
-    if kind == "memory":
-        fix = f"{size_text(memory)} may be used: raise --memory, or use a larger machine"
-        return ResourceError(what, str(path), fix)
-    if kind == "damaged":
-        return InputError(f"this is no sound pickle: {what}", str(path), "copy or download it again")
-    said_name = what or f"the pickle asks for {name}, which scvec does not run"
-    return InputError(said_name, str(path), _ADVICE)
-
-
-def _decode(said: Any, blob: npt.NDArray[np.uint8]) -> Any:
-    """Rebuild a value. What the child says is checked too: it has read what nobody trusts."""
-    if not isinstance(said, dict):
-        return said
-    ((kind, content),) = said.items()
-    if kind == "array":
-        start, length, dtype, shape = content
-        if dtype not in _KINDS and not (dtype[:2] in ("<U", "|S") and dtype[2:].isdigit()):
-            raise ValueError(dtype)
-        return _bytes(blob, start, length).view(np.dtype(dtype)).reshape(shape)
-    if kind == "bytes":
-        return _bytes(blob, *content).tobytes()
-    if kind == "dict":
-        return {key: _decode(value, blob) for key, value in content}
-    make = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind]
-    return make(_decode(value, blob) for value in content)
-
-
-def _bytes(blob: npt.NDArray[np.uint8], start: int, length: int) -> npt.NDArray[np.uint8]:
-    if not 0 <= start <= start + length <= len(blob):
-        raise ValueError("a blob lies outside")
-    part = blob[start : start + length]
-    # A view that begins at an odd address is slow and, for some types, not allowed.
-    return part if start % 8 == 0 else part.copy()
+        reader = _Reader(data, allowed - path.stat().st_size)
+        reader.spend(0)
+        value = reader.load()
+        reader.left = 16 * len(data) + 2**16  # several letters may stand for a byte
+        reader.check(value)
+        return value
+    except MemoryError as error:
+        what = f"the pickle needs more than {size_text(allowed)} of memory"
+        raise ResourceError(what, str(path), "raise --memory, or use a larger machine") from error
+    except Exception as error:  # refused above, or what damaged instructions make of the machine
+        what = f"this is no pickle of plain values, or a damaged one: {error or type(error).__name__}"
+        fix = "json.dump({k: list(map(float, v)) for k, v in TABLE.items()}, open('x.json', 'w'))"
+        raise InputError(what, str(path), f"copy it again, or convert it where it was made: {fix}") from error

@@ -106,7 +106,7 @@ class Shift:
         if self.size < WORTH_SAYING:
             return ""
         return (
-            f"this data set differs from the reference as another platform or species does (by "
-            f"{self.size:.1f} standard deviations, over {self.n_cells:,} cells of {self.n_supporting} labels); novelty "
-            "is judged relative to that"
+            "this data set differs from the reference as another platform or species does "
+            f"({self.size:.1f} standard deviations, {self.n_cells:,} cells of {self.n_supporting} labels); "
+            "novelty is judged relative to that"
         )

@@ -46,7 +46,7 @@ class Descriptions(Tables):
             tables["wanted"] = pa.table({"gene_id": pa.array(wanted, pa.string())})
         with self._registered(**tables):
             rows = self._all(
-                f"SELECT {self._columns(*_FIELDS)} FROM descriptions JOIN prefer USING (kind)"
+                f"SELECT {', '.join(_FIELDS)} FROM descriptions JOIN prefer USING (kind)"
                 + (" SEMI JOIN wanted USING (gene_id)" if wanted is not None else "")
                 + " QUALIFY row_number() OVER (PARTITION BY gene_id ORDER BY rank,"
                 " left(retrieved_at, 10) DESC, source <> 'ncbi', retrieved_at DESC, source, model, prompt"
@@ -58,16 +58,13 @@ class Descriptions(Tables):
     def all_descriptions(self, gene_id: str) -> list[Description]:
         """Every description of one gene, of every source."""
         rows = self._all(
-            f"SELECT {self._columns(*_FIELDS)} FROM descriptions WHERE gene_id = ?"
-            " ORDER BY source, model, prompt",
+            f"SELECT {', '.join(_FIELDS)} FROM descriptions WHERE gene_id = ? ORDER BY source, model, prompt",
             [gene_id],
         )
         return [Description(*row) for row in rows]
 
     def notes(self, gene_id: str) -> list[Note]:
         """The facts of every source about one gene, by source."""
-        if not self._has("notes"):
-            return []
         rows = self._all(
             "SELECT gene_id, source, source_version, retrieved_at, facts FROM notes WHERE gene_id = ?"
             " ORDER BY source",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from scvec.stores.schema import CONTENT_TABLES, TIME_COLUMNS
+from scvec.stores.schema import CONTENT_TABLES, SCHEMA_VERSION, TIME_COLUMNS
 from scvec.stores.tables import Tables
 
 __all__ = ["Digest"]
@@ -14,7 +14,7 @@ class Digest(Tables):
     """The part of the knowledge base that tells one content from another."""
 
     def digest(self, *, jobs: bool = False) -> str:
-        """SHA-256 of the content, whatever the order of rows; columns of time, jobs and runs do not count.
+        """SHA-256 of the content, whatever the order of rows; columns of time and jobs do not count.
 
         Two files that were filled from the same sources have the same digest, though their bytes differ.
 
@@ -32,8 +32,8 @@ class Digest(Tables):
         return _sha256([*parts, *self._jobs()]), _sha256(parts)
 
     def _parts(self) -> list[str]:
-        tables = [self._table_digest(table) for table in CONTENT_TABLES if self._has(table)]
-        return [f"schema {self.version}", *tables]
+        tables = [self._table_digest(table) for table in CONTENT_TABLES]
+        return [f"schema {SCHEMA_VERSION}", *tables]
 
     def _jobs(self) -> list[str]:
         return [self._table_digest("jobs")] if self._one("SELECT count(*) FROM jobs")[0] else []

@@ -17,7 +17,6 @@ from scvec.errors import InputError, ResourceError, ScvecError, StoreError
 __all__ = [
     "check_file",
     "check_reference_name",
-    "check_size",
     "content_name",
     "holds",
     "is_plain_name",
@@ -154,7 +153,7 @@ def _damaged(path: Path, what: str) -> StoreError:
     )
 
 
-def check_size(path: Path, n_bytes: int) -> os.stat_result:
+def _check_size(path: Path, n_bytes: int) -> os.stat_result:
     """Raise StoreError unless ``path`` is a regular file of ``n_bytes`` bytes."""
     try:
         # lstat: a link or a pipe under a file's name is not what was stored, and a pipe would block.
@@ -176,7 +175,7 @@ def check_file(path: Path, n_bytes: int, sha256: str, *, fresh: bool = False) ->
     A file is read once a process, until its inode, size or modification time changes; ``fresh`` reads it
     in any case.
     """
-    found = check_size(path, n_bytes)
+    found = _check_size(path, n_bytes)
     key = (str(path), found.st_ino, found.st_mtime_ns, found.st_size)
     actual = None if fresh else _seen.get(key)
     if actual is None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scvec.errors import InputError, StoreError
-from scvec.stores.files import check_file, check_size, write_atomic
+from scvec.stores.files import check_file, write_atomic
 from scvec.stores.manifest import Manifest
 
 __all__ = [
@@ -56,11 +56,6 @@ class Generation:
         """
         entry = self.manifest.entry(name)
         return check_file(self.folder / "files" / name, entry.n_bytes, entry.sha256)
-
-    def check_sizes(self) -> None:
-        """Raise StoreError if a file is missing or of another size (cheap)."""
-        for name, entry in self.manifest.all_files().items():
-            check_size(self.folder / "files" / name, entry.n_bytes)
 
 
 def manifest_path(folder: Path, number: int) -> Path:

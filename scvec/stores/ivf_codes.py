@@ -53,8 +53,7 @@ class IvfCodes:
     ----------
     whole
         ``faiss.IndexPreTransform`` of a centring and of a linear transform to the axes, over an
-        ``IndexIVFPQFastScan`` of inner products; or such an index of distances without transforms, as older
-        versions wrote.
+        ``IndexIVFPQFastScan`` of inner products.
 
     Raises
     ------
@@ -65,13 +64,13 @@ class IvfCodes:
     def __init__(self, whole: Any) -> None:
         faiss = _faiss()
         self._whole = whole
-        self.index: Any = whole
+        index: Any = whole
         if isinstance(whole, faiss.IndexPreTransform):
-            self.index = faiss.downcast_index(whole.index)
-        index = self.index
+            index = self.index = faiss.downcast_index(whole.index)
         quantizer = faiss.downcast_index(index.quantizer) if isinstance(index, faiss.IndexIVF) else None
         if not (
-            isinstance(index, faiss.IndexIVFPQFastScan)
+            index is not whole
+            and isinstance(index, faiss.IndexIVFPQFastScan)
             and isinstance(quantizer, faiss.IndexFlat)
             and (quantizer.ntotal, quantizer.d) == (index.nlist, index.d)
             and quantizer.codes.size() == 4 * index.d * index.nlist
@@ -83,12 +82,6 @@ class IvfCodes:
         index.implem = RESERVOIR
         self._sizes: Int64 | None = None
         centroids = np.ascontiguousarray(quantizer.reconstruct_n(0, index.nlist), dtype=np.float32)
-        self._plain = index is whole
-        if self._plain:
-            if index.metric_type != faiss.METRIC_L2:
-                raise ValueError("codes without axes that are not of distances")
-            self.dim, self.centroids = int(index.d), centroids
-            return
         self._mean, self._axes = self._read_axes()
         self.dim = int(whole.d)
         self.centroids = np.ascontiguousarray(centroids[:, : self._axes.shape[1]])
@@ -180,9 +173,6 @@ class IvfCodes:
         """Append (n, dim) float32 vectors, without training."""
         for start in range(0, len(vectors), BLOCK_ROWS):
             rows = vectors[start : start + BLOCK_ROWS]
-            if self._plain:
-                self.index.add(rows)
-                continue
             placed = self._placed(rows)
             placed[:, self.centroids.shape[1] :: self.index.pq.dsub] = self._levels_of(
                 self._rests(rows, placed)
@@ -192,8 +182,6 @@ class IvfCodes:
 
     def prepared(self, queries: Float32) -> Float32:
         """Return (n, m) float32, what lists and codes are asked with; the same for a query in any batch."""
-        if self._plain:
-            return queries
         placed = self._placed(queries)
         placed[:, self.centroids.shape[1] :: self.index.pq.dsub] = -1.0
         return placed
@@ -215,7 +203,7 @@ class IvfCodes:
             (n, m) lists to open, and the squared distances to their centroids.
         """
         faiss = _faiss()
-        scores = distances if self._plain else np.ascontiguousarray(-0.5 * distances, np.float32)
+        scores = np.ascontiguousarray(-0.5 * distances, np.float32)
         estimates = np.empty((len(prepared), n_candidates), dtype=np.float32)
         found = np.empty((len(prepared), n_candidates), dtype=np.int64)
         options = {} if selector is None else {"sel": selector}

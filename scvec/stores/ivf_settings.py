@@ -133,8 +133,7 @@ class IvfSettings:
             target=float(values["target"]),
             recall={str(k): float(v) for k, v in values["recall"].items()},
             n_queries=int(values["n_queries"]),
-            n_batches=int(values.get("n_batches", 0)),  # not in stores of scvec before batches were held out
-            # No reach in stores of scvec before lists that are far off stayed closed.
-            curve=tuple((float(r), p, f, *(rest or [None])) for r, p, f, *rest in values["curve"]),
-            reach=values.get("reach"),
+            n_batches=int(values["n_batches"]),
+            curve=tuple((float(r), p, f, reach) for r, p, f, reach in values["curve"]),
+            reach=values["reach"],
         )

@@ -26,7 +26,7 @@ class Jobs(Tables):
 
     def jobs_final(self, jobs: Iterable[Job]) -> set[Job]:
         """Return those of ``jobs`` that failed for good: asking again would get the same."""
-        return self._with(jobs, "status = 'failed' AND final") if self.version >= 2 else set()
+        return self._with(jobs, "status = 'failed' AND final")
 
     def answered(self, source: str, *, model: str = "", prompt: str = "") -> set[str]:
         """Return the ids of genes that a source has answered, whatever it was asked for them.
@@ -44,7 +44,7 @@ class Jobs(Tables):
     def failures(self, source: str | None = None, *, gene_id: str | None = None) -> list[Failure]:
         """Return jobs that were asked and have no answer, in a stable order."""
         rows = self._all(
-            f"SELECT {_KEY}, error, {self._columns('final')}, attempts FROM jobs WHERE status = 'failed'"
+            f"SELECT {_KEY}, error, final, attempts FROM jobs WHERE status = 'failed'"
             f" AND ($1 IS NULL OR source = $1) AND ($2 IS NULL OR gene_id = $2) ORDER BY {_KEY}",
             [source, gene_id],
         )

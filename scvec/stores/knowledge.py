@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ from scvec.stores.gene_records import load_genes, match_genes
 from scvec.stores.gene_search import GeneSearch
 from scvec.stores.jobs import Jobs
 from scvec.stores.ontology import CellOntology
-from scvec.stores.schema import CONTENT_TABLES, SCHEMA_VERSION, current_version, migrate
+from scvec.stores.schema import CONTENT_TABLES, SCHEMA_VERSION, create, current_version
 from scvec.stores.snapshot import SNAPSHOT_SOURCE, Snapshot
 from scvec.stores.snapshot_load import load_ontologies, load_snapshot_genes
 from scvec.stores.table_rows import description_table, upsert_descriptions
@@ -41,21 +39,19 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
     One process may write, many may read while none writes.
     """
 
-    def __init__(self, connection: Any, path: Path, version: int, *, read_only: bool) -> None:
-        super().__init__(connection, path, version)
+    def __init__(self, connection: Any, path: Path, *, read_only: bool) -> None:
+        super().__init__(connection, path)
         self._in_transaction = False
         self.read_only = read_only
 
     @classmethod
     def open(cls, path: Path | str, *, read_only: bool = False) -> KnowledgeBase:
-        """Open a knowledge base; a writable one is created or brought to this schema version.
-
-        One of an older version can be read as it is: it has no notes and no provenance.
+        """Open a knowledge base; a writable one is created where there is none.
 
         Raises
         ------
         StoreError
-            The file is damaged, no knowledge base, of a newer schema, or (read only) missing.
+            The file is damaged, no knowledge base, of another schema, or (read only) missing.
         LockedError
             Another process writes to the file.
         """
@@ -68,11 +64,11 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
             con = duckdb.connect(str(path), read_only=read_only, config=dict(LOCKED))
         try:
             with translate(path):
-                version = _prepare(con, path, read_only)
+                _prepare(con, path, read_only)
         except BaseException:
             con.close()
             raise
-        return cls(con, path, version, read_only=read_only)
+        return cls(con, path, read_only=read_only)
 
     def close(self) -> None:
         """Write everything to the one file and close it; closing twice does no harm."""
@@ -207,19 +203,6 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         journal.absorbed(left)
         return counts
 
-    def start_run(self, command: str, parameters: dict[str, Any]) -> int:
-        """Note that a command began; returns the number of the run."""
-        row = self._one(
-            "INSERT INTO runs (command, parameters, started_at) VALUES (?, ?, ?) RETURNING run_id",
-            [command, json.dumps(parameters, sort_keys=True, default=str), _now()],
-        )
-        return int(row[0])
-
-    def finish_run(self, run_id: int) -> None:
-        """Note that a run is done."""
-        with translate(self.path):
-            self._con.execute("UPDATE runs SET finished_at = ? WHERE run_id = ?", [_now(), run_id])
-
     # Reading
 
     def genes(self, species: str | None = None) -> pd.DataFrame:
@@ -255,7 +238,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
 
     def counts(self) -> dict[str, int]:
         """Rows per table, and genes and descriptions by species and by kind."""
-        tables = [t for t in (*CONTENT_TABLES, "jobs", "runs") if t != "meta" and self._has(t)]
+        tables = [t for t in (*CONTENT_TABLES, "jobs") if t != "meta"]
         row = self._one("SELECT " + ", ".join(f"(SELECT count(*) FROM {t})" for t in tables))
         counts = dict(zip(tables, (int(n) for n in row), strict=True))
         for sql in (
@@ -277,29 +260,25 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
                 self._con.execute("CHECKPOINT")
 
 
-def _prepare(con: Any, path: Path, read_only: bool) -> int:
-    """Return the schema version that the file has, or has been brought to."""
+def _prepare(con: Any, path: Path, read_only: bool) -> None:
+    """Check that the file has the tables of this schema; make them in an empty one."""
     version = current_version(con)
-    if version > SCHEMA_VERSION:
+    if version == SCHEMA_VERSION:
+        return
+    if version:
         raise StoreError(
             f"the knowledge base is of schema {version}, this scvec knows {SCHEMA_VERSION}",
             str(path),
-            "use a newer scvec",
+            "use the scvec that made it",
         )
-    if version == SCHEMA_VERSION or (version and read_only):
-        return version
     if read_only:
         raise StoreError("the file is no knowledge base", str(path), "run: scvec ingest genes")
-    if version == 0 and con.execute("SELECT count(*) FROM duckdb_tables()").fetchall()[0][0]:
+    if con.execute("SELECT count(*) FROM duckdb_tables()").fetchall()[0][0]:
         raise StoreError(
             "the file is a DuckDB database, but no knowledge base", str(path), "name another file"
         )
-    return migrate(con)
+    create(con)
 
 
 def _under(description: Description, gene_id: str) -> Description:
     return description if gene_id == description.gene_id else replace(description, gene_id=gene_id)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -80,15 +80,15 @@ class KnowledgeCopy:
             if holds(self.path, entry.n_bytes, entry.sha256):
                 return old  # only read from: no need for a digest, which takes seconds
         from scvec.stores.knowledge import KnowledgeBase
+        from scvec.stores.schema import SCHEMA_VERSION
 
         kb = KnowledgeBase.open(self.path)
         try:
             # Jobs are no content, but to forget them would be to ask again: the name tells them apart.
             name, digest = kb.digests()
-            version = kb.version
         finally:
             kb.close()
-        return KnowledgeEntry(content_name("kb", name, "duckdb"), digest, version)
+        return KnowledgeEntry(content_name("kb", name, "duckdb"), digest, SCHEMA_VERSION)
 
     def publish(self, entry: KnowledgeEntry) -> dict[str, Any]:
         """Move it to ``files/``; return its size and SHA-256 as the manifest's ``run`` keeps them."""

@@ -1,24 +1,20 @@
-"""Tables of the gene knowledge base, and how older files become newer ones."""
+"""Tables of the gene knowledge base."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
     "CONTENT_TABLES",
-    "MIGRATIONS",
-    "NEW_COLUMNS",
-    "NEW_TABLES",
     "SCHEMA_VERSION",
     "TIME_COLUMNS",
+    "create",
     "current_version",
-    "migrate",
 ]
 
 # Keys only where rows come one by one and may repeat: an index over the names of all genes is larger
 # than the names. Loads keep the other tables free of repeats.
-_V1 = """
+_TABLES = """
 CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
 CREATE TABLE genes (
     gene_id VARCHAR PRIMARY KEY, species VARCHAR NOT NULL, symbol VARCHAR NOT NULL, entrez_id BIGINT,
@@ -38,7 +34,7 @@ CREATE TABLE descriptions (
     gene_id VARCHAR NOT NULL, text VARCHAR NOT NULL, source VARCHAR NOT NULL, source_version VARCHAR NOT NULL,
     retrieved_at VARCHAR NOT NULL, sha256 VARCHAR NOT NULL,
     kind VARCHAR NOT NULL CHECK (kind IN ('human', 'llm', 'composed', 'borrowed')),
-    model VARCHAR NOT NULL, prompt VARCHAR NOT NULL,
+    model VARCHAR NOT NULL, prompt VARCHAR NOT NULL, provenance VARCHAR NOT NULL DEFAULT '',
     PRIMARY KEY (gene_id, source, model, prompt)
 );
 CREATE TABLE go_terms (go_id VARCHAR NOT NULL, name VARCHAR NOT NULL, aspect VARCHAR NOT NULL);
@@ -52,21 +48,9 @@ CREATE TABLE jobs (
     input_sha256 VARCHAR NOT NULL,
     status VARCHAR NOT NULL CHECK (status IN ('pending', 'running', 'done', 'failed')),
     attempts INTEGER NOT NULL DEFAULT 0, error VARCHAR NOT NULL DEFAULT '',
-    updated_at VARCHAR NOT NULL DEFAULT '',
+    updated_at VARCHAR NOT NULL DEFAULT '', final BOOLEAN NOT NULL DEFAULT false,
     PRIMARY KEY (gene_id, source, model, prompt, input_sha256)
 );
-CREATE SEQUENCE run_ids;
-CREATE TABLE runs (
-    run_id BIGINT PRIMARY KEY DEFAULT nextval('run_ids'), command VARCHAR NOT NULL,
-    parameters VARCHAR NOT NULL,
-    started_at VARCHAR NOT NULL, finished_at VARCHAR
-);
-"""
-
-# What live sources tell. A column that is added later cannot be NOT NULL in DuckDB: the default does it.
-_V2 = """
-ALTER TABLE descriptions ADD COLUMN provenance VARCHAR DEFAULT '';
-ALTER TABLE jobs ADD COLUMN final BOOLEAN DEFAULT false;
 CREATE TABLE notes (
     gene_id VARCHAR NOT NULL, source VARCHAR NOT NULL, source_version VARCHAR NOT NULL,
     retrieved_at VARCHAR NOT NULL, facts VARCHAR NOT NULL,
@@ -74,13 +58,9 @@ CREATE TABLE notes (
 );
 """
 
-#: (version, SQL) in order. Add to the end; never change one that has been released.
-MIGRATIONS: tuple[tuple[int, str], ...] = ((1, _V1), (2, _V2))
+SCHEMA_VERSION = 2
 
-SCHEMA_VERSION = MIGRATIONS[-1][0]
-
-#: What the digest covers: jobs and runs tell how the content came about, and are left out. A file of an
-#: older version lacks the later ones, and keeps the digest it had.
+#: What the digest covers: jobs tell how the content came about, and are left out.
 CONTENT_TABLES = (
     "genes",
     "aliases",
@@ -96,14 +76,9 @@ CONTENT_TABLES = (
     "notes",
 )
 
-#: Tables, and columns with what stands for them, that files of older versions lack: by the version that
-#: brought them.
-NEW_TABLES = {"notes": 2}
-NEW_COLUMNS = {"provenance": (2, "''"), "final": (2, "false")}
-
 #: Columns that say when, not what. A source's own version and what it says of a text (``provenance``) do
 #: count, though there may be a date in them: it is theirs, and the same whenever it is asked for.
-TIME_COLUMNS = frozenset({"retrieved_at", "updated_at", "started_at", "finished_at"})
+TIME_COLUMNS = frozenset({"retrieved_at", "updated_at"})
 
 
 def current_version(con: Any) -> int:
@@ -117,20 +92,14 @@ def current_version(con: Any) -> int:
     return int(row[0][0] or 0)
 
 
-def migrate(con: Any, migrations: Sequence[tuple[int, str]] = MIGRATIONS) -> int:
-    """Apply the migrations that a file still lacks, each in a transaction; return the version reached."""
-    version = current_version(con)
-    for number, sql in migrations:
-        if number <= version:
-            continue
-        con.execute("BEGIN")
-        try:
-            con.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY)")
-            con.execute(sql)
-            con.execute("INSERT INTO schema_version VALUES (?)", [number])
-            con.execute("COMMIT")
-        except BaseException:
-            con.execute("ROLLBACK")
-            raise
-        version = number
-    return version
+def create(con: Any) -> None:
+    """Make the tables in an empty DuckDB file, in one transaction."""
+    con.execute("BEGIN")
+    try:
+        con.execute("CREATE TABLE schema_version (version INTEGER PRIMARY KEY)")
+        con.execute(_TABLES)
+        con.execute("INSERT INTO schema_version VALUES (?)", [SCHEMA_VERSION])
+        con.execute("COMMIT")
+    except BaseException:
+        con.execute("ROLLBACK")
+        raise

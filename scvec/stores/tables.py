@@ -1,4 +1,4 @@
-"""A DuckDB file that is open, whatever its schema version."""
+"""A DuckDB file that is open."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.stores.duckdb_errors import translate
-from scvec.stores.schema import NEW_COLUMNS, NEW_TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,36 +28,15 @@ LOCKED: Mapping[str, str] = {
 
 
 class Tables:
-    """The base of the parts of the knowledge base: SQL over one file, errors translated.
+    """The base of the parts of the knowledge base: SQL over one file, errors translated."""
 
-    Attributes
-    ----------
-    version
-        Schema version of the file, which is older than the newest where it is open for reading only.
-    """
-
-    def __init__(self, connection: Any, path: Path, version: int) -> None:
+    def __init__(self, connection: Any, path: Path) -> None:
         self._con = connection
         self.path = path
-        self.version = version
 
-    def arrow(self, table: str, columns: Sequence[str]) -> pa.Table | None:
-        """Return columns of a table, in no order; None where a file of this version has no such table."""
-        if not self._has(table):
-            return None
-        with translate(self.path):
-            found: pa.Table = self._con.sql(f"SELECT {', '.join(columns)} FROM {table}").to_arrow_table()
-        return found
-
-    def _has(self, table: str) -> bool:
-        return NEW_TABLES.get(table, 0) <= self.version
-
-    def _columns(self, *names: str) -> str:
-        """Columns for a SELECT; those that an older file lacks are there as what stands for them."""
-        known = ((name, *NEW_COLUMNS.get(name, (0, ""))) for name in names)
-        return ", ".join(
-            name if self.version >= since else f"{value} AS {name}" for name, since, value in known
-        )
+    def frame(self, table: str, columns: Sequence[str]) -> pd.DataFrame:
+        """Return columns of a table, in no order."""
+        return self._frame(f"SELECT {', '.join(columns)} FROM {table}")
 
     def _all(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with translate(self.path):

@@ -13,7 +13,6 @@ import pytest
 import scvec
 from scvec.api.label_terms import class_ontology, match_labels
 from scvec.errors import InputError
-from scvec.model.ontology import ClassOntology
 from scvec.stores.knowledge import KnowledgeBase
 from scvec.stores.store import Store
 
@@ -120,15 +119,6 @@ def test_predictions_carry_the_deepest_term_that_is_certain(kb: KnowledgeBase):
     assert names[0] == "CD4-positive, alpha-beta memory T cell" and ids[3] == ""
     assert "T cell" in names[1] and "CD" not in names[1]
     assert "lymphocyte" in names[2]
-
-
-def test_references_of_older_versions_are_shown(kb: KnowledgeBase):
-    from scvec.api.labels import old_match
-
-    data = class_ontology(kb, ["B"], match_labels(kb, ["B"])[0]).to_dict()
-    for key in ("how", "confidence"):
-        del data[key]
-    assert old_match(ClassOntology.from_dict(data), 0).how == "unknown"
 
 
 def test_without_the_model_names_alone_must_do(kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch):

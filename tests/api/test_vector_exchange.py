@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from scvec.errors import InputError, ResourceError
 from scvec.ingest.vector_files import read_vectors, write_vectors
 from scvec.stores.store import Store
 
-FORMATS = ("parquet", "h5ad", "lance")
+FORMATS = ("parquet", "h5ad")
 OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16"}
 
 
@@ -41,11 +40,6 @@ def store(template: Path, tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def needs(to: str) -> None:
-    if to == "lance":
-        pytest.importorskip("lance")
-
-
 def changed(path: Path, to: str, change: Callable[[pd.DataFrame, Any, dict[str, Any]], Any]) -> Path:
     """Write a file again as somebody else might, rows, vectors and tags changed."""
     found = read_vectors(path)
@@ -59,7 +53,6 @@ def changed(path: Path, to: str, change: Callable[[pd.DataFrame, Any, dict[str, 
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_cells_there_and_back(store: Path, tmp_path: Path, to: str):
-    needs(to)
     out = tmp_path / f"tiny.{to}"
     report = scvec.export(store, "tiny", to=to, output=out)
     assert (report.kind, report.n_cells) == ("cells", 60) and report.size_bytes > 1000
@@ -83,7 +76,6 @@ def test_cells_there_and_back(store: Path, tmp_path: Path, to: str):
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_genes_go_to_another_store(store: Path, tmp_path: Path, to: str):
-    needs(to)
     (fingerprint,) = Store(store).spaces()
     out = tmp_path / f"genes.{to}"
     report = scvec.export(store, space="random:16", to=to, output=out)
@@ -99,7 +91,6 @@ def test_genes_go_to_another_store(store: Path, tmp_path: Path, to: str):
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_labels_and_columns_come_back_in_any_order(store: Path, tmp_path: Path, to: str):
-    needs(to)
     out = tmp_path / f"tiny.{to}"
     scvec.export(store, "tiny", to=to, output=out)
 
@@ -226,18 +217,13 @@ def test_genes_that_are_refused(store: Path, tmp_path: Path, change: Callable[..
         scvec.import_vectors(store, changed(out, "parquet", edit))
 
 
-@pytest.mark.parametrize("ending", ["parquet", "h5ad", "lance"])
+@pytest.mark.parametrize("ending", FORMATS)
 def test_damaged_and_foreign_files(store: Path, tmp_path: Path, ending: str):
-    needs(ending)
     path = tmp_path / f"x.{ending}"
     with pytest.raises(InputError, match="no such file"):
         scvec.import_vectors(store, path)
     scvec.export(store, "tiny", to=ending, output=path)
-    if ending == "lance":
-        for part in path.rglob("*.lance"):
-            part.write_bytes(part.read_bytes()[:100])
-    else:
-        path.write_bytes(path.read_bytes()[:-200])
+    path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InputError):
         scvec.import_vectors(store, path)
     if ending == "parquet":
@@ -266,22 +252,7 @@ def test_wrong_usage(store: Path, tmp_path: Path):
         scvec.export(store, "tiny", space="random:16", to="parquet", output=tmp_path / "x.parquet")
     with pytest.raises(InputError, match=r"no space 'minilm'"):
         scvec.export(store, space="minilm", to="parquet", output=tmp_path / "x.parquet")
-    (tmp_path / "home").mkdir()
-    if pytest.importorskip("lance"):
-        with pytest.raises(InputError, match="no Lance data set"):
-            scvec.export(store, "tiny", to="lance", output=tmp_path / "home")
-        assert (tmp_path / "home").is_dir()
-
-
-def test_lance_is_searched_and_replaced(store: Path, tmp_path: Path):
-    lance = pytest.importorskip("lance")
-    out = tmp_path / "tiny.lance"
-    for _ in range(2):
-        scvec.export(store, "tiny", to="lance", output=out)
-    stored = Store(store).reference("tiny")
-    nearest = lance.dataset(str(out)).to_table(nearest={"column": "vector", "q": stored.vectors[5], "k": 4})
-    wanted = stored.index.search(np.ascontiguousarray(stored.vectors[5:6]), 4).indices[0]
-    assert nearest["scvec_row"].to_pylist() == list(wanted)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "tiny.lance"]
-    said = json.loads(lance.dataset(str(out)).schema.metadata[b"scvec"])
-    assert said["columns"]["n_genes"] == "n.genes"
+    for to, name in (("lance", "x.lance"), ("parquet", "x.h5ad"), ("parquet", ".")):
+        with pytest.raises(InputError):
+            scvec.export(store, "tiny", to=to, output=tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["store"]

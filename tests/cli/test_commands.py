@@ -153,7 +153,7 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
         {"to": "parquet", "output": Path("o.parquet"), "space": None},
     ),
     "import": (
-        ["o.lance", "--reference", "pancreas", "--dry-run", "--memory", "1G"],
+        ["o.parquet", "--reference", "pancreas", "--dry-run", "--memory", "1G"],
         "scvec.api.vector_exchange.import_vectors",
         {"reference": "pancreas", "dry_run": True, "memory": "1G"},
     ),

@@ -188,7 +188,7 @@ def test_keys_that_stand_there_twice_are_told(tmp_path: Path) -> None:
         ("x.csv", b"INS," + b"1," * 800_000, "longer than 1 MB"),
         ("x.pkl", pickle.dumps([1.0]), "holds a list"),
         ("x.pkl", pickle.dumps(pd.DataFrame({"a": [1.0]})), "which scvec does not run"),
-        ("x.pkl.gz", gzip.compress(pickle.dumps({"INS": VECTOR}), mtime=0), "a gzip file"),
+        ("x.pkl.gz", gzip.compress(pickle.dumps({"INS": VECTOR}), mtime=0), "in a gzip file"),
         ("x.bin", b"\x93NUMPY", "no file of an earlier system"),
         ("x.json", json.dumps({"a": {"INS": VECTOR}, "b": {"INS": VECTOR}}).encode(), "several sets"),
     ],

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scvec.model.confidence import LAPSE, Confidence
@@ -47,6 +47,7 @@ def test_the_curve_that_fits_is_found_and_calibrates(truth: str, method: str) ->
 
 
 @settings(max_examples=30)
+@example(85532, "overconfident", False)  # the top probabilities are within 1e-6 of 1, in float32
 @given(st.integers(0, 10**6), st.sampled_from(["calibrated", "overconfident", "a step"]), st.booleans())
 def test_probabilities_stay_probabilities_and_keep_their_order(seed: int, truth: str, lapse: bool) -> None:
     fitted = Confidence.fit(*cells(300, seed, truth), lapse=LAPSE if lapse else 0.0)
@@ -64,6 +65,12 @@ def test_probabilities_stay_probabilities_and_keep_their_order(seed: int, truth:
     assert (np.diff(top[floor]) > -1e-5).all()
     again = Confidence.from_dict(json.loads(json.dumps(fitted.to_dict())))
     np.testing.assert_array_equal(again.apply(proba), bent)
+
+
+def test_certainty_is_recalibrated_too() -> None:
+    curve = Confidence("platt", (-13.0, 13.0), (0.2, 0.9), 0.0, {})
+    got = curve.apply(np.array([[1, 0, 0, 0], [1 - 1e-7, 1e-7, 0, 0]], np.float32))
+    np.testing.assert_allclose(got, [[0.9, *[0.1 / 3] * 3], [0.9, 0.1, 0, 0]], atol=1e-6)
 
 
 def test_no_answer_from_one_batch_is_surer_than_the_lapse_allows() -> None:

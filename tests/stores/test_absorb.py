@@ -6,17 +6,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from some_answers import AT, answer, failure, genes, job, written
 
 from scvec.records import Answer, Failure, Job
-from scvec.stores import Store, schema
+from scvec.stores import Store
 from scvec.stores.journal import Journal
 from scvec.stores.knowledge import KnowledgeBase
-from scvec.types import Description, Gene
+from scvec.types import Gene
 
 
 @pytest.fixture
@@ -224,70 +223,3 @@ class TestTransaction:
             journal.write([answer(1)])
         store.compact()
         assert store.journal().done_jobs() == {job(1)}
-
-
-def old_file(path: Path) -> str:
-    """A knowledge base of schema version 1, as that version made it; returns its digest."""
-    con = duckdb.connect(str(path))
-    assert schema.migrate(con, schema.MIGRATIONS[:1]) == 1
-    con.execute("INSERT INTO genes VALUES ('HGNC:1', 'human', 'G1', NULL, '', '', 's', 'v')")
-    con.execute("INSERT INTO aliases VALUES ('HGNC:1', 'human', 'G1', 'g1', 'symbol')")
-    con.execute(
-        "INSERT INTO descriptions VALUES ('HGNC:1', 'Old.', 'refseq', '1', '2025-01-01',"
-        " sha256('Old.'), 'human', '', '')"
-    )
-    con.execute("INSERT INTO jobs VALUES ('HGNC:1', 'ncbi', '', '', 'aa', 'failed', 2, 'no', '2025')")
-    con.close()
-    with KnowledgeBase.open(path, read_only=True) as kb:
-        return kb.digest()
-
-
-def test_a_file_of_version_1_can_be_read_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "kb.duckdb"
-    digest = old_file(path)
-    # As version 1 of the program said it; a store's manifest holds such a number.
-    assert digest == "6fe2f45506fc71dfb63338f490e2173c1a78fc1ca3d5c438992078c5aad21e9d"
-    before = path.read_bytes()
-    with KnowledgeBase.open(path, read_only=True) as kb:
-        assert kb.schema_version == 1
-        assert kb.descriptions()["HGNC:1"].text == "Old." and kb.descriptions()["HGNC:1"].provenance == ""
-        assert kb.notes("HGNC:1") == [] and kb.counts()["genes"] == 1 and "notes" not in kb.counts()
-        assert kb.failures() == [Failure(Job("HGNC:1", "ncbi", input_sha256="aa"), "no", False, 2)]
-        assert kb.jobs_final([job(1)]) == set()
-    assert path.read_bytes() == before
-
-
-def test_a_file_of_version_1_is_migrated_when_it_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "kb.duckdb"
-    old_file(path)
-    with KnowledgeBase.open(path) as kb:
-        assert kb.schema_version == schema.SCHEMA_VERSION == 2
-        absorb(kb, [answer(1), failure(1, "mygene", final=True)])
-        assert [d.provenance != "" for d in kb.all_descriptions("HGNC:1")] == [True, False]
-        assert kb.all_descriptions("HGNC:1")[1] == Description(
-            "HGNC:1", "Old.", "refseq", "1", "2025-01-01", "human"
-        )
-        assert len(kb.notes("HGNC:1")) == 1 and [f.final for f in kb.failures()] == [True, False]
-        migrated = kb.digest()
-    with KnowledgeBase.open(tmp_path / "new.duckdb") as fresh:
-        fresh.upsert_genes([Gene("HGNC:1", "human", "G1")], source="s", source_version="v")
-        fresh.upsert_descriptions([Description("HGNC:1", "Old.", "refseq", "1", "2025-01-01", "human")])
-        absorb(fresh, [answer(1)], tmp_path / "other.duckdb")
-        assert fresh.digest() == migrated  # a migrated file and a new one are alike
-
-
-def test_what_was_asked_of_an_entrez_gene_moves_with_it(kb: KnowledgeBase) -> None:
-    """A gene that only NCBI knew gets its authority's id with a later snapshot; all follows."""
-    absorb(kb, [answer(9, ask=True), failure(9, "mygene", final=True)])
-    kb._con.execute("UPDATE jobs SET gene_id = 'entrez:1009' WHERE source = 'mygene'")
-    from scvec.stores.snapshot_load import _adopt
-
-    kb._con.execute(
-        "CREATE TEMP TABLE chosen AS SELECT 'HGNC:99' AS gene_id, 'human' AS species, 'G9' AS symbol,"
-        " 1009 AS entrez_id"
-    )
-    with kb.transaction():
-        _adopt(kb._con)
-    assert kb.all_descriptions("HGNC:99")[0].provenance == answer(9).descriptions[0].provenance
-    assert kb.notes("HGNC:99")[0].facts == answer(9).note.facts
-    assert kb.failures(gene_id="HGNC:99")[0].final and "HGNC:99" in kb.answered("ncbi")

@@ -114,34 +114,6 @@ def test_lists_further_off_stay_closed_but_for_enough_rows(made):
     np.testing.assert_array_equal(codes.within(lists[1:], distances[1:], 0.0, enough), [[2, 6, 0, -1]])
 
 
-def older(base, path):
-    """Write an index as versions without axes did: four bits a dimension of the vectors themselves."""
-    quantizer = faiss.IndexFlatL2(base.shape[1])
-    index = faiss.IndexIVFPQFastScan(quantizer, base.shape[1], LISTS, base.shape[1], 4, faiss.METRIC_L2)
-    index.by_residual = False
-    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
-    index.train(base)
-    index.add(base)
-    faiss.write_index(index, str(path))
-    return IvfSettings(n_lists=LISTS, nprobe=8, factor=6, target=0.9).to_dict()
-
-
-def test_files_of_older_versions(tmp_path):
-    base = clustered(N, 20, 0)
-    settings = older(base[:2900], tmp_path / "i")
-    index = open_index(tmp_path / "i", "ivf", vectors=base[:2900], settings=settings)
-    index.add(base[2900:])
-    queries = clustered(100, 20, 1)
-    found = index.search(queries, 10)
-    wanted = nearest(base, queries, 10)
-    assert np.mean([np.isin(w, f).mean() for w, f in zip(wanted, found.indices, strict=True)]) > 0.9
-    for i in range(0, 100, 20):
-        np.testing.assert_array_equal(index.search(queries[i : i + 1], 10).indices[0], found.indices[i])
-    index.save(tmp_path / "again")
-    again = open_index(tmp_path / "again", "ivf", vectors=base, settings=settings)
-    np.testing.assert_array_equal(again.search(queries, 10).indices, found.indices)
-
-
 def test_other_transforms_are_not_believed(tmp_path):
     base = clustered(N, 9, 0)
     codes = IvfCodes.build(base, n_lists=LISTS, seed=0)

@@ -224,13 +224,6 @@ class TestReach:
         for i in range(0, 60, 7):
             np.testing.assert_array_equal(near.search(queries[i : i + 1], 100).indices[0], whole.indices[i])
 
-    def test_settings_of_older_stores_have_none(self, index):
-        older = index.settings.to_dict()
-        del older["reach"]
-        older["curve"] = [point[:3] for point in older["curve"]]
-        settings = IvfSettings.from_dict(older)
-        assert settings.reach is None and settings.effort(0.9).reach is None
-
 
 class TestSubsets:
     def test_few_rows_are_all_looked_at(self, index, base):
