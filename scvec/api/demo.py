@@ -120,6 +120,7 @@ def demo(
         seconds=_detailed(stages.seconds, made.seconds),
         files=sorted(p for p in folder.iterdir() if p.suffix == ".h5ad"),
         store=Path(where),
+        texts=made.texts,
     )
 
 

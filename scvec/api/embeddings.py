@@ -111,6 +111,7 @@ def ingest_embeddings(
         n_genes=len(encoded.table),
         n_encoded=encoded.n_encoded,
         n_cached=encoded.n_cached,
+        n_shipped=encoded.n_shipped,
         seconds=seconds,
         generation=generation,
         failed=[
@@ -135,6 +136,7 @@ def _planned(
         n_genes=n_genes,
         n_encoded=plan.n_todo,
         n_cached=plan.n_cached,
+        n_shipped=plan.n_shipped,
         seconds=seconds,
         dry_run=True,
         cost=None

@@ -43,6 +43,8 @@ class CellsReport(Report):
     label_findings
         What looks odd about the labels (``kind``, ``labels`` with their numbers of cells, ``message``); the
         messages are among the notes.
+    texts
+        Texts of genes by where their vectors came from; empty where no text is used.
     seconds
         Seconds per stage.
     """
@@ -57,6 +59,7 @@ class CellsReport(Report):
     space: str
     calibration: dict[str, Any]
     seconds: dict[str, float]
+    texts: dict[str, int] = field(default_factory=dict)
     label_findings: list[dict[str, Any]] = field(default_factory=list)
     generation: str = ""
 
@@ -66,6 +69,7 @@ class CellsReport(Report):
             f"reference '{self.name}': {self.n_cells:,} cells of {len(self.classes)} labels "
             f"(encoder {self.encoder}, space {self.space})",
             f"genes: {self.match_summary}",
+            *([f"gene texts: {counts_line(self.texts)}"] if self.texts else []),
             f"values: {self.expression}",
             *table(self.classes),
         ]
@@ -323,12 +327,23 @@ class DemoQuery(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReport(Report):
-    """What ``demo`` did. ``seconds`` per stage; ``files`` is all that lies in the output folder."""
+    """What ``demo`` did.
+
+    Attributes
+    ----------
+    texts
+        Texts of genes by where their vectors came from, as in :class:`CellsReport`.
+    seconds
+        Seconds per stage.
+    files
+        All that lies in the output folder.
+    """
 
     queries: list[DemoQuery]
     seconds: dict[str, float]
     files: list[Path]
     store: Path
+    texts: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return the report as lines for people."""
@@ -339,6 +354,8 @@ class DemoReport(Report):
                 f"  against the true labels: accuracy {query.accuracy:.3f}, macro-F1 {query.macro_f1:.3f}",
                 "",
             ]
+        if self.texts:
+            lines.append(f"gene texts: {counts_line(self.texts)}")
         lines += [f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]
         lines += ["files:", *(f"  {path}" for path in self.files), f"store: {self.store}"]
         return lines

@@ -75,8 +75,8 @@ class EmbeddingsReport(Report):
         Fingerprint of the embedding space.
     dim
         Length of a vector; 0 where only the server knows it, before it was asked.
-    n_genes, n_encoded, n_cached
-        Genes that have a vector; of their texts, encoded now; taken from the cache.
+    n_genes, n_encoded, n_cached, n_shipped
+        Genes that have a vector; of their texts, encoded now; taken from the store; from the package.
     failed, stopped
         Genes that have none and why; why the run ended before its end.
     cost
@@ -89,6 +89,7 @@ class EmbeddingsReport(Report):
     n_genes: int
     n_encoded: int
     n_cached: int
+    n_shipped: int = 0
     seconds: float
     generation: str = ""
     dry_run: bool = False
@@ -102,9 +103,10 @@ class EmbeddingsReport(Report):
         todo = "to encode" if self.dry_run else "encoded"
         size = f"a vector of {self.dim} numbers" if self.dim else "a vector"
         space = f", space {self.space}" if self.space else ""
+        counts = {"shipped": self.n_shipped, "from the store": self.n_cached, todo: self.n_encoded}
         lines = [
             f"{self.n_genes:,} genes {verb} {size} (backbone {self.backbone}{space})",
-            f"texts: {self.n_encoded:,} {todo}, {self.n_cached:,} from the cache",
+            f"texts: {counts_line(counts)}",
         ]
         if self.dry_run and self.cost is not None:
             lines.append(f"it would take {self.cost.line()}")

@@ -50,8 +50,9 @@ class EncodedGenes:
         gene_id, species, symbol, text_sha256; n rows.
     vectors
         (n, dim) float32, row i for row i of ``table``.
-    n_encoded, n_cached
-        Texts that the backbone gave a vector of, and texts that were known.
+    n_encoded, n_cached, n_shipped
+        Texts that the backbone gave a vector of; texts whose vectors the store had; and those whose vectors
+        came with the package.
     failures
         Gene id -> why it has no vector; such genes are not in ``table``.
     stopped
@@ -70,12 +71,17 @@ class EncodedGenes:
     vectors: Float32
     n_encoded: int
     n_cached: int
+    n_shipped: int = 0
     failures: Mapping[str, str] = field(default_factory=dict)
     stopped: str = ""
     error: ScvecError | None = None
     notes: Sequence[str] = ()
     n_requests: int = 0
     cost: float | None = None
+
+    def counts(self) -> dict[str, int]:
+        """Return numbers of texts by where their vectors came from."""
+        return {"shipped": self.n_shipped, "from the store": self.n_cached, "encoded": self.n_encoded}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +92,8 @@ class EncodingPlan:
     ----------
     space
         None where only the server knows it.
-    n_todo, n_cached
-        Texts to encode, and texts whose vectors are known.
+    n_todo, n_cached, n_shipped
+        Texts to encode; texts whose vectors the store has; and those whose vectors came with the package.
     estimate
         Requests, tokens, cost and time; None where no server is asked.
     """
@@ -95,6 +101,7 @@ class EncodingPlan:
     space: Space | None
     n_todo: int
     n_cached: int
+    n_shipped: int = 0
     estimate: Estimate | None = None
 
 
@@ -162,9 +169,10 @@ def plan_encoding(
     if isinstance(backbone, RemoteBackbone):
         space, known = fullest_space(cache, backbone, list(text_of))
         todo = [text for sha, text in text_of.items() if sha not in known]
-        return EncodingPlan(space, len(todo), len(known), backbone.estimate(todo))
+        return EncodingPlan(space, len(todo), len(known), estimate=backbone.estimate(todo))
     found, _ = cache.get_many(backbone.space, list(text_of))
-    return EncodingPlan(backbone.space, int((~found).sum()), int(found.sum()))
+    n_shipped = cache.count_shipped(backbone.space, list(text_of))
+    return EncodingPlan(backbone.space, int((~found).sum()), int(found.sum()) - n_shipped, n_shipped)
 
 
 def encode_genes(
@@ -178,7 +186,7 @@ def encode_genes(
     partial: bool = False,
     progress: Progress = no_progress,
 ) -> EncodedGenes:
-    """Return the vectors of genes; only texts that no earlier run encoded go through the backbone.
+    """Return the vectors of genes; only texts without a shipped or stored vector go through the backbone.
 
     With ``permuted:`` each gene gets the vector of another one: the table still tells whose text it is.
 
@@ -235,12 +243,14 @@ def encode_genes(
     table, vectors = table[found].reset_index(drop=True), vectors[found]
     if spec.permuted:
         vectors = vectors[permutation(table["gene_id"].tolist())]
+    n_shipped = cache.count_shipped(space, list(text_of))
     return EncodedGenes(
         space,
         table.drop(columns="text"),
         vectors,
         n_encoded=len(new),
-        n_cached=len(text_of) - len(todo),
+        n_cached=len(text_of) - len(todo) - n_shipped,
+        n_shipped=n_shipped,
         failures=failures,
         stopped=outcome.stopped,
         error=outcome.error,

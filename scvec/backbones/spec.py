@@ -168,6 +168,8 @@ def load_backbone(
 ) -> Backbone:
     """Return the backbone; weights are loaded, and servers asked, when the first text is encoded.
 
+    The default model is looked for only then as well: shipped vectors need no model.
+
     Parameters
     ----------
     settings
@@ -192,10 +194,9 @@ def _random(spec: BackboneSpec, **_: Any) -> Backbone:
 
 
 def _minilm(spec: BackboneSpec, *, device: str, **_: Any) -> Backbone:
-    from scvec.backbones.minilm import find_minilm
-    from scvec.backbones.sentence import SentenceBackbone
+    from scvec.backbones.minilm import MinilmBackbone
 
-    return SentenceBackbone(find_minilm(), "minilm", spec.template, device=device)
+    return MinilmBackbone(spec.template, device=device)
 
 
 def _use_lite(spec: BackboneSpec, **_: Any) -> Backbone:

@@ -12,6 +12,7 @@ import numpy as np
 
 from scvec.errors import InputError, LockedError
 from scvec.stores.files import os_errors
+from scvec.stores.shipped_vectors import ShippedVectors
 from scvec.types import Bool, Float32, Space
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ CREATE TABLE IF NOT EXISTS spaces (fingerprint VARCHAR PRIMARY KEY, space VARCHA
 class VectorCache:
     """Vectors of texts, keyed by space and SHA-256 of the text.
 
-    Looks in the spaces of a generation, then in a working database that outlives a killed process. Each
-    :meth:`put_many` is one transaction: a kill loses at most the batch that was being written.
+    Looks among the vectors that ship with the package, then in the spaces of a generation, then in a working
+    database that outlives a killed process. Shipped vectors go first: a shipped text then has the same vector
+    in every store. Each :meth:`put_many` is one transaction: a kill loses at most the batch that was being
+    written.
 
     Parameters
     ----------
@@ -40,11 +43,20 @@ class VectorCache:
         Fingerprint -> space of the generation.
     work
         Working database, or None to only read the spaces. Only the holder of the writer lock may open it.
+    shipped
+        By default those of the package.
     """
 
-    def __init__(self, spaces: dict[str, StoredSpace], work: Path | None = None) -> None:
+    def __init__(
+        self,
+        spaces: dict[str, StoredSpace],
+        work: Path | None = None,
+        *,
+        shipped: ShippedVectors | None = None,
+    ) -> None:
         self._spaces = spaces
         self._work = work
+        self._shipped = ShippedVectors() if shipped is None else shipped
         self._rows: dict[str, dict[str, int]] = {}
         self._connection: Any = None
         #: What went wrong on the way and was mended.
@@ -68,14 +80,18 @@ class VectorCache:
             (n, dim) float32; rows not found are zero.
         """
         wanted = list(shas)
-        found = np.zeros(len(wanted), dtype=bool)
         vectors = np.zeros((len(wanted), space.dim), dtype=np.float32)
+        numbers = self._shipped.rows(space, wanted)
+        found = numbers >= 0
+        if found.any():
+            vectors[found] = self._shipped.take(numbers[found])
         stored = self._spaces.get(space.fingerprint)
-        if stored is not None:
+        if stored is not None and not found.all():
             rows = self._stored_rows(stored)
             numbers = np.array([rows.get(sha, -1) for sha in wanted], dtype=np.int64)
-            found = numbers >= 0
-            vectors[found] = stored.vectors[numbers[found]]
+            more = ~found & (numbers >= 0)
+            vectors[more] = stored.vectors[numbers[more]]
+            found |= more
         missing = [i for i in range(len(wanted)) if not found[i]]
         if missing and self._work is not None and (self._connection is not None or self._work.exists()):
             blobs = self._read(space, [wanted[i] for i in missing])
@@ -84,6 +100,10 @@ class VectorCache:
                 if blob is not None:
                     found[i], vectors[i] = True, blob
         return found, vectors
+
+    def count_shipped(self, space: Space, shas: Sequence[str]) -> int:
+        """Return how many of the texts have a vector that ships with the package."""
+        return int((self._shipped.rows(space, shas) >= 0).sum())
 
     def put_many(self, space: Space, shas: Sequence[str], vectors: Float32) -> None:
         """Keep vectors (n, dim) float32 of texts; InputError on another shape, NaN or infinity."""

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from scvec.backbones import minilm
-from scvec.backbones.minilm import MINILM_SHA256, find_minilm
-from scvec.backbones.sentence import SentenceBackbone, _has_amx
+from scvec.backbones.minilm import MINILM_SHA256, MinilmBackbone, find_minilm
+from scvec.backbones.sentence import _has_amx
 from scvec.backbones.spec import load_backbone, parse_spec
 from scvec.errors import InputError, StoreError
 
@@ -38,7 +38,7 @@ def cosine(a: Any, b: Any) -> Any:
 
 
 @needs_package
-def test_the_packaged_weights_are_the_published_ones(backbone: SentenceBackbone) -> None:
+def test_the_packaged_weights_are_the_published_ones(backbone: MinilmBackbone) -> None:
     assert MINILM_SHA256 == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     assert (find_minilm() / "model.safetensors").is_file()
     space = backbone.space
@@ -52,7 +52,7 @@ def test_the_packaged_weights_are_the_published_ones(backbone: SentenceBackbone)
 
 
 @needs_package
-def test_vectors_are_those_of_the_model_by_hand(backbone: SentenceBackbone) -> None:
+def test_vectors_are_those_of_the_model_by_hand(backbone: MinilmBackbone) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -72,7 +72,7 @@ def test_vectors_are_those_of_the_model_by_hand(backbone: SentenceBackbone) -> N
 
 
 @needs_package
-def test_neither_order_nor_company_matters(backbone: SentenceBackbone) -> None:
+def test_neither_order_nor_company_matters(backbone: MinilmBackbone) -> None:
     whole = backbone.encode(TEXTS)
     alone = np.concatenate([backbone.encode([text]) for text in TEXTS[::-1]])[::-1]
     # bf16 rounds differently in batches of another shape.
@@ -93,7 +93,7 @@ def package(folder: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = package(tmp_path, b"not the weights", monkeypatch)
-    for load in (find_minilm, lambda: load_backbone(parse_spec("minilm"))):
+    for load in (find_minilm, lambda: load_backbone(parse_spec("minilm")).encode(["x"])):
         with pytest.raises(StoreError, match="not the published ones") as caught:
             load()
         assert caught.value.where == str(model) and "--force-reinstall" in caught.value.fix
@@ -106,6 +106,25 @@ def test_one_changed_bit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     package(tmp_path, bytes(weights), monkeypatch)
     with pytest.raises(StoreError, match="not the published ones"):
         find_minilm()
+
+
+@needs_package
+def test_other_settings_than_the_published_ones_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = package(tmp_path, (find_minilm() / "model.safetensors").read_bytes(), monkeypatch)
+    (model / "sentence_bert_config.json").write_text('{"max_seq_length": 128}')
+    with pytest.raises(StoreError, match="not the published ones") as caught:
+        load_backbone(parse_spec("minilm")).encode(["x"])
+    assert caught.value.where == str(model)
+
+
+def test_the_space_is_known_without_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setattr(minilm, "_from_hub", lambda: pytest.fail("the hub was asked"))
+    loaded = load_backbone(parse_spec("name:minilm"))
+    assert (loaded.space.template, loaded.space.weights_sha256) == ("name", MINILM_SHA256)
+    assert loaded.encode([]).shape == (0, 384)
 
 
 def test_no_package_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
