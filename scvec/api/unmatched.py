@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.api.references import genes_of
+from scvec.backbones.spec import parse_spec
 from scvec.errors import InputError, StoreError
 from scvec.protocols import Progress
 from scvec.types import Bool, Float32, Space
@@ -53,18 +54,23 @@ def text_partners(
     """
     where = f"reference {stored.name!r}"
     backbone = stored.meta["options"]["backbone"]
-    if stored.meta["space"] is None or backbone.startswith("permuted:"):
+    if not parse_spec(backbone).needs_text or backbone.startswith("permuted:"):
         what = "the reference was made without texts of its genes: unmatched genes cannot be compared by text"
         raise InputError(what, where, "leave out --unmatched-genes")
-    space = Space.from_dict(stored.meta["space"])
-    targets = np.array([genes_of(stored).index(g) for g in stored.meta["vector_genes"]], dtype=np.int64)
-    missing = int((~genes.measured[targets]).sum())
+    # The default encoder uses no text: then the vectors are those that ship, or are made now.
+    space = None if stored.meta["space"] is None else Space.from_dict(stored.meta["space"])
+    number = {g: i for i, g in enumerate(genes_of(stored))}
     with opened.knowledge() as kb:
+        wanted = (
+            _with_texts(kb, stored.meta["vector_genes"]) if space is None else stored.meta["vector_genes"]
+        )
+        targets = np.array([number[g] for g in wanted], dtype=np.int64)
+        missing = int((~genes.measured[targets]).sum())
         chosen = _chosen(kb, matched, genes) if missing else []
     if not chosen:
         matched.source.notes.append("no gene of the query has to be matched by its text")
         return genes
-    there, known = _vectors(opened, stored.meta["vector_genes"], space, backbone, device, progress)
+    there, known = _vectors(opened, wanted, space, backbone, device, progress)
     if not there.all():
         raise StoreError("the store lacks text vectors of the reference's genes", where, "ingest it again")
     found, vectors = _vectors(opened, chosen, space, backbone, device, progress)
@@ -135,26 +141,35 @@ def _chosen(kb: KnowledgeBase, matched: MatchedSource, genes: GeneMap) -> list[s
     unused = {
         g for g, used in zip(matched.match.gene_ids, genes.used, strict=True) if g is not None and not used
     }
-    table = kb.genes()
-    coding = set(table.loc[table["gene_type"] == "protein-coding", "gene_id"]) & unused
-    described = kb.descriptions(sorted(coding))
-    longest = sorted(coding & set(described), key=lambda g: (-len(described[g].text), g))
+    coding = _with_texts(kb, sorted(unused))
+    described = kb.descriptions(coding)
+    longest = sorted(coding, key=lambda g: (-len(described[g].text), g))
     return sorted(longest[:MAX_GENES])
 
 
+def _with_texts(kb: KnowledgeBase, gene_ids: list[str]) -> list[str]:
+    """Return the protein-coding ones of the genes that have a description, in order."""
+    table = kb.genes()
+    coding = set(table.loc[table["gene_type"] == "protein-coding", "gene_id"])
+    described = kb.descriptions([g for g in gene_ids if g in coding])
+    return [g for g in gene_ids if g in described]
+
+
 def _vectors(
-    opened: Store, gene_ids: list[str], space: Space, backbone: str, device: str, progress: Progress
+    opened: Store, gene_ids: list[str], space: Space | None, backbone: str, device: str, progress: Progress
 ) -> tuple[Bool, Float32]:
     """Return (n,) bool which genes have a vector, and (n, dim) float32, zeros where there is none."""
     from scvec.api.texts import encode_genes
-    from scvec.backbones.spec import parse_spec
 
-    stored = opened.space(space.fingerprint)
-    rows = {gene_id: i for i, gene_id in enumerate(stored.genes["gene_id"])}
-    at = np.array([rows.get(g, -1) for g in gene_ids], dtype=np.int64)
-    found = at >= 0
-    vectors = np.zeros((len(gene_ids), space.dim), dtype=np.float32)
-    vectors[found] = stored.vectors[at[found]]
+    found = np.zeros(len(gene_ids), dtype=bool)
+    vectors = np.zeros((len(gene_ids), 0), dtype=np.float32)
+    if space is not None:
+        stored = opened.space(space.fingerprint)
+        rows = {gene_id: i for i, gene_id in enumerate(stored.genes["gene_id"])}
+        at = np.array([rows.get(g, -1) for g in gene_ids], dtype=np.int64)
+        found = at >= 0
+        vectors = np.zeros((len(gene_ids), space.dim), dtype=np.float32)
+        vectors[found] = stored.vectors[at[found]]
     missing = [g for g, there in zip(gene_ids, found, strict=True) if not there]
     spec = parse_spec(backbone)
     # A server costs money, and imported vectors were made elsewhere: there only what is stored counts.
@@ -163,7 +178,7 @@ def _vectors(
     with opened.begin("query --unmatched-genes text", {"backbone": backbone, "n_genes": len(missing)}) as txn:
         kb = txn.open_knowledge()
         encoded = encode_genes(kb, txn.vectors(), missing, spec, device=device, progress=progress)
-        if encoded.space != space:
+        if space is not None and encoded.space != space:
             raise InputError(
                 f"the backbone {backbone} gives other vectors than it gave the reference",
                 space.fingerprint,
@@ -171,5 +186,7 @@ def _vectors(
             )
         txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
         txn.commit()
+    if space is None:
+        return np.ones(len(gene_ids), dtype=bool), encoded.vectors
     vectors[~found] = encoded.vectors
     return np.ones(len(gene_ids), dtype=bool), vectors
