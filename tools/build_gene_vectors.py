@@ -8,7 +8,8 @@ checksums into ``snapshot.json``. Run it after ``build_snapshot.py``: that write
 
 Encoding takes about half an hour on one core. What is encoded is kept in ``--work``: a run that was stopped
 goes on from there. The same machine with the same versions of torch, scikit-learn and pyarrow gives the same
-bytes; another one may round some values to the next step.
+bytes; another one may round some values to the next step. In the files of snapshot 2026.06, vectors of human
+protein-coding genes were encoded in float32, the others mostly in bfloat16 (cosine to float32 0.9999).
 """
 
 from __future__ import annotations
