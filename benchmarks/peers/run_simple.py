@@ -16,9 +16,9 @@ import baselines
 
 def answer(task: dict[str, Any], options: dict[str, Any], clock: Clock) -> Answer:
     """Match genes as scvec does, then one of the functions of ``baselines``."""
-    labels = anndata.read_h5ad(task["reference"], backed="r").obs["label"].to_numpy().astype(str)
+    labels = anndata.read_h5ad(task["plain_reference"], backed="r").obs["label"].to_numpy().astype(str)
     with clock("fit"):
-        cells = baselines.matched(task["reference"], task["query"])
+        cells = baselines.matched(task["plain_reference"], task["plain_query"])
     with clock("predict"):
         label, confidence = getattr(baselines, options["classifier"])(cells, labels, int(task["seed"]))
     return Answer(label, confidence)
