@@ -80,6 +80,11 @@ class Pair:
     per_type: int | None = None
     draw: int = 0
 
+    @property
+    def kind(self) -> str:
+        """Return the table that its rows go to: ``main``, ``out`` or ``curve``."""
+        return "out" if self.leave_out is not None else "main" if self.per_type is None else "curve"
+
     def scored(self, labels: Iterable[str]) -> np.ndarray:
         """Return (n,) the names under which labels of either side are scored."""
         return np.array([self.labels.get(str(x), str(x)) for x in labels], dtype=str)
@@ -360,7 +365,7 @@ GROUPS = {
     "old": OLD,
     "six": SIX,
     "tissues": TISSUES,
-    "curve": CURVES,
+    "curve": [*(p for p in PAIRS if p.name in CURVE_BASES), *CURVES],
     "out": LEAVE_ONE_OUT,
     "out-pancreas": [p for p in LEAVE_ONE_OUT if "pancreas" in p.name],
     "out-blood": [p for p in LEAVE_ONE_OUT if "blood" in p.name],

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anndata
@@ -16,20 +12,6 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECORD = PROJECT / "docs" / "benchmarks" / "annotate.json"
-MODULES = ("compare", "methods", "pairs", "prepare", "results", "scores", "summary", "tables")
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[SimpleNamespace]:
-    """The scripts' modules, which import one another by bare names as scripts do."""
-    folder = str(PROJECT / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    finally:
-        sys.path.remove(folder)
-        for name in MODULES:
-            sys.modules.pop(name, None)
 
 
 def scored(bench: Any, truth: str, said: str, confidence: list[float], **options: Any) -> dict[str, Any]:
@@ -60,6 +42,16 @@ def test_the_novelty_of_a_method_wins_over_its_confidence(bench):
 def test_a_score_that_is_no_probability_is_not_calibrated(bench):
     found = scored(bench, "ab", "ab", [12.0, 3.0], is_probability=False)
     assert "ece" not in found and "brier" not in found and found["aurc"] == 0.0
+
+
+def test_status_is_counted_over_known_right_and_confident_cells(bench):
+    status = np.array(["novel", "confident", "confident", "ambiguous", "confident", "novel"])
+    found = scored(bench, "aaabxx", "aabbab", [0.5] * 6, status=status)
+    assert found["known_novel"] == 1 / 4  # the first of aaab
+    assert found["right_confident"] == 1 / 3  # right are cells 0, 1 and 3
+    assert found["confident_accuracy"] == 1 / 3  # confident are 1, 2 and 4, and a novel cell's label is wrong
+    assert "confident_accuracy" not in scored(bench, "ab", "ab", [1, 1], status=np.array(["novel"] * 2))
+    assert "known_novel" not in scored(bench, "ab", "ab", [1, 1])
 
 
 def test_ties_of_confidence_share_their_risk(bench):
