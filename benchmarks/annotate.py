@@ -68,7 +68,7 @@ def main() -> None:
     some = pairs.chosen(given.pairs)
     runs, absent = results.plan(asked, some, given.seeds, every_method=given.methods != "all")
     if not given.no_run:
-        todo = runs if given.fresh else results.missing(runs, retry=given.retry)
+        todo = results.missing(runs, retry=given.retry, again=given.fresh)
         print(f"{len(runs)} runs, {len(todo)} to do", flush=True)
         results.execute(todo, threads=given.threads, limit=given.limit)
     for name in absent:

@@ -97,9 +97,14 @@ class Results:
                 runs += [Run(method, pair, files[min(i, len(files) - 1)], i) for i in range(n)]
         return runs, absent
 
-    def missing(self, runs: Iterable[Run], *, retry: bool = False) -> list[Run]:
-        """Return the runs that have not been done; with ``retry`` those that failed as well."""
-        return [r for r in runs if r.key not in self.rows or (retry and "error" in self.rows[r.key])]
+    def missing(self, runs: Iterable[Run], *, retry: bool = False, again: bool = False) -> list[Run]:
+        """Return the runs that have not been done; with ``retry`` those that failed as well, ``again`` all.
+
+        Of runs with the same key one: 20 cells a type are all cells of a small reference.
+        """
+        rows = {} if again else self.rows
+        todo = [r for r in runs if r.key not in rows or (retry and "error" in rows[r.key])]
+        return list({r.key: r for r in todo}.values())
 
     def execute(self, runs: list[Run], *, threads: int = 1, limit: float | None = None) -> None:
         """Do runs, one process for each runner, and write each down as it ends.

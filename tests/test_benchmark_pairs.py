@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,19 @@ def test_each_seed_of_a_learning_curve_draws_other_cells(bench, tmp_path):
     assert len({r.files.query for r in runs}) == 1  # the query is written once
     labels = anndata.read_h5ad(runs[0].files.reference).obs["label"]
     assert max(Counter(labels).values()) == 2 and set(labels) == set(runs[0].files.known)
+
+
+def test_a_reference_of_few_cells_is_asked_once(bench, small, tmp_path):
+    (pair,) = bench.pairs.read_pairs(TEXT)
+    results = bench.results.Results(tmp_path / "cache")
+    some = [
+        pair,
+        replace(pair, name="a->b-cells6", per_type=6),
+        replace(pair, name="a->b-cells5", per_type=5),
+    ]
+    runs, _ = results.plan(bench.methods.chosen("SingleR"), some, 1)
+    assert len(runs) == 3 and runs[0].key == runs[1].key != runs[2].key
+    assert {r.key for r in results.missing(runs)} == {r.key for r in runs} and len(results.missing(runs)) == 2
 
 
 def test_the_rotation_never_reports_on_cells_it_chose_on(bench):
