@@ -4,10 +4,12 @@
     python benchmarks/annotate.py --methods default                # scvec as it is now, beside all kept rows
     python benchmarks/annotate.py --methods quick --pairs donors,pbmc
     python benchmarks/annotate.py --pairs all --seeds 5 --publish
+    python benchmarks/annotate.py --methods others --rotation --no-run --only-shown
 
 Every run is written to ``rows.jsonl`` as it ends, and is not done again unless its code, its data or its
 options change: after a change of scvec, ``--methods default`` runs that one method and compares it with rows
-that are kept. ``make peers`` sets up what others use.
+that are kept. ``make peers`` sets up what others use. ``--rotation`` shows for each tissue the method that is
+best on the pairs of the other tissues, and how good it is on those of this one.
 """
 
 from __future__ import annotations
@@ -42,16 +44,17 @@ def options() -> argparse.Namespace:
     parser.add_argument("--retry", action="store_true", help="run again what failed")
     parser.add_argument("--fresh", action="store_true", help="run again what was run before")
     parser.add_argument("--only-shown", action="store_true", help="leave kept rows of other methods out")
+    parser.add_argument("--rotation", action="store_true", help="choose on other tissues, report on each")
     parser.add_argument("--no-run", action="store_true", help="show what is there")
     parser.add_argument("--publish", action="store_true", help="write docs/benchmarks")
     return parser.parse_args()
 
 
-def whole_seeds(planned: list[Run], missing: set[str]) -> dict[tuple[str, bool], tuple[set[int], int]]:
-    """Return (method, whether nothing was left out) -> seeds that all its pairs have, how many there are."""
-    found: dict[tuple[str, bool], dict[int, bool]] = {}
+def whole_seeds(planned: list[Run], missing: set[str]) -> dict[tuple[str, str], tuple[set[int], int]]:
+    """Return (method, kind of pair) -> seeds that all its pairs have, how many there are."""
+    found: dict[tuple[str, str], dict[int, bool]] = {}
     for run in planned:
-        seeds = found.setdefault((run.method.name, run.pair.leave_out is None), {})
+        seeds = found.setdefault((run.method.name, run.pair.kind), {})
         seeds[run.seed] = seeds.get(run.seed, True) and run.key not in missing
     return {k: ({seed for seed, there in v.items() if there}, len(v)) for k, v in found.items()}
 
@@ -65,17 +68,18 @@ def main() -> None:
     some = pairs.chosen(given.pairs)
     runs, absent = results.plan(asked, some, given.seeds, every_method=given.methods != "all")
     if not given.no_run:
-        todo = runs if given.fresh else results.missing(runs, retry=given.retry)
+        todo = results.missing(runs, retry=given.retry, again=given.fresh)
         print(f"{len(runs)} runs, {len(todo)} to do", flush=True)
         results.execute(todo, threads=given.threads, limit=given.limit)
     for name in absent:
         print(f"skipped {name}: its files are not here")
     shown = asked if given.only_shown else methods.METHODS
     planned, _ = results.plan(shown, some, given.seeds, every_method=given.methods != "all")
-    main_pairs = {p.name for p in some if p.leave_out is None}
+    kinds = {p.name: p.kind for p in some}
     rows = [row for run in planned if (row := results.scored(run)) is not None]
     good = [row for row in rows if "error" not in row]
-    for columns, table in summary.tables(good):
+    rotated = [summary.rotated(good)] if given.rotation else []
+    for columns, table in (*summary.tables(good), *rotated):
         print(f"\n{markdown(columns, table)}")
     print()
     for line in summary.verdict(good) + summary.changes(results, planned):
@@ -86,11 +90,10 @@ def main() -> None:
     print(f"{time.monotonic() - started:.0f} s")
     if given.publish:
         whole = whole_seeds(planned, {r.key for r in results.missing(planned)})
-        for (name, is_main), (seeds, asked_for) in sorted(whole.items()):
+        for (name, kind), (seeds, asked_for) in sorted(whole.items()):
             if len(seeds) < asked_for:
-                what = f"{name}{'' if is_main else ', on missing types'}"
-                print(f"runs are missing: {what}: {len(seeds)} of {asked_for} seeds are published")
-        good = [r for r in good if r["seed"] in whole[r["method"], r["pair"] in main_pairs][0]]
+                print(f"runs are missing: {name}, {kind}: {len(seeds)} of {asked_for} seeds are published")
+        good = [r for r in good if r["seed"] in whole[r["method"], kinds[r["pair"]]][0]]
         summary.publish_all(
             good, f"python benchmarks/annotate.py --pairs {given.pairs} --seeds {given.seeds}"
         )

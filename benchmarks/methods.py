@@ -35,8 +35,9 @@ class Method:
         Whether another seed can give another answer.
     needs_counts
         Whether reference and query must have counts.
-    rejects
-        Whether it is among those that are compared on types missing from the reference.
+    rejects, learns
+        Whether it is among those that are compared on types missing from the reference, and on the learning
+        curves.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Method:
     seeded: bool = True
     needs_counts: bool = False
     rejects: bool = False
+    learns: bool = False
 
     @property
     def python(self) -> Path:
@@ -72,11 +74,8 @@ def code_digest(runner: str) -> str:
     if runner == "scvec":
         files += sorted(package.rglob("*.py")) + sorted((package / "data" / "snapshot").glob("*"))
     elif runner == "simple":
-        files += [
-            HERE / "baselines.py",
-            *(package / "encoders" / f"{n}.py" for n in ("scaling", "statistics")),
-        ]
-        files += [package / "ingest" / "identity.py", package / "data" / "snapshot" / "snapshot.json"]
+        files += [HERE / "baselines.py", package / "ingest" / "identity.py"]
+        files += [package / "data" / "snapshot" / "snapshot.json"]
     else:
         files.append(HERE / "peers" / f"{runner}.txt")
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
@@ -84,13 +83,12 @@ def code_digest(runner: str) -> str:
 
 def _scvec(name: str, family: str, query: Mapping[str, Any] | None = None, **ingest: Any) -> Method:
     options = {"ingest": ingest, "query": dict(query or {})}
-    return Method(name, family, "scvec", options, rejects=name == DEFAULT)
+    return Method(name, family, "scvec", options, rejects=name == DEFAULT, learns=name == DEFAULT)
 
 
-def _simple(name: str, classifier: str, confidence: str = "probability") -> Method:
-    return Method(
-        name, "simple", "simple", {"classifier": classifier}, confidence, seeded=False, rejects=True
-    )
+def _simple(name: str, classifier: str, confidence: str = "probability", *, learns: bool = True) -> Method:
+    options = {"classifier": classifier}
+    return Method(name, "simple", "simple", options, confidence, seeded=False, rejects=True, learns=learns)
 
 
 def _peer(name: str, runner: str, *, confidence: str = "probability", **facts: Any) -> Method:
@@ -114,7 +112,7 @@ METHODS = [
     _scvec("control: permuted text, head", "control", {"method": "head"}, backbone="permuted:minilm"),
     _scvec("control: name-only text", "control", backbone="name:minilm"),
     _scvec("control: name-only text, head", "control", {"method": "head"}, backbone="name:minilm"),
-    _simple("PCA-50 + kNN", "pca_neighbors"),
+    _simple("PCA-50 + kNN", "pca_neighbors", learns=False),
     _simple("nearest centroid (cosine)", "nearest_centroid", confidence="score"),
     _simple("logistic regression, 2,000 HVG", "logistic_regression"),
     _peer("CellTypist", "celltypist", seeded=False, rejects=True),
@@ -125,7 +123,7 @@ METHODS = [
         "celltypist",
         options={"feature_selection": True, "majority_voting": True},
     ),
-    _peer("SingleR", "singler", confidence="score", seeded=False, rejects=True),
+    _peer("SingleR", "singler", confidence="score", seeded=False, rejects=True, learns=True),
     _peer("scanpy ingest", "scanpy", confidence="none"),
     _peer("ACTINN", "actinn", rejects=True),
     _peer("scANVI", "scanvi", needs_counts=True),

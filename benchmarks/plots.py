@@ -21,6 +21,8 @@ CURVES = (
     "scvec", "CellTypist", "SingleR", "ACTINN", "scANVI", "logistic regression, 2,000 HVG",
     "nearest centroid (cosine)", "PCA-50 + kNN",
 )  # fmt: skip
+#: Of the pairs.
+COLORS = matplotlib.colormaps["tab20"]
 
 
 def macro_f1(runs: list[dict[str, Any]], methods: list[str], pairs: list[str]) -> None:
@@ -32,11 +34,11 @@ def macro_f1(runs: list[dict[str, Any]], methods: list[str], pairs: list[str]) -
         points = [(value[method, p], i) for i, p in enumerate(pairs) if value[method, p] is not None]
         axes.barh(y, _mean([v for v, _ in points]), color="#3b6ea8" if method == DEFAULT else "#cfd8e3")
         axes.scatter(
-            [v for v, _ in points], [y] * len(points), c=[f"C{i}" for _, i in points], s=12, zorder=3
+            [v for v, _ in points], [y] * len(points), c=[COLORS(i) for _, i in points], s=12, zorder=3
         )
     axes.set_yticks(range(len(methods)), list(reversed(methods)), fontsize=7)
     for i, pair in enumerate(pairs):
-        axes.scatter([], [], color=f"C{i}", s=12, label=pair)
+        axes.scatter([], [], color=COLORS(i), s=12, label=pair)
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_xlabel("macro-F1 (bar: mean over pairs)")
     _save(figure, "annotate_macro_f1")
@@ -45,7 +47,8 @@ def macro_f1(runs: list[dict[str, Any]], methods: list[str], pairs: list[str]) -
 def risk(runs: list[dict[str, Any]], methods: list[str], pairs: list[str]) -> None:
     """Draw the share of wrong labels among the surest cells, a panel per pair."""
     columns = 4
-    figure, panels = plt.subplots(-(-len(pairs) // columns), columns, figsize=(10, 5), squeeze=False)
+    lines = -(-len(pairs) // columns)
+    figure, panels = plt.subplots(lines, columns, figsize=(10, 2.5 * lines), squeeze=False)
     for axes, pair in zip(panels.flat, pairs, strict=False):
         for method in methods:
             curve = next(
@@ -76,7 +79,7 @@ def main() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "scvec"  # the same file on every run
     matplotlib.rcParams["svg.fonttype"] = "none"
     record = json.loads((FOLDER / "annotate.json").read_text(encoding="utf-8"))
-    runs = [r for r in record["runs"] if not r["pair"].startswith("without")]
+    runs = [r for r in record["runs"] if not r["pair"].startswith("without") and "-cells" not in r["pair"]]
     methods = list(dict.fromkeys(r["method"] for r in record["rows"]))
     pairs = list(dict.fromkeys(r["pair"] for r in runs))
     macro_f1(runs, methods, pairs)

@@ -1,39 +1,104 @@
-"""What a method is given of a pair, as files: a labelled reference, and a query without labels."""
+"""What a method is given of a pair: a labelled reference, and a query without labels.
+
+from pairs import chosen
+from prepare import prepare
+
+reference, query, labels, truth, novel = prepare(chosen("pbmc3k->kang")[0])
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from pairs import PROJECT, Pair, find_file
+from pairs import PROJECT, VALUES, Pair, find_file
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Files", "Prepared", "prepare", "write"]
 
 ORTHOLOGS = PROJECT / "scvec" / "data" / "snapshot" / "orthologs.parquet"
 
 
+class Prepared(NamedTuple):
+    """Cells of a pair.
+
+    Attributes
+    ----------
+    reference
+        AnnData with ``obs["label"]`` and, where it has batches, ``obs["batch"]``; X (CSR float32) as in the
+        file.
+    query
+        AnnData without labels, X likewise.
+    labels
+        (n,) labels of the reference, as in ``obs``. Answers are scored under ``pair.scored(answers)``.
+    truth
+        (m,) labels of the query's cells, under the names that are scored.
+    novel
+        (m,) bool: cells whose type the reference lacks.
+    """
+
+    reference: anndata.AnnData
+    query: anndata.AnnData
+    labels: np.ndarray
+    truth: np.ndarray
+    novel: np.ndarray
+
+
+def prepare(pair: Pair) -> Prepared | None:
+    """Return the cells of a pair; None where a source file is absent."""
+    if find_file(pair.reference) is None or find_file(pair.query) is None:
+        return None
+    reference, query, told = _sides(pair)
+    labels, truth = reference.obs["label"].to_numpy().astype(str), pair.scored(told)
+    return Prepared(reference, query, labels, truth, ~np.isin(truth, pair.scored(labels)))
+
+
+def _sides(pair: Pair) -> tuple[anndata.AnnData, anndata.AnnData, list[str]]:
+    """Return reference, query and labels of the query."""
+    reference = _cells(pair.reference, pair.reference_rows, pair.reference_key, pair.reference_labels)
+    if pair.leave_out is not None:
+        reference = reference[reference.obs["label"] != pair.leave_out].copy()
+    if pair.per_type is not None:
+        reference = reference[drawn(reference.obs["label"], pair.per_type, pair.draw)].copy()
+    columns = {"label": reference.obs["label"].to_numpy()}
+    if pair.batch_key is not None:
+        columns["batch"] = reference.obs[pair.batch_key].to_numpy().astype(str)
+    query = _thin(_cells(pair.query, pair.query_rows, pair.query_key, pair.query_labels), pair)
+    truth = query.obs["label"].tolist()
+    reference.obs = pd.DataFrame(columns, index=reference.obs_names)
+    query.obs = pd.DataFrame(index=query.obs_names)  # no label travels with the query
+    return reference, query, truth
+
+
+def drawn(labels: Any, per_type: int, seed: int) -> np.ndarray:
+    """Return the rows, ascending, of at most ``per_type`` cells of each label."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = pd.Series(np.asarray(labels)[order]).groupby(np.asarray(labels)[order]).cumcount().to_numpy()
+    return np.sort(order[rank < per_type])
+
+
 @dataclass(frozen=True)
-class Prepared:
+class Files:
     """Files of a pair.
 
     Attributes
     ----------
     reference, query
-        h5ad; the reference has ``obs['label']`` and, where it has batches, ``obs['batch']``. X holds counts,
-        or log1p values where there are no counts.
+        h5ad of the cells as :func:`prepare` returns them.
+    plain_reference, plain_query
+        The same with counts or log1p CP10k as X: what methods other than scvec ask for.
     mapped
-        The query with its genes renamed to the reference's by one-to-one orthologs, for methods that know
-        one species only; the same file as ``query`` within a species.
+        ``plain_query`` with its genes renamed to the reference's by one-to-one orthologs, for methods that
+        know one species only; the same file within a species.
     truth
-        (n,) labels of the query's cells, under the names of the file.
+        (n,) labels of the query's cells, before ``pair.labels``.
     known
         Labels of the reference, likewise.
     digest
@@ -43,6 +108,8 @@ class Prepared:
     pair: Pair
     reference: Path
     query: Path
+    plain_reference: Path
+    plain_query: Path
     mapped: Path
     truth: np.ndarray
     known: tuple[str, ...]
@@ -50,22 +117,20 @@ class Prepared:
     digest: str
 
 
-def prepare(pair: Pair, cache_dir: Path) -> Prepared | None:
+def write(pair: Pair, cache_dir: Path) -> Files | None:
     """Write the files of a pair, or find them as written before; None where a source file is absent."""
     sources = [find_file(name) for name in (pair.reference, pair.query)]
     if None in sources:
         return None
-    key = _key(pair, [s for s in sources if s is not None])
-    folder = cache_dir / "pairs" / key
-    if not (folder / "done.json").exists():
-        _write(pair, folder)
-    facts = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-    mapped = folder / "mapped.h5ad"
-    return Prepared(
+    done = cache_dir / "pairs" / f"{_key(pair, [s for s in sources if s is not None])}.json"
+    if not done.exists():
+        done.parent.mkdir(parents=True, exist_ok=True)
+        (cache_dir / "cells").mkdir(exist_ok=True)
+        _write(pair, cache_dir / "cells", done)
+    facts = json.loads(done.read_text(encoding="utf-8"))
+    return Files(
         pair=pair,
-        reference=cache_dir / "references" / f"{facts['reference']}.h5ad",
-        query=folder / "query.h5ad",
-        mapped=mapped if mapped.exists() else folder / "query.h5ad",
+        **{part: cache_dir / "cells" / name for part, name in facts["files"].items()},
         truth=np.array(facts["truth"]),
         known=tuple(facts["known"]),
         has_counts=facts["has_counts"],
@@ -73,9 +138,14 @@ def prepare(pair: Pair, cache_dir: Path) -> Prepared | None:
     )
 
 
+#: Fields of a pair that change nothing of what methods are given.
+_SCORING = ("name", "labels", "terms", "shift", "tissue")
+
+
 def _key(pair: Pair, sources: list[Path]) -> str:
     """Return a digest of what the files are made from; names used in scoring only do not count."""
-    facts = {k: v for k, v in asdict(pair).items() if k not in ("name", "labels", "terms", "shift")}
+    facts = {k: v for k, v in asdict(pair).items() if k not in _SCORING}
+    facts["values"] = [VALUES.get(name) for name in (pair.reference, pair.query)]
     parts = [json.dumps(facts, sort_keys=True), Path(__file__).read_text(encoding="utf-8")]
     parts += [_file_digest(source) for source in sources]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -86,66 +156,84 @@ def _file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write(pair: Pair, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    reference = _cells(pair.reference, pair.reference_rows, pair.reference_key)
-    query = _cells(pair.query, pair.query_rows, pair.query_key)
-    if pair.leave_out is not None:
-        reference = reference[reference.obs["label"] != pair.leave_out].copy()
-    query = _thin(query, pair)
-    truth = query.obs["label"].tolist()
-    known = sorted(set(reference.obs["label"]))
-    counts = all(_is_counts(a.X) for a in (reference, query))
-    columns = {"label": reference.obs["label"].to_numpy()}
-    if pair.batch_key is not None:
-        columns["batch"] = reference.obs[pair.batch_key].to_numpy().astype(str)
-    reference.obs = pd.DataFrame(columns, index=reference.obs_names)
-    query.obs = pd.DataFrame(index=query.obs_names)  # no label travels with the query
-    renamed = _by_orthologs(query, reference)
-    # Pairs with the same reference share its file: a runner that has just learned it need not do so again.
-    shared = folder.parents[1] / "references" / f"{_digest([reference])}.h5ad"
-    shared.parent.mkdir(exist_ok=True)
-    for path, cells in (
-        (shared, reference),
-        (folder / "query.h5ad", query),
-        (folder / "mapped.h5ad", renamed),
-    ):
-        if cells is not None:
-            cells.write_h5ad(path, compression="lzf")
-    digest = _digest([reference, query, *([renamed] if renamed is not None else [])])
+#: Key -> query files and facts of the pair written last: draws of its reference share them.
+_last: dict[str, tuple[dict[str, str], list[str], bool]] = {}
+
+
+def _write(pair: Pair, folder: Path, done: Path) -> None:
+    reference, query, truth = _sides(pair)
+    key = repr(replace(pair, per_type=None, draw=0))
+    if key not in _last:
+        plain = _plain(query, VALUES.get(pair.query))
+        renamed = _by_orthologs(plain, reference)
+        parts = {"query": query, "plain_query": plain, "mapped": plain if renamed is None else renamed}
+        _last.clear()
+        _last[key] = ({k: _save(v, folder) for k, v in parts.items()}, truth, _is_counts(query.X))
+    files, truth, counts = _last[key]
+    plain = _plain(reference, VALUES.get(pair.reference))
+    files = {"reference": _save(reference, folder), "plain_reference": _save(plain, folder), **files}
     facts = {
-        "reference": shared.stem,
+        "files": files,
         "truth": truth,
-        "known": known,
-        "has_counts": counts,
-        "digest": digest,
+        "known": sorted(set(reference.obs["label"])),
+        "has_counts": counts and _is_counts(reference.X),
+        "digest": hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()[:16],
     }
-    (folder / "done.json").write_text(json.dumps(facts), encoding="utf-8")
+    temporary = done.with_suffix(".tmp")
+    temporary.write_text(json.dumps(facts), encoding="utf-8")
+    temporary.rename(done)
 
 
-def _digest(parts: list[anndata.AnnData]) -> str:
+def _save(cells: anndata.AnnData, folder: Path) -> str:
+    """Write cells under a name that says what they are, so that pairs share files; return it."""
+    name = f"{_digest(cells)}.h5ad"
+    if not (folder / name).exists():
+        cells.write_h5ad(folder / f"{name}.tmp", compression="lzf")
+        (folder / f"{name}.tmp").rename(folder / name)
+    return name
+
+
+def _digest(cells: anndata.AnnData) -> str:
     found = hashlib.sha256()
-    for cells in parts:
-        for array in (cells.X.data, cells.X.indices.astype(np.int64), cells.X.indptr.astype(np.int64)):
-            found.update(array.tobytes())
-        found.update("\n".join([*cells.var_names, *cells.obs_names]).encode())
-        found.update(cells.obs.to_csv().encode())
+    for array in (cells.X.data, cells.X.indices.astype(np.int64), cells.X.indptr.astype(np.int64)):
+        found.update(array.tobytes())
+    found.update("\n".join([*cells.var_names, *cells.obs_names]).encode())
+    found.update(cells.obs.to_csv().encode())
     return found.hexdigest()[:16]
 
 
-def _cells(name: str, rows: tuple[str, tuple[str, ...]] | None, label_key: str) -> anndata.AnnData:
+def _cells(
+    name: str, rows: tuple[str, tuple[str, ...]] | None, label_key: str, labels: Any
+) -> anndata.AnnData:
     path = find_file(name)
     assert path is not None
     cells = anndata.read_h5ad(path)
     cells.uns = {}
-    cells.obs["label"] = cells.obs[label_key].astype(str).astype(object)
+    given = cells.obs[label_key].astype(str).astype(object)
+    cells.obs["label"] = [labels.get(x, x) for x in given]
+    kept = cells.obs["label"].notna().to_numpy()
     if rows is not None:
         column, values = rows
         number = cells.obs.groupby("label", observed=True).cumcount() % 2
         of = number.astype(str) if column == "half" else cells.obs[column].astype(str)
-        cells = cells[of.isin(values).to_numpy()].copy()
+        kept &= of.isin(values).to_numpy()
+    cells = cells[kept].copy()
     cells.X = sp.csr_matrix(cells.X, dtype=np.float32)
     return cells
+
+
+def _plain(cells: anndata.AnnData, values: str | None) -> anndata.AnnData:
+    """Return cells with log1p CP10k as X where the file has neither that nor counts."""
+    if values is None:
+        return cells
+    X = cells.X.copy()
+    data = X.data.astype(np.float64)
+    X.data = {"linear": lambda x: x, "log2(TPM/10+1)": lambda x: np.exp2(x) - 1}[values](data)
+    totals = np.maximum(np.asarray(X.sum(axis=1)).ravel(), 1e-9)
+    X.data = np.log1p(X.data * np.repeat(1e4 / totals, np.diff(X.indptr))).astype(np.float32)
+    plain = cells.copy()
+    plain.X = X.astype(np.float32)
+    return plain
 
 
 def _thin(cells: anndata.AnnData, pair: Pair) -> anndata.AnnData:

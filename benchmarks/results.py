@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import scores
 from methods import HERE, Method
 from pairs import PROJECT, Pair
-from prepare import Prepared, prepare
+from prepare import Files, write
 
 __all__ = ["Results", "Run"]
 
@@ -33,13 +33,13 @@ class Run:
 
     method: Method
     pair: Pair
-    prepared: Prepared
+    files: Files
     seed: int
 
     @property
     def key(self) -> str:
         """Return the name of the run: anything that could change the answer gives another one."""
-        parts = (self.method.fingerprint, self.prepared.digest, str(self.seed))
+        parts = (self.method.fingerprint, self.files.digest, str(self.seed))
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:20]
 
 
@@ -74,26 +74,37 @@ class Results:
         Parameters
         ----------
         every_method
-            Run all methods where a type is left out, not only those that are compared there.
+            Run all methods where a type is left out and on the learning curves, not only those that are
+            compared there.
         """
         runs, absent = [], []
         methods = list(methods)
         for pair in pairs:
-            prepared = prepare(pair, self.folder)
-            if prepared is None:
+            # Every seed draws other cells of the reference, for methods too that draw nothing themselves.
+            draws = [replace(pair, draw=i) for i in range(seeds)] if pair.per_type is not None else [pair]
+            files = [found for draw in draws if (found := write(draw, self.folder)) is not None]
+            if not files:
                 absent.append(pair.name)
                 continue
             for method in methods:
-                if method.needs_counts and not prepared.has_counts:
+                if method.needs_counts and not files[0].has_counts:
                     continue
                 if pair.leave_out is not None and not (method.rejects or every_method):
                     continue
-                runs += [Run(method, pair, prepared, seed) for seed in range(seeds if method.seeded else 1)]
+                if pair.per_type is not None and not (method.learns or every_method):
+                    continue
+                n = seeds if method.seeded or len(files) > 1 else 1
+                runs += [Run(method, pair, files[min(i, len(files) - 1)], i) for i in range(n)]
         return runs, absent
 
-    def missing(self, runs: Iterable[Run], *, retry: bool = False) -> list[Run]:
-        """Return the runs that have not been done; with ``retry`` those that failed as well."""
-        return [r for r in runs if r.key not in self.rows or (retry and "error" in self.rows[r.key])]
+    def missing(self, runs: Iterable[Run], *, retry: bool = False, again: bool = False) -> list[Run]:
+        """Return the runs that have not been done; with ``retry`` those that failed as well, ``again`` all.
+
+        Of runs with the same key one: 20 cells a type are all cells of a small reference.
+        """
+        rows = {} if again else self.rows
+        todo = [r for r in runs if r.key not in rows or (retry and "error" in rows[r.key])]
+        return list({r.key: r for r in todo}.values())
 
     def execute(self, runs: list[Run], *, threads: int = 1, limit: float | None = None) -> None:
         """Do runs, one process for each runner, and write each down as it ends.
@@ -145,12 +156,14 @@ class Results:
         """Return a task per pair and seed; those that share a reference, and so a fit, follow one another."""
         tasks: dict[tuple[str, int], dict[str, Any]] = {}
         for run in runs:
-            files = run.prepared
+            files = run.files
             task = tasks.setdefault(
                 (files.digest, run.seed),
                 {
                     "reference": str(files.reference),
                     "query": str(files.query),
+                    "plain_reference": str(files.plain_reference),
+                    "plain_query": str(files.plain_query),
                     "mapped": str(files.mapped),
                     "has_counts": files.has_counts,
                     "has_batches": run.pair.batch_key is not None,
@@ -189,18 +202,15 @@ class Results:
         if row is None or "error" in row:
             return row
         answers = np.load(self.folder / "answers" / f"{run.key}.npz")
-        names = run.pair.labels
-        truth, said = (
-            np.array([names.get(str(x), str(x)) for x in labels])
-            for labels in (run.prepared.truth, answers["label"])
-        )
+        pair = run.pair
         found = scores.score(
-            truth,
-            said,
+            pair.scored(run.files.truth),
+            pair.scored(answers["label"]),
             answers["confidence"],
             answers["novelty"],
-            known={names.get(k, k) for k in run.prepared.known},
-            terms=run.pair.terms,
+            status=answers.get("status"),
+            known=set(pair.scored(run.files.known).tolist()),
+            terms=pair.terms,
             is_probability=run.method.confidence == "probability",
         )
         # The name of a method or pair may have changed since.
@@ -237,8 +247,8 @@ class Past:
         return self.run.method
 
     @property
-    def prepared(self) -> Prepared:
-        return self.run.prepared
+    def files(self) -> Files:
+        return self.run.files
 
 
 def _environment(threads: int) -> dict[str, str]:

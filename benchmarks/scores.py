@@ -23,6 +23,7 @@ def score(
     confidence: np.ndarray,
     novelty: np.ndarray,
     *,
+    status: np.ndarray | None = None,
     known: set[str],
     terms: Mapping[str, str],
     is_probability: bool,
@@ -31,6 +32,10 @@ def score(
 
     ``accuracy``, ``macro_f1``, ``ece`` and ``brier`` are over the cells whose type the reference has: no
     method could name the others. ``aurc`` and ``ontology`` are over all cells; a novel cell's label is wrong.
+    Of a status: ``known_novel``, the share of cells of known types that are called novel;
+    ``right_confident``, the share of rightly labelled cells that are called confident;
+    ``confident_accuracy``, the share of right labels among all that are called confident (left out where none
+    is).
 
     Parameters
     ----------
@@ -40,6 +45,8 @@ def score(
         (n,) the larger, the surer; NaN where the method has none.
     novelty
         (n,) the larger, the newer; where all NaN, minus the confidence stands for it.
+    status
+        (n,) words, of which ``confident`` and ``novel`` count; None where the method gives none.
     known
         Labels of the reference.
     terms
@@ -75,6 +82,12 @@ def score(
     if found["n_novel"] and is_known.any() and np.isfinite(newness).all():
         found["novelty_auroc"] = auroc(newness[~is_known], newness[is_known])
         found["fpr95"] = false_positive_rate(newness[~is_known], newness[is_known])
+    if status is not None:
+        confident = status == "confident"
+        found["known_novel"] = float((status[is_known] == "novel").mean())
+        found["right_confident"] = float(confident[right].mean()) if right.any() else 0.0
+        if confident.any():
+            found["confident_accuracy"] = float(right[confident].mean())
     return found
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,6 +95,23 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("no ../shared/data beside the project")
     return path
+
+
+#: Scripts of the benchmark of annotation.
+BENCHMARK = ("compare", "methods", "pairs", "prepare", "results", "scores", "summary", "tables")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[SimpleNamespace]:
+    """The modules of the scripts, which import one another by bare names as scripts do."""
+    folder = str(PROJECT / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in BENCHMARK})
+    finally:
+        sys.path.remove(folder)
+        for name in BENCHMARK:
+            sys.modules.pop(name, None)
 
 
 #: Files that take longest: they go first, so that no process works on one of them alone at the end.

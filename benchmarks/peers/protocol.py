@@ -1,8 +1,8 @@
 """What every runner does: read tasks, time a method on each, write its answers.
 
 Runs in the environment of each method, so it needs numpy and anndata only. A task names two h5ad files; for
-each of its methods an ``.npz`` with ``label``, ``confidence`` and ``novelty`` of the query's cells is
-written, and one line of JSON is printed.
+each of its methods an ``.npz`` with ``label``, ``confidence``, ``novelty`` and, where the method gives one,
+``status`` of the query's cells is written, and one line of JSON is printed.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ class Clock:
 
 @dataclass
 class Answer:
-    """Labels of the query's cells, (n,) each; no confidence or novelty where the method has none."""
+    """Labels of the query's cells, (n,) each; no confidence, novelty or status where the method has none."""
 
     label: Any
     confidence: Any = None
     novelty: Any = None
+    status: Any = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -122,7 +123,7 @@ def serve(answer: Callable[[dict[str, Any], dict[str, Any], Clock], Answer], *pa
 
 def cells_of(task: dict[str, Any]) -> Cells:
     """Return reference and query of a task as other tools want them."""
-    reference, query = load(task["reference"]), load(task["mapped"])
+    reference, query = load(task["plain_reference"]), load(task["mapped"])
     return Cells(
         reference, query, task["has_counts"], "batch" in reference.obs.columns, int(task.get("seed", 0))
     )
@@ -131,8 +132,10 @@ def cells_of(task: dict[str, Any]) -> Cells:
 def _save(path: Path, found: Answer) -> None:
     n = len(found.label)
     empty = np.full(n, np.nan)
+    status = {} if found.status is None else {"status": np.asarray(found.status).astype(str)}
     np.savez_compressed(
         path,
+        **status,
         label=np.asarray(found.label).astype(str),
         confidence=empty if found.confidence is None else np.asarray(found.confidence, dtype=np.float64),
         novelty=empty if found.novelty is None else np.asarray(found.novelty, dtype=np.float64),

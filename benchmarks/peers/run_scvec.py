@@ -56,7 +56,7 @@ def answer(task: dict[str, Any], options: dict[str, Any], clock: Clock) -> Answe
         "regime": found.parameters.get("regime"),
         "voices": found.parameters.get("voices"),
     }
-    return Answer(found.label, found.confidence, found.novelty, facts)
+    return Answer(found.label, found.confidence, found.novelty, found.status, facts)
 
 
 if __name__ == "__main__":

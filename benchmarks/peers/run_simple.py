@@ -13,12 +13,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import baselines
 
+#: Cells matched last: all classifiers ask the same ones.
+_last: dict[str, Any] = {}
+
 
 def answer(task: dict[str, Any], options: dict[str, Any], clock: Clock) -> Answer:
     """Match genes as scvec does, then one of the functions of ``baselines``."""
-    labels = anndata.read_h5ad(task["reference"], backed="r").obs["label"].to_numpy().astype(str)
-    with clock("fit"):
-        cells = baselines.matched(task["reference"], task["query"])
+    reference, query = task["plain_reference"], task["plain_query"]
+    if f"{reference} {query}" not in _last:
+        labels = anndata.read_h5ad(reference, backed="r").obs["label"].to_numpy().astype(str)
+        own = Clock()
+        with own("fit"):
+            cells = baselines.matched(reference, query)
+        _last.clear()
+        _last[f"{reference} {query}"] = (cells, labels, own.seconds)
+    cells, labels, seconds = _last[f"{reference} {query}"]
+    clock.add("fit", seconds["fit_seconds"], seconds["fit_cpu_seconds"])
     with clock("predict"):
         label, confidence = getattr(baselines, options["classifier"])(cells, labels, int(task["seed"]))
     return Answer(label, confidence)
