@@ -20,7 +20,7 @@ __all__ = ["WorkingFiles", "journal_path"]
 
 def journal_path(folder: Path) -> Path:
     """Path of a store's journal of answers."""
-    return folder / "work" / "answers.duckdb"
+    return folder / "work" / "answers.log"
 
 
 class WorkingFiles:
