@@ -34,7 +34,7 @@ class WorkingFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._vectors_path = folder / "work" / "vectors.duckdb"
+        self._vectors_path = folder / "work" / "vectors.log"
         self._cache: VectorCache | None = None
         self._journal: Journal | None = None
         self.copy: KnowledgeCopy | None = None
