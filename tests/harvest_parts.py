@@ -3,8 +3,8 @@
 import asyncio
 from collections import Counter
 
-from scvec.ingest.calls import Caller
-from scvec.ingest.harvest import harvest
+from scvec.ingest.sources.retry import Caller
+from scvec.ingest.sources.run import harvest
 from scvec.records import Answer, Job
 from scvec.types import Gene
 

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from scvec.ingest.harvest import harvest
-from scvec.ingest.ncbi import NcbiSource
+from scvec.ingest.sources.ncbi import NcbiSource
+from scvec.ingest.sources.run import harvest
 from scvec.records import Job, Wanted
 
 

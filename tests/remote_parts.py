@@ -9,7 +9,7 @@ from fake_openai import fake_vector
 from fake_server import FakeServer
 
 from scvec.backbones.remote import RemoteBackbone
-from scvec.ingest.calls import Caller
+from scvec.ingest.sources.retry import Caller
 from scvec.secrets import Secret
 from scvec.settings import Price, ServiceSettings, Settings
 

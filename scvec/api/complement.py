@@ -17,7 +17,7 @@ from scvec.settings import Settings
 from scvec.types import SPECIES, Species
 
 if TYPE_CHECKING:
-    from scvec.ingest.complement import Subject
+    from scvec.ingest.sources.llm import Subject
     from scvec.stores.knowledge import KnowledgeBase
 
 __all__ = ["ingest_complement"]
@@ -73,9 +73,9 @@ def ingest_complement(
         If the server is gone or refuses; what it answered before is in the store.
     """
     from scvec.ingest.budget import Budget
-    from scvec.ingest.complement import ComplementSource, estimate
-    from scvec.ingest.llm import LlmService
-    from scvec.ingest.prices import price_of
+    from scvec.ingest.sources.llm import ComplementSource, estimate
+    from scvec.ingest.sources.openai import LlmService
+    from scvec.ingest.sources.prices import price_of
     from scvec.stores.store import Store
 
     if not model.strip():
@@ -163,7 +163,7 @@ def _subjects(
     overwrite: bool,
 ) -> list[Subject]:
     """Return the genes to describe and what is known of them, protein-coding ones unless named."""
-    from scvec.ingest.complement import Subject
+    from scvec.ingest.sources.llm import Subject
 
     genes = kb.genes()
     if names is None:

@@ -13,7 +13,7 @@ from scvec.protocols import Progress
 from scvec.records import Answer, Failure, Job
 
 if TYPE_CHECKING:
-    from scvec.ingest.harvest import Harvest, Source, Tally
+    from scvec.ingest.sources.run import Harvest, Source, Tally
     from scvec.stores.knowledge import KnowledgeBase
     from scvec.stores.transaction import Transaction
 
@@ -77,8 +77,8 @@ def ask_live(
     spent
         Returns tokens and dollars so far.
     """
-    from scvec.ingest.calls import ServiceError
-    from scvec.ingest.harvest import harvest, run_async
+    from scvec.ingest.sources.retry import ServiceError
+    from scvec.ingest.sources.run import harvest, run_async
 
     started = time.monotonic()
     journal = txn.journal()

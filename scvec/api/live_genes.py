@@ -18,7 +18,7 @@ from scvec.settings import Settings
 from scvec.types import Species
 
 if TYPE_CHECKING:
-    from scvec.ingest.harvest import Source
+    from scvec.ingest.sources.run import Source
 
 __all__ = ["LIVE_SOURCES", "ingest_live_genes"]
 
@@ -121,11 +121,11 @@ def _service(
 ) -> tuple[Callable[[], Source], int, float]:
     """Return what makes the source, the fewest requests that will do, and how many a second are allowed."""
     if source == "ncbi":
-        from scvec.ingest.ncbi import NcbiSource, ncbi_requests
+        from scvec.ingest.sources.ncbi import NcbiSource, ncbi_requests
 
         found = NcbiSource(wanted, settings.ncbi, base_url=base_url, per_second=per_second, details=details)
         return lambda: found, ncbi_requests(list(wanted.values()), details=details), found.per_second
-    from scvec.ingest.mygene import MyGeneSource, mygene_requests
+    from scvec.ingest.sources.mygene import MyGeneSource, mygene_requests
 
     other = MyGeneSource(wanted, settings.mygene, base_url=base_url, per_second=per_second)
     return lambda: other, mygene_requests(list(wanted.values())), other.per_second

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.ingest.budget import Budget
-from scvec.ingest.calls import ServiceError
-from scvec.ingest.llm import LlmError, LlmService
+from scvec.ingest.sources.openai import LlmError, LlmService
+from scvec.ingest.sources.retry import ServiceError
 from scvec.types import Float32
 
 __all__ = ["Embedded", "EmbeddingCalls", "vectors_of"]

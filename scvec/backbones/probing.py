@@ -12,7 +12,7 @@ import numpy as np
 from scvec.backbones.embedding_calls import Embedded
 from scvec.backbones.sentence import PROBES
 from scvec.errors import InputError
-from scvec.ingest.calls import ServiceError
+from scvec.ingest.sources.retry import ServiceError
 from scvec.types import Float32
 
 __all__ = ["ALONE", "BATCH", "Probe", "probe_server"]

@@ -16,12 +16,12 @@ from scvec.backbones.embedding_calls import Embedded, EmbeddingCalls
 from scvec.backbones.probing import ALONE, BATCH, probe_server
 from scvec.errors import InputError, NetworkError
 from scvec.ingest.budget import Budget
-from scvec.ingest.calls import Caller, ServiceError
-from scvec.ingest.harvest import BudgetSpentError, run_async
 from scvec.ingest.hosts import is_loopback
-from scvec.ingest.llm import OPENAI_URL, LlmService
-from scvec.ingest.prices import price_of
-from scvec.ingest.tokens import count_tokens, truncate
+from scvec.ingest.sources.openai import OPENAI_URL, LlmService
+from scvec.ingest.sources.prices import price_of
+from scvec.ingest.sources.retry import Caller, ServiceError
+from scvec.ingest.sources.run import BudgetSpentError, run_async
+from scvec.ingest.sources.tokens import count_tokens, truncate
 from scvec.protocols import Streamed
 from scvec.types import Float32, Space, text_sha256
 
@@ -47,7 +47,7 @@ class Estimate:
     requests
         The fewest that will do, probes included.
     tokens
-        From above where :func:`~scvec.ingest.tokens.count_tokens` can but estimate.
+        From above where :func:`~scvec.ingest.sources.tokens.count_tokens` can but estimate.
     cost
         US dollars; None if the price is not known.
     seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from scvec.errors import InputError
-from scvec.ingest.harvest import BudgetSpentError
+from scvec.ingest.sources.run import BudgetSpentError
 from scvec.settings import Price
 
 __all__ = ["Budget", "Reserve"]

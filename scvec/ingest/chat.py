@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scvec.ingest.budget import Budget
-from scvec.ingest.llm import LlmError, LlmService
-from scvec.ingest.tokens import count_tokens
+from scvec.ingest.sources.openai import LlmError, LlmService
+from scvec.ingest.sources.tokens import count_tokens
 from scvec.secrets import redact
 
 __all__ = ["Chat", "Reply", "is_reasoning", "prompt_tokens"]

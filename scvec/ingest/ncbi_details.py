@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from scvec.ingest.calls import ServiceError
-from scvec.ingest.facts import id_field, text_field, texts_field
+from scvec.ingest.sources.facts import id_field, text_field, texts_field
+from scvec.ingest.sources.retry import ServiceError
 
 __all__ = ["Details", "parse_details"]
 

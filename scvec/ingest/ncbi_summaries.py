@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scvec.ingest.calls import ServiceError
-from scvec.ingest.facts import SPECIES_OF_TAXON, id_field, text_field, texts_field
+from scvec.ingest.sources.facts import SPECIES_OF_TAXON, id_field, text_field, texts_field
+from scvec.ingest.sources.retry import ServiceError
 from scvec.records import Wanted
 
 __all__ = [

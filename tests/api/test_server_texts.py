@@ -18,7 +18,7 @@ from scvec.api.texts import encode_genes, gene_table, plan_encoding
 from scvec.backbones.remote import RemoteBackbone
 from scvec.backbones.spec import parse_spec
 from scvec.errors import AuthError, InputError, NetworkError, StoreError
-from scvec.ingest.calls import Caller
+from scvec.ingest.sources.retry import Caller
 from scvec.secrets import Secret
 from scvec.settings import Price, ServiceSettings, Settings
 from scvec.stores.vector_cache import VectorCache

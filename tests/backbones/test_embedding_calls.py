@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scvec.backbones.embedding_calls import vectors_of
-from scvec.ingest.calls import ServiceError
+from scvec.ingest.sources.retry import ServiceError
 
 
 def packed(*numbers: float) -> str:

@@ -7,7 +7,7 @@ from email.utils import formatdate
 import pytest
 
 from scvec.errors import AuthError, InputError, NetworkError
-from scvec.ingest.calls import ENOUGH, Caller, ServiceError, parse_retry_after
+from scvec.ingest.sources.retry import ENOUGH, Caller, ServiceError, parse_retry_after
 from scvec.secrets import Secret
 
 

@@ -14,9 +14,8 @@ from fake_openai import add_openai, fake_description
 from fake_server import FakeServer
 
 from scvec.ingest.budget import Budget
-from scvec.ingest.calls import Caller, ServiceError
 from scvec.ingest.chat import Chat, is_reasoning, prompt_tokens
-from scvec.ingest.complement import (
+from scvec.ingest.sources.llm import (
     FIRST_LIMIT,
     PROMPT,
     PROMPT_VERSION,
@@ -26,8 +25,9 @@ from scvec.ingest.complement import (
     _messages,
     estimate,
 )
-from scvec.ingest.harvest import BudgetSpentError, Harvest, harvest
-from scvec.ingest.llm import LlmService
+from scvec.ingest.sources.openai import LlmService
+from scvec.ingest.sources.retry import Caller, ServiceError
+from scvec.ingest.sources.run import BudgetSpentError, Harvest, harvest
 from scvec.records import Answer, Failure
 from scvec.secrets import Secret
 from scvec.settings import Price, ServiceSettings

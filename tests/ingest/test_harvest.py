@@ -4,8 +4,8 @@ import pytest
 from harvest_parts import FakeSource, answer, jobs_of, once_each, run
 
 from scvec.errors import InputError
-from scvec.ingest.calls import ServiceError
-from scvec.ingest.harvest import ROUNDS
+from scvec.ingest.sources.retry import ServiceError
+from scvec.ingest.sources.run import ROUNDS
 from scvec.records import Answer, Failure, Job
 from scvec.types import Gene
 

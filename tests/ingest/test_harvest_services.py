@@ -8,10 +8,10 @@ from fake_genes import fake_genes
 from fake_server import FakeServer
 from harvest_parts import Journal, once_each
 
-from scvec.ingest.calls import ENOUGH
-from scvec.ingest.harvest import harvest
-from scvec.ingest.mygene import MyGeneSource
-from scvec.ingest.ncbi import NcbiSource
+from scvec.ingest.sources.mygene import MyGeneSource
+from scvec.ingest.sources.ncbi import NcbiSource
+from scvec.ingest.sources.retry import ENOUGH
+from scvec.ingest.sources.run import harvest
 from scvec.records import Job, Wanted
 from scvec.secrets import Secret
 from scvec.settings import ServiceSettings

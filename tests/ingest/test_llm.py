@@ -14,9 +14,9 @@ from fake_openai import add_openai
 from fake_server import FakeServer
 
 from scvec.errors import AuthError, InputError
-from scvec.ingest.calls import Caller, ServiceError
 from scvec.ingest.hosts import is_loopback
-from scvec.ingest.llm import LlmService
+from scvec.ingest.sources.openai import LlmService
+from scvec.ingest.sources.retry import Caller, ServiceError
 from scvec.secrets import Secret
 from scvec.settings import ServiceSettings
 
@@ -104,7 +104,7 @@ def test_a_server_that_hangs_is_left_in_time() -> None:
 
 def test_a_server_that_drips_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     # A byte now and then keeps each read short: only the deadline of the whole call ends it.
-    monkeypatch.setattr("scvec.ingest.llm.CONNECT", 0.3)
+    monkeypatch.setattr("scvec.ingest.sources.openai.CONNECT", 0.3)
     error, server = failure(Faults.always("drip"), timeout=0.2, caller=Caller("fake", attempts=1))
     assert "within 0.2 s" in error.reason
     assert len(server.requests) == 1
@@ -128,7 +128,7 @@ def test_retry_after_is_passed_on() -> None:
 
 
 def test_an_endless_answer_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scvec.ingest.llm.LARGEST_ANSWER", 2**20)
+    monkeypatch.setattr("scvec.ingest.sources.openai.LARGEST_ANSWER", 2**20)
     error, _ = failure(Faults.always("huge"), caller=Caller("fake", attempts=1))
     assert error.kind == "transient"
 

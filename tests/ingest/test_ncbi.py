@@ -8,8 +8,8 @@ from fake_genes import fake_gene, fake_genes
 from fake_server import FakeServer
 from ncbi_parts import ask, by_id, by_name, collect
 
-from scvec.ingest.facts import FACTS
-from scvec.ingest.ncbi import ncbi_requests
+from scvec.ingest.sources.facts import FACTS
+from scvec.ingest.sources.ncbi import ncbi_requests
 from scvec.records import Job, Wanted
 from scvec.secrets import Secret
 from scvec.settings import ServiceSettings

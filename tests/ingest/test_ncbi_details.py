@@ -6,8 +6,8 @@ import pytest
 from fake_entrezgene import entrezgene_set
 from fake_genes import fake_gene, fake_genes
 
-from scvec.ingest.calls import ServiceError
 from scvec.ingest.ncbi_details import Details, parse_details
+from scvec.ingest.sources.retry import ServiceError
 
 
 def test_full_records_are_read_one_by_one():

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from scvec.errors import InputError
 from scvec.ingest.budget import Budget
-from scvec.ingest.harvest import BudgetSpentError
-from scvec.ingest.prices import PRICES, price_of
+from scvec.ingest.sources.prices import PRICES, price_of
+from scvec.ingest.sources.run import BudgetSpentError
 from scvec.settings import Price
 
 

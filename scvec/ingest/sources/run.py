@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from scvec.ingest.calls import Caller, ServiceError
+from scvec.ingest.sources.retry import Caller, ServiceError
 from scvec.records import Answer, Failure, Job
 
 __all__ = ["BudgetSpentError", "Harvest", "Source", "Tally", "harvest", "run_async"]

@@ -10,14 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from scvec.ingest.facts import (
-    TAXON_OF_SPECIES,
-    clean_summary,
-    facts_of,
-    id_field,
-    provenance_json,
-)
-from scvec.ingest.http import HttpClient, HttpSource
 from scvec.ingest.ncbi_details import Details, parse_details
 from scvec.ingest.ncbi_summaries import (
     FOUND,
@@ -30,6 +22,14 @@ from scvec.ingest.ncbi_summaries import (
     read_summaries,
     read_version,
 )
+from scvec.ingest.sources.facts import (
+    TAXON_OF_SPECIES,
+    clean_summary,
+    facts_of,
+    id_field,
+    provenance_json,
+)
+from scvec.ingest.sources.http import HttpClient, HttpSource
 from scvec.records import Answer, Failure, Job, Note, Wanted
 from scvec.settings import ServiceSettings
 from scvec.types import Description, Gene

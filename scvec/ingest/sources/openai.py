@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from scvec.errors import AuthError, InputError
-from scvec.ingest.calls import PATIENCE, Caller, Kind, ServiceError, parse_retry_after
 from scvec.ingest.hosts import is_loopback
+from scvec.ingest.sources.retry import PATIENCE, Caller, Kind, ServiceError, parse_retry_after
 from scvec.secrets import redact
 from scvec.settings import ServiceSettings
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from scvec.ingest.answers import LONGEST, SHORTEST, UnfitError, check_answer
 from scvec.ingest.budget import Budget
-from scvec.ingest.calls import ServiceError
 from scvec.ingest.chat import Chat, Reply, is_reasoning, prompt_tokens
-from scvec.ingest.llm import LlmService
-from scvec.ingest.tokens import count_tokens
+from scvec.ingest.sources.openai import LlmService
+from scvec.ingest.sources.retry import ServiceError
+from scvec.ingest.sources.tokens import count_tokens
 from scvec.records import Answer, Failure, Job
 from scvec.settings import Price
 from scvec.types import Description, Species
@@ -98,7 +98,7 @@ class Subject:
 
 
 class ComplementSource:
-    """A chat model as a source of descriptions (:class:`~scvec.ingest.harvest.Source`).
+    """A chat model as a source of descriptions (:class:`~scvec.ingest.sources.run.Source`).
 
     Use it as an async context manager, which enters the service.
 
