@@ -18,11 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from scvec.ingest.answers import LONGEST, SHORTEST
-from scvec.ingest.budget import Budget
-from scvec.ingest.chat import Chat
-from scvec.ingest.sources.llm import SCHEMA, ComplementSource, Subject
-from scvec.ingest.sources.openai import LlmService
+from scvec.ingest.sources.llm import LONGEST, SCHEMA, SHORTEST, ComplementSource, Subject
+from scvec.ingest.sources.openai import Chat, LlmService
+from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.run import Harvest, harvest
 from scvec.records import Answer
 from scvec.settings import Price, ServiceSettings

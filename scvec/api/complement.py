@@ -72,10 +72,9 @@ def ingest_complement(
     NetworkError, AuthError
         If the server is gone or refuses; what it answered before is in the store.
     """
-    from scvec.ingest.budget import Budget
     from scvec.ingest.sources.llm import ComplementSource, estimate
     from scvec.ingest.sources.openai import LlmService
-    from scvec.ingest.sources.prices import price_of
+    from scvec.ingest.sources.prices import Budget, price_of
     from scvec.stores.store import Store
 
     if not model.strip():

@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from scvec.backbones.embedding_calls import Embedded
-from scvec.ingest.sources.retry import Caller, ServiceError
-from scvec.ingest.sources.run import BudgetSpentError
+from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
 from scvec.types import Float32
 
 __all__ = ["Dispatch", "Sizes", "requests_of"]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.ingest.budget import Budget
 from scvec.ingest.sources.openai import LlmError, LlmService
+from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.retry import ServiceError
 from scvec.types import Float32
 

@@ -15,14 +15,13 @@ from scvec.backbones.dispatch import Dispatch, Sizes, requests_of
 from scvec.backbones.embedding_calls import Embedded, EmbeddingCalls
 from scvec.backbones.probing import ALONE, BATCH, probe_server
 from scvec.errors import InputError, NetworkError
-from scvec.ingest.budget import Budget
-from scvec.ingest.hosts import is_loopback
 from scvec.ingest.sources.openai import OPENAI_URL, LlmService
-from scvec.ingest.sources.prices import price_of
-from scvec.ingest.sources.retry import Caller, ServiceError
-from scvec.ingest.sources.run import BudgetSpentError, run_async
+from scvec.ingest.sources.prices import Budget, price_of
+from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
+from scvec.ingest.sources.run import run_async
 from scvec.ingest.sources.tokens import count_tokens, truncate
 from scvec.protocols import Streamed
+from scvec.settings import is_loopback
 from scvec.types import Float32, Space, text_sha256
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.ingest.answers import LONGEST, UnfitError, check_answer
+from scvec.ingest.sources.llm import LONGEST, UnfitError, check_answer
 from scvec.secrets import Secret
 from scvec.types import Species
 

@@ -13,8 +13,6 @@ from fake_faults import Faults
 from fake_openai import add_openai, fake_description
 from fake_server import FakeServer
 
-from scvec.ingest.budget import Budget
-from scvec.ingest.chat import Chat, is_reasoning, prompt_tokens
 from scvec.ingest.sources.llm import (
     FIRST_LIMIT,
     PROMPT,
@@ -25,9 +23,10 @@ from scvec.ingest.sources.llm import (
     _messages,
     estimate,
 )
-from scvec.ingest.sources.openai import LlmService
-from scvec.ingest.sources.retry import Caller, ServiceError
-from scvec.ingest.sources.run import BudgetSpentError, Harvest, harvest
+from scvec.ingest.sources.openai import Chat, LlmService, is_reasoning, prompt_tokens
+from scvec.ingest.sources.prices import Budget
+from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
+from scvec.ingest.sources.run import Harvest, harvest
 from scvec.records import Answer, Failure
 from scvec.secrets import Secret
 from scvec.settings import Price, ServiceSettings

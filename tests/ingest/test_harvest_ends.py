@@ -7,8 +7,8 @@ import pytest
 from harvest_parts import FakeSource, Journal, answer, jobs_of, once_each, run
 
 from scvec.errors import InputError
-from scvec.ingest.sources.retry import ENOUGH, ServiceError
-from scvec.ingest.sources.run import BudgetSpentError, harvest, run_async
+from scvec.ingest.sources.retry import ENOUGH, BudgetSpentError, ServiceError
+from scvec.ingest.sources.run import harvest, run_async
 
 
 @pytest.mark.parametrize("kind", ["auth", "quota", "address", "gone"])

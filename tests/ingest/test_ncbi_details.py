@@ -6,7 +6,7 @@ import pytest
 from fake_entrezgene import entrezgene_set
 from fake_genes import fake_gene, fake_genes
 
-from scvec.ingest.ncbi_details import Details, parse_details
+from scvec.ingest.sources.ncbi import Details, parse_details
 from scvec.ingest.sources.retry import ServiceError
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ncbi_parts import ask, by_id, by_name, collect
 
-from scvec.ingest.ncbi_summaries import Summary, check_search, check_summaries, read_summaries
+from scvec.ingest.sources.ncbi import Summary, check_search, check_summaries, read_summaries
 from scvec.ingest.sources.retry import ServiceError
 
 

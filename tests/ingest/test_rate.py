@@ -11,12 +11,12 @@ import time
 import pytest
 
 from scvec.errors import ResourceError
-from scvec.ingest.sources.rate import RateLimit
+from scvec.ingest.sources.retry import RateLimit
 
 CHILD = """
 import asyncio, json, sys
 from pathlib import Path
-from scvec.ingest.sources.rate import RateLimit
+from scvec.ingest.sources.retry import RateLimit
 
 clock = [1e9]
 async def sleep(seconds):

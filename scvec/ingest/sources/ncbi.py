@@ -5,36 +5,350 @@ https://www.ncbi.nlm.nih.gov/books/NBK25499/ (parameters), NBK25497 (limits and 
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from scvec.ingest.ncbi_details import Details, parse_details
-from scvec.ingest.ncbi_summaries import (
-    FOUND,
-    REPLACED,
-    Summary,
-    check_search,
-    check_summaries,
-    gene_called,
-    gene_of_id,
-    read_summaries,
-    read_version,
-)
 from scvec.ingest.sources.facts import (
+    SPECIES_OF_TAXON,
     TAXON_OF_SPECIES,
     clean_summary,
     facts_of,
     id_field,
     provenance_json,
+    text_field,
+    texts_field,
 )
 from scvec.ingest.sources.http import HttpClient, HttpSource
+from scvec.ingest.sources.retry import ServiceError
 from scvec.records import Answer, Failure, Job, Note, Wanted
 from scvec.settings import ServiceSettings
 from scvec.types import Description, Gene
 
-__all__ = ["NcbiSource", "ncbi_requests"]
+__all__ = ["NcbiSource", "ncbi_requests", "parse_details"]
+
+#: Ids that one search may find.
+FOUND = 5000
+#: Times an id is followed to the one that replaced it.
+REPLACED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a document summary says, checked."""
+
+    entrez_id: int
+    symbol: str
+    name: str
+    official_symbol: str
+    official_name: str
+    taxon: int
+    organism: str
+    aliases: tuple[str, ...]
+    text: str
+    related: tuple[str, ...]
+    current_id: int | None
+    live: bool
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Summary | None:
+        """Read an entry of esummary's ``result``; None if it lacks what makes it a gene."""
+        organism = entry.get("organism")
+        organism = organism if isinstance(organism, dict) else {}
+        entrez_id = id_field(entry.get("uid"))
+        taxon = id_field(organism.get("taxid")) or id_field(entry.get("taxid"))
+        official = text_field(entry.get("nomenclaturesymbol"), 80)
+        symbol = official or text_field(entry.get("name"), 80)
+        if entrez_id is None or taxon is None or not symbol:
+            return None
+        common = text_field(organism.get("commonname"), 80)
+        scientific = text_field(organism.get("scientificname") or entry.get("orgname"), 120)
+        official_name = text_field(entry.get("nomenclaturename"))
+        text = entry.get("summary")
+        return cls(
+            entrez_id=entrez_id,
+            symbol=symbol,
+            name=official_name or text_field(entry.get("description")),
+            official_symbol=official,
+            official_name=official_name,
+            taxon=taxon,
+            organism=f"{scientific} ({common})" if scientific and common else scientific or common,
+            aliases=texts_field(text_field(entry.get("otheraliases"), 8000).split(", "), 80),
+            text=text if isinstance(text, str) else "",
+            related=tuple(f"MIM:{mim}" for mim in texts_field(entry.get("mim") or [], 20)),
+            current_id=id_field(entry.get("currentid")),
+            live=entry.get("status") in ("", 0, "0", None),
+        )
+
+
+def check_search(body: dict[str, Any]) -> None:
+    """Raise if a body under status 200 is no list of ids, or not all of it."""
+    result = body.get("esearchresult")
+    result = result if isinstance(result, dict) else {}
+    if "error" in body or "ERROR" in result:
+        raise _error(body.get("error") or result.get("ERROR"))
+    listed = result.get("idlist")
+    if not isinstance(listed, list) or len(listed) < min(id_field(result.get("count")) or 0, FOUND):
+        raise _unreadable("search")
+
+
+def check_summaries(body: dict[str, Any]) -> None:
+    """Raise if a body under status 200 holds no summaries."""
+    for key in ("error", "esummaryresult"):
+        if key in body:
+            raise _error(body[key])
+    if not isinstance(body.get("result"), dict):
+        raise _unreadable("question for summaries")
+
+
+def _error(said: object) -> ServiceError:
+    text = "; ".join(texts_field(said, 160, 3)) or "no reason given"
+    # Errors about the ids come again; the others ("Search Backend failed") pass.
+    kind = re.search(r"too many|maximum number|invalid uid|invalid id|empty id", text, re.IGNORECASE)
+    return ServiceError("rejected" if kind else "transient", f"ncbi answered with an error: {text}")
+
+
+def _unreadable(what: str) -> ServiceError:
+    return ServiceError("transient", f"the answer of ncbi to a {what} cannot be read")
+
+
+def read_summaries(body: Mapping[str, Any], asked: Iterable[int]) -> dict[int, Summary | None]:
+    found: dict[int, Summary | None] = {}
+    for entrez_id in asked:
+        entry = body["result"].get(str(entrez_id))
+        # Matched by the id inside the entry: the key alone is not trusted.
+        if not isinstance(entry, dict) or id_field(entry.get("uid")) != entrez_id:
+            continue
+        if "error" in entry:
+            if "cannot get document summary" in text_field(entry["error"]).lower():
+                found[entrez_id] = None
+            continue
+        summary = Summary.of(entry)
+        if summary is not None:
+            found[entrez_id] = summary
+    return found
+
+
+def read_version(body: Mapping[str, Any]) -> str:
+    header = body.get("header")
+    version = text_field(header.get("version"), 20) if isinstance(header, dict) else ""
+    return f"esummary {version}" if re.fullmatch(r"[0-9.]+", version) else "esummary"
+
+
+def gene_of_id(
+    wanted: Wanted, entrez_id: int, summaries: Mapping[int, Summary | None]
+) -> Summary | str | None:
+    """Return the gene, why there is none, or None if what came back does not say."""
+    seen: list[int] = []
+    at = entrez_id
+    while at not in seen and len(seen) <= REPLACED:
+        seen.append(at)
+        if at not in summaries:
+            return None
+        summary = summaries[at]
+        if summary is None:
+            return f"NCBI has no gene {at}"
+        if summary.current_id:
+            at = summary.current_id
+            continue
+        if not summary.live:
+            return f"NCBI has discontinued gene {at}"
+        if SPECIES_OF_TAXON.get(summary.taxon) != wanted.species:
+            return f"gene {at} is of {summary.organism or summary.taxon}, not of {wanted.species}"
+        return summary
+    return f"NCBI has replaced gene {entrez_id} again and again"
+
+
+def gene_called(
+    wanted: Wanted, candidates: Iterable[int], summaries: Mapping[int, Summary | None]
+) -> Summary | str | None:
+    """Return the gene that has the name as its symbol, why there is none, or None if that is not known."""
+    name = wanted.symbol
+    ids = list(dict.fromkeys(candidates))
+    if any(i not in summaries for i in ids):
+        return None  # the one that is missing might be it, or a second
+    genes = [s for s in (summaries[i] for i in ids) if s is not None and s.live and not s.current_id]
+    genes = [g for g in genes if SPECIES_OF_TAXON.get(g.taxon) == wanted.species]
+    same = [g for g in genes if g.symbol == name] or [
+        g for g in genes if g.symbol.casefold() == name.casefold()
+    ]
+    if len(same) == 1:
+        return same[0]
+    if same:
+        return f"{len(same)} genes are called {name}: {', '.join(str(g.entrez_id) for g in same)}"
+    others = [g for g in genes if name.casefold() in (a.casefold() for a in g.aliases)]
+    if others:
+        listed = ", ".join(f"{g.symbol} ({g.entrez_id})" for g in others[:5])
+        return f"{name} is no gene's symbol; it is another name of {listed}"
+    return f"NCBI knows no gene of {wanted.species} called {name}"
+
+
+#: Databases that name the genes of their species.
+_AUTHORITIES = ("HGNC", "MGI")
+#: Most orthologs that are kept of a gene.
+_MOST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """Facts of one full record; empty where it has none.
+
+    Attributes
+    ----------
+    primary_source
+        The authority's id, like ``HGNC:7739``.
+    see_related
+        Ids in other databases, like ``MIM:162280``.
+    orthologs
+        ``entrez_id``, ``symbol`` and ``organism`` of each.
+    """
+
+    entrez_id: int
+    gene_type: str = ""
+    refseq_status: str = ""
+    lineage: str = ""
+    primary_source: str = ""
+    see_related: tuple[str, ...] = ()
+    ensembl_ids: tuple[str, ...] = ()
+    annotation_information: str = ""
+    expression: str = ""
+    orthologs: tuple[dict[str, Any], ...] = ()
+
+
+def parse_details(body: bytes) -> dict[int, Details]:
+    """Read an Entrezgene-Set gene by gene.
+
+    Raises
+    ------
+    ServiceError
+        If the body is something else, is cut off, or defines entities.
+    """
+    from lxml import etree
+
+    # The real ones name a DTD and define nothing. No parser option is relied on for what nobody needs.
+    if b"<!ENTITY" in body:
+        raise ServiceError("transient", "the record of ncbi defines entities; it is not read")
+    found: dict[int, Details] = {}
+    try:
+        events = etree.iterparse(
+            io.BytesIO(body),
+            events=("start", "end"),
+            resolve_entities=False,
+            no_network=True,
+            load_dtd=False,
+            dtd_validation=False,
+            huge_tree=False,
+            remove_comments=True,
+            remove_pis=True,
+        )
+        root = None
+        for event, element in events:
+            if root is None:
+                root = element
+                if element.tag != "Entrezgene-Set":
+                    raise ServiceError("transient", _other(body))
+            elif event == "end" and element.tag == "Entrezgene" and element.getparent() is root:
+                details = _details(element)
+                if details is not None:
+                    found[details.entrez_id] = details
+                element.clear()
+                while element.getprevious() is not None:
+                    del root[0]
+    except etree.XMLSyntaxError:
+        raise ServiceError("transient", _other(body)) from None
+    return found
+
+
+def _other(body: bytes) -> str:
+    shown = text_field(body[:2000].decode("utf-8", "replace"), 100)
+    return "the records of ncbi cannot be read" + (f": {shown}" if b"rror" in body[:2000] else "")
+
+
+def _details(gene: Any) -> Details | None:
+    entrez_id = id_field(_text(gene, "Entrezgene_track-info/Gene-track/Gene-track_geneid"))
+    if entrez_id is None:
+        return None
+    kind = gene.find("Entrezgene_type")
+    tags = list(_tags(gene.find("Entrezgene_gene/Gene-ref/Gene-ref_db")))
+    primary = next((_named(db, value) for db, value in tags if db in _AUTHORITIES), "")
+    related = (
+        f"{db}:{value}" for db, value in tags if db not in _AUTHORITIES or _named(db, value) != primary
+    )
+    lineage = "Entrezgene_source/BioSource/BioSource_org/Org-ref/Org-ref_orgname/OrgName/OrgName_lineage"
+    comments: dict[str, Any] = {}
+    for comment in gene.iterfind("Entrezgene_comments/Gene-commentary"):
+        comments.setdefault(_text(comment, "Gene-commentary_heading").lower(), comment)
+    status = comments.get("refseq status")
+    annotation = comments.get("annotation information")
+    expression = comments.get("representative expression")
+    return Details(
+        entrez_id,
+        gene_type="" if kind is None else text_field(kind.get("value"), 40),
+        refseq_status="" if status is None else _text(status, "Gene-commentary_label"),
+        lineage=_text(gene, lineage, 1000),
+        primary_source=primary,
+        see_related=texts_field(list(related), 80, 50),
+        ensembl_ids=texts_field([v for db, v in tags if db == "Ensembl" and v.startswith("ENS")], 40, 20),
+        annotation_information="" if annotation is None else _labelled(annotation),
+        expression="" if expression is None else _expression(expression),
+        orthologs=tuple(_orthologs(comments.get("orthologs from annotation pipeline"), entrez_id)),
+    )
+
+
+def _text(element: Any, path: str, longest: int = 400) -> str:
+    return text_field(element.findtext(path), longest)
+
+
+def _tags(parent: Any) -> Iterator[tuple[str, str]]:
+    """Yield database and id of the Dbtag elements of a parent."""
+    for tag in parent.iterfind("Dbtag") if parent is not None else ():
+        db = _text(tag, "Dbtag_db", 40)
+        value = _text(tag, "Dbtag_tag/Object-id/Object-id_str", 80) or _text(
+            tag, "Dbtag_tag/Object-id/Object-id_id", 80
+        )
+        if db and value:
+            yield db, value
+
+
+def _named(db: str, value: str) -> str:
+    # Old records have 7739, new ones HGNC:7739.
+    return value if value.startswith(f"{db}:") else f"{db}:{value}"
+
+
+def _labelled(comment: Any) -> str:
+    """Return what commentaries inside one say, as ``label: text``."""
+    parts = []
+    for inner in comment.iter("Gene-commentary"):
+        label, text = _text(inner, "Gene-commentary_label", 80), _text(inner, "Gene-commentary_text", 1000)
+        if text:
+            parts.append(f"{label}: {text}" if label else text)
+    return text_field("; ".join(dict.fromkeys(parts)), 2000)
+
+
+def _expression(comment: Any) -> str:
+    for inner in comment.iterfind("Gene-commentary_comment/Gene-commentary"):
+        if _text(inner, "Gene-commentary_label").lower() == "text summary":
+            return _text(inner, "Gene-commentary_text", 1000)
+    return ""
+
+
+def _orthologs(comment: Any, own: int) -> Iterator[dict[str, Any]]:
+    path = "Gene-commentary_comment/Gene-commentary/Gene-commentary_source/Other-source"
+    n = 0
+    for source in comment.iterfind(path) if comment is not None else ():
+        for db, value in _tags(source.find("Other-source_src")):
+            other = id_field(value)
+            if db == "GeneID" and other is not None and other != own and n < _MOST:
+                n += 1
+                yield {
+                    "entrez_id": other,
+                    "symbol": _text(source, "Other-source_pre-text", 80),
+                    "organism": _text(source, "Other-source_anchor", 120),
+                }
+
 
 URL = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
 #: Requests a second without a key and with one.

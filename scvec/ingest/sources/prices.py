@@ -1,15 +1,17 @@
-"""What models cost, as far as it is known."""
+"""What models cost, and never more than the user allowed."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from scvec.ingest.hosts import is_loopback
-from scvec.settings import Price
+from scvec.errors import InputError
+from scvec.ingest.sources.retry import BudgetSpentError
+from scvec.settings import Price, is_loopback
 
-__all__ = ["PRICES", "PRICES_AS_OF", "price_of"]
+__all__ = ["PRICES", "PRICES_AS_OF", "Budget", "Reserve", "price_of"]
 
 #: Month of the table below.
 PRICES_AS_OF = "2026-03"
@@ -74,3 +76,115 @@ def _host_name(host: str) -> str:
         return urlsplit(text if "//" in text else f"//{text}").hostname or ""
     except ValueError:
         return ""
+
+
+class Reserve:
+    """What one call may cost at most, set aside until it is known what it did cost. Settle it once."""
+
+    __slots__ = ("_budget", "_settled", "amount")
+
+    def __init__(self, budget: Budget, amount: float) -> None:
+        self.amount = amount
+        self._budget = budget
+        self._settled = False
+
+    def settle(self, tokens_in: int, tokens_out: int = 0) -> None:
+        """Pay for the tokens that were used."""
+        if not self._settled:
+            self._budget.tokens_in += tokens_in
+            self._budget.tokens_out += tokens_out
+        self._pay(self._budget.cost(tokens_in, tokens_out))
+
+    def keep(self) -> None:
+        """Leave it set aside for good: the call may have cost that, and nobody says."""
+        if not self._settled:
+            self._settled = True
+            self._budget._close(self, lost=self.amount)
+
+    def release(self) -> None:
+        """Pay nothing: the call was not made, or refused."""
+        self._pay(0.0)
+
+    def _pay(self, amount: float) -> None:
+        if not self._settled:
+            self._settled = True
+            self._budget._close(self, paid=amount)
+
+
+class Budget:
+    """Dollars spent and set aside by all tasks of a run.
+
+    Parameters
+    ----------
+    price
+        None if it is not known; then nothing is counted.
+    max_cost
+        Dollars that may be spent; None for no limit.
+    model
+        For the message.
+
+    Attributes
+    ----------
+    tokens_in, tokens_out
+        Tokens that were used.
+
+    Raises
+    ------
+    InputError
+        If there is a limit and no price, or the limit is below zero.
+    """
+
+    def __init__(self, price: Price | None, max_cost: float | None, *, model: str = "") -> None:
+        where = "--max-cost"
+        if max_cost is not None and not 0 <= max_cost < float("inf"):
+            raise InputError(f"the most to spend cannot be {max_cost}", where, "give dollars, 0 or more")
+        if max_cost is not None and price is None:
+            name = model or "MODEL"
+            fix = (
+                f'set input = and output = (dollars per million tokens) under [prices."{name}"] in the config'
+            )
+            raise InputError(f"the price of {name} is not known, so no limit can hold", where, fix)
+        self.price = price
+        self.max_cost = max_cost
+        self.tokens_in = self.tokens_out = 0
+        self._spent = 0.0
+        self._lost = 0.0
+        self._open: set[Reserve] = set()
+
+    @property
+    def spent(self) -> float | None:
+        """Dollars spent, or None if the price is not known."""
+        return None if self.price is None else self._spent
+
+    @property
+    def reserved(self) -> float:
+        """Dollars set aside: for calls under way, and for those whose cost nobody says."""
+        return self._lost + math.fsum(r.amount for r in self._open)
+
+    def cost(self, tokens_in: int, tokens_out: int = 0) -> float:
+        """Return the dollars that tokens cost; 0 if the price is not known."""
+        if self.price is None:
+            return 0.0
+        return (tokens_in * self.price.input + tokens_out * self.price.output) / 1e6
+
+    def reserve(self, tokens_in: int, max_tokens_out: int = 0) -> Reserve:
+        """Set aside what a call may cost at most.
+
+        Raises
+        ------
+        BudgetSpentError
+            If that might exceed the limit. Nothing is set aside then.
+        """
+        amount = self.cost(tokens_in, max_tokens_out)
+        if self.max_cost is not None and self._spent + self.reserved + amount > self.max_cost:
+            raise BudgetSpentError(
+                f"the next call may cost ${amount:.4f}; ${self._spent:.4f} of ${self.max_cost:g} are spent"
+            )
+        reserve = Reserve(self, amount)
+        self._open.add(reserve)
+        return reserve
+
+    def _close(self, reserve: Reserve, *, paid: float = 0.0, lost: float = 0.0) -> None:
+        self._open.discard(reserve)
+        self._spent += paid
+        self._lost += lost

@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from scvec.ingest.sources.retry import Caller, ServiceError
+from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
 from scvec.records import Answer, Failure, Job
 
-__all__ = ["BudgetSpentError", "Harvest", "Source", "Tally", "harvest", "run_async"]
+__all__ = ["Harvest", "Source", "Tally", "harvest", "run_async"]
 
 T = TypeVar("T")
 
@@ -26,10 +26,6 @@ ROUNDS = 3
 REJECTIONS = 30
 #: Seconds that requests under way are given when no others will be sent.
 GRACE = 20.0
-
-
-class BudgetSpentError(Exception):
-    """The next call might cost more than the user allowed."""
 
 
 class Source(Protocol):
