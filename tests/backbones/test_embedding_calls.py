@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.backbones.embedding_calls import vectors_of
+from scvec.backbones.remote import vectors_of
 from scvec.ingest.sources.retry import ServiceError
 
 

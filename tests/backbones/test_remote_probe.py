@@ -15,7 +15,7 @@ from fake_openai import fake_vector
 from fake_server import FakeServer
 from remote_parts import N_PROBES, make, oracle, rows_of, same, texts
 
-from scvec.backbones import probing
+from scvec.backbones import remote
 from scvec.errors import InputError
 from scvec.types import text_sha256
 
@@ -145,12 +145,12 @@ def test_a_server_that_refuses_base64_is_asked_for_numbers() -> None:
 
 
 def test_probes_are_texts_of_different_lengths() -> None:
-    assert len(set(probing.BATCH)) == 6 and probing.BATCH[::2] == probing.ALONE
-    assert max(map(len, probing.BATCH)) > 20 * min(map(len, probing.BATCH))
+    assert len(set(remote.BATCH)) == 6 and remote.BATCH[::2] == remote.ALONE
+    assert max(map(len, remote.BATCH)) > 20 * min(map(len, remote.BATCH))
 
 
 def test_the_probe_vectors_are_of_the_probe_texts(server: FakeServer) -> None:
     space, vectors = make(server).probe()
-    assert space.dim == 32 and list(vectors) == [text_sha256(t) for t in probing.ALONE]
-    same(np.stack(list(vectors.values())), list(probing.ALONE))
+    assert space.dim == 32 and list(vectors) == [text_sha256(t) for t in remote.ALONE]
+    same(np.stack(list(vectors.values())), list(remote.ALONE))
     json.dumps(space.to_dict())

@@ -7,7 +7,7 @@ from email.utils import formatdate
 import pytest
 
 from scvec.errors import AuthError, InputError, NetworkError
-from scvec.ingest.sources.retry import ENOUGH, Caller, ServiceError, parse_retry_after
+from scvec.ingest.sources.retry import ENOUGH, REFUSED, Caller, ServiceError, parse_retry_after
 from scvec.secrets import Secret
 
 
@@ -74,6 +74,41 @@ def test_after_an_end_no_call_is_made(kind):
         return len(service.times)
 
     assert asyncio.run(main()) == 1
+
+
+@pytest.mark.parametrize("kind", ["rejected", "unfit"])
+def test_a_service_that_refuses_all_is_left(kind):
+    async def main():
+        caller, service = Caller("test", pace=0.001), Service(None, ServiceError(kind, "no"))
+        ends = await asyncio.gather(*(caller.call(service) for _ in range(100)), return_exceptions=True)
+        return caller, service, ends
+
+    caller, service, ends = asyncio.run(main())
+    assert len(service.times) <= 1 + REFUSED + service.most_at_once
+    assert caller.hopeless().kind == kind and "in a row" in str(ends[-1])
+
+
+def test_refusals_between_answers_are_no_end():
+    async def main():
+        caller = Caller("test", pace=0.001)
+        service = Service(*[ServiceError("rejected", "no"), None] * 50)
+        await asyncio.gather(*(caller.call(service) for _ in range(100)), return_exceptions=True)
+        return caller, service
+
+    caller, service = asyncio.run(main())
+    assert caller.hopeless() is None and len(service.times) == 100
+
+
+def test_an_unfit_answer_is_asked_for_as_often_as_is_said():
+    service = Service(*[ServiceError("unfit", "no")] * 4, None)
+
+    async def main(times):
+        return await Caller("test", pace=0.001).call(service, unfit=times)
+
+    with pytest.raises(ServiceError):
+        asyncio.run(main(4))
+    assert asyncio.run(main(4)) == "answer"
+    assert len(service.times) == 5
 
 
 def test_a_service_that_is_gone_gets_few_calls():

@@ -113,7 +113,7 @@ def test_a_batch_that_fails_in_passing_is_asked_in_another_round():
     assert len(journal.answers) == 20 and not found.failures
 
 
-def test_an_unfit_answer_fails_its_batch_only():
+def test_an_unfit_answer_fails_its_gene_only():
     jobs = jobs_of(30)
 
     def reply(batch):
@@ -122,4 +122,7 @@ def test_an_unfit_answer_fails_its_batch_only():
         return [answer(j) for j in batch], []
 
     found, journal = run(FakeSource(reply), jobs)
-    assert len(journal.answers) == 20 and len(found.failures) == 10 and found.stopped is None
+    assert (
+        len(journal.answers) == 29 and [f.job for f in found.failures] == jobs[:1] and found.stopped is None
+    )
+    assert once_each(journal, jobs)

@@ -163,7 +163,7 @@ class LlmService:
         if client is not None:
             await client.close()
 
-    async def call(self, request: Callable[[], Awaitable[T]]) -> T:
+    async def call(self, request: Callable[[], Awaitable[T]], *, unfit: int = 1) -> T:
         """Return what ``request()`` returns, under the caller's policy; foreign errors become ours.
 
         Whatever ``request`` raises as :class:`ServiceError` (an answer of the wrong shape) counts too.
@@ -173,7 +173,7 @@ class LlmService:
         ServiceError
             If it failed for good. Neither it nor its context holds a key.
         """
-        return await self.caller.call(lambda: self._translated(request))
+        return await self.caller.call(lambda: self._translated(request), unfit=unfit)
 
     async def post(self, path: str, body: Mapping[str, Any], check: Callable[[dict[str, Any]], T]) -> T:
         """Send JSON and return what ``check`` makes of the JSON object that answers.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import os
@@ -44,6 +45,8 @@ Kind = Literal["transient", "rejected", "unfit", "auth", "quota", "gone", "addre
 LONGEST_WAIT = 60.0
 #: Failures in a row, with no answer between them, after which the service counts as gone.
 ENOUGH = 5
+#: Requests in a row that were refused, or got another answer than was asked for, after which the rest would.
+REFUSED = 20
 #: Seconds without any answer, failures only, after which the service counts as gone.
 PATIENCE = 50.0
 #: Seconds to wait for the service before the third last, second last and last call that is made of it.
@@ -151,7 +154,7 @@ class Caller:
         self._pace = pace
         self._random = random.Random(seed)
         self._in_flight = 0
-        self._streak = 0
+        self._streak = self._refused = 0
         self._answered = 0
         self._failed_before = 0
         self._not_before = 0.0
@@ -168,28 +171,32 @@ class Caller:
         """Calls that were answered as they should."""
         return self._answered
 
-    async def call(self, request: Callable[[], Awaitable[T]]) -> T:
+    async def call(self, request: Callable[[], Awaitable[T]], *, unfit: int = 1) -> T:
         """Return what ``request()`` returns; it is called again where it raises a passing error.
+
+        Parameters
+        ----------
+        unfit
+            Calls of which each may get an answer that is not what was asked for.
 
         Raises
         ------
         ServiceError
             Of the last attempt; or of whichever call of this service showed that none will do.
         """
-        import tenacity
-
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_passing),
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=self._wait,
-            sleep=self._sleep,
-            reraise=True,
-        )
-        async for attempt in retrying:
-            with attempt:
+        n_unfit = 0
+        for attempt in itertools.count(1):
+            try:
                 async with self._slot():
                     return await request()
-        raise AssertionError("unreachable")  # tenacity reraises
+            except ServiceError as error:
+                n_unfit += error.kind == "unfit"
+                again = error.kind == "transient" or (error.kind == "unfit" and n_unfit < unfit)
+                if not again or attempt == self.attempts:
+                    raise
+                wait = self._wait(attempt, error.retry_after)
+            await self._sleep(wait)
+        raise AssertionError("unreachable")
 
     def hopeless(self) -> ServiceError | None:
         """Return the error if the service has not answered for longer than :attr:`patience`."""
@@ -237,13 +244,17 @@ class Caller:
 
     def _note_answer(self) -> None:
         self._failed_before += self._streak
-        self._streak = 0
+        self._streak = self._refused = 0
         self._answered += 1
         self._quiet_since = None
 
     def _note_failure(self, error: ServiceError) -> None:
         if error.kind in ("rejected", "unfit"):
+            refused = self._refused + 1
             self._note_answer()  # the service is there and reads what it is sent
+            self._refused = refused
+            if refused >= REFUSED:
+                self._end(ServiceError(error.kind, f"{error.reason}, {refused} requests in a row"))
             return
         if error.ends_all:
             self._end(error)
@@ -279,18 +290,11 @@ class Caller:
         share = self._failed_before / (self._failed_before + self._answered + 10)
         return ENOUGH if share <= 0.06 else min(math.ceil(math.log(1e-6) / math.log(share)), 40)
 
-    def _wait(self, state: object) -> float:
-        attempt = int(getattr(state, "attempt_number", 1))
-        outcome = getattr(state, "outcome", None)
-        error = outcome.exception() if outcome is not None else None
-        if isinstance(error, ServiceError) and error.retry_after is not None:
-            return error.retry_after + self._random.uniform(0, 0.1) * self._pace
+    def _wait(self, attempt: int, asked: float | None) -> float:
+        if asked is not None:
+            return asked + self._random.uniform(0, 0.1) * self._pace
         # "Full jitter": https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
         return self._random.uniform(0.2, 1.0) * min(0.5 * 2.0 ** (attempt - 1), 15.0) * self._pace
-
-
-def _passing(error: BaseException) -> bool:
-    return isinstance(error, ServiceError) and error.kind == "transient"
 
 
 #: The window is a little longer than the second that services count, because requests do not all travel

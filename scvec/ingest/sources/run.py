@@ -1,31 +1,245 @@
-"""Questions go out in batches, answers come in, one task writes them down."""
+"""Batches of questions go out, several under way at once; answers come in; one task writes them down."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
 from scvec.records import Answer, Failure, Job
 
-__all__ = ["Harvest", "Source", "Tally", "harvest", "run_async"]
+__all__ = ["Batches", "Harvest", "Sizes", "Source", "Stop", "Tally", "ask_all", "harvest", "run_async"]
 
 T = TypeVar("T")
+R = TypeVar("R")
+#: Why a run ended before all was asked for.
+Stop = ServiceError | BudgetSpentError
 
 #: Answers that may wait to be written before asking stops to let the writer catch up.
 WAITING = 16
-#: Times a gene that an otherwise good answer left out, or got wrong, or that got none, is asked for. A source
-#: where asking again costs nothing may have more, as its attribute ``rounds``.
+#: Times that is asked for what a good answer left out, or what got none. A source where asking again costs
+#: nothing may have more, as its attribute ``rounds``.
 ROUNDS = 3
-#: Requests in a row that were rejected, with none accepted between them, after which the rest would be too.
-REJECTIONS = 30
 #: Seconds that requests under way are given when no others will be sent.
 GRACE = 20.0
+
+
+@dataclass
+class Sizes:
+    """How much one request holds.
+
+    Attributes
+    ----------
+    inputs, tokens
+        The most of both.
+    learns
+        Whether fewer inputs are sent once a request as large as none before was refused.
+    accepted
+        Inputs of the largest request that was answered.
+    seconds
+        What a request should take at most, well below the time-out; None where it does not matter.
+    """
+
+    inputs: int
+    tokens: int = 0
+    learns: bool = True
+    accepted: int = 0
+    seconds: float | None = None
+    _rate: float = field(default=0.0, repr=False)
+
+    def took(self, n: int, n_tokens: int, seconds: float) -> None:
+        """Note an answer."""
+        self.accepted = max(self.accepted, n)
+        rate = n_tokens / max(seconds, 1e-3)
+        self._rate = (self._rate + rate) / 2 if self._rate else rate
+
+    def refused(self, n: int) -> None:
+        """Note a request that was refused; that tells of its size only if none so large was answered."""
+        if self.learns and n > self.accepted:
+            self.inputs = min(self.inputs, max(1, n // 2))
+
+    @property
+    def budget(self) -> int:
+        """Tokens that the next request may hold."""
+        if self.seconds is None or not self._rate:
+            return self.tokens
+        return min(self.tokens, int(self._rate * self.seconds))
+
+
+class Batches(Generic[T]):
+    """What is left to ask for; its length is an upper bound of the batches.
+
+    Parameters
+    ----------
+    sizes
+        The most that a batch holds; an item of more tokens goes alone. It may change between two batches.
+    tokens
+        Tokens of an item.
+    """
+
+    def __init__(self, items: Iterable[T], sizes: Sizes, tokens: Callable[[T], int] = lambda item: 0) -> None:
+        self._sizes, self._tokens = sizes, tokens
+        self._fresh = deque(items)
+        # Batches to ask for again, and in which round.
+        self._again: deque[tuple[list[T], int]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._again) + len(self._fresh)
+
+    def take(self) -> tuple[list[T], int]:
+        """Return a batch and its round, from 1."""
+        # What a server takes is to be learned early; elsewhere a service that fails gets time.
+        if self._again and (self._sizes.learns or not self._fresh):
+            batch, n_round = self._again.popleft()
+            most = self._sizes.inputs
+            if len(batch) > most:
+                self._again.appendleft((batch[most:], n_round))
+            return batch[:most], n_round
+        batch = [self._fresh.popleft()]
+        total = self._tokens(batch[0])
+        while self._fresh and len(batch) < self._sizes.inputs:
+            total += self._tokens(self._fresh[0])
+            if total > self._sizes.budget:
+                break
+            batch.append(self._fresh.popleft())
+        return batch, 1
+
+    def again(self, batch: list[T], n_round: int) -> None:
+        """Put a batch back."""
+        self._again.append((batch, n_round))
+
+    def halve(self, batch: list[T], n_round: int) -> None:
+        """Put a batch back in halves."""
+        half = len(batch) // 2
+        halves = [(batch[:half], n_round), (batch[half:], n_round)]
+        if self._sizes.learns:
+            self._again.extendleft(reversed(halves))
+        else:
+            self._again.extend(halves)
+
+    def clear(self) -> None:
+        """Ask for nothing more."""
+        self._fresh.clear()
+        self._again.clear()
+
+
+async def ask_all(
+    batches: Batches[T],
+    ask: Callable[[list[T]], Awaitable[tuple[R, list[T]]]],
+    keep: Callable[[list[R]], None],
+    fail: Callable[[list[T], str, int], R],
+    *,
+    caller: Caller,
+    concurrency: int = 4,
+    rounds: int = ROUNDS,
+) -> Stop | None:
+    """Ask for all batches; return why not all were asked for, or None.
+
+    Whatever has arrived is kept before this returns or raises, on cancellation (Ctrl-C) too.
+
+    Parameters
+    ----------
+    ask
+        Asks for a batch, by ``caller.call``; returns what came, and items that were left out of it.
+    keep
+        Takes what came, as one task finds it: several at once where keeping is slower than asking.
+    fail
+        Takes items for which nothing came, why, and how often they were asked for; returns it as ``ask``.
+    concurrency
+        Requests under way at once.
+    rounds
+        Times an item is asked for that a good answer left out, or whose request failed in passing or got an
+        answer that is not what was asked for.
+    """
+    arrived: asyncio.Queue[R] = asyncio.Queue(WAITING)
+    unsent: list[R] = []
+    stopped: Stop | None = None
+
+    def drained() -> list[R]:
+        found = []
+        with suppress(asyncio.QueueEmpty):
+            while True:
+                found.append(arrived.get_nowait())
+        return found
+
+    async def writer() -> None:
+        while True:
+            first = await arrived.get()
+            keep([first, *drained()])
+            # Let the workers go on between two writes, which do not await anything.
+            await asyncio.sleep(0)
+
+    async def worker() -> None:
+        while batches:
+            for result in await asked(*batches.take()):
+                try:
+                    await arrived.put(result)
+                except asyncio.CancelledError:
+                    unsent.append(result)  # the queue was full; what has arrived is kept all the same
+                    raise
+
+    async def asked(batch: list[T], n_round: int) -> list[R]:
+        try:
+            result, left = await ask(batch)
+        except ServiceError as error:
+            fatal = caller.hopeless()
+            if fatal is not None or error.ends_all:
+                raise fatal or error from None
+            if error.kind != "rejected" and n_round < rounds:
+                batches.again(batch, n_round + 1)
+                return []
+            if error.kind == "transient" or len(batch) == 1:
+                calls = caller.attempts if error.kind == "transient" else 1
+                return [fail(batch, error.reason, n_round * calls)]
+            # One bad item must not take the others with it.
+            batches.halve(batch, n_round if error.kind == "rejected" else max(rounds - 1, 1))
+            return []
+        if left and n_round < rounds:
+            batches.again(left, n_round + 1)
+        elif left:
+            return [result, fail(left, "the answer left it out", n_round)]
+        return [result]
+
+    running = {asyncio.create_task(worker()) for _ in range(max(1, min(concurrency, len(batches))))}
+    scribe = asyncio.create_task(writer())
+    try:
+        while running and stopped is None:
+            finished, _ = await asyncio.wait(
+                {*running, scribe}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
+            )
+            running -= finished
+            stopped = _error_of(finished) or caller.hopeless()
+            # A worker that ended while another gave back work leaves room for a new one.
+            if stopped is None:
+                more = min(concurrency - len(running), len(batches))
+                running |= {asyncio.create_task(worker()) for _ in range(more)}
+        if running and stopped is not None and not _gone(stopped):
+            # What is under way may be answered, and paid for. No new requests: the workers meet the same end.
+            batches.clear()
+            ending = asyncio.gather(*running, return_exceptions=True)
+            waited: set[asyncio.Future[Any]] = {ending, scribe}
+            grace = None if isinstance(stopped, BudgetSpentError) else GRACE
+            await asyncio.wait(waited, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (*running, scribe):
+            task.cancel()
+        ends = await asyncio.gather(*running, scribe, return_exceptions=True)
+        left = [*drained(), *unsent]
+        if left and isinstance(ends[-1], asyncio.CancelledError):  # else nothing can be kept any more
+            keep(left)
+    for end in ends:
+        # What could not be kept must not pass for something that was.
+        if isinstance(end, Exception) and not isinstance(end, Stop):
+            raise end
+    return stopped
+
+
+_Outcome = tuple[list[Answer], list[Failure]]
 
 
 class Source(Protocol):
@@ -93,7 +307,7 @@ class Harvest:
 
     tally: Tally
     failures: tuple[Failure, ...]
-    stopped: ServiceError | BudgetSpentError | None
+    stopped: Stop | None
 
 
 async def harvest(
@@ -105,9 +319,7 @@ async def harvest(
     progress: Callable[[Tally], None] = lambda tally: None,
     cost: Callable[[], float | None] = lambda: None,
 ) -> Harvest:
-    """Ask a source for all jobs.
-
-    Whatever has arrived is written before this returns or raises, on cancellation (Ctrl-C) too.
+    """Ask a source for all jobs, as :func:`ask_all` does.
 
     Parameters
     ----------
@@ -120,18 +332,10 @@ async def harvest(
     cost
         Returns what has been spent.
     """
-    todo: deque[tuple[list[Job], int]] = deque(
-        (list(jobs[i : i + source.batch_size]), 1) for i in range(0, len(jobs), source.batch_size)
-    )
     tally = Tally(len(jobs))
-    arrived: asyncio.Queue[tuple[list[Answer], list[Failure]]] = asyncio.Queue(WAITING)
-    unsent: list[tuple[list[Answer], list[Failure]]] = []
     failures: list[Failure] = []
-    stopped: ServiceError | BudgetSpentError | None = None
-    rejections = 0
-    rounds = int(getattr(source, "rounds", ROUNDS))
 
-    def keep(results: list[tuple[list[Answer], list[Failure]]]) -> None:
+    def keep(results: list[_Outcome]) -> None:
         answers = [a for found, _ in results for a in found]
         failed = [f for _, lost in results for f in lost]
         if answers or failed:
@@ -143,107 +347,39 @@ async def harvest(
         tally.cost = cost()
         progress(tally)
 
-    def drained() -> list[tuple[list[Answer], list[Failure]]]:
-        found = []
-        with suppress(asyncio.QueueEmpty):
-            while True:
-                found.append(arrived.get_nowait())
-        return found
-
-    async def writer() -> None:
-        while True:
-            first = await arrived.get()
-            keep([first, *drained()])
-            # Let the workers go on between two writes, which do not await anything.
-            await asyncio.sleep(0)
-
-    async def worker() -> None:
-        while todo:
-            batch, n_round = todo.popleft()
-            answers, lost = await asked(batch, n_round)
-            try:
-                await arrived.put((answers, lost))
-            except asyncio.CancelledError:
-                unsent.append((answers, lost))  # the queue was full; what has arrived is kept all the same
-                raise
-
-    async def asked(batch: list[Job], n_round: int) -> tuple[list[Answer], list[Failure]]:
-        nonlocal rejections
-        try:
-            answers, lost = await source.ask(batch)
-        except ServiceError as error:
-            if error.ends_all:
-                raise
-            if error.kind == "rejected":
-                rejections += 1
-                if rejections >= REJECTIONS:
-                    raise
-                if len(batch) > 1:
-                    # One bad gene must not take the others with it.
-                    half = len(batch) // 2
-                    todo.extend([(batch[:half], n_round), (batch[half:], n_round)])
-                    return [], []
-            elif error.kind == "transient" and n_round < rounds:
-                todo.append((batch, n_round + 1))
-                return [], []
-            attempts = n_round * (source.caller.attempts if error.kind == "transient" else 1)
-            return [], [Failure(job, error.reason, attempts=attempts) for job in batch]
-        rejections = 0
-        answers, lost = _fitting(batch, answers, lost)
+    async def ask(batch: list[Job]) -> tuple[_Outcome, list[Job]]:
+        answers, lost = _fitting(batch, *await source.ask(batch))
         known = {a.job for a in answers} | {f.job for f in lost}
-        rest = [job for job in batch if job not in known]
-        if rest and n_round < rounds:
-            todo.append((rest, n_round + 1))
-        else:
-            lost = lost + [Failure(job, "the answer left it out", attempts=n_round) for job in rest]
-        return answers, lost
+        return (answers, lost), [job for job in batch if job not in known]
 
-    running = {asyncio.create_task(worker()) for _ in range(max(1, min(concurrency, len(todo))))}
-    scribe = asyncio.create_task(writer())
-    try:
-        while running and stopped is None:
-            finished, _ = await asyncio.wait(
-                {*running, scribe}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
-            )
-            running -= finished
-            stopped = _error_of(finished) or source.caller.hopeless()
-            # A worker that ended while another gave back work leaves room for a new one.
-            if stopped is None:
-                more = min(concurrency - len(running), len(todo))
-                running |= {asyncio.create_task(worker()) for _ in range(more)}
-        if running and stopped is not None and not _gone(stopped):
-            # What is under way may be answered, and paid for. No new requests: the workers meet the same end.
-            todo.clear()
-            ending = asyncio.gather(*running, return_exceptions=True)
-            waited: set[asyncio.Future[Any]] = {ending, scribe}
-            await asyncio.wait(waited, timeout=GRACE, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (*running, scribe):
-            task.cancel()
-        ends = await asyncio.gather(*running, scribe, return_exceptions=True)
-        left = [*drained(), *unsent]
-        if left:
-            keep(left)
-    for end in ends:
-        # An answer that could not be written down must not pass for one that was.
-        if isinstance(end, Exception) and not isinstance(end, ServiceError | BudgetSpentError):
-            raise end
+    def fail(batch: list[Job], reason: str, attempts: int) -> _Outcome:
+        return [], [Failure(job, reason, attempts=attempts) for job in batch]
+
+    stopped = await ask_all(
+        Batches(jobs, Sizes(source.batch_size, learns=False)),
+        ask,
+        keep,
+        fail,
+        caller=source.caller,
+        concurrency=concurrency,
+        rounds=int(getattr(source, "rounds", ROUNDS)),
+    )
     return Harvest(tally, tuple(failures), stopped)
 
 
-def _error_of(finished: Iterable[asyncio.Task[None]]) -> ServiceError | BudgetSpentError | None:
+def _error_of(finished: Iterable[asyncio.Task[None]]) -> Stop | None:
     """Return the error that ended one of these tasks as errors may; raise any other."""
-    found: ServiceError | BudgetSpentError | None = None
+    found: Stop | None = None
     for task in finished:
         error = task.exception()
-        if isinstance(error, ServiceError | BudgetSpentError):
+        if isinstance(error, Stop):
             found = found or error
         elif error is not None:
             raise error
     return found
 
 
-def _gone(error: ServiceError | BudgetSpentError) -> bool:
+def _gone(error: Stop) -> bool:
     return isinstance(error, ServiceError) and error.kind in ("gone", "address")
 
 
