@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from scvec.api.genes import read_gene_list
 from scvec.api.knowledge import ensure_knowledge
-from scvec.api.live import ask_live
+from scvec.api.live import ask_live, named_genes, unasked
 from scvec.api.live_reports import ComplementReport, Cost, LiveReport, failed_genes
-from scvec.api.planning import named_genes, unasked
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
 from scvec.settings import Settings
