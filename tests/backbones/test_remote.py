@@ -142,6 +142,13 @@ def test_a_server_that_never_gives_proper_vectors_is_left(server: FakeServer, fa
         assert len(server.requests) == N_PROBES + 20
 
 
+def test_a_batch_is_halved_to_its_texts_before_the_server_is_left(server: FakeServer) -> None:
+    server.faults = Faults.after(N_PROBES, "bad-index")
+    kept = Kept(64)
+    outcome = make(server, inputs=64, concurrency=1).encode_each(texts(64), kept)
+    assert len(kept.rows) == 64 and not outcome.stopped
+
+
 @pytest.mark.parametrize("fault", ["nan", "wrong-dim", "no-data", "zero", "short"])
 def test_probes_are_checked_as_well(server: FakeServer, fault: str) -> None:
     server.faults = Faults.script([fault])
