@@ -93,7 +93,7 @@ class Batches(Generic[T]):
 
     def take(self) -> tuple[list[T], int]:
         """Return a batch and its round, from 1."""
-        # What a server takes is to be learned early; elsewhere a service that fails gets time.
+        # Elsewhere a service that fails gets time.
         if self._again and (self._sizes.learns or not self._fresh):
             batch, n_round = self._again.popleft()
             most = self._sizes.inputs
@@ -110,17 +110,17 @@ class Batches(Generic[T]):
         return batch, 1
 
     def again(self, batch: list[T], n_round: int) -> None:
-        """Put a batch back."""
-        self._again.append((batch, n_round))
+        """Put a batch back: where sizes are learned as the next, so that what is too much shows soon."""
+        if self._sizes.learns:
+            self._again.appendleft((batch, n_round))
+        else:
+            self._again.append((batch, n_round))
 
     def halve(self, batch: list[T], n_round: int) -> None:
         """Put a batch back in halves."""
         half = len(batch) // 2
-        halves = [(batch[:half], n_round), (batch[half:], n_round)]
-        if self._sizes.learns:
-            self._again.extendleft(reversed(halves))
-        else:
-            self._again.extend(halves)
+        for part in (batch[half:], batch[:half]):
+            self.again(part, n_round)
 
     def clear(self) -> None:
         """Ask for nothing more."""
