@@ -31,7 +31,7 @@ from live_store import live_store, texts
 import scvec
 from scvec.backbones import remote
 from scvec.errors import ScvecError
-from scvec.ingest import calls, ncbi
+from scvec.ingest.sources import ncbi, retry
 
 COLUMNS = ("what", "genes", "complete", "wrong", "calls", "least_calls", "calls_ratio", "genes_a_minute")
 FAULTY = ("429", "429-after", "500", "503", "reset", "malformed")
@@ -147,8 +147,8 @@ def main() -> None:
     parser.add_argument("--publish", action="store_true")
     options = parser.parse_args()
     logging.getLogger("aiohttp").setLevel(logging.ERROR)
-    calls.LAST_WAITS = tuple(w / 100 for w in calls.LAST_WAITS)  # type: ignore[assignment]
-    defaults_of(calls.Caller).update(pace=0.01, seed=1)
+    retry.LAST_WAITS = tuple(w / 100 for w in retry.LAST_WAITS)  # type: ignore[assignment]
+    defaults_of(retry.Caller).update(pace=0.01, seed=1)
     rows = run(options.genes)
     print(markdown(COLUMNS, rows))
     if options.publish:

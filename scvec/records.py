@@ -91,6 +91,12 @@ class Answer:
     descriptions: tuple[Description, ...] = ()
     note: Note | None = None
 
+    @property
+    def retrieved_at(self) -> str:
+        """When the last part was retrieved; empty where it has none."""
+        times = [d.retrieved_at for d in self.descriptions]
+        return max([*times, "" if self.note is None else self.note.retrieved_at])
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from scvec.errors import InputError
 from scvec.secrets import Secret
 
-__all__ = ["Price", "ServiceSettings", "Settings", "config_path"]
+__all__ = ["Price", "ServiceSettings", "Settings", "config_path", "is_loopback"]
 
 #: Environment variables per service: the names that the services' own tools read.
 _ENVIRONMENT = {
@@ -156,3 +158,10 @@ def _prices(table: Mapping[str, Any], path: Path) -> dict[str, Price]:
             fix = f'write [prices."{model}"] with input = and output = dollars per million tokens'
             raise InputError(f"the price of {model!r} cannot be read", str(path), fix) from error
     return prices
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is this machine itself."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback
+    return host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost")

@@ -61,11 +61,6 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(code):
     assert done.stderr.split("LOADED")[1].split() == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PROJECT)))
-def test_no_module_outgrows_its_noun(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
-
-
 def imported(path: Path) -> set[str]:
     """Parts of scvec that a module imports, anywhere in it."""
     names: set[str] = set()

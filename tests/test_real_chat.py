@@ -18,12 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from scvec.ingest.answers import LONGEST, SHORTEST
-from scvec.ingest.budget import Budget
-from scvec.ingest.chat import Chat
-from scvec.ingest.complement import SCHEMA, ComplementSource, Subject
-from scvec.ingest.harvest import Harvest, harvest
-from scvec.ingest.llm import LlmService
+from scvec.ingest.sources.llm import LONGEST, SCHEMA, SHORTEST, ComplementSource, Subject
+from scvec.ingest.sources.openai import Chat, LlmService
+from scvec.ingest.sources.prices import Budget
+from scvec.ingest.sources.run import Harvest, harvest
 from scvec.records import Answer
 from scvec.settings import Price, ServiceSettings
 
@@ -78,8 +76,8 @@ def address() -> Iterator[str]:
 
 def test_a_complement_by_a_real_model(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # It would say the same over and over up to the limit.
-    monkeypatch.setattr("scvec.ingest.complement.FIRST_LIMIT", 100)
-    monkeypatch.setattr("scvec.ingest.complement.LAST_LIMIT", 150)
+    monkeypatch.setattr("scvec.ingest.sources.llm.FIRST_LIMIT", 100)
+    monkeypatch.setattr("scvec.ingest.sources.llm.LAST_LIMIT", 150)
     budget = Budget(Price(1.0, 1.0), 1.0)
     kept: list[Answer] = []
 

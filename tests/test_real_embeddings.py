@@ -16,7 +16,7 @@ import pytest
 
 from scvec.backbones.remote import RemoteBackbone
 from scvec.errors import InputError
-from scvec.ingest.calls import Caller
+from scvec.ingest.sources.retry import Caller
 from scvec.settings import ServiceSettings, Settings
 from scvec.types import Float32
 

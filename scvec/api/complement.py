@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 from scvec.api.genes import read_gene_list
 from scvec.api.knowledge import ensure_knowledge
-from scvec.api.live import ask_live
+from scvec.api.live import ask_live, named_genes, unasked
 from scvec.api.live_reports import ComplementReport, Cost, LiveReport, failed_genes
-from scvec.api.planning import named_genes, unasked
 from scvec.errors import InputError
 from scvec.protocols import Progress, no_progress
 from scvec.settings import Settings
 from scvec.types import SPECIES, Species
 
 if TYPE_CHECKING:
-    from scvec.ingest.complement import Subject
+    from scvec.ingest.sources.llm import Subject
     from scvec.stores.knowledge import KnowledgeBase
 
 __all__ = ["ingest_complement"]
@@ -72,10 +71,9 @@ def ingest_complement(
     NetworkError, AuthError
         If the server is gone or refuses; what it answered before is in the store.
     """
-    from scvec.ingest.budget import Budget
-    from scvec.ingest.complement import ComplementSource, estimate
-    from scvec.ingest.llm import LlmService
-    from scvec.ingest.prices import price_of
+    from scvec.ingest.sources.llm import ComplementSource, estimate
+    from scvec.ingest.sources.openai import LlmService
+    from scvec.ingest.sources.prices import Budget, price_of
     from scvec.stores.store import Store
 
     if not model.strip():
@@ -163,7 +161,7 @@ def _subjects(
     overwrite: bool,
 ) -> list[Subject]:
     """Return the genes to describe and what is known of them, protein-coding ones unless named."""
-    from scvec.ingest.complement import Subject
+    from scvec.ingest.sources.llm import Subject
 
     genes = kb.genes()
     if names is None:

@@ -231,7 +231,7 @@ def _store(
 
 
 def _descriptions(found: LegacyFile, match: LegacyMatch, name: str) -> list[Description]:
-    from scvec.ingest.facts import provenance_json
+    from scvec.ingest.sources.facts import provenance_json
 
     texts = []
     for group, genes in match.genes.items():

@@ -2,33 +2,314 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import binascii
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import numpy.typing as npt
 
-from scvec.backbones.dispatch import Dispatch, Sizes, requests_of
-from scvec.backbones.embedding_calls import Embedded, EmbeddingCalls
-from scvec.backbones.probing import ALONE, BATCH, probe_server
+from scvec.backbones.sentence import PROBES
 from scvec.errors import InputError, NetworkError
-from scvec.ingest.budget import Budget
-from scvec.ingest.calls import Caller, ServiceError
-from scvec.ingest.harvest import BudgetSpentError, run_async
-from scvec.ingest.hosts import is_loopback
-from scvec.ingest.llm import OPENAI_URL, LlmService
-from scvec.ingest.prices import price_of
-from scvec.ingest.tokens import count_tokens, truncate
+from scvec.ingest.sources.openai import OPENAI_URL, LlmError, LlmService
+from scvec.ingest.sources.prices import Budget, price_of
+from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
+from scvec.ingest.sources.run import Batches, Sizes, Stop, ask_all, run_async
+from scvec.ingest.sources.tokens import count_tokens, truncate
 from scvec.protocols import Streamed
+from scvec.settings import is_loopback
 from scvec.types import Float32, Space, text_sha256
 
 if TYPE_CHECKING:
     from scvec.settings import Settings
 
-__all__ = ["Estimate", "RemoteBackbone"]
+__all__ = ["Embedded", "Estimate", "RemoteBackbone", "probe_server", "vectors_of"]
+
+#: Numbers that a vector may have.
+LARGEST_DIM = 65536
+#: Times a probe is asked for whose answer is not what was asked for.
+PROBE_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """An answer that is what was asked for.
+
+    Attributes
+    ----------
+    vectors
+        (n, dim) float32 of length 1, one per text, in order.
+    model
+        The model that the server says it was, or empty.
+    seconds
+        Time that the call took which was answered.
+    """
+
+    vectors: Float32
+    model: str = ""
+    seconds: float = 0.0
+
+
+class EmbeddingCalls:
+    """Asks one model of one server for embeddings, for all tasks of a run.
+
+    Parameters
+    ----------
+    dimensions
+        Sent where given; whether the server heeds it is seen from the vectors.
+    """
+
+    def __init__(self, service: LlmService, budget: Budget, model: str, dimensions: int | None) -> None:
+        self.service, self.budget = service, budget
+        self.model, self.dimensions = model, dimensions
+        #: ``base64`` is a quarter of the bytes; servers that do not know it answer with numbers, or refuse.
+        self.encoding = "base64"
+
+    async def ask(
+        self, texts: Sequence[str], n_tokens: int, dim: int | None = None, *, tries: int = 1
+    ) -> Embedded:
+        """Return the vectors of texts.
+
+        Parameters
+        ----------
+        n_tokens
+            Tokens of all texts, for the budget.
+        dim
+            What their dimension must be, if it is known.
+        tries
+            Times they are asked for where what comes is not what was asked for.
+
+        Raises
+        ------
+        ServiceError
+            Of kind ``unfit`` if the answer is not what was asked for; others as :meth:`LlmService.call`.
+        BudgetSpentError
+            If it might cost too much; nothing was sent.
+        """
+        body: dict[str, Any] = {"model": self.model, "input": list(texts), "encoding_format": self.encoding}
+        if self.dimensions is not None:
+            body["dimensions"] = self.dimensions
+
+        async def once() -> Embedded:
+            # Every attempt may cost: it is set aside before it is made.
+            reserve = self.budget.reserve(n_tokens)
+            started = time.monotonic()
+            try:
+                answer = await self.service.send("/embeddings", body)
+            except LlmError as error:
+                if error.may_cost:
+                    reserve.keep()
+                else:
+                    reserve.release()
+                if error.status == 500 and "too large" in error.reason:
+                    # llama.cpp calls it a failure of its own that a text is longer than it takes.
+                    raise ServiceError("rejected", error.reason) from None
+                raise
+            except BaseException:
+                reserve.keep()
+                raise
+            reserve.settle(_tokens_used(answer, n_tokens))
+            vectors = vectors_of(answer, len(texts), self.service.host, dim)
+            model = answer.get("model")
+            seconds = time.monotonic() - started
+            return Embedded(vectors, model if isinstance(model, str) else "", seconds)
+
+        return await self.service.call(once, unfit=tries)
+
+
+def vectors_of(answer: Mapping[str, Any], n: int, host: str, dim: int | None = None) -> Float32:
+    """Return the vectors of an answer, (n, dim) float32 of length 1, matched by ``index``.
+
+    Parameters
+    ----------
+    dim
+        What their dimension must be; None to take what comes.
+
+    Raises
+    ------
+    ServiceError
+        Of kind ``unfit`` if an index is missing, doubled or beyond, or a vector is of another dimension than
+        the others or ``dim``, not of finite numbers, or zero.
+    """
+    rows = answer.get("data")
+    if not isinstance(rows, list) or len(rows) != n:
+        found = f"{len(rows):,}" if isinstance(rows, list) else "no list of"
+        raise ServiceError("unfit", f"{host} gave {found} vectors for {n:,} texts")
+    ordered: list[Any] = [None] * n
+    for row in rows:
+        index = row.get("index") if isinstance(row, dict) else None
+        if type(index) is not int or not 0 <= index < n:
+            raise ServiceError("unfit", f"{host} gave a vector whose index is no text's")
+        if ordered[index] is not None:
+            raise ServiceError("unfit", f"{host} gave two vectors for one text")
+        ordered[index] = _numbers(row.get("embedding"), host)
+    dims = {len(vector) for vector in ordered}
+    wanted = dim if dim is not None else len(ordered[0])
+    if dims != {wanted}:
+        found = ", ".join(map(str, sorted(dims)))
+        raise ServiceError("unfit", f"{host} gave vectors of dimension {found}, not {wanted}")
+    vectors = np.stack(ordered)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(norms).all():
+        raise ServiceError("unfit", f"{host} gave a vector with NaN or infinity")
+    if not (norms > 1e-12).all():
+        raise ServiceError("unfit", f"{host} gave a vector of zeros")
+    return np.asarray(vectors / norms, dtype=np.float32)
+
+
+def _numbers(value: Any, host: str) -> npt.NDArray[np.float64]:
+    """Return a vector as numbers, whatever they are; it is base64 of little-endian float32, or a list."""
+    fault = ServiceError("unfit", f"{host} gave a vector that cannot be read")
+    try:
+        if isinstance(value, str):
+            numbers = np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4").astype(np.float64)
+        elif isinstance(value, list) and set(map(type, value)) <= {int, float}:
+            numbers = np.array(value, dtype=np.float64)
+        else:
+            raise fault
+    except (ValueError, OverflowError, binascii.Error):
+        raise fault from None
+    if not 1 <= len(numbers) <= LARGEST_DIM:
+        raise fault
+    return numbers
+
+
+def _tokens_used(answer: Mapping[str, Any], n_tokens: int) -> int:
+    """Return what the server says it counted; our own count where it says nothing sensible."""
+    usage = answer.get("usage")
+    found = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return found if type(found) is int and 0 <= found < 10**9 else n_tokens
+
+
+#: Texts that are asked for alone.
+ALONE = PROBES[:3]
+#: The company in which they are asked for again: texts of other lengths, which some servers pad wrongly.
+COMPANY = (
+    "SST",
+    "A hormone of the islets that is secreted when the blood holds much glucose, and lets muscle and fat "
+    "take it up. " * 4,
+    "LOC100129534, an uncharacterized gene.",
+)
+BATCH = tuple(text for pair in zip(ALONE, COMPANY, strict=True) for text in pair)
+#: Cosines of two vectors of one text: below, a batch changes them, or the server gives others each time.
+SAME_IN_BATCH, SAME_AT_ALL = 0.999, 0.99
+
+Ask = Callable[[Sequence[str], "int | None"], Awaitable[Embedded]]
+
+
+@dataclass
+class Probe:
+    """What was found.
+
+    Attributes
+    ----------
+    vectors
+        Of :data:`ALONE`, (3, dim) float32.
+    model
+        The model that the server says it is.
+    seconds
+        That one text took, alone.
+    one_by_one
+        Whether a request may hold one text only.
+    one_at_a_time
+        Whether one request may be under way only: what a server joins to a batch of its own is a batch too.
+    """
+
+    vectors: Float32
+    model: str
+    seconds: float
+    one_by_one: bool = False
+    one_at_a_time: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self.vectors.shape[1])
+
+
+async def probe_server(ask: Ask, host: str, dimensions: int | None = None) -> Probe:
+    """Ask for a few texts alone and in a batch.
+
+    Parameters
+    ----------
+    ask
+        Takes texts, and the dimension their vectors must have, if one is known.
+    host
+        For messages.
+    dimensions
+        What was asked for.
+
+    Raises
+    ------
+    InputError
+        If the server gives another dimension than was asked for, one vector for different texts, or other
+        vectors for a text each time.
+    ServiceError
+        As ``ask``.
+    """
+
+    answers = [await ask([text], None) for text in ALONE]
+    notes = []
+    together = None
+    try:
+        together = await ask(BATCH, None)
+    except ServiceError as error:
+        if error.kind != "rejected":
+            raise
+        notes.append(f"{host} takes one text a request, and gets one")
+    # One answer may be of a wrong dimension by chance: what most have is right.
+    found = [a.vectors.shape[1] for a in (*answers, together) if a is not None]
+    dim = Counter(found).most_common(1)[0][0]
+    if dimensions not in (None, dim):
+        what = f"{host} gave vectors of {dim} dimensions where {dimensions} were asked for"
+        fix = "leave out dimensions=, or name a model that can shorten them"
+        raise InputError(what, "--backbone", fix)
+    answers = [
+        answer if answer.vectors.shape[1] == dim else await ask([text], dim)
+        for text, answer in zip(ALONE, answers, strict=True)
+    ]
+    alone = np.concatenate([answer.vectors for answer in answers])
+    if float(np.triu(alone @ alone.T, 1).max()) > 1 - 1e-6:
+        raise InputError(f"{host} gives different texts the same vector", "--backbone", "check the model")
+    # The first call opens the connection, or wakes the model up.
+    seconds = float(np.median([a.seconds for a in answers]))
+    probe = Probe(alone, answers[0].model, seconds, together is None, notes=notes)
+    if together is None:
+        at_once = await asyncio.gather(*(ask([text], dim) for text in ALONE))
+        if min(float(a.vectors[0] @ b) for a, b in zip(at_once, alone, strict=True)) < SAME_IN_BATCH:
+            probe.one_at_a_time = True
+            notes.append(f"{host} gives other vectors to texts asked for at once: it gets one at a time")
+        return probe
+    if together.vectors.shape[1] != dim:
+        together = await ask(BATCH, dim)
+    cosines = (alone * together.vectors[::2]).sum(axis=1)
+    worst = int(cosines.argmin())
+    if cosines[worst] >= SAME_IN_BATCH:
+        return probe
+    # A batch made the difference, or the server makes one each time.
+    again = float((await ask([ALONE[worst]], dim)).vectors[0] @ alone[worst])
+    if again >= SAME_IN_BATCH:
+        # Also one request at a time: llama.cpp computes what several ask for at once as a batch.
+        probe.one_by_one = probe.one_at_a_time = True
+        notes.append(
+            f"{host} gives other vectors in batches than alone (cosine {cosines[worst]:.3f}): it gets one "
+            "text at a time"
+        )
+    elif again >= SAME_AT_ALL:
+        notes.append(f"{host} gives a text another vector each time (cosine {again:.4f})")
+    else:
+        what = f"{host} gives a text another vector each time (cosine {again:.3f})"
+        raise InputError(what, "--backbone", "use a server whose vectors can be compared")
+    return probe
+
 
 #: OpenAI's limits: inputs and tokens of one request, tokens of one text.
 MOST_INPUTS, MOST_TOKENS, LONGEST = 2048, 300_000, 8192
@@ -36,6 +317,8 @@ MOST_INPUTS, MOST_TOKENS, LONGEST = 2048, 300_000, 8192
 INPUTS = 256
 #: Seconds that one request takes at OpenAI, for estimates.
 SECONDS_A_REQUEST = 1.5
+
+_Vectors = tuple[list[int], Float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +330,7 @@ class Estimate:
     requests
         The fewest that will do, probes included.
     tokens
-        From above where :func:`~scvec.ingest.tokens.count_tokens` can but estimate.
+        From above where :func:`~scvec.ingest.sources.tokens.count_tokens` can but estimate.
     cost
         US dollars; None if the price is not known.
     seconds
@@ -194,7 +477,11 @@ class RemoteBackbone:
     def estimate(self, texts: Sequence[str]) -> Estimate:
         """Return what encoding texts would take; asks nobody."""
         counts = self._counted([t for t in texts if t.strip()])[1]
-        requests = len(requests_of(counts, self._sizes.inputs, MOST_TOKENS))
+        batches = Batches(counts, Sizes(self._sizes.inputs, MOST_TOKENS), lambda count: count)
+        requests = 0
+        while batches:
+            batches.take()
+            requests += 1
         if self._probed is None and counts:
             probes = count_tokens([*ALONE, *BATCH], self.model).counts
             counts, requests = [*counts, *probes], requests + len(ALONE) + 1
@@ -261,30 +548,50 @@ class RemoteBackbone:
             spent = "" if self.spent is None else f", ${self.spent:.4f}"
             progress(done, f"{rate:,.0f} a minute{spent}")
 
-        async def run() -> tuple[Dispatch, ServiceError | BudgetSpentError | None]:
+        failures: dict[int, str] = dict.fromkeys(sorted(empty), "the text is empty")
+
+        def kept(results: list[_Vectors]) -> None:
+            for rows, vectors in results:
+                if rows:
+                    arrived(rows, vectors)
+
+        def failed(rows: list[int], reason: str, attempts: int) -> _Vectors:
+            failures.update(dict.fromkeys(rows, reason))
+            return [], np.empty((0, 0), np.float32)
+
+        async def run() -> Stop | None:
             async with self._calls() as calls:
                 if self._probed is None:
                     await self._probe(calls)
                 dim = self.space.dim
-                dispatch = Dispatch(
-                    lambda rows: calls.ask([sent[i] for i in rows], sum(counts[i] for i in rows), dim),
-                    counts,
-                    arrived,
-                    caller=calls.service.caller,
-                    sizes=self._sizes,
-                    concurrency=self.concurrency,
-                    skip=empty,
-                )
-                return dispatch, await dispatch.run()
 
-        failures: dict[int, str] = dict.fromkeys(sorted(empty), "the text is empty")
+                async def ask(rows: list[int]) -> tuple[_Vectors, list[int]]:
+                    n_tokens = sum(counts[i] for i in rows)
+                    try:
+                        answer = await calls.ask([sent[i] for i in rows], n_tokens, dim)
+                    except ServiceError as error:
+                        if error.kind == "rejected":
+                            self._sizes.refused(len(rows))
+                        raise
+                    self._sizes.took(len(rows), n_tokens, answer.seconds)
+                    return (rows, answer.vectors), []
+
+                return await ask_all(
+                    Batches((i for i in range(len(sent)) if i not in empty), self._sizes, counts.__getitem__),
+                    ask,
+                    kept,
+                    failed,
+                    caller=calls.service.caller,
+                    concurrency=self.concurrency,
+                )
+
         if len(empty) == len(sent):
             return Streamed(failures)
         try:
-            dispatch, stopped = run_async(run())
+            stopped = run_async(run())
         except (ServiceError, BudgetSpentError) as error:
-            return self._ended(failures, error)
-        return self._ended(failures | dispatch.failures, stopped)
+            stopped = error
+        return self._ended(failures, stopped)
 
     @asynccontextmanager
     async def _calls(self) -> AsyncIterator[EmbeddingCalls]:
@@ -307,13 +614,13 @@ class RemoteBackbone:
         async def ask(given: Sequence[str], dim: int | None) -> Embedded:
             n_tokens = count_tokens(given, self.model).total
             try:
-                return await calls.ask(given, n_tokens, dim)
+                return await calls.ask(given, n_tokens, dim, tries=PROBE_TRIES)
             except ServiceError as error:
                 # Some servers know no base64, and refuse the request.
                 if error.kind != "rejected" or len(given) > 1 or calls.encoding == "float":
                     raise
             calls.encoding = self._encoding = "float"
-            return await calls.ask(given, n_tokens, dim)
+            return await calls.ask(given, n_tokens, dim, tries=PROBE_TRIES)
 
         found = await probe_server(ask, calls.service.host, self.dimensions)
         self._notes |= dict.fromkeys(found.notes)
@@ -366,7 +673,7 @@ class RemoteBackbone:
             normalized=True,
         )
 
-    def _ended(self, failures: dict[int, str], stopped: ServiceError | BudgetSpentError | None) -> Streamed:
+    def _ended(self, failures: dict[int, str], stopped: Stop | None) -> Streamed:
         error = stopped.translated(self._name) if isinstance(stopped, ServiceError) else None
         return Streamed(failures, "" if stopped is None else str(stopped), error)
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from scvec.errors import InputError
-from scvec.ingest.facts import clean_summary, facts_of, text_field, texts_field
 from scvec.ingest.legacy_files import read_records
+from scvec.ingest.sources.facts import clean_summary, facts_of, text_field, texts_field
 from scvec.types import Float32, Species
 
 __all__ = ["KINDS", "LegacyEntry", "LegacyFile", "read_legacy"]
@@ -83,7 +83,7 @@ class LegacyEntry:
     row
         Row of :attr:`LegacyFile.vectors`; -1 for a text.
     provenance, facts
-        Who provided the text; the other fields under the names of :data:`scvec.ingest.facts.FACTS`.
+        Who provided the text; the other fields under the names of :data:`scvec.ingest.sources.facts.FACTS`.
     """
 
     key: str

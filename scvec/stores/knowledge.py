@@ -10,13 +10,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from scvec.errors import StoreError
-from scvec.stores.absorb import absorb
+from scvec.stores.answers import Jobs, absorb
 from scvec.stores.descriptions import Descriptions
 from scvec.stores.digest import Digest
 from scvec.stores.duckdb_errors import translate
 from scvec.stores.gene_records import load_genes, match_genes
 from scvec.stores.gene_search import GeneSearch
-from scvec.stores.jobs import Jobs
 from scvec.stores.ontology import CellOntology
 from scvec.stores.schema import CONTENT_TABLES, SCHEMA_VERSION, create, current_version
 from scvec.stores.snapshot import SNAPSHOT_SOURCE, Snapshot

@@ -145,16 +145,10 @@ class Store:
         return older
 
     def journal(self) -> Journal:
-        """Return the journal of answers of live sources, which belongs to no generation.
-
-        Raises
-        ------
-        LockedError
-            At its first use, if another process has it.
-        """
+        """Return the journal of answers of live sources, to look at; it belongs to no generation."""
         from scvec.stores.journal import Journal
 
-        return Journal(journal_path(self.path))
+        return Journal(journal_path(self.path), writable=False)
 
     @contextmanager
     def begin(

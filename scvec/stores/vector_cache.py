@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scvec.errors import InputError, LockedError
-from scvec.stores.files import os_errors
+from scvec.errors import InputError
+from scvec.stores.append_log import AppendLog
 from scvec.stores.shipped_vectors import ShippedVectors
 from scvec.types import Bool, Float32, Space
 
@@ -20,29 +21,21 @@ if TYPE_CHECKING:
 
 __all__ = ["VectorCache"]
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS vectors (
-    space VARCHAR NOT NULL, text_sha256 VARCHAR NOT NULL, vector BLOB NOT NULL,
-    PRIMARY KEY (space, text_sha256)
-);
-CREATE TABLE IF NOT EXISTS spaces (fingerprint VARCHAR PRIMARY KEY, space VARCHAR NOT NULL)
-"""
-
 
 class VectorCache:
     """Vectors of texts, keyed by space and SHA-256 of the text.
 
     Looks among the vectors that ship with the package, then in the spaces of a generation, then in a working
-    database that outlives a killed process. Shipped vectors go first: a shipped text then has the same vector
-    in every store. Each :meth:`put_many` is one transaction: a kill loses at most the batch that was being
-    written.
+    file that outlives a killed process (:class:`~scvec.stores.append_log.AppendLog`). Shipped vectors go
+    first: a shipped text then has the same vector in every store. What :meth:`put_many` wrote is on the disk
+    when it returns.
 
     Parameters
     ----------
     spaces
         Fingerprint -> space of the generation.
     work
-        Working database, or None to only read the spaces. Only the holder of the writer lock may open it.
+        Working file, or None to only read the spaces. Only the holder of the writer lock may open it.
     shipped
         By default those of the package.
     """
@@ -55,10 +48,12 @@ class VectorCache:
         shipped: ShippedVectors | None = None,
     ) -> None:
         self._spaces = spaces
-        self._work = work
         self._shipped = ShippedVectors() if shipped is None else shipped
         self._rows: dict[str, dict[str, int]] = {}
-        self._connection: Any = None
+        self._log = None if work is None else AppendLog(work)
+        # Per fingerprint where in the working file the vector of a text is; None before the first look.
+        self._places: dict[str, dict[str, int]] | None = None
+        self._worked: dict[str, Space] = {}
         #: What went wrong on the way and was mended.
         self.notes: list[str] = []
 
@@ -93,12 +88,12 @@ class VectorCache:
             vectors[more] = stored.vectors[numbers[more]]
             found |= more
         missing = [i for i in range(len(wanted)) if not found[i]]
-        if missing and self._work is not None and (self._connection is not None or self._work.exists()):
-            blobs = self._read(space, [wanted[i] for i in missing])
+        if missing and self._log is not None:
+            worked = self._read(self._log, space, {wanted[i] for i in missing})
             for i in missing:
-                blob = blobs.get(wanted[i])
-                if blob is not None:
-                    found[i], vectors[i] = True, blob
+                vector = worked.get(wanted[i])
+                if vector is not None:
+                    found[i], vectors[i] = True, vector
         return found, vectors
 
     def count_shipped(self, space: Space, shas: Sequence[str]) -> int:
@@ -113,75 +108,50 @@ class VectorCache:
             )
         if not np.isfinite(vectors).all():
             raise InputError("a text vector holds NaN or infinity", space.backbone, "check the backbone")
-        if self._work is None:
+        if self._log is None:
             raise InputError("this cache is open for reading only")
         if not len(shas):
             return
-        import pyarrow as pa
-
-        unique = {sha: i for i, sha in enumerate(shas)}
-        rows = vectors.astype("<f4")
-        batch = pa.table(
-            {
-                "space": pa.array([space.fingerprint] * len(unique), pa.string()),
-                "text_sha256": pa.array(list(unique), pa.string()),
-                "vector": pa.array([rows[i].tobytes() for i in unique.values()], pa.binary()),
-            }
+        name, places = space.fingerprint, self._found(self._log)
+        rows = {sha: i for i, sha in enumerate(shas)}
+        encoded = vectors.astype("<f4")
+        if name not in self._worked:
+            self._log.append([(["space", name, ""], json.dumps(space.to_dict(), sort_keys=True))])
+            self._worked[name] = space
+        written = self._log.append(
+            (["vector", name, sha], base64.b64encode(encoded[i].tobytes()).decode())
+            for sha, i in rows.items()
         )
-        with os_errors(self._work):
-            connection = self._open()
-            connection.register("batch", batch)
-            try:
-                connection.execute("BEGIN")
-                connection.execute("INSERT OR REPLACE INTO vectors SELECT * FROM batch")
-                connection.execute(
-                    "INSERT OR IGNORE INTO spaces VALUES (?, ?)",
-                    [space.fingerprint, json.dumps(space.to_dict(), sort_keys=True)],
-                )
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(Exception):
-                    connection.execute("ROLLBACK")
-                raise
-            finally:
-                connection.unregister("batch")
+        places.setdefault(name, {}).update(zip(rows, written, strict=True))
 
     def known_spaces(self) -> list[Space]:
         """Return the spaces of which there are vectors, those of the generation first."""
         known = {fingerprint: stored.space for fingerprint, stored in self._spaces.items()}
-        if self._work is not None and (self._connection is not None or self._work.exists()):
-            for fingerprint, text in self._open().execute("SELECT * FROM spaces ORDER BY ALL").fetchall():
-                with suppress(ValueError, TypeError, KeyError):
-                    space = Space.from_dict(json.loads(text))
-                    if space.fingerprint == fingerprint:
-                        known.setdefault(fingerprint, space)
+        if self._log is not None:
+            self._found(self._log)
+            for name, space in self._worked.items():
+                known.setdefault(name, space)
         return list(known.values())
 
     def drop_stored(self, spaces: dict[str, StoredSpace]) -> None:
-        """Forget rows of the working database that these spaces of a committed generation hold."""
-        if self._work is None or (self._connection is None and not self._work.exists()):
+        """Forget rows of the working file that these spaces of a committed generation hold."""
+        if self._log is None:
             return
-        import pyarrow as pa
-
-        connection = self._open()
-        for fingerprint, stored in spaces.items():
-            kept = pa.table({"text_sha256": pa.array(stored.genes["text_sha256"].astype(str), pa.string())})
-            connection.register("kept", kept)
-            connection.execute(
-                "DELETE FROM vectors WHERE space = ? AND text_sha256 IN (SELECT text_sha256 FROM kept)",
-                [fingerprint],
-            )
-            connection.unregister("kept")
-        (left,) = connection.execute("SELECT count(*) FROM vectors").fetchone()
-        self.close()
-        if left == 0:
-            _remove(self._work)
+        left = {name: dict(found) for name, found in self._found(self._log).items()}
+        for name, stored in spaces.items():
+            for sha in stored.genes["text_sha256"].astype(str):
+                left.get(name, {}).pop(sha, None)
+        if left == self._places:
+            return
+        kept = {at for found in left.values() for at in found.values()}
+        entries = self._log.entries() if kept else []
+        self._log.keep([e.at for e in entries if e.at in kept or e.head[0] == "space"])
+        self._places = None
 
     def close(self) -> None:
-        """Close the working database."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Close the working file."""
+        if self._log is not None:
+            self._log.close()
 
     def _stored_rows(self, stored: StoredSpace) -> dict[str, int]:
         fingerprint = stored.space.fingerprint
@@ -190,71 +160,35 @@ class VectorCache:
             self._rows[fingerprint] = {sha: i for i, sha in enumerate(shas)}
         return self._rows[fingerprint]
 
-    def _read(self, space: Space, shas: list[str]) -> dict[str, Float32]:
-        import pyarrow as pa
-
-        connection = self._open()
-        connection.register("wanted", pa.table({"sha": pa.array(sorted(set(shas)), pa.string())}))
-        try:
-            rows = connection.execute(
-                "SELECT text_sha256, vector FROM vectors JOIN wanted ON text_sha256 = sha WHERE space = ?",
-                [space.fingerprint],
-            ).fetchall()
-        finally:
-            connection.unregister("wanted")
+    def _read(self, log: AppendLog, space: Space, shas: set[str]) -> dict[str, Float32]:
+        places = self._found(log).get(space.fingerprint, {})
+        wanted = [sha for sha in places if sha in shas]
         good: dict[str, Float32] = {}
-        bad: list[str] = []
-        for sha, blob in rows:
-            vector = np.frombuffer(blob, dtype="<f4") if len(blob) == 4 * space.dim else None
-            if vector is None or not np.isfinite(vector).all():
-                bad.append(sha)
-            else:
+        for sha, body in zip(wanted, log.bodies([places[sha] for sha in wanted])):  # noqa: B905
+            data = base64.b64decode(body)
+            vector = np.frombuffer(data, dtype="<f4") if len(data) == 4 * space.dim else None
+            if vector is not None and np.isfinite(vector).all():
                 good[sha] = vector.astype(np.float32)
+        bad = [sha for sha in wanted if sha not in good]
         for sha in bad:
-            connection.execute(
-                "DELETE FROM vectors WHERE space = ? AND text_sha256 = ?", [space.fingerprint, sha]
-            )
+            del places[sha]
         if bad:
             self.notes.append(f"{len(bad):,} damaged vectors in the working cache were dropped")
         return good
 
-    def _open(self) -> Any:
-        if self._connection is None:
-            if self._work is None:
-                raise InputError("this cache is open for reading only")
-            import duckdb
-
-            try:
-                self._connection = _connect(self._work)
-            except duckdb.Error as error:
-                with os_errors(self._work):
-                    if any(text in str(error) for text in ("No space left", "quota exceeded")):
-                        raise
-                if "set lock" in str(error):
-                    what = "another process uses the working cache of the store"
-                    raise LockedError(what, str(self._work), "wait for it to end") from error
-                # Only a cache: what it held can be encoded again.
-                self.notes.append("the working cache of text vectors was damaged; begun anew")
-                _remove(self._work)
-                self._connection = _connect(self._work)
-        return self._connection
-
-
-def _connect(path: Path) -> Any:
-    import duckdb
-
-    connection = duckdb.connect(str(path))
-    try:
-        connection.execute(_TABLE)
-        connection.execute("SELECT space, text_sha256, vector FROM vectors LIMIT 0")
-        connection.execute("SELECT fingerprint, space FROM spaces LIMIT 0")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _remove(path: Path) -> None:
-    for name in (path.name, path.name + ".wal"):
-        with suppress(FileNotFoundError):
-            path.with_name(name).unlink()
+    def _found(self, log: AppendLog) -> dict[str, dict[str, int]]:
+        """Return where the vectors in the working file are; of equal ones the last counts."""
+        if self._places is None:
+            self._places, self._worked = {}, {}
+            for at, _, (kind, name, sha) in log.entries():
+                if kind == "vector":
+                    self._places.setdefault(name, {})[sha] = at
+                else:
+                    (body,) = log.bodies([at])
+                    with suppress(ValueError, TypeError, KeyError):
+                        self._worked[name] = Space.from_dict(json.loads(body))
+            if log.aside is not None:
+                n = sum(map(len, self._places.values()))
+                kept = f"{n:,} vectors could be read; the file is kept as {log.aside.name}"
+                self.notes.append(f"the working cache of text vectors was damaged: {kept}")
+        return self._places

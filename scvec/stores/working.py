@@ -20,7 +20,7 @@ __all__ = ["WorkingFiles", "journal_path"]
 
 def journal_path(folder: Path) -> Path:
     """Path of a store's journal of answers."""
-    return folder / "work" / "answers.duckdb"
+    return folder / "work" / "answers.log"
 
 
 class WorkingFiles:
@@ -34,7 +34,7 @@ class WorkingFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._vectors_path = folder / "work" / "vectors.duckdb"
+        self._vectors_path = folder / "work" / "vectors.log"
         self._cache: VectorCache | None = None
         self._journal: Journal | None = None
         self.copy: KnowledgeCopy | None = None

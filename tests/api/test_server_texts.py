@@ -18,7 +18,7 @@ from scvec.api.texts import encode_genes, gene_table, plan_encoding
 from scvec.backbones.remote import RemoteBackbone
 from scvec.backbones.spec import parse_spec
 from scvec.errors import AuthError, InputError, NetworkError, StoreError
-from scvec.ingest.calls import Caller
+from scvec.ingest.sources.retry import Caller
 from scvec.secrets import Secret
 from scvec.settings import Price, ServiceSettings, Settings
 from scvec.stores.vector_cache import VectorCache
@@ -200,10 +200,9 @@ def test_another_model_behind_the_same_name_is_refused(
     with pytest.raises(StoreError, match="another model"):
         encode(cache)
     # Vectors of the probes are lost, as with a store that was copied without its cache: genes are compared.
-    cache._open().execute(
-        "DELETE FROM vectors WHERE text_sha256 NOT IN (SELECT unnest(?))",
-        [[text_sha256(t) for t in gene_table(KB, IDS, "default")["text"]]],
-    )
+    known = {text_sha256(t) for t in gene_table(KB, IDS, "default")["text"]}
+    cache._log.keep([e.at for e in cache._log.entries() if e.head[0] == "space" or e.head[2] in known])
+    cache = VectorCache({}, cache._log.path)
     with pytest.raises(StoreError, match="another model"):
         encode(cache)
     monkeypatch.undo()

@@ -2,20 +2,83 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
 from fake_faults import QUICK, Faults
+from fake_openai import fake_vector
 from fake_server import FakeServer
-from remote_parts import KEY, MODEL, N_PROBES, Kept, make, same, texts
+from hypothesis import given
+from hypothesis import strategies as st
 
-from scvec.backbones.remote import RemoteBackbone
+from scvec.backbones import remote
+from scvec.backbones.remote import RemoteBackbone, vectors_of
 from scvec.backbones.spec import load_backbone, parse_spec
-from scvec.errors import InputError
+from scvec.errors import AuthError, InputError, NetworkError, ScvecError
+from scvec.ingest.sources.retry import Caller, ServiceError
 from scvec.protocols import StreamingBackbone
-from scvec.settings import Settings
-from scvec.types import Space
+from scvec.secrets import Secret
+from scvec.settings import Price, ServiceSettings, Settings
+from scvec.types import Space, text_sha256
+
+MODEL = "text-embedding-3-small"
+KEY = "sk-canary-of-the-embedding-tests"
+#: Requests of the probe: three texts alone, one batch.
+N_PROBES = 4
+
+
+def texts(n: int) -> list[str]:
+    return [
+        f"G{i} (gene number {i}) takes part in process {i % 7}. " + "It is known. " * (i % 5)
+        for i in range(n)
+    ]
+
+
+def rows_of(given: list[str]) -> list[dict[str, Any]]:
+    return [{"index": i, "embedding": [float(x) for x in fake_vector(t)]} for i, t in enumerate(given)]
+
+
+def oracle(given: list[str], dim: int = 32, model: str = MODEL) -> np.ndarray:
+    return np.array([fake_vector(t, dim, model=model) for t in given], np.float32).reshape(-1, dim)
+
+
+def make(server: FakeServer, model: str = MODEL, **options: Any) -> RemoteBackbone:
+    price = options.pop("price", None)
+    timeout = options.pop("timeout", 60.0)
+    settings = Settings(
+        openai=ServiceSettings(api_key=Secret(KEY), base_url=f"{server.url}/v1", timeout=timeout),
+        prices={} if price is None else {model: Price(price)},
+    )
+    options.setdefault("caller", lambda host: Caller(host, pace=0.002, seed=0))
+    return RemoteBackbone(model, "default", settings=settings, **options)
+
+
+class Kept:
+    """What was given to ``keep``; no text twice."""
+
+    def __init__(self, n: int, dim: int = 32) -> None:
+        self.vectors = np.full((n, dim), np.nan, np.float32)
+        self.sizes: list[int] = []
+
+    def __call__(self, rows: list[int], vectors: np.ndarray) -> None:
+        assert vectors.dtype == np.float32 and np.isnan(self.vectors[rows]).all()
+        self.vectors[rows] = vectors
+        self.sizes.append(len(rows))
+
+    @property
+    def rows(self) -> list[int]:
+        return np.flatnonzero(~np.isnan(self.vectors).any(axis=1)).tolist()
+
+
+def same(got: np.ndarray, given: list[str]) -> None:
+    np.testing.assert_allclose(got, oracle(given), atol=1e-6)
+
 
 #: Faults of an answer that came.
 UNFIT = (
@@ -79,6 +142,13 @@ def test_a_server_that_never_gives_proper_vectors_is_left(server: FakeServer, fa
         assert len(server.requests) == N_PROBES + 20
 
 
+def test_a_batch_is_halved_to_its_texts_before_the_server_is_left(server: FakeServer) -> None:
+    server.faults = Faults.after(N_PROBES, "bad-index")
+    kept = Kept(64)
+    outcome = make(server, inputs=64, concurrency=1).encode_each(texts(64), kept)
+    assert len(kept.rows) == 64 and not outcome.stopped
+
+
 @pytest.mark.parametrize("fault", ["nan", "wrong-dim", "no-data", "zero", "short"])
 def test_probes_are_checked_as_well(server: FakeServer, fault: str) -> None:
     server.faults = Faults.script([fault])
@@ -135,3 +205,386 @@ def test_the_spec_reaches_the_backbone(server: FakeServer) -> None:
     backbone = load_backbone(spec, max_cost=1.0)
     assert isinstance(backbone, RemoteBackbone) and server.requests == []
     assert (backbone.space.dim, backbone.space.pooling) == (8, "api, 50 tokens")
+
+
+# sizes
+
+
+def sized(most: int, *, status: int = 413, too_long: int = 10**6) -> Callable[[Any, Any], None]:
+    """A server that takes few texts, and none that is long."""
+
+    def add(app: web.Application, server: Any) -> None:
+        async def answer(request: web.Request) -> web.Response:
+            given = request["body"]["input"]
+            if len(given) > most:
+                return web.json_response({"error": {"message": "batch size"}}, status=status)
+            if max(map(len, given)) > too_long:
+                message = "input (702 tokens) is too large to process. increase the physical batch size"
+                return web.json_response({"error": {"message": message, "code": 500}}, status=500)
+            return web.json_response({"data": rows_of(given)})
+
+        app.router.add_post("/v1/embeddings", answer)
+
+    return add
+
+
+@pytest.mark.parametrize("most", [1, 8, 31])
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_requests_that_are_too_large_are_halved(most: int, status: int) -> None:
+    with FakeServer(extra=[sized(most, status=status)]) as small:
+        backbone = make(small, inputs=64, concurrency=2)
+        same(backbone.encode(texts(200)), texts(200))
+        refused = [len(r.body["input"]) for r in small.requests if len(r.body["input"]) > most]
+        # It is learned once, and not with every batch.
+        assert len(refused) <= 2 * 6
+        assert (most == 1) == any("takes one text a request" in note for note in backbone.notes)
+
+
+def test_one_text_that_is_refused_does_not_take_the_others_with_it() -> None:
+    given = texts(64)
+    given[20] = "long " * 400
+    with FakeServer(extra=[sized(256, too_long=1000)]) as small:
+        kept = Kept(64)
+        outcome = make(small, inputs=16).encode_each(given, kept)
+        assert list(outcome.failures) == [20] and "too large" in outcome.failures[20] and not outcome.stopped
+        assert kept.rows == [i for i in range(64) if i != 20]
+        same(kept.vectors[kept.rows], [given[i] for i in kept.rows])
+        assert len(small.requests) < 20
+        with pytest.raises(NetworkError, match="1 of 64 texts"):
+            make(small, inputs=16).encode(given)
+
+
+def test_texts_are_cut_and_packed_by_their_tokens(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "MOST_TOKENS", 900)
+    backbone = make(server, max_tokens=100)
+    given = ["glucose homeostasis " * 200 + str(i) for i in range(20)]
+    assert backbone.encode(given).shape == (20, 32)
+    assert backbone.notes == ["20 texts were longer than 100 tokens and were cut"]
+    bodies = [r.body["input"] for r in server.requests[N_PROBES:]]
+    assert {len(b) for b in bodies} == {9, 2} and all(given[0].startswith(t) for b in bodies for t in b)
+    assert backbone.space.pooling == "api, 100 tokens" and not make(server).fits(backbone.space)
+
+
+def test_empty_texts_are_not_sent(server: FakeServer) -> None:
+    kept = Kept(3)
+    outcome = make(server).encode_each(["", "insulin", " \n"], kept)
+    assert outcome.failures == {0: "the text is empty", 2: "the text is empty"} and kept.rows == [1]
+    assert server.requests[-1].body["input"] == ["insulin"]
+
+
+def test_the_size_of_a_request_follows_the_speed_of_the_server() -> None:
+    sizes = remote.Sizes(inputs=256, tokens=300_000, seconds=15.0)
+    assert sizes.budget == 300_000
+    sizes.took(1, 100, 1.0)
+    assert sizes.budget == 1500
+    for _ in range(20):
+        sizes.took(16, 1500, 0.5)
+    assert 44_000 < sizes.budget <= 45_000
+
+
+# ends
+
+
+@pytest.mark.parametrize(("fault", "error"), [("401", AuthError), ("403", AuthError), ("quota", AuthError)])
+def test_a_key_that_is_refused_ends_it_and_what_arrived_is_kept(
+    server: FakeServer, fault: str, error: type[ScvecError]
+) -> None:
+    server.faults = Faults.after(N_PROBES + 3, fault)
+    kept = Kept(100)
+    outcome = make(server, inputs=10, concurrency=1).encode_each(texts(100), kept)
+    assert isinstance(outcome.error, error) and outcome.stopped and len(kept.rows) == 30
+    same(kept.vectors[kept.rows], [texts(100)[i] for i in kept.rows])
+    assert len(server.requests) == N_PROBES + 4
+    assert KEY not in str(outcome.error) + repr(outcome)
+    with pytest.raises(error) as caught:
+        make(server).encode(texts(3))
+    assert KEY not in "".join(map(str, (caught.value, caught.value.__cause__, caught.value.__context__)))
+
+
+def test_a_server_that_is_gone_ends_it(server: FakeServer) -> None:
+    server.faults = Faults.after(N_PROBES + 3, "500")
+    kept = Kept(100)
+    outcome = make(server, inputs=10).encode_each(texts(100), kept)
+    assert isinstance(outcome.error, NetworkError) and len(kept.rows) == 30
+    assert len(server.requests) <= N_PROBES + 3 + 4 + 5
+
+
+def test_an_unknown_model_or_address_is_an_input_error(server: FakeServer) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        make(server, "nonsense").encode(["a"])
+    for url in ("ftp://x", "http://user:pw@host/v1", "nonsense"):
+        with pytest.raises(InputError):
+            make(server, base_url=url).encode(["a"])
+
+
+def test_whatever_keep_raises_ends_it(server: FakeServer) -> None:
+    for error in (OSError("disk full"), KeyboardInterrupt()):
+        n_kept = []
+
+        def keep(rows: list[int], vectors: Any, error: BaseException = error, n_kept: Any = n_kept) -> None:
+            n_kept.append(len(rows))
+            if len(n_kept) == 2:
+                raise error
+
+        with pytest.raises(type(error)):
+            make(server, inputs=10, concurrency=1).encode_each(texts(100), keep)
+        assert n_kept == [10, 10]
+
+
+# money
+
+
+def test_the_limit_of_cost_holds_and_what_was_paid_for_is_kept(server: FakeServer) -> None:
+    given = ["glucose homeostasis and more of it " * 10 for _ in range(100)]
+    given = [f"{text} {i}" for i, text in enumerate(given)]
+    whole = make(server, price=1000.0).estimate(given)
+    assert whole.cost is not None and whole.requests == N_PROBES + 1
+    assert server.requests == []
+    limit = whole.cost / 2
+    backbone = make(server, price=1000.0, max_cost=limit, inputs=5)
+    kept = Kept(100)
+    outcome = backbone.encode_each(given, kept)
+    assert outcome.stopped and outcome.error is None and 0 < len(kept.rows) < 100
+    assert backbone.spent is not None and 0 < backbone.spent <= limit
+    # What the server counted is what was paid.
+    n_tokens = sum(len(t) // 4 + 1 for r in server.requests for t in r.body["input"])
+    assert backbone.spent == pytest.approx(n_tokens * 1000 / 1e6)
+    with pytest.raises(InputError, match="next call may cost"):
+        make(server, price=1000.0, max_cost=0.0).encode(given)
+    with pytest.raises(InputError, match="cannot be -1"):
+        make(server, max_cost=-1)
+
+
+def test_failed_calls_that_may_have_cost_count(server: FakeServer) -> None:
+    server.faults = Faults.script([None] * N_PROBES, then="malformed")
+    backbone = make(server, price=1000.0, max_cost=0.6, inputs=5, concurrency=1)
+    outcome = backbone.encode_each(texts(100), Kept(100))
+    assert outcome.stopped
+    assert len(server.requests) * 5 * 10 * 1e-3 < 0.6 + 5  # it ended
+
+
+def test_an_estimate_asks_nobody_and_needs_no_key() -> None:
+    backbone = RemoteBackbone("text-embedding-3-small", "default", settings=Settings())
+    estimate = backbone.estimate(texts(1000))
+    assert estimate.requests == 4 + N_PROBES and estimate.tokens > 10_000
+    assert estimate.cost == pytest.approx(estimate.tokens * 0.02 / 1e6) and estimate.seconds > 0
+    with pytest.raises(AuthError, match="no key"):
+        backbone.check()
+    with pytest.raises(AuthError, match="no key"):
+        backbone.encode(["a"])
+    unknown = RemoteBackbone("m", "default", settings=Settings(), base_url="https://example.org/v1")
+    assert unknown.estimate(["a"]).cost is None
+    with pytest.raises(InputError, match="price"):
+        RemoteBackbone("m", "default", settings=Settings(), base_url="https://example.org/v1", max_cost=1.0)
+    local = RemoteBackbone("m", "default", settings=Settings(), base_url="http://127.0.0.1:1/v1")
+    assert local.estimate(["a"]).cost == 0.0
+
+
+def joined(app: web.Application, server: Any) -> None:
+    """A server that computes what is asked for at once as a batch, and batches wrongly."""
+    under_way = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal under_way
+        given = request["body"]["input"]
+        under_way += len(given)
+        try:
+            await asyncio.sleep(0.01)
+            wrong = " padded" * (under_way > 1)
+            return web.json_response({"data": rows_of([text + wrong for text in given])})
+        finally:
+            under_way -= len(given)
+
+    app.router.add_post("/v1/embeddings", answer)
+
+
+def alone_only(app: web.Application, server: Any) -> None:
+    """As :func:`joined`, and refuses batches that are sent as such."""
+    inner = web.Application()
+    joined(inner, server)
+    (route,) = [r for r in inner.router.routes() if r.method == "POST"]
+
+    async def answer(request: web.Request) -> Any:
+        if len(request["body"]["input"]) > 1:
+            return web.json_response({"error": {"message": "one input only"}}, status=422)
+        return await route.handler(request)
+
+    app.router.add_post("/v1/embeddings", answer)
+
+
+def test_batches_that_change_vectors_are_seen_and_not_sent(server: FakeServer) -> None:
+    server.faults = Faults.always("bad-batch")
+    backbone = make(server)
+    same(backbone.encode(texts(20)), texts(20))
+    (note,) = backbone.notes
+    assert "in batches" in note and "one text at a time" in note
+    assert max(len(r.body["input"]) for r in server.requests[N_PROBES:]) == 1
+
+
+@pytest.mark.parametrize("add", [joined, alone_only])
+def test_batches_that_the_server_makes_itself_are_no_better(add: Any) -> None:
+    with FakeServer(extra=[add]) as llama:
+        backbone = make(llama)
+        same(backbone.encode(texts(12)), texts(12))
+        assert backbone.concurrency == 1 and "at a time" in backbone.notes[-1]
+
+
+def test_one_bad_batch_among_good_ones_costs_only_speed(server: FakeServer) -> None:
+    server.faults = Faults.script([None, None, None, "bad-batch"])
+    same(make(server).encode(texts(20)), texts(20))
+
+
+def wobbling(size: float) -> Callable[[Any, Any], None]:
+    def add(app: web.Application, server: Any) -> None:
+        rng = np.random.default_rng(0)
+
+        async def answer(request: web.Request) -> web.Response:
+            given = request["body"]["input"]
+            vectors = [fake_vector(t) + size * rng.standard_normal(32) / 32**0.5 for t in given]
+            rows = [{"index": i, "embedding": [float(x) for x in v]} for i, v in enumerate(vectors)]
+            return web.json_response({"data": rows, "model": "/models/dir/Wobble 1.gguf"})
+
+        app.router.add_post("/v1/embeddings", answer)
+
+    return add
+
+
+def test_vectors_that_differ_each_time(server: FakeServer) -> None:
+    with FakeServer(extra=[wobbling(0.01)]) as steady:
+        backbone = make(steady)
+        # The path on the server's disk is no name.
+        assert backbone.space.revision == "Wobble 1.gguf@localhost" and backbone.notes == []
+        assert backbone.fits(backbone.space)
+    with FakeServer(extra=[wobbling(0.07)]) as loose:
+        backbone = make(loose)
+        assert backbone.space.dim == 32 and "each time" in backbone.notes[0]
+    with (
+        FakeServer(extra=[wobbling(1.0)]) as wild,
+        pytest.raises(InputError, match="another vector each time"),
+    ):
+        _ = make(wild).space
+
+
+def test_one_vector_for_all_texts_is_refused() -> None:
+    def add(app: web.Application, server: Any) -> None:
+        async def answer(request: web.Request) -> web.Response:
+            rows = [{"index": i, "embedding": [1, 2, 3]} for i in range(len(request["body"]["input"]))]
+            return web.json_response({"data": rows})
+
+        app.router.add_post("/v1/embeddings", answer)
+
+    with FakeServer(extra=[add]) as same_for_all, pytest.raises(InputError, match="the same vector"):
+        _ = make(same_for_all).space
+
+
+def test_dimensions_are_asked_for_and_checked(server: FakeServer) -> None:
+    backbone = make(server, dimensions=8)
+    np.testing.assert_allclose(backbone.encode(texts(3)), oracle(texts(3), 8), atol=1e-6)
+    assert backbone.space.dim == 8 and server.requests[0].body["dimensions"] == 8
+    with pytest.raises(InputError, match="does not support specifying dimensions"):
+        _ = make(server, "old", dimensions=8).space
+    with FakeServer(extra=[wobbling(0.0)]) as deaf, pytest.raises(InputError, match="8 were asked for"):
+        _ = make(deaf, dimensions=8).space
+    make(server).encode(["a"])
+    assert "dimensions" not in server.requests[-1].body
+
+
+def test_a_server_that_refuses_base64_is_asked_for_numbers() -> None:
+    def add(app: web.Application, server: Any) -> None:
+        async def answer(request: web.Request) -> web.Response:
+            body = request["body"]
+            if body.get("encoding_format") == "base64":
+                return web.json_response({"error": {"message": "unknown encoding_format"}}, status=422)
+            return web.json_response({"data": rows_of(body["input"])})
+
+        app.router.add_post("/v1/embeddings", answer)
+
+    with FakeServer(extra=[add]) as plain:
+        same(make(plain).encode(texts(9)), texts(9))
+        assert [r.body["encoding_format"] for r in plain.requests].count("base64") == 1
+
+
+def test_probes_are_texts_of_different_lengths() -> None:
+    assert len(set(remote.BATCH)) == 6 and remote.BATCH[::2] == remote.ALONE
+    assert max(map(len, remote.BATCH)) > 20 * min(map(len, remote.BATCH))
+
+
+def test_the_probe_vectors_are_of_the_probe_texts(server: FakeServer) -> None:
+    space, vectors = make(server).probe()
+    assert space.dim == 32 and list(vectors) == [text_sha256(t) for t in remote.ALONE]
+    same(np.stack(list(vectors.values())), list(remote.ALONE))
+    json.dumps(space.to_dict())
+
+
+def packed(*numbers: float) -> str:
+    return base64.b64encode(np.array(numbers, "<f4").tobytes()).decode()
+
+
+def row(index: Any, embedding: Any) -> dict[str, Any]:
+    return {"object": "embedding", "index": index, "embedding": embedding}
+
+
+def test_rows_are_put_in_order_and_scaled() -> None:
+    answer = {"data": [row(2, [0, 5.0]), row(0, packed(3.0, 4.0)), row(1, [-2, 0])]}
+    got = vectors_of(answer, 3, "host")
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, [[0.6, 0.8], [-1.0, 0.0], [0.0, 1.0]])
+    np.testing.assert_array_equal(vectors_of(answer, 3, "host", 2), got)
+
+
+def test_large_numbers_are_numbers() -> None:
+    # Their squares are beyond single precision.
+    np.testing.assert_allclose(vectors_of({"data": [row(0, [3e38, 4e38])]}, 1, "host"), [[0.6, 0.8]])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None, "x", {}, 3, [], [None], [[1.0]], ["x"], [{}],
+        [row(0, [1.0, 2.0])] * 2,
+        [row(None, [1.0, 2.0])], [row("0", [1.0, 2.0])], [row(False, [1.0, 2.0])], [row(0.0, [1.0, 2.0])],
+        [row(-1, [1.0, 2.0])], [row(1, [1.0, 2.0])], [row(10**30, [1.0, 2.0])],
+        [row(0, None)], [row(0, [])], [row(0, "")], [row(0, {})], [row(0, 1.0)], [row(0, True)],
+        [row(0, ["1", "2"])], [row(0, [[1.0, 2.0]])], [row(0, [1.0, None])], [row(0, [True, 2.0])],
+        [row(0, [1.0, 10**400])], [row(0, [1.0, float("nan")])], [row(0, [1.0, float("inf")])],
+        [row(0, [0.0, 0.0])], [row(0, [1e-200, 0.0])], [row(0, [1.0] * 3)], [row(0, [1.0])],
+        [row(0, "no base64!")], [row(0, "AAAA")], [row(0, packed(1.0, 2.0)[:-1])], [row(0, "\u00e9" * 8)],
+        [row(0, packed(float("nan"), 1.0))], [row(0, packed(float("inf"), 1.0))], [row(0, packed(0.0, 0.0))],
+        [row(0, [1.0] * 65537)],
+    ],
+    ids=lambda data: repr(data)[:40],
+)  # fmt: skip
+def test_what_is_no_vector_is_refused(data: Any) -> None:
+    with pytest.raises(ServiceError) as caught:
+        vectors_of({"data": data}, 1, "host", 2)
+    assert caught.value.kind == "unfit" and len(caught.value.reason) < 120
+    assert caught.value.__cause__ is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["data", "index", "embedding", "x"]), inner, max_size=3
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(JSON, st.integers(1, 3))
+def test_any_json_is_vectors_or_refused(data: Any, n: int) -> None:
+    try:
+        got = vectors_of({"data": data}, n, "host")
+    except ServiceError as error:
+        assert error.kind == "unfit"
+    else:
+        assert len(got) == n and np.isfinite(got).all()
+
+
+@given(st.permutations(range(5)), st.integers(1, 4))
+def test_whatever_the_order_each_text_gets_its_own(order: list[int], dim: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((5, dim)).astype(np.float32)
+    data = [row(i, packed(*vectors[i]) if i % 2 else [float(x) for x in vectors[i]]) for i in order]
+    expected = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors_of({"data": data}, 5, "host"), expected, rtol=1e-6)

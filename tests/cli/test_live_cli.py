@@ -31,9 +31,9 @@ PROGRAM = """
 import signal
 import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where tests run
-from scvec.ingest import calls
-calls.LAST_WAITS = (0.01, 0.01, 0.05)
-calls.Caller.__init__.__kwdefaults__["pace"] = 0.02
+from scvec.ingest.sources import retry
+retry.LAST_WAITS = (0.01, 0.01, 0.05)
+retry.Caller.__init__.__kwdefaults__["pace"] = 0.02
 from scvec.cli.main import main
 sys.argv[0] = "scvec"
 main()

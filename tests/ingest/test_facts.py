@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.ingest.facts import (
+from scvec.ingest.sources.facts import (
     FACTS,
     clean_summary,
     clean_text,

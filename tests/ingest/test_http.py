@@ -11,13 +11,11 @@ from fake_genes import fake_genes
 from fake_server import FakeServer
 
 from scvec.errors import InputError
-from scvec.ingest import http
-from scvec.ingest.calls import Caller, ServiceError
-from scvec.ingest.hosts import is_loopback
-from scvec.ingest.http import HttpClient, service_url
-from scvec.ingest.rate import RateLimit
+from scvec.ingest.sources import http
+from scvec.ingest.sources.http import HttpClient, service_url
+from scvec.ingest.sources.retry import Caller, RateLimit, ServiceError
 from scvec.secrets import Secret
-from scvec.settings import ServiceSettings
+from scvec.settings import ServiceSettings, is_loopback
 
 DEFAULT = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
 CANARY = "canaryKey0123456789abcdef"

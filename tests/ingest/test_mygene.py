@@ -11,8 +11,8 @@ from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.ingest.harvest import harvest
-from scvec.ingest.mygene import Hit, MyGeneSource, mygene_requests
+from scvec.ingest.sources.mygene import Hit, MyGeneSource, mygene_requests
+from scvec.ingest.sources.run import harvest
 from scvec.records import Job, Wanted
 from scvec.settings import ServiceSettings
 

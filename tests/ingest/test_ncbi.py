@@ -1,18 +1,73 @@
-"""NCBI: matched by id and official symbol, in few requests."""
+"""NCBI Gene: which gene an answer is of, full records, and answers that are none."""
 
+from __future__ import annotations
+
+import asyncio
+import gzip
 import json
 import re
+from dataclasses import replace
 
 import pytest
+from fake_entrezgene import entrezgene_set
+from fake_eutils import docsum
+from fake_faults import Faults
 from fake_genes import fake_gene, fake_genes
 from fake_server import FakeServer
-from ncbi_parts import ask, by_id, by_name, collect
+from hypothesis import given
+from hypothesis import strategies as st
 
-from scvec.ingest.facts import FACTS
-from scvec.ingest.ncbi import ncbi_requests
+from scvec.ingest.sources.facts import FACTS
+from scvec.ingest.sources.ncbi import (
+    Details,
+    NcbiSource,
+    Summary,
+    check_search,
+    check_summaries,
+    ncbi_requests,
+    parse_details,
+    read_summaries,
+)
+from scvec.ingest.sources.retry import ServiceError
+from scvec.ingest.sources.run import harvest
 from scvec.records import Job, Wanted
 from scvec.secrets import Secret
 from scvec.settings import ServiceSettings
+
+
+def by_id(gene, gene_id=None, species=None):
+    gene_id = gene_id or gene.authority
+    job = Job.of(gene_id, "ncbi", f"entrez:{gene.entrez_id}")
+    return {job: Wanted(gene_id, species or gene.species, gene.symbol, gene.entrez_id)}
+
+
+def by_name(name, species="human"):
+    gene_id = f"ask:{species}:{name}"
+    return {Job.of(gene_id, "ncbi", name): Wanted(gene_id, species, name)}
+
+
+def ask(server, wanted, *, settings=None, **given):
+    """One round of questions: answers and failures by gene id."""
+
+    async def main():
+        async with NcbiSource(
+            wanted, settings, base_url=server.url, per_second=0, pace=0.001, **given
+        ) as source:
+            return await source.ask(list(wanted))
+
+    answers, failures = asyncio.run(main())
+    return {a.job.gene_id: a for a in answers}, {f.job.gene_id: f for f in failures}
+
+
+def collect(server, wanted, **given):
+    """A whole harvest."""
+    answers, failures = [], []
+
+    async def main():
+        async with NcbiSource(wanted, base_url=server.url, per_second=0, pace=0.001, **given) as source:
+            return await harvest(source, list(wanted), lambda a, f: (answers.extend(a), failures.extend(f)))
+
+    return asyncio.run(main()), answers, failures
 
 
 def test_a_gene_with_all_that_the_summary_says():
@@ -242,3 +297,153 @@ def test_a_request_never_asks_for_more_than_the_service_takes():
         assert max(len(r.body["id"].split(",")) for r in server.requests) == 500
         assert len(server.requests) == ncbi_requests(list(wanted.values()))
     assert len(answers) == 1300 and not failures
+
+
+def test_full_records_are_read_one_by_one():
+    found = parse_details(entrezgene_set(fake_genes(30)).encode())
+    assert sorted(found) == list(range(1001, 1031))
+    assert found[1005].lineage.endswith("of 1005")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not xml",
+        b"<html><body>Error</body></html>",
+        b"<eFetchResult><ERROR>Empty result</ERROR></eFetchResult>",
+        entrezgene_set(fake_genes(2)).encode()[:-500],
+        b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><Entrezgene-Set>&b;</Entrezgene-Set>',
+        b'<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><Entrezgene-Set>&a;</Entrezgene-Set>',
+        b"<Entrezgene-Set>" + b"<a>" * 10_000 + b"</a>" * 10_000 + b"</Entrezgene-Set>",
+    ],
+)
+def test_xml_that_is_none_cut_or_hostile_is_an_error(body):
+    with pytest.raises(ServiceError) as caught:
+        parse_details(body)
+    assert caught.value.kind == "transient" and len(caught.value.reason) < 300
+
+
+def test_records_that_lack_everything_are_read():
+    body = b"<Entrezgene-Set><Entrezgene/><Entrezgene><Entrezgene_track-info><Gene-track><Gene-track_geneid>5"
+    body += b"</Gene-track_geneid></Gene-track></Entrezgene_track-info></Entrezgene></Entrezgene-Set>"
+    assert parse_details(body) == {5: Details(5)}
+
+
+def test_annotation_information_is_read_label_by_label():
+    comment = (
+        "<Gene-commentary><Gene-commentary_heading>Annotation Information</Gene-commentary_heading>"
+        "<Gene-commentary_properties><Gene-commentary><Gene-commentary_label>Note</Gene-commentary_label>"
+        "<Gene-commentary_text>partial on reference assembly</Gene-commentary_text></Gene-commentary>"
+        "</Gene-commentary_properties></Gene-commentary></Entrezgene_comments>"
+    )
+    body = entrezgene_set([fake_gene(1)]).replace("</Entrezgene_comments>", comment)
+    assert parse_details(body.encode())[1].annotation_information == "Note: partial on reference assembly"
+
+
+def test_the_recorded_record_of_2014_is_read(shared_data):
+    body = gzip.decompress((shared_data / "api_samples" / "eutils_efetch_gene_4747.xml.gz").read_bytes())
+    found = parse_details(body)
+    assert set(found) == {4747}
+    details = found[4747]
+    assert (details.gene_type, details.refseq_status) == ("protein-coding", "REVIEWED")
+    assert details.primary_source == "HGNC:7739" and "MIM:162280" in details.see_related
+    assert details.lineage.startswith("Eukaryota; Metazoa") and details.lineage.endswith("Homo")
+
+
+def test_the_recorded_record_of_2024_is_read(shared_data):
+    yaml = pytest.importorskip("yaml")
+    packed = (shared_data / "api_samples" / "eutils_vcr_cassette_entrezgeneset.yml.gz").read_bytes()
+    cassette = yaml.safe_load(gzip.decompress(packed))
+    details = parse_details(cassette["interactions"][0]["response"]["body"]["string"].encode())[4747]
+    assert details.primary_source == "HGNC:7739"
+    assert details.see_related == ("Ensembl:ENSG00000277586", "MIM:162280", "AllianceGenome:HGNC:7739")
+    assert details.ensembl_ids == ("ENSG00000277586",)
+    assert details.expression == "Biased expression in brain (RPKM 94.3) and adrenal (RPKM 9.8)"
+    assert details.orthologs == ({"entrez_id": 18039, "symbol": "NEFL", "organism": "mouse"},)
+
+
+@pytest.mark.parametrize("fault", ["error200", "esummaryresult", "short", "swapped", "reorder", "unasked"])
+@pytest.mark.parametrize("details", [False, True])
+def test_no_fault_puts_a_text_on_the_wrong_gene(fault, details):
+    genes = fake_genes(40)
+    wanted = {k: v for g in genes for k, v in by_id(g).items()}
+    with FakeServer(genes, faults=Faults.random(0.3, seed=3, kinds=[fault])) as server:
+        _, answers, failures = collect(server, wanted, batch_size=4, details=details)
+    assert not failures and len(answers) == 40
+    for answer in answers:
+        number = answer.job.gene_id.partition(":")[2]
+        assert str(answer.gene.entrez_id) == number
+        assert answer.descriptions[0].text.endswith(f"number {number}.")
+        assert not details or answer.note.facts["lineage"].endswith(f"of {number}")
+
+
+def test_names_are_not_decided_on_half_an_answer():
+    # Of two genes with one symbol the summary of one is left out: this must not make it the only one.
+    twins = [fake_gene(i, symbol="TWIN") for i in (1, 2)]
+    with FakeServer(twins, faults=Faults.script([None, "short"])) as server:
+        assert ask(server, by_name("TWIN")) == ({}, {})
+
+
+def test_a_cut_search_is_no_answer():
+    with pytest.raises(ServiceError):
+        check_search({"esearchresult": {"count": "3", "idlist": ["1", "2"]}})
+    with pytest.raises(ServiceError) as caught:
+        check_search({"esearchresult": {"ERROR": "Search Backend failed"}})
+    assert caught.value.kind == "transient"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({"error": "Search Backend failed: timed out"}, "transient"),
+        ({"error": "Too many UIDs in request. Maximum number of UIDs is 500"}, "rejected"),
+        ({"esummaryresult": ["Invalid uid abc at position=0"]}, "rejected"),
+        ({"esummaryresult": ["Empty id list - nothing todo"]}, "rejected"),
+        ({"error": {"a": 1}}, "transient"),
+        ({"header": {}}, "transient"),
+        ({"result": []}, "transient"),
+    ],
+)
+def test_errors_under_status_200_are_errors(body, kind):
+    with pytest.raises(ServiceError) as caught:
+        check_summaries(body)
+    assert caught.value.kind == kind
+
+
+HOSTILE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(docsum(fake_gene(1)))), HOSTILE), HOSTILE)
+def test_hostile_entries_are_read_without_raising(entry, other):
+    whole = {**docsum(fake_gene(1)), **entry}
+    summary = Summary.of(whole)
+    if summary is not None:
+        assert summary.symbol and summary.entrez_id > 0 and summary.taxon > 0
+        assert all(len(a) <= 80 for a in summary.aliases)
+        json.dumps(summary.aliases).encode()
+    read_summaries({"result": {"1": whole, "2": other}}, [1, 2, 3])
+
+
+def test_lengths_and_control_characters_are_bounded():
+    gene = replace(
+        fake_gene(1), name="x\x00" * 10_000, summary="long " * 50_000, aliases=("a\x1b[31m" * 50,) * 2000
+    )
+    with FakeServer([gene]) as server:
+        answers, _ = ask(server, by_id(gene))
+    answer = answers["HGNC:1"]
+    assert len(answer.descriptions[0].text) <= 20_000 and len(answer.gene.name) <= 400
+    assert all(len(a) <= 80 and a.isprintable() for a in answer.gene.aliases)
+
+
+def test_the_summary_of_2012_is_read(shared_data):
+    body = json.loads((shared_data / "api_samples" / "eutils_esummary_gene_v0.3_2012.json").read_text())
+    check_summaries(body)
+    found = read_summaries(body, [21803])[21803]
+    assert (found.symbol, found.taxon, found.live, found.current_id) == ("Tgfb1", 10090, True, None)
+    assert found.organism == "Mus musculus"
+    assert found.aliases == ("TGF-beta1", "TGFbeta1", "Tgfb", "Tgfb-1")

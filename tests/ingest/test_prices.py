@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scvec.errors import InputError
-from scvec.ingest.budget import Budget
-from scvec.ingest.harvest import BudgetSpentError
-from scvec.ingest.prices import PRICES, price_of
+from scvec.ingest.sources.prices import PRICES, Budget, price_of
+from scvec.ingest.sources.retry import BudgetSpentError
 from scvec.settings import Price
 
 

@@ -26,7 +26,7 @@ def kb(tmp_path: Path) -> Iterator[KnowledgeBase]:
 
 
 def absorb(kb: KnowledgeBase, items: Iterable[Answer | Failure], path: Path | None = None) -> dict[str, int]:
-    with Journal(path or kb.path.with_name("answers.duckdb")) as journal:
+    with Journal(path or kb.path.with_name("answers.log")) as journal:
         items = list(items)
         journal.write(
             [i for i in items if isinstance(i, Answer)], [i for i in items if isinstance(i, Failure)]
@@ -86,7 +86,7 @@ def test_an_entrez_id_is_of_one_gene(kb: KnowledgeBase) -> None:
 
 def test_what_belongs_to_no_gene_stays_in_the_journal(kb: KnowledgeBase) -> None:
     lost = replace(written(1), job=replace(written(1).job, gene_id="entrez:77"))
-    path = kb.path.with_name("answers.duckdb")
+    path = kb.path.with_name("answers.log")
     assert absorb(kb, [lost, answer(1)])["unplaced"] == 1
     with Journal(path) as journal:
         assert journal.done_jobs() == {lost.job}
@@ -121,7 +121,7 @@ def test_times_are_no_content(kb: KnowledgeBase, tmp_path: Path) -> None:
     absorb(kb, [answer(1), failure(2)])
     with KnowledgeBase.open(tmp_path / "other.duckdb") as other:
         other.upsert_genes(genes(8))
-        absorb(other, [answer(1, at="1999-01-01"), failure(2)], tmp_path / "other-answers.duckdb")
+        absorb(other, [answer(1, at="1999-01-01"), failure(2)], tmp_path / "other-answers.log")
         assert other.digest(jobs=True) == kb.digest(jobs=True) != kb.digest()
         other._con.execute("UPDATE notes SET facts = '{}'")
         assert other.digest() != kb.digest()
@@ -164,7 +164,7 @@ def test_order_repeats_and_partings_do_not_count(
         with KnowledgeBase.open(folder / f"{i}.duckdb") as kb:
             kb.upsert_genes(genes(8))
             if i == 0:
-                absorb(kb, items, folder / "0-answers.duckdb")
+                absorb(kb, items, folder / "0-answers.log")
             else:
                 mixed = data.draw(st.permutations(items)) + data.draw(
                     st.lists(st.sampled_from(items), max_size=3)
@@ -182,7 +182,7 @@ class TestTransaction:
         return store.begin("ingest genes", {"source": "ncbi"})
 
     def test_the_journal_is_cleared_by_the_commit_alone(self, store: Store) -> None:
-        path = store.path / "work" / "answers.duckdb"
+        path = store.path / "work" / "answers.log"
         with self.begin(store) as txn:
             txn.open_knowledge().upsert_genes(genes(4))
             txn.journal().write([answer(1)], [failure(2)])
@@ -216,10 +216,10 @@ class TestTransaction:
         with store.knowledge() as kb:
             assert kb.jobs_final([job(2)]) == {job(2)}
         assert store.verify().ok
-        assert not (store.path / "work" / "answers.duckdb").exists()
+        assert not (store.path / "work" / "answers.log").exists()
 
     def test_compacting_leaves_the_journal(self, store: Store) -> None:
-        with store.journal() as journal:
-            journal.write([answer(1)])
+        with self.begin(store) as txn:
+            txn.journal().write([answer(1)])
         store.compact()
         assert store.journal().done_jobs() == {job(1)}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from scvec.errors import InputError
 from scvec.stores import Store, VectorCache
+from scvec.stores.append_log import AppendLog
 from scvec.types import Space, text_sha256
 
 
@@ -25,7 +28,7 @@ def shas(*texts):
 
 @pytest.fixture
 def cache(tmp_path):
-    cache = VectorCache({}, tmp_path / "vectors.duckdb")
+    cache = VectorCache({}, tmp_path / "vectors.log")
     yield cache
     cache.close()
 
@@ -46,7 +49,7 @@ def test_nothing_asked_or_put(cache):
 
 
 def test_it_outlives_the_process_and_looking_makes_no_file(tmp_path):
-    path = tmp_path / "vectors.duckdb"
+    path = tmp_path / "vectors.log"
     first = VectorCache({}, path)
     assert not first.get_many(space(), shas(1))[0].any() and not path.exists()
     first.put_many(space(), shas(1), vectors(1))
@@ -90,7 +93,9 @@ def test_bad_vectors_are_refused(cache, bad):
 @pytest.mark.parametrize("blob", [b"", b"123", vectors(1, 5).tobytes(), np.full(4, np.nan, "<f4").tobytes()])
 def test_a_bad_blob_is_not_returned_and_can_be_replaced(cache, blob):
     cache.put_many(space(), shas(1, 2), vectors(2))
-    cache._open().execute("UPDATE vectors SET vector = ? WHERE text_sha256 = ?", [blob, shas(1)[0]])
+    body = base64.b64encode(blob).decode()
+    AppendLog(cache._log.path).append([(["vector", space().fingerprint, shas(1)[0]], body)])
+    cache = VectorCache({}, cache._log.path)
     assert cache.get_many(space(), shas(1, 2))[0].tolist() == [False, True]
     assert "1 damaged" in cache.notes[0]
     cache.put_many(space(), shas(1), vectors(1))
@@ -99,12 +104,30 @@ def test_a_bad_blob_is_not_returned_and_can_be_replaced(cache, blob):
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100_000, b"DUCK" * 5000])
 def test_a_broken_working_file_is_begun_anew(tmp_path, content):
-    (tmp_path / "vectors.duckdb").write_bytes(content)
-    cache = VectorCache({}, tmp_path / "vectors.duckdb")
+    (tmp_path / "vectors.log").write_bytes(content)
+    cache = VectorCache({}, tmp_path / "vectors.log")
     cache.put_many(space(), shas(1), vectors(1))
     assert cache.get_many(space(), shas(1))[0].all()
     assert not content or "damaged" in cache.notes[0]
+    assert [p.read_bytes() for p in tmp_path.glob("vectors.damaged-*")] == [content] * bool(content)
     cache.close()
+
+
+def test_of_a_damaged_file_what_can_be_read_goes_on(tmp_path):
+    path = tmp_path / "vectors.log"
+    cache = VectorCache({}, path)
+    cache.put_many(space(), shas(*range(20)), vectors(20))
+    cache.close()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    cache = VectorCache({}, path)
+    found, got = cache.get_many(space(), shas(*range(20)))
+    assert found.sum() == 19 and "19 vectors could be read" in cache.notes[0]
+    np.testing.assert_array_equal(got[found], vectors(20)[found])
+    assert cache.known_spaces() == [space()]
+    cache.put_many(space(), shas(*range(20)), vectors(20))
+    np.testing.assert_array_equal(cache.get_many(space(), shas(*range(20)))[1], vectors(20))
 
 
 def test_reading_only():
@@ -127,7 +150,7 @@ def genes(*names):
 
 def test_rows_move_from_the_working_file_into_the_generation(tmp_path):
     store = Store.open(tmp_path / "store", create=True)
-    work = store.path / "work" / "vectors.duckdb"
+    work = store.path / "work" / "vectors.log"
     with pytest.raises(ZeroDivisionError), store.begin("ingest embeddings") as txn:
         txn.vectors().put_many(space(), shas(*range(10)), vectors(10))
         raise ZeroDivisionError
@@ -142,8 +165,7 @@ def test_rows_move_from_the_working_file_into_the_generation(tmp_path):
         found, got = cache.get_many(space(), shas(*range(12)))
         assert found.tolist() == [True] * 10 + [False] * 2
         np.testing.assert_array_equal(got[:10], vectors(10))
-        (left,) = cache._open().execute("SELECT count(*) FROM vectors").fetchone()
-        assert left == 2
+        assert sum(b"vector" in line for line in work.read_bytes().splitlines()) == 2
         txn.put_space(space(), genes(*range(10)), got[:10])
         txn.commit()
     assert not work.exists()

@@ -1,26 +1,27 @@
-"""What live sources answered, from the journal into the knowledge base.
-
-Every function here runs inside a transaction that its caller holds.
-"""
+"""Questions to live sources and what became of them: from the journal into the knowledge base."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scvec.records import Answer, Failure, Job, Note
 from scvec.stores.gene_records import load_genes, match_genes
-from scvec.stores.jobs import JOB_KEYS, job_table
-from scvec.stores.journal_rows import retrieved_at
 from scvec.stores.table_rows import description_table, upsert, upsert_descriptions
+from scvec.stores.tables import Tables
 from scvec.types import Gene
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from scvec.stores.journal import Journal
 
-__all__ = ["absorb"]
+__all__ = ["Jobs", "absorb"]
+
+JOB_KEYS = ("gene_id", "source", "model", "prompt", "input_sha256")
+_KEY = ", ".join(JOB_KEYS)
 
 #: Answers that are held in memory at once.
 BATCH = 5000
@@ -34,13 +35,60 @@ _BETTER = (
 )
 
 
+class Jobs(Tables):
+    """The part of the knowledge base that is about questions to live sources."""
+
+    def jobs_done(self, jobs: Iterable[Job]) -> set[Job]:
+        """Return those of ``jobs`` that have an answer here."""
+        return self._with(jobs, "status = 'done'")
+
+    def jobs_final(self, jobs: Iterable[Job]) -> set[Job]:
+        """Return those of ``jobs`` that failed for good: asking again would get the same."""
+        return self._with(jobs, "status = 'failed' AND final")
+
+    def answered(self, source: str, *, model: str = "", prompt: str = "") -> set[str]:
+        """Return the ids of genes that a source has answered, whatever it was asked for them.
+
+        A gene that was asked for by its symbol, or by a name nobody knew, has an Entrez id once the answer
+        is here: the next question about it would be another job, but the gene has been answered.
+        """
+        rows = self._all(
+            "SELECT DISTINCT gene_id FROM jobs"
+            " WHERE status = 'done' AND source = ? AND model = ? AND prompt = ?",
+            [source, model, prompt],
+        )
+        return {str(row[0]) for row in rows}
+
+    def failures(self, source: str | None = None, *, gene_id: str | None = None) -> list[Failure]:
+        """Return jobs that were asked and have no answer, in a stable order."""
+        rows = self._all(
+            f"SELECT {_KEY}, error, final, attempts FROM jobs WHERE status = 'failed'"
+            f" AND ($1 IS NULL OR source = $1) AND ($2 IS NULL OR gene_id = $2) ORDER BY {_KEY}",
+            [source, gene_id],
+        )
+        return [Failure(Job(*row[:5]), *row[5:]) for row in rows]
+
+    def _with(self, jobs: Iterable[Job], condition: str) -> set[Job]:
+        with self._registered(asked=_job_table(jobs)):
+            rows = self._all(f"SELECT {_KEY} FROM jobs SEMI JOIN asked USING ({_KEY}) WHERE {condition}")
+        return {Job(*row) for row in rows}
+
+
 class _Placed(NamedTuple):
     gene_id: str
     answer: Answer
 
 
 def absorb(con: Any, journal: Journal) -> tuple[dict[str, int], list[Job]]:
-    """Write all that a journal holds; return counts, and the jobs whose answers belong to no known gene."""
+    """Write all that a journal holds, inside a transaction that the caller holds.
+
+    Returns
+    -------
+    counts
+        As :meth:`~scvec.stores.knowledge.KnowledgeBase.absorb` says them.
+    left
+        Jobs whose answers belong to no gene that is known.
+    """
     counts = dict.fromkeys(("answers", "failures", "genes", "descriptions", "notes", "unplaced"), 0)
     left: list[Job] = []
     for batch in journal.answers(BATCH):
@@ -179,8 +227,8 @@ def _put_done(con: Any, placed: Sequence[_Placed]) -> None:
     for gene_id, answer in placed:
         done[answer.job] = answer
         done.setdefault(replace(answer.job, gene_id=gene_id), answer)
-    table = job_table(done).append_column(
-        "updated_at", pa.array([retrieved_at(a) for a in done.values()], pa.string())
+    table = _job_table(done).append_column(
+        "updated_at", pa.array([a.retrieved_at for a in done.values()], pa.string())
     )
     upsert(
         con,
@@ -197,7 +245,7 @@ def _put_failed(con: Any, failures: Sequence[Failure]) -> None:
     import pyarrow as pa
 
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    table = job_table(f.job for f in failures)
+    table = _job_table(f.job for f in failures)
     for name, values, kind in (
         ("attempts", [f.attempts for f in failures], pa.int64()),
         ("error", [f.reason for f in failures], pa.string()),
@@ -213,3 +261,11 @@ def _put_failed(con: Any, failures: Sequence[Failure]) -> None:
         {c: f"s.{c}" for c in ("attempts", "error", "final")},
         "t.status <> 'done'",
     )
+
+
+def _job_table(jobs: Iterable[Job]) -> pa.Table:
+    """Keys of jobs as an Arrow table, in order."""
+    import pyarrow as pa
+
+    listed = list(jobs)
+    return pa.table({k: pa.array([getattr(job, k) for job in listed], pa.string()) for k in JOB_KEYS})

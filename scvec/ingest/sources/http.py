@@ -13,12 +13,10 @@ from yarl import URL
 
 from scvec import __version__
 from scvec.errors import InputError
-from scvec.ingest.calls import PATIENCE, Caller, ServiceError, parse_retry_after
-from scvec.ingest.facts import clean_text
-from scvec.ingest.hosts import is_loopback
-from scvec.ingest.rate import RateLimit
+from scvec.ingest.sources.facts import clean_text
+from scvec.ingest.sources.retry import PATIENCE, Caller, RateLimit, ServiceError, parse_retry_after
 from scvec.secrets import redact
-from scvec.settings import ServiceSettings
+from scvec.settings import ServiceSettings, is_loopback
 
 __all__ = ["HttpClient", "HttpSource", "service_url"]
 

@@ -1,21 +1,38 @@
-"""One policy for calls of a remote service: when to ask again, when to wait, when to give up."""
+"""One policy for calls of a remote service: how many a second, when again, when to give up."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import math
+import os
 import random
+import re
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Literal, TypeVar
+from weakref import WeakKeyDictionary
 
-from scvec.errors import AuthError, InputError, NetworkError, ScvecError
+from filelock import FileLock, Timeout
+
+from scvec.errors import AuthError, InputError, NetworkError, ResourceError, ScvecError
 from scvec.secrets import redact
 
-__all__ = ["Caller", "Kind", "ServiceError", "parse_retry_after"]
+__all__ = [
+    "BudgetSpentError",
+    "Caller",
+    "Kind",
+    "RateLimit",
+    "ServiceError",
+    "parse_retry_after",
+    "state_folder",
+]
 
 T = TypeVar("T")
 
@@ -28,6 +45,8 @@ Kind = Literal["transient", "rejected", "unfit", "auth", "quota", "gone", "addre
 LONGEST_WAIT = 60.0
 #: Failures in a row, with no answer between them, after which the service counts as gone.
 ENOUGH = 5
+#: Requests in a row that were refused, or got another answer than was asked for, after which the rest would.
+REFUSED = 20
 #: Seconds without any answer, failures only, after which the service counts as gone.
 PATIENCE = 50.0
 #: Seconds to wait for the service before the third last, second last and last call that is made of it.
@@ -72,6 +91,10 @@ class ServiceError(Exception):
                 self.reason, service, "run the same command again later: it goes on from here"
             )
         return InputError(self.reason, service, "check the model, the address and the options")
+
+
+class BudgetSpentError(Exception):
+    """The next call might cost more than the user allowed."""
 
 
 def parse_retry_after(headers: object, *, now: float | None = None) -> float | None:
@@ -131,7 +154,7 @@ class Caller:
         self._pace = pace
         self._random = random.Random(seed)
         self._in_flight = 0
-        self._streak = 0
+        self._streak = self._refused = 0
         self._answered = 0
         self._failed_before = 0
         self._not_before = 0.0
@@ -148,28 +171,32 @@ class Caller:
         """Calls that were answered as they should."""
         return self._answered
 
-    async def call(self, request: Callable[[], Awaitable[T]]) -> T:
+    async def call(self, request: Callable[[], Awaitable[T]], *, unfit: int = 1) -> T:
         """Return what ``request()`` returns; it is called again where it raises a passing error.
+
+        Parameters
+        ----------
+        unfit
+            Calls of which each may get an answer that is not what was asked for.
 
         Raises
         ------
         ServiceError
             Of the last attempt; or of whichever call of this service showed that none will do.
         """
-        import tenacity
-
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_passing),
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=self._wait,
-            sleep=self._sleep,
-            reraise=True,
-        )
-        async for attempt in retrying:
-            with attempt:
+        n_unfit = 0
+        for attempt in itertools.count(1):
+            try:
                 async with self._slot():
                     return await request()
-        raise AssertionError("unreachable")  # tenacity reraises
+            except ServiceError as error:
+                n_unfit += error.kind == "unfit"
+                again = error.kind == "transient" or (error.kind == "unfit" and n_unfit < unfit)
+                if not again or attempt == self.attempts:
+                    raise
+                wait = self._wait(attempt, error.retry_after)
+            await self._sleep(wait)
+        raise AssertionError("unreachable")
 
     def hopeless(self) -> ServiceError | None:
         """Return the error if the service has not answered for longer than :attr:`patience`."""
@@ -217,13 +244,17 @@ class Caller:
 
     def _note_answer(self) -> None:
         self._failed_before += self._streak
-        self._streak = 0
+        self._streak = self._refused = 0
         self._answered += 1
         self._quiet_since = None
 
     def _note_failure(self, error: ServiceError) -> None:
         if error.kind in ("rejected", "unfit"):
+            refused = self._refused + 1
             self._note_answer()  # the service is there and reads what it is sent
+            self._refused = refused
+            if refused >= REFUSED:
+                self._end(ServiceError(error.kind, f"{error.reason}, {refused} requests in a row"))
             return
         if error.ends_all:
             self._end(error)
@@ -259,15 +290,141 @@ class Caller:
         share = self._failed_before / (self._failed_before + self._answered + 10)
         return ENOUGH if share <= 0.06 else min(math.ceil(math.log(1e-6) / math.log(share)), 40)
 
-    def _wait(self, state: object) -> float:
-        attempt = int(getattr(state, "attempt_number", 1))
-        outcome = getattr(state, "outcome", None)
-        error = outcome.exception() if outcome is not None else None
-        if isinstance(error, ServiceError) and error.retry_after is not None:
-            return error.retry_after + self._random.uniform(0, 0.1) * self._pace
+    def _wait(self, attempt: int, asked: float | None) -> float:
+        if asked is not None:
+            return asked + self._random.uniform(0, 0.1) * self._pace
         # "Full jitter": https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
         return self._random.uniform(0.2, 1.0) * min(0.5 * 2.0 ** (attempt - 1), 15.0) * self._pace
 
 
-def _passing(error: BaseException) -> bool:
-    return isinstance(error, ServiceError) and error.kind == "transient"
+#: The window is a little longer than the second that services count, because requests do not all travel
+#: equally fast.
+WINDOW = 1.05
+#: Turns further ahead than this, in a file that nobody wrote for as long, are not waited for (seconds).
+FAR = 60.0
+#: Seconds between two looks at a lock that another holds, and for how long to look.
+POLL, LOCKED = 0.005, 30.0
+
+
+def state_folder() -> Path:
+    """Return where processes of one user meet: ``$SCVEC_STATE``, else the platform's state folder."""
+    if os.environ.get("SCVEC_STATE"):
+        return Path(os.environ["SCVEC_STATE"])
+    from platformdirs import user_state_path
+
+    return user_state_path("scvec", appauthor=False)
+
+
+class RateLimit:
+    """Hands out the times at which requests may be sent.
+
+    Each turn is a time that is written to a small file under a lock before it is used, so that no two tasks
+    or processes hold the same one. Of any ``per_second + 1`` consecutive turns the first and the last lie at
+    least :data:`WINDOW` seconds apart: no sliding second holds more than ``per_second``. Of one process, one
+    task at a time waits for its turn, so that a crash leaves no more than one turn unused.
+
+    Parameters
+    ----------
+    name
+        What is limited: processes with one name share it.
+    per_second
+        Requests a second; 0 for no limit.
+    folder
+        Where the file lies.
+    now, sleep
+        The clock: seconds since the epoch, which processes share.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        per_second: float,
+        *,
+        folder: Path | None = None,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        if not per_second >= 0:
+            raise ValueError(f"per_second must be 0 or more, not {per_second}")
+        self.per_second = per_second
+        # Below one a second: one request in a longer window.
+        self._burst = max(int(per_second), 1)
+        self._window = WINDOW * self._burst / per_second if per_second else 0.0
+        folder = state_folder() if folder is None else folder
+        safe = re.sub(r"[^A-Za-z0-9.-]", "_", name)
+        self._path = folder / f"rate-{safe}.json"
+        # Held by one thread at a time: its counter is thread-local, and within a loop one task reserves.
+        self._lock = FileLock(str(self._path) + ".lock", blocking=False)
+        self._now, self._sleep = now, sleep
+        # Locks of asyncio belong to one loop.
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+    async def turn(self) -> float:
+        """Wait for a turn; return its time.
+
+        Raises
+        ------
+        ResourceError
+            If the file cannot be written.
+        """
+        if not self.per_second:
+            return self._now()
+        async with self._queues.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                async with self._locked():
+                    at = self._reserve()
+            except OSError as error:
+                raise ResourceError(
+                    f"cannot keep count of requests: {error.strerror or type(error).__name__}",
+                    str(self._path.parent),
+                    "set SCVEC_STATE to a folder that can be written",
+                ) from error
+            while (delay := at - self._now()) > 0:
+                await self._sleep(delay)
+            return at
+
+    @asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
+        waits_until = time.monotonic() + LOCKED
+        while True:
+            try:
+                self._lock.acquire()
+                break
+            except Timeout:
+                if time.monotonic() > waits_until:
+                    raise OSError(None, f"{self._path.name}.lock is held by another process") from None
+            await asyncio.sleep(POLL)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _reserve(self) -> float:
+        now = self._now()
+        taken = self._read()
+        if taken and taken[-1] > now + FAR and not 0 <= self._age() < FAR:
+            # Turns of a clock that was set back since, not of a long queue.
+            taken = [t for t in taken if t <= now]
+        at = max(now, taken[-1]) if taken else now
+        if len(taken) >= self._burst:
+            at = max(at, taken[-self._burst] + self._window)
+        # Turns before these lie a window or more before the last, also for one that may send more a second.
+        taken = [*taken, at][-self._burst :]
+        scratch = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        scratch.write_text(json.dumps(taken), encoding="ascii")
+        os.replace(scratch, self._path)
+        return at
+
+    def _age(self) -> float:
+        """Seconds since the file was written; below 0 where the clock was set back in the meantime."""
+        with suppress(OSError):
+            return time.time() - self._path.stat().st_mtime + 1e-3
+        return 0.0
+
+    def _read(self) -> list[float]:
+        with suppress(OSError, ValueError, TypeError, RecursionError):
+            found = [float(t) for t in json.loads(self._path.read_text(encoding="ascii"))]
+            if all(0 <= t < 1e12 for t in found):
+                return sorted(found)
+        return []

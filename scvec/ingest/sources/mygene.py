@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from scvec.ingest.facts import (
+from scvec.ingest.sources.facts import (
     SPECIES_OF_TAXON,
     clean_summary,
     facts_of,
@@ -20,7 +20,7 @@ from scvec.ingest.facts import (
     text_field,
     texts_field,
 )
-from scvec.ingest.http import HttpClient, HttpSource
+from scvec.ingest.sources.http import HttpClient, HttpSource
 from scvec.records import Answer, Failure, Job, Note, Wanted
 from scvec.settings import ServiceSettings
 from scvec.types import Description, Gene

@@ -12,7 +12,7 @@ from live_store import digest, live_store, texts
 
 import scvec
 from scvec.errors import AuthError, InputError, NetworkError
-from scvec.ingest import calls, ncbi
+from scvec.ingest.sources import ncbi, retry
 from scvec.stores.store import Store
 
 N = 1000
@@ -27,10 +27,10 @@ def genes():
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     """Waits between calls are cut short; their order and number are what is tested."""
-    monkeypatch.setattr(calls, "LAST_WAITS", (0.0, 0.0, 0.01))
-    real = calls.Caller.__init__
+    monkeypatch.setattr(retry, "LAST_WAITS", (0.0, 0.0, 0.01))
+    real = retry.Caller.__init__
     monkeypatch.setattr(
-        calls.Caller, "__init__", lambda self, *a, **k: real(self, *a, **{"pace": 0.01, "seed": 1, **k})
+        retry.Caller, "__init__", lambda self, *a, **k: real(self, *a, **{"pace": 0.01, "seed": 1, **k})
     )
 
 

@@ -1,0 +1,447 @@
+"""Batches of questions go out, several under way at once; answers come in; one task writes them down."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
+from scvec.records import Answer, Failure, Job
+
+__all__ = ["Batches", "Harvest", "Sizes", "Source", "Stop", "Tally", "ask_all", "harvest", "run_async"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+#: Why a run ended before all was asked for.
+Stop = ServiceError | BudgetSpentError
+
+#: Answers that may wait to be written before asking stops to let the writer catch up.
+WAITING = 16
+#: Times that is asked for what a good answer left out, or what got none. A source where asking again costs
+#: nothing may have more, as its attribute ``rounds``.
+ROUNDS = 3
+#: Seconds that requests under way are given when no others will be sent.
+GRACE = 20.0
+
+
+@dataclass
+class Sizes:
+    """How much one request holds.
+
+    Attributes
+    ----------
+    inputs, tokens
+        The most of both.
+    learns
+        Whether fewer inputs are sent once a request as large as none before was refused.
+    accepted
+        Inputs of the largest request that was answered.
+    seconds
+        What a request should take at most, well below the time-out; None where it does not matter.
+    """
+
+    inputs: int
+    tokens: int = 0
+    learns: bool = True
+    accepted: int = 0
+    seconds: float | None = None
+    _rate: float = field(default=0.0, repr=False)
+
+    def took(self, n: int, n_tokens: int, seconds: float) -> None:
+        """Note an answer."""
+        self.accepted = max(self.accepted, n)
+        rate = n_tokens / max(seconds, 1e-3)
+        self._rate = (self._rate + rate) / 2 if self._rate else rate
+
+    def refused(self, n: int) -> None:
+        """Note a request that was refused; that tells of its size only if none so large was answered."""
+        if self.learns and n > self.accepted:
+            self.inputs = min(self.inputs, max(1, n // 2))
+
+    @property
+    def budget(self) -> int:
+        """Tokens that the next request may hold."""
+        if self.seconds is None or not self._rate:
+            return self.tokens
+        return min(self.tokens, int(self._rate * self.seconds))
+
+
+class Batches(Generic[T]):
+    """What is left to ask for; its length is an upper bound of the batches.
+
+    Parameters
+    ----------
+    sizes
+        The most that a batch holds; an item of more tokens goes alone. It may change between two batches.
+    tokens
+        Tokens of an item.
+    """
+
+    def __init__(self, items: Iterable[T], sizes: Sizes, tokens: Callable[[T], int] = lambda item: 0) -> None:
+        self._sizes, self._tokens = sizes, tokens
+        self._fresh = deque(items)
+        # Batches to ask for again, and in which round.
+        self._again: deque[tuple[list[T], int]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._again) + len(self._fresh)
+
+    def take(self) -> tuple[list[T], int]:
+        """Return a batch and its round, from 1."""
+        # Elsewhere a service that fails gets time.
+        if self._again and (self._sizes.learns or not self._fresh):
+            batch, n_round = self._again.popleft()
+            most = self._sizes.inputs
+            if len(batch) > most:
+                self._again.appendleft((batch[most:], n_round))
+            return batch[:most], n_round
+        batch = [self._fresh.popleft()]
+        total = self._tokens(batch[0])
+        while self._fresh and len(batch) < self._sizes.inputs:
+            total += self._tokens(self._fresh[0])
+            if total > self._sizes.budget:
+                break
+            batch.append(self._fresh.popleft())
+        return batch, 1
+
+    def again(self, batch: list[T], n_round: int) -> None:
+        """Put a batch back: where sizes are learned as the next, so that what is too much shows soon."""
+        if self._sizes.learns:
+            self._again.appendleft((batch, n_round))
+        else:
+            self._again.append((batch, n_round))
+
+    def halve(self, batch: list[T], n_round: int) -> None:
+        """Put a batch back in halves."""
+        half = len(batch) // 2
+        for part in (batch[half:], batch[:half]):
+            self.again(part, n_round)
+
+    def clear(self) -> None:
+        """Ask for nothing more."""
+        self._fresh.clear()
+        self._again.clear()
+
+
+async def ask_all(
+    batches: Batches[T],
+    ask: Callable[[list[T]], Awaitable[tuple[R, list[T]]]],
+    keep: Callable[[list[R]], None],
+    fail: Callable[[list[T], str, int], R],
+    *,
+    caller: Caller,
+    concurrency: int = 4,
+    rounds: int = ROUNDS,
+) -> Stop | None:
+    """Ask for all batches; return why not all were asked for, or None.
+
+    Whatever has arrived is kept before this returns or raises, on cancellation (Ctrl-C) too.
+
+    Parameters
+    ----------
+    ask
+        Asks for a batch, by ``caller.call``; returns what came, and items that were left out of it.
+    keep
+        Takes what came, as one task finds it: several at once where keeping is slower than asking.
+    fail
+        Takes items for which nothing came, why, and how often they were asked for; returns it as ``ask``.
+    concurrency
+        Requests under way at once.
+    rounds
+        Times an item is asked for that a good answer left out, or whose request failed in passing or got an
+        answer that is not what was asked for.
+    """
+    arrived: asyncio.Queue[R] = asyncio.Queue(WAITING)
+    unsent: list[R] = []
+    stopped: Stop | None = None
+
+    def drained() -> list[R]:
+        found = []
+        with suppress(asyncio.QueueEmpty):
+            while True:
+                found.append(arrived.get_nowait())
+        return found
+
+    async def writer() -> None:
+        while True:
+            first = await arrived.get()
+            keep([first, *drained()])
+            # Let the workers go on between two writes, which do not await anything.
+            await asyncio.sleep(0)
+
+    async def worker() -> None:
+        while batches:
+            for result in await asked(*batches.take()):
+                try:
+                    await arrived.put(result)
+                except asyncio.CancelledError:
+                    unsent.append(result)  # the queue was full; what has arrived is kept all the same
+                    raise
+
+    async def asked(batch: list[T], n_round: int) -> list[R]:
+        try:
+            result, left = await ask(batch)
+        except ServiceError as error:
+            fatal = caller.hopeless()
+            if fatal is not None or error.ends_all:
+                raise fatal or error from None
+            if error.kind != "rejected" and n_round < rounds:
+                batches.again(batch, n_round + 1)
+                return []
+            if error.kind == "transient" or len(batch) == 1:
+                calls = caller.attempts if error.kind == "transient" else 1
+                return [fail(batch, error.reason, n_round * calls)]
+            # One bad item must not take the others with it.
+            batches.halve(batch, n_round if error.kind == "rejected" else max(rounds - 1, 1))
+            return []
+        if left and n_round < rounds:
+            batches.again(left, n_round + 1)
+        elif left:
+            return [result, fail(left, "the answer left it out", n_round)]
+        return [result]
+
+    running = {asyncio.create_task(worker()) for _ in range(max(1, min(concurrency, len(batches))))}
+    scribe = asyncio.create_task(writer())
+    try:
+        while running and stopped is None:
+            finished, _ = await asyncio.wait(
+                {*running, scribe}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
+            )
+            running -= finished
+            stopped = _error_of(finished) or caller.hopeless()
+            # A worker that ended while another gave back work leaves room for a new one.
+            if stopped is None:
+                more = min(concurrency - len(running), len(batches))
+                running |= {asyncio.create_task(worker()) for _ in range(more)}
+        if running and stopped is not None and not _gone(stopped):
+            # What is under way may be answered, and paid for. No new requests: the workers meet the same end.
+            batches.clear()
+            ending = asyncio.gather(*running, return_exceptions=True)
+            waited: set[asyncio.Future[Any]] = {ending, scribe}
+            grace = None if isinstance(stopped, BudgetSpentError) else GRACE
+            await asyncio.wait(waited, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (*running, scribe):
+            task.cancel()
+        ends = await asyncio.gather(*running, scribe, return_exceptions=True)
+        left = [*drained(), *unsent]
+        if left and isinstance(ends[-1], asyncio.CancelledError):  # else nothing can be kept any more
+            keep(left)
+    for end in ends:
+        # What could not be kept must not pass for something that was.
+        if isinstance(end, Exception) and not isinstance(end, Stop):
+            raise end
+    return stopped
+
+
+_Outcome = tuple[list[Answer], list[Failure]]
+
+
+class Source(Protocol):
+    """A service that answers jobs."""
+
+    name: str
+    #: Jobs in one request.
+    batch_size: int
+    caller: Caller
+
+    async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
+        """Return answers and failures of some jobs, matched by their ids and never by position.
+
+        Makes its calls by ``caller.call``. Jobs that are in neither list are asked for again.
+
+        Raises
+        ------
+        ServiceError
+            If the request failed as a whole.
+        BudgetSpentError
+            If it would cost too much; nothing was sent.
+        """
+        ...
+
+
+@dataclass
+class Tally:
+    """How far a harvest is.
+
+    Attributes
+    ----------
+    cost
+        US dollars, or None where calls are free or the price is not known.
+    """
+
+    total: int
+    done: int = 0
+    failed: int = 0
+    calls: int = 0
+    cost: float | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def line(self) -> str:
+        """Return failed, rate, cost and time left for a progress bar."""
+        seconds = max(time.monotonic() - self.started, 1e-3)
+        rate = (self.done + self.failed) / seconds
+        left = (self.total - self.done - self.failed) / rate if rate else 0.0
+        parts = [f"{self.failed:,} failed", f"{60 * rate:,.0f} a minute"]
+        if self.cost is not None:
+            parts.append(f"${self.cost:.4f}")
+        return ", ".join([*parts, f"{_clock(left)} left"])
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """What became of the jobs.
+
+    Attributes
+    ----------
+    failures
+        Jobs that were asked and have no answer.
+    stopped
+        Why not all jobs were asked, or None.
+    """
+
+    tally: Tally
+    failures: tuple[Failure, ...]
+    stopped: Stop | None
+
+
+async def harvest(
+    source: Source,
+    jobs: Sequence[Job],
+    write: Callable[[Sequence[Answer], Sequence[Failure]], None],
+    *,
+    concurrency: int = 4,
+    progress: Callable[[Tally], None] = lambda tally: None,
+    cost: Callable[[], float | None] = lambda: None,
+) -> Harvest:
+    """Ask a source for all jobs, as :func:`ask_all` does.
+
+    Parameters
+    ----------
+    write
+        Takes answers and failures, in one transaction. Called by one task only.
+    concurrency
+        Requests under way at once.
+    progress
+        Called after every batch that is written.
+    cost
+        Returns what has been spent.
+    """
+    tally = Tally(len(jobs))
+    failures: list[Failure] = []
+
+    def keep(results: list[_Outcome]) -> None:
+        answers = [a for found, _ in results for a in found]
+        failed = [f for _, lost in results for f in lost]
+        if answers or failed:
+            write(answers, failed)
+        failures.extend(failed)
+        tally.done += len(answers)
+        tally.failed += len(failed)
+        tally.calls = source.caller.n_calls
+        tally.cost = cost()
+        progress(tally)
+
+    async def ask(batch: list[Job]) -> tuple[_Outcome, list[Job]]:
+        answers, lost = _fitting(batch, *await source.ask(batch))
+        known = {a.job for a in answers} | {f.job for f in lost}
+        return (answers, lost), [job for job in batch if job not in known]
+
+    def fail(batch: list[Job], reason: str, attempts: int) -> _Outcome:
+        return [], [Failure(job, reason, attempts=attempts) for job in batch]
+
+    stopped = await ask_all(
+        Batches(jobs, Sizes(source.batch_size, learns=False)),
+        ask,
+        keep,
+        fail,
+        caller=source.caller,
+        concurrency=concurrency,
+        rounds=int(getattr(source, "rounds", ROUNDS)),
+    )
+    return Harvest(tally, tuple(failures), stopped)
+
+
+def _error_of(finished: Iterable[asyncio.Task[None]]) -> Stop | None:
+    """Return the error that ended one of these tasks as errors may; raise any other."""
+    found: Stop | None = None
+    for task in finished:
+        error = task.exception()
+        if isinstance(error, Stop):
+            found = found or error
+        elif error is not None:
+            raise error
+    return found
+
+
+def _gone(error: Stop) -> bool:
+    return isinstance(error, ServiceError) and error.kind in ("gone", "address")
+
+
+def _fitting(
+    batch: Sequence[Job], answers: Sequence[Answer], lost: Sequence[Failure]
+) -> tuple[list[Answer], list[Failure]]:
+    """Return one outcome of each job that was asked for, and no answer whose parts are of different genes."""
+    asked = set(batch)
+    fitting: dict[Job, Answer] = {}
+    for answer in answers:
+        parts = {d.gene_id for d in answer.descriptions}
+        parts |= {part.gene_id for part in (answer.gene, answer.note) if part is not None}
+        known = answer.job.gene_id
+        if answer.job in asked and (parts <= {known} or (known.startswith("ask:") and len(parts) == 1)):
+            fitting.setdefault(answer.job, answer)
+    failed: dict[Job, Failure] = {}
+    for failure in lost:
+        if failure.job in asked and failure.job not in fitting:
+            failed.setdefault(failure.job, failure)
+    return list(fitting.values()), list(failed.values())
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, from a script or from a notebook, whose own loop is running already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(main)
+    import threading
+
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+    started: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = []
+
+    async def supervised() -> T:
+        task = asyncio.current_task()
+        if task is not None:
+            started.append((asyncio.get_running_loop(), task))
+        return await main
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(supervised()))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="scvec-harvest")
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        # Only the main thread hears of Ctrl-C: pass it on, and let what has arrived be written.
+        for loop, task in started:
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
