@@ -43,7 +43,6 @@ tests: dev
 
 benchmark: dev servers peers ## make every number of docs/benchmarks.md again (hours on two cores; what is done is kept)
 	SCVEC_PEERS=$(PEERS) $(BIN)/python benchmarks/annotate.py --pairs all --seeds 5 --publish
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/baron.py --seeds 3 --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/text_scale.py --publish
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/species.py --seeds 3 --publish
 	$(BIN)/python benchmarks/prompt_speed.py --publish

@@ -28,14 +28,14 @@ COLUMNS = ("pair", "method", "accuracy", "macro_f1", "sd_macro_f1", "ece")
 
 #: name -> (backbone, encoder, method)
 METHODS = {
-    "scvec default (adapted, all voices)": ("minilm", "adapted", "both"),
-    "adapted, head alone": ("minilm", "adapted", "head"),
-    "adapted, neighbours alone": ("minilm", "adapted", "knn"),
-    "control: random vectors, all voices": ("random:384", "adapted", "both"),
+    "scvec default": ("minilm", "discriminant", "both"),
+    "head alone": ("minilm", "discriminant", "head"),
+    "neighbours alone": ("minilm", "discriminant", "knn"),
+    "control: random vectors": ("random:384", "adapted", "both"),
     "control: random vectors, head": ("random:384", "adapted", "head"),
     "control: permuted text, head": ("permuted:minilm", "adapted", "head"),
     "control: name-only text, head": ("name:minilm", "adapted", "head"),
-    "control: residual only, all voices": ("minilm", "residual", "both"),
+    "control: residual only": ("minilm", "residual", "both"),
     "control: residual only, head": ("minilm", "residual", "head"),
     "GenePT-w (weighted text mean), neighbours": ("minilm", "weighted", "knn"),
     "PCA-50 + kNN": ("minilm", "pca", "knn"),

@@ -3,7 +3,7 @@
     python benchmarks/index.py [--store STORE] [--reference NAME ...] [--n N] [--peers PYTHON] [--publish]
 
 The store needs references (``scvec ingest cells --batch-key``); without one Baron's human pancreas, which
-ships with scvec, is ingested with the adapted encoder (``human``, 128 dimensions) and the weighted one
+ships with scvec, is ingested with the default encoder (``human``) and the weighted one
 (``human_weighted``, 384). Their cell vectors are resampled to ``--n``: a synthetic cell is a random mixture
 of three cells of one label and donor, with weights that keep their covariance. Queries are drawn the same
 way, of the donors whose cells are in the index and of other donors (``--batch-key``). Ours is measured as it
@@ -294,7 +294,7 @@ def ingest(folder: Path) -> None:
     import scvec
 
     cells = str(files("scvec") / "data" / "baron_human.h5ad")
-    for name, encoder in (("human", "adapted"), ("human_weighted", "weighted")):
+    for name, encoder in (("human", "discriminant"), ("human_weighted", "weighted")):
         scvec.ingest_cells(
             folder, [cells], name=name, label_key="cell_type", batch_key="donor", encoder=encoder
         )

@@ -1,4 +1,4 @@
-"""scvec itself: one reference per backbone and encoder, asked by each voice."""
+"""scvec itself: one reference per backbone and encoder, asked by each member."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import scvec
 
 #: An ingest whose texts took less seconds than this had found nearly all of them in the store.
 TEXT_KEPT = 3.0
-#: The reference made last: all voices ask the same one.
+#: The reference made last: all members ask the same one.
 _last: dict[str, Any] = {}
 
 
@@ -53,8 +53,8 @@ def answer(task: dict[str, Any], options: dict[str, Any], clock: Clock) -> Answe
         "text_seconds": round(text, 3),
         "held_out": calibration,
         "status": found.to_dict()["status"],
-        "regime": found.parameters.get("regime"),
-        "voices": found.parameters.get("voices"),
+        "fitted": found.parameters.get("fitted"),
+        "shift": (found.parameters.get("shift") or {}).get("size"),
     }
     return Answer(found.label, found.confidence, found.novelty, found.status, facts)
 
