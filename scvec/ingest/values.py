@@ -1,0 +1,711 @@
+"""Find out what the numbers of a matrix are, cell by cell where they differ.
+
+Evidence, strongest first: whole numbers are counts; values that add up to one number in every cell once a
+transform is undone; whole multiples of a cell's smallest value (counts times a factor per cell); sums that no
+cell can have (natural logarithms of parts of a million are 13.8 at most).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from scvec.errors import InputError
+from scvec.ingest.expression import (
+    BASES,
+    CP10K,
+    LARGEST_COUNT,
+    TRANSFORMS,
+    Codes,
+    ExpressionState,
+    MatrixProfile,
+    Transform,
+    row_sums,
+    undo,
+    undone,
+)
+
+__all__ = ["VALUES", "best_transform", "check_values", "detect_state", "mixed_message", "odd_rows", "scale_codes"]
+
+#: What ``--values`` may say; ``auto`` finds it out.
+VALUES = (
+    "auto",
+    "counts",
+    "linear",
+    "log1p",
+    "log1p-cp10k",
+    "log1p-cpm",
+    "log2",
+    "log2-cp10k",
+    "log2-cpm",
+    "log2-tpm10",
+    "log10",
+    "sqrt",
+    "arcsinh",
+)
+#: What whole cells add up to under the names that say it.
+NAMED_SUMS = {"cp10k": CP10K, "tpm10": 1e5, "cpm": 1e6}
+#: log2 of a million is 19.9: nothing on a log scale is larger, and whole-genome linear data always are.
+MAX_LOG = 20.0
+#: Cells add up to a million at most: CPM and TPM.
+MOST = 1e6
+#: Relative spread of per-cell sums that still counts as constant (float32 and later gene filters move them).
+SPREAD = 0.02
+#: A matrix of so many genes holds whole cells.
+WHOLE = 10_000
+#: Above this float64 knows no whole numbers, and no cell has as many molecules.
+LARGEST = 2.0**53
+
+Bool = npt.NDArray[np.bool_]
+Float64 = npt.NDArray[np.float64]
+_LOGS: tuple[Transform, ...] = ("log1p", "log2", "log10")
+_NOT_LINEAR: tuple[Transform, ...] = (*_LOGS, "sqrt", "arcsinh")
+_MULTIPLES: tuple[Transform, ...] = (*_LOGS, "linear")
+
+
+def check_values(values: str) -> None:
+    """Raise ``InputError`` where ``values`` is not one of :data:`VALUES`."""
+    if values not in VALUES:
+        raise InputError(f"values cannot be {values!r}", "--values", f"give one of {', '.join(VALUES)}")
+
+
+def detect_state(profile: MatrixProfile, where: str = "X", values: str = "auto") -> ExpressionState:
+    """Decide what the values are.
+
+    Parameters
+    ----------
+    profile
+        Of some or all rows, at least one.
+    where
+        The place to put into the answer.
+    values
+        What they are where somebody knows, one of :data:`VALUES`.
+
+    Raises
+    ------
+    InputError
+        If the values are too large for anything, or for what they are said to be.
+    """
+    if profile.maximum > LARGEST:
+        raise InputError(
+            f"{where} holds values up to {profile.maximum:.3g}: no cell has as many molecules",
+            where,
+            "go back to the counts as they came from the counting",
+        )
+    if profile.n_negative:
+        low = f"{profile.minimum:,.0f}" if profile.all_integer else f"{profile.minimum:.3g}"
+        return ExpressionState("scaled", where, message=f"{where} holds negative values (down to {low})")
+    if values == "auto" and profile.all_integer:
+        return _counts(where, profile.maximum, _length_bias(profile.first_rows()))
+    sample = profile.sample()
+    sample = sample[np.flatnonzero(np.diff(sample.indptr))]
+    if values != "auto":
+        return _as_told(sample, where, values, profile.maximum)
+    scales = _scales(sample, where, profile.maximum)
+    return replace(scales[0], others=tuple(scales[1:]))
+
+
+def _counts(where: str, largest: float, bias: str = "") -> ExpressionState:
+    told = f"{where} holds raw counts{bias}; normalised a private copy to log1p CP10k"
+    if largest > LARGEST_COUNT:
+        told = f"warning: {where} holds counts up to {largest:,.0f}, more than a cell has molecules; " + told
+    return ExpressionState("counts", where, message=told)
+
+
+def _as_told(sample: sp.csr_matrix[Any], where: str, values: str, largest: float) -> ExpressionState:
+    """Return the state that somebody says it is; the sum of whole cells is found out where not said."""
+    name, _, per_name = values.partition("-")
+    told = f"{where} is taken as {values} (--values)"
+    if name == "counts":
+        kind = "counts" if _whole_rows(sample).all() else "estimated_counts"
+        return ExpressionState(kind, where, message=f"{told}; normalised a private copy to log1p CP10k")  # type: ignore[arg-type]
+    transform: Transform = name  # type: ignore[assignment]
+    if undo(np.array([largest]), transform)[0] > LARGEST_COUNT:
+        raise InputError(
+            f"{where} holds values up to {largest:,.6g}, which cannot be {values}",
+            where,
+            "leave out --values to have them judged, or give counts or linear",
+        )
+    linear = undone(sample, transform)
+    target = _constant_sum(row_sums(linear))
+    base = BASES.get(transform)
+    if base is None:
+        kind = "linear" if transform == "linear" else transform
+        return ExpressionState(kind, where, target_sum=target, message=f"{told}; converted to log1p CP10k")  # type: ignore[arg-type]
+    per = NAMED_SUMS.get(per_name) or target or _known_sum(linear) or _sum_of_whole_cells(linear)
+    if transform == "log1p" and per == CP10K:
+        return ExpressionState("log1p_cp10k", where, base, target, f"{told}; used as they are", per)
+    sums = "each cell divided by its own sum" if per is None else f"{_number(per)} counts per whole cell"
+    return ExpressionState("log", where, base, target, f"{told}, {sums}; converted to log1p CP10k", per)
+
+
+# -- one scale or several ----------------------------------------------------------------------------------
+
+
+def _scales(rows: sp.csr_matrix[Any], where: str, largest: float) -> list[ExpressionState]:
+    """Return the scales that rows are on, that of most rows first."""
+    whole = _whole_rows(rows)
+    part = rows[np.flatnonzero(~whole)]
+    if part.shape[0] == 0:
+        return [_counts(where, largest)]
+    found = _of_fractions(part, where)
+    n_whole = int(whole.sum())
+    if n_whole:
+        found = _joined(_counts(where, largest), n_whole, found)
+    found.sort(key=lambda pair: -pair[1])
+    unknown = [state for state, _ in found if state.candidates]
+    if len(found) > 1 and unknown:
+        raise InputError(
+            f"{where} holds cells on different scales, and of some it cannot be told which: "
+            f"{_list([f'{n:,} of {rows.shape[0]:,} looked at {_guess(s)}' for s, n in found])}",
+            where,
+            "bring all cells to one scale, or give the file of each and --values",
+        )
+    return [state for state, _ in found]
+
+
+def _of_fractions(rows: sp.csr_matrix[Any], where: str) -> list[tuple[ExpressionState, int]]:
+    """Return the scales of rows that are not whole numbers, and how many rows are on each."""
+    for transform in _NOT_LINEAR:
+        if _all_whole(rows[:64], transform):
+            return [(_of_counts(where, transform), rows.shape[0])]
+    # Logarithms are hardly ever whole numbers.
+    broken = _partly_whole(rows)
+    if broken.any():
+        rest = rows[np.flatnonzero(~broken)]
+        found = _of_fractions(rest, where) if rest.shape[0] else []
+        return _joined(_estimated(where), int(broken.sum()), found)
+    n = rows.shape[0]
+    for transform in TRANSFORMS:
+        linear = undone(rows, transform)
+        target = _constant_sum(row_sums(linear))
+        if target is not None and _may_add_up(transform, target):
+            return [(_of_constant_sum(where, transform, target, linear), n)]
+    found, rest = [], rows
+    while rest.shape[0] and (cluster := _clustered(rest)) is not None:
+        transform, target, members = cluster
+        linear = undone(rest[np.flatnonzero(members)], transform)
+        found.append((_of_constant_sum(where, transform, target, linear), int(members.sum())))
+        rest = rest[np.flatnonzero(~members)]
+    if found:
+        # Cells that lost some genes after they were normalised add up to less.
+        rest = rest[np.flatnonzero(~_fits_any(rest, [state for state, _ in found]))]
+    if rest.shape[0]:
+        few = bool(found) and rest.shape[0] < max(3, 0.01 * n)
+        found += _of_varying_sums(rest, where, only_sure=few)
+    return found
+
+
+def _of_varying_sums(
+    rows: sp.csr_matrix[Any], where: str, *, only_sure: bool
+) -> list[tuple[ExpressionState, int]]:
+    """Return the scales of rows whose sums differ, told by the largest value of a row and by multiples."""
+    high = _of_each(np.maximum, rows) > MAX_LOG
+    low = rows[np.flatnonzero(~high)]
+    groups = _by_base(low) if low.shape[0] else []
+    apart = [(*_by_structure(part, base, where), part) for part, base in groups]
+    if high.any():
+        # Shallow cells of linear data are small too: only what is surely a logarithm is one.
+        logs = [(state, sure, part) for state, sure, part in apart if sure and state.transform != "linear"]
+        n_linear = rows.shape[0] - sum(part.shape[0] for _, _, part in logs)
+        some = rows[np.flatnonzero(high)] if logs else rows
+        return [(_linear(some, where, None), n_linear), *((s, p.shape[0]) for s, _, p in logs)]
+    return [(state, part.shape[0]) for state, sure, part in apart if sure or not only_sure]
+
+
+def _by_base(rows: sp.csr_matrix[Any]) -> list[tuple[sp.csr_matrix[Any], Transform | None]]:
+    """Return rows with the transform after which their values are whole multiples; None where none is.
+
+    There are several groups where rows by themselves say so, each of them a few at least.
+    """
+    share = _row_shares(rows)
+    base = np.where(share.max(axis=0) > 0.8, share.argmax(axis=0), -1)
+    groups = [k for k in range(len(_MULTIPLES)) if np.sum(base == k) >= max(3, 0.01 * len(base))]
+    if len(groups) > 1:
+        largest = max(groups, key=lambda k: int(np.sum(base == k)))
+        base[~np.isin(base, groups)] = largest
+        return [(rows[np.flatnonzero(base == k)], _MULTIPLES[k]) for k in groups]
+    best, transform = 0.8, None
+    for one in _MULTIPLES:
+        found = _multiples(undone(rows, one))
+        if found > best:
+            best, transform = found, one
+    return [(rows, transform)]
+
+
+def _joined(
+    state: ExpressionState, n: int, found: list[tuple[ExpressionState, int]]
+) -> list[tuple[ExpressionState, int]]:
+    """Return scales with one more of ``n`` rows: of a linear one if there is one, which does the same.
+
+    log2(1 + 1) and the root of 1 are whole too: there whole rows are no scale of their own.
+    """
+    for k, (other, m) in enumerate(found):
+        if other.transform == "linear" or other.made_of == "counts":
+            return [*found[:k], (other, m + n), *found[k + 1 :]]
+    return [*found, (state, n)]
+
+
+def _clustered(rows: sp.csr_matrix[Any]) -> tuple[Transform, float, Bool] | None:
+    """Return a transform, a sum, and the rows (n,) bool that have it once the transform is undone.
+
+    That of most rows; None where sums are spread as those of part of the genes are.
+    """
+    best: tuple[Transform, float, Bool] | None = None
+    for transform in TRANSFORMS:
+        sums = row_sums(undone(rows, transform))
+        logs = np.log(np.where((sums > 0) & np.isfinite(sums), sums, np.inf))
+        order = np.sort(logs[np.isfinite(logs)])
+        if not len(order):
+            continue
+        inside = np.searchsorted(order, order + SPREAD, side="right") - np.arange(len(order))
+        first = int(inside.argmax())
+        n, centre = int(inside[first]), float(order[first : first + inside[first]].mean())
+        near = int(np.count_nonzero(np.abs(order - centre) < 10 * SPREAD / 2))
+        target = _round_sum(math.exp(centre))
+        # One cell is known by a sum of exactly ten thousand, say; many by agreeing.
+        exact = target >= 1e3 and target != math.exp(centre) and abs(centre - math.log(target)) < 0.002
+        if (n >= 8 or exact) and n >= 0.8 * near and (best is None or n > best[2].sum()):
+            if _may_add_up(transform, target):
+                best = transform, target, np.abs(logs - centre) <= SPREAD
+    return best
+
+
+def _may_add_up(transform: Transform, target: float) -> bool:
+    """Return whether cells of this transform have such sums: vectors of length one are no square roots."""
+    return transform not in ("sqrt", "arcsinh") or target >= 100
+
+
+def _fits_any(rows: sp.csr_matrix[Any], states: list[ExpressionState]) -> Bool:
+    fits = np.zeros(rows.shape[0], dtype=bool)
+    for state in states:
+        fits |= _fits(row_sums(undone(rows, state.transform)), state)
+    return fits
+
+
+def _fits(sums: Float64, state: ExpressionState) -> Bool:
+    """Return whether cells may have these sums on the linear scale: those of some genes' cells are less."""
+    most = state.target_sum or (state.per if state.kind != "linear" else None) or MOST
+    least = 0.2 * most if state.target_sum else 0.0
+    return (sums <= 1.05 * most) & (sums >= least)
+
+
+def _whole_rows(rows: sp.csr_matrix[Any]) -> Bool:
+    """Return (n,) bool: rows of whole numbers only, three at least."""
+    sizes = np.diff(rows.indptr)
+    found = sizes >= 3
+    # Most rows of other numbers show it by their first value.
+    first = rows.data[np.minimum(rows.indptr[:-1], max(0, len(rows.data) - 1))]
+    found &= first == np.rint(first)
+    at = np.flatnonzero(found)
+    if len(at):
+        some = rows[at]
+        broken = np.flatnonzero(some.data != np.rint(some.data))
+        found[at[np.unique(np.searchsorted(some.indptr, broken, side="right") - 1)]] = False
+    return np.asarray(found)
+
+
+def _partly_whole(rows: sp.csr_matrix[Any]) -> Bool:
+    """Return (n,) bool: rows of which a fifth is whole, and not one number only.
+
+    Rounded logarithms of one count may all be 1.000, but not those of two and three.
+    """
+    whole = rows.data == np.rint(rows.data)
+    row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    if not np.any(np.bincount(row[whole], minlength=rows.shape[0]) > 1):
+        return np.zeros(rows.shape[0], dtype=bool)
+    above = rows.data > _of_each(np.minimum, rows)[row]
+    whole &= above
+    n_above, n_whole = (np.bincount(row[at], minlength=rows.shape[0]) for at in (above, whole))
+    lowest, highest = np.full(rows.shape[0], np.inf), np.full(rows.shape[0], -np.inf)
+    np.minimum.at(lowest, row[whole], rows.data[whole])
+    np.maximum.at(highest, row[whole], rows.data[whole])
+    return np.asarray((n_whole > 0.2 * n_above) & (highest > lowest))
+
+
+def _of_each(of: np.ufunc, rows: sp.csr_matrix[Any]) -> Float64:
+    """Return (n,) the largest or smallest stored value of each row (``np.maximum``, ``np.minimum``), else 0."""
+    found = np.zeros(rows.shape[0])
+    filled = np.flatnonzero(np.diff(rows.indptr))
+    if len(filled):
+        found[filled] = of.reduceat(rows.data, rows.indptr[filled])
+    return found
+
+
+# -- one scale ---------------------------------------------------------------------------------------------
+
+
+def _of_constant_sum(
+    where: str, transform: Transform, target: float, linear: sp.csr_matrix[Any]
+) -> ExpressionState:
+    """Return the state of cells that all add up to ``target`` on the linear scale."""
+    if transform == "linear":
+        return _linear(linear, where, target)
+    if transform == "log1p" and abs(target / CP10K - 1) < SPREAD:
+        done = f"{where} holds log1p CP10k values; used as they are"
+        return ExpressionState("log1p_cp10k", where, math.e, CP10K, done)
+    done = (
+        f"{where} holds {_name(transform)} values of {_number(target)} counts per cell{_usual(target)}"
+        f"{_made_of(linear)}; converted a private copy to log1p CP10k"
+    )
+    base = BASES.get(transform)
+    if base is None:
+        return ExpressionState(transform, where, None, target, done)  # type: ignore[arg-type]
+    return ExpressionState("log", where, base, target, done)
+
+
+def _linear(rows: sp.csr_matrix[Any], where: str, target: float | None) -> ExpressionState:
+    """Return the state of values on the linear scale that are not whole numbers."""
+    if target is None and _nearly_whole(rows):
+        return _estimated(where)
+    multiples = _multiples(rows) > 0.8
+    per = _known_sum(rows) if multiples and target is None and rows.shape[1] < WHOLE else None
+    sums = f"{_number(target)} per cell" if target else "sums that differ"
+    if multiples:
+        of = f"part of the genes of {_number(per)} per cell" if per else sums
+        what = f"counts times a factor per cell ({of}){_length_bias(rows)}"
+    elif target == MOST:
+        what = "TPM, or CPM of corrected counts (no whole multiples of one count)"
+    else:
+        what = f"TPM, RPKM or corrected counts ({sums})"
+    done = (
+        f"{where} holds linear values that are not counts: {what}; rescaled a private copy to log1p CP10k"
+    )
+    return ExpressionState("linear", where, None, target, done, per, "multiples" if multiples else "")
+
+
+def _estimated(where: str) -> ExpressionState:
+    done = (
+        f"{where} holds counts that are not all whole numbers (estimated as by RSEM or salmon, or corrected "
+        "for ambient RNA); normalised a private copy to log1p CP10k"
+    )
+    return ExpressionState("estimated_counts", where, message=done)
+
+
+def _of_counts(where: str, transform: Transform) -> ExpressionState:
+    done = f"{where} holds {_name(transform)} values of counts; normalised a private copy to log1p CP10k"
+    kind: Any = "log" if transform in BASES else transform
+    return ExpressionState(kind, where, BASES.get(transform), message=done, made_of="counts")
+
+
+def _by_structure(
+    rows: sp.csr_matrix[Any], base: Transform | None, where: str
+) -> tuple[ExpressionState, bool]:
+    """Return the state of rows with small values whose sums differ, and whether it is sure.
+
+    ``base`` is the transform after which values are whole multiples, if there is one.
+    """
+    if base == "linear":
+        return _linear(rows, where, None), True
+    if _nearly_whole(rows, exactly=base is not None):
+        return _estimated(where), True
+    if base is None:
+        return _by_bound(rows, where), False
+    linear = undone(rows, base)
+    per = _known_sum(linear) or _sum_of_whole_cells(linear)
+    return _part_of_genes(where, base, per, made_of="multiples"), True
+
+
+def _by_bound(rows: sp.csr_matrix[Any], where: str) -> ExpressionState:
+    """Return the state that is possible, by the largest sums that cells can have; several are told."""
+    linear = {t: undone(rows, t) for t in _LOGS}
+    sums = {t: row_sums(linear[t]) for t in _LOGS}
+    possible = [t for t in _LOGS if sums[t].max() <= MOST * (1 + SPREAD)]
+    if not possible:
+        return _linear(rows, where, None)
+    per = {t: _sum_of_whole_cells(linear[t]) for t in possible}
+    if len(possible) == 1:
+        why = f" (no other base: the largest value is {float(rows.max()):.4g})"
+        return _part_of_genes(where, possible[0], per[possible[0]], why)
+    if per.get("log1p") == CP10K:
+        likely: Transform = "log1p"
+    else:
+        likely = max(possible, key=lambda t: float(np.median(sums[t])) / (per[t] or MOST))
+    all_of_them: tuple[Transform, ...] = (*possible, "linear")
+    others = tuple(t for t in all_of_them if t != likely)
+    if likely == "log1p" and per[likely] == CP10K:
+        done = f"{where} holds logarithms of unknown base and target; taken as log1p CP10k as they are"
+        return ExpressionState("log", where, None, None, done, CP10K, "", others)
+    state = _part_of_genes(where, likely, per[likely])
+    done = f"{where} holds logarithms of unknown base and target; taken as {_what(state)}, converted to log1p CP10k"
+    return replace(state, message=done, candidates=others)
+
+
+def _part_of_genes(
+    where: str, transform: Transform, per: float | None, why: str = "", made_of: Any = ""
+) -> ExpressionState:
+    base = BASES[transform]
+    if transform == "log1p" and per == CP10K:
+        done = f"{where} holds natural log values whose sums differ (part of the genes?){why}; used as they are"
+    else:
+        of = (
+            "each cell divided by its own sum"
+            if per is None
+            else f"part of the genes, whole cells taken as {_number(per)}{_usual(per)}"
+        )
+        done = (
+            f"{where} holds {_name(transform)} values whose sums differ ({of}){why}; converted a private copy "
+            "to log1p CP10k"
+        )
+    return ExpressionState("log", where, base, None, done, per, made_of)
+
+
+def _known_sum(linear: sp.csr_matrix[Any]) -> float | None:
+    """Return what whole cells add up to, where cells of whole multiples of one count show it.
+
+    A cell's smallest value is one count, of which the sum of the whole cell is a whole multiple.
+    """
+    most = float(row_sums(linear).max()) / (1 + SPREAD)
+    units, _, _ = _ratios(linear)
+    for per in (CP10K, 1e5, MOST):
+        depth = per / units
+        depth = depth[(depth < 5e4) & (depth > 1)]
+        if per >= most and len(depth) >= 5 and np.mean(np.abs(depth - np.rint(depth)) < 0.05) > 0.9:
+            return per
+    return None
+
+
+def _sum_of_whole_cells(linear: sp.csr_matrix[Any]) -> float | None:
+    """Return the least usual sum that is no less than any, given part of the genes of cells.
+
+    None where the genes are all there and sums differ: each cell is then divided by its own.
+    """
+    sums = row_sums(linear)
+    low, high = np.percentile(sums, [2.5, 97.5])
+    usual = [per for per in (CP10K, 1e5, MOST) if per >= float(sums.max()) / (1 + SPREAD)]
+    if not usual or (linear.shape[1] >= WHOLE and high > 1.25 * low):
+        return None
+    return usual[0]
+
+
+def _multiples(linear: sp.csr_matrix[Any], n_cells: int = 256) -> float:
+    """Return the share (0-1) of values that are whole multiples of their cell's smallest.
+
+    That is nearly always one count. 0 where there are too few to tell.
+    """
+    _, ratio, _ = _ratios(linear[:n_cells])
+    return float(np.mean(_near_whole(ratio))) if len(ratio) >= 20 else 0.0
+
+
+def _row_shares(rows: sp.csr_matrix[Any]) -> Float64:
+    """Return (n_transforms, n) the same for each row, under each of ``_MULTIPLES``."""
+    shares = []
+    for transform in _MULTIPLES:
+        _, ratio, row = _ratios(undone(rows, transform))
+        n = np.bincount(row, minlength=rows.shape[0])
+        whole = np.bincount(row[_near_whole(ratio)], minlength=rows.shape[0])
+        shares.append(np.where(n >= 20, whole / np.maximum(n, 1), 0.0))
+    return np.array(shares)
+
+
+def _near_whole(ratio: Float64) -> Bool:
+    return np.asarray(np.abs(ratio - np.rint(ratio)) < 0.03)
+
+
+def _ratios(linear: sp.csr_matrix[Any]) -> tuple[Float64, Float64, npt.NDArray[np.int64]]:
+    """Return the smallest value of each row, the others as multiples of it (1.5 to 20), and their rows."""
+    units = _of_each(np.minimum, linear)
+    row = np.repeat(np.arange(linear.shape[0]), np.diff(linear.indptr))
+    ratio = linear.data / units[row]
+    near = (ratio > 1.5) & (ratio < 20)
+    return units, ratio[near], row[near]
+
+
+def _all_whole(rows: sp.csr_matrix[Any], transform: Transform) -> bool:
+    """Return whether values that are no whole numbers become some when a transform is undone."""
+    values = undo(rows.data[rows.data != np.rint(rows.data)].astype(np.float64), transform)
+    values = values[values < 20]
+    if len(values) < 20 or values.max() < 1.5 or values.min() < 0.9:
+        return False
+    return bool(np.mean(np.abs(values - np.rint(values)) < 0.02) > 0.98)
+
+
+def _nearly_whole(linear: sp.csr_matrix[Any], *, exactly: bool = False) -> bool:
+    """Return whether many values are whole or nearly so: counts that were estimated or corrected."""
+    values = linear.data[linear.data > 0.5]
+    if len(values) < 20:
+        return False
+    off = np.abs(values - np.rint(values))
+    return bool(np.mean(off < 1e-6) > 0.2 or (not exactly and np.mean(off < 0.1) > 0.5))
+
+
+def _length_bias(linear: sp.csr_matrix[Any]) -> str:
+    """Say where counts are reads of whole transcripts: few genes have a single one, of molecules most have."""
+    ones = linear.data <= 1.01 * np.repeat(_of_each(np.minimum, linear), np.diff(linear.indptr))
+    if linear.nnz < 1000 * linear.shape[0] or ones.mean() > 0.25:
+        return ""
+    return " of reads, as full-length protocols give (long genes have more)"
+
+
+def _made_of(linear: sp.csr_matrix[Any]) -> str:
+    if _multiples(linear) > 0.8 or len(linear.data) < 20:
+        return ""
+    return ", not of whole counts (TPM, as full-length protocols give, or corrected)"
+
+
+def _name(transform: Transform) -> str:
+    """Name a transform as people do."""
+    named = {"log1p": "natural log1p", "log2": "log2(x + 1)", "log10": "log10(x + 1)"}
+    return named.get(transform, transform)
+
+
+def _usual(per: float) -> str:
+    usual = {CP10K: "CP10k", 1e5: "TPM/10", MOST: "CPM or TPM"}.get(per)
+    return f" ({usual})" if usual else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _what(state: ExpressionState) -> str:
+    """Name a scale in a few words."""
+    if state.kind in ("counts", "estimated_counts"):
+        return "raw counts" if state.kind == "counts" else "counts that are not whole"
+    if state.kind == "log1p_cp10k":
+        return "log1p CP10k"
+    sum_of_cells = state.divisor or state.target_sum
+    return _name(state.transform) + (f" of {_number(sum_of_cells)} counts per cell" if sum_of_cells else "")
+
+
+def _guess(state: ExpressionState) -> str:
+    return "unknown logarithms" if state.candidates else _what(state)
+
+
+def _list(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def mixed_message(state: ExpressionState, numbers: list[int], first: list[str]) -> str:
+    """Say on which scales the cells of a file are: how many on each, and the first."""
+    told = [
+        f"{n:,} {_what(scale)} (the first is '{cell}')"
+        for scale, n, cell in zip(state.scales, numbers, first, strict=True)
+        if n
+    ]
+    return f"{state.where} holds cells on different scales: {_list(told)}; each converted by what it holds"
+
+
+def _round_sum(value: float) -> float:
+    digits = math.log10(value)
+    power = round(digits)
+    return 10.0**power if abs(digits - power) < 0.004 else value
+
+
+def _constant_sum(sums: Float64) -> float | None:
+    """Return the one value that all sums have, or None if they differ.
+
+    Fewer than five cells could agree by chance: there the sum must also be a power of ten.
+    """
+    sums = sums[sums > 0]
+    if len(sums) == 0 or not np.isfinite(sums).all():
+        return None
+    low, middle, high = np.percentile(sums, [2.5, 50, 97.5])
+    if high - low > SPREAD * middle:
+        return None
+    target = _round_sum(float(middle))
+    if len(sums) < 5 and (target == middle or target < 1e3):
+        return None
+    return target
+
+
+# -- cells against the scales of their matrix --------------------------------------------------------------
+
+
+def odd_rows(
+    block: sp.csr_matrix[Any], linear: sp.csr_matrix[Any], sums: Float64, state: ExpressionState
+) -> Bool:
+    """Return (n,) bool: rows that are not on the one scale that the matrix seems to have.
+
+    Parameters
+    ----------
+    block, linear
+        (n, n_features) CSR as stored, and on the linear scale of ``state``.
+    sums
+        (n,) of the rows of ``linear``.
+    """
+    n = block.shape[0]
+    if state.kind == "counts":
+        return np.asarray((np.diff(block.indptr) >= 3) & ~_whole_rows(block))
+    if state.transform == "linear":
+        # Large values are linear, and so are those that add up as the others do.
+        low = _of_each(np.maximum, block) <= MAX_LOG
+        if not low.any():
+            return low
+        strange = ~_fits(sums, state) if state.target_sum else _add_up_as_logs(block, low)
+        return low & strange & ~_whole_rows(block) & (sums > 0)
+    odd = ~_fits(sums, state)
+    if state.made_of != "counts":
+        odd |= _whole_rows(block)
+    if state.made_of == "multiples":
+        _, ratio, row = _ratios(linear)
+        n_near = np.bincount(row, minlength=n)
+        odd |= (n_near >= 20) & (np.bincount(row[_near_whole(ratio)], minlength=n) < 0.5 * n_near)
+    return odd & (sums > 0)
+
+
+def _add_up_as_logs(rows: sp.csr_matrix[Any], asked: Bool) -> Bool:
+    """Return (n,) bool: rows that add up to a round number once a logarithm is undone."""
+    found = np.zeros(rows.shape[0], dtype=bool)
+    at = np.flatnonzero(asked)
+    for transform in _LOGS if len(at) else ():
+        sums = row_sums(undone(rows[at], transform))
+        for per in (CP10K, 1e5, MOST):
+            found[at] |= np.abs(sums / per - 1) < 0.002
+    return found
+
+
+def scale_codes(block: sp.csr_matrix[Any], state: ExpressionState) -> Codes:
+    """Return (n,) uint8: the number of the scale in ``state.scales`` that each row is on.
+
+    A row is judged by itself, so that it has the same number alone and in any block.
+    """
+    n = block.shape[0]
+    codes = np.full(n, -1, dtype=np.int64)
+    sums = {s.transform: row_sums(undone(block, s.transform)) for s in state.scales}
+    numbered = list(enumerate(state.scales))
+    for k, scale in numbered:
+        if scale.kind == "counts":
+            codes[_whole_rows(block)] = k
+    for k, scale in numbered:
+        if scale.target_sum:
+            codes[(codes < 0) & (np.abs(sums[scale.transform] / scale.target_sum - 1) < SPREAD)] = k
+    high = _of_each(np.maximum, block) > MAX_LOG
+    for k, scale in numbered:
+        if scale.transform == "linear":
+            codes[(codes < 0) & high] = k
+    if any(scale.made_of == "multiples" for _, scale in numbered) and (codes < 0).any():
+        at = np.flatnonzero(codes < 0)
+        shares = dict(zip(_MULTIPLES, _row_shares(block[at]), strict=True))
+        best = np.max(list(shares.values()), axis=0)
+        for k, scale in numbered:
+            if scale.made_of == "multiples" and scale.transform in shares:
+                fits = (shares[scale.transform] > 0.8) & (shares[scale.transform] == best)
+                codes[at[fits & (codes[at] < 0)]] = k
+    for k, scale in numbered:
+        if scale.transform != "linear":
+            codes[(codes < 0) & _fits(sums[scale.transform], scale)] = k
+    return np.maximum(codes, 0).astype(np.uint8)
+
+
+def best_transform(candidates: Float64, reference: Float64) -> int:
+    """Return the number of the candidate whose genes are as high as those of the reference.
+
+    Parameters
+    ----------
+    candidates
+        (n_candidates, n_genes) float64 mean log1p CP10k of each gene, under each candidate.
+    reference
+        (n_genes,) float64 the same of the reference: of its classes or of its cells.
+
+    Returns
+    -------
+    The candidate with the smallest mean absolute difference. Other types of cells and another platform move
+    single genes; another base moves all of them, which a correlation would not see.
+    """
+    return int(np.abs(candidates - reference).mean(axis=1).argmin())
