@@ -56,6 +56,8 @@ MAX_LOG = 20.0
 MOST = 1e6
 #: Relative spread of per-cell sums that still counts as constant (float32 and later gene filters move them).
 SPREAD = 0.02
+#: Of deeper cells a float32 does not say whether something is a whole multiple.
+MAX_DEPTH = 50_000
 #: A matrix of so many genes holds whole cells.
 WHOLE = 10_000
 #: Above this float64 knows no whole numbers, and no cell has as many molecules.
@@ -172,32 +174,38 @@ def _scales(rows: sp.csr_matrix[Any], where: str, largest: float) -> list[Expres
 def _of_fractions(rows: sp.csr_matrix[Any], where: str) -> list[tuple[ExpressionState, int]]:
     """Return the scales of rows that are not whole numbers, and how many rows are on each."""
     for transform in _NOT_LINEAR:
-        if _all_whole(rows[:64], transform):
-            return [(_of_counts(where, transform), rows.shape[0])]
+        if _all_whole(rows[:: 1 + rows.shape[0] // 64], transform):
+            whole = _rows_become_whole(rows, transform)
+            rest = rows[np.flatnonzero(~whole)]
+            found = _of_fractions(rest, where) if rest.shape[0] else []
+            return _joined(_of_counts(where, transform), int(whole.sum()), found)
     # Logarithms are hardly ever whole numbers.
     broken = _partly_whole(rows)
     if broken.any():
         rest = rows[np.flatnonzero(~broken)]
         found = _of_fractions(rest, where) if rest.shape[0] else []
         return _joined(_estimated(where), int(broken.sum()), found)
-    n = rows.shape[0]
-    for transform in TRANSFORMS:
+    n, found, rest = rows.shape[0], [], rows
+    for transform in _by_likelihood(rows):
         linear = undone(rows, transform)
-        target = _constant_sum(row_sums(linear))
+        sums = row_sums(linear)
+        target = _constant_sum(sums)
         if target is not None and _may_add_up(transform, target):
-            return [(_of_constant_sum(where, transform, target, linear), n)]
-    found, rest = [], rows
+            found = [(_of_constant_sum(where, transform, target, linear), n)]
+            rest = rows[np.flatnonzero(np.abs(sums / target - 1) > SPREAD)]
+            break
     while rest.shape[0] and (cluster := _clustered(rest)) is not None:
         transform, target, members = cluster
         linear = undone(rest[np.flatnonzero(members)], transform)
-        found.append((_of_constant_sum(where, transform, target, linear), int(members.sum())))
+        found = _joined(_of_constant_sum(where, transform, target, linear), int(members.sum()), found)
         rest = rest[np.flatnonzero(~members)]
-    if found:
+    if found and rest.shape[0] < 0.1 * n:
         # Cells that lost some genes after they were normalised add up to less.
         rest = rest[np.flatnonzero(~_fits_any(rest, [state for state, _ in found]))]
     if rest.shape[0]:
-        few = bool(found) and rest.shape[0] < max(3, 0.01 * n)
-        found += _of_varying_sums(rest, where, only_sure=few)
+        few = bool(found) and rest.shape[0] < max(3, 0.005 * n)
+        for state, m in _of_varying_sums(rest, where, only_sure=few):
+            found = _joined(state, m, found)
     return found
 
 
@@ -241,12 +249,14 @@ def _by_base(rows: sp.csr_matrix[Any]) -> list[tuple[sp.csr_matrix[Any], Transfo
 def _joined(
     state: ExpressionState, n: int, found: list[tuple[ExpressionState, int]]
 ) -> list[tuple[ExpressionState, int]]:
-    """Return scales with one more of ``n`` rows: of a linear one if there is one, which does the same.
+    """Return scales with one more of ``n`` rows: as part of one that does the same, if there is.
 
-    log2(1 + 1) and the root of 1 are whole too: there whole rows are no scale of their own.
+    log2(1 + 1) and the root of 1 are whole too: there a few whole rows are no scale of their own.
     """
+    does = (state.transform, state.divisor)
     for k, (other, m) in enumerate(found):
-        if other.transform == "linear" or other.made_of == "counts":
+        whole_too = other.made_of == "counts" and other.kind != "counts" and n < 0.2 * m
+        if (other.transform, other.divisor) == does or (state.kind == "counts" and whole_too):
             return [*found[:k], (other, m + n), *found[k + 1 :]]
     return [*found, (state, n)]
 
@@ -274,6 +284,17 @@ def _clustered(rows: sp.csr_matrix[Any]) -> tuple[Transform, float, Bool] | None
             if _may_add_up(transform, target):
                 best = transform, target, np.abs(logs - centre) <= SPREAD
     return best
+
+
+def _by_likelihood(rows: sp.csr_matrix[Any]) -> tuple[Transform, ...]:
+    """Return the transforms in the order to try: exp is nearly twice sinh, whose sums may agree better."""
+    spread: dict[Transform, float] = {}
+    for transform in ("log1p", "arcsinh"):
+        sums = row_sums(undone(rows[:64], transform))
+        low, middle, high = np.percentile(np.minimum(sums, LARGEST), [10, 50, 90])
+        spread[transform] = (high - low) / middle
+    first: tuple[Transform, ...] = ("arcsinh",) if 10 * spread["arcsinh"] < spread["log1p"] < SPREAD else ()
+    return (*first, *TRANSFORMS)
 
 
 def _may_add_up(transform: Transform, target: float) -> bool:
@@ -407,7 +428,12 @@ def _by_structure(
     if base is None:
         return _by_bound(rows, where), False
     linear = undone(rows, base)
-    per = _known_sum(linear) or _sum_of_whole_cells(linear)
+    units, ratio, _ = _ratios(linear)
+    if np.mean(np.abs(units - 1) < 0.01) > 0.9:
+        return _of_counts(where, base), True
+    # Exact multiples of which no sum is one were divided by factors of another kind, as scran's.
+    exact = np.median(np.abs(ratio - np.rint(ratio))) < 1e-4
+    per = _known_sum(linear) or (None if exact else _sum_of_whole_cells(linear))
     return _part_of_genes(where, base, per, made_of="multiples"), True
 
 
@@ -458,15 +484,32 @@ def _part_of_genes(
 def _known_sum(linear: sp.csr_matrix[Any]) -> float | None:
     """Return what whole cells add up to, where cells of whole multiples of one count show it.
 
-    A cell's smallest value is one count, of which the sum of the whole cell is a whole multiple.
+    A cell's smallest value is one count, of which the sum of the whole cell is a whole multiple, in every
+    cell. So the cell that surely has genes with one count has few sums that it can have, and the others tell
+    which it is.
     """
+    units, ratio_one = _of_each(np.minimum, linear), 1.01
+    n_ones = np.bincount(
+        np.repeat(np.arange(linear.shape[0]), np.diff(linear.indptr)),
+        weights=linear.data <= ratio_one * np.repeat(units, np.diff(linear.indptr)),
+        minlength=linear.shape[0],
+    )
+    surest = np.argsort(-n_ones, kind="stable")[:24]
     most = float(row_sums(linear).max()) / (1 + SPREAD)
-    units, _, _ = _ratios(linear)
-    for per in (CP10K, 1e5, MOST):
-        depth = per / units
-        depth = depth[(depth < 5e4) & (depth > 1)]
-        if per >= most and len(depth) >= 5 and np.mean(np.abs(depth - np.rint(depth)) < 0.05) > 0.9:
-            return per
+    unit, others = units[surest[0]], units[surest[1:]]
+    if len(others) < 4 or unit <= 0 or np.ptp(others) < 1e-3 * unit:  # one unit for all has any sum
+        return None
+    if not most < MAX_DEPTH * unit:
+        return None
+    depths = np.arange(max(1, math.ceil(most / unit)), MAX_DEPTH)
+    usual = np.array([per for per in (CP10K, 1e5, MOST) if per >= most and per / unit < MAX_DEPTH])
+    for sums in (usual, depths * unit):
+        depth = sums[:, None] / others[others > 0]
+        known = depth < MAX_DEPTH
+        fits = np.sum(known & (np.abs(depth - np.rint(depth)) < 0.05), axis=1) > 0.9 * known.sum(axis=1)
+        found = np.flatnonzero(fits & (known.sum(axis=1) >= 4))
+        if len(found):
+            return _round_sum(float(sums[found[0]]))
     return None
 
 
@@ -525,13 +568,25 @@ def _all_whole(rows: sp.csr_matrix[Any], transform: Transform) -> bool:
     return bool(np.mean(np.abs(values - np.rint(values)) < 0.02) > 0.98)
 
 
+def _rows_become_whole(rows: sp.csr_matrix[Any], transform: Transform) -> Bool:
+    values = undo(rows.data.astype(np.float64), transform)
+    off = (values < 20) & (np.abs(values - np.rint(values)) >= 0.02)
+    row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    n_off = np.bincount(row[off], minlength=rows.shape[0])
+    return np.asarray(n_off <= 0.1 * np.diff(rows.indptr))
+
+
 def _nearly_whole(linear: sp.csr_matrix[Any], *, exactly: bool = False) -> bool:
     """Return whether many values are whole or nearly so: counts that were estimated or corrected."""
     values = linear.data[linear.data > 0.5]
     if len(values) < 20:
         return False
     off = np.abs(values - np.rint(values))
-    return bool(np.mean(off < 1e-6) > 0.2 or (not exactly and np.mean(off < 0.1) > 0.5))
+    if exactly or np.mean(off < 1e-6) > 0.2:
+        return bool(np.mean(off < 1e-6) > 0.2)
+    # A little less than one is frequent, a little more is not.
+    ones, more = np.sum((values > 0.6) & (values < 1.02)), np.sum((values > 1.02) & (values < 1.4))
+    return bool(np.mean(off < 0.1) > 0.5 or more < 0.3 * ones)
 
 
 def _length_bias(linear: sp.csr_matrix[Any]) -> str:
@@ -640,9 +695,9 @@ def odd_rows(
         strange = ~_fits(sums, state) if state.target_sum else _add_up_as_logs(block, low)
         return low & strange & ~_whole_rows(block) & (sums > 0)
     odd = ~_fits(sums, state)
-    if state.made_of != "counts":
+    if state.made_of != "counts" or state.transform in ("log1p", "log10", "arcsinh"):
         odd |= _whole_rows(block)
-    if state.made_of == "multiples":
+    if state.made_of:
         _, ratio, row = _ratios(linear)
         n_near = np.bincount(row, minlength=n)
         odd |= (n_near >= 20) & (np.bincount(row[_near_whole(ratio)], minlength=n) < 0.5 * n_near)
@@ -672,24 +727,22 @@ def scale_codes(block: sp.csr_matrix[Any], state: ExpressionState) -> Codes:
     for k, scale in numbered:
         if scale.kind == "counts":
             codes[_whole_rows(block)] = k
-    for k, scale in numbered:
-        if scale.target_sum:
-            codes[(codes < 0) & (np.abs(sums[scale.transform] / scale.target_sum - 1) < SPREAD)] = k
+    off = np.array([np.abs(sums[s.transform] / s.target_sum - 1) if s.target_sum else np.ones(n) for s in state.scales])
+    codes = np.where((codes < 0) & (off.min(axis=0) < SPREAD), off.argmin(axis=0), codes)
     high = _of_each(np.maximum, block) > MAX_LOG
     for k, scale in numbered:
         if scale.transform == "linear":
             codes[(codes < 0) & high] = k
-    if any(scale.made_of == "multiples" for _, scale in numbered) and (codes < 0).any():
+    if any(scale.made_of and scale.kind != "counts" for _, scale in numbered) and (codes < 0).any():
         at = np.flatnonzero(codes < 0)
         shares = dict(zip(_MULTIPLES, _row_shares(block[at]), strict=True))
         best = np.max(list(shares.values()), axis=0)
         for k, scale in numbered:
-            if scale.made_of == "multiples" and scale.transform in shares:
+            if scale.made_of and scale.kind != "counts" and scale.transform in shares:
                 fits = (shares[scale.transform] > 0.8) & (shares[scale.transform] == best)
                 codes[at[fits & (codes[at] < 0)]] = k
-    for k, scale in numbered:
-        if scale.transform != "linear":
-            codes[(codes < 0) & _fits(sums[scale.transform], scale)] = k
+    for k, scale in sorted(numbered, key=lambda pair: pair[1].target_sum is not None):
+        codes[(codes < 0) & (_fits(sums[scale.transform], scale) | (scale.transform == "linear"))] = k
     return np.maximum(codes, 0).astype(np.uint8)
 
 
