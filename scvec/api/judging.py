@@ -13,13 +13,19 @@ from scvec.scratch import release
 from scvec.types import Float32
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scvec.annotate.model import Prediction, ReferenceModel
     from scvec.api.matching import MatchedSource
     from scvec.api.stages import Stages
     from scvec.ingest.cells import CellSource
+    from scvec.ingest.expression import ExpressionState
     from scvec.stores.stored import StoredReference
 
-__all__ = ["judged", "provenance"]
+__all__ = ["judged", "novel_notes", "provenance"]
+
+#: Fraction of novel cells from which on the cause is hardly the cells.
+MOSTLY_NOVEL = 0.8
 
 
 def provenance(generation: int, stored: StoredReference, matched: MatchedSource) -> dict[str, Any]:
@@ -58,6 +64,7 @@ def judged(
     from scvec.annotate.status import STATUSES, status_codes
 
     classes = tuple(str(c) for c in stored.meta["classes"])
+    source.notes += novel_notes(float(np.mean(found.novelty > 0.5)), source.state, parameters)
     best, confidence = _best(found.proba)
     low = found.n_detected < model.floor * share
     status = status_codes(
@@ -88,6 +95,33 @@ def judged(
         notes=list(dict.fromkeys(source.notes)),
         seconds=stages.seconds,
     )
+
+
+def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, Any]) -> list[str]:
+    """Return a warning that names likely causes, the likeliest first, where nearly all cells are novel.
+
+    Parameters
+    ----------
+    share
+        Fraction (0-1) of the cells that are novel.
+    state
+        What the values were taken for.
+    parameters
+        Of the answer, with ``genes``, ``species``, ``reference_species``, ``values``.
+    """
+    if share <= MOSTLY_NOVEL:
+        return []
+    values = (
+        f"the values ({state.message.split(';')[0]}): if that is wrong give --values"
+        if parameters.get("values", "auto") == "auto"
+        else f"--values {parameters['values']}, if it is wrong"
+    )
+    species = f"species (taken as {parameters['species']}, reference {parameters['reference_species']}): --species"
+    causes = [values, species, "cells of another tissue than the reference", "another platform"]
+    if state.kind == "counts":
+        causes = [*causes[1:], values]
+    told = "; ".join(f"{n}) {cause}" for n, cause in enumerate(causes, 1))
+    return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {told}"]
 
 
 def _best(proba: Float32) -> tuple[npt.NDArray[Any], Float32]:

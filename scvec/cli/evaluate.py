@@ -20,6 +20,7 @@ from scvec.cli.options import (
     pass_session,
     reference_option,
     unmatched_option,
+    values_option,
     where_option,
 )
 
@@ -57,6 +58,7 @@ __all__ = ["evaluate"]
 @method_option
 @any_species_option
 @layer_option
+@values_option
 @memory_option
 @where_option
 @false_novel_option
@@ -79,6 +81,7 @@ def evaluate(
     method: str,
     species: str,
     layer: str | None,
+    values: str,
     memory: str | None,
     where: str | None,
     false_novel_rate: float,
@@ -110,6 +113,7 @@ def evaluate(
             method=method,
             species=species,
             layer=layer,
+            values=values,
             memory=memory,
             where=where,
             false_novel_rate=false_novel_rate,

@@ -196,6 +196,15 @@ class CellSource:
         """Cells that are handled in one go within the memory: 2,048, or fewer where they are large."""
         return self._reader.rows_within(self.memory // _SHARE)
 
+    def take_for(self, state: ExpressionState) -> None:
+        """Take the values for something else, where nothing but a reference tells what they are."""
+        self.notes = [state.message if note == self.state.message else note for note in self.notes]
+        self.state = state
+
+    def stored_rows(self, rows: npt.NDArray[np.integer[Any]]) -> sp.csr_matrix[Any]:
+        """Return cells as they are stored, (n, n_vars) CSR float64."""
+        return self._genes_of(self._take(np.asarray(rows, np.int64)))
+
     def gene_name_candidates(self) -> dict[str, list[str]]:
         """Return lists of names for the genes kept: ``"index"`` (``var_names``), then columns of ``var``."""
         return gene_name_candidates(self.var_names, self.var)

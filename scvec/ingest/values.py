@@ -30,7 +30,7 @@ from scvec.ingest.expression import (
     undone,
 )
 
-__all__ = ["VALUES", "best_transform", "check_values", "detect_state", "mixed_message", "odd_rows", "scale_codes"]
+__all__ = ["VALUES", "best_transform", "candidate_states", "check_values", "detect_state", "mixed_message", "odd_rows", "scale_codes"]
 
 #: What ``--values`` may say; ``auto`` finds it out.
 VALUES = (
@@ -571,9 +571,9 @@ def _all_whole(rows: sp.csr_matrix[Any], transform: Transform) -> bool:
 def _rows_become_whole(rows: sp.csr_matrix[Any], transform: Transform) -> Bool:
     values = undo(rows.data.astype(np.float64), transform)
     off = (values < 20) & (np.abs(values - np.rint(values)) >= 0.02)
-    row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
-    n_off = np.bincount(row[off], minlength=rows.shape[0])
-    return np.asarray(n_off <= 0.1 * np.diff(rows.indptr))
+    row, n = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)), rows.shape[0]
+    n_off, n_small = (np.bincount(row[at], minlength=n) for at in (off, values < 20))
+    return np.asarray((n_off <= 0.1 * n_small) & (n_small > 0.05 * np.diff(rows.indptr)))
 
 
 def _nearly_whole(linear: sp.csr_matrix[Any], *, exactly: bool = False) -> bool:
@@ -744,6 +744,18 @@ def scale_codes(block: sp.csr_matrix[Any], state: ExpressionState) -> Codes:
     for k, scale in sorted(numbered, key=lambda pair: pair[1].target_sum is not None):
         codes[(codes < 0) & (_fits(sums[scale.transform], scale) | (scale.transform == "linear"))] = k
     return np.maximum(codes, 0).astype(np.uint8)
+
+
+def candidate_states(state: ExpressionState, rows: sp.csr_matrix[Any]) -> list[ExpressionState]:
+    """Return what the values may be, ``state`` first; ``rows`` (n, n_genes) CSR as stored."""
+    found = [state]
+    for transform in state.candidates:
+        linear = undone(rows, transform)
+        if transform == "linear":
+            found.append(_linear(linear, state.where, None))
+        else:
+            found.append(_part_of_genes(state.where, transform, _sum_of_whole_cells(linear)))
+    return found
 
 
 def best_transform(candidates: Float64, reference: Float64) -> int:
