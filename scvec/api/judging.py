@@ -109,14 +109,19 @@ def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, A
     parameters
         Of the answer, with ``genes``, ``species``, ``reference_species``, ``values``.
     """
+    from scvec.ingest.values import in_words
+
     if share <= MOSTLY_NOVEL:
         return []
+    taken = " and ".join(in_words(scale) for scale in state.scales)
     values = (
-        f"the values ({state.message.split(';')[0]}): if that is wrong give --values"
+        f"values (taken as {taken}): --values"
         if parameters.get("values", "auto") == "auto"
-        else f"--values {parameters['values']}, if it is wrong"
+        else f"--values {parameters['values']}"
     )
-    species = f"species (taken as {parameters['species']}, reference {parameters['reference_species']}): --species"
+    species = (
+        f"species (taken as {parameters['species']}, reference {parameters['reference_species']}): --species"
+    )
     causes = [values, species, "cells of another tissue than the reference", "another platform"]
     if state.kind == "counts":
         causes = [*causes[1:], values]

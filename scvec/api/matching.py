@@ -100,7 +100,8 @@ def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray
         (n_target,) mean log1p CP10k of the target genes of ``genes`` in the reference.
     """
     from scvec.ingest.expression import normalize
-    from scvec.ingest.values import best_transform, candidate_states
+    from scvec.ingest.value_scales import best_transform
+    from scvec.ingest.values import candidate_states
 
     source = matched.source
     shared = np.flatnonzero(genes.measured)
@@ -109,7 +110,9 @@ def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray
     rows = np.unique(np.linspace(0, source.n_obs - 1, min(N_TOLD, source.n_obs)).astype(np.int64))
     cells = source.stored_rows(rows)
     states = candidate_states(source.state, cells)
-    means = [np.asarray(over_targets(normalize(cells, s), genes.weights).mean(axis=0)).ravel() for s in states]
+    means = [
+        np.asarray(over_targets(normalize(cells, s), genes.weights).mean(axis=0)).ravel() for s in states
+    ]
     best = states[best_transform(np.array(means)[:, shared], np.asarray(reference)[shared])]
     told = f"{best.message} (nothing else told; of what is possible this fits the reference best)"
     source.take_for(replace(best, message=told, candidates=source.state.candidates))

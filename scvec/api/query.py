@@ -179,9 +179,7 @@ def query(
     with stages("read"):
         progress("reading cells", 0, None)
         # Only a report asks what else is known of the cells.
-        source = CellSource.open(
-            path, layer=layer, memory=memory, columns=page is not None, values=values
-        )
+        source = CellSource.open(path, layer=layer, memory=memory, columns=page is not None, values=values)
     with source:
         with stages("genes"):
             resolver = stored_resolver(opened)

@@ -20,7 +20,8 @@ from scvec.ingest.expression import Codes, ExpressionState, MatrixProfile, linea
 from scvec.ingest.features import genes_of_one_genome, is_gene
 from scvec.ingest.matrices import MatrixReader, open_matrix
 from scvec.ingest.read_ahead import read_ahead
-from scvec.ingest.values import detect_state, mixed_message, odd_rows, scale_codes
+from scvec.ingest.value_scales import odd_rows, scale_codes
+from scvec.ingest.values import detect_state, mixed_message
 
 __all__ = ["Choice", "choose"]
 
@@ -95,11 +96,9 @@ def choose(contents: Contents, layer: str | None, memory: int, values: str = "au
         scales of which one is unknown.
     """
     looks: list[_Look] = []
-    for places in _rounds(contents, layer):
+    for places in _rounds(contents, layer, values):
         looks += (here := [_look(contents, place, memory, values) for place in places])
-        usable = [look for look in here if look.usable]
-        told = values not in ("auto", "counts")
-        for look in sorted(usable, key=lambda look: look.place != "X") if told else _ranked(usable):
+        for look in _ranked([look for look in here if look.usable]):
             choice = _read_all(contents, look, look.reader.rows_within(memory // _SHARE), values)
             if choice is not None:
                 _tell_choice(contents, choice, look, looks)
@@ -107,7 +106,7 @@ def choose(contents: Contents, layer: str | None, memory: int, values: str = "au
     raise _no_usable(contents, looks, memory)
 
 
-def _rounds(contents: Contents, layer: str | None) -> list[list[str]]:
+def _rounds(contents: Contents, layer: str | None, values: str) -> list[list[str]]:
     if layer is not None:
         for name in (f"layers/{layer}", layer):
             if name in contents.places:
@@ -117,6 +116,10 @@ def _rounds(contents: Contents, layer: str | None) -> list[list[str]]:
         hint = f"did you mean '{near[0]}'? " if near else ""
         what = f"there is no layer '{layer}'"
         raise InputError(what, contents.name, f"{hint}there are: {', '.join(names[:12])}")
+    if values not in ("auto", "counts"):
+        return [
+            [place] for place in sorted(contents.places, key=lambda place: (place != "X", place != "raw"))
+        ]
     main: list[str] = [place for place in ("layers/counts", "raw", "X") if place in contents.places]
     return [main, [place for place in contents.places if place not in main]]
 
@@ -181,7 +184,7 @@ def _read_all(contents: Contents, look: _Look, step: int, values: str) -> Choice
             b = a + block.shape[0]
             codes = scale_codes(block, state) if choice.codes is not None else None
             linear = linearise(block, state, codes)
-            if choice.codes is not None:
+            if choice.codes is not None and codes is not None:
                 choice.codes[a:b] = codes
                 scratch.release(choice.codes)
             sums = row_sums(linear)

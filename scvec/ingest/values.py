@@ -8,11 +8,10 @@ cell can have (natural logarithms of parts of a million are 13.8 at most).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 
 from scvec.errors import InputError
@@ -20,8 +19,6 @@ from scvec.ingest.expression import (
     BASES,
     CP10K,
     LARGEST_COUNT,
-    TRANSFORMS,
-    Codes,
     ExpressionState,
     MatrixProfile,
     Transform,
@@ -29,8 +26,33 @@ from scvec.ingest.expression import (
     undo,
     undone,
 )
+from scvec.ingest.value_scales import fits
+from scvec.ingest.value_signs import (
+    LOGS,
+    MAX_LOG,
+    MOST,
+    NOT_LINEAR,
+    SPREAD,
+    WHOLE,
+    all_whole,
+    by_base,
+    by_likelihood,
+    clustered,
+    constant_sum,
+    known_sum,
+    length_bias,
+    may_add_up,
+    multiples,
+    nearly_whole,
+    of_each,
+    partly_whole,
+    ratios,
+    rows_become_whole,
+    sum_of_whole_cells,
+    whole_rows,
+)
 
-__all__ = ["VALUES", "best_transform", "candidate_states", "check_values", "detect_state", "mixed_message", "odd_rows", "scale_codes"]
+__all__ = ["VALUES", "candidate_states", "check_values", "detect_state", "in_words", "mixed_message"]
 
 #: What ``--values`` may say; ``auto`` finds it out.
 VALUES = (
@@ -50,24 +72,8 @@ VALUES = (
 )
 #: What whole cells add up to under the names that say it.
 NAMED_SUMS = {"cp10k": CP10K, "tpm10": 1e5, "cpm": 1e6}
-#: log2 of a million is 19.9: nothing on a log scale is larger, and whole-genome linear data always are.
-MAX_LOG = 20.0
-#: Cells add up to a million at most: CPM and TPM.
-MOST = 1e6
-#: Relative spread of per-cell sums that still counts as constant (float32 and later gene filters move them).
-SPREAD = 0.02
-#: Of deeper cells a float32 does not say whether something is a whole multiple.
-MAX_DEPTH = 50_000
-#: A matrix of so many genes holds whole cells.
-WHOLE = 10_000
 #: Above this float64 knows no whole numbers, and no cell has as many molecules.
 LARGEST = 2.0**53
-
-Bool = npt.NDArray[np.bool_]
-Float64 = npt.NDArray[np.float64]
-_LOGS: tuple[Transform, ...] = ("log1p", "log2", "log10")
-_NOT_LINEAR: tuple[Transform, ...] = (*_LOGS, "sqrt", "arcsinh")
-_MULTIPLES: tuple[Transform, ...] = (*_LOGS, "linear")
 
 
 def check_values(values: str) -> None:
@@ -103,7 +109,7 @@ def detect_state(profile: MatrixProfile, where: str = "X", values: str = "auto")
         low = f"{profile.minimum:,.0f}" if profile.all_integer else f"{profile.minimum:.3g}"
         return ExpressionState("scaled", where, message=f"{where} holds negative values (down to {low})")
     if values == "auto" and profile.all_integer:
-        return _counts(where, profile.maximum, _length_bias(profile.first_rows()))
+        return _counts(where, profile.maximum, length_bias(profile.first_rows()))
     sample = profile.sample()
     sample = sample[np.flatnonzero(np.diff(sample.indptr))]
     if values != "auto":
@@ -124,7 +130,7 @@ def _as_told(sample: sp.csr_matrix[Any], where: str, values: str, largest: float
     name, _, per_name = values.partition("-")
     told = f"{where} is taken as {values} (--values)"
     if name == "counts":
-        kind = "counts" if _whole_rows(sample).all() else "estimated_counts"
+        kind = "counts" if whole_rows(sample).all() else "estimated_counts"
         return ExpressionState(kind, where, message=f"{told}; normalised a private copy to log1p CP10k")  # type: ignore[arg-type]
     transform: Transform = name  # type: ignore[assignment]
     if undo(np.array([largest]), transform)[0] > LARGEST_COUNT:
@@ -134,24 +140,21 @@ def _as_told(sample: sp.csr_matrix[Any], where: str, values: str, largest: float
             "leave out --values to have them judged, or give counts or linear",
         )
     linear = undone(sample, transform)
-    target = _constant_sum(row_sums(linear))
+    target = constant_sum(row_sums(linear))
     base = BASES.get(transform)
     if base is None:
         kind = "linear" if transform == "linear" else transform
         return ExpressionState(kind, where, target_sum=target, message=f"{told}; converted to log1p CP10k")  # type: ignore[arg-type]
-    per = NAMED_SUMS.get(per_name) or target or _known_sum(linear) or _sum_of_whole_cells(linear)
+    per = NAMED_SUMS.get(per_name) or target or known_sum(linear) or sum_of_whole_cells(linear)
     if transform == "log1p" and per == CP10K:
         return ExpressionState("log1p_cp10k", where, base, target, f"{told}; used as they are", per)
     sums = "each cell divided by its own sum" if per is None else f"{_number(per)} counts per whole cell"
     return ExpressionState("log", where, base, target, f"{told}, {sums}; converted to log1p CP10k", per)
 
 
-# -- one scale or several ----------------------------------------------------------------------------------
-
-
 def _scales(rows: sp.csr_matrix[Any], where: str, largest: float) -> list[ExpressionState]:
     """Return the scales that rows are on, that of most rows first."""
-    whole = _whole_rows(rows)
+    whole = whole_rows(rows)
     part = rows[np.flatnonzero(~whole)]
     if part.shape[0] == 0:
         return [_counts(where, largest)]
@@ -173,28 +176,28 @@ def _scales(rows: sp.csr_matrix[Any], where: str, largest: float) -> list[Expres
 
 def _of_fractions(rows: sp.csr_matrix[Any], where: str) -> list[tuple[ExpressionState, int]]:
     """Return the scales of rows that are not whole numbers, and how many rows are on each."""
-    for transform in _NOT_LINEAR:
-        if _all_whole(rows[:: 1 + rows.shape[0] // 64], transform):
-            whole = _rows_become_whole(rows, transform)
+    for transform in NOT_LINEAR:
+        if all_whole(rows[:: 1 + rows.shape[0] // 64], transform):
+            whole = rows_become_whole(rows, transform)
             rest = rows[np.flatnonzero(~whole)]
             found = _of_fractions(rest, where) if rest.shape[0] else []
             return _joined(_of_counts(where, transform), int(whole.sum()), found)
     # Logarithms are hardly ever whole numbers.
-    broken = _partly_whole(rows)
+    broken = partly_whole(rows)
     if broken.any():
         rest = rows[np.flatnonzero(~broken)]
         found = _of_fractions(rest, where) if rest.shape[0] else []
         return _joined(_estimated(where), int(broken.sum()), found)
     n, found, rest = rows.shape[0], [], rows
-    for transform in _by_likelihood(rows):
+    for transform in by_likelihood(rows):
         linear = undone(rows, transform)
         sums = row_sums(linear)
-        target = _constant_sum(sums)
-        if target is not None and _may_add_up(transform, target):
+        target = constant_sum(sums)
+        if target is not None and may_add_up(transform, target):
             found = [(_of_constant_sum(where, transform, target, linear), n)]
             rest = rows[np.flatnonzero(np.abs(sums / target - 1) > SPREAD)]
             break
-    while rest.shape[0] and (cluster := _clustered(rest)) is not None:
+    while rest.shape[0] and (cluster := clustered(rest)) is not None:
         transform, target, members = cluster
         linear = undone(rest[np.flatnonzero(members)], transform)
         found = _joined(_of_constant_sum(where, transform, target, linear), int(members.sum()), found)
@@ -213,9 +216,9 @@ def _of_varying_sums(
     rows: sp.csr_matrix[Any], where: str, *, only_sure: bool
 ) -> list[tuple[ExpressionState, int]]:
     """Return the scales of rows whose sums differ, told by the largest value of a row and by multiples."""
-    high = _of_each(np.maximum, rows) > MAX_LOG
+    high = of_each(np.maximum, rows) > MAX_LOG
     low = rows[np.flatnonzero(~high)]
-    groups = _by_base(low) if low.shape[0] else []
+    groups = by_base(low) if low.shape[0] else []
     apart = [(*_by_structure(part, base, where), part) for part, base in groups]
     if high.any():
         # Shallow cells of linear data are small too: only what is surely a logarithm is one.
@@ -224,26 +227,6 @@ def _of_varying_sums(
         some = rows[np.flatnonzero(high)] if logs else rows
         return [(_linear(some, where, None), n_linear), *((s, p.shape[0]) for s, _, p in logs)]
     return [(state, part.shape[0]) for state, sure, part in apart if sure or not only_sure]
-
-
-def _by_base(rows: sp.csr_matrix[Any]) -> list[tuple[sp.csr_matrix[Any], Transform | None]]:
-    """Return rows with the transform after which their values are whole multiples; None where none is.
-
-    There are several groups where rows by themselves say so, each of them a few at least.
-    """
-    share = _row_shares(rows)
-    base = np.where(share.max(axis=0) > 0.8, share.argmax(axis=0), -1)
-    groups = [k for k in range(len(_MULTIPLES)) if np.sum(base == k) >= max(3, 0.01 * len(base))]
-    if len(groups) > 1:
-        largest = max(groups, key=lambda k: int(np.sum(base == k)))
-        base[~np.isin(base, groups)] = largest
-        return [(rows[np.flatnonzero(base == k)], _MULTIPLES[k]) for k in groups]
-    best, transform = 0.8, None
-    for one in _MULTIPLES:
-        found = _multiples(undone(rows, one))
-        if found > best:
-            best, transform = found, one
-    return [(rows, transform)]
 
 
 def _joined(
@@ -261,104 +244,11 @@ def _joined(
     return [*found, (state, n)]
 
 
-def _clustered(rows: sp.csr_matrix[Any]) -> tuple[Transform, float, Bool] | None:
-    """Return a transform, a sum, and the rows (n,) bool that have it once the transform is undone.
-
-    That of most rows; None where sums are spread as those of part of the genes are.
-    """
-    best: tuple[Transform, float, Bool] | None = None
-    for transform in TRANSFORMS:
-        sums = row_sums(undone(rows, transform))
-        logs = np.log(np.where((sums > 0) & np.isfinite(sums), sums, np.inf))
-        order = np.sort(logs[np.isfinite(logs)])
-        if not len(order):
-            continue
-        inside = np.searchsorted(order, order + SPREAD, side="right") - np.arange(len(order))
-        first = int(inside.argmax())
-        n, centre = int(inside[first]), float(order[first : first + inside[first]].mean())
-        near = int(np.count_nonzero(np.abs(order - centre) < 10 * SPREAD / 2))
-        target = _round_sum(math.exp(centre))
-        # One cell is known by a sum of exactly ten thousand, say; many by agreeing.
-        exact = target >= 1e3 and target != math.exp(centre) and abs(centre - math.log(target)) < 0.002
-        if (n >= 8 or exact) and n >= 0.8 * near and (best is None or n > best[2].sum()):
-            if _may_add_up(transform, target):
-                best = transform, target, np.abs(logs - centre) <= SPREAD
-    return best
-
-
-def _by_likelihood(rows: sp.csr_matrix[Any]) -> tuple[Transform, ...]:
-    """Return the transforms in the order to try: exp is nearly twice sinh, whose sums may agree better."""
-    spread: dict[Transform, float] = {}
-    for transform in ("log1p", "arcsinh"):
-        sums = row_sums(undone(rows[:64], transform))
-        low, middle, high = np.percentile(np.minimum(sums, LARGEST), [10, 50, 90])
-        spread[transform] = (high - low) / middle
-    first: tuple[Transform, ...] = ("arcsinh",) if 10 * spread["arcsinh"] < spread["log1p"] < SPREAD else ()
-    return (*first, *TRANSFORMS)
-
-
-def _may_add_up(transform: Transform, target: float) -> bool:
-    """Return whether cells of this transform have such sums: vectors of length one are no square roots."""
-    return transform not in ("sqrt", "arcsinh") or target >= 100
-
-
-def _fits_any(rows: sp.csr_matrix[Any], states: list[ExpressionState]) -> Bool:
-    fits = np.zeros(rows.shape[0], dtype=bool)
+def _fits_any(rows: sp.csr_matrix[Any], states: list[ExpressionState]) -> Any:
+    found = np.zeros(rows.shape[0], dtype=bool)
     for state in states:
-        fits |= _fits(row_sums(undone(rows, state.transform)), state)
-    return fits
-
-
-def _fits(sums: Float64, state: ExpressionState) -> Bool:
-    """Return whether cells may have these sums on the linear scale: those of some genes' cells are less."""
-    most = state.target_sum or (state.per if state.kind != "linear" else None) or MOST
-    least = 0.2 * most if state.target_sum else 0.0
-    return (sums <= 1.05 * most) & (sums >= least)
-
-
-def _whole_rows(rows: sp.csr_matrix[Any]) -> Bool:
-    """Return (n,) bool: rows of whole numbers only, three at least."""
-    sizes = np.diff(rows.indptr)
-    found = sizes >= 3
-    # Most rows of other numbers show it by their first value.
-    first = rows.data[np.minimum(rows.indptr[:-1], max(0, len(rows.data) - 1))]
-    found &= first == np.rint(first)
-    at = np.flatnonzero(found)
-    if len(at):
-        some = rows[at]
-        broken = np.flatnonzero(some.data != np.rint(some.data))
-        found[at[np.unique(np.searchsorted(some.indptr, broken, side="right") - 1)]] = False
-    return np.asarray(found)
-
-
-def _partly_whole(rows: sp.csr_matrix[Any]) -> Bool:
-    """Return (n,) bool: rows of which a fifth is whole, and not one number only.
-
-    Rounded logarithms of one count may all be 1.000, but not those of two and three.
-    """
-    whole = rows.data == np.rint(rows.data)
-    row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
-    if not np.any(np.bincount(row[whole], minlength=rows.shape[0]) > 1):
-        return np.zeros(rows.shape[0], dtype=bool)
-    above = rows.data > _of_each(np.minimum, rows)[row]
-    whole &= above
-    n_above, n_whole = (np.bincount(row[at], minlength=rows.shape[0]) for at in (above, whole))
-    lowest, highest = np.full(rows.shape[0], np.inf), np.full(rows.shape[0], -np.inf)
-    np.minimum.at(lowest, row[whole], rows.data[whole])
-    np.maximum.at(highest, row[whole], rows.data[whole])
-    return np.asarray((n_whole > 0.2 * n_above) & (highest > lowest))
-
-
-def _of_each(of: np.ufunc, rows: sp.csr_matrix[Any]) -> Float64:
-    """Return (n,) the largest or smallest stored value of each row (``np.maximum``, ``np.minimum``), else 0."""
-    found = np.zeros(rows.shape[0])
-    filled = np.flatnonzero(np.diff(rows.indptr))
-    if len(filled):
-        found[filled] = of.reduceat(rows.data, rows.indptr[filled])
+        found |= fits(row_sums(undone(rows, state.transform)), state)
     return found
-
-
-# -- one scale ---------------------------------------------------------------------------------------------
 
 
 def _of_constant_sum(
@@ -371,8 +261,8 @@ def _of_constant_sum(
         done = f"{where} holds log1p CP10k values; used as they are"
         return ExpressionState("log1p_cp10k", where, math.e, CP10K, done)
     done = (
-        f"{where} holds {_name(transform)} values of {_number(target)} counts per cell{_usual(target)}"
-        f"{_made_of(linear)}; converted a private copy to log1p CP10k"
+        f"{where} holds {_name(transform)} values of {_per_cell(target)}{_made_of(linear)}; converted a "
+        "private copy to log1p CP10k"
     )
     base = BASES.get(transform)
     if base is None:
@@ -382,22 +272,20 @@ def _of_constant_sum(
 
 def _linear(rows: sp.csr_matrix[Any], where: str, target: float | None) -> ExpressionState:
     """Return the state of values on the linear scale that are not whole numbers."""
-    if target is None and _nearly_whole(rows):
+    if target is None and nearly_whole(rows):
         return _estimated(where)
-    multiples = _multiples(rows) > 0.8
-    per = _known_sum(rows) if multiples and target is None and rows.shape[1] < WHOLE else None
+    counted = multiples(rows) > 0.8
+    per = known_sum(rows) if counted and target is None and rows.shape[1] < WHOLE else None
     sums = f"{_number(target)} per cell" if target else "sums that differ"
-    if multiples:
+    if counted:
         of = f"part of the genes of {_number(per)} per cell" if per else sums
-        what = f"counts times a factor per cell ({of}){_length_bias(rows)}"
+        what = f"counts times a factor per cell ({of}){length_bias(rows)}"
     elif target == MOST:
         what = "TPM, or CPM of corrected counts (no whole multiples of one count)"
     else:
         what = f"TPM, RPKM or corrected counts ({sums})"
-    done = (
-        f"{where} holds linear values that are not counts: {what}; rescaled a private copy to log1p CP10k"
-    )
-    return ExpressionState("linear", where, None, target, done, per, "multiples" if multiples else "")
+    done = f"{where} holds linear values that are not counts: {what}; rescaled a private copy to log1p CP10k"
+    return ExpressionState("linear", where, None, target, done, per, "multiples" if counted else "")
 
 
 def _estimated(where: str) -> ExpressionState:
@@ -423,30 +311,30 @@ def _by_structure(
     """
     if base == "linear":
         return _linear(rows, where, None), True
-    if _nearly_whole(rows, exactly=base is not None):
+    if base is None and nearly_whole(rows):
         return _estimated(where), True
     if base is None:
         return _by_bound(rows, where), False
     linear = undone(rows, base)
-    units, ratio, _ = _ratios(linear)
+    units, ratio, _ = ratios(linear)
     if np.mean(np.abs(units - 1) < 0.01) > 0.9:
         return _of_counts(where, base), True
     # Exact multiples of which no sum is one were divided by factors of another kind, as scran's.
     exact = np.median(np.abs(ratio - np.rint(ratio))) < 1e-4
-    per = _known_sum(linear) or (None if exact else _sum_of_whole_cells(linear))
+    per = known_sum(linear) or (None if exact else sum_of_whole_cells(linear))
     return _part_of_genes(where, base, per, made_of="multiples"), True
 
 
 def _by_bound(rows: sp.csr_matrix[Any], where: str) -> ExpressionState:
     """Return the state that is possible, by the largest sums that cells can have; several are told."""
-    linear = {t: undone(rows, t) for t in _LOGS}
-    sums = {t: row_sums(linear[t]) for t in _LOGS}
-    possible = [t for t in _LOGS if sums[t].max() <= MOST * (1 + SPREAD)]
+    linear = {t: undone(rows, t) for t in LOGS}
+    sums = {t: row_sums(linear[t]) for t in LOGS}
+    possible = [t for t in LOGS if sums[t].max() <= MOST * (1 + SPREAD)]
     if not possible:
         return _linear(rows, where, None)
-    per = {t: _sum_of_whole_cells(linear[t]) for t in possible}
+    per = {t: sum_of_whole_cells(linear[t]) for t in possible}
     if len(possible) == 1:
-        why = f" (no other base: the largest value is {float(rows.max()):.4g})"
+        why = f", no other base fits values up to {float(rows.max()):.4g}"
         return _part_of_genes(where, possible[0], per[possible[0]], why)
     if per.get("log1p") == CP10K:
         likely: Transform = "log1p"
@@ -458,7 +346,9 @@ def _by_bound(rows: sp.csr_matrix[Any], where: str) -> ExpressionState:
         done = f"{where} holds logarithms of unknown base and target; taken as log1p CP10k as they are"
         return ExpressionState("log", where, None, None, done, CP10K, "", others)
     state = _part_of_genes(where, likely, per[likely])
-    done = f"{where} holds logarithms of unknown base and target; taken as {_what(state)}, converted to log1p CP10k"
+    done = (
+        f"{where} holds logarithms of unknown base; taken as {in_words(state)} and converted to log1p CP10k"
+    )
     return replace(state, message=done, candidates=others)
 
 
@@ -467,138 +357,17 @@ def _part_of_genes(
 ) -> ExpressionState:
     base = BASES[transform]
     if transform == "log1p" and per == CP10K:
-        done = f"{where} holds natural log values whose sums differ (part of the genes?){why}; used as they are"
-    else:
-        of = (
-            "each cell divided by its own sum"
-            if per is None
-            else f"part of the genes, whole cells taken as {_number(per)}{_usual(per)}"
-        )
         done = (
-            f"{where} holds {_name(transform)} values whose sums differ ({of}){why}; converted a private copy "
-            "to log1p CP10k"
+            f"{where} holds natural log values whose sums differ (part of the genes?){why}; used as they are"
         )
+    else:
+        of = "each cell divided by its own sum" if per is None else f"part of the genes of {_per_cell(per)}"
+        done = f"{where} holds {_name(transform)} values ({of}){why}; converted a private copy to log1p CP10k"
     return ExpressionState("log", where, base, None, done, per, made_of)
 
 
-def _known_sum(linear: sp.csr_matrix[Any]) -> float | None:
-    """Return what whole cells add up to, where cells of whole multiples of one count show it.
-
-    A cell's smallest value is one count, of which the sum of the whole cell is a whole multiple, in every
-    cell. So the cell that surely has genes with one count has few sums that it can have, and the others tell
-    which it is.
-    """
-    units, ratio_one = _of_each(np.minimum, linear), 1.01
-    n_ones = np.bincount(
-        np.repeat(np.arange(linear.shape[0]), np.diff(linear.indptr)),
-        weights=linear.data <= ratio_one * np.repeat(units, np.diff(linear.indptr)),
-        minlength=linear.shape[0],
-    )
-    surest = np.argsort(-n_ones, kind="stable")[:24]
-    most = float(row_sums(linear).max()) / (1 + SPREAD)
-    unit, others = units[surest[0]], units[surest[1:]]
-    if len(others) < 4 or unit <= 0 or np.ptp(others) < 1e-3 * unit:  # one unit for all has any sum
-        return None
-    if not most < MAX_DEPTH * unit:
-        return None
-    depths = np.arange(max(1, math.ceil(most / unit)), MAX_DEPTH)
-    usual = np.array([per for per in (CP10K, 1e5, MOST) if per >= most and per / unit < MAX_DEPTH])
-    for sums in (usual, depths * unit):
-        depth = sums[:, None] / others[others > 0]
-        known = depth < MAX_DEPTH
-        fits = np.sum(known & (np.abs(depth - np.rint(depth)) < 0.05), axis=1) > 0.9 * known.sum(axis=1)
-        found = np.flatnonzero(fits & (known.sum(axis=1) >= 4))
-        if len(found):
-            return _round_sum(float(sums[found[0]]))
-    return None
-
-
-def _sum_of_whole_cells(linear: sp.csr_matrix[Any]) -> float | None:
-    """Return the least usual sum that is no less than any, given part of the genes of cells.
-
-    None where the genes are all there and sums differ: each cell is then divided by its own.
-    """
-    sums = row_sums(linear)
-    low, high = np.percentile(sums, [2.5, 97.5])
-    usual = [per for per in (CP10K, 1e5, MOST) if per >= float(sums.max()) / (1 + SPREAD)]
-    if not usual or (linear.shape[1] >= WHOLE and high > 1.25 * low):
-        return None
-    return usual[0]
-
-
-def _multiples(linear: sp.csr_matrix[Any], n_cells: int = 256) -> float:
-    """Return the share (0-1) of values that are whole multiples of their cell's smallest.
-
-    That is nearly always one count. 0 where there are too few to tell.
-    """
-    _, ratio, _ = _ratios(linear[:n_cells])
-    return float(np.mean(_near_whole(ratio))) if len(ratio) >= 20 else 0.0
-
-
-def _row_shares(rows: sp.csr_matrix[Any]) -> Float64:
-    """Return (n_transforms, n) the same for each row, under each of ``_MULTIPLES``."""
-    shares = []
-    for transform in _MULTIPLES:
-        _, ratio, row = _ratios(undone(rows, transform))
-        n = np.bincount(row, minlength=rows.shape[0])
-        whole = np.bincount(row[_near_whole(ratio)], minlength=rows.shape[0])
-        shares.append(np.where(n >= 20, whole / np.maximum(n, 1), 0.0))
-    return np.array(shares)
-
-
-def _near_whole(ratio: Float64) -> Bool:
-    return np.asarray(np.abs(ratio - np.rint(ratio)) < 0.03)
-
-
-def _ratios(linear: sp.csr_matrix[Any]) -> tuple[Float64, Float64, npt.NDArray[np.int64]]:
-    """Return the smallest value of each row, the others as multiples of it (1.5 to 20), and their rows."""
-    units = _of_each(np.minimum, linear)
-    row = np.repeat(np.arange(linear.shape[0]), np.diff(linear.indptr))
-    ratio = linear.data / units[row]
-    near = (ratio > 1.5) & (ratio < 20)
-    return units, ratio[near], row[near]
-
-
-def _all_whole(rows: sp.csr_matrix[Any], transform: Transform) -> bool:
-    """Return whether values that are no whole numbers become some when a transform is undone."""
-    values = undo(rows.data[rows.data != np.rint(rows.data)].astype(np.float64), transform)
-    values = values[values < 20]
-    if len(values) < 20 or values.max() < 1.5 or values.min() < 0.9:
-        return False
-    return bool(np.mean(np.abs(values - np.rint(values)) < 0.02) > 0.98)
-
-
-def _rows_become_whole(rows: sp.csr_matrix[Any], transform: Transform) -> Bool:
-    values = undo(rows.data.astype(np.float64), transform)
-    off = (values < 20) & (np.abs(values - np.rint(values)) >= 0.02)
-    row, n = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)), rows.shape[0]
-    n_off, n_small = (np.bincount(row[at], minlength=n) for at in (off, values < 20))
-    return np.asarray((n_off <= 0.1 * n_small) & (n_small > 0.05 * np.diff(rows.indptr)))
-
-
-def _nearly_whole(linear: sp.csr_matrix[Any], *, exactly: bool = False) -> bool:
-    """Return whether many values are whole or nearly so: counts that were estimated or corrected."""
-    values = linear.data[linear.data > 0.5]
-    if len(values) < 20:
-        return False
-    off = np.abs(values - np.rint(values))
-    if exactly or np.mean(off < 1e-6) > 0.2:
-        return bool(np.mean(off < 1e-6) > 0.2)
-    # A little less than one is frequent, a little more is not.
-    ones, more = np.sum((values > 0.6) & (values < 1.02)), np.sum((values > 1.02) & (values < 1.4))
-    return bool(np.mean(off < 0.1) > 0.5 or more < 0.3 * ones)
-
-
-def _length_bias(linear: sp.csr_matrix[Any]) -> str:
-    """Say where counts are reads of whole transcripts: few genes have a single one, of molecules most have."""
-    ones = linear.data <= 1.01 * np.repeat(_of_each(np.minimum, linear), np.diff(linear.indptr))
-    if linear.nnz < 1000 * linear.shape[0] or ones.mean() > 0.25:
-        return ""
-    return " of reads, as full-length protocols give (long genes have more)"
-
-
 def _made_of(linear: sp.csr_matrix[Any]) -> str:
-    if _multiples(linear) > 0.8 or len(linear.data) < 20:
+    if multiples(linear) > 0.8 or len(linear.data) < 20:
         return ""
     return ", not of whole counts (TPM, as full-length protocols give, or corrected)"
 
@@ -609,27 +378,28 @@ def _name(transform: Transform) -> str:
     return named.get(transform, transform)
 
 
-def _usual(per: float) -> str:
+def _per_cell(per: float) -> str:
+    """Name what whole cells add up to."""
     usual = {CP10K: "CP10k", 1e5: "TPM/10", MOST: "CPM or TPM"}.get(per)
-    return f" ({usual})" if usual else ""
+    return usual or f"{_number(per)} counts per cell"
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def _what(state: ExpressionState) -> str:
+def in_words(state: ExpressionState) -> str:
     """Name a scale in a few words."""
     if state.kind in ("counts", "estimated_counts"):
         return "raw counts" if state.kind == "counts" else "counts that are not whole"
     if state.kind == "log1p_cp10k":
         return "log1p CP10k"
     sum_of_cells = state.divisor or state.target_sum
-    return _name(state.transform) + (f" of {_number(sum_of_cells)} counts per cell" if sum_of_cells else "")
+    return _name(state.transform) + (f" of {_per_cell(sum_of_cells)}" if sum_of_cells else "")
 
 
 def _guess(state: ExpressionState) -> str:
-    return "unknown logarithms" if state.candidates else _what(state)
+    return "unknown logarithms" if state.candidates else in_words(state)
 
 
 def _list(items: list[str]) -> str:
@@ -639,111 +409,11 @@ def _list(items: list[str]) -> str:
 def mixed_message(state: ExpressionState, numbers: list[int], first: list[str]) -> str:
     """Say on which scales the cells of a file are: how many on each, and the first."""
     told = [
-        f"{n:,} {_what(scale)} (the first is '{cell}')"
+        f"{n:,} {in_words(scale)} (the first is '{cell}')"
         for scale, n, cell in zip(state.scales, numbers, first, strict=True)
         if n
     ]
     return f"{state.where} holds cells on different scales: {_list(told)}; each converted by what it holds"
-
-
-def _round_sum(value: float) -> float:
-    digits = math.log10(value)
-    power = round(digits)
-    return 10.0**power if abs(digits - power) < 0.004 else value
-
-
-def _constant_sum(sums: Float64) -> float | None:
-    """Return the one value that all sums have, or None if they differ.
-
-    Fewer than five cells could agree by chance: there the sum must also be a power of ten.
-    """
-    sums = sums[sums > 0]
-    if len(sums) == 0 or not np.isfinite(sums).all():
-        return None
-    low, middle, high = np.percentile(sums, [2.5, 50, 97.5])
-    if high - low > SPREAD * middle:
-        return None
-    target = _round_sum(float(middle))
-    if len(sums) < 5 and (target == middle or target < 1e3):
-        return None
-    return target
-
-
-# -- cells against the scales of their matrix --------------------------------------------------------------
-
-
-def odd_rows(
-    block: sp.csr_matrix[Any], linear: sp.csr_matrix[Any], sums: Float64, state: ExpressionState
-) -> Bool:
-    """Return (n,) bool: rows that are not on the one scale that the matrix seems to have.
-
-    Parameters
-    ----------
-    block, linear
-        (n, n_features) CSR as stored, and on the linear scale of ``state``.
-    sums
-        (n,) of the rows of ``linear``.
-    """
-    n = block.shape[0]
-    if state.kind == "counts":
-        return np.asarray((np.diff(block.indptr) >= 3) & ~_whole_rows(block))
-    if state.transform == "linear":
-        # Large values are linear, and so are those that add up as the others do.
-        low = _of_each(np.maximum, block) <= MAX_LOG
-        if not low.any():
-            return low
-        strange = ~_fits(sums, state) if state.target_sum else _add_up_as_logs(block, low)
-        return low & strange & ~_whole_rows(block) & (sums > 0)
-    odd = ~_fits(sums, state)
-    if state.made_of != "counts" or state.transform in ("log1p", "log10", "arcsinh"):
-        odd |= _whole_rows(block)
-    if state.made_of:
-        _, ratio, row = _ratios(linear)
-        n_near = np.bincount(row, minlength=n)
-        odd |= (n_near >= 20) & (np.bincount(row[_near_whole(ratio)], minlength=n) < 0.5 * n_near)
-    return odd & (sums > 0)
-
-
-def _add_up_as_logs(rows: sp.csr_matrix[Any], asked: Bool) -> Bool:
-    """Return (n,) bool: rows that add up to a round number once a logarithm is undone."""
-    found = np.zeros(rows.shape[0], dtype=bool)
-    at = np.flatnonzero(asked)
-    for transform in _LOGS if len(at) else ():
-        sums = row_sums(undone(rows[at], transform))
-        for per in (CP10K, 1e5, MOST):
-            found[at] |= np.abs(sums / per - 1) < 0.002
-    return found
-
-
-def scale_codes(block: sp.csr_matrix[Any], state: ExpressionState) -> Codes:
-    """Return (n,) uint8: the number of the scale in ``state.scales`` that each row is on.
-
-    A row is judged by itself, so that it has the same number alone and in any block.
-    """
-    n = block.shape[0]
-    codes = np.full(n, -1, dtype=np.int64)
-    sums = {s.transform: row_sums(undone(block, s.transform)) for s in state.scales}
-    numbered = list(enumerate(state.scales))
-    for k, scale in numbered:
-        if scale.kind == "counts":
-            codes[_whole_rows(block)] = k
-    off = np.array([np.abs(sums[s.transform] / s.target_sum - 1) if s.target_sum else np.ones(n) for s in state.scales])
-    codes = np.where((codes < 0) & (off.min(axis=0) < SPREAD), off.argmin(axis=0), codes)
-    high = _of_each(np.maximum, block) > MAX_LOG
-    for k, scale in numbered:
-        if scale.transform == "linear":
-            codes[(codes < 0) & high] = k
-    if any(scale.made_of and scale.kind != "counts" for _, scale in numbered) and (codes < 0).any():
-        at = np.flatnonzero(codes < 0)
-        shares = dict(zip(_MULTIPLES, _row_shares(block[at]), strict=True))
-        best = np.max(list(shares.values()), axis=0)
-        for k, scale in numbered:
-            if scale.made_of and scale.kind != "counts" and scale.transform in shares:
-                fits = (shares[scale.transform] > 0.8) & (shares[scale.transform] == best)
-                codes[at[fits & (codes[at] < 0)]] = k
-    for k, scale in sorted(numbered, key=lambda pair: pair[1].target_sum is not None):
-        codes[(codes < 0) & (_fits(sums[scale.transform], scale) | (scale.transform == "linear"))] = k
-    return np.maximum(codes, 0).astype(np.uint8)
 
 
 def candidate_states(state: ExpressionState, rows: sp.csr_matrix[Any]) -> list[ExpressionState]:
@@ -754,23 +424,5 @@ def candidate_states(state: ExpressionState, rows: sp.csr_matrix[Any]) -> list[E
         if transform == "linear":
             found.append(_linear(linear, state.where, None))
         else:
-            found.append(_part_of_genes(state.where, transform, _sum_of_whole_cells(linear)))
+            found.append(_part_of_genes(state.where, transform, sum_of_whole_cells(linear)))
     return found
-
-
-def best_transform(candidates: Float64, reference: Float64) -> int:
-    """Return the number of the candidate whose genes are as high as those of the reference.
-
-    Parameters
-    ----------
-    candidates
-        (n_candidates, n_genes) float64 mean log1p CP10k of each gene, under each candidate.
-    reference
-        (n_genes,) float64 the same of the reference: of its classes or of its cells.
-
-    Returns
-    -------
-    The candidate with the smallest mean absolute difference. Other types of cells and another platform move
-    single genes; another base moves all of them, which a correlation would not see.
-    """
-    return int(np.abs(candidates - reference).mean(axis=1).argmin())
