@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -84,15 +85,17 @@ def clustered(rows: sp.csr_matrix[Any]) -> tuple[Transform, float, Bool] | None:
     return best
 
 
-def by_likelihood(rows: sp.csr_matrix[Any]) -> tuple[Transform, ...]:
-    """Return the transforms in the order to try: exp is nearly twice sinh, whose sums may agree better."""
+def by_likelihood(rows: sp.csr_matrix[Any]) -> Iterator[Transform]:
+    """Yield the transforms in the order to try: exp is nearly twice sinh, whose sums may agree better."""
+    yield "linear"
     spread: dict[Transform, float] = {}
     for transform in ("log1p", "arcsinh"):
         sums = row_sums(undone(rows[:64], transform))
         low, middle, high = np.percentile(np.minimum(sums, 2.0**53), [10, 50, 90])
         spread[transform] = (high - low) / middle
-    first: tuple[Transform, ...] = ("arcsinh",) if 10 * spread["arcsinh"] < spread["log1p"] < SPREAD else ()
-    return (*first, *TRANSFORMS)
+    if 10 * spread["arcsinh"] < spread["log1p"] < SPREAD:
+        yield "arcsinh"
+    yield from NOT_LINEAR
 
 
 def may_add_up(transform: Transform, target: float) -> bool:

@@ -238,7 +238,7 @@ def _joined(
     """
     does = (state.transform, state.divisor)
     for k, (other, m) in enumerate(found):
-        whole_too = other.made_of == "counts" and other.kind != "counts" and n < 0.2 * m
+        whole_too = other.made_of == "counts" and other.transform in ("log2", "sqrt") and n < 0.2 * m
         if (other.transform, other.divisor) == does or (state.kind == "counts" and whole_too):
             return [*found[:k], (other, m + n), *found[k + 1 :]]
     return [*found, (state, n)]
@@ -279,7 +279,7 @@ def _linear(rows: sp.csr_matrix[Any], where: str, target: float | None) -> Expre
     sums = f"{_number(target)} per cell" if target else "sums that differ"
     if counted:
         of = f"part of the genes of {_number(per)} per cell" if per else sums
-        what = f"counts times a factor per cell ({of}){length_bias(rows)}"
+        what = f"counts times a factor per cell ({of}){length_bias(rows[:128])}"
     elif target == MOST:
         what = "TPM, or CPM of corrected counts (no whole multiples of one count)"
     else:
@@ -394,6 +394,8 @@ def in_words(state: ExpressionState) -> str:
         return "raw counts" if state.kind == "counts" else "counts that are not whole"
     if state.kind == "log1p_cp10k":
         return "log1p CP10k"
+    if state.made_of == "counts":
+        return f"{_name(state.transform)} of counts"
     sum_of_cells = state.divisor or state.target_sum
     return _name(state.transform) + (f" of {_per_cell(sum_of_cells)}" if sum_of_cells else "")
 
