@@ -176,6 +176,10 @@ def _scales(rows: sp.csr_matrix[Any], where: str, largest: float) -> list[Expres
 
 def _of_fractions(rows: sp.csr_matrix[Any], where: str) -> list[tuple[ExpressionState, int]]:
     """Return the scales of rows that are not whole numbers, and how many rows are on each."""
+    sums = row_sums(rows)
+    target = constant_sum(sums)
+    if target is not None and np.all(np.abs(sums / target - 1) <= SPREAD):
+        return [(_of_constant_sum(where, "linear", target, rows), rows.shape[0])]
     for transform in NOT_LINEAR:
         if all_whole(rows[:: 1 + rows.shape[0] // 64], transform):
             whole = rows_become_whole(rows, transform)
@@ -284,7 +288,7 @@ def _linear(rows: sp.csr_matrix[Any], where: str, target: float | None) -> Expre
         what = "TPM, or CPM of corrected counts (no whole multiples of one count)"
     else:
         what = f"TPM, RPKM or corrected counts ({sums})"
-    done = f"{where} holds linear values that are not counts: {what}; rescaled a private copy to log1p CP10k"
+    done = f"{where} holds linear values that are no counts: {what}; rescaled a private copy to log1p CP10k"
     return ExpressionState("linear", where, None, target, done, per, "multiples" if counted else "")
 
 
@@ -361,8 +365,12 @@ def _part_of_genes(
             f"{where} holds natural log values whose sums differ (part of the genes?){why}; used as they are"
         )
     else:
-        of = "each cell divided by its own sum" if per is None else f"part of the genes of {_per_cell(per)}"
-        done = f"{where} holds {_name(transform)} values ({of}){why}; converted a private copy to log1p CP10k"
+        of = (
+            ", each cell divided by its own sum"
+            if per is None
+            else f" of part of the genes of {_per_cell(per)}"
+        )
+        done = f"{where} holds {_name(transform)} values{of}{why}; converted a private copy to log1p CP10k"
     return ExpressionState("log", where, base, None, done, per, made_of)
 
 
@@ -381,7 +389,7 @@ def _name(transform: Transform) -> str:
 def _per_cell(per: float) -> str:
     """Name what whole cells add up to."""
     usual = {CP10K: "CP10k", 1e5: "TPM/10", MOST: "CPM or TPM"}.get(per)
-    return usual or f"{_number(per)} counts per cell"
+    return f"{_number(per)} counts per cell" + (f" ({usual})" if usual else "")
 
 
 def _number(value: float) -> str:

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.api.judging import novel_notes
+from scvec.api.matching import MatchedSource, settle_values
 from scvec.cli.options import VALUES as CLI_VALUES
 from scvec.errors import InputError
 from scvec.ingest.cells import CellSource
 from scvec.ingest.expression import ExpressionState, MatrixProfile, normalize
+from scvec.ingest.identity import GeneMap
 from scvec.ingest.rows import FileRows, recipe_of
 from scvec.ingest.value_scales import best_transform
 from scvec.ingest.values import VALUES, detect_state
@@ -309,6 +311,20 @@ def test_the_transform_that_fits_the_reference_is_found(seed: int, right: int) -
     factors = np.array([1.0, 1.44, 2.3, 0.3])
     candidates = other * (factors / factors[right])[:, None]
     assert best_transform(candidates, reference) == right
+
+
+@pytest.mark.parametrize("base", [math.e, 2.0])
+def test_open_values_are_settled_by_the_reference(base: float) -> None:
+    x = counts(11, n=200, genes=2000)
+    values = (np.log1p(tpm(x) / 100) / math.log(base))[:, :500]  # logarithms of CP10k-like TPM, base unknown
+    wanted = np.log1p(tpm(x) / 100)[:, :500]
+    genes = GeneMap(sp.identity(500, dtype=np.float32, format="csr"), False, np.ones(500, dtype=bool))
+    with CellSource.open(adata_of(values)) as source:
+        assert source.state.candidates
+        settle_values(MatchedSource(source, None, "index", 1.0), genes, wanted[::2].mean(axis=0))
+        [cells] = source.chunks(200)
+        assert [note for note in source.notes if "fits the reference best" in note] == [source.state.message]
+    np.testing.assert_allclose(cells.toarray(), wanted, atol=2e-3)
 
 
 def test_a_warning_names_causes_in_order_where_nearly_all_is_novel() -> None:
