@@ -38,7 +38,8 @@ def query_genes(
     factors = stored.tensors.get(FACTOR + matched.match.species)
     if factors is not None:
         genes = genes.scaled(factors)
-    settle_values(matched, genes, stored.tensors["prototypes.centroids"].mean(axis=0))
+    if matched.source.state.candidates:
+        settle_values(matched, genes, stored.tensors["prototypes.centroids"].mean(axis=0))
     matched.source.notes += [matched.summary, *genes.notes]
     if unmatched_genes == "text":
         genes = text_partners(store, stored, matched, genes, device=device, progress=progress)
