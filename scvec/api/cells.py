@@ -39,6 +39,7 @@ def ingest_cells(
     label_key: str,
     species: str = "auto",
     layer: str | None = None,
+    values: str = "auto",
     memory: str | int | None = None,
     backbone: str = "minilm",
     base_url: str | None = None,
@@ -75,6 +76,9 @@ def ingest_cells(
         What the reference is called; one of that name is replaced.
     label_key
         Column of obs with the labels.
+    values
+        What the values are: ``counts``, ``linear`` (CPM, TPM, RPKM), ``log1p``, ``log2-cpm``, ... (all in
+        :data:`scvec.ingest.values.VALUES`); ``auto`` finds it out, in a note.
     memory
         Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given. It cuts
         the cells that are handled in one go, which changes no result, and below about 3G those that are
@@ -161,7 +165,8 @@ def ingest_cells(
     with ExitStack() as stack:
         with stages("read"):
             progress("reading cells", 0, None)
-            sources = [stack.enter_context(CellSource.open(ref, layer=layer, memory=memory)) for ref in refs]
+            how: dict[str, Any] = {"layer": layer, "memory": memory, "values": values}
+            sources = [stack.enter_context(CellSource.open(ref, **how)) for ref in refs]
             labelled = Labelled.read(sources, label_key, batch_key, min_cells=min_cells, label_map=names)
         opened = Store.open(store, create=True)
         params = {

@@ -80,7 +80,7 @@ def evaluate(
 
         need_matplotlib()
     names = as_label_map(label_map)
-    truth = _truth(query, truth_key)
+    truth = _truth(query, truth_key, options)
     annotation = annotate_file(
         store, query, reference=reference, coverage=coverage, progress=progress, **options
     )
@@ -123,12 +123,13 @@ def _writable(path: Path | str | None, endings: tuple[str, ...], query: Any) -> 
     return target
 
 
-def _truth(query: Path | str | AnnData, truth_key: str) -> Strings:
+def _truth(query: Path | str | AnnData, truth_key: str, options: Mapping[str, Any]) -> Strings:
     """Return (n,) true labels, empty where there is none."""
     from scvec.ingest.cells import CellSource
     from scvec.ingest.labels import read_names
 
-    with CellSource.open(query) as source:
+    how = {key: options[key] for key in ("layer", "values", "memory") if key in options}
+    with CellSource.open(query, **how) as source:
         return read_names(source, truth_key)
 
 

@@ -16,6 +16,7 @@ from scvec.api.explanation import Explanation, GeneEvidence
 from scvec.api.same_reference import generation_of, same_reference
 from scvec.api.voters import origins, voters
 from scvec.errors import InputError
+from scvec.ingest.values import VALUES
 from scvec.protocols import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -93,6 +94,12 @@ def explain(
         return explainer.explain(cell=cell, label=label, against=against, n_genes=n_genes)
 
 
+def _values_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where the values of an annotated file are and what they are, as they were read for it."""
+    values = str(parameters.get("values", "auto"))
+    return {"layer": parameters.get("layer"), "values": values if values in VALUES else "auto"}
+
+
 class Explainer:
     """An annotated data set that is open for questions; close it, or use it as a context manager.
 
@@ -149,7 +156,7 @@ class Explainer:
         with ExitStack() as stack:
             progress("reading cells", 0, None)
             parameters = read_parameters(path, key_added)
-            source = stack.enter_context(CellSource.open(path, layer=parameters.get("layer"), memory=memory))
+            source = stack.enter_context(CellSource.open(path, memory=memory, **_values_of(parameters)))
             columns = [f"{key_added}_label", f"{key_added}_confidence"]
             if any(c not in source.obs.columns for c in columns):
                 raise InputError(
@@ -173,8 +180,8 @@ class Explainer:
         from scvec.ingest.cells import CellSource
 
         with ExitStack() as stack:
-            layer = annotation.parameters.get("layer")
-            source = stack.enter_context(CellSource.open(path, layer=layer, memory=memory))
+            how = _values_of(annotation.parameters)
+            source = stack.enter_context(CellSource.open(path, memory=memory, **how))
             if source.n_obs != len(annotation):
                 what = f"the annotation has {len(annotation):,} cells, the data {source.n_obs:,}"
                 raise InputError(what, source.name, "query the cells again")

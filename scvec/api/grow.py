@@ -33,6 +33,7 @@ def append_cells(
     label_key: str,
     species: str = "auto",
     layer: str | None = None,
+    values: str = "auto",
     memory: str | int | None = None,
     label_map: Mapping[str, str] | Path | str | None = None,
     force: bool = False,
@@ -55,7 +56,7 @@ def append_cells(
         Column of obs with the labels: those of the reference, or none.
     label_map
         As for :func:`scvec.ingest_cells`; an empty name leaves cells without a label.
-    species, layer, memory, force, device, llm
+    species, layer, values, memory, force, device, llm
         As for :func:`scvec.query`.
 
     Raises
@@ -89,7 +90,7 @@ def append_cells(
         vectors: list[Float32] = []
         tables, notes, added = [_with_files(stored)], [], []
         for ref in refs:
-            with CellSource.open(ref, layer=layer, memory=memory) as source:
+            with CellSource.open(ref, layer=layer, memory=memory, values=values) as source:
                 codes = _codes(source, label_key, names, stored)
                 matched = match_genes(source, resolver, species=species, force=force)
                 genes = query_genes(opened, stored, matched, device=device, progress=progress)

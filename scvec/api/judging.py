@@ -13,14 +13,20 @@ from scvec.scratch import release
 from scvec.types import Float32
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scvec.api.matching import MatchedSource
     from scvec.api.stages import Stages
     from scvec.ingest.cells import CellSource
+    from scvec.ingest.expression import ExpressionState
     from scvec.model.reference import Prediction, ReferenceModel
     from scvec.model.shift import Shift
     from scvec.stores.stored import StoredReference
 
-__all__ = ["judged", "provenance"]
+__all__ = ["judged", "novel_notes", "provenance"]
+
+#: Fraction of novel cells from which on the cause is hardly the cells.
+MOSTLY_NOVEL = 0.8
 
 
 def provenance(generation: int, stored: StoredReference, matched: MatchedSource) -> dict[str, Any]:
@@ -66,6 +72,7 @@ def judged(
     parameters = {**parameters, "shift": shift.to_dict()}
     if shift.message:
         source.notes.append(shift.message)
+    source.notes += novel_notes(float(np.mean(novelty > 0.5)), source.state, parameters)
     status = status_codes(confidence=confidence, novelty=novelty, n_labels=found.n_labels, low_quality=low)
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).coded_broad(found.proba)
     # As categories and bytes, which the annotation takes for arrays of objects.
@@ -113,6 +120,38 @@ def _novelty(model: ReferenceModel, found: Prediction, shift: Shift, rate: float
             relative = shift.relative(found.signals[rows], found.given[rows])
             novelty[rows] = judge.score(relative, rate=rate)
     return novelty
+
+
+def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, Any]) -> list[str]:
+    """Return a warning that names likely causes, the likeliest first, where nearly all cells are novel.
+
+    Parameters
+    ----------
+    share
+        Fraction (0-1) of the cells that are novel.
+    state
+        What the values were taken for.
+    parameters
+        Of the answer, with ``genes``, ``species``, ``reference_species``, ``values``.
+    """
+    from scvec.ingest.values import in_words
+
+    if share <= MOSTLY_NOVEL:
+        return []
+    taken = " and ".join(in_words(scale) for scale in state.scales)
+    values = (
+        f"values (taken as {taken}): --values"
+        if parameters.get("values", "auto") == "auto"
+        else f"--values {parameters['values']}"
+    )
+    species = (
+        f"species (taken as {parameters['species']}, reference {parameters['reference_species']}): --species"
+    )
+    causes = [values, species, "cells of another tissue than the reference", "another platform"]
+    if state.kind == "counts":
+        causes = [*causes[1:], values]
+    told = "; ".join(f"{n}) {cause}" for n, cause in enumerate(causes, 1))
+    return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {told}"]
 
 
 def _best(proba: Float32) -> tuple[npt.NDArray[Any], Float32]:

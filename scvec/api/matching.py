@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from scvec.ingest.cells import CellSource
     from scvec.ingest.identity import GeneMap, GeneResolver
 
-__all__ = ["MatchedSource", "match_genes"]
+__all__ = ["MatchedSource", "match_genes", "settle_values"]
+
+#: Cells that tell what the values of a file are.
+N_TOLD = 512
 
 #: Shares of counts below which a match is doubtful, and useless.
 WARN_SHARE, REFUSE_SHARE = 0.5, 0.1
@@ -84,6 +87,35 @@ def over_targets(X: Any, weights: Any) -> Any:
         mapped.data = np.log1p(mapped.data)
     mapped.eliminate_zeros()
     return mapped.astype(np.float32)
+
+
+def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray[Any]) -> None:
+    """Take values that may be several things for that which makes genes as high as in the reference.
+
+    Nothing is done where the values themselves said what they are.
+
+    Parameters
+    ----------
+    reference
+        (n_target,) mean log1p CP10k of the target genes of ``genes`` in the reference.
+    """
+    from scvec.ingest.expression import normalize
+    from scvec.ingest.value_scales import best_transform
+    from scvec.ingest.values import candidate_states
+
+    source = matched.source
+    shared = np.flatnonzero(genes.measured)
+    if not source.state.candidates or not len(shared):
+        return
+    rows = np.unique(np.linspace(0, source.n_obs - 1, min(N_TOLD, source.n_obs)).astype(np.int64))
+    cells = source.stored_rows(rows)
+    states = candidate_states(source.state, cells)
+    means = [
+        np.asarray(over_targets(normalize(cells, s), genes.weights).mean(axis=0)).ravel() for s in states
+    ]
+    best = states[best_transform(np.array(means)[:, shared], np.asarray(reference)[shared])]
+    told = f"{best.message} (nothing else told; of what is possible this fits the reference best)"
+    source.take_for(replace(best, message=told, candidates=source.state.candidates))
 
 
 def match_genes(

@@ -55,6 +55,7 @@ def query(
     method: str = "both",
     species: str = "auto",
     layer: str | None = None,
+    values: str = "auto",
     memory: str | int | None = None,
     where: str | None = None,
     exact: bool = False,
@@ -92,6 +93,9 @@ def query(
         Neighbours that vote; clipped to the number of reference cells.
     method
         ``both``, ``knn`` or ``head``.
+    values
+        What the values are: ``counts``, ``linear`` (CPM, TPM, RPKM), ``log1p``, ``log2-cpm``, ... (all in
+        :data:`scvec.ingest.values.VALUES`); ``auto`` finds it out, in a note.
     memory
         Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given. It cuts
         the cells that are handled in one go and changes no answer.
@@ -183,7 +187,7 @@ def query(
     with stages("read"):
         progress("reading cells", 0, None)
         # Only a report asks what else is known of the cells.
-        source = CellSource.open(path, layer=layer, memory=memory, columns=page is not None)
+        source = CellSource.open(path, layer=layer, memory=memory, columns=page is not None, values=values)
     with source:
         with stages("genes"):
             resolver = stored_resolver(opened)
@@ -247,6 +251,7 @@ def query(
             "exact": exact,
             "recall": recall,
             "layer": layer,
+            "values": values,
             "coverage": coverage,
             "false_novel_rate": false_novel_rate,
             "novelty": novelty,

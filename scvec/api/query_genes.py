@@ -29,6 +29,7 @@ def query_genes(
     Through orthologs, with the factors of the query's species where the reference holds cells of it, and by
     text on request. Notes about it are those of the map.
     """
+    from scvec.api.matching import settle_values
     from scvec.api.references import FACTOR, genes_of
     from scvec.api.resolvers import stored_resolver
     from scvec.api.unmatched import text_partners
@@ -37,6 +38,8 @@ def query_genes(
     factors = stored.tensors.get(FACTOR + matched.match.species)
     if factors is not None:
         genes = genes.scaled(factors)
+    if matched.source.state.candidates:
+        settle_values(matched, genes, stored.tensors["classes.means"].mean(axis=0))
     matched.source.notes += [matched.summary, *genes.notes]
     if unmatched_genes == "text":
         genes = text_partners(store, stored, matched, genes, device=device, progress=progress)

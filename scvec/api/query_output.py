@@ -109,7 +109,8 @@ def reporter_of(asked: dict[str, Any]) -> Callable[..., Any]:
         if page is None:
             raise InputError("a report needs a file to go to", fix="to_report('report.html')")
         stored = same_reference(generation_of(asked["store"], annotation.parameters), annotation.parameters)
-        with CellSource.open(asked["path"], layer=asked["layer"], memory=asked["memory"]) as source:
+        how = {key: asked[key] for key in ("layer", "values", "memory")}
+        with CellSource.open(asked["path"], **how) as source:
             if source.n_obs != len(annotation):
                 what = f"the annotation has {len(annotation):,} cells, the data {source.n_obs:,}"
                 raise InputError(what, source.name, "query the cells again")

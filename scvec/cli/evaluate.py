@@ -21,6 +21,7 @@ from scvec.cli.options import (
     pass_session,
     reference_option,
     unmatched_option,
+    values_option,
     where_option,
 )
 
@@ -58,6 +59,7 @@ __all__ = ["evaluate"]
 @method_option
 @any_species_option
 @layer_option
+@values_option
 @memory_option
 @where_option
 @false_novel_option
@@ -81,6 +83,7 @@ def evaluate(
     method: str,
     species: str,
     layer: str | None,
+    values: str,
     memory: str | None,
     where: str | None,
     false_novel_rate: float,
@@ -113,6 +116,7 @@ def evaluate(
             method=method,
             species=species,
             layer=layer,
+            values=values,
             memory=memory,
             where=where,
             false_novel_rate=false_novel_rate,

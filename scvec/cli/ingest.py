@@ -19,6 +19,7 @@ from scvec.cli.options import (
     max_cost_option,
     memory_option,
     pass_session,
+    values_option,
 )
 from scvec.errors import InputError
 
@@ -46,6 +47,7 @@ for _command in gene_commands:
 @click.option("--label-key", required=True, metavar="COLUMN", help="Column of obs with the labels.")
 @any_species_option
 @layer_option
+@values_option
 @memory_option
 @click.option("--backbone", default="minilm", show_default=True, metavar="SPEC", help="Which gene vectors.")
 @base_url_option
@@ -130,6 +132,7 @@ def cells(
     label_key: str,
     species: str,
     layer: str | None,
+    values: str,
     memory: str | None,
     backbone: str,
     base_url: str | None,
@@ -175,6 +178,7 @@ def cells(
                 label_key=label_key,
                 species=species,
                 layer=layer,
+                values=values,
                 memory=memory,
                 label_map=label_map,
                 force=force,
@@ -194,6 +198,7 @@ def cells(
             label_key=label_key,
             species=species,
             layer=layer,
+            values=values,
             memory=memory,
             backbone=backbone,
             base_url=base_url,
@@ -222,7 +227,8 @@ def cells(
 
 def _refuse_settings(ctx: click.Context) -> None:
     """Raise InputError where an option was typed that only training could follow."""
-    kept = {"refs", "name", "label_key", "species", "layer", "memory", "label_map", "force", "device", "llm"}
+    kept = {"refs", "name", "label_key", "species", "layer", "values", "memory", "label_map", "force"}
+    kept |= {"device", "llm"}
     typed = [
         parameter.opts[0]
         for parameter in ctx.command.params

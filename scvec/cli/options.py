@@ -41,11 +41,28 @@ __all__ = [
     "species_option",
     "timeout_option",
     "unmatched_option",
+    "values_option",
     "where_option",
 ]
 
 #: scvec.types.SPECIES, spelt out: importing that module loads numpy, which ``--help`` need not wait for.
 SPECIES = ("human", "mouse")
+#: scvec.ingest.values.VALUES, spelt out for the same reason.
+VALUES = (
+    "auto",
+    "counts",
+    "linear",
+    "log1p",
+    "log1p-cp10k",
+    "log1p-cpm",
+    "log2",
+    "log2-cp10k",
+    "log2-cpm",
+    "log2-tpm10",
+    "log10",
+    "sqrt",
+    "arcsinh",
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -150,6 +167,17 @@ def layer_option(function: F) -> F:
     return click.option("--layer", metavar="NAME", help="Layer with the counts.  [default: found by itself]")(
         function
     )
+
+
+def values_option(function: F) -> F:
+    """Add ``--values``."""
+    return click.option(
+        "--values",
+        type=click.Choice(VALUES),
+        default="auto",
+        show_default=True,
+        help="What the values are: counts, linear (CPM, TPM, RPKM), or which transform of these.",
+    )(function)
 
 
 def memory_option(function: F) -> F:

@@ -23,6 +23,7 @@ from scvec.cli.options import (
     pass_session,
     reference_option,
     unmatched_option,
+    values_option,
     where_option,
 )
 from scvec.errors import InputError
@@ -51,6 +52,7 @@ __all__ = ["query"]
 @method_option
 @any_species_option
 @layer_option
+@values_option
 @memory_option
 @where_option
 @click.option("--exact", is_flag=True, help="Search every reference cell, never an approximation.")
@@ -92,6 +94,7 @@ def query(
     method: str,
     species: str,
     layer: str | None,
+    values: str,
     memory: str | None,
     where: str | None,
     exact: bool,
@@ -131,6 +134,7 @@ def query(
         method=method,
         species=species,
         layer=layer,
+        values=values,
         memory=memory,
         where=where,
         exact=exact,

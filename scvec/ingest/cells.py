@@ -16,12 +16,13 @@ import scipy.sparse as sp
 from scvec.columns import Packed, blocks
 from scvec.ingest.borders import count_text, parse_memory
 from scvec.ingest.contents import Contents, contents_of_adata
-from scvec.ingest.expression import ExpressionState, normalize
+from scvec.ingest.expression import Codes, ExpressionState, normalize
 from scvec.ingest.features import gene_name_candidates
 from scvec.ingest.labels import labels
 from scvec.ingest.openers import contents_of
 from scvec.ingest.selection import choose
 from scvec.ingest.tables import named
+from scvec.ingest.values import check_values
 from scvec.scratch import release
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class CellSource:
         (n_obs,) int64 genes of each cell above zero.
     gene_totals
         (n_vars,) float64 counts of each gene over all cells (linear values where there are no counts).
+    codes
+        (n_obs,) uint8 numbers of the cells' scales in ``state.scales``; None where all are on one.
     memory
         Bytes that may be used.
     """
@@ -85,8 +88,17 @@ class CellSource:
     totals: npt.NDArray[np.float64]
     n_genes_detected: npt.NDArray[np.int64]
     gene_totals: npt.NDArray[np.float64]
+    codes: Codes | None
 
-    def __init__(self, contents: Contents, *, layer: str | None, memory: int, columns: bool = True) -> None:
+    def __init__(
+        self,
+        contents: Contents,
+        *,
+        layer: str | None,
+        memory: int,
+        columns: bool = True,
+        values: str = "auto",
+    ) -> None:
         self.path, self.name, self.memory = contents.path, contents.name, memory
         self.notes = contents.notes
         self._close = contents.close
@@ -94,10 +106,10 @@ class CellSource:
             contents.table = contents.table[[]]
         self._table, self.n_obs = contents.table, contents.n_obs
         self.names = self._unique(contents.names)
-        choice = choose(contents, layer, memory)
+        choice = choose(contents, layer, memory, values)
         self._reader, self.state = choice.reader, choice.state
         self.var, self.var_names, self.feature_mask = choice.var, choice.var_names, choice.feature_mask
-        self.totals, self.gene_totals = choice.totals, choice.gene_totals
+        self.totals, self.gene_totals, self.codes = choice.totals, choice.gene_totals, choice.codes
         self.n_genes_detected = choice.n_genes_detected
         self.notes += choice.notes
         self._note_oddities()
@@ -110,6 +122,7 @@ class CellSource:
         layer: str | None = None,
         memory: str | int | None = None,
         columns: bool = True,
+        values: str = "auto",
     ) -> CellSource:
         """Check a file or object, find usable values in it, and read every value once.
 
@@ -124,6 +137,8 @@ class CellSource:
             Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given.
         columns
             Whether ``obs`` is going to be asked for its columns; else they are checked and let go.
+        values
+            What the values are (:data:`scvec.ingest.values.VALUES`); ``auto`` finds it out.
 
         Raises
         ------
@@ -132,12 +147,14 @@ class CellSource:
         ResourceError
             If the file needs more memory than may be used.
         """
+        check_values(values)
         limit = parse_memory(memory)
+        options: dict[str, Any] = {"layer": layer, "memory": limit, "columns": columns, "values": values}
         if not isinstance(path_or_adata, str | os.PathLike):
-            return cls(contents_of_adata(path_or_adata), layer=layer, memory=limit, columns=columns)
+            return cls(contents_of_adata(path_or_adata), **options)
         contents = contents_of(path_or_adata, limit)
         try:
-            return cls(contents, layer=layer, memory=limit, columns=columns)
+            return cls(contents, **options)
         except BaseException:
             contents.close()
             raise
@@ -179,6 +196,15 @@ class CellSource:
         """Cells that are handled in one go within the memory: 2,048, or fewer where they are large."""
         return self._reader.rows_within(self.memory // _SHARE)
 
+    def take_for(self, state: ExpressionState) -> None:
+        """Take the values for something else, where nothing but a reference tells what they are."""
+        self.notes = [state.message if note == self.state.message else note for note in self.notes]
+        self.state = state
+
+    def stored_rows(self, rows: npt.NDArray[np.integer[Any]]) -> sp.csr_matrix[Any]:
+        """Return cells as they are stored, (n, n_vars) CSR float64."""
+        return self._genes_of(self._take(np.asarray(rows, np.int64)))
+
     def gene_name_candidates(self) -> dict[str, list[str]]:
         """Return lists of names for the genes kept: ``"index"`` (``var_names``), then columns of ``var``."""
         return gene_name_candidates(self.var_names, self.var)
@@ -204,8 +230,9 @@ class CellSource:
         for some in blocks(self.n_obs if rows is None else len(rows), size):
             part = np.arange(some.start, some.stop) if rows is None else np.asarray(rows[some], np.int64)
             totals = self.totals[part]
+            codes = None if self.codes is None else self.codes[part]
             release(self.totals)
-            yield normalize(self._genes_of(self._take(part)), self.state, totals)
+            yield normalize(self._genes_of(self._take(part)), self.state, totals, codes)
 
     def _take(self, rows: npt.NDArray[np.int64]) -> sp.csr_matrix[Any]:
         """Read rows in any order, in as few stretches as are sensible."""

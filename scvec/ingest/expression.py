@@ -1,36 +1,52 @@
-"""Find out what the numbers of a matrix are, and bring them to log1p of counts per ten thousand."""
+"""What the numbers of a matrix are, and how they become log1p of counts per ten thousand."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-__all__ = ["CP10K", "ExpressionState", "MatrixProfile", "detect_state", "linearise", "normalize"]
+__all__ = [
+    "BASES",
+    "CP10K",
+    "LARGEST_COUNT",
+    "TRANSFORMS",
+    "Codes",
+    "ExpressionState",
+    "MatrixProfile",
+    "Transform",
+    "linearise",
+    "normalize",
+    "row_sums",
+    "undo",
+    "undone",
+]
 
 CP10K = 1e4
-BASES = (math.e, 2.0, 10.0)
-#: log2 of a million is 19.9: nothing on a log scale is larger, and whole-genome linear data always are.
-MAX_LOG = 20.0
-#: Relative spread of per-cell sums that still counts as constant (float32 and later gene filters move them).
-SPREAD = 0.02
+#: More molecules than a cell has.
+LARGEST_COUNT = 1e9
 
-Kind = Literal["counts", "log1p_cp10k", "log", "linear", "scaled"]
+Kind = Literal["counts", "estimated_counts", "log1p_cp10k", "log", "linear", "sqrt", "arcsinh", "scaled"]
+Codes = npt.NDArray[np.uint8]
+Transform = Literal["linear", "log1p", "log2", "log10", "sqrt", "arcsinh"]
+TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
+BASES: dict[Transform, float] = {"log1p": math.e, "log2": 2.0, "log10": 10.0}
 
 
 @dataclass(frozen=True, slots=True)
 class ExpressionState:
-    """What the values of a matrix are.
+    """What the values of a matrix, or of some of its cells, are.
 
     Attributes
     ----------
     kind
-        ``counts``; ``log1p_cp10k`` (natural log1p of counts per ten thousand); ``log`` (another base or
-        target, or part of the genes only); ``linear`` (no counts, no log: TPM, RPKM, corrected counts);
+        ``counts``; ``estimated_counts`` (not whole: estimated by RSEM or salmon, or corrected for ambient
+        RNA); ``log1p_cp10k`` (natural log1p of counts per ten thousand); ``log`` (another base or target, or
+        part of the genes only); ``linear`` (CPM, TPM, RPKM); ``sqrt`` and ``arcsinh`` of one of these;
         ``scaled`` (has negative values: z-scores, residuals), which cannot be used.
     where
         ``X``, ``raw`` or ``layers/NAME``.
@@ -40,6 +56,16 @@ class ExpressionState:
         What the values of a cell add up to on the linear scale, where it is one number for all cells.
     message
         One line for people: what was found and what is done about it.
+    per
+        What the values of whole cells add up to, where these hold part of the genes (1e6 for CPM). Without
+        it and ``target_sum`` a cell is divided by its own sum.
+    made_of
+        What the values are on the linear scale: ``counts``, ``multiples`` of a cell's smallest value (counts
+        times a factor per cell), or empty where that is not known.
+    candidates
+        The other transforms (as ``log2``) that would fit as well.
+    others
+        The other scales of a file whose cells are on several; cells have their numbers, 0 for this one.
     """
 
     kind: Kind
@@ -47,6 +73,35 @@ class ExpressionState:
     base: float | None = None
     target_sum: float | None = None
     message: str = ""
+    per: float | None = None
+    made_of: Literal["", "counts", "multiples"] = ""
+    candidates: tuple[Transform, ...] = ()
+    others: tuple[ExpressionState, ...] = ()
+
+    @property
+    def scales(self) -> tuple[ExpressionState, ...]:
+        """This and the others, in the order of their numbers."""
+        return (self, *self.others)
+
+    @property
+    def transform(self) -> Transform:
+        """What was done to linear values; logarithms of unknown base are taken for natural ones."""
+        if self.kind == "sqrt" or self.kind == "arcsinh":
+            return self.kind
+        if self.kind not in ("log", "log1p_cp10k"):
+            return "linear"
+        return next((name for name, base in BASES.items() if base == self.base), "log1p")
+
+    @property
+    def divisor(self) -> float | None:
+        """What whole cells add up to on the linear scale; None where each is divided by its own sum."""
+        return self.per or (self.target_sum if self.base else None)
+
+    @property
+    def rule(self) -> tuple[Any, ...]:
+        """What is done to the values: all but words."""
+        own = (self.kind, self.base, self.target_sum, self.per)
+        return (*own, *(other.rule for other in self.others))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -93,6 +148,10 @@ class MatrixProfile:
         self.n_negative += len(negative)
         self.n_rows += block.shape[0]
         self.n_values += block.nnz
+        self.remember(block, keep)
+
+    def remember(self, block: sp.csr_matrix[Any], keep: int) -> None:
+        """Put rows into the sample until it has ``keep``."""
         if self._n_kept < keep:
             rows = block[: keep - self._n_kept]
             self._kept.append(rows)
@@ -100,7 +159,25 @@ class MatrixProfile:
 
     def same_sample(self) -> MatrixProfile:
         """Return an empty profile that remembers the same rows."""
-        return MatrixProfile(_kept=self._kept, _n_kept=self._n_kept)
+        return MatrixProfile(_kept=list(self._kept), _n_kept=self._n_kept)
+
+    def tells_more_than(self, sample: MatrixProfile) -> bool:
+        """Return whether something is known now that may change what the values are taken for."""
+        return (
+            self._n_kept > sample._n_kept
+            or bool(self.n_negative) != bool(sample.n_negative)
+            or self.all_integer != sample.all_integer
+            or self.maximum > max(sample.maximum, LARGEST_COUNT)
+        )
+
+    @property
+    def n_sampled(self) -> int:
+        """Rows that are remembered."""
+        return self._n_kept
+
+    def first_rows(self) -> sp.csr_matrix[Any]:
+        """Return the rows that were remembered first."""
+        return self._kept[0]
 
     def sample(self) -> sp.csr_matrix[Any]:
         """Return the remembered rows, non-finite values as 0."""
@@ -113,129 +190,51 @@ def _row_of(block: sp.csr_matrix[Any], position: int) -> int:
     return int(np.searchsorted(block.indptr, position, side="right") - 1)
 
 
-def detect_state(profile: MatrixProfile, where: str = "X") -> ExpressionState:
-    """Decide what the values are.
-
-    Parameters
-    ----------
-    profile
-        Of some or all rows, at least one.
-    where
-        The place to put into the answer.
-    """
-    if profile.n_negative:
-        low = f"{profile.minimum:,.0f}" if profile.all_integer else f"{profile.minimum:.3g}"
-        return ExpressionState("scaled", where, message=f"{where} holds negative values (down to {low})")
-    if profile.all_integer:
-        done = f"{where} holds raw counts; normalised a private copy to log1p CP10k"
-        return ExpressionState("counts", where, message=done)
-    sample = profile.sample()
-    linear_target = _constant_sum(_row_sums(sample))
-    if profile.maximum > MAX_LOG or linear_target is not None:
-        done = (
-            f"{where} holds linear values that are no counts (TPM, RPKM or corrected counts, largest "
-            f"{_number(profile.maximum)}); rescaled a private copy to log1p CP10k"
-        )
-        return ExpressionState("linear", where, target_sum=linear_target, message=done)
-    for base in BASES:
-        target = _constant_sum(_row_sums(_power(sample, base)))
-        if target is not None:
-            return _known_target(where, base, target)
-    return _known_base(where, _base_by_ratios(sample))
-
-
-def _known_target(where: str, base: float, target: float) -> ExpressionState:
-    if base == math.e and abs(target / CP10K - 1) < SPREAD:
-        done = f"{where} holds log1p CP10k values; used as they are"
-        return ExpressionState("log1p_cp10k", where, base, CP10K, done)
-    done = (
-        f"{where} holds {_log_name(base)} values of {_number(target)} counts per cell; "
-        "converted a private copy to log1p CP10k"
-    )
-    return ExpressionState("log", where, base, target, done)
-
-
-def _known_base(where: str, base: float | None) -> ExpressionState:
-    if base is None:
-        done = f"{where} holds logarithms of unknown base and target; taken as log1p CP10k as they are"
-    elif base == math.e:
-        done = f"{where} holds natural log values whose sums differ (part of the genes?); used as they are"
-    else:
-        done = f"{where} holds {_log_name(base)} values whose sums differ; converted a private copy to log1p"
-    return ExpressionState("log", where, base, None, done)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _log_name(base: float) -> str:
-    return "natural log1p" if base == math.e else f"log{base:.0f}(x + 1)"
-
-
-def _row_sums(block: sp.csr_matrix[Any]) -> npt.NDArray[np.float64]:
+def row_sums(block: sp.csr_matrix[Any]) -> npt.NDArray[np.float64]:
+    """Return (n,) float64 sums of rows."""
     # A product with ones adds each row from left to right by itself, so that a cell's sum is the same to
     # the last bit alone and in any block.
     return np.asarray(block @ np.ones(block.shape[1]), dtype=np.float64)
 
 
-def _power(block: sp.csr_matrix[Any], base: float) -> sp.csr_matrix[Any]:
-    """Undo log_base(x + 1)."""
+def undo(values: npt.NDArray[np.float64], transform: Transform) -> npt.NDArray[np.float64]:
+    """Return values on the linear scale."""
+    if transform == "linear":
+        return values
+    if transform == "sqrt":
+        return np.square(values)
+    # What overflows is no value of this transform; those who ask see it by its size.
+    with np.errstate(over="ignore"):
+        if transform == "arcsinh":
+            return np.asarray(np.sinh(values))
+        return np.asarray(np.expm1(values * math.log(BASES[transform])))
+
+
+def undone(block: sp.csr_matrix[Any], transform: Transform) -> sp.csr_matrix[Any]:
+    """Return rows on the linear scale, float64."""
     linear = block.astype(np.float64)
-    linear.data = np.expm1(linear.data * math.log(base))
+    linear.data = undo(linear.data, transform)
     return linear
 
 
-def _constant_sum(sums: npt.NDArray[np.float64]) -> float | None:
-    """Return the one value that all sums have, or None if they differ.
+def linearise(
+    block: sp.csr_matrix[Any], state: ExpressionState, codes: Codes | None = None
+) -> sp.csr_matrix[Any]:
+    """Return the values before the logarithm, float64; counts and linear values as they are.
 
-    Fewer than five cells could agree by chance: there the sum must also be a power of ten.
+    ``codes`` (n,) are the numbers of the rows' scales, where there are several.
     """
-    sums = sums[sums > 0]
-    if len(sums) == 0:
-        return None
-    low, middle, high = np.percentile(sums, [2.5, 50, 97.5])
-    if high - low > SPREAD * middle:
-        return None
-    digits = math.log10(middle)
-    power = round(digits)
-    is_power = abs(digits - power) < 0.004
-    if len(sums) < 5 and not (is_power and power >= 3):
-        return None
-    return 10.0**power if is_power else float(middle)
-
-
-def _base_by_ratios(sample: sp.csr_matrix[Any], n_cells: int = 256) -> float | None:
-    """Find the base of logs of part of the genes.
-
-    The smallest value of a cell is nearly always one count. Undone with the right base, the other values
-    are then whole multiples of it; with a wrong base they are not.
-    """
-    best, best_share = None, 0.8
-    for base in BASES:
-        linear = _power(sample[:n_cells], base)
-        units = np.full(linear.shape[0], np.inf)
-        row = np.repeat(np.arange(linear.shape[0]), np.diff(linear.indptr))
-        np.minimum.at(units, row, linear.data)
-        ratio = linear.data / units[row]
-        ratio = ratio[(ratio > 1.5) & (ratio < 20)]
-        if len(ratio) < 20:
-            continue
-        share = float(np.mean(np.abs(ratio - np.rint(ratio)) < 0.03))
-        if share > best_share:
-            best, best_share = base, share
-    return best
-
-
-def linearise(block: sp.csr_matrix[Any], state: ExpressionState) -> sp.csr_matrix[Any]:
-    """Return the values before the logarithm, float64; counts and linear values as they are."""
-    if state.kind in ("counts", "linear"):
-        return block.astype(np.float64)
-    return _power(block, state.base or math.e)
+    linear = block.astype(np.float64)
+    for at, scale in _parts(linear, state, codes):
+        linear.data[at] = undo(linear.data[at], scale.transform)
+    return linear
 
 
 def normalize(
-    block: sp.csr_matrix[Any], state: ExpressionState, totals: npt.NDArray[np.float64] | None = None
+    block: sp.csr_matrix[Any],
+    state: ExpressionState,
+    totals: npt.NDArray[np.float64] | None = None,
+    codes: Codes | None = None,
 ) -> sp.csr_matrix[Any]:
     """Bring rows to log1p of counts per ten thousand.
 
@@ -248,8 +247,10 @@ def normalize(
     state
         What the values are.
     totals
-        (n,) counts of each cell over all of its own genes; the sums of the rows where not given. Used for
-        ``counts`` and ``linear`` only.
+        (n,) sums of each cell over all of its own genes on the linear scale; those of the rows where not
+        given. Used where a cell is divided by its own sum.
+    codes
+        (n,) uint8 numbers of the cells' scales in ``state.scales``; None where all are on the first.
 
     Returns
     -------
@@ -263,13 +264,28 @@ def normalize(
     if state.kind == "scaled":
         raise ValueError("scaled values cannot be normalised")
     out = sp.csr_matrix(block, dtype=np.float64, copy=True)
-    if state.kind in ("counts", "linear"):
-        totals = _row_sums(out) if totals is None else np.asarray(totals, dtype=np.float64)
-        factor = np.divide(CP10K, totals, out=np.zeros_like(totals), where=totals > 0)
-        out.data = np.log1p(out.data * np.repeat(factor, np.diff(out.indptr)))
-    elif state.kind == "log" and state.base is not None:
-        if state.target_sum is not None:
-            out.data = np.log1p(np.expm1(out.data * math.log(state.base)) * (CP10K / state.target_sum))
-        else:
-            out.data = out.data * math.log(state.base)
+    factors: npt.NDArray[np.float64] | None = None
+    if any(scale.divisor is None for scale in state.scales):
+        totals = row_sums(linearise(block, state, codes)) if totals is None else np.asarray(totals)
+        factor = np.divide(CP10K, totals, out=np.zeros(len(totals)), where=totals > 0)
+        factors = np.repeat(factor, np.diff(out.indptr))
+    for at, scale in _parts(out, state, codes):
+        values, divisor = out.data[at], scale.divisor
+        if divisor is None and factors is not None:
+            out.data[at] = np.log1p(undo(values, scale.transform) * factors[at])
+        elif divisor == CP10K and scale.transform in BASES:
+            # log_b(x + 1) times ln(b): a natural logarithm stays as it is to the last bit.
+            out.data[at] = values if scale.transform == "log1p" else values * math.log(BASES[scale.transform])
+        elif divisor is not None:
+            out.data[at] = np.log1p(undo(values, scale.transform) * (CP10K / divisor))
     return out.astype(np.float32)
+
+
+def _parts(
+    block: sp.csr_matrix[Any], state: ExpressionState, codes: Codes | None
+) -> list[tuple[Any, ExpressionState]]:
+    """Return the positions of the stored values that are on each scale, and the scale."""
+    if codes is None or not state.others:
+        return [(slice(None), state)]
+    code = np.repeat(codes, np.diff(block.indptr))
+    return [(np.flatnonzero(code == k), scale) for k, scale in enumerate(state.scales)]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from scvec.ingest.expression import ExpressionState, normalize
+from scvec.ingest.expression import Codes, ExpressionState, normalize
 from scvec.ingest.matrices import is_only_here, open_matrix
 from scvec.ingest.openers import contents_of
 
@@ -30,7 +30,7 @@ class RowsRecipe:
         The file, absolute.
     size, mtime_ns
         Of the file: another one of the same name is not taken for it.
-    state, feature_mask, totals
+    state, feature_mask, totals, codes
         As of the source.
     """
 
@@ -40,6 +40,7 @@ class RowsRecipe:
     state: ExpressionState
     feature_mask: npt.NDArray[np.bool_]
     totals: npt.NDArray[np.float64]
+    codes: Codes | None = None
 
     def is_here(self) -> bool:
         """Return whether this machine sees the same file."""
@@ -66,6 +67,7 @@ def recipe_of(source: CellSource) -> RowsRecipe | None:
         source.state,
         source.feature_mask,
         np.asarray(source.totals),
+        None if source.codes is None else np.asarray(source.codes),
     )
 
 
@@ -96,4 +98,6 @@ class FileRows:
         """Return cells ``first`` to ``last`` as ``CellSource.chunks`` does, (n, n_vars) CSR float32."""
         block = self._reader.rows(first, last)
         kept = block if self._genes is None else block[:, self._genes]
-        return normalize(kept, self._recipe.state, self._recipe.totals[first:last])
+        recipe = self._recipe
+        codes = None if recipe.codes is None else recipe.codes[first:last]
+        return normalize(kept, recipe.state, recipe.totals[first:last], codes)

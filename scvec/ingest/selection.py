@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,26 @@ from scvec import scratch
 from scvec.errors import InputError
 from scvec.ingest.borders import count_text
 from scvec.ingest.contents import Contents
-from scvec.ingest.expression import ExpressionState, MatrixProfile, detect_state, linearise
+from scvec.ingest.expression import Codes, ExpressionState, MatrixProfile, linearise, row_sums
 from scvec.ingest.features import genes_of_one_genome, is_gene
 from scvec.ingest.matrices import MatrixReader, open_matrix
 from scvec.ingest.read_ahead import read_ahead
+from scvec.ingest.value_scales import odd_rows, scale_codes
+from scvec.ingest.values import detect_state, mixed_message
 
 __all__ = ["Choice", "choose"]
 
 _SAMPLE_BLOCKS, _SAMPLE_ROWS = 8, 128
 #: Share of the memory that a block of rows may take while all of it is read once.
 _SHARE = 16
-_KIND_RANK = {"counts": 0, "log1p_cp10k": 1, "linear": 2, "log": 3}
+#: Rows unlike the others that are looked at together.
+_ODD_ROWS = 1024
+_KIND_RANK = {
+    kind: rank
+    for rank, kind in enumerate(
+        ("counts", "estimated_counts", "log1p_cp10k", "linear", "log", "sqrt", "arcsinh")
+    )
+}
 _SCALED_FIX = "give the file as it was before sc.pp.scale, or keep counts in layers['counts'] or raw"
 
 
@@ -45,6 +54,7 @@ class Choice:
     totals: npt.NDArray[np.float64]
     n_genes_detected: npt.NDArray[np.int64]
     gene_totals: npt.NDArray[np.float64]
+    codes: Codes | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -63,7 +73,7 @@ class _Look:
         return self.state.kind != "scaled" and self.profile.n_values > 0
 
 
-def choose(contents: Contents, layer: str | None, memory: int) -> Choice:
+def choose(contents: Contents, layer: str | None, memory: int, values: str = "auto") -> Choice:
     """Find the best usable matrix and read it once from end to end.
 
     Counts are better than log1p CP10k, that than other linear values, and those than other logs; but a
@@ -75,24 +85,28 @@ def choose(contents: Contents, layer: str | None, memory: int) -> Choice:
     ----------
     layer
         The only place to look at, or None.
+    values
+        What the values are where somebody knows (:data:`scvec.ingest.values.VALUES`). Other values than
+        counts are looked for in X first.
 
     Raises
     ------
     InputError
-        If there is no usable matrix, or the one to use holds NaN or infinite values.
+        If there is no usable matrix, or the one to use holds NaN, infinite or impossible values, or cells on
+        scales of which one is unknown.
     """
     looks: list[_Look] = []
-    for places in _rounds(contents, layer):
-        looks += (here := [_look(contents, place, memory) for place in places])
+    for places in _rounds(contents, layer, values):
+        looks += (here := [_look(contents, place, memory, values) for place in places])
         for look in _ranked([look for look in here if look.usable]):
-            choice = _read_all(contents, look, look.reader.rows_within(memory // _SHARE))
+            choice = _read_all(contents, look, look.reader.rows_within(memory // _SHARE), values)
             if choice is not None:
-                _tell_choice(choice, look, looks)
+                _tell_choice(contents, choice, look, looks)
                 return choice
     raise _no_usable(contents, looks, memory)
 
 
-def _rounds(contents: Contents, layer: str | None) -> list[list[str]]:
+def _rounds(contents: Contents, layer: str | None, values: str) -> list[list[str]]:
     if layer is not None:
         for name in (f"layers/{layer}", layer):
             if name in contents.places:
@@ -102,11 +116,15 @@ def _rounds(contents: Contents, layer: str | None) -> list[list[str]]:
         hint = f"did you mean '{near[0]}'? " if near else ""
         what = f"there is no layer '{layer}'"
         raise InputError(what, contents.name, f"{hint}there are: {', '.join(names[:12])}")
+    if values not in ("auto", "counts"):
+        return [
+            [place] for place in sorted(contents.places, key=lambda place: (place != "X", place != "raw"))
+        ]
     main: list[str] = [place for place in ("layers/counts", "raw", "X") if place in contents.places]
     return [main, [place for place in contents.places if place not in main]]
 
 
-def _look(contents: Contents, place: str, memory: int) -> _Look:
+def _look(contents: Contents, place: str, memory: int, values: str) -> _Look:
     """Open a matrix and read some rows from all over it."""
     var = contents.places[place].var()
     n_obs, n_vars = contents.n_obs, len(var)
@@ -117,7 +135,14 @@ def _look(contents: Contents, place: str, memory: int) -> _Look:
     rows = min(_SAMPLE_ROWS, -(-n_obs // _SAMPLE_BLOCKS))
     for start in np.unique(np.linspace(0, n_obs - rows, _SAMPLE_BLOCKS).astype(int)):
         profile.add(reader.rows(int(start), int(start) + rows), int(start))
-    return _Look(place, reader, var, profile, detect_state(profile, place))
+    return _Look(place, reader, var, profile, _state(contents, place, profile, values))
+
+
+def _state(contents: Contents, place: str, profile: MatrixProfile, values: str) -> ExpressionState:
+    try:
+        return detect_state(profile, place, values)
+    except InputError as error:
+        raise InputError(error.what, f"{contents.name} ({place})", error.fix) from error
 
 
 def _ranked(looks: list[_Look]) -> list[_Look]:
@@ -130,10 +155,11 @@ def _ranked(looks: list[_Look]) -> list[_Look]:
     return sorted(looks, key=rank)
 
 
-def _read_all(contents: Contents, look: _Look, step: int) -> Choice | None:
+def _read_all(contents: Contents, look: _Look, step: int, values: str) -> Choice | None:
     """Read every row, ``step`` at a time; None if the whole is of no use although the sample was."""
     n_obs, reader, state = contents.n_obs, look.reader, look.state
-    for _ in range(2):
+    # The sample may lack what a few cells are: seen once, they are known the next time.
+    for _ in range(3):
         mask, names, notes = _genes(look, state, contents)
         genes = np.flatnonzero(mask)
         choice = Choice(
@@ -145,27 +171,43 @@ def _read_all(contents: Contents, look: _Look, step: int) -> Choice | None:
             scratch.zeros_of_cells(n_obs, np.float64),
             scratch.zeros_of_cells(n_obs, np.int64),
             np.zeros(len(genes)),
+            scratch.zeros_of_cells(n_obs, np.uint8) if state.others else None,
             notes,
         )
         reader.n_unsorted = reader.n_duplicates = 0
         profile = look.profile.same_sample()
+        most, counts = profile.n_sampled + _ODD_ROWS, state.kind == "counts"
         for a, block in read_ahead(lambda: _blocks(reader, step)):
             profile.add(block, a, keep=0)
-            if profile.n_nonfinite:
+            if profile.n_nonfinite or profile.n_negative:
                 continue
-            block = linearise(block if mask.all() else block[:, genes], state)
             b = a + block.shape[0]
-            choice.totals[a:b] = block @ np.ones(len(genes))
-            choice.n_genes_detected[a:b] = np.diff(block.indptr)
+            codes = scale_codes(block, state) if choice.codes is not None else None
+            linear = linearise(block, state, codes)
+            if choice.codes is not None and codes is not None:
+                choice.codes[a:b] = codes
+                scratch.release(choice.codes)
+            sums = row_sums(linear)
+            judged = values == "auto" and codes is None and not (counts and profile.all_integer)
+            if judged and (odd := odd_rows(block, linear, sums, state)).any():
+                profile.remember(block[np.flatnonzero(odd)], most)
+            if not mask.all():
+                linear = linear[:, genes]
+                sums = row_sums(linear)
+            choice.totals[a:b] = sums
+            choice.n_genes_detected[a:b] = np.diff(linear.indptr)
             scratch.release(choice.totals)
             scratch.release(choice.n_genes_detected)
-            choice.gene_totals += np.bincount(block.indices, weights=block.data, minlength=len(genes))
+            choice.gene_totals += np.bincount(linear.indices, weights=linear.data, minlength=len(genes))
         if profile.n_nonfinite:
             raise _not_finite(contents, look.place, profile)
-        look.profile, look.state = profile, detect_state(profile, look.place)
+        seen, look.profile = look.profile, profile
+        if profile.tells_more_than(seen):
+            look.state = _state(contents, look.place, profile, values)
         if not look.usable:
             return None
-        if look.state == state:
+        choice.state = look.state
+        if look.state.rule == state.rule:
             return choice
         state = look.state
     return choice
@@ -195,7 +237,18 @@ def _genes(
     return mask, names, [n for n in (note, genome_note) if n]
 
 
-def _tell_choice(choice: Choice, chosen: _Look, looks: list[_Look]) -> None:
+def _tell_scales(choice: Choice, contents: Contents) -> None:
+    """Put into the state how many cells are on each scale."""
+    codes = np.asarray(choice.codes)
+    numbers = np.bincount(codes, minlength=len(choice.state.scales)).tolist()
+    if sum(n > 0 for n in numbers) == 1:
+        choice.state, choice.codes = replace(choice.state.scales[int(codes[0])], others=()), None
+        return
+    first = [contents.names[int(np.argmax(codes == k))] for k in range(len(numbers))]
+    choice.state = replace(choice.state, message=mixed_message(choice.state, numbers, first))
+
+
+def _tell_choice(contents: Contents, choice: Choice, chosen: _Look, looks: list[_Look]) -> None:
     largest = max(look.reader.shape[1] for look in looks if look.usable)
     told = []
     for look in looks:
@@ -209,6 +262,8 @@ def _tell_choice(choice: Choice, chosen: _Look, looks: list[_Look]) -> None:
             told.append(f"passed over {look.place}: only {look.reader.shape[1]:,} of {largest:,} genes")
         elif look.place == "layers/counts" and look.state.kind != "counts":
             told.append("passed over layers/counts: its values are not counts")
+    if choice.codes is not None:
+        _tell_scales(choice, contents)
     values = choice.state.message
     if choice.state.kind == "counts" and chosen.profile.maximum == 1:
         told.append("all values are 0 or 1: expression without levels tells types apart poorly")

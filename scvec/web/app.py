@@ -158,11 +158,14 @@ def _jobs(app: FastAPI, store: Path, jobs: Jobs, folder: Path, limits: Limits) -
         file: Annotated[UploadFile, File(description="an h5ad file")],
         reference: Annotated[str | None, Form(max_length=200)] = None,
         species: Annotated[Species, Form()] = "auto",
+        values: Annotated[str, Form(max_length=20)] = "auto",
     ) -> dict[str, Any]:
         """Upload cells to be annotated. They are read by a process of its own, under limits."""
         from scvec.api.query import only_reference
+        from scvec.ingest.values import check_values
         from scvec.stores.store import Store
 
+        check_values(values)
         opened = Store(store)
         name = only_reference(opened, reference or None)
         opened.reference(name)
@@ -173,6 +176,8 @@ def _jobs(app: FastAPI, store: Path, jobs: Jobs, folder: Path, limits: Limits) -
             shutil.rmtree(target, ignore_errors=True)
             raise
         options = {"reference": name, "species": None if species == "auto" else species}
+        if values != "auto":
+            options["values"] = values
         return jobs.add(number, file.filename or "", options).to_dict()
 
     @app.get("/api/jobs/{job}")

@@ -63,6 +63,7 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
             "label_key": "cell_type",
             "species": "auto",
             "layer": None,
+            "values": "auto",
             "backbone": "minilm",
             "encoder": "adapted",
             "batch_key": "donor",
@@ -73,7 +74,10 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
         },
     ),
     "query": (
-        ["new.h5ad", "--reference", "pancreas", "-o", "out.h5ad", "--where", "donor = 'a'", "--exact"],
+        [
+            *("new.h5ad", "--reference", "pancreas", "-o", "out.h5ad", "--where", "donor = 'a'", "--exact"),
+            *("--values", "log2-tpm10"),
+        ],
         "scvec.api.query.query",
         {
             "reference": "pancreas",
@@ -82,6 +86,7 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
             "method": "both",
             "species": "auto",
             "layer": None,
+            "values": "log2-tpm10",
             "where": "donor = 'a'",
             "exact": True,
             "coverage": None,
@@ -115,6 +120,8 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
             "e.png",
             "--method",
             "linear",
+            "--values",
+            "counts",
         ],
         "scvec.api.evaluate.evaluate",
         {
@@ -126,6 +133,7 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
             "coverage": 0.9,
             "n_neighbors": 15,
             "method": "linear",
+            "values": "counts",
             "false_novel_rate": 0.05,
         },
     ),

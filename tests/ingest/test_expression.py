@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scvec.ingest.expression import (
     ExpressionState,
     MatrixProfile,
-    detect_state,
     linearise,
     normalize,
 )
+from scvec.ingest.values import detect_state
 
 
 def counts(seed: int = 0, n: int = 60, genes: int = 400) -> np.ndarray:
