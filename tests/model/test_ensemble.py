@@ -129,7 +129,7 @@ def test_few_cells_and_a_member_that_is_always_right_are_no_trouble() -> None:
         ((1.0, 1.0, 1.0), 1.0),
         ((1.0, 0.0), 1.0),
         ((1.0, 1.0), -1.0),
-        ((1.0, float("nan")), 1.0),
+        ((1.0, np.nan), 1.0),
     ],
 )
 def test_one_positive_number_for_each_member(temperatures: Any, sharpness: float) -> None:
