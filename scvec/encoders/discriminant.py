@@ -255,8 +255,8 @@ def rescaled(X: Any, measured: npt.NDArray[np.bool_], genes: Int64 | None = None
     sums[np.diff(X.indptr) == 0] = 0.0
     factor = np.where(sums > 0, SCALE / np.maximum(sums, 1e-12), 0.0)
     found = type(X)((counted, X.indices, X.indptr), shape=X.shape)
-    if genes is not None:
-        found = found[:, genes]
+    # A copy either way: zeros are taken out in place, and the cells given stay as they are.
+    found = found.copy() if genes is None else found[:, genes]
     per_value = np.repeat(factor.astype(np.float32), np.diff(found.indptr))
     found.data = np.log1p(found.data * per_value).astype(np.float32)
     found.eliminate_zeros()

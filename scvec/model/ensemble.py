@@ -45,7 +45,8 @@ class Ensemble:
     sharpness: float = 1.0
 
     def __post_init__(self) -> None:
-        if len(self.temperatures) != len(MEMBERS) or not min(*self.temperatures, self.sharpness) > 0:
+        positive = all(factor > 0 for factor in (*self.temperatures, self.sharpness))
+        if len(self.temperatures) != len(MEMBERS) or not positive:
             raise ValueError("one positive temperature for each member, and a positive sharpness")
 
     @classmethod

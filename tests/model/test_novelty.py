@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from scvec.model.calibration import _nearer
-from scvec.model.novelty import N_QUANTILES, PRIOR_CELLS, Novelty, depth, signals
+from scvec.model.novelty import N_QUANTILES, PRIOR_CELLS, WEIGHTS, Novelty, depth, signals
 from scvec.types import CellChunk
 
 Array = np.ndarray
 
 
 def sample(n: int, seed: int, n_classes: int = 3) -> tuple[Array, Array, Array]:
-    """Signals, depths and classes; the cosine falls with depth, the membership belongs to the class."""
+    """Signals, depths and classes; the first falls with depth, the last has a mean in each class."""
     rng = np.random.default_rng(seed)
     classes = rng.integers(0, n_classes, n)
     depths = rng.normal(6.0, 0.5, n)
@@ -30,12 +30,16 @@ def sample(n: int, seed: int, n_classes: int = 3) -> tuple[Array, Array, Array]:
     return found, depths, classes
 
 
+def score(novelty: Novelty, found: Array, depths: Array, classes: Array, **options: float) -> Array:
+    return novelty.score(novelty.standardised(found, depths, classes), **options)
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(30, 500), st.sampled_from([0.02, 0.05, 0.2]))
 def test_the_threshold_gives_the_stated_rate(seed: int, n: int, rate: float) -> None:
     found, depths, classes = sample(n, seed)
     novelty = Novelty.fit(found, depths, classes, 4)
-    alarms = (novelty.score(found, depths, classes, rate=rate) > 0.5).mean()
+    alarms = (score(novelty, found, depths, classes, rate=rate) > 0.5).mean()
     assert abs(alarms - rate) <= 1.5 / n + 1.0 / N_QUANTILES
 
 
@@ -43,7 +47,7 @@ def test_new_cells_of_the_same_kind_raise_as_many_alarms() -> None:
     novelty = Novelty.fit(*sample(4000, 0), 3)
     found, depths, classes = sample(4000, 1)
     for rate in (0.02, 0.05, 0.2):
-        assert (novelty.score(found, depths, classes, rate=rate) > 0.5).mean() == pytest.approx(
+        assert (score(novelty, found, depths, classes, rate=rate) > 0.5).mean() == pytest.approx(
             rate, abs=0.025
         )
 
@@ -51,29 +55,32 @@ def test_new_cells_of_the_same_kind_raise_as_many_alarms() -> None:
 def test_a_shallow_cell_is_not_new_for_its_low_cosine() -> None:
     novelty = Novelty.fit(*sample(4000, 0), 3)
     found, depths, classes = sample(4000, 1)
-    alarms = novelty.score(found, depths, classes) > 0.5
+    alarms = score(novelty, found, depths, classes) > 0.5
     shallow = depths < np.quantile(depths, 0.1)
     assert alarms[shallow].mean() < 0.12
     # beyond the depths that were seen the curve is not followed any further
-    extreme = novelty.score(found[:1], np.array([-1e6]), classes[:1])
-    np.testing.assert_array_equal(extreme, novelty.score(found[:1], novelty.range[:1], classes[:1]))
+    extreme = score(novelty, found[:1], np.array([-1e6]), classes[:1])
+    np.testing.assert_array_equal(extreme, score(novelty, found[:1], novelty.range[:1], classes[:1]))
 
 
-def test_memberships_are_compared_within_the_class() -> None:
-    # Class 2 shares its members with a sibling as a rule; in class 0 as little membership is a sign.
+def test_cosines_in_the_cell_space_are_compared_within_the_class() -> None:
+    # The cells of class 2 lie wide of its mean as a rule; so far away in class 0 is a sign.
     found, depths, classes = sample(3000, 0)
     novelty = Novelty.fit(found, depths, classes, 3)
     known, new = sample(600, 1), sample(200, 2)
     keep, first = known[2] == 2, new[2] == 0
     new[0][:, 2] = known[0][keep, 2].mean()
-    a = novelty.score(known[0][keep], known[1][keep], known[2][keep])
-    b = novelty.score(new[0][first], new[1][first], new[2][first])
-    truth = np.repeat([0, 1], [keep.sum(), first.sum()])
-    assert roc_auc_score(truth, np.concatenate([a, b])) > 0.95
+    a = novelty.standardised(known[0][keep], known[1][keep], known[2][keep])
+    b = novelty.standardised(new[0][first], new[1][first], new[2][first])
+    truth, z = np.repeat([0, 1], [keep.sum(), first.sum()]), np.concatenate([a, b])
+    assert roc_auc_score(truth, z[:, 2]) > 0.999
+    # The other two signs say nothing here, and have six sevenths of the weight: eight standard deviations
+    # of this one are 1.75 of the mean, of which the area is 0.89.
+    assert roc_auc_score(truth, novelty.score(z)) == pytest.approx(0.89, abs=0.04)
     assert roc_auc_score(truth, np.concatenate([known[0][keep, 2], new[0][first, 2]])) < 0.6
 
 
-def test_mean_and_spread_of_memberships_by_hand() -> None:
+def test_mean_and_spread_within_a_class_by_hand() -> None:
     outside = np.array([1.0, 3.0, 10.0])
     found = np.column_stack([np.zeros(3), np.zeros(3), outside])
     novelty = Novelty.fit(found, np.zeros(3), np.array([0, 0, 1]), 3)
@@ -91,21 +98,38 @@ def test_scores_rise_with_every_sign_and_stay_between_0_and_1() -> None:
     for sign in range(3):
         found = np.zeros((5, 3))
         found[:, sign] = [0, 0.5, 1, 3, 1e9]
-        got = novelty.score(found, np.full(5, 6.0), np.zeros(5, np.int64))
+        got = score(novelty, found, np.full(5, 6.0), np.zeros(5, np.int64))
         assert (np.diff(got[:4]) > 0).all() and got.min() >= 0 and got.max() <= 1
         assert got.dtype == np.float32
 
 
 def test_a_class_never_given_and_signals_all_alike() -> None:
     novelty = Novelty.fit(np.full((9, 3), 2.0), np.full(9, 5.0), np.zeros(9, np.int64), 3)
-    got = novelty.score(np.array([[2.0] * 3, [2.0] * 3, [5.0] * 3]), np.full(3, 5.0), np.array([0, 2, 2]))
+    got = score(novelty, np.array([[2.0] * 3, [2.0] * 3, [5.0] * 3]), np.full(3, 5.0), np.array([0, 2, 2]))
     assert np.isfinite(got).all() and got[2] > 0.99 and not (got[:2] > 0.5).any()
 
 
 def test_the_signs_count_as_much_as_they_should() -> None:
     novelty = Novelty(np.zeros(3), np.zeros(2), np.zeros((1, 3)), np.ones((1, 3)), np.zeros(5))
-    found, none = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), np.zeros(3, np.int64)
-    np.testing.assert_allclose(novelty.whole_signal(found, np.zeros(3), none), np.array([2, 3, 2]) / 7)
+    assert WEIGHTS.tolist() == [2.0, 1.0, 0.5]
+    np.testing.assert_allclose(novelty.whole_signal(np.eye(3)), np.array([2.0, 1.0, 0.5]) / 3.5)
+
+
+def test_what_is_taken_before_lowers_the_score() -> None:
+    novelty = Novelty.fit(*sample(2000, 0), 3)
+    z = novelty.standardised(*sample(500, 1))
+    assert (novelty.score(z + np.array([2.0, 1.0, 0.5])) > novelty.score(z)).all()
+    # Predictions keep the signals in single precision.
+    np.testing.assert_allclose(novelty.score(z.astype(np.float32)), novelty.score(z), atol=1e-5)
+
+
+def test_standardised_by_hand() -> None:
+    curve, mean, sd = np.array([1.0, 2.0, 0.0]), np.array([[1.0, 2, 3], [4, 5, 6]]), np.full((2, 3), 2.0)
+    novelty = Novelty(curve, np.array([0.0, 10.0]), mean, sd, np.zeros(5))
+    found = np.array([[10.0, 4, 5], [30.0, 5, 0]])
+    got = novelty.standardised(found, np.array([3.0, 99.0]), np.array([0, 1]))
+    np.testing.assert_allclose(got, [[(10 - 7 - 1) / 2, 1, 1], [(30 - 21 - 4) / 2, 0, -3]])
+    assert found[0, 0] == 10.0
 
 
 def test_a_cosine_far_off_is_enough_by_itself() -> None:
@@ -114,11 +138,11 @@ def test_a_cosine_far_off_is_enough_by_itself() -> None:
     strange = found.copy()
     strange[:, 0] += 0.5  # ten standard deviations
     strange[:, 1:] -= 3.0 * found[:, 1:].std(axis=0)
-    assert (novelty.score(strange, depths, classes) > 0.5).all()
+    assert (score(novelty, strange, depths, classes) > 0.5).all()
     without = replace(novelty, offset=float("inf"))
-    assert not (without.score(strange - [0.25, 0, 0], depths, classes) > 0.5).all()
+    assert not (score(without, strange - [0.25, 0, 0], depths, classes) > 0.5).all()
     # It takes its part of the false alarms, and they stay those that were stated.
-    assert (novelty.score(found, depths, classes) > 0.5).mean() == pytest.approx(0.05, abs=0.004)
+    assert (score(novelty, found, depths, classes) > 0.5).mean() == pytest.approx(0.05, abs=0.004)
 
 
 def test_thresholds_come_nearer_where_new_cells_are_expected_to() -> None:
@@ -140,7 +164,7 @@ def test_json_round_trip() -> None:
     novelty = Novelty.fit(*sample(50, 1), 3)
     again = Novelty.from_dict(json.loads(json.dumps(novelty.to_dict())))
     new = sample(20, 2)
-    np.testing.assert_array_equal(again.score(*new), novelty.score(*new))
+    np.testing.assert_array_equal(score(again, *new), score(novelty, *new))
     assert again.threshold(0.1) == novelty.threshold(0.1) > novelty.threshold(0.2)
 
 
@@ -150,10 +174,11 @@ def test_a_yardstick_of_another_shape_is_refused() -> None:
 
 
 def test_signals_by_hand() -> None:
-    distances = np.array([[[0.1, 1.0], [0.8, 7.0]]], np.float32)
-    linear = np.array([[0.9, 0.3]], np.float32)
-    got = signals(distances, linear, np.array([[0.25, 0.75]], np.float32))
-    np.testing.assert_allclose(got, [[0.8, np.log(7.0), 0.7]], rtol=1e-5)
+    distances = np.array([[[0.1, 1.0, 0.9], [0.8, 7.0, 0.3]], [[0.2, 0.0, 0.4], [0.5, 2.0, 0.6]]], np.float32)
+    before = distances.copy()
+    got = signals(distances, np.array([1, 0]))
+    np.testing.assert_allclose(got, [[0.8, np.log(7.0), 0.3], [0.2, np.log(1e-6), 0.4]], rtol=1e-5)
+    np.testing.assert_array_equal(distances, before)
 
 
 def test_depth_is_that_of_all_genes() -> None:

@@ -8,16 +8,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from scvec.model.model import METHODS, Prediction, ReferenceModel
-from scvec.model.pool import VOICES
 
+from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.encoders.pca import PCAEncoder
 from scvec.encoders.scaling import Scaling
-from scvec.encoders.statistics import StatisticsAccumulator
+from scvec.encoders.statistics import StatisticsAccumulator, variability
 from scvec.errors import InputError
 from scvec.model.calibration import Calibration
+from scvec.model.ensemble import MEMBERS
+from scvec.model.heldout import make_folds
 from scvec.model.metrics import expected_calibration_error
-from scvec.model.shift import REGIMES
+from scvec.model.reference import METHODS, Prediction, ReferenceModel
+from scvec.model.sample import TrainingSample
+from scvec.model.shift import Shift
 from scvec.types import CellChunk
 
 N_GENES, N_CLASSES, N_CELLS = 80, 4, 200
@@ -55,19 +58,49 @@ def plain(part: CellChunk, labels: Any) -> PCAEncoder:
     return PCAEncoder(Scaling.from_statistics(gathered.result()), embed_dim=8)
 
 
-@pytest.fixture(scope="module")
-def model() -> ReferenceModel:
-    fitted, notes = ReferenceModel.fit(SpyEncoder.of, *cells(0), N_CLASSES, n_neighbors=10)
-    assert len(notes) == 1
-    return fitted
+def discriminant(part: CellChunk, labels: Any) -> DiscriminantEncoder:
+    gathered = StatisticsAccumulator(part.X.shape[1])
+    gathered.add(part.X)
+    return DiscriminantEncoder(variability(gathered.result()))
+
+
+def sample_of(
+    chunk: CellChunk, labels: Any, batches: Any = None, n_classes: int = N_CLASSES
+) -> TrainingSample:
+    """Cells to train on, every second row of a reference."""
+    folds, held_out, _ = make_folds(labels, batches, n_folds=3, seed=0)
+    return TrainingSample(
+        chunk.X,
+        labels,
+        np.arange(len(labels)) * 2,
+        folds,
+        held_out,
+        0 if batches is None else len(np.unique(batches)),
+        n_classes,
+    )
+
+
+ENCODERS = {"discriminant": discriminant, "pca": plain}
+
+
+def novelty_of(model: ReferenceModel, found: Prediction) -> Any:
+    """Novelty of cells that are judged without regard to each other."""
+    judge = model.calibration.novelty
+    assert judge is not None
+    return judge.score(Shift.none(model.members.n_classes).relative(found.signals, found.given))
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def model(request: pytest.FixtureRequest) -> ReferenceModel:
+    return ReferenceModel.fit(ENCODERS[request.param], sample_of(*cells(0)), n_neighbors=10)
 
 
 def test_folds_are_standardised_and_trained_by_their_own_cells_alone() -> None:
     SpyEncoder.made = []
     chunk, labels = cells(0)
     batches = np.repeat(["a", "b", "c"], [100, 60, 40])
-    fitted, notes = ReferenceModel.fit(SpyEncoder.of, chunk, labels, N_CLASSES, batches=batches)
-    assert notes == [] and fitted.calibration.held_out == "batch"
+    fitted = ReferenceModel.fit(SpyEncoder.of, sample_of(chunk, labels, batches))
+    assert fitted.calibration.held_out == "batch"
     expected = [(~(batches == held)).nonzero()[0] for held in "abc"] + [np.arange(N_CELLS)]
     assert SpyEncoder.made == [(len(r), hash(chunk.X[r].data.tobytes())) for r in expected]
     assert fitted.calibration.n_cells == N_CELLS
@@ -76,150 +109,189 @@ def test_folds_are_standardised_and_trained_by_their_own_cells_alone() -> None:
 def test_new_cells_are_named(model: ReferenceModel) -> None:
     chunk, labels = cells(1)
     for method in METHODS:
-        got = model.predict(chunk, regime="same", method=method)
-        assert got.proba.shape == (N_CELLS, N_CLASSES) and set(got.winners) == set(VOICES)
+        got = model.predict(chunk, method=method)
+        assert got.proba.shape == (N_CELLS, N_CLASSES) and set(got.winners) == set(MEMBERS)
         np.testing.assert_allclose(got.proba.sum(axis=1), 1.0, atol=1e-5)
         assert (got.proba.argmax(axis=1) == labels).mean() > 0.9
-        if method != "both":
+        if method == "both":
+            np.testing.assert_array_equal(got.proba.argmax(axis=1), got.given)
+            np.testing.assert_array_equal(got.proba.max(axis=1), got.sure)
+        else:
             np.testing.assert_array_equal(got.proba.argmax(axis=1), got.winners[method])
-    assert (got.n_detected == (chunk.X.toarray() > 0).sum(axis=1)).all()
-    assert got.neighbors.indices.shape == (N_CELLS, 15)
+    known = model.members.vector_genes
+    assert (got.n_detected == (chunk.X[:, known].toarray() > 0).sum(axis=1)).all()
+    assert got.neighbors.indices.shape == (N_CELLS, 15) and len(got) == N_CELLS
+    # Neighbours are rows of the reference, of which every second cell was trained on.
+    assert (got.neighbors.indices % 2 == 0).all() and got.neighbors.indices.max() > N_CELLS
+    nearest = cells(0)[1][got.neighbors.indices[:, 0] // 2]
+    assert (nearest == labels).mean() > 0.8
 
 
-def test_confidence_is_calibrated_on_new_cells() -> None:
-    fitted, _ = ReferenceModel.fit(SpyEncoder.of, *cells(0, 300, 1.5), N_CLASSES)
+@pytest.mark.parametrize(("encoder", "n", "n_batches"), [("pca", 300, 1), ("discriminant", 900, 3)])
+def test_confidence_is_calibrated_on_new_cells(encoder: str, n: int, n_batches: int) -> None:
+    # Where single cells were held out, confidence stays below the accuracy on purpose.
+    batches = (np.arange(n) // N_CLASSES % n_batches).astype(str)
+    fitted = ReferenceModel.fit(ENCODERS[encoder], sample_of(*cells(0, n, 1.5), batches))
+    assert fitted.calibration.held_out == ("batch" if n_batches > 1 else "cells")
     chunk, labels = cells(1, 600, 1.5)
-    p = fitted.predict(chunk, regime="same").proba
+    p = fitted.predict(chunk).proba
     correct = p.argmax(axis=1) == labels
     assert 0.5 < correct.mean() < 0.98  # else the question is too easy to say anything
     assert expected_calibration_error(p.max(axis=1), correct) < 0.08
-    assert fitted.calibration.record["same"]["accuracy"] == pytest.approx(correct.mean(), abs=0.08)
+    assert fitted.calibration.record["accuracy"] == pytest.approx(correct.mean(), abs=0.08)
 
 
 def test_an_answer_never_depends_on_other_cells(model: ReferenceModel) -> None:
     chunk, _ = cells(2, 40)
-    for regime in REGIMES:
-        whole = model.predict(chunk, regime=regime)
-        alone = [
-            model.predict(CellChunk(chunk.X[i], chunk.measured), regime=regime) for i in np.arange(40)[::-1]
-        ]
-        joined = Prediction.concatenate(alone[::-1])
-        np.testing.assert_allclose(joined.proba, whole.proba, atol=1e-4)
-        np.testing.assert_allclose(joined.vectors, whole.vectors, atol=1e-5)
-        np.testing.assert_allclose(joined.novelty, whole.novelty, atol=1e-3)
-        assert (joined.proba.argmax(axis=1) == whole.proba.argmax(axis=1)).all()
-        assert (joined.n_detected == whole.n_detected).all()
-        for name in VOICES:
-            np.testing.assert_array_equal(joined.winners[name], whole.winners[name])
+    whole = model.predict(chunk, coverage=0.9)
+    alone = [model.predict(CellChunk(chunk.X[i], chunk.measured), coverage=0.9) for i in np.arange(40)[::-1]]
+    joined = Prediction.concatenate(alone[::-1])
+    np.testing.assert_allclose(joined.proba, whole.proba, atol=1e-4)
+    np.testing.assert_allclose(joined.vectors, whole.vectors, atol=1e-5)
+    np.testing.assert_allclose(joined.signals, whole.signals, atol=1e-3)
+    np.testing.assert_allclose(novelty_of(model, joined), novelty_of(model, whole), atol=1e-3)
+    assert (joined.proba.argmax(axis=1) == whole.proba.argmax(axis=1)).all()
+    for name in ("given", "n_detected", "n_labels", "sets"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+    np.testing.assert_array_equal(joined.neighbors.indices, whole.neighbors.indices)
+    for name in MEMBERS:
+        np.testing.assert_array_equal(joined.winners[name], whole.winners[name])
+
+
+def test_predictions_are_put_together_whole_or_not_at_all(model: ReferenceModel) -> None:
+    parts = [model.predict(cells(2, n)[0]) for n in (3, 5)]
+    assert len(Prediction.gather(iter(parts), 8)) == 8
+    for given, n in ((parts, 9), ([], 0)):
+        with pytest.raises(ValueError, match="predictions"):
+            Prediction.gather(given, n)
 
 
 def test_a_subset_answers_with_its_own_labels_alone(model: ReferenceModel) -> None:
     chunk, labels = cells(3)
-    subset = np.flatnonzero(np.isin(cells(0)[1], [1, 3]))
+    subset = 2 * np.flatnonzero(np.isin(cells(0)[1], [1, 3]))
     for method in METHODS:
-        got = model.predict(chunk, regime="same", method=method, subset=subset)
+        got = model.predict(chunk, method=method, subset=subset, coverage=0.99)
         assert set(got.proba.argmax(axis=1)) == {1, 3}
         assert got.proba[:, [0, 2]].max() < 1e-6
+        assert got.sets is not None and not got.sets[:, [0, 2]].any()
         known = np.isin(labels, [1, 3])
         assert (got.proba.argmax(axis=1) == labels)[known].mean() > 0.9
     assert set(got.neighbors.indices.ravel()) <= {*subset.tolist(), -1}
 
 
 def test_more_neighbours_than_cells(model: ReferenceModel) -> None:
-    subset = np.array([0, 1, 2])
-    got = model.predict(cells(3, 5)[0], regime="same", n_neighbors=10, subset=subset)
+    subset = np.array([0, 2, 4])
+    got = model.predict(cells(3, 5)[0], n_neighbors=10, subset=subset)
+    assert set(got.neighbors.indices[:, :3].ravel()) == {0, 2, 4}
     assert (got.neighbors.indices[:, 3:] == -1).all() and np.isfinite(got.proba).all()
-    assert np.isfinite(got.novelty).all()
+    assert np.isfinite(novelty_of(model, got)).all()
 
 
 def test_what_predict_refuses(model: ReferenceModel) -> None:
     chunk = cells(3, 5)[0]
     with pytest.raises(InputError, match="no method 'vote'"):
-        model.predict(chunk, regime="same", method="vote")
-    labels = cells(0)[1].copy()
-    labels[:10] = -1
-    part, _ = ReferenceModel.fit(SpyEncoder.of, cells(0)[0], labels, N_CLASSES)
+        model.predict(chunk, method="vote")
+    # Row 1 of the reference was not trained on: it has no label that could be given.
     with pytest.raises(InputError, match="label"):
-        part.predict(chunk, regime="same", subset=np.arange(10))
+        model.predict(chunk, subset=np.array([1]))
 
 
 def test_foreign_cells_are_novel_and_known_ones_mostly_not(model: ReferenceModel) -> None:
-    known = model.predict(cells(4)[0], regime="same").novelty
+    known = novelty_of(model, model.predict(cells(4)[0]))
     rng = np.random.default_rng(0)
     rate = np.where(np.arange(N_GENES) >= 12 * N_CLASSES, 6.0, 0.3)
     X = sp.csr_matrix(np.log1p(rng.poisson(rate, (100, N_GENES))).astype(np.float32))
-    foreign = model.predict(CellChunk(X, np.ones(N_GENES, bool)), regime="same").novelty
+    foreign = novelty_of(model, model.predict(CellChunk(X, np.ones(N_GENES, bool))))
     assert (known > 0.5).mean() < 0.2 and (foreign > 0.5).mean() > 0.9
 
 
-def test_labels_that_no_two_batches_share_fall_back_on_cells() -> None:
+def test_one_cell_a_label_works_and_is_not_calibrated() -> None:
+    chunk = cells(0, 4, 12.0)[0]
+    fitted = ReferenceModel.fit(discriminant, sample_of(chunk, np.arange(4)), n_neighbors=2)
+    assert fitted.calibration.to_dict() == Calibration.unknown(N_CLASSES).to_dict()
+    assert fitted.calibration.held_out == "none" and fitted.calibration.n_cells == 0
+    new, labels = cells(1, 80, 12.0)
+    got = fitted.predict(new, coverage=0.9)
+    assert (got.proba.argmax(axis=1) == labels).mean() > 0.9
+    np.testing.assert_allclose(got.proba.sum(axis=1), 1.0, atol=1e-5)
+    # Nothing is known of novelty.
+    assert (got.signals == 0).all() and np.isfinite(got.sure).all() and got.sets is not None
+
+
+def test_a_class_without_cells_is_never_the_answer(model: ReferenceModel) -> None:
     chunk, labels = cells(0)
-    batches = labels.astype(str)
-    fitted, notes = ReferenceModel.fit(SpyEncoder.of, chunk, labels, N_CLASSES, batches=batches)
-    assert fitted.calibration.held_out == "cells" and fitted.calibration.n_cells == N_CELLS
-    assert any("share no labels" in note for note in notes)
+    encoder = ENCODERS["discriminant" if model.members.encoder.name == "discriminant" else "pca"]
+    fitted = ReferenceModel.fit(encoder, sample_of(chunk, labels + (labels > 1), n_classes=6))
+    got = fitted.predict(cells(1)[0])
+    assert got.proba.shape[1] == 6 and set(got.given) == {0, 1, 3, 4}
+    assert got.proba[:, [2, 5]].max() < 0.05 and np.isfinite(got.signals).all()
 
 
-def test_one_cell_a_label_cannot_be_calibrated() -> None:
-    chunk, _ = cells(0, 4)
-    with pytest.raises(InputError, match="held out"):
-        ReferenceModel.fit(SpyEncoder.of, chunk, np.arange(4), N_CLASSES)
+def test_the_floor_is_that_of_the_cells_trained_on(model: ReferenceModel) -> None:
+    detected = (cells(0)[0].X[:, model.members.vector_genes].toarray() > 0).sum(axis=1)
+    assert model.floor == pytest.approx(0.5 * np.quantile(detected, 0.01))
 
 
-def test_unlabelled_cells_are_no_ground_for_the_floor() -> None:
-    chunk, labels = cells(0)
-    X = chunk.X.tolil()
-    X[:20] = 0
-    labels = labels.copy()
-    labels[:20] = -1
-    fitted, _ = ReferenceModel.fit(SpyEncoder.of, CellChunk(X.tocsr(), chunk.measured), labels, N_CLASSES)
-    detected = (chunk.X.toarray()[20:] > 0).sum(axis=1)
-    assert fitted.floor == pytest.approx(0.5 * np.quantile(detected, 0.01))
+def as_bytes(model: ReferenceModel) -> Any:
+    chunk = cells(6)[0]
+    found = model.predict(chunk, coverage=0.9)
+    state = {name: value.tobytes() for name, value in model.members.encoder.state()[0].items()}
+    answers = {name: values.tobytes() for name, values in found._arrays().items()}
+    return json.dumps(model.calibration.to_dict()), state, answers
 
 
-def test_the_seed_decides() -> None:
-    a, b = (ReferenceModel.fit(SpyEncoder.of, *cells(0), N_CLASSES, seed=5)[0] for _ in range(2))
-    assert json.dumps(a.calibration.to_dict()) == json.dumps(b.calibration.to_dict())
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_seed_decides(encoder: str) -> None:
+    a, b = (ReferenceModel.fit(ENCODERS[encoder], sample_of(*cells(0)), seed=5) for _ in range(2))
+    assert as_bytes(a) == as_bytes(b)
 
 
-def test_trainings_side_by_side_are_those_that_follow_each_other() -> None:
-    a, b = (ReferenceModel.fit(plain, *cells(0), N_CLASSES, seed=5, n_workers=n)[0] for n in (1, 3))
-    assert json.dumps(a.calibration.to_dict()) == json.dumps(b.calibration.to_dict())
-    np.testing.assert_array_equal(a.voices.index.vectors(), b.voices.index.vectors())
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_trainings_side_by_side_are_those_that_follow_each_other(encoder: str) -> None:
+    a, b = (ReferenceModel.fit(ENCODERS[encoder], sample_of(*cells(0)), seed=5, n_workers=n) for n in (1, 3))
+    assert as_bytes(a) == as_bytes(b)
 
 
 def test_calibration_goes_through_json(model: ReferenceModel) -> None:
     again = Calibration.from_dict(json.loads(json.dumps(model.calibration.to_dict())))
-    assert again.pools == model.calibration.pools and again.record == model.calibration.record
+    assert again.ensemble == model.calibration.ensemble and again.record == model.calibration.record
     assert (again.held_out, again.n_cells) == ("cells", N_CELLS)
-    chunk = cells(6)[0]
-    other = ReferenceModel(model.voices, again, model.floor)
-    for regime in REGIMES:
-        a, b = (m.predict(chunk, regime=regime) for m in (model, other))
-        np.testing.assert_array_equal(a.proba, b.proba)
-        np.testing.assert_array_equal(a.novelty, b.novelty)
-    shares = again.record["same"]["voices"]
-    assert set(shares) == set(VOICES) and sum(v["share"] for v in shares.values()) == pytest.approx(1.0)
+    assert as_bytes(ReferenceModel(model.members, again, model.floor)) == as_bytes(model)
+    unknown = Calibration.unknown(N_CLASSES)
+    stored = json.loads(json.dumps(unknown.to_dict()))
+    assert Calibration.from_dict(stored).to_dict() == unknown.to_dict()
+    assert set(again.record["members"]) == set(MEMBERS)
 
 
-def test_genes_that_only_prototypes_know_name_a_panel_that_lacks_all_others() -> None:
-    known = np.arange(0, N_GENES, 4)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_fit_to_some_genes_is_that_of_cells_that_have_no_others(encoder: str) -> None:
+    measured = np.arange(N_GENES) % 3 > 0
     chunk, labels = cells(0)
-    fitted, _ = ReferenceModel.fit(SpyEncoder.of, chunk, labels, N_CLASSES, genes=known)
-    assert fitted.voices.prototypes.centroids.shape == (N_CLASSES, N_GENES)
-    assert fitted.voices.linear.W.shape == (N_CLASSES, len(known))
-    new, truth = cells(1)
-    whole = fitted.predict(new, regime="same")
-    assert (whole.n_detected == (new.X[:, known].toarray() > 0).sum(axis=1)).all()
-    assert (whole.proba.argmax(axis=1) == truth).mean() > 0.9
-    measured = np.ones(N_GENES, bool)
-    measured[known] = False
-    X = sp.csr_matrix(new.X.multiply(measured.astype(np.float32)))
+    sample = sample_of(chunk, labels)
+    fitted = ReferenceModel.fit(ENCODERS[encoder], sample, measured)
+    X = chunk.X.multiply(measured.astype(np.float32)).tocsr()
     X.eliminate_zeros()
-    panel = fitted.predict(CellChunk(X, measured), regime="few")
-    assert (panel.n_detected == 0).all()
-    assert (panel.winners["prototype"] == truth).mean() > 0.9
-    assert (panel.proba.argmax(axis=1) == truth).mean() > 0.9
-    # A cell's label does not depend on the cells beside it.
-    alone = fitted.predict(CellChunk(X[7], measured), regime="few")
-    np.testing.assert_allclose(alone.proba[0], panel.proba[7], atol=1e-5)
+    poor = ReferenceModel.fit(ENCODERS[encoder], sample_of(CellChunk(X, measured), labels), measured)
+    new, truth = cells(1)
+    panel = TrainingSample(new.X, truth, np.arange(200), np.zeros(200, int), "cells", 0, 4).cells(measured)
+    a, b = fitted.predict(panel), poor.predict(panel)
+    np.testing.assert_array_equal(a.proba, b.proba)
+    assert (a.given == truth).mean() > 0.9
+    assert (novelty_of(fitted, a) > 0.5).mean() < 0.2
+    if encoder == "discriminant":
+        assert measured[fitted.members.vector_genes].all()
+
+
+def test_an_encoder_that_takes_some_genes_gets_no_others() -> None:
+    known = np.arange(0, N_GENES, 2)
+    chunk, labels = cells(0)
+    fitted = ReferenceModel.fit(plain, sample_of(chunk, labels), genes=known)
+    np.testing.assert_array_equal(fitted.members.vector_genes, known)
+    new, truth = cells(1)
+    whole = fitted.predict(new)
+    assert (whole.n_detected == (new.X[:, known].toarray() > 0).sum(axis=1)).all()
+    assert (whole.given == truth).mean() > 0.9
+    others = new.X.tolil()
+    others[:, 1::2] = 3.0
+    changed = fitted.predict(CellChunk(others.tocsr(), new.measured))
+    np.testing.assert_array_equal(changed.proba, whole.proba)
