@@ -71,7 +71,9 @@ def test_mouse_cells_are_named_through_orthologs(folder: Path):
     truth = merge_labels(cells.obs["cell_type"].to_numpy().astype(str))
     assert accuracy(truth, merge_labels(found.label)) >= 0.88
     assert any("ortholog" in note for note in found.notes)
-    assert found.parameters["regime"] == "species"
+    # Most of them are given a known type rightly, and are not new for being of another species.
+    assert found.parameters["fitted"] and found.parameters["shift"]["size"] > 1
+    assert (found.status == "novel").mean() < 0.15
 
 
 def test_a_type_that_the_reference_lacks_is_novel(folder: Path, human: anndata.AnnData):
@@ -96,7 +98,8 @@ def test_annotated_copy_carries_everything_over(folder: Path):
     assert (out.obs["scvec_label"].astype(str) == found.label).all()
     expected = {"label", "confidence", "novelty", "status", "label_knn", "label_head", "label_broad", "cl_id"}
     assert {c.removeprefix("scvec_") for c in out.obs.columns if c.startswith("scvec_")} == expected
-    assert out.obsm["X_scvec"].shape == (out.n_obs, 128)
+    assert out.obsm["X_scvec"].shape == (out.n_obs, 26)  # two gene sets, an axis less than 14 classes each
+    np.testing.assert_allclose(np.linalg.norm(out.obsm["X_scvec"], axis=1), 1.0, atol=1e-5)
     proba = out.obsm["scvec_proba"]
     classes = list(out.uns["scvec"]["classes"])
     np.testing.assert_allclose(proba.sum(axis=1), 1, atol=1e-5)
@@ -172,7 +175,8 @@ def test_two_runs_with_one_seed_give_one_manifest(folder: Path, tiny_adata: Call
     first = run("first", 3)
     assert run("second", 3).deterministic_bytes() == first.deterministic_bytes()
     assert str(folder).encode() not in first.deterministic_bytes()
-    assert run("second", 4).references["tiny"].vectors != first.references["tiny"].vectors
+    # The cell space is solved for: a seed draws nothing of it.
+    assert run("second", 4).references["tiny"].vectors == first.references["tiny"].vectors
 
 
 def test_store_is_proven_whole_and_damage_is_found(folder: Path):
@@ -196,13 +200,12 @@ def test_where_asks_only_those_cells(folder: Path):
     assert "beta" not in set(found.label) | set(found.label_head) | set(found.label_knn)
 
 
-@pytest.mark.parametrize("method", ["knn", "head", "prototype"])
-def test_each_voice_can_answer_alone(folder: Path, method: str):
+@pytest.mark.parametrize("method", ["knn", "head"])
+def test_each_member_can_answer_alone(folder: Path, method: str):
     truth = anndata.read_h5ad(folder / "new.h5ad").obs["cell_type"].to_numpy().astype(str)
     found = scvec.query(folder / "store", folder / "new.h5ad", method=method)
     assert accuracy(truth, found.label) > 0.9
-    if method != "prototype":
-        assert (found.label == getattr(found, f"label_{method}")).all()
+    assert (found.label == getattr(found, f"label_{method}")).all()
 
 
 def test_annotate_changes_the_object_or_a_copy(folder: Path):
@@ -261,8 +264,10 @@ def test_small_and_odd_references_work_or_say_why_not(
     assert found.neighbors.indices.shape == (60, 9)
     alone = cells[:3].copy()
     alone.obs["cell_type"] = ["alpha", "beta", "ductal"]
-    with pytest.raises(InputError, match="held out"):
-        scvec.ingest_cells(tiny_store, [alone], name="alone", **OPTIONS)
+    report = scvec.ingest_cells(tiny_store, [alone], name="alone", **OPTIONS)
+    assert any("single cell" in note for note in report.notes) and report.calibration["held_out"] == "none"
+    found = scvec.query(tiny_store, cells, reference="alone", coverage=0.9)
+    assert (found.novelty == 0).all() and np.isfinite(found.proba).all()
 
 
 def test_unlabelled_cells_are_neighbours_without_a_vote(

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.encoders.adapted import TEXT_RANK, AdaptedEncoder, centred, leading
+from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.encoders.pca import PCAEncoder
 from scvec.encoders.registry import ENCODERS, load_encoder, make_encoder, needs_text
 from scvec.encoders.scaling import Scaling
@@ -325,6 +326,7 @@ def test_the_registry() -> None:
     data = planted()
     assert [n for n in ENCODERS if needs_text(n)] == ["adapted", "weighted", "prompt"]
     kinds = {name: type(make_encoder(name, data.text, data.cells, data.labels)) for name in PLAIN}
+    assert kinds.pop("discriminant") is DiscriminantEncoder
     assert kinds == {
         "adapted": AdaptedEncoder, "weighted": WeightedEncoder, "pca": PCAEncoder, "residual": AdaptedEncoder
     }  # fmt: skip
