@@ -140,7 +140,7 @@ def _load(place: Path, name: str) -> Tensors | None:
 
     for path in sorted(place.glob(f"{name}-*.safetensors")):
         try:
-            if path.is_symlink():
+            if place.is_symlink() or path.is_symlink():
                 continue
             found = path.read_bytes()
             if hashlib.sha256(found).hexdigest()[:32] != path.stem.removeprefix(f"{name}-"):
