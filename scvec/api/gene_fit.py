@@ -112,7 +112,8 @@ def fit_state(model: ReferenceModel) -> Tensors:
     text = json.dumps(state, sort_keys=True).encode()
     return {
         **tensors,
-        "index.vectors": np.ascontiguousarray(members.index.vectors()),  # type: ignore[attr-defined]
+        # A copy: what an index shows of its memory goes with the index.
+        "index.vectors": np.array(members.index.vectors()),  # type: ignore[attr-defined]
         "index.labels": members.labels,
         "index.rows": rows,
         STATE: np.frombuffer(text, dtype=np.uint8),
