@@ -112,7 +112,8 @@ def fit_state(model: ReferenceModel) -> Tensors:
     text = json.dumps(state, sort_keys=True).encode()
     return {
         **tensors,
-        "index.vectors": np.ascontiguousarray(members.index.vectors()),  # type: ignore[attr-defined]
+        # A copy: what an index shows of its memory goes with the index.
+        "index.vectors": np.array(members.index.vectors()),  # type: ignore[attr-defined]
         "index.labels": members.labels,
         "index.rows": rows,
         STATE: np.frombuffer(text, dtype=np.uint8),
@@ -140,7 +141,7 @@ def _load(place: Path, name: str) -> Tensors | None:
 
     for path in sorted(place.glob(f"{name}-*.safetensors")):
         try:
-            if path.is_symlink():
+            if place.is_symlink() or path.is_symlink():
                 continue
             found = path.read_bytes()
             if hashlib.sha256(found).hexdigest()[:32] != path.stem.removeprefix(f"{name}-"):

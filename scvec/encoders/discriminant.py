@@ -103,7 +103,8 @@ class Axes:
 
     def encode(self, cells: CellChunk) -> tuple[Float32, Float32]:
         """Return (n, n_axes) float32 unit vectors and (n,) their lengths before, of cells over the genes."""
-        found = self.profile.unit_product(cells, self.weights) - self.mean @ self.weights
+        there = cells.measured
+        found = self.profile.unit_product(cells, self.weights) - self.mean[there] @ self.weights[there]
         lengths = np.maximum(np.linalg.norm(found, axis=1), 1e-6).astype(np.float32)
         return np.asarray(found / lengths[:, None], dtype=np.float32), lengths
 
@@ -207,7 +208,7 @@ class DiscriminantEncoder:
             cells = self._over(axes, known)
             weights = directions[:, start:stop] @ axes.weights.T.astype(np.float64)
             _, lengths = axes.encode(cells)
-            part = (axes.profile.unit(cells).astype(np.float64) - axes.mean) * weights
+            part = (axes.profile.unit(cells).astype(np.float64) - axes.mean * cells.measured) * weights
             found[:, axes.genes] += part / (lengths[:, None].astype(np.float64) * np.sqrt(len(self.axes)))
             start = stop
         return found

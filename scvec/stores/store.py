@@ -271,7 +271,8 @@ def _leftovers(folder: Path) -> Iterator[Path]:
     yield from folder.glob("work/stage/*")
     yield from folder.glob("work/prompt/*")
     # Fits to the genes of queries: they are made again when they are asked for.
-    yield from folder.glob("fits/*")
+    if not (folder / "fits").is_symlink():
+        yield from folder.glob("fits/*")
 
 
 def _suggest(name: str, known: list[str], create: str) -> str:

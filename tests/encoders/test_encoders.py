@@ -104,10 +104,10 @@ def test_unmeasured_genes_take_no_part(name: str) -> None:
     got = encoder.encode(CellChunk(X, measured))
     tensors, meta = encoder.state()
     changed = {k: v.copy() for k, v in tensors.items()}
-    for key in ("G", "components", "gene_vectors"):
+    for key in ("G", "components", "gene_vectors", "0.weights"):
         if key in changed:
             changed[key][~measured] = 1e4
-    for key in ("scaling.mean", "profile.mean"):
+    for key in ("scaling.mean", "profile.mean", "0.mean", "0.profile.mean"):
         if key in changed:
             changed[key][~measured] = 77.0
     other = load_encoder(name, changed, meta)
@@ -328,7 +328,8 @@ def test_the_registry() -> None:
     kinds = {name: type(make_encoder(name, data.text, data.cells, data.labels)) for name in PLAIN}
     assert kinds.pop("discriminant") is DiscriminantEncoder
     assert kinds == {
-        "adapted": AdaptedEncoder, "weighted": WeightedEncoder, "pca": PCAEncoder, "residual": AdaptedEncoder
+        "discriminant": DiscriminantEncoder, "adapted": AdaptedEncoder, "weighted": WeightedEncoder,
+        "pca": PCAEncoder, "residual": AdaptedEncoder
     }  # fmt: skip
     residual = make_encoder("residual", data.text, data.cells, data.labels)
     assert isinstance(residual, AdaptedEncoder) and residual.text is None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scvec.model.confidence import LAPSE, Confidence
+from scvec.model.confidence import UNIFORM_MIXING, Confidence
 from scvec.model.metrics import expected_calibration_error
 
 Cells = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -49,8 +49,8 @@ def test_the_curve_that_fits_is_found_and_calibrates(truth: str, method: str) ->
 @settings(max_examples=30)
 @example(85532, "overconfident", False)  # the top probabilities are within 1e-6 of 1, in float32
 @given(st.integers(0, 10**6), st.sampled_from(["calibrated", "overconfident", "a step"]), st.booleans())
-def test_probabilities_stay_probabilities_and_keep_their_order(seed: int, truth: str, lapse: bool) -> None:
-    fitted = Confidence.fit(*cells(300, seed, truth), lapse=LAPSE if lapse else 0.0)
+def test_probabilities_stay_probabilities_and_keep_their_order(seed: int, truth: str, mixed: bool) -> None:
+    fitted = Confidence.fit(*cells(300, seed, truth), mixing=UNIFORM_MIXING if mixed else 0.0)
     rng = np.random.default_rng(seed)
     proba = rng.dirichlet(np.full(4, 0.3), 200).astype(np.float32)
     bent = fitted.apply(proba)
@@ -73,10 +73,12 @@ def test_certainty_is_recalibrated_too() -> None:
     np.testing.assert_allclose(got, [[0.9, *[0.1 / 3] * 3], [0.9, 0.1, 0, 0]], atol=1e-6)
 
 
-def test_no_answer_from_one_batch_is_surer_than_the_lapse_allows() -> None:
-    fitted = Confidence.fit(*cells(300, 0, "calibrated"), lapse=LAPSE)
+def test_no_answer_from_one_batch_is_surer_than_the_mixing_allows() -> None:
+    fitted = Confidence.fit(*cells(300, 0, "calibrated"), mixing=UNIFORM_MIXING)
     proba = np.array([[1.0, 0.0, 0.0, 0.0]], np.float32)
-    np.testing.assert_allclose(fitted.apply(proba), [[1 - LAPSE * 3 / 4, *[LAPSE / 4] * 3]], rtol=1e-5)
+    np.testing.assert_allclose(
+        fitted.apply(proba), [[1 - UNIFORM_MIXING * 3 / 4, *[UNIFORM_MIXING / 4] * 3]], rtol=1e-5
+    )
 
 
 def test_few_cells_or_nothing_wrong_teach_no_curve() -> None:
