@@ -105,7 +105,7 @@ class Shift:
     def relative(self, signals: npt.NDArray[np.floating], given: npt.NDArray[np.integer[Any]]) -> Float64:
         """Return (n, n_signals) float64 signals as they would be without what the query has in common."""
         moved = signals - self.offsets[given]
-        return np.asarray((moved - EXPECTED) / self.spread + EXPECTED, dtype=np.float64)
+        return np.asarray(moved + (moved - EXPECTED) * (1.0 / self.spread - 1.0), dtype=np.float64)
 
     @property
     def size(self) -> float:
