@@ -13,7 +13,7 @@ from scvec.types import CellChunk, Float32
 __all__ = ["Profile", "most_variable"]
 
 #: Added to the spread of a gene within classes, in log1p CP10k: a gene silent in most classes has next to
-#: none, and would count for more than all markers. Macro-F1 of the prototypes is flat from 0.1 to 0.4.
+#: none, and would count for more than all markers. Macro-F1 is flat from 0.1 to 0.4.
 MIN_SPREAD = 0.2
 
 

@@ -190,7 +190,7 @@ def ingest_cells(
         with stages("genes"):
             chosen = most_variable(scores, N_GENES)
             strata = _strata(matched, axis)
-            # The encoder's genes; prototypes know all.
+            # The genes of encoders that do not choose for themselves.
             narrow = axis.select(chosen)
             gene_ids = narrow.gene_ids
         encoded = None

@@ -28,7 +28,7 @@ class GeneEvidence(Record):
         Natural-log odds, positive for the label; the mean over the cells. A gene that is lower than usual can
         speak for a label that lacks it.
     by_member
-        Voice (``prototype``, ``linear``, ``head``) -> its part; they sum to ``contribution``.
+        Member (``head``) -> its part; they sum to ``contribution``.
     expression
         log1p of counts per ten thousand, mean over the cells.
     expected, expected_against

@@ -77,7 +77,7 @@ class PromptEncoder:
 
     @property
     def held_out_cells(self) -> int:
-        """Cells that calibration may hold out: each is encoded once in every regime."""
+        """Cells that calibration may hold out: each is encoded once."""
         return HELD_OUT[self.device] if self.language_model else 5000
 
     @property

@@ -57,7 +57,7 @@ class SentenceEncoder:
         self.embed_dim = backbone.space.dim
 
     takes_turns = True
-    #: Each cell that calibration holds out is read once in every regime.
+    #: Each cell that calibration holds out is read once.
     held_out_cells = 300
     #: Largest cosine distance that is rounding: a GPU reads in bf16.
     parity = 1e-3

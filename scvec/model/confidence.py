@@ -1,4 +1,4 @@
-"""From the probability of the voices together to the chance that their label is right."""
+"""From the probability of both members together to the chance that their label is right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A voice: a trained classifier on cell vectors."""
+"""The head: a trained classifier on cell vectors."""
 
 from __future__ import annotations
 

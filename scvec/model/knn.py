@@ -1,4 +1,4 @@
-"""A voice: the labels of the nearest reference cells."""
+"""Neighbours: the labels of the nearest reference cells."""
 
 from __future__ import annotations
 
