@@ -61,6 +61,7 @@ def put_cells(
         Index and recall asked for, and the memory that may be used.
     """
     from scvec.stores.indices import build_index
+    from scvec.stores.ivf_settings import FEWEST_EVER
 
     index, recall, memory = how
     kind = index_kind(index, vectors, memory)
@@ -69,7 +70,8 @@ def put_cells(
     txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors, index=made)
     stored = txn.reference(name)
     if index == "ivf" and kind == "flat":
-        return ["there are too few cells for an approximate index: neighbours are searched exactly"]
+        few = "cells" if len(vectors) < FEWEST_EVER else f"numbers in a cell vector ({vectors.shape[1]})"
+        return [f"there are too few {few} for an approximate index: neighbours are searched exactly"]
     if stored is None or kind != "ivf":
         return []
     settings = stored.meta["index"]

@@ -54,7 +54,9 @@ def text_partners(
     """
     where = f"reference {stored.name!r}"
     backbone = stored.meta["options"]["backbone"]
-    if not parse_spec(backbone).needs_text or backbone.startswith("permuted:"):
+    spec = parse_spec(backbone)
+    # Vectors that were imported or drawn are compared where the reference has them; none can be made.
+    if spec.permuted or (stored.meta["space"] is None and not spec.needs_text):
         what = "the reference was made without texts of its genes: unmatched genes cannot be compared by text"
         raise InputError(what, where, "leave out --unmatched-genes")
     # The default encoder uses no text: then the vectors are those that ship, or are made now.

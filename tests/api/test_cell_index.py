@@ -14,7 +14,13 @@ import scvec
 from scvec.errors import InputError
 from scvec.stores.store import Store
 
-OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16", "batch_key": "donor"}
+# An approximate index needs long vectors: those of the default encoder have two numbers here.
+OPTIONS: dict[str, Any] = {
+    "label_key": "cell_type",
+    "batch_key": "donor",
+    "backbone": "random:16",
+    "encoder": "adapted",
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +87,15 @@ def test_a_filter_comes_before_the_nearest(made: tuple[Path, Any, Any], tiny_ada
 def test_refused(options: dict[str, Any], message: str, tmp_path: Path, tiny_adata: Callable[..., Any]):
     with pytest.raises(InputError, match=message):
         scvec.ingest_cells(tmp_path / "s", [tiny_adata(60)], name="x", **{**OPTIONS, **options})
+
+
+def test_short_vectors_are_searched_exactly(made: tuple[Path, Any, Any]):
+    path, cells, _ = made
+    options = {**OPTIONS, "encoder": "discriminant"}
+    report = scvec.ingest_cells(path, [cells], name="short", index="ivf", **options)
+    assert any("too few numbers in a cell vector (2)" in note for note in report.notes)
+    assert not any("too few cells" in note for note in report.notes)
+    assert scvec.info(path, "short").references[0].details["index"] == {"kind": "flat", "search": "exact"}
 
 
 def test_few_cells_are_searched_exactly(made: tuple[Path, Any, Any], tiny_adata: Callable[..., Any]):

@@ -17,7 +17,7 @@ from scvec.ingest.vector_files import read_vectors, write_vectors
 from scvec.stores.store import Store
 
 FORMATS = ("parquet", "h5ad")
-OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16"}
+OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16", "encoder": "adapted"}
 
 
 @pytest.fixture(scope="module")

@@ -39,8 +39,12 @@ def ingest_of(path: Path) -> list[str]:
 
 
 def contents(store: Path) -> dict[str, str]:
-    """Sums of all that makes up a store: CURRENT, generations/ and files/."""
-    paths = [p for p in sorted(store.rglob("*")) if p.is_file() and p.relative_to(store).parts[0] != "work"]
+    """Sums of all that makes up a store: CURRENT, generations/ and files/.
+
+    Not of what is kept to save time: trainings that were killed (work/) and fits for queries (fits/).
+    """
+    kept = ("work", "fits")
+    paths = [p for p in sorted(store.rglob("*")) if p.is_file() and p.relative_to(store).parts[0] not in kept]
     return {
         str(p.relative_to(store)): hashlib.blake2b(p.read_bytes()).hexdigest()
         for p in paths

@@ -42,7 +42,7 @@ def explanation() -> Explanation:
         gene_id="HGNC:6081",
         symbol="INS",
         contribution=2.0,
-        by_voice={"linear": 2.0},
+        by_member={"head": 2.0},
         expression=3.0,
         expected=3.0,
         expected_against=0.1,
@@ -62,7 +62,7 @@ def explanation() -> Explanation:
         neighbors_total=0.5,
         constant=0.0,
         undivided=0.0,
-        voices={"linear": 2.5, "knn": 0.5},
+        members={"head": 2.5, "knn": 0.5},
         voters=[Voter(cell="", label="beta", dataset="d", donor="", n=30, distance=float("nan"))],
         completeness_error=0.0,
     )

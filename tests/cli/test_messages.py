@@ -76,7 +76,7 @@ def test_errors_are_one_object_with_json(error, code, text, scvec, api):
         (["query"], "missing argument 'QUERY...'"),
         (["query", "x", "--refrence", "p"], "'--reference'?"),
         (["query", "x", "--n-neighbors", "0"], "0 is not in the range x>=1"),
-        (["query", "x", "--method", "vote"], "'knn', 'head', 'prototype', 'linear'"),
+        (["query", "x", "--method", "vote"], "'vote' is not one of 'both', 'knn', 'head'\n"),
         (["ingest", "genes", "--species", "rat"], "'human', 'mouse'"),
         (["ingest", "cells", "x.h5ad", "--name", "p"], "missing option '--label-key'"),
         (["export", "p", "-o", "x"], "Choose from"),

@@ -9,6 +9,9 @@ import pytest
 from bad_inputs import REFERENCE
 from bad_inputs.commands import FAST, INGEST, QUERY, assert_refused, scvec
 
+# The default encoder opens no backbone.
+WITH_SPACE = (*INGEST, "--encoder", "weighted")
+
 
 @pytest.fixture(scope="module")
 def places(shelf: Path, good: Path) -> dict[str, str]:
@@ -61,10 +64,10 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown species": ((*QUERY, "--species", "rat"), "'rat' is not one of 'auto', 'human', 'mouse'"),
     # ingest cells
     "unknown backbone": ((*INGEST, "--backbone", "gpt"), r"no backbone 'gpt'(.|\n)*minilm, st:FOLDER"),
-    "no dimension": ((*INGEST, "--backbone", "random:0"), "random:0 is no dimension"),
-    "missing folder of a model": ((*INGEST, "--backbone", "st:/no/model"), "'/no/model' is no folder"),
-    "folder of no model": ((*INGEST, "--backbone", "st:{dir}/empty"), r"no config\.json"),
-    "unknown encoder": ((*INGEST, "--encoder", "vae"), "'vae' is not one of 'adapted'"),
+    "no dimension": ((*WITH_SPACE, "--backbone", "random:0"), "random:0 is no dimension"),
+    "missing folder of a model": ((*WITH_SPACE, "--backbone", "st:/no/model"), "'/no/model' is no folder"),
+    "folder of no model": ((*WITH_SPACE, "--backbone", "st:{dir}/empty"), r"no config\.json"),
+    "unknown encoder": ((*INGEST, "--encoder", "vae"), "'vae' is not one of 'discriminant', 'adapted'"),
     "batch column misspelt": ((*INGEST, "--batch-key", "dono"), "did you mean 'donor'(.|\n)*columns: cell"),
     "name that is a path": ((*INGEST, "--name", "../x"), "'../x' cannot be the name of a reference"),
     "no name at all": ((*INGEST, "--name", ""), "'' cannot be the name of a reference"),
