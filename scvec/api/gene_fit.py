@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +65,11 @@ def fitted_to(
         return model, ""
     place = folder / FITS
     name = fit_name(stored, measured)
-    kept = _load(place, name)
+    fitted = _load(place, name)
     sample = sample_of(stored)
-    if kept is None:
+    if fitted is None:
         progress("fitting the cell space to the genes measured", 0, None)
-        fitted = ReferenceModel.fit(
+        made = ReferenceModel.fit(
             lambda cells, labels: DiscriminantEncoder(encoder.variability),
             sample,
             measured,
@@ -78,9 +78,9 @@ def fitted_to(
             progress=progress,
             n_workers=n_cores(),
         )
-        kept = fit_state(fitted)
+        kept = fit_state(made)
         _save(place, name, kept)
-    fitted = fit_of(kept)
+        fitted = fit_of(kept)
     n = len(fitted.members.encoder.genes) if isinstance(fitted.members.encoder, DiscriminantEncoder) else 0
     return fitted, (
         f"the cell space was fitted to the {int(measured.sum()):,} genes measured, from "
@@ -135,7 +135,7 @@ def fit_of(tensors: Tensors) -> ReferenceModel:
     )
 
 
-def _load(place: Path, name: str) -> Tensors | None:
+def _load(place: Path, name: str) -> ReferenceModel | None:
     """Return a fit that was kept; None where it is not there or damaged, since it can be made again."""
     from scvec.stores.tensors import read_tensors
 
@@ -146,11 +146,11 @@ def _load(place: Path, name: str) -> Tensors | None:
             found = path.read_bytes()
             if hashlib.sha256(found).hexdigest()[:32] != path.stem.removeprefix(f"{name}-"):
                 continue
-            tensors = read_tensors(path)
+            fitted = fit_of(read_tensors(path))
             with contextlib.suppress(OSError):
                 os.utime(path)
-            return tensors
-        except (OSError, StoreError):
+            return fitted
+        except (OSError, StoreError, KeyError, ValueError, TypeError):
             continue
     return None
 
@@ -163,9 +163,8 @@ def _save(place: Path, name: str, tensors: Tensors) -> None:
         place.mkdir(exist_ok=True)
         if place.is_symlink():
             return
-        handle, temporary = tempfile.mkstemp(dir=place, suffix=".tmp")
-        os.close(handle)
-        path = Path(temporary)
+        # A name that no other process has; the file gets the mode that any new file has here.
+        path = place / f"{uuid.uuid4().hex}.tmp"
         try:
             write_tensors(path, tensors)
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]

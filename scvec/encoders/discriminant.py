@@ -253,7 +253,6 @@ def rescaled(X: Any, measured: npt.NDArray[np.bool_], genes: Int64 | None = None
     linear = np.expm1(X.data)
     counted = linear if measured.all() else np.where(measured[X.indices], linear, np.float32(0.0))
     sums = np.add.reduceat(np.append(counted, 0.0).astype(np.float64), X.indptr[:-1].astype(np.int64))
-    sums[np.diff(X.indptr) == 0] = 0.0
     factor = np.where(sums > 0, SCALE / np.maximum(sums, 1e-12), 0.0)
     found = type(X)((counted, X.indices, X.indptr), shape=X.shape)
     # A copy either way: zeros are taken out in place, and the cells given stay as they are.

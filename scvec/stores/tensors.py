@@ -51,7 +51,11 @@ def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
             )
         # safetensors copies memory as it lies: a transposed or big-endian array would come back scrambled.
         ready[name] = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    # safetensors makes files that only their owner may read: they get the mode that any new file has here.
+    path.touch()
+    mode = path.stat().st_mode & 0o777
     save_file(ready, str(path))
+    path.chmod(mode)
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -339,3 +340,16 @@ def test_a_caller_who_leaves_the_knowledge_open_is_told(filled):
         finally:
             kb.close()
     assert Store(filled.path).generation.number == 1
+
+
+def test_colleagues_can_read_what_their_umask_lets_them(tmp_path: Path) -> None:
+    import os
+
+    from scvec.stores.tensors import write_tensors
+
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path / "a.safetensors", {"rows": np.arange(3)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
