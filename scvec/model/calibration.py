@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.model.confidence import UNIFORM_MIXING, Confidence
 from scvec.model.conformal import LabelSets
-from scvec.model.ensemble import MEMBERS, Ensemble
+from scvec.model.ensemble import MEMBERS, UNIFORM_MIXING, Ensemble
 from scvec.model.heldout import HeldOut
 from scvec.model.metrics import expected_calibration_error, macro_f1, reliability
 from scvec.model.novelty import Novelty, signals
@@ -24,7 +23,7 @@ class Calibration:
 
     Attributes
     ----------
-    ensemble, confidence, sets, novelty
+    ensemble, sets, novelty
         The first gives probabilities, the others what to make of them. No novelty where no cell could be
         held out.
     record
@@ -37,7 +36,6 @@ class Calibration:
     """
 
     ensemble: Ensemble
-    confidence: Confidence
     sets: LabelSets
     novelty: Novelty | None
     record: dict[str, Any]
@@ -55,13 +53,10 @@ class Calibration:
         """
         truth = seen.labels
         n_classes = seen.scores[0].shape[1]
-        ensemble = Ensemble.fit(seen.scores, truth)
-        pooled = ensemble.combine(seen.scores)
-        predicted = pooled.argmax(axis=1)
+        ensemble = Ensemble.fit(seen.scores, truth, mixing=UNIFORM_MIXING if held_out == "cells" else 0.0)
+        proba = ensemble.combine(seen.scores)
+        predicted = proba.argmax(axis=1)
         correct = predicted == truth
-        mixing = UNIFORM_MIXING if held_out == "cells" else 0.0
-        confidence = Confidence.fit(pooled, truth, seen.folds, mixing=mixing)
-        proba = confidence.apply(pooled)
         novelty = Novelty.fit(
             signals(seen.distances, predicted),
             seen.depths,
@@ -70,7 +65,7 @@ class Calibration:
             shrink=_nearer(n_batches, len(np.unique(seen.folds))),
         )
         # The mixing is for other batches than these.
-        sure = replace(confidence, mixing=0.0).apply(pooled).max(axis=1)
+        sure = replace(ensemble, mixing=0.0).combine(seen.scores).max(axis=1)
         record = {
             "accuracy": float(correct.mean()),
             "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),
@@ -83,12 +78,11 @@ class Calibration:
             },
         }
         sets = LabelSets.fit(proba, truth)
-        return cls(ensemble, confidence, sets, novelty, record, held_out, len(truth))
+        return cls(ensemble, sets, novelty, record, held_out, len(truth))
 
     @classmethod
     def unknown(cls, n_classes: int) -> Calibration:
         """Return what stands in where no cell can be held out, since no class has two."""
-        confidence = Confidence("temperature", (), (), UNIFORM_MIXING, {})
         labels = [{"n": 0, "recall": None, "taken_for": None}] * n_classes
         record: dict[str, Any] = {
             "accuracy": None,
@@ -98,7 +92,7 @@ class Calibration:
             "members": {},
         }
         sets = LabelSets.fit(np.zeros((0, n_classes), np.float32), np.zeros(0, np.int64))
-        return cls(Ensemble(), confidence, sets, None, record, "none", 0)
+        return cls(Ensemble(mixing=UNIFORM_MIXING), sets, None, record, "none", 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -107,7 +101,7 @@ class Calibration:
             "n_cells": self.n_cells,
             "temperatures": list(self.ensemble.temperatures),
             "sharpness": self.ensemble.sharpness,
-            "confidence": self.confidence.to_dict(),
+            "mixing": self.ensemble.mixing,
             "sets": self.sets.to_dict(),
             "novelty": None if self.novelty is None else self.novelty.to_dict(),
             "record": self.record,
@@ -117,8 +111,7 @@ class Calibration:
     def from_dict(cls, data: dict[str, Any]) -> Calibration:
         """Rebuild from :meth:`to_dict`."""
         return cls(
-            Ensemble(tuple(data["temperatures"]), float(data["sharpness"])),
-            Confidence.from_dict(data["confidence"]),
+            Ensemble(tuple(data["temperatures"]), float(data["sharpness"]), float(data["mixing"])),
             LabelSets.from_dict(data["sets"]),
             None if data["novelty"] is None else Novelty.from_dict(data["novelty"]),
             data["record"],

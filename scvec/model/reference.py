@@ -74,11 +74,6 @@ class Prediction:
         return len(self.vectors)
 
     @classmethod
-    def concatenate(cls, parts: list[Prediction]) -> Prediction:
-        """Return the predictions of several chunks as one."""
-        return cls.gather(parts, sum(map(len, parts)))
-
-    @classmethod
     def gather(cls, parts: Iterable[Prediction], n: int) -> Prediction:
         """Return the predictions of chunks as one of ``n`` cells; each is let go once it is copied.
 
@@ -237,10 +232,9 @@ class ReferenceModel:
         alone = {
             name: calibration.ensemble.alone(name, s) for name, s in zip(MEMBERS, found.scores, strict=True)
         }
-        pooled = calibration.ensemble.combine(found.scores)
-        together = calibration.confidence.apply(pooled)
+        together = calibration.ensemble.combine(found.scores)
         # How new a cell is, and which labels it may have, does not depend on the member asked for its name.
-        given = pooled.argmax(axis=1)
+        given = together.argmax(axis=1)
         measures = np.zeros((len(chunk), 3), dtype=np.float32)
         if calibration.novelty is not None:
             raw = signals(found.distances, given)

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from scvec.encoders.registry import make_encoder, needs_text
 from scvec.errors import InputError
-from scvec.model.ensemble import MEMBERS
+from scvec.model.ensemble import MEMBERS, log_softmax
 from scvec.model.evidence import weigh
 from scvec.model.reference import METHODS, ReferenceModel
 from scvec.model.sample import TrainingSample
@@ -60,7 +60,7 @@ def test_terms_sum_to_the_log_odds_of_the_members(model: ReferenceModel, method:
     seen = model.members.look(chunk, 15)
     ensemble = model.calibration.ensemble
     proba = (
-        ensemble.combine(seen.scores)
+        np.exp(log_softmax(ensemble.logits(seen.scores)))
         if method == "both"
         else ensemble.alone(method, seen.scores[MEMBERS.index(method)])
     )
