@@ -207,6 +207,17 @@ class Explainer:
     ) -> None:
         self.close()
 
+    @property
+    def reference_vectors(self) -> tuple[Int64, npt.NDArray[np.float32]]:
+        """Rows of the reference, ascending, and their (n, embed_dim) vectors in the space of the query.
+
+        All cells, or the training cells where the cell space was fitted to the genes of the query.
+        """
+        members = self._model.members
+        if members.rows is None:
+            return np.arange(self._stored.n), np.asarray(self._stored.vectors)
+        return members.rows, np.array(members.index.vectors())  # type: ignore[attr-defined]
+
     def explain(
         self,
         *,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from scvec.model.annotation import Annotation
     from scvec.stores.stored import StoredReference
+    from scvec.types import Float32
 
 __all__ = ["check_report", "command_line", "write_report"]
 
@@ -109,11 +110,13 @@ def write_report(
     rows = np.arange(n) if n <= told.MAX_DRAWN else np.sort(rng.choice(n, told.MAX_DRAWN, replace=False))
     columns, left_out = told.columns_of(obs, rows)
     label_key = stored.meta["options"].get("label_key")
-    map_rows, places, query_places = lay_out(
-        np.asarray(stored.vectors), annotation.vectors[rows], seed=seed, progress=progress
-    )
-    progress("gathering evidence", 0, None)
-    evidence, why_none = _evidence(store, path, annotation, memory)
+    vectors = annotation.vectors[rows]
+    evidence, why_none, known_rows, known = _evidence(store, path, annotation, memory, progress)
+    if known is None:  # nothing of the reference lies in the space of these cells
+        known_rows, known = np.zeros(0, dtype=np.int64), vectors
+    map_rows, places, query_places = lay_out(known, vectors, seed=seed, progress=progress)
+    map_rows = known_rows[map_rows] if len(known_rows) else known_rows
+    places = places[: len(map_rows)]
     notes = list(annotation.notes)
     if len(rows) < n:
         notes.append(f"the map and the table of cells hold {len(rows):,} cells, drawn by chance from {n:,}")
@@ -152,21 +155,27 @@ def write_report(
 
 
 def _evidence(
-    store: Path | str, path: Any, annotation: Annotation, memory: str | int | None
-) -> tuple[list[dict[str, Any]], str]:
-    """Return evidence per label, and why there is none."""
+    store: Path | str, path: Any, annotation: Annotation, memory: str | int | None, progress: Progress
+) -> tuple[list[dict[str, Any]], str, npt.NDArray[np.int64], Float32 | None]:
+    """Return evidence for each label, why there is none, and reference cells in the space of the query.
+
+    Reference cells are rows and vectors; None where the cells could not be read again.
+    """
     from scvec.api.explain import Explainer
 
-    found = []
+    found: list[dict[str, Any]] = []
+    rows, vectors = np.zeros(0, dtype=np.int64), None
+    progress("gathering evidence", 0, None)
     try:
         with Explainer.of_annotation(store, path, annotation, memory=memory) as explainer:
+            rows, vectors = explainer.reference_vectors
             for label in list(annotation.counts())[:MAX_EXPLAINED]:
                 one = explainer.label(label, n_genes=GENES_EXPLAINED, max_cells=CELLS_EXPLAINED)
                 found.append(told.evidence_row(one))
     except ScvecError as error:
         # The labels are there and the report is worth having without it.
-        return found, error.what
-    return found, ""
+        return found, error.what, rows, vectors
+    return found, "", rows, vectors
 
 
 def _drawn(

@@ -325,3 +325,20 @@ def test_other_encoders_have_one_fit(store: Path, tiny_adata: Cells, fits: list[
     fits.clear()
     found = scvec.query(store, panel(tiny_adata), reference="pca")
     assert found.parameters["fitted"] is False and fits == [] and kept(store) == []
+
+
+def test_a_report_draws_reference_and_query_in_one_space(store: Path, tiny_adata: Cells) -> None:
+    from scvec.api.explain import Explainer
+
+    cells = panel(tiny_adata)
+    found = scvec.query(store, cells, n_neighbors=1)
+    assert found.parameters["fitted"]
+    with Explainer.of_annotation(store, cells, found) as explainer:
+        rows, vectors = explainer.reference_vectors
+    # The nearest of these vectors is the neighbour that the query found, at the distance that it found.
+    squares = ((found.vectors[:, None, :] - vectors[None]) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(rows[squares.argmin(axis=1)], found.neighbors.indices[:, 0])
+    np.testing.assert_allclose(squares.min(axis=1), found.neighbors.distances[:, 0], atol=1e-5)
+    assert not np.allclose(
+        vectors, np.asarray(Store(store).reference(found.parameters["reference"]).vectors)[rows]
+    )
