@@ -229,6 +229,8 @@ def test_what_a_worker_refuses_comes_back_as_it_was(cluster, store):
         scvec.query(store, store.parent / "new.h5ad", engine="ray", reference="r", method="guess")
 
 
+# A busy machine is at times too slow for the 60 seconds that Ray gives its own start.
+@pytest.mark.flaky(reruns=2, reruns_delay=10)
 def test_an_interrupt_stops_the_ray_that_was_started(store):
     command = [
         sys.executable,
