@@ -137,10 +137,10 @@ def texts(job: dict[str, Any]) -> dict[str, Any]:
     but of a server seconds that pass. The cost is what all of them cost: tokens times price, None where no
     price is known.
     """
-    from scvec.api.cells import ingest_cells
-    from scvec.api.texts import encode_genes, gene_table
-    from scvec.backbones.spec import load_backbone, parse_spec
-    from scvec.stores.store import Store
+    from scvec.backbones import load_backbone, parse_spec
+    from scvec.model.gene_vectors import encode_genes, gene_table
+    from scvec.stores.store.store import Store
+    from scvec.workflows.ingest_cells import ingest_cells
 
     spec_text, base_url = spec_of(job["backbone"], job)
     spec, store = parse_spec(spec_text, base_url=base_url), store_of(job)
@@ -217,8 +217,8 @@ def _options(fit: Fit, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_function(fit: Fit, job: dict[str, Any], reference: Any, new: Any) -> list[tuple[Any, ...]]:
-    from scvec.api.cells import ingest_cells
-    from scvec.api.query import query
+    from scvec.workflows.ingest_cells import ingest_cells
+    from scvec.workflows.query import query
 
     started = time.process_time()
     store, keys = store_of(job), {"label_key": "cell_type", "batch_key": "donor"}

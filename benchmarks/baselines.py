@@ -35,9 +35,9 @@ class Matched:
 
 def matched(reference: Any, query: Any, n_genes: int = N_GENES) -> Matched:
     """Return both data sets, AnnData or paths, over the reference's most variable genes that both have."""
-    from scvec.api.matching import match_genes
-    from scvec.api.resolvers import snapshot_resolver
-    from scvec.ingest.cells import CellSource
+    from scvec.ingest.cells.source import CellSource
+    from scvec.model.matching import match_genes
+    from scvec.model.resolvers import snapshot_resolver
 
     resolver = snapshot_resolver()
     ref, que = (match_genes(CellSource.open(a), resolver) for a in (reference, query))

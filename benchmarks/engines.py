@@ -37,7 +37,7 @@ def progress(stage, done, total, detail=""):
     if stage == "annotating cells":
         seen.append((time.perf_counter(), done))
 if engine == "ray":
-    from scvec.api import ray_cluster
+    from scvec.engines import ray_cluster
     # As many cores, and so workers, as are asked for.
     ray_cluster._cores = lambda: int(workers)
 found = scvec.query(store, query, reference="r", engine=engine, progress=progress)

@@ -59,9 +59,9 @@ def bandwidth(device: str, n: int = 1 << 29) -> float:
 def prompt(llm: str, n_genes: int, device: str) -> dict[str, Any]:
     """Return cells a second of the untrained prompt encoder."""
     from scvec.backbones.language_model import load_language_model
-    from scvec.encoders.prompt import PromptEncoder
-    from scvec.encoders.prompt_options import PromptOptions
-    from scvec.types import CellChunk
+    from scvec.base.types import CellChunk
+    from scvec.encoders.prompt.prompt_encoder import PromptEncoder
+    from scvec.encoders.prompt.prompt_options import PromptOptions
 
     rng = np.random.default_rng(0)
     X = sp.csr_matrix(np.log1p(rng.poisson(2.0, (2048, 3000))).astype(np.float32))
@@ -79,8 +79,8 @@ def prompt(llm: str, n_genes: int, device: str) -> dict[str, Any]:
 
 def search(n_rows: int, device: str, n_queries: int = 4096, dim: int = 384) -> dict[str, Any]:
     """Return queries a second of the exact search of 15 neighbours."""
-    from scvec.stores.device_index import TorchIndex
-    from scvec.stores.faiss_index import FaissFlatIndex
+    from scvec.stores.index.flat import FaissFlatIndex
+    from scvec.stores.index.gpu import TorchIndex
 
     rng = np.random.default_rng(0)
     flat = FaissFlatIndex(dim)
@@ -96,8 +96,8 @@ def search(n_rows: int, device: str, n_queries: int = 4096, dim: int = 384) -> d
 
 def sparse(name: str) -> dict[str, Any]:
     """Return cells a second of an encoder that is one sparse product on the CPU."""
-    from scvec.encoders.registry import make_encoder
-    from scvec.types import CellChunk
+    from scvec.base.types import CellChunk
+    from scvec.encoders import make_encoder
 
     rng = np.random.default_rng(0)
     X = sp.random(20_000, 3000, 0.2, format="csr", dtype=np.float32, rng=rng)

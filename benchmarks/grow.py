@@ -21,12 +21,12 @@ from index import STORE, ingest
 from mixtures import group_of, synthetic
 from tables import markdown, publish
 
-from scvec.api.cell_index import put_cells
-from scvec.api.merging import put_whole
-from scvec.api.references import CODE_COLUMN
-from scvec.stores.faiss_index import FaissFlatIndex
-from scvec.stores.store import Store
-from scvec.stores.transaction import Transaction
+from scvec.model.cell_index import put_cells
+from scvec.model.merging import put_whole
+from scvec.model.storage import CODE_COLUMN
+from scvec.stores.index.flat import FaissFlatIndex
+from scvec.stores.store.store import Store
+from scvec.stores.store.transaction import Transaction
 
 COLUMNS = ("change", "cells", "how", "cpu_s", "seconds", "mb_written", "of_anew")
 SEARCHES = ("index", "layers", "gone", "recall_15", "queries_per_s", "of_whole")

@@ -32,12 +32,12 @@ import numpy as np
 from mixtures import group_of, queries_of, synthetic
 from tables import markdown, publish
 
-from scvec.api.references import CODE_COLUMN
-from scvec.stores.faiss_index import FaissFlatIndex
-from scvec.stores.ivf_index import IvfIndex
-from scvec.stores.ivf_settings import Effort, IvfSettings
-from scvec.stores.ivf_tuning import places
-from scvec.stores.store import Store
+from scvec.model.storage import CODE_COLUMN
+from scvec.stores.index.flat import FaissFlatIndex
+from scvec.stores.index.ivf import IvfIndex
+from scvec.stores.index.ivf_settings import Effort, IvfSettings
+from scvec.stores.index.ivf_tuning import places
+from scvec.stores.store.store import Store
 
 STORE = Path(__file__).resolve().parent / "cache" / "index"
 K, TARGET = 15, 0.95

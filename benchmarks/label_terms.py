@@ -1,6 +1,6 @@
 """How often a guessed Cell Ontology term is right: each synonym taken for a label that nobody knows.
 
-Prints the constants of ``scvec/api/label_terms.py`` and what share of the guesses over its bar are right.
+Prints the constants of ``scvec/celltypes/label_terms.py`` and the share of right guesses.
 
     python benchmarks/label_terms.py
 """
@@ -14,10 +14,10 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from scvec.api.label_terms import CLEARLY, N_CANDIDATES, SURE_ENOUGH
-from scvec.backbones.spec import load_backbone, parse_spec
-from scvec.model.terms import TermMatcher
-from scvec.stores.knowledge import KnowledgeBase
+from scvec.backbones import load_backbone, parse_spec
+from scvec.celltypes.label_terms import CLEARLY, N_CANDIDATES, SURE_ENOUGH
+from scvec.celltypes.terms import TermMatcher
+from scvec.stores.knowledge.knowledge import KnowledgeBase
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from live_store import live_store, texts
 
 import scvec
 from scvec.backbones import remote
-from scvec.errors import ScvecError
+from scvec.base.errors import ScvecError
 from scvec.ingest.sources import ncbi, retry
 
 COLUMNS = ("what", "genes", "complete", "wrong", "calls", "least_calls", "calls_ratio", "genes_a_minute")
@@ -64,7 +64,7 @@ def wrong_texts(folder: Path, genes: list[Any], kind: str) -> tuple[int, int]:
 
 def wrong_vectors(folder: Path, genes: list[Any]) -> tuple[int, int]:
     """Return genes with a vector, and vectors that are not those of the gene's text."""
-    from scvec.stores.store import Store
+    from scvec.stores.store.store import Store
 
     store = Store(folder)
     (stored,) = store.spaces().values()

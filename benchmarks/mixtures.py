@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from scvec.stores.faiss_index import FaissFlatIndex
+from scvec.stores.index.flat import FaissFlatIndex
 
 #: Cells that a label has of a donor, at least, to be mixed.
 FEWEST = 4

@@ -256,7 +256,7 @@ def _is_counts(X: Any) -> bool:
 
 @cache
 def _resolver() -> Any:
-    from scvec.api.resolvers import snapshot_resolver
+    from scvec.model.resolvers import snapshot_resolver
 
     return snapshot_resolver()
 

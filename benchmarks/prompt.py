@@ -22,9 +22,9 @@ from backbone_rows import CACHE, subsample
 from baron import pairs
 from tables import markdown, publish
 
+from scvec.base.types import CellChunk
 from scvec.model.head import Head
 from scvec.model.metrics import accuracy, macro_f1
-from scvec.types import CellChunk
 
 COLUMNS = (
     "encoder", "trained_on", "epochs", "held_out_macro_f1", "accuracy", "macro_f1", "fit_s", "s_per_1000",
@@ -34,11 +34,11 @@ ROWS = ("adapted", "none", "untrained", "paper", "code")
 
 def cells(n: int) -> tuple[CellChunk, np.ndarray, CellChunk, np.ndarray, np.ndarray]:
     """Return cells and class numbers of reference and query (-1 for other labels), and gene vectors."""
-    from scvec.api.cells import ingest_cells
-    from scvec.api.matching import match_genes
-    from scvec.api.resolvers import snapshot_resolver
-    from scvec.ingest.cells import CellSource
-    from scvec.stores.store import Store
+    from scvec.ingest.cells.source import CellSource
+    from scvec.model.matching import match_genes
+    from scvec.model.resolvers import snapshot_resolver
+    from scvec.stores.store.store import Store
+    from scvec.workflows.ingest_cells import ingest_cells
 
     reference, new = pairs()["donors 1-2 -> 3-4"]
     reference, new = subsample(reference, n, 0), subsample(new, n, 1)
@@ -64,11 +64,11 @@ def cells(n: int) -> tuple[CellChunk, np.ndarray, CellChunk, np.ndarray, np.ndar
 
 def one(row: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Train one encoder and name the query with its head."""
-    from scvec.api.device import resolved_device
     from scvec.backbones.language_model import load_language_model
-    from scvec.encoders.prompt import PromptEncoder
-    from scvec.encoders.prompt_options import PromptOptions
-    from scvec.encoders.registry import make_encoder
+    from scvec.base.device import resolved_device
+    from scvec.encoders import make_encoder
+    from scvec.encoders.prompt.prompt_encoder import PromptEncoder
+    from scvec.encoders.prompt.prompt_options import PromptOptions
 
     reference, labels, new, truth, vectors = data
     device = resolved_device(options.device)

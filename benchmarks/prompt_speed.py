@@ -16,11 +16,11 @@ import numpy as np
 import scipy.sparse as sp
 from tables import markdown, publish
 
-from scvec.api.device import resolved_device
 from scvec.backbones.language_model import load_language_model
-from scvec.encoders.prompt import PromptEncoder
-from scvec.encoders.prompt_options import PromptOptions
-from scvec.types import CellChunk
+from scvec.base.device import resolved_device
+from scvec.base.types import CellChunk
+from scvec.encoders.prompt.prompt_encoder import PromptEncoder
+from scvec.encoders.prompt.prompt_options import PromptOptions
 
 COLUMNS = (
     "precision",

@@ -51,7 +51,7 @@ import json, resource, sys, time
 import scvec
 what, store, path, out, memory, options, workers = sys.argv[1:]
 if int(workers):
-    from scvec.api import ray_cluster
+    from scvec.engines import ray_cluster
     # As many cores, and so workers, as are asked for.
     ray_cluster._cores = lambda: int(workers)
 start = time.perf_counter()
@@ -197,12 +197,12 @@ def kinds(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any
 
 def parts(folder: Path) -> list[dict[str, Any]]:
     """Return the cells a second of the default encoder beside scipy's product of the same cells and axes."""
-    from scvec.api.matching import match_genes
-    from scvec.api.query_genes import query_genes
-    from scvec.api.references import load_model
-    from scvec.api.resolvers import stored_resolver
-    from scvec.ingest.cells import CellSource
-    from scvec.stores.store import Store
+    from scvec.ingest.cells.source import CellSource
+    from scvec.model.matching import match_genes
+    from scvec.model.query_genes import query_genes
+    from scvec.model.resolvers import stored_resolver
+    from scvec.model.storage import load_model
+    from scvec.stores.store.store import Store
 
     store = Store(prepared(folder))
     stored = store.reference("reference")

@@ -23,9 +23,9 @@ import numpy as np
 from tables import markdown, publish
 
 import scvec
-from scvec.api.search import find_meaning, rank_genes
-from scvec.stores.gene_search import words
-from scvec.stores.store import Store
+from scvec.stores.knowledge.gene_search import words
+from scvec.stores.store.store import Store
+from scvec.workflows.search_genes import find_meaning, rank_genes
 
 #: Query -> names of Gene Ontology terms.
 TOPICS: dict[str, tuple[str, ...]] = {

@@ -23,11 +23,11 @@ import numpy as np
 from pairs import PANCREAS_MERGED
 from tables import markdown, publish
 
-from scvec.api import resolvers
-from scvec.api.cells import ingest_cells
-from scvec.api.query import query
-from scvec.ingest.identity import GeneResolver
+from scvec.ingest.genes.names import GeneResolver
+from scvec.model import resolvers
 from scvec.model.metrics import accuracy, macro_f1
+from scvec.workflows.ingest_cells import ingest_cells
+from scvec.workflows.query import query
 
 VOICES = {"default": "label", "head": "label_head", "neighbours": "label_knn"}
 SCORES = tuple(f"{score}, {voice}" for voice in VOICES for score in ("macro_f1", "accuracy"))

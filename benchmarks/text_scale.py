@@ -15,10 +15,10 @@ from typing import Any
 from baron import pairs, score
 from tables import markdown, publish
 
-from scvec.api.cells import ingest_cells
-from scvec.api.query import query
-from scvec.encoders import registry
+from scvec import encoders as registry
 from scvec.encoders.adapted import AdaptedEncoder
+from scvec.workflows.ingest_cells import ingest_cells
+from scvec.workflows.query import query
 
 COLUMNS = ("pair", "text_scale", "accuracy", "macro_f1")
 SCALES = (1.0, 0.3, 0.1, 0.03)

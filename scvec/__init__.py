@@ -9,66 +9,66 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scvec.api import plots as pl
-    from scvec.api.cells import ingest_cells as ingest_cells
-    from scvec.api.complement import ingest_complement as ingest_complement
-    from scvec.api.demo import demo as demo
-    from scvec.api.diff import diff as diff
-    from scvec.api.embeddings import ingest_embeddings as ingest_embeddings
-    from scvec.api.evaluate import evaluate as evaluate
-    from scvec.api.explain import explain as explain
-    from scvec.api.gene_info import gene_info as gene_info
-    from scvec.api.genes import ingest_genes as ingest_genes
-    from scvec.api.grow import append_cells as append_cells
-    from scvec.api.grow import drop_cells as drop_cells
-    from scvec.api.labels import labels as labels
-    from scvec.api.legacy import import_legacy as import_legacy
-    from scvec.api.maintenance import compact as compact
-    from scvec.api.maintenance import doctor as doctor
-    from scvec.api.maintenance import info as info
-    from scvec.api.maintenance import rm as rm
-    from scvec.api.maintenance import verify as verify
-    from scvec.api.query import annotate as annotate
-    from scvec.api.query import query as query
-    from scvec.api.resolvers import resolve as resolve
-    from scvec.api.search import search_genes as search_genes
-    from scvec.api.search_cells import search_cells as search_cells
-    from scvec.api.vector_exchange import export as export
-    from scvec.api.vector_exchange import import_vectors as import_vectors
-    from scvec.errors import ScvecError as ScvecError
+    from scvec.base.errors import ScvecError as ScvecError
+    from scvec.model.resolvers import resolve as resolve
+    from scvec.report import plots as pl
     from scvec.web.server import serve as serve
+    from scvec.workflows.admin import compact as compact
+    from scvec.workflows.admin import doctor as doctor
+    from scvec.workflows.admin import info as info
+    from scvec.workflows.admin import rm as rm
+    from scvec.workflows.admin import verify as verify
+    from scvec.workflows.append_and_drop import append_cells as append_cells
+    from scvec.workflows.append_and_drop import drop_cells as drop_cells
+    from scvec.workflows.complement import ingest_complement as ingest_complement
+    from scvec.workflows.demo import demo as demo
+    from scvec.workflows.diff import diff as diff
+    from scvec.workflows.embed_genes import ingest_embeddings as ingest_embeddings
+    from scvec.workflows.evaluate import evaluate as evaluate
+    from scvec.workflows.explain import explain as explain
+    from scvec.workflows.export import export as export
+    from scvec.workflows.export import import_vectors as import_vectors
+    from scvec.workflows.gene_info import gene_info as gene_info
+    from scvec.workflows.import_legacy import import_legacy as import_legacy
+    from scvec.workflows.ingest_cells import ingest_cells as ingest_cells
+    from scvec.workflows.ingest_genes import ingest_genes as ingest_genes
+    from scvec.workflows.labels import labels as labels
+    from scvec.workflows.query import annotate as annotate
+    from scvec.workflows.query import query as query
+    from scvec.workflows.search_cells import search_cells as search_cells
+    from scvec.workflows.search_genes import search_genes as search_genes
 
 __version__ = "0.1.0"
 
 # Where each public name lives. The order is that of the README.
 _HOMES = {
-    "ingest_genes": "scvec.api.genes",
-    "ingest_complement": "scvec.api.complement",
-    "ingest_embeddings": "scvec.api.embeddings",
-    "ingest_cells": "scvec.api.cells",
-    "query": "scvec.api.query",
-    "annotate": "scvec.api.query",
-    "explain": "scvec.api.explain",
-    "labels": "scvec.api.labels",
-    "evaluate": "scvec.api.evaluate",
-    "search_genes": "scvec.api.search",
-    "search_cells": "scvec.api.search_cells",
-    "resolve": "scvec.api.resolvers",
-    "import_legacy": "scvec.api.legacy",
-    "info": "scvec.api.maintenance",
-    "gene_info": "scvec.api.gene_info",
-    "diff": "scvec.api.diff",
-    "verify": "scvec.api.maintenance",
-    "doctor": "scvec.api.maintenance",
-    "export": "scvec.api.vector_exchange",
-    "import_vectors": "scvec.api.vector_exchange",
-    "append_cells": "scvec.api.grow",
-    "drop_cells": "scvec.api.grow",
-    "rm": "scvec.api.maintenance",
-    "compact": "scvec.api.maintenance",
+    "ingest_genes": "scvec.workflows.ingest_genes",
+    "ingest_complement": "scvec.workflows.complement",
+    "ingest_embeddings": "scvec.workflows.embed_genes",
+    "ingest_cells": "scvec.workflows.ingest_cells",
+    "query": "scvec.workflows.query",
+    "annotate": "scvec.workflows.query",
+    "explain": "scvec.workflows.explain",
+    "labels": "scvec.workflows.labels",
+    "evaluate": "scvec.workflows.evaluate",
+    "search_genes": "scvec.workflows.search_genes",
+    "search_cells": "scvec.workflows.search_cells",
+    "resolve": "scvec.model.resolvers",
+    "import_legacy": "scvec.workflows.import_legacy",
+    "info": "scvec.workflows.admin",
+    "gene_info": "scvec.workflows.gene_info",
+    "diff": "scvec.workflows.diff",
+    "verify": "scvec.workflows.admin",
+    "doctor": "scvec.workflows.admin",
+    "export": "scvec.workflows.export",
+    "import_vectors": "scvec.workflows.export",
+    "append_cells": "scvec.workflows.append_and_drop",
+    "drop_cells": "scvec.workflows.append_and_drop",
+    "rm": "scvec.workflows.admin",
+    "compact": "scvec.workflows.admin",
     "serve": "scvec.web.server",
-    "demo": "scvec.api.demo",
-    "ScvecError": "scvec.errors",
+    "demo": "scvec.workflows.demo",
+    "ScvecError": "scvec.base.errors",
 }
 
 __all__ = ["__version__", "pl", *_HOMES]
@@ -76,7 +76,7 @@ __all__ = ["__version__", "pl", *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name == "pl":
-        return import_module("scvec.api.plots")
+        return import_module("scvec.report.plots")
     if name not in _HOMES:
         raise AttributeError(f"module 'scvec' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

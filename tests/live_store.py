@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fake_genes import FakeGene
 
-from scvec.stores.store import Store
-from scvec.types import Description, Gene
+from scvec.base.types import Description, Gene
+from scvec.stores.store.store import Store
 
 
 def gene_of(fake: FakeGene) -> Gene:

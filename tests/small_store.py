@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from scvec.types import Gene, Space
+from scvec.base.types import Gene, Space
 
 SPACE = Space("minilm", "r1", "ab" * 32, "{text}", "mean", 6, True)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scvec.records import Answer, Failure, Job, Note
-from scvec.types import Description, Gene
+from scvec.base.records import Answer, Failure, Job, Note
+from scvec.base.types import Description, Gene
 
 AT = "2026-11-22T10:00:00+00:00"
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.api.demo import merge_labels
-from scvec.api.explain import Explainer
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.model.explainer import Explainer
 from scvec.model.metrics import accuracy, expected_calibration_error, macro_f1
+from scvec.workflows.demo import merge_labels
 
 DATA = Path(str(files("scvec") / "data"))
 OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:64"}
@@ -141,7 +141,7 @@ def test_tables_hold_one_row_per_cell(folder: Path):
 def test_a_cell_gets_one_answer_alone_in_any_chunk_and_in_any_order(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from scvec.ingest.cells import CellSource
+    from scvec.ingest.cells.source import CellSource
 
     cells = anndata.read_h5ad(folder / "new.h5ad")
     whole = scvec.query(folder / "store", cells)

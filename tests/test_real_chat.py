@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from scvec.base.records import Answer
+from scvec.base.settings import Price, ServiceSettings
 from scvec.ingest.sources.llm import LONGEST, SCHEMA, SHORTEST, ComplementSource, Subject
 from scvec.ingest.sources.openai import Chat, LlmService
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.run import Harvest, harvest
-from scvec.records import Answer
-from scvec.settings import Price, ServiceSettings
 
 pytestmark = [
     pytest.mark.integration,

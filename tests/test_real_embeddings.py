@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from scvec.backbones.remote import RemoteBackbone
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.base.settings import ServiceSettings, Settings
+from scvec.base.types import Float32
 from scvec.ingest.sources.retry import Caller
-from scvec.settings import ServiceSettings, Settings
-from scvec.types import Float32
 
 pytestmark = pytest.mark.integration
 

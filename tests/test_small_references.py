@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 
 import scvec
-from scvec.errors import InputError
+from scvec.base.errors import InputError
 from scvec.model.metrics import accuracy
 
 OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16"}

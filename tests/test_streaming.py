@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.api.labelled import (
+from scvec.ingest.cells.source import CellSource
+from scvec.model.labelled import (
     MAX_TRAINING_CELLS,
     MIN_TRAINING_CELLS,
     Labelled,
     training_budget,
     training_workers,
 )
-from scvec.ingest.cells import CellSource
-from scvec.stores.store import Store
+from scvec.stores.store.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def test_chunks_that_are_worked_on_at_once_come_in_their_order(
     stores = [new_store(tmp_path / name) for name in ("one", "three")]
     options = {"name": "r", "label_key": "cell_type", "encoder": "pca"}
     scvec.ingest_cells(stores[0], [made[1]], **options)
-    for module in ("query", "engines", "labelled"):
-        monkeypatch.setattr(f"scvec.api.{module}.n_cores", lambda: 3)
+    for module in ("workflows.query", "engines.engine", "model.labelled"):
+        monkeypatch.setattr(f"scvec.{module}.n_cores", lambda: 3)
     together = scvec.query(*made)
     same(together, alone)
     np.testing.assert_array_equal(together.proba, alone.proba)
@@ -98,7 +98,7 @@ def test_a_reference_does_not_depend_on_the_chunk_nor_on_the_memory(
         chunks_of(size)
         store = new_store(tmp_path / str(i))
         scvec.ingest_cells(store, [made[1]], memory=memory, **options)
-        found.append(scvec.stores.store.Store(store).reference("r"))
+        found.append(scvec.stores.store.store.Store(store).reference("r"))
     for other in found[1:]:
         np.testing.assert_array_equal(other.vectors, found[0].vectors)
         assert other.meta["classes"] == found[0].meta["classes"]
@@ -116,7 +116,7 @@ def test_only_a_small_memory_that_was_named_cuts_the_cells_trained_on() -> None:
 def test_trainings_at_once_go_by_cores_and_by_the_memory_that_was_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scvec.api.labelled.n_cores", lambda: 4)
+    monkeypatch.setattr("scvec.model.labelled.n_cores", lambda: 4)
     named = [training_workers(memory) for memory in (None, "100M", "2G", "4G", "64G")]
     assert named == [4, 1, 1, 3, 4]
 

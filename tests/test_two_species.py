@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.api.references import species_of
 from scvec.model.metrics import accuracy
-from scvec.stores.store import Store
+from scvec.model.storage import species_of
+from scvec.stores.store.store import Store
 
 Cells = Callable[..., Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from scvec.types import CellChunk
+from scvec.base.types import CellChunk
 
 WORDS = "cell gene genes expresses expression what type single from the one is this of to".split()
 N_GENES, TEXT_DIM, WIDTH = 80, 24, 64

@@ -29,12 +29,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from build_snapshot import write_arrow
 
-from scvec.backbones import sentence
-from scvec.backbones.spec import load_backbone, parse_spec
-from scvec.stores.shipped_vectors import BASES, KEY_BYTES, VECTORS, ShippedVectors
-from scvec.stores.snapshot import Snapshot
-from scvec.stores.vector_cache import VectorCache
-from scvec.types import Float32, Space, text_sha256
+from scvec.backbones import load_backbone, parse_spec
+from scvec.backbones import sentence_transformer as sentence
+from scvec.base.types import Float32, Space, text_sha256
+from scvec.stores.knowledge.snapshot import Snapshot
+from scvec.stores.store.shipped_vectors import BASES, KEY_BYTES, VECTORS, ShippedVectors
+from scvec.stores.store.vector_cache import VectorCache
 
 Int8, UInt8 = npt.NDArray[np.int8], npt.NDArray[np.uint8]
 

@@ -16,7 +16,7 @@ from scvec.backbones.model_folder import (
     width_of,
 )
 from scvec.backbones.weights import weights_sha256
-from scvec.errors import InputError
+from scvec.base.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def precision_for(device: str) -> str:
 
 
 class CausalModel:
-    """A frozen model (see `scvec.protocols.LanguageModel`), loaded from a folder of safetensors.
+    """A frozen model (see `scvec.base.protocols.LanguageModel`), loaded from a folder of safetensors.
 
     Dropout is off, and no code that comes with a model is run.
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from scvec.errors import InputError
-from scvec.types import Float32, Space, text_sha256
+from scvec.base.errors import InputError
+from scvec.base.types import Float32, Space, text_sha256
 
 __all__ = ["RandomBackbone", "permutation"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scvec.backbones.local import offline, out_of_memory
 from scvec.backbones.weights import file_sha256
-from scvec.errors import InputError, ResourceError
+from scvec.base.errors import InputError, ResourceError
 
 __all__ = ["PACKAGED", "cache_folder", "packaged_gguf", "unpacked"]
 

@@ -27,8 +27,8 @@ from scvec.backbones.pooling import (
     prompt_around,
 )
 from scvec.backbones.weights import weights_sha256
-from scvec.errors import InputError, ResourceError
-from scvec.types import Float32, Space
+from scvec.base.errors import InputError, ResourceError
+from scvec.base.types import Float32, Space
 
 __all__ = ["HfBackbone"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scvec.backbones.causal import CausalModel
 from scvec.backbones.gguf import PACKAGED, packaged_gguf, unpacked
-from scvec.errors import InputError
+from scvec.base.errors import InputError
 
 __all__ = ["find_model", "load_language_model", "resolved"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from scvec.errors import InputError
-from scvec.types import Float32
+from scvec.base.errors import InputError
+from scvec.base.types import Float32
 
 __all__ = ["offline", "out_of_memory", "read_json", "unit"]
 

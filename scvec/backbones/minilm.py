@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scvec.errors import InputError, StoreError
-from scvec.types import Float32, Space
+from scvec.base.errors import InputError, StoreError
+from scvec.base.types import Float32, Space
 
 if TYPE_CHECKING:
-    from scvec.backbones.sentence import SentenceBackbone
+    from scvec.backbones.sentence_transformer import SentenceBackbone
 
 __all__ = ["HUB_ID", "MINILM_SHA256", "MinilmBackbone", "find_minilm"]
 
@@ -66,7 +66,7 @@ class MinilmBackbone:
 
     @cached_property
     def _model(self) -> SentenceBackbone:
-        from scvec.backbones.sentence import SentenceBackbone
+        from scvec.backbones.sentence_transformer import SentenceBackbone
 
         folder = find_minilm()
         model = SentenceBackbone(folder, "minilm", self.space.template, device=self.device)

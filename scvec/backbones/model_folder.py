@@ -7,7 +7,7 @@ from typing import Any
 
 from scvec.backbones.local import offline, out_of_memory
 from scvec.backbones.weights import weights_sha256
-from scvec.errors import InputError, ResourceError
+from scvec.base.errors import InputError, ResourceError
 
 __all__ = [
     "check_folder",

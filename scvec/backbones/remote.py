@@ -16,19 +16,19 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from scvec.backbones.sentence import PROBES
-from scvec.errors import InputError, NetworkError
+from scvec.backbones.sentence_transformer import PROBES
+from scvec.base.errors import InputError, NetworkError
+from scvec.base.protocols import Streamed
+from scvec.base.settings import is_loopback
+from scvec.base.types import Float32, Space, text_sha256
 from scvec.ingest.sources.openai import OPENAI_URL, LlmError, LlmService
 from scvec.ingest.sources.prices import Budget, price_of
 from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
 from scvec.ingest.sources.run import Batches, Sizes, Stop, ask_all, run_async
 from scvec.ingest.sources.tokens import count_tokens, truncate
-from scvec.protocols import Streamed
-from scvec.settings import is_loopback
-from scvec.types import Float32, Space, text_sha256
 
 if TYPE_CHECKING:
-    from scvec.settings import Settings
+    from scvec.base.settings import Settings
 
 __all__ = ["Embedded", "Estimate", "RemoteBackbone", "probe_server", "vectors_of"]
 

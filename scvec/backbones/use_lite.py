@@ -12,8 +12,8 @@ import numpy as np
 
 from scvec.backbones.local import unit
 from scvec.backbones.weights import file_sha256
-from scvec.errors import InputError
-from scvec.types import Float32, Space
+from scvec.base.errors import InputError
+from scvec.base.types import Float32, Space
 
 __all__ = ["UseLiteBackbone"]
 

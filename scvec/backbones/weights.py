@@ -6,7 +6,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from scvec.errors import InputError
+from scvec.base.errors import InputError
 
 __all__ = ["file_sha256", "weights_sha256"]
 

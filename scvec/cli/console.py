@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from scvec.errors import ScvecError
-from scvec.secrets import redact
+from scvec.base.errors import ScvecError
+from scvec.base.secrets import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rich.progress import TaskID
 
-    from scvec.protocols import Progress
+    from scvec.base.protocols import Progress
 
 __all__ = ["Console", "Printable"]
 
@@ -63,7 +63,7 @@ class Console:
 
     def show(self, report: Printable) -> None:
         """Write the notes of a report to stderr and the report to stdout."""
-        from scvec.api.report import plain
+        from scvec.base.results import plain
 
         for note in getattr(report, "notes", ()):
             self.note(note if note.startswith("warning: ") else f"note: {note}")
@@ -91,7 +91,7 @@ class Console:
         is set, and one every :data:`LOG_INTERVAL` seconds of those that take hours; nothing when quiet.
         """
         if self.verbosity < 0:
-            from scvec.protocols import no_progress
+            from scvec.base.protocols import no_progress
 
             yield no_progress
         elif not _fancy():

@@ -34,7 +34,7 @@ def demo(session: Session, out: Path, seed: int) -> None:
     Example:
       scvec demo --out demo-out
     """
-    from scvec.api.demo import demo as demo_
+    from scvec.workflows.demo import demo as demo_
 
     with session.progress() as progress:
         report = demo_(out, store=session.store_option, seed=seed, progress=progress)

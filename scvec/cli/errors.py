@@ -6,7 +6,7 @@ import errno
 
 import click
 
-from scvec.errors import InputError, ResourceError, ScvecError
+from scvec.base.errors import InputError, ResourceError, ScvecError
 
 __all__ = ["InternalError", "Interrupted", "translate"]
 

@@ -100,7 +100,7 @@ def evaluate(
       scvec eval new.h5ad --truth-key cell_type --reference pancreas -o eval.json
       scvec eval new.h5ad --truth-key cell_type --label-map names.csv --plot eval.png
     """
-    from scvec.api.evaluate import evaluate as evaluate_file
+    from scvec.workflows.evaluate import evaluate as evaluate_file
 
     with session.progress() as progress:
         report = evaluate_file(

@@ -30,7 +30,7 @@ def export(session: Session, reference: str | None, space: str | None, to: str, 
       scvec export pancreas --to parquet -o pancreas.parquet
       scvec export --space minilm --to h5ad -o genes.h5ad
     """
-    from scvec.api.vector_exchange import export as export_
+    from scvec.workflows.export import export as export_
 
     session.show(export_(session.store, reference, to=to, output=output, space=space))
 
@@ -49,7 +49,7 @@ def import_(session: Session, file: Path, reference: str | None, memory: str | N
     Example:
       scvec import pancreas.parquet --dry-run
     """
-    from scvec.api.vector_exchange import import_vectors
+    from scvec.workflows.export import import_vectors
 
     session.show(import_vectors(session.store, file, reference=reference, memory=memory, dry_run=dry_run))
 

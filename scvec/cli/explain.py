@@ -41,7 +41,7 @@ def explain(
       scvec explain annotated.h5ad --label beta
       scvec explain annotated.h5ad --cell AAACCTGAGAAACCAT-1 --against alpha
     """
-    from scvec.api.explain import explain as explain_
+    from scvec.workflows.explain import explain as explain_
 
     with session.progress() as progress:
         found = explain_(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from scvec.base.errors import InputError
 from scvec.cli.ingest_genes import commands as gene_commands
 from scvec.cli.options import (
     Session,
@@ -21,7 +22,6 @@ from scvec.cli.options import (
     pass_session,
     values_option,
 )
-from scvec.errors import InputError
 
 __all__ = ["ingest"]
 
@@ -168,7 +168,7 @@ def cells(
     """
     if append:
         _refuse_settings(ctx)
-        from scvec.api.grow import append_cells
+        from scvec.workflows.append_and_drop import append_cells
 
         with session.progress() as progress:
             grown = append_cells(
@@ -188,7 +188,7 @@ def cells(
             )
         session.show(grown)
         return
-    from scvec.api.cells import ingest_cells
+    from scvec.workflows.ingest_cells import ingest_cells
 
     with session.progress() as progress:
         report = ingest_cells(

@@ -69,7 +69,7 @@ def genes(
       scvec ingest genes --species human --source my_genes.csv
       scvec ingest genes --species human --source ncbi --dry-run
     """
-    from scvec.api.genes import ingest_genes
+    from scvec.workflows.ingest_genes import ingest_genes
 
     with session.progress() as progress:
         report = ingest_genes(
@@ -126,7 +126,7 @@ def complement(
       scvec ingest complement --model gpt-4o-mini --max-cost 2.50
       scvec ingest complement --model qwen3 --base-url http://127.0.0.1:8080/v1 --genes genes.txt
     """
-    from scvec.api.complement import ingest_complement
+    from scvec.workflows.complement import ingest_complement
 
     with session.progress() as progress:
         report = ingest_complement(
@@ -187,7 +187,7 @@ def embeddings(
       scvec ingest embeddings --backbone minilm --genes genes.txt
       scvec ingest embeddings --backbone openai:text-embedding-3-small --max-cost 1
     """
-    from scvec.api.embeddings import ingest_embeddings
+    from scvec.workflows.embed_genes import ingest_embeddings
 
     with session.progress() as progress:
         report = ingest_embeddings(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scvec.protocols import Progress
+    from scvec.base.protocols import Progress
 
 __all__ = ["Interrupts"]
 

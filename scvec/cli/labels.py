@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from scvec.base.errors import InputError
 from scvec.cli.options import Session, global_options, pass_session
-from scvec.errors import InputError
 
 __all__ = ["labels"]
 
@@ -30,7 +30,7 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
       scvec labels pancreas
       scvec labels pancreas --set "B=CL:0000236" --unset "cluster 7"
     """
-    from scvec.api.labels import labels as labels_
+    from scvec.workflows.labels import labels as labels_
 
     wanted = {}
     for text in set_:

@@ -50,7 +50,7 @@ def import_legacy(
       scvec import-legacy human_gene_description.json
       scvec import-legacy GenePT_gene_embedding_ada_text.pickle --name genept --dry-run
     """
-    from scvec.api.legacy import import_legacy as run
+    from scvec.workflows.import_legacy import import_legacy as run
 
     with session.progress() as progress:
         report = run(

@@ -13,7 +13,7 @@ TALKATIVE = ("scvec", "aiohttp", "openai", "httpx", "httpx2", "httpcore", "httpc
 
 class _Redacting(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        from scvec.secrets import redact
+        from scvec.base.secrets import redact
 
         # After formatting, so that arguments and tracebacks are covered too.
         return redact(super().format(record))

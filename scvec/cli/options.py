@@ -14,7 +14,7 @@ from scvec.cli.console import Console
 from scvec.cli.interrupts import Interrupts
 
 if TYPE_CHECKING:
-    from scvec.protocols import Progress
+    from scvec.base.protocols import Progress
 
 __all__ = [
     "SPECIES",
@@ -45,9 +45,9 @@ __all__ = [
     "where_option",
 ]
 
-#: scvec.types.SPECIES, spelt out: importing that module loads numpy, which ``--help`` need not wait for.
+#: scvec.base.types.SPECIES, spelt out: importing that module loads numpy, which ``--help`` need not wait for.
 SPECIES = ("human", "mouse")
-#: scvec.ingest.values.VALUES, spelt out for the same reason.
+#: scvec.ingest.cells.values.VALUES, spelt out for the same reason.
 VALUES = (
     "auto",
     "counts",

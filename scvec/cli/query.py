@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from scvec.base.errors import InputError
 from scvec.cli.options import (
     Session,
     any_species_option,
@@ -26,7 +27,6 @@ from scvec.cli.options import (
     values_option,
     where_option,
 )
-from scvec.errors import InputError
 
 __all__ = ["query"]
 
@@ -122,7 +122,7 @@ def query(
       scvec query new.h5ad --where "donor = 'human1'" -o labels.csv
       scvec query sample1.h5ad sample2.h5ad -o '{}-labels.csv'
     """
-    from scvec.api.query_files import annotate_files, query_files
+    from scvec.workflows.query_files import annotate_files, query_files
 
     files = query_files(queries, output, report)
     found = annotate_files(

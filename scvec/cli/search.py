@@ -71,7 +71,7 @@ def genes(
       scvec search genes "insulin secretion"
       scvec search genes "cell adhesion" -k 20 --where "gene_type = 'lncRNA'"
     """
-    from scvec.api.search import search_genes
+    from scvec.workflows.search_genes import search_genes
 
     session.show(
         search_genes(
@@ -120,7 +120,7 @@ def cells(
       scvec search cells "insulin secretion" --reference pancreas
       scvec search cells --like human1_lib1.final_cell_0001 --where "donor = 'human2'"
     """
-    from scvec.api.search_cells import search_cells
+    from scvec.workflows.search_cells import search_cells
 
     session.show(
         search_cells(

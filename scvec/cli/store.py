@@ -6,8 +6,8 @@ import sys
 
 import click
 
+from scvec.base.errors import InputError, StoreError
 from scvec.cli.options import SPECIES, Session, device_option, global_options, llm_option, pass_session
-from scvec.errors import InputError, StoreError
 
 __all__ = ["commands"]
 
@@ -36,11 +36,11 @@ def info(
             raise InputError("no gene is named", "scvec info genes", "name one or more: scvec info genes INS")
         if reference is not None:
             raise InputError("--reference does not go with genes", "scvec info genes", "leave it out")
-        from scvec.api.gene_info import gene_info
+        from scvec.workflows.gene_info import gene_info
 
         session.show(gene_info(session.store, names, species=species))
         return
-    from scvec.api.maintenance import info as info_
+    from scvec.workflows.admin import info as info_
 
     session.show(info_(session.store, reference))
 
@@ -60,7 +60,7 @@ def diff(session: Session, old: int, new: int | None, limit: int) -> None:
     Example:
       scvec diff 3 4
     """
-    from scvec.api.diff import diff as diff_
+    from scvec.workflows.diff import diff as diff_
 
     session.show(diff_(session.store, old, "current" if new is None else new, limit=limit))
 
@@ -80,7 +80,7 @@ def verify(ctx: click.Context, session: Session, device: str, llm: str | None) -
     Example:
       scvec verify
     """
-    from scvec.api.maintenance import verify as verify_
+    from scvec.workflows.admin import verify as verify_
 
     report = verify_(session.store, device=device, llm=llm)
     session.show(report)
@@ -98,7 +98,7 @@ def doctor(session: Session) -> None:
     Example:
       scvec doctor
     """
-    from scvec.api.maintenance import doctor as doctor_
+    from scvec.workflows.admin import doctor as doctor_
 
     session.show(doctor_(session.store))
 
@@ -117,8 +117,8 @@ def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
       scvec rm pancreas --yes
       scvec rm pancreas --where "donor = 'human3'" --yes
     """
-    from scvec.api.grow import drop_cells
-    from scvec.api.maintenance import rm as rm_
+    from scvec.workflows.admin import rm as rm_
+    from scvec.workflows.append_and_drop import drop_cells
 
     target = f"reference '{reference}'" if where is None else f"cells of '{reference}' with {where}"
     if not yes:
@@ -143,7 +143,7 @@ def compact(session: Session) -> None:
     Example:
       scvec compact
     """
-    from scvec.api.maintenance import compact as compact_
+    from scvec.workflows.admin import compact as compact_
 
     session.show(compact_(session.store))
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scvec.base.protocols import Progress, State, no_progress
+from scvec.base.types import CellChunk, Float32
 from scvec.encoders.scaling import Scaling
-from scvec.protocols import Progress, State, no_progress
-from scvec.types import CellChunk, Float32
 
 __all__ = ["PCAEncoder"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from scvec.base.types import CellChunk, Float32
 from scvec.encoders.statistics import MIN_SD, GeneStatistics
-from scvec.types import CellChunk, Float32
 
 __all__ = ["CLIP", "Scaling"]
 

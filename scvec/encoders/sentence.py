@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.encoders.slots import ranked
-from scvec.errors import InputError, StoreError
-from scvec.protocols import Backbone, Progress, State, no_progress
-from scvec.types import CellChunk, Float32
+from scvec.base.errors import InputError, StoreError
+from scvec.base.protocols import Backbone, Progress, State, no_progress
+from scvec.base.types import CellChunk, Float32
+from scvec.encoders.prompt.slots import ranked
 
 __all__ = ["SentenceEncoder", "sentences"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.errors import InputError
-from scvec.profiles import most_variable
+from scvec.base.errors import InputError
+from scvec.encoders.profiles import most_variable
 
 __all__ = ["GeneStatistics", "StatisticsAccumulator", "highly_variable", "variability"]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.columns import Packed, Texts, blocks, counts, holds_texts, texts_of
-from scvec.errors import InputError
+from scvec.base.arrays import Packed, Texts, blocks, counts, holds_texts, texts_of
+from scvec.base.errors import InputError
+from scvec.base.types import Float32, Neighbors
 from scvec.model.colors import STATUS_COLORS, label_colors
 from scvec.model.set_names import set_names
 from scvec.model.status import STATUSES
-from scvec.types import Float32, Neighbors
 
 if TYPE_CHECKING:
     import anndata
@@ -56,7 +56,7 @@ class Annotation:
         Labels of the reference.
     label, label_knn, label_head, label_broad, cl_id, status
         (n,) strings, as objects. They and ``cells`` are held in less until somebody asks for them
-        (:mod:`scvec.columns`).
+        (:mod:`scvec.base.arrays`).
     confidence, novelty
         (n,) float32, 0 to 1.
     proba
@@ -219,7 +219,7 @@ class Annotation:
 
         Returns
         -------
-        scvec.api.explanation.Explanation
+        scvec.model.explanation.Explanation
 
         Raises
         ------

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.model.conformal import LabelSets
 from scvec.model.ensemble import MEMBERS, UNIFORM_MIXING, Ensemble
 from scvec.model.heldout import HeldOut
+from scvec.model.label_sets import LabelSets
 from scvec.model.metrics import expected_calibration_error, macro_f1, reliability
 from scvec.model.novelty import Novelty, signals
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scvec.types import Float32
+from scvec.base.types import Float32
 
 __all__ = ["MEMBERS", "UNIFORM_MIXING", "Ensemble", "log_softmax"]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.base.protocols import DividesByGene
+from scvec.base.types import CellChunk
 from scvec.model.ensemble import MEMBERS
 from scvec.model.members import OUT_OF_REACH, Scores
 from scvec.model.reference import ReferenceModel
-from scvec.protocols import DividesByGene
-from scvec.types import CellChunk
 
 __all__ = ["Evidence", "weigh"]
 

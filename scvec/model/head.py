@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.protocols import CellEncoder, Progress, no_progress
-from scvec.types import Float32
+from scvec.base.protocols import CellEncoder, Progress, no_progress
+from scvec.base.types import Float32
 
 __all__ = ["Head"]
 

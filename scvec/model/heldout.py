@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scvec.base.types import CellChunk, Float32
 from scvec.model.members import Members
-from scvec.types import CellChunk, Float32
 
 __all__ = ["HeldOut", "look_at_held_out", "make_folds", "splits"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from scvec.types import Float32, Neighbors
+from scvec.base.types import Float32, Neighbors
 
 __all__ = ["vote"]
 

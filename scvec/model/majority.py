@@ -7,8 +7,8 @@ import random
 import numpy as np
 import numpy.typing as npt
 
-from scvec.errors import InputError
-from scvec.types import Float32
+from scvec.base.errors import InputError
+from scvec.base.types import Float32
 
 __all__ = ["clusters", "majority", "need_igraph"]
 
@@ -59,7 +59,7 @@ def clusters(vectors: Float32, *, n_neighbors: int = N_NEIGHBORS, seed: int = 0)
     need_igraph()
     import igraph
 
-    from scvec.stores.indices import build_index
+    from scvec.stores.index import build_index
 
     n = len(vectors)
     if n < 3:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scvec.base.protocols import CellEncoder, Progress, VectorIndex, no_progress
+from scvec.base.types import CellChunk, Float32, Neighbors
 from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.model.ensemble import log_softmax
 from scvec.model.head import Head
 from scvec.model.knn import vote
 from scvec.model.novelty import depth
 from scvec.model.spread import Spread
-from scvec.protocols import CellEncoder, Progress, VectorIndex, no_progress
-from scvec.types import CellChunk, Float32, Neighbors
 
 __all__ = ["Members", "Scores"]
 
@@ -110,7 +110,7 @@ class Members:
         progress: Progress = no_progress,
     ) -> Members:
         """Train on labelled cells (n, n_genes); the encoder is untrained and takes ``genes`` of them."""
-        from scvec.stores.indices import build_index
+        from scvec.stores.index import build_index
 
         chosen = cells.select(genes) if len(genes) < cells.X.shape[1] else cells
         encoder.fit([chosen], labels, seed=seed, progress=progress)

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec import scratch
-from scvec.errors import InputError
+from scvec.base import scratch
+from scvec.base.errors import InputError
+from scvec.base.parallel import JointProgress, side_by_side
+from scvec.base.protocols import CellEncoder, Progress, no_progress
+from scvec.base.types import CellChunk, Float32, Neighbors
 from scvec.model.calibration import Calibration
 from scvec.model.ensemble import MEMBERS
 from scvec.model.heldout import look_at_held_out, splits
@@ -21,9 +24,6 @@ from scvec.model.members import Members
 from scvec.model.novelty import signals
 from scvec.model.sample import TrainingSample
 from scvec.model.status import COVERAGE, low_quality_floor
-from scvec.protocols import CellEncoder, Progress, no_progress
-from scvec.side_by_side import JointProgress, side_by_side
-from scvec.types import CellChunk, Float32, Neighbors
 
 __all__ = ["METHODS", "Prediction", "ReferenceModel"]
 
@@ -77,7 +77,7 @@ class Prediction:
     def gather(cls, parts: Iterable[Prediction], n: int) -> Prediction:
         """Return the predictions of chunks as one of ``n`` cells; each is let go once it is copied.
 
-        Of many cells they lie in files (`scvec.scratch`).
+        Of many cells they lie in files (`scvec.base.scratch`).
 
         Raises
         ------

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.protocols import State
-from scvec.types import CellChunk
+from scvec.base.protocols import State
+from scvec.base.types import CellChunk
 
 __all__ = ["TrainingSample"]
 

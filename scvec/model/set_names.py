@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from scvec.columns import Texts, blocks, coded
-from scvec.scratch import release
-from scvec.types import Float32
+from scvec.base.arrays import Texts, blocks, coded
+from scvec.base.scratch import release
+from scvec.base.types import Float32
 
 __all__ = ["set_names"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.types import CellChunk, Float32
+from scvec.base.types import CellChunk, Float32
 
 __all__ = ["Spread"]
 

@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scvec.stores.faiss_index import FaissFlatIndex
-    from scvec.stores.generations import Generation
-    from scvec.stores.indices import build_index, open_index
-    from scvec.stores.journal import Journal
-    from scvec.stores.knowledge import KnowledgeBase
-    from scvec.stores.numpy_index import NumpyIndex
-    from scvec.stores.store import CompactReport, Store, default_store_path
-    from scvec.stores.stored import StoredReference, StoredSpace
-    from scvec.stores.transaction import Transaction
-    from scvec.stores.vector_cache import VectorCache
-    from scvec.stores.verification import VerifyReport
+    from scvec.stores.index import build_index, open_index
+    from scvec.stores.index.flat import FaissFlatIndex
+    from scvec.stores.index.numpy_index import NumpyIndex
+    from scvec.stores.knowledge.knowledge import KnowledgeBase
+    from scvec.stores.store.generations import Generation
+    from scvec.stores.store.journal import Journal
+    from scvec.stores.store.reference_reader import StoredReference, StoredSpace
+    from scvec.stores.store.store import CompactReport, Store, default_store_path
+    from scvec.stores.store.transaction import Transaction
+    from scvec.stores.store.vector_cache import VectorCache
+    from scvec.stores.store.verify import VerifyReport
 
 __all__ = [
     "CompactReport",
@@ -40,21 +40,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CompactReport": "store",
-    "FaissFlatIndex": "faiss_index",
-    "Generation": "generations",
-    "Journal": "journal",
-    "KnowledgeBase": "knowledge",
-    "NumpyIndex": "numpy_index",
-    "Store": "store",
-    "StoredReference": "stored",
-    "StoredSpace": "stored",
-    "Transaction": "transaction",
-    "VectorCache": "vector_cache",
-    "VerifyReport": "verification",
-    "build_index": "indices",
-    "default_store_path": "store",
-    "open_index": "indices",
+    "CompactReport": "store.store",
+    "FaissFlatIndex": "index.flat",
+    "Generation": "store.generations",
+    "Journal": "store.journal",
+    "KnowledgeBase": "knowledge.knowledge",
+    "NumpyIndex": "index.numpy_index",
+    "Store": "store.store",
+    "StoredReference": "store.reference_reader",
+    "StoredSpace": "store.reference_reader",
+    "Transaction": "store.transaction",
+    "VectorCache": "store.vector_cache",
+    "VerifyReport": "store.verify",
+    "build_index": "index",
+    "default_store_path": "store.store",
+    "open_index": "index",
 }
 
 

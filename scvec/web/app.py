@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from scvec import __version__
-from scvec.errors import InputError, ResourceError, ScvecError
+from scvec.base.errors import InputError, ResourceError, ScvecError
 from scvec.web.child import FILES, UPLOAD
 from scvec.web.jobs import Busy, Jobs
 from scvec.web.limits import Limits
@@ -76,7 +76,7 @@ def make_app(store: Path, jobs: Jobs, folder: Path, limits: Limits) -> FastAPI:
     @app.get("/api/info")
     def info() -> dict[str, Any]:
         """Tell what the store holds, and the limits of this server."""
-        from scvec.stores.store import Store
+        from scvec.stores.store.store import Store
 
         opened = Store(store)
         references = [
@@ -134,7 +134,7 @@ def _search(app: FastAPI, store: Path) -> None:
     @app.get("/api/search/genes")
     def search_genes(q: Text, k: Hits = 10, species: Species = "auto", where: Where = None) -> dict[str, Any]:
         """Find genes that a text is about."""
-        from scvec.api.search import search_genes as search
+        from scvec.workflows.search_genes import search_genes as search
 
         return search(store, q, k=k, species=species, where=where).to_dict()
 
@@ -147,7 +147,7 @@ def _search(app: FastAPI, store: Path) -> None:
         where: Where = None,
     ) -> dict[str, Any]:
         """Find cells of a reference that a text is about, or that are like one (``like``)."""
-        from scvec.api.search_cells import search_cells as search
+        from scvec.workflows.search_cells import search_cells as search
 
         return search(store, q, like=like, reference=reference, k=k, where=where).to_dict()
 
@@ -161,9 +161,9 @@ def _jobs(app: FastAPI, store: Path, jobs: Jobs, folder: Path, limits: Limits) -
         values: Annotated[str, Form(max_length=20)] = "auto",
     ) -> dict[str, Any]:
         """Upload cells to be annotated. They are read by a process of its own, under limits."""
-        from scvec.api.query import only_reference
-        from scvec.ingest.values import check_values
-        from scvec.stores.store import Store
+        from scvec.ingest.cells.values import check_values
+        from scvec.stores.store.store import Store
+        from scvec.workflows.query import only_reference
 
         check_values(values)
         opened = Store(store)

@@ -51,14 +51,14 @@ def limit(memory: int, seconds: float, n_bytes: int) -> None:
 
 def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     """Annotate the upload and write the files of the job; returns the summary of the annotation."""
-    from scvec.ingest.checks import check_h5ad
+    from scvec.ingest.cells.readers.checks import check_h5ad
 
     folder = Path(request["folder"])
     # The query does so too; here it comes before anything large is loaded.
     tell({"stage": "checking the file", "done": 0, "total": None})
     check_h5ad(folder / UPLOAD, memory=int(request["memory"]) // 2)
-    from scvec.api.query import query
-    from scvec.ingest.write import write_tables
+    from scvec.ingest.cells.write import write_tables
+    from scvec.workflows.query import query
 
     options = {k: v for k, v in request["options"].items() if v is not None}
     found = query(
@@ -92,8 +92,8 @@ def main() -> None:
         out.flush()
 
     limit(int(request["memory"]), float(request["seconds"]), int(request["n_bytes"]))
-    from scvec.api.report import plain
-    from scvec.errors import ScvecError
+    from scvec.base.errors import ScvecError
+    from scvec.base.results import plain
 
     try:
         tell({"result": plain(annotate(request, tell))})

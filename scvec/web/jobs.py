@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scvec.errors import InputError
+from scvec.base.errors import InputError
 from scvec.web.child import FILES, UPLOAD
 from scvec.web.limits import Limits
 
@@ -279,7 +279,7 @@ def shown_name(name: str) -> str:
 
 def script(name: str, options: dict[str, Any]) -> str:
     """Return a shell script that does the same from the command line."""
-    from scvec.api.write_report import command_line
+    from scvec.workflows.query_output import command_line
 
     # A name that begins with a dash would be taken for an option.
     shown = name if not name.startswith("-") else f"./{name}"

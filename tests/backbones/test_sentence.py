@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scvec.backbones import sentence
-from scvec.backbones.sentence import SentenceBackbone
-from scvec.backbones.spec import load_backbone, parse_spec
+from scvec.backbones import load_backbone, parse_spec
+from scvec.backbones import sentence_transformer as sentence
+from scvec.backbones.sentence_transformer import SentenceBackbone
 from scvec.backbones.weights import weights_sha256
-from scvec.errors import InputError, ResourceError
-from scvec.protocols import Backbone
+from scvec.base.errors import InputError, ResourceError
+from scvec.base.protocols import Backbone
 
 WORDS = (
     "insulin glucagon gene human mouse takes part in glucose homeostasis protein coding a the . ( )".split()
@@ -291,7 +291,7 @@ def refuse(*a, **k):
     raise OSError("no network")
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
 import huggingface_hub  # which reads its settings now: what is set later comes too late
-from scvec.backbones.spec import load_backbone, parse_spec
+from scvec.backbones import load_backbone, parse_spec
 v = load_backbone(parse_spec("st:" + sys.argv[1])).encode(["insulin", "glucagon"])
 assert v.shape == (2, 24), v.shape
 assert not asked, asked

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from scvec.backbones import BackboneSpec, load_backbone, parse_spec
 from scvec.backbones.controls import RandomBackbone
-from scvec.backbones.spec import BackboneSpec, load_backbone, parse_spec
-from scvec.errors import InputError
+from scvec.base.errors import InputError
 
 TABLE = {
     "minilm": ("minilm", "", False, "default"),

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scvec.backbones.spec import load_backbone, parse_spec
-from scvec.errors import InputError
+from scvec.backbones import load_backbone, parse_spec
+from scvec.base.errors import InputError
 
 TEXTS = [
     "a gene that makes insulin",

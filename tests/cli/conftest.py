@@ -17,14 +17,14 @@ from bad_inputs.commands import FAST, contents
 from bad_inputs.commands import scvec as run
 from click.testing import CliRunner, Result
 
-from scvec.api import reports
-from scvec.api.evaluation import EvaluationReport
-from scvec.api.explanation import Explanation, GeneEvidence, Voter
-from scvec.api.gene_reports import DiffReport
-from scvec.api.legacy import LegacyReport
-from scvec.api.live_reports import ComplementReport, Cost, FailedGene, LiveReport
-from scvec.api.search_reports import CellHit, CellHits, GeneHit, GeneHits, LabelHit
-from scvec.api.text_reports import EmbeddingsReport, GenesReport
+from scvec.model.explanation import Explanation, GeneEvidence, Voter
+from scvec.report.evaluation import EvaluationReport
+from scvec.workflows import reports
+from scvec.workflows.gene_reports import DiffReport
+from scvec.workflows.import_legacy import LegacyReport
+from scvec.workflows.live_reports import ComplementReport, Cost, FailedGene, LiveReport
+from scvec.workflows.search_reports import CellHit, CellHits, GeneHit, GeneHits, LabelHit
+from scvec.workflows.text_reports import EmbeddingsReport, GenesReport
 
 
 class FakeAnnotation:
@@ -71,7 +71,7 @@ def explanation() -> Explanation:
 def sample_reports() -> dict[str, Any]:
     """One result per library function."""
     return {
-        "scvec.api.genes.ingest_genes": GenesReport(
+        "scvec.workflows.ingest_genes.ingest_genes": GenesReport(
             genes={"human": 3, "mouse": 2},
             descriptions={"composed": 4, "borrowed": 1},
             orthologs=2,
@@ -79,7 +79,7 @@ def sample_reports() -> dict[str, Any]:
             seconds=0.5,
             notes=["1 row was skipped"],
         ),
-        "scvec.api.embeddings.ingest_embeddings": EmbeddingsReport(
+        "scvec.workflows.embed_genes.ingest_embeddings": EmbeddingsReport(
             space="0123456789abcdef",
             backbone="minilm",
             dim=384,
@@ -88,7 +88,7 @@ def sample_reports() -> dict[str, Any]:
             n_cached=1,
             seconds=2.0,
         ),
-        "scvec.api.complement.ingest_complement": ComplementReport(
+        "scvec.workflows.complement.ingest_complement": ComplementReport(
             model="gpt-4o-mini",
             live=LiveReport(
                 source="gpt-4o-mini",
@@ -101,8 +101,8 @@ def sample_reports() -> dict[str, Any]:
             ),
             descriptions={"llm": 1},
         ),
-        "scvec.api.legacy.import_legacy": LegacyReport(files=[], seconds=0.1),
-        "scvec.api.diff.diff": DiffReport(
+        "scvec.workflows.import_legacy.import_legacy": LegacyReport(files=[], seconds=0.1),
+        "scvec.workflows.diff.diff": DiffReport(
             old=3,
             new=4,
             old_command="ingest genes",
@@ -114,7 +114,7 @@ def sample_reports() -> dict[str, Any]:
             references={"added": ["pancreas"]},
             examples=[],
         ),
-        "scvec.api.cells.ingest_cells": reports.CellsReport(
+        "scvec.workflows.ingest_cells.ingest_cells": reports.CellsReport(
             name="pancreas",
             n_cells=5,
             n_genes_matched=3,
@@ -126,10 +126,10 @@ def sample_reports() -> dict[str, Any]:
             calibration={"log_loss": 0.1, "ece": 0.02, "held_out": "by donor"},
             seconds={"train": 1.0},
         ),
-        "scvec.api.query.query": FakeAnnotation(),
-        "scvec.api.explain.explain": explanation(),
-        "scvec.api.labels.labels": FakeAnnotation(),
-        "scvec.api.evaluate.evaluate": EvaluationReport(
+        "scvec.workflows.query.query": FakeAnnotation(),
+        "scvec.workflows.explain.explain": explanation(),
+        "scvec.workflows.labels.labels": FakeAnnotation(),
+        "scvec.workflows.evaluate.evaluate": EvaluationReport(
             reference="pancreas",
             truth_key="cell_type",
             n_cells=3,
@@ -143,7 +143,7 @@ def sample_reports() -> dict[str, Any]:
             confusion={"labels": ["alpha", "beta"], "counts": [[1, 0], [1, 0]]},
             novelty={"edges": [0.0, 1.0], "known": [2], "unknown": [0]},
         ),
-        "scvec.api.search.search_genes": GeneHits(
+        "scvec.workflows.search_genes.search_genes": GeneHits(
             query="insulin",
             species=["human"],
             space="0123456789abcdef",
@@ -164,7 +164,7 @@ def sample_reports() -> dict[str, Any]:
                 )
             ],
         ),
-        "scvec.api.search_cells.search_cells": CellHits(
+        "scvec.workflows.search_cells.search_cells": CellHits(
             query="insulin",
             like="",
             reference="pancreas",
@@ -175,7 +175,7 @@ def sample_reports() -> dict[str, Any]:
             hits=[CellHit(cell="cell1", row=0, score=0.5, label="beta", obs={"donor": "d1"})],
         ),
         "scvec.web.server.serve": None,
-        "scvec.api.maintenance.info": reports.InfoReport(
+        "scvec.workflows.admin.info": reports.InfoReport(
             store=Path("S"),
             generation="g1",
             format_version=1,
@@ -184,23 +184,23 @@ def sample_reports() -> dict[str, Any]:
             spaces=[],
             references=[],
         ),
-        "scvec.api.maintenance.verify": reports.VerifyReport(
+        "scvec.workflows.admin.verify": reports.VerifyReport(
             store=Path("S"), generation="g1", n_files=3, n_bytes=10, seconds=0.1
         ),
-        "scvec.api.maintenance.doctor": reports.DoctorReport(
+        "scvec.workflows.admin.doctor": reports.DoctorReport(
             checks=[reports.Check(name="python", ok=True, detail="3.11")]
         ),
-        "scvec.api.vector_exchange.import_vectors": reports.ImportReport(
+        "scvec.workflows.export.import_vectors": reports.ImportReport(
             kind="genes", name="f00", n_rows=3, n_new=1, columns=[]
         ),
-        "scvec.api.vector_exchange.export": reports.ExportReport(
+        "scvec.workflows.export.export": reports.ExportReport(
             reference="pancreas", to="parquet", files=[Path("o.parquet")], n_cells=5, size_bytes=100
         ),
-        "scvec.api.maintenance.rm": reports.RmReport(reference="pancreas", generation="g2", remaining=[]),
-        "scvec.api.maintenance.compact": reports.CompactReport(
+        "scvec.workflows.admin.rm": reports.RmReport(reference="pancreas", generation="g2", remaining=[]),
+        "scvec.workflows.admin.compact": reports.CompactReport(
             before_bytes=10, after_bytes=5, n_files_removed=1
         ),
-        "scvec.api.demo.demo": reports.DemoReport(
+        "scvec.workflows.demo.demo": reports.DemoReport(
             queries=[
                 reports.DemoQuery(
                     name="donors 3-4", n_cells=2, labels={"beta": 2}, accuracy=0.5, macro_f1=0.25, seconds=1.0

@@ -95,7 +95,7 @@ def test_a_newer_store_says_what_to_install(store: Path, good: Path, tmp_path: P
 HOLD = """
 import sys
 from pathlib import Path
-from scvec.stores.lock import WriterLock
+from scvec.stores.store.lock import WriterLock
 lock = WriterLock(Path(sys.argv[1]), "scvec ingest cells")
 lock.acquire()
 print("held", flush=True)
@@ -175,7 +175,7 @@ def test_errors_of_writing_name_the_output(store: Path, good: Path, tmp_path: Pa
     def broken(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("scvec.ingest.write.os.replace", broken)
+    monkeypatch.setattr("scvec.ingest.cells.write.os.replace", broken)
     out = tmp_path / "out.csv"
     assert_refused(["query", str(good), "-o", str(out)], 2, f"cannot write(.|\n)*{out.name}", store)
     assert list(tmp_path.iterdir()) == []

@@ -13,20 +13,20 @@ from typing import Any
 import click
 import pytest
 
+from scvec.base.errors import InputError
 from scvec.cli.main import cli
 from scvec.cli.options import SPECIES
-from scvec.errors import InputError
 
 # Every command: words to type, library function, and some of what it must be called with.
 COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
     "ingest genes": (
         ["--species", "mouse", "--source", "f.csv", "--genes", "g.txt", "--dry-run"],
-        "scvec.api.genes.ingest_genes",
+        "scvec.workflows.ingest_genes.ingest_genes",
         {"species": ("mouse",), "source": "f.csv", "genes": Path("g.txt"), "dry_run": True},
     ),
     "ingest complement": (
         ["--model", "gpt-4o-mini", "--base-url", "http://127.0.0.1:1/v1", "--max-cost", "2", "--limit", "5"],
-        "scvec.api.complement.ingest_complement",
+        "scvec.workflows.complement.ingest_complement",
         {
             "model": "gpt-4o-mini",
             "base_url": "http://127.0.0.1:1/v1",
@@ -40,13 +40,13 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
     ),
     "import-legacy": (
         ["a.json", "b.pickle", "--kind", "genept", "--species", "human"],
-        "scvec.api.legacy.import_legacy",
+        "scvec.workflows.import_legacy.import_legacy",
         {"kind": "genept", "species": "human", "name": None, "dry_run": False},
     ),
-    "diff": (["3", "4", "--limit", "2"], "scvec.api.diff.diff", {"limit": 2}),
+    "diff": (["3", "4", "--limit", "2"], "scvec.workflows.diff.diff", {"limit": 2}),
     "ingest embeddings": (
         ["--backbone", "random:8", "--text", "name", "--species", "human", "--species", "mouse"],
-        "scvec.api.embeddings.ingest_embeddings",
+        "scvec.workflows.embed_genes.ingest_embeddings",
         {
             "backbone": "random:8",
             "text": "name",
@@ -57,7 +57,7 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
     ),
     "ingest cells": (
         ["a.h5ad", "b.h5ad", "--name", "pancreas", "--label-key", "cell_type", "--batch-key", "donor"],
-        "scvec.api.cells.ingest_cells",
+        "scvec.workflows.ingest_cells.ingest_cells",
         {
             "name": "pancreas",
             "label_key": "cell_type",
@@ -78,7 +78,7 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
             *("new.h5ad", "--reference", "pancreas", "-o", "out.h5ad", "--where", "donor = 'a'", "--exact"),
             *("--values", "log2-tpm10"),
         ],
-        "scvec.api.query.query",
+        "scvec.workflows.query.query",
         {
             "reference": "pancreas",
             "output": Path("out.h5ad"),
@@ -99,12 +99,12 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
     ),
     "explain": (
         ["out.h5ad", "--label", "beta", "--against", "alpha", "--n-genes", "3"],
-        "scvec.api.explain.explain",
+        "scvec.workflows.explain.explain",
         {"cell": None, "label": "beta", "against": "alpha", "n_genes": 3, "memory": None},
     ),
     "labels": (
         ["pancreas", "--set", "a=b=CL:0000236", "--unset", "c"],
-        "scvec.api.labels.labels",
+        "scvec.workflows.labels.labels",
         {"set": {"a=b": "CL:0000236"}, "unset": ("c",)},
     ),
     "eval": (
@@ -123,7 +123,7 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
             "--values",
             "counts",
         ],
-        "scvec.api.evaluate.evaluate",
+        "scvec.workflows.evaluate.evaluate",
         {
             "truth_key": "cell_type",
             "reference": None,
@@ -139,12 +139,12 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
     ),
     "search genes": (
         ["insulin secretion", "-k", "3", "--species", "human", "--method", "words"],
-        "scvec.api.search.search_genes",
+        "scvec.workflows.search_genes.search_genes",
         {"k": 3, "species": "human", "where": None, "method": "words", "backbone": None, "device": "auto"},
     ),
     "search cells": (
         ["--like", "cell1", "--reference", "pancreas", "--where", "donor = 'a'"],
-        "scvec.api.search_cells.search_cells",
+        "scvec.workflows.search_cells.search_cells",
         {"like": "cell1", "reference": "pancreas", "k": 10, "where": "donor = 'a'", "method": "hybrid"},
     ),
     "serve": (
@@ -152,22 +152,22 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
         "scvec.web.server.serve",
         {"host": "127.0.0.1", "port": 0, "token": False, "max_upload": "1M", "memory": None, "timeout": 1800},
     ),
-    "info": (["--reference", "pancreas"], "scvec.api.maintenance.info", {}),
-    "verify": ([], "scvec.api.maintenance.verify", {}),
-    "doctor": ([], "scvec.api.maintenance.doctor", {}),
+    "info": (["--reference", "pancreas"], "scvec.workflows.admin.info", {}),
+    "verify": ([], "scvec.workflows.admin.verify", {}),
+    "doctor": ([], "scvec.workflows.admin.doctor", {}),
     "export": (
         ["pancreas", "--to", "parquet", "-o", "o.parquet"],
-        "scvec.api.vector_exchange.export",
+        "scvec.workflows.export.export",
         {"to": "parquet", "output": Path("o.parquet"), "space": None},
     ),
     "import": (
         ["o.parquet", "--reference", "pancreas", "--dry-run", "--memory", "1G"],
-        "scvec.api.vector_exchange.import_vectors",
+        "scvec.workflows.export.import_vectors",
         {"reference": "pancreas", "dry_run": True, "memory": "1G"},
     ),
-    "rm": (["pancreas", "--yes"], "scvec.api.maintenance.rm", {}),
-    "compact": ([], "scvec.api.maintenance.compact", {}),
-    "demo": (["--out", "D", "--seed", "3"], "scvec.api.demo.demo", {"seed": 3}),
+    "rm": (["pancreas", "--yes"], "scvec.workflows.admin.rm", {}),
+    "compact": ([], "scvec.workflows.admin.compact", {}),
+    "demo": (["--out", "D", "--seed", "3"], "scvec.workflows.demo.demo", {"seed": 3}),
 }
 
 
@@ -184,7 +184,7 @@ def test_the_table_above_has_every_command():
 
 
 def test_species_are_those_of_the_library():
-    from scvec import types
+    from scvec.base import types
 
     assert SPECIES == types.SPECIES
 
@@ -282,8 +282,8 @@ def test_rm_asks_nobody_when_nobody_is_there(scvec, api):
 def test_verify_exits_with_3_when_something_is_damaged(scvec, api):
     from dataclasses import replace
 
-    sound = api.results["scvec.api.maintenance.verify"]
-    api.results["scvec.api.maintenance.verify"] = replace(sound, problems=["kb.duckdb: wrong sha256"])
+    sound = api.results["scvec.workflows.admin.verify"]
+    api.results["scvec.workflows.admin.verify"] = replace(sound, problems=["kb.duckdb: wrong sha256"])
     result = scvec("verify", "--json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["problems"] == ["kb.duckdb: wrong sha256"]
@@ -307,14 +307,14 @@ def test_a_file_that_cannot_be_used_does_not_stop_the_others(scvec, api, tmp_pat
     files = [tmp_path / f"{name}.h5ad" for name in "abc"]
     for file in files:
         file.touch()
-    asked = sys.modules["scvec.api.query"].query
+    asked = sys.modules["scvec.workflows.query"].query
 
     def query(store, path, **given):
         if path == files[1]:
             raise InputError("not an h5ad file", str(path))
         return asked(store, path, **given)
 
-    monkeypatch.setattr(sys.modules["scvec.api.query"], "query", query)
+    monkeypatch.setattr(sys.modules["scvec.workflows.query"], "query", query)
     done = scvec("query", *map(str, files))
     assert done.exit_code == 2
     assert [str(f) in done.stdout for f in files] == [True, False, True]

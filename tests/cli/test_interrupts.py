@@ -10,9 +10,9 @@ import weakref
 import click
 import pytest
 
+from scvec.base.protocols import no_progress
 from scvec.cli.errors import translate
 from scvec.cli.interrupts import Interrupts
-from scvec.protocols import no_progress
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no SIGINT there")
 

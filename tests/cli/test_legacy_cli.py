@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from scvec.base.types import Gene
 from scvec.cli.legacy import import_legacy
-from scvec.stores.store import Store
-from scvec.types import Gene
+from scvec.stores.store.store import Store
 
 
 @pytest.fixture

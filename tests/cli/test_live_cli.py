@@ -20,7 +20,7 @@ from fake_openai import add_openai
 from fake_server import FakeServer
 from live_store import digest, live_store, texts
 
-from scvec.stores.store import Store
+from scvec.stores.store.store import Store
 
 CANARY = {"NCBI_API_KEY": "canaryncbi0123456789abcdef", "OPENAI_API_KEY": "sk-canaryopenai0123456789abcdef"}
 #: Kills of the test of kills; the whole claim is tested with 50.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scvec import errors
+from scvec.base import errors
 from scvec.cli.console import clean
 from scvec.cli.errors import translate
 
@@ -115,7 +115,7 @@ def test_progress_is_one_plain_line_a_stage_without_a_terminal(scvec, api):
 
 
 def test_names_from_files_cannot_steer_the_terminal(scvec, api):
-    api.results["scvec.api.query.query"].lines = lambda: ["beta\x1b[31m\x07 3"]
+    api.results["scvec.workflows.query.query"].lines = lambda: ["beta\x1b[31m\x07 3"]
     result = scvec("query", "x.h5ad")
     assert "\x1b" not in result.stdout and "\x07" not in result.stdout
     assert clean("a\tb\u202ec") == "a b c"

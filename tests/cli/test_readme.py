@@ -37,7 +37,7 @@ def test_every_command_has_an_example():
 
 
 def test_every_exit_code_is_in_the_table():
-    from scvec import errors
+    from scvec.base import errors
 
     codes = {getattr(errors, name).exit_code for name in errors.__all__} | {0, 130}
     assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}

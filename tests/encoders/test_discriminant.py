@@ -12,13 +12,12 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.encoders import discriminant
+from scvec.base.errors import InputError
+from scvec.base.types import CellChunk
+from scvec.encoders import discriminant, load_encoder, make_encoder
 from scvec.encoders.discriminant import PENALTY, Axes, DiscriminantEncoder, rescaled, separation
-from scvec.encoders.registry import load_encoder, make_encoder
+from scvec.encoders.profiles import MIN_SPREAD, Profile
 from scvec.encoders.statistics import StatisticsAccumulator, variability
-from scvec.errors import InputError
-from scvec.profiles import MIN_SPREAD, Profile
-from scvec.types import CellChunk
 
 Array = np.ndarray
 

@@ -12,17 +12,17 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scvec.base.errors import InputError
+from scvec.base.protocols import CellEncoder
+from scvec.base.types import CellChunk
+from scvec.encoders import ENCODERS, load_encoder, make_encoder, needs_text
 from scvec.encoders.adapted import TEXT_RANK, AdaptedEncoder, centred, leading
 from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.encoders.pca import PCAEncoder
-from scvec.encoders.registry import ENCODERS, load_encoder, make_encoder, needs_text
+from scvec.encoders.profiles import Profile
 from scvec.encoders.scaling import Scaling
 from scvec.encoders.statistics import StatisticsAccumulator
 from scvec.encoders.weighted import WeightedEncoder
-from scvec.errors import InputError
-from scvec.profiles import Profile
-from scvec.protocols import CellEncoder
-from scvec.types import CellChunk
 
 N_GENES, N_CLASSES, N_CELLS, TEXT_DIM = 60, 3, 90, 16
 #: Those that read with a model have tests of their own.

@@ -15,10 +15,10 @@ from prompt_parts import CELLS, TINY, company, cosines, make
 from tiny_llama import N_GENES, WIDTH, save_llama
 
 from scvec.backbones.causal import CausalModel
-from scvec.encoders.prompt import PromptEncoder
-from scvec.encoders.prompt_options import ORDERS
-from scvec.errors import InputError, StoreError
-from scvec.types import CellChunk
+from scvec.base.errors import InputError, StoreError
+from scvec.base.types import CellChunk
+from scvec.encoders.prompt.prompt_encoder import PromptEncoder
+from scvec.encoders.prompt.prompt_options import ORDERS
 
 pytest.importorskip("accelerate", reason="needs the extra llm")
 

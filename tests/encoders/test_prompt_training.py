@@ -16,8 +16,8 @@ from prompt_parts import CELLS, company, cosines, make
 from tiny_llama import WIDTH, planted
 
 from scvec.backbones.causal import CausalModel
-from scvec.encoders.prompt import PromptEncoder
-from scvec.errors import ResourceError, StoreError
+from scvec.base.errors import ResourceError, StoreError
+from scvec.encoders.prompt.prompt_encoder import PromptEncoder
 
 pytest.importorskip("accelerate", reason="needs the extra llm")
 
@@ -64,7 +64,7 @@ def test_one_seed_gives_one_encoder(models: dict[str, CausalModel]) -> None:
 
 
 def test_whole_batches_tell_when_to_stop() -> None:
-    from scvec.encoders.prompt_training import held_out_rows
+    from scvec.encoders.prompt.prompt_training import held_out_rows
 
     labels = np.arange(120) % 3
     batches = np.repeat(["a", "b", "c", "d"], [50, 40, 20, 10])

@@ -10,9 +10,9 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scvec.base.types import CellChunk
 from scvec.encoders.scaling import CLIP, Scaling
 from scvec.encoders.statistics import MIN_SD, StatisticsAccumulator
-from scvec.types import CellChunk
 
 
 def sparse_cells(rng: np.random.Generator, n: int, n_genes: int, density: float = 0.3) -> sp.csr_matrix:

@@ -10,8 +10,8 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scvec.base.errors import InputError
 from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, highly_variable
-from scvec.errors import InputError
 
 
 def log_cells(seed: int, n: int, n_genes: int) -> np.ndarray[Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvec.encoders.training import class_weights, train
+from scvec.encoders.gradient_descent import class_weights, train
 
 
 def test_class_weights_by_hand() -> None:

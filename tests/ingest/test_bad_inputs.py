@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from bad_inputs import CASES
 
-from scvec.errors import ScvecError
-from scvec.ingest.cells import CellSource, labels
-from scvec.ingest.write import check_output
+from scvec.base.errors import ScvecError
+from scvec.ingest.cells.source import CellSource, labels
+from scvec.ingest.cells.write import check_output
 
 
 def _read(case, path: Path) -> list[str]:

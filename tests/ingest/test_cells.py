@@ -12,8 +12,8 @@ import pytest
 import scipy.sparse as sp
 
 import scvec
-from scvec.errors import InputError
-from scvec.ingest.cells import CellSource, labels, parse_memory
+from scvec.base.errors import InputError
+from scvec.ingest.cells.source import CellSource, labels, parse_memory
 
 DEMO = Path(scvec.__file__).parent / "data"
 
@@ -78,7 +78,7 @@ def test_any_storage_gives_the_same_cells(kind: str, where: str, tmp_path: Path)
 def test_obs_is_as_anndata_reads_it_with_and_without_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scvec.columns.blocks.__defaults__", (7,))
+    monkeypatch.setattr("scvec.base.arrays.blocks.__defaults__", (7,))
     adata = adata_of(sp.csr_matrix(dense_counts(30)))
     adata.obs["donor"] = pd.Categorical(["x", "y", None] * 10)
     adata.obs["depth"] = np.arange(30.0)

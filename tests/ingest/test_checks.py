@@ -16,9 +16,9 @@ import pytest
 import scipy.sparse as sp
 
 import scvec
-from scvec.errors import InputError, ResourceError, ScvecError
-from scvec.ingest.borders import disk_errors, reading
-from scvec.ingest.checks import broken_heap, check_h5ad, open_h5ad
+from scvec.base.borders import disk_errors, reading
+from scvec.base.errors import InputError, ResourceError, ScvecError
+from scvec.ingest.cells.readers.checks import broken_heap, check_h5ad, open_h5ad
 
 DEMO = Path(scvec.__file__).parent / "data"
 
@@ -156,8 +156,8 @@ def test_foreign_errors_are_translated_once() -> None:
 FUZZ = """
 import random, sys, warnings
 from pathlib import Path
-from scvec.errors import ScvecError
-from scvec.ingest.cells import CellSource
+from scvec.base.errors import ScvecError
+from scvec.ingest.cells.source import CellSource
 
 warnings.simplefilter("ignore")
 data, work = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])

@@ -10,13 +10,13 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.ingest.expression import (
+from scvec.ingest.cells.expression import (
     ExpressionState,
     MatrixProfile,
     linearise,
     normalize,
 )
-from scvec.ingest.values import detect_state
+from scvec.ingest.cells.values import detect_state
 
 
 def counts(seed: int = 0, n: int = 60, genes: int = 400) -> np.ndarray:
@@ -156,7 +156,7 @@ def test_a_profile_counts_what_is_wrong_and_where() -> None:
 
 @pytest.mark.parametrize("name", ["pbmc68k_reduced_765genes", "pbmc_3assays_symphony_1767genes"])
 def test_the_base_is_found_on_real_subsets_of_genes(name: str, shared_data) -> None:
-    from scvec.ingest.cells import CellSource
+    from scvec.ingest.cells.source import CellSource
 
     with CellSource.open(shared_data / f"{name}.h5ad") as source:
         assert source.state.kind == "log" and source.state.base == math.e

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.errors import InputError
-from scvec.ingest.gene_files import GeneRecord, read_gene_file
+from scvec.base.errors import InputError
+from scvec.ingest.genes.gene_files import GeneRecord, read_gene_file
 
 ROW: dict[str, Any] = {
     "entrez_id": 3630,

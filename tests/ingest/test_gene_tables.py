@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from scvec.errors import InputError
-from scvec.ingest.gene_cells import is_date
-from scvec.ingest.gene_files import read_gene_file
-from scvec.types import Gene
+from scvec.base.errors import InputError
+from scvec.base.types import Gene
+from scvec.ingest.genes.gene_cells import is_date
+from scvec.ingest.genes.gene_files import read_gene_file
 
 NCBI = (
     "#tax_id\tGeneID\tSymbol\tLocusTag\tSynonyms\tdbXrefs\tchromosome\tmap_location\tdescription\ttype_of_gene\t"
@@ -318,7 +318,7 @@ def test_a_human_gene_with_the_id_of_a_mouse_authority_keeps_its_species(tmp_pat
 
 
 def test_tables_fill_a_knowledge_base_and_meet_in_one_gene(tmp_path: Path) -> None:
-    from scvec.stores.knowledge import KnowledgeBase
+    from scvec.stores.knowledge.knowledge import KnowledgeBase
 
     files = {
         "info": lines(NCBI, *NCBI_ROWS),

@@ -10,12 +10,12 @@ from fake_faults import GENERIC, Faults
 from fake_genes import fake_genes
 from fake_server import FakeServer
 
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.base.secrets import Secret
+from scvec.base.settings import ServiceSettings, is_loopback
 from scvec.ingest.sources import http
 from scvec.ingest.sources.http import HttpClient, service_url
 from scvec.ingest.sources.retry import Caller, RateLimit, ServiceError
-from scvec.secrets import Secret
-from scvec.settings import ServiceSettings, is_loopback
 
 DEFAULT = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
 CANARY = "canaryKey0123456789abcdef"

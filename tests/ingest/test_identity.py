@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.errors import InputError
-from scvec.ingest.identity import GeneResolver
+from scvec.base.errors import InputError
+from scvec.ingest.genes.names import GeneResolver
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ TP53, TRP53 = "HGNC:11998", "MGI:98834"
 def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     import pandas as pd
 
-    from scvec.stores.snapshot import Snapshot
+    from scvec.stores.knowledge.snapshot import Snapshot
 
     snapshot = Snapshot.open()
     genes = snapshot.table("genes").to_pandas()

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvec.errors import InputError, ResourceError
-from scvec.ingest.identity import GeneResolver
-from scvec.ingest.legacy import LegacyEntry, read_legacy
-from scvec.ingest.legacy_matching import LegacyMatch, match_entries
+from scvec.base.errors import InputError, ResourceError
+from scvec.ingest.genes.legacy import LegacyEntry, read_legacy
+from scvec.ingest.genes.legacy_matching import LegacyMatch, match_entries
+from scvec.ingest.genes.names import GeneResolver
 
 PAGE = {
     "Official Symbol": "INS",

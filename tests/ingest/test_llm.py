@@ -16,6 +16,10 @@ from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scvec.base.records import Answer, Failure
+from scvec.base.secrets import Secret
+from scvec.base.settings import Price, ServiceSettings
+from scvec.base.types import Species, text_sha256
 from scvec.ingest.sources.llm import (
     FIRST_LIMIT,
     LONGEST,
@@ -33,10 +37,6 @@ from scvec.ingest.sources.openai import Chat, LlmService, is_reasoning, prompt_t
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
 from scvec.ingest.sources.run import Harvest, harvest
-from scvec.records import Answer, Failure
-from scvec.secrets import Secret
-from scvec.settings import Price, ServiceSettings
-from scvec.types import Species, text_sha256
 
 KEY = "sk-canary-9876543210zyxwvuts"
 NKG7 = Subject("HGNC:7830", "human", "NKG7", "natural killer cell granule protein 7", "protein-coding")

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import mmread
 
-from scvec import scratch
-from scvec.errors import InputError
-from scvec.ingest import tenx
-from scvec.ingest.cells import CellSource
-from scvec.ingest.matrices import open_matrix
-from scvec.ingest.tenx import read_text
-from scvec.ingest.write import write_annotated
+from scvec.base import scratch
+from scvec.base.errors import InputError
+from scvec.ingest.cells.matrix import open_matrix
+from scvec.ingest.cells.readers import tenx
+from scvec.ingest.cells.readers.tenx import read_text
+from scvec.ingest.cells.source import CellSource
+from scvec.ingest.cells.write import write_annotated
 
 PLENTY = 2**30
 ENDS = [b"\n", b"\r\n", b" \n", b"\n\n", b"\n \t\n", b"\r\n\r\n"]

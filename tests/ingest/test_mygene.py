@@ -11,10 +11,10 @@ from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scvec.base.records import Job, Wanted
+from scvec.base.settings import ServiceSettings
 from scvec.ingest.sources.mygene import Hit, MyGeneSource, mygene_requests
 from scvec.ingest.sources.run import harvest
-from scvec.records import Job, Wanted
-from scvec.settings import ServiceSettings
 
 
 def job_of(gene_id, species="human", entrez=None, ensembl=()):

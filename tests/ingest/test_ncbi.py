@@ -17,6 +17,9 @@ from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scvec.base.records import Job, Wanted
+from scvec.base.secrets import Secret
+from scvec.base.settings import ServiceSettings
 from scvec.ingest.sources.facts import FACTS
 from scvec.ingest.sources.ncbi import (
     Details,
@@ -30,9 +33,6 @@ from scvec.ingest.sources.ncbi import (
 )
 from scvec.ingest.sources.retry import ServiceError
 from scvec.ingest.sources.run import harvest
-from scvec.records import Job, Wanted
-from scvec.secrets import Secret
-from scvec.settings import ServiceSettings
 
 
 def by_id(gene, gene_id=None, species=None):

@@ -13,11 +13,11 @@ from fake_faults import Faults
 from fake_openai import add_openai
 from fake_server import FakeServer
 
-from scvec.errors import AuthError, InputError
+from scvec.base.errors import AuthError, InputError
+from scvec.base.secrets import Secret
+from scvec.base.settings import ServiceSettings, is_loopback
 from scvec.ingest.sources.openai import LlmService
 from scvec.ingest.sources.retry import Caller, ServiceError
-from scvec.secrets import Secret
-from scvec.settings import ServiceSettings, is_loopback
 
 KEY = "sk-canary-0123456789abcdefgh"
 BODY = {"model": "text-embedding-3-small", "input": ["INS"]}

@@ -19,10 +19,10 @@ import scipy.sparse as sp
 import zarr
 from anndata.io import sparse_dataset
 
-from scvec.errors import InputError, ResourceError
-from scvec.ingest.cells import CellSource
-from scvec.ingest.matrices import open_matrix
-from scvec.ingest.write import write_annotated
+from scvec.base.errors import InputError, ResourceError
+from scvec.ingest.cells.matrix import open_matrix
+from scvec.ingest.cells.source import CellSource
+from scvec.ingest.cells.write import write_annotated
 
 N, GENES = 40, 30
 COUNTS = np.random.default_rng(0).poisson(0.7, (N, GENES)).astype(np.float32)

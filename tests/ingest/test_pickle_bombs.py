@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pickle_parts import load, named, short
 
-from scvec.errors import InputError, ResourceError, ScvecError
+from scvec.base.errors import InputError, ResourceError, ScvecError
 
 
 def laughs() -> bytes:

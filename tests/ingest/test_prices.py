@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.base.settings import Price
 from scvec.ingest.sources.prices import PRICES, Budget, price_of
 from scvec.ingest.sources.retry import BudgetSpentError
-from scvec.settings import Price
 
 
 @pytest.mark.parametrize(

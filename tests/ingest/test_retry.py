@@ -13,9 +13,9 @@ from email.utils import formatdate
 
 import pytest
 
-from scvec.errors import AuthError, InputError, NetworkError, ResourceError
+from scvec.base.errors import AuthError, InputError, NetworkError, ResourceError
+from scvec.base.secrets import Secret
 from scvec.ingest.sources.retry import ENOUGH, REFUSED, Caller, RateLimit, ServiceError, parse_retry_after
-from scvec.secrets import Secret
 
 
 class Service:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvec.ingest.cells import CellSource
-from scvec.ingest.rows import FileRows, recipe_of
+from scvec.ingest.cells.rows import FileRows, recipe_of
+from scvec.ingest.cells.source import CellSource
 
 MEMORY = 1 << 28
 

@@ -11,15 +11,15 @@ from fake_faults import QUICK, Faults
 from fake_genes import fake_genes
 from fake_server import FakeServer
 
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.base.records import Answer, Failure, Job, Wanted
+from scvec.base.secrets import Secret
+from scvec.base.settings import ServiceSettings
+from scvec.base.types import Gene
 from scvec.ingest.sources.mygene import MyGeneSource
 from scvec.ingest.sources.ncbi import NcbiSource
 from scvec.ingest.sources.retry import ENOUGH, BudgetSpentError, Caller, ServiceError
 from scvec.ingest.sources.run import ROUNDS, harvest, run_async
-from scvec.records import Answer, Failure, Job, Wanted
-from scvec.secrets import Secret
-from scvec.settings import ServiceSettings
-from scvec.types import Gene
 
 
 def jobs_of(n):

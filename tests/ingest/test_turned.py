@@ -18,11 +18,11 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec import scratch
-from scvec.errors import InputError, ResourceError
-from scvec.ingest import turned
-from scvec.ingest.cells import CellSource
-from scvec.ingest.matrices import is_only_here, open_matrix
+from scvec.base import scratch
+from scvec.base.errors import InputError, ResourceError
+from scvec.ingest.cells import transpose as turned
+from scvec.ingest.cells.matrix import is_only_here, open_matrix
+from scvec.ingest.cells.source import CellSource
 
 ORIGIN = turned.Origin("X", "is stored by gene", "store it by cell")
 PLENTY = 2**30

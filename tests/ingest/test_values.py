@@ -12,16 +12,16 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.api.judging import novel_notes
-from scvec.api.matching import MatchedSource, settle_values
+from scvec.base.errors import InputError
 from scvec.cli.options import VALUES as CLI_VALUES
-from scvec.errors import InputError
-from scvec.ingest.cells import CellSource
-from scvec.ingest.expression import ExpressionState, MatrixProfile, normalize
-from scvec.ingest.identity import GeneMap
-from scvec.ingest.rows import FileRows, recipe_of
-from scvec.ingest.value_scales import best_transform
-from scvec.ingest.values import VALUES, detect_state
+from scvec.ingest.cells.expression import ExpressionState, MatrixProfile, normalize
+from scvec.ingest.cells.rows import FileRows, recipe_of
+from scvec.ingest.cells.source import CellSource
+from scvec.ingest.cells.value_scales import best_transform
+from scvec.ingest.cells.values import VALUES, detect_state
+from scvec.ingest.genes.names import GeneMap
+from scvec.model.judging import novel_notes
+from scvec.model.matching import MatchedSource, settle_values
 
 LENGTHS = np.random.default_rng(7).uniform(0.2, 5, 2000)
 

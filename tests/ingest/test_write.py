@@ -17,9 +17,9 @@ import pytest
 import scipy.sparse as sp
 
 import scvec
-from scvec.errors import InputError, ResourceError
-from scvec.ingest import write
-from scvec.ingest.write import check_output, write_annotated, write_table, write_tables
+from scvec.base.errors import InputError, ResourceError
+from scvec.ingest.cells import write
+from scvec.ingest.cells.write import check_output, write_annotated, write_table, write_tables
 
 N = 40
 
@@ -249,9 +249,9 @@ def test_a_disk_without_reservation_is_asked_for_its_room(source: Path, tmp_path
 LIMITED = """
 import os, resource, sys
 import anndata, numpy as np, pandas as pd
-from scvec.errors import ResourceError
-from scvec.ingest.write import write_annotated
-from scvec.ingest.write import write_table
+from scvec.base.errors import ResourceError
+from scvec.ingest.cells.write import write_annotated
+from scvec.ingest.cells.write import write_table
 
 source, folder = sys.argv[1:]
 obs = pd.DataFrame({"scvec_n": range(40)})

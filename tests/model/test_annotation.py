@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.base.types import Neighbors
 from scvec.model.annotation import Annotation
 from scvec.model.colors import label_colors
 from scvec.model.status import STATUSES
-from scvec.types import Neighbors
 
 #: The columns that the documentation promises.
 COLUMNS = [

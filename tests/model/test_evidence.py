@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvec.encoders.registry import make_encoder, needs_text
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.base.types import CellChunk
+from scvec.encoders import make_encoder, needs_text
 from scvec.model.ensemble import MEMBERS, log_softmax
 from scvec.model.evidence import weigh
 from scvec.model.reference import METHODS, ReferenceModel
 from scvec.model.sample import TrainingSample
-from scvec.types import CellChunk
 
 N_GENES, N_CLASSES = 40, 3
 

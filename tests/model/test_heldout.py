@@ -10,11 +10,11 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scvec.base.types import CellChunk, Neighbors
 from scvec.model.ensemble import MEMBERS
 from scvec.model.heldout import HeldOut, look_at_held_out, make_folds, splits
 from scvec.model.members import Scores
 from scvec.model.novelty import depth
-from scvec.types import CellChunk, Neighbors
 
 
 @settings(max_examples=60)

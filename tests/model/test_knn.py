@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scvec.base.types import Neighbors
 from scvec.model.knn import vote
-from scvec.types import Neighbors
 
 
 def slow(indices: Any, distances: Any, labels: Any, n_classes: int, pseudocount: float) -> Any:

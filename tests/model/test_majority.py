@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvec.errors import InputError
+from scvec.base.errors import InputError
 from scvec.model.majority import clusters, majority
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from scvec.base.types import CellChunk
 from scvec.model.calibration import _nearer
 from scvec.model.novelty import N_QUANTILES, PRIOR_CELLS, WEIGHTS, Novelty, depth, signals
-from scvec.types import CellChunk
 
 Array = np.ndarray
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from scvec.base.errors import InputError
+from scvec.base.types import CellChunk
 from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.encoders.pca import PCAEncoder
 from scvec.encoders.scaling import Scaling
 from scvec.encoders.statistics import StatisticsAccumulator, variability
-from scvec.errors import InputError
 from scvec.model.calibration import Calibration
 from scvec.model.ensemble import MEMBERS
 from scvec.model.heldout import make_folds
@@ -21,7 +22,6 @@ from scvec.model.metrics import expected_calibration_error
 from scvec.model.reference import METHODS, Prediction, ReferenceModel
 from scvec.model.sample import TrainingSample
 from scvec.model.shift import Shift
-from scvec.types import CellChunk
 
 N_GENES, N_CLASSES, N_CELLS = 80, 4, 200
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from scvec.base.types import CellChunk
 from scvec.model.spread import CLIP, MIN_SD, N_COMPONENTS, Spread
-from scvec.types import CellChunk
 
 N_GENES, N_CLASSES = 60, 3
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from some_answers import AT, answer, failure, genes, job, written
 
-from scvec.records import Answer, Failure, Job
+from scvec.base.records import Answer, Failure, Job
+from scvec.base.types import Gene
 from scvec.stores import Store
-from scvec.stores.journal import Journal
-from scvec.stores.knowledge import KnowledgeBase
-from scvec.types import Gene
+from scvec.stores.knowledge.knowledge import KnowledgeBase
+from scvec.stores.store.journal import Journal
 
 
 @pytest.fixture

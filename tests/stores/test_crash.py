@@ -26,8 +26,9 @@ from pathlib import Path
 
 import duckdb, faiss, numpy as np, pandas as pd, pyarrow.parquet, safetensors.numpy, filelock
 from scvec.stores import KnowledgeBase, Store
-from scvec.stores import faiss_index, numpy_index
-from scvec.types import Gene, Space
+from scvec.stores.index import flat as faiss_index
+from scvec.stores.index import numpy_index
+from scvec.base.types import Gene, Space
 
 SPACE = Space("minilm", "r1", "ab" * 32, "{text}", "mean", 6, True)
 HOOKS = [(os, "fsync"), (os, "replace"), (os, "unlink"), (shutil, "copyfile"), (shutil, "rmtree")]

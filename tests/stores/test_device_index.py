@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.errors import ResourceError
-from scvec.stores import device_index
-from scvec.stores.device_index import FaissGpuIndex, TorchIndex, on_device
-from scvec.stores.faiss_index import FaissFlatIndex
-from scvec.stores.numpy_index import NumpyIndex
+from scvec.base.errors import ResourceError
+from scvec.stores.index import gpu as device_index
+from scvec.stores.index.flat import FaissFlatIndex
+from scvec.stores.index.gpu import FaissGpuIndex, TorchIndex, on_device
+from scvec.stores.index.numpy_index import NumpyIndex
 
 
 def vectors(n: int, dim: int, seed: int = 0, scale: float = 1.0, centre: float = 0.0) -> Any:
@@ -66,7 +66,7 @@ def test_clusters_closer_than_fp16_can_tell_are_told_apart() -> None:
 
 def test_candidates_come_from_the_tiles(monkeypatch: Any) -> None:
     # On data of a usual kind no query falls back to looking at all rows, which the GPU is there to avoid.
-    from scvec.stores import faiss_index
+    from scvec.stores.index import flat as faiss_index
 
     base, queries = vectors(3000, 64), vectors(100, 64, 1)
     index = TorchIndex(flat(base), tile_rows=500)

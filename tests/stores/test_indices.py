@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.errors import InputError, StoreError
-from scvec.protocols import VectorIndex
-from scvec.stores.faiss_index import FaissFlatIndex
-from scvec.stores.indices import build_index, index_extension, open_index
-from scvec.stores.numpy_index import NumpyIndex
+from scvec.base.errors import InputError, StoreError
+from scvec.base.protocols import VectorIndex
+from scvec.stores.index import build_index, index_extension, open_index
+from scvec.stores.index.flat import FaissFlatIndex
+from scvec.stores.index.numpy_index import NumpyIndex
 
 KINDS = ("flat", "numpy")  # the exact ones
 
@@ -251,9 +251,9 @@ def test_search_in_blocks_equals_one_block(monkeypatch):
     index = build_index(base, "flat")
     subset = np.arange(0, 500, 2)
     whole, part = index.search(queries, 5), index.search(queries, 5, subset=subset)
-    monkeypatch.setattr("scvec.stores.faiss_index.BLOCK_QUERIES", 32)
-    monkeypatch.setattr("scvec.stores.faiss_index.BLOCK_BYTES", 4 * 6 * 50)
-    monkeypatch.setattr("scvec.stores.distances.BLOCK_BYTES", 8 * 6 * 50)
+    monkeypatch.setattr("scvec.stores.index.flat.BLOCK_QUERIES", 32)
+    monkeypatch.setattr("scvec.stores.index.flat.BLOCK_BYTES", 4 * 6 * 50)
+    monkeypatch.setattr("scvec.stores.index.distances.BLOCK_BYTES", 8 * 6 * 50)
     np.testing.assert_array_equal(index.search(queries, 5).indices, whole.indices)
     np.testing.assert_array_equal(index.search(queries, 5, subset=subset).indices, part.indices)
     slow = build_index(base, "numpy").search(queries, 5, subset=subset)
@@ -341,7 +341,7 @@ def test_numpy_index_refuses_pickles(tmp_path):
 def test_threads_do_not_change_results():
     code = """
         import hashlib, numpy as np
-        from scvec.stores.indices import build_index
+        from scvec.stores.index import build_index
         rng = np.random.default_rng(0)
         base, q = (rng.normal(size=(n, 64)).astype("f4") for n in (2000, 100))
         found = build_index(base).search(q, 10)

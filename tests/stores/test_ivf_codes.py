@@ -4,11 +4,11 @@ import faiss
 import numpy as np
 import pytest
 
-from scvec.errors import StoreError
-from scvec.stores.distances import pair_distances, row_distances
-from scvec.stores.indices import open_index
-from scvec.stores.ivf_codes import RESTS, IvfCodes
-from scvec.stores.ivf_settings import IvfSettings
+from scvec.base.errors import StoreError
+from scvec.stores.index import open_index
+from scvec.stores.index.distances import pair_distances, row_distances
+from scvec.stores.index.ivf_codes import RESTS, IvfCodes
+from scvec.stores.index.ivf_settings import IvfSettings
 
 N, LISTS = 3000, 16
 

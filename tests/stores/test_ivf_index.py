@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from ivf_parts import DIM, TARGET, N, clustered, share, truth
 
-from scvec.errors import InputError, StoreError
-from scvec.protocols import VectorIndex
-from scvec.stores.indices import build_index, open_index
-from scvec.stores.ivf_index import IvfIndex
-from scvec.stores.ivf_settings import FLAT_BELOW, Effort, IvfSettings, kind_for
-from scvec.stores.ivf_tuning import _left_out, places
+from scvec.base.errors import InputError, StoreError
+from scvec.base.protocols import VectorIndex
+from scvec.stores.index import build_index, open_index
+from scvec.stores.index.ivf import IvfIndex
+from scvec.stores.index.ivf_settings import FLAT_BELOW, Effort, IvfSettings, kind_for
+from scvec.stores.index.ivf_tuning import _left_out, places
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ class TestSearch:
             alone = index.search(queries[i : i + 1], 15)
             np.testing.assert_array_equal(alone.indices[0], whole.indices[i])
             np.testing.assert_array_equal(alone.distances[0], whole.distances[i])
-        monkeypatch.setattr("scvec.stores.ivf_index.MAX_BLOCK", 7)
+        monkeypatch.setattr("scvec.stores.index.ivf.MAX_BLOCK", 7)
         np.testing.assert_array_equal(index.search(queries, 15).indices, whole.indices)
 
     def test_lists_do_not_depend_on_the_batch_where_centroids_tie(self, base):

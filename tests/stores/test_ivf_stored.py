@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from ivf_parts import TARGET, N, clustered, truth
 
-from scvec.errors import StoreError
-from scvec.stores.ivf_index import IvfIndex
+from scvec.base.errors import StoreError
+from scvec.stores.index.ivf import IvfIndex
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from some_answers import answer, failure, job, written
 
-from scvec.errors import InputError, LockedError, ResourceError, StoreError
-from scvec.records import Answer, Job, Note
-from scvec.stores import Store, append_log
-from scvec.stores.journal import Journal
-from scvec.types import Description, Gene
+from scvec.base.errors import InputError, LockedError, ResourceError, StoreError
+from scvec.base.records import Answer, Job, Note
+from scvec.base.types import Description, Gene
+from scvec.stores import Store
+from scvec.stores.store import append_log
+from scvec.stores.store.journal import Journal
 
 
 def all_answers(journal: Journal, n: int = 5000) -> list[Answer]:
@@ -265,7 +266,7 @@ def test_a_second_writer_in_the_process_takes_nothing_away(path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from scvec.stores.journal import Journal
+from scvec.stores.store.journal import Journal
 from some_answers import answer
 journal = Journal(sys.argv[1])
 for n in range(int(sys.argv[2])):

@@ -24,8 +24,10 @@ import json, os, random, signal, sys, time, traceback
 from pathlib import Path
 
 import duckdb, filelock, numpy, pandas, pyarrow
-from scvec.stores import Store, journal, knowledge
-from scvec.records import Answer
+from scvec.stores import Store
+from scvec.stores.knowledge import knowledge
+from scvec.stores.store import journal
+from scvec.base.records import Answer
 from some_answers import answer, failure, genes, written
 
 N = 240

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.errors import LockedError, StoreError
-from scvec.stores import schema
-from scvec.stores.knowledge import KnowledgeBase
-from scvec.types import Description, Gene
+from scvec.base.errors import LockedError, StoreError
+from scvec.base.types import Description, Gene
+from scvec.stores.knowledge import schema
+from scvec.stores.knowledge.knowledge import KnowledgeBase
 
 INS = Gene("entrez:3630", "human", "INS", 3630, "insulin")
 INS1 = Gene("entrez:16333", "mouse", "Ins1", 16333, "insulin I", ensembl_ids=("ENSMUSG00000035804",))
@@ -176,8 +176,8 @@ def test_a_killed_load_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "kb.duckdb"
     code = (
         "import os, sys\n"
-        "from scvec.stores.knowledge import KnowledgeBase\n"
-        "from scvec.types import Gene\n"
+        "from scvec.stores.knowledge.knowledge import KnowledgeBase\n"
+        "from scvec.base.types import Gene\n"
         "kb = KnowledgeBase.open(sys.argv[1])\n"
         "def batches():\n"
         "    yield [(Gene(f'entrez:{i}', 'human', f'G{i}', i), []) for i in range(1, 5000)]\n"
@@ -268,7 +268,7 @@ def test_a_file_in_use_names_the_process(tmp_path: Path) -> None:
     path = tmp_path / "kb.duckdb"
     KnowledgeBase.open(path).close()
     code = (
-        "import sys\nfrom scvec.stores.knowledge import KnowledgeBase\n"
+        "import sys\nfrom scvec.stores.knowledge.knowledge import KnowledgeBase\n"
         "kb = KnowledgeBase.open(sys.argv[1])\nprint('open', flush=True)\nsys.stdin.read()\n"
     )
     other = subprocess.Popen(

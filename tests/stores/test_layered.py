@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.errors import InputError, StoreError
-from scvec.stores.faiss_index import FaissFlatIndex
-from scvec.stores.indices import build_index
-from scvec.stores.layered import LayeredIndex
-from scvec.stores.manifest import LayerEntry, Manifest, ReferenceEntry
-from scvec.stores.store import Store
+from scvec.base.errors import InputError, StoreError
+from scvec.stores.index import build_index
+from scvec.stores.index.flat import FaissFlatIndex
+from scvec.stores.index.layered import LayeredIndex
+from scvec.stores.store.manifest import LayerEntry, Manifest, ReferenceEntry
+from scvec.stores.store.store import Store
 
 DIM = 8
 

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from scvec.errors import LockedError
-from scvec.stores.lock import WriterLock
+from scvec.base.errors import LockedError
+from scvec.stores.store.lock import WriterLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from scvec.stores.lock import WriterLock
+from scvec.stores.store.lock import WriterLock
 with WriterLock(Path(sys.argv[1]), "scvec ingest cells"):
     print("held", flush=True)
     time.sleep(60)
@@ -77,7 +77,7 @@ def test_a_signature_of_the_dead_is_not_believed_for_long(tmp_path, monkeypatch)
         gone = {"pid": 2**22 - 1, "host": socket.gethostname(), "command": "old", "started": "then"}
         (tmp_path / "lock.json").write_text(json.dumps(gone))
         waits = []
-        monkeypatch.setattr("scvec.stores.lock.time.sleep", waits.append)
+        monkeypatch.setattr("scvec.stores.store.lock.time.sleep", waits.append)
         with pytest.raises(LockedError), WriterLock(tmp_path, "second"):
             pass
         assert 0 < sum(waits) < 2

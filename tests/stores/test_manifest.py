@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.errors import InputError, StoreError
-from scvec.stores.manifest import (
+from scvec.base.errors import InputError, StoreError
+from scvec.base.types import Space
+from scvec.stores.store.manifest import (
     FORMAT,
     FileEntry,
     KnowledgeEntry,
@@ -19,7 +20,6 @@ from scvec.stores.manifest import (
     SpaceEntry,
     portable,
 )
-from scvec.types import Space
 
 SPACE = Space("minilm", "r1", "ab" * 32, "{text}", "mean", 8, True)
 SHA = "0123456789abcdef" * 4

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.errors import InputError
-from scvec.stores.indices import build_index
-from scvec.stores.sharded import ShardedIndex, search_rows, spans
+from scvec.base.errors import InputError
+from scvec.stores.index import build_index
+from scvec.stores.index.shards import ShardedIndex, search_rows, spans
 
 
 def in_pieces(vectors, parts, kind="flat"):

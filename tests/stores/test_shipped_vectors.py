@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 
 import scvec
-from scvec.api.texts import encode_genes, gene_table
+from scvec.backbones import parse_spec
 from scvec.backbones.controls import RandomBackbone, permutation
 from scvec.backbones.minilm import MinilmBackbone, find_minilm
-from scvec.backbones.sentence import SentenceBackbone
-from scvec.backbones.spec import parse_spec
-from scvec.errors import StoreError
-from scvec.stores.shipped_vectors import BASES, VECTORS, ShippedVectors
-from scvec.stores.snapshot import Snapshot
-from scvec.stores.store import Store
-from scvec.stores.vector_cache import VectorCache
-from scvec.types import Description, Space, text_sha256
+from scvec.backbones.sentence_transformer import SentenceBackbone
+from scvec.base.errors import StoreError
+from scvec.base.types import Description, Space, text_sha256
+from scvec.model.gene_vectors import encode_genes, gene_table
+from scvec.stores.knowledge.snapshot import Snapshot
+from scvec.stores.store.shipped_vectors import BASES, VECTORS, ShippedVectors
+from scvec.stores.store.store import Store
+from scvec.stores.store.vector_cache import VectorCache
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 SPACE = Space("minilm", "r1", "ab" * 32, "default", "mean", 32, True)

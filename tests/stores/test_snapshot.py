@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scvec.errors import StoreError
-from scvec.stores.snapshot import Snapshot
+from scvec.base.errors import StoreError
+from scvec.stores.knowledge.snapshot import Snapshot
 
 
 @pytest.fixture(scope="module")

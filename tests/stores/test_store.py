@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from small_store import SPACE, cells, fill, genes, put_gene, tree, vectors
 
-from scvec.errors import InputError, LockedError, StoreError
+from scvec.base.errors import InputError, LockedError, StoreError
+from scvec.base.types import Gene
 from scvec.stores import Store, StoredReference, build_index, default_store_path
-from scvec.types import Gene
 
 
 class TestOpening:
@@ -321,7 +321,7 @@ class TestTransactions:
 
 def test_importing_stores_loads_nothing_heavy():
     code = (
-        "import sys; import scvec.stores, scvec.stores.store, scvec.stores.transaction\n"
+        "import sys; import scvec.stores, scvec.stores.store.store, scvec.stores.store.transaction\n"
         "print([m for m in ('pandas', 'duckdb', 'faiss', 'torch', 'pyarrow', 'scipy') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -345,7 +345,7 @@ def test_a_caller_who_leaves_the_knowledge_open_is_told(filled):
 def test_colleagues_can_read_what_their_umask_lets_them(tmp_path: Path) -> None:
     import os
 
-    from scvec.stores.tensors import write_tensors
+    from scvec.stores.store.tensors import write_tensors
 
     before = os.umask(0o027)
     try:

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from small_store import SPACE, cells, fill, genes, put_gene, tree, vectors
 
-from scvec.errors import InputError, ResourceError, ScvecError, StoreError
+from scvec.base.errors import InputError, ResourceError, ScvecError, StoreError
 from scvec.stores import Store
-from scvec.stores.files import _seen
+from scvec.stores.store.files import _seen
 
 
 class TestReaders:
@@ -96,7 +96,7 @@ def seeds_of(store):
 READER = f"""
 import json, select, sys, time
 from scvec.stores import Store
-from scvec.types import Space
+from scvec.base.types import Space
 SPACE = {SPACE!r}
 {inspect.getsource(seeds_of)}
 seen = []
@@ -110,7 +110,7 @@ WRITER = """
 import sys
 import numpy as np, pandas as pd
 from scvec.stores import Store
-from scvec.types import Gene, Space
+from scvec.base.types import Gene, Space
 SPACE = Space("minilm", "r1", "ab" * 32, "{text}", "mean", 6, True)
 store = Store(sys.argv[1])
 for seed in range(10):
@@ -224,8 +224,8 @@ class TestDamage:
     @pytest.mark.parametrize("part", ["index", "vectors"])
     def test_parts_of_different_content_are_found(self, store, part):
         """Checksums that fit, contents that do not: the manifest was written over other files."""
-        from scvec.stores.generations import write_generation
-        from scvec.stores.manifest import Manifest
+        from scvec.stores.store.generations import write_generation
+        from scvec.stores.store.manifest import Manifest
 
         fill(store)
         fill(store, seed=1, name="b")
@@ -266,9 +266,9 @@ class TestFullDisk:
                 "fsync": "os.fsync",
                 "replace": "os.replace",
                 "copyfile": "shutil.copyfile",
-                "write_table": "scvec.stores.transaction.write_table",
-                "write_tensors": "scvec.stores.transaction.write_tensors",
-                "index": "scvec.stores.faiss_index.FaissFlatIndex.save",
+                "write_table": "scvec.stores.store.transaction.write_table",
+                "write_tensors": "scvec.stores.store.transaction.write_tensors",
+                "index": "scvec.stores.index.flat.FaissFlatIndex.save",
             }[step]
             monkeypatch.setattr(target, full_text if step in ("index", "write_tensors") else full)
             put_gene(txn, "GCG")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.base.types import Space, text_sha256
 from scvec.stores import Store, VectorCache
-from scvec.stores.append_log import AppendLog
-from scvec.types import Space, text_sha256
+from scvec.stores.store.append_log import AppendLog
 
 
 def space(dim=4, name="minilm"):

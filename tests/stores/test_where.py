@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.errors import InputError
-from scvec.stores.where import rows_where
+from scvec.base.errors import InputError
+from scvec.stores.knowledge.where import rows_where
 
 
 @pytest.fixture
@@ -170,6 +170,6 @@ def test_rows_are_in_order_of_large_tables() -> None:
 
 
 def test_a_condition_that_never_ends_is_stopped(cells: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scvec.stores.where.SECONDS", 0.3)
+    monkeypatch.setattr("scvec.stores.knowledge.where.SECONDS", 0.3)
     with pytest.raises(InputError, match=r"takes longer than 0.3 seconds"):
         rows_where(cells, "(SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b) > 0")

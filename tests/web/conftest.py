@@ -43,7 +43,7 @@ def shelf(
     report = folder / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         # UMAP compiles itself for ten seconds; the server's own process does it in earnest.
-        patch.setattr("scvec.api.write_report.lay_out", flat)
+        patch.setattr("scvec.report.write_report.lay_out", flat)
         found = scvec.query(folder / "store", folder / "new.h5ad", report=report)
     return Shelf(folder / "store", folder / "new.h5ad", report, found)
 

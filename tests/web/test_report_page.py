@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from web_parts import HOSTILE, Shelf, flat
 
-from scvec.api import layout, write_report
-from scvec.api.report_data import columns_of, truth_column
-from scvec.api.report_page import inline_policy, render_report, script_json
-from scvec.api.write_report import _packed, check_report, command_line
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.report import layout, write_report
+from scvec.report.page import inline_policy, render_report, script_json
+from scvec.report.report_data import columns_of, truth_column
+from scvec.report.write_report import _packed, check_report
+from scvec.workflows.query_output import command_line
 
 
 def facts(page: str) -> Any:
@@ -55,7 +56,7 @@ def test_evidence_calibration_and_the_command_are_there(shelf: Shelf):
 
 
 def test_an_annotation_writes_its_report_later(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("scvec.api.write_report.lay_out", flat)
+    monkeypatch.setattr("scvec.report.write_report.lay_out", flat)
     later = tmp_path / "later.html"
     assert shelf.annotation.to_report(later).report == str(later)
     first, second = (

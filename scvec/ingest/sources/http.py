@@ -12,11 +12,11 @@ import aiohttp
 from yarl import URL
 
 from scvec import __version__
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.base.secrets import redact
+from scvec.base.settings import ServiceSettings, is_loopback
 from scvec.ingest.sources.facts import clean_text
 from scvec.ingest.sources.retry import PATIENCE, Caller, RateLimit, ServiceError, parse_retry_after
-from scvec.secrets import redact
-from scvec.settings import ServiceSettings, is_loopback
 
 __all__ = ["HttpClient", "HttpSource", "service_url"]
 

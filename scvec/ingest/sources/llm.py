@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from scvec.base.records import Answer, Failure, Job
+from scvec.base.secrets import redact
+from scvec.base.settings import Price
+from scvec.base.types import Description, Species
 from scvec.ingest.sources.openai import Chat, LlmService, Reply, is_reasoning, prompt_tokens
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.retry import ServiceError
 from scvec.ingest.sources.tokens import count_tokens
-from scvec.records import Answer, Failure, Job
-from scvec.secrets import redact
-from scvec.settings import Price
-from scvec.types import Description, Species
 
 __all__ = [
     "LONGEST",

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from scvec.base.records import Answer, Failure, Job, Note, Wanted
+from scvec.base.settings import ServiceSettings
+from scvec.base.types import Description, Gene
 from scvec.ingest.sources.facts import (
     SPECIES_OF_TAXON,
     clean_summary,
@@ -21,9 +24,6 @@ from scvec.ingest.sources.facts import (
     texts_field,
 )
 from scvec.ingest.sources.http import HttpClient, HttpSource
-from scvec.records import Answer, Failure, Job, Note, Wanted
-from scvec.settings import ServiceSettings
-from scvec.types import Description, Gene
 
 __all__ = ["MyGeneSource", "mygene_requests"]
 

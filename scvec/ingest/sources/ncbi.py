@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from scvec.base.records import Answer, Failure, Job, Note, Wanted
+from scvec.base.settings import ServiceSettings
+from scvec.base.types import Description, Gene
 from scvec.ingest.sources.facts import (
     SPECIES_OF_TAXON,
     TAXON_OF_SPECIES,
@@ -24,9 +27,6 @@ from scvec.ingest.sources.facts import (
 )
 from scvec.ingest.sources.http import HttpClient, HttpSource
 from scvec.ingest.sources.retry import ServiceError
-from scvec.records import Answer, Failure, Job, Note, Wanted
-from scvec.settings import ServiceSettings
-from scvec.types import Description, Gene
 
 __all__ = ["NcbiSource", "ncbi_requests", "parse_details"]
 

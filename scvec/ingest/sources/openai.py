@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from scvec.errors import AuthError, InputError
+from scvec.base.errors import AuthError, InputError
+from scvec.base.secrets import redact
+from scvec.base.settings import ServiceSettings, is_loopback
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.retry import PATIENCE, Caller, Kind, ServiceError, parse_retry_after
 from scvec.ingest.sources.tokens import count_tokens
-from scvec.secrets import redact
-from scvec.settings import ServiceSettings, is_loopback
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

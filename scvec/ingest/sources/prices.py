@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from scvec.errors import InputError
+from scvec.base.errors import InputError
+from scvec.base.settings import Price, is_loopback
 from scvec.ingest.sources.retry import BudgetSpentError
-from scvec.settings import Price, is_loopback
 
 __all__ = ["PRICES", "PRICES_AS_OF", "Budget", "Reserve", "price_of"]
 

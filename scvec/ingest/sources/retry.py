@@ -21,8 +21,8 @@ from weakref import WeakKeyDictionary
 
 from filelock import FileLock, Timeout
 
-from scvec.errors import AuthError, InputError, NetworkError, ResourceError, ScvecError
-from scvec.secrets import redact
+from scvec.base.errors import AuthError, InputError, NetworkError, ResourceError, ScvecError
+from scvec.base.secrets import redact
 
 __all__ = [
     "BudgetSpentError",

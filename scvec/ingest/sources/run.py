@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from scvec.base.records import Answer, Failure, Job
 from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
-from scvec.records import Answer, Failure, Job
 
 __all__ = ["Batches", "Harvest", "Sizes", "Source", "Stop", "Tally", "ask_all", "harvest", "run_async"]
 

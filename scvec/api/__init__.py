@@ -1,1 +1,0 @@
-"""What a command does, as functions. The CLI parses, calls one of these, and prints."""

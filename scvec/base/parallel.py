@@ -1,0 +1,129 @@
+"""Independent pieces of work done side by side, each on its share of the cores."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import TypeVar
+
+from scvec.base.protocols import Progress
+
+__all__ = ["JointProgress", "n_cores", "side_by_side"]
+
+T = TypeVar("T")
+
+
+class _StoppedError(Exception):
+    """Another job failed, or the user interrupted: this one has nothing to work for."""
+
+
+def n_cores() -> int:
+    """Return the cores that this process may use; fewer where ``OMP_NUM_THREADS`` says so."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(there, int(asked)) if asked.isdigit() and int(asked) > 0 else there
+
+
+def side_by_side(
+    jobs: Iterable[Callable[[], T]], n_workers: int, stop: Callable[[], None] = lambda: None
+) -> Generator[T, None, None]:
+    """Yield what jobs return, in their order, some of them done at once in threads.
+
+    Most time passes in libraries that let other threads run, but use more than one core badly where their
+    arrays are small. Each job gets as many threads of those libraries as there are cores for it. Close the
+    iterator when leaving early (`contextlib.closing`): it waits for the jobs that run.
+
+    Parameters
+    ----------
+    jobs
+        Asked for when there is room: of those that follow the one waited for, one more than work waits. They
+        must not share what they change.
+    n_workers
+        Jobs at once. With one, a job is done when it is asked for, in the thread of who asks.
+    stop
+        Called before those that run are waited for, so that they may end early.
+
+    Raises
+    ------
+    Exception
+        What the first job that failed raised.
+    """
+    if n_workers <= 1:
+        for job in jobs:
+            yield job()
+        return
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")
+    before = None if torch is None else torch.get_num_threads()
+    each = max(1, n_cores() // n_workers)
+    waiting: deque[Future[T]] = deque()
+    with (
+        threadpool_limits(each, user_api="blas"),
+        ThreadPoolExecutor(n_workers, "scvec", initializer=_limit, initargs=(each,)) as pool,
+    ):
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(job))
+                del job  # whoever does it holds it, and what it holds
+                if len(waiting) > n_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            stop()
+            for future in waiting:
+                future.cancel()
+            if torch is not None:
+                torch.set_num_threads(before)
+
+
+def _limit(n_threads: int) -> None:
+    """Let the libraries that are loaded use so many threads for what this thread asks of them."""
+    from threadpoolctl import threadpool_limits
+
+    # OpenMP counts for each thread that asks; the BLAS of NumPy for the whole process, elsewhere.
+    threadpool_limits(n_threads, user_api="openmp")
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(n_threads)
+
+
+class JointProgress:
+    """Progress of several jobs, told as that of one.
+
+    Parameters
+    ----------
+    progress
+        Told what all jobs together have done of each stage, by the thread of a job.
+    n_jobs
+        How many there are; those that have not begun a stage are taken to be as long as the one that has.
+    """
+
+    def __init__(self, progress: Progress, n_jobs: int) -> None:
+        self._progress, self._n_jobs = progress, n_jobs
+        self._lock, self._stopped = Lock(), False
+        self._far: dict[str, dict[int, tuple[int, int | None]]] = {}
+
+    def of(self, number: int) -> Progress:
+        """Return what job ``number`` reports to."""
+
+        def report(stage: str, done: int, total: int | None, detail: str = "") -> None:
+            if self._stopped:
+                raise _StoppedError
+            with self._lock:
+                far = self._far.setdefault(stage, {})
+                far[number] = (done, total)
+                if total is not None:
+                    total *= self._n_jobs - len(far)
+                    total += sum(of or 0 for _, of in far.values())
+                self._progress(stage, sum(n for n, _ in far.values()), total, detail)
+
+        return report
+
+    def stop(self) -> None:
+        """End jobs at their next report."""
+        self._stopped = True

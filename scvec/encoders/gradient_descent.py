@@ -1,0 +1,79 @@
+"""Training loops shared by the encoders and heads that learn by gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.base.protocols import Progress, no_progress
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["class_weights", "train"]
+
+#: Small references see each cell more often: fewer steps than this leave the start in the result.
+MIN_STEPS = 100
+
+
+def class_weights(labels: npt.NDArray[np.int64], n_classes: int) -> npt.NDArray[np.float64]:
+    """Return (n,) sampling weights, one over the square root of each label's count.
+
+    Half-way between the natural frequencies, which drown rare types, and equal ones, which inflate them.
+    Unlabelled cells (-1) get weight 0.
+    """
+    labelled = labels >= 0
+    counts = np.bincount(labels[labelled], minlength=n_classes)
+    weights = np.zeros(len(labels))
+    weights[labelled] = 1.0 / np.sqrt(counts[labels[labelled]])
+    return np.asarray(weights / weights.sum())
+
+
+def train(
+    parameters: list[dict[str, object]],
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    weights: npt.NDArray[np.float64],
+    *,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    min_steps: int = MIN_STEPS,
+    max_steps: int = 4000,
+    stage: str = "training",
+    progress: Progress = no_progress,
+) -> None:
+    """Minimise ``loss`` with AdamW and a one-cycle schedule (Smith and Topin 2017, arXiv:1708.07120).
+
+    Parameters
+    ----------
+    parameters
+        Parameter groups for AdamW.
+    loss
+        Called with row numbers (batch_size,) int64 of the cells in a batch.
+    weights
+        (n,) float64 sampling weights that sum to 1.
+    min_steps, max_steps
+        Large references see each cell less often: their gradient needs no more steps than this.
+    """
+    import torch
+
+    n_steps = max(min_steps, min(max_steps, epochs * -(-len(weights) // batch_size)))
+    rng = np.random.default_rng(seed)
+    # What rng.choice(p=weights) draws, without checking and adding up all weights at every step.
+    upto = np.cumsum(weights)
+    upto /= upto[-1]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=n_steps)
+    for step in range(n_steps):
+        rows = upto.searchsorted(rng.random(batch_size), side="right")
+        value = loss(torch.from_numpy(rows))
+        optimizer.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if step % 10 == 9 or step == n_steps - 1:
+            progress(stage, step + 1, n_steps)

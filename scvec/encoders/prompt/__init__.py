@@ -1,0 +1,1 @@
+"""The encoder prompt: a frozen language model reads the genes of a cell."""

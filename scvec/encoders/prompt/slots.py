@@ -1,0 +1,112 @@
+"""Which genes of a cell a language model reads, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.base.types import Float32
+
+__all__ = ["Slots", "packed", "ranked", "split"]
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """The genes of n cells, highest expression first; shorter cells are padded.
+
+    Attributes
+    ----------
+    genes
+        (n, length) int64 columns of the cells; 0 where padded.
+    values
+        (n, length) float32 log1p CP10k; 0 where padded.
+    counts
+        (n,) int64 number of genes of each cell.
+    """
+
+    genes: Int64
+    values: Float32
+    counts: Int64
+
+    def __post_init__(self) -> None:
+        if self.genes.shape != self.values.shape or len(self.counts) != len(self.genes):
+            raise ValueError(
+                f"{self.genes.shape} genes, {self.values.shape} values, {len(self.counts)} cells"
+            )
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """(n, length) bool, False where padded."""
+        return np.arange(self.genes.shape[1]) < self.counts[:, None]
+
+    def take(self, rows: Int64, length: int | None = None) -> Slots:
+        """Return some cells, cut or padded to ``length`` places; none of their genes may be cut."""
+        length = self.genes.shape[1] if length is None else length
+        counts = self.counts[rows]
+        if len(counts) and length < counts.max():
+            raise ValueError(f"{counts.max()} genes do not fit into {length} places")
+        pad = ((0, 0), (0, max(0, length - self.genes.shape[1])))
+        genes, values = self.genes[rows][:, :length], self.values[rows][:, :length]
+        return Slots(np.pad(genes, pad), np.pad(values, pad), counts)
+
+
+def ranked(X: Any, n_genes: int, *, drop: float = 0.0, rng: np.random.Generator | None = None) -> Slots:
+    """Return the ``n_genes`` highest expressed genes of each cell; zeros are dropped, ties go by column.
+
+    Parameters
+    ----------
+    X
+        (n, all genes) CSR float32, log1p CP10k.
+    drop
+        Share of a cell's genes that training leaves out before they are ranked, by ``rng``.
+    """
+    n = X.shape[0]
+    counts = np.zeros(n, dtype=np.int64)
+    chosen: list[tuple[Int64, Float32]] = []
+    for i in range(n):
+        here = slice(X.indptr[i], X.indptr[i + 1])
+        columns, values = X.indices[here].astype(np.int64), X.data[here].astype(np.float32)
+        kept = values > 0
+        if drop > 0 and rng is not None:
+            kept &= rng.random(len(values)) >= drop
+        columns, values = columns[kept], values[kept]
+        order = np.lexsort((columns, -values))[:n_genes]
+        chosen.append((columns[order], values[order]))
+        counts[i] = len(order)
+    length = int(counts.max()) if n else 0
+    genes, expressed = np.zeros((n, length), dtype=np.int64), np.zeros((n, length), dtype=np.float32)
+    for i, (columns, values) in enumerate(chosen):
+        genes[i, : len(columns)], expressed[i, : len(columns)] = columns, values
+    return Slots(genes, expressed, counts)
+
+
+def packed(counts: Int64, n_genes: int, batch_size: int) -> Iterator[tuple[Int64, int]]:
+    """Yield (rows, places) of batches of cells of like length.
+
+    Places come in eighths of ``n_genes``: how many a cell has is its own affair, and at most an eighth of the
+    longest is spent on padding.
+    """
+    step = max(1, -(-n_genes // 8))
+    places = np.maximum(-(-counts // step), 1) * step
+    for size in np.unique(places)[::-1]:
+        rows = np.flatnonzero(places == size)
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size], int(size)
+
+
+def split(batches: list[tuple[Int64, int]], batch_size: int) -> list[tuple[Int64, int]]:
+    """Return batches of at most ``batch_size`` cells, in the same order."""
+    return [
+        (rows[start : start + batch_size], places)
+        for rows, places in batches
+        for start in range(0, len(rows), batch_size)
+    ]

@@ -1,0 +1,309 @@
+"""``--engine ray``: the work of a query, or of encoding a reference, spread over a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scvec.base.borders import parse_memory
+from scvec.base.errors import InputError, NetworkError
+from scvec.base.protocols import CellEncoder, Progress
+from scvec.base.types import CellChunk, Float32
+from scvec.engines.ray_cluster import joined, nodes
+from scvec.engines.ray_plan import Plan, plan
+from scvec.ingest.cells.rows import recipe_of
+from scvec.stores.index.shards import spans
+
+if TYPE_CHECKING:
+    from scvec.engines.ray_workers import ReferencePlace, ShardHandle, Task
+    from scvec.ingest.genes.names import GeneMap
+    from scvec.model.matching import MatchedSource
+    from scvec.model.reference import Prediction, ReferenceModel
+    from scvec.stores.store.reference_reader import StoredReference
+    from scvec.stores.store.store import Store
+
+__all__ = ["encode_by_ray", "predict_by_ray"]
+
+#: Indices whose rows may be divided anywhere: searching the parts gives what searching the whole does.
+EXACT = ("flat", "numpy")
+#: Encoders that compute with torch, and so on a GPU where there is one.
+ON_GPU = ("prompt", "sentence")
+#: Seconds that a worker or a shard has to be there and loaded.
+START = 180.0
+#: Times that Ray starts a worker, and a shard, anew.
+WORKER_RESTARTS, SHARD_RESTARTS = 4, 1
+
+
+def predict_by_ray(
+    opened: Store,
+    stored: StoredReference,
+    matched: MatchedSource,
+    genes: GeneMap,
+    *,
+    address: str | None,
+    memory: str | int | None,
+    exact: bool,
+    recall: float | None,
+    device: str,
+    llm: str | None,
+    progress: Progress,
+    fitted: ReferenceModel | None = None,
+    **options: Any,
+) -> Iterator[Prediction]:
+    """Name the cells of a query on a cluster.
+
+    Parameters
+    ----------
+    address
+        Of the cluster; None for a Ray of this machine's own.
+    memory
+        Bytes of all workers together.
+    exact, recall
+        How an approximate index searches (`StoredReference.searcher`).
+    fitted
+        What was fitted to the genes of the query, if that was needed: workers hold all of it, and no shards.
+    **options
+        Of :meth:`scvec.model.reference.ReferenceModel.predict`.
+
+    Yields
+    ------
+    The predictions chunk by chunk, in order: those of the same model without Ray, of the same chunks.
+
+    Raises
+    ------
+    NetworkError
+        If the cluster cannot be reached, or a shard or all workers are lost.
+    """
+    from scvec.engines.ray_workers import AnnotateJob, Annotator, Reads, ReferencePlace
+    from scvec.model.gene_fit import fit_state
+
+    splits = exact or stored.index_kind in EXACT
+    with joined(address, progress=progress) as ray:
+        room = plan(
+            nodes(ray),
+            n_rows=stored.n,
+            dim=stored.dim,
+            memory=None if memory is None else parse_memory(memory),
+            device=device,
+            uses_gpu=stored.meta["model"]["encoder"]["name"] in ON_GPU,
+            splits=splits,
+        )
+        place = ReferencePlace(
+            os.path.abspath(opened.path), opened.generation.number, stored.name, stored.fingerprint
+        )
+        with _actors() as actors:
+            shards = []
+            if fitted is None:
+                shards = _shards(ray, place, stored.n, room, actors, whole=not splits, recall=recall)
+            reads = Reads([recipe_of(matched.source)], [genes], room.reading)
+            fit = None if fitted is None else fit_state(fitted)
+            job = AnnotateJob(reads, place, shards, options, device, llm, fit)
+            crew = _crew(ray, Annotator, job, room, actors)
+            for _, answer in _Work(ray, crew, [matched], [genes], "annotating cells", progress).done():
+                yield answer
+
+
+def encode_by_ray(
+    encoder: CellEncoder,
+    matched: Sequence[MatchedSource],
+    maps: Sequence[GeneMap],
+    *,
+    address: str | None,
+    memory: str | int | None,
+    backbone: str,
+    device: str,
+    llm: str | None,
+    progress: Progress,
+) -> Float32:
+    """Encode the cells of a reference on a cluster, by an encoder that was just trained.
+
+    Returns
+    -------
+    (n, embed_dim) float32, rows in the order of the sources and their cells.
+
+    Raises
+    ------
+    NetworkError
+        If the cluster cannot be reached, or all workers are lost.
+    """
+    from scvec.engines.ray_workers import EncodeJob, Encoder, Reads
+
+    tensors, state = encoder.state()
+    meta = {"model": {"encoder": {"name": encoder.name, **state}}, "options": {"backbone": backbone}}
+    vectors = np.empty((sum(m.source.n_obs for m in matched), encoder.embed_dim), dtype=np.float32)
+    starts = np.cumsum([0, *(m.source.n_obs for m in matched)])
+    with joined(address, progress=progress) as ray:
+        room = plan(
+            nodes(ray),
+            n_rows=0,
+            dim=encoder.embed_dim,
+            memory=None if memory is None else parse_memory(memory),
+            device=device,
+            uses_gpu=encoder.name in ON_GPU,
+        )
+        with _actors() as actors:
+            reads = Reads([recipe_of(m.source) for m in matched], maps, room.reading)
+            crew = _crew(ray, Encoder, EncodeJob(reads, meta, tensors, device, llm), room, actors)
+            for task, found in _Work(ray, crew, matched, maps, "encoding cells", progress).done():
+                start = starts[task.source]
+                vectors[start + task.first : start + task.last] = found
+    return vectors
+
+
+@contextlib.contextmanager
+def _actors() -> Iterator[list[Any]]:
+    """Yield a list; the actors that are put into it end with the block, on a cluster that goes on too."""
+    import ray
+
+    actors: list[Any] = []
+    try:
+        yield actors
+    finally:
+        for actor in actors:
+            with contextlib.suppress(Exception):  # the cluster may be what failed
+                ray.kill(actor, no_restart=True)
+
+
+def _shards(
+    ray: Any,
+    place: ReferencePlace,
+    n: int,
+    room: Plan,
+    actors: list[Any],
+    *,
+    whole: bool,
+    recall: float | None,
+) -> list[ShardHandle]:
+    """Start the shards, spread over the nodes, and wait until all are loaded."""
+    from scvec.engines.ray_pool import cause_of
+    from scvec.engines.ray_workers import Shard, ShardHandle
+
+    made = ray.remote(concurrency_groups={"health": 1})(Shard)
+    shards = []
+    held = spans(n, room.n_shards)
+    for i, (first, last) in enumerate(held):
+        actor = made.options(
+            num_cpus=room.cpus,
+            memory=room.shard_memory,
+            scheduling_strategy="SPREAD",
+            max_restarts=SHARD_RESTARTS,
+            max_task_retries=-1,
+        ).remote(place, first, last, whole=whole, recall=recall, threads=room.shard_threads)
+        actors.append(actor)
+        name = f"shard {i + 1} of {len(held)} of the reference {place.name!r}"
+        shards.append(ShardHandle(name, first, last, actor))
+    loading = {shard.actor.load.remote(): shard for shard in shards}
+    ready, late = ray.wait(list(loading), num_returns=len(loading), timeout=START)
+    for ref in ready:
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            raise cause_of(error) from None
+        except ray.exceptions.RayError as error:
+            raise loading[ref].lost("its process died while it was loaded") from error
+    if late:
+        raise loading[late[0]].lost("no node of the cluster has room for it")
+    return shards
+
+
+class _Crew:
+    """Workers that are there, what they do, and which sources all of them can read."""
+
+    def __init__(self, workers: list[Any], job: Any, reads: list[bool]) -> None:
+        self.workers, self.job, self.reads = workers, job, reads
+
+
+def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Crew:
+    """Start the workers and wait until they are loaded; those that find no room are done without."""
+    from scvec import __version__
+    from scvec.engines.ray_pool import cause_of
+
+    made = ray.remote(concurrency_groups={"health": 1})(kind)
+    options: dict[str, Any] = {
+        "num_cpus": room.cpus,
+        "num_gpus": room.worker_gpus,
+        "memory": room.worker_memory,
+        "scheduling_strategy": "SPREAD",
+        "max_restarts": WORKER_RESTARTS,
+        "max_task_retries": 0,
+    }
+    started = [made.options(**options).remote() for _ in range(room.n_workers)]
+    actors += started
+    # Put once: every worker, and one that is started anew, takes it from the cluster's memory.
+    put = [ray.put(job)]
+    asked = {worker.sees.remote(put): worker for worker in started}
+    # The first decides how long the cluster takes; whoever is not there soon after it has no room.
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=START)
+    workers, seen = [], []
+    for ref in ready:
+        try:
+            version, sees = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            raise cause_of(error) from None
+        except ray.exceptions.RayError:
+            continue  # the others do its work
+        if version != __version__:
+            raise InputError(
+                f"a node of the cluster has scvec {version}, this one {__version__}",
+                "--engine ray",
+                "install one version on all nodes",
+            )
+        workers.append(asked[ref])
+        seen.append(sees)
+    if not workers:
+        raise NetworkError(
+            "no worker could be started on the Ray cluster", "--engine ray", "look at its nodes: ray status"
+        )
+    for ref in late:
+        actors.remove(asked[ref])
+        ray.kill(asked[ref], no_restart=True)
+    return _Crew(workers, put, [all(column) for column in zip(*seen, strict=True)])
+
+
+class _Work:
+    """The cells of some sources as tasks of a crew."""
+
+    def __init__(
+        self,
+        ray: Any,
+        crew: _Crew,
+        matched: Sequence[MatchedSource],
+        maps: Sequence[GeneMap],
+        stage: str,
+        progress: Progress,
+    ) -> None:
+        self._ray, self._crew, self._matched, self._maps = ray, crew, matched, maps
+        self._stage, self._progress = stage, progress
+        self._chunks: Iterator[CellChunk] | None = None
+        self._n_done, self._total = 0, sum(m.source.n_obs for m in matched)
+
+    def done(self) -> Iterator[tuple[Task, Any]]:
+        """Yield tasks and answers, in order."""
+        from scvec.engines.ray_pool import Pool
+
+        return Pool(self._crew.workers, self._crew.job).map(self._tasks(), self._send, self._told)
+
+    def _tasks(self) -> Iterator[Task]:
+        from scvec.engines.ray_workers import Task
+
+        number = 0
+        for i, matched in enumerate(self._matched):
+            # As without Ray: in other chunks products of matrices would differ in the last bits.
+            n, size = matched.source.n_obs, matched.source.chunk_size
+            # Tasks are asked for in order, and cells that are sent are read in that order.
+            self._chunks = None if self._crew.reads[i] else matched.chunks(self._maps[i], size)
+            for first in range(0, n, size):
+                yield Task(number, i, first, min(first + size, n), matched.source.name)
+                number += 1
+
+    def _send(self, task: Task) -> Any | None:
+        return None if self._chunks is None else self._ray.put(next(self._chunks))
+
+    def _told(self, task: Task, n_workers: int) -> None:
+        self._n_done += len(task)
+        workers = "1 worker" if n_workers == 1 else f"{n_workers} workers"
+        self._progress(self._stage, self._n_done, self._total, workers)

@@ -1,0 +1,1 @@
+"""Files of cells: opened, checked, brought to one scale, written."""

@@ -1,0 +1,304 @@
+"""Choose the matrix of a file whose values can be used, and the genes of it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+
+from scvec.base import scratch
+from scvec.base.borders import count_text
+from scvec.base.errors import InputError
+from scvec.base.read_ahead import read_ahead
+from scvec.ingest.cells.expression import Codes, ExpressionState, MatrixProfile, linearise, row_sums
+from scvec.ingest.cells.features import genes_of_one_genome, is_gene
+from scvec.ingest.cells.matrix import MatrixReader, open_matrix
+from scvec.ingest.cells.readers.anndata import Contents
+from scvec.ingest.cells.value_scales import odd_rows, scale_codes
+from scvec.ingest.cells.values import detect_state, mixed_message
+
+__all__ = ["Choice", "choose"]
+
+_SAMPLE_BLOCKS, _SAMPLE_ROWS = 8, 128
+#: Share of the memory that a block of rows may take while all of it is read once.
+_SHARE = 16
+#: Rows unlike the others that are looked at together.
+_ODD_ROWS = 1024
+_KIND_RANK = {
+    kind: rank
+    for rank, kind in enumerate(
+        ("counts", "estimated_counts", "log1p_cp10k", "linear", "log", "sqrt", "arcsinh")
+    )
+}
+_SCALED_FIX = "give the file as it was before sc.pp.scale, or keep counts in layers['counts'] or raw"
+
+
+@dataclass
+class Choice:
+    """A matrix whose rows were all read, over the genes that are kept.
+
+    Attributes are those of :class:`scvec.ingest.cells.source.CellSource`.
+    """
+
+    reader: MatrixReader
+    state: ExpressionState
+    var: pd.DataFrame
+    var_names: list[str]
+    feature_mask: npt.NDArray[np.bool_]
+    totals: npt.NDArray[np.float64]
+    n_genes_detected: npt.NDArray[np.int64]
+    gene_totals: npt.NDArray[np.float64]
+    codes: Codes | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Look:
+    """A matrix of which a sample was read."""
+
+    place: str
+    reader: MatrixReader
+    var: pd.DataFrame
+    profile: MatrixProfile
+    state: ExpressionState
+
+    @property
+    def usable(self) -> bool:
+        return self.state.kind != "scaled" and self.profile.n_values > 0
+
+
+def choose(contents: Contents, layer: str | None, memory: int, values: str = "auto") -> Choice:
+    """Find the best usable matrix and read it once from end to end.
+
+    Counts are better than log1p CP10k, that than other linear values, and those than other logs; but a
+    matrix with less than half the genes of another usable one (variable genes only) comes after it,
+    because the depth of a cell cannot be told from part of its genes. Layers other than ``counts`` are
+    looked into only when nothing else can be used (``spliced`` and ``unspliced`` are counts too).
+
+    Parameters
+    ----------
+    layer
+        The only place to look at, or None.
+    values
+        What the values are where somebody knows (:data:`scvec.ingest.cells.values.VALUES`). Other values than
+        counts are looked for in X first.
+
+    Raises
+    ------
+    InputError
+        If there is no usable matrix, or the one to use holds NaN, infinite or impossible values, or cells on
+        scales of which one is unknown.
+    """
+    looks: list[_Look] = []
+    for places in _rounds(contents, layer, values):
+        looks += (here := [_look(contents, place, memory, values) for place in places])
+        for look in _ranked([look for look in here if look.usable]):
+            choice = _read_all(contents, look, look.reader.rows_within(memory // _SHARE), values)
+            if choice is not None:
+                _tell_choice(contents, choice, look, looks)
+                return choice
+    raise _no_usable(contents, looks, memory)
+
+
+def _rounds(contents: Contents, layer: str | None, values: str) -> list[list[str]]:
+    if layer is not None:
+        for name in (f"layers/{layer}", layer):
+            if name in contents.places:
+                return [[name]]
+        names = [name.removeprefix("layers/") for name in contents.places]
+        near = difflib.get_close_matches(layer, names, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        what = f"there is no layer '{layer}'"
+        raise InputError(what, contents.name, f"{hint}there are: {', '.join(names[:12])}")
+    if values not in ("auto", "counts"):
+        return [
+            [place] for place in sorted(contents.places, key=lambda place: (place != "X", place != "raw"))
+        ]
+    main: list[str] = [place for place in ("layers/counts", "raw", "X") if place in contents.places]
+    return [main, [place for place in contents.places if place not in main]]
+
+
+def _look(contents: Contents, place: str, memory: int, values: str) -> _Look:
+    """Open a matrix and read some rows from all over it."""
+    var = contents.places[place].var()
+    n_obs, n_vars = contents.n_obs, len(var)
+    if n_vars == 0:
+        raise InputError("there are no genes", f"{contents.name} ({place})", "give a file with genes")
+    reader = open_matrix(contents.places[place].item, f"{contents.name} ({place})", n_obs, n_vars, memory)
+    profile = MatrixProfile()
+    rows = min(_SAMPLE_ROWS, -(-n_obs // _SAMPLE_BLOCKS))
+    for start in np.unique(np.linspace(0, n_obs - rows, _SAMPLE_BLOCKS).astype(int)):
+        profile.add(reader.rows(int(start), int(start) + rows), int(start))
+    return _Look(place, reader, var, profile, _state(contents, place, profile, values))
+
+
+def _state(contents: Contents, place: str, profile: MatrixProfile, values: str) -> ExpressionState:
+    try:
+        return detect_state(profile, place, values)
+    except InputError as error:
+        raise InputError(error.what, f"{contents.name} ({place})", error.fix) from error
+
+
+def _ranked(looks: list[_Look]) -> list[_Look]:
+    largest = max((look.reader.shape[1] for look in looks), default=0)
+
+    def rank(look: _Look) -> tuple[bool, int, bool]:
+        counts = look.state.kind == "counts"
+        return 2 * look.reader.shape[1] < largest, _KIND_RANK[look.state.kind], look.place == "X" and counts
+
+    return sorted(looks, key=rank)
+
+
+def _read_all(contents: Contents, look: _Look, step: int, values: str) -> Choice | None:
+    """Read every row, ``step`` at a time; None if the whole is of no use although the sample was."""
+    n_obs, reader, state = contents.n_obs, look.reader, look.state
+    # The sample may lack what a few cells are: seen once, they are known the next time.
+    for _ in range(3):
+        mask, names, notes = _genes(look, state, contents)
+        genes = np.flatnonzero(mask)
+        choice = Choice(
+            reader,
+            state,
+            look.var.iloc[genes],
+            [names[g] for g in genes],
+            mask,
+            scratch.zeros_of_cells(n_obs, np.float64),
+            scratch.zeros_of_cells(n_obs, np.int64),
+            np.zeros(len(genes)),
+            scratch.zeros_of_cells(n_obs, np.uint8) if state.others else None,
+            notes,
+        )
+        reader.n_unsorted = reader.n_duplicates = 0
+        profile = look.profile.same_sample()
+        most, counts = profile.n_sampled + _ODD_ROWS, state.kind == "counts"
+        for a, block in read_ahead(lambda: _blocks(reader, step)):
+            profile.add(block, a, keep=0)
+            if profile.n_nonfinite or profile.n_negative:
+                continue
+            b = a + block.shape[0]
+            codes = scale_codes(block, state) if choice.codes is not None else None
+            linear = linearise(block, state, codes)
+            if choice.codes is not None and codes is not None:
+                choice.codes[a:b] = codes
+                scratch.release(choice.codes)
+            sums = row_sums(linear)
+            judged = values == "auto" and codes is None and not (counts and profile.all_integer)
+            if judged and (odd := odd_rows(block, linear, sums, state)).any():
+                profile.remember(block[np.flatnonzero(odd)], most)
+            if not mask.all():
+                linear = linear[:, genes]
+                sums = row_sums(linear)
+            choice.totals[a:b] = sums
+            choice.n_genes_detected[a:b] = np.diff(linear.indptr)
+            scratch.release(choice.totals)
+            scratch.release(choice.n_genes_detected)
+            choice.gene_totals += np.bincount(linear.indices, weights=linear.data, minlength=len(genes))
+        if profile.n_nonfinite:
+            raise _not_finite(contents, look.place, profile)
+        seen, look.profile = look.profile, profile
+        if profile.tells_more_than(seen):
+            look.state = _state(contents, look.place, profile, values)
+        if not look.usable:
+            return None
+        choice.state = look.state
+        if look.state.rule == state.rule:
+            return choice
+        state = look.state
+    return choice
+
+
+def _blocks(reader: MatrixReader, step: int) -> Iterator[tuple[int, sp.csr_matrix[Any]]]:
+    """Yield all rows, ``step`` in one go, each block with the number of its first row."""
+    for a in range(0, reader.shape[0], step):
+        yield a, reader.rows(a, min(a + step, reader.shape[0]))
+
+
+def _genes(
+    look: _Look, state: ExpressionState, contents: Contents
+) -> tuple[npt.NDArray[np.bool_], list[str], list[str]]:
+    mask, note = is_gene(look.var.index, look.var)
+    sample = linearise(look.profile.sample(), state)
+    weights = np.where(mask[sample.indices], sample.data, 0.0)
+    totals = np.bincount(sample.indices, weights=weights, minlength=len(mask)).astype(np.float64)
+    one_genome, names, genome_note = genes_of_one_genome(list(look.var.index), look.var, totals)
+    mask = mask & one_genome
+    if not mask.any():
+        raise InputError(
+            f"there are no genes: {note or genome_note}",
+            f"{contents.name} ({look.place})",
+            "give a file with gene expression, not only peaks, proteins or tags",
+        )
+    return mask, names, [n for n in (note, genome_note) if n]
+
+
+def _tell_scales(choice: Choice, contents: Contents) -> None:
+    """Put into the state how many cells are on each scale."""
+    codes = np.asarray(choice.codes)
+    numbers = np.bincount(codes, minlength=len(choice.state.scales)).tolist()
+    if sum(n > 0 for n in numbers) == 1:
+        choice.state, choice.codes = replace(choice.state.scales[int(codes[0])], others=()), None
+        return
+    first = [contents.names[int(np.argmax(codes == k))] for k in range(len(numbers))]
+    choice.state = replace(choice.state, message=mixed_message(choice.state, numbers, first))
+
+
+def _tell_choice(contents: Contents, choice: Choice, chosen: _Look, looks: list[_Look]) -> None:
+    largest = max(look.reader.shape[1] for look in looks if look.usable)
+    told = []
+    for look in looks:
+        if look is chosen:
+            continue
+        if look.profile.n_values == 0:
+            told.append(f"passed over {look.place}: every value is zero")
+        elif not look.usable:
+            told.append(f"passed over {look.place}: it holds negative values, so it was scaled or corrected")
+        elif 2 * look.reader.shape[1] < largest:
+            told.append(f"passed over {look.place}: only {look.reader.shape[1]:,} of {largest:,} genes")
+        elif look.place == "layers/counts" and look.state.kind != "counts":
+            told.append("passed over layers/counts: its values are not counts")
+    if choice.codes is not None:
+        _tell_scales(choice, contents)
+    values = choice.state.message
+    if choice.state.kind == "counts" and chosen.profile.maximum == 1:
+        told.append("all values are 0 or 1: expression without levels tells types apart poorly")
+    choice.notes = [*told, values, *choice.notes]
+
+
+def _not_finite(contents: Contents, place: str, profile: MatrixProfile) -> InputError:
+    cell = contents.names[profile.first_nonfinite]
+    values = count_text(profile.n_nonfinite, "NaN or infinite value")
+    return InputError(
+        f"{place} holds {values}, the first in cell '{cell}'",
+        f"{contents.name} ({place})",
+        "go back to the counts, or find out where they come from (a division by zero, a failed join)",
+    )
+
+
+def _no_usable(contents: Contents, looks: list[_Look], memory: int) -> InputError:
+    look = next((look for look in looks if look.place == "X"), looks[0])
+    where = f"{contents.name} ({look.place})"
+    if look.profile.n_values == 0:
+        return InputError("every value is zero", where, "give a file with expression values")
+    profile = look.profile.same_sample()
+    for a, block in _blocks(look.reader, look.reader.rows_within(memory // _SHARE)):
+        profile.add(block, a, keep=0)
+    if profile.all_integer:
+        cell = contents.names[profile.first_negative]
+        what = (
+            f"{look.place} holds {count_text(profile.n_negative, 'negative count')} "
+            f"(down to {profile.minimum:,.0f}), "
+            f"the first in cell '{cell}'"
+        )
+        return InputError(what, where, "counts cannot be negative: give them as they came from the counting")
+    others = [place.removeprefix("layers/") for place in contents.places if place != look.place]
+    tried = {seen.place.removeprefix("layers/") for seen in looks}
+    untried = [place for place in others if place not in tried]
+    more = f"; or use another part of the file: --layer {' or '.join(untried[:5])}" if untried else ""
+    what = f"{look.place} holds scaled or corrected values (negative, down to {profile.minimum:.3g})"
+    return InputError(what, where, _SCALED_FIX + more)

@@ -1,0 +1,222 @@
+"""Read the labels of reference cells, and which names of cell types mean the same."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from scvec.base.borders import count_text, reading
+from scvec.base.errors import InputError
+from scvec.ingest.cells.hygiene import LabelFinding
+
+__all__ = ["as_label_map", "labels", "leave_out_rare", "no_column", "read_label_map", "read_names"]
+
+_MISSING = {"", "nan", "na", "n/a", "none", "<na>", "null"}
+
+
+class _Labelled(Protocol):
+    notes: list[str]
+    name: str
+
+    @property
+    def obs(self) -> pd.DataFrame: ...
+
+
+def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Turn a column of obs into class numbers.
+
+    Parameters
+    ----------
+    source
+        A :class:`scvec.ingest.cells.source.CellSource`; its ``notes`` get a line for all that was changed.
+    label_key
+        The column.
+
+    Returns
+    -------
+    codes
+        (n_obs,) int64 numbers into ``classes``; -1 where the label is missing.
+    classes
+        The labels, sorted.
+
+    Raises
+    ------
+    InputError
+        If there is no such column, it holds fewer than two labels, or nearly one per cell.
+    """
+    where = f"{source.name} (obs['{label_key}'])"
+    stripped = read_names(source, label_key)
+    missing = stripped == ""
+    n = int((~missing).sum())
+    if n == 0:
+        raise InputError("no cell has a label", where, "give another --label-key, or label the cells first")
+    classes = sorted({str(text) for text in stripped[~missing]})
+    if len(classes) == 1:
+        what = f"all cells have one label, '{classes[0]}': there is nothing to tell apart"
+        raise InputError(what, where, "give a reference of two or more cell types, or another --label-key")
+    if len(classes) > max(50, n // 2):
+        what = (
+            f"the column has {len(classes):,} different labels for {n:,} cells: it does not name cell types"
+        )
+        raise InputError(what, where, f"give another --label-key; {_columns(source)}")
+    if missing.any():
+        source.notes.append(
+            f"{count_text(int(missing.sum()), 'cell')} with no label in obs['{label_key}']: left unlabelled"
+        )
+    number = {label: k for k, label in enumerate(classes)}
+    codes = np.array(
+        [-1 if gone else number[str(t)] for t, gone in zip(stripped, missing, strict=True)], np.int64
+    )
+    return codes, classes
+
+
+def leave_out_rare(
+    codes: npt.NDArray[np.int64], classes: list[str], min_cells: int
+) -> tuple[npt.NDArray[np.int64], list[str], list[LabelFinding]]:
+    """Turn labels of fewer than ``min_cells`` cells into no label.
+
+    Parameters
+    ----------
+    codes
+        (n,) int64 numbers into ``classes``, -1 for none.
+
+    Returns
+    -------
+    The codes and classes that are left, and one finding for each label that is not.
+
+    Raises
+    ------
+    InputError
+        If fewer than two labels are left.
+    """
+    counts = np.bincount(codes[codes >= 0], minlength=len(classes))
+    kept = np.flatnonzero(counts >= min_cells)
+    if len(kept) < 2:
+        raise InputError(
+            f"fewer than two labels have {min_cells:,} cells or more",
+            "the labels left: " + (", ".join(f"'{classes[k]}'" for k in kept) or "none"),
+            "give a smaller --min-cells",
+        )
+    number = np.full(len(classes) + 1, -1, dtype=np.int64)
+    number[kept] = np.arange(len(kept))
+    findings = [
+        LabelFinding(
+            "too few cells",
+            {classes[k]: int(counts[k])},
+            f"label '{classes[k]}' was left out: {count_text(int(counts[k]), 'cell')}, "
+            f"fewer than {min_cells:,}",
+        )
+        for k in np.flatnonzero(counts < min_cells)
+    ]
+    return number[codes], [classes[k] for k in kept], findings
+
+
+def read_names(source: _Labelled, key: str) -> npt.NDArray[np.str_]:
+    """Return (n_obs,) labels as text without spaces around them; empty where a cell has none.
+
+    Raises
+    ------
+    InputError
+        If there is no such column.
+    """
+    if key not in source.obs.columns:
+        raise no_column(source, key)
+    values = source.obs[key]
+    missing = values.isna().to_numpy()
+    plain = values.astype(object)
+    if pd.api.types.is_numeric_dtype(values.dtype) or (
+        isinstance(values.dtype, pd.CategoricalDtype)
+        and pd.api.types.is_numeric_dtype(values.cat.categories.dtype)
+    ):
+        source.notes.append(f"obs['{key}'] holds numbers: taken as names of groups")
+        plain = plain.map(_number_text, na_action="ignore")
+    texts = np.array(["" if gone else str(v) for v, gone in zip(plain, missing, strict=True)], dtype=object)
+    stripped = np.array([text.strip() for text in texts], dtype=object)
+    if np.any(texts != stripped):
+        source.notes.append(f"obs['{key}']: removed spaces around labels")
+    found = [("" if text.lower() in _MISSING else text) for text in stripped]
+    return np.array(found, dtype=np.str_)
+
+
+def _number_text(value: object) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def no_column(source: _Labelled, key: str) -> InputError:
+    """Return the error for a column that obs does not have: which there are, and which was meant."""
+    names = [str(column) for column in source.obs.columns]
+    folded = {name.lower(): name for name in names}
+    near = [folded[n] for n in difflib.get_close_matches(key.lower(), list(folded), n=1, cutoff=0.6)]
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    what = f"there is no column '{key}' in obs"
+    return InputError(what, source.name, hint + _columns(source))
+
+
+def _columns(source: _Labelled) -> str:
+    names = [str(column) for column in source.obs.columns]
+    if not names:
+        return "obs has no columns at all"
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"columns: {shown}"
+
+
+_FORMATS = 'a JSON object {"their name": "my name"}, or a csv or tsv file of two columns without a header'
+
+
+def as_label_map(given: Mapping[str, str] | Path | str | None) -> Mapping[str, str]:
+    """Return a map of labels as it is, read from a file, or empty for None."""
+    if given is None:
+        return {}
+    return given if isinstance(given, Mapping) else read_label_map(given)
+
+
+def read_label_map(path: Path | str) -> dict[str, str]:
+    """Return name -> the name that it is scored under.
+
+    Parameters
+    ----------
+    path
+        A JSON object, or a csv or tsv file of two columns without a header. An empty second name leaves
+        the cells of that label out.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, is of another form, or maps one name to two.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("there is no such file of labels", str(path), f"it is {_FORMATS}")
+    with reading(str(path)):
+        text = path.read_text(encoding="utf-8-sig")
+    rows: list[list[Any]]
+    if text.lstrip().startswith("{"):
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise InputError(
+                f"the map of labels is no JSON: {error}", str(path), f"it is {_FORMATS}"
+            ) from error
+        rows = [[str(k), v] for k, v in data.items()]
+    else:
+        import csv
+
+        separator = "\t" if "\t" in text else ","
+        rows = [row for row in csv.reader(text.splitlines(), delimiter=separator) if any(row)]
+    found: dict[str, str] = {}
+    for row in rows:
+        if len(row) != 2 or not isinstance(row[1], str):
+            raise InputError(
+                f"a line of the map of labels has not two names: {row}", str(path), f"it is {_FORMATS}"
+            )
+        name, other = row[0].strip(), row[1].strip()
+        if found.setdefault(name, other) != other:
+            raise InputError(f"the map of labels gives '{name}' two names", str(path), "leave one line of it")
+    return found

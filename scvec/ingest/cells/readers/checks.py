@@ -1,0 +1,541 @@
+"""Look into a file or a folder before anything reads it, and say what it is when it is of another kind.
+
+HDF5 can point out of its file: external links, external storage and virtual datasets make a reader
+open other files without a word, and a few bytes can claim a matrix of terabytes. anndata follows all of
+that, so every file is walked here first with the low-level API, which reads metadata only.
+
+A zarr store is a folder of small JSON files and of pieces of arrays. Links in it lead out of it, its
+metadata may claim arrays of any size that no piece backs, and one of its codecs unpickles. All of that is
+refused here, by metadata alone.
+
+HDF5 (to 2.0.0 at least) never returns from reading a global heap, where strings of any length live, in which
+an object claims to be 0 bytes long: it steps by that length until the end of the heap. One flipped byte in a
+file is enough, and nothing can interrupt it. So heaps are found by their signature and stepped through first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from scvec.base.borders import parse_memory, reading, size_text
+from scvec.base.errors import InputError
+
+__all__ = ["broken_heap", "check_h5ad", "is_tenx", "is_zarr", "open_h5ad", "open_zarr", "tenx_groups"]
+
+MAX_DEPTH = 64
+MAX_OBJECTS = 1_000_000
+# gzip cannot shrink more than 1,032 to 1. Datasets under the floor cannot hurt whatever they claim.
+MAX_RATIO = 5_000
+RATIO_FLOOR = 64 * 2**20
+_READ = ("X", "layers", "raw", "raw.X", "raw.var", "obs", "var")
+_AGAIN = "copy or download it again"
+_ANEW = "copy or download it again, or write it anew with adata.write_h5ad()"
+_SHARED_FIX = "write a self-contained copy with adata.write_h5ad(), if you trust where it points"
+
+
+def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) -> None:
+    """Refuse a file that is no h5ad, is damaged, points out of itself, or claims what it cannot hold.
+
+    Parameters
+    ----------
+    path
+        The file. It is read through once at the speed of the disk; nothing is unpacked.
+    memory
+        What may be used, see :func:`scvec.base.borders.parse_memory`; a file that is stored in pieces
+        of more than a quarter of it is refused.
+
+    Raises
+    ------
+    InputError
+        With what is wrong and how to mend it.
+    """
+    open_h5ad(path, memory=memory).close()
+
+
+def open_h5ad(
+    path: str | os.PathLike[str], *, memory: str | int | None = None, others: bool = False
+) -> h5py.File:
+    """Check a file as :func:`check_h5ad` does and return it open for reading.
+
+    Parameters
+    ----------
+    others
+        Files of Cell Ranger are let through too.
+    """
+    path = Path(path)
+    _check_regular_file(path)
+    try:
+        file = h5py.File(path, "r", locking="best-effort")
+    except Exception as error:
+        raise _open_error(path, error) from error
+    try:
+        with reading(path):
+            heap = broken_heap(path)
+            if heap is not None:
+                raise InputError(
+                    f"the file is damaged: its texts cannot be read (at byte {heap:,})", str(path), _ANEW
+                )
+            foreign = foreign_hdf5(list(file))
+            tenx = others and is_tenx(file)
+            if foreign and not tenx:
+                raise InputError(f"this is {foreign[0]}", str(path), foreign[1])
+            read = tuple(file) if tenx else _READ
+            _Walk(path, path.stat().st_size, parse_memory(memory), read).walk(file.id)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular_file(path: Path) -> None:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            fix = "give the .h5ad file itself, or a zarr or 10x Genomics folder"
+            raise InputError("this is a folder, not a file", str(path), fix)
+        if not stat.S_ISREG(status.st_mode):
+            # Opening a pipe would wait for ever.
+            raise InputError("this is a pipe or a device, not a file", str(path), "give an .h5ad file")
+        if status.st_size == 0:
+            raise InputError("the file is empty (0 bytes)", str(path), _AGAIN)
+        with path.open("rb") as handle:
+            head = handle.read(512)
+    except (OSError, ValueError) as error:
+        raise _stat_error(path, error) from error
+    if not h5py.is_hdf5(path):
+        if head.startswith(b"\x89HDF"):
+            raise InputError("the HDF5 file is damaged at its very start", str(path), _AGAIN)
+        what, fix = guess_kind(path, head)
+        raise InputError(f"this is no h5ad file: it looks like {what}", str(path), fix)
+
+
+def _stat_error(path: Path, error: OSError | ValueError) -> InputError:
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        if not path.parent.is_dir():
+            return InputError("no such file", str(path), f"check the path: there is no folder {path.parent}")
+        near = _similar_files(path)
+        return InputError("no such file", str(path), f"did you mean {near}?" if near else "check the path")
+    if code in (errno.EACCES, errno.EPERM):
+        fix = "ask for read permission: chmod +r FILE"
+        return InputError("the file may not be read (permission denied)", str(path), fix)
+    reason = os.strerror(code) if code else str(error)
+    return InputError(f"the file cannot be read: {reason}", str(path), "check the path")
+
+
+def _similar_files(path: Path) -> str:
+    import difflib
+
+    try:
+        names = [entry.name for entry in os.scandir(path.parent)][:5000]
+    except OSError:
+        return ""
+    return ", ".join(difflib.get_close_matches(path.name, names, n=2))
+
+
+def _open_error(path: Path, error: Exception) -> InputError:
+    text = str(error)
+    if "truncated file" in text:
+        size = size_text(path.stat().st_size)
+        return InputError(f"the file is truncated: it breaks off after {size}", str(path), _AGAIN)
+    if "unable to lock" in text or "already open for write" in text:
+        return InputError(
+            "another program has the file open for writing, or left it open when it died",
+            str(path),
+            "close that program; if there is none, clear the mark with: h5clear -s FILE",
+        )
+    return InputError(f"the HDF5 file is damaged: {text.splitlines()[0]}", str(path), _AGAIN)
+
+
+@dataclass
+class _Walk:
+    """A walk over every object of a file, each visited once however many links lead to it."""
+
+    path: Path
+    file_size: int
+    memory: int
+    read: tuple[str, ...] = _READ
+    seen: set[int] = field(default_factory=set)
+
+    def walk(self, root: h5py.h5g.GroupID) -> None:
+        """Visit all groups and datasets, or raise ``InputError`` at the first that is not safe."""
+        address = h5py.h5o.get_info(root).addr
+        self.seen.add(address)
+        stack: list[tuple[h5py.h5g.GroupID, str, frozenset[int]]] = [(root, "", frozenset([address]))]
+        while stack:
+            group, prefix, above = stack.pop()
+            if len(above) > MAX_DEPTH:
+                raise self._refuse(f"groups are nested more than {MAX_DEPTH} deep", prefix)
+            for name in group:
+                where = f"{prefix}/{name.decode('utf-8', 'replace')}"
+                if not self._is_hard(group, name, where):
+                    continue
+                address = h5py.h5o.get_info(group, name).addr
+                if address in above:
+                    raise self._refuse("a group contains itself", where)
+                if address in self.seen:
+                    continue
+                self.seen.add(address)
+                if len(self.seen) > MAX_OBJECTS:
+                    raise self._refuse(f"the file holds more than {MAX_OBJECTS:,} objects", where)
+                item = h5py.h5o.open(group, name)
+                if where.split("/")[1] in self.read:
+                    self._check_types(item, where)
+                if isinstance(item, h5py.h5g.GroupID):
+                    stack.append((item, where, above | {address}))
+                elif isinstance(item, h5py.h5d.DatasetID):
+                    self._check_dataset(item, where)
+
+    def _is_hard(self, group: h5py.h5g.GroupID, name: bytes, where: str) -> bool:
+        kind = group.links.get_info(name).type
+        if kind == h5py.h5l.TYPE_HARD:
+            return True
+        if kind == h5py.h5l.TYPE_SOFT:
+            return False  # it stays in the file, where its target is walked or refused under its own name
+        if kind == h5py.h5l.TYPE_EXTERNAL:
+            target = group.links.get_val(name)[0].decode("utf-8", "replace")
+            what = f"the file links to another file ({target}), which scvec does not open"
+            raise self._refuse(what, where, _SHARED_FIX)
+        raise self._refuse("the file holds a user-defined link, which may lead anywhere", where, _SHARED_FIX)
+
+    def _check_types(self, item: h5py.h5g.GroupID | h5py.h5d.DatasetID | h5py.h5t.TypeID, where: str) -> None:
+        # A variable-length string that damage turned into a sequence makes HDF5 write through a null
+        # pointer. anndata stores no sequences, so there is none to miss.
+        types = [h5py.h5a.open(item, index=k).get_type() for k in range(h5py.h5a.get_num_attrs(item))]
+        if isinstance(item, h5py.h5d.DatasetID):
+            types.append(item.get_type())
+        if any(isinstance(kind, h5py.h5t.TypeVlenID) for kind in types):
+            raise self._refuse("the file holds values of a type that no h5ad has, or is damaged", where)
+
+    def _check_dataset(self, dataset: h5py.h5d.DatasetID, where: str) -> None:
+        made = dataset.get_create_plist()
+        if made.get_layout() == h5py.h5d.VIRTUAL:
+            raise self._refuse("a virtual dataset takes its values from other files", where, _SHARED_FIX)
+        if made.get_external_count() > 0:
+            target = made.get_external(0)[0].decode("utf-8", "replace")
+            what = f"the values lie outside the file, in {target} (external storage)"
+            raise self._refuse(what, where, _SHARED_FIX)
+        item_size = dataset.get_type().get_size()
+        logical = dataset.get_space().get_simple_extent_npoints() * item_size
+        stored = dataset.get_storage_size()
+        if stored > self.file_size:
+            raise self._refuse("a dataset claims more bytes than the file has: the file is damaged", where)
+        if logical > RATIO_FLOOR and logical > MAX_RATIO * stored:
+            claim = f"a dataset claims {size_text(logical)} but stores only {size_text(stored)}"
+            raise self._refuse(claim, where)
+        if made.get_layout() == h5py.h5d.CHUNKED and where.split("/")[1] in self.read:
+            self._check_chunks(made, item_size, where)
+
+    def _check_chunks(self, made: h5py.h5p.PropDCID, item_size: int, where: str) -> None:
+        chunk = item_size
+        for length in made.get_chunk():
+            chunk *= length
+        if chunk > max(self.memory // 4, RATIO_FLOOR):
+            what = f"the values are stored in pieces of {size_text(chunk)}, too large to read"
+            raise self._refuse(what, where)
+        for k in range(made.get_nfilters()):
+            code, _, _, name = made.get_filter(k)
+            if not h5py.h5z.filter_avail(code):
+                called = name.decode("utf-8", "replace") or f"number {code}"
+                raise self._refuse(
+                    f"the values are compressed with an HDF5 filter that is not installed ({called})",
+                    where,
+                    "install hdf5plugin and rewrite the file with compression='gzip'",
+                )
+
+    def _refuse(self, what: str, where: str, fix: str = _ANEW) -> InputError:
+        shown = where if len(where) <= 80 else f"{where[:39]}...{where[-38:]}"
+        return InputError(what, f"{self.path} ({shown})", fix)
+
+
+_HEAP = b"GCOL\x01\x00\x00\x00"
+_HEAP_HEADER = 16
+_HEAP_SIZE = struct.Struct("<Q")
+# Of an object: its number, 6 bytes that do not matter here, and its length.
+_HEAP_OBJECT = struct.Struct("<H6xQ")
+#: Bytes of the file that are looked at in one go. What was looked at is given back, or a large file would
+#: count as memory of this process.
+_PIECE = 2**25
+
+
+def broken_heap(path: Path) -> int | None:
+    """Return where the first heap lies that HDF5 could not step through, or None.
+
+    Runs at the speed of the disk. Files with lengths of other than 8 bytes, which nobody writes, are not
+    looked into.
+    """
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for piece in range(0, len(data), _PIECE):
+            # A signature that begins in this piece may end in the next one.
+            end = min(piece + _PIECE + len(_HEAP) - 1, len(data))
+            start = data.find(_HEAP, piece, end)
+            while start >= 0:
+                if not _is_sound_heap(data, start):
+                    return start
+                start = data.find(_HEAP, start + len(_HEAP), end)
+            with contextlib.suppress(AttributeError, OSError):  # not on every system
+                data.madvise(mmap.MADV_DONTNEED, piece, min(_PIECE, len(data) - piece))
+    return None
+
+
+def _is_sound_heap(data: mmap.mmap, start: int) -> bool:
+    if start + _HEAP_HEADER > len(data):
+        return False
+    (length,) = _HEAP_SIZE.unpack_from(data, start + 8)
+    if length < _HEAP_HEADER or start + length > len(data):
+        return False
+    position, end = start + _HEAP_HEADER, start + length
+    while position + _HEAP_HEADER <= end:
+        number, size = _HEAP_OBJECT.unpack_from(data, position)
+        # Number 0 is the free space at the end, whose length counts its header.
+        step = size if number == 0 else _HEAP_HEADER + (size + 7 & ~7)
+        if step < _HEAP_HEADER or position + step > end:
+            return False
+        position += step
+    return True
+
+
+_ZARR_METADATA = (".zarray", ".zgroup", ".zattrs", "zarr.json")
+_MAX_ZARR_METADATA = 2**24
+#: Codecs that turn bytes into numbers and texts, and nothing else. ``pickle``, ``json2`` and ``msgpack2``
+#: make objects.
+_ZARR_CODECS = frozenset(
+    "bytes transpose sharding_indexed crc32c crc32 adler32 fletcher32 gzip zlib zstd blosc lz4 bz2 lzma "
+    "shuffle delta fixedscaleoffset packbits bitround vlen-utf8 vlen-bytes numcodecs.blosc numcodecs.zstd "
+    "numcodecs.zlib numcodecs.gzip numcodecs.lz4 numcodecs.bz2 numcodecs.lzma numcodecs.shuffle "
+    "numcodecs.delta".split()
+)
+_ZARR_ANEW = "copy it again, or write it anew with adata.write_zarr()"
+
+
+def is_zarr(path: Path) -> bool:
+    """Return whether a folder is a zarr group."""
+    return any((path / name).is_file() for name in (".zgroup", "zarr.json"))
+
+
+def open_zarr(path: Path, *, memory: str | int | None = None) -> Any:
+    """Check a zarr folder and return its root group, open for reading.
+
+    Raises
+    ------
+    InputError
+        If it is damaged, leads out of itself, claims what it does not hold, or holds pickled objects.
+    """
+    _check_zarr(path, parse_memory(memory))
+    import zarr
+
+    with reading(path):
+        # Metadata gathered in one place could differ from those that were checked.
+        return zarr.open_group(str(path), mode="r", use_consolidated=False)
+
+
+def _check_zarr(root: Path, memory: int) -> None:
+    """Go through all files once; sizes of pieces are added up per array."""
+    claims: dict[str, _ZarrClaim] = {}
+    stored: dict[str, int] = {}
+    pieces: dict[str, int] = {}
+    arrays: list[str] = []
+    n_files = 0
+
+    def fail(error: OSError) -> None:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InputError(f"a folder cannot be read: {reason}", str(error.filename or root), _ZARR_ANEW)
+
+    for folder, folders, files in os.walk(root, onerror=fail):
+        here = os.path.relpath(folder, root)
+        if here.count(os.sep) > MAX_DEPTH:
+            raise _refuse_zarr(root, here, f"folders are nested more than {MAX_DEPTH} deep")
+        for name in folders:
+            if os.path.islink(os.path.join(folder, name)):
+                raise _refuse_zarr(root, os.path.join(here, name), "a link leads out of the folder")
+        n_files += len(files)
+        if n_files > MAX_OBJECTS:
+            raise _refuse_zarr(root, here, f"the folder holds more than {MAX_OBJECTS:,} files")
+        if ".zarray" in files or "zarr.json" in files:
+            claim = _zarr_claim(Path(folder), root, here, memory)
+            if claim is not None:
+                claims[here] = claim
+                arrays.append(here)
+        # Pieces of an array lie in its folder or below it; walks come to it first.
+        owner = next((a for a in reversed(arrays) if here == a or here.startswith(a + os.sep)), None)
+        for name in files:
+            status = os.lstat(os.path.join(folder, name))
+            if not stat.S_ISREG(status.st_mode):
+                raise _refuse_zarr(root, os.path.join(here, name), "it is a link, pipe or device, not a file")
+            if owner is not None:
+                stored[owner] = stored.get(owner, 0) + status.st_size
+                pieces[owner] = pieces.get(owner, 0) + (name not in _ZARR_METADATA)
+    for here, claim in claims.items():
+        size = stored.get(here, 0)
+        if claim.n_bytes > RATIO_FLOOR and claim.n_bytes > MAX_RATIO * size:
+            told = f"an array claims {size_text(claim.n_bytes)} ({claim.shape})"
+            raise _refuse_zarr(root, here, f"{told} but stores only {size_text(size)}")
+        # A piece that is not there reads as zeros. Columns and values of sparse matrices are never that.
+        if os.path.basename(here) in ("data", "indices") and pieces.get(here, 0) < claim.n_pieces:
+            lacking = claim.n_pieces - pieces.get(here, 0)
+            raise _refuse_zarr(
+                root, here, f"{lacking:,} of {claim.n_pieces:,} pieces of the array are missing"
+            )
+
+
+@dataclass(frozen=True)
+class _ZarrClaim:
+    """What the metadata of an array say of it."""
+
+    n_bytes: int
+    n_pieces: int
+    shape: str
+
+
+def _zarr_claim(folder: Path, root: Path, here: str, memory: int) -> _ZarrClaim | None:
+    """Return what an array claims; None for a group."""
+    name = ".zarray" if (folder / ".zarray").exists() else "zarr.json"
+    path = folder / name
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > _MAX_ZARR_METADATA:
+        raise _refuse_zarr(root, here, f"{name} is no plain file of a sensible size")
+    with reading(root, here):
+        described: dict[str, Any] = json.loads(path.read_bytes())
+        if name == "zarr.json" and described.get("node_type") == "group":
+            return None
+        shape = [int(n) for n in described["shape"]]
+        if name == ".zarray":
+            pieces = [int(n) for n in described["chunks"]]
+            codecs = [described.get("compressor"), *(described.get("filters") or [])]
+            names = [str(codec["id"]) for codec in codecs if codec]
+            item = np.dtype(described["dtype"]).itemsize
+            if np.dtype(described["dtype"]).hasobject and "vlen-utf8" not in names:
+                raise _refuse_zarr(
+                    root, here, "the array holds pickled or unknown objects, which are not loaded"
+                )
+        else:
+            pieces = [int(n) for n in described["chunk_grid"]["configuration"]["chunk_shape"]]
+            names = _codec_names(described["codecs"])
+            kind = described["data_type"]
+            item = 16 if kind in ("string", "bytes") or not isinstance(kind, str) else np.dtype(kind).itemsize
+        if min([*shape, *pieces], default=0) < 0 or len(shape) != len(pieces):
+            raise _refuse_zarr(root, here, "the array's shape makes no sense")
+    odd = sorted(set(names) - _ZARR_CODECS)
+    if odd:
+        raise _refuse_zarr(root, here, f"the array is packed by '{odd[0]}', which scvec does not open")
+    piece = prod(pieces) * item
+    if piece > max(memory // 4, RATIO_FLOOR):
+        raise _refuse_zarr(
+            root, here, f"the values are stored in pieces of {size_text(piece)}, too large to read"
+        )
+    n_pieces = prod(-(-n // max(k, 1)) for n, k in zip(shape, pieces, strict=True))
+    return _ZarrClaim(prod(shape) * item, n_pieces, " x ".join(f"{n:,}" for n in shape))
+
+
+def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:
+    """Return the names of codecs, of those within shards too."""
+    names = []
+    for codec in codecs:
+        names.append(str(codec["name"]))
+        inner = codec.get("configuration") or {}
+        for key in ("codecs", "index_codecs"):
+            names += _codec_names(inner.get(key, []))
+    return names
+
+
+def _refuse_zarr(root: Path, here: str, what: str) -> InputError:
+    return InputError(what, f"{root} ({os.path.normpath(here)})", _ZARR_ANEW)
+
+
+_GZ_FIX = "unpack it first: gunzip FILE"
+_ZIP_FIX = "unpack it first; of a zarr store give the folder"
+_R_FIX = "in R: zellkonverter::writeH5AD(as.SingleCellExperiment(object), 'out.h5ad')"
+_TABLE_FIX = "build an AnnData with cell and gene names from it and write that with write_h5ad()"
+# (first bytes, what it is, how to mend it)
+_SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
+    (b"PK\x03\x04", "a zip archive", _ZIP_FIX),
+    (b"BZh", "a bzip2 file", "unpack it first: bunzip2 FILE"),
+    (b"\xfd7zXZ\x00", "an xz file", "unpack it first: unxz FILE"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", "unpack it first: unzstd FILE"),
+    (b"RDX", "an R data file", _R_FIX),
+    (b"X\n\x00\x00", "an R .rds file", _R_FIX),
+    (b"PAR1", "a parquet table", _TABLE_FIX),
+    (
+        b"%%MatrixMarket",
+        "a Matrix Market file",
+        "give the folder that it lies in, with its features.tsv and barcodes.tsv",
+    ),
+    (b"\x93NUMPY", "a NumPy array", _TABLE_FIX),
+    (b"\x0e\x03\x13\x01", "an HDF4 file", "convert it to HDF5 (h5ad) first"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the data", "fetch the data with: git lfs pull"),
+)
+
+
+def guess_kind(path: Path, head: bytes) -> tuple[str, str]:
+    """Return (what the file looks like, how to mend it) from its first bytes and its name.
+
+    Parameters
+    ----------
+    head
+        At least the first 512 bytes, or the whole of a shorter file.
+    """
+    if head.startswith(b"\x1f\x8b"):
+        if path.suffix.lower() == ".rds":
+            return "an R .rds file", _R_FIX
+        if path.name.lower().endswith((".tar.gz", ".tgz")):
+            return "a tar archive", "unpack it first: tar xf FILE"
+        return "a gzip file", _GZ_FIX
+    for signature, what, fix in _SIGNATURES:
+        if head.startswith(signature):
+            return what, fix
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page, so a download went wrong", "download the file again"
+    if head[257:262] == b"ustar":
+        return "a tar archive", "unpack it first: tar xf FILE"
+    if not head.strip(b"\x00"):
+        return "a run of zero bytes, so a copy or download broke off", "copy or download the file again"
+    if b"\x00" not in head:
+        line = head.split(b"\n", 1)[0]
+        for separator, what in ((b"\t", "a tab-separated text table"), (b",", "a CSV text table")):
+            if separator in line:
+                return what, "load it with anndata.io.read_csv() (cells as rows), then write_h5ad()"
+        return "a text file", "give an AnnData file (.h5ad)"
+    return "not HDF5 at all", "give an AnnData file (.h5ad)"
+
+
+def foreign_hdf5(names: Collection[str]) -> tuple[str, str] | None:
+    """Return (what, fix) when the root of an HDF5 file belongs to another format, else None."""
+    here = set(names)
+    if "matrix" in here and {"row_attrs", "col_attrs"} & here:
+        return "a loom file", "convert it: anndata.io.read_loom(FILE, X_name='').write_h5ad('out.h5ad')"
+    if "matrix" in here and "obs" not in here:
+        return "a 10x Genomics h5 file", "give one that holds a matrix/barcodes, or an .h5ad"
+    if "mod" in here:
+        return "a MuData file (.h5mu)", "write its RNA part: mudata.read(FILE)['rna'].write_h5ad('out.h5ad')"
+    if "assays" in here and ("cell.names" in here or "meta.data" in here):
+        return "an h5Seurat file", "in R: SeuratDisk::Convert(FILE, dest = 'h5ad')"
+    if not here & {"X", "layers", "raw", "raw.X"} and not {"obs", "var"} <= here:
+        shown = ", ".join(sorted(here)[:5]) or "nothing"
+        what = f"HDF5 but not an AnnData file (it holds {shown})"
+        return what, "give a file written by adata.write_h5ad()"
+    return None
+
+
+def is_tenx(file: h5py.File) -> bool:
+    """Return whether an open HDF5 file is one of Cell Ranger's, of version 3 (``matrix``) or 2 (a genome)."""
+    return not {"obs", "var", "row_attrs", "mod"} & set(file) and bool(tenx_groups(file))
+
+
+def tenx_groups(file: h5py.File) -> list[str]:
+    """Return the groups of a file that hold a matrix as Cell Ranger writes it."""
+    groups = ((str(name), file.get(name)) for name in file)
+    return [name for name, item in groups if isinstance(item, h5py.Group) and "barcodes" in item]

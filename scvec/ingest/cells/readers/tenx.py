@@ -1,0 +1,305 @@
+"""Cells as 10x Genomics' Cell Ranger writes them: an h5 of version 2 or 3, or a folder of three files."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from scvec.base.borders import reading, size_text
+from scvec.base.errors import InputError, ResourceError
+from scvec.ingest.cells.matrix import StoredRows
+from scvec.ingest.cells.readers.anndata import Contents, Place
+from scvec.ingest.cells.readers.checks import tenx_groups
+from scvec.ingest.cells.transpose import Origin, Piece, Turned, collected, index_dtype
+
+__all__ = ["contents_of_mtx", "contents_of_tenx", "is_mtx", "read_text"]
+
+_PARTS = ("data", "indices", "indptr", "shape", "barcodes")
+
+
+def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
+    """List what a checked, open Cell Ranger file holds.
+
+    Raises
+    ------
+    InputError
+        If parts are missing or contradict each other, or the file holds several genomes apart.
+    """
+    genomes = tenx_groups(file)
+    if len(genomes) > 1:
+        what = f"the file holds {len(genomes)} matrices: {', '.join(genomes[:4])}"
+        raise InputError(what, str(path), "write them to files of their own (scanpy.read_10x_h5, genome=...)")
+    where = f"{path} ({genomes[0]})"
+    group = file[genomes[0]]
+    missing = [part for part in _PARTS if not isinstance(group.get(part), h5py.Dataset)]
+    if missing:
+        raise InputError(f"the 10x Genomics file lacks its {' and '.join(missing)}", where, AGAIN)
+    with reading(path, genomes[0]):
+        n_genes, n_cells = (int(n) for n in group["shape"][:])
+        barcodes = _texts(group["barcodes"], where, memory)
+        if isinstance(group.get("features"), h5py.Group):
+            features = group["features"]
+            names, ids = (_texts(features[part], where, memory) for part in ("name", "id"))
+            more = {
+                column: _texts(features[part], where, memory)
+                for part, column in (("feature_type", "feature_types"), ("genome", "genome"))
+                if part in features
+            }
+        else:
+            names, ids = (_texts(group[part], where, memory) for part in ("gene_names", "genes"))
+            more = {}
+        var = _var(names, ids, more, where)
+    for what, table, n in (("barcodes", barcodes, n_cells), ("genes", names, n_genes)):
+        if len(table) != n:
+            raise InputError(f"there are {len(table):,} {what} for a matrix of {n:,}", where, AGAIN)
+    rows = StoredRows({part: group[part] for part in ("data", "indices", "indptr")}, (n_cells, n_genes))
+    return Contents(
+        str(path),
+        pd.DataFrame(index=pd.Index(barcodes, dtype=object)),
+        {"X": Place(rows, lambda: var)},
+        path,
+        [],
+        file.close,
+    )
+
+
+def _texts(values: h5py.Dataset, where: str, memory: int) -> list[str]:
+    if values.ndim != 1 or values.size * max(values.dtype.itemsize, 16) > memory:
+        raise InputError(f"a list of names is of shape {values.shape}", where, AGAIN)
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values[:]]
+
+
+def _var(names: list[str], ids: list[str], more: dict[str, list[str]], where: str) -> pd.DataFrame:
+    lengths = {len(names), len(ids), *map(len, more.values())}
+    if len(lengths) > 1:
+        raise InputError(f"the columns of the genes have {sorted(lengths)} entries", where, AGAIN)
+    return pd.DataFrame({"gene_ids": ids, **more}, index=pd.Index(names, dtype=object))
+
+
+def is_mtx(path: Path) -> bool:
+    """Return whether a folder is one that Cell Ranger wrote: ``matrix.mtx`` or ``matrix.mtx.gz`` in it."""
+    return any(os.path.lexists(path / name) for name in ("matrix.mtx", "matrix.mtx.gz"))
+
+
+def contents_of_mtx(folder: Path, memory: int) -> Contents:
+    """Read a folder of ``matrix.mtx``, ``features.tsv`` (or ``genes.tsv``) and ``barcodes.tsv``, or ``.gz``.
+
+    A Matrix Market file has no order that could be trusted, so it is read from end to end at once, into
+    temporary files where its values are many (:func:`scvec.ingest.cells.readers.tenx.read_text`).
+
+    Raises
+    ------
+    InputError
+        If a file is missing, no plain file, damaged, or does not fit the others.
+    ResourceError
+        If the names do not fit into ``memory``, or the disk has no room for the values.
+    """
+    barcodes = [row[0] for row in _table(_find(folder, "barcodes.tsv"), memory)]
+    features = _table(_find(folder, "features.tsv", "genes.tsv"), memory)
+    width = min((len(row) for row in features), default=0)
+    if width == 0:
+        raise InputError("there are no genes", str(folder), AGAIN)
+    ids = [row[0] for row in features]
+    names = [row[1] for row in features] if width > 1 else ids
+    more = {"feature_types": [row[2] for row in features]} if width > 2 else {}
+    var = _var(names, ids, more, str(folder))
+    X = read_text(_find(folder, "matrix.mtx"), len(features), len(barcodes), memory)
+    obs = pd.DataFrame(index=pd.Index(barcodes, dtype=object))
+    return Contents(str(folder), obs, {"X": Place(X, lambda: var)}, folder)
+
+
+def _find(folder: Path, *names: str) -> Path:
+    for name in names:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if not os.path.lexists(path):
+                continue
+            if path.is_symlink() and folder.resolve() not in path.resolve().parents:
+                raise InputError(
+                    f"{path.name} is a link out of the folder", str(folder), "copy the file here"
+                )
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise InputError(f"{path.name} cannot be read", str(folder), AGAIN) from error
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path.name} is no file", str(folder), "give the folder of Cell Ranger")
+            if status.st_size == 0:
+                raise InputError(f"{path.name} is empty (0 bytes)", str(folder), AGAIN)
+            return path
+    what = f"there is no {' or '.join(names)} beside the matrix"
+    raise InputError(what, str(folder), "give the whole folder: matrix.mtx, features.tsv and barcodes.tsv")
+
+
+def _table(path: Path, memory: int) -> list[list[str]]:
+    """Return the rows of a file of tab-separated texts, which must unpack to no more than the memory."""
+    most = memory // 16
+    try:
+        with open_text(path) as handle:
+            content = handle.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path.name} is damaged: {error}", str(path.parent), AGAIN) from error
+    if len(content) > most:
+        what = f"{path.name} holds more than {size_text(most)} of names"
+        raise ResourceError(what, str(path.parent), "raise --memory, if you trust the file")
+    return [line.split("\t") for line in content.decode("utf-8", "replace").splitlines() if line]
+
+
+AGAIN = "copy or download it again"
+#: The fewest bytes that a value takes as text ("1 1 1" and a line break), and how often gzip can shrink it.
+_LEAST_TEXT, _GZIP = 6, 1032
+#: Bytes of text in work at least, at most, and as a share of the memory: six times as much is made of them.
+_LEAST, _MOST, _SHARE = 2**12, 2**21, 128
+#: A line of three numbers is far shorter.
+_LONGEST_LINE = 2**16
+
+
+def open_text(path: Path) -> Any:
+    """Open a file of text, unpacked if it is called ``.gz``, for reading bytes."""
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Turned:
+    """Read a Matrix Market file of genes by cells once, and bring it into the order of its cells.
+
+    Parameters
+    ----------
+    path
+        The file, plain or ``.gz``.
+    n_genes, n_cells
+        Its shape according to the files beside it.
+    memory
+        Bytes that may be used. Values that do not fit into a share of it go to temporary files.
+
+    Returns
+    -------
+    (n_cells, n_genes) float32. What was written twice for a cell and gene is there twice.
+
+    Raises
+    ------
+    InputError
+        If it is damaged, no sparse matrix of numbers, or of another shape.
+    ResourceError
+        If there is no room for the temporary files.
+    """
+    where = str(path.parent)
+    with reading(path):
+        try:
+            with open_text(path) as handle:
+                whole, *claimed, n_values = _head(handle, path)
+                if claimed != [n_genes, n_cells]:
+                    what = f"the matrix is {claimed[0]:,} x {claimed[1]:,}, "
+                    what += f"but there are {n_genes:,} genes and {n_cells:,} cells"
+                    raise InputError(what, where, AGAIN)
+                size = path.stat().st_size * (_GZIP if path.suffix == ".gz" else 1)
+                if not 0 <= n_values <= size // _LEAST_TEXT:
+                    what = f"{path.name} claims {n_values:,} values, which it cannot hold: it is damaged"
+                    raise InputError(what, where, AGAIN)
+                origin = Origin(where, "is text", "give the .h5 of Cell Ranger in place of the folder")
+                shape = n_cells, n_genes
+                pieces = _pieces(handle, path, whole, shape, n_values, memory)
+                return collected(pieces, n_values, shape, np.dtype(np.float32), origin, memory)
+        except (OSError, EOFError, zlib.error) as error:
+            raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(f"{path.name} is damaged: {reason}", str(path.parent), AGAIN)
+
+
+def _head(handle: Any, path: Path) -> tuple[bool, int, int, int]:
+    """Read the first lines, up to the one with the size.
+
+    Returns
+    -------
+    Whether the values are whole numbers, and how many genes, cells and values the file claims to have.
+    """
+    kind, line = handle.readline(1024).lower().split(), b"%"
+    while line.startswith(b"%"):
+        line = handle.readline(_LONGEST_LINE)
+    try:
+        claimed = [int(word) for word in line.split()]
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    shape = [b"%%matrixmarket", b"matrix", b"coordinate"], [b"general"]
+    if (kind[:3], kind[4:]) != shape or len(claimed) != 3:
+        raise InputError(f"{path.name} is not a sparse Matrix Market file", str(path.parent), AGAIN)
+    if kind[3] not in (b"integer", b"real"):
+        raise InputError(f"{path.name} holds no numbers", str(path.parent), AGAIN)
+    n_genes, n_cells, n_values = claimed
+    return kind[3] == b"integer", n_genes, n_cells, n_values
+
+
+def _pieces(
+    handle: Any, path: Path, whole: bool, shape: tuple[int, int], n_values: int, memory: int
+) -> Iterator[Piece]:
+    """Yield all values as cells, genes and float32, counted from 0.
+
+    Parameters
+    ----------
+    whole
+        Whether the values are whole numbers.
+    shape
+        (n_cells, n_genes) that all numbers must be within.
+    n_values
+        How many values there must be.
+    """
+    n_read = 0
+    while block := handle.read(int(np.clip(memory // _SHARE, _LEAST, _MOST))):
+        # The rest of a longer line is then a line without three numbers, which is refused.
+        genes, cells, values = _columns(block + handle.readline(_LONGEST_LINE), path, whole, shape, n_read)
+        for what, numbers, n in (("cell", cells, shape[0]), ("gene", genes, shape[1])):
+            outside = (numbers < 1) | (numbers > n)
+            if outside.any():
+                at = int(outside.argmax())
+                raise _damaged(path, f"value {n_read + at + 1:,} is of {what} {numbers[at]:,} of {n:,}")
+        n_read += len(values)
+        if n_read > n_values:
+            raise _damaged(path, f"there are more values than the {n_values:,} it claims")
+        with np.errstate(over="ignore"):  # infinite values are reported when all are read
+            yield cells - 1, genes - 1, values.astype(np.float32)
+    if n_read < n_values:
+        raise _damaged(path, f"it ends after {n_read:,} of {n_values:,} values")
+
+
+def _columns(block: bytes, path: Path, whole: bool, shape: tuple[int, int], n_read: int) -> list[Any]:
+    """Return the genes, cells and values of some lines of text; ``n_read`` values were before them."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    cell, gene = (pa.from_numpy_dtype(index_dtype(n)) for n in shape)
+    types = {"gene": gene, "cell": cell, "value": pa.int64() if whole else pa.float64()}
+    lines = csv.ReadOptions(use_threads=False, block_size=2**20, column_names=list(types))
+    words = csv.ParseOptions(delimiter=" ", quote_char=False)
+    numbers = csv.ConvertOptions(column_types=types, null_values=[], check_utf8=False)
+
+    def parsed(text: bytes) -> list[Any]:
+        if b"x" in text or b"X" in text:
+            raise pa.ArrowInvalid("Arrow would read 0x10 as 16")
+        # Not of Arrow's own pool, which gives nothing back.
+        pool = pa.system_memory_pool()
+        table = csv.read_csv(pa.BufferReader(text), lines, words, numbers, memory_pool=pool)
+        return [column.to_numpy() for column in table.columns]
+
+    try:
+        return parsed(block.replace(b"\t", b" "))
+    except (pa.ArrowInvalid, UnicodeError):
+        pass
+    try:
+        # Arrow splits at single blanks only; some programs write several, or some at the ends of lines.
+        return parsed(b"".join(b" ".join(line.split()) + b"\n" for line in block.splitlines()))
+    except (pa.ArrowInvalid, UnicodeError) as error:
+        # What Arrow says has parts of the file in it, which may be anything.
+        row = re.search(r"Row #(\d+)", str(error))
+        at = f"value {n_read + int(row[1]):,}" if row else f"a line after value {n_read:,}"
+        kind = "whole number" if whole else "number"
+        raise _damaged(path, f"{at} is not a gene, a cell and a {kind}") from error

@@ -1,0 +1,277 @@
+"""Cells of a file, a folder or an AnnData object, checked, normalised and handed out in chunks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+
+from scvec.base.arrays import Packed, blocks
+from scvec.base.borders import count_text, parse_memory
+from scvec.base.scratch import release
+from scvec.ingest.cells.choice import choose
+from scvec.ingest.cells.expression import Codes, ExpressionState, normalize
+from scvec.ingest.cells.features import gene_name_candidates
+from scvec.ingest.cells.label_columns import labels
+from scvec.ingest.cells.readers import contents_of
+from scvec.ingest.cells.readers.anndata import Contents, contents_of_adata
+from scvec.ingest.cells.readers.tables import named
+from scvec.ingest.cells.values import check_values
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scvec.ingest.cells.matrix import MatrixReader
+
+__all__ = ["CellSource", "labels", "parse_memory"]
+
+# Rows of a chunk that are this close are read in one go, and those between thrown away.
+_GAP = 64
+#: Share of the memory that the cells handled in one go may take. Up to four chunks are on their way at a
+#: time (:mod:`scvec.base.read_ahead`), and what is made of one may be several times as large.
+_SHARE = 16
+
+
+class CellSource:
+    """Labelled or new cells, one format whatever the file holds.
+
+    Open with :meth:`open`. All gene-wise attributes are over the genes that are kept, in file order;
+    ``feature_mask`` says which of the features of the file those are.
+
+    Attributes
+    ----------
+    path
+        The file, or None for an AnnData object in memory.
+    name
+        What to call it in messages.
+    n_obs, n_vars
+        Number of cells, and of genes kept.
+    names
+        Names of the cells, unique, in little memory.
+    var
+        Table of the genes kept.
+    var_names
+        Names of the genes kept, as they are: they may repeat.
+    feature_mask
+        (n_features,) bool over the features of the matrix used.
+    state
+        What the values are and what is done about it.
+    notes
+        Lines for people, in order.
+    totals
+        (n_obs,) float64 counts of each cell over its genes (sums of linear values where there are none).
+    n_genes_detected
+        (n_obs,) int64 genes of each cell above zero.
+    gene_totals
+        (n_vars,) float64 counts of each gene over all cells (linear values where there are no counts).
+    codes
+        (n_obs,) uint8 numbers of the cells' scales in ``state.scales``; None where all are on one.
+    memory
+        Bytes that may be used.
+    """
+
+    path: Path | None
+    name: str
+    names: Packed
+    var: pd.DataFrame
+    var_names: list[str]
+    feature_mask: npt.NDArray[np.bool_]
+    state: ExpressionState
+    notes: list[str]
+    totals: npt.NDArray[np.float64]
+    n_genes_detected: npt.NDArray[np.int64]
+    gene_totals: npt.NDArray[np.float64]
+    codes: Codes | None
+
+    def __init__(
+        self,
+        contents: Contents,
+        *,
+        layer: str | None,
+        memory: int,
+        columns: bool = True,
+        values: str = "auto",
+    ) -> None:
+        self.path, self.name, self.memory = contents.path, contents.name, memory
+        self.notes = contents.notes
+        self._close = contents.close
+        if not columns:
+            contents.table = contents.table[[]]
+        self._table, self.n_obs = contents.table, contents.n_obs
+        self.names = self._unique(contents.names)
+        choice = choose(contents, layer, memory, values)
+        self._reader, self.state = choice.reader, choice.state
+        self.var, self.var_names, self.feature_mask = choice.var, choice.var_names, choice.feature_mask
+        self.totals, self.gene_totals, self.codes = choice.totals, choice.gene_totals, choice.codes
+        self.n_genes_detected = choice.n_genes_detected
+        self.notes += choice.notes
+        self._note_oddities()
+
+    @classmethod
+    def open(
+        cls,
+        path_or_adata: str | os.PathLike[str] | AnnData,
+        *,
+        layer: str | None = None,
+        memory: str | int | None = None,
+        columns: bool = True,
+        values: str = "auto",
+    ) -> CellSource:
+        """Check a file or object, find usable values in it, and read every value once.
+
+        Parameters
+        ----------
+        path_or_adata
+            An h5ad file, a zarr folder of anndata, an .h5 file or a folder (``matrix.mtx``, ``features.tsv``,
+            ``barcodes.tsv``) of Cell Ranger, or an AnnData object (also a backed one); never changed.
+        layer
+            Where the values are: a layer, ``"X"`` or ``"raw"``. Found out where not given.
+        memory
+            Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given.
+        columns
+            Whether ``obs`` is going to be asked for its columns; else they are checked and let go.
+        values
+            What the values are (:data:`scvec.ingest.cells.values.VALUES`); ``auto`` finds it out.
+
+        Raises
+        ------
+        InputError
+            If the file or its values cannot be used.
+        ResourceError
+            If the file needs more memory than may be used.
+        """
+        check_values(values)
+        limit = parse_memory(memory)
+        options: dict[str, Any] = {"layer": layer, "memory": limit, "columns": columns, "values": values}
+        if not isinstance(path_or_adata, str | os.PathLike):
+            return cls(contents_of_adata(path_or_adata), **options)
+        contents = contents_of(path_or_adata, limit)
+        try:
+            return cls(contents, **options)
+        except BaseException:
+            contents.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._close()
+
+    def __enter__(self) -> CellSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def reader(self) -> MatrixReader:
+        """The matrix used, over all features of the file."""
+        return self._reader
+
+    @property
+    def obs_names(self) -> list[str]:
+        """Names of the cells, unique."""
+        return list(self.names.to_array())
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """The table of the cells, its index unique; made anew each time."""
+        return named(self._table, self.names)
+
+    @property
+    def n_vars(self) -> int:
+        """Number of genes kept."""
+        return len(self.var_names)
+
+    @property
+    def chunk_size(self) -> int:
+        """Cells that are handled in one go within the memory: 2,048, or fewer where they are large."""
+        return self._reader.rows_within(self.memory // _SHARE)
+
+    def take_for(self, state: ExpressionState) -> None:
+        """Take the values for something else, where nothing but a reference tells what they are."""
+        self.notes = [state.message if note == self.state.message else note for note in self.notes]
+        self.state = state
+
+    def stored_rows(self, rows: npt.NDArray[np.integer[Any]]) -> sp.csr_matrix[Any]:
+        """Return cells as they are stored, (n, n_vars) CSR float64."""
+        return self._genes_of(self._take(np.asarray(rows, np.int64)))
+
+    def gene_name_candidates(self) -> dict[str, list[str]]:
+        """Return lists of names for the genes kept: ``"index"`` (``var_names``), then columns of ``var``."""
+        return gene_name_candidates(self.var_names, self.var)
+
+    def chunks(
+        self, size: int | None = None, rows: npt.NDArray[np.integer[Any]] | None = None
+    ) -> Iterator[sp.csr_matrix[Any]]:
+        """Yield normalised cells, (n, n_vars) CSR float32 log1p CP10k with n <= ``size``.
+
+        Parameters
+        ----------
+        size
+            Cells in a chunk, :attr:`chunk_size` where not given. The values of a cell do not depend on it.
+        rows
+            Numbers of the cells wanted, in the order wanted; all in file order where not given. Ascending
+            numbers are read fastest.
+        """
+        size = self.chunk_size if size is None else size
+        if size < 1:
+            raise ValueError(f"size must be positive, not {size}")
+        if rows is not None and len(rows) and (np.min(rows) < 0 or np.max(rows) >= self.n_obs):
+            raise IndexError(f"rows must lie in 0 to {self.n_obs - 1}")
+        for some in blocks(self.n_obs if rows is None else len(rows), size):
+            part = np.arange(some.start, some.stop) if rows is None else np.asarray(rows[some], np.int64)
+            totals = self.totals[part]
+            codes = None if self.codes is None else self.codes[part]
+            release(self.totals)
+            yield normalize(self._genes_of(self._take(part)), self.state, totals, codes)
+
+    def _take(self, rows: npt.NDArray[np.int64]) -> sp.csr_matrix[Any]:
+        """Read rows in any order, in as few stretches as are sensible."""
+        ascending, back = np.unique(rows, return_inverse=True)
+        parts = []
+        most = max(self.chunk_size, len(ascending))
+        for near in np.split(ascending, np.flatnonzero(np.diff(ascending) > _GAP) + 1):
+            # Rows that are thrown away at once must not be many at once.
+            for stretch in np.split(near, np.flatnonzero(np.diff((near - near[0]) // most)) + 1):
+                first, last = int(stretch[0]), int(stretch[-1]) + 1
+                block = self._reader.rows(first, last)
+                parts.append(block if len(stretch) == last - first else block[stretch - first])
+        block = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
+        return block if np.array_equal(back, np.arange(len(ascending))) else block[back]
+
+    def _genes_of(self, block: sp.csr_matrix[Any]) -> sp.csr_matrix[Any]:
+        return block if self.feature_mask.all() else block[:, np.flatnonzero(self.feature_mask)]
+
+    def _unique(self, names: Packed) -> Packed:
+        if names.all_differ():
+            return names
+        from anndata.utils import make_index_unique
+
+        index = pd.Index(names.to_array(), dtype=object)
+        repeated = int(index.duplicated().sum())
+        self.notes.append(f"made {count_text(repeated, 'repeated cell name')} unique with -1, -2, ...")
+        return Packed(make_index_unique(index))
+
+    def _note_oddities(self) -> None:
+        if self._reader.n_unsorted:
+            self.notes.append(f"sorted the gene numbers within {count_text(self._reader.n_unsorted, 'cell')}")
+        if self._reader.n_duplicates:
+            self.notes.append(
+                f"added up {count_text(self._reader.n_duplicates, 'value')} stored twice for a cell and gene"
+            )
+        repeated = len(self.var_names) - len(set(self.var_names))
+        if repeated:
+            self.notes.append(f"added up the values of {count_text(repeated, 'repeated gene name')}")
+        empty = int((self.n_genes_detected == 0).sum())
+        release(self.n_genes_detected)
+        if empty:
+            self.notes.append(f"{count_text(empty, 'cell')} with no counts at all")

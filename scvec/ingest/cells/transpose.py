@@ -1,0 +1,292 @@
+"""Matrices that lie in another order than by cell, brought into it in less memory than they need."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from scvec.base import scratch
+from scvec.base.borders import size_text
+from scvec.base.errors import InputError, ResourceError
+
+__all__ = ["Origin", "Piece", "Turned", "by_cell", "collected", "index_dtype", "values_within"]
+
+#: Numbers of cells, numbers of genes, and values: as many of each.
+Piece: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
+
+#: Share of the memory that a matrix may take that lies there, if it is not `scratch.LARGE` anyway: three
+#: of one file may be open at once, and many files make a reference.
+_SHARE = 8
+#: Share of the memory for values in work, and the bytes that one of them needs with all copies.
+_WORK_SHARE, _WORK_BYTES = 16, 48
+#: Values in work at most: more of them make nothing faster.
+_MOST = 2**22
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A matrix by cell that this process made: arrays in memory, or in files without a name.
+
+    Attributes
+    ----------
+    data, indices
+        (n_values,) values, and int numbers of their genes; of one cell in the order in which they came.
+    indptr
+        (n_obs + 1,) int64: where the values of each cell start.
+    shape
+        (n_obs, n_vars).
+    """
+
+    data: npt.NDArray[Any]
+    indices: npt.NDArray[Any]
+    indptr: npt.NDArray[np.int64]
+    shape: tuple[int, int]
+
+    def release(self) -> None:
+        """Let go of the memory that looking at the values took."""
+        scratch.release(self.data)
+        scratch.release(self.indices)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is turned over, for messages.
+
+    Attributes
+    ----------
+    where
+        The file, and the place in it.
+    reason
+        Why it is turned over: "is stored by gene".
+    fix
+        What there is to do but to make room.
+    """
+
+    where: str
+    reason: str
+    fix: str
+
+
+def values_within(memory: int) -> int:
+    """Return how many values may be in work at a time."""
+    return int(np.clip(memory // _WORK_SHARE // _WORK_BYTES, 1, _MOST))
+
+
+def index_dtype(n: int) -> type[np.int32] | type[np.int64]:
+    """Return integers that can number ``n`` cells or genes."""
+    return np.int32 if n < 2**31 else np.int64
+
+
+def by_cell(
+    pieces: Iterable[Piece],
+    counts: npt.NDArray[np.int64],
+    n_vars: int,
+    dtype: np.dtype[Any],
+    origin: Origin,
+    memory: int,
+) -> Turned:
+    """Bring values into the order of their cells.
+
+    They are dealt to stretches of cells first, each with its own place in the file and small enough to be
+    worked on in memory, and then sorted within each stretch: so files are written nearly in order. Values of
+    one cell keep the order in which they came, and the result does not depend on the memory.
+
+    Parameters
+    ----------
+    pieces
+        The values, at most :func:`values_within` the memory in one piece; their numbers are checked.
+    counts
+        (n_obs,) values of each cell.
+    n_vars
+        Number of genes.
+    dtype
+        Of the values.
+    memory
+        Bytes that may be used. The values lie in memory if they are few and fit into a share of it, else in
+        temporary files.
+
+    Raises
+    ------
+    InputError
+        If ``counts`` are not those of the pieces: the file changes while it is read.
+    ResourceError
+        If there is no room for the files.
+    """
+    indptr = _pointers(counts)
+    shape = len(counts), n_vars
+    cells, genes, data = columns = _room(int(indptr[-1]), shape, dtype, origin, memory)
+    starts = _stretches(indptr, values_within(memory))
+    _deal(pieces, columns, indptr, starts, origin)
+    for first, last in pairwise(starts):
+        if last - first == 1:  # the values of one cell are in order, however many they are
+            continue
+        a, b = int(indptr[first]), int(indptr[last])
+        order = _order(cells[a:b] - cells.dtype.type(first), last - first)
+        for column in (genes, data):
+            column[a:b] = column[a:b][order]
+        _release(columns)
+    return Turned(data, genes, indptr, shape)
+
+
+def collected(
+    pieces: Iterable[Piece],
+    n_values: int,
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    origin: Origin,
+    memory: int,
+) -> Turned:
+    """Bring values into the order of their cells that can be gone through but once.
+
+    They are written as they come. If that was cell by cell, as Cell Ranger has it, nothing is left to do.
+
+    Parameters
+    ----------
+    pieces, dtype, origin, memory
+        As of :func:`by_cell`.
+    n_values
+        Number of values; the pieces must see to it that there are neither more nor fewer.
+    shape
+        (n_obs, n_vars).
+
+    Raises
+    ------
+    ResourceError
+        If there is no room for temporary files.
+    """
+    columns = _room(n_values, shape, dtype, origin, memory)
+    counts = np.zeros(shape[0], np.int64)
+    end, last, in_order = 0, 0, True
+    for piece in pieces:
+        cells = piece[0]
+        if len(cells) == 0:
+            continue
+        np.add.at(counts, cells, 1)
+        in_order = in_order and int(cells[0]) >= last and bool(np.all(cells[1:] >= cells[:-1]))
+        last = int(cells[-1])
+        for column, values in zip(columns, piece, strict=True):
+            column[end : end + len(cells)] = values
+        end += len(cells)
+        _release(columns)
+    if in_order:
+        return Turned(columns[2], columns[1], _pointers(counts), shape)
+    return by_cell(_again(columns, values_within(memory)), counts, shape[1], dtype, origin, memory)
+
+
+def _again(columns: Piece, step: int) -> Iterator[Piece]:
+    cells, genes, data = columns
+    for a in range(0, len(data), step):
+        yield cells[a : a + step], genes[a : a + step], data[a : a + step]
+        _release(columns)
+
+
+def _pointers(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    indptr = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
+    return indptr
+
+
+def _release(columns: Piece) -> None:
+    for column in columns:
+        scratch.release(column)
+
+
+def _room(n: int, shape: tuple[int, int], dtype: np.dtype[Any], origin: Origin, memory: int) -> Piece:
+    """Return room for ``n`` values: cells, genes, data."""
+    kinds = [np.dtype(index_dtype(shape[0])), np.dtype(index_dtype(shape[1])), dtype]
+    n_bytes = n * sum(kind.itemsize for kind in kinds)
+
+    def in_memory() -> Piece:
+        cells, genes, data = (np.empty(n, kind) for kind in kinds)
+        return cells, genes, data
+
+    if n_bytes <= min(memory // _SHARE, scratch.LARGE):
+        return in_memory()
+    try:
+        cells, genes, data = (scratch.reserved((n,), kind) for kind in kinds)
+    except OSError as error:
+        if n_bytes <= memory // 2:
+            return in_memory()
+        raise ResourceError(
+            f"the matrix {origin.reason} and needs {size_text(n_bytes)} of temporary files "
+            f"to be read, but {_folder()}: {error.strerror or error}",
+            origin.where,
+            f"name a folder on a larger disk, TMPDIR=/some/folder, or {origin.fix}",
+        ) from error
+    return cells, genes, data
+
+
+def _folder() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return "there is no folder for them"
+
+
+def _stretches(indptr: npt.NDArray[np.int64], most: int) -> list[int]:
+    """Return where stretches of cells start and the last one ends.
+
+    Each is of ``most`` values, or fewer, or of one cell.
+    """
+    starts, n_obs = [0], len(indptr) - 1
+    while starts[-1] < n_obs:
+        full = int(np.searchsorted(indptr, indptr[starts[-1]] + most, side="right")) - 1
+        starts.append(min(max(full, starts[-1] + 1), n_obs))
+    return starts
+
+
+def _deal(
+    pieces: Iterable[Piece],
+    columns: Piece,
+    indptr: npt.NDArray[np.int64],
+    starts: list[int],
+    origin: Origin,
+) -> None:
+    """Write values to the stretches that their cells belong to, in the order in which they come."""
+    n = len(starts) - 1
+    stretch_of = np.repeat(np.arange(n, dtype=np.int32), np.diff(starts))
+    ends = indptr[starts]
+    ends, free = ends[1:], ends[:-1].copy()
+    for piece in pieces:
+        stretch = stretch_of[piece[0]]
+        sizes = np.bincount(stretch, minlength=n)
+        if np.any(free + sizes > ends):
+            raise _changing(origin)
+        ordered = piece
+        if n > 1:
+            order = _order(stretch, n)
+            cells, genes, data = (part[order] for part in piece)
+            ordered = cells, genes, data
+        a = 0
+        for k in np.flatnonzero(sizes):
+            b, at = a + int(sizes[k]), int(free[k])
+            for column, part in zip(columns, ordered, strict=True):
+                column[at : at + b - a] = part[a:b]
+            a = b
+        free += sizes
+        _release(columns)
+    if np.any(free != ends):
+        raise _changing(origin)
+
+
+def _changing(origin: Origin) -> InputError:
+    return InputError("the file changes while it is read", origin.where, "wait until it is written")
+
+
+def _order(numbers: npt.NDArray[np.integer[Any]], n: int) -> npt.NDArray[np.integer[Any]]:
+    """Return the stable order that sorts numbers below ``n``.
+
+    scipy's turning of a matrix with one value a column, at ``numbers``, is that: one count and one pass,
+    where NumPy compares.
+    """
+    pointers = np.arange(len(numbers) + 1, dtype=np.int32)
+    arrays: Any = (np.zeros(len(numbers), np.bool_), numbers, pointers)
+    order: npt.NDArray[np.integer[Any]] = sp.csc_matrix(arrays, shape=(n, len(numbers))).tocsr().indices
+    return order

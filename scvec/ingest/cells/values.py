@@ -1,0 +1,438 @@
+"""Find out what the numbers of a matrix are, cell by cell where they differ.
+
+Evidence, strongest first: whole numbers are counts; values that add up to one number in every cell once a
+transform is undone; whole multiples of a cell's smallest value (counts times a factor per cell); sums that no
+cell can have (natural logarithms of parts of a million are 13.8 at most).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvec.base.errors import InputError
+from scvec.ingest.cells.expression import (
+    BASES,
+    CP10K,
+    LARGEST_COUNT,
+    ExpressionState,
+    MatrixProfile,
+    Transform,
+    row_sums,
+    undo,
+    undone,
+)
+from scvec.ingest.cells.value_scales import fits
+from scvec.ingest.cells.value_signs import (
+    LOGS,
+    MAX_LOG,
+    MOST,
+    NOT_LINEAR,
+    SPREAD,
+    WHOLE,
+    all_whole,
+    by_base,
+    by_likelihood,
+    clustered,
+    constant_sum,
+    known_sum,
+    length_bias,
+    may_add_up,
+    multiples,
+    nearly_whole,
+    of_each,
+    partly_whole,
+    ratios,
+    rows_become_whole,
+    sum_of_whole_cells,
+    whole_rows,
+)
+
+__all__ = ["VALUES", "candidate_states", "check_values", "detect_state", "in_words", "mixed_message"]
+
+#: What ``--values`` may say; ``auto`` finds it out.
+VALUES = (
+    "auto",
+    "counts",
+    "linear",
+    "log1p",
+    "log1p-cp10k",
+    "log1p-cpm",
+    "log2",
+    "log2-cp10k",
+    "log2-cpm",
+    "log2-tpm10",
+    "log10",
+    "sqrt",
+    "arcsinh",
+)
+#: What whole cells add up to under the names that say it.
+NAMED_SUMS = {"cp10k": CP10K, "tpm10": 1e5, "cpm": 1e6}
+#: Above this float64 knows no whole numbers, and no cell has as many molecules.
+LARGEST = 2.0**53
+
+
+def check_values(values: str) -> None:
+    """Raise ``InputError`` where ``values`` is not one of :data:`VALUES`."""
+    if values not in VALUES:
+        raise InputError(f"values cannot be {values!r}", "--values", f"give one of {', '.join(VALUES)}")
+
+
+def detect_state(profile: MatrixProfile, where: str = "X", values: str = "auto") -> ExpressionState:
+    """Decide what the values are.
+
+    Parameters
+    ----------
+    profile
+        Of some or all rows, at least one.
+    where
+        The place to put into the answer.
+    values
+        What they are where somebody knows, one of :data:`VALUES`.
+
+    Raises
+    ------
+    InputError
+        If the values are too large for anything, or for what they are said to be.
+    """
+    if profile.maximum > LARGEST:
+        raise InputError(
+            f"{where} holds values up to {profile.maximum:.3g}: no cell has as many molecules",
+            where,
+            "go back to the counts as they came from the counting",
+        )
+    if profile.n_negative:
+        low = f"{profile.minimum:,.0f}" if profile.all_integer else f"{profile.minimum:.3g}"
+        return ExpressionState("scaled", where, message=f"{where} holds negative values (down to {low})")
+    if values == "auto" and profile.all_integer:
+        return _counts(where, profile.maximum, length_bias(profile.first_rows()))
+    sample = profile.sample()
+    sample = sample[np.flatnonzero(np.diff(sample.indptr))]
+    if values != "auto":
+        return _as_told(sample, where, values, profile.maximum)
+    scales = _scales(sample, where, profile.maximum)
+    return replace(scales[0], others=tuple(scales[1:]))
+
+
+def _counts(where: str, largest: float, bias: str = "") -> ExpressionState:
+    told = f"{where} holds raw counts{bias}; normalised a private copy to log1p CP10k"
+    if largest > LARGEST_COUNT:
+        told = f"warning: {where} holds counts up to {largest:,.0f}, more than a cell has molecules; " + told
+    return ExpressionState("counts", where, message=told)
+
+
+def _as_told(sample: sp.csr_matrix[Any], where: str, values: str, largest: float) -> ExpressionState:
+    """Return the state that somebody says it is; the sum of whole cells is found out where not said."""
+    name, _, per_name = values.partition("-")
+    told = f"{where} is taken as {values} (--values)"
+    if name == "counts":
+        kind = "counts" if whole_rows(sample).all() else "estimated_counts"
+        return ExpressionState(kind, where, message=f"{told}; normalised a private copy to log1p CP10k")  # type: ignore[arg-type]
+    transform: Transform = name  # type: ignore[assignment]
+    if undo(np.array([largest]), transform)[0] > LARGEST_COUNT:
+        raise InputError(
+            f"{where} holds values up to {largest:,.6g}, which cannot be {values}",
+            where,
+            "leave out --values to have them judged, or give counts or linear",
+        )
+    linear = undone(sample, transform)
+    target = constant_sum(row_sums(linear))
+    base = BASES.get(transform)
+    if base is None:
+        kind = "linear" if transform == "linear" else transform
+        return ExpressionState(kind, where, target_sum=target, message=f"{told}; converted to log1p CP10k")  # type: ignore[arg-type]
+    per = NAMED_SUMS.get(per_name) or target or known_sum(linear) or sum_of_whole_cells(linear)
+    if transform == "log1p" and per == CP10K:
+        return ExpressionState("log1p_cp10k", where, base, target, f"{told}; used as they are", per)
+    sums = "each cell divided by its own sum" if per is None else f"{_number(per)} counts per whole cell"
+    return ExpressionState("log", where, base, target, f"{told}, {sums}; converted to log1p CP10k", per)
+
+
+def _scales(rows: sp.csr_matrix[Any], where: str, largest: float) -> list[ExpressionState]:
+    """Return the scales that rows are on, that of most rows first."""
+    whole = whole_rows(rows)
+    part = rows[np.flatnonzero(~whole)]
+    if part.shape[0] == 0:
+        return [_counts(where, largest)]
+    found = _of_fractions(part, where)
+    n_whole = int(whole.sum())
+    if n_whole:
+        found = _joined(_counts(where, largest), n_whole, found)
+    found.sort(key=lambda pair: -pair[1])
+    unknown = [state for state, _ in found if state.candidates]
+    if len(found) > 1 and unknown:
+        raise InputError(
+            f"{where} holds cells on different scales, and of some it cannot be told which: "
+            f"{_list([f'{n:,} of {rows.shape[0]:,} looked at {_guess(s)}' for s, n in found])}",
+            where,
+            "bring all cells to one scale, or give the file of each and --values",
+        )
+    return [state for state, _ in found]
+
+
+def _of_fractions(rows: sp.csr_matrix[Any], where: str) -> list[tuple[ExpressionState, int]]:
+    """Return the scales of rows that are not whole numbers, and how many rows are on each."""
+    sums = row_sums(rows)
+    target = constant_sum(sums)
+    if target is not None and np.all(np.abs(sums / target - 1) <= SPREAD):
+        return [(_of_constant_sum(where, "linear", target, rows), rows.shape[0])]
+    for transform in NOT_LINEAR:
+        if all_whole(rows[:: 1 + rows.shape[0] // 64], transform):
+            whole = rows_become_whole(rows, transform)
+            rest = rows[np.flatnonzero(~whole)]
+            found = _of_fractions(rest, where) if rest.shape[0] else []
+            return _joined(_of_counts(where, transform), int(whole.sum()), found)
+    # Logarithms are hardly ever whole numbers.
+    broken = partly_whole(rows)
+    if broken.any():
+        rest = rows[np.flatnonzero(~broken)]
+        found = _of_fractions(rest, where) if rest.shape[0] else []
+        return _joined(_estimated(where), int(broken.sum()), found)
+    n, found, rest = rows.shape[0], [], rows
+    for transform in by_likelihood(rows):
+        linear = undone(rows, transform)
+        sums = row_sums(linear)
+        target = constant_sum(sums)
+        if target is not None and may_add_up(transform, target):
+            found = [(_of_constant_sum(where, transform, target, linear), n)]
+            rest = rows[np.flatnonzero(np.abs(sums / target - 1) > SPREAD)]
+            break
+    while rest.shape[0] and (cluster := clustered(rest)) is not None:
+        transform, target, members = cluster
+        linear = undone(rest[np.flatnonzero(members)], transform)
+        found = _joined(_of_constant_sum(where, transform, target, linear), int(members.sum()), found)
+        rest = rest[np.flatnonzero(~members)]
+    if found and rest.shape[0] < 0.1 * n:
+        # Cells that lost some genes after they were normalised add up to less.
+        rest = rest[np.flatnonzero(~_fits_any(rest, [state for state, _ in found]))]
+    if rest.shape[0]:
+        few = bool(found) and rest.shape[0] < max(3, 0.005 * n)
+        for state, m in _of_varying_sums(rest, where, only_sure=few):
+            found = _joined(state, m, found)
+    return found
+
+
+def _of_varying_sums(
+    rows: sp.csr_matrix[Any], where: str, *, only_sure: bool
+) -> list[tuple[ExpressionState, int]]:
+    """Return the scales of rows whose sums differ, told by the largest value of a row and by multiples."""
+    high = of_each(np.maximum, rows) > MAX_LOG
+    low = rows[np.flatnonzero(~high)]
+    groups = by_base(low) if low.shape[0] else []
+    apart = [(*_by_structure(part, base, where), part) for part, base in groups]
+    if high.any():
+        # Shallow cells of linear data are small too: only what is surely a logarithm is one.
+        logs = [(state, sure, part) for state, sure, part in apart if sure and state.transform != "linear"]
+        n_linear = rows.shape[0] - sum(part.shape[0] for _, _, part in logs)
+        some = rows[np.flatnonzero(high)] if logs else rows
+        return [(_linear(some, where, None), n_linear), *((s, p.shape[0]) for s, _, p in logs)]
+    return [(state, part.shape[0]) for state, sure, part in apart if sure or not only_sure]
+
+
+def _joined(
+    state: ExpressionState, n: int, found: list[tuple[ExpressionState, int]]
+) -> list[tuple[ExpressionState, int]]:
+    """Return scales with one more of ``n`` rows: as part of one that does the same, if there is.
+
+    log2(1 + 1) and the root of 1 are whole too: there a few whole rows are no scale of their own.
+    """
+    does = (state.transform, state.divisor)
+    for k, (other, m) in enumerate(found):
+        whole_too = other.made_of == "counts" and other.transform in ("log2", "sqrt") and n < 0.2 * m
+        if (other.transform, other.divisor) == does or (state.kind == "counts" and whole_too):
+            return [*found[:k], (other, m + n), *found[k + 1 :]]
+    return [*found, (state, n)]
+
+
+def _fits_any(rows: sp.csr_matrix[Any], states: list[ExpressionState]) -> Any:
+    found = np.zeros(rows.shape[0], dtype=bool)
+    for state in states:
+        found |= fits(row_sums(undone(rows, state.transform)), state)
+    return found
+
+
+def _of_constant_sum(
+    where: str, transform: Transform, target: float, linear: sp.csr_matrix[Any]
+) -> ExpressionState:
+    """Return the state of cells that all add up to ``target`` on the linear scale."""
+    if transform == "linear":
+        return _linear(linear, where, target)
+    if transform == "log1p" and abs(target / CP10K - 1) < SPREAD:
+        done = f"{where} holds log1p CP10k values; used as they are"
+        return ExpressionState("log1p_cp10k", where, math.e, CP10K, done)
+    done = (
+        f"{where} holds {_name(transform)} values of {_per_cell(target)}{_made_of(linear)}; converted a "
+        "private copy to log1p CP10k"
+    )
+    base = BASES.get(transform)
+    if base is None:
+        return ExpressionState(transform, where, None, target, done)  # type: ignore[arg-type]
+    return ExpressionState("log", where, base, target, done)
+
+
+def _linear(rows: sp.csr_matrix[Any], where: str, target: float | None) -> ExpressionState:
+    """Return the state of values on the linear scale that are not whole numbers."""
+    if target is None and nearly_whole(rows):
+        return _estimated(where)
+    counted = multiples(rows) > 0.8
+    per = known_sum(rows) if counted and target is None and rows.shape[1] < WHOLE else None
+    sums = f"{_number(target)} per cell" if target else "sums that differ"
+    if counted:
+        of = f"part of the genes of {_number(per)} per cell" if per else sums
+        what = f"counts times a factor per cell ({of}){length_bias(rows[:128])}"
+    elif target == MOST:
+        what = "TPM, or CPM of corrected counts (no whole multiples of one count)"
+    else:
+        what = f"TPM, RPKM or corrected counts ({sums})"
+    done = f"{where} holds linear values that are no counts: {what}; rescaled a private copy to log1p CP10k"
+    return ExpressionState("linear", where, None, target, done, per, "multiples" if counted else "")
+
+
+def _estimated(where: str) -> ExpressionState:
+    done = (
+        f"{where} holds counts that are not all whole numbers (estimated as by RSEM or salmon, or corrected "
+        "for ambient RNA); normalised a private copy to log1p CP10k"
+    )
+    return ExpressionState("estimated_counts", where, message=done)
+
+
+def _of_counts(where: str, transform: Transform) -> ExpressionState:
+    done = f"{where} holds {_name(transform)} values of counts; normalised a private copy to log1p CP10k"
+    kind: Any = "log" if transform in BASES else transform
+    return ExpressionState(kind, where, BASES.get(transform), message=done, made_of="counts")
+
+
+def _by_structure(
+    rows: sp.csr_matrix[Any], base: Transform | None, where: str
+) -> tuple[ExpressionState, bool]:
+    """Return the state of rows with small values whose sums differ, and whether it is sure.
+
+    ``base`` is the transform after which values are whole multiples, if there is one.
+    """
+    if base == "linear":
+        return _linear(rows, where, None), True
+    if base is None and nearly_whole(rows):
+        return _estimated(where), True
+    if base is None:
+        return _by_bound(rows, where), False
+    linear = undone(rows, base)
+    units, ratio, _ = ratios(linear)
+    if np.mean(np.abs(units - 1) < 0.01) > 0.9:
+        return _of_counts(where, base), True
+    # Exact multiples of which no sum is one were divided by factors of another kind, as scran's.
+    exact = np.median(np.abs(ratio - np.rint(ratio))) < 1e-4
+    per = known_sum(linear) or (None if exact else sum_of_whole_cells(linear))
+    return _part_of_genes(where, base, per, made_of="multiples"), True
+
+
+def _by_bound(rows: sp.csr_matrix[Any], where: str) -> ExpressionState:
+    """Return the state that is possible, by the largest sums that cells can have; several are told."""
+    linear = {t: undone(rows, t) for t in LOGS}
+    sums = {t: row_sums(linear[t]) for t in LOGS}
+    possible = [t for t in LOGS if sums[t].max() <= MOST * (1 + SPREAD)]
+    if not possible:
+        return _linear(rows, where, None)
+    per = {t: sum_of_whole_cells(linear[t]) for t in possible}
+    if len(possible) == 1:
+        why = f", no other base fits values up to {float(rows.max()):.4g}"
+        return _part_of_genes(where, possible[0], per[possible[0]], why)
+    if per.get("log1p") == CP10K:
+        likely: Transform = "log1p"
+    else:
+        likely = max(possible, key=lambda t: float(np.median(sums[t])) / (per[t] or MOST))
+    all_of_them: tuple[Transform, ...] = (*possible, "linear")
+    others = tuple(t for t in all_of_them if t != likely)
+    if likely == "log1p" and per[likely] == CP10K:
+        done = f"{where} holds logarithms of unknown base and target; taken as log1p CP10k as they are"
+        return ExpressionState("log", where, None, None, done, CP10K, "", others)
+    state = _part_of_genes(where, likely, per[likely])
+    done = (
+        f"{where} holds logarithms of unknown base; taken as {in_words(state)} and converted to log1p CP10k"
+    )
+    return replace(state, message=done, candidates=others)
+
+
+def _part_of_genes(
+    where: str, transform: Transform, per: float | None, why: str = "", made_of: Any = ""
+) -> ExpressionState:
+    base = BASES[transform]
+    if transform == "log1p" and per == CP10K:
+        done = (
+            f"{where} holds natural log values whose sums differ (part of the genes?){why}; used as they are"
+        )
+    else:
+        of = (
+            ", each cell divided by its own sum"
+            if per is None
+            else f" of part of the genes of {_per_cell(per)}"
+        )
+        done = f"{where} holds {_name(transform)} values{of}{why}; converted a private copy to log1p CP10k"
+    return ExpressionState("log", where, base, None, done, per, made_of)
+
+
+def _made_of(linear: sp.csr_matrix[Any]) -> str:
+    if multiples(linear) > 0.8 or len(linear.data) < 20:
+        return ""
+    return ", not of whole counts (TPM, as full-length protocols give, or corrected)"
+
+
+def _name(transform: Transform) -> str:
+    """Name a transform as people do."""
+    named = {"log1p": "natural log1p", "log2": "log2(x + 1)", "log10": "log10(x + 1)"}
+    return named.get(transform, transform)
+
+
+def _per_cell(per: float) -> str:
+    """Name what whole cells add up to."""
+    usual = {CP10K: "CP10k", 1e5: "TPM/10", MOST: "CPM or TPM"}.get(per)
+    return f"{_number(per)} counts per cell" + (f" ({usual})" if usual else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def in_words(state: ExpressionState) -> str:
+    """Name a scale in a few words."""
+    if state.kind in ("counts", "estimated_counts"):
+        return "raw counts" if state.kind == "counts" else "counts that are not whole"
+    if state.kind == "log1p_cp10k":
+        return "log1p CP10k"
+    if state.made_of == "counts":
+        return f"{_name(state.transform)} of counts"
+    sum_of_cells = state.divisor or state.target_sum
+    return _name(state.transform) + (f" of {_per_cell(sum_of_cells)}" if sum_of_cells else "")
+
+
+def _guess(state: ExpressionState) -> str:
+    return "unknown logarithms" if state.candidates else in_words(state)
+
+
+def _list(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def mixed_message(state: ExpressionState, numbers: list[int], first: list[str]) -> str:
+    """Say on which scales the cells of a file are: how many on each, and the first."""
+    told = [
+        f"{n:,} {in_words(scale)} (the first is '{cell}')"
+        for scale, n, cell in zip(state.scales, numbers, first, strict=True)
+        if n
+    ]
+    return f"{state.where} holds cells on different scales: {_list(told)}; each converted by what it holds"
+
+
+def candidate_states(state: ExpressionState, rows: sp.csr_matrix[Any]) -> list[ExpressionState]:
+    """Return what the values may be, ``state`` first; ``rows`` (n, n_genes) CSR as stored."""
+    found = [state]
+    for transform in state.candidates:
+        linear = undone(rows, transform)
+        if transform == "linear":
+            found.append(_linear(linear, state.where, None))
+        else:
+            found.append(_part_of_genes(state.where, transform, sum_of_whole_cells(linear)))
+    return found

@@ -1,0 +1,560 @@
+"""Write cells that were annotated: an h5ad with new columns, or a table; and read what such an h5ad tells."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from scvec.base.borders import disk_errors, parse_memory, reading
+from scvec.base.errors import InputError
+from scvec.base.scratch import release
+from scvec.ingest.cells.matrix import MatrixReader, open_matrix
+from scvec.ingest.cells.readers import contents_of, is_h5ad
+from scvec.ingest.cells.readers.anndata import Contents
+from scvec.ingest.cells.readers.checks import check_h5ad, is_zarr, open_h5ad, open_zarr
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["check_output", "read_parameters", "replacing", "write_annotated", "write_table", "write_tables"]
+
+_GZIP = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+# Room for what HDF5 keeps beside the values, generous: per file and per entry.
+_FILE_ROOM, _ENTRY_ROOM = 2**22, 2**16
+_BLOCK_ROWS = 2**16
+
+
+def check_output(out_path: str | os.PathLike[str], source_path: str | os.PathLike[str] | None = None) -> Path:
+    """Check early, before any work, that an output can be written, and return its path.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing or may not be written to, the output is a folder, or it is the input.
+    """
+    out = Path(out_path)
+    try:
+        if out.is_dir():
+            raise InputError("the output is a folder", str(out), "name a file in it")
+        if not out.parent.is_dir():
+            if out.parent.exists():
+                raise InputError("the folder of the output is a file", str(out.parent), "choose another")
+            raise InputError("the folder of the output does not exist", str(out.parent), "create it first")
+        if not os.access(out.parent, os.W_OK):
+            raise InputError(
+                "the folder of the output may not be written to", str(out.parent), "choose another"
+            )
+        source = None if source_path is None else Path(source_path)  # a missing one is told by its reader
+        if source is not None and out.exists() and source.exists() and os.path.samefile(out, source):
+            raise InputError(
+                "the output is the input, which is never changed", str(out), "choose another name"
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write there: {error}", str(out), "choose another name") from error
+    return out
+
+
+def write_annotated(
+    source: str | os.PathLike[str] | AnnData,
+    out_path: str | os.PathLike[str],
+    obs: pd.DataFrame,
+    obsm: Mapping[str, Any] | None = None,
+    uns: Mapping[str, Any] | None = None,
+    *,
+    checked: bool = False,
+    memory: str | int | None = None,
+) -> None:
+    """Write a copy with columns added; of an h5ad all else is carried over bit for bit.
+
+    The file is copied as it lies and never loaded, whatever its size. The copy appears under its name whole
+    or not at all. Columns and entries of the same name are replaced.
+
+    Parameters
+    ----------
+    source
+        The file or folder the cells came from, or the AnnData object; none is changed.
+    out_path
+        The h5ad to write; an existing one is replaced.
+    obs
+        Columns to add, one row per cell in file order. The index is not looked at.
+    obsm
+        Arrays (n_obs, ...) to add to obsm.
+    uns
+        Entries to add to uns. None values are left out, tuples become lists.
+    checked
+        The file was just checked (:func:`scvec.ingest.cells.readers.checks.open_h5ad`): do not read it again.
+    memory
+        What may be used where cells are not copied as they lie: of folders and of Cell Ranger's files.
+
+    Raises
+    ------
+    InputError
+        If the output cannot be written there, or is the input.
+    ResourceError
+        If the disk is full; no part of the output is left then.
+    """
+    obsm, uns = dict(obsm or {}), dict(uns or {})
+    columns = {str(name): _storable_column(values) for name, values in obs.items()}
+    for name in (*columns, *obsm, *uns):
+        if "/" in name:
+            raise InputError(f"'{name}' cannot be the name of a column: it has a slash", str(out_path))
+    if not isinstance(source, str | os.PathLike):
+        out = check_output(out_path)
+        _write_object(source, out, columns, obsm, uns)
+        return
+    out = check_output(out_path, source)
+    whole_folder = Path(source).is_dir()
+    if not (checked or whole_folder):
+        open_h5ad(source, others=True).close()
+    if whole_folder or not is_h5ad(source):
+        uns = {name: _storable(value) for name, value in uns.items()}
+        with replacing(out) as temporary:
+            write_as_h5ad(Path(source), temporary, _room(obs, obsm, uns), memory)
+            _annotate(temporary, columns, obsm, uns, str(source))
+        return
+    with h5py.File(source, "r") as file:
+        old = not isinstance(file.get("obs"), h5py.Group) or "raw.X" in file
+    if old:  # anndata before 0.7 kept obs in one compound dataset, which takes no more columns
+        import anndata
+
+        with reading(str(source)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the age of the file, which ends here
+            adata = anndata.read_h5ad(source)
+        _write_object(adata, out, columns, obsm, uns)
+        return
+    uns = {name: _storable(value) for name, value in uns.items()}
+    with replacing(out) as temporary:
+        _copy_with_room(Path(source), temporary, _room(obs, obsm, uns))
+        _annotate(temporary, columns, obsm, uns, str(source))
+
+
+def _room(obs: pd.DataFrame, obsm: Mapping[str, Any], uns: Mapping[str, Any]) -> int:
+    """Return bytes that additions may take in a file, generously."""
+    added = int(obs.memory_usage(deep=True).sum()) + _n_bytes(obsm) + _n_bytes(uns)
+    return 2 * added + _ENTRY_ROOM * (len(obs.columns) + len(obsm) + _n_entries(uns)) + _FILE_ROOM
+
+
+def _annotate(
+    path: Path, columns: dict[str, Any], obsm: Mapping[str, Any], uns: Mapping[str, Any], source: str
+) -> None:
+    with h5py.File(path, "r+", locking="best-effort") as file:
+        _add_columns(file["obs"], columns, source)
+        _add_entries(file, "obsm", obsm)
+        _add_entries(file, "uns", uns)
+
+
+def _copy_with_room(source: Path, target: Path, room: int) -> None:
+    """Copy a file into space reserved for it and ``room`` bytes more.
+
+    HDF5 cannot cope with a disk that fills up: it fails at every later step, prints tracebacks from
+    destructors and may crash the process. So all it will write is reserved before it starts; it cuts the
+    file to its true length when it closes it.
+    """
+    size = source.stat().st_size
+    with target.open("r+b") as out, source.open("rb") as data:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(out.fileno(), 0, size + room)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+        free = shutil.disk_usage(target.parent).free
+        if free + os.fstat(out.fileno()).st_size < size + room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        shutil.copyfileobj(data, out, 2**22)
+
+
+def _n_bytes(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(map(_n_bytes, value.values()))
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return sum(len(str(v)) + 32 for v in value.ravel())
+    if isinstance(value, str):
+        return len(value.encode())
+    return int(getattr(value, "nbytes", None) or np.asarray(value).nbytes)
+
+
+def _n_entries(value: Any) -> int:
+    return 1 + sum(map(_n_entries, value.values())) if isinstance(value, Mapping) else 1
+
+
+def _add_columns(group: h5py.Group, columns: dict[str, Any], source: str) -> None:
+    """Add columns to the obs group itself, so that those already there keep their encoding."""
+    from anndata.io import write_elem
+
+    with reading(source, "obs"):
+        index = _text(group.attrs["_index"])
+        order = [_text(column) for column in group.attrs["column-order"]]
+        item = group[index]
+        n_obs = len(
+            item if isinstance(item, h5py.Dataset) else item["codes" if "codes" in item else "values"]
+        )
+    for name, values in columns.items():
+        if len(values) != n_obs:
+            raise ValueError(f"{len(values)} rows of annotation for {n_obs} cells")
+        if name == index:
+            raise InputError(f"obs already uses '{name}' for the names of the cells", source)
+        write_elem(group, name, values, dataset_kwargs=_GZIP)
+    order += [name for name in columns if name not in order]
+    group.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
+
+
+def _add_entries(file: h5py.File, name: str, entries: Mapping[str, Any]) -> None:
+    from anndata.io import write_elem
+
+    if not entries:
+        return
+    if name not in file:
+        write_elem(file, name, {})
+    for key, value in entries.items():
+        # Scalars cannot be compressed, and the dicts of uns are full of them.
+        packed = _GZIP if name == "obsm" and _shrinks(value) else {}
+        if isinstance(value, np.memmap):
+            _add_blocks(file[name], key, value, packed)
+        else:
+            write_elem(file[name], key, value, dataset_kwargs=packed)
+
+
+def _add_blocks(group: h5py.Group, key: str, value: np.memmap[Any, Any], packed: Mapping[str, Any]) -> None:
+    """Write an array that lies in a file as anndata does, but never more of it in memory than a block."""
+    if key in group:
+        del group[key]
+    item = group.create_dataset(key, value.shape, value.dtype, **packed)
+    item.attrs["encoding-type"], item.attrs["encoding-version"] = "array", "0.2.0"
+    for start in range(0, len(value), _BLOCK_ROWS):
+        item[start : start + _BLOCK_ROWS] = value[start : start + _BLOCK_ROWS]
+        release(value)
+
+
+def _shrinks(value: Any) -> bool:
+    """Return whether packing is worth its time: cell vectors are noise in all bits, and seconds in gzip."""
+    head = np.ascontiguousarray(np.asarray(value)[:256]).tobytes()
+    return len(zlib.compress(head, 1)) < 0.8 * len(head)
+
+
+def _write_object(
+    adata: AnnData, out: Path, columns: dict[str, Any], obsm: Mapping[str, Any], uns: Mapping[str, Any]
+) -> None:
+    """Write an AnnData object with additions, through a second one that shares its arrays."""
+    from anndata.io import write_elem
+
+    if adata.isbacked:
+        adata = adata.to_memory()
+    if any(len(values) != adata.n_obs for values in columns.values()):
+        raise ValueError(f"rows of annotation do not match {adata.n_obs} cells")
+    table = adata.obs.copy(deep=False)
+    for name, values in columns.items():
+        table[name] = pd.Series(values, index=table.index) if isinstance(values, pd.Categorical) else values
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # repeated names are the caller's, who has been told
+        copy = _shallow_copy(adata, table, obsm, uns)
+    # Into memory first, where the cells are anyway: HDF5 must not meet a full disk (see _copy_with_room).
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        write_elem(file, "/", copy, dataset_kwargs={"compression": "gzip"})
+    with replacing(out) as temporary:
+        temporary.write_bytes(image.getbuffer())
+
+
+def _shallow_copy(
+    adata: AnnData, obs: pd.DataFrame, obsm: Mapping[str, Any], uns: Mapping[str, Any]
+) -> AnnData:
+    import anndata
+
+    raw = adata.raw
+    return anndata.AnnData(
+        X=adata.X,
+        obs=obs,
+        var=adata.var,
+        uns={**adata.uns, **{name: _storable(value) for name, value in uns.items()}},
+        obsm={**adata.obsm, **{name: np.asarray(values) for name, values in obsm.items()}},
+        varm=dict(adata.varm),
+        layers=dict(adata.layers),
+        obsp=dict(adata.obsp),
+        varp=dict(adata.varp),
+        raw=None if raw is None else {"X": raw.X, "var": raw.var, "varm": dict(raw.varm)},
+    )
+
+
+@contextlib.contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """Give a temporary file beside ``out`` that takes its place at the end, or vanishes on any error."""
+    temporary: Path | None = None
+    try:
+        with disk_errors(out):
+            handle, name = tempfile.mkstemp(prefix=f".{out.name[:40]}.", suffix=".tmp", dir=out.parent)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            # mkstemp makes files private; the output gets the mode any new file would have.
+            temporary.chmod(out.stat().st_mode & 0o777 if out.exists() else 0o666 & ~_umask())
+            _sync(temporary)
+            os.replace(temporary, out)
+            _sync(out.parent)
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    # os.umask() can only be read by setting it, which other threads would notice.
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _storable_column(values: pd.Series[Any]) -> Any:
+    """Return a column as anndata stores it everywhere: text with gaps becomes categorical."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return values.array
+    if values.dtype == object or isinstance(values.dtype, pd.StringDtype):
+        if values.isna().any():
+            return pd.Categorical(values.astype(object).map(str, na_action="ignore"))
+        return values.astype(str).to_numpy(dtype=object)
+    return values.to_numpy() if isinstance(values.dtype, np.dtype) else values.array
+
+
+def _storable(value: Any) -> Any:
+    """Return an entry of uns as h5ad can hold it."""
+    if isinstance(value, Mapping):
+        return {str(k).replace("/", "|"): _storable(v) for k, v in value.items() if v is not None}
+    if isinstance(value, tuple | set | frozenset):
+        return _storable(sorted(value) if isinstance(value, set | frozenset) else list(value))
+    if isinstance(value, list):
+        if any(isinstance(v, Mapping | list | tuple) or v is None for v in value):
+            import json
+
+            return json.dumps(value, default=str)
+        return np.array([str(v) for v in value], dtype=object) if not _numeric(value) else np.array(value)
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def _numeric(values: list[Any]) -> bool:
+    return bool(values) and all(isinstance(v, int | float | np.number | np.bool_) for v in values)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+#: Parts of an AnnData beside tables and matrices; each is small against the matrices.
+_OTHERS = ("obsm", "varm", "obsp", "varp", "uns")
+_COPY_PIECE = 2**17
+#: Share of the memory that a block of rows may take.
+_COPY_SHARE = 16
+
+
+def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int | None = None) -> None:
+    """Write all that a folder or file other than an h5ad holds to ``target``, an empty file.
+
+    Matrices become CSR, float32 where their values have four bytes or fewer, and are never whole in memory.
+
+    Parameters
+    ----------
+    room
+        Bytes that are going to be added afterwards. Space for all is reserved before HDF5 writes anything:
+        it cannot cope with a disk that fills up.
+    memory
+        What may be used, see :func:`scvec.base.borders.parse_memory`.
+
+    Raises
+    ------
+    InputError, ResourceError
+        As :func:`scvec.ingest.cells.readers.contents_of`.
+    """
+    from anndata.io import read_elem, write_elem
+
+    limit = parse_memory(memory)
+    contents = contents_of(source, limit)
+    try:
+        readers = {name: _open_place(contents, name, limit) for name in contents.places}
+        with h5py.File(target, "w"):
+            pass
+        _reserve(target, room + sum(_csr_bytes(reader) for reader in readers.values()))
+        with h5py.File(target, "r+", locking="best-effort") as file:
+            file.attrs["encoding-type"], file.attrs["encoding-version"] = "anndata", "0.1.0"
+            write_elem(file, "obs", contents.obs)
+            tables = [place.var() for name, place in contents.places.items() if name != "raw"]
+            if tables:
+                write_elem(file, "var", tables[0])
+            for name, reader in readers.items():
+                if name == "raw":
+                    write_elem(file, "raw/var", contents.places[name].var())
+                _write_rows(file, "raw/X" if name == "raw" else name, reader, limit)
+            if source.is_dir() and is_zarr(source):
+                root = open_zarr(source, memory=limit)
+                for name in _OTHERS:
+                    if name in root:
+                        with reading(source, name):
+                            value = read_elem(root[name])
+                        write_elem(file, name, value)
+    finally:
+        contents.close()
+
+
+def _open_place(contents: Contents, name: str, memory: int) -> MatrixReader:
+    place = contents.places[name]
+    return open_matrix(place.item, f"{contents.name} ({name})", contents.n_obs, len(place.var()), memory)
+
+
+def _csr_bytes(reader: MatrixReader) -> int:
+    """Return bytes that a matrix may take as CSR, at most."""
+    return 12 * reader.n_values + 16 * reader.shape[0]
+
+
+def _reserve(target: Path, n_bytes: int) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with target.open("r+b") as handle, contextlib.suppress(NotImplementedError):
+        os.posix_fallocate(handle.fileno(), handle.seek(0, os.SEEK_END), n_bytes)
+
+
+def _write_rows(file: h5py.File, name: str, reader: MatrixReader, memory: int) -> None:
+    """Write a matrix as a CSR group, a block of rows at a time."""
+    group = file.create_group(name)
+    group.attrs["encoding-type"], group.attrs["encoding-version"] = "csr_matrix", "0.1.0"
+    group.attrs["shape"] = np.array(reader.shape)
+    options: dict[str, Any] = {"chunks": (_COPY_PIECE,), "maxshape": (None,), "compression": "gzip"}
+    data = group.create_dataset("data", (0,), dtype=reader.stored_dtype, **options)
+    indices = group.create_dataset("indices", (0,), dtype=np.int32, **options)
+    indptr = np.zeros(reader.shape[0] + 1, dtype=np.int64)
+    step = reader.rows_within(memory // _COPY_SHARE)
+    for start in range(0, reader.shape[0], step):
+        block = reader.rows(start, min(start + step, reader.shape[0]))
+        end = int(indptr[start]) + block.nnz
+        for stored, values in ((data, block.data), (indices, block.indices)):
+            stored.resize((end,))
+            stored[end - block.nnz :] = values
+        indptr[start + 1 : start + 1 + block.shape[0]] = indptr[start] + block.indptr[1:]
+    group.create_dataset("indptr", data=indptr)
+
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+
+
+def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write a table as .csv, .tsv or .parquet; it appears whole or not at all.
+
+    Text is written as it is. Spreadsheets take a cell that starts with ``=``, ``+``, ``-`` or ``@`` for a
+    formula; a quote mark before it would change cell names such as ``-1_AAACCTG`` and break every join on
+    them, and scripts are what reads these files. Columns of control characters have no use: they are
+    quoted by the CSV rules.
+
+    Raises
+    ------
+    InputError
+        If the suffix is another, or the output cannot be written there.
+    ResourceError
+        If the disk is full.
+    """
+    write_tables([table], path)
+
+
+def write_tables(parts: Iterable[pd.DataFrame], path: str | os.PathLike[str]) -> None:
+    """Write a table that comes in parts of its rows, the same columns and categories in each.
+
+    The file is, to the byte, that of :func:`write_table` of the whole; raises as that.
+    """
+    out = check_output(path)
+    suffix = out.suffix.lower()
+    if suffix not in SUFFIXES:
+        fix = f"name it {', '.join(SUFFIXES)} or .h5ad"
+        raise InputError(f"cannot tell what to write into a '{out.suffix}' file", str(out), fix)
+    with replacing(out) as temporary:
+        if suffix == ".parquet":
+            _write_parquet(parts, temporary)
+            return
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            for k, part in enumerate(parts):
+                part.to_csv(file, sep="\t" if suffix == ".tsv" else ",", lineterminator="\n", header=k == 0)
+
+
+def _write_parquet(parts: Iterable[pd.DataFrame], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # Arrow holds a name in its bytes and 4 more, pandas in 70. One piece a column, as pandas writes it:
+    # where pages end depends on the pieces.
+    whole = pa.concat_tables([pa.Table.from_pandas(part) for part in parts]).combine_chunks()
+    pq.write_table(whole, path)
+
+
+#: Parameters are some thousand characters; a file is not trusted to hold no more.
+MAX_CHARACTERS = 2**20
+
+
+def read_parameters(source: str | os.PathLike[str] | AnnData, key: str = "scvec") -> dict[str, Any]:
+    """Return the parameters in ``uns[key]`` of an annotated file or AnnData object.
+
+    A file is checked first, as all files are.
+
+    Raises
+    ------
+    InputError
+        If there are none: the file was not annotated by scvec, or they are damaged.
+    """
+    name = str(source) if isinstance(source, str | os.PathLike) else "the AnnData object"
+    text = _parameters_of(source, key, name)
+    if text is None:
+        raise InputError(
+            f"there is no uns['{key}']: these cells were not annotated by scvec",
+            name,
+            "annotate them first: scvec query FILE.h5ad --reference NAME -o OUT.h5ad, and give OUT.h5ad",
+        )
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict) or not isinstance(found["reference"], str):
+            raise ValueError("no reference is named")
+        if not isinstance(found["generation"], int):
+            raise ValueError("the generation is missing")
+    except (ValueError, KeyError, RecursionError) as error:
+        what = f"uns['{key}'] is damaged: {error}"
+        raise InputError(what, name, "annotate the cells again: scvec query") from error
+    return found
+
+
+def _parameters_of(source: str | os.PathLike[str] | AnnData, key: str, name: str) -> str | None:
+    if not isinstance(source, str | os.PathLike):
+        entry = source.uns.get(key)
+        text = entry.get("parameters") if hasattr(entry, "get") else None
+        return None if text is None else str(text)
+    import h5py
+
+    check_h5ad(source)
+    with reading(name, f"uns/{key}"), h5py.File(source, "r", locking="best-effort") as file:
+        item = file.get("uns")
+        for part in (key, "parameters"):
+            item = item.get(part) if isinstance(item, h5py.Group) else None
+        if not isinstance(item, h5py.Dataset) or item.shape != ():
+            return None
+        value = item[()]
+        text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"uns['{key}'] holds {len(text):,} characters of parameters", name, "annotate again")
+    return text

@@ -1,0 +1,1 @@
+"""Genes: their names, files of genes, and texts composed from facts."""

@@ -1,0 +1,120 @@
+"""Which index a reference gets, and what to say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from scvec.base.errors import InputError
+from scvec.base.types import Float32, Int64
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pandas as pd
+
+    from scvec.stores.store.reference_reader import StoredReference
+    from scvec.stores.store.transaction import Transaction
+
+__all__ = ["check_index", "index_facts", "index_kind", "put_cells"]
+
+KINDS = ("auto", "flat", "ivf")
+
+
+def check_index(index: str, recall: float) -> None:
+    """Raise InputError where there is no such index, or the recall is no share."""
+    if index not in KINDS:
+        raise InputError(f"there is no index {index!r}", fix=f"one of: {', '.join(KINDS)}")
+    if not 0.0 < recall < 1.0:
+        raise InputError(f"recall is a share between 0 and 1, not {recall:g}", fix="give one such as 0.95")
+
+
+def index_kind(index: str, vectors: Float32, memory: str | int | None) -> str:
+    """Return the kind of index for vectors (n, dim): the one asked for, or what fits their number and size.
+
+    Vectors that are too few or too short to train an approximate one on get an exact one.
+    """
+    from scvec.ingest.cells.source import parse_memory
+    from scvec.stores.index.ivf_settings import can_approximate, kind_for
+
+    n, dim = vectors.shape
+    if index == "auto":
+        return kind_for(n, dim, None if memory is None else parse_memory(memory))
+    return index if can_approximate(n, dim) else "flat"
+
+
+def put_cells(
+    txn: Transaction,
+    name: str,
+    vectors: Float32,
+    meta: Mapping[str, Any],
+    tensors: Mapping[str, npt.NDArray[Any]],
+    obs: pd.DataFrame,
+    how: tuple[str, float, str | int | None],
+) -> list[str]:
+    """Put a reference into the store with the index that fits; return what a user should know of that.
+
+    Parameters
+    ----------
+    meta, tensors, obs
+        As of `Transaction.put_reference`.
+    how
+        Index and recall asked for, and the memory that may be used.
+    """
+    from scvec.stores.index import build_index
+    from scvec.stores.index.ivf_settings import FEWEST_EVER
+
+    index, recall, memory = how
+    kind = index_kind(index, vectors, memory)
+    batches = _batches(meta, obs) if kind == "ivf" else None
+    made = build_index(vectors, kind, recall=recall, batches=batches)
+    txn.put_reference(name, meta=meta, tensors=tensors, obs=obs, vectors=vectors, index=made)
+    stored = txn.reference(name)
+    if index == "ivf" and kind == "flat":
+        few = "cells" if len(vectors) < FEWEST_EVER else f"numbers in a cell vector ({vectors.shape[1]})"
+        return [f"there are too few {few} for an approximate index: neighbours are searched exactly"]
+    if stored is None or kind != "ivf":
+        return []
+    settings = stored.meta["index"]
+    lowest = min(settings["recall"].values())
+    found = settings["recall"]
+    if "unseen_15" in found:
+        far = f"{found['unseen_15']:.1%} for cells of batches that it was not shown"
+    else:
+        far = f"{found['shifted_15']:.1%} for cells as far off as another sample's may be"
+    notes = [
+        f"the index is approximate: it finds {found['at_15']:.1%} of the 15 nearest cells ({far}); "
+        "query --exact looks at all"
+    ]
+    if lowest < settings["target"] - 0.01:
+        notes.append(
+            f"warning: the index does not reach the recall of {settings['target']:g} that was asked for; "
+            "--index flat does, query --exact too"
+        )
+    return notes
+
+
+def index_facts(stored: StoredReference) -> dict[str, Any]:
+    """Return what a person is told of a reference's index: its kind and, if approximate, what it finds."""
+    settings = stored.meta.get("index")
+    layers = {"added": stored.n_later, "gone": stored.n_gone, "layers": 1 + stored.n_layers}
+    later = {} if stored.is_whole else layers
+    if stored.index_kind != "ivf" or not isinstance(settings, dict):
+        return {"kind": stored.index_kind, "search": "exact", **later}
+    shown = ("n_lists", "nprobe", "reach", "factor", "target", "recall", "n_queries", "n_batches")
+    return {
+        "kind": "ivf",
+        "search": "approximate",
+        **{k: settings[k] for k in shown if k in settings},
+        **later,
+    }
+
+
+def _batches(meta: Mapping[str, Any], obs: pd.DataFrame) -> Int64 | None:
+    """Return (n,) the number of each cell's batch: by the batch key, else by the files; None if not known."""
+    import numpy as np
+
+    key = meta.get("options", {}).get("batch_key")
+    if key is not None and key in obs.columns:
+        return np.unique(obs[key].astype(str).to_numpy(dtype=str), return_inverse=True)[1].astype(np.int64)
+    sizes = [int(source["n_cells"]) for source in meta.get("sources", ())]
+    return np.repeat(np.arange(len(sizes)), sizes) if sum(sizes) == len(obs) else None

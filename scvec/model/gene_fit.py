@@ -1,0 +1,187 @@
+"""The cell space fitted to the genes that a query measured, made once and kept beside the store."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.base.errors import StoreError
+from scvec.base.parallel import n_cores
+from scvec.base.protocols import Progress, no_progress
+from scvec.encoders.discriminant import DiscriminantEncoder
+from scvec.model.reference import ReferenceModel
+from scvec.model.storage import class_statistics, model_of, model_state, sample_of
+
+if TYPE_CHECKING:
+    from scvec.model.storage import Tensors
+    from scvec.stores.store.reference_reader import StoredReference
+
+__all__ = ["FITS", "fit_of", "fit_state", "fitted_to"]
+
+#: Folder of a store with the fits; `scvec compact` empties it.
+FITS = "fits"
+#: Bytes of all fits that are kept; the ones unused for longest go first.
+MAX_BYTES = 1 << 30
+#: Fraction of the expression that the measured genes must hold for the fit of the ingest to serve.
+ENOUGH = 0.95
+#: Changes whenever the same cells and genes would give another fit.
+RECIPE = "discriminant 1"
+#: Name of the array that holds the JSON values of a fit.
+STATE = "state.json"
+
+
+def fitted_to(
+    folder: Path,
+    stored: StoredReference,
+    model: ReferenceModel,
+    measured: npt.NDArray[np.bool_],
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> tuple[ReferenceModel, str]:
+    """Return the model for a query that measured some genes, and a note; the model itself where it serves.
+
+    Encoders other than ``discriminant`` have one fit. So has a query that measured every gene of the cell
+    space and nearly all of the expression. Any other set of genes gets a fit of its own from the training
+    cells that the store keeps: cell space, classifiers, calibration and novelty.
+
+    Parameters
+    ----------
+    folder
+        Of the store.
+    measured
+        (n_genes,) over all genes of the reference.
+    """
+    encoder = model.members.encoder
+    if not isinstance(encoder, DiscriminantEncoder) or _serves(encoder, stored.tensors, measured):
+        return model, ""
+    place = folder / FITS
+    name = fit_name(stored, measured)
+    fitted = _load(place, name)
+    sample = sample_of(stored)
+    if fitted is None:
+        progress("fitting the cell space to the genes measured", 0, None)
+        made = ReferenceModel.fit(
+            lambda cells, labels: DiscriminantEncoder(encoder.variability),
+            sample,
+            measured,
+            n_neighbors=min(15, max(1, len(sample.labels) // 2)),
+            seed=seed,
+            progress=progress,
+            n_workers=n_cores(),
+        )
+        kept = fit_state(made)
+        _save(place, name, kept)
+        fitted = fit_of(kept)
+    n = len(fitted.members.encoder.genes) if isinstance(fitted.members.encoder, DiscriminantEncoder) else 0
+    return fitted, (
+        f"the cell space was fitted to the {int(measured.sum()):,} genes measured, from "
+        f"{len(sample.labels):,} cells of the reference ({n:,} genes used)"
+    )
+
+
+def _serves(encoder: DiscriminantEncoder, tensors: Tensors, measured: npt.NDArray[np.bool_]) -> bool:
+    expression = class_statistics(tensors)[0].mean(axis=0)
+    enough = float(expression[measured].sum()) >= ENOUGH * float(expression.sum())
+    return enough and bool(measured[encoder.genes].all())
+
+
+def fit_name(stored: StoredReference, measured: npt.NDArray[np.bool_]) -> str:
+    """Return what a fit is called: a digest of the training cells and of the genes."""
+    digest = hashlib.sha256(RECIPE.encode())
+    for name in ("data", "indices", "indptr", "labels", "rows", "folds"):
+        digest.update(np.ascontiguousarray(stored.tensors[f"sample.{name}"]).tobytes())
+    digest.update(json.dumps(stored.meta["sample"], sort_keys=True).encode())
+    digest.update(np.packbits(measured).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def fit_state(model: ReferenceModel) -> Tensors:
+    """Return all of a fit as arrays, its index and labels too."""
+    members = model.members
+    tensors, state = model_state(model)
+    rows = np.arange(len(members.labels)) if members.rows is None else members.rows
+    text = json.dumps(state, sort_keys=True).encode()
+    return {
+        **tensors,
+        # A copy: what an index shows of its memory goes with the index.
+        "index.vectors": np.array(members.index.vectors()),  # type: ignore[attr-defined]
+        "index.labels": members.labels,
+        "index.rows": rows,
+        STATE: np.frombuffer(text, dtype=np.uint8),
+    }
+
+
+def fit_of(tensors: Tensors) -> ReferenceModel:
+    """Rebuild a fit from :func:`fit_state`."""
+    from scvec.stores.index import build_index
+
+    state: dict[str, Any] = json.loads(tensors[STATE].tobytes().decode())
+    index = build_index(tensors["index.vectors"])
+    return model_of(
+        tensors,
+        state,
+        index,
+        tensors["index.labels"].astype(np.int64),
+        rows=tensors["index.rows"].astype(np.int64),
+    )
+
+
+def _load(place: Path, name: str) -> ReferenceModel | None:
+    """Return a fit that was kept; None where it is not there or damaged, since it can be made again."""
+    from scvec.stores.store.tensors import read_tensors
+
+    for path in sorted(place.glob(f"{name}-*.safetensors")):
+        try:
+            if place.is_symlink() or path.is_symlink():
+                continue
+            found = path.read_bytes()
+            if hashlib.sha256(found).hexdigest()[:32] != path.stem.removeprefix(f"{name}-"):
+                continue
+            fitted = fit_of(read_tensors(path))
+            with contextlib.suppress(OSError):
+                os.utime(path)
+            return fitted
+        except (OSError, StoreError, KeyError, ValueError, TypeError):
+            continue
+    return None
+
+
+def _save(place: Path, name: str, tensors: Tensors) -> None:
+    """Keep a fit under its name and the digest of its bytes; a store that cannot be written keeps none."""
+    from scvec.stores.store.tensors import write_tensors
+
+    try:
+        place.mkdir(exist_ok=True)
+        if place.is_symlink():
+            return
+        # A name that no other process has; the file gets the mode that any new file has here.
+        path = place / f"{uuid.uuid4().hex}.tmp"
+        try:
+            write_tensors(path, tensors)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+            # All or nothing, whatever is killed: a reader sees the whole file or none.
+            os.replace(path, place / f"{name}-{digest}.safetensors")
+        finally:
+            path.unlink(missing_ok=True)
+        _bound(place)
+    except OSError:
+        return
+
+
+def _bound(place: Path) -> None:
+    """Delete the fits unused for longest until the rest takes no more than ``MAX_BYTES``."""
+    files = sorted(((p.stat().st_mtime, p.stat().st_size, p) for p in place.iterdir()), reverse=True)
+    total = 0
+    for _, size, path in files:
+        total += size
+        if total > MAX_BYTES:
+            path.unlink(missing_ok=True)

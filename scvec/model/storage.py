@@ -1,0 +1,189 @@
+"""A trained model as it is stored, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.base.device import resolved_device
+from scvec.base.errors import StoreError
+from scvec.encoders import load_encoder
+from scvec.model.calibration import Calibration
+from scvec.model.encoder_parts import stored_parts
+from scvec.model.head import Head
+from scvec.model.members import Members
+from scvec.model.reference import ReferenceModel
+from scvec.model.sample import TrainingSample
+from scvec.model.spread import Spread
+from scvec.stores.index.gpu import on_device
+
+if TYPE_CHECKING:
+    from scvec.base.protocols import VectorIndex
+    from scvec.base.types import Float32
+    from scvec.encoders import EncoderParts
+    from scvec.stores.store.reference_reader import StoredReference
+
+__all__ = [
+    "CODE_COLUMN",
+    "FACTOR",
+    "SOURCE_COLUMN",
+    "SPECIES_COLUMN",
+    "class_statistics",
+    "genes_of",
+    "load_model",
+    "model_of",
+    "model_state",
+    "sample_of",
+    "species_of",
+]
+
+#: Column of a reference's obs table that holds the class number of each cell.
+CODE_COLUMN = "_scvec_class"
+#: Column that holds the species of each cell where a reference has two, for ``--where``.
+SPECIES_COLUMN = "scvec_species"
+#: Column that holds the file that each cell came from, once cells joined or left.
+SOURCE_COLUMN = "scvec_source"
+#: Prefix of the tensors that hold what the genes of another species are multiplied by.
+FACTOR = "axis.factor."
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
+    """Return arrays and JSON values of a model, without its index and labels."""
+    members = model.members
+    encoder_tensors, encoder_meta = members.encoder.state()
+    head_tensors, head_meta = members.head.state()
+    tensors = {
+        **_prefixed("encoder.", encoder_tensors),
+        **_prefixed("head.", head_tensors),
+        **_prefixed("spread.", members.spread.state()),
+        "members.centers": members.centers,
+        "members.genes": members.genes,
+    }
+    meta = {
+        "encoder": {"name": members.encoder.name, **encoder_meta},
+        "head": head_meta,
+        "calibration": model.calibration.to_dict(),
+        "floor": model.floor,
+    }
+    return tensors, meta
+
+
+def model_of(
+    tensors: Tensors,
+    state: Mapping[str, Any],
+    index: VectorIndex,
+    labels: npt.NDArray[np.int64],
+    *,
+    rows: npt.NDArray[np.int64] | None = None,
+    parts: EncoderParts | None = None,
+) -> ReferenceModel:
+    """Rebuild a model from :func:`model_state`; ValueError, KeyError or TypeError where parts do not fit."""
+    encoder = load_encoder(
+        state["encoder"]["name"], _under("encoder.", tensors), dict(state["encoder"]), parts=parts
+    )
+    members = Members(
+        encoder,
+        Head(tensors["head.W"], tensors["head.b"], state["head"]["activation"]),
+        tensors["members.centers"],
+        Spread(**_under("spread.", tensors)),
+        index,
+        labels,
+        tensors["members.genes"].astype(np.int64),
+        rows,
+    )
+    return ReferenceModel(members, Calibration.from_dict(state["calibration"]), float(state["floor"]))
+
+
+def class_statistics(tensors: Tensors) -> tuple[Float32, Float32]:
+    """Return (n_classes, n_genes) mean cells over all genes, zeros without cells, and (n_genes,) spreads."""
+    return tensors["classes.means"], tensors["classes.spread"]
+
+
+def sample_of(stored: StoredReference) -> TrainingSample:
+    """Return the cells that a reference is fitted from.
+
+    Raises
+    ------
+    StoreError
+        If they are not there or do not fit together.
+    """
+    try:
+        return TrainingSample.from_state(_under("sample.", stored.tensors), stored.meta["sample"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise _misfit(stored, error) from error
+
+
+def genes_of(stored: StoredReference) -> list[str]:
+    """Return the ids of all genes of a reference."""
+    genes: list[str] = stored.meta["all_genes"]
+    return genes
+
+
+def load_model(
+    stored: StoredReference,
+    *,
+    device: str = "auto",
+    llm: str | None = None,
+    index: VectorIndex | None = None,
+    exact: bool = False,
+    recall: float | None = None,
+) -> ReferenceModel:
+    """Rebuild the model of a stored reference.
+
+    Parameters
+    ----------
+    device
+        Where its encoder computes, if that uses torch to encode.
+    llm
+        Where its language model lies now, if it has one and that was moved.
+    index
+        Searched instead of the stored one, which is then not read.
+    exact, recall
+        How an approximate index searches (`StoredReference.searcher`).
+
+    Raises
+    ------
+    StoreError
+        If its parts do not fit together, or a model that its encoder reads with is not there.
+    """
+    meta, tensors = stored.meta, stored.tensors
+    try:
+        state = meta["model"]
+        if index is None:
+            index = on_device(stored.searcher(exact=exact, recall=recall), resolved_device(device))
+        labels = stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64)
+        parts = stored_parts(meta, device=device, llm=llm)
+        model = model_of(tensors, state, index, labels, parts=parts)
+        members = model.members
+        if [meta["all_genes"][i] for i in members.genes] != meta["genes"]:
+            raise ValueError("the genes of the encoder are others")
+        if members.n_classes != len(meta["classes"]) or members.encoder.embed_dim != stored.dim:
+            raise ValueError("numbers of classes or dimensions differ")
+        return model
+    except (KeyError, ValueError, TypeError) as error:
+        raise _misfit(stored, error) from error
+
+
+def _misfit(stored: StoredReference, error: Exception) -> StoreError:
+    return StoreError(
+        f"the parts of reference {stored.name!r} do not fit together ({error})",
+        fix="ingest it again: scvec ingest cells",
+    )
+
+
+def species_of(meta: Mapping[str, Any]) -> dict[str, int]:
+    """Return species -> cells of a reference, that whose ids its genes have first."""
+    return {meta["species"]: 0, **meta.get("species_cells", {})}
+
+
+def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def _under(prefix: str, tensors: Tensors) -> Tensors:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,142 @@
+"""Training a reference on a sample of its cells."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.base.errors import InputError
+from scvec.base.protocols import CellEncoder, Progress
+from scvec.base.types import CellChunk, Float32
+
+if TYPE_CHECKING:
+    from scvec.encoders import EncoderParts
+    from scvec.ingest.genes.names import GeneMap
+    from scvec.model.gene_vectors import EncodedGenes
+    from scvec.model.labelled import Labelled
+    from scvec.model.matching import MatchedSource
+    from scvec.model.reference import ReferenceModel
+    from scvec.model.sample import TrainingSample
+
+__all__ = ["class_tensors", "read_sample", "train"]
+
+N_NEIGHBORS = 15
+N_FOLDS = 3
+
+
+def read_sample(
+    labelled: Labelled,
+    rows: npt.NDArray[np.int64],
+    matched: list[MatchedSource],
+    maps: list[GeneMap],
+    strata: npt.NDArray[np.str_] | None,
+    seed: int,
+) -> tuple[TrainingSample, list[str]]:
+    """Return the cells to train on over all genes of the reference, with their folds, and notes.
+
+    Parameters
+    ----------
+    rows
+        Cells to train on, ascending, over all files.
+    maps
+        For each file, its columns onto all genes of the reference.
+    strata
+        (n,) species of all cells, where there are two.
+    """
+    import scipy.sparse as sp
+
+    from scvec.model.heldout import make_folds, splits
+    from scvec.model.sample import TrainingSample
+
+    parts, start = [], 0
+    for source, genes in zip(matched, maps, strict=True):
+        here = rows[(rows >= start) & (rows < start + source.source.n_obs)] - start
+        parts += [chunk.X for chunk in source.chunks(genes, rows=here)]
+        start += source.source.n_obs
+    labels = labelled.codes[rows]
+    batches = None if labelled.batches is None else labelled.batches[rows]
+    of = None if strata is None else strata[rows]
+    folds, held_out, notes = make_folds(labels, batches, strata=of, n_folds=N_FOLDS, seed=seed)
+    if held_out == "batch" and not any(splits(labels, folds)):
+        notes.append("the batches share no labels, so single cells were held out for calibration")
+        folds, held_out, more = make_folds(labels, None, n_folds=N_FOLDS, seed=seed)
+        notes += more
+    if not any(splits(labels, folds)):
+        notes = [
+            "warning: no cell can be held out, as each label has a single cell: confidence is not calibrated "
+            "and novelty is not judged"
+        ]
+    n_batches = len(np.unique(batches)) if batches is not None and held_out == "batch" else 0
+    sample = TrainingSample.rounded(
+        sp.vstack(parts, format="csr"),
+        labels=labels,
+        rows=rows,
+        folds=folds,
+        held_out=held_out,
+        n_batches=n_batches,
+        n_classes=len(labelled.classes),
+    )
+    return sample, notes
+
+
+def train(
+    sample: TrainingSample,
+    chosen: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float64],
+    encoder: str,
+    encoded: EncodedGenes | None,
+    encoder_parts: EncoderParts | None,
+    seed: int,
+    progress: Progress,
+    n_workers: int = 1,
+) -> ReferenceModel:
+    """Train and calibrate a reference on some of its cells.
+
+    Parameters
+    ----------
+    chosen
+        Numbers of the genes that the encoder takes; the encoder ``discriminant`` takes all and chooses.
+    scores
+        (n_genes,) how variable each gene is.
+    n_workers
+        Trainings at once.
+    """
+    from scvec.encoders import make_encoder
+    from scvec.encoders.discriminant import DiscriminantEncoder
+    from scvec.model.encoder_parts import for_training
+    from scvec.model.reference import ReferenceModel
+
+    if len(np.unique(sample.labels)) < 2:
+        raise InputError("fewer than two labels have cells to train on", fix="give cells of two labels")
+    fold = itertools.count(1)
+
+    def new_encoder(part: CellChunk, labels: npt.NDArray[np.int64]) -> CellEncoder:
+        if encoder == DiscriminantEncoder.name:
+            return DiscriminantEncoder(scores)
+        of = encoder_parts
+        if of is not None:
+            of = for_training(of, next(fold), is_fold=len(part) < len(sample.labels))
+        return make_encoder(encoder, encoded.vectors if encoded else None, part, labels, parts=of)
+
+    return ReferenceModel.fit(
+        new_encoder,
+        sample,
+        genes=None if encoder == DiscriminantEncoder.name else chosen,
+        n_neighbors=min(N_NEIGHBORS, max(1, len(sample.labels) // 2)),
+        seed=seed,
+        progress=progress,
+        # Those that read with a language model take the memory of one, and their turns go by number.
+        n_workers=n_workers if encoder_parts is None else 1,
+    )
+
+
+def class_tensors(sample: TrainingSample) -> dict[str, npt.NDArray[Any]]:
+    """Return the mean cell of each class over all genes, and each gene's spread within classes."""
+    from scvec.encoders.profiles import Profile
+    from scvec.model.members import sparse_class_means
+
+    means: Float32 = sparse_class_means(sample.X, sample.labels, sample.n_classes)
+    return {"classes.means": means, "classes.spread": Profile.from_cells(sample.X, sample.labels).spread}

@@ -1,0 +1,1 @@
+"""The report of a query as a page, and plots."""

@@ -1,0 +1,234 @@
+"""Which generation is current, and reading one while others are made or dropped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import weakref
+from contextlib import suppress
+from pathlib import Path
+
+from scvec.base.errors import InputError, StoreError
+from scvec.stores.store.files import check_file, write_atomic
+from scvec.stores.store.manifest import Manifest
+
+__all__ = [
+    "Generation",
+    "current_number",
+    "list_generations",
+    "manifest_path",
+    "read_current",
+    "read_generation",
+    "try_drop",
+    "write_generation",
+]
+
+_CURRENT = re.compile(rb"(\d{6})\n([0-9a-f]{64})\n")
+_MANIFEST = re.compile(r"(\d{6})\.json")
+
+
+class Generation:
+    """An immutable state of the store.
+
+    While the object lives, `compact` in any process leaves the generation's files alone (where the platform
+    has ``flock``).
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, fd: int | None) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        if fd is not None:
+            weakref.finalize(self, os.close, fd)
+
+    @property
+    def number(self) -> int:
+        """Its number; 0 is the empty store."""
+        return self.manifest.generation
+
+    def path_of(self, name: str) -> Path:
+        """Return the path of one of its files, checked against size and SHA-256.
+
+        Raises
+        ------
+        StoreError
+            Missing, of another size, or damaged.
+        """
+        entry = self.manifest.entry(name)
+        return check_file(self.folder / "files" / name, entry.n_bytes, entry.sha256)
+
+
+def manifest_path(folder: Path, number: int) -> Path:
+    """Path of a generation's manifest."""
+    return folder / "generations" / f"{number:06d}.json"
+
+
+def list_generations(folder: Path) -> list[int]:
+    """Numbers of all manifests in the folder, ascending; current or not."""
+    try:
+        names = os.listdir(folder / "generations")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(m.group(1)) for m in map(_MANIFEST.fullmatch, names) if m)
+
+
+def current_number(folder: Path) -> tuple[int, str]:
+    """Return the number that ``CURRENT`` names, and the SHA-256 of its manifest.
+
+    The second line makes a flipped bit in either file visible, which would else name another generation.
+    """
+    path = folder / "CURRENT"
+    try:
+        with open(path, "rb") as handle:
+            content = handle.read(200)
+    except FileNotFoundError:
+        raise StoreError(
+            "the store has lost its file CURRENT", str(path), "restore the store from a copy, or ingest again"
+        ) from None
+    except PermissionError as error:
+        raise InputError("no permission to read the store", str(path)) from error
+    except OSError as error:
+        raise StoreError(f"the store cannot be read ({error.strerror})", str(path)) from error
+    match = _CURRENT.fullmatch(content)
+    if match is None:
+        raise StoreError(
+            "the file CURRENT of the store is damaged",
+            str(path),
+            "restore the store from a copy, or ingest again",
+        )
+    return int(match.group(1)), match.group(2).decode("ascii")
+
+
+def read_current(folder: Path) -> Generation:
+    """Return the current generation.
+
+    Raises
+    ------
+    StoreError
+        Damaged, or of a newer format.
+    """
+    for _ in range(20):
+        number, sha256 = current_number(folder)
+        path = manifest_path(folder, number)
+        try:
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except FileNotFoundError:
+            # A compaction may have dropped it since CURRENT was read; if CURRENT still says so it is lost.
+            if current_number(folder) == (number, sha256):
+                raise StoreError(
+                    f"the manifest of generation {number} is missing",
+                    str(path),
+                    "restore the store from a copy",
+                ) from None
+            continue
+        except OSError as error:
+            raise StoreError(f"the manifest cannot be read ({error.strerror})", str(path)) from error
+        found = _held(folder, number, fd, sha256)
+        if found is not None:
+            return found
+    raise StoreError("the store changes faster than it can be read", str(folder), "try again")
+
+
+def read_generation(folder: Path, number: int) -> Generation:
+    """Return a generation by its number, current or older.
+
+    Raises
+    ------
+    InputError
+        There is none of this number, or `compact` has dropped it; names those there are.
+    StoreError
+        Damaged, or of a newer format.
+    """
+    current = read_current(folder)
+    if number == current.number:
+        return current
+    if 0 <= number < current.number:  # a manifest beyond CURRENT is what a killed writer left
+        with suppress(FileNotFoundError):
+            found = _held(folder, number, os.open(manifest_path(folder, number), os.O_RDONLY), None)
+            if found is not None:
+                return found
+    there = [n for n in list_generations(folder) if n <= current.number]
+    listed = ("..., " if len(there) > 12 else "") + ", ".join(map(str, there[-12:]))
+    raise InputError(
+        f"the store has no generation {number}",
+        str(folder),
+        f"it has: {listed}; scvec compact drops older ones",
+    )
+
+
+def _held(folder: Path, number: int, fd: int, sha256: str | None) -> Generation | None:
+    """Return the generation whose manifest is open, shared; None if it was dropped. Closes what it keeps not.
+
+    Only of the current one is the SHA-256 known from elsewhere.
+    """
+    path = manifest_path(folder, number)
+    keep = False
+    try:
+        shared = _share(fd)
+        if os.fstat(fd).st_nlink == 0:
+            return None  # dropped between opening and sharing
+        with open(fd, "rb", closefd=False) as handle:
+            data = handle.read()
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise StoreError(
+                f"the manifest of generation {number} is damaged (its SHA-256 differs)",
+                str(path),
+                "restore the store from a copy, or ingest into a new one",
+            )
+        manifest = Manifest.from_bytes(data, str(path))
+        if manifest.generation != number:
+            raise StoreError(f"the manifest of generation {number} is another's", str(path))
+        keep = shared
+        return Generation(folder, manifest, fd if shared else None)
+    finally:
+        if not keep:
+            os.close(fd)
+
+
+def write_generation(folder: Path, manifest: Manifest) -> None:
+    """Write a manifest and make it current. The files it names must be on the disk already."""
+    data = manifest.to_bytes()
+    write_atomic(manifest_path(folder, manifest.generation), data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    write_atomic(folder / "CURRENT", f"{manifest.generation:06d}\n{sha256}\n".encode("ascii"))
+
+
+def try_drop(folder: Path, number: int) -> bool:
+    """Delete the manifest of an old generation unless a reader holds it; True if it is gone."""
+    path = manifest_path(folder, number)
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        if not _claim(fd):
+            return False
+        path.unlink()
+        return True
+    finally:
+        os.close(fd)
+
+
+def _share(fd: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: there an open file cannot be deleted, which serves as well
+        return False
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        return True
+    return False
+
+
+def _claim(fd: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without flock
+        return True
+    return True

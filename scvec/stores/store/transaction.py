@@ -1,0 +1,399 @@
+"""One change of the store: made beside it, then put in place at once."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from scvec.base.types import Float32, Int64, Space
+from scvec.stores.index import build_index, index_extension
+from scvec.stores.store.files import (
+    check_reference_name,
+    content_name,
+    holds,
+    os_errors,
+    publish,
+    sha256_file,
+    sync_file,
+    sync_folder,
+)
+from scvec.stores.store.gene_table import checked_genes, merged_genes
+from scvec.stores.store.generations import Generation, read_current, write_generation
+from scvec.stores.store.lock import WriterLock
+from scvec.stores.store.manifest import (
+    FileEntry,
+    Manifest,
+    ReferenceEntry,
+    SpaceEntry,
+    library_versions,
+    portable,
+)
+from scvec.stores.store.reference_files import new_reference, with_layer, with_meta, without_rows
+from scvec.stores.store.reference_reader import StoredReference, StoredSpace
+from scvec.stores.store.tensors import write_table, write_tensors
+from scvec.stores.store.working import WorkingFiles
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scvec.base.protocols import VectorIndex
+    from scvec.stores.knowledge.knowledge import KnowledgeBase
+    from scvec.stores.knowledge.knowledge_copy import KnowledgeCopy
+    from scvec.stores.store.journal import Journal
+    from scvec.stores.store.vector_cache import VectorCache
+
+__all__ = ["Transaction"]
+
+
+class Transaction:
+    """The next generation in the making; a context manager that holds the writer lock.
+
+    Readers see nothing of it until :meth:`commit`. Leaving the block without it, or by an error, leaves the
+    store as it was; only the working files of `vectors` (and of a resumable `knowledge`) stay for the next
+    attempt. Reading through the transaction (:meth:`space`, :meth:`reference`) sees its own changes.
+
+    Parameters
+    ----------
+    folder
+        The store.
+    command, params
+        What is being done, for the manifest and for those who wait for the lock.
+    wait
+        Seconds to wait for another writer.
+    """
+
+    def __init__(
+        self, folder: Path, command: str, params: Mapping[str, Any] | None = None, *, wait: float = 0.0
+    ) -> None:
+        self._folder = folder
+        self._command = command
+        self._params = portable(dict(params or {}))
+        self._lock = WriterLock(folder, command, wait=wait)
+        self._stage = folder / "work" / "stage"
+        self._staged: dict[str, Path] = {}
+        self._base: Generation | None = None
+        self._draft = Manifest(0)
+        self._run: dict[str, Any] = {}
+        self._entries: dict[str, FileEntry] = {}
+        self._working = WorkingFiles(folder)
+        self._started = 0.0
+        self._done = False
+        #: Messages for the user that are not errors.
+        self.notes: list[str] = []
+
+    def __enter__(self) -> Transaction:
+        with os_errors(self._folder):
+            (self._folder / "work").mkdir(exist_ok=True)
+        self._lock.acquire()
+        try:
+            self._base = read_current(self._folder)
+            self._draft = self._base.manifest
+            self._run = {"references": dict(self._draft.run.get("references", {}))}
+            with os_errors(self._folder):
+                shutil.rmtree(self._stage, ignore_errors=True)  # a killed writer's
+                self._stage.mkdir()
+            self._started = time.monotonic()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._working.close(committed=self._done)
+            shutil.rmtree(self._stage, ignore_errors=True)
+        finally:
+            self._base = None  # let go of the generation, so that it can be compacted
+            self._lock.release()
+
+    @property
+    def base(self) -> Generation:
+        """The generation that is being changed."""
+        if self._base is None or not self._lock.held:
+            raise RuntimeError("a transaction can be used inside its with-block only")
+        return self._base
+
+    @property
+    def committed(self) -> bool:
+        """True once :meth:`commit` has put the change in place."""
+        return self._done
+
+    def path_of(self, name: str) -> Path:
+        """Return the path of a file of this transaction or of the generation it began from, checked."""
+        return self._staged[name] if name in self._staged else self.base.path_of(name)
+
+    def put_file(self, name: str, ext: str, write: Callable[[Path], None]) -> str:
+        """Let ``write(path)`` write a file; return the name it will have, made of its content.
+
+        Raises
+        ------
+        ResourceError
+            The disk is full.
+        """
+        self._check_open()
+        path = self._stage / f"{uuid.uuid4().hex}.{ext}"
+        try:
+            with os_errors(self._folder):
+                write(path)
+                sync_file(path)
+                sha256 = sha256_file(path)
+        except BaseException:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
+        final = content_name(name, sha256, ext)
+        if final in self._staged:
+            path.unlink()
+        else:
+            self._staged[final] = path
+            self._entries[final] = FileEntry(path.stat().st_size, sha256)
+        return final
+
+    def put_tensors(self, name: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+        """Write named arrays; return the name of the file."""
+        return self.put_file(name, "safetensors", lambda path: write_tensors(path, tensors))
+
+    def put_table(self, name: str, table: pd.DataFrame) -> str:
+        """Write a table; return the name of the file. What has to be changed for that is noted."""
+        return self.put_file(name, "parquet", lambda path: self.notes.extend(write_table(path, table)))
+
+    def knowledge(self, *, resume: bool = False) -> Path:
+        """Return the path of a private copy of the knowledge base; nothing is there if the store has none.
+
+        Open it with `KnowledgeBase.open(path)` (or use :meth:`open_knowledge`) and close it before
+        :meth:`commit`, which stores what it then holds.
+
+        Parameters
+        ----------
+        resume
+            Keep the copy when this transaction fails or is killed, and go on with the one that an earlier
+            attempt of the same command with the same parameters left. Only for work that may be repeated.
+        """
+        self._check_open()
+        return self._knowledge_copy(resume).path
+
+    def open_knowledge(self, *, resume: bool = False) -> KnowledgeBase:
+        """Return the knowledge base of this transaction, open for writing; `commit` closes it."""
+        self._check_open()
+        return self._knowledge_copy(resume).open()
+
+    def vectors(self) -> VectorCache:
+        """Return the cache of text vectors, open for writing."""
+        self._check_open()
+        return self._working.vectors({k: StoredSpace(self, e) for k, e in self._draft.spaces.items()})
+
+    def journal(self) -> Journal:
+        """Return the journal of answers of live sources.
+
+        It is no part of the change: what is written to it stays, whatever becomes of this transaction. What
+        `KnowledgeBase.absorb` took from it is forgotten once :meth:`commit` has put the change in place.
+        """
+        self._check_open()
+        return self._working.journal()
+
+    def space(self, fingerprint: str) -> StoredSpace | None:
+        """Return a space as this transaction has it, or None."""
+        entry = self._draft.spaces.get(fingerprint)
+        return None if entry is None else StoredSpace(self, entry)
+
+    def put_space(
+        self,
+        space: Space,
+        genes: pd.DataFrame,
+        vectors: Float32,
+        index_kind: str = "flat",
+        *,
+        merge: bool = False,
+    ) -> None:
+        """Store gene vectors of a space in place of those there.
+
+        Parameters
+        ----------
+        space
+            What makes the vectors comparable.
+        genes
+            Table of n rows with the columns gene_id (unique), species, symbol, text_sha256.
+        vectors
+            (n, dim) float32.
+        index_kind
+            ``flat`` or ``numpy``.
+        merge
+            Keep the genes there that ``genes`` does not name; rows are then sorted by gene_id.
+        """
+        self._check_open()
+        table, vectors = checked_genes(genes, vectors, space.dim)
+        if merge:
+            table, vectors = merged_genes(self.space(space.fingerprint), table, vectors)
+        index = build_index(vectors, index_kind)
+        entry = SpaceEntry(
+            space=space,
+            n=len(table),
+            genes=self.put_table("genes", table),
+            vectors=self.put_tensors("gene-vectors", {"vectors": vectors}),
+            index=self.put_file("gene-index", index_extension(index_kind), index.save),
+            index_kind=index_kind,
+        )
+        self._change(spaces={**self._draft.spaces, space.fingerprint: entry})
+
+    def reference(self, name: str) -> StoredReference | None:
+        """Return a reference as this transaction has it, or None."""
+        entry = self._draft.references.get(name)
+        return None if entry is None else StoredReference(self, name, entry)
+
+    def put_reference(
+        self,
+        name: str,
+        *,
+        meta: Mapping[str, Any],
+        tensors: Mapping[str, npt.NDArray[Any]],
+        obs: pd.DataFrame,
+        vectors: Float32,
+        index: VectorIndex | None = None,
+        run: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store labelled cells in place of those of the same name.
+
+        Parameters
+        ----------
+        name
+            Letters, digits, ``.``, ``_`` and ``-``.
+        meta
+            JSON values: all that made it. Equal runs must give equal values: times belong into ``run``.
+        tensors
+            Named arrays of numbers.
+        obs
+            Table of n cells.
+        vectors
+            (n, dim) float32.
+        index
+            Index of the vectors; a flat one is built if not given. Settings and measured recall of an
+            approximate one become ``meta["index"]``.
+        run
+            JSON values that differ between equal runs; kept in the manifest's ``run["references"][name]``.
+        """
+        self._check_open()
+        check_reference_name(name)
+        entry = new_reference(self, name, meta=meta, tensors=tensors, obs=obs, vectors=vectors, index=index)
+        self._run["references"][name] = portable(dict(run or {}))
+        self._put_entry(name, entry)
+
+    def add_cells(self, name: str, *, meta: Mapping[str, Any], obs: pd.DataFrame, vectors: Float32) -> None:
+        """Add cells to a reference, as a layer of their own; KeyError if there is none of this name.
+
+        ``meta`` and ``obs`` are those of the whole, the new cells last; ``vectors`` (n, dim) float32 theirs.
+        """
+        self._check_open()
+        old = self._draft.references[name]
+        self._put_entry(name, with_layer(self, name, old, meta=meta, obs=obs, vectors=vectors))
+
+    def drop_cells(
+        self,
+        name: str,
+        rows: Int64,
+        *,
+        meta: Mapping[str, Any],
+        tensors: Mapping[str, npt.NDArray[Any]],
+        obs: pd.DataFrame,
+    ) -> None:
+        """Take rows out of a reference; their vectors stay. KeyError if there is none of this name.
+
+        ``meta``, ``tensors`` and ``obs`` are those of the cells left.
+        """
+        self._check_open()
+        old = self._draft.references[name]
+        before = StoredReference(self, name, old).gone
+        entry = without_rows(self, name, old, before, rows, meta=meta, obs=obs, tensors=tensors)
+        self._put_entry(name, entry)
+
+    def put_meta(self, name: str, meta: Mapping[str, Any], *, obs: pd.DataFrame | None = None) -> None:
+        """Replace the JSON values of a reference, and its obs where given; KeyError if there is none."""
+        self._check_open()
+        self._put_entry(name, with_meta(self, name, self._draft.references[name], meta, obs))
+
+    def remove_reference(self, name: str) -> None:
+        """Drop a reference; KeyError if there is none of this name."""
+        self._check_open()
+        left = dict(self._draft.references)
+        del left[name]
+        self._run["references"].pop(name, None)
+        self._change(references=left)
+
+    def commit(self) -> Generation:
+        """Make the change the current generation and return it.
+
+        Where nothing differs from the current generation, that one stays and is returned.
+
+        Raises
+        ------
+        ResourceError
+            The disk is full; the store is unchanged.
+        """
+        self._check_open()
+        base = self.base
+        with os_errors(self._folder):
+            self._working.finish_vectors()
+            draft, knowledge = self._draft, base.manifest.knowledge
+            copy = self._working.copy
+            if copy is not None:
+                knowledge = copy.finish() or knowledge
+            same = (knowledge, draft.files, draft.spaces, draft.references) == (
+                base.manifest.knowledge,
+                base.manifest.files,
+                base.manifest.spaces,
+                base.manifest.references,
+            )
+            # Files are looked at again even so: ingesting once more is how a damaged one is mended.
+            for name in sorted(draft.files):
+                if name in self._staged:
+                    target, entry = self._folder / "files" / name, draft.files[name]
+                    if not holds(target, entry.n_bytes, entry.sha256):
+                        publish(self._staged[name], target)
+            if copy is not None and knowledge is not None and knowledge != base.manifest.knowledge:
+                self._run.update(copy.publish(knowledge))
+            elif knowledge is not None:
+                self._run.update({k: base.manifest.run[k] for k in ("kb_bytes", "kb_sha256")})
+            sync_folder(self._folder / "files")
+            if not same:
+                self._run["created_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+                self._run["seconds"] = round(time.monotonic() - self._started, 3)
+                manifest = Manifest(
+                    generation=base.number + 1,
+                    command=self._command,
+                    params=self._params,
+                    versions=library_versions(),
+                    files=draft.files,
+                    knowledge=knowledge,
+                    spaces=draft.spaces,
+                    references=draft.references,
+                    run=self._run,
+                )
+                write_generation(self._folder, manifest)
+        self._done = True
+        generation = read_current(self._folder)
+        self.notes += self._working.forget(generation)
+        return generation
+
+    def _check_open(self) -> None:
+        if self._done or not self._lock.held:
+            raise RuntimeError("the transaction is over")
+
+    def _knowledge_copy(self, resume: bool) -> KnowledgeCopy:
+        origin = {"command": self._command, "params": self._params}
+        return self._working.knowledge(self.base, origin, resume=resume)
+
+    def _change(self, **changes: Any) -> None:
+        self._draft = self._draft.with_files_of_use(files={**self._draft.files, **self._entries}, **changes)
+
+    def _put_entry(self, name: str, entry: ReferenceEntry) -> None:
+        self._change(references={**self._draft.references, name: entry})

@@ -1,0 +1,194 @@
+"""Text vectors by content, so that no text is encoded twice."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scvec.base.errors import InputError
+from scvec.base.types import Bool, Float32, Space
+from scvec.stores.store.append_log import AppendLog
+from scvec.stores.store.shipped_vectors import ShippedVectors
+
+if TYPE_CHECKING:
+    from scvec.stores.store.reference_reader import StoredSpace
+
+__all__ = ["VectorCache"]
+
+
+class VectorCache:
+    """Vectors of texts, keyed by space and SHA-256 of the text.
+
+    Looks among the vectors that ship with the package, then in the spaces of a generation, then in a working
+    file that outlives a killed process (:class:`~scvec.stores.store.append_log.AppendLog`). Shipped
+    vectors go first: a shipped text then has the same vector in every store. What :meth:`put_many` wrote is
+    on the disk when it returns.
+
+    Parameters
+    ----------
+    spaces
+        Fingerprint -> space of the generation.
+    work
+        Working file, or None to only read the spaces. Only the holder of the writer lock may open it.
+    shipped
+        By default those of the package.
+    """
+
+    def __init__(
+        self,
+        spaces: dict[str, StoredSpace],
+        work: Path | None = None,
+        *,
+        shipped: ShippedVectors | None = None,
+    ) -> None:
+        self._spaces = spaces
+        self._shipped = ShippedVectors() if shipped is None else shipped
+        self._rows: dict[str, dict[str, int]] = {}
+        self._log = None if work is None else AppendLog(work)
+        # Per fingerprint where in the working file the vector of a text is; None before the first look.
+        self._places: dict[str, dict[str, int]] | None = None
+        self._worked: dict[str, Space] = {}
+        #: What went wrong on the way and was mended.
+        self.notes: list[str] = []
+
+    def get_many(self, space: Space, shas: Sequence[str]) -> tuple[Bool, Float32]:
+        """Look texts up.
+
+        Parameters
+        ----------
+        space
+            The space the vectors must be of.
+        shas
+            SHA-256 of n texts, in hex.
+
+        Returns
+        -------
+        found
+            (n,) bool.
+        vectors
+            (n, dim) float32; rows not found are zero.
+        """
+        wanted = list(shas)
+        vectors = np.zeros((len(wanted), space.dim), dtype=np.float32)
+        numbers = self._shipped.rows(space, wanted)
+        found = numbers >= 0
+        if found.any():
+            vectors[found] = self._shipped.take(numbers[found])
+        stored = self._spaces.get(space.fingerprint)
+        if stored is not None and not found.all():
+            rows = self._stored_rows(stored)
+            numbers = np.array([rows.get(sha, -1) for sha in wanted], dtype=np.int64)
+            more = ~found & (numbers >= 0)
+            vectors[more] = stored.vectors[numbers[more]]
+            found |= more
+        missing = [i for i in range(len(wanted)) if not found[i]]
+        if missing and self._log is not None:
+            worked = self._read(self._log, space, {wanted[i] for i in missing})
+            for i in missing:
+                vector = worked.get(wanted[i])
+                if vector is not None:
+                    found[i], vectors[i] = True, vector
+        return found, vectors
+
+    def count_shipped(self, space: Space, shas: Sequence[str]) -> int:
+        """Return how many of the texts have a vector that ships with the package."""
+        return int((self._shipped.rows(space, shas) >= 0).sum())
+
+    def put_many(self, space: Space, shas: Sequence[str], vectors: Float32) -> None:
+        """Keep vectors (n, dim) float32 of texts; InputError on another shape, NaN or infinity."""
+        if vectors.ndim != 2 or vectors.shape != (len(shas), space.dim) or vectors.dtype != np.float32:
+            raise InputError(
+                f"vectors must be ({len(shas)}, {space.dim}) float32, not {vectors.dtype} {vectors.shape}"
+            )
+        if not np.isfinite(vectors).all():
+            raise InputError("a text vector holds NaN or infinity", space.backbone, "check the backbone")
+        if self._log is None:
+            raise InputError("this cache is open for reading only")
+        if not len(shas):
+            return
+        name, places = space.fingerprint, self._found(self._log)
+        rows = {sha: i for i, sha in enumerate(shas)}
+        encoded = vectors.astype("<f4")
+        if name not in self._worked:
+            self._log.append([(["space", name, ""], json.dumps(space.to_dict(), sort_keys=True))])
+            self._worked[name] = space
+        written = self._log.append(
+            (["vector", name, sha], base64.b64encode(encoded[i].tobytes()).decode())
+            for sha, i in rows.items()
+        )
+        places.setdefault(name, {}).update(zip(rows, written, strict=True))
+
+    def known_spaces(self) -> list[Space]:
+        """Return the spaces of which there are vectors, those of the generation first."""
+        known = {fingerprint: stored.space for fingerprint, stored in self._spaces.items()}
+        if self._log is not None:
+            self._found(self._log)
+            for name, space in self._worked.items():
+                known.setdefault(name, space)
+        return list(known.values())
+
+    def drop_stored(self, spaces: dict[str, StoredSpace]) -> None:
+        """Forget rows of the working file that these spaces of a committed generation hold."""
+        if self._log is None:
+            return
+        left = {name: dict(found) for name, found in self._found(self._log).items()}
+        for name, stored in spaces.items():
+            for sha in stored.genes["text_sha256"].astype(str):
+                left.get(name, {}).pop(sha, None)
+        if left == self._places:
+            return
+        kept = {at for found in left.values() for at in found.values()}
+        entries = self._log.entries() if kept else []
+        self._log.keep([e.at for e in entries if e.at in kept or e.head[0] == "space"])
+        self._places = None
+
+    def close(self) -> None:
+        """Close the working file."""
+        if self._log is not None:
+            self._log.close()
+
+    def _stored_rows(self, stored: StoredSpace) -> dict[str, int]:
+        fingerprint = stored.space.fingerprint
+        if fingerprint not in self._rows:
+            shas = stored.genes["text_sha256"].astype(str).tolist()
+            self._rows[fingerprint] = {sha: i for i, sha in enumerate(shas)}
+        return self._rows[fingerprint]
+
+    def _read(self, log: AppendLog, space: Space, shas: set[str]) -> dict[str, Float32]:
+        places = self._found(log).get(space.fingerprint, {})
+        wanted = [sha for sha in places if sha in shas]
+        good: dict[str, Float32] = {}
+        for sha, body in zip(wanted, log.bodies([places[sha] for sha in wanted])):  # noqa: B905
+            data = base64.b64decode(body)
+            vector = np.frombuffer(data, dtype="<f4") if len(data) == 4 * space.dim else None
+            if vector is not None and np.isfinite(vector).all():
+                good[sha] = vector.astype(np.float32)
+        bad = [sha for sha in wanted if sha not in good]
+        for sha in bad:
+            del places[sha]
+        if bad:
+            self.notes.append(f"{len(bad):,} damaged vectors in the working cache were dropped")
+        return good
+
+    def _found(self, log: AppendLog) -> dict[str, dict[str, int]]:
+        """Return where the vectors in the working file are; of equal ones the last counts."""
+        if self._places is None:
+            self._places, self._worked = {}, {}
+            for at, _, (kind, name, sha) in log.entries():
+                if kind == "vector":
+                    self._places.setdefault(name, {})[sha] = at
+                else:
+                    (body,) = log.bodies([at])
+                    with suppress(ValueError, TypeError, KeyError):
+                        self._worked[name] = Space.from_dict(json.loads(body))
+            if log.aside is not None:
+                n = sum(map(len, self._places.values()))
+                kept = f"{n:,} vectors could be read; the file is kept as {log.aside.name}"
+                self.notes.append(f"the working cache of text vectors was damaged: {kept}")
+        return self._places

@@ -1,0 +1,229 @@
+"""Looking into a store, proving it whole, taking things out and throwing things away."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scvec.base.errors import ScvecError
+from scvec.base.protocols import Progress, no_progress
+from scvec.workflows.reports import (
+    CompactReport,
+    InfoReport,
+    ReferenceInfo,
+    RmReport,
+    SpaceInfo,
+    VerifyReport,
+)
+
+if TYPE_CHECKING:
+    from scvec.stores.store.store import Store
+    from scvec.workflows.reports import DoctorReport
+
+__all__ = ["compact", "doctor", "info", "rm", "verify"]
+
+#: Largest difference between a stored vector and a fresh one that is rounding and not another encoder.
+PARITY = 1e-4
+
+
+def info(store: Path | str, reference: str | None = None) -> InfoReport:
+    """Say what is inside a store; with ``reference``, more about that one.
+
+    Raises
+    ------
+    InputError
+        If there is no store, or no reference of that name.
+    """
+    from scvec.stores.store.manifest import FORMAT
+    from scvec.stores.store.store import Store
+
+    opened = Store(store)
+    names = [reference] if reference is not None else sorted(opened.generation.manifest.references)
+    genes: dict[str, int] = {}
+    if opened.generation.manifest.knowledge is not None:
+        with opened.knowledge() as kb:
+            counts = kb.counts()
+        genes = {k.removeprefix("genes "): n for k, n in counts.items() if k.startswith("genes ")}
+    return InfoReport(
+        store=opened.path,
+        generation=str(opened.generation.number),
+        format_version=FORMAT,
+        size_bytes=_size(opened.path),
+        genes=genes,
+        spaces=[
+            SpaceInfo(
+                fingerprint=fingerprint,
+                backbone=space.space.backbone,
+                dim=space.space.dim,
+                n_genes=space.n,
+                template=space.space.template,
+            )
+            for fingerprint, space in opened.spaces().items()
+        ],
+        references=[_reference_info(opened, name) for name in names],
+        detailed=reference is not None,
+    )
+
+
+def verify(
+    store: Path | str, *, device: str = "auto", llm: str | None = None, progress: Progress = no_progress
+) -> VerifyReport:
+    """Check every file of the current generation, and that encoders still give the vectors that are stored.
+
+    Parameters
+    ----------
+    device, llm
+        Where encoders compute, and where the language model of ``prompt`` references lies if it was moved.
+
+    Raises
+    ------
+    InputError
+        If there is no store.
+    StoreError
+        If not even the manifest can be read.
+    """
+    from scvec.stores.store.store import Store
+
+    started = time.monotonic()
+    opened = Store(store)
+    found = opened.verify(progress=progress)
+    problems, parity = list(found.problems), {}
+    for name in sorted(opened.generation.manifest.references):
+        try:
+            parity[name], allowed = _parity(opened, name, device, llm)
+        except ScvecError as error:
+            if not problems:  # else it is the consequence of what was found already
+                problems.append(f"reference {name!r}: {error.what}")
+            continue
+        if not parity[name] <= allowed:
+            problems.append(
+                f"reference {name!r}: its encoder differs by {parity[name]:.2g} from stored vectors"
+            )
+    return VerifyReport(
+        store=opened.path,
+        generation=str(found.generation),
+        n_files=found.n_files,
+        n_bytes=found.n_bytes,
+        seconds=time.monotonic() - started,
+        encoder_parity=parity,
+        problems=problems,
+        notes=[f"{len(found.unreferenced)} files of older generations: scvec compact removes them"]
+        if found.unreferenced
+        else [],
+    )
+
+
+def doctor(store: Path | str | None = None) -> DoctorReport:
+    """Look at the machine, the libraries, the default model and the store."""
+    from scvec.workflows.checkup import examine
+
+    return examine(None if store is None else Path(store))
+
+
+def rm(store: Path | str, reference: str) -> RmReport:
+    """Drop a reference. Its space is given back by :func:`compact`.
+
+    Raises
+    ------
+    InputError
+        If there is no such reference.
+    LockedError
+        If another process writes to the store.
+    """
+    from scvec.stores.store.store import Store
+
+    opened = Store(store)
+    opened.reference(reference)  # names those there are
+    with opened.begin("rm", {"reference": reference}) as txn:
+        txn.remove_reference(reference)
+        generation = txn.commit()
+    return RmReport(
+        reference=reference,
+        generation=str(generation.number),
+        remaining=sorted(generation.manifest.references),
+    )
+
+
+def compact(store: Path | str) -> CompactReport:
+    """Put references together whose cells came and went; delete older generations and files without use.
+
+    Raises
+    ------
+    LockedError
+        If another process writes to the store.
+    """
+    from scvec.model.merging import merge_layers
+    from scvec.stores.store.store import Store
+
+    opened = Store(store)
+    before = _size(opened.path)
+    merged = [name for name in sorted(opened.generation.manifest.references) if merge_layers(opened, name)]
+    done = opened.compact()
+    return CompactReport(
+        before_bytes=before,
+        after_bytes=_size(opened.path),
+        n_files_removed=done.n_files,
+        generation=str(done.generation),
+        notes=[
+            *(f"the cells of reference {name!r} were put together into one index" for name in merged),
+            *(f"generation {number} is kept: it is being read" for number in done.kept),
+        ],
+    )
+
+
+def _reference_info(opened: Store, name: str) -> ReferenceInfo:
+    from scvec.model.cell_index import index_facts
+    from scvec.model.storage import species_of
+
+    stored = opened.reference(name)
+    meta = stored.meta
+    calibration = meta["model"]["calibration"]
+    species = species_of(meta)
+    return ReferenceInfo(
+        name=name,
+        n_cells=stored.n,
+        species=" and ".join(species),
+        encoder=meta["model"]["encoder"]["name"],
+        space=meta["space"]["fingerprint"] if meta["space"] else "none",
+        classes=meta["counts"],
+        details={
+            "genes": len(meta["genes"]),
+            **({"cells": species} if len(species) > 1 else {}),
+            "embed_dim": stored.dim,
+            "index": index_facts(stored),
+            "options": meta["options"],
+            "sources": meta["sources"],
+            "held out": calibration["held_out"],
+            "record": calibration["record"],
+        },
+    )
+
+
+def _parity(opened: Store, name: str, device: str, llm: str | None) -> tuple[float, float]:
+    """Return how far fresh vectors of a few cells are from the stored ones, and how far they may be.
+
+    The largest difference of a number; for encoders that read with a model, whose rounding goes with device
+    and precision, the largest cosine distance.
+    """
+    from scvec.model.probe import probe_cells
+    from scvec.model.storage import load_model
+
+    stored = opened.reference(name)
+    cells, rows = probe_cells(stored.tensors, len(stored.meta["genes"]))
+    if not len(rows):  # they were dropped from the reference
+        return 0.0, PARITY
+    used = llm if stored.meta["model"]["encoder"].get("llm") else None
+    encoder = load_model(stored, device=device, llm=used).members.encoder
+    fresh, kept = encoder.encode(cells).astype(np.float64), np.asarray(stored.vectors[rows], dtype=np.float64)
+    allowed = getattr(encoder, "parity", None)
+    if allowed is None:
+        return float(np.abs(fresh - kept).max()), PARITY
+    lengths = np.linalg.norm(fresh, axis=1) * np.linalg.norm(kept, axis=1)
+    return float((1.0 - (fresh * kept).sum(axis=1) / np.maximum(lengths, 1e-12)).max()), float(allowed)
+
+
+def _size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())

@@ -1,0 +1,289 @@
+"""``scvec eval``: how good the answers of a reference are on cells whose types are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.base.errors import InputError
+from scvec.base.protocols import Progress, no_progress
+from scvec.model import metrics
+from scvec.report.evaluation import EvaluationReport
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scvec.celltypes.ontology import ClassOntology
+    from scvec.model.annotation import Annotation
+
+__all__ = ["evaluate"]
+
+Strings = npt.NDArray[np.str_]
+Bool = npt.NDArray[np.bool_]
+
+PLOTS = (".png", ".pdf", ".svg")
+#: Points of a risk-coverage curve that are kept.
+N_POINTS = 21
+
+
+def evaluate(
+    store: Path | str,
+    query: Path | str | AnnData,
+    *,
+    truth_key: str,
+    reference: str | None = None,
+    label_map: Mapping[str, str] | Path | str | None = None,
+    output: Path | str | None = None,
+    plot: Path | str | None = None,
+    coverage: float = 0.9,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> EvaluationReport:
+    """Annotate labelled cells and compare.
+
+    Parameters
+    ----------
+    query
+        An h5ad file or an AnnData object; never changed.
+    truth_key
+        Column of obs with the true labels. Cells without one are not scored.
+    label_map
+        Name -> the name it is scored under, for labels of the query and of the reference alike; a mapping,
+        or a JSON, csv or tsv file of it. Names that are missing stay; an empty name leaves cells of that true
+        label out. Labels that the reference then lacks are novel types.
+    output
+        JSON file for the report.
+    plot
+        ``.png``, ``.pdf`` or ``.svg`` file for a figure of it; needs matplotlib.
+    coverage
+        Coverage of the label sets, a share (0-1) of the cells.
+    **options
+        As for :func:`scvec.query`.
+
+    Raises
+    ------
+    InputError
+        If the column is missing, no cell is left to score, or an option cannot be used.
+    """
+    from scvec.ingest.cells.label_columns import as_label_map
+    from scvec.workflows.query import query as annotate_file
+
+    target = _writable(output, (".json",), query)
+    figure = _writable(plot, PLOTS, query)
+    if figure is not None:
+        from scvec.report.evaluation_plot import need_matplotlib
+
+        need_matplotlib()
+    names = as_label_map(label_map)
+    truth = _truth(query, truth_key, options)
+    annotation = annotate_file(
+        store, query, reference=reference, coverage=coverage, progress=progress, **options
+    )
+    renamed = np.array([names.get(t, t) for t in truth], dtype=np.str_)
+    scored = np.flatnonzero(renamed != "")
+    if len(scored) == 0:
+        raise InputError("no cell has a true label to compare with", f"obs['{truth_key}']", "see --label-map")
+    report = _scores(
+        annotation,
+        renamed,
+        scored,
+        names,
+        _ontology(store, annotation),
+        truth_key=truth_key,
+        coverage=coverage,
+    )
+    report = report.with_files(output=target, plot=figure)
+    if target is not None:
+        from scvec.base.borders import disk_errors
+
+        with disk_errors(str(target)):
+            target.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if figure is not None:
+        from scvec.report.evaluation_plot import draw
+
+        draw(report, figure)
+    return report
+
+
+def _writable(path: Path | str | None, endings: tuple[str, ...], query: Any) -> Path | None:
+    if path is None:
+        return None
+    from scvec.ingest.cells.write import check_output
+
+    target = check_output(path, query if isinstance(query, str | Path) else None)
+    if target.suffix not in endings:
+        raise InputError(
+            f"the ending {target.suffix!r} does not fit", str(target), f"end its name in {', '.join(endings)}"
+        )
+    return target
+
+
+def _truth(query: Path | str | AnnData, truth_key: str, options: Mapping[str, Any]) -> Strings:
+    """Return (n,) true labels, empty where there is none."""
+    from scvec.ingest.cells.label_columns import read_names
+    from scvec.ingest.cells.source import CellSource
+
+    how = {key: options[key] for key in ("layer", "values", "memory") if key in options}
+    with CellSource.open(query, **how) as source:
+        return read_names(source, truth_key)
+
+
+def _ontology(store: Path | str, annotation: Annotation) -> tuple[ClassOntology, dict[str, str]]:
+    """Return the terms of the reference's labels, and a term for any other name of the query, where known."""
+    from scvec.celltypes.ontology import ClassOntology
+    from scvec.stores.store.store import Store
+
+    opened = Store(store)
+    stored = opened.reference(str(annotation.parameters["reference"]))
+    ontology = ClassOntology.from_dict(stored.meta["ontology"])
+    return ontology, dict(zip(stored.meta["classes"], ontology.terms, strict=True))
+
+
+def _scores(
+    annotation: Annotation,
+    renamed: Strings,
+    scored: npt.NDArray[np.int64],
+    names: Mapping[str, str],
+    ontology: tuple[ClassOntology, dict[str, str]],
+    *,
+    truth_key: str,
+    coverage: float,
+) -> EvaluationReport:
+    truth = renamed[scored]
+    said = np.array([names.get(label, label) for label in annotation.label[scored]], dtype=np.str_)
+    of_class = np.array([names.get(c, c) for c in annotation.classes], dtype=np.str_)
+    # One column a name: classes that are scored as one share it.
+    columns, column = np.unique(of_class, return_inverse=True)
+    merged = np.zeros((len(of_class), len(columns)), dtype=np.float32)
+    merged[np.arange(len(of_class)), column] = 1.0
+    number = {str(name): k for k, name in enumerate(columns)}
+    code = np.array([number.get(str(t), -1) for t in truth], dtype=np.int64)
+    known = code >= 0
+    confidence, novelty = annotation.confidence[scored], annotation.novelty[scored]
+    status, right = annotation.status[scored].astype(np.str_), truth == said
+    found: dict[str, Any] = {
+        "accuracy": metrics.accuracy(truth[known], said[known]),
+        "macro_f1": metrics.macro_f1(truth[known], said[known]),
+        "mean_confidence": _mean(confidence[known]),
+        "ece": metrics.expected_calibration_error(confidence[known], right[known]) if known.any() else None,
+        "brier": metrics.brier_score(confidence[known], right[known]),
+        "novelty_auroc": metrics.novelty_auroc(novelty, ~known),
+        "novelty_fpr_at_95_tpr": metrics.fpr_at_tpr(novelty, ~known),
+        "false_novel": _mean(status[known] == "novel"),
+        "true_novel": _mean(status[~known] == "novel"),
+    }
+    if annotation.sets is not None:
+        sets = (annotation.sets[scored].astype(np.float32) @ merged) > 0
+        found["sets"] = {"coverage": coverage, **metrics.set_coverage(sets[known], code[known])}
+    curve = metrics.risk_coverage(confidence, right)
+    points = np.unique(np.linspace(0, len(curve) - 1, N_POINTS).astype(np.int64))
+    found["risk_coverage"] = [[float((i + 1) / len(curve)), float(curve[i])] for i in points]
+    found["aurc"] = float(curve.mean())
+    found |= _against_ontology(truth[known], said[known], names, annotation.classes, ontology)
+    return EvaluationReport(
+        reference=str(annotation.parameters["reference"]),
+        truth_key=truth_key,
+        n_cells=len(renamed),
+        n_scored=len(truth),
+        n_known=int(known.sum()),
+        unknown_labels=_counts(truth[~known]),
+        scores=found,
+        reliability=metrics.reliability(confidence[known], right[known]) if known.any() else [],
+        status={
+            str(s): {"share": float(np.mean(status == s)), "accuracy": _mean(right[status == s])}
+            for s in np.unique(status)
+        },
+        labels=_per_label(truth, said, novelty, status),
+        confusion=_confusion(truth, said),
+        parameters=dict(annotation.parameters),
+        novelty={
+            "edges": np.linspace(0.0, 1.0, 21).tolist(),
+            "known": np.histogram(novelty[known], 20, (0.0, 1.0))[0].tolist(),
+            "unknown": np.histogram(novelty[~known], 20, (0.0, 1.0))[0].tolist(),
+        },
+        notes=list(annotation.notes),
+    )
+
+
+def _mean(values: npt.NDArray[Any]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _counts(values: Strings) -> dict[str, int]:
+    labels, numbers = np.unique(values, return_counts=True)
+    return {str(v): int(n) for v, n in zip(labels, numbers, strict=True)}
+
+
+def _against_ontology(
+    truth: Strings,
+    said: Strings,
+    names: Mapping[str, str],
+    classes: tuple[str, ...],
+    ontology: tuple[ClassOntology, dict[str, str]],
+) -> dict[str, Any]:
+    """Return accuracy with labels on one line of the Cell Ontology counted as right, and shared ancestors.
+
+    A name that several labels of the reference are scored under has the deepest term that all of them are
+    under. Labels without a term are right when they are the same; the shared terms are told where all labels
+    have one.
+    """
+    tree, term_of = ontology
+    members: dict[str, list[str]] = {}
+    for label in classes:
+        members.setdefault(str(names.get(label, label)), []).append(term_of.get(label, ""))
+    terms = {name: _common(each, tree) for name, each in members.items()}
+    with_term = np.array(
+        [bool(terms.get(str(t))) and bool(terms.get(str(s))) for t, s in zip(truth, said, strict=True)]
+    )
+    if not len(truth) or not with_term.any():
+        return {"ontology_accuracy": None, "ontology_similarity": None}
+    true_terms, said_terms = ([terms.get(str(v), "") for v in side] for side in (truth, said))
+    related = metrics.on_lineage(true_terms, said_terms, tree.lineage) | (truth == said)
+    # Over some of the labels only it would flatter: those that the ontology knows are the easy ones.
+    shared = metrics.ontology_similarity(true_terms, said_terms, tree.lineage) if with_term.all() else None
+    return {
+        "ontology_accuracy": float(related.mean()),
+        "ontology_similarity": None if shared is None else float(shared.mean()),
+    }
+
+
+def _common(terms: list[str], tree: ClassOntology) -> str:
+    lines = [set(tree.lineage.get(t, ())) for t in terms]
+    shared = set.intersection(*lines) if lines else set()
+    return max(sorted(shared), key=lambda t: tree.depth.get(t, 0), default="")
+
+
+def _per_label(
+    truth: Strings, said: Strings, novelty: npt.NDArray[Any], status: Strings
+) -> list[dict[str, Any]]:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    labels = np.unique(truth)
+    precision, recall, f1, n = precision_recall_fscore_support(truth, said, labels=labels, zero_division=0)
+    return [
+        {
+            "label": str(label),
+            "n": int(n[k]),
+            "precision": float(precision[k]),
+            "recall": float(recall[k]),
+            "f1": float(f1[k]),
+            "mean_novelty": float(novelty[truth == label].mean()),
+            "novel": float(np.mean(status[truth == label] == "novel")),
+        }
+        for k, label in enumerate(labels)
+    ]
+
+
+def _confusion(truth: Strings, said: Strings) -> dict[str, Any]:
+    from sklearn.metrics import confusion_matrix
+
+    labels = np.unique(np.concatenate([truth, said]))
+    return {
+        "labels": [str(v) for v in labels],
+        "counts": confusion_matrix(truth, said, labels=labels).tolist(),
+    }

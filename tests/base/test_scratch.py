@@ -1,0 +1,140 @@
+"""Large arrays lie in files without a name, and are written out block by block."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from anndata.io import read_elem, write_elem
+from web_parts import flat
+
+import scvec
+from scvec.base import scratch
+from scvec.ingest.cells import write
+
+
+def test_an_array_lies_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    array = scratch.empty((1000, 2), np.float32)
+    assert isinstance(array, np.memmap) and array.shape == (1000, 2)
+    assert list(tmp_path.iterdir()) == []
+    array[:] = np.arange(2)
+    scratch.release(array)
+    assert (array == np.arange(2)).all()
+    scratch.release(np.ones(3))
+    assert scratch.empty((0, 3), np.float32).shape == (0, 3)
+    scratch.trim()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_without_room_on_the_disk_memory_is_taken(code: int, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(scratch, "_reserve", full)
+    found = scratch.empty((4, 1), np.uint8)
+    assert not isinstance(found, np.memmap) and found.shape == (4, 1)
+
+
+HELD = """
+import sys
+import numpy as np
+import scvec
+from scvec.base import scratch
+
+def held():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
+
+before = held()
+large = scratch.empty((64, 1 << 20), np.uint8) if sys.argv[1] == "file" else np.empty((64, 1 << 20), np.uint8)
+for row in large:
+    row[:] = 1
+    scratch.release(large)
+print(held() - before, isinstance(large, np.memmap))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted otherwise there")
+def test_what_lies_in_a_file_takes_no_memory():
+    def kilobytes(where: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", HELD, where], capture_output=True, text=True, check=True, timeout=500
+        )
+        held, mapped = done.stdout.split()
+        assert mapped == str(where == "file")
+        return int(held)
+
+    assert kilobytes("memory") > 60_000 and kilobytes("file") < 20_000
+
+
+@pytest.mark.parametrize("packed", [{}, write._GZIP], ids=["plain", "packed"])
+def test_blocks_are_written_as_anndata_writes(
+    tmp_path: Path, packed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(write, "_BLOCK_ROWS", 7)
+    values = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    mapped = scratch.empty(values.shape, values.dtype)
+    mapped[:] = values
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        group = file.create_group("obsm")
+        group["X"] = [1]
+        write._add_blocks(group, "X", mapped, packed)
+        write_elem(group, "Y", values, dataset_kwargs=packed)
+        np.testing.assert_array_equal(read_elem(group["X"]), values)
+        assert dict(group["X"].attrs) == dict(group["Y"].attrs)
+        assert group["X"].dtype == group["Y"].dtype and group["X"].compression == group["Y"].compression
+
+
+def test_what_lies_in_files_is_what_lay_in_memory(
+    tmp_path: Path, tiny_adata: Callable[..., Any], new_store: Callable[[Path], Path], monkeypatch: Any
+):
+    """All that is made of an annotation, for files and for objects."""
+    # UMAP compiles itself for ten seconds, and is given the same vectors either way.
+    monkeypatch.setattr("scvec.report.write_report.lay_out", flat)
+    store = new_store(tmp_path / "store")
+    scvec.ingest_cells(store, [tiny_adata(60)], name="tiny", label_key="cell_type", encoder="pca")
+    new = tiny_adata(20, seed=1)
+    new.write_h5ad(tmp_path / "new.h5ad")
+
+    def made(name: str) -> tuple[Any, ...]:
+        out, of_object = tmp_path / f"{name}.h5ad", tmp_path / f"{name}-object.h5ad"
+        found = scvec.query(store, tmp_path / "new.h5ad", output=out, coverage=0.9)
+        scvec.query(store, new, output=of_object)
+        marked = scvec.annotate(new, store, copy=True)
+        assert type(marked.obsm["X_scvec"]) is np.ndarray
+        marked.write_h5ad(tmp_path / f"{name}-marked.h5ad")
+        found.to_report(tmp_path / f"{name}.html")
+        assert found.explain(cell=found.cells[0]).lines()
+        return found, [anndata.read_h5ad(p) for p in (out, of_object, tmp_path / f"{name}-marked.h5ad")]
+
+    plain, files = made("plain")
+    monkeypatch.setattr(scratch, "LARGE", 0)
+    mapped, again = made("mapped")
+    assert type(plain.vectors) is np.ndarray and isinstance(mapped.vectors, np.memmap)
+    pd.testing.assert_frame_equal(plain.to_table(), mapped.to_table())
+    np.testing.assert_array_equal(plain.neighbors.indices, mapped.neighbors.indices)
+    for one, other in zip(files, again, strict=True):
+        pd.testing.assert_frame_equal(one.obs, other.obs)
+        assert set(one.obsm) == set(other.obsm) >= {"X_scvec", "scvec_proba"}
+        for key in one.obsm:
+            np.testing.assert_array_equal(one.obsm[key], other.obsm[key])
+
+
+def test_numbers_of_many_cells_start_as_zeros_wherever_they_lie(monkeypatch: pytest.MonkeyPatch):
+    many = scratch.LARGE // 16 // 8
+    assert isinstance(scratch.zeros_of_cells(many, np.int64), np.memmap)
+    assert type(scratch.zeros_of_cells(many - 1, np.int64)) is np.ndarray
+    monkeypatch.setattr(scratch, "_reserve", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full(shape, 7, dtype))
+    found = scratch.zeros_of_cells(many, np.float64)
+    assert type(found) is np.ndarray and not found.any()

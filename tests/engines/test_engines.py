@@ -1,0 +1,55 @@
+"""What --engine refuses before anything is read."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+
+import pytest
+
+import scvec
+from scvec.base.errors import InputError, NetworkError
+from scvec.engines.engine import check_engine
+
+
+def test_an_engine_there_is_not():
+    with pytest.raises(InputError, match="engines: local, ray"):
+        check_engine("dask")
+
+
+def test_an_address_is_of_use_with_ray_only():
+    with pytest.raises(InputError, match="add --engine ray"):
+        check_engine("local", "127.0.0.1:6379")
+
+
+def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError) as error:
+        scvec.query(tmp_path, tmp_path / "new.h5ad", engine="ray")
+    assert error.value.exit_code == 2
+    assert 'pip install "scvec[ray]"' in error.value.fix
+    with pytest.raises(InputError, match="not installed"):
+        scvec.ingest_cells(tmp_path / "s", ["ref.h5ad"], name="a", label_key="b", engine="ray")
+
+
+@pytest.mark.parametrize("address", ["somewhere", "host:", "host:0", "host:99999", "a b:1", "http://host:1"])
+def test_what_is_no_address(address, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(InputError, match="no address"):
+        check_engine("ray", address)
+
+
+def test_ray_clients_are_told_where_to_run(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(InputError, match="on a node of the cluster"):
+        check_engine("ray", "ray://head:10001")
+
+
+def test_a_cluster_that_does_not_answer_is_a_matter_of_the_network(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        with pytest.raises(NetworkError, match="no Ray cluster answers") as error:
+            check_engine("ray", f"127.0.0.1:{port}")
+    assert error.value.exit_code == 4

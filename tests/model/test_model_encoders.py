@@ -1,0 +1,175 @@
+"""References whose encoder reads with a model: made, asked, proved, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_llama import save_llama
+
+from scvec.base.errors import InputError, StoreError
+from scvec.workflows.admin import verify
+from scvec.workflows.ingest_cells import ingest_cells
+from scvec.workflows.query import query
+
+pytest.importorskip("accelerate", reason="needs the extra llm")
+
+OPTIONS: dict[str, Any] = {
+    "label_key": "cell_type",
+    "batch_key": "donor",
+    "backbone": "random:16",
+    "encoder": "prompt",
+    "n_genes": 16,
+    "epochs": 2,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("llms") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def store(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_adata: Callable[..., Any],
+    llama: Path,
+    new_store: Callable[[Path], Path],
+) -> Path:
+    path = new_store(tmp_path_factory.mktemp("stores") / "store")
+    cells = tiny_adata(60, 3, donors=3)
+    report = ingest_cells(path, [cells], name="read", llm=str(llama), **OPTIONS)
+    assert report.encoder == "prompt" and report.n_cells == 60
+    options = {**OPTIONS, "encoder": "sentence", "backbone": f"hf:{llama},pooling=mean", "epochs": None}
+    ingest_cells(path, [cells], name="told", **options)
+    return path
+
+
+def test_a_reference_names_cells_and_is_proved(
+    store: Path, llama: Path, tiny_adata: Callable[..., Any], tmp_path: Path
+) -> None:
+    new = tiny_adata(30, 3, seed=5)
+    for name in ("read", "told"):
+        found = query(store, new, reference=name, method="both")
+        right = (found.label == new.obs["cell_type"].to_numpy().astype(str)).mean()
+        # A prompt encoder is trained; what a model of random weights reads in a sentence says nothing.
+        assert right > 0.9 if name == "read" else set(found.label) <= {"alpha", "beta", "acinar"}
+        assert found.parameters["encoder"] == {"read": "prompt", "told": "sentence"}[name]
+        parts = [query(store, new[i : i + 10], reference=name) for i in range(0, 30, 10)]
+        assert np.concatenate([p.label for p in parts]).tolist() == found.label.tolist()
+        np.testing.assert_allclose(np.concatenate([p.vectors for p in parts]), found.vectors, atol=0.02)
+    report = verify(store)
+    assert report.ok and set(report.encoder_parity) == {"read", "told"}
+    assert not (store / "work" / "prompt").exists()
+    # A model that was moved is found again where it is now.
+    moved = Path(shutil.copytree(llama, tmp_path / "moved"))
+    assert query(store, new, reference="read", llm=str(moved)).label.tolist()
+
+
+def test_verify_sees_an_encoder_that_changed(store: Path, monkeypatch: Any) -> None:
+    from scvec.encoders.prompt.prompt_encoder import PromptEncoder
+
+    whole = PromptEncoder.encode
+    monkeypatch.setattr(PromptEncoder, "encode", lambda self, chunk: np.roll(whole(self, chunk), 1, axis=1))
+    report = verify(store)
+    assert not report.ok and "'read'" in report.problems[0] and "differs" in report.problems[0]
+
+
+def test_a_model_that_is_gone_or_another_is_an_error_of_the_store(
+    store: Path, llama: Path, tiny_adata: Callable[..., Any], tmp_path: Path
+) -> None:
+    new = tiny_adata(6, 3, seed=5)
+    other = save_llama(tmp_path / "other", seed=3)
+    with pytest.raises(StoreError, match="its weights differ") as caught:
+        query(store, new, reference="read", llm=str(other))
+    assert "--llm" in caught.value.fix
+    with pytest.raises(InputError, match="no language model here"):
+        query(store, new, reference="read", llm=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="made without a language model"):
+        query(store, new, reference="told", llm=str(llama))
+    aside = llama.with_name("aside")
+    llama.rename(aside)
+    try:
+        for name in ("read", "told"):
+            with pytest.raises(StoreError, match="not to be had") as caught:
+                query(store, new, reference=name)
+            assert caught.value.exit_code == 3 and caught.value.fix
+        assert not verify(store).ok
+    finally:
+        aside.rename(llama)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"llm": "nowhere/at/all"}, "no language model here"),
+        ({"llm": "nothing.gguf"}, "no language model here"),
+        ({"prompt_order": "backwards"}, "no prompt order 'backwards'"),
+        ({"n_genes": 4096}, "more than the model can read"),
+        ({"encoder": "adapted", "epochs": None, "llm": "x", "n_genes": None}, "has no option --llm"),
+        ({"encoder": "sentence", "epochs": 3}, "has no option --epochs"),
+        ({"encoder": "sentence", "epochs": None}, "needs a backbone that reads text"),
+        ({"encoder": "sentence", "epochs": None, "backbone": "openai:m"}, "send every cell to a server"),
+        ({"prompt_order": "none", "llm": "x"}, "no language model reads"),
+        ({"device": "cuda"}, "no CUDA device"),
+        ({"device": "tpu"}, "no device 'tpu'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_used_is_refused_before_a_file_is_read(
+    options: dict[str, Any], said: str, llama: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    if options.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    given = {**OPTIONS, "llm": None if "encoder" in options or "prompt_order" in options else str(llama)}
+    if options.get("prompt_order") == "backwards":
+        given["llm"] = str(llama)
+    with pytest.raises(InputError, match=said) as caught:
+        ingest_cells(tmp_path / "store", [tmp_path / "missing.h5ad"], name="x", **{**given, **options})
+    assert caught.value.exit_code == 2 and caught.value.fix
+
+
+def test_folders_that_hold_no_causal_model_are_refused(tmp_path: Path, llama: Path) -> None:
+    from scvec.backbones.language_model import load_language_model
+
+    with pytest.raises(InputError, match="no config"):
+        load_language_model(str(tmp_path))
+    bert = Path(shutil.copytree(llama, tmp_path / "bert"))
+    from transformers import BertConfig
+
+    BertConfig(hidden_size=24, num_attention_heads=2).save_pretrained(bert)
+    with pytest.raises(InputError, match=r"no causal language model"):
+        load_language_model(str(bert))
+    pickled = Path(shutil.copytree(llama, tmp_path / "pickled"))
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(InputError, match="safetensors"):
+        load_language_model(str(pickled))
+    fake = tmp_path / "model.gguf"
+    fake.write_bytes(b"PK no model")
+    with pytest.raises(InputError, match="no GGUF file"):
+        load_language_model(str(fake))
+    fake.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(InputError, match="cannot be unpacked"):
+        load_language_model(str(fake))
+
+
+def test_a_checkpoint_of_other_cells_is_refused(
+    tmp_path: Path, llama: Path, tiny_adata: Callable[..., Any], new_store: Callable[[Path], Path]
+) -> None:
+    store = new_store(tmp_path / "store")
+    kept = {**OPTIONS, "llm": str(llama), "checkpoint": tmp_path / "kept", "epochs": 1}
+    ingest_cells(store, [tiny_adata(30, 3)], name="a", **kept)
+    names = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert names == ["fold-1.safetensors", "fold-2.safetensors", "reference.safetensors"]
+    again = ingest_cells(store, [tiny_adata(30, 3)], name="a", **kept)
+    assert any("went on after epoch 1" in note for note in again.notes)
+    with pytest.raises(StoreError, match="of another training") as caught:
+        ingest_cells(store, [tiny_adata(30, 3, seed=1)], name="b", **kept)
+    assert "--checkpoint" in caught.value.fix

@@ -1,0 +1,150 @@
+"""Figures of annotated cells: what is drawn is what the columns say, and axes come back."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+import scvec
+from scvec.base.errors import InputError
+
+pytest.importorskip("matplotlib")
+
+LABELS = ["alpha", "beta", "$x$"]
+
+
+@pytest.fixture(autouse=True)
+def _no_window() -> Any:
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("Agg")
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def adata() -> anndata.AnnData:
+    rng = np.random.default_rng(0)
+    n = 60
+    label = np.array(LABELS)[np.arange(n) % 3]
+    truth = label.copy()
+    truth[:6] = "!new"
+    obs = pd.DataFrame(
+        {
+            "scvec_label": pd.Categorical(label),
+            "scvec_confidence": rng.uniform(0.5, 1, n).astype(np.float32),
+            "scvec_status": pd.Categorical(["confident"] * 50 + ["novel"] * 10),
+            "truth": truth,
+            "gappy": pd.Categorical([None, "x"] * 30),
+        },
+        index=[f"c{i}" for i in range(n)],
+    )
+    made = anndata.AnnData(np.ones((n, 3), np.float32), obs=obs)
+    made.obsm["X_umap"] = rng.normal(size=(n, 2))
+    made.obsm["X_scvec"] = rng.normal(size=(n, 8)).astype(np.float32)
+    made.uns["scvec_label_colors"] = np.array(["#111111", "#222222", "#333333"], dtype=object)
+    return made
+
+
+def drawn(axes: Any) -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    axes.figure.savefig(buffer, dpi=40)
+    return buffer.getvalue()
+
+
+def test_umap_takes_the_colours_of_uns(adata: anndata.AnnData):
+    from matplotlib.colors import to_hex
+
+    axes = scvec.pl.umap(adata)
+    [points] = axes.collections
+    pairs = zip(np.asarray(points.get_offsets()), points.get_facecolors(), strict=True)
+    at = {tuple(place): to_hex(color) for place, color in pairs}
+    names = adata.obs["scvec_label"].cat.categories
+    for i, place in enumerate(adata.obsm["X_umap"]):
+        color = adata.uns["scvec_label_colors"][names.get_loc(adata.obs["scvec_label"].iloc[i])]
+        assert at[tuple(place)] == color
+    texts = [t.get_text() for t in axes.get_legend().get_texts()]
+    assert "alpha (20)" in texts and any("x" in t and r"\$" in t for t in texts)
+    drawn(axes)  # a label between dollar signs is no formula
+
+
+def test_umap_of_numbers_of_gaps_and_on_given_axes(adata: anndata.AnnData):
+    import matplotlib.pyplot as plt
+
+    axes = plt.subplots()[1]
+    assert scvec.pl.umap(adata, color="scvec_confidence", ax=axes, title="sure") is axes
+    assert axes.get_title() == "sure" and axes.collections[0].get_clim() == (0, 1)
+    texts = [t.get_text() for t in scvec.pl.umap(adata, color="gappy").get_legend().get_texts()]
+    assert texts == ["x (30)", "(none) (30)"]
+
+
+def test_umap_makes_its_own_places_once(adata: anndata.AnnData, monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    made = []
+
+    class Umap:
+        def __init__(self, **options: Any) -> None:
+            made.append(options)
+
+        def fit_transform(self, vectors: np.ndarray) -> np.ndarray:
+            return vectors[:, :2] * 2
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Umap))
+    del adata.obsm["X_umap"]
+    for _ in range(2):
+        scvec.pl.umap(adata)
+    assert len(made) == 1 and made[0]["random_state"] == 0
+    np.testing.assert_allclose(adata.obsm["X_scvec_umap"], adata.obsm["X_scvec"][:, :2] * 2)
+    assert scvec.pl.umap(adata, basis="X_scvec").get_title() == "scvec_label"
+
+
+def test_confidence_has_a_row_a_label(adata: anndata.AnnData):
+    axes = scvec.pl.confidence(adata)
+    assert sorted(t.get_text() for t in axes.get_yticklabels()) == [r"\$x\$ (20)", "alpha (20)", "beta (20)"]
+    assert {t.get_text() for t in axes.get_legend().get_texts()} == {"confident (50)", "novel (10)"}
+    shown = sum(len(c.get_offsets()) for c in axes.collections)
+    assert shown == adata.n_obs
+    drawn(axes)
+
+
+def test_confusion_against_pandas(adata: anndata.AnnData):
+    shares = pd.crosstab(adata.obs["truth"], adata.obs["scvec_label"].astype(str), normalize="index")
+    axes = scvec.pl.confusion(adata, "truth")
+    image = np.asarray(axes.images[0].get_array())
+    rows = [t.get_text().rpartition(" (")[0].replace("\\", "") for t in axes.get_yticklabels()]
+    columns = [t.get_text().replace("\\", "") for t in axes.get_xticklabels()]
+    np.testing.assert_allclose(image, shares.loc[rows, columns].to_numpy())
+    assert set(rows) == {"alpha", "beta", "$x$", "!new"}
+    own = [r for r in rows if r in columns]
+    assert own == columns, "what agrees lies on the diagonal"
+    assert rows[:2] == ["$x$", "!new"], "a name of its own stands by the label that most of its cells get"
+    counts = scvec.pl.confusion(adata, "truth", normalize=False)
+    assert np.asarray(counts.images[0].get_array()).sum() == adata.n_obs
+    drawn(axes)
+
+
+def test_what_cannot_be_drawn_is_told(adata: anndata.AnnData, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InputError, match="no column 'truht'") as caught:
+        scvec.pl.confusion(adata, "truht")
+    assert "'truth'" in caught.value.fix
+    with pytest.raises(InputError, match="no 'X_pca'"):
+        scvec.pl.umap(adata, basis="X_pca")
+    with pytest.raises(InputError, match="no column 'mine_label'") as caught:
+        scvec.pl.umap(adata, key_added="mine")
+    assert "scvec.annotate" in caught.value.fix
+    del adata.obsm["X_umap"], adata.obsm["X_scvec"]
+    with pytest.raises(InputError, match="neither X_umap nor X_scvec"):
+        scvec.pl.umap(adata)
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match="needs matplotlib"):
+        scvec.pl.confidence(adata)
