@@ -21,8 +21,7 @@ from index import STORE, ingest
 from mixtures import group_of, synthetic
 from tables import markdown, publish
 
-from scvec.model.cell_index import put_cells
-from scvec.model.merging import put_whole
+from scvec.model.cell_index import put_cells, put_whole
 from scvec.model.storage import CODE_COLUMN
 from scvec.stores.index.flat import FaissFlatIndex
 from scvec.stores.store.store import Store

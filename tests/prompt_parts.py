@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tiny_llama import planted
 
-from scvec.backbones.causal import CausalModel
+from scvec.backbones.language_model import CausalModel
 from scvec.base.types import CellChunk
 from scvec.encoders.prompt.prompt_encoder import PromptEncoder
 from scvec.encoders.prompt.prompt_options import PromptOptions

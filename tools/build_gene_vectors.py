@@ -33,8 +33,7 @@ from scvec.backbones import load_backbone, parse_spec
 from scvec.backbones import sentence_transformer as sentence
 from scvec.base.types import Float32, Space, text_sha256
 from scvec.stores.knowledge.snapshot import Snapshot
-from scvec.stores.store.shipped_vectors import BASES, KEY_BYTES, VECTORS, ShippedVectors
-from scvec.stores.store.vector_cache import VectorCache
+from scvec.stores.store.vector_cache import BASES, KEY_BYTES, VECTORS, ShippedVectors, VectorCache
 
 Int8, UInt8 = npt.NDArray[np.int8], npt.NDArray[np.uint8]
 

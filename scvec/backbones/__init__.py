@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Backbone
+from scvec.base.types import Backbone
 
 if TYPE_CHECKING:
     from scvec.base.settings import Settings

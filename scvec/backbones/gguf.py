@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
 
-from scvec.backbones.local import offline, out_of_memory
-from scvec.backbones.weights import file_sha256
+from scvec.backbones.weights import file_sha256, offline, out_of_memory
 from scvec.base.errors import InputError, ResourceError
 
 __all__ = ["PACKAGED", "cache_folder", "packaged_gguf", "unpacked"]

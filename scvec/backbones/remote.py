@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from scvec.backbones.sentence_transformer import PROBES
 from scvec.base.errors import InputError, NetworkError
-from scvec.base.protocols import Streamed
 from scvec.base.settings import is_loopback
-from scvec.base.types import Float32, Space, text_sha256
+from scvec.base.types import Float32, Space, Streamed, text_sha256
 from scvec.ingest.sources.openai import OPENAI_URL, LlmError, LlmService
 from scvec.ingest.sources.prices import Budget, price_of
 from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scvec.backbones.local import offline, out_of_memory, read_json, unit
-from scvec.backbones.weights import weights_sha256
+from scvec.backbones.weights import offline, out_of_memory, read_json, unit, weights_sha256
 from scvec.base.errors import InputError, ResourceError
 from scvec.base.types import Float32, Space
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scvec.backbones.local import unit
-from scvec.backbones.weights import file_sha256
+from scvec.backbones.weights import file_sha256, unit
 from scvec.base.errors import InputError
 from scvec.base.types import Float32, Space
 

@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-__all__ = ["Record", "Report", "counts_line", "human_bytes", "human_odds", "plain", "table", "times_line"]
+__all__ = [
+    "Record",
+    "Report",
+    "Stages",
+    "counts_line",
+    "human_bytes",
+    "human_odds",
+    "plain",
+    "table",
+    "times_line",
+]
+
+
+class Stages:
+    """Seconds per stage, in the order in which the stages began."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add the duration of the block to a stage."""
+        start = time.perf_counter()
+        self.seconds.setdefault(name, 0.0)
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
 
 
 def plain(value: Any) -> Any:

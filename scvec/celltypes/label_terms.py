@@ -10,7 +10,7 @@ import numpy as np
 from scvec.base.errors import ScvecError
 from scvec.celltypes.ontology import ClassOntology
 from scvec.celltypes.terms import Match, TermMatcher
-from scvec.ingest.cells.hygiene import why_no_type
+from scvec.ingest.cells.label_columns import why_no_type
 
 if TYPE_CHECKING:
     from scvec.stores.knowledge.knowledge import KnowledgeBase

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.arrays import Texts, blocks, code_type, coded
-from scvec.base.scratch import release
+from scvec.base.arrays import Texts, blocks, code_type, coded, release
 from scvec.base.types import Float32
 
 __all__ = ["ClassOntology"]

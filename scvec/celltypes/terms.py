@@ -3,12 +3,207 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scvec.celltypes.lab_spellings import LINEAGES, SPELLINGS, STATES, context_of, folded, words
+__all__ = [
+    "CONTEXTS",
+    "LINEAGES",
+    "SPELLINGS",
+    "STATES",
+    "Match",
+    "TermMatcher",
+    "context_of",
+    "folded",
+    "words",
+]
 
-__all__ = ["Match", "TermMatcher"]
+#: Whole names and the Cell Ontology label they stand for. A test checks that each is one.
+_NAMES: dict[str, str] = {
+    "at1": "pulmonary alveolar type 1 cell",
+    "at2": "pulmonary alveolar type 2 cell",
+    "cd14 monocyte": "CD14-positive monocyte",
+    "cd16 monocyte": "CD14-low, CD16-positive monocyte",
+    "fcgr3a monocyte": "CD14-low, CD16-positive monocyte",
+    "cd34": "hematopoietic precursor cell",
+    "cdc1": "CD141-positive myeloid dendritic cell",
+    "cdc2": "CD1c-positive myeloid dendritic cell",
+    "hspc": "hematopoietic stem cell",
+    "hsc": "hematopoietic stem cell",
+    "innate lymphoid": "innate lymphoid cell",
+    "nk cd56bright": "CD16-negative, CD56-bright natural killer cell, human",
+    "nk cd56dim": "CD16-positive, CD56-dim natural killer cell, human",
+    "opc": "oligodendrocyte precursor cell",
+    "erythroid": "erythroid lineage cell",
+    "kc": "keratinocyte",
+    "microglia": "microglial cell",
+    "red blood": "erythrocyte",
+    "cd8 naive cytotoxic": "naive thymus-derived CD8-positive, alpha-beta T cell",
+    "dendritic": "dendritic cell",
+    "excitatory": "glutamatergic neuron",
+    "excitatory neuron": "glutamatergic neuron",
+    "inhibitory": "GABAergic neuron",
+    "inhibitory neuron": "GABAergic neuron",
+    "mait": "mucosal-associated invariant T cell",
+    "nkt": "mature NK T cell",
+    "reg t": "regulatory T cell",
+    "reg": "regulatory T cell",
+    "cd4 cd25 t reg": "CD4-positive, CD25-positive, alpha-beta regulatory T cell",
+}
+
+#: Words that labs shorten, and what they stand for.
+_WORDS: dict[str, str] = {
+    "astro": "astrocyte",
+    "baso": "basophil",
+    "cholangio": "cholangiocyte",
+    "ctl": "cytotoxic t",
+    "dc": "dendritic",
+    "dcs": "dendritic",
+    "endoth": "endothelial",
+    "eos": "eosinophil",
+    "epi": "epithelial",
+    "epith": "epithelial",
+    "ery": "erythroid",
+    "eryth": "erythroid",
+    "ex": "excitatory",
+    "exc": "excitatory",
+    "fb": "fibroblast",
+    "fib": "fibroblast",
+    "fibro": "fibroblast",
+    "gd": "gamma delta",
+    "gdt": "gamma delta t",
+    "hep": "hepatocyte",
+    "ilc": "innate lymphoid",
+    "in": "inhibitory",
+    "inh": "inhibitory",
+    "keratino": "keratinocyte",
+    "lympho": "lymphocyte",
+    "mac": "macrophage",
+    "macro": "macrophage",
+    "macs": "macrophage",
+    "mait": "mucosal associated invariant t",
+    "mem": "memory",
+    "mk": "megakaryocyte",
+    "mono": "monocyte",
+    "mphage": "macrophage",
+    "neu": "neutrophil",
+    "neutro": "neutrophil",
+    "natural killer": "nk",
+    "oligo": "oligodendrocyte",
+    "pdc": "plasmacytoid dendritic",
+    "plt": "platelet",
+    "rbc": "red blood",
+    "smc": "smooth muscle",
+    "tcm": "central memory t",
+    "tem": "effector memory t",
+    "temra": "effector memory cd45ra t terminally differentiated",
+    "tfh": "t follicular helper",
+    "treg": "t reg",
+    "vsmc": "vascular smooth muscle",
+}
+
+#: Words of the ontology that labs leave out, and those for the same thing.
+_SILENT = frozenset(
+    "cell cells alpha-beta thymus-derived positive pos of the and a an type human mouse".split()
+)
+_SAME = {"killer": "", "natural": "nk", "lymphocyte": "", "leukocyte": "", "leucocyte": ""}
+#: States of a cell that the ontology has few terms for: the type is what is left without them.
+STATES = frozenset(
+    "activated quiescent resting cycling proliferating proliferative dividing intermediate early late "
+    "inflammatory reactive stressed mature immature normal healthy other transitional".split()
+)
+#: Markers that are part of a type's name, and so are left out last; the first two are of T cells.
+LINEAGES = ("cd4", "cd8", "cd14", "cd16")
+
+#: Words that mean another type in each tissue: (words that show the tissue, word -> Cell Ontology label).
+CONTEXTS: dict[str, tuple[frozenset[str], dict[str, str]]] = {
+    "pancreas": (
+        frozenset(
+            "alpha beta delta gamma epsilon pp acinar ductal duct islet pancreas pancreatic stellate".split()
+        ),
+        {
+            "alpha": "pancreatic A cell",
+            "beta": "type B pancreatic cell",
+            "delta": "pancreatic D cell",
+            "gamma": "pancreatic PP cell",
+            "pp": "pancreatic PP cell",
+            "epsilon": "pancreatic epsilon cell",
+            "acinar": "pancreatic acinar cell",
+            "ductal": "pancreatic ductal cell",
+            "duct": "pancreatic ductal cell",
+            "stellate": "pancreatic stellate cell",
+        },
+    ),
+    "liver": (
+        frozenset("hepatocyte kupffer cholangiocyte lsec liver hepatic stellate".split()),
+        {
+            "stellate": "hepatic stellate cell",
+            "lsec": "endothelial cell of hepatic sinusoid",
+            "sinusoidal endothelial": "endothelial cell of hepatic sinusoid",
+        },
+    ),
+}
+#: A tissue is believed when it is named, or when this many of its words are among the labels.
+_ENOUGH = 3
+
+_SIGN = re.compile(r"(?<=[a-z0-9])(?:\s?\+|[ -]positive\b|[ -]pos\b)")
+_MINUS = re.compile(r"(?<=[a-z0-9])(?:-(?=$|[\s,;/_)])|[ -]negative\b|[ -]neg\b|[ -]low\b)")
+
+
+def folded(label: str) -> str:
+    """Return a name with case, underscores and repeated spaces taken out."""
+    return " ".join(label.lower().replace("_", " ").split())
+
+
+def words(label: str) -> tuple[str, ...]:
+    """Return the words of a name, sorted, as spellings of one type share them.
+
+    A marker that is there is its bare name, one that is absent or low ends in ``-``: ``"CD16- Mono"`` is
+    ``("cd16-", "monocyte")``, ``"CD4-positive, alpha-beta T cell"`` is ``("cd4", "t")``.
+    """
+    text = folded(label).replace("cd56bright", "cd56 bright").replace("alpha-beta", " ")
+    text = _SIGN.sub(" ", _MINUS.sub("\x00 ", text))
+    found: set[str] = set()
+    for word in re.findall(
+        r"[^\W_]+\x00?", text.replace("thymus-derived", " ").replace("natural killer", "nk")
+    ):
+        name, absent = word.rstrip("\x00"), word.endswith("\x00")
+        for part in _WORDS.get(name, name).split():
+            part = _singular(part)
+            if part in _SILENT or _SAME.get(part) == "":
+                continue
+            found.add(part + "-" if absent else part)
+    return tuple(sorted(found))
+
+
+def context_of(labels: Iterable[str], tissues: Iterable[str] = ()) -> dict[str, str]:
+    """Return word -> Cell Ontology label as the tissue of a data set has it; empty where none is told.
+
+    Parameters
+    ----------
+    tissues
+        What the data set says of its tissue.
+    """
+    said = {w for tissue in tissues for w in words(tissue)}
+    there = {w for label in labels for w in words(label)}
+    meant: dict[str, str] = {}
+    best = 0
+    for name, (signs, terms) in CONTEXTS.items():
+        n = 100 * (name in said) + len(signs & there)
+        if n >= _ENOUGH and n > best:
+            meant, best = terms, n
+    return meant
+
+
+def _singular(word: str) -> str:
+    if word in _SILENT or len(word) <= 3 or word.endswith(("ss", "us", "is", "as")):
+        return word
+    return word[:-1] if word.endswith("s") else word
+
+
+#: :func:`words` of a name, joined -> the Cell Ontology label it stands for.
+SPELLINGS: dict[str, str] = {" ".join(words(name)): label for name, label in _NAMES.items()}
+
 
 #: How sure each way of matching is. Spellings may leave out a word that matters; a broader term says less.
 SURE = {"label": 1.0, "synonym": 1.0, "plural": 1.0, "tissue": 0.95, "spelling": 0.95, "broader": 0.8}
@@ -75,7 +270,7 @@ class TermMatcher:
         Parameters
         ----------
         context
-            From :func:`scvec.celltypes.lab_spellings.context_of`.
+            From :func:`scvec.celltypes.terms.context_of`.
         """
         key, bag = folded(label), words(label)
         if not bag:

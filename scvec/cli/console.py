@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -14,16 +16,80 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from scvec.base.errors import ScvecError
-from scvec.base.secrets import redact
+from scvec.base.settings import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rich.progress import TaskID
 
-    from scvec.base.protocols import Progress
+    from scvec.base.types import Progress
 
-__all__ = ["Console", "Printable"]
+__all__ = ["Console", "Interrupts", "Printable", "show_logs"]
+
+#: Loggers of which every word is shown; of others, what is worth a warning.
+TALKATIVE = ("scvec", "aiohttp", "openai", "httpx", "httpx2", "httpcore", "httpcore2")
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        from scvec.base.settings import redact
+
+        # After formatting, so that arguments and tracebacks are covered too.
+        return redact(super().format(record))
+
+
+def show_logs() -> None:
+    """Write logs to stderr; a second call does nothing."""
+    root = logging.getLogger()
+    if any(isinstance(h.formatter, _Redacting) for h in root.handlers):
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Redacting("%(relativeCreated)8.0f ms %(name)s: %(message)s"))
+    root.addHandler(handler)
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.DEBUG)
+
+
+class Interrupts:
+    """Remembers an interrupt that Python dropped.
+
+    ``KeyboardInterrupt`` is raised in whatever line runs when the signal comes. In a callback of the garbage
+    collector Python prints it and goes on, and the command would end hours later as if nothing had been
+    asked. So it is kept here, and raised anew between two steps. The signal's handler stays Python's own:
+    ``asyncio.run`` puts one in its place that lets what has arrived be written, but only in place of that.
+    """
+
+    def __init__(self) -> None:
+        self.dropped = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Keep what is dropped while the block runs."""
+        before = sys.unraisablehook
+
+        def hook(unraisable: sys.UnraisableHookArgs) -> None:
+            if isinstance(unraisable.exc_value, KeyboardInterrupt):
+                self.dropped = True
+            else:
+                before(unraisable)
+
+        sys.unraisablehook = hook
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
+
+    def heeding(self, progress: Progress) -> Progress:
+        """Return ``progress`` that raises, in the main thread, the interrupt that was dropped."""
+
+        def report(stage: str, done: int, total: int | None, detail: str = "") -> None:
+            if self.dropped and threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            progress(stage, done, total, detail)
+
+        return report
+
 
 #: Seconds between two lines about one stage in a log.
 LOG_INTERVAL = 30.0
@@ -91,7 +157,7 @@ class Console:
         is set, and one every :data:`LOG_INTERVAL` seconds of those that take hours; nothing when quiet.
         """
         if self.verbosity < 0:
-            from scvec.base.protocols import no_progress
+            from scvec.base.types import no_progress
 
             yield no_progress
         elif not _fancy():

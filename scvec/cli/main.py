@@ -17,12 +17,10 @@ import click
 from scvec import __version__
 from scvec.cli.demo import demo
 from scvec.cli.errors import translate
-from scvec.cli.evaluate import evaluate
-from scvec.cli.exchange import commands as exchange_commands
+from scvec.cli.evaluate import evaluate, labels
 from scvec.cli.explain import explain
 from scvec.cli.ingest import ingest
-from scvec.cli.labels import labels
-from scvec.cli.legacy import import_legacy
+from scvec.cli.ingest_genes import import_legacy
 from scvec.cli.options import Session, global_options
 from scvec.cli.query import query
 from scvec.cli.search import search
@@ -118,7 +116,7 @@ cli.add_command(labels)
 cli.add_command(evaluate)
 cli.add_command(search)
 cli.add_command(import_legacy)
-for _command_ in (*store_commands, *exchange_commands):
+for _command_ in store_commands:
     cli.add_command(_command_)
 cli.add_command(serve)
 cli.add_command(demo)

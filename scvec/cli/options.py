@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from scvec.cli.console import Console
-from scvec.cli.interrupts import Interrupts
+from scvec.cli.console import Console, Interrupts
 
 if TYPE_CHECKING:
-    from scvec.base.protocols import Progress
+    from scvec.base.types import Progress
 
 __all__ = [
     "SPECIES",
@@ -117,7 +116,7 @@ def _set_verbose(ctx: click.Context, param: click.Parameter, value: int) -> None
         session = ctx.ensure_object(Session)
         session.verbosity += value
         if session.verbosity >= 2:
-            from scvec.cli.logs import show_logs
+            from scvec.cli.console import show_logs
 
             show_logs()
 

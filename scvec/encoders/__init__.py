@@ -12,17 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Backbone, CellEncoder, LanguageModel
-from scvec.base.types import CellChunk, Float32
+from scvec.base.types import Backbone, CellChunk, CellEncoder, Float32, LanguageModel
 from scvec.encoders.adapted import AdaptedEncoder
 from scvec.encoders.discriminant import DiscriminantEncoder
-from scvec.encoders.pca import PCAEncoder
-from scvec.encoders.profiles import Profile
+from scvec.encoders.pca import PCAEncoder, Scaling
 from scvec.encoders.prompt.prompt_encoder import PromptEncoder
 from scvec.encoders.prompt.prompt_options import PromptOptions
-from scvec.encoders.scaling import Scaling
 from scvec.encoders.sentence import SentenceEncoder
-from scvec.encoders.statistics import StatisticsAccumulator, variability
+from scvec.encoders.statistics import Profile, StatisticsAccumulator, variability
 from scvec.encoders.weighted import WeightedEncoder
 
 __all__ = ["ENCODERS", "EncoderParts", "load_encoder", "make_encoder", "needs_text"]

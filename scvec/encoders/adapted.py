@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.protocols import Progress, State, no_progress
-from scvec.base.types import CellChunk, Float32
+from scvec.base.types import CellChunk, Float32, Progress, State, no_progress
 from scvec.encoders.gradient_descent import class_weights, train
-from scvec.encoders.profiles import Profile
+from scvec.encoders.statistics import Profile
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,7 @@ TEXT_RANK = 128
 class AdaptedEncoder:
     """Cell vector ``c = LayerNorm(Z G / sqrt(n_genes))`` with gene vectors ``g_i = A e_i + r_i``.
 
-    ``Z`` are the cells as :class:`scvec.encoders.profiles.Profile` shows them.
+    ``Z`` are the cells as :class:`scvec.encoders.statistics.Profile` shows them.
     ``e_i`` is the centred text vector of gene i, ``A`` a learned map, ``r_i`` a learned residual that starts
     at zero and is decayed; the head ``softmax(W gelu(c) + b)`` is trained with it. Text is the prior: where
     the reference says little about a gene, its vector stays where genes of similar description are.

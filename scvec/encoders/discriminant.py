@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress, State, no_progress
-from scvec.base.types import CellChunk, Float32
-from scvec.encoders.profiles import MIN_SPREAD, Profile, most_variable
+from scvec.base.types import CellChunk, Float32, Progress, State, no_progress
+from scvec.encoders.statistics import MIN_SPREAD, Profile, most_variable
 
 __all__ = ["Axes", "DiscriminantEncoder"]
 
@@ -34,8 +33,8 @@ BLOCK = 4096
 class Axes:
     """Discriminant axes over one set of genes.
 
-    With ``z`` the profile of a cell (:class:`scvec.encoders.profiles.Profile`, length 1), its coordinates are
-    ``(z - mean) @ weights``, and its part of the cell vector is these, scaled to length 1.
+    With ``z`` the profile of a cell (:class:`scvec.encoders.statistics.Profile`, length 1), its coordinates
+    are ``(z - mean) @ weights``, and its part of the cell vector is these, scaled to length 1.
 
     Attributes
     ----------

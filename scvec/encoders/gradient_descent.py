@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.protocols import Progress, no_progress
+from scvec.base.types import Progress, no_progress
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError, StoreError
-from scvec.base.protocols import Backbone, Progress, State, no_progress
-from scvec.base.types import CellChunk, Float32
+from scvec.base.types import Backbone, CellChunk, Float32, Progress, State, no_progress
 from scvec.encoders.prompt.slots import ranked
 
 __all__ = ["SentenceEncoder", "sentences"]

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.protocols import Progress, State, no_progress
-from scvec.base.types import CellChunk, Float32
+from scvec.base.types import CellChunk, Float32, Progress, State, no_progress
 
 __all__ = ["WeightedEncoder"]
 

@@ -14,8 +14,7 @@ from scvec.base.errors import InputError, NetworkError
 from scvec.base.parallel import n_cores, side_by_side
 
 if TYPE_CHECKING:
-    from scvec.base.protocols import CellEncoder, Progress
-    from scvec.base.types import Float32
+    from scvec.base.types import CellEncoder, Float32, Progress
     from scvec.ingest.genes.names import GeneMap
     from scvec.model.matching import MatchedSource
 

@@ -17,7 +17,7 @@ import ray
 
 from scvec.base.errors import InputError, NetworkError, ScvecError, StoreError
 from scvec.base.types import CellChunk, Float32, Int64
-from scvec.ingest.cells.rows import FileRows, RowsRecipe
+from scvec.ingest.cells.source import FileRows, RowsRecipe
 from scvec.stores.index.shards import Found, ShardedIndex, search_rows
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from scvec.base.arrays import Packed, Texts, blocks, counts, holds_texts, texts_
 from scvec.base.errors import InputError
 from scvec.base.types import Float32, Neighbors
 from scvec.model.colors import STATUS_COLORS, label_colors
-from scvec.model.set_names import set_names
+from scvec.model.label_sets import set_names
 from scvec.model.status import STATUSES
 
 if TYPE_CHECKING:

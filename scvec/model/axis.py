@@ -11,7 +11,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress
+from scvec.base.types import Progress
 
 if TYPE_CHECKING:
     from scvec.base.types import Float32, Species

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scvec.backbones import BackboneSpec
-    from scvec.base.protocols import LanguageModel
+    from scvec.base.types import LanguageModel
 
 __all__ = [
     "PromptSettings",

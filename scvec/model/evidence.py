@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import DividesByGene
-from scvec.base.types import CellChunk
+from scvec.base.types import CellChunk, DividesByGene
 from scvec.model.ensemble import MEMBERS
 from scvec.model.members import OUT_OF_REACH, Scores
 from scvec.model.reference import ReferenceModel

@@ -13,11 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress, no_progress
+from scvec.base.types import Progress, no_progress
 from scvec.ingest.cells.values import VALUES
-from scvec.model.explanation import Explanation, GeneEvidence
-from scvec.model.same_reference import generation_of, same_reference
-from scvec.model.voters import origins, voters
+from scvec.model.explanation import Explanation, GeneEvidence, generation_of, origins, same_reference, voters
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,9 +51,9 @@ class Explainer:
     ) -> None:
         from scvec.model.gene_fit import fitted_to
         from scvec.model.matching import match_genes
-        from scvec.model.query_genes import query_genes
         from scvec.model.resolvers import stored_resolver
         from scvec.model.storage import load_model
+        from scvec.model.unmatched import query_genes
 
         self._stack, self._store, self._source = stack, store, source
         self._label, self._confidence = label, confidence

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from scvec.base.errors import StoreError
 from scvec.base.parallel import n_cores
-from scvec.base.protocols import Progress, no_progress
+from scvec.base.types import Progress, no_progress
 from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.model.reference import ReferenceModel
 from scvec.model.storage import class_statistics, model_of, model_state, sample_of

@@ -11,16 +11,27 @@ import numpy as np
 
 from scvec.backbones import BackboneSpec, load_backbone
 from scvec.backbones.controls import permutation
-from scvec.base.errors import InputError, NetworkError, ScvecError
-from scvec.base.protocols import Backbone, Progress, Streamed, StreamingBackbone, no_progress
-from scvec.base.types import Bool, Float32, Space, text_sha256
-from scvec.model.server_spaces import fullest_space, server_space
+from scvec.base.errors import InputError, NetworkError, ScvecError, StoreError
+from scvec.base.types import (
+    Backbone,
+    Bool,
+    Float32,
+    Progress,
+    Space,
+    Streamed,
+    StreamingBackbone,
+    no_progress,
+    text_sha256,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scvec.backbones import BackboneSpec
     from scvec.backbones.remote import Estimate
     from scvec.stores.knowledge.knowledge import KnowledgeBase
+    from scvec.stores.store.reference_reader import StoredSpace
+    from scvec.stores.store.transaction import Transaction
     from scvec.stores.store.vector_cache import VectorCache
 
 __all__ = [
@@ -28,9 +39,153 @@ __all__ = [
     "EncodingPlan",
     "check_template",
     "encode_genes",
+    "fullest_space",
     "gene_table",
     "plan_encoding",
+    "server_space",
+    "stored_genes",
 ]
+
+#: Cosine below which two vectors of one text are not of one model.
+SAME_MODEL = 0.99
+#: Genes whose vectors are compared where those of the probes were lost.
+N_COMPARED = 3
+
+
+def fullest_space(
+    cache: VectorCache, backbone: StreamingBackbone, shas: Sequence[str]
+) -> tuple[Space | None, set[str]]:
+    """Return the space that knows most of the texts, of those that a server's vectors may be of, and which.
+
+    Asks nobody.
+    """
+    best: tuple[Space | None, set[str]] = (None, set())
+    for space in cache.known_spaces():
+        if backbone.fits(space):
+            found, _ = cache.get_many(space, shas)
+            known = {sha for sha, ok in zip(shas, found, strict=True) if ok}
+            if best[0] is None or len(known) > len(best[1]):
+                best = space, known
+    return best
+
+
+def server_space(cache: VectorCache, backbone: StreamingBackbone, text_of: Mapping[str, str]) -> Space:
+    """Return the space of a server's vectors; where those of all texts are known, without asking it.
+
+    Names do not tell whether there is the same model behind an address as before: vectors of a few texts do.
+    They are kept in the cache; where that was lost, genes are compared.
+
+    Parameters
+    ----------
+    text_of
+        SHA-256 -> text of all texts that vectors are wanted of.
+
+    Raises
+    ------
+    StoreError
+        If the server gives other vectors than those that are stored.
+    """
+    space, known = fullest_space(cache, backbone, list(text_of))
+    if space is not None and text_of and len(known) == len(text_of):
+        return space
+    space, probes = backbone.probe()
+    shas = list(probes)
+    found, before = cache.get_many(space, shas)
+    if found.any():
+        _compare(space, before[found], np.stack([probes[sha] for sha in shas])[found])
+        return space
+    found, before = cache.get_many(space, list(text_of))
+    rows = np.flatnonzero(found)[:N_COMPARED]
+    if len(rows):
+        texts = list(text_of.values())
+        now = dict[int, Float32]()
+        backbone.encode_each(
+            [texts[row] for row in rows], lambda numbers, got: now.update(zip(numbers, got, strict=True))
+        )
+        if now:
+            _compare(space, before[rows[list(now)]], np.stack(list(now.values())))
+    cache.put_many(space, shas, np.stack([probes[sha] for sha in shas]))
+    return space
+
+
+def _compare(space: Space, before: Float32, now: Float32) -> None:
+    norms = np.linalg.norm(before, axis=1) * np.linalg.norm(now, axis=1)
+    worst = float(((before * now).sum(axis=1) / np.maximum(norms, 1e-12)).min())
+    if worst < SAME_MODEL:
+        raise StoreError(
+            f"the server gives other vectors than it did (cosine {worst:.3f}): it is another model",
+            space.backbone,
+            "ask the model that was asked before, or fill another store with this one",
+        )
+
+
+def stored_genes(
+    txn: Transaction, kb: KnowledgeBase, gene_ids: Sequence[str], spec: BackboneSpec
+) -> EncodedGenes:
+    """Return the vectors that a stored space has of some genes, in their order.
+
+    Genes without a vector there get the mean of the others, which says nothing about them once vectors are
+    centred; a note of the transaction tells how many.
+
+    Parameters
+    ----------
+    spec
+        Its argument is the fingerprint of a space, its backbone (``legacy:genept``), or the name given to
+        ``import-legacy`` (``genept``).
+
+    Raises
+    ------
+    InputError
+        There is no such space, several, or it has none of the genes.
+    """
+    import pandas as pd
+
+    from scvec.backbones.controls import permutation
+
+    stored = _find(txn, spec.argument)
+    rows = {gene_id: i for i, gene_id in enumerate(stored.genes["gene_id"])}
+    at = np.array([rows.get(g, -1) for g in gene_ids], dtype=np.int64)
+    found = at >= 0
+    n, missing = len(at), int((~found).sum())
+    where = f"--backbone stored:{spec.argument}"
+    if missing == n:
+        fix = "give vectors of genes of this species"
+        raise InputError(f"the space has a vector of none of the {n:,} genes", where, fix)
+    vectors = np.empty((n, stored.space.dim), dtype=np.float32)
+    vectors[found] = stored.vectors[at[found]]
+    vectors[~found] = vectors[found].mean(axis=0, dtype=np.float64)
+    if missing:
+        warning = "warning: " if 2 * missing > n else ""
+        txn.notes.append(
+            f"{warning}{missing:,} of {n:,} genes have no vector in the space {spec.argument}, and stand at "
+            f"its mean"
+        )
+    if spec.permuted:
+        vectors = vectors[permutation(list(gene_ids))]
+    genes = kb.genes().set_index("gene_id").loc[list(gene_ids), ["species", "symbol"]].reset_index()
+    shas = stored.genes["text_sha256"].to_numpy(dtype=object)
+    genes["text_sha256"] = pd.Series([shas[i] if i >= 0 else "" for i in at], dtype=object)
+    return EncodedGenes(stored.space, genes, vectors, 0, n - missing)
+
+
+def _find(txn: Transaction, name: str) -> StoredSpace:
+    spaces = {f: entry.space for f, entry in txn.base.manifest.spaces.items()}
+    matching = [
+        f
+        for f, space in spaces.items()
+        if name in (f, space.backbone, space.backbone.removeprefix("legacy:"))
+    ]
+    where = f"--backbone stored:{name}"
+    if len(matching) > 1:
+        what = f"{len(matching)} spaces of the store are called {name!r}"
+        raise InputError(what, where, f"give the fingerprint of one: {', '.join(matching[:4])}")
+    stored = txn.space(matching[0]) if matching else None
+    if stored is None:
+        there = ", ".join(dict.fromkeys(s.backbone.removeprefix("legacy:") for s in spaces.values()))
+        fix = f"spaces: {there}" if there else "scvec import-legacy FILE makes one"
+        raise InputError(f"the store has no space {name!r}", where, fix)
+    return stored
+
 
 FIELDS = ("symbol", "name", "species", "gene_type", "description")
 TEMPLATES = {"default": "{description}", "name": "{symbol} ({name})"}

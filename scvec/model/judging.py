@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.arrays import blocks, code_type, coded
-from scvec.base.scratch import release
+from scvec.base.arrays import blocks, code_type, coded, release
 from scvec.base.types import Float32
 from scvec.model.annotation import Annotation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scvec.base.stages import Stages
+    from scvec.base.results import Stages
     from scvec.ingest.cells.expression import ExpressionState
     from scvec.ingest.cells.source import CellSource
     from scvec.model.matching import MatchedSource

@@ -17,7 +17,7 @@ from scvec.base.parallel import n_cores
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scvec.ingest.cells.hygiene import LabelFinding
+    from scvec.ingest.cells.label_columns import LabelFinding
     from scvec.ingest.cells.source import CellSource
 
 __all__ = ["MAX_TRAINING_CELLS", "Labelled", "incoherent_labels", "training_budget", "training_workers"]
@@ -83,8 +83,7 @@ class Labelled:
         InputError
             If a column is missing or is of no use, or fewer than two labels have enough cells.
         """
-        from scvec.ingest.cells.hygiene import look_over
-        from scvec.ingest.cells.label_columns import labels, leave_out_rare
+        from scvec.ingest.cells.label_columns import labels, leave_out_rare, look_over
 
         if not sources:
             raise InputError("no reference file was given", fix="name at least one h5ad file")
@@ -263,7 +262,7 @@ def incoherent_labels(
         Per class, ``n`` held-out cells, the share ``recall`` that got their label, and the class number
         ``taken_for`` of most of the others.
     """
-    from scvec.ingest.cells.hygiene import LabelFinding
+    from scvec.ingest.cells.label_columns import LabelFinding
 
     found = []
     for label, record in zip(classes, held_out, strict=True):

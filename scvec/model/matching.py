@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvec.base.errors import InputError
-from scvec.base.read_ahead import read_ahead
+from scvec.base.parallel import read_ahead
 from scvec.base.types import CellChunk, GeneMatch
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray
         (n_target,) mean log1p CP10k of the target genes of ``genes`` in the reference.
     """
     from scvec.ingest.cells.expression import normalize
-    from scvec.ingest.cells.value_scales import best_transform
-    from scvec.ingest.cells.values import candidate_states
+    from scvec.ingest.cells.values import best_transform, candidate_states
 
     source = matched.source
     shared = np.flatnonzero(genes.measured)

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.protocols import CellEncoder, Progress, VectorIndex, no_progress
-from scvec.base.types import CellChunk, Float32, Neighbors
+from scvec.base.types import CellChunk, CellEncoder, Float32, Neighbors, Progress, VectorIndex, no_progress
 from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.model.ensemble import log_softmax
-from scvec.model.head import Head
-from scvec.model.knn import vote
+from scvec.model.head import Head, vote
 from scvec.model.novelty import depth
 from scvec.model.spread import Spread
 

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base import scratch
+from scvec.base import arrays
 from scvec.base.errors import InputError
 from scvec.base.parallel import JointProgress, side_by_side
-from scvec.base.protocols import CellEncoder, Progress, no_progress
-from scvec.base.types import CellChunk, Float32, Neighbors
+from scvec.base.types import CellChunk, CellEncoder, Float32, Neighbors, Progress, no_progress
 from scvec.model.calibration import Calibration
 from scvec.model.ensemble import MEMBERS
 from scvec.model.heldout import look_at_held_out, splits
@@ -77,7 +76,7 @@ class Prediction:
     def gather(cls, parts: Iterable[Prediction], n: int) -> Prediction:
         """Return the predictions of chunks as one of ``n`` cells; each is let go once it is copied.
 
-        Of many cells they lie in files (`scvec.base.scratch`).
+        Of many cells they lie in files (`scvec.base.arrays`).
 
         Raises
         ------
@@ -87,14 +86,14 @@ class Prediction:
         whole: dict[str, npt.NDArray[Any]] = {}
         done = 0
         for part in parts:
-            arrays = part._arrays()
+            own = part._arrays()
             if not whole:
-                large = n * sum(values[:1].nbytes for values in arrays.values()) >= scratch.LARGE
-                make = scratch.empty if large else np.empty
-                whole = {name: make((n, *v.shape[1:]), v.dtype) for name, v in arrays.items()}
-            for name, values in arrays.items():
+                large = n * sum(values[:1].nbytes for values in own.values()) >= arrays.LARGE
+                make = arrays.empty if large else np.empty
+                whole = {name: make((n, *v.shape[1:]), v.dtype) for name, v in own.items()}
+            for name, values in own.items():
                 whole[name][done : done + len(part)] = values
-                scratch.release(whole[name])
+                arrays.release(whole[name])
             done += len(part)
         if done != n or not whole:
             raise ValueError(f"predictions of {done} cells for {n}")
@@ -107,7 +106,7 @@ class Prediction:
     def release(self) -> None:
         """Let go of the memory that looking at it took, where it lies in files."""
         for values in self._arrays().values():
-            scratch.release(values)
+            arrays.release(values)
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return all arrays, one row a cell, by a name each."""

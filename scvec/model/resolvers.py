@@ -7,14 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scvec.base.types import GeneMatch
+from scvec.base.types import SPECIES, GeneMatch, Progress, no_progress
 
 if TYPE_CHECKING:
     from scvec.ingest.genes.names import GeneResolver
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.store import Store
 
-__all__ = ["resolve", "resolver_of", "snapshot_resolver", "stored_resolver"]
+__all__ = ["ensure_knowledge", "resolve", "resolver_of", "snapshot_resolver", "stored_resolver"]
+
+
+def ensure_knowledge(kb: KnowledgeBase, *, progress: Progress = no_progress) -> bool:
+    """Load the shipped snapshot where the knowledge base is empty; return whether it was."""
+    if kb.counts()["genes"]:
+        return False
+    progress("loading gene knowledge", 0, None)
+    kb.load_snapshot(SPECIES)
+    progress("loading gene knowledge", 1, 1)
+    return True
 
 
 # Digest of a knowledge base -> its resolver, the last one only. It takes most of the time of a small query,

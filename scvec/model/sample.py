@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.protocols import State
-from scvec.base.types import CellChunk
+from scvec.base.types import CellChunk, State
 
 __all__ = ["TrainingSample"]
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from scvec.base.device import resolved_device
 from scvec.base.errors import StoreError
+from scvec.base.types import CellChunk
 from scvec.encoders import load_encoder
 from scvec.model.calibration import Calibration
 from scvec.model.encoder_parts import stored_parts
@@ -21,14 +22,14 @@ from scvec.model.spread import Spread
 from scvec.stores.index.gpu import on_device
 
 if TYPE_CHECKING:
-    from scvec.base.protocols import VectorIndex
-    from scvec.base.types import Float32
+    from scvec.base.types import Float32, VectorIndex
     from scvec.encoders import EncoderParts
     from scvec.stores.store.reference_reader import StoredReference
 
 __all__ = [
     "CODE_COLUMN",
     "FACTOR",
+    "N_PROBES",
     "SOURCE_COLUMN",
     "SPECIES_COLUMN",
     "class_statistics",
@@ -36,9 +37,38 @@ __all__ = [
     "load_model",
     "model_of",
     "model_state",
+    "probe_cells",
+    "probe_tensors",
     "sample_of",
     "species_of",
 ]
+
+N_PROBES = 16
+
+
+def probe_tensors(chunk: CellChunk, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+    """Return arrays that hold cells (n, n_genes) and their row numbers in the reference."""
+    X = chunk.X
+    return {
+        "probe.rows": rows,
+        "probe.data": X.data,
+        "probe.indices": X.indices.astype(np.int32),
+        "probe.indptr": X.indptr.astype(np.int64),
+    }
+
+
+def probe_cells(
+    tensors: dict[str, npt.NDArray[Any]], n_genes: int
+) -> tuple[CellChunk, npt.NDArray[np.int64]]:
+    """Return the cells and their row numbers."""
+    import scipy.sparse as sp
+
+    rows = tensors["probe.rows"]
+    X = sp.csr_matrix(
+        (tensors["probe.data"], tensors["probe.indices"], tensors["probe.indptr"]), shape=(len(rows), n_genes)
+    )
+    return CellChunk(X, np.ones(n_genes, dtype=bool)), rows
+
 
 #: Column of a reference's obs table that holds the class number of each cell.
 CODE_COLUMN = "_scvec_class"

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import CellEncoder, Progress
-from scvec.base.types import CellChunk, Float32
+from scvec.base.types import CellChunk, CellEncoder, Float32, Progress
 
 if TYPE_CHECKING:
     from scvec.encoders import EncoderParts
@@ -135,7 +134,7 @@ def train(
 
 def class_tensors(sample: TrainingSample) -> dict[str, npt.NDArray[Any]]:
     """Return the mean cell of each class over all genes, and each gene's spread within classes."""
-    from scvec.encoders.profiles import Profile
+    from scvec.encoders.statistics import Profile
     from scvec.model.members import sparse_class_means
 
     means: Float32 = sparse_class_means(sample.X, sample.labels, sample.n_classes)

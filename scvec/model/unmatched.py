@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from scvec.backbones import parse_spec
 from scvec.base.errors import InputError, StoreError
-from scvec.base.protocols import Progress
-from scvec.base.types import Bool, Float32, Space
+from scvec.base.types import Bool, Float32, Progress, Space, no_progress
 from scvec.model.storage import genes_of
 
 if TYPE_CHECKING:
@@ -21,7 +20,38 @@ if TYPE_CHECKING:
     from scvec.stores.store.reference_reader import StoredReference
     from scvec.stores.store.store import Store
 
-__all__ = ["SIMILAR", "UNMATCHED", "text_partners", "with_partners"]
+__all__ = ["SIMILAR", "UNMATCHED", "query_genes", "text_partners", "with_partners"]
+
+
+def query_genes(
+    store: Store,
+    stored: StoredReference,
+    matched: MatchedSource,
+    *,
+    unmatched_genes: str = "drop",
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> GeneMap:
+    """Return the map from the names of a query to all genes of a reference.
+
+    Through orthologs, with the factors of the query's species where the reference holds cells of it, and by
+    text on request. Notes about it are those of the map.
+    """
+    from scvec.model.matching import settle_values
+    from scvec.model.resolvers import stored_resolver
+    from scvec.model.storage import FACTOR, genes_of
+
+    genes = stored_resolver(store).map_to(matched.match, genes_of(stored), stored.meta["species"])
+    factors = stored.tensors.get(FACTOR + matched.match.species)
+    if factors is not None:
+        genes = genes.scaled(factors)
+    if matched.source.state.candidates:
+        settle_values(matched, genes, stored.tensors["classes.means"].mean(axis=0))
+    matched.source.notes += [matched.summary, *genes.notes]
+    if unmatched_genes == "text":
+        genes = text_partners(store, stored, matched, genes, device=device, progress=progress)
+    return genes
+
 
 UNMATCHED = ("drop", "text")
 #: Genes that are looked at at most: their texts have to be encoded, once.

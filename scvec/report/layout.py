@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress, no_progress
+from scvec.base.types import Progress, no_progress
 
 if TYPE_CHECKING:
     from scvec.base.types import Float32, Int64

@@ -204,7 +204,7 @@ def _share(value: float) -> str:
 
 
 def _axes(ax: Any, size: tuple[float, float]) -> Any:
-    from scvec.report.evaluation_plot import need_matplotlib
+    from scvec.report.evaluation import need_matplotlib
 
     need_matplotlib("scvec.pl", "pip install 'scvec[plot]'")
     if ax is not None:

@@ -16,8 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from scvec import __version__
 from scvec.base.errors import InputError, ResourceError, ScvecError
 from scvec.web.child import FILES, UPLOAD
-from scvec.web.jobs import Busy, Jobs
-from scvec.web.limits import Limits
+from scvec.web.jobs import Busy, Jobs, Limits
 
 __all__ = ["make_app"]
 

@@ -17,9 +17,35 @@ from typing import Any
 
 from scvec.base.errors import InputError
 from scvec.web.child import FILES, UPLOAD
-from scvec.web.limits import Limits
 
-__all__ = ["Busy", "Job", "Jobs"]
+__all__ = ["Busy", "Job", "Jobs", "Limits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of a server.
+
+    Attributes
+    ----------
+    upload
+        Bytes of one file.
+    memory
+        Bytes that a job may use.
+    seconds
+        Wall-clock time of a job.
+    jobs
+        Jobs that are kept; the oldest that has ended gives way. No more may wait at once.
+    """
+
+    upload: int = 2 * 2**30
+    memory: int = 8 * 2**30
+    seconds: float = 1800.0
+    jobs: int = 20
+
+    def __post_init__(self) -> None:
+        if min(self.upload, self.memory, self.seconds, self.jobs) <= 0:
+            raise ValueError(f"limits must be positive: {self}")
+
 
 ENDED = ("done", "failed", "cancelled")
 #: Seconds between two looks at how much memory a job uses.

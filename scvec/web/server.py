@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
-from scvec.web.limits import Limits
+from scvec.web.jobs import Limits
 
 if TYPE_CHECKING:
     from scvec.web.guard import Guard

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress, no_progress
+from scvec.base.types import Progress, no_progress
 from scvec.workflows.reports import GrowReport
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def append_cells(
     """Add cells to a reference that is there, encoded as a query's are. Nothing is trained.
 
     Their vectors are kept beside the others', in an exact index of their own that is searched too, until they
-    are many (`scvec.model.merging`). The neighbours know the new cells at once. Cell space, head, calibration
-    and novelty stay as they were learned from the first cells, and so do fits to the genes of a query, until
+    are many (`scvec.model.cell_index`). The neighbours know the new cells at once. Cell space, head,
+    calibration and novelty stay as they were learned from the first cells, and so do fits to the genes of a query, until
     all cells are ingested together.
 
     Parameters
@@ -69,11 +69,11 @@ def append_cells(
     from scvec.base.device import check_device
     from scvec.ingest.cells.label_columns import as_label_map
     from scvec.ingest.cells.source import CellSource
+    from scvec.model.cell_index import changed_meta, counts_of, grows_apart, put_whole
     from scvec.model.matching import match_genes
-    from scvec.model.merging import changed_meta, counts_of, grows_apart, put_whole
-    from scvec.model.query_genes import query_genes
     from scvec.model.resolvers import stored_resolver
     from scvec.model.storage import CODE_COLUMN, SOURCE_COLUMN, SPECIES_COLUMN, load_model
+    from scvec.model.unmatched import query_genes
     from scvec.stores.store.store import Store
     from scvec.workflows.query import check_overlap
 
@@ -142,7 +142,7 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
     InputError
         If there is no such reference, no cell fulfils the condition, or none would be left.
     """
-    from scvec.model.merging import changed_meta, counts_of, put_whole, shrinks_in_place
+    from scvec.model.cell_index import changed_meta, counts_of, put_whole, shrinks_in_place
     from scvec.stores.knowledge.where import rows_where
     from scvec.stores.store.store import Store
 
@@ -182,8 +182,8 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
 
 def _with_files(stored: StoredReference) -> pd.DataFrame:
     """Return obs of a reference with the file that each cell came from, which its sizes alone tell so far."""
+    from scvec.model.explanation import files_of
     from scvec.model.storage import SOURCE_COLUMN
-    from scvec.model.voters import files_of
 
     return stored.obs.assign(**{SOURCE_COLUMN: files_of(stored)})
 
@@ -221,7 +221,7 @@ def _table(source: CellSource, label_key: str, stored: StoredReference) -> pd.Da
 
 def _without_probes(stored: StoredReference, gone: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
     """Return the tensors with the cells kept for `verify` that are still there, under their new rows."""
-    from scvec.model.probe import probe_cells, probe_tensors
+    from scvec.model.storage import probe_cells, probe_tensors
 
     cells, rows = probe_cells(stored.tensors, len(stored.meta["genes"]))
     still = ~np.isin(rows, gone)

@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress, no_progress
 from scvec.base.settings import Settings
-from scvec.base.types import SPECIES, Species
-from scvec.model.ensure_knowledge import ensure_knowledge
+from scvec.base.types import SPECIES, Progress, Species, no_progress
+from scvec.model.resolvers import ensure_knowledge
 from scvec.workflows.ingest_genes import read_gene_list
-from scvec.workflows.live import ask_live, named_genes, unasked
-from scvec.workflows.live_reports import ComplementReport, Cost, LiveReport, failed_genes
+from scvec.workflows.live import (
+    ComplementReport,
+    Cost,
+    LiveReport,
+    ask_live,
+    failed_genes,
+    named_genes,
+    unasked,
+)
 
 if TYPE_CHECKING:
     from scvec.ingest.sources.llm import Subject

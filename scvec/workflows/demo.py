@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress, no_progress
-from scvec.base.stages import Stages
+from scvec.base.results import Stages
+from scvec.base.types import Progress, no_progress
 from scvec.model.metrics import accuracy, macro_f1
 from scvec.workflows.ingest_cells import ingest_cells
 from scvec.workflows.query import query

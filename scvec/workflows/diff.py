@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scvec.base.errors import InputError
-from scvec.workflows.gene_reports import Changed, DiffReport, Example, SpaceChange
+from scvec.workflows.gene_info import Changed, DiffReport, Example, SpaceChange
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress, no_progress
-from scvec.base.types import SPECIES
-from scvec.workflows.live_reports import Cost, FailedGene
+from scvec.base.types import SPECIES, Progress, no_progress
+from scvec.workflows.live import Cost, FailedGene
 from scvec.workflows.text_reports import EmbeddingsReport
 
 if TYPE_CHECKING:
@@ -63,8 +62,8 @@ def ingest_embeddings(
     """
     from scvec.backbones import parse_spec
     from scvec.base.device import check_device
-    from scvec.model.ensure_knowledge import ensure_knowledge
     from scvec.model.gene_vectors import check_template, encode_genes, plan_encoding
+    from scvec.model.resolvers import ensure_knowledge
     from scvec.stores.store.store import Store
     from scvec.workflows.ingest_genes import read_gene_list
 

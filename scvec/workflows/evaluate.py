@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress, no_progress
+from scvec.base.types import Progress, no_progress
 from scvec.model import metrics
 from scvec.report.evaluation import EvaluationReport
 
@@ -76,7 +76,7 @@ def evaluate(
     target = _writable(output, (".json",), query)
     figure = _writable(plot, PLOTS, query)
     if figure is not None:
-        from scvec.report.evaluation_plot import need_matplotlib
+        from scvec.report.evaluation import need_matplotlib
 
         need_matplotlib()
     names = as_label_map(label_map)
@@ -104,7 +104,7 @@ def evaluate(
         with disk_errors(str(target)):
             target.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     if figure is not None:
-        from scvec.report.evaluation_plot import draw
+        from scvec.report.evaluation import draw
 
         draw(report, figure)
     return report

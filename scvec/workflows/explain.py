@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scvec.base.protocols import Progress, no_progress
+from scvec.base.types import Progress, no_progress
 from scvec.model.explainer import Explainer
 from scvec.model.explanation import Explanation
 

@@ -219,7 +219,7 @@ def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportRepo
 
 def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_run: bool) -> ImportReport:
     from scvec.ingest.cells.vector_files import ROW
-    from scvec.model.merging import changed_meta
+    from scvec.model.cell_index import changed_meta
     from scvec.model.storage import CODE_COLUMN
 
     stored = opened.reference(reference if reference is not None else str(found.tags.get("reference")))

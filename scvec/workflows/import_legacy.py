@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress, no_progress
 from scvec.base.results import Record, Report
-from scvec.base.types import SPECIES, Description, Space, text_sha256
+from scvec.base.types import SPECIES, Description, Progress, Space, no_progress, text_sha256
 
 if TYPE_CHECKING:
-    from scvec.ingest.genes.legacy import LegacyFile
-    from scvec.ingest.genes.legacy_matching import LegacyMatch
+    from scvec.ingest.genes.legacy import LegacyFile, LegacyMatch
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.transaction import Transaction
 
@@ -136,10 +134,8 @@ def import_legacy(
     InputError
         If a file is damaged, of another format, or holds anything that would have to be run.
     """
-    from scvec.ingest.genes.legacy import read_legacy
-    from scvec.ingest.genes.legacy_matching import match_entries
-    from scvec.model.ensure_knowledge import ensure_knowledge
-    from scvec.model.resolvers import resolver_of
+    from scvec.ingest.genes.legacy import match_entries, read_legacy
+    from scvec.model.resolvers import ensure_knowledge, resolver_of
     from scvec.stores.store.store import Store
 
     started = time.monotonic()

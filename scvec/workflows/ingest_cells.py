@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.protocols import Progress, no_progress
-from scvec.base.stages import Stages
+from scvec.base.results import Stages
+from scvec.base.types import Progress, no_progress
 from scvec.model.labelled import Labelled, incoherent_labels, training_workers
 from scvec.workflows.reports import CellsReport
 
@@ -124,7 +124,7 @@ def ingest_cells(
     from scvec.base.device import check_device
     from scvec.celltypes.label_terms import term_notes
     from scvec.encoders import needs_text
-    from scvec.encoders.profiles import most_variable
+    from scvec.encoders.statistics import most_variable
     from scvec.engines.engine import Engine, check_engine, encode_cells
     from scvec.ingest.cells.label_columns import as_label_map
     from scvec.ingest.cells.source import CellSource
@@ -139,12 +139,10 @@ def ingest_cells(
         training_folder,
         with_symbols,
     )
-    from scvec.model.ensure_knowledge import ensure_knowledge
-    from scvec.model.gene_vectors import encode_genes
+    from scvec.model.gene_vectors import encode_genes, stored_genes
     from scvec.model.matching import match_genes
-    from scvec.model.resolvers import resolver_of
+    from scvec.model.resolvers import ensure_knowledge, resolver_of
     from scvec.model.storage import FACTOR
-    from scvec.model.stored_space import stored_genes
     from scvec.model.training import class_tensors, read_sample, train
     from scvec.stores.store.files import check_reference_name
     from scvec.stores.store.store import Store
@@ -313,7 +311,7 @@ def _strata(matched: list[MatchedSource], axis: Axis) -> npt.NDArray[np.str_] | 
 
 def _probes(matched: list[MatchedSource], maps: list[GeneMap]) -> dict[str, npt.NDArray[Any]]:
     """Return cells spread over the first file, for :func:`scvec.workflows.admin.verify`."""
-    from scvec.model.probe import N_PROBES, probe_tensors
+    from scvec.model.storage import N_PROBES, probe_tensors
 
     n = matched[0].source.n_obs
     rows = np.unique(np.linspace(0, n - 1, min(N_PROBES, n)).astype(np.int64))

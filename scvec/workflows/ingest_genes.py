@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress, no_progress
 from scvec.base.records import Job, Wanted
 from scvec.base.settings import Settings
-from scvec.base.types import SPECIES, Species
-from scvec.model.ensure_knowledge import ensure_knowledge
-from scvec.workflows.live import ask_live, unasked, wanted_genes
-from scvec.workflows.live_reports import Cost, LiveReport, failed_genes
+from scvec.base.types import SPECIES, Progress, Species, no_progress
+from scvec.model.resolvers import ensure_knowledge
+from scvec.workflows.live import Cost, LiveReport, ask_live, failed_genes, unasked, wanted_genes
 from scvec.workflows.text_reports import GenesReport
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base import scratch
+from scvec.base import arrays
 from scvec.base.arrays import coded
 from scvec.base.errors import InputError
 from scvec.base.parallel import n_cores, side_by_side
-from scvec.base.protocols import Progress, no_progress
-from scvec.base.stages import Stages
+from scvec.base.results import Stages
+from scvec.base.types import Progress, no_progress
 from scvec.engines.engine import AT_ONCE
 from scvec.model.annotation import Annotation, check_columns
 from scvec.model.judging import judged, provenance
@@ -147,10 +147,9 @@ def query(
     from scvec.ingest.cells.source import CellSource
     from scvec.model.gene_fit import fitted_to
     from scvec.model.matching import match_genes
-    from scvec.model.query_genes import query_genes
     from scvec.model.resolvers import stored_resolver
     from scvec.model.storage import load_model
-    from scvec.model.unmatched import UNMATCHED
+    from scvec.model.unmatched import UNMATCHED, query_genes
     from scvec.report.write_report import check_report
     from scvec.stores.index.shards import unsearched
     from scvec.stores.store.store import Store
@@ -224,7 +223,7 @@ def query(
                 llm=llm,
                 fitted=None if model is ingested else model,
             )
-        scratch.trim()  # of the reading: what the chunks need comes on top of it else
+        arrays.trim()  # of the reading: what the chunks need comes on top of it else
         with stages("encode and search"):
             prediction = _predict(
                 model,
@@ -258,7 +257,7 @@ def query(
             "reference_genes_measured": share,
             "fitted": model is not ingested,
         }
-        scratch.trim()  # of the chunks
+        arrays.trim()  # of the chunks
         with stages("judge"):
             detected = float(genes.measured[model.members.vector_genes].mean())
             annotation = judged(source, stored, model, prediction, detected, parameters, stages)
@@ -381,7 +380,7 @@ def _predict(
                 done += len(prediction)
                 yield prediction
                 if number % TRIM_EVERY == 0:
-                    scratch.trim()
+                    arrays.trim()
                 progress("annotating cells", done, total)
 
     return Prediction.gather(parts(), total)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import Progress, no_progress
+from scvec.base.types import Progress, no_progress
 
 if TYPE_CHECKING:
     from scvec.model.annotation import Annotation

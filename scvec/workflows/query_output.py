@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import no_progress
+from scvec.base.types import no_progress
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from scvec.base.protocols import Progress
+    from scvec.base.types import Progress
     from scvec.model.annotation import Annotation
     from scvec.stores.store.reference_reader import StoredReference
 
@@ -126,7 +126,7 @@ def reporter_of(asked: dict[str, Any]) -> Callable[..., Any]:
 
     def report(annotation: Annotation, output: Path | str) -> Annotation:
         from scvec.ingest.cells.source import CellSource
-        from scvec.model.same_reference import generation_of, same_reference
+        from scvec.model.explanation import generation_of, same_reference
         from scvec.report.write_report import check_report
 
         page = check_report(output, asked["path"])

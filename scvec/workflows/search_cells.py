@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk, Float32, Int64
 from scvec.model.storage import class_statistics
-from scvec.workflows.search_reports import CellHit, CellHits, LabelHit
+from scvec.workflows.search_genes import CellHit, CellHits, LabelHit
 
 if TYPE_CHECKING:
     from scvec.model.reference import ReferenceModel

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scvec.base.results import Report, counts_line
-from scvec.workflows.live_reports import Cost, FailedGene, LiveReport, reason_lines
+from scvec.workflows.live import Cost, FailedGene, LiveReport, reason_lines
 
 __all__ = ["EmbeddingsReport", "GenesReport"]
 

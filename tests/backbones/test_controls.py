@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.backbones.controls import RandomBackbone, permutation
-from scvec.base.protocols import Backbone
+from scvec.base.types import Backbone
 
 
 def test_a_text_always_has_the_same_random_direction() -> None:

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from scvec.backbones import load_backbone, parse_spec
-from scvec.backbones.hf import HfBackbone
-from scvec.backbones.pooling import PROMPT_EOL
+from scvec.backbones.hf import PROMPT_EOL, HfBackbone
 from scvec.base.errors import InputError, ResourceError
-from scvec.base.protocols import Backbone
+from scvec.base.types import Backbone
 
 WORDS = (
     'insulin glucagon gene human mouse takes part in glucose homeostasis protein coding a the . ( ) " : '

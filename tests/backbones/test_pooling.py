@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scvec.backbones.pooling import last_vectors, mean_vectors, padded, prompt_around
+from scvec.backbones.hf import last_vectors, mean_vectors, padded, prompt_around
 
 
 def test_padding_on_either_side_is_not_read() -> None:

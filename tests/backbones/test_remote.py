@@ -20,10 +20,8 @@ from hypothesis import strategies as st
 from scvec.backbones import load_backbone, parse_spec, remote
 from scvec.backbones.remote import RemoteBackbone, vectors_of
 from scvec.base.errors import AuthError, InputError, NetworkError, ScvecError
-from scvec.base.protocols import StreamingBackbone
-from scvec.base.secrets import Secret
-from scvec.base.settings import Price, ServiceSettings, Settings
-from scvec.base.types import Space, text_sha256
+from scvec.base.settings import Price, Secret, ServiceSettings, Settings
+from scvec.base.types import Space, StreamingBackbone, text_sha256
 from scvec.ingest.sources.retry import Caller, ServiceError
 
 MODEL = "text-embedding-3-small"

@@ -19,7 +19,7 @@ from scvec.backbones import sentence_transformer as sentence
 from scvec.backbones.sentence_transformer import SentenceBackbone
 from scvec.backbones.weights import weights_sha256
 from scvec.base.errors import InputError, ResourceError
-from scvec.base.protocols import Backbone
+from scvec.base.types import Backbone
 
 WORDS = (
     "insulin glucagon gene human mouse takes part in glucose homeostasis protein coding a the . ( )".split()

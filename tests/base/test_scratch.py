@@ -19,21 +19,21 @@ from anndata.io import read_elem, write_elem
 from web_parts import flat
 
 import scvec
-from scvec.base import scratch
+from scvec.base import arrays
 from scvec.ingest.cells import write
 
 
 def test_an_array_lies_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
-    array = scratch.empty((1000, 2), np.float32)
+    monkeypatch.setattr(arrays.tempfile, "tempdir", str(tmp_path))
+    array = arrays.empty((1000, 2), np.float32)
     assert isinstance(array, np.memmap) and array.shape == (1000, 2)
     assert list(tmp_path.iterdir()) == []
     array[:] = np.arange(2)
-    scratch.release(array)
+    arrays.release(array)
     assert (array == np.arange(2)).all()
-    scratch.release(np.ones(3))
-    assert scratch.empty((0, 3), np.float32).shape == (0, 3)
-    scratch.trim()
+    arrays.release(np.ones(3))
+    assert arrays.empty((0, 3), np.float32).shape == (0, 3)
+    arrays.trim()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
@@ -41,8 +41,8 @@ def test_without_room_on_the_disk_memory_is_taken(code: int, monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(scratch, "_reserve", full)
-    found = scratch.empty((4, 1), np.uint8)
+    monkeypatch.setattr(arrays, "_reserve", full)
+    found = arrays.empty((4, 1), np.uint8)
     assert not isinstance(found, np.memmap) and found.shape == (4, 1)
 
 
@@ -50,16 +50,16 @@ HELD = """
 import sys
 import numpy as np
 import scvec
-from scvec.base import scratch
+from scvec.base import arrays
 
 def held():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
 
 before = held()
-large = scratch.empty((64, 1 << 20), np.uint8) if sys.argv[1] == "file" else np.empty((64, 1 << 20), np.uint8)
+large = arrays.empty((64, 1 << 20), np.uint8) if sys.argv[1] == "file" else np.empty((64, 1 << 20), np.uint8)
 for row in large:
     row[:] = 1
-    scratch.release(large)
+    arrays.release(large)
 print(held() - before, isinstance(large, np.memmap))
 """
 
@@ -83,7 +83,7 @@ def test_blocks_are_written_as_anndata_writes(
 ):
     monkeypatch.setattr(write, "_BLOCK_ROWS", 7)
     values = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
-    mapped = scratch.empty(values.shape, values.dtype)
+    mapped = arrays.empty(values.shape, values.dtype)
     mapped[:] = values
     with h5py.File(tmp_path / "x.h5", "w") as file:
         group = file.create_group("obsm")
@@ -118,7 +118,7 @@ def test_what_lies_in_files_is_what_lay_in_memory(
         return found, [anndata.read_h5ad(p) for p in (out, of_object, tmp_path / f"{name}-marked.h5ad")]
 
     plain, files = made("plain")
-    monkeypatch.setattr(scratch, "LARGE", 0)
+    monkeypatch.setattr(arrays, "LARGE", 0)
     mapped, again = made("mapped")
     assert type(plain.vectors) is np.ndarray and isinstance(mapped.vectors, np.memmap)
     pd.testing.assert_frame_equal(plain.to_table(), mapped.to_table())
@@ -131,10 +131,10 @@ def test_what_lies_in_files_is_what_lay_in_memory(
 
 
 def test_numbers_of_many_cells_start_as_zeros_wherever_they_lie(monkeypatch: pytest.MonkeyPatch):
-    many = scratch.LARGE // 16 // 8
-    assert isinstance(scratch.zeros_of_cells(many, np.int64), np.memmap)
-    assert type(scratch.zeros_of_cells(many - 1, np.int64)) is np.ndarray
-    monkeypatch.setattr(scratch, "_reserve", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    many = arrays.LARGE // 16 // 8
+    assert isinstance(arrays.zeros_of_cells(many, np.int64), np.memmap)
+    assert type(arrays.zeros_of_cells(many - 1, np.int64)) is np.ndarray
+    monkeypatch.setattr(arrays, "_reserve", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full(shape, 7, dtype))
-    found = scratch.zeros_of_cells(many, np.float64)
+    found = arrays.zeros_of_cells(many, np.float64)
     assert type(found) is np.ndarray and not found.any()

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.celltypes.lab_spellings import _NAMES, CONTEXTS, context_of, words
-from scvec.celltypes.terms import TermMatcher
+from scvec.celltypes.terms import _NAMES, CONTEXTS, TermMatcher, context_of, words
 
 SNAPSHOT = files("scvec") / "data" / "snapshot"
 

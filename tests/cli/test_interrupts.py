@@ -10,9 +10,9 @@ import weakref
 import click
 import pytest
 
-from scvec.base.protocols import no_progress
+from scvec.base.types import no_progress
+from scvec.cli.console import Interrupts
 from scvec.cli.errors import translate
-from scvec.cli.interrupts import Interrupts
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no SIGINT there")
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from scvec.base.types import Gene
-from scvec.cli.legacy import import_legacy
+from scvec.cli.ingest_genes import import_legacy
 from scvec.stores.store.store import Store
 
 

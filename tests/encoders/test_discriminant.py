@@ -16,8 +16,7 @@ from scvec.base.errors import InputError
 from scvec.base.types import CellChunk
 from scvec.encoders import discriminant, load_encoder, make_encoder
 from scvec.encoders.discriminant import PENALTY, Axes, DiscriminantEncoder, rescaled, separation
-from scvec.encoders.profiles import MIN_SPREAD, Profile
-from scvec.encoders.statistics import StatisticsAccumulator, variability
+from scvec.encoders.statistics import MIN_SPREAD, Profile, StatisticsAccumulator, variability
 
 Array = np.ndarray
 

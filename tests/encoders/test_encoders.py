@@ -13,15 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import CellEncoder
-from scvec.base.types import CellChunk
+from scvec.base.types import CellChunk, CellEncoder
 from scvec.encoders import ENCODERS, load_encoder, make_encoder, needs_text
 from scvec.encoders.adapted import TEXT_RANK, AdaptedEncoder, centred, leading
 from scvec.encoders.discriminant import DiscriminantEncoder
-from scvec.encoders.pca import PCAEncoder
-from scvec.encoders.profiles import Profile
-from scvec.encoders.scaling import Scaling
-from scvec.encoders.statistics import StatisticsAccumulator
+from scvec.encoders.pca import PCAEncoder, Scaling
+from scvec.encoders.statistics import Profile, StatisticsAccumulator
 from scvec.encoders.weighted import WeightedEncoder
 
 N_GENES, N_CLASSES, N_CELLS, TEXT_DIM = 60, 3, 90, 16

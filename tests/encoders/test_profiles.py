@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.types import CellChunk
-from scvec.encoders.profiles import MIN_SPREAD, Profile
+from scvec.encoders.statistics import MIN_SPREAD, Profile
 
 
 def cells(seed: int, n: int = 20, n_genes: int = 15) -> CellChunk:

@@ -15,7 +15,7 @@ import pytest
 from prompt_parts import CELLS, company, cosines, make
 from tiny_llama import WIDTH, planted
 
-from scvec.backbones.causal import CausalModel
+from scvec.backbones.language_model import CausalModel
 from scvec.base.errors import ResourceError, StoreError
 from scvec.encoders.prompt.prompt_encoder import PromptEncoder
 
@@ -89,7 +89,7 @@ import accelerate, sklearn.metrics, torch._dynamo
 from transformers.models.llama import modeling_llama
 from prompt_parts import make
 from tiny_llama import planted
-from scvec.backbones.causal import CausalModel
+from scvec.backbones.language_model import CausalModel
 
 def train(folder, checkpoint, killed_at, out):
     encoder = make(CausalModel(Path(folder), "tiny", precision="fp32"), epochs=3)

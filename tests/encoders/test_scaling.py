@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.types import CellChunk
-from scvec.encoders.scaling import CLIP, Scaling
+from scvec.encoders.pca import CLIP, Scaling
 from scvec.encoders.statistics import MIN_SD, StatisticsAccumulator
 
 

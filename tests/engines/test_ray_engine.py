@@ -23,7 +23,7 @@ ray = pytest.importorskip("ray")
 
 from scvec.cli.main import cli  # noqa: E402
 from scvec.engines import ray_cluster, ray_engine  # noqa: E402
-from scvec.engines.ray_pool import Pool  # noqa: E402
+from scvec.engines.ray_engine import Pool  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scvec.base.errors import InputError, ResourceError
-from scvec.engines.ray_plan import LEAST_BYTES, PROCESS_BYTES, Node, plan
+from scvec.engines.ray_cluster import LEAST_BYTES, PROCESS_BYTES, Node, plan
 
 GB = 1 << 30
 

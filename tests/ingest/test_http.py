@@ -11,8 +11,7 @@ from fake_genes import fake_genes
 from fake_server import FakeServer
 
 from scvec.base.errors import InputError
-from scvec.base.secrets import Secret
-from scvec.base.settings import ServiceSettings, is_loopback
+from scvec.base.settings import Secret, ServiceSettings, is_loopback
 from scvec.ingest.sources import http
 from scvec.ingest.sources.http import HttpClient, service_url
 from scvec.ingest.sources.retry import Caller, RateLimit, ServiceError

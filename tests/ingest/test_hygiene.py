@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.ingest.cells.hygiene import fold_label, look_over
+from scvec.ingest.cells.label_columns import fold_label, look_over
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ import pandas as pd
 import pytest
 
 from scvec.base.errors import InputError, ResourceError
-from scvec.ingest.genes.legacy import LegacyEntry, read_legacy
-from scvec.ingest.genes.legacy_matching import LegacyMatch, match_entries
+from scvec.ingest.genes.legacy import LegacyEntry, LegacyMatch, match_entries, read_legacy
 from scvec.ingest.genes.names import GeneResolver
 
 PAGE = {

@@ -17,8 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scvec.base.records import Answer, Failure
-from scvec.base.secrets import Secret
-from scvec.base.settings import Price, ServiceSettings
+from scvec.base.settings import Price, Secret, ServiceSettings
 from scvec.base.types import Species, text_sha256
 from scvec.ingest.sources.llm import (
     FIRST_LIMIT,

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import mmread
 
-from scvec.base import scratch
 from scvec.base.errors import InputError
 from scvec.ingest.cells.matrix import open_matrix
 from scvec.ingest.cells.readers import tenx
@@ -137,7 +136,7 @@ def test_a_folder_is_the_same_in_any_memory(tmp_path: Path, monkeypatch: pytest.
             assert isinstance(source.reader._turned.data, np.memmap) == (memory == "400K")
     assert found[0] == found[1]
     reserved = []
-    monkeypatch.setattr(scratch, "reserved", lambda *what: reserved.append(what) or np.empty(*what))
+    monkeypatch.setattr(arrays, "reserved", lambda *what: reserved.append(what) or np.empty(*what))
     write_annotated(tmp_path, tmp_path / "out.h5ad", pd.DataFrame({"a": range(500)}), memory="1G")
     assert not reserved
     write_annotated(tmp_path, tmp_path / "out.h5ad", pd.DataFrame({"a": range(500)}), memory="400K")

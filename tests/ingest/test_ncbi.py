@@ -18,8 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scvec.base.records import Job, Wanted
-from scvec.base.secrets import Secret
-from scvec.base.settings import ServiceSettings
+from scvec.base.settings import Secret, ServiceSettings
 from scvec.ingest.sources.facts import FACTS
 from scvec.ingest.sources.ncbi import (
     Details,

@@ -14,8 +14,7 @@ from fake_openai import add_openai
 from fake_server import FakeServer
 
 from scvec.base.errors import AuthError, InputError
-from scvec.base.secrets import Secret
-from scvec.base.settings import ServiceSettings, is_loopback
+from scvec.base.settings import Secret, ServiceSettings, is_loopback
 from scvec.ingest.sources.openai import LlmService
 from scvec.ingest.sources.retry import Caller, ServiceError
 

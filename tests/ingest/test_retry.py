@@ -14,7 +14,7 @@ from email.utils import formatdate
 import pytest
 
 from scvec.base.errors import AuthError, InputError, NetworkError, ResourceError
-from scvec.base.secrets import Secret
+from scvec.base.settings import Secret
 from scvec.ingest.sources.retry import ENOUGH, REFUSED, Caller, RateLimit, ServiceError, parse_retry_after
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvec.ingest.cells.rows import FileRows, recipe_of
-from scvec.ingest.cells.source import CellSource
+from scvec.ingest.cells.source import CellSource, FileRows, recipe_of
 
 MEMORY = 1 << 28
 

@@ -13,8 +13,7 @@ from fake_server import FakeServer
 
 from scvec.base.errors import InputError
 from scvec.base.records import Answer, Failure, Job, Wanted
-from scvec.base.secrets import Secret
-from scvec.base.settings import ServiceSettings
+from scvec.base.settings import Secret, ServiceSettings
 from scvec.base.types import Gene
 from scvec.ingest.sources.mygene import MyGeneSource
 from scvec.ingest.sources.ncbi import NcbiSource

@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 from scvec.base.errors import InputError
 from scvec.cli.options import VALUES as CLI_VALUES
 from scvec.ingest.cells.expression import ExpressionState, MatrixProfile, normalize
-from scvec.ingest.cells.rows import FileRows, recipe_of
-from scvec.ingest.cells.source import CellSource
-from scvec.ingest.cells.value_scales import best_transform
-from scvec.ingest.cells.values import VALUES, detect_state
+from scvec.ingest.cells.source import CellSource, FileRows, recipe_of
+from scvec.ingest.cells.values import VALUES, best_transform, detect_state
 from scvec.ingest.genes.names import GeneMap
 from scvec.model.judging import novel_notes
 from scvec.model.matching import MatchedSource, settle_values

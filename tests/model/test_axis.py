@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
-from scvec.base.protocols import no_progress
+from scvec.base.types import no_progress
 from scvec.ingest.genes.names import GeneResolver
 from scvec.model.axis import MIN_CELLS, PSEUDO, align_species, common_axis, gene_statistics
 from scvec.model.matching import MatchedSource

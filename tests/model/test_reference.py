@@ -12,8 +12,7 @@ import scipy.sparse as sp
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk
 from scvec.encoders.discriminant import DiscriminantEncoder
-from scvec.encoders.pca import PCAEncoder
-from scvec.encoders.scaling import Scaling
+from scvec.encoders.pca import PCAEncoder, Scaling
 from scvec.encoders.statistics import StatisticsAccumulator, variability
 from scvec.model.calibration import Calibration
 from scvec.model.ensemble import MEMBERS

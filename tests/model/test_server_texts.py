@@ -17,8 +17,7 @@ import scvec.model.gene_vectors as texts
 from scvec.backbones import parse_spec
 from scvec.backbones.remote import RemoteBackbone
 from scvec.base.errors import AuthError, InputError, NetworkError, StoreError
-from scvec.base.secrets import Secret
-from scvec.base.settings import Price, ServiceSettings, Settings
+from scvec.base.settings import Price, Secret, ServiceSettings, Settings
 from scvec.base.types import Description, text_sha256
 from scvec.ingest.sources.retry import Caller
 from scvec.model.gene_vectors import encode_genes, gene_table, plan_encoding

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.errors import InputError, StoreError
-from scvec.base.protocols import VectorIndex
+from scvec.base.types import VectorIndex
 from scvec.stores.index import build_index, index_extension, open_index
 from scvec.stores.index.flat import FaissFlatIndex
 from scvec.stores.index.numpy_index import NumpyIndex

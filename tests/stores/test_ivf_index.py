@@ -5,11 +5,10 @@ import pytest
 from ivf_parts import DIM, TARGET, N, clustered, share, truth
 
 from scvec.base.errors import InputError, StoreError
-from scvec.base.protocols import VectorIndex
+from scvec.base.types import VectorIndex
 from scvec.stores.index import build_index, open_index
 from scvec.stores.index.ivf import IvfIndex
-from scvec.stores.index.ivf_settings import FLAT_BELOW, Effort, IvfSettings, kind_for
-from scvec.stores.index.ivf_tuning import _left_out, places
+from scvec.stores.index.ivf_tuning import FLAT_BELOW, Effort, IvfSettings, _left_out, kind_for, places
 
 
 @pytest.fixture(scope="module")

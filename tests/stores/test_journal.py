@@ -19,7 +19,7 @@ from scvec.base.errors import InputError, LockedError, ResourceError, StoreError
 from scvec.base.records import Answer, Job, Note
 from scvec.base.types import Description, Gene
 from scvec.stores import Store
-from scvec.stores.store import append_log
+from scvec.stores.store import journal as journal_file
 from scvec.stores.store.journal import Journal
 
 
@@ -400,7 +400,7 @@ def test_a_kill_while_it_is_rewritten_loses_nothing(
     journal.absorbed([written(3).job])
     journal.write([answer(5)], [failure(6)])
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(append_log, at, dies)
+        patch.setattr(journal_file, at, dies)
         journal.clear()
     journal.close()
     with Journal(path) as journal:
@@ -421,7 +421,7 @@ def test_a_kill_while_a_damaged_file_is_replaced_keeps_it(
         flip(path, 90, 1)
         damaged = path.read_bytes()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(append_log, at, interrupted)
+            patch.setattr(journal_file, at, interrupted)
             Journal(path).done_jobs()
         assert path.read_bytes() == damaged
         with Journal(path) as journal:

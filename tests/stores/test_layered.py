@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scvec.base.errors import InputError, StoreError
 from scvec.stores.index import build_index
 from scvec.stores.index.flat import FaissFlatIndex
-from scvec.stores.index.layered import LayeredIndex
+from scvec.stores.index.shards import LayeredIndex
 from scvec.stores.store.manifest import LayerEntry, Manifest, ReferenceEntry
 from scvec.stores.store.store import Store
 

@@ -24,9 +24,8 @@ from scvec.base.errors import StoreError
 from scvec.base.types import Description, Space, text_sha256
 from scvec.model.gene_vectors import encode_genes, gene_table
 from scvec.stores.knowledge.snapshot import Snapshot
-from scvec.stores.store.shipped_vectors import BASES, VECTORS, ShippedVectors
 from scvec.stores.store.store import Store
-from scvec.stores.store.vector_cache import VectorCache
+from scvec.stores.store.vector_cache import BASES, VECTORS, ShippedVectors, VectorCache
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 SPACE = Space("minilm", "r1", "ab" * 32, "default", "mean", 32, True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scvec.base.errors import InputError
 from scvec.base.types import Space, text_sha256
 from scvec.stores import Store, VectorCache
-from scvec.stores.store.append_log import AppendLog
+from scvec.stores.store.journal import AppendLog
 
 
 def space(dim=4, name="minilm"):

@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from web_parts import Shelf
 
 from scvec.web.app import make_app
-from scvec.web.jobs import Jobs
-from scvec.web.limits import Limits
+from scvec.web.jobs import Jobs, Limits
 
 OPERATIONS = 6
 

@@ -18,8 +18,7 @@ from web_parts import HOSTILE, Shelf, flat
 from scvec.base.errors import InputError
 from scvec.report import layout, write_report
 from scvec.report.page import inline_policy, render_report, script_json
-from scvec.report.report_data import columns_of, truth_column
-from scvec.report.write_report import _packed, check_report
+from scvec.report.write_report import _packed, check_report, columns_of, truth_column
 from scvec.workflows.query_output import command_line
 
 

@@ -19,8 +19,7 @@ from bad_inputs.cases import CASES
 from web_parts import HOSTILE, Server, Shelf
 
 from scvec.web import jobs as jobs_module
-from scvec.web.jobs import Busy, Jobs, memory_of, script
-from scvec.web.limits import Limits
+from scvec.web.jobs import Busy, Jobs, Limits, memory_of, script
 
 #: Files that try something, of the list in tests/bad_inputs: links out, bombs, lies, and no h5ad at all.
 NASTY = (

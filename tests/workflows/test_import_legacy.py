@@ -173,7 +173,7 @@ def test_names_and_options(store: Path, tmp_path: Path) -> None:
 
 def test_a_stored_space_serves_as_backbone(store: Path, tmp_path: Path) -> None:
     from scvec.backbones import load_backbone, parse_spec
-    from scvec.model.stored_space import stored_genes
+    from scvec.model.gene_vectors import stored_genes
 
     [file] = import_legacy(store, [write_vectors(tmp_path / "v.pkl", VECTORS)], name="gpt").files
     wanted = ["HGNC:9751", "HGNC:4191", "HGNC:6081"]
@@ -198,7 +198,7 @@ def test_a_stored_space_serves_as_backbone(store: Path, tmp_path: Path) -> None:
 
 def test_two_spaces_of_one_name_are_told_apart_by_fingerprint(store: Path, tmp_path: Path) -> None:
     from scvec.backbones import parse_spec
-    from scvec.model.stored_space import stored_genes
+    from scvec.model.gene_vectors import stored_genes
 
     prints = [
         import_legacy(store, [write_vectors(tmp_path / "v.pkl", {"INS": [k, 1.0]})]).files[0].space

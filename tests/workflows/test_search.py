@@ -20,8 +20,7 @@ from scvec.stores.knowledge.gene_search import NAME_WEIGHT, words
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.store import Store
 from scvec.workflows import search_genes as search
-from scvec.workflows.search_genes import Ranked, rank_genes
-from scvec.workflows.search_reports import shared_terms
+from scvec.workflows.search_genes import Ranked, rank_genes, shared_terms
 
 SPACE = Space("minilm", "r1", "ab" * 32, "default", "mean", 8, True)
 TOPICS = ("insulin", "glucagon", "trypsin", "keratin")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scvec.base.protocols import LanguageModel
+from scvec.base.types import LanguageModel
 from scvec.encoders.prompt.slots import Slots
 
 __all__ = ["Batch", "PromptNetwork"]

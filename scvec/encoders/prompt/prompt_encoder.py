@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError, ResourceError, StoreError
-from scvec.base.protocols import LanguageModel, Progress, State, no_progress
-from scvec.base.types import CellChunk, Float32
+from scvec.base.types import CellChunk, Float32, LanguageModel, Progress, State, no_progress
 from scvec.encoders.adapted import centred
 from scvec.encoders.prompt.prompt_options import PromptOptions
 from scvec.encoders.prompt.slots import packed, ranked, split

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,14 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
-from scvec.base.arrays import Packed, blocks
+from scvec.base.arrays import Packed, blocks, release
 from scvec.base.borders import count_text, parse_memory
-from scvec.base.scratch import release
-from scvec.ingest.cells.choice import choose
+from scvec.ingest.cells.choice import choose, gene_name_candidates
 from scvec.ingest.cells.expression import Codes, ExpressionState, normalize
-from scvec.ingest.cells.features import gene_name_candidates
 from scvec.ingest.cells.label_columns import labels
+from scvec.ingest.cells.matrix import is_only_here, open_matrix
 from scvec.ingest.cells.readers import contents_of
-from scvec.ingest.cells.readers.anndata import Contents, contents_of_adata
-from scvec.ingest.cells.readers.tables import named
+from scvec.ingest.cells.readers.anndata import Contents, contents_of_adata, named
 from scvec.ingest.cells.values import check_values
 
 if TYPE_CHECKING:
@@ -30,12 +29,96 @@ if TYPE_CHECKING:
 
     from scvec.ingest.cells.matrix import MatrixReader
 
-__all__ = ["CellSource", "labels", "parse_memory"]
+__all__ = ["CellSource", "FileRows", "RowsRecipe", "labels", "parse_memory", "recipe_of"]
+
+
+@dataclass(frozen=True)
+class RowsRecipe:
+    """What another process needs to read the cells of a file as :class:`CellSource` does, without a pass.
+
+    Attributes
+    ----------
+    path
+        The file, absolute.
+    size, mtime_ns
+        Of the file: another one of the same name is not taken for it.
+    state, feature_mask, totals, codes
+        As of the source.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    state: ExpressionState
+    feature_mask: npt.NDArray[np.bool_]
+    totals: npt.NDArray[np.float64]
+    codes: Codes | None = None
+
+    def is_here(self) -> bool:
+        """Return whether this machine sees the same file."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return False
+        return (found.st_size, found.st_mtime_ns) == (self.size, self.mtime_ns)
+
+
+def recipe_of(source: CellSource) -> RowsRecipe | None:
+    """Return how to read a source elsewhere; None where that would cost more than sending its cells.
+
+    That is so for AnnData objects in memory, and for matrices that are stored by gene, which each process
+    would have to turn over. Folders are many files, of which nobody could tell that they are the same ones.
+    """
+    if source.path is None or is_only_here(source.reader) or not os.path.isfile(source.path):
+        return None
+    found = os.stat(source.path)
+    return RowsRecipe(
+        os.path.abspath(source.path),
+        found.st_size,
+        found.st_mtime_ns,
+        source.state,
+        source.feature_mask,
+        np.asarray(source.totals),
+        None if source.codes is None else np.asarray(source.codes),
+    )
+
+
+class FileRows:
+    """An open file, and how to read its cells.
+
+    Parameters
+    ----------
+    memory
+        Bytes that reading may use.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read any more.
+    """
+
+    def __init__(self, recipe: RowsRecipe, memory: int) -> None:
+        self._recipe = recipe
+        contents = contents_of(recipe.path, memory)
+        self.close = contents.close
+        place = recipe.state.where
+        shape = len(recipe.totals), len(recipe.feature_mask)
+        self._reader = open_matrix(contents.places[place].item, f"{contents.name} ({place})", *shape, memory)
+        self._genes = None if recipe.feature_mask.all() else np.flatnonzero(recipe.feature_mask)
+
+    def rows(self, first: int, last: int) -> sp.csr_matrix[Any]:
+        """Return cells ``first`` to ``last`` as ``CellSource.chunks`` does, (n, n_vars) CSR float32."""
+        block = self._reader.rows(first, last)
+        kept = block if self._genes is None else block[:, self._genes]
+        recipe = self._recipe
+        codes = None if recipe.codes is None else recipe.codes[first:last]
+        return normalize(kept, recipe.state, recipe.totals[first:last], codes)
+
 
 # Rows of a chunk that are this close are read in one go, and those between thrown away.
 _GAP = 64
 #: Share of the memory that the cells handled in one go may take. Up to four chunks are on their way at a
-#: time (:mod:`scvec.base.read_ahead`), and what is made of one may be several times as large.
+#: time (:mod:`scvec.base.parallel`), and what is made of one may be several times as large.
 _SHARE = 16
 
 

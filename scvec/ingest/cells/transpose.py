@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from scvec.base import scratch
+from scvec.base import arrays
 from scvec.base.borders import size_text
 from scvec.base.errors import InputError, ResourceError
 
@@ -21,7 +21,7 @@ __all__ = ["Origin", "Piece", "Turned", "by_cell", "collected", "index_dtype", "
 #: Numbers of cells, numbers of genes, and values: as many of each.
 Piece: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
 
-#: Share of the memory that a matrix may take that lies there, if it is not `scratch.LARGE` anyway: three
+#: Share of the memory that a matrix may take that lies there, if it is not `arrays.LARGE` anyway: three
 #: of one file may be open at once, and many files make a reference.
 _SHARE = 8
 #: Share of the memory for values in work, and the bytes that one of them needs with all copies.
@@ -51,8 +51,8 @@ class Turned:
 
     def release(self) -> None:
         """Let go of the memory that looking at the values took."""
-        scratch.release(self.data)
-        scratch.release(self.indices)
+        arrays.release(self.data)
+        arrays.release(self.indices)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _pointers(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _release(columns: Piece) -> None:
     for column in columns:
-        scratch.release(column)
+        arrays.release(column)
 
 
 def _room(n: int, shape: tuple[int, int], dtype: np.dtype[Any], origin: Origin, memory: int) -> Piece:
@@ -207,10 +207,10 @@ def _room(n: int, shape: tuple[int, int], dtype: np.dtype[Any], origin: Origin, 
         cells, genes, data = (np.empty(n, kind) for kind in kinds)
         return cells, genes, data
 
-    if n_bytes <= min(memory // _SHARE, scratch.LARGE):
+    if n_bytes <= min(memory // _SHARE, arrays.LARGE):
         return in_memory()
     try:
-        cells, genes, data = (scratch.reserved((n,), kind) for kind in kinds)
+        cells, genes, data = (arrays.reserved((n,), kind) for kind in kinds)
     except OSError as error:
         if n_bytes <= memory // 2:
             return in_memory()

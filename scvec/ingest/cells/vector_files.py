@@ -15,8 +15,8 @@ import pandas as pd
 from scvec.base.borders import parse_memory, size_text
 from scvec.base.errors import InputError, ResourceError
 from scvec.base.types import Float32
+from scvec.ingest.cells.readers.anndata import read_table
 from scvec.ingest.cells.readers.checks import open_h5ad
-from scvec.ingest.cells.readers.tables import read_table
 from scvec.ingest.cells.write import check_output, replacing
 
 __all__ = ["ROW", "VECTOR", "VectorFile", "check_target", "read_vectors", "write_vectors"]

@@ -19,9 +19,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from scvec.base.arrays import release
 from scvec.base.borders import disk_errors, parse_memory, reading
 from scvec.base.errors import InputError
-from scvec.base.scratch import release
 from scvec.ingest.cells.matrix import MatrixReader, open_matrix
 from scvec.ingest.cells.readers import contents_of, is_h5ad
 from scvec.ingest.cells.readers.anndata import Contents

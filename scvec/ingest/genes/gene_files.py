@@ -18,17 +18,19 @@ from typing import Any, TextIO, cast
 from scvec.base.errors import InputError
 from scvec.base.types import SPECIES, Description, Gene, Species
 from scvec.ingest.genes.compose import GoFact, choose, compose
-from scvec.ingest.genes.gene_cells import (
+from scvec.ingest.genes.gene_tables import (
+    EXPECTED,
     MAX_NAME,
     SPECIES_NAMES,
     Skipped,
+    TableFormat,
     cell_items,
     cell_text,
     entrez_number,
     is_date,
     read_lines,
+    recognise,
 )
-from scvec.ingest.genes.gene_tables import EXPECTED, TableFormat, recognise
 
 __all__ = ["COLUMNS", "GeneRecord", "read_gene_file"]
 

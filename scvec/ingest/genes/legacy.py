@@ -8,21 +8,199 @@ number of a vocabulary and names no gene: what a record says of its gene does.
 
 from __future__ import annotations
 
+import csv
+import gzip
+import hashlib
+import io
+import json
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import numpy as np
 
-from scvec.base.errors import InputError
-from scvec.base.types import Float32, Species
-from scvec.ingest.genes.legacy_files import read_records
+from scvec.base.borders import count_text, parse_memory, size_text
+from scvec.base.errors import InputError, ResourceError
+from scvec.base.types import SPECIES, Float32, Species
+from scvec.ingest.genes.names import GeneResolver
+from scvec.ingest.genes.safe_pickle import load_plain
 from scvec.ingest.sources.facts import clean_summary, facts_of, text_field, texts_field
 
-__all__ = ["KINDS", "LegacyEntry", "LegacyFile", "read_legacy"]
+__all__ = [
+    "KINDS",
+    "LegacyEntry",
+    "LegacyFile",
+    "LegacyMatch",
+    "Records",
+    "match_entries",
+    "read_legacy",
+    "read_records",
+]
+
+_FIX = "give JSON or CSV (also .gz) or a pickle, of texts or vectors by gene; see docs/genes.md"
+_GZIP = b"\x1f\x8b"
+#: Bytes of memory that a byte of JSON may take as objects.
+_PER_BYTE = 8
+_MAX_CELL = 1 << 20
+
+
+@dataclass
+class Records:
+    """Key -> value, as the file has it.
+
+    Attributes
+    ----------
+    sha256
+        Of the file as it lies there.
+    """
+
+    values: dict[Any, Any]
+    sha256: str
+    notes: list[str] = field(default_factory=list)
+
+
+def read_records(path: Path, *, memory: str | int | None = None) -> Records:
+    """Return the records of a JSON, CSV or pickle file.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, or none of these.
+    ResourceError
+        It needs more memory than it may use.
+    """
+    allowed = parse_memory(memory)
+    if not path.is_file():
+        what = "this is a folder, not a file" if path.is_dir() else "no such file"
+        raise InputError(what, str(path), "check the path")
+    try:
+        with path.open("rb") as raw:
+            sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
+            raw.seek(0)
+            head = raw.read(512)
+        packed = head.startswith(_GZIP)
+        name = path.name.lower().removesuffix(".gz")
+        if packed:
+            with gzip.open(path) as unpacked:
+                head = unpacked.read(512)
+        notes: list[str] = []
+        start = head.lstrip(b"\xef\xbb\xbf \r\n\t")
+        if name.endswith((".pkl", ".pickle", ".p")) or head.startswith(b"\x80"):
+            if packed:
+                raise InputError(
+                    "the pickle lies in a gzip file", str(path), f"unpack it first: gunzip {path.name}"
+                )
+            values = load_plain(path, memory=memory)
+            if not isinstance(values, dict):
+                what = f"the pickle holds a {type(values).__name__}, not a dictionary by gene"
+                raise InputError(what, str(path), _FIX)
+        elif start.startswith(b"{") or name.endswith(".json"):
+            values = _json(path, packed, allowed, notes)
+        elif name.endswith((".csv", ".tsv", ".txt")):
+            values = _csv(path, packed, allowed, notes)
+        else:
+            raise InputError("this is no file of an earlier system that scvec reads", str(path), _FIX)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError("the file is truncated or damaged", f"{path}: {error}", "get it again") from error
+    except UnicodeDecodeError as error:
+        raise InputError("the file is not UTF-8 text", f"{path}: {error}", _FIX) from error
+    except OSError as error:
+        raise InputError(f"the file cannot be read: {error}", str(path), "check the file") from error
+    return Records(values, sha256, notes)
+
+
+def _json(path: Path, packed: bool, memory: int, notes: list[str]) -> dict[Any, Any]:
+    limit = memory // _PER_BYTE
+    with gzip.open(path) if packed else path.open("rb") as raw:
+        content = raw.read(limit + 1)
+    if len(content) > limit:
+        what = f"the JSON has more than {size_text(limit)}, which may take {size_text(memory)} of memory"
+        raise ResourceError(what, str(path), "raise --memory, or split the file")
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            seen: set[str] = set()
+            twice.extend(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        return found
+
+    try:
+        values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise
+        raise InputError(f"the JSON cannot be read: {error}", str(path), "get it again") from error
+    if not isinstance(values, dict):
+        what = f"the JSON holds a {type(values).__name__}, not an object by gene"
+        raise InputError(what, str(path), _FIX)
+    if twice:
+        notes.append(_repeated(path, twice))
+    return values
+
+
+def _csv(path: Path, packed: bool, memory: int, notes: list[str]) -> dict[Any, Any]:
+    with (
+        gzip.open(path) if packed else path.open("rb") as raw,
+        io.TextIOWrapper(cast("Any", raw), encoding="utf-8-sig", newline="") as text,
+    ):
+        return _rows(text, path, memory, notes)
+
+
+def _rows(text: TextIO, path: Path, memory: int, notes: list[str]) -> dict[Any, Any]:
+    values: dict[Any, Any] = {}
+    twice: list[str] = []
+    used = 0
+    first = text.readline(_MAX_CELL)
+    separator = "\t" if first.count("\t") > first.count(",") else ","
+    lines = _bounded(first, text, path)
+    try:
+        for number, cells in enumerate(csv.reader(lines, delimiter=separator), 1):
+            if len(cells) < 3:
+                if number == 1:
+                    raise InputError("the table has no columns of numbers", f"{path}, line 1", _FIX)
+                if any(cells):
+                    values[cells[0]] = None
+                continue
+            try:
+                vector: Any = np.array(cells[1:], dtype=np.float32)
+            except ValueError:
+                if number == 1:
+                    continue  # the names of the columns
+                vector = None
+            if number == 1 and vector is not None and np.array_equal(vector, np.arange(len(vector))):
+                continue  # pandas numbers the columns
+            if cells[0] in values:
+                twice.append(cells[0])
+            values[cells[0]] = vector
+            used += 4 * len(cells) + 200
+            if used > memory:
+                what = f"the table needs more than {size_text(memory)} of memory"
+                raise ResourceError(what, str(path), "raise --memory, or split the file")
+    except csv.Error as error:
+        raise InputError(f"the csv cannot be read: {error}", str(path), "write it again") from error
+    if twice:
+        notes.append(_repeated(path, twice))
+    return values
+
+
+def _repeated(path: Path, twice: list[str]) -> str:
+    shown = ", ".join(dict.fromkeys(twice[:3]))
+    return f"{path.name}: {count_text(len(twice), 'record')} repeat a key, such as {shown}: the last counts"
+
+
+def _bounded(first: str, text: TextIO, path: Path) -> Any:
+    line = first
+    while line:
+        if len(line) >= _MAX_CELL:
+            raise InputError("a line is longer than 1 MB", str(path), _FIX)
+        yield line
+        line = text.readline(_MAX_CELL)
+
 
 Kind = Literal["auto", "scinterpreter", "genept"]
 KINDS: tuple[Kind, ...] = ("auto", "scinterpreter", "genept")
@@ -315,3 +493,160 @@ class _Reader:
 
 def _with(entry: LegacyEntry, **changes: Any) -> LegacyEntry:
     return replace(entry, **changes)
+
+
+# How well a name tells a gene, best first. What is left out guesses, and is not believed here.
+_RANK = {
+    "symbol": 0,
+    "id": 1,
+    "ensembl": 1,
+    "entrez": 1,
+    "previous": 2,
+    "alias": 3,
+    "composite": 4,
+    "case": 5,
+}
+_NUMBER = re.compile(r"[\d.\s]*")
+
+
+@dataclass
+class LegacyMatch:
+    """What became of the records of a file.
+
+    Attributes
+    ----------
+    genes
+        Gene id -> the record that tells of it, per group of records.
+    ambiguous
+        Key -> genes that its name could be.
+    unknown
+        Keys whose gene is not known.
+    contradictory
+        Key -> how its names contradict each other.
+    repeated
+        Key -> key of the record that was taken for the same gene.
+    species
+        Species of the records that say none themselves.
+    """
+
+    species: Species
+    genes: dict[str, dict[str, LegacyEntry]] = field(default_factory=dict)
+    ambiguous: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    contradictory: dict[str, str] = field(default_factory=dict)
+    repeated: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def n_matched(self) -> int:
+        """Number of records that tell of a gene and were taken."""
+        return sum(len(group) for group in self.genes.values())
+
+
+def match_entries(
+    entries: Sequence[LegacyEntry],
+    resolver: GeneResolver,
+    gene_ids: Collection[str],
+    species: Species | str = "auto",
+) -> LegacyMatch:
+    """Find the gene of each record by what the record says, never by where it stands.
+
+    A symbol is looked up as :meth:`GeneResolver.resolve` does. Where a record names ids too, both must mean
+    one gene. Of two records of one gene the one with its official symbol is taken, then a previous symbol,
+    then an alias; of equals the first.
+
+    Parameters
+    ----------
+    gene_ids
+        All that the knowledge base knows.
+    species
+        Of records that say none: ``human``, ``mouse``, or ``auto``: what most symbols are of.
+    """
+    silent = [e.symbol for e in entries if e.species is None and e.symbol]
+    default = resolver.resolve(silent, species).species
+    known = frozenset(gene_ids)
+    match = LegacyMatch(default)
+    ranks: dict[tuple[str, str], int] = {}
+    for one in SPECIES:
+        group = [e for e in entries if (e.species or default) == one]
+        by_symbol = _by_symbol(resolver, group, one)
+        by_id = _by_id(resolver, group, one, known)
+        for entry in group:
+            genes, how = by_symbol.get(entry.symbol, ((), ""))
+            gene_id = _decide(match, entry, genes, {g for i in entry.ids for g in by_id.get(i, ())})
+            if gene_id is not None:
+                _take(match, ranks, entry, gene_id, _RANK[how] if how in _RANK and gene_id in genes else 1)
+    return match
+
+
+def _by_symbol(
+    resolver: GeneResolver, entries: Iterable[LegacyEntry], species: Species
+) -> dict[str, tuple[tuple[str, ...], str]]:
+    # A number could be an Entrez id, and is a token id.
+    names = list(dict.fromkeys(e.symbol for e in entries if not _NUMBER.fullmatch(e.symbol)))
+    found = resolver.resolve(names, species)
+    genes: dict[str, tuple[tuple[str, ...], str]] = {}
+    for name, gene_id, how in zip(names, found.gene_ids, found.how, strict=True):
+        if how == "ambiguous":
+            genes[name] = (found.ambiguous[name], how)
+        elif gene_id is not None and how in _RANK:
+            genes[name] = ((gene_id,), how)
+    return genes
+
+
+def _by_id(
+    resolver: GeneResolver, entries: Iterable[LegacyEntry], species: Species, known: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    ids = list(dict.fromkeys(i for e in entries for i in e.ids))
+    found = resolver.resolve(ids, species)
+    genes: dict[str, tuple[str, ...]] = {}
+    for name, gene_id, how in zip(ids, found.gene_ids, found.how, strict=True):
+        if name in known:
+            genes[name] = (name,)
+        elif gene_id is not None and how in _RANK:
+            genes[name] = (gene_id,)
+    return genes
+
+
+def _decide(
+    match: LegacyMatch, entry: LegacyEntry, by_symbol: tuple[str, ...], by_id: set[str]
+) -> str | None:
+    key = _key(entry)
+    if len(by_id) > 1:
+        match.contradictory[key] = f"its names are of several genes ({', '.join(sorted(by_id))})"
+        return None
+    if by_id:
+        (gene_id,) = by_id
+        if by_symbol and gene_id not in by_symbol:
+            match.contradictory[key] = (
+                f"{entry.symbol} is {' or '.join(by_symbol)}, {' and '.join(entry.ids)} is {gene_id}"
+            )
+            return None
+        return gene_id
+    if len(by_symbol) == 1:
+        return by_symbol[0]
+    if by_symbol:
+        match.ambiguous[key] = by_symbol
+    else:
+        match.unknown.append(key)
+    return None
+
+
+def _take(
+    match: LegacyMatch, ranks: dict[tuple[str, str], int], entry: LegacyEntry, gene_id: str, rank: int
+) -> None:
+    group = match.genes.setdefault(entry.group, {})
+    there = group.get(gene_id)
+    if there is None or rank < ranks[entry.group, gene_id]:
+        if there is not None:
+            match.repeated[_key(there)] = _key(entry)
+        group[gene_id] = entry
+        ranks[entry.group, gene_id] = rank
+    else:
+        match.repeated[_key(entry)] = _key(there)
+
+
+def _key(entry: LegacyEntry) -> str:
+    """Return what people know a record by: its symbol, and its token id where it has one."""
+    name = entry.symbol if entry.symbol == entry.key or not entry.symbol else f"{entry.symbol} ({entry.key})"
+    name = name or entry.key
+    return f"{entry.group}/{name}" if entry.group else name

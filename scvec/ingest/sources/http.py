@@ -13,8 +13,7 @@ from yarl import URL
 
 from scvec import __version__
 from scvec.base.errors import InputError
-from scvec.base.secrets import redact
-from scvec.base.settings import ServiceSettings, is_loopback
+from scvec.base.settings import ServiceSettings, is_loopback, redact
 from scvec.ingest.sources.facts import clean_text
 from scvec.ingest.sources.retry import PATIENCE, Caller, RateLimit, ServiceError, parse_retry_after
 

@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from scvec.base.records import Answer, Failure, Job
-from scvec.base.secrets import redact
-from scvec.base.settings import Price
+from scvec.base.settings import Price, redact
 from scvec.base.types import Description, Species
 from scvec.ingest.sources.openai import Chat, LlmService, Reply, is_reasoning, prompt_tokens
 from scvec.ingest.sources.prices import Budget

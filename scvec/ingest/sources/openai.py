@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from scvec.base.errors import AuthError, InputError
-from scvec.base.secrets import redact
-from scvec.base.settings import ServiceSettings, is_loopback
+from scvec.base.settings import ServiceSettings, is_loopback, redact
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.retry import PATIENCE, Caller, Kind, ServiceError, parse_retry_after
 from scvec.ingest.sources.tokens import count_tokens

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 from filelock import FileLock, Timeout
 
 from scvec.base.errors import AuthError, InputError, NetworkError, ResourceError, ScvecError
-from scvec.base.secrets import redact
+from scvec.base.settings import redact
 
 __all__ = [
     "BudgetSpentError",

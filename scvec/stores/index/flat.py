@@ -75,7 +75,7 @@ def _matrix_products(n_queries: int) -> Iterator[None]:
 
 
 class FaissFlatIndex:
-    """Exact nearest rows by squared Euclidean distance (see `scvec.base.protocols.VectorIndex`).
+    """Exact nearest rows by squared Euclidean distance (see `scvec.base.types.VectorIndex`).
 
     FAISS proposes candidates by float32 scores, whose last digits depend on the batch; their distances
     are then recomputed in float64 row by row. If rounding could have kept a row out at the cut, that query

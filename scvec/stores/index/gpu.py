@@ -11,12 +11,12 @@ from scvec.base.types import Float32, Int64
 from scvec.stores.index.distances import Float64, row_distances
 from scvec.stores.index.flat import FaissFlatIndex, _faiss
 from scvec.stores.index.ivf import IvfIndex
-from scvec.stores.index.layered import LayeredIndex
+from scvec.stores.index.shards import LayeredIndex
 
 if TYPE_CHECKING:
     import torch
 
-    from scvec.base.protocols import VectorIndex
+    from scvec.base.types import VectorIndex
     from scvec.stores.index import AnyIndex
 
 __all__ = ["FaissGpuIndex", "TorchIndex", "on_device"]

@@ -21,7 +21,7 @@ from scvec.stores.index.distances import (
 )
 from scvec.stores.index.flat import FaissFlatIndex, _faiss, _matrix_products
 from scvec.stores.index.ivf_codes import IvfCodes
-from scvec.stores.index.ivf_settings import FLAT_BELOW, Effort, IvfSettings
+from scvec.stores.index.ivf_tuning import FLAT_BELOW, Effort, IvfSettings
 
 __all__ = ["IvfIndex"]
 
@@ -35,7 +35,7 @@ MAX_BLOCK = 4096
 
 
 class IvfIndex:
-    """Nearest rows by squared Euclidean distance, most of them (see `scvec.base.protocols.VectorIndex`).
+    """Nearest rows by squared Euclidean distance, most of them (see `scvec.base.types.VectorIndex`).
 
     FAISS' inverted lists propose candidates by short codes (`scvec.stores.index.ivf_codes.IvfCodes`). Their
     distances are then computed from the float32 vectors themselves, which lie in a file of the store and are

@@ -21,7 +21,7 @@ __all__ = ["NumpyIndex"]
 
 
 class NumpyIndex:
-    """Nearest rows by looking at all of them (see `scvec.base.protocols.VectorIndex`).
+    """Nearest rows by looking at all of them (see `scvec.base.types.VectorIndex`).
 
     Parameters
     ----------

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from scvec.base.records import Answer, Failure, Job, Note
 from scvec.base.types import Gene
 from scvec.stores.knowledge.gene_records import load_genes, match_genes
-from scvec.stores.knowledge.table_rows import description_table, upsert, upsert_descriptions
-from scvec.stores.knowledge.tables import Tables
+from scvec.stores.knowledge.tables import Tables, description_table, upsert, upsert_descriptions
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,24 +12,42 @@ from typing import TYPE_CHECKING, Any
 from scvec.base.errors import StoreError
 from scvec.base.types import SPECIES, Description, Gene
 from scvec.stores.knowledge.answers import Jobs, absorb
-from scvec.stores.knowledge.descriptions import Descriptions
-from scvec.stores.knowledge.digest import Digest
-from scvec.stores.knowledge.duckdb_errors import translate
-from scvec.stores.knowledge.gene_records import load_genes, match_genes
+from scvec.stores.knowledge.gene_records import Descriptions, load_genes, match_genes
 from scvec.stores.knowledge.gene_search import GeneSearch
-from scvec.stores.knowledge.ontology_rows import CellOntology
-from scvec.stores.knowledge.schema import CONTENT_TABLES, SCHEMA_VERSION, create, current_version
-from scvec.stores.knowledge.snapshot import SNAPSHOT_SOURCE, Snapshot
-from scvec.stores.knowledge.snapshot_load import load_ontologies, load_snapshot_genes
-from scvec.stores.knowledge.table_rows import description_table, upsert_descriptions
-from scvec.stores.knowledge.tables import LOCKED
+from scvec.stores.knowledge.schema import CONTENT_TABLES, SCHEMA_VERSION, Digest, create, current_version
+from scvec.stores.knowledge.snapshot import SNAPSHOT_SOURCE, Snapshot, load_ontologies, load_snapshot_genes
+from scvec.stores.knowledge.tables import LOCKED, Tables, description_table, translate, upsert_descriptions
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from scvec.stores.store.journal import Journal
 
-__all__ = ["KnowledgeBase"]
+__all__ = ["CellOntology", "KnowledgeBase"]
+
+
+class CellOntology(Tables):
+    """The part of the knowledge base that is about cell types."""
+
+    def cl_names(self) -> list[tuple[str, str, bool]]:
+        """Every name of every Cell Ontology term, as (id, name, whether it is the term's own label)."""
+        sql = (
+            "SELECT cl_id, label, true FROM cl_terms UNION ALL"
+            " SELECT cl_id, synonym, false FROM cl_synonyms ORDER BY ALL"
+        )
+        # Labels first: synonyms are judged by them.
+        rows = sorted(self._all(sql), key=lambda row: not row[2])
+        return [(str(i), str(name), bool(own)) for i, name, own in rows]
+
+    def cl_label(self, cl_id: str) -> str:
+        """Label of a Cell Ontology term; its id where the term is not known."""
+        rows = self._all("SELECT label FROM cl_terms WHERE cl_id = ?", [cl_id])
+        return str(rows[0][0]) if rows else cl_id
+
+    def cl_ancestors(self, cl_id: str) -> dict[str, int]:
+        """Ancestors of a Cell Ontology term and how many steps up they are, nearest first."""
+        sql = "SELECT ancestor_id, distance FROM cl_ancestors WHERE cl_id = ? ORDER BY distance, ancestor_id"
+        return {str(a): int(d) for a, d in self._all(sql, [cl_id])}
 
 
 class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):

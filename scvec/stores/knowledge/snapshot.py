@@ -5,17 +5,138 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import StoreError
+from scvec.stores.knowledge.tables import insert, insert_aliases, upsert, upsert_descriptions
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SNAPSHOT_SOURCE", "Snapshot"]
+__all__ = ["SNAPSHOT_SOURCE", "Snapshot", "load_ontologies", "load_snapshot_genes"]
+
+# Tables that belong to no species and come from the snapshot alone.
+_SHARED = ("go_terms", "go_parents", "cl_terms", "cl_synonyms", "cl_ancestors", "orthologs")
+
+
+def load_ontologies(con: Any, snapshot: Snapshot) -> None:
+    """Replace Gene Ontology, Cell Ontology and orthologs by those of a snapshot."""
+    for table in _SHARED:
+        con.execute(f"DELETE FROM {table}")
+        insert(con, table, snapshot.table(table), "SELECT * FROM incoming")
+
+
+def load_snapshot_genes(con: Any, snapshot: Snapshot, species: Sequence[str], source: str) -> dict[str, int]:
+    """Genes, aliases, annotations and descriptions of some species; returns rows added."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    genes = snapshot.table("genes")
+    genes = genes.filter(pc.is_in(genes["species"], pa.array(species)))
+    con.register("snapshot_genes", genes)
+    stamp = f"{_text(source)} AS source, {_text(snapshot.version)} AS source_version"
+    try:
+        con.execute(
+            "CREATE OR REPLACE TEMP TABLE chosen AS"
+            " SELECT gene_id, species, symbol, entrez_id FROM snapshot_genes"
+        )
+    finally:
+        con.unregister("snapshot_genes")
+    _adopt(con)
+    added = {}
+    added["genes"] = upsert(
+        con,
+        "genes",
+        genes,
+        f"SELECT *, {stamp} FROM incoming",
+        ("gene_id",),
+        {
+            "symbol": "s.symbol",
+            "entrez_id": "coalesce(s.entrez_id, t.entrez_id)",
+            "name": "coalesce(nullif(s.name, ''), t.name)",
+            "gene_type": "s.gene_type",
+            "source": "s.source",
+            "source_version": "s.source_version",
+        },
+    )
+    symbols = insert_aliases(
+        con, genes, "SELECT gene_id, species, symbol AS name, 'symbol' AS kind FROM incoming"
+    )
+    added["aliases"] = symbols + insert_aliases(
+        con,
+        snapshot.table("aliases"),
+        "SELECT gene_id, c.species, name, kind FROM incoming JOIN chosen c USING (gene_id)",
+    )
+    # A newer snapshot may have renamed a gene: one official symbol each, the older one is a previous symbol.
+    con.execute(
+        "UPDATE aliases SET kind = 'previous' FROM genes g"
+        " WHERE g.gene_id = aliases.gene_id AND aliases.kind = 'symbol' AND aliases.name <> g.symbol"
+    )
+    # A symbol that an authority gives to a gene is only an alias of a gene that a file brought.
+    con.execute(
+        "UPDATE aliases SET kind = 'alias' FROM chosen c WHERE aliases.gene_id LIKE 'entrez:%'"
+        " AND aliases.kind = 'symbol' AND c.symbol = aliases.name AND c.species = aliases.species"
+    )
+    con.execute("DELETE FROM go_annotations WHERE gene_id IN (SELECT gene_id FROM chosen)")
+    added["go_annotations"] = insert(
+        con,
+        "go_annotations",
+        snapshot.table("go_annotations"),
+        "SELECT incoming.* FROM incoming SEMI JOIN chosen USING (gene_id)",
+    )
+    added["descriptions"] = upsert_descriptions(
+        con,
+        snapshot.table("descriptions"),
+        f"SELECT gene_id, text, {stamp}, {_text(snapshot.date)} AS retrieved_at, sha256(text) AS sha256,"
+        " kind, '' AS model, '' AS prompt, '' AS provenance FROM incoming SEMI JOIN chosen USING (gene_id)",
+    )
+    con.execute("DROP TABLE chosen")
+    return added
+
+
+def _adopt(con: Any) -> None:
+    """Genes that a file brought as ``entrez:N`` become the genes in ``chosen`` that have this Entrez id.
+
+    Rows are copied and then deleted: an update of a key may meet a row that is there.
+    """
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE adopted AS SELECT g.gene_id AS old_id, min(c.gene_id) AS new_id,"
+        " arg_min(c.symbol, c.gene_id) AS new_symbol"
+        " FROM genes g JOIN chosen c ON c.entrez_id = g.entrez_id AND c.species = g.species"
+        " WHERE g.gene_id LIKE 'entrez:%' GROUP BY g.gene_id"
+    )
+    if con.execute("SELECT count(*) FROM adopted").fetchall()[0][0]:
+        con.execute(
+            "INSERT INTO aliases BY NAME"
+            " SELECT DISTINCT * FROM (SELECT new_id AS gene_id, species, name, folded,"
+            " if(kind = 'symbol' AND name <> new_symbol, 'alias', kind) AS kind"
+            " FROM aliases JOIN adopted ON old_id = gene_id) ANTI JOIN aliases USING (gene_id, kind, name)"
+        )
+        con.execute("DELETE FROM aliases WHERE gene_id IN (SELECT old_id FROM adopted)")
+        for table, columns in (
+            (
+                "descriptions",
+                "text, source, source_version, retrieved_at, sha256, kind, model, prompt, provenance",
+            ),
+            ("jobs", "source, model, prompt, input_sha256, status, attempts, error, updated_at, final"),
+            ("notes", "source, source_version, retrieved_at, facts"),
+        ):
+            con.execute(
+                f"INSERT INTO {table} BY NAME SELECT new_id AS gene_id, {columns} FROM {table} t"
+                " JOIN adopted ON old_id = t.gene_id ON CONFLICT DO NOTHING"
+            )
+            con.execute(f"DELETE FROM {table} WHERE gene_id IN (SELECT old_id FROM adopted)")
+        con.execute("DELETE FROM genes WHERE gene_id IN (SELECT old_id FROM adopted)")
+    con.execute("DROP TABLE adopted")
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
 
 #: What ``source`` says of rows that come from the snapshot.
 SNAPSHOT_SOURCE = "scvec-snapshot"

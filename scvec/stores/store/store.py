@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError, StoreError
-from scvec.base.protocols import Progress, no_progress
+from scvec.base.types import Progress, no_progress
 from scvec.stores.knowledge.knowledge_copy import stale_copies
 from scvec.stores.store.files import os_errors
 from scvec.stores.store.generations import (

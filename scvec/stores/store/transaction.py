@@ -12,10 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
+from scvec.base.errors import InputError
 from scvec.base.types import Float32, Int64, Space
 from scvec.stores.index import build_index, index_extension
+from scvec.stores.index.distances import checked_vectors
 from scvec.stores.store.files import (
     check_reference_name,
     content_name,
@@ -26,7 +29,6 @@ from scvec.stores.store.files import (
     sync_file,
     sync_folder,
 )
-from scvec.stores.store.gene_table import checked_genes, merged_genes
 from scvec.stores.store.generations import Generation, read_current, write_generation
 from scvec.stores.store.lock import WriterLock
 from scvec.stores.store.manifest import (
@@ -37,21 +39,65 @@ from scvec.stores.store.manifest import (
     library_versions,
     portable,
 )
-from scvec.stores.store.reference_files import new_reference, with_layer, with_meta, without_rows
-from scvec.stores.store.reference_reader import StoredReference, StoredSpace
+from scvec.stores.store.reference_reader import (
+    StoredReference,
+    StoredSpace,
+    new_reference,
+    with_layer,
+    with_meta,
+    without_rows,
+)
 from scvec.stores.store.tensors import write_table, write_tensors
 from scvec.stores.store.working import WorkingFiles
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scvec.base.protocols import VectorIndex
+    from scvec.base.types import VectorIndex
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.knowledge.knowledge_copy import KnowledgeCopy
     from scvec.stores.store.journal import Journal
+    from scvec.stores.store.reference_reader import StoredSpace
     from scvec.stores.store.vector_cache import VectorCache
 
-__all__ = ["Transaction"]
+__all__ = ["GENE_COLUMNS", "Transaction", "checked_genes", "merged_genes"]
+
+GENE_COLUMNS = ("gene_id", "species", "symbol", "text_sha256")
+
+
+def checked_genes(genes: pd.DataFrame, vectors: Float32, dim: int) -> tuple[pd.DataFrame, Float32]:
+    """Return table and vectors of n genes as they are stored.
+
+    Raises
+    ------
+    InputError
+        A column is missing, a gene is there twice, or the vectors are not finite (n, dim) float32.
+    """
+    missing = [c for c in GENE_COLUMNS if c not in genes.columns]
+    if missing:
+        raise InputError(f"the table of genes lacks the columns {', '.join(missing)}")
+    table = genes.loc[:, list(GENE_COLUMNS)].reset_index(drop=True)
+    ready = checked_vectors(vectors, dim, "gene vectors")
+    if len(table) != len(ready):
+        raise InputError(f"{len(table):,} genes but {len(ready):,} vectors")
+    twice = table["gene_id"].duplicated()
+    if twice.any():
+        raise InputError(f"gene {table['gene_id'][twice].iloc[0]} is there twice")
+    return table, ready
+
+
+def merged_genes(
+    old: StoredSpace | None, table: pd.DataFrame, vectors: Float32
+) -> tuple[pd.DataFrame, Float32]:
+    """Return the genes of ``old`` that ``table`` does not name, and those of ``table``, sorted by gene_id."""
+    import pandas as pd
+
+    if old is not None:
+        keep = (~old.genes["gene_id"].isin(table["gene_id"])).to_numpy()
+        table = pd.concat([old.genes.loc[keep], table], ignore_index=True)
+        vectors = np.concatenate([old.vectors[keep], vectors])
+    order = np.argsort(table["gene_id"].to_numpy(dtype=str), kind="stable")
+    return table.iloc[order].reset_index(drop=True), np.ascontiguousarray(vectors[order])
 
 
 class Transaction:

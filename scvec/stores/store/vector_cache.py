@@ -6,27 +6,112 @@ import base64
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.types import Bool, Float32, Space
-from scvec.stores.store.append_log import AppendLog
-from scvec.stores.store.shipped_vectors import ShippedVectors
+from scvec.base.types import Bool, Float32, Int64, Space
+from scvec.stores.knowledge.snapshot import Snapshot
+from scvec.stores.store.journal import AppendLog
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from scvec.stores.store.reference_reader import StoredSpace
 
-__all__ = ["VectorCache"]
+__all__ = ["BASES", "KEY_BYTES", "VECTORS", "ShippedVectors", "VectorCache"]
+
+#: Tables of the snapshot: one row per text, and the base vectors that the rows are differences from.
+VECTORS, BASES = "gene_vectors", "gene_vector_bases"
+#: Bytes of a text's SHA-256 that are its key: of a hundred thousand texts, no two share them by chance.
+KEY_BYTES = 16
+
+
+class ShippedVectors:
+    """Vectors of one space by the SHA-256 of their text.
+
+    A row holds the number of a base vector, int8 differences from it and one float32 scale::
+
+        vector = scale * (base + differences)
+
+    The scale makes its length 1. Its cosine to the vector that the model gives is 0.999 or more. Both
+    operations round alike on every machine, so a text has the same vector everywhere.
+
+    Parameters
+    ----------
+    snapshot
+        By default the snapshot in the package. A snapshot without the two tables has a vector of no text.
+    """
+
+    def __init__(self, snapshot: Snapshot | None = None) -> None:
+        self._given = snapshot
+
+    def rows(self, space: Space, shas: Sequence[str]) -> Int64:
+        """Return (n,) int64 rows of texts by their SHA-256 in hex; -1 where there is no vector of this space.
+
+        Raises
+        ------
+        StoreError
+            If a file of the package is missing or damaged.
+        """
+        if space.fingerprint != self._fingerprint or not len(shas):
+            return np.full(len(shas), -1, dtype=np.int64)
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted = pa.array([bytes.fromhex(sha)[:KEY_BYTES] for sha in shas], pa.binary(KEY_BYTES))
+        found = pc.index_in(wanted, value_set=self._table.column("key"))
+        return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+    def take(self, rows: Int64) -> Float32:
+        """Return (n, dim) float32 vectors of rows, of length 1.
+
+        Raises
+        ------
+        StoreError
+            If a file of the package is missing or damaged.
+        """
+        table = self._table
+        base, scale = (table.column(name).to_numpy()[rows] for name in ("base", "scale"))
+        vectors: Float32 = self._bases[base]
+        vectors += _matrix(table, "differences", np.int8)[rows]
+        vectors *= scale[:, None]
+        return vectors
+
+    @cached_property
+    def _snapshot(self) -> Snapshot:
+        return Snapshot.open() if self._given is None else self._given
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """The space of the vectors; empty where the snapshot has none."""
+        entry = self._snapshot.manifest["tables"].get(VECTORS)
+        return Space.from_dict(entry["space"]).fingerprint if entry else ""
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        return self._snapshot.table(VECTORS).combine_chunks()
+
+    @cached_property
+    def _bases(self) -> Float32:
+        return _matrix(self._snapshot.table(BASES).combine_chunks(), "vector", np.float32)
+
+
+def _matrix(table: pa.Table, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return a column of binaries of one length as the (n, dim) array that they are."""
+    [chunk] = table.column(name).chunks
+    return np.frombuffer(chunk.buffers()[1], dtype=dtype).reshape(len(chunk), -1)
 
 
 class VectorCache:
     """Vectors of texts, keyed by space and SHA-256 of the text.
 
     Looks among the vectors that ship with the package, then in the spaces of a generation, then in a working
-    file that outlives a killed process (:class:`~scvec.stores.store.append_log.AppendLog`). Shipped
+    file that outlives a killed process (:class:`~scvec.stores.store.journal.AppendLog`). Shipped
     vectors go first: a shipped text then has the same vector in every store. What :meth:`put_many` wrote is
     on the disk when it returns.
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from scvec.base.errors import ResourceError, ScvecError
-from scvec.base.protocols import Progress, no_progress
-from scvec.base.types import Float32
+from scvec.base.types import Float32, Progress, no_progress
 from scvec.stores.index import build_index
 from scvec.stores.store.files import check_file
 from scvec.stores.store.generations import Generation
