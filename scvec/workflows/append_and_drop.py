@@ -45,8 +45,8 @@ def append_cells(
 
     Their vectors are kept beside the others', in an exact index of their own that is searched too, until they
     are many (`scvec.model.cell_index`). The neighbours know the new cells at once. Cell space, head,
-    calibration and novelty stay as they were learned from the first cells, and so do fits to the genes of a query, until
-    all cells are ingested together.
+    calibration and novelty stay as they were learned from the first cells, and so do fits to the genes of a
+    query, until all cells are ingested together.
 
     Parameters
     ----------

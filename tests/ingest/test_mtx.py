@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import mmread
 
+from scvec.base import arrays
 from scvec.base.errors import InputError
 from scvec.ingest.cells.matrix import open_matrix
 from scvec.ingest.cells.readers import tenx

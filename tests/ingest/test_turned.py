@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scvec.base import arrays as base_arrays
 from scvec.base.errors import InputError, ResourceError
 from scvec.ingest.cells import transpose as turned
 from scvec.ingest.cells.matrix import is_only_here, open_matrix
@@ -165,7 +166,7 @@ def test_no_room_for_temporary_files_is_told(tmp_path: Path, monkeypatch: Any, c
     def full(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(arrays, "_reserve", full)
+    monkeypatch.setattr(base_arrays, "_reserve", full)
     monkeypatch.setattr(turned.tempfile, "tempdir", str(tmp_path))
     columns = np.zeros(2000, np.int32), np.zeros(2000, np.int32), np.ones(2000, np.float32)
     with pytest.raises(ResourceError, match=r"by gene and needs 24\.0 KB of temporary files") as caught:
