@@ -198,10 +198,9 @@ def kinds(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any
 def parts(folder: Path) -> list[dict[str, Any]]:
     """Return the cells a second of the default encoder beside scipy's product of the same cells and axes."""
     from scvec.ingest.cells.source import CellSource
-    from scvec.model.matching import match_genes
+    from scvec.model.matching import match_genes, query_genes
     from scvec.model.resolvers import stored_resolver
     from scvec.model.storage import load_model
-    from scvec.model.unmatched import query_genes
     from scvec.stores.store.store import Store
 
     store = Store(prepared(folder))

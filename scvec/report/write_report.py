@@ -361,7 +361,7 @@ def _evidence(
 
     Reference cells are rows and vectors; None where the cells could not be read again.
     """
-    from scvec.model.explainer import Explainer
+    from scvec.model.explanation import Explainer
 
     found: list[dict[str, Any]] = []
     rows, vectors = np.zeros(0, dtype=np.int64), None

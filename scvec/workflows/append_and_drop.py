@@ -70,10 +70,9 @@ def append_cells(
     from scvec.ingest.cells.label_columns import as_label_map
     from scvec.ingest.cells.source import CellSource
     from scvec.model.cell_index import changed_meta, counts_of, grows_apart, put_whole
-    from scvec.model.matching import match_genes
+    from scvec.model.matching import match_genes, query_genes
     from scvec.model.resolvers import stored_resolver
     from scvec.model.storage import CODE_COLUMN, SOURCE_COLUMN, SPECIES_COLUMN, load_model
-    from scvec.model.unmatched import query_genes
     from scvec.stores.store.store import Store
     from scvec.workflows.query import check_overlap
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scvec.base.types import Progress, no_progress
-from scvec.model.explainer import Explainer
-from scvec.model.explanation import Explanation
+from scvec.model.explanation import Explainer, Explanation
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -19,8 +19,7 @@ from scvec.base.parallel import n_cores, side_by_side
 from scvec.base.results import Stages
 from scvec.base.types import Progress, no_progress
 from scvec.engines.engine import AT_ONCE
-from scvec.model.annotation import Annotation, check_columns
-from scvec.model.judging import judged, provenance
+from scvec.model.annotation import Annotation, check_columns, judged, provenance
 from scvec.model.majority import clusters, majority, need_igraph
 
 if TYPE_CHECKING:
@@ -146,10 +145,9 @@ def query(
     from scvec.engines.engine import check_engine
     from scvec.ingest.cells.source import CellSource
     from scvec.model.gene_fit import fitted_to
-    from scvec.model.matching import match_genes
+    from scvec.model.matching import UNMATCHED, match_genes, query_genes
     from scvec.model.resolvers import stored_resolver
     from scvec.model.storage import load_model
-    from scvec.model.unmatched import UNMATCHED, query_genes
     from scvec.report.write_report import check_report
     from scvec.stores.index.shards import unsearched
     from scvec.stores.store.store import Store

@@ -67,7 +67,7 @@ def explainer_of(store: Path | str, path: Path | str | AnnData) -> Callable[...,
     """Return what :meth:`scvec.model.annotation.Annotation.explain` asks."""
 
     def explain(annotation: Annotation, **options: Any) -> Any:
-        from scvec.model.explainer import Explainer
+        from scvec.model.explanation import Explainer
 
         with Explainer.of_annotation(store, path, annotation) as explainer:
             return explainer.explain(**options)

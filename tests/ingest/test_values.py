@@ -18,7 +18,7 @@ from scvec.ingest.cells.expression import ExpressionState, MatrixProfile, normal
 from scvec.ingest.cells.source import CellSource, FileRows, recipe_of
 from scvec.ingest.cells.values import VALUES, best_transform, detect_state
 from scvec.ingest.genes.names import GeneMap
-from scvec.model.judging import novel_notes
+from scvec.model.annotation import novel_notes
 from scvec.model.matching import MatchedSource, settle_values
 
 LENGTHS = np.random.default_rng(7).uniform(0.2, 5, 2000)

@@ -328,7 +328,7 @@ def test_other_encoders_have_one_fit(store: Path, tiny_adata: Cells, fits: list[
 
 
 def test_a_report_draws_reference_and_query_in_one_space(store: Path, tiny_adata: Cells) -> None:
-    from scvec.model.explainer import Explainer
+    from scvec.model.explanation import Explainer
 
     cells = panel(tiny_adata)
     found = scvec.query(store, cells, n_neighbors=1)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import scvec
 from scvec.base.errors import InputError
 from scvec.ingest.genes.names import GeneMap
-from scvec.model.unmatched import SIMILAR, with_partners
+from scvec.model.matching import SIMILAR, with_partners
 
 Cells = Callable[..., Any]
 

@@ -14,7 +14,7 @@ import pytest
 
 import scvec
 from scvec.base.errors import InputError, StoreError
-from scvec.model.explainer import Explainer
+from scvec.model.explanation import Explainer
 
 OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16", "batch_key": "donor"}
 
