@@ -122,7 +122,7 @@ def query(
       scvec query new.h5ad --where "donor = 'human1'" -o labels.csv
       scvec query sample1.h5ad sample2.h5ad -o '{}-labels.csv'
     """
-    from scvec.workflows.query_files import annotate_files, query_files
+    from scvec.workflows.query import annotate_files, query_files
 
     files = query_files(queries, output, report)
     found = annotate_files(

@@ -305,7 +305,7 @@ def shown_name(name: str) -> str:
 
 def script(name: str, options: dict[str, Any]) -> str:
     """Return a shell script that does the same from the command line."""
-    from scvec.workflows.query_output import command_line
+    from scvec.workflows.query import command_line
 
     # A name that begins with a dash would be taken for an option.
     shown = name if not name.startswith("-") else f"./{name}"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import shlex
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +27,338 @@ from scvec.model.annotation import Annotation, check_columns, judged, provenance
 from scvec.model.majority import clusters, majority, need_igraph
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
+    from scvec.base.types import Progress
     from scvec.ingest.cells.source import CellSource
     from scvec.ingest.genes.names import GeneMap
+    from scvec.model.annotation import Annotation
     from scvec.model.matching import MatchedSource
     from scvec.model.reference import Prediction, ReferenceModel
+    from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["annotate", "check_overlap", "only_reference", "query"]
+__all__ = [
+    "AnnotatedFile",
+    "QueryFile",
+    "annotate",
+    "annotate_files",
+    "check_output_file",
+    "check_overlap",
+    "command_line",
+    "explainer_of",
+    "only_reference",
+    "query",
+    "query_files",
+    "report_query",
+    "reporter_of",
+    "write_output",
+]
+
+#: Arguments of a query that are no options of the command.
+NOT_OPTIONS = ("path", "title", "progress")
+OUTPUTS = (".h5ad", ".csv", ".parquet")
+
+
+def check_output_file(output: Path | str | None, path: Any) -> Path | None:
+    """Return where the answer goes, or raise InputError before any work is done."""
+    if output is None:
+        return None
+    from scvec.ingest.cells.write import check_output
+
+    target = check_output(output, path if isinstance(path, str | Path) else None)
+    if target.suffix not in OUTPUTS:
+        what = (
+            f"the ending {target.suffix!r} names no format" if target.suffix else "the output has no ending"
+        )
+        raise InputError(what, str(target), f"end its name in {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}")
+    return target
+
+
+def command_line(path: Any, options: Mapping[str, Any]) -> str:
+    """Return the command that does a query again.
+
+    Parameters
+    ----------
+    options
+        Arguments of :func:`scvec.query`; those with their default value are left out.
+    """
+
+    words = ["scvec", "query", str(path) if isinstance(path, str | Path) else "CELLS.h5ad"]
+    for name, parameter in inspect.signature(query).parameters.items():
+        value = options.get(name)
+        if name in NOT_OPTIONS or value is None or value == parameter.default:
+            continue
+        flag = f"--{name.replace('_', '-')}" if name != "output" else "-o"
+        words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
+
+
+def explainer_of(store: Path | str, path: Path | str | AnnData) -> Callable[..., Any]:
+    """Return what :meth:`scvec.model.annotation.Annotation.explain` asks."""
+
+    def explain(annotation: Annotation, **options: Any) -> Any:
+        from scvec.model.explanation import Explainer
+
+        with Explainer.of_annotation(store, path, annotation) as explainer:
+            return explainer.explain(**options)
+
+    return explain
+
+
+def report_query(
+    page: Path,
+    annotation: Annotation,
+    stored: StoredReference,
+    obs: pd.DataFrame,
+    asked: dict[str, Any],
+    progress: Progress,
+) -> Annotation:
+    """Write the report of a query.
+
+    Parameters
+    ----------
+    asked
+        The arguments of :func:`scvec.query`.
+    """
+    from scvec.model.storage import CODE_COLUMN
+    from scvec.report.write_report import write_report
+
+    path, title = asked["path"], asked["title"]
+    command = command_line(path, asked)
+    if title is not None:
+        # Where the file lay does not matter to whoever gave it a title.
+        names = {k: Path(asked[k]).name for k in ("output", "report") if asked[k] is not None}
+        command = command_line(title, {**asked, **names, "store": None})
+    write_report(
+        page,
+        annotation,
+        stored,
+        stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64),
+        obs,
+        store=asked["store"],
+        path=path,
+        title=title,
+        command=command,
+        memory=asked["memory"],
+        progress=progress,
+    )
+    return annotation.changed(report=str(page))
+
+
+def reporter_of(asked: dict[str, Any]) -> Callable[..., Any]:
+    """Return what :meth:`scvec.model.annotation.Annotation.to_report` asks.
+
+    Parameters
+    ----------
+    asked
+        The arguments of :func:`scvec.query`.
+    """
+
+    def report(annotation: Annotation, output: Path | str) -> Annotation:
+        from scvec.ingest.cells.source import CellSource
+        from scvec.model.explanation import generation_of, same_reference
+        from scvec.report.write_report import check_report
+
+        page = check_report(output, asked["path"])
+        if page is None:
+            raise InputError("a report needs a file to go to", fix="to_report('report.html')")
+        stored = same_reference(generation_of(asked["store"], annotation.parameters), annotation.parameters)
+        how = {key: asked[key] for key in ("layer", "values", "memory")}
+        with CellSource.open(asked["path"], **how) as source:
+            if source.n_obs != len(annotation):
+                what = f"the annotation has {len(annotation):,} cells, the data {source.n_obs:,}"
+                raise InputError(what, source.name, "query the cells again")
+            obs = source.obs
+        return report_query(page, annotation, stored, obs, {**asked, "report": str(page)}, no_progress)
+
+    return report
+
+
+def write_output(annotation: Annotation, path: Any, target: Path, columns: str, memory: int) -> Annotation:
+    """Write an annotation beside what it annotates, or as a table; returns it with its file named.
+
+    The cells were read for the annotation just now, and checked before that. Where they are read again,
+    ``memory`` bytes may be used.
+    """
+    from scvec.ingest.cells.write import write_annotated, write_tables
+
+    if target.suffix == ".h5ad":
+        table = annotation.to_table(named=False)
+        if columns != "scvec":
+            table = table.join(annotation.to_table(columns=columns, named=False))
+        uns = {"scvec": annotation.uns(), **annotation.colors()}
+        write_annotated(path, target, obs=table, obsm=annotation.obsm(), uns=uns, checked=True, memory=memory)
+    else:
+        write_tables((part.rename_axis("cell") for part in annotation.tables(columns=columns)), target)
+    return annotation.changed(output=str(target))
+
+
+#: Stands in the name of an output for the name of the file that it answers.
+PLACE = "{}"
+
+
+@dataclass(frozen=True)
+class QueryFile:
+    """A file, and where its answer and its report go."""
+
+    path: Path
+    output: Path | None = None
+    report: Path | None = None
+
+
+@dataclass(frozen=True)
+class AnnotatedFile:
+    """The answer about one file of several, which says whose it is."""
+
+    path: Path
+    annotation: Annotation
+
+    @property
+    def notes(self) -> Iterable[str]:
+        """The notes, with the file's name: those of several files stand below each other."""
+        marked = (n.removeprefix("warning: ") for n in self.annotation.notes)
+        for note, text in zip(self.annotation.notes, marked, strict=True):
+            yield f"{'warning: ' if text != note else ''}{self.path.name}: {text}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer's object with the file as ``query``."""
+        return {"query": str(self.path), **self.annotation.to_dict()}
+
+    def lines(self) -> list[str]:
+        """Return the answer's lines under the file's name."""
+        return [f"{self.path}:", *self.annotation.lines(), ""]
+
+
+def query_files(
+    paths: Sequence[Path | str],
+    output: Path | str | None = None,
+    report: Path | str | None = None,
+) -> list[QueryFile]:
+    """Return each file with the outputs that are meant for it.
+
+    Parameters
+    ----------
+    paths
+        Files, in the order in which they are to be annotated.
+    output, report
+        As for :func:`scvec.query`; ``{}`` in them stands for the name of the file without its ending, as in
+        ``annotated/{}.h5ad``. Files of one name in several folders have those before it.
+
+    Raises
+    ------
+    InputError
+        If several files would be answered in one, or one of them is not there.
+    """
+    once = list(dict.fromkeys(map(Path, paths)))
+    found = [
+        QueryFile(path, _placed(output, name), _placed(report, name))
+        for path, name in zip(once, _names(once), strict=True)
+    ]
+    for option, given, targets in (
+        ("--output", output, [f.output for f in found]),
+        ("--report", report, [f.report for f in found]),
+    ):
+        taken: dict[Path, Path] = {}
+        for file, target in zip(found, targets, strict=True):
+            if target is not None and target in taken:
+                raise _shared(option, Path(str(given)), taken[target], file.path)
+            if target is not None:
+                taken[target] = file.path
+    missing = [file.path for file in found if not file.path.exists()]
+    if missing and len(found) > 1:
+        raise InputError(
+            f"{len(missing)} of the {len(found)} files are not there, the first of them",
+            str(missing[0]),
+            "check the names; none was annotated",
+        )
+    return found
+
+
+def annotate_files(
+    store: Path | str,
+    files: Sequence[QueryFile],
+    *,
+    progress: Callable[[], AbstractContextManager[Progress]] = lambda: nullcontext(no_progress),
+    **options: Any,
+) -> Iterator[AnnotatedFile | InputError]:
+    """Annotate files one by one; yield the answer of each, or why it could not be used.
+
+    Parameters
+    ----------
+    progress
+        Returns a context that gives what the progress of one file is reported to.
+    **options
+        As for :func:`scvec.query`.
+
+    Raises
+    ------
+    InputError
+        Two files in a row were refused in the same words: it is not a matter of the files.
+    StoreError, NetworkError
+        As :func:`scvec.query`.
+    """
+
+    refused: InputError | None = None
+    for file in files:
+        try:
+            with progress() as report:
+                annotation = query(
+                    store, file.path, output=file.output, report=file.report, progress=report, **options
+                )
+        except InputError as error:
+            if refused is not None and error.lines() == refused.lines():
+                raise
+            refused = error
+            yield error
+        else:
+            yield AnnotatedFile(file.path, annotation)
+
+
+def _placed(target: Path | str | None, name: str) -> Path | None:
+    return None if target is None else Path(str(target).replace(PLACE, name))
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each file: its own, and where others have it too the folders that tell them apart.
+
+    So ``a/outs/cells.h5`` and ``b/outs/cells.h5`` are ``a-cells`` and ``b-cells``.
+    """
+    places = [Path(os.path.abspath(path)) for path in paths]  # a link keeps its own name
+    stems = [_stem(place) for place in places]
+    names = []
+    for place, stem in zip(places, stems, strict=True):
+        alike = [p.parent.parts for p, s in zip(places, stems, strict=True) if s == stem]
+        folders = place.parent.parts
+        start = _n_shared(alike)
+        stop = len(folders) - _n_shared([parts[start:][::-1] for parts in alike])
+        names.append("-".join([*(folders[start:stop] if len(alike) > 1 else ()), stem]))
+    return names
+
+
+def _n_shared(many: Sequence[Sequence[str]]) -> int:
+    """Return how many of their first parts are the same in all."""
+    return next(
+        (i for i, parts in enumerate(zip(*many, strict=False)) if len(set(parts)) > 1), min(map(len, many))
+    )
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for ending in (".h5ad", ".h5", ".zarr"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def _shared(option: str, given: Path, one: Path, other: Path) -> InputError:
+    what = f"{one} and {other} would both be answered in one {option}"
+    if PLACE in str(given):
+        return InputError(what, str(given), "annotate one of them by a command of its own")
+    example = given.with_stem(PLACE)
+    return InputError(
+        what, str(given), f"put {PLACE} into the name, which stands for the file's: '{example}'"
+    )
+
 
 #: Chunks after which what was freed goes back to the system: several threads leave holes in several heaps,
 #: and more of them the more chunks there are.
@@ -151,13 +479,6 @@ def query(
     from scvec.report.write_report import check_report
     from scvec.stores.index.shards import unsearched
     from scvec.stores.store.store import Store
-    from scvec.workflows.query_output import (
-        check_output_file,
-        explainer_of,
-        report_query,
-        reporter_of,
-        write_output,
-    )
 
     check_device(device)
     check_engine(engine, ray_address)

@@ -17,9 +17,16 @@ from web_parts import HOSTILE, Shelf, flat
 
 from scvec.base.errors import InputError
 from scvec.report import layout, write_report
-from scvec.report.page import inline_policy, render_report, script_json
-from scvec.report.write_report import _packed, check_report, columns_of, truth_column
-from scvec.workflows.query_output import command_line
+from scvec.report.write_report import (
+    _packed,
+    check_report,
+    columns_of,
+    inline_policy,
+    render_report,
+    script_json,
+    truth_column,
+)
+from scvec.workflows.query import command_line
 
 
 def facts(page: str) -> Any:
