@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scvec.base.errors import ScvecError as ScvecError
+    from scvec.model.query_options import QueryOptions as QueryOptions
     from scvec.model.resolvers import resolve as resolve
     from scvec.report import plots as pl
+    from scvec.report.write_report import write_report as write_report
     from scvec.web.server import serve as serve
     from scvec.workflows.admin import compact as compact
     from scvec.workflows.admin import doctor as doctor
@@ -48,6 +50,8 @@ _HOMES = {
     "ingest_cells": "scvec.workflows.ingest_cells",
     "query": "scvec.workflows.query",
     "annotate": "scvec.workflows.query",
+    "QueryOptions": "scvec.model.query_options",
+    "write_report": "scvec.report.write_report",
     "explain": "scvec.workflows.explain",
     "labels": "scvec.workflows.labels",
     "evaluate": "scvec.workflows.evaluate",

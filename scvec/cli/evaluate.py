@@ -1,8 +1,9 @@
-"""``scvec eval``: how good the answers are where the truth is known."""
+"""``scvec eval``: labels of a query against the true ones; ``scvec labels``."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,6 +26,7 @@ from scvec.cli.options import (
     values_option,
     where_option,
 )
+from scvec.model.query_options import QueryOptions
 
 __all__ = ["evaluate", "labels"]
 
@@ -85,7 +87,7 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
     type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
     default=0.9,
     show_default=True,
-    metavar="SHARE",
+    metavar="FRACTION",
     help="Coverage of the label sets.",
 )
 @n_neighbors_option
@@ -105,26 +107,13 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
 @pass_session
 def evaluate(
     session: Session,
+    /,
     query: Path,
     truth_key: str,
-    reference: str | None,
     label_map: Path | None,
     output: Path | None,
     plot: Path | None,
-    coverage: float,
-    n_neighbors: int,
-    method: str,
-    species: str,
-    layer: str | None,
-    values: str,
-    memory: str | None,
-    where: str | None,
-    false_novel_rate: float,
-    novelty: str,
-    unmatched_genes: str,
-    force: bool,
-    device: str,
-    llm: str | None,
+    **chosen: Any,
 ) -> None:
     """Annotate the labelled cells of QUERY and compare with their true labels.
 
@@ -139,25 +128,11 @@ def evaluate(
         report = evaluate_file(
             session.store,
             query,
+            QueryOptions(**chosen),
             truth_key=truth_key,
-            reference=reference,
             label_map=label_map,
             output=output,
             plot=plot,
-            coverage=coverage,
-            n_neighbors=n_neighbors,
-            method=method,
-            species=species,
-            layer=layer,
-            values=values,
-            memory=memory,
-            where=where,
-            false_novel_rate=false_novel_rate,
-            novelty=novelty,
-            unmatched_genes=unmatched_genes,
-            force=force,
-            device=device,
-            llm=llm,
             progress=progress,
         )
     session.show(report)

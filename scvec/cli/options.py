@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from scvec.cli.console import Console, Interrupts
+from scvec.model.query_options import DEVICES, METHODS, NOVELTY, UNMATCHED, QueryOptions
 
 if TYPE_CHECKING:
     from scvec.base.types import Progress
@@ -191,8 +192,8 @@ def coverage_option(function: F) -> F:
     return click.option(
         "--coverage",
         type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
-        metavar="SHARE",
-        help="Also sets of labels that hold the true one for this share of the cells, as 0.9.",
+        metavar="FRACTION",
+        help="Also sets of labels that hold the true one for this fraction of the cells, as 0.9.",
     )(function)
 
 
@@ -201,10 +202,10 @@ def false_novel_option(function: F) -> F:
     return click.option(
         "--false-novel-rate",
         type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
-        default=0.05,
+        default=QueryOptions.false_novel_rate,
         show_default=True,
-        metavar="SHARE",
-        help="Share of cells of known types that may be called novel.",
+        metavar="FRACTION",
+        help="Fraction of cells of known types that may be called novel.",
     )(function)
 
 
@@ -212,8 +213,8 @@ def unmatched_option(function: F) -> F:
     """Add ``--unmatched-genes``."""
     return click.option(
         "--unmatched-genes",
-        type=click.Choice(["drop", "text"]),
-        default="drop",
+        type=click.Choice(UNMATCHED),
+        default=QueryOptions.unmatched_genes,
         show_default=True,
         help="Genes that the reference lacks: dropped, or matched by what is written about them.",
     )(function)
@@ -223,8 +224,8 @@ def device_option(function: F) -> F:
     """Add ``--device``."""
     return click.option(
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
+        type=click.Choice(DEVICES),
+        default=QueryOptions.device,
         show_default=True,
         help="Where to compute.",
     )(function)
@@ -291,21 +292,21 @@ reference_option = click.option(
 n_neighbors_option = click.option(
     "--n-neighbors",
     type=click.IntRange(min=1),
-    default=15,
+    default=QueryOptions.n_neighbors,
     show_default=True,
-    help="Neighbours asked per cell.",
+    help="Reference cells that vote for each cell.",
 )
 method_option = click.option(
     "--method",
-    type=click.Choice(["both", "knn", "head"]),
-    default="both",
+    type=click.Choice(METHODS),
+    default=QueryOptions.method,
     show_default=True,
     help="Neighbours, the trained head, or the mean of both.",
 )
 novelty_option = click.option(
     "--novelty",
-    type=click.Choice(["relative", "absolute"]),
-    default="relative",
+    type=click.Choice(NOVELTY),
+    default=QueryOptions.novelty,
     show_default=True,
     help="Judge novelty relative to what all cells of the query have in common (another platform), or not.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,6 +28,7 @@ from scvec.cli.options import (
     values_option,
     where_option,
 )
+from scvec.model.query_options import COLUMNS, QueryOptions
 
 __all__ = ["query"]
 
@@ -39,7 +41,7 @@ __all__ = ["query"]
     "--output",
     type=click.Path(path_type=Path),
     metavar="OUT",
-    help="File for the answer: .h5ad, .csv or .parquet; {} in it is the name of QUERY.  "
+    help="File for the annotation: .h5ad, .csv or .parquet; {} in it is the name of QUERY.  "
     "[default: print the counts only]",
 )
 @click.option(
@@ -59,8 +61,8 @@ __all__ = ["query"]
 @click.option(
     "--recall",
     type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
-    metavar="SHARE",
-    help="Share of the nearest cells that an approximate index is to find.  [default: as it was ingested]",
+    metavar="FRACTION",
+    help="Fraction of the nearest cells that an approximate index is to find.  [default: as it was ingested]",
 )
 @coverage_option
 @false_novel_option
@@ -72,8 +74,8 @@ __all__ = ["query"]
 )
 @click.option(
     "--columns",
-    type=click.Choice(["scvec", "celltypist"]),
-    default="scvec",
+    type=click.Choice(COLUMNS),
+    default=QueryOptions.columns,
     show_default=True,
     help="Names of the columns: scvec's own, or those that CellTypist writes.",
 )
@@ -85,36 +87,12 @@ __all__ = ["query"]
 @global_options
 @pass_session
 def query(
-    session: Session,
-    queries: tuple[Path, ...],
-    reference: str | None,
-    output: Path | None,
-    report: Path | None,
-    n_neighbors: int,
-    method: str,
-    species: str,
-    layer: str | None,
-    values: str,
-    memory: str | None,
-    where: str | None,
-    exact: bool,
-    recall: float | None,
-    coverage: float | None,
-    false_novel_rate: float,
-    novelty: str,
-    majority_vote: bool,
-    columns: str,
-    unmatched_genes: str,
-    force: bool,
-    device: str,
-    llm: str | None,
-    engine: str,
-    ray_address: str | None,
+    session: Session, /, queries: tuple[Path, ...], output: Path | None, report: Path | None, **chosen: Any
 ) -> None:
     """Annotate the cells of QUERY by a reference. The file itself is never changed.
 
     QUERY is an h5ad, a zarr folder of anndata, or what Cell Ranger writes: an .h5, or a folder of matrix.mtx.
-    Of several, each is annotated for itself: a cell's label does not depend on the other files.
+    Of several, each is annotated alone: a cell's label does not depend on the other files.
 
     \b
     Examples:
@@ -125,32 +103,7 @@ def query(
     from scvec.workflows.query import annotate_files, query_files
 
     files = query_files(queries, output, report)
-    found = annotate_files(
-        session.store,
-        files,
-        progress=session.progress,
-        reference=reference,
-        n_neighbors=n_neighbors,
-        method=method,
-        species=species,
-        layer=layer,
-        values=values,
-        memory=memory,
-        where=where,
-        exact=exact,
-        recall=recall,
-        coverage=coverage,
-        false_novel_rate=false_novel_rate,
-        novelty=novelty,
-        majority_vote=majority_vote,
-        columns=columns,
-        unmatched_genes=unmatched_genes,
-        force=force,
-        device=device,
-        llm=llm,
-        engine=engine,
-        ray_address=ray_address,
-    )
+    found = annotate_files(session.store, files, QueryOptions(**chosen), progress=session.progress)
     errors: list[InputError] = []
     for one in found:
         if not isinstance(one, InputError):

@@ -14,7 +14,7 @@ import ray
 
 from scvec.base.borders import parse_memory
 from scvec.base.errors import InputError, NetworkError, ResourceError, ScvecError
-from scvec.base.types import CellChunk, CellEncoder, Float32, Progress
+from scvec.base.types import CellChunk, CellEncoder, Float32, Int64, Progress, no_progress
 from scvec.engines.ray_cluster import Plan, joined, nodes, plan
 from scvec.engines.ray_workers import GRACE, PATIENCE, Task
 from scvec.ingest.cells.source import recipe_of
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scvec.engines.ray_workers import ReferencePlace, ShardHandle, Task
     from scvec.ingest.genes.names import GeneMap
     from scvec.model.matching import MatchedSource
+    from scvec.model.query_options import QueryOptions
     from scvec.model.reference import Prediction, ReferenceModel
     from scvec.stores.store.reference_reader import StoredReference
     from scvec.stores.store.store import Store
@@ -195,31 +196,23 @@ def predict_by_ray(
     stored: StoredReference,
     matched: MatchedSource,
     genes: GeneMap,
+    options: QueryOptions,
     *,
-    address: str | None,
-    memory: str | int | None,
-    exact: bool,
-    recall: float | None,
-    device: str,
-    llm: str | None,
-    progress: Progress,
+    subset: Int64 | None = None,
     fitted: ReferenceModel | None = None,
-    **options: Any,
+    progress: Progress = no_progress,
 ) -> Iterator[Prediction]:
-    """Name the cells of a query on a cluster.
+    """Annotate the cells of a query on a cluster.
 
     Parameters
     ----------
-    address
-        Of the cluster; None for a Ray of this machine's own.
-    memory
-        Bytes of all workers together.
-    exact, recall
-        How an approximate index searches (`StoredReference.searcher`).
+    options
+        Of the query. ``memory`` is that of all workers together.
+    subset
+        Rows of the reference that may be neighbours; all when None.
     fitted
-        What was fitted to the genes of the query, if that was needed: workers hold all of it, and no shards.
-    **options
-        Of :meth:`scvec.model.reference.ReferenceModel.predict`.
+        The model that was fitted to the genes of the query, if that was needed: workers hold all of it, and
+        there are no shards.
 
     Yields
     ------
@@ -233,14 +226,14 @@ def predict_by_ray(
     from scvec.engines.ray_workers import AnnotateJob, Annotator, Reads, ReferencePlace
     from scvec.model.gene_fit import fit_state
 
-    splits = exact or stored.index_kind in EXACT
-    with joined(address, progress=progress) as ray:
+    splits = options.exact or stored.index_kind in EXACT
+    with joined(options.ray_address, progress=progress) as ray:
         room = plan(
             nodes(ray),
             n_rows=stored.n,
             dim=stored.dim,
-            memory=None if memory is None else parse_memory(memory),
-            device=device,
+            memory=None if options.memory is None else parse_memory(options.memory),
+            device=options.device,
             uses_gpu=stored.meta["model"]["encoder"]["name"] in ON_GPU,
             splits=splits,
         )
@@ -250,10 +243,10 @@ def predict_by_ray(
         with _actors() as actors:
             shards = []
             if fitted is None:
-                shards = _shards(ray, place, stored.n, room, actors, whole=not splits, recall=recall)
+                shards = _shards(ray, place, stored.n, room, actors, whole=not splits, recall=options.recall)
             reads = Reads([recipe_of(matched.source)], [genes], room.reading)
             fit = None if fitted is None else fit_state(fitted)
-            job = AnnotateJob(reads, place, shards, options, device, llm, fit)
+            job = AnnotateJob(reads, place, shards, options, subset, fit)
             crew = _crew(ray, Annotator, job, room, actors)
             for _, answer in _Work(ray, crew, [matched], [genes], "annotating cells", progress).done():
                 yield answer

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from scvec.ingest.genes.names import GeneMap
+    from scvec.model.query_options import QueryOptions
     from scvec.model.reference import Prediction
     from scvec.stores.store.reference_reader import StoredReference
 
@@ -312,14 +313,13 @@ class _Worker:
 
 @dataclass(frozen=True)
 class AnnotateJob:
-    """What to do with the cells of a query: ``options`` are those of ``ReferenceModel.predict``."""
+    """How to annotate the cells of a query; ``subset`` holds the rows of the reference to search."""
 
     reads: Reads
     place: ReferencePlace
     shards: Sequence[ShardHandle]
-    options: Mapping[str, Any]
-    device: str
-    llm: str | None
+    options: QueryOptions
+    subset: Int64 | None
     fit: Mapping[str, npt.NDArray[Any]] | None = None
 
 
@@ -336,10 +336,18 @@ class Annotator(_Worker):
         stored = job.place.open()
         held = [(shard.first, shard.last) for shard in job.shards]
         index = ShardedIndex(stored.dim, held, lambda q, k, subsets: ask_shards(job.shards, q, k, subsets))
-        self._model = load_model(stored, device=job.device, llm=job.llm, index=index)
+        options = job.options
+        self._model = load_model(stored, device=options.device, llm=options.llm, index=index)
 
     def _answer(self, cells: CellChunk) -> Prediction:
-        return self._model.predict(cells, **self._job.options)
+        options = self._job.options
+        return self._model.predict(
+            cells,
+            method=options.method,
+            n_neighbors=options.n_neighbors,
+            subset=self._job.subset,
+            coverage=options.coverage,
+        )
 
 
 @dataclass(frozen=True)

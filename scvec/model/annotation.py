@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,46 +11,28 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
-from scvec.base.errors import InputError
 from scvec.base.types import Float32, Neighbors
 from scvec.model.colors import STATUS_COLORS, label_colors
 from scvec.model.label_sets import set_names
+from scvec.model.query_options import QueryOptions, check_columns
 from scvec.model.status import STATUSES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import anndata
     import pandas as pd
 
-    from scvec.base.results import Stages
     from scvec.ingest.cells.expression import ExpressionState
-    from scvec.ingest.cells.source import CellSource
     from scvec.model.matching import MatchedSource
     from scvec.model.reference import Prediction, ReferenceModel
     from scvec.model.shift import Shift
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["Annotation", "check_columns", "judged", "novel_notes", "provenance"]
+__all__ = ["Annotation", "judge", "novel_notes", "provenance"]
 
 Strings = npt.NDArray[np.object_]
 
 #: Attributes that hold a text a cell.
 TEXTS = ("cells", "label", "label_knn", "label_head", "label_broad", "cl_id", "status", "majority")
-#: Names that the columns of a table may have.
-COLUMNS = ("scvec", "celltypist")
-
-
-def check_columns(columns: str) -> None:
-    """Refuse names of columns that are none.
-
-    Raises
-    ------
-    InputError
-        If ``columns`` is not one of ``COLUMNS``.
-    """
-    if columns not in COLUMNS:
-        raise InputError(f"there are no columns {columns!r}", "--columns", f"give {' or '.join(COLUMNS)}")
 
 
 @holds_texts(*TEXTS)
@@ -78,8 +60,9 @@ class Annotation:
     majority, cluster
         (n,) strings and (n,) int64: the label that most cells of a cell's cluster have, and the cluster's
         number; None where no majority vote was asked for.
-    explainer, reporter
-        What :meth:`explain` and :meth:`to_report` ask; None for an annotation that was not made by a query.
+    store, data, options
+        What the query was asked: the folder of the store, the file or AnnData object, and the options.
+        ``options`` is None where no query made the annotation.
     sets
         (n, n_classes) bool, which labels belong to each cell's set; None where no coverage was asked for.
     parameters
@@ -111,8 +94,9 @@ class Annotation:
     sets: npt.NDArray[np.bool_] | None = None
     majority: Strings | None = None
     cluster: npt.NDArray[np.int64] | None = None
-    explainer: Callable[..., Any] | None = field(default=None, compare=False)
-    reporter: Callable[..., Any] | None = field(default=None, compare=False)
+    store: Path | str = ""
+    data: Any = field(default=None, compare=False)
+    options: QueryOptions | None = None
 
     def __post_init__(self) -> None:
         n = len(self)
@@ -234,34 +218,14 @@ class Annotation:
         Raises
         ------
         ValueError
-            If the annotation was not made by a query.
+            If no query made the annotation.
         InputError, StoreError
             As :func:`scvec.explain`.
         """
-        if self.explainer is None:
-            raise ValueError("only what scvec.query returned can be explained: use scvec.explain")
-        return self.explainer(self, cell=cell, label=label, against=against, n_genes=n_genes)
+        from scvec.model.explanation import Explainer
 
-    def to_report(self, output: str | Path) -> Annotation:
-        """Write a report as one HTML page that opens offline, and the same numbers as JSON beside it.
-
-        The cells are read again: the file or AnnData object that was annotated must be as it was.
-
-        Returns
-        -------
-        The annotation with ``report`` set.
-
-        Raises
-        ------
-        ValueError
-            If the annotation was not made by a query.
-        InputError, StoreError
-            If the page cannot be written there, or cells or reference are not what they were.
-        """
-        if self.reporter is None:
-            raise ValueError("only what scvec.query returned can be reported: use scvec.query with report")
-        reported: Annotation = self.reporter(self, output)
-        return reported
+        with Explainer.of_annotation(self) as explainer:
+            return explainer.explain(cell=cell, label=label, against=against, n_genes=n_genes)
 
     def label_sets(self) -> Strings:
         """Return (n,) each cell's label set, likeliest first, as ``alpha|beta``; empty where it is."""
@@ -405,8 +369,13 @@ class Annotation:
         return lines
 
 
-#: Fraction of novel cells from which on the cause is hardly the cells.
+#: Beyond this fraction of novel cells, the cells themselves are hardly the cause.
 MOSTLY_NOVEL = 0.8
+#: A note of references whose calibration saw no other batches.
+OPTIMISTIC = (
+    "confidence is optimistic for data from elsewhere: the reference was calibrated on held-out cells of its "
+    "own batches (ingest it with --batch-key)"
+)
 
 
 def provenance(generation: int, stored: StoredReference, matched: MatchedSource) -> dict[str, Any]:
@@ -431,33 +400,42 @@ def provenance(generation: int, stored: StoredReference, matched: MatchedSource)
     }
 
 
-def judged(
-    source: CellSource,
+def judge(
+    matched: MatchedSource,
     stored: StoredReference,
     model: ReferenceModel,
     found: Prediction,
-    share: float,
+    measured: float,
     parameters: dict[str, Any],
-    stages: Stages,
 ) -> Annotation:
-    """Return the answer for people: labels, status, and terms as broad as the answer is sure."""
+    """Return labels, status and broader terms of the cells of a query.
+
+    Parameters
+    ----------
+    found
+        Is released: its arrays are those of the annotation.
+    measured
+        Fraction (0-1) of the model's genes that the query measured.
+    parameters
+        What made the answer. The shift of the query against the reference is added.
+    """
     from scvec.celltypes.ontology import ClassOntology
     from scvec.model.status import STATUSES, status_codes
 
     classes = tuple(str(c) for c in stored.meta["classes"])
     best, confidence = _best(found.proba)
-    low = found.n_detected < model.floor * share
+    low = found.n_detected < model.floor * measured
     shift = _shift(model, found, ~low, parameters["novelty"])
     novelty = _novelty(model, found, shift, parameters["false_novel_rate"])
     parameters = {**parameters, "shift": shift.to_dict()}
-    if shift.message:
-        source.notes.append(shift.message)
-    source.notes += novel_notes(float(np.mean(novelty > 0.5)), source.state, parameters)
+    notes = [OPTIMISTIC] if model.calibration.held_out == "cells" else []
+    notes += [shift.message] if shift.message else []
+    notes += novel_notes(float(np.mean(novelty > 0.5)), matched.source.state, parameters)
     status = status_codes(confidence=confidence, novelty=novelty, n_labels=found.n_labels, low_quality=low)
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).coded_broad(found.proba)
-    # As categories and bytes, which the annotation takes for arrays of objects.
+    # Categories and bytes: the annotation makes arrays of objects of them when somebody asks.
     texts: dict[str, Any] = {
-        "cells": source.names,
+        "cells": matched.source.names,
         "label": coded(best, classes),
         "label_knn": coded(found.winners["knn"], classes),
         "label_head": coded(found.winners["head"], classes),
@@ -476,8 +454,7 @@ def judged(
         vectors=found.vectors,
         neighbors=found.neighbors,
         parameters=parameters,
-        notes=list(dict.fromkeys(source.notes)),
-        seconds=stages.seconds,
+        notes=notes,
     )
 
 
@@ -494,11 +471,11 @@ def _shift(model: ReferenceModel, found: Prediction, usable: npt.NDArray[np.bool
 def _novelty(model: ReferenceModel, found: Prediction, shift: Shift, rate: float) -> Float32:
     """Return (n,) novelty, 0 to 1."""
     novelty = np.zeros(len(found), dtype=np.float32)
-    judge = model.calibration.novelty
-    if judge is not None:
+    detector = model.calibration.novelty
+    if detector is not None:
         for rows in blocks(len(found)):
             relative = shift.relative(found.signals[rows], found.given[rows])
-            novelty[rows] = judge.score(relative, rate=rate)
+            novelty[rows] = detector.score(relative, rate=rate)
     return novelty
 
 

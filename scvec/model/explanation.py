@@ -1,4 +1,4 @@
-"""What stands behind a label, as a result: genes, neighbours, and the sum that they make."""
+"""Which genes and which reference cells stand behind a label, computed again from the values of the cells."""
 
 from __future__ import annotations
 
@@ -385,6 +385,31 @@ MAX_CELLS = 500
 Int64 = npt.NDArray[np.int64]
 
 
+def read_again(annotation: Annotation) -> CellSource:
+    """Open the file or object that a query annotated.
+
+    Raises
+    ------
+    ValueError
+        If no query made the annotation.
+    InputError
+        If the cells cannot be read, or are others.
+    """
+    from scvec.ingest.cells.source import CellSource
+
+    options = annotation.options
+    if options is None:
+        raise ValueError("no query made this annotation: use scvec.explain, or scvec.query with report")
+    source = CellSource.open(
+        annotation.data, layer=options.layer, values=options.values, memory=options.memory
+    )
+    if source.n_obs != len(annotation):
+        what = f"the annotation has {len(annotation):,} cells, the data {source.n_obs:,}"
+        source.close()
+        raise InputError(what, source.name, "query the cells again")
+    return source
+
+
 class Explainer:
     """An annotated data set that is open for questions; close it, or use it as a context manager.
 
@@ -393,7 +418,6 @@ class Explainer:
 
     def __init__(
         self,
-        stack: ExitStack,
         store: Store,
         source: CellSource,
         parameters: Mapping[str, Any],
@@ -405,7 +429,7 @@ class Explainer:
         from scvec.model.resolvers import stored_resolver
         from scvec.model.storage import load_model
 
-        self._stack, self._store, self._source = stack, store, source
+        self._store, self._source = store, source
         self._label, self._confidence = label, confidence
         self.parameters = dict(parameters)
         self._stored = same_reference(store, parameters)
@@ -447,40 +471,32 @@ class Explainer:
                 )
             label = source.obs[columns[0]].astype(str).to_numpy().astype(np.str_)
             confidence = source.obs[columns[1]].to_numpy(dtype=np.float32)
-            opened = generation_of(store, parameters)
-            return cls(stack.pop_all(), opened, source, parameters, label, confidence)
+            made = cls(generation_of(store, parameters), source, parameters, label, confidence)
+            stack.pop_all()  # it stays open
+            return made
 
     @classmethod
-    def of_annotation(
-        cls,
-        store: Path | str,
-        path: Path | str | AnnData,
-        annotation: Annotation,
-        *,
-        memory: str | int | None = None,
-    ) -> Explainer:
-        """Open what was annotated, with the annotation; raises as :func:`explain`."""
-        from scvec.ingest.cells.source import CellSource
+    def of_annotation(cls, annotation: Annotation) -> Explainer:
+        """Open the cells of a query again.
 
+        Raises
+        ------
+        ValueError
+            If no query made the annotation.
+        InputError, StoreError
+            As :func:`scvec.explain`.
+        """
         with ExitStack() as stack:
-            how = _values_of(annotation.parameters)
-            source = stack.enter_context(CellSource.open(path, memory=memory, **how))
-            if source.n_obs != len(annotation):
-                what = f"the annotation has {len(annotation):,} cells, the data {source.n_obs:,}"
-                raise InputError(what, source.name, "query the cells again")
-            opened = generation_of(store, annotation.parameters)
-            return cls(
-                stack.pop_all(),
-                opened,
-                source,
-                annotation.parameters,
-                annotation.label.astype(np.str_),
-                annotation.confidence,
-            )
+            source = stack.enter_context(read_again(annotation))
+            parameters = annotation.parameters
+            opened, label = generation_of(annotation.store, parameters), annotation.label.astype(np.str_)
+            made = cls(opened, source, parameters, label, annotation.confidence)
+            stack.pop_all()  # it stays open
+            return made
 
     def close(self) -> None:
         """Close the file."""
-        self._stack.close()
+        self._source.close()
 
     def __enter__(self) -> Explainer:
         return self

@@ -27,14 +27,179 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SIMILAR",
-    "UNMATCHED",
     "MatchedSource",
     "match_genes",
     "query_genes",
+    "reference_share",
     "settle_values",
     "text_partners",
     "with_partners",
 ]
+
+
+#: Cells that tell what the values of a file are.
+N_TOLD = 512
+
+#: Fewer genes of the reference than this say nothing about a cell.
+MIN_GENES = 10
+#: Fractions of counts below which a match is doubtful, and useless.
+WARN_SHARE, REFUSE_SHARE = 0.5, 0.1
+#: A column of other names is tried when the names of the index leave out more than this.
+GOOD_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class MatchedSource:
+    """Cells of a file, and which genes its columns are.
+
+    Attributes
+    ----------
+    names_from
+        ``"index"`` or the column of ``var`` whose names matched best.
+    share
+        Fraction (0-1) of the counts that matched genes hold.
+    notes
+        What a user should know about the match.
+    """
+
+    source: CellSource
+    match: GeneMatch
+    names_from: str
+    share: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        extra = "" if self.names_from == "index" else f" (names from var['{self.names_from}'])"
+        return self.match.summary(self.source.gene_totals) + extra
+
+    def chunks(
+        self,
+        genes: GeneMap,
+        size: int | None = None,
+        rows: npt.NDArray[np.int64] | None = None,
+    ) -> Iterator[CellChunk]:
+        """Yield cells over the target genes of ``genes``, while the next ones are read."""
+
+        def cells() -> Iterator[CellChunk]:
+            for X in self.source.chunks(size, rows):
+                yield CellChunk(over_targets(X, genes.weights), genes.measured)
+
+        return read_ahead(cells)
+
+
+def over_targets(X: Any, weights: Any) -> Any:
+    """Return log1p CP10k over target genes: sums are taken on the linear scale.
+
+    Parameters
+    ----------
+    X
+        (n, n_names) CSR float32 of log1p CP10k.
+    weights
+        (n_names, n_targets) CSR float32.
+    """
+    # expm1 and log1p would change the last bits of every value, so plain selections go without.
+    plain = bool((weights.data == 1).all()) and np.bincount(weights.indices, minlength=1).max(initial=0) <= 1
+    linear = X if plain else type(X)((np.expm1(X.data), X.indices, X.indptr), shape=X.shape)
+    # Turned over twice, the columns of a row are in order: half the time of sorting them.
+    mapped = (linear @ weights).tocsc().tocsr()
+    if not plain:
+        mapped.data = np.log1p(mapped.data)
+    mapped.eliminate_zeros()
+    return mapped.astype(np.float32)
+
+
+def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray[Any]) -> None:
+    """Take values that may be several things for that which makes genes as high as in the reference.
+
+    Nothing is done where the values themselves said what they are.
+
+    Parameters
+    ----------
+    reference
+        (n_target,) mean log1p CP10k of the target genes of ``genes`` in the reference.
+    """
+    from scvec.ingest.cells.expression import normalize
+    from scvec.ingest.cells.values import best_transform, candidate_states
+
+    source = matched.source
+    shared = np.flatnonzero(genes.measured)
+    if not source.state.candidates or not len(shared):
+        return
+    rows = np.unique(np.linspace(0, source.n_obs - 1, min(N_TOLD, source.n_obs)).astype(np.int64))
+    cells = source.stored_rows(rows)
+    states = candidate_states(source.state, cells)
+    means = [
+        np.asarray(over_targets(normalize(cells, s), genes.weights).mean(axis=0)).ravel() for s in states
+    ]
+    best = states[best_transform(np.array(means)[:, shared], np.asarray(reference)[shared])]
+    told = f"{best.message} (nothing else told; of what is possible this fits the reference best)"
+    source.take_for(replace(best, message=told, candidates=source.state.candidates))
+
+
+def match_genes(
+    source: CellSource, resolver: GeneResolver, *, species: str = "auto", force: bool = False
+) -> MatchedSource:
+    """Find out which genes the columns of a data set are.
+
+    The names in the index of ``var`` are tried first, then other columns; the names that hold most of the
+    counts win.
+
+    Raises
+    ------
+    InputError
+        If under a tenth of the counts lies on known genes, unless ``force``.
+    """
+    best: MatchedSource | None = None
+    for column, names in source.gene_name_candidates().items():
+        match = resolver.resolve(names, species)
+        found = MatchedSource(source, match, column, match.count_share(source.gene_totals))
+        if best is None or found.share > best.share:
+            best = found
+        if best.share >= GOOD_SHARE:
+            break
+    if best is None:  # gene_name_candidates always has the index
+        raise InputError("the data set has no gene names", source.name)
+    if best.share < REFUSE_SHARE and not force:
+        raise InputError(
+            f"almost no gene is known: {best.summary}",
+            f"{source.name}, names like {_unknown(best.match)}",
+            "put gene symbols, Ensembl or Entrez ids into var_names, give --species, or go on with --force",
+        )
+    few = [f"warning: few genes are known: {best.summary}"] if best.share < WARN_SHARE else []
+    return replace(best, notes=(*best.match.notes, *few))
+
+
+def reference_share(
+    matched: MatchedSource, measured: npt.NDArray[np.bool_], *, force: bool = False
+) -> tuple[float, list[str]]:
+    """Return the fraction (0-1) of the reference's genes that were measured, and notes.
+
+    Parameters
+    ----------
+    measured
+        (n_genes,) over the genes of the reference's cell vectors.
+
+    Raises
+    ------
+    InputError
+        If fewer than ``MIN_GENES`` were measured, unless ``force``.
+    """
+    n, total = int(measured.sum()), len(measured)
+    if n < min(MIN_GENES, total) and not force:
+        raise InputError(
+            f"only {n} of the {total:,} genes of the reference were measured",
+            matched.source.name,
+            "check --species and the names of genes, choose another reference, or go on with --force",
+        )
+    told = f"warning: {n:,} of the {total:,} genes of the reference were measured; labels are less certain"
+    return n / total, [told] if n < 0.5 * total else []
+
+
+def _unknown(match: GeneMatch) -> str:
+    names = [n for n, gene_id in zip(match.names, match.gene_ids, strict=True) if gene_id is None]
+    return ", ".join(repr(n) for n in names[:3])
 
 
 def query_genes(
@@ -60,13 +225,12 @@ def query_genes(
         genes = genes.scaled(factors)
     if matched.source.state.candidates:
         settle_values(matched, genes, stored.tensors["classes.means"].mean(axis=0))
-    matched.source.notes += [matched.summary, *genes.notes]
+    genes = replace(genes, notes=(matched.summary, *genes.notes))
     if unmatched_genes == "text":
         genes = text_partners(store, stored, matched, genes, device=device, progress=progress)
     return genes
 
 
-UNMATCHED = ("drop", "text")
 #: Genes that are looked at at most: their texts have to be encoded, once.
 MAX_GENES = 3000
 #: Least cosine of two texts whose genes may stand for each other. Texts of genes that have nothing to do with
@@ -113,8 +277,7 @@ def text_partners(
         missing = int((~genes.measured[targets]).sum())
         chosen = _chosen(kb, matched, genes) if missing else []
     if not chosen:
-        matched.source.notes.append("no gene of the query has to be matched by its text")
-        return genes
+        return replace(genes, notes=(*genes.notes, "no gene of the query has to be matched by its text"))
     there, known = _vectors(opened, wanted, space, backbone, device, progress)
     if not there.all():
         raise StoreError("the store lacks text vectors of the reference's genes", where, "ingest it again")
@@ -125,11 +288,11 @@ def text_partners(
     kept = [g for g, has in zip(chosen, found, strict=True) if has]
     wider = with_partners(genes, matched.match.gene_ids, kept, vectors[found], targets, known)
     n = int((wider.measured & ~genes.measured).sum())
-    matched.source.notes.append(
+    told = (
         f"{n:,} of the {missing:,} genes of the reference that the query lacks were found among its other "
         f"genes by text ({len(kept):,} texts compared)"
     )
-    return wider
+    return replace(wider, notes=(*genes.notes, told))
 
 
 def with_partners(
@@ -235,139 +398,3 @@ def _vectors(
         return np.ones(len(gene_ids), dtype=bool), encoded.vectors
     vectors[~found] = encoded.vectors
     return np.ones(len(gene_ids), dtype=bool), vectors
-
-
-#: Cells that tell what the values of a file are.
-N_TOLD = 512
-
-#: Shares of counts below which a match is doubtful, and useless.
-WARN_SHARE, REFUSE_SHARE = 0.5, 0.1
-#: A column of other names is tried when the names of the index leave out more than this.
-GOOD_SHARE = 0.95
-
-
-@dataclass(frozen=True)
-class MatchedSource:
-    """Cells of a file, and which genes its columns are.
-
-    Attributes
-    ----------
-    names_from
-        ``"index"`` or the column of ``var`` whose names matched best.
-    share
-        Share (0-1) of the counts that matched genes hold.
-    """
-
-    source: CellSource
-    match: GeneMatch
-    names_from: str
-    share: float
-
-    @property
-    def summary(self) -> str:
-        """One line for people."""
-        extra = "" if self.names_from == "index" else f" (names from var['{self.names_from}'])"
-        return self.match.summary(self.source.gene_totals) + extra
-
-    def chunks(
-        self,
-        genes: GeneMap,
-        size: int | None = None,
-        rows: npt.NDArray[np.int64] | None = None,
-    ) -> Iterator[CellChunk]:
-        """Yield cells over the target genes of ``genes``, while the next ones are read."""
-
-        def cells() -> Iterator[CellChunk]:
-            for X in self.source.chunks(size, rows):
-                yield CellChunk(over_targets(X, genes.weights), genes.measured)
-
-        return read_ahead(cells)
-
-
-def over_targets(X: Any, weights: Any) -> Any:
-    """Return log1p CP10k over target genes: sums are taken on the linear scale.
-
-    Parameters
-    ----------
-    X
-        (n, n_names) CSR float32 of log1p CP10k.
-    weights
-        (n_names, n_targets) CSR float32.
-    """
-    # expm1 and log1p would change the last bits of every value, so plain selections go without.
-    plain = bool((weights.data == 1).all()) and np.bincount(weights.indices, minlength=1).max(initial=0) <= 1
-    linear = X if plain else type(X)((np.expm1(X.data), X.indices, X.indptr), shape=X.shape)
-    # Turned over twice, the columns of a row are in order: half the time of sorting them.
-    mapped = (linear @ weights).tocsc().tocsr()
-    if not plain:
-        mapped.data = np.log1p(mapped.data)
-    mapped.eliminate_zeros()
-    return mapped.astype(np.float32)
-
-
-def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray[Any]) -> None:
-    """Take values that may be several things for that which makes genes as high as in the reference.
-
-    Nothing is done where the values themselves said what they are.
-
-    Parameters
-    ----------
-    reference
-        (n_target,) mean log1p CP10k of the target genes of ``genes`` in the reference.
-    """
-    from scvec.ingest.cells.expression import normalize
-    from scvec.ingest.cells.values import best_transform, candidate_states
-
-    source = matched.source
-    shared = np.flatnonzero(genes.measured)
-    if not source.state.candidates or not len(shared):
-        return
-    rows = np.unique(np.linspace(0, source.n_obs - 1, min(N_TOLD, source.n_obs)).astype(np.int64))
-    cells = source.stored_rows(rows)
-    states = candidate_states(source.state, cells)
-    means = [
-        np.asarray(over_targets(normalize(cells, s), genes.weights).mean(axis=0)).ravel() for s in states
-    ]
-    best = states[best_transform(np.array(means)[:, shared], np.asarray(reference)[shared])]
-    told = f"{best.message} (nothing else told; of what is possible this fits the reference best)"
-    source.take_for(replace(best, message=told, candidates=source.state.candidates))
-
-
-def match_genes(
-    source: CellSource, resolver: GeneResolver, *, species: str = "auto", force: bool = False
-) -> MatchedSource:
-    """Find out which genes the columns of a data set are.
-
-    The names in the index of ``var`` are tried first, then other columns; the names that hold most of the
-    counts win.
-
-    Raises
-    ------
-    InputError
-        If under a tenth of the counts lies on known genes, unless ``force``.
-    """
-    best: MatchedSource | None = None
-    for column, names in source.gene_name_candidates().items():
-        match = resolver.resolve(names, species)
-        found = MatchedSource(source, match, column, match.count_share(source.gene_totals))
-        if best is None or found.share > best.share:
-            best = found
-        if best.share >= GOOD_SHARE:
-            break
-    if best is None:  # gene_name_candidates always has the index
-        raise InputError("the data set has no gene names", source.name)
-    if best.share < REFUSE_SHARE and not force:
-        raise InputError(
-            f"almost no gene is known: {best.summary}",
-            f"{source.name}, names like {_unknown(best.match)}",
-            "put gene symbols, Ensembl or Entrez ids into var_names, give --species, or go on with --force",
-        )
-    source.notes.extend(best.match.notes)
-    if best.share < WARN_SHARE:
-        source.notes.append(f"warning: few genes are known: {best.summary}")
-    return best
-
-
-def _unknown(match: GeneMatch) -> str:
-    names = [n for n, gene_id in zip(match.names, match.gene_ids, strict=True) if gene_id is None]
-    return ", ".join(repr(n) for n in names[:3])

@@ -21,14 +21,13 @@ from scvec.model.ensemble import MEMBERS
 from scvec.model.heldout import look_at_held_out, splits
 from scvec.model.members import Members
 from scvec.model.novelty import signals
+from scvec.model.query_options import METHODS
 from scvec.model.sample import TrainingSample
 from scvec.model.status import COVERAGE, low_quality_floor
 
 __all__ = ["METHODS", "Prediction", "ReferenceModel"]
 
 Int64 = npt.NDArray[np.int64]
-
-METHODS = ("both", "knn", "head")
 
 
 @dataclass(frozen=True, slots=True)

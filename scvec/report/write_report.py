@@ -8,24 +8,30 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from scvec.base.borders import disk_errors
 from scvec.base.errors import InputError, ScvecError
-from scvec.base.types import Progress, no_progress
+from scvec.base.results import plain
+from scvec.base.types import Float32, Int64, Progress, no_progress
+from scvec.ingest.cells.write import check_output
+from scvec.model.colors import PALETTE, STATUS_COLORS, label_colors
+from scvec.model.explanation import Explainer, generation_of, read_again, same_reference
+from scvec.model.query_options import QueryOptions
 from scvec.model.status import STATUSES
+from scvec.model.storage import CODE_COLUMN
 from scvec.report.layout import lay_out, need_umap
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
 
-    from scvec.base.types import Float32
     from scvec.model.annotation import Annotation
     from scvec.model.explanation import Explanation
     from scvec.stores.store.reference_reader import StoredReference
@@ -139,8 +145,6 @@ def calibration_points(bins: list[dict[str, float]], side: float = 240.0) -> lis
 
 def json_twin(facts: Mapping[str, Any], cells: Mapping[str, Any]) -> str:
     """Return the same facts and numbers as JSON."""
-    from scvec.base.results import plain
-
     return json.dumps(plain({**facts, "cells": cells}), allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -371,79 +375,149 @@ CELLS_EXPLAINED = 100
 GENES_EXPLAINED = 8
 
 
-def check_report(path: Path | str | None, source: Any) -> Path | None:
-    """Return where a report goes, or raise InputError before any work is done."""
+def check_report(path: Path | str | None, cells: Any) -> Path | None:
+    """Return the file of a report, or raise InputError before any work is done."""
     if path is None:
         return None
-    from scvec.ingest.cells.write import check_output
-
-    target = check_output(path, source if isinstance(source, str | Path) else None)
+    source = cells if isinstance(cells, str | Path) else None
+    target = check_output(path, source)
     if target.suffix not in (".html", ".htm"):
         raise InputError(
             "a report is an HTML file", str(target), f"call it {target.with_suffix('.html').name}"
         )
-    check_output(target.with_suffix(".json"), source if isinstance(source, str | Path) else None)
+    check_output(target.with_suffix(".json"), source)
     need_umap()
     return target
 
 
 def write_report(
-    target: Path,
     annotation: Annotation,
-    stored: StoredReference,
-    codes: npt.NDArray[np.int64],
-    obs: pd.DataFrame,
+    output: Path | str,
     *,
-    store: Path | str,
-    path: Path | str | AnnData,
-    command: str,
-    title: str | None = None,
-    memory: str | int | None = None,
+    stored: StoredReference | None = None,
+    obs: pd.DataFrame | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
-) -> None:
-    """Write a report of an annotation as HTML, and the same as JSON beside it.
+) -> Annotation:
+    """Write a report of a query as one HTML page that opens offline, and the same numbers as JSON beside it.
+
+    The cells are read again: the file or AnnData object must be as it was.
 
     Parameters
     ----------
-    target
+    annotation
+        What :func:`scvec.query` returned.
+    output
         The HTML file.
-    codes
-        (n_reference,) class numbers of the reference's cells.
-    obs
-        Table of the n cells, as the query has it.
-    store, path
-        What was asked and annotated: labels are explained from the values.
-    command
-        The command that does this again.
-    title
-        What to call the cells; the name of the file where None.
-    """
-    from scvec.base.borders import disk_errors
+    stored, obs
+        The reference and the table of the n cells, where the caller has them open.
+    seed
+        Seed of the map, and of the sample of cells where there are many.
 
+    Returns
+    -------
+    The annotation with ``report`` set.
+
+    Raises
+    ------
+    ValueError
+        If no query made the annotation.
+    InputError, StoreError
+        If the page cannot be written there, or cells or reference are not what they were.
+    """
+    target = check_report(output, annotation.data)
+    if target is None:
+        raise InputError("a report needs a file", fix="write_report(annotation, 'report.html')")
+    if obs is None:
+        with read_again(annotation) as source:
+            obs = source.obs
+    if stored is None:
+        opened = generation_of(annotation.store, annotation.parameters)
+        stored = same_reference(opened, annotation.parameters)
     rng = np.random.default_rng(seed)
     n = len(annotation)
     rows = np.arange(n) if n <= MAX_DRAWN else np.sort(rng.choice(n, MAX_DRAWN, replace=False))
     columns, left_out = columns_of(obs, rows)
-    label_key = stored.meta["options"].get("label_key")
+    evidence = _evidence(annotation, progress)
     vectors = annotation.vectors[rows]
-    evidence, why_none, known_rows, known = _evidence(store, path, annotation, memory, progress)
-    if known is None:  # nothing of the reference lies in the space of these cells
-        known_rows, known = np.zeros(0, dtype=np.int64), vectors
+    # Without evidence, no cell of the reference is known to lie in the space of these cells.
+    known = vectors if evidence.vectors is None else evidence.vectors
     map_rows, places, query_places = lay_out(known, vectors, seed=seed, progress=progress)
-    map_rows = known_rows[map_rows] if len(known_rows) else known_rows
-    places = places[: len(map_rows)]
-    notes = list(annotation.notes)
-    if len(rows) < n:
-        notes.append(f"the map and the table of cells hold {len(rows):,} cells, drawn by chance from {n:,}")
+    map_rows = evidence.rows[map_rows] if len(evidence.rows) else evidence.rows
+    codes = stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64)
+    drawn = _drawn(annotation, rows, columns, places[: len(map_rows)], query_places, codes[map_rows])
+    drawn["truth"] = truth_column(columns, stored.meta["options"].get("label_key"))
+    facts = {
+        **_facts(annotation, stored, evidence, _drawing_notes(n, len(rows), left_out)),
+        "uncertain": uncertain_cells(annotation, stored, codes),
+        "command": _command(annotation, output),
+        "n_drawn": len(rows),
+        "n_reference_drawn": len(map_rows),
+    }
+    html, twin = render_report(facts, _packed(drawn)), json_twin(facts, drawn)
+    for file, text in ((target, html), (target.with_suffix(".json"), twin)):
+        with disk_errors(str(file)):
+            file.write_text(text, encoding="utf-8")
+    return annotation.changed(report=str(target))
+
+
+class _Evidence(NamedTuple):
+    """Evidence for each label, and reference cells in the space of the query.
+
+    Attributes
+    ----------
+    labels
+        An explanation of each label, as JSON values.
+    missing
+        Why there is no evidence; empty where there is.
+    rows, vectors
+        Reference cells; None where the cells could not be read again.
+    """
+
+    labels: list[dict[str, Any]]
+    missing: str
+    rows: Int64
+    vectors: Float32 | None
+
+
+def _evidence(annotation: Annotation, progress: Progress) -> _Evidence:
+    labels: list[dict[str, Any]] = []
+    rows, vectors = np.zeros(0, dtype=np.int64), None
+    progress("gathering evidence", 0, None)
+    try:
+        with Explainer.of_annotation(annotation) as explainer:
+            rows, vectors = explainer.reference_vectors
+            for label in list(annotation.counts())[:MAX_EXPLAINED]:
+                one = explainer.label(label, n_genes=GENES_EXPLAINED, max_cells=CELLS_EXPLAINED)
+                labels.append(evidence_row(one))
+    except ScvecError as error:
+        # The labels are there and the report is worth having without it.
+        return _Evidence(labels, error.what, rows, vectors)
+    return _Evidence(labels, "", rows, vectors)
+
+
+def _drawing_notes(n: int, n_drawn: int, left_out: list[str]) -> list[str]:
+    """Return notes about what the page leaves out of ``n`` cells and their columns."""
+    notes = []
+    if n_drawn < n:
+        notes.append(f"the map and the table of cells hold {n_drawn:,} cells, drawn by chance from {n:,}")
     if left_out:
         listed = ", ".join(left_out[:8]) + (" and others" if len(left_out) > 8 else "")
         notes.append(f"columns of obs without a colouring (too many values, or too many columns): {listed}")
-    if why_none:
-        notes.append(f"warning: no evidence for labels: {why_none}")
+    return notes
+
+
+def _facts(
+    annotation: Annotation, stored: StoredReference, evidence: _Evidence, drawing_notes: list[str]
+) -> dict[str, Any]:
+    """Return the words and tables of the page."""
+    notes = [*annotation.notes, *drawing_notes]
+    if evidence.missing:
+        notes.append(f"warning: no evidence for labels: {evidence.missing}")
     # Not the folder: a report goes to colleagues. The command names it, for oneself.
-    name = title or (Path(path).name if isinstance(path, str | Path) else "an AnnData object")
-    facts: dict[str, Any] = {
+    data = annotation.data
+    name = _title(annotation) or (Path(data).name if isinstance(data, str | Path) else "an AnnData object")
+    return {
         "title": name,
         "created": now(),
         "provenance": provenance(annotation, stored, name),
@@ -453,45 +527,25 @@ def write_report(
         "notes": [x for x in notes if not x.startswith("warning: ")],
         "labels": label_rows(annotation),
         "calibration": calibration(stored),
-        "evidence": evidence,
-        "uncertain": uncertain_cells(annotation, stored, codes),
+        "evidence": evidence.labels,
         "n_status": annotation.to_dict()["status"],
-        "command": command,
         "parameters": annotation.parameters,
-        "n_drawn": len(rows),
-        "n_reference_drawn": len(map_rows),
     }
-    drawn = _drawn(annotation, rows, columns, places, query_places, codes[map_rows])
-    drawn["truth"] = truth_column(columns, label_key)
-    html = render_report(facts, _packed(drawn))
-    twin = json_twin(facts, drawn)
-    for file, text in ((target, html), (target.with_suffix(".json"), twin)):
-        with disk_errors(str(file)):
-            file.write_text(text, encoding="utf-8")
 
 
-def _evidence(
-    store: Path | str, path: Any, annotation: Annotation, memory: str | int | None, progress: Progress
-) -> tuple[list[dict[str, Any]], str, npt.NDArray[np.int64], Float32 | None]:
-    """Return evidence for each label, why there is none, and reference cells in the space of the query.
+def _title(annotation: Annotation) -> str | None:
+    return annotation.options.title if annotation.options else None
 
-    Reference cells are rows and vectors; None where the cells could not be read again.
-    """
-    from scvec.model.explanation import Explainer
 
-    found: list[dict[str, Any]] = []
-    rows, vectors = np.zeros(0, dtype=np.int64), None
-    progress("gathering evidence", 0, None)
-    try:
-        with Explainer.of_annotation(store, path, annotation, memory=memory) as explainer:
-            rows, vectors = explainer.reference_vectors
-            for label in list(annotation.counts())[:MAX_EXPLAINED]:
-                one = explainer.label(label, n_genes=GENES_EXPLAINED, max_cells=CELLS_EXPLAINED)
-                found.append(evidence_row(one))
-    except ScvecError as error:
-        # The labels are there and the report is worth having without it.
-        return found, error.what, rows, vectors
-    return found, "", rows, vectors
+def _command(annotation: Annotation, output: Path | str) -> str:
+    """Return the command that does the query again and writes this report."""
+    options = replace(annotation.options or QueryOptions(), report=output)
+    if options.title is None:
+        return options.command_line(annotation.data, annotation.store)
+    # Whoever gave the cells a title does not need the folders of this machine.
+    written = None if options.output is None else Path(options.output).name
+    named = replace(options, output=written, report=Path(output).name)
+    return named.command_line(options.title)
 
 
 def _drawn(
@@ -503,9 +557,6 @@ def _drawn(
     reference_codes: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
     """Return a number or code per cell, as arrays."""
-    from scvec.model.colors import PALETTE, STATUS_COLORS, label_colors
-    from scvec.model.status import STATUSES
-
     order, proba = candidates(annotation)
     number = {label: i for i, label in enumerate(annotation.classes)}
     status = {s: i for i, s in enumerate(STATUSES)}

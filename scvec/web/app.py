@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from scvec import __version__
 from scvec.base.errors import InputError, ResourceError, ScvecError
+from scvec.model.query_options import QueryOptions
 from scvec.web.child import FILES, UPLOAD
 from scvec.web.jobs import Busy, Jobs, Limits
 
@@ -160,13 +161,12 @@ def _jobs(app: FastAPI, store: Path, jobs: Jobs, folder: Path, limits: Limits) -
         values: Annotated[str, Form(max_length=20)] = "auto",
     ) -> dict[str, Any]:
         """Upload cells to be annotated. They are read by a process of its own, under limits."""
-        from scvec.ingest.cells.values import check_values
         from scvec.stores.store.store import Store
         from scvec.workflows.query import only_reference
 
-        check_values(values)
         opened = Store(store)
         name = only_reference(opened, reference or None)
+        options = QueryOptions(reference=name, species=species, values=values)
         opened.reference(name)
         number, target = jobs.new_folder()
         try:
@@ -174,9 +174,6 @@ def _jobs(app: FastAPI, store: Path, jobs: Jobs, folder: Path, limits: Limits) -
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
-        options = {"reference": name, "species": None if species == "auto" else species}
-        if values != "auto":
-            options["values"] = values
         return jobs.add(number, file.filename or "", options).to_dict()
 
     @app.get("/api/jobs/{job}")

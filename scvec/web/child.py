@@ -58,19 +58,22 @@ def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     tell({"stage": "checking the file", "done": 0, "total": None})
     check_h5ad(folder / UPLOAD, memory=int(request["memory"]) // 2)
     from scvec.ingest.cells.write import write_tables
+    from scvec.model.query_options import QueryOptions
     from scvec.workflows.query import query
 
-    options = {k: v for k, v in request["options"].items() if v is not None}
-    found = query(
-        request["store"],
-        folder / UPLOAD,
+    options = QueryOptions(
+        **request["options"],
         output=folder / "annotated.h5ad",
         report=folder / "report.html",
         title=request["name"],
-        # Room for what is not the reading of the file.
+        # Half is left for what is not the reading of the file.
         memory=int(request["memory"]) // 2,
+    )
+    found = query(
+        request["store"],
+        folder / UPLOAD,
+        options,
         progress=lambda stage, done, total, detail="": tell({"stage": stage, "done": done, "total": total}),
-        **options,
     )
     write_tables((part.rename_axis("cell") for part in found.tables()), folder / "labels.csv")
     (folder / "annotate.sh").write_text(request["script"], encoding="utf-8")

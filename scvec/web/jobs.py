@@ -11,11 +11,12 @@ import sys
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from scvec.base.errors import InputError
+from scvec.model.query_options import QueryOptions
 from scvec.web.child import FILES, UPLOAD
 
 __all__ = ["Busy", "Job", "Jobs", "Limits"]
@@ -73,7 +74,7 @@ class Job:
     id: str
     name: str
     folder: Path
-    options: dict[str, Any]
+    options: QueryOptions
     status: str = "waiting"
     stage: str = ""
     done: int = 0
@@ -132,7 +133,7 @@ class Jobs:
         folder.mkdir(mode=0o700)
         return number, folder
 
-    def add(self, number: str, name: str, options: dict[str, Any]) -> Job:
+    def add(self, number: str, name: str, options: QueryOptions) -> Job:
         """Queue what was uploaded into the folder of ``number``."""
         job = Job(number, shown_name(name), self._folder / number, options)
         with self._change:
@@ -215,7 +216,7 @@ class Jobs:
             "store": str(self._store),
             "folder": str(job.folder),
             "name": job.name,
-            "options": job.options,
+            "options": job.options.changed(),
             "memory": limits.memory,
             "seconds": limits.seconds,
             "n_bytes": 8 * limits.upload,
@@ -303,11 +304,9 @@ def shown_name(name: str) -> str:
     return clean[:100] or "cells.h5ad"
 
 
-def script(name: str, options: dict[str, Any]) -> str:
+def script(name: str, options: QueryOptions) -> str:
     """Return a shell script that does the same from the command line."""
-    from scvec.workflows.query import command_line
-
     # A name that begins with a dash would be taken for an option.
     shown = name if not name.startswith("-") else f"./{name}"
-    command = command_line(shown, {**options, "output": "annotated.h5ad", "report": "report.html"})
+    command = replace(options, output="annotated.h5ad", report="report.html").command_line(shown)
     return f"#!/bin/sh\n# The same from the command line, where the store is.\n{command}\n"

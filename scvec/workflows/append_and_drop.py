@@ -70,11 +70,10 @@ def append_cells(
     from scvec.ingest.cells.label_columns import as_label_map
     from scvec.ingest.cells.source import CellSource
     from scvec.model.cell_index import changed_meta, counts_of, grows_apart, put_whole
-    from scvec.model.matching import match_genes, query_genes
+    from scvec.model.matching import match_genes, query_genes, reference_share
     from scvec.model.resolvers import stored_resolver
     from scvec.model.storage import CODE_COLUMN, SOURCE_COLUMN, SPECIES_COLUMN, load_model
     from scvec.stores.store.store import Store
-    from scvec.workflows.query import check_overlap
 
     check_device(device)
     names = as_label_map(label_map)
@@ -93,7 +92,7 @@ def append_cells(
                 codes = _codes(source, label_key, names, stored)
                 matched = match_genes(source, resolver, species=species, force=force)
                 genes = query_genes(opened, stored, matched, device=device, progress=progress)
-                check_overlap(source, genes.measured[model.members.vector_genes], force)
+                _, few = reference_share(matched, genes.measured[model.members.vector_genes], force=force)
                 table = _table(source, label_key, stored)
                 table[CODE_COLUMN] = codes
                 table[SOURCE_COLUMN] = PurePath(source.name).name
@@ -105,7 +104,7 @@ def append_cells(
                         encoder.encode(chunk.select(wanted) if len(wanted) < len(genes.measured) else chunk)
                     )
                     progress("encoding cells", sum(map(len, vectors)), None)
-                notes += source.notes
+                notes += [*source.notes, *matched.notes, *genes.notes, *few]
                 added.append({"name": source.name, "n_cells": source.n_obs, "species": matched.match.species})
         meta = changed_meta(stored, appended=[*stored.meta.get("appended", []), *added])
         obs, new = pd.concat(tables), np.concatenate(vectors)

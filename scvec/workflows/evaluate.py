@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
+from scvec.base.options import options_of, takes_options
 from scvec.base.types import Progress, no_progress
 from scvec.model import metrics
-from scvec.report.evaluation import EvaluationReport
+from scvec.model.query_options import QueryOptions
+from scvec.report.evaluation import EvaluationReport, draw, need_matplotlib
+from scvec.workflows.query import query
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,41 +33,41 @@ Bool = npt.NDArray[np.bool_]
 PLOTS = (".png", ".pdf", ".svg")
 #: Points of a risk-coverage curve that are kept.
 N_POINTS = 21
+#: Coverage of label sets by default, a fraction of the cells.
+COVERAGE = 0.9
 
 
+@takes_options(QueryOptions)
 def evaluate(
     store: Path | str,
-    query: Path | str | AnnData,
+    cells: Path | str | AnnData,
+    options: QueryOptions | None = None,
     *,
     truth_key: str,
-    reference: str | None = None,
     label_map: Mapping[str, str] | Path | str | None = None,
     output: Path | str | None = None,
     plot: Path | str | None = None,
-    coverage: float = 0.9,
     progress: Progress = no_progress,
-    **options: Any,
+    **keywords: Any,
 ) -> EvaluationReport:
     """Annotate labelled cells and compare.
 
     Parameters
     ----------
-    query
+    cells
         An h5ad file or an AnnData object; never changed.
     truth_key
         Column of obs with the true labels. Cells without one are not scored.
     label_map
-        Name -> the name it is scored under, for labels of the query and of the reference alike; a mapping,
-        or a JSON, csv or tsv file of it. Names that are missing stay; an empty name leaves cells of that true
-        label out. Labels that the reference then lacks are novel types.
+        Name -> the name that is scored, for labels of the query and of the reference alike; a mapping, or a
+        JSON, csv or tsv file of it. Other names stay; an empty name leaves cells of that true label out.
+        Labels that the reference then lacks are novel types.
     output
         JSON file for the report.
     plot
         ``.png``, ``.pdf`` or ``.svg`` file for a figure of it; needs matplotlib.
-    coverage
-        Coverage of the label sets, a share (0-1) of the cells.
-    **options
-        As for :func:`scvec.query`.
+    options, **keywords
+        As for :func:`scvec.query`. ``coverage`` is 0.9 where it is not given; ``output`` is not used.
 
     Raises
     ------
@@ -71,19 +75,17 @@ def evaluate(
         If the column is missing, no cell is left to score, or an option cannot be used.
     """
     from scvec.ingest.cells.label_columns import as_label_map
-    from scvec.workflows.query import query as annotate_file
 
-    target = _writable(output, (".json",), query)
-    figure = _writable(plot, PLOTS, query)
+    options = options_of(QueryOptions, options, keywords)
+    coverage = COVERAGE if options.coverage is None else options.coverage
+    options = replace(options, coverage=coverage, output=None)
+    target = _writable(output, (".json",), cells)
+    figure = _writable(plot, PLOTS, cells)
     if figure is not None:
-        from scvec.report.evaluation import need_matplotlib
-
         need_matplotlib()
     names = as_label_map(label_map)
-    truth = _truth(query, truth_key, options)
-    annotation = annotate_file(
-        store, query, reference=reference, coverage=coverage, progress=progress, **options
-    )
+    truth = _truth(cells, truth_key, options)
+    annotation = query(store, cells, options, progress=progress)
     renamed = np.array([names.get(t, t) for t in truth], dtype=np.str_)
     scored = np.flatnonzero(renamed != "")
     if len(scored) == 0:
@@ -104,18 +106,16 @@ def evaluate(
         with disk_errors(str(target)):
             target.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     if figure is not None:
-        from scvec.report.evaluation import draw
-
         draw(report, figure)
     return report
 
 
-def _writable(path: Path | str | None, endings: tuple[str, ...], query: Any) -> Path | None:
+def _writable(path: Path | str | None, endings: tuple[str, ...], cells: Any) -> Path | None:
     if path is None:
         return None
     from scvec.ingest.cells.write import check_output
 
-    target = check_output(path, query if isinstance(query, str | Path) else None)
+    target = check_output(path, cells if isinstance(cells, str | Path) else None)
     if target.suffix not in endings:
         raise InputError(
             f"the ending {target.suffix!r} does not fit", str(target), f"end its name in {', '.join(endings)}"
@@ -123,13 +123,13 @@ def _writable(path: Path | str | None, endings: tuple[str, ...], query: Any) -> 
     return target
 
 
-def _truth(query: Path | str | AnnData, truth_key: str, options: Mapping[str, Any]) -> Strings:
+def _truth(cells: Path | str | AnnData, truth_key: str, options: QueryOptions) -> Strings:
     """Return (n,) true labels, empty where there is none."""
     from scvec.ingest.cells.label_columns import read_names
     from scvec.ingest.cells.source import CellSource
 
-    how = {key: options[key] for key in ("layer", "values", "memory") if key in options}
-    with CellSource.open(query, **how) as source:
+    layer, values = options.layer, options.values
+    with CellSource.open(cells, layer=layer, memory=options.memory, values=values) as source:
         return read_names(source, truth_key)
 
 

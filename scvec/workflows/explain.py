@@ -36,7 +36,7 @@ def explain(
 
     For several explanations of one file, as in a report, open it once::
 
-        with Explainer.of_annotation(store, path, annotation) as explainer:
+        with Explainer.of_annotation(annotation) as explainer:
             evidence = {label: explainer.label(label) for label in annotation.counts()}
 
     Parameters

@@ -264,7 +264,7 @@ def ingest_cells(
             notes += put_cells(txn, name, vectors, meta, tensors, obs, (index, recall, memory))
             generation = txn.commit()
         forget_trainings(opened.path)
-        notes = [n for s in sources for n in s.notes] + notes + txn.notes
+        notes = [n for m in matched for n in (*m.source.notes, *m.notes)] + notes + txn.notes
         notes += encoded.notes if encoded is not None else ()
     calibration = model.calibration
     record = calibration.record

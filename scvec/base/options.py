@@ -1,0 +1,58 @@
+"""Options objects of workflows: given whole, or by keyword."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+__all__ = ["options_of", "takes_options"]
+
+O = TypeVar("O")  # noqa: E741
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def options_of(kind: type[O], options: O | None, keywords: Mapping[str, Any]) -> O:
+    """Return an options object with the fields that were given by keyword in place of its own.
+
+    Parameters
+    ----------
+    kind
+        A dataclass all of whose fields have defaults.
+    options
+        An object of it; the defaults when None.
+
+    Raises
+    ------
+    TypeError
+        If ``options`` is of another type, or a keyword is not a field.
+    """
+    if options is not None and not isinstance(options, kind):
+        raise TypeError(f"options are a {kind.__name__} object, not {type(options).__name__}")
+    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for name in keywords:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+            raise TypeError(f"there is no option {name!r}: {hint}")
+    return replace(kind() if options is None else options, **keywords)  # type: ignore[type-var]
+
+
+def takes_options(kind: type[Any]) -> Callable[[F], F]:
+    """Return a decorator that shows the fields of an options class in the signature of a function.
+
+    ``help()``, ``inspect.signature`` and the completion of notebooks then list them in place of
+    ``**keywords``. A parameter of the function hides a field of the same name.
+    """
+
+    def show(function: F) -> F:
+        own = inspect.signature(function)
+        kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        names = {p.name for p in kept}
+        more = [p for p in inspect.signature(kind).parameters.values() if p.name not in names]
+        function.__signature__ = own.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]
+        return function
+
+    return show
