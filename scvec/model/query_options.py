@@ -127,7 +127,7 @@ class QueryOptions:
         for name in ("coverage", "recall", "false_novel_rate"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < 1.0:
-                what = f"{name} is a share between 0 and 1, not {value:g}"
+                what = f"{name} is a fraction between 0 and 1, not {value:g}"
                 raise InputError(what, _flag(name), "give one such as 0.9")
         if self.n_neighbors < 1:
             raise InputError(f"{self.n_neighbors} neighbours cannot vote", "--n-neighbors", "give 1 or more")

@@ -113,7 +113,7 @@ def test_what_lies_in_files_is_what_lay_in_memory(
         marked = scvec.annotate(new, store, copy=True)
         assert type(marked.obsm["X_scvec"]) is np.ndarray
         marked.write_h5ad(tmp_path / f"{name}-marked.h5ad")
-        found.to_report(tmp_path / f"{name}.html")
+        scvec.write_report(found, tmp_path / f"{name}.html")
         assert found.explain(cell=found.cells[0]).lines()
         return found, [anndata.read_h5ad(p) for p in (out, of_object, tmp_path / f"{name}-marked.h5ad")]
 

@@ -103,5 +103,5 @@ def test_few_cells_are_searched_exactly(made: tuple[Path, Any, Any], tiny_adata:
     report = scvec.ingest_cells(path, [tiny_adata(60)], name="few", index="ivf", **OPTIONS)
     assert any("too few cells" in note for note in report.notes)
     assert scvec.info(path, "few").references[0].details["index"] == {"kind": "flat", "search": "exact"}
-    with pytest.raises(InputError, match="share"):
+    with pytest.raises(InputError, match="recall"):
         scvec.query(path, tiny_adata(6, seed=1), reference="few", recall=1.2)

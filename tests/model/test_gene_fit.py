@@ -333,7 +333,7 @@ def test_a_report_draws_reference_and_query_in_one_space(store: Path, tiny_adata
     cells = panel(tiny_adata)
     found = scvec.query(store, cells, n_neighbors=1)
     assert found.parameters["fitted"]
-    with Explainer.of_annotation(store, cells, found) as explainer:
+    with Explainer.of_annotation(found) as explainer:
         rows, vectors = explainer.reference_vectors
     # The nearest of these vectors is the neighbour that the query found, at the distance that it found.
     squares = ((found.vectors[:, None, :] - vectors[None]) ** 2).sum(axis=2)

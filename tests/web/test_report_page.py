@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from web_parts import HOSTILE, Shelf, flat
 
+import scvec
 from scvec.base.errors import InputError
 from scvec.report import layout, write_report
 from scvec.report.write_report import (
@@ -26,7 +27,6 @@ from scvec.report.write_report import (
     script_json,
     truth_column,
 )
-from scvec.workflows.query import command_line
 
 
 def facts(page: str) -> Any:
@@ -64,7 +64,7 @@ def test_evidence_calibration_and_the_command_are_there(shelf: Shelf):
 def test_an_annotation_writes_its_report_later(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("scvec.report.write_report.lay_out", flat)
     later = tmp_path / "later.html"
-    assert shelf.annotation.to_report(later).report == str(later)
+    assert scvec.write_report(shelf.annotation, later).report == str(later)
     first, second = (
         json.loads(page.with_suffix(".json").read_text(encoding="utf-8")) for page in (shelf.report, later)
     )
@@ -72,7 +72,7 @@ def test_an_annotation_writes_its_report_later(shelf: Shelf, tmp_path: Path, mon
     differ = {name for name in first if first[name] != second[name]}
     assert differ <= {"created", "command", "provenance"}, differ
     with pytest.raises(InputError, match="HTML"):
-        shelf.annotation.to_report(tmp_path / "later.pdf")
+        scvec.write_report(shelf.annotation, tmp_path / "later.pdf")
 
 
 def test_nothing_of_the_file_is_markup(shelf: Shelf):
@@ -188,9 +188,3 @@ def test_what_a_report_needs_is_said_before_any_work(tmp_path: Any, monkeypatch:
     with pytest.raises(InputError, match="umap-learn") as caught:
         check_report(tmp_path / "report.html", None)
     assert "scvec[report]" in caught.value.fix
-
-
-def test_the_command_is_quoted():
-    options = {"where": "donor = 'a'", "exact": True, "force": False, "layer": None, "store": "s", "k": 1}
-    line = command_line("my cells; rm -rf.h5ad", options)
-    assert line == "scvec query 'my cells; rm -rf.h5ad' --store s --where 'donor = '\"'\"'a'\"'\"'' --exact"

@@ -18,6 +18,7 @@ from bad_inputs import builders as make
 from bad_inputs.cases import CASES
 from web_parts import HOSTILE, Server, Shelf
 
+from scvec.model.query_options import QueryOptions
 from scvec.web import jobs as jobs_module
 from scvec.web.jobs import Busy, Jobs, Limits, memory_of, script
 
@@ -172,7 +173,7 @@ def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
 def test_too_many_jobs_wait_outside(idle: Jobs):
     for _ in range(2):
         number, _folder = idle.new_folder()
-        idle.add(number, "x", {})
+        idle.add(number, "x", QueryOptions())
     with pytest.raises(Busy):
         idle.new_folder()
 
@@ -181,7 +182,7 @@ def test_the_oldest_that_ended_gives_way(idle: Jobs):
     numbers = []
     for _ in range(4):
         number, folder = idle.new_folder()
-        job = idle.add(number, "x", {})
+        job = idle.add(number, "x", QueryOptions())
         job.status = "done"
         numbers.append((number, folder))
     there = [idle.get(number) is not None for number, _ in numbers]
@@ -201,7 +202,7 @@ def run_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, lim
     try:
         number, folder = jobs.new_folder()
         (folder / "upload.h5ad").write_bytes(b"x")
-        job = jobs.add(number, "mine.h5ad", {})
+        job = jobs.add(number, "mine.h5ad", QueryOptions())
         ends = time.monotonic() + 60
         while job.status in ("waiting", "running") and time.monotonic() < ends:
             time.sleep(0.05)
@@ -238,6 +239,6 @@ def test_messages_do_not_tell_of_folders(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_the_script_cannot_be_made_to_do_more():
-    text = script("-x; rm -rf ~.h5ad", {"reference": "pancreas", "species": None})
+    text = script("-x; rm -rf ~.h5ad", QueryOptions(reference="pancreas"))
     line = text.splitlines()[-1]
     assert line.startswith("scvec query './-x; rm -rf ~.h5ad' --reference pancreas -o annotated.h5ad")

@@ -81,7 +81,7 @@ def test_file_object_and_annotation_say_the_same(folder: Path, tiny_adata: Calla
     scvec.annotate(cells, folder / "store", key_added="mine")
     from_object = scvec.explain(folder / "store", cells, label="beta", key_added="mine")
     assert annotation.explain(label="beta").to_dict() == from_file.to_dict() == from_object.to_dict()
-    with Explainer.of_annotation(folder / "store", cells, annotation) as explainer:
+    with Explainer.of_annotation(annotation) as explainer:
         assert explainer.label("beta").log_odds == from_file.log_odds
         assert explainer.label("beta", max_cells=4).n_cells == 4
 

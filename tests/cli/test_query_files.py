@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from scvec.base.errors import InputError
-from scvec.workflows.query import AnnotatedFile, QueryFile, query_files
+from scvec.cli.query import AnnotatedFile, QueryFile, query_files
 
 
 @pytest.fixture
