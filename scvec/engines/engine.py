@@ -5,24 +5,32 @@ from __future__ import annotations
 import importlib.util
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from scvec.base import arrays
 from scvec.base.errors import InputError, NetworkError
 from scvec.base.parallel import n_cores, side_by_side
 
 if TYPE_CHECKING:
-    from scvec.base.types import CellEncoder, Float32, Progress
+    from scvec.base.types import CellEncoder, Float32, Int64, Progress
     from scvec.ingest.genes.names import GeneMap
     from scvec.model.matching import MatchedSource
+    from scvec.model.query_options import QueryOptions
+    from scvec.model.reference import Prediction, ReferenceModel
+    from scvec.stores.store.reference_reader import StoredReference
+    from scvec.stores.store.store import Store
 
-__all__ = ["AT_ONCE", "ENGINES", "Engine", "check_answers", "check_engine", "encode_cells"]
+__all__ = ["ENGINES", "Engine", "check_answers", "check_engine", "encode_cells", "predict_cells"]
 
 ENGINES = ("local", "ray")
 #: Chunks that this process works on at once, at most: each takes the memory of one.
 AT_ONCE = 4
+#: Chunks after which freed memory goes back to the system: several threads leave holes in several heaps, and
+#: more of them the more chunks there are.
+TRIM_EVERY = 16
 #: Seconds that a cluster has to take a connection.
 CONNECT_TIMEOUT = 10.0
 
@@ -149,3 +157,72 @@ def encode_cells(
                 done += len(block)
                 progress("encoding cells", done, total)
     return vectors
+
+
+def predict_cells(
+    model: ReferenceModel,
+    matched: MatchedSource,
+    genes: GeneMap,
+    options: QueryOptions,
+    *,
+    reference: tuple[Store, StoredReference],
+    fitted: bool,
+    subset: Int64 | None,
+    progress: Progress,
+) -> Prediction:
+    """Return the predictions for the cells of a query, in their order.
+
+    Parameters
+    ----------
+    reference
+        The store and the reference that workers of a cluster open.
+    fitted
+        Whether the model was fitted to the genes of the query.
+    subset
+        Rows of the reference that may be neighbours; all when None.
+    """
+    from scvec.model.reference import Prediction
+
+    if options.engine == "ray":
+        from scvec.engines.ray_engine import predict_by_ray
+
+        parts = predict_by_ray(
+            *reference,
+            matched,
+            genes,
+            options,
+            subset=subset,
+            fitted=model if fitted else None,
+            progress=progress,
+        )
+    else:
+        parts = _predict_here(model, matched, genes, options, subset, progress)
+    return Prediction.gather(parts, matched.source.n_obs)
+
+
+def _predict_here(
+    model: ReferenceModel,
+    matched: MatchedSource,
+    genes: GeneMap,
+    options: QueryOptions,
+    subset: Int64 | None,
+    progress: Progress,
+) -> Iterator[Prediction]:
+    """Yield the predictions of this process, chunk by chunk in the order of the cells."""
+    predict = partial(
+        model.predict,
+        method=options.method,
+        n_neighbors=options.n_neighbors,
+        subset=subset,
+        coverage=options.coverage,
+    )
+    done, total = 0, matched.source.n_obs
+    jobs = (partial(predict, chunk) for chunk in matched.chunks(genes))
+    n_workers = 1 if model.takes_turns else min(n_cores(), AT_ONCE)
+    with closing(side_by_side(jobs, n_workers)) as predictions:
+        for number, prediction in enumerate(predictions, 1):
+            done += len(prediction)
+            yield prediction
+            if number % TRIM_EVERY == 0:
+                arrays.trim()
+            progress("annotating cells", done, total)

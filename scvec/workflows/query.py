@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,10 +12,9 @@ from scvec.base.arrays import coded
 from scvec.base.device import check_device
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.parallel import n_cores, side_by_side
 from scvec.base.results import Stages
 from scvec.base.types import Int64, Progress, no_progress
-from scvec.engines.engine import AT_ONCE, check_engine
+from scvec.engines.engine import check_engine, predict_cells
 from scvec.ingest.cells.source import CellSource
 from scvec.ingest.cells.write import check_output, write_annotated, write_tables
 from scvec.model.annotation import Annotation, judge, provenance
@@ -44,9 +40,6 @@ __all__ = ["annotate", "only_reference", "query"]
 
 #: Formats of an output.
 OUTPUTS = (".h5ad", ".csv", ".parquet")
-#: Chunks after which freed memory goes back to the system: several threads leave holes in several heaps, and
-#: more of them the more chunks there are.
-TRIM_EVERY = 16
 
 
 @takes_options(QueryOptions)
@@ -198,48 +191,20 @@ def _clipped(options: QueryOptions, available: int) -> tuple[QueryOptions, list[
 def _predict(
     opened: Store, ready: _Prepared, options: QueryOptions, subset: Int64 | None, progress: Progress
 ) -> Prediction:
-    """Encode the cells, search their neighbours and combine the classifiers, in chunks."""
+    """Encode the cells, search their neighbours and combine the classifiers."""
     arrays.trim()  # what reading has freed: the chunks need memory of their own
-    parts = _parts_here(ready, options, subset, progress)
-    if options.engine == "ray":
-        from scvec.engines.ray_engine import predict_by_ray
-
-        parts = predict_by_ray(
-            opened,
-            ready.stored,
-            ready.matched,
-            ready.genes,
-            options,
-            subset=subset,
-            fitted=ready.model if ready.fitted else None,
-            progress=progress,
-        )
-    prediction = Prediction.gather(parts, ready.matched.source.n_obs)
+    prediction = predict_cells(
+        ready.model,
+        ready.matched,
+        ready.genes,
+        options,
+        reference=(opened, ready.stored),
+        fitted=ready.fitted,
+        subset=subset,
+        progress=progress,
+    )
     arrays.trim()  # what the chunks have freed
     return prediction
-
-
-def _parts_here(
-    ready: _Prepared, options: QueryOptions, subset: Int64 | None, progress: Progress
-) -> Iterator[Prediction]:
-    """Yield the predictions of this process, chunk by chunk in the order of the cells."""
-    predict = partial(
-        ready.model.predict,
-        method=options.method,
-        n_neighbors=options.n_neighbors,
-        subset=subset,
-        coverage=options.coverage,
-    )
-    done, total = 0, ready.matched.source.n_obs
-    jobs = (partial(predict, chunk) for chunk in ready.matched.chunks(ready.genes))
-    n_workers = 1 if ready.model.takes_turns else min(n_cores(), AT_ONCE)
-    with closing(side_by_side(jobs, n_workers)) as predictions:
-        for number, prediction in enumerate(predictions, 1):
-            done += len(prediction)
-            yield prediction
-            if number % TRIM_EVERY == 0:
-                arrays.trim()
-            progress("annotating cells", done, total)
 
 
 def _judge(opened: Store, ready: _Prepared, options: QueryOptions, prediction: Prediction) -> Annotation:
