@@ -284,12 +284,12 @@ def compact(store: Path | str) -> CompactReport:
     LockedError
         If another process writes to the store.
     """
-    from scvec.model.cell_index import merge_layers
+    from scvec.model.cell_index import merge_segments
     from scvec.stores.store.store import Store
 
     opened = Store(store)
     before = _size(opened.path)
-    merged = [name for name in sorted(opened.generation.manifest.references) if merge_layers(opened, name)]
+    merged = [name for name in sorted(opened.generation.manifest.references) if merge_segments(opened, name)]
     done = opened.compact()
     return CompactReport(
         before_bytes=before,

@@ -151,7 +151,7 @@ def query(
     from scvec.model.storage import load_model
     from scvec.model.unmatched import UNMATCHED, query_genes
     from scvec.report.write_report import check_report
-    from scvec.stores.index.shards import unsearched
+    from scvec.stores.index.shards import ShardedIndex
     from scvec.stores.store.store import Store
     from scvec.workflows.query_output import (
         check_output_file,
@@ -195,7 +195,7 @@ def query(
             )
         with stages("load reference"):
             # On a cluster shards hold the index; what is left here is labels and weights.
-            elsewhere = None if engine == "local" else unsearched(stored)
+            elsewhere = None if engine == "local" else ShardedIndex(stored.dim, [(0, stored.n)])
             model = load_model(stored, device=device, llm=llm, index=elsewhere, exact=exact, recall=recall)
         share = check_overlap(source, genes.measured[model.members.vector_genes], force)
         with stages("fit to genes"):

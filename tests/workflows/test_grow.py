@@ -150,8 +150,8 @@ def test_cells_come_and_go_without_the_others_being_written(store: Path, tiny_ad
     entry = Store(store).generation.manifest.references["tiny"]
     assert (entry.vectors, entry.index) == (first.vectors, first.index) and not entry.is_whole
     index = scvec.info(store, "tiny").references[0].details["index"]
-    assert index == {"kind": "flat", "search": "exact", "added": 30, "gone": entry.n_gone, "layers": 2}
-    assert entry.n_gone == 90 - entry.n > 0
+    assert index == {"kind": "flat", "search": "exact", "appended": 30, "deleted": entry.n_deleted, "segments": 2}
+    assert entry.n_deleted == 90 - entry.n > 0
 
 
 def test_compact_puts_all_together_and_changes_no_answer(store: Path, tiny_adata: Callable[..., Any]):

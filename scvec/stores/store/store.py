@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError, StoreError
 from scvec.base.types import Progress, no_progress
-from scvec.stores.knowledge.knowledge_copy import stale_copies
 from scvec.stores.store.files import os_errors
 from scvec.stores.store.generations import (
     Generation,
@@ -31,29 +30,17 @@ from scvec.stores.store.reference_reader import StoredReference, StoredSpace
 from scvec.stores.store.transaction import Transaction
 from scvec.stores.store.vector_cache import VectorCache
 from scvec.stores.store.verify import VerifyReport, verify_generation
-from scvec.stores.store.working import journal_path
+from scvec.stores.store.working import journal_path, stale_copies
 
 if TYPE_CHECKING:
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.journal import Journal
 
-__all__ = ["CompactReport", "Store", "default_store_path"]
+__all__ = ["CompactReport", "Store"]
 
 _FOLDERS = ("files", "generations", "work")
 # What may lie in a folder whose creation as a store was interrupted.
 _OURS = re.compile(r"files|generations|work|lock|lock\.json|lock\.json\.tmp|\.CURRENT\..*\.tmp|\.DS_Store")
-
-
-def default_store_path(store: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
-    """Return ``store``, else ``$SCVEC_STORE``, else the platform's folder for user data."""
-    if store is not None and str(store):
-        return Path(store).expanduser()
-    value = (os.environ if environ is None else environ).get("SCVEC_STORE", "")
-    if value:
-        return Path(value).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_data_path("scvec", appauthor=False)) / "store"
 
 
 @dataclass

@@ -1,21 +1,25 @@
-"""What a writer keeps under ``work/``: a copy of the knowledge base, vectors of texts, answers."""
+"""What a writer keeps under ``work/``: its copy of the knowledge base, which becomes a file of the store."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvec.stores.knowledge.knowledge_copy import KnowledgeCopy
+from scvec.base.errors import StoreError
+from scvec.base.types import text_sha256
+from scvec.stores.store.files import content_name, holds, os_errors, publish, sha256_file, sync_file
 from scvec.stores.store.generations import Generation
-from scvec.stores.store.reference_reader import StoredSpace
-from scvec.stores.store.vector_cache import VectorCache
+from scvec.stores.store.manifest import KnowledgeEntry
 
 if TYPE_CHECKING:
-    from scvec.stores.store.journal import Journal
+    from scvec.stores.knowledge.knowledge import KnowledgeBase
 
-__all__ = ["WorkingFiles", "journal_path"]
+__all__ = ["KnowledgeCopy", "journal_path", "stale_copies"]
 
 
 def journal_path(folder: Path) -> Path:
@@ -23,73 +27,132 @@ def journal_path(folder: Path) -> Path:
     return folder / "work" / "answers.log"
 
 
-class WorkingFiles:
-    """The working files of one transaction, each made or opened when it is asked for.
+class KnowledgeCopy:
+    """A private copy of a generation's knowledge base under ``work/``; no file if the generation has none.
 
     Parameters
     ----------
-    folder
-        The store.
+    base
+        The generation.
+    origin
+        Command and parameters: a copy left by an earlier attempt is gone on with if these are the same.
+    resume
+        Keep the copy on failure, and go on with such a one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._vectors_path = folder / "work" / "vectors.log"
-        self._cache: VectorCache | None = None
-        self._journal: Journal | None = None
-        self.copy: KnowledgeCopy | None = None
+    def __init__(self, base: Generation, origin: dict[str, Any], *, resume: bool) -> None:
+        self._base = base
+        self._resume = resume
+        self._kb: KnowledgeBase | None = None
+        key = "-" + text_sha256(json.dumps(origin, sort_keys=True))[:8] if resume else ""
+        self.path = base.folder / "work" / f"kb{key}.duckdb"
+        entry = base.manifest.knowledge
+        note = self.path.with_suffix(".json")
+        origin = {**origin, "base": "" if entry is None else entry.file}
+        with os_errors(base.folder):
+            if resume and self.path.exists() and _read_json(note) == origin:
+                return
+            _remove_database(self.path)
+            if entry is not None:
+                shutil.copyfile(base.path_of(entry.file), self.path)
+            if resume:
+                note.write_text(json.dumps(origin), encoding="utf-8")
 
-    def vectors(self, spaces: Mapping[str, StoredSpace]) -> VectorCache:
-        """Return the cache of text vectors, open for writing, over spaces that are stored."""
-        if self._cache is None:
-            self._cache = VectorCache(dict(spaces), self._vectors_path)
-        return self._cache
+    def open(self) -> KnowledgeBase:
+        """Return it open for writing; :meth:`close` closes it."""
+        from scvec.stores.knowledge.knowledge import KnowledgeBase
 
-    def knowledge(self, base: Generation, origin: dict[str, Any], *, resume: bool) -> KnowledgeCopy:
-        """Return the copy of the knowledge base."""
-        if self.copy is None:
-            self.copy = KnowledgeCopy(base, origin, resume=resume)
-        return self.copy
+        if self._kb is None:
+            with os_errors(self.path):
+                self._kb = KnowledgeBase.open(self.path)
+        return self._kb
 
-    def journal(self) -> Journal:
-        """Return the journal of answers."""
-        if self._journal is None:
-            from scvec.stores.store.journal import Journal
+    def close(self) -> None:
+        """Close what :meth:`open` opened."""
+        kb, self._kb = self._kb, None
+        if kb is not None:
+            kb.close()
 
-            self._journal = Journal(journal_path(self._folder))
-        return self._journal
+    def finish(self) -> KnowledgeEntry | None:
+        """Write everything to the one file; return what it is, or None if there is no file."""
+        self.close()
+        if not self.path.exists():
+            return None
+        _require_one_file(self.path)
+        old = self._base.manifest.knowledge
+        if old is not None:
+            entry = self._base.manifest.entry(old.file)
+            if holds(self.path, entry.n_bytes, entry.sha256):
+                return old  # only read from: no need for a digest, which takes seconds
+        from scvec.stores.knowledge.knowledge import KnowledgeBase
+        from scvec.stores.knowledge.schema import SCHEMA_VERSION
 
-    def finish_vectors(self) -> None:
-        """Write the cache to the disk and close it."""
-        if self._cache is not None:
-            self._cache.close()
-
-    def forget(self, generation: Generation) -> list[str]:
-        """Drop what a generation that is in place holds; return notes on what could not be dropped."""
-        notes: list[str] = []
-        # The change is made: a working file that stays too large is no failure. What was absorbed is absorbed
-        # once more, which changes nothing.
+        kb = KnowledgeBase.open(self.path)
         try:
-            if self._vectors_path.exists():
-                spaces = {k: StoredSpace(generation, e) for k, e in generation.manifest.spaces.items()}
-                VectorCache({}, self._vectors_path).drop_stored(spaces)
-        except Exception as error:
-            notes.append(f"the working cache could not be trimmed ({type(error).__name__})")
-        if self._journal is not None:
-            try:
-                self._journal.clear()
-            except Exception as error:
-                notes.append(f"the journal of answers could not be cleared ({type(error).__name__})")
-            notes += self._journal.notes
-        return notes
+            # Jobs are no content, but to forget them would be to ask again: the name tells them apart.
+            name, digest = kb.digests()
+        finally:
+            kb.close()
+        return KnowledgeEntry(content_name("kb", name, "duckdb"), digest, SCHEMA_VERSION)
 
-    def close(self, *, committed: bool) -> None:
-        """Close everything; the error that ends a transaction is the one to be seen, so none is raised."""
-        for part in (self._cache, self._journal):
-            with suppress(Exception):
-                if part is not None:
-                    part.close()
-        with suppress(Exception):
-            if self.copy is not None:
-                self.copy.discard(committed=committed)
-        self._cache = self._journal = self.copy = None
+    def publish(self, entry: KnowledgeEntry) -> dict[str, Any]:
+        """Move it to ``files/``; return its size and SHA-256 as the manifest's ``run`` keeps them."""
+        target = self._base.folder / "files" / entry.file
+        # An older generation may have the same content in other bytes, which its manifest names: keep those.
+        if not _holds_content(target, entry):
+            sync_file(self.path)
+            publish(self.path, target)
+        return {"kb_bytes": target.stat().st_size, "kb_sha256": sha256_file(target)}
+
+    def discard(self, *, committed: bool) -> None:
+        """Delete the copy, unless it is kept for the next attempt."""
+        self.close()
+        if committed or not self._resume:
+            with suppress(OSError):
+                _remove_database(self.path)
+
+
+def stale_copies(current: Generation) -> Iterator[Path]:
+    """Files of copies under ``work/`` that no later attempt can go on with."""
+    entry = current.manifest.knowledge
+    base = "" if entry is None else entry.file
+    for path in sorted((current.folder / "work").glob("kb*")):
+        note = current.folder / "work" / (path.name.split(".")[0] + ".json")
+        found = _read_json(note)
+        if not isinstance(found, dict) or found.get("base") != base:
+            yield path
+
+
+def _holds_content(path: Path, entry: KnowledgeEntry) -> bool:
+    if not path.is_file():
+        return False
+    from scvec.stores.knowledge.knowledge import KnowledgeBase
+
+    try:
+        with KnowledgeBase.open(path, read_only=True) as kb:
+            return kb.digest() == entry.digest
+    except Exception:  # whatever ails it, it is replaced
+        return False
+
+
+def _require_one_file(path: Path) -> None:
+    # Closing the last connection writes the log into the file; if one is left, somebody holds a connection.
+    if path.with_name(path.name + ".wal").exists():
+        raise StoreError(
+            "the knowledge base is still open elsewhere in this process",
+            str(path),
+            "close it before the commit",
+        )
+
+
+def _remove_database(path: Path) -> None:
+    for name in (path.name, path.name + ".wal", path.stem + ".json"):
+        with suppress(FileNotFoundError):
+            os.unlink(path.with_name(name))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
