@@ -67,12 +67,6 @@ class ToyIndex(Index):
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.MODULES, "toy", __name__)
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    # As if the module were imported for the first time, which is when a decorator runs.
-    monkeypatch.setattr(
-        registry, "import_module", lambda name: index("toy", extension="txt", exact=True)(ToyIndex)
-    )
-    assert __name__ in sys.modules
 
 
 def vectors(n: int, seed: int) -> Float32:
