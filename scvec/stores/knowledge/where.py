@@ -25,10 +25,10 @@ _ALLOWED = frozenset(
     "BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT OPERATOR TYPE".split()
 )
 _FUNCTIONS = frozenset(
-    "~~ !~~ ~~* !~~* ~~~ + - * / // % || abs ceil ceiling concat contains ends_with exp floor greatest isfinite"
-    " isinf isnan least left len length ln log log10 log2 lower ltrim not_like_escape ilike_escape like_escape"
-    " not_ilike_escape nullif pow prefix regexp_full_match regexp_matches right round rtrim sign sqrt"
-    " starts_with strlen strpos substr substring suffix trim trunc upper".split()
+    "~~ !~~ ~~* !~~* ~~~ + - * / // % || abs ceil ceiling concat contains ends_with exp floor greatest"
+    " ilike_escape isfinite isinf isnan least left len length like_escape ln log log10 log2 lower ltrim"
+    " not_ilike_escape not_like_escape nullif pow prefix regexp_full_match regexp_matches right round rtrim"
+    " sign sqrt starts_with strlen strpos substr substring suffix trim trunc upper".split()
 )
 #: Characters that a condition may have, and memory for it.
 LONGEST, MEMORY = 10_000, "512MB"
@@ -41,9 +41,9 @@ SECONDS = 30.0
 def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference cell") -> npt.NDArray[np.int64]:
     """Return the row numbers, ascending, for which a SQL condition over the columns is true.
 
-    The condition runs in an empty database in memory that can open no file and no network, on one thread and
-    within bounds of memory and time. Its parse tree may hold columns, constants, comparisons and the functions
-    of `_FUNCTIONS`; no subquery, list, aggregate or second statement.
+    The condition runs in an empty database in memory that can open no file and no network, on one thread,
+    within bounds of memory and time. Its parse tree may hold columns, constants, comparisons and functions of
+    an allow-list; no subquery, list, aggregate or second statement.
 
     Parameters
     ----------

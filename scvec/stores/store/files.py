@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_file",
+    "check_folder",
     "check_reference_name",
     "content_name",
     "holds",
+    "is_full",
     "is_plain_name",
     "map_vectors",
+    "open_regular",
     "os_errors",
     "plain_json",
     "publish",
@@ -95,12 +98,15 @@ def os_errors(where: str | Path) -> Iterator[None]:
         raise ResourceError("out of memory", str(where), "free memory or use a smaller reference") from error
     except Exception as error:
         code = error.errno if isinstance(error, OSError) else None
-        if code in _FULL or any(text in str(error) for text in _FULL_TEXT):
+        if is_full(error):
             raise ResourceError(
                 "the disk is full; the store was not changed",
                 str(where),
                 "free space, then run the command again",
             ) from error
+        if code in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+            odd = getattr(error, "filename", None) or where
+            raise StoreError("a file of the store is not a regular file", str(odd), "remove it") from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(
                 f"no permission to write ({os.strerror(code)})",
@@ -108,6 +114,46 @@ def os_errors(where: str | Path) -> Iterator[None]:
                 "choose another folder with --store",
             ) from error
         raise
+
+
+def check_folder(path: Path) -> None:
+    """Raise StoreError where ``path`` is a link or a file: a store has its folders itself."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(mode):
+        what = "is a link" if stat.S_ISLNK(mode) else "is not a folder"
+        raise StoreError(f"a folder of the store {what}", str(path), "put a folder in its place")
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """Open a regular file and return its descriptor, never through a link and without waiting for a pipe.
+
+    Raises
+    ------
+    StoreError
+        Something else lies there.
+    """
+    odd = StoreError("a file of the store is not a regular file", str(path), "move it elsewhere")
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        fd = os.open(path, flags, mode)
+    except OSError as error:
+        # ENXIO: a pipe that nobody reads from.
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR) or path.is_dir():
+            raise odd from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise odd
+    return fd
+
+
+def is_full(error: BaseException) -> bool:
+    """True if an error says that the disk is full."""
+    code = error.errno if isinstance(error, OSError) else None
+    return code in _FULL or any(text in str(error) for text in _FULL_TEXT)
 
 
 def sync_file(path: Path) -> None:

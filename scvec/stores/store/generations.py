@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scvec.base.errors import InputError, StoreError
-from scvec.stores.store.files import check_file, write_atomic
+from scvec.stores.store.files import check_file, open_regular, write_atomic
 from scvec.stores.store.manifest import Manifest
 
 __all__ = [
@@ -79,7 +79,7 @@ def current_number(folder: Path) -> tuple[int, str]:
     """
     path = folder / "CURRENT"
     try:
-        with open(path, "rb") as handle:
+        with open(open_regular(path), "rb") as handle:
             content = handle.read(200)
     except FileNotFoundError:
         raise StoreError(
@@ -111,7 +111,7 @@ def read_current(folder: Path) -> Generation:
         number, sha256 = current_number(folder)
         path = manifest_path(folder, number)
         try:
-            fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            fd = open_regular(path)
         except FileNotFoundError:
             # A compaction may have dropped it since CURRENT was read; if CURRENT still says so it is lost.
             if current_number(folder) == (number, sha256):
@@ -144,7 +144,7 @@ def read_generation(folder: Path, number: int) -> Generation:
         return current
     if 0 <= number < current.number:  # a manifest beyond CURRENT is what a killed writer left
         with suppress(FileNotFoundError):
-            found = _held(folder, number, os.open(manifest_path(folder, number), os.O_RDONLY), None)
+            found = _held(folder, number, open_regular(manifest_path(folder, number)), None)
             if found is not None:
                 return found
     there = [n for n in list_generations(folder) if n <= current.number]
@@ -197,7 +197,7 @@ def try_drop(folder: Path, number: int) -> bool:
     """Delete the manifest of an old generation unless a reader holds it; True if it is gone."""
     path = manifest_path(folder, number)
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = open_regular(path)
     except FileNotFoundError:
         return True
     try:

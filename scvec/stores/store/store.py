@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError, StoreError
 from scvec.base.types import Progress, no_progress
-from scvec.stores.store.files import os_errors
+from scvec.stores.store.files import check_folder, open_regular, os_errors
 from scvec.stores.store.generations import (
     Generation,
     list_generations,
@@ -90,7 +90,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = expanded(path)
         _require(self.path)
         self._generation = read_current(self.path)
 
@@ -106,7 +106,7 @@ class Store:
             The folder holds something else, the store is damaged, or of a newer format.
         """
         if create:
-            _create(Path(path))
+            _create(expanded(path))
         return cls(path)
 
     @property
@@ -240,11 +240,13 @@ class Store:
                     continue
                 report.kept.append(number)
                 path = manifest_path(self.path, number)
-                used.update(Manifest.from_bytes(path.read_bytes(), str(path)).all_files())
+                with open(open_regular(path), "rb") as file:
+                    used.update(Manifest.from_bytes(file.read(), str(path)).all_files())
             files = self.path / "files"
-            remove = [path for path in sorted(files.iterdir()) if path.name not in used]
-            remove += [p for p in (*_leftovers(self.path), *stale_copies(current)) if p.is_file()]
-            for path in remove:
+            unused = [path for path in sorted(files.iterdir()) if path.name not in used]
+            for path in (*unused, *_leftovers(self.path), *stale_copies(current)):
+                if path.is_dir() and not path.is_symlink():
+                    continue  # somebody else's, such as .ipynb_checkpoints
                 size = path.lstat().st_size
                 path.unlink()
                 report.n_files += 1
@@ -252,14 +254,18 @@ class Store:
         return report
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with ``~`` and ``$NAME`` replaced, as a shell does."""
+    return Path(os.path.expandvars(path)).expanduser()
+
+
 def _leftovers(folder: Path) -> Iterator[Path]:
     yield from folder.glob(".*.tmp")
     yield from folder.glob("generations/.*.tmp")
-    yield from folder.glob("work/stage/*")
-    yield from folder.glob("work/prompt/*")
-    # Fits to the genes of queries: they are made again when they are asked for.
-    if not (folder / "fits").is_symlink():
-        yield from folder.glob("fits/*")
+    # Fits to the genes of queries are made again when they are asked for.
+    for name in ("work/stage", "work/prompt", "fits"):
+        if not (folder / name).is_symlink():
+            yield from folder.glob(f"{name}/*")
 
 
 def _suggest(name: str, known: list[str], create: str) -> str:
@@ -272,6 +278,8 @@ def _suggest(name: str, known: list[str], create: str) -> str:
 
 def _require(path: Path) -> None:
     if (path / "CURRENT").is_file():
+        for name in _FOLDERS:
+            check_folder(path / name)
         return
     try:
         names = os.listdir(path)

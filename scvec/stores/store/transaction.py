@@ -21,6 +21,7 @@ from scvec.base.types import Float32, Int64, Space
 from scvec.stores.index import build_index
 from scvec.stores.index.distances import checked_vectors
 from scvec.stores.store.files import (
+    check_folder,
     check_reference_name,
     content_name,
     holds,
@@ -135,6 +136,7 @@ class Transaction:
 
     def __enter__(self) -> Transaction:
         with os_errors(self._folder):
+            check_folder(self._folder / "work")
             (self._folder / "work").mkdir(exist_ok=True)
         self._lock.acquire()
         try:
@@ -142,6 +144,7 @@ class Transaction:
             self._draft = self._base.manifest
             self._run = {"references": dict(self._draft.run.get("references", {}))}
             with os_errors(self._folder):
+                check_folder(self._stage)
                 shutil.rmtree(self._stage, ignore_errors=True)  # a killed writer's
                 self._stage.mkdir()
             self._started = time.monotonic()

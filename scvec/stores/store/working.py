@@ -50,7 +50,7 @@ class KnowledgeCopy:
         note = self.path.with_suffix(".json")
         origin = {**origin, "base": "" if entry is None else entry.file}
         with os_errors(base.folder):
-            if resume and self.path.exists() and _read_json(note) == origin:
+            if resume and self.path.is_file() and not self.path.is_symlink() and _read_json(note) == origin:
                 return
             _remove_database(self.path)
             if entry is not None:
