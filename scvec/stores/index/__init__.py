@@ -65,12 +65,7 @@ def index_class(kind: str) -> type[Index]:
 
 
 def build_index(
-    vectors: Float32,
-    kind: str = "flat",
-    *,
-    recall: float = 0.95,
-    seed: int = 0,
-    batches: Int64 | None = None,
+    vectors: Float32, kind: str = "flat", *, recall: float = 0.95, seed: int = 0, batches: Int64 | None = None
 ) -> Index:
     """Return an index of ``vectors`` (n, dim) float32.
 

@@ -522,13 +522,7 @@ def tuned(index: IvfIndex, target: float, *, seed: int = 0, batches: Int64 | Non
             AT, _recalls(queries, effort.nprobe, effort.reach, [effort.factor])[0], strict=True
         )
     }
-    return replace(
-        settings,
-        **effort._asdict(),
-        n_queries=n_each,
-        n_batches=len(left_out),
-        recall=measured,
-    )
+    return replace(settings, **effort._asdict(), n_queries=n_each, n_batches=len(left_out), recall=measured)
 
 
 class _Queries(Protocol):

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, NamedTuple
 
 from scvec.base.errors import InputError, StoreError
@@ -282,9 +281,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -20,12 +20,7 @@ from scvec.stores.store.manifest import ReferenceEntry, SpaceEntry
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "SAME_AS",
-    "FileSource",
-    "StoredReference",
-    "StoredSpace",
-]
+__all__ = ["SAME_AS", "FileSource", "StoredReference", "StoredSpace"]
 
 
 #: Where the description of a reference keeps its earlier fingerprints.
