@@ -156,18 +156,22 @@ def test_a_fresh_cache_is_written_through_no_link(store: Store, outside: Path, s
     assert untouched(outside)
 
 
-@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", ["kb.duckdb", "kb.duckdb.wal"])
 def test_a_copy_of_the_knowledge_base_is_written_through_no_link(
-    store: Store, outside: Path, resume: bool
+    store: Store, outside: Path, name: str
 ) -> None:
+    link(store.path / "work" / name, outside)
     with store.begin("genes") as txn:
-        path = txn.knowledge(resume=resume)
-    path.unlink(missing_ok=True)
-    link(path, outside)
-    with store.begin("genes") as txn:
-        txn.open_knowledge(resume=resume)
+        txn.open_knowledge()
         txn.commit()
     assert untouched(outside) and store.verify().ok
+
+
+@pytest.mark.parametrize("name", ["work/kb.duckdb", "work/kb.duckdb.wal", "generations/.000009.json.a.tmp"])
+def test_compact_deletes_what_killed_writers_left(store: Store, name: str) -> None:
+    (store.path / name).write_text("half")
+    store.compact()
+    assert not (store.path / name).exists()
 
 
 @pytest.mark.parametrize("name", [".ipynb_checkpoints", "r.obs-0000000000000000.parquet", "a folder"])

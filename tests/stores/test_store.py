@@ -269,7 +269,7 @@ class TestTransactions:
     def test_a_finished_transaction_is_over(self, store):
         with store.begin("x") as txn:
             txn.commit()
-            for use in (txn.commit, txn.knowledge, txn.vectors):
+            for use in (txn.commit, txn.open_knowledge, txn.vectors):
                 with pytest.raises(RuntimeError):
                     use()
         with pytest.raises(RuntimeError):
@@ -282,39 +282,6 @@ class TestTransactions:
             txn.put_reference("b", **cells())
             txn.commit()
         assert sorted(other.references()) == ["b", "pancreas"]
-
-    def test_resumable_knowledge(self, filled):
-        for _ in range(2):
-            with pytest.raises(ZeroDivisionError), filled.begin("complement", {"m": 1}) as txn:
-                kb = txn.open_knowledge(resume=True)
-                seen = kb.genes()["symbol"].tolist()
-                put_gene(txn, "GCG1")
-                raise ZeroDivisionError
-        assert sorted(seen) == ["GCG1", "INS"]
-        with filled.begin("complement", {"m": 2}) as txn:  # other parameters: other work
-            assert txn.open_knowledge(resume=True).genes()["symbol"].tolist() == ["INS"]
-        with filled.begin("ingest genes") as txn:  # and nobody else commits half of it
-            assert txn.open_knowledge().genes()["symbol"].tolist() == ["INS"]
-        filled.compact()
-        with filled.begin("complement", {"m": 1}) as txn:
-            assert "GCG1" in txn.open_knowledge(resume=True).genes()["symbol"].tolist()
-            txn.commit()
-        with filled.knowledge() as kb:
-            assert "GCG1" in kb.genes()["symbol"].tolist()
-        assert list((filled.path / "work").glob("kb-*")) != []  # of the other parameters, now outdated
-        filled.compact()
-        assert list((filled.path / "work").glob("kb*")) == []
-
-    def test_knowledge_left_open_by_the_caller(self, store):
-        from scvec.stores.knowledge.knowledge import KnowledgeBase
-
-        with store.begin("x") as txn:
-            kb = KnowledgeBase.open(txn.knowledge())
-            kb.upsert_genes([Gene("HGNC:1", "human", "INS")])
-            kb.close()
-            txn.commit()
-        with store.knowledge() as kb:
-            assert len(kb.genes()) == 1
 
 
 def test_importing_stores_loads_nothing_heavy():
@@ -330,7 +297,7 @@ def test_a_caller_who_leaves_the_knowledge_open_is_told(filled):
     from scvec.stores.knowledge.knowledge import KnowledgeBase
 
     with filled.begin("x") as txn:
-        kb = KnowledgeBase.open(txn.knowledge())
+        kb = KnowledgeBase.open(txn.open_knowledge().path)
         try:
             kb.upsert_genes([Gene("HGNC:77", "human", "TP53")])
             with pytest.raises(StoreError, match="still open"):

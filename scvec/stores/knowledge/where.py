@@ -60,7 +60,7 @@ def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference ce
     columns = [c for c in table.columns if not str(c).startswith("_scvec")]
     rows = table[columns].reset_index(drop=True)
     rows.insert(0, ROW, np.arange(len(rows)))
-    bounds = {"threads": 1, "memory_limit": MEMORY, "temp_directory": ""}
+    bounds: dict[str, Any] = {"threads": 1, "memory_limit": MEMORY, "temp_directory": ""}
     con = duckdb.connect(":memory:", config={**LOCKED, "lock_configuration": "false", **bounds})
     done = threading.Event()
 

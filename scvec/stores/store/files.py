@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,6 @@ __all__ = [
     "open_regular",
     "os_errors",
     "plain_json",
-    "publish",
     "read_json",
     "read_table",
     "read_tensors",
@@ -188,19 +187,12 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def publish(source: Path, target: Path) -> None:
-    """Move a finished, flushed file to its final name on the same file system."""
-    os.replace(source, target)
-
-
-def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
+def sha256_file(path: Path) -> str:
     """SHA-256 of a file in hex, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
-            if progress is not None:
-                progress(len(block))
     return digest.hexdigest()
 
 
@@ -220,8 +212,12 @@ def _damaged(path: Path, what: str) -> StoreError:
     )
 
 
-def _check_size(path: Path, n_bytes: int) -> os.stat_result:
-    """Raise StoreError unless ``path`` is a regular file of ``n_bytes`` bytes."""
+def check_file(path: Path, n_bytes: int, sha256: str, *, fresh: bool = False) -> Path:
+    """Raise StoreError unless the file has this size and SHA-256; return ``path``.
+
+    A file is read once a process, until its inode, size or modification time changes; ``fresh`` reads it
+    in any case.
+    """
     try:
         # lstat: a link or a pipe under a file's name is not what was stored, and a pipe would block.
         found = os.lstat(path)
@@ -233,16 +229,6 @@ def _check_size(path: Path, n_bytes: int) -> os.stat_result:
         raise _damaged(path, "is not a regular file")
     if found.st_size != n_bytes:
         raise _damaged(path, f"has {found.st_size:,} bytes instead of {n_bytes:,}")
-    return found
-
-
-def check_file(path: Path, n_bytes: int, sha256: str, *, fresh: bool = False) -> Path:
-    """Raise StoreError unless the file has this size and SHA-256; return ``path``.
-
-    A file is read once a process, until its inode, size or modification time changes; ``fresh`` reads it
-    in any case.
-    """
-    found = _check_size(path, n_bytes)
     key = (str(path), found.st_ino, found.st_mtime_ns, found.st_size)
     actual = None if fresh else _seen.get(key)
     if actual is None:

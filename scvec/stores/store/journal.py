@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 from scvec.base.errors import InputError, StoreError
 from scvec.base.records import Answer, Failure, Job, Note
 from scvec.base.types import Description, Gene
-from scvec.stores.store.files import open_regular, os_errors, publish, sync_file, sync_folder
+from scvec.stores.store.files import open_regular, os_errors, sync_file, sync_folder
 
 __all__ = ["AppendLog", "Entry", "Journal"]
 
@@ -166,7 +166,7 @@ class AppendLog:
                         old.seek(at)
                         new.write(old.readline())
                 sync_file(fresh)
-                publish(fresh, self.path)
+                os.replace(fresh, self.path)
             else:
                 self.path.unlink(missing_ok=True)
                 fresh.unlink(missing_ok=True)

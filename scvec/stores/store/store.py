@@ -30,7 +30,7 @@ from scvec.stores.store.reference_reader import StoredReference, StoredSpace
 from scvec.stores.store.transaction import Transaction
 from scvec.stores.store.vector_cache import VectorCache
 from scvec.stores.store.verify import VerifyReport, verify_generation
-from scvec.stores.store.working import journal_path, stale_copies
+from scvec.stores.store.working import journal_path
 
 if TYPE_CHECKING:
     from scvec.stores.knowledge.knowledge import KnowledgeBase
@@ -220,8 +220,7 @@ class Store:
     def compact(self, *, wait: float = 0.0) -> CompactReport:
         """Delete older generations that nobody reads, unused files, and what killed writers left.
 
-        The cache of text vectors under ``work/`` stays, and so do resumable copies of the knowledge base.
-        Encoders whose training was killed start again.
+        The cache of text vectors under ``work/`` stays. Encoders whose training was killed start again.
 
         Raises
         ------
@@ -244,7 +243,7 @@ class Store:
                     used.update(Manifest.from_bytes(file.read(), str(path)).all_files())
             files = self.path / "files"
             unused = [path for path in sorted(files.iterdir()) if path.name not in used]
-            for path in (*unused, *_leftovers(self.path), *stale_copies(current)):
+            for path in (*unused, *_leftovers(self.path)):
                 if path.is_dir() and not path.is_symlink():
                     continue  # somebody else's, such as .ipynb_checkpoints
                 size = path.lstat().st_size
@@ -262,6 +261,7 @@ def expanded(path: str | Path) -> Path:
 def _leftovers(folder: Path) -> Iterator[Path]:
     yield from folder.glob(".*.tmp")
     yield from folder.glob("generations/.*.tmp")
+    yield from folder.glob("work/kb*")
     # Fits to the genes of queries are made again when they are asked for.
     for name in ("work/stage", "work/prompt", "fits"):
         if not (folder / name).is_symlink():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import uuid
@@ -25,7 +26,6 @@ from scvec.stores.store.files import (
     content_name,
     holds,
     os_errors,
-    publish,
     sha256_file,
     sync_file,
     sync_folder,
@@ -99,8 +99,8 @@ class Transaction:
     """The next generation in the making; a context manager that holds the writer lock.
 
     Readers see nothing of it until :meth:`commit`. Leaving the block without it, or by an error, leaves the
-    store as it was; only the working files of `vectors` (and of a resumable `knowledge`) stay for the next
-    attempt. Reading through the transaction (:meth:`space`, :meth:`reference`) sees its own changes.
+    store as it was; only the working file of `vectors` stays for the next attempt. Reading through the
+    transaction (:meth:`space`, :meth:`reference`) sees its own changes.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ class Transaction:
                         part.close()
             with suppress(Exception):
                 if self._copy is not None:
-                    self._copy.discard(committed=self._done)
+                    self._copy.discard()
             self._cache = self._journal = self._copy = None
             shutil.rmtree(self._stage, ignore_errors=True)
         finally:
@@ -219,25 +219,12 @@ class Transaction:
         """Write a table; return the name of the file. What has to be changed for that is noted."""
         return self.put_file(name, "parquet", lambda path: self.notes.extend(write_table(path, table)))
 
-    def knowledge(self, *, resume: bool = False) -> Path:
-        """Return the path of a private copy of the knowledge base; nothing is there if the store has none.
-
-        Open it with `KnowledgeBase.open(path)` (or use :meth:`open_knowledge`) and close it before
-        :meth:`commit`, which stores what it then holds.
-
-        Parameters
-        ----------
-        resume
-            Keep the copy when this transaction fails or is killed, and go on with the one that an earlier
-            attempt of the same command with the same parameters left. Only for work that may be repeated.
-        """
+    def open_knowledge(self) -> KnowledgeBase:
+        """Return a private copy of the knowledge base, open for writing; `commit` stores and closes it."""
         self._check_open()
-        return self._knowledge_copy(resume).path
-
-    def open_knowledge(self, *, resume: bool = False) -> KnowledgeBase:
-        """Return the knowledge base of this transaction, open for writing; `commit` closes it."""
-        self._check_open()
-        return self._knowledge_copy(resume).open()
+        if self._copy is None:
+            self._copy = KnowledgeCopy(self.base)
+        return self._copy.open()
 
     def vectors(self) -> VectorCache:
         """Return the cache of text vectors, open for writing."""
@@ -450,7 +437,7 @@ class Transaction:
                 if name in self._staged:
                     target, entry = self._folder / "files" / name, draft.files[name]
                     if not holds(target, entry.n_bytes, entry.sha256):
-                        publish(self._staged[name], target)
+                        os.replace(self._staged[name], target)
             if copy is not None and knowledge is not None and knowledge != base.manifest.knowledge:
                 self._run.update(copy.publish(knowledge))
             elif knowledge is not None:
@@ -502,12 +489,6 @@ class Transaction:
     def _check_open(self) -> None:
         if self._done or not self._lock.held:
             raise RuntimeError("the transaction is over")
-
-    def _knowledge_copy(self, resume: bool) -> KnowledgeCopy:
-        if self._copy is None:
-            origin = {"command": self._command, "params": self._params}
-            self._copy = KnowledgeCopy(self.base, origin, resume=resume)
-        return self._copy
 
     def _change(self, **changes: Any) -> None:
         self._draft = self._draft.with_files_of_use(files={**self._draft.files, **self._entries}, **changes)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import StoreError
-from scvec.base.types import text_sha256
-from scvec.stores.store.files import content_name, holds, os_errors, publish, sha256_file, sync_file
+from scvec.stores.store.files import content_name, holds, os_errors, sha256_file, sync_file
 from scvec.stores.store.generations import Generation
 from scvec.stores.store.manifest import KnowledgeEntry
 
 if TYPE_CHECKING:
     from scvec.stores.knowledge.knowledge import KnowledgeBase
 
-__all__ = ["KnowledgeCopy", "journal_path", "stale_copies"]
+__all__ = ["KnowledgeCopy", "journal_path"]
 
 
 def journal_path(folder: Path) -> Path:
@@ -28,38 +25,20 @@ def journal_path(folder: Path) -> Path:
 
 
 class KnowledgeCopy:
-    """A private copy of a generation's knowledge base under ``work/``; no file if the generation has none.
+    """A private copy of a generation's knowledge base under ``work/``; no file if the generation has none."""
 
-    Parameters
-    ----------
-    base
-        The generation.
-    origin
-        Command and parameters: a copy left by an earlier attempt is gone on with if these are the same.
-    resume
-        Keep the copy on failure, and go on with such a one.
-    """
-
-    def __init__(self, base: Generation, origin: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, base: Generation) -> None:
         self._base = base
-        self._resume = resume
         self._kb: KnowledgeBase | None = None
-        key = "-" + text_sha256(json.dumps(origin, sort_keys=True))[:8] if resume else ""
-        self.path = base.folder / "work" / f"kb{key}.duckdb"
+        self.path = base.folder / "work" / "kb.duckdb"
         entry = base.manifest.knowledge
-        note = self.path.with_suffix(".json")
-        origin = {**origin, "base": "" if entry is None else entry.file}
         with os_errors(base.folder):
-            if resume and self.path.is_file() and not self.path.is_symlink() and _read_json(note) == origin:
-                return
-            _remove_database(self.path)
+            self._remove()
             if entry is not None:
                 shutil.copyfile(base.path_of(entry.file), self.path)
-            if resume:
-                note.write_text(json.dumps(origin), encoding="utf-8")
 
     def open(self) -> KnowledgeBase:
-        """Return it open for writing; :meth:`close` closes it."""
+        """Return the copy open for writing; :meth:`close` closes it."""
         from scvec.stores.knowledge.knowledge import KnowledgeBase
 
         if self._kb is None:
@@ -101,26 +80,18 @@ class KnowledgeCopy:
         # An older generation may have the same content in other bytes, which its manifest names: keep those.
         if not _holds_content(target, entry):
             sync_file(self.path)
-            publish(self.path, target)
+            os.replace(self.path, target)
         return {"kb_bytes": target.stat().st_size, "kb_sha256": sha256_file(target)}
 
-    def discard(self, *, committed: bool) -> None:
-        """Delete the copy, unless it is kept for the next attempt."""
+    def discard(self) -> None:
+        """Close and delete the copy."""
         self.close()
-        if committed or not self._resume:
-            with suppress(OSError):
-                _remove_database(self.path)
+        with suppress(OSError):
+            self._remove()
 
-
-def stale_copies(current: Generation) -> Iterator[Path]:
-    """Files of copies under ``work/`` that no later attempt can go on with."""
-    entry = current.manifest.knowledge
-    base = "" if entry is None else entry.file
-    for path in sorted((current.folder / "work").glob("kb*")):
-        note = current.folder / "work" / (path.name.split(".")[0] + ".json")
-        found = _read_json(note)
-        if not isinstance(found, dict) or found.get("base") != base:
-            yield path
+    def _remove(self) -> None:
+        for path in (self.path, self.path.with_name("kb.duckdb.wal")):
+            path.unlink(missing_ok=True)
 
 
 def _holds_content(path: Path, entry: KnowledgeEntry) -> bool:
@@ -143,16 +114,3 @@ def _require_one_file(path: Path) -> None:
             str(path),
             "close it before the commit",
         )
-
-
-def _remove_database(path: Path) -> None:
-    for name in (path.name, path.name + ".wal", path.stem + ".json"):
-        with suppress(FileNotFoundError):
-            os.unlink(path.with_name(name))
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
