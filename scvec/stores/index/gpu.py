@@ -21,8 +21,8 @@ __all__ = ["FaissGpuIndex", "TorchIndex", "on_device"]
 
 #: Scores of one tile that are held at once.
 TILE_SCORES = 1 << 26
-#: Share of a GPU's free memory that vectors may fill; beyond, tiles are copied to it one after another.
-MEMORY_SHARE = 0.7
+#: Fraction of a GPU's free memory that vectors may fill; beyond, tiles are copied to it one after another.
+MEMORY_FRACTION = 0.7
 #: Most neighbours that FAISS finds on a GPU.
 FAISS_GPU_K = 2048
 
@@ -128,7 +128,7 @@ class TorchIndex(FaissFlatIndex):
             return True
         import torch
 
-        return n_bytes < MEMORY_SHARE * torch.cuda.mem_get_info()[0]
+        return n_bytes < MEMORY_FRACTION * torch.cuda.mem_get_info()[0]
 
     def _centred(self, queries: Float32) -> Float64:
         return np.asarray((queries - self._mean) * self._scale, dtype=np.float64)

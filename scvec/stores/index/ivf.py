@@ -40,7 +40,7 @@ MAX_BLOCK = 4096
 
 #: Below so many vectors all are looked at: a matrix product over them takes no longer than the shortcuts.
 FLAT_BELOW = 200_000
-#: A flat index that would fill more of the memory than this share is approximated if it has this many rows.
+#: A flat index of so many rows that would fill more than this fraction of the memory is approximated.
 MEMORY_FRACTION, TIGHT_FROM = 0.5, 20_000
 #: With fewer vectors, or shorter ones, there is nothing to train lists and codes on.
 FEWEST_EVER, SHORTEST = 1_000, 8
@@ -140,7 +140,7 @@ class IvfSettings:
         Raises
         ------
         InputError
-            It is no share.
+            The recall is not a fraction.
         """
         _check_recall(recall)
         for point in self.curve:
@@ -217,7 +217,7 @@ class IvfIndex(Index):
         vectors
             (n, dim) float32; they are used in place and must not change.
         recall
-            Share (0-1) of the 15 and of the 50 nearest rows to be found.
+            Fraction (0-1) of the 15 and of the 50 nearest rows to be found.
         n_lists
             Number of lists; goes by n when None.
         batches
@@ -448,7 +448,7 @@ AT = (15, 50)
 FACTORS = (2, 3, 4, 6, 8, 12, 16, 24)
 #: Batches that are left out, one after the other, at most; rows that one needs.
 N_BATCHES, BATCH_ROWS = 8, 50
-#: Share of the other rows that may lie in lists which stay closed, being those of the batch left out.
+#: Fraction of the other rows that may lie in lists which stay closed, being those of the batch left out.
 HARDLY = 0.001
 #: Without batches queries of the second kind are moved by so much of the distance to the nearest of so many
 #: vectors. Other donors' cells are about as hard at 50,000 (Baron et al. 2016), and harder at a million.
@@ -456,7 +456,7 @@ SHIFT, SPARSE = 1.5, 2000
 #: Nanoseconds, by which settings are compared; only their proportions matter. Measured at 128 dimensions,
 #: one core: opening a list, looking at one code, and one candidate (kept in order, fetched and compared).
 LIST, CODE, CANDIDATE = 300.0, 1.1, 200.0
-#: Shares of queries of the second kind for which all lists are near enough to be opened.
+#: Fractions of queries of the second kind for which all lists are near enough to be opened.
 REACHES = (0.3, 0.6)
 #: Where to stop: more would be exact search, or three steps (twice the lists) found hardly more.
 ENOUGH, STEPS, HARDLY_MORE = 0.998, 3, 0.002
@@ -582,8 +582,8 @@ class _LeftOut:
     """Queries of one batch, whose neighbours are those in the other batches.
 
     An index without the batch would have no lists for it alone. So lists that hold hardly any other row stay
-    closed here, and of the others so many are opened as make the same share of all lists: neighbours of a new
-    batch lie in lists of every batch, one more than here.
+    closed here. Of the others the same fraction is opened: neighbours of a new batch lie in lists of every
+    batch, one more than here.
     """
 
     def __init__(self, index: IvfIndex, rows: Int64, mine: Bool, list_of: Int64) -> None:
@@ -596,7 +596,7 @@ class _LeftOut:
         closed = np.zeros(n_lists, dtype=bool)
         closed[order[alone]] = True
         self._index = index
-        self._share = 1.0 - closed.mean()
+        self._fraction = 1.0 - closed.mean()
         # FAISS does not keep the bits that the selector points to.
         self._bits = np.packbits(~mine, bitorder="little")
         self._queries = held_out(index.vectors(), rows, shift=0.0, seed=0)
@@ -615,7 +615,7 @@ class _LeftOut:
         return part
 
     def _opened(self, nprobe: int) -> int:
-        return max(1, round(nprobe * float(self._share)))
+        return max(1, round(nprobe * float(self._fraction)))
 
     def further(self, nprobe: int) -> Float32:
         distances = self._distances[:, : self._opened(nprobe)]

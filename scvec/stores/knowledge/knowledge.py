@@ -67,7 +67,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         Raises
         ------
         StoreError
-            The file is damaged, no knowledge base, of another schema, or (read only) missing.
+            The file is damaged, not a knowledge base, of another schema, or (read only) missing.
         LockedError
             Another process writes to the file.
         """
@@ -286,10 +286,10 @@ def _prepare(con: Any, path: Path, read_only: bool) -> None:
             "use the scvec that made it",
         )
     if read_only:
-        raise StoreError("the file is no knowledge base", str(path), "run: scvec ingest genes")
+        raise StoreError("the file is not a knowledge base", str(path), "run: scvec ingest genes")
     if con.execute("SELECT count(*) FROM duckdb_tables()").fetchall()[0][0]:
         raise StoreError(
-            "the file is a DuckDB database, but no knowledge base", str(path), "name another file"
+            "the file is a DuckDB database, but not a knowledge base", str(path), "name another file"
         )
     create(con)
 

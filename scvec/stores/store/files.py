@@ -273,7 +273,7 @@ def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Read what :func:`write_tensors` wrote; raise StoreError if it is none."""
+    """Read what :func:`write_tensors` wrote; raise StoreError where it is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -343,7 +343,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raise StoreError if it is none."""
+    """Read a JSON file; raise StoreError where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -383,7 +383,7 @@ def write_table(path: Path, table: pd.DataFrame) -> list[str]:
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """Read what :func:`write_table` wrote; raise StoreError if it is none."""
+    """Read what :func:`write_table` wrote; raise StoreError where it is damaged."""
     import pandas as pd
     import pyarrow as pa
 
@@ -399,7 +399,7 @@ def _missing(value: Any) -> bool:
 
 def _unreadable(path: Path, kind: str, error: BaseException) -> StoreError:
     return StoreError(
-        f"a file of the store is no readable {kind} ({type(error).__name__})",
+        f"a file of the store is not readable {kind} ({type(error).__name__})",
         str(path),
         "run `scvec verify`; restore the store from a copy, or ingest again",
     )

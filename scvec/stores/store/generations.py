@@ -116,7 +116,7 @@ def read_current(folder: Path) -> Generation:
             # A compaction may have dropped it since CURRENT was read; if CURRENT still says so it is lost.
             if current_number(folder) == (number, sha256):
                 raise StoreError(
-                    f"the manifest of generation {number} is missing",
+                    f"the manifest of version {number} is missing",
                     str(path),
                     "restore the store from a copy",
                 ) from None
@@ -150,7 +150,7 @@ def read_generation(folder: Path, number: int) -> Generation:
     there = [n for n in list_generations(folder) if n <= current.number]
     listed = ("..., " if len(there) > 12 else "") + ", ".join(map(str, there[-12:]))
     raise InputError(
-        f"the store has no generation {number}",
+        f"the store has no version {number}",
         str(folder),
         f"it has: {listed}; scvec compact drops older ones",
     )
@@ -171,13 +171,13 @@ def _held(folder: Path, number: int, fd: int, sha256: str | None) -> Generation 
             data = handle.read()
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise StoreError(
-                f"the manifest of generation {number} is damaged (its SHA-256 differs)",
+                f"the manifest of version {number} is damaged (its SHA-256 differs)",
                 str(path),
                 "restore the store from a copy, or ingest into a new one",
             )
         manifest = Manifest.from_bytes(data, str(path))
         if manifest.generation != number:
-            raise StoreError(f"the manifest of generation {number} is another's", str(path))
+            raise StoreError(f"the manifest of version {number} belongs to another version", str(path))
         keep = shared
         return Generation(folder, manifest, fd if shared else None)
     finally:

@@ -277,7 +277,7 @@ class Manifest:
         Raises
         ------
         StoreError
-            No manifest, a newer format (names the version needed), or names that lead out of the store.
+            Not a manifest, a newer format (names the version needed), or names that lead out of the store.
         """
         try:
             raw = json.loads(data)

@@ -172,7 +172,7 @@ class StoredReference:
         path = self._source.path_of(self._entry.meta)
         meta = read_json(path)
         if not isinstance(meta, dict):
-            raise _mismatch(path, "the description of a reference is no JSON object")
+            raise _mismatch(path, "the description of a reference is not a JSON object")
         return meta
 
     @cached_property

@@ -86,7 +86,7 @@ class Store:
     InputError
         There is no store at ``path`` yet.
     StoreError
-        The folder is no store, its store is damaged, or of a newer format.
+        The folder is not a store, the store is damaged, or of a newer format.
     """
 
     def __init__(self, path: str | Path) -> None:
