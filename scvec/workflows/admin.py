@@ -248,8 +248,9 @@ def verify(
 
 def doctor(store: Path | str | None = None) -> DoctorReport:
     """Look at the machine, the libraries, the default model and the store."""
+    from scvec.stores.store.store import expanded
 
-    return examine(None if store is None else Path(store))
+    return examine(None if store is None else expanded(store))
 
 
 def rm(store: Path | str, reference: str) -> RmReport:

@@ -203,6 +203,20 @@ def test_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, giv
     assert os.listdir(tmp_path) == ["s"]
 
 
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_the_command_line_expands_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    from click.testing import CliRunner
+
+    from scvec.cli.main import cli
+
+    Store.open(tmp_path / "s", create=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCVEC_STORE", "~/s" if by == "environment" else str(tmp_path / "other"))
+    options = ["--store=~/s"] if by == "option" else []
+    done = CliRunner().invoke(cli, ["verify", *options])
+    assert done.exit_code == 0, done.output
+
+
 def test_a_name_that_is_not_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SCVEC_NOT_SET", raising=False)
     with pytest.raises(InputError):
