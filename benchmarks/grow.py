@@ -28,7 +28,7 @@ from scvec.stores.store.store import Store
 from scvec.stores.store.transaction import Transaction
 
 COLUMNS = ("change", "cells", "how", "cpu_s", "seconds", "mb_written", "of_anew")
-SEARCHES = ("index", "layers", "gone", "recall_15", "queries_per_s", "of_whole")
+SEARCHES = ("index", "segments", "deleted", "recall_15", "queries_per_s", "of_whole")
 NAME, K, N_QUERIES = "r", 15, 1000
 
 
@@ -86,8 +86,8 @@ def searched(label: str, store: Store, queries: Any) -> tuple[dict[str, Any], Ca
 
     return {
         "index": label,
-        "layers": 1 + stored.n_layers,
-        "gone": stored.n_gone,
+        "segments": stored.n_segments,
+        "deleted": stored.n_deleted,
         "recall_15": recall,
     }, rate
 
@@ -137,7 +137,7 @@ def main() -> None:
             changed(
                 store, grown(store, vectors[start : start + options.part], labels[: options.part], anew=False)
             )
-        found.append(searched("three layers more", store, queries))
+        found.append(searched("three segments more", store, queries))
         rates = [0.0] * len(found)
         for _ in range(5):  # in turns, so that a busy minute falls on all
             rates = [max(best, rate()) for best, (_, rate) in zip(rates, found, strict=True)]

@@ -34,8 +34,7 @@ from tables import markdown, publish
 
 from scvec.model.storage import CODE_COLUMN
 from scvec.stores.index.flat import FaissFlatIndex
-from scvec.stores.index.ivf import IvfIndex
-from scvec.stores.index.ivf_tuning import Effort, IvfSettings, places
+from scvec.stores.index.ivf import Effort, IvfIndex, IvfSettings, places
 from scvec.stores.store.store import Store
 
 STORE = Path(__file__).resolve().parent / "cache" / "index"

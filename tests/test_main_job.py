@@ -163,7 +163,7 @@ def test_a_cell_gets_one_answer_alone_in_any_chunk_and_in_any_order(
 
 
 def test_two_runs_with_one_seed_give_one_manifest(folder: Path, tiny_adata: Callable[..., anndata.AnnData]):
-    from scvec.stores import Store
+    from scvec.stores.store.store import Store
 
     tiny_adata(60).write_h5ad(folder / "tiny.h5ad")
 

@@ -22,6 +22,7 @@ from scvec.cli.options import (
     pass_session,
     values_option,
 )
+from scvec.stores.index import index_kinds
 
 __all__ = ["ingest"]
 
@@ -106,7 +107,7 @@ for _command in gene_commands:
 )
 @click.option(
     "--index",
-    type=click.Choice(["auto", "flat", "ivf"]),
+    type=click.Choice(["auto", *index_kinds()]),
     default="auto",
     show_default=True,
     help="How neighbours are searched: flat looks at all cells, ivf at some; auto: ivf from 200,000 on.",

@@ -84,11 +84,9 @@ class Session(Console):
     @property
     def store(self) -> Path:
         """The store: ``--store``, else ``$SCVEC_STORE``, else the platform's user data folder."""
-        if self.store_option is not None:
-            return self.store_option
-        from_env = os.environ.get("SCVEC_STORE")
-        if from_env:
-            return Path(from_env)
+        given = self.store_option or os.environ.get("SCVEC_STORE")
+        if given:
+            return Path(os.path.expandvars(given)).expanduser()
         from platformdirs import user_data_path
 
         return user_data_path("scvec", appauthor=False)

@@ -18,6 +18,7 @@ from scvec.base.types import CellChunk, CellEncoder, Float32, Int64, Progress, n
 from scvec.engines.ray_cluster import Plan, joined, nodes, plan
 from scvec.engines.ray_workers import GRACE, PATIENCE, Task
 from scvec.ingest.cells.source import recipe_of
+from scvec.stores.index import index_class
 from scvec.stores.index.shards import spans
 
 if TYPE_CHECKING:
@@ -181,8 +182,6 @@ def cause_of(error: Exception) -> Exception:
     return cause if isinstance(cause, MemoryError | OSError) else error
 
 
-#: Indices whose rows may be divided anywhere: searching the parts gives what searching the whole does.
-EXACT = ("flat", "numpy")
 #: Encoders that compute with torch, and so on a GPU where there is one.
 ON_GPU = ("prompt", "sentence")
 #: Seconds that a worker or a shard has to be there and loaded.
@@ -226,7 +225,8 @@ def predict_by_ray(
     from scvec.engines.ray_workers import AnnotateJob, Annotator, Reads, ReferencePlace
     from scvec.model.gene_fit import fit_state
 
-    splits = options.exact or stored.index_kind in EXACT
+    # Rows of an exact index may be divided anywhere: searching the parts gives what searching the whole does.
+    splits = options.exact or index_class(stored.index_kind).is_exact
     with joined(options.ray_address, progress=progress) as ray:
         room = plan(
             nodes(ray),

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.types import Float32, Int64
-from scvec.stores.index.ivf_tuning import FLAT_BELOW
+from scvec.stores.index import index_class, index_kinds
+from scvec.stores.index.ivf import FLAT_BELOW
 from scvec.stores.store.reference_reader import SAME_AS
 
 if TYPE_CHECKING:
@@ -29,37 +30,37 @@ __all__ = [
     "grows_apart",
     "index_facts",
     "index_kind",
-    "merge_layers",
+    "merge_segments",
     "put_cells",
     "put_whole",
     "shrinks_in_place",
 ]
 
-#: Layers that a reference may have: each is searched for every query.
-MOST_LAYERS = 8
-#: Share of the rows that may be gone: they are held and passed over in every search.
-MOST_GONE = 0.25
+#: Segments that a reference may have: each is searched for every query.
+MOST_SEGMENTS = 9
+#: Fraction of the rows that may be deleted: they are held and passed over in every search.
+MOST_DELETED = 0.25
 
 
 def grows_apart(stored: StoredReference, n_new: int) -> bool:
-    """True if cells that join are kept in a layer of their own, False if all is put together again.
+    """True if appended cells get a segment of their own, False if all segments are merged.
 
-    Layers are searched exactly. They may hold as many cells as those that the reference was made of, and no
-    more than a flat index is made of.
+    Appended segments are searched exactly. Together they may hold as many cells as the first one, and no more
+    than a flat index is made of.
     """
-    first = stored.n + stored.n_gone - stored.n_later
-    later = stored.n_later + n_new
+    first = stored.n + stored.n_deleted - stored.n_appended
+    later = stored.n_appended + n_new
     flat_too_large = stored.index_kind != "ivf" and first < FLAT_BELOW <= first + later
-    return stored.n_layers < MOST_LAYERS and later <= min(first, FLAT_BELOW) and not flat_too_large
+    return stored.n_segments < MOST_SEGMENTS and later <= min(first, FLAT_BELOW) and not flat_too_large
 
 
 def shrinks_in_place(stored: StoredReference, n_leaving: int) -> bool:
-    """True if rows that leave are passed over from now on, False if all is put together again."""
-    return stored.n_gone + n_leaving <= MOST_GONE * (stored.n + stored.n_gone)
+    """True if deleted rows are passed over from now on, False if all segments are merged."""
+    return stored.n_deleted + n_leaving <= MOST_DELETED * (stored.n + stored.n_deleted)
 
 
-def merge_layers(opened: Store, name: str) -> bool:
-    """Put the vectors of a reference together into one file and one index; False if they are."""
+def merge_segments(opened: Store, name: str) -> bool:
+    """Merge the vectors of a reference into one file and one index; False if they are."""
     if opened.reference(name).is_whole:
         return False
     with opened.begin("compact", {"reference": name}) as txn:
@@ -107,13 +108,11 @@ def counts_of(stored: StoredReference, obs: pd.DataFrame) -> dict[str, int]:
     return {classes[i]: int(numbers[i]) for i in np.argsort(-numbers, kind="stable")}
 
 
-KINDS = ("auto", "flat", "ivf")
-
-
 def check_index(index: str, recall: float) -> None:
     """Raise InputError where there is no such index, or the recall is no share."""
-    if index not in KINDS:
-        raise InputError(f"there is no index {index!r}", fix=f"one of: {', '.join(KINDS)}")
+    kinds = ("auto", *index_kinds())
+    if index not in kinds:
+        raise InputError(f"there is no index {index!r}", fix=f"one of: {', '.join(kinds)}")
     if not 0.0 < recall < 1.0:
         raise InputError(f"recall is a share between 0 and 1, not {recall:g}", fix="give one such as 0.95")
 
@@ -124,12 +123,12 @@ def index_kind(index: str, vectors: Float32, memory: str | int | None) -> str:
     Vectors that are too few or too short to train an approximate one on get an exact one.
     """
     from scvec.ingest.cells.source import parse_memory
-    from scvec.stores.index.ivf_tuning import can_approximate, kind_for
+    from scvec.stores.index.ivf import can_approximate, kind_for
 
     n, dim = vectors.shape
     if index == "auto":
         return kind_for(n, dim, None if memory is None else parse_memory(memory))
-    return index if can_approximate(n, dim) else "flat"
+    return index if index_class(index).is_exact or can_approximate(n, dim) else "flat"
 
 
 def put_cells(
@@ -151,7 +150,7 @@ def put_cells(
         Index and recall asked for, and the memory that may be used.
     """
     from scvec.stores.index import build_index
-    from scvec.stores.index.ivf_tuning import FEWEST_EVER
+    from scvec.stores.index.ivf import FEWEST_EVER
 
     index, recall, memory = how
     kind = index_kind(index, vectors, memory)
@@ -186,8 +185,8 @@ def put_cells(
 def index_facts(stored: StoredReference) -> dict[str, Any]:
     """Return what a person is told of a reference's index: its kind and, if approximate, what it finds."""
     settings = stored.meta.get("index")
-    layers = {"added": stored.n_later, "gone": stored.n_gone, "layers": 1 + stored.n_layers}
-    later = {} if stored.is_whole else layers
+    parts = {"appended": stored.n_appended, "deleted": stored.n_deleted, "segments": stored.n_segments}
+    later = {} if stored.is_whole else parts
     if stored.index_kind != "ivf" or not isinstance(settings, dict):
         return {"kind": stored.index_kind, "search": "exact", **later}
     shown = ("n_lists", "nprobe", "reach", "factor", "target", "recall", "n_queries", "n_batches")

@@ -71,7 +71,7 @@ def same_reference(store: Store, parameters: Mapping[str, Any]) -> StoredReferen
         what = f"the cells were annotated by reference {name!r}, which this store does not have"
         raise StoreError(what, str(store.path), fix)
     stored = store.reference(name)
-    if not stored.is_the_one(str(parameters["reference_fingerprint"])):
+    if not stored.has_fingerprint(str(parameters["reference_fingerprint"])):
         what = (
             f"the cells were annotated by reference {name!r} of store generation {number}; the one here, of "
             f"generation {store.generation.number}, is another"

@@ -137,7 +137,7 @@ def fit_of(tensors: Tensors) -> ReferenceModel:
 
 def _load(place: Path, name: str) -> ReferenceModel | None:
     """Return a fit that was kept; None where it is not there or damaged, since it can be made again."""
-    from scvec.stores.store.tensors import read_tensors
+    from scvec.stores.store.files import read_tensors
 
     for path in sorted(place.glob(f"{name}-*.safetensors")):
         try:
@@ -157,7 +157,7 @@ def _load(place: Path, name: str) -> ReferenceModel | None:
 
 def _save(place: Path, name: str, tensors: Tensors) -> None:
     """Keep a fit under its name and the digest of its bytes; a store that cannot be written keeps none."""
-    from scvec.stores.store.tensors import write_tensors
+    from scvec.stores.store.files import write_tensors
 
     try:
         place.mkdir(exist_ok=True)

@@ -64,7 +64,7 @@ def serve(
     from scvec.stores.store.store import Store
 
     need_serve()
-    Store(store)
+    folder = Store(store).path.absolute()
     if not token and host not in LOOPBACK:
         raise InputError(
             "without a token only this machine may ask", f"--host {host}", "leave --no-token out"
@@ -78,9 +78,9 @@ def serve(
     from scvec.web.jobs import Jobs
 
     with _ended_in_order(), tempfile.TemporaryDirectory(prefix="scvec-serve-") as name, listening:
-        jobs = Jobs(Path(store).absolute(), Path(name), limits)
+        jobs = Jobs(folder, Path(name), limits)
         try:
-            app = guarded_app(Path(store), jobs, Path(name), limits, host=host, port=number, token=key)
+            app = guarded_app(folder, jobs, Path(name), limits, host=host, port=number, token=key)
             config = uvicorn.Config(
                 app, log_level="error", access_log=False, server_header=False, lifespan="off", ws="none"
             )

@@ -248,8 +248,9 @@ def verify(
 
 def doctor(store: Path | str | None = None) -> DoctorReport:
     """Look at the machine, the libraries, the default model and the store."""
+    from scvec.stores.store.store import expanded
 
-    return examine(None if store is None else Path(store))
+    return examine(None if store is None else expanded(store))
 
 
 def rm(store: Path | str, reference: str) -> RmReport:
@@ -277,28 +278,33 @@ def rm(store: Path | str, reference: str) -> RmReport:
 
 
 def compact(store: Path | str) -> CompactReport:
-    """Put references together whose cells came and went; delete older generations and files without use.
+    """Delete older versions and unused files; merge the segments of references.
 
     Raises
     ------
     LockedError
         If another process writes to the store.
     """
-    from scvec.model.cell_index import merge_layers
+    from scvec.model.cell_index import merge_segments
     from scvec.stores.store.store import Store
 
     opened = Store(store)
     before = _size(opened.path)
-    merged = [name for name in sorted(opened.generation.manifest.references) if merge_layers(opened, name)]
+    # Merging takes room, which a full disk has once the unused files are deleted.
     done = opened.compact()
+    n_files = done.n_files
+    merged = [name for name in sorted(opened.generation.manifest.references) if merge_segments(opened, name)]
+    if merged:
+        done = opened.compact()
+        n_files += done.n_files
     return CompactReport(
         before_bytes=before,
         after_bytes=_size(opened.path),
-        n_files_removed=done.n_files,
+        n_files_removed=n_files,
         generation=str(done.generation),
         notes=[
-            *(f"the cells of reference {name!r} were put together into one index" for name in merged),
-            *(f"generation {number} is kept: it is being read" for number in done.kept),
+            *(f"the segments of reference {name!r} were merged into one index" for name in merged),
+            *(f"version {number} is kept: it is being read" for number in done.kept),
         ],
     )
 

@@ -224,7 +224,7 @@ def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_r
 
     stored = opened.reference(reference if reference is not None else str(found.tags.get("reference")))
     what = f"the cells are not those of reference {stored.name!r}, or it was ingested again"
-    same = stored.is_the_one(str(found.tags.get("cells")))
+    same = stored.has_fingerprint(str(found.tags.get("cells")))
     _need(same, found, what, "export it again; cells of other files: scvec ingest cells")
     _need(
         found.tags.get("space") == _space_of(stored),

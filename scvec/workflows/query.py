@@ -26,7 +26,7 @@ from scvec.model.reference import Prediction
 from scvec.model.resolvers import stored_resolver
 from scvec.model.storage import load_model
 from scvec.report.write_report import check_report, write_report
-from scvec.stores.index.shards import unsearched
+from scvec.stores.index.shards import ShardedIndex
 from scvec.stores.store.store import Store
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _prepare(
         )
     with stages("load reference"):
         # On a cluster, shards hold the index: only labels and weights are loaded here.
-        index = None if options.engine == "local" else unsearched(stored)
+        index = None if options.engine == "local" else ShardedIndex(stored.dim, [(0, stored.n)])
         exact, recall = options.exact, options.recall
         ingested = load_model(stored, device=device, llm=options.llm, index=index, exact=exact, recall=recall)
     share, few = reference_share(matched, genes.measured[ingested.members.vector_genes], force=options.force)

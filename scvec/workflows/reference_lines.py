@@ -42,9 +42,9 @@ def _index(index: Mapping[str, Any]) -> str:
         most = " at most" if index.get("reach") is not None else ""
         said += f"; {index['n_lists']:,} lists, {index['nprobe']} opened{most}, factor {index['factor']}"
         said += f"; recall {found} (asked {index['target']:g})"
-    if "layers" in index:
-        said += f"; {index['added']:,} cells added, {index['gone']:,} gone, {index['layers']} layers"
-        said += " (scvec compact puts them together)"
+    if "segments" in index:
+        said += f"; {index['appended']:,} cells appended, {index['deleted']:,} deleted"
+        said += f", {index['segments']} segments (scvec compact merges them)"
     return said
 
 

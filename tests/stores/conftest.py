@@ -7,7 +7,7 @@ import shutil
 import pytest
 from small_store import fill
 
-from scvec.stores import Store
+from scvec.stores.store.store import Store
 
 
 @pytest.fixture

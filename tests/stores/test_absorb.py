@@ -13,9 +13,9 @@ from some_answers import AT, answer, failure, genes, job, written
 
 from scvec.base.records import Answer, Failure, Job
 from scvec.base.types import Gene
-from scvec.stores import Store
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.journal import Journal
+from scvec.stores.store.store import Store
 
 
 @pytest.fixture

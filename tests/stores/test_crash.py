@@ -25,7 +25,8 @@ import json, os, random, shutil, signal, sys, time, traceback
 from pathlib import Path
 
 import duckdb, faiss, numpy as np, pandas as pd, pyarrow.parquet, safetensors.numpy, filelock
-from scvec.stores import KnowledgeBase, Store
+from scvec.stores.knowledge.knowledge import KnowledgeBase
+from scvec.stores.store.store import Store
 from scvec.stores.index import flat as faiss_index
 from scvec.stores.index import numpy_index
 from scvec.base.types import Gene, Space

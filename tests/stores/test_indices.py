@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scvec.base.errors import InputError, StoreError
 from scvec.base.types import VectorIndex
-from scvec.stores.index import build_index, index_extension, open_index
+from scvec.stores.index import build_index, index_class, open_index
 from scvec.stores.index.flat import FaissFlatIndex
 from scvec.stores.index.numpy_index import NumpyIndex
 
@@ -150,7 +150,7 @@ class TestProtocol:
     def test_save_and_load(self, kind, tmp_path):
         base, queries = rng_vectors(50, 4), rng_vectors(20, 4, 1)
         index = build_index(base, kind)
-        path = tmp_path / f"i.{index_extension(kind)}"
+        path = tmp_path / f"i.{index_class(kind).extension}"
         index.save(path)
         again = open_index(path, kind, n=50, dim=4)
         np.testing.assert_array_equal(again.vectors(), base)

@@ -7,8 +7,7 @@ from ivf_parts import DIM, TARGET, N, clustered, share, truth
 from scvec.base.errors import InputError, StoreError
 from scvec.base.types import VectorIndex
 from scvec.stores.index import build_index, open_index
-from scvec.stores.index.ivf import IvfIndex
-from scvec.stores.index.ivf_tuning import FLAT_BELOW, Effort, IvfSettings, _left_out, kind_for, places
+from scvec.stores.index.ivf import FLAT_BELOW, Effort, IvfIndex, IvfSettings, _left_out, kind_for, places
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +96,9 @@ class TestSearch:
 
     @pytest.mark.parametrize("recall", [0.0, -1.0, 1.5])
     def test_no_share(self, index, base, recall):
-        with pytest.raises(InputError, match="share"):
+        with pytest.raises(InputError, match="recall"):
             index.at_recall(recall)
-        with pytest.raises(InputError, match="share"):
+        with pytest.raises(InputError, match="recall"):
             IvfIndex.build(base, recall=recall)
 
     def test_more_neighbors_than_lists_hold_and_than_rows(self, index, base):

@@ -18,9 +18,9 @@ from some_answers import answer, failure, job, written
 from scvec.base.errors import InputError, LockedError, ResourceError, StoreError
 from scvec.base.records import Answer, Job, Note
 from scvec.base.types import Description, Gene
-from scvec.stores import Store
 from scvec.stores.store import journal as journal_file
 from scvec.stores.store.journal import Journal
+from scvec.stores.store.store import Store
 
 
 def all_answers(journal: Journal, n: int = 5000) -> list[Answer]:
@@ -209,7 +209,7 @@ def test_only_what_was_absorbed_is_cleared(path: Path) -> None:
 
 HOLDER = """
 import sys
-from scvec.stores import Store
+from scvec.stores.store.store import Store
 from some_answers import answer
 with Store.open(sys.argv[1]).begin("ingest genes") as txn:
     txn.journal().write([answer(1)])

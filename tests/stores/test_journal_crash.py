@@ -24,7 +24,7 @@ import json, os, random, signal, sys, time, traceback
 from pathlib import Path
 
 import duckdb, filelock, numpy, pandas, pyarrow
-from scvec.stores import Store
+from scvec.stores.store.store import Store
 from scvec.stores.knowledge import knowledge
 from scvec.stores.store import journal
 from scvec.base.records import Answer

@@ -14,7 +14,9 @@ from small_store import SPACE, cells, fill, genes, put_gene, tree, vectors
 
 from scvec.base.errors import InputError, LockedError, StoreError
 from scvec.base.types import Gene
-from scvec.stores import Store, StoredReference, build_index, default_store_path
+from scvec.stores.index import build_index
+from scvec.stores.store.reference_reader import StoredReference
+from scvec.stores.store.store import Store
 
 
 class TestOpening:
@@ -86,11 +88,6 @@ class TestOpening:
             Store(store.path)
         assert "format 99" in error.value.what and "3.1.4" in error.value.fix
 
-    def test_default_path(self, tmp_path):
-        assert default_store_path(tmp_path, {"SCVEC_STORE": "/x"}) == tmp_path
-        assert str(default_store_path(None, {"SCVEC_STORE": "/x"})) == "/x"
-        assert "scvec" in str(default_store_path(None, {}))
-
 
 class TestContent:
     def test_what_is_put_comes_back(self, filled):
@@ -114,7 +111,8 @@ class TestContent:
             assert kb.genes()["symbol"].tolist() == ["INS"]
 
     def test_a_second_process_sees_it(self, filled):
-        code = "import sys; from scvec.stores import Store; print(Store(sys.argv[1]).reference('pancreas').n)"
+        code = "import sys; from scvec.stores.store.store import Store; "
+        code += "print(Store(sys.argv[1]).reference('pancreas').n)"
         out = subprocess.run([sys.executable, "-c", code, str(filled.path)], capture_output=True, text=True)
         assert out.stdout == "30\n", out.stderr
 
@@ -271,7 +269,7 @@ class TestTransactions:
     def test_a_finished_transaction_is_over(self, store):
         with store.begin("x") as txn:
             txn.commit()
-            for use in (txn.commit, txn.knowledge, txn.vectors):
+            for use in (txn.commit, txn.open_knowledge, txn.vectors):
                 with pytest.raises(RuntimeError):
                     use()
         with pytest.raises(RuntimeError):
@@ -285,39 +283,6 @@ class TestTransactions:
             txn.commit()
         assert sorted(other.references()) == ["b", "pancreas"]
 
-    def test_resumable_knowledge(self, filled):
-        for _ in range(2):
-            with pytest.raises(ZeroDivisionError), filled.begin("complement", {"m": 1}) as txn:
-                kb = txn.open_knowledge(resume=True)
-                seen = kb.genes()["symbol"].tolist()
-                put_gene(txn, "GCG1")
-                raise ZeroDivisionError
-        assert sorted(seen) == ["GCG1", "INS"]
-        with filled.begin("complement", {"m": 2}) as txn:  # other parameters: other work
-            assert txn.open_knowledge(resume=True).genes()["symbol"].tolist() == ["INS"]
-        with filled.begin("ingest genes") as txn:  # and nobody else commits half of it
-            assert txn.open_knowledge().genes()["symbol"].tolist() == ["INS"]
-        filled.compact()
-        with filled.begin("complement", {"m": 1}) as txn:
-            assert "GCG1" in txn.open_knowledge(resume=True).genes()["symbol"].tolist()
-            txn.commit()
-        with filled.knowledge() as kb:
-            assert "GCG1" in kb.genes()["symbol"].tolist()
-        assert list((filled.path / "work").glob("kb-*")) != []  # of the other parameters, now outdated
-        filled.compact()
-        assert list((filled.path / "work").glob("kb*")) == []
-
-    def test_knowledge_left_open_by_the_caller(self, store):
-        from scvec.stores import KnowledgeBase
-
-        with store.begin("x") as txn:
-            kb = KnowledgeBase.open(txn.knowledge())
-            kb.upsert_genes([Gene("HGNC:1", "human", "INS")])
-            kb.close()
-            txn.commit()
-        with store.knowledge() as kb:
-            assert len(kb.genes()) == 1
-
 
 def test_importing_stores_loads_nothing_heavy():
     code = (
@@ -329,10 +294,10 @@ def test_importing_stores_loads_nothing_heavy():
 
 
 def test_a_caller_who_leaves_the_knowledge_open_is_told(filled):
-    from scvec.stores import KnowledgeBase
+    from scvec.stores.knowledge.knowledge import KnowledgeBase
 
     with filled.begin("x") as txn:
-        kb = KnowledgeBase.open(txn.knowledge())
+        kb = KnowledgeBase.open(txn.open_knowledge().path)
         try:
             kb.upsert_genes([Gene("HGNC:77", "human", "TP53")])
             with pytest.raises(StoreError, match="still open"):
@@ -345,7 +310,7 @@ def test_a_caller_who_leaves_the_knowledge_open_is_told(filled):
 def test_colleagues_can_read_what_their_umask_lets_them(tmp_path: Path) -> None:
     import os
 
-    from scvec.stores.store.tensors import write_tensors
+    from scvec.stores.store.files import write_tensors
 
     before = os.umask(0o027)
     try:

@@ -17,8 +17,8 @@ import pytest
 from small_store import SPACE, cells, fill, genes, put_gene, tree, vectors
 
 from scvec.base.errors import InputError, ResourceError, ScvecError, StoreError
-from scvec.stores import Store
 from scvec.stores.store.files import _seen
+from scvec.stores.store.store import Store
 
 
 class TestReaders:
@@ -95,7 +95,7 @@ def seeds_of(store):
 
 READER = f"""
 import json, select, sys, time
-from scvec.stores import Store
+from scvec.stores.store.store import Store
 from scvec.base.types import Space
 SPACE = {SPACE!r}
 {inspect.getsource(seeds_of)}
@@ -109,7 +109,7 @@ print(json.dumps(seen))
 WRITER = """
 import sys
 import numpy as np, pandas as pd
-from scvec.stores import Store
+from scvec.stores.store.store import Store
 from scvec.base.types import Gene, Space
 SPACE = Space("minilm", "r1", "ab" * 32, "{text}", "mean", 6, True)
 store = Store(sys.argv[1])

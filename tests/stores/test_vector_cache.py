@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
 from scvec.base.types import Space, text_sha256
-from scvec.stores import Store, VectorCache
 from scvec.stores.store.journal import AppendLog
+from scvec.stores.store.store import Store
+from scvec.stores.store.vector_cache import VectorCache
 
 
 def space(dim=4, name="minilm"):

@@ -17,7 +17,7 @@ from scvec.backbones import parse_spec
 from scvec.backbones.controls import RandomBackbone
 from scvec.base.errors import InputError
 from scvec.base.types import Description, Gene
-from scvec.stores import Store
+from scvec.stores.store.store import Store
 from scvec.workflows.diff import diff
 
 

@@ -13,7 +13,7 @@ from some_answers import AT, answer, failure, written
 from scvec.base.errors import InputError
 from scvec.base.types import Description, Gene, Space
 from scvec.model.gene_vectors import gene_table
-from scvec.stores import Store
+from scvec.stores.store.store import Store
 from scvec.workflows.gene_info import gene_info
 
 GENES = [

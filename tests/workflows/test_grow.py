@@ -150,8 +150,14 @@ def test_cells_come_and_go_without_the_others_being_written(store: Path, tiny_ad
     entry = Store(store).generation.manifest.references["tiny"]
     assert (entry.vectors, entry.index) == (first.vectors, first.index) and not entry.is_whole
     index = scvec.info(store, "tiny").references[0].details["index"]
-    assert index == {"kind": "flat", "search": "exact", "added": 30, "gone": entry.n_gone, "layers": 2}
-    assert entry.n_gone == 90 - entry.n > 0
+    assert index == {
+        "kind": "flat",
+        "search": "exact",
+        "appended": 30,
+        "deleted": entry.n_deleted,
+        "segments": 2,
+    }
+    assert entry.n_deleted == 90 - entry.n > 0
 
 
 def test_compact_puts_all_together_and_changes_no_answer(store: Path, tiny_adata: Callable[..., Any]):
@@ -160,7 +166,7 @@ def test_compact_puts_all_together_and_changes_no_answer(store: Path, tiny_adata
     scvec.drop_cells(store, "tiny", where="donor = 'donor2' AND cell_type = 'alpha'")
     before, counts = scvec.query(store, new), Store(store).reference("tiny").meta["counts"]
     report = scvec.compact(store)
-    assert any("'tiny' were put together" in note for note in report.notes)
+    assert any("'tiny' were merged" in note for note in report.notes)
     stored = Store(store).reference("tiny")
     assert stored.is_whole and stored.meta["counts"] == counts and scvec.verify(store).ok
     after = scvec.query(store, new)

@@ -11,7 +11,7 @@ from scvec.workflows.reference_lines import reference_lines
 DETAILS: dict[str, Any] = {
     "genes": 3000,
     "embed_dim": 128,
-    "index": {"kind": "flat", "search": "exact", "added": 10_000, "gone": 7, "layers": 2},
+    "index": {"kind": "flat", "search": "exact", "appended": 10_000, "deleted": 7, "segments": 2},
     "options": {"backbone": "minilm", "seed": 0, "memory": None},
     "sources": [
         {"name": "a.h5ad", "n_cells": 1200, "species": "mouse", "genes": "9 of 10 genes", "expression": None}
@@ -26,7 +26,7 @@ def test_a_person_reads_lines_and_no_dicts():
     assert reference_lines(DETAILS) == [
         "  3,000 genes, 128 dimensions",
         "  from a.h5ad: 1,200 mouse cells; 9 of 10 genes",
-        "  index: flat, exact; 10,000 cells added, 7 gone, 2 layers (scvec compact puts them together)",
+        "  index: flat, exact; 10,000 cells appended, 7 deleted, 2 segments (scvec compact merges them)",
         "  options: backbone minilm, seed 0",
         "  on held-out cells (batch): accuracy 0.900, macro-F1 0.800, ECE 0.010; "
         "alone: knn 0.750, head 0.851",

@@ -1,82 +1,90 @@
-"""Which index is behind a name, and how one is built or opened."""
+"""Nearest-neighbour indices: the registry of kinds, and how one is built or opened.
+
+A new kind is one file with a subclass of `scvec.stores.index.distances.Index` under :func:`index`, and one
+line in :data:`MODULES`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scvec.base.errors import InputError, StoreError
-from scvec.base.types import Float32, Int64
 
 if TYPE_CHECKING:
-    from scvec.stores.index.flat import FaissFlatIndex
-    from scvec.stores.index.ivf import IvfIndex
-    from scvec.stores.index.numpy_index import NumpyIndex
+    from scvec.base.types import Float32, Int64
+    from scvec.stores.index.distances import Index
 
-    AnyIndex = FaissFlatIndex | NumpyIndex | IvfIndex
+__all__ = ["MODULES", "build_index", "index", "index_class", "index_kinds", "open_index"]
 
-__all__ = ["INDEX_KINDS", "build_index", "index_class", "index_extension", "open_index"]
-
-#: Kind of index -> extension of its file. All but ``ivf`` are exact.
-INDEX_KINDS = {"flat": "faiss", "numpy": "npy", "ivf": "faiss"}
-
-
-def index_class(kind: str) -> type[FaissFlatIndex] | type[NumpyIndex] | type[IvfIndex]:
-    """Return the class of an index kind, or raise InputError."""
-    if kind == "flat":
-        from scvec.stores.index.flat import FaissFlatIndex
-
-        return FaissFlatIndex
-    if kind == "numpy":
-        from scvec.stores.index.numpy_index import NumpyIndex
-
-        return NumpyIndex
-    if kind == "ivf":
-        from scvec.stores.index.ivf import IvfIndex
-
-        return IvfIndex
-    raise InputError(f"unknown kind of index {kind!r}", fix=f"one of: {', '.join(INDEX_KINDS)}")
+#: Kind of index -> module that registers it. Names only, so that ``--help`` loads no library.
+MODULES = {
+    "flat": "scvec.stores.index.flat",
+    "numpy": "scvec.stores.index.numpy_index",
+    "ivf": "scvec.stores.index.ivf",
+}
+_registered: dict[str, type[Index]] = {}
+_Kind = TypeVar("_Kind", bound="type[Index]")
 
 
-def index_extension(kind: str) -> str:
-    """Return the extension of files of this kind, or raise InputError."""
-    index_class(kind)
-    return INDEX_KINDS[kind]
+def index(kind: str, *, extension: str, exact: bool) -> Callable[[_Kind], _Kind]:
+    """Register a class as a kind of index.
+
+    Parameters
+    ----------
+    kind
+        Its name, a key of :data:`MODULES`.
+    extension
+        Extension of its files.
+    exact
+        Whether it finds all neighbours, in the order and with the bits of brute force in float64.
+    """
+
+    def register(made: _Kind) -> _Kind:
+        made.kind, made.extension, made.is_exact = kind, extension, exact
+        _registered[kind] = made
+        return made
+
+    return register
+
+
+def index_kinds() -> tuple[str, ...]:
+    """Return the names of all kinds."""
+    return tuple(MODULES)
+
+
+def index_class(kind: str) -> type[Index]:
+    """Return the class of a kind of index, or raise InputError."""
+    if kind not in MODULES:
+        raise InputError(f"unknown kind of index {kind!r}", fix=f"one of: {', '.join(MODULES)}")
+    if kind not in _registered:
+        import_module(MODULES[kind])
+    return _registered[kind]
 
 
 def build_index(
-    vectors: Float32,
-    kind: str = "flat",
-    *,
-    recall: float = 0.95,
-    seed: int = 0,
-    batches: Int64 | None = None,
-) -> AnyIndex:
+    vectors: Float32, kind: str = "flat", *, recall: float = 0.95, seed: int = 0, batches: Int64 | None = None
+) -> Index:
     """Return an index of ``vectors`` (n, dim) float32.
 
     Parameters
     ----------
     recall, seed
-        Of ``ivf``: the share of neighbours to be found, and the seed of its training.
+        For approximate kinds: the fraction of neighbours to be found, and the seed of the training.
     batches
-        (n,) number of each row's batch, by which ``ivf`` is tuned for batches that it lacks.
+        (n,) number of each row's batch, by which ``ivf`` is tuned for unseen batches.
 
     Raises
     ------
     InputError
         An unknown kind, or vectors that are not finite (n, dim) float32.
     """
-    made: Any = index_class(kind)
+    made = index_class(kind)
     if getattr(vectors, "ndim", 0) != 2 or vectors.shape[1] < 1:
         raise InputError("vectors must be an (n, dim) float32 array")
-    if kind == "ivf":
-        from scvec.stores.index.ivf import IvfIndex
-
-        return IvfIndex.build(vectors, recall=recall, seed=seed, batches=batches)
-    index: FaissFlatIndex | NumpyIndex = made(int(vectors.shape[1]))
-    index.add(vectors)
-    return index
+    return made.build(vectors, recall=recall, seed=seed, batches=batches)
 
 
 def open_index(
@@ -87,15 +95,15 @@ def open_index(
     dim: int | None = None,
     vectors: Float32 | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> AnyIndex:
+) -> Index:
     """Load an index whose file has been checked against its SHA-256.
 
     Parameters
     ----------
     n, dim
-        What the index must hold, where known.
+        Number and length of the vectors that the index must hold, where known.
     vectors, settings
-        Of ``ivf``, whose file holds neither: the vectors, and `IvfSettings.to_dict`.
+        See `Index.load`.
 
     Raises
     ------
@@ -106,19 +114,8 @@ def open_index(
         made = index_class(kind)
     except InputError as error:
         raise StoreError(f"an index is of the unknown kind {kind!r}", str(path), "update scvec") from error
-    index: AnyIndex
-    if kind == "ivf":
-        from scvec.stores.index.ivf import IvfIndex
-
-        if vectors is None or settings is None:
-            raise StoreError("an index of the store has lost its settings", str(path), "ingest again")
-        index = IvfIndex.load(path, vectors, settings)
-    else:
-        index = made.load(path)  # type: ignore[call-arg]
-    if (n is not None and index.n != n) or (dim is not None and index.dim != dim):
-        raise StoreError(
-            f"an index holds {index.n:,} x {index.dim} vectors instead of {n:,} x {dim}",
-            str(path),
-            "ingest again",
-        )
-    return index
+    found = made.load(path, vectors, settings)
+    if (n is not None and found.n != n) or (dim is not None and found.dim != dim):
+        what = f"an index holds {found.n:,} x {found.dim} vectors instead of {n} x {dim}"
+        raise StoreError(what, str(path), "ingest again")
+    return found

@@ -1,8 +1,10 @@
-"""Exact squared Euclidean distances, the same for a query alone and in any batch."""
+"""Exact squared Euclidean distances, the same for a query alone and in any batch, and the base of indices."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,7 @@ from scvec.base.errors import InputError
 from scvec.base.types import Bool, Float32, Int64, Neighbors
 
 __all__ = [
+    "Index",
     "as_neighbors",
     "checked_neighbors",
     "checked_subset",
@@ -57,7 +60,7 @@ def checked_vectors(vectors: object, dim: int, what: str) -> Float32:
 
 
 def checked_neighbors(n_neighbors: int) -> int:
-    """Return ``n_neighbors``, or raise InputError if it is no positive whole number."""
+    """Return ``n_neighbors``, or raise InputError if it is not a positive whole number."""
     if isinstance(n_neighbors, bool) or not isinstance(n_neighbors, (int, np.integer)) or n_neighbors < 1:
         raise InputError(f"n_neighbors must be a positive whole number, not {n_neighbors!r}")
     return int(n_neighbors)
@@ -137,3 +140,104 @@ def as_neighbors(rows: list[Int64], distances: list[Float64], k: int) -> Neighbo
         with np.errstate(over="ignore"):  # float32 ends at 3e38; beyond, infinity is the honest answer
             padded[i, : len(found)] = values
     return Neighbors(indices, padded)
+
+
+class Index:
+    """The base of all indices: it checks queries, a subclass searches (`scvec.base.types.VectorIndex`).
+
+    A subclass has ``n``, ``dim``, ``vectors`` and ``_search``; a registered one has ``add``, ``save`` and
+    ``load`` too, and ``build`` where an index is more than an empty one with rows added.
+    """
+
+    #: Set by `scvec.stores.index.index`: name of the kind, extension of its files, whether it finds all.
+    kind: ClassVar[str] = ""
+    extension: ClassVar[str] = ""
+    is_exact: ClassVar[bool] = True
+    #: True where one thread at a time may search.
+    takes_turns: bool = False
+
+    def __init__(self, dim: int) -> None:
+        if dim < 1:
+            raise ValueError(f"dim must be positive, not {dim}")
+
+    @property
+    def n(self) -> int:
+        """Number of vectors held."""
+        raise NotImplementedError
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        raise NotImplementedError
+
+    def vectors(self) -> Float32:
+        """Return the (n, dim) float32 rows: a read-only view, valid until the next ``add``."""
+        raise NotImplementedError
+
+    def add(self, vectors: Float32) -> None:
+        """Append (n, dim) float32 rows; InputError on another shape or type, NaN or infinity."""
+        raise TypeError(f"nothing can be added to a {self.kind} index")
+
+    def save(self, path: Path) -> None:
+        """Write the index to a file."""
+        raise TypeError(f"a {self.kind} index is not saved")
+
+    @classmethod
+    def build(cls, vectors: Float32, *, recall: float, seed: int, batches: Int64 | None) -> Self:
+        """Return an index of (n, dim) float32 vectors (see `build_index`); exact ones need no options."""
+        made = cls(int(vectors.shape[1]))
+        made.add(vectors)
+        return made
+
+    @classmethod
+    def load(
+        cls, path: Path, vectors: Float32 | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Read what :meth:`save` wrote. The caller has checked the file's SHA-256.
+
+        Parameters
+        ----------
+        vectors, settings
+            For approximate kinds: the (n, dim) float32 rows, and ``settings.to_dict()`` of the saved index.
+
+        Raises
+        ------
+        StoreError
+            The file is unreadable or holds another kind of index.
+        """
+        raise NotImplementedError
+
+    def exact(self) -> Index:
+        """Return an index that looks at every one of the same vectors."""
+        return self
+
+    def at_recall(self, recall: float) -> Index:
+        """Return the same index at another recall (0-1); exact kinds stay as they are."""
+        return self
+
+    def search(
+        self, vectors: Float32, n_neighbors: int, *, subset: npt.NDArray[np.int64] | None = None
+    ) -> Neighbors:
+        """Return the nearest rows by (squared distance, row number).
+
+        Parameters
+        ----------
+        vectors
+            (n, dim) float32 queries.
+        n_neighbors
+            Columns of the result; padded with -1 and infinity where there are fewer rows.
+        subset
+            Row numbers to search among; all by default.
+
+        Raises
+        ------
+        InputError
+            Queries of another shape or type, NaN or infinity, a row number that does not exist.
+        """
+        queries = checked_vectors(vectors, self.dim, "queries")
+        k = checked_neighbors(n_neighbors)
+        return self._search(queries, k, None if subset is None else checked_subset(subset, self.n))
+
+    def _search(self, queries: Float32, k: int, rows: Int64 | None) -> Neighbors:
+        """Search among ``rows`` (ascending, without repeats), or all rows where None."""
+        raise NotImplementedError

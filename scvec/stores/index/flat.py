@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from scvec.base.errors import ResourceError, StoreError
 from scvec.base.types import Float32, Int64, Neighbors
+from scvec.stores.index import index
 from scvec.stores.index.distances import (
     BLOCK_BYTES,
     Float64,
+    Index,
     as_neighbors,
-    checked_neighbors,
-    checked_subset,
     checked_vectors,
     nearest_by_scan,
     pair_distances,
@@ -44,6 +43,16 @@ def _faiss() -> Any:
     import faiss
 
     return faiss
+
+
+def read_faiss(path: Path) -> Any:
+    """Read a FAISS file, or raise StoreError. FAISS notices no damage: its SHA-256 has been checked."""
+    try:
+        return _faiss().read_index(str(path))
+    except MemoryError as error:
+        raise ResourceError("out of memory while loading an index", str(path)) from error
+    except RuntimeError as error:
+        raise StoreError("an index of the store cannot be read", str(path), "ingest again") from error
 
 
 @contextmanager
@@ -74,8 +83,9 @@ def _matrix_products(n_queries: int) -> Iterator[None]:
                 setattr(faiss.cvar, name, _blas_before)
 
 
-class FaissFlatIndex:
-    """Exact nearest rows by squared Euclidean distance (see `scvec.base.types.VectorIndex`).
+@index("flat", extension="faiss", exact=True)
+class FaissFlatIndex(Index):
+    """Exact nearest rows by squared Euclidean distance.
 
     FAISS proposes candidates by float32 scores, whose last digits depend on the batch; their distances
     are then recomputed in float64 row by row. If rounding could have kept a row out at the cut, that query
@@ -91,13 +101,9 @@ class FaissFlatIndex:
         Length of a vector.
     """
 
-    kind = "flat"
-
     def __init__(self, dim: int) -> None:
-        faiss = _faiss()
-        if dim < 1:
-            raise ValueError(f"dim must be positive, not {dim}")
-        self._index: Any = faiss.IndexFlatL2(dim)
+        super().__init__(dim)
+        self._index: Any = _faiss().IndexFlatL2(dim)
         self._max_norm: float | None = 0.0
         # Rows that lie elsewhere, as in a file that is mapped; the index of FAISS is empty then.
         self._view: Float32 | None = None
@@ -108,10 +114,9 @@ class FaissFlatIndex:
 
         The rows must not change, and none can be added.
         """
-        index = cls(int(vectors.shape[1]))
-        index._view = vectors
-        index._max_norm = None
-        return index
+        made = cls(int(vectors.shape[1]))
+        made._view, made._max_norm = vectors, None
+        return made
 
     @property
     def n(self) -> int:
@@ -125,12 +130,11 @@ class FaissFlatIndex:
 
     def vectors(self) -> Float32:
         """Return the (n, dim) float32 rows held: a read-only view, valid until the next ``add``."""
-        faiss = _faiss()
         if self._view is not None:
             return self._view
         if self.n == 0:
             return np.empty((0, self.dim), dtype=np.float32)
-        flat = faiss.rev_swig_ptr(self._index.get_xb(), self.n * self.dim)
+        flat = _faiss().rev_swig_ptr(self._index.get_xb(), self.n * self.dim)
         rows: Float32 = flat.reshape(self.n, self.dim)
         rows.flags.writeable = False
         return rows
@@ -144,28 +148,7 @@ class FaissFlatIndex:
             self._index.add(ready)
             self._max_norm = None
 
-    def search(
-        self, vectors: Float32, n_neighbors: int, *, subset: npt.NDArray[np.int64] | None = None
-    ) -> Neighbors:
-        """Return the nearest rows by (squared distance, row number).
-
-        Parameters
-        ----------
-        vectors
-            (n, dim) float32 queries.
-        n_neighbors
-            Columns of the result; padded with -1 and infinity where there are fewer rows.
-        subset
-            Row numbers to search among; all by default.
-
-        Raises
-        ------
-        InputError
-            Queries of another shape or type, NaN or infinity, a row number that does not exist.
-        """
-        queries = checked_vectors(vectors, self.dim, "queries")
-        k = checked_neighbors(n_neighbors)
-        rows = None if subset is None else checked_subset(subset, self.n)
+    def _search(self, queries: Float32, k: int, rows: Int64 | None) -> Neighbors:
         found_rows: list[Int64] = []
         found: list[Float64] = []
         for start in range(0, len(queries), BLOCK_QUERIES):
@@ -179,25 +162,14 @@ class FaissFlatIndex:
         """Write a FAISS file."""
         if self._view is not None:
             raise RuntimeError("rows that lie elsewhere are not written again")
-        faiss = _faiss()
-        faiss.write_index(self._index, str(path))
+        _faiss().write_index(self._index, str(path))
 
     @classmethod
-    def load(cls, path: Path) -> FaissFlatIndex:
-        """Read what :meth:`save` wrote. The caller has checked the file's SHA-256: FAISS would not notice.
-
-        Raises
-        ------
-        StoreError
-            Unreadable, or not a flat index by squared Euclidean distance.
-        """
-        faiss = _faiss()
-        try:
-            loaded = faiss.read_index(str(path))
-        except MemoryError as error:
-            raise ResourceError("out of memory while loading an index", str(path)) from error
-        except RuntimeError as error:
-            raise StoreError("an index of the store cannot be read", str(path), "ingest again") from error
+    def load(
+        cls, path: Path, vectors: Float32 | None = None, settings: Mapping[str, Any] | None = None
+    ) -> FaissFlatIndex:
+        """Read what :meth:`save` wrote (see `Index.load`)."""
+        faiss, loaded = _faiss(), read_faiss(path)
         flat = isinstance(loaded, faiss.IndexFlat) and loaded.metric_type == faiss.METRIC_L2
         if not flat or loaded.d < 1 or loaded.codes.size() != 4 * loaded.d * loaded.ntotal:
             raise StoreError(
@@ -205,10 +177,9 @@ class FaissFlatIndex:
                 str(path),
                 "ingest again",
             )
-        index = cls(int(loaded.d))
-        index._index = loaded
-        index._max_norm = None
-        return index
+        made = cls(int(loaded.d))
+        made._index, made._max_norm = loaded, None
+        return made
 
     def _exact(self, queries: Float32, k: int, rows: Int64 | None) -> tuple[list[Int64], list[Float64]]:
         """Nearest ``k`` rows per query, exact; ``k`` is at most the number of rows searched."""

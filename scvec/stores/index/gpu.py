@@ -7,24 +7,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvec.base.errors import ResourceError
-from scvec.base.types import Float32, Int64
-from scvec.stores.index.distances import Float64, row_distances
+from scvec.base.types import Float32, Int64, VectorIndex
+from scvec.stores.index.distances import Float64, Index, row_distances
 from scvec.stores.index.flat import FaissFlatIndex, _faiss
 from scvec.stores.index.ivf import IvfIndex
-from scvec.stores.index.shards import LayeredIndex
+from scvec.stores.index.shards import SegmentedIndex
 
 if TYPE_CHECKING:
     import torch
 
-    from scvec.base.types import VectorIndex
-    from scvec.stores.index import AnyIndex
 
 __all__ = ["FaissGpuIndex", "TorchIndex", "on_device"]
 
 #: Scores of one tile that are held at once.
 TILE_SCORES = 1 << 26
-#: Share of a GPU's free memory that vectors may fill; beyond, tiles are copied to it one after another.
-MEMORY_SHARE = 0.7
+#: Fraction of a GPU's free memory that vectors may fill; beyond, tiles are copied to it one after another.
+MEMORY_FRACTION = 0.7
 #: Most neighbours that FAISS finds on a GPU.
 FAISS_GPU_K = 2048
 
@@ -36,12 +34,13 @@ def on_device(index: VectorIndex, device: str) -> VectorIndex:
     """
     if device != "cuda":
         return index
-    if isinstance(index, LayeredIndex):
-        return index.with_layers([_on_gpu(layer) for layer in index.layers])
-    return _on_gpu(index) if isinstance(index, IvfIndex | FaissFlatIndex) else index
+    if isinstance(index, SegmentedIndex):
+        return index.with_segments([on_gpu(segment) for segment in index.segments])
+    return on_gpu(index) if isinstance(index, Index) else index
 
 
-def _on_gpu(index: AnyIndex) -> AnyIndex:
+def on_gpu(index: Index) -> Index:
+    """Return an index that finds the same neighbours on a GPU, or the same index where there is none."""
     if isinstance(index, IvfIndex):
         index = index.exact()
     if not isinstance(index, FaissFlatIndex) or index.n == 0:
@@ -57,8 +56,7 @@ def _faiss_has_gpu() -> bool:
 class FaissGpuIndex(FaissFlatIndex):
     """A flat index whose candidates a GPU build of FAISS finds; what is near is decided as on the CPU."""
 
-    #: A GPU does one thing at a time, and FAISS' own is not made for threads.
-    takes_turns = True
+    takes_turns = True  # a GPU does one thing at a time, and that of FAISS is not made for threads
 
     def __init__(self, index: FaissFlatIndex) -> None:
         super().__init__(index.dim)
@@ -94,8 +92,7 @@ class TorchIndex(FaissFlatIndex):
         Rows looked at at once; by default what fits.
     """
 
-    #: A GPU does one thing at a time, and FAISS' own is not made for threads.
-    takes_turns = True
+    takes_turns = True  # a GPU does one thing at a time, and that of FAISS is not made for threads
 
     def __init__(self, index: FaissFlatIndex, device: str = "cpu", *, tile_rows: int | None = None) -> None:
         import torch
@@ -131,7 +128,7 @@ class TorchIndex(FaissFlatIndex):
             return True
         import torch
 
-        return n_bytes < MEMORY_SHARE * torch.cuda.mem_get_info()[0]
+        return n_bytes < MEMORY_FRACTION * torch.cuda.mem_get_info()[0]
 
     def _centred(self, queries: Float32) -> Float64:
         return np.asarray((queries - self._mean) * self._scale, dtype=np.float64)

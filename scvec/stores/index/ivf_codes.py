@@ -14,7 +14,7 @@ from scvec.stores.index.flat import _faiss
 
 __all__ = ["IvfCodes"]
 
-#: Share of the variance that the axes kept must hold, and the step by which more are kept.
+#: Fraction of the variance that the axes kept must hold, and the step by which more are kept.
 HELD, AXES = 0.97, 64
 #: Rows that axes and centre are computed from.
 SAMPLE = 50_000
@@ -37,7 +37,7 @@ class IvfCodes:
     """Lists of codes in FAISS.
 
     A vector is moved to the centre of all, put on principal axes, fewer than it has dimensions, and these
-    are turned at random so that all carry as much. What it differs from the centroid of its list is coded by
+    are rotated at random so that all carry as much. What it differs from the centroid of its list is coded by
     product quantisation, four bits an axis or two, which are compared in registers (André et al. 2015,
     doi:10.14778/2856318.2856324).
 
@@ -121,11 +121,11 @@ class IvfCodes:
         mean, axes, per_code = _principal(vectors[np.sort(rng.permutation(n)[:SAMPLE])], rng)
         n_axes = axes.shape[1]
         wide = n_axes + RESTS * per_code
-        turned = np.zeros((wide, dim), dtype=np.float32)
-        turned[:n_axes] = np.ldexp(np.rint(np.ldexp(axes.T, AXIS_BITS)), -AXIS_BITS)
+        rotated = np.zeros((wide, dim), dtype=np.float32)
+        rotated[:n_axes] = np.ldexp(np.rint(np.ldexp(axes.T, AXIS_BITS)), -AXIS_BITS)
         centring, linear = faiss.CenteringTransform(dim), faiss.LinearTransform(dim, wide, True)
         faiss.copy_array_to_vector(mean, centring.mean)
-        faiss.copy_array_to_vector(turned.ravel(), linear.A)
+        faiss.copy_array_to_vector(rotated.ravel(), linear.A)
         bias = np.zeros(wide, dtype=np.float32)
         bias[n_axes::per_code] = -1.0
         faiss.copy_array_to_vector(bias, linear.b)
@@ -133,7 +133,7 @@ class IvfCodes:
 
         rows = np.sort(rng.permutation(n)[: PER_LIST * n_lists])
         blocks = [rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS)]
-        training = np.concatenate([(vectors[block] - mean) @ turned[:n_axes].T for block in blocks])
+        training = np.concatenate([(vectors[block] - mean) @ rotated[:n_axes].T for block in blocks])
         lists = faiss.Kmeans(
             n_axes, n_lists, niter=ROUNDS, seed=1 + seed % (1 << 30), min_points_per_centroid=1
         )
@@ -304,7 +304,7 @@ class IvfCodes:
 
 
 def _principal(sample: Float32, rng: np.random.Generator) -> tuple[Float32, Float64, int]:
-    """Return the mean, (dim, m) axes turned at random among themselves, and how many share a code."""
+    """Return the mean, (dim, m) axes rotated at random among themselves, and how many share a code."""
     dim = sample.shape[1]
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     scatter = np.zeros((dim, dim))

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import StoreError
@@ -68,7 +67,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         Raises
         ------
         StoreError
-            The file is damaged, no knowledge base, of another schema, or (read only) missing.
+            The file is damaged, not a knowledge base, of another schema, or (read only) missing.
         LockedError
             Another process writes to the file.
         """
@@ -94,9 +93,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
     def __enter__(self) -> KnowledgeBase:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -289,10 +286,10 @@ def _prepare(con: Any, path: Path, read_only: bool) -> None:
             "use the scvec that made it",
         )
     if read_only:
-        raise StoreError("the file is no knowledge base", str(path), "run: scvec ingest genes")
+        raise StoreError("the file is not a knowledge base", str(path), "run: scvec ingest genes")
     if con.execute("SELECT count(*) FROM duckdb_tables()").fetchall()[0][0]:
         raise StoreError(
-            "the file is a DuckDB database, but no knowledge base", str(path), "name another file"
+            "the file is a DuckDB database, but not a knowledge base", str(path), "name another file"
         )
     create(con)
 

@@ -1,31 +1,54 @@
-"""Files that are written whole, reach the disk, and are checked when they are read."""
+"""Files of the store: written whole and flushed, checked when they are read, and never pickled.
+
+Arrays are safetensors, tables are parquet, everything else is JSON.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from scvec.base.errors import InputError, ResourceError, ScvecError, StoreError
+from scvec.base.types import Float32
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "check_file",
+    "check_folder",
     "check_reference_name",
     "content_name",
     "holds",
+    "is_full",
     "is_plain_name",
+    "map_vectors",
+    "open_regular",
     "os_errors",
-    "publish",
+    "plain_json",
+    "read_json",
+    "read_table",
+    "read_tensors",
     "sha256_file",
     "sync_file",
     "sync_folder",
     "write_atomic",
+    "write_json",
+    "write_table",
+    "write_tensors",
 ]
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -74,12 +97,15 @@ def os_errors(where: str | Path) -> Iterator[None]:
         raise ResourceError("out of memory", str(where), "free memory or use a smaller reference") from error
     except Exception as error:
         code = error.errno if isinstance(error, OSError) else None
-        if code in _FULL or any(text in str(error) for text in _FULL_TEXT):
+        if is_full(error):
             raise ResourceError(
                 "the disk is full; the store was not changed",
                 str(where),
                 "free space, then run the command again",
             ) from error
+        if code in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+            odd = getattr(error, "filename", None) or where
+            raise StoreError("a file of the store is not a regular file", str(odd), "remove it") from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(
                 f"no permission to write ({os.strerror(code)})",
@@ -87,6 +113,46 @@ def os_errors(where: str | Path) -> Iterator[None]:
                 "choose another folder with --store",
             ) from error
         raise
+
+
+def check_folder(path: Path) -> None:
+    """Raise StoreError where ``path`` is a link or a file: a store has its folders itself."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(mode):
+        what = "is a link" if stat.S_ISLNK(mode) else "is not a folder"
+        raise StoreError(f"a folder of the store {what}", str(path), "put a folder in its place")
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """Open a regular file and return its descriptor, never through a link and without waiting for a pipe.
+
+    Raises
+    ------
+    StoreError
+        Something else lies there.
+    """
+    odd = StoreError("a file of the store is not a regular file", str(path), "move it elsewhere")
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        fd = os.open(path, flags, mode)
+    except OSError as error:
+        # ENXIO: a pipe that nobody reads from.
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR) or path.is_dir():
+            raise odd from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise odd
+    return fd
+
+
+def is_full(error: BaseException) -> bool:
+    """True if an error says that the disk is full."""
+    code = error.errno if isinstance(error, OSError) else None
+    return code in _FULL or any(text in str(error) for text in _FULL_TEXT)
 
 
 def sync_file(path: Path) -> None:
@@ -121,19 +187,12 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def publish(source: Path, target: Path) -> None:
-    """Move a finished, flushed file to its final name on the same file system."""
-    os.replace(source, target)
-
-
-def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
+def sha256_file(path: Path) -> str:
     """SHA-256 of a file in hex, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
-            if progress is not None:
-                progress(len(block))
     return digest.hexdigest()
 
 
@@ -153,8 +212,12 @@ def _damaged(path: Path, what: str) -> StoreError:
     )
 
 
-def _check_size(path: Path, n_bytes: int) -> os.stat_result:
-    """Raise StoreError unless ``path`` is a regular file of ``n_bytes`` bytes."""
+def check_file(path: Path, n_bytes: int, sha256: str, *, fresh: bool = False) -> Path:
+    """Raise StoreError unless the file has this size and SHA-256; return ``path``.
+
+    A file is read once a process, until its inode, size or modification time changes; ``fresh`` reads it
+    in any case.
+    """
     try:
         # lstat: a link or a pipe under a file's name is not what was stored, and a pipe would block.
         found = os.lstat(path)
@@ -166,16 +229,6 @@ def _check_size(path: Path, n_bytes: int) -> os.stat_result:
         raise _damaged(path, "is not a regular file")
     if found.st_size != n_bytes:
         raise _damaged(path, f"has {found.st_size:,} bytes instead of {n_bytes:,}")
-    return found
-
-
-def check_file(path: Path, n_bytes: int, sha256: str, *, fresh: bool = False) -> Path:
-    """Raise StoreError unless the file has this size and SHA-256; return ``path``.
-
-    A file is read once a process, until its inode, size or modification time changes; ``fresh`` reads it
-    in any case.
-    """
-    found = _check_size(path, n_bytes)
     key = (str(path), found.st_ino, found.st_mtime_ns, found.st_size)
     actual = None if fresh else _seen.get(key)
     if actual is None:
@@ -187,3 +240,166 @@ def check_file(path: Path, n_bytes: int, sha256: str, *, fresh: bool = False) ->
     if actual != sha256:
         raise _damaged(path, f"is damaged (SHA-256 {actual[:12]}…, should be {sha256[:12]}…)")
     return path
+
+
+_KINDS = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write named arrays of numbers or bools as safetensors, the same bytes for the same arrays.
+
+    Raises
+    ------
+    InputError
+        An array of text, objects or complex numbers.
+    """
+    from safetensors.numpy import save_file
+
+    ready: dict[str, npt.NDArray[Any]] = {}
+    for name in sorted(tensors):
+        array = np.asarray(tensors[name])
+        kind = f"{array.dtype.kind}{array.dtype.itemsize}"
+        if kind not in _KINDS:
+            raise InputError(
+                f"an array of {array.dtype} cannot be stored", name, "store numbers here and text as JSON"
+            )
+        # safetensors copies memory as it lies: a transposed or big-endian array would come back scrambled.
+        ready[name] = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    # safetensors makes files that only their owner may read: they get the mode that any new file has here.
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    save_file(ready, str(path))
+    path.chmod(mode)
+
+
+def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read what :func:`write_tensors` wrote; raise StoreError where it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        loaded: dict[str, npt.NDArray[Any]] = load_file(str(path))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _unreadable(path, "safetensors", error) from error
+    return loaded
+
+
+def map_vectors(path: Path, name: str = "vectors") -> Float32:
+    """Return the (n, dim) float32 array ``name`` of a safetensors file, mapped read-only.
+
+    Rows come from the disk as they are touched, so a reference larger than memory can be used.
+    """
+    try:
+        with open(path, "rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(length)) if 0 < length <= 1 << 20 else {}
+        entry = header[name]
+        n, dim = (int(v) for v in entry["shape"])
+        start, stop = (int(v) for v in entry["data_offsets"])
+        if entry["dtype"] != "F32" or n < 0 or dim < 0 or stop - start != 4 * n * dim:
+            raise ValueError(f"{name} is {entry['dtype']} {entry['shape']}")
+        if n * dim == 0:
+            return np.zeros((n, dim), dtype=np.float32)
+        return np.asarray(np.memmap(path, dtype="<f4", mode="r", offset=8 + length + start, shape=(n, dim)))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unreadable(path, "safetensors", error) from error
+
+
+def plain_json(value: Any) -> Any:
+    """Return ``value`` with numpy numbers, arrays, tuples and paths made plain JSON values.
+
+    Raises
+    ------
+    InputError
+        A value that JSON cannot hold, NaN and infinity included.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        if not math.isfinite(value):
+            raise InputError(f"{value} cannot be stored as JSON", fix="use None")
+        return float(value)
+    if value is None or isinstance(value, str):
+        return None if value is None else str(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain_json(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain_json(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain_json(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return [plain_json(v) for v in sorted(value)]
+    if isinstance(value, Path):
+        return value.name  # where a file lay on somebody's machine is nobody else's business
+    raise InputError(f"a {type(value).__name__} cannot be stored as JSON")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value, the same bytes for equal values."""
+    text = json.dumps(plain_json(value), sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raise StoreError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, "JSON", error) from error
+
+
+def write_table(path: Path, table: pd.DataFrame) -> list[str]:
+    """Write a table with its index as parquet (zstd); return notes on columns stored as text.
+
+    Columns of mixed types become text, as parquet has one type a column.
+
+    Raises
+    ------
+    InputError
+        Two columns of one name.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [str(c) for c in table.columns]
+    if len(set(names)) != len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise InputError(f"columns of one name: {', '.join(twice[:5])}", fix="rename them")
+    table = table.set_axis(names, axis="columns").copy(deep=False)
+    notes: list[str] = []
+    for name in names:
+        column = table[name]
+        try:
+            pa.Array.from_pandas(column)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            values = [None if _missing(v) else str(v) for v in column.tolist()]
+            table[name] = pd.Series(values, index=table.index, dtype=object)
+            notes.append(f"column {name} has values of several types; stored as text")
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=True), str(path), compression="zstd")
+    return notes
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read what :func:`write_table` wrote; raise StoreError where it is damaged."""
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(path, columns=columns, engine="pyarrow")
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise _unreadable(path, "parquet", error) from error
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _unreadable(path: Path, kind: str, error: BaseException) -> StoreError:
+    return StoreError(
+        f"a file of the store is not readable {kind} ({type(error).__name__})",
+        str(path),
+        "run `scvec verify`; restore the store from a copy, or ingest again",
+    )

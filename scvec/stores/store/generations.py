@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scvec.base.errors import InputError, StoreError
-from scvec.stores.store.files import check_file, write_atomic
+from scvec.stores.store.files import check_file, open_regular, write_atomic
 from scvec.stores.store.manifest import Manifest
 
 __all__ = [
@@ -79,7 +79,7 @@ def current_number(folder: Path) -> tuple[int, str]:
     """
     path = folder / "CURRENT"
     try:
-        with open(path, "rb") as handle:
+        with open(open_regular(path), "rb") as handle:
             content = handle.read(200)
     except FileNotFoundError:
         raise StoreError(
@@ -111,12 +111,12 @@ def read_current(folder: Path) -> Generation:
         number, sha256 = current_number(folder)
         path = manifest_path(folder, number)
         try:
-            fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            fd = open_regular(path)
         except FileNotFoundError:
             # A compaction may have dropped it since CURRENT was read; if CURRENT still says so it is lost.
             if current_number(folder) == (number, sha256):
                 raise StoreError(
-                    f"the manifest of generation {number} is missing",
+                    f"the manifest of version {number} is missing",
                     str(path),
                     "restore the store from a copy",
                 ) from None
@@ -144,13 +144,13 @@ def read_generation(folder: Path, number: int) -> Generation:
         return current
     if 0 <= number < current.number:  # a manifest beyond CURRENT is what a killed writer left
         with suppress(FileNotFoundError):
-            found = _held(folder, number, os.open(manifest_path(folder, number), os.O_RDONLY), None)
+            found = _held(folder, number, open_regular(manifest_path(folder, number)), None)
             if found is not None:
                 return found
     there = [n for n in list_generations(folder) if n <= current.number]
     listed = ("..., " if len(there) > 12 else "") + ", ".join(map(str, there[-12:]))
     raise InputError(
-        f"the store has no generation {number}",
+        f"the store has no version {number}",
         str(folder),
         f"it has: {listed}; scvec compact drops older ones",
     )
@@ -171,13 +171,13 @@ def _held(folder: Path, number: int, fd: int, sha256: str | None) -> Generation 
             data = handle.read()
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise StoreError(
-                f"the manifest of generation {number} is damaged (its SHA-256 differs)",
+                f"the manifest of version {number} is damaged (its SHA-256 differs)",
                 str(path),
                 "restore the store from a copy, or ingest into a new one",
             )
         manifest = Manifest.from_bytes(data, str(path))
         if manifest.generation != number:
-            raise StoreError(f"the manifest of generation {number} is another's", str(path))
+            raise StoreError(f"the manifest of version {number} belongs to another version", str(path))
         keep = shared
         return Generation(folder, manifest, fd if shared else None)
     finally:
@@ -197,7 +197,7 @@ def try_drop(folder: Path, number: int) -> bool:
     """Delete the manifest of an old generation unless a reader holds it; True if it is gone."""
     path = manifest_path(folder, number)
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = open_regular(path)
     except FileNotFoundError:
         return True
     try:

@@ -13,13 +13,12 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, NamedTuple
 
 from scvec.base.errors import InputError, StoreError
 from scvec.base.records import Answer, Failure, Job, Note
 from scvec.base.types import Description, Gene
-from scvec.stores.store.files import os_errors, publish, sync_file, sync_folder
+from scvec.stores.store.files import open_regular, os_errors, sync_file, sync_folder
 
 __all__ = ["AppendLog", "Entry", "Journal"]
 
@@ -146,7 +145,7 @@ class AppendLog:
         StoreError
             A record has changed since it was found.
         """
-        with open(self.path, "rb") as file:
+        with self._reading() as file:
             for at in places:
                 file.seek(at)
                 line = file.readline()
@@ -161,12 +160,13 @@ class AppendLog:
         with os_errors(self.path.parent):
             self.close()
             if places:
-                with open(self.path, "rb") as old, open(fresh, "wb") as new:
+                fresh.unlink(missing_ok=True)  # "x" writes through no link
+                with self._reading() as old, open(fresh, "xb") as new:
                     for at in places:
                         old.seek(at)
                         new.write(old.readline())
                 sync_file(fresh)
-                publish(fresh, self.path)
+                os.replace(fresh, self.path)
             else:
                 self.path.unlink(missing_ok=True)
                 fresh.unlink(missing_ok=True)
@@ -176,16 +176,20 @@ class AppendLog:
     def _opened(self) -> IO[bytes]:
         if self._file is None:
             is_new = not self.path.exists()
-            self._file = open(self.path, "x+b" if is_new else "r+b", buffering=0)  # noqa: SIM115
+            fd = open_regular(self.path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if is_new else 0))
+            self._file = open(fd, "r+b", buffering=0)  # noqa: SIM115
             if is_new:
                 sync_folder(self.path.parent)
         return self._file
+
+    def _reading(self) -> IO[bytes]:
+        return open(open_regular(self.path), "rb")
 
     def _scan(self) -> tuple[list[Entry], int, int]:
         """Return the records, how many lines are damaged, and where the last whole record ends."""
         found: list[Entry] = []
         n_damaged = at = end = 0
-        with suppress(FileNotFoundError), open(self.path, "rb") as file:
+        with suppress(FileNotFoundError), self._reading() as file:
             for line in file:
                 head = _head(line)
                 if head is not None:
@@ -277,9 +281,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from scvec.base.errors import LockedError
-from scvec.stores.store.files import os_errors
+from scvec.base.errors import LockedError, StoreError
+from scvec.stores.store.files import is_full, os_errors
 
 __all__ = ["WriterLock"]
 
@@ -49,8 +49,12 @@ class WriterLock:
         """Take the lock, or raise LockedError that names the process which has it."""
         import filelock
 
-        lock = filelock.FileLock(str(self._folder / "lock"), thread_local=False)
+        path = self._folder / "lock"
+        lock = filelock.FileLock(str(path), thread_local=False)
         with os_errors(self._folder):
+            with suppress(FileNotFoundError):
+                if not stat.S_ISREG(os.lstat(path).st_mode):
+                    raise StoreError("the lock of the store is not a file", str(path), "remove it")
             try:
                 lock.acquire(timeout=self._wait, poll_interval=0.02)
             except filelock.Timeout:
@@ -75,9 +79,7 @@ class WriterLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def _sign(self) -> None:
@@ -88,8 +90,15 @@ class WriterLock:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         temporary = self._folder / "lock.json.tmp"
-        temporary.write_text(json.dumps(holder, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(temporary, self._folder / "lock.json")
+        try:
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "x", encoding="utf-8") as file:  # "x" writes through no link
+                file.write(json.dumps(holder, sort_keys=True) + "\n")
+            os.replace(temporary, self._folder / "lock.json")
+        except OSError as error:
+            # The lock is held without its note, and `compact` is what frees a full disk.
+            if not is_full(error):
+                raise
 
     def _refusal(self) -> LockedError:
         where = str(self._folder)

@@ -14,16 +14,15 @@ from typing import Any
 from scvec import __version__
 from scvec.base.errors import StoreError
 from scvec.base.types import Space
-from scvec.stores.store.files import is_plain_name
-from scvec.stores.store.tensors import plain_json
+from scvec.stores.store.files import is_plain_name, plain_json
 
 __all__ = [
     "FORMAT",
     "FileEntry",
     "KnowledgeEntry",
-    "LayerEntry",
     "Manifest",
     "ReferenceEntry",
+    "SegmentEntry",
     "SpaceEntry",
     "library_versions",
     "portable",
@@ -95,8 +94,8 @@ class SpaceEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerEntry:
-    """Vectors and exact index of ``n`` cells that joined a reference later."""
+class SegmentEntry:
+    """Vectors and exact index of ``n`` cells that were appended to a reference."""
 
     n: int
     vectors: str
@@ -105,7 +104,7 @@ class LayerEntry:
     def __post_init__(self) -> None:
         _check_files((self.vectors, self.index))
         if not _is_count(self.n) or self.n == 0:
-            raise ValueError(f"not a layer of a reference: {self.n!r} cells")
+            raise ValueError(f"not a segment of a reference: {self.n!r} cells")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +115,12 @@ class ReferenceEntry:
     ----------
     vectors, index
         Of the cells that it was made of.
-    layers
-        Those that joined it later, in order.
-    gone
-        File with the numbers of rows that were taken out, counted through all layers; empty for none.
-    n_gone
-        How many.
+    appended
+        Segments of cells appended later, in order.
+    deleted
+        File with the numbers of deleted rows, counted through all segments; empty for none.
+    n_deleted
+        Number of deleted rows.
     """
 
     n: int
@@ -132,44 +131,44 @@ class ReferenceEntry:
     vectors: str
     index: str
     index_kind: str
-    layers: tuple[LayerEntry, ...] = ()
-    gone: str = ""
-    n_gone: int = 0
+    appended: tuple[SegmentEntry, ...] = ()
+    deleted: str = ""
+    n_deleted: int = 0
 
     def __post_init__(self) -> None:
         _check_files(self.files())
-        counts = (self.n, self.dim, self.n_gone)
+        counts = (self.n, self.dim, self.n_deleted)
         if not all(map(_is_count, counts)) or not isinstance(self.index_kind, str):
             raise ValueError(f"not a reference: {self.n!r} x {self.dim!r}")
-        if bool(self.gone) != (self.n_gone > 0) or self.n_first < 0:
-            raise ValueError(f"not a reference: {self.n!r} cells in layers that do not hold as many")
+        if bool(self.deleted) != (self.n_deleted > 0) or self.n_first < 0:
+            raise ValueError(f"not a reference: {self.n!r} cells in segments that do not hold as many")
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ReferenceEntry:
         """Return what :meth:`to_dict` gave."""
-        layers = tuple(LayerEntry(**layer) for layer in raw.get("layers", ()))
-        return cls(**{**raw, "layers": layers})
+        appended = tuple(SegmentEntry(**segment) for segment in raw.get("appended", ()))
+        return cls(**{**raw, "appended": appended})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values; one that was neither added to nor taken from has none of that."""
+        """Return JSON values, without the fields of appended and deleted cells where there are none."""
         values = asdict(self)
-        return {k: v for k, v in values.items() if v or k not in ("layers", "gone", "n_gone")}
+        return {k: v for k, v in values.items() if v or k not in ("appended", "deleted", "n_deleted")}
 
     @property
     def n_first(self) -> int:
-        """Number of cells that it was made of, gone or not."""
-        return self.n + self.n_gone - sum(layer.n for layer in self.layers)
+        """Number of cells that it was made of, deleted or not."""
+        return self.n + self.n_deleted - sum(segment.n for segment in self.appended)
 
     @property
     def is_whole(self) -> bool:
-        """True if no cell joined or left it since it was made."""
-        return not self.layers and not self.gone
+        """True if no cell was appended or deleted since it was made."""
+        return not self.appended and not self.deleted
 
     def files(self) -> tuple[str, ...]:
         """Names of the files it is made of."""
-        added = [name for layer in self.layers for name in (layer.vectors, layer.index)]
-        gone = [self.gone] if self.gone else []
-        return (self.meta, self.tensors, self.obs, self.vectors, self.index, *added, *gone)
+        later = [name for segment in self.appended for name in (segment.vectors, segment.index)]
+        later += [self.deleted] if self.deleted else []
+        return (self.meta, self.tensors, self.obs, self.vectors, self.index, *later)
 
 
 @dataclass(frozen=True)
@@ -278,7 +277,7 @@ class Manifest:
         Raises
         ------
         StoreError
-            No manifest, a newer format (names the version needed), or names that lead out of the store.
+            Not a manifest, a newer format (names the version needed), or names that lead out of the store.
         """
         try:
             raw = json.loads(data)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,147 +9,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import InputError, StoreError
+from scvec.base.errors import StoreError
 from scvec.base.types import Float32, Int64, Space, text_sha256
-from scvec.stores.index import build_index, index_extension, open_index
-from scvec.stores.index.distances import checked_vectors
-from scvec.stores.index.shards import LayeredIndex
-from scvec.stores.store.manifest import LayerEntry, ReferenceEntry, SpaceEntry
-from scvec.stores.store.tensors import map_vectors, read_json, read_table, read_tensors, write_json
+from scvec.stores.index import index_class, index_kinds, open_index
+from scvec.stores.index.distances import Index
+from scvec.stores.index.shards import SegmentedIndex
+from scvec.stores.store.files import map_vectors, read_json, read_table, read_tensors
+from scvec.stores.store.manifest import ReferenceEntry, SpaceEntry
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scvec.base.types import VectorIndex
-    from scvec.stores.index import AnyIndex
-
-__all__ = [
-    "SAME_AS",
-    "FileSink",
-    "FileSource",
-    "StoredReference",
-    "StoredSpace",
-    "new_reference",
-    "with_layer",
-    "with_meta",
-    "without_rows",
-]
-
-
-class FileSink(Protocol):
-    """Where files of the next generation go; each method returns the name of the file."""
-
-    def put_file(self, name: str, ext: str, write: Callable[[Path], None]) -> str:
-        """Let ``write(path)`` write a file."""
-        ...
-
-    def put_tensors(self, name: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-        """Write named arrays."""
-        ...
-
-    def put_table(self, name: str, table: pd.DataFrame) -> str:
-        """Write a table."""
-        ...
-
-
-def new_reference(
-    sink: FileSink,
-    name: str,
-    *,
-    meta: Mapping[str, Any],
-    tensors: Mapping[str, npt.NDArray[Any]],
-    obs: pd.DataFrame,
-    vectors: Float32,
-    index: VectorIndex | None,
-) -> ReferenceEntry:
-    """Write all files of a reference (see `Transaction.put_reference`)."""
-    dim = int(vectors.shape[1]) if getattr(vectors, "ndim", 0) == 2 else 0
-    vectors = checked_vectors(vectors, dim, "cell vectors")
-    if len(obs) != len(vectors):
-        raise InputError(f"{len(obs):,} cells but {len(vectors):,} vectors", name)
-    if index is None:
-        index = build_index(vectors)
-    kind = getattr(index, "kind", "flat")
-    if (index.n, index.dim) != vectors.shape:
-        raise InputError(
-            f"the index holds {index.n:,} x {index.dim} vectors instead of {vectors.shape}", name
-        )
-    described = {k: v for k, v in meta.items() if k != "index"}
-    if (settings := getattr(index, "settings", None)) is not None:
-        described["index"] = settings.to_dict()
-    return ReferenceEntry(
-        n=len(vectors),
-        dim=dim,
-        meta=_put_meta(sink, name, described),
-        tensors=sink.put_tensors(f"{name}.model", tensors),
-        obs=sink.put_table(f"{name}.obs", obs),
-        vectors=sink.put_tensors(f"{name}.vectors", {"vectors": vectors}),
-        index=sink.put_file(f"{name}.index", index_extension(kind), index.save),
-        index_kind=kind,
-    )
-
-
-def with_layer(
-    sink: FileSink,
-    name: str,
-    old: ReferenceEntry,
-    *,
-    meta: Mapping[str, Any],
-    obs: pd.DataFrame,
-    vectors: Float32,
-) -> ReferenceEntry:
-    """Write the vectors of cells that join a reference, and the table of all its cells."""
-    vectors = checked_vectors(vectors, old.dim, "cell vectors")
-    n = old.n + len(vectors)
-    layer = LayerEntry(
-        n=len(vectors),
-        vectors=sink.put_tensors(f"{name}.vectors", {"vectors": vectors}),
-        index=sink.put_file(f"{name}.index", index_extension("flat"), build_index(vectors).save),
-    )
-    grown = replace(old, n=n, layers=(*old.layers, layer))
-    return with_meta(sink, name, grown, meta, obs)
-
-
-def without_rows(
-    sink: FileSink,
-    name: str,
-    old: ReferenceEntry,
-    before: Int64,
-    rows: Int64,
-    *,
-    meta: Mapping[str, Any],
-    obs: pd.DataFrame,
-    tensors: Mapping[str, npt.NDArray[Any]],
-) -> ReferenceEntry:
-    """Write that ``rows`` are taken out of a reference, besides those ``before``, and what is left."""
-    left = np.delete(np.arange(old.n + old.n_gone), before)
-    gone = np.union1d(before, left[rows])
-    shrunk = replace(
-        old,
-        n=old.n + old.n_gone - len(gone),
-        tensors=sink.put_tensors(f"{name}.model", tensors),
-        gone=sink.put_tensors(f"{name}.gone", {"rows": gone}),
-        n_gone=len(gone),
-    )
-    return with_meta(sink, name, shrunk, meta, obs)
-
-
-def with_meta(
-    sink: FileSink,
-    name: str,
-    old: ReferenceEntry,
-    meta: Mapping[str, Any],
-    obs: pd.DataFrame | None = None,
-) -> ReferenceEntry:
-    """Write the JSON values of a reference, and its table where one is given."""
-    if obs is not None and len(obs) != old.n:
-        raise InputError(f"{len(obs):,} rows for {old.n:,} cells", name)
-    table = old.obs if obs is None else sink.put_table(f"{name}.obs", obs)
-    return replace(old, meta=_put_meta(sink, name, meta), obs=table)
-
-
-def _put_meta(sink: FileSink, name: str, meta: Mapping[str, Any]) -> str:
-    return sink.put_file(f"{name}.meta", "json", lambda path: write_json(path, dict(meta)))
+__all__ = ["SAME_AS", "FileSource", "StoredReference", "StoredSpace"]
 
 
 #: Where the description of a reference keeps its earlier fingerprints.
@@ -159,7 +28,7 @@ SAME_AS = "same_as"
 
 
 class FileSource(Protocol):
-    """Where files of a generation come from."""
+    """A generation or a transaction: where files come from."""
 
     def path_of(self, name: str) -> Path:
         """Return the path of a file that has been checked."""
@@ -219,7 +88,7 @@ class StoredSpace:
         return _vectors(self._source, self._entry.vectors, self.n, self.space.dim)
 
     @cached_property
-    def index(self) -> VectorIndex:
+    def index(self) -> Index:
         """Index of the vectors."""
         path = self._source.path_of(self._entry.index)
         return open_index(path, self.index_kind, n=self.n, dim=self.space.dim)
@@ -246,23 +115,23 @@ class StoredReference:
 
     @property
     def is_whole(self) -> bool:
-        """True if its vectors lie in one file, and no cell has left it."""
+        """True if its vectors lie in one file, and no cell was deleted."""
         return self._entry.is_whole
 
     @property
-    def n_layers(self) -> int:
-        """How often cells joined it since its vectors were last put together."""
-        return len(self._entry.layers)
+    def n_segments(self) -> int:
+        """Number of files that its vectors lie in: one, and one for each time that cells were appended."""
+        return 1 + len(self._entry.appended)
 
     @property
-    def n_later(self) -> int:
-        """Number of cells that joined it since, gone or not."""
-        return sum(layer.n for layer in self._entry.layers)
+    def n_appended(self) -> int:
+        """Number of cells appended since its vectors were last merged, deleted or not."""
+        return sum(segment.n for segment in self._entry.appended)
 
     @property
-    def n_gone(self) -> int:
-        """Number of cells that were taken out and whose vectors are still there."""
-        return self._entry.n_gone
+    def n_deleted(self) -> int:
+        """Number of deleted cells whose vectors are still there."""
+        return self._entry.n_deleted
 
     @property
     def fingerprint(self) -> str:
@@ -276,17 +145,17 @@ class StoredReference:
 
     @property
     def same_as(self) -> list[str]:
-        """Fingerprints that it had before `compact` put its vectors together."""
+        """Fingerprints that it had before `compact` merged its segments."""
         found = self.meta.get(SAME_AS, [])
         return [str(name) for name in found] if isinstance(found, list) else []
 
-    def is_the_one(self, fingerprint: str) -> bool:
-        """True if this is, or was before `compact`, the fingerprint of the reference or of its cells."""
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """True if the reference or its cells have this fingerprint, or had it before `compact`."""
         return fingerprint in (self.fingerprint, self.cells_fingerprint, *self.same_as)
 
     def _named(self, *files: str) -> str:
         entry = self._entry
-        later = [layer.vectors for layer in entry.layers] + [entry.gone] * bool(entry.gone)
+        later = [segment.vectors for segment in entry.appended] + [entry.deleted] * bool(entry.deleted)
         return text_sha256(" ".join([*files, entry.vectors, *later]))[:16]
 
     def rows_where(self, where: str | None) -> Int64 | None:
@@ -303,7 +172,7 @@ class StoredReference:
         path = self._source.path_of(self._entry.meta)
         meta = read_json(path)
         if not isinstance(meta, dict):
-            raise _mismatch(path, "the description of a reference is no JSON object")
+            raise _mismatch(path, "the description of a reference is not a JSON object")
         return meta
 
     @cached_property
@@ -318,83 +187,77 @@ class StoredReference:
 
     @cached_property
     def vectors(self) -> Float32:
-        """(n, dim) float32, one row per cell, read-only: mapped from the disk, or put together in memory."""
-        layers = self._layer_vectors
+        """(n, dim) float32, one row per cell, read-only: mapped from the disk, or merged in memory."""
+        parts = self._segment_vectors
         if self.is_whole:
-            return layers[0]
-        together = np.concatenate(layers) if len(layers) > 1 else layers[0]
-        left = np.delete(together, self.gone, axis=0) if self.n_gone else together
+            return parts[0]
+        merged = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        left = np.delete(merged, self.deleted, axis=0) if self.n_deleted else merged
         left.flags.writeable = False
         return left
 
     @cached_property
-    def gone(self) -> Int64:
-        """Numbers of the rows that were taken out, ascending, counted through all layers."""
+    def deleted(self) -> Int64:
+        """Numbers of the deleted rows, ascending, counted through all segments."""
         entry = self._entry
-        if not entry.gone:
+        if not entry.deleted:
             return np.empty(0, dtype=np.int64)
-        path = self._source.path_of(entry.gone)
+        path = self._source.path_of(entry.deleted)
         rows = read_tensors(path).get("rows", np.empty(0))
-        if rows.shape != (entry.n_gone,) or rows.dtype != np.int64:
-            raise _mismatch(path, f"{rows.shape} rows were taken out instead of {entry.n_gone:,}")
+        if rows.shape != (entry.n_deleted,) or rows.dtype != np.int64:
+            raise _mismatch(path, f"{rows.shape} rows are deleted instead of {entry.n_deleted:,}")
         return rows
 
     @cached_property
-    def index(self) -> AnyIndex | LayeredIndex:
+    def index(self) -> Index:
         """Index of the vectors."""
-        first, *later = self._open_layers()
+        first, *later = self._open_segments()
         # Exact indices are searched as one: all of them, or those beside an approximate one.
-        into = first if first.kind != "ivf" else later.pop(0) if later else first
-        for layer in later:
-            into.add(layer.vectors())
-        layers = [first] if into is first else [first, into]
-        if len(layers) == 1 and not self.n_gone:
+        into = first if first.is_exact else later.pop(0) if later else first
+        for segment in later:
+            into.add(segment.vectors())
+        segments = [first] if into is first else [first, into]
+        if len(segments) == 1 and not self.n_deleted:
             return first
         try:
-            return LayeredIndex(layers, self.gone)
+            return SegmentedIndex(segments, self.deleted)
         except ValueError as error:
             raise _mismatch(self._source.path_of(self._entry.index), str(error)) from error
 
-    def _open_layers(self) -> list[AnyIndex]:
+    def _open_segments(self) -> list[Index]:
         entry = self._entry
-        path, n = self._source.path_of(entry.index), entry.n_first
-        if self.index_kind != "ivf":
-            first = open_index(path, self.index_kind, n=n, dim=self.dim)
+        path, n, kind = self._source.path_of(entry.index), entry.n_first, self.index_kind
+        if kind not in index_kinds() or index_class(kind).is_exact:
+            first = open_index(path, kind, n=n, dim=self.dim)
         else:
-            settings = self.meta.get("index")
-            settings = settings if isinstance(settings, dict) else None
-            rows = self._layer_vectors[0]
-            first = open_index(path, "ivf", n=n, dim=self.dim, vectors=rows, settings=settings)
-        later = [
-            open_index(self._source.path_of(layer.index), n=layer.n, dim=self.dim) for layer in entry.layers
-        ]
+            rows, settings = self._segment_vectors[0], self.meta.get("index")
+            first = open_index(path, kind, n=n, dim=self.dim, vectors=rows, settings=settings)
+        later = [open_index(self._source.path_of(s.index), n=s.n, dim=self.dim) for s in entry.appended]
         return [first, *later]
 
     @cached_property
-    def _layer_vectors(self) -> list[Float32]:
+    def _segment_vectors(self) -> list[Float32]:
         entry = self._entry
         first = _vectors(self._source, entry.vectors, entry.n_first, self.dim)
-        return [first, *(_vectors(self._source, layer.vectors, layer.n, self.dim) for layer in entry.layers)]
+        return [first, *(_vectors(self._source, s.vectors, s.n, self.dim) for s in entry.appended)]
 
-    def layers(self) -> list[tuple[AnyIndex, Float32]]:
-        """Return index and vectors of the first cells, and of those that joined them, gone or not."""
-        return list(zip(self._open_layers(), self._layer_vectors, strict=True))
+    def segments(self) -> list[tuple[Index, Float32]]:
+        """Return index and vectors of each segment, deleted rows included."""
+        return list(zip(self._open_segments(), self._segment_vectors, strict=True))
 
-    def searcher(self, *, exact: bool = False, recall: float | None = None) -> VectorIndex:
-        """Return the index as it is to search: an approximate one at all, or as far as a recall takes.
+    def searcher(self, *, exact: bool = False, recall: float | None = None) -> Index:
+        """Return the index to search: as it is, looking at all vectors, or tuned to another recall (0-1).
 
-        Flat indices are exact and stay as they are.
+        Exact kinds stay as they are.
 
         Raises
         ------
         InputError
-            The recall is no share.
+            The recall is not a fraction.
         """
-        from scvec.stores.index.ivf import IvfIndex
-
         index = self.index
-        first, *later = index.layers if isinstance(index, LayeredIndex) else [index]
-        if not isinstance(first, IvfIndex) or (recall is None and not exact):
+        first, *later = index.segments if isinstance(index, SegmentedIndex) else [index]
+        if first.is_exact or (recall is None and not exact):
             return index
         asked = first.exact() if exact or recall is None else first.at_recall(recall)
-        return index.with_layers([asked, *later]) if isinstance(index, LayeredIndex) else asked
+        return index.with_segments([asked, *later]) if isinstance(index, SegmentedIndex) else asked

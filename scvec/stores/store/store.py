@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError, StoreError
 from scvec.base.types import Progress, no_progress
-from scvec.stores.knowledge.knowledge_copy import stale_copies
-from scvec.stores.store.files import os_errors
+from scvec.stores.store.files import check_folder, open_regular, os_errors
 from scvec.stores.store.generations import (
     Generation,
     list_generations,
@@ -37,23 +36,11 @@ if TYPE_CHECKING:
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.journal import Journal
 
-__all__ = ["CompactReport", "Store", "default_store_path"]
+__all__ = ["CompactReport", "Store"]
 
 _FOLDERS = ("files", "generations", "work")
 # What may lie in a folder whose creation as a store was interrupted.
 _OURS = re.compile(r"files|generations|work|lock|lock\.json|lock\.json\.tmp|\.CURRENT\..*\.tmp|\.DS_Store")
-
-
-def default_store_path(store: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
-    """Return ``store``, else ``$SCVEC_STORE``, else the platform's folder for user data."""
-    if store is not None and str(store):
-        return Path(store).expanduser()
-    value = (os.environ if environ is None else environ).get("SCVEC_STORE", "")
-    if value:
-        return Path(value).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_data_path("scvec", appauthor=False)) / "store"
 
 
 @dataclass
@@ -99,11 +86,11 @@ class Store:
     InputError
         There is no store at ``path`` yet.
     StoreError
-        The folder is no store, its store is damaged, or of a newer format.
+        The folder is not a store, the store is damaged, or of a newer format.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = expanded(path)
         _require(self.path)
         self._generation = read_current(self.path)
 
@@ -119,7 +106,7 @@ class Store:
             The folder holds something else, the store is damaged, or of a newer format.
         """
         if create:
-            _create(Path(path))
+            _create(expanded(path))
         return cls(path)
 
     @property
@@ -233,8 +220,7 @@ class Store:
     def compact(self, *, wait: float = 0.0) -> CompactReport:
         """Delete older generations that nobody reads, unused files, and what killed writers left.
 
-        The cache of text vectors under ``work/`` stays, and so do resumable copies of the knowledge base.
-        Encoders whose training was killed start again.
+        The cache of text vectors under ``work/`` stays. Encoders whose training was killed start again.
 
         Raises
         ------
@@ -253,11 +239,13 @@ class Store:
                     continue
                 report.kept.append(number)
                 path = manifest_path(self.path, number)
-                used.update(Manifest.from_bytes(path.read_bytes(), str(path)).all_files())
+                with open(open_regular(path), "rb") as file:
+                    used.update(Manifest.from_bytes(file.read(), str(path)).all_files())
             files = self.path / "files"
-            remove = [path for path in sorted(files.iterdir()) if path.name not in used]
-            remove += [p for p in (*_leftovers(self.path), *stale_copies(current)) if p.is_file()]
-            for path in remove:
+            unused = [path for path in sorted(files.iterdir()) if path.name not in used]
+            for path in (*unused, *_leftovers(self.path)):
+                if path.is_dir() and not path.is_symlink():
+                    continue  # somebody else's, such as .ipynb_checkpoints
                 size = path.lstat().st_size
                 path.unlink()
                 report.n_files += 1
@@ -265,14 +253,19 @@ class Store:
         return report
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with ``~`` and ``$NAME`` replaced, as a shell does."""
+    return Path(os.path.expandvars(path)).expanduser()
+
+
 def _leftovers(folder: Path) -> Iterator[Path]:
     yield from folder.glob(".*.tmp")
     yield from folder.glob("generations/.*.tmp")
-    yield from folder.glob("work/stage/*")
-    yield from folder.glob("work/prompt/*")
-    # Fits to the genes of queries: they are made again when they are asked for.
-    if not (folder / "fits").is_symlink():
-        yield from folder.glob("fits/*")
+    yield from folder.glob("work/kb*")
+    # Fits to the genes of queries are made again when they are asked for.
+    for name in ("work/stage", "work/prompt", "fits"):
+        if not (folder / name).is_symlink():
+            yield from folder.glob(f"{name}/*")
 
 
 def _suggest(name: str, known: list[str], create: str) -> str:
@@ -285,6 +278,8 @@ def _suggest(name: str, known: list[str], create: str) -> str:
 
 def _require(path: Path) -> None:
     if (path / "CURRENT").is_file():
+        for name in _FOLDERS:
+            check_folder(path / name)
         return
     try:
         names = os.listdir(path)

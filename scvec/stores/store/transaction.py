@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,48 +18,42 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.types import Float32, Int64, Space
-from scvec.stores.index import build_index, index_extension
+from scvec.stores.index import build_index
 from scvec.stores.index.distances import checked_vectors
 from scvec.stores.store.files import (
+    check_folder,
     check_reference_name,
     content_name,
     holds,
     os_errors,
-    publish,
     sha256_file,
     sync_file,
     sync_folder,
+    write_json,
+    write_table,
+    write_tensors,
 )
 from scvec.stores.store.generations import Generation, read_current, write_generation
+from scvec.stores.store.journal import Journal
 from scvec.stores.store.lock import WriterLock
 from scvec.stores.store.manifest import (
     FileEntry,
     Manifest,
     ReferenceEntry,
+    SegmentEntry,
     SpaceEntry,
     library_versions,
     portable,
 )
-from scvec.stores.store.reference_reader import (
-    StoredReference,
-    StoredSpace,
-    new_reference,
-    with_layer,
-    with_meta,
-    without_rows,
-)
-from scvec.stores.store.tensors import write_table, write_tensors
-from scvec.stores.store.working import WorkingFiles
+from scvec.stores.store.reference_reader import StoredReference, StoredSpace
+from scvec.stores.store.vector_cache import VectorCache
+from scvec.stores.store.working import KnowledgeCopy, journal_path
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scvec.base.types import VectorIndex
+    from scvec.stores.index.distances import Index
     from scvec.stores.knowledge.knowledge import KnowledgeBase
-    from scvec.stores.knowledge.knowledge_copy import KnowledgeCopy
-    from scvec.stores.store.journal import Journal
-    from scvec.stores.store.reference_reader import StoredSpace
-    from scvec.stores.store.vector_cache import VectorCache
 
 __all__ = ["GENE_COLUMNS", "Transaction", "checked_genes", "merged_genes"]
 
@@ -104,8 +99,8 @@ class Transaction:
     """The next generation in the making; a context manager that holds the writer lock.
 
     Readers see nothing of it until :meth:`commit`. Leaving the block without it, or by an error, leaves the
-    store as it was; only the working files of `vectors` (and of a resumable `knowledge`) stay for the next
-    attempt. Reading through the transaction (:meth:`space`, :meth:`reference`) sees its own changes.
+    store as it was; only the working file of `vectors` stays for the next attempt. Reading through the
+    transaction (:meth:`space`, :meth:`reference`) sees its own changes.
 
     Parameters
     ----------
@@ -130,7 +125,9 @@ class Transaction:
         self._draft = Manifest(0)
         self._run: dict[str, Any] = {}
         self._entries: dict[str, FileEntry] = {}
-        self._working = WorkingFiles(folder)
+        self._copy: KnowledgeCopy | None = None
+        self._cache: VectorCache | None = None
+        self._journal: Journal | None = None
         self._started = 0.0
         self._done = False
         #: Messages for the user that are not errors.
@@ -138,6 +135,7 @@ class Transaction:
 
     def __enter__(self) -> Transaction:
         with os_errors(self._folder):
+            check_folder(self._folder / "work")
             (self._folder / "work").mkdir(exist_ok=True)
         self._lock.acquire()
         try:
@@ -145,6 +143,7 @@ class Transaction:
             self._draft = self._base.manifest
             self._run = {"references": dict(self._draft.run.get("references", {}))}
             with os_errors(self._folder):
+                check_folder(self._stage)
                 shutil.rmtree(self._stage, ignore_errors=True)  # a killed writer's
                 self._stage.mkdir()
             self._started = time.monotonic()
@@ -153,11 +152,17 @@ class Transaction:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
-            self._working.close(committed=self._done)
+            # The error that ends a transaction is the one to be seen: none is raised here.
+            for part in (self._cache, self._journal):
+                with suppress(Exception):
+                    if part is not None:
+                        part.close()
+            with suppress(Exception):
+                if self._copy is not None:
+                    self._copy.discard()
+            self._cache = self._journal = self._copy = None
             shutil.rmtree(self._stage, ignore_errors=True)
         finally:
             self._base = None  # let go of the generation, so that it can be compacted
@@ -214,30 +219,20 @@ class Transaction:
         """Write a table; return the name of the file. What has to be changed for that is noted."""
         return self.put_file(name, "parquet", lambda path: self.notes.extend(write_table(path, table)))
 
-    def knowledge(self, *, resume: bool = False) -> Path:
-        """Return the path of a private copy of the knowledge base; nothing is there if the store has none.
-
-        Open it with `KnowledgeBase.open(path)` (or use :meth:`open_knowledge`) and close it before
-        :meth:`commit`, which stores what it then holds.
-
-        Parameters
-        ----------
-        resume
-            Keep the copy when this transaction fails or is killed, and go on with the one that an earlier
-            attempt of the same command with the same parameters left. Only for work that may be repeated.
-        """
+    def open_knowledge(self) -> KnowledgeBase:
+        """Return a private copy of the knowledge base, open for writing; `commit` stores and closes it."""
         self._check_open()
-        return self._knowledge_copy(resume).path
-
-    def open_knowledge(self, *, resume: bool = False) -> KnowledgeBase:
-        """Return the knowledge base of this transaction, open for writing; `commit` closes it."""
-        self._check_open()
-        return self._knowledge_copy(resume).open()
+        if self._copy is None:
+            self._copy = KnowledgeCopy(self.base)
+        return self._copy.open()
 
     def vectors(self) -> VectorCache:
         """Return the cache of text vectors, open for writing."""
         self._check_open()
-        return self._working.vectors({k: StoredSpace(self, e) for k, e in self._draft.spaces.items()})
+        if self._cache is None:
+            spaces = {k: StoredSpace(self, e) for k, e in self._draft.spaces.items()}
+            self._cache = VectorCache(spaces, self._cache_path)
+        return self._cache
 
     def journal(self) -> Journal:
         """Return the journal of answers of live sources.
@@ -246,7 +241,9 @@ class Transaction:
         `KnowledgeBase.absorb` took from it is forgotten once :meth:`commit` has put the change in place.
         """
         self._check_open()
-        return self._working.journal()
+        if self._journal is None:
+            self._journal = Journal(journal_path(self._folder))
+        return self._journal
 
     def space(self, fingerprint: str) -> StoredSpace | None:
         """Return a space as this transaction has it, or None."""
@@ -287,7 +284,7 @@ class Transaction:
             n=len(table),
             genes=self.put_table("genes", table),
             vectors=self.put_tensors("gene-vectors", {"vectors": vectors}),
-            index=self.put_file("gene-index", index_extension(index_kind), index.save),
+            index=self.put_file("gene-index", index.extension, index.save),
             index_kind=index_kind,
         )
         self._change(spaces={**self._draft.spaces, space.fingerprint: entry})
@@ -305,7 +302,7 @@ class Transaction:
         tensors: Mapping[str, npt.NDArray[Any]],
         obs: pd.DataFrame,
         vectors: Float32,
-        index: VectorIndex | None = None,
+        index: Index | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> None:
         """Store labelled cells in place of those of the same name.
@@ -330,18 +327,46 @@ class Transaction:
         """
         self._check_open()
         check_reference_name(name)
-        entry = new_reference(self, name, meta=meta, tensors=tensors, obs=obs, vectors=vectors, index=index)
+        dim = int(vectors.shape[1]) if getattr(vectors, "ndim", 0) == 2 else 0
+        vectors = checked_vectors(vectors, dim, "cell vectors")
+        if len(obs) != len(vectors):
+            raise InputError(f"{len(obs):,} cells but {len(vectors):,} vectors", name)
+        index = build_index(vectors) if index is None else index
+        if (index.n, index.dim) != vectors.shape:
+            what = f"the index holds {index.n:,} x {index.dim} vectors instead of {vectors.shape}"
+            raise InputError(what, name)
+        described = {k: v for k, v in meta.items() if k != "index"}
+        if (settings := getattr(index, "settings", None)) is not None:
+            described["index"] = settings.to_dict()
+        entry = ReferenceEntry(
+            n=len(vectors),
+            dim=dim,
+            meta=self._put_meta(name, described),
+            tensors=self.put_tensors(f"{name}.model", tensors),
+            obs=self.put_table(f"{name}.obs", obs),
+            vectors=self.put_tensors(f"{name}.vectors", {"vectors": vectors}),
+            index=self.put_file(f"{name}.index", index.extension, index.save),
+            index_kind=index.kind,
+        )
         self._run["references"][name] = portable(dict(run or {}))
         self._put_entry(name, entry)
 
     def add_cells(self, name: str, *, meta: Mapping[str, Any], obs: pd.DataFrame, vectors: Float32) -> None:
-        """Add cells to a reference, as a layer of their own; KeyError if there is none of this name.
+        """Append cells to a reference, as a segment of their own; KeyError if there is none of this name.
 
         ``meta`` and ``obs`` are those of the whole, the new cells last; ``vectors`` (n, dim) float32 theirs.
         """
         self._check_open()
         old = self._draft.references[name]
-        self._put_entry(name, with_layer(self, name, old, meta=meta, obs=obs, vectors=vectors))
+        vectors = checked_vectors(vectors, old.dim, "cell vectors")
+        index = build_index(vectors)
+        segment = SegmentEntry(
+            n=len(vectors),
+            vectors=self.put_tensors(f"{name}.vectors", {"vectors": vectors}),
+            index=self.put_file(f"{name}.index", index.extension, index.save),
+        )
+        grown = replace(old, n=old.n + segment.n, appended=(*old.appended, segment))
+        self._put_described(name, grown, meta, obs)
 
     def drop_cells(
         self,
@@ -352,20 +377,28 @@ class Transaction:
         tensors: Mapping[str, npt.NDArray[Any]],
         obs: pd.DataFrame,
     ) -> None:
-        """Take rows out of a reference; their vectors stay. KeyError if there is none of this name.
+        """Delete rows of a reference; their vectors stay. KeyError if there is none of this name.
 
         ``meta``, ``tensors`` and ``obs`` are those of the cells left.
         """
         self._check_open()
         old = self._draft.references[name]
-        before = StoredReference(self, name, old).gone
-        entry = without_rows(self, name, old, before, rows, meta=meta, obs=obs, tensors=tensors)
-        self._put_entry(name, entry)
+        before = StoredReference(self, name, old).deleted
+        n_all = old.n + old.n_deleted
+        deleted = np.union1d(before, np.delete(np.arange(n_all), before)[rows])
+        shrunk = replace(
+            old,
+            n=n_all - len(deleted),
+            tensors=self.put_tensors(f"{name}.model", tensors),
+            deleted=self.put_tensors(f"{name}.deleted", {"rows": deleted}),
+            n_deleted=len(deleted),
+        )
+        self._put_described(name, shrunk, meta, obs)
 
     def put_meta(self, name: str, meta: Mapping[str, Any], *, obs: pd.DataFrame | None = None) -> None:
         """Replace the JSON values of a reference, and its obs where given; KeyError if there is none."""
         self._check_open()
-        self._put_entry(name, with_meta(self, name, self._draft.references[name], meta, obs))
+        self._put_described(name, self._draft.references[name], meta, obs)
 
     def remove_reference(self, name: str) -> None:
         """Drop a reference; KeyError if there is none of this name."""
@@ -388,9 +421,9 @@ class Transaction:
         self._check_open()
         base = self.base
         with os_errors(self._folder):
-            self._working.finish_vectors()
-            draft, knowledge = self._draft, base.manifest.knowledge
-            copy = self._working.copy
+            if self._cache is not None:
+                self._cache.close()
+            draft, knowledge, copy = self._draft, base.manifest.knowledge, self._copy
             if copy is not None:
                 knowledge = copy.finish() or knowledge
             same = (knowledge, draft.files, draft.spaces, draft.references) == (
@@ -404,7 +437,7 @@ class Transaction:
                 if name in self._staged:
                     target, entry = self._folder / "files" / name, draft.files[name]
                     if not holds(target, entry.n_bytes, entry.sha256):
-                        publish(self._staged[name], target)
+                        os.replace(self._staged[name], target)
             if copy is not None and knowledge is not None and knowledge != base.manifest.knowledge:
                 self._run.update(copy.publish(knowledge))
             elif knowledge is not None:
@@ -427,19 +460,50 @@ class Transaction:
                 write_generation(self._folder, manifest)
         self._done = True
         generation = read_current(self._folder)
-        self.notes += self._working.forget(generation)
+        self._forget(generation)
         return generation
+
+    def _forget(self, generation: Generation) -> None:
+        """Drop from the working files what a committed generation holds; note what could not be dropped.
+
+        The change is made: a working file that stays too large is no failure. What was absorbed is absorbed
+        once more, which changes nothing.
+        """
+        try:
+            if self._cache_path.exists():
+                spaces = {k: StoredSpace(generation, e) for k, e in generation.manifest.spaces.items()}
+                VectorCache({}, self._cache_path).drop_stored(spaces)
+        except Exception as error:
+            self.notes.append(f"the working cache could not be trimmed ({type(error).__name__})")
+        if self._journal is not None:
+            try:
+                self._journal.clear()
+            except Exception as error:
+                self.notes.append(f"the journal of answers could not be cleared ({type(error).__name__})")
+            self.notes += self._journal.notes
+
+    @property
+    def _cache_path(self) -> Path:
+        return self._folder / "work" / "vectors.log"
 
     def _check_open(self) -> None:
         if self._done or not self._lock.held:
             raise RuntimeError("the transaction is over")
 
-    def _knowledge_copy(self, resume: bool) -> KnowledgeCopy:
-        origin = {"command": self._command, "params": self._params}
-        return self._working.knowledge(self.base, origin, resume=resume)
-
     def _change(self, **changes: Any) -> None:
         self._draft = self._draft.with_files_of_use(files={**self._draft.files, **self._entries}, **changes)
+
+    def _put_meta(self, name: str, meta: Mapping[str, Any]) -> str:
+        return self.put_file(f"{name}.meta", "json", lambda path: write_json(path, dict(meta)))
+
+    def _put_described(
+        self, name: str, entry: ReferenceEntry, meta: Mapping[str, Any], obs: pd.DataFrame | None
+    ) -> None:
+        """Write the JSON values of a reference, and its table where one is given."""
+        if obs is not None and len(obs) != entry.n:
+            raise InputError(f"{len(obs):,} rows for {entry.n:,} cells", name)
+        table = entry.obs if obs is None else self.put_table(f"{name}.obs", obs)
+        self._put_entry(name, replace(entry, meta=self._put_meta(name, meta), obs=table))
 
     def _put_entry(self, name: str, entry: ReferenceEntry) -> None:
         self._change(references={**self._draft.references, name: entry})

@@ -13,6 +13,7 @@ import numpy as np
 from scvec.base.errors import ResourceError, ScvecError
 from scvec.base.types import Float32, Progress, no_progress
 from scvec.stores.index import build_index
+from scvec.stores.index.distances import Index
 from scvec.stores.store.files import check_file
 from scvec.stores.store.generations import Generation
 from scvec.stores.store.reference_reader import StoredReference, StoredSpace
@@ -131,11 +132,11 @@ def _check_space(report: VerifyReport, stored: StoredSpace, fingerprint: str) ->
 
 def _check_reference(report: VerifyReport, stored: StoredReference) -> None:
     _ = (stored.meta, stored.tensors, stored.obs, stored.index)
-    for i, (index, vectors) in enumerate(stored.layers()):
-        _check_index(report, index, vectors, f"reference {stored.name}" + (f", layer {i}" if i else ""))
+    for i, (index, vectors) in enumerate(stored.segments()):
+        _check_index(report, index, vectors, f"reference {stored.name}" + (f", segment {i}" if i else ""))
 
 
-def _check_index(report: VerifyReport, index: Any, vectors: Float32, where: str) -> None:
+def _check_index(report: VerifyReport, index: Index, vectors: Float32, where: str) -> None:
     n = len(vectors)
     held = index.vectors()
     for start in range(0, n, 65536):
@@ -150,7 +151,7 @@ def _check_index(report: VerifyReport, index: Any, vectors: Float32, where: str)
         return
     rows = np.unique(np.linspace(0, n - 1, num=min(n, SAMPLE_QUERIES)).astype(np.int64))
     queries = np.ascontiguousarray(vectors[rows])
-    if getattr(index, "settings", None) is not None:
+    if not index.is_exact:
         _check_approximate(report, index, queries, where)
         return
     found = index.search(queries, min(n, SAMPLE_NEIGHBORS))

@@ -1,4 +1,4 @@
-"""References whose cells came and went: what is searched, stored, checked and put together again."""
+"""References with appended and deleted cells: what is searched, stored, checked and merged."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scvec.base.errors import InputError, StoreError
 from scvec.stores.index import build_index
 from scvec.stores.index.flat import FaissFlatIndex
-from scvec.stores.index.shards import LayeredIndex
-from scvec.stores.store.manifest import LayerEntry, Manifest, ReferenceEntry
+from scvec.stores.index.shards import SegmentedIndex
+from scvec.stores.store.manifest import Manifest, ReferenceEntry, SegmentEntry
 from scvec.stores.store.store import Store
 
 DIM = 8
@@ -43,7 +43,7 @@ def flat(vectors: Any) -> FaissFlatIndex:
     share_asked=st.none() | st.floats(0, 1),
     seed=st.integers(0, 1000),
 )
-def test_layers_give_what_one_index_of_the_rows_left_gives(
+def test_segments_give_what_one_index_of_the_rows_left_gives(
     sizes: list[int], k: int, share_gone: float, share_asked: float | None, seed: int
 ):
     rng = np.random.default_rng(seed)
@@ -52,51 +52,51 @@ def test_layers_give_what_one_index_of_the_rows_left_gives(
     left = np.delete(everything, gone, axis=0)
     subset = None if share_asked is None else np.flatnonzero(rng.random(len(left)) < share_asked)
     parts = np.split(everything, np.cumsum(sizes)[:-1])
-    layered = LayeredIndex([flat(part) for part in parts], gone)
-    assert (layered.n, layered.dim) == left.shape
-    found, truth = layered.search(queries, k, subset=subset), flat(left).search(queries, k, subset=subset)
+    segmented = SegmentedIndex([flat(part) for part in parts], gone)
+    assert (segmented.n, segmented.dim) == left.shape
+    found, truth = segmented.search(queries, k, subset=subset), flat(left).search(queries, k, subset=subset)
     np.testing.assert_array_equal(found.indices, truth.indices)
     np.testing.assert_array_equal(found.distances, truth.distances)
 
 
 def test_queries_whose_whole_surroundings_are_gone_look_further():
     near, far = rows(200), rows(50, 1) + np.float32(100)
-    layered = LayeredIndex([flat(np.concatenate([near, far])), flat(far + 1)], np.arange(195))
+    segmented = SegmentedIndex([flat(np.concatenate([near, far])), flat(far + 1)], np.arange(195))
     left = np.concatenate([near[195:], far, far + 1])
-    found, truth = layered.search(near[:9], 20), flat(left).search(near[:9], 20)
+    found, truth = segmented.search(near[:9], 20), flat(left).search(near[:9], 20)
     np.testing.assert_array_equal(found.indices, truth.indices)
     np.testing.assert_array_equal(found.distances, truth.distances)
 
 
-def test_an_approximate_layer_never_finds_what_is_gone():
+def test_an_approximate_segment_never_finds_what_is_gone():
     vectors = np.random.default_rng(0).normal(size=(3000, DIM)).astype(np.float32)
     queries = vectors[:50] + np.float32(1e-3)
     gone = np.arange(0, 3000, 3)
-    layered = LayeredIndex([build_index(vectors[:2500], "ivf"), flat(vectors[2500:])], gone)
+    segmented = SegmentedIndex([build_index(vectors[:2500], "ivf"), flat(vectors[2500:])], gone)
     left = np.delete(vectors, gone, axis=0)
-    found, truth = layered.search(queries, 10), flat(left).search(queries, 10)
+    found, truth = segmented.search(queries, 10), flat(left).search(queries, 10)
     assert np.mean([np.isin(t, f).mean() for t, f in zip(truth.indices, found.indices, strict=True)]) > 0.9
     at = found.indices[:, 0]
     np.testing.assert_allclose(found.distances[:, 0], ((left[at] - queries) ** 2).sum(axis=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("layers", "gone"),
+    ("segments", "gone"),
     [([], []), ([flat(rows(3))], [3]), ([flat(rows(3))], [1, 1]), ([flat(rows(3)), FaissFlatIndex(2)], [])],
-    ids=["no layer", "a row that is not there", "twice", "two dimensions"],
+    ids=["no segment", "a row that is not there", "twice", "two dimensions"],
 )
-def test_layers_that_cannot_be(layers: Any, gone: list[int]):
-    with pytest.raises(ValueError, match=r"layers|rows"):
-        LayeredIndex(layers, np.array(gone, dtype=np.int64))
+def test_segments_that_cannot_be(segments: Any, gone: list[int]):
+    with pytest.raises(ValueError, match=r"segments|rows"):
+        SegmentedIndex(segments, np.array(gone, dtype=np.int64))
 
 
 def test_queries_are_checked_as_ever():
-    layered = LayeredIndex([flat(rows(3))], np.array([1]))
+    segmented = SegmentedIndex([flat(rows(3))], np.array([1]))
     with pytest.raises(InputError):
-        layered.search(rows(1)[:, :2], 1)
+        segmented.search(rows(1)[:, :2], 1)
     with pytest.raises(InputError):
-        layered.search(rows(1), 1, subset=np.array([2]))
-    assert layered.search(rows(0), 4).indices.shape == (0, 4)
+        segmented.search(rows(1), 1, subset=np.array([2]))
+    assert segmented.search(rows(0), 4).indices.shape == (0, 4)
 
 
 # -- storing -------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_only_what_is_new_is_written(store: Store):
     before = set(store.generation.manifest.files)
     shrink(store, [0, 22])
     assert sorted(name.split("-")[0] for name in set(store.generation.manifest.files) - before) == [
-        "r.gone",
+        "r.deleted",
         "r.obs",
     ]
 
@@ -156,7 +156,7 @@ def test_rows_are_numbered_as_if_they_had_always_been_so(store: Store):
         shrink(store, gone)
         wanted = np.delete(wanted, gone, axis=0)
         stored = store.reference("r")
-        assert (stored.n, stored.n_layers, stored.n_gone) == (len(wanted), step + 1, 3 * (step + 1))
+        assert (stored.n, stored.n_segments, stored.n_deleted) == (len(wanted), step + 2, 3 * (step + 1))
         assert not stored.is_whole and len(stored.obs) == stored.index.n == stored.n
         np.testing.assert_array_equal(stored.vectors, wanted)
         found, truth = stored.searcher().search(rows(4, 9), 7), flat(wanted).search(rows(4, 9), 7)
@@ -177,7 +177,7 @@ def test_an_approximate_reference_grows_and_is_asked_exactly(store: Store):
     shrink(store, [0, 1250])
     left = np.delete(np.concatenate([vectors, *more]), [0, 1250], axis=0)
     stored, truth = store.reference("r"), flat(left).search(left[:40], 9)
-    assert [layer.kind for layer in stored.index.layers] == ["ivf", "flat"]
+    assert [segment.kind for segment in stored.index.segments] == ["ivf", "flat"]
     found = stored.searcher(exact=True).search(left[:40], 9)
     np.testing.assert_array_equal(found.indices, truth.indices)
     for near in (stored.searcher(), stored.searcher(recall=0.99)):
@@ -217,16 +217,16 @@ def test_every_state_has_a_fingerprint_of_its_own(store: Store):
     assert len(set(seen)) == 8
 
 
-def test_verify_looks_into_every_layer(store: Store):
+def test_verify_looks_into_every_segment(store: Store):
     grow(store)
     manifest = store.generation.manifest
-    [layer] = manifest.references["r"].layers
-    path = store.path / "files" / layer.vectors
+    [segment] = manifest.references["r"].appended
+    path = store.path / "files" / segment.vectors
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     report = store.verify()
-    assert not report.ok and any(layer.vectors in problem for problem in report.problems)
+    assert not report.ok and any(segment.vectors in problem for problem in report.problems)
 
 
 def test_a_table_or_rows_that_do_not_fit(store: Store):
@@ -246,11 +246,11 @@ def test_files_that_do_not_belong_together(store: Store):
     shrink(store, [1, 2])
     manifest = store.generation.manifest
     raw = json.loads(manifest.to_bytes())
-    raw["references"]["r"].update(n_gone=1, n=19)
+    raw["references"]["r"].update(n_deleted=1, n=19)
     odd = Manifest.from_bytes(json.dumps(raw).encode(), "here")
     store.generation.manifest = odd
     with pytest.raises(StoreError, match="do not belong together"):
-        _ = store.reference("r").gone
+        _ = store.reference("r").deleted
 
 
 # -- the manifest --------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ ENTRY: dict[str, Any] = {"n": 5, "dim": 2, "index_kind": "flat", **FILES}
 def test_an_entry_goes_to_json_and_back():
     whole = ReferenceEntry(**ENTRY)
     assert whole.is_whole and set(whole.to_dict()) == set(ENTRY)
-    grown = ReferenceEntry(**ENTRY, layers=(LayerEntry(2, "w", "j"),), gone="g", n_gone=1)
+    grown = ReferenceEntry(**ENTRY, appended=(SegmentEntry(2, "w", "j"),), deleted="g", n_deleted=1)
     assert grown.n_first == 4 and set(grown.files()) == {"m", "t", "o", "v", "i", "w", "j", "g"}
     for entry in (whole, grown):
         assert ReferenceEntry.from_dict(json.loads(json.dumps(entry.to_dict()))) == entry
@@ -271,13 +271,13 @@ def test_an_entry_goes_to_json_and_back():
 @pytest.mark.parametrize(
     "odd",
     [
-        {"n_gone": 1},
-        {"gone": "g"},
-        {"gone": "../g", "n_gone": 1},
-        {"n_gone": True, "gone": "g"},
-        {"layers": [{"n": 9, "vectors": "w", "index": "j"}]},
-        {"layers": [{"n": 0, "vectors": "w", "index": "j"}]},
-        {"layers": [{"n": 1, "vectors": "/w", "index": "j"}]},
+        {"n_deleted": 1},
+        {"deleted": "g"},
+        {"deleted": "../g", "n_deleted": 1},
+        {"n_deleted": True, "deleted": "g"},
+        {"appended": [{"n": 9, "vectors": "w", "index": "j"}]},
+        {"appended": [{"n": 0, "vectors": "w", "index": "j"}]},
+        {"appended": [{"n": 1, "vectors": "/w", "index": "j"}]},
     ],
     ids=str,
 )
