@@ -1,4 +1,4 @@
-"""Errors a user can meet: what happened, where, and how to mend it."""
+"""Errors a user can meet: what happened, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ScvecError(Exception):
         if self.where:
             lines.append(f"  where: {self.where}")
         if self.fix:
-            lines.append(f"  mend:  {self.fix}")
+            lines.append(f"  fix:   {self.fix}")
         return lines
 
     def to_dict(self) -> dict[str, object]:

@@ -39,7 +39,7 @@ def test_new_cells_are_neighbours_and_the_old_ones_stay(store: Path, tiny_adata:
     old = np.asarray(before.vectors).copy()
     more = tiny_adata(30, seed=5)
     report = scvec.append_cells(store, [more], name="tiny", **OPTIONS)
-    assert (report.n_added, report.n_cells) == (30, 90) and "30 cells added" in report.lines()[0]
+    assert (report.n_added, report.n_cells) == (30, 90) and "30 cells appended" in report.lines()[0]
     assert any("neighbours know the new cells" in note for note in report.notes)
     after = Store(store).reference("tiny")
     assert after.n == after.index.n == 90

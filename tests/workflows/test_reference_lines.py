@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scvec.workflows.reference_lines import reference_lines
+from scvec.workflows.admin import reference_lines
 
 DETAILS: dict[str, Any] = {
     "genes": 3000,
@@ -26,7 +26,7 @@ def test_a_person_reads_lines_and_no_dicts():
     assert reference_lines(DETAILS) == [
         "  3,000 genes, 128 dimensions",
         "  from a.h5ad: 1,200 mouse cells; 9 of 10 genes",
-        "  index: flat, exact; 10,000 cells added, 7 gone, 2 layers (scvec compact puts them together)",
+        "  index: flat, exact; 10,000 cells appended, 7 deleted, 2 segments (scvec compact merges them)",
         "  options: backbone minilm, seed 0",
         "  on held-out cells (batch): accuracy 0.900, macro-F1 0.800, ECE 0.010; "
         "alone: knn 0.750, head 0.851",
