@@ -1,6 +1,13 @@
-"""Errors a user can meet: what happened, where, and how to fix it."""
+"""Errors a user can meet: what happened, where, and how to fix it; and how foreign errors become these."""
 
 from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 __all__ = [
     "AuthError",
@@ -10,7 +17,16 @@ __all__ = [
     "ResourceError",
     "ScvecError",
     "StoreError",
+    "disk_errors",
+    "is_disk_full",
+    "reading",
 ]
+
+# EFBIG is a file-size limit of the process or file system: to the user the same thing, no room.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_ROOM_TEXT = re.compile(
+    rf"errno = (?:{'|'.join(map(str, sorted(_NO_ROOM)))})\b|No space left|quota exceeded", re.IGNORECASE
+)
 
 
 class ScvecError(Exception):
@@ -94,3 +110,56 @@ class LockedError(ScvecError):
     """Another process writes to the store (exit 7)."""
 
     exit_code = 7
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, part: str = "") -> Iterator[None]:
+    """Turn whatever h5py or anndata raise on a damaged file into an ``InputError``.
+
+    Both let errors of every kind through when a file lies (OSError, KeyError, ValueError, TypeError,
+    UnicodeDecodeError, ...), so nothing narrower will do; only foreign reading belongs inside.
+    """
+    where = f"{path} ({part})" if part else str(path)
+    try:
+        yield
+    except ScvecError:
+        raise
+    except MemoryError as error:
+        raise ResourceError(
+            "the file asks for more memory than there is", where, "check the file, or use a larger machine"
+        ) from error
+    except Exception as error:
+        reason = str(error).strip("'\"").split("\n")[0][:160] or type(error).__name__
+        raise InputError(
+            f"the file is damaged or not a valid h5ad: {reason}",
+            where,
+            "copy or download it again, or write it anew with adata.write_h5ad()",
+        ) from error
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn errors of writing to ``path`` into ``ResourceError`` (no room) or ``InputError``."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if is_disk_full(error):
+            raise ResourceError(
+                "the disk is full; nothing was written",
+                str(path),
+                "free some space, or write elsewhere",
+            ) from error
+        if isinstance(error, OSError):
+            reason = os.strerror(error.errno) if error.errno else str(error).split("\n")[0]
+            raise InputError(
+                f"cannot write the output: {reason}", str(path), "choose another place for it"
+            ) from error
+        raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether there was no room to write.
+
+    HDF5 raises OSError or RuntimeError and keeps errno in its text only.
+    """
+    return getattr(error, "errno", None) in _NO_ROOM or _NO_ROOM_TEXT.search(str(error)) is not None

@@ -13,6 +13,7 @@ __all__ = [
     "Record",
     "Report",
     "Stages",
+    "count_text",
     "counts_line",
     "human_bytes",
     "human_odds",
@@ -60,14 +61,20 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def human_bytes(n: int) -> str:
+def human_bytes(n: float) -> str:
     """Return a size for people, in decimal units: ``1536`` gives ``1.5 kB``."""
-    size = float(n)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+    if n < 1000:
+        return f"{n:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        n /= 1000
+        if n < 1000:
+            return f"{n:.1f} {unit}"
+    return f"{n / 1000:,.1f} TB"
+
+
+def count_text(n: int, noun: str) -> str:
+    """Return ``1 cell`` or ``2,000 cells``."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def counts_line(counts: Mapping[str, int]) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.device import resolved_device
 from scvec.base.errors import StoreError
+from scvec.base.resources import resolved_device
 from scvec.base.types import CellChunk
 from scvec.encoders import load_encoder
 from scvec.model.calibration import Calibration

@@ -303,7 +303,7 @@ def write_report(
     title
         What to call the cells; the name of the file where None.
     """
-    from scvec.base.borders import disk_errors
+    from scvec.base.errors import disk_errors
 
     rng = np.random.default_rng(seed)
     n = len(annotation)

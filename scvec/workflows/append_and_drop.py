@@ -67,7 +67,7 @@ def append_cells(
     """
     import pandas as pd
 
-    from scvec.base.device import check_device
+    from scvec.base.resources import check_device
     from scvec.ingest.cells.label_columns import as_label_map
     from scvec.ingest.cells.source import CellSource
     from scvec.model.cell_index import changed_meta, counts_of, grows_apart, put_whole

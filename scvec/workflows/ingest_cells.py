@@ -121,7 +121,7 @@ def ingest_cells(
         If the files, the label column or an option cannot be used.
     """
     from scvec.backbones import load_backbone, parse_spec
-    from scvec.base.device import check_device
+    from scvec.base.resources import check_device
     from scvec.celltypes.label_terms import term_notes
     from scvec.encoders import needs_text
     from scvec.encoders.statistics import most_variable

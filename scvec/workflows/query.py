@@ -142,7 +142,7 @@ def query(
         If the cluster cannot be reached, or a part of it is lost that cannot be restored.
     """
     asked = dict(locals())  # first: the report repeats the command
-    from scvec.base.device import check_device
+    from scvec.base.resources import check_device
     from scvec.engines.engine import check_engine
     from scvec.ingest.cells.source import CellSource
     from scvec.model.gene_fit import fitted_to

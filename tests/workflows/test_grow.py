@@ -89,7 +89,7 @@ def test_dropped_cells_are_no_neighbours(store: Path, tiny_adata: Callable[..., 
     keep = (old.obs["donor"] == "donor1").to_numpy()
     vectors = np.asarray(old.vectors)[keep]
     report = scvec.drop_cells(store, "tiny", where="donor = 'donor2'")
-    assert (report.n_dropped, report.n_cells) == (30, 30) and "30 cells dropped" in report.lines()[0]
+    assert (report.n_dropped, report.n_cells) == (30, 30) and "30 cells deleted" in report.lines()[0]
     new = Store(store).reference("tiny")
     np.testing.assert_array_equal(new.vectors, vectors)
     assert set(new.obs["donor"]) == {"donor1"} and new.index.n == 30
@@ -130,7 +130,7 @@ def test_the_command(store: Path, tmp_path: Path, tiny_adata: Callable[..., Any]
     dropped = CliRunner().invoke(
         cli, ["--store", str(store), "rm", "tiny", "--where", "donor = 'donor1'", "--yes"]
     )
-    assert dropped.exit_code == 0 and "cells dropped" in dropped.stdout
+    assert dropped.exit_code == 0 and "cells deleted" in dropped.stdout
     assert 0 < Store(store).reference("tiny").n < 69
 
 

@@ -1,13 +1,49 @@
-"""Which device computes."""
+"""What a command may use of this machine: memory and device."""
 
 from __future__ import annotations
 
 import glob
+import os
+import re
 import sys
 
 from scvec.base.errors import InputError
 
-__all__ = ["check_device", "resolved_device"]
+__all__ = ["available_memory", "check_device", "parse_memory", "resolved_device"]
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_memory(text: str | int | None) -> int:
+    """Turn ``"4G"``, ``"512M"``, ``"1.5GiB"`` or a number of bytes into bytes.
+
+    Parameters
+    ----------
+    text
+        None means half of the memory that is free now.
+
+    Raises
+    ------
+    InputError
+        If the text is not a positive amount.
+    """
+    if text is None:
+        return max(available_memory() // 2, 2**28)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.I)
+    amount = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if amount <= 0:
+        raise InputError(
+            f"cannot read {text!r} as an amount of memory", "--memory", "write it like 4G or 512M"
+        )
+    return amount
+
+
+def available_memory() -> int:
+    """Bytes of memory that are free now, or 4 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 4 * 2**30
 
 
 def check_device(device: str) -> str:
