@@ -23,7 +23,7 @@ from baron import pairs
 from tables import markdown, publish
 
 from scvec.base.types import CellChunk
-from scvec.model.head import Head
+from scvec.model.classifiers import Head
 from scvec.model.metrics import accuracy, macro_f1
 
 COLUMNS = (

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk, DividesByGene
+from scvec.model.classifiers import OUT_OF_REACH, Scores
 from scvec.model.ensemble import MEMBERS
-from scvec.model.members import OUT_OF_REACH, Scores
 from scvec.model.reference import ReferenceModel
 
 __all__ = ["Evidence", "weigh"]
@@ -87,7 +87,7 @@ def weigh(
     """Ask the members about cells as :meth:`ReferenceModel.predict` does, and take their answer apart.
 
     The head is a sum over genes, given the length of a cell's vector, or is divided by integrated gradients
-    (:meth:`scvec.model.head.Head.directions`).
+    (:meth:`scvec.model.classifiers.Head.directions`).
 
     Parameters
     ----------

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from scvec.ingest.cells.expression import ExpressionState
     from scvec.ingest.cells.source import CellSource
     from scvec.model.matching import MatchedSource
+    from scvec.model.novelty import Shift
     from scvec.model.reference import Prediction, ReferenceModel
-    from scvec.model.shift import Shift
     from scvec.stores.store.reference_reader import StoredReference
 
 __all__ = ["judged", "novel_notes", "provenance"]
@@ -102,7 +102,7 @@ def judged(
 
 def _shift(model: ReferenceModel, found: Prediction, usable: npt.NDArray[np.bool_], how: str) -> Shift:
     """Return what the cells of the query that are good enough have in common against the reference."""
-    from scvec.model.shift import Shift
+    from scvec.model.novelty import Shift
 
     n_classes = model.members.n_classes
     if how == "absolute" or model.calibration.novelty is None:

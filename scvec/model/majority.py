@@ -44,7 +44,7 @@ def clusters(vectors: Float32, *, n_neighbors: int = N_NEIGHBORS, seed: int = 0)
     """Return (n,) numbers of the clusters of cells, the largest first.
 
     Leiden (Traag et al. 2019, doi:10.1038/s41598-019-41695-z) by modularity on the graph of each cell's
-    nearest other cells, edges weighted as the neighbours' votes are (:func:`scvec.model.head.vote`).
+    nearest other cells, edges weighted as the neighbours' votes are (:func:`scvec.model.classifiers.vote`).
 
     Parameters
     ----------

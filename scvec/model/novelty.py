@@ -10,10 +10,287 @@ import numpy.typing as npt
 
 from scvec.base.types import CellChunk, Float32
 
-__all__ = ["FALSE_NOVEL_RATE", "Novelty", "depth", "signals"]
+__all__ = ["FALSE_NOVEL_RATE", "Novelty", "Shift", "Spread", "depth", "signals"]
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
+
+#: Components that the distances are taken over, as many as set apart the types of a tissue.
+N_COMPONENTS = 20
+#: As in the encoders: z-scores beyond this say no more, and a gene that hardly varies has no huge ones.
+CLIP, MIN_SD = 5.0, 0.05
+
+
+class Spread:
+    """Class-wise Mahalanobis distances over principal components of standardised log expression.
+
+    Lee et al. 2018 (arXiv:1807.03888), with one covariance a class instead of one for all, since types
+    differ in how much their cells vary; each is shrunk to the mean covariance within classes, the more the
+    fewer cells the class has (Friedman 1989, doi:10.1080/01621459.1989.10478752). Labels do not shape the
+    components: a type that the classifier never had to tell apart has its own place here.
+
+    Parameters
+    ----------
+    mean, sd
+        (n_genes,) float32 of the reference.
+    components
+        (n_genes, n_components) float32.
+    centers
+        (n_classes, n_components) float32; NaN for a class without cells.
+    whitening
+        (n_classes, n_components, n_components) float32; a deviation from the center times this has unit
+        covariance over the cells of the class.
+    centroids
+        (n_classes, n_genes) float32 mean cells, on log expression as it is: nothing is standardised, so
+        that what another species or platform does to the spread of a gene makes no cell look new.
+    """
+
+    def __init__(
+        self,
+        mean: Float32,
+        sd: Float32,
+        components: Float32,
+        centers: Float32,
+        whitening: Float32,
+        centroids: Float32,
+    ) -> None:
+        r = components.shape[1]
+        if components.shape != (len(mean), r) or sd.shape != mean.shape:
+            raise ValueError(f"components {components.shape}, mean {mean.shape} and sd {sd.shape} do not fit")
+        if centers.shape[1:] != (r,) or whitening.shape != (len(centers), r, r):
+            raise ValueError(f"centers {centers.shape} and whitening {whitening.shape} do not fit")
+        if centroids.shape != (len(centers), len(mean)):
+            raise ValueError(f"centroids {centroids.shape} must be of {len(centers)} classes")
+        self.mean, self.sd, self.components, self.centroids = mean, sd, components, centroids
+        self.centers, self.whitening = centers, whitening
+
+    @classmethod
+    def fit(cls, chunk: CellChunk, labels: npt.NDArray[np.int64], n_classes: int, *, seed: int = 0) -> Spread:
+        """Learn from labelled cells; ``labels`` (n,) int64, -1 for none."""
+        from sklearn.decomposition import PCA
+
+        rows = np.flatnonzero(labels >= 0)
+        X, y = chunk.X[rows], labels[rows]
+        sums = [
+            np.bincount(X.indices, X.data.astype(np.float64) ** power, minlength=X.shape[1])
+            for power in (1, 2)
+        ]
+        mean = (sums[0] / len(rows)).astype(np.float32)
+        variance = np.maximum(sums[1] / len(rows) - (sums[0] / len(rows)) ** 2, 0.0)
+        sd = np.maximum(np.sqrt(variance), MIN_SD).astype(np.float32)
+        Z, _ = _standardised(X, mean, sd)
+        r = max(1, min(N_COMPONENTS, len(rows) - 1, Z.shape[1]))
+        few = min(Z.shape) < 500
+        # The covariance of thousands of genes takes seconds to take apart, and a few cells never need it.
+        exact = "covariance_eigh" if Z.shape[1] < len(rows) else "full"
+        pca = PCA(r, svd_solver=exact if few else "arpack", random_state=seed)
+        pca.fit(Z.toarray() if few else Z)
+        components = np.ascontiguousarray(pca.components_.T, dtype=np.float32)
+        self = cls(
+            mean,
+            sd,
+            components,
+            np.full((n_classes, r), np.nan, dtype=np.float32),
+            np.zeros((n_classes, r, r), dtype=np.float32),
+            _centroids(X, y, n_classes),
+        )
+        T = self.project(CellChunk(X, chunk.measured)).astype(np.float64)
+        scatter = np.zeros((n_classes, r, r))
+        counts = np.bincount(y, minlength=n_classes)
+        for k in np.flatnonzero(counts):
+            members = T[y == k]
+            self.centers[k] = members.mean(axis=0)
+            deviation = members - members.mean(axis=0)
+            scatter[k] = deviation.T @ deviation
+        within = scatter.sum(axis=0) / len(rows)
+        # Cells without spread at all (one a class) leave the variance of all cells as the yardstick.
+        floor = 1e-3 * max(float(np.trace(within)) / r, 1e-3 * float(T.var(axis=0).mean()), 1e-9)
+        for k in np.flatnonzero(counts):
+            covariance = (scatter[k] + r * within) / (counts[k] + r) + floor * np.eye(r)
+            values, vectors = np.linalg.eigh(covariance)
+            self.whitening[k] = vectors / np.sqrt(values)
+        return self
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.centers)
+
+    def project(self, chunk: CellChunk) -> Float32:
+        """Return (n, n_components) float32 components; genes that were not measured are at the mean."""
+        C = np.ascontiguousarray(self.components * chunk.measured[:, None], dtype=np.float32)
+        difference, zero = _standardised(chunk.X, self.mean, self.sd)
+        return np.asarray(difference @ C + zero @ C, dtype=np.float32)
+
+    def away(self, chunk: CellChunk) -> Float32:
+        """Return (n, n_classes, 2) float32: one minus the cosine to each centroid, and :meth:`distances`."""
+        C = self.centroids * chunk.measured
+        C = C / np.maximum(np.linalg.norm(C, axis=1, keepdims=True), 1e-9)
+        X = chunk.X if chunk.measured.all() else chunk.X.multiply(chunk.measured).tocsr()
+        norms = np.sqrt(np.asarray(X.multiply(X).sum(axis=1))).reshape(-1, 1)
+        apart = 1.0 - np.asarray(X @ C.T) / np.maximum(norms, 1e-9)
+        return np.stack([apart.astype(np.float32), self.distances(chunk)], axis=-1)
+
+    def distances(self, chunk: CellChunk) -> Float32:
+        """Return (n, n_classes) float32 distances, in standard deviations; inf to a class without cells."""
+        T = self.project(chunk)
+        found = np.full((len(T), self.n_classes), np.inf, dtype=np.float32)
+        for k in np.flatnonzero(np.isfinite(self.centers[:, 0])):
+            found[:, k] = np.linalg.norm((T - self.centers[k]) @ self.whitening[k], axis=1)
+        return found
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays that ``Spread`` takes, by name."""
+        return {
+            "mean": self.mean,
+            "sd": self.sd,
+            "components": self.components,
+            "centers": self.centers,
+            "whitening": self.whitening,
+            "centroids": self.centroids,
+        }
+
+
+def _standardised(X: Any, mean: Float32, sd: Float32) -> tuple[Any, Float32]:
+    """Return clipped z-scores of cells X (n, n_genes) CSR as a sparse matrix plus one row for all of them.
+
+    Cells stay sparse: only where there are counts does z differ from the z of none.
+    """
+    zero = np.clip(-mean / sd, -CLIP, CLIP)
+    z = np.clip((X.data - mean[X.indices]) / sd[X.indices], -CLIP, CLIP)
+    return type(X)((z - zero[X.indices], X.indices, X.indptr), shape=X.shape), zero
+
+
+def _centroids(X: Any, labels: npt.NDArray[np.int64], n_classes: int) -> Float32:
+    """Return (n_classes, n_genes) float32 means of the cells X of each class; zeros for one without cells."""
+    from scipy.sparse import csr_matrix
+
+    weights = 1.0 / np.bincount(labels, minlength=n_classes)[labels]
+    membership = csr_matrix((weights, (labels, np.arange(len(labels)))), shape=(n_classes, len(labels)))
+    return np.asarray((membership @ X).toarray(), dtype=np.float32)
+
+
+#: Quantile of a class's signals that is compared with that of the reference: below the middle, since cells
+#: of a missing type stand above those of the class that they are given.
+QUANTILE, EXPECTED = 0.3, -0.5244
+#: The same of the quantile that tells how far the cells of a class spread below it.
+LOW_QUANTILE, LOW_EXPECTED = 0.05, -1.6449
+#: Quantile over classes that is common to the query: with the median, cells of missing types that were given
+#: half of the classes would pass for another platform.
+COMMON = 0.35
+#: Cells of a class that its spread is told from, and how much wider than held-out cells a query may be.
+SPREAD_CELLS, MAX_SPREAD = 20, 2.0
+#: Cells of at least this probability count, in classes of at least so many of them.
+MIN_PROBABILITY, MIN_CELLS = 0.5, 8
+#: Classes from which on the common part is taken whole, and the cells that halve it.
+FULL_CLASSES, HALF_CELLS = 4, 10.0
+#: A common part of less than this, in standard deviations, is not worth a sentence.
+WORTH_SAYING = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """How much is taken from the novelty signals of the cells of a query before they are judged.
+
+    Another platform, chemistry or species moves the cells of all classes away from the reference, and does
+    not make them new. For each signal the low quantile of each class's cells is compared with that of
+    held-out cells of the reference. A low quantile over classes is common to the query; from a class that
+    moved less, less is taken, and never more. Where the cells of a class spread more below that quantile than
+    held-out cells do, signals are divided by how much more. One class alone has nothing in common with
+    others: then nothing is taken, since its cells may be of a missing type. With few classes or few cells
+    less is taken.
+
+    Attributes
+    ----------
+    offsets
+        (n_classes, n_signals) float64, at least 0, in standard deviations of held-out cells.
+    spread
+        (n_signals,) float64, at least 1: how much wider the signals are than those of held-out cells.
+    n_cells, n_supporting
+        Cells and classes that it was estimated from.
+    """
+
+    offsets: Float64
+    spread: Float64
+    n_cells: int
+    n_supporting: int
+
+    @classmethod
+    def none(cls, n_classes: int, n_signals: int = 3) -> Shift:
+        """Return the shift that changes nothing."""
+        return cls(np.zeros((n_classes, n_signals)), np.ones(n_signals), 0, 0)
+
+    @classmethod
+    def estimate(
+        cls,
+        signals: npt.NDArray[np.floating],
+        given: npt.NDArray[np.integer[Any]],
+        probability: npt.NDArray[np.floating],
+        n_classes: int,
+    ) -> Shift:
+        """Learn from a query.
+
+        Parameters
+        ----------
+        signals
+            (n, n_signals) in standard deviations of held-out cells.
+        given, probability
+            (n,) the class number of each cell, and how probable it is.
+        """
+        sure = probability >= MIN_PROBABILITY
+        counts = np.bincount(given[sure], minlength=n_classes)
+        supporting = np.flatnonzero(counts >= MIN_CELLS)
+        n_cells = int(counts[supporting].sum())
+        if len(supporting) < 2:
+            nothing = cls.none(n_classes, signals.shape[1])
+            return replace(nothing, n_cells=n_cells, n_supporting=len(supporting))
+        quantiles = np.stack(
+            [np.quantile(signals[sure & (given == k)], [LOW_QUANTILE, QUANTILE], axis=0) for k in supporting]
+        ).astype(np.float64)
+        moved = quantiles[:, 1] - EXPECTED
+        common = np.maximum(np.quantile(moved, COMMON, axis=0), 0.0)
+        offsets = np.tile(common, (n_classes, 1))
+        own = (counts[supporting] / (counts[supporting] + HALF_CELLS))[:, None]
+        offsets[supporting] += own * np.minimum(moved - common, 0.0)
+        taken = n_cells / (n_cells + HALF_CELLS) * min(1.0, (len(supporting) - 1) / (FULL_CLASSES - 1))
+        spread = np.ones(signals.shape[1])
+        large = counts[supporting] >= SPREAD_CELLS
+        if large.any():
+            below = (quantiles[large, 1] - quantiles[large, 0]) / (EXPECTED - LOW_EXPECTED)
+            spread = 1.0 + taken * (np.clip(np.median(below, axis=0), 1.0, MAX_SPREAD) - 1.0)
+        return cls(np.maximum(offsets, 0.0) * taken, spread, n_cells, len(supporting))
+
+    def relative(self, signals: npt.NDArray[np.floating], given: npt.NDArray[np.integer[Any]]) -> Float64:
+        """Return (n, n_signals) float64 signals as they would be without what the query has in common."""
+        moved = signals - self.offsets[given]
+        return np.asarray(moved + (moved - EXPECTED) * (1.0 / self.spread - 1.0), dtype=np.float64)
+
+    @property
+    def size(self) -> float:
+        """Mean offset, in standard deviations of held-out cells."""
+        return float(self.offsets.mean()) if self.offsets.size else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, as `uns` keeps them."""
+        return {
+            "size": round(self.size, 4),
+            "offsets": np.round(self.offsets, 4).tolist(),
+            "spread": np.round(self.spread, 4).tolist(),
+            "n_cells": self.n_cells,
+            "n_classes": self.n_supporting,
+        }
+
+    @property
+    def message(self) -> str:
+        """One sentence for people; empty where there is little to say."""
+        if self.size < WORTH_SAYING:
+            return ""
+        return (
+            "this data set differs from the reference as another platform or species does "
+            f"({self.size:.1f} standard deviations, {self.n_cells:,} cells of {self.n_supporting} labels); "
+            "novelty is judged relative to that"
+        )
+
 
 #: Fraction of cells of known types that may be called novel, where a user names none.
 FALSE_NOVEL_RATE = 0.05
@@ -46,7 +323,7 @@ def signals(distances: Float32, predicted: Int64) -> Float64:
     Parameters
     ----------
     distances
-        (n, n_classes, 3) of :meth:`scvec.model.members.Members.distances`.
+        (n, n_classes, 3) of :meth:`scvec.model.classifiers.Members.distances`.
     predicted
         (n,) int64 classes the cells are given.
     """

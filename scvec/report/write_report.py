@@ -387,8 +387,7 @@ def _drawn(
     reference_codes: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
     """Return a number or code per cell, as arrays."""
-    from scvec.model.colors import PALETTE, STATUS_COLORS, label_colors
-    from scvec.model.status import STATUSES
+    from scvec.model.status import PALETTE, STATUS_COLORS, STATUSES, label_colors
 
     order, proba = candidates(annotation)
     number = {label: i for i, label in enumerate(annotation.classes)}

@@ -11,8 +11,8 @@ from scvec.base.types import CellChunk
 from scvec.encoders import make_encoder, needs_text
 from scvec.model.ensemble import MEMBERS, log_softmax
 from scvec.model.evidence import weigh
+from scvec.model.heldout import TrainingSample
 from scvec.model.reference import METHODS, ReferenceModel
-from scvec.model.sample import TrainingSample
 
 N_GENES, N_CLASSES = 40, 3
 
