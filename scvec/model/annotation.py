@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scvec.base.arrays import Packed, Texts, blocks, counts, holds_texts, texts_of
 from scvec.base.errors import InputError
 from scvec.base.types import Float32, Neighbors
-from scvec.model.label_sets import set_names
+from scvec.model.calibration import set_names
 from scvec.model.status import STATUS_COLORS, STATUSES, label_colors
 
 if TYPE_CHECKING:

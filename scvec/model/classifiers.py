@@ -2,167 +2,34 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from scvec.base.errors import InputError
 from scvec.base.types import CellChunk, CellEncoder, Float32, Neighbors, Progress, VectorIndex, no_progress
 from scvec.encoders.discriminant import DiscriminantEncoder
-from scvec.model.ensemble import log_softmax
 from scvec.model.novelty import Spread, depth
 
-__all__ = ["Head", "Members", "Scores", "vote"]
+__all__ = [
+    "MEMBERS",
+    "Head",
+    "Members",
+    "Scores",
+    "clusters",
+    "log_softmax",
+    "majority",
+    "need_igraph",
+    "vote",
+]
 
-Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-
-
-def vote(
-    neighbors: Neighbors, labels: npt.NDArray[np.int64], n_classes: int, *, pseudocount: float = 0.1
-) -> Float32:
-    """Return (n, n_classes) shares of the neighbours' votes, rows summing to 1.
-
-    Votes are weighted by ``exp(-2 d^2 / d_k^2)``, with ``d_k`` the distance of the last neighbour: an
-    adaptive Gaussian kernel, as in UMAP and scANVI's label transfer, so that dense and sparse regions vote
-    alike; and by one over the square root of their class's size, half-way between the natural frequencies,
-    which drown rare types, and equal ones.
-
-    Parameters
-    ----------
-    labels
-        (n_reference,) int64 class numbers of the reference cells; -1 does not vote.
-    pseudocount
-        Votes given to every class beforehand, so that no class is impossible.
-    """
-    found = neighbors.indices >= 0
-    distances = np.where(found, neighbors.distances, 0.0).astype(np.float64)
-    last = np.maximum(distances.max(axis=1, keepdims=True), 1e-12)
-    codes = np.where(found, labels[neighbors.indices], -1)
-    counts = np.maximum(np.bincount(labels[labels >= 0], minlength=n_classes), 1)
-    # Scaled to 1 for a class of average size: the pseudocount keeps its meaning.
-    balance = np.sqrt(counts.mean() / counts)
-    weights = np.where(codes >= 0, np.exp(-2.0 * distances / last) * balance[codes], 0.0)
-    votes = np.full((len(codes), n_classes), pseudocount / n_classes)
-    rows = np.repeat(np.arange(len(codes)), codes.shape[1])
-    # -1 would index the last class: its weight is 0, so it adds nothing there.
-    np.add.at(votes, (rows, codes.ravel()), weights.ravel())
-    return np.asarray(votes / votes.sum(axis=1, keepdims=True), dtype=np.float32)
-
-
-#: Logit of a class without cells: it is never the answer.
-NEVER = -30.0
-
-
-class Head:
-    """Linear classifier ``vectors @ W.T + b``.
-
-    Parameters
-    ----------
-    W, b
-        (n_classes, dim) and (n_classes,) float32.
-    activation
-        ``"gelu"`` for a head trained together with its encoder, ``"none"`` for one trained on fixed vectors.
-    """
-
-    def __init__(self, W: Float32, b: Float32, activation: str = "none") -> None:
-        if activation not in ("none", "gelu"):
-            raise ValueError(f"unknown activation {activation!r}")
-        self.W, self.b, self.activation = W, b, activation
-
-    @classmethod
-    def of_centers(cls, centers: Float32) -> Head:
-        """Return the classifier whose score is the cosine to the mean vector of a class.
-
-        Parameters
-        ----------
-        centers
-            (n_classes, dim) float32; zeros for a class without cells, which is never the answer.
-        """
-        lengths = np.linalg.norm(centers, axis=1, keepdims=True)
-        empty = lengths[:, 0] < 1e-9
-        return cls(
-            (centers / np.maximum(lengths, 1e-9)).astype(np.float32),
-            np.where(empty, NEVER, 0.0).astype(np.float32),
-        )
-
-    @classmethod
-    def fit(
-        cls,
-        encoder: CellEncoder,
-        vectors: Float32,
-        labels: npt.NDArray[np.int64],
-        n_classes: int,
-        *,
-        seed: int = 0,
-        progress: Progress = no_progress,
-    ) -> Head:
-        """Take the head that the encoder trained with itself, else fit one on its vectors (n, dim)."""
-        W, b = getattr(encoder, "W", None), getattr(encoder, "b", None)
-        if W is not None and b is not None:
-            # The encoder knows classes up to the last one it saw, and some of those it never saw.
-            missing = n_classes - len(b)
-            W, b = np.pad(W, ((0, missing), (0, 0))), np.pad(b, (0, missing))
-            absent = np.bincount(labels[labels >= 0], minlength=n_classes) == 0
-            W[absent], b[absent] = 0.0, NEVER
-            return cls(W, b, "gelu")
-        from sklearn.linear_model import LogisticRegression
-
-        progress("training the head", 0, 1)
-        rows = labels >= 0
-        mean, sd = vectors[rows].mean(axis=0), np.maximum(vectors[rows].std(axis=0), 1e-6)
-        counts = np.bincount(labels[rows], minlength=n_classes)
-        weights = 1.0 / np.sqrt(counts[labels[rows]])
-        model = LogisticRegression(C=0.1, max_iter=300, random_state=seed)
-        model.fit((vectors[rows] - mean) / sd, labels[rows], sample_weight=weights / weights.mean())
-        W = np.zeros((n_classes, vectors.shape[1]), dtype=np.float64)
-        b = np.full(n_classes, NEVER)
-        if len(model.classes_) == 2:
-            W[model.classes_] = np.vstack([-model.coef_, model.coef_]) / 2
-            b[model.classes_] = np.array([-model.intercept_[0], model.intercept_[0]]) / 2
-        else:
-            W[model.classes_], b[model.classes_] = model.coef_, model.intercept_
-        # Fold the standardisation into the weights: encode and score stay two matrix products.
-        W = W / sd
-        progress("training the head", 1, 1)
-        return cls(W.astype(np.float32), (b - W @ mean).astype(np.float32))
-
-    def scores(self, vectors: Float32) -> Float32:
-        """Return (n, n_classes) logits for cell vectors (n, dim)."""
-        if self.activation == "gelu":
-            from scipy.special import ndtr
-
-            # gelu by its definition, x Phi(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415)
-            vectors = (vectors * ndtr(vectors)).astype(np.float32)
-        return np.asarray(vectors @ self.W.T + self.b, dtype=np.float32)
-
-    def directions(self, vectors: Float32, a: Int64, b: Int64) -> tuple[Float64, Float64]:
-        """Return the score of class ``a[i]`` less that of ``b[i]`` as a product with the cell vector.
-
-        Integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) along the straight line from the
-        vector 0, where the score is that of the intercepts alone. Each dimension passes through gelu by
-        itself, so the integral is known: that of gelu'(t c) over t from 0 to 1 is gelu(c) / c = Phi(c).
-
-        Returns
-        -------
-        directions
-            (n, dim); row i times the vector of cell i, and the constant, are the difference of the scores.
-        constant
-            (n,) difference of the intercepts.
-        """
-        from scipy.special import ndtr
-
-        W = (self.W[a] - self.W[b]).astype(np.float64)
-        if self.activation == "gelu":
-            W *= ndtr(vectors.astype(np.float64))
-        return W, (self.b[a] - self.b[b]).astype(np.float64)
-
-    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-        """Return what ``Head`` takes."""
-        return {"W": self.W, "b": self.b}, {"activation": self.activation}
-
-
+Float64 = npt.NDArray[np.float64]
+#: The trained classifier on cell vectors, and the labels of the nearest reference cells.
+MEMBERS = ("head", "knn")
 #: A score that no weight brings back.
 OUT_OF_REACH = -1e4
 
@@ -178,7 +45,7 @@ class Scores:
     neighbors
         Nearest reference cells, by their row in the reference.
     scores
-        For each of :data:`scvec.model.ensemble.MEMBERS`, (n, n_classes) float32, uncalibrated.
+        For each of :data:`scvec.model.classifiers.MEMBERS`, (n, n_classes) float32, uncalibrated.
     distances
         (n, n_classes, 3) float32 of :meth:`Members.distances`, for novelty.
     n_detected, depths
@@ -349,3 +216,249 @@ def read(encoder: CellEncoder, chosen: CellChunk) -> CellChunk:
 def encode(encoder: CellEncoder, known: CellChunk) -> Float32:
     """Return (n, embed_dim) float32 vectors of what :func:`read` returned."""
     return encoder.encode_read(known) if isinstance(encoder, DiscriminantEncoder) else encoder.encode(known)
+
+
+def log_softmax(scores: npt.NDArray[np.floating]) -> Float64:
+    """Return the log of softmax over the last axis, in float64."""
+    z = scores.astype(np.float64)
+    z = z - z.max(axis=-1, keepdims=True)
+    return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
+
+
+def vote(
+    neighbors: Neighbors, labels: npt.NDArray[np.int64], n_classes: int, *, pseudocount: float = 0.1
+) -> Float32:
+    """Return (n, n_classes) shares of the neighbours' votes, rows summing to 1.
+
+    Votes are weighted by ``exp(-2 d^2 / d_k^2)``, with ``d_k`` the distance of the last neighbour: an
+    adaptive Gaussian kernel, as in UMAP and scANVI's label transfer, so that dense and sparse regions vote
+    alike; and by one over the square root of their class's size, half-way between the natural frequencies,
+    which drown rare types, and equal ones.
+
+    Parameters
+    ----------
+    labels
+        (n_reference,) int64 class numbers of the reference cells; -1 does not vote.
+    pseudocount
+        Votes given to every class beforehand, so that no class is impossible.
+    """
+    found = neighbors.indices >= 0
+    distances = np.where(found, neighbors.distances, 0.0).astype(np.float64)
+    last = np.maximum(distances.max(axis=1, keepdims=True), 1e-12)
+    codes = np.where(found, labels[neighbors.indices], -1)
+    counts = np.maximum(np.bincount(labels[labels >= 0], minlength=n_classes), 1)
+    # Scaled to 1 for a class of average size: the pseudocount keeps its meaning.
+    balance = np.sqrt(counts.mean() / counts)
+    weights = np.where(codes >= 0, np.exp(-2.0 * distances / last) * balance[codes], 0.0)
+    votes = np.full((len(codes), n_classes), pseudocount / n_classes)
+    rows = np.repeat(np.arange(len(codes)), codes.shape[1])
+    # -1 would index the last class: its weight is 0, so it adds nothing there.
+    np.add.at(votes, (rows, codes.ravel()), weights.ravel())
+    return np.asarray(votes / votes.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+#: Logit of a class without cells: it is never the answer.
+NEVER = -30.0
+
+
+class Head:
+    """Linear classifier ``vectors @ W.T + b``.
+
+    Parameters
+    ----------
+    W, b
+        (n_classes, dim) and (n_classes,) float32.
+    activation
+        ``"gelu"`` for a head trained together with its encoder, ``"none"`` for one trained on fixed vectors.
+    """
+
+    def __init__(self, W: Float32, b: Float32, activation: str = "none") -> None:
+        if activation not in ("none", "gelu"):
+            raise ValueError(f"unknown activation {activation!r}")
+        self.W, self.b, self.activation = W, b, activation
+
+    @classmethod
+    def of_centers(cls, centers: Float32) -> Head:
+        """Return the classifier whose score is the cosine to the mean vector of a class.
+
+        Parameters
+        ----------
+        centers
+            (n_classes, dim) float32; zeros for a class without cells, which is never the answer.
+        """
+        lengths = np.linalg.norm(centers, axis=1, keepdims=True)
+        empty = lengths[:, 0] < 1e-9
+        return cls(
+            (centers / np.maximum(lengths, 1e-9)).astype(np.float32),
+            np.where(empty, NEVER, 0.0).astype(np.float32),
+        )
+
+    @classmethod
+    def fit(
+        cls,
+        encoder: CellEncoder,
+        vectors: Float32,
+        labels: npt.NDArray[np.int64],
+        n_classes: int,
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> Head:
+        """Take the head that the encoder trained with itself, else fit one on its vectors (n, dim)."""
+        W, b = getattr(encoder, "W", None), getattr(encoder, "b", None)
+        if W is not None and b is not None:
+            # The encoder knows classes up to the last one it saw, and some of those it never saw.
+            missing = n_classes - len(b)
+            W, b = np.pad(W, ((0, missing), (0, 0))), np.pad(b, (0, missing))
+            absent = np.bincount(labels[labels >= 0], minlength=n_classes) == 0
+            W[absent], b[absent] = 0.0, NEVER
+            return cls(W, b, "gelu")
+        from sklearn.linear_model import LogisticRegression
+
+        progress("training the head", 0, 1)
+        rows = labels >= 0
+        mean, sd = vectors[rows].mean(axis=0), np.maximum(vectors[rows].std(axis=0), 1e-6)
+        counts = np.bincount(labels[rows], minlength=n_classes)
+        weights = 1.0 / np.sqrt(counts[labels[rows]])
+        model = LogisticRegression(C=0.1, max_iter=300, random_state=seed)
+        model.fit((vectors[rows] - mean) / sd, labels[rows], sample_weight=weights / weights.mean())
+        W = np.zeros((n_classes, vectors.shape[1]), dtype=np.float64)
+        b = np.full(n_classes, NEVER)
+        if len(model.classes_) == 2:
+            W[model.classes_] = np.vstack([-model.coef_, model.coef_]) / 2
+            b[model.classes_] = np.array([-model.intercept_[0], model.intercept_[0]]) / 2
+        else:
+            W[model.classes_], b[model.classes_] = model.coef_, model.intercept_
+        # Fold the standardisation into the weights: encode and score stay two matrix products.
+        W = W / sd
+        progress("training the head", 1, 1)
+        return cls(W.astype(np.float32), (b - W @ mean).astype(np.float32))
+
+    def scores(self, vectors: Float32) -> Float32:
+        """Return (n, n_classes) logits for cell vectors (n, dim)."""
+        if self.activation == "gelu":
+            from scipy.special import ndtr
+
+            # gelu by its definition, x Phi(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415)
+            vectors = (vectors * ndtr(vectors)).astype(np.float32)
+        return np.asarray(vectors @ self.W.T + self.b, dtype=np.float32)
+
+    def directions(self, vectors: Float32, a: Int64, b: Int64) -> tuple[Float64, Float64]:
+        """Return the score of class ``a[i]`` less that of ``b[i]`` as a product with the cell vector.
+
+        Integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) along the straight line from the
+        vector 0, where the score is that of the intercepts alone. Each dimension passes through gelu by
+        itself, so the integral is known: that of gelu'(t c) over t from 0 to 1 is gelu(c) / c = Phi(c).
+
+        Returns
+        -------
+        directions
+            (n, dim); row i times the vector of cell i, and the constant, are the difference of the scores.
+        constant
+            (n,) difference of the intercepts.
+        """
+        from scipy.special import ndtr
+
+        W = (self.W[a] - self.W[b]).astype(np.float64)
+        if self.activation == "gelu":
+            W *= ndtr(vectors.astype(np.float64))
+        return W, (self.b[a] - self.b[b]).astype(np.float64)
+
+    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """Return what ``Head`` takes."""
+        return {"W": self.W, "b": self.b}, {"activation": self.activation}
+
+
+N_NEIGHBORS = 15
+#: Resolution of the clustering by number of cells: many small clusters, as CellTypist takes them (Dominguez
+#: Conde et al. 2022, doi:10.1126/science.abl5197), so that a cluster is rarely of two types.
+_RESOLUTIONS = ((5_000, 5.0), (20_000, 10.0), (40_000, 15.0), (100_000, 20.0), (200_000, 25.0))
+_FINEST = 30.0
+N_ITERATIONS = 4
+
+
+def need_igraph() -> None:
+    """Raise where igraph is not installed.
+
+    Raises
+    ------
+    InputError
+        It is not.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("igraph") is None:
+        raise InputError(
+            "a majority vote over clusters needs igraph, which is not installed",
+            "--majority-vote",
+            "pip install 'scvec[cluster]', or leave --majority-vote out",
+        )
+
+
+def clusters(vectors: Float32, *, n_neighbors: int = N_NEIGHBORS, seed: int = 0) -> Int64:
+    """Return (n,) numbers of the clusters of cells, the largest first.
+
+    Leiden (Traag et al. 2019, doi:10.1038/s41598-019-41695-z) by modularity on the graph of each cell's
+    nearest other cells, edges weighted as the neighbours' votes are (:func:`scvec.model.classifiers.vote`).
+
+    Parameters
+    ----------
+    vectors
+        (n, dim) float32 cell vectors.
+
+    Raises
+    ------
+    InputError
+        If igraph is not installed.
+    """
+    need_igraph()
+    import igraph
+
+    from scvec.stores.index import build_index
+
+    n = len(vectors)
+    if n < 3:
+        return np.zeros(n, dtype=np.int64)
+    found = build_index(np.ascontiguousarray(vectors)).search(vectors, min(n_neighbors + 1, n))
+    last = np.maximum(found.distances.max(axis=1, keepdims=True), 1e-12)
+    weights = np.exp(-2.0 * found.distances.astype(np.float64) / last)
+    rows = np.repeat(np.arange(n), found.indices.shape[1])
+    columns = found.indices.ravel()
+    others = rows != columns
+    graph = igraph.Graph(n=n, edges=np.column_stack([rows, columns])[others])
+    resolution = next((r for limit, r in _RESOLUTIONS if n < limit), _FINEST)
+    igraph.set_random_number_generator(random.Random(seed))
+    try:
+        membership = graph.community_leiden(
+            objective_function="modularity",
+            weights=weights.ravel()[others],
+            resolution=resolution,
+            n_iterations=N_ITERATIONS,
+        ).membership
+    finally:
+        igraph.set_random_number_generator(random)
+    member = np.asarray(membership, dtype=np.int64)
+    sizes = np.bincount(member)
+    rank = np.empty(len(sizes), dtype=np.int64)
+    rank[np.lexsort((np.arange(len(sizes)), -sizes))] = np.arange(len(sizes))
+    return rank[member]
+
+
+def majority(proba: Float32, cluster: Int64) -> Int64:
+    """Return (n,) the class that most cells of each cell's cluster are given; of as many, the likelier.
+
+    Parameters
+    ----------
+    proba
+        (n, n_classes).
+    cluster
+        (n,) cluster numbers.
+    """
+    best = proba.argmax(axis=1)
+    votes = np.zeros((int(cluster.max(initial=-1)) + 1, proba.shape[1]))
+    np.add.at(votes, (cluster, best), 1.0)
+    mass = np.zeros_like(votes)
+    np.add.at(mass, cluster, proba.astype(np.float64))
+    # A sum of probabilities is never more than the cells of the cluster: below one vote.
+    tie = mass / (np.bincount(cluster, minlength=len(votes))[:, None] + 1.0)
+    return np.asarray((votes + tie).argmax(axis=1)[cluster], dtype=np.int64)

@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk, DividesByGene
-from scvec.model.classifiers import OUT_OF_REACH, Scores
-from scvec.model.ensemble import MEMBERS
+from scvec.model.classifiers import MEMBERS, OUT_OF_REACH, Scores
 from scvec.model.reference import ReferenceModel
 
 __all__ = ["Evidence", "weigh"]

@@ -17,8 +17,7 @@ from scvec.base.errors import InputError
 from scvec.base.parallel import JointProgress, side_by_side
 from scvec.base.types import CellChunk, CellEncoder, Float32, Neighbors, Progress, no_progress
 from scvec.model.calibration import Calibration
-from scvec.model.classifiers import Members
-from scvec.model.ensemble import MEMBERS
+from scvec.model.classifiers import MEMBERS, Members
 from scvec.model.heldout import TrainingSample, look_at_held_out, splits
 from scvec.model.novelty import signals
 from scvec.model.status import COVERAGE, low_quality_floor

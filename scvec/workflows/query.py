@@ -20,8 +20,8 @@ from scvec.base.results import Stages
 from scvec.base.types import Progress, no_progress
 from scvec.engines.engine import AT_ONCE
 from scvec.model.annotation import Annotation, check_columns
+from scvec.model.classifiers import clusters, majority, need_igraph
 from scvec.model.judging import judged, provenance
-from scvec.model.majority import clusters, majority, need_igraph
 
 if TYPE_CHECKING:
     from anndata import AnnData

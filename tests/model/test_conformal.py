@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.model.label_sets import MIN_CELLS, N_KEPT, LabelSets
+from scvec.model.calibration import MIN_CELLS, N_KEPT, LabelSets
 
 
 def cells(n: int, seed: int, shares: tuple[float, ...] = (0.7, 0.2, 0.1)) -> tuple[np.ndarray, np.ndarray]:

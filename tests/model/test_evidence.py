@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk
 from scvec.encoders import make_encoder, needs_text
-from scvec.model.ensemble import MEMBERS, log_softmax
+from scvec.model.classifiers import MEMBERS, log_softmax
 from scvec.model.evidence import weigh
 from scvec.model.heldout import TrainingSample
 from scvec.model.reference import METHODS, ReferenceModel

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.types import CellChunk, Neighbors
-from scvec.model.classifiers import Scores
-from scvec.model.ensemble import MEMBERS
+from scvec.model.classifiers import MEMBERS, Scores
 from scvec.model.heldout import HeldOut, look_at_held_out, make_folds, splits
 from scvec.model.novelty import depth
 

@@ -15,7 +15,7 @@ from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.encoders.pca import PCAEncoder, Scaling
 from scvec.encoders.statistics import StatisticsAccumulator, variability
 from scvec.model.calibration import Calibration
-from scvec.model.ensemble import MEMBERS
+from scvec.model.classifiers import MEMBERS
 from scvec.model.heldout import TrainingSample, make_folds
 from scvec.model.metrics import expected_calibration_error
 from scvec.model.novelty import Shift
