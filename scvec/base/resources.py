@@ -33,13 +33,16 @@ def parse_memory(text: str | int | None) -> int:
     amount = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if amount <= 0:
         raise InputError(
-            f"cannot read {text!r} as an amount of memory", "--memory", "write it like 4G or 512M"
+            f"cannot read {text!r} as an amount of memory",
+            "--memory",
+            "write it like 4G or 512M",
+            code="option-out-of-range",
         )
     return amount
 
 
 def available_memory() -> int:
-    """Bytes of memory that are free now, or 4 GiB where the system does not say."""
+    """Return bytes of memory that are free now, or 4 GiB where the system does not report them."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -52,7 +55,7 @@ def check_device(device: str) -> str:
     Raises
     ------
     InputError
-        If it is none of ``auto``, ``cpu`` and ``cuda``, or ``cuda`` is asked for and there is none.
+        If it is not ``auto``, ``cpu`` or ``cuda``, or it is ``cuda`` and torch sees no GPU.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"there is no device {device!r}", "--device", "devices: auto, cpu, cuda")
@@ -64,12 +67,13 @@ def check_device(device: str) -> str:
                 "this machine offers no CUDA device to torch",
                 f"torch {torch.__version__}",
                 "leave out --device, or install a CUDA build of torch on a machine with a GPU",
+                code="no-gpu",
             )
     return device
 
 
 def resolved_device(device: str) -> str:
-    """Return ``cpu`` or ``cuda`` for what was asked for.
+    """Return ``cpu`` or ``cuda`` for a device option.
 
     Raises
     ------
@@ -78,7 +82,7 @@ def resolved_device(device: str) -> str:
     """
     if check_device(device) == "auto":
         if "torch" not in sys.modules and not _may_have_gpu():
-            return "cpu"  # loading torch takes longer than naming a thousand cells
+            return "cpu"  # loading torch takes longer than annotating a thousand cells
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"

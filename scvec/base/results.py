@@ -121,7 +121,7 @@ def human_odds(log_odds: float) -> str:
     """Return natural-log odds in words: ``about 20 to 1 for it``."""
     odds = math.exp(min(abs(log_odds), 700.0))
     if odds > 1e6:
-        told = "over a million"
+        size = "over a million"
     else:
-        told = f"about {odds:,.0f}" if odds >= 10 else f"about {odds:.1f}"
-    return f"{told} to 1 {'for' if log_odds >= 0 else 'against'} it"
+        size = f"about {odds:,.0f}" if odds >= 10 else f"about {odds:.1f}"
+    return f"{size} to 1 {'for' if log_odds >= 0 else 'against'} it"

@@ -1,4 +1,4 @@
-"""What people see: notes and progress on stderr, results on stdout."""
+"""Output of commands: notes and progress on stderr, results on stdout. Signals that end a command."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Console", "Interrupts", "Printable", "show_logs"]
 
-#: Loggers of which every word is shown; of others, what is worth a warning.
-TALKATIVE = ("scvec", "aiohttp", "openai", "httpx", "httpx2", "httpcore", "httpcore2")
+#: Loggers that show every message; others show warnings and errors.
+VERBOSE = ("scvec", "aiohttp", "openai", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 class _Redacting(logging.Formatter):
@@ -49,7 +49,7 @@ def show_logs() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Redacting("%(relativeCreated)8.0f ms %(name)s: %(message)s"))
     root.addHandler(handler)
-    for name in TALKATIVE:
+    for name in VERBOSE:
         logging.getLogger(name).setLevel(logging.DEBUG)
 
 
@@ -130,7 +130,7 @@ SAME_SIGNAL = 1.0
 
 
 class Printable(Protocol):
-    """What a command gets from the library and shows."""
+    """A result that a command shows."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""

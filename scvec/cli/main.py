@@ -107,7 +107,7 @@ def _command(words: Sequence[str]) -> str:
 @click.version_option(__version__, prog_name="scvec")
 @global_options
 def cli() -> None:
-    """Name the cells of a single-cell data set by labelled cells and by what is known of their genes.
+    """Annotate the cells of a single-cell data set by labelled cells and by knowledge about their genes.
 
     \b
     Two commands are enough for a first answer:
@@ -143,9 +143,9 @@ def main() -> None:
     cli()
 
 
-#: What DuckDB raises, as a plain RuntimeError, where Ctrl-C comes while it works.
+#: DuckDB raises this text as a plain RuntimeError when Ctrl-C interrupts a query.
 _INTERRUPTED_QUERY = "Query interrupted"
-# Libraries have classes of their own for "out of memory", none of them a MemoryError.
+# Libraries have classes of their own for "out of memory"; they do not inherit from MemoryError.
 _MEMORY_CLASSES = {"OutOfMemoryError", "OutOfMemoryException", "ArrowMemoryError"}
 _MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
 
@@ -154,12 +154,14 @@ class InternalError(ScvecError):
     """A bug in scvec (exit 1)."""
 
     exit_code = 1
+    code = "bug"
 
 
 class Interrupted(ScvecError):
     """The user stopped the command (exit 130: 128 + SIGINT)."""
 
     exit_code = 130
+    code = "interrupted"
 
 
 class Terminated(Interrupted):
@@ -169,7 +171,7 @@ class Terminated(Interrupted):
 
 
 def translate(error: BaseException, command: str = "scvec", *, terminated: bool = False) -> ScvecError:
-    """Return the error that says for people what ``error`` means.
+    """Return a scvec error with a message for people.
 
     Parameters
     ----------
@@ -191,16 +193,16 @@ def translate(error: BaseException, command: str = "scvec", *, terminated: bool 
         return kind(
             f"interrupted; {kept}" if kept else "interrupted",
             command,
-            "run the same command again: it goes on from here"
+            "run the same command again: it continues from here"
             if kept
-            else "run the same command again: the store is whole; gene texts encoded so far are kept",
+            else "run the same command again: the store is intact; gene texts encoded so far are kept",
         )
     if isinstance(error, click.ClickException):
         return _usage(error, command)
     text = str(error)
     if _is_out_of_memory(error, text):
         return ResourceError(
-            "out of memory", text or command, "give it more memory, or fewer cells at a time"
+            "out of memory", text or command, "use a machine with more memory, or fewer cells at a time"
         )
     if isinstance(error, OSError):
         translated = _os_error(error, command, text)
@@ -209,7 +211,7 @@ def translate(error: BaseException, command: str = "scvec", *, terminated: bool 
     return InternalError(
         f"this is a bug in scvec: {type(error).__name__}: {text}",
         command,
-        "run it again with -v, and report what it prints; the store is whole",
+        "run it again with -v, and report what it prints; the store is intact",
     )
 
 
@@ -217,18 +219,15 @@ def _usage(error: click.ClickException, command: str) -> ScvecError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else command
     if isinstance(error, click.exceptions.NoArgsIsHelpError) or error.message == "Missing command.":
-        return InputError("a command is missing", path, f"{path} --help lists the commands")
+        return InputError("a command is missing", path, f"{path} --help lists the commands", code="usage")
     in_group = context is not None and isinstance(context.command, click.Group)
     shows = "lists the commands" if in_group else "shows how it is used"
     near = getattr(error, "possibilities", None) or ()
     hint = f"did you mean {' or '.join(map(repr, sorted(near)))}? " if near else ""
-    said = error.message if near else error.format_message()
-    return InputError(_in_our_style(said), path, f"{hint}{path} --help {shows}")
-
-
-def _in_our_style(said: str) -> str:
-    # click writes sentences; our messages begin small and end without a full stop.
-    return said[:1].lower() + said[1:].rstrip(".")
+    message = error.message if near else error.format_message()
+    # click writes sentences; messages of scvec begin small and end without a full stop.
+    message = message[:1].lower() + message[1:].rstrip(".")
+    return InputError(message, path, f"{hint}{path} --help {shows}", code="usage")
 
 
 def _is_out_of_memory(error: BaseException, text: str) -> bool:
@@ -242,12 +241,20 @@ def _os_error(error: OSError, command: str, text: str) -> ScvecError | None:
     where = str(error.filename) if error.filename is not None else ""
     if is_disk_full(error):
         return ResourceError(
-            "the disk is full", where or text, "free some space and run the same command again"
+            "the disk is full",
+            where or text,
+            "free some space and run the same command again",
+            code="disk-full",
         )
     if error.errno == errno.ENOMEM:
         return ResourceError(
-            "out of memory", where or command, "give it more memory, or fewer cells at a time"
+            "out of memory", where or command, "use a machine with more memory, or fewer cells at a time"
         )
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return InputError("permission denied", where or text, "choose a place you may read and write")
+        return InputError(
+            "permission denied",
+            where or text,
+            "choose a place where you may read and write",
+            code="permission-denied",
+        )
     return None

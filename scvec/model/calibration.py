@@ -1,4 +1,4 @@
-"""What held-out cells teach about a reference: temperatures, confidence, label sets, novelty."""
+"""Calibration of a reference on held-out cells: temperatures, confidence, label sets, novelty."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Bool = npt.NDArray[np.bool_]
 #: Temperatures of the members where no reference cell could be held out: the medians over the references of
 #: the development pairs (docs/benchmarks.md).
 DEFAULTS = (10.0, 1.0)
-#: Fraction of labels that are wrong for reasons that no cell of the same batch can show: the next study
-#: draws its types otherwise, or the chemistry moves one onto another. The best classifiers lose 0.02 to 0.1
-#: of their F1 from within a data set to across data sets (Abdelaal et al. 2019,
+#: Fraction of labels that are wrong for reasons that no cell of the same batch can show: another study
+#: defines types otherwise, or another chemistry moves one type onto another. The best classifiers lose 0.02
+#: to 0.1 of their F1 from within a data set to across data sets (Abdelaal et al. 2019,
 #: doi:10.1186/s13059-019-1795-z).
 UNIFORM_MIXING = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The mean of the members' log probabilities, all members counting alike.
+    """The mean of the members' log probabilities with equal weights.
 
     Each member's scores are multiplied by a temperature of its own first, and the mean by one more (Guo et
-    al. 2017, arXiv:1706.04599). No weight is learned: equal weights can not be tuned to a data set.
+    al. 2017, arXiv:1706.04599). Equal weights cannot be tuned to a data set.
 
     Attributes
     ----------
@@ -44,9 +44,9 @@ class Ensemble:
     sharpness
         Factor of the mean.
     mixing
-        Fraction (0-1) of every answer that is mixed with equal probabilities, where only cells of the
-        reference's own batch could be held out: nothing in such a reference tells how its labels fare
-        elsewhere.
+        Fraction (0-1) of uniform mixing: every answer is mixed with equal probabilities by this much. It is
+        positive where only cells of the same batch could be held out, since such a reference cannot show how
+        its labels hold elsewhere.
     """
 
     temperatures: tuple[float, ...] = DEFAULTS
@@ -84,7 +84,7 @@ class Ensemble:
         counts = np.bincount(labels, minlength=scores[0].shape[1])
         rare = 1.0 / np.sqrt(counts[labels])
         temperatures = tuple(factor(s.astype(np.float64), rare / rare.sum(), 6.0) for s in scores)
-        # Temperatures count rare classes more; the confidence has to hold for cells as they come.
+        # Temperatures give rare classes more weight; the confidence has to hold for cells as they come.
         mean = cls(temperatures).logits(scores)
         return cls(temperatures, factor(mean, np.full(len(labels), 1.0 / len(labels)), 3.0), mixing)
 
@@ -111,8 +111,9 @@ class Ensemble:
         return np.asarray(np.exp(log_softmax(factor * scores)), dtype=np.float32)
 
 
-#: Held-out cells that a class needs for a bar of its own. With n cells the coverage of a class exceeds what
-#: was asked for by up to 1 / (n + 1), and varies about it with a standard deviation of about 0.3 / sqrt(n).
+#: Held-out cells that a class needs for a threshold of its own. With n cells the coverage of a class exceeds
+#: what was asked for by up to 1 / (n + 1), and varies about it with a standard deviation of about 0.3 /
+#: sqrt(n).
 MIN_CELLS = 20
 #: Quantiles kept of a class's scores; coverage is exact to half a percent with any number of cells.
 N_KEPT = 199
@@ -120,16 +121,16 @@ N_KEPT = 199
 
 @dataclass(frozen=True, slots=True)
 class LabelSets:
-    """Split conformal prediction with one bar a class (Mondrian).
+    """Split conformal prediction with one threshold per class (Mondrian).
 
     The score of a cell is one minus the probability of its true class (Sadinle, Lei and Wasserman 2019,
     doi:10.1080/01621459.2017.1395341: the smallest sets on average); a class is in the set of a new cell
     when its score is no larger than the ``ceil((n + 1) coverage)``-th smallest of the n held-out cells of
     that class (Vovk, Gammerman and Shafer 2005, *Algorithmic Learning in a Random World*, chapter 4). Each
     class is then covered as often as asked for, if new cells are like the held-out ones. Classes with few
-    held-out cells share the bar of all cells together.
+    held-out cells use the threshold of all cells together.
 
-    A set may be empty: then no class fits as well as the asked share of its own cells do.
+    A set may be empty: then the cell fits no class as well as the requested fraction of held-out cells do.
 
     Attributes
     ----------
@@ -152,15 +153,15 @@ class LabelSets:
         of_class = [score[labels == k] for k in range(proba.shape[1])]
         return cls(tuple(_kept(s) for s in of_class), tuple(len(s) for s in of_class), _kept(score))
 
-    def bars(self, coverage: float) -> Float64:
-        """Return (n_classes,) largest scores that still belong to a set; inf where too few cells tell."""
+    def thresholds(self, coverage: float) -> Float64:
+        """Return (n_classes,) largest scores that still belong to a set; inf with too few held-out cells."""
         if not 0.0 < coverage < 1.0:
             raise ValueError(f"coverage must lie between 0 and 1, not {coverage}")
-        shared = _bar(self.overall, coverage)
+        shared = _threshold(self.overall, coverage)
         enough = max(MIN_CELLS, int(np.ceil(coverage / (1.0 - coverage))))
         return np.array(
             [
-                _bar(scores, coverage) if count >= enough else shared
+                _threshold(scores, coverage) if count >= enough else shared
                 for scores, count in zip(self.scores, self.counts, strict=True)
             ]
         )
@@ -173,13 +174,13 @@ class LabelSets:
         coverage
             How often (0-1) the set is to hold the true label.
         """
-        # A rounding error must not push a cell over the bar that it set itself.
-        return np.asarray(1.0 - proba.astype(np.float64) <= self.bars(coverage) + 1e-7)
+        # A rounding error must not push a cell over the threshold that it set itself.
+        return np.asarray(1.0 - proba.astype(np.float64) <= self.thresholds(coverage) + 1e-7)
 
     def sizes(self, proba: Float32, coverage: float) -> npt.NDArray[np.int64]:
-        """Return (n,) labels in each cell's set, but for those that too few held-out cells tell of."""
-        told = np.isfinite(self.bars(coverage))
-        return np.asarray((self.sets(proba, coverage) & told).sum(axis=1), dtype=np.int64)
+        """Return (n,) labels in each cell's set, without labels that have too few held-out cells."""
+        known = np.isfinite(self.thresholds(coverage))
+        return np.asarray((self.sets(proba, coverage) & known).sum(axis=1), dtype=np.int64)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -196,7 +197,7 @@ class LabelSets:
 
 
 def _kept(scores: Float64) -> tuple[float, ...]:
-    """Return the scores ascending, thinned to order statistics at even ranks where there are many."""
+    """Return the scores ascending, downsampled to order statistics at even ranks where there are many."""
     ordered = np.sort(scores)
     if len(ordered) > N_KEPT:
         ranks = np.ceil(np.arange(1, N_KEPT + 1) * (len(ordered) + 1) / (N_KEPT + 1)).astype(int)
@@ -205,7 +206,7 @@ def _kept(scores: Float64) -> tuple[float, ...]:
     return tuple(float(f"{v:.7g}") for v in ordered)
 
 
-def _bar(kept: tuple[float, ...], coverage: float) -> float:
+def _threshold(kept: tuple[float, ...], coverage: float) -> float:
     """Return the ``ceil((n + 1) coverage)``-th smallest of n ascending scores; inf where there is none."""
     rank = int(np.ceil((len(kept) + 1) * coverage - 1e-9))
     return float(kept[rank - 1]) if 0 < rank <= len(kept) else float("inf")
@@ -227,8 +228,8 @@ def set_names(proba: Float32, sets: npt.NDArray[np.bool_], classes: Sequence[str
         order = np.argsort(-proba[rows], axis=1, kind="stable")
         here = sets[rows]
         for row in np.flatnonzero(here.any(axis=1)):
-            said = "|".join(classes[k] for k in order[row] if here[row, k])
-            codes[rows.start + row] = number.setdefault(said, len(number))
+            name = "|".join(classes[k] for k in order[row] if here[row, k])
+            codes[rows.start + row] = number.setdefault(name, len(number))
         release(proba)
         release(sets)
     return coded(codes, list(number))
@@ -236,15 +237,14 @@ def set_names(proba: Float32, sets: npt.NDArray[np.bool_], classes: Sequence[str
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What held-out cells taught.
+    """Everything that is fitted on held-out cells.
 
     Attributes
     ----------
     ensemble, sets, novelty
-        The first gives probabilities, the others what to make of them. No novelty where no cell could be
-        held out.
+        Fitted probabilities, label sets and novelty; ``novelty`` is None where no cell could be held out.
     record
-        Accuracy, macro-F1, calibration error and what became of the cells of each class.
+        Accuracy, macro-F1, calibration error, reliability, and recall per class.
     held_out
         ``batch`` if whole batches were held out, ``cells`` if cells of the same batches, ``none`` if no cell
         could be held out.
@@ -261,7 +261,7 @@ class Calibration:
 
     @classmethod
     def fit(cls, seen: HeldOut, *, held_out: str, n_batches: int = 0) -> Calibration:
-        """Learn from held-out cells.
+        """Fit on held-out cells.
 
         Parameters
         ----------
@@ -279,9 +279,9 @@ class Calibration:
             seen.depths,
             predicted,
             n_classes,
-            shrink=_nearer(n_batches, len(np.unique(seen.folds))),
+            shrink=_new_to_held_out(n_batches, len(np.unique(seen.folds))),
         )
-        # The mixing is for other batches than these.
+        # The mixing is for other batches; these cells are of the same ones.
         sure = replace(ensemble, mixing=0.0).combine(seen.scores).max(axis=1)
         record = {
             "accuracy": float(correct.mean()),
@@ -299,7 +299,7 @@ class Calibration:
 
     @classmethod
     def unknown(cls, n_classes: int) -> Calibration:
-        """Return what stands in where no cell can be held out, since no class has two."""
+        """Return the calibration of a reference without held-out cells, where no class has two cells."""
         labels = [{"n": 0, "recall": None, "taken_for": None}] * n_classes
         record: dict[str, Any] = {
             "accuracy": None,
@@ -337,11 +337,11 @@ class Calibration:
         )
 
 
-def _nearer(n_batches: int, n_folds: int) -> float:
-    """Return how far a new batch is from all batches, against how far a held-out one was from the rest.
+def _new_to_held_out(n_batches: int, n_folds: int) -> float:
+    """Return the expected squared distance of a new batch from all batches, relative to a held-out batch.
 
-    With batches that vary alike about what they have in common, the squared distance of a new one from
-    the mean of n has an expectation in proportion to 1 + 1 / n; held-out ones see fewer.
+    If batches vary alike about a common mean, the expected squared distance of a new one from the mean of n
+    is proportional to 1 + 1 / n; a held-out batch is compared with fewer.
     """
     if n_batches < 2 or n_folds < 2:
         return 1.0
@@ -352,7 +352,7 @@ def _nearer(n_batches: int, n_folds: int) -> float:
 def _per_label(
     truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], n_classes: int
 ) -> list[dict[str, Any]]:
-    """Return, for each class, held-out cells, the fraction that got its label, and what most others got."""
+    """Return held-out cells, recall and the most frequent wrong label of each class."""
     table = np.zeros((n_classes, n_classes), dtype=np.int64)
     np.add.at(table, (truth, predicted), 1)
     n, right = table.sum(axis=1), np.diag(table).copy()

@@ -1,4 +1,4 @@
-"""What stands on the cell space of one set of labelled cells: classifiers, and distances for novelty."""
+"""The classifiers on a cell space, distances from classes for novelty, and clusters of cells."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 #: The trained classifier on cell vectors, and the labels of the nearest reference cells.
 MEMBERS = ("head", "knn")
-#: A score that no weight brings back.
+#: Score of a class that is not allowed; no weight brings it back.
 OUT_OF_REACH = -1e4
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the members say about n cells.
+    """Scores of all members for n cells, and distances for novelty.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Scores:
     distances
         (n, n_classes, 3) float32 of :meth:`Members.distances`, for novelty.
     n_detected, depths
-        (n,) int64 genes found in each cell, of those that the encoder knows, and :func:`novelty.depth`.
+        (n,) int64 genes of the encoder found in each cell, and (n,) :func:`scvec.model.novelty.depth`.
     """
 
     vectors: Float32
@@ -60,7 +60,7 @@ class Scores:
     depths: npt.NDArray[np.float64]
 
     def restricted(self, allowed: npt.NDArray[np.bool_]) -> Scores:
-        """Return the same with the scores of other classes than ``allowed`` (n_classes,) put out of reach."""
+        """Return the same with unreachable scores for classes that are not ``allowed`` (n_classes,) bool."""
         scores = [np.where(allowed, s, np.float32(OUT_OF_REACH)) for s in self.scores]
         return replace(self, scores=scores)
 
@@ -77,7 +77,7 @@ class Members:
     labels
         (n_indexed,) int64, -1 for cells without a label.
     genes
-        Numbers of the genes that the encoder takes, of those that cells come with.
+        (n,) int64 numbers of the encoder's genes among the genes of the cells.
     rows
         (n_indexed,) int64, ascending: row of the reference of each indexed cell. The same when None.
     """
@@ -140,7 +140,7 @@ class Members:
         return self.encoder.genes if isinstance(self.encoder, DiscriminantEncoder) else self.genes
 
     def read(self, chunk: CellChunk) -> CellChunk:
-        """Return cells over all genes of the reference as cells over those that vectors are made of."""
+        """Return cells over all genes of the reference as cells over the genes of their vectors."""
         chosen = chunk.select(self.genes) if len(self.genes) < chunk.X.shape[1] else chunk
         return read(self.encoder, chosen)
 
@@ -150,8 +150,8 @@ class Members:
             return self.labels[subset]
         return self.labels[np.isin(self.rows, subset)]
 
-    def look(self, chunk: CellChunk, n_neighbors: int, *, subset: Int64 | None = None) -> Scores:
-        """Return what the members say about cells.
+    def score(self, chunk: CellChunk, n_neighbors: int, *, subset: Int64 | None = None) -> Scores:
+        """Return the scores of all members for cells.
 
         Parameters
         ----------
@@ -228,12 +228,12 @@ def log_softmax(scores: npt.NDArray[np.floating]) -> Float64:
 def vote(
     neighbors: Neighbors, labels: npt.NDArray[np.int64], n_classes: int, *, pseudocount: float = 0.1
 ) -> Float32:
-    """Return (n, n_classes) shares of the neighbours' votes, rows summing to 1.
+    """Return (n, n_classes) fractions of the neighbours' votes, rows summing to 1.
 
     Votes are weighted by ``exp(-2 d^2 / d_k^2)``, with ``d_k`` the distance of the last neighbour: an
     adaptive Gaussian kernel, as in UMAP and scANVI's label transfer, so that dense and sparse regions vote
-    alike; and by one over the square root of their class's size, half-way between the natural frequencies,
-    which drown rare types, and equal ones.
+    alike. They are also weighted by one over the square root of the size of their class: half-way between
+    natural frequencies, which drown rare types, and equal ones.
 
     Parameters
     ----------
@@ -392,6 +392,7 @@ def need_igraph() -> None:
             "a majority vote over clusters needs igraph, which is not installed",
             "--majority-vote",
             "pip install 'scvec[cluster]', or leave --majority-vote out",
+            code="extra-not-installed",
         )
 
 
@@ -399,7 +400,7 @@ def clusters(vectors: Float32, *, n_neighbors: int = N_NEIGHBORS, seed: int = 0)
     """Return (n,) numbers of the clusters of cells, the largest first.
 
     Leiden (Traag et al. 2019, doi:10.1038/s41598-019-41695-z) by modularity on the graph of each cell's
-    nearest other cells, edges weighted as the neighbours' votes are (:func:`scvec.model.classifiers.vote`).
+    nearest other cells, edges weighted as the neighbours' votes are (:func:`vote`).
 
     Parameters
     ----------

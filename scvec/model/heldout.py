@@ -1,4 +1,4 @@
-"""What the members of a reference say about cells that they have not seen."""
+"""The training sample of a reference, its folds, and the scores of held-out cells."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scvec.base.types import CellChunk, Float32, State
 from scvec.model.classifiers import Members
 
-__all__ = ["HeldOut", "TrainingSample", "look_at_held_out", "make_folds", "splits"]
+__all__ = ["HeldOut", "TrainingSample", "make_folds", "score_held_out", "splits"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -75,10 +75,10 @@ class TrainingSample:
         X.eliminate_zeros()
         return CellChunk(X, measured)
 
-    def without(self, gone: Int64) -> TrainingSample:
+    def without(self, deleted: Int64) -> TrainingSample:
         """Return the sample once rows of the reference are deleted, under the rows that are left."""
-        still = ~np.isin(self.rows, gone)
-        moved = self.rows - np.searchsorted(gone, self.rows)
+        still = ~np.isin(self.rows, deleted)
+        moved = self.rows - np.searchsorted(deleted, self.rows)
         return TrainingSample(
             self.X[still],
             self.labels[still],
@@ -164,8 +164,8 @@ def make_folds(
     Parameters
     ----------
     strata
-        (n,) groups that are spread over the folds each by itself: a query of a species that the reference
-        has is not named by the other species alone.
+        (n,) groups, each spread over the folds by itself, such as species: the reference of a query cell
+        holds cells of its species.
     """
     rng = np.random.default_rng(seed)
     groups = np.zeros(len(labels), dtype=np.int64) if strata is None else strata
@@ -213,9 +213,9 @@ def _by_cells(labels: Int64, n_folds: int, rng: np.random.Generator) -> Int64:
 
 
 def splits(labels: Int64, folds: Int64) -> Iterator[tuple[int, Int64, Int64]]:
-    """Yield each fold that can be held out, the cells to train on without it, and those of it to look at.
+    """Yield each fold that can be held out, the cells to train on without it, and its cells to score.
 
-    Held-out cells of a class that the other folds lack are left out: no member could name them.
+    Held-out cells of a class that the other folds lack are left out: no member could give them that label.
     """
     for fold in np.unique(folds):
         train = np.flatnonzero((folds != fold) & (labels >= 0))
@@ -225,7 +225,7 @@ def splits(labels: Int64, folds: Int64) -> Iterator[tuple[int, Int64, Int64]]:
             yield int(fold), train, test
 
 
-def look_at_held_out(
+def score_held_out(
     cells: CellChunk,
     labels: Int64,
     folds: Int64,
@@ -235,24 +235,24 @@ def look_at_held_out(
     seed: int = 0,
     max_cells: int = 5000,
 ) -> HeldOut:
-    """Ask the members about the cells of the fold that they were trained without.
+    """Score the cells of each fold by the members that were trained without it.
 
     Parameters
     ----------
     trained
-        Those trained on the cells of each of :func:`splits`, in that order; at least one.
+        Members trained on the cells of each of :func:`splits`, in that order; at least one.
     max_cells
-        Held-out cells looked at, in all; more would hardly change the calibration.
+        Held-out cells that are scored in all; more would hardly change the calibration.
     """
     rng = np.random.default_rng(seed)
     n_folds = len(np.unique(folds))
     found, truth, held = [], [], []
     for (fold, _, test), members in zip(splits(labels, folds), trained, strict=True):
-        # An encoder that takes its time for a cell asks for fewer of them.
+        # A slow encoder asks for fewer cells.
         most = min(max_cells, getattr(members.encoder, "held_out_cells", max_cells)) // n_folds
         if len(test) > most:
             test = np.sort(rng.choice(test, most, replace=False))
-        found.append(members.look(CellChunk(cells.X[test], cells.measured), n_neighbors))
+        found.append(members.score(CellChunk(cells.X[test], cells.measured), n_neighbors))
         truth.append(labels[test])
         held.append(np.full(len(test), fold, dtype=np.int64))
     return HeldOut(

@@ -1,4 +1,4 @@
-"""How unlike the reference a cell is: three measures, each against its reference distribution."""
+"""Novelty of cells: distances from their class, reference distributions, and the shift of a query."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 #: Fraction of cells of known types that may be called novel, where a user names none.
 FALSE_NOVEL_RATE = 0.05
-#: How many cells a class must have before its own spread outweighs that of all classes together.
+#: Cells that a class needs before its own spread outweighs that of all classes together.
 PRIOR_CELLS = 5.0
-#: How much each sign counts, in the order of :func:`signals`. The distance alone has each class's own spread
-#: as its yardstick, and near siblings differ in little else. Between 1 and 2 the missing types of the
-#: pancreas are found equally well, and those of the blood a little better the more it counts.
+#: Weight of each signal, in the order of :func:`signals`. Only the Mahalanobis distance is relative to the
+#: spread of the class, and near siblings differ in little else. With a weight between 1 and 2 the missing
+#: types of the pancreas are found equally well; those of the blood are found better with 2.
 WEIGHTS = np.array([2.0, 1.0, 0.5])
-#: A cosine further off than in this share of held-out cells is enough by itself: cells of another tissue,
-#: or with their genes shuffled, may lie anywhere in the few directions that the other two signs see.
+#: A cosine distance beyond this quantile of held-out cells is enough by itself: cells of another tissue, or
+#: with shuffled genes, may lie anywhere in the few directions that the other two signals measure.
 ALONE = 0.99
 #: Quantiles kept of the held-out scores: the threshold of any rate down to 1 in 400 can be read off.
 N_QUANTILES = 401
@@ -39,8 +39,8 @@ def signals(distances: Float32, predicted: Int64) -> Float64:
 
     One minus its cosine to the mean cell of the class; log of its Mahalanobis distance from the class, over
     principal components, in which a type may differ that no discriminant axis shows; one minus its cosine to
-    the class in the cell space. None is enough alone: a new type may express much of what its nearest class
-    does, lie where known types lie, or be on the right side of all borders, but rarely all three.
+    the class in the cell space. One alone is not enough: a new type may express many genes of its nearest
+    class, or lie near known types in either space, but rarely all three.
 
     Parameters
     ----------
@@ -56,12 +56,12 @@ def signals(distances: Float32, predicted: Int64) -> Float64:
 
 @dataclass(frozen=True, slots=True)
 class Novelty:
-    """Signals of novelty on one scale, and their weighted mean compared to a threshold.
+    """Novelty signals on one scale, and their weighted mean compared with a threshold.
 
-    Each sign is standardised by held-out cells of known types, with the yardstick that it needs. The cosine
-    of a shallow cell is low whatever its type: it is compared to cells of that depth. The distance is in
-    standard deviations of the class already. The membership is compared to cells given the same class:
-    near siblings are never full members, and only less than that is a sign.
+    Held-out cells of known types are the reference distribution of each signal. The cosine of a shallow cell
+    is low whatever its type, so it is compared with cells of that depth. The Mahalanobis distance is in
+    standard deviations of the class already. The cosine in the cell space is compared with cells of the same
+    class: near siblings always lie a little apart.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Novelty:
     quantiles
         (N_QUANTILES,) float64 of the whole signal over held-out cells, ascending.
     offset
-        What is taken from the cosine's sign where it speaks by itself.
+        Subtracted from the cosine signal where that signal alone decides.
     """
 
     curve: Float64
@@ -109,8 +109,8 @@ class Novelty:
         predicted
             (n,) int64 classes they were given.
         shrink
-            How far new cells are from the reference, against how far the held-out ones were from the part
-            of it that they were compared with: above the median the quantiles are moved towards it.
+            Expected distance of new cells from the reference, relative to that of held-out cells from the
+            other folds. Quantiles above the median are moved towards the median by this factor.
         """
         span = np.array([depths.min(), depths.max()])
         # A curve through a handful of depths would be noise.
@@ -129,7 +129,7 @@ class Novelty:
         sd[:, 2] = np.sqrt((squares + PRIOR_CELLS * spread[2] ** 2) / (counts + PRIOR_CELLS))
         fitted = cls(curve, span, mean, sd, np.zeros(N_QUANTILES))
         z = fitted.standardised(found, depths, predicted)
-        # At the default rate the two bars are of one height.
+        # At the default rate both thresholds are equal.
         weighted = z @ (WEIGHTS / WEIGHTS.sum())
         offset = float(np.quantile(z[:, 0], ALONE) - np.quantile(weighted, 1.0 - FALSE_NOVEL_RATE))
         z = replace(fitted, offset=offset).whole_signal(z)
@@ -175,19 +175,19 @@ class Novelty:
         return cls(**{name: np.array(data[name]) for name in names}, offset=float(data["offset"]))
 
 
-#: Components that the distances are taken over, as many as set apart the types of a tissue.
+#: Principal components of the distances: enough to separate the types of a tissue.
 N_COMPONENTS = 20
-#: As in the encoders: z-scores beyond this say no more, and a gene that hardly varies has no huge ones.
+#: As in the encoders: z-scores are clipped, and a gene that hardly varies does not get huge ones.
 CLIP, MIN_SD = 5.0, 0.05
 
 
 class Spread:
     """Class-wise Mahalanobis distances over principal components of standardised log expression.
 
-    Lee et al. 2018 (arXiv:1807.03888), with one covariance a class instead of one for all, since types
-    differ in how much their cells vary; each is shrunk to the mean covariance within classes, the more the
-    fewer cells the class has (Friedman 1989, doi:10.1080/01621459.1989.10478752). Labels do not shape the
-    components: a type that the classifier never had to tell apart has its own place here.
+    Lee et al. 2018 (arXiv:1807.03888), with one covariance per class, since types differ in how much their
+    cells vary. Each covariance is shrunk to the mean covariance within classes, more so for classes of few
+    cells (Friedman 1989, doi:10.1080/01621459.1989.10478752). The components are fitted without labels: a
+    type that no classifier had to separate is still apart here.
 
     Parameters
     ----------
@@ -201,8 +201,8 @@ class Spread:
         (n_classes, n_components, n_components) float32; a deviation from the center times this has unit
         covariance over the cells of the class.
     centroids
-        (n_classes, n_genes) float32 mean cells, on log expression as it is: nothing is standardised, so
-        that what another species or platform does to the spread of a gene makes no cell look new.
+        (n_classes, n_genes) float32 mean cells on log expression, not standardised: another species
+        or platform changes the spread of a gene, and no cell looks new by that.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class Spread:
         Z, _ = _standardised(X, mean, sd)
         r = max(1, min(N_COMPONENTS, len(rows) - 1, Z.shape[1]))
         few = min(Z.shape) < 500
-        # The covariance of thousands of genes takes seconds to take apart, and a few cells never need it.
+        # The eigenvectors of a covariance of thousands of genes take seconds; few cells do not need it.
         exact = "covariance_eigh" if Z.shape[1] < len(rows) else "full"
         pca = PCA(r, svd_solver=exact if few else "arpack", random_state=seed)
         pca.fit(Z.toarray() if few else Z)
@@ -263,7 +263,7 @@ class Spread:
             deviation = members - members.mean(axis=0)
             scatter[k] = deviation.T @ deviation
         within = scatter.sum(axis=0) / len(rows)
-        # Cells without spread at all (one a class) leave the variance of all cells as the yardstick.
+        # One cell per class leaves no spread within classes: the variance of all cells replaces it.
         floor = 1e-3 * max(float(np.trace(within)) / r, 1e-3 * float(T.var(axis=0).mean()), 1e-9)
         for k in np.flatnonzero(counts):
             covariance = (scatter[k] + r * within) / (counts[k] + r) + floor * np.eye(r)
@@ -333,16 +333,16 @@ def _centroids(X: Any, labels: npt.NDArray[np.int64], n_classes: int) -> Float32
 #: Quantile of a class's signals that is compared with that of the reference: below the middle, since cells
 #: of a missing type stand above those of the class that they are given.
 QUANTILE, EXPECTED = 0.3, -0.5244
-#: The same of the quantile that tells how far the cells of a class spread below it.
+#: The same for the lower quantile; the difference of both measures the spread.
 LOW_QUANTILE, LOW_EXPECTED = 0.05, -1.6449
-#: Quantile over classes that is common to the query: with the median, cells of missing types that were given
-#: half of the classes would pass for another platform.
+#: Quantile over classes that is common to the query. With the median, cells of missing types in half of the
+#: classes would pass for another platform.
 COMMON = 0.35
-#: Cells of a class that its spread is told from, and how much wider than held-out cells a query may be.
+#: Cells of a class that its spread is estimated from, and the largest factor on the spread.
 SPREAD_CELLS, MAX_SPREAD = 20, 2.0
-#: Cells of at least this probability count, in classes of at least so many of them.
+#: Least probability of a cell, and least number of such cells in a class, that the estimate uses.
 MIN_PROBABILITY, MIN_CELLS = 0.5, 8
-#: Classes from which on the common part is taken whole, and the cells that halve it.
+#: Number of classes from which on the whole common part is subtracted, and number of cells that halves it.
 FULL_CLASSES, HALF_CELLS = 4, 10.0
 #: A common part of less than this, in standard deviations, is not worth a sentence.
 WORTH_SAYING = 0.5
@@ -350,15 +350,15 @@ WORTH_SAYING = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """How much is taken from the novelty signals of the cells of a query before they are judged.
+    """The part of the novelty signals that all cells of a query share, subtracted before novelty is scored.
 
     Another platform, chemistry or species moves the cells of all classes away from the reference, and does
-    not make them new. For each signal the low quantile of each class's cells is compared with that of
-    held-out cells of the reference. A low quantile over classes is common to the query; from a class that
-    moved less, less is taken, and never more. Where the cells of a class spread more below that quantile than
-    held-out cells do, signals are divided by how much more. One class alone has nothing in common with
-    others: then nothing is taken, since its cells may be of a missing type. With few classes or few cells
-    less is taken.
+    not make them new. For each signal, a low quantile of the cells of each class is compared with that of
+    held-out cells. A low quantile of these differences over classes is common to the query. Less is
+    subtracted in a class that moved less; more is never subtracted. Where the cells of a class spread more
+    below that quantile than held-out cells do, signals are divided by the ratio. From one class alone nothing
+    is subtracted, since its cells may be of a missing type. With few classes or few cells, less is
+    subtracted.
 
     Attributes
     ----------
@@ -388,7 +388,7 @@ class Shift:
         probability: npt.NDArray[np.floating],
         n_classes: int,
     ) -> Shift:
-        """Learn from a query.
+        """Estimate the shift of a query.
 
         Parameters
         ----------
@@ -421,7 +421,7 @@ class Shift:
         return cls(np.maximum(offsets, 0.0) * taken, spread, n_cells, len(supporting))
 
     def relative(self, signals: npt.NDArray[np.floating], given: npt.NDArray[np.integer[Any]]) -> Float64:
-        """Return (n, n_signals) float64 signals as they would be without what the query has in common."""
+        """Return (n, n_signals) float64 signals without the common part."""
         moved = signals - self.offsets[given]
         return np.asarray(moved + (moved - EXPECTED) * (1.0 / self.spread - 1.0), dtype=np.float64)
 

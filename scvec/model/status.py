@@ -1,4 +1,4 @@
-"""One word on how far a label can be trusted."""
+"""Status of a cell: how far its label can be trusted. Colours of labels and statuses."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 STATUSES = ("confident", "ambiguous", "novel", "low_quality")
-#: Below an even chance, another answer is about as likely.
-CONFIDENCE_BAR = 0.5
+#: Below an even chance, another label is about as likely.
+MIN_CONFIDENCE = 0.5
 #: Coverage of the label sets that say whether another label fits a cell as well.
 COVERAGE = 0.9
 
@@ -34,7 +34,7 @@ def status_codes(
     n_labels: npt.NDArray[np.integer[Any]],
     low_quality: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.int8]:
-    """Return (n,) numbers into :data:`STATUSES`; the gravest that applies.
+    """Return (n,) numbers into :data:`STATUSES`; the worst that applies.
 
     Parameters
     ----------
@@ -43,10 +43,10 @@ def status_codes(
     n_labels
         (n,) labels in the set of each cell at :data:`COVERAGE`.
     low_quality
-        (n,) cells with too little in them to say anything.
+        (n,) bool, cells with too few genes for an answer.
     """
     status = np.full(len(confidence), STATUSES.index("ambiguous"), dtype=np.int8)
-    status[(n_labels <= 1) & (confidence >= CONFIDENCE_BAR)] = STATUSES.index("confident")
+    status[(n_labels <= 1) & (confidence >= MIN_CONFIDENCE)] = STATUSES.index("confident")
     status[novelty > 0.5] = STATUSES.index("novel")
     status[low_quality] = STATUSES.index("low_quality")
     return status
@@ -58,9 +58,9 @@ def statuses(**measures: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
 
 
 def low_quality_floor(n_detected: npt.NDArray[np.int64]) -> float:
-    """Return how many of its genes a reference cell has at the least, halved.
+    """Return half the number of genes that a reference cell has at least.
 
-    The 1st percentile, so that one odd reference cell does not set the bar.
+    The 1st percentile, so that one odd reference cell does not set the threshold.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ PALETTE = tuple(
     "#A35C85 #70290A #99003D #7A528F #F57047 #858FD6 #FF85FF #8F0085 #52335C #66E0D6 #003DB8 #1F85D6 #E0A3AD "
     "#EB9966".split()
 )
-#: What has no label.
+#: Colour of cells without a label.
 GREY = "#BBBBBB"
 STATUS_COLORS = {"confident": "#0072B2", "ambiguous": "#E69F00", "novel": "#D55E00", "low_quality": GREY}
 

@@ -19,7 +19,7 @@ from scvec.workflows.query import query
 
 __all__ = ["MERGED", "DemoQuery", "DemoReport", "demo", "merge_labels"]
 
-#: Baron's human and mouse cells were labelled apart: these types are told apart in one species only.
+#: Baron's human and mouse cells were labelled by different schemes: one species only has these finer types.
 MERGED = {
     "activated_stellate": "stellate",
     "quiescent_stellate": "stellate",
@@ -64,7 +64,12 @@ def demo(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError("a file is where the folder should be", str(folder), "give another --out") from error
+        raise InputError(
+            "a file is where the folder should be",
+            str(folder),
+            "give another --out",
+            code="output-not-writable",
+        ) from error
     data = files("scvec") / "data"
     with (
         as_file(data / "baron_human.h5ad") as human,
@@ -101,16 +106,16 @@ def demo(
             found = query(where, paths[key], reference="pancreas", output=output, progress=progress)
             seconds = time.monotonic() - started
         truth = anndata.read_h5ad(paths[key], backed="r").obs["cell_type"].to_numpy().astype(str)
-        said = found.label.astype(str)
+        label = found.label.astype(str)
         if key == "mouse_query":
-            truth, said = merge_labels(truth), merge_labels(said)
+            truth, label = merge_labels(truth), merge_labels(label)
         queries.append(
             DemoQuery(
                 name=title,
                 n_cells=len(found),
                 labels=found.counts(),
-                accuracy=accuracy(truth, said),
-                macro_f1=macro_f1(truth, said),
+                accuracy=accuracy(truth, label),
+                macro_f1=macro_f1(truth, label),
                 seconds=seconds,
                 file=output,
             )

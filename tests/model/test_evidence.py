@@ -57,7 +57,7 @@ def model(request: pytest.FixtureRequest) -> ReferenceModel:
 def test_terms_sum_to_the_log_odds_of_the_members(model: ReferenceModel, method: str, measured: float):
     chunk, _ = cells(12, seed=1, measured=measured)
     found = weigh(model, chunk, method=method)
-    seen = model.members.look(chunk, 15)
+    seen = model.members.score(chunk, 15)
     ensemble = model.calibration.ensemble
     proba = (
         np.exp(log_softmax(ensemble.logits(seen.scores)))
