@@ -160,7 +160,7 @@ def test_compact_puts_all_together_and_changes_no_answer(store: Path, tiny_adata
     scvec.drop_cells(store, "tiny", where="donor = 'donor2' AND cell_type = 'alpha'")
     before, counts = scvec.query(store, new), Store(store).reference("tiny").meta["counts"]
     report = scvec.compact(store)
-    assert any("'tiny' were put together" in note for note in report.notes)
+    assert any("'tiny' were merged" in note for note in report.notes)
     stored = Store(store).reference("tiny")
     assert stored.is_whole and stored.meta["counts"] == counts and scvec.verify(store).ok
     after = scvec.query(store, new)
