@@ -23,7 +23,7 @@ from baron import pairs
 from tables import markdown, publish
 
 from scvec.base.types import CellChunk
-from scvec.model.head import Head
+from scvec.model.classifiers import Head
 from scvec.model.metrics import accuracy, macro_f1
 
 COLUMNS = (
@@ -65,7 +65,7 @@ def cells(n: int) -> tuple[CellChunk, np.ndarray, CellChunk, np.ndarray, np.ndar
 def one(row: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Train one encoder and name the query with its head."""
     from scvec.backbones.language_model import load_language_model
-    from scvec.base.device import resolved_device
+    from scvec.base.resources import resolved_device
     from scvec.encoders import make_encoder
     from scvec.encoders.prompt.prompt_encoder import PromptEncoder
     from scvec.encoders.prompt.prompt_options import PromptOptions

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from tables import markdown, publish
 
 from scvec.backbones.language_model import load_language_model
-from scvec.base.device import resolved_device
+from scvec.base.resources import resolved_device
 from scvec.base.types import CellChunk
 from scvec.encoders.prompt.prompt_encoder import PromptEncoder
 from scvec.encoders.prompt.prompt_options import PromptOptions

@@ -1,7 +1,7 @@
-"""Texts of many cells in little memory: labels as categories of pandas, names as one array of Arrow.
+"""Arrays of many cells in little memory: categories, Arrow strings, and temporary files for large arrays.
 
-An array of objects takes eight bytes a cell for each label, and 70 for a name. What is here takes one or two,
-and 8 beside the name itself; the array is made when somebody wants it.
+An array of objects takes 8 bytes a cell for a label, and 70 for a name. A category takes one or two, Arrow 8
+more than the characters of a name. The array of objects is made on first use.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
     "zeros_of_cells",
 ]
 
-#: Bytes of arrays that are worth files.
+#: Bytes from which on an array lies in a file.
 LARGE = 64 << 20
 
 

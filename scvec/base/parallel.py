@@ -1,4 +1,4 @@
-"""Independent pieces of work done side by side, each on its share of the cores."""
+"""Independent jobs in parallel threads, each on its fraction of the cores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READY = 2
 
 
 def read_ahead(items: Callable[[], Iterator[T]], ready: int = READY) -> Iterator[T]:
-    """Yield what ``items()`` yields, made by a thread that is up to ``ready`` items ahead.
+    """Yield the items of ``items()``; a thread makes them up to ``ready`` items ahead.
 
     Order and items are the same as without. An error comes at the place where it arose. When the caller
     stops, by an error of its own or by leaving the loop, the thread has ended by the time that the iterator
@@ -33,7 +33,7 @@ def read_ahead(items: Callable[[], Iterator[T]], ready: int = READY) -> Iterator
     Parameters
     ----------
     items
-        Makes the iterator; it is called and gone through in the thread.
+        Makes the iterator; the thread calls and consumes it.
     ready
         Items that may wait. With the one being made and the one in use, ``ready + 2`` are in memory.
     """
@@ -76,7 +76,7 @@ def read_ahead(items: Callable[[], Iterator[T]], ready: int = READY) -> Iterator
 
 
 class _StoppedError(Exception):
-    """Another job failed, or the user interrupted: this one has nothing to work for."""
+    """Another job failed, or the user interrupted: this job ends."""
 
 
 def n_cores() -> int:
@@ -89,7 +89,7 @@ def n_cores() -> int:
 def side_by_side(
     jobs: Iterable[Callable[[], T]], n_workers: int, stop: Callable[[], None] = lambda: None
 ) -> Generator[T, None, None]:
-    """Yield what jobs return, in their order, some of them done at once in threads.
+    """Yield the results of jobs in their order; some jobs run at once in threads.
 
     Most time passes in libraries that let other threads run, but use more than one core badly where their
     arrays are small. Each job gets as many threads of those libraries as there are cores for it. Close the
@@ -98,17 +98,16 @@ def side_by_side(
     Parameters
     ----------
     jobs
-        Asked for when there is room: of those that follow the one waited for, one more than work waits. They
-        must not share what they change.
+        They must not change shared data. The iterable is advanced when a worker is free, and one job ahead.
     n_workers
         Jobs at once. With one, a job is done when it is asked for, in the thread of who asks.
     stop
-        Called before those that run are waited for, so that they may end early.
+        Called before running jobs are waited for, so that they may end early.
 
     Raises
     ------
     Exception
-        What the first job that failed raised.
+        The error of the first job that failed.
     """
     if n_workers <= 1:
         for job in jobs:
@@ -151,14 +150,14 @@ def _limit(n_threads: int) -> None:
 
 
 class JointProgress:
-    """Progress of several jobs, told as that of one.
+    """Progress of several jobs, reported as that of one.
 
     Parameters
     ----------
     progress
-        Told what all jobs together have done of each stage, by the thread of a job.
+        Called with the progress of all jobs together in each stage, by the thread of a job.
     n_jobs
-        How many there are; those that have not begun a stage are taken to be as long as the one that has.
+        Number of jobs. A job that has not begun a stage is assumed to be as long as one that has.
     """
 
     def __init__(self, progress: Progress, n_jobs: int) -> None:
@@ -167,7 +166,7 @@ class JointProgress:
         self._far: dict[str, dict[int, tuple[int, int | None]]] = {}
 
     def of(self, number: int) -> Progress:
-        """Return what job ``number`` reports to."""
+        """Return the progress function of job ``number``."""
 
         def report(stage: str, done: int, total: int | None, detail: str = "") -> None:
             if self._stopped:

@@ -1,4 +1,4 @@
-"""What live sources yield and the store keeps: jobs, their answers and their failures."""
+"""Jobs for live sources, their answers and their failures, as the store keeps them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back for a job.
+    """The answer to a job.
 
     Attributes
     ----------

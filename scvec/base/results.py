@@ -13,6 +13,7 @@ __all__ = [
     "Record",
     "Report",
     "Stages",
+    "count_text",
     "counts_line",
     "human_bytes",
     "human_odds",
@@ -60,14 +61,20 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def human_bytes(n: int) -> str:
+def human_bytes(n: float) -> str:
     """Return a size for people, in decimal units: ``1536`` gives ``1.5 kB``."""
-    size = float(n)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+    if n < 1000:
+        return f"{n:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        n /= 1000
+        if n < 1000:
+            return f"{n:.1f} {unit}"
+    return f"{n / 1000:,.1f} TB"
+
+
+def count_text(n: int, noun: str) -> str:
+    """Return ``1 cell`` or ``2,000 cells``."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def counts_line(counts: Mapping[str, int]) -> str:
@@ -114,7 +121,7 @@ def human_odds(log_odds: float) -> str:
     """Return natural-log odds in words: ``about 20 to 1 for it``."""
     odds = math.exp(min(abs(log_odds), 700.0))
     if odds > 1e6:
-        told = "over a million"
+        size = "over a million"
     else:
-        told = f"about {odds:,.0f}" if odds >= 10 else f"about {odds:.1f}"
-    return f"{told} to 1 {'for' if log_odds >= 0 else 'against'} it"
+        size = f"about {odds:,.0f}" if odds >= 10 else f"about {odds:.1f}"
+    return f"{size} to 1 {'for' if log_odds >= 0 else 'against'} it"

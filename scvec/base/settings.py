@@ -179,7 +179,7 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         # Without the parser's text, which may quote the line of a key.
-        fix = "mend it: it is TOML, with tables [ncbi], [mygene], [openai], [prices]"
+        fix = "correct it: it is TOML, with tables [ncbi], [mygene], [openai], [prices]"
         raise InputError("the config file cannot be read", str(path), fix) from error
 
 

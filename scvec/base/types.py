@@ -1,4 +1,4 @@
-"""The nouns of scvec. This module imports nothing of ours."""
+"""The types that all rooms share: genes, spaces, cells, neighbours, and protocols of exchangeable parts."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What makes two embedding vectors comparable. Vectors of two spaces never mix."""
+    """An embedding space: the settings that make vectors comparable. Vectors of two spaces never mix."""
 
     backbone: str
     revision: str
@@ -200,7 +200,7 @@ class CellChunk:
 
 @dataclass(frozen=True, slots=True)
 class GeneMatch:
-    """What became of a list of gene names.
+    """The match of a list of gene names to genes.
 
     Attributes
     ----------
@@ -242,7 +242,7 @@ class GeneMatch:
         return sum(g is not None for g in self.gene_ids)
 
     def summary(self, counts: npt.NDArray[np.float64] | None = None) -> str:
-        """One line for people; ``counts`` (n,) adds the share of counts that the matched genes hold."""
+        """One line for people; ``counts`` (n,) adds the fraction of counts in matched genes."""
         share = ""
         if counts is not None and counts.sum() > 0:
             share = f" ({100 * self.count_share(counts):.1f}% of counts)"
@@ -251,17 +251,17 @@ class GeneMatch:
         )
 
     def count_share(self, counts: npt.NDArray[np.float64]) -> float:
-        """Share (0-1) of ``counts`` (n,) that the matched genes hold."""
+        """Fraction (0-1) of ``counts`` (n,) in matched genes."""
         total = float(counts.sum())
         return float(counts[self.matched].sum()) / total if total > 0 else 0.0
 
 
-#: What an encoder, head or calibration is saved as: arrays (safetensors) and JSON values.
+#: Saved state of an encoder or sample: arrays (safetensors) and JSON values.
 State = tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]
 
 
 class Progress(Protocol):
-    """A function that is told how far a stage is."""
+    """A function that receives the progress of a stage."""
 
     def __call__(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
         """``total`` is None while unknown; ``detail`` says more in words, such as rate and cost."""
@@ -288,7 +288,7 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """What became of texts that a server was asked to encode.
+    """The result of encoding texts by a server.
 
     Attributes
     ----------

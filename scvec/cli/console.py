@@ -1,10 +1,11 @@
-"""What people see: notes and progress on stderr, results on stdout."""
+"""Output of commands: notes and progress on stderr, results on stdout. Signals that end a command."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from scvec.base.settings import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import FrameType
 
     from rich.progress import TaskID
 
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Console", "Interrupts", "Printable", "show_logs"]
 
-#: Loggers of which every word is shown; of others, what is worth a warning.
-TALKATIVE = ("scvec", "aiohttp", "openai", "httpx", "httpx2", "httpcore", "httpcore2")
+#: Loggers that show every message; others show warnings and errors.
+VERBOSE = ("scvec", "aiohttp", "openai", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 class _Redacting(logging.Formatter):
@@ -47,25 +49,36 @@ def show_logs() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Redacting("%(relativeCreated)8.0f ms %(name)s: %(message)s"))
     root.addHandler(handler)
-    for name in TALKATIVE:
+    for name in VERBOSE:
         logging.getLogger(name).setLevel(logging.DEBUG)
 
 
 class Interrupts:
-    """Remembers an interrupt that Python dropped.
+    """Ends a command between two steps, whatever Python did with the signal.
 
-    ``KeyboardInterrupt`` is raised in whatever line runs when the signal comes. In a callback of the garbage
+    ``KeyboardInterrupt`` is raised in whatever line runs when Ctrl-C comes. In a callback of the garbage
     collector Python prints it and goes on, and the command would end hours later as if nothing had been
-    asked. So it is kept here, and raised anew between two steps. The signal's handler stays Python's own:
-    ``asyncio.run`` puts one in its place that lets what has arrived be written, but only in place of that.
+    asked. So it is kept here, and raised anew between two steps. SIGINT keeps Python's own handler:
+    ``asyncio.run`` replaces that handler, and no other, by one that lets what has arrived be written.
+
+    SIGTERM, by which schedulers and ``timeout`` stop a program, does what Ctrl-C does: files that are half
+    written are removed.
+
+    Attributes
+    ----------
+    dropped
+        Python dropped an interrupt.
+    terminated
+        Monotonic time of the first SIGTERM in seconds; None where none came.
     """
 
     def __init__(self) -> None:
         self.dropped = False
+        self.terminated: float | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Keep what is dropped while the block runs."""
+        """Handle signals and keep dropped interrupts while the block runs."""
         before = sys.unraisablehook
 
         def hook(unraisable: sys.UnraisableHookArgs) -> None:
@@ -74,11 +87,30 @@ class Interrupts:
             else:
                 before(unraisable)
 
+        # Only the main thread may set a handler; whoever set one, or ignores the signal, had a reason.
+        ours = threading.current_thread() is threading.main_thread()
+        ours = ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         sys.unraisablehook = hook
+        if ours:
+            signal.signal(signal.SIGTERM, self._terminate)
         try:
             yield
         finally:
             sys.unraisablehook = before
+            if ours:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        # ``timeout`` sends the signal twice, to the process and to its group.
+        if self.terminated is not None and now - self.terminated < SAME_SIGNAL:
+            return
+        self.terminated = now
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        if callable(on_interrupt):  # of asyncio, where it runs
+            on_interrupt(signal.SIGINT, frame)
+        else:
+            raise KeyboardInterrupt
 
     def heeding(self, progress: Progress) -> Progress:
         """Return ``progress`` that raises, in the main thread, the interrupt that was dropped."""
@@ -93,10 +125,12 @@ class Interrupts:
 
 #: Seconds between two lines about one stage in a log.
 LOG_INTERVAL = 30.0
+#: Seconds within which a second SIGTERM is the first one again.
+SAME_SIGNAL = 1.0
 
 
 class Printable(Protocol):
-    """What a command gets from the library and shows."""
+    """A result that a command shows."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
@@ -153,10 +187,11 @@ class Console:
     def progress(self) -> Iterator[Progress]:
         """Yield a function for the library to report progress to.
 
-        A bar a stage where stderr is a terminal; one plain line a stage where it is not or ``NO_COLOR``
-        is set, and one every :data:`LOG_INTERVAL` seconds of those that take hours; nothing when quiet.
+        A bar per stage where stderr is a terminal; plain lines where ``NO_COLOR`` is set: one per stage, and
+        one every :data:`LOG_INTERVAL` seconds of a stage that reports its rate. Nothing when quiet. Where
+        stderr is no terminal plain lines come with ``-v`` only, so that a note or an error stands alone.
         """
-        if self.verbosity < 0:
+        if self.verbosity < 0 or (self.verbosity == 0 and not sys.stderr.isatty()):
             from scvec.base.types import no_progress
 
             yield no_progress

@@ -26,7 +26,7 @@ __all__ = ["demo"]
 @global_options
 @pass_session
 def demo(session: Session, out: Path, seed: int) -> None:
-    """Annotate real pancreas cells, of held-out donors and of mice, and say how many labels are right.
+    """Annotate real pancreas cells, of held-out donors and of mice, and compare with the true labels.
 
     The store is made inside DIR unless --store names one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -15,8 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import click
 
 from scvec import __version__
+from scvec.base.errors import InputError, ResourceError, ScvecError, is_disk_full
 from scvec.cli.demo import demo
-from scvec.cli.errors import translate
 from scvec.cli.evaluate import evaluate, labels
 from scvec.cli.explain import explain
 from scvec.cli.ingest import ingest
@@ -27,7 +28,7 @@ from scvec.cli.search import search
 from scvec.cli.serve import serve
 from scvec.cli.store import commands as store_commands
 
-__all__ = ["cli", "main"]
+__all__ = ["InternalError", "Interrupted", "Terminated", "cli", "main", "translate"]
 
 # The exit code of a program that writes to a closed pipe, as shells count it (128 + SIGPIPE).
 _CLOSED_PIPE = 141
@@ -39,6 +40,10 @@ class _Root(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            if sys.stderr.isatty():
+                click.echo(err=True)  # behind the ^C; click would do it into logs too
+            raise click.Abort from error
         except EOFError as error:
             # click takes any EOFError for Ctrl-D at a prompt; from a library it is a truncated file.
             raise translate(error, ctx.command_path) from error
@@ -73,7 +78,9 @@ class _Root(click.Group):
         except (Exception, KeyboardInterrupt) as error:
             # The option may stand behind the word that was wrong, where parsing never came.
             session.as_json = session.as_json or "--json" in words
-            translated = translate(error, _command(words))
+            translated = translate(
+                error, _command(words), terminated=session.interrupts.terminated is not None
+            )
             session.error(translated, error)
             sys.exit(translated.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
@@ -100,7 +107,7 @@ def _command(words: Sequence[str]) -> str:
 @click.version_option(__version__, prog_name="scvec")
 @global_options
 def cli() -> None:
-    """Name the cells of a single-cell data set by labelled cells and by what is known of their genes.
+    """Annotate the cells of a single-cell data set by labelled cells and by knowledge about their genes.
 
     \b
     Two commands are enough for a first answer:
@@ -134,3 +141,120 @@ def main() -> None:
     ):
         os.environ.setdefault(name, value)
     cli()
+
+
+#: DuckDB raises this text as a plain RuntimeError when Ctrl-C interrupts a query.
+_INTERRUPTED_QUERY = "Query interrupted"
+# Libraries have classes of their own for "out of memory"; they do not inherit from MemoryError.
+_MEMORY_CLASSES = {"OutOfMemoryError", "OutOfMemoryException", "ArrowMemoryError"}
+_MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
+
+
+class InternalError(ScvecError):
+    """A bug in scvec (exit 1)."""
+
+    exit_code = 1
+    code = "bug"
+
+
+class Interrupted(ScvecError):
+    """The user stopped the command (exit 130: 128 + SIGINT)."""
+
+    exit_code = 130
+    code = "interrupted"
+
+
+class Terminated(Interrupted):
+    """A scheduler or another program stopped the command (exit 143: 128 + SIGTERM)."""
+
+    exit_code = 143
+
+
+def translate(error: BaseException, command: str = "scvec", *, terminated: bool = False) -> ScvecError:
+    """Return a scvec error with a message for people.
+
+    Parameters
+    ----------
+    error
+        Whatever ended the command.
+    command
+        The command as it was typed, such as ``scvec ingest cells``.
+    terminated
+        An interrupt came by SIGTERM and not by Ctrl-C.
+    """
+    if isinstance(error, ScvecError):
+        return error
+    if isinstance(error, RuntimeError) and str(error) == _INTERRUPTED_QUERY:
+        error = KeyboardInterrupt()
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        # click raises its own error from the interrupt.
+        kept = str(error.__cause__ if isinstance(error, click.Abort) and error.__cause__ else error)
+        kind = Terminated if terminated else Interrupted
+        return kind(
+            f"interrupted; {kept}" if kept else "interrupted",
+            command,
+            "run the same command again: it continues from here"
+            if kept
+            else "run the same command again: the store is intact; gene texts encoded so far are kept",
+        )
+    if isinstance(error, click.ClickException):
+        return _usage(error, command)
+    text = str(error)
+    if _is_out_of_memory(error, text):
+        return ResourceError(
+            "out of memory", text or command, "use a machine with more memory, or fewer cells at a time"
+        )
+    if isinstance(error, OSError):
+        translated = _os_error(error, command, text)
+        if translated is not None:
+            return translated
+    return InternalError(
+        f"this is a bug in scvec: {type(error).__name__}: {text}",
+        command,
+        "run it again with -v, and report what it prints; the store is intact",
+    )
+
+
+def _usage(error: click.ClickException, command: str) -> ScvecError:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else command
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) or error.message == "Missing command.":
+        return InputError("a command is missing", path, f"{path} --help lists the commands", code="usage")
+    in_group = context is not None and isinstance(context.command, click.Group)
+    shows = "lists the commands" if in_group else "shows how it is used"
+    near = getattr(error, "possibilities", None) or ()
+    hint = f"did you mean {' or '.join(map(repr, sorted(near)))}? " if near else ""
+    message = error.message if near else error.format_message()
+    # click writes sentences; messages of scvec begin small and end without a full stop.
+    message = message[:1].lower() + message[1:].rstrip(".")
+    return InputError(message, path, f"{hint}{path} --help {shows}", code="usage")
+
+
+def _is_out_of_memory(error: BaseException, text: str) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ in _MEMORY_CLASSES:
+        return True
+    # torch and faiss raise a plain RuntimeError when an allocation fails.
+    return isinstance(error, RuntimeError) and any(t in text.lower() for t in _MEMORY_TEXTS)
+
+
+def _os_error(error: OSError, command: str, text: str) -> ScvecError | None:
+    where = str(error.filename) if error.filename is not None else ""
+    if is_disk_full(error):
+        return ResourceError(
+            "the disk is full",
+            where or text,
+            "free some space and run the same command again",
+            code="disk-full",
+        )
+    if error.errno == errno.ENOMEM:
+        return ResourceError(
+            "out of memory", where or command, "use a machine with more memory, or fewer cells at a time"
+        )
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return InputError(
+            "permission denied",
+            where or text,
+            "choose a place where you may read and write",
+            code="permission-denied",
+        )
+    return None

@@ -230,7 +230,8 @@ def _joined(ray: Any, address: str) -> Iterator[None]:
     try:
         if address == "auto":
             _check_found()
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        with _same_sigterm():
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
     except ScvecError:
         raise
     except Exception as error:  # ConnectionError, RuntimeError (versions differ), AuthenticationError, ...
@@ -288,7 +289,7 @@ def _own(ray: Any) -> Iterator[None]:
     try:
         with _token(), _loopback():
             try:
-                with _interrupt_later():
+                with _interrupt_later(), _same_sigterm():
                     _start(ray, folder)
                 yield
             finally:
@@ -314,6 +315,17 @@ def _start(ray: Any, folder: Path) -> None:
         raise kind(
             f"Ray does not start: {_first_line(error)}", str(folder), "leave out --engine ray"
         ) from error
+
+
+@contextlib.contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Give SIGTERM back the handler that ``ray.init`` takes away, where a program has set one."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

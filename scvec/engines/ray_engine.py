@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from scvec.base.borders import parse_memory
 from scvec.base.errors import InputError, NetworkError, ResourceError, ScvecError
+from scvec.base.resources import parse_memory
 from scvec.base.types import CellChunk, CellEncoder, Float32, Int64, Progress, no_progress
 from scvec.engines.ray_cluster import Plan, joined, nodes, plan
 from scvec.engines.ray_workers import GRACE, PATIENCE, Task

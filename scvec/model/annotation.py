@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
 from scvec.base.types import Float32, Neighbors
-from scvec.model.colors import STATUS_COLORS, label_colors
-from scvec.model.label_sets import set_names
+from scvec.model.calibration import set_names
 from scvec.model.query_options import QueryOptions, check_columns
-from scvec.model.status import STATUSES
+from scvec.model.status import STATUS_COLORS, STATUSES, label_colors
 
 if TYPE_CHECKING:
     import anndata
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
     from scvec.ingest.cells.expression import ExpressionState
     from scvec.model.matching import MatchedSource
+    from scvec.model.novelty import Shift
     from scvec.model.reference import Prediction, ReferenceModel
-    from scvec.model.shift import Shift
     from scvec.stores.store.reference_reader import StoredReference
 
 __all__ = ["Annotation", "judge", "novel_notes", "provenance"]
@@ -460,7 +459,7 @@ def judge(
 
 def _shift(model: ReferenceModel, found: Prediction, usable: npt.NDArray[np.bool_], how: str) -> Shift:
     """Return what the cells of the query that are good enough have in common against the reference."""
-    from scvec.model.shift import Shift
+    from scvec.model.novelty import Shift
 
     n_classes = model.members.n_classes
     if how == "absolute" or model.calibration.novelty is None:

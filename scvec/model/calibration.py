@@ -1,33 +1,250 @@
-"""What held-out cells teach about a reference: temperatures, confidence, label sets, novelty."""
+"""Calibration of a reference on held-out cells: temperatures, confidence, label sets, novelty."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from scvec.model.ensemble import MEMBERS, UNIFORM_MIXING, Ensemble
+from scvec.base.arrays import Texts, blocks, coded, release
+from scvec.base.types import Float32
+from scvec.model.classifiers import MEMBERS, log_softmax
 from scvec.model.heldout import HeldOut
-from scvec.model.label_sets import LabelSets
 from scvec.model.metrics import expected_calibration_error, macro_f1, reliability
 from scvec.model.novelty import Novelty, signals
 
-__all__ = ["Calibration"]
+__all__ = ["UNIFORM_MIXING", "Calibration", "Ensemble", "LabelSets", "set_names"]
+
+Float64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+#: Temperatures of the members where no reference cell could be held out: the medians over the references of
+#: the development pairs (docs/benchmarks.md).
+DEFAULTS = (10.0, 1.0)
+#: Fraction of labels that are wrong for reasons that no cell of the same batch can show: another study
+#: defines types otherwise, or another chemistry moves one type onto another. The best classifiers lose 0.02
+#: to 0.1 of their F1 from within a data set to across data sets (Abdelaal et al. 2019,
+#: doi:10.1186/s13059-019-1795-z).
+UNIFORM_MIXING = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """The mean of the members' log probabilities with equal weights.
+
+    Each member's scores are multiplied by a temperature of its own first, and the mean by one more (Guo et
+    al. 2017, arXiv:1706.04599). Equal weights cannot be tuned to a data set.
+
+    Attributes
+    ----------
+    temperatures
+        Factor of each member's scores, in the order of :data:`MEMBERS`.
+    sharpness
+        Factor of the mean.
+    mixing
+        Fraction (0-1) of uniform mixing: every answer is mixed with equal probabilities by this much. It is
+        positive where only cells of the same batch could be held out, since such a reference cannot show how
+        its labels hold elsewhere.
+    """
+
+    temperatures: tuple[float, ...] = DEFAULTS
+    sharpness: float = 1.0
+    mixing: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive = all(factor > 0 for factor in (*self.temperatures, self.sharpness))
+        if len(self.temperatures) != len(MEMBERS) or not positive:
+            raise ValueError("one positive temperature for each member, and a positive sharpness")
+
+    @classmethod
+    def fit(cls, scores: list[Float32], labels: npt.NDArray[np.int64], *, mixing: float = 0.0) -> Ensemble:
+        """Learn from held-out cells.
+
+        Parameters
+        ----------
+        scores
+            For each member, (n, n_classes) of held-out cells.
+        labels
+            (n,) int64 true classes.
+        """
+        from scipy.optimize import minimize
+
+        rows = np.arange(len(labels))
+
+        def factor(z: Float64, sample: Float64, reach: float) -> float:
+            """Return the factor on ``z`` of least log loss, between exp(-reach) and exp(reach)."""
+
+            def loss(t: Float64) -> float:
+                return float(-(log_softmax(np.exp(t[0]) * z)[rows, labels] * sample).sum())
+
+            return float(np.exp(minimize(loss, [0.0], bounds=[(-reach, reach)]).x[0]))
+
+        counts = np.bincount(labels, minlength=scores[0].shape[1])
+        rare = 1.0 / np.sqrt(counts[labels])
+        temperatures = tuple(factor(s.astype(np.float64), rare / rare.sum(), 6.0) for s in scores)
+        # Temperatures give rare classes more weight; the confidence has to hold for cells as they come.
+        mean = cls(temperatures).logits(scores)
+        return cls(temperatures, factor(mean, np.full(len(labels), 1.0 / len(labels)), 3.0), mixing)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Factor of each member's scores in :meth:`logits`."""
+        return tuple(self.sharpness * t / len(MEMBERS) for t in self.temperatures)
+
+    def logits(self, scores: list[Float32]) -> Float64:
+        """Return (n, n_classes) float64 of which the softmax are the probabilities."""
+        z = sum(w * s.astype(np.float64) for w, s in zip(self.weights, scores, strict=True))
+        return np.asarray(z, dtype=np.float64)
+
+    def combine(self, scores: list[Float32]) -> Float32:
+        """Return (n, n_classes) float32 calibrated probabilities of all members together."""
+        found = np.exp(log_softmax(self.logits(scores)))
+        if self.mixing:
+            found = (1.0 - self.mixing) * found + self.mixing / found.shape[1]
+        return np.asarray(found, dtype=np.float32)
+
+    def alone(self, member: str, scores: Float32) -> Float32:
+        """Return (n, n_classes) float32 calibrated probabilities of one member."""
+        factor = self.temperatures[MEMBERS.index(member)]
+        return np.asarray(np.exp(log_softmax(factor * scores)), dtype=np.float32)
+
+
+#: Held-out cells that a class needs for a threshold of its own. With n cells the coverage of a class exceeds
+#: what was asked for by up to 1 / (n + 1), and varies about it with a standard deviation of about 0.3 /
+#: sqrt(n).
+MIN_CELLS = 20
+#: Quantiles kept of a class's scores; coverage is exact to half a percent with any number of cells.
+N_KEPT = 199
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSets:
+    """Split conformal prediction with one threshold per class (Mondrian).
+
+    The score of a cell is one minus the probability of its true class (Sadinle, Lei and Wasserman 2019,
+    doi:10.1080/01621459.2017.1395341: the smallest sets on average); a class is in the set of a new cell
+    when its score is no larger than the ``ceil((n + 1) coverage)``-th smallest of the n held-out cells of
+    that class (Vovk, Gammerman and Shafer 2005, *Algorithmic Learning in a Random World*, chapter 4). Each
+    class is then covered as often as asked for, if new cells are like the held-out ones. Classes with few
+    held-out cells use the threshold of all cells together.
+
+    A set may be empty: then the cell fits no class as well as the requested fraction of held-out cells do.
+
+    Attributes
+    ----------
+    scores
+        Per class, ascending scores of its held-out cells (at most ``N_KEPT`` quantiles of them).
+    counts
+        Number of held-out cells of each class.
+    overall
+        The same over all held-out cells.
+    """
+
+    scores: tuple[tuple[float, ...], ...]
+    counts: tuple[int, ...]
+    overall: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, proba: Float32, labels: npt.NDArray[np.int64]) -> LabelSets:
+        """Learn from probabilities (n, n_classes) of held-out cells and their true classes (n,)."""
+        score = 1.0 - proba[np.arange(len(labels)), labels].astype(np.float64)
+        of_class = [score[labels == k] for k in range(proba.shape[1])]
+        return cls(tuple(_kept(s) for s in of_class), tuple(len(s) for s in of_class), _kept(score))
+
+    def thresholds(self, coverage: float) -> Float64:
+        """Return (n_classes,) largest scores that still belong to a set; inf with too few held-out cells."""
+        if not 0.0 < coverage < 1.0:
+            raise ValueError(f"coverage must lie between 0 and 1, not {coverage}")
+        shared = _threshold(self.overall, coverage)
+        enough = max(MIN_CELLS, int(np.ceil(coverage / (1.0 - coverage))))
+        return np.array(
+            [
+                _threshold(scores, coverage) if count >= enough else shared
+                for scores, count in zip(self.scores, self.counts, strict=True)
+            ]
+        )
+
+    def sets(self, proba: Float32, coverage: float) -> Bool:
+        """Return (n, n_classes) bool: the classes that belong to each cell's set.
+
+        Parameters
+        ----------
+        coverage
+            How often (0-1) the set is to hold the true label.
+        """
+        # A rounding error must not push a cell over the threshold that it set itself.
+        return np.asarray(1.0 - proba.astype(np.float64) <= self.thresholds(coverage) + 1e-7)
+
+    def sizes(self, proba: Float32, coverage: float) -> npt.NDArray[np.int64]:
+        """Return (n,) labels in each cell's set, without labels that have too few held-out cells."""
+        known = np.isfinite(self.thresholds(coverage))
+        return np.asarray((self.sets(proba, coverage) & known).sum(axis=1), dtype=np.int64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "scores": [list(s) for s in self.scores],
+            "counts": list(self.counts),
+            "overall": list(self.overall),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LabelSets:
+        """Rebuild from :meth:`to_dict`."""
+        return cls(tuple(tuple(s) for s in data["scores"]), tuple(data["counts"]), tuple(data["overall"]))
+
+
+def _kept(scores: Float64) -> tuple[float, ...]:
+    """Return the scores ascending, downsampled to order statistics at even ranks where there are many."""
+    ordered = np.sort(scores)
+    if len(ordered) > N_KEPT:
+        ranks = np.ceil(np.arange(1, N_KEPT + 1) * (len(ordered) + 1) / (N_KEPT + 1)).astype(int)
+        ordered = ordered[np.minimum(ranks, len(ordered)) - 1]
+    # Probabilities are float32: more digits would only be longer.
+    return tuple(float(f"{v:.7g}") for v in ordered)
+
+
+def _threshold(kept: tuple[float, ...], coverage: float) -> float:
+    """Return the ``ceil((n + 1) coverage)``-th smallest of n ascending scores; inf where there is none."""
+    rank = int(np.ceil((len(kept) + 1) * coverage - 1e-9))
+    return float(kept[rank - 1]) if 0 < rank <= len(kept) else float("inf")
+
+
+def set_names(proba: Float32, sets: npt.NDArray[np.bool_], classes: Sequence[str]) -> Texts:
+    """Return n texts: each cell's labels, likeliest first, as ``alpha|beta``; empty where it has none.
+
+    Parameters
+    ----------
+    proba
+        (n, n_classes) float32.
+    sets
+        (n, n_classes), which labels belong to a cell's set.
+    """
+    number = {"": 0}
+    codes = np.zeros(len(proba), dtype=np.int32)
+    for rows in blocks(len(proba)):
+        order = np.argsort(-proba[rows], axis=1, kind="stable")
+        here = sets[rows]
+        for row in np.flatnonzero(here.any(axis=1)):
+            name = "|".join(classes[k] for k in order[row] if here[row, k])
+            codes[rows.start + row] = number.setdefault(name, len(number))
+        release(proba)
+        release(sets)
+    return coded(codes, list(number))
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What held-out cells taught.
+    """Everything that is fitted on held-out cells.
 
     Attributes
     ----------
     ensemble, sets, novelty
-        The first gives probabilities, the others what to make of them. No novelty where no cell could be
-        held out.
+        Fitted probabilities, label sets and novelty; ``novelty`` is None where no cell could be held out.
     record
-        Accuracy, macro-F1, calibration error and what became of the cells of each class.
+        Accuracy, macro-F1, calibration error, reliability, and recall per class.
     held_out
         ``batch`` if whole batches were held out, ``cells`` if cells of the same batches, ``none`` if no cell
         could be held out.
@@ -44,7 +261,7 @@ class Calibration:
 
     @classmethod
     def fit(cls, seen: HeldOut, *, held_out: str, n_batches: int = 0) -> Calibration:
-        """Learn from held-out cells.
+        """Fit on held-out cells.
 
         Parameters
         ----------
@@ -62,9 +279,9 @@ class Calibration:
             seen.depths,
             predicted,
             n_classes,
-            shrink=_nearer(n_batches, len(np.unique(seen.folds))),
+            shrink=_new_to_held_out(n_batches, len(np.unique(seen.folds))),
         )
-        # The mixing is for other batches than these.
+        # The mixing is for other batches; these cells are of the same ones.
         sure = replace(ensemble, mixing=0.0).combine(seen.scores).max(axis=1)
         record = {
             "accuracy": float(correct.mean()),
@@ -82,7 +299,7 @@ class Calibration:
 
     @classmethod
     def unknown(cls, n_classes: int) -> Calibration:
-        """Return what stands in where no cell can be held out, since no class has two."""
+        """Return the calibration of a reference without held-out cells, where no class has two cells."""
         labels = [{"n": 0, "recall": None, "taken_for": None}] * n_classes
         record: dict[str, Any] = {
             "accuracy": None,
@@ -120,11 +337,11 @@ class Calibration:
         )
 
 
-def _nearer(n_batches: int, n_folds: int) -> float:
-    """Return how far a new batch is from all batches, against how far a held-out one was from the rest.
+def _new_to_held_out(n_batches: int, n_folds: int) -> float:
+    """Return the expected squared distance of a new batch from all batches, relative to a held-out batch.
 
-    With batches that vary alike about what they have in common, the squared distance of a new one from
-    the mean of n has an expectation in proportion to 1 + 1 / n; held-out ones see fewer.
+    If batches vary alike about a common mean, the expected squared distance of a new one from the mean of n
+    is proportional to 1 + 1 / n; a held-out batch is compared with fewer.
     """
     if n_batches < 2 or n_folds < 2:
         return 1.0
@@ -135,7 +352,7 @@ def _nearer(n_batches: int, n_folds: int) -> float:
 def _per_label(
     truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], n_classes: int
 ) -> list[dict[str, Any]]:
-    """Return, for each class, held-out cells, the fraction that got its label, and what most others got."""
+    """Return held-out cells, recall and the most frequent wrong label of each class."""
     table = np.zeros((n_classes, n_classes), dtype=np.int64)
     np.add.at(table, (truth, predicted), 1)
     n, right = table.sum(axis=1), np.diag(table).copy()

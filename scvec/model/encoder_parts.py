@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvec.base.device import resolved_device
 from scvec.base.errors import InputError, StoreError
+from scvec.base.resources import resolved_device
 from scvec.encoders import EncoderParts
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What speaks for one class against another: genes, neighbours, and what belongs to neither."""
+"""Evidence for one class against another: contributions of genes, of neighbours, and the rest."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk, DividesByGene
-from scvec.model.ensemble import MEMBERS
-from scvec.model.members import OUT_OF_REACH, Scores
+from scvec.model.classifiers import MEMBERS, OUT_OF_REACH, Scores
 from scvec.model.reference import ReferenceModel
 
 __all__ = ["Evidence", "weigh"]
@@ -21,7 +20,7 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The pooled log odds of one class against another, term by term, for n cells.
+    """The log odds of one class against another for n cells, as a sum of contributions.
 
     Attributes
     ----------
@@ -34,17 +33,17 @@ class Evidence:
     columns
         (n_genes,) int64 numbers of the genes that cell vectors are made of.
     genes
-        Member -> (n, n_genes) what each of them adds; members that are not used are left out.
+        Member -> (n, n_genes) contribution of each gene; members with weight 0 are left out.
     neighbors
-        (n,) what the labels of the nearest cells add.
+        (n,) contribution of the labels of the nearest cells.
     constant
-        (n,) what intercepts add: the classes' odds for a cell without a profile.
+        (n,) contribution of the intercepts: the odds for a cell without expression.
     undivided
-        (n,) what the head adds where its encoder's vectors are no sums over genes; else 0.
+        (n,) contribution of the head where vectors of its encoder are not sums over genes; else 0.
     members
-        Member -> (n,) what it adds in all; they sum to the log odds.
+        Member -> (n,) its whole contribution; they sum to the log odds.
     scores
-        What the members said.
+        Scores of the members.
     """
 
     winner: Int64
@@ -61,7 +60,7 @@ class Evidence:
 
     @property
     def by_gene(self) -> Float64:
-        """(n, n_genes) what each gene adds, over all members."""
+        """(n, n_genes) contribution of each gene over all members."""
         total = np.zeros((len(self.log_odds), len(self.columns)))
         for part in self.genes.values():
             total += part
@@ -84,25 +83,25 @@ def weigh(
     winner: Int64 | None = None,
     against: int | None = None,
 ) -> Evidence:
-    """Ask the members about cells as :meth:`ReferenceModel.predict` does, and take their answer apart.
+    """Score cells as :meth:`ReferenceModel.predict` does, and return the score as a sum of contributions.
 
     The head is a sum over genes, given the length of a cell's vector, or is divided by integrated gradients
-    (:meth:`scvec.model.head.Head.directions`).
+    (:meth:`scvec.model.classifiers.Head.directions`).
 
     Parameters
     ----------
     winner
-        (n,) class numbers to speak for; each cell's likeliest when None.
+        (n,) class numbers to explain; each cell's likeliest when None.
     against
         Class number to compare with; each cell's likeliest other one when None.
 
     Raises
     ------
     InputError
-        If ``against`` is the class itself, or none that could be given.
+        If ``against`` is the class itself, or a class that is not allowed.
     """
     members, ensemble = model.members, model.calibration.ensemble
-    seen = members.look(chunk, n_neighbors, subset=subset)
+    seen = members.score(chunk, n_neighbors, subset=subset)
     if subset is not None:
         seen = seen.restricted(np.isin(np.arange(members.n_classes), members.labels_among(subset)))
     weights = dict(zip(MEMBERS, ensemble.weights, strict=True))
@@ -123,9 +122,14 @@ def weigh(
         b = np.full(len(chunk), against, dtype=np.int64)
     reach = OUT_OF_REACH / 2
     if (a == b).any() or any((s[rows, b] < reach).any() for s in scores.values()):
-        raise InputError("there is no other label to compare with", "", "name another one, or loosen --where")
+        raise InputError(
+            "there is no other label to compare with",
+            "",
+            "name another one, or loosen --where",
+            code="one-label",
+        )
 
-    said = {
+    parts = {
         name: weights[name] * (s[rows, a].astype(np.float64) - s[rows, b])
         for name, s in scores.items()
         if weights[name]
@@ -134,8 +138,8 @@ def weigh(
     constant, undivided, neighbors = (np.zeros(len(chunk)) for _ in range(3))
     columns = members.genes
     if weights["head"]:
-        directions, rest_of_it = members.head.directions(seen.vectors, a, b)
-        constant += weights["head"] * rest_of_it
+        directions, intercepts = members.head.directions(seen.vectors, a, b)
+        constant += weights["head"] * intercepts
         if isinstance(members.encoder, DividesByGene):
             chosen = chunk.select(columns) if len(columns) < chunk.X.shape[1] else chunk
             shares = members.encoder.shares(chosen, directions)
@@ -147,6 +151,6 @@ def weigh(
     if not genes:
         columns = np.zeros(0, np.int64)
     if weights["knn"]:
-        neighbors += said["knn"]
+        neighbors += parts["knn"]
     log_odds = z[rows, a] - z[rows, b]
-    return Evidence(a, b, best, log_odds, columns, genes, neighbors, constant, undivided, said, seen)
+    return Evidence(a, b, best, log_odds, columns, genes, neighbors, constant, undivided, parts, seen)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.borders import parse_memory
 from scvec.base.errors import InputError
 from scvec.base.parallel import n_cores
+from scvec.base.resources import parse_memory
 
 if TYPE_CHECKING:
     import pandas as pd

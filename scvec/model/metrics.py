@@ -1,7 +1,4 @@
-"""How good labels, their confidences, their sets and the novelty of cells are.
-
-Whoever measures, measures with these: the calibration of a reference, ``scvec eval`` and the benchmarks.
-"""
+"""Metrics of labels, confidences, label sets and novelty, for calibration, ``scvec eval`` and benchmarks."""
 
 from __future__ import annotations
 
@@ -34,12 +31,12 @@ T = TypeVar("T")
 
 
 def accuracy(truth: Strings, predicted: Strings) -> float:
-    """Return the share (0-1) of cells whose label is right."""
+    """Return the fraction (0-1) of cells whose label is right."""
     return float(np.mean(truth == predicted)) if len(truth) else float("nan")
 
 
 def macro_f1(truth: Strings, predicted: Strings) -> float:
-    """Return the mean F1 over the classes that occur in the truth, each class counting alike."""
+    """Return the mean F1 over the classes of the truth, with equal weights."""
     from sklearn.metrics import f1_score
 
     if len(truth) == 0:
@@ -50,12 +47,12 @@ def macro_f1(truth: Strings, predicted: Strings) -> float:
 def on_lineage(truth: Sequence[str], predicted: Sequence[str], lineage: Lineage) -> Bool:
     """Return (n,) whether a term is the true one, one of its ancestors, or one of its descendants.
 
-    Labels of different grain ("T cell" for a "CD4-positive, alpha-beta T cell") are no errors; a sibling is.
+    Labels of different grain ("T cell" for a "CD4-positive, alpha-beta T cell") are not errors; a sibling is.
 
     Parameters
     ----------
     truth, predicted
-        n Cell Ontology ids; empty where a label has none, and then it is on no lineage.
+        n Cell Ontology ids; empty where a label has none, which is on no lineage.
     lineage
         Term -> the term and its ancestors.
     """
@@ -67,7 +64,7 @@ def on_lineage(truth: Sequence[str], predicted: Sequence[str], lineage: Lineage)
 
 
 def ontology_similarity(truth: Sequence[str], predicted: Sequence[str], lineage: Lineage) -> Float64:
-    """Return (n,) the share (0-1) of Cell Ontology terms that two types have in common.
+    """Return (n,) the fraction (0-1) of Cell Ontology terms that two types have in common.
 
     The terms of a type are its own and all above it (Jaccard index): 1 for the right type, near 1 for a
     sibling, near 0 for a type of another lineage. Parameters as for :func:`on_lineage`.
@@ -88,7 +85,7 @@ def _pairwise(compare: Callable[[str, str], T], truth: Sequence[str], predicted:
 
 
 def reliability(confidence: Floats, correct: Bool, n_bins: int = 15) -> list[dict[str, float]]:
-    """Return, per equal-width bin that holds cells, their share, mean confidence and accuracy."""
+    """Return, per equal-width bin with cells, their fraction (``share``), mean confidence and accuracy."""
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     return [
         {
@@ -131,7 +128,7 @@ def novelty_auroc(novelty: Floats, is_new: Bool) -> float:
 
 
 def fpr_at_tpr(novelty: Floats, is_new: Bool, tpr: float = 0.95) -> float:
-    """Return the share of known cells above the bar that the share ``tpr`` of new ones passes."""
+    """Return the fraction of known cells above the threshold that new cells exceed at the rate ``tpr``."""
     from sklearn.metrics import roc_curve
 
     if is_new.all() or not is_new.any():
@@ -141,7 +138,7 @@ def fpr_at_tpr(novelty: Floats, is_new: Bool, tpr: float = 0.95) -> float:
 
 
 def risk_coverage(confidence: Floats, correct: Bool) -> Float64:
-    """Return (n,) the share of wrong labels among the i + 1 surest cells; ties share their mean.
+    """Return (n,) the fraction of wrong labels among the i + 1 surest cells; ties share their mean.
 
     El-Yaniv and Wiener 2010 (JMLR 11); the mean of the curve is the area under it (Geifman, Uziel and
     El-Yaniv 2019, arXiv:1805.08206).

@@ -17,12 +17,10 @@ from scvec.base.errors import InputError
 from scvec.base.parallel import JointProgress, side_by_side
 from scvec.base.types import CellChunk, CellEncoder, Float32, Neighbors, Progress, no_progress
 from scvec.model.calibration import Calibration
-from scvec.model.ensemble import MEMBERS
-from scvec.model.heldout import look_at_held_out, splits
-from scvec.model.members import Members
+from scvec.model.classifiers import MEMBERS, Members
+from scvec.model.heldout import TrainingSample, score_held_out, splits
 from scvec.model.novelty import signals
 from scvec.model.query_options import METHODS
-from scvec.model.sample import TrainingSample
 from scvec.model.status import COVERAGE, low_quality_floor
 
 __all__ = ["METHODS", "Prediction", "ReferenceModel"]
@@ -32,7 +30,7 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a reference says about n cells.
+    """The answer of a reference for n cells.
 
     Attributes
     ----------
@@ -73,7 +71,7 @@ class Prediction:
 
     @classmethod
     def gather(cls, parts: Iterable[Prediction], n: int) -> Prediction:
-        """Return the predictions of chunks as one of ``n`` cells; each is let go once it is copied.
+        """Return the predictions of chunks as one of ``n`` cells; each is released once it is copied.
 
         Of many cells they lie in files (`scvec.base.arrays`).
 
@@ -103,7 +101,7 @@ class Prediction:
         )
 
     def release(self) -> None:
-        """Let go of the memory that looking at it took, where it lies in files."""
+        """Release memory that reading it took, where it lies in files."""
         for values in self._arrays().values():
             arrays.release(values)
 
@@ -116,7 +114,7 @@ class Prediction:
 
 
 class ReferenceModel:
-    """Members over labelled cells, and what held-out cells taught about them.
+    """Members over labelled cells, and their calibration on held-out cells.
 
     Parameters
     ----------
@@ -177,7 +175,7 @@ class ReferenceModel:
         with closing(side_by_side(jobs, n_workers, together.stop)) as trained:
             of_folds = islice(trained, len(trained_on))
             if trained_on:
-                seen = look_at_held_out(
+                seen = score_held_out(
                     cells, labels, sample.folds, of_folds, n_neighbors=n_neighbors, seed=seed
                 )
                 calibration = Calibration.fit(seen, held_out=sample.held_out, n_batches=sample.n_batches)
@@ -219,19 +217,23 @@ class ReferenceModel:
         if method not in METHODS:
             raise InputError(f"there is no method {method!r}", fix=f"methods: {', '.join(METHODS)}")
         calibration, members = self.calibration, self.members
-        found = members.look(chunk, n_neighbors, subset=subset)
+        found = members.score(chunk, n_neighbors, subset=subset)
         allowed = np.ones(members.n_classes, dtype=bool)
         if subset is not None:
-            # A label that none of the cells asked has is no answer, whatever the head remembers.
+            # A label without a cell among the chosen ones is not an answer, although the head knows it.
             allowed = np.isin(np.arange(members.n_classes), members.labels_among(subset))
             if not allowed.any():
-                raise InputError("none of the reference cells chosen has a label", fix="loosen --where")
+                raise InputError(
+                    "none of the reference cells chosen has a label",
+                    fix="loosen --where",
+                    code="where-no-match",
+                )
             found = found.restricted(allowed)
         alone = {
             name: calibration.ensemble.alone(name, s) for name, s in zip(MEMBERS, found.scores, strict=True)
         }
         together = calibration.ensemble.combine(found.scores)
-        # How new a cell is, and which labels it may have, does not depend on the member asked for its name.
+        # Novelty and label sets do not depend on the method that is asked for.
         given = together.argmax(axis=1)
         measures = np.zeros((len(chunk), 3), dtype=np.float32)
         if calibration.novelty is not None:

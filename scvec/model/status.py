@@ -1,18 +1,28 @@
-"""One word on how far a label can be trusted."""
+"""Status of a cell: how far its label can be trusted. Colours of labels and statuses."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["COVERAGE", "STATUSES", "low_quality_floor", "status_codes", "statuses"]
+__all__ = [
+    "COVERAGE",
+    "GREY",
+    "PALETTE",
+    "STATUSES",
+    "STATUS_COLORS",
+    "label_colors",
+    "low_quality_floor",
+    "status_codes",
+    "statuses",
+]
 
 STATUSES = ("confident", "ambiguous", "novel", "low_quality")
-
-#: Below an even chance, another answer is about as likely.
-CONFIDENCE_BAR = 0.5
+#: Below an even chance, another label is about as likely.
+MIN_CONFIDENCE = 0.5
 #: Coverage of the label sets that say whether another label fits a cell as well.
 COVERAGE = 0.9
 
@@ -24,7 +34,7 @@ def status_codes(
     n_labels: npt.NDArray[np.integer[Any]],
     low_quality: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.int8]:
-    """Return (n,) numbers into :data:`STATUSES`; the gravest that applies.
+    """Return (n,) numbers into :data:`STATUSES`; the worst that applies.
 
     Parameters
     ----------
@@ -33,10 +43,10 @@ def status_codes(
     n_labels
         (n,) labels in the set of each cell at :data:`COVERAGE`.
     low_quality
-        (n,) cells with too little in them to say anything.
+        (n,) bool, cells with too few genes for an answer.
     """
     status = np.full(len(confidence), STATUSES.index("ambiguous"), dtype=np.int8)
-    status[(n_labels <= 1) & (confidence >= CONFIDENCE_BAR)] = STATUSES.index("confident")
+    status[(n_labels <= 1) & (confidence >= MIN_CONFIDENCE)] = STATUSES.index("confident")
     status[novelty > 0.5] = STATUSES.index("novel")
     status[low_quality] = STATUSES.index("low_quality")
     return status
@@ -48,9 +58,9 @@ def statuses(**measures: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
 
 
 def low_quality_floor(n_detected: npt.NDArray[np.int64]) -> float:
-    """Return how many of its genes a reference cell has at the least, halved.
+    """Return half the number of genes that a reference cell has at least.
 
-    The 1st percentile, so that one odd reference cell does not set the bar.
+    The 1st percentile, so that one odd reference cell does not set the threshold.
 
     Parameters
     ----------
@@ -58,3 +68,29 @@ def low_quality_floor(n_detected: npt.NDArray[np.int64]) -> float:
         (n,) number of the reference's genes found in each labelled cell.
     """
     return float(max(1.0, 0.5 * np.quantile(n_detected, 0.01)))
+
+
+#: Okabe and Ito's colours (2008, https://jfly.uni-koeln.de/color), then those that lie farthest, in Oklab,
+#: from all before them as people with normal vision, deuteranopia and protanopia see them (Machado et al.
+#: 2009, doi:10.1109/TVCG.2009.113). The first dozen are told apart at once; more take a look at the legend.
+PALETTE = tuple(
+    "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00 #700033 #3D00A3 #00EBAD #7014FF #854700 #8F7AFF #AD1470 "
+    "#D6D600 #8FB885 #B8CCFF #D600C2 #5C0A70 #145C5C #0000D6 #474799 #00CCC2 #F54766 #EBC27A #5C66E0 #AD523D "
+    "#A35C85 #70290A #99003D #7A528F #F57047 #858FD6 #FF85FF #8F0085 #52335C #66E0D6 #003DB8 #1F85D6 #E0A3AD "
+    "#EB9966".split()
+)
+#: Colour of cells without a label.
+GREY = "#BBBBBB"
+STATUS_COLORS = {"confident": "#0072B2", "ambiguous": "#E69F00", "novel": "#D55E00", "low_quality": GREY}
+
+
+def label_colors(classes: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Return a colour for each label: the same for one reference whichever of its labels a query has.
+
+    Parameters
+    ----------
+    classes
+        All labels of the reference. Beyond 40 colours repeat.
+    """
+    number = {name: i for i, name in enumerate(classes)}
+    return [PALETTE[number[name] % len(PALETTE)] if name in number else GREY for name in labels]

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.device import resolved_device
 from scvec.base.errors import StoreError
+from scvec.base.resources import resolved_device
 from scvec.base.types import CellChunk
 from scvec.encoders import load_encoder
 from scvec.model.calibration import Calibration
+from scvec.model.classifiers import Head, Members
 from scvec.model.encoder_parts import stored_parts
-from scvec.model.head import Head
-from scvec.model.members import Members
+from scvec.model.heldout import TrainingSample
+from scvec.model.novelty import Spread
 from scvec.model.reference import ReferenceModel
-from scvec.model.sample import TrainingSample
-from scvec.model.spread import Spread
 from scvec.stores.index.gpu import on_device
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from scvec.encoders import EncoderParts
     from scvec.ingest.genes.names import GeneMap
     from scvec.model.gene_vectors import EncodedGenes
+    from scvec.model.heldout import TrainingSample
     from scvec.model.labelled import Labelled
     from scvec.model.matching import MatchedSource
     from scvec.model.reference import ReferenceModel
-    from scvec.model.sample import TrainingSample
 
 __all__ = ["class_tensors", "read_sample", "train"]
 
@@ -47,8 +47,7 @@ def read_sample(
     """
     import scipy.sparse as sp
 
-    from scvec.model.heldout import make_folds, splits
-    from scvec.model.sample import TrainingSample
+    from scvec.model.heldout import TrainingSample, make_folds, splits
 
     parts, start = [], 0
     for source, genes in zip(matched, maps, strict=True):
@@ -135,7 +134,7 @@ def train(
 def class_tensors(sample: TrainingSample) -> dict[str, npt.NDArray[Any]]:
     """Return the mean cell of each class over all genes, and each gene's spread within classes."""
     from scvec.encoders.statistics import Profile
-    from scvec.model.members import sparse_class_means
+    from scvec.model.classifiers import sparse_class_means
 
     means: Float32 = sparse_class_means(sample.X, sample.labels, sample.n_classes)
     return {"classes.means": means, "classes.spread": Profile.from_cells(sample.X, sample.labels).spread}

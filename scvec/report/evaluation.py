@@ -138,7 +138,7 @@ def draw(report: EvaluationReport, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from scvec.base.borders import disk_errors
+    from scvec.base.errors import disk_errors
 
     figure = Figure(figsize=(12, 10), layout="constrained")
     FigureCanvasAgg(figure)

@@ -102,7 +102,7 @@ def confidence(adata: AnnData, *, key_added: str = "scvec", title: str | None = 
     InputError
         If matplotlib is missing, or the object is not annotated.
     """
-    from scvec.model.colors import STATUS_COLORS
+    from scvec.model.status import STATUS_COLORS
 
     labels = _texts(_column(adata, f"{key_added}_label"))
     sure = _column(adata, f"{key_added}_confidence").to_numpy(dtype=float)
@@ -280,7 +280,7 @@ def _places(adata: AnnData, basis: str | None, key_added: str) -> npt.NDArray[An
 
 def _colors(adata: AnnData, column: str, values: Any, key_added: str) -> tuple[list[str], list[str]]:
     """Return the names of a column and their colours: those in uns, as scanpy keeps them, else our own."""
-    from scvec.model.colors import GREY, PALETTE
+    from scvec.model.status import GREY, PALETTE
 
     texts = _texts(values)
     if hasattr(values, "cat"):

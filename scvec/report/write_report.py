@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.borders import disk_errors
-from scvec.base.errors import InputError, ScvecError
+from scvec.base.errors import InputError, ScvecError, disk_errors
 from scvec.base.results import plain
 from scvec.base.types import Float32, Int64, Progress, no_progress
 from scvec.ingest.cells.write import check_output
-from scvec.model.colors import PALETTE, STATUS_COLORS, label_colors
 from scvec.model.explanation import Explainer, generation_of, read_again, same_reference
 from scvec.model.query_options import QueryOptions
-from scvec.model.status import STATUSES
+from scvec.model.status import PALETTE, STATUS_COLORS, STATUSES, label_colors
 from scvec.model.storage import CODE_COLUMN
 from scvec.report.layout import lay_out, need_umap
 

@@ -60,7 +60,7 @@ def serve(
     InputError
         The extra ``serve`` is not installed, the store is none, or the port is taken.
     """
-    from scvec.base.borders import parse_memory
+    from scvec.base.resources import parse_memory
     from scvec.stores.store.store import Store
 
     need_serve()

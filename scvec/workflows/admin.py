@@ -1,39 +1,34 @@
-"""Looking into a store, proving it whole, taking things out and throwing things away."""
+"""Commands about the store itself: what is inside, whether it is whole, what can be taken out of it."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvec.base.errors import ScvecError
-from scvec.base.results import human_bytes
+from scvec.base.errors import InputError, ScvecError
+from scvec.base.results import Record, Report, counts_line, human_bytes, plain, table
 from scvec.base.types import Progress, no_progress
-from scvec.workflows.reports import (
-    Check,
-    CompactReport,
-    DoctorReport,
-    InfoReport,
-    ReferenceInfo,
-    RmReport,
-    SpaceInfo,
-    VerifyReport,
-)
 
 if TYPE_CHECKING:
     from scvec.stores.store.store import Store
-    from scvec.workflows.reports import DoctorReport
 
-__all__ = ["compact", "doctor", "examine", "info", "rm", "verify"]
+__all__ = ["compact", "doctor", "info", "rm", "verify"]
 
+#: Largest difference between a stored vector and a fresh one that is rounding and not another encoder.
+PARITY = 1e-4
+#: Bytes of disk that a first reference needs: knowledge base, vectors, working copies.
+DISK = 500_000_000
 LIBRARIES = (
     "anndata",
     "duckdb",
@@ -49,39 +44,333 @@ LIBRARIES = (
     "torch",
     "transformers",
 )
-#: Disk that a first reference needs: knowledge base, vectors, working copies.
-DISK = 500_000_000
 
 
-def examine(store: Path | None) -> DoctorReport:
-    """Run all checks; none of them changes anything."""
-    return DoctorReport(checks=list(_checks(store)))
+def info(store: Path | str, reference: str | None = None) -> InfoReport:
+    """Return what is inside a store; with ``reference``, more about that one.
 
+    Raises
+    ------
+    InputError
+        If there is no store, or no reference of that name.
+    """
+    from scvec.stores.store.manifest import FORMAT
+    from scvec.stores.store.store import Store
 
-def _checks(store: Path | None) -> Iterator[Check]:
-    python = platform.python_version()
-    yield Check(
-        name="python",
-        ok=(3, 11) <= sys.version_info[:2] <= (3, 13),
-        detail=f"{python} on {platform.system()} {platform.machine()}",
-        fix="scvec is tested on Python 3.11 to 3.13",
+    opened = Store(store)
+    manifest = opened.generation.manifest
+    names = [reference] if reference is not None else sorted(manifest.references)
+    genes: dict[str, int] = {}
+    if manifest.knowledge is not None:
+        with opened.knowledge() as kb:
+            counts = kb.counts()
+        genes = {k.removeprefix("genes "): n for k, n in counts.items() if k.startswith("genes ")}
+    spaces = [
+        SpaceInfo(
+            fingerprint=fingerprint,
+            backbone=stored.space.backbone,
+            dim=stored.space.dim,
+            n_genes=stored.n,
+            template=stored.space.template,
+        )
+        for fingerprint, stored in opened.spaces().items()
+    ]
+    return InfoReport(
+        store=opened.path,
+        generation=str(opened.generation.number),
+        format_version=FORMAT,
+        size_bytes=_size(opened.path),
+        genes=genes,
+        spaces=spaces,
+        references=[_reference_info(opened, name) for name in names],
+        detailed=reference is not None,
     )
-    yield _libraries()
-    yield _guarded("cores and memory", _machine, "")
-    yield _guarded("device", _device, "")
-    yield _guarded("default model", _model, "pip install 'scvec[offline]'")
+
+
+def _reference_info(opened: Store, name: str) -> ReferenceInfo:
+    from scvec.model.cell_index import index_facts
+    from scvec.model.storage import species_of
+
+    stored = opened.reference(name)
+    meta = stored.meta
+    calibration = meta["model"]["calibration"]
+    species = species_of(meta)
+    return ReferenceInfo(
+        name=name,
+        n_cells=stored.n,
+        species=" and ".join(species),
+        encoder=meta["model"]["encoder"]["name"],
+        space=meta["space"]["fingerprint"] if meta["space"] else "none",
+        classes=meta["counts"],
+        details={
+            "genes": len(meta["genes"]),
+            **({"cells": species} if len(species) > 1 else {}),
+            "embed_dim": stored.dim,
+            "index": index_facts(stored),
+            "options": meta["options"],
+            "sources": meta["sources"],
+            "held out": calibration["held_out"],
+            "record": calibration["record"],
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceInfo(Record):
+    """One embedding space of a store."""
+
+    fingerprint: str
+    backbone: str
+    dim: int
+    n_genes: int
+    template: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceInfo(Record):
+    """One reference of a store. ``details`` holds the other facts of its manifest."""
+
+    name: str
+    n_cells: int
+    species: str
+    encoder: str
+    space: str
+    classes: dict[str, int]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoReport(Report):
+    """What is inside a store. ``detailed`` when one reference was asked for."""
+
+    store: Path
+    generation: str
+    format_version: int
+    size_bytes: int
+    genes: dict[str, int]
+    spaces: list[SpaceInfo]
+    references: list[ReferenceInfo]
+    detailed: bool = False
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        lines = [
+            f"store {self.store}: generation {self.generation or 'none'}, format {self.format_version}, "
+            f"{human_bytes(self.size_bytes)}",
+            f"genes: {counts_line(self.genes)}",
+        ]
+        lines += [
+            f"space {s.fingerprint}: {s.n_genes:,} genes x {s.dim}, backbone {s.backbone}"
+            for s in self.spaces
+        ]
+        for ref in self.references:
+            lines.append(
+                f"reference '{ref.name}': {ref.n_cells:,} {ref.species} cells, {len(ref.classes)} labels, "
+                f"encoder {ref.encoder}, space {ref.space}"
+            )
+            if self.detailed:
+                lines += [*table(ref.classes), *reference_lines(plain(ref.details))]
+        if not self.references:
+            lines.append("no references yet: scvec ingest cells makes one")
+        return lines
+
+
+def reference_lines(details: Mapping[str, Any]) -> list[str]:
+    """Return :attr:`ReferenceInfo.details` as lines for people; unknown details stand at the end."""
+    rest = dict(details)
+    lines = [f"  {rest.pop('genes'):,} genes, {rest.pop('embed_dim')} dimensions"] if "genes" in rest else []
+    if cells := rest.pop("cells", None):
+        lines.append("  cells: " + ", ".join(f"{n:,} {species}" for species, n in cells.items()))
+    lines += [_source_line(source) for source in rest.pop("sources", ())]
+    if index := rest.pop("index", None):
+        lines.append(f"  index: {_index_line(index)}")
+    if options := rest.pop("options", None):
+        shown = (f"{name} {value}" for name, value in options.items() if value not in (None, "", [], {}))
+        lines.append(f"  options: {', '.join(shown)}")
+    held_out, record = rest.pop("held out", None), rest.pop("record", None)
+    if record:
+        lines.append(_record_line(str(held_out), record))
+    return lines + [f"  {key}: {value}" for key, value in rest.items()]
+
+
+def _source_line(source: Mapping[str, Any]) -> str:
+    parts = [f"{source['n_cells']:,} {source.get('species', '')} cells".replace("  ", " ")]
+    parts += [text for text in (source.get("genes"), (source.get("expression") or {}).get("message")) if text]
+    return f"  from {source.get('name')}: {'; '.join(parts)}"
+
+
+def _index_line(index: Mapping[str, Any]) -> str:
+    line = f"{index['kind']}, {index['search']}"
+    if recall := index.get("recall"):
+        found = ", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in recall.items())
+        most = " at most" if index.get("reach") is not None else ""
+        line += f"; {index['n_lists']:,} lists, {index['nprobe']} opened{most}, factor {index['factor']}"
+        line += f"; recall {found} (asked {index['target']:g})"
+    if "segments" in index:
+        line += f"; {index['appended']:,} cells appended, {index['deleted']:,} deleted"
+        line += f", {index['segments']} segments (scvec compact merges them)"
+    return line
+
+
+def _record_line(held_out: str, record: Mapping[str, Any]) -> str:
+    """Return how right the reference was on held-out cells."""
+    names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE"}
+    scores = [f"{name} {record[key]:.3f}" for key, name in names.items() if record.get(key) is not None]
+    if not scores:
+        return "  no cell could be held out: confidence is not calibrated, novelty is not judged"
+    alone = ", ".join(f"{name} {value:.3f}" for name, value in (record.get("members") or {}).items())
+    return f"  on held-out cells ({held_out}): {', '.join(scores)}" + (f"; alone: {alone}" if alone else "")
+
+
+def verify(
+    store: Path | str, *, device: str = "auto", llm: str | None = None, progress: Progress = no_progress
+) -> VerifyReport:
+    """Check every file of the current generation, and that encoders still give the stored vectors.
+
+    Parameters
+    ----------
+    device, llm
+        Where encoders compute, and where the language model of ``prompt`` references lies if it was moved.
+
+    Raises
+    ------
+    InputError
+        If there is no store.
+    StoreError
+        If not even the manifest can be read.
+    """
+    from scvec.stores.store.store import Store
+
+    started = time.monotonic()
+    opened = Store(store)
+    found = opened.verify(progress=progress)
+    problems, parity = list(found.problems), {}
+    for name in sorted(opened.generation.manifest.references):
+        try:
+            parity[name], allowed = _parity(opened, name, device, llm)
+        except ScvecError as error:
+            if not problems:  # else it is the consequence of what was found already
+                problems.append(f"reference {name!r}: {error.what}")
+            continue
+        if not parity[name] <= allowed:
+            problems.append(
+                f"reference {name!r}: its encoder differs by {parity[name]:.2g} from stored vectors"
+            )
+    older = len(found.unreferenced)
+    return VerifyReport(
+        store=opened.path,
+        generation=str(found.generation),
+        n_files=found.n_files,
+        n_bytes=found.n_bytes,
+        seconds=time.monotonic() - started,
+        encoder_parity=parity,
+        problems=problems,
+        notes=[f"{older} files of older generations: scvec compact removes them"] if older else [],
+    )
+
+
+def _parity(opened: Store, name: str, device: str, llm: str | None) -> tuple[float, float]:
+    """Return how far fresh vectors of a few cells are from the stored ones, and how far they may be.
+
+    The largest difference of a number; for encoders that read with a model, whose rounding goes with device
+    and precision, the largest cosine distance.
+    """
+    from scvec.model.storage import load_model, probe_cells
+
+    stored = opened.reference(name)
+    cells, rows = probe_cells(stored.tensors, len(stored.meta["genes"]))
+    if not len(rows):  # they were deleted from the reference
+        return 0.0, PARITY
+    used = llm if stored.meta["model"]["encoder"].get("llm") else None
+    encoder = load_model(stored, device=device, llm=used).members.encoder
+    fresh, kept = encoder.encode(cells).astype(np.float64), np.asarray(stored.vectors[rows], dtype=np.float64)
+    allowed = getattr(encoder, "parity", None)
+    if allowed is None:
+        return float(np.abs(fresh - kept).max()), PARITY
+    lengths = np.linalg.norm(fresh, axis=1) * np.linalg.norm(kept, axis=1)
+    return float((1.0 - (fresh * kept).sum(axis=1) / np.maximum(lengths, 1e-12)).max()), float(allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked(Report):
+    """A report that says whether all is well."""
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and ``ok``."""
+        return {"ok": self.ok, **super().to_dict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport(_Checked):
+    """What ``verify`` checked. ``problems`` is empty when the store is sound.
+
+    Attributes
+    ----------
+    encoder_parity
+        Per reference, the largest absolute difference between stored and freshly computed vectors.
+    """
+
+    store: Path
+    generation: str
+    n_files: int
+    n_bytes: int
+    seconds: float
+    encoder_parity: dict[str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True when there are no problems."""
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        lines = [f"checked {self.n_files:,} files, {human_bytes(self.n_bytes)}, in {self.seconds:.1f} s"]
+        lines += [
+            f"encoder of '{name}' differs by {d:.2g} at most" for name, d in self.encoder_parity.items()
+        ]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        return [*lines, f"store {self.store} is {'sound' if self.ok else 'damaged'}"]
+
+
+def doctor(store: Path | str | None = None) -> DoctorReport:
+    """Check the machine, the libraries, the default model and the store; change nothing."""
+    from scvec.stores.store.store import expanded
+
+    checks = [
+        _python(),
+        _libraries(),
+        _guarded("cores and memory", _machine),
+        _guarded("device", _device),
+        _guarded("default model", _model, "pip install 'scvec[offline]'"),
+    ]
     if store is not None:
-        yield _disk(store)
-        yield _store(store)
+        folder = expanded(store)
+        checks += [_disk(folder), _store(folder)]
+    return DoctorReport(checks=checks)
 
 
-def _guarded(name: str, look: Callable[[], str], fix: str) -> Check:
+def _guarded(name: str, look: Callable[[], str], fix: str = "") -> Check:
     try:
         return Check(name=name, ok=True, detail=look())
     except ScvecError as error:
         return Check(name=name, ok=False, detail=error.what, fix=error.fix or fix)
-    except Exception as error:  # doctor's job is to say what is broken, whatever it is
+    except Exception as error:  # doctor says what is broken, whatever it is
         return Check(name=name, ok=False, detail=f"{type(error).__name__}: {error}", fix=fix)
+
+
+def _python() -> Check:
+    return Check(
+        name="python",
+        ok=(3, 11) <= sys.version_info[:2] <= (3, 13),
+        detail=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        fix="scvec is tested on Python 3.11 to 3.13",
+    )
 
 
 def _libraries() -> Check:
@@ -140,7 +429,6 @@ def _disk(store: Path) -> Check:
 
 
 def _store(store: Path) -> Check:
-    from scvec.base.errors import InputError
     from scvec.stores.store.store import Store
 
     try:
@@ -150,111 +438,44 @@ def _store(store: Path) -> Check:
     except ScvecError as error:
         return Check(name="store", ok=False, detail=error.what, fix=error.fix)
     number = len(opened.generation.manifest.references)
-    return Check(
-        name="store", ok=True, detail=f"generation {opened.generation.number}, {number} references: {store}"
-    )
+    detail = f"generation {opened.generation.number}, {number} references: {store}"
+    return Check(name="store", ok=True, detail=detail)
 
 
-#: Largest difference between a stored vector and a fresh one that is rounding and not another encoder.
-PARITY = 1e-4
+@dataclass(frozen=True, kw_only=True)
+class Check(Record):
+    """One line of ``doctor``."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+    fix: str = ""
 
 
-def info(store: Path | str, reference: str | None = None) -> InfoReport:
-    """Say what is inside a store; with ``reference``, more about that one.
+@dataclass(frozen=True, kw_only=True)
+class DoctorReport(_Checked):
+    """What ``doctor`` found out about the machine and the store."""
 
-    Raises
-    ------
-    InputError
-        If there is no store, or no reference of that name.
-    """
-    from scvec.stores.store.manifest import FORMAT
-    from scvec.stores.store.store import Store
+    checks: list[Check]
 
-    opened = Store(store)
-    names = [reference] if reference is not None else sorted(opened.generation.manifest.references)
-    genes: dict[str, int] = {}
-    if opened.generation.manifest.knowledge is not None:
-        with opened.knowledge() as kb:
-            counts = kb.counts()
-        genes = {k.removeprefix("genes "): n for k, n in counts.items() if k.startswith("genes ")}
-    return InfoReport(
-        store=opened.path,
-        generation=str(opened.generation.number),
-        format_version=FORMAT,
-        size_bytes=_size(opened.path),
-        genes=genes,
-        spaces=[
-            SpaceInfo(
-                fingerprint=fingerprint,
-                backbone=space.space.backbone,
-                dim=space.space.dim,
-                n_genes=space.n,
-                template=space.space.template,
-            )
-            for fingerprint, space in opened.spaces().items()
-        ],
-        references=[_reference_info(opened, name) for name in names],
-        detailed=reference is not None,
-    )
+    @property
+    def ok(self) -> bool:
+        """True when every check passed."""
+        return all(check.ok for check in self.checks)
 
-
-def verify(
-    store: Path | str, *, device: str = "auto", llm: str | None = None, progress: Progress = no_progress
-) -> VerifyReport:
-    """Check every file of the current generation, and that encoders still give the vectors that are stored.
-
-    Parameters
-    ----------
-    device, llm
-        Where encoders compute, and where the language model of ``prompt`` references lies if it was moved.
-
-    Raises
-    ------
-    InputError
-        If there is no store.
-    StoreError
-        If not even the manifest can be read.
-    """
-    from scvec.stores.store.store import Store
-
-    started = time.monotonic()
-    opened = Store(store)
-    found = opened.verify(progress=progress)
-    problems, parity = list(found.problems), {}
-    for name in sorted(opened.generation.manifest.references):
-        try:
-            parity[name], allowed = _parity(opened, name, device, llm)
-        except ScvecError as error:
-            if not problems:  # else it is the consequence of what was found already
-                problems.append(f"reference {name!r}: {error.what}")
-            continue
-        if not parity[name] <= allowed:
-            problems.append(
-                f"reference {name!r}: its encoder differs by {parity[name]:.2g} from stored vectors"
-            )
-    return VerifyReport(
-        store=opened.path,
-        generation=str(found.generation),
-        n_files=found.n_files,
-        n_bytes=found.n_bytes,
-        seconds=time.monotonic() - started,
-        encoder_parity=parity,
-        problems=problems,
-        notes=[f"{len(found.unreferenced)} files of older generations: scvec compact removes them"]
-        if found.unreferenced
-        else [],
-    )
-
-
-def doctor(store: Path | str | None = None) -> DoctorReport:
-    """Look at the machine, the libraries, the default model and the store."""
-    from scvec.stores.store.store import expanded
-
-    return examine(None if store is None else expanded(store))
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        width = max((len(check.name) for check in self.checks), default=0)
+        lines = []
+        for check in self.checks:
+            lines.append(f"{'ok ' if check.ok else 'BAD'}  {check.name:<{width}}  {check.detail}".rstrip())
+            if check.fix and not check.ok:
+                lines.append(f"     {'':<{width}}  fix: {check.fix}")
+        return lines
 
 
 def rm(store: Path | str, reference: str) -> RmReport:
-    """Drop a reference. Its space is given back by :func:`compact`.
+    """Remove a reference. :func:`compact` gives back its space.
 
     Raises
     ------
@@ -266,7 +487,7 @@ def rm(store: Path | str, reference: str) -> RmReport:
     from scvec.stores.store.store import Store
 
     opened = Store(store)
-    opened.reference(reference)  # names those there are
+    opened.reference(reference)  # its error lists the references
     with opened.begin("rm", {"reference": reference}) as txn:
         txn.remove_reference(reference)
         generation = txn.commit()
@@ -275,6 +496,20 @@ def rm(store: Path | str, reference: str) -> RmReport:
         generation=str(generation.number),
         remaining=sorted(generation.manifest.references),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RmReport(Report):
+    """What ``rm`` removed."""
+
+    reference: str
+    generation: str
+    remaining: list[str]
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        left = ", ".join(self.remaining) or "none"
+        return [f"removed reference '{self.reference}'; left: {left}", "scvec compact gives back its space"]
 
 
 def compact(store: Path | str) -> CompactReport:
@@ -309,54 +544,21 @@ def compact(store: Path | str) -> CompactReport:
     )
 
 
-def _reference_info(opened: Store, name: str) -> ReferenceInfo:
-    from scvec.model.cell_index import index_facts
-    from scvec.model.storage import species_of
+@dataclass(frozen=True, kw_only=True)
+class CompactReport(Report):
+    """What ``compact`` gave back."""
 
-    stored = opened.reference(name)
-    meta = stored.meta
-    calibration = meta["model"]["calibration"]
-    species = species_of(meta)
-    return ReferenceInfo(
-        name=name,
-        n_cells=stored.n,
-        species=" and ".join(species),
-        encoder=meta["model"]["encoder"]["name"],
-        space=meta["space"]["fingerprint"] if meta["space"] else "none",
-        classes=meta["counts"],
-        details={
-            "genes": len(meta["genes"]),
-            **({"cells": species} if len(species) > 1 else {}),
-            "embed_dim": stored.dim,
-            "index": index_facts(stored),
-            "options": meta["options"],
-            "sources": meta["sources"],
-            "held out": calibration["held_out"],
-            "record": calibration["record"],
-        },
-    )
+    before_bytes: int
+    after_bytes: int
+    n_files_removed: int
+    generation: str = ""
 
-
-def _parity(opened: Store, name: str, device: str, llm: str | None) -> tuple[float, float]:
-    """Return how far fresh vectors of a few cells are from the stored ones, and how far they may be.
-
-    The largest difference of a number; for encoders that read with a model, whose rounding goes with device
-    and precision, the largest cosine distance.
-    """
-    from scvec.model.storage import load_model, probe_cells
-
-    stored = opened.reference(name)
-    cells, rows = probe_cells(stored.tensors, len(stored.meta["genes"]))
-    if not len(rows):  # they were dropped from the reference
-        return 0.0, PARITY
-    used = llm if stored.meta["model"]["encoder"].get("llm") else None
-    encoder = load_model(stored, device=device, llm=used).members.encoder
-    fresh, kept = encoder.encode(cells).astype(np.float64), np.asarray(stored.vectors[rows], dtype=np.float64)
-    allowed = getattr(encoder, "parity", None)
-    if allowed is None:
-        return float(np.abs(fresh - kept).max()), PARITY
-    lengths = np.linalg.norm(fresh, axis=1) * np.linalg.norm(kept, axis=1)
-    return float((1.0 - (fresh * kept).sum(axis=1) / np.maximum(lengths, 1e-12)).max()), float(allowed)
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        return [
+            f"{human_bytes(self.before_bytes)} before, {human_bytes(self.after_bytes)} after, "
+            f"{self.n_files_removed:,} files removed"
+        ]
 
 
 def _size(folder: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
+from scvec.base.results import Report
 from scvec.base.types import Progress, no_progress
-from scvec.workflows.reports import GrowReport
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from scvec.ingest.cells.source import CellSource
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["append_cells", "drop_cells"]
+__all__ = ["GrowReport", "append_cells", "drop_cells"]
 
 
 def append_cells(
@@ -66,7 +67,7 @@ def append_cells(
     """
     import pandas as pd
 
-    from scvec.base.device import check_device
+    from scvec.base.resources import check_device
     from scvec.ingest.cells.label_columns import as_label_map
     from scvec.ingest.cells.source import CellSource
     from scvec.model.cell_index import changed_meta, counts_of, grows_apart, put_whole
@@ -239,3 +240,19 @@ def _sample_without(stored: StoredReference, gone: npt.NDArray[np.int64]) -> dic
         return {}
     tensors, _ = sample_of(stored).without(gone).state()
     return {f"sample.{name}": values for name, values in tensors.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowReport(Report):
+    """A reference to which cells were appended, or from which some were deleted."""
+
+    name: str
+    n_added: int
+    n_dropped: int
+    n_cells: int
+    generation: str = ""
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        done = f"{self.n_added:,} cells appended" if self.n_added else f"{self.n_dropped:,} cells deleted"
+        return [f"reference '{self.name}': {done}, {self.n_cells:,} now"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -10,16 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.results import Stages
+from scvec.base.results import Record, Report, Stages, counts_line, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.model.metrics import accuracy, macro_f1
 from scvec.workflows.ingest_cells import ingest_cells
 from scvec.workflows.query import query
-from scvec.workflows.reports import DemoQuery, DemoReport
 
-__all__ = ["MERGED", "demo", "merge_labels"]
+__all__ = ["MERGED", "DemoQuery", "DemoReport", "demo", "merge_labels"]
 
-#: Baron's human and mouse cells were labelled apart: these types are told apart in one species only.
+#: Baron's human and mouse cells were labelled by different schemes: one species only has these finer types.
 MERGED = {
     "activated_stellate": "stellate",
     "quiescent_stellate": "stellate",
@@ -64,7 +64,12 @@ def demo(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError("a file is where the folder should be", str(folder), "give another --out") from error
+        raise InputError(
+            "a file is where the folder should be",
+            str(folder),
+            "give another --out",
+            code="output-not-writable",
+        ) from error
     data = files("scvec") / "data"
     with (
         as_file(data / "baron_human.h5ad") as human,
@@ -101,16 +106,16 @@ def demo(
             found = query(where, paths[key], reference="pancreas", output=output, progress=progress)
             seconds = time.monotonic() - started
         truth = anndata.read_h5ad(paths[key], backed="r").obs["cell_type"].to_numpy().astype(str)
-        said = found.label.astype(str)
+        label = found.label.astype(str)
         if key == "mouse_query":
-            truth, said = merge_labels(truth), merge_labels(said)
+            truth, label = merge_labels(truth), merge_labels(label)
         queries.append(
             DemoQuery(
                 name=title,
                 n_cells=len(found),
                 labels=found.counts(),
-                accuracy=accuracy(truth, said),
-                macro_f1=macro_f1(truth, said),
+                accuracy=accuracy(truth, label),
+                macro_f1=macro_f1(truth, label),
                 seconds=seconds,
                 file=output,
             )
@@ -134,3 +139,60 @@ def _detailed(seconds: dict[str, float], ingest: dict[str, float]) -> dict[str, 
         else:
             found[stage] = value
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoQuery(Record):
+    """One annotated data set of the demo, against its true labels.
+
+    Attributes
+    ----------
+    labels
+        Cells per label given.
+    accuracy, macro_f1
+        Against the true labels, 0-1.
+    file
+        The annotated file.
+    """
+
+    name: str
+    n_cells: int
+    labels: dict[str, int]
+    accuracy: float
+    macro_f1: float
+    seconds: float
+    file: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoReport(Report):
+    """What ``demo`` did.
+
+    Attributes
+    ----------
+    texts
+        Number of gene texts by the source of their vectors.
+    seconds
+        Seconds per stage.
+    files
+        The h5ad files of the output folder.
+    """
+
+    queries: list[DemoQuery]
+    seconds: dict[str, float]
+    files: list[Path]
+    store: Path
+    texts: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        lines: list[str] = []
+        for each in self.queries:
+            scores = f"accuracy {each.accuracy:.3f}, macro-F1 {each.macro_f1:.3f}"
+            lines += [f"{each.name}: {each.n_cells:,} cells", *table(each.labels)]
+            lines += [f"  against the true labels: {scores}", ""]
+        if self.texts:
+            lines.append(f"gene texts: {counts_line(self.texts)}")
+        lines += [f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]
+        lines += ["files:", *(f"  {path}" for path in self.files), f"store: {self.store}"]
+        return lines

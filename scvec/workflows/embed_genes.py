@@ -61,7 +61,7 @@ def ingest_embeddings(
         If a server is gone or refuses. The vectors that it gave before are in the store.
     """
     from scvec.backbones import parse_spec
-    from scvec.base.device import check_device
+    from scvec.base.resources import check_device
     from scvec.model.gene_vectors import check_template, encode_genes, plan_encoding
     from scvec.model.resolvers import ensure_knowledge
     from scvec.stores.store.store import Store

@@ -101,7 +101,7 @@ def evaluate(
     )
     report = report.with_files(output=target, plot=figure)
     if target is not None:
-        from scvec.base.borders import disk_errors
+        from scvec.base.errors import disk_errors
 
         with disk_errors(str(target)):
             target.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scvec.base.errors import InputError
-from scvec.workflows.reports import ExportReport, ImportReport
+from scvec.base.results import Report, human_bytes
 
 if TYPE_CHECKING:
     from scvec.ingest.cells.vector_files import VectorFile
     from scvec.stores.store.reference_reader import StoredReference, StoredSpace
     from scvec.stores.store.store import Store
 
-__all__ = ["export", "import_vectors"]
+__all__ = ["ExportReport", "ImportReport", "export", "import_vectors"]
 
 CLASS = "scvec_class"
 #: Largest difference between two vectors that are the same one.
@@ -279,3 +280,56 @@ def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_r
         dry_run=dry_run,
         notes=[*found.notes, *([f"{note}know them once the reference is ingested again"] if moved else [])],
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport(Report):
+    """What ``export`` wrote."""
+
+    reference: str
+    to: str
+    files: list[Path]
+    n_cells: int
+    size_bytes: int
+    kind: str = "cells"
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        of = f"'{self.reference}'" if self.kind == "cells" else f"space {self.reference}"
+        what = f"{self.n_cells:,} {self.kind} of {of} as {self.to}, {human_bytes(self.size_bytes)}"
+        return [f"wrote {what}", *(f"  {path}" for path in self.files)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport(Report):
+    """What ``import`` took.
+
+    Attributes
+    ----------
+    kind
+        ``cells`` or ``genes``.
+    name
+        The reference, or the fingerprint of the space.
+    n_rows, n_new
+        Rows of the file; genes that the space had not, or cells that got another label.
+    columns
+        Columns of obs that the reference had not.
+    """
+
+    kind: str
+    name: str
+    n_rows: int
+    n_new: int
+    columns: list[str]
+    generation: str = ""
+    dry_run: bool = False
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        if self.kind == "genes":
+            lines = [f"space {self.name}: {self.n_rows:,} genes, {self.n_new:,} of them new"]
+        else:
+            lines = [f"reference '{self.name}': {self.n_rows:,} cells, {self.n_new:,} with another label"]
+            if self.columns:
+                lines.append(f"new columns: {', '.join(self.columns)}")
+        return [*lines, "nothing was changed (--dry-run)"] if self.dry_run else lines

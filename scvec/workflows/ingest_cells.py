@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.results import Stages
+from scvec.base.results import Report, Stages, counts_line, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.model.labelled import Labelled, incoherent_labels, training_workers
-from scvec.workflows.reports import CellsReport
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scvec.model.matching import MatchedSource
     from scvec.model.reference import ReferenceModel
 
-__all__ = ["ingest_cells"]
+__all__ = ["CellsReport", "ingest_cells"]
 
 #: Variable genes that a reference is built on.
 N_GENES = 3000
@@ -121,7 +121,7 @@ def ingest_cells(
         If the files, the label column or an option cannot be used.
     """
     from scvec.backbones import load_backbone, parse_spec
-    from scvec.base.device import check_device
+    from scvec.base.resources import check_device
     from scvec.celltypes.label_terms import term_notes
     from scvec.encoders import needs_text
     from scvec.encoders.statistics import most_variable
@@ -366,3 +366,59 @@ def _describe(
         "model": state,
     }
     return tensors, meta
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellsReport(Report):
+    """What ``ingest cells`` saw and made.
+
+    Attributes
+    ----------
+    match_summary, expression
+        One line each: what the gene names were, and what the values were and what was done with them.
+    classes
+        Cells per label.
+    calibration
+        Held-out figures (``log_loss``, ``ece``, ``accuracy``, ``macro_f1``), and ``held_out``: how the
+        cells were held out.
+    label_findings
+        What looks odd about the labels (``kind``, ``labels`` with their numbers of cells, ``message``); the
+        messages are among the notes.
+    texts
+        Texts of genes by where their vectors came from; empty where no text is used.
+    seconds
+        Seconds per stage.
+    """
+
+    name: str
+    n_cells: int
+    n_genes_matched: int
+    match_summary: str
+    expression: str
+    classes: dict[str, int]
+    encoder: str
+    space: str
+    calibration: dict[str, Any]
+    seconds: dict[str, float]
+    texts: dict[str, int] = field(default_factory=dict)
+    label_findings: list[dict[str, Any]] = field(default_factory=list)
+    generation: str = ""
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        lines = [
+            f"reference '{self.name}': {self.n_cells:,} cells of {len(self.classes)} labels "
+            f"(encoder {self.encoder}, space {self.space})",
+            f"genes: {self.match_summary}",
+            *([f"gene texts: {counts_line(self.texts)}"] if self.texts else []),
+            f"values: {self.expression}",
+            *table(self.classes),
+        ]
+        figures = {k: v for k, v in self.calibration.items() if isinstance(v, float)}
+        if figures:
+            how = self.calibration.get("held_out", "")
+            lines.append(
+                f"on held-out cells{f' ({how})' if how else ''}: "
+                + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in figures.items())
+            )
+        return [*lines, f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scvec.base import arrays
 from scvec.base.arrays import coded
-from scvec.base.device import check_device
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
+from scvec.base.resources import check_device
 from scvec.base.results import Stages
 from scvec.base.types import Int64, Progress, no_progress
 from scvec.engines.engine import check_engine, predict_cells
 from scvec.ingest.cells.source import CellSource
 from scvec.ingest.cells.write import check_output, write_annotated, write_tables
 from scvec.model.annotation import Annotation, judge, provenance
+from scvec.model.classifiers import clusters, majority, need_igraph
 from scvec.model.gene_fit import fitted_to
-from scvec.model.majority import clusters, majority, need_igraph
 from scvec.model.matching import MatchedSource, match_genes, query_genes, reference_share
 from scvec.model.query_options import QueryOptions
 from scvec.model.reference import Prediction

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scvec.base.arrays import Packed, blocks, code_type, coded, counts, holds_texts
 from scvec.base.types import Neighbors
 from scvec.model.annotation import Annotation
-from scvec.model.label_sets import set_names
+from scvec.model.calibration import set_names
 from scvec.model.status import STATUSES
 
 #: Few texts, some of them the same, and codes into them.

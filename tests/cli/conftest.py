@@ -19,9 +19,12 @@ from click.testing import CliRunner, Result
 
 from scvec.model.explanation import Explanation, GeneEvidence, Voter
 from scvec.report.evaluation import EvaluationReport
-from scvec.workflows import reports
+from scvec.workflows.admin import Check, CompactReport, DoctorReport, InfoReport, RmReport, VerifyReport
+from scvec.workflows.demo import DemoQuery, DemoReport
+from scvec.workflows.export import ExportReport, ImportReport
 from scvec.workflows.gene_info import DiffReport
 from scvec.workflows.import_legacy import LegacyReport
+from scvec.workflows.ingest_cells import CellsReport
 from scvec.workflows.live import ComplementReport, Cost, FailedGene, LiveReport
 from scvec.workflows.search_genes import CellHit, CellHits, GeneHit, GeneHits, LabelHit
 from scvec.workflows.text_reports import EmbeddingsReport, GenesReport
@@ -114,7 +117,7 @@ def sample_reports() -> dict[str, Any]:
             references={"added": ["pancreas"]},
             examples=[],
         ),
-        "scvec.workflows.ingest_cells.ingest_cells": reports.CellsReport(
+        "scvec.workflows.ingest_cells.ingest_cells": CellsReport(
             name="pancreas",
             n_cells=5,
             n_genes_matched=3,
@@ -175,7 +178,7 @@ def sample_reports() -> dict[str, Any]:
             hits=[CellHit(cell="cell1", row=0, score=0.5, label="beta", obs={"donor": "d1"})],
         ),
         "scvec.web.server.serve": None,
-        "scvec.workflows.admin.info": reports.InfoReport(
+        "scvec.workflows.admin.info": InfoReport(
             store=Path("S"),
             generation="g1",
             format_version=1,
@@ -184,25 +187,21 @@ def sample_reports() -> dict[str, Any]:
             spaces=[],
             references=[],
         ),
-        "scvec.workflows.admin.verify": reports.VerifyReport(
+        "scvec.workflows.admin.verify": VerifyReport(
             store=Path("S"), generation="g1", n_files=3, n_bytes=10, seconds=0.1
         ),
-        "scvec.workflows.admin.doctor": reports.DoctorReport(
-            checks=[reports.Check(name="python", ok=True, detail="3.11")]
-        ),
-        "scvec.workflows.export.import_vectors": reports.ImportReport(
+        "scvec.workflows.admin.doctor": DoctorReport(checks=[Check(name="python", ok=True, detail="3.11")]),
+        "scvec.workflows.export.import_vectors": ImportReport(
             kind="genes", name="f00", n_rows=3, n_new=1, columns=[]
         ),
-        "scvec.workflows.export.export": reports.ExportReport(
+        "scvec.workflows.export.export": ExportReport(
             reference="pancreas", to="parquet", files=[Path("o.parquet")], n_cells=5, size_bytes=100
         ),
-        "scvec.workflows.admin.rm": reports.RmReport(reference="pancreas", generation="g2", remaining=[]),
-        "scvec.workflows.admin.compact": reports.CompactReport(
-            before_bytes=10, after_bytes=5, n_files_removed=1
-        ),
-        "scvec.workflows.demo.demo": reports.DemoReport(
+        "scvec.workflows.admin.rm": RmReport(reference="pancreas", generation="g2", remaining=[]),
+        "scvec.workflows.admin.compact": CompactReport(before_bytes=10, after_bytes=5, n_files_removed=1),
+        "scvec.workflows.demo.demo": DemoReport(
             queries=[
-                reports.DemoQuery(
+                DemoQuery(
                     name="donors 3-4", n_cells=2, labels={"beta": 2}, accuracy=0.5, macro_f1=0.25, seconds=1.0
                 )
             ],

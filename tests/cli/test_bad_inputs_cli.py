@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +44,7 @@ def test_bad_files_are_refused(case: Case, store: Path, tmp_path: Path) -> None:
     path = case.build(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     said = assert_refused(words_of(case, path), case.exit_code, case.message, store)
-    assert "  mend:  " in said and "  where: " in said
+    assert "  fix:   " in said and "  where: " in said
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -181,20 +183,48 @@ def test_errors_of_writing_name_the_output(store: Path, good: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_output_is_written_removes_what_is_there(
+    number: int, code: int, store: Path, good: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def stopped(path: Path) -> None:
+        assert path.parent == tmp_path and path.suffix == ".tmp" and path.stat().st_size
+        signal.raise_signal(number)
+        time.sleep(60)
+
+    monkeypatch.setattr("scvec.ingest.cells.write._sync", stopped)
+    before = contents(store)
+    result = scvec("--store", store, "query", good, "--reference", REFERENCE, "-o", tmp_path / "out.h5ad")
+    assert result.exit_code == code and result.stdout == ""
+    assert error_lines(result.stderr)[0] == "error: interrupted"
+    assert list(tmp_path.iterdir()) == [] and contents(store) == before
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 # -- real processes -----------------------------------------------------------------------------------
 
 
-def start(*words: object, store: Path) -> subprocess.Popen[str]:
+def start(*words: object, store: Path, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "scvec", "--store", str(store), *map(str, words)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         stdin=subprocess.DEVNULL,
         cwd=PROJECT,
+        env={**os.environ, "TERM": "dumb"},
         text=True,
         # Where tests run in the background SIGINT is ignored, and children would inherit that.
         preexec_fn=None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def told_until(terminal: int, text: str = "\0") -> str:
+    """Return what a process has written to its terminal up to some text, or up to its end."""
+    told = b""
+    with contextlib.suppress(OSError):  # of Linux, at the end
+        while text.encode() not in told and (part := os.read(terminal, 65536)):
+            told += part
+    return told.decode().replace("\r\n", "\n")
 
 
 @one(lambda c: c.name in ("truncated", "scaled", "label-missing"))
@@ -206,27 +236,46 @@ def test_a_process_ends_as_a_call_does(case: Case, store: Path, tmp_path: Path) 
     assert (process.returncode, out, err) == (case.exit_code, "", inside.stderr)
 
 
+def test_a_log_holds_notes_and_no_progress(store: Path, good: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.h5ad"
+    process = start("query", good, "--reference", REFERENCE, "-o", out, "--json", store=store)
+    said_out, said = process.communicate(timeout=500)
+    notes = json.loads(said_out)["notes"]
+    assert process.returncode == 0 and notes
+    assert said.splitlines() == [n if n.startswith("warning: ") else f"note: {n}" for n in notes]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT there")
 @pytest.mark.parametrize(
-    ("command", "at"),
-    [("ingest", "reading cells"), ("ingest", "fitting the cell space"), ("query", "reading cells")],
+    ("command", "at", "number"),
+    [
+        ("ingest", "reading cells", signal.SIGINT),
+        ("ingest", "fitting the cell space", signal.SIGINT),
+        ("ingest", "fitting the cell space", signal.SIGTERM),
+        ("query", "reading cells", signal.SIGINT),
+        ("query", "writing", signal.SIGTERM),
+    ],
 )
 def test_an_interrupt_leaves_all_as_it_was(
-    command: str, at: str, scratch: Path, good: Path, tmp_path: Path
+    command: str, at: str, number: int, scratch: Path, good: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.h5ad"
     words = ingest_of(good) if command == "ingest" else ["query", good, "--reference", REFERENCE, "-o", out]
     before = contents(scratch)
-    process = start(*words, store=scratch)
-    assert process.stderr is not None
-    while (line := process.stderr.readline()) and not line.startswith(at):
-        pass
-    process.send_signal(signal.SIGINT)
-    said_out, said = process.communicate(timeout=500)
+    terminal, theirs = os.openpty()
+    process = start(*words, store=scratch, stderr=theirs)
+    os.close(theirs)
+    said = told_until(terminal, f"{at} ...")
+    process.send_signal(number)
+    if number == signal.SIGTERM:
+        process.send_signal(number)  # as timeout does
+    said_out, _ = process.communicate(timeout=500)
+    said += told_until(terminal)
+    os.close(terminal)
     # Python may end by the signal itself, where a library ran code of its own: shells call that 130 too.
-    assert process.returncode in (130, -signal.SIGINT) and said_out == ""
-    # click ends the line on which a terminal shows ^C.
-    assert error_lines(said.removeprefix("\n"))[0] == "error: interrupted"
+    assert process.returncode in (128 + number, -number) and said_out == ""
+    # A line ends behind the ^C that a terminal shows.
+    assert error_lines(said[said.index("error: ") :])[0] == "error: interrupted"
     assert contents(scratch) == before and not list(tmp_path.iterdir())
     again = scvec("--store", scratch, *words)
     assert again.exit_code == 0, again.stderr

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
 import weakref
+from typing import Any
 
 import click
 import pytest
 
 from scvec.base.types import no_progress
 from scvec.cli.console import Interrupts
-from scvec.cli.errors import translate
+from scvec.cli.main import translate
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no SIGINT there")
 
@@ -83,6 +85,63 @@ def test_a_command_ends_by_an_interrupt_that_python_dropped(monkeypatch: pytest.
     with pytest.raises(SystemExit) as ended:
         cli.main(["slow"])
     assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("on_interrupt", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_ends_a_command_as_ctrl_c_does(
+    on_interrupt: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from scvec.cli.main import cli
+
+    cleaned = []
+
+    @click.command("slow")
+    def slow() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # timeout sends it to the process and to its group
+            cleaned.append(True)
+
+    monkeypatch.setitem(cli.commands, "slow", slow)
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["slow"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 143 and cleaned == [True]
+    assert capsys.readouterr().err.startswith("error: interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_lets_asyncio_end_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scvec.cli.main import cli
+
+    ended_by: list[type[BaseException]] = []
+
+    async def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(60)
+        except BaseException as error:
+            ended_by.append(type(error))
+            raise
+
+    monkeypatch.setitem(cli.commands, "slow", click.Command("slow", callback=lambda: asyncio.run(work())))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["slow"])
+    assert ended.value.code == 143 and ended_by == [asyncio.CancelledError]
+
+
+def test_whoever_handles_sigterm_keeps_it() -> None:
+    interrupts = Interrupts()
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with interrupts.listening():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_interrupted_query_of_duckdb_is_an_interrupt() -> None:

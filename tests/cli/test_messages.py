@@ -14,7 +14,7 @@ import pytest
 
 from scvec.base import errors
 from scvec.cli.console import clean
-from scvec.cli.errors import translate
+from scvec.cli.main import translate
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -107,11 +107,21 @@ def test_notes_go_to_stderr_and_q_drops_them(scvec, api):
     assert scvec.json("ingest", "genes")["notes"] == ["1 row was skipped"]
 
 
-def test_progress_is_one_plain_line_a_stage_without_a_terminal(scvec, api):
+def test_progress_is_not_for_logs_unless_asked_for(scvec, api):
     api.stages = ("train", "train", "index")
-    result = scvec("ingest", "cells", "r.h5ad", "--name", "p", "--label-key", "c")
-    assert result.stderr.splitlines()[:2] == ["train ...", "index ..."]
-    assert "\x1b" not in result.stderr + result.stdout
+    words = ("ingest", "cells", "r.h5ad", "--name", "p", "--label-key", "c")
+    assert scvec(*words).stderr == ""
+    detailed = scvec(*words, "-v")
+    assert detailed.stderr.splitlines() == ["train ...", "index ..."]
+    assert "\x1b" not in detailed.stderr + detailed.stdout
+
+
+@pytest.mark.parametrize("words", [("query", "x.h5ad"), ("demo",)], ids=" ".join)
+def test_an_error_stands_alone_in_a_log(words, scvec, api):
+    api.stages = ("reading cells",)
+    api.fail(errors.InputError("no such file", "x.h5ad", "name another"))
+    said = scvec(*words).stderr
+    assert said == "error: no such file\n  where: x.h5ad\n  fix:   name another\n"
 
 
 def test_names_from_files_cannot_steer_the_terminal(scvec, api):

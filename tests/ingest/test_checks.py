@@ -16,8 +16,7 @@ import pytest
 import scipy.sparse as sp
 
 import scvec
-from scvec.base.borders import disk_errors, reading
-from scvec.base.errors import InputError, ResourceError, ScvecError
+from scvec.base.errors import InputError, ResourceError, ScvecError, disk_errors, reading
 from scvec.ingest.cells.readers.checks import broken_heap, check_h5ad, open_h5ad
 
 DEMO = Path(scvec.__file__).parent / "data"

@@ -14,8 +14,7 @@ import scvec
 from scvec.base.errors import InputError
 from scvec.base.types import Neighbors
 from scvec.model.annotation import Annotation
-from scvec.model.colors import label_colors
-from scvec.model.status import STATUSES
+from scvec.model.status import STATUSES, label_colors
 
 #: The columns that the documentation promises.
 COLUMNS = [

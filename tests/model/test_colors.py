@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from scvec.model.colors import GREY, PALETTE, label_colors
+from scvec.model.status import GREY, PALETTE, label_colors
 
 #: What a person without red or green receptors sees of linear RGB (Machado et al. 2009, severity 1).
 SIGHT = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.model.label_sets import MIN_CELLS, N_KEPT, LabelSets
+from scvec.model.calibration import MIN_CELLS, N_KEPT, LabelSets
 
 
 def cells(n: int, seed: int, shares: tuple[float, ...] = (0.7, 0.2, 0.1)) -> tuple[np.ndarray, np.ndarray]:
@@ -42,9 +42,9 @@ def test_the_bar_is_the_right_order_statistic() -> None:
     truth = np.zeros(n, dtype=np.int64)
     p = 1 - np.arange(1, n + 1) / 100
     fitted = LabelSets.fit(np.column_stack([p, 1 - p]).astype(np.float32), truth)
-    assert fitted.bars(0.9)[0] == pytest.approx(0.27, abs=1e-6)
-    assert fitted.bars(0.99)[0] == np.inf  # 29 cells cannot tell one in a hundred
-    assert fitted.bars(0.9)[1] == fitted.bars(0.9)[0]  # no cell of the other class: the bar of all
+    assert fitted.thresholds(0.9)[0] == pytest.approx(0.27, abs=1e-6)
+    assert fitted.thresholds(0.99)[0] == np.inf  # 29 cells cannot tell one in a hundred
+    assert fitted.thresholds(0.9)[1] == fitted.thresholds(0.9)[0]  # no cell of the other class
     assert fitted.sets(np.array([[0.74, 0.26], [0.72, 0.28]], np.float32), 0.9).tolist() == [
         [True, False],
         [False, False],
@@ -68,13 +68,13 @@ def test_many_cells_are_thinned_without_moving_the_bar() -> None:
     assert max(len(s) for s in fitted.scores) == N_KEPT
     score = np.sort(1 - proba[labels == 0, 0].astype(np.float64))
     for coverage in (0.5, 0.9, 0.99):
-        share = (score <= fitted.bars(coverage)[0]).mean()
+        share = (score <= fitted.thresholds(coverage)[0]).mean()
         assert share == pytest.approx(coverage, abs=1 / N_KEPT)
 
 
 def test_a_coverage_is_a_share() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
-        LabelSets.fit(*cells(30, 0)).bars(1.0)
+        LabelSets.fit(*cells(30, 0)).thresholds(1.0)
 
 
 def test_sizes_leave_out_labels_that_too_few_cells_tell_of() -> None:

@@ -9,10 +9,10 @@ import scipy.sparse as sp
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk
 from scvec.encoders import make_encoder, needs_text
-from scvec.model.ensemble import MEMBERS, log_softmax
+from scvec.model.classifiers import MEMBERS, log_softmax
 from scvec.model.evidence import weigh
+from scvec.model.heldout import TrainingSample
 from scvec.model.reference import METHODS, ReferenceModel
-from scvec.model.sample import TrainingSample
 
 N_GENES, N_CLASSES = 40, 3
 
@@ -57,7 +57,7 @@ def model(request: pytest.FixtureRequest) -> ReferenceModel:
 def test_terms_sum_to_the_log_odds_of_the_members(model: ReferenceModel, method: str, measured: float):
     chunk, _ = cells(12, seed=1, measured=measured)
     found = weigh(model, chunk, method=method)
-    seen = model.members.look(chunk, 15)
+    seen = model.members.score(chunk, 15)
     ensemble = model.calibration.ensemble
     proba = (
         np.exp(log_softmax(ensemble.logits(seen.scores)))

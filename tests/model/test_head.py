@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scvec.encoders.weighted import WeightedEncoder
-from scvec.model.head import Head
+from scvec.model.classifiers import Head
 
 ENCODER = WeightedEncoder(np.eye(2, dtype=np.float32))
 

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.types import CellChunk, Neighbors
-from scvec.model.ensemble import MEMBERS
-from scvec.model.heldout import HeldOut, look_at_held_out, make_folds, splits
-from scvec.model.members import Scores
+from scvec.model.classifiers import MEMBERS, Scores
+from scvec.model.heldout import HeldOut, make_folds, score_held_out, splits
 from scvec.model.novelty import depth
 
 
@@ -100,7 +99,7 @@ class Spy:
         self.trained.append((numbers(cells), labels.tolist()))
         return self
 
-    def look(self, chunk: CellChunk, n_neighbors: int) -> Scores:
+    def score(self, chunk: CellChunk, n_neighbors: int) -> Scores:
         self.asked.append((n_neighbors, chunk))
         n, turn = len(chunk), float(len(self.trained))
         scores = [np.full((n, self.n_classes), 10 * i + turn, np.float32) for i in range(len(MEMBERS))]
@@ -116,7 +115,7 @@ def numbers(chunk: CellChunk) -> list[int]:
 
 def looked(cells: CellChunk, labels: Any, folds: Any, spy: Spy, **options: Any) -> HeldOut:
     trained: Any = (spy.fit(cells.take(train), labels[train]) for _, train, _ in splits(labels, folds))
-    return look_at_held_out(cells, labels, folds, trained, **options)
+    return score_held_out(cells, labels, folds, trained, **options)
 
 
 def numbered(n: int, n_genes: int = 40) -> CellChunk:
@@ -189,4 +188,4 @@ def test_every_split_has_members_of_its_own() -> None:
     labels, folds = np.arange(30) % 3, np.arange(30) // 3 % 3
     spy: Any = Spy()
     with pytest.raises(ValueError):
-        look_at_held_out(numbered(30), labels, folds, [spy], n_neighbors=1)
+        score_held_out(numbered(30), labels, folds, [spy], n_neighbors=1)

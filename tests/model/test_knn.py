@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.types import Neighbors
-from scvec.model.head import vote
+from scvec.model.classifiers import vote
 
 
 def slow(indices: Any, distances: Any, labels: Any, n_classes: int, pseudocount: float) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scvec.base.errors import InputError
-from scvec.model.majority import clusters, majority
+from scvec.model.classifiers import clusters, majority
 
 
 def blobs(n: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

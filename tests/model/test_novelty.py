@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from scvec.base.types import CellChunk
-from scvec.model.calibration import _nearer
+from scvec.model.calibration import _new_to_held_out
 from scvec.model.novelty import N_QUANTILES, PRIOR_CELLS, WEIGHTS, Novelty, depth, signals
 
 Array = np.ndarray
@@ -157,7 +157,7 @@ def test_thresholds_come_nearer_where_new_cells_are_expected_to() -> None:
 
 @pytest.mark.parametrize(("n", "expected"), [(0, 1.0), (1, 1.0), (2, 0.75), (3, 8 / 9), (6, 14 / 15)])
 def test_how_much_nearer_follows_from_the_number_of_batches(n: int, expected: float) -> None:
-    assert _nearer(n, min(n, 3)) == pytest.approx(expected)
+    assert _new_to_held_out(n, min(n, 3)) == pytest.approx(expected)
 
 
 def test_json_round_trip() -> None:

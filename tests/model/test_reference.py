@@ -15,12 +15,11 @@ from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.encoders.pca import PCAEncoder, Scaling
 from scvec.encoders.statistics import StatisticsAccumulator, variability
 from scvec.model.calibration import Calibration
-from scvec.model.ensemble import MEMBERS
-from scvec.model.heldout import make_folds
+from scvec.model.classifiers import MEMBERS
+from scvec.model.heldout import TrainingSample, make_folds
 from scvec.model.metrics import expected_calibration_error
+from scvec.model.novelty import Shift
 from scvec.model.reference import METHODS, Prediction, ReferenceModel
-from scvec.model.sample import TrainingSample
-from scvec.model.shift import Shift
 
 N_GENES, N_CLASSES, N_CELLS = 80, 4, 200
 

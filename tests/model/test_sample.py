@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvec.model.sample import TrainingSample
+from scvec.model.heldout import TrainingSample
 
 N, N_GENES = 12, 30
 

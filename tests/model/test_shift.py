@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scvec.model.shift import MIN_CELLS, Shift
+from scvec.model.novelty import MIN_CELLS, Shift
 
 N_CLASSES = 6
 Array = np.ndarray

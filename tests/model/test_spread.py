@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from scvec.base.types import CellChunk
-from scvec.model.spread import CLIP, MIN_SD, N_COMPONENTS, Spread
+from scvec.model.novelty import CLIP, MIN_SD, N_COMPONENTS, Spread
 
 N_GENES, N_CLASSES = 60, 3
 

@@ -39,7 +39,7 @@ def test_new_cells_are_neighbours_and_the_old_ones_stay(store: Path, tiny_adata:
     old = np.asarray(before.vectors).copy()
     more = tiny_adata(30, seed=5)
     report = scvec.append_cells(store, [more], name="tiny", **OPTIONS)
-    assert (report.n_added, report.n_cells) == (30, 90) and "30 cells added" in report.lines()[0]
+    assert (report.n_added, report.n_cells) == (30, 90) and "30 cells appended" in report.lines()[0]
     assert any("neighbours know the new cells" in note for note in report.notes)
     after = Store(store).reference("tiny")
     assert after.n == after.index.n == 90
@@ -89,7 +89,7 @@ def test_dropped_cells_are_no_neighbours(store: Path, tiny_adata: Callable[..., 
     keep = (old.obs["donor"] == "donor1").to_numpy()
     vectors = np.asarray(old.vectors)[keep]
     report = scvec.drop_cells(store, "tiny", where="donor = 'donor2'")
-    assert (report.n_dropped, report.n_cells) == (30, 30) and "30 cells dropped" in report.lines()[0]
+    assert (report.n_dropped, report.n_cells) == (30, 30) and "30 cells deleted" in report.lines()[0]
     new = Store(store).reference("tiny")
     np.testing.assert_array_equal(new.vectors, vectors)
     assert set(new.obs["donor"]) == {"donor1"} and new.index.n == 30
@@ -130,7 +130,7 @@ def test_the_command(store: Path, tmp_path: Path, tiny_adata: Callable[..., Any]
     dropped = CliRunner().invoke(
         cli, ["--store", str(store), "rm", "tiny", "--where", "donor = 'donor1'", "--yes"]
     )
-    assert dropped.exit_code == 0 and "cells dropped" in dropped.stdout
+    assert dropped.exit_code == 0 and "cells deleted" in dropped.stdout
     assert 0 < Store(store).reference("tiny").n < 69
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scvec.workflows.reference_lines import reference_lines
+from scvec.workflows.admin import reference_lines
 
 DETAILS: dict[str, Any] = {
     "genes": 3000,

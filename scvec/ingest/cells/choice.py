@@ -15,9 +15,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvec.base import arrays
-from scvec.base.borders import count_text
 from scvec.base.errors import InputError
 from scvec.base.parallel import read_ahead
+from scvec.base.results import count_text
 from scvec.ingest.cells.expression import Codes, ExpressionState, MatrixProfile, linearise, row_sums
 from scvec.ingest.cells.matrix import MatrixReader, open_matrix
 from scvec.ingest.cells.readers.anndata import Contents

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from scvec.base.borders import count_text, reading
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, reading
+from scvec.base.results import count_text
 
 __all__ = [
     "LabelFinding",

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from scvec.base.borders import reading
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, reading
 from scvec.ingest.cells.transpose import Origin, Piece, Turned, by_cell, index_dtype, values_within
 
 __all__ = [

@@ -15,7 +15,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvec.base.arrays import Packed, blocks, release
-from scvec.base.borders import count_text, parse_memory
+from scvec.base.resources import parse_memory
+from scvec.base.results import count_text
 from scvec.ingest.cells.choice import choose, gene_name_candidates
 from scvec.ingest.cells.expression import Codes, ExpressionState, normalize
 from scvec.ingest.cells.label_columns import labels

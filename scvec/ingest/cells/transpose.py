@@ -13,8 +13,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from scvec.base import arrays
-from scvec.base.borders import size_text
 from scvec.base.errors import InputError, ResourceError
+from scvec.base.results import human_bytes
 
 __all__ = ["Origin", "Piece", "Turned", "by_cell", "collected", "index_dtype", "values_within"]
 
@@ -215,7 +215,7 @@ def _room(n: int, shape: tuple[int, int], dtype: np.dtype[Any], origin: Origin, 
         if n_bytes <= memory // 2:
             return in_memory()
         raise ResourceError(
-            f"the matrix {origin.reason} and needs {size_text(n_bytes)} of temporary files "
+            f"the matrix {origin.reason} and needs {human_bytes(n_bytes)} of temporary files "
             f"to be read, but {_folder()}: {error.strerror or error}",
             origin.where,
             f"name a folder on a larger disk, TMPDIR=/some/folder, or {origin.fix}",

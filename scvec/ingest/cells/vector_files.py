@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scvec.base.borders import parse_memory, size_text
 from scvec.base.errors import InputError, ResourceError
+from scvec.base.resources import parse_memory
+from scvec.base.results import human_bytes
 from scvec.base.types import Float32
 from scvec.ingest.cells.readers.anndata import read_table
 from scvec.ingest.cells.readers.checks import open_h5ad
@@ -165,5 +166,5 @@ def _tags(said: object, path: Path) -> dict[str, Any]:
 
 def _check_size(claimed: int, budget: int, path: Path) -> None:
     if claimed > budget:
-        what = f"the file needs {size_text(claimed)} of memory"
+        what = f"the file needs {human_bytes(claimed)} of memory"
         raise ResourceError(what, str(path), "give more with --memory, as 8G")

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from scvec.base.arrays import release
-from scvec.base.borders import disk_errors, parse_memory, reading
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, disk_errors, reading
+from scvec.base.resources import parse_memory
 from scvec.ingest.cells.matrix import MatrixReader, open_matrix
 from scvec.ingest.cells.readers import contents_of, is_h5ad
 from scvec.ingest.cells.readers.anndata import Contents
@@ -381,7 +381,7 @@ def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int |
         Bytes that are going to be added afterwards. Space for all is reserved before HDF5 writes anything:
         it cannot cope with a disk that fills up.
     memory
-        What may be used, see :func:`scvec.base.borders.parse_memory`.
+        What may be used, see :func:`scvec.base.resources.parse_memory`.
 
     Raises
     ------

@@ -23,8 +23,9 @@ from typing import Any, Literal, TextIO, cast
 
 import numpy as np
 
-from scvec.base.borders import count_text, parse_memory, size_text
 from scvec.base.errors import InputError, ResourceError
+from scvec.base.resources import parse_memory
+from scvec.base.results import count_text, human_bytes
 from scvec.base.types import SPECIES, Float32, Species
 from scvec.ingest.genes.names import GeneResolver
 from scvec.ingest.genes.safe_pickle import load_plain
@@ -118,7 +119,7 @@ def _json(path: Path, packed: bool, memory: int, notes: list[str]) -> dict[Any, 
     with gzip.open(path) if packed else path.open("rb") as raw:
         content = raw.read(limit + 1)
     if len(content) > limit:
-        what = f"the JSON has more than {size_text(limit)}, which may take {size_text(memory)} of memory"
+        what = f"the JSON has more than {human_bytes(limit)}, which may take {human_bytes(memory)} of memory"
         raise ResourceError(what, str(path), "raise --memory, or split the file")
     twice: list[str] = []
 
@@ -179,7 +180,7 @@ def _rows(text: TextIO, path: Path, memory: int, notes: list[str]) -> dict[Any, 
             values[cells[0]] = vector
             used += 4 * len(cells) + 200
             if used > memory:
-                what = f"the table needs more than {size_text(memory)} of memory"
+                what = f"the table needs more than {human_bytes(memory)} of memory"
                 raise ResourceError(what, str(path), "raise --memory, or split the file")
     except csv.Error as error:
         raise InputError(f"the csv cannot be read: {error}", str(path), "write it again") from error

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.borders import count_text
 from scvec.base.errors import InputError
+from scvec.base.results import count_text
 from scvec.base.types import SPECIES, Bool, Float32, GeneMatch, Species
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from scvec.base.borders import parse_memory, size_text
 from scvec.base.errors import InputError, ResourceError
+from scvec.base.resources import parse_memory
+from scvec.base.results import human_bytes
 
 __all__ = ["load_plain"]
 
@@ -141,7 +142,7 @@ def load_plain(path: Path, *, memory: str | int | None = None) -> Any:
         reader.check(value)
         return value
     except MemoryError as error:
-        what = f"the pickle needs more than {size_text(allowed)} of memory"
+        what = f"the pickle needs more than {human_bytes(allowed)} of memory"
         raise ResourceError(what, str(path), "raise --memory, or use a larger machine") from error
     except Exception as error:  # refused above, or what damaged instructions make of the machine
         what = f"this is no pickle of plain values, or a damaged one: {error or type(error).__name__}"

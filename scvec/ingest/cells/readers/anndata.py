@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from scvec.base.arrays import Packed, blocks
-from scvec.base.borders import count_text, reading, size_text
-from scvec.base.errors import InputError, ResourceError
+from scvec.base.errors import InputError, ResourceError, reading
+from scvec.base.results import count_text, human_bytes
 from scvec.ingest.cells.matrix import is_array, is_group
 
 if TYPE_CHECKING:
@@ -144,9 +144,8 @@ def _check_claim(group: Any, path: str, memory: int) -> None:
                 seen.add(address)
                 stack += [item[key] for key in item if key in item]
     if claimed > memory:
-        what = (
-            f"{group.name.strip('/')} needs {size_text(claimed)} of memory; {size_text(memory)} may be used"
-        )
+        needed, allowed = human_bytes(claimed), human_bytes(memory)
+        what = f"{group.name.strip('/')} needs {needed} of memory; {allowed} may be used"
         raise ResourceError(what, path, "remove columns that are not needed, or raise --memory")
 
 

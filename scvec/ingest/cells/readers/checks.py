@@ -31,8 +31,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from scvec.base.borders import parse_memory, reading, size_text
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, reading
+from scvec.base.resources import parse_memory
+from scvec.base.results import human_bytes
 
 __all__ = ["broken_heap", "check_h5ad", "is_tenx", "is_zarr", "open_h5ad", "open_zarr", "tenx_groups"]
 
@@ -55,7 +56,7 @@ def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None)
     path
         The file. It is read through once at the speed of the disk; nothing is unpacked.
     memory
-        What may be used, see :func:`scvec.base.borders.parse_memory`; a file that is stored in pieces
+        What may be used, see :func:`scvec.base.resources.parse_memory`; a file that is stored in pieces
         of more than a quarter of it is refused.
 
     Raises
@@ -150,7 +151,7 @@ def _similar_files(path: Path) -> str:
 def _open_error(path: Path, error: Exception) -> InputError:
     text = str(error)
     if "truncated file" in text:
-        size = size_text(path.stat().st_size)
+        size = human_bytes(path.stat().st_size)
         return InputError(f"the file is truncated: it breaks off after {size}", str(path), _AGAIN)
     if "unable to lock" in text or "already open for write" in text:
         return InputError(
@@ -235,7 +236,7 @@ class _Walk:
         if stored > self.file_size:
             raise self._refuse("a dataset claims more bytes than the file has: the file is damaged", where)
         if logical > RATIO_FLOOR and logical > MAX_RATIO * stored:
-            claim = f"a dataset claims {size_text(logical)} but stores only {size_text(stored)}"
+            claim = f"a dataset claims {human_bytes(logical)} but stores only {human_bytes(stored)}"
             raise self._refuse(claim, where)
         if made.get_layout() == h5py.h5d.CHUNKED and where.split("/")[1] in self.read:
             self._check_chunks(made, item_size, where)
@@ -245,7 +246,7 @@ class _Walk:
         for length in made.get_chunk():
             chunk *= length
         if chunk > max(self.memory // 4, RATIO_FLOOR):
-            what = f"the values are stored in pieces of {size_text(chunk)}, too large to read"
+            what = f"the values are stored in pieces of {human_bytes(chunk)}, too large to read"
             raise self._refuse(what, where)
         for k in range(made.get_nfilters()):
             code, _, _, name = made.get_filter(k)
@@ -382,8 +383,8 @@ def _check_zarr(root: Path, memory: int) -> None:
     for here, claim in claims.items():
         size = stored.get(here, 0)
         if claim.n_bytes > RATIO_FLOOR and claim.n_bytes > MAX_RATIO * size:
-            told = f"an array claims {size_text(claim.n_bytes)} ({claim.shape})"
-            raise _refuse_zarr(root, here, f"{told} but stores only {size_text(size)}")
+            told = f"an array claims {human_bytes(claim.n_bytes)} ({claim.shape})"
+            raise _refuse_zarr(root, here, f"{told} but stores only {human_bytes(size)}")
         # A piece that is not there reads as zeros. Columns and values of sparse matrices are never that.
         if os.path.basename(here) in ("data", "indices") and pieces.get(here, 0) < claim.n_pieces:
             lacking = claim.n_pieces - pieces.get(here, 0)
@@ -434,7 +435,7 @@ def _zarr_claim(folder: Path, root: Path, here: str, memory: int) -> _ZarrClaim 
     piece = prod(pieces) * item
     if piece > max(memory // 4, RATIO_FLOOR):
         raise _refuse_zarr(
-            root, here, f"the values are stored in pieces of {size_text(piece)}, too large to read"
+            root, here, f"the values are stored in pieces of {human_bytes(piece)}, too large to read"
         )
     n_pieces = prod(-(-n // max(k, 1)) for n, k in zip(shape, pieces, strict=True))
     return _ZarrClaim(prod(shape) * item, n_pieces, " x ".join(f"{n:,}" for n in shape))

@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from scvec.base.borders import reading, size_text
-from scvec.base.errors import InputError, ResourceError
+from scvec.base.errors import InputError, ResourceError, reading
+from scvec.base.results import human_bytes
 from scvec.ingest.cells.matrix import StoredRows
 from scvec.ingest.cells.readers.anndata import Contents, Place
 from scvec.ingest.cells.readers.checks import tenx_groups
@@ -149,7 +149,7 @@ def _table(path: Path, memory: int) -> list[list[str]]:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path.name} is damaged: {error}", str(path.parent), AGAIN) from error
     if len(content) > most:
-        what = f"{path.name} holds more than {size_text(most)} of names"
+        what = f"{path.name} holds more than {human_bytes(most)} of names"
         raise ResourceError(what, str(path.parent), "raise --memory, if you trust the file")
     return [line.split("\t") for line in content.decode("utf-8", "replace").splitlines() if line]
 

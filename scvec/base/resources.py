@@ -1,0 +1,97 @@
+"""What a command may use of this machine: memory and device."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+
+from scvec.base.errors import InputError
+
+__all__ = ["available_memory", "check_device", "parse_memory", "resolved_device"]
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_memory(text: str | int | None) -> int:
+    """Turn ``"4G"``, ``"512M"``, ``"1.5GiB"`` or a number of bytes into bytes.
+
+    Parameters
+    ----------
+    text
+        None means half of the memory that is free now.
+
+    Raises
+    ------
+    InputError
+        If the text is not a positive amount.
+    """
+    if text is None:
+        return max(available_memory() // 2, 2**28)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.I)
+    amount = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if amount <= 0:
+        raise InputError(
+            f"cannot read {text!r} as an amount of memory",
+            "--memory",
+            "write it like 4G or 512M",
+            code="option-out-of-range",
+        )
+    return amount
+
+
+def available_memory() -> int:
+    """Return bytes of memory that are free now, or 4 GiB where the system does not report them."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 4 * 2**30
+
+
+def check_device(device: str) -> str:
+    """Return ``device``.
+
+    Raises
+    ------
+    InputError
+        If it is not ``auto``, ``cpu`` or ``cuda``, or it is ``cuda`` and torch sees no GPU.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"there is no device {device!r}", "--device", "devices: auto, cpu, cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(
+                "this machine offers no CUDA device to torch",
+                f"torch {torch.__version__}",
+                "leave out --device, or install a CUDA build of torch on a machine with a GPU",
+                code="no-gpu",
+            )
+    return device
+
+
+def resolved_device(device: str) -> str:
+    """Return ``cpu`` or ``cuda`` for a device option.
+
+    Raises
+    ------
+    InputError
+        As :func:`check_device`.
+    """
+    if check_device(device) == "auto":
+        if "torch" not in sys.modules and not _may_have_gpu():
+            return "cpu"  # loading torch takes longer than annotating a thousand cells
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _may_have_gpu() -> bool:
+    """Return False where there is certainly no GPU: on Linux, none without a device file of its driver."""
+    if sys.platform != "linux":
+        return True
+    # NVIDIA; AMD, which torch calls CUDA too; Windows below this Linux
+    return any(glob.glob(pattern) for pattern in ("/dev/nvidia*", "/dev/kfd", "/dev/dxg"))
