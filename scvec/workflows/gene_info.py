@@ -8,31 +8,27 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import pandas as pd
 
 from scvec.base.errors import InputError
 from scvec.base.results import Record, Report
 from scvec.base.types import SPECIES, Description
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from scvec.ingest.genes.names import GeneResolver
-    from scvec.stores.knowledge.knowledge import KnowledgeBase
-    from scvec.stores.store.reference_reader import StoredSpace
-    from scvec.stores.store.store import Store
+from scvec.ingest.genes.names import GeneResolver
+from scvec.model.gene_vectors import gene_table
+from scvec.model.resolvers import stored_resolver
+from scvec.stores.knowledge.knowledge import KnowledgeBase
+from scvec.stores.store.reference_reader import StoredSpace
+from scvec.stores.store.store import Store
 
 __all__ = [
-    "Changed",
-    "DiffReport",
-    "Example",
     "FailedJob",
     "GeneFacts",
     "GeneInfo",
     "GeneInfoReport",
     "GeneText",
     "GeneVector",
-    "SpaceChange",
     "gene_info",
 ]
 
@@ -195,141 +191,13 @@ class GeneInfoReport(Report):
         lines: list[str] = []
         for gene in self.genes:
             lines += [*([""] if lines else []), *gene.lines()]
-        return [_printable(line) for line in lines]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changed(Record):
-    """Rows that came, changed and went. ``what`` says of what: a kind and source, a species."""
-
-    what: str
-    added: int = 0
-    changed: int = 0
-    removed: int = 0
-
-    def line(self, changed: str = "changed") -> str:
-        """Return it in words."""
-        parts = [f"{self.added:,} added" if self.added else ""]
-        parts += [f"{self.changed:,} {changed}" if self.changed else ""]
-        parts += [f"{self.removed:,} removed" if self.removed else ""]
-        return f"{self.what}: {', '.join(filter(None, parts)) or 'the same'}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpaceChange(Changed):
-    """A space of which vectors came, are of changed texts, or went. ``what`` is the fingerprint.
-
-    Attributes
-    ----------
-    state
-        ``added``, ``removed``, or ``changed``.
-    """
-
-    backbone: str
-    state: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example(Record):
-    """One description or gene that differs. ``before`` and ``after`` are texts or symbols, or empty."""
-
-    state: str
-    gene_id: str
-    symbol: str
-    what: str
-    before: str = ""
-    after: str = ""
-
-    def lines(self) -> list[str]:
-        """Return it as lines for people."""
-        lines = [f"  {self.state} {self.symbol} ({self.gene_id}), {self.what}"]
-        # Long texts are shown from where they differ.
-        pairs = enumerate(zip(self.before, self.after, strict=False))
-        alike = next((i for i, (one, other) in pairs if one != other), 0)
-        start = 0 if alike < WIDTH // 2 else alike - WIDTH // 4
-        for sign, text in (("-", self.before), ("+", self.after)):
-            text = f"… {text[start:]}" if start and text else text
-            if text:
-                lines.append("    " + _shortened(f"{sign} {text}"))
-        return lines
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffReport(Report):
-    """What differs between two generations of a store.
-
-    Attributes
-    ----------
-    old, new
-        Their numbers.
-    old_command, new_command
-        What made them.
-    genes
-        By species; ``changed`` are those with another symbol.
-    descriptions
-        By kind and source; ``changed`` are those with another text.
-    facts
-        By source.
-    spaces
-        Spaces that differ.
-    references
-        ``added``, ``replaced`` and ``removed``, by name.
-    examples
-        Some descriptions and genes.
-    """
-
-    old: int
-    new: int
-    old_command: str
-    new_command: str
-    genes: list[Changed]
-    descriptions: list[Changed]
-    facts: list[Changed]
-    spaces: list[SpaceChange]
-    references: dict[str, list[str]]
-    examples: list[Example]
-
-    @property
-    def same(self) -> bool:
-        """True if nothing differs."""
-        sections = (self.genes, self.descriptions, self.facts, self.spaces)
-        return not any(sections) and not any(self.references.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields and ``same``."""
-        return {"same": self.same, **super().to_dict()}
-
-    def lines(self) -> list[str]:
-        """Return the report as lines for people."""
-        both = ((self.old, self.old_command), (self.new, self.new_command))
-        made = [f"{number} ({command})" if command else str(number) for number, command in both]
-        lines = [f"from generation {made[0]} to {made[1]}"]
-        if self.same:
-            return [*lines, "nothing differs"]
-        lines += [f"genes, {c.line('renamed')}" for c in self.genes]
-        lines += [f"descriptions, {c.line()}" for c in self.descriptions]
-        lines += [f"facts, {c.line()}" for c in self.facts]
-        for space in self.spaces:
-            new = " (new)" if space.state == "added" else " (dropped)" if space.state == "removed" else ""
-            lines.append(f"vectors{new}, {space.line('of changed texts')} ({space.backbone})")
-        lines += [f"references {how}: {', '.join(names)}" for how, names in self.references.items() if names]
-        for example in self.examples:
-            lines += example.lines()
-        return [_printable(line) for line in lines]
-
-
-def _printable(line: str) -> str:
-    """Names and texts come from files and services: no escape code of theirs may reach a terminal."""
-    return "".join(c if c.isprintable() else " " for c in line)
+        # Names and texts come from files and services: no terminal code of theirs is passed on.
+        return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
 
 
 def _wrapped(text: str, indent: str, hanging: str | None = None) -> list[str]:
     later = indent if hanging is None else hanging
     return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=later) or [indent.rstrip()]
-
-
-def _shortened(text: str) -> str:
-    return textwrap.shorten(text[: 10 * WIDTH], WIDTH - 4, placeholder=" …")
 
 
 def _facts_lines(facts: dict[str, Any]) -> Iterable[str]:
@@ -364,9 +232,6 @@ def gene_info(store: Path | str, names: Sequence[str], species: str | None = Non
     InputError
         If no name is of a gene that is known; tells near ones.
     """
-    from scvec.model.resolvers import stored_resolver
-    from scvec.stores.store.store import Store
-
     if species is not None and species not in SPECIES:
         raise InputError(f"unknown species {species!r}", "--species", f"use {' or '.join(SPECIES)}")
     if not names:
@@ -504,8 +369,6 @@ def _held(stored: StoredSpace, gene_ids: Sequence[str]) -> dict[str, str]:
 
 def _sha256(row: pd.DataFrame, description: Description | None, template: str) -> str | None:
     """SHA-256 of what a template makes of a gene and a description; None if it cannot be read."""
-    from scvec.model.gene_vectors import gene_table
-
     gene_id = str(row["gene_id"].iloc[0])
     one = _Texts(row, {} if description is None else {gene_id: description})
     try:

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from scvec.model.explanation import Explanation, GeneEvidence, Voter
 from scvec.report.evaluation import EvaluationReport
 from scvec.workflows import reports
-from scvec.workflows.gene_info import DiffReport
+from scvec.workflows.diff import DiffReport
 from scvec.workflows.import_legacy import LegacyReport
 from scvec.workflows.live import ComplementReport, Cost, FailedGene, LiveReport
 from scvec.workflows.search_genes import CellHit, CellHits, GeneHit, GeneHits, LabelHit

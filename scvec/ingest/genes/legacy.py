@@ -250,9 +250,7 @@ def _plain(group: str, key: str, value: Any) -> tuple[LegacyEntry, Float32 | Non
 def _page(key: str, value: Any) -> tuple[LegacyEntry, Float32 | None]:
     """Return a record of scInterpreter: fields of a page, or a vector with the name of its gene."""
     if not isinstance(value, dict) or not value:
-        raise _UnusableError(
-            "it is empty" if isinstance(value, dict) else "it is not a record with fields"
-        )
+        raise _UnusableError("it is empty" if isinstance(value, dict) else "it is not a record with fields")
     fields = {_field(k): v for k, v in value.items()}
     symbol = next((s for n in _SYMBOLS if (s := text_field(fields.get(n), 100))), "")
     organism = text_field(fields.get("organism", fields.get("species")), 200).lower()
