@@ -20,11 +20,13 @@ from click.testing import CliRunner, Result
 from scvec.model.explanation import Explanation, GeneEvidence, Voter
 from scvec.report.evaluation import EvaluationReport
 from scvec.workflows import reports
+from scvec.workflows.complement import ComplementReport
 from scvec.workflows.diff import DiffReport
+from scvec.workflows.embed_genes import EmbeddingsReport
 from scvec.workflows.import_legacy import LegacyReport
-from scvec.workflows.live import ComplementReport, Cost, FailedGene, LiveReport
+from scvec.workflows.ingest_genes import GenesReport
+from scvec.workflows.live import Cost, FailedGene, LiveReport
 from scvec.workflows.search_genes import CellHit, CellHits, GeneHit, GeneHits, LabelHit
-from scvec.workflows.text_reports import EmbeddingsReport, GenesReport
 
 
 class FakeAnnotation:

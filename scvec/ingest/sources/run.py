@@ -245,7 +245,6 @@ _Outcome = tuple[list[Answer], list[Failure]]
 class Source(Protocol):
     """A service that answers jobs."""
 
-    name: str
     #: Jobs in one request.
     batch_size: int
     caller: Caller
