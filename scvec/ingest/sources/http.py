@@ -365,11 +365,11 @@ class GeneSource:
         batch_size: int | None = None,
         pace: float = 1.0,
     ) -> None:
-        self._wanted, self._details = wanted, details
-        self._settings = settings = settings or ServiceSettings()
+        self.wanted, self.details = wanted, details
+        self.settings = settings = settings or ServiceSettings()
         most = self.most_genes(details)
         self.batch_size = max(1, min(batch_size or most, most))
-        self._client = HttpClient.of(
+        self.client = HttpClient.of(
             self.name,
             self.url,
             settings,
@@ -378,15 +378,15 @@ class GeneSource:
             per_second=per_second,
             pace=pace,
         )
-        self.caller = self._client.caller
-        self.per_second = self._client.rate.per_second
+        self.caller = self.client.caller
+        self.per_second = self.client.rate.per_second
 
     async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
+        await self.client.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._client.__aexit__(*exc)
+        await self.client.__aexit__(*exc)
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
         """Return answers and failures; jobs in neither were left out and are asked for again."""

@@ -124,12 +124,12 @@ class MyGeneSource(GeneSource):
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
         answers: list[Answer] = []
         failures: list[Failure] = []
-        queries = {job: _queries(self._wanted[job]) for job in jobs}
+        queries = {job: _queries(self.wanted[job]) for job in jobs}
         found: dict[str, list[Hit]] = {}
         for some in in_parts((q for asked in queries.values() for q in asked), IDS):
             found.update(await self._hits(some))
         for job, asked in queries.items():
-            wanted = self._wanted[job]
+            wanted = self.wanted[job]
             if not asked:
                 reason = "MyGene is asked by Entrez or Ensembl id; this has neither"
                 failures.append(Failure(job, reason, final=True))
@@ -148,9 +148,9 @@ class MyGeneSource(GeneSource):
     async def _hits(self, queries: Sequence[str]) -> dict[str, list[Hit]]:
         """Return hits by query, an empty list for one that is not found; left out ones are missing."""
         form = {"ids": ",".join(queries), "species": "human,mouse", "fields": _FIELDS, "dotfield": "false"}
-        if self._settings.email:
-            form["email"] = self._settings.email
-        body: list[Any] = await self._client.post_json("gene", form, list)
+        if self.settings.email:
+            form["email"] = self.settings.email
+        body: list[Any] = await self.client.post_json("gene", form, list)
         asked = set(queries)
         found: dict[str, list[Hit]] = {}
         for entry in body:

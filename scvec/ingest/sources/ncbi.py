@@ -408,7 +408,7 @@ class NcbiSource(GeneSource):
         by_id: dict[Job, int] = {}
         by_name: dict[Job, Wanted] = {}
         for job in jobs:
-            wanted = self._wanted[job]
+            wanted = self.wanted[job]
             if wanted.entrez_id is not None:
                 by_id[job] = wanted.entrez_id
             elif _ASKABLE.fullmatch(wanted.symbol):
@@ -422,19 +422,19 @@ class NcbiSource(GeneSource):
         found = await self._search(by_name.values())
         ids = [*by_id.values(), *(i for some in found.values() for i in some)]
         summaries, version = await self._summaries(ids)
-        outcomes = {job: gene_of_id(self._wanted[job], i, summaries) for job, i in by_id.items()}
+        outcomes = {job: gene_of_id(self.wanted[job], i, summaries) for job, i in by_id.items()}
         outcomes |= {job: gene_called(w, found[w.species], summaries) for job, w in by_name.items()}
         failures += [Failure(job, why, final=True) for job, why in outcomes.items() if isinstance(why, str)]
         chosen = {job: summary for job, summary in outcomes.items() if isinstance(summary, Summary)}
         details: dict[int, Details] = {}
-        if self._details and chosen:
+        if self.details and chosen:
             details = await self._records(s.entrez_id for s in chosen.values())
         answers = [
             summary.with_details(details.get(summary.entrez_id)).answer(
-                job, self._wanted[job], version, by_id.get(job)
+                job, self.wanted[job], version, by_id.get(job)
             )
             for job, summary in chosen.items()
-            if not self._details or summary.entrez_id in details  # else it was left out
+            if not self.details or summary.entrez_id in details  # else it was left out
         ]
         return answers, failures
 
@@ -479,7 +479,7 @@ class NcbiSource(GeneSource):
         found: dict[int, Details] = {}
         for some in in_parts(ids, RECORDS):
             form = {**self._form(), "id": ",".join(map(str, some)), "retmode": "xml"}
-            records = await self._client.post_read("efetch.fcgi", form, parse_details)
+            records = await self.client.post_read("efetch.fcgi", form, parse_details)
             found.update({i: records[i] for i in some if i in records})
         return found
 
@@ -487,12 +487,12 @@ class NcbiSource(GeneSource):
         self, tool: str, form: Mapping[str, str], check: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
         form = {**self._form(), **form, "retmode": "json"}
-        return await self._client.post_json(f"{tool}.fcgi", form, dict, check)
+        return await self.client.post_json(f"{tool}.fcgi", form, dict, check)
 
     def _form(self) -> dict[str, str]:
-        form = {"db": "gene", "tool": self._settings.tool or "scvec"}
-        if self._settings.email:
-            form["email"] = self._settings.email
-        if self._settings.api_key:
-            form["api_key"] = self._settings.api_key.reveal()
+        form = {"db": "gene", "tool": self.settings.tool or "scvec"}
+        if self.settings.email:
+            form["email"] = self.settings.email
+        if self.settings.api_key:
+            form["api_key"] = self.settings.api_key.reveal()
         return form
