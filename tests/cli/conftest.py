@@ -26,7 +26,8 @@ from scvec.workflows.embed_genes import EmbeddingsReport
 from scvec.workflows.import_legacy import LegacyReport
 from scvec.workflows.ingest_genes import GenesReport
 from scvec.workflows.live import Cost, FailedGene, LiveReport
-from scvec.workflows.search_genes import CellHit, CellHits, GeneHit, GeneHits, LabelHit
+from scvec.workflows.search_cells import CellHit, CellHits, LabelHit
+from scvec.workflows.search_genes import GeneHit, GeneHits
 
 
 class FakeAnnotation:
