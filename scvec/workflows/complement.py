@@ -10,7 +10,7 @@ from scvec.base.errors import InputError
 from scvec.base.results import Report, counts_line
 from scvec.base.settings import Settings
 from scvec.base.types import Progress, no_progress
-from scvec.ingest.sources.llm import ComplementSource, Subject, estimate
+from scvec.ingest.sources.llm import ComplementSource, Estimate, Subject, estimate
 from scvec.ingest.sources.openai import LlmService
 from scvec.ingest.sources.prices import Budget, price_of
 from scvec.model.resolvers import ensure_knowledge
@@ -113,15 +113,7 @@ def ingest_complement(
         subjects = {job: jobs[job] for job in questions.todo}
         if service is None:
             expected = estimate(list(subjects.values()), model, price, concurrency=asked.concurrency)
-            live = questions.report(
-                Cost(
-                    requests=expected.requests,
-                    tokens_in=expected.tokens_in,
-                    tokens_out=expected.tokens_out,
-                    dollars=expected.cost,
-                    seconds=expected.seconds,
-                )
-            )
+            live = questions.report(_cost(expected))
             generation, error, counts = "", None, kb.counts()
             if not expected.exact_tokens:
                 notes.append("tokens are an upper estimate: the model's own table of tokens is not here")
@@ -153,6 +145,16 @@ def ingest_complement(
         generation=generation,
         dry_run=asked.dry_run,
         notes=notes,
+    )
+
+
+def _cost(expected: Estimate) -> Cost:
+    return Cost(
+        requests=expected.requests,
+        tokens_in=expected.tokens_in,
+        tokens_out=expected.tokens_out,
+        dollars=expected.cost,
+        seconds=expected.seconds,
     )
 
 

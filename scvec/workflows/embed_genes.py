@@ -108,10 +108,7 @@ def ingest_embeddings(
     ``ingest cells`` encodes the genes that its data need. This encodes, for searching genes, all
     protein-coding genes and others with a written description, or those of a list.
 
-    Parameters
-    ----------
-    fields
-        Fields of :class:`EmbeddingsOptions`, instead of ``options`` or before them.
+    ``fields`` are fields of :class:`EmbeddingsOptions`, instead of ``options`` or before them.
 
     Raises
     ------

@@ -155,50 +155,21 @@ async def ask_all(
     unsent: list[R] = []
     stopped: Stop | None = None
 
-    def drained() -> list[R]:
-        found = []
-        with suppress(asyncio.QueueEmpty):
-            while True:
-                found.append(arrived.get_nowait())
-        return found
-
     async def writer() -> None:
         while True:
             first = await arrived.get()
-            keep([first, *drained()])
+            keep([first, *_drained(arrived)])
             # Writes do not await anything: let the workers run between two of them.
             await asyncio.sleep(0)
 
     async def worker() -> None:
         while batches:
-            for result in await asked(*batches.take()):
+            for result in await _one_batch(batches, ask, fail, caller, rounds):
                 try:
                     await arrived.put(result)
                 except asyncio.CancelledError:
                     unsent.append(result)  # the queue was full; the result is kept all the same
                     raise
-
-    async def asked(batch: list[T], n_round: int) -> list[R]:
-        try:
-            result, left = await ask(batch)
-        except ServiceError as error:
-            fatal = caller.hopeless()
-            if fatal is not None or error.ends_all:
-                raise fatal or error from None
-            if error.kind != "rejected" and n_round < rounds:
-                batches.again(batch, n_round + 1)
-                return []
-            if error.kind == "transient" or len(batch) == 1:
-                calls = caller.attempts if error.kind == "transient" else 1
-                return [fail(batch, error.reason, n_round * calls)]
-            # One bad item must not take the others with it.
-            batches.halve(batch, n_round if error.kind == "rejected" else max(rounds - 1, 1))
-            return []
-        if left and n_round < rounds:
-            batches.again(left, n_round + 1)
-        elif left:
-            return [result, fail(left, "the answer left it out", n_round)]
-        return [result]
 
     running = {asyncio.create_task(worker()) for _ in range(max(1, min(concurrency, len(batches))))}
     scribe = asyncio.create_task(writer())
@@ -224,7 +195,7 @@ async def ask_all(
         for task in (*running, scribe):
             task.cancel()
         ends = await asyncio.gather(*running, scribe, return_exceptions=True)
-        left = [*drained(), *unsent]
+        left = [*_drained(arrived), *unsent]
         if left and isinstance(ends[-1], asyncio.CancelledError):  # else the writer itself failed
             keep(left)
     for end in ends:
@@ -232,6 +203,45 @@ async def ask_all(
         if isinstance(end, Exception) and not isinstance(end, Stop):
             raise end
     return stopped
+
+
+async def _one_batch(
+    batches: Batches[T],
+    ask: Callable[[list[T]], Awaitable[tuple[R, list[T]]]],
+    fail: Callable[[list[T], str, int], R],
+    caller: Caller,
+    rounds: int,
+) -> list[R]:
+    """Ask for the next batch; return its results, and put back what is to be asked for again."""
+    batch, n_round = batches.take()
+    try:
+        result, left = await ask(batch)
+    except ServiceError as error:
+        fatal = caller.hopeless()
+        if fatal is not None or error.ends_all:
+            raise fatal or error from None
+        if error.kind != "rejected" and n_round < rounds:
+            batches.again(batch, n_round + 1)
+            return []
+        if error.kind == "transient" or len(batch) == 1:
+            calls = caller.attempts if error.kind == "transient" else 1
+            return [fail(batch, error.reason, n_round * calls)]
+        # One bad item must not take the others with it.
+        batches.halve(batch, n_round if error.kind == "rejected" else max(rounds - 1, 1))
+        return []
+    if left and n_round < rounds:
+        batches.again(left, n_round + 1)
+    elif left:
+        return [result, fail(left, "the answer left it out", n_round)]
+    return [result]
+
+
+def _drained(arrived: asyncio.Queue[R]) -> list[R]:
+    found = []
+    with suppress(asyncio.QueueEmpty):
+        while True:
+            found.append(arrived.get_nowait())
+    return found
 
 
 _Outcome = tuple[list[Answer], list[Failure]]
