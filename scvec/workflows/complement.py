@@ -97,7 +97,7 @@ def ingest_complement(
     names = asked.names()
     price = price_of(model, settings.prices, host=asked.base_url or settings.openai.base_url)
     budget = Budget(price, asked.max_cost, model=model)
-    # A dry run asks nobody, and needs no key.
+    # A dry run sends nothing, and needs no key.
     service = (
         None if asked.dry_run else LlmService(settings.openai, base_url=asked.base_url, timeout=asked.timeout)
     )

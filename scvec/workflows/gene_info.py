@@ -1,4 +1,4 @@
-"""``scvec info genes``: every text about a gene, where it comes from, and what was made of it."""
+"""``scvec info genes``: every text about a gene, its source and its vectors."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class GeneInfo(Record):
             lines.append(f"  facts from {head}, retrieved {told.retrieved_at or '?'}")
             for line in _facts_lines(told.facts):
                 lines += _wrapped(line, "    ", hanging="      ")
-        words = {"older": "of an older text: encode again", "unknown": "of a text that cannot be told"}
+        words = {"older": "of an older text: encode again", "unknown": "of an unknown text"}
         for vector in self.vectors:
             state = words.get(vector.state, "of the current text")
             lines.append(f"  vector in space {vector.fingerprint} ({vector.backbone}), {state}")
@@ -172,7 +172,7 @@ class GeneInfo(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneInfoReport(Report):
-    """What a store knows of some genes, where it comes from and what was made of it.
+    """The texts, facts and vectors of some genes.
 
     Attributes
     ----------
@@ -201,7 +201,7 @@ def _wrapped(text: str, indent: str, hanging: str | None = None) -> list[str]:
 
 
 def _facts_lines(facts: dict[str, Any]) -> Iterable[str]:
-    """Yield ``name: value`` of all that is told."""
+    """Yield ``name: value`` of each fact."""
     for key, value in facts.items():
         if value in (None, "", [], {}):
             continue
@@ -212,12 +212,12 @@ def _facts_lines(facts: dict[str, Any]) -> Iterable[str]:
         yield f"{key.replace('_', ' ')}: {value}"
 
 
-#: Near names that are told of an unknown one.
+#: Suggestions for an unknown name.
 NEAR = 3
 
 
 def gene_info(store: Path | str, names: Sequence[str], species: str | None = None) -> GeneInfoReport:
-    """Say all that a store knows of some genes.
+    """Return the texts, facts and vectors of some genes.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def gene_info(store: Path | str, names: Sequence[str], species: str | None = Non
     Raises
     ------
     InputError
-        If no name is of a gene that is known; tells near ones.
+        If no name is known; the message suggests similar ones.
     """
     if species is not None and species not in SPECIES:
         raise InputError(f"unknown species {species!r}", "--species", f"use {' or '.join(SPECIES)}")
@@ -281,7 +281,7 @@ def _find(
 
 def _near(names: Sequence[str], symbols: Sequence[str]) -> dict[str, list[str]]:
     spelled = {symbol.lower(): symbol for symbol in reversed(symbols)}
-    # Only those that begin alike: all of them would take seconds a name.
+    # Only symbols with the same first letter: all would take seconds a name.
     near = {}
     for name in names:
         folded = name.lower()
@@ -311,7 +311,7 @@ def _names(kb: KnowledgeBase, gene_ids: Sequence[str]) -> dict[str, dict[str, li
 
 
 class _Texts:
-    """Some genes with given descriptions, for those who make texts of a knowledge base."""
+    """Some genes and their descriptions, in place of a knowledge base where texts are made."""
 
     def __init__(self, genes: pd.DataFrame, descriptions: Mapping[str, Description]) -> None:
         self._genes = genes.reset_index(drop=True)

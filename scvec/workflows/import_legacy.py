@@ -195,7 +195,7 @@ def _put_vectors(
         normalized=bool(np.abs(norms - 1).max() < 1e-3),
     )
     table = kb.genes().set_index("gene_id").loc[ids, ["species", "symbol"]].reset_index()
-    # The text is not known. This hash is no text's hash and no other vector's.
+    # The text is not known: a hash of its own stands for it.
     table["text_sha256"] = [text_sha256(f"legacy:{file.sha256}:{g}") for g in ids]
     txn.put_space(space, table, vectors)
     return space

@@ -155,7 +155,7 @@ def _object(content: str) -> dict[str, str]:
     if not isinstance(found, dict) or set(found) != set(FIELDS):
         raise UnfitError("its JSON object has not just the two fields")
     if not all(isinstance(value, str) for value in found.values()):
-        raise UnfitError("a field of its JSON object is no text")
+        raise UnfitError("a field of its JSON object is not text")
     return found
 
 

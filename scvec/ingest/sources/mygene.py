@@ -156,7 +156,7 @@ class MyGeneSource(GeneSource):
         for entry in body:
             query = text_field(entry.get("query"), 80) if isinstance(entry, dict) else ""
             if query not in asked:
-                continue  # nobody asked for it
+                continue  # not asked for
             if entry.get("notfound") is True:
                 found.setdefault(query, [])
             elif "error" not in entry:

@@ -127,7 +127,7 @@ def _load(name: str, folder: str) -> Encoding | None:
     import tiktoken
     from tiktoken import registry
 
-    if name in registry.ENCODINGS:  # somebody loaded it
+    if name in registry.ENCODINGS:  # loaded before
         return registry.ENCODINGS[name]
     if name not in _FILES:
         return None
