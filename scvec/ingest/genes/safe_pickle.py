@@ -84,7 +84,7 @@ class _Reader(_Unpickler):  # in Python: from the one in C no instruction can be
         elif type(target) is np.ndarray:
             target.__setstate__(self.array(*state[1:]).__reduce__()[2])  # a state that numpy made
         else:
-            raise UnpicklingError("it asks to change something other than an array")
+            raise UnpicklingError("it asks for a change of something that is not an array")
 
     def raw(self, data: Any = b"", encoding: Any = "latin1") -> bytes:
         if type(data) not in (str, bytes) or encoding not in ("latin1", "latin-1"):
