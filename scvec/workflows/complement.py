@@ -80,8 +80,6 @@ def ingest_complement(
 
     Parameters
     ----------
-    store
-        Folder of the store; made where there is none.
     fields
         Fields of :class:`ComplementOptions`, instead of ``options`` or before them.
 
