@@ -97,7 +97,7 @@ def test_a_complement_by_a_real_model(address: str, monkeypatch: pytest.MonkeyPa
     assert {a.job for a in kept} | {f.job for f in found.failures} == {g.job("SmolLM2") for g in GENES}
     assert len(kept) + len(found.failures) == len(GENES)
     for failure in found.failures:
-        assert failure.reason.startswith("no answer was fit to be kept: ")
+        assert failure.reason.startswith("all answers were rejected: ")
         assert failure.attempts == 3
     for answer in kept:
         (text,) = answer.descriptions

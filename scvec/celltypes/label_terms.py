@@ -1,4 +1,4 @@
-"""The Cell Ontology terms of a reference's labels: by name, else a guess by likeness of text."""
+"""The Cell Ontology terms of a reference's labels: by name, else guessed from similar text."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["class_ontology", "match_labels", "term_notes"]
 
-#: Names of the ontology that a guess is chosen among: those most alike letter by letter.
+#: Candidates of a guess: the names of the ontology with the most similar spelling.
 N_CANDIDATES = 50
 #: Labels of fewer letters are not guessed.
 MIN_LETTERS = 4
-#: A guess must be this sure, and this much more alike than the next term.
+#: Least confidence of a guess, and least lead of its cosine over that of the next term.
 SURE_ENOUGH, CLEARLY = 0.75, 0.02
-#: Chance that the likeliest term is right: a logistic regression on its cosine and on its lead over the next
-#: term (up to 0.1), fitted on the 2,489 synonyms of the ontology, each taken for a label that it does not
-#: know. Guesses over the bar (38% of them) are right in 88% of these.
+#: Probability that the nearest term is right: a logistic regression on its cosine and its lead over the next
+#: term (up to 0.1), fitted on the 2,489 synonyms of the ontology, each held out as an unknown label. 38% of
+#: the guesses reach the bar; 88% of these are right.
 _COSINE, _LEAD, _CONSTANT = 12.9, 14.2, -12.1
 
 
@@ -44,7 +44,7 @@ def match_labels(
     known
         Label -> term id, where the data set has a column of ids.
     tissues
-        What the data set says of its tissue: some words mean another type in each.
+        Tissues that the data set names: some words mean another type in each.
     """
     matcher = TermMatcher(kb.cl_names())
     found = matcher.match_all(labels, tissues)
@@ -54,19 +54,18 @@ def match_labels(
             found[label] = Match(cl_id, matcher.label_of.get(cl_id, cl_id), "column", 1.0)
         elif match.how not in ("label", "synonym", "plural") and why_no_type(label):
             found[label] = Match(how="no cell type", confidence=1.0)
-    # A letter or two are like anything.
     left = [n for n, match in found.items() if not match.how and sum(map(str.isalpha, n)) >= MIN_LETTERS]
     notes = []
     if left and matcher.label_of:
         try:
             found |= _guess(matcher, kb.cl_names(), left, device)
-        except ScvecError as error:  # the model is not installed: names alone must do
+        except ScvecError as error:  # the model is not installed
             notes.append(f"no Cell Ontology term was guessed for {len(left)} labels: {error.what}")
     return found, notes
 
 
 def class_ontology(kb: KnowledgeBase, classes: Sequence[str], found: Mapping[str, Match]) -> ClassOntology:
-    """Return what stands above the term of each class."""
+    """Return the terms of classes and the terms above them."""
     terms, names, lineage, depth = [], {}, {}, {}
     for label in classes:
         term = found[label].cl_id
@@ -89,7 +88,7 @@ def class_ontology(kb: KnowledgeBase, classes: Sequence[str], found: Mapping[str
 
 
 def term_notes(meta: Mapping[str, Any], name: str) -> list[str]:
-    """Return what a user may want to know of the terms of a new reference's labels."""
+    """Return a note on the labels of a new reference that have no term or a guessed one."""
     ontology = meta["ontology"]
     found = dict(zip(meta["classes"], zip(ontology["terms"], ontology["how"], strict=True), strict=True))
     without = [label for label, (term, how) in found.items() if not term and how != "no cell type"]
@@ -111,7 +110,7 @@ def term_notes(meta: Mapping[str, Any], name: str) -> list[str]:
 def _guess(
     matcher: TermMatcher, names: Sequence[tuple[str, str, bool]], labels: Sequence[str], device: str
 ) -> dict[str, Match]:
-    """Return the term whose name is most like each label, where one clearly is."""
+    """Return the term with the most similar name of each label that clearly has one."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     from scvec.backbones import load_backbone, parse_spec

@@ -6,35 +6,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from scvec.base.arrays import Texts, blocks, code_type, coded, release
 from scvec.base.types import Float32
 
 __all__ = ["ClassOntology"]
 
+#: Cells at once.
 _BLOCK = 2**13
-
-Strings = npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True, slots=True)
 class ClassOntology:
-    """Which classes stand under which Cell Ontology terms.
+    """The Cell Ontology terms of classes, and the terms above them.
 
     Attributes
     ----------
-    terms
-        Per class its own term, or "" where none was found.
+    terms, how, confidence
+        Per class its own term ("" where there is none), how it was found
+        (:class:`scvec.celltypes.terms.Match`) and with which confidence (0 to 1).
     names
-        Label of every term used.
+        Term -> its label.
     lineage
-        Per term with a class, the terms above it (itself included).
+        Term of a class -> the terms above it, itself included.
     depth
-        Per term, how many terms stand above it: the deeper, the more it says.
-    how, confidence
-        Per class, how its term was found (:class:`scvec.celltypes.terms.Match`) and how sure that is (0-1);
-        empty for references of older versions.
+        Term -> number of terms above it: the deeper, the more specific.
     """
 
     terms: tuple[str, ...]
@@ -44,34 +40,25 @@ class ClassOntology:
     how: tuple[str, ...] = ()
     confidence: tuple[float, ...] = ()
 
-    def broad(self, proba: Float32, *, bar: float = 0.8) -> tuple[Strings, Strings]:
-        """Return, per cell, (label, id) of the deepest term whose summed probability reaches the bar.
-
-        ``"T cell"`` when CD4 and CD8 are both likely. Empty strings where no term reaches it.
-
-        Parameters
-        ----------
-        proba
-            (n, n_classes) float32.
-        """
-        said, ids = self.coded_broad(proba, bar=bar)
-        return np.asarray(said, dtype=object), np.asarray(ids, dtype=object)
-
     def coded_broad(self, proba: Float32, *, bar: float = 0.8) -> tuple[Texts, Texts]:
-        """Return what :meth:`broad` does as categories, one or two bytes a cell."""
+        """Return, per cell, (label, id) of the deepest term whose summed probability reaches ``bar``.
+
+        ``"T cell"`` where CD4 and CD8 are both likely; empty strings where no term reaches it. ``proba`` is
+        (n, n_classes) float32; the result is categories, one or two bytes a cell.
+        """
         names = sorted({t for path in self.lineage.values() for t in path})
-        # The last number is that of no term.
+        # The last number stands for cells without a term.
         codes = np.full(len(proba), len(names), dtype=code_type(len(names) + 1))
-        said = [*(self.names.get(t, "") for t in names), ""]
+        labels = [*(self.names.get(t, "") for t in names), ""]
         if not names:
-            return coded(codes, said), coded(codes, [""])
+            return coded(codes, labels), coded(codes, [""])
         number = {term: i for i, term in enumerate(names)}
         under = np.zeros((len(self.terms), len(names)))
         for c, term in enumerate(self.terms):
             for above in self.lineage.get(term, ()):
                 under[c, number[above]] = 1.0
         depth = np.array([self.depth[t] for t in names], dtype=np.float64)
-        # There are more terms than classes: never all cells by all terms at once.
+        # In blocks: there are more terms than classes.
         for rows in blocks(len(proba), _BLOCK):
             mass = proba[rows] @ under
             # Among the terms that pass, the deepest; of two equally deep, the likelier one.
@@ -80,7 +67,7 @@ class ClassOntology:
             passed = rank[np.arange(len(best)), best] >= 0
             codes[rows] = np.where(passed, best, len(names))
             release(proba)
-        return coded(codes, said), coded(codes, [*names, ""])
+        return coded(codes, labels), coded(codes, [*names, ""])
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -101,6 +88,6 @@ class ClassOntology:
             dict(data["names"]),
             {k: tuple(v) for k, v in data["lineage"].items()},
             {k: int(v) for k, v in data["depth"].items()},
-            tuple(data.get("how", ())),
-            tuple(data.get("confidence", ())),
+            tuple(data["how"]),
+            tuple(data["confidence"]),
         )

@@ -1,4 +1,4 @@
-"""Which Cell Ontology term a label stands for, and how that was found out."""
+"""Find the Cell Ontology term of a label by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
     "words",
 ]
 
-#: Whole names and the Cell Ontology label they stand for. A test checks that each is one.
+#: Whole names -> Cell Ontology label. A test checks that each exists.
 _NAMES: dict[str, str] = {
     "at1": "pulmonary alveolar type 1 cell",
     "at2": "pulmonary alveolar type 2 cell",
@@ -51,7 +51,7 @@ _NAMES: dict[str, str] = {
     "cd4 cd25 t reg": "CD4-positive, CD25-positive, alpha-beta regulatory T cell",
 }
 
-#: Words that labs shorten, and what they stand for.
+#: Abbreviations of labs -> words.
 _WORDS: dict[str, str] = {
     "astro": "astrocyte",
     "baso": "basophil",
@@ -102,17 +102,17 @@ _WORDS: dict[str, str] = {
     "vsmc": "vascular smooth muscle",
 }
 
-#: Words of the ontology that labs leave out, and those for the same thing.
+#: Words of the ontology that labs leave out, and synonyms.
 _SILENT = frozenset(
     "cell cells alpha-beta thymus-derived positive pos of the and a an type human mouse".split()
 )
 _SAME = {"killer": "", "natural": "nk", "lymphocyte": "", "leukocyte": "", "leucocyte": ""}
-#: States of a cell that the ontology has few terms for: the type is what is left without them.
+#: States of a cell, for which the ontology has few terms: without them the type is left.
 STATES = frozenset(
     "activated quiescent resting cycling proliferating proliferative dividing intermediate early late "
     "inflammatory reactive stressed mature immature normal healthy other transitional".split()
 )
-#: Markers that are part of a type's name, and so are left out last; the first two are of T cells.
+#: Markers that are part of a type's name, and are left out last; the first two are of T cells.
 LINEAGES = ("cd4", "cd8", "cd14", "cd16")
 
 #: Words that mean another type in each tissue: (words that show the tissue, word -> Cell Ontology label).
@@ -143,7 +143,7 @@ CONTEXTS: dict[str, tuple[frozenset[str], dict[str, str]]] = {
         },
     ),
 }
-#: A tissue is believed when it is named, or when this many of its words are among the labels.
+#: A tissue counts when it is named, or when this many of its words are among the labels.
 _ENOUGH = 3
 
 _SIGN = re.compile(r"(?<=[a-z0-9])(?:\s?\+|[ -]positive\b|[ -]pos\b)")
@@ -151,15 +151,15 @@ _MINUS = re.compile(r"(?<=[a-z0-9])(?:-(?=$|[\s,;/_)])|[ -]negative\b|[ -]neg\b|
 
 
 def folded(label: str) -> str:
-    """Return a name with case, underscores and repeated spaces taken out."""
+    """Return a name in lower case, without underscores and repeated spaces."""
     return " ".join(label.lower().replace("_", " ").split())
 
 
 def words(label: str) -> tuple[str, ...]:
-    """Return the words of a name, sorted, as spellings of one type share them.
+    """Return the sorted words that all spellings of a type share.
 
-    A marker that is there is its bare name, one that is absent or low ends in ``-``: ``"CD16- Mono"`` is
-    ``("cd16-", "monocyte")``, ``"CD4-positive, alpha-beta T cell"`` is ``("cd4", "t")``.
+    An absent or low marker ends in ``-``, a present one is its bare name: ``"CD16- Mono"`` gives
+    ``("cd16-", "monocyte")``, ``"CD4-positive, alpha-beta T cell"`` gives ``("cd4", "t")``.
     """
     text = folded(label).replace("cd56bright", "cd56 bright").replace("alpha-beta", " ")
     text = _SIGN.sub(" ", _MINUS.sub("\x00 ", text))
@@ -177,13 +177,7 @@ def words(label: str) -> tuple[str, ...]:
 
 
 def context_of(labels: Iterable[str], tissues: Iterable[str] = ()) -> dict[str, str]:
-    """Return word -> Cell Ontology label as the tissue of a data set has it; empty where none is told.
-
-    Parameters
-    ----------
-    tissues
-        What the data set says of its tissue.
-    """
+    """Return word -> Cell Ontology label in the tissue that labels or ``tissues`` name; empty for none."""
     said = {w for tissue in tissues for w in words(tissue)}
     there = {w for label in labels for w in words(label)}
     meant: dict[str, str] = {}
@@ -205,9 +199,9 @@ def _singular(word: str) -> str:
 SPELLINGS: dict[str, str] = {" ".join(words(name)): label for name, label in _NAMES.items()}
 
 
-#: How sure each way of matching is. Spellings may leave out a word that matters; a broader term says less.
+#: Confidence of each way of matching. Spellings may leave out a word that matters; a broader term says less.
 SURE = {"label": 1.0, "synonym": 1.0, "plural": 1.0, "tissue": 0.95, "spelling": 0.95, "broader": 0.8}
-#: Terms of one species or of odd animals: no plain word stands for them.
+#: Terms of one species or animal group: no plain word stands for them.
 _SPECIAL = re.compile(r"\((Mmus|sensu .*|metazoa|Primate|Homo sapiens)\)")
 _MARKER = re.compile(r"(cd\d+[a-z]*|[a-z0-9]*\d[a-z0-9]*|fcgr3a)-?|\w+-")
 
@@ -265,17 +259,11 @@ class TermMatcher:
                 mine.add(cl_id)
 
     def match(self, label: str, context: Mapping[str, str] | None = None) -> Match:
-        """Return the term of a label by name: nothing is guessed.
-
-        Parameters
-        ----------
-        context
-            From :func:`scvec.celltypes.terms.context_of`.
-        """
+        """Return the term of a label by name, without a guess; ``context`` is from :func:`context_of`."""
         key, bag = folded(label), words(label)
         if not bag:
             return self._found(self._own.get(key, set()), "label")
-        # What a word means in this tissue comes before a term of another tissue of that very name.
+        # The meaning in this tissue comes before a term of that very name in another.
         meant = (context or {}).get(" ".join(bag))
         if key in self._own and not (meant and len(bag) == 1):
             return self._found(self._own[key], "label")
@@ -312,7 +300,7 @@ class TermMatcher:
         return Match(cl_id, self.label_of.get(cl_id, cl_id), how, SURE[how])
 
     def is_plain(self, cl_id: str) -> bool:
-        """Return whether a term is of no single species and of no odd animal."""
+        """Return whether a term is not of one species or animal group."""
         return not _SPECIAL.search(self.label_of.get(cl_id, ""))
 
     def match_all(self, labels: Sequence[str], tissues: Sequence[str] = ()) -> dict[str, Match]:
@@ -322,7 +310,7 @@ class TermMatcher:
 
 
 def _with_t(bag: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the words of ``CD4 naive`` with the T cell that is meant; others as they are."""
+    """Return the words of labels such as ``CD4 naive`` with the T cell that is meant; others unchanged."""
     of_t = {"cd4", "cd8"} & set(bag) and set(bag) & {"naive", "memory", "cytotoxic", "effector", "regulatory"}
     return tuple(sorted({*bag, "t"})) if of_t else bag
 

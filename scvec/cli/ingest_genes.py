@@ -1,8 +1,9 @@
-"""``scvec ingest genes``, ``complement`` and ``embeddings``: what is known of genes, and its vectors."""
+"""``scvec ingest genes``, ``complement``, ``embeddings`` and ``import-legacy``: gene texts and vectors."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,6 +22,7 @@ from scvec.cli.options import (
     species_option,
     timeout_option,
 )
+from scvec.ingest.sources import SOURCES
 
 __all__ = ["commands", "import_legacy"]
 
@@ -32,30 +34,22 @@ __all__ = ["commands", "import_legacy"]
     type=click.Choice(["auto", "scinterpreter", "genept"]),
     default="auto",
     show_default=True,
-    help="Whose files they are.",
+    help="Where the files come from.",
 )
-@click.option("--name", help="What to call the texts or the space.  [default: the file's name]")
+@click.option("--name", help="Name of the texts or the space.  [default: the file's name]")
 @click.option(
     "--species",
     type=click.Choice(["auto", *SPECIES]),
     default="auto",
     show_default=True,
-    help="Whose genes, where a record does not say it.",
+    help="Species of records that name none.",
 )
 @memory_option
 @click.option("--dry-run", is_flag=True, help="Read, match and count; change nothing.")
 @global_options
 @pass_session
-def import_legacy(
-    session: Session,
-    files: tuple[Path, ...],
-    kind: str,
-    name: str | None,
-    species: str,
-    memory: str | None,
-    dry_run: bool,
-) -> None:
-    """Take over gene texts and vectors of scInterpreter, scReader or GenePT.
+def import_legacy(session: Session, /, files: tuple[Path, ...], **given: Any) -> None:
+    """Import gene texts and vectors of scInterpreter, scReader or GenePT.
 
     JSON, CSV (also .gz) and pickles, which are read without being run. Genes are matched by name and id.
 
@@ -67,16 +61,7 @@ def import_legacy(
     from scvec.workflows.import_legacy import import_legacy as run
 
     with session.progress() as progress:
-        report = run(
-            session.store,
-            files,
-            kind=kind,
-            name=name,
-            species=species,
-            memory=memory,
-            dry_run=dry_run,
-            progress=progress,
-        )
+        report = run(session.store, files, progress=progress, **given)
     session.show(report)
 
 
@@ -86,7 +71,7 @@ def import_legacy(
     "--source",
     default="snapshot",
     show_default=True,
-    metavar="snapshot|ncbi|mygene|FILE",
+    metavar="|".join(["snapshot", *SOURCES, "FILE"]),
     help="The snapshot that ships with scvec, a live service, or a file (docs/genes.md).",
 )
 @genes_option
@@ -103,22 +88,11 @@ def import_legacy(
 @dry_run_option
 @global_options
 @pass_session
-def genes(
-    session: Session,
-    species: tuple[str, ...],
-    source: str,
-    genes: Path | None,
-    refresh: bool,
-    details: bool,
-    base_url: str | None,
-    requests_per_second: float | None,
-    concurrency: int,
-    dry_run: bool,
-) -> None:
+def genes(session: Session, /, **given: Any) -> None:
     """Put gene facts and descriptions into the knowledge base.
 
-    NCBI_API_KEY and NCBI_EMAIL, or the config file, say who asks ncbi; with a key it answers 10 requests a
-    second instead of 3. A run that was stopped goes on where it was.
+    NCBI_API_KEY and NCBI_EMAIL, or the config file, identify you to ncbi; with a key it answers 10 requests
+    a second instead of 3. A run that was stopped continues where it was.
 
     \b
     Examples:
@@ -129,19 +103,7 @@ def genes(
     from scvec.workflows.ingest_genes import ingest_genes
 
     with session.progress() as progress:
-        report = ingest_genes(
-            session.store,
-            species=species,  # type: ignore[arg-type]  # click.Choice has seen to it
-            source=source,
-            genes=genes,
-            dry_run=dry_run,
-            refresh=refresh,
-            details=details,
-            base_url=base_url,
-            requests_per_second=requests_per_second,
-            concurrency=concurrency,
-            progress=progress,
-        )
+        report = ingest_genes(session.store, progress=progress, **given)
     session.show(report)
 
 
@@ -158,24 +120,12 @@ def genes(
 @dry_run_option
 @global_options
 @pass_session
-def complement(
-    session: Session,
-    model: str,
-    species: tuple[str, ...],
-    genes: Path | None,
-    limit: int | None,
-    overwrite: bool,
-    base_url: str | None,
-    max_cost: float | None,
-    concurrency: int,
-    timeout: float | None,
-    dry_run: bool,
-) -> None:
+def complement(session: Session, /, **given: Any) -> None:
     """Let a language model describe genes that nobody has written about.
 
     Any server that speaks OpenAI's protocol will do (--base-url). OPENAI_API_KEY or the config file holds
-    the key. Each text is kept with model, prompt and tokens, marked as written by a model, and used only
-    where there is none by people. A run that was stopped goes on where it was.
+    the key. Each text is stored with model, prompt and tokens, marked as written by a model, and used only
+    where people have written none. A run that was stopped continues where it was.
 
     \b
     Examples:
@@ -186,20 +136,7 @@ def complement(
     from scvec.workflows.complement import ingest_complement
 
     with session.progress() as progress:
-        report = ingest_complement(
-            session.store,
-            model=model,
-            species=species,  # type: ignore[arg-type]  # click.Choice has seen to it
-            genes=genes,
-            limit=limit,
-            overwrite=overwrite,
-            base_url=base_url,
-            max_cost=max_cost,
-            concurrency=concurrency,
-            timeout=timeout,
-            dry_run=dry_run,
-            progress=progress,
-        )
+        report = ingest_complement(session.store, progress=progress, **given)
     session.show(report)
 
 
@@ -213,7 +150,7 @@ def complement(
     "name:SPEC.",
 )
 @click.option(
-    "--text", default="default", show_default=True, metavar="TEMPLATE", help="What is said of a gene."
+    "--text", default="default", show_default=True, metavar="TEMPLATE", help="Template of the text of a gene."
 )
 @species_option
 @genes_option
@@ -223,17 +160,7 @@ def complement(
 @dry_run_option
 @global_options
 @pass_session
-def embeddings(
-    session: Session,
-    backbone: str,
-    text: str,
-    species: tuple[str, ...],
-    genes: Path | None,
-    base_url: str | None,
-    max_cost: float | None,
-    device: str,
-    dry_run: bool,
-) -> None:
+def embeddings(session: Session, /, **given: Any) -> None:
     """Turn the descriptions of genes into vectors, in one space.
 
     Only texts that have no vector in this space are encoded.
@@ -247,18 +174,7 @@ def embeddings(
     from scvec.workflows.embed_genes import ingest_embeddings
 
     with session.progress() as progress:
-        report = ingest_embeddings(
-            session.store,
-            backbone=backbone,
-            text=text,
-            species=species,
-            genes=genes,
-            base_url=base_url,
-            max_cost=max_cost,
-            device=device,
-            dry_run=dry_run,
-            progress=progress,
-        )
+        report = ingest_embeddings(session.store, progress=progress, **given)
     session.show(report)
 
 

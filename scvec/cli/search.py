@@ -1,6 +1,8 @@
-"""``scvec search``: genes and cells by words, and cells like a cell."""
+"""``scvec search``: genes and cells by a text, and cells like a cell."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
@@ -28,14 +30,14 @@ how_option = click.option(
 backbone_option = click.option(
     "--backbone",
     metavar="SPEC",
-    help="Whose vectors of the store to ask.  [default: those of the model that comes with scvec]",
+    help="Model whose gene vectors are searched.  [default: the model that comes with scvec]",
 )
 
 
 @click.group()
 @global_options
 def search() -> None:
-    """Find genes and cells by what is known of them.
+    """Find genes and cells by a text, or cells like a cell.
 
     \b
     Examples:
@@ -48,23 +50,16 @@ def search() -> None:
 @click.argument("text")
 @k_option
 @any_species_option
-@click.option("--where", metavar="SQL", help="Only genes of which this is true, as \"gene_type = 'lncRNA'\".")
+@click.option(
+    "--where", metavar="SQL", help="Only genes that meet this condition, as \"gene_type = 'lncRNA'\"."
+)
 @how_option
 @backbone_option
 @device_option
 @global_options
 @pass_session
-def genes(
-    session: Session,
-    text: str,
-    k: int,
-    species: str,
-    where: str | None,
-    method: str,
-    backbone: str | None,
-    device: str,
-) -> None:
-    """Genes that TEXT is about.
+def genes(session: Session, /, text: str, **given: Any) -> None:
+    """Find genes by names or words of their descriptions.
 
     \b
     Examples:
@@ -73,18 +68,7 @@ def genes(
     """
     from scvec.workflows.search_genes import search_genes
 
-    session.show(
-        search_genes(
-            session.store,
-            text,
-            k=k,
-            species=species,
-            where=where,
-            method=method,
-            backbone=backbone,
-            device=device,
-        )
-    )
+    session.show(search_genes(session.store, text, **given))
 
 
 @search.command()
@@ -95,25 +79,15 @@ def genes(
 @click.option(
     "--where",
     metavar="SQL",
-    help="Only reference cells of which this is true, as \"tissue = 'pancreas'\".",
+    help="Only reference cells that meet this condition, as \"tissue = 'pancreas'\".",
 )
 @how_option
 @backbone_option
 @device_option
 @global_options
 @pass_session
-def cells(
-    session: Session,
-    text: str,
-    like: str | None,
-    reference: str | None,
-    k: int,
-    where: str | None,
-    method: str,
-    backbone: str | None,
-    device: str,
-) -> None:
-    """Cells of a reference that TEXT is about, and the labels that express its genes.
+def cells(session: Session, /, text: str, **given: Any) -> None:
+    """Find the cells and labels of a reference that express the genes of TEXT, or cells like a cell.
 
     \b
     Examples:
@@ -122,16 +96,4 @@ def cells(
     """
     from scvec.workflows.search_cells import search_cells
 
-    session.show(
-        search_cells(
-            session.store,
-            text,
-            like=like,
-            reference=reference,
-            k=k,
-            where=where,
-            method=method,
-            backbone=backbone,
-            device=device,
-        )
-    )
+    session.show(search_cells(session.store, text, **given))

@@ -1,4 +1,4 @@
-"""Commands about the store itself: what is inside, is it whole, take out, throw away."""
+"""Commands on the store itself: info, diff, verify, doctor, rm, compact, export, import."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["commands"]
 @click.command()
 @click.argument("reference", required=False)
 @click.option(
-    "--space", metavar="SPACE", help="Instead of a reference: genes of this space (see scvec info)."
+    "--space", metavar="SPACE", help="Genes of this space, instead of a reference (see scvec info)."
 )
 @click.option("--to", type=click.Choice(["parquet", "h5ad"]), required=True, help="Format of the file.")
 @click.option(
@@ -48,13 +48,13 @@ def export(session: Session, reference: str | None, space: str | None, to: str, 
 
 @click.command("import")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--reference", metavar="NAME", help="Of cells: whose they are.  [default: as the file says]")
+@click.option("--reference", metavar="NAME", help="Reference of the cells.  [default: named in the file]")
 @memory_option
 @dry_run_option
 @global_options
 @pass_session
 def import_(session: Session, file: Path, reference: str | None, memory: str | None, dry_run: bool) -> None:
-    """Take back what export wrote: genes of a space, or labels and columns of the cells of a reference.
+    """Read a file of export back: genes of a space, or labels and columns of the cells of a reference.
 
     \b
     Example:
@@ -68,16 +68,14 @@ def import_(session: Session, file: Path, reference: str | None, memory: str | N
 @click.command()
 @click.argument("what", required=False, metavar="[genes]", type=click.Choice(["genes"]))
 @click.argument("names", nargs=-1, metavar="[GENE...]")
-@click.option("--reference", metavar="NAME", help="Tell more about this reference.")
-@click.option(
-    "--species", type=click.Choice(SPECIES), help="Whose genes; both are looked up where not given."
-)
+@click.option("--reference", metavar="NAME", help="Show more about this reference.")
+@click.option("--species", type=click.Choice(SPECIES), help="Species of the genes; both where not given.")
 @global_options
 @pass_session
 def info(
     session: Session, what: str | None, names: tuple[str, ...], reference: str | None, species: str | None
 ) -> None:
-    """Say what is inside the store; of genes, every text, where it comes from, and its vectors.
+    """Show the content of the store; of genes, every text, its source, and its vectors.
 
     \b
     Examples:
@@ -107,7 +105,7 @@ def info(
 @global_options
 @pass_session
 def diff(session: Session, old: int, new: int | None, limit: int) -> None:
-    """Say what changed between two generations of the store; the second is the current one if left out.
+    """Show what changed between two versions of the store; the second is the current one if left out.
 
     \b
     Example:
@@ -120,7 +118,7 @@ def diff(session: Session, old: int, new: int | None, limit: int) -> None:
 
 @click.command()
 @device_option
-@llm_option("Where the language model of prompt references lies, if it was moved.")
+@llm_option("Folder of the language model of prompt references, if it was moved.")
 @global_options
 @pass_session
 @click.pass_context
@@ -145,7 +143,7 @@ def verify(ctx: click.Context, session: Session, device: str, llm: str | None) -
 @global_options
 @pass_session
 def doctor(session: Session) -> None:
-    """Look at the machine: versions, cores, memory, disk, GPU, weights, store.
+    """Check the machine: versions, cores, memory, disk, GPU, weights, store.
 
     \b
     Example:
@@ -159,11 +157,11 @@ def doctor(session: Session) -> None:
 @click.command()
 @click.argument("reference")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--where", metavar="SQL", help="Only the cells of which this is true, over their obs columns.")
+@click.option("--where", metavar="SQL", help="Only the cells that meet this condition on their obs columns.")
 @global_options
 @pass_session
 def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
-    """Drop a reference, or some of its cells.
+    """Delete a reference, or some of its cells.
 
     \b
     Examples:
@@ -176,10 +174,10 @@ def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
     target = f"reference '{reference}'" if where is None else f"cells of '{reference}' with {where}"
     if not yes:
         if session.as_json or not sys.stdin.isatty():
-            what = f"nobody is there to be asked whether to drop {target}"
-            raise InputError(what, "scvec rm", "add --yes to drop it without being asked")
-        if not click.confirm(f"Drop {target}?", err=True):
-            session.note("nothing was dropped")
+            what = f"the question whether to delete {target} needs a terminal"
+            raise InputError(what, "scvec rm", "add --yes to delete it without a question")
+        if not click.confirm(f"Delete {target}?", err=True):
+            session.note("nothing was deleted")
             return
     session.show(
         rm_(session.store, reference) if where is None else drop_cells(session.store, reference, where=where)
@@ -190,7 +188,7 @@ def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
 @global_options
 @pass_session
 def compact(session: Session) -> None:
-    """Give back the space of what is no longer used, and put together what was added and taken out.
+    """Free the space of old versions, and merge the segments of appended and deleted cells.
 
     \b
     Example:

@@ -1,22 +1,24 @@
-"""``scvec diff``: what differs between two generations of a store."""
+"""``scvec diff``: the differences between two versions of a store."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import pandas as pd
 
 from scvec.base.errors import InputError
-from scvec.workflows.gene_info import Changed, DiffReport, Example, SpaceChange
+from scvec.base.results import Record, Report
+from scvec.stores.store.reference_reader import StoredSpace
+from scvec.stores.store.store import Store
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = ["Changed", "DiffReport", "Example", "SpaceChange", "diff"]
 
-    from scvec.stores.store.reference_reader import StoredSpace
-    from scvec.stores.store.store import Store
-
-__all__ = ["diff"]
-
+#: Longest line about a text.
+WIDTH = 100
 #: Section of the report -> table, columns of its key, column that may change, columns to count by.
 _TABLES = {
     "genes": ("genes", ("gene_id",), "symbol", ("species",)),
@@ -25,14 +27,114 @@ _TABLES = {
 }
 
 
-def diff(store: Path | str, old: int | str, new: int | str = "current", limit: int = 20) -> DiffReport:
-    """Compare two generations of a store.
+@dataclass(frozen=True, kw_only=True)
+class Changed(Record):
+    """Numbers of rows added, changed and removed. ``what`` is their kind and source, or species."""
 
-    ``old`` and ``new`` are numbers of generations, or ``current``; ``limit`` is the number of examples of
-    genes and of descriptions added, changed and removed. InputError names the generations there are.
+    what: str
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+
+    def line(self, changed: str = "changed") -> str:
+        """Return it in words."""
+        counts = {"added": self.added, changed: self.changed, "removed": self.removed}
+        return f"{self.what}: {', '.join(f'{n:,} {how}' for how, n in counts.items() if n) or 'the same'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceChange(Changed):
+    """A space that differs; ``what`` is its fingerprint, ``state`` ``added``, ``removed`` or ``changed``."""
+
+    backbone: str
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example(Record):
+    """One description or gene that differs. ``before`` and ``after`` are texts or symbols, or empty."""
+
+    state: str
+    gene_id: str
+    symbol: str
+    what: str
+    before: str = ""
+    after: str = ""
+
+    def lines(self) -> list[str]:
+        """Return it as lines for people; long texts from where they differ."""
+        lines = [f"  {self.state} {self.symbol} ({self.gene_id}), {self.what}"]
+        pairs = enumerate(zip(self.before, self.after, strict=False))
+        alike = next((i for i, (one, other) in pairs if one != other), 0)
+        start = 0 if alike < WIDTH // 2 else alike - WIDTH // 4
+        for sign, text in (("-", self.before), ("+", self.after)):
+            shown = f"{sign} … {text[start:]}" if start else f"{sign} {text}"
+            if text:
+                lines.append("    " + textwrap.shorten(shown[: 10 * WIDTH], WIDTH - 4, placeholder=" …"))
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffReport(Report):
+    """The differences between two versions of a store.
+
+    Attributes
+    ----------
+    old, new, old_command, new_command
+        Numbers of the versions, and the commands that made them.
+    genes
+        By species; ``changed`` are those with another symbol.
+    descriptions, facts
+        By kind and source; by source.
+    references
+        ``added``, ``replaced`` and ``removed``, by name.
     """
-    from scvec.stores.store.store import Store
 
+    old: int
+    new: int
+    old_command: str
+    new_command: str
+    genes: list[Changed]
+    descriptions: list[Changed]
+    facts: list[Changed]
+    spaces: list[SpaceChange]
+    references: dict[str, list[str]]
+    examples: list[Example]
+
+    @property
+    def same(self) -> bool:
+        """True if nothing differs."""
+        sections = (self.genes, self.descriptions, self.facts, self.spaces, *self.references.values())
+        return not any(sections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and ``same``."""
+        return {"same": self.same, **super().to_dict()}
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        both = ((self.old, self.old_command), (self.new, self.new_command))
+        old, new = (f"{number} ({command})" if command else str(number) for number, command in both)
+        lines = [f"from version {old} to {new}"]
+        lines += [f"genes, {c.line('renamed')}" for c in self.genes]
+        lines += [f"descriptions, {c.line()}" for c in self.descriptions]
+        lines += [f"facts, {c.line()}" for c in self.facts]
+        for space in self.spaces:
+            state = {"added": " (new)", "removed": " (dropped)"}.get(space.state, "")
+            lines.append(f"vectors{state}, {space.line('of changed texts')} ({space.backbone})")
+        lines += [f"references {how}: {', '.join(names)}" for how, names in self.references.items() if names]
+        lines += ["nothing differs"] if self.same else []
+        lines += [line for example in self.examples for line in example.lines()]
+        # Texts come from files and services: no terminal code of theirs is passed on.
+        return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
+
+
+def diff(store: Path | str, old: int | str, new: int | str = "current", limit: int = 20) -> DiffReport:
+    """Compare two versions of a store.
+
+    ``old`` and ``new`` are numbers of versions, or ``current``; ``limit`` is the number of examples of genes
+    and of descriptions added, changed and removed. InputError names the versions that exist.
+    """
     if limit < 0:
         raise InputError(f"limit must not be negative: {limit}", "--limit", "give 0 or more")
     opened = Store(store)
@@ -71,14 +173,12 @@ def _number(store: Store, given: int | str) -> int:
     try:
         return int(given)
     except ValueError:
-        fix = f"the current one is {store.generation.number}"
-        raise InputError(f"{given!r} is no number of a generation", "", fix) from None
+        fix = f"the current version is {store.generation.number}"
+        raise InputError(f"{given!r} is not the number of a version", "", fix) from None
 
 
 def _table(store: Store, name: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Return columns of a table of the gene knowledge; of no knowledge, no rows."""
-    import pandas as pd
-
+    """Return columns of a table of the gene knowledge; no rows where there is no knowledge."""
     if store.generation.manifest.knowledge is None:
         return pd.DataFrame(columns=list(columns), dtype=object)
     with store.knowledge() as kb:
@@ -151,9 +251,7 @@ def _spaces(before: Store, after: Store) -> list[SpaceChange]:
 
 
 def _texts(stored: StoredSpace | None) -> pd.DataFrame:
-    import pandas as pd
-
     columns = ["gene_id", "text_sha256"]
-    return (
-        pd.DataFrame(columns=columns, dtype=object) if stored is None else stored.genes[columns].astype(str)
-    )
+    if stored is None:
+        return pd.DataFrame(columns=columns, dtype=object)
+    return stored.genes[columns].astype(str)

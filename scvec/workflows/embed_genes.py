@@ -4,81 +4,136 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from scvec.base.errors import InputError
-from scvec.base.types import SPECIES, Progress, no_progress
-from scvec.workflows.live import Cost, FailedGene
-from scvec.workflows.text_reports import EmbeddingsReport
+from scvec.backbones import parse_spec
+from scvec.base.resources import check_device
+from scvec.base.results import Report, counts_line
+from scvec.base.types import Progress, no_progress
+from scvec.model.gene_vectors import EncodingPlan, check_template, encode_genes, plan_encoding
+from scvec.model.resolvers import ensure_knowledge
+from scvec.stores.knowledge.knowledge import KnowledgeBase
+from scvec.stores.store.store import Store
+from scvec.workflows.live import Cost, FailedGene, LiveOptions, known_genes, reason_lines
 
-if TYPE_CHECKING:
-    from scvec.model.gene_vectors import EncodingPlan
-    from scvec.stores.knowledge.knowledge import KnowledgeBase
-
-__all__ = ["ingest_embeddings"]
+__all__ = ["EmbeddingsOptions", "EmbeddingsReport", "ingest_embeddings"]
 
 
-def ingest_embeddings(
-    store: Path | str,
-    *,
-    backbone: str = "minilm",
-    text: str = "default",
-    species: Sequence[str] = SPECIES,
-    genes: Path | None = None,
-    base_url: str | None = None,
-    max_cost: float | None = None,
-    dry_run: bool = False,
-    device: str = "auto",
-    progress: Progress = no_progress,
-) -> EmbeddingsReport:
-    """Encode the texts of genes with a backbone and index the vectors.
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingsOptions(LiveOptions):
+    """Options of ``ingest embeddings``.
 
-    ``ingest cells`` encodes the genes that its data need. This encodes, for searching genes, all that
-    code for proteins and others that somebody wrote about; or those of a list.
-
-    Parameters
+    Attributes
     ----------
     backbone
         ``minilm``, ``st:FOLDER_OR_ID``, ``hf:FOLDER_OR_ID``, ``openai:MODEL``, ``random:DIM``,
         ``permuted:SPEC``, ``name:SPEC`` (:func:`scvec.backbones.parse_spec`).
     text
         ``default`` (the best description), ``name``, or a text with fields: ``{symbol}: {description}``.
-    genes
-        File with one gene name a line.
-    base_url
-        Address of an OpenAI-compatible server, for ``openai:``; OpenAI's own where not given.
     max_cost
-        US dollars that a server may cost: encoding stops before it costs more. What arrived is kept.
-    dry_run
-        Count what would be encoded, and what a server would cost; encode and ask nothing.
+        US dollars that a server may cost: encoding stops before it costs more. Vectors so far are kept.
+    """
+
+    backbone: str = "minilm"
+    text: str = "default"
+    max_cost: float | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingsReport(Report):
+    """What ``ingest embeddings`` encoded.
+
+    Attributes
+    ----------
+    space
+        Fingerprint of the embedding space.
+    dim
+        Length of a vector; 0 where only the server knows it, before it was asked.
+    n_genes, n_encoded, n_cached, n_shipped
+        Genes that have a vector; of their texts, encoded now; taken from the store; from the package.
+    failed, stopped
+        Genes that have none and why; why the run ended before its end.
+    cost
+        Requests and dollars, where a server is asked.
+    """
+
+    space: str
+    backbone: str
+    dim: int
+    n_genes: int
+    n_encoded: int
+    n_cached: int
+    n_shipped: int = 0
+    seconds: float
+    generation: str = ""
+    dry_run: bool = False
+    failed: list[FailedGene] = field(default_factory=list)
+    stopped: str = ""
+    cost: Cost | None = None
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        verb = "would have" if self.dry_run else "have"
+        todo = "to encode" if self.dry_run else "encoded"
+        size = f"a vector of {self.dim} numbers" if self.dim else "a vector"
+        space = f", space {self.space}" if self.space else ""
+        counts = {"shipped": self.n_shipped, "from the store": self.n_cached, todo: self.n_encoded}
+        lines = [
+            f"{self.n_genes:,} genes {verb} {size} (backbone {self.backbone}{space})",
+            f"texts: {counts_line(counts)}",
+        ]
+        if self.dry_run and self.cost is not None:
+            lines.append(f"it would take {self.cost.line()}")
+        elif self.cost is not None:
+            lines.append(f"took {self.cost.line()}")
+        else:
+            lines.append(f"took {self.seconds:.1f} s")
+        if self.stopped:
+            lines.append(f"stopped: {self.stopped}")
+        return lines + reason_lines(self.failed)
+
+
+def ingest_embeddings(
+    store: Path | str,
+    options: EmbeddingsOptions | None = None,
+    *,
+    progress: Progress = no_progress,
+    **fields: Any,
+) -> EmbeddingsReport:
+    """Encode the texts of genes with a backbone and index the vectors.
+
+    ``ingest cells`` encodes the genes that its data need. This encodes, for searching genes, all
+    protein-coding genes and others with a written description, or those of a list.
+
+    ``fields`` are fields of :class:`EmbeddingsOptions`, instead of ``options`` or before them.
 
     Raises
     ------
     InputError
         If the backbone, the template or a gene of the list is unknown.
     NetworkError, AuthError
-        If a server is gone or refuses. The vectors that it gave before are in the store.
+        If a server is gone or refuses. Its vectors before that are in the store.
     """
-    from scvec.backbones import parse_spec
-    from scvec.base.resources import check_device
-    from scvec.model.gene_vectors import check_template, encode_genes, plan_encoding
-    from scvec.model.resolvers import ensure_knowledge
-    from scvec.stores.store.store import Store
-    from scvec.workflows.ingest_genes import read_gene_list
-
+    asked = EmbeddingsOptions(**fields) if options is None else replace(options, **fields)
+    backbone, text, device, species = asked.backbone, asked.text, asked.device, asked.species
     started = time.monotonic()
-    spec = parse_spec(backbone, text, base_url)
+    spec = parse_spec(backbone, text, asked.base_url)
     check_template(spec.template)
     check_device(device)
-    names = read_gene_list(genes) if genes else None
+    names = asked.names()
     notes: list[str] = []
     opened = Store.open(store, create=True)
     with opened.begin("ingest embeddings", {"backbone": backbone, "text": text}) as txn:
         kb = txn.open_knowledge()
         ensure_knowledge(kb, progress=progress)
-        wanted = _worthwhile(kb, species) if names is None else _named(kb, names, species, notes)
-        if dry_run:
+        if names is None:
+            wanted = _worthwhile(kb, species)
+        else:
+            wanted, notes = known_genes(kb, names, species)
+        if asked.dry_run:
             plan = plan_encoding(kb, txn.vectors(), wanted, spec, device=device)
             return _planned(plan, backbone, len(wanted), time.monotonic() - started, notes)
         encoded = encode_genes(
@@ -87,12 +142,12 @@ def ingest_embeddings(
             wanted,
             spec,
             device=device,
-            max_cost=max_cost,
+            max_cost=asked.max_cost,
             partial=True,
             progress=progress,
         )
         if spec.permuted:
-            notes.append("permuted: is a control, its vectors are not stored: give it to ingest cells")
+            notes.append("permuted: is a control and its vectors are not stored; give it to ingest cells")
         elif len(encoded.table):
             txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
         generation = str(txn.commit().number)
@@ -151,35 +206,10 @@ def _planned(
 
 
 def _worthwhile(kb: KnowledgeBase, species: Sequence[str]) -> list[str]:
-    """Return protein-coding genes, and others that somebody wrote about; of the rest only names are known."""
+    """Return protein-coding genes and others with a written description; the rest have only names."""
     genes = kb.genes()
     genes = genes[genes["species"].isin(species)]
     described = kb.descriptions()
     written = [g in described and described[g].kind in ("human", "llm") for g in genes["gene_id"]]
     coding = [g in described for g in genes["gene_id"]] & (genes["gene_type"] == "protein-coding").to_numpy()
     return genes.loc[coding | written, "gene_id"].tolist()
-
-
-def _named(kb: KnowledgeBase, names: list[str], species: Sequence[str], notes: list[str]) -> list[str]:
-    from scvec.model.resolvers import resolver_of
-
-    resolver = resolver_of(kb)
-    found: dict[str, None] = {}
-    missing = set(names)
-    for one in species:
-        match = resolver.resolve(names, one)
-        for name, gene_id in zip(names, match.gene_ids, strict=True):
-            if gene_id is not None:
-                found[gene_id] = None
-                missing.discard(name)
-    if not found:
-        raise InputError(
-            "no gene of the list is known",
-            ", ".join(names[:5]),
-            "give gene symbols, Ensembl or Entrez ids, and check --species",
-        )
-    if missing:
-        notes.append(
-            f"{len(missing):,} of {len(names):,} genes are not known: {', '.join(sorted(missing)[:8])}"
-        )
-    return list(found)

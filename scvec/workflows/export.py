@@ -5,22 +5,25 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from scvec import __version__
 from scvec.base.errors import InputError
 from scvec.base.results import Report, human_bytes
-
-if TYPE_CHECKING:
-    from scvec.ingest.cells.vector_files import VectorFile
-    from scvec.stores.store.reference_reader import StoredReference, StoredSpace
-    from scvec.stores.store.store import Store
+from scvec.base.types import SPECIES, Space
+from scvec.ingest.cells.vector_files import ROW, VectorFile, check_target, read_vectors, write_vectors
+from scvec.model.cell_index import changed_meta
+from scvec.model.storage import CODE_COLUMN
+from scvec.stores.index.distances import checked_vectors
+from scvec.stores.store.reference_reader import StoredReference, StoredSpace
+from scvec.stores.store.store import Store
 
 __all__ = ["ExportReport", "ImportReport", "export", "import_vectors"]
 
 CLASS = "scvec_class"
-#: Largest difference between two vectors that are the same one.
+#: Largest difference between two copies of a vector.
 SAME = 1e-6
 AGAIN = "export it again"
 
@@ -33,7 +36,7 @@ def export(
     output: Path | str,
     space: str | None = None,
 ) -> ExportReport:
-    """Write a reference or a space to a file: its rows, ids, labels and vectors, and which space they are of.
+    """Write the rows, ids, labels and vectors of a reference or a space to a file.
 
     Parameters
     ----------
@@ -51,10 +54,6 @@ def export(
     InputError
         If there is no such reference, space or format, or the output cannot be written.
     """
-    from scvec import __version__
-    from scvec.ingest.cells.vector_files import check_target, write_vectors
-    from scvec.stores.store.store import Store
-
     if (reference is None) == (space is None):
         raise InputError("name a reference or a space, and one only", "scvec export", "see: scvec info")
     target, opened = check_target(to, output), Store(store)
@@ -79,13 +78,11 @@ def import_vectors(
     memory: str | int | None = None,
     dry_run: bool = False,
 ) -> ImportReport:
-    """Take back what :func:`export` wrote, wherever it has been since.
+    """Read a file of :func:`export` back, also after another program changed it.
 
-    Genes become a space of the store, or are added to it: any store will do. Cells go back to the reference
-    they came from: their labels and columns are taken, new columns too, and their vectors must be those of
-    the reference, since no others could be compared with what its encoder makes of a query. Classifiers that
-    were trained keep the labels that they learned until the reference is ingested again; neighbours vote with
-    the new ones.
+    Genes become a space of any store, or are added to it. Cells return to their reference: the import takes
+    labels and columns, and refuses vectors that differ, which could not be compared with those of a query.
+    Neighbours vote with the new labels. Classifiers keep the old ones until the reference is ingested again.
 
     Parameters
     ----------
@@ -97,16 +94,13 @@ def import_vectors(
     Raises
     ------
     InputError
-        The file is of another space or reference, vectors are missing, of another length, not finite or not
-        those of the reference, ids are missing or there twice, or a label is none of the reference's.
+        The file is of another space or reference; vectors are missing, of another length, not finite or
+        changed; ids are missing or repeated; or the reference does not have a label.
     """
-    from scvec.ingest.cells.vector_files import read_vectors
-    from scvec.stores.store.store import Store
-
     found = read_vectors(file, memory=memory)
     if found.tags["kind"] == "cells":
         return _import_cells(Store(store), found, reference, dry_run)
-    _need(reference is None, found, "the file holds genes, not cells", "leave out --reference")
+    _need(reference is None, found, "the file holds genes, not cells", "leave --reference out")
     return _import_genes(Store.open(store, create=True), found, dry_run)
 
 
@@ -130,20 +124,14 @@ def _space(opened: Store, name: str) -> StoredSpace:
     if len(matching) == 1:
         return spaces[matching[0]]
     there = ", ".join(f"{f} ({s.space.backbone})" for f, s in list(spaces.items())[:6])
-    what = (
-        f"{len(matching)} spaces have the backbone {name!r}"
-        if matching
-        else f"the store has no space {name!r}"
-    )
+    several = f"{len(matching)} spaces have the backbone {name!r}"
+    what = several if matching else f"the store has no space {name!r}"
     raise InputError(what, str(opened.path), f"it has: {there or 'none: scvec ingest embeddings'}")
 
 
 def _cells(stored: StoredReference) -> Any:
-    from scvec.ingest.cells.vector_files import ROW
-    from scvec.model.storage import CODE_COLUMN
-
     classes = np.array([*stored.meta["classes"], ""], dtype=object)
-    # What an earlier import or another tool called so would else be there twice.
+    # An earlier import or another tool may have left columns of these names.
     obs = stored.obs.drop(columns=[ROW, CLASS, "cell"], errors="ignore")
     labels = classes[obs.pop(CODE_COLUMN).to_numpy()]  # -1 takes the empty one at the end
     obs.insert(0, ROW, np.arange(len(obs), dtype=np.int64))
@@ -152,9 +140,7 @@ def _cells(stored: StoredReference) -> Any:
 
 
 def _checked(found: VectorFile, dim: int, *ids: str) -> Any:
-    """Return the vectors, after what any import asks of them."""
-    from scvec.stores.index.distances import checked_vectors
-
+    """Return the vectors of a file, if they are (n, dim), finite, and their rows have the columns ``ids``."""
     missing = [c for c in ids if c not in found.rows.columns]
     _need(not missing, found, f"the file lacks the columns {', '.join(missing)}")
     n = found.vectors.shape[1]
@@ -166,13 +152,11 @@ def _checked(found: VectorFile, dim: int, *ids: str) -> Any:
 
 
 def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportReport:
-    from scvec.base.types import SPECIES, Space
-
     record = found.tags.get("space_record")
     try:
         space = Space.from_dict(record if isinstance(record, dict) else {})
     except (TypeError, ValueError) as error:
-        what = "the file does not say of which space its vectors are"
+        what = "the file does not name the space of its vectors"
         raise InputError(what, str(found.path), AGAIN) from error
     named = {found.tags.get("space"), found.tags["space_record"].get("fingerprint")}
     _need(named == {space.fingerprint}, found, "the fingerprint does not fit what the file says of its space")
@@ -181,23 +165,18 @@ def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportRepo
     table = found.rows.loc[:, columns].astype(str)
     genes = table["gene_id"]
     twice = genes[genes.duplicated()]
-    _need(twice.empty, found, f"gene {_first(twice)} is there twice")
+    _need(twice.empty, found, f"gene {_first(twice)} is repeated")
     odd = genes[~(table["species"].isin(SPECIES) & table["text_sha256"].str.fullmatch("[0-9a-f]{64}|"))]
-    _need(odd.empty, found, f"gene {_first(odd)} has no species or text known")
+    _need(odd.empty, found, f"gene {_first(odd)} has no known species or text")
     off = np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max(initial=0.0)
-    _need(
-        not space.normalized or off <= 1e-2,
-        found,
-        "the vectors are not of length one, as those of their space",
-    )
+    unit = not space.normalized or off <= 1e-2
+    _need(unit, found, "the vectors are not of length one, as those of their space")
     there = opened.spaces().get(space.fingerprint)
     rows = {} if there is None else {g: i for i, g in enumerate(there.genes["gene_id"])}
     at = np.array([rows.get(g, -1) for g in genes], dtype=np.int64)
     if there is not None:
-        known = np.flatnonzero(at >= 0)
-        known = known[
-            there.genes["text_sha256"].to_numpy()[at[known]] == table["text_sha256"].to_numpy()[known]
-        ]
+        texts = there.genes["text_sha256"].to_numpy()
+        known = np.flatnonzero((at >= 0) & (texts[at] == table["text_sha256"].to_numpy()))
         off = np.abs(np.asarray(there.vectors[at[known]]) - vectors[known]).max(axis=1, initial=0.0)
         what = f"{(off > SAME).sum():,} genes have another vector for the same text than the store has"
         _need((off <= SAME).all(), found, what, "export again from where they are right")
@@ -219,24 +198,17 @@ def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportRepo
 
 
 def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_run: bool) -> ImportReport:
-    from scvec.ingest.cells.vector_files import ROW
-    from scvec.model.cell_index import changed_meta
-    from scvec.model.storage import CODE_COLUMN
-
     stored = opened.reference(reference if reference is not None else str(found.tags.get("reference")))
     what = f"the cells are not those of reference {stored.name!r}, or it was ingested again"
     same = stored.has_fingerprint(str(found.tags.get("cells")))
     _need(same, found, what, "export it again; cells of other files: scvec ingest cells")
-    _need(
-        found.tags.get("space") == _space_of(stored),
-        found,
-        "the vectors are of another space than the reference",
-    )
+    same = found.tags.get("space") == _space_of(stored)
+    _need(same, found, "the vectors are of another space than the reference")
     vectors = _checked(found, stored.dim, ROW, "cell", CLASS)
     numbers = found.rows[ROW]
     _need(numbers.dtype.kind in "iu", found, f"the column {ROW} holds no row numbers", "leave it as it is")
     twice, outside = numbers[numbers.duplicated()], numbers[~numbers.between(0, stored.n - 1)]
-    _need(twice.empty, found, f"row {_first(twice)} is there twice", "remove one")
+    _need(twice.empty, found, f"row {_first(twice)} is repeated", "remove one")
     _need(outside.empty, found, f"the reference has no row {_first(outside)}", "remove it")
     missing = f"{stored.n - len(numbers):,} of the {stored.n:,} cells are missing"
     _need(len(numbers) == stored.n, found, missing, "import all of them")
@@ -248,14 +220,14 @@ def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_r
     for start in range(0, stored.n, 65_536):
         part = np.asarray(stored.vectors[start : start + 65_536])
         differ += int((np.abs(vectors[order[start : start + 65_536]] - part).max(axis=1) > SAME).sum())
-    what = f"the vectors of {differ:,} cells are not those of the reference"
+    what = f"the vectors of {differ:,} cells differ from those of the reference"
     _need(not differ, found, what, "leave the column vector as it is: no other can be compared with a query")
     classes = [str(c) for c in stored.meta["classes"]]
     given = rows[CLASS].astype(object).where(rows[CLASS].notna(), "").astype(str)
     odd = sorted({*given} - {*classes, ""})
     near = difflib.get_close_matches(_first(odd), classes, n=1)
     fix = (f"did you mean {near[0]!r}? " if near else "") + "new labels need training: scvec ingest cells"
-    _need(not odd, found, f"{_first(odd)[:60]!r} is no label of the reference", fix)
+    _need(not odd, found, f"{_first(odd)[:60]!r} is not a label of the reference", fix)
     codes = given.map({**{c: i for i, c in enumerate(classes)}, "": -1}).to_numpy(dtype=np.int64)
     obs = rows.drop(columns=[ROW, "cell", CLASS]).set_index(stored.obs.index)
     for column in [c for c in stored.obs.columns if c not in obs.columns and c != CODE_COLUMN]:

@@ -1,4 +1,4 @@
-"""``scvec info genes``: every text about a gene, where it comes from, and what was made of it."""
+"""``scvec info genes``: every text about a gene, its source and its vectors."""
 
 from __future__ import annotations
 
@@ -8,31 +8,27 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import pandas as pd
 
 from scvec.base.errors import InputError
 from scvec.base.results import Record, Report
 from scvec.base.types import SPECIES, Description
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from scvec.ingest.genes.names import GeneResolver
-    from scvec.stores.knowledge.knowledge import KnowledgeBase
-    from scvec.stores.store.reference_reader import StoredSpace
-    from scvec.stores.store.store import Store
+from scvec.ingest.genes.names import GeneResolver
+from scvec.model.gene_vectors import gene_table
+from scvec.model.resolvers import stored_resolver
+from scvec.stores.knowledge.knowledge import KnowledgeBase
+from scvec.stores.store.reference_reader import StoredSpace
+from scvec.stores.store.store import Store
 
 __all__ = [
-    "Changed",
-    "DiffReport",
-    "Example",
     "FailedJob",
     "GeneFacts",
     "GeneInfo",
     "GeneInfoReport",
     "GeneText",
     "GeneVector",
-    "SpaceChange",
     "gene_info",
 ]
 
@@ -162,7 +158,7 @@ class GeneInfo(Record):
             lines.append(f"  facts from {head}, retrieved {told.retrieved_at or '?'}")
             for line in _facts_lines(told.facts):
                 lines += _wrapped(line, "    ", hanging="      ")
-        words = {"older": "of an older text: encode again", "unknown": "of a text that cannot be told"}
+        words = {"older": "of an older text: encode again", "unknown": "of an unknown text"}
         for vector in self.vectors:
             state = words.get(vector.state, "of the current text")
             lines.append(f"  vector in space {vector.fingerprint} ({vector.backbone}), {state}")
@@ -176,7 +172,7 @@ class GeneInfo(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneInfoReport(Report):
-    """What a store knows of some genes, where it comes from and what was made of it.
+    """The texts, facts and vectors of some genes.
 
     Attributes
     ----------
@@ -195,132 +191,8 @@ class GeneInfoReport(Report):
         lines: list[str] = []
         for gene in self.genes:
             lines += [*([""] if lines else []), *gene.lines()]
-        return [_printable(line) for line in lines]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changed(Record):
-    """Rows that came, changed and went. ``what`` says of what: a kind and source, a species."""
-
-    what: str
-    added: int = 0
-    changed: int = 0
-    removed: int = 0
-
-    def line(self, changed: str = "changed") -> str:
-        """Return it in words."""
-        parts = [f"{self.added:,} added" if self.added else ""]
-        parts += [f"{self.changed:,} {changed}" if self.changed else ""]
-        parts += [f"{self.removed:,} removed" if self.removed else ""]
-        return f"{self.what}: {', '.join(filter(None, parts)) or 'the same'}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpaceChange(Changed):
-    """A space of which vectors came, are of changed texts, or went. ``what`` is the fingerprint.
-
-    Attributes
-    ----------
-    state
-        ``added``, ``removed``, or ``changed``.
-    """
-
-    backbone: str
-    state: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example(Record):
-    """One description or gene that differs. ``before`` and ``after`` are texts or symbols, or empty."""
-
-    state: str
-    gene_id: str
-    symbol: str
-    what: str
-    before: str = ""
-    after: str = ""
-
-    def lines(self) -> list[str]:
-        """Return it as lines for people."""
-        lines = [f"  {self.state} {self.symbol} ({self.gene_id}), {self.what}"]
-        # Long texts are shown from where they differ.
-        pairs = enumerate(zip(self.before, self.after, strict=False))
-        alike = next((i for i, (one, other) in pairs if one != other), 0)
-        start = 0 if alike < WIDTH // 2 else alike - WIDTH // 4
-        for sign, text in (("-", self.before), ("+", self.after)):
-            text = f"… {text[start:]}" if start and text else text
-            if text:
-                lines.append("    " + _shortened(f"{sign} {text}"))
-        return lines
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffReport(Report):
-    """What differs between two generations of a store.
-
-    Attributes
-    ----------
-    old, new
-        Their numbers.
-    old_command, new_command
-        What made them.
-    genes
-        By species; ``changed`` are those with another symbol.
-    descriptions
-        By kind and source; ``changed`` are those with another text.
-    facts
-        By source.
-    spaces
-        Spaces that differ.
-    references
-        ``added``, ``replaced`` and ``removed``, by name.
-    examples
-        Some descriptions and genes.
-    """
-
-    old: int
-    new: int
-    old_command: str
-    new_command: str
-    genes: list[Changed]
-    descriptions: list[Changed]
-    facts: list[Changed]
-    spaces: list[SpaceChange]
-    references: dict[str, list[str]]
-    examples: list[Example]
-
-    @property
-    def same(self) -> bool:
-        """True if nothing differs."""
-        sections = (self.genes, self.descriptions, self.facts, self.spaces)
-        return not any(sections) and not any(self.references.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields and ``same``."""
-        return {"same": self.same, **super().to_dict()}
-
-    def lines(self) -> list[str]:
-        """Return the report as lines for people."""
-        both = ((self.old, self.old_command), (self.new, self.new_command))
-        made = [f"{number} ({command})" if command else str(number) for number, command in both]
-        lines = [f"from generation {made[0]} to {made[1]}"]
-        if self.same:
-            return [*lines, "nothing differs"]
-        lines += [f"genes, {c.line('renamed')}" for c in self.genes]
-        lines += [f"descriptions, {c.line()}" for c in self.descriptions]
-        lines += [f"facts, {c.line()}" for c in self.facts]
-        for space in self.spaces:
-            new = " (new)" if space.state == "added" else " (dropped)" if space.state == "removed" else ""
-            lines.append(f"vectors{new}, {space.line('of changed texts')} ({space.backbone})")
-        lines += [f"references {how}: {', '.join(names)}" for how, names in self.references.items() if names]
-        for example in self.examples:
-            lines += example.lines()
-        return [_printable(line) for line in lines]
-
-
-def _printable(line: str) -> str:
-    """Names and texts come from files and services: no escape code of theirs may reach a terminal."""
-    return "".join(c if c.isprintable() else " " for c in line)
+        # Names and texts come from files and services: no terminal code of theirs is passed on.
+        return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
 
 
 def _wrapped(text: str, indent: str, hanging: str | None = None) -> list[str]:
@@ -328,12 +200,8 @@ def _wrapped(text: str, indent: str, hanging: str | None = None) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=later) or [indent.rstrip()]
 
 
-def _shortened(text: str) -> str:
-    return textwrap.shorten(text[: 10 * WIDTH], WIDTH - 4, placeholder=" …")
-
-
 def _facts_lines(facts: dict[str, Any]) -> Iterable[str]:
-    """Yield ``name: value`` of all that is told."""
+    """Yield ``name: value`` of each fact."""
     for key, value in facts.items():
         if value in (None, "", [], {}):
             continue
@@ -344,12 +212,12 @@ def _facts_lines(facts: dict[str, Any]) -> Iterable[str]:
         yield f"{key.replace('_', ' ')}: {value}"
 
 
-#: Near names that are told of an unknown one.
+#: Suggestions for an unknown name.
 NEAR = 3
 
 
 def gene_info(store: Path | str, names: Sequence[str], species: str | None = None) -> GeneInfoReport:
-    """Say all that a store knows of some genes.
+    """Return the texts, facts and vectors of some genes.
 
     Parameters
     ----------
@@ -362,11 +230,8 @@ def gene_info(store: Path | str, names: Sequence[str], species: str | None = Non
     Raises
     ------
     InputError
-        If no name is of a gene that is known; tells near ones.
+        If no name is known; the message suggests similar ones.
     """
-    from scvec.model.resolvers import stored_resolver
-    from scvec.stores.store.store import Store
-
     if species is not None and species not in SPECIES:
         raise InputError(f"unknown species {species!r}", "--species", f"use {' or '.join(SPECIES)}")
     if not names:
@@ -416,7 +281,7 @@ def _find(
 
 def _near(names: Sequence[str], symbols: Sequence[str]) -> dict[str, list[str]]:
     spelled = {symbol.lower(): symbol for symbol in reversed(symbols)}
-    # Only those that begin alike: all of them would take seconds a name.
+    # Only symbols with the same first letter: all would take seconds a name.
     near = {}
     for name in names:
         folded = name.lower()
@@ -446,7 +311,7 @@ def _names(kb: KnowledgeBase, gene_ids: Sequence[str]) -> dict[str, dict[str, li
 
 
 class _Texts:
-    """Some genes with given descriptions, for those who make texts of a knowledge base."""
+    """Some genes and their descriptions, in place of a knowledge base where texts are made."""
 
     def __init__(self, genes: pd.DataFrame, descriptions: Mapping[str, Description]) -> None:
         self._genes = genes.reset_index(drop=True)
@@ -504,8 +369,6 @@ def _held(stored: StoredSpace, gene_ids: Sequence[str]) -> dict[str, str]:
 
 def _sha256(row: pd.DataFrame, description: Description | None, template: str) -> str | None:
     """SHA-256 of what a template makes of a gene and a description; None if it cannot be read."""
-    from scvec.model.gene_vectors import gene_table
-
     gene_id = str(row["gene_id"].iloc[0])
     one = _Texts(row, {} if description is None else {gene_id: description})
     try:

@@ -1,4 +1,4 @@
-"""``scvec labels``: the Cell Ontology terms of a reference's labels, to see and to change."""
+"""``scvec labels``: show and change the Cell Ontology terms of a reference's labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WAYS = {
     "tissue": "what the word means in this tissue",
     "spelling": "as labs spell it",
     "broader": "broader: markers or states left out",
-    "text": "GUESSED by likeness of text",
+    "text": "GUESSED from similar text",
     "column": "an id in obs",
     "hand": "set by hand",
     "no cell type": "no cell type",
@@ -84,7 +84,9 @@ class LabelsReport(Report):
                 f"{sure:<4}  {how}"
             )
         if self.changed:
-            lines.append(f"changed: {', '.join(self.changed)}; this is generation {self.generation}")
+            lines.append(
+                f"changed: {', '.join(self.changed)}; this is version {self.generation} of the store"
+            )
         return lines
 
 
@@ -97,8 +99,8 @@ def labels(
 ) -> LabelsReport:
     """Show which Cell Ontology term each label of a reference stands for; change some.
 
-    A change makes a new generation of the store; cells, vectors and model stay. Files that were annotated
-    before keep what they say. Ingesting the reference again finds the terms anew.
+    A change makes a new version of the store; cells, vectors and model stay, and so do annotated files.
+    Ingesting the reference again finds the terms anew.
 
     Parameters
     ----------
@@ -152,7 +154,7 @@ def labels(
 
 
 def _match_of(ontology: Any, number: int) -> Match:
-    """Return the term of class ``number`` as a reference has it."""
+    """Return the term of class ``number`` of a reference."""
     from scvec.celltypes.terms import Match
 
     cl_id = ontology.terms[number]
@@ -165,7 +167,7 @@ def _checked(kb: KnowledgeBase, cl_id: str) -> Match:
     text = cl_id.strip().upper().replace("_", ":")
     if not re.fullmatch(r"CL:\d{7}", text):
         raise InputError(
-            f"{cl_id!r} is no Cell Ontology id",
+            f"{cl_id!r} is not a Cell Ontology id",
             "--set",
             "write it like CL:0000236; see https://www.ebi.ac.uk/ols4",
         )

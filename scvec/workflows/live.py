@@ -1,36 +1,36 @@
-"""Asking a live service: which genes, harvest into the journal, absorb, commit."""
+"""What the verbs that ask a live service share: genes to ask about, journal, commit and report."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from scvec.base.errors import InputError, ScvecError
 from scvec.base.records import Answer, Failure, Job, Wanted
-from scvec.base.results import Record, Report, counts_line, table
-from scvec.base.types import Progress, Species
-
-if TYPE_CHECKING:
-    from scvec.base.records import Failure
-    from scvec.ingest.sources.run import Harvest, Source, Tally
-    from scvec.stores.knowledge.knowledge import KnowledgeBase
-    from scvec.stores.store.transaction import Transaction
+from scvec.base.results import Record, Report, table
+from scvec.base.types import SPECIES, Progress, Species, no_progress
+from scvec.ingest.sources.retry import ServiceError
+from scvec.ingest.sources.run import Harvest, Source, Tally, harvest, run_async
+from scvec.model.resolvers import resolver_of
+from scvec.stores.knowledge.knowledge import KnowledgeBase
+from scvec.stores.store.transaction import Transaction
 
 __all__ = [
     "Asked",
-    "ComplementReport",
     "Cost",
     "FailedGene",
+    "LiveOptions",
     "LiveReport",
+    "Questions",
     "ask_live",
-    "failed_genes",
+    "known_genes",
     "named_genes",
+    "read_gene_list",
     "reason_lines",
-    "unasked",
-    "wanted_genes",
 ]
 
 #: Genes that a line about one reason names.
@@ -38,19 +38,37 @@ EXAMPLES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost(Record):
-    """What a run takes: before it an estimate, after it what was measured.
+class LiveOptions:
+    """Options of the verbs that ask about genes.
 
     Attributes
     ----------
-    requests
-        Requests; before the run the fewest that will do.
-    tokens_in, tokens_out
-        Tokens sent and received; None where none are counted.
-    dollars
-        US dollars, None where the price of the model is not known.
-    seconds
-        Wall time.
+    genes
+        File with one gene name a line; where not given, the verb chooses.
+    base_url
+        Address of the service, for a mirror or a server of one's own; the service's own where not given.
+    concurrency
+        Requests under way at once.
+    dry_run
+        Count, and say what asking would cost; ask and change nothing.
+    """
+
+    species: Sequence[Species] = SPECIES
+    genes: Path | None = None
+    base_url: str | None = None
+    concurrency: int = 4
+    dry_run: bool = False
+
+    def names(self) -> list[str] | None:
+        """Return the names of the file, None where no file is given."""
+        return read_gene_list(self.genes) if self.genes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Record):
+    """Requests, tokens, dollars and seconds of a run: an estimate before it, measured after it.
+
+    ``None`` stands for what is not counted, or a price that is not known.
     """
 
     requests: int
@@ -77,7 +95,7 @@ class Cost(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FailedGene(Record):
-    """A gene without an answer, and why."""
+    """A gene without an answer; ``final``: asking again would not help."""
 
     gene: str
     reason: str
@@ -86,15 +104,14 @@ class FailedGene(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LiveReport(Report):
-    """What asking a live service came to.
+    """The outcome of asking a live service.
 
     Attributes
     ----------
     source
         ``ncbi``, ``mygene`` or the model.
     n_wanted, n_known, n_asked, n_answered
-        Genes that were wanted; of these, known from earlier runs; asked now (in a dry run: would be);
-        answered.
+        Genes wanted; of these, known from earlier runs; asked now (in a dry run: to ask); answered.
     failed
         Genes that were asked and not answered.
     stopped
@@ -131,29 +148,6 @@ class LiveReport(Report):
         return lines + reason_lines(self.failed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComplementReport(Report):
-    """What ``ingest complement`` wrote.
-
-    Attributes
-    ----------
-    model
-        The model that was asked.
-    descriptions
-        Descriptions in the knowledge base per kind, afterwards.
-    """
-
-    model: str
-    live: LiveReport
-    descriptions: dict[str, int]
-    generation: str = ""
-    dry_run: bool = False
-
-    def lines(self) -> list[str]:
-        """Return the report as lines for people."""
-        return [*self.live.lines(), f"descriptions: {counts_line(self.descriptions)}"]
-
-
 def failed_genes(failures: Iterable[Failure]) -> list[FailedGene]:
     """Return failures in a stable order, as reports show them."""
     found = [
@@ -178,31 +172,33 @@ def reason_lines(failed: Iterable[FailedGene]) -> list[str]:
     return ["failed:", *table(named)]
 
 
-@dataclass(frozen=True)
-class GenePlan:
-    """Genes to ask about.
+def read_gene_list(path: Path) -> list[str]:
+    """Return gene names of a text file, one a line; empty lines and lines that begin with # do not count.
 
-    Attributes
-    ----------
-    wanted
-        The genes, in a stable order.
-    notes
-        Messages for the user.
+    Raises
+    ------
+    InputError
+        If the file cannot be read as text or names no gene.
     """
-
-    wanted: list[Wanted]
-    notes: list[str] = field(default_factory=list)
+    fix = "give a plain text file (UTF-8) with one gene a line"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InputError(f"the list of genes cannot be read: {reason}", str(path), fix) from error
+    names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not names:
+        raise InputError("the list names no gene", str(path), fix)
+    return names
 
 
 def named_genes(
     kb: KnowledgeBase, names: Sequence[str], species: Sequence[Species]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return the genes that names stand for (gene id -> name), and the names that stand for none.
+    """Return gene id -> name of the names that are known, and the unknown names.
 
-    A name is looked up in each species; a name of several genes stands for none.
+    Each name is looked up in each species; an ambiguous name is unknown.
     """
-    from scvec.model.resolvers import resolver_of
-
     resolver = resolver_of(kb)
     found: dict[str, str] = {}
     unknown = dict.fromkeys(names)
@@ -215,13 +211,30 @@ def named_genes(
     return found, list(unknown)
 
 
-def wanted_genes(
-    kb: KnowledgeBase, names: Sequence[str] | None, species: Sequence[Species], *, source: str
-) -> GenePlan:
-    """Return the genes to ask a source about: those of a list, else all of some species.
+def known_genes(
+    kb: KnowledgeBase, names: Sequence[str], species: Sequence[Species]
+) -> tuple[list[str], list[str]]:
+    """Return the gene ids of a list of names, and a note on unknown names.
 
-    A name that the knowledge base does not know is asked as it stands where there is one species only;
-    for two nobody could say whose gene it is.
+    Raises
+    ------
+    InputError
+        If no name is known.
+    """
+    found, unknown = named_genes(kb, names, species)
+    if not found:
+        fix = "give gene symbols, Ensembl or Entrez ids, and check --species"
+        raise InputError("no gene of the list is known", ", ".join(names[:5]), fix)
+    note = f"{len(unknown):,} of {len(names):,} genes are not known: {', '.join(sorted(unknown)[:8])}"
+    return list(found), [note] if unknown else []
+
+
+def wanted_genes(
+    kb: KnowledgeBase, names: Sequence[str] | None, species: Sequence[Species]
+) -> tuple[list[Wanted], list[str]]:
+    """Return the genes to ask a source about, all of the species or those of a list, and notes.
+
+    With one species an unknown name is asked as it is; with two its species would be a guess.
 
     Raises
     ------
@@ -229,44 +242,65 @@ def wanted_genes(
         If there is nothing to ask.
     """
     if names is None:
-        wanted = _wanted(kb, None, species)
-        if source == "mygene":
-            # It is asked by number. The others can be asked by symbol, which is NCBI's to answer.
-            wanted = [w for w in wanted if w.entrez_id is not None or w.ensembl_ids]
-        return GenePlan(wanted)
+        return _wanted(kb, None, species), []
     found, unknown = named_genes(kb, names, species)
     wanted = _wanted(kb, found, species)
     notes = []
     if unknown and len(species) == 1:
         wanted += [_unknown(name, species[0]) for name in unknown]
     elif unknown:
-        listed = ", ".join(unknown[:8])
-        notes.append(
-            f"{len(unknown):,} of {len(names):,} genes are not known: {listed}; give one --species to ask "
-            "about them all the same"
-        )
+        few = f"{len(unknown):,} of {len(names):,} genes are not known: {', '.join(unknown[:8])}"
+        notes.append(f"{few}; give one --species to ask about them too")
     if not wanted:
         raise InputError("no gene of the list is known", ", ".join(names[:5]), "give one --species")
-    return GenePlan(wanted, notes)
+    return wanted, notes
 
 
-def unasked(kb: KnowledgeBase, jobs: Iterable[Job], *, refresh: bool) -> tuple[list[Job], list[Failure]]:
-    """Return the jobs to ask, in order, and those that failed earlier in a way that asking will not mend.
+@dataclass(frozen=True)
+class Questions:
+    """The questions of a run to one service.
 
-    With ``refresh`` all are asked.
+    Attributes
+    ----------
+    every
+        All jobs.
+    todo
+        Those to ask, in order.
+    final
+        Failures of earlier runs that asking again would not change.
     """
-    every = list(dict.fromkeys(jobs))
-    if refresh:
-        return every, []
-    done = kb.jobs_done(every)
-    # A gene that was asked by its symbol has an id once it was answered: the same question, put otherwise.
-    for source in {job.source for job in every} - {"llm"}:
-        for prompt in {job.prompt for job in every}:
-            answered = kb.answered(source, prompt=prompt)
-            done |= {job for job in every if job.prompt == prompt and job.gene_id in answered}
-    final = {f.job: f for f in kb.failures() if f.final}
-    todo = [job for job in every if job not in done and job not in final]
-    return todo, [final[job] for job in every if job in final and job not in done]
+
+    name: str
+    every: Sequence[Job]
+    todo: Sequence[Job]
+    final: Sequence[Failure]
+
+    @classmethod
+    def of(cls, kb: KnowledgeBase, name: str, jobs: Iterable[Job], *, again: bool) -> Questions:
+        """Return the questions that have no answer yet; all of them with ``again``."""
+        every = list(dict.fromkeys(jobs))
+        if again:
+            return cls(name, every, every, [])
+        done = kb.jobs_done(every)
+        # A gene that was asked by its symbol has an id once it was answered: the same question by another id.
+        for source in {job.source for job in every} - {"llm"}:
+            for prompt in {job.prompt for job in every}:
+                answered = kb.answered(source, prompt=prompt)
+                done |= {job for job in every if job.prompt == prompt and job.gene_id in answered}
+        final = {f.job: f for f in kb.failures() if f.final}
+        todo = [job for job in every if job not in done and job not in final]
+        return cls(name, every, todo, [final[job] for job in every if job in final and job not in done])
+
+    def report(self, cost: Cost, **fields: Any) -> LiveReport:
+        """Return the report of a run; of a dry run without further ``fields``."""
+        return LiveReport(
+            source=self.name,
+            n_wanted=len(self.every),
+            n_known=len(self.every) - len(self.todo) - len(self.final),
+            n_asked=len(self.todo),
+            cost=cost,
+            **{"n_answered": 0, "failed": failed_genes(self.final), "dry_run": not fields, **fields},
+        )
 
 
 def _wanted(kb: KnowledgeBase, chosen: dict[str, str] | None, species: Sequence[Species]) -> list[Wanted]:
@@ -305,15 +339,7 @@ def _unknown(name: str, species: Species) -> Wanted:
 
 
 class Asked(NamedTuple):
-    """What asking came to.
-
-    Attributes
-    ----------
-    error
-        To be raised when the transaction is over, or None.
-    counts
-        Of the knowledge base, as committed.
-    """
+    """The outcome of :func:`ask_live`: raise ``error`` after the transaction; counts as committed."""
 
     report: LiveReport
     generation: str
@@ -324,36 +350,26 @@ class Asked(NamedTuple):
 def ask_live(
     txn: Transaction,
     kb: KnowledgeBase,
+    questions: Questions,
+    service: AbstractAsyncContextManager[Source],
     *,
-    name: str,
-    wanted: Sequence[Job],
-    todo: Sequence[Job],
-    final: Sequence[Failure],
-    make_source: Callable[[], AbstractAsyncContextManager[Source]],
     concurrency: int,
-    progress: Progress,
+    progress: Progress = no_progress,
     spent: Callable[[], Cost | None] = lambda: None,
 ) -> Asked:
-    """Ask a source for jobs, keep what arrives, commit it.
+    """Ask a source, keep every answer, commit.
 
-    An answer is in the journal, on the disk, before anything is done with it. Whatever ends the asking
-    (the last job, Ctrl-C, a service that is gone, a limit of cost), what has arrived is committed. Only
-    when that is impossible, as on a full disk, does it stay in the journal for the next run.
+    Each answer is in the journal on the disk before it is used. Whatever ends the run (the last job, Ctrl-C,
+    a service that is gone, a limit of cost), the answers so far are committed. Where that is impossible, as
+    on a full disk, they stay in the journal for the next run.
 
     Parameters
     ----------
-    wanted, todo
-        All jobs, and those to ask.
-    final
-        Failures of earlier runs that asking again would not mend.
-    make_source
-        Called once, inside the event loop's run.
+    service
+        The source; entered inside the event loop.
     spent
         Returns tokens and dollars so far.
     """
-    from scvec.ingest.sources.retry import ServiceError
-    from scvec.ingest.sources.run import harvest, run_async
-
     started = time.monotonic()
     journal = txn.journal()
     answered: set[Job] = set()
@@ -361,6 +377,7 @@ def ask_live(
     source: Source | None = None
     result: Harvest | None = None
     error: BaseException | None = None
+    name, todo = questions.name, questions.todo
 
     def write(answers: Sequence[Answer], failures: Sequence[Failure]) -> None:
         journal.write(answers, failures)
@@ -376,7 +393,7 @@ def ask_live(
 
     async def run() -> Harvest:
         nonlocal source
-        async with make_source() as source:
+        async with service as source:
             return await harvest(source, todo, write, concurrency=concurrency, progress=show, cost=dollars)
 
     progress(f"asking {name}", 0, len(todo))
@@ -395,27 +412,15 @@ def ask_live(
         error = KeyboardInterrupt(kept)
     elif isinstance(error, ScvecError):
         error = type(error)(f"{error.what}; {kept}", error.where, error.fix)
-    report = LiveReport(
-        source=name,
-        n_wanted=len(wanted),
-        n_known=len(wanted) - len(todo) - len(final),
-        n_asked=len(todo),
+    cost = spent() or Cost(requests=0)
+    report = questions.report(
+        replace(
+            cost,
+            requests=source.caller.n_calls if source is not None else 0,
+            seconds=time.monotonic() - started,
+        ),
         n_answered=len(answered),
-        failed=failed_genes([*final, *(f for job, f in lost.items() if job not in answered)]),
+        failed=failed_genes([*questions.final, *(f for job, f in lost.items() if job not in answered)]),
         stopped="" if result is None or result.stopped is None else str(result.stopped),
-        cost=_measured(spent(), source, time.monotonic() - started),
     )
     return Asked(report, generation, error, counts)
-
-
-def _measured(spent: Cost | None, source: Any, seconds: float) -> Cost:
-    requests = source.caller.n_calls if source is not None else 0
-    if spent is None:
-        return Cost(requests=requests, seconds=seconds)
-    return Cost(
-        requests=requests,
-        tokens_in=spent.tokens_in,
-        tokens_out=spent.tokens_out,
-        dollars=spent.dollars,
-        seconds=seconds,
-    )

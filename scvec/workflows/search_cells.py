@@ -1,25 +1,29 @@
-"""``scvec search cells``: cells of a reference that a text is about, or that are like one of them."""
+"""``scvec search cells``: cells of a reference by a text, or the neighbours of one of its cells."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_matrix
 
 from scvec.base.errors import InputError
+from scvec.base.results import Record, Report
 from scvec.base.types import CellChunk, Float32, Int64
-from scvec.model.storage import class_statistics
-from scvec.workflows.search_genes import CellHit, CellHits, LabelHit
+from scvec.model.reference import ReferenceModel
+from scvec.model.storage import CODE_COLUMN, class_statistics, genes_of, load_model
+from scvec.stores.knowledge.where import rows_where
+from scvec.stores.store.reference_reader import StoredReference
+from scvec.stores.store.store import Store
+from scvec.workflows.query import only_reference
+from scvec.workflows.search_genes import SearchOptions, check_text, find_meaning, rank_genes, shortened
 
-if TYPE_CHECKING:
-    from scvec.model.reference import ReferenceModel
-    from scvec.stores.store.reference_reader import StoredReference
-    from scvec.stores.store.store import Store
-
-__all__ = ["search_cells"]
+__all__ = ["CellHit", "CellHits", "LabelHit", "search_cells"]
 
 #: Genes of a text that are looked for in the cells.
 N_GENES = 30
@@ -29,26 +33,110 @@ RAISE = 2.0
 BLOCK = 65_536
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelHit(Record):
+    """One label of a reference, and how much its cells express the genes.
+
+    Attributes
+    ----------
+    score
+        Mean over the genes, weighted by how well each fits the text, of how far the label's mean is
+        above the mean over labels, in spreads of the gene within labels.
+    n_cells
+        Cells of this label that were searched.
+    genes
+        Genes that raise the score most.
+    """
+
+    label: str
+    score: float
+    n_cells: int
+    genes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellHit(Record):
+    """One cell of a reference.
+
+    Attributes
+    ----------
+    score
+        Cosine, -1 to 1.
+    label
+        Its label in the reference; empty where it has none.
+    obs
+        Other columns of the cell.
+    """
+
+    cell: str
+    row: int
+    score: float
+    label: str
+    obs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellHits(Report):
+    """Cells and labels that a text is about, or cells like one.
+
+    Attributes
+    ----------
+    genes
+        The genes that the text is about and the reference measured, with their scores; empty for ``like``.
+    labels
+        All labels, best first; for ``like`` how many of the cells found have each.
+    n_searched
+        Cells that ``where`` left.
+    """
+
+    query: str
+    like: str
+    reference: str
+    where: str
+    n_searched: int
+    genes: list[dict[str, Any]]
+    labels: list[LabelHit]
+    hits: list[CellHit]
+
+    def lines(self) -> list[str]:
+        """Return the hits as lines for people."""
+        about = f"cells like {self.like}" if self.like else f"cells about '{self.query}'"
+        lines = [f"{about} in reference '{self.reference}' ({self.n_searched:,} cells searched)"]
+        if self.genes:
+            lines.append("genes: " + ", ".join(g["symbol"] for g in self.genes[:12]))
+        if self.labels:
+            lines.append("labels:")
+            width = max(len(h.label) for h in self.labels[:10])
+            for hit in self.labels[:10]:
+                genes = ", ".join(hit.genes[:5])
+                line = f"  {hit.label:<{width}}  {hit.score:6.2f}  {hit.n_cells:>7,} cells  {genes}"
+                lines.append(line.rstrip())
+        if self.hits:
+            lines.append("cells:")
+            wide = max(len(h.cell) for h in self.hits)
+            named = max(len(h.label) for h in self.hits)
+            for cell in self.hits:
+                rest = shortened(", ".join(f"{k} {v}" for k, v in cell.obs.items()), 60)
+                line = f"  {cell.cell:<{wide}}  {cell.score:.3f}  {cell.label:<{named}}  {rest}"
+                lines.append(line.rstrip())
+        return lines
+
+
 def search_cells(
     store: Path | str,
     text: str = "",
+    options: SearchOptions | None = None,
     *,
     like: str | None = None,
     reference: str | None = None,
-    k: int = 10,
-    where: str | None = None,
-    method: str = "hybrid",
-    backbone: str | None = None,
-    device: str = "auto",
+    **fields: Any,
 ) -> CellHits:
-    """Find cells of a reference by a text or by a cell.
+    """Find cells of a reference by a text, or the nearest neighbours of one of its cells by cosine.
 
-    For a text, the genes that it is about (:func:`scvec.search_genes`) are looked for among those that the
-    reference measured. Labels are ranked by how much more their mean cell has of these genes. Cells are
-    ranked by the cosine between their vector and what raising these genes does to the vector of the mean
-    cell, both seen from the mean cell: the store keeps no expression values of single cells.
-
-    For a cell, its nearest neighbours by the cosine to its vector are returned.
+    For a text, :func:`scvec.search_genes` finds genes among those that the reference measured. Labels are
+    ranked by how much more their mean cell expresses these genes. Cells are ranked by a cosine, both sides
+    relative to the mean cell: their vector, and the change of the mean cell's vector when these genes are
+    raised. The store keeps no expression values of single cells.
 
     Parameters
     ----------
@@ -58,47 +146,33 @@ def search_cells(
         Name of a cell of the reference, instead of a text.
     reference
         May be left out where the store has one.
-    k
-        How many cells to return.
-    where
-        SQL condition over the reference's obs, applied before the best ``k`` are taken.
-    method
-        How genes are found: ``hybrid``, ``meaning`` or ``words``.
-    backbone
-        As for :func:`scvec.search_genes`.
+    fields
+        Fields of :class:`scvec.workflows.search_genes.SearchOptions`, instead of ``options`` or before them.
 
     Raises
     ------
     InputError
         There is no such cell, no gene of the text is in the reference, or an option cannot be used.
     """
-    from scvec.stores.store.store import Store
-    from scvec.workflows.query import only_reference
-    from scvec.workflows.search_genes import check_search
-
+    asked = SearchOptions(**fields) if options is None else replace(options, **fields)
     if bool(text.strip()) == (like is not None):
-        raise InputError(
-            "give a text or a cell, and not both", "scvec search cells", 'search cells "beta" or --like CELL'
-        )
-    check_search(text or "x", k)
+        fix = 'search cells "beta" or --like CELL'
+        raise InputError("give a text or a cell, and not both", "scvec search cells", fix)
+    check_text(text or "x")
     opened = Store(store)
     stored = opened.reference(only_reference(opened, reference))
     rows = np.arange(stored.n, dtype=np.int64)
-    if where is not None:
-        from scvec.stores.knowledge.where import rows_where
-
-        rows = rows_where(stored.obs, where)
+    if asked.where is not None:
+        rows = rows_where(stored.obs, asked.where)
     if like is not None:
-        return _like(stored, like, rows, k, where)
-    return _about(opened, stored, text, rows, k, where, method, backbone, device)
+        return _like(stored, like, rows, asked)
+    return _about(opened, stored, text, rows, asked)
 
 
-def _like(stored: StoredReference, like: str, rows: Int64, k: int, where: str | None) -> CellHits:
+def _like(stored: StoredReference, like: str, rows: Int64, options: SearchOptions) -> CellHits:
     names = stored.obs.index.astype(str)
     same = np.flatnonzero(names == like)
     if len(same) == 0:
-        import difflib
-
         near = difflib.get_close_matches(like, list(names[:100_000]), n=3)
         fix = f"did you mean {', '.join(near)}?" if near else f"cells are named like {names[0]!r}"
         raise InputError(f"the reference {stored.name!r} has no cell {like!r}", f"--like {like}", fix)
@@ -107,7 +181,7 @@ def _like(stored: StoredReference, like: str, rows: Int64, k: int, where: str | 
     rows = rows[rows != at]
     centre = np.zeros(stored.dim, dtype=np.float32)
     scores = _cosines(stored, rows, centre, np.asarray(stored.vectors[at], dtype=np.float32))
-    hits = _cell_hits(stored, rows, scores, k)
+    hits = _cell_hits(stored, rows, scores, options.k)
     counts: dict[str, int] = {}
     for hit in hits:
         counts[hit.label] = counts.get(hit.label, 0) + 1
@@ -115,7 +189,7 @@ def _like(stored: StoredReference, like: str, rows: Int64, k: int, where: str | 
         query="",
         like=like,
         reference=stored.name,
-        where=where or "",
+        where=options.where or "",
         n_searched=len(rows),
         genes=[],
         labels=[
@@ -128,28 +202,19 @@ def _like(stored: StoredReference, like: str, rows: Int64, k: int, where: str | 
 
 
 def _about(
-    opened: Store,
-    stored: StoredReference,
-    text: str,
-    rows: Int64,
-    k: int,
-    where: str | None,
-    method: str,
-    backbone: str | None,
-    device: str,
+    opened: Store, stored: StoredReference, text: str, rows: Int64, options: SearchOptions
 ) -> CellHits:
-    from scvec.model.storage import genes_of, load_model
-    from scvec.workflows.search_genes import find_meaning, rank_genes
-
+    by_meaning = options.method != "words"
+    meaning = find_meaning(opened, options.backbone, device=options.device) if by_meaning else None
     measured = {str(g): i for i, g in enumerate(genes_of(stored))}
     with opened.knowledge() as kb:
         ranked = rank_genes(
             kb,
             text,
-            meaning=find_meaning(opened, backbone, device=device) if method != "words" else None,
+            meaning=meaning,
             species=[stored.meta["species"]],
             allowed=set(measured),
-            method=method,
+            method=options.method,
         )
         chosen = ranked.gene_ids[:N_GENES]
         if not chosen:
@@ -171,12 +236,12 @@ def _about(
     if direction is None:
         notes.append("none of these genes is among those that make cell vectors: labels only")
     else:
-        hits = _cell_hits(stored, rows, _cosines(stored, rows, *direction), k)
+        hits = _cell_hits(stored, rows, _cosines(stored, rows, *direction), options.k)
     return CellHits(
         query=text,
         like="",
         reference=stored.name,
-        where=where or "",
+        where=options.where or "",
         n_searched=len(rows),
         genes=[
             {"gene_id": g, "symbol": s, "score": round(float(w), 4), "best_label": label}
@@ -237,8 +302,6 @@ def _direction(
 
     None where raising them moves nothing, as cell vectors are made of none of them.
     """
-    from scipy.sparse import csr_matrix
-
     # The mean over classes, as a common type would otherwise draw it to itself.
     means, spread = class_statistics(stored.tensors)
     mean = means[means.any(axis=1)].mean(axis=0).astype(np.float64)
@@ -265,8 +328,6 @@ def _cosines(stored: StoredReference, rows: Int64, centre: Float32, direction: F
 
 
 def _cell_hits(stored: StoredReference, rows: Int64, scores: Float32, k: int) -> list[CellHit]:
-    from scvec.model.storage import CODE_COLUMN
-
     best = np.argsort(-scores, kind="stable")[:k]
     obs = stored.obs
     classes = stored.meta["classes"]

@@ -1,40 +1,91 @@
-"""``scvec search genes``: genes that a text is about."""
+"""``scvec search genes``: genes by their names and descriptions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from scvec.backbones import load_backbone, parse_spec
 from scvec.base.errors import InputError
 from scvec.base.results import Record, Report
-from scvec.base.types import SPECIES, StreamingBackbone
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from scvec.base.types import Backbone, Space
-    from scvec.stores.knowledge.knowledge import KnowledgeBase
-    from scvec.stores.store.reference_reader import StoredSpace
-    from scvec.stores.store.store import Store
+from scvec.base.types import SPECIES, Backbone, Space, StreamingBackbone
+from scvec.stores.knowledge.gene_search import words
+from scvec.stores.knowledge.knowledge import KnowledgeBase
+from scvec.stores.knowledge.where import rows_where
+from scvec.stores.store.reference_reader import StoredSpace
+from scvec.stores.store.store import Store
 
 __all__ = [
-    "METHODS",
-    "CellHit",
-    "CellHits",
     "GeneHit",
     "GeneHits",
-    "LabelHit",
+    "GeneSearchOptions",
     "Meaning",
     "Ranked",
-    "check_search",
+    "SearchOptions",
+    "check_text",
     "find_meaning",
     "rank_genes",
     "search_genes",
+    "shortened",
 ]
+
+METHODS = ("hybrid", "meaning", "words")
+#: Constant of reciprocal rank fusion (Cormack et al. 2009, doi:10.1145/1571941.1572114).
+RRF = 60
+#: How deep each ranking is read.
+DEPTH = 300
+#: A gene that is named comes first.
+WEIGHTS = {"name": 3.0, "meaning": 1.0, "words": 1.0}
+MAX_TEXT = 2000
+#: There are more human protein-coding genes: a smaller space was made for a reference.
+MIN_ENCODED = 15_000
+#: Backbones whose weights come with scvec, so that a text can be encoded without a download.
+_OURS = ("minilm",)
+
+# Name and space -> backbone, the last one only: a server that answers many searches loads the weights once.
+_last: dict[str, Backbone] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Options of searches by a text.
+
+    Attributes
+    ----------
+    k
+        Number of hits.
+    where
+        SQL condition on genes (gene_id, species, symbol, entrez_id, name, gene_type) or on the obs of cells,
+        applied before the best ``k`` are taken.
+    method
+        How genes are found: ``hybrid``, ``meaning`` (vectors alone) or ``words`` (no vectors).
+    backbone
+        SPEC of the backbone whose vectors are searched; the one that comes with scvec where not given.
+    """
+
+    k: int = 10
+    where: str | None = None
+    method: str = "hybrid"
+    backbone: str | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= 10_000:
+            raise InputError(f"k is {self.k}", fix="give a number from 1 to 10,000")
+        if self.method not in METHODS:
+            raise InputError(f"there is no method {self.method!r}", fix=f"methods: {', '.join(METHODS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneSearchOptions(SearchOptions):
+    """Options of ``search genes``; the ``species`` of the genes with vectors, or human, where ``auto``."""
+
+    species: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,100 +149,11 @@ class GeneHits(Report):
             what = hit.name or hit.gene_id
             lines.append(f"  {hit.symbol:<{width}}  {hit.score:.2f}  {near:<11}  {found:<10}  {what}")
             if hit.terms:
-                lines.append(f"  {'':<{width}}        {_short(', '.join(hit.terms), 90)}")
+                lines.append(f"  {'':<{width}}        {shortened(', '.join(hit.terms), 90)}")
         return lines
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabelHit(Record):
-    """One label of a reference, and how much its cells express the genes.
-
-    Attributes
-    ----------
-    score
-        Mean over the genes, weighted by how well each fits the text, of how far the label's mean is
-        above the mean over labels, in spreads of the gene within labels.
-    n_cells
-        Cells of this label that were searched.
-    genes
-        Genes that raise the score most.
-    """
-
-    label: str
-    score: float
-    n_cells: int
-    genes: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellHit(Record):
-    """One cell of a reference.
-
-    Attributes
-    ----------
-    score
-        Cosine, -1 to 1.
-    label
-        Its label in the reference; empty where it has none.
-    obs
-        Other columns of the cell.
-    """
-
-    cell: str
-    row: int
-    score: float
-    label: str
-    obs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellHits(Report):
-    """Cells and labels that a text is about, or cells like one.
-
-    Attributes
-    ----------
-    genes
-        The genes that the text is about and the reference measured, with their scores; empty for ``like``.
-    labels
-        All labels, best first; for ``like`` how many of the cells found have each.
-    n_searched
-        Cells that ``where`` left.
-    """
-
-    query: str
-    like: str
-    reference: str
-    where: str
-    n_searched: int
-    genes: list[dict[str, Any]]
-    labels: list[LabelHit]
-    hits: list[CellHit]
-
-    def lines(self) -> list[str]:
-        """Return the hits as lines for people."""
-        about = f"cells like {self.like}" if self.like else f"cells about '{self.query}'"
-        lines = [f"{about} in reference '{self.reference}' ({self.n_searched:,} cells searched)"]
-        if self.genes:
-            lines.append("genes: " + ", ".join(g["symbol"] for g in self.genes[:12]))
-        if self.labels:
-            lines.append("labels:")
-            width = max(len(h.label) for h in self.labels[:10])
-            for hit in self.labels[:10]:
-                genes = ", ".join(hit.genes[:5])
-                line = f"  {hit.label:<{width}}  {hit.score:6.2f}  {hit.n_cells:>7,} cells  {genes}"
-                lines.append(line.rstrip())
-        if self.hits:
-            lines.append("cells:")
-            wide = max(len(h.cell) for h in self.hits)
-            named = max(len(h.label) for h in self.hits)
-            for cell in self.hits:
-                rest = _short(", ".join(f"{k} {v}" for k, v in cell.obs.items()), 60)
-                line = f"  {cell.cell:<{wide}}  {cell.score:.3f}  {cell.label:<{named}}  {rest}"
-                lines.append(line.rstrip())
-        return lines
-
-
-def _short(text: str, limit: int) -> str:
+def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -205,23 +167,6 @@ def shared_terms(names: Sequence[tuple[str, str]], query_words: Sequence[str], l
         if hits:
             scored.append((-hits, len(own), name))
     return [name for _, _, name in sorted(scored)[:limit]]
-
-
-METHODS = ("hybrid", "meaning", "words")
-#: Constant of reciprocal rank fusion (Cormack et al. 2009, doi:10.1145/1571941.1572114).
-RRF = 60
-#: How deep each ranking is read.
-DEPTH = 300
-#: A gene that is named is wanted, whatever else fits.
-WEIGHTS = {"name": 3.0, "meaning": 1.0, "words": 1.0}
-MAX_TEXT = 2000
-#: Human genes that code for proteins are more: a space of fewer was made for a reference.
-MIN_ENCODED = 15_000
-#: Backbones whose weights come with scvec, so that a text can be encoded without asking for anything.
-_OURS = ("minilm",)
-
-# Name and space -> backbone, the last one only: a server that answers many searches loads the weights once.
-_last: dict[str, Backbone] = {}
 
 
 class Ranked:
@@ -258,75 +203,54 @@ class Ranked:
 
 
 def search_genes(
-    store: Path | str,
-    text: str,
-    *,
-    k: int = 10,
-    species: str = "auto",
-    where: str | None = None,
-    method: str = "hybrid",
-    backbone: str | None = None,
-    device: str = "auto",
+    store: Path | str, text: str, options: GeneSearchOptions | None = None, **fields: Any
 ) -> GeneHits:
-    """Find genes by what is known of them.
+    """Find genes by their names and descriptions.
 
-    Three rankings are fused by their places (reciprocal rank fusion): genes that the text names; genes whose
-    description is near in the embedding space of the store; genes with the words of the text in their names,
+    Three rankings are fused by rank (reciprocal rank fusion): genes that the text names; genes whose
+    description is near in an embedding space of the store; genes with the words of the text in their names,
     description or Gene Ontology terms (BM25).
 
     Parameters
     ----------
     text
-        What the genes are about, such as ``insulin secretion``, or names of genes.
-    k
-        How many to return.
-    species
-        ``human``, ``mouse`` or ``auto``: that of the genes with vectors, human where there are both.
-    where
-        SQL condition over gene_id, species, symbol, entrez_id, name, gene_type; applied before the best ``k``
-        are taken.
-    method
-        ``hybrid``, ``meaning`` (vectors alone) or ``words`` (no vectors).
-    backbone
-        SPEC of the backbone whose vectors are asked; the one that comes with scvec where not given.
+        Such as ``insulin secretion``, or names of genes.
+    fields
+        Fields of :class:`GeneSearchOptions`, instead of ``options`` or before them.
 
     Raises
     ------
     InputError
-        The store has no knowledge yet, or an option cannot be used.
+        The store has no gene knowledge yet, or an option cannot be used.
     """
-    from scvec.stores.store.store import Store
-
-    check_search(text, k)
+    asked = GeneSearchOptions(**fields) if options is None else replace(options, **fields)
+    check_text(text)
     opened = Store(store)
     with opened.knowledge() as kb:
-        meaning = find_meaning(opened, backbone, device=device) if method != "words" else None
-        chosen = search_species(species, meaning)
+        by_meaning = asked.method != "words"
+        meaning = find_meaning(opened, asked.backbone, device=asked.device) if by_meaning else None
+        chosen = search_species(asked.species, meaning)
         genes = kb.genes().set_index("gene_id", drop=False)
         allowed = None
-        if where is not None:
-            from scvec.stores.knowledge.where import rows_where
-
-            rows = rows_where(genes[genes["species"].isin(chosen)], where, what="gene")
-            allowed = set(genes[genes["species"].isin(chosen)]["gene_id"].iloc[rows])
-        ranked = rank_genes(kb, text, meaning=meaning, species=chosen, allowed=allowed, method=method)
+        if asked.where is not None:
+            of_species = genes[genes["species"].isin(chosen)]
+            allowed = set(of_species["gene_id"].iloc[rows_where(of_species, asked.where, what="gene")])
+        ranked = rank_genes(kb, text, meaning=meaning, species=chosen, allowed=allowed, method=asked.method)
         return GeneHits(
             query=text,
             species=chosen,
             space=ranked.space,
-            hits=_hits(kb, genes, ranked, text, k),
+            hits=_hits(kb, genes, ranked, text, asked.k),
             notes=ranked.notes,
         )
 
 
-def check_search(text: str, k: int) -> None:
-    """Raise InputError where a text or a number of hits cannot be searched for."""
+def check_text(text: str) -> None:
+    """Raise InputError if a text cannot be searched for."""
     if not text.strip():
         raise InputError("the text to search for is empty", fix='give words, as "insulin secretion"')
     if len(text) > MAX_TEXT:
         raise InputError(f"the text has {len(text):,} characters", fix=f"give at most {MAX_TEXT:,}")
-    if not 1 <= k <= 10_000:
-        raise InputError(f"k is {k}", fix="give a number from 1 to 10,000")
 
 
 class Meaning:
@@ -352,21 +276,19 @@ class Meaning:
 
 
 def find_meaning(store: Store, backbone: str | None, *, device: str = "auto") -> Meaning | None:
-    """Return the space to search by meaning; None where the store has none that can be asked without asking.
+    """Return the space to search by meaning, None where the store has none.
 
     Parameters
     ----------
     backbone
-        SPEC of a backbone that encoded genes of the store. Where None, the fullest space of a model that
-        comes with scvec: servers cost money, and of other models the store knows no folder.
+        SPEC of a backbone that encoded genes of the store. Where None, the largest space of a model that
+        comes with scvec: servers cost money, and the store does not know the folders of other models.
 
     Raises
     ------
     InputError
         The backbone given encoded no space of the store.
     """
-    from scvec.backbones import load_backbone, parse_spec
-
     spaces = sorted(store.spaces().values(), key=lambda s: (-s.n, s.space.fingerprint))
     if backbone is None:
         spaces = [s for s in spaces if s.space.backbone in _OURS]
@@ -424,8 +346,6 @@ def rank_genes(
     terms
         Also look for words in the names of Gene Ontology terms.
     """
-    if method not in METHODS:
-        raise InputError(f"there is no method {method!r}", fix=f"methods: {', '.join(METHODS)}")
     if method == "meaning" and meaning is None:
         raise InputError("the store has no gene vectors to search", fix="run: scvec ingest embeddings")
     rankings: dict[str, Sequence[str]] = {}
@@ -454,8 +374,6 @@ def rank_genes(
 
 
 def _hits(kb: KnowledgeBase, genes: pd.DataFrame, ranked: Ranked, text: str, k: int) -> list[GeneHit]:
-    from scvec.stores.knowledge.gene_search import words
-
     best = ranked.gene_ids[:k]
     described = kb.descriptions(best)
     terms = kb.go_terms_of(best)

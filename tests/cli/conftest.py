@@ -20,14 +20,17 @@ from click.testing import CliRunner, Result
 from scvec.model.explanation import Explanation, GeneEvidence, Voter
 from scvec.report.evaluation import EvaluationReport
 from scvec.workflows.admin import Check, CompactReport, DoctorReport, InfoReport, RmReport, VerifyReport
+from scvec.workflows.complement import ComplementReport
 from scvec.workflows.demo import DemoQuery, DemoReport
+from scvec.workflows.diff import DiffReport
+from scvec.workflows.embed_genes import EmbeddingsReport
 from scvec.workflows.export import ExportReport, ImportReport
-from scvec.workflows.gene_info import DiffReport
 from scvec.workflows.import_legacy import LegacyReport
 from scvec.workflows.ingest_cells import CellsReport
-from scvec.workflows.live import ComplementReport, Cost, FailedGene, LiveReport
-from scvec.workflows.search_genes import CellHit, CellHits, GeneHit, GeneHits, LabelHit
-from scvec.workflows.text_reports import EmbeddingsReport, GenesReport
+from scvec.workflows.ingest_genes import GenesReport
+from scvec.workflows.live import Cost, FailedGene, LiveReport
+from scvec.workflows.search_cells import CellHit, CellHits, LabelHit
+from scvec.workflows.search_genes import GeneHit, GeneHits
 
 
 class FakeAnnotation:

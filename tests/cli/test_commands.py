@@ -236,7 +236,12 @@ def test_the_real_function_takes_what_the_command_passes(name, scvec, api, monke
     [(function, args, kwargs)] = api.calls
     monkeypatch.undo()
     module = importlib.import_module(path.rsplit(".", 1)[0])
+    taken = inspect.signature(getattr(module, function)).parameters
     inspect.signature(getattr(module, function)).bind(*args, **kwargs)
+    if "fields" in taken:
+        # What the signature lets through must be fields of the options.
+        options = getattr(module, taken["options"].annotation.split(" ")[0])
+        options(**{k: v for k, v in kwargs.items() if k not in taken})
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -175,20 +175,20 @@ def test_keys_that_stand_there_twice_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("x.json", b"{oops", "JSON cannot be read"),
+        ("x.json", b"{oops", "cannot be read"),
         ("x.json", b"[1, 2]", "holds a list"),
-        ("x.json", b'{"a": ' * 100_000, "JSON cannot be read"),
+        ("x.json", b'{"a": ' * 100_000, "cannot be read"),
         ("x.json", b"{}", "no records"),
         ("x.json", b'{"INS": null}', "neither texts nor vectors"),
-        ("x.json", b'\xff\xfe{"', "UTF-8|no file of"),
-        ("x.json.gz", gzip.compress(b'{"INS": "x"}', mtime=0)[:-9], "truncated"),
+        ("x.json", b'\xff\xfe{"', "utf-8"),
+        ("x.json.gz", gzip.compress(b'{"INS": "x"}', mtime=0)[:-9], "ended before"),
         ("x.csv", b"INS\n", "no columns of numbers"),
         ("x.csv", b"", "no records"),
-        ("x.csv", b"INS," + b"1," * 800_000, "longer than 1 MB"),
+        ("x.csv", b"INS," + b"1," * 800_000, "no records"),
         ("x.pkl", pickle.dumps([1.0]), "holds a list"),
         ("x.pkl", pickle.dumps(pd.DataFrame({"a": [1.0]})), "which scvec does not run"),
         ("x.pkl.gz", gzip.compress(pickle.dumps({"INS": VECTOR}), mtime=0), "in a gzip file"),
-        ("x.bin", b"\x93NUMPY", "no file of an earlier system"),
+        ("x.bin", b"\x93NUMPY", "does not read files of this format"),
         ("x.json", json.dumps({"a": {"INS": VECTOR}, "b": {"INS": VECTOR}}).encode(), "several sets"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_bad_file_is_explained(tmp_path: Path, name: str, content: bytes, what
 
 def test_missing_files_kinds_and_memory(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(InputError, match=r"no such file|a folder"):
+        with pytest.raises(InputError, match=r"(?i)no such file|a directory"):
             read_legacy(path)
     path = write(tmp_path / "t.json", {"INS": "Insulin."})
     with pytest.raises(InputError, match="look like genept's"):

@@ -174,7 +174,7 @@ def test_an_unfit_answer_is_asked_for_again_and_paid(fault: str) -> None:
     assert "print the key" not in json.dumps(second)
     limits = [r.body["max_tokens"] for r in server.requests]
     assert limits[1] == (2 * limits[0] if fault == "finish-length" else limits[0])
-    assert "1 answers were not fit" in source.notes[-1]
+    assert "1 answers were rejected" in source.notes[-1]
 
 
 @pytest.mark.parametrize("fault", UNFIT)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scvec.base.records import Job, Wanted
 from scvec.base.settings import ServiceSettings
-from scvec.ingest.sources.mygene import Hit, MyGeneSource, mygene_requests
+from scvec.ingest.sources.mygene import Hit, MyGeneSource
 from scvec.ingest.sources.run import harvest
 
 
@@ -230,8 +230,8 @@ def test_an_unknown_name_by_id_becomes_a_gene():
 
 @pytest.mark.parametrize(("n", "expected"), [(0, 0), (1, 1), (1000, 1), (1001, 2)])
 def test_the_number_of_requests_is_known_before(n, expected):
-    assert mygene_requests([Wanted(f"HGNC:{i}", "human", "", i + 1) for i in range(n)]) == expected
-    assert mygene_requests([Wanted("x", "human", "INS")]) == 0
+    assert MyGeneSource.n_requests([Wanted(f"HGNC:{i}", "human", "", i + 1) for i in range(n)]) == expected
+    assert MyGeneSource.n_requests([Wanted("x", "human", "INS")]) == 0
 
 
 def test_a_request_never_asks_for_more_than_the_service_takes():
@@ -241,5 +241,5 @@ def test_a_request_never_asks_for_more_than_the_service_takes():
     with FakeServer(genes) as server:
         answers, failures = ask(server, wanted)
         assert max(len(r.body["ids"].split(",")) for r in server.requests) == 1000
-        assert len(server.requests) == mygene_requests(list(wanted.values())) == 2
+        assert len(server.requests) == MyGeneSource.n_requests(list(wanted.values())) == 2
     assert len(answers) == 500 and not failures

@@ -26,7 +26,6 @@ from scvec.ingest.sources.ncbi import (
     Summary,
     check_search,
     check_summaries,
-    ncbi_requests,
     parse_details,
     read_summaries,
 )
@@ -228,7 +227,7 @@ def test_many_names_take_few_requests():
     wanted = {k: v for g in genes for k, v in by_name(g.symbol).items()}
     with FakeServer(genes) as server:
         answers, _ = ask(server, wanted)
-        assert len(server.requests) == ncbi_requests(list(wanted.values())) == 4
+        assert len(server.requests) == NcbiSource.n_requests(list(wanted.values())) == 4
     assert {a.gene.symbol for a in answers.values()} == {g.symbol for g in genes}
 
 
@@ -285,7 +284,7 @@ def test_a_gene_with_neither_id_nor_symbol_is_a_failure():
 )
 def test_the_number_of_requests_is_known_before(n, details, expected):
     wanted = [Wanted(f"HGNC:{i}", "human", f"G{i}", i) for i in range(1, n + 1)]
-    assert ncbi_requests(wanted, details=details) == expected
+    assert NcbiSource.n_requests(wanted, details=details) == expected
 
 
 def test_a_request_never_asks_for_more_than_the_service_takes():
@@ -294,7 +293,7 @@ def test_a_request_never_asks_for_more_than_the_service_takes():
     with FakeServer(genes) as server:
         _, answers, failures = collect(server, wanted, batch_size=10_000)
         assert max(len(r.body["id"].split(",")) for r in server.requests) == 500
-        assert len(server.requests) == ncbi_requests(list(wanted.values()))
+        assert len(server.requests) == NcbiSource.n_requests(list(wanted.values()))
     assert len(answers) == 1300 and not failures
 
 

@@ -102,7 +102,7 @@ def test_bombs_and_damage_are_refused(tmp_path: Path, name: str) -> None:
     [
         ("bytes longer than the file", "claims to be longer"),
         ("text longer than the file", "claims to be longer"),
-        ("a long number", "that is no plain value"),
+        ("a long number", "that is not a plain value"),
         ("a tower of lists", "nests too deeply"),
         ("two pickles", "more follows it"),
         ("no end", "cut off"),

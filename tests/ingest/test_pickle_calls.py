@@ -141,9 +141,9 @@ def test_no_hostile_pickle_runs_anything(tmp_path: Path) -> None:
         ("records", "numpy.dtype(V8)"),
         ("objects in a table", "numpy.dtype(O8)"),
         ("bytes as pointers to objects", "numpy.dtype(O8)"),
-        ("a name alone", "that is no plain value"),
-        ("a function alone", "that is no plain value"),
-        ("a dtype alone", "that is no plain value"),
+        ("a name alone", "that is not a plain value"),
+        ("a function alone", "that is not a plain value"),
+        ("a dtype alone", "that is not a plain value"),
     ],
 )
 def test_each_rule_refuses_by_itself(tmp_path: Path, name: str, what: str) -> None:

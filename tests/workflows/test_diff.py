@@ -166,7 +166,7 @@ def test_generations_that_are_gone(store: Store) -> None:
     for number in (7, -1, 3):
         with pytest.raises(InputError, match="it has: 0, 1, 2"):
             diff(store.path, number)
-    with pytest.raises(InputError, match="no number"):
+    with pytest.raises(InputError, match="not the number"):
         diff(store.path, "yesterday")
     with pytest.raises(InputError):
         diff(store.path, 1, limit=-1)

@@ -74,7 +74,7 @@ def kb(store: Path) -> Iterator[KnowledgeBase]:
 
 @pytest.fixture(autouse=True)
 def _by_topic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scvec.backbones.load_backbone", lambda spec, **_: ByTopic())
+    monkeypatch.setattr("scvec.workflows.search_genes.load_backbone", lambda spec, **_: ByTopic())
     search._last.clear()
 
 

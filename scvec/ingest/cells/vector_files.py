@@ -22,15 +22,15 @@ from scvec.ingest.cells.write import check_output, replacing
 
 __all__ = ["ROW", "VECTOR", "VectorFile", "check_target", "read_vectors", "write_vectors"]
 
-#: Columns of our own: the number of a row, and its vector.
+#: Columns that scvec adds: the number of a row, and its vector.
 ROW, VECTOR = "scvec_row", "vector"
-#: Key of what is said of the whole file, as JSON; rows written at once.
+#: Key of the JSON tags of a file; rows written at once.
 TAGS, BLOCK = "scvec", 65_536
 
 
 @dataclass(frozen=True)
 class VectorFile:
-    """What a file of vectors holds: a table of n rows, (n, dim) float32 vectors, unchecked, and its tags."""
+    """A table of n rows, (n, dim) float32 vectors, unchecked, and the tags of a file."""
 
     path: Path
     rows: pd.DataFrame
@@ -40,10 +40,10 @@ class VectorFile:
 
 
 def check_target(to: str, output: str | os.PathLike[str]) -> Path:
-    """Return the path of the output, or say why no file of this format can be written there (InputError)."""
+    """Return the path of the output; InputError says why this format cannot be written there."""
     path = check_output(output)
     if to not in ("parquet", "h5ad"):
-        raise InputError(f"{to!r} is no format to export to", fix="formats: parquet, h5ad")
+        raise InputError(f"there is no format {to!r} to export to", fix="formats: parquet, h5ad")
     if path.suffix in (".parquet", ".h5ad") and path.suffix != f".{to}":
         what = f"the output ends in {path.suffix}, but {to} is to be written"
         raise InputError(what, str(path), f"give -o NAME.{to}, or another --to")
@@ -51,9 +51,9 @@ def check_target(to: str, output: str | os.PathLike[str]) -> Path:
 
 
 def write_vectors(path: Path, to: str, rows: pd.DataFrame, vectors: Float32, tags: Mapping[str, Any]) -> None:
-    """Write rows and their vectors (n, dim) float32; the file appears whole or not at all.
+    """Write rows and their vectors (n, dim) float32, whole or not at all.
 
-    ``tags`` are JSON values. A column that has the name of the vectors gets another; ``columns`` tells it.
+    ``tags`` are JSON values. A column named as the vectors is renamed; the tag ``columns`` has its name.
     """
     other = next(f"{VECTOR}{'_' * n}" for n in range(1, 99) if f"{VECTOR}{'_' * n}" not in rows.columns)
     table = rows.rename(columns={VECTOR: other})
@@ -93,9 +93,9 @@ def _write_parquet(part: Path, table: pd.DataFrame, vectors: Float32, tags: Mapp
 
 
 def read_vectors(path: str | os.PathLike[str], *, memory: str | int | None = None) -> VectorFile:
-    """Read what :func:`write_vectors` wrote, or another program that kept its tags, believing nothing in it.
+    """Read a file of :func:`write_vectors`, or of a program that kept its tags; nothing in it is trusted.
 
-    InputError says why it cannot be read, ResourceError that it claims more memory than may be used.
+    InputError says why it cannot be read, ResourceError that it needs more than ``memory``.
     """
     where, notes = Path(path), list[str]()
     if not where.is_file():
@@ -159,7 +159,7 @@ def _tags(said: object, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         tags = None
     if not isinstance(tags, dict) or tags.get("kind") not in ("cells", "genes"):
-        fix = "give one that scvec export wrote; other vectors of genes: scvec import-legacy"
+        fix = "give one that scvec export wrote; for other vectors of genes: scvec import-legacy"
         raise InputError("the file does not say which vectors it holds", str(path), fix)
     return tags
 

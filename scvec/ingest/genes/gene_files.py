@@ -34,7 +34,7 @@ from scvec.ingest.genes.gene_tables import (
 
 __all__ = ["COLUMNS", "GeneRecord", "read_gene_file"]
 
-#: A gene and what is written about it.
+#: A gene and its descriptions.
 GeneRecord = tuple[Gene, list[Description]]
 
 #: Columns that are read; ``symbol`` and one of ``entrez_id`` and ``authority_id`` must be there.
@@ -74,21 +74,21 @@ def read_gene_file(
     A ``summary`` becomes a description of kind ``human``; a gene without one whose ``go_terms`` are given
     gets a composed one. Lists are arrays in parquet and jsonl, and split by ``|`` in csv; ``-`` and empty
     cells are missing values. Tables of NCBI, HGNC and MGI (:mod:`scvec.ingest.genes.gene_tables`) are
-    known by what stands in them and bring names, no descriptions.
+    recognised by their content and have names, no descriptions.
 
     Parameters
     ----------
     path
         The file. Its ending names the format, where its content does not.
     species
-        Species of rows that do not say it in a ``species`` column, by ``authority_id`` or by Ensembl id;
-        by default that of most rows at the start of the file.
+        Species of rows without a ``species`` column, ``authority_id`` or Ensembl id; by default the species
+        of most rows at the start of the file.
     batch_size
         Rows per batch.
     retrieved_at
         ISO date for the descriptions; today by default.
     notes
-        Gets lines for people about what the file is and what was left out, when all is read.
+        Gets lines about the kind of file and the rows left out, at the end.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def _known_table(path: Path) -> TableFormat | None:
         if raw.read(4) == b"PAR1":
             return None
     head = ""
-    # In small pieces: of a file that is cut off, what is there tells what it was.
+    # In small pieces: the start of a truncated file still shows its format.
     with suppress(EOFError, zlib.error, gzip.BadGzipFile), _opened(path, errors="replace") as file:
         while len(head) < _HEAD and (piece := file.read(_PIECE)):
             head += piece
@@ -182,7 +182,7 @@ def _read(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
         fix = (
             "for files of scInterpreter or GenePT: scvec import-legacy FILE" if kind == ".json" else EXPECTED
         )
-        raise InputError("this is no format of gene files", str(path), fix)
+        raise InputError("this is not a format of gene files", str(path), fix)
     opened: Any = gzip.open if packed else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         lines = read_lines(file, path)
@@ -214,10 +214,10 @@ def _rows_jsonl(lines: Iterator[str], path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as err:
             raise InputError(
-                f"this line is no JSON: {err}", f"{path}, line {number}", "one object a line"
+                f"this line is not JSON: {err}", f"{path}, line {number}", "one object a line"
             ) from err
         if not isinstance(row, dict):
-            raise InputError("this line is no JSON object", f"{path}, line {number}", "one object a line")
+            raise InputError("this line is not a JSON object", f"{path}, line {number}", "one object a line")
         _check_columns(list(row), path, f", line {number}")
         yield row
 
@@ -263,7 +263,7 @@ def _gene(row: Mapping[str, Any], species: Species, where: str) -> Gene:
     authority = cell_text(row.get("authority_id"), MAX_NAME)
     if authority and not _AUTHORITY.fullmatch(authority):
         raise InputError(
-            f"{authority!r} is no authority id", f"{where}, column authority_id", "write HGNC:n or MGI:n"
+            f"{authority!r} is not an authority id", f"{where}, column authority_id", "write HGNC:n or MGI:n"
         )
     if entrez is None and not authority:
         raise InputError("a gene has neither entrez_id nor authority_id", where, "fill in one of them")
@@ -331,7 +331,7 @@ def _summary(row: Mapping[str, Any], gene: Gene, path: Path, date: str) -> list[
 
 
 def _source_version(row: Mapping[str, Any], path: Path) -> str:
-    """The part of the column ``source`` that speaks of RefSeq, else all of it, else the file's name."""
+    """Return the part of the column ``source`` that names RefSeq, else all of it, else the file's name."""
     parts = [part.strip() for part in cell_text(row.get("source"), 1000).split(";")]
     for part in parts:
         if "refseq" in part.lower():

@@ -1,6 +1,6 @@
 """Gene tables as NCBI, HGNC and MGI offer them for download.
 
-They are told by what stands in them, not by their names: NCBI gene_info
+The content, not the name, identifies them: NCBI gene_info
 (https://ftp.ncbi.nlm.nih.gov/gene/DATA/GENE_INFO), HGNC's complete set as text or JSON
 (https://www.genenames.org/download), and MGI's reports MGI_EntrezGene.rpt, MRK_List1.rpt, MRK_List2.rpt,
 MRK_ENSEMBL.rpt, MGI_Gene_Model_Coord.rpt and HGNC_AllianceHomology.rpt
@@ -52,7 +52,7 @@ _DATE = re.compile(rf"\d{{1,2}}-{_MONTH}|{_MONTH}-\d{{1,2}}|\d{{4}}-\d\d-\d\d(?:
 
 
 def cell_text(value: Any, limit: int) -> str:
-    """Return a cell as text of one line; empty for what means that nothing is there (``-``, ``nan``)."""
+    """Return a cell as text of one line; empty for missing values (``-``, ``nan``)."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -92,11 +92,11 @@ def entrez_number(value: Any, where: str, column: str = "entrez_id") -> int | No
         # A spreadsheet or a column with gaps writes 3630 as 3630.0.
         said = said.removesuffix(".0")
         if not (said.isascii() and said.isdigit()):
-            what = f"{said!r} is no Entrez id"
+            what = f"{said!r} is not an Entrez id"
             raise InputError(what, f"{where}, column {column}", "write a whole number")
         number = int(said)
     if not 0 < number < 2**53:
-        what = f"{number} is no Entrez id"
+        what = f"{number} is not an Entrez id"
         raise InputError(what, f"{where}, column {column}", "write a whole number above 0")
     return number
 
@@ -112,7 +112,7 @@ def read_lines(file: TextIO, path: Path) -> Iterator[str]:
 
 
 def is_date(symbol: str) -> bool:
-    """Whether a gene symbol is what a spreadsheet makes of MARCH1 or SEPT2: 1-Mar, Sep-02, 2024-03-01."""
+    """Return whether a symbol is a date, as spreadsheets make of MARCH1 or SEPT2: 1-Mar, 2024-03-01."""
     return symbol[-1:].isalnum() and _DATE.fullmatch(symbol) is not None
 
 
@@ -140,7 +140,7 @@ class Skipped:
         return lines
 
 
-#: What a message says can be given.
+#: Formats, for messages.
 EXPECTED = (
     "give .jsonl, .csv or .tsv (also .gz), .parquet, or a table of NCBI (gene_info), HGNC (complete set) "
     "or MGI"
@@ -190,19 +190,13 @@ _HGNC_NAMES = {
     "ensembl id(supplied by ensembl)": "ensembl_gene_id",
 }
 
-#: A row as a mapping, where it stands -> a gene, or why there is none.
+#: A row as a mapping and its place -> a gene, or the reason why there is none.
 _Row = Callable[[Mapping[str, Any], str], Gene | str]
 
 
 @dataclass(frozen=True)
 class TableFormat:
-    """A kind of table.
-
-    Attributes
-    ----------
-    what
-        Its name, for people.
-    """
+    """A kind of table; ``what`` is its name for messages."""
 
     what: str
     columns: tuple[str, ...]
@@ -210,7 +204,7 @@ class TableFormat:
     row: _Row
 
     def genes(self, file: TextIO, path: Path, size: int, notes: list[str]) -> Iterator[list[Gene]]:
-        """Yield batches of ``size`` rows at most; what was left out is told in ``notes`` at the end.
+        """Yield batches of ``size`` rows at most; at the end ``notes`` gets the rows left out.
 
         Raises
         ------
@@ -285,13 +279,7 @@ class TableFormat:
 
 
 def recognise(head: str, path: Path) -> TableFormat | None:
-    """Return the format of a table from its first lines, or None if it is none of these.
-
-    Raises
-    ------
-    InputError
-        It is another table of NCBI, HGNC or MGI.
-    """
+    """Return the format of a table from its first lines, else None; InputError for other tables of these."""
     line = head.lstrip("\ufeff").split("\n", 1)[0].rstrip("\r")
     if line.startswith(("#tax_id\t", "#Format: tax_id GeneID")):
         return _gene_info(line, path)

@@ -225,7 +225,7 @@ class GeneResolver:
         if scores["human"] == scores["mouse"]:
             scores = {s: self._score(unique, s, exact=False) for s in SPECIES}
         if scores["human"] == scores["mouse"]:
-            return "human", ["the species cannot be told from the gene names: human was assumed"]
+            return "human", ["the gene names do not show the species: human was assumed"]
         best: Species = "human" if scores["human"] > scores["mouse"] else "mouse"
         other: Species = "mouse" if best == "human" else "human"
         if scores[other] > 0.2 * scores[best] and scores[other] >= 10:

@@ -85,7 +85,7 @@ class _Reader(_Unpickler):  # in Python: from the one in C no instruction can be
         elif type(target) is np.ndarray:
             target.__setstate__(self.array(*state[1:]).__reduce__()[2])  # a state that numpy made
         else:
-            raise UnpicklingError("it asks for a change of what is no array")
+            raise UnpicklingError("it asks for a change of something that is not an array")
 
     def raw(self, data: Any = b"", encoding: Any = "latin1") -> bytes:
         if type(data) not in (str, bytes) or encoding not in ("latin1", "latin-1"):
@@ -109,7 +109,7 @@ class _Reader(_Unpickler):  # in Python: from the one in C no instruction can be
     def check(self, item: Any, depth: int = 0) -> None:
         self.left -= 1 + (getattr(item, "nbytes", 0) or (len(item) if hasattr(item, "__len__") else 0))
         if type(item) not in _PLAIN or (type(item) is int and item.bit_length() > 1024):
-            raise UnpicklingError(f"it holds a {type(item).__name__} that is no plain value")
+            raise UnpicklingError(f"it holds a {type(item).__name__} that is not a plain value")
         if self.left < 0 or depth > 32 or self.at < len(self.data):
             raise UnpicklingError("it unfolds far beyond its size, nests too deeply, or more follows it")
         if type(item) in (list, tuple, dict) and set(map(type, item)) != {float}:
@@ -145,6 +145,6 @@ def load_plain(path: Path, *, memory: str | int | None = None) -> Any:
         what = f"the pickle needs more than {human_bytes(allowed)} of memory"
         raise ResourceError(what, str(path), "raise --memory, or use a larger machine") from error
     except Exception as error:  # refused above, or what damaged instructions make of the machine
-        what = f"this is no pickle of plain values, or a damaged one: {error or type(error).__name__}"
+        what = f"this is not a pickle of plain values, or it is damaged: {error or type(error).__name__}"
         fix = "json.dump({k: list(map(float, v)) for k, v in TABLE.items()}, open('x.json', 'w'))"
         raise InputError(what, str(path), f"copy it again, or convert it where it was made: {fix}") from error

@@ -20,6 +20,7 @@ __all__ = [
     "provenance_json",
     "text_field",
     "texts_field",
+    "with_prefix",
 ]
 
 #: The facts of a gene, under the names and in the order of its page at NCBI.
@@ -167,6 +168,11 @@ def id_field(value: object) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value):
         value = int(value)
     return value if isinstance(value, int) and 0 < value < 10**12 else None
+
+
+def with_prefix(db: str, value: str) -> str:
+    """Return an id with the name of its database: old records have 7739, new ones HGNC:7739."""
+    return value if value.startswith(f"{db}:") else f"{db}:{value}"
 
 
 def _plain(character: str) -> str:

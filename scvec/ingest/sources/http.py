@@ -1,23 +1,28 @@
-"""A client for one service: where it may go, how long it waits, what it makes of errors."""
+"""A client for one HTTP service, and the base of the services that are asked about genes."""
 
 from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import NoReturn, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from scvec import __version__
 from scvec.base.errors import InputError
+from scvec.base.records import Answer, Failure, Job, Note, Wanted
 from scvec.base.settings import ServiceSettings, is_loopback, redact
-from scvec.ingest.sources.facts import clean_text
-from scvec.ingest.sources.retry import PATIENCE, Caller, RateLimit, ServiceError, parse_retry_after
+from scvec.base.types import Description, Gene
+from scvec.ingest.sources.facts import clean_summary, clean_text, facts_of, provenance_json
+from scvec.ingest.sources.retry import PATIENCE, Caller, Kind, RateLimit, ServiceError, parse_retry_after
 
-__all__ = ["HttpClient", "HttpSource", "service_url"]
+__all__ = ["GeneFound", "GeneSource", "HttpClient", "service_url"]
 
 T = TypeVar("T")
 
@@ -32,31 +37,10 @@ REDIRECTS = 3
 
 _AGAIN = {408, 425, 429}
 _MISPLACED = {404, 405, 410, 501}
-_WORDS = {
-    400: "it does not understand the request",
-    404: "there is nothing at this address",
-    408: "it gave up waiting",
-    413: "the request is too large",
-    414: "the request is too long",
-    422: "it does not accept the request",
-    429: "too many requests",
-    500: "it has an error of its own",
-    502: "its gateway has an error",
-    503: "it is not available",
-    504: "its gateway gave up waiting",
-}
 
 
 def service_url(service: str, default: str, given: str = "") -> URL:
-    """Return the address of a service: the one that was given, else its own.
-
-    ``http`` is for this machine, and for an address that somebody gave on purpose.
-
-    Raises
-    ------
-    InputError
-        If the address is none.
-    """
+    """Return the address that was given, else the service's own; InputError if it cannot be used."""
     fix = f"write it like {default}"
     try:
         url = URL((given or default).strip().rstrip("/"))
@@ -78,18 +62,9 @@ def service_url(service: str, default: str, given: str = "") -> URL:
 class HttpClient:
     """Posts forms to one service; use it as an async context manager.
 
-    Every call takes its turn from ``rate`` and goes through ``caller``, and every error of the network or
-    the service becomes a :class:`ServiceError` whose message holds neither a key nor a query.
-
-    Parameters
-    ----------
-    service
-        Name for messages.
-    url
-        Where it is, see :func:`service_url`. Nothing is sent to any other host.
-    timeout
-        Seconds to wait for the next bytes of an answer; a whole answer may take
-        :data:`ROOM` more.
+    Every request waits for ``rate`` and goes through ``caller``. Every error becomes a :class:`ServiceError`
+    whose message holds neither a key nor a query. Nothing is sent to any other host than that of ``url``.
+    ``timeout`` (s) is for the next bytes of an answer; a whole answer may take :data:`ROOM` longer.
     """
 
     def __init__(
@@ -117,24 +92,10 @@ class HttpClient:
         per_second: float | None = None,
         pace: float = 1.0,
     ) -> HttpClient:
-        """Return the client of a service as it is set.
+        """Return the client of a service by its settings; ``base_url`` and ``per_second`` come first.
 
-        Parameters
-        ----------
-        default
-            The service's own address. Its path holds for an address without one, too.
-        limit
-            Requests a second. The service's own host gets no more, whatever is set; another may get any
-            number, and 0 lifts the limit.
-        base_url, per_second
-            Come before those of the settings.
-        pace
-            See :class:`Caller`.
-
-        Raises
-        ------
-        InputError
-            If the address is none.
+        The service's own host gets at most ``limit`` requests a second. Another host may get any number, and
+        0 lifts the limit. InputError if the address cannot be used.
         """
         own = URL(default)
         url = service_url(service, default, base_url or settings.base_url)
@@ -166,9 +127,7 @@ class HttpClient:
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -180,15 +139,9 @@ class HttpClient:
         shape: type[T],
         check: Callable[[T], None] = lambda body: None,
     ) -> T:
-        """Post a form and return the JSON that comes back, which must be a ``shape`` (dict or list).
+        """Post a form and return the JSON answer, which must be a ``shape`` (dict or list).
 
-        ``check`` raises a :class:`ServiceError` if it is an error all the same; what it raises counts as the
-        outcome of the call, and is asked again if it may pass.
-
-        Raises
-        ------
-        ServiceError
-            If all attempts failed.
+        ``check`` raises :class:`ServiceError` for an error under status 200; it is retried as any other.
         """
 
         async def request() -> T:
@@ -273,11 +226,9 @@ class HttpClient:
         # Only an error text of few words is shown, and of it nothing that looks like a key.
         said = ""
         if len(body) < 2**16:
-            try:
+            with suppress(ValueError, RecursionError):
                 said = _message(json.loads(body))
-            except (ValueError, RecursionError):
-                said = ""
-        words = _WORDS.get(status, "")
+        words = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
         reason = f"{self.service} answered {status}" + (f" ({words})" if words else "")
         if status in (401, 403) or (status == 400 and "key" in said.lower() and "invalid" in said.lower()):
             what = "access" if status == 403 else "the key"
@@ -291,19 +242,20 @@ class HttpClient:
         raise ServiceError("rejected", reason)
 
     def _translated(self, error: BaseException) -> ServiceError:
+        name = self.service
         if isinstance(error, aiohttp.ClientHttpProxyError):
-            return ServiceError("address", f"the proxy on the way to {self.service} refuses ({error.status})")
-        if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
-            return ServiceError("address", f"the certificate of {self.service} does not hold")
-        if isinstance(error, aiohttp.InvalidURL):
-            return ServiceError("address", f"the address of {self.service} cannot be used")
-        if isinstance(error, TimeoutError):
-            return ServiceError("transient", f"{self.service} did not answer in time")
-        if isinstance(error, aiohttp.ClientConnectorDNSError):
-            return ServiceError("transient", f"the host of {self.service} is not found")
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return ServiceError("transient", f"no connection to {self.service}")
-        return ServiceError("transient", f"the connection to {self.service} broke")
+            return ServiceError("address", f"the proxy on the way to {name} refuses ({error.status})")
+        # From the special to the general: the first that fits.
+        certificate = (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError)
+        kinds: tuple[tuple[Any, Kind, str], ...] = (
+            (certificate, "address", f"the certificate of {name} is not valid"),
+            (aiohttp.InvalidURL, "address", f"the address of {name} cannot be used"),
+            (TimeoutError, "transient", f"{name} did not answer in time"),
+            (aiohttp.ClientConnectorDNSError, "transient", f"the host of {name} is not found"),
+            (aiohttp.ClientConnectorError, "transient", f"no connection to {name}"),
+            (BaseException, "transient", f"the connection to {name} broke"),
+        )
+        return next(ServiceError(kind, reason) for types, kind, reason in kinds if isinstance(error, types))
 
     def _followed(self, url: URL, location: str) -> URL:
         """Return where a redirect leads, if it may be followed there with the body."""
@@ -319,34 +271,158 @@ class HttpClient:
         return target.with_user(None)
 
 
-class HttpSource:
-    """What the sources over one :class:`HttpClient` share: they are entered and left with it.
+@dataclass(frozen=True, slots=True)
+class GeneFound:
+    """A gene as a service describes it, checked.
 
     Attributes
     ----------
-    caller
-        Policy of retries, as ``harvest`` asks for it.
-    per_second
-        The most requests that are sent; 0 for no limit.
-    rounds
-        Times a gene that was left out is asked for: it is free.
+    text
+        Its summary as the service wrote it; empty where there is none.
+    facts
+        By the names of :data:`scvec.ingest.sources.facts.FACTS`; symbol, name, type, aliases and summary are
+        filled in where they are missing.
     """
 
+    symbol: str
+    entrez_id: int | None
+    name: str = ""
+    gene_type: str = ""
+    ensembl_ids: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    text: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def answer(self, job: Job, wanted: Wanted, version: str, asked: int | None = None) -> Answer:
+        """Return the answer to a job: gene, description and facts. ``asked`` is the Entrez id it named."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        gene_id = f"entrez:{self.entrez_id}" if job.gene_id.startswith("ask:") else wanted.gene_id
+        text, provenance = clean_summary(self.text)
+        usual = {"official_symbol": self.symbol, "official_full_name": self.name, "gene_type": self.gene_type}
+        told = facts_of(**{**usual, "aliases": list(self.aliases), "summary": text, **self.facts})
+        if asked and asked != self.entrez_id:
+            told["replaced"] = [asked, self.entrez_id]
+        description = Description(
+            gene_id=gene_id,
+            text=text,
+            source=job.source,
+            source_version=version,
+            retrieved_at=now,
+            kind="human",
+            provenance=provenance_json(provenance),
+        )
+        gene = Gene(
+            gene_id=gene_id,
+            species=wanted.species,
+            symbol=self.symbol,
+            entrez_id=self.entrez_id,
+            name=self.name,
+            gene_type=self.gene_type,
+            ensembl_ids=self.ensembl_ids,
+            aliases=self.aliases,
+        )
+        return Answer(
+            job, gene, (description,) if text else (), Note(gene_id, job.source, version, now, told)
+        )
+
+
+class GeneSource:
+    """Base of the services that answer questions about genes; a subclass is a source for ``harvest``.
+
+    A subclass sets ``url``, ``most`` and ``limit``, defines :meth:`ask`, and is registered by
+    ``@gene_source(NAME)``. Use it as an async context manager. InputError if the address cannot be used.
+
+    Parameters
+    ----------
+    wanted
+        The genes of all jobs that will be asked.
+    settings
+        Key, address and ``email`` of the service; ``base_url`` and ``per_second`` come first.
+    details
+        Ask for everything that the service knows, where that takes more requests.
+    batch_size
+        Genes of one request.
+    pace
+        Factor on waits between attempts; tests make it small.
+    """
+
+    name: ClassVar[str]
+    url: ClassVar[str]
+    #: Most genes of a request, and requests a second.
+    most: ClassVar[int] = 1000
+    limit: ClassVar[float] = 10.0
+    #: Times a gene that an answer left out is asked for again: it is free.
     rounds = 8
 
-    def __init__(self, client: HttpClient) -> None:
-        self._client = client
-        self.caller = client.caller
-        self.per_second = client.rate.per_second
+    def __init__(
+        self,
+        wanted: Mapping[Job, Wanted],
+        settings: ServiceSettings | None = None,
+        *,
+        base_url: str | None = None,
+        per_second: float | None = None,
+        details: bool = False,
+        batch_size: int | None = None,
+        pace: float = 1.0,
+    ) -> None:
+        self.wanted, self.details = wanted, details
+        self.settings = settings = settings or ServiceSettings()
+        most = self.most_genes(details)
+        self.batch_size = max(1, min(batch_size or most, most))
+        self.client = HttpClient.of(
+            self.name,
+            self.url,
+            settings,
+            limit=self.per_second_allowed(settings),
+            base_url=base_url,
+            per_second=per_second,
+            pace=pace,
+        )
+        self.caller = self.client.caller
+        self.per_second = self.client.rate.per_second
 
     async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
+        await self.client.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._client.__aexit__(kind, error, trace)
+    async def __aexit__(self, *exc: object) -> None:
+        await self.client.__aexit__(*exc)
+
+    async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
+        """Return answers and failures; jobs in neither were left out and are asked for again."""
+        raise NotImplementedError
+
+    @classmethod
+    def most_genes(cls, details: bool) -> int:
+        """Return the most genes of a request."""
+        return cls.most
+
+    @classmethod
+    def per_second_allowed(cls, settings: ServiceSettings) -> float:
+        """Return how many requests a second the service allows."""
+        return cls.limit
+
+    @classmethod
+    def can_ask(cls, wanted: Wanted) -> bool:
+        """Return whether a gene has an id that the service can be asked by."""
+        return True
+
+    @classmethod
+    def question(cls, wanted: Wanted) -> str:
+        """Return the id that a gene is asked by; the answer depends on it."""
+        return f"symbol:{wanted.symbol}" if wanted.entrez_id is None else f"entrez:{wanted.entrez_id}"
+
+    @classmethod
+    def n_requests(cls, wanted: Sequence[Wanted], details: bool = False) -> int:
+        """Return how many requests genes take where each is answered at once."""
+        return -(-len(wanted) // cls.most_genes(details))
+
+
+def in_parts(items: Iterable[T], most: int) -> Iterator[list[T]]:
+    """Yield distinct items in lists of at most ``most``."""
+    every = list(dict.fromkeys(items))
+    for first in range(0, len(every), most):
+        yield every[first : first + most]
 
 
 def _message(value: object) -> str:
@@ -361,4 +437,4 @@ def _message(value: object) -> str:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

@@ -1,4 +1,4 @@
-"""A language model describes genes, and only what passes the checks is kept."""
+"""A language model describes genes; answers that pass the checks are kept."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FIELDS = ("symbol", "description")
 
 
 class UnfitError(ValueError):
-    """An answer that is not to be kept. The message says why, in our own words only."""
+    """An answer that is not kept. The message never quotes it."""
 
 
 _ADDRESS = re.compile(
@@ -87,23 +87,23 @@ _KINSHIP = re.compile(
 def check_answer(
     content: str, *, symbol: str, species: Species, aliases: Iterable[str] = (), told: str = ""
 ) -> str:
-    """Return the description in a model's answer, with blanks evened out.
+    """Return the description in a model's answer, with normalised white space.
 
     Parameters
     ----------
     content
-        The answer: a JSON object, or text with one in it.
+        A JSON object, or text that contains one.
     symbol, aliases
-        Names of the gene; the description has to hold one, spelt so.
+        Names of the gene; the description has to contain one.
     told
-        What the model was told to do, which it must not say back.
+        The prompt, which must not be repeated.
 
     Raises
     ------
     UnfitError
         If it is not an object with the two fields, or the description does not name the gene, is shorter
         than 60 or longer than 1,200 characters, holds an address, markup, code, instructions, control
-        characters or a key, talks about its writer, repeats itself, or is about another species.
+        characters or a key, is about its writer, repeats itself, or is about another species.
     """
     fields = _object(content)
     if fields["symbol"].strip() != symbol:
@@ -155,7 +155,7 @@ def _object(content: str) -> dict[str, str]:
     if not isinstance(found, dict) or set(found) != set(FIELDS):
         raise UnfitError("its JSON object has not just the two fields")
     if not all(isinstance(value, str) for value in found.values()):
-        raise UnfitError("a field of its JSON object is no text")
+        raise UnfitError("a field of its JSON object is not text")
     return found
 
 
@@ -223,13 +223,7 @@ SECONDS, SECONDS_REASONING = 4.0, 15.0
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A gene to be described, and what is known of it.
-
-    Attributes
-    ----------
-    facts
-        Texts: names of GO terms, the ortholog, a composed description.
-    """
+    """A gene to describe, and known facts as texts, such as a composed description."""
 
     gene_id: str
     species: Species
@@ -241,7 +235,7 @@ class Subject:
 
     @property
     def question(self) -> str:
-        """What the model is told of the gene, as JSON. The answer depends on it, the prompt and the model."""
+        """The facts that the model gets, as JSON. The answer depends on them, the prompt and the model."""
         facts, room = [], FACTS
         for fact in self.facts:
             text = _tidy(fact, min(FACT, room))
@@ -266,21 +260,7 @@ class Subject:
 class ComplementSource:
     """A chat model as a source of descriptions (:class:`~scvec.ingest.sources.run.Source`).
 
-    Use it as an async context manager, which enters the service.
-
-    Parameters
-    ----------
-    model
-        As the server calls it.
-    subjects
-        Job -> gene.
-    budget
-        Pays all tries, also those whose answer is not kept.
-
-    Attributes
-    ----------
-    notes
-        What the server could not do, and how many answers were not kept.
+    An async context manager that enters the service. ``budget`` pays all tries, also of rejected answers.
     """
 
     name = "llm"
@@ -303,30 +283,15 @@ class ComplementSource:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know."""
+        """What the server does not support, and the number of rejected answers."""
         if not self.n_unfit:
             return list(self._chat.notes)
-        return [*self._chat.notes, f"{self.n_unfit:,} answers were not fit to be kept, and asked for again"]
+        return [*self._chat.notes, f"{self.n_unfit:,} answers were rejected, and asked for again"]
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
-        """Describe the genes of some jobs, one after the other.
-
-        Raises
-        ------
-        ServiceError
-            If the server does not answer, or refuses.
-        BudgetSpentError
-            If the next call might cost more than is left.
-        """
-        answers: list[Answer] = []
-        failures: list[Failure] = []
-        for job in jobs:
-            done = await self._describe(job, self.subjects[job])
-            if isinstance(done, Answer):
-                answers.append(done)
-            else:
-                failures.append(done)
-        return answers, failures
+        """Describe genes, one after the other."""
+        done = [await self._describe(job, self.subjects[job]) for job in jobs]
+        return [d for d in done if isinstance(d, Answer)], [d for d in done if isinstance(d, Failure)]
 
     async def _describe(self, job: Job, subject: Subject) -> Answer | Failure:
         if not _tidy(subject.symbol, 60):
@@ -375,22 +340,12 @@ class ComplementSource:
                 provenance=json.dumps(provenance, sort_keys=True),
             )
             return Answer(job, descriptions=(description,))
-        return Failure(job, f"no answer was fit to be kept: {reason}", attempts=TRIES)
+        return Failure(job, f"all answers were rejected: {reason}", attempts=TRIES)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a complement would take, if every answer passed at once.
-
-    Attributes
-    ----------
-    tokens_in
-        From above where not exact.
-    cost
-        US dollars, or None if the price is not known.
-    exact_tokens
-        Whether ``tokens_in`` is counted with the model's own tokens. Those of the answers are expected.
-    """
+    """The expected cost of a run (US dollars, s) if every answer passes; ``tokens_in`` is an upper bound."""
 
     n_genes: int
     requests: int
@@ -404,7 +359,7 @@ class Estimate:
 def estimate(
     subjects: Sequence[Subject], model: str, price: Price | None, *, concurrency: int = 4
 ) -> Estimate:
-    """Estimate what it takes to describe genes, without asking anybody."""
+    """Estimate the cost of describing genes, offline."""
     reasoning = is_reasoning(model)
     n = len(subjects)
     usual = USUAL_REASONING if reasoning else USUAL
@@ -430,7 +385,7 @@ def _messages(subject: Subject, reason: str) -> list[dict[str, str]]:
         {"role": "user", "content": f"The gene:\n{subject.question}"},
     ]
     if reason:
-        # What the model wrote is not sent back: it may hold instructions.
+        # The earlier answer is not sent back: it may hold instructions.
         text = f"An earlier answer could not be used: {reason}. Answer anew, in the form asked for."
         messages.append({"role": "user", "content": text})
     return messages

@@ -8,28 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from scvec.base.records import Answer, Failure, Job, Note, Wanted
-from scvec.base.settings import ServiceSettings
-from scvec.base.types import Description, Gene
-from scvec.ingest.sources.facts import (
-    SPECIES_OF_TAXON,
-    clean_summary,
-    facts_of,
-    id_field,
-    provenance_json,
-    text_field,
-    texts_field,
-)
-from scvec.ingest.sources.http import HttpClient, HttpSource
+from scvec.base.records import Answer, Failure, Job, Wanted
+from scvec.ingest.sources import gene_source
+from scvec.ingest.sources.facts import SPECIES_OF_TAXON, id_field, text_field, texts_field, with_prefix
+from scvec.ingest.sources.http import GeneFound, GeneSource, in_parts
 
-__all__ = ["MyGeneSource", "mygene_requests"]
+__all__ = ["Hit", "MyGeneSource"]
 
-URL = "https://mygene.info/v3"
-#: Requests a second, unless something else is set.
-PER_SECOND = 10.0
 #: Most ids of one request.
 IDS = 1000
 #: Ensembl ids by which a gene without an Entrez id is asked.
@@ -44,7 +31,7 @@ _ORGANISMS = {"human": "Homo sapiens (human)", "mouse": "Mus musculus (house mou
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """What MyGene says about a gene, checked. Its lists of one come as scalars."""
+    """A gene as MyGene describes it, checked. Lists of one entry come as scalars."""
 
     entrez_id: int | None
     retired: tuple[int, ...]
@@ -90,76 +77,62 @@ class Hit:
             gene_type=text_field(hit.get("type_of_gene"), 40),
             aliases=texts_field(hit.get("alias"), 80),
             text=text if isinstance(text, str) else "",
-            primary_source=_named("HGNC", hgnc) if hgnc else _named("MGI", mgi) if mgi else "",
+            primary_source=with_prefix("HGNC", hgnc) if hgnc else with_prefix("MGI", mgi) if mgi else "",
             related=tuple(related),
         )
 
-
-class MyGeneSource(HttpSource):
-    """Answers jobs from MyGene.info. An async context manager, and a source as ``harvest`` takes it.
-
-    Parameters
-    ----------
-    wanted
-        The genes of all jobs that will be asked.
-    settings
-        Address, and ``email`` that the service asks for.
-    base_url, per_second
-        Come before those of the settings.
-    batch_size
-        Genes in one request, at most 1000.
-    pace
-        Factor on waits between attempts.
-
-    Raises
-    ------
-    InputError
-        If the address is none.
-    """
-
-    name = "mygene"
-
-    def __init__(
-        self,
-        wanted: Mapping[Job, Wanted],
-        settings: ServiceSettings | None = None,
-        *,
-        base_url: str | None = None,
-        per_second: float | None = None,
-        batch_size: int = IDS,
-        pace: float = 1.0,
-    ) -> None:
-        settings = settings or ServiceSettings()
-        self._wanted = wanted
-        self._email = settings.email
-        self.batch_size = max(1, min(batch_size, IDS))
-        client = HttpClient.of(
-            "mygene",
-            URL,
-            settings,
-            limit=PER_SECOND,
-            base_url=base_url,
-            per_second=per_second,
-            pace=pace,
+    def found(self, wanted: Wanted) -> GeneFound:
+        """Return the gene."""
+        facts = {
+            "primary_source": self.primary_source,
+            "see_related": list(self.related),
+            "organism": _ORGANISMS[wanted.species],
+        }
+        return GeneFound(
+            symbol=self.symbol,
+            entrez_id=self.entrez_id,
+            name=self.name,
+            gene_type=self.gene_type,
+            ensembl_ids=self.ensembl_ids,
+            aliases=self.aliases,
+            text=self.text,
+            facts=facts,
         )
-        super().__init__(client)
+
+
+@gene_source("mygene")
+class MyGeneSource(GeneSource):
+    """Asks MyGene.info, by Entrez or Ensembl id."""
+
+    url = "https://mygene.info/v3"
+    most = IDS
+
+    @classmethod
+    def can_ask(cls, wanted: Wanted) -> bool:
+        return wanted.entrez_id is not None or bool(wanted.ensembl_ids)
+
+    @classmethod
+    def question(cls, wanted: Wanted) -> str:
+        by_symbol = super().question(wanted)
+        return by_symbol if wanted.entrez_id is not None else " ".join(wanted.ensembl_ids) or by_symbol
+
+    @classmethod
+    def n_requests(cls, wanted: Sequence[Wanted], details: bool = False) -> int:
+        batches = (wanted[first : first + IDS] for first in range(0, len(wanted), IDS))
+        return sum(-(-len({q for one in some for q in _queries(one)}) // IDS) for some in batches)
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
-        """Return answers and failures; jobs in neither were left out of what came back."""
         answers: list[Answer] = []
         failures: list[Failure] = []
-        queries = {job: _queries(self._wanted[job]) for job in jobs}
-        listed = list(dict.fromkeys(q for asked in queries.values() for q in asked))
+        queries = {job: _queries(self.wanted[job]) for job in jobs}
         found: dict[str, list[Hit]] = {}
-        for first in range(0, len(listed), IDS):
-            found.update(await self._hits(listed[first : first + IDS]))
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        for some in in_parts((q for asked in queries.values() for q in asked), IDS):
+            found.update(await self._hits(some))
         for job, asked in queries.items():
-            wanted = self._wanted[job]
+            wanted = self.wanted[job]
             if not asked:
-                failures.append(
-                    Failure(job, "MyGene is asked by Entrez or Ensembl id; this has neither", True)
-                )
+                reason = "MyGene is asked by Entrez or Ensembl id; this has neither"
+                failures.append(Failure(job, reason, final=True))
                 continue
             if any(query not in found for query in asked):
                 continue  # left out
@@ -169,35 +142,26 @@ class MyGeneSource(HttpSource):
             elif job.gene_id.startswith("ask:") and outcome.entrez_id is None:
                 failures.append(Failure(job, "MyGene has no Entrez id for it", final=True))
             else:
-                answers.append(_answer(job, wanted, outcome, now))
+                answers.append(outcome.found(wanted).answer(job, wanted, "v3", wanted.entrez_id))
         return answers, failures
 
     async def _hits(self, queries: Sequence[str]) -> dict[str, list[Hit]]:
-        """Return hits by query; an empty list for one that is not found. Left out ones are missing."""
+        """Return hits by query, an empty list for one that is not found; left out ones are missing."""
         form = {"ids": ",".join(queries), "species": "human,mouse", "fields": _FIELDS, "dotfield": "false"}
-        if self._email:
-            form["email"] = self._email
-        body: list[Any] = await self._client.post_json("gene", form, list)
+        if self.settings.email:
+            form["email"] = self.settings.email
+        body: list[Any] = await self.client.post_json("gene", form, list)
         asked = set(queries)
         found: dict[str, list[Hit]] = {}
         for entry in body:
             query = text_field(entry.get("query"), 80) if isinstance(entry, dict) else ""
             if query not in asked:
-                continue  # nobody asked for it
+                continue  # not asked for
             if entry.get("notfound") is True:
                 found.setdefault(query, [])
             elif "error" not in entry:
                 found.setdefault(query, []).append(Hit.of(entry))
         return found
-
-
-def mygene_requests(wanted: Sequence[Wanted]) -> int:
-    """Return how many requests genes take where each is answered at once."""
-    total = 0
-    for first in range(0, len(wanted), IDS):
-        queries = {q for one in wanted[first : first + IDS] for q in _queries(one)}
-        total += -(-len(queries) // IDS)
-    return total
 
 
 def _queries(wanted: Wanted) -> tuple[str, ...]:
@@ -230,48 +194,3 @@ def _chosen(wanted: Wanted, asked: Sequence[str], hits: Sequence[Hit]) -> Hit | 
     if not same[0].symbol:
         return f"MyGene has no symbol for {shown}"
     return same[0]
-
-
-def _named(db: str, value: str) -> str:
-    return value if value.startswith(f"{db}:") else f"{db}:{value}"
-
-
-def _answer(job: Job, wanted: Wanted, hit: Hit, now: str) -> Answer:
-    gene_id = f"entrez:{hit.entrez_id}" if job.gene_id.startswith("ask:") else wanted.gene_id
-    text, provenance = clean_summary(hit.text)
-    facts = facts_of(
-        official_symbol=hit.symbol,
-        official_full_name=hit.name,
-        primary_source=hit.primary_source,
-        see_related=list(hit.related),
-        gene_type=hit.gene_type,
-        organism=_ORGANISMS[wanted.species],
-        aliases=list(hit.aliases),
-        summary=text,
-    )
-    if wanted.entrez_id is not None and hit.entrez_id != wanted.entrez_id:
-        facts["replaced"] = [wanted.entrez_id, hit.entrez_id]
-    description = Description(
-        gene_id=gene_id,
-        text=text,
-        source="mygene",
-        source_version="v3",
-        retrieved_at=now,
-        kind="human",
-        provenance=provenance_json(provenance),
-    )
-    return Answer(
-        job,
-        Gene(
-            gene_id=gene_id,
-            species=wanted.species,
-            symbol=hit.symbol,
-            entrez_id=hit.entrez_id,
-            name=hit.name,
-            gene_type=hit.gene_type,
-            ensembl_ids=hit.ensembl_ids,
-            aliases=hit.aliases,
-        ),
-        (description,) if text else (),
-        Note(gene_id, "mygene", "v3", now, facts),
-    )

@@ -8,27 +8,26 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from scvec.base.records import Answer, Failure, Job, Note, Wanted
+from lxml import etree
+
+from scvec.base.records import Answer, Failure, Job, Wanted
 from scvec.base.settings import ServiceSettings
-from scvec.base.types import Description, Gene
+from scvec.ingest.sources import gene_source
 from scvec.ingest.sources.facts import (
     SPECIES_OF_TAXON,
     TAXON_OF_SPECIES,
-    clean_summary,
-    facts_of,
     id_field,
-    provenance_json,
     text_field,
     texts_field,
+    with_prefix,
 )
-from scvec.ingest.sources.http import HttpClient, HttpSource
+from scvec.ingest.sources.http import GeneFound, GeneSource, in_parts
 from scvec.ingest.sources.retry import ServiceError
 
-__all__ = ["NcbiSource", "ncbi_requests", "parse_details"]
+__all__ = ["NcbiSource", "parse_details"]
 
 #: Ids that one search may find.
 FOUND = 5000
@@ -38,7 +37,7 @@ REPLACED = 3
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a document summary says, checked."""
+    """A document summary, checked."""
 
     entrez_id: int
     symbol: str
@@ -83,9 +82,32 @@ class Summary:
             live=entry.get("status") in ("", 0, "0", None),
         )
 
+    def with_details(self, more: Details | None) -> GeneFound:
+        """Return the gene with the facts of its full record."""
+        told = {} if more is None else asdict(more)
+        told.pop("entrez_id", None)
+        ensembl_ids = told.pop("ensembl_ids", ())
+        told |= {
+            "official_symbol": self.official_symbol or self.symbol,
+            "official_full_name": self.official_name or self.name,
+            "organism": self.organism,
+            "see_related": list(dict.fromkeys([*told.get("see_related", ()), *self.related])),
+            "orthologs": list(told.get("orthologs", ())),
+        }
+        return GeneFound(
+            symbol=self.symbol,
+            entrez_id=self.entrez_id,
+            name=self.name,
+            gene_type=told.get("gene_type", ""),
+            ensembl_ids=ensembl_ids,
+            aliases=self.aliases,
+            text=self.text,
+            facts=told,
+        )
+
 
 def check_search(body: dict[str, Any]) -> None:
-    """Raise if a body under status 200 is no list of ids, or not all of it."""
+    """Raise if a body under status 200 is not the whole list of ids."""
     result = body.get("esearchresult")
     result = result if isinstance(result, dict) else {}
     if "error" in body or "ERROR" in result:
@@ -141,7 +163,7 @@ def read_version(body: Mapping[str, Any]) -> str:
 def gene_of_id(
     wanted: Wanted, entrez_id: int, summaries: Mapping[int, Summary | None]
 ) -> Summary | str | None:
-    """Return the gene, why there is none, or None if what came back does not say."""
+    """Return the gene, the reason why there is none, or None if the answers left it out."""
     seen: list[int] = []
     at = entrez_id
     while at not in seen and len(seen) <= REPLACED:
@@ -165,12 +187,13 @@ def gene_of_id(
 def gene_called(
     wanted: Wanted, candidates: Iterable[int], summaries: Mapping[int, Summary | None]
 ) -> Summary | str | None:
-    """Return the gene that has the name as its symbol, why there is none, or None if that is not known."""
+    """Return the gene with the name as its symbol, why there is none, or None if the answers left one out."""
     name = wanted.symbol
     ids = list(dict.fromkeys(candidates))
     if any(i not in summaries for i in ids):
-        return None  # the one that is missing might be it, or a second
-    genes = [s for s in (summaries[i] for i in ids) if s is not None and s.live and not s.current_id]
+        return None  # the missing one might be the gene, or a second one
+    found = filter(None, (summaries[i] for i in ids))
+    genes = [s for s in found if s.live and not s.current_id]
     genes = [g for g in genes if SPECIES_OF_TAXON.get(g.taxon) == wanted.species]
     same = [g for g in genes if g.symbol == name] or [
         g for g in genes if g.symbol.casefold() == name.casefold()
@@ -182,7 +205,7 @@ def gene_called(
     others = [g for g in genes if name.casefold() in (a.casefold() for a in g.aliases)]
     if others:
         listed = ", ".join(f"{g.symbol} ({g.entrez_id})" for g in others[:5])
-        return f"{name} is no gene's symbol; it is another name of {listed}"
+        return f"{name} is not a symbol; it is another name of {listed}"
     return f"NCBI knows no gene of {wanted.species} called {name}"
 
 
@@ -226,9 +249,7 @@ def parse_details(body: bytes) -> dict[int, Details]:
     ServiceError
         If the body is something else, is cut off, or defines entities.
     """
-    from lxml import etree
-
-    # The real ones name a DTD and define nothing. No parser option is relied on for what nobody needs.
+    # Real records name a DTD and define no entities. No option of the parser has to keep these out.
     if b"<!ENTITY" in body:
         raise ServiceError("transient", "the record of ncbi defines entities; it is not read")
     found: dict[int, Details] = {}
@@ -273,10 +294,8 @@ def _details(gene: Any) -> Details | None:
         return None
     kind = gene.find("Entrezgene_type")
     tags = list(_tags(gene.find("Entrezgene_gene/Gene-ref/Gene-ref_db")))
-    primary = next((_named(db, value) for db, value in tags if db in _AUTHORITIES), "")
-    related = (
-        f"{db}:{value}" for db, value in tags if db not in _AUTHORITIES or _named(db, value) != primary
-    )
+    primary = next((with_prefix(db, value) for db, value in tags if db in _AUTHORITIES), "")
+    related = [f"{db}:{v}" for db, v in tags if db not in _AUTHORITIES or with_prefix(db, v) != primary]
     lineage = "Entrezgene_source/BioSource/BioSource_org/Org-ref/Org-ref_orgname/OrgName/OrgName_lineage"
     comments: dict[str, Any] = {}
     for comment in gene.iterfind("Entrezgene_comments/Gene-commentary"):
@@ -290,7 +309,7 @@ def _details(gene: Any) -> Details | None:
         refseq_status="" if status is None else _text(status, "Gene-commentary_label"),
         lineage=_text(gene, lineage, 1000),
         primary_source=primary,
-        see_related=texts_field(list(related), 80, 50),
+        see_related=texts_field(related, 80, 50),
         ensembl_ids=texts_field([v for db, v in tags if db == "Ensembl" and v.startswith("ENS")], 40, 20),
         annotation_information="" if annotation is None else _labelled(annotation),
         expression="" if expression is None else _expression(expression),
@@ -313,13 +332,8 @@ def _tags(parent: Any) -> Iterator[tuple[str, str]]:
             yield db, value
 
 
-def _named(db: str, value: str) -> str:
-    # Old records have 7739, new ones HGNC:7739.
-    return value if value.startswith(f"{db}:") else f"{db}:{value}"
-
-
 def _labelled(comment: Any) -> str:
-    """Return what commentaries inside one say, as ``label: text``."""
+    """Return the commentaries inside one as ``label: text``."""
     parts = []
     for inner in comment.iter("Gene-commentary"):
         label, text = _text(inner, "Gene-commentary_label", 80), _text(inner, "Gene-commentary_text", 1000)
@@ -350,109 +364,78 @@ def _orthologs(comment: Any, own: int) -> Iterator[dict[str, Any]]:
                 }
 
 
-URL = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
-#: Requests a second without a key and with one.
-WITHOUT_KEY, WITH_KEY = 3.0, 10.0
 #: Most ids of one request for summaries, full records (these are large) and names of one search.
 SUMMARIES, RECORDS, NAMES = 500, 50, 100
-
-# What may stand in a quoted phrase of an Entrez query without meaning anything there.
+# What may stand in a quoted phrase of an Entrez query without a meaning of its own.
 _ASKABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/()'+:#-]{0,79}")
 
 
-class NcbiSource(HttpSource):
-    """Answers jobs from NCBI Gene. An async context manager, and a source as ``harvest`` takes it.
+@gene_source("ncbi")
+class NcbiSource(GeneSource):
+    """Asks NCBI Gene: by Entrez id, or by symbol where a gene has none.
 
-    Genes with an Entrez id are asked by it; others by their symbol. Of a symbol the gene is taken whose
-    official symbol it is; one that is only another name of a gene, or of two genes, has no answer.
-
-    Parameters
-    ----------
-    wanted
-        The genes of all jobs that will be asked.
-    settings
-        Key, address, ``tool`` and ``email`` that NCBI asks for.
-    base_url, per_second
-        Come before those of the settings. NCBI's own host gets 3 requests a second, 10 with a key, at most.
-    details
-        Whether the full records are read as well, for gene type, RefSeq status, lineage, sources, expression
-        and orthologs. They are large: 50 genes a request.
-    batch_size
-        Genes in one request.
-    pace
-        Factor on waits between attempts.
-
-    Raises
-    ------
-    InputError
-        If the address is none.
+    A symbol stands for the gene whose official symbol it is; an alias, or a symbol of two genes, has no
+    answer. NCBI's own host gets 3 requests a second, 10 with a key. ``details`` reads the full records too,
+    for gene type, RefSeq status, lineage, sources, expression and orthologs.
     """
 
-    name = "ncbi"
+    url = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
 
-    def __init__(
-        self,
-        wanted: Mapping[Job, Wanted],
-        settings: ServiceSettings | None = None,
-        *,
-        base_url: str | None = None,
-        per_second: float | None = None,
-        details: bool = False,
-        batch_size: int | None = None,
-        pace: float = 1.0,
-    ) -> None:
-        settings = settings or ServiceSettings()
-        self._wanted = wanted
-        self._settings = settings
-        self._details = details
-        most = RECORDS if details else SUMMARIES
-        self.batch_size = max(1, min(batch_size or most, most))
-        client = HttpClient.of(
-            "ncbi",
-            URL,
-            settings,
-            limit=WITH_KEY if settings.api_key else WITHOUT_KEY,
-            base_url=base_url,
-            per_second=per_second,
-            pace=pace,
-        )
-        super().__init__(client)
+    @classmethod
+    def most_genes(cls, details: bool) -> int:
+        return RECORDS if details else SUMMARIES
+
+    @classmethod
+    def per_second_allowed(cls, settings: ServiceSettings) -> float:
+        return 10.0 if settings.api_key else 3.0
+
+    @classmethod
+    def n_requests(cls, wanted: Sequence[Wanted], details: bool = False) -> int:
+        batch, total = cls.most_genes(details), 0
+        for first in range(0, len(wanted), batch):
+            some = wanted[first : first + batch]
+            named: dict[str, set[str]] = {}
+            for one in some:
+                if one.entrez_id is None and _ASKABLE.fullmatch(one.symbol):
+                    named.setdefault(one.species, set()).add(one.symbol)
+            total += sum(-(-len(symbols) // NAMES) for symbols in named.values())
+            if named or any(one.entrez_id is not None for one in some):
+                total += 2 if details else 1
+        return total
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
-        """Return answers and failures; jobs in neither were left out of what came back."""
         failures: list[Failure] = []
         by_id: dict[Job, int] = {}
         by_name: dict[Job, Wanted] = {}
         for job in jobs:
-            wanted = self._wanted[job]
+            wanted = self.wanted[job]
             if wanted.entrez_id is not None:
                 by_id[job] = wanted.entrez_id
             elif _ASKABLE.fullmatch(wanted.symbol):
                 by_name[job] = wanted
             elif wanted.symbol:
-                failures.append(Failure(job, "the name cannot be searched for: it is no gene symbol", True))
+                failures.append(
+                    Failure(job, "the name cannot be searched for: it is not a gene symbol", True)
+                )
             else:
                 failures.append(Failure(job, "NCBI is asked by Entrez id or symbol; this has neither", True))
         found = await self._search(by_name.values())
         ids = [*by_id.values(), *(i for some in found.values() for i in some)]
         summaries, version = await self._summaries(ids)
-        chosen: dict[Job, tuple[int, Summary]] = {}
-        for job, entrez_id in by_id.items():
-            outcome = gene_of_id(self._wanted[job], entrez_id, summaries)
-            _sort(job, entrez_id, outcome, chosen, failures)
-        for job, wanted in by_name.items():
-            outcome = gene_called(wanted, found[wanted.species], summaries)
-            _sort(job, 0, outcome, chosen, failures)
+        outcomes = {job: gene_of_id(self.wanted[job], i, summaries) for job, i in by_id.items()}
+        outcomes |= {job: gene_called(w, found[w.species], summaries) for job, w in by_name.items()}
+        failures += [Failure(job, why, final=True) for job, why in outcomes.items() if isinstance(why, str)]
+        chosen = {job: summary for job, summary in outcomes.items() if isinstance(summary, Summary)}
         details: dict[int, Details] = {}
-        if self._details and chosen:
-            details = await self._records(s.entrez_id for _, s in chosen.values())
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        answers = []
-        for job, (asked, summary) in chosen.items():
-            if self._details and summary.entrez_id not in details:
-                continue  # it was left out
-            more = details.get(summary.entrez_id)
-            answers.append(_answer(job, self._wanted[job], asked, summary, more, version, now))
+        if self.details and chosen:
+            details = await self._records(s.entrez_id for s in chosen.values())
+        answers = [
+            summary.with_details(details.get(summary.entrez_id)).answer(
+                job, self.wanted[job], version, by_id.get(job)
+            )
+            for job, summary in chosen.items()
+            if not self.details or summary.entrez_id in details  # else it was left out
+        ]
         return answers, failures
 
     async def _search(self, wanted: Iterable[Wanted]) -> dict[str, list[int]]:
@@ -460,13 +443,12 @@ class NcbiSource(HttpSource):
         names: dict[str, list[str]] = {}
         for one in wanted:
             names.setdefault(one.species, []).append(one.symbol)
-        found: dict[str, list[int]] = {}
+        found: dict[str, list[int]] = {species: [] for species in names}
         for species, symbols in names.items():
-            symbols = list(dict.fromkeys(symbols))
-            for first in range(0, len(symbols), NAMES):
-                phrases = " OR ".join(f'"{s}"[Gene Name]' for s in symbols[first : first + NAMES])
+            for some in in_parts(symbols, NAMES):
+                phrases = " OR ".join(f'"{s}"[Gene Name]' for s in some)
                 term = f"({phrases}) AND {TAXON_OF_SPECIES[species]}[Taxonomy ID] AND alive[prop]"
-                found.setdefault(species, []).extend(await self._ids(term))
+                found[species] += await self._ids(term)
         return found
 
     async def _ids(self, term: str) -> list[int]:
@@ -474,16 +456,15 @@ class NcbiSource(HttpSource):
         return [i for i in map(id_field, body["esearchresult"]["idlist"][:FOUND]) if i is not None]
 
     async def _summaries(self, ids: Iterable[int]) -> tuple[dict[int, Summary | None], str]:
-        """Return what is known of ids; None for one that NCBI does not have. Left out ones are missing.
+        """Return the summary of each id, None for one that NCBI does not have; left out ones are missing.
 
-        Ids that were replaced are asked again under the new one, which is among the results then.
+        An id that was replaced is followed to the new one, which is among the results then.
         """
         found: dict[int, Summary | None] = {}
         version = ""
-        todo = list(dict.fromkeys(ids))
+        todo = list(ids)
         for _round in range(REPLACED + 1):
-            for first in range(0, len(todo), SUMMARIES):
-                some = todo[first : first + SUMMARIES]
+            for some in in_parts(todo, SUMMARIES):
                 form = {"id": ",".join(map(str, some)), "version": "2.0"}
                 body = await self._post_json("esummary", form, check_summaries)
                 found.update(read_summaries(body, some))
@@ -495,110 +476,23 @@ class NcbiSource(HttpSource):
         return found, version
 
     async def _records(self, ids: Iterable[int]) -> dict[int, Details]:
-        asked = list(dict.fromkeys(ids))
         found: dict[int, Details] = {}
-        for first in range(0, len(asked), RECORDS):
-            some = asked[first : first + RECORDS]
+        for some in in_parts(ids, RECORDS):
             form = {**self._form(), "id": ",".join(map(str, some)), "retmode": "xml"}
-            found.update(await self._client.post_read("efetch.fcgi", form, parse_details))
-        return {i: found[i] for i in asked if i in found}
+            records = await self.client.post_read("efetch.fcgi", form, parse_details)
+            found.update({i: records[i] for i in some if i in records})
+        return found
 
     async def _post_json(
         self, tool: str, form: Mapping[str, str], check: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
         form = {**self._form(), **form, "retmode": "json"}
-        return await self._client.post_json(f"{tool}.fcgi", form, dict, check)
+        return await self.client.post_json(f"{tool}.fcgi", form, dict, check)
 
     def _form(self) -> dict[str, str]:
-        form = {"db": "gene", "tool": self._settings.tool or "scvec"}
-        if self._settings.email:
-            form["email"] = self._settings.email
-        if self._settings.api_key:
-            form["api_key"] = self._settings.api_key.reveal()
+        form = {"db": "gene", "tool": self.settings.tool or "scvec"}
+        if self.settings.email:
+            form["email"] = self.settings.email
+        if self.settings.api_key:
+            form["api_key"] = self.settings.api_key.reveal()
         return form
-
-
-def ncbi_requests(wanted: Sequence[Wanted], details: bool = False) -> int:
-    """Return how many requests genes take where each is answered at once."""
-    batch = RECORDS if details else SUMMARIES
-    total = 0
-    for first in range(0, len(wanted), batch):
-        some = wanted[first : first + batch]
-        named: dict[str, set[str]] = {}
-        for one in some:
-            if one.entrez_id is None and _ASKABLE.fullmatch(one.symbol):
-                named.setdefault(one.species, set()).add(one.symbol)
-        total += sum(-(-len(symbols) // NAMES) for symbols in named.values())
-        if named or any(one.entrez_id is not None for one in some):
-            total += 2 if details else 1
-    return total
-
-
-def _sort(
-    job: Job,
-    asked: int,
-    outcome: Summary | str | None,
-    chosen: dict[Job, tuple[int, Summary]],
-    failures: list[Failure],
-) -> None:
-    if isinstance(outcome, Summary):
-        chosen[job] = (asked, outcome)
-    elif outcome is not None:
-        failures.append(Failure(job, outcome, final=True))
-
-
-def _answer(
-    job: Job,
-    wanted: Wanted,
-    asked: int,
-    summary: Summary,
-    more: Details | None,
-    version: str,
-    now: str,
-) -> Answer:
-    more = more or Details(summary.entrez_id)
-    gene_id = f"entrez:{summary.entrez_id}" if job.gene_id.startswith("ask:") else wanted.gene_id
-    text, provenance = clean_summary(summary.text)
-    facts = facts_of(
-        official_symbol=summary.official_symbol or summary.symbol,
-        official_full_name=summary.official_name or summary.name,
-        primary_source=more.primary_source,
-        see_related=list(dict.fromkeys([*more.see_related, *summary.related])),
-        gene_type=more.gene_type,
-        refseq_status=more.refseq_status,
-        organism=summary.organism,
-        lineage=more.lineage,
-        aliases=list(summary.aliases),
-        summary=text,
-        annotation_information=more.annotation_information,
-        expression=more.expression,
-        orthologs=[dict(o) for o in more.orthologs],
-    )
-    if asked and asked != summary.entrez_id:
-        facts["replaced"] = [asked, summary.entrez_id]
-    descriptions = (
-        Description(
-            gene_id=gene_id,
-            text=text,
-            source="ncbi",
-            source_version=version,
-            retrieved_at=now,
-            kind="human",
-            provenance=provenance_json(provenance),
-        ),
-    )
-    return Answer(
-        job,
-        Gene(
-            gene_id=gene_id,
-            species=wanted.species,
-            symbol=summary.symbol,
-            entrez_id=summary.entrez_id,
-            name=summary.name,
-            gene_type=more.gene_type,
-            ensembl_ids=more.ensembl_ids,
-            aliases=summary.aliases,
-        ),
-        descriptions if text else (),
-        Note(gene_id, "ncbi", version, now, facts),
-    )

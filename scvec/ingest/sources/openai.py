@@ -1,4 +1,4 @@
-"""OpenAI or any server that speaks its language: one client, chats for one JSON object, no key in sight."""
+"""OpenAI, or a server of its protocol: one client, chats that answer with one JSON object, hidden keys."""
 
 from __future__ import annotations
 
@@ -35,15 +35,7 @@ _NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "account_deacti
 
 
 class LlmError(ServiceError):
-    """A call of a model that failed.
-
-    Attributes
-    ----------
-    status
-        HTTP status, or 0 where there was none.
-    may_cost
-        Whether the server may have done the work, and count it.
-    """
+    """A call of a model that failed: HTTP status (0 for none), and whether the server may charge for it."""
 
     def __init__(
         self,
@@ -60,36 +52,28 @@ class LlmError(ServiceError):
 
 
 class LlmService:
-    """One server, for all tasks of a run. Use it as an async context manager; the client lives inside.
+    """One server, for all tasks of a run; an async context manager, inside which ``client`` exists.
 
     Parameters
     ----------
     settings
-        Key, address and timeout from the environment and the config file.
-    base_url
-        Address up to and with ``/v1``; before the one in the settings, and OpenAI's own.
-    timeout
-        Seconds to wait for an answer; before the one in the settings, and 45.
-    caller
-        Policy of retries; a new one by default.
+        Key, address and timeout.
+    base_url, timeout
+        Address with ``/v1``, and seconds to wait for an answer; before those of the settings.
 
     Attributes
     ----------
     host
         Host, and port where one is given: for messages, and for the names of embedding spaces.
-    is_openai
-        Whether that is OpenAI itself.
-    is_local
-        Whether it is this machine.
-    client
-        ``openai.AsyncOpenAI``, inside the context only. Its requests go through :meth:`call` or :meth:`post`.
+    is_openai, is_local
+        Whether the server is OpenAI's, or on this machine.
     notes
-        What a user should know and is no error.
+        For the user.
 
     Raises
     ------
     AuthError
-        If OpenAI is asked without a key, or the key has characters that no key has.
+        If OpenAI is asked without a key, or the key cannot be one.
     InputError
         If the address cannot be used.
     """
@@ -119,7 +103,7 @@ class LlmService:
             raise AuthError("the key has characters that no key has", "OPENAI_API_KEY", fix)
         if scheme == "http" and self._key and not self.is_local:
             self.notes.append(f"the key travels unencrypted to {self.host}, as the address is http")
-        # A server that is waited for must not count as gone meanwhile.
+        # A server must not count as gone during its own timeout.
         self.caller = caller or Caller(self.host, patience=max(PATIENCE, self.timeout + 10))
         self._client: AsyncOpenAI | None = None
 
@@ -135,9 +119,9 @@ class LlmService:
 
         timeout = Timeout(connect=CONNECT, read=self.timeout, write=self.timeout, pool=self.timeout)
         self._client = AsyncOpenAI(
-            # A server of one's own takes any key; the client wants one.
+            # The client requires a key, a server of one's own takes any.
             api_key=self._key.reveal() or "none",
-            # Else the client would look for one in the environment.
+            # Not the one of the environment.
             admin_api_key="",
             base_url=self.base_url,
             max_retries=0,
@@ -153,7 +137,7 @@ class LlmService:
             ),
         )
         if not self.is_openai:
-            # The client takes them from the environment; they are no other server's business.
+            # The client takes them from the environment; other servers must not get them.
             self._client.organization = self._client.project = None
         return self
 
@@ -163,33 +147,16 @@ class LlmService:
             await client.close()
 
     async def call(self, request: Callable[[], Awaitable[T]], *, unfit: int = 1) -> T:
-        """Return what ``request()`` returns, under the caller's policy; foreign errors become ours.
+        """Return the result of ``request()`` under the caller's policy; its errors become ServiceError.
 
-        Whatever ``request`` raises as :class:`ServiceError` (an answer of the wrong shape) counts too.
-
-        Raises
-        ------
-        ServiceError
-            If it failed for good. Neither it nor its context holds a key.
+        Neither the error nor its context holds a key.
         """
         return await self.caller.call(lambda: self._translated(request), unfit=unfit)
 
     async def post(self, path: str, body: Mapping[str, Any], check: Callable[[dict[str, Any]], T]) -> T:
-        """Send JSON and return what ``check`` makes of the JSON object that answers.
+        """Send JSON to a path such as ``/embeddings`` and return what ``check`` makes of the answer.
 
-        The answer is given as it came: the client's own classes would pass wrong types through.
-
-        Parameters
-        ----------
-        path
-            Below the address: ``/embeddings``, ``/chat/completions``.
-        check
-            Raises :class:`ServiceError` where the answer is not what was asked for.
-
-        Raises
-        ------
-        ServiceError
-            As :meth:`call`.
+        ``check`` gets the JSON object as it came, and raises :class:`ServiceError` if it does not fit.
         """
 
         async def request() -> T:
@@ -198,13 +165,7 @@ class LlmService:
         return await self.call(request)
 
     async def send(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Send JSON once and return the JSON object that answers; for use inside :meth:`call`.
-
-        Raises
-        ------
-        LlmError
-            If it failed, or the object is an error.
-        """
+        """Send JSON once and return the JSON answer; LlmError if it is an error. Use it in :meth:`call`."""
         return await self._translated(lambda: self._send(path, body))
 
     async def _send(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +180,7 @@ class LlmService:
             failure = self._refusal(200, answer["error"], {})
         else:
             return answer
-        answer = None  # what the server said must not stand in a traceback
+        answer = None  # the words of the server must not be in a traceback
         raise failure
 
     async def _translated(self, request: Callable[[], Awaitable[T]]) -> T:
@@ -228,7 +189,7 @@ class LlmService:
         import pydantic
 
         try:
-            # The timeouts of the client are for one read: a byte now and then would keep it waiting.
+            # The timeouts of the client are for one read: a slow trickle of bytes would pass them.
             async with asyncio.timeout(self.timeout + CONNECT):
                 return await request()
         except openai.APIStatusError as error:
@@ -247,7 +208,7 @@ class LlmService:
         except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL) as error:
             reason = f"the call of {self.host} failed ({type(error).__name__})"
             failure = LlmError("transient", reason, may_cost=True)
-        # Out here the failure has no context: the library's errors hold the request with its headers.
+        # Outside the handler: the library's errors hold the request with its headers.
         raise failure
 
     def _refusal(self, status: int, body: object, headers: object) -> LlmError:
@@ -255,7 +216,7 @@ class LlmService:
         said = f": {words}" if words else ""
         kind: Kind = "transient"
         after = None
-        # Words about a key are left out: they often quote it.
+        # Messages about a key are left out: they often quote it.
         if code in _NO_QUOTA:
             kind, reason = "quota", f"the account at {self.host} has no quota left"
         elif status in (401, 403) or code == "invalid_api_key":
@@ -283,7 +244,7 @@ def _parts(url: str) -> tuple[str, str, str]:
     if parts.scheme not in ("http", "https") or not re.fullmatch(r"[a-z0-9.:_%-]+", name):
         raise InputError("the server's address cannot be read", redact(_bare(url)), fix)
     if parts.username or parts.password or parts.query or parts.fragment:
-        # Each of them may be a key, and would be shown wherever the address is.
+        # Each of them may be a key, and the address is shown to users.
         raise InputError("the server's address must be without user, ? and #", name, fix)
     host = f"[{name}]" if ":" in name else name
     return parts.scheme, name, host if port is None else f"{host}:{port}"
@@ -303,7 +264,7 @@ def _words(body: object) -> tuple[str, str]:
         message = next((v for k in ("message", "detail", "error") if isinstance(v := found.get(k), str)), "")
     else:
         code, message = "", body if isinstance(body, str) and "<" not in body else ""
-    # Keys first: half a key, cut off, would not be known as one.
+    # Keys first: half a key would not be recognised.
     flat = " ".join("".join(c if c.isprintable() else " " for c in redact(_bare(message[:4000]))).split())
     return code[:60], flat if len(flat) <= QUOTED else flat[: QUOTED - 1] + "…"
 
@@ -348,7 +309,7 @@ AROUND = 120
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model answered, unchecked, and what that took."""
+    """A model's answer, unchecked, and its tokens."""
 
     content: str
     refusal: str
@@ -360,7 +321,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class _Manner:
-    """What the server is asked for besides the messages."""
+    """Parameters of a request besides the messages."""
 
     format: Format = "json_schema"
     temperature: bool = True
@@ -370,22 +331,9 @@ class _Manner:
 class Chat:
     """One model on one server.
 
-    It is first asked for an answer that a JSON schema describes, with temperature 0. What the server refuses
-    is left away from then on: the schema, then JSON mode, the temperature, the newer name of the limit.
-
-    Parameters
-    ----------
-    service
-        Entered before :meth:`ask`.
-    schema
-        JSON schema of the answer.
-    budget
-        Pays every call that was answered.
-
-    Attributes
-    ----------
-    notes
-        What was left away.
+    The first request has a JSON schema of the answer and temperature 0. From then on it lacks whatever the
+    server refused: the schema, then JSON mode, the temperature, the newer name of the limit; ``notes`` tell.
+    ``service`` is entered before :meth:`ask`; ``budget`` pays every call that was answered.
     """
 
     def __init__(self, service: LlmService, model: str, schema: Mapping[str, Any], budget: Budget) -> None:
@@ -411,14 +359,13 @@ class Chat:
         Raises
         ------
         ServiceError
-            If there is none. Of kind ``address`` if the server, which never answered before, refuses even the
-            plainest request.
+            If it failed; of kind ``address`` if the first request was refused in its plainest form too.
         BudgetSpentError
             If it might cost more than is left.
         """
         if self._answered:
             return await self._ask(messages, max_tokens)
-        # One task finds out what the server understands; the others wait for it.
+        # One task finds out what the server supports; the others wait for it.
         async with self._first:
             if self._refused is not None:
                 raise self._refused
@@ -441,7 +388,7 @@ class Chat:
                     raise self._refused from None
 
     def _plainer(self, reason: str) -> bool:
-        """Leave away what was refused; False if there is nothing left to leave away."""
+        """Leave out what was refused; False if nothing is left to leave out."""
         manner, said = self._manner, reason.lower()
         if "temperature" in said and manner.temperature:
             self._manner = dataclasses.replace(manner, temperature=False)
@@ -485,30 +432,30 @@ class Chat:
                 raise LlmError("address", error.reason, status=404) from None
             raise
         finally:
-            # Settled, this does nothing. Cancelled (Ctrl-C) the call may be counted all the same.
+            # Nothing happens if it is settled. A cancelled call (Ctrl-C) may be charged.
             reserve.keep() if sent else reserve.release()
         return reply
 
 
 def is_reasoning(model: str) -> bool:
-    """Whether a model of OpenAI thinks before it answers, in tokens that count and are not shown."""
+    """Return whether a model of OpenAI reasons before it answers, in hidden tokens that are charged."""
     name = model.removeprefix("openai/")
     return name.startswith(("o1", "o3", "o4")) or (name.startswith("gpt-5") and "chat" not in name)
 
 
 def prompt_tokens(messages: Sequence[Mapping[str, str]], model: str) -> int:
-    """Return the most tokens that some messages are."""
+    """Return an upper bound of the tokens of some messages."""
     return count_tokens([m["content"] for m in messages], model).total + AROUND
 
 
 def _read(answer: Mapping[str, Any], host: str, expected: int, model: str) -> Reply:
-    """Check the shape of a chat completion; nothing in it is trusted."""
+    """Return a chat completion, checked."""
     choices = answer.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
     message = first.get("message") if isinstance(first, dict) else None
     content = message.get("content") if isinstance(message, dict) else 0
     if not isinstance(first, dict) or not isinstance(message, dict) or not isinstance(content, str | None):
-        reason = f"the answer of {host} is no chat completion"
+        reason = f"the answer of {host} is not a chat completion"
         raise LlmError("transient", reason, status=200, may_cost=True)
     content = content or ""
     usage = answer.get("usage")

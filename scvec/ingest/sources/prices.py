@@ -1,4 +1,4 @@
-"""What models cost, and never more than the user allowed."""
+"""Prices of models, and the limit that a user sets."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ __all__ = ["PRICES", "PRICES_AS_OF", "Budget", "Reserve", "price_of"]
 PRICES_AS_OF = "2026-03"
 
 #: OpenAI's standard prices, https://developers.openai.com/api/docs/pricing and the pages of the models,
-#: US dollars per million tokens. Cached input, batches and priority have other prices; cached input is
-#: cheaper, so that what is paid is at most what is said here.
+#: US dollars per million tokens. Cached input is cheaper; batches and priority have other prices.
 PRICES: Mapping[str, Price] = {
     "gpt-3.5-turbo": Price(0.50, 1.50),
     "gpt-4-turbo": Price(10.00, 30.00),
@@ -48,15 +47,15 @@ _DATE = re.compile(r"-(?:20\d\d-\d\d-\d\d|\d{4})$")
 
 
 def price_of(model: str, prices: Mapping[str, Price], host: str = "") -> Price | None:
-    """Return what a model costs, or None if that is not known.
+    """Return the price of a model, None if it is not known.
 
     Parameters
     ----------
     prices
         Of the user's config: they come first. A price of ``gpt-4o`` is that of ``gpt-4o-2024-08-06`` too.
     host
-        Where it is asked, a host or an address; OpenAI's own if empty. This machine's own models cost
-        nothing; elsewhere than at OpenAI the shipped table does not hold.
+        Host or address of the server, OpenAI's if empty. Models on this machine are free; the shipped table
+        is for OpenAI only.
     """
     plain = _DATE.sub("", model)
     for name in (model, plain):
@@ -79,7 +78,7 @@ def _host_name(host: str) -> str:
 
 
 class Reserve:
-    """What one call may cost at most, set aside until it is known what it did cost. Settle it once."""
+    """The most that one call may cost, reserved until its cost is known. Settle it once."""
 
     __slots__ = ("_budget", "_settled", "amount")
 
@@ -96,7 +95,7 @@ class Reserve:
         self._pay(self._budget.cost(tokens_in, tokens_out))
 
     def keep(self) -> None:
-        """Leave it set aside for good: the call may have cost that, and nobody says."""
+        """Keep it reserved: the call may have cost it, and its cost stays unknown."""
         if not self._settled:
             self._settled = True
             self._budget._close(self, lost=self.amount)
@@ -112,26 +111,9 @@ class Reserve:
 
 
 class Budget:
-    """Dollars spent and set aside by all tasks of a run.
+    """Dollars spent and reserved by all tasks of a run.
 
-    Parameters
-    ----------
-    price
-        None if it is not known; then nothing is counted.
-    max_cost
-        Dollars that may be spent; None for no limit.
-    model
-        For the message.
-
-    Attributes
-    ----------
-    tokens_in, tokens_out
-        Tokens that were used.
-
-    Raises
-    ------
-    InputError
-        If there is a limit and no price, or the limit is below zero.
+    Without a price only tokens are counted; then a limit ``max_cost`` (US dollars) is an InputError.
     """
 
     def __init__(self, price: Price | None, max_cost: float | None, *, model: str = "") -> None:
@@ -158,7 +140,7 @@ class Budget:
 
     @property
     def reserved(self) -> float:
-        """Dollars set aside: for calls under way, and for those whose cost nobody says."""
+        """Dollars reserved: for calls under way, and for those whose cost is unknown."""
         return self._lost + math.fsum(r.amount for r in self._open)
 
     def cost(self, tokens_in: int, tokens_out: int = 0) -> float:
@@ -168,13 +150,7 @@ class Budget:
         return (tokens_in * self.price.input + tokens_out * self.price.output) / 1e6
 
     def reserve(self, tokens_in: int, max_tokens_out: int = 0) -> Reserve:
-        """Set aside what a call may cost at most.
-
-        Raises
-        ------
-        BudgetSpentError
-            If that might exceed the limit. Nothing is set aside then.
-        """
+        """Reserve the most that a call may cost; BudgetSpentError if it might exceed the limit."""
         amount = self.cost(tokens_in, max_tokens_out)
         if self.max_cost is not None and self._spent + self.reserved + amount > self.max_cost:
             raise BudgetSpentError(

