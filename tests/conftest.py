@@ -156,7 +156,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """Let a test that would be skipped fail where continuous integration installs what it needs."""
     report = yield
-    for marker, variable in (("integration", "SCVEC_REQUIRE_SERVERS"), ("browser", "SCVEC_REQUIRE_BROWSER")):
+    for marker, variable in (("servers", "SCVEC_REQUIRE_SERVERS"), ("browser", "SCVEC_REQUIRE_BROWSER")):
         if report.skipped and item.get_closest_marker(marker) and os.environ.get(variable):
             report.outcome = "failed"
             report.longrepr = f"{item.nodeid} needs what is not installed: {report.longrepr}"

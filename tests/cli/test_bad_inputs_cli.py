@@ -206,6 +206,7 @@ def test_a_process_ends_as_a_call_does(case: Case, store: Path, tmp_path: Path) 
     assert (process.returncode, out, err) == (case.exit_code, "", inside.stderr)
 
 
+@pytest.mark.kill
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT there")
 @pytest.mark.parametrize(
     ("command", "at"),

@@ -16,7 +16,7 @@ import pytest
 #: Kills at random moments; those at every step of a commit are all the steps there are, always.
 KILLS = int(os.environ.get("SCVEC_KILLS", "12"))
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [pytest.mark.kill, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
 # Runs in a process of its own that imports once and forks for every attempt; it opens no database itself, so
 # that a fork never copies a running thread.
