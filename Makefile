@@ -26,7 +26,7 @@ demo: install ## set up .venv and annotate the pancreas cells that ship with scv
 
 test: lint types layers tests ## set up .venv for development; ruff, mypy, import-linter, and pytest without the lanes
 
-test-all: test lanes ## the same, then the lanes; make test-LANE runs one of: $(LANES)
+test-all: test lanes ## the same, then the lanes; make test-ray and the like run one (LANES in this file)
 
 servers: $(VENV)/.installed-servers ## add two real model servers, which some tests ask (300 MB; skipped without)
 
@@ -49,7 +49,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reor
 tests: dev
 	$(PYTEST) -m "not ($(ANY))"
 
-# A machine without model servers or a browser skips those lanes.
+# A machine without model servers or a browser skips their tests.
 lanes: dev
 	$(PYTEST) -m "$(ANY)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import importlib
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,28 +217,35 @@ def tiny_adata() -> Callable[..., Any]:
     return make
 
 
+def _digest_of_code() -> str:
+    """Digest of the files that decide what a store holds: code and shipped data."""
+    digest = hashlib.sha256()
+    for path in sorted((PROJECT / "scvec").rglob("*")):
+        if path.is_file() and path.suffix not in (".pyc", ".h5ad"):
+            digest.update(f"{path.relative_to(PROJECT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 @pytest.fixture(scope="session")
-def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+def new_store(pytestconfig: pytest.Config) -> Callable[[Path], Path]:
     """A function that puts a store with the shipped knowledge of genes into a folder, and returns that.
 
-    Loading it takes seconds of computing, copying what was loaded none: all processes that run the tests copy
-    what one of them has made.
+    Loading it takes seconds of computing, copying what was loaded none. One process of a run makes the store
+    and the others copy it. Later runs copy it too, until the code changes.
     """
     import scvec
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    made, part = shared / "knowledge", shared / "knowledge.part"
-
-    def new(folder: Path) -> Path:
-        with FileLock(shared / "knowledge.lock"):
-            if not made.exists():
-                shutil.rmtree(part, ignore_errors=True)  # of a process that ended before it was done
-                scvec.ingest_genes(part)
-                part.rename(made)
-        return shutil.copytree(made, folder)
-
-    return new
+    stores = pytestconfig.cache.mkdir("stores")
+    made = stores / _digest_of_code()
+    with FileLock(stores / "lock"):
+        if not made.exists():
+            part = stores / "part"
+            for old in stores.glob("*/"):  # stores of older code that no run copies, and a part of a store
+                if old == part or time.time() - old.stat().st_mtime > 3600:
+                    shutil.rmtree(old)
+            scvec.ingest_genes(part)
+            part.rename(made)
+    return lambda folder: shutil.copytree(made, folder)
 
 
 @pytest.fixture(autouse=True)
