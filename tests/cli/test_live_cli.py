@@ -1,4 +1,4 @@
-"""Live sources from the command line, in processes of their own: kills, keys and exit codes."""
+"""Live sources from the command line: kills and keys in processes of their own, exit codes in this one."""
 
 from __future__ import annotations
 
@@ -214,20 +214,20 @@ def test_nobody_there_is_exit_4(inside, tmp_path):
     assert len(done.stderr.splitlines()) <= 6
 
 
-def test_a_limit_of_cost_stops_before_it(tmp_path):
+def test_a_limit_of_cost_stops_before_it(inside, tmp_path):
     genes = fake_genes(40)
     live_store(tmp_path / "store", genes)
     (tmp_path / "config.toml").write_text('[prices."gpt-4o-mini"]\ninput = 1000\noutput = 1000\n')
     with FakeServer(genes, extra=[add_openai]) as server:
         words = complement(server, "--max-cost", "6")
-        done = run(tmp_path / "store", "--json", *words, SCVEC_CONFIG=str(tmp_path / "config.toml"))
-    assert done.returncode == 0, done.stderr
+        done = inside(tmp_path / "store", "--json", *words, SCVEC_CONFIG=str(tmp_path / "config.toml"))
+    assert done.exit_code == 0, done.stderr
     live = json.loads(done.stdout)["live"]
     assert 0 < live["n_answered"] < 40 and live["stopped"] and live["cost"]["dollars"] <= 6
     assert len(texts(tmp_path / "store", "llm")) == live["n_answered"]
 
 
-def test_a_limit_without_a_price_is_refused(tmp_path):
+def test_a_limit_without_a_price_is_refused(inside, tmp_path):
     live_store(tmp_path / "store", fake_genes(2))
     words = (
         "ingest",
@@ -239,5 +239,5 @@ def test_a_limit_without_a_price_is_refused(tmp_path):
         "--max-cost",
         "1",
     )
-    done = run(tmp_path / "store", *words)
-    assert done.returncode == 2 and "price" in done.stderr
+    done = inside(tmp_path / "store", *words)
+    assert done.exit_code == 2 and "price" in done.stderr
