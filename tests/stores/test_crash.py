@@ -123,6 +123,8 @@ def random_kills(folder, n):
         assert os.WIFSIGNALED(status), status
         killed_in_commit += os.path.exists(os.path.join(folder, "work", "stage"))
         seeds.append(forked(seed_of, folder))
+        if seeds[-2:] == [seeds[-1]] * 2:
+            took *= 1.3  # nothing was committed: the machine is busier than when a commit was timed
     assert seeds == sorted(seeds), seeds
     forked(ingest, folder, seeds[-1] + 1)
     assert forked(seed_of, folder) == seeds[-1] + 1
