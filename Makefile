@@ -6,21 +6,27 @@ OUT    ?= demo-out
 PEERS  ?= $(or $(SCVEC_PEERS),benchmarks/peers/envs)
 # Processes that run the tests: one more than the cores of a small machine, since some tests wait for others.
 JOBS   ?= 3
+# Lanes of tests that "make test" leaves out: the markers of setup.cfg.
+LANES  := slow prompt ray kill servers browser
+empty  :=
+ANY    := $(subst $(empty) $(empty), or ,$(LANES))
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # Byte-compiling all of torch costs half a minute; Python compiles the few files it imports by itself.
 INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev servers test lint types layers tests peers benchmark clean
+.PHONY: help demo install dev servers test test-all lint types layers tests lanes $(LANES:%=test-%) peers benchmark clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: install ## set up .venv and annotate the pancreas cells that ship with scvec (results in demo-out)
 	$(BIN)/scvec demo --out $(OUT)
 
-test: lint types layers tests ## set up .venv for development; ruff, mypy, import-linter, pytest
+test: lint types layers tests ## set up .venv for development; ruff, mypy, import-linter, and pytest without the lanes
+
+test-all: test lanes ## the same, then the lanes; make test-ray and the like run one (LANES in this file)
 
 servers: $(VENV)/.installed-servers ## add two real model servers, which some tests ask (300 MB; skipped without)
 
@@ -38,8 +44,17 @@ types: dev
 layers: dev
 	$(BIN)/lint-imports
 
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 tests: dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not ($(ANY))"
+
+# A machine without model servers or a browser skips their tests.
+lanes: dev
+	$(PYTEST) -m "$(ANY)"
+
+$(LANES:%=test-%): test-%: dev
+	$(PYTEST) -m $*
 
 benchmark: dev servers peers ## make every number of docs/benchmarks.md again (hours on two cores; what is done is kept)
 	SCVEC_PEERS=$(PEERS) $(BIN)/python benchmarks/annotate.py --pairs all --seeds 5 --publish

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import importlib
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,33 +118,35 @@ def bench() -> Iterator[SimpleNamespace]:
 
 #: Files that take longest: they go first, so that no process works on one of them alone at the end.
 LONG = (
-    "cli/test_demo.py",
+    # of the lanes
     "encoders/test_prompt_training.py",
-    "cli/test_bad_inputs_cli.py",
-    "test_small_references.py",
-    "cli/test_live_cli.py",
+    "cli/test_demo.py",
     "cli/test_readme.py",
-    "test_main_job.py",
     "engines/test_ray_engine.py",
     "stores/test_crash.py",
     "test_real_llm.py",
-    "workflows/test_search.py",
-    "workflows/test_grow.py",
-    "encoders/test_prompt.py",
-    "test_two_species.py",
-    "test_real_embeddings.py",
-    "model/test_model_encoders.py",
     "web/test_server.py",
-    "stores/test_knowledge.py",
-    "stores/test_store_trouble.py",
-    "stores/test_journal.py",
-    "stores/test_journal_crash.py",
-    "workflows/test_vector_exchange.py",
-    "backbones/test_sentence.py",
     "web/test_api_schema.py",
     "web/test_report_browser.py",
     "web/test_serve_browser.py",
+    "model/test_model_encoders.py",
+    "stores/test_journal_crash.py",
+    "test_real_embeddings.py",
     "test_real_chat.py",
+    # of make test
+    "test_main_job.py",
+    "cli/test_live_cli.py",
+    "stores/test_store_trouble.py",
+    "stores/test_knowledge.py",
+    "cli/test_bad_inputs_cli.py",
+    "test_small_references.py",
+    "workflows/test_search.py",
+    "workflows/test_grow.py",
+    "workflows/test_vector_exchange.py",
+    "backbones/test_sentence.py",
+    "encoders/test_prompt.py",
+    "test_two_species.py",
+    "stores/test_journal.py",
 )
 
 
@@ -156,7 +160,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """Let a test that would be skipped fail where continuous integration installs what it needs."""
     report = yield
-    for marker, variable in (("integration", "SCVEC_REQUIRE_SERVERS"), ("browser", "SCVEC_REQUIRE_BROWSER")):
+    for marker, variable in (("servers", "SCVEC_REQUIRE_SERVERS"), ("browser", "SCVEC_REQUIRE_BROWSER")):
         if report.skipped and item.get_closest_marker(marker) and os.environ.get(variable):
             report.outcome = "failed"
             report.longrepr = f"{item.nodeid} needs what is not installed: {report.longrepr}"
@@ -215,28 +219,35 @@ def tiny_adata() -> Callable[..., Any]:
     return make
 
 
+def _digest_of_code() -> str:
+    """Digest of the files that decide what a store holds: code and shipped data."""
+    digest = hashlib.sha256()
+    for path in sorted((PROJECT / "scvec").rglob("*")):
+        if path.is_file() and path.suffix not in (".pyc", ".h5ad"):
+            digest.update(f"{path.relative_to(PROJECT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 @pytest.fixture(scope="session")
-def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+def new_store(pytestconfig: pytest.Config) -> Callable[[Path], Path]:
     """A function that puts a store with the shipped knowledge of genes into a folder, and returns that.
 
-    Loading it takes seconds of computing, copying what was loaded none: all processes that run the tests copy
-    what one of them has made.
+    Loading it takes seconds of computing, copying what was loaded none. One process of a run makes the store
+    and the others copy it. Later runs copy it too, until the code changes.
     """
     import scvec
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    made, part = shared / "knowledge", shared / "knowledge.part"
-
-    def new(folder: Path) -> Path:
-        with FileLock(shared / "knowledge.lock"):
-            if not made.exists():
-                shutil.rmtree(part, ignore_errors=True)  # of a process that ended before it was done
-                scvec.ingest_genes(part)
-                part.rename(made)
-        return shutil.copytree(made, folder)
-
-    return new
+    stores = pytestconfig.cache.mkdir("stores")
+    made = stores / _digest_of_code()
+    with FileLock(stores / "lock"):
+        if not made.exists():
+            part = stores / "part"
+            for old in stores.glob("*/"):  # stores of older code that no run copies, and a part of a store
+                if old == part or time.time() - old.stat().st_mtime > 3600:
+                    shutil.rmtree(old)
+            scvec.ingest_genes(part)
+            part.rename(made)
+    return lambda folder: shutil.copytree(made, folder)
 
 
 @pytest.fixture(autouse=True)

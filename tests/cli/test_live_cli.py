@@ -1,4 +1,4 @@
-"""Live sources from the command line, in processes of their own: kills, keys and exit codes."""
+"""Live sources from the command line: kills and keys in processes of their own, exit codes in this one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from fake_faults import Faults
 from fake_genes import fake_genes
 from fake_openai import add_openai
@@ -56,6 +57,17 @@ def run(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[st
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
+@pytest.fixture
+def inside(monkeypatch):
+    """Runs the command line in this process, with the same short waits: where only what is said counts."""
+    from scvec.cli.main import cli
+    from scvec.ingest.sources import retry
+
+    monkeypatch.setattr(retry, "LAST_WAITS", (0.01, 0.01, 0.05))
+    monkeypatch.setitem(retry.Caller.__init__.__kwdefaults__, "pace", 0.02)
+    return lambda folder, *words, **env: CliRunner().invoke(cli, ["--store", str(folder), *words], env=env)
+
+
 def ncbi(server: FakeServer, *more: str) -> tuple[str, ...]:
     address = f"{server.url}/entrez/eutils"
     return ("ingest", "genes", "--source", "ncbi", "--base-url", address, "--requests-per-second", "0", *more)
@@ -65,6 +77,7 @@ def complement(server: FakeServer, *more: str) -> tuple[str, ...]:
     return ("ingest", "complement", "--model", "gpt-4o-mini", "--base-url", f"{server.url}/v1", *more)
 
 
+@pytest.mark.kill
 def test_killed_again_and_again_it_ends_as_if_never_killed(tmp_path):
     genes = fake_genes(60 * max(KILLS, 5))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -162,6 +175,7 @@ def test_keys_are_shown_nowhere(faulty, fault, code):
     assert kept and b"canary" not in kept
 
 
+@pytest.mark.kill
 def test_ctrl_c_says_what_is_kept(tmp_path):
     genes = fake_genes(600)
     live_store(tmp_path / "store", genes)
@@ -178,42 +192,42 @@ def test_ctrl_c_says_what_is_kept(tmp_path):
     assert 0 < len(texts(tmp_path / "store", "llm")) < 600
 
 
-def test_out_of_quota_is_exit_5_and_json_says_so(tmp_path):
+def test_out_of_quota_is_exit_5_and_json_says_so(inside, tmp_path):
     genes = fake_genes(30)
     live_store(tmp_path / "store", genes)
     with FakeServer(genes, faults=Faults.after(10, "quota"), extra=[add_openai]) as server:
-        done = run(
+        done = inside(
             tmp_path / "store", "--json", *complement(server), OPENAI_API_KEY="sk-test-0123456789abcdef"
         )
-    assert done.returncode == 5
+    assert done.exit_code == 5
     said = json.loads(done.stdout)
     assert said["exit_code"] == 5 and "are kept" in said["what"]
     assert len(texts(tmp_path / "store", "llm")) == 10
     assert len(server.requests) <= 15
 
 
-def test_nobody_there_is_exit_4(tmp_path):
+def test_nobody_there_is_exit_4(inside, tmp_path):
     live_store(tmp_path / "store", fake_genes(5))
     words = ("ingest", "complement", "--model", "m", "--base-url", "http://127.0.0.1:9/v1")
-    done = run(tmp_path / "store", *words)
-    assert done.returncode == 4, done.stderr
+    done = inside(tmp_path / "store", *words)
+    assert done.exit_code == 4, done.stderr
     assert len(done.stderr.splitlines()) <= 6
 
 
-def test_a_limit_of_cost_stops_before_it(tmp_path):
+def test_a_limit_of_cost_stops_before_it(inside, tmp_path):
     genes = fake_genes(40)
     live_store(tmp_path / "store", genes)
     (tmp_path / "config.toml").write_text('[prices."gpt-4o-mini"]\ninput = 1000\noutput = 1000\n')
     with FakeServer(genes, extra=[add_openai]) as server:
         words = complement(server, "--max-cost", "6")
-        done = run(tmp_path / "store", "--json", *words, SCVEC_CONFIG=str(tmp_path / "config.toml"))
-    assert done.returncode == 0, done.stderr
+        done = inside(tmp_path / "store", "--json", *words, SCVEC_CONFIG=str(tmp_path / "config.toml"))
+    assert done.exit_code == 0, done.stderr
     live = json.loads(done.stdout)["live"]
     assert 0 < live["n_answered"] < 40 and live["stopped"] and live["cost"]["dollars"] <= 6
     assert len(texts(tmp_path / "store", "llm")) == live["n_answered"]
 
 
-def test_a_limit_without_a_price_is_refused(tmp_path):
+def test_a_limit_without_a_price_is_refused(inside, tmp_path):
     live_store(tmp_path / "store", fake_genes(2))
     words = (
         "ingest",
@@ -225,5 +239,5 @@ def test_a_limit_without_a_price_is_refused(tmp_path):
         "--max-cost",
         "1",
     )
-    done = run(tmp_path / "store", *words)
-    assert done.returncode == 2 and "price" in done.stderr
+    done = inside(tmp_path / "store", *words)
+    assert done.exit_code == 2 and "price" in done.stderr

@@ -82,6 +82,7 @@ def serves(words: list[str], folder: Path) -> None:
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_examples_work(folder: Path, monkeypatch: pytest.MonkeyPatch):
     # One test, because each example stands on those before it; inside this process, which has the libraries

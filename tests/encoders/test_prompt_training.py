@@ -21,6 +21,8 @@ from scvec.encoders.prompt.prompt_encoder import PromptEncoder
 
 pytest.importorskip("accelerate", reason="needs the extra llm")
 
+pytestmark = pytest.mark.prompt
+
 
 def test_without_a_language_model_order_is_nothing_and_training_works(models: dict[str, CausalModel]) -> None:
     encoder, data = make(models["fp32"], order="none", epochs=12, epoch_cells=96, lr=5e-3), planted()

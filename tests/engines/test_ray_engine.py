@@ -25,7 +25,7 @@ from scvec.cli.main import cli  # noqa: E402
 from scvec.engines import ray_cluster, ray_engine  # noqa: E402
 from scvec.engines.ray_engine import Pool  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

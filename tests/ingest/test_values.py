@@ -100,7 +100,8 @@ def state_of(values: np.ndarray, told: str = "auto") -> ExpressionState:
 
 
 def adata_of(values: np.ndarray) -> anndata.AnnData:
-    adata = anndata.AnnData(sp.csr_matrix(values.astype(np.float32)))
+    with np.errstate(over="ignore"):  # one value is too large for float32, as it may be in a file
+        adata = anndata.AnnData(sp.csr_matrix(values.astype(np.float32)))
     adata.obs_names = [f"cell{i}" for i in range(adata.n_obs)]
     adata.var_names = [f"G{i}" for i in range(adata.n_vars)]
     return adata

@@ -18,6 +18,8 @@ from scvec.workflows.query import query
 
 pytest.importorskip("accelerate", reason="needs the extra llm")
 
+pytestmark = pytest.mark.prompt
+
 OPTIONS: dict[str, Any] = {
     "label_key": "cell_type",
     "batch_key": "donor",

@@ -15,6 +15,7 @@ from scvec.web.jobs import Jobs, Limits
 OPERATIONS = 6
 
 
+@pytest.mark.slow
 def test_no_request_is_a_server_error(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     schemathesis: Any = pytest.importorskip("schemathesis", reason="schemathesis is not installed: make dev")
     monkeypatch.setattr(Jobs, "_work", lambda self: None)  # no job is ever begun

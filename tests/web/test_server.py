@@ -93,6 +93,7 @@ def test_an_upload_is_annotated_and_given_back(server: Server, shelf: Shelf, tmp
     assert ask(server, f"/api/jobs/{job['id']}/files/labels.csv")[0] == 404
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_hostile_uploads_are_harmless(server: Server, shelf: Shelf, tmp_path: Path):
     cases = {case.name: case for case in CASES}

@@ -179,7 +179,8 @@ def _values(path: Path, memory: str | int | None, notes: list[str]) -> Any:
         content = head + file.read(limit)
     if len(content) > limit:
         size, needed = human_bytes(limit), human_bytes(limit * _PER_BYTE)
-        what = f"the file has more than {size} and may take {needed} of memory"raise ResourceError(what, str(path), "raise --memory, or split the file")
+        what = f"the file has more than {size} and may take {needed} of memory"
+        raise ResourceError(what, str(path), "raise --memory, or split the file")
     is_json = name.endswith(".json") or head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{")
     if not is_json and not name.endswith((".csv", ".tsv", ".txt")):
         raise InputError("scvec does not read files of this format", str(path), _FIX)
