@@ -94,6 +94,10 @@ class Calibration:
         sets = LabelSets.fit(np.zeros((0, n_classes), np.float32), np.zeros(0, np.int64))
         return cls(Ensemble(mixing=UNIFORM_MIXING), sets, None, record, "none", 0)
 
+    def without_neighbors(self) -> Calibration:
+        """Return the same for a reference that holds no cells: the head answers alone."""
+        return replace(self, ensemble=replace(self.ensemble, has_neighbors=False))
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {

@@ -48,11 +48,14 @@ class Ensemble:
         Fraction (0-1) of every answer that is mixed with equal probabilities, where only cells of the
         reference's own batch could be held out: nothing in such a reference tells how its labels fare
         elsewhere.
+    has_neighbors
+        False for a reference without cells: the head then answers alone.
     """
 
     temperatures: tuple[float, ...] = DEFAULTS
     sharpness: float = 1.0
     mixing: float = 0.0
+    has_neighbors: bool = True
 
     def __post_init__(self) -> None:
         positive = all(factor > 0 for factor in (*self.temperatures, self.sharpness))
@@ -101,7 +104,12 @@ class Ensemble:
 
     def combine(self, scores: list[Float32]) -> Float32:
         """Return (n, n_classes) float32 calibrated probabilities of all members together."""
-        found = np.exp(log_softmax(self.logits(scores)))
+        head = MEMBERS.index("head")
+        found = (
+            np.exp(log_softmax(self.logits(scores)))
+            if self.has_neighbors
+            else self.alone("head", scores[head])
+        )
         if self.mixing:
             found = (1.0 - self.mixing) * found + self.mixing / found.shape[1]
         return np.asarray(found, dtype=np.float32)
