@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -198,12 +199,12 @@ def _notes(meta: dict[str, Any], known: set[str]) -> list[str]:
     return notes
 
 
-def shipped_packs() -> dict[str, dict[str, str]]:
+def shipped_packs() -> dict[str, dict[str, Any]]:
     """Return name -> file, sha256 and what it is, of the references that ship with scvec."""
     from importlib.resources import files
 
     listed = files("scvec") / "data" / "packs" / "packs.json"
-    found: dict[str, dict[str, str]] = json.loads(listed.read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = json.loads(listed.read_text(encoding="utf-8"))
     return found
 
 
@@ -219,7 +220,8 @@ def _located(
         yield from_hub(source, trust=trust)
         return
     if not re.match(r"https?://", source):
-        yield _local(source), Path(source).name
+        with _local(source) as path:
+            yield path, Path(source).name
         return
     address = Address.parse(source)
     mirrored = _mirrored(address.file_name)
@@ -242,24 +244,39 @@ def _located(
             path.unlink()
 
 
-def _local(source: str) -> Path:
-    """Return the path of a file, or of a reference that ships or lies in the mirror."""
+@contextmanager
+def _local(source: str) -> Iterator[Path]:
+    """Yield the path of a file, or of a reference that ships or lies in the mirror."""
+    path = Path(os.path.expanduser(source))
+    packs = shipped_packs()
+    if path.exists() or path.suffix == ".scvec" or path.name != source:
+        yield path
+    elif isinstance(mirrored := _mirrored(f"{source}.scvec"), Path):
+        yield mirrored
+    elif source in packs:
+        with tempfile.TemporaryDirectory(prefix="scvec-pull-") as folder:
+            yield _unpacked(packs[source], Path(folder))
+    else:
+        raise InputError(
+            f"there is no reference {source!r} to pull",
+            source,
+            f"give a file, an address, or one of: {', '.join(sorted(packs))}",
+        )
+
+
+def _unpacked(listed: dict[str, Any], folder: Path) -> Path:
+    """Decompress a reference that ships; return its path."""
+    import hashlib
+    import lzma
     from importlib.resources import files
 
-    path = Path(os.path.expanduser(source))
-    if path.exists() or path.suffix == ".scvec" or path.name != source:
-        return path
-    mirrored = _mirrored(f"{source}.scvec")
-    if isinstance(mirrored, Path):
-        return mirrored
-    packs = shipped_packs()
-    if source in packs:
-        return Path(str(files("scvec") / "data" / "packs" / packs[source]["file"]))
-    raise InputError(
-        f"there is no reference {source!r} to pull",
-        source,
-        f"give a file, an address, or one of: {', '.join(sorted(packs))}",
-    )
+    small = files("scvec") / "data" / "packs" / listed["file"]
+    data = lzma.LZMADecompressor().decompress(small.read_bytes(), max_length=int(listed["bytes"]) + 1)
+    if hashlib.sha256(data).hexdigest() != listed["sha256"]:
+        raise StoreError("a file of this installation is damaged", str(small), "install scvec again")
+    path = folder / listed["file"].removesuffix(".xz")
+    path.write_bytes(data)
+    return path
 
 
 def _mirrored(file: str) -> Path | str | None:
