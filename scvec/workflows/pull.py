@@ -274,7 +274,7 @@ def _unpacked(listed: dict[str, Any], folder: Path) -> Path:
     data = lzma.LZMADecompressor().decompress(small.read_bytes(), max_length=int(listed["bytes"]) + 1)
     if hashlib.sha256(data).hexdigest() != listed["sha256"]:
         raise StoreError("a file of this installation is damaged", str(small), "install scvec again")
-    path = folder / listed["file"].removesuffix(".xz")
+    path = folder / str(listed["file"]).removesuffix(".xz")
     path.write_bytes(data)
     return path
 

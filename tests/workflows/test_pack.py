@@ -103,9 +103,14 @@ def test_no_cell_can_be_found_in_a_pack_without_cells(made, tmp_path):
                 for known in cells:
                     if array.ndim != 2 or array.shape[1] != known.shape[1] or array.dtype.kind != "f":
                         continue
+                    # Rows of a few numbers lie near one another by chance: only equal ones count there.
+                    same = np.abs(array[:, None, :8] - known[None, :, :8]).max(axis=2) < 1e-6
+                    assert not same[np.abs(array[:, :8]).max(axis=1) > 0].any()
+                    if array.shape[1] < 50:
+                        continue
                     a = array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
                     b = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-12)
-                    assert (a @ b.T).max() < 0.9999
+                    assert (a @ b.T).max() < 0.999
 
 
 def test_a_pack_without_cells_annotates(made, target):
@@ -196,7 +201,7 @@ def hostile(name: str, whole: Path, out: Path) -> Path:
         "unlisted": "files/extra-0123456789abcdef.json",
         "empty-name": "",
         "long": "files/" + "a" * 300,
-        "unicode": "files/ａ.json",
+        "unicode": "files/\uff41.json",
         "second-manifest": "Manifest.json",
     }
     if name in extra:
@@ -307,9 +312,8 @@ def test_hostile_packs_change_nothing(name, made, target, tmp_path):
 def with_model(whole: Path, out: Path, change) -> Path:
     """Return a pack whose model, description or both were changed, with all checksums right."""
     parts = members(whole)
-    name = {
-        part: next(n for n in parts if f".{part}-" in n).removeprefix("files/") for part in ("model", "meta")
-    }
+    wanted = ("model", "meta")
+    name = {p: next(n for n in parts if f".{p}-" in n).removeprefix("files/") for p in wanted}
     file = out.with_suffix(".safetensors")
     file.write_bytes(parts[f"files/{name['model']}"])
     tensors, meta = read_tensors(file), json.loads(parts[f"files/{name['meta']}"])
@@ -476,7 +480,10 @@ import os, random, signal, sys, threading, time
 import scvec
 from scvec.workflows.pull import pull
 seconds = float(sys.argv[3])
-threading.Thread(target=lambda: (time.sleep(seconds), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()
+def end():
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=end, daemon=True).start()
 pull(sys.argv[1], sys.argv[2])
 time.sleep(60)
 """
