@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from scvec.workflows.ingest_cells import ingest_cells as ingest_cells
     from scvec.workflows.ingest_genes import ingest_genes as ingest_genes
     from scvec.workflows.labels import labels as labels
+    from scvec.workflows.pack import pack as pack
+    from scvec.workflows.pull import pull as pull
     from scvec.workflows.query import annotate as annotate
     from scvec.workflows.query import query as query
     from scvec.workflows.search_cells import search_cells as search_cells
@@ -48,6 +50,8 @@ _HOMES = {
     "ingest_complement": "scvec.workflows.complement",
     "ingest_embeddings": "scvec.workflows.embed_genes",
     "ingest_cells": "scvec.workflows.ingest_cells",
+    "pull": "scvec.workflows.pull",
+    "pack": "scvec.workflows.pack",
     "query": "scvec.workflows.query",
     "annotate": "scvec.workflows.query",
     "QueryOptions": "scvec.model.query_options",

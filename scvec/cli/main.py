@@ -23,6 +23,7 @@ from scvec.cli.explain import explain
 from scvec.cli.ingest import ingest
 from scvec.cli.ingest_genes import import_legacy
 from scvec.cli.options import Session, global_options
+from scvec.cli.pack import commands as pack_commands
 from scvec.cli.query import query
 from scvec.cli.search import search
 from scvec.cli.serve import serve
@@ -123,7 +124,7 @@ cli.add_command(labels)
 cli.add_command(evaluate)
 cli.add_command(search)
 cli.add_command(import_legacy)
-for _command_ in store_commands:
+for _command_ in (*store_commands, *pack_commands):
     cli.add_command(_command_)
 cli.add_command(serve)
 cli.add_command(demo)

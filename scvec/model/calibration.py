@@ -47,11 +47,14 @@ class Ensemble:
         Fraction (0-1) of uniform mixing: every answer is mixed with equal probabilities by this much. It is
         positive where only cells of the same batch could be held out, since such a reference cannot show how
         its labels hold elsewhere.
+    has_neighbors
+        False for a reference without cells: the head then answers alone.
     """
 
     temperatures: tuple[float, ...] = DEFAULTS
     sharpness: float = 1.0
     mixing: float = 0.0
+    has_neighbors: bool = True
 
     def __post_init__(self) -> None:
         positive = all(factor > 0 for factor in (*self.temperatures, self.sharpness))
@@ -100,7 +103,12 @@ class Ensemble:
 
     def combine(self, scores: list[Float32]) -> Float32:
         """Return (n, n_classes) float32 calibrated probabilities of all members together."""
-        found = np.exp(log_softmax(self.logits(scores)))
+        head = MEMBERS.index("head")
+        found = (
+            np.exp(log_softmax(self.logits(scores)))
+            if self.has_neighbors
+            else self.alone("head", scores[head])
+        )
         if self.mixing:
             found = (1.0 - self.mixing) * found + self.mixing / found.shape[1]
         return np.asarray(found, dtype=np.float32)
@@ -310,6 +318,10 @@ class Calibration:
         }
         sets = LabelSets.fit(np.zeros((0, n_classes), np.float32), np.zeros(0, np.int64))
         return cls(Ensemble(mixing=UNIFORM_MIXING), sets, None, record, "none", 0)
+
+    def without_neighbors(self) -> Calibration:
+        """Return the same for a reference that holds no cells: the head answers alone."""
+        return replace(self, ensemble=replace(self.ensemble, has_neighbors=False))
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

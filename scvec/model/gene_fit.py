@@ -63,6 +63,11 @@ def fitted_to(
     encoder = model.members.encoder
     if not isinstance(encoder, DiscriminantEncoder) or _serves(encoder, stored.tensors, measured):
         return model, ""
+    if stored.meta.get("without_cells"):
+        return model, (
+            "the reference holds no cells, so that its cell space cannot be fitted to the genes measured: "
+            "genes that are missing count as those of an average cell"
+        )
     place = folder / FITS
     name = fit_name(stored, measured)
     fitted = _load(place, name)

@@ -188,6 +188,8 @@ def load_model(
         labels = stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64)
         parts = stored_parts(meta, device=device, llm=llm)
         model = model_of(tensors, state, index, labels, parts=parts)
+        if meta.get("without_cells"):
+            model.calibration = model.calibration.without_neighbors()
         members = model.members
         if [meta["all_genes"][i] for i in members.genes] != meta["genes"]:
             raise ValueError("the genes of the encoder are others")

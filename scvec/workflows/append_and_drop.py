@@ -84,6 +84,9 @@ def append_cells(
     opened.reference(name)  # names those there are
     with opened.begin("ingest cells --append", {"name": name, "label_key": label_key}) as txn:
         stored = opened.reference(name)
+        if stored.meta.get("without_cells"):
+            what = "the reference was packed without its cells, and cannot take others"
+            raise InputError(what, name, "pull a pack with cells, or ingest a reference of your own")
         model, resolver = load_model(stored, device=device, llm=llm), stored_resolver(opened)
         encoder, wanted = model.members.encoder, model.members.genes
         vectors: list[Float32] = []

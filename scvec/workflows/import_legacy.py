@@ -180,7 +180,8 @@ def _put_vectors(
     txn: Transaction, kb: KnowledgeBase, file: LegacyFile, match: LegacyMatch, name: str
 ) -> Space:
     """Put the vectors of a file into a space of their own and return it."""
-    assert file.vectors is not None
+    if file.vectors is None:
+        raise ValueError("the file has no vectors")
     (genes,) = match.genes.values()
     ids = sorted(genes)
     vectors = file.vectors[[genes[g].row for g in ids]]

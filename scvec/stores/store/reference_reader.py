@@ -114,6 +114,15 @@ class StoredReference:
         self.index_kind = entry.index_kind
 
     @property
+    def entry(self) -> ReferenceEntry:
+        """The files it is made of."""
+        return self._entry
+
+    def path_of(self, name: str) -> Path:
+        """Return the path of one of its files, checked."""
+        return self._source.path_of(name)
+
+    @property
     def is_whole(self) -> bool:
         """True if its vectors lie in one file, and no cell was deleted."""
         return self._entry.is_whole

@@ -351,6 +351,15 @@ class Transaction:
         self._run["references"][name] = portable(dict(run or {}))
         self._put_entry(name, entry)
 
+    def adopt_reference(
+        self, name: str, entry: ReferenceEntry, *, run: Mapping[str, Any] | None = None
+    ) -> None:
+        """Take a reference whose files were put one by one, in place of that of the same name."""
+        self._check_open()
+        check_reference_name(name)
+        self._run["references"][name] = {}
+        self._put_entry(name, entry)
+
     def add_cells(self, name: str, *, meta: Mapping[str, Any], obs: pd.DataFrame, vectors: Float32) -> None:
         """Append cells to a reference, as a segment of their own; KeyError if there is none of this name.
 

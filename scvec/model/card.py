@@ -1,0 +1,247 @@
+"""The card of a reference: what it is made of, how good it is, where it fails, and how to cite it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from scvec import __version__
+from scvec.base.errors import InputError
+
+if TYPE_CHECKING:
+    from scvec.stores.store.reference_reader import StoredReference
+
+__all__ = ["Card", "CardOptions", "card_of"]
+
+#: A label whose held-out cells are found less often than this is a known failure.
+WEAK = 0.7
+MAX_TEXT = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardOptions:
+    """What the card of a pack says that the reference does not know by itself.
+
+    Attributes
+    ----------
+    license
+        SPDX name of the licence of the data, such as ``CC-BY-4.0``.
+    sources
+        Where the data come from: DOIs, addresses or citations.
+    tissue, assay
+        Of the cells; taken from columns of obs of these names where not given.
+    notes
+        Known failures, in words.
+    """
+
+    license: str = ""
+    sources: tuple[str, ...] = ()
+    tissue: str = ""
+    assay: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for text in (self.license, self.tissue, self.assay, *self.sources, *self.notes):
+            if len(text) > MAX_TEXT or not text.isprintable():
+                raise InputError(
+                    f"the card takes one line of up to {MAX_TEXT:,} characters", text[:60], "shorten the text"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Facts about a reference that travel with it.
+
+    Attributes
+    ----------
+    labels
+        For each label: cells, donors (None where no column of them is known), Cell Ontology id, recall on
+        held-out cells, and the label it is taken for most.
+    held_out
+        What was held out to find accuracy and calibration: batches, cells or none.
+    changed
+        What was done to the reference after it was pulled.
+    gaps
+        What the card does not say and should.
+    """
+
+    name: str
+    license: str
+    sources: list[str]
+    species: str
+    tissue: str
+    assay: str
+    n_cells: int
+    with_cells: bool
+    labels: list[dict[str, Any]]
+    encoder: str
+    n_genes: int
+    embed_dim: int
+    accuracy: float | None
+    macro_f1: float | None
+    ece: float | None
+    held_out: str
+    failures: list[str]
+    files: list[str]
+    scvec: str
+    changed: list[str]
+
+    @property
+    def gaps(self) -> list[str]:
+        """What whoever gets the pack will miss."""
+        found = []
+        if not self.license:
+            found.append("the card names no licence: give --license")
+        if not self.sources:
+            found.append("the card names no source to cite: give --source")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+    def markdown(self) -> str:
+        """Return the card as Markdown with a YAML header, as Hugging Face's hub has them."""
+        import yaml
+
+        header = {
+            "license": self.license or "unknown",
+            "library_name": "scvec",
+            "tags": ["single-cell", "RNA-seq", "cell type annotation"],
+            "name": self.name,
+            "species": self.species,
+            "tissue": self.tissue or "not stated",
+            "assay": self.assay or "not stated",
+            "sources": self.sources,
+            "cells": self.n_cells,
+            "with_cells": self.with_cells,
+            "labels": [
+                {k: v for k, v in label.items() if v is not None and v != ""} for label in self.labels
+            ],
+            "space": {"encoder": self.encoder, "genes": self.n_genes, "dimensions": self.embed_dim},
+            "held_out": {
+                "what": self.held_out,
+                "accuracy": self.accuracy,
+                "macro_f1": self.macro_f1,
+                "calibration_error": self.ece,
+            },
+            "known_failures": self.failures,
+            "changed": self.changed,
+            "scvec": self.scvec,
+        }
+        text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)
+        return f"---\n{text}---\n\n" + "\n".join(self.lines(head="# ")) + "\n"
+
+    def lines(self, head: str = "") -> list[str]:
+        """Return the card for people."""
+        lines = [
+            f"{head}{self.name}",
+            "",
+            f"A reference of {self.species}{' ' + self.tissue if self.tissue else ''} for scvec: "
+            f"{self.n_cells:,} cells of {len(self.labels)} types"
+            + (f" ({self.assay})" if self.assay else "")
+            + ("." if self.with_cells else "; the cells themselves are not part of it."),
+            "",
+            f"Licence: {self.license or 'not stated'}",
+        ]
+        if self.sources:
+            lines += ["Cite:", *[f"- {source}" for source in self.sources]]
+        if self.accuracy is not None:
+            lines.append(
+                f"Held-out {self.held_out}: accuracy {self.accuracy:.3f}, macro F1 {self.macro_f1:.3f}, "
+                f"calibration error {self.ece:.3f}"
+            )
+        lines.append("")
+        lines += [f"- {_label_line(label)}" for label in self.labels]
+        if self.failures:
+            lines += ["", "Known failures:", *[f"- {text}" for text in self.failures]]
+        if self.changed:
+            lines += ["", "Changed since it was published:", *[f"- {text}" for text in self.changed]]
+        return lines
+
+
+def card_of(stored: StoredReference, options: CardOptions | None = None, *, with_cells: bool = True) -> Card:
+    """Return the card of a reference: the one it came with, and what was found when it was ingested."""
+    asked = options or CardOptions()
+    meta = stored.meta
+    before: dict[str, Any] = meta["card"] if isinstance(meta.get("card"), dict) else {}
+    record = meta["model"]["calibration"].get("record", {})
+    per_label = record.get("labels") or [{}] * len(meta["classes"])
+    ontology = dict(zip(meta["classes"], meta.get("ontology", {}).get("terms", []), strict=False))
+    donors = _donors(stored)
+    labels = []
+    failures = [*asked.notes]
+    for label, found in zip(meta["classes"], per_label, strict=False):
+        recall, code = found.get("recall"), found.get("taken_for")
+        other = None if code is None else meta["classes"][int(code)]
+        if recall is not None and recall < WEAK:
+            taken = f", mostly taken for {other}" if other else ""
+            failures.append(f"{label}: {recall:.0%} of its held-out cells are found{taken}")
+        labels.append(
+            {
+                "label": label,
+                "cells": int(meta["counts"].get(label, 0)),
+                "donors": donors.get(label),
+                "cl_id": str(ontology.get(label) or ""),
+                "recall": None if recall is None else round(float(recall), 3),
+                "taken_for": other,
+            }
+        )
+    return Card(
+        name=stored.name,
+        license=asked.license or str(before.get("license", "")),
+        sources=list(asked.sources) or [str(s) for s in before.get("sources", [])],
+        species=" and ".join(meta.get("species_cells", {meta["species"]: 0})),
+        tissue=asked.tissue or str(before.get("tissue", "")) or _one(stored, "tissue"),
+        assay=asked.assay or str(before.get("assay", "")) or _one(stored, "assay"),
+        n_cells=int(before.get("n_cells", stored.n)) if meta.get("without_cells") else stored.n,
+        with_cells=with_cells and not meta.get("without_cells"),
+        labels=labels,
+        encoder=str(meta["model"]["encoder"]["name"]),
+        n_genes=len(meta.get("vector_genes", meta["genes"])),
+        embed_dim=stored.dim,
+        accuracy=_rounded(record.get("accuracy")),
+        macro_f1=_rounded(record.get("macro_f1")),
+        ece=_rounded(record.get("ece")),
+        held_out=str(meta["model"]["calibration"].get("held_out", "none")),
+        failures=failures or [str(f) for f in before.get("failures", [])],
+        files=[str(s.get("name", "")) for s in meta.get("sources", [])],
+        scvec=__version__,
+        changed=[str(c) for c in before.get("changed", [])]
+        + [f"{a['n_cells']:,} cells of {a['name']} appended" for a in meta.get("appended", [])],
+    )
+
+
+def _donors(stored: StoredReference) -> dict[str, int]:
+    """Return the number of batches of each label, where the reference was ingested with a batch key."""
+    key = stored.meta["options"].get("batch_key")
+    if not key or key not in stored.obs.columns:
+        return {}
+    from scvec.model.storage import CODE_COLUMN
+
+    found = stored.obs.groupby(CODE_COLUMN, observed=True)[key].nunique()
+    classes = stored.meta["classes"]
+    return {classes[int(code)]: int(n) for code, n in found.items() if int(code) >= 0}
+
+
+def _one(stored: StoredReference, column: str) -> str:
+    """Return what a column of obs says of all cells, up to three values."""
+    if column not in stored.obs.columns:
+        return ""
+    values = sorted({str(v) for v in stored.obs[column].dropna().unique()})
+    return ", ".join(values) if 0 < len(values) <= 3 else ""
+
+
+def _rounded(value: Any) -> float | None:
+    return None if value is None else round(float(value), 4)
+
+
+def _label_line(label: dict[str, Any]) -> str:
+    parts = [f"{label['label']}: {label['cells']:,} cells"]
+    if label["donors"]:
+        parts.append(f"{label['donors']} donors")
+    if label["cl_id"]:
+        parts.append(label["cl_id"])
+    if label["recall"] is not None:
+        parts.append(f"{label['recall']:.0%} found")
+    return ", ".join(parts)

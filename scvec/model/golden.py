@@ -1,0 +1,119 @@
+"""The golden query of a pack: cells, and the answers that its model must give for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scvec.base.errors import StoreError
+from scvec.base.types import CellChunk
+from scvec.model.storage import class_statistics, genes_of, load_model
+
+if TYPE_CHECKING:
+    from scvec.stores.store.reference_reader import StoredReference
+
+__all__ = ["check_golden", "make_golden"]
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+#: Cells of a golden query, at least one of each label where there are not more labels.
+N_CELLS = 120
+#: Counts of a cell that is drawn from the mean cell of a label.
+DEPTH = 4000
+#: How far a probability may be off: other processors and libraries add up in another order.
+TOLERANCE = 5e-3
+#: A label must be the same where the answer leads the next one by as much.
+LEAD = 2e-2
+
+
+def make_golden(stored: StoredReference, *, seed: int = 0) -> tuple[Tensors, dict[str, Any]]:
+    """Return arrays and JSON values of a golden query for a reference.
+
+    The cells are drawn, not taken: counts of a Poisson distribution about the mean cell of a label, mixed a
+    little with the mean of all, over all genes. No cell of the reference can be found in them.
+    """
+    genes, classes = genes_of(stored), list(stored.meta["classes"])
+    means = np.expm1(class_statistics(stored.tensors)[0].astype(np.float64))
+    filled = np.flatnonzero(means.sum(axis=1) > 0)
+    rng = np.random.default_rng(seed)
+    per_label = max(1, min(20, N_CELLS // max(len(filled), 1)))
+    rows = np.repeat(filled, per_label)[: max(N_CELLS, len(filled))]
+    rates = 0.9 * means[rows] + 0.1 * means[filled].mean(axis=0)
+    counts = rng.poisson(DEPTH * rates / rates.sum(axis=1, keepdims=True))
+    cells = _log1p(counts)
+    proba = _answers(stored, cells)
+    tensors: Tensors = {
+        "data": cells.data.astype(np.float32),
+        "indices": cells.indices.astype(np.int32),
+        "indptr": cells.indptr.astype(np.int64),
+        "proba": proba,
+    }
+    return tensors, {"genes": genes, "classes": classes}
+
+
+def check_golden(stored: StoredReference, tensors: Tensors, described: Mapping[str, Any]) -> int:
+    """Compare the answers of a reference with those that its golden query must get; return its cells.
+
+    Genes and labels are looked up by name, so that a pack in which they were put in another order fails.
+
+    Raises
+    ------
+    StoreError
+        An answer differs, or the golden query does not belong to the reference.
+    """
+    from scipy.sparse import csr_matrix
+
+    try:
+        genes, classes = [str(g) for g in described["genes"]], [str(c) for c in described["classes"]]
+        own = genes_of(stored)
+        place = {gene: i for i, gene in enumerate(own)}
+        columns = np.array([place[gene] for gene in genes], dtype=np.int64)
+        order = [list(stored.meta["classes"]).index(label) for label in classes]
+        wanted = np.asarray(tensors["proba"], dtype=np.float64)
+        if len(set(genes)) != len(own) or len(order) != len(stored.meta["classes"]):
+            raise ValueError("it has other genes or labels")
+        cells = csr_matrix(
+            (tensors["data"].astype(np.float32), tensors["indices"], tensors["indptr"]),
+            shape=(len(wanted), len(genes)),
+        )
+        cells.check_format(full_check=True)
+        if wanted.shape[1] != len(classes) or len(wanted) == 0 or not np.isfinite(cells.data).all():
+            raise ValueError("its answers have another shape")
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise _failed(stored, f"it does not belong to the reference ({error})") from error
+    moved = csr_matrix((cells.data, columns[cells.indices], cells.indptr), shape=cells.shape)
+    moved.sort_indices()
+    found = _answers(stored, moved)[:, order].astype(np.float64)
+    worst = float(np.abs(found - wanted).max())
+    top = np.sort(wanted, axis=1)
+    clear = top[:, -1] - top[:, -2] > LEAD if wanted.shape[1] > 1 else np.ones(len(wanted), dtype=bool)
+    other = int((found.argmax(axis=1) != wanted.argmax(axis=1))[clear].sum())
+    if other or not worst <= TOLERANCE:
+        raise _failed(stored, f"{other} of {len(wanted)} labels differ, probabilities by up to {worst:.3f}")
+    return len(wanted)
+
+
+def _answers(stored: StoredReference, cells: Any) -> npt.NDArray[np.float32]:
+    """Return (n, n_classes) probabilities of cells (n, n_genes) CSR of log1p CP10k."""
+    model = load_model(stored, device="cpu", exact=True)
+    everything = np.ones(cells.shape[1], dtype=bool)
+    found = model.predict(CellChunk(cells, everything), n_neighbors=min(15, model.members.index.n))
+    return found.proba
+
+
+def _log1p(counts: npt.NDArray[np.int64]) -> Any:
+    from scipy.sparse import csr_matrix
+
+    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return csr_matrix(np.log1p(counts * (1e4 / totals)).astype(np.float32))
+
+
+def _failed(stored: StoredReference, what: str) -> StoreError:
+    return StoreError(
+        f"the golden query of the pack does not get its answers: {what}",
+        stored.name,
+        "do not use this pack; tell those who published it",
+    )

@@ -1,0 +1,338 @@
+"""A reference as one file: a zip whose members are stored as they are, named by content, manifest first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+
+from scvec import __version__
+from scvec.base.errors import InputError, StoreError
+from scvec.stores.store.files import is_plain_name, os_errors
+from scvec.stores.store.manifest import FileEntry, ReferenceEntry
+
+__all__ = ["CARD", "PACK_FORMAT", "PackManifest", "PackReader", "write_pack"]
+
+#: Version of the format of packs, and the first scvec that reads it.
+PACK_FORMAT = 1
+NEEDS = "0.1.0"
+MANIFEST, CARD, FOLDER = "manifest.json", "README.md", "files/"
+#: Bounds on what a pack may claim, before anything is allocated for it.
+MAX_MANIFEST, MAX_CARD, MAX_MEMBERS = 16 << 20, 4 << 20, 1000
+BLOCK = 1 << 20
+#: What a member may be; nothing that is run when it is read.
+ENDINGS = ("safetensors", "parquet", "faiss", "npy", "json")
+#: All members carry this time, so that the same content gives the same file.
+TIME = (1980, 1, 1, 0, 0, 0)
+_NEEDS = re.compile(r"[0-9][0-9A-Za-z.+-]{0,19}")
+
+
+@dataclass(frozen=True, slots=True)
+class PackManifest:
+    """What a pack holds.
+
+    Attributes
+    ----------
+    name
+        Of the reference, where it came from.
+    reference
+        Its files, by their names in the pack.
+    with_cells
+        False where no vector, no profile and no row of obs of a cell is in it.
+    golden
+        Names of the two files of the golden query: its cells and the answers they must get.
+    files
+        Name under ``files/`` -> size and SHA-256.
+    card_sha256
+        Of ``README.md``.
+    scvec
+        Version of scvec that wrote it.
+    """
+
+    name: str
+    reference: ReferenceEntry
+    with_cells: bool
+    golden: tuple[str, str]
+    files: Mapping[str, FileEntry]
+    card_sha256: str
+    scvec: str = __version__
+
+    def __post_init__(self) -> None:
+        if not is_plain_name(self.name):
+            raise ValueError(f"not a name of a reference: {self.name!r}")
+        used = {*self.reference.files(), *self.golden}
+        if used != set(self.files) or len(self.files) > MAX_MEMBERS:
+            raise ValueError("files listed and files used differ")
+        if len(self.golden) != 2 or not isinstance(self.with_cells, bool):
+            raise ValueError("no golden query")
+        for name, entry in self.files.items():
+            ending = name.rpartition(".")[2]
+            if not is_plain_name(name) or ending not in ENDINGS or entry.sha256[:16] not in name:
+                raise ValueError(f"not a file of a pack: {name!r}")
+
+    def to_bytes(self) -> bytes:
+        """Return the JSON text that is stored."""
+        data = {
+            "pack": PACK_FORMAT,
+            "needs": NEEDS,
+            "scvec": self.scvec,
+            "name": self.name,
+            "with_cells": self.with_cells,
+            "reference": self.reference.to_dict(),
+            "golden": list(self.golden),
+            "card": self.card_sha256,
+            "files": {n: {"bytes": e.n_bytes, "sha256": e.sha256} for n, e in sorted(self.files.items())},
+        }
+        return (json.dumps(data, sort_keys=True, indent=1, allow_nan=False) + "\n").encode("ascii")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> PackManifest:
+        """Read a manifest and check all that it says.
+
+        Raises
+        ------
+        StoreError
+            The text is not a manifest, or its format is newer.
+        """
+        try:
+            raw = json.loads(data)
+            number = raw["pack"]
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise ValueError(f"format {number!r}")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise _damaged(where, f"its manifest cannot be read ({type(error).__name__})") from error
+        if number > PACK_FORMAT:
+            needs = str(raw.get("needs", ""))
+            newer = needs if _NEEDS.fullmatch(needs) else "of a newer version"
+            raise StoreError(
+                f"the pack has format {number}; scvec {__version__} reads up to format {PACK_FORMAT}",
+                where,
+                f"install scvec {newer} or later",
+            )
+        try:
+            golden = raw["golden"]
+            return cls(
+                name=raw["name"],
+                reference=ReferenceEntry.from_dict(raw["reference"]),
+                with_cells=raw["with_cells"],
+                golden=(str(golden[0]), str(golden[1])),
+                files={n: FileEntry(e["bytes"], e["sha256"]) for n, e in raw["files"].items()},
+                card_sha256=str(raw["card"]),
+                scvec=str(raw["scvec"])[:40],
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            raise _damaged(where, f"its manifest is not valid ({error})") from error
+
+
+def write_pack(
+    target: Path, manifest: PackManifest, card: str, sources: Mapping[str, Path | bytes]
+) -> tuple[int, str]:
+    """Write a pack; return its size and SHA-256.
+
+    Parameters
+    ----------
+    sources
+        Name of each file of the manifest -> where its content is, or the content.
+
+    Raises
+    ------
+    ResourceError
+        The disk is full; ``target`` is as it was.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with os_errors(target):
+            with zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as pack:
+                _put(pack, MANIFEST, manifest.to_bytes())
+                _put(pack, CARD, card.encode())
+                for name in sorted(manifest.files):
+                    _put(pack, FOLDER + name, sources[name])
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            size, sha256 = temporary.stat().st_size, _sha256(temporary)
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return size, sha256
+
+
+def _put(pack: zipfile.ZipFile, name: str, source: Path | bytes) -> None:
+    info = zipfile.ZipInfo(name, TIME)
+    info.external_attr = 0o644 << 16
+    with pack.open(info, "w", force_zip64=True) as into:
+        if isinstance(source, bytes):
+            into.write(source)
+            return
+        with open(source, "rb") as file:
+            while block := file.read(BLOCK):
+                into.write(block)
+
+
+class PackReader:
+    """A pack that was opened and whose structure holds; a context manager.
+
+    Nothing of a pack is believed: members must be those of the manifest and no others, stored and not
+    compressed (so that none can grow), with plain names, without links, one after another in the file.
+    :meth:`check` compares every byte with its SHA-256.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or it is not a pack.
+    StoreError
+        It is damaged, or was made to do harm.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._where = str(path)
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise InputError("a pack is a file", self._where, "give a .scvec file")
+            self._file = open(path, "rb")  # noqa: SIM115 (closed by __exit__)
+        except OSError as error:
+            what = f"the pack cannot be opened ({error.strerror})"
+            raise InputError(what, self._where, "check the path") from error
+        try:
+            self._members = self._looked_over()
+            self.manifest = PackManifest.from_bytes(self._read(MANIFEST, MAX_MANIFEST), self._where)
+            self._compare()
+            card = self._read(CARD, MAX_CARD)
+            if hashlib.sha256(card).hexdigest() != self.manifest.card_sha256:
+                raise _damaged(self._where, "its card differs from the manifest")
+            self.card = card.decode("utf-8", "replace")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> PackReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def check(self) -> None:
+        """Read every member and compare it with its SHA-256; StoreError where one differs."""
+        for name in self.manifest.files:
+            self.copy(name, None)
+
+    def copy(self, name: str, target: Path | None) -> None:
+        """Write a file of the pack to ``target``, checked; StoreError where it is damaged."""
+        entry = self.manifest.files[name]
+        digest, crc = hashlib.sha256(), 0
+        start, size, told = self._members[FOLDER + name]
+        self._file.seek(start)
+        with open(target, "xb") if target is not None else nullcontext() as out:
+            while size:
+                block = self._file.read(min(BLOCK, size))
+                if not block:
+                    break
+                size -= len(block)
+                digest.update(block)
+                crc = zlib.crc32(block, crc)
+                if out is not None:
+                    out.write(block)
+        if size or digest.hexdigest() != entry.sha256 or crc != told:
+            raise _damaged(self._where, f"the content of {name} differs from its checksum")
+
+    def read(self, name: str, limit: int = MAX_MANIFEST) -> bytes:
+        """Return a small file of the pack, checked."""
+        data = self._read(FOLDER + name, limit)
+        if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
+            raise _damaged(self._where, f"the content of {name} differs from its checksum")
+        return data
+
+    def _read(self, member: str, limit: int) -> bytes:
+        if member not in self._members:
+            raise _damaged(self._where, f"it has no {member}")
+        start, size, crc = self._members[member]
+        if size > limit:
+            raise _damaged(self._where, f"its {member} is too large")
+        self._file.seek(start)
+        data = self._file.read(size)
+        if zlib.crc32(data) != crc:
+            raise _damaged(self._where, f"its {member} is damaged")
+        return data
+
+    def _looked_over(self) -> dict[str, tuple[int, int, int]]:
+        """Return member -> (first byte, size, CRC) once the zip is what a pack's is."""
+        total = os.fstat(self._file.fileno()).st_size
+        try:
+            with zipfile.ZipFile(self._file) as pack:
+                infos = pack.infolist()
+                if pack.comment:
+                    raise _damaged(self._where, "it carries a comment")
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
+            what = "the file is not a pack of scvec"
+            raise InputError(what, self._where, "give a .scvec file that scvec pack wrote") from error
+        if len(infos) > MAX_MEMBERS + 2:
+            raise _damaged(self._where, "it has too many members")
+        members: dict[str, tuple[int, int, int]] = {}
+        spans = []
+        for info in infos:
+            plain = info.filename in (MANIFEST, CARD) or (
+                info.filename.startswith(FOLDER) and is_plain_name(info.filename.removeprefix(FOLDER))
+            )
+            if not plain or info.orig_filename != info.filename:
+                raise _damaged(self._where, "a member has a name that is not allowed")
+            if info.filename in members:
+                raise _damaged(self._where, "it has two members of one name")
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                raise _damaged(self._where, "a member is compressed")
+            mode = info.external_attr >> 16
+            if info.flag_bits & 1 or info.is_dir() or (mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG)):
+                raise _damaged(self._where, "a member is encrypted, a folder or a link")
+            start = self._first_byte(info, total)
+            if start + info.file_size > total:
+                raise _damaged(self._where, "it ends too early")
+            members[info.filename] = (start, info.file_size, info.CRC)
+            spans.append((info.header_offset, start + info.file_size, info))
+        spans.sort(key=lambda span: span[0])
+        if any(before[1] > after[0] for before, after in pairwise(spans)):
+            raise _damaged(self._where, "its members overlap")
+        if not spans or spans[0][2].filename != MANIFEST or spans[0][0] != 0:
+            raise _damaged(self._where, "its manifest does not come first")
+        return members
+
+    def _first_byte(self, info: zipfile.ZipInfo, total: int) -> int:
+        """Return where the content of a member begins, by its own header, which must say the same name."""
+        self._file.seek(info.header_offset)
+        header = self._file.read(30)
+        if len(header) < 30 or header[:4] != b"PK\x03\x04" or info.header_offset >= total:
+            raise _damaged(self._where, "a member has no header")
+        method, named, extra = struct.unpack("<8xH16xHH", header)
+        if method != 0 or self._file.read(named) != info.filename.encode():
+            raise _damaged(self._where, "a member's header differs from the directory")
+        return int(info.header_offset + 30 + named + extra)
+
+    def _compare(self) -> None:
+        wanted = {FOLDER + name: entry.n_bytes for name, entry in self.manifest.files.items()}
+        there = {name: size for name, (_, size, _) in self._members.items() if name not in (MANIFEST, CARD)}
+        if wanted != there:
+            odd = sorted(set(wanted.items()) ^ set(there.items()))[0][0]
+            raise _damaged(self._where, f"its members are not those of its manifest ({odd})")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _damaged(where: str, what: str) -> StoreError:
+    return StoreError(f"the pack cannot be used: {what}", where, "get it again, from where it was published")

@@ -1,0 +1,507 @@
+"""Packs: what goes out comes back, and what was tampered with does not come in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import zipfile
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import scvec
+from scvec.base.errors import InputError, NetworkError, ResourceError, ScvecError, StoreError
+from scvec.model.card import CardOptions
+from scvec.stores.store import packs
+from scvec.stores.store.files import read_tensors, write_tensors
+from scvec.stores.store.store import Store
+
+CARD = CardOptions(license="CC-BY-4.0", sources=("doi:10.1/abc",))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_adata, new_store):
+    """A store with a reference, its pack with and without cells, and new cells."""
+    folder = tmp_path_factory.mktemp("packs")
+    store = new_store(folder / "store")
+    tiny_adata(120, 3, donors=3).write_h5ad(folder / "ref.h5ad")
+    tiny_adata(40, 3, seed=5).write_h5ad(folder / "new.h5ad")
+    scvec.ingest_cells(store, [folder / "ref.h5ad"], name="islets", label_key="cell_type", batch_key="donor")
+    scvec.pack(store, "islets", output=folder / "whole.scvec", card=CARD)
+    scvec.pack(store, "islets", output=folder / "bare.scvec", with_cells=False)
+    return folder
+
+
+@pytest.fixture
+def target(tmp_path, new_store):
+    return new_store(tmp_path / "target")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "lock.json"
+    }
+
+
+def test_a_pulled_reference_gives_the_same_answers_byte_for_byte(made, target, tmp_path):
+    report = scvec.pull(target, made / "whole.scvec", name="mine")
+    assert report.name == "mine" and report.n_cells == 120 and report.n_golden > 50
+    scvec.query(made / "store", made / "new.h5ad", output=tmp_path / "a.csv")
+    scvec.query(target, made / "new.h5ad", output=tmp_path / "b.csv")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert Store(target).verify().to_dict()["problems"] == []
+
+
+def test_the_card_says_what_the_reference_is(made):
+    with packs.PackReader(made / "whole.scvec") as pack:
+        _, header, text = pack.card.split("---\n", 2)
+    facts = yaml.safe_load(header)
+    assert facts["license"] == "CC-BY-4.0" and facts["sources"] == ["doi:10.1/abc"]
+    assert facts["cells"] == 120 and facts["species"] == "human"
+    assert {x["label"]: x["cells"] for x in facts["labels"]} == {"alpha": 40, "beta": 40, "acinar": 40}
+    assert all(x["donors"] == 3 and x["cl_id"].startswith("CL:") for x in facts["labels"])
+    assert 0 < facts["held_out"]["accuracy"] <= 1 and facts["held_out"]["what"] == "batch"
+    assert "islets" in text
+
+
+def test_packs_of_one_reference_are_equal(made, tmp_path):
+    scvec.pack(made / "store", output=tmp_path / "again.scvec", card=CARD)
+    assert (tmp_path / "again.scvec").read_bytes() == (made / "whole.scvec").read_bytes()
+
+
+def test_no_cell_can_be_found_in_a_pack_without_cells(made, tmp_path):
+    """No array has a row that is, or points like, a vector or a profile of a cell; no name of a cell."""
+    stored = Store(made / "store").reference("islets")
+    names = set(stored.obs.index)
+    profiles = np.zeros((120, len(stored.meta["all_genes"])), dtype=np.float32)
+    kept = stored.tensors
+    for i in range(120):
+        part = slice(kept["sample.indptr"][i], kept["sample.indptr"][i + 1])
+        profiles[i, kept["sample.indices"][part]] = kept["sample.data"][part]
+    cells = [np.asarray(stored.vectors, dtype=np.float64), profiles.astype(np.float64)]
+    with packs.PackReader(made / "bare.scvec") as pack:
+        assert pack.manifest.with_cells is False
+        for file in pack.manifest.files:
+            pack.copy(file, tmp_path / file)
+            data = (tmp_path / file).read_bytes()
+            assert not any(name.encode() in data for name in names)
+            if not file.endswith(".safetensors"):
+                continue
+            for array in read_tensors(tmp_path / file).values():
+                for known in cells:
+                    if array.ndim != 2 or array.shape[1] != known.shape[1] or array.dtype.kind != "f":
+                        continue
+                    # Rows of a few numbers lie near one another by chance: only equal ones count there.
+                    same = np.abs(array[:, None, :8] - known[None, :, :8]).max(axis=2) < 1e-6
+                    assert not same[np.abs(array[:, :8]).max(axis=1) > 0].any()
+                    if array.shape[1] < 50:
+                        continue
+                    a = array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
+                    b = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-12)
+                    assert (a @ b.T).max() < 0.999
+
+
+def test_a_pack_without_cells_annotates(made, target):
+    report = scvec.pull(target, made / "bare.scvec")
+    assert report.n_cells == 0
+    new = scvec.query(target, made / "new.h5ad")
+    head = scvec.query(made / "store", made / "new.h5ad", method="head")
+    assert (new.label == head.label).mean() == 1
+    np.testing.assert_allclose(new.proba, head.proba, atol=1e-5)
+    with pytest.raises(InputError):
+        scvec.append_cells(target, [made / "ref.h5ad"], name="islets", label_key="cell_type")
+
+
+def test_labels_of_few_cells_are_not_packed_without_cells(tmp_path, tiny_adata, new_store):
+    store = new_store(tmp_path / "store")
+    scvec.ingest_cells(store, [tiny_adata(24, 3)], name="r", label_key="cell_type")
+    with pytest.raises(InputError):
+        scvec.pack(store, output=tmp_path / "r.scvec", with_cells=False)
+    assert not (tmp_path / "r.scvec").exists()
+
+
+# What somebody may do to a pack: each changes the list of (name, bytes) of its members, or the bytes.
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as pack:
+        return {i.filename: pack.read(i) for i in pack.infolist()}
+
+
+def written(path: Path, parts: list[tuple[str, bytes]], **how) -> Path:
+    with zipfile.ZipFile(path, "w", how.pop("kind", zipfile.ZIP_STORED)) as pack:
+        for name, data in parts:
+            info = zipfile.ZipInfo(name, packs.TIME)
+            info.external_attr = how.get("mode", 0o644) << 16
+            info.compress_type = pack.compression
+            pack.writestr(info, data)
+    return path
+
+
+def signed(parts: dict[str, bytes], **changes: bytes) -> list[tuple[str, bytes]]:
+    """Return members with new content for some files, and a manifest that is right for them."""
+    manifest = json.loads(parts["manifest.json"])
+    card = changes.pop("README.md", parts["README.md"])
+    files = {k.removeprefix("files/"): v for k, v in parts.items() if k.startswith("files/")}
+    renamed = {}
+    for old, data in changes.items():
+        sha256 = hashlib.sha256(data).hexdigest()
+        stem, ending = old.rpartition(".")[0].rpartition("-")[0], old.rpartition(".")[2]
+        renamed[old] = f"{stem}-{sha256[:16]}.{ending}"
+        del files[old]
+        files[renamed[old]] = data
+    text = json.dumps(manifest)
+    for old, new in renamed.items():
+        text = text.replace(old, new)
+    manifest = json.loads(text)
+    manifest["card"] = hashlib.sha256(card).hexdigest()
+    manifest["files"] = {
+        n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()
+    }
+    return [
+        ("manifest.json", json.dumps(manifest).encode()),
+        ("README.md", card),
+        *[(f"files/{n}", d) for n, d in sorted(files.items())],
+    ]
+
+
+def manifest_with(parts: dict[str, bytes], **values) -> list[tuple[str, bytes]]:
+    manifest = json.loads(parts["manifest.json"]) | values
+    return [("manifest.json", json.dumps(manifest).encode()), *list(parts.items())[1:]]
+
+
+def hostile(name: str, whole: Path, out: Path) -> Path:
+    """Return the path of a pack that something was done to."""
+    parts = members(whole)
+    listed = list(parts.items())
+    first = next(n for n in parts if n.startswith("files/"))
+    data = bytearray(whole.read_bytes())
+    extra = {
+        "absolute": "/tmp/x",
+        "up": "../x",
+        "up-inside": "files/../../x",
+        "backslash": "files\\..\\x",
+        "drive": "C:\\x",
+        "terminal": "files/\x1b[2Jx",
+        "newline": "files/a\nb",
+        "hidden": "files/.bashrc",
+        "folder": "files/sub/x.json",
+        "unlisted": "files/extra-0123456789abcdef.json",
+        "empty-name": "",
+        "long": "files/" + "a" * 300,
+        "unicode": "files/\uff41.json",
+        "second-manifest": "Manifest.json",
+    }
+    if name in extra:
+        return written(out, [*listed, (extra[name], b"x")])
+    if name == "link":
+        return written(out, listed, mode=0o120777)
+    if name == "folder-entry":
+        return written(out, [*listed, ("files/", b"")])
+    if name == "deflated":
+        return written(out, listed, kind=zipfile.ZIP_DEFLATED)
+    if name == "bomb":
+        parts[first] = b"\0" * 50_000_000
+        return written(out, list(parts.items()), kind=zipfile.ZIP_DEFLATED)
+    if name == "twice":
+        with pytest.warns(UserWarning):
+            return written(out, [*listed, (first, b"other")])
+    if name == "manifest-last":
+        return written(out, [*listed[1:], listed[0]])
+    if name == "no-manifest":
+        return written(out, listed[1:])
+    if name == "no-card":
+        return written(out, [p for p in listed if p[0] != "README.md"])
+    if name == "missing-file":
+        return written(out, [p for p in listed if p[0] != first])
+    if name == "swapped-content":
+        return written(out, [(n, b"x" if n == first else d) for n, d in listed])
+    if name == "card-changed":
+        return written(out, [(n, d + b"!" if n == "README.md" else d) for n, d in listed])
+    if name == "not-json":
+        return written(out, [("manifest.json", b"{"), *listed[1:]])
+    if name == "deep-json":
+        return written(out, [("manifest.json", b"[" * 200_000), *listed[1:]])
+    if name == "huge-manifest":
+        return written(out, [("manifest.json", b" " * (packs.MAX_MANIFEST + 1)), *listed[1:]])
+    if name == "newer":
+        return written(out, manifest_with(parts, pack=99, needs="\x1b[2J9"))
+    if name == "odd-name":
+        return written(out, manifest_with(parts, name="../../etc"))
+    if name == "other-ending":
+        return written(out, manifest_with(parts, golden=["golden.pkl", "golden.json"]))
+    if name == "wrong-size":
+        files = json.loads(parts["manifest.json"])["files"]
+        files[first.removeprefix("files/")]["bytes"] = 1 << 60
+        return written(out, manifest_with(parts, files=files))
+    if name == "truncated":
+        out.write_bytes(data[: len(data) // 2])
+    elif name == "cut-end":
+        out.write_bytes(data[:-10])
+    elif name == "flipped-byte":
+        data[data.find(b"files/") + 5000] ^= 1
+        out.write_bytes(data)
+    elif name == "wrong-crc":
+        at = data.rfind(b"PK\x01\x02", 0, data.rfind(first.encode()))
+        data[at + 16] ^= 1
+        out.write_bytes(data)
+    elif name == "overlapping":
+        # The directory's second entry points at the first one's header.
+        entries = [i for i in range(len(data)) if data[i : i + 4] == b"PK\x01\x02"]
+        data[entries[-1] + 42 : entries[-1] + 46] = struct.pack("<I", 0)
+        out.write_bytes(data)
+    elif name == "encrypted":
+        data[data.rfind(b"PK\x01\x02") + 8] |= 1
+        out.write_bytes(data)
+    elif name == "text":
+        out.write_text("not a pack")
+    elif name == "empty":
+        out.write_bytes(b"")
+    elif name == "other-zip":
+        return written(out, [("hello.txt", b"hello")])
+    elif name == "model-is-text":
+        model = next(n for n in parts if ".model-" in n).removeprefix("files/")
+        return written(out, signed(parts, **{model: b"not safetensors"}))
+    elif name == "obs-is-text":
+        obs = next(n for n in parts if ".obs-" in n).removeprefix("files/")
+        return written(out, signed(parts, **{obs: b"not parquet"}))
+    elif name == "meta-is-a-list":
+        meta = next(n for n in parts if ".meta-" in n).removeprefix("files/")
+        return written(out, signed(parts, **{meta: b"[]"}))
+    elif name == "golden-is-a-list":
+        golden = next(n for n in parts if "golden-" in n and n.endswith("json")).removeprefix("files/")
+        return written(out, signed(parts, **{golden: b"[]"}))
+    else:
+        raise KeyError(name)
+    return out
+
+
+HOSTILE = (
+    "absolute up up-inside backslash drive terminal newline hidden folder unlisted long unicode "
+    "second-manifest link folder-entry deflated bomb twice manifest-last no-manifest no-card missing-file "
+    "swapped-content card-changed not-json deep-json huge-manifest newer odd-name other-ending wrong-size "
+    "truncated cut-end flipped-byte wrong-crc overlapping encrypted text empty other-zip model-is-text "
+    "obs-is-text meta-is-a-list golden-is-a-list"
+).split()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_packs_change_nothing(name, made, target, tmp_path):
+    before, outside = content(target), sorted(p.name for p in tmp_path.iterdir())
+    pack = hostile(name, made / "whole.scvec", tmp_path / "bad.scvec")
+    with pytest.raises(ScvecError) as caught:
+        scvec.pull(target, pack)
+    assert isinstance(caught.value, StoreError | InputError)
+    assert "\x1b" not in str(caught.value)
+    assert content(target) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*outside, "bad.scvec"])
+
+
+def with_model(whole: Path, out: Path, change) -> Path:
+    """Return a pack whose model, description or both were changed, with all checksums right."""
+    parts = members(whole)
+    wanted = ("model", "meta")
+    name = {p: next(n for n in parts if f".{p}-" in n).removeprefix("files/") for p in wanted}
+    file = out.with_suffix(".safetensors")
+    file.write_bytes(parts[f"files/{name['model']}"])
+    tensors, meta = read_tensors(file), json.loads(parts[f"files/{name['meta']}"])
+    change(tensors, meta)
+    write_tensors(file, tensors)
+    changed = {name["model"]: file.read_bytes(), name["meta"]: json.dumps(meta).encode()}
+    file.unlink()
+    return written(out, signed(parts, **changed))
+
+
+def zeroed_head(tensors, meta):
+    tensors["head.W"] = np.zeros_like(tensors["head.W"])
+
+
+def swapped_classes(tensors, meta):
+    meta["classes"] = meta["classes"][::-1]
+
+
+def other_gene_order(tensors, meta):
+    genes = meta["all_genes"]
+    meta["all_genes"] = meta["genes"] = genes[1:] + genes[:1]
+
+
+def other_axes(tensors, meta):
+    tensors["encoder.0.weights"] = -tensors["encoder.0.weights"]
+
+
+def shuffled_labels(tensors, meta):
+    meta["model"]["calibration"]["temperatures"] = [0.01, 0.01]
+
+
+@pytest.mark.parametrize(
+    "change", [zeroed_head, swapped_classes, other_gene_order, other_axes, shuffled_labels]
+)
+def test_the_golden_query_finds_a_pack_that_does_not_work(change, made, target, tmp_path):
+    before = content(target)
+    pack = with_model(made / "whole.scvec", tmp_path / "bad.scvec", change)
+    with packs.PackReader(pack) as opened:
+        opened.check()  # every checksum is right
+    with pytest.raises(StoreError):
+        scvec.pull(target, pack)
+    assert content(target) == before
+
+
+def test_the_same_model_passes_the_golden_query(made, target, tmp_path):
+    """Otherwise the test above would not show what it is about."""
+    scvec.pull(target, with_model(made / "whole.scvec", tmp_path / "same.scvec", lambda *_: None))
+
+
+class Files(BaseHTTPRequestHandler):
+    """Gives one file, in parts if asked for; breaks off after some bytes where told to."""
+
+    def __init__(self, state, *args):
+        self.state = state
+        super().__init__(*args)
+
+    def do_GET(self):
+        data, start = self.state["data"], 0
+        self.state["asked"].append(self.headers.get("Range"))
+        if self.path.startswith("/moved"):
+            self.send_response(302)
+            self.send_header("Location", "/islets.scvec")
+            self.end_headers()
+            return
+        if self.path.startswith("/gone"):
+            self.send_error(404)
+            return
+        if (asked := self.headers.get("Range")) and self.state.get("ranges", True):
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        part = data[start:]
+        if self.state["asked"] and (cut := self.state.pop("cut", None)):
+            part = part[:cut]
+        self.wfile.write(part)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(made, monkeypatch, tmp_path):
+    monkeypatch.setattr("scvec.ingest.sources.download.cache_folder", lambda: tmp_path / "cache")
+    state = {"data": (made / "whole.scvec").read_bytes(), "asked": []}
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, state))
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    state["url"] = f"http://127.0.0.1:{httpd.server_port}/islets.scvec"
+    state["sha256"] = hashlib.sha256(state["data"]).hexdigest()
+    yield state
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_an_address_with_its_hash_is_pulled(server, target):
+    assert scvec.pull(target, f"{server['url']}#sha256={server['sha256']}").name == "islets"
+
+
+def test_an_address_without_a_hash_is_refused_unless_trusted(server, target):
+    with pytest.raises(InputError):
+        scvec.pull(target, server["url"])
+    assert server["asked"] == []
+    scvec.pull(target, server["url"].replace("islets", "moved"), trust=True)
+
+
+def test_another_file_than_the_hash_says_is_refused(server, target, tmp_path):
+    before = content(target)
+    with pytest.raises(StoreError):
+        scvec.pull(target, f"{server['url']}#sha256={'0' * 64}")
+    assert content(target) == before and not list((tmp_path / "cache").glob("*.scvec"))
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_that_broke_off_goes_on(server, target, ranges):
+    server["cut"], server["ranges"] = 10_000, ranges
+    address = f"{server['url']}#sha256={server['sha256']}"
+    with pytest.raises(NetworkError):
+        scvec.pull(target, address)
+    scvec.pull(target, address)
+    assert server["asked"] == [None, "bytes=10000-"]
+
+
+def test_a_file_that_is_too_large_is_not_downloaded(server, target):
+    with pytest.raises(ResourceError):
+        scvec.pull(target, server["url"], trust=True, max_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["https://a.org/x.scvec#sha256=12", "https://u:p@a.org/x", "hf:only", "hf:a/b", "hf:a/../b@" + "0" * 40],
+)
+def test_addresses_that_are_none(source, target):
+    with pytest.raises(InputError) as caught:
+        scvec.pull(target, source)
+    assert "u:p" not in str(caught.value)
+
+
+def test_a_mirror_is_a_plain_folder(made, target, tmp_path, monkeypatch, server):
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / "islets.scvec").write_bytes((made / "whole.scvec").read_bytes())
+    monkeypatch.setenv("SCVEC_MIRROR", str(mirror))
+    scvec.pull(target, "islets")
+    address = f"https://example.org/some/islets.scvec#sha256={server['sha256']}"
+    scvec.pull(target, address)
+    (mirror / "islets.scvec").write_bytes(b"other")
+    with pytest.raises(StoreError):
+        scvec.pull(target, address)
+    assert server["asked"] == []
+
+
+def test_unknown_names_tell_those_there_are(target):
+    with pytest.raises(InputError) as caught:
+        scvec.pull(target, "pancreas-hamster")
+    assert "pancreas-human" in caught.value.fix
+
+
+KILLED = """
+import os, random, signal, sys, threading, time
+import scvec
+from scvec.workflows.pull import pull
+seconds = float(sys.argv[3])
+def end():
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=end, daemon=True).start()
+pull(sys.argv[1], sys.argv[2])
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_it_pulls(made, target, tmp_path):
+    """Whatever the moment, the store has the reference whole or not at all, and a second run completes."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(scvec.__file__).parents[1])}
+    for seconds in np.linspace(0.02, 2.0, int(os.environ.get("SCVEC_KILLS", "6"))):
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, str(target), str(made / "whole.scvec"), str(seconds)],
+            env=environment,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL
+        assert Store(target).verify().to_dict()["problems"] == []
+    scvec.pull(target, made / "whole.scvec")
+    assert set(Store(target).references()) == {"islets"}
+    files = [p.name for p in (target / "files").iterdir() if p.name.startswith("islets.")]
+    assert len(files) == len(Store(target).reference("islets").entry.files())
