@@ -10,24 +10,22 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
+from scvec.backbones import BackboneSpec, LoadOptions, backbone
 from scvec.backbones.sentence_transformer import PROBES
 from scvec.base.errors import InputError, NetworkError
-from scvec.base.settings import is_loopback
+from scvec.base.settings import Settings, is_loopback
 from scvec.base.types import Float32, Space, Streamed, text_sha256
 from scvec.ingest.sources.openai import OPENAI_URL, LlmError, LlmService
 from scvec.ingest.sources.prices import Budget, price_of
 from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
 from scvec.ingest.sources.run import Batches, Sizes, Stop, ask_all, run_async
 from scvec.ingest.sources.tokens import count_tokens, truncate
-
-if TYPE_CHECKING:
-    from scvec.base.settings import Settings
 
 __all__ = ["Embedded", "Estimate", "RemoteBackbone", "probe_server", "vectors_of"]
 
@@ -342,6 +340,7 @@ class Estimate:
     seconds: float
 
 
+@backbone("openai:MODEL", options={"dimensions": LARGEST_DIM, "max_tokens": 1_000_000}, asks_server=True)
 class RemoteBackbone:
     """Vectors that a server gives, scaled to length 1.
 
@@ -412,6 +411,19 @@ class RemoteBackbone:
         self._cut: set[str] = set()
         #: Requests made so far, and tokens of what was answered, by our count.
         self.n_calls = self.n_tokens = 0
+
+    @classmethod
+    def load(cls, spec: BackboneSpec, options: LoadOptions) -> RemoteBackbone:
+        """Return the model of a server."""
+        return cls(
+            spec.argument,
+            spec.template,
+            settings=options.settings or Settings.load(),
+            base_url=spec.base_url,
+            dimensions=spec.number("dimensions"),
+            max_tokens=spec.number("max_tokens"),
+            max_cost=options.max_cost,
+        )
 
     @property
     def spent(self) -> float | None:
