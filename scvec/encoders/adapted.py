@@ -1,4 +1,4 @@
-"""The default encoder: text vectors as a prior, adapted to the reference."""
+"""Text vectors as a prior, adapted to the reference; and the same without text, a control."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.types import CellChunk, Float32, Progress, State, no_progress
+from scvec.encoders import Material, encoder
 from scvec.encoders.gradient_descent import class_weights, train
 from scvec.encoders.statistics import Profile
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AdaptedEncoder"]
+__all__ = ["AdaptedEncoder", "ResidualEncoder"]
 
 #: Largest standard deviation of the log of a gene's factor in training: that between human and mouse
 #: orthologs in the Baron data, as far as all types share it.
@@ -26,6 +27,7 @@ MEASURED, DEPTH = (0.1, 0.95), (0.2, 1.0)
 TEXT_RANK = 128
 
 
+@encoder("adapted", texts="genes")
 class AdaptedEncoder:
     """Cell vector ``c = LayerNorm(Z G / sqrt(n_genes))`` with gene vectors ``g_i = A e_i + r_i``.
 
@@ -45,7 +47,7 @@ class AdaptedEncoder:
         than one with random vectors; at 0.1 both learn at one pace (`benchmarks/text_scale.py`).
     """
 
-    name = "adapted"
+    name: str
 
     def __init__(
         self,
@@ -78,6 +80,11 @@ class AdaptedEncoder:
         self.A: Float32 = np.zeros((0, embed_dim), dtype=np.float32)
         self.W: Float32 = np.zeros((0, embed_dim), dtype=np.float32)
         self.b: Float32 = np.zeros(0, dtype=np.float32)
+
+    @classmethod
+    def new(cls, material: Material) -> AdaptedEncoder:
+        """Return an encoder that standardises cells by those it will be trained on."""
+        return cls(material.gene_vectors, Profile.from_cells(material.cells.X, material.labels))
 
     def fit(
         self,
@@ -191,6 +198,11 @@ class AdaptedEncoder:
         if shapes != [(n_genes, d), (d,), (len(encoder.b), d)]:
             raise ValueError(f"tensors do not fit an encoder of {n_genes} genes and {d} dimensions: {shapes}")
         return encoder
+
+
+@encoder("residual")
+class ResidualEncoder(AdaptedEncoder):
+    """Residuals alone: what the encoder ``adapted`` is without text."""
 
 
 def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -143,13 +143,19 @@ class Labelled:
         return np.sort(np.concatenate(kept))
 
     def sample(
-        self, memory: str | int | None, n_genes: int, seed: int, *, encoder: str = "discriminant"
+        self, memory: str | int | None, n_genes: int, seed: int, *, capped: bool
     ) -> tuple[npt.NDArray[np.int64], list[str]]:
-        """Return the cells to train on, over ``n_genes``, and what a user should know about it."""
+        """Return the cells to train on, over ``n_genes``, and what a user should know about it.
+
+        Parameters
+        ----------
+        capped
+            Take ``CELLS_PER_LABEL`` of a label at most.
+        """
         n_values = float(np.concatenate([s.n_genes_detected for s in self.sources]).mean())
         most = training_budget(memory, n_genes, n_values)
         rows, total = self.training_rows(seed, most), int((self.codes >= 0).sum())
-        if encoder == "discriminant":
+        if capped:
             rows = self._capped(rows, seed)
         if len(rows) == total:
             return rows, []

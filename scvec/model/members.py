@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -185,16 +184,6 @@ def class_means(vectors: Float32, labels: Int64, n_classes: int) -> Float32:
     for k in np.unique(labels[labels >= 0]):
         means[k] = vectors[labels == k].mean(axis=0, dtype=np.float64)
     return means
-
-
-def sparse_class_means(X: Any, labels: Int64, n_classes: int) -> Float32:
-    """Return (n_classes, n_genes) float32 means of the cells X CSR of each class; zeros without cells."""
-    from scipy.sparse import csr_matrix
-
-    rows = np.flatnonzero(labels >= 0)
-    weights = 1.0 / np.bincount(labels[rows], minlength=n_classes)[labels[rows]]
-    member = csr_matrix((weights, (labels[rows], rows)), shape=(n_classes, X.shape[0]))
-    return np.asarray((member @ X).toarray(), dtype=np.float32)
 
 
 def read(encoder: CellEncoder, chosen: CellChunk) -> CellChunk:

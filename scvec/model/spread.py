@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.types import CellChunk, Float32
+from scvec.encoders.statistics import class_means
 
 __all__ = ["Spread"]
 
@@ -88,7 +89,7 @@ class Spread:
             components,
             np.full((n_classes, r), np.nan, dtype=np.float32),
             np.zeros((n_classes, r, r), dtype=np.float32),
-            _centroids(X, y, n_classes),
+            class_means(X, y, n_classes).astype(np.float32),
         )
         T = self.project(CellChunk(X, chunk.measured)).astype(np.float64)
         scatter = np.zeros((n_classes, r, r))
@@ -155,12 +156,3 @@ def _standardised(X: Any, mean: Float32, sd: Float32) -> tuple[Any, Float32]:
     zero = np.clip(-mean / sd, -CLIP, CLIP)
     z = np.clip((X.data - mean[X.indices]) / sd[X.indices], -CLIP, CLIP)
     return type(X)((z - zero[X.indices], X.indices, X.indptr), shape=X.shape), zero
-
-
-def _centroids(X: Any, labels: npt.NDArray[np.int64], n_classes: int) -> Float32:
-    """Return (n_classes, n_genes) float32 means of the cells X of each class; zeros for one without cells."""
-    from scipy.sparse import csr_matrix
-
-    weights = 1.0 / np.bincount(labels, minlength=n_classes)[labels]
-    membership = csr_matrix((weights, (labels, np.arange(len(labels)))), shape=(n_classes, len(labels)))
-    return np.asarray((membership @ X).toarray(), dtype=np.float32)

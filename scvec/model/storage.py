@@ -13,7 +13,7 @@ from scvec.base.errors import StoreError
 from scvec.base.types import CellChunk
 from scvec.encoders import load_encoder
 from scvec.model.calibration import Calibration
-from scvec.model.encoder_parts import stored_parts
+from scvec.model.encoder_models import stored_models
 from scvec.model.head import Head
 from scvec.model.members import Members
 from scvec.model.reference import ReferenceModel
@@ -23,7 +23,7 @@ from scvec.stores.index.gpu import on_device
 
 if TYPE_CHECKING:
     from scvec.base.types import Float32, VectorIndex
-    from scvec.encoders import EncoderParts
+    from scvec.encoders import Models
     from scvec.stores.store.reference_reader import StoredReference
 
 __all__ = [
@@ -110,11 +110,11 @@ def model_of(
     labels: npt.NDArray[np.int64],
     *,
     rows: npt.NDArray[np.int64] | None = None,
-    parts: EncoderParts | None = None,
+    models: Models | None = None,
 ) -> ReferenceModel:
     """Rebuild a model from :func:`model_state`; ValueError, KeyError or TypeError where parts do not fit."""
     encoder = load_encoder(
-        state["encoder"]["name"], _under("encoder.", tensors), dict(state["encoder"]), parts=parts
+        state["encoder"]["name"], _under("encoder.", tensors), dict(state["encoder"]), models
     )
     members = Members(
         encoder,
@@ -187,8 +187,8 @@ def load_model(
         if index is None:
             index = on_device(stored.searcher(exact=exact, recall=recall), resolved_device(device))
         labels = stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64)
-        parts = stored_parts(meta, device=device, llm=llm)
-        model = model_of(tensors, state, index, labels, parts=parts)
+        models = stored_models(meta, device=device, llm=llm)
+        model = model_of(tensors, state, index, labels, models=models)
         members = model.members
         if [meta["all_genes"][i] for i in members.genes] != meta["genes"]:
             raise ValueError("the genes of the encoder are others")

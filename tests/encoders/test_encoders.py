@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk, CellEncoder
-from scvec.encoders import ENCODERS, load_encoder, make_encoder, needs_text
-from scvec.encoders.adapted import TEXT_RANK, AdaptedEncoder, centred, leading
+from scvec.encoders import Material, encoder_kind, encoder_names, load_encoder, make_encoder
+from scvec.encoders.adapted import TEXT_RANK, AdaptedEncoder, ResidualEncoder, centred, leading
 from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.encoders.pca import PCAEncoder, Scaling
 from scvec.encoders.statistics import Profile, StatisticsAccumulator
@@ -23,7 +23,7 @@ from scvec.encoders.weighted import WeightedEncoder
 
 N_GENES, N_CLASSES, N_CELLS, TEXT_DIM = 60, 3, 90, 16
 #: Those that read with a model have tests of their own.
-PLAIN = [name for name in ENCODERS if name not in ("prompt", "sentence")]
+PLAIN = [name for name in encoder_names() if name not in ("prompt", "sentence")]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def planted(seed: int = 0) -> Planted:
 @lru_cache
 def trained(name: str) -> CellEncoder:
     data = planted()
-    encoder = make_encoder(name, data.text if needs_text(name) else None, data.cells, data.labels)
+    text = data.text if encoder_kind(name).texts == "genes" else None
+    encoder = make_encoder(name, Material(data.cells, data.labels, text))
     if isinstance(encoder, AdaptedEncoder):
         encoder.options["epochs"] = 30
     encoder.fit([data.cells], data.labels, seed=0)
@@ -321,21 +322,23 @@ def test_weighted_is_the_weighted_mean_of_gene_vectors() -> None:
 
 def test_the_registry() -> None:
     data = planted()
-    assert [n for n in ENCODERS if needs_text(n)] == ["adapted", "weighted", "prompt"]
-    kinds = {name: type(make_encoder(name, data.text, data.cells, data.labels)) for name in PLAIN}
+    taking_text = [n for n in encoder_names() if encoder_kind(n).texts == "genes"]
+    assert taking_text == ["adapted", "weighted", "prompt"]
+    material = Material(data.cells, data.labels, data.text)
+    kinds = {name: type(make_encoder(name, material)) for name in PLAIN}
     assert kinds == {
         "discriminant": DiscriminantEncoder, "adapted": AdaptedEncoder, "weighted": WeightedEncoder,
-        "pca": PCAEncoder, "residual": AdaptedEncoder
+        "pca": PCAEncoder, "residual": ResidualEncoder
     }  # fmt: skip
-    residual = make_encoder("residual", data.text, data.cells, data.labels)
+    residual = make_encoder("residual", Material(data.cells, data.labels))
     assert isinstance(residual, AdaptedEncoder) and residual.text is None
     for name in ("adapted", "weighted"):
         with pytest.raises(ValueError, match="needs gene vectors"):
-            make_encoder(name, None, data.cells, data.labels)
+            make_encoder(name, Material(data.cells, data.labels))
 
 
 def test_an_unknown_encoder_gets_a_hint() -> None:
     with pytest.raises(InputError, match=r"(?s)no encoder 'adaptd'.*did you mean adapted\?"):
-        needs_text("adaptd")
+        encoder_kind("adaptd")
     with pytest.raises(InputError):
         load_encoder("zzz", {}, {})
