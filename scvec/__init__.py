@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from scvec.workflows.import_legacy import import_legacy as import_legacy
     from scvec.workflows.ingest_cells import ingest_cells as ingest_cells
     from scvec.workflows.ingest_genes import ingest_genes as ingest_genes
+    from scvec.workflows.ingest_options import IngestOptions as IngestOptions
     from scvec.workflows.labels import labels as labels
     from scvec.workflows.query import annotate as annotate
     from scvec.workflows.query import query as query
@@ -46,6 +47,7 @@ _HOMES = {
     "ingest_complement": "scvec.workflows.complement",
     "ingest_embeddings": "scvec.workflows.embed_genes",
     "ingest_cells": "scvec.workflows.ingest_cells",
+    "IngestOptions": "scvec.workflows.ingest_options",
     "query": "scvec.workflows.query",
     "annotate": "scvec.workflows.query",
     "explain": "scvec.workflows.explain",

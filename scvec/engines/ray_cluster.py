@@ -8,9 +8,11 @@ import errno
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +22,8 @@ from typing import Any
 
 from scvec.base.errors import InputError, NetworkError, ResourceError, ScvecError
 from scvec.base.types import Progress, no_progress
-from scvec.engines.engine import check_answers
 
-__all__ = ["Node", "Plan", "joined", "nodes", "plan"]
+__all__ = ["Node", "Plan", "check_answers", "joined", "nodes", "plan"]
 
 #: Cores that one worker, and one shard, asks for: with one of each to a core, all of them find room.
 CPUS = 0.5
@@ -34,6 +35,44 @@ PROCESS_BYTES = 400 << 20
 LEAST_BYTES = 256 << 20
 #: Share of a node's memory that is given out.
 MEMORY_SHARE = 0.9
+
+
+#: Seconds that a cluster has to take a connection.
+CONNECT_TIMEOUT = 10.0
+
+
+def check_answers(address: str, where: str) -> None:
+    """Refuse an address that nothing listens at, which Ray itself would try for minutes.
+
+    Parameters
+    ----------
+    address
+        ``HOST:PORT``.
+    where
+        What to call it in messages.
+
+    Raises
+    ------
+    InputError
+        If it is no address.
+    NetworkError
+        If nothing answers.
+    """
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^\s:/\[\]]+)):(\d{1,5})", address)
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise InputError(
+            "this is no address of a Ray cluster",
+            where,
+            "give HOST:PORT of its head, or auto on a node of it",
+        )
+    try:
+        socket.create_connection((match[1] or match[2], int(match[3])), CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise NetworkError(
+            f"no Ray cluster answers ({error.strerror or error})",
+            where,
+            "start one: ray start --head; docs/cluster.md",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

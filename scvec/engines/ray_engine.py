@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +15,26 @@ import ray
 from scvec.base.borders import parse_memory
 from scvec.base.errors import InputError, NetworkError, ResourceError, ScvecError
 from scvec.base.types import CellChunk, CellEncoder, Float32, Progress
+from scvec.encoders import encoder_kind
 from scvec.engines.ray_cluster import Plan, joined, nodes, plan
-from scvec.engines.ray_workers import GRACE, PATIENCE, Task
+from scvec.engines.ray_workers import (
+    GRACE,
+    PATIENCE,
+    AnnotateJob,
+    Annotator,
+    EncodeJob,
+    Encoder,
+    Reads,
+    ReferencePlace,
+    Shard,
+    ShardHandle,
+    Task,
+)
 from scvec.ingest.cells.source import recipe_of
 from scvec.stores.index.shards import spans
 
 if TYPE_CHECKING:
-    from scvec.engines.ray_workers import ReferencePlace, ShardHandle, Task
+    from scvec.engines import Engine
     from scvec.ingest.genes.names import GeneMap
     from scvec.model.matching import MatchedSource
     from scvec.model.reference import Prediction, ReferenceModel
@@ -182,8 +195,6 @@ def cause_of(error: Exception) -> Exception:
 
 #: Indices whose rows may be divided anywhere: searching the parts gives what searching the whole does.
 EXACT = ("flat", "numpy")
-#: Encoders that compute with torch, and so on a GPU where there is one.
-ON_GPU = ("prompt", "sentence")
 #: Seconds that a worker or a shard has to be there and loaded.
 START = 180.0
 #: Times that Ray starts a worker, and a shard, anew.
@@ -195,31 +206,20 @@ def predict_by_ray(
     stored: StoredReference,
     matched: MatchedSource,
     genes: GeneMap,
+    engine: Engine,
+    options: Mapping[str, Any],
     *,
-    address: str | None,
-    memory: str | int | None,
-    exact: bool,
-    recall: float | None,
-    device: str,
-    llm: str | None,
     progress: Progress,
     fitted: ReferenceModel | None = None,
-    **options: Any,
 ) -> Iterator[Prediction]:
-    """Name the cells of a query on a cluster.
+    """Annotate the cells of a query on a cluster.
 
     Parameters
     ----------
-    address
-        Of the cluster; None for a Ray of this machine's own.
-    memory
-        Bytes of all workers together.
-    exact, recall
-        How an approximate index searches (`StoredReference.searcher`).
+    options
+        Of :meth:`scvec.model.reference.ReferenceModel.predict`.
     fitted
         What was fitted to the genes of the query, if that was needed: workers hold all of it, and no shards.
-    **options
-        Of :meth:`scvec.model.reference.ReferenceModel.predict`.
 
     Yields
     ------
@@ -230,18 +230,18 @@ def predict_by_ray(
     NetworkError
         If the cluster cannot be reached, or a shard or all workers are lost.
     """
-    from scvec.engines.ray_workers import AnnotateJob, Annotator, Reads, ReferencePlace
     from scvec.model.gene_fit import fit_state
 
-    splits = exact or stored.index_kind in EXACT
-    with joined(address, progress=progress) as ray:
+    encoder = encoder_kind(stored.meta["model"]["encoder"]["name"])
+    splits = engine.exact or stored.index_kind in EXACT
+    with joined(engine.ray_address, progress=progress) as ray:
         room = plan(
             nodes(ray),
             n_rows=stored.n,
             dim=stored.dim,
-            memory=None if memory is None else parse_memory(memory),
-            device=device,
-            uses_gpu=stored.meta["model"]["encoder"]["name"] in ON_GPU,
+            memory=None if engine.memory is None else parse_memory(engine.memory),
+            device=engine.device,
+            uses_gpu=encoder.uses_gpu,
             splits=splits,
         )
         place = ReferencePlace(
@@ -250,10 +250,10 @@ def predict_by_ray(
         with _actors() as actors:
             shards = []
             if fitted is None:
-                shards = _shards(ray, place, stored.n, room, actors, whole=not splits, recall=recall)
+                shards = _shards(ray, place, stored.n, room, actors, whole=not splits, recall=engine.recall)
             reads = Reads([recipe_of(matched.source)], [genes], room.reading)
             fit = None if fitted is None else fit_state(fitted)
-            job = AnnotateJob(reads, place, shards, options, device, llm, fit)
+            job = AnnotateJob(reads, place, shards, options, engine.device, engine.llm, fit)
             crew = _crew(ray, Annotator, job, room, actors)
             for _, answer in _Work(ray, crew, [matched], [genes], "annotating cells", progress).done():
                 yield answer
@@ -263,12 +263,7 @@ def encode_by_ray(
     encoder: CellEncoder,
     matched: Sequence[MatchedSource],
     maps: Sequence[GeneMap],
-    *,
-    address: str | None,
-    memory: str | int | None,
-    backbone: str,
-    device: str,
-    llm: str | None,
+    engine: Engine,
     progress: Progress,
 ) -> Float32:
     """Encode the cells of a reference on a cluster, by an encoder that was just trained.
@@ -282,24 +277,24 @@ def encode_by_ray(
     NetworkError
         If the cluster cannot be reached, or all workers are lost.
     """
-    from scvec.engines.ray_workers import EncodeJob, Encoder, Reads
-
     tensors, state = encoder.state()
-    meta = {"model": {"encoder": {"name": encoder.name, **state}}, "options": {"backbone": backbone}}
+    meta = {"model": {"encoder": {"name": encoder.name, **state}}, "options": {"backbone": engine.backbone}}
     vectors = np.empty((sum(m.source.n_obs for m in matched), encoder.embed_dim), dtype=np.float32)
     starts = np.cumsum([0, *(m.source.n_obs for m in matched)])
-    with joined(address, progress=progress) as ray:
+    with joined(engine.ray_address, progress=progress) as ray:
         room = plan(
             nodes(ray),
             n_rows=0,
             dim=encoder.embed_dim,
-            memory=None if memory is None else parse_memory(memory),
-            device=device,
-            uses_gpu=encoder.name in ON_GPU,
+            memory=None if engine.memory is None else parse_memory(engine.memory),
+            device=engine.device,
+            uses_gpu=encoder_kind(encoder.name).uses_gpu,
         )
         with _actors() as actors:
             reads = Reads([recipe_of(m.source) for m in matched], maps, room.reading)
-            crew = _crew(ray, Encoder, EncodeJob(reads, meta, tensors, device, llm), room, actors)
+            crew = _crew(
+                ray, Encoder, EncodeJob(reads, meta, tensors, engine.device, engine.llm), room, actors
+            )
             for task, found in _Work(ray, crew, matched, maps, "encoding cells", progress).done():
                 start = starts[task.source]
                 vectors[start + task.first : start + task.last] = found
@@ -331,8 +326,6 @@ def _shards(
     recall: float | None,
 ) -> list[ShardHandle]:
     """Start the shards, spread over the nodes, and wait until all are loaded."""
-    from scvec.engines.ray_workers import Shard, ShardHandle
-
     made = ray.remote(concurrency_groups={"health": 1})(Shard)
     shards = []
     held = spans(n, room.n_shards)
@@ -437,8 +430,6 @@ class _Work:
         return Pool(self._crew.workers, self._crew.job).map(self._tasks(), self._send, self._told)
 
     def _tasks(self) -> Iterator[Task]:
-        from scvec.engines.ray_workers import Task
-
         number = 0
         for i, matched in enumerate(self._matched):
             # As without Ray: in other chunks products of matrices would differ in the last bits.

@@ -358,11 +358,11 @@ class Encoder(_Worker):
 
     def _load(self, job: EncodeJob) -> None:
         from scvec.encoders import load_encoder
-        from scvec.model.encoder_parts import stored_parts
+        from scvec.model.encoder_models import stored_models
 
-        parts = stored_parts(job.meta, device=job.device, llm=job.llm)
+        models = stored_models(job.meta, device=job.device, llm=job.llm)
         state = job.meta["model"]["encoder"]
-        self._encoder = load_encoder(state["name"], dict(job.tensors), state, parts=parts)
+        self._encoder = load_encoder(state["name"], dict(job.tensors), state, models)
 
     def _answer(self, cells: CellChunk) -> Float32:
         return self._encoder.encode(cells)

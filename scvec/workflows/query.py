@@ -18,7 +18,7 @@ from scvec.base.errors import InputError
 from scvec.base.parallel import n_cores, side_by_side
 from scvec.base.results import Stages
 from scvec.base.types import Progress, no_progress
-from scvec.engines.engine import AT_ONCE
+from scvec.engines import AT_ONCE, Engine, check_engine, predict_by_ray
 from scvec.model.annotation import Annotation, check_columns
 from scvec.model.judging import judged, provenance
 from scvec.model.majority import clusters, majority, need_igraph
@@ -143,7 +143,6 @@ def query(
     """
     asked = dict(locals())  # first: the report repeats the command
     from scvec.base.device import check_device
-    from scvec.engines.engine import check_engine
     from scvec.ingest.cells.source import CellSource
     from scvec.model.gene_fit import fitted_to
     from scvec.model.matching import match_genes
@@ -209,18 +208,11 @@ def query(
             n_neighbors = available
         spread = None
         if engine == "ray":
-            from scvec.engines.ray_engine import predict_by_ray
-
             spread = partial(
                 predict_by_ray,
                 opened,
                 stored,
-                address=ray_address,
-                memory=memory,
-                exact=exact,
-                recall=recall,
-                device=device,
-                llm=llm,
+                engine=Engine(engine, ray_address, memory, device, llm, exact=exact, recall=recall),
                 fitted=None if model is ingested else model,
             )
         arrays.trim()  # of the reading: what the chunks need comes on top of it else
@@ -370,7 +362,7 @@ def _predict(
 
     total = matched.source.n_obs
     if spread is not None:
-        return Prediction.gather(spread(matched, genes, progress=progress, **options), total)
+        return Prediction.gather(spread(matched, genes, options=options, progress=progress), total)
 
     def parts() -> Iterator[Prediction]:
         done = 0
