@@ -60,8 +60,7 @@ def prompt(llm: str, n_genes: int, device: str) -> dict[str, Any]:
     """Return cells a second of the untrained prompt encoder."""
     from scvec.backbones.language_model import load_language_model
     from scvec.base.types import CellChunk
-    from scvec.encoders.prompt.prompt_encoder import PromptEncoder
-    from scvec.encoders.prompt.prompt_options import PromptOptions
+    from scvec.encoders.prompt import PromptEncoder, PromptOptions
 
     rng = np.random.default_rng(0)
     X = sp.csr_matrix(np.log1p(rng.poisson(2.0, (2048, 3000))).astype(np.float32))

@@ -67,8 +67,7 @@ def one(row: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     from scvec.backbones.language_model import load_language_model
     from scvec.base.device import resolved_device
     from scvec.encoders import Material, make_encoder
-    from scvec.encoders.prompt.prompt_encoder import PromptEncoder
-    from scvec.encoders.prompt.prompt_options import PromptOptions
+    from scvec.encoders.prompt import PromptEncoder, PromptOptions
 
     reference, labels, new, truth, vectors = data
     device = resolved_device(options.device)

@@ -189,21 +189,21 @@ def plan(
         left = [max(0.0, n.memory * MEMORY_SHARE - per_node * shard_memory) for n, _ in hosts]
         n_workers = max(1, min(n_workers, int(sum(bytes_ // share for bytes_ in left))))
     share = min(share, max(n.memory for n, _ in hosts))
-    gpus = 0.0
-    if on_gpu:
-        per_gpu = math.ceil(max(c / int(n.gpus) for n, c in hosts))
-        gpus = math.floor(10_000 / max(1, per_gpu)) / 10_000
-    reading = max(1 << 20, int(share - PROCESS_BYTES))
-    threads = max(1, min(cores) // max(1, per_node))
     return Plan(
         n_workers,
         n_shards,
         int(share),
         shard_memory,
-        reading,
-        worker_gpus=gpus,
-        shard_threads=threads,
+        reading=max(1 << 20, int(share - PROCESS_BYTES)),
+        worker_gpus=_gpu_share(hosts) if on_gpu else 0.0,
+        shard_threads=max(1, min(cores) // max(1, per_node)),
     )
+
+
+def _gpu_share(hosts: Sequence[tuple[Node, int]]) -> float:
+    """Return the fraction of a GPU of each worker, with a worker to each core of the nodes."""
+    per_gpu = math.ceil(max(cores / int(node.gpus) for node, cores in hosts))
+    return math.floor(10_000 / max(1, per_gpu)) / 10_000
 
 
 def _shard_bytes(n_rows: int, n_shards: int, dim: int) -> int:

@@ -6,6 +6,7 @@ import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import anndata
 import numpy as np
 import numpy.typing as npt
 
@@ -57,28 +58,15 @@ def demo(
     Labels, true accuracy and macro-F1 of both queries. Mouse cells are scored with the stellate and the
     immune types merged (``MERGED``), since the two species were not labelled alike.
     """
-    import anndata
-
     stages = Stages()
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError("a file is where the folder should be", str(folder), "give another --out") from error
-    data = files("scvec") / "data"
-    with (
-        as_file(data / "baron_human.h5ad") as human,
-        as_file(data / "baron_mouse.h5ad") as mouse,
-        stages("prepare"),
-    ):
+    with stages("prepare"):
         progress("splitting donors", 0, None)
-        cells = anndata.read_h5ad(human)
-        cells.uns = {}
-        known = cells.obs["donor"].isin(REFERENCE_DONORS).to_numpy()
-        paths = {name: folder / f"{name}.h5ad" for name in ("reference", "human_query", "mouse_query")}
-        cells[known].write_h5ad(paths["reference"], compression="lzf")
-        cells[~known].write_h5ad(paths["human_query"], compression="lzf")
-        paths["mouse_query"].write_bytes(mouse.read_bytes())
+        paths = _split(folder)
     where = store if store is not None else folder / "store"
     with stages("ingest"):
         made = ingest_cells(
@@ -122,6 +110,20 @@ def demo(
         store=Path(where),
         texts=made.texts,
     )
+
+
+def _split(folder: Path) -> dict[str, Path]:
+    """Write the shipped cells into a folder: two donors as the reference, the others and mice as queries."""
+    data = files("scvec") / "data"
+    paths = {name: folder / f"{name}.h5ad" for name in ("reference", "human_query", "mouse_query")}
+    with as_file(data / "baron_human.h5ad") as human, as_file(data / "baron_mouse.h5ad") as mouse:
+        cells = anndata.read_h5ad(human)
+        cells.uns = {}
+        known = cells.obs["donor"].isin(REFERENCE_DONORS).to_numpy()
+        cells[known].write_h5ad(paths["reference"], compression="lzf")
+        cells[~known].write_h5ad(paths["human_query"], compression="lzf")
+        paths["mouse_query"].write_bytes(mouse.read_bytes())
+    return paths
 
 
 def _detailed(seconds: dict[str, float], ingest: dict[str, float]) -> dict[str, float]:
