@@ -22,7 +22,7 @@ __all__ = ["AdaptedEncoder", "AdaptedOptions", "ResidualEncoder"]
 #: Largest standard deviation of the log of a gene's factor in training: that between human and mouse
 #: orthologs in the Baron data, as far as all types share it.
 GENE_FACTOR = 0.9
-#: Shares of the genes, and of a cell's non-zero values, that are left in training: least and largest.
+#: Fractions of the genes, and of the non-zero values of a cell, that training keeps: smallest and largest.
 MEASURED, DEPTH = (0.1, 0.95), (0.2, 1.0)
 #: Dimensions of the text vectors that are kept: those of most variance. Training time goes with them.
 TEXT_RANK = 128
@@ -213,7 +213,7 @@ class ResidualEncoder(AdaptedEncoder):
 def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a batch as another data set might show it: its cells, gene factors, and the genes it measured.
 
-    Each batch lacks another share of the genes, sees each gene by another factor and, every other time, each
+    Each batch lacks another fraction of the genes, sees each gene by another factor and, every other time, each
     cell at another depth: what the encoder learns must not hang on a few genes, nor on how well they are seen
     here.
 
@@ -225,7 +225,7 @@ def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor
     Returns
     -------
     x
-        (n, n_genes) float32, perhaps thinned.
+        (n, n_genes) float32, perhaps downsampled.
     factor
         (n_genes,) float32, what each gene is still to be multiplied by.
     genes

@@ -33,8 +33,8 @@ SHARD_ROWS = 100_000
 PROCESS_BYTES = 400 << 20
 #: A worker that cannot have this much is not started, if there is another one.
 LEAST_BYTES = 256 << 20
-#: Share of a node's memory that is given out.
-MEMORY_SHARE = 0.9
+#: Fraction of the memory of a node that is given out.
+MEMORY_FRACTION = 0.9
 
 
 #: Seconds that a cluster has to take a connection.
@@ -107,7 +107,7 @@ class Plan:
     cpus
         Cores that each asks for.
     worker_gpus
-        Share of a GPU of each worker; 0 without.
+        Fraction of a GPU of each worker; 0 without.
     shard_threads
         Threads that search a shard.
     """
@@ -179,14 +179,14 @@ def plan(
     n_workers = sum(c for _, c in hosts)
     per_node = math.ceil(n_shards / len(useful))
     # The node that has the least for a worker says what each gets.
-    free = min((n.memory * MEMORY_SHARE - per_node * shard_memory) / c for n, c in hosts)
+    free = min((n.memory * MEMORY_FRACTION - per_node * shard_memory) / c for n, c in hosts)
     share = max(free, PROCESS_BYTES + LEAST_BYTES)
     if memory is not None:
         n_workers = max(1, min(n_workers, memory // LEAST_BYTES))
         share = min(share, PROCESS_BYTES + memory / n_workers)
     if free < PROCESS_BYTES + LEAST_BYTES:
         # Fewer of them, each with enough; one in any case.
-        left = [max(0.0, n.memory * MEMORY_SHARE - per_node * shard_memory) for n, _ in hosts]
+        left = [max(0.0, n.memory * MEMORY_FRACTION - per_node * shard_memory) for n, _ in hosts]
         n_workers = max(1, min(n_workers, int(sum(bytes_ // share for bytes_ in left))))
     share = min(share, max(n.memory for n, _ in hosts))
     return Plan(
@@ -195,12 +195,12 @@ def plan(
         int(share),
         shard_memory,
         reading=max(1 << 20, int(share - PROCESS_BYTES)),
-        worker_gpus=_gpu_share(hosts) if on_gpu else 0.0,
+        worker_gpus=_gpu_fraction(hosts) if on_gpu else 0.0,
         shard_threads=max(1, min(cores) // max(1, per_node)),
     )
 
 
-def _gpu_share(hosts: Sequence[tuple[Node, int]]) -> float:
+def _gpu_fraction(hosts: Sequence[tuple[Node, int]]) -> float:
     """Return the fraction of a GPU of each worker, with a worker to each core of the nodes."""
     per_gpu = math.ceil(max(cores / int(node.gpus) for node, cores in hosts))
     return math.floor(10_000 / max(1, per_gpu)) / 10_000

@@ -69,7 +69,7 @@ class Pool:
         #: Number of a worker -> tasks it has; those that are starting anew are not in it.
         self._load = dict.fromkeys(range(len(self._workers)), 0)
         self._running: dict[Any, tuple[int, Task]] = {}
-        self._mending: dict[Any, tuple[int, float]] = {}
+        self._restarting: dict[Any, tuple[int, float]] = {}
         self._tries: dict[int, int] = {}
 
     def map(
@@ -130,7 +130,7 @@ class Pool:
                 except ray.exceptions.RayError as error:
                     self._blame(task, error)
                     again.append((task, sent[task.number]))
-                    self._mend(worker)
+                    self._restart(worker)
                     continue
                 sent.pop(task.number, None)
                 done[task.number] = (task, answer)
@@ -142,28 +142,28 @@ class Pool:
 
     def _finished(self) -> list[Any]:
         """Wait for tasks, and for workers that are starting anew."""
-        if not self._load and not self._mending:
+        if not self._load and not self._restarting:
             raise NetworkError(
                 "every worker of the cluster died", "--engine ray", "run the same command again"
             )
-        refs = [*self._running, *self._mending]
+        refs = [*self._running, *self._restarting]
         ready, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE)
         if ready:
             # All that are there by now, or those first in the list would always be seen first.
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         finished = []
         for ref in ready:
-            if ref in self._mending:
-                worker, _ = self._mending.pop(ref)
+            if ref in self._restarting:
+                worker, _ = self._restarting.pop(ref)
                 try:
                     ray.get(ref)
                     self._load[worker] = sum(w == worker for w, _ in self._running.values())
                 except ray.exceptions.RayError:
-                    pass  # it is gone for good; the others do its work
+                    pass  # it does not come back; the others do its work
             else:
                 finished.append(ref)
         now = time.monotonic()
-        if not self._load and self._mending and all(now - t > GRACE for _, t in self._mending.values()):
+        if not self._load and self._restarting and all(now - t > GRACE for _, t in self._restarting.values()):
             raise NetworkError(
                 "no worker of the cluster comes back", "--engine ray", "look at its nodes: ray status"
             )
@@ -179,10 +179,10 @@ class Pool:
         what = f"{tries} workers died one after the other of the same cells"
         raise NetworkError(what, where, "run it without --engine ray to see why")
 
-    def _mend(self, worker: int) -> None:
+    def _restart(self, worker: int) -> None:
         if worker in self._load:
             del self._load[worker]
-            self._mending[self._workers[worker].alive.remote()] = (worker, time.monotonic())
+            self._restarting[self._workers[worker].alive.remote()] = (worker, time.monotonic())
 
 
 def cause_of(error: Exception) -> Exception:
@@ -362,7 +362,7 @@ class _Crew:
 
 
 def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Crew:
-    """Start the workers and wait until they are loaded; those that find no room are done without."""
+    """Start the workers and wait until they are loaded. Workers that find no room are left out."""
     from scvec import __version__
 
     made = ray.remote(concurrency_groups={"health": 1})(kind)

@@ -324,7 +324,7 @@ class AnnotateJob:
 
 
 class Annotator(_Worker):
-    """Names cells: reads them, encodes them, and asks the shards for neighbours."""
+    """Annotates cells: reads them, encodes them, and asks the shards for neighbours."""
 
     def _load(self, job: AnnotateJob) -> None:
         from scvec.model.gene_fit import fit_of

@@ -35,27 +35,27 @@ __all__ = [
     "shrinks_in_place",
 ]
 
-#: Layers that a reference may have: each is searched for every query.
-MOST_LAYERS = 8
-#: Share of the rows that may be gone: they are held and passed over in every search.
-MOST_GONE = 0.25
+#: Segments of an index besides the first: each is searched for every query.
+MOST_SEGMENTS = 8
+#: Fraction of the rows that may be deleted: every search still passes over them.
+MOST_DELETED = 0.25
 
 
 def grows_apart(stored: StoredReference, n_new: int) -> bool:
-    """True if cells that join are kept in a layer of their own, False if all is put together again.
+    """True if appended cells are kept in a segment of their own, False if all cells get one index again.
 
-    Layers are searched exactly. They may hold as many cells as those that the reference was made of, and no
+    Appended segments are searched exactly. They may hold as many cells as the reference was made of, and no
     more than a flat index is made of.
     """
     first = stored.n + stored.n_gone - stored.n_later
     later = stored.n_later + n_new
     flat_too_large = stored.index_kind != "ivf" and first < FLAT_BELOW <= first + later
-    return stored.n_layers < MOST_LAYERS and later <= min(first, FLAT_BELOW) and not flat_too_large
+    return stored.n_layers < MOST_SEGMENTS and later <= min(first, FLAT_BELOW) and not flat_too_large
 
 
 def shrinks_in_place(stored: StoredReference, n_leaving: int) -> bool:
-    """True if rows that leave are passed over from now on, False if all is put together again."""
-    return stored.n_gone + n_leaving <= MOST_GONE * (stored.n + stored.n_gone)
+    """True if deleted rows are passed over from now on, False if the others get an index again."""
+    return stored.n_gone + n_leaving <= MOST_DELETED * (stored.n + stored.n_gone)
 
 
 def merge_layers(opened: Store, name: str) -> bool:

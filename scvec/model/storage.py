@@ -74,7 +74,7 @@ def probe_cells(
 CODE_COLUMN = "_scvec_class"
 #: Column that holds the species of each cell where a reference has two, for ``--where``.
 SPECIES_COLUMN = "scvec_species"
-#: Column that holds the file that each cell came from, once cells joined or left.
+#: Column that holds the file that each cell came from, once cells were appended or deleted.
 SOURCE_COLUMN = "scvec_source"
 #: Prefix of the tensors that hold what the genes of another species are multiplied by.
 FACTOR = "axis.factor."

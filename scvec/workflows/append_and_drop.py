@@ -1,4 +1,4 @@
-"""``scvec ingest cells --append`` and ``scvec rm --where``: cells join a reference and leave it."""
+"""``scvec ingest cells --append`` and ``scvec rm --where``: append cells to a reference, and delete cells."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def append_cells(
     Raises
     ------
     InputError
-        If there is no such reference, a label is none of the reference's, or a file cannot be used.
+        If there is no such reference, a label is not one of the reference, or a file cannot be used.
     """
     asked = replace(options, **fields) if options is not None else AppendOptions(**fields)
     names = as_label_map(asked.label_map)
@@ -152,37 +152,37 @@ def _encoded(
 
 
 def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
-    """Take the cells out of a reference for which a SQL condition over its obs is true.
+    """Delete the cells of a reference for which a SQL condition over its obs is true.
 
-    No neighbour is found among them from then on, and their row of obs is gone. Their vectors, and what older
-    generations hold of them, stay until :func:`scvec.compact`. What was learned from them, the head and the
-    mean cells, stays as it is: to be rid of that too, ingest the others again.
+    They are no neighbours from then on, and their rows of obs are deleted. Their vectors, and what older
+    versions of the store hold of them, stay until :func:`scvec.compact`. What was learned from them, the head
+    and the mean cells, stays as it is: to remove that too, ingest the others again.
 
     Raises
     ------
     InputError
-        If there is no such reference, no cell fulfils the condition, or none would be left.
+        If there is no such reference, the condition is true for no cell, or no cell would be left.
     """
     opened = Store(store)
     opened.reference(reference)
     with opened.begin("rm --where", {"reference": reference, "where": where}) as txn:
         stored = opened.reference(reference)
-        gone = rows_where(stored.obs, where)
-        if len(gone) == stored.n:
+        deleted = rows_where(stored.obs, where)
+        if len(deleted) == stored.n:
             fix = f"to drop the reference itself: scvec rm {reference}"
             raise InputError("no cell would be left in the reference", where, fix)
-        kept = np.setdiff1d(np.arange(stored.n), gone)
+        kept = np.setdiff1d(np.arange(stored.n), deleted)
         obs = _with_files(stored).iloc[kept]
-        meta = changed_meta(stored, dropped=int(stored.meta.get("dropped", 0)) + len(gone))
-        tensors = {**_without_probes(stored, gone), **_sample_without(stored, gone)}
+        meta = changed_meta(stored, dropped=int(stored.meta.get("dropped", 0)) + len(deleted))
+        tensors = {**_without_probes(stored, deleted), **_sample_without(stored, deleted)}
         notes = []
-        if shrinks_in_place(stored, len(gone)):
+        if shrinks_in_place(stored, len(deleted)):
             counted = {**meta, "counts": counts_of(stored, obs)}
-            txn.drop_cells(reference, gone, meta=counted, tensors=tensors, obs=obs)
+            txn.drop_cells(reference, deleted, meta=counted, tensors=tensors, obs=obs)
         else:
             vectors = np.ascontiguousarray(stored.vectors[kept])
             notes += put_whole(txn, stored, meta, obs, vectors, None, tensors=tensors)
-        generation = txn.commit()
+        version = txn.commit()
     left = sorted(c for c, n in counts_of(stored, obs).items() if n == 0)
     if left:
         notes.append(f"no cell has these labels any more, but the head knows them: {', '.join(left)}")
@@ -190,9 +190,9 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
     return GrowReport(
         name=reference,
         n_added=0,
-        n_dropped=len(gone),
+        n_dropped=len(deleted),
         n_cells=len(obs),
-        generation=str(generation.number),
+        generation=str(version.number),
         notes=notes,
     )
 
@@ -231,21 +231,21 @@ def _table(source: CellSource, label_key: str, stored: StoredReference) -> pd.Da
     return table
 
 
-def _without_probes(stored: StoredReference, gone: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+def _without_probes(stored: StoredReference, deleted: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
     """Return the tensors with the cells kept for `verify` that are still there, under their new rows."""
     cells, rows = probe_cells(stored.tensors, len(stored.meta["genes"]))
-    still = ~np.isin(rows, gone)
-    moved = rows - np.searchsorted(gone, rows)
+    still = ~np.isin(rows, deleted)
+    moved = rows - np.searchsorted(deleted, rows)
     kept = type(cells)(cells.X[still], cells.measured)
     return {**stored.tensors, **probe_tensors(kept, moved[still])}
 
 
-def _sample_without(stored: StoredReference, gone: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+def _sample_without(stored: StoredReference, deleted: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of the training cells that are still there, under their new rows.
 
     Deleted cells take no part in later fits to the genes of a query.
     """
     if "sample" not in stored.meta:
         return {}
-    tensors, _ = sample_of(stored).without(gone).state()
+    tensors, _ = sample_of(stored).without(deleted).state()
     return {f"sample.{name}": values for name, values in tensors.items()}
