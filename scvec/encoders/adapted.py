@@ -213,9 +213,9 @@ class ResidualEncoder(AdaptedEncoder):
 def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a batch as another data set might show it: its cells, gene factors, and the genes it measured.
 
-    Each batch lacks another fraction of the genes, sees each gene by another factor and, every other time, each
-    cell at another depth: what the encoder learns must not hang on a few genes, nor on how well they are seen
-    here.
+    Each batch lacks another fraction of the genes, sees each gene by another factor and, every other time,
+    each cell at another depth: what the encoder learns must not depend on a few genes, nor on how well they
+    are seen here.
 
     Parameters
     ----------

@@ -258,9 +258,9 @@ def incoherent_labels(
 ) -> list[LabelFinding]:
     """Return the labels of which most cells are not found again when they are held out.
 
-    A label is reported where the fraction found again is below a half beyond doubt (upper end of the 95% interval
-    of Wilson 1927, doi:10.1080/01621459.1927.10502953): its cells may be of several types, or of the type
-    that they are taken for.
+    A label is reported where the fraction found again is below a half beyond doubt (upper end of the 95%
+    interval of Wilson 1927, doi:10.1080/01621459.1927.10502953): its cells may be of several types, or of the
+    type that they are taken for.
 
     Parameters
     ----------

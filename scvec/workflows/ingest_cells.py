@@ -91,14 +91,7 @@ def ingest_cells(
             with stages("encode genes"):
                 texts = encode_texts(txn, kb, genes.narrow.gene_ids, asked, progress)
         with stages("train"):
-            material = partial(
-                Material,
-                gene_vectors=texts.vectors if texts else None,
-                variability=genes.variability,
-                symbols=symbols_of(kb, genes.narrow.gene_ids) if asked.kind.texts == "cells" else (),
-                prepared=known,
-                folder=training_folder(opened.path),
-            )
+            material = material_of(kb, genes, texts, known, opened.path, asked)
             trained = train_model(cells, asked, material, progress)
         with stages("encode cells"):
             maps = genes.taken(len(trained.model.members.genes)).maps
@@ -193,9 +186,27 @@ def encode_texts(
     return encoded
 
 
-def symbols_of(kb: KnowledgeBase, gene_ids: list[str]) -> list[str]:
-    """Return the symbols of genes."""
-    return kb.genes().set_index("gene_id").loc[gene_ids, "symbol"].astype(str).tolist()
+def material_of(
+    kb: KnowledgeBase,
+    genes: ReferenceGenes,
+    texts: EncodedGenes | None,
+    known: Any,
+    store: Path,
+    asked: IngestOptions,
+) -> Callable[..., Material]:
+    """Return what makes the material of each training: all of them have the genes in common."""
+    symbols: list[str] = []
+    if asked.kind.texts == "cells":
+        named = kb.genes().set_index("gene_id")["symbol"]
+        symbols = named.loc[genes.narrow.gene_ids].astype(str).tolist()
+    return partial(
+        Material,
+        gene_vectors=texts.vectors if texts else None,
+        variability=genes.variability,
+        symbols=symbols,
+        prepared=known,
+        folder=training_folder(store),
+    )
 
 
 def train_model(
