@@ -33,7 +33,6 @@ from scvec.model.unmatched import query_genes
 from scvec.stores.knowledge.where import rows_where
 from scvec.stores.store.store import Store
 from scvec.workflows.ingest_options import AppendOptions
-from scvec.workflows.query import check_overlap
 from scvec.workflows.reports import GrowReport
 
 if TYPE_CHECKING:
@@ -131,6 +130,8 @@ def _encoded(
     progress: Progress,
 ) -> _Added:
     """Return the cells of a file, encoded as a query's are."""
+    from scvec.workflows.query import check_overlap  # deleting cells does without what a query loads
+
     encoder, wanted = model.members.encoder, model.members.genes
     with CellSource.open(ref, layer=asked.layer, memory=asked.memory, values=asked.values) as source:
         codes = _codes(source, asked.label_key, names, stored)
