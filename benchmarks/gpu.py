@@ -60,8 +60,7 @@ def prompt(llm: str, n_genes: int, device: str) -> dict[str, Any]:
     """Return cells a second of the untrained prompt encoder."""
     from scvec.backbones.language_model import load_language_model
     from scvec.base.types import CellChunk
-    from scvec.encoders.prompt.prompt_encoder import PromptEncoder
-    from scvec.encoders.prompt.prompt_options import PromptOptions
+    from scvec.encoders.prompt import PromptEncoder, PromptOptions
 
     rng = np.random.default_rng(0)
     X = sp.csr_matrix(np.log1p(rng.poisson(2.0, (2048, 3000))).astype(np.float32))
@@ -97,12 +96,13 @@ def search(n_rows: int, device: str, n_queries: int = 4096, dim: int = 384) -> d
 def sparse(name: str) -> dict[str, Any]:
     """Return cells a second of an encoder that is one sparse product on the CPU."""
     from scvec.base.types import CellChunk
-    from scvec.encoders import make_encoder
+    from scvec.encoders import Material, make_encoder
 
     rng = np.random.default_rng(0)
     X = sp.random(20_000, 3000, 0.2, format="csr", dtype=np.float32, rng=rng)
     cells, labels = CellChunk(X, np.ones(3000, dtype=bool)), np.arange(20_000) % 5
-    encoder = make_encoder(name, rng.normal(size=(3000, 384)).astype(np.float32), cells, labels)
+    text = rng.normal(size=(3000, 384)).astype(np.float32)
+    encoder = make_encoder(name, Material(cells, labels, text))
     if name == "adapted":
         encoder.fit([cells.take(np.arange(500))], labels[:500])
     found = 20_000 / best(lambda: encoder.encode(cells), 3)

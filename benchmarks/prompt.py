@@ -66,14 +66,13 @@ def one(row: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Train one encoder and name the query with its head."""
     from scvec.backbones.language_model import load_language_model
     from scvec.base.resources import resolved_device
-    from scvec.encoders import make_encoder
-    from scvec.encoders.prompt.prompt_encoder import PromptEncoder
-    from scvec.encoders.prompt.prompt_options import PromptOptions
+    from scvec.encoders import Material, make_encoder
+    from scvec.encoders.prompt import PromptEncoder, PromptOptions
 
     reference, labels, new, truth, vectors = data
     device = resolved_device(options.device)
     if row == "adapted":
-        encoder: Any = make_encoder("adapted", vectors, reference, labels)
+        encoder: Any = make_encoder("adapted", Material(reference, labels, vectors))
     else:
         epochs = {"untrained": 0, "none": 8}.get(row, options.epochs)
         order = "paper" if row == "untrained" else row

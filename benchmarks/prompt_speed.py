@@ -19,8 +19,7 @@ from tables import markdown, publish
 from scvec.backbones.language_model import load_language_model
 from scvec.base.resources import resolved_device
 from scvec.base.types import CellChunk
-from scvec.encoders.prompt.prompt_encoder import PromptEncoder
-from scvec.encoders.prompt.prompt_options import PromptOptions
+from scvec.encoders.prompt import PromptEncoder, PromptOptions
 
 COLUMNS = (
     "precision",

@@ -9,19 +9,30 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from functools import partial
 from typing import Any
 
 from baron import pairs, score
 from tables import markdown, publish
 
-from scvec import encoders as registry
-from scvec.encoders.adapted import AdaptedEncoder
+from scvec.encoders import Material, encoder
+from scvec.encoders.adapted import AdaptedEncoder, AdaptedOptions
+from scvec.encoders.statistics import Profile
 from scvec.workflows.ingest_cells import ingest_cells
 from scvec.workflows.query import query
 
 COLUMNS = ("pair", "text_scale", "accuracy", "macro_f1")
 SCALES = (1.0, 0.3, 0.1, 0.03)
+
+
+def register(scale: float) -> None:
+    """Register the encoder ``adapted`` with another length of the text vectors: no user needs this option."""
+
+    @encoder("adapted", texts="genes")
+    class Scaled(AdaptedEncoder):
+        @classmethod
+        def new(cls, material: Material) -> AdaptedEncoder:
+            profile = Profile.from_cells(material.cells.X, material.labels)
+            return cls(material.gene_vectors, profile, options=AdaptedOptions(text_scale=scale))
 
 
 def run() -> list[dict[str, Any]]:
@@ -31,12 +42,15 @@ def run() -> list[dict[str, Any]]:
         for pair, (reference, new) in pairs().items():
             truth = new.obs["cell_type"].to_numpy().astype(str)
             for scale in SCALES:
-                # The one place where another value can come in: users have no use for this option.
-                registry.AdaptedEncoder = partial(AdaptedEncoder, text_scale=scale)  # type: ignore[misc]
-                try:
-                    ingest_cells(folder, [reference], name="r", label_key="cell_type", batch_key="donor")
-                finally:
-                    registry.AdaptedEncoder = AdaptedEncoder  # type: ignore[misc]
+                register(scale)
+                ingest_cells(
+                    folder,
+                    [reference],
+                    name="r",
+                    label_key="cell_type",
+                    batch_key="donor",
+                    encoder="adapted",
+                )
                 found = query(folder, new, reference="r", method="head")
                 values = score(truth, found.label, found.confidence)
                 rows.append({"pair": pair, "text_scale": scale, **values})

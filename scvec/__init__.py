@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from scvec.workflows.import_legacy import import_legacy as import_legacy
     from scvec.workflows.ingest_cells import ingest_cells as ingest_cells
     from scvec.workflows.ingest_genes import ingest_genes as ingest_genes
+    from scvec.workflows.ingest_options import IngestOptions as IngestOptions
     from scvec.workflows.labels import labels as labels
     from scvec.workflows.pack import pack as pack
     from scvec.workflows.pull import pull as pull
@@ -52,6 +53,7 @@ _HOMES = {
     "ingest_cells": "scvec.workflows.ingest_cells",
     "pull": "scvec.workflows.pull",
     "pack": "scvec.workflows.pack",
+    "IngestOptions": "scvec.workflows.ingest_options",
     "query": "scvec.workflows.query",
     "annotate": "scvec.workflows.query",
     "QueryOptions": "scvec.model.query_options",

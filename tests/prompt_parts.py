@@ -11,8 +11,7 @@ from tiny_llama import planted
 
 from scvec.backbones.language_model import CausalModel
 from scvec.base.types import CellChunk
-from scvec.encoders.prompt.prompt_encoder import PromptEncoder
-from scvec.encoders.prompt.prompt_options import PromptOptions
+from scvec.encoders.prompt import PromptEncoder, PromptOptions
 
 TINY = PromptOptions(n_genes=24, warm_steps=3, epochs=2, epoch_cells=48, batch_size=12, micro_batch=5)
 #: Cells with 1 to 24 genes to read, and one without any.
@@ -37,8 +36,8 @@ def padded_further(encoder: PromptEncoder) -> Any:
     """Vectors of all cells, each with more padding than it ever gets: the mask alone makes up for it."""
     import torch
 
+    from scvec.encoders.prompt import ranked
     from scvec.encoders.prompt.network import Batch
-    from scvec.encoders.prompt.slots import ranked
 
     network = encoder._network
     assert network is not None and encoder._ready is not None

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scvec.backbones.remote import RemoteBackbone
+from scvec.backbones.remote import RemoteBackbone, Requests
 from scvec.base.errors import InputError
 from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.types import Float32
@@ -97,9 +97,8 @@ def llama() -> Iterator[str]:
 
 def make(url: str, model: str, **options: int) -> RemoteBackbone:
     settings = Settings(openai=ServiceSettings(base_url=url, timeout=60))
-    return RemoteBackbone(
-        model, "default", settings=settings, caller=lambda host: Caller(host, pace=0.1), **options
-    )
+    requests = Requests(inputs=options.pop("inputs", 256), caller=lambda host: Caller(host, pace=0.1))
+    return RemoteBackbone(model, "default", settings=settings, requests=requests, **options)
 
 
 def cosines(a: Float32, b: Float32) -> Float32:

@@ -22,8 +22,7 @@ pytestmark = [
 
 def test_a_real_model_reads_cells(tmp_path: Path, monkeypatch: Any) -> None:
     from scvec.backbones.language_model import find_model, load_language_model
-    from scvec.encoders.prompt.prompt_encoder import PromptEncoder
-    from scvec.encoders.prompt.prompt_options import PromptOptions
+    from scvec.encoders.prompt import PromptEncoder, PromptOptions
 
     monkeypatch.setenv("SCVEC_CACHE", str(tmp_path))
     folder = find_model("smollm2")

@@ -1,52 +1,133 @@
-"""What ``--backbone`` means."""
+"""Backbones by name. A new one is a file with one registration, and a line in :data:`MODULES`."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scvec.base.errors import InputError
-from scvec.base.types import Backbone
 
 if TYPE_CHECKING:
     from scvec.base.settings import Settings
+    from scvec.base.types import Backbone
 
-__all__ = ["BackboneSpec", "load_backbone", "parse_spec"]
+__all__ = [
+    "BackboneKind",
+    "BackboneSpec",
+    "LoadOptions",
+    "backbone",
+    "backbone_forms",
+    "load_backbone",
+    "parse_spec",
+]
 
-#: Options a kind of backbone takes: name -> what stands for the value in the grammar.
-OPTIONS: dict[str, dict[str, str]] = {
-    "minilm": {},
-    "st": {},
-    "hf": {"pooling": "mean|last|eol", "max_tokens": "N"},
-    "openai": {"dimensions": "N", "max_tokens": "N"},
-    "random": {},
-    "stored": {},
-    "use-lite": {},
+#: How a backbone is written -> the module that registers it, imported when the backbone is asked for. What
+#: follows the colon is a number (``DIM``), a folder or id, in which commas are no options, or any text.
+MODULES = {
+    "minilm": "scvec.backbones.minilm",
+    "st:FOLDER_OR_ID": "scvec.backbones.sentence_transformer",
+    "hf:FOLDER_OR_ID": "scvec.backbones.hf",
+    "openai:MODEL": "scvec.backbones.remote",
+    "random:DIM": "scvec.backbones.controls",
+    "stored:NAME": "scvec.backbones.controls",
+    "use-lite": "scvec.backbones.use_lite",
 }
-#: What follows the colon, per kind; nothing may where it is empty.
-ARGUMENTS = {
-    "minilm": "",
-    "st": "FOLDER_OR_ID",
-    "hf": "FOLDER_OR_ID",
-    "openai": "MODEL",
-    "random": "DIM",
-    "stored": "NAME",
-    "use-lite": "",
-}
-#: Largest number that an option may have.
-LARGEST = {"dimensions": 65536, "max_tokens": 1_000_000}
+_registered: dict[str, BackboneKind] = {}
+C = TypeVar("C", bound=type)
 
 
-def _grammar(kind: str, *, full: bool = True) -> str:
-    options = "".join(f"[,{key}={value}]" for key, value in OPTIONS[kind].items()) if full else ""
-    return f"{kind}:{ARGUMENTS[kind]}{options}" if ARGUMENTS[kind] else kind
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a backbone is loaded.
+
+    Attributes
+    ----------
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    settings
+        Keys, addresses and prices for a server; by default from the environment and the config file.
+    max_cost
+        US dollars that a server may cost; None for no limit.
+    """
+
+    device: str = "auto"
+    settings: Settings | None = None
+    max_cost: float | None = None
 
 
-KINDS = ", ".join([*(_grammar(kind, full=False) for kind in OPTIONS), "permuted:SPEC", "name:SPEC"])
+@dataclass(frozen=True, slots=True)
+class BackboneKind:
+    """A registered backbone: what is known of it before one is loaded.
+
+    Attributes
+    ----------
+    form
+        How it is written: ``NAME`` or ``NAME:ARGUMENT``.
+    made_by
+        The class, a :class:`scvec.base.types.Backbone` with ``load(spec, options)``, which get a
+        :class:`BackboneSpec` and :class:`LoadOptions`.
+    options
+        Option -> its largest number, or its values as ``one|other``.
+    reads_text
+        Whether the text matters to a vector.
+    asks_server
+        Whether a server encodes, which may cost money.
+    is_stored
+        Whether the vectors are in the store already, and no text is encoded.
+    """
+
+    form: str
+    made_by: Any
+    options: Mapping[str, int | str] = field(default_factory=dict)
+    reads_text: bool = True
+    asks_server: bool = False
+    is_stored: bool = False
+
+    @property
+    def argument(self) -> str:
+        """What stands for the argument; empty where there is none."""
+        return self.form.partition(":")[2]
+
+    @property
+    def grammar(self) -> str:
+        """The form with all options."""
+        values = {name: "N" if isinstance(v, int) else v for name, v in self.options.items()}
+        return self.form + "".join(f"[,{name}={value}]" for name, value in values.items())
+
+
+def backbone(
+    form: str,
+    *,
+    options: Mapping[str, int | str] | None = None,
+    reads_text: bool = True,
+    asks_server: bool = False,
+    is_stored: bool = False,
+) -> Callable[[C], C]:
+    """Return a decorator that registers a class (:class:`BackboneKind` says what it needs)."""
+
+    def register(made_by: C) -> C:
+        _registered[form] = BackboneKind(form, made_by, options or {}, reads_text, asks_server, is_stored)
+        return made_by
+
+    return register
+
+
+def backbone_forms() -> list[str]:
+    """Return how all backbones are written; imports none."""
+    return [*dict.fromkeys([*MODULES, *_registered]), "permuted:SPEC", "name:SPEC"]
+
+
+def _kind(name: str) -> BackboneKind | None:
+    """Return the backbone of a name; None if there is none."""
+    for form in dict.fromkeys([*MODULES, *_registered]):
+        if form.partition(":")[0] == name:
+            if form not in _registered:
+                import_module(MODULES[form])
+            return _registered[form]
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +137,7 @@ class BackboneSpec:
     Attributes
     ----------
     base
-        ``minilm``, ``st``, ``hf``, ``openai``, ``random``, ``stored`` or ``use-lite``.
+        Name of the backbone: ``minilm``, ``st``, ``random``, ...
     argument
         Folder, hub id, model, dimension or name of a space of the store.
     permuted
@@ -66,7 +147,7 @@ class BackboneSpec:
     options
         ``(name, value)`` pairs as given, sorted.
     base_url
-        Address of the server, for ``openai``; None for the one in the settings.
+        Address of the server, where one is asked; None for the one in the settings.
     """
 
     base: str
@@ -77,19 +158,27 @@ class BackboneSpec:
     base_url: str | None = None
 
     @property
+    def kind(self) -> BackboneKind:
+        """The backbone as it is registered."""
+        kind = _kind(self.base)
+        if kind is None:
+            raise _unknown(self.base)
+        return kind
+
+    @property
     def needs_text(self) -> bool:
         """Whether texts matter to the vectors."""
-        return self.base not in ("random", "stored")
+        return self.kind.reads_text
 
     @property
     def is_stored(self) -> bool:
-        """Whether the vectors lie in the store already, and no text is encoded."""
-        return self.base == "stored"
+        """Whether the vectors are in the store already, and no text is encoded."""
+        return self.kind.is_stored
 
     @property
     def is_remote(self) -> bool:
         """Whether a server encodes, which may cost money."""
-        return self.base == "openai"
+        return self.kind.asks_server
 
     def option(self, name: str) -> str | None:
         """Return the value of an option, None if it is not given."""
@@ -107,7 +196,7 @@ def parse_spec(spec: str, template: str = "default", base_url: str | None = None
     Raises
     ------
     InputError
-        If it is none of them, or has an option that its kind does not take.
+        If it is none of them, or has an option that its backbone does not take.
     """
     permuted = named = False
     rest = spec.strip()
@@ -119,41 +208,48 @@ def parse_spec(spec: str, template: str = "default", base_url: str | None = None
             named, template, rest = True, "name", tail
         else:
             break
-    if head not in OPTIONS or bool(colon) != bool(ARGUMENTS[head]):
-        raise InputError(f"there is no backbone {spec!r}", "--backbone", f"backbones: {KINDS}")
-    argument, options = _split(spec, head, tail)
-    if bool(argument) != bool(ARGUMENTS[head]) or (
-        head == "random" and not (argument.isascii() and argument.isdigit())
-    ):
-        raise InputError(f"there is no backbone {spec!r}", "--backbone", f"backbones: {KINDS}")
-    if base_url is not None and head != "openai":
+    kind = _kind(head)
+    if kind is None or bool(colon) != bool(kind.argument):
+        raise _unknown(spec)
+    argument, options = _split(spec, kind, tail)
+    is_number = argument.isascii() and argument.isdigit()
+    if bool(argument) != bool(kind.argument) or (kind.argument == "DIM" and not is_number):
+        raise _unknown(spec)
+    if base_url is not None and not kind.asks_server:
         raise InputError(
             f"the backbone {spec!r} asks no server", "--base-url", "leave it out, or give openai:MODEL"
         )
     return BackboneSpec(head, argument, permuted, template, options, base_url)
 
 
-def _split(spec: str, kind: str, tail: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _unknown(spec: str) -> InputError:
+    return InputError(
+        f"there is no backbone {spec!r}", "--backbone", f"backbones: {', '.join(backbone_forms())}"
+    )
+
+
+def _split(spec: str, kind: BackboneKind, tail: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Return argument and options; folders may have commas in their names, options look like ``,word=``."""
-    taken = OPTIONS[kind]
-    if not taken:
+    if not kind.options:
         return tail, ()
-    argument, *parts = re.split(r",(?=\w+=)" if ARGUMENTS[kind].startswith("FOLDER") else ",", tail)
-    fix = f"write it as {_grammar(kind)}"
+    argument, *parts = re.split(r",(?=\w+=)" if kind.argument.startswith("FOLDER") else ",", tail)
+    fix = f"write it as {kind.grammar}"
     options: dict[str, str] = {}
     for part in parts:
         name, _, value = part.partition("=")
-        if name not in taken:
-            raise InputError(f"{kind}: takes no option {name!r}", f"--backbone {spec}", fix)
+        taken = kind.options.get(name)
+        if taken is None:
+            what = f"{kind.form.partition(':')[0]}: takes no option {name!r}"
+            raise InputError(what, f"--backbone {spec}", fix)
         if name in options:
             raise InputError(f"{name} is given twice", f"--backbone {spec}", fix)
-        if taken[name] == "N":
+        if isinstance(taken, int):
             number = int(value) if re.fullmatch("[0-9]{1,9}", value) else 0
-            if not 1 <= number <= LARGEST[name]:
-                what = f"{name} must be a number from 1 to {LARGEST[name]:,}"
+            if not 1 <= number <= taken:
+                what = f"{name} must be a number from 1 to {taken:,}"
                 raise InputError(what, f"--backbone {spec}", fix)
             value = str(number)
-        elif value not in taken[name].split("|"):
+        elif value not in taken.split("|"):
             raise InputError(f"there is no {name} {value!r}", f"--backbone {spec}", fix)
         options[name] = value
     return argument.strip(), tuple(sorted(options.items()))
@@ -168,14 +264,8 @@ def load_backbone(
 ) -> Backbone:
     """Return the backbone; weights are loaded, and servers asked, when the first text is encoded.
 
-    The default model is looked for only then as well: shipped vectors need no model.
-
-    Parameters
-    ----------
-    settings
-        Keys, addresses and prices for ``openai``; by default from the environment and the config file.
-    max_cost
-        US dollars that ``openai`` may cost; None for no limit.
+    The default model is looked for only then as well: shipped vectors need no model. The keywords are those
+    of :class:`LoadOptions`.
 
     Raises
     ------
@@ -184,100 +274,5 @@ def load_backbone(
     AuthError
         If a key is needed and there is none.
     """
-    return _LOADERS[spec.base](spec, device=device, settings=settings, max_cost=max_cost)
-
-
-def _random(spec: BackboneSpec, **_: Any) -> Backbone:
-    from scvec.backbones.controls import RandomBackbone
-
-    return RandomBackbone(int(spec.argument), spec.template)
-
-
-def _minilm(spec: BackboneSpec, *, device: str, **_: Any) -> Backbone:
-    from scvec.backbones.minilm import MinilmBackbone
-
-    return MinilmBackbone(spec.template, device=device)
-
-
-def _use_lite(spec: BackboneSpec, **_: Any) -> Backbone:
-    from scvec.backbones.use_lite import UseLiteBackbone
-
-    return UseLiteBackbone(spec.template)
-
-
-def _sentence(spec: BackboneSpec, *, device: str, **_: Any) -> Backbone:
-    from scvec.backbones.sentence_transformer import SentenceBackbone
-
-    folder, name = _folder(spec, "sentence-transformers")
-    return SentenceBackbone(folder, name, spec.template, device=device)
-
-
-def _hf(spec: BackboneSpec, *, device: str, **_: Any) -> Backbone:
-    from scvec.backbones.hf import HfBackbone
-
-    folder, name = _folder(spec, "transformers")
-    return HfBackbone(
-        folder,
-        name,
-        spec.template,
-        pooling=spec.option("pooling"),  # type: ignore[arg-type]  # parse_spec knows no other
-        max_tokens=spec.number("max_tokens"),
-        device=device,
-    )
-
-
-def _openai(spec: BackboneSpec, *, settings: Settings | None, max_cost: float | None, **_: Any) -> Backbone:
-    from scvec.backbones.remote import RemoteBackbone
-    from scvec.base.settings import Settings
-
-    return RemoteBackbone(
-        spec.argument,
-        spec.template,
-        settings=Settings.load() if settings is None else settings,
-        base_url=spec.base_url,
-        dimensions=spec.number("dimensions"),
-        max_tokens=spec.number("max_tokens"),
-        max_cost=max_cost,
-    )
-
-
-def _stored(spec: BackboneSpec, **_: Any) -> Backbone:
-    raise InputError(
-        "the vectors of a stored space are as they are: no text can be encoded into it",
-        f"--backbone stored:{spec.argument}",
-        "give it to scvec ingest cells, or name a backbone that encodes",
-    )
-
-
-_LOADERS: dict[str, Callable[..., Backbone]] = {
-    "minilm": _minilm,
-    "st": _sentence,
-    "hf": _hf,
-    "openai": _openai,
-    "random": _random,
-    "stored": _stored,
-    "use-lite": _use_lite,
-}
-
-
-def _folder(spec: BackboneSpec, library: str) -> tuple[Path, str]:
-    """Return the model's folder, fetched if need be, and its name in the space.
-
-    That name is the folder's own: where a model lies on one machine makes no other vectors.
-    """
-    given = Path(spec.argument).expanduser()
-    name = f"{spec.base}:{Path(os.path.abspath(given)).name}"
-    return (given if given.is_dir() else _fetch(spec.argument, spec.base, library)), name
-
-
-def _fetch(hub_id: str, base: str, library: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
-    except Exception as error:  # a wrong id, no network, no access: the model is not to be had
-        raise InputError(
-            f"{hub_id!r} is no folder, and the model hub did not give it ({type(error).__name__})",
-            "--backbone",
-            f"give the folder of a {library} model: --backbone {base}:FOLDER",
-        ) from error
+    loaded: Backbone = spec.kind.made_by.load(spec, LoadOptions(device, settings, max_cost))
+    return loaded

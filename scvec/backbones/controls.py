@@ -1,4 +1,4 @@
-"""Controls: vectors that know nothing of the text, or of the right gene."""
+"""Backbones that read no text: random directions, and the vectors of a space of the store."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from scvec.backbones import BackboneSpec, LoadOptions, backbone
 from scvec.base.errors import InputError
 from scvec.base.types import Float32, Space, text_sha256
 
-__all__ = ["RandomBackbone", "permutation"]
+__all__ = ["RandomBackbone", "StoredBackbone", "permutation"]
 
 
+@backbone("random:DIM", reads_text=False)
 class RandomBackbone:
     """A random direction per text: the same text always has the same one."""
 
@@ -30,6 +32,11 @@ class RandomBackbone:
             normalized=True,
         )
 
+    @classmethod
+    def load(cls, spec: BackboneSpec, options: LoadOptions) -> RandomBackbone:
+        """Return the one of the dimension of a SPEC."""
+        return cls(int(spec.argument), spec.template)
+
     def encode(self, texts: Sequence[str]) -> Float32:
         """Return (n, dim) float32 vectors of length 1."""
         vectors = np.empty((len(texts), self.space.dim), dtype=np.float32)
@@ -38,6 +45,20 @@ class RandomBackbone:
             vectors[row] = np.random.default_rng(seed).standard_normal(self.space.dim, dtype=np.float32)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+@backbone("stored:NAME", reads_text=False, is_stored=True)
+class StoredBackbone:
+    """A space of the store: its vectors are there, and no text can be encoded into it."""
+
+    @classmethod
+    def load(cls, spec: BackboneSpec, options: LoadOptions) -> StoredBackbone:
+        """Raise InputError."""
+        raise InputError(
+            "the vectors of a stored space are as they are: no text can be encoded into it",
+            f"--backbone stored:{spec.argument}",
+            "give it to scvec ingest cells, or name a backbone that encodes",
+        )
 
 
 def permutation(gene_ids: Sequence[str], seed: int = 0) -> npt.NDArray[np.int64]:

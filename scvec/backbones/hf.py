@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from scvec.backbones import BackboneSpec, LoadOptions, backbone
 from scvec.backbones.weights import (
     check_folder,
     is_decoder,
     load_config,
     load_tokenizer,
     load_weights,
+    model_folder,
     out_of_memory,
     unit,
     weights_sha256,
@@ -86,6 +88,7 @@ MAX_TOKENS = 512
 OFFSET_POSITIONS = ("roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xmod", "luke", "ibert")
 
 
+@backbone("hf:FOLDER_OR_ID", options={"pooling": "|".join(POOLINGS), "max_tokens": 1_000_000})
 class HfBackbone:
     """A transformers model in a folder, read without gradient.
 
@@ -142,6 +145,19 @@ class HfBackbone:
             what = "pooling=eol asks for the next word, which this model does not tell"
             raise InputError(what, str(folder), "leave it out, or give pooling=mean")
         self.max_tokens = self._length(max_tokens)
+
+    @classmethod
+    def load(cls, spec: BackboneSpec, options: LoadOptions) -> HfBackbone:
+        """Return the model in a folder, or of an id of the hub."""
+        folder, name = model_folder(spec, "transformers")
+        return cls(
+            folder,
+            name,
+            spec.template,
+            pooling=spec.option("pooling"),  # type: ignore[arg-type]  # parse_spec knows no other
+            max_tokens=spec.number("max_tokens"),
+            device=options.device,
+        )
 
     @cached_property
     def space(self) -> Space:

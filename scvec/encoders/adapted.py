@@ -1,31 +1,53 @@
-"""The default encoder: text vectors as a prior, adapted to the reference."""
+"""Text vectors as a prior, adapted to the reference; and the same without text, a control."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from scvec.base.types import CellChunk, Float32, Progress, State, no_progress
-from scvec.encoders.gradient_descent import class_weights, train
+from scvec.encoders import Material, encoder
+from scvec.encoders.gradient_descent import Schedule, class_weights, train
 from scvec.encoders.statistics import Profile
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AdaptedEncoder"]
+__all__ = ["AdaptedEncoder", "AdaptedOptions", "ResidualEncoder"]
 
 #: Largest standard deviation of the log of a gene's factor in training: that between human and mouse
 #: orthologs in the Baron data, as far as all types share it.
 GENE_FACTOR = 0.9
-#: Shares of the genes, and of a cell's non-zero values, that are left in training: least and largest.
+#: Fractions of the genes, and of the non-zero values of a cell, that training keeps: smallest and largest.
 MEASURED, DEPTH = (0.1, 0.95), (0.2, 1.0)
 #: Dimensions of the text vectors that are kept: those of most variance. Training time goes with them.
 TEXT_RANK = 128
 
 
+@dataclass(frozen=True, slots=True)
+class AdaptedOptions:
+    """How :class:`AdaptedEncoder` is trained.
+
+    Attributes
+    ----------
+    text_scale
+        Length of the text vectors. Large ones make A learn faster than the residuals and the encoder worse
+        than one with random vectors; at 0.1 both learn at one pace (`benchmarks/text_scale.py`).
+    """
+
+    label_smoothing: float = 0.1
+    weight_decay: float = 0.01
+    epochs: int = 12
+    batch_size: int = 256
+    lr: float = 3e-3
+    text_scale: float = 0.1
+
+
+@encoder("adapted", texts="genes")
 class AdaptedEncoder:
     """Cell vector ``c = LayerNorm(Z G / sqrt(n_genes))`` with gene vectors ``g_i = A e_i + r_i``.
 
@@ -40,12 +62,9 @@ class AdaptedEncoder:
         (n_genes, text_dim) float32 text vectors, or None for residuals alone (a control).
     profile
         What cells are turned into first, over the same genes.
-    text_scale
-        Length of the text vectors. Large ones make A learn faster than the residuals and the encoder worse
-        than one with random vectors; at 0.1 both learn at one pace (`benchmarks/text_scale.py`).
     """
 
-    name = "adapted"
+    name: str
 
     def __init__(
         self,
@@ -53,31 +72,26 @@ class AdaptedEncoder:
         profile: Profile,
         *,
         embed_dim: int = 128,
-        text_scale: float = 0.1,
-        label_smoothing: float = 0.1,
-        weight_decay: float = 0.01,
-        epochs: int = 12,
-        batch_size: int = 256,
-        lr: float = 3e-3,
+        options: AdaptedOptions | None = None,
     ) -> None:
         n_genes = len(profile.mean)
         if gene_vectors is not None and len(gene_vectors) != n_genes:
             raise ValueError(f"{len(gene_vectors)} gene vectors for {n_genes} genes")
         self.embed_dim = embed_dim
         self.profile = profile
-        self.text = None if gene_vectors is None else leading(centred(gene_vectors)) * np.float32(text_scale)
-        self.options = {
-            "label_smoothing": label_smoothing,
-            "weight_decay": weight_decay,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
-            "text_scale": text_scale,
-        }
+        self.options = AdaptedOptions() if options is None else options
+        self.text: Float32 | None = None
+        if gene_vectors is not None:
+            self.text = leading(centred(gene_vectors)) * np.float32(self.options.text_scale)
         self.G: Float32 = np.zeros((n_genes, embed_dim), dtype=np.float32)
         self.A: Float32 = np.zeros((0, embed_dim), dtype=np.float32)
         self.W: Float32 = np.zeros((0, embed_dim), dtype=np.float32)
         self.b: Float32 = np.zeros(0, dtype=np.float32)
+
+    @classmethod
+    def new(cls, material: Material) -> AdaptedEncoder:
+        """Return an encoder that standardises cells by those it will be trained on."""
+        return cls(material.gene_vectors, Profile.from_cells(material.cells.X, material.labels))
 
     def fit(
         self,
@@ -106,7 +120,7 @@ class AdaptedEncoder:
         if self.text is None:
             # Nothing to start from but noise, of the size that text vectors have.
             text, A = None, None
-            R = normal(n_genes, self.embed_dim, self.options["text_scale"])
+            R = normal(n_genes, self.embed_dim, self.options.text_scale)
         else:
             text = torch.from_numpy(self.text)
             A = normal(text.shape[1], self.embed_dim, text.shape[1] ** -0.5)
@@ -129,22 +143,18 @@ class AdaptedEncoder:
             # The profile's product, with the projection taken from the gene vectors.
             z = z @ (G - torch.outer(direction, direction @ G))
             c = F.layer_norm(z / n_genes**0.5, (self.embed_dim,))
-            return F.cross_entropy(
-                F.gelu(c) @ W.T + b, y[rows], label_smoothing=self.options["label_smoothing"]
-            )
+            return F.cross_entropy(F.gelu(c) @ W.T + b, y[rows], label_smoothing=self.options.label_smoothing)
 
         shared = [p for p in (A, W, b) if p is not None]
         train(
             [
                 {"params": shared, "weight_decay": 1e-3},
-                {"params": [R], "weight_decay": self.options["weight_decay"]},
+                {"params": [R], "weight_decay": self.options.weight_decay},
             ],
             loss,
             class_weights(labels, n_classes),
+            Schedule(self.options.epochs, self.options.batch_size, self.options.lr),
             seed=seed,
-            epochs=int(self.options["epochs"]),
-            batch_size=int(self.options["batch_size"]),
-            lr=self.options["lr"],
             stage="training the encoder",
             progress=progress,
         )
@@ -177,13 +187,15 @@ class AdaptedEncoder:
     def state(self) -> State:
         """Return what is needed to encode: gene vectors, text map and head, not the training data."""
         tensors = {"G": self.G, "A": self.A, "W": self.W, "b": self.b, **self.profile.state()}
-        return tensors, {"embed_dim": self.embed_dim, "options": self.options}
+        return tensors, {"embed_dim": self.embed_dim, "options": asdict(self.options)}
 
     @classmethod
     def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> AdaptedEncoder:
         """Rebuild from :meth:`state`."""
         profile = Profile.from_state(tensors)
-        encoder = cls(None, profile, embed_dim=int(meta["embed_dim"]), **meta["options"])
+        encoder = cls(
+            None, profile, embed_dim=int(meta["embed_dim"]), options=AdaptedOptions(**meta["options"])
+        )
         encoder.G, encoder.A = tensors["G"], tensors["A"]
         encoder.W, encoder.b = tensors["W"], tensors["b"]
         n_genes, d = len(profile.mean), encoder.embed_dim
@@ -193,12 +205,17 @@ class AdaptedEncoder:
         return encoder
 
 
+@encoder("residual")
+class ResidualEncoder(AdaptedEncoder):
+    """Residuals alone: what the encoder ``adapted`` is without text."""
+
+
 def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a batch as another data set might show it: its cells, gene factors, and the genes it measured.
 
-    Each batch lacks another share of the genes, sees each gene by another factor and, every other time, each
-    cell at another depth: what the encoder learns must not hang on a few genes, nor on how well they are seen
-    here.
+    Each batch lacks another fraction of the genes, sees each gene by another factor and, every other time,
+    each cell at another depth: what the encoder learns must not depend on a few genes, nor on how well they
+    are seen here.
 
     Parameters
     ----------
@@ -208,7 +225,7 @@ def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor
     Returns
     -------
     x
-        (n, n_genes) float32, perhaps thinned.
+        (n, n_genes) float32, perhaps downsampled.
     factor
         (n_genes,) float32, what each gene is still to be multiplied by.
     genes

@@ -11,7 +11,15 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk, Float32, Progress, State, no_progress
-from scvec.encoders.statistics import MIN_SPREAD, Profile, most_variable
+from scvec.encoders import Material, encoder
+from scvec.encoders.statistics import (
+    MIN_SPREAD,
+    Profile,
+    StatisticsAccumulator,
+    class_moments,
+    most_variable,
+    variability,
+)
 
 __all__ = ["Axes", "DiscriminantEncoder"]
 
@@ -108,6 +116,7 @@ class Axes:
         return np.asarray(found / lengths[:, None], dtype=np.float32), lengths
 
 
+@encoder("discriminant", refits=True)
 class DiscriminantEncoder:
     """Cell vectors in which cells of one class lie in one direction.
 
@@ -119,19 +128,28 @@ class DiscriminantEncoder:
 
     Parameters
     ----------
-    variability
+    scores
         (n_genes,) of :func:`scvec.encoders.statistics.variability`, over all genes of the reference.
     axes
         Where trained.
     """
 
-    name = "discriminant"
+    name: str
 
-    def __init__(self, variability: npt.NDArray[np.floating], axes: tuple[Axes, ...] = ()) -> None:
-        self.variability = np.asarray(variability, dtype=np.float32)
+    def __init__(self, scores: npt.NDArray[np.floating], axes: tuple[Axes, ...] = ()) -> None:
+        self.variability = np.asarray(scores, dtype=np.float32)
         self.axes = axes
         #: Length of a cell vector: at most twice the number of classes less one.
         self.embed_dim = sum(a.weights.shape[1] for a in axes)
+
+    @classmethod
+    def new(cls, material: Material) -> DiscriminantEncoder:
+        """Return an encoder that knows how variable genes are."""
+        if material.variability is not None:
+            return cls(material.variability)
+        counted = StatisticsAccumulator(material.cells.X.shape[1])
+        counted.add(material.cells.X)
+        return cls(variability(counted.result()))
 
     @property
     def genes(self) -> Int64:
@@ -226,11 +244,11 @@ class DiscriminantEncoder:
     @classmethod
     def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> DiscriminantEncoder:
         """Rebuild from :meth:`state`."""
-        variability = tensors["variability"]
+        scores = tensors["variability"]
         axes = []
         for i in range(int(meta["n_sets"])):
             genes = tensors[f"{i}.genes"].astype(np.int64)
-            if len(genes) == 0 or genes.min() < 0 or genes.max() >= len(variability):
+            if len(genes) == 0 or genes.min() < 0 or genes.max() >= len(scores):
                 raise ValueError("axes of genes that the reference does not have")
             profile = Profile.from_state(
                 {name: tensors[f"{i}.{name}"] for name in ("profile.mean", "profile.spread")}
@@ -238,7 +256,7 @@ class DiscriminantEncoder:
             axes.append(Axes(genes, profile, tensors[f"{i}.mean"], tensors[f"{i}.weights"]))
         if not axes:
             raise ValueError("a discriminant space without axes")
-        return cls(variability, tuple(axes))
+        return cls(scores, tuple(axes))
 
 
 def rescaled(X: Any, measured: npt.NDArray[np.bool_], genes: Int64 | None = None) -> Any:
@@ -267,13 +285,6 @@ def separation(X: Any, labels: Int64) -> Float64:
 
     Classes count alike; ``MIN_SPREAD`` keeps genes that hardly vary from having the largest ratios.
     """
-    from scipy.sparse import csr_matrix
-
-    codes = np.unique(labels, return_inverse=True)[1]
-    weights = 1.0 / np.bincount(codes)[codes]
-    member = csr_matrix((weights, (codes, np.arange(len(codes)))), shape=(int(codes.max()) + 1, len(codes)))
-    first = (member @ X).toarray().astype(np.float64)
-    second = (member @ X.multiply(X).tocsr()).toarray().astype(np.float64)
-    within = np.maximum(second - first**2, 0.0).mean(axis=0)
-    ratio: Float64 = first.var(axis=0) / (within + MIN_SPREAD**2)
+    means, within = class_moments(X, labels)
+    ratio: Float64 = means.var(axis=0) / (within + MIN_SPREAD**2)
     return ratio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +14,31 @@ from scvec.base.types import Progress, no_progress
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["class_weights", "train"]
+__all__ = ["Schedule", "class_weights", "train"]
 
 #: Small references see each cell more often: fewer steps than this leave the start in the result.
 MIN_STEPS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long a training goes on.
+
+    Attributes
+    ----------
+    min_steps, max_steps
+        Large references see each cell less often: their gradient needs no more steps than this.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    min_steps: int = MIN_STEPS
+    max_steps: int = 4000
+
+    def n_steps(self, n: int) -> int:
+        """Return the number of steps for n cells."""
+        return max(self.min_steps, min(self.max_steps, self.epochs * -(-n // self.batch_size)))
 
 
 def class_weights(labels: npt.NDArray[np.int64], n_classes: int) -> npt.NDArray[np.float64]:
@@ -36,13 +58,9 @@ def train(
     parameters: list[dict[str, object]],
     loss: Callable[[torch.Tensor], torch.Tensor],
     weights: npt.NDArray[np.float64],
+    schedule: Schedule,
     *,
     seed: int,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    min_steps: int = MIN_STEPS,
-    max_steps: int = 4000,
     stage: str = "training",
     progress: Progress = no_progress,
 ) -> None:
@@ -56,24 +74,22 @@ def train(
         Called with row numbers (batch_size,) int64 of the cells in a batch.
     weights
         (n,) float64 sampling weights that sum to 1.
-    min_steps, max_steps
-        Large references see each cell less often: their gradient needs no more steps than this.
     """
     import torch
 
-    n_steps = max(min_steps, min(max_steps, epochs * -(-len(weights) // batch_size)))
+    n_steps = schedule.n_steps(len(weights))
     rng = np.random.default_rng(seed)
     # What rng.choice(p=weights) draws, without checking and adding up all weights at every step.
     upto = np.cumsum(weights)
     upto /= upto[-1]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=n_steps)
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.lr, fused=True)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.lr, total_steps=n_steps)
     for step in range(n_steps):
-        rows = upto.searchsorted(rng.random(batch_size), side="right")
+        rows = upto.searchsorted(rng.random(schedule.batch_size), side="right")
         value = loss(torch.from_numpy(rows))
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        schedule.step()
+        cycle.step()
         if step % 10 == 9 or step == n_steps - 1:
             progress(stage, step + 1, n_steps)

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.types import CellChunk, Float32, Progress, State, no_progress
-from scvec.encoders.statistics import MIN_SD, GeneStatistics
+from scvec.encoders import Material, encoder
+from scvec.encoders.statistics import MIN_SD, GeneStatistics, StatisticsAccumulator
 
 __all__ = ["CLIP", "PCAEncoder", "Scaling"]
 
@@ -80,6 +81,7 @@ class Scaling:
         return {"scaling.mean": self.mean, "scaling.sd": self.sd}
 
 
+@encoder("pca")
 class PCAEncoder:
     """The first principal components of z-scored expression, as scanpy's ``pp.scale`` and ``tl.pca``.
 
@@ -91,12 +93,19 @@ class PCAEncoder:
         Number of components; fewer when there are fewer cells or genes.
     """
 
-    name = "pca"
+    name: str
 
     def __init__(self, scaling: Scaling, *, embed_dim: int = 50) -> None:
         self.scaling = scaling
         self.embed_dim = embed_dim
         self.components: Float32 = np.zeros((len(scaling.mean), 0), dtype=np.float32)
+
+    @classmethod
+    def new(cls, material: Material) -> PCAEncoder:
+        """Return an encoder that standardises cells by those it will be trained on."""
+        counted = StatisticsAccumulator(material.cells.X.shape[1])
+        counted.add(material.cells.X)
+        return cls(Scaling.from_statistics(counted.result()))
 
     def fit(
         self,

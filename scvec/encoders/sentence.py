@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError, StoreError
-from scvec.base.types import Backbone, CellChunk, Float32, Progress, State, no_progress
-from scvec.encoders.prompt.slots import ranked
+from scvec.base.types import Backbone, CellChunk, Float32, Progress, Space, State, no_progress
+from scvec.encoders import Material, Models, encoder
+from scvec.encoders.prompt import ranked
 
 __all__ = ["SentenceEncoder", "sentences"]
 
@@ -31,6 +32,7 @@ def sentences(X: Any, symbols: Sequence[str], n_genes: int) -> list[str]:
     return [" ".join(symbols[int(g)] for g in genes[:n]) for genes, n in rows]
 
 
+@encoder("sentence", texts="cells", uses_gpu=True)
 class SentenceEncoder:
     """Vectors of rank-ordered cell sentences, scaled to length 1.
 
@@ -46,7 +48,8 @@ class SentenceEncoder:
         Genes of a cell that are named.
     """
 
-    name = "sentence"
+    name: str
+    takes_turns: bool
 
     def __init__(self, backbone: Backbone, symbols: Sequence[str], *, n_genes: int | None = None) -> None:
         if n_genes is not None and n_genes < 1:
@@ -55,11 +58,28 @@ class SentenceEncoder:
         self.n_genes = N_GENES if n_genes is None else n_genes
         self.embed_dim = backbone.space.dim
 
-    takes_turns = True
     #: Each cell that calibration holds out is read once.
     held_out_cells = 300
     #: Largest cosine distance that is rounding: a GPU reads in bf16.
     parity = 1e-3
+
+    @classmethod
+    def prepare(cls, models: Models, *, n_genes: int | None) -> tuple[Backbone, int | None]:
+        """Return the model that reads the sentences, and the genes of one."""
+        return models.backbone(), n_genes
+
+    @classmethod
+    def new(cls, material: Material) -> SentenceEncoder:
+        """Return the encoder of a model and the symbols of genes."""
+        backbone, n_genes = material.prepared
+        return cls(backbone, material.symbols, n_genes=n_genes)
+
+    @classmethod
+    def load(
+        cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any], models: Models
+    ) -> SentenceEncoder:
+        """Rebuild from :meth:`state`, with the model that the reference was made with."""
+        return cls.from_state(meta, models.backbone())
 
     def fit(
         self,
@@ -70,6 +90,11 @@ class SentenceEncoder:
         progress: Progress = no_progress,
     ) -> None:
         """Do nothing: the model is taken as it is."""
+
+    @property
+    def space(self) -> Space:
+        """The space of the model."""
+        return self.backbone.space
 
     def encode(self, chunk: CellChunk) -> Float32:
         """Return (n, embed_dim) float32 vectors of length 1."""

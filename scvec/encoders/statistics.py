@@ -16,10 +16,14 @@ __all__ = [
     "GeneStatistics",
     "Profile",
     "StatisticsAccumulator",
+    "class_means",
+    "class_moments",
     "highly_variable",
     "most_variable",
     "variability",
 ]
+
+Float64 = npt.NDArray[np.float64]
 
 #: Added to the spread of a gene within classes, in log1p CP10k: a gene silent in most classes has next to
 #: none, and would count for more than all markers. Macro-F1 is flat from 0.1 to 0.4.
@@ -30,6 +34,31 @@ def most_variable(scores: npt.NDArray[np.floating], n_genes: int) -> npt.NDArray
     """Return the numbers of the ``n_genes`` genes of the largest scores, ascending; -inf is never chosen."""
     best = np.argsort(-scores, kind="stable")[: min(n_genes, int(np.isfinite(scores).sum()))]
     return np.sort(best).astype(np.int64)
+
+
+def class_means(X: Any, labels: npt.NDArray[np.int64], n_classes: int) -> Float64:
+    """Return (n_classes, n_genes) float64 means of the cells X CSR of each class; zeros without cells.
+
+    Parameters
+    ----------
+    labels
+        (n,) int64 class numbers, -1 for none.
+    """
+    from scipy.sparse import csr_matrix
+
+    rows = np.flatnonzero(labels >= 0)
+    codes = labels[rows]
+    weights = 1.0 / np.bincount(codes, minlength=n_classes)[codes]
+    member = csr_matrix((weights, (codes, rows)), shape=(n_classes, len(labels)))
+    return np.asarray((member @ X).toarray(), dtype=np.float64)
+
+
+def class_moments(X: Any, labels: npt.NDArray[np.int64]) -> tuple[Float64, Float64]:
+    """Return means of each class that has cells (n, n_genes), and the mean variance within one (n_genes,)."""
+    codes = np.full(len(labels), -1, dtype=np.int64)
+    there, codes[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)
+    means, squares = (class_means(values, codes, len(there)) for values in (X, X.multiply(X).tocsr()))
+    return means, np.maximum(squares - means**2, 0.0).mean(axis=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +88,8 @@ class Profile:
     @classmethod
     def from_cells(cls, X: Any, labels: npt.NDArray[np.int64]) -> Profile:
         """Learn from cells X (n, n_genes) CSR and their classes; ``labels`` (n,) int64, -1 for none."""
-        from scipy.sparse import csr_matrix
-
-        rows = np.flatnonzero(labels >= 0)
-        codes = np.unique(labels[rows], return_inverse=True)[1]
-        weights = 1.0 / np.bincount(codes)[codes]
-        means = csr_matrix((weights, (codes, rows)), shape=(int(codes.max()) + 1, len(labels)))
-        first = (means @ X).toarray().astype(np.float64)
-        second = (means @ X.multiply(X)).toarray().astype(np.float64)
-        variance = np.maximum(second - first**2, 0.0).mean(axis=0)
-        return cls(first.mean(axis=0).astype(np.float32), (np.sqrt(variance) + MIN_SPREAD).astype(np.float32))
+        means, within = class_moments(X, labels)
+        return cls(means.mean(axis=0).astype(np.float32), (np.sqrt(within) + MIN_SPREAD).astype(np.float32))
 
     def select(self, genes: npt.NDArray[np.int64]) -> Profile:
         """Return the profile of some genes."""
@@ -129,8 +150,6 @@ class Profile:
         """Return the arrays to save."""
         return {"profile.mean": self.mean, "profile.spread": self.spread}
 
-
-Float64 = npt.NDArray[np.float64]
 
 #: Standard deviations below this are noise of a handful of cells; dividing by them would let one read
 #: outweigh a marker gene.

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.types import CellChunk, Float32, Progress, State, no_progress
+from scvec.encoders import Material, encoder
 
 __all__ = ["WeightedEncoder"]
 
 
+@encoder("weighted", texts="genes")
 class WeightedEncoder:
     """Mean of gene vectors weighted by log expression, scaled to length 1.
 
@@ -25,11 +27,16 @@ class WeightedEncoder:
         (n_genes, dim) float32.
     """
 
-    name = "weighted"
+    name: str
 
     def __init__(self, gene_vectors: Float32) -> None:
         self.gene_vectors = np.ascontiguousarray(gene_vectors, dtype=np.float32)
         self.embed_dim = int(gene_vectors.shape[1])
+
+    @classmethod
+    def new(cls, material: Material) -> WeightedEncoder:
+        """Return the encoder of gene vectors."""
+        return cls(np.asarray(material.gene_vectors))
 
     def fit(
         self,

@@ -8,9 +8,11 @@ import errno
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +22,8 @@ from typing import Any
 
 from scvec.base.errors import InputError, NetworkError, ResourceError, ScvecError
 from scvec.base.types import Progress, no_progress
-from scvec.engines.engine import check_answers
 
-__all__ = ["Node", "Plan", "joined", "nodes", "plan"]
+__all__ = ["Node", "Plan", "check_answers", "joined", "nodes", "plan"]
 
 #: Cores that one worker, and one shard, asks for: with one of each to a core, all of them find room.
 CPUS = 0.5
@@ -32,8 +33,46 @@ SHARD_ROWS = 100_000
 PROCESS_BYTES = 400 << 20
 #: A worker that cannot have this much is not started, if there is another one.
 LEAST_BYTES = 256 << 20
-#: Share of a node's memory that is given out.
-MEMORY_SHARE = 0.9
+#: Fraction of the memory of a node that is given out.
+MEMORY_FRACTION = 0.9
+
+
+#: Seconds that a cluster has to take a connection.
+CONNECT_TIMEOUT = 10.0
+
+
+def check_answers(address: str, where: str) -> None:
+    """Refuse an address that nothing listens at, which Ray itself would try for minutes.
+
+    Parameters
+    ----------
+    address
+        ``HOST:PORT``.
+    where
+        What to call it in messages.
+
+    Raises
+    ------
+    InputError
+        If it is no address.
+    NetworkError
+        If nothing answers.
+    """
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^\s:/\[\]]+)):(\d{1,5})", address)
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise InputError(
+            "this is no address of a Ray cluster",
+            where,
+            "give HOST:PORT of its head, or auto on a node of it",
+        )
+    try:
+        socket.create_connection((match[1] or match[2], int(match[3])), CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise NetworkError(
+            f"no Ray cluster answers ({error.strerror or error})",
+            where,
+            "start one: ray start --head; docs/cluster.md",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +107,7 @@ class Plan:
     cpus
         Cores that each asks for.
     worker_gpus
-        Share of a GPU of each worker; 0 without.
+        Fraction of a GPU of each worker; 0 without.
     shard_threads
         Threads that search a shard.
     """
@@ -140,31 +179,31 @@ def plan(
     n_workers = sum(c for _, c in hosts)
     per_node = math.ceil(n_shards / len(useful))
     # The node that has the least for a worker says what each gets.
-    free = min((n.memory * MEMORY_SHARE - per_node * shard_memory) / c for n, c in hosts)
+    free = min((n.memory * MEMORY_FRACTION - per_node * shard_memory) / c for n, c in hosts)
     share = max(free, PROCESS_BYTES + LEAST_BYTES)
     if memory is not None:
         n_workers = max(1, min(n_workers, memory // LEAST_BYTES))
         share = min(share, PROCESS_BYTES + memory / n_workers)
     if free < PROCESS_BYTES + LEAST_BYTES:
         # Fewer of them, each with enough; one in any case.
-        left = [max(0.0, n.memory * MEMORY_SHARE - per_node * shard_memory) for n, _ in hosts]
+        left = [max(0.0, n.memory * MEMORY_FRACTION - per_node * shard_memory) for n, _ in hosts]
         n_workers = max(1, min(n_workers, int(sum(bytes_ // share for bytes_ in left))))
     share = min(share, max(n.memory for n, _ in hosts))
-    gpus = 0.0
-    if on_gpu:
-        per_gpu = math.ceil(max(c / int(n.gpus) for n, c in hosts))
-        gpus = math.floor(10_000 / max(1, per_gpu)) / 10_000
-    reading = max(1 << 20, int(share - PROCESS_BYTES))
-    threads = max(1, min(cores) // max(1, per_node))
     return Plan(
         n_workers,
         n_shards,
         int(share),
         shard_memory,
-        reading,
-        worker_gpus=gpus,
-        shard_threads=threads,
+        reading=max(1 << 20, int(share - PROCESS_BYTES)),
+        worker_gpus=_gpu_fraction(hosts) if on_gpu else 0.0,
+        shard_threads=max(1, min(cores) // max(1, per_node)),
     )
+
+
+def _gpu_fraction(hosts: Sequence[tuple[Node, int]]) -> float:
+    """Return the fraction of a GPU of each worker, with a worker to each core of the nodes."""
+    per_gpu = math.ceil(max(cores / int(node.gpus) for node, cores in hosts))
+    return math.floor(10_000 / max(1, per_gpu)) / 10_000
 
 
 def _shard_bytes(n_rows: int, n_shards: int, dim: int) -> int:

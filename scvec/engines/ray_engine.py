@@ -15,14 +15,27 @@ import ray
 from scvec.base.errors import InputError, NetworkError, ResourceError, ScvecError
 from scvec.base.resources import parse_memory
 from scvec.base.types import CellChunk, CellEncoder, Float32, Int64, Progress, no_progress
+from scvec.encoders import encoder_kind
 from scvec.engines.ray_cluster import Plan, joined, nodes, plan
-from scvec.engines.ray_workers import GRACE, PATIENCE, Task
+from scvec.engines.ray_workers import (
+    GRACE,
+    PATIENCE,
+    AnnotateJob,
+    Annotator,
+    EncodeJob,
+    Encoder,
+    Reads,
+    ReferencePlace,
+    Shard,
+    ShardHandle,
+    Task,
+)
 from scvec.ingest.cells.source import recipe_of
 from scvec.stores.index import index_class
 from scvec.stores.index.shards import spans
 
 if TYPE_CHECKING:
-    from scvec.engines.ray_workers import ReferencePlace, ShardHandle, Task
+    from scvec.engines import Engine
     from scvec.ingest.genes.names import GeneMap
     from scvec.model.matching import MatchedSource
     from scvec.model.query_options import QueryOptions
@@ -58,7 +71,7 @@ class Pool:
         #: Number of a worker -> tasks it has; those that are starting anew are not in it.
         self._load = dict.fromkeys(range(len(self._workers)), 0)
         self._running: dict[Any, tuple[int, Task]] = {}
-        self._mending: dict[Any, tuple[int, float]] = {}
+        self._restarting: dict[Any, tuple[int, float]] = {}
         self._tries: dict[int, int] = {}
 
     def map(
@@ -119,7 +132,7 @@ class Pool:
                 except ray.exceptions.RayError as error:
                     self._blame(task, error)
                     again.append((task, sent[task.number]))
-                    self._mend(worker)
+                    self._restart(worker)
                     continue
                 sent.pop(task.number, None)
                 done[task.number] = (task, answer)
@@ -131,28 +144,28 @@ class Pool:
 
     def _finished(self) -> list[Any]:
         """Wait for tasks, and for workers that are starting anew."""
-        if not self._load and not self._mending:
+        if not self._load and not self._restarting:
             raise NetworkError(
                 "every worker of the cluster died", "--engine ray", "run the same command again"
             )
-        refs = [*self._running, *self._mending]
+        refs = [*self._running, *self._restarting]
         ready, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE)
         if ready:
             # All that are there by now, or those first in the list would always be seen first.
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         finished = []
         for ref in ready:
-            if ref in self._mending:
-                worker, _ = self._mending.pop(ref)
+            if ref in self._restarting:
+                worker, _ = self._restarting.pop(ref)
                 try:
                     ray.get(ref)
                     self._load[worker] = sum(w == worker for w, _ in self._running.values())
                 except ray.exceptions.RayError:
-                    pass  # it is gone for good; the others do its work
+                    pass  # it does not come back; the others do its work
             else:
                 finished.append(ref)
         now = time.monotonic()
-        if not self._load and self._mending and all(now - t > GRACE for _, t in self._mending.values()):
+        if not self._load and self._restarting and all(now - t > GRACE for _, t in self._restarting.values()):
             raise NetworkError(
                 "no worker of the cluster comes back", "--engine ray", "look at its nodes: ray status"
             )
@@ -168,10 +181,10 @@ class Pool:
         what = f"{tries} workers died one after the other of the same cells"
         raise NetworkError(what, where, "run it without --engine ray to see why")
 
-    def _mend(self, worker: int) -> None:
+    def _restart(self, worker: int) -> None:
         if worker in self._load:
             del self._load[worker]
-            self._mending[self._workers[worker].alive.remote()] = (worker, time.monotonic())
+            self._restarting[self._workers[worker].alive.remote()] = (worker, time.monotonic())
 
 
 def cause_of(error: Exception) -> Exception:
@@ -182,8 +195,6 @@ def cause_of(error: Exception) -> Exception:
     return cause if isinstance(cause, MemoryError | OSError) else error
 
 
-#: Encoders that compute with torch, and so on a GPU where there is one.
-ON_GPU = ("prompt", "sentence")
 #: Seconds that a worker or a shard has to be there and loaded.
 START = 180.0
 #: Times that Ray starts a worker, and a shard, anew.
@@ -222,7 +233,6 @@ def predict_by_ray(
     NetworkError
         If the cluster cannot be reached, or a shard or all workers are lost.
     """
-    from scvec.engines.ray_workers import AnnotateJob, Annotator, Reads, ReferencePlace
     from scvec.model.gene_fit import fit_state
 
     # Rows of an exact index may be divided anywhere: searching the parts gives what searching the whole does.
@@ -234,7 +244,7 @@ def predict_by_ray(
             dim=stored.dim,
             memory=None if options.memory is None else parse_memory(options.memory),
             device=options.device,
-            uses_gpu=stored.meta["model"]["encoder"]["name"] in ON_GPU,
+            uses_gpu=encoder_kind(stored.meta["model"]["encoder"]["name"]).uses_gpu,
             splits=splits,
         )
         place = ReferencePlace(
@@ -256,12 +266,7 @@ def encode_by_ray(
     encoder: CellEncoder,
     matched: Sequence[MatchedSource],
     maps: Sequence[GeneMap],
-    *,
-    address: str | None,
-    memory: str | int | None,
-    backbone: str,
-    device: str,
-    llm: str | None,
+    engine: Engine,
     progress: Progress,
 ) -> Float32:
     """Encode the cells of a reference on a cluster, by an encoder that was just trained.
@@ -275,24 +280,24 @@ def encode_by_ray(
     NetworkError
         If the cluster cannot be reached, or all workers are lost.
     """
-    from scvec.engines.ray_workers import EncodeJob, Encoder, Reads
-
     tensors, state = encoder.state()
-    meta = {"model": {"encoder": {"name": encoder.name, **state}}, "options": {"backbone": backbone}}
+    meta = {"model": {"encoder": {"name": encoder.name, **state}}, "options": {"backbone": engine.backbone}}
     vectors = np.empty((sum(m.source.n_obs for m in matched), encoder.embed_dim), dtype=np.float32)
     starts = np.cumsum([0, *(m.source.n_obs for m in matched)])
-    with joined(address, progress=progress) as ray:
+    with joined(engine.ray_address, progress=progress) as ray:
         room = plan(
             nodes(ray),
             n_rows=0,
             dim=encoder.embed_dim,
-            memory=None if memory is None else parse_memory(memory),
-            device=device,
-            uses_gpu=encoder.name in ON_GPU,
+            memory=None if engine.memory is None else parse_memory(engine.memory),
+            device=engine.device,
+            uses_gpu=encoder_kind(encoder.name).uses_gpu,
         )
         with _actors() as actors:
             reads = Reads([recipe_of(m.source) for m in matched], maps, room.reading)
-            crew = _crew(ray, Encoder, EncodeJob(reads, meta, tensors, device, llm), room, actors)
+            crew = _crew(
+                ray, Encoder, EncodeJob(reads, meta, tensors, engine.device, engine.llm), room, actors
+            )
             for task, found in _Work(ray, crew, matched, maps, "encoding cells", progress).done():
                 start = starts[task.source]
                 vectors[start + task.first : start + task.last] = found
@@ -324,8 +329,6 @@ def _shards(
     recall: float | None,
 ) -> list[ShardHandle]:
     """Start the shards, spread over the nodes, and wait until all are loaded."""
-    from scvec.engines.ray_workers import Shard, ShardHandle
-
     made = ray.remote(concurrency_groups={"health": 1})(Shard)
     shards = []
     held = spans(n, room.n_shards)
@@ -362,7 +365,7 @@ class _Crew:
 
 
 def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Crew:
-    """Start the workers and wait until they are loaded; those that find no room are done without."""
+    """Start the workers and wait until they are loaded. Workers that find no room are left out."""
     from scvec import __version__
 
     made = ray.remote(concurrency_groups={"health": 1})(kind)
@@ -430,8 +433,6 @@ class _Work:
         return Pool(self._crew.workers, self._crew.job).map(self._tasks(), self._send, self._told)
 
     def _tasks(self) -> Iterator[Task]:
-        from scvec.engines.ray_workers import Task
-
         number = 0
         for i, matched in enumerate(self._matched):
             # As without Ray: in other chunks products of matrices would differ in the last bits.

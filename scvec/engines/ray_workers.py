@@ -324,7 +324,7 @@ class AnnotateJob:
 
 
 class Annotator(_Worker):
-    """Names cells: reads them, encodes them, and asks the shards for neighbours."""
+    """Annotates cells: reads them, encodes them, and asks the shards for neighbours."""
 
     def _load(self, job: AnnotateJob) -> None:
         from scvec.model.gene_fit import fit_of
@@ -366,11 +366,11 @@ class Encoder(_Worker):
 
     def _load(self, job: EncodeJob) -> None:
         from scvec.encoders import load_encoder
-        from scvec.model.encoder_parts import stored_parts
+        from scvec.model.encoder_models import stored_models
 
-        parts = stored_parts(job.meta, device=job.device, llm=job.llm)
+        models = stored_models(job.meta, device=job.device, llm=job.llm)
         state = job.meta["model"]["encoder"]
-        self._encoder = load_encoder(state["name"], dict(job.tensors), state, parts=parts)
+        self._encoder = load_encoder(state["name"], dict(job.tensors), state, models)
 
     def _answer(self, cells: CellChunk) -> Float32:
         return self._encoder.encode(cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,17 +13,19 @@ import scipy.sparse as sp
 
 from scvec.base.errors import InputError
 from scvec.base.types import Progress
+from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, most_variable, variability
 
 if TYPE_CHECKING:
     from scvec.base.types import Float32, Species
-    from scvec.encoders.statistics import GeneStatistics
     from scvec.ingest.genes.names import GeneMap, GeneResolver
     from scvec.model.matching import MatchedSource
 
-__all__ = ["Axis", "align_species", "common_axis", "gene_statistics"]
+__all__ = ["Axis", "ReferenceGenes", "align_species", "common_axis", "gene_statistics", "reference_genes"]
 
 #: Counts per ten thousand that both sides of a ratio are raised by: genes next to silent have no factor.
 PSEUDO = 0.5
+#: Variable genes that an encoder takes that does not choose among all.
+N_GENES = 3000
 #: Cells of a class that a species must have for its mean to count.
 MIN_CELLS = 5
 
@@ -43,6 +46,8 @@ class Axis:
         Species -> number of its cells, that of ``species`` first.
     factors
         Other species -> (n,) float32 what its values are multiplied by, on the linear scale; in ``maps``.
+    notes
+        What a user should know of how the genes were found.
     """
 
     species: Species
@@ -50,6 +55,7 @@ class Axis:
     maps: list[GeneMap]
     n_cells: dict[Species, int]
     factors: dict[Species, Float32] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def select(self, genes: npt.NDArray[np.int64]) -> Axis:
         """Return the axis of some genes. What a column gives to them is what it gave them among all."""
@@ -59,6 +65,62 @@ class Axis:
             maps=[m.select(genes) for m in self.maps],
             factors={species: values[genes] for species, values in self.factors.items()},
         )
+
+
+@dataclass(frozen=True)
+class ReferenceGenes:
+    """The genes of a reference, and what all its cells say of them.
+
+    Attributes
+    ----------
+    axis
+        All of them, the levels of other species fitted to those of its own.
+    statistics
+        Over all cells.
+    variability
+        (n,) float64 how variable each gene is.
+    notes
+        What a user should know of the levels of other species.
+    """
+
+    axis: Axis
+    statistics: GeneStatistics
+    variability: npt.NDArray[np.float64]
+    notes: list[str]
+
+    @cached_property
+    def chosen(self) -> npt.NDArray[np.int64]:
+        """Numbers of the most variable genes, for an encoder that does not choose for itself."""
+        return most_variable(self.variability, N_GENES)
+
+    @cached_property
+    def narrow(self) -> Axis:
+        """The axis of the chosen genes."""
+        return self.axis.select(self.chosen)
+
+    def taken(self, n_genes: int) -> Axis:
+        """Return the axis of an encoder of so many genes: of all, or of the chosen."""
+        return self.axis if n_genes == len(self.axis.gene_ids) else self.narrow
+
+
+def reference_genes(
+    axis: Axis, matched: Sequence[MatchedSource], codes: npt.NDArray[np.int64], progress: Progress
+) -> ReferenceGenes:
+    """Read all cells once, and return what they say of the genes of an axis.
+
+    Parameters
+    ----------
+    codes
+        (n_cells,) int64 class numbers of the cells of all files, -1 for none.
+
+    Raises
+    ------
+    InputError
+        If no gene is expressed.
+    """
+    statistics, scores = gene_statistics(axis, matched, progress)
+    aligned, notes = align_species(axis, matched, codes)
+    return ReferenceGenes(aligned, statistics, scores, notes)
 
 
 def common_axis(matched: Sequence[MatchedSource], resolver: GeneResolver) -> Axis:
@@ -89,9 +151,10 @@ def common_axis(matched: Sequence[MatchedSource], resolver: GeneResolver) -> Axi
     if not common:
         raise InputError("the reference files have no gene in common", fix="ingest them one by one")
     left_out = len(set.union(*sets)) - len(common)
-    if left_out:
-        matched[0].source.notes.append(f"{left_out:,} genes that not every file has were left out")
-    return Axis(target, common, [resolver.map_to(m.match, common, target) for m in matched], n_cells)
+    maps = [resolver.map_to(m.match, common, target) for m in matched]
+    notes = [f"{left_out:,} genes that not every file has were left out"] if left_out else []
+    notes += [note for genes in maps for note in genes.notes]
+    return Axis(target, common, maps, n_cells, notes=tuple(notes))
 
 
 def gene_statistics(
@@ -107,12 +170,9 @@ def gene_statistics(
     InputError
         If no gene is expressed.
     """
-    from scvec.encoders.statistics import StatisticsAccumulator, variability
-
     gathered = {s: StatisticsAccumulator(len(axis.gene_ids)) for s in axis.n_cells}
     total, done = sum(axis.n_cells.values()), 0
     for m, genes in zip(matched, axis.maps, strict=True):
-        m.source.notes += genes.notes
         for chunk in m.chunks(genes):
             gathered[m.match.species].add(chunk.X)
             done += len(chunk)

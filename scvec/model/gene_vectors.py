@@ -27,7 +27,6 @@ from scvec.base.types import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scvec.backbones import BackboneSpec
     from scvec.backbones.remote import Estimate
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.reference_reader import StoredSpace
@@ -139,8 +138,6 @@ def stored_genes(
         There is no such space, several, or it has none of the genes.
     """
     import pandas as pd
-
-    from scvec.backbones.controls import permutation
 
     stored = _find(txn, spec.argument)
     rows = {gene_id: i for i, gene_id in enumerate(stored.genes["gene_id"])}
@@ -373,22 +370,13 @@ def encode_genes(
     # Long texts first: batches of like length waste least, and memory runs out at once or never.
     todo = sorted(unknown, key=lambda sha: (-len(text_of[sha]), sha))
     new: dict[str, Float32] = {}
-    outcome = Streamed({})
 
     def keep(numbers: Sequence[int], encoded: Float32) -> None:
         part = [todo[i] for i in numbers]
         cache.put_many(space, part, encoded)
         new.update(zip(part, encoded, strict=True))
 
-    if isinstance(backbone, StreamingBackbone):
-
-        def show(done: int, detail: str) -> None:
-            progress("encoding gene texts", done, len(todo), detail)
-
-        if todo:
-            outcome = backbone.encode_each([text_of[sha] for sha in todo], keep, progress=show)
-    else:
-        _encode_in_steps(backbone, [text_of[sha] for sha in todo], keep, progress)
+    outcome = _encode_all(backbone, [text_of[sha] for sha in todo], keep, progress)
     for row in np.flatnonzero(~found):
         if shas[row] in new:
             found[row], vectors[row] = True, new[shas[row]]
@@ -415,12 +403,19 @@ def encode_genes(
     )
 
 
-def _encode_in_steps(
+def _encode_all(
     backbone: Backbone,
     texts: list[str],
     keep: Callable[[Sequence[int], Float32], None],
     progress: Progress,
-) -> None:
+) -> Streamed:
+    """Encode texts, and give vectors to ``keep`` as they arrive; return what has none, and why."""
+    if isinstance(backbone, StreamingBackbone):
+
+        def show(done: int, detail: str) -> None:
+            progress("encoding gene texts", done, len(texts), detail)
+
+        return backbone.encode_each(texts, keep, progress=show) if texts else Streamed({})
     for start in range(0, len(texts), BATCH):
         numbers = range(start, min(start + BATCH, len(texts)))
         parts = []
@@ -429,6 +424,7 @@ def _encode_in_steps(
             parts.append(backbone.encode(texts[first : min(first + STEP, numbers.stop)]))
         keep(numbers, np.concatenate(parts))
         progress("encoding gene texts", numbers.stop, len(texts))
+    return Streamed({})
 
 
 def _failed(table: pd.DataFrame, reasons: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ MAX_TRAINING_CELLS = 20_000
 #: Cells of a label that the default encoder is fitted from at most: more cells of a common type change its
 #: mean and spread by little, and every fit to the genes of a query pays for them.
 CELLS_PER_LABEL = 500
-#: Cells that are trained on whatever the memory: with fewer of them rare labels are nothing but rare cells.
+#: Cells that are trained on whatever the memory: with fewer, a rare label has too few of them.
 MIN_TRAINING_CELLS = 2_000
 #: Bytes that training needs for a cell and gene (dense, five times over), and for a value that is not zero.
 BYTES_PER_GENE, BYTES_PER_VALUE = 20, 32
@@ -143,13 +143,19 @@ class Labelled:
         return np.sort(np.concatenate(kept))
 
     def sample(
-        self, memory: str | int | None, n_genes: int, seed: int, *, encoder: str = "discriminant"
+        self, memory: str | int | None, n_genes: int, seed: int, *, capped: bool
     ) -> tuple[npt.NDArray[np.int64], list[str]]:
-        """Return the cells to train on, over ``n_genes``, and what a user should know about it."""
+        """Return the cells to train on, over ``n_genes``, and what a user should know about it.
+
+        Parameters
+        ----------
+        capped
+            Take ``CELLS_PER_LABEL`` of a label at most.
+        """
         n_values = float(np.concatenate([s.n_genes_detected for s in self.sources]).mean())
         most = training_budget(memory, n_genes, n_values)
         rows, total = self.training_rows(seed, most), int((self.codes >= 0).sum())
-        if encoder == "discriminant":
+        if capped:
             rows = self._capped(rows, seed)
         if len(rows) == total:
             return rows, []
@@ -252,14 +258,14 @@ def incoherent_labels(
 ) -> list[LabelFinding]:
     """Return the labels of which most cells are not found again when they are held out.
 
-    A label is named where the share found again is below a half beyond doubt (upper end of the 95% interval
-    of Wilson 1927, doi:10.1080/01621459.1927.10502953): its cells may be of several types, or of the type
-    that they are taken for.
+    A label is reported where the fraction found again is below a half beyond doubt (upper end of the 95%
+    interval of Wilson 1927, doi:10.1080/01621459.1927.10502953): its cells may be of several types, or of the
+    type that they are taken for.
 
     Parameters
     ----------
     held_out
-        Per class, ``n`` held-out cells, the share ``recall`` that got their label, and the class number
+        Per class, ``n`` held-out cells, the fraction ``recall`` that got their label, and the class number
         ``taken_for`` of most of the others.
     """
     from scvec.ingest.cells.label_columns import LabelFinding
@@ -278,9 +284,9 @@ def incoherent_labels(
     return found
 
 
-def _wilson_upper(share: float, n: int, z: float = 1.96) -> float:
-    middle = share + z**2 / (2 * n)
-    return float((middle + z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))) / (1 + z**2 / n))
+def _wilson_upper(fraction: float, n: int, z: float = 1.96) -> float:
+    middle = fraction + z**2 / (2 * n)
+    return float((middle + z * np.sqrt(fraction * (1 - fraction) / n + z**2 / (4 * n**2))) / (1 + z**2 / n))
 
 
 def _batches(source: CellSource, batch_key: str, number: int) -> npt.NDArray[np.str_]:

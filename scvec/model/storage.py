@@ -14,7 +14,7 @@ from scvec.base.types import CellChunk
 from scvec.encoders import load_encoder
 from scvec.model.calibration import Calibration
 from scvec.model.classifiers import Head, Members
-from scvec.model.encoder_parts import stored_parts
+from scvec.model.encoder_models import stored_models
 from scvec.model.heldout import TrainingSample
 from scvec.model.novelty import Spread
 from scvec.model.reference import ReferenceModel
@@ -22,7 +22,7 @@ from scvec.stores.index.gpu import on_device
 
 if TYPE_CHECKING:
     from scvec.base.types import Float32, VectorIndex
-    from scvec.encoders import EncoderParts
+    from scvec.encoders import Models
     from scvec.stores.store.reference_reader import StoredReference
 
 __all__ = [
@@ -73,7 +73,7 @@ def probe_cells(
 CODE_COLUMN = "_scvec_class"
 #: Column that holds the species of each cell where a reference has two, for ``--where``.
 SPECIES_COLUMN = "scvec_species"
-#: Column that holds the file that each cell came from, once cells joined or left.
+#: Column that holds the file that each cell came from, once cells were appended or deleted.
 SOURCE_COLUMN = "scvec_source"
 #: Prefix of the tensors that hold what the genes of another species are multiplied by.
 FACTOR = "axis.factor."
@@ -109,11 +109,11 @@ def model_of(
     labels: npt.NDArray[np.int64],
     *,
     rows: npt.NDArray[np.int64] | None = None,
-    parts: EncoderParts | None = None,
+    models: Models | None = None,
 ) -> ReferenceModel:
     """Rebuild a model from :func:`model_state`; ValueError, KeyError or TypeError where parts do not fit."""
     encoder = load_encoder(
-        state["encoder"]["name"], _under("encoder.", tensors), dict(state["encoder"]), parts=parts
+        state["encoder"]["name"], _under("encoder.", tensors), dict(state["encoder"]), models
     )
     members = Members(
         encoder,
@@ -186,8 +186,8 @@ def load_model(
         if index is None:
             index = on_device(stored.searcher(exact=exact, recall=recall), resolved_device(device))
         labels = stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64)
-        parts = stored_parts(meta, device=device, llm=llm)
-        model = model_of(tensors, state, index, labels, parts=parts)
+        models = stored_models(meta, device=device, llm=llm)
+        model = model_of(tensors, state, index, labels, models=models)
         if meta.get("without_cells"):
             model.calibration = model.calibration.without_neighbors()
         members = model.members

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.types import CellChunk, CellEncoder, Float32, Progress
+from scvec.base.types import CellChunk, CellEncoder, Progress, no_progress
 
 if TYPE_CHECKING:
-    from scvec.encoders import EncoderParts
+    from scvec.encoders import EncoderKind, Material
     from scvec.ingest.genes.names import GeneMap
-    from scvec.model.gene_vectors import EncodedGenes
     from scvec.model.heldout import TrainingSample
     from scvec.model.labelled import Labelled
     from scvec.model.matching import MatchedSource
@@ -82,59 +82,55 @@ def read_sample(
 
 def train(
     sample: TrainingSample,
-    chosen: npt.NDArray[np.int64],
-    scores: npt.NDArray[np.float64],
-    encoder: str,
-    encoded: EncodedGenes | None,
-    encoder_parts: EncoderParts | None,
-    seed: int,
-    progress: Progress,
+    kind: EncoderKind,
+    material: Callable[..., Material],
+    *,
+    genes: npt.NDArray[np.int64] | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
     n_workers: int = 1,
 ) -> ReferenceModel:
     """Train and calibrate a reference on some of its cells.
 
     Parameters
     ----------
-    chosen
-        Numbers of the genes that the encoder takes; the encoder ``discriminant`` takes all and chooses.
-    scores
-        (n_genes,) how variable each gene is.
+    material
+        Makes the material of one training of its cells and labels, ``number`` and ``is_fold``.
+    genes
+        Numbers of the genes that the encoder takes; all when None.
     n_workers
-        Trainings at once.
+        Trainings at once. One that computes with torch goes alone: it takes the memory of a model.
+
+    Raises
+    ------
+    InputError
+        If fewer than two labels have cells.
     """
     from scvec.encoders import make_encoder
-    from scvec.encoders.discriminant import DiscriminantEncoder
-    from scvec.model.encoder_parts import for_training
     from scvec.model.reference import ReferenceModel
 
     if len(np.unique(sample.labels)) < 2:
         raise InputError("fewer than two labels have cells to train on", fix="give cells of two labels")
-    fold = itertools.count(1)
+    number = itertools.count(1)
 
     def new_encoder(part: CellChunk, labels: npt.NDArray[np.int64]) -> CellEncoder:
-        if encoder == DiscriminantEncoder.name:
-            return DiscriminantEncoder(scores)
-        of = encoder_parts
-        if of is not None:
-            of = for_training(of, next(fold), is_fold=len(part) < len(sample.labels))
-        return make_encoder(encoder, encoded.vectors if encoded else None, part, labels, parts=of)
+        is_fold = len(part) < len(sample.labels)
+        return make_encoder(kind.name, material(part, labels, number=next(number), is_fold=is_fold))
 
     return ReferenceModel.fit(
         new_encoder,
         sample,
-        genes=None if encoder == DiscriminantEncoder.name else chosen,
+        genes=genes,
         n_neighbors=min(N_NEIGHBORS, max(1, len(sample.labels) // 2)),
         seed=seed,
         progress=progress,
-        # Those that read with a language model take the memory of one, and their turns go by number.
-        n_workers=n_workers if encoder_parts is None else 1,
+        n_workers=1 if kind.uses_gpu else n_workers,
     )
 
 
 def class_tensors(sample: TrainingSample) -> dict[str, npt.NDArray[Any]]:
     """Return the mean cell of each class over all genes, and each gene's spread within classes."""
-    from scvec.encoders.statistics import Profile
-    from scvec.model.classifiers import sparse_class_means
+    from scvec.encoders.statistics import Profile, class_means
 
-    means: Float32 = sparse_class_means(sample.X, sample.labels, sample.n_classes)
+    means = class_means(sample.X, sample.labels, sample.n_classes).astype(np.float32)
     return {"classes.means": means, "classes.spread": Profile.from_cells(sample.X, sample.labels).spread}

@@ -1,26 +1,44 @@
-"""``scvec ingest cells --append`` and ``scvec rm --where``: cells join a reference and leave it."""
+"""``scvec ingest cells --append`` and ``scvec rm --where``: append cells to a reference, and delete cells."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from scvec.base.errors import InputError
 from scvec.base.results import Report
 from scvec.base.types import Progress, no_progress
+from scvec.ingest.cells.label_columns import as_label_map, read_names
+from scvec.ingest.cells.source import CellSource
+from scvec.model.cell_index import changed_meta, counts_of, grows_apart, put_whole, shrinks_in_place
+from scvec.model.explanation import files_of
+from scvec.model.matching import match_genes, query_genes, reference_share
+from scvec.model.resolvers import stored_resolver
+from scvec.model.storage import (
+    CODE_COLUMN,
+    SOURCE_COLUMN,
+    SPECIES_COLUMN,
+    load_model,
+    probe_cells,
+    probe_tensors,
+    sample_of,
+)
+from scvec.stores.knowledge.where import rows_where
+from scvec.stores.store.store import Store
+from scvec.workflows.ingest_options import AppendOptions
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from scvec.base.types import Float32
-    from scvec.ingest.cells.source import CellSource
+    from scvec.model.reference import ReferenceModel
     from scvec.stores.store.reference_reader import StoredReference
 
 __all__ = ["GrowReport", "append_cells", "drop_cells"]
@@ -29,20 +47,12 @@ __all__ = ["GrowReport", "append_cells", "drop_cells"]
 def append_cells(
     store: Path | str,
     refs: Sequence[Path | str | AnnData],
+    options: AppendOptions | None = None,
     *,
-    name: str,
-    label_key: str,
-    species: str = "auto",
-    layer: str | None = None,
-    values: str = "auto",
-    memory: str | int | None = None,
-    label_map: Mapping[str, str] | Path | str | None = None,
-    force: bool = False,
-    device: str = "auto",
-    llm: str | None = None,
     progress: Progress = no_progress,
+    **fields: Any,
 ) -> GrowReport:
-    """Add cells to a reference that is there, encoded as a query's are. Nothing is trained.
+    """Add cells to a reference, encoded as a query's are. Nothing is trained.
 
     Their vectors are kept beside the others', in an exact index of their own that is searched too, until they
     are many (`scvec.model.cell_index`). The neighbours know the new cells at once. Cell space, head,
@@ -51,123 +61,131 @@ def append_cells(
 
     Parameters
     ----------
-    name
-        A reference of the store.
-    label_key
-        Column of obs with the labels: those of the reference, or none.
-    label_map
-        As for :func:`scvec.ingest_cells`; an empty name leaves cells without a label.
-    species, layer, values, memory, force, device, llm
-        As for :func:`scvec.query`.
+    options, fields
+        :class:`AppendOptions`, or its fields as keywords; ``name`` and ``label_key`` are needed. Labels are
+        those of the reference, or none.
 
     Raises
     ------
     InputError
-        If there is no such reference, a label is none of the reference's, or a file cannot be used.
+        If there is no such reference, a label is not one of the reference, or a file cannot be used.
     """
-    import pandas as pd
-
-    from scvec.base.resources import check_device
-    from scvec.ingest.cells.label_columns import as_label_map
-    from scvec.ingest.cells.source import CellSource
-    from scvec.model.cell_index import changed_meta, counts_of, grows_apart, put_whole
-    from scvec.model.matching import match_genes, query_genes, reference_share
-    from scvec.model.resolvers import stored_resolver
-    from scvec.model.storage import CODE_COLUMN, SOURCE_COLUMN, SPECIES_COLUMN, load_model
-    from scvec.stores.store.store import Store
-
-    check_device(device)
-    names = as_label_map(label_map)
+    asked = replace(options, **fields) if options is not None else AppendOptions(**fields)
+    names = as_label_map(asked.label_map)
     if not refs:
         raise InputError("no file was given", fix="name at least one h5ad file")
     opened = Store(store)
-    opened.reference(name)  # names those there are
-    with opened.begin("ingest cells --append", {"name": name, "label_key": label_key}) as txn:
-        stored = opened.reference(name)
+    opened.reference(asked.name)  # names those there are
+    record = {"name": asked.name, "label_key": asked.label_key}
+    with opened.begin("ingest cells --append", record) as txn:
+        stored = opened.reference(asked.name)
         if stored.meta.get("without_cells"):
             what = "the reference was packed without its cells, and cannot take others"
-            raise InputError(what, name, "pull a pack with cells, or ingest a reference of your own")
-        model, resolver = load_model(stored, device=device, llm=llm), stored_resolver(opened)
-        encoder, wanted = model.members.encoder, model.members.genes
-        vectors: list[Float32] = []
-        tables, notes, added = [_with_files(stored)], [], []
-        for ref in refs:
-            with CellSource.open(ref, layer=layer, memory=memory, values=values) as source:
-                codes = _codes(source, label_key, names, stored)
-                matched = match_genes(source, resolver, species=species, force=force)
-                genes = query_genes(opened, stored, matched, device=device, progress=progress)
-                _, few = reference_share(matched, genes.measured[model.members.vector_genes], force=force)
-                table = _table(source, label_key, stored)
-                table[CODE_COLUMN] = codes
-                table[SOURCE_COLUMN] = PurePath(source.name).name
-                if SPECIES_COLUMN in stored.obs.columns:
-                    table[SPECIES_COLUMN] = matched.match.species
-                tables.append(table)
-                for chunk in matched.chunks(genes):
-                    vectors.append(
-                        encoder.encode(chunk.select(wanted) if len(wanted) < len(genes.measured) else chunk)
-                    )
-                    progress("encoding cells", sum(map(len, vectors)), None)
-                notes += [*source.notes, *matched.notes, *genes.notes, *few]
-                added.append({"name": source.name, "n_cells": source.n_obs, "species": matched.match.species})
-        meta = changed_meta(stored, appended=[*stored.meta.get("appended", []), *added])
-        obs, new = pd.concat(tables), np.concatenate(vectors)
-        if grows_apart(stored, len(new)):
-            txn.add_cells(name, meta={**meta, "counts": counts_of(stored, obs)}, obs=obs, vectors=new)
+            raise InputError(what, asked.name, "pull a pack with cells, or ingest a reference of your own")
+        model = load_model(stored, device=asked.device, llm=asked.llm)
+        added = [_encoded(opened, stored, model, ref, names, asked, progress) for ref in refs]
+        meta = changed_meta(
+            stored, appended=[*stored.meta.get("appended", []), *(part.record for part in added)]
+        )
+        obs = pd.concat([_with_files(stored), *(part.obs for part in added)])
+        vectors = np.concatenate([part.vectors for part in added])
+        notes = [note for part in added for note in part.notes]
+        if grows_apart(stored, len(vectors)):
+            counted = {**meta, "counts": counts_of(stored, obs)}
+            txn.add_cells(asked.name, meta=counted, obs=obs, vectors=vectors)
         else:
-            notes += put_whole(txn, stored, meta, obs, np.concatenate([stored.vectors, new]), memory)
-        generation = txn.commit()
+            whole = np.concatenate([stored.vectors, vectors])
+            notes += put_whole(txn, stored, meta, obs, whole, asked.memory)
+        version = txn.commit()
         notes += txn.notes
     notes.append(
         "neighbours know the new cells; cell space, head, calibration and novelty stay those of the first "
         "cells until all are ingested together"
     )
     return GrowReport(
-        name=name,
+        name=asked.name,
         n_added=len(obs) - stored.n,
         n_dropped=0,
         n_cells=len(obs),
-        generation=str(generation.number),
+        generation=str(version.number),
         notes=list(dict.fromkeys(notes)),
     )
 
 
-def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
-    """Take the cells out of a reference for which a SQL condition over its obs is true.
+@dataclass(frozen=True)
+class _Added:
+    """The cells of one file: their obs, vectors (n, embed_dim), what the reference keeps of it, and notes."""
 
-    No neighbour is found among them from then on, and their row of obs is gone. Their vectors, and what older
-    generations hold of them, stay until :func:`scvec.compact`. What was learned from them, the head and the
-    mean cells, stays as it is: to be rid of that too, ingest the others again.
+    obs: pd.DataFrame
+    vectors: Float32
+    record: dict[str, Any]
+    notes: list[str]
+
+
+def _encoded(
+    opened: Store,
+    stored: StoredReference,
+    model: ReferenceModel,
+    ref: Path | str | AnnData,
+    names: Mapping[str, str],
+    asked: AppendOptions,
+    progress: Progress,
+) -> _Added:
+    """Return the cells of a file, encoded as a query's are."""
+    encoder, wanted = model.members.encoder, model.members.genes
+    with CellSource.open(ref, layer=asked.layer, memory=asked.memory, values=asked.values) as source:
+        codes = _codes(source, asked.label_key, names, stored)
+        matched = match_genes(source, stored_resolver(opened), species=asked.species, force=asked.force)
+        genes = query_genes(opened, stored, matched, device=asked.device, progress=progress)
+        _, few = reference_share(matched, genes.measured[model.members.vector_genes], force=asked.force)
+        obs = _table(source, asked.label_key, stored)
+        obs[CODE_COLUMN], obs[SOURCE_COLUMN] = codes, PurePath(source.name).name
+        if SPECIES_COLUMN in stored.obs.columns:
+            obs[SPECIES_COLUMN] = matched.match.species
+        vectors: list[Float32] = []
+        for chunk in matched.chunks(genes):
+            vectors.append(
+                encoder.encode(chunk.select(wanted) if len(wanted) < len(genes.measured) else chunk)
+            )
+            progress("encoding cells", sum(map(len, vectors)), None)
+        record = {"name": source.name, "n_cells": source.n_obs, "species": matched.match.species}
+        return _Added(
+            obs, np.concatenate(vectors), record, [*source.notes, *matched.notes, *genes.notes, *few]
+        )
+
+
+def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
+    """Delete the cells of a reference for which a SQL condition over its obs is true.
+
+    They are no neighbours from then on, and their rows of obs are deleted. Their vectors, and what older
+    versions of the store hold of them, stay until :func:`scvec.compact`. What was learned from them, the head
+    and the mean cells, stays as it is: to remove that too, ingest the others again.
 
     Raises
     ------
     InputError
-        If there is no such reference, no cell fulfils the condition, or none would be left.
+        If there is no such reference, the condition is true for no cell, or no cell would be left.
     """
-    from scvec.model.cell_index import changed_meta, counts_of, put_whole, shrinks_in_place
-    from scvec.stores.knowledge.where import rows_where
-    from scvec.stores.store.store import Store
-
     opened = Store(store)
     opened.reference(reference)
     with opened.begin("rm --where", {"reference": reference, "where": where}) as txn:
         stored = opened.reference(reference)
-        gone = rows_where(stored.obs, where)
-        if len(gone) == stored.n:
+        deleted = rows_where(stored.obs, where)
+        if len(deleted) == stored.n:
             fix = f"to drop the reference itself: scvec rm {reference}"
             raise InputError("no cell would be left in the reference", where, fix)
-        kept = np.setdiff1d(np.arange(stored.n), gone)
+        kept = np.setdiff1d(np.arange(stored.n), deleted)
         obs = _with_files(stored).iloc[kept]
-        meta = changed_meta(stored, dropped=int(stored.meta.get("dropped", 0)) + len(gone))
-        tensors = {**_without_probes(stored, gone), **_sample_without(stored, gone)}
+        meta = changed_meta(stored, dropped=int(stored.meta.get("dropped", 0)) + len(deleted))
+        tensors = {**_without_probes(stored, deleted), **_sample_without(stored, deleted)}
         notes = []
-        if shrinks_in_place(stored, len(gone)):
+        if shrinks_in_place(stored, len(deleted)):
             counted = {**meta, "counts": counts_of(stored, obs)}
-            txn.drop_cells(reference, gone, meta=counted, tensors=tensors, obs=obs)
+            txn.drop_cells(reference, deleted, meta=counted, tensors=tensors, obs=obs)
         else:
             vectors = np.ascontiguousarray(stored.vectors[kept])
             notes += put_whole(txn, stored, meta, obs, vectors, None, tensors=tensors)
-        generation = txn.commit()
+        version = txn.commit()
     left = sorted(c for c, n in counts_of(stored, obs).items() if n == 0)
     if left:
         notes.append(f"no cell has these labels any more, but the head knows them: {', '.join(left)}")
@@ -175,18 +193,15 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
     return GrowReport(
         name=reference,
         n_added=0,
-        n_dropped=len(gone),
+        n_dropped=len(deleted),
         n_cells=len(obs),
-        generation=str(generation.number),
+        generation=str(version.number),
         notes=notes,
     )
 
 
 def _with_files(stored: StoredReference) -> pd.DataFrame:
     """Return obs of a reference with the file that each cell came from, which its sizes alone tell so far."""
-    from scvec.model.explanation import files_of
-    from scvec.model.storage import SOURCE_COLUMN
-
     return stored.obs.assign(**{SOURCE_COLUMN: files_of(stored)})
 
 
@@ -194,8 +209,6 @@ def _codes(
     source: CellSource, label_key: str, names: Mapping[str, str], stored: StoredReference
 ) -> npt.NDArray[np.int64]:
     """Return the class numbers of cells; InputError names a label that the reference has not learned."""
-    from scvec.ingest.cells.label_columns import read_names
-
     classes = list(stored.meta["classes"])
     number = {**{c: i for i, c in enumerate(classes)}, "": -1}
     given = [names.get(str(text), str(text)) for text in read_names(source, label_key)]
@@ -221,27 +234,23 @@ def _table(source: CellSource, label_key: str, stored: StoredReference) -> pd.Da
     return table
 
 
-def _without_probes(stored: StoredReference, gone: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+def _without_probes(stored: StoredReference, deleted: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
     """Return the tensors with the cells kept for `verify` that are still there, under their new rows."""
-    from scvec.model.storage import probe_cells, probe_tensors
-
     cells, rows = probe_cells(stored.tensors, len(stored.meta["genes"]))
-    still = ~np.isin(rows, gone)
-    moved = rows - np.searchsorted(gone, rows)
+    still = ~np.isin(rows, deleted)
+    moved = rows - np.searchsorted(deleted, rows)
     kept = type(cells)(cells.X[still], cells.measured)
     return {**stored.tensors, **probe_tensors(kept, moved[still])}
 
 
-def _sample_without(stored: StoredReference, gone: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+def _sample_without(stored: StoredReference, deleted: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of the training cells that are still there, under their new rows.
 
     Deleted cells take no part in later fits to the genes of a query.
     """
-    from scvec.model.storage import sample_of
-
     if "sample" not in stored.meta:
         return {}
-    tensors, _ = sample_of(stored).without(gone).state()
+    tensors, _ = sample_of(stored).without(deleted).state()
     return {f"sample.{name}": values for name, values in tensors.items()}
 
 

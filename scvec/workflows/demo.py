@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import anndata
 import numpy as np
 import numpy.typing as npt
 
@@ -17,9 +18,9 @@ from scvec.model.metrics import accuracy, macro_f1
 from scvec.workflows.ingest_cells import ingest_cells
 from scvec.workflows.query import query
 
-__all__ = ["MERGED", "DemoQuery", "DemoReport", "demo", "merge_labels"]
+__all__ = ["MERGED", "demo", "merge_labels"]
 
-#: Baron's human and mouse cells were labelled by different schemes: one species only has these finer types.
+#: Baron's human and mouse cells were labelled apart: these types are told apart in one species only.
 MERGED = {
     "activated_stellate": "stellate",
     "quiescent_stellate": "stellate",
@@ -57,33 +58,15 @@ def demo(
     Labels, true accuracy and macro-F1 of both queries. Mouse cells are scored with the stellate and the
     immune types merged (``MERGED``), since the two species were not labelled alike.
     """
-    import anndata
-
     stages = Stages()
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(
-            "a file is where the folder should be",
-            str(folder),
-            "give another --out",
-            code="output-not-writable",
-        ) from error
-    data = files("scvec") / "data"
-    with (
-        as_file(data / "baron_human.h5ad") as human,
-        as_file(data / "baron_mouse.h5ad") as mouse,
-        stages("prepare"),
-    ):
+        raise InputError("a file is where the folder should be", str(folder), "give another --out") from error
+    with stages("prepare"):
         progress("splitting donors", 0, None)
-        cells = anndata.read_h5ad(human)
-        cells.uns = {}
-        known = cells.obs["donor"].isin(REFERENCE_DONORS).to_numpy()
-        paths = {name: folder / f"{name}.h5ad" for name in ("reference", "human_query", "mouse_query")}
-        cells[known].write_h5ad(paths["reference"], compression="lzf")
-        cells[~known].write_h5ad(paths["human_query"], compression="lzf")
-        paths["mouse_query"].write_bytes(mouse.read_bytes())
+        paths = _split(folder)
     where = store if store is not None else folder / "store"
     with stages("ingest"):
         made = ingest_cells(
@@ -106,16 +89,16 @@ def demo(
             found = query(where, paths[key], reference="pancreas", output=output, progress=progress)
             seconds = time.monotonic() - started
         truth = anndata.read_h5ad(paths[key], backed="r").obs["cell_type"].to_numpy().astype(str)
-        label = found.label.astype(str)
+        said = found.label.astype(str)
         if key == "mouse_query":
-            truth, label = merge_labels(truth), merge_labels(label)
+            truth, said = merge_labels(truth), merge_labels(said)
         queries.append(
             DemoQuery(
                 name=title,
                 n_cells=len(found),
                 labels=found.counts(),
-                accuracy=accuracy(truth, label),
-                macro_f1=macro_f1(truth, label),
+                accuracy=accuracy(truth, said),
+                macro_f1=macro_f1(truth, said),
                 seconds=seconds,
                 file=output,
             )
@@ -127,6 +110,20 @@ def demo(
         store=Path(where),
         texts=made.texts,
     )
+
+
+def _split(folder: Path) -> dict[str, Path]:
+    """Write the shipped cells into a folder: two donors as the reference, the others and mice as queries."""
+    data = files("scvec") / "data"
+    paths = {name: folder / f"{name}.h5ad" for name in ("reference", "human_query", "mouse_query")}
+    with as_file(data / "baron_human.h5ad") as human, as_file(data / "baron_mouse.h5ad") as mouse:
+        cells = anndata.read_h5ad(human)
+        cells.uns = {}
+        known = cells.obs["donor"].isin(REFERENCE_DONORS).to_numpy()
+        cells[known].write_h5ad(paths["reference"], compression="lzf")
+        cells[~known].write_h5ad(paths["human_query"], compression="lzf")
+        paths["mouse_query"].write_bytes(mouse.read_bytes())
+    return paths
 
 
 def _detailed(seconds: dict[str, float], ingest: dict[str, float]) -> dict[str, float]:

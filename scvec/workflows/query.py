@@ -14,7 +14,7 @@ from scvec.base.options import options_of, takes_options
 from scvec.base.resources import check_device
 from scvec.base.results import Stages
 from scvec.base.types import Int64, Progress, no_progress
-from scvec.engines.engine import check_engine, predict_cells
+from scvec.engines import check_engine, predict_cells
 from scvec.ingest.cells.source import CellSource
 from scvec.ingest.cells.write import check_output, write_annotated, write_tables
 from scvec.model.annotation import Annotation, judge, provenance

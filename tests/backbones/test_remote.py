@@ -53,7 +53,9 @@ def make(server: FakeServer, model: str = MODEL, **options: Any) -> RemoteBackbo
         prices={} if price is None else {model: Price(price)},
     )
     options.setdefault("caller", lambda host: Caller(host, pace=0.002, seed=0))
-    return RemoteBackbone(model, "default", settings=settings, **options)
+    asked = {name: options.pop(name) for name in ("inputs", "concurrency", "caller") if name in options}
+    requests = remote.Requests(**asked)
+    return RemoteBackbone(model, "default", settings=settings, requests=requests, **options)
 
 
 class Kept:

@@ -9,7 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from scvec.backbones.language_model import CausalModel
-    from scvec.encoders.prompt.prompt_encoder import PromptEncoder
+    from scvec.encoders.prompt import PromptEncoder
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def trained(models: dict[str, CausalModel]) -> dict[str, PromptEncoder]:
     from prompt_parts import make
     from tiny_llama import planted
 
-    from scvec.encoders.prompt.prompt_options import ORDERS
+    from scvec.encoders.prompt import ORDERS
 
     made = {}
     for order in ORDERS:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk
-from scvec.encoders import discriminant, load_encoder, make_encoder
+from scvec.encoders import Material, discriminant, load_encoder, make_encoder
 from scvec.encoders.discriminant import PENALTY, Axes, DiscriminantEncoder, rescaled, separation
 from scvec.encoders.statistics import MIN_SPREAD, Profile, StatisticsAccumulator, variability
 
@@ -330,7 +330,7 @@ def test_what_cannot_be_fitted_says_so() -> None:
 def test_the_registry_makes_one_that_knows_how_variable_genes_are() -> None:
     raw, labels = counts(30, 20, 2)
     X = log_cp10k(raw)
-    made = make_encoder("discriminant", None, chunk_of(X), labels)
+    made = make_encoder("discriminant", Material(chunk_of(X), labels))
     assert isinstance(made, DiscriminantEncoder)
     np.testing.assert_array_equal(made.variability, fitted(X, labels).variability)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk, CellEncoder
-from scvec.encoders import ENCODERS, load_encoder, make_encoder, needs_text
-from scvec.encoders.adapted import TEXT_RANK, AdaptedEncoder, centred, leading
+from scvec.encoders import Material, encoder_kind, encoder_names, load_encoder, make_encoder
+from scvec.encoders.adapted import (
+    TEXT_RANK,
+    AdaptedEncoder,
+    AdaptedOptions,
+    ResidualEncoder,
+    centred,
+    leading,
+)
 from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.encoders.pca import PCAEncoder, Scaling
 from scvec.encoders.statistics import Profile, StatisticsAccumulator
@@ -23,7 +30,7 @@ from scvec.encoders.weighted import WeightedEncoder
 
 N_GENES, N_CLASSES, N_CELLS, TEXT_DIM = 60, 3, 90, 16
 #: Those that read with a model have tests of their own.
-PLAIN = [name for name in ENCODERS if name not in ("prompt", "sentence")]
+PLAIN = [name for name in encoder_names() if name not in ("prompt", "sentence")]
 
 
 @dataclass(frozen=True)
@@ -56,9 +63,10 @@ def planted(seed: int = 0) -> Planted:
 @lru_cache
 def trained(name: str) -> CellEncoder:
     data = planted()
-    encoder = make_encoder(name, data.text if needs_text(name) else None, data.cells, data.labels)
+    text = data.text if encoder_kind(name).texts == "genes" else None
+    encoder = make_encoder(name, Material(data.cells, data.labels, text))
     if isinstance(encoder, AdaptedEncoder):
-        encoder.options["epochs"] = 30
+        encoder.options = replace(encoder.options, epochs=30)
     encoder.fit([data.cells], data.labels, seed=0)
     return encoder
 
@@ -196,7 +204,7 @@ def test_adapted_is_decided_by_the_seed_alone() -> None:
     data = planted()
 
     def fit(seed: int) -> AdaptedEncoder:
-        encoder = AdaptedEncoder(data.text, data.profile, embed_dim=8, epochs=2)
+        encoder = AdaptedEncoder(data.text, data.profile, embed_dim=8, options=AdaptedOptions(epochs=2))
         encoder.fit([data.cells], data.labels, seed=seed)
         return encoder
 
@@ -207,7 +215,9 @@ def test_adapted_is_decided_by_the_seed_alone() -> None:
         np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
     assert not np.allclose(a.G, c.G)
     # Not the order of cells alone: with a learning rate of 0 the starts are seen, and they differ too.
-    starts = [AdaptedEncoder(data.text, data.profile, embed_dim=8, lr=0.0) for _ in range(2)]
+    starts = [
+        AdaptedEncoder(data.text, data.profile, embed_dim=8, options=AdaptedOptions(lr=0.0)) for _ in range(2)
+    ]
     for seed, start in enumerate(starts):
         start.fit([data.cells], data.labels, seed=seed)
     assert not np.allclose(starts[0].A, starts[1].A)
@@ -215,7 +225,10 @@ def test_adapted_is_decided_by_the_seed_alone() -> None:
 
 def test_chunks_of_training_cells_are_joined() -> None:
     data = planted()
-    whole, parts = (AdaptedEncoder(data.text, data.profile, embed_dim=8, epochs=2) for _ in range(2))
+    whole, parts = (
+        AdaptedEncoder(data.text, data.profile, embed_dim=8, options=AdaptedOptions(epochs=2))
+        for _ in range(2)
+    )
     whole.fit([data.cells], data.labels, seed=0)
     parts.fit([rows(data.cells, slice(0, 40)), rows(data.cells, slice(40, None))], data.labels, seed=0)
     np.testing.assert_array_equal(whole.G, parts.G)
@@ -226,12 +239,12 @@ def test_before_training_the_text_alone_decides() -> None:
     text = data.text.copy()
     text[5] = text[6]
     # A learning rate of 0 shows the start: what is learned is added to text @ A, whose shape it has.
-    encoder = AdaptedEncoder(text, data.profile, embed_dim=8, lr=0.0)
+    encoder = AdaptedEncoder(text, data.profile, embed_dim=8, options=AdaptedOptions(lr=0.0))
     encoder.fit([data.cells], data.labels, seed=0)
     np.testing.assert_allclose(encoder.G, centred(text) * np.float32(0.1) @ encoder.A, atol=1e-6)
     np.testing.assert_array_equal(encoder.G[5], encoder.G[6])
     assert np.abs(encoder.G).max() > 1e-3
-    later = AdaptedEncoder(text, data.profile, embed_dim=8, epochs=2)
+    later = AdaptedEncoder(text, data.profile, embed_dim=8, options=AdaptedOptions(epochs=2))
     later.fit([data.cells], data.labels, seed=0)
     residual = later.G - centred(text) * np.float32(0.1) @ later.A
     assert np.abs(residual).max() > 1e-3 and np.abs(later.A - encoder.A).max() > 1e-3
@@ -244,7 +257,7 @@ def test_unlabelled_cells_do_not_teach() -> None:
     noise = sp.csr_matrix(np.random.default_rng(0).random((30, N_GENES)).astype(np.float32) * 6)
     encoders = []
     for first in (data.cells.X[:30], noise):
-        encoder = AdaptedEncoder(data.text, data.profile, embed_dim=8, epochs=2)
+        encoder = AdaptedEncoder(data.text, data.profile, embed_dim=8, options=AdaptedOptions(epochs=2))
         cells = CellChunk(sp.vstack([first, data.cells.X[30:]], format="csr"), data.cells.measured)
         encoder.fit([cells], labels, seed=0)
         encoders.append(encoder)
@@ -321,21 +334,23 @@ def test_weighted_is_the_weighted_mean_of_gene_vectors() -> None:
 
 def test_the_registry() -> None:
     data = planted()
-    assert [n for n in ENCODERS if needs_text(n)] == ["adapted", "weighted", "prompt"]
-    kinds = {name: type(make_encoder(name, data.text, data.cells, data.labels)) for name in PLAIN}
+    taking_text = [n for n in encoder_names() if encoder_kind(n).texts == "genes"]
+    assert taking_text == ["adapted", "weighted", "prompt"]
+    material = Material(data.cells, data.labels, data.text)
+    kinds = {name: type(make_encoder(name, material)) for name in PLAIN}
     assert kinds == {
         "discriminant": DiscriminantEncoder, "adapted": AdaptedEncoder, "weighted": WeightedEncoder,
-        "pca": PCAEncoder, "residual": AdaptedEncoder
+        "pca": PCAEncoder, "residual": ResidualEncoder
     }  # fmt: skip
-    residual = make_encoder("residual", data.text, data.cells, data.labels)
+    residual = make_encoder("residual", Material(data.cells, data.labels))
     assert isinstance(residual, AdaptedEncoder) and residual.text is None
     for name in ("adapted", "weighted"):
         with pytest.raises(ValueError, match="needs gene vectors"):
-            make_encoder(name, None, data.cells, data.labels)
+            make_encoder(name, Material(data.cells, data.labels))
 
 
 def test_an_unknown_encoder_gets_a_hint() -> None:
     with pytest.raises(InputError, match=r"(?s)no encoder 'adaptd'.*did you mean adapted\?"):
-        needs_text("adaptd")
+        encoder_kind("adaptd")
     with pytest.raises(InputError):
         load_encoder("zzz", {}, {})

@@ -17,8 +17,7 @@ from tiny_llama import N_GENES, WIDTH, save_llama
 from scvec.backbones.language_model import CausalModel
 from scvec.base.errors import InputError, StoreError
 from scvec.base.types import CellChunk
-from scvec.encoders.prompt.prompt_encoder import PromptEncoder
-from scvec.encoders.prompt.prompt_options import ORDERS
+from scvec.encoders.prompt import ORDERS, PromptEncoder
 
 pytest.importorskip("accelerate", reason="needs the extra llm")
 

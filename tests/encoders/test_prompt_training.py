@@ -17,7 +17,7 @@ from tiny_llama import WIDTH, planted
 
 from scvec.backbones.language_model import CausalModel
 from scvec.base.errors import ResourceError, StoreError
-from scvec.encoders.prompt.prompt_encoder import PromptEncoder
+from scvec.encoders.prompt import PromptEncoder
 
 pytest.importorskip("accelerate", reason="needs the extra llm")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvec.encoders.gradient_descent import class_weights, train
+from scvec.encoders.gradient_descent import Schedule, class_weights, train
 
 
 def test_class_weights_by_hand() -> None:
@@ -25,10 +25,8 @@ def fit_mean(
         [{"params": [p], "weight_decay": 0.0}],
         lambda rows: ((x[rows] - p) ** 2).mean(),
         weights,
+        Schedule(epochs=40, batch_size=32, lr=0.1),
         seed=seed,
-        epochs=40,
-        batch_size=32,
-        lr=0.1,
         stage="fitting",
         progress=lambda *step: steps.append(step),
     )

@@ -9,7 +9,7 @@ import pytest
 
 import scvec
 from scvec.base.errors import InputError, NetworkError
-from scvec.engines.engine import check_engine
+from scvec.engines import check_engine
 
 
 def test_an_engine_there_is_not():

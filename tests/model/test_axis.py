@@ -110,7 +110,8 @@ def test_the_genes_of_one_species_are_as_before(resolver: GeneResolver) -> None:
     files = [file(resolver, HUMAN, 4, 0), file(resolver, HUMAN[:4], 9, 1)]
     axis = common_axis(files, resolver)
     assert axis.gene_ids == HUMAN[:4] and axis.n_cells == {"human": 13} and axis.factors == {}
-    assert files[0].source.notes == ["2 genes that not every file has were left out"]
+    assert axis.notes == ("2 genes that not every file has were left out",)
+    assert files[0].source.notes == []
     aligned, notes = align_species(axis, files, np.zeros(13, np.int64))
     assert aligned is axis and notes == []
 
@@ -159,7 +160,7 @@ def test_statistics_are_over_all_files_and_a_part_of_the_axis_is_as_in_the_whole
     values = np.concatenate([naive(one, axis.gene_ids, "human") for one in (human, mouse)])
     np.testing.assert_allclose(stats.linear_mean, values.mean(axis=0), rtol=1e-4)
     assert stats.n_cells == 110 and scores.shape == (len(axis.gene_ids),)
-    assert any("orthologs" in note for note in mouse.source.notes)
+    assert any("orthologs" in note for note in axis.notes)
     part = axis.select(np.array([0, 3]))
     assert part.gene_ids == [axis.gene_ids[0], axis.gene_ids[3]]
     got = sp.vstack([chunk.X for chunk in mouse.chunks(part.maps[1])]).toarray()

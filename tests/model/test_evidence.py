@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk
-from scvec.encoders import make_encoder, needs_text
+from scvec.encoders import Material, encoder_kind, make_encoder
 from scvec.model.classifiers import MEMBERS, log_softmax
 from scvec.model.evidence import weigh
 from scvec.model.heldout import TrainingSample
@@ -41,8 +41,9 @@ def trained(name: str) -> ReferenceModel:
         n_batches=0,
         n_classes=N_CLASSES,
     )
+    given = text if encoder_kind(name).texts == "genes" else None
     return ReferenceModel.fit(
-        lambda part, codes: make_encoder(name, text if needs_text(name) else None, part, codes),
+        lambda part, codes: make_encoder(name, Material(part, codes, given)),
         sample,
     )
 

@@ -74,7 +74,7 @@ def test_a_reference_names_cells_and_is_proved(
 
 
 def test_verify_sees_an_encoder_that_changed(store: Path, monkeypatch: Any) -> None:
-    from scvec.encoders.prompt.prompt_encoder import PromptEncoder
+    from scvec.encoders.prompt import PromptEncoder
 
     whole = PromptEncoder.encode
     monkeypatch.setattr(PromptEncoder, "encode", lambda self, chunk: np.roll(whole(self, chunk), 1, axis=1))

@@ -15,7 +15,7 @@ from fake_server import FakeServer
 
 import scvec.model.gene_vectors as texts
 from scvec.backbones import parse_spec
-from scvec.backbones.remote import RemoteBackbone
+from scvec.backbones.remote import RemoteBackbone, Requests
 from scvec.base.errors import AuthError, InputError, NetworkError, StoreError
 from scvec.base.settings import Price, Secret, ServiceSettings, Settings
 from scvec.base.types import Description, text_sha256
@@ -69,8 +69,8 @@ def load(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ),
         prices={MODEL: Price(1000.0)},
     )
-    options: dict[str, Any] = {"settings": settings, "inputs": 10, "concurrency": 1}
-    options["caller"] = lambda host: Caller(host, pace=0.002, seed=0)
+    requests = Requests(10, 1, lambda host: Caller(host, pace=0.002, seed=0))
+    options: dict[str, Any] = {"settings": settings, "requests": requests}
 
     def loaded(spec: Any, **given: Any) -> RemoteBackbone:
         return RemoteBackbone(spec.argument, spec.template, max_cost=given.get("max_cost"), **options)

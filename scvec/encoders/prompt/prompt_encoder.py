@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError, ResourceError, StoreError
 from scvec.base.types import CellChunk, Float32, LanguageModel, Progress, State, no_progress
+from scvec.encoders import Material, Models, encoder
 from scvec.encoders.adapted import centred
 from scvec.encoders.prompt.prompt_options import PromptOptions
 from scvec.encoders.prompt.slots import packed, ranked, split
@@ -20,12 +22,51 @@ from scvec.encoders.prompt.slots import packed, ranked, split
 if TYPE_CHECKING:
     from scvec.encoders.prompt.network import PromptNetwork
 
-__all__ = ["PromptEncoder", "check_length", "check_same_model"]
+__all__ = ["PromptEncoder", "PromptParts", "check_length", "check_same_model"]
 
 #: Cells of a reference that are held out for calibration at most, per device: each is encoded several times.
 HELD_OUT = {"cuda": 5000, "cpu": 120}
 
 
+#: Encoders of folds, which only calibration sees, train for this fraction of the epochs.
+FOLD_EPOCHS = 1 / 3
+#: Language model where none is named.
+DEFAULT_LLM = "smollm2"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptParts:
+    """What the trainings of one ingest have in common.
+
+    Attributes
+    ----------
+    language_model
+        None for the order ``none``.
+    checkpoint
+        Folder that the user named for the progress of trainings.
+    """
+
+    options: PromptOptions
+    language_model: LanguageModel | None
+    checkpoint: Path | None
+    device: str
+
+    @property
+    def fold_epochs(self) -> int:
+        """Epochs of a fold."""
+        epochs = self.options.epochs
+        return max(1, round(epochs * FOLD_EPOCHS)) if epochs else 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the confidence."""
+        if not self.options.epochs:
+            return []
+        trained = f"encoders trained for {self.fold_epochs} of {self.options.epochs} epochs"
+        return [f"confidence was calibrated with {trained}, so that it errs on the low side"]
+
+
+@encoder("prompt", texts="genes", uses_gpu=True)
 class PromptEncoder:
     """Cell vector: the last hidden state of a frozen language model that reads instruction and gene slots.
 
@@ -45,7 +86,8 @@ class PromptEncoder:
         ``cpu`` or ``cuda``.
     """
 
-    name = "prompt"
+    name: str
+    takes_turns: bool
 
     def __init__(
         self,
@@ -72,7 +114,59 @@ class PromptEncoder:
         self._ready: tuple[Any, Any] | None = None
         check_length(options, language_model)
 
-    takes_turns = True
+    @classmethod
+    def prepare(
+        cls,
+        models: Models,
+        *,
+        llm: str | None,
+        n_genes: int | None,
+        prompt_order: str | None,
+        lora: int | None,
+        epochs: int | None,
+        checkpoint: Path | str | None,
+    ) -> PromptParts:
+        """Return options and language model.
+
+        Raises
+        ------
+        InputError
+            If an option cannot be used, or the prompt is longer than the model can read.
+        """
+        if prompt_order == "none" and llm is not None:
+            what = "with the order none no language model reads the cells"
+            raise InputError(what, f"--llm {llm}", "leave out --llm or --prompt-order")
+        options = PromptOptions.for_device(
+            models.device, n_genes=n_genes, order=prompt_order or "paper", lora=lora or 0, epochs=epochs
+        )
+        model = None
+        if options.order != "none":
+            model = models.language_model(llm or DEFAULT_LLM, None)
+            check_length(options, model)
+        return PromptParts(options, model, None if checkpoint is None else Path(checkpoint), models.device)
+
+    @classmethod
+    def new(cls, material: Material) -> PromptEncoder:
+        """Return the encoder of one of the trainings of an ingest; a fold's training is shorter."""
+        parts: PromptParts = material.prepared
+        options, checkpoint = parts.options, material.folder
+        if parts.checkpoint is not None:
+            # In the user's own folder lies what is asked for, or it is an error.
+            kept = f"fold-{material.number}" if material.is_fold else "reference"
+            checkpoint = parts.checkpoint / f"{kept}.safetensors"
+        if material.is_fold:
+            options = replace(options, epochs=parts.fold_epochs)
+        vectors = np.asarray(material.gene_vectors)
+        return cls(vectors, options, parts.language_model, checkpoint=checkpoint, device=parts.device)
+
+    @classmethod
+    def load(
+        cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any], models: Models
+    ) -> PromptEncoder:
+        """Rebuild from :meth:`state`, with the language model that it was trained with."""
+        made_with = meta["llm"]
+        model = models.language_model(made_with["name"], meta["precision"]) if made_with else None
+        return cls.from_state(tensors, meta, model, device=models.device)
 
     @property
     def held_out_cells(self) -> int:

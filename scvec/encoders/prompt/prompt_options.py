@@ -53,7 +53,7 @@ class PromptOptions:
     warm_steps
         Steps that the projection learns by itself before the language model reads it.
     gene_drop
-        Share of a cell's genes that a step does not see, at most.
+        Largest fraction of the genes of a cell that a step leaves out.
     """
 
     n_genes: int = 256

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from scvec.base.errors import InputError, ResourceError, StoreError
 from scvec.base.types import Progress, no_progress
-from scvec.encoders.gradient_descent import class_weights
+from scvec.encoders.gradient_descent import Schedule, class_weights
 from scvec.encoders.gradient_descent import train as train_loop
 from scvec.encoders.prompt.network import Batch, PromptNetwork
 from scvec.encoders.prompt.prompt_options import PromptOptions
@@ -290,12 +290,8 @@ class Trainer:
             [{"params": [*parameters, *head.parameters()], "weight_decay": self.options.weight_decay}],
             loss,
             weights,
+            Schedule(1, 64, 1e-3, min_steps=self.options.warm_steps, max_steps=self.options.warm_steps),
             seed=self.seed,
-            epochs=1,
-            batch_size=64,
-            lr=1e-3,
-            min_steps=self.options.warm_steps,
-            max_steps=self.options.warm_steps,
             stage="warming up the projection",
             progress=self.progress,
         )

@@ -67,7 +67,7 @@ def ranked(X: Any, n_genes: int, *, drop: float = 0.0, rng: np.random.Generator 
     X
         (n, all genes) CSR float32, log1p CP10k.
     drop
-        Share of a cell's genes that training leaves out before they are ranked, by ``rng``.
+        Fraction of the genes of a cell that training leaves out before they are ranked, by ``rng``.
     """
     n = X.shape[0]
     counts = np.zeros(n, dtype=np.int64)
