@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import StoreError
-from scvec.base.types import CellChunk
+from scvec.base.types import CellChunk, Float32
 from scvec.model.storage import class_statistics, genes_of, load_model
 
 if TYPE_CHECKING:
@@ -44,12 +44,13 @@ def make_golden(stored: StoredReference, *, seed: int = 0) -> tuple[Tensors, dic
     rates = 0.9 * means[rows] + 0.1 * means[filled].mean(axis=0)
     counts = rng.poisson(DEPTH * rates / rates.sum(axis=1, keepdims=True))
     cells = _log1p(counts)
-    proba = _answers(stored, cells)
+    proba, alone = _answers(stored, cells)
     tensors: Tensors = {
         "data": cells.data.astype(np.float32),
         "indices": cells.indices.astype(np.int32),
         "indptr": cells.indptr.astype(np.int64),
         "proba": proba,
+        "proba.head": alone,
     }
     return tensors, {"genes": genes, "classes": classes}
 
@@ -73,6 +74,7 @@ def check_golden(stored: StoredReference, tensors: Tensors, described: Mapping[s
         columns = np.array([place[gene] for gene in genes], dtype=np.int64)
         order = [list(stored.meta["classes"]).index(label) for label in classes]
         wanted = np.asarray(tensors["proba"], dtype=np.float64)
+        alone = np.asarray(tensors["proba.head"], dtype=np.float64)
         if len(set(genes)) != len(own) or len(order) != len(stored.meta["classes"]):
             raise ValueError("it has other genes or labels")
         cells = csr_matrix(
@@ -80,14 +82,19 @@ def check_golden(stored: StoredReference, tensors: Tensors, described: Mapping[s
             shape=(len(wanted), len(genes)),
         )
         cells.check_format(full_check=True)
-        if wanted.shape[1] != len(classes) or len(wanted) == 0 or not np.isfinite(cells.data).all():
+        if (
+            alone.shape != wanted.shape
+            or wanted.shape[1] != len(classes)
+            or len(wanted) == 0
+            or not np.isfinite(cells.data).all()
+        ):
             raise ValueError("its answers have another shape")
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise _failed(stored, f"it does not belong to the reference ({error})") from error
     moved = csr_matrix((cells.data, columns[cells.indices], cells.indptr), shape=cells.shape)
     moved.sort_indices()
-    found = _answers(stored, moved)[:, order].astype(np.float64)
-    worst = float(np.abs(found - wanted).max())
+    found, by_head = (part[:, order].astype(np.float64) for part in _answers(stored, moved))
+    worst = float(max(np.abs(found - wanted).max(), np.abs(by_head - alone).max()))
     top = np.sort(wanted, axis=1)
     clear = top[:, -1] - top[:, -2] > LEAD if wanted.shape[1] > 1 else np.ones(len(wanted), dtype=bool)
     other = int((found.argmax(axis=1) != wanted.argmax(axis=1))[clear].sum())
@@ -96,12 +103,13 @@ def check_golden(stored: StoredReference, tensors: Tensors, described: Mapping[s
     return len(wanted)
 
 
-def _answers(stored: StoredReference, cells: Any) -> npt.NDArray[np.float32]:
-    """Return (n, n_classes) probabilities of cells (n, n_genes) CSR of log1p CP10k."""
+def _answers(stored: StoredReference, cells: Any) -> tuple[Float32, Float32]:
+    """Return (n, n_classes) probabilities of cells (n, n_genes) CSR of log1p CP10k: of all, and of the head."""
     model = load_model(stored, device="cpu", exact=True)
-    everything = np.ones(cells.shape[1], dtype=bool)
-    found = model.predict(CellChunk(cells, everything), n_neighbors=min(15, model.members.index.n))
-    return found.proba
+    chunk = CellChunk(cells, np.ones(cells.shape[1], dtype=bool))
+    n_neighbors = min(15, model.members.index.n)
+    both, head = (model.predict(chunk, method=m, n_neighbors=n_neighbors) for m in ("both", "head"))
+    return both.proba, head.proba
 
 
 def _log1p(counts: npt.NDArray[np.int64]) -> Any:
