@@ -213,7 +213,7 @@ class DoctorReport(Report):
         for check in self.checks:
             lines.append(f"{'ok ' if check.ok else 'BAD'}  {check.name:<{width}}  {check.detail}".rstrip())
             if check.fix and not check.ok:
-                lines.append(f"     {'':<{width}}  mend: {check.fix}")
+                lines.append(f"     {'':<{width}}  fix: {check.fix}")
         return lines
 
 

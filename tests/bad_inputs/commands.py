@@ -63,7 +63,7 @@ def touched(store: Path) -> dict[str, tuple[int, ...]]:
 
 
 def error_lines(stderr: str) -> list[str]:
-    """Return the error that ends ``stderr``, checked for its form: what, where, how to mend it."""
+    """Return the error that ends ``stderr``, checked for its form: what, where, how to fix it."""
     assert "Traceback" not in stderr and "bug" not in stderr, stderr
     lines = stderr.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith("error: ")), None)
@@ -72,7 +72,7 @@ def error_lines(stderr: str) -> list[str]:
     lines = lines[start:]
     assert len(lines) <= 3
     assert re.match(r"error: ([a-z0-9'-]|HDF5|X |AnnData)", lines[0]) and not re.search(r"[^.]\.$", lines[0])
-    assert [line[:9] for line in lines[1:]] in ([], ["  where: "], ["  mend:  "], ["  where: ", "  mend:  "])
+    assert [line[:9] for line in lines[1:]] in ([], ["  where: "], ["  fix:   "], ["  where: ", "  fix:   "])
     assert max(map(len, lines)) <= 420
     return lines
 

@@ -42,7 +42,7 @@ def test_bad_files_are_refused(case: Case, store: Path, tmp_path: Path) -> None:
     path = case.build(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     said = assert_refused(words_of(case, path), case.exit_code, case.message, store)
-    assert "  mend:  " in said and "  where: " in said
+    assert "  fix:   " in said and "  where: " in said
     assert sorted(tmp_path.rglob("*")) == before
 
 

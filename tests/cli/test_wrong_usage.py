@@ -37,7 +37,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "no words": ((), "a command is missing"),
     "group alone": (("ingest",), "a command is missing"),
     "unknown option": (("info", "--frob"), "no such option '--frob'"),
-    "option misspelt": ((*QUERY, "--refrence", "x"), r"mend:  did you mean .*'--reference'\?"),
+    "option misspelt": ((*QUERY, "--refrence", "x"), r"fix:   did you mean .*'--reference'\?"),
     "command misspelt": (("qury", "{good}"), r"no such command 'qury'\n.*\n.*did you mean 'query'\?"),
     "command of a group misspelt": (("ingest", "cell"), r"did you mean 'cells'\?"),
     "one word too many": (("verify", "it"), "unexpected extra argument"),
@@ -104,7 +104,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
         r"no reference 'tinny'(.|\n)*did you mean 'tiny'\? it has: tiny",
     ),
     "rm of nothing": (("rm", "tinny", "--yes"), r"did you mean 'tiny'\?"),
-    "rm unasked": (("rm", REFERENCE), "mend:  add --yes"),
+    "rm unasked": (("rm", REFERENCE), "fix:   add --yes"),
     "info of nothing": (("info", "--reference", "tinny"), r"did you mean 'tiny'\?"),
 }
 
@@ -114,7 +114,7 @@ def test_wrong_usage(name: str, store: Path, shelf: Path, places: dict[str, str]
     words, message = USAGE[name]
     before = sorted(shelf.iterdir())
     said = assert_refused([word.format(**places) for word in words], 2, message, store)
-    assert "  mend:  " in said
+    assert "  fix:   " in said
     assert sorted(shelf.iterdir()) == before
 
 
