@@ -120,12 +120,16 @@ def parse_spec(spec: str, template: str = "default", base_url: str | None = None
         else:
             break
     if head not in OPTIONS or bool(colon) != bool(ARGUMENTS[head]):
-        raise InputError(f"there is no backbone {spec!r}", "--backbone", f"backbones: {KINDS}")
+        raise InputError(
+            f"there is no backbone {spec!r}", "--backbone", f"backbones: {KINDS}", code="unknown-choice"
+        )
     argument, options = _split(spec, head, tail)
     if bool(argument) != bool(ARGUMENTS[head]) or (
         head == "random" and not (argument.isascii() and argument.isdigit())
     ):
-        raise InputError(f"there is no backbone {spec!r}", "--backbone", f"backbones: {KINDS}")
+        raise InputError(
+            f"there is no backbone {spec!r}", "--backbone", f"backbones: {KINDS}", code="unknown-choice"
+        )
     if base_url is not None and head != "openai":
         raise InputError(
             f"the backbone {spec!r} asks no server", "--base-url", "leave it out, or give openai:MODEL"
@@ -151,7 +155,7 @@ def _split(spec: str, kind: str, tail: str) -> tuple[str, tuple[tuple[str, str],
             number = int(value) if re.fullmatch("[0-9]{1,9}", value) else 0
             if not 1 <= number <= LARGEST[name]:
                 what = f"{name} must be a number from 1 to {LARGEST[name]:,}"
-                raise InputError(what, f"--backbone {spec}", fix)
+                raise InputError(what, f"--backbone {spec}", fix, code="option-out-of-range")
             value = str(number)
         elif value not in taken[name].split("|"):
             raise InputError(f"there is no {name} {value!r}", f"--backbone {spec}", fix)
@@ -280,4 +284,5 @@ def _fetch(hub_id: str, base: str, library: str) -> Path:
             f"{hub_id!r} is no folder, and the model hub did not give it ({type(error).__name__})",
             "--backbone",
             f"give the folder of a {library} model: --backbone {base}:FOLDER",
+            code="model-not-found",
         ) from error

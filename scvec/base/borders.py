@@ -40,7 +40,10 @@ def parse_memory(text: str | int | None) -> int:
     amount = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if amount <= 0:
         raise InputError(
-            f"cannot read {text!r} as an amount of memory", "--memory", "write it like 4G or 512M"
+            f"cannot read {text!r} as an amount of memory",
+            "--memory",
+            "write it like 4G or 512M",
+            code="option-out-of-range",
         )
     return amount
 
@@ -89,6 +92,7 @@ def reading(path: str | Path, part: str = "") -> Iterator[None]:
             f"the file is damaged or not a valid h5ad: {reason}",
             where,
             "copy or download it again, or write it anew with adata.write_h5ad()",
+            code="damaged-file",
         ) from error
 
 
@@ -105,10 +109,14 @@ def disk_errors(path: str | Path) -> Iterator[None]:
                 "the disk is full; nothing was written",
                 str(path),
                 "free some space, or write elsewhere",
+                code="disk-full",
             ) from error
         if isinstance(error, OSError):
             reason = os.strerror(code) if code else str(error).split("\n")[0]
             raise InputError(
-                f"cannot write the output: {reason}", str(path), "choose another place for it"
+                f"cannot write the output: {reason}",
+                str(path),
+                "choose another place for it",
+                code="output-not-writable",
             ) from error
         raise

@@ -28,6 +28,7 @@ def check_device(device: str) -> str:
                 "this machine offers no CUDA device to torch",
                 f"torch {torch.__version__}",
                 "leave out --device, or install a CUDA build of torch on a machine with a GPU",
+                code="no-gpu",
             )
     return device
 

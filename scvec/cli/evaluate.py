@@ -56,7 +56,9 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
         # A label may hold an equals sign; an id does not.
         label, sign, cl_id = text.rpartition("=")
         if not sign or not label:
-            raise InputError(f"{text!r} is not LABEL=CL:ID", "--set", 'write it like --set "B=CL:0000236"')
+            raise InputError(
+                f"{text!r} is not LABEL=CL:ID", "--set", 'write it like --set "B=CL:0000236"', code="bad-name"
+            )
         wanted[label] = cl_id
     session.show(labels_(session.store, reference, set=wanted, unset=unset))
 

@@ -177,7 +177,9 @@ def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
     if not yes:
         if session.as_json or not sys.stdin.isatty():
             what = f"nobody is there to be asked whether to drop {target}"
-            raise InputError(what, "scvec rm", "add --yes to drop it without being asked")
+            raise InputError(
+                what, "scvec rm", "add --yes to drop it without being asked", code="not-confirmed"
+            )
         if not click.confirm(f"Drop {target}?", err=True):
             session.note("nothing was dropped")
             return

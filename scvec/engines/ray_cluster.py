@@ -117,7 +117,9 @@ def plan(
     if not useful:
         raise InputError("no node of the Ray cluster has a core to compute with", "--engine ray")
     if device == "cuda" and not any(node.gpus for node in useful):
-        raise InputError("no node of the Ray cluster has a GPU", "--device cuda", "leave out --device")
+        raise InputError(
+            "no node of the Ray cluster has a GPU", "--device cuda", "leave out --device", code="no-gpu"
+        )
     cores = [max(1, int(node.cpus)) for node in useful]
     n_shards = 0
     if n_rows:

@@ -201,7 +201,9 @@ def stored_parts(
             backbone = load_backbone(parse_spec(meta["options"]["backbone"]), device=device)
         except InputError as error:
             what = f"the text model that the reference was made with is not to be had: {error.what}"
-            raise StoreError(what, error.where, "put it back, or ingest the cells again") from error
+            raise StoreError(
+                what, error.where, "put it back, or ingest the cells again", code="model-not-found"
+            ) from error
         return EncoderParts(backbone=backbone, device=resolved_device(device))
     if encoder["name"] != "prompt":
         return None
@@ -218,5 +220,7 @@ def stored_parts(
         if llm is not None:
             raise
         what = f"the language model of the reference is not to be had: {error.what}"
-        raise StoreError(what, str(made_with["name"]), f"say where it is: --llm PATH; {error.fix}") from error
+        raise StoreError(
+            what, str(made_with["name"]), f"say where it is: --llm PATH; {error.fix}", code="model-not-found"
+        ) from error
     return EncoderParts(language_model=model, device=here)

@@ -123,7 +123,12 @@ def weigh(
         b = np.full(len(chunk), against, dtype=np.int64)
     reach = OUT_OF_REACH / 2
     if (a == b).any() or any((s[rows, b] < reach).any() for s in scores.values()):
-        raise InputError("there is no other label to compare with", "", "name another one, or loosen --where")
+        raise InputError(
+            "there is no other label to compare with",
+            "",
+            "name another one, or loosen --where",
+            code="one-label",
+        )
 
     said = {
         name: weights[name] * (s[rows, a].astype(np.float64) - s[rows, b])

@@ -58,14 +58,14 @@ def same_reference(store: Store, parameters: Mapping[str, Any]) -> StoredReferen
     fix = "give the --store that annotated the file, or annotate the cells again: scvec query"
     if name not in store.generation.manifest.references:
         what = f"the cells were annotated by reference {name!r}, which this store does not have"
-        raise StoreError(what, str(store.path), fix)
+        raise StoreError(what, str(store.path), fix, code="annotation-outdated")
     stored = store.reference(name)
     if not stored.is_the_one(str(parameters["reference_fingerprint"])):
         what = (
             f"the cells were annotated by reference {name!r} of store generation {number}; the one here, of "
             f"generation {store.generation.number}, is another"
         )
-        raise StoreError(what, str(store.path), fix)
+        raise StoreError(what, str(store.path), fix, code="annotation-outdated")
     return stored
 
 

@@ -37,6 +37,7 @@ def need_igraph() -> None:
             "a majority vote over clusters needs igraph, which is not installed",
             "--majority-vote",
             "pip install 'scvec[cluster]', or leave --majority-vote out",
+            code="extra-not-installed",
         )
 
 

@@ -139,12 +139,13 @@ def match_genes(
         if best.share >= GOOD_SHARE:
             break
     if best is None:  # gene_name_candidates always has the index
-        raise InputError("the data set has no gene names", source.name)
+        raise InputError("the data set has no gene names", source.name, code="no-genes")
     if best.share < REFUSE_SHARE and not force:
         raise InputError(
             f"almost no gene is known: {best.summary}",
             f"{source.name}, names like {_unknown(best.match)}",
             "put gene symbols, Ensembl or Entrez ids into var_names, give --species, or go on with --force",
+            code="genes-not-recognised",
         )
     source.notes.extend(best.match.notes)
     if best.share < WARN_SHARE:

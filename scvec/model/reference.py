@@ -226,7 +226,11 @@ class ReferenceModel:
             # A label that none of the cells asked has is no answer, whatever the head remembers.
             allowed = np.isin(np.arange(members.n_classes), members.labels_among(subset))
             if not allowed.any():
-                raise InputError("none of the reference cells chosen has a label", fix="loosen --where")
+                raise InputError(
+                    "none of the reference cells chosen has a label",
+                    fix="loosen --where",
+                    code="where-no-match",
+                )
             found = found.restricted(allowed)
         alone = {
             name: calibration.ensemble.alone(name, s) for name, s in zip(MEMBERS, found.scores, strict=True)

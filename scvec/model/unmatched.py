@@ -88,7 +88,7 @@ def text_partners(
     # Vectors that were imported or drawn are compared where the reference has them; none can be made.
     if spec.permuted or (stored.meta["space"] is None and not spec.needs_text):
         what = "the reference was made without texts of its genes: unmatched genes cannot be compared by text"
-        raise InputError(what, where, "leave out --unmatched-genes")
+        raise InputError(what, where, "leave out --unmatched-genes", code="unknown-space")
     # The default encoder uses no text: then the vectors are those that ship, or are made now.
     space = None if stored.meta["space"] is None else Space.from_dict(stored.meta["space"])
     number = {g: i for i, g in enumerate(genes_of(stored))}
@@ -108,7 +108,12 @@ def text_partners(
     found, vectors = _vectors(opened, chosen, space, backbone, device, progress)
     if not found.any():
         what = "the store has a text vector of none of the unmatched genes"
-        raise InputError(what, where, f"run: scvec ingest embeddings --backbone {backbone} --genes FILE")
+        raise InputError(
+            what,
+            where,
+            f"run: scvec ingest embeddings --backbone {backbone} --genes FILE",
+            code="unknown-space",
+        )
     kept = [g for g, has in zip(chosen, found, strict=True) if has]
     wider = with_partners(genes, matched.match.gene_ids, kept, vectors[found], targets, known)
     n = int((wider.measured & ~genes.measured).sum())
@@ -215,6 +220,7 @@ def _vectors(
                 f"the backbone {backbone} gives other vectors than it gave the reference",
                 space.fingerprint,
                 "ingest the reference again",
+                code="model-changed",
             )
         txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
         txn.commit()

@@ -264,7 +264,10 @@ def check_report(path: Path | str | None, source: Any) -> Path | None:
     target = check_output(path, source if isinstance(source, str | Path) else None)
     if target.suffix not in (".html", ".htm"):
         raise InputError(
-            "a report is an HTML file", str(target), f"call it {target.with_suffix('.html').name}"
+            "a report is an HTML file",
+            str(target),
+            f"call it {target.with_suffix('.html').name}",
+            code="output-format",
         )
     check_output(target.with_suffix(".json"), source if isinstance(source, str | Path) else None)
     need_umap()

@@ -83,7 +83,9 @@ def ingest_complement(
     from scvec.stores.store.store import Store
 
     if not model.strip():
-        raise InputError("the model has no name", "--model", "give it as the server calls it")
+        raise InputError(
+            "the model has no name", "--model", "give it as the server calls it", code="bad-name"
+        )
     settings = Settings.load()
     names = read_gene_list(genes) if genes else None
     price = price_of(model, settings.prices, host=base_url or settings.openai.base_url)
@@ -178,7 +180,7 @@ def _subjects(
             notes.append(f"{len(unknown):,} of {len(names):,} genes are not known: {', '.join(unknown[:8])}")
         if not found:
             fix = "give gene symbols, Ensembl or Entrez ids, and check --species"
-            raise InputError("no gene of the list is known", ", ".join(names[:5]), fix)
+            raise InputError("no gene of the list is known", ", ".join(names[:5]), fix, code="unknown-gene")
         genes = genes[genes["gene_id"].isin(found)]
     ids = genes["gene_id"].tolist()
     written = set(kb.descriptions(ids, prefer=("human",)))

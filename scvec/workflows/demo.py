@@ -64,7 +64,12 @@ def demo(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError("a file is where the folder should be", str(folder), "give another --out") from error
+        raise InputError(
+            "a file is where the folder should be",
+            str(folder),
+            "give another --out",
+            code="output-not-writable",
+        ) from error
     data = files("scvec") / "data"
     with (
         as_file(data / "baron_human.h5ad") as human,

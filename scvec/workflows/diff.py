@@ -34,7 +34,9 @@ def diff(store: Path | str, old: int | str, new: int | str = "current", limit: i
     from scvec.stores.store.store import Store
 
     if limit < 0:
-        raise InputError(f"limit must not be negative: {limit}", "--limit", "give 0 or more")
+        raise InputError(
+            f"limit must not be negative: {limit}", "--limit", "give 0 or more", code="option-out-of-range"
+        )
     opened = Store(store)
     before, after = (opened.at(_number(opened, g)) for g in (old, new))
     digests = [m and m.digest for m in (s.generation.manifest.knowledge for s in (before, after))]
@@ -72,7 +74,7 @@ def _number(store: Store, given: int | str) -> int:
         return int(given)
     except ValueError:
         fix = f"the current one is {store.generation.number}"
-        raise InputError(f"{given!r} is no number of a generation", "", fix) from None
+        raise InputError(f"{given!r} is no number of a generation", "", fix, code="bad-name") from None
 
 
 def _table(store: Store, name: str, columns: Sequence[str]) -> pd.DataFrame:

@@ -177,6 +177,7 @@ def _named(kb: KnowledgeBase, names: list[str], species: Sequence[str], notes: l
             "no gene of the list is known",
             ", ".join(names[:5]),
             "give gene symbols, Ensembl or Entrez ids, and check --species",
+            code="unknown-gene",
         )
     if missing:
         notes.append(

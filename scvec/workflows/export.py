@@ -134,7 +134,12 @@ def _space(opened: Store, name: str) -> StoredSpace:
         if matching
         else f"the store has no space {name!r}"
     )
-    raise InputError(what, str(opened.path), f"it has: {there or 'none: scvec ingest embeddings'}")
+    raise InputError(
+        what,
+        str(opened.path),
+        f"it has: {there or 'none: scvec ingest embeddings'}",
+        code="space-not-named" if matching else "unknown-space",
+    )
 
 
 def _cells(stored: StoredReference) -> Any:
@@ -161,7 +166,7 @@ def _checked(found: VectorFile, dim: int, *ids: str) -> Any:
     try:
         return checked_vectors(found.vectors, dim, "the vectors of the file")
     except InputError as error:
-        raise InputError(error.what, str(found.path), AGAIN) from error
+        raise InputError(error.what, str(found.path), AGAIN, code=error.code) from error
 
 
 def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportReport:
@@ -172,7 +177,7 @@ def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportRepo
         space = Space.from_dict(record if isinstance(record, dict) else {})
     except (TypeError, ValueError) as error:
         what = "the file does not say of which space its vectors are"
-        raise InputError(what, str(found.path), AGAIN) from error
+        raise InputError(what, str(found.path), AGAIN, code="wrong-format") from error
     named = {found.tags.get("space"), found.tags["space_record"].get("fingerprint")}
     _need(named == {space.fingerprint}, found, "the fingerprint does not fit what the file says of its space")
     columns = ["gene_id", "species", "symbol", "text_sha256"]

@@ -180,7 +180,7 @@ def _names(files: Sequence[Path | str], name: str | None) -> list[str]:
             called = re.sub(r"[^A-Za-z0-9._-]+", "-", called).strip("-.") or "file"
         elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", called):
             fix = "use letters, digits, dots, dashes and underscores"
-            raise InputError(f"{called!r} cannot be a name", "--name", fix)
+            raise InputError(f"{called!r} cannot be a name", "--name", fix, code="bad-name")
         names.append(called[:100])
     if len(set(names)) < len(names):
         raise InputError(

@@ -37,13 +37,15 @@ def read_gene_list(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise InputError("no such file", str(path), "give a file with one gene a line") from error
+        raise InputError(
+            "no such file", str(path), "give a file with one gene a line", code="file-not-found"
+        ) from error
     except IsADirectoryError as error:
         fix = "give a file with one gene a line"
-        raise InputError("this is a folder, not a file", str(path), fix) from error
+        raise InputError("this is a folder, not a file", str(path), fix, code="not-a-file") from error
     except UnicodeDecodeError as error:
         fix = "give a plain text file (UTF-8) with one gene a line"
-        raise InputError("the list of genes is no text", str(path), fix) from error
+        raise InputError("the list of genes is no text", str(path), fix, code="wrong-format") from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not names:
         raise InputError("the list names no gene", str(path), "give a file with one gene a line")
@@ -154,7 +156,12 @@ def _source_file(source: str | Path, names: Sequence[str] | None) -> Path | None
     path = Path(source)
     if not path.is_file():
         what = "this is a folder, not a file" if path.is_dir() else "no such file"
-        raise InputError(what, str(source), "give --source snapshot, ncbi, mygene, or a file of genes")
+        raise InputError(
+            what,
+            str(source),
+            "give --source snapshot, ncbi, mygene, or a file of genes",
+            code="not-a-file" if path.is_dir() else "file-not-found",
+        )
     return path
 
 

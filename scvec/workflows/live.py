@@ -246,7 +246,9 @@ def wanted_genes(
             "about them all the same"
         )
     if not wanted:
-        raise InputError("no gene of the list is known", ", ".join(names[:5]), "give one --species")
+        raise InputError(
+            "no gene of the list is known", ", ".join(names[:5]), "give one --species", code="unknown-gene"
+        )
     return GenePlan(wanted, notes)
 
 

@@ -309,6 +309,7 @@ def annotate(
             "annotate takes an AnnData object first, then the store",
             str(adata),
             "scvec.annotate(adata, store); for a file: scvec.query(store, path)",
+            code="wrong-format",
         )
     result = query(store, adata, reference=reference, **options)
     for note in result.notes:
@@ -330,15 +331,23 @@ def only_reference(opened: Any, reference: str | None) -> str:
             "the store has no reference yet",
             str(opened.path),
             "run: scvec ingest cells REF.h5ad --name NAME --label-key COLUMN",
+            code="store-empty",
         )
     raise InputError(
-        "the store has several references", str(opened.path), f"give --reference: {', '.join(names)}"
+        "the store has several references",
+        str(opened.path),
+        f"give --reference: {', '.join(names)}",
+        code="reference-not-named",
     )
 
 
 def _check_share(option: str, value: float | None) -> None:
     if value is not None and not 0.0 < value < 1.0:
-        raise InputError(f"{option} is a share between 0 and 1, not {value:g}", fix="give one such as 0.9")
+        raise InputError(
+            f"{option} is a share between 0 and 1, not {value:g}",
+            fix="give one such as 0.9",
+            code="option-out-of-range",
+        )
 
 
 def check_overlap(source: CellSource, measured: npt.NDArray[np.bool_], force: bool) -> float:
@@ -349,6 +358,7 @@ def check_overlap(source: CellSource, measured: npt.NDArray[np.bool_], force: bo
             f"only {n} of the {total:,} genes of the reference were measured",
             source.name,
             "check --species and the names of genes, choose another reference, or go on with --force",
+            code="genes-not-recognised",
         )
     if n < 0.5 * total:
         source.notes.append(

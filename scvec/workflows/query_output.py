@@ -39,7 +39,12 @@ def check_output_file(output: Path | str | None, path: Any) -> Path | None:
         what = (
             f"the ending {target.suffix!r} names no format" if target.suffix else "the output has no ending"
         )
-        raise InputError(what, str(target), f"end its name in {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}")
+        raise InputError(
+            what,
+            str(target),
+            f"end its name in {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}",
+            code="output-format",
+        )
     return target
 
 
@@ -137,7 +142,7 @@ def reporter_of(asked: dict[str, Any]) -> Callable[..., Any]:
         with CellSource.open(asked["path"], **how) as source:
             if source.n_obs != len(annotation):
                 what = f"the annotation has {len(annotation):,} cells, the data {source.n_obs:,}"
-                raise InputError(what, source.name, "query the cells again")
+                raise InputError(what, source.name, "query the cells again", code="annotation-outdated")
             obs = source.obs
         return report_query(page, annotation, stored, obs, {**asked, "report": str(page)}, no_progress)
 

@@ -76,7 +76,9 @@ def read_records(path: Path, *, memory: str | int | None = None) -> Records:
     allowed = parse_memory(memory)
     if not path.is_file():
         what = "this is a folder, not a file" if path.is_dir() else "no such file"
-        raise InputError(what, str(path), "check the path")
+        raise InputError(
+            what, str(path), "check the path", code="not-a-file" if path.is_dir() else "file-not-found"
+        )
     try:
         with path.open("rb") as raw:
             sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
@@ -92,24 +94,35 @@ def read_records(path: Path, *, memory: str | int | None = None) -> Records:
         if name.endswith((".pkl", ".pickle", ".p")) or head.startswith(b"\x80"):
             if packed:
                 raise InputError(
-                    "the pickle lies in a gzip file", str(path), f"unpack it first: gunzip {path.name}"
+                    "the pickle lies in a gzip file",
+                    str(path),
+                    f"unpack it first: gunzip {path.name}",
+                    code="wrong-format",
                 )
             values = load_plain(path, memory=memory)
             if not isinstance(values, dict):
                 what = f"the pickle holds a {type(values).__name__}, not a dictionary by gene"
-                raise InputError(what, str(path), _FIX)
+                raise InputError(what, str(path), _FIX, code="wrong-format")
         elif start.startswith(b"{") or name.endswith(".json"):
             values = _json(path, packed, allowed, notes)
         elif name.endswith((".csv", ".tsv", ".txt")):
             values = _csv(path, packed, allowed, notes)
         else:
-            raise InputError("this is no file of an earlier system that scvec reads", str(path), _FIX)
+            raise InputError(
+                "this is no file of an earlier system that scvec reads", str(path), _FIX, code="wrong-format"
+            )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError("the file is truncated or damaged", f"{path}: {error}", "get it again") from error
+        raise InputError(
+            "the file is truncated or damaged", f"{path}: {error}", "get it again", code="damaged-file"
+        ) from error
     except UnicodeDecodeError as error:
-        raise InputError("the file is not UTF-8 text", f"{path}: {error}", _FIX) from error
+        raise InputError(
+            "the file is not UTF-8 text", f"{path}: {error}", _FIX, code="wrong-format"
+        ) from error
     except OSError as error:
-        raise InputError(f"the file cannot be read: {error}", str(path), "check the file") from error
+        raise InputError(
+            f"the file cannot be read: {error}", str(path), "check the file", code="damaged-file"
+        ) from error
     return Records(values, sha256, notes)
 
 
@@ -134,10 +147,12 @@ def _json(path: Path, packed: bool, memory: int, notes: list[str]) -> dict[Any, 
     except (ValueError, RecursionError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise
-        raise InputError(f"the JSON cannot be read: {error}", str(path), "get it again") from error
+        raise InputError(
+            f"the JSON cannot be read: {error}", str(path), "get it again", code="damaged-file"
+        ) from error
     if not isinstance(values, dict):
         what = f"the JSON holds a {type(values).__name__}, not an object by gene"
-        raise InputError(what, str(path), _FIX)
+        raise InputError(what, str(path), _FIX, code="wrong-format")
     if twice:
         notes.append(_repeated(path, twice))
     return values
@@ -162,7 +177,9 @@ def _rows(text: TextIO, path: Path, memory: int, notes: list[str]) -> dict[Any, 
         for number, cells in enumerate(csv.reader(lines, delimiter=separator), 1):
             if len(cells) < 3:
                 if number == 1:
-                    raise InputError("the table has no columns of numbers", f"{path}, line 1", _FIX)
+                    raise InputError(
+                        "the table has no columns of numbers", f"{path}, line 1", _FIX, code="wrong-format"
+                    )
                 if any(cells):
                     values[cells[0]] = None
                 continue
@@ -182,7 +199,9 @@ def _rows(text: TextIO, path: Path, memory: int, notes: list[str]) -> dict[Any, 
                 what = f"the table needs more than {size_text(memory)} of memory"
                 raise ResourceError(what, str(path), "raise --memory, or split the file")
     except csv.Error as error:
-        raise InputError(f"the csv cannot be read: {error}", str(path), "write it again") from error
+        raise InputError(
+            f"the csv cannot be read: {error}", str(path), "write it again", code="damaged-file"
+        ) from error
     if twice:
         notes.append(_repeated(path, twice))
     return values
@@ -197,7 +216,7 @@ def _bounded(first: str, text: TextIO, path: Path) -> Any:
     line = first
     while line:
         if len(line) >= _MAX_CELL:
-            raise InputError("a line is longer than 1 MB", str(path), _FIX)
+            raise InputError("a line is longer than 1 MB", str(path), _FIX, code="damaged-file")
         yield line
         line = text.readline(_MAX_CELL)
 
@@ -335,14 +354,17 @@ def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | No
         kind = found
     elif kind != found:
         what = f"this is no file of {kind}: its records look like {found}'s"
-        raise InputError(what, str(path), "leave --kind out")
+        raise InputError(what, str(path), "leave --kind out", code="wrong-format")
     reader = _Reader(kind, path)
     for group, key, value in _flat(records.values, kind):
         reader.add(group, key, value)
     entries, vectors = reader.result()
     if not entries and not reader.refused:
         raise InputError(
-            "the file holds no records of genes", str(path), "see docs/genes.md for what is read"
+            "the file holds no records of genes",
+            str(path),
+            "see docs/genes.md for what is read",
+            code="wrong-format",
         )
     if not entries:
         key, why = next(iter(reader.refused.items()))
@@ -350,6 +372,7 @@ def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | No
             "the file holds neither texts nor vectors of genes",
             f"{path}, record {key!r}: {why}",
             "see docs/genes.md for what is read",
+            code="wrong-format",
         )
     n = len(entries) + len(reader.refused)
     return LegacyFile(path, kind, records.sha256, n, entries, vectors, reader.refused, tuple(records.notes))
@@ -477,7 +500,7 @@ class _Reader:
         groups = sorted({e.group for e in others})
         if len(groups) > 1:
             what = f"the file holds several sets of vectors ({', '.join(groups[:5])})"
-            raise InputError(what, str(self.path), "write each into a file of its own")
+            raise InputError(what, str(self.path), "write each into a file of its own", code="wrong-format")
         kept = [e for e in others if len(self.vectors[e.row]) == dim]
         for entry in others:
             n = len(self.vectors[entry.row])

@@ -100,7 +100,9 @@ class IvfIndex:
 
         if not 0.0 < recall <= 1.0:
             raise InputError(
-                f"recall is a share between 0 and 1, not {recall:g}", fix="give one such as 0.95"
+                f"recall is a share between 0 and 1, not {recall:g}",
+                fix="give one such as 0.95",
+                code="option-out-of-range",
             )
         ready = checked_vectors(vectors, int(vectors.shape[1]) if vectors.ndim == 2 else 0, "vectors")
         n = len(ready)

@@ -129,7 +129,9 @@ class IvfSettings:
         """
         if not 0.0 < recall <= 1.0:
             raise InputError(
-                f"recall is a share between 0 and 1, not {recall:g}", fix="give one such as 0.95"
+                f"recall is a share between 0 and 1, not {recall:g}",
+                fix="give one such as 0.95",
+                code="option-out-of-range",
             )
         for point in self.curve:
             if point[0] >= recall:

@@ -76,7 +76,9 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
 
         path = Path(path)
         if read_only and not path.is_file():
-            raise StoreError("there is no knowledge base", str(path), "run: scvec ingest genes")
+            raise StoreError(
+                "there is no knowledge base", str(path), "run: scvec ingest genes", code="not-a-store"
+            )
         with translate(path):
             con = duckdb.connect(str(path), read_only=read_only, config=dict(LOCKED))
         try:
@@ -287,12 +289,18 @@ def _prepare(con: Any, path: Path, read_only: bool) -> None:
             f"the knowledge base is of schema {version}, this scvec knows {SCHEMA_VERSION}",
             str(path),
             "use the scvec that made it",
+            code="store-format",
         )
     if read_only:
-        raise StoreError("the file is no knowledge base", str(path), "run: scvec ingest genes")
+        raise StoreError(
+            "the file is no knowledge base", str(path), "run: scvec ingest genes", code="not-a-store"
+        )
     if con.execute("SELECT count(*) FROM duckdb_tables()").fetchall()[0][0]:
         raise StoreError(
-            "the file is a DuckDB database, but no knowledge base", str(path), "name another file"
+            "the file is a DuckDB database, but no knowledge base",
+            str(path),
+            "name another file",
+            code="not-a-store",
         )
     create(con)
 
