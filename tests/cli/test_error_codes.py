@@ -35,7 +35,7 @@ def documented() -> dict[str, set[int]]:
 
 
 def in_source() -> dict[str, set[int]]:
-    """Every ``code="..."`` given to an error under scvec/, with the exit codes of the classes raised with it."""
+    """Every ``code="..."`` of an error under scvec/, with the exit codes of its classes."""
     known = classes()
     found: dict[str, set[int]] = {cls.code: {cls.exit_code} for cls in known.values()}
     for path in sorted((PROJECT / "scvec").rglob("*.py")):

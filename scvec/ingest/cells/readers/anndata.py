@@ -213,7 +213,9 @@ class Contents:
         self.notes: list[str] = [] if notes is None else notes
         self.table, self.names = obs if isinstance(obs, tuple) else unnamed(obs)
         if not self.n_obs:
-            raise InputError("there are no cells", self.name, "give a file with at least one cell")
+            raise InputError(
+                "there are no cells", self.name, "give a file with at least one cell", code="no-cells"
+            )
         if not self.places:
             fix = "write it with expression values: adata.X must not be None"
             raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix, code="no-values")
@@ -240,7 +242,7 @@ def contents_of_file(file: Any, path: Path, memory: int) -> Contents:
     for name in ("obs", "var"):
         if name not in file:
             fix = "give a whole AnnData file, written by adata.write_h5ad()"
-            raise InputError(f"the file has no {name} table", str(path), fix, code="unknown-column")
+            raise InputError(f"the file has no {name} table", str(path), fix, code="wrong-format")
     if isinstance(file, h5py.File) and (is_array(file["obs"]) or is_array(file["var"]) or "raw.X" in file):
         return _old_file(file, path)
     notes: list[str] = []
