@@ -36,13 +36,15 @@ __all__ = ["evaluate", "labels"]
     "set_",
     multiple=True,
     metavar="LABEL=CL:ID",
-    help="Give a label this term; may be given several times.",
+    help="Set the term of a label; may be repeated.",
 )
-@click.option("--unset", multiple=True, metavar="LABEL", help="Leave a label without a term; several times.")
+@click.option("--unset", multiple=True, metavar="LABEL", help="Remove the term of a label; may be repeated.")
 @global_options
 @pass_session
 def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple[str, ...]) -> None:
-    """Show which Cell Ontology term each label of REFERENCE stands for, and change some.
+    """Show or change terms of labels.
+
+    A term of the Cell Ontology belongs to each label of REFERENCE.
 
     \b
     Examples:
@@ -128,7 +130,9 @@ def evaluate(
     device: str,
     llm: str | None,
 ) -> None:
-    """Annotate the labelled cells of QUERY and compare with their true labels.
+    """Annotate labelled cells and compare.
+
+    The output compares the labels of scvec with the true labels of QUERY.
 
     \b
     Examples:

@@ -100,10 +100,10 @@ def _command(words: Sequence[str]) -> str:
 @click.version_option(__version__, prog_name="scvec")
 @global_options
 def cli() -> None:
-    """Name the cells of a single-cell data set by labelled cells and by what is known of their genes.
+    """Annotate the cells of a single-cell data set by labelled reference cells, and search genes and cells.
 
     \b
-    Two commands are enough for a first answer:
+    Two commands give a first answer:
       scvec ingest cells ref.h5ad --name pancreas --label-key cell_type
       scvec query new.h5ad --reference pancreas -o annotated.h5ad
     """

@@ -1,4 +1,4 @@
-"""``scvec search``: genes and cells by words, and cells like a cell."""
+"""``scvec search``: find genes and cells by a text, and cells similar to a cell."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from scvec.cli.options import (
 __all__ = ["search"]
 
 k_option = click.option(
-    "-k", "k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many hits."
+    "-k", "k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Number of hits."
 )
 how_option = click.option(
     "--method",
     type=click.Choice(["hybrid", "meaning", "words"]),
     default="hybrid",
     show_default=True,
-    help="Find genes by their vectors (meaning), by words, or by both.",
+    help="Compare vectors (meaning), words, or both.",
 )
 backbone_option = click.option(
     "--backbone",
     metavar="SPEC",
-    help="Whose vectors of the store to ask.  [default: those of the model that comes with scvec]",
+    help="Gene vectors to search.  [default: those of the model that comes with scvec]",
 )
 
 
 @click.group()
 @global_options
 def search() -> None:
-    """Find genes and cells by what is known of them.
+    """Find genes and cells by a text.
 
     \b
     Examples:
@@ -48,7 +48,7 @@ def search() -> None:
 @click.argument("text")
 @k_option
 @any_species_option
-@click.option("--where", metavar="SQL", help="Only genes of which this is true, as \"gene_type = 'lncRNA'\".")
+@click.option("--where", metavar="SQL", help="Only genes that fulfil this, such as \"gene_type = 'lncRNA'\".")
 @how_option
 @backbone_option
 @device_option
@@ -64,7 +64,7 @@ def genes(
     backbone: str | None,
     device: str,
 ) -> None:
-    """Genes that TEXT is about.
+    """Find the genes that fit TEXT best.
 
     \b
     Examples:
@@ -89,13 +89,13 @@ def genes(
 
 @search.command()
 @click.argument("text", default="")
-@click.option("--like", metavar="CELL", help="Cells like this one of the reference, instead of TEXT.")
+@click.option("--like", metavar="CELL", help="Find cells similar to this reference cell, instead of TEXT.")
 @reference_option
 @k_option
 @click.option(
     "--where",
     metavar="SQL",
-    help="Only reference cells of which this is true, as \"tissue = 'pancreas'\".",
+    help="Only reference cells that fulfil this, such as \"tissue = 'pancreas'\".",
 )
 @how_option
 @backbone_option
@@ -113,7 +113,7 @@ def cells(
     backbone: str | None,
     device: str,
 ) -> None:
-    """Cells of a reference that TEXT is about, and the labels that express its genes.
+    """Find the cells and labels of a reference that express the genes of TEXT.
 
     \b
     Examples:

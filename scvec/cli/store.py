@@ -1,4 +1,4 @@
-"""Commands about the store itself: what is inside, is it whole, take out, throw away."""
+"""Commands about the store itself: show, check, export, import, delete."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ __all__ = ["commands"]
 @click.command()
 @click.argument("reference", required=False)
 @click.option(
-    "--space", metavar="SPACE", help="Instead of a reference: genes of this space (see scvec info)."
+    "--space", metavar="SPACE", help="Export the genes of this space instead of a reference (see scvec info)."
 )
 @click.option("--to", type=click.Choice(["parquet", "h5ad"]), required=True, help="Format of the file.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Where to write."
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Output file."
 )
 @global_options
 @pass_session
 def export(session: Session, reference: str | None, space: str | None, to: str, output: Path) -> None:
-    """Write a reference to a file: its cells, labels and vectors; or a space: its genes and vectors.
+    """Write vectors to a file.
+
+    Of a reference: cells, labels and vectors. Of a space: genes and vectors.
 
     \b
     Examples:
@@ -48,13 +50,17 @@ def export(session: Session, reference: str | None, space: str | None, to: str, 
 
 @click.command("import")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--reference", metavar="NAME", help="Of cells: whose they are.  [default: as the file says]")
+@click.option(
+    "--reference", metavar="NAME", help="Reference of the cells.  [default: the one that the file names]"
+)
 @memory_option
 @dry_run_option
 @global_options
 @pass_session
 def import_(session: Session, file: Path, reference: str | None, memory: str | None, dry_run: bool) -> None:
-    """Take back what export wrote: genes of a space, or labels and columns of the cells of a reference.
+    """Read a file that export wrote.
+
+    It adds genes to a space, or takes labels and columns of reference cells.
 
     \b
     Example:
@@ -68,16 +74,16 @@ def import_(session: Session, file: Path, reference: str | None, memory: str | N
 @click.command()
 @click.argument("what", required=False, metavar="[genes]", type=click.Choice(["genes"]))
 @click.argument("names", nargs=-1, metavar="[GENE...]")
-@click.option("--reference", metavar="NAME", help="Tell more about this reference.")
-@click.option(
-    "--species", type=click.Choice(SPECIES), help="Whose genes; both are looked up where not given."
-)
+@click.option("--reference", metavar="NAME", help="Show more about this reference.")
+@click.option("--species", type=click.Choice(SPECIES), help="Species of the genes.  [default: both]")
 @global_options
 @pass_session
 def info(
     session: Session, what: str | None, names: tuple[str, ...], reference: str | None, species: str | None
 ) -> None:
-    """Say what is inside the store; of genes, every text, where it comes from, and its vectors.
+    """Show the content of the store.
+
+    For genes: every text, its source and its vectors.
 
     \b
     Examples:
@@ -86,7 +92,7 @@ def info(
     """
     if what == "genes":
         if not names:
-            raise InputError("no gene is named", "scvec info genes", "name one or more: scvec info genes INS")
+            raise InputError("no gene is given", "scvec info genes", "give one or more: scvec info genes INS")
         if reference is not None:
             raise InputError("--reference does not go with genes", "scvec info genes", "leave it out")
         from scvec.workflows.gene_info import gene_info
@@ -102,12 +108,18 @@ def info(
 @click.argument("old", type=int)
 @click.argument("new", required=False, type=int)
 @click.option(
-    "--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Examples of each kind."
+    "--limit",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Number of examples of each kind.",
 )
 @global_options
 @pass_session
 def diff(session: Session, old: int, new: int | None, limit: int) -> None:
-    """Say what changed between two generations of the store; the second is the current one if left out.
+    """Show the changes between two versions.
+
+    NEW is the current version of the store by default.
 
     \b
     Example:
@@ -120,14 +132,14 @@ def diff(session: Session, old: int, new: int | None, limit: int) -> None:
 
 @click.command()
 @device_option
-@llm_option("Where the language model of prompt references lies, if it was moved.")
+@llm_option("Path of the language model of prompt references, if you moved it.")
 @global_options
 @pass_session
 @click.pass_context
 def verify(ctx: click.Context, session: Session, device: str, llm: str | None) -> None:
-    """Check every file of the store against its checksum, and that encoders still give the same vectors.
+    """Check every file of the store.
 
-    Exits with 3 when something is damaged.
+    Compares files with their checksums, and encoders with the stored vectors. The exit code is 3 if something is damaged.
 
     \b
     Example:
@@ -145,7 +157,9 @@ def verify(ctx: click.Context, session: Session, device: str, llm: str | None) -
 @global_options
 @pass_session
 def doctor(session: Session) -> None:
-    """Look at the machine: versions, cores, memory, disk, GPU, weights, store.
+    """Check the machine and its libraries.
+
+    Shows versions, cores, memory, disk, GPU, weights and the store.
 
     \b
     Example:
@@ -158,12 +172,14 @@ def doctor(session: Session) -> None:
 
 @click.command()
 @click.argument("reference")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--where", metavar="SQL", help="Only the cells of which this is true, over their obs columns.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+@click.option(
+    "--where", metavar="SQL", help="Delete only the cells that fulfil this condition over their obs columns."
+)
 @global_options
 @pass_session
 def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
-    """Drop a reference, or some of its cells.
+    """Delete a reference, or some of its cells.
 
     \b
     Examples:
@@ -176,12 +192,10 @@ def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
     target = f"reference '{reference}'" if where is None else f"cells of '{reference}' with {where}"
     if not yes:
         if session.as_json or not sys.stdin.isatty():
-            what = f"nobody is there to be asked whether to drop {target}"
-            raise InputError(
-                what, "scvec rm", "add --yes to drop it without being asked", code="not-confirmed"
-            )
-        if not click.confirm(f"Drop {target}?", err=True):
-            session.note("nothing was dropped")
+            what = f"cannot ask whether to delete {target}: there is no terminal"
+            raise InputError(what, "scvec rm", "add --yes to delete it without asking", code="not-confirmed")
+        if not click.confirm(f"Delete {target}?", err=True):
+            session.note("nothing was deleted")
             return
     session.show(
         rm_(session.store, reference) if where is None else drop_cells(session.store, reference, where=where)
@@ -192,7 +206,9 @@ def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
 @global_options
 @pass_session
 def compact(session: Session) -> None:
-    """Give back the space of what is no longer used, and put together what was added and taken out.
+    """Free disk space of the store.
+
+    Deletes older versions, and merges appended and deleted cells into one segment per reference.
 
     \b
     Example:
