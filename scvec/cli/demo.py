@@ -26,7 +26,8 @@ __all__ = ["demo"]
 def demo(session: Session, out: Path, seed: int) -> None:
     """Annotate the cells that ship with scvec.
 
-    These are pancreas cells of held-out donors and of mice. The output shows how many labels are right. The demo makes its store inside DIR, unless you give --store.
+    These are pancreas cells of held-out donors and of mice. The output shows how many labels are right.
+    The demo makes its store inside DIR, unless you give --store.
 
     \b
     Example:

@@ -139,7 +139,8 @@ def diff(session: Session, old: int, new: int | None, limit: int) -> None:
 def verify(ctx: click.Context, session: Session, device: str, llm: str | None) -> None:
     """Check every file of the store.
 
-    Compares files with their checksums, and encoders with the stored vectors. The exit code is 3 if something is damaged.
+    Compares files with their checksums, and encoders with the stored vectors. The exit
+    code is 3 if something is damaged.
 
     \b
     Example:
