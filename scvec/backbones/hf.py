@@ -315,7 +315,9 @@ class HfBackbone:
         least = 8 if self.pooling != "eol" else len(self._prompt("")) + 8
         if min(most) < least:
             what = f"{min(most)} tokens are too few for pooling={self.pooling}"
-            raise InputError(what, str(self.folder), f"give max_tokens={least} or more")
+            raise InputError(
+                what, str(self.folder), f"give max_tokens={least} or more", code="option-out-of-range"
+            )
         return min(most)
 
     def _free(self) -> None:

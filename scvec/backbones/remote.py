@@ -535,7 +535,9 @@ class RemoteBackbone:
         if outcome.failures:
             row, reason = min(outcome.failures.items())
             what = f"{len(outcome.failures):,} of {len(texts):,} texts have no vector: {reason}"
-            raise NetworkError(what, texts[row][:80], "run the same command again later")
+            raise NetworkError(
+                what, texts[row][:80], "run the same command again later", code="texts-missing"
+            )
         return np.array([found[i] for i in range(len(texts))], np.float32).reshape(-1, self.space.dim)
 
     def encode_each(
@@ -703,4 +705,6 @@ class RemoteBackbone:
         return Streamed(failures, "" if stopped is None else str(stopped), error)
 
     def _over_budget(self, reason: str) -> InputError:
-        return InputError(reason, f"--max-cost, {self._name}", "raise it and run the same command again")
+        return InputError(
+            reason, f"--max-cost, {self._name}", "raise it and run the same command again", code="cost-limit"
+        )

@@ -53,6 +53,7 @@ class SentenceBackbone:
                 "this is not the folder of a sentence-transformers model (no config.json)",
                 str(folder),
                 "give the folder that holds config.json and model.safetensors",
+                code="model-not-found",
             )
         _refuse_foreign_code(folder)
         self.folder, self.name, self.template = folder, name, template

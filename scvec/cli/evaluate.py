@@ -38,13 +38,15 @@ __all__ = ["evaluate", "labels"]
     "set_",
     multiple=True,
     metavar="LABEL=CL:ID",
-    help="Give a label this term; may be given several times.",
+    help="Set the term of a label; may be repeated.",
 )
-@click.option("--unset", multiple=True, metavar="LABEL", help="Leave a label without a term; several times.")
+@click.option("--unset", multiple=True, metavar="LABEL", help="Remove the term of a label; may be repeated.")
 @global_options
 @pass_session
 def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple[str, ...]) -> None:
-    """Show which Cell Ontology term each label of REFERENCE stands for, and change some.
+    """Show or change terms of labels.
+
+    A term of the Cell Ontology belongs to each label of REFERENCE.
 
     \b
     Examples:
@@ -58,7 +60,9 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
         # A label may hold an equals sign; an id does not.
         label, sign, cl_id = text.rpartition("=")
         if not sign or not label:
-            raise InputError(f"{text!r} is not LABEL=CL:ID", "--set", 'write it like --set "B=CL:0000236"')
+            raise InputError(
+                f"{text!r} is not LABEL=CL:ID", "--set", 'write it like --set "B=CL:0000236"', code="bad-name"
+            )
         wanted[label] = cl_id
     session.show(labels_(session.store, reference, set=wanted, unset=unset))
 
@@ -115,7 +119,9 @@ def evaluate(
     plot: Path | None,
     **chosen: Any,
 ) -> None:
-    """Annotate the labelled cells of QUERY and compare with their true labels.
+    """Annotate labelled cells and compare.
+
+    The output compares the labels of scvec with the true labels of QUERY.
 
     \b
     Examples:

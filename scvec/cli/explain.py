@@ -1,4 +1,4 @@
-"""``scvec explain``: what stands behind a label."""
+"""``scvec explain``: the genes and cells behind a label."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["explain"]
 @click.command()
 @click.argument("annotated", metavar="OUT.h5ad", type=click.Path(path_type=Path))
 @click.option("--cell", metavar="ID", help="Explain this cell.")
-@click.option("--label", metavar="NAME", help="Explain the cells that were given this label.")
+@click.option("--label", metavar="NAME", help="Explain the cells with this label.")
 @click.option(
     "--against", metavar="LABEL", help="Compare with this label.  [default: the next best of each cell]"
 )
@@ -31,9 +31,11 @@ def explain(
     n_genes: int,
     memory: str | None,
 ) -> None:
-    """Say which genes and which reference cells gave a cell, or the cells of a label, their label.
+    """Show the evidence for a label.
 
-    OUT.h5ad is what scvec query wrote: the cells in it are computed again by the store it was made with.
+    These are the genes and reference cells behind the label of a cell, or of all cells of a label.
+
+    OUT.h5ad is the output of scvec query. The cells are computed again with the store of that query.
     Give --cell or --label.
 
     \b

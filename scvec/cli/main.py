@@ -111,7 +111,7 @@ def cli() -> None:
     """Annotate the cells of a single-cell data set by labelled cells and by knowledge about their genes.
 
     \b
-    Two commands are enough for a first answer:
+    Two commands give a first answer:
       scvec ingest cells ref.h5ad --name pancreas --label-key cell_type
       scvec query new.h5ad --reference pancreas -o annotated.h5ad
     """

@@ -200,6 +200,7 @@ def query_files(
             f"{len(missing)} of the {len(found)} files are not there, the first of them",
             str(missing[0]),
             "check the names; none was annotated",
+            code="file-not-found",
         )
     return found
 

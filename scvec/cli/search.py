@@ -18,14 +18,14 @@ from scvec.cli.options import (
 __all__ = ["search"]
 
 k_option = click.option(
-    "-k", "k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many hits."
+    "-k", "k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Number of hits."
 )
 how_option = click.option(
     "--method",
     type=click.Choice(["hybrid", "meaning", "words"]),
     default="hybrid",
     show_default=True,
-    help="Find genes by their vectors (meaning), by words, or by both.",
+    help="Compare vectors (meaning), words, or both.",
 )
 backbone_option = click.option(
     "--backbone",
@@ -73,7 +73,7 @@ def genes(session: Session, /, text: str, **given: Any) -> None:
 
 @search.command()
 @click.argument("text", default="")
-@click.option("--like", metavar="CELL", help="Cells like this one of the reference, instead of TEXT.")
+@click.option("--like", metavar="CELL", help="Find cells similar to this reference cell, instead of TEXT.")
 @reference_option
 @k_option
 @click.option(

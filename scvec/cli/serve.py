@@ -1,4 +1,4 @@
-"""``scvec serve``: a page and REST over the store."""
+"""``scvec serve``: a web page and REST for the store."""
 
 from __future__ import annotations
 
@@ -14,18 +14,28 @@ __all__ = ["serve"]
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 for any that is free."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="Port to listen on; 0 for any free one.",
 )
-@click.option("--token/--no-token", default=True, show_default=True, help="Ask for the token in the address.")
-@click.option("--max-upload", default="2G", show_default=True, metavar="SIZE", help="Largest file.")
-@click.option("--memory", metavar="SIZE", help="Memory of a job, as 4G.  [default: half of what is free]")
+@click.option(
+    "--token/--no-token", default=True, show_default=True, help="Require the token of the printed address."
+)
+@click.option(
+    "--max-upload", default="2G", show_default=True, metavar="SIZE", help="Largest file that may be uploaded."
+)
+@click.option(
+    "--memory", metavar="SIZE", help="Memory of a job, such as 4G.  [default: half of the free memory]"
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),
     default=1800.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time of a job.",
+    help="Longest time of a job.",
 )
 @global_options
 @pass_session
@@ -38,7 +48,9 @@ def serve(
     memory: str | None,
     timeout: float,
 ) -> None:
-    """Serve a page where h5ad files are dropped and annotated, and genes and cells searched for.
+    """Start a web page for annotation.
+
+    It annotates h5ad files and searches genes and cells. Programs use its REST interface.
 
     \b
     Examples:

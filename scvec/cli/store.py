@@ -29,12 +29,14 @@ __all__ = ["commands"]
 )
 @click.option("--to", type=click.Choice(["parquet", "h5ad"]), required=True, help="Format of the file.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Where to write."
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Output file."
 )
 @global_options
 @pass_session
 def export(session: Session, reference: str | None, space: str | None, to: str, output: Path) -> None:
-    """Write a reference to a file: its cells, labels and vectors; or a space: its genes and vectors.
+    """Write vectors to a file.
+
+    Of a reference: cells, labels and vectors. Of a space: genes and vectors.
 
     \b
     Examples:
@@ -84,7 +86,7 @@ def info(
     """
     if what == "genes":
         if not names:
-            raise InputError("no gene is named", "scvec info genes", "name one or more: scvec info genes INS")
+            raise InputError("no gene is given", "scvec info genes", "give one or more: scvec info genes INS")
         if reference is not None:
             raise InputError("--reference does not go with genes", "scvec info genes", "leave it out")
         from scvec.workflows.gene_info import gene_info
@@ -100,7 +102,11 @@ def info(
 @click.argument("old", type=int)
 @click.argument("new", required=False, type=int)
 @click.option(
-    "--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Examples of each kind."
+    "--limit",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Number of examples of each kind.",
 )
 @global_options
 @pass_session
@@ -123,9 +129,10 @@ def diff(session: Session, old: int, new: int | None, limit: int) -> None:
 @pass_session
 @click.pass_context
 def verify(ctx: click.Context, session: Session, device: str, llm: str | None) -> None:
-    """Check every file of the store against its checksum, and that encoders still give the same vectors.
+    """Check every file of the store.
 
-    Exits with 3 when something is damaged.
+    Compares files with their checksums, and encoders with the stored vectors. The exit
+    code is 3 if something is damaged.
 
     \b
     Example:

@@ -179,11 +179,17 @@ class DiscriminantEncoder:
         rows = np.flatnonzero(labels >= 0)
         X, y = X[rows], labels[rows]
         if len(np.unique(y)) < 2:
-            raise InputError("fewer than two labels have cells", fix="give cells of at least two labels")
+            raise InputError(
+                "fewer than two labels have cells", fix="give cells of at least two labels", code="one-label"
+            )
         progress("fitting the cell space", 0, 2)
         usable = np.flatnonzero(measured & np.isfinite(self.variability))
         if len(usable) == 0:
-            raise InputError("no gene that was measured varies in the reference", fix="check the gene names")
+            raise InputError(
+                "no gene that was measured varies in the reference",
+                fix="check the gene names",
+                code="genes-not-recognised",
+            )
         X = rescaled(X, measured)[:, usable]
         sets = [
             most_variable(self.variability[usable], N_VARIABLE),

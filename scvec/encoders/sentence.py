@@ -53,7 +53,12 @@ class SentenceEncoder:
 
     def __init__(self, backbone: Backbone, symbols: Sequence[str], *, n_genes: int | None = None) -> None:
         if n_genes is not None and n_genes < 1:
-            raise InputError("--n-genes must be 1 or more", "--n-genes", "leave it out for the default")
+            raise InputError(
+                "--n-genes must be 1 or more",
+                "--n-genes",
+                "leave it out for the default",
+                code="option-out-of-range",
+            )
         self.backbone, self.symbols = backbone, [str(s) for s in symbols]
         self.n_genes = N_GENES if n_genes is None else n_genes
         self.embed_dim = backbone.space.dim
@@ -125,5 +130,6 @@ class SentenceEncoder:
                 "the text model is not the one that the reference was made with",
                 f"{meta['space']['backbone']}, space {meta['space']['fingerprint']}",
                 "put that model back, or ingest the cells again",
+                code="model-changed",
             )
         return encoder

@@ -235,7 +235,11 @@ class StatisticsAccumulator:
             If no cell was added.
         """
         if self.n_cells == 0:
-            raise InputError("there are no cells to learn from", fix="give a reference with labelled cells")
+            raise InputError(
+                "there are no cells to learn from",
+                fix="give a reference with labelled cells",
+                code="no-cells",
+            )
         log_variance, linear_variance = self._squares / self.n_cells
         mean, linear = self._mean.copy()
         return GeneStatistics(self.n_cells, mean, np.sqrt(log_variance), linear, linear_variance)

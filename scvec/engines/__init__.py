@@ -55,13 +55,18 @@ def check_engine(engine: str, ray_address: str | None = None) -> None:
             raise InputError(what, f"--ray-address {ray_address}", "add --engine ray")
         return
     if importlib.util.find_spec("ray") is None:
-        raise InputError("Ray is not installed", "--engine ray", 'run: pip install "scvec[ray]"')
+        raise InputError(
+            "Ray is not installed",
+            "--engine ray",
+            'run: pip install "scvec[ray]"',
+            code="extra-not-installed",
+        )
     if ray_address is None or ray_address == "auto":
         return
     if ray_address.startswith("ray://"):
         what = "scvec does not speak the protocol of Ray clients (ray://)"
         fix = "run it on a node of the cluster with --ray-address auto (docs/cluster.md)"
-        raise InputError(what, f"--ray-address {ray_address}", fix)
+        raise InputError(what, f"--ray-address {ray_address}", fix, code="bad-address")
     from scvec.engines.ray_cluster import check_answers
 
     check_answers(ray_address, f"--ray-address {ray_address}")

@@ -64,6 +64,7 @@ def check_answers(address: str, where: str) -> None:
             "this is no address of a Ray cluster",
             where,
             "give HOST:PORT of its head, or auto on a node of it",
+            code="bad-address",
         )
     try:
         socket.create_connection((match[1] or match[2], int(match[3])), CONNECT_TIMEOUT).close()
@@ -156,7 +157,9 @@ def plan(
     if not useful:
         raise InputError("no node of the Ray cluster has a core to compute with", "--engine ray")
     if device == "cuda" and not any(node.gpus for node in useful):
-        raise InputError("no node of the Ray cluster has a GPU", "--device cuda", "leave out --device")
+        raise InputError(
+            "no node of the Ray cluster has a GPU", "--device cuda", "leave out --device", code="no-gpu"
+        )
     cores = [max(1, int(node.cpus)) for node in useful]
     n_shards = 0
     if n_rows:

@@ -79,12 +79,14 @@ class ReferencePlace:
                 f"the node {_node()} does not see the store: {error.what}",
                 self.store,
                 "put the store where all nodes see it under one name, or a copy on each; docs/cluster.md",
+                code="store-not-shared",
             ) from error
         if stored.fingerprint != self.fingerprint:
             raise StoreError(
                 f"the node {_node()} sees another store: its reference {self.name!r} is a different one",
                 self.store,
                 "copy the store anew to that node",
+                code="store-not-shared",
             )
         return stored
 

@@ -149,7 +149,11 @@ def common_axis(matched: Sequence[MatchedSource], resolver: GeneResolver) -> Axi
             measured = resolver.map_to(m.match, common, target).measured
             common = [g for g, there in zip(common, measured, strict=True) if there]
     if not common:
-        raise InputError("the reference files have no gene in common", fix="ingest them one by one")
+        raise InputError(
+            "the reference files have no gene in common",
+            fix="ingest them one by one",
+            code="genes-not-recognised",
+        )
     left_out = len(set.union(*sets)) - len(common)
     maps = [resolver.map_to(m.match, common, target) for m in matched]
     notes = [f"{left_out:,} genes that not every file has were left out"] if left_out else []
@@ -179,7 +183,12 @@ def gene_statistics(
             progress("counting genes", done, total)
     scores = variability([g.result() for g in gathered.values()])
     if not np.isfinite(scores).any():
-        raise InputError("no gene is expressed in any cell", matched[0].source.name, "check the values of X")
+        raise InputError(
+            "no gene is expressed in any cell",
+            matched[0].source.name,
+            "check the values of X",
+            code="no-values",
+        )
     together = StatisticsAccumulator(len(axis.gene_ids))
     for accumulator in gathered.values():
         together.merge(accumulator)

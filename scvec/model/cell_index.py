@@ -114,7 +114,11 @@ def check_index(index: str, recall: float) -> None:
     if index not in kinds:
         raise InputError(f"there is no index {index!r}", fix=f"one of: {', '.join(kinds)}")
     if not 0.0 < recall < 1.0:
-        raise InputError(f"recall is a share between 0 and 1, not {recall:g}", fix="give one such as 0.95")
+        raise InputError(
+            f"recall is a share between 0 and 1, not {recall:g}",
+            fix="give one such as 0.95",
+            code="option-out-of-range",
+        )
 
 
 def index_kind(index: str, vectors: Float32, memory: str | int | None) -> str:

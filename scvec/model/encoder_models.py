@@ -94,7 +94,9 @@ def stored_models(meta: Mapping[str, Any], *, device: str = "auto", llm: str | N
             return load_backbone(parse_spec(meta["options"]["backbone"]), device=device)
         except InputError as error:
             what = f"the text model that the reference was made with is not to be had: {error.what}"
-            raise StoreError(what, error.where, "put it back, or ingest the cells again") from error
+            raise StoreError(
+                what, error.where, "put it back, or ingest the cells again", code="model-not-found"
+            ) from error
 
     def language_model(name: str, precision: str | None) -> LanguageModel:
         from scvec.backbones.language_model import load_language_model, resolved
@@ -105,7 +107,9 @@ def stored_models(meta: Mapping[str, Any], *, device: str = "auto", llm: str | N
             if llm is not None:
                 raise
             what = f"the language model of the reference is not to be had: {error.what}"
-            raise StoreError(what, name, f"say where it is: --llm PATH; {error.fix}") from error
+            raise StoreError(
+                what, name, f"say where it is: --llm PATH; {error.fix}", code="model-not-found"
+            ) from error
 
     here = resolved_device(device) if kind.uses_gpu else "cpu"
     return Models(backbone, language_model, here)

@@ -69,14 +69,14 @@ def same_reference(store: Store, parameters: Mapping[str, Any]) -> StoredReferen
     fix = "give the --store that annotated the file, or annotate the cells again: scvec query"
     if name not in store.generation.manifest.references:
         what = f"the cells were annotated by reference {name!r}, which this store does not have"
-        raise StoreError(what, str(store.path), fix)
+        raise StoreError(what, str(store.path), fix, code="annotation-outdated")
     stored = store.reference(name)
     if not stored.has_fingerprint(str(parameters["reference_fingerprint"])):
         what = (
             f"the cells were annotated by reference {name!r} of store generation {number}; the one here, of "
             f"generation {store.generation.number}, is another"
         )
-        raise StoreError(what, str(store.path), fix)
+        raise StoreError(what, str(store.path), fix, code="annotation-outdated")
     return stored
 
 
@@ -406,7 +406,7 @@ def read_again(annotation: Annotation) -> CellSource:
     if source.n_obs != len(annotation):
         what = f"the annotation has {len(annotation):,} cells, the data {source.n_obs:,}"
         source.close()
-        raise InputError(what, source.name, "query the cells again")
+        raise InputError(what, source.name, "query the cells again", code="annotation-outdated")
     return source
 
 
@@ -467,7 +467,10 @@ class Explainer:
             columns = [f"{key_added}_label", f"{key_added}_confidence"]
             if any(c not in source.obs.columns for c in columns):
                 raise InputError(
-                    f"obs lacks {' or '.join(columns)}", source.name, "annotate the cells again: scvec query"
+                    f"obs lacks {' or '.join(columns)}",
+                    source.name,
+                    "annotate the cells again: scvec query",
+                    code="unknown-column",
                 )
             label = source.obs[columns[0]].astype(str).to_numpy().astype(np.str_)
             confidence = source.obs[columns[1]].to_numpy(dtype=np.float32)
@@ -536,7 +539,9 @@ class Explainer:
         names = self._source.obs_names
         rows = np.flatnonzero(np.array(names, dtype=object) == name)
         if len(rows) == 0:
-            raise InputError(f"there is no cell {name!r}", self._source.name, _near(name, names))
+            raise InputError(
+                f"there is no cell {name!r}", self._source.name, _near(name, names), code="unknown-cell"
+            )
         return self._explain(rows[:1], 1, name, str(self._label[rows[0]]), against, n_genes)
 
     def label(
@@ -546,7 +551,12 @@ class Explainer:
         rows = np.flatnonzero(self._label == name)
         if len(rows) == 0:
             given = sorted(set(self._label.tolist()))
-            raise InputError(f"no cell was given the label {name!r}", self._source.name, _near(name, given))
+            raise InputError(
+                f"no cell was given the label {name!r}",
+                self._source.name,
+                _near(name, given),
+                code="unknown-label",
+            )
         looked = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_cells)).astype(np.int64))]
         return self._explain(looked, len(rows), "", name, against, n_genes)
 
@@ -580,6 +590,7 @@ class Explainer:
                 f"the values of {changed:,} of {len(rows):,} cells no longer give the label {label!r}",
                 self._source.name,
                 "they were changed after the annotation: annotate them again with scvec query",
+                code="annotation-outdated",
             )
         names, numbers = np.unique(found.other, return_counts=True)
         order = np.argsort(-numbers, kind="stable")
@@ -661,7 +672,9 @@ class Explainer:
 
 def _number(classes: list[str], label: str, where: str) -> int:
     if label not in classes:
-        raise InputError(f"the reference has no label {label!r}", where, _near(label, classes))
+        raise InputError(
+            f"the reference has no label {label!r}", where, _near(label, classes), code="unknown-label"
+        )
     return classes.index(label)
 
 
@@ -682,4 +695,6 @@ def _one_of(cell: str | None, label: str | None, n_genes: int) -> None:
     if (cell is None) == (label is None):
         raise InputError("one cell or one label is explained", "", "give --cell ID or --label NAME")
     if n_genes < 0:
-        raise InputError(f"{n_genes} genes cannot be listed", "--n-genes", "give 0 or more")
+        raise InputError(
+            f"{n_genes} genes cannot be listed", "--n-genes", "give 0 or more", code="option-out-of-range"
+        )

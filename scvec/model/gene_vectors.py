@@ -115,6 +115,7 @@ def _compare(space: Space, before: Float32, now: Float32) -> None:
             f"the server gives other vectors than it did (cosine {worst:.3f}): it is another model",
             space.backbone,
             "ask the model that was asked before, or fill another store with this one",
+            code="model-changed",
         )
 
 
@@ -147,7 +148,9 @@ def stored_genes(
     where = f"--backbone stored:{spec.argument}"
     if missing == n:
         fix = "give vectors of genes of this species"
-        raise InputError(f"the space has a vector of none of the {n:,} genes", where, fix)
+        raise InputError(
+            f"the space has a vector of none of the {n:,} genes", where, fix, code="unknown-space"
+        )
     vectors = np.empty((n, stored.space.dim), dtype=np.float32)
     vectors[found] = stored.vectors[at[found]]
     vectors[~found] = vectors[found].mean(axis=0, dtype=np.float64)
@@ -180,7 +183,7 @@ def _find(txn: Transaction, name: str) -> StoredSpace:
     if stored is None:
         there = ", ".join(dict.fromkeys(s.backbone.removeprefix("legacy:") for s in spaces.values()))
         fix = f"spaces: {there}" if there else "scvec import-legacy FILE makes one"
-        raise InputError(f"the store has no space {name!r}", where, fix)
+        raise InputError(f"the store has no space {name!r}", where, fix, code="unknown-space")
     return stored
 
 
@@ -442,8 +445,8 @@ def _missing(table: pd.DataFrame, found: Bool, failures: Mapping[str, str], outc
         return type(error)(f"{error.what}; {kept}", error.where, error.fix)
     if outcome.stopped:
         fix = "raise it and run the same command again: it goes on from here"
-        return InputError(f"{outcome.stopped}; {kept}", "--max-cost", fix)
+        return InputError(f"{outcome.stopped}; {kept}", "--max-cost", fix, code="cost-limit")
     reason = next(iter(failures.values()), "no answer")
     where = ", ".join(missing["symbol"].astype(str)[:5])
     fix = "run the same command again: only these are asked for; too long texts are cut by max_tokens=N"
-    return NetworkError(f"{kept}: {reason}", where, fix)
+    return NetworkError(f"{kept}: {reason}", where, fix, code="texts-missing")

@@ -160,12 +160,13 @@ def match_genes(
         if best.share >= GOOD_SHARE:
             break
     if best is None:  # gene_name_candidates always has the index
-        raise InputError("the data set has no gene names", source.name)
+        raise InputError("the data set has no gene names", source.name, code="no-genes")
     if best.share < REFUSE_SHARE and not force:
         raise InputError(
             f"almost no gene is known: {best.summary}",
             f"{source.name}, names like {_unknown(best.match)}",
             "put gene symbols, Ensembl or Entrez ids into var_names, give --species, or go on with --force",
+            code="genes-not-recognised",
         )
     few = [f"warning: few genes are known: {best.summary}"] if best.share < WARN_SHARE else []
     return replace(best, notes=(*best.match.notes, *few))
@@ -192,6 +193,7 @@ def reference_share(
             f"only {n} of the {total:,} genes of the reference were measured",
             matched.source.name,
             "check --species and the names of genes, choose another reference, or go on with --force",
+            code="genes-not-recognised",
         )
     told = f"warning: {n:,} of the {total:,} genes of the reference were measured; labels are less certain"
     return n / total, [told] if n < 0.5 * total else []
@@ -265,7 +267,7 @@ def text_partners(
     # Vectors that were imported or drawn are compared where the reference has them; none can be made.
     if spec.permuted or (stored.meta["space"] is None and not spec.needs_text):
         what = "the reference was made without texts of its genes: unmatched genes cannot be compared by text"
-        raise InputError(what, where, "leave out --unmatched-genes")
+        raise InputError(what, where, "leave out --unmatched-genes", code="unknown-space")
     # The default encoder uses no text: then the vectors are those that ship, or are made now.
     space = None if stored.meta["space"] is None else Space.from_dict(stored.meta["space"])
     number = {g: i for i, g in enumerate(genes_of(stored))}
@@ -284,7 +286,12 @@ def text_partners(
     found, vectors = _vectors(opened, chosen, space, backbone, device, progress)
     if not found.any():
         what = "the store has a text vector of none of the unmatched genes"
-        raise InputError(what, where, f"run: scvec ingest embeddings --backbone {backbone} --genes FILE")
+        raise InputError(
+            what,
+            where,
+            f"run: scvec ingest embeddings --backbone {backbone} --genes FILE",
+            code="unknown-space",
+        )
     kept = [g for g, has in zip(chosen, found, strict=True) if has]
     wider = with_partners(genes, matched.match.gene_ids, kept, vectors[found], targets, known)
     n = int((wider.measured & ~genes.measured).sum())
@@ -391,6 +398,7 @@ def _vectors(
                 f"the backbone {backbone} gives other vectors than it gave the reference",
                 space.fingerprint,
                 "ingest the reference again",
+                code="model-changed",
             )
         txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
         txn.commit()

@@ -128,7 +128,7 @@ class QueryOptions:
             value = getattr(self, name)
             if value is not None and not 0.0 < value < 1.0:
                 what = f"{name} is a fraction between 0 and 1, not {value:g}"
-                raise InputError(what, _flag(name), "give one such as 0.9")
+                raise InputError(what, _flag(name), "give one such as 0.9", code="option-out-of-range")
         if self.n_neighbors < 1:
             raise InputError(f"{self.n_neighbors} neighbours cannot vote", "--n-neighbors", "give 1 or more")
         if self.values != "auto":

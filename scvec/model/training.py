@@ -110,7 +110,9 @@ def train(
     from scvec.model.reference import ReferenceModel
 
     if len(np.unique(sample.labels)) < 2:
-        raise InputError("fewer than two labels have cells to train on", fix="give cells of two labels")
+        raise InputError(
+            "fewer than two labels have cells to train on", fix="give cells of two labels", code="one-label"
+        )
     number = itertools.count(1)
 
     def new_encoder(part: CellChunk, labels: npt.NDArray[np.int64]) -> CellEncoder:

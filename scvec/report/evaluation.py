@@ -123,7 +123,9 @@ def need_matplotlib(
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise InputError("a figure needs matplotlib, which is not installed", where, fix) from error
+        raise InputError(
+            "a figure needs matplotlib, which is not installed", where, fix, code="extra-not-installed"
+        ) from error
 
 
 def draw(report: EvaluationReport, path: Path) -> None:

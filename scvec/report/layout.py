@@ -43,6 +43,7 @@ def need_umap() -> None:
             f"a report needs {' and '.join(missing)}, which is not installed",
             "--report",
             "pip install 'scvec[report]', or leave --report out",
+            code="extra-not-installed",
         )
 
 

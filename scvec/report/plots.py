@@ -224,7 +224,10 @@ def _column(adata: AnnData, name: str) -> Any:
     hint = f"did you mean {near[0]!r}? " if near else ""
     hint += "annotate the cells first: scvec.annotate(adata, store)" if name.endswith("_label") else ""
     raise InputError(
-        f"obs has no column {name!r}", "the AnnData object", hint or f"columns: {', '.join(names[:12])}"
+        f"obs has no column {name!r}",
+        "the AnnData object",
+        hint or f"columns: {', '.join(names[:12])}",
+        code="unknown-column",
     )
 
 
@@ -248,22 +251,32 @@ def _places(adata: AnnData, basis: str | None, key_added: str) -> npt.NDArray[An
         places = np.asarray(adata.obsm[found])
         if places.ndim != 2 or places.shape[1] < 2:
             raise InputError(
-                f"obsm[{found!r}] has no two columns", "the AnnData object", "give another basis"
+                f"obsm[{found!r}] has no two columns",
+                "the AnnData object",
+                "give another basis",
+                code="unknown-column",
             )
         return places[:, :2]
     if basis is not None:
         what = f"obsm has no {basis!r}"
         raise InputError(
-            what, "the AnnData object", f"there are: {', '.join(map(str, adata.obsm)) or 'none'}"
+            what,
+            "the AnnData object",
+            f"there are: {', '.join(map(str, adata.obsm)) or 'none'}",
+            code="unknown-column",
         )
     if f"X_{key_added}" not in adata.obsm:
         fix = "annotate the cells first: scvec.annotate(adata, store), or run scanpy.tl.umap"
-        raise InputError(f"obsm has neither X_umap nor X_{key_added}", "the AnnData object", fix)
+        raise InputError(
+            f"obsm has neither X_umap nor X_{key_added}", "the AnnData object", fix, code="unknown-column"
+        )
     try:
         import umap as umap_learn
     except ImportError as error:
         fix = "pip install umap-learn, or run scanpy.tl.umap first"
-        raise InputError("a map needs umap-learn, which is not installed", "scvec.pl.umap", fix) from error
+        raise InputError(
+            "a map needs umap-learn, which is not installed", "scvec.pl.umap", fix, code="extra-not-installed"
+        ) from error
     vectors = np.asarray(adata.obsm[f"X_{key_added}"])
     n_neighbors = max(2, min(15, len(vectors) - 1))
     start = "spectral" if len(vectors) > 50 else "random"  # the spectral one needs more cells than neighbours

@@ -381,7 +381,10 @@ def check_report(path: Path | str | None, cells: Any) -> Path | None:
     target = check_output(path, source)
     if target.suffix not in (".html", ".htm"):
         raise InputError(
-            "a report is an HTML file", str(target), f"call it {target.with_suffix('.html').name}"
+            "a report is an HTML file",
+            str(target),
+            f"call it {target.with_suffix('.html').name}",
+            code="output-format",
         )
     check_output(target.with_suffix(".json"), source)
     need_umap()

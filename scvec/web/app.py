@@ -99,23 +99,24 @@ def make_app(store: Path, jobs: Jobs, folder: Path, limits: Limits) -> FastAPI:
 
 
 def _errors(app: FastAPI) -> None:
-    def told(status: int, what: str, where: str = "", fix: str = "") -> JSONResponse:
-        return JSONResponse({"error": {"what": what, "where": where, "fix": fix}}, status_code=status)
+    def told(status: int, error: ScvecError) -> JSONResponse:
+        return JSONResponse({"error": error.body()}, status_code=status)
 
     @app.exception_handler(ScvecError)
     async def ours(request: Request, error: ScvecError) -> JSONResponse:
         status = 429 if isinstance(error, Busy) else 400 if isinstance(error, InputError) else 503
-        return told(507 if isinstance(error, ResourceError) else status, error.what, error.where, error.fix)
+        return told(507 if isinstance(error, ResourceError) else status, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return told(422, str(first["msg"]), where)
+        return told(422, InputError(str(first["msg"]), where, code="usage"))
 
     @app.exception_handler(404)
     async def missing(request: Request, error: Exception) -> JSONResponse:
-        return told(404, str(getattr(error, "detail", "")) or "there is no such thing")
+        what = str(getattr(error, "detail", "")) or "there is no such page"
+        return told(404, InputError(what, code="not-found"))
 
 
 def _pages(app: FastAPI) -> None:

@@ -95,17 +95,18 @@ def main() -> None:
         out.flush()
 
     limit(int(request["memory"]), float(request["seconds"]), int(request["n_bytes"]))
-    from scvec.base.errors import ScvecError
+    from scvec.base.errors import ResourceError, ScvecError
     from scvec.base.results import plain
 
     try:
         tell({"result": plain(annotate(request, tell))})
     except ScvecError as error:
-        tell({"error": {"what": error.what, "where": error.where, "fix": error.fix}})
+        tell({"error": error.body()})
     except MemoryError:
-        tell({"error": {"what": "the job needs more memory than it may use", "where": "", "fix": ""}})
+        tell({"error": ResourceError("the job needs more memory than it may use").body()})
     except Exception as error:  # a bug must end as a message, too
-        tell({"error": {"what": f"this is a bug in scvec: {type(error).__name__}", "where": "", "fix": ""}})
+        what = f"this is a bug in scvec: {type(error).__name__}"
+        tell({"error": {"code": "bug", "what": what, "where": "", "fix": ""}})
         raise
 
 

@@ -68,13 +68,15 @@ class Guard:
             return
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         if headers.get("host", "") not in self.hosts:
-            return await _refuse(send, 421, "this server has another name")
+            return await _refuse(send, 421, "this server has another name", code="host-refused")
         if not self._same_origin(scope, headers):
-            return await _refuse(send, 403, "requests from other pages are refused")
+            return await _refuse(send, 403, "requests from other pages are refused", code="origin-refused")
         if scope["path"] == "/" and scope["method"] == "GET" and self._by_address(scope):
             return await self._welcome(send)
         if not self._known(headers):
-            return await _refuse(send, 401, "open the address that scvec serve printed: it holds a token")
+            return await _refuse(
+                send, 401, "open the address that scvec serve printed: it holds a token", code="token-needed"
+            )
         await self._limited(scope, headers, receive, _dressed(send))
 
     def _same_origin(self, scope: Scope, headers: dict[str, str]) -> bool:
@@ -116,7 +118,7 @@ class Guard:
         length = headers.get("content-length", "0")
         told = f"at most {most:,} bytes are taken"
         if not length.isdigit() or int(length) > most:
-            return await _refuse(send, 413, told)
+            return await _refuse(send, 413, told, code="upload-too-large")
         seen, too_large, started = 0, False, False
 
         async def counted() -> Message:
@@ -139,7 +141,7 @@ class Guard:
         with suppress(_TooLarge):
             await self.app(scope, counted, watched)
         if too_large and not started:
-            await _refuse(send, 413, told)
+            await _refuse(send, 413, told, code="upload-too-large")
 
 
 def _dressed(send: Send) -> Send:
@@ -156,10 +158,10 @@ def _dressed(send: Send) -> Send:
     return dressed
 
 
-async def _refuse(send: Send, status: int, what: str) -> None:
+async def _refuse(send: Send, status: int, what: str, *, code: str) -> None:
     import json
 
-    body = json.dumps({"error": {"what": what, "where": "", "fix": ""}}).encode()
+    body = json.dumps({"error": {"code": code, "what": what, "where": "", "fix": ""}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await _dressed(send)({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

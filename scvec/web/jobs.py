@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, ResourceError, ScvecError
 from scvec.model.query_options import QueryOptions
 from scvec.web.child import FILES, UPLOAD
 
@@ -55,6 +55,8 @@ WATCH = 0.25
 
 class Busy(InputError):
     """Too many jobs wait already."""
+
+    code = "busy"
 
 
 @dataclass
@@ -198,14 +200,14 @@ class Jobs:
             try:
                 self._run(job)
             except OSError as error:
-                job.error = {"what": f"the job could not be run ({error.strerror})", "where": "", "fix": ""}
+                job.error = ScvecError(f"the job could not be run ({error.strerror})").body()
             finally:
                 with self._change:
                     job.process = None
                     if job.status == "running":
                         job.status = "done" if job.result is not None else "failed"
                     if job.status == "failed" and job.error is None:
-                        job.error = {"what": "the job ended without a word", "where": "", "fix": "try again"}
+                        job.error = ScvecError("the job ended without a message", fix="try again").body()
                     (job.folder / UPLOAD).unlink(missing_ok=True)
                     if job.status == "cancelled":
                         shutil.rmtree(job.folder, ignore_errors=True)
@@ -282,7 +284,7 @@ class Jobs:
                 why = f"the job needs more than {self._limits.memory / 2**30:.1f} GB of memory"
             if why:
                 with self._change:
-                    job.error = {"what": why, "where": job.name, "fix": "upload fewer cells"}
+                    job.error = ResourceError(why, job.name, "upload fewer cells", code="job-limit").body()
                 process.kill()
                 return
             time.sleep(WATCH)

@@ -67,7 +67,10 @@ def serve(
     folder = Store(store).path.absolute()
     if not token and host not in LOOPBACK:
         raise InputError(
-            "without a token only this machine may ask", f"--host {host}", "leave --no-token out"
+            "without a token only this machine may ask",
+            f"--host {host}",
+            "leave --no-token out",
+            code="token-needed",
         )
     limits = Limits(upload=parse_memory(max_upload), memory=parse_memory(memory), seconds=timeout)
     listening = _bind(host, port)
@@ -142,6 +145,7 @@ def need_serve() -> None:
             f"serving needs packages that are not installed: {', '.join(missing)}",
             "scvec serve",
             "pip install 'scvec[serve]'",
+            code="extra-not-installed",
         )
 
 
@@ -158,5 +162,6 @@ def _bind(host: str, port: int) -> socket.socket:
             f"cannot listen there ({error.strerror or error})",
             f"{host}:{port}",
             "choose another --port, or 0 for any that is free",
+            code="bad-address",
         ) from error
     return listening

@@ -173,7 +173,7 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
         deleted = rows_where(stored.obs, where)
         if len(deleted) == stored.n:
             fix = f"to drop the reference itself: scvec rm {reference}"
-            raise InputError("no cell would be left in the reference", where, fix)
+            raise InputError("no cell would be left in the reference", where, fix, code="where-no-match")
         kept = np.setdiff1d(np.arange(stored.n), deleted)
         obs = _with_files(stored).iloc[kept]
         meta = changed_meta(stored, dropped=int(stored.meta.get("dropped", 0)) + len(deleted))
@@ -221,6 +221,7 @@ def _codes(
             + (f", and {len(unknown) - 1} others" if len(unknown) > 1 else ""),
             f"{source.name} (obs['{label_key}'])",
             "ingest all files together without --append, or give --label-map: another label, or none",
+            code="label-not-learned",
         )
     return np.array([number[text] for text in given], dtype=np.int64)
 

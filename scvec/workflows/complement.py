@@ -47,7 +47,9 @@ class ComplementOptions(LiveOptions):
 
     def __post_init__(self) -> None:
         if not self.model.strip():
-            raise InputError("the model has no name", "--model", "give it as the server calls it")
+            raise InputError(
+                "the model has no name", "--model", "give it as the server calls it", code="bad-name"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,12 @@ def demo(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError("a file is where the folder should be", str(folder), "give another --out") from error
+        raise InputError(
+            "a file is where the folder should be",
+            str(folder),
+            "give another --out",
+            code="output-not-writable",
+        ) from error
     with stages("prepare"):
         progress("splitting donors", 0, None)
         paths = _split(folder)

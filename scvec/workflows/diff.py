@@ -136,7 +136,9 @@ def diff(store: Path | str, old: int | str, new: int | str = "current", limit: i
     and of descriptions added, changed and removed. InputError names the versions that exist.
     """
     if limit < 0:
-        raise InputError(f"limit must not be negative: {limit}", "--limit", "give 0 or more")
+        raise InputError(
+            f"limit must not be negative: {limit}", "--limit", "give 0 or more", code="option-out-of-range"
+        )
     opened = Store(store)
     before, after = (opened.at(_number(opened, g)) for g in (old, new))
     digests = [m and m.digest for m in (s.generation.manifest.knowledge for s in (before, after))]

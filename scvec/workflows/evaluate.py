@@ -89,7 +89,12 @@ def evaluate(
     renamed = np.array([names.get(t, t) for t in truth], dtype=np.str_)
     scored = np.flatnonzero(renamed != "")
     if len(scored) == 0:
-        raise InputError("no cell has a true label to compare with", f"obs['{truth_key}']", "see --label-map")
+        raise InputError(
+            "no cell has a true label to compare with",
+            f"obs['{truth_key}']",
+            "see --label-map",
+            code="no-labels",
+        )
     report = _scores(
         annotation,
         renamed,
@@ -118,7 +123,10 @@ def _writable(path: Path | str | None, endings: tuple[str, ...], cells: Any) -> 
     target = check_output(path, cells if isinstance(cells, str | Path) else None)
     if target.suffix not in endings:
         raise InputError(
-            f"the ending {target.suffix!r} does not fit", str(target), f"end its name in {', '.join(endings)}"
+            f"the ending {target.suffix!r} does not fit",
+            str(target),
+            f"end its name in {', '.join(endings)}",
+            code="output-format",
         )
     return target
 

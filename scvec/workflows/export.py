@@ -126,7 +126,12 @@ def _space(opened: Store, name: str) -> StoredSpace:
     there = ", ".join(f"{f} ({s.space.backbone})" for f, s in list(spaces.items())[:6])
     several = f"{len(matching)} spaces have the backbone {name!r}"
     what = several if matching else f"the store has no space {name!r}"
-    raise InputError(what, str(opened.path), f"it has: {there or 'none: scvec ingest embeddings'}")
+    raise InputError(
+        what,
+        str(opened.path),
+        f"it has: {there or 'none: scvec ingest embeddings'}",
+        code="space-not-named" if matching else "unknown-space",
+    )
 
 
 def _cells(stored: StoredReference) -> Any:
@@ -148,7 +153,7 @@ def _checked(found: VectorFile, dim: int, *ids: str) -> Any:
     try:
         return checked_vectors(found.vectors, dim, "the vectors of the file")
     except InputError as error:
-        raise InputError(error.what, str(found.path), AGAIN) from error
+        raise InputError(error.what, str(found.path), AGAIN, code=error.code) from error
 
 
 def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportReport:

@@ -245,7 +245,9 @@ def gene_info(store: Path | str, names: Sequence[str], species: str | None = Non
         wanted = {gene_id: name for name, gene_ids in reversed(found.items()) for gene_id in gene_ids}
         order = list(dict.fromkeys(gene_id for gene_ids in found.values() for gene_id in gene_ids))
         if not order:
-            raise InputError("no gene of this name is known", _listed(unknown), _hint(near))
+            raise InputError(
+                "no gene of this name is known", _listed(unknown), _hint(near), code="unknown-gene"
+            )
         vectors = _vectors(opened, kb, genes.loc[order])
         names_of = _names(kb, order)
         known = [_gene(kb, genes.loc[g], wanted[g], names_of[g], *vectors[g]) for g in order]

@@ -167,7 +167,7 @@ def _names(files: Sequence[Path | str], name: str | None) -> list[str]:
         raise InputError("one name cannot stand for several files", "--name", "import them one by one")
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         fix = "use letters, digits, dots, dashes and underscores"
-        raise InputError(f"{name!r} cannot be a name", "--name", fix)
+        raise InputError(f"{name!r} cannot be a name", "--name", fix, code="bad-name")
     stems = [Path(file).name.lower().removesuffix(".gz").rsplit(".", 1)[0] for file in files]
     names = [name or re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-.")[:100] or "file" for stem in stems]
     if len(set(names)) < len(names):

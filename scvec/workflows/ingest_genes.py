@@ -157,7 +157,12 @@ def _source_file(source: str | Path, names: Sequence[str] | None) -> Path | None
     path = Path(source)
     if not path.is_file():
         what = "this is a folder, not a file" if path.is_dir() else "no such file"
-        raise InputError(what, str(source), f"give --source snapshot, {live}, or a file of genes")
+        raise InputError(
+            what,
+            str(source),
+            f"give --source snapshot, {live}, or a file of genes",
+            code="not-a-file" if path.is_dir() else "file-not-found",
+        )
     return path
 
 

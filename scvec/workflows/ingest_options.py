@@ -139,7 +139,12 @@ class IngestOptions(AppendOptions):
         for name, least in (("min_cells", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 option = "--" + name.replace("_", "-")
-                raise InputError(f"{option} must be {least} or more", option, "leave it out for the default")
+                raise InputError(
+                    f"{option} must be {least} or more",
+                    option,
+                    "leave it out for the default",
+                    code="option-out-of-range",
+                )
 
     @cached_property
     def spec(self) -> BackboneSpec:

@@ -129,7 +129,12 @@ def labels(
     wanted = dict(set or {})
     for label in [*wanted, *unset]:
         if label not in classes:
-            raise InputError(f"the reference has no label {label!r}", reference, _near(label, classes))
+            raise InputError(
+                f"the reference has no label {label!r}",
+                reference,
+                _near(label, classes),
+                code="unknown-label",
+            )
         if label in wanted and label in unset:
             raise InputError(f"{label!r} is both set and unset", "scvec labels", "name it once")
     old = ClassOntology.from_dict(stored.meta["ontology"])
@@ -147,7 +152,7 @@ def labels(
         now = txn.reference(reference)
         if now is None or now.meta != stored.meta:
             what = f"the reference {reference!r} was changed by another process meanwhile"
-            raise InputError(what, str(opened.path), "run the same command again")
+            raise InputError(what, str(opened.path), "run the same command again", code="store-changed")
         txn.put_meta(reference, {**stored.meta, "ontology": ontology.to_dict()})
         txn.commit()
     return _report(opened, reference, changed=[*wanted, *sorted(unset)])
@@ -170,11 +175,15 @@ def _checked(kb: KnowledgeBase, cl_id: str) -> Match:
             f"{cl_id!r} is not a Cell Ontology id",
             "--set",
             "write it like CL:0000236; see https://www.ebi.ac.uk/ols4",
+            code="bad-name",
         )
     name = kb.cl_label(text)
     if name == text:
         raise InputError(
-            f"the Cell Ontology has no term {text}", "--set", "look it up: https://www.ebi.ac.uk/ols4"
+            f"the Cell Ontology has no term {text}",
+            "--set",
+            "look it up: https://www.ebi.ac.uk/ols4",
+            code="bad-name",
         )
     return Match(text, name, "hand", 1.0)
 

@@ -185,7 +185,9 @@ def read_gene_list(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InputError(f"the list of genes cannot be read: {reason}", str(path), fix) from error
+        raise InputError(
+            f"the list of genes cannot be read: {reason}", str(path), fix, code="damaged-file"
+        ) from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not names:
         raise InputError("the list names no gene", str(path), fix)
@@ -224,7 +226,7 @@ def known_genes(
     found, unknown = named_genes(kb, names, species)
     if not found:
         fix = "give gene symbols, Ensembl or Entrez ids, and check --species"
-        raise InputError("no gene of the list is known", ", ".join(names[:5]), fix)
+        raise InputError("no gene of the list is known", ", ".join(names[:5]), fix, code="unknown-gene")
     note = f"{len(unknown):,} of {len(names):,} genes are not known: {', '.join(sorted(unknown)[:8])}"
     return list(found), [note] if unknown else []
 
@@ -252,7 +254,9 @@ def wanted_genes(
         few = f"{len(unknown):,} of {len(names):,} genes are not known: {', '.join(unknown[:8])}"
         notes.append(f"{few}; give one --species to ask about them too")
     if not wanted:
-        raise InputError("no gene of the list is known", ", ".join(names[:5]), "give one --species")
+        raise InputError(
+            "no gene of the list is known", ", ".join(names[:5]), "give one --species", code="unknown-gene"
+        )
     return wanted, notes
 
 

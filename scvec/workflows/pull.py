@@ -234,6 +234,7 @@ def _located(
             "the address has no hash, so that nobody knows whether the file is the right one",
             address.shown,
             "add #sha256=HEX as it was published, or give --trust",
+            code="bad-address",
         )
     where = address if mirrored is None else Address(mirrored, address.sha256)
     path = download(where, cache_folder(), max_bytes=limit, progress=progress)
@@ -261,6 +262,7 @@ def _local(source: str) -> Iterator[Path]:
             f"there is no reference {source!r} to pull",
             source,
             f"give a file, an address, or one of: {', '.join(sorted(packs))}",
+            code="unknown-reference",
         )
 
 

@@ -141,7 +141,12 @@ def _checked(options: QueryOptions, cells: Any) -> tuple[Path | None, Path | Non
         what = (
             f"the ending {target.suffix!r} is not a format" if target.suffix else "the output has no ending"
         )
-        raise InputError(what, str(target), f"end its name in {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}")
+        raise InputError(
+            what,
+            str(target),
+            f"end its name in {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}",
+            code="output-not-writable",
+        )
     return target, page
 
 
@@ -290,6 +295,7 @@ def annotate(
             "annotate takes an AnnData object first, then the store",
             str(adata),
             "scvec.annotate(adata, store); for a file: scvec.query(store, path)",
+            code="wrong-format",
         )
     found = query(store, adata, options_of(QueryOptions, options, keywords), progress=progress)
     for note in found.notes:
@@ -317,7 +323,11 @@ def only_reference(opened: Store, reference: str | None) -> str:
             "the store has no reference yet",
             str(opened.path),
             "run: scvec ingest cells REF.h5ad --name NAME --label-key COLUMN",
+            code="store-empty",
         )
     raise InputError(
-        "the store has several references", str(opened.path), f"give --reference: {', '.join(names)}"
+        "the store has several references",
+        str(opened.path),
+        f"give --reference: {', '.join(names)}",
+        code="reference-not-named",
     )

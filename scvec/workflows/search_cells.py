@@ -175,7 +175,9 @@ def _like(stored: StoredReference, like: str, rows: Int64, options: SearchOption
     if len(same) == 0:
         near = difflib.get_close_matches(like, list(names[:100_000]), n=3)
         fix = f"did you mean {', '.join(near)}?" if near else f"cells are named like {names[0]!r}"
-        raise InputError(f"the reference {stored.name!r} has no cell {like!r}", f"--like {like}", fix)
+        raise InputError(
+            f"the reference {stored.name!r} has no cell {like!r}", f"--like {like}", fix, code="unknown-cell"
+        )
     at = int(same[0])
     notes = [f"{len(same)} cells are called {like!r}; the first is meant"] if len(same) > 1 else []
     rows = rows[rows != at]

@@ -76,7 +76,9 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= 10_000:
-            raise InputError(f"k is {self.k}", fix="give a number from 1 to 10,000")
+            raise InputError(
+                f"k is {self.k}", fix="give a number from 1 to 10,000", code="option-out-of-range"
+            )
         if self.method not in METHODS:
             raise InputError(f"there is no method {self.method!r}", fix=f"methods: {', '.join(METHODS)}")
 
@@ -250,7 +252,11 @@ def check_text(text: str) -> None:
     if not text.strip():
         raise InputError("the text to search for is empty", fix='give words, as "insulin secretion"')
     if len(text) > MAX_TEXT:
-        raise InputError(f"the text has {len(text):,} characters", fix=f"give at most {MAX_TEXT:,}")
+        raise InputError(
+            f"the text has {len(text):,} characters",
+            fix=f"give at most {MAX_TEXT:,}",
+            code="option-out-of-range",
+        )
 
 
 class Meaning:
@@ -306,7 +312,12 @@ def find_meaning(store: Store, backbone: str | None, *, device: str = "auto") ->
         return None
     listed = ", ".join(dict.fromkeys(s.space.backbone for s in store.spaces().values())) or "none"
     what = f"the store has no gene vectors of {backbone}"
-    raise InputError(what, str(store.path), f"it has those of: {listed}; scvec ingest embeddings makes them")
+    raise InputError(
+        what,
+        str(store.path),
+        f"it has those of: {listed}; scvec ingest embeddings makes them",
+        code="unknown-space",
+    )
 
 
 def _fits(backbone: Backbone, space: Space) -> bool:
@@ -347,7 +358,11 @@ def rank_genes(
         Also look for words in the names of Gene Ontology terms.
     """
     if method == "meaning" and meaning is None:
-        raise InputError("the store has no gene vectors to search", fix="run: scvec ingest embeddings")
+        raise InputError(
+            "the store has no gene vectors to search",
+            fix="run: scvec ingest embeddings",
+            code="unknown-space",
+        )
     rankings: dict[str, Sequence[str]] = {}
     notes: list[str] = []
     near: dict[str, float] = {}

@@ -63,7 +63,7 @@ def touched(store: Path) -> dict[str, tuple[int, ...]]:
 
 
 def error_lines(stderr: str) -> list[str]:
-    """Return the error that is all of ``stderr``, checked for its form: what, where, how to fix it."""
+    """Return the error that ends ``stderr``, checked for its form: what, where, how to fix it."""
     assert "Traceback" not in stderr and "bug" not in stderr, stderr
     assert stderr.startswith("error: "), stderr
     lines = stderr.splitlines()
@@ -74,19 +74,21 @@ def error_lines(stderr: str) -> list[str]:
     return lines
 
 
-def assert_refused(words: list[str], code: int, message: str, store: Path) -> str:
-    """Run words in both forms; return what was said."""
+def assert_refused(words: list[str], exit_code: int, code: str, store: Path, names: str = "") -> str:
+    """Run words in both forms; return the message, which has the pattern ``names`` in it."""
     before = touched(store)
     result = scvec("--store", store, *words)
     said = "\n".join(error_lines(result.stderr))
-    assert result.exit_code == code, said
-    assert re.search(message, said), said
+    assert result.exit_code == exit_code, said
+    assert re.search(names, said), said
     assert result.stdout == ""
     as_json = scvec("--store", store, *words, "--json")
-    assert as_json.exit_code == code
+    assert as_json.exit_code == exit_code
     found = json.loads(as_json.stdout)
     assert as_json.stdout.count("\n") == 1
-    assert found["error"].endswith("Error") and found["exit_code"] == code
+    assert found["error"].endswith("Error") and found["exit_code"] == exit_code and found["code"] == code, (
+        found
+    )
     assert found["what"] == error_lines(result.stderr)[0].removeprefix("error: ")
     assert touched(store) == before
     return said

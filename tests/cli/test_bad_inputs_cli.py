@@ -43,7 +43,7 @@ def one(cases: Callable[[Case], bool]) -> Any:
 def test_bad_files_are_refused(case: Case, store: Path, tmp_path: Path) -> None:
     path = case.build(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    said = assert_refused(words_of(case, path), case.exit_code, case.message, store)
+    said = assert_refused(words_of(case, path), case.exit_code, case.code, store, case.message)
     assert "  fix:   " in said and "  where: " in said
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -91,7 +91,7 @@ def test_a_newer_store_says_what_to_install(store: Path, good: Path, tmp_path: P
     (newer / "CURRENT").write_text(f"{number}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
     case = case_that_needs("newer-store")
     for words in (words_of(case, good), ["info"], ["rm", REFERENCE, "--yes"], ["compact"], ingest_of(good)):
-        assert "3.1.4" in assert_refused(words, case.exit_code, case.message, newer)
+        assert "3.1.4" in assert_refused(words, case.exit_code, case.code, newer, case.message)
 
 
 HOLD = """
@@ -117,7 +117,7 @@ def test_a_locked_store_names_the_process(scratch: Path, store: Path, good: Path
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         case = case_that_needs("locked-store")
         for words in (words_of(case, good), ["rm", REFERENCE, "--yes"], ["compact"], ["ingest", "genes"]):
-            said = assert_refused(words, case.exit_code, case.message, scratch)
+            said = assert_refused(words, case.exit_code, case.code, scratch, case.message)
             assert f"process {holder.pid} " in said
         read = scvec("--store", scratch, "query", good, "--reference", REFERENCE, "--json")
         assert read.exit_code == 0, read.stderr  # readers are never locked out
@@ -147,7 +147,7 @@ def test_a_full_disk_leaves_no_part_of_the_output(
     with small_disk(tmp_path / "disk", 64 * 1024) as disk:
         (disk / "filler").write_bytes(bytes(60 * 1024))
         out = disk / f"out{ending}"
-        assert_refused(["query", str(good), "-o", str(out)], case.exit_code, case.message, store)
+        assert_refused(["query", str(good), "-o", str(out)], case.exit_code, case.code, store)
         assert [p.name for p in disk.iterdir()] == ["filler"]
 
 
@@ -158,7 +158,7 @@ def test_a_limit_on_file_size_is_a_full_disk(store: Path, good: Path, tmp_path: 
     resource.setrlimit(resource.RLIMIT_FSIZE, (good.stat().st_size // 2, hard))
     try:
         out = tmp_path / case.options["output"]
-        assert_refused(["query", str(good), "-o", str(out)], case.exit_code, case.message, store)
+        assert_refused(["query", str(good), "-o", str(out)], case.exit_code, case.code, store)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(store: Path, good: Path, tmp_pat
     with small_disk(tmp_path / "disk", size + 64 * 1024 + 4096 * 40) as disk:
         copy = shutil.copytree(store, disk / "store")
         before = contents(copy)
-        assert_refused(ingest_of(good), 6, "the disk is full; the store was not changed", copy)
+        assert_refused(ingest_of(good), 6, "disk-full", copy)
         assert contents(copy) == before
 
 
@@ -179,7 +179,7 @@ def test_errors_of_writing_name_the_output(store: Path, good: Path, tmp_path: Pa
 
     monkeypatch.setattr("scvec.ingest.cells.write.os.replace", broken)
     out = tmp_path / "out.csv"
-    assert_refused(["query", str(good), "-o", str(out)], 2, f"cannot write(.|\n)*{out.name}", store)
+    assert_refused(["query", str(good), "-o", str(out)], 2, "output-not-writable", store, out.name)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The examples of the README work, in the order they stand there."""
+"""The examples of the README work in their order; links and commands of all pages are right."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from scvec.cli.main import cli
+from scvec.cli.options import Session
 
 PROJECT = Path(__file__).resolve().parents[2]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
 
 
 def examples() -> list[list[str]]:
@@ -30,10 +33,10 @@ def examples() -> list[list[str]]:
 
 
 def test_every_command_has_an_example():
-    typed = {tuple(words[:2]) if words[0] in ("ingest", "search") else (words[0],) for words in examples()}
+    shown = {tuple(words[:2]) if words[0] in ("ingest", "search") else (words[0],) for words in examples()}
     groups = {name: getattr(command, "commands", None) for name, command in cli.commands.items()}
     known = {(name, sub) if sub else (name,) for name, subs in groups.items() for sub in (subs or [None])}
-    assert typed == known
+    assert shown == known
 
 
 def test_every_exit_code_is_in_the_table():
@@ -43,11 +46,40 @@ def test_every_exit_code_is_in_the_table():
     assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}
 
 
-def test_every_link_leads_somewhere():
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
-    assert targets
-    for target in targets:
-        assert (PROJECT / target).exists(), target
+def anchors(page: Path) -> set[str]:
+    """Anchors that GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_somewhere(page: Path):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        there = (page.parent / target).resolve() if target else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), anchor
+
+
+def typed(page: Path) -> list[list[str]]:
+    """Words of every ``scvec`` command in the blocks of a page."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"^```\w*\n(.*?)^```|((?:^    [^\n]*\n)+)", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in "".join(block).splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("scvec ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_has_the_options_that_are_typed(page: Path):
+    for words in typed(page):
+        command: click.Command = cli
+        rest = list(words)
+        while isinstance(command, click.Group):
+            command = command.commands[rest.pop(0)]
+        command.make_context("scvec", rest, obj=Session())  # parses; calls nothing
+
+
+def test_pages_have_commands():
+    assert sum(len(typed(page)) for page in PAGES) > 60
 
 
 @pytest.fixture(scope="module")

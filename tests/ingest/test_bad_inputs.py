@@ -36,7 +36,7 @@ def test_what_the_reader_says(case, tmp_path: Path) -> None:
             _read(case, path)
         text = str(caught.value)
         assert re.search(case.message, text), text
-        assert caught.value.exit_code == case.exit_code
+        assert caught.value.exit_code == case.exit_code and caught.value.code == case.code
         assert len(text.splitlines()) <= 3
         assert caught.value.where or case.name.startswith("memory")
         assert caught.value.fix

@@ -227,7 +227,7 @@ def test_a_job_that_takes_too_much_memory_is_ended(monkeypatch: pytest.MonkeyPat
 
 def test_a_child_that_says_nothing_or_nonsense_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     job = run_child(monkeypatch, tmp_path, "print('not json'); print('[1]')", Limits())
-    assert job.status == "failed" and job.error["what"] == "the job ended without a word"
+    assert job.status == "failed" and job.error["what"] == "the job ended without a message"
 
 
 def test_messages_do_not_tell_of_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

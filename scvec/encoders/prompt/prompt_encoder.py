@@ -381,6 +381,7 @@ def check_same_model(language_model: LanguageModel, made_with: dict[str, Any]) -
         f"the language model is not the one that the reference was made with: {other}",
         language_model.name,
         f"give that one with --llm (it was {made_with['name']}), or ingest the cells again",
+        code="model-changed",
     )
 
 
@@ -393,4 +394,9 @@ def check_length(options: PromptOptions, language_model: LanguageModel | None) -
     if options.n_genes > left:
         what = f"{options.n_genes} genes and {shared} other places are more than the model can read"
         where = f"{language_model.name}: {language_model.max_positions} places"
-        raise InputError(what, where, f"give --n-genes {left} or fewer" if left > 0 else "give another model")
+        raise InputError(
+            what,
+            where,
+            f"give --n-genes {left} or fewer" if left > 0 else "give another model",
+            code="option-out-of-range",
+        )

@@ -80,7 +80,12 @@ class PromptOptions:
         for name, least in (("n_genes", 1), ("lora", 0), ("epochs", 0), ("epoch_cells", 1)):
             if getattr(self, name) < least:
                 option = "--" + name.replace("_", "-")
-                raise InputError(f"{option} must be {least} or more", option, "leave it out for the default")
+                raise InputError(
+                    f"{option} must be {least} or more",
+                    option,
+                    "leave it out for the default",
+                    code="option-out-of-range",
+                )
         if self.lora and self.order == "none":
             raise InputError(
                 "there is no language model to adapt where the order is none", "--lora", "leave it out"

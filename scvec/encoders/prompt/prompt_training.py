@@ -55,7 +55,9 @@ def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any],
         part.replace(path)
     except OSError as error:
         what = f"the checkpoint cannot be written ({error.strerror})"
-        raise ResourceError(what, str(path), "free space, or give another folder") from error
+        raise ResourceError(
+            what, str(path), "free space, or give another folder", code="disk-full"
+        ) from error
 
 
 def load_checkpoint(path: Path, *, made_of: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -76,7 +78,7 @@ def load_checkpoint(path: Path, *, made_of: str) -> tuple[dict[str, Any], dict[s
                 raise StoreError("this is no checkpoint of the prompt encoder", str(path), fix)
             if header.get("made_of") != made_of:
                 what = "the checkpoint is of another training: other cells, genes, vectors, options or model"
-                raise StoreError(what, str(path), fix)
+                raise StoreError(what, str(path), fix, code="model-changed")
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
             return tensors, json.loads(header["record"])
     except FileNotFoundError:
@@ -126,7 +128,9 @@ def _accelerator(device: str, precision: str) -> Iterator[Any]:
         from accelerate.state import AcceleratorState
     except ImportError as error:
         what = "training the prompt encoder needs the package accelerate"
-        raise InputError(what, "--encoder prompt", "pip install 'scvec[llm]'") from error
+        raise InputError(
+            what, "--encoder prompt", "pip install 'scvec[llm]'", code="extra-not-installed"
+        ) from error
     ours = not AcceleratorState._shared_state
     try:
         yield Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")

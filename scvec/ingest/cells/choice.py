@@ -222,7 +222,9 @@ def _rounds(contents: Contents, layer: str | None, values: str) -> list[list[str
         near = difflib.get_close_matches(layer, names, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         what = f"there is no layer '{layer}'"
-        raise InputError(what, contents.name, f"{hint}there are: {', '.join(names[:12])}")
+        raise InputError(
+            what, contents.name, f"{hint}there are: {', '.join(names[:12])}", code="unknown-layer"
+        )
     if values not in ("auto", "counts"):
         return [
             [place] for place in sorted(contents.places, key=lambda place: (place != "X", place != "raw"))
@@ -236,7 +238,9 @@ def _look(contents: Contents, place: str, memory: int, values: str) -> _Look:
     var = contents.places[place].var()
     n_obs, n_vars = contents.n_obs, len(var)
     if n_vars == 0:
-        raise InputError("there are no genes", f"{contents.name} ({place})", "give a file with genes")
+        raise InputError(
+            "there are no genes", f"{contents.name} ({place})", "give a file with genes", code="no-genes"
+        )
     reader = open_matrix(contents.places[place].item, f"{contents.name} ({place})", n_obs, n_vars, memory)
     profile = MatrixProfile()
     rows = min(_SAMPLE_ROWS, -(-n_obs // _SAMPLE_BLOCKS))
@@ -249,7 +253,7 @@ def _state(contents: Contents, place: str, profile: MatrixProfile, values: str) 
     try:
         return detect_state(profile, place, values)
     except InputError as error:
-        raise InputError(error.what, f"{contents.name} ({place})", error.fix) from error
+        raise InputError(error.what, f"{contents.name} ({place})", error.fix, code=error.code) from error
 
 
 def _ranked(looks: list[_Look]) -> list[_Look]:
@@ -340,6 +344,7 @@ def _genes(
             f"there are no genes: {note or genome_note}",
             f"{contents.name} ({look.place})",
             "give a file with gene expression, not only peaks, proteins or tags",
+            code="no-genes",
         )
     return mask, names, [n for n in (note, genome_note) if n]
 
@@ -384,6 +389,7 @@ def _not_finite(contents: Contents, place: str, profile: MatrixProfile) -> Input
         f"{place} holds {values}, the first in cell '{cell}'",
         f"{contents.name} ({place})",
         "go back to the counts, or find out where they come from (a division by zero, a failed join)",
+        code="values-not-finite",
     )
 
 
@@ -391,7 +397,9 @@ def _no_usable(contents: Contents, looks: list[_Look], memory: int) -> InputErro
     look = next((look for look in looks if look.place == "X"), looks[0])
     where = f"{contents.name} ({look.place})"
     if look.profile.n_values == 0:
-        return InputError("every value is zero", where, "give a file with expression values")
+        return InputError(
+            "every value is zero", where, "give a file with expression values", code="no-values"
+        )
     profile = look.profile.same_sample()
     for a, block in _blocks(look.reader, look.reader.rows_within(memory // _SHARE)):
         profile.add(block, a, keep=0)
@@ -402,10 +410,15 @@ def _no_usable(contents: Contents, looks: list[_Look], memory: int) -> InputErro
             f"(down to {profile.minimum:,.0f}), "
             f"the first in cell '{cell}'"
         )
-        return InputError(what, where, "counts cannot be negative: give them as they came from the counting")
+        return InputError(
+            what,
+            where,
+            "counts cannot be negative: give them as they came from the counting",
+            code="values-not-counts",
+        )
     others = [place.removeprefix("layers/") for place in contents.places if place != look.place]
     tried = {seen.place.removeprefix("layers/") for seen in looks}
     untried = [place for place in others if place not in tried]
     more = f"; or use another part of the file: --layer {' or '.join(untried[:5])}" if untried else ""
     what = f"{look.place} holds scaled or corrected values (negative, down to {profile.minimum:.3g})"
-    return InputError(what, where, _SCALED_FIX + more)
+    return InputError(what, where, _SCALED_FIX + more, code="values-not-counts")

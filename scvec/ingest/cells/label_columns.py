@@ -171,16 +171,26 @@ def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], li
     missing = stripped == ""
     n = int((~missing).sum())
     if n == 0:
-        raise InputError("no cell has a label", where, "give another --label-key, or label the cells first")
+        raise InputError(
+            "no cell has a label",
+            where,
+            "give another --label-key, or label the cells first",
+            code="no-labels",
+        )
     classes = sorted({str(text) for text in stripped[~missing]})
     if len(classes) == 1:
         what = f"all cells have one label, '{classes[0]}': there is nothing to tell apart"
-        raise InputError(what, where, "give a reference of two or more cell types, or another --label-key")
+        raise InputError(
+            what,
+            where,
+            "give a reference of two or more cell types, or another --label-key",
+            code="one-label",
+        )
     if len(classes) > max(50, n // 2):
         what = (
             f"the column has {len(classes):,} different labels for {n:,} cells: it does not name cell types"
         )
-        raise InputError(what, where, f"give another --label-key; {_columns(source)}")
+        raise InputError(what, where, f"give another --label-key; {_columns(source)}", code="too-many-labels")
     if missing.any():
         source.notes.append(
             f"{count_text(int(missing.sum()), 'cell')} with no label in obs['{label_key}']: left unlabelled"
@@ -218,6 +228,7 @@ def leave_out_rare(
             f"fewer than two labels have {min_cells:,} cells or more",
             "the labels left: " + (", ".join(f"'{classes[k]}'" for k in kept) or "none"),
             "give a smaller --min-cells",
+            code="one-label",
         )
     number = np.full(len(classes) + 1, -1, dtype=np.int64)
     number[kept] = np.arange(len(kept))
@@ -271,7 +282,7 @@ def no_column(source: _Labelled, key: str) -> InputError:
     near = [folded[n] for n in difflib.get_close_matches(key.lower(), list(folded), n=1, cutoff=0.6)]
     hint = f"did you mean '{near[0]}'? " if near else ""
     what = f"there is no column '{key}' in obs"
-    return InputError(what, source.name, hint + _columns(source))
+    return InputError(what, source.name, hint + _columns(source), code="unknown-column")
 
 
 def _columns(source: _Labelled) -> str:
@@ -308,7 +319,9 @@ def read_label_map(path: Path | str) -> dict[str, str]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError("there is no such file of labels", str(path), f"it is {_FORMATS}")
+        raise InputError(
+            "there is no such file of labels", str(path), f"it is {_FORMATS}", code="file-not-found"
+        )
     with reading(str(path)):
         text = path.read_text(encoding="utf-8-sig")
     rows: list[list[Any]]
@@ -317,7 +330,7 @@ def read_label_map(path: Path | str) -> dict[str, str]:
             data = json.loads(text)
         except ValueError as error:
             raise InputError(
-                f"the map of labels is no JSON: {error}", str(path), f"it is {_FORMATS}"
+                f"the map of labels is no JSON: {error}", str(path), f"it is {_FORMATS}", code="wrong-format"
             ) from error
         rows = [[str(k), v] for k, v in data.items()]
     else:

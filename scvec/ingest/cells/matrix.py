@@ -223,10 +223,16 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
             f"the matrix is {claimed}, but there are {n_obs:,} cells and {n_vars:,} genes",
             where,
             _BROKEN_FIX,
+            code="damaged-file",
         )
     if dtype.kind not in _NUMERIC:
         kind = "text" if dtype.kind in "SUO" else f"{dtype} values"
-        raise InputError(f"the matrix holds {kind}, not real numbers", where, "store expression as numbers")
+        raise InputError(
+            f"the matrix holds {kind}, not real numbers",
+            where,
+            "store expression as numbers",
+            code="wrong-format",
+        )
     if layout == "memory":
         return _InMemory(_to_rows(item, where), where)
     if layout == "dense":
@@ -250,10 +256,17 @@ def _describe(item: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any], st
     kind = item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", ""))
     layout = str(kind.decode() if isinstance(kind, bytes) else kind)[:3]
     if layout not in ("csr", "csc"):
-        raise InputError(f"the matrix is of an unknown kind ({kind or 'not marked'})", where, _BROKEN_FIX)
+        raise InputError(
+            f"the matrix is of an unknown kind ({kind or 'not marked'})",
+            where,
+            _BROKEN_FIX,
+            code="wrong-format",
+        )
     missing = [part for part in ("data", "indices", "indptr") if part not in item]
     if missing:
-        raise InputError(f"the sparse matrix lacks its {' and '.join(missing)}", where, _BROKEN_FIX)
+        raise InputError(
+            f"the sparse matrix lacks its {' and '.join(missing)}", where, _BROKEN_FIX, code="damaged-file"
+        )
     shape = item.attrs["shape"] if "shape" in item.attrs else item.attrs["h5sparse_shape"]
     return tuple(int(n) for n in shape), item["data"].dtype, layout
 
@@ -278,7 +291,9 @@ def _checked_indptr(group: Any, n_major: int, where: str) -> npt.NDArray[np.int6
     data, indices, pointers = group["data"], group["indices"], group["indptr"]
 
     def lie(what: str) -> InputError:
-        return InputError(f"the sparse matrix contradicts itself: {what}", where, _BROKEN_FIX)
+        return InputError(
+            f"the sparse matrix contradicts itself: {what}", where, _BROKEN_FIX, code="damaged-file"
+        )
 
     for name, array in (("data", data), ("indices", indices), ("indptr", pointers)):
         if not is_array(array) or array.ndim != 1:
@@ -305,7 +320,7 @@ def _checked_indices(indices: npt.NDArray[Any], n_minor: int, where: str) -> npt
         if low < 0 or high >= n_minor:
             wrong = low if low < 0 else high
             what = f"the sparse matrix contradicts itself: index {wrong:,} is outside 0 to {n_minor - 1:,}"
-            raise InputError(what, where, _BROKEN_FIX)
+            raise InputError(what, where, _BROKEN_FIX, code="damaged-file")
     return indices.astype(index_dtype(n_minor), copy=False)
 
 
@@ -364,7 +379,10 @@ def _to_rows(values: Any, where: str) -> Any:
     if hasattr(values, "compute"):
         return values
     raise InputError(
-        f"the matrix is a {type(values).__name__}, which scvec cannot read", where, "use scipy CSR"
+        f"the matrix is a {type(values).__name__}, which scvec cannot read",
+        where,
+        "use scipy CSR",
+        code="wrong-format",
     )
 
 

@@ -201,7 +201,12 @@ LARGEST = 2.0**53
 def check_values(values: str) -> None:
     """Raise ``InputError`` where ``values`` is not one of :data:`VALUES`."""
     if values not in VALUES:
-        raise InputError(f"values cannot be {values!r}", "--values", f"give one of {', '.join(VALUES)}")
+        raise InputError(
+            f"values cannot be {values!r}",
+            "--values",
+            f"give one of {', '.join(VALUES)}",
+            code="unknown-choice",
+        )
 
 
 def detect_state(profile: MatrixProfile, where: str = "X", values: str = "auto") -> ExpressionState:
@@ -226,6 +231,7 @@ def detect_state(profile: MatrixProfile, where: str = "X", values: str = "auto")
             f"{where} holds values up to {profile.maximum:.3g}: no cell has as many molecules",
             where,
             "go back to the counts as they came from the counting",
+            code="values-not-counts",
         )
     if profile.n_negative:
         low = f"{profile.minimum:,.0f}" if profile.all_integer else f"{profile.minimum:.3g}"
@@ -260,6 +266,7 @@ def _as_told(sample: sp.csr_matrix[Any], where: str, values: str, largest: float
             f"{where} holds values up to {largest:,.6g}, which cannot be {values}",
             where,
             "leave out --values to have them judged, or give counts or linear",
+            code="values-not-counts",
         )
     linear = undone(sample, transform)
     target = constant_sum(row_sums(linear))
@@ -292,6 +299,7 @@ def _scales(rows: sp.csr_matrix[Any], where: str, largest: float) -> list[Expres
             f"{_list([f'{n:,} of {rows.shape[0]:,} looked at {_guess(s)}' for s, n in found])}",
             where,
             "bring all cells to one scale, or give the file of each and --values",
+            code="values-unclear",
         )
     return [state for state, _ in found]
 

@@ -46,7 +46,7 @@ def check_target(to: str, output: str | os.PathLike[str]) -> Path:
         raise InputError(f"there is no format {to!r} to export to", fix="formats: parquet, h5ad")
     if path.suffix in (".parquet", ".h5ad") and path.suffix != f".{to}":
         what = f"the output ends in {path.suffix}, but {to} is to be written"
-        raise InputError(what, str(path), f"give -o NAME.{to}, or another --to")
+        raise InputError(what, str(path), f"give -o NAME.{to}, or another --to", code="output-format")
     return path
 
 
@@ -99,7 +99,7 @@ def read_vectors(path: str | os.PathLike[str], *, memory: str | int | None = Non
     """
     where, notes = Path(path), list[str]()
     if not where.is_file():
-        raise InputError("there is no such file", str(where), "check the name")
+        raise InputError("there is no such file", str(where), "check the name", code="file-not-found")
     read = _read_h5ad if where.suffix == ".h5ad" else _read_parquet
     try:
         rows, vectors, tags = read(where, parse_memory(memory), notes)
@@ -109,7 +109,9 @@ def read_vectors(path: str | os.PathLike[str], *, memory: str | int | None = Non
         raise ResourceError("the file asks for more memory than there is", str(where)) from error
     except Exception as error:  # readers let errors of every kind through when a file lies
         reason = (str(error).split("\n")[0] or type(error).__name__)[:160]
-        raise InputError(f"the file cannot be read: {reason}", str(where), "export it again") from error
+        raise InputError(
+            f"the file cannot be read: {reason}", str(where), "export it again", code="damaged-file"
+        ) from error
     names = tags.get("columns")
     renamed = {str(k): str(v) for k, v in names.items()} if isinstance(names, dict) else {}
     return VectorFile(where, rows.rename(columns=renamed), vectors, tags, notes)
@@ -120,7 +122,9 @@ def _read_h5ad(path: Path, budget: int, notes: list[str]) -> tuple[pd.DataFrame,
         tags = _tags(file["uns/scvec/export"][()] if "uns/scvec/export" in file else None, path)
         vectors = file.get("obsm/X_scvec")
         if getattr(vectors, "ndim", 0) != 2 or vectors.dtype.kind != "f":
-            raise InputError("obsm['X_scvec'] holds no vectors", str(path), "export it again")
+            raise InputError(
+                "obsm['X_scvec'] holds no vectors", str(path), "export it again", code="wrong-format"
+            )
         _check_size(vectors.size * 4, budget, path)
         matrix = np.asarray(vectors[:], dtype=np.float32)
         obs = read_table(file["obs"], str(path), budget, notes)
@@ -139,10 +143,17 @@ def _read_parquet(path: Path, budget: int, _: list[str]) -> tuple[pd.DataFrame, 
     table = file.read()
     kind = table.schema.field(VECTOR).type if VECTOR in table.column_names else None
     if kind is None or not (pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)):
-        raise InputError(f"no column {VECTOR!r} holds vectors of one length", str(path), "export it again")
+        raise InputError(
+            f"no column {VECTOR!r} holds vectors of one length",
+            str(path),
+            "export it again",
+            code="wrong-format",
+        )
     column = table.column(VECTOR)
     if column.null_count:
-        raise InputError(f"{column.null_count:,} rows have no vector", str(path), "export it again")
+        raise InputError(
+            f"{column.null_count:,} rows have no vector", str(path), "export it again", code="wrong-format"
+        )
     flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     vectors = np.concatenate([np.empty(0, np.float32), *flat], dtype=np.float32)
     rows = table.drop_columns([VECTOR]).to_pandas()
@@ -160,7 +171,7 @@ def _tags(said: object, path: Path) -> dict[str, Any]:
         tags = None
     if not isinstance(tags, dict) or tags.get("kind") not in ("cells", "genes"):
         fix = "give one that scvec export wrote; for other vectors of genes: scvec import-legacy"
-        raise InputError("the file does not say which vectors it holds", str(path), fix)
+        raise InputError("the file does not say which vectors it holds", str(path), fix, code="wrong-format")
     return tags
 
 

@@ -49,22 +49,42 @@ def check_output(out_path: str | os.PathLike[str], source_path: str | os.PathLik
     out = Path(out_path)
     try:
         if out.is_dir():
-            raise InputError("the output is a folder", str(out), "name a file in it")
+            raise InputError(
+                "the output is a folder", str(out), "name a file in it", code="output-not-writable"
+            )
         if not out.parent.is_dir():
             if out.parent.exists():
-                raise InputError("the folder of the output is a file", str(out.parent), "choose another")
-            raise InputError("the folder of the output does not exist", str(out.parent), "create it first")
+                raise InputError(
+                    "the folder of the output is a file",
+                    str(out.parent),
+                    "choose another",
+                    code="output-not-writable",
+                )
+            raise InputError(
+                "the folder of the output does not exist",
+                str(out.parent),
+                "create it first",
+                code="output-not-writable",
+            )
         if not os.access(out.parent, os.W_OK):
             raise InputError(
-                "the folder of the output may not be written to", str(out.parent), "choose another"
+                "the folder of the output may not be written to",
+                str(out.parent),
+                "choose another",
+                code="permission-denied",
             )
         source = None if source_path is None else Path(source_path)  # a missing one is told by its reader
         if source is not None and out.exists() and source.exists() and os.path.samefile(out, source):
             raise InputError(
-                "the output is the input, which is never changed", str(out), "choose another name"
+                "the output is the input, which is never changed",
+                str(out),
+                "choose another name",
+                code="output-is-input",
             )
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot write there: {error}", str(out), "choose another name") from error
+        raise InputError(
+            f"cannot write there: {error}", str(out), "choose another name", code="output-not-writable"
+        ) from error
     return out
 
 
@@ -111,7 +131,9 @@ def write_annotated(
     columns = {str(name): _storable_column(values) for name, values in obs.items()}
     for name in (*columns, *obsm, *uns):
         if "/" in name:
-            raise InputError(f"'{name}' cannot be the name of a column: it has a slash", str(out_path))
+            raise InputError(
+                f"'{name}' cannot be the name of a column: it has a slash", str(out_path), code="bad-name"
+            )
     if not isinstance(source, str | os.PathLike):
         out = check_output(out_path)
         _write_object(source, out, columns, obsm, uns)
@@ -207,7 +229,9 @@ def _add_columns(group: h5py.Group, columns: dict[str, Any], source: str) -> Non
         if len(values) != n_obs:
             raise ValueError(f"{len(values)} rows of annotation for {n_obs} cells")
         if name == index:
-            raise InputError(f"obs already uses '{name}' for the names of the cells", source)
+            raise InputError(
+                f"obs already uses '{name}' for the names of the cells", source, code="output-not-writable"
+            )
         write_elem(group, name, values, dataset_kwargs=_GZIP)
     order += [name for name in columns if name not in order]
     group.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
@@ -485,7 +509,9 @@ def write_tables(parts: Iterable[pd.DataFrame], path: str | os.PathLike[str]) ->
     suffix = out.suffix.lower()
     if suffix not in SUFFIXES:
         fix = f"name it {', '.join(SUFFIXES)} or .h5ad"
-        raise InputError(f"cannot tell what to write into a '{out.suffix}' file", str(out), fix)
+        raise InputError(
+            f"cannot tell what to write into a '{out.suffix}' file", str(out), fix, code="output-format"
+        )
     with replacing(out) as temporary:
         if suffix == ".parquet":
             _write_parquet(parts, temporary)
@@ -526,6 +552,7 @@ def read_parameters(source: str | os.PathLike[str] | AnnData, key: str = "scvec"
             f"there is no uns['{key}']: these cells were not annotated by scvec",
             name,
             "annotate them first: scvec query FILE.h5ad --reference NAME -o OUT.h5ad, and give OUT.h5ad",
+            code="not-annotated",
         )
     try:
         found = json.loads(text)
@@ -535,7 +562,7 @@ def read_parameters(source: str | os.PathLike[str] | AnnData, key: str = "scvec"
             raise ValueError("the generation is missing")
     except (ValueError, KeyError, RecursionError) as error:
         what = f"uns['{key}'] is damaged: {error}"
-        raise InputError(what, name, "annotate the cells again: scvec query") from error
+        raise InputError(what, name, "annotate the cells again: scvec query", code="damaged-file") from error
     return found
 
 
@@ -556,5 +583,10 @@ def _parameters_of(source: str | os.PathLike[str] | AnnData, key: str, name: str
         value = item[()]
         text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
     if len(text) > MAX_CHARACTERS:
-        raise InputError(f"uns['{key}'] holds {len(text):,} characters of parameters", name, "annotate again")
+        raise InputError(
+            f"uns['{key}'] holds {len(text):,} characters of parameters",
+            name,
+            "annotate again",
+            code="not-annotated",
+        )
     return text

@@ -100,7 +100,7 @@ def read_gene_file(
     if species is not None and species not in SPECIES:
         raise InputError(f"unknown species {species!r}", str(path), f"use {' or '.join(SPECIES)}")
     if not path.is_file():
-        raise InputError("the gene file does not exist", str(path), "check the path")
+        raise InputError("the gene file does not exist", str(path), "check the path", code="file-not-found")
     date = retrieved_at or datetime.now(UTC).date().isoformat()
     said: list[str] = [] if notes is None else notes
     try:
@@ -112,11 +112,17 @@ def read_gene_file(
                 for genes in table.genes(lines, path, batch_size, said):
                     yield [(gene, []) for gene in genes]
     except UnicodeDecodeError as err:
-        raise InputError("the gene file is not UTF-8 text", f"{path}: {err}", "save it as UTF-8") from err
+        raise InputError(
+            "the gene file is not UTF-8 text", f"{path}: {err}", "save it as UTF-8", code="wrong-format"
+        ) from err
     except (EOFError, zlib.error, gzip.BadGzipFile) as err:
-        raise InputError("the gene file is truncated or damaged", f"{path}: {err}", "get it again") from err
+        raise InputError(
+            "the gene file is truncated or damaged", f"{path}: {err}", "get it again", code="damaged-file"
+        ) from err
     except OSError as err:
-        raise InputError("the gene file cannot be read", f"{path}: {err}", "check the file") from err
+        raise InputError(
+            "the gene file cannot be read", f"{path}: {err}", "check the file", code="damaged-file"
+        ) from err
 
 
 def _known_table(path: Path) -> TableFormat | None:
@@ -167,7 +173,7 @@ def _batches(
         _add_composed(batch, facts, path, date)
         yield batch
     if number == 0:
-        raise InputError("the gene file has no rows", str(path), "give one row per gene")
+        raise InputError("the gene file has no rows", str(path), "give one row per gene", code="empty-file")
     notes += skipped.notes(path.name)
 
 
@@ -203,7 +209,9 @@ def _read_parquet(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
                 columns = [batch.column(name).to_pylist() for name in batch.schema.names]
                 yield [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
     except (pa.ArrowException, UnicodeDecodeError) as err:
-        raise InputError("the parquet file cannot be read", f"{path}: {err}", "write it again") from err
+        raise InputError(
+            "the parquet file cannot be read", f"{path}: {err}", "write it again", code="damaged-file"
+        ) from err
 
 
 def _rows_jsonl(lines: Iterator[str], path: Path) -> Iterator[dict[str, Any]]:
@@ -235,11 +243,15 @@ def _rows_csv(lines: Iterator[str], path: Path, kind: str) -> Iterator[dict[str,
                     f"a row has {len(cells)} cells, the header {len(header)}",
                     f"{path}, row {number}",
                     "quote cells that contain the separator",
+                    code="damaged-file",
                 )
             yield dict(zip(header, cells, strict=True))
     except csv.Error as err:
         raise InputError(
-            f"the csv cannot be read: {err}", f"{path}, line {reader.line_num}", "quote its cells"
+            f"the csv cannot be read: {err}",
+            f"{path}, line {reader.line_num}",
+            "quote its cells",
+            code="damaged-file",
         ) from err
 
 
@@ -252,13 +264,14 @@ def _check_columns(names: Sequence[str], path: Path, where: str = "") -> None:
         f"the gene file has no column {missing!r}",
         f"{path}{where}; columns: {shown}",
         "give at least symbol, and entrez_id or authority_id (HGNC:n, MGI:n)",
+        code="wrong-format",
     )
 
 
 def _gene(row: Mapping[str, Any], species: Species, where: str) -> Gene:
     symbol = cell_text(row.get("symbol"), MAX_NAME)
     if not symbol:
-        raise InputError("a gene has no symbol", where, "fill in the column symbol")
+        raise InputError("a gene has no symbol", where, "fill in the column symbol", code="damaged-file")
     entrez = entrez_number(row.get("entrez_id"), where)
     authority = cell_text(row.get("authority_id"), MAX_NAME)
     if authority and not _AUTHORITY.fullmatch(authority):
@@ -266,7 +279,9 @@ def _gene(row: Mapping[str, Any], species: Species, where: str) -> Gene:
             f"{authority!r} is not an authority id", f"{where}, column authority_id", "write HGNC:n or MGI:n"
         )
     if entrez is None and not authority:
-        raise InputError("a gene has neither entrez_id nor authority_id", where, "fill in one of them")
+        raise InputError(
+            "a gene has neither entrez_id nor authority_id", where, "fill in one of them", code="damaged-file"
+        )
     ensembl = [
         e.split(".")[0] for e in (*cell_items(row.get("ensembl_ids")), *cell_items(row.get("ensembl_id")))
     ]
@@ -312,7 +327,10 @@ def _majority(rows: Sequence[Mapping[str, Any]], path: Path) -> Species:
             votes[found] += 1
     if not votes:
         raise InputError(
-            "the gene file does not say the species", str(path), "name one species, or add a column species"
+            "the gene file does not say the species",
+            str(path),
+            "name one species, or add a column species",
+            code="wrong-format",
         )
     return votes.most_common(1)[0][0]
 

@@ -107,7 +107,12 @@ def read_lines(file: TextIO, path: Path) -> Iterator[str]:
     while line := file.readline(_MAX_LINE):
         number += 1
         if len(line) >= _MAX_LINE:
-            raise InputError("a line is longer than 4 MB", f"{path}, line {number}", "give one gene per line")
+            raise InputError(
+                "a line is longer than 4 MB",
+                f"{path}, line {number}",
+                "give one gene per line",
+                code="damaged-file",
+            )
         yield line
 
 
@@ -231,7 +236,10 @@ class TableFormat:
             yield batch
         if not total + len(batch):
             raise InputError(
-                f"this {self.what} names no human or mouse gene", str(path), "give one of human or mouse"
+                f"this {self.what} names no human or mouse gene",
+                str(path),
+                "give one of human or mouse",
+                code="wrong-format",
             )
         notes.append(f"{path.name} is a table of {self.what}")
         notes += skipped.notes(path.name)
@@ -245,7 +253,7 @@ class TableFormat:
                 continue
             if len(cells) < len(self.columns) - (0 if self.header else 2):
                 what = f"a row has {len(cells)} cells instead of {len(self.columns)}: the table is cut off"
-                raise InputError(what, f"{path}, line {number}", "download it again")
+                raise InputError(what, f"{path}, line {number}", "download it again", code="damaged-file")
             yield dict(zip(self.columns, map(_unquoted, cells), strict=False))
 
     def _json(self, file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
@@ -254,7 +262,9 @@ class TableFormat:
         while '"docs"' not in buffer:
             piece = file.read(_PIECE)
             if not piece or len(buffer) > _LONGEST_DOC:
-                raise InputError("the JSON has no list of genes", str(path), "download it again")
+                raise InputError(
+                    "the JSON has no list of genes", str(path), "download it again", code="wrong-format"
+                )
             buffer += piece
         buffer = buffer[buffer.index('"docs"') + 6 :]
         ended = False
@@ -269,11 +279,18 @@ class TableFormat:
                 piece = file.read(_PIECE)
                 if not piece or len(buffer) > _LONGEST_DOC:
                     what = "the JSON is cut off or damaged"
-                    raise InputError(what, f"{path}, near {buffer[:40]!r}", "download it again") from error
+                    raise InputError(
+                        what, f"{path}, near {buffer[:40]!r}", "download it again", code="damaged-file"
+                    ) from error
                 buffer += piece
                 continue
             if not isinstance(row, dict):
-                raise InputError("the JSON lists something else than genes", str(path), "download it again")
+                raise InputError(
+                    "the JSON lists something else than genes",
+                    str(path),
+                    "download it again",
+                    code="wrong-format",
+                )
             buffer = buffer[end:]
             yield row
 
@@ -305,7 +322,7 @@ def recognise(head: str, path: Path) -> TableFormat | None:
 
 def _other(who: str, path: Path, wanted: str) -> InputError:
     what = f"this table of {who} does not list genes with their symbols"
-    return InputError(what, str(path), f"give {wanted}")
+    return InputError(what, str(path), f"give {wanted}", code="wrong-format")
 
 
 def _unquoted(cell: str) -> str:
@@ -337,7 +354,9 @@ def _ncbi(row: Mapping[str, Any], where: str) -> Gene | str:
     given = cell_text(row["Symbol"], MAX_NAME)
     symbol = cell_text(row.get("Symbol_from_nomenclature_authority"), MAX_NAME) or given
     if not symbol or number is None:
-        raise InputError("a gene has no symbol or no id", where, "download the table again")
+        raise InputError(
+            "a gene has no symbol or no id", where, "download the table again", code="damaged-file"
+        )
     links = cell_items(row["dbXrefs"])
     authority = next((f"{m[1]}:{m[2]}" for link in links if (m := _AUTHORITY.fullmatch(link))), "")
     # A human gene that MGI numbers, or a mouse gene of HGNC, would become a gene of the other species.
@@ -367,7 +386,9 @@ def _hgnc(row: Mapping[str, Any], where: str) -> Gene | str:
     symbol, hgnc_id = cell_text(row.get("symbol"), MAX_NAME), cell_text(row.get("hgnc_id"), 40)
     found = _AUTHORITY.fullmatch(hgnc_id if hgnc_id.startswith("HGNC:") else f"HGNC:{hgnc_id}")
     if not symbol or found is None:
-        raise InputError("a gene has no symbol or no HGNC id", where, "download the table again")
+        raise InputError(
+            "a gene has no symbol or no HGNC id", where, "download the table again", code="damaged-file"
+        )
     kind = cell_text(row.get("locus_type"), MAX_NAME)
     other = "pseudogene" if "pseudogene" in kind else "ncRNA" if kind.startswith("RNA,") else "other"
     ensembl = [*_listed(row.get("ensembl_gene_id")), *_listed(row.get("ensembl id"))]
@@ -419,7 +440,9 @@ def _mgi(row: Mapping[str, Any], where: str) -> Gene | str:
         return "of something else than a gene"
     symbol, mgi_id = cell_text(row["marker symbol"], MAX_NAME), cell_text(row["mgi accession id"], 40)
     if not symbol or _AUTHORITY.fullmatch(mgi_id) is None:
-        raise InputError("a gene has no symbol or no MGI id", where, "download the table again")
+        raise InputError(
+            "a gene has no symbol or no MGI id", where, "download the table again", code="damaged-file"
+        )
     return Gene(
         gene_id=mgi_id,
         species="mouse",

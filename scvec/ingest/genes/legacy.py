@@ -134,7 +134,10 @@ def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | No
     except (EOFError, OSError, ValueError, RecursionError, csv.Error, zlib.error) as error:
         reason = f"{getattr(error, 'strerror', None) or error}"
         raise InputError(
-            f"the file cannot be read: {reason}", str(path), "check the path, or get the file again"
+            f"the file cannot be read: {reason}",
+            str(path),
+            "check the path, or get the file again",
+            code="damaged-file",
         ) from error
     if not isinstance(values, dict):
         raise InputError(f"the file holds a {type(values).__name__}, not a table by gene", str(path), _FIX)
@@ -173,7 +176,12 @@ def _values(path: Path, memory: str | int | None, notes: list[str]) -> Any:
         head = file.read(512)
         if name.endswith((".pkl", ".pickle", ".p")) or head.startswith(b"\x80"):
             if packed:
-                raise InputError("the pickle is in a gzip file", str(path), f"unpack it: gunzip {path.name}")
+                raise InputError(
+                    "the pickle is in a gzip file",
+                    str(path),
+                    f"unpack it: gunzip {path.name}",
+                    code="wrong-format",
+                )
             return load_plain(path, memory=memory)
         limit = parse_memory(memory) // _PER_BYTE
         content = head + file.read(limit)
@@ -214,7 +222,9 @@ def _csv(text: str, path: Path, twice: list[str]) -> dict[str, Any]:
     rows = csv.reader(lines, delimiter="\t" if first.count("\t") > first.count(",") else ",")
     for number, cells in enumerate(rows, 1):
         if number == 1 and len(cells) < 3:
-            raise InputError("the table has no columns of numbers", f"{path}, line 1", _FIX)
+            raise InputError(
+                "the table has no columns of numbers", f"{path}, line 1", _FIX, code="wrong-format"
+            )
         vector = None
         try:
             vector = np.array(cells[1:], dtype=np.float32)
@@ -310,7 +320,7 @@ def _alike(
     groups = sorted({entry.group for entry, vector in taken if vector is not None})
     if not texts and len(groups) > 1:
         what = f"the file holds several sets of vectors ({', '.join(groups[:5])})"
-        raise InputError(what, str(path), "write each into a file of its own")
+        raise InputError(what, str(path), "write each into a file of its own", code="wrong-format")
     entries: list[LegacyEntry] = []
     rows: list[Float32] = []
     for entry, vector in taken:

@@ -147,4 +147,6 @@ def load_plain(path: Path, *, memory: str | int | None = None) -> Any:
     except Exception as error:  # refused above, or what damaged instructions make of the machine
         what = f"this is not a pickle of plain values, or it is damaged: {error or type(error).__name__}"
         fix = "json.dump({k: list(map(float, v)) for k, v in TABLE.items()}, open('x.json', 'w'))"
-        raise InputError(what, str(path), f"copy it again, or convert it where it was made: {fix}") from error
+        raise InputError(
+            what, str(path), f"copy it again, or convert it where it was made: {fix}", code="wrong-format"
+        ) from error

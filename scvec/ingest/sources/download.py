@@ -44,7 +44,9 @@ class Address:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("https", "http") or not parts.hostname or parts.username or parts.password:
-            raise InputError("this is not an address of a file", self.shown, "give https://HOST/FILE")
+            raise InputError(
+                "this is not an address of a file", self.shown, "give https://HOST/FILE", code="bad-address"
+            )
         if self.sha256 and not _SHA256.fullmatch(self.sha256):
             raise InputError("a SHA-256 has 64 hexadecimal digits", self.shown, "copy it once more")
 
@@ -100,7 +102,9 @@ def download(
                 _fetch(address, part, max_bytes, progress)
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise ResourceError("the disk is full", str(folder), "free space") from error
+                raise ResourceError(
+                    "the disk is full", str(folder), "free space", code="disk-full"
+                ) from error
             reason = getattr(error, "reason", error)
             what = f"the download broke off ({type(error).__name__}: {reason})"
             raise NetworkError(what, address.shown, "run the command again: it goes on from there") from error
@@ -186,13 +190,19 @@ def from_hub(text: str, *, trust: bool) -> tuple[Path, str]:
 
     found = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?::([\w./-]+))?", text)
     if found is None or ".." in text:
-        raise InputError("this is not an address on the hub", text[:200], "write hf:OWNER/NAME@COMMIT:FILE")
+        raise InputError(
+            "this is not an address on the hub",
+            text[:200],
+            "write hf:OWNER/NAME@COMMIT:FILE",
+            code="bad-address",
+        )
     repo, commit, file = found.groups()
     if not trust and not re.fullmatch(r"[0-9a-f]{40}", commit or ""):
         raise InputError(
             "the address names no commit, so that its file may change",
             text,
             f"write hf:{repo}@COMMIT with its 40 digits, or give --trust",
+            code="bad-address",
         )
     try:
         info = HfApi().model_info(repo, revision=commit)

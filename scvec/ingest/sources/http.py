@@ -46,15 +46,16 @@ def service_url(service: str, default: str, given: str = "") -> URL:
         url = URL((given or default).strip().rstrip("/"))
         host, _port = url.host, url.port
     except ValueError:
-        raise InputError(f"the address of {service} cannot be read", "", fix) from None
+        raise InputError(f"the address of {service} cannot be read", "", fix, code="bad-address") from None
     shown = f"{url.scheme}://{host}" if host else redact(url.path)
     if url.scheme not in ("http", "https") or not host:
-        raise InputError(f"the address of {service} must be one of https", shown, fix)
+        raise InputError(f"the address of {service} must be one of https", shown, fix, code="bad-address")
     if url.user or url.password or url.query_string or url.fragment:
         raise InputError(
             f"the address of {service} must not hold a name, a key or a query",
             shown,
             "put keys into the environment or the config file",
+            code="bad-address",
         )
     return url
 

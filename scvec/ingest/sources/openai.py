@@ -94,13 +94,20 @@ class LlmService:
         self.notes: list[str] = []
         self._key = settings.api_key
         if self.is_openai and scheme != "https":
-            raise InputError("this address would send the key unencrypted", self.base_url, "write https://")
+            raise InputError(
+                "this address would send the key unencrypted",
+                self.base_url,
+                "write https://",
+                code="bad-address",
+            )
         if self.is_openai and not self._key:
             fix = "set OPENAI_API_KEY, or api_key under [openai] in the config file"
-            raise AuthError("there is no key for OpenAI", self.host, fix)
+            raise AuthError("there is no key for OpenAI", self.host, fix, code="key-missing")
         if not re.fullmatch(r"[!-~]*", self._key.reveal()):
             fix = "copy the key again, without blanks, quotes or line breaks"
-            raise AuthError("the key has characters that no key has", "OPENAI_API_KEY", fix)
+            raise AuthError(
+                "the key has characters that no key has", "OPENAI_API_KEY", fix, code="key-missing"
+            )
         if scheme == "http" and self._key and not self.is_local:
             self.notes.append(f"the key travels unencrypted to {self.host}, as the address is http")
         # A server must not count as gone during its own timeout.
@@ -242,10 +249,10 @@ def _parts(url: str) -> tuple[str, str, str]:
         parts, name, port = urlsplit(""), "", None
     fix = "give it as https://HOST/v1, the key as OPENAI_API_KEY"
     if parts.scheme not in ("http", "https") or not re.fullmatch(r"[a-z0-9.:_%-]+", name):
-        raise InputError("the server's address cannot be read", redact(_bare(url)), fix)
+        raise InputError("the server's address cannot be read", redact(_bare(url)), fix, code="bad-address")
     if parts.username or parts.password or parts.query or parts.fragment:
         # Each of them may be a key, and the address is shown to users.
-        raise InputError("the server's address must be without user, ? and #", name, fix)
+        raise InputError("the server's address must be without user, ? and #", name, fix, code="bad-address")
     host = f"[{name}]" if ":" in name else name
     return parts.scheme, name, host if port is None else f"{host}:{port}"
 

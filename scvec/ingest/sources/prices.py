@@ -119,13 +119,20 @@ class Budget:
     def __init__(self, price: Price | None, max_cost: float | None, *, model: str = "") -> None:
         where = "--max-cost"
         if max_cost is not None and not 0 <= max_cost < float("inf"):
-            raise InputError(f"the most to spend cannot be {max_cost}", where, "give dollars, 0 or more")
+            raise InputError(
+                f"the most to spend cannot be {max_cost}",
+                where,
+                "give dollars, 0 or more",
+                code="option-out-of-range",
+            )
         if max_cost is not None and price is None:
             name = model or "MODEL"
             fix = (
                 f'set input = and output = (dollars per million tokens) under [prices."{name}"] in the config'
             )
-            raise InputError(f"the price of {name} is not known, so no limit can hold", where, fix)
+            raise InputError(
+                f"the price of {name} is not known, so no limit can hold", where, fix, code="cost-limit"
+            )
         self.price = price
         self.max_cost = max_cost
         self.tokens_in = self.tokens_out = 0

@@ -344,6 +344,7 @@ class RateLimit:
                     f"cannot keep count of requests: {error.strerror or type(error).__name__}",
                     str(self._path.parent),
                     "set SCVEC_STATE to a folder that can be written",
+                    code="disk-full",
                 ) from error
             while (delay := at - self._now()) > 0:
                 await self._sleep(delay)

@@ -62,7 +62,9 @@ def checked_vectors(vectors: object, dim: int, what: str) -> Float32:
 def checked_neighbors(n_neighbors: int) -> int:
     """Return ``n_neighbors``, or raise InputError if it is not a positive whole number."""
     if isinstance(n_neighbors, bool) or not isinstance(n_neighbors, (int, np.integer)) or n_neighbors < 1:
-        raise InputError(f"n_neighbors must be a positive whole number, not {n_neighbors!r}")
+        raise InputError(
+            f"n_neighbors must be a positive whole number, not {n_neighbors!r}", code="option-out-of-range"
+        )
     return int(n_neighbors)
 
 

@@ -67,7 +67,11 @@ def can_approximate(n: int, dim: int) -> bool:
 
 def _check_recall(recall: float) -> None:
     if not 0.0 < recall <= 1.0:
-        raise InputError(f"recall is a fraction between 0 and 1, not {recall:g}", fix="give one such as 0.95")
+        raise InputError(
+            f"recall is a fraction between 0 and 1, not {recall:g}",
+            fix="give one such as 0.95",
+            code="option-out-of-range",
+        )
 
 
 class Effort(NamedTuple):

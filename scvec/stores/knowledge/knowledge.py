@@ -75,7 +75,9 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
 
         path = Path(path)
         if read_only and not path.is_file():
-            raise StoreError("there is no knowledge base", str(path), "run: scvec ingest genes")
+            raise StoreError(
+                "there is no knowledge base", str(path), "run: scvec ingest genes", code="not-a-store"
+            )
         with translate(path):
             con = duckdb.connect(str(path), read_only=read_only, config=dict(LOCKED))
         try:
@@ -284,6 +286,7 @@ def _prepare(con: Any, path: Path, read_only: bool) -> None:
             f"the knowledge base is of schema {version}, this scvec knows {SCHEMA_VERSION}",
             str(path),
             "use the scvec that made it",
+            code="store-format",
         )
     if read_only:
         raise StoreError("the file is not a knowledge base", str(path), "run: scvec ingest genes")

@@ -167,7 +167,7 @@ class Snapshot:
         except (OSError, ValueError) as err:
             raise StoreError("the gene snapshot cannot be read", f"{folder}: {err}", _FIX) from err
         if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-            raise StoreError("the gene snapshot is of another format", str(folder), _FIX)
+            raise StoreError("the gene snapshot is of another format", str(folder), _FIX, code="store-format")
         return cls(folder, manifest)
 
     @property

@@ -133,7 +133,9 @@ def translate(
         if "set lock" in text:  # not "lock" alone: that is in "block" too
             raise LockedError(f"{what} is in use: {text}", str(path), "wait, or end that process") from err
         if "No space left" in text:
-            raise ResourceError("the disk is full", str(path), "free some space and run again") from err
+            raise ResourceError(
+                "the disk is full", str(path), "free some space and run again", code="disk-full"
+            ) from err
         raise StoreError(f"{what} is damaged: {text}", str(path), mend) from err
     except duckdb.Error as err:
         # What DuckDB 2 says of damage has no class of its own; all else of this kind is a mistake of ours.

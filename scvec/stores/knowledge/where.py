@@ -80,7 +80,7 @@ def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference ce
         found = con.table("cells").filter(condition).project(ROW).fetchnumpy()[ROW]
     except duckdb.InterruptException as error:
         slow = f"--where takes longer than {SECONDS:g} seconds"
-        raise InputError(slow, condition, "make it simpler") from error
+        raise InputError(slow, condition, "make it simpler", code="bad-where") from error
     except duckdb.Error as error:
         raise _no_condition(str(error), [str(c) for c in columns], condition, what) from error
     finally:
@@ -88,7 +88,9 @@ def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference ce
         clock.join()
         con.close()
     if len(found) == 0:
-        raise InputError(f"no {what} fulfils --where", condition, _values(table, columns, condition))
+        raise InputError(
+            f"no {what} fulfils --where", condition, _values(table, columns, condition), code="where-no-match"
+        )
     return np.sort(np.asarray(found, dtype=np.int64))
 
 
@@ -134,10 +136,12 @@ def _no_condition(said: str, columns: list[str], condition: str, row: str) -> In
         reason = re.sub(r"^\w+ Error: ", "", (said.splitlines() or [""])[0])
         of = "the columns of genes" if row == "gene" else "the reference's columns"
         what = f"--where is not a condition over {of}: {reason}"
-        return InputError(what, condition, fix)
+        return InputError(what, condition, fix, code="bad-where")
     near = difflib.get_close_matches(unknown[1], columns, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"{owner} no column {unknown[1]!r} for --where", condition, hint + fix)
+    return InputError(
+        f"{owner} no column {unknown[1]!r} for --where", condition, hint + fix, code="bad-where"
+    )
 
 
 def _values(table: pd.DataFrame, columns: list[Any], condition: str) -> str:

@@ -71,6 +71,7 @@ def check_reference_name(name: str) -> None:
             f"{name!r} cannot be the name of a reference",
             "--name",
             "use letters, digits, '.', '_' and '-', a letter or digit first",
+            code="bad-name",
         )
 
 
@@ -102,6 +103,7 @@ def os_errors(where: str | Path) -> Iterator[None]:
                 "the disk is full; the store was not changed",
                 str(where),
                 "free space, then run the command again",
+                code="disk-full",
             ) from error
         if code in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
             odd = getattr(error, "filename", None) or where
@@ -111,6 +113,7 @@ def os_errors(where: str | Path) -> Iterator[None]:
                 f"no permission to write ({os.strerror(code)})",
                 str(where),
                 "choose another folder with --store",
+                code="permission-denied",
             ) from error
         raise
 

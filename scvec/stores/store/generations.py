@@ -86,7 +86,7 @@ def current_number(folder: Path) -> tuple[int, str]:
             "the store has lost its file CURRENT", str(path), "restore the store from a copy, or ingest again"
         ) from None
     except PermissionError as error:
-        raise InputError("no permission to read the store", str(path)) from error
+        raise InputError("no permission to read the store", str(path), code="permission-denied") from error
     except OSError as error:
         raise StoreError(f"the store cannot be read ({error.strerror})", str(path)) from error
     match = _CURRENT.fullmatch(content)
@@ -153,6 +153,7 @@ def read_generation(folder: Path, number: int) -> Generation:
         f"the store has no version {number}",
         str(folder),
         f"it has: {listed}; scvec compact drops older ones",
+        code="unknown-version",
     )
 
 

@@ -291,6 +291,7 @@ class Manifest:
                 f"the store has format {number}; scvec {__version__} reads up to format {FORMAT}",
                 where,
                 f"install scvec {str(raw.get('needs', 'of a newer version'))[:20]} or later",
+                code="store-format",
             )
         try:
             knowledge = raw["knowledge"]

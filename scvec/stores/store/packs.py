@@ -119,6 +119,7 @@ class PackManifest:
                 f"the pack has format {number}; scvec {__version__} reads up to format {PACK_FORMAT}",
                 where,
                 f"install scvec {newer} or later",
+                code="store-format",
             )
         try:
             golden = raw["golden"]

@@ -168,7 +168,12 @@ class Store:
         """
         entry = self._generation.manifest.knowledge
         if entry is None:
-            raise InputError("the store has no gene knowledge yet", str(self.path), "run: scvec ingest genes")
+            raise InputError(
+                "the store has no gene knowledge yet",
+                str(self.path),
+                "run: scvec ingest genes",
+                code="store-empty",
+            )
         from scvec.stores.knowledge.knowledge import KnowledgeBase
 
         kb = KnowledgeBase.open(self._generation.path_of(entry.file), read_only=True)
@@ -191,6 +196,7 @@ class Store:
             f"the store has no reference {name!r}",
             str(self.path),
             _suggest(name, sorted(entries), "scvec ingest cells REF.h5ad --name NAME --label-key COLUMN"),
+            code="unknown-reference",
         )
 
     def spaces(self) -> dict[str, StoredSpace]:
@@ -207,6 +213,7 @@ class Store:
             f"the store has no embedding space {fingerprint!r}",
             str(self.path),
             _suggest(fingerprint, sorted(entries), "scvec ingest embeddings"),
+            code="unknown-space",
         )
 
     def vectors(self) -> VectorCache:
@@ -286,7 +293,9 @@ def _require(path: Path) -> None:
     except FileNotFoundError:
         names = []
     except NotADirectoryError:
-        raise StoreError("a store is a folder, this is a file", str(path), "give another --store") from None
+        raise StoreError(
+            "a store is a folder, this is a file", str(path), "give another --store", code="not-a-store"
+        ) from None
     except OSError as error:
         raise InputError(f"the store cannot be read ({error.strerror})", str(path)) from error
     if any(number > 0 for number in list_generations(path)):
@@ -294,11 +303,14 @@ def _require(path: Path) -> None:
             "the store has lost its file CURRENT", str(path), "restore the store from a copy, or ingest again"
         )
     if not all(_OURS.fullmatch(name) for name in names):
-        raise StoreError("the folder is not a store of scvec", str(path), "give another --store")
+        raise StoreError(
+            "the folder is not a store of scvec", str(path), "give another --store", code="not-a-store"
+        )
     raise InputError(
         "there is no store here yet",
         str(path),
         f"run: scvec ingest cells REF.h5ad --name NAME --label-key COLUMN --store {path}",
+        code="store-empty",
     )
 
 

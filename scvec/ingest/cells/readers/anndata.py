@@ -104,6 +104,7 @@ def read_named(group: Any, path: str, memory: int, notes: list[str]) -> tuple[pd
                 f"{name} contradicts itself: column '{column}' has {length:,} values for {n:,} rows",
                 f"{path} ({name}/{column})",
                 "the file is damaged: write it anew with adata.write_h5ad()",
+                code="damaged-file",
             )
         if values.ndim == 1:
             columns[column] = values
@@ -211,10 +212,12 @@ class Contents:
         self.notes: list[str] = [] if notes is None else notes
         self.table, self.names = obs if isinstance(obs, tuple) else unnamed(obs)
         if not self.n_obs:
-            raise InputError("there are no cells", self.name, "give a file with at least one cell")
+            raise InputError(
+                "there are no cells", self.name, "give a file with at least one cell", code="no-cells"
+            )
         if not self.places:
             fix = "write it with expression values: adata.X must not be None"
-            raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix)
+            raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix, code="no-values")
 
     @property
     def n_obs(self) -> int:
@@ -238,7 +241,7 @@ def contents_of_file(file: Any, path: Path, memory: int) -> Contents:
     for name in ("obs", "var"):
         if name not in file:
             fix = "give a whole AnnData file, written by adata.write_h5ad()"
-            raise InputError(f"the file has no {name} table", str(path), fix)
+            raise InputError(f"the file has no {name} table", str(path), fix, code="wrong-format")
     if isinstance(file, h5py.File) and (is_array(file["obs"]) or is_array(file["var"]) or "raw.X" in file):
         return _old_file(file, path)
     notes: list[str] = []
@@ -294,7 +297,9 @@ def contents_of_adata(adata: AnnData) -> Contents:
     """
     if not all(hasattr(adata, name) for name in ("obs", "var", "X", "layers")):
         what = f"cells come as an .h5ad path or an AnnData object, not as {type(adata).__name__}"
-        raise InputError(what, "", "wrap the matrix: anndata.AnnData(X, obs=..., var=...)")
+        raise InputError(
+            what, "", "wrap the matrix: anndata.AnnData(X, obs=..., var=...)", code="wrong-format"
+        )
     on_disk: Any = {}
     if adata.isbacked:
         with reading(str(adata.filename)):

@@ -62,7 +62,7 @@ def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None)
     Raises
     ------
     InputError
-        With what is wrong and how to mend it.
+        With what is wrong and how to fix it.
     """
     open_h5ad(path, memory=memory).close()
 
@@ -88,12 +88,15 @@ def open_h5ad(
             heap = broken_heap(path)
             if heap is not None:
                 raise InputError(
-                    f"the file is damaged: its texts cannot be read (at byte {heap:,})", str(path), _ANEW
+                    f"the file is damaged: its texts cannot be read (at byte {heap:,})",
+                    str(path),
+                    _ANEW,
+                    code="damaged-file",
                 )
             foreign = foreign_hdf5(list(file))
             tenx = others and is_tenx(file)
             if foreign and not tenx:
-                raise InputError(f"this is {foreign[0]}", str(path), foreign[1])
+                raise InputError(f"this is {foreign[0]}", str(path), foreign[1], code="wrong-format")
             read = tuple(file) if tenx else _READ
             _Walk(path, path.stat().st_size, parse_memory(memory), read).walk(file.id)
     except BaseException:
@@ -107,35 +110,51 @@ def _check_regular_file(path: Path) -> None:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             fix = "give the .h5ad file itself, or a zarr or 10x Genomics folder"
-            raise InputError("this is a folder, not a file", str(path), fix)
+            raise InputError("this is a folder, not a file", str(path), fix, code="not-a-file")
         if not stat.S_ISREG(status.st_mode):
             # Opening a pipe would wait for ever.
-            raise InputError("this is a pipe or a device, not a file", str(path), "give an .h5ad file")
+            raise InputError(
+                "this is a pipe or a device, not a file", str(path), "give an .h5ad file", code="not-a-file"
+            )
         if status.st_size == 0:
-            raise InputError("the file is empty (0 bytes)", str(path), _AGAIN)
+            raise InputError("the file is empty (0 bytes)", str(path), _AGAIN, code="empty-file")
         with path.open("rb") as handle:
             head = handle.read(512)
     except (OSError, ValueError) as error:
         raise _stat_error(path, error) from error
     if not h5py.is_hdf5(path):
         if head.startswith(b"\x89HDF"):
-            raise InputError("the HDF5 file is damaged at its very start", str(path), _AGAIN)
+            raise InputError(
+                "the HDF5 file is damaged at its very start", str(path), _AGAIN, code="damaged-file"
+            )
         what, fix = guess_kind(path, head)
-        raise InputError(f"this is no h5ad file: it looks like {what}", str(path), fix)
+        raise InputError(f"this is no h5ad file: it looks like {what}", str(path), fix, code="wrong-format")
 
 
 def _stat_error(path: Path, error: OSError | ValueError) -> InputError:
     code = getattr(error, "errno", None)
     if code in (errno.ENOENT, errno.ENOTDIR):
         if not path.parent.is_dir():
-            return InputError("no such file", str(path), f"check the path: there is no folder {path.parent}")
+            return InputError(
+                "no such file",
+                str(path),
+                f"check the path: there is no folder {path.parent}",
+                code="file-not-found",
+            )
         near = _similar_files(path)
-        return InputError("no such file", str(path), f"did you mean {near}?" if near else "check the path")
+        return InputError(
+            "no such file",
+            str(path),
+            f"did you mean {near}?" if near else "check the path",
+            code="file-not-found",
+        )
     if code in (errno.EACCES, errno.EPERM):
         fix = "ask for read permission: chmod +r FILE"
-        return InputError("the file may not be read (permission denied)", str(path), fix)
+        return InputError(
+            "the file may not be read (permission denied)", str(path), fix, code="permission-denied"
+        )
     reason = os.strerror(code) if code else str(error)
-    return InputError(f"the file cannot be read: {reason}", str(path), "check the path")
+    return InputError(f"the file cannot be read: {reason}", str(path), "check the path", code="damaged-file")
 
 
 def _similar_files(path: Path) -> str:
@@ -152,14 +171,18 @@ def _open_error(path: Path, error: Exception) -> InputError:
     text = str(error)
     if "truncated file" in text:
         size = human_bytes(path.stat().st_size)
-        return InputError(f"the file is truncated: it breaks off after {size}", str(path), _AGAIN)
+        return InputError(
+            f"the file is truncated: it breaks off after {size}", str(path), _AGAIN, code="damaged-file"
+        )
     if "unable to lock" in text or "already open for write" in text:
         return InputError(
             "another program has the file open for writing, or left it open when it died",
             str(path),
             "close that program; if there is none, clear the mark with: h5clear -s FILE",
         )
-    return InputError(f"the HDF5 file is damaged: {text.splitlines()[0]}", str(path), _AGAIN)
+    return InputError(
+        f"the HDF5 file is damaged: {text.splitlines()[0]}", str(path), _AGAIN, code="damaged-file"
+    )
 
 
 @dataclass
@@ -260,7 +283,8 @@ class _Walk:
 
     def _refuse(self, what: str, where: str, fix: str = _ANEW) -> InputError:
         shown = where if len(where) <= 80 else f"{where[:39]}...{where[-38:]}"
-        return InputError(what, f"{self.path} ({shown})", fix)
+        code = "file-links-outside" if fix == _SHARED_FIX else "damaged-file"
+        return InputError(what, f"{self.path} ({shown})", fix, code=code)
 
 
 _HEAP = b"GCOL\x01\x00\x00\x00"
@@ -354,7 +378,9 @@ def _check_zarr(root: Path, memory: int) -> None:
 
     def fail(error: OSError) -> None:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise InputError(f"a folder cannot be read: {reason}", str(error.filename or root), _ZARR_ANEW)
+        raise InputError(
+            f"a folder cannot be read: {reason}", str(error.filename or root), _ZARR_ANEW, code="damaged-file"
+        )
 
     for folder, folders, files in os.walk(root, onerror=fail):
         here = os.path.relpath(folder, root)
@@ -453,14 +479,14 @@ def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:
 
 
 def _refuse_zarr(root: Path, here: str, what: str) -> InputError:
-    return InputError(what, f"{root} ({os.path.normpath(here)})", _ZARR_ANEW)
+    return InputError(what, f"{root} ({os.path.normpath(here)})", _ZARR_ANEW, code="damaged-file")
 
 
 _GZ_FIX = "unpack it first: gunzip FILE"
 _ZIP_FIX = "unpack it first; of a zarr store give the folder"
 _R_FIX = "in R: zellkonverter::writeH5AD(as.SingleCellExperiment(object), 'out.h5ad')"
 _TABLE_FIX = "build an AnnData with cell and gene names from it and write that with write_h5ad()"
-# (first bytes, what it is, how to mend it)
+# (first bytes, what it is, how to fix it)
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip archive", _ZIP_FIX),
     (b"BZh", "a bzip2 file", "unpack it first: bunzip2 FILE"),
@@ -481,7 +507,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 
 
 def guess_kind(path: Path, head: bytes) -> tuple[str, str]:
-    """Return (what the file looks like, how to mend it) from its first bytes and its name.
+    """Return (what the file looks like, how to fix it) from its first bytes and its name.
 
     Parameters
     ----------

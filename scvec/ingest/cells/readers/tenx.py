@@ -38,12 +38,19 @@ def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
     genomes = tenx_groups(file)
     if len(genomes) > 1:
         what = f"the file holds {len(genomes)} matrices: {', '.join(genomes[:4])}"
-        raise InputError(what, str(path), "write them to files of their own (scanpy.read_10x_h5, genome=...)")
+        raise InputError(
+            what,
+            str(path),
+            "write them to files of their own (scanpy.read_10x_h5, genome=...)",
+            code="wrong-format",
+        )
     where = f"{path} ({genomes[0]})"
     group = file[genomes[0]]
     missing = [part for part in _PARTS if not isinstance(group.get(part), h5py.Dataset)]
     if missing:
-        raise InputError(f"the 10x Genomics file lacks its {' and '.join(missing)}", where, AGAIN)
+        raise InputError(
+            f"the 10x Genomics file lacks its {' and '.join(missing)}", where, AGAIN, code="damaged-file"
+        )
     with reading(path, genomes[0]):
         n_genes, n_cells = (int(n) for n in group["shape"][:])
         barcodes = _texts(group["barcodes"], where, memory)
@@ -61,7 +68,9 @@ def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
         var = _var(names, ids, more, where)
     for what, table, n in (("barcodes", barcodes, n_cells), ("genes", names, n_genes)):
         if len(table) != n:
-            raise InputError(f"there are {len(table):,} {what} for a matrix of {n:,}", where, AGAIN)
+            raise InputError(
+                f"there are {len(table):,} {what} for a matrix of {n:,}", where, AGAIN, code="damaged-file"
+            )
     rows = StoredRows({part: group[part] for part in ("data", "indices", "indptr")}, (n_cells, n_genes))
     return Contents(
         str(path),
@@ -75,14 +84,16 @@ def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
 
 def _texts(values: h5py.Dataset, where: str, memory: int) -> list[str]:
     if values.ndim != 1 or values.size * max(values.dtype.itemsize, 16) > memory:
-        raise InputError(f"a list of names is of shape {values.shape}", where, AGAIN)
+        raise InputError(f"a list of names is of shape {values.shape}", where, AGAIN, code="damaged-file")
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values[:]]
 
 
 def _var(names: list[str], ids: list[str], more: dict[str, list[str]], where: str) -> pd.DataFrame:
     lengths = {len(names), len(ids), *map(len, more.values())}
     if len(lengths) > 1:
-        raise InputError(f"the columns of the genes have {sorted(lengths)} entries", where, AGAIN)
+        raise InputError(
+            f"the columns of the genes have {sorted(lengths)} entries", where, AGAIN, code="damaged-file"
+        )
     return pd.DataFrame({"gene_ids": ids, **more}, index=pd.Index(names, dtype=object))
 
 
@@ -108,7 +119,7 @@ def contents_of_mtx(folder: Path, memory: int) -> Contents:
     features = _table(_find(folder, "features.tsv", "genes.tsv"), memory)
     width = min((len(row) for row in features), default=0)
     if width == 0:
-        raise InputError("there are no genes", str(folder), AGAIN)
+        raise InputError("there are no genes", str(folder), AGAIN, code="no-genes")
     ids = [row[0] for row in features]
     names = [row[1] for row in features] if width > 1 else ids
     more = {"feature_types": [row[2] for row in features]} if width > 2 else {}
@@ -125,19 +136,34 @@ def _find(folder: Path, *names: str) -> Path:
                 continue
             if path.is_symlink() and folder.resolve() not in path.resolve().parents:
                 raise InputError(
-                    f"{path.name} is a link out of the folder", str(folder), "copy the file here"
+                    f"{path.name} is a link out of the folder",
+                    str(folder),
+                    "copy the file here",
+                    code="file-links-outside",
                 )
             try:
                 status = path.stat()
             except OSError as error:
-                raise InputError(f"{path.name} cannot be read", str(folder), AGAIN) from error
+                raise InputError(
+                    f"{path.name} cannot be read", str(folder), AGAIN, code="damaged-file"
+                ) from error
             if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{path.name} is no file", str(folder), "give the folder of Cell Ranger")
+                raise InputError(
+                    f"{path.name} is no file",
+                    str(folder),
+                    "give the folder of Cell Ranger",
+                    code="not-a-file",
+                )
             if status.st_size == 0:
-                raise InputError(f"{path.name} is empty (0 bytes)", str(folder), AGAIN)
+                raise InputError(f"{path.name} is empty (0 bytes)", str(folder), AGAIN, code="empty-file")
             return path
     what = f"there is no {' or '.join(names)} beside the matrix"
-    raise InputError(what, str(folder), "give the whole folder: matrix.mtx, features.tsv and barcodes.tsv")
+    raise InputError(
+        what,
+        str(folder),
+        "give the whole folder: matrix.mtx, features.tsv and barcodes.tsv",
+        code="wrong-format",
+    )
 
 
 def _table(path: Path, memory: int) -> list[list[str]]:
@@ -147,7 +173,9 @@ def _table(path: Path, memory: int) -> list[list[str]]:
         with open_text(path) as handle:
             content = handle.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path.name} is damaged: {error}", str(path.parent), AGAIN) from error
+        raise InputError(
+            f"{path.name} is damaged: {error}", str(path.parent), AGAIN, code="damaged-file"
+        ) from error
     if len(content) > most:
         what = f"{path.name} holds more than {human_bytes(most)} of names"
         raise ResourceError(what, str(path.parent), "raise --memory, if you trust the file")
@@ -199,11 +227,11 @@ def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Turned:
                 if claimed != [n_genes, n_cells]:
                     what = f"the matrix is {claimed[0]:,} x {claimed[1]:,}, "
                     what += f"but there are {n_genes:,} genes and {n_cells:,} cells"
-                    raise InputError(what, where, AGAIN)
+                    raise InputError(what, where, AGAIN, code="damaged-file")
                 size = path.stat().st_size * (_GZIP if path.suffix == ".gz" else 1)
                 if not 0 <= n_values <= size // _LEAST_TEXT:
                     what = f"{path.name} claims {n_values:,} values, which it cannot hold: it is damaged"
-                    raise InputError(what, where, AGAIN)
+                    raise InputError(what, where, AGAIN, code="damaged-file")
                 origin = Origin(where, "is text", "give the .h5 of Cell Ranger in place of the folder")
                 shape = n_cells, n_genes
                 pieces = _pieces(handle, path, whole, shape, n_values, memory)
@@ -213,7 +241,7 @@ def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Turned:
 
 
 def _damaged(path: Path, reason: str) -> InputError:
-    return InputError(f"{path.name} is damaged: {reason}", str(path.parent), AGAIN)
+    return InputError(f"{path.name} is damaged: {reason}", str(path.parent), AGAIN, code="damaged-file")
 
 
 def _head(handle: Any, path: Path) -> tuple[bool, int, int, int]:
@@ -232,9 +260,11 @@ def _head(handle: Any, path: Path) -> tuple[bool, int, int, int]:
         raise _damaged(path, str(error)) from error
     shape = [b"%%matrixmarket", b"matrix", b"coordinate"], [b"general"]
     if (kind[:3], kind[4:]) != shape or len(claimed) != 3:
-        raise InputError(f"{path.name} is not a sparse Matrix Market file", str(path.parent), AGAIN)
+        raise InputError(
+            f"{path.name} is not a sparse Matrix Market file", str(path.parent), AGAIN, code="wrong-format"
+        )
     if kind[3] not in (b"integer", b"real"):
-        raise InputError(f"{path.name} holds no numbers", str(path.parent), AGAIN)
+        raise InputError(f"{path.name} holds no numbers", str(path.parent), AGAIN, code="wrong-format")
     n_genes, n_cells, n_values = claimed
     return kind[3] == b"integer", n_genes, n_cells, n_values
 
