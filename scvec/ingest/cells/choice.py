@@ -6,7 +6,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from scvec.base import arrays
 from scvec.base.borders import count_text
 from scvec.base.errors import InputError
 from scvec.base.parallel import read_ahead
+from scvec.ingest.cells.contents import Contents
 from scvec.ingest.cells.expression import Codes, ExpressionState, MatrixProfile, linearise, row_sums
 from scvec.ingest.cells.matrix import MatrixReader, open_matrix
-from scvec.ingest.cells.readers.anndata import Contents
 from scvec.ingest.cells.values import detect_state, mixed_message, odd_rows, scale_codes
 
 __all__ = ["Choice", "choose", "gene_name_candidates", "genes_of_one_genome", "is_gene"]
@@ -162,7 +162,6 @@ class Choice:
     n_genes_detected: npt.NDArray[np.int64]
     gene_totals: npt.NDArray[np.float64]
     codes: Codes | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -174,13 +173,16 @@ class _Look:
     var: pd.DataFrame
     profile: MatrixProfile
     state: ExpressionState
+    notes: tuple[str, ...]
 
     @property
     def usable(self) -> bool:
         return self.state.kind != "scaled" and self.profile.n_values > 0
 
 
-def choose(contents: Contents, layer: str | None, memory: int, values: str = "auto") -> Choice:
+def choose(
+    contents: Contents, layer: str | None, memory: int, values: str = "auto"
+) -> tuple[Choice, tuple[str, ...]]:
     """Find the best usable matrix and read it once from end to end.
 
     Counts are better than log1p CP10k, that than other linear values, and those than other logs; but a
@@ -196,6 +198,10 @@ def choose(contents: Contents, layer: str | None, memory: int, values: str = "au
         What the values are where somebody knows (:data:`scvec.ingest.cells.values.VALUES`). Other values than
         counts are looked for in X first.
 
+    Returns
+    -------
+    The choice, and notes on what was found and why it was taken.
+
     Raises
     ------
     InputError
@@ -206,10 +212,11 @@ def choose(contents: Contents, layer: str | None, memory: int, values: str = "au
     for places in _rounds(contents, layer, values):
         looks += (here := [_look(contents, place, memory, values) for place in places])
         for look in _ranked([look for look in here if look.usable]):
-            choice = _read_all(contents, look, look.reader.rows_within(memory // _SHARE), values)
+            choice, notes = _read_all(contents, look, look.reader.rows_within(memory // _SHARE), values)
             if choice is not None:
-                _tell_choice(contents, choice, look, looks)
-                return choice
+                if choice.codes is not None:
+                    choice = _with_numbers(choice, contents)
+                return choice, (*_passed_over(look, looks), choice.state.message, *look.notes, *notes)
     raise _no_usable(contents, looks, memory)
 
 
@@ -233,7 +240,7 @@ def _rounds(contents: Contents, layer: str | None, values: str) -> list[list[str
 
 def _look(contents: Contents, place: str, memory: int, values: str) -> _Look:
     """Open a matrix and read some rows from all over it."""
-    var = contents.places[place].var()
+    var, notes = contents.places[place].var()
     n_obs, n_vars = contents.n_obs, len(var)
     if n_vars == 0:
         raise InputError("there are no genes", f"{contents.name} ({place})", "give a file with genes")
@@ -242,7 +249,7 @@ def _look(contents: Contents, place: str, memory: int, values: str) -> _Look:
     rows = min(_SAMPLE_ROWS, -(-n_obs // _SAMPLE_BLOCKS))
     for start in np.unique(np.linspace(0, n_obs - rows, _SAMPLE_BLOCKS).astype(int)):
         profile.add(reader.rows(int(start), int(start) + rows), int(start))
-    return _Look(place, reader, var, profile, _state(contents, place, profile, values))
+    return _Look(place, reader, var, profile, _state(contents, place, profile, values), notes)
 
 
 def _state(contents: Contents, place: str, profile: MatrixProfile, values: str) -> ExpressionState:
@@ -262,62 +269,82 @@ def _ranked(looks: list[_Look]) -> list[_Look]:
     return sorted(looks, key=rank)
 
 
-def _read_all(contents: Contents, look: _Look, step: int, values: str) -> Choice | None:
+def _read_all(
+    contents: Contents, look: _Look, step: int, values: str
+) -> tuple[Choice | None, tuple[str, ...]]:
     """Read every row, ``step`` at a time; None if the whole is of no use although the sample was."""
-    n_obs, reader, state = contents.n_obs, look.reader, look.state
+    state = look.state
     # The sample may lack what a few cells are: seen once, they are known the next time.
     for _ in range(3):
         mask, names, notes = _genes(look, state, contents)
-        genes = np.flatnonzero(mask)
-        choice = Choice(
-            reader,
-            state,
-            look.var.iloc[genes],
-            [names[g] for g in genes],
-            mask,
-            arrays.zeros_of_cells(n_obs, np.float64),
-            arrays.zeros_of_cells(n_obs, np.int64),
-            np.zeros(len(genes)),
-            arrays.zeros_of_cells(n_obs, np.uint8) if state.others else None,
-            notes,
-        )
-        reader.n_unsorted = reader.n_duplicates = 0
+        choice = _empty_choice(look, state, mask, names)
         profile = look.profile.same_sample()
-        most, counts = profile.n_sampled + _ODD_ROWS, state.kind == "counts"
-        for a, block in read_ahead(lambda: _blocks(reader, step)):
-            profile.add(block, a, keep=0)
-            if profile.n_nonfinite or profile.n_negative:
-                continue
-            b = a + block.shape[0]
-            codes = scale_codes(block, state) if choice.codes is not None else None
-            linear = linearise(block, state, codes)
-            if choice.codes is not None and codes is not None:
-                choice.codes[a:b] = codes
-                arrays.release(choice.codes)
-            sums = row_sums(linear)
-            judged = values == "auto" and codes is None and not (counts and profile.all_integer)
-            if judged and (odd := odd_rows(block, linear, sums, state)).any():
-                profile.remember(block[np.flatnonzero(odd)], most)
-            if not mask.all():
-                linear = linear[:, genes]
-                sums = row_sums(linear)
-            choice.totals[a:b] = sums
-            choice.n_genes_detected[a:b] = np.diff(linear.indptr)
-            arrays.release(choice.totals)
-            arrays.release(choice.n_genes_detected)
-            choice.gene_totals += np.bincount(linear.indices, weights=linear.data, minlength=len(genes))
+        _fill(choice, profile, step, judged=values == "auto")
         if profile.n_nonfinite:
             raise _not_finite(contents, look.place, profile)
         seen, look.profile = look.profile, profile
         if profile.tells_more_than(seen):
             look.state = _state(contents, look.place, profile, values)
         if not look.usable:
-            return None
+            return None, ()
         choice.state = look.state
         if look.state.rule == state.rule:
-            return choice
+            break
         state = look.state
-    return choice
+    return choice, notes
+
+
+def _empty_choice(
+    look: _Look, state: ExpressionState, mask: npt.NDArray[np.bool_], names: list[str]
+) -> Choice:
+    n_obs, genes = look.reader.shape[0], np.flatnonzero(mask)
+    return Choice(
+        look.reader,
+        state,
+        look.var.iloc[genes],
+        [names[g] for g in genes],
+        mask,
+        arrays.zeros_of_cells(n_obs, np.float64),
+        arrays.zeros_of_cells(n_obs, np.int64),
+        np.zeros(len(genes)),
+        arrays.zeros_of_cells(n_obs, np.uint8) if state.others else None,
+    )
+
+
+def _fill(choice: Choice, profile: MatrixProfile, step: int, *, judged: bool) -> None:
+    """Read every row once into the totals of a choice and into a profile.
+
+    Parameters
+    ----------
+    judged
+        Whether the profile remembers rows that are not on the scale of the others.
+    """
+    reader, state, mask = choice.reader, choice.state, choice.feature_mask
+    genes = np.flatnonzero(mask)
+    reader.n_unsorted = reader.n_duplicates = 0
+    most, counts = profile.n_sampled + _ODD_ROWS, state.kind == "counts"
+    for a, block in read_ahead(lambda: _blocks(reader, step)):
+        profile.add(block, a, keep=0)
+        if profile.n_nonfinite or profile.n_negative:
+            continue
+        b = a + block.shape[0]
+        codes = scale_codes(block, state) if choice.codes is not None else None
+        linear = linearise(block, state, codes)
+        if choice.codes is not None and codes is not None:
+            choice.codes[a:b] = codes
+            arrays.release(choice.codes)
+        sums = row_sums(linear)
+        one_scale = judged and codes is None and not (counts and profile.all_integer)
+        if one_scale and (odd := odd_rows(block, linear, sums, state)).any():
+            profile.remember(block[np.flatnonzero(odd)], most)
+        if not mask.all():
+            linear = linear[:, genes]
+            sums = row_sums(linear)
+        choice.totals[a:b] = sums
+        choice.n_genes_detected[a:b] = np.diff(linear.indptr)
+        arrays.release(choice.totals)
+        arrays.release(choice.n_genes_detected)
+        choice.gene_totals += np.bincount(linear.indices, weights=linear.data, minlength=len(genes))
 
 
 def _blocks(reader: MatrixReader, step: int) -> Iterator[tuple[int, sp.csr_matrix[Any]]]:
@@ -328,7 +355,7 @@ def _blocks(reader: MatrixReader, step: int) -> Iterator[tuple[int, sp.csr_matri
 
 def _genes(
     look: _Look, state: ExpressionState, contents: Contents
-) -> tuple[npt.NDArray[np.bool_], list[str], list[str]]:
+) -> tuple[npt.NDArray[np.bool_], list[str], tuple[str, ...]]:
     mask, note = is_gene(look.var.index, look.var)
     sample = linearise(look.profile.sample(), state)
     weights = np.where(mask[sample.indices], sample.data, 0.0)
@@ -341,21 +368,21 @@ def _genes(
             f"{contents.name} ({look.place})",
             "give a file with gene expression, not only peaks, proteins or tags",
         )
-    return mask, names, [n for n in (note, genome_note) if n]
+    return mask, names, tuple(n for n in (note, genome_note) if n)
 
 
-def _tell_scales(choice: Choice, contents: Contents) -> None:
-    """Put into the state how many cells are on each scale."""
+def _with_numbers(choice: Choice, contents: Contents) -> Choice:
+    """Return a choice whose state says how many cells are on each scale."""
     codes = np.asarray(choice.codes)
     numbers = np.bincount(codes, minlength=len(choice.state.scales)).tolist()
     if sum(n > 0 for n in numbers) == 1:
-        choice.state, choice.codes = replace(choice.state.scales[int(codes[0])], others=()), None
-        return
+        return replace(choice, state=replace(choice.state.scales[int(codes[0])], others=()), codes=None)
     first = [contents.names[int(np.argmax(codes == k))] for k in range(len(numbers))]
-    choice.state = replace(choice.state, message=mixed_message(choice.state, numbers, first))
+    return replace(choice, state=replace(choice.state, message=mixed_message(choice.state, numbers, first)))
 
 
-def _tell_choice(contents: Contents, choice: Choice, chosen: _Look, looks: list[_Look]) -> None:
+def _passed_over(chosen: _Look, looks: list[_Look]) -> list[str]:
+    """Say why other matrices were not taken, and what is odd about the one that was."""
     largest = max(look.reader.shape[1] for look in looks if look.usable)
     told = []
     for look in looks:
@@ -369,12 +396,9 @@ def _tell_choice(contents: Contents, choice: Choice, chosen: _Look, looks: list[
             told.append(f"passed over {look.place}: only {look.reader.shape[1]:,} of {largest:,} genes")
         elif look.place == "layers/counts" and look.state.kind != "counts":
             told.append("passed over layers/counts: its values are not counts")
-    if choice.codes is not None:
-        _tell_scales(choice, contents)
-    values = choice.state.message
-    if choice.state.kind == "counts" and chosen.profile.maximum == 1:
+    if chosen.state.kind == "counts" and chosen.profile.maximum == 1:
         told.append("all values are 0 or 1: expression without levels tells types apart poorly")
-    choice.notes = [*told, values, *choice.notes]
+    return told
 
 
 def _not_finite(contents: Contents, place: str, profile: MatrixProfile) -> InputError:

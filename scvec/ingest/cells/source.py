@@ -14,14 +14,16 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
+from scvec.base import arrays
 from scvec.base.arrays import Packed, blocks, release
 from scvec.base.borders import count_text, parse_memory
-from scvec.ingest.cells.choice import choose, gene_name_candidates
+from scvec.ingest.cells.choice import Choice, choose, gene_name_candidates
+from scvec.ingest.cells.contents import Contents, named
 from scvec.ingest.cells.expression import Codes, ExpressionState, normalize
 from scvec.ingest.cells.label_columns import labels
 from scvec.ingest.cells.matrix import is_only_here, open_matrix
 from scvec.ingest.cells.readers import contents_of
-from scvec.ingest.cells.readers.anndata import Contents, contents_of_adata, named
+from scvec.ingest.cells.readers.anndata import contents_of_adata
 from scvec.ingest.cells.values import check_values
 
 if TYPE_CHECKING:
@@ -183,19 +185,17 @@ class CellSource:
         values: str = "auto",
     ) -> None:
         self.path, self.name, self.memory = contents.path, contents.name, memory
-        self.notes = contents.notes
         self._close = contents.close
         if not columns:
             contents.table = contents.table[[]]
         self._table, self.n_obs = contents.table, contents.n_obs
-        self.names = self._unique(contents.names)
-        choice = choose(contents, layer, memory, values)
+        self.names, renamed = _unique(contents.names)
+        choice, chosen = choose(contents, layer, memory, values)
         self._reader, self.state = choice.reader, choice.state
         self.var, self.var_names, self.feature_mask = choice.var, choice.var_names, choice.feature_mask
         self.totals, self.gene_totals, self.codes = choice.totals, choice.gene_totals, choice.codes
         self.n_genes_detected = choice.n_genes_detected
-        self.notes += choice.notes
-        self._note_oddities()
+        self.notes = [*contents.notes, *renamed, *chosen, *_oddities(choice)]
 
     @classmethod
     def open(
@@ -334,27 +334,30 @@ class CellSource:
     def _genes_of(self, block: sp.csr_matrix[Any]) -> sp.csr_matrix[Any]:
         return block if self.feature_mask.all() else block[:, np.flatnonzero(self.feature_mask)]
 
-    def _unique(self, names: Packed) -> Packed:
-        if names.all_differ():
-            return names
-        from anndata.utils import make_index_unique
 
-        index = pd.Index(names.to_array(), dtype=object)
-        repeated = int(index.duplicated().sum())
-        self.notes.append(f"made {count_text(repeated, 'repeated cell name')} unique with -1, -2, ...")
-        return Packed(make_index_unique(index))
+def _unique(names: Packed) -> tuple[Packed, tuple[str, ...]]:
+    """Return names of cells that all differ, and a note where some had to be changed."""
+    if names.all_differ():
+        return names, ()
+    from anndata.utils import make_index_unique
 
-    def _note_oddities(self) -> None:
-        if self._reader.n_unsorted:
-            self.notes.append(f"sorted the gene numbers within {count_text(self._reader.n_unsorted, 'cell')}")
-        if self._reader.n_duplicates:
-            self.notes.append(
-                f"added up {count_text(self._reader.n_duplicates, 'value')} stored twice for a cell and gene"
-            )
-        repeated = len(self.var_names) - len(set(self.var_names))
-        if repeated:
-            self.notes.append(f"added up the values of {count_text(repeated, 'repeated gene name')}")
-        empty = int((self.n_genes_detected == 0).sum())
-        release(self.n_genes_detected)
-        if empty:
-            self.notes.append(f"{count_text(empty, 'cell')} with no counts at all")
+    index = pd.Index(names.to_array(), dtype=object)
+    repeated = count_text(int(index.duplicated().sum()), "repeated cell name")
+    return Packed(make_index_unique(index)), (f"made {repeated} unique with -1, -2, ...",)
+
+
+def _oddities(choice: Choice) -> list[str]:
+    """Return notes on what reading every value showed."""
+    reader, notes = choice.reader, []
+    if reader.n_unsorted:
+        notes.append(f"sorted the gene numbers within {count_text(reader.n_unsorted, 'cell')}")
+    if reader.n_duplicates:
+        notes.append(f"added up {count_text(reader.n_duplicates, 'value')} stored twice for a cell and gene")
+    repeated = len(choice.var_names) - len(set(choice.var_names))
+    if repeated:
+        notes.append(f"added up the values of {count_text(repeated, 'repeated gene name')}")
+    empty = int((choice.n_genes_detected == 0).sum())
+    arrays.release(choice.n_genes_detected)
+    if empty:
+        notes.append(f"{count_text(empty, 'cell')} with no counts at all")
+    return notes

@@ -17,17 +17,31 @@ import pandas as pd
 
 from scvec.base.borders import reading, size_text
 from scvec.base.errors import InputError, ResourceError
+from scvec.ingest.cells.contents import Contents, Place
 from scvec.ingest.cells.matrix import StoredRows
-from scvec.ingest.cells.readers.anndata import Contents, Place
-from scvec.ingest.cells.readers.checks import tenx_groups
+from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers.checks import Given, hard_items
 from scvec.ingest.cells.transpose import Origin, Piece, Turned, collected, index_dtype
 
-__all__ = ["contents_of_mtx", "contents_of_tenx", "is_mtx", "read_text"]
+__all__ = ["read_mtx", "read_tenx", "read_text"]
 
 _PARTS = ("data", "indices", "indptr", "shape", "barcodes")
 
 
-def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
+def _genomes(file: h5py.File) -> list[str]:
+    """Return the groups that hold a matrix: ``matrix`` in version 3, one a genome in version 2."""
+    return [
+        name for name, item in hard_items(file).items() if isinstance(item, h5py.Group) and "barcodes" in item
+    ]
+
+
+def _is_tenx(given: Given) -> bool:
+    file = given.file
+    return file is not None and not {"obs", "var", "row_attrs", "mod"} & set(file) and bool(_genomes(file))
+
+
+@reader("10x", "an .h5 file of Cell Ranger", sniff=_is_tenx)
+def read_tenx(given: Given, memory: int) -> Contents:
     """List what a checked, open Cell Ranger file holds.
 
     Raises
@@ -35,13 +49,15 @@ def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
     InputError
         If parts are missing or contradict each other, or the file holds several genomes apart.
     """
-    genomes = tenx_groups(file)
+    file, path = given.hdf5, given.path
+    genomes = _genomes(file)
     if len(genomes) > 1:
         what = f"the file holds {len(genomes)} matrices: {', '.join(genomes[:4])}"
         raise InputError(what, str(path), "write them to files of their own (scanpy.read_10x_h5, genome=...)")
     where = f"{path} ({genomes[0]})"
     group = file[genomes[0]]
-    missing = [part for part in _PARTS if not isinstance(group.get(part), h5py.Dataset)]
+    with reading(path, genomes[0]):
+        missing = [part for part in _PARTS if not isinstance(group.get(part), h5py.Dataset)]
     if missing:
         raise InputError(f"the 10x Genomics file lacks its {' and '.join(missing)}", where, AGAIN)
     with reading(path, genomes[0]):
@@ -66,10 +82,9 @@ def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
     return Contents(
         str(path),
         pd.DataFrame(index=pd.Index(barcodes, dtype=object)),
-        {"X": Place(rows, lambda: var)},
+        {"X": Place(rows, lambda: (var, ()))},
         path,
-        [],
-        file.close,
+        close=file.close,
     )
 
 
@@ -86,12 +101,14 @@ def _var(names: list[str], ids: list[str], more: dict[str, list[str]], where: st
     return pd.DataFrame({"gene_ids": ids, **more}, index=pd.Index(names, dtype=object))
 
 
-def is_mtx(path: Path) -> bool:
-    """Return whether a folder is one that Cell Ranger wrote: ``matrix.mtx`` or ``matrix.mtx.gz`` in it."""
-    return any(os.path.lexists(path / name) for name in ("matrix.mtx", "matrix.mtx.gz"))
+def _is_mtx(given: Given) -> bool:
+    return not given.head and any(
+        os.path.lexists(given.path / name) for name in ("matrix.mtx", "matrix.mtx.gz")
+    )
 
 
-def contents_of_mtx(folder: Path, memory: int) -> Contents:
+@reader("mtx", "a folder with matrix.mtx, features.tsv and barcodes.tsv", sniff=_is_mtx)
+def read_mtx(given: Given, memory: int) -> Contents:
     """Read a folder of ``matrix.mtx``, ``features.tsv`` (or ``genes.tsv``) and ``barcodes.tsv``, or ``.gz``.
 
     A Matrix Market file has no order that could be trusted, so it is read from end to end at once, into
@@ -104,6 +121,7 @@ def contents_of_mtx(folder: Path, memory: int) -> Contents:
     ResourceError
         If the names do not fit into ``memory``, or the disk has no room for the values.
     """
+    folder = given.path
     barcodes = [row[0] for row in _table(_find(folder, "barcodes.tsv"), memory)]
     features = _table(_find(folder, "features.tsv", "genes.tsv"), memory)
     width = min((len(row) for row in features), default=0)
@@ -115,7 +133,7 @@ def contents_of_mtx(folder: Path, memory: int) -> Contents:
     var = _var(names, ids, more, str(folder))
     X = read_text(_find(folder, "matrix.mtx"), len(features), len(barcodes), memory)
     obs = pd.DataFrame(index=pd.Index(barcodes, dtype=object))
-    return Contents(str(folder), obs, {"X": Place(X, lambda: var)}, folder)
+    return Contents(str(folder), obs, {"X": Place(X, lambda: (var, ()))}, folder)
 
 
 def _find(folder: Path, *names: str) -> Path:
