@@ -81,7 +81,7 @@ def over_targets(X: Any, weights: Any) -> Any:
     # expm1 and log1p would change the last bits of every value, so plain selections go without.
     plain = bool((weights.data == 1).all()) and np.bincount(weights.indices, minlength=1).max(initial=0) <= 1
     linear = X if plain else type(X)((np.expm1(X.data), X.indices, X.indptr), shape=X.shape)
-    # Turned over twice, the columns of a row are in order: half the time of sorting them.
+    # Transposed twice, the columns of a row are in order: half the time of sorting them.
     mapped = (linear @ weights).tocsc().tocsr()
     if not plain:
         mapped.data = np.log1p(mapped.data)

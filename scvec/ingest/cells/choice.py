@@ -195,7 +195,7 @@ def choose(
     layer
         The only place to look at, or None.
     values
-        What the values are where somebody knows (:data:`scvec.ingest.cells.values.VALUES`). Other values than
+        What the values are where the user knows (:data:`scvec.ingest.cells.values.VALUES`). Other values than
         counts are looked for in X first.
 
     Returns

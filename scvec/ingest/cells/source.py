@@ -68,8 +68,8 @@ class RowsRecipe:
 def recipe_of(source: CellSource) -> RowsRecipe | None:
     """Return how to read a source elsewhere; None where that would cost more than sending its cells.
 
-    That is so for AnnData objects in memory, and for matrices that are stored by gene, which each process
-    would have to turn over. Folders are many files, of which nobody could tell that they are the same ones.
+    That is so for AnnData objects in memory, and for CSC matrices, which each process
+    would have to transpose. Folders are many files, of which nobody could tell that they are the same ones.
     """
     if source.path is None or is_only_here(source.reader) or not os.path.isfile(source.path):
         return None

@@ -21,7 +21,7 @@ from scvec.ingest.cells.contents import Contents, Place
 from scvec.ingest.cells.matrix import StoredRows
 from scvec.ingest.cells.readers import reader
 from scvec.ingest.cells.readers.checks import Given, hard_items
-from scvec.ingest.cells.transpose import Origin, Piece, Turned, collected, index_dtype
+from scvec.ingest.cells.transpose import Origin, Piece, Transposed, collected, index_dtype
 
 __all__ = ["read_mtx", "read_tenx", "read_text"]
 
@@ -186,7 +186,7 @@ def open_text(path: Path) -> Any:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Turned:
+def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Transposed:
     """Read a Matrix Market file of genes by cells once, and bring it into the order of its cells.
 
     Parameters
