@@ -173,7 +173,7 @@ def test_no_room_for_temporary_files_is_told(tmp_path: Path, monkeypatch: Any, c
         transpose.collected(cut(columns, 9), 2000, (3, 3), F4, ORIGIN, 24_000)
     told = caught.value
     assert str(tmp_path) in told.what and os.strerror(code) in told.what
-    assert told.where == "X" and "TMPDIR" in told.fix and "store it by cell" in told.fix
+    assert told.where == "X" and "TMPDIR" in told.fix and "store it as CSR" in told.fix
     # Where there is memory enough it is taken: a full disk alone stops nothing.
     made = transpose.collected(cut(columns, 9), 2000, (3, 3), F4, ORIGIN, 48_000)
     assert not in_file(made) and made.indptr.tolist() == [0, 2000, 2000, 2000]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -217,7 +218,8 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     if type(item).__name__ in ("_CSRDataset", "_CSCDataset"):  # anndata.io.sparse_dataset
         item = item.group
     with reading(where):
-        shape, dtype, layout = _describe(item, where)
+        item = _numbers(item)
+        shape, dtype, layout = _describe(item, where, n_obs, n_vars)
     if len(shape) != 2 or shape != (n_obs, n_vars):
         claimed = " x ".join(f"{n:,}" for n in shape)
         raise InputError(
@@ -239,7 +241,16 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     return _Transposed(_transpose(item, n_obs, n_vars, where, memory), where)
 
 
-def _describe(item: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any], str]:
+def _numbers(item: Any) -> Any:
+    """Return an array of Python objects as float64 where all of them are numbers."""
+    held: Any = item
+    if not (isinstance(held, np.ndarray) or sp.issparse(held)) or held.dtype.kind != "O":
+        return item
+    values = held.data if sp.issparse(held) else held.ravel()
+    return held.astype(np.float64) if all(isinstance(v, numbers.Real) for v in values) else item
+
+
+def _describe(item: Any, where: str, n_obs: int, n_vars: int) -> tuple[tuple[int, ...], np.dtype[Any], str]:
     if isinstance(item, StoredRows):
         return item.shape, item.parts["data"].dtype, "csr"
     if isinstance(item, Transposed):
@@ -250,12 +261,15 @@ def _describe(item: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any], st
         return tuple(int(n) for n in item.shape), np.dtype(item.dtype), "memory"
     kind = item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", ""))
     layout = str(kind.decode() if isinstance(kind, bytes) else kind)[:3]
+    if not layout and "indptr" in item:  # not marked, as R's packages write: the pointers tell
+        layout = {n_obs + 1: "csr", n_vars + 1: "csc"}.get(int(item["indptr"].shape[0]), "")
     if layout not in ("csr", "csc"):
         raise InputError(f"the matrix is of an unknown kind ({kind or 'not marked'})", where, _BROKEN_FIX)
     missing = [part for part in ("data", "indices", "indptr") if part not in item]
     if missing:
         raise InputError(f"the sparse matrix lacks its {' and '.join(missing)}", where, _BROKEN_FIX)
-    shape = item.attrs["shape"] if "shape" in item.attrs else item.attrs["h5sparse_shape"]
+    claimed = [item.attrs[name] for name in ("shape", "h5sparse_shape") if name in item.attrs]
+    shape = claimed[0] if claimed else (n_obs, n_vars)
     return tuple(int(n) for n in shape), item["data"].dtype, layout
 
 

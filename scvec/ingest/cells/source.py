@@ -185,17 +185,38 @@ class CellSource:
         values: str = "auto",
     ) -> None:
         self.path, self.name, self.memory = contents.path, contents.name, memory
-        self._close = contents.close
+        self._contents, self._layer, self._values = contents, layer, values
         if not columns:
             contents.table = contents.table[[]]
         self._table, self.n_obs = contents.table, contents.n_obs
-        self.names, renamed = _unique(contents.names)
-        choice, chosen = choose(contents, layer, memory, values)
+        self.names, self._renamed = _unique(contents.names)
+        self.use(layer)
+
+    def use(self, place: str | None) -> None:
+        """Read every value of another matrix of the file, or of the best one where none is named.
+
+        Raises
+        ------
+        InputError
+            If its values cannot be used; the source is then as it was.
+        """
+        choice, chosen = choose(self._contents, place, self.memory, self._values)
         self._reader, self.state = choice.reader, choice.state
         self.var, self.var_names, self.feature_mask = choice.var, choice.var_names, choice.feature_mask
         self.totals, self.gene_totals, self.codes = choice.totals, choice.gene_totals, choice.codes
         self.n_genes_detected = choice.n_genes_detected
-        self.notes = [*contents.notes, *renamed, *chosen, *_oddities(choice)]
+        self.notes = [*self._contents.notes, *self._renamed, *chosen, *_oddities(choice)]
+
+    def other_names(self) -> dict[str, dict[str, list[str]]]:
+        """Return the names of genes (:meth:`gene_name_candidates`) of the matrices that may be used as well.
+
+        There are none where the user named a layer.
+        """
+        if self._layer is not None:
+            return {}
+        places = {name: place for name, place in self._contents.places.items() if name != self.state.where}
+        tables = {name: place.var()[0] for name, place in places.items()}
+        return {name: gene_name_candidates(list(var.index), var) for name, var in tables.items()}
 
     @classmethod
     def open(
@@ -244,7 +265,7 @@ class CellSource:
 
     def close(self) -> None:
         """Close the file."""
-        self._close()
+        self._contents.close()
 
     def __enter__(self) -> CellSource:
         return self

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from scvec.base.arrays import Packed, blocks
 from scvec.base.borders import count_text, reading, size_text
 from scvec.base.errors import InputError, ResourceError
-from scvec.ingest.cells.contents import Contents, Place, named, unnamed
+from scvec.ingest.cells.contents import Contents, Place, named
 from scvec.ingest.cells.matrix import is_array, is_group
 from scvec.ingest.cells.readers import reader
-from scvec.ingest.cells.readers.checks import H5AD_PARTS, Given, is_h5ad, is_zarr, open_zarr
+from scvec.ingest.cells.readers.checks import H5AD_PARTS, Given, decoded, is_h5ad, is_zarr, open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,22 +54,21 @@ def read_named(group: Any, path: str, memory: int) -> tuple[pd.DataFrame, Packed
     ResourceError
         If the table claims more than ``memory``.
     """
-    from anndata.io import read_elem
-
     name = group.name.strip("/")
     with reading(path, name):
         _check_claim(group, path, memory)
-        if _text(group.attrs.get("encoding-version", "")) != "0.2.0":
-            table, notes = tidy_table(read_elem(group), name)
-            return *unnamed(table), notes
-        index = _read_names(group[_text(group.attrs["_index"])])
-        order = [_text(column) for column in group.attrs["column-order"]]
+        if not is_group(group):
+            raise ValueError("it is not a table")
+        key = _index_of(group)
+        index = _read_names(group[key])
+        hidden = {key, "__categories"}
+        order = [_text(c) for c in group.attrs.get("column-order", ())] or sorted(set(group) - hidden)
         n = len(index)
     columns: dict[str, Any] = {}
     unreadable: list[str] = []
     for column in dict.fromkeys(order):
         try:
-            values = read_elem(group[column])
+            values = _read_column(group, column)
             length = values.shape[0]
         except MemoryError:
             raise
@@ -95,14 +95,56 @@ def read_named(group: Any, path: str, memory: int) -> tuple[pd.DataFrame, Packed
         return table, index, (*left_out, *notes)
 
 
-def _read_names(item: Any) -> Packed:
-    """Return the index of a table; of HDF5's texts never all are objects at once."""
+def _index_of(group: Any) -> str:
+    """Return the name of the column of row names: older programs do not say it."""
+    for key in (_text(group.attrs.get("_index", "")), "_index", "index"):
+        if key and key in group:
+            return key
+    raise KeyError("the table has no index")
+
+
+def _read_column(group: Any, column: str) -> Any:
+    """Return a column, also as anndata before 0.8 and SeuratDisk write it."""
     from anndata.io import read_elem
 
-    if isinstance(item, h5py.Dataset) and _text(item.attrs.get("encoding-type", "")) == "string-array":
+    item = group[column]
+    levels = group.get("__categories", {})
+    if is_group(item):
+        if _text(item.attrs.get("encoding-type", "")) == "categorical" and _is_text(item["categories"]):
+            # Texts that are not UTF-8 stop anndata.
+            ordered = bool(item.attrs.get("ordered", False))
+            return _categorical(item["codes"][:], _read_names(item["categories"]).to_array(), ordered)
+        return read_elem(item)
+    if column in levels:
+        texts = levels[column]
+        ordered = bool(texts.attrs.get("ordered", False))
+        return _categorical(item[:], _read_names(texts).to_array() if _is_text(texts) else texts[:], ordered)
+    return _read_names(item).to_array() if _is_text(item) else read_elem(item)
+
+
+def _categorical(codes: npt.NDArray[Any], categories: Any, ordered: bool) -> Any:
+    """Return categories of integer codes; other codes, as R's NA, are missing."""
+    known = (codes >= 0) & (codes < len(categories))
+    return pd.Categorical.from_codes(np.where(known, codes, -1).astype(np.int64), categories, ordered=ordered)
+
+
+def _is_text(item: Any) -> bool:
+    return isinstance(item, h5py.Dataset) and item.ndim == 1 and item.dtype.kind in "SO"
+
+
+def _read_names(item: Any) -> Packed:
+    """Return a column of texts; of HDF5's texts never all are objects at once."""
+    from anndata.io import read_elem
+
+    if not _is_text(item):
+        return Packed([_text(v) for v in np.asarray(pd.Index(read_elem(item)))])
+    if item.dtype.kind == "S":
+        return Packed.gather([_text(v) for v in item[rows]] for rows in blocks(len(item)))
+    try:
         texts = item.asstr()
         return Packed.gather(texts[rows] for rows in blocks(len(item)))
-    return Packed([_text(v) for v in np.asarray(pd.Index(read_elem(item)))])
+    except UnicodeDecodeError:
+        return Packed.gather([_text(v) for v in item[rows]] for rows in blocks(len(item)))
 
 
 def _check_claim(group: Any, path: str, memory: int) -> None:
@@ -158,7 +200,7 @@ def _tidy_columns(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, tuple[s
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return decoded(value) if isinstance(value, bytes) else str(value)
 
 
 @reader("h5ad", "an h5ad file", sniff=is_h5ad, parts=H5AD_PARTS)

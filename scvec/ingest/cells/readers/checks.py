@@ -40,6 +40,7 @@ __all__ = [
     "broken_heap",
     "check_h5ad",
     "check_hdf5",
+    "decoded",
     "hard_items",
     "is_h5ad",
     "is_zarr",
@@ -616,6 +617,14 @@ def foreign_hdf5(names: Collection[str]) -> tuple[str, str] | None:
         what = f"HDF5 but not an AnnData file (it holds {shown})"
         return what, ""
     return None
+
+
+def decoded(text: bytes) -> str:
+    """Return text of UTF-8, or of Latin-1 as older programs write it."""
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        return text.decode("latin-1")
 
 
 def hard_items(group: h5py.Group) -> dict[str, Any]:

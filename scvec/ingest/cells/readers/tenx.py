@@ -20,7 +20,7 @@ from scvec.base.errors import InputError, ResourceError
 from scvec.ingest.cells.contents import Contents, Place
 from scvec.ingest.cells.matrix import StoredRows
 from scvec.ingest.cells.readers import reader
-from scvec.ingest.cells.readers.checks import Given, hard_items
+from scvec.ingest.cells.readers.checks import Given, decoded, hard_items
 from scvec.ingest.cells.transpose import Origin, Piece, Transposed, collected, index_dtype
 
 __all__ = ["read_mtx", "read_tenx", "read_text"]
@@ -91,7 +91,7 @@ def read_tenx(given: Given, memory: int) -> Contents:
 def _texts(values: h5py.Dataset, where: str, memory: int) -> list[str]:
     if values.ndim != 1 or values.size * max(values.dtype.itemsize, 16) > memory:
         raise InputError(f"a list of names is of shape {values.shape}", where, AGAIN)
-    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values[:]]
+    return [decoded(v) if isinstance(v, bytes) else str(v) for v in values[:]]
 
 
 def _var(names: list[str], ids: list[str], more: dict[str, list[str]], where: str) -> pd.DataFrame:
@@ -169,7 +169,7 @@ def _table(path: Path, memory: int) -> list[list[str]]:
     if len(content) > most:
         what = f"{path.name} holds more than {size_text(most)} of names"
         raise ResourceError(what, str(path.parent), "raise --memory, if you trust the file")
-    return [line.split("\t") for line in content.decode("utf-8", "replace").splitlines() if line]
+    return [line.split("\t") for line in decoded(content).splitlines() if line]
 
 
 AGAIN = "copy or download it again"
