@@ -243,11 +243,11 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
 
 def _numbers(item: Any) -> Any:
     """Return an array of Python objects as float64 where all of them are numbers."""
-    held: Any = item
-    if not (isinstance(held, np.ndarray) or sp.issparse(held)) or held.dtype.kind != "O":
+    is_sparse = bool(sp.issparse(item))
+    if not (isinstance(item, np.ndarray) or is_sparse) or item.dtype.kind != "O":
         return item
-    values = held.data if sp.issparse(held) else held.ravel()
-    return held.astype(np.float64) if all(isinstance(v, numbers.Real) for v in values) else item
+    values = item.data if is_sparse else item.ravel()
+    return item.astype(np.float64) if all(isinstance(v, numbers.Real) for v in values) else item
 
 
 def _describe(item: Any, where: str, n_obs: int, n_vars: int) -> tuple[tuple[int, ...], np.dtype[Any], str]:

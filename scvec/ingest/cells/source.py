@@ -122,6 +122,8 @@ _GAP = 64
 #: Share of the memory that the cells handled in one go may take. Up to four chunks are on their way at a
 #: time (:mod:`scvec.base.parallel`), and what is made of one may be several times as large.
 _SHARE = 16
+#: Genes below which a barcode is hardly a cell, and the barcodes and their fraction from which that is told.
+_POOR, _MANY, _MOSTLY = 50, 1000, 0.8
 
 
 class CellSource:
@@ -381,4 +383,12 @@ def _oddities(choice: Choice) -> list[str]:
     arrays.release(choice.n_genes_detected)
     if empty:
         notes.append(f"{count_text(empty, 'cell')} with no counts at all")
+    n = len(choice.n_genes_detected)
+    poor = sum(int((choice.n_genes_detected[rows] < _POOR).sum()) for rows in blocks(n))
+    arrays.release(choice.n_genes_detected)
+    if n >= _MANY and poor > _MOSTLY * n and len(choice.var_names) >= 100 * _POOR:
+        notes.append(
+            f"warning: {poor / n:.0%} of {n:,} barcodes have fewer than {_POOR} genes: is this an unfiltered "
+            "matrix (raw_feature_bc_matrix)? give the filtered one, of cells"
+        )
     return notes
