@@ -7,21 +7,14 @@ that, so every file is walked here first with the low-level API, which reads met
 A zarr store is a folder of small JSON files and of pieces of arrays. Links in it lead out of it, its
 metadata may claim arrays of any size that no piece backs, and one of its codecs unpickles. All of that is
 refused here, by metadata alone.
-
-HDF5 (to 2.0.0 at least) never returns from reading a global heap, where strings of any length live, in which
-an object claims to be 0 bytes long: it steps by that length until the end of the heap. One flipped byte in a
-file is enough, and nothing can interrupt it. So heaps are found by their signature and stepped through first.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import mmap
 import os
 import stat
-import struct
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from math import prod
@@ -33,11 +26,11 @@ import numpy as np
 
 from scvec.base.borders import parse_memory, reading, size_text
 from scvec.base.errors import InputError
+from scvec.ingest.cells.readers.heaps import Heaps
 
 __all__ = [
     "H5AD_PARTS",
     "Given",
-    "broken_heap",
     "check_h5ad",
     "check_hdf5",
     "decoded",
@@ -75,11 +68,14 @@ class Given:
     file
         The file, open for reading, where it is HDF5. Its links may lead anywhere: only hard ones
         (:func:`hard_items`) may be followed before :func:`check_hdf5`.
+    heaps
+        Where the texts of an HDF5 file lie; None where it was checked before.
     """
 
     path: Path
     head: bytes = b""
     file: h5py.File | None = None
+    heaps: Heaps | None = None
 
     @property
     def hdf5(self) -> h5py.File:
@@ -121,15 +117,15 @@ def look_at(path: str | os.PathLike[str], *, checked: bool = False) -> Given:
         raise _open_error(path, error) from error
     try:
         with reading(path):
-            heap = None if checked else broken_heap(path)
-            if heap is not None:
-                what = f"the file is damaged: its texts cannot be read (at byte {heap:,})"
+            heaps = None if checked else Heaps.of(path)
+            if heaps is not None and heaps.broken is not None:
+                what = f"the file is damaged: its texts cannot be read (at byte {heaps.broken:,})"
                 raise InputError(what, str(path), _ANEW)
             list(file)
     except BaseException:
         file.close()
         raise
-    return Given(path, head, file)
+    return Given(path, head, file, heaps)
 
 
 def check_hdf5(given: Given, memory: int, parts: Collection[str] = ()) -> None:
@@ -144,7 +140,9 @@ def check_hdf5(given: Given, memory: int, parts: Collection[str] = ()) -> None:
     """
     with reading(given.path):
         read = frozenset(parts or given.hdf5)
-        _Walk(given.path, given.path.stat().st_size, memory, read).walk(given.hdf5.id)
+        # Behind a block of something else addresses are not places in the file.
+        heaps = None if given.hdf5.userblock_size else given.heaps
+        _Walk(given.path, given.path.stat().st_size, memory, read, heaps).walk(given.hdf5.id)
 
 
 def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) -> None:
@@ -258,6 +256,7 @@ class _Walk:
     file_size: int
     memory: int
     read: frozenset[str]
+    heaps: Heaps | None = None
     seen: set[int] = field(default_factory=set)
 
     def walk(self, root: h5py.h5g.GroupID) -> None:
@@ -309,6 +308,13 @@ class _Walk:
             types.append(item.get_type())
         if any(isinstance(kind, h5py.h5t.TypeVlenID) for kind in types):
             raise self._refuse("the file holds values of a type that no h5ad has, or is damaged", where)
+        if self.heaps is None:
+            return
+        sound = isinstance(item, h5py.h5t.TypeID) or self.heaps.hold_attributes(item)
+        if isinstance(item, h5py.h5d.DatasetID) and _is_variable(item.get_type()):
+            sound = sound and self.heaps.hold(item)
+        if not sound:
+            raise self._refuse("the file is damaged: texts claim to be longer than there is room for", where)
 
     def _check_dataset(self, dataset: h5py.h5d.DatasetID, where: str) -> None:
         made = dataset.get_create_plist()
@@ -351,51 +357,8 @@ class _Walk:
         return InputError(what, f"{self.path} ({shown})", fix)
 
 
-_HEAP = b"GCOL\x01\x00\x00\x00"
-_HEAP_HEADER = 16
-_HEAP_SIZE = struct.Struct("<Q")
-# Of an object: its number, 6 bytes that do not matter here, and its length.
-_HEAP_OBJECT = struct.Struct("<H6xQ")
-#: Bytes of the file that are looked at in one go. What was looked at is given back, or a large file would
-#: count as memory of this process.
-_PIECE = 2**25
-
-
-def broken_heap(path: Path) -> int | None:
-    """Return where the first heap lies that HDF5 could not step through, or None.
-
-    Runs at the speed of the disk. Files with lengths of other than 8 bytes, which nobody writes, are not
-    looked into.
-    """
-    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for piece in range(0, len(data), _PIECE):
-            # A signature that begins in this piece may end in the next one.
-            end = min(piece + _PIECE + len(_HEAP) - 1, len(data))
-            start = data.find(_HEAP, piece, end)
-            while start >= 0:
-                if not _is_sound_heap(data, start):
-                    return start
-                start = data.find(_HEAP, start + len(_HEAP), end)
-            with contextlib.suppress(AttributeError, OSError):  # not on every system
-                data.madvise(mmap.MADV_DONTNEED, piece, min(_PIECE, len(data) - piece))
-    return None
-
-
-def _is_sound_heap(data: mmap.mmap, start: int) -> bool:
-    if start + _HEAP_HEADER > len(data):
-        return False
-    (length,) = _HEAP_SIZE.unpack_from(data, start + 8)
-    if length < _HEAP_HEADER or start + length > len(data):
-        return False
-    position, end = start + _HEAP_HEADER, start + length
-    while position + _HEAP_HEADER <= end:
-        number, size = _HEAP_OBJECT.unpack_from(data, position)
-        # Number 0 is the free space at the end, whose length counts its header.
-        step = size if number == 0 else _HEAP_HEADER + (size + 7 & ~7)
-        if step < _HEAP_HEADER or position + step > end:
-            return False
-        position += step
-    return True
+def _is_variable(kind: h5py.h5t.TypeID) -> bool:
+    return isinstance(kind, h5py.h5t.TypeStringID) and bool(kind.is_variable_str())
 
 
 _ZARR_METADATA = (".zarray", ".zgroup", ".zattrs", "zarr.json")
