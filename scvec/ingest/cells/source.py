@@ -194,8 +194,13 @@ class CellSource:
         self.names, self._renamed = _unique(contents.names)
         self.use(layer)
 
-    def use(self, place: str | None) -> None:
+    def use(self, place: str | None, *why: str) -> None:
         """Read every value of another matrix of the file, or of the best one where none is named.
+
+        Parameters
+        ----------
+        why
+            Notes on the reason.
 
         Raises
         ------
@@ -207,7 +212,7 @@ class CellSource:
         self.var, self.var_names, self.feature_mask = choice.var, choice.var_names, choice.feature_mask
         self.totals, self.gene_totals, self.codes = choice.totals, choice.gene_totals, choice.codes
         self.n_genes_detected = choice.n_genes_detected
-        self.notes = [*self._contents.notes, *self._renamed, *chosen, *_oddities(choice)]
+        self.notes = [*self._contents.notes, *self._renamed, *chosen, *why, *_oddities(choice)]
 
     def other_names(self) -> dict[str, dict[str, list[str]]]:
         """Return the names of genes (:meth:`gene_name_candidates`) of the matrices that may be used as well.
