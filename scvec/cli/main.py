@@ -22,6 +22,8 @@ from scvec.cli.evaluate import evaluate, labels
 from scvec.cli.explain import explain
 from scvec.cli.ingest import ingest
 from scvec.cli.ingest_genes import import_legacy
+from scvec.cli.name import markers
+from scvec.cli.name import name as name_
 from scvec.cli.options import Session, global_options
 from scvec.cli.pack import commands as pack_commands
 from scvec.cli.query import query
@@ -120,6 +122,8 @@ def cli() -> None:
 cli.add_command(ingest)
 cli.add_command(query)
 cli.add_command(explain)
+cli.add_command(name_)
+ingest.add_command(markers)
 cli.add_command(labels)
 cli.add_command(evaluate)
 cli.add_command(search)

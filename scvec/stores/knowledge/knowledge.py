@@ -15,10 +15,18 @@ from scvec.stores.knowledge.gene_records import Descriptions, load_genes, match_
 from scvec.stores.knowledge.gene_search import GeneSearch
 from scvec.stores.knowledge.schema import CONTENT_TABLES, SCHEMA_VERSION, Digest, create, current_version
 from scvec.stores.knowledge.snapshot import SNAPSHOT_SOURCE, Snapshot, load_ontologies, load_snapshot_genes
-from scvec.stores.knowledge.tables import LOCKED, Tables, description_table, translate, upsert_descriptions
+from scvec.stores.knowledge.tables import (
+    LOCKED,
+    Tables,
+    description_table,
+    insert,
+    translate,
+    upsert_descriptions,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from scvec.stores.store.journal import Journal
 
@@ -47,6 +55,20 @@ class CellOntology(Tables):
         """Ancestors of a Cell Ontology term and how many steps up they are, nearest first."""
         sql = "SELECT ancestor_id, distance FROM cl_ancestors WHERE cl_id = ? ORDER BY distance, ancestor_id"
         return {str(a): int(d) for a, d in self._all(sql, [cl_id])}
+
+    def cl_lineage(self) -> dict[str, frozenset[str]]:
+        """Term -> all its ancestors, of every term of the Cell Ontology that has any."""
+        found: dict[str, set[str]] = {}
+        for cl_id, above in self._all("SELECT cl_id, ancestor_id FROM cl_ancestors"):
+            found.setdefault(str(cl_id), set()).add(str(above))
+        return {cl_id: frozenset(above) for cl_id, above in found.items()}
+
+    def markers(self) -> list[tuple[str, str, str, str, str, float, str]]:
+        """Markers of cell types: (cl_id, tissue, species, gene symbol, direction, weight, source)."""
+        return [
+            (str(c), str(t), str(s), str(g), str(d), float(w), str(source))
+            for c, t, s, g, d, w, source in self._all("SELECT * FROM markers ORDER BY ALL")
+        ]
 
 
 class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
@@ -154,6 +176,21 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
                 )
         self._compact()
         return added
+
+    def put_markers(self, rows: pa.Table, source: str) -> int:
+        """Put markers of cell types in place of those of the same table; return how many there are now.
+
+        Parameters
+        ----------
+        rows
+            Table with the columns of :meth:`markers`; ``source`` begins with ``source``.
+        source
+            Name of the table that they came from: what was loaded under it before goes.
+        """
+        with self.transaction():
+            self._con.execute("DELETE FROM markers WHERE starts_with(source, ?)", [source])
+            insert(self._con, "markers", rows, "SELECT DISTINCT * FROM incoming")
+        return int(self._one("SELECT count(*) FROM markers")[0])
 
     def upsert_genes(
         self, genes: Sequence[Gene], *, source: str = "file", source_version: str = ""
