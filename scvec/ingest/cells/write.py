@@ -25,7 +25,7 @@ from scvec.base.errors import InputError
 from scvec.ingest.cells.contents import Contents
 from scvec.ingest.cells.matrix import MatrixReader, open_matrix
 from scvec.ingest.cells.readers import contents_of, kind_of
-from scvec.ingest.cells.readers.checks import check_h5ad, is_zarr, open_zarr
+from scvec.ingest.cells.readers.checks import check_h5ad
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -360,8 +360,6 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-#: Parts of an AnnData beside tables and matrices; each is small against the matrices.
-_OTHERS = ("obsm", "varm", "obsp", "varp", "uns")
 _COPY_PIECE = 2**17
 #: Share of the memory that a block of rows may take.
 _COPY_SHARE = 16
@@ -385,7 +383,7 @@ def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int |
     InputError, ResourceError
         As :func:`scvec.ingest.cells.readers.contents_of`.
     """
-    from anndata.io import read_elem, write_elem
+    from anndata.io import write_elem
 
     limit = parse_memory(memory)
     contents = contents_of(source, limit)
@@ -404,13 +402,8 @@ def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int |
                 if name == "raw":
                     write_elem(file, "raw/var", contents.places[name].var()[0])
                 _write_rows(file, "raw/X" if name == "raw" else name, reader, limit)
-            if source.is_dir() and is_zarr(source):
-                root = open_zarr(source, memory=limit)
-                for name in _OTHERS:
-                    if name in root:
-                        with reading(source, name):
-                            value = read_elem(root[name])
-                        write_elem(file, name, value)
+            for name, value in contents.more():
+                write_elem(file, name, value)
     finally:
         contents.close()
 
