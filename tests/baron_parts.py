@@ -28,7 +28,7 @@ def assert_same(
     with CellSource.open(path, **options) as source:
         assert source.obs_names == adata.obs_names.tolist()
         assert source.var_names == adata.var_names.tolist()
-        X = np.vstack([source.stored_rows(np.arange(a, a + 1)).toarray() for a in range(source.n_obs)])
+        X = source.stored_rows(np.arange(source.n_obs)).toarray()
         np.testing.assert_array_equal(X, adata.X.toarray())
         assert source.state.kind == "counts"
         if labels is not None:
