@@ -1,4 +1,4 @@
-"""Folders of STARsolo, kb, Parse, Cell Ranger's outs and public archives; oracle: the same cells as AnnData."""
+"""Folders of STARsolo, kb, Parse, outs/ and public archives; oracle: the same cells as AnnData."""
 
 from __future__ import annotations
 

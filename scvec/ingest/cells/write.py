@@ -337,6 +337,12 @@ def _storable_column(values: pd.Series[Any]) -> Any:
     return values.to_numpy() if isinstance(values.dtype, np.dtype) else values.array
 
 
+def _storable_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table that other programs wrote as anndata can: no slashes in names, nor its own name."""
+    names = {name: "index_" if name == "_index" else str(name).replace("/", "|") for name in table}
+    return pd.DataFrame({to: _storable_column(table[name]) for name, to in names.items()}, table.index)
+
+
 def _storable(value: Any) -> Any:
     """Return an entry of uns as h5ad can hold it."""
     if isinstance(value, Mapping):
@@ -394,13 +400,15 @@ def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int |
         _reserve(target, room + sum(_csr_bytes(reader) for reader in readers.values()))
         with h5py.File(target, "r+", locking="best-effort") as file:
             file.attrs["encoding-type"], file.attrs["encoding-version"] = "anndata", "0.1.0"
-            write_elem(file, "obs", contents.obs)
+            write_elem(file, "obs", _storable_table(contents.obs))
             tables = [place.var()[0] for name, place in contents.places.items() if name != "raw"]
             if tables:
-                write_elem(file, "var", tables[0])
+                write_elem(file, "var", _storable_table(tables[0]))
+            if any(name.startswith("layers/") for name in readers):
+                write_elem(file, "layers", {})
             for name, reader in readers.items():
                 if name == "raw":
-                    write_elem(file, "raw/var", contents.places[name].var()[0])
+                    write_elem(file, "raw/var", _storable_table(contents.places[name].var()[0]))
                 _write_rows(file, "raw/X" if name == "raw" else name, reader, limit)
             for name, value in contents.more():
                 write_elem(file, name, value)
