@@ -70,8 +70,8 @@ def ingest_cells(
     store
         Folder of the store; made where there is none.
     refs
-        h5ad files, zarr folders or AnnData objects, of human, of mouse, or some of each. Genes that one of
-        them lacks are left out; the two species share genes through orthologs.
+        Files or folders as :func:`scvec.query` takes them, or AnnData objects, of human, of mouse, or some of
+        each. Genes that one of them lacks are left out; the two species share genes through orthologs.
     name
         What the reference is called; one of that name is replaced.
     label_key

@@ -77,8 +77,8 @@ def query(
     Parameters
     ----------
     path
-        An h5ad file, a zarr folder of anndata, an .h5 file or a folder (``matrix.mtx``, ``features.tsv``,
-        ``barcodes.tsv``) of Cell Ranger, or an AnnData object; never changed.
+        A file or folder of any kind that is read (docs/scale.md): h5ad, zarr, loom, h5mu, a table of text, an
+        rds of R, what Cell Ranger, STARsolo, kb or Parse wrote; or an AnnData object. Never changed.
     reference
         Name of the reference; may be left out where the store has one.
     output
