@@ -202,10 +202,10 @@ def _layout(handle: IO[bytes], path: Path, memory: int) -> _Layout:
         if most > 1:
             named = any(0 <= most - len(_fields(line, each)) <= 1 for _, line in numbered[:2])
             found.append((times / sum(widths.values()), named, most, each))
-    _, _, width, sep = max(found, default=(0, False, 0, b""))
+    alike, _, width, sep = max(found, default=(0, False, 0, b""))
     while numbered and numbered[0][1].startswith(b"#") and len(_fields(numbered[0][1], sep or b",")) != width:
         numbered.pop(0)
-    if not sep or not numbered:
+    if alike < 0.5 or not numbered:
         raise InputError(
             "this is text, but no table of numbers", str(path), "give a table of genes and cells"
         )
