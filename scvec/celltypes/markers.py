@@ -159,7 +159,9 @@ def _text(path: Path) -> str:
             data = file.read(MAX_BYTES + 1)
     except (OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"the table cannot be read ({reason})", str(path), "check the path") from error
+        raise InputError(
+            f"the table cannot be read ({reason})", str(path), "check the path", code="damaged-file"
+        ) from error
     if len(data) > MAX_BYTES:
         raise InputError("the table is larger than 200 MB", str(path), "split it", code="wrong-format")
     if b"\0" in data:
@@ -176,7 +178,9 @@ def _table(text: str, path: Path) -> Iterator[list[str]]:
     try:
         yield from csv.reader(io.StringIO(text), delimiter=separator)
     except csv.Error as error:
-        raise InputError(f"the table cannot be read: {error}", str(path), "save it as csv again") from error
+        raise InputError(
+            f"the table cannot be read: {error}", str(path), "save it as csv again", code="damaged-file"
+        ) from error
 
 
 def _columns(header: Sequence[str], given: Mapping[str, str], path: Path) -> dict[str, int]:

@@ -102,8 +102,9 @@ def query(
 ) -> None:
     """Annotate the cells of QUERY by a reference. The file itself is never changed.
 
-    QUERY is an h5ad, a zarr folder of anndata, or what Cell Ranger writes: an .h5, or a folder of matrix.mtx.
-    Of several, each is annotated alone: a cell's label does not depend on the other files.
+    QUERY is an h5ad, zarr, loom, h5mu, rds (extra r), csv or tsv, or a folder: what Cell Ranger, STARsolo,
+    kb or Parse write, or files of GEO with one prefix.
+    Of several, each is annotated for itself: a cell's label does not depend on the other files.
 
     \b
     Examples:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Contents:
         On reading obs.
     close
         Closes the file.
+    more
+        Goes through what else an h5ad of these cells should hold, such as ``("obsm", {"X_pca": array})``.
 
     Raises
     ------
@@ -75,8 +77,10 @@ class Contents:
         path: Path | None = None,
         notes: tuple[str, ...] = (),
         close: Callable[[], None] = lambda: None,
+        more: Callable[[], Iterable[tuple[str, Any]]] = tuple,
     ) -> None:
-        self.name, self.places, self.path, self.notes, self.close = name, dict(places), path, notes, close
+        self.name, self.places, self.path, self.notes = name, dict(places), path, notes
+        self.close, self.more = close, more
         self.table, self.names = obs if isinstance(obs, tuple) else unnamed(obs)
         if not self.n_obs:
             raise InputError(

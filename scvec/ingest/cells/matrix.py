@@ -199,7 +199,7 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     ----------
     item
         A group (CSR or CSC) or array of HDF5 or zarr, :class:`StoredRows`, :class:`Transposed`, a scipy
-        sparse matrix or array, or a NumPy array.
+        sparse matrix or array, a NumPy array, or a function that returns one of them.
     where
         What to call it in messages.
     n_obs, n_vars
@@ -214,6 +214,8 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     ResourceError
         If there is no room for the temporary files of a CSC matrix.
     """
+    if callable(item):  # a reader opens it no sooner than somebody looks at it
+        item = item()
     if type(item).__name__ in ("_CSRDataset", "_CSCDataset"):  # anndata.io.sparse_dataset
         item = item.group
     with reading(where):

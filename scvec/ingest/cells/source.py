@@ -241,8 +241,8 @@ class CellSource:
         Parameters
         ----------
         path_or_adata
-            An h5ad file, a zarr folder of anndata, an .h5 file or a folder (``matrix.mtx``, ``features.tsv``,
-            ``barcodes.tsv``) of Cell Ranger, or an AnnData object (also a backed one); never changed.
+            A file or folder of any format that has a reader (:mod:`scvec.ingest.cells.readers`), or an
+            AnnData object (also a backed one); never changed.
         layer
             Where the values are: a layer, ``"X"`` or ``"raw"``. Found out where not given.
         memory

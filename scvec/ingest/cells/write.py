@@ -25,7 +25,7 @@ from scvec.base.resources import parse_memory
 from scvec.ingest.cells.contents import Contents
 from scvec.ingest.cells.matrix import MatrixReader, open_matrix
 from scvec.ingest.cells.readers import contents_of, kind_of
-from scvec.ingest.cells.readers.checks import check_h5ad, is_zarr, open_zarr
+from scvec.ingest.cells.readers.checks import check_h5ad
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -361,6 +361,12 @@ def _storable_column(values: pd.Series[Any]) -> Any:
     return values.to_numpy() if isinstance(values.dtype, np.dtype) else values.array
 
 
+def _storable_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table that other programs wrote as anndata can: no slashes in names, nor its own name."""
+    names = {name: "index_" if name == "_index" else str(name).replace("/", "|") for name in table}
+    return pd.DataFrame({to: _storable_column(table[name]) for name, to in names.items()}, table.index)
+
+
 def _storable(value: Any) -> Any:
     """Return an entry of uns as h5ad can hold it."""
     if isinstance(value, Mapping):
@@ -384,8 +390,6 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-#: Parts of an AnnData beside tables and matrices; each is small against the matrices.
-_OTHERS = ("obsm", "varm", "obsp", "varp", "uns")
 _COPY_PIECE = 2**17
 #: Share of the memory that a block of rows may take.
 _COPY_SHARE = 16
@@ -409,7 +413,7 @@ def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int |
     InputError, ResourceError
         As :func:`scvec.ingest.cells.readers.contents_of`.
     """
-    from anndata.io import read_elem, write_elem
+    from anndata.io import write_elem
 
     limit = parse_memory(memory)
     contents = contents_of(source, limit)
@@ -420,21 +424,18 @@ def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int |
         _reserve(target, room + sum(_csr_bytes(reader) for reader in readers.values()))
         with h5py.File(target, "r+", locking="best-effort") as file:
             file.attrs["encoding-type"], file.attrs["encoding-version"] = "anndata", "0.1.0"
-            write_elem(file, "obs", contents.obs)
+            write_elem(file, "obs", _storable_table(contents.obs))
             tables = [place.var()[0] for name, place in contents.places.items() if name != "raw"]
             if tables:
-                write_elem(file, "var", tables[0])
+                write_elem(file, "var", _storable_table(tables[0]))
+            if any(name.startswith("layers/") for name in readers):
+                write_elem(file, "layers", {})
             for name, reader in readers.items():
                 if name == "raw":
-                    write_elem(file, "raw/var", contents.places[name].var()[0])
+                    write_elem(file, "raw/var", _storable_table(contents.places[name].var()[0]))
                 _write_rows(file, "raw/X" if name == "raw" else name, reader, limit)
-            if source.is_dir() and is_zarr(source):
-                root = open_zarr(source, memory=limit)
-                for name in _OTHERS:
-                    if name in root:
-                        with reading(source, name):
-                            value = read_elem(root[name])
-                        write_elem(file, name, value)
+            for name, value in contents.more():
+                write_elem(file, name, value)
     finally:
         contents.close()
 

@@ -19,7 +19,7 @@ from scvec.ingest.cells.readers.checks import Given, check_hdf5, look_at, unread
 __all__ = ["Reader", "contents_of", "formats", "kind_of", "reader"]
 
 #: Modules beside this one that register readers; the first whose ``sniff`` agrees reads.
-_MODULES = ("tenx", "anndata")
+_MODULES = ("tenx", "anndata", "loom", "mudata", "folders", "rds", "table")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Reader:
     parts
         Groups in the root of an HDF5 file that ``read`` looks into: no others are checked for odd types
         and huge chunks. Empty means all.
+    last
+        It takes what may be of another format too, so the others are asked first.
     """
 
     name: str
@@ -46,18 +48,19 @@ class Reader:
     sniff: Callable[[Given], bool]
     read: Callable[[Given, int], Contents]
     parts: tuple[str, ...] = ()
+    last: bool = False
 
 
 _READERS: dict[str, Reader] = {}
 
 
 def reader(
-    name: str, title: str, *, sniff: Callable[[Given], bool], parts: tuple[str, ...] = ()
+    name: str, title: str, *, sniff: Callable[[Given], bool], parts: tuple[str, ...] = (), last: bool = False
 ) -> Callable[[Callable[[Given, int], Contents]], Callable[[Given, int], Contents]]:
     """Register a function as the reader of a format; see :class:`Reader`."""
 
     def register(read: Callable[[Given, int], Contents]) -> Callable[[Given, int], Contents]:
-        _READERS[name] = Reader(name, title, sniff, read, parts)
+        _READERS[name] = Reader(name, title, sniff, read, parts, last)
         return read
 
     return register
@@ -66,7 +69,7 @@ def reader(
 def _readers() -> list[Reader]:
     for module in _MODULES:
         import_module(f"{__name__}.{module}")
-    return list(_READERS.values())
+    return sorted(_READERS.values(), key=lambda each: each.last)
 
 
 def formats() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from scvec.ingest.cells.readers.checks import H5AD_PARTS, Given, decoded, is_h5a
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["contents_of_adata", "read_h5ad", "read_table", "read_zarr", "tidy_table"]
+__all__ = ["contents_of_adata", "contents_of_group", "read_h5ad", "read_table", "read_zarr", "tidy_table"]
 
 
 def read_table(group: Any, path: str, memory: int) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -206,17 +207,17 @@ def _text(value: Any) -> str:
 @reader("h5ad", "an h5ad file", sniff=is_h5ad, parts=H5AD_PARTS)
 def read_h5ad(given: Given, memory: int) -> Contents:
     """Read obs of a checked, open h5ad and list its matrices."""
-    return _contents_of_file(given.hdf5, given.path, memory)
+    return contents_of_group(given.hdf5, given.path, memory)
 
 
 @reader("zarr", "a zarr folder of anndata", sniff=lambda given: not given.head and is_zarr(given.path))
 def read_zarr(given: Given, memory: int) -> Contents:
     """Check a zarr folder, read its obs and list its matrices."""
-    return _contents_of_file(open_zarr(given.path, memory=memory), given.path, memory)
+    return contents_of_group(open_zarr(given.path, memory=memory), given.path, memory)
 
 
-def _contents_of_file(file: Any, path: Path, memory: int) -> Contents:
-    """Read obs of an HDF5 or zarr group and list its matrices.
+def contents_of_group(file: Any, path: Path, memory: int) -> Contents:
+    """Read obs of an HDF5 or zarr group that is an AnnData object, and list its matrices.
 
     Raises
     ------
@@ -248,8 +249,19 @@ def _contents_of_file(file: Any, path: Path, memory: int) -> Contents:
         obs = file["obs"]
     table, names, notes = read_named(obs, str(path), memory)
     # A zarr folder is not held open.
-    close = getattr(file, "close", lambda: None)
-    return Contents(str(path), (table, names), places, path, notes, close)
+    close = file.file.close if isinstance(file, h5py.Group) else lambda: None
+    return Contents(str(path), (table, names), places, path, notes, close, lambda: _others(file, path))
+
+
+def _others(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of an AnnData beside tables and matrices; each is small against the matrices."""
+    from anndata.io import read_elem
+
+    for name in ("obsm", "varm", "obsp", "varp", "uns"):
+        if name in file:
+            with reading(path, name):
+                value = read_elem(file[name])
+            yield name, value
 
 
 def _old_file(file: h5py.File, path: Path) -> Contents:

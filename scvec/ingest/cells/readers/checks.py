@@ -14,7 +14,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from math import prod
@@ -41,6 +43,7 @@ __all__ = [
     "look_at",
     "open_h5ad",
     "open_zarr",
+    "samples_with",
     "unreadable",
 ]
 
@@ -85,6 +88,16 @@ class Given:
             raise ValueError(f"{self.path} is not HDF5")
         return self.file
 
+    @property
+    def text(self) -> bytes:
+        """The first bytes, unpacked where they are gzip's."""
+        if not self.head.startswith(b"\x1f\x8b"):
+            return self.head
+        try:
+            return zlib.decompressobj(31).decompress(self.head, 512)
+        except zlib.error:
+            return b""
+
     def close(self) -> None:
         """Close the file."""
         if self.file is not None:
@@ -105,6 +118,8 @@ def look_at(path: str | os.PathLike[str], *, checked: bool = False) -> Given:
         If it is not there, may not be read, is a pipe or empty, or is damaged HDF5.
     """
     path = Path(path)
+    if not os.path.lexists(path) and samples_with(path):
+        return Given(path)
     head = _head_of(path)
     if head is None:
         return Given(path)
@@ -129,6 +144,26 @@ def look_at(path: str | os.PathLike[str], *, checked: bool = False) -> Given:
         file.close()
         raise
     return Given(path, head, file, heaps)
+
+
+_MTX = re.compile(r"(.*?)(count_)?(matrix|counts?)\.mtx(\.gz)?$", re.IGNORECASE)
+
+
+def samples_with(path: Path) -> dict[str, Path]:
+    """Return the Matrix Market files of public archives, ``PREFIXmatrix.mtx[.gz]``, by their prefixes.
+
+    Parameters
+    ----------
+    path
+        A folder, or a folder and how the prefix starts (``folder/GSM1_A_``).
+    """
+    folder, start = (path, "") if path.is_dir() else (path.parent, path.name)
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder))
+    except (OSError, ValueError):
+        return {}
+    found = ((match[1], folder / name) for name in names if (match := _MTX.match(name)))
+    return {prefix: matrix for prefix, matrix in found if prefix and prefix.startswith(start)}
 
 
 def check_hdf5(given: Given, memory: int, parts: Collection[str] = ()) -> None:
@@ -543,6 +578,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "a zstd file", "unpack it first: unzstd FILE"),
     (b"RDX", "an R data file", _R_FIX),
     (b"X\n\x00\x00", "an R .rds file", _R_FIX),
+    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8: iconv -f utf-16 -t utf-8 FILE > new.csv"),
     (b"PAR1", "a parquet table", _TABLE_FIX),
     (
         b"%%MatrixMarket",

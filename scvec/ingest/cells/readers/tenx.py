@@ -23,7 +23,7 @@ from scvec.ingest.cells.readers import reader
 from scvec.ingest.cells.readers.checks import Given, decoded, hard_items
 from scvec.ingest.cells.transpose import Origin, Piece, Transposed, collected, index_dtype
 
-__all__ = ["read_mtx", "read_tenx", "read_text"]
+__all__ = ["find_file", "names_in", "read_mtx", "read_tenx", "read_text", "var_of"]
 
 _PARTS = ("data", "indices", "indptr", "shape", "barcodes")
 
@@ -81,7 +81,7 @@ def read_tenx(given: Given, memory: int) -> Contents:
         else:
             names, ids = (_texts(group[part], where, memory) for part in ("gene_names", "genes"))
             more = {}
-        var = _var(names, ids, more, where)
+        var = var_of(names, ids, more, where)
     for what, table, n in (("barcodes", barcodes, n_cells), ("genes", names, n_genes)):
         if len(table) != n:
             raise InputError(
@@ -103,7 +103,7 @@ def _texts(values: h5py.Dataset, where: str, memory: int) -> list[str]:
     return [decoded(v) if isinstance(v, bytes) else str(v) for v in values[:]]
 
 
-def _var(names: list[str], ids: list[str], more: dict[str, list[str]], where: str) -> pd.DataFrame:
+def var_of(names: list[str], ids: list[str], more: dict[str, list[str]], where: str) -> pd.DataFrame:
     lengths = {len(names), len(ids), *map(len, more.values())}
     if len(lengths) > 1:
         raise InputError(
@@ -133,21 +133,21 @@ def read_mtx(given: Given, memory: int) -> Contents:
         If the names do not fit into ``memory``, or the disk has no room for the values.
     """
     folder = given.path
-    barcodes = [row[0] for row in _table(_find(folder, "barcodes.tsv"), memory)]
-    features = _table(_find(folder, "features.tsv", "genes.tsv"), memory)
+    barcodes = [row[0] for row in names_in(find_file(folder, "barcodes.tsv"), memory)]
+    features = names_in(find_file(folder, "features.tsv", "genes.tsv"), memory)
     width = min((len(row) for row in features), default=0)
     if width == 0:
         raise InputError("there are no genes", str(folder), AGAIN, code="no-genes")
     ids = [row[0] for row in features]
     names = [row[1] for row in features] if width > 1 else ids
     more = {"feature_types": [row[2] for row in features]} if width > 2 else {}
-    var = _var(names, ids, more, str(folder))
-    X = read_text(_find(folder, "matrix.mtx"), len(features), len(barcodes), memory)
+    var = var_of(names, ids, more, str(folder))
+    X = read_text(find_file(folder, "matrix.mtx"), len(features), len(barcodes), memory)
     obs = pd.DataFrame(index=pd.Index(barcodes, dtype=object))
     return Contents(str(folder), obs, {"X": Place(X, lambda: (var, ()))}, folder)
 
 
-def _find(folder: Path, *names: str) -> Path:
+def find_file(folder: Path, *names: str) -> Path:
     for name in names:
         for path in (folder / name, folder / f"{name}.gz"):
             if not os.path.lexists(path):
@@ -184,7 +184,7 @@ def _find(folder: Path, *names: str) -> Path:
     )
 
 
-def _table(path: Path, memory: int) -> list[list[str]]:
+def names_in(path: Path, memory: int) -> list[list[str]]:
     """Return the rows of a file of tab-separated texts, which must unpack to no more than the memory."""
     most = memory // 16
     try:
@@ -214,8 +214,8 @@ def open_text(path: Path) -> Any:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Transposed:
-    """Read a Matrix Market file of genes by cells once, and bring it into the order of its cells.
+def read_text(path: Path, n_genes: int, n_cells: int, memory: int, *, by_cell: bool = False) -> Transposed:
+    """Read a Matrix Market file once, and bring it into the order of its cells.
 
     Parameters
     ----------
@@ -225,6 +225,8 @@ def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Transposed
         Its shape according to the files beside it.
     memory
         Bytes that may be used. Values that do not fit into a share of it go to temporary files.
+    by_cell
+        Whether its rows are cells where there are as many genes as cells; else its shape tells.
 
     Returns
     -------
@@ -242,7 +244,8 @@ def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Transposed
         try:
             with open_text(path) as handle:
                 whole, *claimed, n_values = _head(handle, path)
-                if claimed != [n_genes, n_cells]:
+                turned = claimed == [n_cells, n_genes] and (by_cell or n_genes != n_cells)
+                if not turned and claimed != [n_genes, n_cells]:
                     what = f"the matrix is {claimed[0]:,} x {claimed[1]:,}, "
                     what += f"but there are {n_genes:,} genes and {n_cells:,} cells"
                     raise InputError(what, where, AGAIN, code="damaged-file")
@@ -252,7 +255,7 @@ def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Transposed
                     raise InputError(what, where, AGAIN, code="damaged-file")
                 origin = Origin(where, "is text", "give the .h5 of Cell Ranger in place of the folder")
                 shape = n_cells, n_genes
-                pieces = _pieces(handle, path, whole, shape, n_values, memory)
+                pieces = _pieces(handle, path, whole, shape, n_values, memory, turned=turned)
                 return collected(pieces, n_values, shape, np.dtype(np.float32), origin, memory)
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(path, str(error)) from error
@@ -288,7 +291,14 @@ def _head(handle: Any, path: Path) -> tuple[bool, int, int, int]:
 
 
 def _pieces(
-    handle: Any, path: Path, whole: bool, shape: tuple[int, int], n_values: int, memory: int
+    handle: Any,
+    path: Path,
+    whole: bool,
+    shape: tuple[int, int],
+    n_values: int,
+    memory: int,
+    *,
+    turned: bool,
 ) -> Iterator[Piece]:
     """Yield all values as cells, genes and float32, counted from 0.
 
@@ -300,16 +310,20 @@ def _pieces(
         (n_cells, n_genes) that all numbers must be within.
     n_values
         How many values there must be.
+    turned
+        Whether the file names the cell of a value before its gene.
     """
     n_read = 0
     while block := handle.read(int(np.clip(memory // _SHARE, _LEAST, _MOST))):
         # The rest of a longer line is then a line without three numbers, which is refused.
-        genes, cells, values = _columns(block + handle.readline(_LONGEST_LINE), path, whole, shape, n_read)
-        for what, numbers, n in (("cell", cells, shape[0]), ("gene", genes, shape[1])):
-            outside = (numbers < 1) | (numbers > n)
+        text = block + handle.readline(_LONGEST_LINE)
+        *numbers, values = _columns(text, path, whole, shape[::-1] if turned else shape, n_read)
+        cells, genes = numbers if turned else reversed(numbers)
+        for what, those, n in (("cell", cells, shape[0]), ("gene", genes, shape[1])):
+            outside = (those < 1) | (those > n)
             if outside.any():
                 at = int(outside.argmax())
-                raise _damaged(path, f"value {n_read + at + 1:,} is of {what} {numbers[at]:,} of {n:,}")
+                raise _damaged(path, f"value {n_read + at + 1:,} is of {what} {those[at]:,} of {n:,}")
         n_read += len(values)
         if n_read > n_values:
             raise _damaged(path, f"there are more values than the {n_values:,} it claims")

@@ -1,0 +1,463 @@
+"""Cells that R saved: Seurat objects (version 3 to 5), SingleCellExperiment, and matrices of counts.
+
+The package ``rdata`` parses the bytes; nothing of R is run. What it returns is a tree of R's own values,
+which is walked here: only tables, matrices and names are looked at.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import sys
+import warnings
+import zlib
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+
+from scvec.base.errors import InputError, ResourceError, reading
+from scvec.base.results import human_bytes
+from scvec.ingest.cells.contents import Contents, Place
+from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers.anndata import tidy_table
+from scvec.ingest.cells.readers.checks import Given
+from scvec.ingest.cells.readers.table import genes_in_rows
+
+__all__ = ["read_rds"]
+
+_PACKED = {b"\x1f\x8b": gzip, b"BZ": bz2, b"\xfd7": lzma}
+_NAMES = (".rds", ".rdata", ".rda")
+#: Share of the memory that the file may unpack to: R's values are made of it, and rows of those.
+_SHARE = 6
+_PIECE = 2**22
+#: R nests the attributes of values in values; Python's own limit is below what Seurat writes.
+_DEPTH = 20_000
+_IN_R = "in R: zellkonverter::writeH5AD(as.SingleCellExperiment(object), 'out.h5ad')"
+_SAVE = "in R: saveRDS(object, 'one.rds') of a Seurat object, a SingleCellExperiment or a matrix"
+
+
+def _is_r(given: Given) -> bool:
+    text = given.text
+    if text.startswith((b"X\n\x00\x00", b"X\n\x00", b"RDX2\n", b"RDX3\n", b"A\n2\n", b"A\n3\n")):
+        return True
+    return given.head.startswith((b"BZh", b"\xfd7zXZ")) and given.path.suffix.lower() in _NAMES
+
+
+@reader("rds", "an .rds file of Seurat or SingleCellExperiment", sniff=_is_r)
+def read_rds(given: Given, memory: int) -> Contents:
+    """Read an R file whole: counts, tables and reductions of its object.
+
+    Raises
+    ------
+    InputError
+        If ``rdata`` is not installed, the file is damaged, or holds no cells.
+    ResourceError
+        If it unpacks to more than a share of the memory.
+    """
+    try:
+        import rdata.parser as parser
+    except ImportError as error:
+        what = "this is an R .rds file, which needs the package rdata"
+        raise InputError(
+            what, str(given.path), f"pip install 'scvec[r]', or {_IN_R}", code="extra-not-installed"
+        ) from error
+    path = given.path
+    content = _unpacked(path, given.head, memory)
+    limit = sys.getrecursionlimit()
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tags and names that do not matter here
+        try:
+            sys.setrecursionlimit(max(limit, _DEPTH))
+            tree = parser.parse_data(content, extension=None if content.startswith(b"RD") else ".rds").object
+        except RecursionError:
+            raise InputError("the values in the file are nested too deep", str(path), _IN_R) from None
+        finally:
+            sys.setrecursionlimit(limit)
+        del content
+        return _contents(_object(tree, path), path)
+
+
+def _unpacked(path: Path, head: bytes, memory: int) -> bytes:
+    most, content = memory // _SHARE, bytearray()
+    opened: Any = next((module.open for start, module in _PACKED.items() if head.startswith(start)), open)
+    try:
+        with opened(path, "rb") as handle:
+            while piece := handle.read(_PIECE):
+                content += piece
+                if len(content) > most:
+                    what = f"the R file unpacks to more than {human_bytes(most)}, a sixth of the memory"
+                    raise ResourceError(what, str(path), f"raise --memory, or {_IN_R}")
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        raise InputError(
+            f"the file is damaged: {error}", str(path), "copy or download it again", code="damaged-file"
+        ) from error
+    return bytes(content)
+
+
+def _real(item: Any) -> Any:
+    """Return a value itself where it was written as "the same as above"."""
+    while item is not None and item.referenced_object is not None:
+        item = item.referenced_object
+    return item
+
+
+def _kind(item: Any) -> str:
+    return "NILVALUE" if item is None else str(item.info.type.name)
+
+
+def _pairs(item: Any) -> dict[str, Any]:
+    """Return a linked list of R as names and values."""
+    found, item = {}, _real(item)
+    while item is not None and _kind(item) in ("LIST", "LANG"):
+        tag = _real(item.tag)
+        if tag is not None and tag.value is not None:
+            found[_char(tag.value)] = _real(item.value[0])
+        item = _real(item.value[1])
+    return found
+
+
+def _char(item: Any) -> str:
+    value = item.value
+    return "" if value is None else value.decode("utf-8", "replace")
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    return {} if item is None else _pairs(item.attributes)
+
+
+def _strings(item: Any) -> list[str]:
+    item = _real(item)
+    return [_char(text) for text in item.value] if _kind(item) == "STR" else []
+
+
+def _classes(item: Any) -> list[str]:
+    return _strings(_attributes(_real(item)).get("class"))
+
+
+def _list(item: Any) -> dict[str, Any]:
+    """Return a list of R as names and values; those without a name are left out."""
+    item = _real(item)
+    if _kind(item) != "VEC":
+        return {}
+    names = _strings(_attributes(item).get("names"))
+    return {name: _real(value) for name, value in zip(names, item.value, strict=False) if name}
+
+
+def _environment(item: Any) -> dict[str, Any]:
+    """Return what an environment holds."""
+    value = _real(item).value
+    found = _pairs(value.frame)
+    table = _real(value.hash_table)
+    for chain in table.value if _kind(table) == "VEC" else ():
+        found |= _pairs(chain)
+    return found
+
+
+def _object(tree: Any, path: Path) -> Any:
+    """Return the one object of the file: of an .RData the one with cells."""
+    tree = _real(tree)
+    if _kind(tree) != "LIST":
+        return tree
+    known = {name: item for name, item in _pairs(tree).items() if _reading_of(item)}
+    if len(known) != 1:
+        what = f"the file holds {len(known)} objects with cells" + (f": {', '.join(known)}" if known else "")
+        raise InputError(what, str(path), _SAVE, code="wrong-format")
+    return next(iter(known.values()))
+
+
+def _reading_of(item: Any) -> Any:
+    classes = set(_classes(item))
+    if "Seurat" in classes:
+        return _seurat
+    if classes & {"SingleCellExperiment", "SummarizedExperiment", "RangedSummarizedExperiment"}:
+        return _experiment
+    if classes & {"SpatialExperiment", "SingleCellLoomExperiment", "TreeSummarizedExperiment"}:
+        return _experiment
+    return _plain if _matrix(item) is not None else None
+
+
+def _contents(item: Any, path: Path) -> Contents:
+    read = _reading_of(item)
+    if read is None:
+        classes = _classes(item)
+        if "seurat" in classes:
+            fix = "in R: saveRDS(Seurat::UpdateSeuratObject(object), 'new.rds')"
+            raise InputError("this is a Seurat object of version 2", str(path), fix)
+        what = f"the R file holds {' '.join(classes[:2]) or _kind(item).lower()}, and no cells"
+        raise InputError(what, str(path), _SAVE)
+    contents: Contents = read(item, path)
+    return contents
+
+
+def _vector(item: Any) -> npt.NDArray[Any] | None:
+    """Return a column of a table; None for what is none."""
+    item, kind = _real(item), _kind(_real(item))
+    attributes = _attributes(item)
+    if kind == "STR":
+        texts = [None if text.value is None else _char(text) for text in item.value]
+        return np.array(texts, dtype=object)
+    if kind not in ("INT", "REAL", "LGL"):
+        return None
+    values = item.value
+    if "levels" in attributes:
+        levels = _strings(attributes["levels"])
+        codes = np.ma.filled(np.ma.asarray(values), 0).astype(np.int64) - 1
+        codes[(codes < 0) | (codes >= len(levels))] = -1
+        unique = dict.fromkeys(levels)
+        if len(unique) < len(levels):
+            return np.array([levels[code] if code >= 0 else None for code in codes], dtype=object)
+        labels: Any = levels
+        factor: Any = pd.Categorical.from_codes(codes, labels)
+        return factor  # type: ignore[no-any-return]
+    if np.ma.is_masked(values):
+        return np.asarray(np.ma.filled(values.astype(np.float64), np.nan))
+    return np.asarray(values)
+
+
+def _frame(item: Any) -> pd.DataFrame:
+    """Return a data.frame or a DataFrame of S4Vectors under its row names."""
+    item = _real(item)
+    attributes = _attributes(item)
+    if "listData" in attributes:
+        columns, names = _list(attributes["listData"]), _strings(attributes.get("rownames"))
+        n = int(attributes["nrows"].value[0]) if "nrows" in attributes else len(names)
+    else:
+        columns, names = _list(item), _strings(attributes.get("row.names"))
+        n = len(names)
+    vectors = {name: _vector(column) for name, column in columns.items()}
+    n = n or max((len(v) for v in vectors.values() if v is not None), default=0)
+    kept = {name: v for name, v in vectors.items() if v is not None and len(v) == n}
+    index = pd.Index(names, dtype=object) if len(names) == n else pd.RangeIndex(n)
+    return pd.DataFrame(kept, index=index)
+
+
+def _dimnames(item: Any) -> list[list[str]]:
+    attributes = _attributes(_real(item))
+    names = _real(attributes.get("Dimnames", attributes.get("dimnames")))
+    both = [_strings(each) for each in names.value] if _kind(names) == "VEC" else []
+    return both if len(both) == 2 else [[], []]
+
+
+def _matrix(item: Any) -> sp.csr_matrix[Any] | npt.NDArray[Any] | None:
+    """Return a matrix of R turned over, genes x cells as cells x genes; None for what is none."""
+    item = _real(item)
+    attributes = _attributes(item)
+    if "dim" in attributes and _kind(item) in ("INT", "REAL", "LGL"):
+        shape = [int(n) for n in attributes["dim"].value]
+        values = (
+            np.ma.filled(item.value.astype(np.float64), np.nan) if np.ma.is_masked(item.value) else item.value
+        )
+        return np.asarray(values).reshape(shape[::-1]) if len(shape) == 2 else None
+    if "Dim" not in attributes or not {"i", "j", "x"} & set(attributes):
+        return None
+    n_rows, n_columns = (int(n) for n in attributes["Dim"].value)
+    numbers = {
+        name: np.asarray(attributes[name].value) for name in ("i", "j", "p", "x") if name in attributes
+    }
+    parts: Any
+    made: sp.csr_matrix[Any]
+    if "x" not in numbers:  # ngCMatrix has places only
+        numbers["x"] = np.ones(len(numbers.get("i", numbers.get("j", ()))))
+    if {"i", "p"} <= set(numbers):  # columns of R are rows here
+        parts = numbers["x"].astype(np.float64), numbers["i"], numbers["p"]
+        made = sp.csr_matrix(parts, shape=(n_columns, n_rows))
+    elif {"j", "p"} <= set(numbers):
+        parts = numbers["x"].astype(np.float64), numbers["j"], numbers["p"]
+        made = sp.csc_matrix(parts, shape=(n_columns, n_rows)).tocsr()
+    else:
+        parts = numbers["x"].astype(np.float64), (numbers["j"], numbers["i"])
+        made = sp.coo_matrix(parts, shape=(n_columns, n_rows)).tocsr()
+    made.check_format(full_check=True)
+    return made
+
+
+def _table_of(names: list[str], about: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of genes or cells under names, with what another table says of all of them."""
+    index = pd.Index(names, dtype=object)
+    if not len(about.columns):
+        return pd.DataFrame(index=index)
+    if isinstance(about.index, pd.RangeIndex) and len(about) == len(names):
+        return about.set_index(index)
+    return about.reindex(index) if about.index.is_unique else pd.DataFrame(index=index)
+
+
+def _made(
+    path: Path,
+    obs: pd.DataFrame,
+    places: dict[str, tuple[Any, pd.DataFrame]],
+    reductions: dict[str, npt.NDArray[Any]],
+    notes: Iterable[str],
+) -> Contents:
+    table, told = tidy_table(obs, "obs")
+    found = {name: Place(item, partial(tidy_table, var, "var")) for name, (item, var) in places.items()}
+    if not found:
+        what = "the R object holds no matrix that can be read: its values may lie on a disk"
+        raise InputError(what, str(path), _IN_R)
+    # The parts of an h5ad share one var.
+    obsm = {name: values for name, values in reductions.items() if values.shape[0] == len(obs)}
+    return Contents(
+        str(path), table, found, path, (*notes, *told), more=lambda: [("obsm", obsm)] if obsm else []
+    )
+
+
+def _plain(item: Any, path: Path) -> Contents:
+    """Read a matrix with names, and nothing else."""
+    names = _dimnames(item)
+    X: Any = _matrix(item)
+    if not all(names):
+        raise InputError("the matrix in the R file has no row or column names", str(path), _SAVE)
+    in_rows, why = genes_in_rows(*names)
+    genes, cells = names if in_rows else names[::-1]
+    X = X if in_rows else X.T
+    var = pd.DataFrame(index=pd.Index(genes, dtype=object))
+    told = f"read a matrix of R whose {'rows' if in_rows else 'columns'} are genes ({why})"
+    return _made(path, pd.DataFrame(index=pd.Index(cells, dtype=object)), {"X": (X, var)}, {}, [told])
+
+
+def _seurat(item: Any, path: Path) -> Contents:
+    """Read the RNA of a Seurat object, of version 3 to 5."""
+    slots = _attributes(item)
+    assays = _list(slots.get("assays"))
+    if not assays:
+        raise InputError("the Seurat object has no assay", str(path), _SAVE)
+    active = (_strings(slots.get("active.assay")) or [""])[0]
+    name = next((n for n in ("RNA", "originalexp", "Spatial", active) if n in assays), next(iter(assays)))
+    assay = assays[name]
+    obs = _frame(slots.get("meta.data"))
+    v5 = "layers" in _attributes(assay)
+    cells, genes, matrices, about = (_layers if v5 else _slots)(assay, list(obs.index))
+    if not matrices:
+        return _made(path, obs, {}, {}, [])
+    var = _table_of(genes, about)
+    rows = _table_of(cells, obs)
+    ident = slots.get("active.ident")
+    labels, named = _vector(ident) if ident is not None else None, _strings(_attributes(ident).get("names"))
+    if labels is not None and len(labels) == len(named) == len(set(named)) and "active.ident" not in rows:
+        rows["active.ident"] = pd.Series(labels, index=named).reindex(cells).to_numpy(dtype=object)
+    first = "counts" if "counts" in matrices else next(iter(matrices))
+    places = {"X" if n == first else f"layers/{n}": (values, var) for n, values in matrices.items()}
+    reductions = {}
+    for key, reduction in _list(slots.get("reductions")).items():
+        embedding = _attributes(reduction).get("cell.embeddings")
+        values, names = _matrix(embedding), _dimnames(embedding)[0]
+        if isinstance(values, np.ndarray) and names:
+            reductions[f"X_{key}"] = pd.DataFrame(values.T, index=names).reindex(cells).to_numpy(np.float64)
+    others = ", ".join(n for n in assays if n != name)
+    told = f"read {first} of the assay {name}" + (f", and not {others}" if others else "")
+    return _made(path, rows, places, reductions, [told])
+
+
+_Found = tuple[list[str], list[str], dict[str, Any], pd.DataFrame]
+
+
+def _slots(assay: Any, cells: list[str]) -> _Found:
+    """Return cells, genes, matrices and the table of genes of an assay of version 3 or 4."""
+    slots = _attributes(assay)
+    found: dict[str, Any] = {}
+    genes: list[str] = []
+    named = cells
+    for name in ("counts", "data"):
+        values = _matrix(slots.get(name))
+        if values is None or not all(values.shape):
+            continue
+        rows, columns = _dimnames(slots[name])
+        if not found:
+            genes, named = rows, columns or cells
+        if values.shape == (len(named), len(genes)):
+            found[name] = values
+    return named, genes, found, _frame(slots.get("meta.features"))
+
+
+def _layers(assay: Any, cells: list[str]) -> _Found:
+    """Return the same of an assay of version 5: layers know their cells and genes by two maps."""
+    slots = _attributes(assay)
+    maps = [_map(slots.get(name)) for name in ("cells", "features")]
+    all_cells, all_genes = maps[0][0] or cells, maps[1][0]
+    at = [{name: i for i, name in enumerate(names)} for names in (all_cells, all_genes)]
+    found: dict[str, sp.csr_matrix[Any]] = {}
+    for name, item in _list(slots["layers"]).items():
+        kind = name.split(".")[0]  # layers of several samples are counts.1, counts.2, ...
+        values = _matrix(item)
+        if kind not in ("counts", "data") or values is None:
+            continue
+        own = _dimnames(item)
+        rows = own[1] or maps[0][1].get(name, all_cells)
+        columns = own[0] or maps[1][1].get(name, all_genes)
+        if values.shape != (len(rows), len(columns)):
+            continue
+        # Every value goes to its place among all cells and genes.
+        some = sp.coo_matrix(values)
+        where = np.array([at[0][r] for r in rows]), np.array([at[1][c] for c in columns])
+        parts: Any = (some.data, (where[0][some.row], where[1][some.col]))
+        placed = sp.coo_matrix(parts, shape=(len(all_cells), len(all_genes))).tocsr()
+        found[kind] = found[kind] + placed if kind in found else placed
+    about = _frame(slots["meta.data"]) if "meta.data" in slots else pd.DataFrame()
+    return all_cells, all_genes, found, about
+
+
+def _map(item: Any) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the names of a LogMap, and those of each layer."""
+    item = _real(item)
+    attributes = _attributes(item)
+    values = _matrix(attributes.get(".Data", item))
+    names, layers = _dimnames(item)
+    if not isinstance(values, np.ndarray):
+        return names, {}
+    some = {layer: values[k].astype(bool) for k, layer in enumerate(layers) if values.shape[1] == len(names)}
+    return names, {
+        layer: [n for n, inside in zip(names, mask, strict=True) if inside] for layer, mask in some.items()
+    }
+
+
+def _experiment(item: Any, path: Path) -> Contents:
+    """Read a SingleCellExperiment."""
+    slots = _attributes(item)
+    obs = _frame(slots.get("colData"))
+    held = _real(slots.get("assays"))
+    slot = _attributes(held)
+    data = slot.get("data")
+    if data is None and _kind(_real(slot.get(".xData"))) == "ENV":
+        data = _environment(slot[".xData"]).get("data")
+    assays = _list(_attributes(_real(data)).get("listData"))
+    matrices = {
+        name: (values, assays[name]) for name in assays if (values := _matrix(assays[name])) is not None
+    }
+    ranges = _attributes(slots.get("rowRanges"))
+    names = _strings(slots.get("NAMES"))
+    for part in ("partitioning", "ranges"):
+        names = names or _strings(_attributes(ranges.get(part)).get("NAMES"))
+    dimnames: list[list[str]] = next(
+        (_dimnames(each) for _, each in matrices.values() if _dimnames(each)[0]), [[], []]
+    )
+    names = names or dimnames[0]
+    if isinstance(obs.index, pd.RangeIndex):
+        shape = next((values.shape for values, _ in matrices.values()), (0, 0))
+        cells = dimnames[1] or [f"cell{i + 1}" for i in range(shape[0])]
+        obs = _table_of(cells, obs)
+    about = _frame(ranges.get("elementMetadata", slots.get("elementMetadata")))
+    if not names and len(about):
+        column = next((c for c in ("Symbol", "symbol", "gene_name", "ID", "id") if c in about), None)
+        names = [] if column is None else [str(name) for name in about[column]]
+    if matrices and not names:
+        raise InputError(
+            "the SingleCellExperiment does not name its genes", str(path), "set rownames(object)"
+        )
+    var = _table_of(names, about)
+    shape = len(obs), len(var)
+    kept = {name: values for name, (values, _) in matrices.items() if values.shape == shape}
+    first = "counts" if "counts" in kept else next(iter(kept), "")
+    places = {"X" if n == first else f"layers/{n}": (values, var) for n, values in kept.items()}
+    reductions = {}
+    inner = _list(_attributes(slots.get("int_colData")).get("listData"))
+    for key, each in _list(_attributes(inner.get("reducedDims")).get("listData")).items():
+        values = _matrix(each)
+        if isinstance(values, np.ndarray):
+            reductions[f"X_{key.lower()}"] = values.T.astype(np.float64)
+    return _made(path, obs, places, reductions, [f"read {first} of the SingleCellExperiment"])
