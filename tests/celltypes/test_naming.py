@@ -1,0 +1,137 @@
+"""Names by markers: oracles are small sets of markers whose answer is plain, and real lists."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scvec.base.errors import InputError
+from scvec.celltypes.markers import read_marker_lists, read_markers
+from scvec.celltypes.naming import MarkerIndex
+from scvec.celltypes.terms import TermMatcher
+
+LABELS = {"CL:1": "cell", "CL:2": "lymphocyte", "CL:3": "B cell", "CL:4": "T cell", "CL:5": "neuron"}
+LINEAGE = {
+    "CL:2": frozenset({"CL:1", "CL:0", "CL:x"}),
+    "CL:3": frozenset({"CL:1", "CL:0", "CL:x", "CL:2"}),
+    "CL:4": frozenset({"CL:1", "CL:0", "CL:x", "CL:2"}),
+    "CL:5": frozenset({"CL:1", "CL:0", "CL:x"}),
+}
+ROWS = [
+    *[("CL:3", "blood", g, "positive", 1.0, "t") for g in ("MS4A1", "CD79A", "CD19", "PAX5")],
+    *[("CL:4", "blood", g, "positive", 1.0, "t") for g in ("CD3D", "CD3E", "TRAC", "CD2")],
+    *[("CL:5", "brain", g, "positive", 1.0, "t") for g in ("SYT1", "SNAP25", "RBFOX3", "GAD1")],
+    ("CL:4", "blood", "MS4A1", "negative", 1.0, "t"),
+]
+
+
+@pytest.fixture(scope="module")
+def index() -> MarkerIndex:
+    return MarkerIndex(ROWS, LABELS, LINEAGE)
+
+
+def test_the_type_of_its_markers_comes_first_with_its_evidence(index):
+    found = index.name("a", ["CD79A", "X1", "MS4A1", "X2"])
+    best = found.candidates[0]
+    assert (best.cl_id, best.label) == ("CL:3", "B cell")
+    assert [s["gene"] for s in best.supports] == ["CD79A", "MS4A1"]
+    assert found.broad is not None and found.broad.cl_id in ("CL:3", "CL:2")
+
+
+def test_markers_that_are_measured_and_silent_speak_against(index):
+    sure = index.name("a", ["CD79A", "MS4A1"])
+    doubt = index.name("a", ["CD79A", "MS4A1"], silent=frozenset({"CD19", "PAX5"}))
+    assert set(doubt.candidates[0].against) == {"CD19", "PAX5"}
+    assert sure.candidates[0].against == ()
+
+
+def test_a_group_of_both_kinds_gets_what_they_have_in_common(index):
+    found = index.name("a", ["CD79A", "CD3D", "CD19", "CD3E", "PAX5", "TRAC"])
+    assert found.broad is not None and found.broad.cl_id == "CL:2"
+
+
+def test_nothing_that_is_a_marker_is_unknown(index):
+    found = index.name("a", ["A", "B"])
+    assert found.status == "unknown" and found.candidates == () and found.broad is None
+
+
+def test_the_tissue_counts():
+    rows = [("CL:3", "blood", "G", "positive", 1.0, "t"), ("CL:5", "brain", "G", "positive", 1.0, "t")]
+    index = MarkerIndex(rows, LABELS, LINEAGE)
+    assert index.name("a", ["G"], tissue="brain").candidates[0].cl_id == "CL:5"
+    assert index.name("a", ["G"], tissue="blood").candidates[0].cl_id == "CL:3"
+
+
+@given(st.lists(st.sampled_from([r[2] for r in ROWS] + [f"N{i}" for i in range(9)]), max_size=40))
+def test_probabilities_and_order_for_any_list(genes):
+    index = MarkerIndex(ROWS, LABELS, LINEAGE)
+    found = index.name("a", genes)
+    assert all(0 <= c.probability <= 1 + 1e-9 for c in found.candidates)
+    assert all(c.cl_id in LABELS for c in found.candidates)
+    assert index.name("a", genes) == found
+    assert found.status in ("named", "broad", "unknown")
+
+
+MATCHER = TermMatcher([("CL:0000236", "B cell", True), ("CL:0000084", "T cell", True)])
+TABLES = {
+    "accordion.tsv": "species\tUberon_tissue\tCL_celltype\tCL_ID\tmarker\tmarker_type\tresource\n"
+    "Human\tblood\tB cell\tCL:0000236\tMS4A1\tpositive\tX\nHuman\tblood\tnone\tCL:9999999\tA\tpositive\tX\n",
+    "panglao.tsv": "species\tofficial gene symbol\tcell type\torgan\nMm Hs\tMS4A1\tB cells\tBlood\n",
+    "cellmarker.csv": "species,tissue_class,cell_name,marker,Symbol\nHuman,Blood,B cell,CD20,MS4A1\n",
+    "sctype.csv": 'tissueType,cellName,geneSymbolmore1,geneSymbolmore2\nBlood,B cell,"MS4A1,CD79A",CD3D\n',
+    "plain.csv": "gene;cell type\nMS4A1;B cell\n",
+    "sets.gmt": "B_CELL\thttp://x\tMS4A1\tCD79A\nODD_SET\tx\tA\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_published_tables(name, packed, tmp_path: Path):
+    path = tmp_path / (f"{name}.gz" if packed else name)
+    data = TABLES[name].encode()
+    path.write_bytes(gzip.compress(data) if packed else data)
+    found = read_markers(path, MATCHER)
+    genes = {m.gene for m in found.markers if m.direction == "positive"}
+    assert {m.cl_id for m in found.markers} == {"CL:0000236"}
+    assert genes & {"MS4A1", "CD20"}
+    species = {m.species for m in found.markers}
+    assert species == ({"human", "mouse"} if name.startswith("panglao") else {"human"})
+    if name == "sctype.csv":
+        assert {m.gene for m in found.markers if m.direction == "negative"} == {"CD3D"}
+    if name in ("accordion.tsv", "sets.gmt"):
+        assert found.unmapped  # listed, never guessed
+
+
+@pytest.mark.parametrize("data", [b"", b"a,b\n1,2\n", b"\0\0\0", b"gene,cell type\n" + b'"' * 300_000])
+def test_what_is_not_a_table_of_markers(data, tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(data)
+    with pytest.raises(InputError):
+        found = read_markers(path, MATCHER)
+        if not found.markers:
+            raise InputError("no marker")
+
+
+def test_columns_may_be_named(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_text("who,what\nB cell,MS4A1\n")
+    found = read_markers(path, MATCHER, columns={"cell_type": "who", "gene": "what"})
+    assert [m.gene for m in found.markers] == ["MS4A1"]
+    with pytest.raises(InputError):
+        read_markers(path, MATCHER, columns={"gene": "nothing"})
+
+
+def test_lists(tmp_path: Path):
+    path = tmp_path / "lists.csv"
+    path.write_text('group,genes,tissue,species\n1,"MS4A1, CD79A",blood,human\n2,Ins1 Ins2,,Mouse\n\n')
+    assert read_marker_lists(path) == [
+        ("1", ["MS4A1", "CD79A"], "blood", "human"),
+        ("2", ["Ins1", "Ins2"], "", "mouse"),
+    ]
+    path.write_text("cluster,markers\n1,A\n")
+    with pytest.raises(InputError):
+        read_marker_lists(path)
