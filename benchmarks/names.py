@@ -2,8 +2,8 @@
 
     python benchmarks/names.py [--tables]
 
-For each type of each data set with a term of the Cell Ontology, its 25 most specific genes (by the data set's
-other types) are named. Types of a data set that ships are left out where the shipped markers are tested, since
+For each type of each data set with a term of the Cell Ontology, its 25 most specific genes (by the other
+types) are named. Types of a data set that ships are left out where the shipped markers are tested, since
 its own markers are among them. ``--tables`` also loads the tables of ../shared/data/markers. Prints, with and
 without the tissue: similarity of the first name to the true one (Jaccard index of the terms above them), how
 often it is on the same lineage, the best similarity of five, how often the broad term is right, and the

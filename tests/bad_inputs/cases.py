@@ -72,24 +72,29 @@ _case(
     names="no$",
     command="ingest",
 )
-_case("folder", lambda folder: folder, "is a folder")
-_case("tenx-folder", make.tenx_folder, "there is no barcodes.tsv beside the matrix")
-_case("zarr-store", make.zarr, "has no obs table")
-_case("empty-file", make.raw("case.h5ad", b""), r"empty \(0 bytes\)")
-_case("text-file", make.raw("case.h5ad", b"hello\nworld\n"), "looks like a text file")
-_case("csv-table", make.raw("case.csv", b",INS,GCG\na,3,4\nb,1,2\nc,1,x\n"), "line 4 holds 'x'")
-_case("tsv-table", make.raw("case.tsv", b"\tINS\tGCG\na\t3\t4\nb\t3\n"), "line 3 has 2 columns")
-_case("gzip-file", make.raw("case.h5ad.gz", gzip.compress(b"x" * 999)), "a gzip file(.|\n)*gunzip")
-_case("zip-file", make.zipped, "a zip archive")
-_case("rds-file", make.raw("case.rds", gzip.compress(b"X\n\x00")), r"an R \.rds file(.|\n)*writeH5AD")
-_case("matrix-market", make.raw("m.mtx", b"%%MatrixMarket matrix\n"), "Matrix Market")
-_case("web-page", make.raw("case.h5ad", b"<!DOCTYPE html><html>404"), "web page")
-_case("lfs-pointer", make.raw("case.h5ad", b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull")
-_case("zero-bytes", make.raw("case.h5ad", b"\x00" * 4096), "run of zero bytes")
-_case("truncated", make.truncated, "truncated")
-_case("damaged-start", make.damaged_start, "damaged at its very start")
-_case("endless-heap", make.endless_heap, "texts cannot be read")
-_case("pipe", make.fifo, "pipe or a device")
+_case("folder", lambda folder: folder, "not-a-file", names="folder")
+_case("tenx-folder", make.tenx_folder, "wrong-format", names="barcodes.tsv")
+_case("zarr-store", make.zarr, "wrong-format", names="obs")
+_case("empty-file", make.raw("case.h5ad", b""), "empty-file")
+_case("text-file", make.raw("case.h5ad", b"hello\nworld\n"), "wrong-format", names="text file")
+_case("csv-table", make.raw("case.csv", b",INS,GCG\na,3,4\nb,1,2\nc,1,x\n"), "input", names="line 4")
+_case("tsv-table", make.raw("case.tsv", b"\tINS\tGCG\na\t3\t4\nb\t3\n"), "input", names="line 3")
+_case("gzip-file", make.raw("case.h5ad.gz", gzip.compress(b"x" * 999)), "wrong-format", names="gunzip")
+_case("zip-file", make.zipped, "wrong-format", names="zip archive")
+_case("rds-file", make.raw("case.rds", gzip.compress(b"X\n\x00")), "wrong-format", names="writeH5AD")
+_case("matrix-market", make.raw("m.mtx", b"%%MatrixMarket matrix\n"), "wrong-format", names="Matrix Market")
+_case("web-page", make.raw("case.h5ad", b"<!DOCTYPE html><html>404"), "wrong-format", names="web page")
+_case(
+    "lfs-pointer",
+    make.raw("case.h5ad", b"version https://git-lfs.github.com/spec/v1\n"),
+    "wrong-format",
+    names="git lfs pull",
+)
+_case("zero-bytes", make.raw("case.h5ad", b"\x00" * 4096), "wrong-format", names="zero bytes")
+_case("truncated", make.truncated, "damaged-file", names="truncated")
+_case("damaged-start", make.damaged_start, "damaged-file", names="start")
+_case("endless-heap", make.endless_heap, "damaged-file", names="texts")
+_case("pipe", make.fifo, "not-a-file", names="pipe")
 _case(
     "loom",
     make.hdf5("c.loom", lambda f: (f.create_dataset("matrix", (2, 2), "f4"), f.create_group("row_attrs"))),
@@ -245,7 +250,7 @@ _case("deep-groups", make.edited(make.deep), "damaged-file", names="64")
 _case("unknown-filter", make.edited(make.unknown_filter), "damaged-file", names="filter")
 # Options
 _case("memory-unreadable", good_file, "option-out-of-range", names="'lots'", memory="lots")
-_case("memory-tiny", good_file, "out-of-memory", names="1.0 KB", memory="1K", code=6)
+_case("memory-tiny", good_file, "out-of-memory", names="1.0 kB", memory="1K", code=6)
 _case("output-is-input", good_file, "output-is-input", output="good.h5ad")
 _case("output-folder-missing", good_file, "output-not-writable", output="no/out.h5ad")
 # Labels
@@ -380,7 +385,8 @@ _case(
 _case(
     "five-genes-match",
     make.changed(make.few_genes(0.02)),
-    r"almost no gene is known: 5 of 300 genes matched(.|\n)*'unknown_\d+'(.|\n)*--force",
+    "genes-not-recognised",
+    names=r"5 of 300 genes(.|\n)*'unknown_\d+'(.|\n)*--force",
     **_on_store,
 )
 _case(

@@ -224,11 +224,12 @@ def unreadable(given: Given, fix: str) -> InputError:
     """
     if given.file is not None:
         what, better = foreign_hdf5(list(given.file)) or ("HDF5 of no known format", "")
-        return InputError(f"this is {what}", str(given.path), better or fix)
+        return InputError(f"this is {what}", str(given.path), better or fix, code="wrong-format")
     if not given.head:
         return InputError("this is a folder, not a file", str(given.path), fix, code="not-a-file")
     what, better = guess_kind(given.path, given.head)
-    return InputError(f"this is not a file of cells: it looks like {what}", str(given.path), better or fix)
+    told = f"this is not a file of cells: it looks like {what}"
+    return InputError(told, str(given.path), better or fix, code="wrong-format")
 
 
 def _head_of(path: Path) -> bytes | None:
