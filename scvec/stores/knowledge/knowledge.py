@@ -15,7 +15,7 @@ from scvec.stores.knowledge.gene_records import Descriptions, load_genes, match_
 from scvec.stores.knowledge.gene_search import GeneSearch
 from scvec.stores.knowledge.schema import CONTENT_TABLES, SCHEMA_VERSION, Digest, create, current_version
 from scvec.stores.knowledge.snapshot import SNAPSHOT_SOURCE, Snapshot, load_ontologies, load_snapshot_genes
-from scvec.stores.knowledge.tables import LOCKED, Tables, description_table, translate, upsert_descriptions
+from scvec.stores.knowledge.tables import Tables, connect, description_table, translate, upsert_descriptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,15 +71,13 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         LockedError
             Another process writes to the file.
         """
-        import duckdb
-
         path = Path(path)
         if read_only and not path.is_file():
             raise StoreError(
                 "there is no knowledge base", str(path), "run: scvec ingest genes", code="not-a-store"
             )
         with translate(path):
-            con = duckdb.connect(str(path), read_only=read_only, config=dict(LOCKED))
+            con = connect(path, read_only=read_only)
         try:
             with translate(path):
                 _prepare(con, path, read_only)
@@ -289,10 +287,15 @@ def _prepare(con: Any, path: Path, read_only: bool) -> None:
             code="store-format",
         )
     if read_only:
-        raise StoreError("the file is not a knowledge base", str(path), "run: scvec ingest genes")
+        raise StoreError(
+            "the file is not a knowledge base", str(path), "run: scvec ingest genes", code="not-a-store"
+        )
     if con.execute("SELECT count(*) FROM duckdb_tables()").fetchall()[0][0]:
         raise StoreError(
-            "the file is a DuckDB database, but not a knowledge base", str(path), "name another file"
+            "the file is a DuckDB database, but not a knowledge base",
+            str(path),
+            "name another file",
+            code="not-a-store",
         )
     create(con)
 
