@@ -20,6 +20,7 @@ __all__ = [
     "disk_errors",
     "is_disk_full",
     "reading",
+    "unreadable",
 ]
 
 # EFBIG is a file-size limit of the process or file system: to the user the same thing, no room.
@@ -146,6 +147,21 @@ def reading(path: str | Path, part: str = "") -> Iterator[None]:
             "copy or download it again, or write it anew with adata.write_h5ad()",
             code="damaged-file",
         ) from error
+
+
+def unreadable(error: Exception, path: str | Path, name: str, fix: str) -> InputError:
+    """Return what to raise where ``name``, a file of text, could not be read; its code says why."""
+    if isinstance(error, FileNotFoundError):
+        what, code = f"{name} does not exist", "file-not-found"
+    elif isinstance(error, IsADirectoryError):
+        what, code = f"{name} is a folder", "not-a-file"
+    elif isinstance(error, PermissionError):
+        what, code = f"you may not read {name}", "permission-denied"
+    elif isinstance(error, UnicodeDecodeError):
+        what, code = f"{name} is not UTF-8 text", "wrong-format"
+    else:
+        what, code = f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", "damaged-file"
+    return InputError(what, str(path), fix, code=code)
 
 
 @contextlib.contextmanager

@@ -20,14 +20,14 @@ def options_of(kind: type[O], options: O | None, keywords: Mapping[str, Any]) ->
     Parameters
     ----------
     kind
-        A dataclass all of whose fields have defaults.
+        A dataclass, whose fields are keywords only.
     options
-        An object of it; the defaults when None.
+        An object of it; when None, the keywords make one.
 
     Raises
     ------
     TypeError
-        If ``options`` is of another type, or a keyword is not a field.
+        If ``options`` is of another type, a keyword is not a field, or a field that is needed is missing.
     """
     if options is not None and not isinstance(options, kind):
         raise TypeError(f"options are a {kind.__name__} object, not {type(options).__name__}")
@@ -37,21 +37,26 @@ def options_of(kind: type[O], options: O | None, keywords: Mapping[str, Any]) ->
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
             raise TypeError(f"there is no option {name!r}: {hint}")
-    return replace(kind() if options is None else options, **keywords)  # type: ignore[type-var]
+    return kind(**keywords) if options is None else replace(options, **keywords)  # type: ignore[type-var]
 
 
 def takes_options(kind: type[Any]) -> Callable[[F], F]:
     """Return a decorator that shows the fields of an options class in the signature of a function.
 
     ``help()``, ``inspect.signature`` and the completion of notebooks then list them in place of
-    ``**keywords``. A parameter of the function hides a field of the same name.
+    ``**keywords``. A parameter of the function hides a field of the same name. A field that is needed has the
+    default ``...``: it may be in the options object.
     """
 
     def show(function: F) -> F:
         own = inspect.signature(function)
         kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         names = {p.name for p in kept}
-        more = [p for p in inspect.signature(kind).parameters.values() if p.name not in names]
+        more = [
+            p.replace(default=...) if p.default is p.empty else p
+            for p in inspect.signature(kind).parameters.values()
+            if p.name not in names
+        ]
         function.__signature__ = own.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]
         return function
 

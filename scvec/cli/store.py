@@ -182,7 +182,9 @@ def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
     if not yes:
         if session.as_json or not sys.stdin.isatty():
             what = f"the question whether to delete {target} needs a terminal"
-            raise InputError(what, "scvec rm", "add --yes to delete it without a question")
+            raise InputError(
+                what, "scvec rm", "add --yes to delete it without a question", code="not-confirmed"
+            )
         if not click.confirm(f"Delete {target}?", err=True):
             session.note("nothing was deleted")
             return

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvec.base.errors import InputError, ScvecError
-from scvec.base.results import Record, Report, counts_line, human_bytes, plain, table
+from scvec.base.results import Record, Report, counts_line, human_bytes, plain
 from scvec.base.types import Progress, no_progress
 
 if TYPE_CHECKING:
+    from scvec.model.card import Card
     from scvec.stores.store.store import Store
 
 __all__ = ["compact", "doctor", "info", "rm", "verify"]
@@ -47,13 +48,14 @@ LIBRARIES = (
 
 
 def info(store: Path | str, reference: str | None = None) -> InfoReport:
-    """Return what is inside a store; with ``reference``, more about that one.
+    """Return what is inside a store; with ``reference``, more about that one, and its card.
 
     Raises
     ------
     InputError
         If there is no store, or no reference of that name.
     """
+    from scvec.model.card import card_of
     from scvec.stores.store.manifest import FORMAT
     from scvec.stores.store.store import Store
 
@@ -83,7 +85,7 @@ def info(store: Path | str, reference: str | None = None) -> InfoReport:
         genes=genes,
         spaces=spaces,
         references=[_reference_info(opened, name) for name in names],
-        detailed=reference is not None,
+        card=None if reference is None else card_of(opened.reference(reference)),
     )
 
 
@@ -141,7 +143,7 @@ class ReferenceInfo(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoReport(Report):
-    """What is inside a store. ``detailed`` when one reference was asked for."""
+    """What is inside a store. ``card`` is of the reference that was asked for."""
 
     store: Path
     generation: str
@@ -150,7 +152,7 @@ class InfoReport(Report):
     genes: dict[str, int]
     spaces: list[SpaceInfo]
     references: list[ReferenceInfo]
-    detailed: bool = False
+    card: Card | None = None
 
     def lines(self) -> list[str]:
         """Return the report as lines for people."""
@@ -168,8 +170,8 @@ class InfoReport(Report):
                 f"reference '{ref.name}': {ref.n_cells:,} {ref.species} cells, {len(ref.classes)} labels, "
                 f"encoder {ref.encoder}, space {ref.space}"
             )
-            if self.detailed:
-                lines += [*table(ref.classes), *reference_lines(plain(ref.details))]
+            if self.card is not None:
+                lines += [*reference_lines(plain(ref.details)), "", *self.card.lines()]
         if not self.references:
             lines.append("no references yet: scvec ingest cells makes one")
         return lines

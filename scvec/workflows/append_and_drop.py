@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from scvec.base.errors import InputError
+from scvec.base.options import options_of, takes_options
 from scvec.base.results import Report
 from scvec.base.types import Progress, no_progress
 from scvec.ingest.cells.label_columns import as_label_map, read_names
@@ -44,13 +45,14 @@ if TYPE_CHECKING:
 __all__ = ["GrowReport", "append_cells", "drop_cells"]
 
 
+@takes_options(AppendOptions)
 def append_cells(
     store: Path | str,
     refs: Sequence[Path | str | AnnData],
     options: AppendOptions | None = None,
     *,
     progress: Progress = no_progress,
-    **fields: Any,
+    **keywords: Any,
 ) -> GrowReport:
     """Add cells to a reference, encoded as a query's are. Nothing is trained.
 
@@ -61,7 +63,7 @@ def append_cells(
 
     Parameters
     ----------
-    options, fields
+    options, keywords
         :class:`AppendOptions`, or its fields as keywords; ``name`` and ``label_key`` are needed. Labels are
         those of the reference, or none.
 
@@ -70,7 +72,7 @@ def append_cells(
     InputError
         If there is no such reference, a label is not one of the reference, or a file cannot be used.
     """
-    asked = replace(options, **fields) if options is not None else AppendOptions(**fields)
+    asked = options_of(AppendOptions, options, keywords)
     names = as_label_map(asked.label_map)
     if not refs:
         raise InputError("no file was given", fix="name at least one h5ad file")

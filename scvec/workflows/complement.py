@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scvec.base.errors import InputError
+from scvec.base.options import options_of, takes_options
 from scvec.base.results import Report, counts_line
 from scvec.base.settings import Settings
 from scvec.base.types import Progress, no_progress
@@ -67,12 +68,13 @@ class ComplementReport(Report):
         return [*self.live.lines(), f"descriptions: {counts_line(self.descriptions)}"]
 
 
+@takes_options(ComplementOptions)
 def ingest_complement(
     store: Path | str,
     options: ComplementOptions | None = None,
     *,
     progress: Progress = no_progress,
-    **fields: Any,
+    **keywords: Any,
 ) -> ComplementReport:
     """Let a language model describe genes that nobody has written about.
 
@@ -82,7 +84,7 @@ def ingest_complement(
 
     Parameters
     ----------
-    fields
+    keywords
         Fields of :class:`ComplementOptions`, instead of ``options`` or before them.
 
     Raises
@@ -92,7 +94,7 @@ def ingest_complement(
     NetworkError, AuthError
         If the server is gone or refuses; its answers before that are in the store.
     """
-    asked = ComplementOptions(**fields) if options is None else replace(options, **fields)
+    asked = options_of(ComplementOptions, options, keywords)
     model, settings = asked.model, Settings.load()
     names = asked.names()
     price = price_of(model, settings.prices, host=asked.base_url or settings.openai.base_url)

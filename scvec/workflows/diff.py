@@ -176,7 +176,7 @@ def _number(store: Store, given: int | str) -> int:
         return int(given)
     except ValueError:
         fix = f"the current version is {store.generation.number}"
-        raise InputError(f"{given!r} is not the number of a version", "", fix) from None
+        raise InputError(f"{given!r} is not the number of a version", "", fix, code="bad-name") from None
 
 
 def _table(store: Store, name: str, columns: Sequence[str]) -> pd.DataFrame:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scvec.backbones import parse_spec
+from scvec.base.options import options_of, takes_options
 from scvec.base.resources import check_device
 from scvec.base.results import Report, counts_line
 from scvec.base.types import Progress, no_progress
@@ -96,19 +97,20 @@ class EmbeddingsReport(Report):
         return lines + reason_lines(self.failed)
 
 
+@takes_options(EmbeddingsOptions)
 def ingest_embeddings(
     store: Path | str,
     options: EmbeddingsOptions | None = None,
     *,
     progress: Progress = no_progress,
-    **fields: Any,
+    **keywords: Any,
 ) -> EmbeddingsReport:
     """Encode the texts of genes with a backbone and index the vectors.
 
     ``ingest cells`` encodes the genes that its data need. This encodes, for searching genes, all
     protein-coding genes and others with a written description, or those of a list.
 
-    ``fields`` are fields of :class:`EmbeddingsOptions`, instead of ``options`` or before them.
+    ``keywords`` are fields of :class:`EmbeddingsOptions`, instead of ``options`` or before them.
 
     Raises
     ------
@@ -117,7 +119,7 @@ def ingest_embeddings(
     NetworkError, AuthError
         If a server is gone or refuses. Its vectors before that are in the store.
     """
-    asked = EmbeddingsOptions(**fields) if options is None else replace(options, **fields)
+    asked = options_of(EmbeddingsOptions, options, keywords)
     backbone, text, device, species = asked.backbone, asked.text, asked.device, asked.species
     started = time.monotonic()
     spec = parse_spec(backbone, text, asked.base_url)

@@ -162,7 +162,7 @@ def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportRepo
         space = Space.from_dict(record if isinstance(record, dict) else {})
     except (TypeError, ValueError) as error:
         what = "the file does not name the space of its vectors"
-        raise InputError(what, str(found.path), AGAIN) from error
+        raise InputError(what, str(found.path), AGAIN, code="wrong-format") from error
     named = {found.tags.get("space"), found.tags["space_record"].get("fingerprint")}
     _need(named == {space.fingerprint}, found, "the fingerprint does not fit what the file says of its space")
     columns = ["gene_id", "species", "symbol", "text_sha256"]

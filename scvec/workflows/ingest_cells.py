@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from scvec import __version__
 from scvec.backbones import load_backbone
+from scvec.base.options import options_of, takes_options
 from scvec.base.results import Report, Stages, counts_line, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.label_terms import class_ontology, match_labels, term_notes
@@ -46,13 +47,14 @@ if TYPE_CHECKING:
 __all__ = ["CellsReport", "ingest_cells"]
 
 
+@takes_options(IngestOptions)
 def ingest_cells(
     store: Path | str,
     refs: Sequence[Path | str | AnnData],
     options: IngestOptions | None = None,
     *,
     progress: Progress = no_progress,
-    **fields: Any,
+    **keywords: Any,
 ) -> CellsReport:
     """Turn labelled cells into a reference: cell vectors, index, classifiers, calibration.
 
@@ -63,7 +65,7 @@ def ingest_cells(
     refs
         h5ad files, zarr folders or AnnData objects, of human, of mouse, or some of each. Genes that one of
         them lacks are left out; the two species share genes through orthologs.
-    options, fields
+    options, keywords
         :class:`scvec.IngestOptions`, or its fields as keywords; ``name`` and ``label_key`` are needed.
 
     Raises
@@ -71,7 +73,7 @@ def ingest_cells(
     InputError
         If the files, the label column or an option cannot be used.
     """
-    asked = replace(options, **fields) if options is not None else IngestOptions(**fields)
+    asked = options_of(IngestOptions, options, keywords)
     known = load_models(asked)
     stages = Stages()
     with ExitStack() as stack:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scvec.base.errors import InputError
+from scvec.base.options import options_of, takes_options
 from scvec.base.records import Job
 from scvec.base.results import Report, counts_line
 from scvec.base.settings import ServiceSettings, Settings
@@ -98,12 +99,13 @@ class GenesReport(Report):
         ]
 
 
+@takes_options(GenesOptions)
 def ingest_genes(
     store: Path | str,
     options: GenesOptions | None = None,
     *,
     progress: Progress = no_progress,
-    **fields: Any,
+    **keywords: Any,
 ) -> GenesReport:
     """Fill the knowledge base: from the shipped snapshot, a file, or a live source.
 
@@ -114,7 +116,7 @@ def ingest_genes(
     ----------
     store
         Folder of the store; made where there is none.
-    fields
+    keywords
         Fields of :class:`GenesOptions`, instead of ``options`` or before them.
 
     Raises
@@ -124,7 +126,7 @@ def ingest_genes(
     NetworkError, AuthError
         If the service is gone or refuses; its answers before that are in the store.
     """
-    asked = GenesOptions(**fields) if options is None else replace(options, **fields)
+    asked = options_of(GenesOptions, options, keywords)
     names = asked.names()
     if str(asked.source) in SOURCES:
         return _ask(store, asked, names, progress)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scvec.base.errors import InputError, ScvecError
+from scvec.base.errors import InputError, ScvecError, unreadable
 from scvec.base.records import Answer, Failure, Job, Wanted
 from scvec.base.results import Record, Report, table
 from scvec.base.types import SPECIES, Progress, Species, no_progress
@@ -184,10 +184,7 @@ def read_gene_list(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InputError(
-            f"the list of genes cannot be read: {reason}", str(path), fix, code="damaged-file"
-        ) from error
+        raise unreadable(error, path, "the list of genes", fix) from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not names:
         raise InputError("the list names no gene", str(path), fix)

@@ -145,7 +145,7 @@ def _checked(options: QueryOptions, cells: Any) -> tuple[Path | None, Path | Non
             what,
             str(target),
             f"end its name in {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}",
-            code="output-not-writable",
+            code="output-format",
         )
     return target, page
 

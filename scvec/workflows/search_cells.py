@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from scvec.base.errors import InputError
+from scvec.base.options import options_of, takes_options
 from scvec.base.results import Record, Report
 from scvec.base.types import CellChunk, Float32, Int64
 from scvec.model.reference import ReferenceModel
@@ -122,6 +123,7 @@ class CellHits(Report):
         return lines
 
 
+@takes_options(SearchOptions)
 def search_cells(
     store: Path | str,
     text: str = "",
@@ -129,7 +131,7 @@ def search_cells(
     *,
     like: str | None = None,
     reference: str | None = None,
-    **fields: Any,
+    **keywords: Any,
 ) -> CellHits:
     """Find cells of a reference by a text, or the nearest neighbours of one of its cells by cosine.
 
@@ -146,7 +148,7 @@ def search_cells(
         Name of a cell of the reference, instead of a text.
     reference
         May be left out where the store has one.
-    fields
+    keywords
         Fields of :class:`scvec.workflows.search_genes.SearchOptions`, instead of ``options`` or before them.
 
     Raises
@@ -154,7 +156,7 @@ def search_cells(
     InputError
         There is no such cell, no gene of the text is in the reference, or an option cannot be used.
     """
-    asked = SearchOptions(**fields) if options is None else replace(options, **fields)
+    asked = options_of(SearchOptions, options, keywords)
     if bool(text.strip()) == (like is not None):
         fix = 'search cells "beta" or --like CELL'
         raise InputError("give a text or a cell, and not both", "scvec search cells", fix)

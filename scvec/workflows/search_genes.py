@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 
 from scvec.backbones import load_backbone, parse_spec
 from scvec.base.errors import InputError
+from scvec.base.options import options_of, takes_options
 from scvec.base.results import Record, Report
 from scvec.base.types import SPECIES, Backbone, Space, StreamingBackbone
 from scvec.stores.knowledge.gene_search import words
@@ -204,8 +205,9 @@ class Ranked:
         self.notes: list[str] = []
 
 
+@takes_options(GeneSearchOptions)
 def search_genes(
-    store: Path | str, text: str, options: GeneSearchOptions | None = None, **fields: Any
+    store: Path | str, text: str, options: GeneSearchOptions | None = None, **keywords: Any
 ) -> GeneHits:
     """Find genes by their names and descriptions.
 
@@ -217,7 +219,7 @@ def search_genes(
     ----------
     text
         Such as ``insulin secretion``, or names of genes.
-    fields
+    keywords
         Fields of :class:`GeneSearchOptions`, instead of ``options`` or before them.
 
     Raises
@@ -225,7 +227,7 @@ def search_genes(
     InputError
         The store has no gene knowledge yet, or an option cannot be used.
     """
-    asked = GeneSearchOptions(**fields) if options is None else replace(options, **fields)
+    asked = options_of(GeneSearchOptions, options, keywords)
     check_text(text)
     opened = Store(store)
     with opened.knowledge() as kb:

@@ -81,7 +81,7 @@ _case("csv-table", make.raw("case.csv", b",INS,GCG\na,3,4\nb,1,2\nc,1,x\n"), "in
 _case("tsv-table", make.raw("case.tsv", b"\tINS\tGCG\na\t3\t4\nb\t3\n"), "input", names="line 3")
 _case("gzip-file", make.raw("case.h5ad.gz", gzip.compress(b"x" * 999)), "wrong-format", names="gunzip")
 _case("zip-file", make.zipped, "wrong-format", names="zip archive")
-_case("rds-file", make.raw("case.rds", gzip.compress(b"X\n\x00")), "wrong-format", names="writeH5AD")
+_case("rds-file", make.raw("case.rds", gzip.compress(b"X\n\x00")), "damaged-file", names="damaged")
 _case("matrix-market", make.raw("m.mtx", b"%%MatrixMarket matrix\n"), "wrong-format", names="Matrix Market")
 _case("web-page", make.raw("case.h5ad", b"<!DOCTYPE html><html>404"), "wrong-format", names="web page")
 _case(

@@ -29,6 +29,8 @@ from scvec.workflows.import_legacy import LegacyReport
 from scvec.workflows.ingest_cells import CellsReport
 from scvec.workflows.ingest_genes import GenesReport
 from scvec.workflows.live import Cost, FailedGene, LiveReport
+from scvec.workflows.pack import PackReport
+from scvec.workflows.pull import PullReport
 from scvec.workflows.search_cells import CellHit, CellHits, LabelHit
 from scvec.workflows.search_genes import GeneHit, GeneHits
 
@@ -199,6 +201,26 @@ def sample_reports() -> dict[str, Any]:
         ),
         "scvec.workflows.export.export": ExportReport(
             reference="pancreas", to="parquet", files=[Path("o.parquet")], n_cells=5, size_bytes=100
+        ),
+        "scvec.workflows.pack.pack": PackReport(
+            name="pancreas",
+            output="p.scvec",
+            n_bytes=100,
+            sha256="0" * 64,
+            with_cells=False,
+            n_cells=5,
+            n_golden=4,
+        ),
+        "scvec.workflows.pull.pull": PullReport(
+            name="mine",
+            source="p.scvec",
+            n_cells=5,
+            with_cells=False,
+            n_labels=2,
+            n_golden=4,
+            card=["# pancreas"],
+            generation="g2",
+            seconds={"check": 0.1},
         ),
         "scvec.workflows.admin.rm": RmReport(reference="pancreas", generation="g2", remaining=[]),
         "scvec.workflows.admin.compact": CompactReport(before_bytes=10, after_bytes=5, n_files_removed=1),

@@ -14,6 +14,11 @@ import scvec
 from scvec.base.errors import InputError
 from scvec.base.options import options_of
 from scvec.model.query_options import QueryOptions
+from scvec.workflows.complement import ComplementOptions
+from scvec.workflows.embed_genes import EmbeddingsOptions
+from scvec.workflows.ingest_genes import GenesOptions
+from scvec.workflows.ingest_options import AppendOptions, IngestOptions
+from scvec.workflows.search_genes import GeneSearchOptions, SearchOptions
 
 
 @pytest.mark.parametrize(
@@ -47,6 +52,38 @@ def test_an_unknown_keyword_names_the_one_that_was_meant() -> None:
         scvec.query("store", "new.h5ad", n_neigbors=5)
     with pytest.raises(TypeError, match="QueryOptions"):
         scvec.query("store", "new.h5ad", {"n_neighbors": 5})  # type: ignore[arg-type]
+
+
+OPTIONS = {
+    scvec.ingest_genes: (GenesOptions, ()),
+    scvec.ingest_complement: (ComplementOptions, ()),
+    scvec.ingest_embeddings: (EmbeddingsOptions, ()),
+    scvec.ingest_cells: (IngestOptions, ([],)),
+    scvec.append_cells: (AppendOptions, ([],)),
+    scvec.search_genes: (GeneSearchOptions, ("insulin",)),
+    scvec.search_cells: (SearchOptions, ("insulin",)),
+}
+
+
+@pytest.mark.parametrize("function", OPTIONS, ids=lambda function: function.__name__)
+def test_all_options_are_given_in_the_same_way(function: Any) -> None:
+    kind, args = OPTIONS[function]
+    shown = inspect.signature(function).parameters
+    fields = inspect.signature(kind).parameters
+    assert set(fields) <= set(shown) and "keywords" not in shown
+    assert all(shown[n].default == (... if p.default is p.empty else p.default) for n, p in fields.items())
+    near = "device" if "device" in fields else "concurrency"
+    with pytest.raises(TypeError, match=f"'{near}'"):
+        function("store", *args, **{near[:-2] + near[-1]: 1})
+    with pytest.raises(TypeError, match=kind.__name__):
+        function("store", *args, {"seed": 1})
+
+
+def test_a_field_that_is_needed_may_be_in_the_object() -> None:
+    with pytest.raises(TypeError, match="'label_key'"):
+        options_of(IngestOptions, None, {"name": "r"})
+    shared = IngestOptions(name="r", label_key="cell_type")
+    assert options_of(IngestOptions, shared, {"seed": 3}).label_key == "cell_type"
 
 
 def test_keywords_stand_in_place_of_the_fields_of_an_object() -> None:

@@ -238,6 +238,27 @@ def test_no_file_of_the_machine_can_be_read(kb: KnowledgeBase, tmp_path: Path) -
             kb._con.execute(sql).fetchall()
 
 
+def test_no_progress_bar_is_shown(loaded: Path) -> None:
+    # With -c DuckDB takes the program for interactive, as a notebook is, and turns the bar on.
+    code = (
+        "import sys, duckdb\n"
+        "from scvec.stores.knowledge.knowledge import KnowledgeBase\n"
+        "from scvec.stores.knowledge.tables import connect\n"
+        "shown = \"SELECT current_setting('enable_progress_bar')\"\n"
+        "assert duckdb.connect().execute(shown).fetchone()[0]\n"
+        "kbs = [KnowledgeBase.open(sys.argv[1], read_only=True) for _ in range(2)]\n"
+        "for con in (*(kb._con for kb in kbs), connect(':memory:')):\n"
+        "    assert not con.execute(shown).fetchone()[0]\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(loaded)], check=True, timeout=120)
+
+
+def test_duckdb_is_opened_in_one_place() -> None:
+    package = Path(schema.__file__).parents[2]
+    users = [p.name for p in sorted(package.rglob("*.py")) if "duckdb.connect(" in p.read_text("utf-8")]
+    assert users == ["tables.py"]
+
+
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "kb.duckdb"
     with KnowledgeBase.open(path) as kb:

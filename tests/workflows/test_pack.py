@@ -76,6 +76,20 @@ def test_the_card_says_what_the_reference_is(made):
     assert "islets" in text
 
 
+def test_info_shows_the_card(made, target):
+    # Of a reference that came with one, and of one whose card nobody wrote.
+    scvec.pull(target, made / "whole.scvec", name="mine")
+    pulled, own = scvec.info(target, "mine"), scvec.info(made / "store", "islets")
+    assert scvec.info(target).card is None
+    for report, license_, sources in ((pulled, "CC-BY-4.0", ["doi:10.1/abc"]), (own, "", [])):
+        card = json.loads(json.dumps(report.to_dict()))["card"]
+        assert (card["license"], card["sources"], card["n_cells"]) == (license_, sources, 120)
+        assert {x["label"]: x["cells"] for x in card["labels"]} == {"alpha": 40, "beta": 40, "acinar": 40}
+        assert report.lines()[-len(report.card.lines()) :] == report.card.lines()
+    assert "Licence: CC-BY-4.0" in pulled.lines() and "- doi:10.1/abc" in pulled.lines()
+    assert "Licence: not stated" in own.lines()
+
+
 def test_packs_of_one_reference_are_equal(made, tmp_path):
     scvec.pack(made / "store", output=tmp_path / "again.scvec", card=CARD)
     assert (tmp_path / "again.scvec").read_bytes() == (made / "whole.scvec").read_bytes()

@@ -43,7 +43,9 @@ def check_target(to: str, output: str | os.PathLike[str]) -> Path:
     """Return the path of the output; InputError says why this format cannot be written there."""
     path = check_output(output)
     if to not in ("parquet", "h5ad"):
-        raise InputError(f"there is no format {to!r} to export to", fix="formats: parquet, h5ad")
+        raise InputError(
+            f"there is no format {to!r} to export to", fix="formats: parquet, h5ad", code="unknown-choice"
+        )
     if path.suffix in (".parquet", ".h5ad") and path.suffix != f".{to}":
         what = f"the output ends in {path.suffix}, but {to} is to be written"
         raise InputError(what, str(path), f"give -o NAME.{to}, or another --to", code="output-format")

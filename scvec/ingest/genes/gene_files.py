@@ -188,7 +188,7 @@ def _read(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
         fix = (
             "for files of scInterpreter or GenePT: scvec import-legacy FILE" if kind == ".json" else EXPECTED
         )
-        raise InputError("this is not a format of gene files", str(path), fix)
+        raise InputError("this is not a format of gene files", str(path), fix, code="wrong-format")
     opened: Any = gzip.open if packed else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         lines = read_lines(file, path)
@@ -222,10 +222,18 @@ def _rows_jsonl(lines: Iterator[str], path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as err:
             raise InputError(
-                f"this line is not JSON: {err}", f"{path}, line {number}", "one object a line"
+                f"this line is not JSON: {err}",
+                f"{path}, line {number}",
+                "one object a line",
+                code="wrong-format",
             ) from err
         if not isinstance(row, dict):
-            raise InputError("this line is not a JSON object", f"{path}, line {number}", "one object a line")
+            raise InputError(
+                "this line is not a JSON object",
+                f"{path}, line {number}",
+                "one object a line",
+                code="wrong-format",
+            )
         _check_columns(list(row), path, f", line {number}")
         yield row
 
@@ -276,7 +284,10 @@ def _gene(row: Mapping[str, Any], species: Species, where: str) -> Gene:
     authority = cell_text(row.get("authority_id"), MAX_NAME)
     if authority and not _AUTHORITY.fullmatch(authority):
         raise InputError(
-            f"{authority!r} is not an authority id", f"{where}, column authority_id", "write HGNC:n or MGI:n"
+            f"{authority!r} is not an authority id",
+            f"{where}, column authority_id",
+            "write HGNC:n or MGI:n",
+            code="damaged-file",
         )
     if entrez is None and not authority:
         raise InputError(

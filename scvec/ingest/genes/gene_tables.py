@@ -93,11 +93,13 @@ def entrez_number(value: Any, where: str, column: str = "entrez_id") -> int | No
         said = said.removesuffix(".0")
         if not (said.isascii() and said.isdigit()):
             what = f"{said!r} is not an Entrez id"
-            raise InputError(what, f"{where}, column {column}", "write a whole number")
+            raise InputError(what, f"{where}, column {column}", "write a whole number", code="damaged-file")
         number = int(said)
     if not 0 < number < 2**53:
         what = f"{number} is not an Entrez id"
-        raise InputError(what, f"{where}, column {column}", "write a whole number above 0")
+        raise InputError(
+            what, f"{where}, column {column}", "write a whole number above 0", code="damaged-file"
+        )
     return number
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from scvec.base.errors import InputError, ResourceError
+from scvec.base.errors import InputError, ResourceError, unreadable
 from scvec.base.resources import parse_memory
 from scvec.base.results import count_text, human_bytes
 from scvec.base.types import SPECIES, Float32, Species
@@ -132,21 +132,20 @@ def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | No
             sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
         values = _values(path, memory, notes)
     except (EOFError, OSError, ValueError, RecursionError, csv.Error, zlib.error) as error:
-        reason = f"{getattr(error, 'strerror', None) or error}"
-        raise InputError(
-            f"the file cannot be read: {reason}",
-            str(path),
-            "check the path, or get the file again",
-            code="damaged-file",
-        ) from error
+        raise unreadable(error, path, "the file", "check the path, or get the file again") from error
     if not isinstance(values, dict):
-        raise InputError(f"the file holds a {type(values).__name__}, not a table by gene", str(path), _FIX)
+        raise InputError(
+            f"the file holds a {type(values).__name__}, not a table by gene",
+            str(path),
+            _FIX,
+            code="wrong-format",
+        )
     records = [v for v in values.values() if isinstance(v, dict) and v]
     with_fields = sum(any(_field(k) in _FIELDS for k in v) for v in records)
     found: Kind = "scinterpreter" if 2 * with_fields > len(records) else "genept"
     if kind not in ("auto", found):
         what = f"this is not a file of {kind}: its records look like {found}'s"
-        raise InputError(what, str(path), "leave --kind out")
+        raise InputError(what, str(path), "leave --kind out", code="wrong-format")
     taken: list[tuple[LegacyEntry, Float32 | None]] = []
     refused: dict[str, str] = {}
     # A file of GenePT may hold several sets of texts, each under a name.
@@ -164,7 +163,9 @@ def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | No
         key, why = next(iter(refused.items()), ("", ""))
         what = "neither texts nor vectors of genes" if refused else "no records of genes"
         where = f"{path}, record {key!r}: {why}" if refused else str(path)
-        raise InputError(f"the file holds {what}", where, "see docs/genes.md for what is read")
+        raise InputError(
+            f"the file holds {what}", where, "see docs/genes.md for what is read", code="wrong-format"
+        )
     return LegacyFile(path, found, sha256, n, entries, vectors, refused, tuple(notes))
 
 
@@ -191,7 +192,7 @@ def _values(path: Path, memory: str | int | None, notes: list[str]) -> Any:
         raise ResourceError(what, str(path), "raise --memory, or split the file")
     is_json = name.endswith(".json") or head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{")
     if not is_json and not name.endswith((".csv", ".tsv", ".txt")):
-        raise InputError("scvec does not read files of this format", str(path), _FIX)
+        raise InputError("scvec does not read files of this format", str(path), _FIX, code="wrong-format")
     twice: list[str] = []
     text = content.decode("utf-8-sig")
     values = _json(text, twice) if is_json else _csv(text, path, twice)

@@ -16,8 +16,8 @@ from scvec.stores.knowledge.gene_search import GeneSearch
 from scvec.stores.knowledge.schema import CONTENT_TABLES, SCHEMA_VERSION, Digest, create, current_version
 from scvec.stores.knowledge.snapshot import SNAPSHOT_SOURCE, Snapshot, load_ontologies, load_snapshot_genes
 from scvec.stores.knowledge.tables import (
-    LOCKED,
     Tables,
+    connect,
     description_table,
     insert,
     translate,
@@ -93,15 +93,13 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         LockedError
             Another process writes to the file.
         """
-        import duckdb
-
         path = Path(path)
         if read_only and not path.is_file():
             raise StoreError(
                 "there is no knowledge base", str(path), "run: scvec ingest genes", code="not-a-store"
             )
         with translate(path):
-            con = duckdb.connect(str(path), read_only=read_only, config=dict(LOCKED))
+            con = connect(path, read_only=read_only)
         try:
             with translate(path):
                 _prepare(con, path, read_only)
@@ -326,10 +324,15 @@ def _prepare(con: Any, path: Path, read_only: bool) -> None:
             code="store-format",
         )
     if read_only:
-        raise StoreError("the file is not a knowledge base", str(path), "run: scvec ingest genes")
+        raise StoreError(
+            "the file is not a knowledge base", str(path), "run: scvec ingest genes", code="not-a-store"
+        )
     if con.execute("SELECT count(*) FROM duckdb_tables()").fetchall()[0][0]:
         raise StoreError(
-            "the file is a DuckDB database, but not a knowledge base", str(path), "name another file"
+            "the file is a DuckDB database, but not a knowledge base",
+            str(path),
+            "name another file",
+            code="not-a-store",
         )
     create(con)
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
-    "LOCKED",
     "Tables",
+    "connect",
     "description_table",
     "insert",
     "insert_aliases",
@@ -154,16 +154,27 @@ def is_damage(error: Exception) -> bool:
     return any(word in text for word in ("corrupt", "checksum", "replaying wal", "not a valid duckdb"))
 
 
-#: How every file is opened. Files are never trusted: DuckDB reads nothing but its own file and loads no
-#: extension.
-LOCKED: Mapping[str, str] = {
+#: DuckDB reads nothing but its own file and loads no extension. None of this can be turned on again.
+_CLOSED: Mapping[str, str] = {
     "enable_external_access": "false",
     "autoload_known_extensions": "false",
     "autoinstall_known_extensions": "false",
     "allow_community_extensions": "false",
-    # Here and not by SET afterwards: a second connection of this process to the file would be refused.
-    "lock_configuration": "true",
 }
+
+
+def connect(path: Path | str, *, read_only: bool = False, **config: Any) -> Any:
+    """Return a connection of DuckDB to a file, which is not trusted, or to ``:memory:``.
+
+    The settings are not locked: a lock is of all connections of this process to the file, and the next one
+    could not turn its progress bar off. Whoever runs SQL of others locks them.
+    """
+    import duckdb
+
+    con = duckdb.connect(str(path), read_only=read_only, config={**_CLOSED, **config})
+    # In notebooks and with ``python -c``, DuckDB would print a bar for every query of more than two seconds.
+    con.execute("SET enable_progress_bar = false")
+    return con
 
 
 class Tables:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.stores.knowledge.tables import LOCKED
+from scvec.stores.knowledge.tables import connect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +61,7 @@ def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference ce
     rows = table[columns].reset_index(drop=True)
     rows.insert(0, ROW, np.arange(len(rows)))
     bounds: dict[str, Any] = {"threads": 1, "memory_limit": MEMORY, "temp_directory": ""}
-    con = duckdb.connect(":memory:", config={**LOCKED, "lock_configuration": "false", **bounds})
+    con = connect(":memory:", **bounds)
     done = threading.Event()
 
     def stop() -> None:

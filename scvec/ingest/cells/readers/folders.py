@@ -153,7 +153,8 @@ def _beside(matrix: Path, memory: int) -> Contents:
     if matrix.name.removesuffix(".gz") == "matrix.mtx":
         return contents_of(folder, memory)
     fix = "give the folder that it lies in, with its features.tsv and barcodes.tsv"
-    raise InputError("this is a Matrix Market file without names of genes and cells", str(matrix), fix)
+    what = "this is a Matrix Market file without names of genes and cells"
+    raise InputError(what, str(matrix), fix, code="wrong-format")
 
 
 def _sample(prefix: str, matrix: Path, memory: int) -> Contents:

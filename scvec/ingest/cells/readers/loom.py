@@ -52,9 +52,13 @@ def read_loom(given: Given, memory: int) -> Contents:
         tables = [found.get(name) for name in ("col_attrs", "row_attrs")]
         matrix, layers = found["matrix"], found.get("layers", {})
         if not all(isinstance(table, h5py.Group) for table in tables):
-            raise InputError("this loom file has no row_attrs or no col_attrs", path, _ANEW)
+            raise InputError(
+                "this loom file has no row_attrs or no col_attrs", path, _ANEW, code="wrong-format"
+            )
         if not isinstance(matrix, h5py.Dataset) or matrix.ndim != 2:
-            raise InputError("the matrix of this loom file is no table of numbers", path, _ANEW)
+            raise InputError(
+                "the matrix of this loom file is not a table of numbers", path, _ANEW, code="wrong-format"
+            )
         n_genes, n_cells = (int(n) for n in matrix.shape)
         obs, obs_notes = _table(tables[0], n_cells, _CELLS, "cell", path, memory)
         var, var_notes = _table(tables[1], n_genes, _GENES, "gene", path, memory)
@@ -91,7 +95,9 @@ def _table(
     if index is None and what == "gene":
         shown = ", ".join(sorted(columns)[:5]) or "nothing"
         fix = "name the genes in row_attrs/Gene"
-        raise InputError(f"this loom file does not name its genes (row_attrs: {shown})", path, fix)
+        raise InputError(
+            f"this loom file does not name its genes (row_attrs: {shown})", path, fix, code="no-genes"
+        )
     if index is None:
         notes.append("the cells have no names (col_attrs/CellID): they are numbered")
     elif index not in ("CellID", "Gene"):

@@ -58,7 +58,7 @@ def _expression(parts: dict[str, Any], path: str, memory: int) -> str:
     """Return which modality is gene expression: by its name, by its features, or as the only one."""
     if not parts:
         fix = "write one with mudata.MuData({'rna': adata}).write(FILE)"
-        raise InputError("this MuData file (.h5mu) holds no AnnData objects", path, fix)
+        raise InputError("this MuData file (.h5mu) holds no AnnData objects", path, fix, code="wrong-format")
     by_name = sorted((_RNA.index(n.lower()), n) for n in parts if n.lower() in _RNA)
     if by_name:
         return by_name[0][1]
