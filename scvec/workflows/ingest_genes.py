@@ -122,7 +122,7 @@ def ingest_genes(
     InputError
         If the file or an option cannot be used.
     NetworkError, AuthError
-        If the service is gone or refuses; its answers before that are in the store.
+        If the service is unreachable or refuses; its answers before that are in the store.
     """
     asked = GenesOptions(**fields) if options is None else replace(options, **fields)
     names = asked.names()

@@ -120,7 +120,7 @@ def test_a_missing_folder_is_an_input_error(where: str, kind: str, tmp_path: Pat
     with pytest.raises(InputError) as caught:
         load_backbone(parse_spec(f"{kind}:{tmp_path / where}"))
     assert f"--backbone {kind}:FOLDER" in caught.value.fix
-    assert "is no folder" in caught.value.what and len(caught.value.lines()) <= 3
+    assert "is not a folder" in caught.value.what and len(caught.value.lines()) <= 3
 
 
 @pytest.mark.parametrize("kind", ["st", "hf"])
