@@ -74,7 +74,7 @@ class Material:
     gene_vectors
         (n_genes, text_dim) float32, for an encoder that uses the texts of genes.
     variability
-        (n_genes,) float64 how variable each gene is over all cells; measured on ``cells`` when None.
+        (n_genes,) how variable each gene is over all cells; measured on ``cells`` when None.
     symbols
         Of the genes, in order.
     prepared
@@ -88,7 +88,7 @@ class Material:
     cells: CellChunk
     labels: npt.NDArray[np.int64]
     gene_vectors: Float32 | None = None
-    variability: npt.NDArray[np.float64] | None = None
+    variability: npt.NDArray[np.floating] | None = None
     symbols: Sequence[str] = ()
     prepared: Any = None
     number: int = 1

@@ -103,7 +103,7 @@ def test_the_address_goes_with_a_server_only() -> None:
 
 @pytest.mark.parametrize("dim", ["0", "65537", "9" * 40])
 def test_dimensions_out_of_bounds(dim: str) -> None:
-    with pytest.raises(InputError, match="no dimension"):
+    with pytest.raises(InputError, match="not a dimension"):
         load_backbone(parse_spec(f"random:{dim}"))
 
 

@@ -155,7 +155,7 @@ def test_folders_that_hold_no_causal_model_are_refused(tmp_path: Path, llama: Pa
         load_language_model(str(pickled))
     fake = tmp_path / "model.gguf"
     fake.write_bytes(b"PK no model")
-    with pytest.raises(InputError, match="no GGUF file"):
+    with pytest.raises(InputError, match="not a GGUF file"):
         load_language_model(str(fake))
     fake.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(InputError, match="cannot be unpacked"):
