@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 __all__ = [
-    "CURVES", "LEAVE_ONE_OUT", "OLD", "PAIRS", "PER_TYPE", "SIX", "TISSUES", "VALUES", "Pair", "chosen",
-    "find_file", "rotation",
+    "CURVES", "LEAVE_ONE_OUT", "OLD", "PAIRS", "PER_TYPE", "SIX", "SIX_FACTS", "TISSUES", "VALUES", "Pair",
+    "chosen", "find_file", "rotation",
 ]  # fmt: skip
 
 PROJECT = Path(__file__).resolve().parent.parent

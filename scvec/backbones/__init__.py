@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 #: How a backbone is written -> the module that registers it, imported when the backbone is asked for. What
-#: follows the colon is a number (``DIM``), a folder or id, in which commas are no options, or any text.
+#: follows the colon is a number (``DIM``), a folder or id, in which commas do not begin options, or any text.
 MODULES = {
     "minilm": "scvec.backbones.minilm",
     "st:FOLDER_OR_ID": "scvec.backbones.sentence_transformer",

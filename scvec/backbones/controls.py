@@ -21,7 +21,9 @@ class RandomBackbone:
     def __init__(self, dim: int, template: str = "default") -> None:
         if not 1 <= dim <= 65536:
             fix = "give one from 1 to 65536, as random:384"
-            raise InputError(f"random:{dim} is no dimension", "--backbone", fix, code="option-out-of-range")
+            raise InputError(
+                f"random:{dim} is not a dimension", "--backbone", fix, code="option-out-of-range"
+            )
         self.space = Space(
             backbone=f"random:{dim}",
             revision="1",

@@ -63,7 +63,7 @@ def unpacked(file: Path) -> Path:
     Raises
     ------
     InputError
-        If the file is no GGUF, of a kind that transformers cannot read, or ``gguf`` is not installed.
+        If the file is not GGUF, of a kind that transformers cannot read, or ``gguf`` is not installed.
     ResourceError
         If memory or disk run out.
     """
@@ -80,7 +80,7 @@ def unpacked(file: Path) -> Path:
         )
     with file.open("rb") as handle:
         if handle.read(4) != b"GGUF":
-            raise InputError("this is no GGUF file", str(file), "give a GGUF file, or a folder")
+            raise InputError("this is not a GGUF file", str(file), "give a GGUF file, or a folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))

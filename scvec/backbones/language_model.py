@@ -67,7 +67,7 @@ class CausalModel:
         check_folder(folder)
         config = load_config(folder)
         if not is_decoder(config):
-            what = f"the model ({config.model_type}) is no causal language model: it does not read a prompt"
+            what = f"the model ({config.model_type}) is not a causal language model, which reads a prompt"
             raise InputError(what, str(folder), "give a LLaMA, Qwen, Gemma, Mistral or the like")
         self.name, self.device = name, device
         self.precision = precision_for(device) if precision is None else precision
@@ -213,7 +213,7 @@ def find_model(llm: str) -> Path:
 
         return Path(snapshot_download(llm, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
     except Exception as error:  # a wrong id, no network, no access: the model is not to be had
-        what = f"{llm!r} is no folder, and the model hub did not give it ({type(error).__name__})"
+        what = f"{llm!r} is not a folder, and the model hub did not give it ({type(error).__name__})"
         raise InputError(what, "--llm", fix, code="model-not-found") from error
 
 

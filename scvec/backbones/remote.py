@@ -143,7 +143,7 @@ def vectors_of(answer: Mapping[str, Any], n: int, host: str, dim: int | None = N
     for row in rows:
         index = row.get("index") if isinstance(row, dict) else None
         if type(index) is not int or not 0 <= index < n:
-            raise ServiceError("unfit", f"{host} gave a vector whose index is no text's")
+            raise ServiceError("unfit", f"{host} gave a vector whose index is not that of a text")
         if ordered[index] is not None:
             raise ServiceError("unfit", f"{host} gave two vectors for one text")
         ordered[index] = _numbers(row.get("embedding"), host)
@@ -446,7 +446,7 @@ class RemoteBackbone:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know and is no error."""
+        """Notes for the user about texts that were cut and the like; none is an error."""
         notes = list(self._notes)
         if self._cut:
             notes.append(f"{len(self._cut):,} texts were longer than {self.max_tokens:,} tokens and were cut")
@@ -464,7 +464,7 @@ class RemoteBackbone:
         return self.probe()[0]
 
     def check(self) -> None:
-        """Raise an error if the address cannot be used or a key is needed and there is none; asks nobody."""
+        """Raise an error if the address cannot be used or a needed key is missing; sends no request."""
         LlmService(self._settings.openai, base_url=self._base_url)
 
     def fits(self, space: Space) -> bool:
@@ -500,7 +500,7 @@ class RemoteBackbone:
         return self._probed
 
     def estimate(self, texts: Sequence[str]) -> Estimate:
-        """Return what encoding texts would take; asks nobody."""
+        """Return what encoding texts would take; sends no request."""
         counts = self._counted([t for t in texts if t.strip()])[1]
         batches = Batches(counts, Sizes(self._sizes.inputs, MOST_TOKENS), lambda count: count)
         requests = 0
@@ -560,7 +560,7 @@ class RemoteBackbone:
         -------
         Streamed
             Texts that the server would not take or gave no proper vector for; and what ended the asking: a
-            key that is refused, a server that is gone, or the limit of cost, which is no error.
+            key that is refused, an unreachable server, or the limit of cost, which is not an error.
         """
         sent, counts = self._counted(texts)
         empty = frozenset(i for i, text in enumerate(sent) if not text.strip())
@@ -686,7 +686,7 @@ class RemoteBackbone:
         return f"api, {self.max_tokens} tokens" if self._cut_early else "api"
 
     def _space_of(self, dim: int, said: str) -> Space:
-        # A path of the server's disk, as llama.cpp gives, is no part of a model's name.
+        # A path of the server's disk, as llama.cpp gives, is not part of a model's name.
         said = said.replace("\\", "/").rsplit("/", 1)[-1].replace("@", " ")
         said = "".join(c for c in said if c.isprintable())[:100].strip()
         said = "" if said == self.model.rsplit("/", 1)[-1] else said

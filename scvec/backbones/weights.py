@@ -243,7 +243,7 @@ def _fetch(hub_id: str, base: str, library: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
     except Exception as error:  # a wrong id, no network, no access: the model is not to be had
         raise InputError(
-            f"{hub_id!r} is no folder, and the model hub did not give it ({type(error).__name__})",
+            f"{hub_id!r} is not a folder, and the model hub did not give it ({type(error).__name__})",
             "--backbone",
             f"give the folder of a {library} model: --backbone {base}:FOLDER",
             code="model-not-found",

@@ -26,6 +26,7 @@ __all__ = [
     "LanguageModel",
     "Neighbors",
     "Progress",
+    "RefittedEncoder",
     "Space",
     "Species",
     "State",
@@ -376,6 +377,33 @@ class CellEncoder(Protocol):
 
     def state(self) -> State:
         """Return arrays and JSON values from which ``load_state`` rebuilds the encoder."""
+        ...
+
+
+class RefittedEncoder(CellEncoder, Protocol):
+    """An encoder that takes all genes, chooses among them, and is fitted again to the genes of a query.
+
+    It puts the cells of a class in one direction: the cosine to the mean vector of each class is its head.
+
+    Attributes
+    ----------
+    variability
+        (n_genes,) float32 how variable each gene of the reference is.
+    """
+
+    variability: Float32
+
+    @property
+    def genes(self) -> npt.NDArray[np.int64]:
+        """Numbers of the genes that the vectors are made of, ascending."""
+        ...
+
+    def read(self, chunk: CellChunk) -> CellChunk:
+        """Return the cells over :attr:`genes`."""
+        ...
+
+    def encode_read(self, known: CellChunk) -> Float32:
+        """Return (n, embed_dim) float32 vectors of the cells that :meth:`read` returned."""
         ...
 
 

@@ -97,14 +97,14 @@ def term_notes(meta: Mapping[str, Any], name: str) -> list[str]:
     if not without and not guessed:
         return []
     known = sum(bool(term) for term, _ in found.values())
-    told = f"{known} of {len(found)} labels are known to the Cell Ontology"
+    note = f"{known} of {len(found)} labels are known to the Cell Ontology"
     if without:
-        told += f", not {', '.join(map(repr, without[:3]))}" + (", ..." if len(without) > 3 else "")
+        note += f", not {', '.join(map(repr, without[:3]))}" + (", ..." if len(without) > 3 else "")
     if guessed:
         name_of = ontology["names"]
         examples = [f"{label!r} as {name_of[found[label][0]]!r}" for label in guessed[:3]]
-        told += f"; guessed: {', '.join(examples)}" + (", ..." if len(guessed) > 3 else "")
-    return [f"{told} ({see})"]
+        note += f"; guessed: {', '.join(examples)}" + (", ..." if len(guessed) > 3 else "")
+    return [f"{note} ({see})"]
 
 
 def _guess(

@@ -121,7 +121,7 @@ def genes(session: Session, /, **given: Any) -> None:
 @global_options
 @pass_session
 def complement(session: Session, /, **given: Any) -> None:
-    """Let a language model describe genes that nobody has written about.
+    """Let a language model describe genes that lack a written description.
 
     Any server that speaks OpenAI's protocol will do (--base-url). OPENAI_API_KEY or the config file holds
     the key. Each text is stored with model, prompt and tokens, marked as written by a model, and used only

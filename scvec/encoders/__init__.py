@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from scvec.base.errors import InputError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from scvec.base.types import Backbone, CellChunk, CellEncoder, Float32, LanguageModel
+    from scvec.base.types import Backbone, CellChunk, CellEncoder, Float32, LanguageModel, RefittedEncoder
 
 __all__ = [
     "EncoderKind",
@@ -27,6 +27,7 @@ __all__ = [
     "encoder_names",
     "load_encoder",
     "make_encoder",
+    "refits",
 ]
 
 #: Name -> the module that registers it, imported when the encoder is asked for.
@@ -73,7 +74,7 @@ class Material:
     gene_vectors
         (n_genes, text_dim) float32, for an encoder that uses the texts of genes.
     variability
-        (n_genes,) float64 how variable each gene is over all cells; measured on ``cells`` when None.
+        (n_genes,) how variable each gene is over all cells; measured on ``cells`` when None.
     symbols
         Of the genes, in order.
     prepared
@@ -87,7 +88,7 @@ class Material:
     cells: CellChunk
     labels: npt.NDArray[np.int64]
     gene_vectors: Float32 | None = None
-    variability: npt.NDArray[np.float64] | None = None
+    variability: npt.NDArray[np.floating] | None = None
     symbols: Sequence[str] = ()
     prepared: Any = None
     number: int = 1
@@ -111,7 +112,7 @@ class EncoderKind:
     uses_gpu
         It encodes with torch: on a GPU where there is one, and one chunk at a time.
     refits
-        It takes all genes and chooses among them, and is fitted again to the genes that a query measured.
+        It is fitted again to the genes that a query measured (:class:`scvec.base.types.RefittedEncoder`).
     """
 
     name: str
@@ -199,6 +200,11 @@ def encoder_kind(name: str) -> EncoderKind:
     if name not in _registered:
         import_module(MODULES[name])
     return _registered[name]
+
+
+def refits(encoder: CellEncoder) -> TypeGuard[RefittedEncoder]:
+    """Return whether an encoder is of a kind that is fitted again to the genes of a query."""
+    return encoder_kind(encoder.name).refits
 
 
 def make_encoder(name: str, material: Material) -> CellEncoder:

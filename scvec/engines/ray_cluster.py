@@ -54,14 +54,14 @@ def check_answers(address: str, where: str) -> None:
     Raises
     ------
     InputError
-        If it is no address.
+        If it is not an address.
     NetworkError
         If nothing answers.
     """
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^\s:/\[\]]+)):(\d{1,5})", address)
     if match is None or not 0 < int(match[3]) < 65536:
         raise InputError(
-            "this is no address of a Ray cluster",
+            "this is not an address of a Ray cluster",
             where,
             "give HOST:PORT of its head, or auto on a node of it",
             code="bad-address",
@@ -301,7 +301,7 @@ def _check_found() -> None:
 
 @contextlib.contextmanager
 def _messages_to_log() -> Iterator[None]:
-    """Send what Ray would print on stdout, whatever it is told, to the log: ``--json`` writes JSON there."""
+    """Send what Ray would print on stdout, whatever its options, to the log: ``--json`` writes JSON there."""
     from ray._private import worker
 
     name = "print_to_stdstream"

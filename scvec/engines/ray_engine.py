@@ -78,7 +78,7 @@ class Pool:
         self,
         tasks: Iterator[Task],
         send: Callable[[Task], Any | None],
-        told: Callable[[Task, int], None],
+        on_done: Callable[[Task, int], None],
     ) -> Iterator[tuple[Task, Any]]:
         """Yield each task and its answer, in the order of the tasks.
 
@@ -86,8 +86,8 @@ class Pool:
         ----------
         send
             Gives the cells of a task where workers cannot read them, else None.
-        told
-            Is told of each task that was done, in the order of doing, and how many workers there are.
+        on_done
+            Takes each task once it is done, and the number of workers.
 
         Raises
         ------
@@ -136,7 +136,7 @@ class Pool:
                     continue
                 sent.pop(task.number, None)
                 done[task.number] = (task, answer)
-                told(task, len(self._load))
+                on_done(task, len(self._load))
 
     def _free(self) -> int | None:
         ready = [(load, worker) for worker, load in self._load.items() if load < AHEAD]
@@ -430,7 +430,7 @@ class _Work:
     def done(self) -> Iterator[tuple[Task, Any]]:
         """Yield tasks and answers, in order."""
 
-        return Pool(self._crew.workers, self._crew.job).map(self._tasks(), self._send, self._told)
+        return Pool(self._crew.workers, self._crew.job).map(self._tasks(), self._send, self._count)
 
     def _tasks(self) -> Iterator[Task]:
         number = 0
@@ -446,7 +446,7 @@ class _Work:
     def _send(self, task: Task) -> Any | None:
         return None if self._chunks is None else self._ray.put(next(self._chunks))
 
-    def _told(self, task: Task, n_workers: int) -> None:
+    def _count(self, task: Task, n_workers: int) -> None:
         self._n_done += len(task)
         workers = "1 worker" if n_workers == 1 else f"{n_workers} workers"
         self._progress(self._stage, self._n_done, self._total, workers)

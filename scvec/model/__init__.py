@@ -1,1 +1,1 @@
-"""Annotation: several opinions on each cell, weighed, calibrated and judged."""
+"""Annotation: an ensemble of classifiers, calibrated, and a novelty score for each cell."""

@@ -506,8 +506,8 @@ def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, A
     causes = [values, species, "cells of another tissue than the reference", "another platform"]
     if state.kind == "counts":
         causes = [*causes[1:], values]
-    told = "; ".join(f"{n}) {cause}" for n, cause in enumerate(causes, 1))
-    return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {told}"]
+    listed = "; ".join(f"{n}) {cause}" for n, cause in enumerate(causes, 1))
+    return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {listed}"]
 
 
 def _best(proba: Float32) -> tuple[npt.NDArray[Any], Float32]:

@@ -109,7 +109,7 @@ def counts_of(stored: StoredReference, obs: pd.DataFrame) -> dict[str, int]:
 
 
 def check_index(index: str, recall: float) -> None:
-    """Raise InputError where there is no such index, or the recall is no share."""
+    """Raise InputError where there is no such index, or the recall is not a fraction."""
     kinds = ("auto", *index_kinds())
     if index not in kinds:
         raise InputError(f"there is no index {index!r}", fix=f"one of: {', '.join(kinds)}")
@@ -187,7 +187,7 @@ def put_cells(
 
 
 def index_facts(stored: StoredReference) -> dict[str, Any]:
-    """Return what a person is told of a reference's index: its kind and, if approximate, what it finds."""
+    """Return a line about the index of a reference: its kind and, if approximate, its recall."""
     settings = stored.meta.get("index")
     parts = {"appended": stored.n_appended, "deleted": stored.n_deleted, "segments": stored.n_segments}
     later = {} if stored.is_whole else parts

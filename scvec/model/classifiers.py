@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.types import CellChunk, CellEncoder, Float32, Neighbors, Progress, VectorIndex, no_progress
-from scvec.encoders.discriminant import DiscriminantEncoder
+from scvec.encoders import refits
 from scvec.model.novelty import Spread, depth
 
 __all__ = [
@@ -126,7 +126,7 @@ class Members:
         known = read(encoder, chosen)
         vectors = encode(encoder, known)
         centers = class_means(vectors, labels, n_classes)
-        if isinstance(encoder, DiscriminantEncoder):
+        if refits(encoder):
             # The axes are a classifier already: the cosine to the mean vector of each class.
             head = Head.of_centers(centers)
         else:
@@ -137,7 +137,7 @@ class Members:
     @property
     def vector_genes(self) -> Int64:
         """Numbers of the genes that cell vectors are made of."""
-        return self.encoder.genes if isinstance(self.encoder, DiscriminantEncoder) else self.genes
+        return self.encoder.genes if refits(self.encoder) else self.genes
 
     def read(self, chunk: CellChunk) -> CellChunk:
         """Return cells over all genes of the reference as cells over the genes of their vectors."""
@@ -210,12 +210,12 @@ def sparse_class_means(X: Any, labels: Int64, n_classes: int) -> Float32:
 
 def read(encoder: CellEncoder, chosen: CellChunk) -> CellChunk:
     """Return cells over the genes that their vectors are made of."""
-    return encoder.read(chosen) if isinstance(encoder, DiscriminantEncoder) else chosen
+    return encoder.read(chosen) if refits(encoder) else chosen
 
 
 def encode(encoder: CellEncoder, known: CellChunk) -> Float32:
     """Return (n, embed_dim) float32 vectors of what :func:`read` returned."""
-    return encoder.encode_read(known) if isinstance(encoder, DiscriminantEncoder) else encoder.encode(known)
+    return encoder.encode_read(known) if refits(encoder) else encoder.encode(known)
 
 
 def log_softmax(scores: npt.NDArray[np.floating]) -> Float64:

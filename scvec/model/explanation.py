@@ -44,7 +44,7 @@ __all__ = [
 
 
 def generation_of(store: Path | str, parameters: Mapping[str, Any]) -> Store:
-    """Return the store as it was when the cells were annotated; as it is now where that is gone."""
+    """Return the store as it was when the cells were annotated; as it is now where that was deleted."""
     from scvec.stores.store.store import Store
 
     opened = Store(store)
@@ -178,7 +178,7 @@ class Explanation(Report):
     constant
         What the intercept of the head adds, which belongs to no gene.
     undivided
-        What a head adds whose encoder's vectors are no sums over genes (``sentence``, ``prompt``).
+        What a head adds whose encoder's vectors are not sums over genes (``sentence``, ``prompt``).
     members
         Member -> what it adds in all; they sum to ``log_odds``.
     voters
@@ -329,7 +329,7 @@ def files_of(stored: StoredReference) -> Strings:
         return stored.obs[SOURCE_COLUMN].astype(str).to_numpy(dtype=object)
     sources = stored.meta["sources"]
     sizes = [int(source["n_cells"]) for source in sources]
-    if sum(sizes) != stored.n:  # cells joined or left before the files were noted
+    if sum(sizes) != stored.n:  # cells were appended or deleted before the files were noted
         return np.full(stored.n, "", dtype=object)
     names = [PurePath(str(source["name"])).name for source in sources]
     return np.repeat(np.array(names, dtype=object), sizes)

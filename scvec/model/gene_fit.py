@@ -16,11 +16,12 @@ import numpy.typing as npt
 from scvec.base.errors import StoreError
 from scvec.base.parallel import n_cores
 from scvec.base.types import Progress, no_progress
-from scvec.encoders.discriminant import DiscriminantEncoder
+from scvec.encoders import Material, make_encoder, refits
 from scvec.model.reference import ReferenceModel
 from scvec.model.storage import class_statistics, model_of, model_state, sample_of
 
 if TYPE_CHECKING:
+    from scvec.base.types import RefittedEncoder
     from scvec.model.storage import Tensors
     from scvec.stores.store.reference_reader import StoredReference
 
@@ -49,7 +50,7 @@ def fitted_to(
 ) -> tuple[ReferenceModel, str]:
     """Return the model for a query that measured some genes, and a note; the model itself where it serves.
 
-    Encoders other than ``discriminant`` have one fit. So has a query that measured every gene of the cell
+    Encoders of a kind that does not refit have one fit. So has a query that measured every gene of the cell
     space and nearly all of the expression. Any other set of genes gets a fit of its own from the training
     cells that the store keeps: cell space, classifiers, calibration and novelty.
 
@@ -61,7 +62,7 @@ def fitted_to(
         (n_genes,) over all genes of the reference.
     """
     encoder = model.members.encoder
-    if not isinstance(encoder, DiscriminantEncoder) or _serves(encoder, stored.tensors, measured):
+    if not refits(encoder) or _serves(encoder, stored.tensors, measured):
         return model, ""
     if stored.meta.get("without_cells"):
         return model, (
@@ -75,7 +76,9 @@ def fitted_to(
     if fitted is None:
         progress("fitting the cell space to the genes measured", 0, None)
         made = ReferenceModel.fit(
-            lambda cells, labels: DiscriminantEncoder(encoder.variability),
+            lambda cells, labels: make_encoder(
+                encoder.name, Material(cells, labels, variability=encoder.variability)
+            ),
             sample,
             measured,
             n_neighbors=min(15, max(1, len(sample.labels) // 2)),
@@ -86,14 +89,13 @@ def fitted_to(
         kept = fit_state(made)
         _save(place, name, kept)
         fitted = fit_of(kept)
-    n = len(fitted.members.encoder.genes) if isinstance(fitted.members.encoder, DiscriminantEncoder) else 0
     return fitted, (
         f"the cell space was fitted to the {int(measured.sum()):,} genes measured, from "
-        f"{len(sample.labels):,} cells of the reference ({n:,} genes used)"
+        f"{len(sample.labels):,} cells of the reference ({len(fitted.members.vector_genes):,} genes used)"
     )
 
 
-def _serves(encoder: DiscriminantEncoder, tensors: Tensors, measured: npt.NDArray[np.bool_]) -> bool:
+def _serves(encoder: RefittedEncoder, tensors: Tensors, measured: npt.NDArray[np.bool_]) -> bool:
     expression = class_statistics(tensors)[0].mean(axis=0)
     enough = float(expression[measured].sum()) >= ENOUGH * float(expression.sum())
     return enough and bool(measured[encoder.genes].all())

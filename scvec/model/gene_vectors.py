@@ -56,7 +56,7 @@ def fullest_space(
 ) -> tuple[Space | None, set[str]]:
     """Return the space that knows most of the texts, of those that a server's vectors may be of, and which.
 
-    Asks nobody.
+    Sends no request.
     """
     best: tuple[Space | None, set[str]] = (None, set())
     for space in cache.known_spaces():
@@ -350,8 +350,8 @@ def encode_genes(
     max_cost
         US dollars that a server may cost.
     partial
-        Return the genes that have a vector where a server failed for others, was gone or grew too dear. Else
-        that is an error; what arrived is in the cache all the same, for the next run.
+        Return the genes that have a vector where a server failed for others, was unreachable or too dear;
+        else raise an error. Vectors that arrived are in the cache all the same, for the next run.
 
     Raises
     ------

@@ -133,8 +133,8 @@ def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray
         np.asarray(over_targets(normalize(cells, s), genes.weights).mean(axis=0)).ravel() for s in states
     ]
     best = states[best_transform(np.array(means)[:, shared], np.asarray(reference)[shared])]
-    told = f"{best.message} (nothing else told; of what is possible this fits the reference best)"
-    source.take_for(replace(best, message=told, candidates=source.state.candidates))
+    message = f"{best.message} (nothing else told; of what is possible this fits the reference best)"
+    source.take_for(replace(best, message=message, candidates=source.state.candidates))
 
 
 def match_genes(
@@ -181,8 +181,8 @@ def reference_share(
             "check --species and the names of genes, choose another reference, or go on with --force",
             code="genes-not-recognised",
         )
-    told = f"warning: {n:,} of the {total:,} genes of the reference were measured; labels are less certain"
-    return n / total, [told] if n < 0.5 * total else []
+    note = f"warning: {n:,} of the {total:,} genes of the reference were measured; labels are less certain"
+    return n / total, [note] if n < 0.5 * total else []
 
 
 def query_genes(
@@ -276,11 +276,11 @@ def text_partners(
     kept = [g for g, has in zip(chosen, found, strict=True) if has]
     wider = with_partners(genes, matched.match.gene_ids, kept, vectors[found], targets, known)
     n = int((wider.measured & ~genes.measured).sum())
-    told = (
+    note = (
         f"{n:,} of the {missing:,} genes of the reference that the query lacks were found among its other "
         f"genes by text ({len(kept):,} texts compared)"
     )
-    return replace(wider, notes=(*genes.notes, told))
+    return replace(wider, notes=(*genes.notes, note))
 
 
 def with_partners(

@@ -113,7 +113,7 @@ def render_report(facts: Mapping[str, Any], cells: Mapping[str, Any]) -> str:
     facts
         What the page tells in words and tables.
     cells
-        What it draws: see :func:`scvec.report.write_report.drawn`.
+        What it draws: see :func:`scvec.report.write_report._drawn`.
     """
     style = asset("base.css") + asset("report.css")
     scripts = [asset("scatter.js"), asset("report.js")]

@@ -159,7 +159,7 @@ def _encoded(
 def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
     """Delete the cells of a reference for which a SQL condition over its obs is true.
 
-    They are no neighbours from then on, and their rows of obs are deleted. Their vectors, and what older
+    They are not neighbours from then on, and their rows of obs are deleted. Their vectors, and what older
     versions of the store hold of them, stay until :func:`scvec.compact`. What was learned from them, the head
     and the mean cells, stays as it is: to remove that too, ingest the others again.
 

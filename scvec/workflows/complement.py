@@ -1,4 +1,4 @@
-"""``scvec ingest complement``: a language model describes genes that nobody has written about."""
+"""``scvec ingest complement``: a language model describes genes that lack a written description."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def ingest_complement(
     progress: Progress = no_progress,
     **keywords: Any,
 ) -> ComplementReport:
-    """Let a language model describe genes that nobody has written about.
+    """Let a language model describe genes that lack a written description.
 
     The model gets the species, the symbol, the full name and the facts of the knowledge base. An answer that
     does not name the gene, is too short or long, or holds an address or instructions is rejected and asked
@@ -92,7 +92,7 @@ def ingest_complement(
     InputError
         If an option cannot be used.
     NetworkError, AuthError
-        If the server is gone or refuses; its answers before that are in the store.
+        If the server is unreachable or refuses; its answers before that are in the store.
     """
     asked = options_of(ComplementOptions, options, keywords)
     model, settings = asked.model, Settings.load()

@@ -117,7 +117,7 @@ def ingest_embeddings(
     InputError
         If the backbone, the template or a gene of the list is unknown.
     NetworkError, AuthError
-        If a server is gone or refuses. Its vectors before that are in the store.
+        If a server is unreachable or refuses. Its vectors before that are in the store.
     """
     asked = options_of(EmbeddingsOptions, options, keywords)
     backbone, text, device, species = asked.backbone, asked.text, asked.device, asked.species

@@ -237,7 +237,7 @@ def _against_ontology(
     """Return accuracy with labels on one line of the Cell Ontology counted as right, and shared ancestors.
 
     A name that several labels of the reference are scored under has the deepest term that all of them are
-    under. Labels without a term are right when they are the same; the shared terms are told where all labels
+    under. Labels without a term are right when they are the same; the shared terms are given where all labels
     have one.
     """
     tree, term_of = ontology

@@ -153,10 +153,10 @@ class GeneInfo(Record):
             lines += ["  " + line for line in text.lines()]
         if not self.texts:
             lines.append("  no text: only its names would be encoded")
-        for told in self.facts:
-            head = f"{told.source} {told.source_version}".rstrip()
-            lines.append(f"  facts from {head}, retrieved {told.retrieved_at or '?'}")
-            for line in _facts_lines(told.facts):
+        for source in self.facts:
+            head = f"{source.source} {source.source_version}".rstrip()
+            lines.append(f"  facts from {head}, retrieved {source.retrieved_at or '?'}")
+            for line in _facts_lines(source.facts):
                 lines += _wrapped(line, "    ", hanging="      ")
         words = {"older": "of an older text: encode again", "unknown": "of an unknown text"}
         for vector in self.vectors:

@@ -315,7 +315,7 @@ def report_of(
         *labelled.findings,
         *incoherent_labels(labelled.counts(), labelled.classes, record["labels"]),
     ]
-    told = [
+    found = [
         *(note for m in cells.matched for note in (*m.source.notes, *m.notes)),
         *cells.genes.axis.notes,
         *cells.genes.notes,
@@ -346,7 +346,7 @@ def report_of(
         },
         seconds={},
         label_findings=[finding.to_dict() for finding in findings],
-        notes=[note for note in dict.fromkeys(told) if note not in values],
+        notes=[note for note in dict.fromkeys(found) if note not in values],
     )
 
 

@@ -124,7 +124,7 @@ def ingest_genes(
     InputError
         If the file or an option cannot be used.
     NetworkError, AuthError
-        If the service is gone or refuses; its answers before that are in the store.
+        If the service is unreachable or refuses; its answers before that are in the store.
     """
     asked = options_of(GenesOptions, options, keywords)
     names = asked.names()

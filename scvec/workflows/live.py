@@ -361,7 +361,7 @@ def ask_live(
     """Ask a source, keep every answer, commit.
 
     Each answer is in the journal on the disk before it is used. Whatever ends the run (the last job, Ctrl-C,
-    a service that is gone, a limit of cost), the answers so far are committed. Where that is impossible, as
+    an unreachable service, a limit of cost), the answers so far are committed. Where that is impossible, as
     on a full disk, they stay in the journal for the next run.
 
     Parameters

@@ -110,12 +110,12 @@ def pull(
 
     stages = Stages()
     with ExitStack() as stack:
-        path, told = stack.enter_context(_located(str(source), trust, max_bytes, progress))
+        path, origin = stack.enter_context(_located(str(source), trust, max_bytes, progress))
         pack = stack.enter_context(PackReader(path))
         called = name or pack.manifest.name
         check_reference_name(called)
         opened = Store.open(store, create=True)
-        txn = stack.enter_context(opened.begin("pull", {"source": told, "name": called}))
+        txn = stack.enter_context(opened.begin("pull", {"source": origin, "name": called}))
         replaced = txn.reference(called) is not None
         with stages("check"):
             stored, golden, described = _staged(txn, pack, called)
@@ -132,7 +132,7 @@ def pull(
         with_cells = pack.manifest.with_cells
     return PullReport(
         name=called,
-        source=told,
+        source=origin,
         n_cells=n if with_cells else 0,
         with_cells=with_cells,
         n_labels=n_labels,
@@ -231,7 +231,7 @@ def _located(
         return
     if not address.sha256 and not trust:
         raise InputError(
-            "the address has no hash, so that nobody knows whether the file is the right one",
+            "the address has no hash, so that the file cannot be verified",
             address.shown,
             "add #sha256=HEX as it was published, or give --trust",
             code="bad-address",

@@ -179,8 +179,8 @@ def _prepare(
         ingested = load_model(stored, device=device, llm=options.llm, index=index, exact=exact, recall=recall)
     share, few = reference_share(matched, genes.measured[ingested.members.vector_genes], force=options.force)
     with stages("fit to genes"):
-        model, told = fitted_to(opened.path, stored, ingested, genes.measured, progress=progress)
-    notes = [*matched.notes, *genes.notes, *few, *([told] if told else [])]
+        model, note = fitted_to(opened.path, stored, ingested, genes.measured, progress=progress)
+    notes = [*matched.notes, *genes.notes, *few, *([note] if note else [])]
     return _Prepared(stored, matched, genes, model, share, model is not ingested, notes)
 
 
@@ -189,8 +189,8 @@ def _clipped(options: QueryOptions, available: int) -> tuple[QueryOptions, list[
     wanted = options.n_neighbors
     if wanted <= available:
         return options, []
-    told = f"n_neighbors clipped from {wanted} to the {available} reference cells"
-    return replace(options, n_neighbors=available), [told]
+    note = f"n_neighbors clipped from {wanted} to the {available} reference cells"
+    return replace(options, n_neighbors=available), [note]
 
 
 def _predict(

@@ -103,7 +103,7 @@ def test_the_address_goes_with_a_server_only() -> None:
 
 @pytest.mark.parametrize("dim", ["0", "65537", "9" * 40])
 def test_dimensions_out_of_bounds(dim: str) -> None:
-    with pytest.raises(InputError, match="no dimension"):
+    with pytest.raises(InputError, match="not a dimension"):
         load_backbone(parse_spec(f"random:{dim}"))
 
 
@@ -120,7 +120,7 @@ def test_a_missing_folder_is_an_input_error(where: str, kind: str, tmp_path: Pat
     with pytest.raises(InputError) as caught:
         load_backbone(parse_spec(f"{kind}:{tmp_path / where}"))
     assert f"--backbone {kind}:FOLDER" in caught.value.fix
-    assert "is no folder" in caught.value.what and len(caught.value.lines()) <= 3
+    assert "is not a folder" in caught.value.what and len(caught.value.lines()) <= 3
 
 
 @pytest.mark.parametrize("kind", ["st", "hf"])

@@ -192,7 +192,7 @@ def test_a_checkpoint_of_another_training_is_refused(models: dict[str, CausalMod
     from safetensors.numpy import save_file
 
     save_file({"x": np.zeros(2)}, encoder.checkpoint)
-    with pytest.raises(StoreError, match="no checkpoint of the prompt encoder"):
+    with pytest.raises(StoreError, match="not a checkpoint of the prompt encoder"):
         encoder.fit([data.chunk], data.labels)
 
 

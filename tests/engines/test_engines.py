@@ -35,7 +35,7 @@ def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
 @pytest.mark.parametrize("address", ["somewhere", "host:", "host:0", "host:99999", "a b:1", "http://host:1"])
 def test_what_is_no_address(address, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(InputError, match="no address"):
+    with pytest.raises(InputError, match="not an address"):
         check_engine("ray", address)
 
 

@@ -161,7 +161,7 @@ def test_a_worker_and_a_shard_that_are_killed_lose_and_double_nothing(
 def test_a_shard_that_cannot_be_restored_ends_the_query_with_its_name(
     cluster, store, few, parts, monkeypatch, capsys, tmp_path
 ):
-    told = ray_engine._Work._told
+    told = ray_engine._Work._count
 
     def strike(self, task, n_workers):
         if not parts.struck:
@@ -169,7 +169,7 @@ def test_a_shard_that_cannot_be_restored_ends_the_query_with_its_name(
             ray.kill(parts.shards[1].actor, no_restart=True)
         told(self, task, n_workers)
 
-    monkeypatch.setattr(ray_engine._Work, "_told", strike)
+    monkeypatch.setattr(ray_engine._Work, "_count", strike)
     out = tmp_path / "out.csv"
     command = [
         "query",

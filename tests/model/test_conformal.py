@@ -62,7 +62,7 @@ def test_more_coverage_never_takes_a_label_out(n: int, seed: int) -> None:
     assert not (smaller & ~larger).any()
 
 
-def test_many_cells_are_thinned_without_moving_the_bar() -> None:
+def test_many_cells_are_downsampled_without_moving_the_threshold() -> None:
     proba, labels = cells(30_000, 3)
     fitted = LabelSets.fit(proba, labels)
     assert max(len(s) for s in fitted.scores) == N_KEPT

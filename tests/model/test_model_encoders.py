@@ -147,7 +147,7 @@ def test_folders_that_hold_no_causal_model_are_refused(tmp_path: Path, llama: Pa
     from transformers import BertConfig
 
     BertConfig(hidden_size=24, num_attention_heads=2).save_pretrained(bert)
-    with pytest.raises(InputError, match=r"no causal language model"):
+    with pytest.raises(InputError, match=r"not a causal language model"):
         load_language_model(str(bert))
     pickled = Path(shutil.copytree(llama, tmp_path / "pickled"))
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
@@ -155,7 +155,7 @@ def test_folders_that_hold_no_causal_model_are_refused(tmp_path: Path, llama: Pa
         load_language_model(str(pickled))
     fake = tmp_path / "model.gguf"
     fake.write_bytes(b"PK no model")
-    with pytest.raises(InputError, match="no GGUF file"):
+    with pytest.raises(InputError, match="not a GGUF file"):
         load_language_model(str(fake))
     fake.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(InputError, match="cannot be unpacked"):

@@ -1,4 +1,4 @@
-"""Novelty: the stated rate of false alarms, and a yardstick for each sign."""
+"""Novelty: the stated rate of false alarms, and a reference distribution for each signal."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_json_round_trip() -> None:
     assert again.threshold(0.1) == novelty.threshold(0.1) > novelty.threshold(0.2)
 
 
-def test_a_yardstick_of_another_shape_is_refused() -> None:
+def test_a_reference_distribution_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="n_signals"):
         Novelty(np.zeros(3), np.zeros(2), np.zeros(3), np.ones(3), np.zeros(5))
 

@@ -100,7 +100,7 @@ class PromptNetwork(nn.Module):
 
     @property
     def n_shared(self) -> int:
-        """Places of a sequence that are no genes."""
+        """Positions of a sequence that do not hold genes."""
         return len(self.words) + (self.order == "paper") if self._lm else 0
 
     def gene_table(self) -> Tensor:

@@ -75,7 +75,7 @@ def load_checkpoint(path: Path, *, made_of: str) -> tuple[dict[str, Any], dict[s
         with safe_open(path, framework="pt") as handle:
             header = handle.metadata() or {}
             if header.get("format") != FORMAT:
-                raise StoreError("this is no checkpoint of the prompt encoder", str(path), fix)
+                raise StoreError("this is not a checkpoint of the prompt encoder", str(path), fix)
             if header.get("made_of") != made_of:
                 what = "the checkpoint is of another training: other cells, genes, vectors, options or model"
                 raise StoreError(what, str(path), fix, code="model-changed")
