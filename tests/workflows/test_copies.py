@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import scvec
 from scvec.model.copies import HASH_COLUMN, Seen, cell_hashes, gene_keys, repeated
 from scvec.stores.store.store import Store
+from scvec.stores.store.transaction import Transaction
 
 OPTIONS: dict[str, Any] = {"label_key": "cell_type"}
 GENES = [f"HGNC:{k}" for k in range(40)]
@@ -206,6 +207,25 @@ def test_deleted_cells_can_be_appended_again_and_empty_ones_are_not_doubled(
     n = int((some.obs["donor"] == "donor2").sum())
     report = scvec.append_cells(store, [some], name="once", **OPTIONS)
     assert n - 1 <= report.n_added <= n and scvec.verify(store).ok
+
+
+def test_a_kill_just_past_the_commit_doubles_nothing(
+    once: tuple[Path, Any], tiny_adata: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, more = tmp_path / "store", tiny_adata(30, classes=3, seed=7)
+    shutil.copytree(once[0], store)
+    commit = Transaction.commit
+
+    def dies(self: Transaction) -> Any:
+        commit(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Transaction, "commit", dies)
+        scvec.append_cells(store, [more], name="once", **OPTIONS)
+    assert Store(store).reference("once").n == 120
+    report = scvec.append_cells(store, [more], name="once", **OPTIONS)
+    assert (report.n_added, report.n_known, report.n_cells) == (0, 30, 120)
 
 
 def test_eval_tells_of_the_reference_s_own_cells(
