@@ -256,6 +256,7 @@ def _write(annotation: Annotation, target: Path, memory: int, progress: Progress
             uns=uns,
             checked=True,
             memory=memory,
+            replaces="scvec",
         )
     else:
         write_tables((part.rename_axis("cell") for part in annotation.tables(columns=columns)), target)

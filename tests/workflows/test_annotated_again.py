@@ -9,9 +9,11 @@ from typing import Any
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 import scvec
+from scvec.ingest.cells.write import write_annotated
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,14 @@ def test_files_hold_the_last_answer_alone(
         assert (found.obs[name] == expected.obs[name]).all()
     with h5py.File(second) as file:
         assert set(file["obs"]) - {file["obs"].attrs["_index"]} == set(file["obs"].attrs["column-order"])
+
+
+def test_other_columns_are_added_beside_an_annotation(store: Path, cells: Any, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.h5ad", tmp_path / "two.h5ad"
+    scvec.query(store, cells, output=one)
+    write_annotated(one, two, pd.DataFrame({"added": np.arange(24)}))
+    before, after = anndata.read_h5ad(one), anndata.read_h5ad(two)
+    assert names(after) == {**names(before), "obs": names(before)["obs"] | {"added"}}
 
 
 def test_columns_of_celltypist_itself_stay(store: Path, cells: Any, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ _OWN = (
 CELLTYPIST = ("predicted_labels", "over_clustering", "majority_voting", "conf_score")
 
 
-def earlier_names(uns: Mapping[str, Any], key: str) -> dict[str, list[str]]:
+def earlier_names(uns: Mapping[str, Any], key: str | None) -> dict[str, list[str]]:
     """Return what an earlier annotation left, by part of the AnnData: ``obs``, ``obsm`` and ``uns``.
 
     Names that begin with the key are scvec's. Columns of CellTypist's names are where ``uns[key]`` says so.
@@ -59,8 +59,10 @@ def earlier_names(uns: Mapping[str, Any], key: str) -> dict[str, list[str]]:
     uns
         The unstructured annotation: a dict, or the group of an h5ad.
     key
-        ``key_added`` of the annotation.
+        ``key_added`` of the annotation; None for no annotation, which left nothing.
     """
+    if key is None:
+        return {"obs": [], "obsm": [], "uns": []}
     entry = uns.get(key)
     told = entry.get("columns") if isinstance(entry, Mapping | h5py.Group) else None
     if isinstance(told, h5py.Dataset):
@@ -139,13 +141,12 @@ def write_annotated(
     *,
     checked: bool = False,
     memory: str | int | None = None,
-    key: str = "scvec",
+    replaces: str | None = None,
 ) -> None:
     """Write a copy with columns added; of an h5ad all else is carried over bit for bit.
 
     The file is copied as it lies and never loaded, whatever its size. The copy appears under its name whole
-    or not at all. Columns and entries of the same name are replaced, and what an earlier annotation left is
-    removed.
+    or not at all. Columns and entries of the same name are replaced.
 
     Parameters
     ----------
@@ -163,8 +164,8 @@ def write_annotated(
         The file was just checked (:func:`scvec.ingest.cells.readers.checks.open_h5ad`): do not read it again.
     memory
         What may be used where cells are not copied as they lie: of folders and of Cell Ranger's files.
-    key
-        Under which earlier annotations are looked for (:func:`earlier_names`).
+    replaces
+        Key of an earlier annotation, of which nothing is left (:func:`earlier_names`); none when None.
 
     Raises
     ------
@@ -182,7 +183,7 @@ def write_annotated(
             )
     if not isinstance(source, str | os.PathLike):
         out = check_output(out_path)
-        _write_object(source, out, columns, obsm, uns, key)
+        _write_object(source, out, columns, obsm, uns, replaces)
         return
     out = check_output(out_path, source)
     whole_folder = Path(source).is_dir()
@@ -192,7 +193,7 @@ def write_annotated(
         uns = {name: _storable(value) for name, value in uns.items()}
         with replacing(out) as temporary:
             write_as_h5ad(Path(source), temporary, _room(obs, obsm, uns), memory)
-            _annotate(temporary, columns, obsm, uns, str(source), key)
+            _annotate(temporary, columns, obsm, uns, str(source), replaces)
         return
     with h5py.File(source, "r") as file:
         old = not isinstance(file.get("obs"), h5py.Group) or "raw.X" in file
@@ -202,12 +203,12 @@ def write_annotated(
         with reading(str(source)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the age of the file, which ends here
             adata = anndata.read_h5ad(source)
-        _write_object(adata, out, columns, obsm, uns, key)
+        _write_object(adata, out, columns, obsm, uns, replaces)
         return
     uns = {name: _storable(value) for name, value in uns.items()}
     with replacing(out) as temporary:
         _copy_with_room(Path(source), temporary, _room(obs, obsm, uns))
-        _annotate(temporary, columns, obsm, uns, str(source), key)
+        _annotate(temporary, columns, obsm, uns, str(source), replaces)
 
 
 def _room(obs: pd.DataFrame, obsm: Mapping[str, Any], uns: Mapping[str, Any]) -> int:
@@ -222,10 +223,10 @@ def _annotate(
     obsm: Mapping[str, Any],
     uns: Mapping[str, Any],
     source: str,
-    key: str,
+    replaces: str | None,
 ) -> None:
     with h5py.File(path, "r+", locking="best-effort") as file:
-        earlier = earlier_names(file["uns"] if isinstance(file.get("uns"), h5py.Group) else {}, key)
+        earlier = earlier_names(file["uns"] if isinstance(file.get("uns"), h5py.Group) else {}, replaces)
         _remove_columns(file["obs"], [name for name in earlier["obs"] if name not in columns], source)
         for part, added in (("obsm", obsm), ("uns", uns)):
             for name in earlier[part]:
@@ -347,7 +348,7 @@ def _write_object(
     columns: dict[str, Any],
     obsm: Mapping[str, Any],
     uns: Mapping[str, Any],
-    key: str,
+    replaces: str | None,
 ) -> None:
     """Write an AnnData object with additions, through a second one that shares its arrays."""
     from anndata.io import write_elem
@@ -356,7 +357,7 @@ def _write_object(
         adata = adata.to_memory()
     if any(len(values) != adata.n_obs for values in columns.values()):
         raise ValueError(f"rows of annotation do not match {adata.n_obs} cells")
-    earlier = earlier_names(adata.uns, key)
+    earlier = earlier_names(adata.uns, replaces)
     table = adata.obs.copy(deep=False)
     table = table.drop(columns=[name for name in earlier["obs"] if name not in columns], errors="ignore")
     for name, values in columns.items():
