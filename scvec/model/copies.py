@@ -77,7 +77,7 @@ def repeated(hashes: Int64, codes: Int64 | None = None) -> npt.NDArray[np.bool_]
     Cells of hash 0 are copies of none.
     """
     table = {"hash": hashes} if codes is None else {"hash": hashes, "code": codes}
-    return pd.DataFrame(table).duplicated().to_numpy() & (hashes != 0)
+    return np.asarray(pd.DataFrame(table).duplicated(), dtype=bool) & (hashes != 0)
 
 
 def left_out_notes(n_met: int, n_other: int) -> list[str]:

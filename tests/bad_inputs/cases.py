@@ -250,7 +250,7 @@ _case("deep-groups", make.edited(make.deep), "damaged-file", names="64")
 _case("unknown-filter", make.edited(make.unknown_filter), "damaged-file", names="filter")
 # Options
 _case("memory-unreadable", good_file, "option-out-of-range", names="'lots'", memory="lots")
-_case("memory-tiny", good_file, "out-of-memory", names="1.0 KB", memory="1K", code=6)
+_case("memory-tiny", good_file, "out-of-memory", names="1.0 kB", memory="1K", code=6)
 _case("output-is-input", good_file, "output-is-input", output="good.h5ad")
 _case("output-folder-missing", good_file, "output-not-writable", output="no/out.h5ad")
 # Labels
