@@ -77,7 +77,8 @@ def repeated(hashes: Int64, codes: Int64 | None = None) -> npt.NDArray[np.bool_]
     Cells of hash 0 are copies of none.
     """
     table = {"hash": hashes} if codes is None else {"hash": hashes, "code": codes}
-    return np.asarray(pd.DataFrame(table).duplicated(), dtype=bool) & (hashes != 0)
+    again: npt.NDArray[np.bool_] = pd.DataFrame(table).duplicated().to_numpy(dtype=bool)
+    return np.logical_and(again, hashes != 0)
 
 
 def left_out_notes(n_met: int, n_other: int) -> list[str]:

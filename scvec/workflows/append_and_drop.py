@@ -174,17 +174,19 @@ def _encoded(
         if SPECIES_COLUMN in stored.obs.columns:
             obs[SPECIES_COLUMN] = matched.match.species
         factors = stored.tensors.get(FACTOR + matched.match.species)
-        primary, hashes, taken = is_primary(source), [], []
+        primary, done = is_primary(source), 0
+        hashes: list[npt.NDArray[np.int64]] = []
+        taken: list[npt.NDArray[np.bool_]] = []
         vectors = [np.empty((0, stored.dim), dtype=np.float32)]
         for chunk in matched.chunks(genes):
-            here = slice(sum(map(len, hashes)), sum(map(len, hashes)) + len(chunk))
             hashes.append(cell_hashes(chunk.X, known.keys, factors))
-            taken.append(known.seen.first(hashes[-1], primary[here]))
+            taken.append(known.seen.first(hashes[-1], primary[done : done + len(chunk)]))
             part = chunk if taken[-1].all() else chunk.take(np.flatnonzero(taken[-1]))
             if len(part):
                 part = part.select(wanted) if len(wanted) < len(genes.measured) else part
                 vectors.append(encoder.encode(part))
-            progress("encoding cells", here.stop, source.n_obs)
+            done += len(chunk)
+            progress("encoding cells", done, source.n_obs)
         cells, new = np.concatenate(hashes), np.concatenate(taken)
         digest = source_digest(cells)
         if digest in known.digests:  # tells of cells of too few genes, too, that they are there

@@ -247,7 +247,7 @@ def test_no_model_library_is_loaded_where_nothing_is_encoded(
         "heavy = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)\n"
         "print(json.dumps([r.n_shipped, r.n_encoded, sorted(heavy)]))"
     )
-    # From a file: in a program of -c, DuckDB takes itself for interactive and may draw a progress bar on stdout.
+    # From a file: with -c, DuckDB takes itself for interactive and may draw a progress bar on stdout.
     (tmp_path / "program.py").write_text(program)
     run = subprocess.run(
         [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=300
