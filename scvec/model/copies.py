@@ -77,8 +77,9 @@ def repeated(hashes: Int64, codes: Int64 | None = None) -> npt.NDArray[np.bool_]
     Cells of hash 0 are copies of none.
     """
     table = {"hash": hashes} if codes is None else {"hash": hashes, "code": codes}
-    again: npt.NDArray[np.bool_] = pd.DataFrame(table).duplicated().to_numpy(dtype=bool)
-    return np.logical_and(again, hashes != 0)
+    again: npt.NDArray[np.bool_] = pd.DataFrame(table).duplicated().to_numpy(dtype=bool, copy=True)
+    again &= hashes != 0
+    return again
 
 
 def left_out_notes(n_met: int, n_other: int) -> list[str]:
