@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
 from scvec.base.types import Float32, Neighbors
+from scvec.ingest.cells.write import earlier_names
 from scvec.model.calibration import set_names
 from scvec.model.query_options import QueryOptions, check_columns
 from scvec.model.status import STATUS_COLORS, STATUSES, label_colors
@@ -243,8 +244,8 @@ class Annotation:
         }
         return arrays if self.sets is None else {**arrays, f"{key_added}_set": self.sets}
 
-    def uns(self) -> dict[str, Any]:
-        """Return what goes into ``adata.uns``: classes and parameters."""
+    def uns(self, columns: str = "scvec") -> dict[str, Any]:
+        """Return what goes into ``adata.uns``: classes, parameters, and the kind of ``columns`` beside it."""
         import json
 
         # Nested parameters hold None and lists of mixed type, which h5ad cannot: one JSON text holds all.
@@ -255,6 +256,7 @@ class Annotation:
             "generation": int(self.parameters["generation"]),
             "space": str(self.parameters["space"]),
             "parameters": json.dumps(self.parameters, sort_keys=True),
+            "columns": columns,
             "notes": np.array(self.notes, dtype=object),
         }
 
@@ -273,7 +275,7 @@ class Annotation:
         return found
 
     def to_adata(self, adata: anndata.AnnData, *, key_added: str = "scvec", copy: bool = False) -> Any:
-        """Write the result into ``adata.obs``, ``.obsm`` and ``.uns``.
+        """Write the result into ``adata.obs``, ``.obsm`` and ``.uns``; what an earlier one left is removed.
 
         Parameters
         ----------
@@ -296,12 +298,17 @@ class Annotation:
             raise ValueError("adata holds other cells than the annotation, or in another order")
         target = adata.copy() if copy else adata
         table = self.to_table(key_added)
+        # Plain arrays: those of many cells lie in files, which not all of anndata takes.
+        obsm = {name: np.asarray(values) for name, values in self.obsm(key_added).items()}
+        uns = {key_added: self.uns(), **self.colors(key_added)}
+        for part, names in earlier_names(target.uns, key_added).items():
+            for name in names:
+                if name in (entries := getattr(target, part)):
+                    del entries[name]
         for name in table.columns:
             target.obs[name] = table[name].array
-        # Plain arrays: those of many cells lie in files, which not all of anndata takes.
-        target.obsm.update({name: np.asarray(values) for name, values in self.obsm(key_added).items()})
-        target.uns[key_added] = self.uns()
-        target.uns.update(self.colors(key_added))
+        target.obsm.update(obsm)
+        target.uns.update(uns)
         return target if copy else None
 
     def counts(self) -> dict[str, int]:

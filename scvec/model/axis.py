@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from scvec.base.errors import InputError
 from scvec.base.types import Progress
 from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, most_variable, variability
+from scvec.model.copies import Seen, cell_hashes, gene_keys
 
 if TYPE_CHECKING:
     from scvec.base.types import Float32, Species
@@ -79,6 +80,8 @@ class ReferenceGenes:
         Over all cells.
     variability
         (n,) float64 how variable each gene is.
+    hashes
+        (n_cells,) int64 of the cells of all files (:mod:`scvec.model.copies`).
     notes
         What a user should know of the levels of other species.
     """
@@ -86,6 +89,7 @@ class ReferenceGenes:
     axis: Axis
     statistics: GeneStatistics
     variability: npt.NDArray[np.float64]
+    hashes: npt.NDArray[np.int64]
     notes: list[str]
 
     @cached_property
@@ -104,7 +108,11 @@ class ReferenceGenes:
 
 
 def reference_genes(
-    axis: Axis, matched: Sequence[MatchedSource], codes: npt.NDArray[np.int64], progress: Progress
+    axis: Axis,
+    matched: Sequence[MatchedSource],
+    codes: npt.NDArray[np.int64],
+    progress: Progress,
+    primary: npt.NDArray[np.bool_] | None = None,
 ) -> ReferenceGenes:
     """Read all cells once, and return what they say of the genes of an axis.
 
@@ -112,15 +120,17 @@ def reference_genes(
     ----------
     codes
         (n_cells,) int64 class numbers of the cells of all files, -1 for none.
+    primary
+        (n_cells,) bool, cells that count; all when None.
 
     Raises
     ------
     InputError
         If no gene is expressed.
     """
-    statistics, scores = gene_statistics(axis, matched, progress)
+    statistics, scores, hashes = gene_statistics(axis, matched, progress, primary)
     aligned, notes = align_species(axis, matched, codes)
-    return ReferenceGenes(aligned, statistics, scores, notes)
+    return ReferenceGenes(aligned, statistics, scores, hashes, notes)
 
 
 def common_axis(matched: Sequence[MatchedSource], resolver: GeneResolver) -> Axis:
@@ -162,10 +172,14 @@ def common_axis(matched: Sequence[MatchedSource], resolver: GeneResolver) -> Axi
 
 
 def gene_statistics(
-    axis: Axis, matched: Sequence[MatchedSource], progress: Progress
-) -> tuple[GeneStatistics, npt.NDArray[np.float64]]:
-    """Return statistics of the genes over all cells, and (n,) float64 how variable they are.
+    axis: Axis,
+    matched: Sequence[MatchedSource],
+    progress: Progress,
+    primary: npt.NDArray[np.bool_] | None = None,
+) -> tuple[GeneStatistics, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Return statistics of the genes, (n,) float64 how variable they are, and (n_cells,) int64 cell hashes.
 
+    Statistics are over all cells, or the ``primary`` ones where given, copies of a cell counted once.
     Variability is measured within each species, so that genes of which one species simply has more are not
     taken for those that tell cells apart.
 
@@ -176,9 +190,14 @@ def gene_statistics(
     """
     gathered = {s: StatisticsAccumulator(len(axis.gene_ids)) for s in axis.n_cells}
     total, done = sum(axis.n_cells.values()), 0
+    keys, hashes = gene_keys(axis.gene_ids), np.zeros(total, dtype=np.int64)
+    seen = Seen()
     for m, genes in zip(matched, axis.maps, strict=True):
         for chunk in m.chunks(genes):
-            gathered[m.match.species].add(chunk.X)
+            part = slice(done, done + len(chunk))
+            hashes[part] = found = cell_hashes(chunk.X, keys)
+            counted = seen.first(found, None if primary is None else primary[part])
+            gathered[m.match.species].add(chunk.X if counted.all() else chunk.X[np.flatnonzero(counted)])
             done += len(chunk)
             progress("counting genes", done, total)
     scores = variability([g.result() for g in gathered.values()])
@@ -192,7 +211,7 @@ def gene_statistics(
     together = StatisticsAccumulator(len(axis.gene_ids))
     for accumulator in gathered.values():
         together.merge(accumulator)
-    return together.result(), scores
+    return together.result(), scores, hashes
 
 
 def align_species(

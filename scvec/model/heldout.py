@@ -155,6 +155,7 @@ def make_folds(
     n_folds: int,
     seed: int,
     strata: npt.NDArray[np.str_] | None = None,
+    copies: Int64 | None = None,
 ) -> tuple[Int64, str, list[str]]:
     """Return (fold of each cell, how they were made, notes).
 
@@ -166,7 +167,25 @@ def make_folds(
     strata
         (n,) groups, each spread over the folds by itself, such as species: the reference of a query cell
         holds cells of its species.
+    copies
+        (n,) cells of the same number are copies of one, and are held out together; 0 for no copy. A copy in
+        another batch goes to the fold of the first.
     """
+    folds, how, notes = _folds(labels, batches, n_folds, seed, strata)
+    if copies is not None:
+        _, first, number = np.unique(copies, return_index=True, return_inverse=True)
+        folds = np.where(copies != 0, folds[first][number], folds)
+    return folds, how, notes
+
+
+def _folds(
+    labels: Int64,
+    batches: npt.NDArray[np.str_] | None,
+    n_folds: int,
+    seed: int,
+    strata: npt.NDArray[np.str_] | None,
+) -> tuple[Int64, str, list[str]]:
+    """Return what :func:`make_folds` does, copies apart."""
     rng = np.random.default_rng(seed)
     groups = np.zeros(len(labels), dtype=np.int64) if strata is None else strata
     folds = np.zeros(len(labels), dtype=np.int64)

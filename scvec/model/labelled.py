@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from scvec.base.errors import InputError
 from scvec.base.parallel import n_cores
 from scvec.base.resources import parse_memory
+from scvec.model.copies import HASH_COLUMN, PRIMARY_COLUMN, is_primary, left_out_notes, repeated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +55,12 @@ class Labelled:
         (n,) strings, or None.
     findings
         What looks odd about the labels, and which were left out.
+    primary
+        (n_read,) bool, False for cells that are not part of the reference; all are when None.
+    hashes
+        (n_read,) int64 that copies of a cell share (:mod:`scvec.model.copies`), once they are known.
+    notes
+        What a user should know of cells left out, and of copies.
     """
 
     sources: list[CellSource]
@@ -60,6 +68,9 @@ class Labelled:
     classes: list[str]
     batches: npt.NDArray[np.str_] | None
     findings: tuple[LabelFinding, ...] = ()
+    primary: npt.NDArray[np.bool_] | None = None
+    hashes: npt.NDArray[np.int64] | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -94,7 +105,11 @@ class Labelled:
             np.array([number[names[k]] if k >= 0 else -1 for k in part], dtype=np.int64)
             for part, names in each
         ]
-        together, classes, rare = leave_out_rare(np.concatenate(codes), classes, min_cells)
+        together = np.concatenate(codes)
+        primary, told = _primary(sources, together)
+        if primary is not None:
+            together[~primary] = -1
+        together, classes, rare = leave_out_rare(together, classes, min_cells)
         names, numbers = np.unique(together[together >= 0], return_counts=True)
         counts = {classes[k]: int(n) for k, n in zip(names, numbers, strict=True)}
         batches = None
@@ -102,11 +117,55 @@ class Labelled:
             batches = np.concatenate([_batches(s, batch_key, i) for i, s in enumerate(sources)])
         elif len(sources) > 1:
             batches = np.concatenate([np.full(s.n_obs, f"file {i}") for i, s in enumerate(sources)])
-        return cls(sources, together, classes, batches, (*rare, *look_over(counts)))
+        return cls(sources, together, classes, batches, (*rare, *look_over(counts)), primary, None, told)
 
     @property
     def n(self) -> int:
-        return len(self.codes)
+        """Number of cells of the reference."""
+        return len(self.codes) if self.primary is None else int(self.primary.sum())
+
+    @cached_property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """(n_read,) int64 row of each cell in the reference; of cells that are left out it says nothing."""
+        if self.primary is None:
+            return np.arange(len(self.codes), dtype=np.int64)
+        return np.cumsum(self.primary, dtype=np.int64) - 1
+
+    def kept(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the rows of an array (n_read, ...) that are cells of the reference."""
+        return values if self.primary is None else values[self.primary]
+
+    def of_source(self, number: int) -> slice:
+        """Return the rows of a file among those of all."""
+        start = sum(source.n_obs for source in self.sources[:number])
+        return slice(start, start + self.sources[number].n_obs)
+
+    def n_of_source(self, number: int) -> int:
+        """Return how many cells of the reference a file holds."""
+        rows = self.of_source(number)
+        return rows.stop - rows.start if self.primary is None else int(self.primary[rows].sum())
+
+    def hashed(self, hashes: npt.NDArray[np.int64]) -> Labelled:
+        """Return the same with hashes (n_read,) of the cells, and a note where some are copies."""
+        known = replace(self, hashes=hashes)
+        n = int(repeated(self.kept(hashes)).sum())
+        if n == 0:
+            return known
+        other = int(repeated(np.where(known.once, hashes, 0)).sum())
+        apart = f" ({other:,} under another label)" if other else ""
+        note = (
+            f"warning: {n:,} of {self.n:,} cells are copies of an earlier cell{apart}: each was trained on "
+            "once, and copies were held out together; give each cell once"
+        )
+        return replace(known, notes=(*self.notes, note))
+
+    @cached_property
+    def once(self) -> npt.NDArray[np.bool_]:
+        """(n_read,) bool: labelled cells, of copies under one label the first."""
+        labelled = self.codes >= 0
+        if self.hashes is not None:
+            labelled &= ~repeated(np.where(labelled, self.hashes, 0), self.codes)
+        return labelled
 
     def counts(self) -> dict[str, int]:
         """Cells per label, most first."""
@@ -124,13 +183,15 @@ class Labelled:
             pd.concat([s.obs for s in self.sources]) if len(self.sources) > 1 else self.sources[0].obs.copy()
         )
         obs[CODE_COLUMN] = self.codes
+        if self.hashes is not None:
+            obs[HASH_COLUMN] = self.hashes
         if species is not None:
             obs[SPECIES_COLUMN] = pd.Categorical(species)
-        return obs
+        return obs if self.primary is None else obs[self.primary]
 
     def training_rows(self, seed: int, most: int = MAX_TRAINING_CELLS) -> npt.NDArray[np.int64]:
         """Return which cells to train on, ascending: all labelled ones, or ``most``, rare labels whole."""
-        rows = np.flatnonzero(self.codes >= 0)
+        rows = np.flatnonzero(self.once)
         if len(rows) <= most:
             return rows
         counts = np.bincount(self.codes[rows], minlength=len(self.classes))
@@ -154,7 +215,7 @@ class Labelled:
         """
         n_values = float(np.concatenate([s.n_genes_detected for s in self.sources]).mean())
         most = training_budget(memory, n_genes, n_values)
-        rows, total = self.training_rows(seed, most), int((self.codes >= 0).sum())
+        rows, total = self.training_rows(seed, most), int(self.once.sum())
         if capped:
             rows = self._capped(rows, seed)
         if len(rows) == total:
@@ -287,6 +348,22 @@ def incoherent_labels(
 def _wilson_upper(fraction: float, n: int, z: float = 1.96) -> float:
     middle = fraction + z**2 / (2 * n)
     return float((middle + z * np.sqrt(fraction * (1 - fraction) / n + z**2 / (4 * n**2))) / (1 + z**2 / n))
+
+
+def _primary(
+    sources: Sequence[CellSource], codes: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.bool_] | None, tuple[str, ...]]:
+    """Return (n,) bool, False for cells that the files call those of another data set; and a note.
+
+    Where none of the others has a label, all are kept.
+    """
+    primary = np.concatenate([is_primary(source) for source in sources])
+    n = int((~primary).sum())
+    if n == 0:
+        return None, ()
+    if not (primary & (codes >= 0)).any():
+        return None, (f"{PRIMARY_COLUMN} is False for all labelled cells: they were kept",)
+    return primary, tuple(left_out_notes(0, n))
 
 
 def _batches(source: CellSource, batch_key: str, number: int) -> npt.NDArray[np.str_]:

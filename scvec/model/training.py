@@ -57,10 +57,11 @@ def read_sample(
     labels = labelled.codes[rows]
     batches = None if labelled.batches is None else labelled.batches[rows]
     of = None if strata is None else strata[rows]
-    folds, held_out, notes = make_folds(labels, batches, strata=of, n_folds=N_FOLDS, seed=seed)
+    copies = None if labelled.hashes is None else labelled.hashes[rows]
+    folds, held_out, notes = make_folds(labels, batches, strata=of, n_folds=N_FOLDS, seed=seed, copies=copies)
     if held_out == "batch" and not any(splits(labels, folds)):
         notes.append("the batches share no labels, so single cells were held out for calibration")
-        folds, held_out, more = make_folds(labels, None, n_folds=N_FOLDS, seed=seed)
+        folds, held_out, more = make_folds(labels, None, n_folds=N_FOLDS, seed=seed, copies=copies)
         notes += more
     if not any(splits(labels, folds)):
         notes = [
@@ -71,7 +72,7 @@ def read_sample(
     sample = TrainingSample.rounded(
         sp.vstack(parts, format="csr"),
         labels=labels,
-        rows=rows,
+        rows=labelled.numbers[rows],
         folds=folds,
         held_out=held_out,
         n_batches=n_batches,

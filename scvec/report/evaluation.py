@@ -57,6 +57,8 @@ class EvaluationReport(Report):
         Histogram of novelty of cells of known and of unknown types.
     parameters
         What made the answers.
+    n_own
+        Cells of the query that are cells of the reference, too: no scores of new cells.
     """
 
     reference: str
@@ -72,6 +74,7 @@ class EvaluationReport(Report):
     confusion: dict[str, Any]
     novelty: dict[str, list[float]]
     parameters: dict[str, Any] = field(default_factory=dict)
+    n_own: int = 0
     output: str = ""
     plot: str = ""
 

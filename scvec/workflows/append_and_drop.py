@@ -19,13 +19,24 @@ from scvec.base.types import Progress, no_progress
 from scvec.ingest.cells.label_columns import as_label_map, read_names
 from scvec.ingest.cells.source import CellSource
 from scvec.model.cell_index import changed_meta, counts_of, grows_apart, put_whole, shrinks_in_place
+from scvec.model.copies import (
+    HASH_COLUMN,
+    Seen,
+    cell_hashes,
+    gene_keys,
+    is_primary,
+    left_out_notes,
+    source_digest,
+)
 from scvec.model.explanation import files_of
 from scvec.model.matching import match_genes, query_genes, reference_share
 from scvec.model.resolvers import stored_resolver
 from scvec.model.storage import (
     CODE_COLUMN,
+    FACTOR,
     SOURCE_COLUMN,
     SPECIES_COLUMN,
+    genes_of,
     load_model,
     probe_cells,
     probe_tensors,
@@ -67,6 +78,11 @@ def append_cells(
         :class:`AppendOptions`, or its fields as keywords; ``name`` and ``label_key`` are needed. Labels are
         those of the reference, or none.
 
+    Returns
+    -------
+    How many cells were added. Cells that the reference holds already are left out (``n_known``): appending a
+    file again changes nothing.
+
     Raises
     ------
     InputError
@@ -85,13 +101,26 @@ def append_cells(
             what = "the reference was packed without its cells, and cannot take others"
             raise InputError(what, asked.name, "pull a pack with cells, or ingest a reference of your own")
         model = load_model(stored, device=asked.device, llm=asked.llm)
-        added = [_encoded(opened, stored, model, ref, names, asked, progress) for ref in refs]
+        known = _Known(stored)
+        added = [_encoded(opened, stored, model, known, ref, names, asked, progress) for ref in refs]
+        n_known, n_added = known.n_met, sum(len(part.obs) for part in added)
+        notes = [note for part in added for note in part.notes]
+        if n_added == 0:
+            return GrowReport(
+                name=asked.name,
+                n_added=0,
+                n_dropped=0,
+                n_known=n_known,
+                n_cells=stored.n,
+                generation=str(opened.generation.number),
+                notes=list(dict.fromkeys(notes)),
+            )
         meta = changed_meta(
-            stored, appended=[*stored.meta.get("appended", []), *(part.record for part in added)]
+            stored,
+            appended=[*stored.meta.get("appended", []), *(part.record for part in added if len(part.obs))],
         )
         obs = pd.concat([_with_files(stored), *(part.obs for part in added)])
         vectors = np.concatenate([part.vectors for part in added])
-        notes = [note for part in added for note in part.notes]
         if grows_apart(stored, len(vectors)):
             counted = {**meta, "counts": counts_of(stored, obs)}
             txn.add_cells(asked.name, meta=counted, obs=obs, vectors=vectors)
@@ -106,8 +135,9 @@ def append_cells(
     )
     return GrowReport(
         name=asked.name,
-        n_added=len(obs) - stored.n,
+        n_added=n_added,
         n_dropped=0,
+        n_known=n_known,
         n_cells=len(obs),
         generation=str(version.number),
         notes=list(dict.fromkeys(notes)),
@@ -128,12 +158,13 @@ def _encoded(
     opened: Store,
     stored: StoredReference,
     model: ReferenceModel,
+    known: _Known,
     ref: Path | str | AnnData,
     names: Mapping[str, str],
     asked: AppendOptions,
     progress: Progress,
 ) -> _Added:
-    """Return the cells of a file, encoded as a query's are."""
+    """Return the cells of a file that the reference lacks, encoded as a query's are."""
     encoder, wanted = model.members.encoder, model.members.genes
     with CellSource.open(ref, layer=asked.layer, memory=asked.memory, values=asked.values) as source:
         codes = _codes(source, asked.label_key, names, stored)
@@ -144,16 +175,62 @@ def _encoded(
         obs[CODE_COLUMN], obs[SOURCE_COLUMN] = codes, PurePath(source.name).name
         if SPECIES_COLUMN in stored.obs.columns:
             obs[SPECIES_COLUMN] = matched.match.species
-        vectors: list[Float32] = []
+        factors = stored.tensors.get(FACTOR + matched.match.species)
+        primary, done = is_primary(source), 0
+        hashes: list[npt.NDArray[np.int64]] = []
+        taken: list[npt.NDArray[np.bool_]] = []
+        vectors = [np.empty((0, stored.dim), dtype=np.float32)]
         for chunk in matched.chunks(genes):
-            vectors.append(
-                encoder.encode(chunk.select(wanted) if len(wanted) < len(genes.measured) else chunk)
-            )
-            progress("encoding cells", sum(map(len, vectors)), None)
-        record = {"name": source.name, "n_cells": source.n_obs, "species": matched.match.species}
-        return _Added(
-            obs, np.concatenate(vectors), record, [*source.notes, *matched.notes, *genes.notes, *few]
-        )
+            hashes.append(cell_hashes(chunk.X, known.keys, factors))
+            taken.append(known.seen.first(hashes[-1], primary[done : done + len(chunk)]))
+            part = chunk if taken[-1].all() else chunk.take(np.flatnonzero(taken[-1]))
+            if len(part):
+                part = part.select(wanted) if len(wanted) < len(genes.measured) else part
+                vectors.append(encoder.encode(part))
+            done += len(chunk)
+            progress("encoding cells", done, source.n_obs)
+        cells, new = np.concatenate(hashes), np.concatenate(taken)
+        digest = source_digest(cells)
+        if digest in known.digests:  # tells of cells of too few genes, too, that they are there
+            vectors = [np.concatenate(vectors)[cells[new] != 0]]
+            new &= cells != 0
+        known.digests.add(digest)
+        if HASH_COLUMN in stored.obs.columns:
+            obs[HASH_COLUMN] = cells
+        n_met = int((primary & ~new).sum())
+        known.n_met += n_met
+        told = left_out_notes(n_met, int((~primary).sum()))
+        record = {
+            "name": source.name,
+            "n_cells": int(new.sum()),
+            "species": matched.match.species,
+            "digest": digest,
+        }
+        notes = [*source.notes, *matched.notes, *genes.notes, *few, *told]
+        return _Added(obs[new], np.concatenate(vectors), record, notes)
+
+
+class _Known:
+    """The cells that a reference holds, and those that are going to be appended.
+
+    Attributes
+    ----------
+    keys
+        (n_genes,) of all genes of the reference, for the hashes of cells.
+    seen, digests
+        Hashes of the cells, and digests of the files that they came from.
+    n_met
+        Cells that were there already when they came.
+    """
+
+    def __init__(self, stored: StoredReference) -> None:
+        # A reference that was ingested before cells had hashes knows none of its own.
+        there = HASH_COLUMN in stored.obs.columns
+        self.seen = Seen(stored.obs[HASH_COLUMN].to_numpy(dtype=np.int64) if there else None)
+        files = [*stored.meta.get("sources", []), *stored.meta.get("appended", [])]
+        self.digests = {str(file.get("digest")) for file in files}
+        self.keys = gene_keys(genes_of(stored))
+        self.n_met = 0
 
 
 def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
@@ -259,15 +336,24 @@ def _sample_without(stored: StoredReference, deleted: npt.NDArray[np.int64]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class GrowReport(Report):
-    """A reference to which cells were appended, or from which some were deleted."""
+    """A reference to which cells were appended, or from which some were deleted.
+
+    Attributes
+    ----------
+    n_known
+        Cells of the files that were left out, as the reference holds them already.
+    """
 
     name: str
     n_added: int
     n_dropped: int
     n_cells: int
+    n_known: int = 0
     generation: str = ""
 
     def lines(self) -> list[str]:
         """Return the report as lines for people."""
         done = f"{self.n_added:,} cells appended" if self.n_added else f"{self.n_dropped:,} cells deleted"
+        if not self.n_added and not self.n_dropped:
+            done = "nothing to append"
         return [f"reference '{self.name}': {done}, {self.n_cells:,} now"]

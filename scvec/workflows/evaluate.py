@@ -15,14 +15,20 @@ from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.types import Progress, no_progress
 from scvec.model import metrics
+from scvec.model.copies import HASH_COLUMN, cell_hashes, gene_keys
+from scvec.model.matching import match_genes
 from scvec.model.query_options import QueryOptions
+from scvec.model.resolvers import stored_resolver
+from scvec.model.storage import genes_of
 from scvec.report.evaluation import EvaluationReport, draw, need_matplotlib
-from scvec.workflows.query import query
+from scvec.stores.store.store import Store
+from scvec.workflows.query import only_reference, query
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvec.celltypes.ontology import ClassOntology
+    from scvec.ingest.cells.source import CellSource
     from scvec.model.annotation import Annotation
 
 __all__ = ["evaluate"]
@@ -84,7 +90,7 @@ def evaluate(
     if figure is not None:
         need_matplotlib()
     names = as_label_map(label_map)
-    truth = _truth(cells, truth_key, options)
+    truth, n_own = _truth(store, cells, truth_key, options)
     annotation = query(store, cells, options, progress=progress)
     renamed = np.array([names.get(t, t) for t in truth], dtype=np.str_)
     scored = np.flatnonzero(renamed != "")
@@ -104,6 +110,9 @@ def evaluate(
         truth_key=truth_key,
         coverage=coverage,
     )
+    if n_own:
+        own = f"warning: {n_own:,} of {len(truth):,} cells are the reference's own: the scores say little"
+        report = replace(report, n_own=n_own, notes=[own, *report.notes])
     report = report.with_files(output=target, plot=figure)
     if target is not None:
         from scvec.base.errors import disk_errors
@@ -131,20 +140,35 @@ def _writable(path: Path | str | None, endings: tuple[str, ...], cells: Any) -> 
     return target
 
 
-def _truth(cells: Path | str | AnnData, truth_key: str, options: QueryOptions) -> Strings:
-    """Return (n,) true labels, empty where there is none."""
+def _truth(
+    store: Path | str, cells: Path | str | AnnData, truth_key: str, options: QueryOptions
+) -> tuple[Strings, int]:
+    """Return (n,) true labels, empty where there is none, and how many cells the reference holds, too."""
     from scvec.ingest.cells.label_columns import read_names
     from scvec.ingest.cells.source import CellSource
 
     layer, values = options.layer, options.values
     with CellSource.open(cells, layer=layer, memory=options.memory, values=values) as source:
-        return read_names(source, truth_key)
+        return read_names(source, truth_key), _n_own(Store(store), source, options)
+
+
+def _n_own(opened: Store, source: CellSource, options: QueryOptions) -> int:
+    """Return how many cells of a file are cells of the reference; 0 where nothing can tell."""
+    stored = opened.reference(only_reference(opened, options.reference))
+    if HASH_COLUMN not in stored.obs.columns:
+        return 0
+    resolver = stored_resolver(opened)
+    matched = match_genes(source, resolver, species=options.species, force=options.force)
+    genes = resolver.map_to(matched.match, genes_of(stored), stored.meta["species"])
+    keys = gene_keys(genes_of(stored))
+    known = stored.obs[HASH_COLUMN].to_numpy(dtype=np.int64)
+    known = np.unique(known[known != 0])
+    return sum(int(np.isin(cell_hashes(chunk.X, keys), known).sum()) for chunk in matched.chunks(genes))
 
 
 def _ontology(store: Path | str, annotation: Annotation) -> tuple[ClassOntology, dict[str, str]]:
     """Return the terms of the reference's labels, and a term for any other name of the query, where known."""
     from scvec.celltypes.ontology import ClassOntology
-    from scvec.stores.store.store import Store
 
     opened = Store(store)
     stored = opened.reference(str(annotation.parameters["reference"]))

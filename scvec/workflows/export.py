@@ -15,6 +15,7 @@ from scvec.base.results import Report, human_bytes
 from scvec.base.types import SPECIES, Space
 from scvec.ingest.cells.vector_files import ROW, VectorFile, check_target, read_vectors, write_vectors
 from scvec.model.cell_index import changed_meta
+from scvec.model.copies import HASH_COLUMN
 from scvec.model.storage import CODE_COLUMN
 from scvec.stores.index.distances import checked_vectors
 from scvec.stores.store.reference_reader import StoredReference, StoredSpace
@@ -137,7 +138,7 @@ def _space(opened: Store, name: str) -> StoredSpace:
 def _cells(stored: StoredReference) -> Any:
     classes = np.array([*stored.meta["classes"], ""], dtype=object)
     # An earlier import or another tool may have left columns of these names.
-    obs = stored.obs.drop(columns=[ROW, CLASS, "cell"], errors="ignore")
+    obs = stored.obs.drop(columns=[ROW, CLASS, "cell", HASH_COLUMN], errors="ignore")
     labels = classes[obs.pop(CODE_COLUMN).to_numpy()]  # -1 takes the empty one at the end
     obs.insert(0, ROW, np.arange(len(obs), dtype=np.int64))
     obs.insert(1, "cell", obs.index.astype(str))

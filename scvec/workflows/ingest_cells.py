@@ -24,6 +24,7 @@ from scvec.ingest.cells.label_columns import as_label_map
 from scvec.ingest.cells.source import CellSource
 from scvec.model.axis import Axis, ReferenceGenes, common_axis, reference_genes
 from scvec.model.cell_index import put_cells
+from scvec.model.copies import source_digest
 from scvec.model.encoder_models import forget_trainings, prepared, training_folder
 from scvec.model.gene_vectors import EncodedGenes, encode_genes, stored_genes
 from scvec.model.labelled import Labelled, incoherent_labels, training_workers
@@ -85,7 +86,8 @@ def ingest_cells(
             kb = txn.open_knowledge()
             matched, axis = match_all(txn, kb, labelled, asked, progress)
         with stages("count genes"):
-            genes = reference_genes(axis, matched, labelled.codes, progress)
+            genes = reference_genes(axis, matched, labelled.codes, progress, labelled.primary)
+            labelled = labelled.hashed(genes.hashes)
             cells = Cells(labelled, matched, genes)
         texts = None
         if asked.kind.texts == "genes":
@@ -120,6 +122,14 @@ class Cells:
         if len(self.genes.axis.n_cells) == 1:
             return None
         return np.concatenate([np.full(m.source.n_obs, m.match.species) for m in self.matched])
+
+    @cached_property
+    def n_of_species(self) -> dict[str, int]:
+        """Species -> number of its cells in the reference, that of the genes' ids first."""
+        found = dict.fromkeys(map(str, self.genes.axis.n_cells), 0)
+        for k, m in enumerate(self.matched):
+            found[m.match.species] += self.labelled.n_of_source(k)
+        return found
 
 
 @dataclass(frozen=True)
@@ -245,7 +255,7 @@ def write_reference(
     statistics = cells.genes.statistics.select(members.genes)
     tensors |= {"genes.mean": statistics.mean, "genes.sd": statistics.sd}
     tensors |= {f"{FACTOR}{species}": values for species, values in axis.factors.items()}
-    tensors |= class_tensors(trained.sample) | _probes(cells.matched, axis.maps)
+    tensors |= class_tensors(trained.sample) | _probes(cells, axis.maps)
     space = space_of(trained, texts)
     found, notes = match_labels(
         kb,
@@ -257,7 +267,7 @@ def write_reference(
     meta = {
         "scvec": __version__,
         "species": axis.species,
-        "species_cells": axis.n_cells,
+        "species_cells": cells.n_of_species,
         "classes": labelled.classes,
         "counts": labelled.counts(),
         "genes": axis.gene_ids,
@@ -269,12 +279,13 @@ def write_reference(
         "sources": [
             {
                 "name": m.source.name,
-                "n_cells": m.source.n_obs,
+                "n_cells": labelled.n_of_source(k),
+                "digest": source_digest(cells.genes.hashes[labelled.of_source(k)]),
                 "species": m.match.species,
                 "genes": m.summary,
                 "expression": m.source.state.to_dict(),
             }
-            for m in cells.matched
+            for k, m in enumerate(cells.matched)
         ],
         "model": state,
     }
@@ -285,15 +296,22 @@ def write_reference(
     if txn.reference(asked.name) is not None:
         notes.append(f"reference {asked.name!r} was there and is replaced")
     how = (asked.index, asked.recall, asked.memory)
+    vectors = labelled.kept(vectors)
     return notes + put_cells(txn, asked.name, vectors, meta, tensors, labelled.table(cells.species), how)
 
 
-def _probes(matched: list[MatchedSource], maps: list[GeneMap]) -> dict[str, npt.NDArray[Any]]:
-    """Return cells spread over the first file, for :func:`scvec.workflows.admin.verify`."""
-    n = matched[0].source.n_obs
-    rows = np.unique(np.linspace(0, n - 1, min(N_PROBES, n)).astype(np.int64))
-    [chunk] = matched[0].chunks(maps[0], len(rows), rows)
-    return probe_tensors(chunk, rows)
+def _probes(cells: Cells, maps: list[GeneMap]) -> dict[str, npt.NDArray[Any]]:
+    """Return cells spread over the first file that has any, for :func:`scvec.workflows.admin.verify`."""
+    labelled = cells.labelled
+    k = next(k for k in range(len(maps)) if labelled.n_of_source(k))
+    part = labelled.of_source(k)
+    there = np.arange(part.stop - part.start)
+    if labelled.primary is not None:
+        there = there[labelled.primary[part]]
+    spread = np.unique(np.linspace(0, len(there) - 1, min(N_PROBES, len(there))).astype(np.int64))
+    rows = there[spread]
+    [chunk] = cells.matched[k].chunks(maps[k], len(rows), rows)
+    return probe_tensors(chunk, labelled.numbers[part][rows])
 
 
 def space_of(trained: Trained, texts: EncodedGenes | None) -> Space | None:
@@ -317,6 +335,7 @@ def report_of(
     ]
     found = [
         *(note for m in cells.matched for note in (*m.source.notes, *m.notes)),
+        *labelled.notes,
         *cells.genes.axis.notes,
         *cells.genes.notes,
         *notes,

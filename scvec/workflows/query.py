@@ -246,7 +246,7 @@ def _write(annotation: Annotation, target: Path, memory: int, progress: Progress
         table = annotation.to_table(named=False)
         if columns != "scvec":
             table = table.join(annotation.to_table(columns=columns, named=False))
-        uns = {"scvec": annotation.uns(), **annotation.colors()}
+        uns = {"scvec": annotation.uns(columns), **annotation.colors()}
         # The query has just checked and read these cells: they need no second check.
         write_annotated(
             annotation.data,
@@ -256,6 +256,7 @@ def _write(annotation: Annotation, target: Path, memory: int, progress: Progress
             uns=uns,
             checked=True,
             memory=memory,
+            replaces="scvec",
         )
     else:
         write_tables((part.rename_axis("cell") for part in annotation.tables(columns=columns)), target)

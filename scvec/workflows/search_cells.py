@@ -16,6 +16,7 @@ from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.results import Record, Report
 from scvec.base.types import CellChunk, Float32, Int64
+from scvec.model.copies import HASH_COLUMN
 from scvec.model.reference import ReferenceModel
 from scvec.model.storage import CODE_COLUMN, class_statistics, genes_of, load_model
 from scvec.stores.knowledge.where import rows_where
@@ -335,7 +336,7 @@ def _cell_hits(stored: StoredReference, rows: Int64, scores: Float32, k: int) ->
     best = np.argsort(-scores, kind="stable")[:k]
     obs = stored.obs
     classes = stored.meta["classes"]
-    columns = [c for c in obs.columns if c != CODE_COLUMN]
+    columns = [c for c in obs.columns if c not in (CODE_COLUMN, HASH_COLUMN)]
     label_key = stored.meta.get("options", {}).get("label_key")
     hits = []
     for i in best:

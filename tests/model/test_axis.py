@@ -156,7 +156,7 @@ def test_statistics_are_over_all_files_and_a_part_of_the_axis_is_as_in_the_whole
 ) -> None:
     human, mouse = file(resolver, HUMAN, 60, 0), file(resolver, MOUSE, 50, 1)
     axis = common_axis([human, mouse], resolver)
-    stats, scores = gene_statistics(axis, [human, mouse], no_progress)
+    stats, scores, _ = gene_statistics(axis, [human, mouse], no_progress)
     values = np.concatenate([naive(one, axis.gene_ids, "human") for one in (human, mouse)])
     np.testing.assert_allclose(stats.linear_mean, values.mean(axis=0), rtol=1e-4)
     assert stats.n_cells == 110 and scores.shape == (len(axis.gene_ids),)

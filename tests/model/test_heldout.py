@@ -46,6 +46,19 @@ def test_without_batches_each_class_is_spread_over_the_folds(batches: Any) -> No
     assert (folds == again).all() and (folds != make_folds(labels, batches, n_folds=3, seed=1)[0]).any()
 
 
+@pytest.mark.parametrize("batches", [None, np.repeat(["a", "b", "c"], 40)])
+def test_copies_share_a_fold(batches: Any) -> None:
+    labels = np.tile(np.repeat([0, 1], 20), 3)
+    copies = np.arange(1, 121)
+    copies[[45, 100]], copies[[7, 8, 119]], copies[50:60] = 5, -3, 0
+    alone = make_folds(labels, batches, n_folds=3, seed=0)[0]
+    folds = make_folds(labels, batches, n_folds=3, seed=0, copies=copies)[0]
+    assert folds[4] == folds[45] == folds[100] == alone[4]
+    assert folds[7] == folds[8] == folds[119] == alone[7]
+    others = np.setdiff1d(np.arange(120), [45, 100, 8, 119])
+    np.testing.assert_array_equal(folds[others], alone[others])
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 4), min_size=2, max_size=3))
 def test_no_stratum_is_held_out_as_a_whole(seed: int, n_batches: list[int]) -> None:

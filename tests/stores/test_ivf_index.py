@@ -186,11 +186,11 @@ class TestBatches:
         index = IvfIndex.build(rows, recall=0.8, n_lists=32)
         for part, mine in zip(_left_out(index, batches, seed=0), (0, 1), strict=True):
             others = set(index.codes.list_of()[batches != mine])
-            assert set(part._lists[0]) == others and part._share == len(others) / 32 < 0.7
+            assert set(part._lists[0]) == others and part._fraction == len(others) / 32 < 0.7
 
     def test_hardly_a_list_is_closed_where_batches_lie_together(self, index):
         parts = _left_out(index, np.arange(N) % 3, seed=0)
-        assert len(parts) == 3 and all(part._share > 0.95 for part in parts)
+        assert len(parts) == 3 and all(part._fraction > 0.95 for part in parts)
 
     def test_lists_know_their_rows(self, index, base):
         nearest, _ = index.lists(index.codes.prepared(base), 1)

@@ -383,7 +383,7 @@ def test_what_is_no_journal_is_moved_aside(path: Path) -> None:
     assert aside.read_bytes() == b"no database at all" * 1000
 
 
-@pytest.mark.parametrize("at", ["sync_file", "publish", "sync_folder"])
+@pytest.mark.parametrize("at", ["sync_file", "replace", "sync_folder"])
 def test_a_kill_while_it_is_rewritten_loses_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -400,7 +400,7 @@ def test_a_kill_while_it_is_rewritten_loses_nothing(
     journal.absorbed([written(3).job])
     journal.write([answer(5)], [failure(6)])
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(journal_file, at, dies)
+        patch.setattr(os if at == "replace" else journal_file, at, dies)
         journal.clear()
     journal.close()
     with Journal(path) as journal:
@@ -414,14 +414,14 @@ def test_a_kill_while_it_is_rewritten_loses_nothing(
 def test_a_kill_while_a_damaged_file_is_replaced_keeps_it(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for at in ("sync_file", "publish"):
+    for at in ("sync_file", "replace"):
         path.write_bytes(b"")
         with Journal(path) as journal:
             journal.write([answer(1), answer(2)])
         flip(path, 90, 1)
         damaged = path.read_bytes()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(journal_file, at, interrupted)
+            patch.setattr(os if at == "replace" else journal_file, at, interrupted)
             Journal(path).done_jobs()
         assert path.read_bytes() == damaged
         with Journal(path) as journal:

@@ -247,7 +247,11 @@ def test_no_model_library_is_loaded_where_nothing_is_encoded(
         "heavy = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)\n"
         "print(json.dumps([r.n_shipped, r.n_encoded, sorted(heavy)]))"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    # From a file: with -c, DuckDB takes itself for interactive and may draw a progress bar on stdout.
+    (tmp_path / "program.py").write_text(program)
+    run = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=300
+    )
     assert run.returncode == 0, run.stderr
     n_shipped, n_encoded, heavy = json.loads(run.stdout)
     assert n_shipped >= 3 and n_encoded == 0 and heavy == []

@@ -30,7 +30,51 @@ from scvec.ingest.cells.readers.checks import check_h5ad
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["check_output", "read_parameters", "replacing", "write_annotated", "write_table", "write_tables"]
+__all__ = [
+    "CELLTYPIST",
+    "check_output",
+    "earlier_names",
+    "read_parameters",
+    "replacing",
+    "write_annotated",
+    "write_table",
+    "write_tables",
+]
+
+#: Columns of an annotation behind its key.
+_OWN = (
+    "label confidence novelty status label_knn label_head label_broad cl_id set set_size majority cluster"
+).split()
+#: Columns under the names of CellTypist, which other tools write, too.
+CELLTYPIST = ("predicted_labels", "over_clustering", "majority_voting", "conf_score")
+
+
+def earlier_names(uns: Mapping[str, Any], key: str | None) -> dict[str, list[str]]:
+    """Return what an earlier annotation left, by part of the AnnData: ``obs``, ``obsm`` and ``uns``.
+
+    Names that begin with the key are scvec's. Columns of CellTypist's names are where ``uns[key]`` says so.
+
+    Parameters
+    ----------
+    uns
+        The unstructured annotation: a dict, or the group of an h5ad.
+    key
+        ``key_added`` of the annotation; None for no annotation, which left nothing.
+    """
+    if key is None:
+        return {"obs": [], "obsm": [], "uns": []}
+    entry = uns.get(key)
+    told = entry.get("columns") if isinstance(entry, Mapping | h5py.Group) else None
+    if isinstance(told, h5py.Dataset):
+        told = told[()] if told.shape == () else None
+    celltypist = CELLTYPIST if told is not None and _text(told) == "celltypist" else ()
+    columns = [*(f"{key}_{name}" for name in _OWN), *celltypist]
+    return {
+        "obs": columns,
+        "obsm": [f"X_{key}", f"X_{key}_umap", f"{key}_proba", f"{key}_set"],
+        "uns": [key, *(f"{name}_colors" for name in columns)],
+    }
+
 
 _GZIP = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 # Room for what HDF5 keeps beside the values, generous: per file and per entry.
@@ -97,6 +141,7 @@ def write_annotated(
     *,
     checked: bool = False,
     memory: str | int | None = None,
+    replaces: str | None = None,
 ) -> None:
     """Write a copy with columns added; of an h5ad all else is carried over bit for bit.
 
@@ -119,6 +164,8 @@ def write_annotated(
         The file was just checked (:func:`scvec.ingest.cells.readers.contents_of`): do not read it again.
     memory
         What may be used where cells are not copied as they lie: of folders and of Cell Ranger's files.
+    replaces
+        Key of an earlier annotation, of which nothing is left (:func:`earlier_names`); none when None.
 
     Raises
     ------
@@ -136,14 +183,14 @@ def write_annotated(
             )
     if not isinstance(source, str | os.PathLike):
         out = check_output(out_path)
-        _write_object(source, out, columns, obsm, uns)
+        _write_object(source, out, columns, obsm, uns, replaces)
         return
     out = check_output(out_path, source)
     if kind_of(source, parse_memory(memory), checked=checked) != "h5ad":
         uns = {name: _storable(value) for name, value in uns.items()}
         with replacing(out) as temporary:
             write_as_h5ad(Path(source), temporary, _room(obs, obsm, uns), memory)
-            _annotate(temporary, columns, obsm, uns, str(source))
+            _annotate(temporary, columns, obsm, uns, str(source), replaces)
         return
     with h5py.File(source, "r") as file:
         old = not isinstance(file.get("obs"), h5py.Group) or "raw.X" in file
@@ -153,12 +200,12 @@ def write_annotated(
         with reading(str(source)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the age of the file, which ends here
             adata = anndata.read_h5ad(source)
-        _write_object(adata, out, columns, obsm, uns)
+        _write_object(adata, out, columns, obsm, uns, replaces)
         return
     uns = {name: _storable(value) for name, value in uns.items()}
     with replacing(out) as temporary:
         _copy_with_room(Path(source), temporary, _room(obs, obsm, uns))
-        _annotate(temporary, columns, obsm, uns, str(source))
+        _annotate(temporary, columns, obsm, uns, str(source), replaces)
 
 
 def _room(obs: pd.DataFrame, obsm: Mapping[str, Any], uns: Mapping[str, Any]) -> int:
@@ -168,9 +215,20 @@ def _room(obs: pd.DataFrame, obsm: Mapping[str, Any], uns: Mapping[str, Any]) ->
 
 
 def _annotate(
-    path: Path, columns: dict[str, Any], obsm: Mapping[str, Any], uns: Mapping[str, Any], source: str
+    path: Path,
+    columns: dict[str, Any],
+    obsm: Mapping[str, Any],
+    uns: Mapping[str, Any],
+    source: str,
+    replaces: str | None,
 ) -> None:
     with h5py.File(path, "r+", locking="best-effort") as file:
+        earlier = earlier_names(file["uns"] if isinstance(file.get("uns"), h5py.Group) else {}, replaces)
+        _remove_columns(file["obs"], [name for name in earlier["obs"] if name not in columns], source)
+        for part, added in (("obsm", obsm), ("uns", uns)):
+            for name in earlier[part]:
+                if name not in added and part in file and name in file[part]:
+                    del file[part][name]
         _add_columns(file["obs"], columns, source)
         _add_entries(file, "obsm", obsm)
         _add_entries(file, "uns", uns)
@@ -209,6 +267,20 @@ def _n_bytes(value: Any) -> int:
 
 def _n_entries(value: Any) -> int:
     return 1 + sum(map(_n_entries, value.values())) if isinstance(value, Mapping) else 1
+
+
+def _remove_columns(group: h5py.Group, names: list[str], source: str) -> None:
+    with reading(source, "obs"):
+        order = [_text(column) for column in group.attrs["column-order"]]
+    gone = [name for name in names if name in order]
+    categories = group.get("__categories")  # of anndata before 0.8
+    for name in gone:
+        del group[name]
+        if isinstance(categories, h5py.Group) and name in categories:
+            del categories[name]
+    if gone:
+        left = [name for name in order if name not in gone]
+        group.attrs["column-order"] = np.array(left, dtype=h5py.string_dtype())
 
 
 def _add_columns(group: h5py.Group, columns: dict[str, Any], source: str) -> None:
@@ -268,7 +340,12 @@ def _shrinks(value: Any) -> bool:
 
 
 def _write_object(
-    adata: AnnData, out: Path, columns: dict[str, Any], obsm: Mapping[str, Any], uns: Mapping[str, Any]
+    adata: AnnData,
+    out: Path,
+    columns: dict[str, Any],
+    obsm: Mapping[str, Any],
+    uns: Mapping[str, Any],
+    replaces: str | None,
 ) -> None:
     """Write an AnnData object with additions, through a second one that shares its arrays."""
     from anndata.io import write_elem
@@ -277,12 +354,14 @@ def _write_object(
         adata = adata.to_memory()
     if any(len(values) != adata.n_obs for values in columns.values()):
         raise ValueError(f"rows of annotation do not match {adata.n_obs} cells")
+    earlier = earlier_names(adata.uns, replaces)
     table = adata.obs.copy(deep=False)
+    table = table.drop(columns=[name for name in earlier["obs"] if name not in columns], errors="ignore")
     for name, values in columns.items():
         table[name] = pd.Series(values, index=table.index) if isinstance(values, pd.Categorical) else values
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # repeated names are the caller's, who has been told
-        copy = _shallow_copy(adata, table, obsm, uns)
+        copy = _shallow_copy(adata, table, obsm, uns, earlier)
     # Into memory first, where the cells are anyway: HDF5 must not meet a full disk (see _copy_with_room).
     image = io.BytesIO()
     with h5py.File(image, "w") as file:
@@ -292,17 +371,25 @@ def _write_object(
 
 
 def _shallow_copy(
-    adata: AnnData, obs: pd.DataFrame, obsm: Mapping[str, Any], uns: Mapping[str, Any]
+    adata: AnnData,
+    obs: pd.DataFrame,
+    obsm: Mapping[str, Any],
+    uns: Mapping[str, Any],
+    earlier: Mapping[str, list[str]],
 ) -> AnnData:
     import anndata
 
     raw = adata.raw
+    own_obsm, own_uns = (
+        {name: value for name, value in entries.items() if name not in earlier[part]}
+        for part, entries in (("obsm", adata.obsm), ("uns", adata.uns))
+    )
     return anndata.AnnData(
         X=adata.X,
         obs=obs,
         var=adata.var,
-        uns={**adata.uns, **{name: _storable(value) for name, value in uns.items()}},
-        obsm={**adata.obsm, **{name: np.asarray(values) for name, values in obsm.items()}},
+        uns={**own_uns, **{name: _storable(value) for name, value in uns.items()}},
+        obsm={**own_obsm, **{name: np.asarray(values) for name, values in obsm.items()}},
         varm=dict(adata.varm),
         layers=dict(adata.layers),
         obsp=dict(adata.obsp),
