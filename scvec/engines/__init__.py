@@ -15,10 +15,10 @@ from scvec.base.parallel import n_cores, side_by_side
 
 if TYPE_CHECKING:
     from scvec.base.types import CellEncoder, Float32, Int64, Progress
-    from scvec.ingest.genes.names import GeneMap
     from scvec.model.matching import MatchedSource
     from scvec.model.query_options import QueryOptions
     from scvec.model.reference import Prediction, ReferenceModel
+    from scvec.model.resolvers import GeneMap
     from scvec.stores.store.reference_reader import StoredReference
     from scvec.stores.store.store import Store
 

@@ -2,19 +2,410 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from scvec.base.types import SPECIES, GeneMatch, Progress, no_progress
+import numpy as np
+import numpy.typing as npt
+
+from scvec.base.errors import InputError
+from scvec.base.results import count_text
+from scvec.base.types import SPECIES, Bool, Float32, GeneMatch, Progress, Species, no_progress
 
 if TYPE_CHECKING:
-    from scvec.ingest.genes.names import GeneResolver
+    import pandas as pd
+
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.store import Store
 
-__all__ = ["ensure_knowledge", "resolve", "resolver_of", "snapshot_resolver", "stored_resolver"]
+__all__ = [
+    "GeneMap",
+    "GeneResolver",
+    "ensure_knowledge",
+    "resolve",
+    "resolver_of",
+    "snapshot_resolver",
+    "stored_resolver",
+]
+
+_ENSEMBL = re.compile(r"ENS(MUS)?G\d{11}", re.IGNORECASE)
+_ENSEMBL_FULL = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
+_ENSEMBL_PART = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", re.IGNORECASE)
+_ENTREZ = re.compile(r"(?:entrez:|GeneID:)?(\d+)", re.IGNORECASE)
+_PREFIX = re.compile(r"(GRCh3[78]|hg19|hg38|GRCm3[89]|mm9|mm10|mm39)(?:-2020-A)?_+(?=.)", re.IGNORECASE)
+_SUFFIX = re.compile(r"(.+)[-.](\d{1,3})")
+_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_DATE = re.compile(rf"\d{{1,2}}-(?:{_MONTHS})|(?:{_MONTHS})-\d{{1,2}}", re.IGNORECASE)
+_EDGES = "_|-:;,./ \t()[]"
+
+# Which names decide, best first. The second word of each pair is the kind in the aliases table.
+_EXACT = ("symbol", "ensembl", "entrez", "previous", "alias")
+_ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids"}
+
+#: A name is a gene, several genes (ambiguous), or nothing.
+_Hit = tuple[tuple[str, ...], str]
+_MISS: _Hit = ((), "")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GeneMap:
+    """How the columns of a data set become the genes of a reference.
+
+    Attributes
+    ----------
+    weights
+        (n_names, n_target) scipy CSR float32: ``counts @ weights`` are counts over the target genes.
+    via_orthologs
+        Whether the names are of another species than the targets.
+    measured
+        (n_target,) bool: target genes that at least one name stands for.
+    notes
+        What a user should know about it.
+    """
+
+    weights: Any
+    via_orthologs: bool
+    measured: Bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> Bool:
+        """(n_names,) bool: names that stand for a target gene."""
+        used: Bool = np.diff(self.weights.indptr) > 0
+        return used
+
+    def select(self, targets: npt.NDArray[np.int64]) -> GeneMap:
+        """Return the map onto some of the target genes."""
+        return replace(self, weights=self.weights[:, targets], measured=self.measured[targets])
+
+    def scaled(self, factors: Float32) -> GeneMap:
+        """Return the map with each target gene's counts multiplied by its factor, (n_target,)."""
+        weights = self.weights.copy()
+        weights.data = weights.data * factors[weights.indices]
+        return replace(self, weights=weights)
+
+
+class _Names:
+    """The names of one species' genes, by kind of name, exact and with case folded."""
+
+    def __init__(self) -> None:
+        self.exact: dict[str, dict[str, tuple[str, ...]]] = {kind: {} for kind in _EXACT}
+        self.folded: dict[str, dict[str, tuple[str, ...]]] = {"symbol": {}, "other": {}}
+
+    def add(self, kind: str, names: Iterable[str], gene_ids: Iterable[str]) -> None:
+        table = self.exact.get(kind)
+        if table is None:
+            return
+        folded = self.folded["symbol" if kind == "symbol" else "other"]
+        fold = kind in ("symbol", "previous", "alias")
+        for name, gene_id in zip(names, gene_ids, strict=True):
+            if kind == "ensembl":
+                name = name.upper()
+            for key, into in ((name, table), (name.lower(), folded)) if fold else ((name, table),):
+                old = into.get(key)
+                if old is None:
+                    into[key] = (gene_id,)
+                elif gene_id not in old:
+                    into[key] = tuple(sorted((*old, gene_id)))
+
+    def plain(self, name: str) -> _Hit:
+        """The genes of a name as it stands, at the best level where it names any."""
+        hit = self.exact["symbol"].get(name)
+        if hit:
+            return hit, "symbol"
+        if "." in name:
+            # R's make.names writes NKX6-1 as NKX6.1, which happens to be an old name of NKX6-2 as well.
+            hit = self.exact["symbol"].get(name.replace(".", "-"))
+            if hit:
+                return hit, "composite"
+        ensembl = _ENSEMBL_FULL.fullmatch(name)
+        if ensembl:
+            hit = self.exact["ensembl"].get(ensembl[1].upper())
+            return (hit, "ensembl") if hit else _MISS
+        entrez = _ENTREZ.fullmatch(name)
+        if entrez:
+            hit = self.exact["entrez"].get(entrez[1].lstrip("0"))
+            if hit:
+                return hit, "entrez"
+        for kind in ("previous", "alias"):
+            hit = self.exact[kind].get(name)
+            if hit:
+                return hit, kind
+        key = name.lower()
+        for table in self.folded.values():
+            hit = table.get(key)
+            if hit:
+                return hit, "case"
+        return _MISS
+
+
+class GeneResolver:
+    """Finds the genes that names stand for.
+
+    Parameters
+    ----------
+    aliases
+        Columns ``gene_id``, ``species``, ``name`` and ``kind`` (``symbol``, ``previous``, ``alias``,
+        ``ensembl`` or ``entrez``).
+    orthologs
+        Columns ``human_gene_id``, ``mouse_gene_id`` and ``kind`` (``one2one``, ...).
+    """
+
+    def __init__(self, aliases: pd.DataFrame, orthologs: pd.DataFrame) -> None:
+        self._names: dict[str, _Names] = {species: _Names() for species in SPECIES}
+        self._symbol: dict[str, str] = {}
+        # Object arrays, because these columns are walked once in Python.
+        kinds, species = (aliases[c].to_numpy(dtype=object) for c in ("kind", "species"))
+        names, ids = (aliases[c].to_numpy(dtype=object) for c in ("name", "gene_id"))
+        for one in SPECIES:
+            for kind in _EXACT:
+                mask = (kinds == kind) & (species == one)
+                self._names[one].add(kind, names[mask], ids[mask])
+        official = kinds == "symbol"
+        self._symbol = dict(zip(ids[official], (n.lower() for n in names[official]), strict=True))
+        self._orthologs: dict[str, dict[str, dict[str, str]]] = {"human": {}, "mouse": {}}
+        pairs = (orthologs[c].to_numpy(dtype=object) for c in ("human_gene_id", "mouse_gene_id", "kind"))
+        for human, mouse, kind in zip(*pairs, strict=True):
+            self._orthologs["human"].setdefault(human, {})[mouse] = kind
+            self._orthologs["mouse"].setdefault(mouse, {})[human] = kind
+
+    def resolve(self, names: Sequence[str], species: Species | str = "auto") -> GeneMatch:
+        """Find the gene of each name.
+
+        The best level at which a name is known decides: official symbol, Ensembl id (its version does not
+        count), Entrez id, previous symbol, alias, any of these but for case; then composite names
+        (``HLA-A_ENSG00000206503``, ``GRCh38_INS``); then names made unique (``TBCE-1``). A name of several
+        genes at its best level is ambiguous and stays unmatched.
+
+        Parameters
+        ----------
+        names
+            Gene names of a data set, length n.
+        species
+            ``human``, ``mouse``, or ``auto``: the species that more names are exact official symbols or
+            ids of.
+
+        Raises
+        ------
+        InputError
+            ``species`` is none of these.
+        """
+        given = tuple(str(name) for name in names)
+        notes: list[str] = []
+        chosen, note = self._species(given, species)
+        notes += note
+        table = self._names[chosen]
+        cache: dict[str, _Hit] = {}
+        foreign = dates = 0
+        gene_ids: list[str | None] = []
+        how: list[str] = []
+        ambiguous: dict[str, tuple[str, ...]] = {}
+        for name in given:
+            hit = cache.get(name)
+            if hit is None:
+                hit = cache[name] = _resolve_one(table, name.strip(), chosen)
+            genes, level = hit
+            foreign += level == "foreign"
+            dates += level == "date"
+            gene_ids.append(genes[0] if len(genes) == 1 else None)
+            how.append(level if len(genes) == 1 else "ambiguous" if genes else "")
+            if len(genes) > 1:
+                ambiguous[name] = genes
+        notes += _notes(gene_ids, ambiguous, foreign, dates, chosen)
+        return GeneMatch(
+            names=given,
+            gene_ids=tuple(gene_ids),
+            how=tuple(how),
+            species=chosen,
+            id_type=_id_type(how),
+            ambiguous=ambiguous,
+            notes=tuple(notes),
+        )
+
+    def _species(self, names: tuple[str, ...], species: str) -> tuple[Species, list[str]]:
+        if species != "auto":
+            for known in SPECIES:
+                if species == known:
+                    return known, []
+            raise InputError(f"unknown species {species!r}", "species", "use human, mouse or auto")
+        unique = dict.fromkeys(name.strip() for name in names)
+        scores = {s: self._score(unique, s, exact=True) for s in SPECIES}
+        if scores["human"] == scores["mouse"]:
+            scores = {s: self._score(unique, s, exact=False) for s in SPECIES}
+        if scores["human"] == scores["mouse"]:
+            return "human", ["the gene names do not show the species: human was assumed"]
+        best: Species = "human" if scores["human"] > scores["mouse"] else "mouse"
+        other: Species = "mouse" if best == "human" else "human"
+        if scores[other] > 0.2 * scores[best] and scores[other] >= 10:
+            return best, [
+                f"{scores[other]:,} gene names are of {other}, {scores[best]:,} of {best}: "
+                f"taken as {best}, name the species if that is wrong"
+            ]
+        return best, []
+
+    def _score(self, names: Iterable[str], species: Species, *, exact: bool) -> int:
+        table = self._names[species]
+        if not exact:
+            return sum(len(_resolve_one(table, name, species)[0]) == 1 for name in names)
+        score = 0
+        for name in names:
+            prefix = _PREFIX.match(name) if "_" in name else None
+            if prefix:
+                score += _prefix_species(prefix[1]) == species
+            elif name in table.exact["symbol"] or name in table.exact["entrez"]:
+                score += 1
+            elif "ENS" in name:
+                found = _ENSEMBL.search(name)
+                score += found is not None and (found[1] is None) == (species == "human")
+        return score
+
+    def map_to(self, match: GeneMatch, target_gene_ids: Sequence[str], target_species: Species) -> GeneMap:
+        """Weigh how the matched names become the genes of a reference.
+
+        Within a species a name stands for its gene. Across species it stands for the orthologs among the
+        targets: the one-to-one partner or the one of the same symbol, where there is one, gets all; else
+        they share evenly. Several names of one target are summed (mouse ``Ins1`` and ``Ins2`` are human
+        ``INS``).
+
+        Parameters
+        ----------
+        match
+            What :meth:`resolve` found, n names.
+        target_gene_ids
+            Gene ids of the reference, unique.
+        target_species
+            Their species.
+        """
+        from scipy import sparse
+
+        column = {gene_id: j for j, gene_id in enumerate(target_gene_ids)}
+        if len(column) != len(target_gene_ids):
+            raise InputError("a gene id occurs twice among the target genes", "", "give every gene once")
+        via = match.species != target_species
+        shares: dict[str, list[tuple[int, float]]] = {}
+        rows: list[int] = []
+        columns: list[int] = []
+        weights: list[float] = []
+        for i, gene_id in enumerate(match.gene_ids):
+            if gene_id is None:
+                continue
+            share = shares.get(gene_id)
+            if share is None:
+                share = self._share(gene_id, match.species, column) if via else _own(gene_id, column)
+                shares[gene_id] = share
+            for j, weight in share:
+                rows.append(i)
+                columns.append(j)
+                weights.append(weight)
+        shape = (len(match.names), len(target_gene_ids))
+        csr = sparse.csr_matrix((np.array(weights, dtype=np.float32), (rows, columns)), shape=shape)
+        csr.sort_indices()
+        measured = np.zeros(shape[1], dtype=bool)
+        measured[csr.indices] = True
+        notes = []
+        if via:
+            used = int((np.diff(csr.indptr) > 0).sum())
+            notes.append(
+                f"{match.species} genes were mapped to {target_species} through orthologs: {used:,} of "
+                f"{match.n_matched:,} matched genes stand for {int(measured.sum()):,} of {shape[1]:,}"
+            )
+        return GeneMap(csr, via, measured, tuple(notes))
+
+    def _share(self, gene_id: str, species: Species, column: dict[str, int]) -> list[tuple[int, float]]:
+        partners = self._orthologs[species].get(gene_id, {})
+        there = sorted(p for p in partners if p in column)
+        if not there:
+            return []
+        symbol = self._symbol.get(gene_id)
+        for best in (
+            [p for p in there if partners[p] == "one2one"],
+            [p for p in there if symbol is not None and self._symbol.get(p) == symbol],
+        ):
+            if best:
+                there = best
+                break
+        return [(column[p], 1.0 / len(there)) for p in there]
+
+
+def _own(gene_id: str, column: dict[str, int]) -> list[tuple[int, float]]:
+    j = column.get(gene_id)
+    return [] if j is None else [(j, 1.0)]
+
+
+def _resolve_one(table: _Names, name: str, species: Species) -> _Hit:
+    hit = table.plain(name)
+    if hit[0] or not name:
+        return hit
+    prefix = _PREFIX.match(name)
+    if prefix:
+        if _prefix_species(prefix[1]) != species:
+            return (), "foreign"
+        genes, _ = _resolve_one(table, name[prefix.end() :], species)
+        return genes, "composite"
+    part = _ENSEMBL_PART.search(name)
+    if part:
+        return _composite(table, part[1], (name[: part.start()] + " " + name[part.end() :]).strip(_EDGES))
+    if _DATE.fullmatch(name):
+        return (), "date"
+    suffix = _SUFFIX.fullmatch(name)
+    if suffix:
+        genes, _ = table.plain(suffix[1])
+        if genes:
+            return genes, "unique-suffix"
+    return _MISS
+
+
+def _composite(table: _Names, ensembl: str, rest: str) -> _Hit:
+    by_id = table.exact["ensembl"].get(ensembl.upper(), ())
+    by_name, level = table.plain(rest) if rest else _MISS
+    both = tuple(g for g in by_id if g in by_name)
+    if both:
+        return both, "composite"
+    if by_id and by_name and level == "symbol":
+        # The two halves are official names of different genes: nothing says which is meant.
+        return tuple(sorted({*by_id, *by_name})), "composite"
+    return (by_id or by_name), "composite"
+
+
+def _prefix_species(prefix: str) -> Species:
+    return "human" if prefix.lower().startswith(("grch", "hg")) else "mouse"
+
+
+def _id_type(how: Sequence[str]) -> str:
+    kinds = Counter(_ID_TYPES.get(h, "symbols") for h in how if h not in ("", "ambiguous"))
+    return kinds.most_common(1)[0][0] if kinds else "symbols"
+
+
+def _notes(
+    gene_ids: Sequence[str | None],
+    ambiguous: dict[str, tuple[str, ...]],
+    foreign: int,
+    dates: int,
+    species: Species,
+) -> list[str]:
+    notes = []
+    times = Counter(g for g in gene_ids if g is not None)
+    repeated = sum(n for n in times.values() if n > 1)
+    if repeated:
+        genes = sum(n > 1 for n in times.values())
+        notes.append(
+            f"{repeated:,} names stand for {count_text(genes, 'gene')} under several names: counts are summed"
+        )
+    if ambiguous:
+        some = ", ".join(list(ambiguous)[:3])
+        notes.append(
+            f"left out {count_text(len(ambiguous), 'name')} that could be several genes, such as {some}"
+        )
+    if foreign:
+        notes.append(f"{foreign:,} names have the genome prefix of another species than {species}")
+    if dates:
+        notes.append(f"{dates:,} names look like dates (a spreadsheet turned MARCH1 into 1-Mar): left out")
+    return notes
 
 
 def ensure_knowledge(kb: KnowledgeBase, *, progress: Progress = no_progress) -> bool:
@@ -34,7 +425,6 @@ _last: dict[str, GeneResolver] = {}
 
 def resolver_of(kb: KnowledgeBase, digest: str | None = None) -> GeneResolver:
     """Return the resolver over all names that the knowledge base knows, whose digest may be known."""
-    from scvec.ingest.genes.names import GeneResolver
 
     if digest is not None and digest in _last:
         return _last[digest]

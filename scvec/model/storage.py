@@ -18,7 +18,7 @@ from scvec.model.encoder_models import stored_models
 from scvec.model.heldout import TrainingSample
 from scvec.model.novelty import Spread
 from scvec.model.reference import ReferenceModel
-from scvec.stores.index.gpu import on_device
+from scvec.stores.index.flat import on_device
 
 if TYPE_CHECKING:
     from scvec.base.types import Float32, VectorIndex

@@ -2,25 +2,385 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from http.cookies import CookieError, SimpleCookie
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import parse_qs
 
-from scvec.base.errors import InputError
-from scvec.web.jobs import Limits
+from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from scvec import __version__
+from scvec.base.errors import InputError, ResourceError, ScvecError
+from scvec.model.query_options import QueryOptions
+from scvec.web.child import FILES, UPLOAD
+from scvec.web.jobs import Busy, Jobs, Limits
 
 if TYPE_CHECKING:
-    from scvec.web.guard import Guard
     from scvec.web.jobs import Jobs
 
-__all__ = ["guarded_app", "serve"]
+__all__ = ["Guard", "guarded_app", "make_app", "serve"]
+
+_PAGES = files("scvec") / "data" / "page"
+_ASSETS = {
+    "base.css": "text/css; charset=utf-8",
+    "app.css": "text/css; charset=utf-8",
+    "app.js": "text/javascript; charset=utf-8",
+}
+#: A report is a page of others' data: it may run its own scripts and save files, and is of no origin.
+_SANDBOX = "sandbox allow-scripts allow-downloads"
+
+JobId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$")]
+Text = Annotated[str, Query(min_length=1, max_length=500)]
+Where = Annotated[str | None, Query(max_length=500, description="SQL condition")]
+Name = Annotated[str | None, Query(max_length=200)]
+Hits = Annotated[int, Query(ge=1, le=200)]
+Species = Literal["auto", "human", "mouse"]
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"description": what, "content": {"application/json": {}}}
+    for code, what in {
+        400: "what was asked cannot be done; says why",
+        401: "the token is missing",
+        404: "there is no such thing",
+        413: "the file is too large",
+        422: "a parameter is not what it should be",
+        429: "too many jobs are waiting",
+    }.items()
+}
+
+
+def make_app(store: Path, jobs: Jobs, folder: Path, limits: Limits) -> FastAPI:
+    """Return the application.
+
+    Parameters
+    ----------
+    folder
+        Where uploads go.
+    """
+    app = FastAPI(
+        title="scvec",
+        version=__version__,
+        summary="Names cells by a reference, and finds genes and cells.",
+        openapi_url="/api/openapi.json",
+        # Their pages fetch scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        responses=_ERRORS,
+    )
+    _errors(app)
+    _pages(app)
+    _search(app, store)
+    _jobs(app, store, jobs, folder, limits)
+
+    @app.get("/api/info")
+    def info() -> dict[str, Any]:
+        """Tell what the store holds, and the limits of this server."""
+        from scvec.stores.store.store import Store
+
+        opened = Store(store)
+        references = [
+            {
+                "name": name,
+                "species": meta["species"],
+                "n_cells": opened.reference(name).n,
+                "labels": meta["counts"],
+            }
+            for name, meta in opened.references().items()
+        ]
+        return {
+            "version": __version__,
+            "generation": opened.generation.number,
+            "references": references,
+            "limits": {"upload": limits.upload, "memory": limits.memory, "seconds": limits.seconds},
+        }
+
+    return app
+
+
+def _errors(app: FastAPI) -> None:
+    def told(status: int, error: ScvecError) -> JSONResponse:
+        return JSONResponse({"error": error.body()}, status_code=status)
+
+    @app.exception_handler(ScvecError)
+    async def ours(request: Request, error: ScvecError) -> JSONResponse:
+        status = 429 if isinstance(error, Busy) else 400 if isinstance(error, InputError) else 503
+        return told(507 if isinstance(error, ResourceError) else status, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return told(422, InputError(str(first["msg"]), where, code="usage"))
+
+    @app.exception_handler(404)
+    async def missing(request: Request, error: Exception) -> JSONResponse:
+        what = str(getattr(error, "detail", "")) or "there is no such page"
+        return told(404, InputError(what, code="not-found"))
+
+
+def _pages(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        return Response((_PAGES / "app.html").read_bytes(), media_type="text/html; charset=utf-8")
+
+    @app.get("/assets/{name}", include_in_schema=False)
+    def asset(name: str) -> Response:
+        if name not in _ASSETS:
+            raise HTTPException(404, "there is no such file")
+        return Response((_PAGES / name).read_bytes(), media_type=_ASSETS[name])
+
+
+def _search(app: FastAPI, store: Path) -> None:
+    @app.get("/api/search/genes")
+    def search_genes(q: Text, k: Hits = 10, species: Species = "auto", where: Where = None) -> dict[str, Any]:
+        """Find genes that a text is about."""
+        from scvec.workflows.search_genes import search_genes as search
+
+        return search(store, q, k=k, species=species, where=where).to_dict()
+
+    @app.get("/api/search/cells")
+    def search_cells(
+        q: Annotated[str, Query(max_length=500)] = "",
+        like: Name = None,
+        reference: Name = None,
+        k: Hits = 10,
+        where: Where = None,
+    ) -> dict[str, Any]:
+        """Find cells of a reference that a text is about, or that are like one (``like``)."""
+        from scvec.workflows.search_cells import search_cells as search
+
+        return search(store, q, like=like, reference=reference, k=k, where=where).to_dict()
+
+
+def _jobs(app: FastAPI, store: Path, jobs: Jobs, folder: Path, limits: Limits) -> None:
+    @app.post("/api/jobs", status_code=202)
+    async def upload(
+        file: Annotated[UploadFile, File(description="an h5ad file")],
+        reference: Annotated[str | None, Form(max_length=200)] = None,
+        species: Annotated[Species, Form()] = "auto",
+        values: Annotated[str, Form(max_length=20)] = "auto",
+    ) -> dict[str, Any]:
+        """Upload cells to be annotated. They are read by a process of its own, under limits."""
+        from scvec.stores.store.store import Store
+        from scvec.workflows.query import only_reference
+
+        opened = Store(store)
+        name = only_reference(opened, reference or None)
+        options = QueryOptions(reference=name, species=species, values=values)
+        opened.reference(name)
+        number, target = jobs.new_folder()
+        try:
+            await run_in_threadpool(_save, file, target / UPLOAD)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        return jobs.add(number, file.filename or "", options).to_dict()
+
+    @app.get("/api/jobs/{job}")
+    def job(job: JobId) -> dict[str, Any]:
+        """Tell how far a job is, and what came of it."""
+        found = jobs.get(job)
+        if found is None:
+            raise HTTPException(404, "there is no such job (any more)")
+        return found.to_dict()
+
+    @app.delete("/api/jobs/{job}")
+    def cancel(job: JobId) -> dict[str, Any]:
+        """Stop a job and delete its files."""
+        if not jobs.cancel(job):
+            raise HTTPException(404, "there is no such job (any more)")
+        return {"id": job, "status": "deleted"}
+
+    @app.get("/api/jobs/{job}/files/{name}", response_class=FileResponse)
+    def result(
+        job: JobId,
+        name: Literal["annotated.h5ad", "labels.csv", "report.html", "report.json", "annotate.sh"],
+    ) -> FileResponse:
+        """Return a file of a job that is done."""
+        path = jobs.file(job, name)
+        if path is None:
+            raise HTTPException(404, "there is no such file (yet)")
+        if name == "report.html":
+            headers = {"content-security-policy": _SANDBOX}
+            return FileResponse(path, media_type=FILES[name], headers=headers)
+        return FileResponse(path, media_type=FILES[name], filename=name)
+
+
+def _save(file: UploadFile, target: Path) -> None:
+    with target.open("xb") as out:
+        shutil.copyfileobj(file.file, out, 1 << 20)
+
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Under this policy a page runs scripts of this server, and talks to nobody else.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "x-frame-options": "DENY",
+}
+#: Bytes of any request but an upload, and what a form adds to an upload.
+SMALL = 64 * 1024
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class Guard:
+    """Lets through what has the token, is meant for this host, and is not too large.
+
+    Parameters
+    ----------
+    hosts
+        Values of the Host header that are ours. Another one comes from a name that somebody let point here
+        (DNS rebinding).
+    token
+        What to ask for; None for nothing.
+    cookie
+        Name of the cookie that holds the token.
+    max_upload
+        Bytes of an upload.
+    """
+
+    def __init__(
+        self, app: App, *, hosts: frozenset[str], token: str | None, cookie: str, max_upload: int
+    ) -> None:
+        self.app, self.hosts, self.token, self.cookie = app, hosts, token, cookie
+        self.max_upload = max_upload
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        if headers.get("host", "") not in self.hosts:
+            return await _refuse(send, 421, "this server has another name", code="host-refused")
+        if not self._same_origin(scope, headers):
+            return await _refuse(send, 403, "requests from other pages are refused", code="origin-refused")
+        if scope["path"] == "/" and scope["method"] == "GET" and self._by_address(scope):
+            return await self._welcome(send)
+        if not self._known(headers):
+            return await _refuse(
+                send, 401, "open the address that scvec serve printed: it holds a token", code="token-needed"
+            )
+        await self._limited(scope, headers, receive, _dressed(send))
+
+    def _same_origin(self, scope: Scope, headers: dict[str, str]) -> bool:
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return True
+        origin = headers.get("origin")
+        # Programs send none; browsers always do with what changes something.
+        return origin is None or origin.split("://", 1)[-1] == headers["host"]
+
+    def _fits(self, given: str) -> bool:
+        return self.token is None or hmac.compare_digest(given.encode(), self.token.encode())
+
+    def _by_address(self, scope: Scope) -> bool:
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
+        return self.token is not None and len(given) == 1 and self._fits(given[0])
+
+    def _known(self, headers: dict[str, str]) -> bool:
+        if self.token is None:
+            return True
+        kind, _, value = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and self._fits(value.strip()):
+            return True
+        try:
+            found = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
+        except CookieError:
+            return False
+        return found is not None and self._fits(found.value)
+
+    async def _welcome(self, send: Send) -> None:
+        """Keep the token in a cookie and take it out of the address, which ends up in histories."""
+        cookie = f"{self.cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict"
+        headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0")]
+        await _dressed(send)({"type": "http.response.start", "status": 303, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _limited(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
+        upload = scope["method"] == "POST" and scope["path"] == "/api/jobs"
+        most = SMALL + (self.max_upload if upload else 0)
+        length = headers.get("content-length", "0")
+        told = f"at most {most:,} bytes are taken"
+        if not length.isdigit() or int(length) > most:
+            return await _refuse(send, 413, told, code="upload-too-large")
+        seen, too_large, started = 0, False, False
+
+        async def counted() -> Message:
+            nonlocal seen, too_large
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > most:
+                    too_large = True
+                    raise _TooLarge
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            # Whatever the application makes of a body that broke off is not the answer.
+            if not too_large or started:
+                started = True
+                await send(message)
+
+        with suppress(_TooLarge):
+            await self.app(scope, counted, watched)
+        if too_large and not started:
+            await _refuse(send, 413, told, code="upload-too-large")
+
+
+def _dressed(send: Send) -> Send:
+    """Return ``send`` with headers added that keep browsers on a short leash."""
+
+    async def dressed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            there = {k.decode("latin-1").lower() for k, _ in message["headers"]}
+            extra = {"content-security-policy": POLICY, **HEADERS}
+            added = [(k.encode(), v.encode()) for k, v in extra.items() if k not in there]
+            message = {**message, "headers": [*message["headers"], *added]}
+        await send(message)
+
+    return dressed
+
+
+async def _refuse(send: Send, status: int, what: str, *, code: str) -> None:
+    import json
+
+    body = json.dumps({"error": {"code": code, "what": what, "where": "", "fix": ""}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await _dressed(send)({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -115,8 +475,6 @@ def guarded_app(
     store: Path, jobs: Jobs, folder: Path, limits: Limits, *, host: str, port: int, token: str | None
 ) -> Guard:
     """Return the application behind its guard."""
-    from scvec.web.app import make_app
-    from scvec.web.guard import Guard
 
     names = {host, *LOOPBACK} if host in LOOPBACK else {host}
     hosts = {f"[{n}]:{port}" if ":" in n else f"{n}:{port}" for n in names}

@@ -15,9 +15,8 @@ import pandas as pd
 from scvec.base.errors import InputError
 from scvec.base.results import Record, Report
 from scvec.base.types import SPECIES, Description
-from scvec.ingest.genes.names import GeneResolver
 from scvec.model.gene_vectors import gene_table
-from scvec.model.resolvers import stored_resolver
+from scvec.model.resolvers import GeneResolver, stored_resolver
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.reference_reader import StoredSpace
 from scvec.stores.store.store import Store
