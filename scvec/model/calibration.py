@@ -12,9 +12,9 @@ import numpy.typing as npt
 from scvec.base.arrays import Texts, blocks, coded, release
 from scvec.base.types import Float32
 from scvec.model.classifiers import MEMBERS, log_softmax
-from scvec.model.heldout import HeldOut
 from scvec.model.metrics import expected_calibration_error, macro_f1, reliability
 from scvec.model.novelty import Novelty, signals
+from scvec.model.training import HeldOut
 
 __all__ = ["UNIFORM_MIXING", "Calibration", "Ensemble", "LabelSets", "set_names"]
 

@@ -15,6 +15,7 @@ from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.types import Progress, no_progress
 from scvec.model import metrics
+from scvec.model.annotation import Annotation
 from scvec.model.query_options import QueryOptions
 from scvec.report.evaluation import EvaluationReport, draw, need_matplotlib
 from scvec.workflows.query import query
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvec.celltypes.ontology import ClassOntology
-    from scvec.model.annotation import Annotation
 
 __all__ = ["evaluate"]
 

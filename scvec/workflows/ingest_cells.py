@@ -32,6 +32,7 @@ from scvec.model.matching import (
     match_genes,
     reference_genes,
 )
+from scvec.model.reference import train
 from scvec.model.resolvers import ensure_knowledge, resolver_of
 from scvec.model.storage import FACTOR, N_PROBES, model_state, probe_tensors
 from scvec.model.training import (
@@ -39,7 +40,6 @@ from scvec.model.training import (
     class_tensors,
     incoherent_labels,
     read_sample,
-    train,
     training_workers,
 )
 from scvec.stores.store.store import Store
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvec.base.types import Float32, Space
-    from scvec.model.heldout import TrainingSample
     from scvec.model.reference import ReferenceModel
     from scvec.model.resolvers import GeneMap
+    from scvec.model.training import TrainingSample
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.transaction import Transaction
 
