@@ -28,7 +28,36 @@ from scvec.cli.options import (
 )
 from scvec.model.query_options import QueryOptions
 
-__all__ = ["evaluate", "labels"]
+__all__ = ["demo", "evaluate", "labels"]
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-out"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for the annotated files.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@global_options
+@pass_session
+def demo(session: Session, out: Path, seed: int) -> None:
+    """Annotate real pancreas cells, of held-out donors and of mice, and compare with the true labels.
+
+    These are pancreas cells of held-out donors and of mice. The output shows how many labels are right.
+    The demo makes its store inside DIR, unless you give --store.
+
+    \b
+    Example:
+      scvec demo --out demo-out
+    """
+    from scvec.workflows.demo import demo as demo_
+
+    with session.progress() as progress:
+        report = demo_(out, store=session.store_option, seed=seed, progress=progress)
+    session.show(report)
 
 
 @click.command()
@@ -115,7 +144,6 @@ def evaluate(
     query: Path,
     truth_key: str,
     label_map: Path | None,
-    output: Path | None,
     plot: Path | None,
     **chosen: Any,
 ) -> None:
@@ -137,7 +165,6 @@ def evaluate(
             QueryOptions(**chosen),
             truth_key=truth_key,
             label_map=label_map,
-            output=output,
             plot=plot,
             progress=progress,
         )

@@ -46,8 +46,8 @@ __all__ = [
     "ShardHandle",
     "Task",
     "cause_of",
-    "encode_by_ray",
-    "predict_by_ray",
+    "encode_cells",
+    "predict_cells",
 ]
 
 #: Seconds without an answer after which a process is asked whether it lives, and that it has to say so.
@@ -548,7 +548,7 @@ START = 180.0
 WORKER_RESTARTS, SHARD_RESTARTS = 4, 1
 
 
-def predict_by_ray(
+def predict_cells(
     opened: Store,
     stored: StoredReference,
     matched: MatchedSource,
@@ -609,7 +609,7 @@ def predict_by_ray(
                 yield answer
 
 
-def encode_by_ray(
+def encode_cells(
     encoder: CellEncoder,
     matched: Sequence[MatchedSource],
     maps: Sequence[GeneMap],

@@ -552,6 +552,26 @@ def read_again(annotation: Annotation) -> CellSource:
     return source
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """What is explained.
+
+    Attributes
+    ----------
+    cell, label
+        Name of a cell, or a label that cells were given; one of the two.
+    against
+        Label to compare with; each cell's runner-up when None.
+    n_genes
+        Genes to list, those of the largest contributions.
+    """
+
+    cell: str | None = None
+    label: str | None = None
+    against: str | None = None
+    n_genes: int = 10
+
+
 class Explainer:
     """An annotated data set that is open for questions; close it, or use it as a context manager.
 
@@ -662,19 +682,12 @@ class Explainer:
             return np.arange(self._stored.n), np.asarray(self._stored.vectors)
         return members.rows, np.array(members.index.vectors())  # type: ignore[attr-defined]
 
-    def explain(
-        self,
-        *,
-        cell: str | None = None,
-        label: str | None = None,
-        against: str | None = None,
-        n_genes: int = 10,
-    ) -> Explanation:
-        """Explain a cell or a label: one of the two (see :func:`explain`)."""
-        _one_of(cell, label, n_genes)
-        if cell is not None:
-            return self.cell(cell, against=against, n_genes=n_genes)
-        return self.label(str(label), against=against, n_genes=n_genes)
+    def explain(self, asked: ExplainOptions) -> Explanation:
+        """Explain a cell or a label: one of the two (see :func:`scvec.explain`)."""
+        _one_of(asked.cell, asked.label, asked.n_genes)
+        if asked.cell is not None:
+            return self.cell(asked.cell, against=asked.against, n_genes=asked.n_genes)
+        return self.label(str(asked.label), against=asked.against, n_genes=asked.n_genes)
 
     def cell(self, name: str, *, against: str | None = None, n_genes: int = 10) -> Explanation:
         """Explain the label of one cell."""
