@@ -38,23 +38,15 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "PACKAGED",
-    "POOLINGS",
-    "PRECISIONS",
     "CausalModel",
     "HfBackbone",
-    "Pooling",
-    "cache_folder",
     "find_model",
     "last_vectors",
     "load_language_model",
     "mean_vectors",
-    "packaged_gguf",
     "padded",
-    "precision_for",
     "prompt_around",
     "resolved",
-    "unpacked",
 ]
 
 #: Name -> package that ships the model as a GGUF file.

@@ -473,11 +473,7 @@ class VectorIndex(Protocol):
         ...
 
     def search(
-        self,
-        vectors: Float32,
-        n_neighbors: int,
-        *,
-        subset: npt.NDArray[np.int64] | None = None,
+        self, vectors: Float32, n_neighbors: int, *, subset: npt.NDArray[np.int64] | None = None
     ) -> Neighbors:
         """Return the nearest rows, ascending; ``subset`` restricts the search to those row numbers."""
         ...

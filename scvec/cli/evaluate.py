@@ -63,11 +63,7 @@ def demo(session: Session, out: Path, seed: int) -> None:
 @click.command()
 @click.argument("reference")
 @click.option(
-    "--set",
-    "set_",
-    multiple=True,
-    metavar="LABEL=CL:ID",
-    help="Set the term of a label; may be repeated.",
+    "--set", "set_", multiple=True, metavar="LABEL=CL:ID", help="Set the term of a label; may be repeated."
 )
 @click.option("--unset", multiple=True, metavar="LABEL", help="Remove the term of a label; may be repeated.")
 @global_options
@@ -139,13 +135,7 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
 @global_options
 @pass_session
 def evaluate(
-    session: Session,
-    /,
-    query: Path,
-    truth_key: str,
-    label_map: Path | None,
-    plot: Path | None,
-    **chosen: Any,
+    session: Session, /, query: Path, truth_key: str, label_map: Path | None, plot: Path | None, **chosen: Any
 ) -> None:
     """Annotate labelled cells and compare.
 

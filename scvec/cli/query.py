@@ -209,9 +209,7 @@ class AnnotatedFile:
 
 
 def query_files(
-    paths: Sequence[Path | str],
-    output: Path | str | None = None,
-    report: Path | str | None = None,
+    paths: Sequence[Path | str], output: Path | str | None = None, report: Path | str | None = None
 ) -> list[QueryFile]:
     """Return each file with its outputs.
 

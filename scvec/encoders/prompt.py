@@ -26,22 +26,7 @@ from scvec.encoders.gradient_descent import Schedule, class_weights
 from scvec.encoders.gradient_descent import train as train_loop
 from scvec.encoders.slots import Slots, packed, ranked, split
 
-__all__ = [
-    "INSTRUCTION",
-    "ORDERS",
-    "Batch",
-    "PromptEncoder",
-    "PromptNetwork",
-    "PromptOptions",
-    "PromptOrder",
-    "PromptParts",
-    "Trainer",
-    "check_length",
-    "check_same_model",
-    "held_out_rows",
-    "load_checkpoint",
-    "save_checkpoint",
-]
+__all__ = ["ORDERS", "Batch", "PromptEncoder", "PromptOptions", "held_out_rows"]
 
 #: Divides log1p CP10k, which ends at 9.2, before it is embedded.
 VALUE_SCALE = 5.0

@@ -177,11 +177,7 @@ class GeneStatistics:
     def select(self, genes: npt.NDArray[np.int64]) -> GeneStatistics:
         """Return the statistics of some genes."""
         return GeneStatistics(
-            self.n_cells,
-            self.mean[genes],
-            self.sd[genes],
-            self.linear_mean[genes],
-            self.linear_var[genes],
+            self.n_cells, self.mean[genes], self.sd[genes], self.linear_mean[genes], self.linear_var[genes]
         )
 
 

@@ -34,21 +34,7 @@ if TYPE_CHECKING:
     from scvec.stores.store.reference_reader import StoredReference
     from scvec.stores.store.store import Store
 
-__all__ = [
-    "AnnotateJob",
-    "Annotator",
-    "EncodeJob",
-    "Encoder",
-    "Pool",
-    "Reads",
-    "ReferencePlace",
-    "Shard",
-    "ShardHandle",
-    "Task",
-    "cause_of",
-    "encode_cells",
-    "predict_cells",
-]
+__all__ = ["Pool"]
 
 #: Seconds without an answer after which a process is asked whether it lives, and that it has to say so.
 PATIENCE, GRACE = 30.0, 120.0
@@ -422,10 +408,7 @@ class Pool:
         self._tries: dict[int, int] = {}
 
     def map(
-        self,
-        tasks: Iterator[Task],
-        send: Callable[[Task], Any | None],
-        told: Callable[[Task, int], None],
+        self, tasks: Iterator[Task], send: Callable[[Task], Any | None], told: Callable[[Task, int], None]
     ) -> Iterator[tuple[Task, Any]]:
         """Yield each task and its answer, in the order of the tasks.
 

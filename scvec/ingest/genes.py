@@ -20,26 +20,7 @@ from typing import Any, TextIO, cast
 from scvec.base.errors import InputError
 from scvec.base.types import SPECIES, Description, Gene, Species
 
-__all__ = [
-    "COLUMNS",
-    "EXPECTED",
-    "MAX_NAME",
-    "SPECIES_NAMES",
-    "GeneRecord",
-    "GoFact",
-    "Skipped",
-    "TableFormat",
-    "borrow",
-    "cell_items",
-    "cell_text",
-    "choose",
-    "compose",
-    "entrez_number",
-    "is_date",
-    "read_gene_file",
-    "read_lines",
-    "recognise",
-]
+__all__ = ["GeneRecord", "GoFact", "borrow", "choose", "compose", "is_date", "read_gene_file"]
 
 #: How many terms of each aspect a description may name.
 LIMITS = {"BP": 6, "MF": 4, "CC": 4}

@@ -32,16 +32,13 @@ if TYPE_CHECKING:
     from scvec.stores.store.store import Store
 
 __all__ = [
-    "Evidence",
     "Explainer",
     "Explanation",
     "GeneEvidence",
     "Voter",
     "files_of",
     "generation_of",
-    "origins",
     "same_reference",
-    "voters",
     "weigh",
 ]
 

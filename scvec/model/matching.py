@@ -43,7 +43,6 @@ __all__ = [
     "reference_genes",
     "reference_share",
     "settle_values",
-    "text_partners",
     "with_partners",
 ]
 
@@ -313,10 +312,7 @@ class MatchedSource:
         return self.match.summary(self.source.gene_totals) + extra
 
     def chunks(
-        self,
-        genes: GeneMap,
-        size: int | None = None,
-        rows: npt.NDArray[np.int64] | None = None,
+        self, genes: GeneMap, size: int | None = None, rows: npt.NDArray[np.int64] | None = None
     ) -> Iterator[CellChunk]:
         """Yield cells over the target genes of ``genes``, while the next ones are read."""
 

@@ -90,13 +90,7 @@ class Novelty:
 
     @classmethod
     def fit(
-        cls,
-        found: Float64,
-        depths: Float64,
-        predicted: Int64,
-        n_classes: int,
-        *,
-        shrink: float = 1.0,
+        cls, found: Float64, depths: Float64, predicted: Int64, n_classes: int, *, shrink: float = 1.0
     ) -> Novelty:
         """Learn from held-out cells of known types.
 

@@ -452,10 +452,7 @@ def snapshot_resolver() -> GeneResolver:
     snapshot = Snapshot.open()
     key = f"snapshot {snapshot.version}"
     if key not in _last:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            KnowledgeBase.open(Path(folder) / "genes.duckdb") as kb,
-        ):
+        with tempfile.TemporaryDirectory() as folder, KnowledgeBase.open(Path(folder) / "genes.duckdb") as kb:
             kb.load_snapshot(snapshot=snapshot)
             return resolver_of(kb, key)
     return _last[key]

@@ -35,25 +35,7 @@ if TYPE_CHECKING:
     from scvec.model.explanation import Explanation
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = [
-    "MAX_DRAWN",
-    "Column",
-    "asset",
-    "check_report",
-    "columns_of",
-    "inline_policy",
-    "json_twin",
-    "label_rows",
-    "lay_out",
-    "need_umap",
-    "now",
-    "pack",
-    "provenance",
-    "render",
-    "render_report",
-    "uncertain_cells",
-    "write_report",
-]
+__all__ = ["check_report", "columns_of", "inline_policy", "lay_out", "render_report", "write_report"]
 
 #: Reference cells that the map is made of; more take minutes and show no more.
 MAX_REFERENCE = 8_000

@@ -504,8 +504,7 @@ def _jobs(app: FastAPI, store: Path, jobs: Jobs, folder: Path, limits: Limits) -
 
     @app.get("/api/jobs/{job}/files/{name}", response_class=FileResponse)
     def result(
-        job: JobId,
-        name: Literal["annotated.h5ad", "labels.csv", "report.html", "report.json", "annotate.sh"],
+        job: JobId, name: Literal["annotated.h5ad", "labels.csv", "report.html", "report.json", "annotate.sh"]
     ) -> FileResponse:
         """Return a file of a job that is done."""
         path = jobs.file(job, name)
@@ -773,13 +772,7 @@ def guarded_app(
     names = {host, *LOOPBACK} if host in LOOPBACK else {host}
     hosts = {f"[{n}]:{port}" if ":" in n else f"{n}:{port}" for n in names}
     app: Any = make_app(store, jobs, folder, limits)
-    return Guard(
-        app,
-        hosts=frozenset(hosts),
-        token=token,
-        cookie=f"scvec-{port}",
-        max_upload=limits.upload,
-    )
+    return Guard(app, hosts=frozenset(hosts), token=token, cookie=f"scvec-{port}", max_upload=limits.upload)
 
 
 def need_serve() -> None:

@@ -29,10 +29,8 @@ __all__ = [
     "LONGEST",
     "PROMPT_VERSION",
     "SHORTEST",
-    "ComplementOptions",
     "ComplementReport",
     "ComplementSource",
-    "Estimate",
     "Subject",
     "UnfitError",
     "check_answer",
@@ -535,10 +533,7 @@ def ingest_complement(
                 concurrency=asked.concurrency,
                 progress=progress,
                 spent=lambda: Cost(
-                    requests=0,
-                    tokens_in=budget.tokens_in,
-                    tokens_out=budget.tokens_out,
-                    dollars=budget.spent,
+                    requests=0, tokens_in=budget.tokens_in, tokens_out=budget.tokens_out, dollars=budget.spent
                 ),
             )
             notes += [*service.notes, *source.notes]

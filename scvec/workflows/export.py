@@ -29,12 +29,7 @@ AGAIN = "export it again"
 
 
 def export(
-    store: Path | str,
-    reference: str | None = None,
-    *,
-    to: str,
-    output: Path | str,
-    space: str | None = None,
+    store: Path | str, reference: str | None = None, *, to: str, output: Path | str, space: str | None = None
 ) -> ExportReport:
     """Write the rows, ids, labels and vectors of a reference or a space to a file.
 

@@ -21,15 +21,7 @@ from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.reference_reader import StoredSpace
 from scvec.stores.store.store import Store
 
-__all__ = [
-    "FailedJob",
-    "GeneFacts",
-    "GeneInfo",
-    "GeneInfoReport",
-    "GeneText",
-    "GeneVector",
-    "gene_info",
-]
+__all__ = ["gene_info"]
 
 WIDTH = 100
 
@@ -431,11 +423,7 @@ def _gene(
         vectors=vectors,
         failures=[
             FailedJob(
-                source=f.job.source,
-                model=f.job.model,
-                reason=f.reason,
-                final=f.final,
-                attempts=f.attempts,
+                source=f.job.source, model=f.job.model, reason=f.reason, final=f.final, attempts=f.attempts
             )
             for f in kb.failures(gene_id=gene_id)
         ],

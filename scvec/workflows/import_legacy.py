@@ -39,10 +39,7 @@ from scvec.stores.store.store import Store
 from scvec.stores.store.transaction import Transaction
 
 __all__ = [
-    "KINDS",
     "LegacyEntry",
-    "LegacyFile",
-    "LegacyFileReport",
     "LegacyMatch",
     "LegacyReport",
     "import_legacy",

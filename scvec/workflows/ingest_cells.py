@@ -35,13 +35,7 @@ from scvec.model.matching import (
 from scvec.model.reference import train
 from scvec.model.resolvers import ensure_knowledge, resolver_of
 from scvec.model.storage import FACTOR, N_PROBES, model_state, probe_tensors
-from scvec.model.training import (
-    Labelled,
-    class_tensors,
-    incoherent_labels,
-    read_sample,
-    training_workers,
-)
+from scvec.model.training import Labelled, class_tensors, incoherent_labels, read_sample, training_workers
 from scvec.stores.store.store import Store
 from scvec.workflows.ingest_options import IngestOptions
 
@@ -258,11 +252,7 @@ def write_reference(
     tensors |= class_tensors(trained.sample) | _probes(cells.matched, axis.maps)
     space = space_of(trained, texts)
     found, notes = match_labels(
-        kb,
-        labelled.classes,
-        known=labelled.known_terms(),
-        tissues=labelled.tissues(),
-        device=asked.device,
+        kb, labelled.classes, known=labelled.known_terms(), tissues=labelled.tissues(), device=asked.device
     )
     meta = {
         "scvec": __version__,
@@ -312,19 +302,12 @@ def space_of(trained: Trained, texts: EncodedGenes | None) -> Space | None:
 
 
 def report_of(
-    asked: IngestOptions,
-    cells: Cells,
-    trained: Trained,
-    texts: EncodedGenes | None,
-    notes: list[str],
+    asked: IngestOptions, cells: Cells, trained: Trained, texts: EncodedGenes | None, notes: list[str]
 ) -> CellsReport:
     """Return the report; ``notes`` are those of the training, of the reference and of the store."""
     labelled, sources, calibration = cells.labelled, cells.labelled.sources, trained.model.calibration
     record, space = calibration.record, space_of(trained, texts)
-    findings = [
-        *labelled.findings,
-        *incoherent_labels(labelled.counts(), labelled.classes, record["labels"]),
-    ]
+    findings = [*labelled.findings, *incoherent_labels(labelled.counts(), labelled.classes, record["labels"])]
     told = [
         *(note for m in cells.matched for note in (*m.source.notes, *m.notes)),
         *cells.genes.axis.notes,

@@ -99,11 +99,7 @@ class GenesReport(Report):
 
 
 def ingest_genes(
-    store: Path | str,
-    options: GenesOptions | None = None,
-    *,
-    progress: Progress = no_progress,
-    **fields: Any,
+    store: Path | str, options: GenesOptions | None = None, *, progress: Progress = no_progress, **fields: Any
 ) -> GenesReport:
     """Fill the knowledge base: from the shipped snapshot, a file, or a live source.
 
@@ -240,11 +236,5 @@ def _ask(
     if error is not None:
         raise error
     return GenesReport.of(
-        counts,
-        started,
-        source=name,
-        generation=generation,
-        dry_run=options.dry_run,
-        notes=notes,
-        live=live,
+        counts, started, source=name, generation=generation, dry_run=options.dry_run, notes=notes, live=live
     )

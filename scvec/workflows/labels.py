@@ -91,11 +91,7 @@ class LabelsReport(Report):
 
 
 def labels(
-    store: Path | str,
-    reference: str,
-    *,
-    set: Mapping[str, str] | None = None,
-    unset: Collection[str] = (),
+    store: Path | str, reference: str, *, set: Mapping[str, str] | None = None, unset: Collection[str] = ()
 ) -> LabelsReport:
     """Show which Cell Ontology term each label of a reference stands for; change some.
 

@@ -249,13 +249,7 @@ def _write(annotation: Annotation, target: Path, memory: int, progress: Progress
         uns = {"scvec": annotation.uns(), **annotation.colors()}
         # The query has just checked and read these cells: they need no second check.
         write_annotated(
-            annotation.data,
-            target,
-            obs=table,
-            obsm=annotation.obsm(),
-            uns=uns,
-            checked=True,
-            memory=memory,
+            annotation.data, target, obs=table, obsm=annotation.obsm(), uns=uns, checked=True, memory=memory
         )
     else:
         write_tables((part.rename_axis("cell") for part in annotation.tables(columns=columns)), target)

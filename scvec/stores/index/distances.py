@@ -12,16 +12,7 @@ import numpy.typing as npt
 from scvec.base.errors import InputError
 from scvec.base.types import Bool, Float32, Int64, Neighbors
 
-__all__ = [
-    "Index",
-    "as_neighbors",
-    "checked_neighbors",
-    "checked_subset",
-    "checked_vectors",
-    "nearest_by_scan",
-    "pair_distances",
-    "row_distances",
-]
+__all__ = ["Index", "as_neighbors", "checked_vectors", "nearest_by_scan", "pair_distances", "row_distances"]
 
 Float64 = npt.NDArray[np.float64]
 

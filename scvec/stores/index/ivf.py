@@ -25,7 +25,6 @@ __all__ = [
     "IvfIndex",
     "IvfSettings",
     "can_approximate",
-    "held_out",
     "kind_for",
     "places",
 ]

@@ -20,7 +20,6 @@ __all__ = [
     "description_table",
     "insert",
     "insert_aliases",
-    "is_damage",
     "translate",
     "upsert",
     "upsert_descriptions",

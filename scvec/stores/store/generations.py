@@ -15,7 +15,6 @@ from scvec.stores.store.manifest import Manifest
 
 __all__ = [
     "Generation",
-    "current_number",
     "list_generations",
     "manifest_path",
     "read_current",
@@ -116,9 +115,7 @@ def read_current(folder: Path) -> Generation:
             # A compaction may have dropped it since CURRENT was read; if CURRENT still says so it is lost.
             if current_number(folder) == (number, sha256):
                 raise StoreError(
-                    f"the manifest of version {number} is missing",
-                    str(path),
-                    "restore the store from a copy",
+                    f"the manifest of version {number} is missing", str(path), "restore the store from a copy"
                 ) from None
             continue
         except OSError as error:
