@@ -112,11 +112,6 @@ class PromptNetwork(nn.Module):
         lm = self.language_model
         return torch.zeros(0, 1) if lm is None else lm.embed(lm.tokens(instruction)).float().cpu()
 
-    @property
-    def n_shared(self) -> int:
-        """Places of a sequence that are no genes."""
-        return len(self.words) + (self.order == "paper") if self._lm else 0
-
     def gene_table(self) -> Tensor:
         """Return (n_genes, width) float32: every gene's projected text vector, without its value."""
         projected: Tensor = self.project(self.text)

@@ -198,16 +198,6 @@ def class_means(vectors: Float32, labels: Int64, n_classes: int) -> Float32:
     return means
 
 
-def sparse_class_means(X: Any, labels: Int64, n_classes: int) -> Float32:
-    """Return (n_classes, n_genes) float32 means of the cells X CSR of each class; zeros without cells."""
-    from scipy.sparse import csr_matrix
-
-    rows = np.flatnonzero(labels >= 0)
-    weights = 1.0 / np.bincount(labels[rows], minlength=n_classes)[labels[rows]]
-    member = csr_matrix((weights, (labels[rows], rows)), shape=(n_classes, X.shape[0]))
-    return np.asarray((member @ X).toarray(), dtype=np.float32)
-
-
 def read(encoder: CellEncoder, chosen: CellChunk) -> CellChunk:
     """Return cells over the genes that their vectors are made of."""
     return encoder.read(chosen) if isinstance(encoder, DiscriminantEncoder) else chosen
