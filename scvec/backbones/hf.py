@@ -1,4 +1,4 @@
-"""Backbones of the transformers library: encoders and causal language models, pooled here."""
+"""Models of the transformers library: text encoders, and the language models of the encoder prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``scvec serve``: binds a port, says the address, and answers until it is stopped."""
+"""``scvec serve``: the page and REST, who may ask, the queue of jobs, and the server that runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact search with FAISS, made independent of the batch."""
+"""Exact search: with FAISS, made independent of the batch, and on a GPU, by FAISS or by torch."""
 
 from __future__ import annotations
 

@@ -14,11 +14,15 @@ from scvec.base.errors import StoreError
 from scvec.base.records import Answer, Failure, Job, Note
 from scvec.base.types import SPECIES, Description, Gene
 from scvec.stores.knowledge.gene_search import GeneSearch
-from scvec.stores.knowledge.schema import CONTENT_TABLES, SCHEMA_VERSION, Digest, create, current_version
 from scvec.stores.knowledge.snapshot import SNAPSHOT_SOURCE, Snapshot, load_ontologies, load_snapshot_genes
 from scvec.stores.knowledge.tables import (
+    CONTENT_TABLES,
     LOCKED,
+    SCHEMA_VERSION,
+    Digest,
     Tables,
+    create,
+    current_version,
     description_table,
     insert_aliases,
     translate,

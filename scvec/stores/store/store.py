@@ -21,6 +21,7 @@ from scvec.stores.index.distances import Index
 from scvec.stores.store.files import check_file, check_folder, open_regular, os_errors
 from scvec.stores.store.generations import (
     Generation,
+    journal_path,
     list_generations,
     manifest_path,
     read_current,
@@ -33,7 +34,6 @@ from scvec.stores.store.manifest import Manifest
 from scvec.stores.store.reference_reader import StoredReference, StoredSpace
 from scvec.stores.store.transaction import Transaction
 from scvec.stores.store.vector_cache import VectorCache
-from scvec.stores.store.working import journal_path
 
 if TYPE_CHECKING:
     from scvec.stores.knowledge.knowledge import KnowledgeBase

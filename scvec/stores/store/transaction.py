@@ -33,7 +33,13 @@ from scvec.stores.store.files import (
     write_table,
     write_tensors,
 )
-from scvec.stores.store.generations import Generation, read_current, write_generation
+from scvec.stores.store.generations import (
+    Generation,
+    KnowledgeCopy,
+    journal_path,
+    read_current,
+    write_generation,
+)
 from scvec.stores.store.journal import Journal
 from scvec.stores.store.lock import WriterLock
 from scvec.stores.store.manifest import (
@@ -47,7 +53,6 @@ from scvec.stores.store.manifest import (
 )
 from scvec.stores.store.reference_reader import StoredReference, StoredSpace
 from scvec.stores.store.vector_cache import VectorCache
-from scvec.stores.store.working import KnowledgeCopy, journal_path
 
 if TYPE_CHECKING:
     import pandas as pd
