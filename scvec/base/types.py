@@ -21,6 +21,7 @@ __all__ = [
     "Description",
     "DividesByGene",
     "Float32",
+    "Float64",
     "Gene",
     "GeneMatch",
     "LanguageModel",
@@ -42,6 +43,7 @@ SPECIES: tuple[Species, ...] = ("human", "mouse")
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+Float64 = npt.NDArray[np.float64]
 
 
 def text_sha256(text: str) -> str:

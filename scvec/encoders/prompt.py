@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scvec.base.errors import InputError, ResourceError, StoreError
-from scvec.base.types import CellChunk, Float32, LanguageModel, Progress, State, no_progress
+from scvec.base.types import CellChunk, Float32, Int64, LanguageModel, Progress, State, no_progress
 from scvec.encoders import Material, Models, encoder
 from scvec.encoders.adapted import centred
 from scvec.encoders.gradient_descent import Schedule, class_weights
@@ -359,7 +359,6 @@ def load_checkpoint(path: Path, *, made_of: str) -> tuple[dict[str, Any], dict[s
         raise StoreError(what, str(path), fix) from error
 
 
-Int64 = npt.NDArray[np.int64]
 STAGE = "training the prompt encoder"
 
 

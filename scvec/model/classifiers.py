@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.types import CellChunk, CellEncoder, Float32, Neighbors, Progress, VectorIndex, no_progress
+from scvec.base.types import (
+    CellChunk,
+    CellEncoder,
+    Float32,
+    Float64,
+    Int64,
+    Neighbors,
+    Progress,
+    VectorIndex,
+    no_progress,
+)
 from scvec.encoders.discriminant import DiscriminantEncoder
 from scvec.model.novelty import Spread, depth
 
@@ -26,8 +36,6 @@ __all__ = [
     "vote",
 ]
 
-Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
 #: The trained classifier on cell vectors, and the labels of the nearest reference cells.
 MEMBERS = ("head", "knn")
 #: Score of a class that is not allowed; no weight brings it back.
@@ -386,7 +394,7 @@ def need_igraph() -> None:
         )
 
 
-def clusters(vectors: Float32, *, n_neighbors: int = N_NEIGHBORS, seed: int = 0) -> Int64:
+def clusters(vectors: Float32) -> Int64:
     """Return (n,) numbers of the clusters of cells, the largest first.
 
     Leiden (Traag et al. 2019, doi:10.1038/s41598-019-41695-z) by modularity on the graph of each cell's
@@ -410,7 +418,7 @@ def clusters(vectors: Float32, *, n_neighbors: int = N_NEIGHBORS, seed: int = 0)
     n = len(vectors)
     if n < 3:
         return np.zeros(n, dtype=np.int64)
-    found = build_index(np.ascontiguousarray(vectors)).search(vectors, min(n_neighbors + 1, n))
+    found = build_index(np.ascontiguousarray(vectors)).search(vectors, min(N_NEIGHBORS + 1, n))
     last = np.maximum(found.distances.max(axis=1, keepdims=True), 1e-12)
     weights = np.exp(-2.0 * found.distances.astype(np.float64) / last)
     rows = np.repeat(np.arange(n), found.indices.shape[1])
@@ -418,7 +426,7 @@ def clusters(vectors: Float32, *, n_neighbors: int = N_NEIGHBORS, seed: int = 0)
     others = rows != columns
     graph = igraph.Graph(n=n, edges=np.column_stack([rows, columns])[others])
     resolution = next((r for limit, r in _RESOLUTIONS if n < limit), _FINEST)
-    igraph.set_random_number_generator(random.Random(seed))
+    igraph.set_random_number_generator(random.Random(0))
     try:
         membership = graph.community_leiden(
             objective_function="modularity",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import InputError, StoreError
+from scvec.base.errors import InputError, StoreError, did_you_mean
 from scvec.base.results import Record, Report, human_odds
-from scvec.base.types import CellChunk, DividesByGene, Progress, no_progress
+from scvec.base.types import CellChunk, DividesByGene, Float64, Int64, Progress, no_progress
 from scvec.ingest.cells.values import VALUES
 from scvec.model.classifiers import MEMBERS, OUT_OF_REACH, Scores
 from scvec.model.reference import ReferenceModel
@@ -41,9 +40,6 @@ __all__ = [
     "same_reference",
     "weigh",
 ]
-
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -830,10 +826,8 @@ def _number(classes: list[str], label: str, where: str) -> int:
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known[:20_000], n=2)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-    return f"{hint}there are: {listed}"
+    return f"{did_you_mean(name, known[:20_000], 2)}there are: {listed}"
 
 
 def _values_of(parameters: Mapping[str, Any]) -> dict[str, Any]:

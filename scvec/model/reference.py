@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scvec.base import arrays
 from scvec.base.errors import InputError
 from scvec.base.parallel import JointProgress, side_by_side
-from scvec.base.types import CellChunk, CellEncoder, Float32, Neighbors, Progress, no_progress
+from scvec.base.types import CellChunk, CellEncoder, Float32, Int64, Neighbors, Progress, no_progress
 from scvec.encoders import EncoderKind, Material, make_encoder
 from scvec.model.calibration import Calibration
 from scvec.model.classifiers import MEMBERS, Members
@@ -28,8 +28,6 @@ __all__ = ["METHODS", "Prediction", "ReferenceModel", "train"]
 
 #: Neighbours that vote while a reference is calibrated.
 N_NEIGHBORS = 15
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

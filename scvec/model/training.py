@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scvec.base.errors import InputError
 from scvec.base.parallel import n_cores
 from scvec.base.resources import parse_memory
-from scvec.base.types import CellChunk, Float32, State
+from scvec.base.types import CellChunk, Float32, Int64, State
 from scvec.model.classifiers import Members
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ __all__ = [
     "training_budget",
     "training_workers",
 ]
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -235,8 +235,9 @@ def render_report(facts: Mapping[str, Any], cells: Mapping[str, Any]) -> str:
     )
 
 
-def calibration_points(bins: list[dict[str, float]], side: float = 240.0) -> list[dict[str, float]]:
-    """Return where the bins of a calibration plot lie in a square of ``side``, and how large they are."""
+def calibration_points(bins: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return where the bins of a calibration plot lie in a square of 240, and how large they are."""
+    side = 240.0
     return [
         {
             "x": round(side * b["confidence"], 1),

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 Strings = npt.NDArray[np.str_]
-Bool = npt.NDArray[np.bool_]
 
 PLOTS = (".png", ".pdf", ".svg")
 #: Points of a risk-coverage curve that are kept.

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from scvec import __version__
 from scvec.base.errors import InputError, NetworkError, ResourceError, StoreError
+from scvec.base.resources import cache_folder
 from scvec.base.results import Report, Stages, times_line
 from scvec.base.types import Progress, no_progress
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from scvec.stores.store.reference_reader import StoredReference
     from scvec.stores.store.transaction import Transaction
 
-__all__ = ["Address", "PullReport", "cache_folder", "download", "from_hub", "pull", "shipped_packs"]
+__all__ = ["Address", "PullReport", "download", "from_hub", "pull", "shipped_packs"]
 
 #: Files larger than this are refused unless a user says otherwise.
 MAX_BYTES = 20 << 30
@@ -80,13 +81,6 @@ class Address:
     def file_name(self) -> str:
         """Last part of the path."""
         return unquote(urlsplit(self.url).path).rpartition("/")[2]
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloads that are under way."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_path("scvec", appauthor=False)) / "downloads"
 
 
 def download(
@@ -442,7 +436,7 @@ def _located(
             code="bad-address",
         )
     where = address if mirrored is None else Address(mirrored, address.sha256)
-    path = download(where, cache_folder(), max_bytes=limit, progress=progress)
+    path = download(where, cache_folder() / "downloads", max_bytes=limit, progress=progress)
     try:
         yield path, address.shown
     finally:

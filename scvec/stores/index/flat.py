@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvec.base.errors import ResourceError, StoreError
-from scvec.base.types import Float32, Int64, Neighbors, VectorIndex
+from scvec.base.types import Float32, Float64, Int64, Neighbors, VectorIndex
 from scvec.stores.index import index
 from scvec.stores.index.distances import (
     BLOCK_BYTES,
-    Float64,
     Index,
     as_neighbors,
     checked_vectors,

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError, StoreError
-from scvec.base.types import Bool, Float32, Int64, Neighbors
+from scvec.base.types import Bool, Float32, Float64, Int64, Neighbors
 from scvec.stores.index import index
-from scvec.stores.index.distances import Float64, Index, checked_vectors, pair_distances, row_distances
+from scvec.stores.index.distances import Index, checked_vectors, pair_distances, row_distances
 from scvec.stores.index.flat import FaissFlatIndex, _faiss, _matrix_products, read_faiss
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvec.base.errors import InputError, ResourceError, ScvecError, StoreError
+from scvec.base.errors import InputError, ResourceError, ScvecError, StoreError, did_you_mean
 from scvec.base.types import Float32, Progress, no_progress
 from scvec.stores.index import build_index
 from scvec.stores.index.distances import Index
@@ -450,9 +449,8 @@ def _leftovers(folder: Path) -> Iterator[Path]:
 def _suggest(name: str, known: list[str], create: str) -> str:
     if not known:
         return f"it has none yet; run: {create}"
-    close = difflib.get_close_matches(name, known, n=1)
     listed = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
-    return (f"did you mean {close[0]!r}? " if close else "") + f"it has: {listed}"
+    return f"{did_you_mean(name, known)}it has: {listed}"
 
 
 def _require(path: Path) -> None:
