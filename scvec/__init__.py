@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from scvec.workflows.import_legacy import import_legacy as import_legacy
     from scvec.workflows.ingest_cells import ingest_cells as ingest_cells
     from scvec.workflows.ingest_genes import ingest_genes as ingest_genes
+    from scvec.workflows.ingest_markers import ingest_markers as ingest_markers
     from scvec.workflows.ingest_options import IngestOptions as IngestOptions
     from scvec.workflows.labels import labels as labels
+    from scvec.workflows.name import name as name
     from scvec.workflows.pack import pack as pack
     from scvec.workflows.pull import pull as pull
     from scvec.workflows.query import annotate as annotate
@@ -51,6 +53,8 @@ _HOMES = {
     "ingest_complement": "scvec.workflows.complement",
     "ingest_embeddings": "scvec.workflows.embed_genes",
     "ingest_cells": "scvec.workflows.ingest_cells",
+    "name": "scvec.workflows.name",
+    "ingest_markers": "scvec.workflows.ingest_markers",
     "pull": "scvec.workflows.pull",
     "pack": "scvec.workflows.pack",
     "IngestOptions": "scvec.workflows.ingest_options",

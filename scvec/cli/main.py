@@ -20,6 +20,8 @@ from scvec.base.errors import InputError, ResourceError, ScvecError, is_disk_ful
 from scvec.cli.evaluate import demo, evaluate, labels
 from scvec.cli.ingest import ingest
 from scvec.cli.ingest_genes import import_legacy
+from scvec.cli.name import markers
+from scvec.cli.name import name as name_
 from scvec.cli.options import Session, global_options
 from scvec.cli.pack import commands as pack_commands
 from scvec.cli.query import explain, query
@@ -118,6 +120,8 @@ def cli() -> None:
 cli.add_command(ingest)
 cli.add_command(query)
 cli.add_command(explain)
+cli.add_command(name_)
+ingest.add_command(markers)
 cli.add_command(labels)
 cli.add_command(evaluate)
 cli.add_command(search)

@@ -16,6 +16,7 @@ from scvec.base.errors import InputError, StoreError
 from scvec.base.parallel import read_ahead
 from scvec.base.types import Bool, CellChunk, Float32, GeneMatch, Progress, Space, no_progress
 from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, most_variable, variability
+from scvec.model.gene_names import WARN_SHARE, find_genes, unknown, unknown_names
 from scvec.model.storage import genes_of
 
 if TYPE_CHECKING:
@@ -279,10 +280,8 @@ N_TOLD = 512
 
 #: Fewer genes of the reference than this say nothing about a cell.
 MIN_GENES = 10
-#: Fractions of counts below which a match is doubtful, and useless.
-WARN_SHARE, REFUSE_SHARE = 0.5, 0.1
-#: A column of other names is tried when the names of the index leave out more than this.
-GOOD_SHARE = 0.95
+#: Fraction of counts below which a match is useless.
+REFUSE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -308,7 +307,7 @@ class MatchedSource:
     @property
     def summary(self) -> str:
         """One line for people."""
-        extra = "" if self.names_from == "index" else f" (names from var['{self.names_from}'])"
+        extra = "" if self.names_from == "index" else f" (names from var['{self.names_from.strip()}'])"
         return self.match.summary(self.source.gene_totals) + extra
 
     def chunks(
@@ -336,7 +335,7 @@ def over_targets(X: Any, weights: Any) -> Any:
     # expm1 and log1p would change the last bits of every value, so plain selections go without.
     plain = bool((weights.data == 1).all()) and np.bincount(weights.indices, minlength=1).max(initial=0) <= 1
     linear = X if plain else type(X)((np.expm1(X.data), X.indices, X.indptr), shape=X.shape)
-    # Turned over twice, the columns of a row are in order: half the time of sorting them.
+    # Transposed twice, the columns of a row are in order: half the time of sorting them.
     mapped = (linear @ weights).tocsc().tocsr()
     if not plain:
         mapped.data = np.log1p(mapped.data)
@@ -375,34 +374,21 @@ def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray
 def match_genes(
     source: CellSource, resolver: GeneResolver, *, species: str = "auto", force: bool = False
 ) -> MatchedSource:
-    """Find out which genes the columns of a data set are.
-
-    The names in the index of ``var`` are tried first, then other columns; the names that hold most of the
-    counts win.
+    """Find out which genes the columns of a data set are (:func:`scvec.model.gene_names.find_genes`).
 
     Raises
     ------
     InputError
-        If under a tenth of the counts lies on known genes, unless ``force``.
+        If under a tenth of the counts lies on known genes, unless ``force``; if all names are row numbers.
     """
-    best: MatchedSource | None = None
-    for column, names in source.gene_name_candidates().items():
-        match = resolver.resolve(names, species)
-        found = MatchedSource(source, match, column, match.count_share(source.gene_totals))
-        if best is None or found.share > best.share:
-            best = found
-        if best.share >= GOOD_SHARE:
-            break
-    if best is None:  # gene_name_candidates always has the index
-        raise InputError("the data set has no gene names", source.name, code="no-genes")
+    found = find_genes(source, resolver, species)
+    best = MatchedSource(source, found.match, found.names_from, found.share)
     if best.share < REFUSE_SHARE and not force:
-        raise InputError(
-            f"almost no gene is known: {best.summary}",
-            f"{source.name}, names like {_unknown(best.match)}",
-            "put gene symbols, Ensembl or Entrez ids into var_names, give --species, or go on with --force",
-            code="genes-not-recognised",
-        )
-    few = [f"warning: few genes are known: {best.summary}"] if best.share < WARN_SHARE else []
+        raise unknown_names(source, found, best.summary, resolver)
+    few = []
+    if best.share < WARN_SHARE:
+        names = unknown(found.match, source.gene_totals)
+        few = [f"warning: few genes are known: {best.summary}; unknown are names like {names}"]
     return replace(best, notes=(*best.match.notes, *few))
 
 
@@ -431,11 +417,6 @@ def reference_share(
         )
     told = f"warning: {n:,} of the {total:,} genes of the reference were measured; labels are less certain"
     return n / total, [told] if n < 0.5 * total else []
-
-
-def _unknown(match: GeneMatch) -> str:
-    names = [n for n, gene_id in zip(match.names, match.gene_ids, strict=True) if gene_id is None]
-    return ", ".join(repr(n) for n in names[:3])
 
 
 def query_genes(

@@ -45,7 +45,7 @@ _EDGES = "_|-:;,./ \t()[]"
 
 # Which names decide, best first. The second word of each pair is the kind in the aliases table.
 _EXACT = ("symbol", "ensembl", "entrez", "previous", "alias")
-_ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids"}
+_ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "authority": "HGNC or MGI ids"}
 
 #: A name is a gene, several genes (ambiguous), or nothing.
 _Hit = tuple[tuple[str, ...], str]
@@ -94,6 +94,7 @@ class _Names:
     """The names of one species' genes, by kind of name, exact and with case folded."""
 
     def __init__(self) -> None:
+        self.ids: set[str] = set()
         self.exact: dict[str, dict[str, tuple[str, ...]]] = {kind: {} for kind in _EXACT}
         self.folded: dict[str, dict[str, tuple[str, ...]]] = {"symbol": {}, "other": {}}
 
@@ -127,6 +128,8 @@ class _Names:
         if ensembl:
             hit = self.exact["ensembl"].get(ensembl[1].upper())
             return (hit, "ensembl") if hit else _MISS
+        if name.upper() in self.ids:
+            return (name.upper(),), "authority"
         entrez = _ENTREZ.fullmatch(name)
         if entrez:
             hit = self.exact["entrez"].get(entrez[1].lstrip("0"))
@@ -166,6 +169,7 @@ class GeneResolver:
             for kind in _EXACT:
                 mask = (kinds == kind) & (species == one)
                 self._names[one].add(kind, names[mask], ids[mask])
+            self._names[one].ids = set(ids[species == one])
         official = kinds == "symbol"
         self._symbol = dict(zip(ids[official], (n.lower() for n in names[official]), strict=True))
         self._orthologs: dict[str, dict[str, dict[str, str]]] = {"human": {}, "mouse": {}}
@@ -178,9 +182,9 @@ class GeneResolver:
         """Find the gene of each name.
 
         The best level at which a name is known decides: official symbol, Ensembl id (its version does not
-        count), Entrez id, previous symbol, alias, any of these but for case; then composite names
-        (``HLA-A_ENSG00000206503``, ``GRCh38_INS``); then names made unique (``TBCE-1``). A name of several
-        genes at its best level is ambiguous and stays unmatched.
+        count), HGNC or MGI id, Entrez id, previous symbol, alias, any of these but for case; then composite
+        names (``HLA-A_ENSG00000206503``, ``GRCh38_INS``); then names made unique (``TBCE-1``). A name of
+        several genes at its best level is ambiguous and stays unmatched.
 
         Parameters
         ----------
@@ -257,7 +261,7 @@ class GeneResolver:
             prefix = _PREFIX.match(name) if "_" in name else None
             if prefix:
                 score += _prefix_species(prefix[1]) == species
-            elif name in table.exact["symbol"] or name in table.exact["entrez"]:
+            elif name in table.exact["symbol"] or name in table.exact["entrez"] or name in table.ids:
                 score += 1
             elif "ENS" in name:
                 found = _ENSEMBL.search(name)

@@ -17,7 +17,8 @@ import scipy.sparse as sp
 
 import scvec
 from scvec.base.errors import InputError, ResourceError, ScvecError, disk_errors, reading
-from scvec.ingest.cells.readers.checks import broken_heap, check_h5ad, open_h5ad
+from scvec.ingest.cells.readers.checks import check_h5ad, open_h5ad
+from scvec.ingest.cells.readers.heaps import broken_heap
 
 DEMO = Path(scvec.__file__).parent / "data"
 
@@ -261,3 +262,83 @@ def test_lengths_that_lead_nowhere_are_found(heaped: Path, size: int, which: str
     assert broken_heap(heaped) == heap
     with pytest.raises(InputError, match="texts cannot be read"):
         check_h5ad(heaped)
+
+
+def references(data: bytes) -> list[int]:
+    """Where references to texts begin: a length, the address of a heap, and the number of an object in it."""
+    found = []
+    for heap in heaps(data):
+        numbers = {number: size for _, number, size in objects(data, heap) if number}
+        at = data.find(struct.pack("<Q", heap))
+        while at >= 0:
+            length, number = (struct.unpack_from("<I", data, at + k)[0] for k in (-4, 8))
+            if numbers.get(number) == length:
+                found.append(at - 4)
+            at = data.find(struct.pack("<Q", heap), at + 1)
+    return found
+
+
+@pytest.mark.parametrize("size", [2**32 - 1, 2**24 + 7, 2**16])
+def test_texts_longer_than_their_heap_are_found(path: Path, size: int) -> None:
+    """Of the texts and the attributes of all that is read: HDF5 would ask for as much memory."""
+    data = path.read_bytes()
+    with h5py.File(path) as file:
+        names = len(file["obs"]) + 2  # columns, their order and the index
+        assert names and len(references(data)) > 40 + 50
+    found = 0
+    for at in references(data):
+        damaged = bytearray(data)
+        struct.pack_into("<I", damaged, at, size)
+        path.write_bytes(damaged)
+        try:
+            check_h5ad(path)
+        except InputError as error:
+            assert "longer than there is room for" in str(error)
+            found += 1
+    assert found >= len(references(data)) - unread(path, data)
+    path.write_bytes(data)
+    check_h5ad(path)
+
+
+def unread(path: Path, data: bytes) -> int:
+    """Texts of groups that nothing reads: attributes of obsm, uns and the like, and of the root."""
+    path.write_bytes(data)
+    with h5py.File(path) as file:
+        others = [n for n in file if n not in ("X", "layers", "raw", "obs", "var")]
+        n = sum(len(file[o].attrs) for o in others) + len(file.attrs)
+        return n + sum(len(file[f"{o}/{k}"].attrs) for o in others for k in file[o])
+
+
+@pytest.mark.parametrize("options", [{"compression": "gzip", "shuffle": True}, {"compression": "lzf"}, {}])
+@pytest.mark.parametrize("row", [0, 13, 39])
+def test_texts_in_packed_chunks_are_compared_with_their_heaps(path: Path, options: dict, row: int) -> None:
+    def column(length: int | None) -> None:
+        with h5py.File(path, "r+") as file:
+            if "obs/note" in file:
+                del file["obs/note"]
+            texts = [f"text {i} of some length" for i in range(40)]
+            made = file["obs"].create_dataset("note", (40,), h5py.string_dtype(), chunks=(16,), **options)
+            made[:] = texts
+            if length is None:
+                return
+        # What a chunk holds is packed anew by HDF5, as opaque values of 16 bytes.
+        with h5py.File(path, "r+") as file:
+            made, first = file["obs/note"], row // 16 * 16
+            mask, raw = made.id.read_direct_chunk((first,))
+            with h5py.File("x", "w", driver="core", backing_store=False) as other:
+                # HDF5 leaves out shuffling where values have no fixed size.
+                plain = {k: v for k, v in options.items() if k != "shuffle"}
+                twin = other.create_dataset("x", (16,), "V16", chunks=(16,), **plain)
+                twin.id.write_direct_chunk((0,), raw)
+                values = bytearray(twin[:].tobytes())
+                struct.pack_into("<I", values, 16 * (row - first), length)
+                twin[:] = np.frombuffer(bytes(values), "V16")
+                other.flush()
+                _, packed = twin.id.read_direct_chunk((0,))
+            made.id.write_direct_chunk((first,), packed, mask)
+
+    column(None)
+    check_h5ad(path)
+    column(2**32 - 2)
+    with pytest.raises(InputError, match="longer than there is room for"):
+        check_h5ad(path)

@@ -134,7 +134,7 @@ def test_a_folder_is_the_same_in_any_memory(tmp_path: Path, monkeypatch: pytest.
     for memory in ("400K", "1G"):
         with CellSource.open(tmp_path, memory=memory) as source:
             found.append((np.concatenate([c.data for c in source.chunks(99)]).tobytes(), source.notes))
-            assert isinstance(source.reader._turned.data, np.memmap) == (memory == "400K")
+            assert isinstance(source.reader._matrix.data, np.memmap) == (memory == "400K")
     assert found[0] == found[1]
     reserved = []
     monkeypatch.setattr(arrays, "reserved", lambda *what: reserved.append(what) or np.empty(*what))

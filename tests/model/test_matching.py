@@ -106,6 +106,11 @@ class Names:
         self.notes: list[str] = []
         self.known_share = known_share
         self.asked: list[str] = []
+        self.obs_names: list[str] = []
+        self.var_names: list[str] = []
+
+    def other_names(self) -> dict[str, Any]:
+        return {}
 
     def gene_name_candidates(self) -> dict[str, list[str]]:
         return {column: [f"{column}{i}" for i in range(100)] for column in self.known_share}

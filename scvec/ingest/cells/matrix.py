@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from scvec.base.errors import InputError, reading
-from scvec.ingest.cells.transpose import Origin, Piece, Turned, by_cell, index_dtype, values_within
+from scvec.ingest.cells.transpose import Origin, Piece, Transposed, by_cell, index_dtype, values_within
 
 __all__ = [
     "MAX_ROWS",
@@ -164,31 +165,31 @@ class _InMemory(MatrixReader):
         return sp.csr_matrix(_plain(rows) if isinstance(rows, np.ndarray) else rows)
 
 
-class _Turned(MatrixReader):
+class _Transposed(MatrixReader):
     """A matrix that was brought into the order of its cells."""
 
-    def __init__(self, turned: Turned, where: str) -> None:
-        super().__init__(turned.shape, where, turned.data.dtype)
-        self._turned = turned
+    def __init__(self, transposed: Transposed, where: str) -> None:
+        super().__init__(transposed.shape, where, transposed.data.dtype)
+        self._matrix = transposed
 
     def _values_in(self, step: int) -> int:
-        return _fullest(self._turned.indptr, step)
+        return _fullest(self._matrix.indptr, step)
 
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
-        turned = self._turned
-        a, b = int(turned.indptr[start]), int(turned.indptr[stop])
-        arrays: Any = (np.array(turned.data[a:b]), np.array(turned.indices[a:b]))
-        turned.release()
+        transposed = self._matrix
+        a, b = int(transposed.indptr[start]), int(transposed.indptr[stop])
+        arrays: Any = (np.array(transposed.data[a:b]), np.array(transposed.indices[a:b]))
+        transposed.release()
         block: sp.csr_matrix[Any] = sp.csr_matrix(
-            (*arrays, turned.indptr[start : stop + 1] - a), (stop - start, self.shape[1])
+            (*arrays, transposed.indptr[start : stop + 1] - a), (stop - start, self.shape[1])
         )
         block.sort_indices()  # nobody promised an order within a cell: there is nothing to tell of
         return block
 
 
 def is_only_here(reader: MatrixReader) -> bool:
-    """Return whether all values lie with this process: the user's own in memory, or turned over by it."""
-    return isinstance(reader, _InMemory | _Turned)
+    """Return whether all values lie with this process: the user's own in memory, or transposed by it."""
+    return isinstance(reader, _InMemory | _Transposed)
 
 
 def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> MatrixReader:
@@ -197,14 +198,14 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     Parameters
     ----------
     item
-        A group (CSR or CSC) or array of HDF5 or zarr, :class:`StoredRows`, :class:`Turned`, a scipy sparse
-        matrix or array, or a NumPy array.
+        A group (CSR or CSC) or array of HDF5 or zarr, :class:`StoredRows`, :class:`Transposed`, a scipy
+        sparse matrix or array, or a NumPy array.
     where
         What to call it in messages.
     n_obs, n_vars
         Its shape according to obs and var.
     memory
-        Bytes that may be used. CSC is turned over at once, in temporary files if it is not small beside them.
+        Bytes that may be used. CSC is transposed at once, in temporary files if it is not small beside them.
 
     Raises
     ------
@@ -216,7 +217,8 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
     if type(item).__name__ in ("_CSRDataset", "_CSCDataset"):  # anndata.io.sparse_dataset
         item = item.group
     with reading(where):
-        shape, dtype, layout = _describe(item, where)
+        item = _numbers(item)
+        shape, dtype, layout = _describe(item, where, n_obs, n_vars)
     if len(shape) != 2 or shape != (n_obs, n_vars):
         claimed = " x ".join(f"{n:,}" for n in shape)
         raise InputError(
@@ -239,22 +241,33 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
         return _Dense(item, where, memory)
     if layout == "csr":
         return _Stored(item.parts if isinstance(item, StoredRows) else item, (n_obs, n_vars), where)
-    if layout == "turned":
-        return _Turned(item, where)
-    return _Turned(_turn_over(item, n_obs, n_vars, where, memory), where)
+    if layout == "transposed":
+        return _Transposed(item, where)
+    return _Transposed(_transpose(item, n_obs, n_vars, where, memory), where)
 
 
-def _describe(item: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any], str]:
+def _numbers(item: Any) -> Any:
+    """Return an array of Python objects as float64 where all of them are numbers."""
+    is_sparse = bool(sp.issparse(item))
+    if not (isinstance(item, np.ndarray) or is_sparse) or item.dtype.kind != "O":
+        return item
+    values = item.data if is_sparse else item.ravel()
+    return item.astype(np.float64) if all(isinstance(v, numbers.Real) for v in values) else item
+
+
+def _describe(item: Any, where: str, n_obs: int, n_vars: int) -> tuple[tuple[int, ...], np.dtype[Any], str]:
     if isinstance(item, StoredRows):
         return item.shape, item.parts["data"].dtype, "csr"
-    if isinstance(item, Turned):
-        return item.shape, item.data.dtype, "turned"
+    if isinstance(item, Transposed):
+        return item.shape, item.data.dtype, "transposed"
     if is_array(item):
         return tuple(int(n) for n in item.shape or ()), np.dtype(item.dtype), "dense"
     if not is_group(item):
         return tuple(int(n) for n in item.shape), np.dtype(item.dtype), "memory"
     kind = item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", ""))
     layout = str(kind.decode() if isinstance(kind, bytes) else kind)[:3]
+    if not layout and "indptr" in item:  # not marked, as R's packages write: the pointers tell
+        layout = {n_obs + 1: "csr", n_vars + 1: "csc"}.get(int(item["indptr"].shape[0]), "")
     if layout not in ("csr", "csc"):
         raise InputError(
             f"the matrix is of an unknown kind ({kind or 'not marked'})",
@@ -267,7 +280,8 @@ def _describe(item: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any], st
         raise InputError(
             f"the sparse matrix lacks its {' and '.join(missing)}", where, _BROKEN_FIX, code="damaged-file"
         )
-    shape = item.attrs["shape"] if "shape" in item.attrs else item.attrs["h5sparse_shape"]
+    claimed = [item.attrs[name] for name in ("shape", "h5sparse_shape") if name in item.attrs]
+    shape = claimed[0] if claimed else (n_obs, n_vars)
     return tuple(int(n) for n in shape), item["data"].dtype, layout
 
 
@@ -324,7 +338,7 @@ def _checked_indices(indices: npt.NDArray[Any], n_minor: int, where: str) -> npt
     return indices.astype(index_dtype(n_minor), copy=False)
 
 
-def _turn_over(group: Any, n_obs: int, n_vars: int, where: str, memory: int) -> Turned:
+def _transpose(group: Any, n_obs: int, n_vars: int, where: str, memory: int) -> Transposed:
     """Bring a CSC group into the order of its cells: count the values of each, then put them in place."""
     with reading(where):
         indptr = _checked_indptr(group, n_vars, where)
@@ -333,7 +347,7 @@ def _turn_over(group: Any, n_obs: int, n_vars: int, where: str, memory: int) -> 
         for a, b in _stretches(group["indices"], group["data"].shape[0], most):
             np.add.at(counts, _checked_indices(group["indices"][a:b], n_obs, where), 1)
         dtype = _plain(np.empty(0, group["data"].dtype)).dtype
-        origin = Origin(where, "is stored by gene (CSC)", "store it by cell: adata.X = adata.X.tocsr()")
+        origin = Origin(where, "is CSC (stored by gene)", "store it as CSR: adata.X = adata.X.tocsr()")
         pieces = _values_of_columns(group, indptr, n_obs, where, most)
         return by_cell(pieces, counts, n_vars, dtype, origin, memory)
 

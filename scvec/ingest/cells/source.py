@@ -14,15 +14,17 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
+from scvec.base import arrays
 from scvec.base.arrays import Packed, blocks, release
 from scvec.base.resources import parse_memory
 from scvec.base.results import count_text
-from scvec.ingest.cells.choice import choose, gene_name_candidates
+from scvec.ingest.cells.choice import Choice, choose, gene_name_candidates
+from scvec.ingest.cells.contents import Contents, named
 from scvec.ingest.cells.expression import Codes, ExpressionState, normalize
 from scvec.ingest.cells.label_columns import labels
 from scvec.ingest.cells.matrix import is_only_here, open_matrix
 from scvec.ingest.cells.readers import contents_of
-from scvec.ingest.cells.readers.anndata import Contents, contents_of_adata, named
+from scvec.ingest.cells.readers.anndata import contents_of_adata
 from scvec.ingest.cells.values import check_values
 
 if TYPE_CHECKING:
@@ -67,8 +69,8 @@ class RowsRecipe:
 def recipe_of(source: CellSource) -> RowsRecipe | None:
     """Return how to read a source elsewhere; None where that would cost more than sending its cells.
 
-    That is so for AnnData objects in memory, and for matrices that are stored by gene, which each process
-    would have to turn over. Folders are many files, of which nobody could tell that they are the same ones.
+    That is so for AnnData objects in memory, and for CSC matrices, which each process
+    would have to transpose. Folders are many files, of which nobody could tell that they are the same ones.
     """
     if source.path is None or is_only_here(source.reader) or not os.path.isfile(source.path):
         return None
@@ -121,6 +123,8 @@ _GAP = 64
 #: Share of the memory that the cells handled in one go may take. Up to four chunks are on their way at a
 #: time (:mod:`scvec.base.parallel`), and what is made of one may be several times as large.
 _SHARE = 16
+#: Genes below which a barcode is hardly a cell, and the barcodes and their fraction from which that is told.
+_POOR, _MANY, _MOSTLY = 50, 1000, 0.8
 
 
 class CellSource:
@@ -184,19 +188,43 @@ class CellSource:
         values: str = "auto",
     ) -> None:
         self.path, self.name, self.memory = contents.path, contents.name, memory
-        self.notes = contents.notes
-        self._close = contents.close
+        self._contents, self._layer, self._values = contents, layer, values
         if not columns:
             contents.table = contents.table[[]]
         self._table, self.n_obs = contents.table, contents.n_obs
-        self.names = self._unique(contents.names)
-        choice = choose(contents, layer, memory, values)
+        self.names, self._renamed = _unique(contents.names)
+        self.use(layer)
+
+    def use(self, place: str | None, *why: str) -> None:
+        """Read every value of another matrix of the file, or of the best one where none is named.
+
+        Parameters
+        ----------
+        why
+            Notes on the reason.
+
+        Raises
+        ------
+        InputError
+            If its values cannot be used; the source is then as it was.
+        """
+        choice, chosen = choose(self._contents, place, self.memory, self._values)
         self._reader, self.state = choice.reader, choice.state
         self.var, self.var_names, self.feature_mask = choice.var, choice.var_names, choice.feature_mask
         self.totals, self.gene_totals, self.codes = choice.totals, choice.gene_totals, choice.codes
         self.n_genes_detected = choice.n_genes_detected
-        self.notes += choice.notes
-        self._note_oddities()
+        self.notes = [*self._contents.notes, *self._renamed, *chosen, *why, *_oddities(choice)]
+
+    def other_names(self) -> dict[str, dict[str, list[str]]]:
+        """Return the names of genes (:meth:`gene_name_candidates`) of the matrices that may be used as well.
+
+        There are none where the user named a layer.
+        """
+        if self._layer is not None:
+            return {}
+        places = {name: place for name, place in self._contents.places.items() if name != self.state.where}
+        tables = {name: place.var()[0] for name, place in places.items()}
+        return {name: gene_name_candidates(list(var.index), var) for name, var in tables.items()}
 
     @classmethod
     def open(
@@ -245,7 +273,7 @@ class CellSource:
 
     def close(self) -> None:
         """Close the file."""
-        self._close()
+        self._contents.close()
 
     def __enter__(self) -> CellSource:
         return self
@@ -335,27 +363,38 @@ class CellSource:
     def _genes_of(self, block: sp.csr_matrix[Any]) -> sp.csr_matrix[Any]:
         return block if self.feature_mask.all() else block[:, np.flatnonzero(self.feature_mask)]
 
-    def _unique(self, names: Packed) -> Packed:
-        if names.all_differ():
-            return names
-        from anndata.utils import make_index_unique
 
-        index = pd.Index(names.to_array(), dtype=object)
-        repeated = int(index.duplicated().sum())
-        self.notes.append(f"made {count_text(repeated, 'repeated cell name')} unique with -1, -2, ...")
-        return Packed(make_index_unique(index))
+def _unique(names: Packed) -> tuple[Packed, tuple[str, ...]]:
+    """Return names of cells that all differ, and a note where some had to be changed."""
+    if names.all_differ():
+        return names, ()
+    from anndata.utils import make_index_unique
 
-    def _note_oddities(self) -> None:
-        if self._reader.n_unsorted:
-            self.notes.append(f"sorted the gene numbers within {count_text(self._reader.n_unsorted, 'cell')}")
-        if self._reader.n_duplicates:
-            self.notes.append(
-                f"added up {count_text(self._reader.n_duplicates, 'value')} stored twice for a cell and gene"
-            )
-        repeated = len(self.var_names) - len(set(self.var_names))
-        if repeated:
-            self.notes.append(f"added up the values of {count_text(repeated, 'repeated gene name')}")
-        empty = int((self.n_genes_detected == 0).sum())
-        release(self.n_genes_detected)
-        if empty:
-            self.notes.append(f"{count_text(empty, 'cell')} with no counts at all")
+    index = pd.Index(names.to_array(), dtype=object)
+    repeated = count_text(int(index.duplicated().sum()), "repeated cell name")
+    return Packed(make_index_unique(index)), (f"made {repeated} unique with -1, -2, ...",)
+
+
+def _oddities(choice: Choice) -> list[str]:
+    """Return notes on what reading every value showed."""
+    reader, notes = choice.reader, []
+    if reader.n_unsorted:
+        notes.append(f"sorted the gene numbers within {count_text(reader.n_unsorted, 'cell')}")
+    if reader.n_duplicates:
+        notes.append(f"added up {count_text(reader.n_duplicates, 'value')} stored twice for a cell and gene")
+    repeated = len(choice.var_names) - len(set(choice.var_names))
+    if repeated:
+        notes.append(f"added up the values of {count_text(repeated, 'repeated gene name')}")
+    empty = int((choice.n_genes_detected == 0).sum())
+    arrays.release(choice.n_genes_detected)
+    if empty:
+        notes.append(f"{count_text(empty, 'cell')} with no counts at all")
+    n = len(choice.n_genes_detected)
+    poor = sum(int((choice.n_genes_detected[rows] < _POOR).sum()) for rows in blocks(n))
+    arrays.release(choice.n_genes_detected)
+    if n >= _MANY and poor > _MOSTLY * n and len(choice.var_names) >= 100 * _POOR:
+        notes.append(
+            f"warning: {poor / n:.0%} of {n:,} barcodes have fewer than {_POOR} genes: is this an unfiltered "
+            "matrix (raw_feature_bc_matrix)? give the filtered one, of cells"
+        )
+    return notes

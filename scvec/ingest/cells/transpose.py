@@ -1,4 +1,4 @@
-"""Matrices that lie in another order than by cell, brought into it in less memory than they need."""
+"""Transpose matrices that are not stored by cell, in less memory than they need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scvec.base import arrays
 from scvec.base.errors import InputError, ResourceError
 from scvec.base.results import human_bytes
 
-__all__ = ["Origin", "Piece", "Turned", "by_cell", "collected", "index_dtype", "values_within"]
+__all__ = ["Origin", "Piece", "Transposed", "by_cell", "collected", "index_dtype", "values_within"]
 
 #: Numbers of cells, numbers of genes, and values: as many of each.
 Piece: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
@@ -31,7 +31,7 @@ _MOST = 2**22
 
 
 @dataclass(frozen=True)
-class Turned:
+class Transposed:
     """A matrix by cell that this process made: arrays in memory, or in files without a name.
 
     Attributes
@@ -57,14 +57,14 @@ class Turned:
 
 @dataclass(frozen=True)
 class Origin:
-    """What is turned over, for messages.
+    """What is transposed, for messages.
 
     Attributes
     ----------
     where
         The file, and the place in it.
     reason
-        Why it is turned over: "is stored by gene".
+        Why it is transposed: "is CSC (stored by gene)".
     fix
         What there is to do but to make room.
     """
@@ -91,7 +91,7 @@ def by_cell(
     dtype: np.dtype[Any],
     origin: Origin,
     memory: int,
-) -> Turned:
+) -> Transposed:
     """Bring values into the order of their cells.
 
     They are dealt to stretches of cells first, each with its own place in the file and small enough to be
@@ -132,7 +132,7 @@ def by_cell(
         for column in (genes, data):
             column[a:b] = column[a:b][order]
         _release(columns)
-    return Turned(data, genes, indptr, shape)
+    return Transposed(data, genes, indptr, shape)
 
 
 def collected(
@@ -142,7 +142,7 @@ def collected(
     dtype: np.dtype[Any],
     origin: Origin,
     memory: int,
-) -> Turned:
+) -> Transposed:
     """Bring values into the order of their cells that can be gone through but once.
 
     They are written as they come. If that was cell by cell, as Cell Ranger has it, nothing is left to do.
@@ -176,7 +176,7 @@ def collected(
         end += len(cells)
         _release(columns)
     if in_order:
-        return Turned(columns[2], columns[1], _pointers(counts), shape)
+        return Transposed(columns[2], columns[1], _pointers(counts), shape)
     return by_cell(_again(columns, values_within(memory)), counts, shape[1], dtype, origin, memory)
 
 
@@ -283,7 +283,7 @@ def _changing(origin: Origin) -> InputError:
 def _order(numbers: npt.NDArray[np.integer[Any]], n: int) -> npt.NDArray[np.integer[Any]]:
     """Return the stable order that sorts numbers below ``n``.
 
-    scipy's turning of a matrix with one value a column, at ``numbers``, is that: one count and one pass,
+    Transposing a scipy matrix with one value a column, at ``numbers``, is that: one count and one pass,
     where NumPy compares.
     """
     pointers = np.arange(len(numbers) + 1, dtype=np.int32)

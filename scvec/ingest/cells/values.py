@@ -219,7 +219,7 @@ def detect_state(profile: MatrixProfile, where: str = "X", values: str = "auto")
     where
         The place to put into the answer.
     values
-        What they are where somebody knows, one of :data:`VALUES`.
+        What they are where the user knows, one of :data:`VALUES`.
 
     Raises
     ------
@@ -254,7 +254,7 @@ def _counts(where: str, largest: float, bias: str = "") -> ExpressionState:
 
 
 def _as_told(sample: sp.csr_matrix[Any], where: str, values: str, largest: float) -> ExpressionState:
-    """Return the state that somebody says it is; the sum of whole cells is found out where not said."""
+    """Return the state that the user says it is; the sum of whole cells is found out where not said."""
     name, _, per_name = values.partition("-")
     told = f"{where} is taken as {values} (--values)"
     if name == "counts":

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -97,12 +97,12 @@ def read_vectors(path: str | os.PathLike[str], *, memory: str | int | None = Non
 
     InputError says why it cannot be read, ResourceError that it needs more than ``memory``.
     """
-    where, notes = Path(path), list[str]()
+    where = Path(path)
     if not where.is_file():
         raise InputError("there is no such file", str(where), "check the name", code="file-not-found")
     read = _read_h5ad if where.suffix == ".h5ad" else _read_parquet
     try:
-        rows, vectors, tags = read(where, parse_memory(memory), notes)
+        rows, vectors, tags, notes = read(where, parse_memory(memory))
     except (InputError, ResourceError):
         raise
     except MemoryError as error:
@@ -117,7 +117,10 @@ def read_vectors(path: str | os.PathLike[str], *, memory: str | int | None = Non
     return VectorFile(where, rows.rename(columns=renamed), vectors, tags, notes)
 
 
-def _read_h5ad(path: Path, budget: int, notes: list[str]) -> tuple[pd.DataFrame, Float32, dict[str, Any]]:
+_Read: TypeAlias = tuple[pd.DataFrame, Float32, dict[str, Any], list[str]]
+
+
+def _read_h5ad(path: Path, budget: int) -> _Read:
     with open_h5ad(path, memory=budget) as file:
         tags = _tags(file["uns/scvec/export"][()] if "uns/scvec/export" in file else None, path)
         vectors = file.get("obsm/X_scvec")
@@ -127,12 +130,12 @@ def _read_h5ad(path: Path, budget: int, notes: list[str]) -> tuple[pd.DataFrame,
             )
         _check_size(vectors.size * 4, budget, path)
         matrix = np.asarray(vectors[:], dtype=np.float32)
-        obs = read_table(file["obs"], str(path), budget, notes)
+        obs, notes = read_table(file["obs"], str(path), budget)
     key = _key(tags)
-    return obs.drop(columns=[key], errors="ignore").reset_index(names=key), matrix, tags
+    return obs.drop(columns=[key], errors="ignore").reset_index(names=key), matrix, tags, list(notes)
 
 
-def _read_parquet(path: Path, budget: int, _: list[str]) -> tuple[pd.DataFrame, Float32, dict[str, Any]]:
+def _read_parquet(path: Path, budget: int) -> _Read:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -157,7 +160,7 @@ def _read_parquet(path: Path, budget: int, _: list[str]) -> tuple[pd.DataFrame, 
     flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     vectors = np.concatenate([np.empty(0, np.float32), *flat], dtype=np.float32)
     rows = table.drop_columns([VECTOR]).to_pandas()
-    return rows, vectors.reshape(len(table), kind.list_size), tags
+    return rows, vectors.reshape(len(table), kind.list_size), tags, []
 
 
 def _key(tags: Mapping[str, Any]) -> str:

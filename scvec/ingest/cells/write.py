@@ -22,10 +22,10 @@ import pandas as pd
 from scvec.base.arrays import release
 from scvec.base.errors import InputError, disk_errors, reading
 from scvec.base.resources import parse_memory
+from scvec.ingest.cells.contents import Contents
 from scvec.ingest.cells.matrix import MatrixReader, open_matrix
-from scvec.ingest.cells.readers import contents_of, is_h5ad
-from scvec.ingest.cells.readers.anndata import Contents
-from scvec.ingest.cells.readers.checks import check_h5ad, is_zarr, open_h5ad, open_zarr
+from scvec.ingest.cells.readers import contents_of, kind_of
+from scvec.ingest.cells.readers.checks import check_h5ad, is_zarr, open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -116,7 +116,7 @@ def write_annotated(
     uns
         Entries to add to uns. None values are left out, tuples become lists.
     checked
-        The file was just checked (:func:`scvec.ingest.cells.readers.checks.open_h5ad`): do not read it again.
+        The file was just checked (:func:`scvec.ingest.cells.readers.contents_of`): do not read it again.
     memory
         What may be used where cells are not copied as they lie: of folders and of Cell Ranger's files.
 
@@ -139,10 +139,7 @@ def write_annotated(
         _write_object(source, out, columns, obsm, uns)
         return
     out = check_output(out_path, source)
-    whole_folder = Path(source).is_dir()
-    if not (checked or whole_folder):
-        open_h5ad(source, others=True).close()
-    if whole_folder or not is_h5ad(source):
+    if kind_of(source, parse_memory(memory), checked=checked) != "h5ad":
         uns = {name: _storable(value) for name, value in uns.items()}
         with replacing(out) as temporary:
             write_as_h5ad(Path(source), temporary, _room(obs, obsm, uns), memory)
@@ -424,12 +421,12 @@ def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int |
         with h5py.File(target, "r+", locking="best-effort") as file:
             file.attrs["encoding-type"], file.attrs["encoding-version"] = "anndata", "0.1.0"
             write_elem(file, "obs", contents.obs)
-            tables = [place.var() for name, place in contents.places.items() if name != "raw"]
+            tables = [place.var()[0] for name, place in contents.places.items() if name != "raw"]
             if tables:
                 write_elem(file, "var", tables[0])
             for name, reader in readers.items():
                 if name == "raw":
-                    write_elem(file, "raw/var", contents.places[name].var())
+                    write_elem(file, "raw/var", contents.places[name].var()[0])
                 _write_rows(file, "raw/X" if name == "raw" else name, reader, limit)
             if source.is_dir() and is_zarr(source):
                 root = open_zarr(source, memory=limit)
@@ -444,7 +441,7 @@ def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int |
 
 def _open_place(contents: Contents, name: str, memory: int) -> MatrixReader:
     place = contents.places[name]
-    return open_matrix(place.item, f"{contents.name} ({name})", contents.n_obs, len(place.var()), memory)
+    return open_matrix(place.item, f"{contents.name} ({name})", contents.n_obs, len(place.var()[0]), memory)
 
 
 def _csr_bytes(reader: MatrixReader) -> int:

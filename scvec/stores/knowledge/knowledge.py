@@ -24,6 +24,7 @@ from scvec.stores.knowledge.tables import (
     create,
     current_version,
     description_table,
+    insert,
     insert_aliases,
     translate,
     upsert,
@@ -522,6 +523,20 @@ class CellOntology(Tables):
         sql = "SELECT ancestor_id, distance FROM cl_ancestors WHERE cl_id = ? ORDER BY distance, ancestor_id"
         return {str(a): int(d) for a, d in self._all(sql, [cl_id])}
 
+    def cl_lineage(self) -> dict[str, frozenset[str]]:
+        """Term -> all its ancestors, of every term of the Cell Ontology that has any."""
+        found: dict[str, set[str]] = {}
+        for cl_id, above in self._all("SELECT cl_id, ancestor_id FROM cl_ancestors"):
+            found.setdefault(str(cl_id), set()).add(str(above))
+        return {cl_id: frozenset(above) for cl_id, above in found.items()}
+
+    def markers(self) -> list[tuple[str, str, str, str, str, float, str]]:
+        """Markers of cell types: (cl_id, tissue, species, gene symbol, direction, weight, source)."""
+        return [
+            (str(c), str(t), str(s), str(g), str(d), float(w), str(source))
+            for c, t, s, g, d, w, source in self._all("SELECT * FROM markers ORDER BY ALL")
+        ]
+
 
 class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
     """What is known about genes. Open it with :meth:`open`; close it, or use it as a context manager.
@@ -628,6 +643,21 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
                 )
         self._compact()
         return added
+
+    def put_markers(self, rows: pa.Table, source: str) -> int:
+        """Put markers of cell types in place of those of the same table; return how many there are now.
+
+        Parameters
+        ----------
+        rows
+            Table with the columns of :meth:`markers`; ``source`` begins with ``source``.
+        source
+            Name of the table that they came from: what was loaded under it before goes.
+        """
+        with self.transaction():
+            self._con.execute("DELETE FROM markers WHERE starts_with(source, ?)", [source])
+            insert(self._con, "markers", rows, "SELECT DISTINCT * FROM incoming")
+        return int(self._one("SELECT count(*) FROM markers")[0])
 
     def upsert_genes(
         self, genes: Sequence[Gene], *, source: str = "file", source_version: str = ""

@@ -28,6 +28,14 @@ def load_ontologies(con: Any, snapshot: Snapshot) -> None:
     for table in _SHARED:
         con.execute(f"DELETE FROM {table}")
         insert(con, table, snapshot.table(table), "SELECT * FROM incoming")
+    # Tables of markers that people loaded stay.
+    rows = snapshot.table("markers")
+    con.register("shipped_markers", rows)
+    try:
+        con.execute("DELETE FROM markers WHERE source IN (SELECT source FROM shipped_markers)")
+    finally:
+        con.unregister("shipped_markers")
+    insert(con, "markers", rows, "SELECT * FROM incoming")
 
 
 def load_snapshot_genes(con: Any, snapshot: Snapshot, species: Sequence[str], source: str) -> dict[str, int]:

@@ -239,6 +239,11 @@ CREATE TABLE go_annotations (gene_id VARCHAR NOT NULL, go_id VARCHAR NOT NULL, e
 CREATE TABLE cl_terms (cl_id VARCHAR NOT NULL, label VARCHAR NOT NULL);
 CREATE TABLE cl_synonyms (cl_id VARCHAR NOT NULL, synonym VARCHAR NOT NULL);
 CREATE TABLE cl_ancestors (cl_id VARCHAR NOT NULL, ancestor_id VARCHAR NOT NULL, distance SMALLINT NOT NULL);
+CREATE TABLE markers (
+    cl_id VARCHAR NOT NULL, tissue VARCHAR NOT NULL, species VARCHAR NOT NULL, gene VARCHAR NOT NULL,
+    direction VARCHAR NOT NULL CHECK (direction IN ('positive', 'negative')), weight FLOAT NOT NULL,
+    source VARCHAR NOT NULL
+);
 CREATE TABLE jobs (
     gene_id VARCHAR NOT NULL, source VARCHAR NOT NULL, model VARCHAR NOT NULL, prompt VARCHAR NOT NULL,
     input_sha256 VARCHAR NOT NULL,
@@ -254,7 +259,7 @@ CREATE TABLE notes (
 );
 """
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 #: What the digest covers: jobs tell how the content came about, and are left out.
 CONTENT_TABLES = (
@@ -268,6 +273,7 @@ CONTENT_TABLES = (
     "cl_terms",
     "cl_synonyms",
     "cl_ancestors",
+    "markers",
     "meta",
     "notes",
 )

@@ -1,43 +1,121 @@
-"""Open whatever holds cells on a disk, checked, by what it is and not by what it is called."""
+"""Open whatever holds cells on a disk, checked, by what its bytes say and not by what it is called.
+
+A reader is one file with one registration, and one line in ``_MODULES``::
+
+    @reader("toy", "a .toy file", sniff=lambda given: given.head.startswith(b"TOY"))
+    def read_toy(given: Given, memory: int) -> Contents: ...
+"""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
 
-import h5py
+from scvec.ingest.cells.contents import Contents
+from scvec.ingest.cells.readers.checks import Given, check_hdf5, look_at, unreadable
 
-from scvec.ingest.cells.readers.anndata import Contents, contents_of_file
-from scvec.ingest.cells.readers.checks import is_tenx, is_zarr, open_h5ad, open_zarr
-from scvec.ingest.cells.readers.tenx import contents_of_mtx, contents_of_tenx, is_mtx
+__all__ = ["Reader", "contents_of", "formats", "kind_of", "reader"]
 
-__all__ = ["contents_of", "is_h5ad"]
-
-
-def is_h5ad(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file that was checked is an h5ad, and not one of Cell Ranger's."""
-    with h5py.File(path, "r", locking="best-effort") as file:
-        return not is_tenx(file)
+#: Modules beside this one that register readers; the first whose ``sniff`` agrees reads.
+_MODULES = ("tenx", "anndata")
 
 
-def contents_of(path: str | os.PathLike[str], memory: int) -> Contents:
-    """Check and open an h5ad, a zarr folder, or a file or folder of Cell Ranger.
+@dataclass(frozen=True)
+class Reader:
+    """How one format is recognised and read.
+
+    Attributes
+    ----------
+    name
+        Such as ``h5ad``.
+    title
+        What to call it in lists of what can be read: "an h5ad file".
+    sniff
+        Says from the first bytes, or the root of an HDF5 file, whether something is of this format.
+    read
+        Lists what there is, within some bytes of memory; ``Contents.close`` closes ``given.file``.
+    parts
+        Groups in the root of an HDF5 file that ``read`` looks into: no others are checked for odd types
+        and huge chunks. Empty means all.
+    """
+
+    name: str
+    title: str
+    sniff: Callable[[Given], bool]
+    read: Callable[[Given, int], Contents]
+    parts: tuple[str, ...] = ()
+
+
+_READERS: dict[str, Reader] = {}
+
+
+def reader(
+    name: str, title: str, *, sniff: Callable[[Given], bool], parts: tuple[str, ...] = ()
+) -> Callable[[Callable[[Given, int], Contents]], Callable[[Given, int], Contents]]:
+    """Register a function as the reader of a format; see :class:`Reader`."""
+
+    def register(read: Callable[[Given, int], Contents]) -> Callable[[Given, int], Contents]:
+        _READERS[name] = Reader(name, title, sniff, read, parts)
+        return read
+
+    return register
+
+
+def _readers() -> list[Reader]:
+    for module in _MODULES:
+        import_module(f"{__name__}.{module}")
+    return list(_READERS.values())
+
+
+def formats() -> str:
+    """Return what can be read, for messages: "an h5ad file, ... or ...'."""
+    *titles, last = (each.title for each in _readers())
+    return f"{', '.join(titles)} or {last}"
+
+
+def _reader_of(given: Given) -> Reader:
+    for each in _readers():
+        if each.sniff(given):
+            return each
+    raise unreadable(given, f"give {formats()}")
+
+
+def kind_of(path: str | os.PathLike[str], memory: int, *, checked: bool = False) -> str:
+    """Return the name of the format of a file or folder, which is checked unless it just was.
 
     Raises
     ------
     InputError
-        If it is none of them or damaged.
+        If no reader knows it, or it is damaged.
+    """
+    given = look_at(path, checked=checked)
+    try:
+        found = _reader_of(given)
+        if given.file is not None and not checked:
+            check_hdf5(given, memory, found.parts)
+        return found.name
+    finally:
+        given.close()
+
+
+def contents_of(path: str | os.PathLike[str], memory: int) -> Contents:
+    """Check and open a file or folder of any format that has a reader.
+
+    Raises
+    ------
+    InputError
+        If no reader knows it, or it is damaged.
     ResourceError
         If it needs more than ``memory``.
     """
-    path = Path(path)
-    if path.is_dir() and is_zarr(path):
-        return contents_of_file(open_zarr(path, memory=memory), path, memory)
-    if path.is_dir() and is_mtx(path):
-        return contents_of_mtx(path, memory)
-    file = open_h5ad(path, memory=memory, others=True)
+    given = look_at(path)
     try:
-        return contents_of_tenx(file, path, memory) if is_tenx(file) else contents_of_file(file, path, memory)
+        found = _reader_of(given)
+        if given.file is not None:
+            check_hdf5(given, memory, found.parts)
+        return found.read(given, memory)
     except BaseException:
-        file.close()
+        given.close()
         raise

@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from scvec.base.arrays import Packed, blocks
 from scvec.base.errors import InputError, ResourceError, reading
 from scvec.base.results import count_text, human_bytes
+from scvec.ingest.cells.contents import Contents, Place, named
 from scvec.ingest.cells.matrix import is_array, is_group
+from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers.checks import H5AD_PARTS, Given, decoded, is_h5ad, is_zarr, open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = [
-    "Contents",
-    "Place",
-    "contents_of_adata",
-    "contents_of_file",
-    "named",
-    "read_named",
-    "read_table",
-    "tidy_table",
-    "unnamed",
-]
+__all__ = ["contents_of_adata", "read_h5ad", "read_table", "read_zarr", "tidy_table"]
 
 
-def read_table(group: Any, path: str, memory: int, notes: list[str]) -> pd.DataFrame:
-    """Return what :func:`read_named` does as one: a table whose index is str."""
-    table, names = read_named(group, path, memory, notes)
-    return named(table, names)
+def read_table(group: Any, path: str, memory: int) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return what :func:`read_named` does as one table, whose index is str; and its notes."""
+    table, names, notes = read_named(group, path, memory)
+    return named(table, names), notes
 
 
-def named(table: pd.DataFrame, names: Packed) -> pd.DataFrame:
-    """Return a table with names for its index; the columns are the same arrays."""
-    table = table.copy(deep=False)
-    table.index = pd.Index(names.to_array(), dtype=object)
-    return table
-
-
-def unnamed(table: pd.DataFrame) -> tuple[pd.DataFrame, Packed]:
-    """Return a table without its index, which takes most of its memory, and the index in little of it."""
-    names, table = Packed(table.index), table.copy(deep=False)
-    table.index = pd.RangeIndex(len(table))
-    return table, names
-
-
-def read_named(group: Any, path: str, memory: int, notes: list[str]) -> tuple[pd.DataFrame, Packed]:
+def read_named(group: Any, path: str, memory: int) -> tuple[pd.DataFrame, Packed, tuple[str, ...]]:
     """Read an anndata dataframe, of HDF5 or zarr, column by column.
 
     Parameters
@@ -63,12 +42,10 @@ def read_named(group: Any, path: str, memory: int, notes: list[str]) -> tuple[pd
         The file, for messages.
     memory
         Bytes the table may claim.
-    notes
-        Gets a line for every column that had to be left out.
 
     Returns
     -------
-    Table, rows by number, duplicate column names dropped; and its index.
+    Table, rows by number, duplicate column names dropped; its index; and notes on columns left out.
 
     Raises
     ------
@@ -77,21 +54,21 @@ def read_named(group: Any, path: str, memory: int, notes: list[str]) -> tuple[pd
     ResourceError
         If the table claims more than ``memory``.
     """
-    from anndata.io import read_elem
-
     name = group.name.strip("/")
     with reading(path, name):
         _check_claim(group, path, memory)
-        if _text(group.attrs.get("encoding-version", "")) != "0.2.0":
-            return unnamed(tidy_table(read_elem(group), name, notes))
-        index = _read_names(group[_text(group.attrs["_index"])])
-        order = [_text(column) for column in group.attrs["column-order"]]
+        if not is_group(group):
+            raise ValueError("it is not a table")
+        key = _index_of(group)
+        index = _read_names(group[key])
+        hidden = {key, "__categories"}
+        order = [_text(c) for c in group.attrs.get("column-order", ())] or sorted(set(group) - hidden)
         n = len(index)
     columns: dict[str, Any] = {}
     unreadable: list[str] = []
     for column in dict.fromkeys(order):
         try:
-            values = read_elem(group[column])
+            values = _read_column(group, column)
             length = values.shape[0]
         except MemoryError:
             raise
@@ -110,21 +87,65 @@ def read_named(group: Any, path: str, memory: int, notes: list[str]) -> tuple[pd
             columns[column] = values
         else:
             unreadable.append(column)
+    left_out: tuple[str, ...] = ()
     if unreadable:
         shown = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
-        notes.append(f"{name}: left out {count_text(len(unreadable), 'unreadable column')}: {shown}")
+        left_out = (f"{name}: left out {count_text(len(unreadable), 'unreadable column')}: {shown}",)
     with reading(path, name):
-        return _tidy_columns(pd.DataFrame(columns, index=pd.RangeIndex(n)), name, notes), index
+        table, notes = _tidy_columns(pd.DataFrame(columns, index=pd.RangeIndex(n)), name)
+        return table, index, (*left_out, *notes)
+
+
+def _index_of(group: Any) -> str:
+    """Return the name of the column of row names: older programs do not say it."""
+    for key in (_text(group.attrs.get("_index", "")), "_index", "index"):
+        if key and key in group:
+            return key
+    raise KeyError("the table has no index")
+
+
+def _read_column(group: Any, column: str) -> Any:
+    """Return a column, also as anndata before 0.8 and SeuratDisk write it."""
+    from anndata.io import read_elem
+
+    item = group[column]
+    levels = group.get("__categories", {})
+    if is_group(item):
+        if _text(item.attrs.get("encoding-type", "")) == "categorical" and _is_text(item["categories"]):
+            # Texts that are not UTF-8 stop anndata.
+            ordered = bool(item.attrs.get("ordered", False))
+            return _categorical(item["codes"][:], _read_names(item["categories"]).to_array(), ordered)
+        return read_elem(item)
+    if column in levels:
+        texts = levels[column]
+        ordered = bool(texts.attrs.get("ordered", False))
+        return _categorical(item[:], _read_names(texts).to_array() if _is_text(texts) else texts[:], ordered)
+    return _read_names(item).to_array() if _is_text(item) else read_elem(item)
+
+
+def _categorical(codes: npt.NDArray[Any], categories: Any, ordered: bool) -> Any:
+    """Return categories of integer codes; other codes, as R's NA, are missing."""
+    known = (codes >= 0) & (codes < len(categories))
+    return pd.Categorical.from_codes(np.where(known, codes, -1).astype(np.int64), categories, ordered=ordered)
+
+
+def _is_text(item: Any) -> bool:
+    return isinstance(item, h5py.Dataset) and item.ndim == 1 and item.dtype.kind in "SO"
 
 
 def _read_names(item: Any) -> Packed:
-    """Return the index of a table; of HDF5's texts never all are objects at once."""
+    """Return a column of texts; of HDF5's texts never all are objects at once."""
     from anndata.io import read_elem
 
-    if isinstance(item, h5py.Dataset) and _text(item.attrs.get("encoding-type", "")) == "string-array":
+    if not _is_text(item):
+        return Packed([_text(v) for v in np.asarray(pd.Index(read_elem(item)))])
+    if item.dtype.kind == "S":
+        return Packed.gather([_text(v) for v in item[rows]] for rows in blocks(len(item)))
+    try:
         texts = item.asstr()
         return Packed.gather(texts[rows] for rows in blocks(len(item)))
-    return Packed([_text(v) for v in np.asarray(pd.Index(read_elem(item)))])
+    except UnicodeDecodeError:
+        return Packed.gather([_text(v) for v in item[rows]] for rows in blocks(len(item)))
 
 
 def _check_claim(group: Any, path: str, memory: int) -> None:
@@ -150,15 +171,15 @@ def _check_claim(group: Any, path: str, memory: int) -> None:
         raise ResourceError(what, path, "remove columns that are not needed, or raise --memory")
 
 
-def tidy_table(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
-    """Return a table whose index is str and whose column names are unique str; bytes are decoded."""
-    frame = _tidy_columns(frame, name, notes)
+def tidy_table(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return a table whose index is str and whose column names are unique str, bytes decoded; and notes."""
+    frame, notes = _tidy_columns(frame, name)
     frame.index = pd.Index([_text(v) for v in np.asarray(frame.index)], dtype=object)
-    return frame
+    return frame, notes
 
 
-def _tidy_columns(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
-    frame = frame.copy(deep=False)
+def _tidy_columns(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    frame, notes = frame.copy(deep=False), []
     frame.columns = pd.Index([_text(column) for column in frame.columns], dtype=object)
     repeated = frame.columns.duplicated()
     if repeated.any():
@@ -175,63 +196,27 @@ def _tidy_columns(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFr
             frame[column] = [_text(v) if isinstance(v, bytes) else v for v in values]
         elif values.dtype.kind == "S":
             frame[column] = [_text(v) for v in values]
-    return frame
+    return frame, tuple(notes)
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return decoded(value) if isinstance(value, bytes) else str(value)
 
 
-@dataclass(frozen=True)
-class Place:
-    """A matrix (as :func:`scvec.ingest.cells.matrix.open_matrix` takes it) and the table of its genes."""
-
-    item: Any
-    var: Callable[[], pd.DataFrame]
+@reader("h5ad", "an h5ad file", sniff=is_h5ad, parts=H5AD_PARTS)
+def read_h5ad(given: Given, memory: int) -> Contents:
+    """Read obs of a checked, open h5ad and list its matrices."""
+    return _contents_of_file(given.hdf5, given.path, memory)
 
 
-class Contents:
-    """Cells, and the matrices over them by name: ``X``, ``raw``, ``layers/NAME``.
-
-    Attributes
-    ----------
-    table, names
-        The columns of obs, rows by number, and its index in less memory.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        obs: pd.DataFrame | tuple[pd.DataFrame, Packed],
-        places: dict[str, Place],
-        path: Path | None = None,
-        notes: list[str] | None = None,
-        close: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.name, self.places, self.path, self.close = name, places, path, close
-        self.notes: list[str] = [] if notes is None else notes
-        self.table, self.names = obs if isinstance(obs, tuple) else unnamed(obs)
-        if not self.n_obs:
-            raise InputError(
-                "there are no cells", self.name, "give a file with at least one cell", code="no-cells"
-            )
-        if not self.places:
-            fix = "write it with expression values: adata.X must not be None"
-            raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix, code="no-values")
-
-    @property
-    def n_obs(self) -> int:
-        """Number of cells."""
-        return len(self.names)
-
-    @property
-    def obs(self) -> pd.DataFrame:
-        """The table of the cells under their names, made anew each time."""
-        return named(self.table, self.names)
+@reader("zarr", "a zarr folder of anndata", sniff=lambda given: not given.head and is_zarr(given.path))
+def read_zarr(given: Given, memory: int) -> Contents:
+    """Check a zarr folder, read its obs and list its matrices."""
+    return _contents_of_file(open_zarr(given.path, memory=memory), given.path, memory)
 
 
-def contents_of_file(file: Any, path: Path, memory: int) -> Contents:
-    """Read obs of a checked, open h5ad or zarr group and list its matrices.
+def _contents_of_file(file: Any, path: Path, memory: int) -> Contents:
+    """Read obs of an HDF5 or zarr group and list its matrices.
 
     Raises
     ------
@@ -244,15 +229,12 @@ def contents_of_file(file: Any, path: Path, memory: int) -> Contents:
             raise InputError(f"the file has no {name} table", str(path), fix, code="wrong-format")
     if isinstance(file, h5py.File) and (is_array(file["obs"]) or is_array(file["var"]) or "raw.X" in file):
         return _old_file(file, path)
-    notes: list[str] = []
-    tables: dict[str, pd.DataFrame] = {}
 
-    def var_of(name: str) -> pd.DataFrame:
-        if name not in tables:
-            with reading(path, name):
-                group = file[name]
-            tables[name] = read_table(group, str(path), memory, notes)
-        return tables[name]
+    @cache
+    def var_of(name: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        with reading(path, name):
+            group = file[name]
+        return read_table(group, str(path), memory)
 
     places: dict[str, Place] = {}
     with reading(path):
@@ -264,9 +246,10 @@ def contents_of_file(file: Any, path: Path, memory: int) -> Contents:
             for name in sorted(file["layers"]):
                 places[f"layers/{name}"] = Place(file["layers"][name], lambda: var_of("var"))
         obs = file["obs"]
-    table = read_named(obs, str(path), memory, notes)
+    table, names, notes = read_named(obs, str(path), memory)
     # A zarr folder is not held open.
-    return Contents(str(path), table, places, path, notes, getattr(file, "close", lambda: None))
+    close = getattr(file, "close", lambda: None)
+    return Contents(str(path), (table, names), places, path, notes, close)
 
 
 def _old_file(file: h5py.File, path: Path) -> Contents:
@@ -281,9 +264,8 @@ def _old_file(file: h5py.File, path: Path) -> Contents:
         adata = anndata.read_h5ad(path)
     contents = contents_of_adata(adata)
     contents.name, contents.path = str(path), path
-    contents.notes.insert(
-        0, "written by an anndata older than 0.7; rewriting it with adata.write_h5ad() helps"
-    )
+    told = "written by an anndata older than 0.7; rewriting it with adata.write_h5ad() helps"
+    contents.notes = (told, *contents.notes)
     return contents
 
 
@@ -293,7 +275,7 @@ def contents_of_adata(adata: AnnData) -> Contents:
     Raises
     ------
     InputError
-        If it is no AnnData object, or has no cell or no matrix.
+        If it is not an AnnData object, or has no cell or no matrix.
     """
     if not all(hasattr(adata, name) for name in ("obs", "var", "X", "layers")):
         what = f"cells come as an .h5ad path or an AnnData object, not as {type(adata).__name__}"
@@ -307,15 +289,14 @@ def contents_of_adata(adata: AnnData) -> Contents:
                 adata = adata.to_memory()
             else:
                 on_disk = {"X": adata.file["X"]}
-    notes: list[str] = []
-    obs, var = tidy_table(adata.obs, "obs", notes), tidy_table(adata.var, "var", notes)
+    (obs, notes), var = tidy_table(adata.obs, "obs"), tidy_table(adata.var, "var")
     places: dict[str, Place] = {}
     X = on_disk.get("X", adata.X)
     if X is not None:
         places["X"] = Place(X, lambda: var)
     raw = adata.raw
     if raw is not None:
-        places["raw"] = Place(raw.X, lambda: tidy_table(raw.var, "raw/var", notes))
+        places["raw"] = Place(raw.X, lambda: tidy_table(raw.var, "raw/var"))
     for name, values in adata.layers.items():
         places[f"layers/{name}"] = Place(values, lambda: var)
     return Contents("the AnnData object", obs, places, None, notes)

@@ -7,21 +7,14 @@ that, so every file is walked here first with the low-level API, which reads met
 A zarr store is a folder of small JSON files and of pieces of arrays. Links in it lead out of it, its
 metadata may claim arrays of any size that no piece backs, and one of its codecs unpickles. All of that is
 refused here, by metadata alone.
-
-HDF5 (to 2.0.0 at least) never returns from reading a global heap, where strings of any length live, in which
-an object claims to be 0 bytes long: it steps by that length until the end of the heap. One flipped byte in a
-file is enough, and nothing can interrupt it. So heaps are found by their signature and stepped through first.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import mmap
 import os
 import stat
-import struct
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from math import prod
@@ -34,30 +27,131 @@ import numpy as np
 from scvec.base.errors import InputError, reading
 from scvec.base.resources import parse_memory
 from scvec.base.results import human_bytes
+from scvec.ingest.cells.readers.heaps import Heaps
 
-__all__ = ["broken_heap", "check_h5ad", "is_tenx", "is_zarr", "open_h5ad", "open_zarr", "tenx_groups"]
+__all__ = [
+    "H5AD_PARTS",
+    "Given",
+    "check_h5ad",
+    "check_hdf5",
+    "decoded",
+    "hard_items",
+    "is_h5ad",
+    "is_zarr",
+    "look_at",
+    "open_h5ad",
+    "open_zarr",
+    "unreadable",
+]
 
 MAX_DEPTH = 64
 MAX_OBJECTS = 1_000_000
 # gzip cannot shrink more than 1,032 to 1. Datasets under the floor cannot hurt whatever they claim.
 MAX_RATIO = 5_000
 RATIO_FLOOR = 64 * 2**20
-_READ = ("X", "layers", "raw", "raw.X", "raw.var", "obs", "var")
+#: Groups of an h5ad that are read.
+H5AD_PARTS = ("X", "layers", "raw", "raw.X", "raw.var", "obs", "var")
 _AGAIN = "copy or download it again"
 _ANEW = "copy or download it again, or write it anew with adata.write_h5ad()"
 _SHARED_FIX = "write a self-contained copy with adata.write_h5ad(), if you trust where it points"
 
 
-def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) -> None:
-    """Refuse a file that is no h5ad, is damaged, points out of itself, or claims what it cannot hold.
+@dataclass(frozen=True)
+class Given:
+    """A file or folder of which nothing was read but what says what it is.
+
+    Attributes
+    ----------
+    path
+        Where it is.
+    head
+        The first 512 bytes; empty for a folder.
+    file
+        The file, open for reading, where it is HDF5. Its links may lead anywhere: only hard ones
+        (:func:`hard_items`) may be followed before :func:`check_hdf5`.
+    heaps
+        Where the texts of an HDF5 file lie; None where it was checked before.
+    """
+
+    path: Path
+    head: bytes = b""
+    file: h5py.File | None = None
+    heaps: Heaps | None = None
+
+    @property
+    def hdf5(self) -> h5py.File:
+        """The file where it is HDF5; ValueError where it is not."""
+        if self.file is None:
+            raise ValueError(f"{self.path} is not HDF5")
+        return self.file
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+
+
+def look_at(path: str | os.PathLike[str], *, checked: bool = False) -> Given:
+    """Open a file just far enough to say what it is.
 
     Parameters
     ----------
-    path
-        The file. It is read through once at the speed of the disk; nothing is unpacked.
+    checked
+        The file was checked before, and its heaps are not stepped through again.
+
+    Raises
+    ------
+    InputError
+        If it is not there, may not be read, is a pipe or empty, or is damaged HDF5.
+    """
+    path = Path(path)
+    head = _head_of(path)
+    if head is None:
+        return Given(path)
+    if not h5py.is_hdf5(path):
+        if head.startswith(b"\x89HDF"):
+            raise InputError(
+                "the HDF5 file is damaged at its very start", str(path), _AGAIN, code="damaged-file"
+            )
+        return Given(path, head)
+    try:
+        file = h5py.File(path, "r", locking="best-effort")
+    except Exception as error:
+        raise _open_error(path, error) from error
+    try:
+        with reading(path):
+            heaps = None if checked else Heaps.of(path)
+            if heaps is not None and heaps.broken is not None:
+                what = f"the file is damaged: its texts cannot be read (at byte {heaps.broken:,})"
+                raise InputError(what, str(path), _ANEW, code="damaged-file")
+            list(file)
+    except BaseException:
+        file.close()
+        raise
+    return Given(path, head, file, heaps)
+
+
+def check_hdf5(given: Given, memory: int, parts: Collection[str] = ()) -> None:
+    """Refuse an HDF5 file that is damaged, points out of itself, or claims what it cannot hold.
+
+    Parameters
+    ----------
     memory
-        What may be used, see :func:`scvec.base.resources.parse_memory`; a file that is stored in pieces
-        of more than a quarter of it is refused.
+        Bytes that may be used; a file that is stored in pieces of more than a quarter of it is refused.
+    parts
+        Groups in the root that are going to be read, all where empty.
+    """
+    with reading(given.path):
+        read = frozenset(parts or given.hdf5)
+        # Behind a block of something else addresses are not places in the file.
+        heaps = None if given.hdf5.userblock_size else given.heaps
+        _Walk(given.path, given.path.stat().st_size, memory, read, heaps).walk(given.hdf5.id)
+
+
+def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) -> None:
+    """Refuse a file that is not an h5ad, is damaged, points out of itself, or claims what it cannot hold.
+
+    The file is read through once at the speed of the disk; nothing is unpacked.
 
     Raises
     ------
@@ -67,50 +161,47 @@ def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None)
     open_h5ad(path, memory=memory).close()
 
 
-def open_h5ad(
-    path: str | os.PathLike[str], *, memory: str | int | None = None, others: bool = False
-) -> h5py.File:
-    """Check a file as :func:`check_h5ad` does and return it open for reading.
+def open_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) -> h5py.File:
+    """Check a file as :func:`check_h5ad` does and return it open for reading."""
+    given = look_at(path)
+    try:
+        if not is_h5ad(given):
+            raise unreadable(given, "give an AnnData file (.h5ad)")
+        check_hdf5(given, parse_memory(memory), H5AD_PARTS)
+    except BaseException:
+        given.close()
+        raise
+    return given.hdf5
+
+
+def is_h5ad(given: Given) -> bool:
+    """Return whether a file is HDF5 with the groups of an AnnData object."""
+    return given.file is not None and foreign_hdf5(list(given.file)) is None
+
+
+def unreadable(given: Given, fix: str) -> InputError:
+    """Return the error for what no reader knows: what it looks like, and how to convert it.
 
     Parameters
     ----------
-    others
-        Files of Cell Ranger are let through too.
+    fix
+        What there is to do where nothing better is known.
     """
-    path = Path(path)
-    _check_regular_file(path)
-    try:
-        file = h5py.File(path, "r", locking="best-effort")
-    except Exception as error:
-        raise _open_error(path, error) from error
-    try:
-        with reading(path):
-            heap = broken_heap(path)
-            if heap is not None:
-                raise InputError(
-                    f"the file is damaged: its texts cannot be read (at byte {heap:,})",
-                    str(path),
-                    _ANEW,
-                    code="damaged-file",
-                )
-            foreign = foreign_hdf5(list(file))
-            tenx = others and is_tenx(file)
-            if foreign and not tenx:
-                raise InputError(f"this is {foreign[0]}", str(path), foreign[1], code="wrong-format")
-            read = tuple(file) if tenx else _READ
-            _Walk(path, path.stat().st_size, parse_memory(memory), read).walk(file.id)
-    except BaseException:
-        file.close()
-        raise
-    return file
+    if given.file is not None:
+        what, better = foreign_hdf5(list(given.file)) or ("HDF5 of no known format", "")
+        return InputError(f"this is {what}", str(given.path), better or fix)
+    if not given.head:
+        return InputError("this is a folder, not a file", str(given.path), fix, code="not-a-file")
+    what, better = guess_kind(given.path, given.head)
+    return InputError(f"this is not a file of cells: it looks like {what}", str(given.path), better or fix)
 
 
-def _check_regular_file(path: Path) -> None:
+def _head_of(path: Path) -> bytes | None:
+    """Return the first bytes of a regular file; None for a folder."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            fix = "give the .h5ad file itself, or a zarr or 10x Genomics folder"
-            raise InputError("this is a folder, not a file", str(path), fix, code="not-a-file")
+            return None
         if not stat.S_ISREG(status.st_mode):
             # Opening a pipe would wait for ever.
             raise InputError(
@@ -119,16 +210,9 @@ def _check_regular_file(path: Path) -> None:
         if status.st_size == 0:
             raise InputError("the file is empty (0 bytes)", str(path), _AGAIN, code="empty-file")
         with path.open("rb") as handle:
-            head = handle.read(512)
+            return handle.read(512)
     except (OSError, ValueError) as error:
         raise _stat_error(path, error) from error
-    if not h5py.is_hdf5(path):
-        if head.startswith(b"\x89HDF"):
-            raise InputError(
-                "the HDF5 file is damaged at its very start", str(path), _AGAIN, code="damaged-file"
-            )
-        what, fix = guess_kind(path, head)
-        raise InputError(f"this is no h5ad file: it looks like {what}", str(path), fix, code="wrong-format")
 
 
 def _stat_error(path: Path, error: OSError | ValueError) -> InputError:
@@ -192,7 +276,8 @@ class _Walk:
     path: Path
     file_size: int
     memory: int
-    read: tuple[str, ...] = _READ
+    read: frozenset[str]
+    heaps: Heaps | None = None
     seen: set[int] = field(default_factory=set)
 
     def walk(self, root: h5py.h5g.GroupID) -> None:
@@ -244,6 +329,13 @@ class _Walk:
             types.append(item.get_type())
         if any(isinstance(kind, h5py.h5t.TypeVlenID) for kind in types):
             raise self._refuse("the file holds values of a type that no h5ad has, or is damaged", where)
+        if self.heaps is None:
+            return
+        sound = isinstance(item, h5py.h5t.TypeID) or self.heaps.hold_attributes(item)
+        if isinstance(item, h5py.h5d.DatasetID) and _is_variable(item.get_type()):
+            sound = sound and self.heaps.hold(item)
+        if not sound:
+            raise self._refuse("the file is damaged: texts claim to be longer than there is room for", where)
 
     def _check_dataset(self, dataset: h5py.h5d.DatasetID, where: str) -> None:
         made = dataset.get_create_plist()
@@ -287,51 +379,8 @@ class _Walk:
         return InputError(what, f"{self.path} ({shown})", fix, code=code)
 
 
-_HEAP = b"GCOL\x01\x00\x00\x00"
-_HEAP_HEADER = 16
-_HEAP_SIZE = struct.Struct("<Q")
-# Of an object: its number, 6 bytes that do not matter here, and its length.
-_HEAP_OBJECT = struct.Struct("<H6xQ")
-#: Bytes of the file that are looked at in one go. What was looked at is given back, or a large file would
-#: count as memory of this process.
-_PIECE = 2**25
-
-
-def broken_heap(path: Path) -> int | None:
-    """Return where the first heap lies that HDF5 could not step through, or None.
-
-    Runs at the speed of the disk. Files with lengths of other than 8 bytes, which nobody writes, are not
-    looked into.
-    """
-    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for piece in range(0, len(data), _PIECE):
-            # A signature that begins in this piece may end in the next one.
-            end = min(piece + _PIECE + len(_HEAP) - 1, len(data))
-            start = data.find(_HEAP, piece, end)
-            while start >= 0:
-                if not _is_sound_heap(data, start):
-                    return start
-                start = data.find(_HEAP, start + len(_HEAP), end)
-            with contextlib.suppress(AttributeError, OSError):  # not on every system
-                data.madvise(mmap.MADV_DONTNEED, piece, min(_PIECE, len(data) - piece))
-    return None
-
-
-def _is_sound_heap(data: mmap.mmap, start: int) -> bool:
-    if start + _HEAP_HEADER > len(data):
-        return False
-    (length,) = _HEAP_SIZE.unpack_from(data, start + 8)
-    if length < _HEAP_HEADER or start + length > len(data):
-        return False
-    position, end = start + _HEAP_HEADER, start + length
-    while position + _HEAP_HEADER <= end:
-        number, size = _HEAP_OBJECT.unpack_from(data, position)
-        # Number 0 is the free space at the end, whose length counts its header.
-        step = size if number == 0 else _HEAP_HEADER + (size + 7 & ~7)
-        if step < _HEAP_HEADER or position + step > end:
-            return False
-        position += step
-    return True
+def _is_variable(kind: h5py.h5t.TypeID) -> bool:
+    return isinstance(kind, h5py.h5t.TypeStringID) and bool(kind.is_variable_str())
 
 
 _ZARR_METADATA = (".zarray", ".zgroup", ".zattrs", "zarr.json")
@@ -535,8 +584,8 @@ def guess_kind(path: Path, head: bytes) -> tuple[str, str]:
         for separator, what in ((b"\t", "a tab-separated text table"), (b",", "a CSV text table")):
             if separator in line:
                 return what, "load it with anndata.io.read_csv() (cells as rows), then write_h5ad()"
-        return "a text file", "give an AnnData file (.h5ad)"
-    return "not HDF5 at all", "give an AnnData file (.h5ad)"
+        return "a text file", ""
+    return "an unknown format", ""
 
 
 def foreign_hdf5(names: Collection[str]) -> tuple[str, str] | None:
@@ -553,16 +602,19 @@ def foreign_hdf5(names: Collection[str]) -> tuple[str, str] | None:
     if not here & {"X", "layers", "raw", "raw.X"} and not {"obs", "var"} <= here:
         shown = ", ".join(sorted(here)[:5]) or "nothing"
         what = f"HDF5 but not an AnnData file (it holds {shown})"
-        return what, "give a file written by adata.write_h5ad()"
+        return what, ""
     return None
 
 
-def is_tenx(file: h5py.File) -> bool:
-    """Return whether an open HDF5 file is one of Cell Ranger's, of version 3 (``matrix``) or 2 (a genome)."""
-    return not {"obs", "var", "row_attrs", "mod"} & set(file) and bool(tenx_groups(file))
+def decoded(text: bytes) -> str:
+    """Return text of UTF-8, or of Latin-1 as older programs write it."""
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        return text.decode("latin-1")
 
 
-def tenx_groups(file: h5py.File) -> list[str]:
-    """Return the groups of a file that hold a matrix as Cell Ranger writes it."""
-    groups = ((str(name), file.get(name)) for name in file)
-    return [name for name, item in groups if isinstance(item, h5py.Group) and "barcodes" in item]
+def hard_items(group: h5py.Group) -> dict[str, Any]:
+    """Return what lies in a group itself: links that lead elsewhere are left out."""
+    names = [name for name in group if isinstance(group.get(name, getlink=True), h5py.HardLink)]
+    return {name: group[name] for name in names}

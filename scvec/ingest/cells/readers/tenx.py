@@ -17,17 +17,31 @@ import pandas as pd
 
 from scvec.base.errors import InputError, ResourceError, reading
 from scvec.base.results import human_bytes
+from scvec.ingest.cells.contents import Contents, Place
 from scvec.ingest.cells.matrix import StoredRows
-from scvec.ingest.cells.readers.anndata import Contents, Place
-from scvec.ingest.cells.readers.checks import tenx_groups
-from scvec.ingest.cells.transpose import Origin, Piece, Turned, collected, index_dtype
+from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers.checks import Given, decoded, hard_items
+from scvec.ingest.cells.transpose import Origin, Piece, Transposed, collected, index_dtype
 
-__all__ = ["contents_of_mtx", "contents_of_tenx", "is_mtx", "read_text"]
+__all__ = ["read_mtx", "read_tenx", "read_text"]
 
 _PARTS = ("data", "indices", "indptr", "shape", "barcodes")
 
 
-def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
+def _genomes(file: h5py.File) -> list[str]:
+    """Return the groups that hold a matrix: ``matrix`` in version 3, one a genome in version 2."""
+    return [
+        name for name, item in hard_items(file).items() if isinstance(item, h5py.Group) and "barcodes" in item
+    ]
+
+
+def _is_tenx(given: Given) -> bool:
+    file = given.file
+    return file is not None and not {"obs", "var", "row_attrs", "mod"} & set(file) and bool(_genomes(file))
+
+
+@reader("10x", "an .h5 file of Cell Ranger", sniff=_is_tenx)
+def read_tenx(given: Given, memory: int) -> Contents:
     """List what a checked, open Cell Ranger file holds.
 
     Raises
@@ -35,7 +49,8 @@ def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
     InputError
         If parts are missing or contradict each other, or the file holds several genomes apart.
     """
-    genomes = tenx_groups(file)
+    file, path = given.hdf5, given.path
+    genomes = _genomes(file)
     if len(genomes) > 1:
         what = f"the file holds {len(genomes)} matrices: {', '.join(genomes[:4])}"
         raise InputError(
@@ -46,7 +61,8 @@ def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
         )
     where = f"{path} ({genomes[0]})"
     group = file[genomes[0]]
-    missing = [part for part in _PARTS if not isinstance(group.get(part), h5py.Dataset)]
+    with reading(path, genomes[0]):
+        missing = [part for part in _PARTS if not isinstance(group.get(part), h5py.Dataset)]
     if missing:
         raise InputError(
             f"the 10x Genomics file lacks its {' and '.join(missing)}", where, AGAIN, code="damaged-file"
@@ -75,17 +91,16 @@ def contents_of_tenx(file: h5py.File, path: Path, memory: int) -> Contents:
     return Contents(
         str(path),
         pd.DataFrame(index=pd.Index(barcodes, dtype=object)),
-        {"X": Place(rows, lambda: var)},
+        {"X": Place(rows, lambda: (var, ()))},
         path,
-        [],
-        file.close,
+        close=file.close,
     )
 
 
 def _texts(values: h5py.Dataset, where: str, memory: int) -> list[str]:
     if values.ndim != 1 or values.size * max(values.dtype.itemsize, 16) > memory:
         raise InputError(f"a list of names is of shape {values.shape}", where, AGAIN, code="damaged-file")
-    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values[:]]
+    return [decoded(v) if isinstance(v, bytes) else str(v) for v in values[:]]
 
 
 def _var(names: list[str], ids: list[str], more: dict[str, list[str]], where: str) -> pd.DataFrame:
@@ -97,12 +112,14 @@ def _var(names: list[str], ids: list[str], more: dict[str, list[str]], where: st
     return pd.DataFrame({"gene_ids": ids, **more}, index=pd.Index(names, dtype=object))
 
 
-def is_mtx(path: Path) -> bool:
-    """Return whether a folder is one that Cell Ranger wrote: ``matrix.mtx`` or ``matrix.mtx.gz`` in it."""
-    return any(os.path.lexists(path / name) for name in ("matrix.mtx", "matrix.mtx.gz"))
+def _is_mtx(given: Given) -> bool:
+    return not given.head and any(
+        os.path.lexists(given.path / name) for name in ("matrix.mtx", "matrix.mtx.gz")
+    )
 
 
-def contents_of_mtx(folder: Path, memory: int) -> Contents:
+@reader("mtx", "a folder with matrix.mtx, features.tsv and barcodes.tsv", sniff=_is_mtx)
+def read_mtx(given: Given, memory: int) -> Contents:
     """Read a folder of ``matrix.mtx``, ``features.tsv`` (or ``genes.tsv``) and ``barcodes.tsv``, or ``.gz``.
 
     A Matrix Market file has no order that could be trusted, so it is read from end to end at once, into
@@ -115,6 +132,7 @@ def contents_of_mtx(folder: Path, memory: int) -> Contents:
     ResourceError
         If the names do not fit into ``memory``, or the disk has no room for the values.
     """
+    folder = given.path
     barcodes = [row[0] for row in _table(_find(folder, "barcodes.tsv"), memory)]
     features = _table(_find(folder, "features.tsv", "genes.tsv"), memory)
     width = min((len(row) for row in features), default=0)
@@ -126,7 +144,7 @@ def contents_of_mtx(folder: Path, memory: int) -> Contents:
     var = _var(names, ids, more, str(folder))
     X = read_text(_find(folder, "matrix.mtx"), len(features), len(barcodes), memory)
     obs = pd.DataFrame(index=pd.Index(barcodes, dtype=object))
-    return Contents(str(folder), obs, {"X": Place(X, lambda: var)}, folder)
+    return Contents(str(folder), obs, {"X": Place(X, lambda: (var, ()))}, folder)
 
 
 def _find(folder: Path, *names: str) -> Path:
@@ -179,7 +197,7 @@ def _table(path: Path, memory: int) -> list[list[str]]:
     if len(content) > most:
         what = f"{path.name} holds more than {human_bytes(most)} of names"
         raise ResourceError(what, str(path.parent), "raise --memory, if you trust the file")
-    return [line.split("\t") for line in content.decode("utf-8", "replace").splitlines() if line]
+    return [line.split("\t") for line in decoded(content).splitlines() if line]
 
 
 AGAIN = "copy or download it again"
@@ -196,7 +214,7 @@ def open_text(path: Path) -> Any:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Turned:
+def read_text(path: Path, n_genes: int, n_cells: int, memory: int) -> Transposed:
     """Read a Matrix Market file of genes by cells once, and bring it into the order of its cells.
 
     Parameters

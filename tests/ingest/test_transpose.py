@@ -1,4 +1,4 @@
-"""Matrices in another order than by cell, turned over in files; oracle: scipy, and the same in memory."""
+"""Matrices that are transposed in temporary files; oracle: scipy, and the same in memory."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from hypothesis import strategies as st
 
 from scvec.base import arrays as base_arrays
 from scvec.base.errors import InputError, ResourceError
-from scvec.ingest.cells import transpose as turned
+from scvec.ingest.cells import transpose
 from scvec.ingest.cells.matrix import is_only_here, open_matrix
 from scvec.ingest.cells.source import CellSource
 
-ORIGIN = turned.Origin("X", "is stored by gene", "store it by cell")
+ORIGIN = transpose.Origin("X", "is CSC", "store it as CSR")
 PLENTY = 2**30
 F4 = np.dtype(np.float32)
 
 
 def work(n: int) -> int:
     """Memory in which ``n`` values may be in work."""
-    return n * turned._WORK_SHARE * turned._WORK_BYTES
+    return n * transpose._WORK_SHARE * transpose._WORK_BYTES
 
 
-def in_file(made: turned.Turned) -> bool:
+def in_file(made: transpose.Transposed) -> bool:
     return isinstance(made.data, np.memmap) and isinstance(made.indices, np.memmap)
 
 
-def cut(columns: tuple[np.ndarray, ...], size: int) -> Iterator[turned.Piece]:
+def cut(columns: tuple[np.ndarray, ...], size: int) -> Iterator[transpose.Piece]:
     for a in range(0, len(columns[0]), size):
         cells, genes, data = (column[a : a + size] for column in columns)
         yield cells, genes, data
@@ -65,11 +65,11 @@ def test_however_little_memory_there_is_the_matrix_is_the_same(given_, k, size, 
     counts = np.bincount(columns[0], minlength=shape[0])
     n = len(columns[0])
 
-    def turn(memory: int) -> turned.Turned:
-        pieces = cut(columns, min(size, turned.values_within(memory)))
+    def turn(memory: int) -> transpose.Transposed:
+        pieces = cut(columns, min(size, transpose.values_within(memory)))
         if once:
-            return turned.collected(pieces, n, shape, F4, ORIGIN, memory)
-        return turned.by_cell(pieces, counts, shape[1], F4, ORIGIN, memory)
+            return transpose.collected(pieces, n, shape, F4, ORIGIN, memory)
+        return transpose.by_cell(pieces, counts, shape[1], F4, ORIGIN, memory)
 
     large, small = turn(PLENTY), turn(work(k))
     assert not in_file(large) and in_file(small) == (12 * n > work(k) // 8)
@@ -113,7 +113,7 @@ def test_what_is_stored_by_gene_is_read_by_cell(tmp_path: Path, dtype: str, chun
         found = {}
         for memory in (PLENTY, work(7), work(20)):
             reader = open_matrix(file["X"], "X", *matrix.shape, memory)
-            assert in_file(reader._turned) == (memory != PLENTY) and is_only_here(reader)
+            assert in_file(reader._matrix) == (memory != PLENTY) and is_only_here(reader)
             found[memory] = reader.rows(0, 20)
             np.testing.assert_array_equal(found[memory].toarray(), matrix.toarray())
             assert reader.n_duplicates == n - found[memory].nnz > 0 == reader.n_unsorted
@@ -139,7 +139,7 @@ def test_cells_of_a_file_do_not_depend_on_the_memory(tmp_path: Path) -> None:
         totals, notes = source.totals, source.notes
     for given_, memory in [(tmp_path / "csc.h5ad", "200K"), (tmp_path / "csc.h5ad", "1G"), (backed, "200K")]:
         with CellSource.open(given_, memory=memory) as source:
-            assert in_file(source.reader._turned) == (memory == "200K")
+            assert in_file(source.reader._matrix) == (memory == "200K")
             assert source.totals.tobytes() == totals.tobytes() and source.notes == notes
             assert sp.vstack(list(source.chunks(33))).data.tobytes() == expected.data.tobytes()
 
@@ -167,15 +167,15 @@ def test_no_room_for_temporary_files_is_told(tmp_path: Path, monkeypatch: Any, c
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(base_arrays, "_reserve", full)
-    monkeypatch.setattr(turned.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(transpose.tempfile, "tempdir", str(tmp_path))
     columns = np.zeros(2000, np.int32), np.zeros(2000, np.int32), np.ones(2000, np.float32)
-    with pytest.raises(ResourceError, match=r"by gene and needs 24\.0 kB of temporary files") as caught:
-        turned.collected(cut(columns, 9), 2000, (3, 3), F4, ORIGIN, 24_000)
+    with pytest.raises(ResourceError, match=r"CSC and needs 24\.0 KB of temporary files") as caught:
+        transpose.collected(cut(columns, 9), 2000, (3, 3), F4, ORIGIN, 24_000)
     told = caught.value
     assert str(tmp_path) in told.what and os.strerror(code) in told.what
-    assert told.where == "X" and "TMPDIR" in told.fix and "store it by cell" in told.fix
+    assert told.where == "X" and "TMPDIR" in told.fix and "store it as CSR" in told.fix
     # Where there is memory enough it is taken: a full disk alone stops nothing.
-    made = turned.collected(cut(columns, 9), 2000, (3, 3), F4, ORIGIN, 48_000)
+    made = transpose.collected(cut(columns, 9), 2000, (3, 3), F4, ORIGIN, 48_000)
     assert not in_file(made) and made.indptr.tolist() == [0, 2000, 2000, 2000]
 
 
@@ -183,4 +183,4 @@ def test_no_room_for_temporary_files_is_told(tmp_path: Path, monkeypatch: Any, c
 def test_a_file_that_changes_while_it_is_read_spoils_nothing(claimed: list[int]) -> None:
     columns = np.array([0, 1, 1], np.int32), np.arange(3, dtype=np.int32), np.ones(3, np.float32)
     with pytest.raises(InputError, match="changes while it is read"):
-        turned.by_cell(cut(columns, 1), np.array(claimed), 3, F4, ORIGIN, work(1))
+        transpose.by_cell(cut(columns, 1), np.array(claimed), 3, F4, ORIGIN, work(1))

@@ -1,0 +1,262 @@
+"""Marker genes of cell types: tables as people publish them, and published lists of groups."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scvec.base.errors import InputError
+from scvec.celltypes.terms import TermMatcher
+
+__all__ = ["COLUMNS", "Marker", "MarkerFile", "read_marker_lists", "read_markers"]
+
+#: Columns of a table, and the names that published tables give them (CellMarker 2.0, PanglaoDB, ScType,
+#: HuBMAP ASCT+B, CellMarkerAccordion and plain tables), folded: letters and digits only, small.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "gene": ("gene", "marker", "symbol", "officialgenesymbol", "genesymbol", "genesymbolmore1", "genes",
+             "markers", "cellmarker", "genename", "bgene1label"),
+    "cell_type": ("celltype", "cellname", "clcelltype", "cellontologyname", "label", "name", "type"),
+    "cl_id": ("clid", "cellontologyid", "cellontologyterm", "ctid", "cl"),
+    "tissue": ("tissue", "uberontissue", "organ", "tissuetype", "tissueclass"),
+    "species": ("species", "organism"),
+    "direction": ("direction", "markertype", "sign"),
+    "weight": ("weight", "score"),
+    "source": ("source", "resource", "database"),
+    "negative": ("genesymbolmore2",),
+}  # fmt: skip
+#: Bounds on a table, before it is read whole.
+MAX_BYTES, MAX_LINE = 200 << 20, 1 << 20
+_CL = re.compile(r"CL[:_](\d{7})")
+_SPECIES = {"human": "human", "homosapiens": "human", "hs": "human", "h": "human",
+            "mouse": "mouse", "musmusculus": "mouse", "mm": "mouse", "m": "mouse"}  # fmt: skip
+_GENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,39}")
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """A gene that tells a cell type from others.
+
+    Attributes
+    ----------
+    direction
+        ``positive``, or ``negative`` for a gene that the type lacks.
+    weight
+        Above 0; 1 where the table says nothing.
+    """
+
+    cl_id: str
+    tissue: str
+    species: str
+    gene: str
+    direction: str = "positive"
+    weight: float = 1.0
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class MarkerFile:
+    """What a table of markers holds.
+
+    Attributes
+    ----------
+    columns
+        What each column of the table was taken for.
+    unmapped
+        Names of cell types that stand for no term of the Cell Ontology, with their rows.
+    """
+
+    markers: list[Marker]
+    columns: dict[str, str]
+    unmapped: dict[str, int] = field(default_factory=dict)
+
+
+def read_markers(
+    path: Path, matcher: TermMatcher, *, columns: Mapping[str, str] | None = None, species: str = "human"
+) -> MarkerFile:
+    """Read a table of markers, or a GMT file of gene sets named by cell types.
+
+    Parameters
+    ----------
+    columns
+        What columns mean, where their names do not say it: ``{"gene": "Symbol"}``.
+    species
+        Of rows that name none.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or has no columns of genes and cell types.
+    """
+    text = _text(path)
+    if path.name.lower().removesuffix(".gz").endswith(".gmt"):
+        return _gmt(text, path, matcher, species)
+    rows = _table(text, path)
+    header = next(rows, None)
+    found = _columns(header or [], columns or {}, path)
+    markers: dict[Marker, None] = {}
+    unmapped: dict[str, int] = {}
+    names: dict[tuple[str, str], str] = {}
+    for row in rows:
+        cells = {what: row[at].strip() for what, at in found.items() if at < len(row)}
+        tissue = cells.get("tissue", "").lower()
+        cl_id = _term(cells, tissue, matcher, names)
+        if not cl_id:
+            name = cells.get("cell_type") or cells.get("cl_id") or ""
+            unmapped[name[:80]] = unmapped.get(name[:80], 0) + 1
+            continue
+        said = cells.get("direction", "").lower()
+        for what, sign in (("gene", "positive"), ("negative", "negative")):
+            down = "negative" if sign == "negative" or said.startswith(("neg", "-")) else "positive"
+            for gene in _genes(cells.get(what, "")):
+                for kind in _kinds(cells.get("species", ""), species):
+                    weight = _weight(cells.get("weight", ""))
+                    source = cells.get("source") or path.name
+                    markers[Marker(cl_id, tissue, kind, gene, down, weight, source[:60])] = None
+    named = {what: (header or [])[at] for what, at in found.items()}
+    return MarkerFile(list(markers), named, unmapped)
+
+
+def read_marker_lists(path: Path) -> list[tuple[str, list[str], str, str]]:
+    """Read published marker lists: rows of ``group, genes`` and, optional, ``tissue, species``.
+
+    Returns
+    -------
+    For each group its name, its genes in order, tissue and species (empty where not given).
+    """
+    rows = _table(_text(path), path)
+    header = [_folded(name) for name in next(rows, [])]
+    if "group" not in header or "genes" not in header:
+        raise InputError(
+            "the table has no columns group and genes",
+            str(path),
+            "its first line names the columns: group,genes,tissue,species",
+            code="unknown-column",
+        )
+    at = {name: header.index(name) for name in ("group", "genes", "tissue", "species") if name in header}
+    lists = []
+    for row in rows:
+        cells = {name: row[i].strip() if i < len(row) else "" for name, i in at.items()}
+        if not any(cells.values()):
+            continue
+        kinds = _kinds(cells.get("species", ""), "")
+        genes = list(dict.fromkeys(_genes(cells["genes"])))
+        lists.append((cells["group"], genes, cells.get("tissue", ""), kinds[0] if kinds else ""))
+    if not lists:
+        raise InputError("the table has no groups", str(path), "give a line for each group")
+    return lists
+
+
+def _text(path: Path) -> str:
+    try:
+        with open(path, "rb") as raw:
+            head = raw.read(2)
+        with gzip.open(path) if head == b"\x1f\x8b" else open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"the table cannot be read ({reason})", str(path), "check the path") from error
+    if len(data) > MAX_BYTES:
+        raise InputError("the table is larger than 200 MB", str(path), "split it", code="wrong-format")
+    if b"\0" in data:
+        raise InputError("the file is not a text", str(path), "give csv or tsv", code="wrong-format")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _table(text: str, path: Path) -> Iterator[list[str]]:
+    first = text.split("\n", 1)[0]
+    separator = max(("\t", ",", ";"), key=first.count)
+    try:
+        yield from csv.reader(io.StringIO(text), delimiter=separator)
+    except csv.Error as error:
+        raise InputError(f"the table cannot be read: {error}", str(path), "save it as csv again") from error
+
+
+def _columns(header: Sequence[str], given: Mapping[str, str], path: Path) -> dict[str, int]:
+    """Return what -> number of the column."""
+    folded = [_folded(name) for name in header]
+    found: dict[str, int] = {}
+    for what, names in COLUMNS.items():
+        if what in given:
+            if given[what] not in header:
+                raise InputError(
+                    f"the table has no column {given[what]!r}",
+                    str(path),
+                    f"it has: {', '.join(header[:12])}",
+                    code="unknown-column",
+                )
+            found[what] = list(header).index(given[what])
+            continue
+        for name in names:
+            if name in folded and folded.index(name) not in found.values():
+                found[what] = folded.index(name)
+                break
+    if "gene" not in found or not {"cell_type", "cl_id"} & set(found):
+        raise InputError(
+            "no columns of genes and cell types were found",
+            f"{path}: {', '.join(header[:12])}",
+            "name them: --column gene=NAME --column cell_type=NAME",
+            code="unknown-column",
+        )
+    return found
+
+
+def _term(
+    cells: Mapping[str, str], tissue: str, matcher: TermMatcher, names: dict[tuple[str, str], str]
+) -> str:
+    if match := _CL.search(cells.get("cl_id", "")):
+        cl_id = f"CL:{match[1]}"
+        return cl_id if cl_id in matcher.label_of else ""
+    name = cells.get("cell_type", "")
+    if (name, tissue) not in names:
+        names[name, tissue] = matcher.match_all([name], [tissue])[name].cl_id if name else ""
+    return names[name, tissue]
+
+
+def _gmt(text: str, path: Path, matcher: TermMatcher, species: str) -> MarkerFile:
+    markers: dict[Marker, None] = {}
+    unmapped: dict[str, int] = {}
+    for line in text.splitlines():
+        name, *rest = line.split("\t")
+        spoken = re.sub(r"[_.]+", " ", name).strip()
+        cl_id = matcher.match_all([spoken], [])[spoken].cl_id if spoken else ""
+        if not cl_id and spoken:
+            unmapped[spoken[:80]] = unmapped.get(spoken[:80], 0) + 1
+            continue
+        for gene in rest[1:]:
+            if cl_id and _GENE.fullmatch(gene.strip()):
+                markers[Marker(cl_id, "", species, gene.strip(), source=path.name[:60])] = None
+    if not markers:
+        raise InputError("no gene set is named as a cell type", str(path), "check its first column")
+    return MarkerFile(list(markers), {"cell_type": "name of the set", "gene": "its genes"}, unmapped)
+
+
+def _genes(text: str) -> list[str]:
+    return [g for g in re.split(r"[,;|\s]+", text.replace("'", "").replace('"', "")) if _GENE.fullmatch(g)]
+
+
+def _kinds(text: str, default: str) -> list[str]:
+    """Return the species that a cell of a table names; PanglaoDB writes "Mm Hs"."""
+    words = [_SPECIES.get(word) for word in re.split(r"[\s,;|/]+", text.lower())]
+    whole = _SPECIES.get(_folded(text))
+    found = [whole] if whole else list(dict.fromkeys(w for w in words if w))
+    return [f for f in found if f] or ([default] if default else [])
+
+
+def _weight(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return 1.0
+    return value if 0 < value < 1e6 else 1.0
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

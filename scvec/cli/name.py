@@ -1,0 +1,132 @@
+"""``scvec name`` and ``scvec ingest markers``: names without a reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scvec.base.errors import InputError
+from scvec.cli.options import (
+    SPECIES,
+    Session,
+    dry_run_option,
+    global_options,
+    layer_option,
+    memory_option,
+    pass_session,
+    values_option,
+)
+
+__all__ = ["markers", "name"]
+
+
+@click.command()
+@click.argument("cells", required=False, metavar="[QUERY]", type=click.Path(path_type=Path))
+@click.option(
+    "--markers",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Marker lists: group,genes.",
+)
+@click.option("--groupby", metavar="COLUMN", help="Column of obs with the groups.  [default: clusters]")
+@click.option("--tissue", default="", help="Tissue of the cells, as lung or blood: its markers count twice.")
+@click.option(
+    "--species",
+    type=click.Choice(["auto", *SPECIES]),
+    default="auto",
+    show_default=True,
+    help="Species of the genes.",
+)
+@click.option("--only", type=click.Choice(["novel"]), help="Name only the cells that query called novel.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="OUT.h5ad: the input and columns scvec_name...; OUT.csv: a row for each group.",
+)
+@click.option("--key-added", default="scvec", show_default=True, help="Prefix of the columns.")
+@click.option("--force", is_flag=True, help="Go on where few genes match.")
+@layer_option
+@values_option
+@memory_option
+@global_options
+@pass_session
+def name(
+    session: Session, /, cells: Path | None, markers: Path | None, output: Path | None, **given: Any
+) -> None:
+    """Name groups of cells by known markers.
+
+    No reference is needed: the specific genes of each group are compared with the markers of all
+    types of the Cell Ontology.
+
+    \b
+    Examples:
+      scvec name new.h5ad --groupby leiden --tissue lung
+      scvec name annotated.h5ad --only novel
+      scvec name --markers lists.csv --json
+    """
+    from scvec.workflows.name import NameOptions
+    from scvec.workflows.name import name as name_
+
+    options = NameOptions(**given)
+    with session.progress() as progress:
+        report = name_(session.store, cells, options, markers=markers, output=output, progress=progress)
+    session.show(report)
+
+
+@click.command()
+@click.option(
+    "--source",
+    "files",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A table of markers: CellMarker, PanglaoDB, ScType, ASCT+B, GMT, csv; may be repeated.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="WHAT=NAME",
+    help="What a column means: gene=Symbol, cell_type=Type; may be repeated.",
+)
+@click.option(
+    "--species",
+    type=click.Choice(SPECIES),
+    default="human",
+    show_default=True,
+    help="Species of rows that name none.",
+)
+@dry_run_option
+@global_options
+@pass_session
+def markers(
+    session: Session, files: tuple[Path, ...], columns: tuple[str, ...], species: str, dry_run: bool
+) -> None:
+    """Read tables of marker genes.
+
+    They go into the knowledge base, for scvec name.
+
+    \b
+    Example:
+      scvec ingest markers --source CellMarker_human.csv
+    """
+    from scvec.celltypes.markers import COLUMNS
+    from scvec.workflows.ingest_markers import ingest_markers
+
+    wanted = {}
+    for text in columns:
+        what, sign, column = text.partition("=")
+        if not sign or what not in COLUMNS:
+            fix = f"write WHAT=NAME with one of: {', '.join(COLUMNS)}"
+            raise InputError(f"{text!r} does not say what a column means", "--column", fix)
+        wanted[what] = column
+    with session.progress() as progress:
+        report = ingest_markers(
+            session.store, list(files), columns=wanted, species=species, dry_run=dry_run, progress=progress
+        )
+    session.show(report)

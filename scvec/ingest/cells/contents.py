@@ -1,0 +1,97 @@
+"""What holds cells, before any choice is made: one shape for files, folders and AnnData objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scvec.base.arrays import Packed
+from scvec.base.errors import InputError
+
+__all__ = ["Contents", "Place", "named", "unnamed"]
+
+
+def named(table: pd.DataFrame, names: Packed) -> pd.DataFrame:
+    """Return a table with names for its index; the columns are the same arrays."""
+    table = table.copy(deep=False)
+    table.index = pd.Index(names.to_array(), dtype=object)
+    return table
+
+
+def unnamed(table: pd.DataFrame) -> tuple[pd.DataFrame, Packed]:
+    """Return a table without its index, which takes most of its memory, and the index in little of it."""
+    names, table = Packed(table.index), table.copy(deep=False)
+    table.index = pd.RangeIndex(len(table))
+    return table, names
+
+
+@dataclass(frozen=True)
+class Place:
+    """A matrix and the table of its genes.
+
+    Attributes
+    ----------
+    item
+        As :func:`scvec.ingest.cells.matrix.open_matrix` takes it.
+    var
+        Returns the table of the genes, and notes on reading it.
+    """
+
+    item: Any
+    var: Callable[[], tuple[pd.DataFrame, tuple[str, ...]]]
+
+
+class Contents:
+    """Cells, and the matrices over them by name: ``X``, ``raw``, ``layers/NAME``.
+
+    Attributes
+    ----------
+    name
+        What to call it in messages.
+    table, names
+        The columns of obs, rows by number, and its index in less memory.
+    path
+        The file or folder, or None.
+    notes
+        On reading obs.
+    close
+        Closes the file.
+
+    Raises
+    ------
+    InputError
+        If there is no cell or no matrix.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        obs: pd.DataFrame | tuple[pd.DataFrame, Packed],
+        places: Mapping[str, Place],
+        path: Path | None = None,
+        notes: tuple[str, ...] = (),
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self.places, self.path, self.notes, self.close = name, dict(places), path, notes, close
+        self.table, self.names = obs if isinstance(obs, tuple) else unnamed(obs)
+        if not self.n_obs:
+            raise InputError(
+                "there are no cells", self.name, "give a file with at least one cell", code="no-cells"
+            )
+        if not self.places:
+            fix = "write it with expression values: adata.X must not be None"
+            raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix, code="no-values")
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return len(self.names)
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """The table of the cells under their names, made anew each time."""
+        return named(self.table, self.names)

@@ -1,0 +1,205 @@
+"""Make the core of marker genes that ships with scvec: scvec/data/snapshot/markers.parquet.
+
+    pip download --no-deps pegasuspy==1.10.2 uhaf==0.1.8 -d build/markers
+    pip install openpyxl
+    python tools/build_markers.py --wheels build/markers
+
+Facts of two packages whose licence allows it, and what the shipped cells say themselves:
+
+- pegasuspy 1.10.2 (BSD-3-Clause): immune, lung, brain and liver cells of human and mouse
+- uhaf 0.1.8 (MIT): rules for 50 human organs. Its blood sheet is left out: the rules are off by one row
+- Baron et al. 2016 (GSE84133), as it ships: the most specific genes of each type
+
+Names are mapped to Cell Ontology terms as labels are; those without a term are printed and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import hashlib
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+
+from scvec.celltypes.terms import TermMatcher
+
+DATA = Path(__file__).resolve().parents[1] / "scvec" / "data"
+PEGASUS = {
+    "human_immune": ("human", "blood"),
+    "human_lung": ("human", "lung"),
+    "human_brain": ("human", "brain"),
+    "mouse_immune": ("mouse", "blood"),
+    "mouse_lung": ("mouse", "lung"),
+    "mouse_liver": ("mouse", "liver"),
+    "mouse_brain": ("mouse", "brain"),
+}
+#: Names that the matcher does not know, and the label of the term that is meant.
+MEANT = {
+    "EC lymphatic": "endothelial cell of lymphatic vessel",
+    "EC artery": "endothelial cell of artery",
+    "EC arterial": "endothelial cell of artery",
+    "EC vein": "vein endothelial cell",
+    "EC venous": "vein endothelial cell",
+    "EC general capillary": "capillary endothelial cell",
+    "CD56-dim NK cell": "natural killer cell",
+    "Alveolar fibroblast": "fibroblast of lung",
+    "Airway smooth muscle cell": "bronchial smooth muscle cell",
+    "Plumonary neuroendocrine cell": "lung neuroendocrine cell",
+    "Opalin+ Oligodendrocyte": "oligodendrocyte",
+    "Gfap+ Astrocyte": "astrocyte",
+    "Neutrophilic granulocyte": "neutrophil",
+    "Basophilic granulocyte": "basophil",
+    "Eosinophilic granulocyte": "eosinophil",
+    "Sinusoidal endothelial cell": "endothelial cell of hepatic sinusoid",
+    "PV inhibitory neuron": "pvalb GABAergic interneuron",
+    "SOM inhibitory neuron": "sst GABAergic interneuron",
+    "VIP inhibitory neuron": "vip GABAergic interneuron",
+    "Rod": "retinal rod cell",
+    "Cone": "retinal cone cell",
+    "Bipolar cell": "retinal bipolar neuron",
+}
+#: Most specific genes of each type of the shipped cells.
+N_GENES = 20
+COLUMNS = ("cl_id", "tissue", "species", "gene", "direction", "weight", "source")
+
+
+def matcher() -> TermMatcher:
+    terms = pd.read_parquet(DATA / "snapshot" / "cl_terms.parquet")
+    synonyms = pd.read_parquet(DATA / "snapshot" / "cl_synonyms.parquet")
+    names = [(i, n, True) for i, n in terms.itertuples(index=False)]
+    return TermMatcher(names + [(i, n, False) for i, n in synonyms.itertuples(index=False)])
+
+
+def pegasus(wheel: zipfile.ZipFile):
+    def walk(node):
+        for each in node["cell_types"]:
+            genes = [(g[:-1], g[-1], m["weight"]) for m in each.get("markers", []) for g in m["genes"]]
+            yield each["name"], genes
+            if "subtypes" in each:
+                yield from walk(each["subtypes"])
+
+    for name, (species, tissue) in PEGASUS.items():
+        text = wheel.read(f"pegasus/annotate_cluster/{name}_cell_markers.json")
+        for label, genes in walk(json.loads(text)):
+            for gene, sign, weight in genes:
+                yield label, tissue, species, gene, "positive" if sign == "+" else "negative", weight
+
+
+def uhaf(wheel: zipfile.ZipFile):
+    import openpyxl
+
+    book = openpyxl.load_workbook(io.BytesIO(wheel.read("uhaf/reference/uHAF2.2.0.xlsx")), read_only=True)
+    for sheet in book.sheetnames:
+        rows = list(book[sheet].iter_rows(values_only=True))
+        if not rows or "[Marker]" not in rows[0] or sheet == "Blood":
+            continue
+        at = rows[0].index("[Marker]")
+        for row in rows[1:]:
+            labels = [str(cell).strip() for cell in row[:at] if cell]
+            if not labels or len(row) <= at or not row[at]:
+                continue
+            for word in re.findall(r"[A-Za-z0-9][A-Za-z0-9.-]*", str(row[at])):
+                if word.lower() not in ("or", "and", "not"):
+                    yield labels[-1], sheet.lower(), "human", word, "positive", 1.0
+
+
+def shipped():
+    for species, file in (("human", "baron_human.h5ad"), ("mouse", "baron_mouse.h5ad")):
+        cells = anndata.read_h5ad(DATA / file)
+        X = sp.csr_matrix(cells.X).astype(np.float64)
+        X = sp.diags(1e4 / np.maximum(np.asarray(X.sum(axis=1)).ravel(), 1)) @ X
+        X.data = np.log1p(X.data)
+        ids = cells.obs["cell_ontology_id"].astype(str)
+        means = {i: np.asarray(X[(ids == i).to_numpy()].mean(axis=0)).ravel() for i in sorted(set(ids))}
+        for cl_id, mean in means.items():
+            if not cl_id.startswith("CL:"):
+                continue
+            rest = np.max([m for i, m in means.items() if i != cl_id], axis=0)
+            for g in np.argsort(rest - mean, kind="stable")[:N_GENES]:
+                yield cl_id, "pancreas", species, str(cells.var_names[g]), "positive", 1.0
+
+
+def background() -> pa.Table:
+    """Return, for each gene of the shipped cells, its mean log1p CP10k over types, and the spread."""
+    parts = []
+    for species, file in (("human", "baron_human.h5ad"), ("mouse", "baron_mouse.h5ad")):
+        cells = anndata.read_h5ad(DATA / file)
+        X = sp.csr_matrix(cells.X).astype(np.float64)
+        X = sp.diags(1e4 / np.maximum(np.asarray(X.sum(axis=1)).ravel(), 1)) @ X
+        X.data = np.log1p(X.data)
+        labels = cells.obs["cell_type"].astype(str)
+        means = np.array([X[(labels == t).to_numpy()].mean(axis=0).A1 for t in sorted(set(labels))])
+        kept = np.flatnonzero(means.max(axis=0) > 0.05)
+        parts.append(
+            pa.table(
+                {
+                    "species": [species] * len(kept),
+                    "gene": [str(cells.var_names[g]) for g in kept],
+                    "mean": means.mean(axis=0)[kept].astype(np.float32),
+                    "spread": means.std(axis=0)[kept].astype(np.float32),
+                }
+            )
+        )
+    return pa.concat_tables(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--wheels", type=Path, required=True)
+    wheels = parser.parse_args().wheels
+    match, left = matcher(), collections.Counter()
+    own = {label: cl_id for cl_id, label in match.label_of.items()}
+    rows = set()
+    for source, read in (("pegasuspy", pegasus), ("uhaf", uhaf)):
+        [path] = wheels.glob(f"{source}-*.whl")
+        with zipfile.ZipFile(path) as wheel:
+            for label, tissue, *rest in read(wheel):
+                cl_id = own.get(MEANT.get(label, ""), "") or match.match_all([label], [tissue])[label].cl_id
+                if cl_id:
+                    rows.add((cl_id, tissue, *rest, source))
+                else:
+                    left[f"{source}: {label}"] += 1
+    rows |= {(*row, "Baron 2016") for row in shipped()}
+    table = pa.table(
+        {name: list(column) for name, column in zip(COLUMNS, zip(*sorted(rows), strict=True), strict=True)}
+    )
+    table = table.set_column(5, "weight", table["weight"].cast(pa.float32()))
+    manifest_path = DATA / "snapshot" / "snapshot.json"
+    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    for name, made in (("markers", table), ("background", background())):
+        out = DATA / "snapshot" / f"{name}.parquet"
+        pq.write_table(made, out, compression="zstd")
+        raw = out.read_bytes()
+        manifest["tables"][name] = {
+            "rows": made.num_rows,
+            "bytes": len(raw),
+            "sha256": hashlib.sha256(raw).hexdigest(),
+        }
+    others = [s for s in manifest["sources"] if s.get("gives") != "marker genes of cell types"]
+    manifest["sources"] = [
+        *others,
+        {
+            "name": "pegasuspy, uhaf, Baron et al. 2016",
+            "version": "pegasuspy 1.10.2, uhaf 0.1.8, GSE84133",
+            "licence": "BSD-3-Clause; MIT; facts",
+            "url": "https://pypi.org/project/pegasuspy/ https://pypi.org/project/uhaf/",
+            "gives": "marker genes of cell types",
+        },
+    ]
+    manifest_path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    print(f"{table.num_rows:,} markers of {len(set(table['cl_id'].to_pylist()))} terms, {len(raw):,} bytes")
+    print(f"without a term: {', '.join(sorted(left))}")
+
+
+if __name__ == "__main__":
+    main()
