@@ -29,7 +29,7 @@ KNOWN: dict[str, set[str]] = {
     "names": set(),
     "importers": {
         "scvec.ingest.cells.choice",
-        "scvec.ingest.cells.readers.tenx",
+        "scvec.ingest.cells.readers.heaps",
         "scvec.ingest.cells.value_signs",
         "scvec.ingest.cells.vector_files",
     },

@@ -16,7 +16,7 @@ from scvec.base.errors import InputError, StoreError
 from scvec.base.parallel import read_ahead
 from scvec.base.types import Bool, CellChunk, Float32, GeneMatch, Progress, Space, no_progress
 from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, most_variable, variability
-from scvec.model.gene_names import WARN_SHARE, find_genes, unknown, unknown_names
+from scvec.model.resolvers import WARN_SHARE, find_genes, unknown, unknown_names
 from scvec.model.storage import genes_of
 
 if TYPE_CHECKING:
@@ -374,7 +374,7 @@ def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray
 def match_genes(
     source: CellSource, resolver: GeneResolver, *, species: str = "auto", force: bool = False
 ) -> MatchedSource:
-    """Find out which genes the columns of a data set are (:func:`scvec.model.gene_names.find_genes`).
+    """Find out which genes the columns of a data set are (:func:`scvec.model.resolvers.find_genes`).
 
     Raises
     ------
