@@ -115,7 +115,7 @@ def spec_of(backbone: str, job: dict[str, Any]) -> tuple[str, str | None]:
         return f"openai:{job['endpoint']}", job["base_url"]
     spec = BACKBONES.get(backbone, "minilm")
     if "{folder}" in spec:
-        from scvec.backbones.language_model import find_model
+        from scvec.backbones.hf import find_model
 
         spec = spec.format(folder=find_model(job["llm"]))
     if "{mpnet}" in spec:

@@ -58,7 +58,7 @@ def bandwidth(device: str, n: int = 1 << 29) -> float:
 
 def prompt(llm: str, n_genes: int, device: str) -> dict[str, Any]:
     """Return cells a second of the untrained prompt encoder."""
-    from scvec.backbones.language_model import load_language_model
+    from scvec.backbones.hf import load_language_model
     from scvec.base.types import CellChunk
     from scvec.encoders.prompt import PromptEncoder, PromptOptions
 
@@ -78,8 +78,7 @@ def prompt(llm: str, n_genes: int, device: str) -> dict[str, Any]:
 
 def search(n_rows: int, device: str, n_queries: int = 4096, dim: int = 384) -> dict[str, Any]:
     """Return queries a second of the exact search of 15 neighbours."""
-    from scvec.stores.index.flat import FaissFlatIndex
-    from scvec.stores.index.gpu import TorchIndex
+    from scvec.stores.index.flat import FaissFlatIndex, TorchIndex
 
     rng = np.random.default_rng(0)
     flat = FaissFlatIndex(dim)

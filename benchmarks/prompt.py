@@ -64,7 +64,7 @@ def cells(n: int) -> tuple[CellChunk, np.ndarray, CellChunk, np.ndarray, np.ndar
 
 def one(row: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Train one encoder and name the query with its head."""
-    from scvec.backbones.language_model import load_language_model
+    from scvec.backbones.hf import load_language_model
     from scvec.base.resources import resolved_device
     from scvec.encoders import Material, make_encoder
     from scvec.encoders.prompt import PromptEncoder, PromptOptions

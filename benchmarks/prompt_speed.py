@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 from tables import markdown, publish
 
-from scvec.backbones.language_model import load_language_model
+from scvec.backbones.hf import load_language_model
 from scvec.base.resources import resolved_device
 from scvec.base.types import CellChunk
 from scvec.encoders.prompt import PromptEncoder, PromptOptions

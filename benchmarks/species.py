@@ -23,9 +23,9 @@ import numpy as np
 from pairs import PANCREAS_MERGED
 from tables import markdown, publish
 
-from scvec.ingest.genes.names import GeneResolver
 from scvec.model import resolvers
 from scvec.model.metrics import accuracy, macro_f1
+from scvec.model.resolvers import GeneResolver
 from scvec.workflows.ingest_cells import ingest_cells
 from scvec.workflows.query import query
 

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from scvec.ingest.genes.safe_pickle import load_plain
+from scvec.workflows.import_legacy import load_plain
 
 
 def write(path: Path, value: Any, protocol: int = 4) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tiny_llama import planted
 
-from scvec.backbones.language_model import CausalModel
+from scvec.backbones.hf import CausalModel
 from scvec.base.types import CellChunk
 from scvec.encoders.prompt import PromptEncoder, PromptOptions
 
@@ -36,8 +36,8 @@ def padded_further(encoder: PromptEncoder) -> Any:
     """Vectors of all cells, each with more padding than it ever gets: the mask alone makes up for it."""
     import torch
 
-    from scvec.encoders.prompt import ranked
-    from scvec.encoders.prompt.network import Batch
+    from scvec.encoders.prompt import Batch
+    from scvec.encoders.slots import ranked
 
     network = encoder._network
     assert network is not None and encoder._ready is not None

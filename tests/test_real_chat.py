@@ -20,10 +20,10 @@ import pytest
 
 from scvec.base.records import Answer
 from scvec.base.settings import Price, ServiceSettings
-from scvec.ingest.sources.llm import LONGEST, SCHEMA, SHORTEST, ComplementSource, Subject
 from scvec.ingest.sources.openai import Chat, LlmService
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.run import Harvest, harvest
+from scvec.workflows.complement import LONGEST, SCHEMA, SHORTEST, ComplementSource, Subject
 
 pytestmark = [
     pytest.mark.servers,
@@ -76,8 +76,8 @@ def address() -> Iterator[str]:
 
 def test_a_complement_by_a_real_model(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # It would say the same over and over up to the limit.
-    monkeypatch.setattr("scvec.ingest.sources.llm.FIRST_LIMIT", 100)
-    monkeypatch.setattr("scvec.ingest.sources.llm.LAST_LIMIT", 150)
+    monkeypatch.setattr("scvec.workflows.complement.FIRST_LIMIT", 100)
+    monkeypatch.setattr("scvec.workflows.complement.LAST_LIMIT", 150)
     budget = Budget(Price(1.0, 1.0), 1.0)
     kept: list[Answer] = []
 

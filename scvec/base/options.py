@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
+
+from scvec.base.errors import did_you_mean
 
 __all__ = ["options_of", "takes_options"]
 
@@ -34,8 +35,7 @@ def options_of(kind: type[O], options: O | None, keywords: Mapping[str, Any]) ->
     names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for name in keywords:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+            hint = did_you_mean(name, names).strip() or f"there are: {', '.join(names)}"
             raise TypeError(f"there is no option {name!r}: {hint}")
     return kind(**keywords) if options is None else replace(options, **keywords)  # type: ignore[type-var]
 

@@ -19,12 +19,13 @@ __all__ = ["JointProgress", "n_cores", "read_ahead", "side_by_side"]
 T = TypeVar("T")
 
 
-#: Chunks that may lie ready: one that is worked on next, and one against an uneven pace.
+#: Chunks that may lie ready: one that is worked on next, and one against an uneven pace. With the one being
+#: made and the one in use, ``READY + 2`` are in memory.
 READY = 2
 
 
-def read_ahead(items: Callable[[], Iterator[T]], ready: int = READY) -> Iterator[T]:
-    """Yield the items of ``items()``; a thread makes them up to ``ready`` items ahead.
+def read_ahead(items: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """Yield the items of ``items()``; a thread makes them up to :data:`READY` items ahead.
 
     Order and items are the same as without. An error comes at the place where it arose. When the caller
     stops, by an error of its own or by leaving the loop, the thread has ended by the time that the iterator
@@ -34,10 +35,8 @@ def read_ahead(items: Callable[[], Iterator[T]], ready: int = READY) -> Iterator
     ----------
     items
         Makes the iterator; the thread calls and consumes it.
-    ready
-        Items that may wait. With the one being made and the one in use, ``ready + 2`` are in memory.
     """
-    found: queue.Queue[tuple[str, T | None, BaseException | None]] = queue.Queue(maxsize=ready)
+    found: queue.Queue[tuple[str, T | None, BaseException | None]] = queue.Queue(maxsize=READY)
     stopped = threading.Event()
 
     def put(kind: str, item: T | None = None, error: BaseException | None = None) -> bool:

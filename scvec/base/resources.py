@@ -6,10 +6,11 @@ import glob
 import os
 import re
 import sys
+from pathlib import Path
 
 from scvec.base.errors import InputError
 
-__all__ = ["available_memory", "check_device", "parse_memory", "resolved_device"]
+__all__ = ["available_memory", "cache_folder", "check_device", "parse_memory", "resolved_device"]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -95,3 +96,12 @@ def _may_have_gpu() -> bool:
         return True
     # NVIDIA; AMD, which torch calls CUDA too; Windows below this Linux
     return any(glob.glob(pattern) for pattern in ("/dev/nvidia*", "/dev/kfd", "/dev/dxg"))
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: ``$SCVEC_CACHE``, else the user's cache folder."""
+    if found := os.environ.get("SCVEC_CACHE"):
+        return Path(found).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("scvec", appauthor=False)

@@ -21,6 +21,7 @@ __all__ = [
     "Description",
     "DividesByGene",
     "Float32",
+    "Float64",
     "Gene",
     "GeneMatch",
     "LanguageModel",
@@ -43,6 +44,7 @@ SPECIES: tuple[Species, ...] = ("human", "mouse")
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+Float64 = npt.NDArray[np.float64]
 
 
 def text_sha256(text: str) -> str:
@@ -501,11 +503,7 @@ class VectorIndex(Protocol):
         ...
 
     def search(
-        self,
-        vectors: Float32,
-        n_neighbors: int,
-        *,
-        subset: npt.NDArray[np.int64] | None = None,
+        self, vectors: Float32, n_neighbors: int, *, subset: npt.NDArray[np.int64] | None = None
     ) -> Neighbors:
         """Return the nearest rows, ascending; ``subset`` restricts the search to those row numbers."""
         ...

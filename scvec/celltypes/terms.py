@@ -6,17 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = [
-    "CONTEXTS",
-    "LINEAGES",
-    "SPELLINGS",
-    "STATES",
-    "Match",
-    "TermMatcher",
-    "context_of",
-    "folded",
-    "words",
-]
+__all__ = ["CONTEXTS", "Match", "TermMatcher", "context_of", "words"]
 
 #: Whole names -> Cell Ontology label. A test checks that each exists.
 _NAMES: dict[str, str] = {

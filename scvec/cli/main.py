@@ -17,16 +17,14 @@ import click
 
 from scvec import __version__
 from scvec.base.errors import InputError, ResourceError, ScvecError, is_disk_full
-from scvec.cli.demo import demo
-from scvec.cli.evaluate import evaluate, labels
-from scvec.cli.explain import explain
+from scvec.cli.evaluate import demo, evaluate, labels
 from scvec.cli.ingest import ingest
 from scvec.cli.ingest_genes import import_legacy
 from scvec.cli.name import markers
 from scvec.cli.name import name as name_
 from scvec.cli.options import Session, global_options
 from scvec.cli.pack import commands as pack_commands
-from scvec.cli.query import query
+from scvec.cli.query import explain, query
 from scvec.cli.search import search
 from scvec.cli.serve import serve
 from scvec.cli.store import commands as store_commands

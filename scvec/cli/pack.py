@@ -92,12 +92,7 @@ def pull(session: Session, source: str, name: str | None, trust: bool, max_size:
 
     with session.progress() as progress:
         report = pull_(
-            session.store,
-            source,
-            name=name,
-            trust=trust,
-            max_bytes=int(max_size * 1e9),
-            progress=progress,
+            session.store, source, name=name, trust=trust, max_bytes=int(max_size * 1e9), progress=progress
         )
     session.show(report)
 

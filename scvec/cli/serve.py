@@ -40,13 +40,7 @@ __all__ = ["serve"]
 @global_options
 @pass_session
 def serve(
-    session: Session,
-    host: str,
-    port: int,
-    token: bool,
-    max_upload: str,
-    memory: str | None,
-    timeout: float,
+    session: Session, host: str, port: int, token: bool, max_upload: str, memory: str | None, timeout: float
 ) -> None:
     """Start a web page for annotation.
 

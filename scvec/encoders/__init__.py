@@ -163,11 +163,7 @@ class EncoderKind:
 
 
 def encoder(
-    name: str,
-    *,
-    texts: Literal["", "genes", "cells"] = "",
-    uses_gpu: bool = False,
-    refits: bool = False,
+    name: str, *, texts: Literal["", "genes", "cells"] = "", uses_gpu: bool = False, refits: bool = False
 ) -> Callable[[C], C]:
     """Return a decorator that registers a class under a name (:class:`EncoderKind` says what it needs)."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.types import CellChunk, Float32, Progress, State, no_progress
+from scvec.base.types import CellChunk, Float32, Float64, Int64, Progress, State, no_progress
 from scvec.encoders import Material, encoder
 from scvec.encoders.statistics import (
     MIN_SPREAD,
@@ -23,8 +23,6 @@ from scvec.encoders.statistics import (
 
 __all__ = ["Axes", "DiscriminantEncoder"]
 
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
 
 #: Sizes of the two gene sets: the most variable genes, and the genes that separate the classes best. On
 #: development pairs (docs/benchmarks.md) the mean macro-F1 is flat from 200 to 800 for the second.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scvec.base.errors import InputError, StoreError
 from scvec.base.types import Backbone, CellChunk, Float32, Progress, Space, State, no_progress
 from scvec.encoders import Material, Models, encoder
-from scvec.encoders.prompt import ranked
+from scvec.encoders.slots import ranked
 
 __all__ = ["SentenceEncoder", "sentences"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.types import CellChunk, Float32
+from scvec.base.types import CellChunk, Float32, Float64
 
 __all__ = [
     "GeneStatistics",
@@ -23,7 +23,6 @@ __all__ = [
     "variability",
 ]
 
-Float64 = npt.NDArray[np.float64]
 
 #: Added to the spread of a gene within classes, in log1p CP10k: a gene silent in most classes has next to
 #: none, and would count for more than all markers. Macro-F1 is flat from 0.1 to 0.4.
@@ -177,11 +176,7 @@ class GeneStatistics:
     def select(self, genes: npt.NDArray[np.int64]) -> GeneStatistics:
         """Return the statistics of some genes."""
         return GeneStatistics(
-            self.n_cells,
-            self.mean[genes],
-            self.sd[genes],
-            self.linear_mean[genes],
-            self.linear_var[genes],
+            self.n_cells, self.mean[genes], self.sd[genes], self.linear_mean[genes], self.linear_var[genes]
         )
 
 

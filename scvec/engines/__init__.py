@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from scvec.base import arrays
@@ -15,16 +16,18 @@ from scvec.base.parallel import n_cores, side_by_side
 
 if TYPE_CHECKING:
     from scvec.base.types import CellEncoder, Float32, Int64, Progress
-    from scvec.ingest.genes.names import GeneMap
     from scvec.model.matching import MatchedSource
     from scvec.model.query_options import QueryOptions
     from scvec.model.reference import Prediction, ReferenceModel
+    from scvec.model.resolvers import GeneMap
     from scvec.stores.store.reference_reader import StoredReference
     from scvec.stores.store.store import Store
 
 __all__ = ["ENGINES", "Engine", "check_engine", "encode_cells", "predict_cells"]
 
-ENGINES = ("local", "ray")
+#: Engine beside this process -> module with ``encode_cells`` and ``predict_cells``, imported on first use.
+MODULES = {"ray": "scvec.engines.ray_engine"}
+ENGINES = ("local", *MODULES)
 #: Chunks that this process works on at once, at most: each takes the memory of one.
 AT_ONCE = 4
 #: Chunks after which freed memory goes back to the system: several threads leave holes in several heaps, and
@@ -110,10 +113,11 @@ def encode_cells(
     """Return the vectors (n, embed_dim) float32 of all cells, in the order of the sources and their cells."""
     import numpy as np
 
-    if engine.name == "ray":
-        from scvec.engines.ray_engine import encode_by_ray
-
-        return encode_by_ray(encoder, matched, maps, engine, progress)
+    if engine.name in MODULES:
+        by_others: Float32 = import_module(MODULES[engine.name]).encode_cells(
+            encoder, matched, maps, engine, progress
+        )
+        return by_others
     total = sum(m.source.n_obs for m in matched)
     vectors = np.empty((total, encoder.embed_dim), dtype=np.float32)
     n_workers = 1 if getattr(encoder, "takes_turns", False) else min(n_cores(), AT_ONCE)
@@ -152,18 +156,11 @@ def predict_cells(
     """
     from scvec.model.reference import Prediction
 
-    if options.engine == "ray":
-        from scvec.engines.ray_engine import predict_by_ray
-
-        parts = predict_by_ray(
-            *reference,
-            matched,
-            genes,
-            options,
-            subset=subset,
-            fitted=model if fitted else None,
-            progress=progress,
-        )
+    parts: Iterator[Prediction]
+    if options.engine in MODULES:
+        of_query = import_module(MODULES[options.engine]).predict_cells
+        whole = model if fitted else None
+        parts = of_query(*reference, matched, genes, options, subset=subset, fitted=whole, progress=progress)
     else:
         parts = _predict_here(model, matched, genes, options, subset, progress)
     return Prediction.gather(parts, matched.source.n_obs)

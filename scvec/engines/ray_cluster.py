@@ -224,10 +224,7 @@ def _fits(nodes: Sequence[Node], n_shards: int, shard_memory: int) -> bool:
 #: Bytes of shared memory for what workers hand to each other: chunks and answers, never a whole data set.
 OBJECT_STORE = 256 << 20
 #: Reports nothing to anybody, and gives no advice on the console of whoever runs scvec.
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 #: Longest folder in which Ray's sockets still have names that the system takes (107 characters in all).
 LONGEST_FOLDER = 40
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
+from scvec.base.options import options_of
 from scvec.base.types import Float32, Neighbors
 from scvec.ingest.cells.write import earlier_names
 from scvec.model.calibration import set_names
@@ -190,26 +191,15 @@ class Annotation:
         found["conf_score"] = self.confidence
         return found
 
-    def explain(
-        self,
-        *,
-        cell: str | None = None,
-        label: str | None = None,
-        against: str | None = None,
-        n_genes: int = 10,
-    ) -> Any:
+    def explain(self, **keywords: Any) -> Any:
         """Say why a cell, or the cells of a label, were given their label and not another.
 
         The cells are read again: the file or AnnData object that was annotated must be as it was.
 
         Parameters
         ----------
-        cell, label
-            Name of a cell, or a label; one of the two.
-        against
-            Label to compare with; each cell's runner-up when None.
-        n_genes
-            Genes to list.
+        **keywords
+            As for :func:`scvec.explain`: ``cell`` or ``label``, ``against``, ``n_genes``.
 
         Returns
         -------
@@ -222,10 +212,11 @@ class Annotation:
         InputError, StoreError
             As :func:`scvec.explain`.
         """
-        from scvec.model.explanation import Explainer
+        from scvec.model.explanation import Explainer, ExplainOptions
 
+        asked = options_of(ExplainOptions, None, keywords)
         with Explainer.of_annotation(self) as explainer:
-            return explainer.explain(cell=cell, label=label, against=against, n_genes=n_genes)
+            return explainer.explain(asked)
 
     def label_sets(self) -> Strings:
         """Return (n,) each cell's label set, likeliest first, as ``alpha|beta``; empty where it is."""

@@ -10,16 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.arrays import Texts, blocks, coded, release
-from scvec.base.types import Float32
+from scvec.base.types import Bool, Float32, Float64
 from scvec.model.classifiers import MEMBERS, log_softmax
-from scvec.model.heldout import HeldOut
 from scvec.model.metrics import expected_calibration_error, macro_f1, reliability
 from scvec.model.novelty import Novelty, signals
+from scvec.model.training import HeldOut
 
 __all__ = ["UNIFORM_MIXING", "Calibration", "Ensemble", "LabelSets", "set_names"]
 
-Float64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
 #: Temperatures of the members where no reference cell could be held out: the medians over the references of
 #: the development pairs (docs/benchmarks.md).
 DEFAULTS = (10.0, 1.0)

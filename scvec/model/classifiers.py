@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.types import CellChunk, CellEncoder, Float32, Neighbors, Progress, VectorIndex, no_progress
+from scvec.base.types import (
+    CellChunk,
+    CellEncoder,
+    Float32,
+    Float64,
+    Int64,
+    Neighbors,
+    Progress,
+    VectorIndex,
+    no_progress,
+)
 from scvec.encoders import refits
 from scvec.model.novelty import Spread, depth
 
@@ -26,8 +36,6 @@ __all__ = [
     "vote",
 ]
 
-Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
 #: The trained classifier on cell vectors, and the labels of the nearest reference cells.
 MEMBERS = ("head", "knn")
 #: Score of a class that is not allowed; no weight brings it back.
@@ -196,16 +204,6 @@ def class_means(vectors: Float32, labels: Int64, n_classes: int) -> Float32:
     for k in np.unique(labels[labels >= 0]):
         means[k] = vectors[labels == k].mean(axis=0, dtype=np.float64)
     return means
-
-
-def sparse_class_means(X: Any, labels: Int64, n_classes: int) -> Float32:
-    """Return (n_classes, n_genes) float32 means of the cells X CSR of each class; zeros without cells."""
-    from scipy.sparse import csr_matrix
-
-    rows = np.flatnonzero(labels >= 0)
-    weights = 1.0 / np.bincount(labels[rows], minlength=n_classes)[labels[rows]]
-    member = csr_matrix((weights, (labels[rows], rows)), shape=(n_classes, X.shape[0]))
-    return np.asarray((member @ X).toarray(), dtype=np.float32)
 
 
 def read(encoder: CellEncoder, chosen: CellChunk) -> CellChunk:
@@ -396,7 +394,7 @@ def need_igraph() -> None:
         )
 
 
-def clusters(vectors: Float32, *, n_neighbors: int = N_NEIGHBORS, seed: int = 0) -> Int64:
+def clusters(vectors: Float32) -> Int64:
     """Return (n,) numbers of the clusters of cells, the largest first.
 
     Leiden (Traag et al. 2019, doi:10.1038/s41598-019-41695-z) by modularity on the graph of each cell's
@@ -420,7 +418,7 @@ def clusters(vectors: Float32, *, n_neighbors: int = N_NEIGHBORS, seed: int = 0)
     n = len(vectors)
     if n < 3:
         return np.zeros(n, dtype=np.int64)
-    found = build_index(np.ascontiguousarray(vectors)).search(vectors, min(n_neighbors + 1, n))
+    found = build_index(np.ascontiguousarray(vectors)).search(vectors, min(N_NEIGHBORS + 1, n))
     last = np.maximum(found.distances.max(axis=1, keepdims=True), 1e-12)
     weights = np.exp(-2.0 * found.distances.astype(np.float64) / last)
     rows = np.repeat(np.arange(n), found.indices.shape[1])
@@ -428,7 +426,7 @@ def clusters(vectors: Float32, *, n_neighbors: int = N_NEIGHBORS, seed: int = 0)
     others = rows != columns
     graph = igraph.Graph(n=n, edges=np.column_stack([rows, columns])[others])
     resolution = next((r for limit, r in _RESOLUTIONS if n < limit), _FINEST)
-    igraph.set_random_number_generator(random.Random(seed))
+    igraph.set_random_number_generator(random.Random(0))
     try:
         membership = graph.community_leiden(
             objective_function="modularity",

@@ -56,7 +56,7 @@ def prepared(
         return load_backbone(spec, device=device, max_cost=max_cost)
 
     def language_model(name: str, precision: str | None) -> LanguageModel:
-        from scvec.backbones.language_model import load_language_model, resolved
+        from scvec.backbones.hf import load_language_model, resolved
 
         return load_language_model(resolved(name), device=resolved_device(device), precision=precision)
 
@@ -99,7 +99,7 @@ def stored_models(meta: Mapping[str, Any], *, device: str = "auto", llm: str | N
             ) from error
 
     def language_model(name: str, precision: str | None) -> LanguageModel:
-        from scvec.backbones.language_model import load_language_model, resolved
+        from scvec.backbones.hf import load_language_model, resolved
 
         try:
             return load_language_model(resolved(llm or name), device=here, precision=precision)

@@ -45,7 +45,6 @@ def fitted_to(
     model: ReferenceModel,
     measured: npt.NDArray[np.bool_],
     *,
-    seed: int = 0,
     progress: Progress = no_progress,
 ) -> tuple[ReferenceModel, str]:
     """Return the model for a query that measured some genes, and a note; the model itself where it serves.
@@ -82,7 +81,6 @@ def fitted_to(
             sample,
             measured,
             n_neighbors=min(15, max(1, len(sample.labels) // 2)),
-            seed=seed,
             progress=progress,
             n_workers=n_cores(),
         )

@@ -38,10 +38,8 @@ __all__ = [
     "EncodingPlan",
     "check_template",
     "encode_genes",
-    "fullest_space",
     "gene_table",
     "plan_encoding",
-    "server_space",
     "stored_genes",
 ]
 
@@ -407,10 +405,7 @@ def encode_genes(
 
 
 def _encode_all(
-    backbone: Backbone,
-    texts: list[str],
-    keep: Callable[[Sequence[int], Float32], None],
-    progress: Progress,
+    backbone: Backbone, texts: list[str], keep: Callable[[Sequence[int], Float32], None], progress: Progress
 ) -> Streamed:
     """Encode texts, and give vectors to ``keep`` as they arrive; return what has none, and why."""
     if isinstance(backbone, StreamingBackbone):

@@ -8,6 +8,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from scvec.base.types import Bool, Float64
+
 __all__ = [
     "accuracy",
     "brier_score",
@@ -24,8 +26,6 @@ __all__ = [
 
 Strings = npt.NDArray[np.str_]
 Floats = npt.NDArray[np.floating]
-Bool = npt.NDArray[np.bool_]
-Float64 = npt.NDArray[np.float64]
 Lineage = Mapping[str, Sequence[str]]
 T = TypeVar("T")
 

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.types import CellChunk, Float32
+from scvec.base.types import CellChunk, Float32, Float64, Int64
 
 __all__ = ["FALSE_NOVEL_RATE", "Novelty", "Shift", "Spread", "depth", "signals"]
 
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
 #: Fraction of cells of known types that may be called novel, where a user names none.
 FALSE_NOVEL_RATE = 0.05
 #: Cells that a class needs before its own spread outweighs that of all classes together.
@@ -90,13 +88,7 @@ class Novelty:
 
     @classmethod
     def fit(
-        cls,
-        found: Float64,
-        depths: Float64,
-        predicted: Int64,
-        n_classes: int,
-        *,
-        shrink: float = 1.0,
+        cls, found: Float64, depths: Float64, predicted: Int64, n_classes: int, *, shrink: float = 1.0
     ) -> Novelty:
         """Learn from held-out cells of known types.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,19 @@ import numpy.typing as npt
 from scvec.base import arrays
 from scvec.base.errors import InputError
 from scvec.base.parallel import JointProgress, side_by_side
-from scvec.base.types import CellChunk, CellEncoder, Float32, Neighbors, Progress, no_progress
+from scvec.base.types import CellChunk, CellEncoder, Float32, Int64, Neighbors, Progress, no_progress
+from scvec.encoders import EncoderKind, Material, make_encoder
 from scvec.model.calibration import Calibration
 from scvec.model.classifiers import MEMBERS, Members
-from scvec.model.heldout import TrainingSample, score_held_out, splits
 from scvec.model.novelty import signals
 from scvec.model.query_options import METHODS
 from scvec.model.status import COVERAGE, low_quality_floor
+from scvec.model.training import TrainingSample, score_held_out, splits
 
-__all__ = ["METHODS", "Prediction", "ReferenceModel"]
+__all__ = ["METHODS", "Prediction", "ReferenceModel", "train"]
 
-Int64 = npt.NDArray[np.int64]
+#: Neighbours that vote while a reference is calibrated.
+N_NEIGHBORS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,3 +259,50 @@ class ReferenceModel:
             n_labels,
             sets,
         )
+
+
+def train(
+    sample: TrainingSample,
+    kind: EncoderKind,
+    material: Callable[..., Material],
+    *,
+    genes: npt.NDArray[np.int64] | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+    n_workers: int = 1,
+) -> ReferenceModel:
+    """Train and calibrate a reference on some of its cells.
+
+    Parameters
+    ----------
+    material
+        Makes the material of one training of its cells and labels, ``number`` and ``is_fold``.
+    genes
+        Numbers of the genes that the encoder takes; all when None.
+    n_workers
+        Trainings at once. One that computes with torch goes alone: it takes the memory of a model.
+
+    Raises
+    ------
+    InputError
+        If fewer than two labels have cells.
+    """
+    if len(np.unique(sample.labels)) < 2:
+        raise InputError(
+            "fewer than two labels have cells to train on", fix="give cells of two labels", code="one-label"
+        )
+    number = count(1)
+
+    def new_encoder(part: CellChunk, labels: npt.NDArray[np.int64]) -> CellEncoder:
+        is_fold = len(part) < len(sample.labels)
+        return make_encoder(kind.name, material(part, labels, number=next(number), is_fold=is_fold))
+
+    return ReferenceModel.fit(
+        new_encoder,
+        sample,
+        genes=genes,
+        n_neighbors=min(N_NEIGHBORS, max(1, len(sample.labels) // 2)),
+        seed=seed,
+        progress=progress,
+        n_workers=1 if kind.uses_gpu else n_workers,
+    )

@@ -2,19 +2,684 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from scvec.base.types import SPECIES, GeneMatch, Progress, no_progress
+import numpy as np
+import numpy.typing as npt
+
+from scvec.base.errors import InputError
+from scvec.base.results import count_text
+from scvec.base.types import SPECIES, Bool, Float32, GeneMatch, Progress, Species, no_progress
 
 if TYPE_CHECKING:
-    from scvec.ingest.genes.names import GeneResolver
+    import pandas as pd
+
+    from scvec.ingest.cells.source import CellSource
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.store import Store
 
-__all__ = ["ensure_knowledge", "resolve", "resolver_of", "snapshot_resolver", "stored_resolver"]
+__all__ = [
+    "FoundGenes",
+    "GeneMap",
+    "GeneResolver",
+    "ensure_knowledge",
+    "find_genes",
+    "is_row_numbers",
+    "resolve",
+    "resolver_of",
+    "snapshot_resolver",
+    "stored_resolver",
+    "unknown",
+    "unknown_names",
+]
+
+#: Fraction of counts below which a match is doubtful: other matrices of the file are tried.
+WARN_SHARE = 0.5
+#: A column of other names is tried when the names of the index leave out more than this.
+GOOD_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class FoundGenes:
+    """The genes that names stand for.
+
+    Attributes
+    ----------
+    match
+        Of the names that hold most of the counts.
+    names_from
+        ``"index"`` or the column of ``var`` that has them.
+    share
+        Fraction (0-1) of the counts that matched genes hold.
+    """
+
+    match: GeneMatch
+    names_from: str
+    share: float
+
+
+def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> FoundGenes:
+    """Find the names of genes that hold most of the counts.
+
+    The names in the index of ``var`` are tried first, then other columns. Row numbers are never names: some
+    of them are Entrez ids by chance. Where few names are known, what most of them have in common is taken off
+    (``hg19-INS``, ``INS__chr11``), and then the source is switched to another matrix of its file.
+
+    Raises
+    ------
+    InputError
+        If all names are row numbers, or no more often known than random names of their kind.
+    """
+    best = _best_match(source, resolver, species)
+    if best is None or best.share < WARN_SHARE:
+        best = _elsewhere(source, resolver, species, best)
+    if best is None:
+        raise InputError(
+            "the genes are named by row numbers, which say nothing of which gene is which",
+            f"{source.name}, names like {_shown(source.var_names)}",
+            _TRANSPOSED
+            if _is_transposed(source, resolver)
+            else "put gene symbols, Ensembl or Entrez ids into var_names",
+        )
+    return best
+
+
+def _best_match(source: CellSource, resolver: GeneResolver, species: str) -> FoundGenes | None:
+    """Return the match of the names that hold most counts; None if none are names."""
+    best: FoundGenes | None = None
+    for column, names in source.gene_name_candidates().items():
+        if is_row_numbers(names):
+            continue
+        match = resolver.resolve(names, species)
+        found = FoundGenes(match, column, match.count_share(source.gene_totals))
+        if found.share < GOOD_SHARE:
+            found = _respelled(found, source.gene_totals, resolver, species)
+        if _by_chance(found.match, resolver):
+            continue
+        if best is None or found.share > best.share:
+            best = found
+        if best.share >= GOOD_SHARE:
+            break
+    return best
+
+
+def _elsewhere(
+    source: CellSource, resolver: GeneResolver, species: str, best: FoundGenes | None
+) -> FoundGenes | None:
+    """Switch a source to another matrix of its file whose genes are known, and return the match there."""
+    for place, columns in source.other_names().items():
+        known = 0.0
+        for names in columns.values():
+            if not is_row_numbers(names):
+                match = resolver.resolve(names, species)
+                known = max(known, 0.0 if _by_chance(match, resolver) else match.n_matched / len(names))
+        if known < max(0.5, 2 * best.share if best is not None else 0.0):
+            continue
+        left = source.state.where
+        try:
+            source.use(place, f"passed over {left}: the names of its genes are not known; used {place}")
+        except InputError:  # no values there that could be used
+            continue
+        return _best_match(source, resolver, species)
+    return best
+
+
+#: Fewer numbers than these may be Entrez ids in a row.
+_MIN_ROWS = 10
+_NUMBER = re.compile(r"X?(\d+)(?:\.0)?")
+
+
+def is_row_numbers(names: Sequence[str]) -> bool:
+    """Return whether names are 0 to n - 1 or 1 to n, in any order, perhaps as R or floats write them."""
+    found = [_NUMBER.fullmatch(name) for name in names]
+    if len(names) < _MIN_ROWS or not all(found):
+        return False
+    numbers = sorted(int(m[1]) for m in found if m is not None)
+    return numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
+
+
+#: Names short enough to be known by chance, and how many of them are compared with random ones.
+_SHORT, _N_COMPARED = re.compile(r"[A-Za-z]{0,2}(\d+)(?:\.0)?"), 1000
+
+
+def _by_chance(match: GeneMatch, resolver: GeneResolver) -> bool:
+    """Return whether names are known no more often than random names of their kind.
+
+    A third of all numbers below 20,000 are Entrez ids, so a subset of row numbers seems to match.
+    """
+    numbers = [m for name in match.names if (m := _SHORT.fullmatch(name))]
+    if len(numbers) < max(_MIN_ROWS, 0.9 * len(match.names)):
+        return False
+    known = match.n_matched / len(match.names)
+    values = np.array([int(m[1][:18]) for m in numbers])
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(values.min(), values.max() + 1, _N_COMPARED)
+    heads = [m[0][: m.start(1)] for m in numbers]
+    made = [f"{heads[i % len(heads)]}{number}" for i, number in enumerate(drawn)]
+    chance = resolver.resolve(made, match.species).n_matched / len(made)
+    # A quarter of the way to all, and what few names may gain by luck (three standard errors).
+    luck = 3 * float(np.sqrt(chance * (1 - chance) / len(match.names)))
+    return known < chance + max(0.25 * (1 - chance), luck)
+
+
+#: What may separate a gene's name from something else.
+_SEPARATORS = ("__", "|", "_", ":", ";", ",", "/", " ", "(", "-", ".")
+_QUOTED = re.compile(r"b?(['\"])(.*)\1")
+#: Share of names that must have a pattern, genes that tell which patterns help, and by how much they must.
+_SHARED, _N_TRIED, _GAIN = 0.6, 300, 0.1
+_Part: TypeAlias = Callable[[str], str]
+
+
+def _respelled(
+    found: FoundGenes, totals: npt.NDArray[np.float64], resolver: GeneResolver, species: str
+) -> FoundGenes:
+    """Return the match of names without what most of them have in common, where that is better."""
+    names = found.match.names
+    tried = [names[i] for i in np.argsort(-totals, kind="stable")[:_N_TRIED]]
+    parts: tuple[_Part, ...] = ()
+    while len(parts) < 4:  # "hg19_INS__chr11" in quotes has three
+        known = _n_genes(resolver, _applied(parts, tried), species)
+        n, better = _best_parts(resolver, tried, parts, species)
+        if n < known + _GAIN * len(tried):
+            break
+        parts = better
+    spelled = _applied(parts, names)
+    match = resolver.resolve(spelled, species)
+    share = match.count_share(totals)
+    if not parts or share <= found.share or is_row_numbers(spelled) or _by_chance(match, resolver):
+        return found
+    example = next(i for i in np.argsort(-totals, kind="stable") if spelled[i] != names[i])
+    told = f"gene names such as '{names[example]}' were read as '{spelled[example]}'"
+    return replace(found, match=replace(match, notes=(told, *match.notes)), share=share)
+
+
+def _best_parts(
+    resolver: GeneResolver, tried: list[str], parts: tuple[_Part, ...], species: str
+) -> tuple[int, tuple[_Part, ...]]:
+    """Return how many genes are known with one more part taken off, or two where one shows nothing."""
+    names = _applied(parts, tried)
+    scored = [(_n_genes(resolver, _applied([p], names), species), (*parts, p)) for p in _parts(names)]
+    best = max(scored, key=lambda pair: pair[0], default=(0, parts))
+    if best[0] >= _GAIN * len(tried):
+        return best
+    pairs = [(*parts, p, q) for p in _parts(names) for q in _parts(_applied([p], names))]
+    deeper = [(_n_genes(resolver, _applied(pair, tried), species), pair) for pair in pairs]
+    return max(deeper, key=lambda pair: pair[0], default=best)
+
+
+def _n_genes(resolver: GeneResolver, names: Sequence[str], species: str) -> int:
+    match = resolver.resolve(names, species)
+    return len({gene for gene in match.gene_ids if gene is not None})
+
+
+def _applied(parts: Sequence[_Part], names: Sequence[str]) -> list[str]:
+    spelled = list(names)
+    for part in parts:
+        spelled = [part(name).strip() for name in spelled]
+    return spelled
+
+
+def _parts(names: Sequence[str]) -> list[_Part]:
+    """Return functions that take something off a name which most of the names have."""
+    if sum(_QUOTED.fullmatch(name) is not None for name in names) > _SHARED * len(names):
+        return [lambda name: m[2] if (m := _QUOTED.fullmatch(name)) else name]
+    found: list[_Part] = []
+    for mark in _SEPARATORS:
+        having = [name for name in names if mark in name]
+        if len(having) < _SHARED * len(names):
+            continue
+        # Genes that lack what most have keep their own separators: "rna_INS", "HLA_A".
+        head, n = Counter(name.split(mark, 1)[0] for name in having).most_common(1)[0]
+        if n > _SHARED * len(names):
+            found.append(lambda name, head=head + mark: name.removeprefix(head))  # type: ignore[misc]
+        tail, n = Counter(name.rsplit(mark, 1)[1] for name in having).most_common(1)[0]
+        if n > _SHARED * len(names):
+            found.append(lambda name, tail=mark + tail: name.removesuffix(tail))  # type: ignore[misc]
+        found += [
+            lambda name, mark=mark: name.split(mark, 1)[0],  # type: ignore[misc]
+            lambda name, mark=mark: name.rsplit(mark, 1)[0],  # type: ignore[misc]
+            lambda name, mark=mark: name.split(mark, 1)[-1],  # type: ignore[misc]
+            lambda name, mark=mark: name.rsplit(mark, 1)[-1],  # type: ignore[misc]
+        ]
+    return found
+
+
+#: Identifiers that are not genes of human or mouse, and what they are.
+_FOREIGN = {
+    r"ENS(MUS)?T\d{11}|[NX][MR]_\d+": "transcript ids; sum them to genes first, as tximport does",
+    r"ENS(MUS)?P\d{11}|NP_\d+|[OPQ]\d[A-Z0-9]{3}\d": "ids of proteins",
+    r"ENSRNOG\d{11}|RGD:?\d+": "genes of rat",
+    r"ENSMMUG\d{11}": "genes of rhesus macaque",
+    r"ENSMFAG\d{11}": "genes of crab-eating macaque",
+    r"ENSDARG\d{11}|ZDB-GENE-.*": "genes of zebrafish",
+    r"ENSSSCG\d{11}": "genes of pig",
+    r"ENSGALG\d{11}": "genes of chicken",
+    r"FBgn\d{7}": "genes of fruit fly",
+    r"WBGene\d{8}": "genes of C. elegans",
+    r"AT[1-5CM]G\d{5}": "genes of Arabidopsis",
+    r"Y[A-P][LR]\d{3}[CW](-[A-Z])?": "genes of yeast",
+    r"ENS[A-Z]{3,4}G\d{11}": "genes of another species than human and mouse",
+    r"ILMN_\d+|\d+(_[a-z])?_at": "probes of a microarray",
+}
+
+
+def unknown_names(source: CellSource, found: FoundGenes, summary: str, resolver: GeneResolver) -> InputError:
+    """Return the error for names that are hardly known, with what they seem to be."""
+    names = found.match.names
+    where = f"{source.name}, names like {unknown(found.match, source.gene_totals)}"
+    what = f"almost no gene is known: {summary}"
+    if _is_transposed(source, resolver):
+        return InputError(what, where, _TRANSPOSED, code="genes-not-recognised")
+    for pattern, kind in _FOREIGN.items():
+        known = re.compile(rf"(?:{pattern})(?:\.\d+)?")
+        if sum(known.fullmatch(name) is not None for name in names) > 0.5 * len(names):
+            fix = f"these are {kind}" + ("" if ";" in kind else "; give human or mouse gene names")
+            return InputError(what, where, fix, code="genes-not-recognised")
+    fix = "put gene symbols, Ensembl or Entrez ids into var_names, give --species, or go on with --force"
+    return InputError(what, where, fix, code="genes-not-recognised")
+
+
+_TRANSPOSED = "the names of the cells are genes: the matrix is transposed; give adata.T"
+
+
+def _is_transposed(source: CellSource, resolver: GeneResolver) -> bool:
+    cells = source.obs_names[:_N_TRIED]
+    return bool(cells) and _n_genes(resolver, cells, "auto") > 0.5 * len(cells)
+
+
+def unknown(match: GeneMatch, totals: npt.NDArray[np.float64]) -> str:
+    """Return the unknown names with most counts, for messages; ``totals`` (n,) of the names."""
+    order = np.argsort(-totals, kind="stable")
+    return _shown([match.names[i] for i in order if match.gene_ids[i] is None])
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:3])
+
+
+_ENSEMBL = re.compile(r"ENS(MUS)?G\d{11}", re.IGNORECASE)
+_ENSEMBL_FULL = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
+_ENSEMBL_PART = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", re.IGNORECASE)
+_ENTREZ = re.compile(r"(?:entrez:|GeneID:)?(\d+)", re.IGNORECASE)
+_PREFIX = re.compile(r"(GRCh3[78]|hg19|hg38|GRCm3[89]|mm9|mm10|mm39)(?:-2020-A)?_+(?=.)", re.IGNORECASE)
+_SUFFIX = re.compile(r"(.+)[-.](\d{1,3})")
+_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_DATE = re.compile(rf"\d{{1,2}}-(?:{_MONTHS})|(?:{_MONTHS})-\d{{1,2}}", re.IGNORECASE)
+_EDGES = "_|-:;,./ \t()[]"
+
+# Which names decide, best first. The second word of each pair is the kind in the aliases table.
+_EXACT = ("symbol", "ensembl", "entrez", "previous", "alias")
+_ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "authority": "HGNC or MGI ids"}
+
+#: A name is a gene, several genes (ambiguous), or nothing.
+_Hit = tuple[tuple[str, ...], str]
+_MISS: _Hit = ((), "")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GeneMap:
+    """How the columns of a data set become the genes of a reference.
+
+    Attributes
+    ----------
+    weights
+        (n_names, n_target) scipy CSR float32: ``counts @ weights`` are counts over the target genes.
+    via_orthologs
+        Whether the names are of another species than the targets.
+    measured
+        (n_target,) bool: target genes that at least one name stands for.
+    notes
+        What a user should know about it.
+    """
+
+    weights: Any
+    via_orthologs: bool
+    measured: Bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> Bool:
+        """(n_names,) bool: names that stand for a target gene."""
+        used: Bool = np.diff(self.weights.indptr) > 0
+        return used
+
+    def select(self, targets: npt.NDArray[np.int64]) -> GeneMap:
+        """Return the map onto some of the target genes."""
+        return replace(self, weights=self.weights[:, targets], measured=self.measured[targets])
+
+    def scaled(self, factors: Float32) -> GeneMap:
+        """Return the map with each target gene's counts multiplied by its factor, (n_target,)."""
+        weights = self.weights.copy()
+        weights.data = weights.data * factors[weights.indices]
+        return replace(self, weights=weights)
+
+
+class _Names:
+    """The names of one species' genes, by kind of name, exact and with case folded."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+        self.exact: dict[str, dict[str, tuple[str, ...]]] = {kind: {} for kind in _EXACT}
+        self.folded: dict[str, dict[str, tuple[str, ...]]] = {"symbol": {}, "other": {}}
+
+    def add(self, kind: str, names: Iterable[str], gene_ids: Iterable[str]) -> None:
+        table = self.exact.get(kind)
+        if table is None:
+            return
+        folded = self.folded["symbol" if kind == "symbol" else "other"]
+        fold = kind in ("symbol", "previous", "alias")
+        for name, gene_id in zip(names, gene_ids, strict=True):
+            if kind == "ensembl":
+                name = name.upper()
+            for key, into in ((name, table), (name.lower(), folded)) if fold else ((name, table),):
+                old = into.get(key)
+                if old is None:
+                    into[key] = (gene_id,)
+                elif gene_id not in old:
+                    into[key] = tuple(sorted((*old, gene_id)))
+
+    def plain(self, name: str) -> _Hit:
+        """The genes of a name as it stands, at the best level where it names any."""
+        hit = self.exact["symbol"].get(name)
+        if hit:
+            return hit, "symbol"
+        if "." in name:
+            # R's make.names writes NKX6-1 as NKX6.1, which happens to be an old name of NKX6-2 as well.
+            hit = self.exact["symbol"].get(name.replace(".", "-"))
+            if hit:
+                return hit, "composite"
+        ensembl = _ENSEMBL_FULL.fullmatch(name)
+        if ensembl:
+            hit = self.exact["ensembl"].get(ensembl[1].upper())
+            return (hit, "ensembl") if hit else _MISS
+        if name.upper() in self.ids:
+            return (name.upper(),), "authority"
+        entrez = _ENTREZ.fullmatch(name)
+        if entrez:
+            hit = self.exact["entrez"].get(entrez[1].lstrip("0"))
+            if hit:
+                return hit, "entrez"
+        for kind in ("previous", "alias"):
+            hit = self.exact[kind].get(name)
+            if hit:
+                return hit, kind
+        key = name.lower()
+        for table in self.folded.values():
+            hit = table.get(key)
+            if hit:
+                return hit, "case"
+        return _MISS
+
+
+class GeneResolver:
+    """Finds the genes that names stand for.
+
+    Parameters
+    ----------
+    aliases
+        Columns ``gene_id``, ``species``, ``name`` and ``kind`` (``symbol``, ``previous``, ``alias``,
+        ``ensembl`` or ``entrez``).
+    orthologs
+        Columns ``human_gene_id``, ``mouse_gene_id`` and ``kind`` (``one2one``, ...).
+    """
+
+    def __init__(self, aliases: pd.DataFrame, orthologs: pd.DataFrame) -> None:
+        self._names: dict[str, _Names] = {species: _Names() for species in SPECIES}
+        self._symbol: dict[str, str] = {}
+        # Object arrays, because these columns are walked once in Python.
+        kinds, species = (aliases[c].to_numpy(dtype=object) for c in ("kind", "species"))
+        names, ids = (aliases[c].to_numpy(dtype=object) for c in ("name", "gene_id"))
+        for one in SPECIES:
+            for kind in _EXACT:
+                mask = (kinds == kind) & (species == one)
+                self._names[one].add(kind, names[mask], ids[mask])
+            self._names[one].ids = set(ids[species == one])
+        official = kinds == "symbol"
+        self._symbol = dict(zip(ids[official], (n.lower() for n in names[official]), strict=True))
+        self._orthologs: dict[str, dict[str, dict[str, str]]] = {"human": {}, "mouse": {}}
+        pairs = (orthologs[c].to_numpy(dtype=object) for c in ("human_gene_id", "mouse_gene_id", "kind"))
+        for human, mouse, kind in zip(*pairs, strict=True):
+            self._orthologs["human"].setdefault(human, {})[mouse] = kind
+            self._orthologs["mouse"].setdefault(mouse, {})[human] = kind
+
+    def resolve(self, names: Sequence[str], species: Species | str = "auto") -> GeneMatch:
+        """Find the gene of each name.
+
+        The best level at which a name is known decides: official symbol, Ensembl id (its version does not
+        count), HGNC or MGI id, Entrez id, previous symbol, alias, any of these but for case; then composite
+        names (``HLA-A_ENSG00000206503``, ``GRCh38_INS``); then names made unique (``TBCE-1``). A name of
+        several genes at its best level is ambiguous and stays unmatched.
+
+        Parameters
+        ----------
+        names
+            Gene names of a data set, length n.
+        species
+            ``human``, ``mouse``, or ``auto``: the species that more names are exact official symbols or
+            ids of.
+
+        Raises
+        ------
+        InputError
+            ``species`` is none of these.
+        """
+        given = tuple(str(name) for name in names)
+        notes: list[str] = []
+        chosen, note = self._species(given, species)
+        notes += note
+        table = self._names[chosen]
+        cache: dict[str, _Hit] = {}
+        foreign = dates = 0
+        gene_ids: list[str | None] = []
+        how: list[str] = []
+        ambiguous: dict[str, tuple[str, ...]] = {}
+        for name in given:
+            hit = cache.get(name)
+            if hit is None:
+                hit = cache[name] = _resolve_one(table, name.strip(), chosen)
+            genes, level = hit
+            foreign += level == "foreign"
+            dates += level == "date"
+            gene_ids.append(genes[0] if len(genes) == 1 else None)
+            how.append(level if len(genes) == 1 else "ambiguous" if genes else "")
+            if len(genes) > 1:
+                ambiguous[name] = genes
+        notes += _notes(gene_ids, ambiguous, foreign, dates, chosen)
+        return GeneMatch(
+            names=given,
+            gene_ids=tuple(gene_ids),
+            how=tuple(how),
+            species=chosen,
+            id_type=_id_type(how),
+            ambiguous=ambiguous,
+            notes=tuple(notes),
+        )
+
+    def _species(self, names: tuple[str, ...], species: str) -> tuple[Species, list[str]]:
+        if species != "auto":
+            for known in SPECIES:
+                if species == known:
+                    return known, []
+            raise InputError(f"unknown species {species!r}", "species", "use human, mouse or auto")
+        unique = dict.fromkeys(name.strip() for name in names)
+        scores = {s: self._score(unique, s, exact=True) for s in SPECIES}
+        if scores["human"] == scores["mouse"]:
+            scores = {s: self._score(unique, s, exact=False) for s in SPECIES}
+        if scores["human"] == scores["mouse"]:
+            return "human", ["the gene names do not show the species: human was assumed"]
+        best: Species = "human" if scores["human"] > scores["mouse"] else "mouse"
+        other: Species = "mouse" if best == "human" else "human"
+        if scores[other] > 0.2 * scores[best] and scores[other] >= 10:
+            return best, [
+                f"{scores[other]:,} gene names are of {other}, {scores[best]:,} of {best}: "
+                f"taken as {best}, name the species if that is wrong"
+            ]
+        return best, []
+
+    def _score(self, names: Iterable[str], species: Species, *, exact: bool) -> int:
+        table = self._names[species]
+        if not exact:
+            return sum(len(_resolve_one(table, name, species)[0]) == 1 for name in names)
+        score = 0
+        for name in names:
+            prefix = _PREFIX.match(name) if "_" in name else None
+            if prefix:
+                score += _prefix_species(prefix[1]) == species
+            elif name in table.exact["symbol"] or name in table.exact["entrez"] or name in table.ids:
+                score += 1
+            elif "ENS" in name:
+                found = _ENSEMBL.search(name)
+                score += found is not None and (found[1] is None) == (species == "human")
+        return score
+
+    def map_to(self, match: GeneMatch, target_gene_ids: Sequence[str], target_species: Species) -> GeneMap:
+        """Weigh how the matched names become the genes of a reference.
+
+        Within a species a name stands for its gene. Across species it stands for the orthologs among the
+        targets: the one-to-one partner or the one of the same symbol, where there is one, gets all; else
+        they share evenly. Several names of one target are summed (mouse ``Ins1`` and ``Ins2`` are human
+        ``INS``).
+
+        Parameters
+        ----------
+        match
+            What :meth:`resolve` found, n names.
+        target_gene_ids
+            Gene ids of the reference, unique.
+        target_species
+            Their species.
+        """
+        from scipy import sparse
+
+        column = {gene_id: j for j, gene_id in enumerate(target_gene_ids)}
+        if len(column) != len(target_gene_ids):
+            raise InputError("a gene id occurs twice among the target genes", "", "give every gene once")
+        via = match.species != target_species
+        shares: dict[str, list[tuple[int, float]]] = {}
+        rows: list[int] = []
+        columns: list[int] = []
+        weights: list[float] = []
+        for i, gene_id in enumerate(match.gene_ids):
+            if gene_id is None:
+                continue
+            share = shares.get(gene_id)
+            if share is None:
+                share = self._share(gene_id, match.species, column) if via else _own(gene_id, column)
+                shares[gene_id] = share
+            for j, weight in share:
+                rows.append(i)
+                columns.append(j)
+                weights.append(weight)
+        shape = (len(match.names), len(target_gene_ids))
+        csr = sparse.csr_matrix((np.array(weights, dtype=np.float32), (rows, columns)), shape=shape)
+        csr.sort_indices()
+        measured = np.zeros(shape[1], dtype=bool)
+        measured[csr.indices] = True
+        notes = []
+        if via:
+            used = int((np.diff(csr.indptr) > 0).sum())
+            notes.append(
+                f"{match.species} genes were mapped to {target_species} through orthologs: {used:,} of "
+                f"{match.n_matched:,} matched genes stand for {int(measured.sum()):,} of {shape[1]:,}"
+            )
+        return GeneMap(csr, via, measured, tuple(notes))
+
+    def _share(self, gene_id: str, species: Species, column: dict[str, int]) -> list[tuple[int, float]]:
+        partners = self._orthologs[species].get(gene_id, {})
+        there = sorted(p for p in partners if p in column)
+        if not there:
+            return []
+        symbol = self._symbol.get(gene_id)
+        for best in (
+            [p for p in there if partners[p] == "one2one"],
+            [p for p in there if symbol is not None and self._symbol.get(p) == symbol],
+        ):
+            if best:
+                there = best
+                break
+        return [(column[p], 1.0 / len(there)) for p in there]
+
+
+def _own(gene_id: str, column: dict[str, int]) -> list[tuple[int, float]]:
+    j = column.get(gene_id)
+    return [] if j is None else [(j, 1.0)]
+
+
+def _resolve_one(table: _Names, name: str, species: Species) -> _Hit:
+    hit = table.plain(name)
+    if hit[0] or not name:
+        return hit
+    prefix = _PREFIX.match(name)
+    if prefix:
+        if _prefix_species(prefix[1]) != species:
+            return (), "foreign"
+        genes, _ = _resolve_one(table, name[prefix.end() :], species)
+        return genes, "composite"
+    part = _ENSEMBL_PART.search(name)
+    if part:
+        return _composite(table, part[1], (name[: part.start()] + " " + name[part.end() :]).strip(_EDGES))
+    if _DATE.fullmatch(name):
+        return (), "date"
+    suffix = _SUFFIX.fullmatch(name)
+    if suffix:
+        genes, _ = table.plain(suffix[1])
+        if genes:
+            return genes, "unique-suffix"
+    return _MISS
+
+
+def _composite(table: _Names, ensembl: str, rest: str) -> _Hit:
+    by_id = table.exact["ensembl"].get(ensembl.upper(), ())
+    by_name, level = table.plain(rest) if rest else _MISS
+    both = tuple(g for g in by_id if g in by_name)
+    if both:
+        return both, "composite"
+    if by_id and by_name and level == "symbol":
+        # The two halves are official names of different genes: nothing says which is meant.
+        return tuple(sorted({*by_id, *by_name})), "composite"
+    return (by_id or by_name), "composite"
+
+
+def _prefix_species(prefix: str) -> Species:
+    return "human" if prefix.lower().startswith(("grch", "hg")) else "mouse"
+
+
+def _id_type(how: Sequence[str]) -> str:
+    kinds = Counter(_ID_TYPES.get(h, "symbols") for h in how if h not in ("", "ambiguous"))
+    return kinds.most_common(1)[0][0] if kinds else "symbols"
+
+
+def _notes(
+    gene_ids: Sequence[str | None],
+    ambiguous: dict[str, tuple[str, ...]],
+    foreign: int,
+    dates: int,
+    species: Species,
+) -> list[str]:
+    notes = []
+    times = Counter(g for g in gene_ids if g is not None)
+    repeated = sum(n for n in times.values() if n > 1)
+    if repeated:
+        genes = sum(n > 1 for n in times.values())
+        notes.append(
+            f"{repeated:,} names stand for {count_text(genes, 'gene')} under several names: counts are summed"
+        )
+    if ambiguous:
+        some = ", ".join(list(ambiguous)[:3])
+        notes.append(
+            f"left out {count_text(len(ambiguous), 'name')} that could be several genes, such as {some}"
+        )
+    if foreign:
+        notes.append(f"{foreign:,} names have the genome prefix of another species than {species}")
+    if dates:
+        notes.append(f"{dates:,} names look like dates (a spreadsheet turned MARCH1 into 1-Mar): left out")
+    return notes
 
 
 def ensure_knowledge(kb: KnowledgeBase, *, progress: Progress = no_progress) -> bool:
@@ -34,7 +699,6 @@ _last: dict[str, GeneResolver] = {}
 
 def resolver_of(kb: KnowledgeBase, digest: str | None = None) -> GeneResolver:
     """Return the resolver over all names that the knowledge base knows, whose digest may be known."""
-    from scvec.ingest.genes.names import GeneResolver
 
     if digest is not None and digest in _last:
         return _last[digest]
@@ -62,10 +726,7 @@ def snapshot_resolver() -> GeneResolver:
     snapshot = Snapshot.open()
     key = f"snapshot {snapshot.version}"
     if key not in _last:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            KnowledgeBase.open(Path(folder) / "genes.duckdb") as kb,
-        ):
+        with tempfile.TemporaryDirectory() as folder, KnowledgeBase.open(Path(folder) / "genes.duckdb") as kb:
             kb.load_snapshot(snapshot=snapshot)
             return resolver_of(kb, key)
     return _last[key]

@@ -15,10 +15,10 @@ from scvec.encoders import load_encoder
 from scvec.model.calibration import Calibration
 from scvec.model.classifiers import Head, Members
 from scvec.model.encoder_models import stored_models
-from scvec.model.heldout import TrainingSample
 from scvec.model.novelty import Spread
 from scvec.model.reference import ReferenceModel
-from scvec.stores.index.gpu import on_device
+from scvec.model.training import CODE_COLUMN, SPECIES_COLUMN, TrainingSample
+from scvec.stores.index.flat import on_device
 
 if TYPE_CHECKING:
     from scvec.base.types import Float32, VectorIndex
@@ -69,10 +69,6 @@ def probe_cells(
     return CellChunk(X, np.ones(n_genes, dtype=bool)), rows
 
 
-#: Column of a reference's obs table that holds the class number of each cell.
-CODE_COLUMN = "_scvec_class"
-#: Column that holds the species of each cell where a reference has two, for ``--where``.
-SPECIES_COLUMN = "scvec_species"
 #: Column that holds the file that each cell came from, once cells were appended or deleted.
 SOURCE_COLUMN = "scvec_source"
 #: Prefix of the tensors that hold what the genes of another species are multiplied by.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -217,11 +217,9 @@ def _axes(ax: Any, size: tuple[float, float]) -> Any:
 def _column(adata: AnnData, name: str) -> Any:
     if name in adata.obs.columns:
         return adata.obs[name]
-    import difflib
 
     names = [str(c) for c in adata.obs.columns]
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(name, names)
     hint += "annotate the cells first: scvec.annotate(adata, store)" if name.endswith("_label") else ""
     raise InputError(
         f"obs has no column {name!r}",

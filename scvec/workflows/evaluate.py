@@ -15,6 +15,7 @@ from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.types import Progress, no_progress
 from scvec.model import metrics
+from scvec.model.annotation import Annotation
 from scvec.model.copies import HASH_COLUMN, cell_hashes, gene_keys
 from scvec.model.matching import match_genes
 from scvec.model.query_options import QueryOptions
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 Strings = npt.NDArray[np.str_]
-Bool = npt.NDArray[np.bool_]
 
 PLOTS = (".png", ".pdf", ".svg")
 #: Points of a risk-coverage curve that are kept.
@@ -51,7 +51,6 @@ def evaluate(
     *,
     truth_key: str,
     label_map: Mapping[str, str] | Path | str | None = None,
-    output: Path | str | None = None,
     plot: Path | str | None = None,
     progress: Progress = no_progress,
     **keywords: Any,
@@ -68,12 +67,11 @@ def evaluate(
         Name -> the name that is scored, for labels of the query and of the reference alike; a mapping, or a
         JSON, csv or tsv file of it. Other names stay; an empty name leaves cells of that true label out.
         Labels that the reference then lacks are novel types.
-    output
-        JSON file for the report.
     plot
         ``.png``, ``.pdf`` or ``.svg`` file for a figure of it; needs matplotlib.
     options, **keywords
-        As for :func:`scvec.query`. ``coverage`` is 0.9 where it is not given; ``output`` is not used.
+        As for :func:`scvec.query`. ``coverage`` is 0.9 where it is not given; ``output`` is a JSON file for
+        the report.
 
     Raises
     ------
@@ -84,8 +82,8 @@ def evaluate(
 
     options = options_of(QueryOptions, options, keywords)
     coverage = COVERAGE if options.coverage is None else options.coverage
+    target = _writable(options.output, (".json",), cells)
     options = replace(options, coverage=coverage, output=None)
-    target = _writable(output, (".json",), cells)
     figure = _writable(plot, PLOTS, cells)
     if figure is not None:
         need_matplotlib()

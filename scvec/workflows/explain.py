@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from scvec.base.options import options_of, takes_options
 from scvec.base.types import Progress, no_progress
-from scvec.model.explanation import Explainer, Explanation
+from scvec.model.explanation import Explainer, ExplainOptions, Explanation
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -14,17 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 
+@takes_options(ExplainOptions)
 def explain(
     store: Path | str,
     path: Path | str | AnnData,
     *,
-    cell: str | None = None,
-    label: str | None = None,
-    against: str | None = None,
-    n_genes: int = 10,
     key_added: str = "scvec",
     memory: str | int | None = None,
     progress: Progress = no_progress,
+    **keywords: Any,
 ) -> Explanation:
     """Say why a cell, or the cells of a label, were given their label and not another.
 
@@ -43,16 +42,13 @@ def explain(
     ----------
     path
         What ``scvec query -o OUT.h5ad`` wrote, or an annotated AnnData object; never changed.
-    cell, label
-        Name of the cell, or a label that cells of the file were given; one of the two.
-    against
-        Label to compare with; each cell's runner-up when None.
-    n_genes
-        Genes to list, those of the largest contributions.
     key_added
         Prefix of the annotation's columns and keys.
     memory
         Bytes that reading may use, as a number or like ``"4G"``; half of what is free where not given.
+    **keywords
+        Fields of :class:`scvec.model.explanation.ExplainOptions`: ``cell`` or ``label``, ``against``,
+        ``n_genes``.
 
     Returns
     -------
@@ -67,5 +63,6 @@ def explain(
     StoreError
         If the store no longer has the reference that the file was annotated with.
     """
+    asked = options_of(ExplainOptions, None, keywords)
     with Explainer.of_file(store, path, key_added=key_added, memory=memory, progress=progress) as explainer:
-        return explainer.explain(cell=cell, label=label, against=against, n_genes=n_genes)
+        return explainer.explain(asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scvec import __version__
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, did_you_mean
 from scvec.base.results import Report, human_bytes
 from scvec.base.types import SPECIES, Space
 from scvec.ingest.cells.vector_files import ROW, VectorFile, check_target, read_vectors, write_vectors
@@ -30,12 +29,7 @@ AGAIN = "export it again"
 
 
 def export(
-    store: Path | str,
-    reference: str | None = None,
-    *,
-    to: str,
-    output: Path | str,
-    space: str | None = None,
+    store: Path | str, reference: str | None = None, *, to: str, output: Path | str, space: str | None = None
 ) -> ExportReport:
     """Write the rows, ids, labels and vectors of a reference or a space to a file.
 
@@ -231,8 +225,7 @@ def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_r
     classes = [str(c) for c in stored.meta["classes"]]
     given = rows[CLASS].astype(object).where(rows[CLASS].notna(), "").astype(str)
     odd = sorted({*given} - {*classes, ""})
-    near = difflib.get_close_matches(_first(odd), classes, n=1)
-    fix = (f"did you mean {near[0]!r}? " if near else "") + "new labels need training: scvec ingest cells"
+    fix = did_you_mean(_first(odd), classes) + "new labels need training: scvec ingest cells"
     _need(not odd, found, f"{_first(odd)[:60]!r} is not a label of the reference", fix)
     codes = given.map({**{c: i for i, c in enumerate(classes)}, "": -1}).to_numpy(dtype=np.int64)
     obs = rows.drop(columns=[ROW, "cell", CLASS]).set_index(stored.obs.index)

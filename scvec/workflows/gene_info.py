@@ -15,22 +15,13 @@ import pandas as pd
 from scvec.base.errors import InputError
 from scvec.base.results import Record, Report
 from scvec.base.types import SPECIES, Description
-from scvec.ingest.genes.names import GeneResolver
 from scvec.model.gene_vectors import gene_table
-from scvec.model.resolvers import stored_resolver
+from scvec.model.resolvers import GeneResolver, stored_resolver
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.reference_reader import StoredSpace
 from scvec.stores.store.store import Store
 
-__all__ = [
-    "FailedJob",
-    "GeneFacts",
-    "GeneInfo",
-    "GeneInfoReport",
-    "GeneText",
-    "GeneVector",
-    "gene_info",
-]
+__all__ = ["gene_info"]
 
 WIDTH = 100
 
@@ -432,11 +423,7 @@ def _gene(
         vectors=vectors,
         failures=[
             FailedJob(
-                source=f.job.source,
-                model=f.job.model,
-                reason=f.reason,
-                final=f.final,
-                attempts=f.attempts,
+                source=f.job.source, model=f.job.model, reason=f.reason, final=f.final, attempts=f.attempts
             )
             for f in kb.failures(gene_id=gene_id)
         ],

@@ -22,16 +22,22 @@ from scvec.encoders import Material
 from scvec.engines import check_engine, encode_cells
 from scvec.ingest.cells.label_columns import as_label_map
 from scvec.ingest.cells.source import CellSource
-from scvec.model.axis import Axis, ReferenceGenes, common_axis, reference_genes
 from scvec.model.cell_index import put_cells
 from scvec.model.copies import source_digest
 from scvec.model.encoder_models import forget_trainings, prepared, training_folder
 from scvec.model.gene_vectors import EncodedGenes, encode_genes, stored_genes
-from scvec.model.labelled import Labelled, incoherent_labels, training_workers
-from scvec.model.matching import MatchedSource, match_genes
+from scvec.model.matching import (
+    Axis,
+    MatchedSource,
+    ReferenceGenes,
+    common_axis,
+    match_genes,
+    reference_genes,
+)
+from scvec.model.reference import train
 from scvec.model.resolvers import ensure_knowledge, resolver_of
 from scvec.model.storage import FACTOR, N_PROBES, model_state, probe_tensors
-from scvec.model.training import class_tensors, read_sample, train
+from scvec.model.training import Labelled, class_tensors, incoherent_labels, read_sample, training_workers
 from scvec.stores.store.store import Store
 from scvec.workflows.ingest_options import IngestOptions
 
@@ -39,9 +45,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvec.base.types import Float32, Space
-    from scvec.ingest.genes.names import GeneMap
-    from scvec.model.heldout import TrainingSample
     from scvec.model.reference import ReferenceModel
+    from scvec.model.resolvers import GeneMap
+    from scvec.model.training import TrainingSample
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.transaction import Transaction
 
@@ -258,11 +264,7 @@ def write_reference(
     tensors |= class_tensors(trained.sample) | _probes(cells, axis.maps)
     space = space_of(trained, texts)
     found, notes = match_labels(
-        kb,
-        labelled.classes,
-        known=labelled.known_terms(),
-        tissues=labelled.tissues(),
-        device=asked.device,
+        kb, labelled.classes, known=labelled.known_terms(), tissues=labelled.tissues(), device=asked.device
     )
     meta = {
         "scvec": __version__,
@@ -320,11 +322,7 @@ def space_of(trained: Trained, texts: EncodedGenes | None) -> Space | None:
 
 
 def report_of(
-    asked: IngestOptions,
-    cells: Cells,
-    trained: Trained,
-    texts: EncodedGenes | None,
-    notes: list[str],
+    asked: IngestOptions, cells: Cells, trained: Trained, texts: EncodedGenes | None, notes: list[str]
 ) -> CellsReport:
     """Return the report; ``notes`` are those of the training, of the reference and of the store."""
     labelled, sources, calibration = cells.labelled, cells.labelled.sources, trained.model.calibration

@@ -14,7 +14,7 @@ from scvec.base.records import Job
 from scvec.base.results import Report, counts_line
 from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.types import Progress, no_progress
-from scvec.ingest.genes.gene_files import read_gene_file
+from scvec.ingest.genes import read_gene_file
 from scvec.ingest.sources import SOURCES, load_source
 from scvec.model.resolvers import ensure_knowledge
 from scvec.stores.knowledge.knowledge import KnowledgeBase
@@ -242,11 +242,5 @@ def _ask(
     if error is not None:
         raise error
     return GenesReport.of(
-        counts,
-        started,
-        source=name,
-        generation=generation,
-        dry_run=options.dry_run,
-        notes=notes,
-        live=live,
+        counts, started, source=name, generation=generation, dry_run=options.dry_run, notes=notes, live=live
     )

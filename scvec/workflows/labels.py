@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, did_you_mean
 from scvec.base.results import Record, Report
 
 if TYPE_CHECKING:
@@ -91,11 +90,7 @@ class LabelsReport(Report):
 
 
 def labels(
-    store: Path | str,
-    reference: str,
-    *,
-    set: Mapping[str, str] | None = None,
-    unset: Collection[str] = (),
+    store: Path | str, reference: str, *, set: Mapping[str, str] | None = None, unset: Collection[str] = ()
 ) -> LabelsReport:
     """Show which Cell Ontology term each label of a reference stands for; change some.
 
@@ -213,6 +208,5 @@ def _report(store: Store, reference: str, changed: list[str] | None = None) -> L
 
 
 def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=2)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{hint}labels: {', '.join(known[:12])}" + (", ..." if len(known) > 12 else "")
+    listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return f"{did_you_mean(name, known, 2)}labels: {listed}"

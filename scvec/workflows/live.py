@@ -20,7 +20,6 @@ from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.transaction import Transaction
 
 __all__ = [
-    "Asked",
     "Cost",
     "FailedGene",
     "LiveOptions",
@@ -28,8 +27,6 @@ __all__ = [
     "Questions",
     "ask_live",
     "known_genes",
-    "named_genes",
-    "read_gene_list",
     "reason_lines",
 ]
 

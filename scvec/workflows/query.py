@@ -32,8 +32,8 @@ from scvec.stores.store.store import Store
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvec.ingest.genes.names import GeneMap
     from scvec.model.reference import ReferenceModel
+    from scvec.model.resolvers import GeneMap
     from scvec.stores.store.reference_reader import StoredReference
 
 __all__ = ["annotate", "only_reference", "query"]

@@ -24,8 +24,6 @@ from scvec.stores.store.store import Store
 __all__ = [
     "GeneHit",
     "GeneHits",
-    "GeneSearchOptions",
-    "Meaning",
     "Ranked",
     "SearchOptions",
     "check_text",

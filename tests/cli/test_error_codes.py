@@ -15,7 +15,7 @@ from scvec.base.errors import ScvecError
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = (PROJECT / "docs" / "errors.md").read_text(encoding="utf-8")
-MODULES = ("scvec.cli.main", "scvec.web.jobs")
+MODULES = ("scvec.cli.main", "scvec.web.server")
 
 
 def classes() -> dict[str, type[ScvecError]]:

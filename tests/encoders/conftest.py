@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from scvec.backbones.language_model import CausalModel
+    from scvec.backbones.hf import CausalModel
     from scvec.encoders.prompt import PromptEncoder
 
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(folder: Path) -> dict[str, CausalModel]:
-    from scvec.backbones.language_model import CausalModel
+    from scvec.backbones.hf import CausalModel
 
     return {p: CausalModel(folder, "tiny", precision=p) for p in ("fp32", "bf16")}
 

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from prompt_parts import CELLS, TINY, company, cosines, make
 from tiny_llama import N_GENES, WIDTH, save_llama
 
-from scvec.backbones.language_model import CausalModel
+from scvec.backbones.hf import CausalModel
 from scvec.base.errors import InputError, StoreError
 from scvec.base.types import CellChunk
 from scvec.encoders.prompt import ORDERS, PromptEncoder

@@ -15,7 +15,7 @@ import pytest
 from prompt_parts import CELLS, company, cosines, make
 from tiny_llama import WIDTH, planted
 
-from scvec.backbones.language_model import CausalModel
+from scvec.backbones.hf import CausalModel
 from scvec.base.errors import ResourceError, StoreError
 from scvec.encoders.prompt import PromptEncoder
 
@@ -66,7 +66,7 @@ def test_one_seed_gives_one_encoder(models: dict[str, CausalModel]) -> None:
 
 
 def test_whole_batches_tell_when_to_stop() -> None:
-    from scvec.encoders.prompt.prompt_training import held_out_rows
+    from scvec.encoders.prompt import held_out_rows
 
     labels = np.arange(120) % 3
     batches = np.repeat(["a", "b", "c", "d"], [50, 40, 20, 10])
@@ -91,7 +91,7 @@ import accelerate, sklearn.metrics, torch._dynamo
 from transformers.models.llama import modeling_llama
 from prompt_parts import make
 from tiny_llama import planted
-from scvec.backbones.language_model import CausalModel
+from scvec.backbones.hf import CausalModel
 
 def train(folder, checkpoint, killed_at, out):
     encoder = make(CausalModel(Path(folder), "tiny", precision="fp32"), epochs=3)

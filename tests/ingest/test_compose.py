@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.ingest.genes.compose import LIMITS, MAX_CHARS, GoFact, borrow, choose, compose
+from scvec.ingest.genes import LIMITS, MAX_CHARS, GoFact, borrow, choose, compose
 
 HORMONE = GoFact("GO:1", "hormone activity", "MF", ("IDA",))
 GLUCOSE = GoFact("GO:2", "glucose homeostasis", "BP", ("IMP",))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
-from scvec.ingest.genes.gene_files import GeneRecord, read_gene_file
+from scvec.ingest.genes import GeneRecord, read_gene_file
 
 ROW: dict[str, Any] = {
     "entrez_id": 3630,

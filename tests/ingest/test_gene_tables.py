@@ -13,8 +13,7 @@ import pytest
 
 from scvec.base.errors import InputError
 from scvec.base.types import Gene
-from scvec.ingest.genes.gene_files import read_gene_file
-from scvec.ingest.genes.gene_tables import is_date
+from scvec.ingest.genes import is_date, read_gene_file
 
 NCBI = (
     "#tax_id\tGeneID\tSymbol\tLocusTag\tSynonyms\tdbXrefs\tchromosome\tmap_location\tdescription\ttype_of_gene\t"

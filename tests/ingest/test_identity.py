@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
-from scvec.ingest.genes.names import GeneResolver
+from scvec.model.resolvers import GeneResolver
 
 if TYPE_CHECKING:
     import pandas as pd

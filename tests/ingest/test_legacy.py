@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from scvec.base.errors import InputError, ResourceError
-from scvec.ingest.genes.legacy import LegacyEntry, LegacyMatch, match_entries, read_legacy
-from scvec.ingest.genes.names import GeneResolver
+from scvec.model.resolvers import GeneResolver
+from scvec.workflows.import_legacy import LegacyEntry, LegacyMatch, match_entries, read_legacy
 
 PAGE = {
     "Official Symbol": "INS",

@@ -19,7 +19,11 @@ from hypothesis import strategies as st
 from scvec.base.records import Answer, Failure
 from scvec.base.settings import Price, Secret, ServiceSettings
 from scvec.base.types import Species, text_sha256
-from scvec.ingest.sources.llm import (
+from scvec.ingest.sources.openai import Chat, LlmService, is_reasoning, prompt_tokens
+from scvec.ingest.sources.prices import Budget
+from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
+from scvec.ingest.sources.run import Harvest, harvest
+from scvec.workflows.complement import (
     FIRST_LIMIT,
     LONGEST,
     PROMPT,
@@ -32,10 +36,6 @@ from scvec.ingest.sources.llm import (
     check_answer,
     estimate,
 )
-from scvec.ingest.sources.openai import Chat, LlmService, is_reasoning, prompt_tokens
-from scvec.ingest.sources.prices import Budget
-from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
-from scvec.ingest.sources.run import Harvest, harvest
 
 KEY = "sk-canary-9876543210zyxwvuts"
 NKG7 = Subject("HGNC:7830", "human", "NKG7", "natural killer cell granule protein 7", "protein-coding")

@@ -15,9 +15,8 @@ import scipy.sparse as sp
 import scvec
 from scvec.base.errors import InputError
 from scvec.ingest.cells.source import CellSource
-from scvec.model.gene_names import is_row_numbers
 from scvec.model.matching import MatchedSource, match_genes
-from scvec.model.resolvers import snapshot_resolver
+from scvec.model.resolvers import is_row_numbers, snapshot_resolver
 
 N = 60
 

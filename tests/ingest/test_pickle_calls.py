@@ -18,7 +18,7 @@ import pytest
 from pickle_parts import load, named, short
 
 from scvec.base.errors import InputError
-from scvec.ingest.genes.safe_pickle import _Reader
+from scvec.workflows.import_legacy import _Reader
 
 
 class Call:
@@ -70,8 +70,8 @@ def hostile(canary: Path) -> dict[str, bytes]:
         "functools.partial": call("functools", "partial", "x"),
         "types.CodeType": call("types", "CodeType", "x"),
         "importlib": call("importlib", "import_module", "antigravity"),
-        "our own module": call("scvec.ingest.genes.safe_pickle", "load_plain"),
-        "our own names": call("scvec.ingest.genes.safe_pickle", "re.sys.modules", shell),
+        "our own module": call("scvec.workflows.import_legacy", "load_plain"),
+        "our own names": call("scvec.workflows.import_legacy", "re.sys.modules", shell),
         "the main module": call("__main__", "main"),
         "instance by class": b"(S'" + shell.encode() + b"'\nios\nsystem\n.",
         "object by class": b"(cos\nsystem\nS'" + shell.encode() + b"'\no.",
@@ -155,7 +155,7 @@ def test_each_rule_refuses_by_itself(tmp_path: Path, name: str, what: str) -> No
 def test_nothing_but_the_list_of_names_can_be_called(tmp_path: Path) -> None:
     reader = _Reader(b"", 1000)
     for name in ("load", "read", "spend", "check", "find_class", "__class__", "names"):
-        for module in ("builtins", "numpy", "scvec.ingest.genes.safe_pickle", "numpy.core.multiarray", ""):
+        for module in ("builtins", "numpy", "scvec.workflows.import_legacy", "numpy.core.multiarray", ""):
             with pytest.raises(pickle.UnpicklingError):
                 reader.find_class(module, name)
     allowed = {chr(code) for code in reader.dispatch}

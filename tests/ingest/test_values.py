@@ -17,9 +17,9 @@ from scvec.cli.options import VALUES as CLI_VALUES
 from scvec.ingest.cells.expression import ExpressionState, MatrixProfile, normalize
 from scvec.ingest.cells.source import CellSource, FileRows, recipe_of
 from scvec.ingest.cells.values import VALUES, best_transform, detect_state
-from scvec.ingest.genes.names import GeneMap
 from scvec.model.annotation import novel_notes
 from scvec.model.matching import MatchedSource, settle_values
+from scvec.model.resolvers import GeneMap
 
 LENGTHS = np.random.default_rng(7).uniform(0.2, 5, 2000)
 

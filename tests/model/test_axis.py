@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
 from scvec.base.types import no_progress
-from scvec.ingest.genes.names import GeneResolver
-from scvec.model.axis import MIN_CELLS, PSEUDO, align_species, common_axis, gene_statistics
-from scvec.model.matching import MatchedSource
+from scvec.model.matching import MIN_CELLS, PSEUDO, MatchedSource, align_species, common_axis, gene_statistics
+from scvec.model.resolvers import GeneResolver
 
 #: Human gene -> mouse genes: one to one, one to many, many to one (H4 and H5), and none (H6, M9).
 PARTNERS = {"H1": ["M1"], "H2": ["M2", "M3"], "H3": ["M4"], "H4": ["M5"], "H5": ["M5"], "H6": []}

@@ -10,9 +10,9 @@ from scvec.base.errors import InputError
 from scvec.base.types import CellChunk
 from scvec.encoders import Material, encoder_kind, make_encoder
 from scvec.model.classifiers import MEMBERS, log_softmax
-from scvec.model.evidence import weigh
-from scvec.model.heldout import TrainingSample
+from scvec.model.explanation import weigh
 from scvec.model.reference import METHODS, ReferenceModel
+from scvec.model.training import TrainingSample
 
 N_GENES, N_CLASSES = 40, 3
 

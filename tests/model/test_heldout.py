@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from scvec.base.types import CellChunk, Neighbors
 from scvec.model.classifiers import MEMBERS, Scores
-from scvec.model.heldout import HeldOut, make_folds, score_held_out, splits
 from scvec.model.novelty import depth
+from scvec.model.training import HeldOut, make_folds, score_held_out, splits
 
 
 @settings(max_examples=60)

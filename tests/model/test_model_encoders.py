@@ -139,7 +139,7 @@ def test_what_cannot_be_used_is_refused_before_a_file_is_read(
 
 
 def test_folders_that_hold_no_causal_model_are_refused(tmp_path: Path, llama: Path) -> None:
-    from scvec.backbones.language_model import load_language_model
+    from scvec.backbones.hf import load_language_model
 
     with pytest.raises(InputError, match="no config"):
         load_language_model(str(tmp_path))

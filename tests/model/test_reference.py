@@ -16,10 +16,10 @@ from scvec.encoders.pca import PCAEncoder, Scaling
 from scvec.encoders.statistics import StatisticsAccumulator, variability
 from scvec.model.calibration import Calibration
 from scvec.model.classifiers import MEMBERS
-from scvec.model.heldout import TrainingSample, make_folds
 from scvec.model.metrics import expected_calibration_error
 from scvec.model.novelty import Shift
 from scvec.model.reference import METHODS, Prediction, ReferenceModel
+from scvec.model.training import TrainingSample, make_folds
 
 N_GENES, N_CLASSES, N_CELLS = 80, 4, 200
 

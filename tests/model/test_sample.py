@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvec.model.heldout import TrainingSample
+from scvec.model.training import TrainingSample
 
 N, N_GENES = 12, 30
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import scvec
 from scvec.base.errors import InputError
-from scvec.ingest.genes.names import GeneMap
 from scvec.model.matching import SIMILAR, with_partners
+from scvec.model.resolvers import GeneMap
 
 Cells = Callable[..., Any]
 

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.errors import ResourceError
-from scvec.stores.index import gpu as device_index
-from scvec.stores.index.flat import FaissFlatIndex
-from scvec.stores.index.gpu import FaissGpuIndex, TorchIndex, on_device
+from scvec.stores.index import flat as device_index
+from scvec.stores.index.flat import FaissFlatIndex, FaissGpuIndex, TorchIndex, on_device
 from scvec.stores.index.numpy_index import NumpyIndex
 
 

@@ -7,8 +7,7 @@ import pytest
 from scvec.base.errors import StoreError
 from scvec.stores.index import open_index
 from scvec.stores.index.distances import pair_distances, row_distances
-from scvec.stores.index.ivf import IvfSettings
-from scvec.stores.index.ivf_codes import RESTS, IvfCodes
+from scvec.stores.index.ivf import RESTS, IvfCodes, IvfSettings
 
 N, LISTS = 3000, 16
 

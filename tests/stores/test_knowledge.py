@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from scvec.base.errors import LockedError, StoreError
 from scvec.base.types import Description, Gene
-from scvec.stores.knowledge import schema
+from scvec.stores.knowledge import tables as schema
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 
 INS = Gene("entrez:3630", "human", "INS", 3630, "insulin")

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from web_parts import Shelf
 
-from scvec.web.app import make_app
-from scvec.web.jobs import Jobs, Limits
+from scvec.web.server import Jobs, Limits, make_app
 
 OPERATIONS = 6
 

@@ -19,8 +19,8 @@ from bad_inputs.cases import CASES
 from web_parts import HOSTILE, Server, Shelf
 
 from scvec.model.query_options import QueryOptions
-from scvec.web import jobs as jobs_module
-from scvec.web.jobs import Busy, Jobs, Limits, memory_of, script
+from scvec.web import server as jobs_module
+from scvec.web.server import Busy, Jobs, Limits, memory_of, script
 
 #: Files that try something, of the list in tests/bad_inputs: links out, bombs, lies, and no h5ad at all.
 NASTY = (

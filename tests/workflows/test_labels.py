@@ -157,7 +157,7 @@ def test_a_majority_vote_comes_beside_the_labels(folder: Path, tiny_adata: Calla
 
 def test_the_tissue_column_helps(folder: Path, tiny_adata: Callable[..., Any]):
     from scvec.ingest.cells.source import CellSource
-    from scvec.model.labelled import Labelled
+    from scvec.model.training import Labelled
 
     cells: anndata.AnnData = tiny_adata(30)
     cells.obs["tissue"] = "pancreas"

@@ -414,7 +414,7 @@ class Files(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(made, monkeypatch, tmp_path):
-    monkeypatch.setattr("scvec.ingest.sources.download.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("scvec.workflows.pull.cache_folder", lambda: tmp_path / "cache")
     state = {"data": (made / "whole.scvec").read_bytes(), "asked": []}
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, state))
     thread = threading.Thread(target=httpd.serve_forever, daemon=True)

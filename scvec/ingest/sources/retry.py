@@ -24,15 +24,7 @@ from filelock import FileLock, Timeout
 from scvec.base.errors import AuthError, InputError, NetworkError, ResourceError, ScvecError
 from scvec.base.settings import redact
 
-__all__ = [
-    "BudgetSpentError",
-    "Caller",
-    "Kind",
-    "RateLimit",
-    "ServiceError",
-    "parse_retry_after",
-    "state_folder",
-]
+__all__ = ["BudgetSpentError", "Caller", "Kind", "RateLimit", "ServiceError", "parse_retry_after"]
 
 T = TypeVar("T")
 

@@ -10,20 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.types import Bool, Float32, Int64, Neighbors
+from scvec.base.types import Bool, Float32, Float64, Int64, Neighbors
 
-__all__ = [
-    "Index",
-    "as_neighbors",
-    "checked_neighbors",
-    "checked_subset",
-    "checked_vectors",
-    "nearest_by_scan",
-    "pair_distances",
-    "row_distances",
-]
+__all__ = ["Index", "as_neighbors", "checked_vectors", "nearest_by_scan", "pair_distances", "row_distances"]
 
-Float64 = npt.NDArray[np.float64]
 
 #: Memory that one block of float64 differences may take.
 BLOCK_BYTES = 32 << 20

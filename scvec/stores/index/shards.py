@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scvec.base.types import Float32, Int64, Neighbors, VectorIndex
-from scvec.stores.index.distances import Float64, Index, pair_distances
+from scvec.base.types import Float32, Float64, Int64, Neighbors, VectorIndex
+from scvec.stores.index.distances import Index, pair_distances
 
 __all__ = ["Ask", "Found", "SegmentedIndex", "ShardedIndex", "merged", "search_rows", "spans"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import threading
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, did_you_mean
 from scvec.stores.knowledge.tables import connect
 
 if TYPE_CHECKING:
@@ -137,8 +136,7 @@ def _no_condition(said: str, columns: list[str], condition: str, row: str) -> In
         of = "the columns of genes" if row == "gene" else "the reference's columns"
         what = f"--where is not a condition over {of}: {reason}"
         return InputError(what, condition, fix, code="bad-where")
-    near = difflib.get_close_matches(unknown[1], columns, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(unknown[1], columns)
     return InputError(
         f"{owner} no column {unknown[1]!r} for --where", condition, hint + fix, code="bad-where"
     )

@@ -1,21 +1,36 @@
-"""Which generation is current, and reading one while others are made or dropped."""
+"""Generations of a store: which one is current, reading one, and the copy that a writer works on."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import shutil
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError, StoreError
-from scvec.stores.store.files import check_file, open_regular, write_atomic
-from scvec.stores.store.manifest import Manifest
+from scvec.stores.store.files import (
+    check_file,
+    content_name,
+    holds,
+    open_regular,
+    os_errors,
+    sha256_file,
+    sync_file,
+    write_atomic,
+)
+from scvec.stores.store.manifest import KnowledgeEntry, Manifest
+
+if TYPE_CHECKING:
+    from scvec.stores.knowledge.knowledge import KnowledgeBase
 
 __all__ = [
     "Generation",
-    "current_number",
+    "KnowledgeCopy",
+    "journal_path",
     "list_generations",
     "manifest_path",
     "read_current",
@@ -116,9 +131,7 @@ def read_current(folder: Path) -> Generation:
             # A compaction may have dropped it since CURRENT was read; if CURRENT still says so it is lost.
             if current_number(folder) == (number, sha256):
                 raise StoreError(
-                    f"the manifest of version {number} is missing",
-                    str(path),
-                    "restore the store from a copy",
+                    f"the manifest of version {number} is missing", str(path), "restore the store from a copy"
                 ) from None
             continue
         except OSError as error:
@@ -233,3 +246,100 @@ def _claim(fd: int) -> bool:
     except OSError:  # a file system without flock
         return True
     return True
+
+
+def journal_path(folder: Path) -> Path:
+    """Path of a store's journal of answers."""
+    return folder / "work" / "answers.log"
+
+
+class KnowledgeCopy:
+    """A private copy of a generation's knowledge base under ``work/``; no file if the generation has none."""
+
+    def __init__(self, base: Generation) -> None:
+        self._base = base
+        self._kb: KnowledgeBase | None = None
+        self.path = base.folder / "work" / "kb.duckdb"
+        entry = base.manifest.knowledge
+        with os_errors(base.folder):
+            self._remove()
+            if entry is not None:
+                shutil.copyfile(base.path_of(entry.file), self.path)
+
+    def open(self) -> KnowledgeBase:
+        """Return the copy open for writing; :meth:`close` closes it."""
+        from scvec.stores.knowledge.knowledge import KnowledgeBase
+
+        if self._kb is None:
+            with os_errors(self.path):
+                self._kb = KnowledgeBase.open(self.path)
+        return self._kb
+
+    def close(self) -> None:
+        """Close what :meth:`open` opened."""
+        kb, self._kb = self._kb, None
+        if kb is not None:
+            kb.close()
+
+    def finish(self) -> KnowledgeEntry | None:
+        """Write everything to the one file; return what it is, or None if there is no file."""
+        self.close()
+        if not self.path.exists():
+            return None
+        _require_one_file(self.path)
+        old = self._base.manifest.knowledge
+        if old is not None:
+            entry = self._base.manifest.entry(old.file)
+            if holds(self.path, entry.n_bytes, entry.sha256):
+                return old  # only read from: no need for a digest, which takes seconds
+        from scvec.stores.knowledge.knowledge import KnowledgeBase
+        from scvec.stores.knowledge.tables import SCHEMA_VERSION
+
+        kb = KnowledgeBase.open(self.path)
+        try:
+            # Jobs are no content, but to forget them would be to ask again: the name tells them apart.
+            name, digest = kb.digests()
+        finally:
+            kb.close()
+        return KnowledgeEntry(content_name("kb", name, "duckdb"), digest, SCHEMA_VERSION)
+
+    def publish(self, entry: KnowledgeEntry) -> dict[str, Any]:
+        """Move it to ``files/``; return its size and SHA-256 as the manifest's ``run`` keeps them."""
+        target = self._base.folder / "files" / entry.file
+        # An older generation may have the same content in other bytes, which its manifest names: keep those.
+        if not _holds_content(target, entry):
+            sync_file(self.path)
+            os.replace(self.path, target)
+        return {"kb_bytes": target.stat().st_size, "kb_sha256": sha256_file(target)}
+
+    def discard(self) -> None:
+        """Close and delete the copy."""
+        self.close()
+        with suppress(OSError):
+            self._remove()
+
+    def _remove(self) -> None:
+        for path in (self.path, self.path.with_name("kb.duckdb.wal")):
+            path.unlink(missing_ok=True)
+
+
+def _holds_content(path: Path, entry: KnowledgeEntry) -> bool:
+    if not path.is_file():
+        return False
+    from scvec.stores.knowledge.knowledge import KnowledgeBase
+
+    try:
+        with KnowledgeBase.open(path, read_only=True) as kb:
+            return kb.digest() == entry.digest
+    except Exception:  # whatever ails it, it is replaced
+        return False
+
+
+def _require_one_file(path: Path) -> None:
+    # Closing the last connection writes the log into the file; if one is left, somebody holds a connection.
+    if path.with_name(path.name + ".wal").exists():
+        raise StoreError(
+            "the knowledge base is still open elsewhere in this process",
+            str(path),
+            "close it before the commit",
+        )

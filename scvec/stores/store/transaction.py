@@ -33,7 +33,13 @@ from scvec.stores.store.files import (
     write_table,
     write_tensors,
 )
-from scvec.stores.store.generations import Generation, read_current, write_generation
+from scvec.stores.store.generations import (
+    Generation,
+    KnowledgeCopy,
+    journal_path,
+    read_current,
+    write_generation,
+)
 from scvec.stores.store.journal import Journal
 from scvec.stores.store.lock import WriterLock
 from scvec.stores.store.manifest import (
@@ -47,7 +53,6 @@ from scvec.stores.store.manifest import (
 )
 from scvec.stores.store.reference_reader import StoredReference, StoredSpace
 from scvec.stores.store.vector_cache import VectorCache
-from scvec.stores.store.working import KnowledgeCopy, journal_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -255,7 +260,6 @@ class Transaction:
         space: Space,
         genes: pd.DataFrame,
         vectors: Float32,
-        index_kind: str = "flat",
         *,
         merge: bool = False,
     ) -> None:
@@ -269,8 +273,6 @@ class Transaction:
             Table of n rows with the columns gene_id (unique), species, symbol, text_sha256.
         vectors
             (n, dim) float32.
-        index_kind
-            ``flat`` or ``numpy``.
         merge
             Keep the genes there that ``genes`` does not name; rows are then sorted by gene_id.
         """
@@ -278,14 +280,14 @@ class Transaction:
         table, vectors = checked_genes(genes, vectors, space.dim)
         if merge:
             table, vectors = merged_genes(self.space(space.fingerprint), table, vectors)
-        index = build_index(vectors, index_kind)
+        index = build_index(vectors)
         entry = SpaceEntry(
             space=space,
             n=len(table),
             genes=self.put_table("genes", table),
             vectors=self.put_tensors("gene-vectors", {"vectors": vectors}),
             index=self.put_file("gene-index", index.extension, index.save),
-            index_kind=index_kind,
+            index_kind=index.kind,
         )
         self._change(spaces={**self._draft.spaces, space.fingerprint: entry})
 
@@ -351,9 +353,7 @@ class Transaction:
         self._run["references"][name] = portable(dict(run or {}))
         self._put_entry(name, entry)
 
-    def adopt_reference(
-        self, name: str, entry: ReferenceEntry, *, run: Mapping[str, Any] | None = None
-    ) -> None:
+    def adopt_reference(self, name: str, entry: ReferenceEntry) -> None:
         """Take a reference whose files were put one by one, in place of that of the same name."""
         self._check_open()
         check_reference_name(name)

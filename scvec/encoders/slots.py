@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scvec.base.types import Float32
+from scvec.base.types import Float32, Int64
 
 __all__ = ["Slots", "packed", "ranked", "split"]
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

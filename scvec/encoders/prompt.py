@@ -1,0 +1,1064 @@
+"""scInterpreter's idea: a frozen language model reads the genes of a cell, and its last state is the cell."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scvec.base.errors import InputError, ResourceError, StoreError
+from scvec.base.types import CellChunk, Float32, Int64, LanguageModel, Progress, State, no_progress
+from scvec.encoders import Material, Models, encoder
+from scvec.encoders.adapted import centred
+from scvec.encoders.gradient_descent import Schedule, class_weights
+from scvec.encoders.gradient_descent import train as train_loop
+from scvec.encoders.slots import Slots, packed, ranked, split
+
+__all__ = ["ORDERS", "Batch", "PromptEncoder", "PromptOptions", "held_out_rows"]
+
+#: Divides log1p CP10k, which ends at 9.2, before it is embedded.
+VALUE_SCALE = 5.0
+
+
+class Batch(NamedTuple):
+    """Slots on the device: genes (n, length) int64, values (n, length) float32, mask (n, length) bool."""
+
+    genes: Tensor
+    values: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, slots: Slots, device: str) -> Batch:
+        """Copy slots to a device; to a GPU from pinned memory, without waiting."""
+        parts = (torch.from_numpy(a) for a in (slots.genes, slots.values, slots.mask))
+        if device == "cpu":
+            return cls(*parts)
+        return cls(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
+
+
+class PromptNetwork(nn.Module):
+    """From slots to the language model's last state, and from that to class scores.
+
+    What is read is one sequence a cell: a part that all cells share, the cell's gene slots, padding, and a
+    part that all share at the end, of which the last place is read. Padding stands in the middle: the mask
+    hides it from every later place, and positions are counted over what is not hidden, so a cell's vector is
+    that of the cell alone.
+
+    Parameters
+    ----------
+    text
+        (n_genes, text_dim) float32 text vectors, centred.
+    language_model
+        None for the order ``none``.
+    """
+
+    text: Tensor
+    words: Tensor
+    class_token: nn.Parameter
+
+    def __init__(
+        self,
+        text: Tensor,
+        n_classes: int,
+        *,
+        order: str,
+        instruction: str,
+        language_model: LanguageModel | None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.order = order
+        # Not a child: what is frozen is neither saved nor counted among the parameters.
+        self._lm: list[LanguageModel] = [] if language_model is None else [language_model]
+        width = text.shape[1] if language_model is None else language_model.dim
+        words = self._words(instruction)
+        # Slots start as loud as words are: the frozen model knows no others.
+        loudness = float(words.float().pow(2).mean().sqrt()) if len(words) else 1.0
+        self.register_buffer("text", text, persistent=False)
+        self.register_buffer("words", words, persistent=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            hidden = max(64, min(2 * text.shape[1], width))
+            self.project = nn.Sequential(
+                nn.Linear(text.shape[1], hidden), nn.GELU(), nn.Linear(hidden, width)
+            )
+            self.value = nn.Sequential(nn.Linear(1, 64), nn.GELU(), nn.Linear(64, width))
+            self.norm = nn.LayerNorm(width)
+            self.class_token = nn.Parameter(torch.randn(width) * loudness)
+            self.head = nn.Linear(width, n_classes)
+        nn.init.constant_(self.norm.weight, loudness)
+        adapters = {} if language_model is None else language_model.adapters
+        self.adapters = nn.ParameterDict({name.replace(".", "/"): p for name, p in adapters.items()})
+
+    @property
+    def language_model(self) -> LanguageModel | None:
+        """The frozen model."""
+        return self._lm[0] if self._lm else None
+
+    def _words(self, instruction: str) -> Tensor:
+        """Return (n, width) float32 input vectors of the start token and the instruction."""
+        lm = self.language_model
+        return torch.zeros(0, 1) if lm is None else lm.embed(lm.tokens(instruction)).float().cpu()
+
+    def gene_table(self) -> Tensor:
+        """Return (n_genes, width) float32: every gene's projected text vector, without its value."""
+        projected: Tensor = self.project(self.text)
+        return projected
+
+    def slots(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+        """Return (n, length, width) float32 gene slots, zero where padded."""
+        if table is None:  # a batch has fewer genes than there are
+            used, where = torch.unique(batch.genes, return_inverse=True)
+            genes = F.embedding(where, self.project(self.text[used]))
+        else:
+            genes = F.embedding(batch.genes, table)
+        values = (batch.values / VALUE_SCALE).unsqueeze(-1)
+        # In the published code the value is a factor; in the paper it is told beside the gene.
+        slots: Tensor = (
+            self.norm(genes) * values if self.order == "code" else self.norm(genes + self.value(values))
+        )
+        return slots.masked_fill(~batch.mask.unsqueeze(-1), 0.0)
+
+    def mean_slot(self, batch: Batch) -> Tensor:
+        """Return (n, width) float32 the mean of each cell's slots; zero of a cell without genes."""
+        counts = batch.mask.sum(dim=1, keepdim=True).clamp(min=1)
+        mean: Tensor = self.slots(batch).sum(dim=1) / counts
+        return mean
+
+    def forward(self, batch: Batch, table: Tensor | None = None, prefix: Any = None) -> Tensor:
+        """Return (n, width) float32 cell vectors of mean 0 and variance 1.
+
+        Parameters
+        ----------
+        table
+            What :meth:`gene_table` returns, where it has been computed for many batches.
+        prefix
+            What :meth:`prefix` returns: the instruction need not be read again.
+        """
+        lm = self.language_model
+        if lm is None:
+            state = self.mean_slot(batch) + self.class_token
+            return F.layer_norm(F.gelu(state), state.shape[-1:])
+        slots = self.slots(batch, table)
+        n = len(slots)
+        token = self.class_token.expand(n, 1, -1)
+        words = self.words.expand(n, -1, -1)
+        # The start token comes first in both orders: it also keeps the first gene slot from being alone with
+        # nothing to attend to where a cell has no genes at all.
+        before, after = (words, token) if self.order == "paper" else (words[:, :1], words[:, 1:])
+        ones = _ones_like(batch.mask)
+        mask = torch.cat([ones(before.shape[1]), batch.mask, ones(after.shape[1])], dim=1)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        if prefix is not None:
+            read, positions = [slots, after], positions[:, before.shape[1] :]
+        else:
+            read = [before, slots, after]
+        states = lm.run(torch.cat(read, dim=1), mask, positions, prefix=prefix)
+        last = states[:, -1].float()
+        return F.layer_norm(last, last.shape[-1:])
+
+    def scores(self, vectors: Tensor) -> Tensor:
+        """Return (n, n_classes) logits of cell vectors."""
+        logits: Tensor = self.head(F.gelu(vectors))
+        return logits
+
+    def prefix(self) -> Any:
+        """Return keys and values of the instruction, computed once for all cells; None where there are none.
+
+        Only the order ``paper`` begins with it, and only plain attention layers keep what can be shared.
+        """
+        lm = self.language_model
+        if lm is None or self.order != "paper":
+            return None
+        return lm.prefix(self.words.unsqueeze(0))
+
+
+def _ones_like(mask: Tensor) -> Callable[[int], Tensor]:
+    return lambda length: mask.new_ones(len(mask), length)
+
+
+#: ``paper``: instruction, genes, class token (Li et al. 2024, scInterpreter, arXiv:2402.12405). ``code``:
+#: genes scaled by their values, then the instruction, of which the last token is read, as the code
+#: published with it does. ``none``: no language model, the mean of the gene slots.
+PromptOrder = Literal["paper", "code", "none"]
+ORDERS: tuple[PromptOrder, ...] = ("paper", "code", "none")
+
+INSTRUCTION = (
+    "You are an expert in single-cell biology. Below are the genes that one cell expresses, from the highest "
+    "to the lowest expression, each given by what is known about its function. Read them, and decide from "
+    "the genes alone what type of cell this is."
+)
+
+#: Genes of a cell that are read where nothing else is asked for, per device.
+N_GENES = {"cuda": 2048, "cpu": 256}
+#: Cells that are seen in an epoch at most, per device: a frozen model of 135M parameters takes half a second
+#: a cell on one CPU core.
+EPOCH_CELLS = {"cuda": 8192, "cpu": 384}
+#: Cells of a step, per device: where cells are dear, more steps of fewer learn more.
+BATCH = {"cuda": 64, "cpu": 16}
+#: Cells that are computed at once at first, per device.
+MICRO_BATCH = {"cuda": 32, "cpu": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """Options of :class:`scvec.encoders.prompt.PromptEncoder`.
+
+    Attributes
+    ----------
+    n_genes
+        Genes of a cell that are read.
+    lora
+        Rank of the low-rank adapters trained inside the language model (needs ``peft``); 0 for none.
+    epochs
+        Epochs at most; 0 leaves projector and class token as they start (a control).
+    epoch_cells
+        Cells drawn in an epoch at most, class-balanced.
+    batch_size
+        Cells of a step of the optimizer. As many at once as fit the memory: ``micro_batch`` at first.
+    patience
+        Epochs without a better held-out macro-F1 after which training ends.
+    warm_steps
+        Steps that the projection learns by itself before the language model reads it.
+    gene_drop
+        Largest fraction of the genes of a cell that a step leaves out.
+    """
+
+    n_genes: int = 256
+    order: PromptOrder = "paper"
+    lora: int = 0
+    epochs: int = 8
+    epoch_cells: int = 384
+    batch_size: int = 32
+    micro_batch: int = 16
+    lr: float = 3e-3
+    warm_steps: int = 150
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    patience: int = 3
+    gene_drop: float = 0.3
+    label_smoothing: float = 0.05
+    max_norm: float = 1.0
+    instruction: str = INSTRUCTION
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            fix = f"orders: {', '.join(ORDERS)}"
+            raise InputError(f"there is no prompt order {self.order!r}", "--prompt-order", fix)
+        for name, least in (("n_genes", 1), ("lora", 0), ("epochs", 0), ("epoch_cells", 1)):
+            if getattr(self, name) < least:
+                option = "--" + name.replace("_", "-")
+                raise InputError(
+                    f"{option} must be {least} or more",
+                    option,
+                    "leave it out for the default",
+                    code="option-out-of-range",
+                )
+        if self.lora and self.order == "none":
+            raise InputError(
+                "there is no language model to adapt where the order is none", "--lora", "leave it out"
+            )
+
+    @classmethod
+    def for_device(
+        cls,
+        device: str,
+        *,
+        n_genes: int | None = None,
+        order: str = "paper",
+        lora: int = 0,
+        epochs: int | None = None,
+    ) -> PromptOptions:
+        """Return options that suit ``cpu`` or ``cuda``; None stands for the default there."""
+        return cls(
+            n_genes=N_GENES[device] if n_genes is None else n_genes,
+            order=order,  # type: ignore[arg-type]  # checked at once
+            lora=lora,
+            epochs=8 if epochs is None else epochs,
+            epoch_cells=EPOCH_CELLS[device],
+            batch_size=BATCH[device],
+            micro_batch=MICRO_BATCH[device],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+#: Of the file; another one is not read.
+FORMAT = "scvec prompt training 1"
+
+
+def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any], *, made_of: str) -> None:
+    """Replace a checkpoint: whoever is killed meanwhile leaves the old one.
+
+    Parameters
+    ----------
+    tensors
+        Name -> torch tensor.
+    record
+        JSON values.
+    made_of
+        Fingerprint of all that the training depends on.
+    """
+    from safetensors.torch import save_file
+
+    header = {"format": FORMAT, "made_of": made_of, "record": json.dumps(record)}
+    part = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(ready, part, metadata=header)
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        part.replace(path)
+    except OSError as error:
+        what = f"the checkpoint cannot be written ({error.strerror})"
+        raise ResourceError(
+            what, str(path), "free space, or give another folder", code="disk-full"
+        ) from error
+
+
+def load_checkpoint(path: Path, *, made_of: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return (tensors, record), or None where there is no file.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read, or is of a training on other cells, genes, vectors, options or another model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    fix = "give another --checkpoint, or delete this one to train from the start"
+    try:
+        with safe_open(path, framework="pt") as handle:
+            header = handle.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise StoreError("this is not a checkpoint of the prompt encoder", str(path), fix)
+            if header.get("made_of") != made_of:
+                what = "the checkpoint is of another training: other cells, genes, vectors, options or model"
+                raise StoreError(what, str(path), fix, code="model-changed")
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            return tensors, json.loads(header["record"])
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        what = f"the checkpoint cannot be read ({type(error).__name__})"
+        raise StoreError(what, str(path), fix) from error
+
+
+STAGE = "training the prompt encoder"
+
+
+def held_out_rows(
+    labels: Int64, batches: npt.NDArray[np.str_] | None, *, most: int, seed: int
+) -> tuple[Int64, str]:
+    """Return the cells that tell when to stop, and how they were chosen: ``batch`` or ``cells``.
+
+    Of three batches or more the one nearest to a sixth of the cells, if no more than a third; of fewer, a
+    tenth of each label's cells, since half of them would be too much to do without. Cells of labels that
+    nothing else has tell nothing.
+    """
+    rng = np.random.default_rng([seed, 1])
+    labelled = np.flatnonzero(labels >= 0)
+    held, how = np.zeros(len(labels), dtype=bool), "cells"
+    of = np.zeros(len(labels), dtype=str) if batches is None else batches
+    names, sizes = np.unique(of[labelled], return_counts=True)
+    shares = sizes / max(1, len(labelled))
+    if len(names) >= 3 and (shares <= 1 / 3).any():
+        best = int(np.abs(np.where(shares <= 1 / 3, shares, np.inf) - 1 / 6).argmin())
+        held, how = (of == names[best]) & (labels >= 0), "batch"
+        held &= np.isin(labels, np.unique(labels[~held & (labels >= 0)]))
+    if not held.any():
+        how = "cells"
+        for label in np.unique(labels[labelled]):
+            rows = rng.permutation(np.flatnonzero(labels == label))
+            held[rows[: len(rows) // 10 or int(len(rows) >= 4)]] = True
+    rows = np.flatnonzero(held)
+    return np.sort(rng.permutation(rows)[:most]) if len(rows) > most else rows, how
+
+
+@contextmanager
+def _accelerator(device: str, precision: str) -> Iterator[Any]:
+    """Yield an Accelerator, and leave the process as it was: its state is the library's, of which one is."""
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError as error:
+        what = "training the prompt encoder needs the package accelerate"
+        raise InputError(
+            what, "--encoder prompt", "pip install 'scvec[llm]'", code="extra-not-installed"
+        ) from error
+    ours = not AcceleratorState._shared_state
+    try:
+        yield Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    finally:
+        if ours:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class _Tools(NamedTuple):
+    """What the library prepared, and the instruction, read once."""
+
+    accelerator: Any
+    made: Any
+    optimizer: Any
+    schedule: Any
+    prefix: Any
+
+
+@dataclass
+class Trainer:
+    """One training of a network.
+
+    Attributes
+    ----------
+    X
+        (n, n_genes) CSR cells, log1p CP10k.
+    labels
+        (n,) int64 class numbers, -1 for none.
+    checkpoint
+        File that holds how far it came, after each epoch; None for no such file.
+    made_of
+        Fingerprint of all that the result depends on.
+    notes, history
+        What a user should know, and loss and held-out macro-F1 of each epoch.
+    """
+
+    network: PromptNetwork
+    X: Any
+    labels: Int64
+    options: PromptOptions
+    batches: npt.NDArray[np.str_] | None = None
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    checkpoint: Path | None = None
+    made_of: str = ""
+    progress: Progress = no_progress
+    notes: list[str] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Train; the network has the weights of the epoch of the best held-out macro-F1.
+
+        Raises
+        ------
+        ResourceError
+            If memory runs out for a single cell.
+        """
+        options, network = self.options, self.network.to(self.device)
+        most = max(16, options.epoch_cells // 4)
+        held, how = held_out_rows(self.labels, self.batches, most=most, seed=self.seed)
+        train = np.setdiff1d(np.flatnonzero(self.labels >= 0), held)
+        if how == "batch" and self.batches is not None:  # nothing else of that batch is seen either
+            train = train[self.batches[train] != self.batches[held[0]]]
+        weights = class_weights(self.labels[train], int(self.labels.max()) + 1)
+        self.micro = min(options.micro_batch, options.batch_size)
+        steps = -(-min(len(train), options.epoch_cells) // options.batch_size)
+        parameters = dict(network.named_parameters())
+        with ExitStack() as stack:
+            accelerator = stack.enter_context(_accelerator(self.device, self.precision))
+            optimizer = torch.optim.AdamW(
+                parameters.values(), lr=options.lr, weight_decay=options.weight_decay
+            )
+            from transformers import get_cosine_schedule_with_warmup
+
+            total = steps * options.epochs
+            schedule = get_cosine_schedule_with_warmup(optimizer, int(options.warmup * total), total)
+            made, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
+            # Else the network would go on in mixed precision, and one loaded from the store would not.
+            stack.callback(accelerator.unwrap_model, made, keep_fp32_wrapper=False)
+            state = self._resume(parameters, optimizer, schedule)
+            if state["epoch"] == 0 and network.language_model is not None and options.warm_steps:
+                self._warm_up(train, weights)
+            best = state["best"]
+            # The instruction is the same for all cells at all steps, as the model that reads it is frozen.
+            prefix = network.prefix()
+            tools = _Tools(accelerator, made, optimizer, schedule, prefix)
+            for epoch in range(state["epoch"], options.epochs):
+                if state["stale"] >= options.patience:
+                    break
+                try:
+                    loss = self._epoch(
+                        tools, train, weights, range(epoch * steps, (epoch + 1) * steps), total
+                    )
+                    found = self._evaluate(made, held)
+                except KeyboardInterrupt:
+                    if self.checkpoint is None or epoch == 0:
+                        raise
+                    raise KeyboardInterrupt(f"the training is kept up to epoch {epoch}") from None
+                self.history.append({"epoch": epoch + 1, "loss": loss, **found})
+                better = best is None or (found["macro_f1"], -found["held_out_loss"]) > tuple(state["score"])
+                if better or not len(held):
+                    best = {name: p.detach().clone() for name, p in parameters.items()}
+                    state["score"] = [found["macro_f1"], -found["held_out_loss"]]
+                    state["best_epoch"] = epoch + 1
+                state["stale"] = 0 if better or not len(held) else state["stale"] + 1
+                state["epoch"], state["best"] = epoch + 1, best
+                self._save(state, parameters, optimizer, schedule)
+        if best is not None:
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(best[name])
+        self.best_epoch = state["best_epoch"]
+
+    def _epoch(
+        self, tools: _Tools, train: Int64, weights: npt.NDArray[np.float64], steps: range, total: int
+    ) -> float:
+        """Take some steps; return their mean loss."""
+        options, losses = self.options, []
+        for step in steps:
+            # Everything random of a step comes from its number: a resumed training needs no more.
+            rng = np.random.default_rng([self.seed, 2, step])
+            rows = rng.choice(train, size=options.batch_size, p=weights)
+            drop = rng.uniform(0.0, options.gene_drop)
+            slots = ranked(self.X[rows], options.n_genes, drop=drop, rng=rng)
+            losses.append(self._gradients(tools, slots, rows))
+            tools.accelerator.clip_grad_norm_(tools.made.parameters(), options.max_norm)
+            tools.optimizer.step()
+            tools.schedule.step()
+            said = f"loss {np.mean(losses):.3f}"
+            if self.history:
+                said += f", held-out macro-F1 {self.history[-1]['macro_f1']:.3f}"
+            self.progress(STAGE, step + 1, total, said)
+        return float(np.mean(losses))
+
+    def _warm_up(self, train: Int64, weights: npt.NDArray[np.float64]) -> None:
+        """Teach the projection without the language model first, by the mean slot: seconds instead of hours.
+
+        Slots of an untrained projection are noise to the model, and a gradient through all its layers takes
+        long to change that.
+        """
+        network, n_classes = self.network, self.network.head.out_features
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            head = torch.nn.Linear(network.head.in_features, n_classes).to(self.device)
+        steps = itertools.count()
+
+        def loss(numbers: torch.Tensor) -> torch.Tensor:
+            rng = np.random.default_rng([self.seed, 4, next(steps)])
+            rows = train[numbers.numpy()]
+            drop = rng.uniform(0.0, self.options.gene_drop)
+            slots = ranked(self.X[rows], self.options.n_genes, drop=drop, rng=rng)
+            mean = network.mean_slot(Batch.of(slots, self.device))
+            scores = head(F.gelu(F.layer_norm(mean, mean.shape[-1:])))
+            target = torch.from_numpy(self.labels[rows]).to(self.device)
+            return F.cross_entropy(scores, target, label_smoothing=self.options.label_smoothing)
+
+        parts = (network.project, network.value, network.norm)
+        parameters: list[object] = [p for part in parts for p in part.parameters()]
+        train_loop(
+            [{"params": [*parameters, *head.parameters()], "weight_decay": self.options.weight_decay}],
+            loss,
+            weights,
+            Schedule(1, 64, 1e-3, min_steps=self.options.warm_steps, max_steps=self.options.warm_steps),
+            seed=self.seed,
+            stage="warming up the projection",
+            progress=self.progress,
+        )
+
+    def _vectors(self, made: Any, rows: Int64) -> Iterator[tuple[Int64, torch.Tensor]]:
+        """Yield positions in ``rows`` and vectors of cells, without gradient; fewer at once where need be."""
+        slots = ranked(self.X[rows], self.options.n_genes)
+        start = 0
+        with torch.no_grad():
+            prefix, table = self.network.prefix(), self.network.gene_table()
+            parts = list(packed(slots.counts, self.options.n_genes, self.micro))
+            while start < len(parts):
+                part, places = parts[start]
+                try:
+                    vectors = made(Batch.of(slots.take(part, places), self.device), table, prefix)
+                except (RuntimeError, MemoryError) as error:
+                    self._smaller(error)
+                else:
+                    yield part, vectors.float()
+                    start += 1
+                    continue
+                _free(self.device)
+                parts[start:] = split(parts[start:], self.micro)
+
+    def _gradients(self, tools: _Tools, slots: Slots, rows: Int64) -> float:
+        """Add up the gradients of a step over as many cells at once as fit; return its loss."""
+        while True:
+            tools.optimizer.zero_grad()
+            total = 0.0
+            try:
+                for part, places in packed(slots.counts, self.options.n_genes, self.micro):
+                    batch = Batch.of(slots.take(part, places), self.device)
+                    target = torch.from_numpy(self.labels[rows[part]]).to(self.device)
+                    scores = self.network.scores(tools.made(batch, prefix=tools.prefix))
+                    smoothing = self.options.label_smoothing
+                    loss = F.cross_entropy(scores, target, reduction="sum", label_smoothing=smoothing)
+                    tools.accelerator.backward(loss / len(rows))
+                    total += float(loss.detach()) / len(rows)
+                return total
+            except (RuntimeError, MemoryError) as error:
+                self._smaller(error)
+            _free(self.device)
+
+    def _smaller(self, error: Exception) -> None:
+        """Halve the cells computed at once where memory ran out; raise anything else again."""
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            raise error
+        if self.micro == 1:
+            raise ResourceError(
+                "out of memory while training on a single cell",
+                f"{self.options.n_genes} genes a cell",
+                "free memory, or give a smaller --n-genes",
+            ) from error
+        self.micro //= 2
+        self.notes.append(f"out of memory: went on with {self.micro} cells at once, steps as large as before")
+
+    def _evaluate(self, made: Any, held: Int64) -> dict[str, float]:
+        """Return macro-F1 and loss on held-out cells; 0 without any."""
+        if not len(held):
+            return {"macro_f1": 0.0, "held_out_loss": 0.0}
+        from sklearn.metrics import f1_score
+
+        scores = torch.zeros(len(held), self.network.head.out_features)
+        with torch.no_grad():
+            for part, vectors in self._vectors(made, held):
+                scores[part] = self.network.scores(vectors).cpu()
+        truth = self.labels[held]
+        said = scores.argmax(dim=1).numpy()
+        return {
+            "macro_f1": float(f1_score(truth, said, average="macro", labels=np.unique(truth))),
+            "held_out_loss": float(F.cross_entropy(scores, torch.from_numpy(truth))),
+        }
+
+    def _save(self, state: dict[str, Any], parameters: dict[str, Any], optimizer: Any, schedule: Any) -> None:
+        if self.checkpoint is None:
+            return
+        inner = optimizer.state_dict()
+        tensors = {f"now.{name}": p for name, p in parameters.items()}
+        tensors |= {f"best.{name}": p for name, p in (state["best"] or {}).items()}
+        for number, moments in inner["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in moments.items()}
+        record = {
+            **{key: value for key, value in state.items() if key != "best"},
+            "optimizer": inner["param_groups"],
+            "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
+            "micro": self.micro,
+            "history": self.history,
+            "notes": self.notes,
+        }
+        save_checkpoint(
+            self.checkpoint, tensors, json.loads(json.dumps(record, default=float)), made_of=self.made_of
+        )
+
+    def _resume(self, parameters: dict[str, Any], optimizer: Any, schedule: Any) -> dict[str, Any]:
+        """Return where to go on: at the start, or after the last epoch that a checkpoint has."""
+        start = {"epoch": 0, "stale": 0, "best": None, "best_epoch": 0, "score": [-1.0, 0.0]}
+        found = None
+        if self.checkpoint is not None:
+            found = load_checkpoint(self.checkpoint, made_of=self.made_of)
+        if found is None:
+            return start
+        tensors, record = found
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[f"now.{name}"])
+        moments: dict[int, dict[str, Any]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer."):
+                _, number, name = key.split(".")
+                moments.setdefault(int(number), {})[name] = tensor
+        optimizer.load_state_dict({"state": moments, "param_groups": record["optimizer"]})
+        schedule.load_state_dict({**record["schedule"], "lr_lambdas": [None]})
+        best = {name: tensors[f"best.{name}"].to(self.device) for name in parameters}
+        self.micro, self.history = int(record["micro"]), list(record["history"])
+        self.notes += [*record["notes"], f"went on after epoch {record['epoch']} of an earlier run"]
+        kept = {key: record[key] for key in ("epoch", "stale", "best_epoch", "score")}
+        return {**start, **kept, "best": best}
+
+
+def _free(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+#: Cells of a reference that are held out for calibration at most, per device: each is encoded several times.
+HELD_OUT = {"cuda": 5000, "cpu": 120}
+
+
+#: Encoders of folds, which only calibration sees, train for this fraction of the epochs.
+FOLD_EPOCHS = 1 / 3
+#: Language model where none is named.
+DEFAULT_LLM = "smollm2"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptParts:
+    """What the trainings of one ingest have in common.
+
+    Attributes
+    ----------
+    language_model
+        None for the order ``none``.
+    checkpoint
+        Folder that the user named for the progress of trainings.
+    """
+
+    options: PromptOptions
+    language_model: LanguageModel | None
+    checkpoint: Path | None
+    device: str
+
+    @property
+    def fold_epochs(self) -> int:
+        """Epochs of a fold."""
+        epochs = self.options.epochs
+        return max(1, round(epochs * FOLD_EPOCHS)) if epochs else 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the confidence."""
+        if not self.options.epochs:
+            return []
+        trained = f"encoders trained for {self.fold_epochs} of {self.options.epochs} epochs"
+        return [f"confidence was calibrated with {trained}, so that it errs on the low side"]
+
+
+@encoder("prompt", texts="genes", uses_gpu=True)
+class PromptEncoder:
+    """Cell vector: the last hidden state of a frozen language model that reads instruction and gene slots.
+
+    A slot is a projection of the gene's text vector and of its value; projection, value embedding, class
+    token and head are trained, the language model is not (Li et al. 2024, scInterpreter, arXiv:2402.12405).
+
+    Parameters
+    ----------
+    gene_vectors
+        (n_genes, text_dim) float32.
+    language_model
+        None for the order ``none``.
+    checkpoint
+        Where the training keeps how far it came: a file, or a folder in which the file is named by all that
+        the training depends on.
+    device
+        ``cpu`` or ``cuda``.
+    """
+
+    name: str
+    takes_turns: bool
+
+    def __init__(
+        self,
+        gene_vectors: Float32,
+        options: PromptOptions,
+        language_model: LanguageModel | None,
+        *,
+        checkpoint: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if (language_model is None) != (options.order == "none"):
+            raise ValueError(f"the order {options.order!r} and a language model do not go together")
+        self.gene_vectors = np.ascontiguousarray(gene_vectors, dtype=np.float32)
+        self.options, self.language_model = options, language_model
+        self.checkpoint, self.device = checkpoint, device
+        self.embed_dim = language_model.dim if language_model else self.gene_vectors.shape[1]
+        self.precision = language_model.precision if language_model else "fp32"
+        self.notes: list[str] = []
+        self.history: list[dict[str, float]] = []
+        self.best_epoch = 0
+        self.micro_batch = options.micro_batch
+        self.use_prefix = True
+        self._network: PromptNetwork | None = None
+        self._ready: tuple[Any, Any] | None = None
+        check_length(options, language_model)
+
+    @classmethod
+    def prepare(
+        cls,
+        models: Models,
+        *,
+        llm: str | None,
+        n_genes: int | None,
+        prompt_order: str | None,
+        lora: int | None,
+        epochs: int | None,
+        checkpoint: Path | str | None,
+    ) -> PromptParts:
+        """Return options and language model.
+
+        Raises
+        ------
+        InputError
+            If an option cannot be used, or the prompt is longer than the model can read.
+        """
+        if prompt_order == "none" and llm is not None:
+            what = "with the order none no language model reads the cells"
+            raise InputError(what, f"--llm {llm}", "leave out --llm or --prompt-order")
+        options = PromptOptions.for_device(
+            models.device, n_genes=n_genes, order=prompt_order or "paper", lora=lora or 0, epochs=epochs
+        )
+        model = None
+        if options.order != "none":
+            model = models.language_model(llm or DEFAULT_LLM, None)
+            check_length(options, model)
+        return PromptParts(options, model, None if checkpoint is None else Path(checkpoint), models.device)
+
+    @classmethod
+    def new(cls, material: Material) -> PromptEncoder:
+        """Return the encoder of one of the trainings of an ingest; a fold's training is shorter."""
+        parts: PromptParts = material.prepared
+        options, checkpoint = parts.options, material.folder
+        if parts.checkpoint is not None:
+            # In the user's own folder lies what is asked for, or it is an error.
+            kept = f"fold-{material.number}" if material.is_fold else "reference"
+            checkpoint = parts.checkpoint / f"{kept}.safetensors"
+        if material.is_fold:
+            options = replace(options, epochs=parts.fold_epochs)
+        vectors = np.asarray(material.gene_vectors)
+        return cls(vectors, options, parts.language_model, checkpoint=checkpoint, device=parts.device)
+
+    @classmethod
+    def load(
+        cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any], models: Models
+    ) -> PromptEncoder:
+        """Rebuild from :meth:`state`, with the language model that it was trained with."""
+        made_with = meta["llm"]
+        model = models.language_model(made_with["name"], meta["precision"]) if made_with else None
+        return cls.from_state(tensors, meta, model, device=models.device)
+
+    @property
+    def held_out_cells(self) -> int:
+        """Cells that calibration may hold out: each is encoded once."""
+        return HELD_OUT[self.device] if self.language_model else 5000
+
+    @property
+    def parity(self) -> float:
+        """Largest cosine distance that is rounding: of the precision, of another device or batch."""
+        return 1e-4 if self.precision == "fp32" else 1e-3
+
+    @property
+    def W(self) -> Float32 | None:
+        """(n_classes, dim) of the trained head; None before training, and after one of no epochs."""
+        if self._network is None or not self.best_epoch:
+            return None
+        return np.array(self._network.head.weight.detach().cpu().numpy(), dtype=np.float32)
+
+    @property
+    def b(self) -> Float32 | None:
+        """(n_classes,) of the trained head."""
+        if self._network is None or not self.best_epoch:
+            return None
+        return np.array(self._network.head.bias.detach().cpu().numpy(), dtype=np.float32)
+
+    def fit(
+        self,
+        chunks: Iterable[CellChunk],
+        labels: npt.NDArray[np.int64],
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Train on labelled cells; ``labels`` (n,) holds class numbers, -1 for none.
+
+        Where the chunks know of three batches or more, a whole one tells when to stop.
+        """
+        import scipy.sparse as sp
+
+        chunks = list(chunks)
+        X = sp.csr_matrix(sp.vstack([chunk.X for chunk in chunks]))
+        known = [chunk.batches for chunk in chunks if chunk.batches is not None]
+        batches = np.concatenate(known) if len(known) == len(chunks) else None
+        labels = np.asarray(labels, dtype=np.int64)
+        self._network = self._new_network(int(labels.max()) + 1, seed)
+        self._ready = None
+        if self.options.epochs == 0:
+            self._network.to(self.device)
+            return
+        made_of = self._made_of(X, labels, batches, seed)
+        checkpoint = self.checkpoint
+        if checkpoint is not None and checkpoint.suffix != ".safetensors":
+            checkpoint = checkpoint / f"{made_of[:24]}.safetensors"
+        trainer = Trainer(
+            self._network,
+            X,
+            labels,
+            self.options,
+            batches=batches,
+            seed=seed,
+            device=self.device,
+            precision=self.precision,
+            checkpoint=checkpoint,
+            made_of=made_of,
+            progress=progress,
+        )
+        trainer.run()
+        self.micro_batch, self.best_epoch = trainer.micro, trainer.best_epoch
+        self.notes, self.history = trainer.notes, trainer.history
+
+    def encode(self, chunk: CellChunk) -> Float32:
+        """Return (n, embed_dim) float32 cell vectors, each of mean 0 and variance 1."""
+        import torch
+
+        if self._network is None:
+            raise ValueError("the encoder is not trained")
+        slots = ranked(chunk.X, self.options.n_genes)
+        vectors = np.zeros((len(chunk), self.embed_dim), dtype=np.float32)
+        parts = list(packed(slots.counts, self.options.n_genes, self.micro_batch))
+        at = 0
+        with torch.inference_mode():
+            if self._ready is None:  # the projected genes and the instruction are the same for every cell
+                self._ready = (
+                    self._network.gene_table(),
+                    self._network.prefix() if self.use_prefix else None,
+                )
+            while at < len(parts):
+                rows, places = parts[at]
+                try:
+                    batch = Batch.of(slots.take(rows, places), self.device)
+                    vectors[rows] = self._network(batch, *self._ready).float().cpu().numpy()
+                except (MemoryError, RuntimeError) as error:
+                    if not (isinstance(error, MemoryError) or "memory" in str(error)):
+                        raise
+                    if len(rows) == 1:
+                        fix = "free memory, or make the reference with a smaller --n-genes"
+                        where = f"{self.options.n_genes} genes a cell"
+                        raise ResourceError("out of memory while encoding a cell", where, fix) from error
+                else:
+                    at += 1
+                    continue
+                # Out here the error, whose traceback holds the tensors, is gone.
+                self.micro_batch = len(rows) // 2
+                parts[at:] = split(parts[at:], self.micro_batch)
+                if self.device == "cuda":
+                    torch.cuda.empty_cache()
+        if not np.isfinite(vectors).all():
+            name = self.language_model.name if self.language_model else "prompt"
+            raise InputError("the language model gave vectors that are not finite", name, "check its weights")
+        return vectors
+
+    def state(self) -> State:
+        """Return the trained parts and the text vectors, not the language model."""
+        if self._network is None:
+            raise ValueError("the encoder is not trained")
+        trained = {
+            f"network.{name}": np.array(p.detach().cpu().numpy())
+            for name, p in self._network.named_parameters()
+        }
+        lm = self.language_model
+        meta = {
+            "options": self.options.to_dict(),
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+            "precision": self.precision,
+            "llm": {"name": lm.name, "sha256": lm.sha256, "dim": lm.dim} if lm else None,
+        }
+        return {"gene_vectors": self.gene_vectors, **trained}, meta
+
+    @classmethod
+    def from_state(
+        cls,
+        tensors: dict[str, npt.NDArray[Any]],
+        meta: dict[str, Any],
+        language_model: LanguageModel | None,
+        *,
+        device: str = "cpu",
+    ) -> PromptEncoder:
+        """Rebuild from :meth:`state`.
+
+        Raises
+        ------
+        StoreError
+            If the language model is not the one that it was trained with.
+        """
+        import torch
+
+        made_with = meta["llm"]
+        if made_with is not None and language_model is not None:
+            check_same_model(language_model, made_with)
+        encoder = cls(
+            tensors["gene_vectors"], PromptOptions(**meta["options"]), language_model, device=device
+        )
+        network = encoder._new_network(len(tensors["network.head.bias"]), 0)
+        wanted = {f"network.{name}": tuple(p.shape) for name, p in network.named_parameters()}
+        given = {k: v.shape for k, v in tensors.items() if k.startswith("network.")}
+        if wanted != given:
+            differing = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
+            raise ValueError(f"tensors do not fit the prompt encoder: {differing[0]}")
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.copy_(torch.from_numpy(np.array(tensors[f"network.{name}"])))
+        encoder._network = network.to(device)
+        encoder.best_epoch = int(meta["best_epoch"])
+        encoder.history = list(meta["history"])
+        return encoder
+
+    def _new_network(self, n_classes: int, seed: int) -> PromptNetwork:
+        import torch
+
+        lm = self.language_model
+        if lm is not None and self.options.lora:
+            lm = lm.adapted(self.options.lora, seed)
+        return PromptNetwork(
+            torch.from_numpy(centred(self.gene_vectors)),
+            n_classes,
+            order=self.options.order,
+            instruction=self.options.instruction,
+            language_model=lm,
+            seed=seed,
+        )
+
+    def _made_of(
+        self, X: Any, labels: npt.NDArray[np.int64], batches: npt.NDArray[np.str_] | None, seed: int
+    ) -> str:
+        """Return a fingerprint of all that the training depends on."""
+        digest = hashlib.sha256()
+        numbers = np.zeros(0) if batches is None else np.unique(batches, return_inverse=True)[1]
+        for array in (X.indptr, X.indices, X.data, labels, self.gene_vectors, numbers):
+            digest.update(f"{array.dtype} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        model = self.language_model.sha256 if self.language_model else ""
+        said = [self.options.to_dict(), seed, self.device, self.precision, model]
+        digest.update(json.dumps(said, sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+def check_same_model(language_model: LanguageModel, made_with: dict[str, Any]) -> None:
+    """Raise StoreError where a model is not the one that a reference was made with."""
+    if language_model.sha256 == made_with["sha256"]:
+        return
+    other = "its weights differ"
+    if language_model.dim != made_with["dim"]:
+        other = f"it has {language_model.dim} dimensions instead of {made_with['dim']}"
+    raise StoreError(
+        f"the language model is not the one that the reference was made with: {other}",
+        language_model.name,
+        f"give that one with --llm (it was {made_with['name']}), or ingest the cells again",
+        code="model-changed",
+    )
+
+
+def check_length(options: PromptOptions, language_model: LanguageModel | None) -> None:
+    """Raise InputError where a prompt is longer than the model can read."""
+    if language_model is None or language_model.max_positions is None:
+        return
+    shared = len(language_model.tokens(options.instruction)) + (options.order == "paper")
+    left = language_model.max_positions - shared
+    if options.n_genes > left:
+        what = f"{options.n_genes} genes and {shared} other places are more than the model can read"
+        where = f"{language_model.name}: {language_model.max_positions} places"
+        raise InputError(
+            what,
+            where,
+            f"give --n-genes {left} or fewer" if left > 0 else "give another model",
+            code="option-out-of-range",
+        )

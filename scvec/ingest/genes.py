@@ -1,0 +1,1000 @@
+"""Genes and their descriptions from a file: jsonl, csv, tsv (each also .gz), parquet, or a known table."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from scvec.base.errors import InputError
+from scvec.base.types import SPECIES, Description, Gene, Species
+
+__all__ = ["GeneRecord", "GoFact", "borrow", "choose", "compose", "is_date", "read_gene_file"]
+
+#: How many terms of each aspect a description may name.
+LIMITS = {"BP": 6, "MF": 4, "CC": 4}
+
+#: Longest composed text: below about 90 word pieces of the MiniLM tokenizer for 95% of protein-coding genes.
+MAX_CHARS = 300
+
+_EXPERIMENT = frozenset("EXP IDA IPI IMP IGI IEP HTP HDA HMP HGI HEP".split())
+_CURATED = frozenset("TAS NAS IC".split())
+# Above this information content a term names fewer than one gene in 150: more says too little about
+# what the gene shares with others.
+_IC_CAP = 5.0
+# What is kept longest where a text is too long.
+_KEEP = {"BP": 3, "MF": 2, "CC": 1}
+# These say nothing about a gene, however they were found.
+_EMPTY = frozenset(
+    ["biological_process", "molecular_function", "cellular_component", "protein binding", "binding"]
+)
+
+_TYPES = {
+    "protein-coding": "a protein-coding {} gene",
+    "lncRNA": "a {} long non-coding RNA gene",
+    "miRNA": "a {} microRNA gene",
+    "rRNA": "a {} ribosomal RNA gene",
+    "tRNA": "a {} transfer RNA gene",
+    "snRNA": "a {} small nuclear RNA gene",
+    "snoRNA": "a {} small nucleolar RNA gene",
+    "ncRNA": "a {} non-coding RNA gene",
+    "IG": "a {} immunoglobulin gene",
+    "TR": "a {} T cell receptor gene",
+    "pseudogene": "a {} pseudogene",
+    "pseudo": "a {} pseudogene",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GoFact:
+    """One Gene Ontology term of a gene. ``aspect`` is ``BP``, ``MF`` or ``CC``."""
+
+    go_id: str
+    name: str
+    aspect: str
+    evidence: tuple[str, ...] = ()
+
+
+def choose(
+    facts: Iterable[GoFact],
+    n_genes: Mapping[str, int] | None = None,
+    total: int = 20_000,
+    ancestors: Mapping[str, frozenset[str]] | None = None,
+) -> dict[str, list[GoFact]]:
+    """Pick the most informative terms of each aspect, best first.
+
+    A term scores by its information content (capped, because a term of two genes says little) times
+    the trust in its evidence: experiments before curators' statements before inference. A term is left
+    out where a better one is its descendant or ancestor.
+
+    Parameters
+    ----------
+    facts
+        The terms of one gene, in any order.
+    n_genes
+        Genes annotated to each term or its descendants; terms that are missing count as one gene.
+    total
+        Number of genes that have annotations at all.
+    ancestors
+        All ancestors of each term.
+    """
+    ranked = sorted(facts, key=lambda fact: (-_score(fact, n_genes, total), fact.name))
+    chosen: dict[str, list[GoFact]] = {aspect: [] for aspect in LIMITS}
+    for fact in ranked:
+        kept = chosen.get(fact.aspect)
+        if kept is None or len(kept) == LIMITS[fact.aspect] or fact.name in _EMPTY or not fact.name:
+            continue
+        if any(_related(fact.go_id, other.go_id, ancestors) for other in kept):
+            continue
+        kept.append(fact)
+    return chosen
+
+
+def _score(fact: GoFact, n_genes: Mapping[str, int] | None, total: int) -> float:
+    evidence = set(fact.evidence)
+    trust = 1.0 if evidence & _EXPERIMENT else 0.9 if evidence & _CURATED else 0.75
+    if n_genes is None:
+        return trust
+    n = max(1, n_genes.get(fact.go_id, 1))
+    content = math.log(max(total, n + 1) / n)
+    return trust * (content if content <= _IC_CAP else _IC_CAP - 0.5 * (content - _IC_CAP))
+
+
+def _related(a: str, b: str, ancestors: Mapping[str, frozenset[str]] | None) -> bool:
+    if a == b:
+        return True
+    if ancestors is None:
+        return False
+    return a in ancestors.get(b, ()) or b in ancestors.get(a, ())
+
+
+def compose(
+    symbol: str,
+    species: str,
+    gene_type: str = "",
+    name: str = "",
+    terms: Mapping[str, Sequence[GoFact]] | None = None,
+    *,
+    max_chars: int = MAX_CHARS,
+) -> str:
+    """Return one or two sentences about a gene.
+
+    ``"INS (insulin), a protein-coding human gene. It takes part in glucose metabolic process, ...; acts
+    through hormone activity; found in extracellular space."`` Terms that do not fit into ``max_chars``
+    are left out, the least informative first.
+    """
+    head = _head(symbol, name, species, gene_type) + "."
+    return head + _facts(terms, max_chars - len(head))
+
+
+def borrow(
+    symbol: str,
+    species: str,
+    gene_type: str,
+    partner: tuple[str, str, str],
+    terms: Mapping[str, Sequence[GoFact]] | None = None,
+    *,
+    name: str = "",
+    max_chars: int = MAX_CHARS,
+) -> str:
+    """Return a description of a gene by the facts of its ortholog.
+
+    Parameters
+    ----------
+    partner
+        Species, symbol and name of the ortholog.
+    terms
+        The ortholog's terms, as :func:`choose` gives them.
+
+    Examples
+    --------
+    >>> borrow("Ins1", "mouse", "protein-coding", ("human", "INS", "insulin"))
+    'Ins1, a protein-coding mouse gene; ortholog of human INS (insulin).'
+    """
+    other_species, other_symbol, other_name = partner
+    other = f"{other_symbol} ({other_name})" if other_name else other_symbol
+    head = f"{_head(symbol, name, species, gene_type)}; ortholog of {other_species} {other}"
+    return f"{head}.{_facts(terms, max_chars - len(head))}"
+
+
+def _head(symbol: str, name: str, species: str, gene_type: str) -> str:
+    label = f"{symbol} ({name})" if name and name != symbol else symbol
+    return f"{label}, {_TYPES.get(gene_type, 'a {} gene').format(species)}"
+
+
+def _facts(terms: Mapping[str, Sequence[GoFact]] | None, room: int) -> str:
+    names = {aspect: [fact.name for fact in facts] for aspect, facts in (terms or {}).items()}
+    while True:
+        text = _clauses(names)
+        if len(text) <= room or not any(names.values()):
+            return text
+        spare = [a for a in names if len(names[a]) > _KEEP.get(a, 1)] or [a for a in names if names[a]]
+        # The later aspect gives way where two have as many to spare.
+        names[max(reversed(spare), key=lambda a: len(names[a]) - _KEEP.get(a, 1))].pop()
+
+
+def _clauses(names: Mapping[str, Sequence[str]]) -> str:
+    parts = []
+    if names.get("BP"):
+        parts.append("takes part in " + ", ".join(names["BP"]))
+    if names.get("MF"):
+        short = [n.removesuffix(" activity") if n.count(" ") > 1 else n for n in names["MF"]]
+        parts.append("acts through " + ", ".join(short))
+    if names.get("CC"):
+        parts.append(("is found in " if not parts else "found in ") + ", ".join(names["CC"]))
+    return f" It {'; '.join(parts)}." if parts else ""
+
+
+MAX_NAME = 300
+_MAX_LINE = 4_000_000
+SPECIES_NAMES = {
+    "human": "human",
+    "homo sapiens": "human",
+    "9606": "human",
+    "mouse": "mouse",
+    "mus musculus": "mouse",
+    "10090": "mouse",
+}
+
+_MISSING = frozenset(["", "-", "nan", "none", "null", "<na>"])
+_LONGEST_MISSING = max(map(len, _MISSING))
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_DATE = re.compile(rf"\d{{1,2}}-{_MONTH}|{_MONTH}-\d{{1,2}}|\d{{4}}-\d\d-\d\d(?: 00:00:00)?")
+
+
+def cell_text(value: Any, limit: int) -> str:
+    """Return a cell as text of one line; empty for missing values (``-``, ``nan``)."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        if isinstance(value, list | dict):
+            return ""
+        value = str(value)
+    if not value.isprintable():
+        # Line breaks and escape codes would end up in messages, prompts and reports.
+        value = "".join(c if c.isprintable() else " " for c in value)
+    found: str = value.strip()
+    if len(found) <= _LONGEST_MISSING and found.lower() in _MISSING:
+        return ""
+    return found[:limit]
+
+
+def cell_items(value: Any, separator: str = "|") -> list[str]:
+    """Return a cell that holds a list: an array, or text with parts separated by ``separator``."""
+    if not value and value != 0:
+        return []
+    if isinstance(value, str):
+        # The first is what pandas writes for an array: ['A1B' 'ABG'] or ["A1B", "ABG"].
+        quoted = value.startswith("[")
+        value = [a or b for a, b in _QUOTED.findall(value)] if quoted else value.split(separator)
+    elif not isinstance(value, list | tuple):
+        value = [value]
+    return [t for v in value if (t := cell_text(v, MAX_NAME))]
+
+
+def entrez_number(value: Any, where: str, column: str = "entrez_id") -> int | None:
+    """Return an Entrez id as a number, None where there is none; InputError where it cannot be one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    else:
+        said = cell_text(value, 40)
+        if not said:
+            return None
+        # A spreadsheet or a column with gaps writes 3630 as 3630.0.
+        said = said.removesuffix(".0")
+        if not (said.isascii() and said.isdigit()):
+            what = f"{said!r} is not an Entrez id"
+            raise InputError(what, f"{where}, column {column}", "write a whole number", code="damaged-file")
+        number = int(said)
+    if not 0 < number < 2**53:
+        what = f"{number} is not an Entrez id"
+        raise InputError(
+            what, f"{where}, column {column}", "write a whole number above 0", code="damaged-file"
+        )
+    return number
+
+
+def read_lines(file: TextIO, path: Path) -> Iterator[str]:
+    """Yield the lines of a table; InputError where one is too long to be a gene."""
+    number = 0
+    while line := file.readline(_MAX_LINE):
+        number += 1
+        if len(line) >= _MAX_LINE:
+            raise InputError(
+                "a line is longer than 4 MB",
+                f"{path}, line {number}",
+                "give one gene per line",
+                code="damaged-file",
+            )
+        yield line
+
+
+def is_date(symbol: str) -> bool:
+    """Return whether a symbol is a date, as spreadsheets make of MARCH1 or SEPT2: 1-Mar, 2024-03-01."""
+    return symbol[-1:].isalnum() and _DATE.fullmatch(symbol) is not None
+
+
+class Skipped:
+    """Rows that were left out, by reason, with the first few examples of each."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, reason: str, example: str = "") -> None:
+        """Count a row."""
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+        shown = self._examples.setdefault(reason, [])
+        if example and len(shown) < 3 and example not in shown:
+            shown.append(example)
+
+    def notes(self, file: str) -> list[str]:
+        """Return a line for people for each reason."""
+        lines = []
+        for reason, n in self._counts.items():
+            shown = ", ".join(self._examples[reason])
+            rows = "1 row" if n == 1 else f"{n:,} rows"
+            lines.append(f"{file}: left out {rows} {reason}{f', such as {shown}' if shown else ''}")
+        return lines
+
+
+#: Formats, for messages.
+EXPECTED = (
+    "give .jsonl, .csv or .tsv (also .gz), .parquet, or a table of NCBI (gene_info), HGNC (complete set) "
+    "or MGI"
+)
+
+_AUTHORITY = re.compile(r"(?:(?:HGNC|MGI):)?(HGNC|MGI):(\d+)")
+_NUMBERED = re.compile(r"^\d+\.\s*")
+_MGI_ROW = re.compile(r"MGI:\d+\t")
+_PIECE = 1 << 16
+_LONGEST_DOC = 1 << 20
+
+_HGNC_TYPES = {
+    "gene with protein product": "protein-coding",
+    "RNA, long non-coding": "lncRNA",
+    "RNA, micro": "miRNA",
+    "RNA, transfer": "tRNA",
+    "RNA, ribosomal": "rRNA",
+    "RNA, small nuclear": "snRNA",
+    "RNA, small nucleolar": "snoRNA",
+    "immunoglobulin gene": "IG",
+    "T cell receptor gene": "TR",
+    "readthrough": "readthrough",
+}
+_MGI_TYPES = re.compile(r"lncRNA|lincRNA|miRNA|snoRNA|snRNA|tRNA|rRNA|scRNA", re.IGNORECASE)
+_MGI_GENES = frozenset(["gene", "pseudogene", "microrna", ""])
+# Columns of the two MGI reports that have no header line.
+_MGI_ENTREZ = (
+    "mgi accession id", "marker symbol", "status", "marker name", "cm position", "chromosome", "marker type",
+    "secondary accession ids", "entrez gene id", "marker synonyms", "feature type",
+)  # fmt: skip
+_MGI_ENSEMBL = (
+    "mgi accession id", "marker symbol", "marker name", "cm position", "chromosome", "ensembl gene id",
+    "ensembl transcript id", "ensembl protein id", "feature type",
+)  # fmt: skip
+# HGNC's own download and its "custom download" call the same columns differently.
+_HGNC_NAMES = {
+    "hgnc id": "hgnc_id",
+    "approved symbol": "symbol",
+    "approved name": "name",
+    "locus type": "locus_type",
+    "alias symbols": "alias_symbol",
+    "previous symbols": "prev_symbol",
+    "ncbi gene id": "entrez_id",
+    "entrez gene id": "entrez_id",
+    "ncbi gene id(supplied by ncbi)": "entrez_id",
+    "ensembl gene id": "ensembl_gene_id",
+    "ensembl id(supplied by ensembl)": "ensembl_gene_id",
+}
+
+#: A row as a mapping and its place -> a gene, or the reason why there is none.
+_Row = Callable[[Mapping[str, Any], str], Gene | str]
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """A kind of table; ``what`` is its name for messages."""
+
+    what: str
+    columns: tuple[str, ...]
+    header: bool
+    row: _Row
+
+    def genes(self, file: TextIO, path: Path, size: int, notes: list[str]) -> Iterator[list[Gene]]:
+        """Yield batches of ``size`` rows at most; at the end ``notes`` gets the rows left out.
+
+        Raises
+        ------
+        InputError
+            The table is cut off, has an impossible id, or names no human or mouse gene.
+        """
+        skipped = Skipped()
+        total = 0
+        batch: list[Gene] = []
+        rows = self._json(file, path) if not self.columns else self._lines(file, path)
+        for number, row in enumerate(rows, 1):
+            found = self.row(row, f"{path}, row {number}")
+            if isinstance(found, str):
+                skipped.add(found)
+            elif is_date(found.symbol):
+                skipped.add("whose symbol a spreadsheet turned into a date", found.symbol)
+            else:
+                batch.append(found)
+            if len(batch) == size:
+                total += size
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+        if not total + len(batch):
+            raise InputError(
+                f"this {self.what} names no human or mouse gene",
+                str(path),
+                "give one of human or mouse",
+                code="wrong-format",
+            )
+        notes.append(f"{path.name} is a table of {self.what}")
+        notes += skipped.notes(path.name)
+
+    def _lines(self, file: TextIO, path: Path) -> Iterator[dict[str, str]]:
+        for number, line in enumerate(read_lines(file, path), 1):
+            if number == 1 and self.header:
+                continue
+            cells = line.rstrip("\r\n").split("\t")
+            if len(cells) < min(len(self.columns), 3) and not line.strip():
+                continue
+            if len(cells) < len(self.columns) - (0 if self.header else 2):
+                what = f"a row has {len(cells)} cells instead of {len(self.columns)}: the table is cut off"
+                raise InputError(what, f"{path}, line {number}", "download it again", code="damaged-file")
+            yield dict(zip(self.columns, map(_unquoted, cells), strict=False))
+
+    def _json(self, file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
+        decoder = json.JSONDecoder()
+        buffer = ""
+        while '"docs"' not in buffer:
+            piece = file.read(_PIECE)
+            if not piece or len(buffer) > _LONGEST_DOC:
+                raise InputError(
+                    "the JSON has no list of genes", str(path), "download it again", code="wrong-format"
+                )
+            buffer += piece
+        buffer = buffer[buffer.index('"docs"') + 6 :]
+        ended = False
+        while not ended:
+            start = len(buffer) - len(buffer.lstrip(" \r\n\t,:["))
+            buffer = buffer[start:]
+            if buffer.startswith("]"):
+                return
+            try:
+                row, end = decoder.raw_decode(buffer)
+            except (ValueError, RecursionError) as error:
+                piece = file.read(_PIECE)
+                if not piece or len(buffer) > _LONGEST_DOC:
+                    what = "the JSON is cut off or damaged"
+                    raise InputError(
+                        what, f"{path}, near {buffer[:40]!r}", "download it again", code="damaged-file"
+                    ) from error
+                buffer += piece
+                continue
+            if not isinstance(row, dict):
+                raise InputError(
+                    "the JSON lists something else than genes",
+                    str(path),
+                    "download it again",
+                    code="wrong-format",
+                )
+            buffer = buffer[end:]
+            yield row
+
+
+def recognise(head: str, path: Path) -> TableFormat | None:
+    """Return the format of a table from its first lines, else None; InputError for other tables of these."""
+    line = head.lstrip("\ufeff").split("\n", 1)[0].rstrip("\r")
+    if line.startswith(("#tax_id\t", "#Format: tax_id GeneID")):
+        return _gene_info(line, path)
+    if line.lstrip().startswith("{") and '"docs"' in head and '"hgnc_id"' in head:
+        return TableFormat("HGNC (JSON)", (), False, _hgnc)
+    if _MGI_ROW.match(line):
+        return _mgi_without_header(line, path)
+    cells = [_NUMBERED.sub("", _unquoted(c)).strip().lower() for c in line.split("\t")]
+    if len(cells) < 3:
+        return None
+    names = tuple(_HGNC_NAMES.get(c, c) for c in cells)
+    if "hgnc_id" in names and "mgi accession id" not in names:
+        if "symbol" not in names:
+            raise _other("HGNC", path, "hgnc_complete_set.txt")
+        return TableFormat("HGNC", names, True, _hgnc)
+    if any(c.startswith("mgi") and "accession id" in c for c in cells):
+        names = tuple(_mgi_name(c) for c in cells)
+        if not {"mgi accession id", "marker symbol"} <= set(names):
+            raise _other("MGI", path, "MGI_EntrezGene.rpt or MRK_List2.rpt")
+        return TableFormat("MGI", names, True, _mgi)
+    return None
+
+
+def _other(who: str, path: Path, wanted: str) -> InputError:
+    what = f"this table of {who} does not list genes with their symbols"
+    return InputError(what, str(path), f"give {wanted}", code="wrong-format")
+
+
+def _unquoted(cell: str) -> str:
+    if len(cell) > 1 and cell[0] == cell[-1] == '"':
+        return cell[1:-1].replace('""', '"')
+    return cell
+
+
+# NCBI
+
+
+def _gene_info(line: str, path: Path) -> TableFormat:
+    if line.startswith("#Format:"):  # as it was written until 2016
+        line = line.removeprefix("#Format: ").split(" (tab", 1)[0].replace(" ", "\t")
+    names = tuple(line.lstrip("#").split("\t"))
+    if not {"GeneID", "Symbol", "Synonyms", "dbXrefs"} <= set(names):
+        raise _other("NCBI", path, "gene_info, such as Homo_sapiens.gene_info.gz")
+    return TableFormat("NCBI gene_info", names, True, _ncbi)
+
+
+def _ncbi(row: Mapping[str, Any], where: str) -> Gene | str:
+    species: Species | None = {"9606": "human", "10090": "mouse"}.get(row["tax_id"])  # type: ignore[assignment]
+    if species is None:
+        return "of other species"
+    kind = row.get("type_of_gene", "")
+    if kind == "biological-region" or row["Symbol"] == "NEWENTRY":
+        return "of something else than a gene"
+    number = entrez_number(row["GeneID"], where, "GeneID")
+    given = cell_text(row["Symbol"], MAX_NAME)
+    symbol = cell_text(row.get("Symbol_from_nomenclature_authority"), MAX_NAME) or given
+    if not symbol or number is None:
+        raise InputError(
+            "a gene has no symbol or no id", where, "download the table again", code="damaged-file"
+        )
+    links = cell_items(row["dbXrefs"])
+    authority = next((f"{m[1]}:{m[2]}" for link in links if (m := _AUTHORITY.fullmatch(link))), "")
+    # A human gene that MGI numbers, or a mouse gene of HGNC, would become a gene of the other species.
+    if not authority.startswith("HGNC:" if species == "human" else "MGI:"):
+        authority = ""
+    aliases = [a for a in (given, *cell_items(row["Synonyms"])) if a != symbol]
+    return Gene(
+        gene_id=authority or f"entrez:{number}",
+        species=species,
+        symbol=symbol,
+        entrez_id=number,
+        name=cell_text(row.get("Full_name_from_nomenclature_authority"), MAX_NAME)
+        or cell_text(row.get("description"), MAX_NAME),
+        gene_type={"pseudo": "pseudogene", "unknown": ""}.get(kind, cell_text(kind, MAX_NAME)),
+        ensembl_ids=_unique(link[8:] for link in links if link.startswith("Ensembl:ENS")),
+        aliases=_unique(aliases),
+    )
+
+
+# HGNC
+
+
+def _hgnc(row: Mapping[str, Any], where: str) -> Gene | str:
+    status = cell_text(row.get("status"), MAX_NAME)
+    if status and status.lower() != "approved":
+        return "that HGNC has withdrawn"
+    symbol, hgnc_id = cell_text(row.get("symbol"), MAX_NAME), cell_text(row.get("hgnc_id"), 40)
+    found = _AUTHORITY.fullmatch(hgnc_id if hgnc_id.startswith("HGNC:") else f"HGNC:{hgnc_id}")
+    if not symbol or found is None:
+        raise InputError(
+            "a gene has no symbol or no HGNC id", where, "download the table again", code="damaged-file"
+        )
+    kind = cell_text(row.get("locus_type"), MAX_NAME)
+    other = "pseudogene" if "pseudogene" in kind else "ncRNA" if kind.startswith("RNA,") else "other"
+    ensembl = [*_listed(row.get("ensembl_gene_id")), *_listed(row.get("ensembl id"))]
+    return Gene(
+        gene_id=f"HGNC:{found[2]}",
+        species="human",
+        symbol=symbol,
+        entrez_id=entrez_number(row.get("entrez_id"), where),
+        name=cell_text(row.get("name"), MAX_NAME),
+        gene_type=_HGNC_TYPES.get(kind, other) if kind else "",
+        ensembl_ids=_unique(ensembl),
+        aliases=_unique(a for a in _listed(row.get("alias_symbol")) if a != symbol),
+        previous=_unique(p for p in _listed(row.get("prev_symbol")) if p != symbol),
+    )
+
+
+def _listed(value: Any) -> list[str]:
+    # The complete set separates by |, the custom download by commas. No symbol has either.
+    comma = isinstance(value, str) and "|" not in value and ", " in value
+    return cell_items(value, ", " if comma else "|")
+
+
+# MGI
+
+
+def _mgi_name(cell: str) -> str:
+    if "synonym" in cell:
+        return "marker synonyms"
+    if "accession id" in cell and cell.startswith("mgi"):
+        return "mgi accession id"
+    return {"entrezgene id": "entrez gene id", "type": "marker type"}.get(cell, cell)
+
+
+def _mgi_without_header(line: str, path: Path) -> TableFormat:
+    cells = line.split("\t")
+    if len(cells) >= 9 and cells[2] in ("O", "W"):
+        return TableFormat("MGI with Entrez ids", _MGI_ENTREZ, False, _mgi)
+    if len(cells) >= 6 and cells[5].startswith("ENSMUSG"):
+        return TableFormat("MGI with Ensembl ids", _MGI_ENSEMBL, False, _mgi)
+    raise _other("MGI", path, "MGI_EntrezGene.rpt, MRK_List2.rpt or MRK_ENSEMBL.rpt")
+
+
+def _mgi(row: Mapping[str, Any], where: str) -> Gene | str:
+    if row.get("status", "").startswith("W"):
+        return "of withdrawn markers"
+    kind = cell_text(row.get("marker type"), MAX_NAME).lower()
+    feature = cell_text(row.get("feature type"), MAX_NAME)
+    if kind not in _MGI_GENES:
+        return "of something else than a gene"
+    symbol, mgi_id = cell_text(row["marker symbol"], MAX_NAME), cell_text(row["mgi accession id"], 40)
+    if not symbol or _AUTHORITY.fullmatch(mgi_id) is None:
+        raise InputError(
+            "a gene has no symbol or no MGI id", where, "download the table again", code="damaged-file"
+        )
+    return Gene(
+        gene_id=mgi_id,
+        species="mouse",
+        symbol=symbol,
+        entrez_id=entrez_number(row.get("entrez gene id"), where, "Entrez gene id"),
+        name=cell_text(row.get("marker name"), MAX_NAME),
+        gene_type=_mgi_type(kind, feature),
+        ensembl_ids=_unique(e for e in cell_items(row.get("ensembl gene id")) if e.startswith("ENSMUSG")),
+        aliases=_unique(a for a in cell_items(row.get("marker synonyms")) if a != symbol),
+    )
+
+
+def _mgi_type(kind: str, feature: str) -> str:
+    said = feature.lower().replace("_", "-")
+    if kind == "pseudogene" or "pseudogen" in said:
+        return "pseudogene"
+    if "protein coding" in said or "protein-coding" in said:
+        return "protein-coding"
+    found = _MGI_TYPES.search(feature)
+    if found:
+        return "lncRNA" if found[0].lower() == "lincrna" else found[0]
+    return "segment" if "gene segment" in said else "ncRNA" if "non-coding" in said else ""
+
+
+def _unique(values: Iterator[str] | Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(v.strip() for v in values if v.strip()))
+
+
+#: A gene and its descriptions.
+GeneRecord = tuple[Gene, list[Description]]
+
+#: Columns that are read; ``symbol`` and one of ``entrez_id`` and ``authority_id`` must be there.
+COLUMNS = (
+    "entrez_id",
+    "authority_id",
+    "symbol",
+    "species",
+    "name",
+    "gene_type",
+    "ensembl_id",
+    "ensembl_ids",
+    "aliases",
+    "previous_symbols",
+    "summary",
+    "go_terms",
+    "source",
+)
+
+_MAX_TEXT = 20_000
+_AUTHORITY_ID = re.compile(r"(HGNC|MGI):\d+")
+_ENSEMBL = re.compile(r"ENS(MUS)?G\d{11}")
+_CREDIT = re.compile(r"\s*\[provided by ([A-Za-z][\w ]{0,40}?)(?:, (\w{3} \d{4}))?\.?\]\s*$")
+_HEAD, _PIECE = 1 << 16, 1 << 12
+
+
+def read_gene_file(
+    path: Path | str,
+    *,
+    species: Species | str | None = None,
+    batch_size: int = 20_000,
+    retrieved_at: str | None = None,
+    notes: list[str] | None = None,
+) -> Iterator[list[GeneRecord]]:
+    """Yield batches of genes with their descriptions.
+
+    A ``summary`` becomes a description of kind ``human``; a gene without one whose ``go_terms`` are given
+    gets a composed one. Lists are arrays in parquet and jsonl, and split by ``|`` in csv; ``-`` and empty
+    cells are missing values. Tables of NCBI, HGNC and MGI (:mod:`scvec.ingest.genes`) are
+    recognised by their content and have names, no descriptions.
+
+    Parameters
+    ----------
+    path
+        The file. Its ending names the format, where its content does not.
+    species
+        Species of rows without a ``species`` column, ``authority_id`` or Ensembl id; by default the species
+        of most rows at the start of the file.
+    batch_size
+        Rows per batch.
+    retrieved_at
+        ISO date for the descriptions; today by default.
+    notes
+        Gets lines about the kind of file and the rows left out, at the end.
+
+    Raises
+    ------
+    InputError
+        The file is missing, unreadable, of another format, lacks a column, or has an impossible value; the
+        message names the row (the first row of data is row 1).
+    """
+    path = Path(path)
+    if species is not None and species not in SPECIES:
+        raise InputError(f"unknown species {species!r}", str(path), f"use {' or '.join(SPECIES)}")
+    if not path.is_file():
+        raise InputError("the gene file does not exist", str(path), "check the path", code="file-not-found")
+    date = retrieved_at or datetime.now(UTC).date().isoformat()
+    said: list[str] = [] if notes is None else notes
+    try:
+        table = _known_table(path)
+        if table is None:
+            yield from _batches(path, species, batch_size, date, said)
+        else:
+            with _opened(path) as lines:
+                for genes in table.genes(lines, path, batch_size, said):
+                    yield [(gene, []) for gene in genes]
+    except UnicodeDecodeError as err:
+        raise InputError(
+            "the gene file is not UTF-8 text", f"{path}: {err}", "save it as UTF-8", code="wrong-format"
+        ) from err
+    except (EOFError, zlib.error, gzip.BadGzipFile) as err:
+        raise InputError(
+            "the gene file is truncated or damaged", f"{path}: {err}", "get it again", code="damaged-file"
+        ) from err
+    except OSError as err:
+        raise InputError(
+            "the gene file cannot be read", f"{path}: {err}", "check the file", code="damaged-file"
+        ) from err
+
+
+def _known_table(path: Path) -> TableFormat | None:
+    with path.open("rb") as raw:
+        if raw.read(4) == b"PAR1":
+            return None
+    head = ""
+    # In small pieces: the start of a truncated file still shows its format.
+    with suppress(EOFError, zlib.error, gzip.BadGzipFile), _opened(path, errors="replace") as file:
+        while len(head) < _HEAD and (piece := file.read(_PIECE)):
+            head += piece
+    return recognise(head, path)
+
+
+def _opened(path: Path, errors: str = "strict") -> TextIO:
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    if packed:
+        return cast("TextIO", gzip.open(path, "rt", encoding="utf-8-sig", errors=errors, newline=""))
+    return path.open("rt", encoding="utf-8-sig", errors=errors, newline="")
+
+
+def _batches(
+    path: Path, species: Species | None, size: int, date: str, notes: list[str]
+) -> Iterator[list[GeneRecord]]:
+    number = 0
+    skipped = Skipped()
+    for rows in _read(path, size):
+        if not rows:
+            continue
+        if species is None:
+            species = _majority(rows, path)
+        batch: list[GeneRecord] = []
+        facts: dict[int, list[GoFact]] = {}
+        for row in rows:
+            number += 1
+            where = f"{path}, row {number}"
+            gene = _gene(row, species, where)
+            if is_date(gene.symbol):
+                skipped.add("whose symbol a spreadsheet turned into a date", gene.symbol)
+                continue
+            texts = _summary(row, gene, path, date)
+            if not texts:
+                found = _go_facts(row.get("go_terms"))
+                if found:
+                    facts[len(batch)] = found
+            batch.append((gene, texts))
+        _add_composed(batch, facts, path, date)
+        yield batch
+    if number == 0:
+        raise InputError("the gene file has no rows", str(path), "give one row per gene", code="empty-file")
+    notes += skipped.notes(path.name)
+
+
+def _read(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
+    suffixes = [s.lower() for s in path.suffixes]
+    packed = bool(suffixes) and suffixes[-1] == ".gz"
+    kind = suffixes[-2] if packed and len(suffixes) > 1 else suffixes[-1] if suffixes else ""
+    if kind == ".parquet" and not packed:
+        yield from _read_parquet(path, size)
+        return
+    if kind not in (".csv", ".tsv", ".jsonl", ".ndjson"):
+        fix = (
+            "for files of scInterpreter or GenePT: scvec import-legacy FILE" if kind == ".json" else EXPECTED
+        )
+        raise InputError("this is not a format of gene files", str(path), fix, code="wrong-format")
+    opened: Any = gzip.open if packed else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        lines = read_lines(file, path)
+        rows = _rows_jsonl(lines, path) if kind in (".jsonl", ".ndjson") else _rows_csv(lines, path, kind)
+        while batch := list(islice(rows, size)):
+            yield batch
+
+
+def _read_parquet(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_columns(file.schema_arrow.names, path)
+            present = [c for c in COLUMNS if c in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=size, columns=present):
+                columns = [batch.column(name).to_pylist() for name in batch.schema.names]
+                yield [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+    except (pa.ArrowException, UnicodeDecodeError) as err:
+        raise InputError(
+            "the parquet file cannot be read", f"{path}: {err}", "write it again", code="damaged-file"
+        ) from err
+
+
+def _rows_jsonl(lines: Iterator[str], path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as err:
+            raise InputError(
+                f"this line is not JSON: {err}",
+                f"{path}, line {number}",
+                "one object a line",
+                code="wrong-format",
+            ) from err
+        if not isinstance(row, dict):
+            raise InputError(
+                "this line is not a JSON object",
+                f"{path}, line {number}",
+                "one object a line",
+                code="wrong-format",
+            )
+        _check_columns(list(row), path, f", line {number}")
+        yield row
+
+
+def _rows_csv(lines: Iterator[str], path: Path, kind: str) -> Iterator[dict[str, Any]]:
+    reader = csv.reader(lines, delimiter="\t" if kind == ".tsv" else ",")
+    try:
+        header = [name.strip().lstrip("#") for name in next(reader, [])]
+        _check_columns(header, path)
+        for number, cells in enumerate(reader, 1):
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise InputError(
+                    f"a row has {len(cells)} cells, the header {len(header)}",
+                    f"{path}, row {number}",
+                    "quote cells that contain the separator",
+                    code="damaged-file",
+                )
+            yield dict(zip(header, cells, strict=True))
+    except csv.Error as err:
+        raise InputError(
+            f"the csv cannot be read: {err}",
+            f"{path}, line {reader.line_num}",
+            "quote its cells",
+            code="damaged-file",
+        ) from err
+
+
+def _check_columns(names: Sequence[str], path: Path, where: str = "") -> None:
+    if "symbol" in names and ("entrez_id" in names or "authority_id" in names):
+        return
+    missing = "symbol" if "symbol" not in names else "entrez_id"
+    shown = ", ".join(str(n) for n in list(names)[:12]) or "none"
+    raise InputError(
+        f"the gene file has no column {missing!r}",
+        f"{path}{where}; columns: {shown}",
+        "give at least symbol, and entrez_id or authority_id (HGNC:n, MGI:n)",
+        code="wrong-format",
+    )
+
+
+def _gene(row: Mapping[str, Any], species: Species, where: str) -> Gene:
+    symbol = cell_text(row.get("symbol"), MAX_NAME)
+    if not symbol:
+        raise InputError("a gene has no symbol", where, "fill in the column symbol", code="damaged-file")
+    entrez = entrez_number(row.get("entrez_id"), where)
+    authority = cell_text(row.get("authority_id"), MAX_NAME)
+    if authority and not _AUTHORITY_ID.fullmatch(authority):
+        raise InputError(
+            f"{authority!r} is not an authority id",
+            f"{where}, column authority_id",
+            "write HGNC:n or MGI:n",
+            code="damaged-file",
+        )
+    if entrez is None and not authority:
+        raise InputError(
+            "a gene has neither entrez_id nor authority_id", where, "fill in one of them", code="damaged-file"
+        )
+    ensembl = [
+        e.split(".")[0] for e in (*cell_items(row.get("ensembl_ids")), *cell_items(row.get("ensembl_id")))
+    ]
+    own = _row_species(row, authority, ensembl, where) or species
+    return Gene(
+        gene_id=authority or f"entrez:{entrez}",
+        species=own,
+        symbol=symbol,
+        entrez_id=entrez,
+        name=cell_text(row.get("name"), MAX_NAME),
+        gene_type=cell_text(row.get("gene_type"), MAX_NAME),
+        ensembl_ids=tuple(dict.fromkeys(ensembl)),
+        aliases=tuple(cell_items(row.get("aliases"))),
+        previous=tuple(cell_items(row.get("previous_symbols"))),
+    )
+
+
+def _row_species(
+    row: Mapping[str, Any], authority: str, ensembl: Sequence[str], where: str
+) -> Species | None:
+    said = cell_text(row.get("species"), MAX_NAME)
+    if said:
+        known = SPECIES_NAMES.get(said.lower())
+        if known is None:
+            raise InputError(f"unknown species {said!r}", f"{where}, column species", "write human or mouse")
+        return cast("Species", known)
+    if authority:
+        return "human" if authority.startswith("HGNC") else "mouse"
+    for gene_id in ensembl:
+        found = _ENSEMBL.fullmatch(gene_id)
+        if found:
+            return "mouse" if found[1] else "human"
+    return None
+
+
+def _majority(rows: Sequence[Mapping[str, Any]], path: Path) -> Species:
+    votes: Counter[Species] = Counter()
+    for row in rows:
+        authority = cell_text(row.get("authority_id"), MAX_NAME)
+        ids = (*cell_items(row.get("ensembl_id")), *cell_items(row.get("ensembl_ids")))
+        found = _row_species(row, authority, ids, str(path))
+        if found:
+            votes[found] += 1
+    if not votes:
+        raise InputError(
+            "the gene file does not say the species",
+            str(path),
+            "name one species, or add a column species",
+            code="wrong-format",
+        )
+    return votes.most_common(1)[0][0]
+
+
+def _summary(row: Mapping[str, Any], gene: Gene, path: Path, date: str) -> list[Description]:
+    text = cell_text(row.get("summary"), _MAX_TEXT)
+    if not text:
+        return []
+    source, version = "refseq", _source_version(row, path)
+    credit = _CREDIT.search(text)
+    if credit:
+        text = text[: credit.start()].rstrip()
+        source = credit[1].split()[0].lower()
+        version = credit[2] or version
+    return [Description(gene.gene_id, text, source, version, date, "human")] if text else []
+
+
+def _source_version(row: Mapping[str, Any], path: Path) -> str:
+    """Return the part of the column ``source`` that names RefSeq, else all of it, else the file's name."""
+    parts = [part.strip() for part in cell_text(row.get("source"), 1000).split(";")]
+    for part in parts:
+        if "refseq" in part.lower():
+            return part
+    return "; ".join(p for p in parts if p) or path.name
+
+
+def _go_facts(value: Any) -> list[GoFact]:
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return []
+    if not isinstance(value, list):
+        return []
+    facts = []
+    for term in value:
+        if not isinstance(term, dict):
+            continue
+        evidence = tuple(e for e in cell_items(term.get("evidence")) if e != "ND")
+        go_id, name = cell_text(term.get("id"), 20), cell_text(term.get("name"), MAX_NAME)
+        if go_id and name and (evidence or not term.get("evidence")):
+            facts.append(GoFact(go_id, name, cell_text(term.get("aspect"), 3), evidence))
+    return facts
+
+
+def _add_composed(
+    batch: Sequence[GeneRecord], facts: Mapping[int, list[GoFact]], path: Path, date: str
+) -> None:
+    """Compose texts for the genes that have terms and no summary; term frequencies are the batch's own."""
+    n_genes = Counter(chain.from_iterable({f.go_id for f in own} for own in facts.values()))
+    for i, own in facts.items():
+        gene, texts = batch[i]
+        text = compose(gene.symbol, gene.species, gene.gene_type, gene.name, choose(own, n_genes, len(facts)))
+        texts.append(Description(gene.gene_id, text, "composed-from-file", path.name, date, "composed"))

@@ -1,1 +1,0 @@
-"""Genes: their names, files of genes, and texts composed from facts."""
