@@ -13,14 +13,26 @@ import scipy.sparse as sp
 
 from scvec.base.errors import InputError
 from scvec.base.types import Progress
+from scvec.encoders.obsm import Known
 from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, most_variable, variability
+from scvec.ingest.cells.cell_vectors import VectorSource
+from scvec.model.matching import dimension_map
 
 if TYPE_CHECKING:
     from scvec.base.types import Float32, Species
     from scvec.ingest.genes.names import GeneMap, GeneResolver
     from scvec.model.matching import MatchedSource
 
-__all__ = ["Axis", "ReferenceGenes", "align_species", "common_axis", "gene_statistics", "reference_genes"]
+__all__ = [
+    "Axis",
+    "ReferenceGenes",
+    "align_species",
+    "common_axis",
+    "dimension_axis",
+    "dimensions",
+    "gene_statistics",
+    "reference_genes",
+]
 
 #: Counts per ten thousand that both sides of a ratio are raised by: genes next to silent have no factor.
 PSEUDO = 0.5
@@ -28,6 +40,8 @@ PSEUDO = 0.5
 N_GENES = 3000
 #: Cells of a class that a species must have for its mean to count.
 MIN_CELLS = 5
+#: Cells of a file that tell how large its vectors are.
+N_SCALE = 2000
 
 
 @dataclass(frozen=True)
@@ -159,6 +173,43 @@ def common_axis(matched: Sequence[MatchedSource], resolver: GeneResolver) -> Axi
     notes = [f"{left_out:,} genes that not every file has were left out"] if left_out else []
     notes += [note for genes in maps for note in genes.notes]
     return Axis(target, common, maps, n_cells, notes=tuple(notes))
+
+
+def dimension_axis(matched: Sequence[MatchedSource]) -> Axis:
+    """Return the axis of cells whose values are vectors of ``obsm``.
+
+    Raises
+    ------
+    InputError
+        If the files hold vectors of other lengths.
+    """
+    lengths = [len(m.match.names) for m in matched]
+    if len(set(lengths)) > 1:
+        what = f"the vectors have {' and '.join(str(n) for n in sorted(set(lengths)))} dimensions"
+        raise InputError(
+            what, matched[0].source.name, "ingest them one by one", code="vectors-of-another-model"
+        )
+    maps = [dimension_map(n) for n in lengths]
+    species = matched[0].match.species
+    return Axis(species, list(matched[0].match.names), maps, {species: sum(m.source.n_obs for m in matched)})
+
+
+def dimensions(axis: Axis, matched: Sequence[MatchedSource]) -> tuple[ReferenceGenes, Known]:
+    """Read all vectors once; return what they say of the dimensions, and what the encoder has to know.
+
+    The vectors are divided by their spread from then on: what is rounded or has a least size suits them then.
+    """
+    found = StatisticsAccumulator(len(axis.gene_ids))
+    sources = [m.source for m in matched if isinstance(m.source, VectorSource)]
+    sd = np.concatenate([source.some(N_SCALE) for source in sources]).std(axis=0, dtype=np.float64)
+    scale = float(np.sqrt(np.mean(sd**2))) or 1.0
+    for source in sources:
+        source.scale = scale
+        for block in source.chunks():
+            np.clip(block.data, -50, 50, out=block.data)  # its exponential is taken too
+            found.add(block)
+    known = Known(sources[0].key, scale, sources[0].variance if len(sources) == 1 else ())
+    return ReferenceGenes(axis, found.result(), np.ones(len(axis.gene_ids)), []), known
 
 
 def gene_statistics(

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from scvec.backbones import parse_spec
 from scvec.base.errors import InputError, StoreError
 from scvec.base.parallel import read_ahead
-from scvec.base.types import Bool, CellChunk, Float32, GeneMatch, Progress, Space, no_progress
-from scvec.model.storage import genes_of
+from scvec.base.types import Bool, CellChunk, Float32, GeneMatch, Progress, Space, Species, no_progress
+from scvec.ingest.cells.cell_vectors import VectorSource
+from scvec.model.storage import encoder_of, genes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 __all__ = [
     "SIMILAR",
     "MatchedSource",
+    "dimension_map",
     "match_genes",
+    "obsm_key",
     "query_genes",
     "reference_share",
     "settle_values",
@@ -71,6 +74,8 @@ class MatchedSource:
     @property
     def summary(self) -> str:
         """One line for people."""
+        if self.source.state.kind == "vectors":
+            return f"none used; {self.source.state.message}"
         extra = "" if self.names_from == "index" else f" (names from var['{self.names_from}'])"
         return self.match.summary(self.source.gene_totals) + extra
 
@@ -151,6 +156,8 @@ def match_genes(
     InputError
         If under a tenth of the counts lies on known genes, unless ``force``.
     """
+    if source.state.kind == "vectors":
+        return _match_dimensions(source, species)
     best: MatchedSource | None = None
     for column, names in source.gene_name_candidates().items():
         match = resolver.resolve(names, species)
@@ -170,6 +177,61 @@ def match_genes(
         )
     few = [f"warning: few genes are known: {best.summary}"] if best.share < WARN_SHARE else []
     return replace(best, notes=(*best.match.notes, *few))
+
+
+def _match_dimensions(source: CellSource, species: str) -> MatchedSource:
+    """Return cells whose genes are the dimensions of their vectors; nothing in these tells the species."""
+    names = tuple(source.var_names)
+    of: Species = "mouse" if species == "mouse" else "human"
+    return MatchedSource(
+        source, GeneMatch(names, names, ("symbol",) * len(names), of, "dimensions"), "index", 1.0
+    )
+
+
+def dimension_map(n: int) -> GeneMap:
+    """Return the map of n dimensions onto themselves."""
+    from scipy.sparse import identity
+
+    from scvec.ingest.genes.names import GeneMap
+
+    return GeneMap(identity(n, dtype=np.float32, format="csr"), False, np.ones(n, dtype=bool))
+
+
+def obsm_key(stored: StoredReference) -> str | None:
+    """Return the key of ``obsm`` whose vectors a reference holds; None where they are made of genes."""
+    state = stored.meta["model"]["encoder"]
+    return str(state["key"]) if state["name"] == "obsm" else None
+
+
+def _query_dimensions(stored: StoredReference, source: VectorSource, *, force: bool) -> GeneMap:
+    """Return the map of vectors of a query onto those of a reference.
+
+    Raises
+    ------
+    InputError
+        If they have another length, or look like those of another model, unless ``force``.
+    """
+    from scvec.encoders.obsm import N_COMPARED, ObsmEncoder
+
+    encoder = encoder_of(stored)
+    if not isinstance(encoder, ObsmEncoder) or encoder.statistics is None:
+        raise StoreError("the reference lacks the statistics of its vectors", stored.name, "ingest it again")
+    dim, where = len(source.var_names), f"{source.name} (obsm/{source.key})"
+    if dim != encoder.embed_dim:
+        raise InputError(
+            f"the vectors have {dim} dimensions, those of the reference {encoder.embed_dim}",
+            where,
+            "make them with the model of the reference",
+            code="vectors-of-another-model",
+        )
+    source.scale = encoder.known.scale
+    try:
+        told = encoder.known.check(source.some(N_COMPARED), source.variance, encoder.statistics, where)
+    except InputError as error:
+        if not force:
+            raise
+        told = f"warning: {error.what}"
+    return replace(dimension_map(dim), notes=(told,))
 
 
 def reference_share(
@@ -211,16 +273,24 @@ def query_genes(
     *,
     unmatched_genes: str = "drop",
     device: str = "auto",
+    force: bool = False,
     progress: Progress = no_progress,
 ) -> GeneMap:
     """Return the map from the names of a query to all genes of a reference.
 
     Through orthologs, with the factors of the query's species where the reference holds cells of it, and by
     text on request. Notes about it are those of the map.
+
+    Raises
+    ------
+    InputError
+        If vectors of ``obsm`` are not of the model of the reference, unless ``force``.
     """
     from scvec.model.resolvers import stored_resolver
     from scvec.model.storage import FACTOR, genes_of
 
+    if isinstance(matched.source, VectorSource):
+        return _query_dimensions(stored, matched.source, force=force)
     genes = stored_resolver(store).map_to(matched.match, genes_of(stored), stored.meta["species"])
     factors = stored.tensors.get(FACTOR + matched.match.species)
     if factors is not None:

@@ -18,10 +18,18 @@ from scvec.base.results import Report, Stages, counts_line, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.label_terms import class_ontology, match_labels, term_notes
 from scvec.encoders import Material
+from scvec.encoders.obsm import ObsmEncoder, VectorStatistics
 from scvec.engines import check_engine, encode_cells
+from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.label_columns import as_label_map
-from scvec.ingest.cells.source import CellSource
-from scvec.model.axis import Axis, ReferenceGenes, common_axis, reference_genes
+from scvec.model.axis import (
+    Axis,
+    ReferenceGenes,
+    common_axis,
+    dimension_axis,
+    dimensions,
+    reference_genes,
+)
 from scvec.model.cell_index import put_cells
 from scvec.model.encoder_models import forget_trainings, prepared, training_folder
 from scvec.model.gene_vectors import EncodedGenes, encode_genes, stored_genes
@@ -83,7 +91,10 @@ def ingest_cells(
             kb = txn.open_knowledge()
             matched, axis = match_all(txn, kb, labelled, asked, progress)
         with stages("count genes"):
-            genes = reference_genes(axis, matched, labelled.codes, progress)
+            if asked.obsm:
+                genes, known = dimensions(axis, matched)
+            else:
+                genes = reference_genes(axis, matched, labelled.codes, progress)
             cells = Cells(labelled, matched, genes)
         texts = None
         if asked.kind.texts == "genes":
@@ -147,7 +158,9 @@ def read_labelled(
     names = as_label_map(asked.label_map)
     progress("reading cells", 0, None)
     sources = [
-        stack.enter_context(CellSource.open(ref, layer=asked.layer, memory=asked.memory, values=asked.values))
+        stack.enter_context(
+            open_cells(ref, asked.obsm, layer=asked.layer, memory=asked.memory, values=asked.values)
+        )
         for ref in refs
     ]
     return Labelled.read(
@@ -162,7 +175,7 @@ def match_all(
     fresh, stored = ensure_knowledge(kb, progress=progress), txn.base.manifest.knowledge
     resolver = resolver_of(kb, None if fresh or stored is None else stored.digest)
     matched = [match_genes(s, resolver, species=asked.species, force=asked.force) for s in labelled.sources]
-    return matched, common_axis(matched, resolver)
+    return matched, dimension_axis(matched) if asked.obsm else common_axis(matched, resolver)
 
 
 def encode_texts(
@@ -224,6 +237,9 @@ def train_model(
         progress=progress,
         n_workers=training_workers(asked.memory),
     )
+    if isinstance(encoder := model.members.encoder, ObsmEncoder):
+        vectors = sample.X.toarray()
+        encoder.statistics = VectorStatistics.fit(vectors, sample.labels, sample.folds, seed=asked.seed)
     return Trained(model, sample, [*sampled, *notes, *getattr(model.members.encoder, "notes", ())])
 
 

@@ -15,12 +15,12 @@ from scvec.base.resources import check_device
 from scvec.base.results import Stages
 from scvec.base.types import Int64, Progress, no_progress
 from scvec.engines import check_engine, predict_cells
-from scvec.ingest.cells.source import CellSource
+from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.write import check_output, write_annotated, write_tables
 from scvec.model.annotation import Annotation, judge, provenance
 from scvec.model.classifiers import clusters, majority, need_igraph
 from scvec.model.gene_fit import fitted_to
-from scvec.model.matching import MatchedSource, match_genes, query_genes, reference_share
+from scvec.model.matching import MatchedSource, match_genes, obsm_key, query_genes, reference_share
 from scvec.model.query_options import QueryOptions
 from scvec.model.reference import Prediction
 from scvec.model.resolvers import stored_resolver
@@ -32,6 +32,7 @@ from scvec.stores.store.store import Store
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scvec.ingest.cells.source import CellSource
     from scvec.ingest.genes.names import GeneMap
     from scvec.model.reference import ReferenceModel
     from scvec.stores.store.reference_reader import StoredReference
@@ -84,7 +85,9 @@ def query(
         subset = stored.rows_where(options.where)
     with stages("read"):
         progress("reading cells", 0, None)
-        source = _read(cells, options, columns=page is not None)  # only a report shows other columns of obs
+        source = _read(
+            cells, options, stored, columns=page is not None
+        )  # only a report shows other columns of obs
     with source:
         ready = _prepare(opened, stored, source, options, stages, progress)
         used, clipped = _clipped(options, stored.n if subset is None else len(subset))
@@ -150,9 +153,14 @@ def _checked(options: QueryOptions, cells: Any) -> tuple[Path | None, Path | Non
     return target, page
 
 
-def _read(cells: Any, options: QueryOptions, *, columns: bool) -> CellSource:
-    return CellSource.open(
-        cells, layer=options.layer, memory=options.memory, columns=columns, values=options.values
+def _read(cells: Any, options: QueryOptions, stored: StoredReference, *, columns: bool) -> CellSource:
+    return open_cells(
+        cells,
+        obsm_key(stored),
+        layer=options.layer,
+        memory=options.memory,
+        columns=columns,
+        values=options.values,
     )
 
 
@@ -170,7 +178,13 @@ def _prepare(
         matched = match_genes(source, resolver, species=options.species, force=options.force)
         unmatched, device = options.unmatched_genes, options.device
         genes = query_genes(
-            opened, stored, matched, unmatched_genes=unmatched, device=device, progress=progress
+            opened,
+            stored,
+            matched,
+            unmatched_genes=unmatched,
+            device=device,
+            force=options.force,
+            progress=progress,
         )
     with stages("load reference"):
         # On a cluster, shards hold the index: only labels and weights are loaded here.

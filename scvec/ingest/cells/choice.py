@@ -202,6 +202,7 @@ def choose(contents: Contents, layer: str | None, memory: int, values: str = "au
         If there is no usable matrix, or the one to use holds NaN, infinite or impossible values, or cells on
         scales of which one is unknown.
     """
+    contents.need_values()
     looks: list[_Look] = []
     for places in _rounds(contents, layer, values):
         looks += (here := [_look(contents, place, memory, values) for place in places])

@@ -70,7 +70,12 @@ def recipe_of(source: CellSource) -> RowsRecipe | None:
     That is so for AnnData objects in memory, and for matrices that are stored by gene, which each process
     would have to turn over. Folders are many files, of which nobody could tell that they are the same ones.
     """
-    if source.path is None or is_only_here(source.reader) or not os.path.isfile(source.path):
+    if (
+        source.path is None
+        or source.state.kind == "vectors"
+        or is_only_here(source.reader)
+        or not os.path.isfile(source.path)
+    ):
         return None
     found = os.stat(source.path)
     return RowsRecipe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +197,12 @@ class Contents:
     ----------
     table, names
         The columns of obs, rows by number, and its index in less memory.
+    obsm, variance
+        Arrays of ``obsm`` by key, unread; what scanpy wrote into ``uns['pca']['variance']``, None without.
     """
+
+    obsm: Mapping[str, Any]
+    variance: Any
 
     def __init__(
         self,
@@ -211,10 +216,14 @@ class Contents:
         self.name, self.places, self.path, self.close = name, places, path, close
         self.notes: list[str] = [] if notes is None else notes
         self.table, self.names = obs if isinstance(obs, tuple) else unnamed(obs)
+        self.obsm, self.variance = {}, None
         if not self.n_obs:
             raise InputError(
                 "there are no cells", self.name, "give a file with at least one cell", code="no-cells"
             )
+
+    def need_values(self) -> None:
+        """Raise InputError where there is no matrix."""
         if not self.places:
             fix = "write it with expression values: adata.X must not be None"
             raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix, code="no-values")
@@ -266,7 +275,11 @@ def contents_of_file(file: Any, path: Path, memory: int) -> Contents:
         obs = file["obs"]
     table = read_named(obs, str(path), memory, notes)
     # A zarr folder is not held open.
-    return Contents(str(path), table, places, path, notes, getattr(file, "close", lambda: None))
+    contents = Contents(str(path), table, places, path, notes, getattr(file, "close", lambda: None))
+    with reading(path):
+        contents.obsm = file["obsm"] if "obsm" in file and is_group(file["obsm"]) else {}
+        contents.variance = file["uns/pca/variance"] if "uns/pca/variance" in file else None
+    return contents
 
 
 def _old_file(file: h5py.File, path: Path) -> Contents:
@@ -318,4 +331,8 @@ def contents_of_adata(adata: AnnData) -> Contents:
         places["raw"] = Place(raw.X, lambda: tidy_table(raw.var, "raw/var", notes))
     for name, values in adata.layers.items():
         places[f"layers/{name}"] = Place(values, lambda: var)
-    return Contents("the AnnData object", obs, places, None, notes)
+    contents = Contents("the AnnData object", obs, places, None, notes)
+    contents.obsm = getattr(adata, "obsm", {})
+    pca = getattr(adata, "uns", {}).get("pca")
+    contents.variance = pca.get("variance") if isinstance(pca, Mapping) else None
+    return contents
