@@ -76,7 +76,7 @@ for _command in gene_commands:
     type=_Encoder(encoder_names()),
     default="discriminant",
     show_default=True,
-    help="How cells become vectors; obsm:KEY takes those of obsm, as obsm:X_scVI; pca and residual are controls.",
+    help="How cells become vectors; obsm:X_scVI takes those of obsm; pca and residual are controls.",
 )
 @click.option(
     "--batch-key", metavar="COLUMN", help="Column of obs with the donor or batch; calibrates across them."
