@@ -1,4 +1,4 @@
-"""Vectors that another model made of the cells (scVI, scGPT, Geneformer, Harmony, ...), read from ``obsm``."""
+"""Vectors that another model made of the cells (scVI, scGPT, Harmony, ...), read from ``obsm``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ MIN_CELLS = 20
 N_OWN = 5
 #: Cells per group of reference cells, most groups, and fewest cells of a group that is kept.
 PER_GROUP, MAX_GROUPS, MIN_GROUP = 20, 64, 5
-#: Limit of :meth:`VectorStatistics.distance`. Cells of other donors, whole or one type alone, reach 1.8 (PCA and an
-#: autoencoder of pancreas cells); rotated, permuted or halved vectors start at 2.2.
+#: Limit of :meth:`VectorStatistics.distance`. Cells of other donors, whole or one type alone, reach 1.8 (PCA and
+#: an autoencoder of pancreas cells); rotated, permuted or halved vectors start at 2.2.
 LIMIT = 1.9
 #: A query may lie this much farther from the reference than whole batches of it lie from each other.
 ROOM = 1.1
@@ -37,8 +37,8 @@ ROOM = 1.1
 class VectorStatistics:
     """What the vectors of a reference look like, to tell those of another model.
 
-    Distances are taken in a space where the cells of a type scatter alike in all directions: there, dimensions
-    of small variance that tell types apart count as much as the large ones.
+    Distances are taken in a space where the cells of a type scatter alike in all directions: dimensions of
+    small variance that tell types apart count as much as the large ones.
 
     Attributes
     ----------
@@ -109,12 +109,12 @@ class VectorStatistics:
         )
 
     def distance(self, vectors: Float32) -> float:
-        """Return how far vectors (n, dim) lie from the reference, about 1 for cells as those of the reference.
+        """Return how far vectors (n, dim) lie from the reference, about 1 for cells like its own.
 
-        Of each cell, the distance to the nearest group of the reference is compared with the distance to the
-        mean of its own nearest cells, and with the radius of that group. The first ratio is large where groups
-        lie elsewhere (rotated, permuted, shrunk), the second where all is wider. The median of their geometric
-        mean: cells of new types do not count as long as they are less than half.
+        Of each cell, the distance to the nearest group of the reference is compared with two others: that to
+        the mean of the nearest cells of the query, and the radius of the group. The first ratio is large
+        where groups lie elsewhere (rotated, permuted, shrunk), the second where all is wider. The median of
+        their geometric mean: cells of new types do not count as long as they are less than half.
         """
         step = max(1, -(-len(vectors) // N_COMPARED))
         Z = vectors[::step].astype(np.float64) @ self.whitening
@@ -136,11 +136,17 @@ def _distances(A: Float64, B: Float64) -> Float64:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of vectors before training: ``key`` of obsm, ``scale``, and ``variance`` of scanpy's PCA.
+    """What is known of vectors before training.
 
-    ``scale`` is what vectors are divided by; ``variance`` (``uns['pca']['variance']``) tells one PCA from another,
-    and is empty where the producer left none. What scvi-tools writes (``_scvi_uuid``, ``_scvi_manager_uuid``)
-    names a data set and not a model.
+    Attributes
+    ----------
+    key
+        Of ``obsm``.
+    scale
+        What vectors are divided by.
+    variance
+        ``uns['pca']['variance']`` of scanpy, which tells one PCA from another; empty where there is none. What
+        scvi-tools writes (``_scvi_uuid``, ``_scvi_manager_uuid``) names a data set and not a model.
     """
 
     key: str
@@ -168,19 +174,22 @@ class Known:
                 )
         if len(vectors) < MIN_CELLS:
             return f"too few cells to tell whether obsm[{self.key!r}] is of the model of the reference"
-        found = statistics.distance(vectors)
+        found, limit = statistics.distance(vectors), statistics.limit
         size = float(np.median(np.linalg.norm(vectors, axis=1)) * self.scale)
-        if not found <= statistics.limit:
-            shown = f"they lie {found:.1f} times farther from its cells than alike cells do, {statistics.limit:.1f} at most"
+        if not found <= limit:
+            shown = (
+                f"they lie {found:.1f} times as far from its cells as alike cells do, more than {limit:.1f}"
+            )
             raise InputError(
                 f"{told}: {shown}", f"{where}, median length {size:.3g}", fix, code="vectors-of-another-model"
             )
-        return f"obsm[{self.key!r}] looks like the vectors of the reference (distance {found:.2f}, limit {statistics.limit:.2f})"
+        shown = f"distance {found:.2f}, limit {limit:.2f}"
+        return f"obsm[{self.key!r}] looks like the vectors of the reference ({shown})"
 
 
 @encoder("obsm", argument="KEY")
 class ObsmEncoder:
-    """Takes the vectors of ``obsm[KEY]`` as they are; head, neighbours, calibration and novelty stand on them.
+    """Takes the vectors of ``obsm[KEY]`` as they are.
 
     The "genes" of its cells are the dimensions of the vectors. Nothing of the expression is used.
     """
@@ -221,8 +230,8 @@ class ObsmEncoder:
     def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> ObsmEncoder:
         """Rebuild from :meth:`state`; ValueError or KeyError where parts do not fit."""
         known = Known(str(meta["key"]), float(meta["scale"]), tuple(float(v) for v in meta["variance"]))
-        parts = (tensors[name] for name in ("whitening", "groups", "radius"))
-        found = cls(known, int(meta["embed_dim"]), VectorStatistics(*parts, limit=float(meta["limit"])))
+        parts = tensors["whitening"], tensors["groups"], tensors["radius"]
+        found = cls(known, int(meta["embed_dim"]), VectorStatistics(*parts, float(meta["limit"])))
         if len(tensors["whitening"]) != found.embed_dim or not 0 < known.scale < np.inf:
             raise ValueError(f"statistics of {len(tensors['whitening'])} dimensions for {found.embed_dim}")
         return found

@@ -34,7 +34,8 @@ def make_golden(stored: StoredReference, *, seed: int = 0) -> tuple[Tensors, dic
     """Return arrays and JSON values of a golden query for a reference.
 
     The cells are drawn, not taken: counts of a Poisson distribution about the mean cell of a label, mixed a
-    little with the mean of all, over all genes; of vectors, about the mean vector. No cell of the reference can be found in them.
+    little with the mean of all, over all genes; of vectors, about the mean
+    vector. No cell of the reference can be found in them.
     """
     from scipy.sparse import csr_matrix
 
@@ -112,7 +113,7 @@ def check_golden(stored: StoredReference, tensors: Tensors, described: Mapping[s
 
 
 def _answers(stored: StoredReference, cells: Any) -> tuple[Float32, Float32]:
-    """Return (n, n_classes) probabilities of cells (n, n_genes) CSR of log1p CP10k: of all, and of the head."""
+    """Return (n, n_classes) probabilities of cells (n, n_genes) CSR of log1p CP10k: of all and of the head."""
     model = load_model(stored, device="cpu", exact=True)
     chunk = CellChunk(cells, np.ones(cells.shape[1], dtype=bool))
     n_neighbors = min(15, model.members.index.n)

@@ -41,7 +41,7 @@ def open_cells(
     columns: bool = True,
     values: str = "auto",
 ) -> CellSource:
-    """Open cells by their vectors of ``obsm``, by their genes where it is None; as :meth:`CellSource.open`."""
+    """Open cells by their vectors of ``obsm``, by their genes where it is None."""
     if obsm is None:
         return CellSource.open(cells, layer=layer, memory=memory, columns=columns, values=values)
     limit = parse_memory(memory)
@@ -124,7 +124,7 @@ def _array(contents: Contents, key: str) -> Any:
         what = f"there is no obsm[{key!r}]"
         raise InputError(what, contents.name, f"give the key of the vectors; {there}", code="unknown-obsm")
     item = item.to_numpy() if isinstance(item, pd.DataFrame) else item
-    shape = getattr(item, "shape", ())
+    shape: tuple[int, ...] = getattr(item, "shape", ())
     if is_group(item) or len(shape) != 2 or not 1 < shape[1] <= MAX_DIM:
         what = f"obsm[{key!r}] is not an array of 2 to {MAX_DIM:,} dimensions a cell"
         raise InputError(what, where, "store the vectors as a plain array", code="wrong-format")

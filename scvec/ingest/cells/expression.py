@@ -49,8 +49,8 @@ class ExpressionState:
         ``counts``; ``estimated_counts`` (not whole: estimated by RSEM or salmon, or corrected for ambient
         RNA); ``log1p_cp10k`` (natural log1p of counts per ten thousand); ``log`` (another base or target, or
         part of the genes only); ``linear`` (CPM, TPM, RPKM); ``sqrt`` and ``arcsinh`` of one of these;
-        ``scaled`` (has negative values: z-scores, residuals), which cannot be used; ``vectors`` (of ``obsm``),
-        which are taken as they are.
+        ``scaled`` (has negative values: z-scores, residuals), which cannot be used; ``vectors`` (of
+        ``obsm``), which are taken as they are.
     where
         ``X``, ``raw`` or ``layers/NAME``.
     base

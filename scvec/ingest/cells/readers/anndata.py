@@ -278,7 +278,7 @@ def contents_of_file(file: Any, path: Path, memory: int) -> Contents:
     contents = Contents(str(path), table, places, path, notes, getattr(file, "close", lambda: None))
     with reading(path):
         contents.obsm = file["obsm"] if "obsm" in file and is_group(file["obsm"]) else {}
-        contents.variance = file["uns/pca/variance"] if "uns/pca/variance" in file else None
+        contents.variance = file.get("uns/pca/variance")
     return contents
 
 
