@@ -26,8 +26,8 @@ MIN_CELLS = 20
 N_OWN = 5
 #: Cells per group of reference cells, most groups, and fewest cells of a group that is kept.
 PER_GROUP, MAX_GROUPS, MIN_GROUP = 20, 64, 5
-#: Limit of :meth:`VectorStatistics.distance`. Cells of other donors, whole or one type alone, reach 1.8 (PCA and
-#: an autoencoder of pancreas cells); rotated, permuted or halved vectors start at 2.2.
+#: Limit of :meth:`VectorStatistics.distance`. Cells of other donors, whole or one type alone, reach 1.8
+#: (PCA and an autoencoder of pancreas cells); rotated, permuted or halved vectors start at 2.2.
 LIMIT = 1.9
 #: A query may lie this much farther from the reference than whole batches of it lie from each other.
 ROOM = 1.1
@@ -145,8 +145,8 @@ class Known:
     scale
         What vectors are divided by.
     variance
-        ``uns['pca']['variance']`` of scanpy, which tells one PCA from another; empty where there is none. What
-        scvi-tools writes (``_scvi_uuid``, ``_scvi_manager_uuid``) names a data set and not a model.
+        ``uns['pca']['variance']`` of scanpy, which tells one PCA from another; empty where there is none.
+        What scvi-tools writes (``_scvi_uuid``, ``_scvi_manager_uuid``) names a data set and not a model.
     """
 
     key: str

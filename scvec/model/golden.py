@@ -113,7 +113,7 @@ def check_golden(stored: StoredReference, tensors: Tensors, described: Mapping[s
 
 
 def _answers(stored: StoredReference, cells: Any) -> tuple[Float32, Float32]:
-    """Return (n, n_classes) probabilities of cells (n, n_genes) CSR of log1p CP10k: of all and of the head."""
+    """Return (n, n_classes) probabilities of cells (n, n_genes) CSR: of all, and of the head."""
     model = load_model(stored, device="cpu", exact=True)
     chunk = CellChunk(cells, np.ones(cells.shape[1], dtype=bool))
     n_neighbors = min(15, model.members.index.n)

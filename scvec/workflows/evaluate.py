@@ -17,7 +17,7 @@ from scvec.base.types import Progress, no_progress
 from scvec.model import metrics
 from scvec.model.query_options import QueryOptions
 from scvec.report.evaluation import EvaluationReport, draw, need_matplotlib
-from scvec.workflows.query import query
+from scvec.workflows.query import query_one
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -85,7 +85,7 @@ def evaluate(
         need_matplotlib()
     names = as_label_map(label_map)
     truth = _truth(cells, truth_key, options)
-    annotation = query(store, cells, options, progress=progress)
+    annotation = query_one(store, cells, options, progress=progress)
     renamed = np.array([names.get(t, t) for t in truth], dtype=np.str_)
     scored = np.flatnonzero(renamed != "")
     if len(scored) == 0:

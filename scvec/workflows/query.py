@@ -28,6 +28,7 @@ from scvec.model.storage import load_model
 from scvec.report.write_report import check_report, write_report
 from scvec.stores.index.shards import ShardedIndex
 from scvec.stores.store.store import Store
+from scvec.workflows.query_many import JointAnnotation, query_many
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from scvec.model.reference import ReferenceModel
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["annotate", "only_reference", "query"]
+__all__ = ["annotate", "only_reference", "query", "query_one"]
 
 #: Formats of an output.
 OUTPUTS = (".h5ad", ".csv", ".parquet")
@@ -51,8 +52,8 @@ def query(
     *,
     progress: Progress = no_progress,
     **keywords: Any,
-) -> Annotation:
-    """Annotate the cells of a file by a reference.
+) -> Annotation | JointAnnotation:
+    """Annotate the cells of a file by a reference, or by several together.
 
     Options are given by keyword, as in ``scvec.query("store", "new.h5ad", reference="pancreas")``, or as an
     object that several queries share.
@@ -67,6 +68,10 @@ def query(
     **keywords
         Fields of :class:`scvec.QueryOptions`, in place of those of ``options``.
 
+    Returns
+    -------
+    The annotation; where ``reference`` names several, a :class:`scvec.workflows.query_many.JointAnnotation`.
+
     Raises
     ------
     InputError
@@ -77,11 +82,25 @@ def query(
         If the Ray cluster cannot be reached, or a part of it is lost that cannot be restored.
     """
     options = options_of(QueryOptions, options, keywords)
+    if isinstance(options.reference, tuple):
+        target, _ = _checked(options, cells)
+        return query_many(query_one, store, cells, options, target, progress=progress)
+    return query_one(store, cells, options, progress=progress)
+
+
+def query_one(
+    store: Path | str,
+    cells: Path | str | AnnData,
+    options: QueryOptions,
+    *,
+    progress: Progress = no_progress,
+) -> Annotation:
+    """Annotate cells by one reference; as :func:`query`."""
     target, page = _checked(options, cells)
     stages = Stages()
     with stages("open store"):
         opened = Store(store)
-        stored = opened.reference(only_reference(opened, options.reference))
+        stored = opened.reference(only_reference(opened, options.one_reference))
         subset = stored.rows_where(options.where)
     with stages("read"):
         progress("reading cells", 0, None)
