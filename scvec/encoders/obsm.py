@@ -22,15 +22,15 @@ Int64 = npt.NDArray[np.int64]
 N_COMPARED = 500
 #: Least cells for an answer: fewer have no neighbours of their own to be compared with.
 MIN_CELLS = 20
-#: Nearest other cells of the query that a cell is compared with.
-N_OWN = 5
+#: Nearest other cells of the query that a cell is compared with: fewer where a type may have no more.
+N_OWN = 10
 #: Cells per group of reference cells, most groups, and fewest cells of a group that is kept.
 PER_GROUP, MAX_GROUPS, MIN_GROUP = 20, 64, 5
-#: Limit of :meth:`VectorStatistics.distance`. Cells of other donors, whole or one type alone, reach 1.8
-#: (PCA and an autoencoder of pancreas cells); rotated, permuted or halved vectors start at 2.2.
-LIMIT = 1.9
+#: Least limits of :meth:`VectorStatistics.measures`. Cells of other donors, whole or one type alone, reach 0.9
+#: to 1.2 times what whole donors of the reference reach; rotated, permuted or rescaled vectors start beyond.
+FAR, WIDE = 1.75, 1.5
 #: A query may lie this much farther from the reference than whole batches of it lie from each other.
-ROOM = 1.1
+ROOM = 1.2
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class VectorStatistics:
         (n_groups, dim) float32 centers of groups of similar cells, whitened.
     radius
         (n_groups,) float32 median distance of the cells of a group from its center.
-    limit
-        The distance beyond which vectors are of another model.
+    limits
+        The two measures beyond which vectors are of another model.
     """
 
     whitening: Float32
     groups: Float32
     radius: Float32
-    limit: float = LIMIT
+    limits: tuple[float, float] = (FAR, WIDE)
 
     def __post_init__(self) -> None:
         dim = len(self.whitening)
@@ -66,15 +66,17 @@ class VectorStatistics:
     def fit(cls, vectors: Float32, labels: Int64, folds: Int64, *, seed: int = 0) -> VectorStatistics:
         """Learn from labelled cells (n, dim); ``folds`` (n,) hold whole batches, -1 for none.
 
-        A reference whose own batches lie far apart has a larger limit.
+        A reference whose own batches lie far apart has larger limits.
         """
-        found, limit = cls._of(vectors, labels, seed), LIMIT
+        found, limits = cls._of(vectors, labels, seed), [(FAR, WIDE)]
         for fold in np.unique(folds[folds >= 0]):
             here, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
             known = here[np.isin(labels[here], labels[rest])]
             if len(known) >= MIN_CELLS and len(np.unique(labels[rest])) > 1:
-                limit = max(limit, ROOM * cls._of(vectors[rest], labels[rest], seed).distance(vectors[known]))
-        return replace(found, limit=float(limit))
+                far, wide = cls._of(vectors[rest], labels[rest], seed).measures(vectors[known])
+                limits.append((ROOM * far, ROOM * wide))
+        far, wide = np.max(limits, axis=0)
+        return replace(found, limits=(float(far), float(wide)))
 
     @classmethod
     def _of(cls, vectors: Float32, labels: Int64, seed: int) -> VectorStatistics:
@@ -108,25 +110,27 @@ class VectorStatistics:
             np.asarray(radius, dtype=np.float32),
         )
 
-    def distance(self, vectors: Float32) -> float:
-        """Return how far vectors (n, dim) lie from the reference, about 1 for cells like its own.
+    def measures(self, vectors: Float32) -> tuple[float, float]:
+        """Return two measures of how far vectors (n, dim) lie from the reference.
 
-        Of each cell, the distance to the nearest group of the reference is compared with two others: that to
-        the mean of the nearest cells of the query, and the radius of the group. The first ratio is large
-        where groups lie elsewhere (rotated, permuted, shrunk), the second where all is wider. The median of
-        their geometric mean: cells of new types do not count as long as they are less than half.
+        The mean of a cell and its nearest cells of the query, in which noise averages out, is compared with
+        the nearest group of the reference. Their distance is divided by that of the cell from its own nearest
+        cells (large where groups lie elsewhere: rotated, permuted, shrunk), and by the geometric mean of this
+        and the radius of the group (large where all is wider). Medians: cells of new types do not count as
+        long as they are less than half.
         """
         step = max(1, -(-len(vectors) // N_COMPARED))
         Z = vectors[::step].astype(np.float64) @ self.whitening
         own = _distances(Z, Z)
-        np.fill_diagonal(own, np.inf)
-        nearest = np.argsort(own, axis=1)[:, :N_OWN]
-        among = np.linalg.norm(Z - Z[nearest].mean(axis=1), axis=1)
-        away = _distances(Z, self.groups.astype(np.float64))
+        np.fill_diagonal(own, -1.0)  # each cell comes first
+        n_own = int(np.clip(len(Z) // 15, 3, N_OWN))
+        nearest = Z[np.argsort(own, axis=1)[:, : n_own + 1]]
+        among = np.linalg.norm(Z - nearest[:, 1:].mean(axis=1), axis=1)
+        away = _distances(nearest.mean(axis=1), self.groups.astype(np.float64))
         group, least = away.argmin(axis=1), away.min(axis=1)
         tiny = 1e-9 * max(float(np.abs(Z).max()), 1e-300)
-        spread = np.maximum(among, tiny) * np.maximum(self.radius[group], tiny)
-        return float(np.median(least / np.sqrt(spread)))
+        among, radius = np.maximum(among, tiny), np.maximum(self.radius[group], tiny)
+        return float(np.median(least / among)), float(np.median(least / np.sqrt(among * radius)))
 
 
 def _distances(A: Float64, B: Float64) -> Float64:
@@ -174,17 +178,17 @@ class Known:
                 )
         if len(vectors) < MIN_CELLS:
             return f"too few cells to tell whether obsm[{self.key!r}] is of the model of the reference"
-        found, limit = statistics.distance(vectors), statistics.limit
-        size = float(np.median(np.linalg.norm(vectors, axis=1)) * self.scale)
-        if not found <= limit:
-            shown = (
-                f"they lie {found:.1f} times as far from its cells as alike cells do, more than {limit:.1f}"
-            )
+        found = statistics.measures(vectors)
+        shown = ", ".join(f"{x:.2f} (limit {y:.2f})" for x, y in zip(found, statistics.limits, strict=True))
+        if not all(x <= y for x, y in zip(found, statistics.limits, strict=True)):
+            size = float(np.median(np.linalg.norm(vectors, axis=1)) * self.scale)
             raise InputError(
-                f"{told}: {shown}", f"{where}, median length {size:.3g}", fix, code="vectors-of-another-model"
+                f"{told}: distances {shown}",
+                f"{where}, median length {size:.3g}",
+                fix,
+                code="vectors-of-another-model",
             )
-        shown = f"distance {found:.2f}, limit {limit:.2f}"
-        return f"obsm[{self.key!r}] looks like the vectors of the reference ({shown})"
+        return f"obsm[{self.key!r}] looks like the vectors of the reference: distances {shown}"
 
 
 @encoder("obsm", argument="KEY")
@@ -224,14 +228,19 @@ class ObsmEncoder:
         if of is not None:
             tensors = {"whitening": of.whitening, "groups": of.groups, "radius": of.radius}
         meta = {"key": self.known.key, "scale": self.known.scale, "variance": list(self.known.variance)}
-        return tensors, {**meta, "embed_dim": self.embed_dim, "limit": LIMIT if of is None else of.limit}
+        return tensors, {
+            **meta,
+            "embed_dim": self.embed_dim,
+            "limits": [FAR, WIDE] if of is None else list(of.limits),
+        }
 
     @classmethod
     def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> ObsmEncoder:
         """Rebuild from :meth:`state`; ValueError or KeyError where parts do not fit."""
         known = Known(str(meta["key"]), float(meta["scale"]), tuple(float(v) for v in meta["variance"]))
+        far, wide = (float(x) for x in meta["limits"])
         parts = tensors["whitening"], tensors["groups"], tensors["radius"]
-        found = cls(known, int(meta["embed_dim"]), VectorStatistics(*parts, float(meta["limit"])))
+        found = cls(known, int(meta["embed_dim"]), VectorStatistics(*parts, (far, wide)))
         if len(tensors["whitening"]) != found.embed_dim or not 0 < known.scale < np.inf:
             raise ValueError(f"statistics of {len(tensors['whitening'])} dimensions for {found.embed_dim}")
         return found
