@@ -26,8 +26,8 @@ MIN_CELLS = 20
 N_OWN = 10
 #: Cells per group of reference cells, most groups, and fewest cells of a group that is kept.
 PER_GROUP, MAX_GROUPS, MIN_GROUP = 20, 64, 5
-#: Least limits of :meth:`VectorStatistics.measures`. Cells of other donors, whole or one type alone, reach 0.9
-#: to 1.2 times what whole donors of the reference reach; rotated, permuted or rescaled vectors start beyond.
+#: Least limits of :meth:`VectorStatistics.measures`. Cells of other donors, whole or one type alone, reach
+#: 0.9 to 1.2 times what donors of the reference reach; rotated, permuted or rescaled vectors start beyond.
 FAR, WIDE = 1.75, 1.5
 #: A query may lie this much farther from the reference than whole batches of it lie from each other.
 ROOM = 1.2

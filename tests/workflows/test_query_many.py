@@ -16,6 +16,7 @@ from scvec.base.types import Neighbors
 from scvec.celltypes.ontology import ClassOntology
 from scvec.model.annotation import Annotation
 from scvec.model.query_options import QueryOptions
+from scvec.stores.store.store import Store
 from scvec.workflows.query_many import _joined
 
 ISLET = ("alpha", "beta", "delta", "gamma")
@@ -49,22 +50,53 @@ def truth(made):
     return anndata.read_h5ad(made / "new.h5ad").obs["cell_type"].astype(str).to_numpy()
 
 
-def test_no_worse_than_the_right_reference_alone(made, joint):
-    of = truth(made)
-    for name, types in (("islet", ISLET), ("rest", OTHERS)):
-        own = np.isin(of, types)
+def check_halves(joint, of, halves, *, loss, wrong, sure):
+    """Compare the accuracy on the cells of each reference with that of it alone, and count wrong calls."""
+    for name, own in halves.items():
+        alone = joint.annotations[name].label
+        assert np.mean(joint.label[own] == of[own]) >= np.mean(alone[own] == of[own]) - loss
+        others = joint.reference[own] != name
+        assert np.mean(others) <= wrong
+        assert np.mean(others & (joint.status[own] == "confident")) <= sure
+
+
+def test_each_reference_annotates_as_it_does_alone(made, joint):
+    for name in ("islet", "rest"):
         alone = scvec.query(made / "store", made / "new.h5ad", reference=name)
         np.testing.assert_array_equal(joint.annotations[name].label, alone.label)
-        assert np.mean(joint.label[own] == of[own]) >= np.mean(alone.label[own] == of[own]) - 0.01
-        wrong = own & (joint.reference != name)
-        assert np.mean(wrong[own]) < 0.03
-        assert np.mean(wrong[own] & (joint.status[own] == "confident")) < 0.01
+        np.testing.assert_array_equal(joint.annotations[name].novelty, alone.novelty)
+
+
+def test_two_halves_of_one_tissue(made, joint):
+    # Up to 5% of the cells are novel to the reference that has their type: the other one then answers alone.
+    of = truth(made)
+    halves = {"islet": np.isin(of, ISLET), "rest": np.isin(of, OTHERS)}
+    check_halves(joint, of, halves, loss=0.05, wrong=0.05, sure=0.01)
+
+
+def test_pancreas_and_blood(tmp_path, new_store, shared_data):
+    blood = anndata.read_h5ad(shared_data / "pbmc3k_10x.h5ad")
+    islets = anndata.read_h5ad(files("scvec") / "data" / "baron_human.h5ad")
+    half = np.random.default_rng(0).permutation(blood.n_obs) < blood.n_obs // 2
+    known = islets.obs["donor"].astype(str).isin(["human1", "human2"]).to_numpy()
+    store = new_store(tmp_path / "store")
+    scvec.ingest_cells(store, [blood[half].copy()], name="blood", label_key="cell_type")
+    refs = [islets[known].copy()]
+    scvec.ingest_cells(store, refs, name="pancreas", label_key="cell_type", batch_key="donor")
+    mixed = anndata.concat([blood[~half], islets[~known]], join="inner", keys="bp", label="of")
+    mixed.obs_names_make_unique()
+    joint = scvec.query(store, mixed, reference=("pancreas", "blood"))
+    of = mixed.obs["cell_type"].astype(str).to_numpy()
+    halves = {n: (mixed.obs["of"] == n[0]).to_numpy() for n in ("blood", "pancreas")}
+    check_halves(joint, of, halves, loss=0.01, wrong=0.01, sure=0.001)
 
 
 def test_the_term_is_that_of_the_label_or_above(made, joint):
     beta = (truth(made) == "beta") & (joint.label == "beta") & (joint.status == "confident")
+    lineage = Store(made / "store").reference("islet").meta["ontology"]["lineage"]["CL:0000169"]
     assert beta.sum() > 50
-    assert np.mean(joint.cl_id[beta] == "CL:0000169") > 0.9
+    assert np.mean(joint.cl_id[beta] == "CL:0000169") > 0.8
+    assert set(joint.cl_id[beta]) <= set(lineage)
 
 
 def test_what_is_written(made, joint):
