@@ -74,7 +74,7 @@ class MatchedSource:
     @property
     def summary(self) -> str:
         """One line for people."""
-        if self.source.state.kind == "vectors":
+        if isinstance(self.source, VectorSource):
             return f"none used; {self.source.state.message}"
         extra = "" if self.names_from == "index" else f" (names from var['{self.names_from}'])"
         return self.match.summary(self.source.gene_totals) + extra
@@ -156,7 +156,7 @@ def match_genes(
     InputError
         If under a tenth of the counts lies on known genes, unless ``force``.
     """
-    if source.state.kind == "vectors":
+    if isinstance(source, VectorSource):
         return _match_dimensions(source, species)
     best: MatchedSource | None = None
     for column, names in source.gene_name_candidates().items():
