@@ -83,7 +83,7 @@ def test_pancreas_and_blood(tmp_path, new_store, shared_data):
     scvec.ingest_cells(store, [blood[half].copy()], name="blood", label_key="cell_type")
     refs = [islets[known].copy()]
     scvec.ingest_cells(store, refs, name="pancreas", label_key="cell_type", batch_key="donor")
-    mixed = anndata.concat([blood[~half], islets[~known]], join="inner", keys="bp", label="of")
+    mixed = anndata.concat([blood[~half], islets[~known]], join="inner", keys=["b", "p"], label="of")
     mixed.obs_names_make_unique()
     joint = scvec.query(store, mixed, reference=("pancreas", "blood"))
     of = mixed.obs["cell_type"].astype(str).to_numpy()
