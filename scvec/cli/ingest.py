@@ -31,6 +31,14 @@ from scvec.stores.index import index_kinds
 __all__ = ["ingest"]
 
 
+class _Encoder(click.Choice[str]):
+    """A name of an encoder, and what follows it after a colon (``obsm:KEY``)."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        super().convert(value.partition(":")[0], param, ctx)
+        return value
+
+
 @click.group()
 @global_options
 def ingest() -> None:
@@ -65,10 +73,10 @@ for _command in gene_commands:
 @max_cost_option
 @click.option(
     "--encoder",
-    type=click.Choice(encoder_names()),
+    type=_Encoder(encoder_names()),
     default="discriminant",
     show_default=True,
-    help="How vectors of genes become the vector of a cell; pca and residual are controls.",
+    help="How cells become vectors; obsm:X_scVI takes those of obsm; pca and residual are controls.",
 )
 @click.option(
     "--batch-key", metavar="COLUMN", help="Column of obs with the donor or batch; calibrates across them."

@@ -27,7 +27,6 @@ from scvec.cli.options import (
     n_neighbors_option,
     novelty_option,
     pass_session,
-    reference_option,
     unmatched_option,
     values_option,
     where_option,
@@ -37,6 +36,7 @@ from scvec.model.query_options import COLUMNS, QueryOptions
 if TYPE_CHECKING:
     from scvec.base.types import Progress
     from scvec.model.annotation import Annotation
+    from scvec.workflows.query_many import JointAnnotation
 
 __all__ = ["AnnotatedFile", "QueryFile", "explain", "query", "query_files"]
 
@@ -95,7 +95,12 @@ PLACE = "{}"
 
 @click.command()
 @click.argument("queries", metavar="QUERY...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@reference_option
+@click.option(
+    "--reference",
+    multiple=True,
+    metavar="NAME",
+    help="Reference to ask; give it again to join the answers of several.  [default: the only one]",
+)
 @click.option(
     "-o",
     "--output",
@@ -160,6 +165,7 @@ def query(
       scvec query new.h5ad --reference pancreas -o annotated.h5ad --report report.html
       scvec query new.h5ad --where "donor = 'human1'" -o labels.csv
       scvec query sample1.h5ad sample2.h5ad -o '{}-labels.csv'
+      scvec query new.h5ad --reference lung --reference blood -o annotated.h5ad
     """
     files = query_files(queries, output, report)
     found = annotate_files(session.store, files, QueryOptions(**chosen), progress=session.progress)
@@ -191,7 +197,7 @@ class AnnotatedFile:
     """The annotation of one file of several, with the name of the file."""
 
     path: Path
-    annotation: Annotation
+    annotation: Annotation | JointAnnotation
 
     @property
     def notes(self) -> Iterable[str]:

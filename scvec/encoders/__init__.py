@@ -37,6 +37,7 @@ MODULES = {
     "weighted": "scvec.encoders.weighted",
     "prompt": "scvec.encoders.prompt",
     "sentence": "scvec.encoders.sentence",
+    "obsm": "scvec.encoders.obsm",
     "pca": "scvec.encoders.pca",
     "residual": "scvec.encoders.adapted",
 }
@@ -113,6 +114,8 @@ class EncoderKind:
         It encodes with torch: on a GPU where there is one, and one chunk at a time.
     refits
         It is fitted again to the genes that a query measured (:class:`scvec.base.types.RefittedEncoder`).
+    argument
+        What follows its name and a colon, as ``KEY`` in ``obsm:KEY``; empty where nothing does.
     """
 
     name: str
@@ -120,6 +123,7 @@ class EncoderKind:
     texts: Literal["", "genes", "cells"] = ""
     uses_gpu: bool = False
     refits: bool = False
+    argument: str = ""
 
     @property
     def reads_models(self) -> bool:
@@ -163,13 +167,18 @@ class EncoderKind:
 
 
 def encoder(
-    name: str, *, texts: Literal["", "genes", "cells"] = "", uses_gpu: bool = False, refits: bool = False
+    name: str,
+    *,
+    texts: Literal["", "genes", "cells"] = "",
+    uses_gpu: bool = False,
+    refits: bool = False,
+    argument: str = "",
 ) -> Callable[[C], C]:
     """Return a decorator that registers a class under a name (:class:`EncoderKind` says what it needs)."""
 
     def register(made_by: C) -> C:
         made_by.name, made_by.takes_turns = name, uses_gpu  # type: ignore[attr-defined]  # CellEncoder has both
-        _registered[name] = EncoderKind(name, made_by, texts, uses_gpu, refits)
+        _registered[name] = EncoderKind(name, made_by, texts, uses_gpu, refits, argument)
         return made_by
 
     return register
@@ -181,13 +190,14 @@ def encoder_names() -> list[str]:
 
 
 def encoder_kind(name: str) -> EncoderKind:
-    """Return the encoder registered under a name.
+    """Return the encoder registered under a name, or under what precedes the first colon (``obsm:KEY``).
 
     Raises
     ------
     InputError
         If there is none.
     """
+    name, colon, argument = name.partition(":")
     if name not in encoder_names():
         close = difflib.get_close_matches(name, encoder_names(), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -195,7 +205,13 @@ def encoder_kind(name: str) -> EncoderKind:
         raise InputError(f"there is no encoder {name!r}", "--encoder", fix)
     if name not in _registered:
         import_module(MODULES[name])
-    return _registered[name]
+    kind = _registered[name]
+    if bool(colon) != bool(argument) or (argument and not kind.argument):
+        form = f"{name}:{kind.argument}" if kind.argument else name
+        raise InputError(
+            f"the encoder is written {form}", f"--encoder {name}{colon}{argument}", f"give {form}"
+        )
+    return kind
 
 
 def refits(encoder: CellEncoder) -> TypeGuard[RefittedEncoder]:

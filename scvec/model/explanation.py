@@ -580,7 +580,7 @@ class Explainer:
         confidence: npt.NDArray[np.float32],
     ) -> None:
         from scvec.model.gene_fit import fitted_to
-        from scvec.model.matching import match_genes, query_genes
+        from scvec.model.matching import match_genes, obsm_key, query_genes
         from scvec.model.resolvers import stored_resolver
         from scvec.model.storage import load_model
 
@@ -588,6 +588,13 @@ class Explainer:
         self._label, self._confidence = label, confidence
         self.parameters = dict(parameters)
         self._stored = same_reference(store, parameters)
+        if obsm_key(self._stored) is not None:
+            raise InputError(
+                "the reference holds vectors of obsm and no genes, so that no gene is evidence",
+                f"reference {self._stored.name}",
+                "ingest it by genes too, under another name, and query that",
+                code="vectors-without-genes",
+            )
         species = str(parameters.get("species", "auto"))
         self._matched = match_genes(source, stored_resolver(store), species=species, force=True)
         unmatched = str(parameters.get("unmatched_genes", "drop"))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from scvec.base.errors import StoreError
 from scvec.base.types import CellChunk, Float32
+from scvec.model.matching import obsm_key
 from scvec.model.storage import class_statistics, genes_of, load_model
 
 if TYPE_CHECKING:
@@ -33,17 +34,25 @@ def make_golden(stored: StoredReference, *, seed: int = 0) -> tuple[Tensors, dic
     """Return arrays and JSON values of a golden query for a reference.
 
     The cells are drawn, not taken: counts of a Poisson distribution about the mean cell of a label, mixed a
-    little with the mean of all, over all genes. No cell of the reference can be found in them.
+    little with the mean of all, over all genes; of vectors, about the mean
+    vector. No cell of the reference can be found in them.
     """
+    from scipy.sparse import csr_matrix
+
     genes, classes = genes_of(stored), list(stored.meta["classes"])
-    means = np.expm1(class_statistics(stored.tensors)[0].astype(np.float64))
-    filled = np.flatnonzero(means.sum(axis=1) > 0)
+    means, spread = (part.astype(np.float64) for part in class_statistics(stored.tensors))
+    filled = np.flatnonzero(means.any(axis=1))
     rng = np.random.default_rng(seed)
     per_label = max(1, min(20, N_CELLS // max(len(filled), 1)))
     rows = np.repeat(filled, per_label)[: max(N_CELLS, len(filled))]
-    rates = 0.9 * means[rows] + 0.1 * means[filled].mean(axis=0)
-    counts = rng.poisson(DEPTH * rates / rates.sum(axis=1, keepdims=True))
-    cells = _log1p(counts)
+    if obsm_key(stored) is None:
+        means = np.expm1(means)
+        rates = 0.9 * means[rows] + 0.1 * means[filled].mean(axis=0)
+        cells = _log1p(rng.poisson(DEPTH * rates / rates.sum(axis=1, keepdims=True)))
+    else:
+        cells = csr_matrix(
+            (means[rows] + spread * rng.normal(size=(len(rows), len(genes)))).astype(np.float32)
+        )
     proba, alone = _answers(stored, cells)
     tensors: Tensors = {
         "data": cells.data.astype(np.float32),

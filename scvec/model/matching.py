@@ -14,11 +14,13 @@ import scipy.sparse as sp
 from scvec.backbones import parse_spec
 from scvec.base.errors import InputError, StoreError
 from scvec.base.parallel import read_ahead
-from scvec.base.types import Bool, CellChunk, Float32, GeneMatch, Progress, Space, no_progress
+from scvec.base.types import Bool, CellChunk, Float32, GeneMatch, Progress, Space, Species, no_progress
+from scvec.encoders.obsm import Known
 from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, most_variable, variability
+from scvec.ingest.cells.cell_vectors import VectorSource
 from scvec.model.copies import Seen, cell_hashes, gene_keys
 from scvec.model.resolvers import WARN_SHARE, find_genes, unknown, unknown_names
-from scvec.model.storage import genes_of
+from scvec.model.storage import encoder_of, genes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,8 +41,12 @@ __all__ = [
     "ReferenceGenes",
     "align_species",
     "common_axis",
+    "dimension_axis",
+    "dimension_map",
+    "dimensions",
     "gene_statistics",
     "match_genes",
+    "obsm_key",
     "query_genes",
     "reference_genes",
     "reference_share",
@@ -52,6 +58,8 @@ __all__ = [
 PSEUDO = 0.5
 #: Variable genes that an encoder takes that does not choose among all.
 N_GENES = 3000
+#: Cells of a file that tell how large its vectors are.
+N_SCALE = 2000
 #: Cells of a class that a species must have for its mean to count.
 MIN_CELLS = 5
 
@@ -196,6 +204,44 @@ def common_axis(matched: Sequence[MatchedSource], resolver: GeneResolver) -> Axi
     return Axis(target, common, maps, n_cells, notes=tuple(notes))
 
 
+def dimension_axis(matched: Sequence[MatchedSource]) -> Axis:
+    """Return the axis of cells whose values are vectors of ``obsm``.
+
+    Raises
+    ------
+    InputError
+        If the files hold vectors of other lengths.
+    """
+    lengths = [len(m.match.names) for m in matched]
+    if len(set(lengths)) > 1:
+        what = f"the vectors have {' and '.join(str(n) for n in sorted(set(lengths)))} dimensions"
+        raise InputError(
+            what, matched[0].source.name, "ingest them one by one", code="vectors-of-another-model"
+        )
+    maps = [dimension_map(n) for n in lengths]
+    species = matched[0].match.species
+    return Axis(species, list(matched[0].match.names), maps, {species: sum(m.source.n_obs for m in matched)})
+
+
+def dimensions(axis: Axis, matched: Sequence[MatchedSource]) -> tuple[ReferenceGenes, Known]:
+    """Read all vectors once; return what they say of the dimensions, and what the encoder has to know.
+
+    The vectors are divided by their spread from then on: what is rounded or has a least size suits them then.
+    """
+    found = StatisticsAccumulator(len(axis.gene_ids))
+    sources = [m.source for m in matched if isinstance(m.source, VectorSource)]
+    sd = np.concatenate([source.some(N_SCALE) for source in sources]).std(axis=0, dtype=np.float64)
+    scale = float(np.sqrt(np.mean(sd**2))) or 1.0
+    for source in sources:
+        source.scale = scale
+        for block in source.chunks():
+            np.clip(block.data, -50, 50, out=block.data)  # its exponential is taken too
+            found.add(block)
+    known = Known(sources[0].key, scale, sources[0].variance if len(sources) == 1 else ())
+    none = np.zeros(0, dtype=np.int64)
+    return ReferenceGenes(axis, found.result(), np.ones(len(axis.gene_ids)), none, []), known
+
+
 def gene_statistics(
     axis: Axis,
     matched: Sequence[MatchedSource],
@@ -326,6 +372,8 @@ class MatchedSource:
     @property
     def summary(self) -> str:
         """One line for people."""
+        if isinstance(self.source, VectorSource):
+            return f"none used; {self.source.state.message}"
         extra = "" if self.names_from == "index" else f" (names from var['{self.names_from.strip()}'])"
         return self.match.summary(self.source.gene_totals) + extra
 
@@ -400,6 +448,8 @@ def match_genes(
     InputError
         If under a tenth of the counts lies on known genes, unless ``force``; if all names are row numbers.
     """
+    if isinstance(source, VectorSource):
+        return _match_dimensions(source, species)
     found = find_genes(source, resolver, species)
     best = MatchedSource(source, found.match, found.names_from, found.share)
     if best.share < REFUSE_SHARE and not force:
@@ -409,6 +459,61 @@ def match_genes(
         names = unknown(found.match, source.gene_totals)
         few = [f"warning: few genes are known: {best.summary}; unknown are names like {names}"]
     return replace(best, notes=(*best.match.notes, *few))
+
+
+def _match_dimensions(source: CellSource, species: str) -> MatchedSource:
+    """Return cells whose genes are the dimensions of their vectors; nothing in these tells the species."""
+    names = tuple(source.var_names)
+    of: Species = "mouse" if species == "mouse" else "human"
+    return MatchedSource(
+        source, GeneMatch(names, names, ("symbol",) * len(names), of, "dimensions"), "index", 1.0
+    )
+
+
+def dimension_map(n: int) -> GeneMap:
+    """Return the map of n dimensions onto themselves."""
+    from scipy.sparse import identity
+
+    from scvec.model.resolvers import GeneMap
+
+    return GeneMap(identity(n, dtype=np.float32, format="csr"), False, np.ones(n, dtype=bool))
+
+
+def obsm_key(stored: StoredReference) -> str | None:
+    """Return the key of ``obsm`` whose vectors a reference holds; None where they are made of genes."""
+    state = stored.meta["model"]["encoder"]
+    return str(state["key"]) if state["name"] == "obsm" else None
+
+
+def _query_dimensions(stored: StoredReference, source: VectorSource, *, force: bool) -> GeneMap:
+    """Return the map of vectors of a query onto those of a reference.
+
+    Raises
+    ------
+    InputError
+        If they have another length, or look like those of another model, unless ``force``.
+    """
+    from scvec.encoders.obsm import N_COMPARED, ObsmEncoder
+
+    encoder = encoder_of(stored)
+    if not isinstance(encoder, ObsmEncoder) or encoder.statistics is None:
+        raise StoreError("the reference lacks the statistics of its vectors", stored.name, "ingest it again")
+    dim, where = len(source.var_names), f"{source.name} (obsm/{source.key})"
+    if dim != encoder.embed_dim:
+        raise InputError(
+            f"the vectors have {dim} dimensions, those of the reference {encoder.embed_dim}",
+            where,
+            "make them with the model of the reference",
+            code="vectors-of-another-model",
+        )
+    source.scale = encoder.known.scale
+    try:
+        told = encoder.known.check(source.some(N_COMPARED), source.variance, encoder.statistics, where)
+    except InputError as error:
+        if not force:
+            raise
+        told = f"warning: {error.what}"
+    return replace(dimension_map(dim), notes=(told,))
 
 
 def reference_share(
@@ -445,16 +550,24 @@ def query_genes(
     *,
     unmatched_genes: str = "drop",
     device: str = "auto",
+    force: bool = False,
     progress: Progress = no_progress,
 ) -> GeneMap:
     """Return the map from the names of a query to all genes of a reference.
 
     Through orthologs, with the factors of the query's species where the reference holds cells of it, and by
     text on request. Notes about it are those of the map.
+
+    Raises
+    ------
+    InputError
+        If vectors of ``obsm`` are not of the model of the reference, unless ``force``.
     """
     from scvec.model.resolvers import stored_resolver
     from scvec.model.storage import FACTOR, genes_of
 
+    if isinstance(matched.source, VectorSource):
+        return _query_dimensions(stored, matched.source, force=force)
     genes = stored_resolver(store).map_to(matched.match, genes_of(stored), stored.meta["species"])
     factors = stored.tensors.get(FACTOR + matched.match.species)
     if factors is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class QueryOptions:
     Attributes
     ----------
     reference
-        Name of the reference; may be left out where the store has one.
+        Name of the reference; may be left out where the store has one. Names of several: each annotates the
+        cells, and the answers are joined over the Cell Ontology.
     output
         ``.h5ad`` (everything in the input, and the annotation), ``.csv`` or ``.parquet`` (the annotation).
     report
@@ -93,7 +95,7 @@ class QueryOptions:
         If a value is not possible.
     """
 
-    reference: str | None = None
+    reference: str | Sequence[str] | None = None
     output: Path | str | None = None
     report: Path | str | None = None
     title: str | None = None
@@ -119,6 +121,9 @@ class QueryOptions:
     ray_address: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.reference, str | None):
+            names = tuple(dict.fromkeys(map(str, self.reference)))
+            object.__setattr__(self, "reference", names if len(names) > 1 else next(iter(names), None))
         check_columns(self.columns)
         _check_one_of("method", self.method, METHODS)
         _check_one_of("novelty", self.novelty, NOVELTY)
@@ -135,6 +140,20 @@ class QueryOptions:
             from scvec.ingest.cells.values import check_values
 
             check_values(self.values)
+
+    @property
+    def one_reference(self) -> str | None:
+        """The name of the only reference.
+
+        Raises
+        ------
+        InputError
+            If there are several names.
+        """
+        if self.reference is None or isinstance(self.reference, str):
+            return self.reference
+        given = " ".join(f"--reference {name}" for name in self.reference)
+        raise InputError("this takes a single reference", given, "give one --reference")
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their default, in the order of the fields."""
@@ -158,7 +177,8 @@ class QueryOptions:
         chosen = self.changed() if store is None else {"store": store, **self.changed()}
         for name, value in chosen.items():
             if name != "title" and value is not None:
-                words += [_flag(name)] if value is True else [_flag(name), str(value)]
+                many = value if isinstance(value, tuple) else (value,)
+                words += [_flag(name)] if value is True else [w for v in many for w in (_flag(name), str(v))]
         return shlex.join(words)
 
 

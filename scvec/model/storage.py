@@ -21,7 +21,7 @@ from scvec.model.training import CODE_COLUMN, SPECIES_COLUMN, TrainingSample
 from scvec.stores.index.flat import on_device
 
 if TYPE_CHECKING:
-    from scvec.base.types import Float32, VectorIndex
+    from scvec.base.types import CellEncoder, Float32, VectorIndex
     from scvec.encoders import Models
     from scvec.stores.store.reference_reader import StoredReference
 
@@ -32,6 +32,7 @@ __all__ = [
     "SOURCE_COLUMN",
     "SPECIES_COLUMN",
     "class_statistics",
+    "encoder_of",
     "genes_of",
     "load_model",
     "model_of",
@@ -127,6 +128,21 @@ def model_of(
 def class_statistics(tensors: Tensors) -> tuple[Float32, Float32]:
     """Return (n_classes, n_genes) mean cells over all genes, zeros without cells, and (n_genes,) spreads."""
     return tensors["classes.means"], tensors["classes.spread"]
+
+
+def encoder_of(stored: StoredReference) -> CellEncoder:
+    """Return the encoder of a reference that reads with no model.
+
+    Raises
+    ------
+    StoreError
+        If its parts do not fit together.
+    """
+    try:
+        state = stored.meta["model"]["encoder"]
+        return load_encoder(state["name"], _under("encoder.", stored.tensors), dict(state))
+    except (KeyError, ValueError, TypeError) as error:
+        raise _misfit(stored, error) from error
 
 
 def sample_of(stored: StoredReference) -> TrainingSample:

@@ -59,7 +59,7 @@ def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     check_h5ad(folder / UPLOAD, memory=int(request["memory"]) // 2)
     from scvec.ingest.cells.write import write_tables
     from scvec.model.query_options import QueryOptions
-    from scvec.workflows.query import query
+    from scvec.workflows.query import query_one
 
     options = QueryOptions(
         **request["options"],
@@ -69,7 +69,7 @@ def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
         # Half is left for what is not the reading of the file.
         memory=int(request["memory"]) // 2,
     )
-    found = query(
+    found = query_one(
         request["store"],
         folder / UPLOAD,
         options,

@@ -16,6 +16,7 @@ from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.results import Report
 from scvec.base.types import Progress, no_progress
+from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.label_columns import as_label_map, read_names
 from scvec.ingest.cells.source import CellSource
 from scvec.model.cell_index import changed_meta, counts_of, grows_apart, put_whole, shrinks_in_place
@@ -29,7 +30,7 @@ from scvec.model.copies import (
     source_digest,
 )
 from scvec.model.explanation import files_of
-from scvec.model.matching import match_genes, query_genes, reference_share
+from scvec.model.matching import match_genes, obsm_key, query_genes, reference_share
 from scvec.model.resolvers import stored_resolver
 from scvec.model.storage import (
     CODE_COLUMN,
@@ -166,10 +167,13 @@ def _encoded(
 ) -> _Added:
     """Return the cells of a file that the reference lacks, encoded as a query's are."""
     encoder, wanted = model.members.encoder, model.members.genes
-    with CellSource.open(ref, layer=asked.layer, memory=asked.memory, values=asked.values) as source:
+    key = obsm_key(stored)
+    with open_cells(ref, key, layer=asked.layer, memory=asked.memory, values=asked.values) as source:
         codes = _codes(source, asked.label_key, names, stored)
         matched = match_genes(source, stored_resolver(opened), species=asked.species, force=asked.force)
-        genes = query_genes(opened, stored, matched, device=asked.device, progress=progress)
+        genes = query_genes(
+            opened, stored, matched, device=asked.device, force=asked.force, progress=progress
+        )
         _, few = reference_share(matched, genes.measured[model.members.vector_genes], force=asked.force)
         obs = _table(source, asked.label_key, stored)
         obs[CODE_COLUMN], obs[SOURCE_COLUMN] = codes, PurePath(source.name).name

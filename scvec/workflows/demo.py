@@ -15,8 +15,9 @@ from scvec.base.errors import InputError
 from scvec.base.results import Record, Report, Stages, counts_line, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.model.metrics import accuracy, macro_f1
+from scvec.model.query_options import QueryOptions
 from scvec.workflows.ingest_cells import ingest_cells
-from scvec.workflows.query import query
+from scvec.workflows.query import query_one
 
 __all__ = ["MERGED", "demo", "merge_labels"]
 
@@ -91,7 +92,8 @@ def demo(
         output = folder / f"{key.removesuffix('_query')}_annotated.h5ad"
         with stages(key.replace("_", " ")):
             started = time.monotonic()
-            found = query(where, paths[key], reference="pancreas", output=output, progress=progress)
+            options = QueryOptions(reference="pancreas", output=output)
+            found = query_one(where, paths[key], options, progress=progress)
             seconds = time.monotonic() - started
         truth = anndata.read_h5ad(paths[key], backed="r").obs["cell_type"].to_numpy().astype(str)
         said = found.label.astype(str)

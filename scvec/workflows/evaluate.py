@@ -23,7 +23,7 @@ from scvec.model.resolvers import stored_resolver
 from scvec.model.storage import genes_of
 from scvec.report.evaluation import EvaluationReport, draw, need_matplotlib
 from scvec.stores.store.store import Store
-from scvec.workflows.query import only_reference, query
+from scvec.workflows.query import only_reference, query_one
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,7 +89,7 @@ def evaluate(
         need_matplotlib()
     names = as_label_map(label_map)
     truth, n_own = _truth(store, cells, truth_key, options)
-    annotation = query(store, cells, options, progress=progress)
+    annotation = query_one(store, cells, options, progress=progress)
     renamed = np.array([names.get(t, t) for t in truth], dtype=np.str_)
     scored = np.flatnonzero(renamed != "")
     if len(scored) == 0:
@@ -152,6 +152,8 @@ def _truth(
 
 def _n_own(opened: Store, source: CellSource, options: QueryOptions) -> int:
     """Return how many cells of a file are cells of the reference; 0 where nothing can tell."""
+    if options.reference is not None and not isinstance(options.reference, str):
+        return 0
     stored = opened.reference(only_reference(opened, options.reference))
     if HASH_COLUMN not in stored.obs.columns:
         return 0

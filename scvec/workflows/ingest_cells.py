@@ -19,9 +19,10 @@ from scvec.base.results import Report, Stages, counts_line, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.label_terms import class_ontology, match_labels, term_notes
 from scvec.encoders import Material
+from scvec.encoders.obsm import ObsmEncoder, VectorStatistics
 from scvec.engines import check_engine, encode_cells
+from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.label_columns import as_label_map
-from scvec.ingest.cells.source import CellSource
 from scvec.model.cell_index import put_cells
 from scvec.model.copies import source_digest
 from scvec.model.encoder_models import forget_trainings, prepared, training_folder
@@ -31,6 +32,8 @@ from scvec.model.matching import (
     MatchedSource,
     ReferenceGenes,
     common_axis,
+    dimension_axis,
+    dimensions,
     match_genes,
     reference_genes,
 )
@@ -92,8 +95,11 @@ def ingest_cells(
             kb = txn.open_knowledge()
             matched, axis = match_all(txn, kb, labelled, asked, progress)
         with stages("count genes"):
-            genes = reference_genes(axis, matched, labelled.codes, progress, labelled.primary)
-            labelled = labelled.hashed(genes.hashes)
+            if asked.obsm:
+                genes, known = dimensions(axis, matched)
+            else:
+                genes = reference_genes(axis, matched, labelled.codes, progress, labelled.primary)
+                labelled = labelled.hashed(genes.hashes)
             cells = Cells(labelled, matched, genes)
         texts = None
         if asked.kind.texts == "genes":
@@ -165,7 +171,9 @@ def read_labelled(
     names = as_label_map(asked.label_map)
     progress("reading cells", 0, None)
     sources = [
-        stack.enter_context(CellSource.open(ref, layer=asked.layer, memory=asked.memory, values=asked.values))
+        stack.enter_context(
+            open_cells(ref, asked.obsm, layer=asked.layer, memory=asked.memory, values=asked.values)
+        )
         for ref in refs
     ]
     return Labelled.read(
@@ -180,7 +188,7 @@ def match_all(
     fresh, stored = ensure_knowledge(kb, progress=progress), txn.base.manifest.knowledge
     resolver = resolver_of(kb, None if fresh or stored is None else stored.digest)
     matched = [match_genes(s, resolver, species=asked.species, force=asked.force) for s in labelled.sources]
-    return matched, common_axis(matched, resolver)
+    return matched, dimension_axis(matched) if asked.obsm else common_axis(matched, resolver)
 
 
 def encode_texts(
@@ -242,6 +250,9 @@ def train_model(
         progress=progress,
         n_workers=training_workers(asked.memory),
     )
+    if isinstance(encoder := model.members.encoder, ObsmEncoder):
+        vectors = sample.X.toarray()
+        encoder.statistics = VectorStatistics.fit(vectors, sample.labels, sample.folds, seed=asked.seed)
     return Trained(model, sample, [*sampled, *notes, *getattr(model.members.encoder, "notes", ())])
 
 

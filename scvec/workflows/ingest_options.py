@@ -91,7 +91,8 @@ class IngestOptions(AppendOptions):
     base_url, max_cost
         Address of the server that ``openai:`` asks, and US dollars that it may cost.
     encoder
-        How cells become vectors: a name of :func:`scvec.encoders.encoder_names`.
+        How cells become vectors: a name of :func:`scvec.encoders.encoder_names`; ``obsm:KEY`` takes those of
+        ``obsm[KEY]``.
     seed
         Two runs with one seed give the same reference.
     n_genes
@@ -135,6 +136,10 @@ class IngestOptions(AppendOptions):
         check_reference_name(self.name)
         check_index(self.index, self.recall)
         _ = self.spec, self.kind  # parsed once, and refused here
+        if self.encoder == "obsm":
+            raise InputError(
+                "the encoder obsm needs a key", "--encoder obsm", "give obsm:KEY, as obsm:X_scVI"
+            )
         super().__post_init__()
         for name, least in (("min_cells", 1), ("seed", 0)):
             if getattr(self, name) < least:
@@ -159,6 +164,12 @@ class IngestOptions(AppendOptions):
         from scvec.encoders import encoder_kind
 
         return encoder_kind(self.encoder)
+
+    @property
+    def obsm(self) -> str | None:
+        """Key of ``obsm`` with the vectors of the cells; None where they are made of genes."""
+        name, _, key = self.encoder.partition(":")
+        return key if name == "obsm" else None
 
     @property
     def cluster(self) -> Engine:

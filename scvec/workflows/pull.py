@@ -388,7 +388,7 @@ def _copying(pack: PackReader, file: str) -> Any:
 def _notes(meta: dict[str, Any], known: set[str]) -> list[str]:
     notes = []
     genes = [str(g) for g in meta["all_genes"]]
-    unknown = sum(gene not in known for gene in genes)
+    unknown = 0 if meta["model"]["encoder"]["name"] == "obsm" else sum(gene not in known for gene in genes)
     if unknown:
         notes.append(
             f"warning: the knowledge base of this store lacks {unknown:,} of the {len(genes):,} genes of the "

@@ -15,12 +15,12 @@ from scvec.base.resources import check_device
 from scvec.base.results import Stages
 from scvec.base.types import Int64, Progress, no_progress
 from scvec.engines import check_engine, predict_cells
-from scvec.ingest.cells.source import CellSource
+from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.write import check_output, write_annotated, write_tables
 from scvec.model.annotation import Annotation, judge, provenance
 from scvec.model.classifiers import clusters, majority, need_igraph
 from scvec.model.gene_fit import fitted_to
-from scvec.model.matching import MatchedSource, match_genes, query_genes, reference_share
+from scvec.model.matching import MatchedSource, match_genes, obsm_key, query_genes, reference_share
 from scvec.model.query_options import QueryOptions
 from scvec.model.reference import Prediction
 from scvec.model.resolvers import stored_resolver
@@ -28,15 +28,17 @@ from scvec.model.storage import load_model
 from scvec.report.write_report import check_report, write_report
 from scvec.stores.index.shards import ShardedIndex
 from scvec.stores.store.store import Store
+from scvec.workflows.query_many import JointAnnotation, query_many
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scvec.ingest.cells.source import CellSource
     from scvec.model.reference import ReferenceModel
     from scvec.model.resolvers import GeneMap
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["annotate", "only_reference", "query"]
+__all__ = ["annotate", "only_reference", "query", "query_one"]
 
 #: Formats of an output.
 OUTPUTS = (".h5ad", ".csv", ".parquet")
@@ -50,8 +52,8 @@ def query(
     *,
     progress: Progress = no_progress,
     **keywords: Any,
-) -> Annotation:
-    """Annotate the cells of a file by a reference.
+) -> Annotation | JointAnnotation:
+    """Annotate the cells of a file by a reference, or by several together.
 
     Options are given by keyword, as in ``scvec.query("store", "new.h5ad", reference="pancreas")``, or as an
     object that several queries share.
@@ -66,6 +68,10 @@ def query(
     **keywords
         Fields of :class:`scvec.QueryOptions`, in place of those of ``options``.
 
+    Returns
+    -------
+    The annotation; where ``reference`` names several, a :class:`scvec.workflows.query_many.JointAnnotation`.
+
     Raises
     ------
     InputError
@@ -76,15 +82,31 @@ def query(
         If the Ray cluster cannot be reached, or a part of it is lost that cannot be restored.
     """
     options = options_of(QueryOptions, options, keywords)
+    if isinstance(options.reference, tuple):
+        target, _ = _checked(options, cells)
+        return query_many(query_one, store, cells, options, target, progress=progress)
+    return query_one(store, cells, options, progress=progress)
+
+
+def query_one(
+    store: Path | str,
+    cells: Path | str | AnnData,
+    options: QueryOptions,
+    *,
+    progress: Progress = no_progress,
+) -> Annotation:
+    """Annotate cells by one reference; as :func:`query`."""
     target, page = _checked(options, cells)
     stages = Stages()
     with stages("open store"):
         opened = Store(store)
-        stored = opened.reference(only_reference(opened, options.reference))
+        stored = opened.reference(only_reference(opened, options.one_reference))
         subset = stored.rows_where(options.where)
     with stages("read"):
         progress("reading cells", 0, None)
-        source = _read(cells, options, columns=page is not None)  # only a report shows other columns of obs
+        source = _read(
+            cells, options, stored, columns=page is not None
+        )  # only a report shows other columns of obs
     with source:
         ready = _prepare(opened, stored, source, options, stages, progress)
         used, clipped = _clipped(options, stored.n if subset is None else len(subset))
@@ -150,9 +172,14 @@ def _checked(options: QueryOptions, cells: Any) -> tuple[Path | None, Path | Non
     return target, page
 
 
-def _read(cells: Any, options: QueryOptions, *, columns: bool) -> CellSource:
-    return CellSource.open(
-        cells, layer=options.layer, memory=options.memory, columns=columns, values=options.values
+def _read(cells: Any, options: QueryOptions, stored: StoredReference, *, columns: bool) -> CellSource:
+    return open_cells(
+        cells,
+        obsm_key(stored),
+        layer=options.layer,
+        memory=options.memory,
+        columns=columns,
+        values=options.values,
     )
 
 
@@ -170,7 +197,13 @@ def _prepare(
         matched = match_genes(source, resolver, species=options.species, force=options.force)
         unmatched, device = options.unmatched_genes, options.device
         genes = query_genes(
-            opened, stored, matched, unmatched_genes=unmatched, device=device, progress=progress
+            opened,
+            stored,
+            matched,
+            unmatched_genes=unmatched,
+            device=device,
+            force=options.force,
+            progress=progress,
         )
     with stages("load reference"):
         # On a cluster, shards hold the index: only labels and weights are loaded here.

@@ -264,6 +264,7 @@ def choose(
         If there is no usable matrix, or the one to use holds NaN, infinite or impossible values, or cells on
         scales of which one is unknown.
     """
+    contents.need_values()
     looks: list[_Look] = []
     rounds = _rounds(contents, layer, values)
     for number, places in enumerate(rounds, 1):

@@ -60,14 +60,19 @@ class Contents:
         On reading obs.
     close
         Closes the file.
+    obsm, variance
+        Arrays of ``obsm`` by key, unread; what scanpy wrote into ``uns['pca']['variance']``, None without.
     more
         Goes through what else an h5ad of these cells should hold, such as ``("obsm", {"X_pca": array})``.
 
     Raises
     ------
     InputError
-        If there is no cell or no matrix.
+        If there is no cell.
     """
+
+    obsm: Mapping[str, Any]
+    variance: Any
 
     def __init__(
         self,
@@ -82,10 +87,14 @@ class Contents:
         self.name, self.places, self.path, self.notes = name, dict(places), path, notes
         self.close, self.more = close, more
         self.table, self.names = obs if isinstance(obs, tuple) else unnamed(obs)
+        self.obsm, self.variance = {}, None
         if not self.n_obs:
             raise InputError(
                 "there are no cells", self.name, "give a file with at least one cell", code="no-cells"
             )
+
+    def need_values(self) -> None:
+        """Raise InputError where there is no matrix."""
         if not self.places:
             fix = "write it with expression values: adata.X must not be None"
             raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix, code="no-values")

@@ -30,7 +30,9 @@ CP10K = 1e4
 #: More molecules than a cell has.
 LARGEST_COUNT = 1e9
 
-Kind = Literal["counts", "estimated_counts", "log1p_cp10k", "log", "linear", "sqrt", "arcsinh", "scaled"]
+Kind = Literal[
+    "counts", "estimated_counts", "log1p_cp10k", "log", "linear", "sqrt", "arcsinh", "scaled", "vectors"
+]
 Codes = npt.NDArray[np.uint8]
 Transform = Literal["linear", "log1p", "log2", "log10", "sqrt", "arcsinh"]
 TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
@@ -47,7 +49,8 @@ class ExpressionState:
         ``counts``; ``estimated_counts`` (not whole: estimated by RSEM or salmon, or corrected for ambient
         RNA); ``log1p_cp10k`` (natural log1p of counts per ten thousand); ``log`` (another base or target, or
         part of the genes only); ``linear`` (CPM, TPM, RPKM); ``sqrt`` and ``arcsinh`` of one of these;
-        ``scaled`` (has negative values: z-scores, residuals), which cannot be used.
+        ``scaled`` (has negative values: z-scores, residuals), which cannot be used; ``vectors`` (of
+        ``obsm``), which are taken as they are.
     where
         ``X``, ``raw`` or ``layers/NAME``.
     base
@@ -263,6 +266,8 @@ def normalize(
     """
     if state.kind == "scaled":
         raise ValueError("scaled values cannot be normalised")
+    if state.kind == "vectors":
+        return sp.csr_matrix(block, dtype=np.float32, copy=True)
     out = sp.csr_matrix(block, dtype=np.float64, copy=True)
     factors: npt.NDArray[np.float64] | None = None
     if any(scale.divisor is None for scale in state.scales):

@@ -72,7 +72,12 @@ def recipe_of(source: CellSource) -> RowsRecipe | None:
     That is so for AnnData objects in memory, and for CSC matrices, which each process
     would have to transpose. Folders are many files, of which nobody could tell that they are the same ones.
     """
-    if source.path is None or is_only_here(source.reader) or not os.path.isfile(source.path):
+    if (
+        source.path is None
+        or source.state.kind == "vectors"
+        or is_only_here(source.reader)
+        or not os.path.isfile(source.path)
+    ):
         return None
     found = os.stat(source.path)
     return RowsRecipe(
@@ -192,7 +197,7 @@ class CellSource:
         if not columns:
             contents.table = contents.table[[]]
         self._table, self.n_obs = contents.table, contents.n_obs
-        self.names, self._renamed = _unique(contents.names)
+        self.names, self._renamed = unique_names(contents.names)
         self.use(layer)
 
     def use(self, place: str | None, *why: str) -> None:
@@ -364,7 +369,7 @@ class CellSource:
         return block if self.feature_mask.all() else block[:, np.flatnonzero(self.feature_mask)]
 
 
-def _unique(names: Packed) -> tuple[Packed, tuple[str, ...]]:
+def unique_names(names: Packed) -> tuple[Packed, tuple[str, ...]]:
     """Return names of cells that all differ, and a note where some had to be changed."""
     if names.all_differ():
         return names, ()

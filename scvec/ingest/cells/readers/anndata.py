@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,7 +250,11 @@ def contents_of_group(file: Any, path: Path, memory: int) -> Contents:
     table, names, notes = read_named(obs, str(path), memory)
     # A zarr folder is not held open.
     close = file.file.close if isinstance(file, h5py.Group) else lambda: None
-    return Contents(str(path), (table, names), places, path, notes, close, lambda: _others(file, path))
+    contents = Contents(str(path), (table, names), places, path, notes, close, lambda: _others(file, path))
+    with reading(path):
+        contents.obsm = file["obsm"] if "obsm" in file and is_group(file["obsm"]) else {}
+        contents.variance = file.get("uns/pca/variance")
+    return contents
 
 
 def _others(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
@@ -311,4 +315,8 @@ def contents_of_adata(adata: AnnData) -> Contents:
         places["raw"] = Place(raw.X, lambda: tidy_table(raw.var, "raw/var"))
     for name, values in adata.layers.items():
         places[f"layers/{name}"] = Place(values, lambda: var)
-    return Contents("the AnnData object", obs, places, None, notes)
+    contents = Contents("the AnnData object", obs, places, None, notes)
+    contents.obsm = getattr(adata, "obsm", {})
+    pca = getattr(adata, "uns", {}).get("pca")
+    contents.variance = pca.get("variance") if isinstance(pca, Mapping) else None
+    return contents
