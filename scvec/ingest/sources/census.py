@@ -280,6 +280,7 @@ class Census:
         names = [name for name in DRAWN if name in self.columns]
         with census_errors(self.where):
             obs = _table(self._experiment.obs.read(column_names=names, value_filter=condition or None))
+        obs = obs[names].copy()  # TileDB adds the columns of the condition
         if "nnz" not in obs.columns:
             obs["nnz"] = USUAL_VALUES
         return obs.sort_values("soma_joinid", kind="stable", ignore_index=True)
