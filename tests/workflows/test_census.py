@@ -434,6 +434,7 @@ ingest_census(store, name="islets", tissue=("pancreas",), uri=uri, progress=prog
 
 
 @pytest.mark.kill
+@pytest.mark.timeout(1500)
 @pytest.mark.slow
 def test_killed_runs_are_finished_and_nothing_is_doubled(uri, made, tmp_path, new_store):
     store = new_store(tmp_path / "store")
