@@ -18,7 +18,7 @@ import pytest
 from census_parts import write_census
 from click.testing import CliRunner
 from filelock import FileLock
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import scvec
@@ -97,6 +97,7 @@ cells_of = st.lists(
 
 
 @given(cells_of, st.integers(1, 25), st.integers(1, 12), st.integers(0, 5))
+@example([(0, 0, 0)] * 30 + [(0, 1, d) for d in (0, 1, 2)] * 30, 20, 1, 0)
 def test_each_type_gives_the_promised_number_of_datasets_and_donors_alike(rows, most, least, seed):
     taken, _ = draw(frame(rows), max_per_type=most, min_cells=least, seed=seed)
     assert len(set(taken)) == len(taken) and (np.diff(taken) > 0).all()
