@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from scvec.workflows.gene_info import gene_info as gene_info
     from scvec.workflows.import_legacy import import_legacy as import_legacy
     from scvec.workflows.ingest_cells import ingest_cells as ingest_cells
+    from scvec.workflows.ingest_census import CensusOptions as CensusOptions
+    from scvec.workflows.ingest_census import ingest_census as ingest_census
     from scvec.workflows.ingest_genes import ingest_genes as ingest_genes
     from scvec.workflows.ingest_markers import ingest_markers as ingest_markers
     from scvec.workflows.ingest_options import IngestOptions as IngestOptions
@@ -55,6 +57,8 @@ _HOMES = {
     "ingest_cells": "scvec.workflows.ingest_cells",
     "name": "scvec.workflows.name",
     "ingest_markers": "scvec.workflows.ingest_markers",
+    "ingest_census": "scvec.workflows.ingest_census",
+    "CensusOptions": "scvec.workflows.ingest_census",
     "pull": "scvec.workflows.pull",
     "pack": "scvec.workflows.pack",
     "IngestOptions": "scvec.workflows.ingest_options",

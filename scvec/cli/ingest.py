@@ -12,10 +12,12 @@ from scvec.backbones import backbone_forms
 from scvec.base.errors import InputError
 from scvec.cli.ingest_genes import commands as gene_commands
 from scvec.cli.options import (
+    SPECIES,
     Session,
     any_species_option,
     base_url_option,
     device_option,
+    dry_run_option,
     engine_options,
     global_options,
     layer_option,
@@ -192,3 +194,61 @@ def _refuse_settings(ctx: click.Context) -> None:
             "scvec ingest cells",
             f"leave out {', '.join(typed)}",
         )
+
+
+@ingest.command()
+@click.option("--recipe", default="", metavar="NAME", help="Tissue, condition and limits of a recipe.")
+@click.option("--list-recipes", is_flag=True, help="Show the recipes, and do nothing else.")
+@click.option(
+    "--organism", type=click.Choice(SPECIES), default="human", show_default=True, help="Whose cells."
+)
+@click.option(
+    "--tissue", multiple=True, metavar="NAME", help="As tissue_general or tissue has it; may be repeated."
+)
+@click.option("--where", metavar="CONDITION", help="On columns of obs: \"disease == 'normal'\".")
+@click.option(
+    "--max-per-type",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Cells of a type, evenly of its datasets and donors.  [default: 500]",
+)
+@click.option(
+    "--min-cells",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Leave out types of fewer cells.  [default: 50]",
+)
+@click.option(
+    "--census-version",
+    default="stable",
+    show_default=True,
+    metavar="DATE",
+    help="stable, latest, or the date of a build.",
+)
+@click.option("--uri", metavar="PLACE", help="A copy of the Census: a folder, or the address of a mirror.")
+@click.option("--name", default="", help="What to call the reference.  [default: RECIPE-ORGANISM]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draw.")
+@memory_option
+@device_option
+@dry_run_option
+@global_options
+@pass_session
+def census(session: Session, /, list_recipes: bool, dry_run: bool, **given: Any) -> None:
+    """Make a reference of cells of CELLxGENE Census: curated types, and citations of all datasets.
+
+    A run that was stopped goes on where it was. Needs the extra census.
+
+    \b
+    Examples:
+      scvec ingest census --recipe lung --dry-run
+      scvec ingest census --organism mouse --tissue kidney --where "disease == 'normal'"
+    """
+    from scvec.workflows.ingest_census import CensusOptions, ingest_census, recipe_table
+
+    if list_recipes:
+        session.show(recipe_table())
+        return
+    options = CensusOptions(**given)
+    with session.progress() as progress:
+        report = ingest_census(session.store, options, dry_run=dry_run, progress=progress)
+    session.show(report)

@@ -16,6 +16,8 @@ __all__ = ["Card", "CardOptions", "card_of"]
 #: A label whose held-out cells are found less often than this is a known failure.
 WEAK = 0.7
 MAX_TEXT = 2000
+#: Fields of a card -> what a reference keeps of where its cells come from (`scvec ingest census`).
+OF_ORIGIN = {"sources": "citations", "license": "license", "tissue": "tissue"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +166,9 @@ def card_of(stored: StoredReference, options: CardOptions | None = None, *, with
     """Return the card of a reference: the one it came with, and what was found when it was ingested."""
     asked = options or CardOptions()
     meta = stored.meta
-    before: dict[str, Any] = meta["card"] if isinstance(meta.get("card"), dict) else {}
+    origin: dict[str, Any] = meta["origin"] if isinstance(meta.get("origin"), dict) else {}
+    known = {name: origin[key] for name, key in OF_ORIGIN.items() if key in origin}
+    before: dict[str, Any] = {**known, **(meta["card"] if isinstance(meta.get("card"), dict) else {})}
     record = meta["model"]["calibration"].get("record", {})
     per_label = record.get("labels") or [{}] * len(meta["classes"])
     ontology = dict(zip(meta["classes"], meta.get("ontology", {}).get("terms", []), strict=False))

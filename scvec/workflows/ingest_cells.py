@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scvec import __version__
 from scvec.backbones import load_backbone
 from scvec.base.options import options_of, takes_options
-from scvec.base.results import Report, Stages, counts_line, table, times_line
+from scvec.base.results import Report, Stages, counts_line, plain, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.label_terms import class_ontology, match_labels, term_notes
 from scvec.encoders import Material
@@ -302,6 +302,8 @@ def write_reference(
         ],
         "model": state,
     }
+    if asked.origin is not None:
+        meta["origin"] = plain(asked.origin)
     if asked.kind.refits:
         kept, meta["sample"] = trained.sample.state()
         tensors |= {f"sample.{name}": values for name, values in kept.items()}

@@ -103,6 +103,9 @@ class IngestOptions(AppendOptions):
         Folder in which ``prompt`` keeps the progress of its training; in the store by default.
     engine, ray_address
         ``ray`` encodes the cells by workers of a Ray cluster; training stays here.
+    origin
+        Where the cells come from, for the card of the reference: JSON values, of which ``citations``,
+        ``license`` and ``tissue`` are shown.
     index, recall
         ``auto``, ``flat`` or ``ivf``; fraction (0-1) of neighbours that the last finds (docs/index.md).
 
@@ -128,6 +131,7 @@ class IngestOptions(AppendOptions):
     ray_address: str | None = None
     index: str = "auto"
     recall: float = 0.95
+    origin: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         from scvec.model.cell_index import check_index

@@ -362,4 +362,5 @@ def _disagreements(
                 for (a, b), n in zip(pairs.T, n_cells, strict=True)
             ]
     columns = ["reference", "label", "other_reference", "other_label", "n_cells"]
-    return pd.DataFrame(sorted(found, key=lambda row: (-row[-1], row)), columns=columns)
+    found.sort(key=lambda row: (-row[4], row))
+    return pd.DataFrame(found, columns=columns)

@@ -15,7 +15,7 @@ from typing import Any
 from scvec.base.errors import LockedError, StoreError
 from scvec.stores.store.files import is_full, os_errors
 
-__all__ = ["WriterLock"]
+__all__ = ["WriterLock", "is_held"]
 
 
 class WriterLock:
@@ -141,3 +141,16 @@ def _alive(holder: dict[str, Any]) -> bool:
     except OSError:
         return True
     return True
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock on a file."""
+    import filelock
+
+    if not path.is_file():
+        return False
+    try:
+        with filelock.FileLock(path, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True

@@ -28,7 +28,7 @@ from scvec.stores.store.generations import (
     try_drop,
     write_generation,
 )
-from scvec.stores.store.lock import WriterLock
+from scvec.stores.store.lock import WriterLock, is_held
 from scvec.stores.store.manifest import Manifest
 from scvec.stores.store.reference_reader import StoredReference, StoredSpace
 from scvec.stores.store.transaction import Transaction
@@ -440,6 +440,10 @@ def _leftovers(folder: Path) -> Iterator[Path]:
     yield from folder.glob(".*.tmp")
     yield from folder.glob("generations/.*.tmp")
     yield from folder.glob("work/kb*")
+    # Cells that `ingest census` has read, unless it still reads.
+    for place in folder.glob("work/census-*"):
+        if not place.is_symlink() and not is_held(place / "lock"):
+            yield from place.glob("*")
     # Fits to the genes of queries are made again when they are asked for.
     for name in ("work/stage", "work/prompt", "fits"):
         if not (folder / name).is_symlink():
