@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
+from scvec.base.options import options_of, takes_options
 from scvec.base.resources import parse_memory
 from scvec.base.results import Report, human_bytes, table
 from scvec.base.types import Progress, Species, no_progress
@@ -143,13 +144,14 @@ class RecipeTable(Report):
         ]
 
 
+@takes_options(CensusOptions)
 def ingest_census(
     store: Path | str,
     options: CensusOptions | None = None,
     *,
     dry_run: bool = False,
     progress: Progress = no_progress,
-    **fields: Any,
+    **keywords: Any,
 ) -> CensusReport:
     """Make a reference of cells of CELLxGENE Census, with their curated types and citations.
 
@@ -160,7 +162,7 @@ def ingest_census(
     ----------
     store
         Folder of the store; made where there is none.
-    options, fields
+    options, **keywords
         :class:`CensusOptions`, or its fields as keywords.
     dry_run
         Only draw the cells, and estimate what reading them takes; the store is not changed.
@@ -172,7 +174,7 @@ def ingest_census(
     NetworkError
         If the Census cannot be reached.
     """
-    asked = replace(options, **fields) if options is not None else CensusOptions(**fields)
+    asked = options_of(CensusOptions, options, keywords)
     begun = time.perf_counter()
     making = ingest_options(asked)
     memory = parse_memory(asked.memory)

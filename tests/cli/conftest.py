@@ -27,8 +27,11 @@ from scvec.workflows.embed_genes import EmbeddingsReport
 from scvec.workflows.export import ExportReport, ImportReport
 from scvec.workflows.import_legacy import LegacyReport
 from scvec.workflows.ingest_cells import CellsReport
+from scvec.workflows.ingest_census import CensusReport
 from scvec.workflows.ingest_genes import GenesReport
+from scvec.workflows.ingest_markers import MarkersReport
 from scvec.workflows.live import Cost, FailedGene, LiveReport
+from scvec.workflows.name import NamesReport
 from scvec.workflows.pack import PackReport
 from scvec.workflows.pull import PullReport
 from scvec.workflows.search_cells import CellHit, CellHits, LabelHit
@@ -202,6 +205,22 @@ def sample_reports() -> dict[str, Any]:
         "scvec.workflows.export.export": ExportReport(
             reference="pancreas", to="parquet", files=[Path("o.parquet")], n_cells=5, size_bytes=100
         ),
+        "scvec.workflows.ingest_census.ingest_census": CensusReport(
+            name="lung-human",
+            census={"version": "2026-01-01"},
+            n_found=10,
+            n_cells=5,
+            n_genes=3,
+            n_datasets=1,
+            n_donors=1,
+            classes={"T cell": 5},
+            megabytes=1.0,
+            minutes=0.1,
+        ),
+        "scvec.workflows.ingest_markers.ingest_markers": MarkersReport(
+            n_markers=2, n_terms=1, n_stored=5, columns={"f.csv": {"gene": "Symbol"}}, unmapped={}
+        ),
+        "scvec.workflows.name.name": NamesReport(groups=[], n_terms=3),
         "scvec.workflows.pack.pack": PackReport(
             name="pancreas",
             output="p.scvec",

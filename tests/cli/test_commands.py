@@ -167,6 +167,21 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
         "scvec.workflows.export.import_vectors",
         {"reference": "pancreas", "dry_run": True, "memory": "1G"},
     ),
+    "ingest census": (
+        ["--tissue", "lung", "--name", "x", "--uri", "D", "--dry-run"],
+        "scvec.workflows.ingest_census.ingest_census",
+        {"name": "x", "uri": "D", "dry_run": True},
+    ),
+    "ingest markers": (
+        ["--source", "f.csv", "--column", "gene=Symbol", "--dry-run"],
+        "scvec.workflows.ingest_markers.ingest_markers",
+        {"columns": {"gene": "Symbol"}, "species": "human", "dry_run": True},
+    ),
+    "name": (
+        ["new.h5ad", "--groupby", "leiden", "--tissue", "lung", "--only", "novel"],
+        "scvec.workflows.name.name",
+        {"groupby": "leiden", "tissue": "lung", "only": "novel", "markers": None, "output": None},
+    ),
     "pack": (
         ["pancreas", "-o", "p.scvec", "--without-cells", "--license", "CC0-1.0", "--source", "a"],
         "scvec.workflows.pack.pack",

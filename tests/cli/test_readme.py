@@ -92,6 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_adata: Callable[..., A
     new = tiny_adata(30, classes=3, seed=1)
     new.write_h5ad(path / "new.h5ad")
     (path / "genes.txt").write_text("\n".join(new.var_names[:50]) + "\n", encoding="utf-8")
+    (path / "markers.csv").write_text("gene,cell_type\nINS,type B pancreatic cell\n", encoding="utf-8")
     texts = {"INS": "Gene Symbol INS. Insulin, a hormone.", "GCG": "Gene Symbol GCG. Glucagon, a hormone."}
     (path / "genept.json").write_text(json.dumps(texts), encoding="utf-8")
     return path
