@@ -27,12 +27,7 @@ KNOWN: dict[str, set[str]] = {
     "lines": set(),
     "parameters": set(),
     "names": set(),
-    "importers": {
-        "scvec.ingest.cells.choice",
-        "scvec.ingest.cells.readers.heaps",
-        "scvec.ingest.cells.value_signs",
-        "scvec.ingest.cells.vector_files",
-    },
+    "importers": set(),
 }
 
 

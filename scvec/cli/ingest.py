@@ -243,12 +243,13 @@ def census(session: Session, /, list_recipes: bool, dry_run: bool, **given: Any)
       scvec ingest census --recipe lung --dry-run
       scvec ingest census --organism mouse --tissue kidney --where "disease == 'normal'"
     """
-    from scvec.workflows.ingest_census import CensusOptions, ingest_census, recipe_table
-
     if list_recipes:
+        from scvec.workflows.ingest_census import recipe_table
+
         session.show(recipe_table())
         return
-    options = CensusOptions(**given)
+    from scvec.workflows.ingest_census import ingest_census
+
     with session.progress() as progress:
-        report = ingest_census(session.store, options, dry_run=dry_run, progress=progress)
+        report = ingest_census(session.store, dry_run=dry_run, progress=progress, **given)
     session.show(report)

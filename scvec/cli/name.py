@@ -68,12 +68,10 @@ def name(
       scvec name annotated.h5ad --only novel
       scvec name --markers lists.csv --json
     """
-    from scvec.workflows.name import NameOptions
     from scvec.workflows.name import name as name_
 
-    options = NameOptions(**given)
     with session.progress() as progress:
-        report = name_(session.store, cells, options, markers=markers, output=output, progress=progress)
+        report = name_(session.store, cells, markers=markers, output=output, progress=progress, **given)
     session.show(report)
 
 

@@ -17,8 +17,7 @@ import scipy.sparse as sp
 
 import scvec
 from scvec.base.errors import InputError, ResourceError, ScvecError, disk_errors, reading
-from scvec.ingest.cells.readers.checks import check_h5ad, open_h5ad
-from scvec.ingest.cells.readers.heaps import broken_heap
+from scvec.ingest.cells.readers.checks import broken_heap, check_h5ad, open_h5ad
 
 DEMO = Path(scvec.__file__).parent / "data"
 

@@ -24,11 +24,19 @@ from hypothesis import strategies as st
 import scvec
 from scvec.base.errors import InputError, LockedError, NetworkError, ScvecError
 from scvec.cli.main import cli
-from scvec.ingest.sources import census as source
-from scvec.ingest.sources.census import check_where, draw, gathered, open_census, value_filter
 from scvec.model.card import card_of
 from scvec.stores.store.store import Store
-from scvec.workflows.ingest_census import CensusOptions, draw_cells, recipes
+from scvec.workflows import ingest_census as source
+from scvec.workflows.ingest_census import (
+    CensusOptions,
+    check_where,
+    draw,
+    draw_cells,
+    gathered,
+    open_census,
+    recipes,
+    value_filter,
+)
 
 PROJECT = Path(__file__).resolve().parents[2]
 NORMAL = "disease == 'normal'"
@@ -420,7 +428,7 @@ def test_compact_deletes_pieces_that_nobody_reads(tmp_path, new_store):
 
 KILLED = """
 import os, signal, sys, threading, time
-import scvec.ingest.sources.census as source
+import scvec.workflows.ingest_census as source
 from scvec.workflows.ingest_census import ingest_census
 source.PIECE = 16
 store, uri, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])

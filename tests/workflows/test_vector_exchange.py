@@ -13,8 +13,8 @@ import pytest
 
 import scvec
 from scvec.base.errors import InputError, ResourceError
-from scvec.ingest.cells.vector_files import read_vectors, write_vectors
 from scvec.stores.store.store import Store
+from scvec.workflows.export import read_vectors, write_vectors
 
 FORMATS = ("parquet", "h5ad")
 OPTIONS: dict[str, Any] = {"label_key": "cell_type", "backbone": "random:16", "encoder": "adapted"}
