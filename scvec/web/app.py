@@ -12,12 +12,16 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from scvec import __version__
 from scvec.base.errors import InputError, ResourceError, ScvecError
 from scvec.model.query_options import QueryOptions
+from scvec.web.bodies import error_bytes, without_paths
 from scvec.web.child import FILES, UPLOAD
-from scvec.web.jobs import Busy, Jobs, Limits
+from scvec.web.jobs import Busy, Jobs
+from scvec.web.process import Limits
+from scvec.web.searches import Searches
 
 __all__ = ["make_app"]
 
@@ -40,24 +44,28 @@ Species = Literal["auto", "human", "mouse"]
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": what, "content": {"application/json": {}}}
     for code, what in {
-        400: "what was asked cannot be done; says why",
+        400: "what was asked cannot be done, or the form is broken; says why",
         401: "the token is missing",
         404: "there is no such thing",
+        408: "the request came too slowly",
         413: "the file is too large",
         422: "a parameter is not what it should be",
-        429: "too many jobs are waiting",
+        429: "too many jobs or searches are waiting",
+        503: "too many connections or uploads, or the store cannot be read",
+        507: "a search took too much time or memory, or the disk is full",
     }.items()
 }
 
 
-def make_app(store: Path, jobs: Jobs, folder: Path, limits: Limits) -> FastAPI:
-    """Return the application.
+_FIXES = {
+    400: "send multipart/form-data with a field file",
+    404: "see /api/openapi.json",
+    405: "see /api/openapi.json",
+}
 
-    Parameters
-    ----------
-    folder
-        Where uploads go.
-    """
+
+def make_app(store: Path, jobs: Jobs, searches: Searches, limits: Limits) -> FastAPI:
+    """Return the application."""
     app = FastAPI(
         title="scvec",
         version=__version__,
@@ -68,10 +76,10 @@ def make_app(store: Path, jobs: Jobs, folder: Path, limits: Limits) -> FastAPI:
         redoc_url=None,
         responses=_ERRORS,
     )
-    _errors(app)
+    _errors(app, store)
     _pages(app)
-    _search(app, store)
-    _jobs(app, store, jobs, folder, limits)
+    _search(app, searches)
+    _jobs(app, store, jobs)
 
     @app.get("/api/info")
     def info() -> dict[str, Any]:
@@ -98,9 +106,11 @@ def make_app(store: Path, jobs: Jobs, folder: Path, limits: Limits) -> FastAPI:
     return app
 
 
-def _errors(app: FastAPI) -> None:
+def _errors(app: FastAPI, store: Path) -> None:
+    names = {str(path): "the store" for path in (store, store.resolve())}
+
     def told(status: int, error: ScvecError) -> JSONResponse:
-        return JSONResponse({"error": error.body()}, status_code=status)
+        return JSONResponse({"error": without_paths(error.body(), names)}, status_code=status)
 
     @app.exception_handler(ScvecError)
     async def ours(request: Request, error: ScvecError) -> JSONResponse:
@@ -113,10 +123,19 @@ def _errors(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"])
         return told(422, InputError(str(first["msg"]), where, code="usage"))
 
-    @app.exception_handler(404)
-    async def missing(request: Request, error: Exception) -> JSONResponse:
-        what = str(getattr(error, "detail", "")) or "there is no such page"
-        return told(404, InputError(what, code="not-found"))
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        told_as = InputError(
+            error.detail,
+            request.url.path,
+            _FIXES.get(error.status_code, ""),
+            code={400: "bad-form", 404: "not-found"}.get(error.status_code, "usage"),
+        )
+        return Response(error_bytes(told_as), error.status_code, error.headers, media_type="application/json")
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        return told(500, ScvecError(f"this is a bug in scvec: {type(error).__name__}", code="bug"))
 
 
 def _pages(app: FastAPI) -> None:
@@ -131,13 +150,11 @@ def _pages(app: FastAPI) -> None:
         return Response((_PAGES / name).read_bytes(), media_type=_ASSETS[name])
 
 
-def _search(app: FastAPI, store: Path) -> None:
+def _search(app: FastAPI, searches: Searches) -> None:
     @app.get("/api/search/genes")
     def search_genes(q: Text, k: Hits = 10, species: Species = "auto", where: Where = None) -> dict[str, Any]:
         """Find genes that a text is about."""
-        from scvec.workflows.search_genes import search_genes as search
-
-        return search(store, q, k=k, species=species, where=where).to_dict()
+        return searches.find("genes", q, k=k, species=species, where=where)
 
     @app.get("/api/search/cells")
     def search_cells(
@@ -148,12 +165,10 @@ def _search(app: FastAPI, store: Path) -> None:
         where: Where = None,
     ) -> dict[str, Any]:
         """Find cells of a reference that a text is about, or that are like one (``like``)."""
-        from scvec.workflows.search_cells import search_cells as search
-
-        return search(store, q, like=like, reference=reference, k=k, where=where).to_dict()
+        return searches.find("cells", q, like=like, reference=reference, k=k, where=where)
 
 
-def _jobs(app: FastAPI, store: Path, jobs: Jobs, folder: Path, limits: Limits) -> None:
+def _jobs(app: FastAPI, store: Path, jobs: Jobs) -> None:
     @app.post("/api/jobs", status_code=202)
     async def upload(
         file: Annotated[UploadFile, File(description="an h5ad file")],

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
 import shutil
-import subprocess
-import sys
 import threading
-import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,44 +12,18 @@ from typing import Any
 
 from scvec.base.errors import InputError, ResourceError, ScvecError
 from scvec.model.query_options import QueryOptions
+from scvec.web.bodies import without_paths
 from scvec.web.child import FILES, UPLOAD
+from scvec.web.process import Limits, Process, reduced_environment
 
-__all__ = ["Busy", "Job", "Jobs", "Limits"]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of a server.
-
-    Attributes
-    ----------
-    upload
-        Bytes of one file.
-    memory
-        Bytes that a job may use.
-    seconds
-        Wall-clock time of a job.
-    jobs
-        Jobs that are kept; the oldest that has ended gives way. No more may wait at once.
-    """
-
-    upload: int = 2 * 2**30
-    memory: int = 8 * 2**30
-    seconds: float = 1800.0
-    jobs: int = 20
-
-    def __post_init__(self) -> None:
-        if min(self.upload, self.memory, self.seconds, self.jobs) <= 0:
-            raise ValueError(f"limits must be positive: {self}")
+__all__ = ["Busy", "Job", "Jobs"]
 
 
 ENDED = ("done", "failed", "cancelled")
-#: Seconds between two looks at how much memory a job uses.
-WATCH = 0.25
 
 
 class Busy(InputError):
-    """Too many jobs wait already."""
+    """Too many jobs or searches wait already."""
 
     code = "busy"
 
@@ -83,7 +52,7 @@ class Job:
     total: int | None = None
     result: dict[str, Any] | None = None
     error: dict[str, str] | None = None
-    process: subprocess.Popen[str] | None = field(default=None, repr=False)
+    process: Process | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a client may know."""
@@ -213,90 +182,41 @@ class Jobs:
                         shutil.rmtree(job.folder, ignore_errors=True)
 
     def _run(self, job: Job) -> None:
-        limits = self._limits
         request = {
             "store": str(self._store),
             "folder": str(job.folder),
             "name": job.name,
             "options": job.options.changed(),
-            "memory": limits.memory,
-            "seconds": limits.seconds,
-            "n_bytes": 8 * limits.upload,
+            "seconds": self._limits.seconds,
             "script": script(job.name, job.options),
         }
-        # A new process, not a fork: FAISS hangs in a child that was forked from threads.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "scvec.web.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=job.folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
+        # Its temporary files go with the folder, also where it is killed.
+        process = Process(job.folder, {**reduced_environment(), "TMPDIR": str(job.folder)}, self._limits)
         with self._change:
             job.process = process
             if job.status != "running":
                 process.kill()
-        watcher = threading.Thread(target=self._watch, args=(job, process), daemon=True)
-        watcher.start()
         try:
-            if process.stdin is None or process.stdout is None:
-                raise OSError(0, "no pipes")
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.close()
-            for line in process.stdout:
-                self._hear(job, line)
-        except BrokenPipeError:
-            pass
+            for message in process.ask("job", request):
+                self._hear(job, message)
+        except ResourceError as error:
+            job.error = {**error.body(), "where": job.name}
         finally:
-            process.kill()
-            process.wait()
-            watcher.join()
+            process.close()
 
-    def _hear(self, job: Job, line: str) -> None:
-        try:
-            message = json.loads(line)
-        except ValueError:
-            return
+    def _hear(self, job: Job, message: dict[str, Any]) -> None:
         with self._change:
             if "stage" in message:
                 job.stage, job.done, job.total = message["stage"], message["done"], message["total"]
             elif "result" in message:
                 job.result = message["result"]
-            elif "error" in message and job.error is None:
-                job.error = {k: self._shown(job, str(v)) for k, v in message["error"].items()}
-
-    def _shown(self, job: Job, text: str) -> str:
-        """Return a message with the client's name of the file, and without folders of this machine."""
-        for path, name in ((job.folder / UPLOAD, job.name), (job.folder, ""), (self._store, "the store")):
-            text = text.replace(str(path), name)
-        return text
-
-    def _watch(self, job: Job, process: subprocess.Popen[str]) -> None:
-        """End a job that takes too long or too much memory."""
-        ends = time.monotonic() + self._limits.seconds
-        while process.poll() is None:
-            why = ""
-            if time.monotonic() > ends:
-                why = f"the job took longer than {self._limits.seconds:,.0f} seconds"
-            elif memory_of(process.pid) > self._limits.memory:
-                why = f"the job needs more than {self._limits.memory / 2**30:.1f} GB of memory"
-            if why:
-                with self._change:
-                    job.error = ResourceError(why, job.name, "upload fewer cells", code="job-limit").body()
-                process.kill()
-                return
-            time.sleep(WATCH)
-
-
-def memory_of(pid: int) -> int:
-    """Return the bytes that a process holds in memory; 0 where the system does not tell."""
-    try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
+            elif "error" in message:
+                names = {
+                    str(job.folder / UPLOAD): job.name,
+                    str(job.folder): "",
+                    str(self._store): "the store",
+                }
+                job.error = without_paths(message["error"], names)
 
 
 def shown_name(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
@@ -14,13 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
-from scvec.web.jobs import Limits
+from scvec.web.process import Limits
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from scvec.web.guard import Guard
     from scvec.web.jobs import Jobs
+    from scvec.web.searches import Searches
 
-__all__ = ["guarded_app", "serve"]
+__all__ = ["guarded_app", "http_server", "serve"]
+
+PREFIX = "scvec-serve-"
+#: Bytes that the head of a request may have.
+HEAD = 16 * 2**10
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -49,9 +58,9 @@ def serve(
     max_upload
         Bytes of a file, as a number or like ``"2G"``.
     memory
-        Bytes that a job may use; half of what is free where not given.
+        Bytes that a job may use, and the process of searches; half of what is free where not given.
     timeout
-        Seconds that a job may take.
+        Seconds that a job or a search may take.
     announce
         Is told the address when the port is bound.
 
@@ -76,22 +85,82 @@ def serve(
     listening = _bind(host, port)
     number = int(listening.getsockname()[1])
     key = secrets.token_urlsafe(24) if token else None
-    import uvicorn
-
     from scvec.web.jobs import Jobs
+    from scvec.web.searches import Searches
 
-    with _ended_in_order(), tempfile.TemporaryDirectory(prefix="scvec-serve-") as name, listening:
-        jobs = Jobs(folder, Path(name), limits)
+    with _ended_in_order(), _work_folder() as work, listening:
+        jobs = Jobs(folder, work, limits)
+        searches = Searches(folder, work, limits)
         try:
-            app = guarded_app(folder, jobs, Path(name), limits, host=host, port=number, token=key)
-            config = uvicorn.Config(
-                app, log_level="error", access_log=False, server_header=False, lifespan="off", ws="none"
-            )
+            app = guarded_app(folder, jobs, searches, limits, host=host, port=number, token=key)
             shown = f"[{host}]" if ":" in host else host
             announce(f"http://{shown}:{number}/" + (f"?token={key}" if key else ""))
-            uvicorn.Server(config).run(sockets=[listening])
+            http_server(app, limits).run(sockets=[listening])
         finally:
+            searches.close()
             jobs.close()
+
+
+def http_server(app: Any, limits: Limits) -> uvicorn.Server:
+    """Return a server that bounds its connections by ``limits``."""
+    import uvicorn
+
+    from scvec.web.guard import Connection
+
+    config = uvicorn.Config(
+        app,
+        http=type("Connection", (Connection,), {"limits": limits}),
+        h11_max_incomplete_event_size=HEAD,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+    )
+    return uvicorn.Server(config)
+
+
+@contextmanager
+def _work_folder() -> Iterator[Path]:
+    """Give a folder for uploads and results, and remove those of servers that were killed.
+
+    A server holds a lock on its folder as long as it lives. A system without ``flock`` keeps old folders.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+            yield Path(name)
+        return
+
+    def locked(path: Path | str, wait: int) -> int | None:
+        """Return an open folder that is locked, None where it is another's, in use, or gone."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            if os.fstat(fd).st_uid == os.getuid():
+                fcntl.flock(fd, fcntl.LOCK_EX | wait)
+                if os.path.exists(path):
+                    return fd
+        except OSError:
+            pass
+        os.close(fd)
+        return None
+
+    for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if (fd := locked(old, fcntl.LOCK_NB)) is not None:
+            shutil.rmtree(old, ignore_errors=True)
+            os.close(fd)
+    # Another server that starts may have removed the new folder before it was locked.
+    while (fd := locked(name := tempfile.mkdtemp(prefix=PREFIX), 0)) is None:
+        pass
+    try:
+        yield Path(name)
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
+        os.close(fd)
 
 
 @contextmanager
@@ -112,7 +181,14 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def guarded_app(
-    store: Path, jobs: Jobs, folder: Path, limits: Limits, *, host: str, port: int, token: str | None
+    store: Path,
+    jobs: Jobs,
+    searches: Searches,
+    limits: Limits,
+    *,
+    host: str,
+    port: int,
+    token: str | None,
 ) -> Guard:
     """Return the application behind its guard."""
     from scvec.web.app import make_app
@@ -120,13 +196,13 @@ def guarded_app(
 
     names = {host, *LOOPBACK} if host in LOOPBACK else {host}
     hosts = {f"[{n}]:{port}" if ":" in n else f"{n}:{port}" for n in names}
-    app: Any = make_app(store, jobs, folder, limits)
+    app: Any = make_app(store, jobs, searches, limits)
     return Guard(
         app,
         hosts=frozenset(hosts),
         token=token,
         cookie=f"scvec-{port}",
-        max_upload=limits.upload,
+        limits=limits,
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from scvec.web.guard import POLICY, Guard
 from scvec.web.jobs import shown_name
+from scvec.web.process import Limits
 
 TOKEN = "secret-token"
 HOST = "127.0.0.1:8765"
@@ -38,7 +39,7 @@ def guarded(token: str | None = TOKEN, swallow: bool = False) -> tuple[Guard, li
         await send({"type": "http.response.body", "body": b"in"})
 
     names = frozenset({HOST, "localhost:8765"})
-    return Guard(app, hosts=names, token=token, cookie="scvec", max_upload=1000), bodies
+    return Guard(app, hosts=names, token=token, cookie="scvec", limits=Limits(upload=1000)), bodies
 
 
 def ask(

@@ -19,8 +19,9 @@ from bad_inputs.cases import CASES
 from web_parts import HOSTILE, Server, Shelf
 
 from scvec.model.query_options import QueryOptions
-from scvec.web import jobs as jobs_module
-from scvec.web.jobs import Busy, Jobs, Limits, memory_of, script
+from scvec.web import process as process_module
+from scvec.web.jobs import Busy, Jobs, script
+from scvec.web.process import Limits, memory_of
 
 #: Files that try something, of the list in tests/bad_inputs: links out, bombs, lies, and no h5ad at all.
 NASTY = (
@@ -193,12 +194,12 @@ def test_the_oldest_that_ended_gives_way(idle: Jobs):
 
 def run_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, limits: Limits) -> Any:
     """Run one job whose child is this program."""
-    real = jobs_module.subprocess.Popen
+    real = process_module.subprocess.Popen
 
     def popen(words: list[str], **options: Any) -> Any:
         return real([words[0], "-c", program], **options)
 
-    monkeypatch.setattr(jobs_module.subprocess, "Popen", popen)
+    monkeypatch.setattr(process_module.subprocess, "Popen", popen)
     jobs = Jobs(tmp_path / "store", tmp_path, limits)
     try:
         number, folder = jobs.new_folder()
