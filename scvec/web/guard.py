@@ -66,14 +66,17 @@ class Connection(H11Protocol):
         self._clock: asyncio.TimerHandle | None = None
         self._ended = False
         self._since = self.loop.time()
-        others = [c for c in self.connections if isinstance(c, Connection) and not c._ended]
-        if len(self.connections) > 2 * self.limits.connections:
-            self._ended = True
-            transport.abort()  # no time for those who come that fast
-        elif len(others) > self.limits.connections:
+        every: list[Any] = list(self.connections)
+        others = [c for c in every if not c._ended]
+        if len(others) > self.limits.connections:
             idle = [c for c in others if not c._asked and c is not self]
             error = InputError("too many connections are open", fix="try again", code="busy")
-            min(idle, key=lambda c: c._since, default=self)._end(503, error)
+            min(idle, key=_since, default=self)._end(503, error)
+        if len(every) > 2 * self.limits.connections:
+            # One that was answered stays no longer. It is told so late that it must not count until then.
+            answered = min((c for c in every if c._ended), key=_since)
+            self.connections.discard(answered)
+            answered.transport.abort()
         self._mind()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -144,6 +147,10 @@ class Connection(H11Protocol):
         self.transport.write(f"{head}{lines}\r\n".encode() + body)
         self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.abort)
+
+
+def _since(connection: Connection) -> float:
+    return connection._since
 
 
 class Guard:
