@@ -46,6 +46,18 @@ def requests() -> queue.SimpleQueue[str]:
     return lines
 
 
+def end_with_stdin() -> None:
+    """Let the system end this process when stdin closes, also where a library does not let threads run."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+        # SIGIO, which ends a process, comes with whatever happens to stdin: nothing but its end is to come.
+        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+    except (ImportError, AttributeError, OSError):
+        return  # the thread of requests() does so a little later
+
+
 def limit(memory: int, n_bytes: int, seconds: float | None) -> None:
     """Keep this process within its bounds, as far as the system can."""
     try:
@@ -134,6 +146,8 @@ def main() -> None:
     while True:
         request = json.loads(lines.get())
         is_job = request["what"] == "job"
+        if is_job:
+            end_with_stdin()
         limit(int(request["memory"]), int(request["n_bytes"]), request["seconds"] if is_job else None)
         try:
             tell({"result": plain(annotate(request, tell) if is_job else search(request))})

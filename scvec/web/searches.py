@@ -69,6 +69,7 @@ class Searches:
         if "error" in message:
             raise _CLASSES.get(message["exit_code"], ScvecError)(**message["error"])
         if "result" not in message:
+            self._process.close()
             raise ScvecError("the search ended without a message", fix="try again")
         found: dict[str, Any] = message["result"]
         return found
