@@ -140,6 +140,7 @@ def test_a_process_ends_with_its_parent_whatever_it_does(work: str, tmp_path: Pa
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["stage"] == "begun"
+        time.sleep(0.3)  # let it begin in earnest
         process.stdin.close()
         try:
             assert process.wait(30) in (1, -getattr(signal, "SIGIO", 0))
