@@ -1,28 +1,24 @@
-"""``scvec serve``: the page and REST, who may ask, the queue of jobs, and the server that runs them."""
+"""``scvec serve``: binds a port, says the address, and answers until it is stopped."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-import json
 import os
 import secrets
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
-import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import parse_qs
 
 from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
@@ -30,306 +26,25 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from scvec import __version__
 from scvec.base.errors import InputError, ResourceError, ScvecError
 from scvec.model.query_options import QueryOptions
+from scvec.web.bodies import error_bytes, without_paths
 from scvec.web.child import FILES, UPLOAD
+from scvec.web.jobs import Busy, Jobs
+from scvec.web.process import Limits
+from scvec.web.searches import Searches
 
-__all__ = ["Busy", "Guard", "Job", "Jobs", "Limits", "guarded_app", "make_app", "serve"]
+if TYPE_CHECKING:
+    import uvicorn
 
+    from scvec.web.jobs import Jobs
+    from scvec.web.searches import Searches
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of a server.
-
-    Attributes
-    ----------
-    upload
-        Bytes of one file.
-    memory
-        Bytes that a job may use.
-    seconds
-        Wall-clock time of a job.
-    jobs
-        Jobs that are kept; the oldest that has ended gives way. No more may wait at once.
-    """
-
-    upload: int = 2 * 2**30
-    memory: int = 8 * 2**30
-    seconds: float = 1800.0
-    jobs: int = 20
-
-    def __post_init__(self) -> None:
-        if min(self.upload, self.memory, self.seconds, self.jobs) <= 0:
-            raise ValueError(f"limits must be positive: {self}")
-
-
-ENDED = ("done", "failed", "cancelled")
-#: Seconds between two looks at how much memory a job uses.
-WATCH = 0.25
-
-
-class Busy(InputError):
-    """Too many jobs wait already."""
-
-    code = "busy"
-
-
-@dataclass
-class Job:
-    """One upload.
-
-    Attributes
-    ----------
-    id
-        Not to be guessed.
-    name
-        What the client called the file: text to be shown, never a path.
-    status
-        ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
-    """
-
-    id: str
-    name: str
-    folder: Path
-    options: QueryOptions
-    status: str = "waiting"
-    stage: str = ""
-    done: int = 0
-    total: int | None = None
-    result: dict[str, Any] | None = None
-    error: dict[str, str] | None = None
-    process: subprocess.Popen[str] | None = field(default=None, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a client may know."""
-        files = sorted(n for n in FILES if (self.folder / n).is_file()) if self.status == "done" else []
-        return {
-            "id": self.id,
-            "name": self.name,
-            "status": self.status,
-            "stage": self.stage,
-            "done": self.done,
-            "total": self.total,
-            "result": self.result,
-            "error": self.error,
-            "files": files,
-        }
-
-
-class Jobs:
-    """Runs jobs one at a time and forgets the oldest.
-
-    Parameters
-    ----------
-    folder
-        Where uploads and results lie, a folder for each job.
-    """
-
-    def __init__(self, store: Path, folder: Path, limits: Limits) -> None:
-        self._store, self._folder, self._limits = store, folder, limits
-        self._jobs: dict[str, Job] = {}
-        self._queue: deque[Job] = deque()
-        self._change = threading.Condition()
-        self._closed = False
-        self._worker = threading.Thread(target=self._work, name="scvec-jobs", daemon=True)
-        self._worker.start()
-
-    def new_folder(self) -> tuple[str, Path]:
-        """Return an id and an empty folder for an upload.
-
-        Raises
-        ------
-        Busy
-            If no more may wait.
-        """
-        with self._change:
-            if sum(job.status not in ENDED for job in self._jobs.values()) >= self._limits.jobs:
-                raise Busy(f"{self._limits.jobs} jobs are waiting already", fix="wait until some have ended")
-        number = secrets.token_hex(16)
-        folder = self._folder / number
-        folder.mkdir(mode=0o700)
-        return number, folder
-
-    def add(self, number: str, name: str, options: QueryOptions) -> Job:
-        """Queue what was uploaded into the folder of ``number``."""
-        job = Job(number, shown_name(name), self._folder / number, options)
-        with self._change:
-            self._jobs[job.id] = job
-            self._queue.append(job)
-            ended = [j for j in self._jobs.values() if j.status in ENDED]
-            for old in ended[: max(0, len(self._jobs) - self._limits.jobs)]:
-                self._forget(old)
-            self._change.notify_all()
-        return job
-
-    def get(self, number: str) -> Job | None:
-        """Return a job, None where there is none (any more)."""
-        with self._change:
-            return self._jobs.get(number)
-
-    def file(self, number: str, name: str) -> Path | None:
-        """Return a file of a job that is done. ``name`` is one of :data:`FILES`, else there is none."""
-        job = self.get(number)
-        if job is None or job.status != "done" or name not in FILES:
-            return None
-        path = job.folder / name
-        return path if path.is_file() else None
-
-    def cancel(self, number: str) -> bool:
-        """Stop and forget a job; returns whether there was one."""
-        with self._change:
-            job = self._jobs.get(number)
-            if job is None:
-                return False
-            job.status = job.status if job.status in ENDED else "cancelled"
-            if job.process is not None:
-                job.process.kill()
-            self._forget(job)
-        return True
-
-    def close(self) -> None:
-        """Stop everything."""
-        with self._change:
-            self._closed = True
-            for job in self._jobs.values():
-                if job.process is not None:
-                    job.process.kill()
-            self._change.notify_all()
-        self._worker.join(timeout=10)
-
-    def _forget(self, job: Job) -> None:
-        self._jobs.pop(job.id, None)
-        if job in self._queue:
-            self._queue.remove(job)
-        shutil.rmtree(job.folder, ignore_errors=True)
-
-    def _work(self) -> None:
-        while True:
-            with self._change:
-                while not self._queue and not self._closed:
-                    self._change.wait()
-                if self._closed:
-                    return
-                job = self._queue.popleft()
-                job.status = "running"
-            try:
-                self._run(job)
-            except OSError as error:
-                job.error = ScvecError(f"the job could not be run ({error.strerror})").body()
-            finally:
-                with self._change:
-                    job.process = None
-                    if job.status == "running":
-                        job.status = "done" if job.result is not None else "failed"
-                    if job.status == "failed" and job.error is None:
-                        job.error = ScvecError("the job ended without a message", fix="try again").body()
-                    (job.folder / UPLOAD).unlink(missing_ok=True)
-                    if job.status == "cancelled":
-                        shutil.rmtree(job.folder, ignore_errors=True)
-
-    def _run(self, job: Job) -> None:
-        limits = self._limits
-        request = {
-            "store": str(self._store),
-            "folder": str(job.folder),
-            "name": job.name,
-            "options": job.options.changed(),
-            "memory": limits.memory,
-            "seconds": limits.seconds,
-            "n_bytes": 8 * limits.upload,
-            "script": script(job.name, job.options),
-        }
-        # A new process, not a fork: FAISS hangs in a child that was forked from threads.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "scvec.web.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=job.folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
-        with self._change:
-            job.process = process
-            if job.status != "running":
-                process.kill()
-        watcher = threading.Thread(target=self._watch, args=(job, process), daemon=True)
-        watcher.start()
-        try:
-            if process.stdin is None or process.stdout is None:
-                raise OSError(0, "no pipes")
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.close()
-            for line in process.stdout:
-                self._hear(job, line)
-        except BrokenPipeError:
-            pass
-        finally:
-            process.kill()
-            process.wait()
-            watcher.join()
-
-    def _hear(self, job: Job, line: str) -> None:
-        try:
-            message = json.loads(line)
-        except ValueError:
-            return
-        with self._change:
-            if "stage" in message:
-                job.stage, job.done, job.total = message["stage"], message["done"], message["total"]
-            elif "result" in message:
-                job.result = message["result"]
-            elif "error" in message and job.error is None:
-                job.error = {k: self._shown(job, str(v)) for k, v in message["error"].items()}
-
-    def _shown(self, job: Job, text: str) -> str:
-        """Return a message with the client's name of the file, and without folders of this machine."""
-        for path, name in ((job.folder / UPLOAD, job.name), (job.folder, ""), (self._store, "the store")):
-            text = text.replace(str(path), name)
-        return text
-
-    def _watch(self, job: Job, process: subprocess.Popen[str]) -> None:
-        """End a job that takes too long or too much memory."""
-        ends = time.monotonic() + self._limits.seconds
-        while process.poll() is None:
-            why = ""
-            if time.monotonic() > ends:
-                why = f"the job took longer than {self._limits.seconds:,.0f} seconds"
-            elif memory_of(process.pid) > self._limits.memory:
-                why = f"the job needs more than {self._limits.memory / 2**30:.1f} GB of memory"
-            if why:
-                with self._change:
-                    job.error = ResourceError(why, job.name, "upload fewer cells", code="job-limit").body()
-                process.kill()
-                return
-            time.sleep(WATCH)
-
-
-def memory_of(pid: int) -> int:
-    """Return the bytes that a process holds in memory; 0 where the system does not tell."""
-    try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def shown_name(name: str) -> str:
-    """Return a client's name of a file as text to show: no folders, no control characters, not endless."""
-    last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    clean = "".join(c for c in last if c.isprintable()).strip()
-    return clean[:100] or "cells.h5ad"
-
-
-def script(name: str, options: QueryOptions) -> str:
-    """Return a shell script that does the same from the command line."""
-    # A name that begins with a dash would be taken for an option.
-    shown = name if not name.startswith("-") else f"./{name}"
-    command = replace(options, output="annotated.h5ad", report="report.html").command_line(shown)
-    return f"#!/bin/sh\n# The same from the command line, where the store is.\n{command}\n"
-
+__all__ = ["Connection", "Guard", "guarded_app", "http_server", "make_app", "serve"]
 
 _PAGES = files("scvec") / "data" / "page"
 _ASSETS = {
@@ -350,24 +65,28 @@ Species = Literal["auto", "human", "mouse"]
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": what, "content": {"application/json": {}}}
     for code, what in {
-        400: "what was asked cannot be done; says why",
+        400: "what was asked cannot be done, or the form is broken; says why",
         401: "the token is missing",
         404: "there is no such thing",
+        408: "the request came too slowly",
         413: "the file is too large",
         422: "a parameter is not what it should be",
-        429: "too many jobs are waiting",
+        429: "too many jobs or searches are waiting",
+        503: "too many connections or uploads, or the store cannot be read",
+        507: "a search took too much time or memory, or the disk is full",
     }.items()
 }
 
 
-def make_app(store: Path, jobs: Jobs, folder: Path, limits: Limits) -> FastAPI:
-    """Return the application.
+_FIXES = {
+    400: "send multipart/form-data with a field file",
+    404: "see /api/openapi.json",
+    405: "see /api/openapi.json",
+}
 
-    Parameters
-    ----------
-    folder
-        Where uploads go.
-    """
+
+def make_app(store: Path, jobs: Jobs, searches: Searches, limits: Limits) -> FastAPI:
+    """Return the application."""
     app = FastAPI(
         title="scvec",
         version=__version__,
@@ -378,10 +97,10 @@ def make_app(store: Path, jobs: Jobs, folder: Path, limits: Limits) -> FastAPI:
         redoc_url=None,
         responses=_ERRORS,
     )
-    _errors(app)
+    _errors(app, store)
     _pages(app)
-    _search(app, store)
-    _jobs(app, store, jobs, folder, limits)
+    _search(app, searches)
+    _jobs(app, store, jobs)
 
     @app.get("/api/info")
     def info() -> dict[str, Any]:
@@ -408,9 +127,11 @@ def make_app(store: Path, jobs: Jobs, folder: Path, limits: Limits) -> FastAPI:
     return app
 
 
-def _errors(app: FastAPI) -> None:
+def _errors(app: FastAPI, store: Path) -> None:
+    names = {str(path): "the store" for path in (store, store.resolve())}
+
     def told(status: int, error: ScvecError) -> JSONResponse:
-        return JSONResponse({"error": error.body()}, status_code=status)
+        return JSONResponse({"error": without_paths(error.body(), names)}, status_code=status)
 
     @app.exception_handler(ScvecError)
     async def ours(request: Request, error: ScvecError) -> JSONResponse:
@@ -423,10 +144,19 @@ def _errors(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"])
         return told(422, InputError(str(first["msg"]), where, code="usage"))
 
-    @app.exception_handler(404)
-    async def missing(request: Request, error: Exception) -> JSONResponse:
-        what = str(getattr(error, "detail", "")) or "there is no such page"
-        return told(404, InputError(what, code="not-found"))
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        told_as = InputError(
+            error.detail,
+            request.url.path,
+            _FIXES.get(error.status_code, ""),
+            code={400: "bad-form", 404: "not-found"}.get(error.status_code, "usage"),
+        )
+        return Response(error_bytes(told_as), error.status_code, error.headers, media_type="application/json")
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        return told(500, ScvecError(f"this is a bug in scvec: {type(error).__name__}", code="bug"))
 
 
 def _pages(app: FastAPI) -> None:
@@ -441,13 +171,11 @@ def _pages(app: FastAPI) -> None:
         return Response((_PAGES / name).read_bytes(), media_type=_ASSETS[name])
 
 
-def _search(app: FastAPI, store: Path) -> None:
+def _search(app: FastAPI, searches: Searches) -> None:
     @app.get("/api/search/genes")
     def search_genes(q: Text, k: Hits = 10, species: Species = "auto", where: Where = None) -> dict[str, Any]:
         """Find genes that a text is about."""
-        from scvec.workflows.search_genes import search_genes as search
-
-        return search(store, q, k=k, species=species, where=where).to_dict()
+        return searches.find("genes", q, k=k, species=species, where=where)
 
     @app.get("/api/search/cells")
     def search_cells(
@@ -458,12 +186,10 @@ def _search(app: FastAPI, store: Path) -> None:
         where: Where = None,
     ) -> dict[str, Any]:
         """Find cells of a reference that a text is about, or that are like one (``like``)."""
-        from scvec.workflows.search_cells import search_cells as search
-
-        return search(store, q, like=like, reference=reference, k=k, where=where).to_dict()
+        return searches.find("cells", q, like=like, reference=reference, k=k, where=where)
 
 
-def _jobs(app: FastAPI, store: Path, jobs: Jobs, folder: Path, limits: Limits) -> None:
+def _jobs(app: FastAPI, store: Path, jobs: Jobs) -> None:
     @app.post("/api/jobs", status_code=202)
     async def upload(
         file: Annotated[UploadFile, File(description="an h5ad file")],
@@ -504,7 +230,8 @@ def _jobs(app: FastAPI, store: Path, jobs: Jobs, folder: Path, limits: Limits) -
 
     @app.get("/api/jobs/{job}/files/{name}", response_class=FileResponse)
     def result(
-        job: JobId, name: Literal["annotated.h5ad", "labels.csv", "report.html", "report.json", "annotate.sh"]
+        job: JobId,
+        name: Literal["annotated.h5ad", "labels.csv", "report.html", "report.json", "annotate.sh"],
     ) -> FileResponse:
         """Return a file of a job that is done."""
         path = jobs.file(job, name)
@@ -544,12 +271,119 @@ HEADERS = {
 SMALL = 64 * 1024
 
 
-class _TooLarge(Exception):
-    pass
+#: Seconds that a connection stays after an answer that ends it: closed at once, clients may lose the answer.
+LINGER = 1.0
+
+
+class _Broken(Exception):
+    """The rest of a body is not read."""
+
+
+class Connection(H11Protocol):
+    """A connection that must bring its requests in time and is one of a bounded number.
+
+    uvicorn has a clock for connections that rest between requests, none for a head that never ends, and no
+    limit on connections that have not asked. Here, a clock runs whenever no request is being answered, and no
+    byte sets it back. Where too many connections are open, the one that has not asked for longest gives way.
+    """
+
+    limits = Limits()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or refuse it."""
+        super().connection_made(transport)
+        self._clock: asyncio.TimerHandle | None = None
+        self._ended = False
+        self._since = self.loop.time()
+        every: list[Any] = list(self.connections)
+        others = [c for c in every if not c._ended]
+        if len(others) > self.limits.connections:
+            idle = [c for c in others if not c._asked and c is not self]
+            error = InputError("too many connections are open", fix="try again", code="busy")
+            min(idle, key=_since, default=self)._end(503, error)
+        if len(every) > 2 * self.limits.connections:
+            # One that was answered stays no longer. It is told so late that it must not count until then.
+            answered = min((c for c in every if c._ended), key=_since)
+            self.connections.discard(answered)
+            answered.transport.abort()
+        self._mind()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the clock."""
+        self._ended = True
+        self._mind()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, but for those that come after the end."""
+        if not self._ended:
+            super().data_received(data)
+
+    def handle_events(self) -> None:
+        """Begin a request, or go on with one."""
+        super().handle_events()
+        self._mind()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        super().on_response_complete()
+        self._since = self.loop.time()
+        self._mind()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP."""
+        if self._asked:
+            self.transport.close()
+        else:
+            self._end(400, InputError(msg, fix="send HTTP/1.1", code="usage"))
+
+    def shutdown(self) -> None:
+        """Close with the server."""
+        if self._ended:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    @property
+    def _asked(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _mind(self) -> None:
+        """Let the clock run where no request is being answered."""
+        if self._clock is not None and (self._asked or self._ended):
+            self._clock.cancel()
+            self._clock = None
+        elif self._clock is None and not (self._asked or self._ended):
+            self._clock = self.loop.call_later(self.limits.head, self._late)
+
+    def _late(self) -> None:
+        what = f"no request came within {self.limits.head:g} seconds"
+        self._end(408, InputError(what, fix="send the request again", code="too-slow"))
+
+    def _end(self, status: int, error: InputError) -> None:
+        self._ended = True
+        self._mind()
+        self._unset_keepalive_if_required()
+        if self.cycle is not None:  # it got its answer; another would be taken for that of the next request
+            self.transport.close()
+            return
+        body = error_bytes(error)
+        own = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        lines = "".join(
+            f"{k}: {v}\r\n" for k, v in {**own, "content-security-policy": POLICY, **HEADERS}.items()
+        )
+        self.transport.write(f"{head}{lines}\r\n".encode() + body)
+        self.transport.write_eof()
+        self.loop.call_later(LINGER, self.transport.abort)
+
+
+def _since(connection: Connection) -> float:
+    return connection._since
 
 
 class Guard:
-    """Lets through what has the token, is meant for this host, and is not too large.
+    """Lets through what has the token, is meant for this host, is not too large and not too slow.
 
     Parameters
     ----------
@@ -560,15 +394,16 @@ class Guard:
         What to ask for; None for nothing.
     cookie
         Name of the cookie that holds the token.
-    max_upload
-        Bytes of an upload.
+    limits
+        Bytes of an upload, how many may be under way, and how slow a body may be.
     """
 
     def __init__(
-        self, app: App, *, hosts: frozenset[str], token: str | None, cookie: str, max_upload: int
+        self, app: App, *, hosts: frozenset[str], token: str | None, cookie: str, limits: Limits
     ) -> None:
         self.app, self.hosts, self.token, self.cookie = app, hosts, token, cookie
-        self.max_upload = max_upload
+        self.limits = limits
+        self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -587,7 +422,21 @@ class Guard:
             return await _refuse(
                 send, 401, "open the address that scvec serve printed: it holds a token", code="token-needed"
             )
-        await self._limited(scope, headers, receive, _dressed(send))
+        if scope["method"] != "POST" or scope["path"] != "/api/jobs":
+            return await self._limited(scope, headers, receive, _dressed(send), SMALL)
+        if self._uploads >= self.limits.uploads:
+            return await _refuse(
+                send,
+                503,
+                f"{self.limits.uploads} uploads are under way already",
+                fix="try again when some have ended",
+                code="busy",
+            )
+        self._uploads += 1
+        try:
+            await self._limited(scope, headers, receive, _dressed(send), SMALL + self.limits.upload)
+        finally:
+            self._uploads -= 1
 
     def _same_origin(self, scope: Scope, headers: dict[str, str]) -> bool:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
@@ -622,36 +471,52 @@ class Guard:
         await _dressed(send)({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _limited(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
-        upload = scope["method"] == "POST" and scope["path"] == "/api/jobs"
-        most = SMALL + (self.max_upload if upload else 0)
+    async def _limited(
+        self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send, most: int
+    ) -> None:
         length = headers.get("content-length", "0")
         told = f"at most {most:,} bytes are taken"
         if not length.isdigit() or int(length) > most:
             return await _refuse(send, 413, told, code="upload-too-large")
-        seen, too_large, started = 0, False, False
+        seen, waited, more = 0, 0.0, True
+        broken, started = 0, False
+        now = asyncio.get_running_loop().time
 
         async def counted() -> Message:
-            nonlocal seen, too_large
-            message = await receive()
+            nonlocal seen, waited, more, broken
+            if not more:  # this waits for the end of the connection, however long the answer takes
+                return await receive()
+            # What the application does in between is not the client's time.
+            left = self.limits.grace + seen / self.limits.rate - waited
+            began = now()
+            try:
+                message = await asyncio.wait_for(receive(), max(left, 0.01))
+            except TimeoutError:
+                broken = 408
+                raise _Broken from None
+            waited += now() - began
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
+                more = message.get("more_body", False)
                 if seen > most:
-                    too_large = True
-                    raise _TooLarge
+                    broken = 413
+                    raise _Broken
             return message
 
         async def watched(message: Message) -> None:
             nonlocal started
             # Whatever the application makes of a body that broke off is not the answer.
-            if not too_large or started:
+            if not broken or started:
                 started = True
                 await send(message)
 
-        with suppress(_TooLarge):
+        with suppress(_Broken):
             await self.app(scope, counted, watched)
-        if too_large and not started:
+        if broken == 413 and not started:
             await _refuse(send, 413, told, code="upload-too-large")
+        elif broken == 408 and not started:
+            what = f"the request came at less than {self.limits.rate:,} bytes per second"
+            await _refuse(send, 408, what, fix="use a faster connection", code="too-slow")
 
 
 def _dressed(send: Send) -> Send:
@@ -668,14 +533,18 @@ def _dressed(send: Send) -> Send:
     return dressed
 
 
-async def _refuse(send: Send, status: int, what: str, *, code: str) -> None:
-    import json
-
-    body = json.dumps({"error": {"code": code, "what": what, "where": "", "fix": ""}}).encode()
+async def _refuse(send: Send, status: int, what: str, *, fix: str = "", code: str) -> None:
+    body = error_bytes(InputError(what, fix=fix, code=code))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 408:
+        headers.append((b"connection", b"close"))
     await _dressed(send)({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
+
+PREFIX = "scvec-serve-"
+#: Bytes that the head of a request may have.
+HEAD = 16 * 2**10
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -704,9 +573,9 @@ def serve(
     max_upload
         Bytes of a file, as a number or like ``"2G"``.
     memory
-        Bytes that a job may use; half of what is free where not given.
+        Bytes that a job may use, and the process of searches; half of what is free where not given.
     timeout
-        Seconds that a job may take.
+        Seconds that a job or a search may take.
     announce
         Is told the address when the port is bound.
 
@@ -731,20 +600,80 @@ def serve(
     listening = _bind(host, port)
     number = int(listening.getsockname()[1])
     key = secrets.token_urlsafe(24) if token else None
-    import uvicorn
+    from scvec.web.jobs import Jobs
+    from scvec.web.searches import Searches
 
-    with _ended_in_order(), tempfile.TemporaryDirectory(prefix="scvec-serve-") as name, listening:
-        jobs = Jobs(folder, Path(name), limits)
+    with _ended_in_order(), _work_folder() as work, listening:
+        jobs = Jobs(folder, work, limits)
+        searches = Searches(folder, work, limits)
         try:
-            app = guarded_app(folder, jobs, Path(name), limits, host=host, port=number, token=key)
-            config = uvicorn.Config(
-                app, log_level="error", access_log=False, server_header=False, lifespan="off", ws="none"
-            )
+            app = guarded_app(folder, jobs, searches, limits, host=host, port=number, token=key)
             shown = f"[{host}]" if ":" in host else host
             announce(f"http://{shown}:{number}/" + (f"?token={key}" if key else ""))
-            uvicorn.Server(config).run(sockets=[listening])
+            http_server(app, limits).run(sockets=[listening])
         finally:
+            searches.close()
             jobs.close()
+
+
+def http_server(app: Any, limits: Limits) -> uvicorn.Server:
+    """Return a server that bounds its connections by ``limits``."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        http=type("Connection", (Connection,), {"limits": limits}),
+        h11_max_incomplete_event_size=HEAD,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+    )
+    return uvicorn.Server(config)
+
+
+@contextmanager
+def _work_folder() -> Iterator[Path]:
+    """Give a folder for uploads and results, and remove those of servers that were killed.
+
+    A server holds a lock on its folder as long as it lives. A system without ``flock`` keeps old folders.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+            yield Path(name)
+        return
+
+    def locked(path: Path | str, wait: int) -> int | None:
+        """Return an open folder that is locked, None where it is another's, in use, or gone."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            if os.fstat(fd).st_uid == os.getuid():
+                fcntl.flock(fd, fcntl.LOCK_EX | wait)
+                if os.path.exists(path):
+                    return fd
+        except OSError:
+            pass
+        os.close(fd)
+        return None
+
+    for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if (fd := locked(old, fcntl.LOCK_NB)) is not None:
+            shutil.rmtree(old, ignore_errors=True)
+            os.close(fd)
+    # Another server that starts may have removed the new folder before it was locked.
+    while (fd := locked(name := tempfile.mkdtemp(prefix=PREFIX), 0)) is None:
+        pass
+    try:
+        yield Path(name)
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
+        os.close(fd)
 
 
 @contextmanager
@@ -765,14 +694,27 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def guarded_app(
-    store: Path, jobs: Jobs, folder: Path, limits: Limits, *, host: str, port: int, token: str | None
+    store: Path,
+    jobs: Jobs,
+    searches: Searches,
+    limits: Limits,
+    *,
+    host: str,
+    port: int,
+    token: str | None,
 ) -> Guard:
     """Return the application behind its guard."""
 
     names = {host, *LOOPBACK} if host in LOOPBACK else {host}
     hosts = {f"[{n}]:{port}" if ":" in n else f"{n}:{port}" for n in names}
-    app: Any = make_app(store, jobs, folder, limits)
-    return Guard(app, hosts=frozenset(hosts), token=token, cookie=f"scvec-{port}", max_upload=limits.upload)
+    app: Any = make_app(store, jobs, searches, limits)
+    return Guard(
+        app,
+        hosts=frozenset(hosts),
+        token=token,
+        cookie=f"scvec-{port}",
+        limits=limits,
+    )
 
 
 def need_serve() -> None:

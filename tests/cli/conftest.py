@@ -207,7 +207,7 @@ def sample_reports() -> dict[str, Any]:
         ),
         "scvec.workflows.ingest_census.ingest_census": CensusReport(
             name="lung-human",
-            census={"version": "2026-01-01"},
+            census={"version": "2026-01-01", "build_date": "2026-01-01", "organism": "human"},
             n_found=10,
             n_cells=5,
             n_genes=3,

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from web_parts import Shelf
 
-from scvec.web.server import Jobs, Limits, make_app
+from scvec.web.jobs import Jobs
+from scvec.web.process import Limits
+from scvec.web.searches import Searches
+from scvec.web.server import make_app
 
 OPERATIONS = 6
 
@@ -20,8 +23,9 @@ def test_no_request_is_a_server_error(shelf: Shelf, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Jobs, "_work", lambda self: None)  # no job is ever begun
     limits = Limits(jobs=5)
     jobs = Jobs(shelf.store, tmp_path, limits)
+    searches = Searches(shelf.store, tmp_path, limits)
     schema = schemathesis.openapi.from_asgi(
-        "/api/openapi.json", make_app(shelf.store, jobs, tmp_path, limits)
+        "/api/openapi.json", make_app(shelf.store, jobs, searches, limits)
     )
     seen: list[int] = []
     operations = [found.ok() for found in schema.get_all_operations()]
@@ -45,5 +49,6 @@ def test_no_request_is_a_server_error(shelf: Shelf, tmp_path: Path, monkeypatch:
                 assert answer.json()["error"]["what"]
 
         asks()
+    searches.close()
     jobs.close()
     assert 200 in seen and len(seen) >= 20

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scvec.web.server import POLICY, Guard, shown_name
+from scvec.web.jobs import shown_name
+from scvec.web.process import Limits
+from scvec.web.server import POLICY, Guard
 
 TOKEN = "secret-token"
 HOST = "127.0.0.1:8765"
@@ -37,7 +39,7 @@ def guarded(token: str | None = TOKEN, swallow: bool = False) -> tuple[Guard, li
         await send({"type": "http.response.body", "body": b"in"})
 
     names = frozenset({HOST, "localhost:8765"})
-    return Guard(app, hosts=names, token=token, cookie="scvec", max_upload=1000), bodies
+    return Guard(app, hosts=names, token=token, cookie="scvec", limits=Limits(upload=1000)), bodies
 
 
 def ask(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,12 @@ import anndata
 import pytest
 from bad_inputs import builders as make
 from bad_inputs.cases import CASES
-from web_parts import HOSTILE, Server, Shelf
+from web_parts import HOSTILE, Server, Shelf, form
 
 from scvec.model.query_options import QueryOptions
-from scvec.web import server as jobs_module
-from scvec.web.server import Busy, Jobs, Limits, memory_of, script
+from scvec.web import process as process_module
+from scvec.web.jobs import Busy, Jobs, script
+from scvec.web.process import Limits, memory_of
 
 #: Files that try something, of the list in tests/bad_inputs: links out, bombs, lies, and no h5ad at all.
 NASTY = (
@@ -48,14 +47,8 @@ def ask(
 
 
 def upload(server: Server, content: bytes, name: str = "new.h5ad", **fields: str) -> tuple[int, Any]:
-    mark = uuid.uuid4().hex
-    body = io.BytesIO()
-    for key, value in fields.items():
-        body.write(f'--{mark}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode())
-    head = f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
-    body.write(head.encode() + content + f"\r\n--{mark}--\r\n".encode())
-    kind = f"multipart/form-data; boundary={mark}"
-    status, answer, _ = ask(server, "/api/jobs", method="POST", data=body.getvalue(), content_type=kind)
+    body, kind = form(content, name, **fields)
+    status, answer, _ = ask(server, "/api/jobs", method="POST", data=body, content_type=kind)
     return status, answer
 
 
@@ -159,6 +152,27 @@ def test_an_unknown_reference_is_refused_at_once(server: Server, shelf: Shelf):
     assert status == 400 and "no reference 'nope'" in answer["error"]["what"]
 
 
+def test_every_refusal_has_the_same_body(server: Server, shelf: Shelf):
+    broken = {"method": "POST", "content_type": "multipart/form-data; boundary=x"}
+    cases = [
+        (400, "bad-form", ask(server, "/api/jobs", data=b"nonsense", **broken)),
+        (
+            400,
+            "bad-form",
+            ask(server, "/api/jobs", data=b"--x", method="POST", content_type="multipart/form-data"),
+        ),
+        (422, "usage", ask(server, "/api/jobs", data=b"--x--\r\n", **broken)),
+        (405, "usage", ask(server, "/api/jobs", method="PUT", data=b"")),
+        (404, "not-found", ask(server, "/nowhere")),
+        (400, "unknown-reference", ask(server, "/api/search/cells?q=insulin&reference=nope")),
+        (400, "unknown-cell", ask(server, "/api/search/cells?like=nobody&reference=tiny")),
+    ]
+    for status, code, (got, body, _) in cases:
+        assert (got, body["error"]["code"]) == (status, code), body
+        assert set(body["error"]) == {"code", "what", "where", "fix"} and body["error"]["what"]
+        assert str(shelf.store.parent) not in json.dumps(body)
+
+
 # -- limits, with stand-ins for the child ---------------------------------------------------------------
 
 
@@ -193,12 +207,12 @@ def test_the_oldest_that_ended_gives_way(idle: Jobs):
 
 def run_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, limits: Limits) -> Any:
     """Run one job whose child is this program."""
-    real = jobs_module.subprocess.Popen
+    real = process_module.subprocess.Popen
 
     def popen(words: list[str], **options: Any) -> Any:
         return real([words[0], "-c", program], **options)
 
-    monkeypatch.setattr(jobs_module.subprocess, "Popen", popen)
+    monkeypatch.setattr(process_module.subprocess, "Popen", popen)
     jobs = Jobs(tmp_path / "store", tmp_path, limits)
     try:
         number, folder = jobs.new_folder()
