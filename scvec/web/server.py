@@ -35,16 +35,85 @@ from scvec.model.query_options import QueryOptions
 from scvec.web.bodies import error_bytes, without_paths
 from scvec.web.child import FILES, UPLOAD
 from scvec.web.jobs import Busy, Jobs
-from scvec.web.process import Limits
-from scvec.web.searches import Searches
+from scvec.web.process import Limits, Process
 
 if TYPE_CHECKING:
     import uvicorn
 
     from scvec.web.jobs import Jobs
-    from scvec.web.searches import Searches
 
-__all__ = ["Connection", "Guard", "guarded_app", "http_server", "make_app", "serve"]
+__all__ = ["Connection", "Guard", "Searches", "guarded_app", "http_server", "make_app", "serve"]
+
+#: Exit code -> class of the error that the process tells.
+_CLASSES = {cls.exit_code: cls for cls in (InputError, ResourceError)}
+
+
+class Searches:
+    """Asks a process, and starts it again where a search had to be ended.
+
+    Parameters
+    ----------
+    folder
+        Where the process works.
+    """
+
+    def __init__(self, store: Path, folder: Path, limits: Limits) -> None:
+        self._store, self._folder, self._limits = store, folder, limits
+        self._places = threading.BoundedSemaphore(limits.searches)
+        self._turn = threading.Lock()
+        self._process: Process | None = None
+        self._closed = False
+
+    def find(self, verb: str, text: str, **options: Any) -> dict[str, Any]:
+        """Return what a search finds, as ``to_dict`` of its report.
+
+        Parameters
+        ----------
+        verb
+            ``genes`` or ``cells``.
+
+        Raises
+        ------
+        Busy
+            If too many searches wait.
+        ScvecError
+            What the search raises, and ResourceError where it was ended.
+        """
+        if not self._places.acquire(blocking=False):
+            raise Busy(f"{self._limits.searches} searches are waiting already", fix="try again")
+        try:
+            with self._turn:
+                return self._ask({"verb": verb, "store": str(self._store), "text": text, "options": options})
+        finally:
+            self._places.release()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._closed:
+            raise Busy("the server is stopping")
+        if self._process is None or not self._process.alive:
+            if self._process is not None:
+                self._process.close()
+            # It reads no files of clients, and may ask an embedding server: it keeps the keys.
+            self._process = Process(self._folder, dict(os.environ), self._limits)
+        messages = list(self._process.ask("search", request))
+        message = messages[-1] if messages else {}
+        if "error" in message:
+            raise _CLASSES.get(message["exit_code"], ScvecError)(**message["error"])
+        if "result" not in message:
+            self._process.close()
+            raise ScvecError("the search ended without a message", fix="try again")
+        found: dict[str, Any] = message["result"]
+        return found
+
+    def close(self) -> None:
+        """Stop everything."""
+        self._closed = True
+        if self._process is not None:
+            self._process.kill()
+        with self._turn:
+            if self._process is not None:
+                self._process.close()
+
 
 _PAGES = files("scvec") / "data" / "page"
 _ASSETS = {
@@ -601,7 +670,6 @@ def serve(
     number = int(listening.getsockname()[1])
     key = secrets.token_urlsafe(24) if token else None
     from scvec.web.jobs import Jobs
-    from scvec.web.searches import Searches
 
     with _ended_in_order(), _work_folder() as work, listening:
         jobs = Jobs(folder, work, limits)

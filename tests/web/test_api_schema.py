@@ -11,8 +11,7 @@ from web_parts import Shelf
 
 from scvec.web.jobs import Jobs
 from scvec.web.process import Limits
-from scvec.web.searches import Searches
-from scvec.web.server import make_app
+from scvec.web.server import Searches, make_app
 
 OPERATIONS = 6
 

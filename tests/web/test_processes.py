@@ -22,8 +22,7 @@ from scvec.web import process as process_module
 from scvec.web.bodies import without_paths
 from scvec.web.jobs import Busy
 from scvec.web.process import Limits, reduced_environment
-from scvec.web.searches import Searches
-from scvec.web.server import _work_folder
+from scvec.web.server import Searches, _work_folder
 
 PROJECT = Path(__file__).resolve().parents[2]
 ECHO = (
