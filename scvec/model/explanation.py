@@ -434,7 +434,9 @@ class Explainer:
         self.parameters = dict(parameters)
         self._stored = same_reference(store, parameters)
         species = str(parameters.get("species", "auto"))
-        self._matched = match_genes(source, stored_resolver(store), species=species, force=True)
+        self._matched = match_genes(
+            source, stored_resolver(store), species=species, force=True, joined="drop"
+        )
         unmatched = str(parameters.get("unmatched_genes", "drop"))
         self._genes = query_genes(store, self._stored, self._matched, unmatched_genes=unmatched)
         # As the query searched: else other cells would be named than those that voted.

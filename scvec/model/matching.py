@@ -14,6 +14,7 @@ from scvec.base.parallel import read_ahead
 from scvec.base.types import Bool, CellChunk, Float32, GeneMatch, Progress, Space, no_progress
 from scvec.model.gene_names import WARN_SHARE, find_genes, unknown, unknown_names
 from scvec.model.storage import genes_of
+from scvec.model.unmeasured import without_unmeasured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,9 +139,19 @@ def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray
 
 
 def match_genes(
-    source: CellSource, resolver: GeneResolver, *, species: str = "auto", force: bool = False
+    source: CellSource,
+    resolver: GeneResolver,
+    *,
+    species: str = "auto",
+    force: bool = False,
+    joined: str | None = None,
 ) -> MatchedSource:
     """Find out which genes the columns of a data set are (:func:`scvec.model.gene_names.find_genes`).
+
+    Parameters
+    ----------
+    joined
+        ``drop`` leaves out genes that a batch of a joined file did not measure, ``warn`` names them.
 
     Raises
     ------
@@ -155,7 +166,10 @@ def match_genes(
     if best.share < WARN_SHARE:
         names = unknown(found.match, source.gene_totals)
         few = [f"warning: few genes are known: {best.summary}; unknown are names like {names}"]
-    return replace(best, notes=(*best.match.notes, *few))
+    match, gaps = found.match, []
+    if joined is not None:
+        match, gaps = without_unmeasured(match, source, drop=joined == "drop")
+    return replace(best, match=match, notes=(*best.match.notes, *few, *gaps))
 
 
 def reference_share(

@@ -161,7 +161,10 @@ def match_all(
     """Match the genes of all files, and return the genes that all files measured."""
     fresh, stored = ensure_knowledge(kb, progress=progress), txn.base.manifest.knowledge
     resolver = resolver_of(kb, None if fresh or stored is None else stored.digest)
-    matched = [match_genes(s, resolver, species=asked.species, force=asked.force) for s in labelled.sources]
+    matched = [
+        match_genes(s, resolver, species=asked.species, force=asked.force, joined="warn")
+        for s in labelled.sources
+    ]
     return matched, common_axis(matched, resolver)
 
 
