@@ -435,7 +435,7 @@ class Explainer:
         self._stored = same_reference(store, parameters)
         species = str(parameters.get("species", "auto"))
         self._matched = match_genes(
-            source, stored_resolver(store), species=species, force=True, joined="drop"
+            source, stored_resolver(store), species=species, force=True, drop_unmeasured=True
         )
         unmatched = str(parameters.get("unmatched_genes", "drop"))
         self._genes = query_genes(store, self._stored, self._matched, unmatched_genes=unmatched)

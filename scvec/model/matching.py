@@ -144,14 +144,14 @@ def match_genes(
     *,
     species: str = "auto",
     force: bool = False,
-    joined: str | None = None,
+    drop_unmeasured: bool = False,
 ) -> MatchedSource:
     """Find out which genes the columns of a data set are (:func:`scvec.model.gene_names.find_genes`).
 
     Parameters
     ----------
-    joined
-        ``drop`` leaves out genes that a batch of a joined file did not measure, ``warn`` names them.
+    drop_unmeasured
+        Leave out genes that a batch of a joined file did not measure.
 
     Raises
     ------
@@ -166,9 +166,9 @@ def match_genes(
     if best.share < WARN_SHARE:
         names = unknown(found.match, source.gene_totals)
         few = [f"warning: few genes are known: {best.summary}; unknown are names like {names}"]
-    match, gaps = found.match, []
-    if joined is not None:
-        match, gaps = without_unmeasured(match, source, drop=joined == "drop")
+    match, gaps = found.match, list[str]()
+    if drop_unmeasured:
+        match, gaps = without_unmeasured(match, source)
     return replace(best, match=match, notes=(*best.match.notes, *few, *gaps))
 
 

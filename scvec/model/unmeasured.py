@@ -17,7 +17,7 @@ from scvec.ingest.cells.source import is_batch_column
 if TYPE_CHECKING:
     from scvec.ingest.cells.source import CellSource
 
-__all__ = ["unmeasured_somewhere", "without_unmeasured"]
+__all__ = ["unmeasured_notes", "unmeasured_somewhere", "without_unmeasured"]
 
 #: Batches smaller than this tell too little; of larger ones so many cells are looked at first.
 MIN_CELLS, N_LOOKED = 50, 100
@@ -60,33 +60,44 @@ def unmeasured_somewhere(source: CellSource) -> tuple[npt.NDArray[np.bool_], dic
     return missing, batches
 
 
-def without_unmeasured(match: GeneMatch, source: CellSource, *, drop: bool) -> tuple[GeneMatch, list[str]]:
+def without_unmeasured(match: GeneMatch, source: CellSource) -> tuple[GeneMatch, list[str]]:
     """Return a match without the genes that a batch did not measure, and a warning.
 
     They are left out for all cells, so that all have one cell space and zeros that mean the same. Where more
-    counts would go than stay, or without ``drop``, there is only the warning.
+    counts would go than stay, there is only the warning.
     """
     missing, batches = unmeasured_somewhere(source)
-    missing &= match.matched
-    if not missing.any():
+    what = _told(match, source, missing & match.matched, batches)
+    if not what:
         return match, []
-    top = sorted(np.flatnonzero(missing), key=lambda i: -source.gene_totals[i])[:3]
-    told = "; ".join(f"{name} lacks {n:,}" for name, n in list(batches.items())[:5])
-    names = ", ".join(match.names[i] for i in top)
-    what = (
-        f"warning: {int(missing.sum()):,} of {source.n_vars:,} genes, such as {names}, are zero in all cells "
-        f"of a batch and not in others, as after an outer join ({told}): "
-    )
     ids = tuple(None if gone else g for g, gone in zip(match.gene_ids, missing, strict=True))
     how = tuple("" if gone else h for h, gone in zip(match.how, missing, strict=True))
     left = replace(match, gene_ids=ids, how=how)
-    if not drop:
-        return match, [
-            what + "cells of that batch seem not to express them; join the samples by the genes of all"
-        ]
     if left.count_share(source.gene_totals) < 0.5 * match.count_share(source.gene_totals):
-        return match, [what + "too many to be left out; query the samples one by one"]
-    return left, [what + "left out for all cells; query the samples one by one to use them"]
+        return match, [f"{what}: too many to be left out; query the samples one by one"]
+    return left, [f"{what}: left out for all cells; query the samples one by one to use them"]
+
+
+def unmeasured_notes(match: GeneMatch, source: CellSource) -> list[str]:
+    """Return a warning of genes that a batch of a reference did not measure."""
+    missing, batches = unmeasured_somewhere(source)
+    what = _told(match, source, missing & match.matched, batches)
+    return [f"{what}: ingest the samples as files of their own, to leave these genes out"] if what else []
+
+
+def _told(
+    match: GeneMatch, source: CellSource, missing: npt.NDArray[np.bool_], batches: dict[str, int]
+) -> str:
+    """Return which genes are missing where; empty if none are."""
+    if not missing.any():
+        return ""
+    top = sorted(np.flatnonzero(missing), key=lambda i: -source.gene_totals[i])[:3]
+    lacking = "; ".join(f"{name} lacks {n:,}" for name, n in list(batches.items())[:5])
+    return (
+        f"warning: {int(missing.sum()):,} of {source.n_vars:,} genes, such as "
+        f"{', '.join(match.names[i] for i in top)}, are zero in all cells of a batch and not in others, "
+        f"as after an outer join ({lacking})"
+    )
 
 
 def _batches(source: CellSource) -> Iterable[tuple[str, npt.NDArray[np.int64], list[str]]]:

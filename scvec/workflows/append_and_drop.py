@@ -136,7 +136,7 @@ def _encoded(
     with CellSource.open(ref, layer=asked.layer, memory=asked.memory, values=asked.values) as source:
         codes = _codes(source, asked.label_key, names, stored)
         matched = match_genes(
-            source, stored_resolver(opened), species=asked.species, force=asked.force, joined="drop"
+            source, stored_resolver(opened), species=asked.species, force=asked.force, drop_unmeasured=True
         )
         genes = query_genes(opened, stored, matched, device=asked.device, progress=progress)
         _, few = reference_share(matched, genes.measured[model.members.vector_genes], force=asked.force)

@@ -30,6 +30,7 @@ from scvec.model.matching import MatchedSource, match_genes
 from scvec.model.resolvers import ensure_knowledge, resolver_of
 from scvec.model.storage import FACTOR, N_PROBES, model_state, probe_tensors
 from scvec.model.training import class_tensors, read_sample, train
+from scvec.model.unmeasured import unmeasured_notes
 from scvec.stores.store.store import Store
 from scvec.workflows.ingest_options import IngestOptions
 
@@ -161,10 +162,8 @@ def match_all(
     """Match the genes of all files, and return the genes that all files measured."""
     fresh, stored = ensure_knowledge(kb, progress=progress), txn.base.manifest.knowledge
     resolver = resolver_of(kb, None if fresh or stored is None else stored.digest)
-    matched = [
-        match_genes(s, resolver, species=asked.species, force=asked.force, joined="warn")
-        for s in labelled.sources
-    ]
+    matched = [match_genes(s, resolver, species=asked.species, force=asked.force) for s in labelled.sources]
+    matched = [replace(m, notes=(*m.notes, *unmeasured_notes(m.match, m.source))) for m in matched]
     return matched, common_axis(matched, resolver)
 
 
