@@ -596,7 +596,9 @@ class Explainer:
                 code="vectors-without-genes",
             )
         species = str(parameters.get("species", "auto"))
-        self._matched = match_genes(source, stored_resolver(store), species=species, force=True)
+        self._matched = match_genes(
+            source, stored_resolver(store), species=species, force=True, drop_unmeasured=True
+        )
         unmatched = str(parameters.get("unmatched_genes", "drop"))
         self._genes = query_genes(store, self._stored, self._matched, unmatched_genes=unmatched)
         # As the query searched: else other cells would be named than those that voted.

@@ -21,6 +21,7 @@ from scvec.ingest.cells.cell_vectors import VectorSource
 from scvec.model.copies import Seen, cell_hashes, gene_keys
 from scvec.model.resolvers import WARN_SHARE, find_genes, unknown, unknown_names
 from scvec.model.storage import encoder_of, genes_of
+from scvec.model.unmeasured import without_unmeasured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -439,9 +440,19 @@ def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray
 
 
 def match_genes(
-    source: CellSource, resolver: GeneResolver, *, species: str = "auto", force: bool = False
+    source: CellSource,
+    resolver: GeneResolver,
+    *,
+    species: str = "auto",
+    force: bool = False,
+    drop_unmeasured: bool = False,
 ) -> MatchedSource:
     """Find out which genes the columns of a data set are (:func:`scvec.model.resolvers.find_genes`).
+
+    Parameters
+    ----------
+    drop_unmeasured
+        Leave out genes that a batch of a joined file did not measure.
 
     Raises
     ------
@@ -458,7 +469,10 @@ def match_genes(
     if best.share < WARN_SHARE:
         names = unknown(found.match, source.gene_totals)
         few = [f"warning: few genes are known: {best.summary}; unknown are names like {names}"]
-    return replace(best, notes=(*best.match.notes, *few))
+    match, gaps = found.match, list[str]()
+    if drop_unmeasured:
+        match, gaps = without_unmeasured(match, source)
+    return replace(best, match=match, notes=(*best.match.notes, *few, *gaps))
 
 
 def _match_dimensions(source: CellSource, species: str) -> MatchedSource:

@@ -384,11 +384,18 @@ class _Names:
                 elif gene_id not in old:
                     into[key] = tuple(sorted((*old, gene_id)))
 
-    def plain(self, name: str) -> _Hit:
-        """The genes of a name as it stands, at the best level where it names any."""
+    def plain(self, name: str, fold: bool = False) -> _Hit:
+        """The genes of a name as it stands, at the best level where it names any.
+
+        With ``fold`` an official symbol in any case goes before the other kinds of name.
+        """
         hit = self.exact["symbol"].get(name)
         if hit:
             return hit, "symbol"
+        if fold:
+            hit = self.folded["symbol"].get(name.lower())
+            if hit:
+                return hit, "case"
         if "." in name:
             # R's make.names writes NKX6-1 as NKX6.1, which happens to be an old name of NKX6-2 as well.
             hit = self.exact["symbol"].get(name.replace(".", "-"))
@@ -461,8 +468,8 @@ class GeneResolver:
         names
             Gene names of a data set, length n.
         species
-            ``human``, ``mouse``, or ``auto``: the species that more names are exact official symbols or
-            ids of.
+            ``human``, ``mouse``, or ``auto``: the species that knows more of the names in any case. Where
+            both know as many, the one that spells more of them as they are.
 
         Raises
         ------
@@ -471,7 +478,7 @@ class GeneResolver:
         """
         given = tuple(str(name) for name in names)
         notes: list[str] = []
-        chosen, note = self._species(given, species)
+        chosen, note, fold = self._species(given, species)
         notes += note
         table = self._names[chosen]
         cache: dict[str, _Hit] = {}
@@ -482,7 +489,7 @@ class GeneResolver:
         for name in given:
             hit = cache.get(name)
             if hit is None:
-                hit = cache[name] = _resolve_one(table, name.strip(), chosen)
+                hit = cache[name] = _resolve_one(table, name.strip(), chosen, fold)
             genes, level = hit
             foreign += level == "foreign"
             dates += level == "date"
@@ -501,42 +508,52 @@ class GeneResolver:
             notes=tuple(notes),
         )
 
-    def _species(self, names: tuple[str, ...], species: str) -> tuple[Species, list[str]]:
-        if species != "auto":
-            for known in SPECIES:
-                if species == known:
-                    return known, []
+    def _species(self, names: tuple[str, ...], species: str) -> tuple[Species, list[str], bool]:
+        """Return the species of names, notes, and whether most names are spelled unlike its symbols."""
+        if species not in (*SPECIES, "auto"):
             raise InputError(f"unknown species {species!r}", "species", "use human, mouse or auto")
-        unique = dict.fromkeys(name.strip() for name in names)
-        scores = {s: self._score(unique, s, exact=True) for s in SPECIES}
-        if scores["human"] == scores["mouse"]:
-            scores = {s: self._score(unique, s, exact=False) for s in SPECIES}
-        if scores["human"] == scores["mouse"]:
-            return "human", ["the gene names do not show the species: human was assumed"]
-        best: Species = "human" if scores["human"] > scores["mouse"] else "mouse"
-        other: Species = "mouse" if best == "human" else "human"
-        if scores[other] > 0.2 * scores[best] and scores[other] >= 10:
-            return best, [
-                f"{scores[other]:,} gene names are of {other}, {scores[best]:,} of {best}: "
-                f"taken as {best}, name the species if that is wrong"
-            ]
-        return best, []
+        unique = list(dict.fromkeys(name.strip() for name in names))
+        exact = {s: self._spelled(unique, s) for s in SPECIES}
+        known = {s: exact[s] | self._folded(unique, s) for s in SPECIES}
+        spelled = {s: int(found.sum()) for s, found in exact.items()}
+        n = {s: int(found.sum()) for s, found in known.items()}
+        best, notes = _given(species), []
+        if best is None:
+            by_case = _more(spelled)
+            # What chance makes of the names that only one species knows: three standard errors.
+            luck = 3 * float(np.sqrt((known["human"] != known["mouse"]).sum()))
+            clear = abs(n["human"] - n["mouse"]) > luck
+            best = (_more(n) if clear else None) or by_case or _more(n)
+            notes = _species_notes(best, by_case, clear, spelled, n)
+        best = best or "human"
+        return best, notes, spelled[best] < 0.5 * n[best]
 
-    def _score(self, names: Iterable[str], species: Species, *, exact: bool) -> int:
+    def _folded(self, names: Sequence[str], species: Species) -> Bool:
+        """Return (n,) bool which names are symbols of a species, in any case and without a number behind."""
+        symbols, others = self._names[species].folded.values()
+
+        def known(name: str) -> bool:
+            if name in symbols or name in others:
+                return True
+            suffix = _SUFFIX.fullmatch(name)
+            return suffix is not None and (suffix[1] in symbols or name.replace(".", "-") in symbols)
+
+        return np.array([known(name.lower()) for name in names], dtype=bool)
+
+    def _spelled(self, names: Sequence[str], species: Species) -> Bool:
+        """Return (n,) bool which names are symbols or ids of a species, spelled as they are."""
         table = self._names[species]
-        if not exact:
-            return sum(len(_resolve_one(table, name, species)[0]) == 1 for name in names)
-        score = 0
-        for name in names:
+
+        def spelled(name: str) -> bool:
             prefix = _PREFIX.match(name) if "_" in name else None
             if prefix:
-                score += _prefix_species(prefix[1]) == species
-            elif name in table.exact["symbol"] or name in table.exact["entrez"] or name in table.ids:
-                score += 1
-            elif "ENS" in name:
-                found = _ENSEMBL.search(name)
-                score += found is not None and (found[1] is None) == (species == "human")
-        return score
+                return _prefix_species(prefix[1]) == species
+            if name in table.exact["symbol"] or name in table.exact["entrez"] or name in table.ids:
+                return True
+            found = _ENSEMBL.search(name) if "ENS" in name else None
+            return found is not None and (found[1] is None) == (species == "human")
+
+        return np.array([spelled(name) for name in names], dtype=bool)
 
     def map_to(self, match: GeneMatch, target_gene_ids: Sequence[str], target_species: Species) -> GeneMap:
         """Weigh how the matched names become the genes of a reference.
@@ -606,20 +623,73 @@ class GeneResolver:
         return [(column[p], 1.0 / len(there)) for p in there]
 
 
+#: Names that both species know from which it is told that they do not show the species.
+_MANY_SHARED = 100
+
+
+def _given(species: str) -> Species | None:
+    return next((known for known in SPECIES if species == known), None)
+
+
+def _more(n: dict[Species, int]) -> Species | None:
+    """Return the species of more names; None where both have as many."""
+    return None if n["human"] == n["mouse"] else "human" if n["human"] > n["mouse"] else "mouse"
+
+
+def _species_notes(
+    best: Species | None,
+    by_case: Species | None,
+    clear: bool,
+    spelled: dict[Species, int],
+    n: dict[Species, int],
+) -> list[str]:
+    """Return what a user should know of how the species was found.
+
+    Parameters
+    ----------
+    by_case
+        The species that spells more of the names as they are.
+    clear
+        Whether one species knows more of the names than chance would make it.
+    spelled, n
+        Species -> names that it spells as they are, and that it knows in any case.
+    """
+    if best is None:
+        return ["the gene names do not show the species: human was assumed"]
+    other: Species = "mouse" if best == "human" else "human"
+    if min(spelled.values()) > 0.2 * max(spelled.values()) and min(spelled.values()) >= 10:
+        return [
+            f"{spelled[other]:,} gene names are of {other}, {spelled[best]:,} of {best}: "
+            f"taken as {best}, name the species if that is wrong"
+        ]
+    if clear and by_case == other:
+        return [
+            f"{n[best]:,} gene names are of {best}, {n[other]:,} of {other}, whose spelling they have: "
+            f"taken as {best}"
+        ]
+    # Mouse symbols are often written in capitals, human ones hardly ever as mouse ones are.
+    if not clear and by_case != "mouse" and n[other] >= _MANY_SHARED:
+        return [
+            f"the gene names fit {other} ({n[other]:,}) as well as {best} ({n[best]:,}): taken as {best}, "
+            "name the species if that is wrong"
+        ]
+    return []
+
+
 def _own(gene_id: str, column: dict[str, int]) -> list[tuple[int, float]]:
     j = column.get(gene_id)
     return [] if j is None else [(j, 1.0)]
 
 
-def _resolve_one(table: _Names, name: str, species: Species) -> _Hit:
-    hit = table.plain(name)
+def _resolve_one(table: _Names, name: str, species: Species, fold: bool = False) -> _Hit:
+    hit = table.plain(name, fold)
     if hit[0] or not name:
         return hit
     prefix = _PREFIX.match(name)
     if prefix:
         if _prefix_species(prefix[1]) != species:
             return (), "foreign"
-        genes, _ = _resolve_one(table, name[prefix.end() :], species)
+        genes, _ = _resolve_one(table, name[prefix.end() :], species, fold)
         return genes, "composite"
     part = _ENSEMBL_PART.search(name)
     if part:
@@ -628,7 +698,7 @@ def _resolve_one(table: _Names, name: str, species: Species) -> _Hit:
         return (), "date"
     suffix = _SUFFIX.fullmatch(name)
     if suffix:
-        genes, _ = table.plain(suffix[1])
+        genes, _ = table.plain(suffix[1], fold)
         if genes:
             return genes, "unique-suffix"
     return _MISS

@@ -170,7 +170,9 @@ def _encoded(
     key = obsm_key(stored)
     with open_cells(ref, key, layer=asked.layer, memory=asked.memory, values=asked.values) as source:
         codes = _codes(source, asked.label_key, names, stored)
-        matched = match_genes(source, stored_resolver(opened), species=asked.species, force=asked.force)
+        matched = match_genes(
+            source, stored_resolver(opened), species=asked.species, force=asked.force, drop_unmeasured=True
+        )
         genes = query_genes(
             opened, stored, matched, device=asked.device, force=asked.force, progress=progress
         )

@@ -41,6 +41,7 @@ from scvec.model.reference import train
 from scvec.model.resolvers import ensure_knowledge, resolver_of
 from scvec.model.storage import FACTOR, N_PROBES, model_state, probe_tensors
 from scvec.model.training import Labelled, class_tensors, incoherent_labels, read_sample, training_workers
+from scvec.model.unmeasured import unmeasured_notes
 from scvec.stores.store.store import Store
 from scvec.workflows.ingest_options import IngestOptions
 
@@ -188,7 +189,10 @@ def match_all(
     fresh, stored = ensure_knowledge(kb, progress=progress), txn.base.manifest.knowledge
     resolver = resolver_of(kb, None if fresh or stored is None else stored.digest)
     matched = [match_genes(s, resolver, species=asked.species, force=asked.force) for s in labelled.sources]
-    return matched, dimension_axis(matched) if asked.obsm else common_axis(matched, resolver)
+    if asked.obsm:
+        return matched, dimension_axis(matched)
+    matched = [replace(m, notes=(*m.notes, *unmeasured_notes(m.match, m.source))) for m in matched]
+    return matched, common_axis(matched, resolver)
 
 
 def encode_texts(

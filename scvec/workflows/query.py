@@ -194,7 +194,9 @@ def _prepare(
     """Match the genes of a query to those of the reference, and load the model for them."""
     with stages("genes"):
         resolver = stored_resolver(opened)
-        matched = match_genes(source, resolver, species=options.species, force=options.force)
+        matched = match_genes(
+            source, resolver, species=options.species, force=options.force, drop_unmeasured=True
+        )
         unmatched, device = options.unmatched_genes, options.device
         genes = query_genes(
             opened,
