@@ -12,7 +12,6 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from scvec.base.types import GeneMatch
-from scvec.ingest.cells.source import is_batch_column
 
 if TYPE_CHECKING:
     from scvec.ingest.cells.source import CellSource
@@ -104,10 +103,8 @@ def _batches(source: CellSource) -> Iterable[tuple[str, npt.NDArray[np.int64], l
     """Yield columns, (n_obs,) numbers of their batches that are large enough (else -1), and their names."""
     import pandas as pd
 
-    table, found = source.table, False
+    table, found = source.batches, False
     for column in table.columns:
-        if not is_batch_column(column):
-            continue
         values = pd.Categorical(table[column])
         codes, names = values.codes, values.categories
         sizes = np.bincount(codes[codes >= 0], minlength=len(names))

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from web_parts import Shelf
 
-from scvec.web.jobs import Jobs
 from scvec.web.process import Limits
-from scvec.web.server import Searches, make_app
+from scvec.web.server import Jobs, Searches, make_app
 
 OPERATIONS = 6
 

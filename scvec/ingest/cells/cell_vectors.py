@@ -72,7 +72,8 @@ class VectorSource(CellSource):
     def __init__(self, contents: Contents, key: str, memory: int, *, columns: bool = True) -> None:
         self.path, self.name, self.memory, self.key = contents.path, contents.name, memory, key
         self._close = contents.close
-        self.table, self.n_obs = contents.table if columns else contents.table[[]], contents.n_obs
+        self._table, self.n_obs = contents.table if columns else contents.table[[]], contents.n_obs
+        self.batches = contents.table[[]]
         self.names, renamed = unique_names(contents.names)
         self.notes = [*contents.notes, *renamed]
         where, item = f"{self.name} (obsm/{key})", _array(contents, key)

@@ -51,7 +51,6 @@ __all__ = [
     "choose",
     "gene_name_candidates",
     "genes_of_one_genome",
-    "is_batch_column",
     "is_gene",
     "labels",
     "parse_memory",
@@ -578,15 +577,10 @@ def _no_usable(contents: Contents, looks: list[_Look], memory: int) -> InputErro
     return InputError(what, where, _SCALED_FIX + more, code="values-not-counts")
 
 
-#: Columns of obs that say which sample a cell is of.
+# Columns of obs that say which sample a cell is of.
 _BATCH = re.compile(
     r"(batch|sample|donor|dataset|study|library)([ _.-]?(id|name|key|label))?|orig[._]ident", re.IGNORECASE
 )
-
-
-def is_batch_column(name: object) -> bool:
-    """Return whether a column of obs is named as one that says which sample a cell is of."""
-    return _BATCH.fullmatch(str(name)) is not None
 
 
 @dataclass(frozen=True)
@@ -701,8 +695,8 @@ class CellSource:
         Number of cells, and of genes kept.
     names
         Names of the cells, unique, in little memory.
-    table
-        The columns of obs, rows by number.
+    batches
+        The columns of obs that are named as those of samples, rows by number.
     var
         Table of the genes kept.
     var_names
@@ -728,7 +722,7 @@ class CellSource:
     path: Path | None
     name: str
     names: Packed
-    table: pd.DataFrame
+    batches: pd.DataFrame
     var: pd.DataFrame
     var_names: list[str]
     feature_mask: npt.NDArray[np.bool_]
@@ -750,9 +744,10 @@ class CellSource:
     ) -> None:
         self.path, self.name, self.memory = contents.path, contents.name, memory
         self._contents, self._layer, self._values = contents, layer, values
+        self.batches = contents.table[[c for c in contents.table.columns if _BATCH.fullmatch(str(c))]]
         if not columns:
-            contents.table = contents.table[[c for c in contents.table.columns if is_batch_column(c)]]
-        self.table, self.n_obs = contents.table, contents.n_obs
+            contents.table = contents.table[[]]
+        self._table, self.n_obs = contents.table, contents.n_obs
         self.names, self._renamed = unique_names(contents.names)
         self.use(layer)
 
@@ -809,8 +804,7 @@ class CellSource:
         memory
             Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given.
         columns
-            Whether ``obs`` is going to be asked for its columns; else they are checked, and all but those of
-            batches let go.
+            Whether ``obs`` is going to be asked for its columns; else they are checked and let go.
         values
             What the values are (:data:`scvec.ingest.cells.values.VALUES`); ``auto`` finds it out.
 
@@ -858,7 +852,7 @@ class CellSource:
     @property
     def obs(self) -> pd.DataFrame:
         """The table of the cells, its index unique; made anew each time."""
-        return named(self.table, self.names)
+        return named(self._table, self.names)
 
     @property
     def n_vars(self) -> int:
