@@ -20,6 +20,8 @@ LINES = 80
 PARAMETERS = 8
 #: Folders where a file is one verb, or one part of the method. They may hold more modules.
 LARGE_FOLDERS = {"scvec.workflows", "scvec.model"}
+#: A room whose parts only its door puts together, one concern of a server each: connections, uploads, jobs.
+PUT_TOGETHER = "scvec.web."
 
 KNOWN: dict[str, set[str]] = {
     "circles": set(),
@@ -163,7 +165,7 @@ def importers() -> set[str]:
     """Modules that only one other module imports, and whose code should be in that module.
 
     One importer is enough for a verb of workflows/ or cli/, and for the door of a room: the only file of a
-    folder that other folders import. An entry of a table of names needs none.
+    folder that other folders import. An entry of a table of names needs none, nor a part of the server.
     """
     of = {module: {m for m, found in IMPORTS.items() if module in found} for module in FILES}
     tables = set().union(*(table_entries(module) for module in FILES))
@@ -177,6 +179,7 @@ def importers() -> set[str]:
         room = room_of(module)
         enough = 1 if room in ("scvec.workflows", "scvec.cli") or entered[room] == {module} else 2
         exempt = is_package(module) or module == "scvec.__main__" or module in tables
+        exempt = exempt or module.startswith(PUT_TOGETHER)
         if len(of[module]) < enough and not exempt:
             found.add(module)
     return found

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from scvec.web.guard import Guard
 from scvec.web.process import Limits
-from scvec.web.server import Guard, http_server
+from scvec.web.server import http_server
 
 TOKEN = "secret-token"
 KNOWN = f"Authorization: Bearer {TOKEN}\r\n"

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scvec.web.guard import POLICY, Guard
+from scvec.web.jobs import shown_name
 from scvec.web.process import Limits
-from scvec.web.server import POLICY, Guard, shown_name
 
 TOKEN = "secret-token"
 HOST = "127.0.0.1:8765"

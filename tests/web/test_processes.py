@@ -20,8 +20,10 @@ from web_parts import Shelf, form
 from scvec.base.errors import InputError, ResourceError, ScvecError
 from scvec.web import process as process_module
 from scvec.web.bodies import without_paths
+from scvec.web.jobs import Busy
 from scvec.web.process import Limits, reduced_environment
-from scvec.web.server import Busy, Searches, _work_folder
+from scvec.web.searches import Searches
+from scvec.web.server import _work_folder
 
 PROJECT = Path(__file__).resolve().parents[2]
 ECHO = (

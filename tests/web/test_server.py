@@ -18,8 +18,8 @@ from web_parts import HOSTILE, Server, Shelf, form
 
 from scvec.model.query_options import QueryOptions
 from scvec.web import process as process_module
+from scvec.web.jobs import Busy, Jobs, script
 from scvec.web.process import Limits, memory_of
-from scvec.web.server import Busy, Jobs, script
 
 #: Files that try something, of the list in tests/bad_inputs: links out, bombs, lies, and no h5ad at all.
 NASTY = (

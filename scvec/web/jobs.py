@@ -1,0 +1,234 @@
+"""Uploads that are annotated, one after another, each by a process of its own."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+from collections import deque
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from scvec.base.errors import InputError, ResourceError, ScvecError
+from scvec.model.query_options import QueryOptions
+from scvec.web.bodies import without_paths
+from scvec.web.child import FILES, UPLOAD
+from scvec.web.process import Limits, Process, reduced_environment
+
+__all__ = ["Busy", "Job", "Jobs"]
+
+
+ENDED = ("done", "failed", "cancelled")
+
+
+class Busy(InputError):
+    """Too many jobs or searches wait already."""
+
+    code = "busy"
+
+
+@dataclass
+class Job:
+    """One upload.
+
+    Attributes
+    ----------
+    id
+        Not to be guessed.
+    name
+        What the client called the file: text to be shown, never a path.
+    status
+        ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
+    """
+
+    id: str
+    name: str
+    folder: Path
+    options: QueryOptions
+    status: str = "waiting"
+    stage: str = ""
+    done: int = 0
+    total: int | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, str] | None = None
+    process: Process | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a client may know."""
+        files = sorted(n for n in FILES if (self.folder / n).is_file()) if self.status == "done" else []
+        return {
+            "id": self.id,
+            "name": self.name,
+            "status": self.status,
+            "stage": self.stage,
+            "done": self.done,
+            "total": self.total,
+            "result": self.result,
+            "error": self.error,
+            "files": files,
+        }
+
+
+class Jobs:
+    """Runs jobs one at a time and forgets the oldest.
+
+    Parameters
+    ----------
+    folder
+        Where uploads and results lie, a folder for each job.
+    """
+
+    def __init__(self, store: Path, folder: Path, limits: Limits) -> None:
+        self._store, self._folder, self._limits = store, folder, limits
+        self._jobs: dict[str, Job] = {}
+        self._queue: deque[Job] = deque()
+        self._change = threading.Condition()
+        self._closed = False
+        self._worker = threading.Thread(target=self._work, name="scvec-jobs", daemon=True)
+        self._worker.start()
+
+    def new_folder(self) -> tuple[str, Path]:
+        """Return an id and an empty folder for an upload.
+
+        Raises
+        ------
+        Busy
+            If no more may wait.
+        """
+        with self._change:
+            if sum(job.status not in ENDED for job in self._jobs.values()) >= self._limits.jobs:
+                raise Busy(f"{self._limits.jobs} jobs are waiting already", fix="wait until some have ended")
+        number = secrets.token_hex(16)
+        folder = self._folder / number
+        folder.mkdir(mode=0o700)
+        return number, folder
+
+    def add(self, number: str, name: str, options: QueryOptions) -> Job:
+        """Queue what was uploaded into the folder of ``number``."""
+        job = Job(number, shown_name(name), self._folder / number, options)
+        with self._change:
+            self._jobs[job.id] = job
+            self._queue.append(job)
+            ended = [j for j in self._jobs.values() if j.status in ENDED]
+            for old in ended[: max(0, len(self._jobs) - self._limits.jobs)]:
+                self._forget(old)
+            self._change.notify_all()
+        return job
+
+    def get(self, number: str) -> Job | None:
+        """Return a job, None where there is none (any more)."""
+        with self._change:
+            return self._jobs.get(number)
+
+    def file(self, number: str, name: str) -> Path | None:
+        """Return a file of a job that is done. ``name`` is one of :data:`FILES`, else there is none."""
+        job = self.get(number)
+        if job is None or job.status != "done" or name not in FILES:
+            return None
+        path = job.folder / name
+        return path if path.is_file() else None
+
+    def cancel(self, number: str) -> bool:
+        """Stop and forget a job; returns whether there was one."""
+        with self._change:
+            job = self._jobs.get(number)
+            if job is None:
+                return False
+            job.status = job.status if job.status in ENDED else "cancelled"
+            if job.process is not None:
+                job.process.kill()
+            self._forget(job)
+        return True
+
+    def close(self) -> None:
+        """Stop everything."""
+        with self._change:
+            self._closed = True
+            for job in self._jobs.values():
+                if job.process is not None:
+                    job.process.kill()
+            self._change.notify_all()
+        self._worker.join(timeout=10)
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.pop(job.id, None)
+        if job in self._queue:
+            self._queue.remove(job)
+        shutil.rmtree(job.folder, ignore_errors=True)
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                while not self._queue and not self._closed:
+                    self._change.wait()
+                if self._closed:
+                    return
+                job = self._queue.popleft()
+                job.status = "running"
+            try:
+                self._run(job)
+            except OSError as error:
+                job.error = ScvecError(f"the job could not be run ({error.strerror})").body()
+            finally:
+                with self._change:
+                    job.process = None
+                    if job.status == "running":
+                        job.status = "done" if job.result is not None else "failed"
+                    if job.status == "failed" and job.error is None:
+                        job.error = ScvecError("the job ended without a message", fix="try again").body()
+                    (job.folder / UPLOAD).unlink(missing_ok=True)
+                    if job.status == "cancelled":
+                        shutil.rmtree(job.folder, ignore_errors=True)
+
+    def _run(self, job: Job) -> None:
+        request = {
+            "store": str(self._store),
+            "folder": str(job.folder),
+            "name": job.name,
+            "options": job.options.changed(),
+            "seconds": self._limits.seconds,
+            "script": script(job.name, job.options),
+        }
+        # Its temporary files go with the folder, also where it is killed.
+        process = Process(job.folder, {**reduced_environment(), "TMPDIR": str(job.folder)}, self._limits)
+        with self._change:
+            job.process = process
+            if job.status != "running":
+                process.kill()
+        try:
+            for message in process.ask("job", request):
+                self._hear(job, message)
+        except ResourceError as error:
+            job.error = {**error.body(), "where": job.name}
+        finally:
+            process.close()
+
+    def _hear(self, job: Job, message: dict[str, Any]) -> None:
+        with self._change:
+            if "stage" in message:
+                job.stage, job.done, job.total = message["stage"], message["done"], message["total"]
+            elif "result" in message:
+                job.result = message["result"]
+            elif "error" in message:
+                names = {
+                    str(job.folder / UPLOAD): job.name,
+                    str(job.folder): "",
+                    str(self._store): "the store",
+                }
+                job.error = without_paths(message["error"], names)
+
+
+def shown_name(name: str) -> str:
+    """Return a client's name of a file as text to show: no folders, no control characters, not endless."""
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    clean = "".join(c for c in last if c.isprintable()).strip()
+    return clean[:100] or "cells.h5ad"
+
+
+def script(name: str, options: QueryOptions) -> str:
+    """Return a shell script that does the same from the command line."""
+    # A name that begins with a dash would be taken for an option.
+    shown = name if not name.startswith("-") else f"./{name}"
+    command = replace(options, output="annotated.h5ad", report="report.html").command_line(shown)
+    return f"#!/bin/sh\n# The same from the command line, where the store is.\n{command}\n"
