@@ -64,6 +64,13 @@ def test_a_pulled_reference_gives_the_same_answers_byte_for_byte(made, target, t
     assert Store(target).verify().to_dict()["problems"] == []
 
 
+@pytest.mark.parametrize("name", ["pancreas-human", "pancreas-mouse"])
+def test_references_that_ship_get_their_answers(name, target):
+    report = scvec.pull(target, name)
+    assert report.name == name and report.n_golden > 50 and report.n_cells > 1800
+    assert any("MIT" in line for line in report.card)
+
+
 def test_the_card_says_what_the_reference_is(made):
     with packs.PackReader(made / "whole.scvec") as pack:
         _, header, text = pack.card.split("---\n", 2)
