@@ -74,7 +74,7 @@ def code_digest(runner: str) -> str:
     if runner == "scvec":
         files += sorted(package.rglob("*.py")) + sorted((package / "data" / "snapshot").glob("*"))
     elif runner == "simple":
-        files += [HERE / "baselines.py", package / "ingest" / "genes" / "names.py"]
+        files += [HERE / "baselines.py", package / "model" / "resolvers.py"]
         files += [package / "data" / "snapshot" / "snapshot.json"]
     else:
         files.append(HERE / "peers" / f"{runner}.txt")

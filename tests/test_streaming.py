@@ -69,7 +69,7 @@ def test_chunks_that_are_worked_on_at_once_come_in_their_order(
     stores = [new_store(tmp_path / name) for name in ("one", "three")]
     options = {"name": "r", "label_key": "cell_type", "encoder": "pca"}
     scvec.ingest_cells(stores[0], [made[1]], **options)
-    for module in ("engines", "model.labelled"):
+    for module in ("engines", "model.training"):
         monkeypatch.setattr(f"scvec.{module}.n_cores", lambda: 3)
     together = scvec.query(*made)
     same(together, alone)

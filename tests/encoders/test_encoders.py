@@ -30,7 +30,7 @@ from scvec.encoders.weighted import WeightedEncoder
 
 N_GENES, N_CLASSES, N_CELLS, TEXT_DIM = 60, 3, 90, 16
 #: Those that read with a model have tests of their own.
-PLAIN = [name for name in encoder_names() if name not in ("prompt", "sentence")]
+PLAIN = [name for name in encoder_names() if name not in ("prompt", "sentence", "obsm")]
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ LOOM = {
         lambda f: (f["col_attrs"].pop("CellID"), f.update({"col_attrs/CellID": ["a"]})),
         "CellID has 1",
     ),
-    "flat": (lambda f: (f.pop("matrix"), f.update({"matrix": np.ones(9)})), "no table"),
+    "flat": (lambda f: (f.pop("matrix"), f.update({"matrix": np.ones(9)})), "not a table"),
     "text": (lambda f: (f.pop("matrix"), f.update({"matrix": np.full((150, 40), b"x")})), "not real numbers"),
     "nan": (lambda f: f["matrix"].write_direct(np.full((150, 40), np.nan, "f4")), "NaN"),
     "link": (

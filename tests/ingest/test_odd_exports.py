@@ -62,7 +62,7 @@ def same(given: Any, resolver: Any, of: anndata.AnnData | None = None) -> tuple[
     shared = expected.columns.intersection(got.columns)
     assert len(shared) >= 0.99 * len(expected.columns)
     np.testing.assert_allclose(got[shared], expected[shared], rtol=2e-3, atol=2e-3)
-    return found, list(found.source.notes)
+    return found, [*found.source.notes, *found.notes]
 
 
 # Row numbers

@@ -148,7 +148,7 @@ def test_an_encoder_that_cannot_be_divided_is_one_term(model: ReferenceModel):
     if model.members.encoder.name == "discriminant":
         pytest.skip("its vectors are made of what it reads first")
     kept = members.encoder
-    members.encoder = SimpleNamespace(encode=kept.encode)  # type: ignore[assignment]
+    members.encoder = SimpleNamespace(name=kept.name, encode=kept.encode)  # type: ignore[assignment]
     try:
         found = weigh(model, cells(6, seed=1)[0])
     finally:

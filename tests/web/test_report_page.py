@@ -17,7 +17,7 @@ from web_parts import HOSTILE, Shelf, flat
 
 import scvec
 from scvec.base.errors import InputError
-from scvec.report import layout, write_report
+from scvec.report import write_report
 from scvec.report.write_report import (
     _packed,
     check_report,
@@ -157,7 +157,7 @@ def test_columns_that_are_no_groups_are_left_out():
 def test_a_small_reference_has_a_map_too():
     rng = np.random.default_rng(0)
     known, new = rng.normal(size=(5, 4)).astype("f4"), rng.normal(size=(3, 4)).astype("f4")
-    rows, places, query = layout.lay_out(known, new)
+    rows, places, query = write_report.lay_out(known, new)
     assert rows.tolist() == list(range(5)) and places.shape == (5, 2) and query.shape == (3, 2)
     assert np.isfinite(places).all() and np.isfinite(query).all()
 
@@ -168,11 +168,11 @@ def test_cells_beyond_the_sample_lie_among_their_neighbours(monkeypatch: pytest.
     known = (centre[np.arange(60) % 2] + rng.normal(size=(60, 4))).astype("f4")
     new = (centre[np.arange(80) % 2] + rng.normal(size=(80, 4))).astype("f4")
     # UMAP itself compiles for twenty seconds; the server's test has it do it in a process of its own.
-    monkeypatch.setattr(layout, "_fit", lambda vectors, seed: (None, vectors[:, :2]))
-    monkeypatch.setattr(layout, "_transform", lambda model, vectors: vectors[:, :2])
-    monkeypatch.setattr(layout, "MAX_TRANSFORMED", 30)
-    monkeypatch.setattr(layout, "MAX_REFERENCE", 40)
-    rows, places, query = layout.lay_out(known, new)
+    monkeypatch.setattr(write_report, "_fit", lambda vectors, seed: (None, vectors[:, :2]))
+    monkeypatch.setattr(write_report, "_transform", lambda model, vectors: vectors[:, :2])
+    monkeypatch.setattr(write_report, "MAX_TRANSFORMED", 30)
+    monkeypatch.setattr(write_report, "MAX_REFERENCE", 40)
+    rows, places, query = write_report.lay_out(known, new)
     assert len(rows) == 40
     means = np.stack([places[rows % 2 == k].mean(axis=0) for k in (0, 1)])
     nearest = np.linalg.norm(query[:, None] - means[None], axis=2).argmin(axis=1)

@@ -71,7 +71,7 @@ class VectorSource(CellSource):
 
     def __init__(self, contents: Contents, key: str, memory: int, *, columns: bool = True) -> None:
         self.path, self.name, self.memory, self.key = contents.path, contents.name, memory, key
-        self._close = contents.close
+        self._contents, self._layer, self._values = contents, f"obsm/{key}", "auto"
         self._table, self.n_obs = contents.table if columns else contents.table[[]], contents.n_obs
         self.batches = contents.table[[]]
         self.names, renamed = unique_names(contents.names)
