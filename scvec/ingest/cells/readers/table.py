@@ -169,7 +169,12 @@ def _fields(line: bytes, sep: bytes) -> list[bytes]:
     if b'"' not in line:
         return line.split(sep)
     text = line.decode("latin-1")  # there and back: every byte stays
-    return [one.encode("latin-1") for one in next(csv.reader([text], delimiter=sep.decode()))]
+    # A line was bounded when it was read. The limit is of the whole process: it is put back.
+    usual = csv.field_size_limit(2**31 - 1)
+    try:
+        return [one.encode("latin-1") for one in next(csv.reader([text], delimiter=sep.decode()))]
+    finally:
+        csv.field_size_limit(usual)
 
 
 def _texts(values: Sequence[bytes], layout_path: Path, line: int) -> list[str]:
@@ -183,7 +188,6 @@ def _texts(values: Sequence[bytes], layout_path: Path, line: int) -> list[str]:
 
 def _layout(handle: IO[bytes], path: Path, memory: int) -> _Layout:
     """Find out how a table is written, from its first lines."""
-    csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
     some: list[bytes] = []
     for block in _lines(handle, path, memory):
         some += block
