@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scvec.base.results import Report
 from scvec.base.types import Progress, no_progress
@@ -12,6 +13,9 @@ from scvec.celltypes.markers import MarkerFile, read_markers
 from scvec.celltypes.terms import TermMatcher
 from scvec.model.resolvers import ensure_knowledge
 from scvec.stores.store.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["MarkersReport", "ingest_markers"]
 
@@ -85,8 +89,6 @@ def ingest_markers(
     InputError
         A file cannot be read or has no such columns.
     """
-    import pyarrow as pa
-
     opened = Store.open(store, create=True)
     with opened.begin("ingest markers", {"files": [Path(f).name for f in files]}) as txn:
         kb = txn.open_knowledge()
@@ -99,19 +101,7 @@ def ingest_markers(
         n_stored, generation = 0, ""
         if not dry_run:
             for name, found in read.items():
-                rows = [
-                    {
-                        "cl_id": m.cl_id,
-                        "tissue": m.tissue,
-                        "species": m.species,
-                        "gene": m.gene,
-                        "direction": m.direction,
-                        "weight": m.weight,
-                        "source": name if m.source == name else f"{name}: {m.source}",
-                    }
-                    for m in found.markers
-                ]
-                n_stored = kb.put_markers(pa.Table.from_pylist(rows, _schema(pa)), name)
+                n_stored = kb.put_markers(_table(name, found), name)
             generation = str(txn.commit().number)
     unmapped: dict[str, int] = {}
     for found in read.values():
@@ -127,18 +117,14 @@ def ingest_markers(
     )
 
 
-def _schema(pa: object) -> object:
-    import pyarrow
+def _table(name: str, found: MarkerFile) -> pa.Table:
+    """Return the markers of a file as rows of the knowledge base."""
+    import pyarrow as pa
 
-    text = pyarrow.string()
-    return pyarrow.schema(
-        [
-            ("cl_id", text),
-            ("tissue", text),
-            ("species", text),
-            ("gene", text),
-            ("direction", text),
-            ("weight", pyarrow.float32()),
-            ("source", text),
-        ]
-    )
+    text = pa.string()
+    kinds = dict.fromkeys(("cl_id", "tissue", "species", "gene", "direction"), text)
+    schema = pa.schema({**kinds, "weight": pa.float32(), "source": text})
+    rows = [
+        {**asdict(m), "source": name if m.source == name else f"{name}: {m.source}"} for m in found.markers
+    ]
+    return pa.Table.from_pylist(rows, schema)

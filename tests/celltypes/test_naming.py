@@ -111,9 +111,7 @@ def test_what_is_not_a_table_of_markers(data, tmp_path: Path):
     path = tmp_path / "x.csv"
     path.write_bytes(data)
     with pytest.raises(InputError):
-        found = read_markers(path, MATCHER)
-        if not found.markers:
-            raise InputError("no marker")
+        read_markers(path, MATCHER)
 
 
 def test_columns_may_be_named(tmp_path: Path):

@@ -246,7 +246,7 @@ def _dimnames(item: Any) -> list[list[str]]:
 
 
 def _matrix(item: Any) -> sp.csr_matrix[Any] | npt.NDArray[Any] | None:
-    """Return a matrix of R turned over, genes x cells as cells x genes; None for what is none."""
+    """Return a matrix of R transposed, cells x genes; None for an object that is not a matrix."""
     item = _real(item)
     attributes = _attributes(item)
     if "dim" in attributes and _kind(item) in ("INT", "REAL", "LGL"):

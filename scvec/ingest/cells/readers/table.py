@@ -36,7 +36,7 @@ _SEPARATORS = (b"\t", b",", b";", b" ")
 _PROBED_LINES, _PROBED_VALUES = 100, 200_000
 #: Bytes of text in work: least, most, and as a share of the memory.
 _LEAST, _MOST, _SHARE = 2**16, 2**22, 128
-#: Bytes of memory for a value above zero: twice as CSR, while it is turned over.
+#: Bytes of memory for a value above zero: twice as CSR, while it is transposed.
 _VALUE_BYTES, _NAME_BYTES = 24, 160
 _SMALLER = (
     "raise --memory, or write it as h5ad: anndata.AnnData(scipy.sparse.csr_matrix(X), ...).write_h5ad()"
