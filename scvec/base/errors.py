@@ -44,8 +44,8 @@ class ScvecError(Exception):
     fix
         What the user can do about it.
     code
-        Kind of error in kebab-case, for programs and tests. Messages may change, codes do not. Empty means the
-        code of the class. ``docs/errors.md`` lists all codes; a test compares that list with the source.
+        Kind of error in kebab-case, for programs and tests. Messages may change, codes do not. Empty means
+        the code of the class. ``docs/errors.md`` lists all codes; a test compares that list with the source.
     """
 
     exit_code = 1
@@ -78,7 +78,8 @@ class ScvecError(Exception):
 
 
 def _one_line(text: str, limit: int = 400) -> str:
-    # Messages quote names from files. A gene name with a line break or an escape code must not reach a terminal.
+    # Messages quote names from files. A gene name with a line break or an escape code must not reach a
+    # terminal.
     flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
@@ -159,7 +160,9 @@ def reading(path: str | Path, part: str = "") -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ResourceError(
-            "the file needs more memory than this machine has", where, "check the file, or use a larger machine"
+            "the file needs more memory than this machine has",
+            where,
+            "check the file, or use a larger machine",
         ) from error
     except Exception as error:
         reason = str(error).strip("'\"").split("\n")[0][:160] or type(error).__name__

@@ -46,8 +46,8 @@ def takes_options(kind: type[Any]) -> Callable[[F], F]:
     """Return a decorator that shows the fields of an options class in the signature of a function.
 
     ``help()``, ``inspect.signature`` and completion in notebooks then list the fields in place of
-    ``**keywords``. A parameter of the function hides a field of the same name. A required field has the default
-    ``...``, because the options object may hold it.
+    ``**keywords``. A parameter of the function hides a field of the same name. A required field has the
+    default ``...``, because the options object may hold it.
     """
 
     def show(function: F) -> F:

@@ -99,7 +99,8 @@ def side_by_side(
     jobs
         Functions that must not change shared data. At most one job more than ``n_workers`` is taken ahead.
     n_workers
-        Number of jobs that run at once. With 1, each job runs in the caller's thread when its result is asked.
+        Number of jobs that run at once. With 1, each job runs in the caller's thread when its result is
+        asked.
     stop
         Function that is called before waiting for running jobs, so that it can end them early.
 

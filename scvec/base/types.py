@@ -75,9 +75,9 @@ class Gene:
 class Description:
     """A text about a gene, with its source.
 
-    ``kind`` is ``"human"`` (written by curators), ``"composed"`` (a template filled with facts), ``"borrowed"``
-    (the ortholog's text) or ``"llm"``. ``provenance`` is JSON or empty. It holds the provider and date of the
-    text, or the token counts and finish reason of a model.
+    ``kind`` is ``"human"`` (written by curators), ``"composed"`` (a template filled with facts),
+    ``"borrowed"`` (the ortholog's text) or ``"llm"``. ``provenance`` is JSON or empty. It holds the provider
+    and date of the text, or the token counts and finish reason of a model.
     """
 
     gene_id: str
@@ -98,7 +98,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """An embedding space: the settings that make vectors comparable. Vectors of two spaces are never mixed."""
+    """An embedding space: the settings that make vectors comparable. Vectors of two spaces never mix."""
 
     backbone: str
     revision: str
@@ -212,8 +212,8 @@ class GeneMatch:
     gene_ids
         Gene id that each name was matched to, or None; length n.
     how
-        Kind of match per name: ``symbol``, ``ensembl``, ``entrez``, ``previous``, ``alias``, ``case`` (matched
-        after folding case), ``composite``, ``unique-suffix``, ``ambiguous`` or ``""`` (no match).
+        Kind of match per name: ``symbol``, ``ensembl``, ``entrez``, ``previous``, ``alias``, ``case``
+        (matched after folding case), ``composite``, ``unique-suffix``, ``ambiguous`` or ``""`` (no match).
     species
         The species that was given or detected.
     id_type
@@ -249,9 +249,8 @@ class GeneMatch:
         percent = ""
         if counts is not None and counts.sum() > 0:
             percent = f" ({100 * self.count_share(counts):.1f}% of counts)"
-        return (
-            f"{self.n_matched:,} of {len(self.names):,} genes matched{percent}: {self.id_type}, {self.species}"
-        )
+        matched = f"{self.n_matched:,} of {len(self.names):,} genes matched{percent}"
+        return f"{matched}: {self.id_type}, {self.species}"
 
     def count_share(self, counts: npt.NDArray[np.float64]) -> float:
         """Return the fraction (0-1) of ``counts`` (n,) in matched genes."""
@@ -312,8 +311,8 @@ class Streamed:
 class StreamingBackbone(Protocol):
     """A :class:`Backbone` with paid vectors; the caller keeps each vector as soon as it arrives.
 
-    This protocol does not derive from :class:`Backbone`. Otherwise ``isinstance`` would read ``space``, and so
-    send a request to the server.
+    This protocol does not derive from :class:`Backbone`. Otherwise ``isinstance`` would read ``space``, and
+    so send a request to the server.
     """
 
     @property

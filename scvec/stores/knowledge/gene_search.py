@@ -58,8 +58,8 @@ class GeneSearch(Tables):
     ) -> list[tuple[str, float]]:
         """Return genes whose texts contain words of ``text``, as (gene_id, score), best first.
 
-        The score is BM25. The document of a gene has its symbol, name and other names (with double weight), its
-        best description, and the names of its Gene Ontology terms. Lengths are in characters. A word also
+        The score is BM25. The document of a gene has its symbol, name and other names (with double weight),
+        its best description, and the names of its Gene Ontology terms. Lengths are in characters. A word also
         matches its plural.
 
         Parameters
@@ -104,7 +104,7 @@ class GeneSearch(Tables):
         return [(str(gene_id), float(score)) for gene_id, score in rows]
 
     def _documents(self, species: Sequence[str], terms: bool) -> str:
-        """Return the name of a temporary table with the document of each gene; make it once per connection."""
+        """Return the name of a temporary table with the document of each gene; create it on first use."""
         chosen = sorted(s for s in SPECIES if s in species)
         name = f"temp.documents_{'_'.join(chosen)}_{int(terms)}"
         listed = ", ".join(f"'{s}'" for s in chosen) or "NULL"
@@ -138,9 +138,9 @@ class GeneSearch(Tables):
     def find_names(self, text: str, species: Sequence[str]) -> list[str]:
         """Return the ids of genes that ``text`` names by symbol, alias or full name, official symbols first.
 
-        The complete text may be a name in any case, and it may contain the full name of a gene (``insulin``). A
-        single word of a longer text must look like a symbol (capitals or digits), because "was" and "impact" are
-        aliases too.
+        The complete text may be a name in any case, and it may contain the full name of a gene (``insulin``).
+        A single word of a longer text must look like a symbol (capitals or digits), because "was" and
+        "impact" are aliases too.
         """
         import pyarrow as pa
 
@@ -179,7 +179,7 @@ class GeneSearch(Tables):
 
 
 def _pattern(word: str) -> str:
-    """Return a regular expression for a word with any ending. Short words and symbols match their plural only."""
+    """Return a regular expression for a word with any ending; short words and symbols match only plurals."""
     longer = len(word) >= _SHORTEST and word.isalpha()
     return rf"\b{word}{'[a-z]{0,6}' if longer else '(?:s|es)?'}\b"
 

@@ -51,7 +51,7 @@ def upsert(
     update: Mapping[str, str],
     where: str = "true",
 ) -> int:
-    """Insert ``SELECT ... FROM incoming``, or update rows with the same keys; return the number of rows added.
+    """Insert ``SELECT ... FROM incoming``, or update rows with equal keys; return the number of rows added.
 
     This does not use ``ON CONFLICT``: it took 150 s for 100,000 existing rows, and this takes 1 s.
 
@@ -91,7 +91,7 @@ def upsert(
 def upsert_descriptions(
     con: Any, rows: pa.Table, select: str = "SELECT * FROM incoming", where: str = "true"
 ) -> int:
-    """Insert descriptions, or replace those with the same gene, source, model and prompt; return rows added."""
+    """Insert or replace descriptions, by gene, source, model and prompt; return the number of rows added."""
     replaced = ("text", "source_version", "retrieved_at", "sha256", "kind", "provenance")
     keys = ("gene_id", "source", "model", "prompt")
     return upsert(con, "descriptions", rows, select, keys, {c: f"s.{c}" for c in replaced}, where)
@@ -203,9 +203,9 @@ _CLOSED: Mapping[str, str] = {
 def connect(path: Path | str, *, read_only: bool = False, **config: Any) -> Any:
     """Return a DuckDB connection to an untrusted file, or to ``:memory:``.
 
-    This function does not lock the settings. DuckDB shares such a lock among all connections of the process to
-    a file, so the next connection could not turn off its progress bar. Code that runs SQL of users must lock
-    them.
+    This function does not lock the settings. DuckDB shares such a lock among all connections of the process
+    to a file, so the next connection could not turn off its progress bar. Code that runs SQL of users must
+    lock them.
     """
     import duckdb
 
@@ -367,7 +367,7 @@ class Digest(Tables):
         return _sha256([*parts, *self._jobs()] if jobs else parts)
 
     def digests(self) -> tuple[str, str]:
-        """Return ``digest(jobs=True)`` and ``digest()`` from one read of the content, which takes most time."""
+        """Return ``digest(jobs=True)`` and ``digest()`` with one reading of the content, the slow part."""
         parts = self._parts()
         return _sha256([*parts, *self._jobs()]), _sha256(parts)
 
@@ -385,8 +385,8 @@ class Digest(Tables):
         cells = ", ".join(
             f"coalesce(length({c}::VARCHAR)::VARCHAR || ':' || {c}::VARCHAR, '-')" for c in columns
         )
-        # Sum the two halves of the hashes in one query. Two queries would read the table twice, and these sums
-        # take most of the time of a commit.
+        # Sum the two halves of the hashes in one query. Two queries would read the table twice, and these
+        # sums take most of the time of a commit.
         row = self._one(
             f"SELECT count(*), sum((m >> 64)::UBIGINT), sum((m & {2**64 - 1}::UHUGEINT)::UBIGINT) FROM"
             f" (SELECT md5_number(concat({cells})) AS m FROM {table})"

@@ -1,7 +1,7 @@
 """Reading, writing and checking the files of the store.
 
-Arrays are safetensors, tables are parquet, everything else is JSON; nothing is pickled. Writes are complete and
-flushed to the disk, and reads check the content.
+Arrays are safetensors, tables are parquet, everything else is JSON; nothing is pickled. Writes are complete
+and flushed to the disk, and reads check the content.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def content_name(name: str, sha256: str, ext: str) -> str:
 def os_errors(where: str | Path) -> Iterator[None]:
     """Translate a full disk, exhausted memory or missing permissions into errors of scvec.
 
-    Each library reports a full disk in its own way (FAISS as RuntimeError, safetensors and DuckDB with their own
-    classes), so this also checks the text of foreign errors.
+    Each library reports a full disk in its own way (FAISS as RuntimeError, safetensors and DuckDB with their
+    own classes), so this also checks the text of foreign errors.
     """
     try:
         yield

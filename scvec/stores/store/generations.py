@@ -135,7 +135,8 @@ def read_current(folder: Path) -> Generation:
         try:
             fd = open_regular(path)
         except FileNotFoundError:
-            # Either a compaction deleted the manifest after CURRENT was read, or it is lost: read CURRENT again.
+            # Either a compaction deleted the manifest after CURRENT was read, or it is lost: read CURRENT
+            # again.
             if current_number(folder) == (number, sha256):
                 raise StoreError(
                     f"the manifest of version {number} is missing", str(path), "restore the store from a copy"
@@ -180,8 +181,8 @@ def read_generation(folder: Path, number: int) -> Generation:
 def _read_shared(folder: Path, number: int, fd: int, sha256: str | None) -> Generation | None:
     """Read the open manifest ``fd`` under a shared lock; return None if the manifest was deleted.
 
-    The generation keeps ``fd`` open if it holds a shared lock; otherwise this function closes it. ``sha256`` is
-    None for older generations: only ``CURRENT`` stores the SHA-256 of a manifest.
+    The generation keeps ``fd`` open if it holds a shared lock; otherwise this function closes it. ``sha256``
+    is None for older generations: only ``CURRENT`` stores the SHA-256 of a manifest.
     """
     path = manifest_path(folder, number)
     keep = False
@@ -262,7 +263,7 @@ def journal_path(folder: Path) -> Path:
 
 
 class KnowledgeCopy:
-    """A writer's copy of a generation's knowledge base under ``work/``; no file if the generation has none."""
+    """A writer's copy of a generation's knowledge base under ``work/``. There may be none to copy."""
 
     def __init__(self, base: Generation) -> None:
         self._base = base
@@ -316,8 +317,8 @@ class KnowledgeCopy:
 
         kb = KnowledgeBase.open(self.path)
         try:
-            # Finished jobs are not part of the content digest, but losing them would repeat paid questions. So
-            # the file name depends on them too.
+            # Finished jobs are not part of the content digest, but losing them would repeat paid questions.
+            # So the file name depends on them too.
             name, digest = kb.digests()
         finally:
             kb.close()
@@ -326,7 +327,8 @@ class KnowledgeCopy:
     def publish(self, entry: KnowledgeEntry) -> dict[str, Any]:
         """Move the copy to ``files/``; return its size and SHA-256 for the manifest's ``run``."""
         target = self._base.folder / "files" / entry.file
-        # An older generation may have the same content in other bytes. Its manifest lists those: keep that file.
+        # An older generation may have the same content in other bytes. Its manifest lists those: keep that
+        # file.
         if not _holds_content(target, entry):
             sync_file(self.path)
             os.replace(self.path, target)

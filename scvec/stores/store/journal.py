@@ -49,9 +49,9 @@ class Entry(NamedTuple):
 class AppendLog:
     """A file of records, one a line, each with its length and checksum.
 
-    :meth:`append` returns when its records are on the disk. If a process is killed during a write, the file ends
-    with an incomplete record, which readers ignore. Readers also ignore a damaged record. A writable log then
-    keeps a copy of the damaged file, and continues with the intact records.
+    :meth:`append` returns when its records are on the disk. If a process is killed during a write, the file
+    ends with an incomplete record, which readers ignore. Readers also ignore a damaged record. A writable log
+    then keeps a copy of the damaged file, and continues with the intact records.
 
     Only the holder of the store's writer lock may write. Other processes may read at any time; they see the
     records that are complete at that time.
@@ -93,8 +93,8 @@ class AppendLog:
     def entries(self) -> list[Entry]:
         """Read the complete file; return its records in order.
 
-        Damaged records are left out. A writable log then copies the damaged file to :attr:`aside`, and replaces
-        it with a file of the intact records.
+        Damaged records are left out. A writable log then copies the damaged file to :attr:`aside`, and
+        replaces it with a file of the intact records.
         """
         with os_errors(self.path.parent):
             found, self.n_damaged, self._end = self._scan()
@@ -264,16 +264,16 @@ class Journal:
     (:class:`~scvec.stores.store.journal.AppendLog`). If the file is damaged, a copy of it is kept, and the
     journal continues with the intact records.
 
-    Each job counts once. An answer wins over a failure, and a later answer over an earlier one. So the content
-    does not depend on the order of writing or on repeats.
+    Each job counts once. An answer wins over a failure, and a later answer over an earlier one. So the
+    content does not depend on the order of writing or on repeats.
 
     Parameters
     ----------
     path
         The file, such as ``STORE/work/answers.log``. The first record creates it.
     writable
-        False to read a journal that another process may be writing. Only the holder of the store's writer lock
-        may write.
+        False to read a journal that another process may be writing. Only the holder of the store's writer
+        lock may write.
     """
 
     def __init__(self, path: Path | str, *, writable: bool = True) -> None:
@@ -327,8 +327,8 @@ class Journal:
     def answers(self, n: int = 5000) -> Iterator[list[Answer]]:
         """Yield lists of up to ``n`` answers, one answer per job.
 
-        The order is fixed: answers with facts of a gene come first. Within each group, jobs about a known gene
-        come before jobs about a name; ties are sorted by job.
+        The order is fixed: answers with facts of a gene come first. Within each group, jobs about a known
+        gene come before jobs about a name; ties are sorted by job.
         """
         self._read()
         places = dict(self._answers)

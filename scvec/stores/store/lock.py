@@ -21,8 +21,8 @@ __all__ = ["WriterLock", "is_held"]
 class WriterLock:
     """Write lock of a store.
 
-    The operating system locks the file ``lock``. It releases the lock when the process ends, so a killed writer
-    never blocks other processes. ``lock.json`` names the process that holds the lock.
+    The operating system locks the file ``lock``. It releases the lock when the process ends, so a killed
+    writer never blocks other processes. ``lock.json`` names the process that holds the lock.
 
     Parameters
     ----------

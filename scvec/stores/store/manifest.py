@@ -189,8 +189,8 @@ class Manifest:
     knowledge, spaces, references
         Entries of the knowledge base, the spaces and the references; they name the files.
     run
-        Values that differ between equal runs: times, and size and SHA-256 of the knowledge base. DuckDB writes
-        a random id into each database.
+        Values that differ between equal runs: times, and size and SHA-256 of the knowledge base. DuckDB
+        writes a random id into each database.
     """
 
     generation: int
@@ -250,7 +250,7 @@ class Manifest:
         return _dump(self._to_dict())
 
     def deterministic_bytes(self) -> bytes:
-        """Return the JSON text without ``run``. Two runs with the same seed on the same machine agree in it."""
+        """Return the JSON text without ``run``. It is equal for two runs with one seed on one machine."""
         data = self._to_dict()
         del data["run"]
         return _dump(data)

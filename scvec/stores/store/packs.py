@@ -1,4 +1,4 @@
-"""Packs: a reference as one zip file. Members are uncompressed and named by content; the manifest is first."""
+"""Packs: a reference in one zip file. Members are uncompressed and named by content, the manifest first."""
 
 from __future__ import annotations
 
@@ -189,9 +189,9 @@ def _put(pack: zipfile.ZipFile, name: str, source: Path | bytes) -> None:
 class PackReader:
     """An open pack with a checked structure; a context manager.
 
-    A pack is untrusted input. Its members must be exactly the files of the manifest. They must be uncompressed
-    (so that none can grow), have plain names, not be links, and not overlap. :meth:`check` compares every byte
-    with the SHA-256 in the manifest.
+    A pack is untrusted input. Its members must be exactly the files of the manifest. They must be
+    uncompressed (so that none can grow), have plain names, not be links, and not overlap. :meth:`check`
+    compares every byte with the SHA-256 in the manifest.
 
     Parameters
     ----------

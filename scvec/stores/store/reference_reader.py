@@ -263,7 +263,8 @@ class StoredReference:
         exact
             Search all vectors, also in an approximate index.
         recall
-            Expected recall (0-1) of an approximate index; None keeps the stored setting. Exact indices ignore it.
+            Expected recall (0-1) of an approximate index; None keeps the stored setting. Exact indices ignore
+            it.
 
         Raises
         ------

@@ -98,9 +98,9 @@ def unreferenced_files(generation: Generation) -> list[str]:
 def verify_generation(generation: Generation, *, progress: Progress = no_progress) -> VerifyReport:
     """Read every file of a generation and check that the contents are consistent.
 
-    The checks are: sizes and SHA-256 agree; vectors, tables and indices have the same length; index and vector
-    file hold the same vectors; for sampled rows the index finds the same neighbours as brute force; the
-    knowledge base opens and has the digest of the manifest.
+    The checks are: sizes and SHA-256 agree; vectors, tables and indices have the same length; index and
+    vector file hold the same vectors; for sampled rows the index finds the same neighbours as brute force;
+    the knowledge base opens and has the digest of the manifest.
     """
     report = VerifyReport(generation.number)
     manifest = generation.manifest

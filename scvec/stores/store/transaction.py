@@ -103,9 +103,9 @@ def merged_genes(
 class Transaction:
     """Prepares the next generation; a context manager that holds the writer lock.
 
-    Readers see no change before :meth:`commit`. If the block ends without a commit or with an error, the store
-    is unchanged; only the working file of `vectors` stays for the next attempt. Reads through the transaction
-    (:meth:`space`, :meth:`reference`) include its own changes.
+    Readers see no change before :meth:`commit`. If the block ends without a commit or with an error, the
+    store is unchanged; only the working file of `vectors` stays for the next attempt. Reads through the
+    transaction (:meth:`space`, :meth:`reference`) include its own changes.
 
     Parameters
     ----------
@@ -242,8 +242,8 @@ class Transaction:
     def journal(self) -> Journal:
         """Return the journal of answers of live sources.
 
-        The journal is not part of the transaction: answers stay in it if the transaction fails. :meth:`commit`
-        deletes the answers that `KnowledgeBase.absorb` has copied into the knowledge base.
+        The journal is not part of the transaction: answers stay in it if the transaction fails.
+        :meth:`commit` deletes the answers that `KnowledgeBase.absorb` has copied into the knowledge base.
         """
         self._check_open()
         if self._journal is None:
@@ -441,7 +441,7 @@ class Transaction:
         self._put_described(name, shrunk, meta, obs)
 
     def put_meta(self, name: str, meta: Mapping[str, Any], *, obs: pd.DataFrame | None = None) -> None:
-        """Replace the description of a reference, and its obs if given; raise KeyError if it does not exist."""
+        """Replace the description of a reference, and its obs if given; raise KeyError if it is missing."""
         self._check_open()
         self._put_described(name, self._draft.references[name], meta, obs)
 
@@ -511,8 +511,8 @@ class Transaction:
     def _forget(self, generation: Generation) -> None:
         """Delete content of a committed generation from the working files.
 
-        The commit has succeeded, so an error here is only noted. Entries that stay in the journal are absorbed
-        again by the next transaction, which changes nothing.
+        The commit has succeeded, so an error here is only noted. Entries that stay in the journal are
+        absorbed again by the next transaction, which changes nothing.
         """
         try:
             if self._cache_path.exists():

@@ -44,7 +44,8 @@ class ShippedVectors:
     Parameters
     ----------
     snapshot
-        The snapshot with the vectors; None for the snapshot in the package. A snapshot may lack the two tables.
+        The snapshot with the vectors; None for the snapshot in the package. A snapshot may lack the two
+        tables.
     """
 
     def __init__(self, snapshot: Snapshot | None = None) -> None:
@@ -110,10 +111,10 @@ def _matrix(table: pa.Table, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any
 class VectorCache:
     """Vectors of texts, keyed by space and SHA-256 of the text.
 
-    The cache looks up a text in three places, in this order: the vectors that ship with the package, the spaces
-    of a generation, and a working file that survives a killed process
-    (:class:`~scvec.stores.store.journal.AppendLog`). Shipped vectors come first so that a shipped text has the
-    same vector in every store. :meth:`put_many` returns when its vectors are on the disk.
+    The cache looks up a text in three places, in this order: the vectors that ship with the package, the
+    spaces of a generation, and a working file that survives a killed process
+    (:class:`~scvec.stores.store.journal.AppendLog`). Shipped vectors come first so that a shipped text has
+    the same vector in every store. :meth:`put_many` returns when its vectors are on the disk.
 
     Parameters
     ----------
