@@ -263,7 +263,7 @@ def journal_path(folder: Path) -> Path:
 
 
 class KnowledgeCopy:
-    """A writer's copy of a generation's knowledge base under ``work/``. There may be none to copy."""
+    """A writer's copy of a generation's knowledge base, under ``work/``, if the generation has one."""
 
     def __init__(self, base: Generation) -> None:
         self._base = base
