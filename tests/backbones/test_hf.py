@@ -188,7 +188,7 @@ def test_the_length_is_what_is_asked_for_and_the_model_can(models: dict[str, Pat
     assert length(models["t5"]) == 512
     tokenizer(bos=True, eos=False, pad=False, limit=40).save_pretrained(copy)
     assert length(copy) == 40 and length(copy, ",max_tokens=500") == 40
-    with pytest.raises(InputError, match="too few") as caught:
+    with pytest.raises(InputError, check=lambda e: e.code == "option-out-of-range") as caught:
         length(copy, ",max_tokens=12")
     assert "max_tokens=" in caught.value.fix
 
@@ -291,7 +291,7 @@ def test_a_tokenizer_of_another_model_is_refused(copy: Path) -> None:
     settings = json.loads((copy / "tokenizer.json").read_text())
     settings["model"]["vocab"]["insulin"] = 5000
     (copy / "tokenizer.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match="the model does not know"):
+    with pytest.raises(InputError, match="the tokenizer has tokens"):
         load(copy).encode(["insulin"])
 
 

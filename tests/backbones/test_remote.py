@@ -236,7 +236,7 @@ def test_requests_that_are_too_large_are_halved(most: int, status: int) -> None:
         refused = [len(r.body["input"]) for r in small.requests if len(r.body["input"]) > most]
         # It is learned once, and not with every batch.
         assert len(refused) <= 2 * 6
-        assert (most == 1) == any("takes one text a request" in note for note in backbone.notes)
+        assert (most == 1) == any("one text per request" in note for note in backbone.notes)
 
 
 def test_one_text_that_is_refused_does_not_take_the_others_with_it() -> None:
@@ -350,9 +350,9 @@ def test_the_limit_of_cost_holds_and_what_was_paid_for_is_kept(server: FakeServe
     # What the server counted is what was paid.
     n_tokens = sum(len(t) // 4 + 1 for r in server.requests for t in r.body["input"])
     assert backbone.spent == pytest.approx(n_tokens * 1000 / 1e6)
-    with pytest.raises(InputError, match="next call may cost"):
+    with pytest.raises(InputError, check=lambda e: e.code == "cost-limit"):
         make(server, price=1000.0, max_cost=0.0).encode(given)
-    with pytest.raises(InputError, match="cannot be -1"):
+    with pytest.raises(InputError, match="-1", check=lambda e: e.code == "option-out-of-range"):
         make(server, max_cost=-1)
 
 
@@ -369,13 +369,13 @@ def test_an_estimate_asks_nobody_and_needs_no_key() -> None:
     estimate = backbone.estimate(texts(1000))
     assert estimate.requests == 4 + N_PROBES and estimate.tokens > 10_000
     assert estimate.cost == pytest.approx(estimate.tokens * 0.02 / 1e6) and estimate.seconds > 0
-    with pytest.raises(AuthError, match="no key"):
+    with pytest.raises(AuthError, check=lambda e: e.code == "key-missing"):
         backbone.check()
-    with pytest.raises(AuthError, match="no key"):
+    with pytest.raises(AuthError, check=lambda e: e.code == "key-missing"):
         backbone.encode(["a"])
     unknown = RemoteBackbone("m", "default", settings=Settings(), base_url="https://example.org/v1")
     assert unknown.estimate(["a"]).cost is None
-    with pytest.raises(InputError, match="price"):
+    with pytest.raises(InputError, match="price", check=lambda e: e.code == "cost-limit"):
         RemoteBackbone("m", "default", settings=Settings(), base_url="https://example.org/v1", max_cost=1.0)
     local = RemoteBackbone("m", "default", settings=Settings(), base_url="http://127.0.0.1:1/v1")
     assert local.estimate(["a"]).cost == 0.0
@@ -461,7 +461,7 @@ def test_vectors_that_differ_each_time(server: FakeServer) -> None:
         assert backbone.space.dim == 32 and "each time" in backbone.notes[0]
     with (
         FakeServer(extra=[wobbling(1.0)]) as wild,
-        pytest.raises(InputError, match="another vector each time"),
+        pytest.raises(InputError, match=r"\(cosine -?0\.\d{3}\)"),
     ):
         _ = make(wild).space
 
@@ -484,7 +484,7 @@ def test_dimensions_are_asked_for_and_checked(server: FakeServer) -> None:
     assert backbone.space.dim == 8 and server.requests[0].body["dimensions"] == 8
     with pytest.raises(InputError, match="does not support specifying dimensions"):
         _ = make(server, "old", dimensions=8).space
-    with FakeServer(extra=[wobbling(0.0)]) as deaf, pytest.raises(InputError, match="8 were asked for"):
+    with FakeServer(extra=[wobbling(0.0)]) as deaf, pytest.raises(InputError, match=r"32 .* instead of 8"):
         _ = make(deaf, dimensions=8).space
     make(server).encode(["a"])
     assert "dimensions" not in server.requests[-1].body

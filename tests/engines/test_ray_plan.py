@@ -68,7 +68,7 @@ def test_gpus_are_shared_by_the_workers_that_use_them():
 def test_what_cannot_be_divided_is_refused():
     with pytest.raises(InputError, match="no node"):
         plan([Node(0, 64 * GB)], n_rows=10, dim=8)
-    with pytest.raises(InputError, match="GPU"):
+    with pytest.raises(InputError, match="GPU", check=lambda e: e.code == "no-gpu"):
         plan([Node(8, 64 * GB)], n_rows=10, dim=8, device="cuda")
     with pytest.raises(ResourceError, match="add nodes"):
         plan([Node(2, 2 * GB)], n_rows=100_000_000, dim=128)

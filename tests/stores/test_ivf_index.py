@@ -276,12 +276,12 @@ class TestFiles:
 
     def test_of_other_vectors_or_of_another_kind(self, index, base, tmp_path):
         path, settings = self.saved(index, tmp_path)
-        with pytest.raises(StoreError, match="does not fit"):
+        with pytest.raises(StoreError, match="IndexPreTransform"):
             open_index(path, "ivf", vectors=base[:-1], settings=settings)
         with pytest.raises(StoreError):
             open_index(path, "flat")
         build_index(base).save(path)
-        with pytest.raises(StoreError, match="does not fit"):
+        with pytest.raises(StoreError, match="IndexFlat"):
             open_index(path, "ivf", vectors=base, settings=settings)
 
     @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ class TestFiles:
         path, settings = self.saved(index, tmp_path)
         with pytest.raises(StoreError):
             open_index(path, "ivf", vectors=base, settings=settings | spoil)
-        with pytest.raises(StoreError, match="lost its settings"):
+        with pytest.raises(StoreError, match="settings"):
             open_index(path, "ivf", vectors=base)
 
     def test_rows_that_are_not_there(self, base, index, tmp_path):
@@ -315,7 +315,7 @@ class TestFiles:
         hostile.add_with_ids(base, np.arange(N) + 10**9)
         faiss.write_index(hostile, str(path))
         opened = open_index(path, "ivf", vectors=base, settings=settings)
-        with pytest.raises(StoreError, match="not there"):
+        with pytest.raises(StoreError, match="rows"):
             opened.search(clustered(3, 1), 5)
 
     def test_two_builds_write_the_same_bytes(self, index, base, tmp_path):

@@ -242,7 +242,7 @@ def test_one_process_writes_and_others_read(store: Store) -> None:
         reader = store.journal()
         batches = reader.answers(1)
         assert next(batches) == [answer(1)]
-        with pytest.raises(InputError, match="reading only"):
+        with pytest.raises(InputError, match="read-only"):
             reader.write([answer(3)])
         other.stdin.write("\n")
         other.stdin.flush()

@@ -32,21 +32,21 @@ class TestOpening:
         assert not (tmp_path / "none").exists()
 
     def test_an_empty_folder_is_no_store_yet(self, tmp_path):
-        with pytest.raises(InputError, match="no store here yet"):
+        with pytest.raises(InputError, check=lambda e: e.code == "store-empty"):
             Store(tmp_path)
         assert Store.open(tmp_path, create=True).generation.number == 0
 
     def test_another_folder_is_refused_and_untouched(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("x")
         for create in (False, True):
-            with pytest.raises(StoreError, match="not a store"):
+            with pytest.raises(StoreError, check=lambda e: e.code == "not-a-store"):
                 Store.open(tmp_path, create=create)
         assert os.listdir(tmp_path) == ["thesis.tex"]
 
     def test_a_file_is_refused(self, tmp_path):
         (tmp_path / "f").write_text("x")
         for create in (False, True):
-            with pytest.raises(StoreError, match="this is a file"):
+            with pytest.raises(StoreError, check=lambda e: e.code == "not-a-store"):
                 Store.open(tmp_path / "f", create=create)
 
     def test_creating_twice_keeps_what_is_there(self, filled):
@@ -67,13 +67,14 @@ class TestOpening:
     def test_lost_current_is_not_taken_for_an_empty_store(self, filled):
         (filled.path / "CURRENT").unlink()
         for create in (False, True):
-            with pytest.raises(StoreError, match="lost its file CURRENT"):
+            with pytest.raises(StoreError, match="CURRENT"):
                 Store.open(filled.path, create=create)
 
     def test_lost_manifest(self, filled):
         (filled.path / "generations" / "000001.json").unlink()
-        with pytest.raises(StoreError, match="missing"):
+        with pytest.raises(StoreError, match="version 1 ") as error:
             Store(filled.path)
+        assert error.value.where.endswith("000001.json")
 
     def test_newer_format_names_the_version(self, store):
         import hashlib
@@ -117,10 +118,10 @@ class TestContent:
         assert out.stdout == "30\n", out.stderr
 
     def test_unknown_names(self, store):
-        with pytest.raises(InputError, match="none yet"):
+        with pytest.raises(InputError, match="'pancreas'", check=lambda e: e.code == "unknown-reference"):
             store.reference("pancreas")
-        with pytest.raises(InputError, match="scvec ingest genes"), store.knowledge():
-            pass
+        with pytest.raises(InputError, match="ingest genes", check=lambda e: e.code == "store-empty"):
+            store.knowledge().__enter__()
         fill(store)
         with pytest.raises(InputError, match="did you mean 'pancreas'"):
             store.reference("pancras")
@@ -184,7 +185,7 @@ class TestContent:
             (lambda c: c["tensors"].update(names=np.array(["x"])), "cannot be stored"),
             (lambda c: c["tensors"].update(o=np.array([None])), "cannot be stored"),
             (lambda c: c["meta"].update(x=float("nan")), "JSON"),
-            (lambda c: c["obs"].insert(0, "label", 1, allow_duplicates=True), "one name"),
+            (lambda c: c["obs"].insert(0, "label", 1, allow_duplicates=True), "same name: label"),
         ],
     )
     def test_what_cannot_be_stored_is_refused(self, store, spoil, message):
@@ -197,7 +198,8 @@ class TestContent:
 
     @pytest.mark.parametrize("name", ["", "..", "a/b", "-x", "a b", "é", "x" * 200, ".x", "a..b"])
     def test_names_of_references(self, store, name):
-        with store.begin("x") as txn, pytest.raises(InputError, match="name of a reference"):
+        refused = pytest.raises(InputError, check=lambda e: e.code == "bad-name")
+        with store.begin("x") as txn, refused:
             txn.put_reference(name, **cells())
 
     @pytest.mark.parametrize(

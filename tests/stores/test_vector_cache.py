@@ -134,7 +134,7 @@ def test_of_a_damaged_file_what_can_be_read_goes_on(tmp_path):
 def test_reading_only():
     cache = VectorCache({})
     assert not cache.get_many(space(), shas(1))[0].any()
-    with pytest.raises(InputError, match="reading only"):
+    with pytest.raises(InputError, match="read-only"):
         cache.put_many(space(), shas(1), vectors(1))
 
 
