@@ -1,4 +1,4 @@
-"""The table of backbone names."""
+"""Parsing of SPECs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_specs(spec: str) -> None:
 
 
 @pytest.mark.parametrize("template", ["name", "{symbol}", "default"])
-def test_name_overrides_the_template_asked_for(template: str) -> None:
+def test_name_overrides_the_requested_template(template: str) -> None:
     assert parse_spec("minilm", template).template == template
     assert parse_spec("name:minilm", template).template == "name"
 
@@ -57,7 +57,7 @@ def test_random_vectors_need_no_text() -> None:
      "name:name:minilm", "openai", "openai:", "hf:", "hf", "Openai:x", "permuted:name:permuted:minilm",
      "hf:,pooling=mean", "openai:,dimensions=3", "openai: ,dimensions=3", "ftp:x"],
 )  # fmt: skip
-def test_what_is_no_spec_is_refused_with_the_list(spec: str) -> None:
+def test_an_invalid_spec_is_refused_with_the_list(spec: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_spec(spec)
     assert repr(spec) in caught.value.what
@@ -92,7 +92,7 @@ def test_wrong_options_are_refused_with_the_grammar(spec: str, said: str) -> Non
     assert expected[kind] in caught.value.fix
 
 
-def test_the_address_goes_with_a_server_only() -> None:
+def test_an_address_needs_a_server() -> None:
     spec = parse_spec("name:openai:m,dimensions=8", base_url="http://127.0.0.1:8000/v1")
     assert spec.base_url == "http://127.0.0.1:8000/v1" and spec.is_remote
     assert (spec.number("dimensions"), spec.number("max_tokens"), spec.option("pooling")) == (8, None, None)

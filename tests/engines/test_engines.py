@@ -1,4 +1,4 @@
-"""What --engine refuses before anything is read."""
+"""``--engine`` refuses invalid options before anything is read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scvec.base.errors import InputError, NetworkError
 from scvec.engines import check_engine
 
 
-def test_an_engine_there_is_not():
+def test_an_unknown_engine_is_refused():
     with pytest.raises(InputError, match="engines: local, ray"):
         check_engine("dask")
 
 
-def test_an_address_is_of_use_with_ray_only():
+def test_an_address_needs_the_engine_ray():
     with pytest.raises(InputError, match="add --engine ray"):
         check_engine("local", "127.0.0.1:6379")
 
@@ -33,7 +33,7 @@ def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("address", ["somewhere", "host:", "host:0", "host:99999", "a b:1", "http://host:1"])
-def test_what_is_no_address(address, monkeypatch):
+def test_invalid_addresses_are_refused(address, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(InputError, check=lambda e: e.code == "bad-address"):
         check_engine("ray", address)
@@ -45,7 +45,7 @@ def test_ray_clients_are_told_where_to_run(monkeypatch):
         check_engine("ray", "ray://head:10001")
 
 
-def test_a_cluster_that_does_not_answer_is_a_matter_of_the_network(monkeypatch):
+def test_a_cluster_that_does_not_answer_is_a_network_error(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -372,7 +372,7 @@ def _orthologs(comment: Any, own: int) -> Iterator[dict[str, Any]]:
 #: Largest number of ids in a request for summaries and for full records (which are large), and of names in a
 #: search.
 SUMMARIES, RECORDS, NAMES = 500, 50, 100
-# Names of characters that have no special meaning in a quoted phrase of an Entrez query.
+# Names that a quoted phrase of an Entrez query can hold without special meaning.
 _ASKABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/()'+:#-]{0,79}")
 
 
