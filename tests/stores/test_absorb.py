@@ -55,7 +55,7 @@ def test_an_answer_is_stored_under_the_gene_of_its_job(kb: KnowledgeBase) -> Non
     assert [n.source for n in kb.notes("HGNC:1")] == ["mygene", "ncbi"]
     assert kb.notes("HGNC:1")[1] == answer(1).note
     assert kb.jobs_done([job(1), job(2), job(3)]) == {job(1)}
-    assert kb.jobs_final([job(1), job(2)]) == {job(2)}
+    assert {f.job for f in kb.failures() if f.final} == {job(2)}
     assert kb.failures() == kb.failures("ncbi") == [failure(2, final=True, attempts=3)]
     assert kb.failures("mygene") == kb.failures(gene_id="HGNC:1") == []
     assert kb.answered("ncbi") == {"HGNC:1"} and kb.answered("llm", model="m", prompt="p1") == {"HGNC:1"}
@@ -214,7 +214,7 @@ class TestTransaction:
         one, two = store.at(1).generation.manifest.knowledge, store.generation.manifest.knowledge
         assert one.digest == two.digest and one.file != two.file
         with store.knowledge() as kb:
-            assert kb.jobs_final([job(2)]) == {job(2)}
+            assert {f.job for f in kb.failures() if f.final} == {job(2)}
         assert store.verify().ok
         assert not (store.path / "work" / "answers.log").exists()
 

@@ -54,7 +54,7 @@ def ingest(folder, pace, acknowledged=None):
             kb.upsert_genes(genes(N))
         kb.absorb(txn.journal())
         items = wanted()
-        done, final = kb.jobs_done(items), kb.jobs_final(items)
+        done, final = kb.jobs_done(items), {f.job for f in kb.failures() if f.final}
         todo = [job for job in items if job not in done and job not in final]
         random.Random(os.getpid()).shuffle(todo)
         for i in range(0, len(todo), 20):
@@ -98,7 +98,7 @@ def kept(folder):
         assert found.notes == []
     if store.generation.manifest.knowledge is not None:
         with store.knowledge() as kb:
-            settled |= kb.jobs_done(items) | kb.jobs_final(items)
+            settled |= kb.jobs_done(items) | {f.job for f in kb.failures() if f.final}
     return [n for n, job in enumerate(items) if job in settled]
 
 

@@ -305,12 +305,12 @@ def test_a_file_in_use_names_the_process(tmp_path: Path) -> None:
 
 
 def test_names_come_in_a_fixed_order(tmp_path: Path) -> None:
-    """The prompt of a gene contains its names, and paid answers are found again by the prompt."""
+    """The order of names changes the prompt, and paid answers are found again by their prompt."""
     names = [f"N{i}" for i in range(300)]
-    told = []
+    found = []
     for turn in range(2):
         with KnowledgeBase.open(tmp_path / f"{turn}.duckdb") as kb:
             for part in (names, names[::-1])[turn][:150], (names, names[::-1])[turn][150:]:
                 kb.upsert_genes([Gene("HGNC:1", "human", "A", aliases=tuple(part), previous=("P", "O"))])
-            told.append(kb.aliases().values.tolist())
-    assert told[0] == told[1] and len(told[0]) == 303
+            found.append(kb.aliases().values.tolist())
+    assert found[0] == found[1] and len(found[0]) == 303

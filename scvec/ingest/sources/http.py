@@ -320,9 +320,9 @@ class GeneFound:
         gene_id = f"entrez:{self.entrez_id}" if job.gene_id.startswith("ask:") else wanted.gene_id
         text, provenance = clean_summary(self.text)
         usual = {"official_symbol": self.symbol, "official_full_name": self.name, "gene_type": self.gene_type}
-        told = facts_of(**{**usual, "aliases": list(self.aliases), "summary": text, **self.facts})
+        facts = facts_of(**{**usual, "aliases": list(self.aliases), "summary": text, **self.facts})
         if asked and asked != self.entrez_id:
-            told["replaced"] = [asked, self.entrez_id]
+            facts["replaced"] = [asked, self.entrez_id]
         description = Description(
             gene_id=gene_id,
             text=text,
@@ -343,7 +343,7 @@ class GeneFound:
             aliases=self.aliases,
         )
         return Answer(
-            job, gene, (description,) if text else (), Note(gene_id, job.source, version, now, told)
+            job, gene, (description,) if text else (), Note(gene_id, job.source, version, now, facts)
         )
 
 

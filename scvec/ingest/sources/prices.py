@@ -11,13 +11,11 @@ from scvec.base.errors import InputError
 from scvec.base.settings import Price, is_loopback
 from scvec.ingest.sources.retry import BudgetSpentError
 
-__all__ = ["PRICES", "PRICES_AS_OF", "Budget", "Reserve", "price_of"]
+__all__ = ["PRICES", "Budget", "Reserve", "price_of"]
 
-#: Month of the prices below.
-PRICES_AS_OF = "2026-03"
-
-#: OpenAI's standard prices, https://developers.openai.com/api/docs/pricing and the pages of the models,
-#: US dollars per million tokens. Cached input is cheaper; batches and priority have other prices.
+#: OpenAI's standard prices of March 2026 in US dollars per million tokens. Source:
+#: https://developers.openai.com/api/docs/pricing and the pages of the models. Cached input is cheaper;
+#: batches and priority have other prices.
 PRICES: Mapping[str, Price] = {
     "gpt-3.5-turbo": Price(0.50, 1.50),
     "gpt-4-turbo": Price(10.00, 30.00),

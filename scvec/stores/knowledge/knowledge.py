@@ -284,11 +284,9 @@ class Jobs(Tables):
 
     def jobs_done(self, jobs: Iterable[Job]) -> set[Job]:
         """Return the jobs that have an answer in the knowledge base."""
-        return self._with(jobs, "status = 'done'")
-
-    def jobs_final(self, jobs: Iterable[Job]) -> set[Job]:
-        """Return the jobs that failed finally: a retry would fail too."""
-        return self._with(jobs, "status = 'failed' AND final")
+        with self._registered(asked=_job_table(jobs)):
+            rows = self._all(f"SELECT {_KEY} FROM jobs SEMI JOIN asked USING ({_KEY}) WHERE status = 'done'")
+        return {Job(*row) for row in rows}
 
     def answered(self, source: str, *, model: str = "", prompt: str = "") -> set[str]:
         """Return the ids of genes with an answer of a source, independent of the input of the job.
@@ -311,11 +309,6 @@ class Jobs(Tables):
             [source, gene_id],
         )
         return [Failure(Job(*row[:5]), *row[5:]) for row in rows]
-
-    def _with(self, jobs: Iterable[Job], condition: str) -> set[Job]:
-        with self._registered(asked=_job_table(jobs)):
-            rows = self._all(f"SELECT {_KEY} FROM jobs SEMI JOIN asked USING ({_KEY}) WHERE {condition}")
-        return {Job(*row) for row in rows}
 
 
 class _Placed(NamedTuple):
