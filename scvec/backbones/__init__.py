@@ -256,7 +256,8 @@ def _split(spec: str, kind: BackboneKind, tail: str) -> tuple[str, tuple[tuple[s
                 raise InputError(what, f"--backbone {spec}", fix, code="option-out-of-range")
             value = str(number)
         elif value not in taken.split("|"):
-            raise InputError(f"there is no {name} {value!r}", f"--backbone {spec}", fix)
+            what = f"there is no {name} {value!r}"
+            raise InputError(what, f"--backbone {spec}", fix, code="unknown-choice")
         options[name] = value
     return argument.strip(), tuple(sorted(options.items()))
 

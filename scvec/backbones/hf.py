@@ -216,7 +216,7 @@ class CausalModel:
         self.precision = precision_for(device) if precision is None else precision
         if self.precision not in PRECISIONS:
             fix = f"precisions: {', '.join(PRECISIONS)}"
-            raise InputError(f"there is no precision {self.precision!r}", "", fix)
+            raise InputError(f"there is no precision {self.precision!r}", "", fix, code="unknown-choice")
         self.sha256 = weights_sha256(folder)
         self._dim = self.dim = width_of(config, folder)
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -483,9 +483,8 @@ class HfBackbone:
     ) -> None:
         check_folder(folder)
         if pooling is not None and pooling not in POOLINGS:
-            raise InputError(
-                f"there is no pooling {pooling!r}", "--backbone", f"poolings: {', '.join(POOLINGS)}"
-            )
+            what, fix = f"there is no pooling {pooling!r}", f"poolings: {', '.join(POOLINGS)}"
+            raise InputError(what, "--backbone", fix, code="unknown-choice")
         self.folder, self.name, self.template = folder, name, template
         self.device, self.batch_size = device, batch_size
         self._n_cut = 0

@@ -59,7 +59,8 @@ def check_device(device: str) -> str:
         If ``device`` is not ``auto``, ``cpu`` or ``cuda``, or is ``cuda`` and torch finds no GPU.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"there is no device {device!r}", "--device", "devices: auto, cpu, cuda")
+        what, fix = f"there is no device {device!r}", "devices: auto, cpu, cuda"
+        raise InputError(what, "--device", fix, code="unknown-choice")
     if device == "cuda":
         import torch
 

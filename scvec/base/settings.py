@@ -175,12 +175,13 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if required:
-            raise InputError("the config file does not exist", str(path), "unset SCVEC_CONFIG") from None
+            what = "the config file does not exist"
+            raise InputError(what, str(path), "unset SCVEC_CONFIG", code="file-not-found") from None
         return {}
     except (OSError, ValueError) as error:
         # The parser's message is left out: it may quote a line with a key.
         fix = "correct it: it is TOML, with tables [ncbi], [mygene], [openai], [prices]"
-        raise InputError("the config file cannot be read", str(path), fix) from error
+        raise InputError("the config file cannot be read", str(path), fix, code="wrong-format") from error
 
 
 def _table(data: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:

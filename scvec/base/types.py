@@ -236,7 +236,7 @@ class GeneMatch:
 
     @property
     def matched(self) -> Bool:
-        """(n,) bool, True where a name was matched to a gene."""
+        """(n,) bool, True for names that were matched to a gene."""
         return np.array([g is not None for g in self.gene_ids], dtype=bool)
 
     @property
@@ -526,7 +526,7 @@ class VectorIndex(Protocol):
     def search(
         self, vectors: Float32, n_neighbors: int, *, subset: npt.NDArray[np.int64] | None = None
     ) -> Neighbors:
-        """Return the nearest rows, ascending; ``subset`` restricts the search to those row numbers."""
+        """Return the nearest rows of queries (n, dim), ascending; ``subset`` holds the rows to search."""
         ...
 
     def save(self, path: Path) -> None:

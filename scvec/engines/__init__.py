@@ -54,7 +54,8 @@ def check_engine(engine: str, ray_address: str | None = None) -> None:
         No cluster answers at the address.
     """
     if engine not in ENGINES:
-        raise InputError(f"there is no engine {engine!r}", "--engine", f"engines: {', '.join(ENGINES)}")
+        what, fix = f"there is no engine {engine!r}", f"engines: {', '.join(ENGINES)}"
+        raise InputError(what, "--engine", fix, code="unknown-choice")
     if engine == "local":
         if ray_address is not None:
             what = "--ray-address needs --engine ray"

@@ -317,7 +317,7 @@ def test_another_type_of_faiss_file_is_refused(tmp_path):
 
 
 def test_unknown_kind():
-    with pytest.raises(InputError, match="flat, numpy"):
+    with pytest.raises(InputError, match="flat, numpy", check=lambda e: e.code == "unknown-choice"):
         build_index(rng_vectors(3, 2), "hnsw")
 
 

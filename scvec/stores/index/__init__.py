@@ -58,7 +58,8 @@ def index_kinds() -> tuple[str, ...]:
 def index_class(kind: str) -> type[Index]:
     """Return the class of a kind of index; raise InputError for an unknown kind."""
     if kind not in MODULES:
-        raise InputError(f"unknown kind of index {kind!r}", fix=f"one of: {', '.join(MODULES)}")
+        what, fix = f"there is no kind of index {kind!r}", f"kinds: {', '.join(MODULES)}"
+        raise InputError(what, fix=fix, code="unknown-choice")
     if kind not in _registered:
         import_module(MODULES[kind])
     return _registered[kind]

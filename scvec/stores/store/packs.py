@@ -211,7 +211,8 @@ class PackReader:
         self._where = str(path)
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
-                raise InputError("the pack is not a file", self._where, "give a .scvec file")
+                what, fix = "the pack is not a file", "give a .scvec file"
+                raise InputError(what, self._where, fix, code="not-a-file")
             self._file = open(path, "rb")  # noqa: SIM115 (closed by __exit__)
         except OSError as error:
             what = f"the pack cannot be opened ({error.strerror})"
@@ -294,8 +295,8 @@ class PackReader:
                 if pack.comment:
                     raise _damaged(self._where, "the zip has a comment")
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
-            what = "the file is not a pack of scvec"
-            raise InputError(what, self._where, "give a .scvec file that scvec pack wrote") from error
+            what, fix = "the file is not a pack of scvec", "give a .scvec file that scvec pack wrote"
+            raise InputError(what, self._where, fix, code="wrong-format") from error
         if len(infos) > MAX_MEMBERS + 2:
             raise _damaged(self._where, "the zip has too many members")
         members: dict[str, tuple[int, int, int]] = {}
