@@ -121,7 +121,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.ti
 def check_folder(folder: Path) -> None:
     """Raise InputError if a folder has no model or no tokenizer."""
     if not (folder / "config.json").is_file():
-        what = "this is not the folder of a transformers model (no config.json)"
+        what = "the folder is not a transformers model (no config.json)"
         raise InputError(
             what,
             str(folder),

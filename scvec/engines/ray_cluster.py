@@ -61,7 +61,7 @@ def check_answers(address: str, where: str) -> None:
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^\s:/\[\]]+)):(\d{1,5})", address)
     if match is None or not 0 < int(match[3]) < 65536:
         raise InputError(
-            "this is not an address of a Ray cluster",
+            "the address of the Ray cluster is not valid",
             where,
             "give HOST:PORT of the cluster's head, or auto on a node of the cluster",
             code="bad-address",

@@ -312,7 +312,7 @@ def test_another_type_of_faiss_file_is_refused(tmp_path):
     for i, index in enumerate([faiss.IndexFlatIP(4), faiss.index_factory(4, "HNSW8")]):
         index.add(rng_vectors(20, 4))
         faiss.write_index(index, str(tmp_path / f"{i}.faiss"))
-        with pytest.raises(StoreError, match="not a flat one"):
+        with pytest.raises(StoreError, match=r"is a Index\w+"):
             open_index(tmp_path / f"{i}.faiss", "flat")
 
 

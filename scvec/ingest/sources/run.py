@@ -244,7 +244,7 @@ async def _one_batch(
     if left and n_round < rounds:
         batches.again(left, n_round + 1)
     elif left:
-        return [result, fail(left, "the answer left it out", n_round)]
+        return [result, fail(left, "the answer did not include it", n_round)]
     return [result]
 
 

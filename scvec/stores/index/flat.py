@@ -179,7 +179,7 @@ class FaissFlatIndex(Index):
         flat = isinstance(loaded, faiss.IndexFlat) and loaded.metric_type == faiss.METRIC_L2
         if not flat or loaded.d < 1 or loaded.codes.size() != 4 * loaded.d * loaded.ntotal:
             raise StoreError(
-                f"an index of the store is a {type(loaded).__name__}, not a flat one by Euclidean distance",
+                f"an index of the store is a {type(loaded).__name__}, not a flat Euclidean index",
                 str(path),
                 "ingest again",
             )
