@@ -236,7 +236,7 @@ class TestDamage:
         old["files"] = {n: e for n, e in old["files"].items() if n in used}
         write_generation(store.path, Manifest.from_bytes(json.dumps(old).encode(), "x"))
         report = Store(store.path).verify()
-        assert any("other vectors" in p for p in report.problems)
+        assert any("reference pancreas" in p and "vector file" in p for p in report.problems)
 
     def test_stray_files_are_reported_and_compacted(self, filled):
         (filled.path / "files" / "stray.bin").write_bytes(b"x" * 10)
