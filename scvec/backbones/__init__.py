@@ -1,4 +1,4 @@
-"""Backbones by name. A new one is a file with one registration, and a line in :data:`MODULES`."""
+"""Registry of backbones. A new backbone is one file with a registration, and one line in :data:`MODULES`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BackboneSpec", "LoadOptions", "backbone", "backbone_forms", "load_backbone", "parse_spec"]
 
-#: How a backbone is written -> the module that registers it, imported when the backbone is asked for. What
-#: follows the colon is a number (``DIM``), a folder or id, in which commas do not begin options, or any text.
+#: Form of a backbone -> module that registers it, imported on first use. The argument after the colon is a
+#: number (``DIM``), a folder or id (which may contain commas), or any text.
 MODULES = {
     "minilm": "scvec.backbones.minilm",
     "st:FOLDER_OR_ID": "scvec.backbones.sentence_transformer",
@@ -33,16 +33,16 @@ C = TypeVar("C", bound=type)
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a backbone is loaded.
+    """Options for loading a backbone.
 
     Attributes
     ----------
     device
         ``auto``, ``cpu`` or ``cuda``.
     settings
-        Keys, addresses and prices for a server; by default from the environment and the config file.
+        Keys, addresses and prices for a server; None reads the environment and the config file.
     max_cost
-        US dollars that a server may cost; None for no limit.
+        Cost limit of a server in US dollars; None for no limit.
     """
 
     device: str = "auto"
@@ -52,23 +52,23 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class BackboneKind:
-    """A registered backbone: what is known of it before one is loaded.
+    """A registered kind of backbone.
 
     Attributes
     ----------
     form
-        How it is written: ``NAME`` or ``NAME:ARGUMENT``.
+        ``NAME`` or ``NAME:ARGUMENT``.
     made_by
-        The class, a :class:`scvec.base.types.Backbone` with ``load(spec, options)``, which get a
-        :class:`BackboneSpec` and :class:`LoadOptions`.
+        The class: a :class:`scvec.base.types.Backbone` with a class method ``load(spec, options)``. Its
+        arguments are a :class:`BackboneSpec` and :class:`LoadOptions`.
     options
         Option -> its largest number, or its values as ``one|other``.
     reads_text
-        Whether the text matters to a vector.
+        True if the vector depends on the text.
     asks_server
-        Whether a server encodes, which may cost money.
+        True if a server encodes the texts, which may cost money.
     is_stored
-        Whether the vectors are in the store already, and no text is encoded.
+        True if the vectors are already in the store and no text is encoded.
     """
 
     form: str
@@ -80,12 +80,12 @@ class BackboneKind:
 
     @property
     def argument(self) -> str:
-        """What stands for the argument; empty where there is none."""
+        """Placeholder of the argument, such as ``DIM``; empty if there is no argument."""
         return self.form.partition(":")[2]
 
     @property
     def grammar(self) -> str:
-        """The form with all options."""
+        """The form with all its options, for messages."""
         values = {name: "N" if isinstance(v, int) else v for name, v in self.options.items()}
         return self.form + "".join(f"[,{name}={value}]" for name, value in values.items())
 
@@ -98,7 +98,7 @@ def backbone(
     asks_server: bool = False,
     is_stored: bool = False,
 ) -> Callable[[C], C]:
-    """Return a decorator that registers a class (:class:`BackboneKind` says what it needs)."""
+    """Return a decorator that registers a class as a backbone (see :class:`BackboneKind`)."""
 
     def register(made_by: C) -> C:
         _registered[form] = BackboneKind(form, made_by, options or {}, reads_text, asks_server, is_stored)
@@ -108,12 +108,12 @@ def backbone(
 
 
 def backbone_forms() -> list[str]:
-    """Return how all backbones are written; imports none."""
+    """Return the forms of all backbones without importing them."""
     return [*dict.fromkeys([*MODULES, *_registered]), "permuted:SPEC", "name:SPEC"]
 
 
 def _kind(name: str) -> BackboneKind | None:
-    """Return the backbone of a name; None if there is none."""
+    """Return the kind of backbone with a name; None if there is none."""
     for form in dict.fromkeys([*MODULES, *_registered]):
         if form.partition(":")[0] == name:
             if form not in _registered:
@@ -133,13 +133,13 @@ class BackboneSpec:
     argument
         Folder, hub id, model, dimension or name of a space of the store.
     permuted
-        Each gene gets the vector of another: a control.
+        True if each gene gets the vector of another gene, as a control.
     template
-        Text that is encoded; ``name:`` overrides the user's by ``name``.
+        Name of the text template; the prefix ``name:`` sets it to ``name``.
     options
-        ``(name, value)`` pairs as given, sorted.
+        Given ``(name, value)`` pairs, sorted.
     base_url
-        Address of the server, where one is asked; None for the one in the settings.
+        Address of the server; None uses the address in the settings.
     """
 
     base: str
@@ -151,7 +151,7 @@ class BackboneSpec:
 
     @property
     def kind(self) -> BackboneKind:
-        """The backbone as it is registered."""
+        """The registered kind of this backbone."""
         kind = _kind(self.base)
         if kind is None:
             raise _unknown(self.base)
@@ -159,25 +159,25 @@ class BackboneSpec:
 
     @property
     def needs_text(self) -> bool:
-        """Whether texts matter to the vectors."""
+        """True if the vectors depend on the texts."""
         return self.kind.reads_text
 
     @property
     def is_stored(self) -> bool:
-        """Whether the vectors are in the store already, and no text is encoded."""
+        """True if the vectors are already in the store and no text is encoded."""
         return self.kind.is_stored
 
     @property
     def is_remote(self) -> bool:
-        """Whether a server encodes, which may cost money."""
+        """True if a server encodes the texts, which may cost money."""
         return self.kind.asks_server
 
     def option(self, name: str) -> str | None:
-        """Return the value of an option, None if it is not given."""
+        """Return the value of an option; None if it is not given."""
         return dict(self.options).get(name)
 
     def number(self, name: str) -> int | None:
-        """Return the value of an option that is a number, None if it is not given."""
+        """Return the value of a numeric option; None if it is not given."""
         value = self.option(name)
         return None if value is None else int(value)
 
@@ -185,10 +185,19 @@ class BackboneSpec:
 def parse_spec(spec: str, template: str = "default", base_url: str | None = None) -> BackboneSpec:
     """Parse a SPEC such as ``minilm``, ``st:/models/mpnet``, ``hf:gpt2,pooling=mean``, ``name:minilm``.
 
+    Parameters
+    ----------
+    spec
+        The SPEC.
+    template
+        Name of the text template, unless the SPEC begins with ``name:``.
+    base_url
+        Address of the server, or None.
+
     Raises
     ------
     InputError
-        If it is none of them, or has an option that its backbone does not take.
+        The backbone is unknown, or does not have a given option.
     """
     permuted = named = False
     rest = spec.strip()
@@ -209,7 +218,9 @@ def parse_spec(spec: str, template: str = "default", base_url: str | None = None
         raise _unknown(spec)
     if base_url is not None and not kind.asks_server:
         raise InputError(
-            f"the backbone {spec!r} asks no server", "--base-url", "leave it out, or give openai:MODEL"
+            f"the backbone {spec!r} does not use a server",
+            "--base-url",
+            "leave out --base-url, or give openai:MODEL",
         )
     return BackboneSpec(head, argument, permuted, template, options, base_url)
 
@@ -224,7 +235,7 @@ def _unknown(spec: str) -> InputError:
 
 
 def _split(spec: str, kind: BackboneKind, tail: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """Return argument and options; folders may have commas in their names, options look like ``,word=``."""
+    """Return argument and options. Names of folders may contain commas; options look like ``,word=``."""
     if not kind.options:
         return tail, ()
     argument, *parts = re.split(r",(?=\w+=)" if kind.argument.startswith("FOLDER") else ",", tail)
@@ -234,7 +245,7 @@ def _split(spec: str, kind: BackboneKind, tail: str) -> tuple[str, tuple[tuple[s
         name, _, value = part.partition("=")
         taken = kind.options.get(name)
         if taken is None:
-            what = f"{kind.form.partition(':')[0]}: takes no option {name!r}"
+            what = f"{kind.form.partition(':')[0]}: has no option {name!r}"
             raise InputError(what, f"--backbone {spec}", fix)
         if name in options:
             raise InputError(f"{name} is given twice", f"--backbone {spec}", fix)
@@ -245,7 +256,8 @@ def _split(spec: str, kind: BackboneKind, tail: str) -> tuple[str, tuple[tuple[s
                 raise InputError(what, f"--backbone {spec}", fix, code="option-out-of-range")
             value = str(number)
         elif value not in taken.split("|"):
-            raise InputError(f"there is no {name} {value!r}", f"--backbone {spec}", fix)
+            what = f"there is no {name} {value!r}"
+            raise InputError(what, f"--backbone {spec}", fix, code="unknown-choice")
         options[name] = value
     return argument.strip(), tuple(sorted(options.items()))
 
@@ -257,17 +269,23 @@ def load_backbone(
     settings: Settings | None = None,
     max_cost: float | None = None,
 ) -> Backbone:
-    """Return the backbone; weights are loaded, and servers asked, when the first text is encoded.
+    """Return a backbone. Encoding the first text loads its weights or connects to its server.
 
-    The default model is looked for only then as well: shipped vectors need no model. The keywords are those
-    of :class:`LoadOptions`.
+    The default model is also searched only then, because shipped vectors need no model.
+
+    Parameters
+    ----------
+    spec
+        The parsed SPEC.
+    device, settings, max_cost
+        See :class:`LoadOptions`.
 
     Raises
     ------
     InputError
-        If the model is not there, or the address cannot be used.
+        The model does not exist, or the address is not valid.
     AuthError
-        If a key is needed and there is none.
+        The server needs a key, and none is set.
     """
     loaded: Backbone = spec.kind.made_by.load(spec, LoadOptions(device, settings, max_cost))
     return loaded

@@ -1,4 +1,4 @@
-"""Backbones that read no text: random directions, and the vectors of a space of the store."""
+"""Backbones that do not read texts: random vectors, and the vectors of a space of the store."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["RandomBackbone", "StoredBackbone", "permutation"]
 
 @backbone("random:DIM", reads_text=False)
 class RandomBackbone:
-    """A random direction per text: the same text always has the same one."""
+    """A random unit vector for each text; equal texts have equal vectors."""
 
     def __init__(self, dim: int, template: str = "default") -> None:
         if not 1 <= dim <= 65536:
-            fix = "give one from 1 to 65536, as random:384"
+            fix = "give a dimension from 1 to 65536, such as random:384"
             raise InputError(
-                f"random:{dim} is not a dimension", "--backbone", fix, code="option-out-of-range"
+                f"random:{dim} has no valid dimension", "--backbone", fix, code="option-out-of-range"
             )
         self.space = Space(
             backbone=f"random:{dim}",
@@ -36,7 +36,7 @@ class RandomBackbone:
 
     @classmethod
     def load(cls, spec: BackboneSpec, options: LoadOptions) -> RandomBackbone:
-        """Return the one of the dimension of a SPEC."""
+        """Return a backbone with the dimension of a SPEC."""
         return cls(int(spec.argument), spec.template)
 
     def encode(self, texts: Sequence[str]) -> Float32:
@@ -51,20 +51,23 @@ class RandomBackbone:
 
 @backbone("stored:NAME", reads_text=False, is_stored=True)
 class StoredBackbone:
-    """A space of the store: its vectors are there, and no text can be encoded into it."""
+    """A space of the store. Its vectors exist already; it cannot encode texts."""
 
     @classmethod
     def load(cls, spec: BackboneSpec, options: LoadOptions) -> StoredBackbone:
-        """Raise InputError."""
+        """Raise InputError, because a stored space cannot encode texts."""
         raise InputError(
-            "the vectors of a stored space are as they are: no text can be encoded into it",
+            "a stored space cannot encode texts",
             f"--backbone stored:{spec.argument}",
-            "give it to scvec ingest cells, or name a backbone that encodes",
+            "use it with scvec ingest cells, or give a backbone that encodes texts",
         )
 
 
 def permutation(gene_ids: Sequence[str], seed: int = 0) -> npt.NDArray[np.int64]:
-    """Return which gene's vector each gene gets under ``permuted:``; independent of the order given."""
+    """Return for each gene the row of the gene whose vector it gets under ``permuted:``.
+
+    The assignment does not depend on the order of the genes.
+    """
     order = np.argsort(np.asarray(gene_ids, dtype=str), kind="stable")
     shuffled = np.random.default_rng(seed).permutation(len(order))
     given = np.empty(len(order), dtype=np.int64)

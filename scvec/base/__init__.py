@@ -1,1 +1,1 @@
-"""What every other room stands on: types, errors, settings, arrays, parallel work."""
+"""Base of all other packages: types, errors, settings, arrays, parallel work."""

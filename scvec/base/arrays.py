@@ -1,7 +1,7 @@
-"""Arrays of many cells in little memory: categories, Arrow strings, and temporary files for large arrays.
+"""Compact arrays for many cells: categories, Arrow strings, and temporary files for large arrays.
 
-An array of objects takes 8 bytes a cell for a label, and 70 for a name. A category takes one or two, Arrow 8
-more than the characters of a name. The array of objects is made on first use.
+An array of Python objects takes 8 bytes a cell for a label, and 70 for a name. A category takes one or two
+bytes; an Arrow string takes 8 bytes more than its characters. The array of objects is made on first use.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ __all__ = [
     "zeros_of_cells",
 ]
 
-#: Bytes from which on an array lies in a file.
+#: Arrays of at least this many bytes lie in a file.
 LARGE = 64 << 20
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Return an array to fill, in a temporary file if there is room on the disk, else in memory.
+    """Return an uninitialized array in a temporary file, or in memory if the disk is full.
 
-    The file has no name, so that it is gone with the array, and with a process that is killed.
+    The file has no name, so the system deletes it with the array, also when the process is killed.
     """
     try:
         return reserved(shape, dtype)
-    except OSError:  # a full or a read-only disk: memory is what is left
+    except OSError:  # the disk is full or read-only
         return np.empty(shape, dtype)
 
 
 def reserved(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Return an array to fill, in a temporary file without a name whose place on the disk is reserved.
+    """Return an uninitialized array in a temporary file without a name; its disk space is reserved.
 
     Raises
     ------
     OSError
-        If there is no room, or no folder for temporary files.
+        If the disk is full, or there is no folder for temporary files.
     """
     n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if not n_bytes:
@@ -69,7 +69,7 @@ def reserved(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 
 
 def zeros_of_cells(n: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Return (n,) zeros, one a cell, in a temporary file from half a million cells on."""
+    """Return (n,) zeros, one for each cell. Arrays of 4 MiB or more lie in a temporary file."""
     if n * np.dtype(dtype).itemsize < LARGE // 16:
         return np.zeros(n, dtype)
     made = empty((n,), dtype)
@@ -79,20 +79,23 @@ def zeros_of_cells(n: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 
 
 def release(array: npt.NDArray[Any]) -> None:
-    """Let go of the memory that looking at an array took, if it lies in a file. Nothing in it changes."""
+    """Free the memory pages of an array that lies in a file. The values stay."""
     mapped = getattr(array, "_mmap", None)
     if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def trim() -> None:
-    """Give memory that was freed back to the system, where the C library is one that keeps it (glibc)."""
+    """Return freed memory to the system. The C library glibc keeps it otherwise."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reserve(fd: int, n_bytes: int) -> None:
-    """Give a file its size and its place on the disk: one that filled up later would end the process."""
+    """Set the size of a file and reserve its disk space.
+
+    Without a reservation, a disk that becomes full later ends the process with a bus error.
+    """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fd, 0, n_bytes)
         return
@@ -102,34 +105,34 @@ def _reserve(fd: int, n_bytes: int) -> None:
 
 
 T = TypeVar("T")
-#: A text of a few for each cell; only texts that occur are categories, by the alphabet.
+#: One text for each cell, of few different texts. The categories are the texts that occur, sorted.
 Texts: TypeAlias = "pd.Categorical[Any]"
 Strings = npt.NDArray[np.object_]
 
-#: Cells whose names are objects at a time while they are written.
+#: Number of cells whose names become Python objects at once during writing.
 BLOCK_ROWS = 2**16
 
 
 def blocks(n: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
-    """Yield slices of at most ``size`` that cover ``n`` rows."""
+    """Yield slices of at most ``size`` rows that cover ``n`` rows."""
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
 
 def code_type(n_texts: int) -> np.dtype[Any]:
-    """Return the smallest signed type of numbers below ``n_texts``."""
+    """Return the smallest signed integer type that holds the numbers below ``n_texts``."""
     return np.dtype(next(t for t in (np.int8, np.int16, np.int32) if n_texts <= np.iinfo(t).max + 1))
 
 
 def coded(codes: npt.NDArray[Any], texts: Iterable[Any]) -> Texts:
-    """Return n texts that are given as numbers into a few.
+    """Return n texts as categories, from codes into a short list of texts.
 
     Parameters
     ----------
     codes
-        (n,) numbers into ``texts``, whole and not negative.
+        (n,) integers from 0: positions in ``texts``.
     texts
-        What the numbers stand for; several may be the same.
+        The text of each code. Texts may repeat.
     """
     import pandas as pd
 
@@ -142,13 +145,13 @@ def coded(codes: npt.NDArray[Any], texts: Iterable[Any]) -> Texts:
 
 
 def counts(texts: Texts) -> dict[str, int]:
-    """Return how many cells have each text, most first, then by the alphabet."""
+    """Return text -> number of cells, the largest number first, ties in alphabetical order."""
     found = np.bincount(texts.codes, minlength=len(texts.categories))
     return {str(texts.categories[i]): int(found[i]) for i in np.argsort(-found, kind="stable") if found[i]}
 
 
 class Packed:
-    """Names of n cells, in UTF-8 one behind the other.
+    """Names of n cells, packed as UTF-8 in one Arrow array.
 
     Parameters
     ----------
@@ -164,14 +167,14 @@ class Packed:
             raise ValueError(f"names of shape {given.shape}")
         self._values: Any = given
         try:
-            # Not of Arrow's own pool, which gives nothing back.
+            # Arrow's own memory pool does not return memory to the system.
             self._values = pa.array(given, pa.large_string(), memory_pool=pa.system_memory_pool())
         except (UnicodeError, pa.ArrowException):
-            return  # half a surrogate pair has no UTF-8: such names stay objects
+            return  # half of a surrogate pair has no UTF-8 form: such names stay Python objects
 
     @classmethod
     def gather(cls, parts: Iterable[Any]) -> Packed:
-        """Return the names of parts as one; each is let go once it is packed."""
+        """Return the names of several parts as one. Each part is packed before the next one is read."""
         import pyarrow as pa
 
         found = [cls(part)._values for part in parts]
@@ -186,12 +189,12 @@ class Packed:
         return len(self._values)
 
     def all_differ(self) -> bool:
-        """Return whether no two names are the same."""
+        """Return whether all names are different."""
         import pandas as pd
 
         if isinstance(self._values, np.ndarray):
             return len(set(self._values)) == len(self)
-        # Names that are the same have the same hash; a table of all names would take ten times as much.
+        # Equal names have equal hashes. A set of all names would take ten times the memory.
         hashes = np.empty(len(self), dtype=np.uint64)
         for rows in blocks(len(self)):
             hashes[rows] = pd.util.hash_array(self.part(rows), categorize=False)
@@ -202,19 +205,19 @@ class Packed:
         return str(self._values[int(row)])
 
     def part(self, rows: slice) -> Strings:
-        """Return the names of some rows as objects."""
+        """Return the names of the given rows as Python strings."""
         return np.asarray(self._values[rows], dtype=object)
 
     def to_array(self) -> Strings:
-        """Return (n,) strings, as objects."""
+        """Return all names as an (n,) object array of strings."""
         return np.array(self._values, dtype=object)
 
 
 class TextAttribute:
-    """An attribute that is an array of objects to whoever looks at it, and compact until somebody does.
+    """An attribute that stores texts in compact form and returns them as an object array.
 
-    What is put into it stays in ``vars(instance)`` under its name; the array that is made of it takes its
-    place, so that it is made once and what is changed in it is kept.
+    The compact value lies in ``vars(instance)`` under the attribute's name. The first read replaces it with
+    the array, so the array is made once and changes in it are kept.
     """
 
     def __init__(self, name: str) -> None:
@@ -235,9 +238,9 @@ class TextAttribute:
 
 
 def holds_texts(*names: str) -> Callable[[type[T]], type[T]]:
-    """Make attributes of a dataclass :class:`TextAttribute`; above ``@dataclass``.
+    """Return a decorator that makes attributes of a dataclass :class:`TextAttribute`.
 
-    Not as values of its fields: those would be taken for defaults.
+    Write it above ``@dataclass``. Field values would not work: ``@dataclass`` takes them for defaults.
     """
 
     def changed(owner: type[T]) -> type[T]:
@@ -249,7 +252,7 @@ def holds_texts(*names: str) -> Callable[[type[T]], type[T]]:
 
 
 def texts_of(instance: Any, name: str) -> Texts:
-    """Return what a :class:`TextAttribute` of labels holds as categories; no array of objects is made."""
+    """Return the labels in a :class:`TextAttribute` as categories, without making the object array."""
     import pandas as pd
 
     held = vars(instance)[name]

@@ -1,4 +1,4 @@
-"""Errors a user can meet: what happened, where, how to fix it, and a code for programs."""
+"""Errors that a user may see: what happened, where, how to fix it, and a code for programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
     "unreadable",
 ]
 
-# EFBIG is a file-size limit of the process or file system: to the user the same thing, no room.
+# EFBIG is a limit on file size. For the user it means the same as a full disk.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ROOM_TEXT = re.compile(
     rf"errno = (?:{'|'.join(map(str, sorted(_NO_ROOM)))})\b|No space left|quota exceeded", re.IGNORECASE
@@ -33,19 +33,19 @@ _NO_ROOM_TEXT = re.compile(
 
 
 class ScvecError(Exception):
-    """Base of every error scvec raises on purpose.
+    """Base class of every error that scvec raises on purpose.
 
     Parameters
     ----------
     what
-        What went wrong, one sentence.
+        The problem, in one sentence.
     where
-        The file, column, gene or store it went wrong in.
+        The file, column, gene or store with the problem.
     fix
         What the user can do about it.
     code
-        The kind of error, in kebab-case, for programs and tests: messages may change, codes do not. Empty for
-        the code of the class. ``docs/errors.md`` lists all; a test compares that list with the source.
+        Kind of error in kebab-case, for programs and tests. Messages may change, codes do not. Empty means
+        the code of the class. ``docs/errors.md`` lists all codes; a test compares that list with the source.
     """
 
     exit_code = 1
@@ -78,13 +78,14 @@ class ScvecError(Exception):
 
 
 def _one_line(text: str, limit: int = 400) -> str:
-    # Names from files end up in messages: a line break or an escape code in a gene name must not.
+    # Messages quote names from files. A gene name with a line break or an escape code must not reach a
+    # terminal.
     flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
 def did_you_mean(name: str, known: Sequence[str], n: int = 1) -> str:
-    """Return ``did you mean 'NAME'? `` with the ``n`` most similar of ``known``; nothing where none is."""
+    """Return ``did you mean 'NAME'? `` with the ``n`` most similar known names; empty if none is similar."""
     near = difflib.get_close_matches(name, known, n=n)
     return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
@@ -133,10 +134,24 @@ class LockedError(ScvecError):
 
 @contextlib.contextmanager
 def reading(path: str | Path, part: str = "") -> Iterator[None]:
-    """Turn whatever h5py or anndata raise on a damaged file into an ``InputError``.
+    """Translate any error that h5py or anndata raise on a damaged file into an ``InputError``.
 
-    Both let errors of every kind through when a file lies (OSError, KeyError, ValueError, TypeError,
-    UnicodeDecodeError, ...), so nothing narrower will do; only foreign reading belongs inside.
+    Both libraries raise errors of many types on damaged files (OSError, KeyError, ValueError, TypeError,
+    UnicodeDecodeError, ...), so this catches ``Exception``. Put only calls of these libraries in the block.
+
+    Parameters
+    ----------
+    path
+        The file.
+    part
+        The part of the file that is read, for the message.
+
+    Raises
+    ------
+    InputError
+        The file is damaged or not valid.
+    ResourceError
+        The file needs more memory than the machine has.
     """
     where = f"{path} ({part})" if part else str(path)
     try:
@@ -145,26 +160,28 @@ def reading(path: str | Path, part: str = "") -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ResourceError(
-            "the file asks for more memory than there is", where, "check the file, or use a larger machine"
+            "the file needs more memory than this machine has",
+            where,
+            "check the file, or use a larger machine",
         ) from error
     except Exception as error:
         reason = str(error).strip("'\"").split("\n")[0][:160] or type(error).__name__
         raise InputError(
             f"the file is damaged or not a valid h5ad: {reason}",
             where,
-            "copy or download it again, or write it anew with adata.write_h5ad()",
+            "copy or download the file again, or write it again with adata.write_h5ad()",
             code="damaged-file",
         ) from error
 
 
 def unreadable(error: Exception, path: str | Path, name: str, fix: str) -> InputError:
-    """Return what to raise where ``name``, a file of text, could not be read; its code says why."""
+    """Return the error to raise if the text file ``name`` cannot be read. Its code gives the reason."""
     if isinstance(error, FileNotFoundError):
         what, code = f"{name} does not exist", "file-not-found"
     elif isinstance(error, IsADirectoryError):
         what, code = f"{name} is a folder", "not-a-file"
     elif isinstance(error, PermissionError):
-        what, code = f"you may not read {name}", "permission-denied"
+        what, code = f"no permission to read {name}", "permission-denied"
     elif isinstance(error, UnicodeDecodeError):
         what, code = f"{name} is not UTF-8 text", "wrong-format"
     else:
@@ -174,7 +191,7 @@ def unreadable(error: Exception, path: str | Path, name: str, fix: str) -> Input
 
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn errors of writing to ``path`` into ``ResourceError`` (no room) or ``InputError``."""
+    """Translate errors of writing to ``path`` into ``ResourceError`` (disk full) or ``InputError``."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -190,15 +207,15 @@ def disk_errors(path: str | Path) -> Iterator[None]:
             raise InputError(
                 f"cannot write the output: {reason}",
                 str(path),
-                "choose another place for it",
+                "choose another output path",
                 code="output-not-writable",
             ) from error
         raise
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether there was no room to write.
+    """Return whether an error means that the disk is full.
 
-    HDF5 raises OSError or RuntimeError and keeps errno in its text only.
+    HDF5 raises OSError or RuntimeError, with errno only in the text of the message.
     """
     return getattr(error, "errno", None) in _NO_ROOM or _NO_ROOM_TEXT.search(str(error)) is not None

@@ -1,4 +1,4 @@
-"""Options objects of workflows: given whole, or by keyword."""
+"""Options of workflows, given as an options object or as keywords."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def options_of(kind: type[O], options: O | None, keywords: Mapping[str, Any]) -> O:
-    """Return an options object with the fields that were given by keyword in place of its own.
+    """Return an options object in which keywords replace fields.
 
     Parameters
     ----------
     kind
-        A dataclass, whose fields are keywords only.
+        Dataclass of the options; all its fields are keyword-only.
     options
-        An object of it; when None, the keywords make one.
+        Object of that class; None makes a new one from the keywords.
+    keywords
+        Field name -> value.
 
     Raises
     ------
     TypeError
-        If ``options`` is of another type, a keyword is not a field, or a field that is needed is missing.
+        If ``options`` is of another class, a keyword is not a field, or a required field is missing.
     """
     if options is not None and not isinstance(options, kind):
         raise TypeError(f"options are a {kind.__name__} object, not {type(options).__name__}")
     names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for name in keywords:
         if name not in names:
-            hint = did_you_mean(name, names).strip() or f"there are: {', '.join(names)}"
+            hint = did_you_mean(name, names).strip() or f"options: {', '.join(names)}"
             raise TypeError(f"there is no option {name!r}: {hint}")
     return kind(**keywords) if options is None else replace(options, **keywords)  # type: ignore[type-var]
 
@@ -43,9 +45,9 @@ def options_of(kind: type[O], options: O | None, keywords: Mapping[str, Any]) ->
 def takes_options(kind: type[Any]) -> Callable[[F], F]:
     """Return a decorator that shows the fields of an options class in the signature of a function.
 
-    ``help()``, ``inspect.signature`` and the completion of notebooks then list them in place of
-    ``**keywords``. A parameter of the function hides a field of the same name. A field that is needed has the
-    default ``...``: it may be in the options object.
+    ``help()``, ``inspect.signature`` and completion in notebooks then list the fields in place of
+    ``**keywords``. A parameter of the function hides a field of the same name. A required field has the
+    default ``...``, because the options object may hold it.
     """
 
     def show(function: F) -> F:

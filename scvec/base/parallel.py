@@ -19,22 +19,22 @@ __all__ = ["JointProgress", "n_cores", "read_ahead", "side_by_side"]
 T = TypeVar("T")
 
 
-#: Chunks that may lie ready: one that is worked on next, and one against an uneven pace. With the one being
-#: made and the one in use, ``READY + 2`` are in memory.
+#: Number of finished chunks that may wait: the next one, and one more because reading times vary. With the
+#: chunk being read and the chunk in use, ``READY + 2`` chunks are in memory.
 READY = 2
 
 
 def read_ahead(items: Callable[[], Iterator[T]]) -> Iterator[T]:
     """Yield the items of ``items()``; a thread makes them up to :data:`READY` items ahead.
 
-    Order and items are the same as without. An error comes at the place where it arose. When the caller
-    stops, by an error of its own or by leaving the loop, the thread has ended by the time that the iterator
-    is closed, so that a file may then be closed safely.
+    The items and their order do not change. An error of ``items`` is raised in the place of the item that
+    failed. Closing the iterator ends the thread and waits for it, so the caller can then close the file that
+    ``items`` reads.
 
     Parameters
     ----------
     items
-        Makes the iterator; the thread calls and consumes it.
+        Function that returns the iterator; the thread calls it and consumes the iterator.
     """
     found: queue.Queue[tuple[str, T | None, BaseException | None]] = queue.Queue(maxsize=READY)
     stopped = threading.Event()
@@ -53,7 +53,7 @@ def read_ahead(items: Callable[[], Iterator[T]]) -> Iterator[T]:
             for item in items():
                 if not put("item", item):
                     return
-        except BaseException as error:  # whatever it is, it belongs to the caller
+        except BaseException as error:  # the caller raises it
             put("error", error=error)
         else:
             put("end")
@@ -67,41 +67,42 @@ def read_ahead(items: Callable[[], Iterator[T]]) -> Iterator[T]:
                 raise error
             if kind == "end":
                 return
-            yield item  # type: ignore[misc]  # None only where the items are
-            item = None  # the caller may be done with it: do not hold a chunk more than needed
+            yield item  # type: ignore[misc]  # None only if the items are None
+            item = None  # the caller may have freed the chunk: do not keep it in memory
     finally:
         stopped.set()
         thread.join()
 
 
 class _StoppedError(Exception):
-    """Another job failed, or the user interrupted: this job ends."""
+    """Ends this job because another job failed or the user interrupted."""
 
 
 def n_cores() -> int:
-    """Return the cores that this process may use; fewer where ``OMP_NUM_THREADS`` says so."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(there, int(asked)) if asked.isdigit() and int(asked) > 0 else there
+    """Return the number of cores that this process may use; ``OMP_NUM_THREADS`` can lower it."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(available, int(limit)) if limit.isdigit() and int(limit) > 0 else available
 
 
 def side_by_side(
     jobs: Iterable[Callable[[], T]], n_workers: int, stop: Callable[[], None] = lambda: None
 ) -> Generator[T, None, None]:
-    """Yield the results of jobs in their order; some jobs run at once in threads.
+    """Run jobs in parallel threads and yield their results in the order of the jobs.
 
-    Most time passes in libraries that let other threads run, but use more than one core badly where their
-    arrays are small. Each job gets as many threads of those libraries as there are cores for it. Close the
-    iterator when leaving early (`contextlib.closing`): it waits for the jobs that run.
+    Numerical libraries release the interpreter lock, but use several cores badly on small arrays. So the jobs
+    run at once, and each job may use its fraction of the cores for the threads of those libraries. Close the
+    iterator if you leave early (`contextlib.closing`): closing waits for the running jobs.
 
     Parameters
     ----------
     jobs
-        They must not change shared data. The iterable is advanced when a worker is free, and one job ahead.
+        Functions that must not change shared data. At most one job more than ``n_workers`` is taken ahead.
     n_workers
-        Jobs at once. With one, a job is done when it is asked for, in the thread of who asks.
+        Number of jobs that run at once. With 1, each job runs in the caller's thread when its result is
+        asked.
     stop
-        Called before running jobs are waited for, so that they may end early.
+        Function that is called before waiting for running jobs, so that it can end them early.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def side_by_side(
         try:
             for job in jobs:
                 waiting.append(pool.submit(job))
-                del job  # whoever does it holds it, and what it holds
+                del job  # the worker holds the job and its data; this loop must not keep them alive
                 if len(waiting) > n_workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -139,24 +140,24 @@ def side_by_side(
 
 
 def _limit(n_threads: int) -> None:
-    """Let the libraries that are loaded use so many threads for what this thread asks of them."""
+    """Limit the threads that loaded numerical libraries use for calls from this thread."""
     from threadpoolctl import threadpool_limits
 
-    # OpenMP counts for each thread that asks; the BLAS of NumPy for the whole process, elsewhere.
+    # OpenMP limits hold for the calling thread. NumPy's BLAS has one limit per process: side_by_side sets it.
     threadpool_limits(n_threads, user_api="openmp")
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(n_threads)
 
 
 class JointProgress:
-    """Progress of several jobs, reported as that of one.
+    """Reports the progress of several jobs as the progress of one.
 
     Parameters
     ----------
     progress
-        Called with the progress of all jobs together in each stage, by the thread of a job.
+        Function that receives the joint progress of each stage. The threads of the jobs call it.
     n_jobs
-        Number of jobs. A job that has not begun a stage is assumed to be as long as one that has.
+        Number of jobs. A job that has not begun a stage is assumed to be as long as the reporting job.
     """
 
     def __init__(self, progress: Progress, n_jobs: int) -> None:

@@ -1,4 +1,4 @@
-"""Jobs for live sources, their answers and their failures, as the store keeps them."""
+"""Jobs for live sources, and their answers and failures. The journal of the store holds them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["Answer", "Failure", "Job", "Note", "Wanted"]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One question about one gene. It is asked once: equal jobs have one answer in the store.
+    """One question about one gene. Equal jobs share one answer in the store, so each is asked once.
 
     Attributes
     ----------
     gene_id
-        The gene in the knowledge base, or ``ask:SPECIES:NAME`` for a name it does not know.
+        Gene id in the knowledge base, or ``ask:SPECIES:NAME`` for a name that the knowledge base lacks.
     source
         ``ncbi``, ``mygene`` or ``llm``.
     model, prompt
-        Model, and name and version of the prompt; empty where none is asked.
+        Model, and name and version of the prompt; empty if the source is not a language model.
     input_sha256
-        SHA-256 of what the answer depends on: the id that is asked for, or the facts given to a model.
+        SHA-256 of the input that decides the answer: the id to look up, or the facts given to a model.
     """
 
     gene_id: str
@@ -42,12 +42,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A gene to ask a source about, with all names it could be asked by.
+    """A gene to look up in a source, with all names that the lookup may use.
 
     Attributes
     ----------
     gene_id
-        As in :class:`Job`.
+        Gene id, as in :class:`Job`.
     """
 
     gene_id: str
@@ -59,7 +59,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Facts of one source about one gene, field by field, as JSON holds them."""
+    """Facts of one source about one gene: field name -> JSON value."""
 
     gene_id: str
     source: str
@@ -79,11 +79,11 @@ class Answer:
     Attributes
     ----------
     gene
-        The gene's facts as the source has them, or None where it tells none (a language model).
+        The gene's facts in the source, or None if the source gives no facts (a language model).
     descriptions
-        Texts; their ``gene_id`` is the gene's, which is not the job's where a name was asked.
+        Texts. Their ``gene_id`` is the gene's; it differs from the job's if the job looked up a name.
     note
-        The source's other facts, or None.
+        Other facts of the source, or None.
     """
 
     job: Job
@@ -93,7 +93,7 @@ class Answer:
 
     @property
     def retrieved_at(self) -> str:
-        """When the last part was retrieved; empty where it has none."""
+        """Time (ISO 8601) at which the latest part was retrieved; empty if the answer has no parts."""
         times = [d.retrieved_at for d in self.descriptions]
         return max([*times, "" if self.note is None else self.note.retrieved_at])
 
@@ -105,9 +105,9 @@ class Failure:
     Attributes
     ----------
     reason
-        Why, in words; without secrets.
+        Why the job failed, in words; without secrets.
     final
-        True where asking again would get the same: the gene is not known there. The next run does not.
+        True if a retry would fail too, because the source does not know the gene. The next run skips the job.
     """
 
     job: Job

@@ -1,4 +1,4 @@
-"""What a command may use of this machine: memory and device."""
+"""Resources of this machine that a command may use: memory, device, cache folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_memory(text: str | int | None) -> int:
-    """Turn ``"4G"``, ``"512M"``, ``"1.5GiB"`` or a number of bytes into bytes.
+    """Convert ``"4G"``, ``"512M"``, ``"1.5GiB"`` or a number of bytes to bytes.
 
     Parameters
     ----------
     text
-        None means half of the memory that is free now.
+        Amount of memory. None means half of the free memory, but at least 256 MiB.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def parse_memory(text: str | int | None) -> int:
 
 
 def available_memory() -> int:
-    """Return bytes of memory that are free now, or 4 GiB where the system does not report them."""
+    """Return the free memory in bytes, or 4 GiB if the system does not report it."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -51,21 +51,22 @@ def available_memory() -> int:
 
 
 def check_device(device: str) -> str:
-    """Return ``device``.
+    """Check a device option and return it unchanged.
 
     Raises
     ------
     InputError
-        If it is not ``auto``, ``cpu`` or ``cuda``, or it is ``cuda`` and torch sees no GPU.
+        If ``device`` is not ``auto``, ``cpu`` or ``cuda``, or is ``cuda`` and torch finds no GPU.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"there is no device {device!r}", "--device", "devices: auto, cpu, cuda")
+        what, fix = f"there is no device {device!r}", "devices: auto, cpu, cuda"
+        raise InputError(what, "--device", fix, code="unknown-choice")
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise InputError(
-                "this machine offers no CUDA device to torch",
+                "torch finds no CUDA device on this machine",
                 f"torch {torch.__version__}",
                 "leave out --device, or install a CUDA build of torch on a machine with a GPU",
                 code="no-gpu",
@@ -91,15 +92,15 @@ def resolved_device(device: str) -> str:
 
 
 def _may_have_gpu() -> bool:
-    """Return False where there is certainly no GPU: on Linux, none without a device file of its driver."""
+    """Return False if there is certainly no GPU. On Linux, the driver of every GPU has a device file."""
     if sys.platform != "linux":
         return True
-    # NVIDIA; AMD, which torch calls CUDA too; Windows below this Linux
+    # NVIDIA; AMD, which torch calls CUDA too; Windows Subsystem for Linux
     return any(glob.glob(pattern) for pattern in ("/dev/nvidia*", "/dev/kfd", "/dev/dxg"))
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made again: ``$SCVEC_CACHE``, else the user's cache folder."""
+    """Return the folder for reproducible files: ``$SCVEC_CACHE``, else the user's cache folder."""
     if found := os.environ.get("SCVEC_CACHE"):
         return Path(found).expanduser()
     from platformdirs import user_cache_path

@@ -1,4 +1,4 @@
-"""The base of all reports, and how numbers are shown to people."""
+"""Base class of all reports, and functions that format numbers for people."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class Stages:
-    """Seconds per stage, in the order in which the stages began."""
+    """Seconds per stage, in the order of the starts of the stages."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -41,10 +41,10 @@ class Stages:
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` as strict JSON can hold it.
+    """Convert ``value`` to types of strict JSON.
 
-    Paths become text, tuples lists, numpy scalars and arrays Python values; NaN and infinity, which
-    JSON has no word for, become None.
+    Paths become strings, tuples and sets become lists, numpy scalars and arrays become Python values. NaN and
+    infinity become None, because JSON has no such numbers.
     """
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
@@ -62,7 +62,7 @@ def plain(value: Any) -> Any:
 
 
 def human_bytes(n: float) -> str:
-    """Return a size for people, in decimal units: ``1536`` gives ``1.5 kB``."""
+    """Format a size in bytes with decimal units: ``1536`` gives ``1.5 kB``."""
     if n < 1000:
         return f"{n:.0f} bytes"
     for unit in ("kB", "MB", "GB"):
@@ -83,29 +83,29 @@ def counts_line(counts: Mapping[str, int]) -> str:
 
 
 def table(rows: Mapping[str, int], indent: str = "  ") -> list[str]:
-    """Return counts as lines, the largest first."""
+    """Return one line for each count, the largest first."""
     width = max((len(k) for k in rows), default=0)
     ordered = sorted(rows.items(), key=lambda item: (-item[1], item[0]))
     return [f"{indent}{name:<{width}}  {n:>7,}" for name, n in ordered]
 
 
 def times_line(seconds: Mapping[str, float]) -> str:
-    """Return seconds per stage on one line."""
+    """Format seconds per stage in one line."""
     return ", ".join(f"{stage} {s:.1f} s" for stage, s in seconds.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Facts as fields."""
+    """Base class of dataclasses that convert to JSON."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as strict JSON can hold them."""
+        """Return field name -> value in types of strict JSON."""
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Record):
-    """Base of all reports. ``notes`` are messages that are not errors."""
+    """Base class of all reports. ``notes`` are messages that are not errors."""
 
     notes: list[str] = field(default_factory=list)
 
@@ -118,7 +118,7 @@ class Report(Record):
 
 
 def human_odds(log_odds: float) -> str:
-    """Return natural-log odds in words: ``about 20 to 1 for it``."""
+    """Format natural-log odds in words: ``about 20 to 1 for it``."""
     odds = math.exp(min(abs(log_odds), 700.0))
     if odds > 1e6:
         size = "over a million"

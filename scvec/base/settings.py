@@ -1,4 +1,4 @@
-"""Keys, addresses and prices: from the environment, else from the config file."""
+"""Keys, addresses and prices from the environment or the config file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ HIDDEN = "[hidden]"
 _known: set[str] = set()
 _lock = threading.Lock()
 
-# Keys that somebody pasted into an address or a header, where no Secret was made of them: the names under
-# which services take keys, and the shapes of keys themselves.
+# Users also paste keys into addresses and headers, where no Secret hides them. These patterns find such keys:
+# by the names of the parameters that carry keys, and by the form of the keys themselves.
 _SHAPES = (
     re.compile(r"(?i)((?:api[_-]?key|token|secret|password|access[_-]?key)\s*[=:]\s*)[^\s&,;'\"]{4,}"),
     re.compile(r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"),
-    # Not "basic" alone: summaries of genes tell of basic helix-loop-helix proteins.
+    # Not "basic" alone: gene summaries mention basic helix-loop-helix proteins.
     re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?basic\s+)[A-Za-z0-9._~+/=-]{8,}"),
     re.compile(r"()\b(?:sk|rk|pk|gsk|hf|ghp)[-_][A-Za-z0-9_-]{16,}"),
     re.compile(r"(://)[^/\s:@]+:[^/\s@]+(?=@)"),
@@ -35,22 +35,22 @@ _SHAPES = (
 
 
 class Secret:
-    """A key. Printing, formatting or pickling it shows nothing; :meth:`reveal` gives it.
+    """A key. Printing or formatting hides it and pickling fails; :meth:`reveal` returns it.
 
-    Every secret ever made in this process is cut out of texts by :func:`redact`.
+    :func:`redact` removes every secret of this process from texts.
     """
 
     __slots__ = ("_value",)
 
     def __init__(self, value: str) -> None:
         self._value = value.strip()
-        # Cutting out very short texts would garble every message.
+        # Removing very short texts would make messages unreadable.
         if len(self._value) >= 4:
             with _lock:
                 _known.add(self._value)
 
     def reveal(self) -> str:
-        """Return the key itself, for the one header or field it is meant for."""
+        """Return the key itself. Use it only in the header or field that needs it."""
         return self._value
 
     def __bool__(self) -> bool:
@@ -62,11 +62,11 @@ class Secret:
     __str__ = __repr__
 
     def __reduce__(self) -> str:
-        raise TypeError("a secret is not to be stored")
+        raise TypeError("a secret must not be stored")
 
 
 def redact(text: str) -> str:
-    """Return ``text`` without any key: those made with :class:`Secret`, and what looks like one."""
+    """Return ``text`` without keys: without every :class:`Secret`, and without texts that look like keys."""
     from urllib.parse import quote
 
     for value in sorted(_known, key=len, reverse=True):
@@ -77,7 +77,7 @@ def redact(text: str) -> str:
     return text
 
 
-#: Environment variables per service: the names that the services' own tools read.
+#: Environment variables for each service. The services' own tools read the same names.
 _ENVIRONMENT = {
     "ncbi": {
         "api_key": "NCBI_API_KEY",
@@ -105,12 +105,12 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """What is set for one service; empty or None where nothing is.
+    """Settings of one service; unset ones are empty or None.
 
     Attributes
     ----------
     requests_per_second
-        The most to send; 0 for no limit.
+        Largest number of requests in a second; 0 for no limit.
     timeout
         Seconds to wait for an answer.
     """
@@ -130,7 +130,7 @@ class Settings:
     Attributes
     ----------
     prices
-        Model name -> price; these come before the table that ships with scvec.
+        Model name -> price. These override the price table that ships with scvec.
     """
 
     ncbi: ServiceSettings = field(default_factory=ServiceSettings)
@@ -145,7 +145,7 @@ class Settings:
         Raises
         ------
         InputError
-            If the file cannot be read, or a setting has no meaning.
+            If the file cannot be read, or a setting is unknown or not valid.
         """
         environ = os.environ if environ is None else environ
         path = config_path(environ)
@@ -175,12 +175,13 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if required:
-            raise InputError("there is no such config file", str(path), "unset SCVEC_CONFIG") from None
+            what = "the config file does not exist"
+            raise InputError(what, str(path), "unset SCVEC_CONFIG", code="file-not-found") from None
         return {}
     except (OSError, ValueError) as error:
-        # Without the parser's text, which may quote the line of a key.
+        # The parser's message is left out: it may quote a line with a key.
         fix = "correct it: it is TOML, with tables [ncbi], [mygene], [openai], [prices]"
-        raise InputError("the config file cannot be read", str(path), fix) from error
+        raise InputError("the config file cannot be read", str(path), fix, code="wrong-format") from error
 
 
 def _table(data: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
@@ -205,7 +206,7 @@ def _service(name: str, table: Mapping[str, Any], environ: Mapping[str, str], pa
             raise InputError(f"{key} in [{name}] must be a number", str(path), "0 or more")
     for key in ("api_key", "email", "tool", "base_url"):
         if not isinstance(values.get(key, ""), str):
-            raise InputError(f"{key} in [{name}] must be a text", str(path), f'write {key} = "..."')
+            raise InputError(f"{key} in [{name}] must be a string", str(path), f'write {key} = "..."')
     values["api_key"] = Secret(values.get("api_key", ""))
     return ServiceSettings(**values)
 
@@ -222,7 +223,7 @@ def _prices(table: Mapping[str, Any], path: Path) -> dict[str, Price]:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is this machine itself."""
+    """Return whether a host name or address refers to this machine."""
     with suppress(ValueError):
         return ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback
     return host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost")

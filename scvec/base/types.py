@@ -1,4 +1,4 @@
-"""The types that all rooms share: genes, spaces, cells, neighbours, and protocols of exchangeable parts."""
+"""Types that all packages share: genes, spaces, cells, neighbours, and protocols of exchangeable parts."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def text_sha256(text: str) -> str:
 class Gene:
     """One gene of one species.
 
-    ``gene_id`` is the authority's id (``HGNC:6081``, ``MGI:96572``), or ``entrez:N`` for a gene that
-    only NCBI knows. Symbols are not unique and are never used as keys.
+    ``gene_id`` is the id of the naming authority (``HGNC:6081``, ``MGI:96572``), or ``entrez:N`` for a gene
+    that only NCBI lists. Symbols are not unique and are never used as keys.
     """
 
     gene_id: str
@@ -73,11 +73,11 @@ class Gene:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A text about a gene, and where it comes from.
+    """A text about a gene, with its source.
 
-    ``kind`` is ``"human"`` (written by curators), ``"composed"`` (a template over facts), ``"borrowed"``
-    (the ortholog's) or ``"llm"``. ``provenance`` is JSON, or empty: who provided the text and when, or the
-    tokens and finish reason of a model.
+    ``kind`` is ``"human"`` (written by curators), ``"composed"`` (a template filled with facts),
+    ``"borrowed"`` (the ortholog's text) or ``"llm"``. ``provenance`` is JSON or empty. It holds the provider
+    and date of the text, or the token counts and finish reason of a model.
     """
 
     gene_id: str
@@ -114,7 +114,7 @@ class Space:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that name this space."""
+        """Name of this space: 16 hex digits of a hash over all fields."""
         return text_sha256(json.dumps(asdict(self), sort_keys=True))[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Space:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Space:
-        """Rebuild from :meth:`to_dict`."""
+        """Rebuild a space from the result of :meth:`to_dict`."""
         return cls(**{k: v for k, v in data.items() if k != "fingerprint"})
 
 
@@ -134,9 +134,9 @@ class Neighbors:
     Attributes
     ----------
     indices
-        (n, k) int64, nearest first; -1 pads where the index holds fewer than k rows.
+        (n, k) int64 row numbers, nearest first; padded with -1 if the index holds fewer than k rows.
     distances
-        (n, k) float32 squared Euclidean distances, ascending; ``inf`` where padded.
+        (n, k) float32 squared Euclidean distances, ascending; padded with ``inf``.
     """
 
     indices: Int64
@@ -152,7 +152,7 @@ class Neighbors:
 
     @classmethod
     def concatenate(cls, parts: list[Neighbors]) -> Neighbors:
-        """Return the neighbours of several blocks of queries as one; narrower blocks are padded."""
+        """Join the neighbours of several blocks of queries; narrower blocks are padded."""
         width = max(p.indices.shape[1] for p in parts)
 
         def padded(values: npt.NDArray[Any], fill: float) -> npt.NDArray[Any]:
@@ -173,10 +173,10 @@ class CellChunk:
     X
         (n, n_genes) scipy CSR, float32, log1p of counts per ten thousand.
     measured
-        (n_genes,) bool: genes that the data set measured at all. Where False the column of X is empty
-        and says nothing about the cell.
+        (n_genes,) bool: True for genes that the data set measured. The column of X of an unmeasured gene is
+        empty; its zeros carry no information about the cell.
     batches
-        (n,) donors or batches, where they are known and matter.
+        (n,) donors or batches; None if unknown or not needed.
     """
 
     X: Any
@@ -197,7 +197,7 @@ class CellChunk:
         return int(self.X.shape[0])
 
     def select(self, genes: Int64) -> CellChunk:
-        """Return the same cells over some of the genes, by their numbers."""
+        """Return the same cells over the genes with the given column numbers."""
         return CellChunk(self.X[:, genes], self.measured[genes], self.batches)
 
 
@@ -210,16 +210,16 @@ class GeneMatch:
     names
         The names as given, length n.
     gene_ids
-        The gene each name stands for, or None; length n.
+        Gene id that each name was matched to, or None; length n.
     how
-        Per name: ``symbol``, ``ensembl``, ``entrez``, ``previous``, ``alias``, ``case`` (matched after
-        folding case), ``composite``, ``unique-suffix``, ``ambiguous`` or ``""`` (no match).
+        Kind of match per name: ``symbol``, ``ensembl``, ``entrez``, ``previous``, ``alias``, ``case``
+        (matched after folding case), ``composite``, ``unique-suffix``, ``ambiguous`` or ``""`` (no match).
     species
         The species that was given or detected.
     id_type
-        The kind of identifier most names are: ``symbols``, ``Ensembl ids`` or ``Entrez ids``.
+        The identifier type of most names: ``symbols``, ``Ensembl ids`` or ``Entrez ids``.
     ambiguous
-        Names that could be several genes, and which. They stay unmatched.
+        Name -> ids of the genes that it may mean. Ambiguous names stay unmatched.
     """
 
     names: tuple[str, ...]
@@ -232,34 +232,33 @@ class GeneMatch:
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.gene_ids) == len(self.how):
-            raise ValueError("names, gene_ids and how must have one length")
+            raise ValueError("names, gene_ids and how must have the same length")
 
     @property
     def matched(self) -> Bool:
-        """(n,) bool, True where a name was matched to a gene."""
+        """(n,) bool, True for names that were matched to a gene."""
         return np.array([g is not None for g in self.gene_ids], dtype=bool)
 
     @property
     def n_matched(self) -> int:
-        """Number of names matched."""
+        """Number of matched names."""
         return sum(g is not None for g in self.gene_ids)
 
     def summary(self, counts: npt.NDArray[np.float64] | None = None) -> str:
-        """One line for people; ``counts`` (n,) adds the fraction of counts in matched genes."""
-        share = ""
+        """Return one line for people; ``counts`` (n,) adds the percentage of counts in matched genes."""
+        percent = ""
         if counts is not None and counts.sum() > 0:
-            share = f" ({100 * self.count_share(counts):.1f}% of counts)"
-        return (
-            f"{self.n_matched:,} of {len(self.names):,} genes matched{share}: {self.id_type}, {self.species}"
-        )
+            percent = f" ({100 * self.count_share(counts):.1f}% of counts)"
+        matched = f"{self.n_matched:,} of {len(self.names):,} genes matched{percent}"
+        return f"{matched}: {self.id_type}, {self.species}"
 
     def count_share(self, counts: npt.NDArray[np.float64]) -> float:
-        """Fraction (0-1) of ``counts`` (n,) in matched genes."""
+        """Return the fraction (0-1) of ``counts`` (n,) in matched genes."""
         total = float(counts.sum())
         return float(counts[self.matched].sum()) / total if total > 0 else 0.0
 
 
-#: Saved state of an encoder or sample: arrays (safetensors) and JSON values.
+#: Saved state of an encoder or a sample of cells: arrays (safetensors) and JSON values.
 State = tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]
 
 
@@ -267,7 +266,7 @@ class Progress(Protocol):
     """A function that receives the progress of a stage."""
 
     def __call__(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
-        """``total`` is None while unknown; ``detail`` says more in words, such as rate and cost."""
+        """Report ``done`` of ``total`` (None if unknown); ``detail`` adds words, such as rate and cost."""
         ...
 
 
@@ -281,7 +280,7 @@ class Backbone(Protocol):
 
     @property
     def space(self) -> Space:
-        """The space that the vectors live in."""
+        """The space of the vectors."""
         ...
 
     def encode(self, texts: Sequence[str]) -> Float32:
@@ -291,16 +290,16 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """The result of encoding texts by a server.
+    """The result of encoding texts on a server.
 
     Attributes
     ----------
     failures
-        Number of the text -> why it has no vector.
+        Number of the text -> reason why it has no vector.
     stopped
-        Why not all texts were asked for; empty where they were.
+        Reason why not all texts were sent; empty if all were sent.
     error
-        The error that this is for the user; None if it is none, as a limit of cost.
+        The error to show to the user; None if the stop is not an error, such as a cost limit.
     """
 
     failures: Mapping[int, str]
@@ -310,24 +309,32 @@ class Streamed:
 
 @runtime_checkable
 class StreamingBackbone(Protocol):
-    """What a :class:`Backbone` can do whose vectors are paid for: each is kept as soon as it is there.
+    """A :class:`Backbone` with paid vectors; the caller keeps each vector as soon as it arrives.
 
-    Not derived from it, as a check of the kind would ask for the space, and so the server.
+    This protocol does not derive from :class:`Backbone`. Otherwise ``isinstance`` would read ``space``, and
+    so send a request to the server.
     """
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a user should know and is no error."""
+        """Messages for the user that are not errors."""
         ...
 
     def fits(self, space: Space) -> bool:
-        """Return whether vectors of a space may be of this backbone, as far as it can tell without asking."""
+        """Return whether this backbone may have made vectors of a space; sends no request."""
         ...
 
     def probe(self) -> tuple[Space, Mapping[str, Float32]]:
-        """Return the space, and SHA-256 -> vector (dim,) float32 of a few texts; asks the server.
+        """Ask the server for the space, and for vectors of a few fixed texts.
 
-        They tell whether it still is itself.
+        The vectors show whether the server still runs the same model.
+
+        Returns
+        -------
+        space
+            The space of the vectors.
+        vectors
+            SHA-256 of each text -> (dim,) float32.
         """
         ...
 
@@ -338,16 +345,18 @@ class StreamingBackbone(Protocol):
         *,
         progress: Callable[[int, str], None] = lambda done, detail: None,
     ) -> Streamed:
-        """Encode texts and give vectors to ``keep`` as they arrive.
+        """Encode texts and pass vectors to ``keep`` as they arrive.
 
-        Whatever has arrived is kept before this returns or raises, on Ctrl-C too.
+        ``keep`` has received all arrived vectors when this returns or raises, also after Ctrl-C.
 
         Parameters
         ----------
+        texts
+            Texts to encode.
         keep
-            Takes numbers of texts and their vectors, (n, dim) float32. Called by one thread at a time.
+            Function of text numbers and their vectors, (n, dim) float32. One thread at a time calls it.
         progress
-            Takes how many texts are done, and rate and cost in words.
+            Function of the number of finished texts, and of rate and cost in words.
         """
         ...
 
@@ -356,7 +365,7 @@ class StreamingBackbone(Protocol):
 class CellEncoder(Protocol):
     """Turns cells into vectors.
 
-    A cell gets the same vector alone, in any chunk and in any order (within 1e-5).
+    The vector of a cell does not depend on the other cells of its chunk or on their order (within 1e-5).
     """
 
     name: str
@@ -370,7 +379,7 @@ class CellEncoder(Protocol):
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> None:
-        """Learn from labelled cells. ``labels`` (n,) holds class numbers, -1 for unlabelled."""
+        """Fit to labelled cells. ``labels`` (n,) int64 holds class numbers, -1 for unlabelled cells."""
         ...
 
     def encode(self, chunk: CellChunk) -> Float32:
@@ -378,26 +387,26 @@ class CellEncoder(Protocol):
         ...
 
     def state(self) -> State:
-        """Return arrays and JSON values from which ``load_state`` rebuilds the encoder."""
+        """Return the arrays and JSON values from which ``load_state`` rebuilds the encoder."""
         ...
 
 
 class RefittedEncoder(CellEncoder, Protocol):
-    """An encoder that takes all genes, chooses among them, and is fitted again to the genes of a query.
+    """An encoder that selects genes itself and is fitted again to the genes that a query measured.
 
-    It puts the cells of a class in one direction: the cosine to the mean vector of each class is its head.
+    Cells of one class point in one direction, so the classifier is the cosine to each class mean.
 
     Attributes
     ----------
     variability
-        (n_genes,) float32 how variable each gene of the reference is.
+        (n_genes,) float32, variability of each gene in the reference.
     """
 
     variability: Float32
 
     @property
     def genes(self) -> npt.NDArray[np.int64]:
-        """Numbers of the genes that the vectors are made of, ascending."""
+        """Column numbers of the selected genes, ascending."""
         ...
 
     def read(self, chunk: CellChunk) -> CellChunk:
@@ -405,23 +414,23 @@ class RefittedEncoder(CellEncoder, Protocol):
         ...
 
     def encode_read(self, known: CellChunk) -> Float32:
-        """Return (n, embed_dim) float32 vectors of the cells that :meth:`read` returned."""
+        """Return (n, embed_dim) float32 vectors of cells that :meth:`read` returned."""
         ...
 
 
 class LanguageModel(Protocol):
-    """A causal language model that reads vectors in place of words; its own weights stay as they are.
+    """A causal language model with vectors as input in place of words. Its weights are frozen.
 
     Attributes
     ----------
     name
-        What the user called it.
+        Name that the user gave.
     sha256
-        Of its weights.
+        SHA-256 of the weights.
     dim
-        Length of the vectors that it reads and gives.
+        Length of the input and output vectors.
     max_positions
-        Places of a sequence that it can read; None where it sets no limit.
+        Largest sequence length; None if there is no limit.
     device, precision
         ``cpu`` or ``cuda``, and ``fp32`` or ``bf16``.
     """
@@ -434,52 +443,64 @@ class LanguageModel(Protocol):
     precision: str
 
     def tokens(self, text: str) -> list[int]:
-        """Return the numbers of the words of a text, after the number of the word that starts a sequence."""
+        """Return the token ids of a text, with the start token first."""
         ...
 
     def embed(self, tokens: Sequence[int]) -> Any:
-        """Return (n, dim) torch vectors that the model reads for words."""
+        """Return the (n, dim) torch input embeddings of tokens."""
         ...
 
     def run(self, vectors: Any, mask: Any, positions: Any, *, prefix: Any = None) -> Any:
-        """Return the (n, length, dim) last states of sequences of vectors (n, length, dim).
+        """Return the (n, length, dim) last hidden states.
 
         Parameters
         ----------
+        vectors
+            (n, length, dim) input embeddings.
         mask
-            (n, prefix + length) bool, False at places that no other may see.
+            (n, prefix length + length) bool attention mask; no token attends to positions that are False.
         positions
-            (n, length) int64.
+            (n, length) int64 position ids.
         prefix
-            From :meth:`prefix`.
+            Cache of a shared beginning, from :meth:`prefix`.
         """
         ...
 
     def prefix(self, vectors: Any) -> Any:
-        """Return what :meth:`run` needs to know of a beginning (1, length, dim) that sequences share.
+        """Return the cache for :meth:`run` of a beginning (1, length, dim) that all sequences share.
 
-        None where the model keeps nothing that can be shared.
+        None if the model has no cache that sequences can share.
         """
         ...
 
     def adapted(self, rank: int, seed: int) -> LanguageModel:
-        """Return the same model with trainable low-rank adapters of its own; this one stays as it is."""
+        """Return a copy of the model with new trainable low-rank adapters; this object does not change."""
         ...
 
     @property
     def adapters(self) -> Mapping[str, Any]:
-        """Name -> torch parameter of the adapters; empty where there are none."""
+        """Name -> torch parameter of the adapters; empty if there are none."""
         ...
 
 
 @runtime_checkable
 class DividesByGene(Protocol):
-    """What a :class:`CellEncoder` can do whose vectors are sums over genes, given their length."""
+    """A :class:`CellEncoder` whose vectors are sums of one term per gene, up to normalization."""
 
     def shares(self, chunk: CellChunk, directions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return (n, n_genes) what each gene adds to the product of cell vector i and direction i.
+        """Return the contribution of each gene to the dot product of cell vector i and direction i.
 
-        Rows sum to the product; ``directions`` is (n, embed_dim).
+        Parameters
+        ----------
+        chunk
+            n cells.
+        directions
+            (n, embed_dim) float64.
+
+        Returns
+        -------
+        ndarray
+            (n, n_genes) float64; rows sum to the dot products.
         """
         ...
 
@@ -499,13 +520,13 @@ class VectorIndex(Protocol):
         ...
 
     def add(self, vectors: Float32) -> None:
-        """Append (n, dim) float32 rows; they get the next row numbers."""
+        """Append (n, dim) float32 vectors; they get the next row numbers."""
         ...
 
     def search(
         self, vectors: Float32, n_neighbors: int, *, subset: npt.NDArray[np.int64] | None = None
     ) -> Neighbors:
-        """Return the nearest rows, ascending; ``subset`` restricts the search to those row numbers."""
+        """Return the nearest rows of queries (n, dim), ascending; ``subset`` holds the rows to search."""
         ...
 
     def save(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where cells are encoded and annotated: in this process, or on a Ray cluster. The door of this room."""
+"""Engines: encode and annotate cells in this process or on a Ray cluster. Other packages import only this."""
 
 from __future__ import annotations
 
@@ -25,36 +25,40 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINES", "Engine", "check_engine", "encode_cells", "predict_cells"]
 
-#: Engine beside this process -> module with ``encode_cells`` and ``predict_cells``, imported on first use.
+#: Engine other than ``local`` -> module with ``encode_cells`` and ``predict_cells``, imported on first use.
 MODULES = {"ray": "scvec.engines.ray_engine"}
 ENGINES = ("local", *MODULES)
-#: Chunks that this process works on at once, at most: each takes the memory of one.
+#: Largest number of chunks that this process works on at once; each chunk needs memory.
 AT_ONCE = 4
-#: Chunks after which freed memory goes back to the system: several threads leave holes in several heaps, and
-#: more of them the more chunks there are.
+#: Number of chunks after which freed memory is returned to the system. Several threads fragment several
+#: heaps, and fragments grow with the number of chunks.
 TRIM_EVERY = 16
 
 
 def check_engine(engine: str, ray_address: str | None = None) -> None:
-    """Refuse at once what cannot work, before files are read.
+    """Check engine and address before any file is read.
 
     Parameters
     ----------
+    engine
+        One of :data:`ENGINES`.
     ray_address
         ``HOST:PORT`` of a cluster's head, ``auto`` for the cluster of this node, or None.
 
     Raises
     ------
     InputError
-        No such engine, an address without it, an address that is none, or Ray is not installed.
+        The engine does not exist, an address is given without ``ray``, the address is not valid, or Ray is
+        not installed.
     NetworkError
-        Nothing listens at the address.
+        No cluster answers at the address.
     """
     if engine not in ENGINES:
-        raise InputError(f"there is no engine {engine!r}", "--engine", f"engines: {', '.join(ENGINES)}")
+        what, fix = f"there is no engine {engine!r}", f"engines: {', '.join(ENGINES)}"
+        raise InputError(what, "--engine", fix, code="unknown-choice")
     if engine == "local":
         if ray_address is not None:
-            what = "an address of a Ray cluster is of use with the engine ray only"
+            what = "--ray-address needs --engine ray"
             raise InputError(what, f"--ray-address {ray_address}", "add --engine ray")
         return
     if importlib.util.find_spec("ray") is None:
@@ -67,7 +71,7 @@ def check_engine(engine: str, ray_address: str | None = None) -> None:
     if ray_address is None or ray_address == "auto":
         return
     if ray_address.startswith("ray://"):
-        what = "scvec does not speak the protocol of Ray clients (ray://)"
+        what = "scvec does not support the protocol of Ray clients (ray://)"
         fix = "run it on a node of the cluster with --ray-address auto (docs/cluster.md)"
         raise InputError(what, f"--ray-address {ray_address}", fix, code="bad-address")
     from scvec.engines.ray_cluster import check_answers
@@ -77,20 +81,20 @@ def check_engine(engine: str, ray_address: str | None = None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Who works, and with what.
+    """Engine for encoding cells, with its settings.
 
     Attributes
     ----------
     name
         One of :data:`ENGINES`.
     ray_address
-        Of a cluster; None for a Ray of this machine's own.
+        Address of a cluster; None starts Ray on this machine.
     memory
-        Bytes of all workers together.
+        Memory of all workers together, in bytes or as text.
     device, llm, backbone
-        What workers of a cluster rebuild the encoder with, if it reads with a model.
+        Settings with which workers of a cluster rebuild an encoder that uses a model.
     exact, recall
-        How an approximate index searches (`StoredReference.searcher`).
+        Search settings of an approximate index (`StoredReference.searcher`).
     """
 
     name: str = "local"
@@ -110,7 +114,7 @@ def encode_cells(
     engine: Engine,
     progress: Progress,
 ) -> Float32:
-    """Return the vectors (n, embed_dim) float32 of all cells, in the order of the sources and their cells."""
+    """Return the (n, embed_dim) float32 vectors of all cells, in the order of the sources and their cells."""
     import numpy as np
 
     if engine.name in MODULES:
@@ -143,16 +147,24 @@ def predict_cells(
     subset: Int64 | None,
     progress: Progress,
 ) -> Prediction:
-    """Return the predictions for the cells of a query, in their order.
+    """Return the predictions for the cells of a query, in the order of the cells.
 
     Parameters
     ----------
+    model
+        Model of the reference.
+    matched, genes
+        The query, and the match of its genes.
+    options
+        Options of the query.
     reference
         The store and the reference that workers of a cluster open.
     fitted
-        Whether the model was fitted to the genes of the query.
+        True if the model was fitted to the genes of the query.
     subset
-        Rows of the reference that may be neighbours; all when None.
+        Rows of the reference that may be neighbours; None means all.
+    progress
+        Function that receives the progress.
     """
     from scvec.model.reference import Prediction
 
@@ -174,7 +186,7 @@ def _predict_here(
     subset: Int64 | None,
     progress: Progress,
 ) -> Iterator[Prediction]:
-    """Yield the predictions of this process, chunk by chunk in the order of the cells."""
+    """Yield the predictions that this process computes, chunk by chunk in the order of the cells."""
     predict = partial(
         model.predict,
         method=options.method,

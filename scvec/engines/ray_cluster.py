@@ -1,4 +1,4 @@
-"""A Ray cluster: one that is there and is joined, or one of this machine's own, started and stopped."""
+"""Connections to Ray: join a running cluster, or start and stop Ray on this machine."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ from scvec.base.types import Progress, no_progress
 
 __all__ = ["Node", "Plan", "check_answers", "joined", "nodes", "plan"]
 
-#: Cores that one worker, and one shard, asks for: with one of each to a core, all of them find room.
+#: Number of cores of one worker or one shard; so each core has room for one of each.
 CPUS = 0.5
-#: A node gets another shard for so many rows.
+#: Number of rows per shard of a node.
 SHARD_ROWS = 100_000
-#: Bytes of a Python process with scvec's libraries, before it holds any cell.
+#: Bytes of a Python process with scvec's libraries, before it loads cells.
 PROCESS_BYTES = 400 << 20
-#: A worker that cannot have this much is not started, if there is another one.
+#: Smallest memory of a worker in bytes. Workers with less are not started, except the only one.
 LEAST_BYTES = 256 << 20
-#: Fraction of the memory of a node that is given out.
+#: Fraction of a node's memory that workers and shards may use.
 MEMORY_FRACTION = 0.9
 
 
-#: Seconds that a cluster has to take a connection.
+#: Seconds to wait for a connection to a cluster.
 CONNECT_TIMEOUT = 10.0
 
 
 def check_answers(address: str, where: str) -> None:
-    """Refuse an address that nothing listens at, which Ray itself would try for minutes.
+    """Check that a server answers at an address. Ray itself would retry for minutes.
 
     Parameters
     ----------
     address
         ``HOST:PORT``.
     where
-        What to call it in messages.
+        Name of the address in messages.
 
     Raises
     ------
     InputError
-        If it is not an address.
+        The address is not valid.
     NetworkError
-        If nothing answers.
+        No server answers.
     """
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^\s:/\[\]]+)):(\d{1,5})", address)
     if match is None or not 0 < int(match[3]) < 65536:
         raise InputError(
-            "this is not an address of a Ray cluster",
+            "the address of the Ray cluster is not valid",
             where,
-            "give HOST:PORT of its head, or auto on a node of it",
+            "give HOST:PORT of the cluster's head, or auto on a node of the cluster",
             code="bad-address",
         )
     try:
@@ -78,14 +78,14 @@ def check_answers(address: str, where: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What Ray knows of a node.
+    """Resources of a node of the cluster.
 
     Attributes
     ----------
     cpus, gpus
-        Numbers of them.
+        Number of cores and of GPUs.
     memory
-        Bytes that Ray may give out.
+        Memory that Ray may assign, in bytes.
     """
 
     cpus: float
@@ -95,22 +95,22 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who works, and with what.
+    """Numbers and resources of workers and shards.
 
     Attributes
     ----------
     n_workers, n_shards
-        Numbers of processes.
+        Number of worker processes and of shard processes.
     worker_memory, shard_memory
-        Bytes that each may use, its libraries included.
+        Memory of one worker and of one shard in bytes, libraries included.
     reading
-        Bytes of a worker that reading may use.
+        Memory of a worker for reading cells, in bytes.
     cpus
-        Cores that each asks for.
+        Number of cores of one worker or shard.
     worker_gpus
-        Fraction of a GPU of each worker; 0 without.
+        Fraction of a GPU for each worker; 0 without a GPU.
     shard_threads
-        Threads that search a shard.
+        Number of threads that search a shard.
     """
 
     n_workers: int
@@ -133,29 +133,34 @@ def plan(
     uses_gpu: bool = False,
     splits: bool = True,
 ) -> Plan:
-    """Divide a cluster: a worker to each core, a shard to each node or more, memory among them.
+    """Divide a cluster among workers and shards: one worker per core, at least one shard per node.
 
     Parameters
     ----------
+    nodes
+        Nodes of the cluster.
     n_rows, dim
-        Of the vectors that shards hold; no rows, no shards.
+        Number and length of the vectors in shards; with 0 rows there are no shards.
     memory
-        Bytes that all workers together may use, shards and their libraries aside; what nodes have by default.
+        Memory of all workers together in bytes, without libraries and shards; None uses the memory of the
+        nodes.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
     uses_gpu
-        Whether the encoder computes with torch, and so on a GPU where there is one.
+        True if the encoder uses torch, which can use a GPU.
     splits
-        Whether the index may be divided at any row.
+        True if the index may be divided at any row.
 
     Raises
     ------
     InputError
-        If no node has a core, or ``cuda`` is asked for and no node has a GPU.
+        No node has a core, or ``device`` is ``cuda`` and no node has a GPU.
     ResourceError
-        If a shard is larger than any node.
+        No node has enough memory for a shard.
     """
     useful = [node for node in nodes if node.cpus >= CPUS]
     if not useful:
-        raise InputError("no node of the Ray cluster has a core to compute with", "--engine ray")
+        raise InputError("no node of the Ray cluster has a free core", "--engine ray")
     if device == "cuda" and not any(node.gpus for node in useful):
         raise InputError(
             "no node of the Ray cluster has a GPU", "--device cuda", "leave out --device", code="no-gpu"
@@ -165,30 +170,30 @@ def plan(
     if n_rows:
         wanted = max(1, math.ceil(n_rows / len(useful) / SHARD_ROWS))
         n_shards = min(n_rows, sum(min(wanted, c) for c in cores)) if splits else 1
-        # A process each costs memory too: fewer where that is short, down to one a node.
+        # Each shard is a process with its own libraries. Use fewer if memory is short, down to one per node.
         while n_shards > len(useful) and not _fits(useful, n_shards, _shard_bytes(n_rows, n_shards, dim)):
             n_shards -= 1
     shard_memory = _shard_bytes(n_rows, n_shards, dim)
     room = max(node.memory for node in useful)
     if shard_memory > room or (n_shards and not _fits(useful, n_shards, shard_memory)):
         raise ResourceError(
-            f"{n_shards} shards need {shard_memory / 1e9:.1f} GB each, the largest node has "
+            f"{n_shards} shards need {shard_memory / 1e9:.1f} GB each; the largest node has "
             f"{room / 1e9:.1f} GB",
             "--engine ray",
-            "add nodes: each holds a part of the reference",
+            "add nodes, so that each holds a smaller part of the reference",
         )
     on_gpu = uses_gpu and device != "cpu" and any(node.gpus >= 1 for node in useful)
     hosts = [(n, c) for n, c in zip(useful, cores, strict=True) if not on_gpu or n.gpus >= 1]
     n_workers = sum(c for _, c in hosts)
     per_node = math.ceil(n_shards / len(useful))
-    # The node that has the least for a worker says what each gets.
+    # All workers get the same memory: that of the node with the least memory per worker.
     free = min((n.memory * MEMORY_FRACTION - per_node * shard_memory) / c for n, c in hosts)
     share = max(free, PROCESS_BYTES + LEAST_BYTES)
     if memory is not None:
         n_workers = max(1, min(n_workers, memory // LEAST_BYTES))
         share = min(share, PROCESS_BYTES + memory / n_workers)
     if free < PROCESS_BYTES + LEAST_BYTES:
-        # Fewer of them, each with enough; one in any case.
+        # Memory is short: start fewer workers, but at least one.
         left = [max(0.0, n.memory * MEMORY_FRACTION - per_node * shard_memory) for n, _ in hosts]
         n_workers = max(1, min(n_workers, int(sum(bytes_ // share for bytes_ in left))))
     share = min(share, max(n.memory for n, _ in hosts))
@@ -204,28 +209,28 @@ def plan(
 
 
 def _gpu_fraction(hosts: Sequence[tuple[Node, int]]) -> float:
-    """Return the fraction of a GPU of each worker, with a worker to each core of the nodes."""
+    """Return the fraction of a GPU for each worker, with one worker per core."""
     per_gpu = math.ceil(max(cores / int(node.gpus) for node, cores in hosts))
     return math.floor(10_000 / max(1, per_gpu)) / 10_000
 
 
 def _shard_bytes(n_rows: int, n_shards: int, dim: int) -> int:
-    """Return the bytes of a process with a shard: its vectors, and a copy of them in the index."""
+    """Return the memory of a shard process in bytes: libraries, vectors, and their copy in the index."""
     return PROCESS_BYTES + math.ceil(n_rows / n_shards) * dim * 4 * 2 if n_shards else 0
 
 
 def _fits(nodes: Sequence[Node], n_shards: int, shard_memory: int) -> bool:
-    """Return whether the nodes have room for so many shards, and the largest one for a worker beside them."""
+    """Return whether the nodes have memory for all shards, and the largest node also for a worker."""
     rooms = sorted(node.memory for node in nodes)
     rooms[-1] -= PROCESS_BYTES + LEAST_BYTES
     return sum(int(max(0.0, room) // shard_memory) for room in rooms) >= n_shards
 
 
-#: Bytes of shared memory for what workers hand to each other: chunks and answers, never a whole data set.
+#: Bytes of Ray's shared memory. It holds chunks and answers, never a complete data set.
 OBJECT_STORE = 256 << 20
-#: Reports nothing to anybody, and gives no advice on the console of whoever runs scvec.
+#: Environment variables that turn off Ray's usage reports and its advice on the console.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-#: Longest folder in which Ray's sockets still have names that the system takes (107 characters in all).
+#: Largest length of a folder for Ray's sockets; the system limits the complete names to 107 characters.
 LONGEST_FOLDER = 40
 
 
@@ -233,19 +238,21 @@ LONGEST_FOLDER = 40
 def joined(address: str | None, *, progress: Progress = no_progress) -> Iterator[Any]:
     """Yield the module ``ray``, connected to a cluster.
 
-    A cluster that was joined is left as it is; so is a Ray that this process had started before. One that is
-    started here listens on the loopback interface alone, asks for a token, reports nothing to anybody, and is
-    gone at the end, its folder too, whatever happens.
+    An existing cluster keeps running afterwards, and so does a Ray that this process started before.
+    Otherwise this starts Ray: it listens only on the loopback interface, requires a token, and sends no usage
+    reports. At the end of the block, also after an error, Ray is stopped and its folder deleted.
 
     Parameters
     ----------
     address
-        ``HOST:PORT`` or ``auto``; None starts a Ray of this machine's own.
+        ``HOST:PORT`` or ``auto``; None starts Ray on this machine.
+    progress
+        Function that receives the progress.
 
     Raises
     ------
     NetworkError
-        If it cannot be reached or started.
+        The cluster cannot be reached, or Ray cannot be started.
     """
     with _environment(_QUIET):
         import ray
@@ -259,7 +266,7 @@ def joined(address: str | None, *, progress: Progress = no_progress) -> Iterator
 
 
 def nodes(ray: Any) -> list[Node]:
-    """Return the nodes that are alive."""
+    """Return the living nodes of the cluster."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(r.get("CPU", 0.0), r.get("memory", 0.0), r.get("GPU", 0.0)) for r in found]
 
@@ -277,7 +284,7 @@ def _joined(ray: Any, address: str) -> Iterator[None]:
         raise NetworkError(
             f"the Ray cluster cannot be joined: {_first_line(error)}",
             f"--ray-address {address}",
-            "run on a node of it, with its versions of Python and Ray, and its token; docs/cluster.md",
+            "run scvec on a node of the cluster, with the cluster's Python, Ray and token; docs/cluster.md",
         ) from error
     try:
         yield
@@ -286,7 +293,7 @@ def _joined(ray: Any, address: str) -> Iterator[None]:
 
 
 def _check_found() -> None:
-    """Refuse what Ray finds on this machine, a Ray that somebody else runs perhaps, and cannot reach."""
+    """Check the cluster that Ray finds on this machine: it may belong to another user and not answer."""
     try:
         from ray._private.services import canonicalize_bootstrap_address as found
     except ImportError:
@@ -298,7 +305,10 @@ def _check_found() -> None:
 
 @contextlib.contextmanager
 def _messages_to_log() -> Iterator[None]:
-    """Send what Ray would print on stdout, whatever its options, to the log: ``--json`` writes JSON there."""
+    """Redirect messages of Ray from stdout to the log, because ``--json`` writes JSON to stdout.
+
+    Ray has no option for this.
+    """
     from ray._private import worker
 
     name = "print_to_stdstream"
@@ -323,7 +333,7 @@ def _own(ray: Any) -> Iterator[None]:
     if len(str(folder)) > LONGEST_FOLDER and os.path.isdir("/tmp"):
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="scvec-ray-", dir="/tmp"))
-    # Should Ray's processes outlive this block, they end when Python does; only then can the folder go.
+    # Ray's processes may outlive this block but end with Python. Then the folder is deleted at exit.
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         with _token(), _loopback():
@@ -352,13 +362,13 @@ def _start(ray: Any, folder: Path) -> None:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         kind = ResourceError if full else NetworkError
         raise kind(
-            f"Ray does not start: {_first_line(error)}", str(folder), "leave out --engine ray"
+            f"Ray cannot be started: {_first_line(error)}", str(folder), "leave out --engine ray"
         ) from error
 
 
 @contextlib.contextmanager
 def _same_sigterm() -> Iterator[None]:
-    """Give SIGTERM back the handler that ``ray.init`` takes away, where a program has set one."""
+    """Restore the handler of SIGTERM, which ``ray.init`` replaces."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -369,7 +379,7 @@ def _same_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupt_later() -> Iterator[None]:
-    """Keep the first Ctrl-C until the block is done: Ray knows its processes only when it has started all."""
+    """Delay the first Ctrl-C to the end of the block: Ray can stop its processes only after startup."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -396,11 +406,11 @@ def _cores() -> int:
 
 @contextlib.contextmanager
 def _token() -> Iterator[None]:
-    """Let only those who know a random token talk to a Ray that is started here.
+    """Protect the Ray that is started here with a random token.
 
-    Ray's own default writes one into the user's home, for all of them.
+    By default Ray writes one token for all clusters into the user's home folder.
     """
-    if os.environ.get("RAY_AUTH_MODE"):  # the user's own choice
+    if os.environ.get("RAY_AUTH_MODE"):  # the user has chosen a mode
         yield
         return
     with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
@@ -414,12 +424,12 @@ def _token() -> Iterator[None]:
 
 
 def _read_auth() -> None:
-    """Let this process see the variables: Ray looked at them when it was imported."""
+    """Make Ray read the environment variables again; it read them at import."""
     try:
         from ray import _raylet as core
 
         loader, config = core.AuthenticationTokenLoader, core.Config  # type: ignore[attr-defined]
-    except (ImportError, AttributeError):  # an older Ray, which has no tokens
+    except (ImportError, AttributeError):  # older versions of Ray have no tokens
         return
     config.initialize("")
     loader.instance().reset_cache()
@@ -427,14 +437,15 @@ def _read_auth() -> None:
 
 @contextlib.contextmanager
 def _loopback() -> Iterator[None]:
-    """Let Ray take this machine's address for 127.0.0.1, as it does by itself on macOS and Windows.
+    """Make Ray listen only on 127.0.0.1, as it does by default on macOS and Windows.
 
-    On Linux it listens on all interfaces otherwise, and puts any other address in the place of 127.0.0.1.
-    Its processes read the variable; the module has read it already.
+    On Linux, Ray replaces 127.0.0.1 with another address of the machine and listens on all interfaces. Ray's
+    processes read the environment variable. The imported module has already read it, so its constant is set
+    too.
     """
     from ray._private import ray_constants as constants
 
-    logging.getLogger(__name__).debug("a Ray of this machine's own, on 127.0.0.1")
+    logging.getLogger(__name__).debug("starting Ray on 127.0.0.1")
     before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
     with _environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
         if before is not None:
@@ -448,7 +459,7 @@ def _loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables that Ray's processes inherit, and put back what was there."""
+    """Set environment variables, which Ray's processes inherit, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

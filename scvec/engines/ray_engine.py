@@ -1,4 +1,4 @@
-"""``--engine ray``: the work of a query, or of encoding a reference, spread over a Ray cluster."""
+"""``--engine ray``: annotate a query, or encode the cells of a reference, on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -36,21 +36,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Pool"]
 
-#: Seconds without an answer after which a process is asked whether it lives, and that it has to say so.
+#: Seconds without an answer before a process is pinged, and seconds that it then has to respond.
 PATIENCE, GRACE = 30.0, 120.0
-_FIX = "run the same command again; docs/cluster.md tells of lost nodes"
+_FIX = "run the same command again; docs/cluster.md describes lost nodes"
 
 
 @dataclass(frozen=True)
 class ReferencePlace:
-    """Where a reference lies, and which one is meant.
+    """Location and identity of a reference.
 
     Attributes
     ----------
     store
-        Folder, as this process and all workers see it.
+        Folder of the store; the same path on all nodes.
+    generation
+        Number of the store's generation.
+    name
+        Name of the reference.
     fingerprint
-        Of the reference; a copy of the store that holds another one is refused.
+        Fingerprint of the reference. A copy of the store with another fingerprint is refused.
     """
 
     store: str
@@ -59,12 +63,12 @@ class ReferencePlace:
     fingerprint: str
 
     def open(self) -> StoredReference:
-        """Return the reference.
+        """Open the reference on this node.
 
         Raises
         ------
         StoreError
-            If the node does not see the store, or one that is damaged or another.
+            The store is missing on this node, is damaged, or holds another reference.
         """
         from scvec.stores.store.store import Store
 
@@ -74,14 +78,14 @@ class ReferencePlace:
             raise StoreError(
                 f"the node {_node()} does not see the store: {error.what}",
                 self.store,
-                "put the store where all nodes see it under one name, or a copy on each; docs/cluster.md",
+                "put the store, or a copy of it, under the same path on all nodes; docs/cluster.md",
                 code="store-not-shared",
             ) from error
         if stored.fingerprint != self.fingerprint:
             raise StoreError(
-                f"the node {_node()} sees another store: its reference {self.name!r} is a different one",
+                f"the reference {self.name!r} on the node {_node()} differs from the one on this node",
                 self.store,
-                "copy the store anew to that node",
+                "copy the store to that node again",
                 code="store-not-shared",
             )
         return stored
@@ -89,16 +93,16 @@ class ReferencePlace:
 
 @dataclass(frozen=True)
 class ShardHandle:
-    """A shard as others know it.
+    """Handle of a shard for other processes.
 
     Attributes
     ----------
     name
-        For people: what is lost if it is.
+        Name of the shard in messages.
     first, last
-        Its rows of the reference.
+        First row of the shard in the reference, and the row after its last.
     actor
-        Ray's handle.
+        Ray's handle of the process.
     """
 
     name: str
@@ -107,13 +111,13 @@ class ShardHandle:
     actor: Any
 
     def lost(self, why: str) -> NetworkError:
-        """Return the error of a query that cannot have this shard's answer."""
+        """Return the error to raise if this shard does not answer."""
         where = f"cells {self.first + 1:,} to {self.last:,} of the reference"
         return NetworkError(f"{self.name} is lost and could not be restored: {why}", where, _FIX)
 
 
 class Shard:
-    """Some rows of a reference, in memory. Ray starts it anew once if it is lost: it loads itself again."""
+    """A process with some rows of a reference in memory. If it dies, Ray restarts and reloads it once."""
 
     def __init__(
         self,
@@ -130,28 +134,29 @@ class Shard:
 
     @ray.method(concurrency_group="health", max_task_retries=-1)
     def alive(self) -> tuple[str, int]:
-        """Return the node and the process; answered while a search runs."""
+        """Return node and process id; this also answers during a search."""
         return _node(), os.getpid()
 
     def load(self) -> None:
-        """Read the rows from the store, whose file is checked against its SHA-256."""
-        _ = self._held
+        """Read the rows from the store; this checks the SHA-256 of the file."""
+        _ = self._index_and_rows
 
     def search(self, queries: Float32, k: int, subset: Int64 | None) -> Found:
-        """Return the nearest rows of this shard; ``subset`` counts from its first one."""
-        index, rows = self._held
+        """Return the nearest rows of this shard; ``subset`` holds row numbers within the shard."""
+        index, rows = self._index_and_rows
         if rows is None:
             near = index.search(queries, k, subset=subset)
             return Found(near.indices, near.distances.astype("float64"))
         return search_rows(index, rows, self._first, queries, k, subset)
 
     @cached_property
-    def _held(self) -> tuple[Any, Float32 | None]:
+    def _index_and_rows(self) -> tuple[Any, Float32 | None]:
         import faiss
 
         from scvec.stores.index import build_index
 
-        # Ray lets an actor have one. All workers of a node wait for few shards; no answer depends on it.
+        # Ray limits an actor to one thread, but all workers of a node wait for a few shards. Results do not
+        # depend on the number of threads.
         faiss.omp_set_num_threads(self._threads)
         stored = self._place.open()
         if self._whole:
@@ -163,12 +168,23 @@ class Shard:
 def ask_shards(
     handles: Sequence[ShardHandle], queries: Float32, k: int, subsets: Sequence[Int64 | None]
 ) -> list[Found]:
-    """Search all shards at once; those with nothing to search among are left alone.
+    """Search all shards in parallel, except shards with an empty subset.
+
+    Parameters
+    ----------
+    handles
+        The shards.
+    queries
+        (n, dim) float32.
+    k
+        Number of neighbours.
+    subsets
+        For each shard its rows to search, numbered within the shard; None means all.
 
     Raises
     ------
     NetworkError
-        If one gives no answer, with its name. There is no answer without it.
+        A shard does not answer; the message names it. There is no partial result.
     """
     shared = ray.put(queries)
     asked = [
@@ -176,7 +192,7 @@ def ask_shards(
         for handle, subset in zip(handles, subsets, strict=True)
         if subset is None or len(subset)
     ]
-    if not asked:  # a subset without rows: any shard pads as the local index does
+    if not asked:  # the subset is empty: one shard returns the padded result
         asked = [(handles[0], handles[0].actor.search.remote(shared, k, subsets[0]))]
     return [_answer(handle, ref) for handle, ref in asked]
 
@@ -190,7 +206,7 @@ def _answer(handle: ShardHandle, ref: Any) -> Any:
         if ping is None:
             ping, silent_since = handle.actor.alive.remote(), time.monotonic()
         elif silent_since is not None and time.monotonic() - silent_since > GRACE:
-            raise handle.lost("it is silent, and no node has room for it")
+            raise handle.lost("it does not respond, and no node has room for a new one")
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -213,16 +229,16 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Reads:
-    """Where cells come from.
+    """Sources of cells.
 
     Attributes
     ----------
     recipes
-        Per source, how to read it; None where its cells are sent.
+        For each source a recipe for reading it; None if the main process sends its cells.
     maps
-        Per source, which genes its columns are.
+        For each source the map of its columns to genes.
     memory
-        Bytes that reading may use.
+        Memory for reading, in bytes.
     """
 
     recipes: Sequence[RowsRecipe | None]
@@ -232,14 +248,18 @@ class Reads:
 
 @dataclass(frozen=True)
 class Task:
-    """Some consecutive cells of a source.
+    """A block of consecutive cells of a source.
 
     Attributes
     ----------
     number
-        Counts all tasks; answers are put in its order.
+        Number of the task; answers are returned in this order.
+    source
+        Number of the source.
+    first, last
+        First cell, and the cell after the last.
     name
-        Of the source, for messages.
+        Name of the source in messages.
     """
 
     number: int
@@ -253,9 +273,10 @@ class Task:
 
 
 class _Worker:
-    """Has no arguments: what it needs comes with every task, so that it can be started anew at any time.
+    """Base class of workers.
 
-    It comes as a list of one reference, which a worker looks up once.
+    A worker has no constructor arguments, because Ray may restart it at any time. Each task brings the job as
+    a list with one Ray reference, which the worker resolves once.
     """
 
     def __init__(self) -> None:
@@ -264,18 +285,18 @@ class _Worker:
 
     @ray.method(concurrency_group="health", max_task_retries=-1)
     def alive(self) -> tuple[str, int]:
-        """Return the node and the process; answered while cells are encoded."""
+        """Return node and process id; this also answers while cells are encoded."""
         return _node(), os.getpid()
 
     def sees(self, job: list[Any]) -> tuple[str, list[bool]]:
-        """Load all there is; return the version of scvec, and of each source whether its file is here."""
+        """Load the job; return the version of scvec, and for each source whether this node has its file."""
         import scvec
 
         self._take(job)
         return scvec.__version__, [r is not None and r.is_here() for r in self._job.reads.recipes]
 
     def work(self, job: list[Any], task: Task, sent: CellChunk | None = None) -> Any:
-        """Return the answer for the cells of a task, which are read here if they are not sent."""
+        """Return the answer for the cells of a task; the worker reads them unless they are sent."""
         self._take(job)
         return self._answer(self._cells(task, sent))
 
@@ -299,7 +320,7 @@ class _Worker:
         recipe, genes = self._job.reads.recipes[task.source], self._job.reads.maps[task.source]
         if recipe is None or not recipe.is_here():
             raise InputError(
-                f"the file was changed or moved while it was read (node {_node()})",
+                f"the file was changed or moved during reading (node {_node()})",
                 task.name,
                 "run the same command again",
             )
@@ -311,7 +332,7 @@ class _Worker:
 
 @dataclass(frozen=True)
 class AnnotateJob:
-    """How to annotate the cells of a query; ``subset`` holds the rows of the reference to search."""
+    """Settings for annotating a query; ``subset`` holds the rows of the reference that may be neighbours."""
 
     reads: Reads
     place: ReferencePlace
@@ -322,7 +343,7 @@ class AnnotateJob:
 
 
 class Annotator(_Worker):
-    """Annotates cells: reads them, encodes them, and asks the shards for neighbours."""
+    """Worker that reads, encodes and annotates cells, and asks the shards for neighbours."""
 
     def _load(self, job: AnnotateJob) -> None:
         from scvec.model.gene_fit import fit_of
@@ -350,7 +371,7 @@ class Annotator(_Worker):
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """An encoder that was just trained: what it would be stored as."""
+    """A newly trained encoder, in the form in which the store would keep it."""
 
     reads: Reads
     meta: dict[str, Any]
@@ -360,7 +381,7 @@ class EncodeJob:
 
 
 class Encoder(_Worker):
-    """Encodes cells."""
+    """Worker that encodes cells."""
 
     def _load(self, job: EncodeJob) -> None:
         from scvec.encoders import load_encoder
@@ -378,30 +399,30 @@ def _node() -> str:
     return str(ray.get_runtime_context().get_node_id()[:8])
 
 
-#: Tasks that a worker has at once: the next one is there when it has done one.
+#: Number of tasks that a worker has at once: one in work and one waiting.
 AHEAD = 2
-#: Times that cells are given to a worker before they are blamed for its death.
+#: Number of workers that may die on the same cells before the command fails.
 TRIES = 3
 
 
 class Pool:
-    """Hands tasks to workers.
+    """Distributes tasks to workers.
 
-    A worker that dies is started anew by Ray; until it answers, others do its tasks. An answer counts once,
-    by the number of its task, so nothing is lost or doubled. What is under way is bounded, so that neither
-    chunks nor answers pile up.
+    Ray restarts a worker that dies; until it answers, other workers do its tasks. Each task has exactly one
+    answer, identified by its number. The number of running tasks and waiting answers is limited, which limits
+    the memory.
 
     Parameters
     ----------
     workers
         Handles of actors with the methods ``work`` and ``alive``.
     job
-        First argument of ``work``, with every task.
+        First argument of ``work`` for every task.
     """
 
     def __init__(self, workers: Sequence[Any], job: Any) -> None:
         self._workers, self._job = list(workers), job
-        #: Number of a worker -> tasks it has; those that are starting anew are not in it.
+        #: Worker number -> number of its tasks. Workers that are restarting are not listed.
         self._load = dict.fromkeys(range(len(self._workers)), 0)
         self._running: dict[Any, tuple[int, Task]] = {}
         self._restarting: dict[Any, tuple[int, float]] = {}
@@ -417,19 +438,21 @@ class Pool:
 
         Parameters
         ----------
+        tasks
+            The tasks.
         send
-            Gives the cells of a task where workers cannot read them, else None.
+            Function that returns the cells of a task, or None if workers read them.
         on_done
-            Takes each task once it is done, and the number of workers.
+            Function of each finished task and the number of workers.
 
         Raises
         ------
         NetworkError
-            If cells kill every worker that takes them, or no worker is left.
+            Several workers died on the same cells, or no worker is left.
         ResourceError
-            If they do so by filling the memory.
+            Several workers ran out of memory on the same cells.
         ScvecError
-            What a worker raised.
+            A worker raised this error.
         """
         again: deque[tuple[Task, Any]] = deque()
         done: dict[int, tuple[Task, Any]] = {}
@@ -476,7 +499,7 @@ class Pool:
         return min(ready)[1] if ready else None
 
     def _finished(self) -> list[Any]:
-        """Wait for tasks, and for workers that are starting anew."""
+        """Wait for finished tasks, and for workers that are restarting."""
         if not self._load and not self._restarting:
             raise NetworkError(
                 "every worker of the cluster died", "--engine ray", "run the same command again"
@@ -484,7 +507,7 @@ class Pool:
         refs = [*self._running, *self._restarting]
         ready, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE)
         if ready:
-            # All that are there by now, or those first in the list would always be seen first.
+            # Take all finished tasks, because ray.wait would otherwise prefer those first in the list.
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         finished = []
         for ref in ready:
@@ -494,13 +517,13 @@ class Pool:
                     ray.get(ref)
                     self._load[worker] = sum(w == worker for w, _ in self._running.values())
                 except ray.exceptions.RayError:
-                    pass  # it does not come back; the others do its work
+                    pass  # the worker did not restart; the others do its tasks
             else:
                 finished.append(ref)
         now = time.monotonic()
         if not self._load and self._restarting and all(now - t > GRACE for _, t in self._restarting.values()):
             raise NetworkError(
-                "no worker of the cluster comes back", "--engine ray", "look at its nodes: ray status"
+                "no worker of the cluster restarts", "--engine ray", "check the nodes: ray status"
             )
         return finished
 
@@ -510,9 +533,9 @@ class Pool:
             return
         where = f"cells {task.first + 1:,} to {task.last:,} of {task.name}"
         if "memory" in str(error).lower():
-            raise ResourceError("workers run out of memory", where, "give them more, or fewer: --memory")
-        what = f"{tries} workers died one after the other of the same cells"
-        raise NetworkError(what, where, "run it without --engine ray to see why")
+            raise ResourceError("workers ran out of memory", where, "change the memory: --memory")
+        what = f"{tries} workers died one after another on the same cells"
+        raise NetworkError(what, where, "run the command without --engine ray to see the reason")
 
     def _restart(self, worker: int) -> None:
         if worker in self._load:
@@ -521,16 +544,16 @@ class Pool:
 
 
 def cause_of(error: Exception) -> Exception:
-    """Return what a worker raised, without the wrapping of Ray; ours as it was."""
+    """Return the error that a worker raised, without Ray's wrapper."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, ScvecError):
         return cause
     return cause if isinstance(cause, MemoryError | OSError) else error
 
 
-#: Seconds that a worker or a shard has to be there and loaded.
+#: Seconds for a worker or a shard to start and load.
 START = 180.0
-#: Times that Ray starts a worker, and a shard, anew.
+#: Number of times that Ray restarts a worker, and a shard.
 WORKER_RESTARTS, SHARD_RESTARTS = 4, 1
 
 
@@ -549,26 +572,33 @@ def predict_cells(
 
     Parameters
     ----------
+    opened, stored
+        The store and the reference.
+    matched, genes
+        The query, and the match of its genes.
     options
-        Of the query. ``memory`` is that of all workers together.
+        Options of the query. ``memory`` is that of all workers together.
     subset
-        Rows of the reference that may be neighbours; all when None.
+        Rows of the reference that may be neighbours; None means all.
     fitted
-        The model that was fitted to the genes of the query, if that was needed: workers hold all of it, and
-        there are no shards.
+        The model fitted to the genes of the query, if a fit was needed. Each worker then holds the complete
+        model, and there are no shards.
+    progress
+        Function that receives the progress.
 
     Yields
     ------
-    The predictions chunk by chunk, in order: those of the same model without Ray, of the same chunks.
+    Prediction
+        The predictions of each chunk, in order. They are identical to those without Ray.
 
     Raises
     ------
     NetworkError
-        If the cluster cannot be reached, or a shard or all workers are lost.
+        The cluster cannot be reached, or a shard or all workers are lost.
     """
     from scvec.model.gene_fit import fit_state
 
-    # Rows of an exact index may be divided anywhere: searching the parts gives what searching the whole does.
+    # An exact index may be divided at any row, because the merged results of its parts are identical.
     splits = options.exact or index_class(stored.index_kind).is_exact
     with joined(options.ray_address, progress=progress) as ray:
         room = plan(
@@ -602,16 +632,17 @@ def encode_cells(
     engine: Engine,
     progress: Progress,
 ) -> Float32:
-    """Encode the cells of a reference on a cluster, by an encoder that was just trained.
+    """Encode the cells of a reference on a cluster with a newly trained encoder.
 
     Returns
     -------
-    (n, embed_dim) float32, rows in the order of the sources and their cells.
+    ndarray
+        (n, embed_dim) float32, rows in the order of the sources and their cells.
 
     Raises
     ------
     NetworkError
-        If the cluster cannot be reached, or all workers are lost.
+        The cluster cannot be reached, or all workers are lost.
     """
     tensors, state = encoder.state()
     meta = {"model": {"encoder": {"name": encoder.name, **state}}, "options": {"backbone": engine.backbone}}
@@ -639,7 +670,7 @@ def encode_cells(
 
 @contextlib.contextmanager
 def _actors() -> Iterator[list[Any]]:
-    """Yield a list; the actors that are put into it end with the block, on a cluster that goes on too."""
+    """Yield a list for actors; the actors in it are stopped at the end of the block."""
     import ray
 
     actors: list[Any] = []
@@ -647,7 +678,7 @@ def _actors() -> Iterator[list[Any]]:
         yield actors
     finally:
         for actor in actors:
-            with contextlib.suppress(Exception):  # the cluster may be what failed
+            with contextlib.suppress(Exception):  # the cluster itself may have failed
                 ray.kill(actor, no_restart=True)
 
 
@@ -661,7 +692,7 @@ def _shards(
     whole: bool,
     recall: float | None,
 ) -> list[ShardHandle]:
-    """Start the shards, spread over the nodes, and wait until all are loaded."""
+    """Start the shards on different nodes and wait until all are loaded."""
     made = ray.remote(concurrency_groups={"health": 1})(Shard)
     shards = []
     held = spans(n, room.n_shards)
@@ -691,14 +722,14 @@ def _shards(
 
 
 class _Crew:
-    """Workers that are there, what they do, and which sources all of them can read."""
+    """Started workers, their job, and for each source whether all workers can read it."""
 
     def __init__(self, workers: list[Any], job: Any, reads: list[bool]) -> None:
         self.workers, self.job, self.reads = workers, job, reads
 
 
 def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Crew:
-    """Start the workers and wait until they are loaded. Workers that find no room are left out."""
+    """Start the workers and wait until they are loaded. Workers without free resources are left out."""
     from scvec import __version__
 
     made = ray.remote(concurrency_groups={"health": 1})(kind)
@@ -712,10 +743,10 @@ def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Cre
     }
     started = [made.options(**options).remote() for _ in range(room.n_workers)]
     actors += started
-    # Put once: every worker, and one that is started anew, takes it from the cluster's memory.
+    # Put the job into the cluster's memory once. All workers, also restarted ones, read it from there.
     put = [ray.put(job)]
     asked = {worker.sees.remote(put): worker for worker in started}
-    # The first decides how long the cluster takes; whoever is not there soon after it has no room.
+    # Workers that are not ready in START seconds have no room on the cluster.
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=START)
     workers, seen = [], []
     for ref in ready:
@@ -724,18 +755,18 @@ def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Cre
         except ray.exceptions.RayTaskError as error:
             raise cause_of(error) from None
         except ray.exceptions.RayError:
-            continue  # the others do its work
+            continue  # the other workers do its tasks
         if version != __version__:
             raise InputError(
-                f"a node of the cluster has scvec {version}, this one {__version__}",
+                f"a node of the cluster has scvec {version}; this node has {__version__}",
                 "--engine ray",
-                "install one version on all nodes",
+                "install the same version on all nodes",
             )
         workers.append(asked[ref])
         seen.append(sees)
     if not workers:
         raise NetworkError(
-            "no worker could be started on the Ray cluster", "--engine ray", "look at its nodes: ray status"
+            "no worker could be started on the Ray cluster", "--engine ray", "check the nodes: ray status"
         )
     for ref in late:
         actors.remove(asked[ref])
@@ -744,7 +775,7 @@ def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Cre
 
 
 class _Work:
-    """The cells of some sources as tasks of a crew."""
+    """Makes tasks from the cells of sources and runs them on the workers."""
 
     def __init__(
         self,
@@ -761,16 +792,15 @@ class _Work:
         self._n_done, self._total = 0, sum(m.source.n_obs for m in matched)
 
     def done(self) -> Iterator[tuple[Task, Any]]:
-        """Yield tasks and answers, in order."""
-
+        """Yield tasks and answers in the order of the cells."""
         return Pool(self._crew.workers, self._crew.job).map(self._tasks(), self._send, self._count)
 
     def _tasks(self) -> Iterator[Task]:
         number = 0
         for i, matched in enumerate(self._matched):
-            # As without Ray: in other chunks products of matrices would differ in the last bits.
+            # Use the chunks of the local engine, because matrix products differ in the last bits for others.
             n, size = matched.source.n_obs, matched.source.chunk_size
-            # Tasks are asked for in order, and cells that are sent are read in that order.
+            # The pool takes tasks in order, so _send reads the chunks in the same order.
             self._chunks = None if self._crew.reads[i] else matched.chunks(self._maps[i], size)
             for first in range(0, n, size):
                 yield Task(number, i, first, min(first + size, n), matched.source.name)

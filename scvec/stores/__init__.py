@@ -1,1 +1,1 @@
-"""What lasts: the store, its knowledge base of genes, and its indices."""
+"""The store on the disk, its knowledge base of genes, and its nearest-neighbour indices."""

@@ -1,4 +1,4 @@
-"""A server of vectors on loopback."""
+"""A server for vectors on loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Controls that know nothing."""
+"""Backbones that are controls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_text_always_has_the_same_random_direction() -> None:
 
 
 def test_random_directions_are_those_of_earlier_versions() -> None:
-    # Stores hold vectors under this space's name, so they may not change with a version.
+    # Stores keep vectors under the name of this space, so they must not change between versions.
     got = RandomBackbone(4).encode(["INS"])[0]
     np.testing.assert_allclose(got, [-0.6350313, -0.3400104, -0.6416261, 0.2635227], atol=1e-6)
 
@@ -37,14 +37,14 @@ def test_random_directions_have_nothing_in_common() -> None:
     assert cosines.std() == pytest.approx(384**-0.5, rel=0.05) and abs(cosines.mean()) < 0.002
 
 
-def test_dimensions_and_templates_are_spaces_of_their_own() -> None:
+def test_dimensions_and_templates_define_separate_spaces() -> None:
     spaces = [RandomBackbone(8).space, RandomBackbone(9).space, RandomBackbone(8, "name").space]
     assert len({s.fingerprint for s in spaces}) == 3
 
 
 @settings(max_examples=60)
 @given(st.lists(st.text("abcAB:019é", min_size=1, max_size=5), unique=True), st.integers(0, 99), st.randoms())
-def test_permutation_is_one_and_does_not_ask_for_order(ids: list[str], seed: int, random: object) -> None:
+def test_permutation_does_not_depend_on_the_order(ids: list[str], seed: int, random: object) -> None:
     given_to = permutation(ids, seed)
     assert sorted(given_to.tolist()) == list(range(len(ids)))
     partner = {gene: ids[i] for gene, i in zip(ids, given_to, strict=True)}

@@ -1,4 +1,4 @@
-"""Token vectors into one, with padding on either side."""
+"""Pooling of token vectors, with padding on either side."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def test_padding_on_either_side_is_not_read() -> None:
     tokens = torch.tensor(
         [
             [[1.0, 2.0], [3.0, 6.0], [nan, nan]],  # padded on the right
-            [[9.0, 9.0], [1.0, 2.0], [3.0, 6.0]],  # on the left
-            [[1.0, 1.0], [1.0, 1.0], [4.0, 1.0]],  # not at all
-            [[9.0, 9.0], [5.0, 7.0], [nan, 9.0]],  # on both
+            [[9.0, 9.0], [1.0, 2.0], [3.0, 6.0]],  # padded on the left
+            [[1.0, 1.0], [1.0, 1.0], [4.0, 1.0]],  # not padded
+            [[9.0, 9.0], [5.0, 7.0], [nan, 9.0]],  # padded on both sides
         ]
     )
     mask = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 1, 1], [0, 1, 0]])
@@ -22,10 +22,10 @@ def test_padding_on_either_side_is_not_read() -> None:
     assert last_vectors(tokens, mask).tolist() == [[3.0, 6.0], [3.0, 6.0], [4.0, 1.0], [5.0, 7.0]]
 
 
-def test_sums_are_made_in_single_precision() -> None:
+def test_sums_use_single_precision() -> None:
     import torch
 
-    # 4,096 ones are more than bf16 can count to.
+    # bf16 cannot count to 4,096.
     tokens, mask = torch.ones(1, 4096, 1, dtype=torch.bfloat16), torch.ones(1, 4096, dtype=torch.int64)
     mean = mean_vectors(tokens, mask)
     assert mean.dtype == torch.float32 and mean.tolist() == [[1.0]]

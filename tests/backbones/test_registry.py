@@ -1,4 +1,4 @@
-"""A new backbone is one file with one registration: this one."""
+"""A new backbone is one file with one registration, like this one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scvec.stores.store.store import Store
 
 
 class Toy:
-    """How often a text has each of the first letters."""
+    """Counts of the first letters of the alphabet in a text."""
 
     def __init__(self, dim: int, upper: bool, template: str) -> None:
         self.upper = upper

@@ -1,4 +1,4 @@
-"""Vectors of a server: matched by index, checked, kept as they arrive, and whose they are."""
+"""Vectors of a server: matched by index, checked, kept as they arrive, and assigned to a space."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scvec.ingest.sources.retry import Caller, ServiceError
 
 MODEL = "text-embedding-3-small"
 KEY = "sk-canary-of-the-embedding-tests"
-#: Requests of the probe: three texts alone, one batch.
+#: Number of requests of the probe: three single texts and one batch.
 N_PROBES = 4
 
 
@@ -59,7 +59,7 @@ def make(server: FakeServer, model: str = MODEL, **options: Any) -> RemoteBackbo
 
 
 class Kept:
-    """What was given to ``keep``; no text twice."""
+    """Records the calls of ``keep``; refuses a text twice."""
 
     def __init__(self, n: int, dim: int = 32) -> None:
         self.vectors = np.full((n, dim), np.nan, np.float32)
@@ -79,7 +79,7 @@ def same(got: np.ndarray, given: list[str]) -> None:
     np.testing.assert_allclose(got, oracle(given), atol=1e-6)
 
 
-#: Faults of an answer that came.
+#: Faults in answers that arrived.
 UNFIT = (
     "short",
     "bad-index",
@@ -92,10 +92,10 @@ UNFIT = (
     "no-data",
 )
 
-# what comes back
+# answers
 
 
-def test_vectors_are_each_text_s_own(server: FakeServer) -> None:
+def test_each_text_gets_its_own_vector(server: FakeServer) -> None:
     backbone = make(server, inputs=16)
     given = texts(100)
     got = backbone.encode(given)
@@ -105,20 +105,20 @@ def test_vectors_are_each_text_s_own(server: FakeServer) -> None:
     assert backbone.space == Space(f"openai:{MODEL}", "@localhost", "", "default", "api", 32, True)
     assert backbone.notes == [] and backbone.n_calls == N_PROBES + 7 == len(server.requests)
     assert {r.headers["Authorization"] for r in server.requests} == {f"Bearer {KEY}"}
-    # A second call asks for no probes.
+    # A second call sends no probes.
     same(backbone.encode(given[:5]), given[:5])
     assert len(server.requests) == N_PROBES + 8
     assert backbone.encode([]).shape == (0, 32)
 
 
 @pytest.mark.parametrize("fault", ["reorder", "ignores-base64"])
-def test_the_index_says_whose_vector_it_is(server: FakeServer, fault: str) -> None:
+def test_vectors_are_matched_by_index(server: FakeServer, fault: str) -> None:
     server.faults = Faults.always(fault)
     same(make(server, inputs=16).encode(texts(40)), texts(40))
 
 
 @pytest.mark.parametrize("fault", UNFIT)
-def test_answers_that_are_not_what_was_asked_for_are_asked_for_again(server: FakeServer, fault: str) -> None:
+def test_unusable_answers_are_requested_again(server: FakeServer, fault: str) -> None:
     server.faults = Faults.script([None] * N_PROBES + [fault, None, fault])
     kept = Kept(40)
     outcome = make(server, inputs=10).encode_each(texts(40), kept)
@@ -128,11 +128,11 @@ def test_answers_that_are_not_what_was_asked_for_are_asked_for_again(server: Fak
 
 
 @pytest.mark.parametrize("fault", UNFIT)
-def test_a_server_that_never_gives_proper_vectors_is_left(server: FakeServer, fault: str) -> None:
+def test_a_server_that_never_gives_valid_vectors_ends_the_run(server: FakeServer, fault: str) -> None:
     server.faults = Faults.after(N_PROBES, fault)
     kept = Kept(40)
     outcome = make(server, inputs=10, concurrency=1).encode_each(texts(40), kept)
-    # Nothing wrong is kept. (Alone, a text has a right index.)
+    # Nothing wrong is kept. (The index of a single text is always right.)
     same(kept.vectors[kept.rows], [texts(40)[i] for i in kept.rows])
     if fault == "bad-index":
         assert len(kept.rows) == 40 and not outcome.stopped
@@ -141,7 +141,7 @@ def test_a_server_that_never_gives_proper_vectors_is_left(server: FakeServer, fa
         assert len(server.requests) == N_PROBES + 20
 
 
-def test_a_batch_is_halved_to_its_texts_before_the_server_is_left(server: FakeServer) -> None:
+def test_a_batch_is_halved_to_single_texts_before_the_run_ends(server: FakeServer) -> None:
     server.faults = Faults.after(N_PROBES, "bad-index")
     kept = Kept(64)
     outcome = make(server, inputs=64, concurrency=1).encode_each(texts(64), kept)
@@ -153,7 +153,7 @@ def test_probes_are_checked_as_well(server: FakeServer, fault: str) -> None:
     server.faults = Faults.script([fault])
     same(make(server).encode(texts(3)), texts(3))
     if fault == "wrong-dim":
-        return  # all answers agree on a dimension: it is theirs
+        return  # all answers have the same length, which is accepted
     server.faults = Faults.always(fault)
     with pytest.raises(InputError):
         _ = make(server).space
@@ -174,7 +174,7 @@ def test_thousand_texts_with_three_faulty_calls_in_ten(server: FakeServer, seed:
     assert len(server.requests) <= 1.6 * (125 + N_PROBES)
 
 
-def test_timeouts_and_drips_are_asked_for_again(server: FakeServer) -> None:
+def test_timeouts_and_slow_answers_are_retried(server: FakeServer) -> None:
     server.faults = Faults.script([None] * N_PROBES + ["timeout", None, "drip", None, "reset"])
     same(make(server, inputs=10, timeout=0.4).encode(texts(40)), texts(40))
 
@@ -182,7 +182,7 @@ def test_timeouts_and_drips_are_asked_for_again(server: FakeServer) -> None:
 # names
 
 
-def test_whose_space_it_may_be() -> None:
+def test_fits_recognises_spaces_of_the_backbone() -> None:
     def at(url: str | None, **options: Any) -> RemoteBackbone:
         return RemoteBackbone("m", "default", settings=Settings(), base_url=url, **options)
 
@@ -210,7 +210,7 @@ def test_the_spec_reaches_the_backbone(server: FakeServer) -> None:
 
 
 def sized(most: int, *, status: int = 413, too_long: int = 10**6) -> Callable[[Any, Any], None]:
-    """A server that takes few texts, and none that is long."""
+    """A server that accepts few texts and no long ones."""
 
     def add(app: web.Application, server: Any) -> None:
         async def answer(request: web.Request) -> web.Response:
@@ -234,12 +234,12 @@ def test_requests_that_are_too_large_are_halved(most: int, status: int) -> None:
         backbone = make(small, inputs=64, concurrency=2)
         same(backbone.encode(texts(200)), texts(200))
         refused = [len(r.body["input"]) for r in small.requests if len(r.body["input"]) > most]
-        # It is learned once, and not with every batch.
+        # The size is learned once, not for every batch.
         assert len(refused) <= 2 * 6
-        assert (most == 1) == any("takes one text a request" in note for note in backbone.notes)
+        assert (most == 1) == any("one text per request" in note for note in backbone.notes)
 
 
-def test_one_text_that_is_refused_does_not_take_the_others_with_it() -> None:
+def test_one_refused_text_does_not_fail_the_others() -> None:
     given = texts(64)
     given[20] = "long " * 400
     with FakeServer(extra=[sized(256, too_long=1000)]) as small:
@@ -283,11 +283,11 @@ def test_the_size_of_a_request_follows_the_speed_of_the_server() -> None:
     assert 44_000 < sizes.budget <= 45_000
 
 
-# ends
+# early ends
 
 
 @pytest.mark.parametrize(("fault", "error"), [("401", AuthError), ("403", AuthError), ("quota", AuthError)])
-def test_a_key_that_is_refused_ends_it_and_what_arrived_is_kept(
+def test_a_refused_key_ends_the_run_and_arrived_vectors_are_kept(
     server: FakeServer, fault: str, error: type[ScvecError]
 ) -> None:
     server.faults = Faults.after(N_PROBES + 3, fault)
@@ -302,7 +302,7 @@ def test_a_key_that_is_refused_ends_it_and_what_arrived_is_kept(
     assert KEY not in "".join(map(str, (caught.value, caught.value.__cause__, caught.value.__context__)))
 
 
-def test_a_server_that_is_gone_ends_it(server: FakeServer) -> None:
+def test_a_server_that_is_gone_ends_the_run(server: FakeServer) -> None:
     server.faults = Faults.after(N_PROBES + 3, "500")
     kept = Kept(100)
     outcome = make(server, inputs=10).encode_each(texts(100), kept)
@@ -318,7 +318,7 @@ def test_an_unknown_model_or_address_is_an_input_error(server: FakeServer) -> No
             make(server, base_url=url).encode(["a"])
 
 
-def test_whatever_keep_raises_ends_it(server: FakeServer) -> None:
+def test_an_error_of_keep_ends_the_run(server: FakeServer) -> None:
     for error in (OSError("disk full"), KeyboardInterrupt()):
         n_kept = []
 
@@ -332,10 +332,10 @@ def test_whatever_keep_raises_ends_it(server: FakeServer) -> None:
         assert n_kept == [10, 10]
 
 
-# money
+# cost
 
 
-def test_the_limit_of_cost_holds_and_what_was_paid_for_is_kept(server: FakeServer) -> None:
+def test_the_cost_limit_holds_and_paid_vectors_are_kept(server: FakeServer) -> None:
     given = ["glucose homeostasis and more of it " * 10 for _ in range(100)]
     given = [f"{text} {i}" for i, text in enumerate(given)]
     whole = make(server, price=1000.0).estimate(given)
@@ -347,42 +347,42 @@ def test_the_limit_of_cost_holds_and_what_was_paid_for_is_kept(server: FakeServe
     outcome = backbone.encode_each(given, kept)
     assert outcome.stopped and outcome.error is None and 0 < len(kept.rows) < 100
     assert backbone.spent is not None and 0 < backbone.spent <= limit
-    # What the server counted is what was paid.
+    # The cost follows the server's token count.
     n_tokens = sum(len(t) // 4 + 1 for r in server.requests for t in r.body["input"])
     assert backbone.spent == pytest.approx(n_tokens * 1000 / 1e6)
-    with pytest.raises(InputError, match="next call may cost"):
+    with pytest.raises(InputError, check=lambda e: e.code == "cost-limit"):
         make(server, price=1000.0, max_cost=0.0).encode(given)
-    with pytest.raises(InputError, match="cannot be -1"):
+    with pytest.raises(InputError, match="-1", check=lambda e: e.code == "option-out-of-range"):
         make(server, max_cost=-1)
 
 
-def test_failed_calls_that_may_have_cost_count(server: FakeServer) -> None:
+def test_failed_calls_that_may_have_cost_money_count(server: FakeServer) -> None:
     server.faults = Faults.script([None] * N_PROBES, then="malformed")
     backbone = make(server, price=1000.0, max_cost=0.6, inputs=5, concurrency=1)
     outcome = backbone.encode_each(texts(100), Kept(100))
     assert outcome.stopped
-    assert len(server.requests) * 5 * 10 * 1e-3 < 0.6 + 5  # it ended
+    assert len(server.requests) * 5 * 10 * 1e-3 < 0.6 + 5  # the run ended
 
 
-def test_an_estimate_asks_nobody_and_needs_no_key() -> None:
+def test_an_estimate_sends_no_request_and_needs_no_key() -> None:
     backbone = RemoteBackbone("text-embedding-3-small", "default", settings=Settings())
     estimate = backbone.estimate(texts(1000))
     assert estimate.requests == 4 + N_PROBES and estimate.tokens > 10_000
     assert estimate.cost == pytest.approx(estimate.tokens * 0.02 / 1e6) and estimate.seconds > 0
-    with pytest.raises(AuthError, match="no key"):
+    with pytest.raises(AuthError, check=lambda e: e.code == "key-missing"):
         backbone.check()
-    with pytest.raises(AuthError, match="no key"):
+    with pytest.raises(AuthError, check=lambda e: e.code == "key-missing"):
         backbone.encode(["a"])
     unknown = RemoteBackbone("m", "default", settings=Settings(), base_url="https://example.org/v1")
     assert unknown.estimate(["a"]).cost is None
-    with pytest.raises(InputError, match="price"):
+    with pytest.raises(InputError, match="price", check=lambda e: e.code == "cost-limit"):
         RemoteBackbone("m", "default", settings=Settings(), base_url="https://example.org/v1", max_cost=1.0)
     local = RemoteBackbone("m", "default", settings=Settings(), base_url="http://127.0.0.1:1/v1")
     assert local.estimate(["a"]).cost == 0.0
 
 
 def joined(app: web.Application, server: Any) -> None:
-    """A server that computes what is asked for at once as a batch, and batches wrongly."""
+    """A server that joins concurrent requests to a batch and computes batches wrongly."""
     under_way = 0
 
     async def answer(request: web.Request) -> web.Response:
@@ -400,7 +400,7 @@ def joined(app: web.Application, server: Any) -> None:
 
 
 def alone_only(app: web.Application, server: Any) -> None:
-    """As :func:`joined`, and refuses batches that are sent as such."""
+    """Like :func:`joined`, and refuses requests with several texts."""
     inner = web.Application()
     joined(inner, server)
     (route,) = [r for r in inner.router.routes() if r.method == "POST"]
@@ -413,17 +413,17 @@ def alone_only(app: web.Application, server: Any) -> None:
     app.router.add_post("/v1/embeddings", answer)
 
 
-def test_batches_that_change_vectors_are_seen_and_not_sent(server: FakeServer) -> None:
+def test_batches_that_change_vectors_are_detected_and_not_sent(server: FakeServer) -> None:
     server.faults = Faults.always("bad-batch")
     backbone = make(server)
     same(backbone.encode(texts(20)), texts(20))
     (note,) = backbone.notes
-    assert "in batches" in note and "one text at a time" in note
+    assert "(cosine " in note and "one text at a time" in note
     assert max(len(r.body["input"]) for r in server.requests[N_PROBES:]) == 1
 
 
 @pytest.mark.parametrize("add", [joined, alone_only])
-def test_batches_that_the_server_makes_itself_are_no_better(add: Any) -> None:
+def test_batches_made_by_the_server_are_detected_too(add: Any) -> None:
     with FakeServer(extra=[add]) as llama:
         backbone = make(llama)
         same(backbone.encode(texts(12)), texts(12))
@@ -453,7 +453,7 @@ def wobbling(size: float) -> Callable[[Any, Any], None]:
 def test_vectors_that_differ_each_time(server: FakeServer) -> None:
     with FakeServer(extra=[wobbling(0.01)]) as steady:
         backbone = make(steady)
-        # The path on the server's disk is no name.
+        # The path on the server's disk is not part of the name.
         assert backbone.space.revision == "Wobble 1.gguf@localhost" and backbone.notes == []
         assert backbone.fits(backbone.space)
     with FakeServer(extra=[wobbling(0.07)]) as loose:
@@ -461,7 +461,7 @@ def test_vectors_that_differ_each_time(server: FakeServer) -> None:
         assert backbone.space.dim == 32 and "each time" in backbone.notes[0]
     with (
         FakeServer(extra=[wobbling(1.0)]) as wild,
-        pytest.raises(InputError, match="another vector each time"),
+        pytest.raises(InputError, match=r"\(cosine -?0\.\d{3}\)"),
     ):
         _ = make(wild).space
 
@@ -478,19 +478,19 @@ def test_one_vector_for_all_texts_is_refused() -> None:
         _ = make(same_for_all).space
 
 
-def test_dimensions_are_asked_for_and_checked(server: FakeServer) -> None:
+def test_dimensions_are_requested_and_checked(server: FakeServer) -> None:
     backbone = make(server, dimensions=8)
     np.testing.assert_allclose(backbone.encode(texts(3)), oracle(texts(3), 8), atol=1e-6)
     assert backbone.space.dim == 8 and server.requests[0].body["dimensions"] == 8
     with pytest.raises(InputError, match="does not support specifying dimensions"):
         _ = make(server, "old", dimensions=8).space
-    with FakeServer(extra=[wobbling(0.0)]) as deaf, pytest.raises(InputError, match="8 were asked for"):
+    with FakeServer(extra=[wobbling(0.0)]) as deaf, pytest.raises(InputError, match=r"32 .* instead of 8"):
         _ = make(deaf, dimensions=8).space
     make(server).encode(["a"])
     assert "dimensions" not in server.requests[-1].body
 
 
-def test_a_server_that_refuses_base64_is_asked_for_numbers() -> None:
+def test_a_server_that_refuses_base64_is_asked_for_lists() -> None:
     def add(app: web.Application, server: Any) -> None:
         async def answer(request: web.Request) -> web.Response:
             body = request["body"]
@@ -510,7 +510,7 @@ def test_probes_are_texts_of_different_lengths() -> None:
     assert max(map(len, remote.BATCH)) > 20 * min(map(len, remote.BATCH))
 
 
-def test_the_probe_vectors_are_of_the_probe_texts(server: FakeServer) -> None:
+def test_the_probe_vectors_belong_to_the_probe_texts(server: FakeServer) -> None:
     space, vectors = make(server).probe()
     assert space.dim == 32 and list(vectors) == [text_sha256(t) for t in remote.ALONE]
     same(np.stack(list(vectors.values())), list(remote.ALONE))
@@ -534,7 +534,7 @@ def test_rows_are_put_in_order_and_scaled() -> None:
 
 
 def test_large_numbers_are_numbers() -> None:
-    # Their squares are beyond single precision.
+    # Their squares overflow single precision.
     np.testing.assert_allclose(vectors_of({"data": [row(0, [3e38, 4e38])]}, 1, "host"), [[0.6, 0.8]])
 
 
@@ -555,7 +555,7 @@ def test_large_numbers_are_numbers() -> None:
     ],
     ids=lambda data: repr(data)[:40],
 )  # fmt: skip
-def test_what_is_no_vector_is_refused(data: Any) -> None:
+def test_invalid_vectors_are_refused(data: Any) -> None:
     with pytest.raises(ServiceError) as caught:
         vectors_of({"data": data}, 1, "host", 2)
     assert caught.value.kind == "unfit" and len(caught.value.reason) < 120
@@ -572,7 +572,7 @@ JSON = st.recursive(
 
 
 @given(JSON, st.integers(1, 3))
-def test_any_json_is_vectors_or_refused(data: Any, n: int) -> None:
+def test_any_json_gives_vectors_or_is_refused(data: Any, n: int) -> None:
     try:
         got = vectors_of({"data": data}, n, "host")
     except ServiceError as error:
@@ -582,7 +582,7 @@ def test_any_json_is_vectors_or_refused(data: Any, n: int) -> None:
 
 
 @given(st.permutations(range(5)), st.integers(1, 4))
-def test_whatever_the_order_each_text_gets_its_own(order: list[int], dim: int) -> None:
+def test_each_text_gets_its_vector_in_any_order(order: list[int], dim: int) -> None:
     vectors = np.random.default_rng(0).standard_normal((5, dim)).astype(np.float32)
     data = [row(i, packed(*vectors[i]) if i % 2 else [float(x) for x in vectors[i]]) for i in order]
     expected = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

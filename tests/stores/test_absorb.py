@@ -1,4 +1,4 @@
-"""Absorbing answers: the gene that was asked decides, order does not count, once is as good as twice."""
+"""Absorbing answers: the gene of the job decides, the order does not matter, and repeats change nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def state(kb: KnowledgeBase) -> tuple[str, list, list]:
     return kb.digest(), kb.failures(), jobs
 
 
-def test_an_answer_fills_the_gene_that_was_asked(kb: KnowledgeBase) -> None:
+def test_an_answer_is_stored_under_the_gene_of_its_job(kb: KnowledgeBase) -> None:
     counts = absorb(kb, [answer(1), answer(1, "mygene"), written(1), failure(2, final=True, attempts=3)])
     assert counts == {
         "answers": 3, "failures": 1, "genes": 0, "descriptions": 3, "notes": 2, "unplaced": 0,
@@ -55,13 +55,13 @@ def test_an_answer_fills_the_gene_that_was_asked(kb: KnowledgeBase) -> None:
     assert [n.source for n in kb.notes("HGNC:1")] == ["mygene", "ncbi"]
     assert kb.notes("HGNC:1")[1] == answer(1).note
     assert kb.jobs_done([job(1), job(2), job(3)]) == {job(1)}
-    assert kb.jobs_final([job(1), job(2)]) == {job(2)}
+    assert {f.job for f in kb.failures() if f.final} == {job(2)}
     assert kb.failures() == kb.failures("ncbi") == [failure(2, final=True, attempts=3)]
     assert kb.failures("mygene") == kb.failures(gene_id="HGNC:1") == []
     assert kb.answered("ncbi") == {"HGNC:1"} and kb.answered("llm", model="m", prompt="p1") == {"HGNC:1"}
 
 
-def test_a_name_brings_the_gene_it_is_of(kb: KnowledgeBase) -> None:
+def test_a_job_about_a_name_adds_the_gene_in_the_answer(kb: KnowledgeBase) -> None:
     stranger = replace(answer(50, ask=True), gene=Gene("entrez:9050", "human", "NEW50", 9050))
     again = replace(stranger, job=Job.of("ask:human:OLD50", "ncbi", "human OLD50"))
     counts = absorb(kb, [answer(3, ask=True), stranger, again])
@@ -75,7 +75,7 @@ def test_a_name_brings_the_gene_it_is_of(kb: KnowledgeBase) -> None:
     assert kb.genes().set_index("gene_id").loc["entrez:9050"].source == "ncbi"
 
 
-def test_an_entrez_id_is_of_one_gene(kb: KnowledgeBase) -> None:
+def test_an_entrez_id_belongs_to_one_gene(kb: KnowledgeBase) -> None:
     thief = replace(answer(2), gene=replace(answer(2).gene, entrez_id=1001))
     absorb(kb, [answer(1), thief])
     numbers = kb.genes().entrez_id.dropna().tolist()
@@ -84,7 +84,7 @@ def test_an_entrez_id_is_of_one_gene(kb: KnowledgeBase) -> None:
     assert kb.genes().entrez_id.dropna().tolist() == [1001]
 
 
-def test_what_belongs_to_no_gene_stays_in_the_journal(kb: KnowledgeBase) -> None:
+def test_answers_without_a_gene_stay_in_the_journal(kb: KnowledgeBase) -> None:
     lost = replace(written(1), job=replace(written(1).job, gene_id="entrez:77"))
     path = kb.path.with_name("answers.log")
     assert absorb(kb, [lost, answer(1)])["unplaced"] == 1
@@ -95,7 +95,7 @@ def test_what_belongs_to_no_gene_stays_in_the_journal(kb: KnowledgeBase) -> None
     assert kb.all_descriptions("entrez:77")[0].kind == "llm" and not path.exists()
 
 
-def test_the_later_answer_counts_and_an_answer_before_a_failure(kb: KnowledgeBase) -> None:
+def test_later_answers_and_answers_over_failures_win(kb: KnowledgeBase) -> None:
     new = answer(1, text="new", at="2026-12-01", version="2027")
     for items in ([new], [answer(1, text="old")], [failure(1, final=True)]):
         absorb(kb, items)
@@ -108,7 +108,7 @@ def test_the_later_answer_counts_and_an_answer_before_a_failure(kb: KnowledgeBas
     assert kb.failures() == []
 
 
-def test_texts_of_one_day_are_ncbis_first(kb: KnowledgeBase) -> None:
+def test_of_texts_of_one_day_ncbis_wins(kb: KnowledgeBase) -> None:
     later = answer(1, "mygene", at=AT.replace("T10", "T23"))
     absorb(kb, [answer(1), later])
     assert kb.descriptions()["HGNC:1"].source == "ncbi"
@@ -117,7 +117,7 @@ def test_texts_of_one_day_are_ncbis_first(kb: KnowledgeBase) -> None:
     assert kb.descriptions(prefer=("llm", "human"))["HGNC:1"].kind == "human"
 
 
-def test_times_are_no_content(kb: KnowledgeBase, tmp_path: Path) -> None:
+def test_times_do_not_change_the_digest(kb: KnowledgeBase, tmp_path: Path) -> None:
     absorb(kb, [answer(1), failure(2)])
     with KnowledgeBase.open(tmp_path / "other.duckdb") as other:
         other.upsert_genes(genes(8))
@@ -129,8 +129,8 @@ def test_times_are_no_content(kb: KnowledgeBase, tmp_path: Path) -> None:
     assert kb.notes("HGNC:1")[0].source_version == "2027"
 
 
-def test_who_tells_of_a_gene_first_does_not_count(kb: KnowledgeBase, tmp_path: Path) -> None:
-    """A gene that only live sources know is NCBI's, whichever answered in which run."""
+def test_the_order_of_sources_does_not_matter(kb: KnowledgeBase, tmp_path: Path) -> None:
+    """For a gene that only live sources know, NCBI's facts win, independent of the order of the runs."""
     ncbi, mygene = answer(9), answer(9, "mygene")
     mygene = replace(mygene, gene=replace(mygene.gene, name="another name", gene_type="ncRNA"))
     with KnowledgeBase.open(tmp_path / "other.duckdb") as other:
@@ -149,12 +149,12 @@ def test_who_tells_of_a_gene_first_does_not_count(kb: KnowledgeBase, tmp_path: P
 
 @settings(max_examples=12)
 @given(data=st.data())
-def test_order_repeats_and_partings_do_not_count(
+def test_order_repeats_and_splits_do_not_matter(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Answers in one journal or in several, in any order, with failures before them: one knowledge base."""
+    """Answers in one or several journals, in any order, after failures, give the same knowledge base."""
     numbers = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=6, unique=True))
-    items: list[Answer | Failure] = [answer(n) for n in numbers]  # 8 and 9 are not known, but have facts
+    items: list[Answer | Failure] = [answer(n) for n in numbers]  # genes 8 and 9 are unknown, but have facts
     items += [answer(n, "mygene") for n in numbers[:3]] + [written(n) for n in numbers if n < 8]
     items += [answer(n, ask=True) for n in data.draw(st.lists(st.integers(0, 12), max_size=3, unique=True))]
     items += [failure(n, "mygene") for n in numbers[3:]]
@@ -181,13 +181,13 @@ class TestTransaction:
     def begin(self, store: Store):
         return store.begin("ingest genes", {"source": "ncbi"})
 
-    def test_the_journal_is_cleared_by_the_commit_alone(self, store: Store) -> None:
+    def test_only_a_commit_clears_the_journal(self, store: Store) -> None:
         path = store.path / "work" / "answers.log"
         with self.begin(store) as txn:
             txn.open_knowledge().upsert_genes(genes(4))
             txn.journal().write([answer(1)], [failure(2)])
         assert store.generation.number == 0 and path.exists()
-        with self.begin(store) as txn:  # another change is committed in between
+        with self.begin(store) as txn:  # commit another change in between
             txn.open_knowledge().upsert_genes(genes(4))
             txn.commit()
         with self.begin(store) as txn:
@@ -201,11 +201,11 @@ class TestTransaction:
         with store.knowledge() as kb:
             assert kb.jobs_done([job(1), job(3)]) == {job(1)} and len(kb.failures()) == 1
 
-    def test_failures_alone_are_committed_too(self, store: Store) -> None:
+    def test_failures_without_answers_are_committed(self, store: Store) -> None:
         with self.begin(store) as txn:
             txn.open_knowledge().upsert_genes(genes(4))
             txn.commit()
-        for number in (2, 2):  # the second time nothing is new
+        for number in (2, 2):  # the second time adds nothing
             with self.begin(store) as txn:
                 kb = txn.open_knowledge()
                 txn.journal().write([], [failure(2, final=True)])
@@ -214,11 +214,11 @@ class TestTransaction:
         one, two = store.at(1).generation.manifest.knowledge, store.generation.manifest.knowledge
         assert one.digest == two.digest and one.file != two.file
         with store.knowledge() as kb:
-            assert kb.jobs_final([job(2)]) == {job(2)}
+            assert {f.job for f in kb.failures() if f.final} == {job(2)}
         assert store.verify().ok
         assert not (store.path / "work" / "answers.log").exists()
 
-    def test_compacting_leaves_the_journal(self, store: Store) -> None:
+    def test_compact_keeps_the_journal(self, store: Store) -> None:
         with self.begin(store) as txn:
             txn.journal().write([answer(1)])
         store.compact()

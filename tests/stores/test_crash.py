@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-#: Kills at random moments; those at every step of a commit are all the steps there are, always.
+#: Number of kills at random moments. Kills at every step of a commit always cover all steps.
 KILLS = int(os.environ.get("SCVEC_KILLS", "12"))
 
 pytestmark = [pytest.mark.kill, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
-# Runs in a process of its own that imports once and forks for every attempt; it opens no database itself, so
-# that a fork never copies a running thread.
+# Runs in a separate process that imports once and forks for every attempt. It opens no database itself, so a
+# fork never copies a running thread.
 PROGRAM = '''
 import json, os, random, shutil, signal, sys, time, traceback
 from pathlib import Path
@@ -36,7 +36,7 @@ HOOKS = [(os, "fsync"), (os, "replace"), (os, "unlink"), (shutil, "copyfile"), (
 
 
 def ingest(folder, seed, with_cache=True):
-    """One commit whose every part holds ``seed``."""
+    """Make a commit; every part of it depends on ``seed``."""
     store = Store.open(folder, create=True)
     with store.begin("ingest cells", {"seed": seed}) as txn:
         txn.open_knowledge().upsert_genes([Gene(f"HGNC:{i}", "human", f"G{i}") for i in range(seed + 1)])
@@ -53,7 +53,7 @@ def ingest(folder, seed, with_cache=True):
 
 
 def seed_of(folder, alone=False):
-    """The seed of the current generation, after checking all of it; -1 if nothing was ever committed.
+    """Check the current generation and return its seed; -1 if nothing was committed.
 
     With ``alone`` no file may be there that it does not name.
     """
@@ -75,7 +75,7 @@ def seed_of(folder, alone=False):
 
 
 def forked(work, *args):
-    """Run in a child; return its result. A child that fails fails the program."""
+    """Run in a child process and return its result; raise if the child fails."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -125,7 +125,7 @@ def random_kills(folder, n):
         killed_in_commit += os.path.exists(os.path.join(folder, "work", "stage"))
         seeds.append(forked(seed_of, folder))
         if seeds[-2:] == [seeds[-1]] * 2:
-            took *= 1.3  # nothing was committed: the machine is busier than when a commit was timed
+            took *= 1.3  # nothing was committed, because the machine is busier than before
     assert seeds == sorted(seeds), seeds
     forked(ingest, folder, seeds[-1] + 1)
     assert forked(seed_of, folder) == seeds[-1] + 1
@@ -135,7 +135,7 @@ def random_kills(folder, n):
 
 
 def dying(work, step):
-    """Wrap ``work`` so that it dies right before its ``step``-th call into the file system."""
+    """Wrap ``work`` so that the process is killed before its ``step``-th call to the file system."""
     count = 0
 
     def hook(module, name):
@@ -159,7 +159,7 @@ def dying(work, step):
 
 
 def survives(work, *args):
-    """Run in a child; False if it was killed."""
+    """Run in a child process; return False if it was killed."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -191,7 +191,7 @@ def kill_at_every_step(folder):
         if survives(dying(ingest, step), folder, 1, False):
             break
         seen.append(forked(after_kill, folder))
-    assert seen == sorted(seen), seen  # the old generation up to one step, the new one from then on
+    assert seen == sorted(seen), seen  # the old generation before one step, the new one after it
     return {"old": seen.count(0), "new": seen.count(1)}
 
 
@@ -228,8 +228,8 @@ def run(task: str, *args: object) -> dict[str, object]:
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     result = run("random_kills", tmp_path / "store", KILLS)
-    assert result["commits"] >= KILLS // 6, result  # it got somewhere between the kills
-    assert result["inside"] >= KILLS // 4, result  # and the kills met it at work
+    assert result["commits"] >= KILLS // 6, result  # there were commits between the kills
+    assert result["inside"] >= KILLS // 4, result  # and kills hit commits
     assert result["left"] == []
 
 
@@ -239,5 +239,5 @@ def test_killed_at_every_step_of_a_commit(tmp_path: Path) -> None:
 
 
 def test_killed_at_creation(tmp_path: Path) -> None:
-    """A store killed while it is created is none yet, or an empty one."""
+    """A killed creation leaves no store or an empty store."""
     assert run("kill_at_creation", tmp_path / "store")["steps"] >= 5

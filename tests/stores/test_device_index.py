@@ -1,4 +1,4 @@
-"""The search of a GPU, by the same code on a CPU: the neighbours of brute force, bit for bit."""
+"""The search code of a GPU, run on a CPU: its neighbours are bit-identical to those of brute force."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_it_agrees_with_brute_force(
     same(TorchIndex(flat(base), tile_rows=tile).search(queries, k, subset=subset), base, queries, k, subset)
 
 
-def test_clusters_closer_than_fp16_can_tell_are_told_apart() -> None:
-    # Rows of a cluster are one and the same in fp16: only the float32 vectors tell which is nearest.
+def test_clusters_closer_than_fp16_resolution_are_separated() -> None:
+    # Rows of a cluster are equal in fp16, so only the float32 vectors show the nearest row.
     centres = vectors(20, 32, 3)
     base = np.repeat(centres, 40, axis=0) + vectors(800, 32, 4, scale=1e-5)
     queries = centres + vectors(20, 32, 5, scale=1e-5)
@@ -64,7 +64,7 @@ def test_clusters_closer_than_fp16_can_tell_are_told_apart() -> None:
 
 
 def test_candidates_come_from_the_tiles(monkeypatch: Any) -> None:
-    # On data of a usual kind no query falls back to looking at all rows, which the GPU is there to avoid.
+    # On ordinary data no query falls back to a scan of all rows on the CPU.
     from scvec.stores.index import flat as faiss_index
 
     base, queries = vectors(3000, 64), vectors(100, 64, 1)
@@ -103,7 +103,7 @@ def test_memory_that_runs_out_halves_the_queries(monkeypatch: Any) -> None:
         index.search(queries, 5)
 
 
-def test_a_gpu_build_of_faiss_proposes_where_there_is_one(monkeypatch: Any) -> None:
+def test_a_gpu_build_of_faiss_proposes_candidates(monkeypatch: Any) -> None:
     import faiss
 
     base, queries, asked = vectors(300, 12), vectors(40, 12, 1), []
@@ -123,6 +123,6 @@ def test_a_gpu_build_of_faiss_proposes_where_there_is_one(monkeypatch: Any) -> N
     same(index.search(queries, 6, subset=subset), base, queries, 6, subset)
 
 
-def test_a_cpu_keeps_the_index_it_has() -> None:
+def test_a_cpu_keeps_its_index() -> None:
     index = flat(vectors(10, 4))
     assert on_device(index, "cpu") is index

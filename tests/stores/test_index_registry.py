@@ -16,12 +16,12 @@ from scvec.stores.index import build_index, index, index_class, index_kinds, ope
 from scvec.stores.index.distances import Index
 from scvec.stores.store.store import Store
 
-# -- the toy: what a new file in scvec/stores/index would hold --------------------------------------------
+# -- a toy index, like a new file in scvec/stores/index --------------------------------------------
 
 
 @index("toy", extension="txt", exact=True)
 class ToyIndex(Index):
-    """Brute force over integers in base 10, kept as text."""
+    """Brute force over vectors that are stored as decimal text."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -61,7 +61,8 @@ class ToyIndex(Index):
         return made
 
 
-# -- its use ----------------------------------------------------------------------------------------------
+# -- use of the toy
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_a_store_holds_grows_verifies_and_searches_a_toy(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("toy")
-def test_choices_and_messages_name_a_toy() -> None:
+def test_choices_and_messages_list_the_toy() -> None:
     assert index_kinds()[-1] == "toy"
     with pytest.raises(InputError) as error:
         index_class("hnsw")

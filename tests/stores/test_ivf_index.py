@@ -34,22 +34,22 @@ class TestSearch:
         assert share(found.indices, truth(base, queries, k)) >= TARGET - 0.01
         assert (np.diff(found.distances, axis=1) >= 0).all()
 
-    def test_what_was_measured_is_true(self, index, base):
+    def test_the_measured_recall_is_reproduced(self, index, base):
         rows = np.random.default_rng(5).choice(N, 400, replace=False)
         k = 15
         found = index.search(base[rows], k + 1).indices
         wanted = truth(base, base[rows], k + 1)
-        assert (wanted[:, 0] == rows).all()  # itself
+        assert (wanted[:, 0] == rows).all()  # each row finds itself
         assert abs(share(found, wanted[:, 1:]) - index.settings.recall["at_15"]) < 0.03
         assert set(index.settings.recall) == {"at_15", "at_50", "shifted_15", "shifted_50"}
         assert min(index.settings.recall.values()) > TARGET - 0.03
 
-    def test_it_is_approximate_and_does_not_look_at_everything(self, index, base):
+    def test_it_is_approximate_and_scans_few_rows(self, index, base):
         assert index.settings.nprobe < index.settings.n_lists / 2
         found = index.search(clustered(300, 1), 15).indices
         assert share(found, truth(base, clustered(300, 1), 15)) < 1.0
 
-    def test_distances_have_the_bits_of_the_flat_index(self, index, base):
+    def test_distances_equal_those_of_the_flat_index_bit_for_bit(self, index, base):
         queries = clustered(100, 2)
         found, flat = index.search(queries, 15), build_index(base).search(queries, 15)
         for i in range(len(queries)):
@@ -65,7 +65,7 @@ class TestSearch:
         np.testing.assert_array_equal(found.indices, slow.indices)
         np.testing.assert_array_equal(found.distances, slow.distances)
 
-    def test_a_query_gets_the_same_alone_in_any_batch_and_order(self, index, monkeypatch):
+    def test_results_do_not_depend_on_the_batch(self, index, monkeypatch):
         queries = clustered(200, 4)
         whole = index.search(queries, 15)
         order = np.random.default_rng(0).permutation(200)
@@ -80,7 +80,7 @@ class TestSearch:
         np.testing.assert_array_equal(index.search(queries, 15).indices, whole.indices)
 
     def test_lists_do_not_depend_on_the_batch_where_centroids_tie(self, base):
-        # Far from the origin a matrix product cannot tell near centroids from each other.
+        # Far from the origin, a float32 matrix product cannot distinguish near centroids.
         index = IvfIndex.build((base[:1500] * 0.01 + 50).astype(np.float32), recall=0.8)
         queries = (clustered(64, 6) * 0.01 + 50).astype(np.float32)
         whole, _ = index.lists(index.codes.prepared(queries), 5)
@@ -95,7 +95,7 @@ class TestSearch:
         assert shares[0] < shares[1] < shares[2] and shares[2] > 0.98
 
     @pytest.mark.parametrize("recall", [0.0, -1.0, 1.5])
-    def test_no_share(self, index, base, recall):
+    def test_recall_outside_its_range_is_refused(self, index, base, recall):
         with pytest.raises(InputError, match="recall"):
             index.at_recall(recall)
         with pytest.raises(InputError, match="recall"):
@@ -108,7 +108,7 @@ class TestSearch:
         assert (found.indices[:, N:] == -1).all() and np.isinf(found.distances[:, N:]).all()
         assert (np.sort(found.indices[0, :N]) == np.arange(N)).all()
 
-    def test_a_query_whose_lists_hold_too_few_looks_at_all(self, index, base):
+    def test_a_query_whose_lists_hold_too_few_rows_scans_all(self, index, base):
         poor = index.at_recall(0.01)
         queries = clustered(50, 8)
         found = poor.search(queries, 600).indices
@@ -142,7 +142,7 @@ class TestSearch:
 
 
 def of_batches(n, seed, numbers=(0, 1, 2)):
-    """Clustered vectors, those of each batch moved the same way; and the number of each one's batch."""
+    """Return clustered vectors, shifted by batch, and the batch number of each vector."""
     which = np.array(numbers)[np.random.default_rng(seed).integers(0, len(numbers), n)]
     off = np.random.default_rng(7).normal(size=(9, DIM)) * 1.5
     return (clustered(n, seed) + off[which]).astype(np.float32), which.astype(np.int64)
@@ -155,10 +155,10 @@ def tuned():
 
 
 class TestBatches:
-    """Cells of a batch that the index lacks lie off all that it holds."""
+    """Cells of an unseen batch lie outside of the cells in the index."""
 
     @pytest.mark.parametrize("k", [15, 50])
-    def test_the_target_is_reached_for_batches_that_are_not_there(self, tuned, k):
+    def test_the_target_is_reached_for_unseen_batches(self, tuned, k):
         rows, _, index = tuned
         assert (set(index.settings.recall), index.settings.n_batches) == (
             {"at_15", "at_50", "unseen_15", "unseen_50"},
@@ -169,17 +169,17 @@ class TestBatches:
             queries, _ = of_batches(200, 50 + new, (new,))
             assert share(index.search(queries, k).indices, truth(rows, queries, k)) >= TARGET - 0.03
 
-    def test_a_batch_left_out_sees_nothing_of_its_own(self, tuned):
+    def test_a_left_out_batch_does_not_find_its_own_rows(self, tuned):
         rows, batches, index = tuned
         part = _left_out(index, batches, seed=0)[1]
         mine = np.flatnonzero(np.unpackbits(part._bits, bitorder="little")[:N] == 0)
         assert len(np.unique(batches[mine])) == 1 and (batches == batches[mine[0]]).sum() == len(mine)
         others = np.setdiff1d(np.arange(N), mine)
         np.testing.assert_array_equal(part._truth[:20], truth(rows, part._queries[:20], 50, others))
-        # All lists but those of the batch alone: hardly anything is missed.
+        # With all lists open, except those of the batch only, almost no neighbour is missed.
         assert (part.places(index.settings.n_lists, None, N) < N).mean() > 0.97
 
-    def test_lists_that_a_batch_fills_alone_stay_closed_for_it(self):
+    def test_lists_with_only_the_left_out_batch_stay_closed(self):
         rows = clustered(1600, 3)
         batches = np.arange(1600) % 2
         rows[batches == 1] += 40.0
@@ -188,21 +188,21 @@ class TestBatches:
             others = set(index.codes.list_of()[batches != mine])
             assert set(part._lists[0]) == others and part._fraction == len(others) / 32 < 0.7
 
-    def test_hardly_a_list_is_closed_where_batches_lie_together(self, index):
+    def test_few_lists_are_closed_if_batches_overlap(self, index):
         parts = _left_out(index, np.arange(N) % 3, seed=0)
         assert len(parts) == 3 and all(part._fraction > 0.95 for part in parts)
 
-    def test_lists_know_their_rows(self, index, base):
+    def test_list_of_returns_the_list_of_each_row(self, index, base):
         nearest, _ = index.lists(index.codes.prepared(base), 1)
         np.testing.assert_array_equal(index.codes.list_of(), nearest[:, 0])
 
     @pytest.mark.parametrize("batches", [np.zeros(N, np.int64), np.arange(N)], ids=["one", "all alone"])
-    def test_nothing_to_leave_out(self, index, batches):
+    def test_no_batch_is_large_enough_to_leave_out(self, index, batches):
         assert _left_out(index, batches, seed=0) == []
 
 
 class TestReach:
-    """Lists that are further off than the nearest by more than that stay closed."""
+    """``reach`` closes lists that are much farther than the nearest list."""
 
     def test_queries_among_the_vectors_open_fewer_lists(self, tuned):
         rows, _, index = tuned
@@ -214,7 +214,7 @@ class TestReach:
             opened.append((index.codes.within(lists, distances, index.effort.reach, 0) >= 0).mean())
         assert opened[0] < opened[1]
 
-    def test_a_query_gets_the_same_alone_and_as_many_as_it_asks_for(self, index):
+    def test_a_query_gets_equal_results_alone_and_k_neighbours(self, index):
         near = index.at_effort(Effort(40, 4, 0.0))
         queries = clustered(60, 11)
         whole = near.search(queries, 100)
@@ -224,13 +224,13 @@ class TestReach:
 
 
 class TestSubsets:
-    def test_few_rows_are_all_looked_at(self, index, base):
+    def test_a_small_subset_is_scanned_completely(self, index, base):
         rows = np.random.default_rng(0).choice(N, 700, replace=False)
         queries = clustered(40, 1)
         found = index.search(queries, 9, subset=rows).indices
         np.testing.assert_array_equal(found, truth(base, queries, 9, np.sort(rows)))
 
-    def test_most_rows(self, index, base):
+    def test_a_large_subset(self, index, base):
         rows = np.arange(0, N, 2)
         queries = clustered(200, 1)
         found = index.search(queries, 15, subset=rows).indices
@@ -239,8 +239,8 @@ class TestSubsets:
         alone = index.search(queries[3:4], 15, subset=rows).indices
         np.testing.assert_array_equal(alone[0], found[3])
 
-    def test_rows_of_one_corner(self, index, base):
-        # A filter that goes with the vectors, as a type of cell does: none of it lies near most queries.
+    def test_a_subset_far_from_the_queries(self, index, base):
+        # A filter that depends on the vectors, like a cell type: most queries have no allowed row nearby.
         rows = np.argsort(base[:, 0])[: N // 3]
         queries = clustered(100, 1)
         found = index.search(queries, 15, subset=rows).indices
@@ -248,7 +248,7 @@ class TestSubsets:
         assert share(found, truth(base, queries, 15, np.sort(rows))) > 0.75
 
     @pytest.mark.parametrize("bad", [[-1], [N]])
-    def test_rows_that_are_not_there(self, index, bad):
+    def test_rows_that_do_not_exist_are_refused(self, index, bad):
         with pytest.raises(InputError):
             index.search(clustered(2, 1), 3, subset=np.array(bad))
 
@@ -274,14 +274,14 @@ class TestFiles:
         with pytest.raises(StoreError):
             open_index(path, "ivf", vectors=base, settings=settings)
 
-    def test_of_other_vectors_or_of_another_kind(self, index, base, tmp_path):
+    def test_other_vectors_or_another_kind_are_refused(self, index, base, tmp_path):
         path, settings = self.saved(index, tmp_path)
-        with pytest.raises(StoreError, match="does not fit"):
+        with pytest.raises(StoreError, match="IndexPreTransform"):
             open_index(path, "ivf", vectors=base[:-1], settings=settings)
         with pytest.raises(StoreError):
             open_index(path, "flat")
         build_index(base).save(path)
-        with pytest.raises(StoreError, match="does not fit"):
+        with pytest.raises(StoreError, match="IndexFlat"):
             open_index(path, "ivf", vectors=base, settings=settings)
 
     @pytest.mark.parametrize(
@@ -299,14 +299,14 @@ class TestFiles:
         ],
         ids=["none", "too many", "text", "factor", "lists", "curve", "reach", "reach as text", "no number"],
     )
-    def test_settings_are_not_believed(self, index, base, tmp_path, spoil):
+    def test_bad_settings_are_refused(self, index, base, tmp_path, spoil):
         path, settings = self.saved(index, tmp_path)
         with pytest.raises(StoreError):
             open_index(path, "ivf", vectors=base, settings=settings | spoil)
-        with pytest.raises(StoreError, match="lost its settings"):
+        with pytest.raises(StoreError, match="settings"):
             open_index(path, "ivf", vectors=base)
 
-    def test_rows_that_are_not_there(self, base, index, tmp_path):
+    def test_rows_that_do_not_exist_are_refused(self, base, index, tmp_path):
         import faiss
 
         path, settings = self.saved(index, tmp_path)
@@ -315,7 +315,7 @@ class TestFiles:
         hostile.add_with_ids(base, np.arange(N) + 10**9)
         faiss.write_index(hostile, str(path))
         opened = open_index(path, "ivf", vectors=base, settings=settings)
-        with pytest.raises(StoreError, match="not there"):
+        with pytest.raises(StoreError, match="rows"):
             opened.search(clustered(3, 1), 5)
 
     def test_two_builds_write_the_same_bytes(self, index, base, tmp_path):

@@ -31,7 +31,7 @@ class TestStore:
             txn.commit()
         return store.reference("r")
 
-    def test_there_and_back(self, store, base, index):
+    def test_round_trip_through_the_store(self, store, base, index):
         stored = self.put(store, base, index=index)
         assert stored.index_kind == "ivf" and stored.meta["x"] == 1
         assert stored.meta["index"] == index.settings.to_dict()
@@ -51,7 +51,7 @@ class TestStore:
         assert stored.index_kind == "flat" and "index" not in stored.meta
         assert stored.searcher(exact=True) is stored.searcher(recall=0.5) is stored.index
 
-    def test_settings_that_are_lost(self, store, base, index):
+    def test_missing_settings_are_refused(self, store, base, index):
         self.put(store, base, index=index)
         with store.begin("test") as txn:
             txn.put_meta("r", {})
@@ -60,7 +60,7 @@ class TestStore:
             _ = store.reference("r").index
         assert any("settings" in problem for problem in store.verify().problems)
 
-    def test_a_damaged_file_is_not_searched(self, store, base, index):
+    def test_a_damaged_file_is_refused(self, store, base, index):
         stored = self.put(store, base, index=index)
         path = store.path / "files" / stored._entry.index
         data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The journal: what has arrived is there, once, whatever happens to the process or the file."""
+"""The journal keeps each arrived answer once, whatever happens to the process or the file."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def test_there_is_no_file_until_something_is_written(path: Path) -> None:
     assert not path.exists()
 
 
-def test_what_is_written_comes_back_in_one_order(path: Path) -> None:
+def test_written_answers_come_back_in_a_fixed_order(path: Path) -> None:
     asked, model = answer(3, ask=True), written(1)
     with Journal(path) as journal:
         journal.write([model, asked, answer(2)], [failure(9), failure(4, final=True, attempts=3)])
         journal.write([answer(1, "mygene"), answer(1)], [])
-        # Those that tell facts first, of those the ones about a gene; then by job.
+        # Answers with facts first, among those the jobs about a gene; then by job.
         expected = [answer(1, "mygene"), answer(1), answer(2), asked, model]
         assert all_answers(journal) == expected
         assert all_answers(journal, 2) == expected
@@ -63,7 +63,7 @@ def test_what_is_written_comes_back_in_one_order(path: Path) -> None:
         assert journal.failed_jobs() == {job(4), job(9)}
 
 
-def test_an_answer_counts_before_any_failure(path: Path) -> None:
+def test_an_answer_wins_over_a_failure(path: Path) -> None:
     with Journal(path) as journal:
         journal.write([answer(1)], [failure(2)])
         journal.write([answer(2)], [failure(1, final=True)])
@@ -71,7 +71,7 @@ def test_an_answer_counts_before_any_failure(path: Path) -> None:
         assert journal.done_jobs() == {job(1), job(2)}
 
 
-def test_of_equal_jobs_the_answer_retrieved_last_counts(path: Path) -> None:
+def test_the_answer_retrieved_last_wins(path: Path) -> None:
     late, early = answer(1, text="late", at="2026-11-23"), answer(1, text="early", at="2026-11-22")
     with Journal(path) as journal:
         journal.write([late])
@@ -81,7 +81,7 @@ def test_of_equal_jobs_the_answer_retrieved_last_counts(path: Path) -> None:
 
 @settings(max_examples=15)
 @given(data=st.data())
-def test_order_and_repeats_do_not_count(
+def test_order_and_repeats_do_not_matter(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     one_of = st.sampled_from
@@ -125,7 +125,7 @@ def test_order_and_repeats_do_not_count(
 
 @settings(max_examples=20)
 @given(text=st.text(max_size=60), facts=st.dictionaries(st.text(max_size=9), st.text(max_size=9) | st.none()))
-def test_any_text_comes_back_as_it_was(
+def test_any_text_survives_a_round_trip(
     tmp_path_factory: pytest.TempPathFactory, text: str, facts: dict
 ) -> None:
     asked = Job("HGNC:1", "ncbi")
@@ -140,7 +140,7 @@ def test_any_text_comes_back_as_it_was(
         assert all_answers(journal) == [whole]
 
 
-def test_half_a_character_costs_no_batch(path: Path) -> None:
+def test_half_a_surrogate_pair_does_not_lose_a_batch(path: Path) -> None:
     with Journal(path) as journal:
         journal.write([answer(1, text="half \ud83d of one"), answer(2)], [failure(3, reason="\udc00")])
         first, second = all_answers(journal)
@@ -154,7 +154,7 @@ def test_a_write_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(TypeError):
             journal.write([answer(2)], [replace(failure(7), reason=object())])
         assert all_answers(journal) == [answer(1)]
-        with monkeypatch.context() as patch:  # all is written, and does not reach the disk
+        with monkeypatch.context() as patch:  # everything is written, but fsync fails
             patch.setattr(os, "fsync", full)
             with pytest.raises(ResourceError):
                 journal.write([answer(2)], [failure(7)])
@@ -170,8 +170,8 @@ def full(*args: object, **kwargs: object) -> None:
 
 
 @pytest.mark.parametrize("kept", [1, 8, 9, 40, 73, 74, 100, -1])
-def test_the_beginning_of_a_record_is_no_damage(path: Path, kept: int) -> None:
-    """What a kill in the middle of a write leaves does not count, is not glued to, and worries nobody."""
+def test_an_incomplete_record_is_not_damage(path: Path, kept: int) -> None:
+    """The incomplete record of a killed write is ignored, is not extended, and is not reported."""
     with Journal(path) as journal:
         journal.write([answer(1)])
     whole = path.read_bytes()
@@ -242,7 +242,7 @@ def test_one_process_writes_and_others_read(store: Store) -> None:
         reader = store.journal()
         batches = reader.answers(1)
         assert next(batches) == [answer(1)]
-        with pytest.raises(InputError, match="reading only"):
+        with pytest.raises(InputError, match="read-only"):
             reader.write([answer(3)])
         other.stdin.write("\n")
         other.stdin.flush()
@@ -254,7 +254,7 @@ def test_one_process_writes_and_others_read(store: Store) -> None:
         assert all_answers(txn.journal()) == [answer(1), answer(2)] and txn.journal().notes == []
 
 
-def test_a_second_writer_in_the_process_takes_nothing_away(path: Path) -> None:
+def test_a_second_writer_in_the_process_loses_nothing(path: Path) -> None:
     with Journal(path) as one, Journal(path) as two:
         one.write([answer(1)])
         two.write([answer(2)])
@@ -296,7 +296,7 @@ def flip(path: Path, at: int, bit: int) -> None:
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_flipped_bits(tmp_path: Path, killed: bool) -> None:
-    """Whatever bit flips: nothing wrong is read, nothing is deleted, and what can be read goes on."""
+    """After any bit flip, no wrong record is read, nothing is deleted, and intact records stay."""
     template = tmp_path / "template.log"
     jobs = filled(template, 12, killed=killed)
     whole = template.read_bytes()
@@ -325,7 +325,7 @@ def test_flipped_bits(tmp_path: Path, killed: bool) -> None:
         (aside,) = path.parent.glob("answers.damaged-*.log")
         assert f"{len(found):,} answers could be read" in note and aside.name in note
         assert aside.read_bytes() == damaged
-        # A line is lost, or two where its end is.
+        # One line is lost, or two if the line end is hit.
         assert len(found) >= len(jobs) - 2
         assert {p.name for p in path.parent.iterdir()} == {path.name, aside.name}
         with Journal(path) as journal:
@@ -335,7 +335,7 @@ def test_flipped_bits(tmp_path: Path, killed: bool) -> None:
 @given(data=st.data())
 @settings(max_examples=30)
 def test_any_damage(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Bytes put in, taken out or written over anywhere: every record that is read is one that was written."""
+    """After inserting, deleting or overwriting bytes anywhere, every record that is read was written."""
     path = tmp_path_factory.mktemp("damage") / "answers.log"
     with Journal(path) as journal:
         for n in range(6):
@@ -363,7 +363,7 @@ def test_damage_between_absorbing_and_clearing_loses_nothing(path: Path) -> None
         assert list(path.parent.glob("answers.damaged-*"))
 
 
-def test_a_record_that_changes_while_it_is_read_is_not_taken(path: Path) -> None:
+def test_a_record_that_changes_during_reading_is_refused(path: Path) -> None:
     with Journal(path) as journal:
         journal.write([answer(1), answer(2, text="long " * 20_000)])
         batches = journal.answers(1)
@@ -373,7 +373,7 @@ def test_a_record_that_changes_while_it_is_read_is_not_taken(path: Path) -> None
             next(batches)
 
 
-def test_what_is_no_journal_is_moved_aside(path: Path) -> None:
+def test_a_file_that_is_not_a_journal_is_kept_aside(path: Path) -> None:
     path.write_bytes(b"no database at all" * 1000)
     with Journal(path) as journal:
         assert all_answers(journal) == []
@@ -387,7 +387,7 @@ def test_what_is_no_journal_is_moved_aside(path: Path) -> None:
 def test_a_kill_while_it_is_rewritten_loses_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    """Of a journal that is cleared in part, the rest is there whenever the process ends."""
+    """If a process is killed while it clears part of the journal, the rest is kept."""
 
     class KilledError(BaseException):
         pass
@@ -433,7 +433,7 @@ def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_does_not_damage_the_journal(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Journal(path) as journal:
         journal.write([answer(1)])
     monkeypatch.setattr(os, "fsync", full)

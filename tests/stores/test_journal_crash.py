@@ -1,4 +1,4 @@
-"""Ingests that are killed at any moment: after going on, no answer lost, none twice, the same knowledge base.
+"""Ingests that are killed at any moment and continued: no answer is lost or repeated, same knowledge base.
 
 ``SCVEC_KILLS=50 pytest tests/stores/test_journal_crash.py`` kills more often.
 """
@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.kill, pytest.mark.skipif(not hasattr(os, "fork"), reas
 
 KILLS = int(os.environ.get("SCVEC_KILLS", "6"))
 
-# Runs in a process of its own that imports once and forks for every attempt; it opens no database itself, so
-# that a fork never copies a running thread.
+# Runs in a separate process that imports once and forks for every attempt. It opens no database itself, so a
+# fork never copies a running thread.
 PROGRAM = '''
 import json, os, random, signal, sys, time, traceback
 from pathlib import Path
@@ -34,19 +34,19 @@ N = 240
 
 
 def wanted():
-    """All that there is to ask, and what comes back: most have two answers, some none."""
+    """Return all jobs and their answers: most genes have two answers, some have none."""
     found = {}
     for n in range(N):
         other = answer(n, "mygene") if n % 7 else failure(n, "mygene", final=True)
         for item in (answer(n), other, written(n)):
             found[item.job] = item
-    for n in range(N, N + 20):  # names that nobody knew
+    for n in range(N, N + 20):  # names of unknown genes
         found[answer(n, ask=True).job] = answer(n, ask=True)
     return found
 
 
 def ingest(folder, pace, acknowledged=None):
-    """One run as a command makes it: take in what was left, ask what is missing, commit; say how much."""
+    """Run like a command: absorb the journal, ask missing jobs, commit; return the number of answers."""
     store = Store.open(folder, create=True)
     with store.begin("ingest genes", {"source": "ncbi"}) as txn:
         kb = txn.open_knowledge()
@@ -54,7 +54,7 @@ def ingest(folder, pace, acknowledged=None):
             kb.upsert_genes(genes(N))
         kb.absorb(txn.journal())
         items = wanted()
-        done, final = kb.jobs_done(items), kb.jobs_final(items)
+        done, final = kb.jobs_done(items), {f.job for f in kb.failures() if f.final}
         todo = [job for job in items if job not in done and job not in final]
         random.Random(os.getpid()).shuffle(todo)
         for i in range(0, len(todo), 20):
@@ -72,7 +72,7 @@ def ingest(folder, pace, acknowledged=None):
 
 
 def content(folder):
-    """What the store holds: digest, jobs and all, and rows that are there twice."""
+    """Return the content of the store: digest with jobs, and duplicate rows."""
     store = Store(folder)
     assert store.verify().ok, store.verify().problems
     with store.knowledge() as kb:
@@ -90,7 +90,7 @@ def content(folder):
 
 
 def kept(folder):
-    """Numbers of the jobs that have been settled, in the journal or in the current generation."""
+    """Return the numbers of answered or failed jobs, in the journal or in the current generation."""
     store = Store.open(folder, create=True)
     items = wanted()
     with store.journal() as found:
@@ -98,12 +98,12 @@ def kept(folder):
         assert found.notes == []
     if store.generation.manifest.knowledge is not None:
         with store.knowledge() as kb:
-            settled |= kb.jobs_done(items) | kb.jobs_final(items)
+            settled |= kb.jobs_done(items) | {f.job for f in kb.failures() if f.final}
     return [n for n, job in enumerate(items) if job in settled]
 
 
 def forked(work, *args):
-    """Run in a child; return its result. A child that fails fails the program."""
+    """Run in a child process and return its result; raise if the child fails."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -131,7 +131,7 @@ def killed(folder, kills, seed):
     pace, attempt = 0.005, 0
     while running < kills and attempt < 4 * kills:
         attempt += 1
-        one = f"{folder}.{finished}"  # a new store when one is complete
+        one = f"{folder}.{finished}"  # a new store after each complete one
         pid = os.fork()
         if pid == 0:
             try:
@@ -158,7 +158,7 @@ def killed(folder, kills, seed):
             os.ftruncate(log, 0)
     forked(ingest, f"{folder}.{finished}", 0)
     last = forked(content, f"{folder}.{finished}")
-    # Again: nothing is asked, nothing changes, nothing is left.
+    # One more run asks nothing, changes nothing and leaves nothing.
     asked = forked(ingest, f"{folder}.{finished}", 0)
     left = sorted(p.name for p in Path(f"{folder}.{finished}", "work").iterdir())
     return {"kills": running, "seen": seen, "finished": finished, "left": left, "last": last, "asked": asked,
@@ -188,7 +188,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert result["last"] == result["again"] == result["whole"]
     digest, _, twice, counts = result["whole"]
     assert len(digest) == 64 and set(twice) == {0}
-    # Of 240 genes two texts each and the model's, of 35 no text of MyGene; of 20 names one.
+    # 240 genes have two texts and the model's text, 35 lack MyGene's text, and 20 names have one.
     assert counts["genes"] == 260 and counts["descriptions"] == 3 * 240 - 35 + 20, counts
     assert counts["notes"] == 2 * 240 - 35 + 20, counts
     assert result["left"] == [] and result["asked"] == 0

@@ -1,4 +1,4 @@
-"""The knowledge base: rows exactly once, loads all or nothing, facts as they are."""
+"""The knowledge base: no duplicate rows, loads are all or nothing, and facts are not changed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def empty(tmp_path: Path) -> Iterator[KnowledgeBase]:
 def test_loading_twice_changes_nothing(kb: KnowledgeBase) -> None:
     digest, counts = kb.digest(), kb.counts()
     assert set(kb.load_snapshot().values()) == {0}
-    # As if another version had been loaded: every row is met again.
+    # Simulate another version, so that the load meets every row again.
     kb._con.execute("DELETE FROM meta")
     assert kb.load_snapshot()["genes"] == 0
     assert (kb.digest(), kb.counts()) == (digest, counts)
@@ -79,7 +79,7 @@ def test_rows_are_exactly_once(kb: KnowledgeBase) -> None:
         assert total == unique > 0, table
 
 
-def test_digest_sees_every_content_but_not_time(kb: KnowledgeBase) -> None:
+def test_the_digest_covers_all_content_but_not_times(kb: KnowledgeBase) -> None:
     before = kb.digest()
     kb._con.execute("UPDATE descriptions SET retrieved_at = '1999-01-01' WHERE gene_id = 'HGNC:6081'")
     assert kb.digest() == before
@@ -87,8 +87,8 @@ def test_digest_sees_every_content_but_not_time(kb: KnowledgeBase) -> None:
     assert kb.digest() != before
 
 
-def test_the_digest_is_that_of_the_rows_by_hand(empty: KnowledgeBase) -> None:
-    # Stores keep digests: another way to compute them, or another DuckDB, must give the same.
+def test_the_digest_equals_one_computed_by_hand(empty: KnowledgeBase) -> None:
+    # Stores keep digests, so other code or another DuckDB must give the same ones.
     empty.upsert_genes([INS, INS1])
     with_jobs, digest = empty.digests()
     assert with_jobs == digest == empty.digest() == empty.digest(jobs=True)
@@ -124,13 +124,13 @@ def test_a_file_gene_merges_by_entrez_ensembl_or_symbol(kb: KnowledgeBase) -> No
     assert "16333" in set(kb.aliases("mouse").query("kind == 'entrez'").name)
 
 
-def test_a_symbol_of_another_numbered_gene_does_not_merge(kb: KnowledgeBase) -> None:
+def test_a_symbol_of_a_gene_with_another_entrez_id_does_not_merge(kb: KnowledgeBase) -> None:
     stranger = Gene("entrez:888888888", "human", "INS", 888888888)
     assert kb.upsert_genes([stranger]) == {"entrez:888888888": "entrez:888888888"}
     kinds = kb.aliases("human").query("name == 'INS'").set_index("gene_id").kind
     assert kinds["HGNC:6081"] == "symbol"
     assert kinds["entrez:888888888"] == "alias"
-    # A second load must not promote it.
+    # A second load must not make it official.
     kb.upsert_genes([stranger])
     assert (kb.aliases("human").query("name == 'INS' and kind == 'symbol'").gene_id == "HGNC:6081").all()
 
@@ -168,7 +168,7 @@ def test_a_load_that_fails_leaves_nothing(kb: KnowledgeBase) -> None:
     with pytest.raises(ValueError, match="second batch"):
         kb.upsert_records(broken())
     assert kb.digest() == digest
-    kb.upsert_records([[(INS, [TEXT])]])  # and the connection still works
+    kb.upsert_records([[(INS, [TEXT])]])  # the connection still works
     assert kb.digest() != digest
 
 
@@ -206,7 +206,7 @@ def test_best_description_by_kind_and_then_date(kb: KnowledgeBase) -> None:
 
 @settings(max_examples=15)
 @given(text=st.text(max_size=200), name=st.text(min_size=1, max_size=20))
-def test_any_text_comes_back_as_it_was(empty: KnowledgeBase, text: str, name: str) -> None:
+def test_any_text_survives_a_round_trip(empty: KnowledgeBase, text: str, name: str) -> None:
     encodable = text.encode("utf-8", "replace").decode("utf-8")
     label = name.encode("utf-8", "replace").decode("utf-8")
     empty.upsert_genes([Gene("entrez:1", "human", label, 1)])
@@ -239,7 +239,7 @@ def test_no_file_of_the_machine_can_be_read(kb: KnowledgeBase, tmp_path: Path) -
 
 
 def test_no_progress_bar_is_shown(loaded: Path) -> None:
-    # With -c DuckDB takes the program for interactive, as a notebook is, and turns the bar on.
+    # With -c DuckDB assumes an interactive program, like a notebook, and shows the bar.
     code = (
         "import sys, duckdb\n"
         "from scvec.stores.knowledge.knowledge import KnowledgeBase\n"
@@ -269,7 +269,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
         assert caught.value.exit_code == 3
 
 
-def test_files_that_are_no_knowledge_base_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_a_knowledge_base_are_refused(tmp_path: Path) -> None:
     noise = tmp_path / "noise.duckdb"
     noise.write_bytes(bytes(range(256)) * 64)
     with pytest.raises(StoreError, match="damaged"):
@@ -304,13 +304,13 @@ def test_a_file_in_use_names_the_process(tmp_path: Path) -> None:
         other.communicate("")
 
 
-def test_names_come_in_one_order_however_they_were_stored(tmp_path: Path) -> None:
-    """What a model is told of a gene depends on it, and what was paid for is known again by what was told."""
+def test_names_come_in_a_fixed_order(tmp_path: Path) -> None:
+    """The order of names changes the prompt, and paid answers are found again by their prompt."""
     names = [f"N{i}" for i in range(300)]
-    told = []
+    found = []
     for turn in range(2):
         with KnowledgeBase.open(tmp_path / f"{turn}.duckdb") as kb:
             for part in (names, names[::-1])[turn][:150], (names, names[::-1])[turn][150:]:
                 kb.upsert_genes([Gene("HGNC:1", "human", "A", aliases=tuple(part), previous=("P", "O"))])
-            told.append(kb.aliases().values.tolist())
-    assert told[0] == told[1] and len(told[0]) == 303
+            found.append(kb.aliases().values.tolist())
+    assert found[0] == found[1] and len(found[0]) == 303

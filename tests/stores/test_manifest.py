@@ -90,7 +90,7 @@ def test_paths_of_a_machine_are_not_written(given, kept):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {"x": b"y"}])
-def test_what_json_cannot_hold_is_refused(value):
+def test_values_that_json_cannot_hold_are_refused(value):
     with pytest.raises(InputError):
         portable(value)
 
@@ -175,7 +175,7 @@ def test_file_names_that_lead_elsewhere_are_refused(name):
         lambda data: data["files"].pop("m.json"),
     ],
 )
-def test_a_manifest_that_does_not_hold_together_is_refused(spoil):
+def test_an_inconsistent_manifest_is_refused(spoil):
     data = json.loads(manifest().to_bytes())
     spoil(data)
     with pytest.raises(StoreError) as error:
@@ -186,7 +186,7 @@ def test_a_manifest_that_does_not_hold_together_is_refused(spoil):
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"null", b"7", b"{", b"\xff\xfe", b"[" * 100_000, b'{"format": NaN}']
 )
-def test_what_is_no_manifest_is_refused(data):
+def test_other_texts_than_manifests_are_refused(data):
     with pytest.raises(StoreError):
         Manifest.from_bytes(data, "x")
 
@@ -208,7 +208,7 @@ json_values = st.recursive(
 @settings(max_examples=300)
 @given(data=st.data(), value=json_values)
 def test_any_value_anywhere_is_read_or_refused(data, value):
-    """No hostile value gets another exception out of the reader than StoreError."""
+    """Hostile values make the reader raise StoreError and no other exception."""
     document = json.loads(manifest().to_bytes())
     spoiled = copy.deepcopy(document)
     node = spoiled

@@ -1,4 +1,4 @@
-"""Stores in which something else lies where a file or a folder of theirs should be."""
+"""Stores with links, pipes or folders in place of their files and folders."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def put(store: Store, seed: int) -> None:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder with a file that nobody may touch."""
+    """A folder outside of the store; its file must not change."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "kept").write_text(TEXT)
@@ -67,7 +67,7 @@ ODD = pytest.mark.parametrize("odd", [folder, pipe, link], ids=lambda f: f.__nam
 
 
 @ODD
-def test_a_manifest_that_is_no_file(store: Store, outside: Path, odd: Odd) -> None:
+def test_a_manifest_that_is_not_a_file(store: Store, outside: Path, odd: Odd) -> None:
     for number in (2, 1):
         path = store.path / "generations" / f"{number:06d}.json"
         path.unlink()
@@ -78,7 +78,7 @@ def test_a_manifest_that_is_no_file(store: Store, outside: Path, odd: Odd) -> No
 
 
 @ODD
-def test_an_older_manifest_that_is_no_file_stops_compact(store: Store, outside: Path, odd: Odd) -> None:
+def test_an_older_manifest_that_is_not_a_file_stops_compact(store: Store, outside: Path, odd: Odd) -> None:
     path = store.path / "generations" / "000001.json"
     path.unlink()
     odd(path, outside)
@@ -89,7 +89,7 @@ def test_an_older_manifest_that_is_no_file_stops_compact(store: Store, outside: 
 
 @ODD
 @pytest.mark.parametrize("name", ["lock", "CURRENT"])
-def test_a_lock_or_current_that_is_no_file(store: Store, outside: Path, odd: Odd, name: str) -> None:
+def test_a_lock_or_current_that_is_not_a_file(store: Store, outside: Path, odd: Odd, name: str) -> None:
     (store.path / name).unlink(missing_ok=True)
     odd(store.path / name, outside)
     with pytest.raises(StoreError):
@@ -98,14 +98,14 @@ def test_a_lock_or_current_that_is_no_file(store: Store, outside: Path, odd: Odd
 
 
 @pytest.mark.parametrize("name", ["lock.json.tmp", "lock.json"])
-def test_the_note_of_the_lock_is_written_through_no_link(store: Store, outside: Path, name: str) -> None:
+def test_lock_json_is_not_written_through_a_link(store: Store, outside: Path, name: str) -> None:
     link(store.path / name, outside)
     put(store, 2)
     assert untouched(outside) and store.generation.number == 3
 
 
 @pytest.mark.parametrize("name", ["lock.json.tmp", "lock.json"])
-def test_a_folder_in_place_of_the_note_is_an_error(store: Store, name: str) -> None:
+def test_a_folder_in_place_of_lock_json_is_an_error(store: Store, name: str) -> None:
     (store.path / name).mkdir()
     with pytest.raises(StoreError):
         put(store, 2)
@@ -138,14 +138,14 @@ def write_vector(txn: Any, space: Space) -> None:
 
 
 @ODD
-def test_a_cache_that_is_no_file(store: Store, outside: Path, odd: Odd, space: Space) -> None:
+def test_a_cache_that_is_not_a_file(store: Store, outside: Path, odd: Odd, space: Space) -> None:
     odd(store.path / "work" / "vectors.log", outside)
     with store.begin("embed") as txn, pytest.raises(StoreError):
         write_vector(txn, space)
     assert untouched(outside)
 
 
-def test_a_fresh_cache_is_written_through_no_link(store: Store, outside: Path, space: Space) -> None:
+def test_a_new_cache_is_not_written_through_a_link(store: Store, outside: Path, space: Space) -> None:
     with store.begin("embed") as txn:
         write_vector(txn, space)
     link(store.path / "work" / "vectors.log.new", outside)
@@ -157,7 +157,7 @@ def test_a_fresh_cache_is_written_through_no_link(store: Store, outside: Path, s
 
 
 @pytest.mark.parametrize("name", ["kb.duckdb", "kb.duckdb.wal"])
-def test_a_copy_of_the_knowledge_base_is_written_through_no_link(
+def test_a_copy_of_the_knowledge_base_is_not_written_through_a_link(
     store: Store, outside: Path, name: str
 ) -> None:
     link(store.path / "work" / name, outside)
@@ -175,7 +175,7 @@ def test_compact_deletes_what_killed_writers_left(store: Store, name: str) -> No
 
 
 @pytest.mark.parametrize("name", [".ipynb_checkpoints", "r.obs-0000000000000000.parquet", "a folder"])
-def test_folders_among_the_files_are_left(store: Store, name: str) -> None:
+def test_folders_among_the_files_stay(store: Store, name: str) -> None:
     (store.path / "files" / name).mkdir()
     assert store.verify().ok
     store.compact()

@@ -1,4 +1,4 @@
-"""References with appended and deleted cells: what is searched, stored, checked and merged."""
+"""References with appended and deleted cells: searching, storing, checking and merging."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIM = 8
 
 
 def rows(n: int, seed: int = 0) -> Any:
-    # Few different numbers, so that distances are often equal and the order of rows decides.
+    # Few different values, so that many distances are equal and the row number decides.
     return np.random.default_rng(seed).integers(0, 3, (n, DIM)).astype(np.float32)
 
 
@@ -43,7 +43,7 @@ def flat(vectors: Any) -> FaissFlatIndex:
     share_asked=st.none() | st.floats(0, 1),
     seed=st.integers(0, 1000),
 )
-def test_segments_give_what_one_index_of_the_rows_left_gives(
+def test_segments_equal_one_index_of_the_remaining_rows(
     sizes: list[int], k: int, share_gone: float, share_asked: float | None, seed: int
 ):
     rng = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ def test_segments_give_what_one_index_of_the_rows_left_gives(
     np.testing.assert_array_equal(found.distances, truth.distances)
 
 
-def test_queries_whose_whole_surroundings_are_gone_look_further():
+def test_queries_whose_neighbours_are_all_deleted_search_again():
     near, far = rows(200), rows(50, 1) + np.float32(100)
     segmented = SegmentedIndex([flat(np.concatenate([near, far])), flat(far + 1)], np.arange(195))
     left = np.concatenate([near[195:], far, far + 1])
@@ -68,7 +68,7 @@ def test_queries_whose_whole_surroundings_are_gone_look_further():
     np.testing.assert_array_equal(found.distances, truth.distances)
 
 
-def test_an_approximate_segment_never_finds_what_is_gone():
+def test_an_approximate_segment_never_finds_deleted_rows():
     vectors = np.random.default_rng(0).normal(size=(3000, DIM)).astype(np.float32)
     queries = vectors[:50] + np.float32(1e-3)
     gone = np.arange(0, 3000, 3)
@@ -85,12 +85,12 @@ def test_an_approximate_segment_never_finds_what_is_gone():
     [([], []), ([flat(rows(3))], [3]), ([flat(rows(3))], [1, 1]), ([flat(rows(3)), FaissFlatIndex(2)], [])],
     ids=["no segment", "a row that is not there", "twice", "two dimensions"],
 )
-def test_segments_that_cannot_be(segments: Any, gone: list[int]):
+def test_invalid_segments_are_refused(segments: Any, gone: list[int]):
     with pytest.raises(ValueError, match=r"segments|rows"):
         SegmentedIndex(segments, np.array(gone, dtype=np.int64))
 
 
-def test_queries_are_checked_as_ever():
+def test_queries_are_checked():
     segmented = SegmentedIndex([flat(rows(3))], np.array([1]))
     with pytest.raises(InputError):
         segmented.search(rows(1)[:, :2], 1)
@@ -146,7 +146,7 @@ def test_only_what_is_new_is_written(store: Store):
     ]
 
 
-def test_rows_are_numbered_as_if_they_had_always_been_so(store: Store):
+def test_rows_are_numbered_like_those_of_a_new_reference(store: Store):
     wanted = rows(20)
     assert store.reference("r").is_whole
     for step in range(3):
@@ -164,7 +164,7 @@ def test_rows_are_numbered_as_if_they_had_always_been_so(store: Store):
     assert store.verify().ok
 
 
-def test_an_approximate_reference_grows_and_is_asked_exactly(store: Store):
+def test_an_approximate_reference_grows_and_is_searched_exactly(store: Store):
     vectors = np.random.default_rng(0).normal(size=(1200, DIM)).astype(np.float32)
     more = np.random.default_rng(1).normal(size=(2, 100, DIM)).astype(np.float32)
     with store.begin("put") as txn:
@@ -187,7 +187,7 @@ def test_an_approximate_reference_grows_and_is_asked_exactly(store: Store):
 
 
 def approximate(store: Store, indexed: Any, stored: Any) -> None:
-    """Put a reference whose index was made of ``indexed``."""
+    """Store a reference with an index of the vectors ``indexed``."""
     index = build_index(indexed, "ivf")
     with store.begin("put") as txn:
         obs = table(len(stored))
@@ -195,20 +195,20 @@ def approximate(store: Store, indexed: Any, stored: Any) -> None:
         txn.commit()
 
 
-def test_cells_that_are_there_many_times_are_no_damage(store: Store):
+def test_duplicate_cells_are_not_reported_as_damage(store: Store):
     once = np.random.default_rng(0).normal(size=(60, DIM)).astype(np.float32)
     approximate(store, np.repeat(once, 20, axis=0), np.repeat(once, 20, axis=0))
     assert store.verify().problems == []
 
 
-def test_an_approximate_index_of_other_vectors_is_damage(store: Store):
+def test_an_approximate_index_of_other_vectors_is_reported(store: Store):
     made, stored = np.random.default_rng(0).normal(size=(2, 1200, DIM)).astype(np.float32)
     approximate(store, made, stored)
     [problem] = store.verify().problems
     assert "of the neighbours of its own vectors" in problem
 
 
-def test_every_state_has_a_fingerprint_of_its_own(store: Store):
+def test_every_state_has_its_own_fingerprint(store: Store):
     seen = []
     for change in (lambda: None, lambda: grow(store), lambda: shrink(store, [3]), lambda: shrink(store, [4])):
         change()
@@ -217,7 +217,7 @@ def test_every_state_has_a_fingerprint_of_its_own(store: Store):
     assert len(set(seen)) == 8
 
 
-def test_verify_looks_into_every_segment(store: Store):
+def test_verify_checks_every_segment(store: Store):
     grow(store)
     manifest = store.generation.manifest
     [segment] = manifest.references["r"].appended
@@ -229,7 +229,7 @@ def test_verify_looks_into_every_segment(store: Store):
     assert not report.ok and any(segment.vectors in problem for problem in report.problems)
 
 
-def test_a_table_or_rows_that_do_not_fit(store: Store):
+def test_a_table_or_rows_of_another_length_are_refused(store: Store):
     with store.begin("grow") as txn:
         with pytest.raises(InputError, match="20 rows for 25 cells"):
             txn.add_cells("r", meta={}, obs=table(20), vectors=rows(5))
@@ -242,15 +242,16 @@ def test_a_table_or_rows_that_do_not_fit(store: Store):
     assert store.reference("r").is_whole
 
 
-def test_files_that_do_not_belong_together(store: Store):
+def test_inconsistent_files_are_refused(store: Store):
     shrink(store, [1, 2])
     manifest = store.generation.manifest
     raw = json.loads(manifest.to_bytes())
     raw["references"]["r"].update(n_deleted=1, n=19)
     odd = Manifest.from_bytes(json.dumps(raw).encode(), "here")
     store.generation.manifest = odd
-    with pytest.raises(StoreError, match="do not belong together"):
+    with pytest.raises(StoreError, match="instead of 1") as caught:
         _ = store.reference("r").deleted
+    assert caught.value.code == "store-damaged"
 
 
 # -- the manifest --------------------------------------------------------------------------------------
@@ -281,6 +282,6 @@ def test_an_entry_goes_to_json_and_back():
     ],
     ids=str,
 )
-def test_entries_that_cannot_be(odd: dict[str, Any]):
-    with pytest.raises(ValueError, match="not a"):
+def test_invalid_entries_are_refused(odd: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"reference|plain file name"):
         ReferenceEntry.from_dict({**ENTRY, **odd})

@@ -1,4 +1,4 @@
-"""A sharded index gives the answers of one index, bit for bit."""
+"""A sharded index returns the results of one index, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scvec.stores.index.shards import ShardedIndex, search_rows, spans
 
 
 def in_pieces(vectors, parts, kind="flat"):
-    """An index of these vectors, each piece of which is searched on its own, as shards are."""
+    """Return a sharded index of vectors; its shards are searched in this process."""
     held = spans(len(vectors), parts)
     pieces = [(build_index(vectors[a:b], kind), vectors[a:b], a) for a, b in held]
 
@@ -40,8 +40,8 @@ def same(found, expected):
     st.sampled_from([1.0, 0.0, 1e-6]),
     st.booleans(),
 )
-def test_any_number_of_shards_gives_what_one_index_gives(n, parts, k, seed, scale, narrowed):
-    # Scale 0: all at one place. 1e-6: distances that differ in float64 and are one number in float32.
+def test_any_number_of_shards_equals_one_index(n, parts, k, seed, scale, narrowed):
+    # Scale 0: all rows are equal. 1e-6: distances differ in float64 but are equal in float32.
     rng = np.random.default_rng(seed)
     vectors = (1 + scale * rng.integers(-2, 3, (n, 4))).astype(np.float32)
     vectors += (1e-7 * rng.integers(0, 2, (n, 4))).astype(np.float32)
@@ -60,7 +60,7 @@ def test_equal_distances_across_shards_come_by_row():
 
 
 def test_distances_that_float32_cannot_tell_apart_keep_their_order():
-    # Row 0 is farther by less than float32 resolves: by float32 alone it would come first.
+    # Row 0 is farther by less than float32 resolves. With float32 it would come first.
     far = np.nextafter(np.float32(1), np.float32(2))
     vectors = np.array([[1, 3e-5], [1, 0], [far, 0]], dtype=np.float32)
     found = in_pieces(vectors, 3).search(np.zeros((1, 2), np.float32), 2)
@@ -68,7 +68,7 @@ def test_distances_that_float32_cannot_tell_apart_keep_their_order():
     assert found.indices.tolist() == [[1, 0]]
 
 
-def test_what_an_index_refuses_a_sharded_one_refuses():
+def test_a_sharded_index_refuses_bad_queries():
     index = in_pieces(np.eye(4, dtype=np.float32), 2)
     assert (index.n, index.dim) == (4, 4)
     with pytest.raises(InputError, match="dimensions"):

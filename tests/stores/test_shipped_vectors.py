@@ -1,4 +1,4 @@
-"""Shipped vectors of gene texts: near those of the model, of all coding genes, and used before any model."""
+"""Shipped vectors of gene texts: close to the model's, for all coding genes, and used before a model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ needs_package = pytest.mark.skipif(
 
 
 def like_texts() -> Any:
-    """Return (N, 32) float32 vectors of length 1 in a cone, as those of texts are."""
+    """Return (N, 32) float32 unit vectors in a cone, like text vectors."""
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(N, 32)) + 2 * rng.normal(size=(1, 32))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
@@ -63,7 +63,7 @@ def tool() -> ModuleType:
 
 @pytest.fixture
 def folder(tool: ModuleType, tmp_path: Path) -> Path:
-    """A snapshot with the vectors of ``like_texts`` and nothing else."""
+    """A snapshot with only the vectors of ``like_texts``."""
     made = tmp_path / "snapshot"
     made.mkdir()
     tool._write(made, {"format": 1, "tables": {}}, SPACE, KEYS, like_texts())
@@ -77,7 +77,7 @@ def shipped(folder: Path) -> ShippedVectors:
 # the format
 
 
-def test_vectors_come_back_as_they_were_but_for_rounding(folder: Path) -> None:
+def test_vectors_come_back_up_to_rounding(folder: Path) -> None:
     order = np.random.default_rng(1).permutation(N)
     found = shipped(folder)
     rows = found.rows(SPACE, [KEYS[i] for i in order])
@@ -86,7 +86,7 @@ def test_vectors_come_back_as_they_were_but_for_rounding(folder: Path) -> None:
     assert got.dtype == np.float32 and got.shape == (N, 32)
     assert (got * like_texts()[order]).sum(axis=1).min() >= 0.999
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, atol=1e-6)
-    # A vector is the same bits whatever else is asked for.
+    # A vector has the same bits in any request.
     np.testing.assert_array_equal(shipped(folder).take(rows[7:8])[0], got[7])
 
 
@@ -99,7 +99,7 @@ def test_other_texts_and_other_spaces_have_none(folder: Path) -> None:
     assert found.rows(SPACE, []).shape == (0,)
     for name in (VECTORS, BASES):
         (folder / f"{name}.parquet").unlink()
-    assert shipped(folder).rows(named, KEYS[:1]).tolist() == [-1]  # nothing is read for it
+    assert shipped(folder).rows(named, KEYS[:1]).tolist() == [-1]  # no table is read
 
 
 def test_a_snapshot_without_vectors_has_none() -> None:
@@ -123,7 +123,7 @@ def test_a_damaged_or_missing_file_is_an_error(folder: Path, name: str) -> None:
         assert str(path) in caught.where and "reinstall" in caught.fix and len(caught.lines()) <= 3
 
 
-def test_shipped_vectors_go_before_those_of_a_store(folder: Path, tmp_path: Path) -> None:
+def test_shipped_vectors_win_over_those_of_a_store(folder: Path, tmp_path: Path) -> None:
     cache = VectorCache({}, tmp_path / "work.duckdb", shipped=shipped(folder))
     other = text_sha256("own text")
     cache.put_many(SPACE, [KEYS[0], other], np.eye(2, 32, dtype=np.float32))
@@ -168,7 +168,7 @@ def test_the_space_is_that_of_the_model() -> None:
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the texts that the default backbone is asked for; it answers with random directions."""
+    """Record the texts that the default backbone encodes; it returns random vectors."""
     asked: list[str] = []
 
     def encode(self: MinilmBackbone, texts: Sequence[str]) -> Any:
@@ -203,7 +203,7 @@ def test_a_first_ingest_encodes_no_text(
     )
     assert report.texts == {"shipped": sum(report.texts.values()), "from the store": 0, "encoded": 0}
     assert report.texts["shipped"] > 50 and no_model == []
-    # Stored as they ship: a second ingest, into this store or another, has the same vectors.
+    # A second ingest, into this store or another, stores the same vectors.
     [space] = Store(store).spaces().values()
     found, vectors = VectorCache({}).get_many(space.space, space.genes["text_sha256"].tolist())
     assert found.all()
@@ -247,7 +247,7 @@ def test_no_model_library_is_loaded_where_nothing_is_encoded(
         "heavy = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)\n"
         "print(json.dumps([r.n_shipped, r.n_encoded, sorted(heavy)]))"
     )
-    # From a file: with -c, DuckDB takes itself for interactive and may draw a progress bar on stdout.
+    # Run from a file, because with -c DuckDB may draw a progress bar on stdout.
     (tmp_path / "program.py").write_text(program)
     run = subprocess.run(
         [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=300

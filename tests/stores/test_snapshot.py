@@ -1,4 +1,4 @@
-"""The shipped snapshot: whole, small, and true about well-known genes."""
+"""The shipped snapshot: complete, small, and correct for well-known genes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def genes(snapshot: Snapshot) -> pd.DataFrame:
     return snapshot.table("genes").to_pandas().set_index("gene_id")
 
 
-def test_is_small_and_says_where_it_comes_from(snapshot: Snapshot) -> None:
+def test_it_is_small_and_lists_its_sources(snapshot: Snapshot) -> None:
     facts = [f for f in snapshot.path.iterdir() if not f.name.startswith("gene_vector")]
     assert sum(f.stat().st_size for f in facts) < 10_000_000
     assert all(s["licence"] and s["version"] and s["url"] for s in snapshot.sources)

@@ -41,7 +41,7 @@ class TestReaders:
         assert report.dropped == [1] and report.kept == [] and report.n_files == 6
         assert filled.verify().ok and filled.verify().unreferenced == []
 
-    def test_what_a_reader_took_outlives_its_store_object(self, filled):
+    def test_a_reference_outlives_its_store_object(self, filled):
         reference = Store(filled.path).reference("pancreas")
         with filled.begin("x") as txn:
             txn.remove_reference("pancreas")
@@ -50,8 +50,8 @@ class TestReaders:
         filled.compact()
         assert reference.index.n == 30 and len(reference.obs) == 30
 
-    def test_never_a_mix(self, store):
-        """Readers loop while another process commits; all parts of what they see are of one commit."""
+    def test_readers_never_see_a_mix_of_commits(self, store):
+        """Readers loop while another process commits; all parts that they see belong to one commit."""
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(store.path)])
         reader = subprocess.Popen(
             [sys.executable, "-c", READER, str(store.path)],
@@ -74,7 +74,7 @@ class TestReaders:
 
 
 def seeds_of(store):
-    """The number that the writer below put into every part of a commit, as each part has it."""
+    """Return the number that the writer below puts into a commit, from each of its parts."""
     if not store.generation.number:
         return []
     reference, space = store.reference("a"), store.space(SPACE.fingerprint)
@@ -133,7 +133,7 @@ def open_knowledge(store):
         pass
 
 
-#: What a query reads, file by file.
+#: Functions that read the files of a query, one by one.
 LOADS = {
     "kb": open_knowledge,
     "meta": lambda store: store.reference("pancreas").meta,
@@ -170,7 +170,7 @@ class TestDamage:
             bad = bytearray(good)
             bad[rng.integers(len(good))] ^= 1 << rng.integers(8)
             path.write_bytes(bad)
-            _seen.clear()  # a process that begins now has read nothing yet
+            _seen.clear()  # simulate a new process
             with pytest.raises(StoreError) as error:
                 LOADS.get(kind, open_knowledge)(Store(filled.path))
             assert error.value.exit_code == 3
@@ -184,7 +184,7 @@ class TestDamage:
         assert Store(filled.path).verify().ok
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_files_that_are_not_what_was_stored(self, filled, kind, tmp_path):
+    def test_replaced_files_are_refused(self, filled, kind, tmp_path):
         path = stored_file(filled.path, kind)
         good = path.read_bytes()
         (tmp_path / "else").write_bytes(good)
@@ -214,7 +214,7 @@ class TestDamage:
             load_all(filled.path)
 
     @pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("kb", "genes")])
-    def test_ingesting_again_mends(self, filled, kind):
+    def test_ingesting_again_repairs_files(self, filled, kind):
         path = stored_file(filled.path, kind)
         path.write_bytes(b"x" * path.stat().st_size)
         fill(filled)
@@ -223,7 +223,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("part", ["index", "vectors"])
     def test_parts_of_different_content_are_found(self, store, part):
-        """Checksums that fit, contents that do not: the manifest was written over other files."""
+        """The checksums match but the contents do not, because the manifest lists other files."""
         from scvec.stores.store.generations import write_generation
         from scvec.stores.store.manifest import Manifest
 
@@ -236,7 +236,7 @@ class TestDamage:
         old["files"] = {n: e for n, e in old["files"].items() if n in used}
         write_generation(store.path, Manifest.from_bytes(json.dumps(old).encode(), "x"))
         report = Store(store.path).verify()
-        assert any("other vectors" in p for p in report.problems)
+        assert any("reference pancreas" in p and "vector file" in p for p in report.problems)
 
     def test_stray_files_are_reported_and_compacted(self, filled):
         (filled.path / "files" / "stray.bin").write_bytes(b"x" * 10)
@@ -258,7 +258,7 @@ class TestFullDisk:
         def full(*args, **kwargs):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        def full_text(*args, **kwargs):  # as FAISS and safetensors say it
+        def full_text(*args, **kwargs):  # like FAISS and safetensors
             raise RuntimeError("write error: 10 != 20 (No space left on device)")
 
         with pytest.raises(ResourceError) as error, filled.begin("x") as txn:
@@ -283,7 +283,7 @@ class TestFullDisk:
         assert filled.generation.number == 2 and filled.verify().ok
 
     def test_a_small_file_system(self, tmp_path):
-        """A real full disk; needs the right to mount."""
+        """A really full disk; needs permission to mount."""
         mount = tmp_path / "small"
         mount.mkdir()
         try:
@@ -318,7 +318,7 @@ class TestFullDisk:
             subprocess.run(["umount", "-l", str(mount)], check=False)
 
     @pytest.mark.skipif(os.name == "nt" or os.getuid() == 0, reason="rights do not bind the superuser")
-    def test_no_right_to_write(self, filled):
+    def test_no_permission_to_write(self, filled):
         os.chmod(filled.path, 0o500)
         try:
             load_all(filled.path)

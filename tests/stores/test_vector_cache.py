@@ -34,7 +34,7 @@ def cache(tmp_path):
     cache.close()
 
 
-def test_what_is_put_is_found_in_the_order_asked(cache):
+def test_vectors_are_found_in_the_order_of_the_request(cache):
     given = vectors(5)
     cache.put_many(space(), shas(*range(5)), given)
     found, got = cache.get_many(space(), shas(3, "none", 0, 3))
@@ -43,13 +43,13 @@ def test_what_is_put_is_found_in_the_order_asked(cache):
     assert got.dtype == np.float32
 
 
-def test_nothing_asked_or_put(cache):
+def test_empty_requests(cache):
     cache.put_many(space(), [], vectors(0))
     found, got = cache.get_many(space(), [])
     assert found.shape == (0,) and got.shape == (0, 4)
 
 
-def test_it_outlives_the_process_and_looking_makes_no_file(tmp_path):
+def test_it_survives_the_process_and_reading_makes_no_file(tmp_path):
     path = tmp_path / "vectors.log"
     first = VectorCache({}, path)
     assert not first.get_many(space(), shas(1))[0].any() and not path.exists()
@@ -104,7 +104,7 @@ def test_a_bad_blob_is_not_returned_and_can_be_replaced(cache, blob):
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100_000, b"DUCK" * 5000])
-def test_a_broken_working_file_is_begun_anew(tmp_path, content):
+def test_a_broken_working_file_is_replaced(tmp_path, content):
     (tmp_path / "vectors.log").write_bytes(content)
     cache = VectorCache({}, tmp_path / "vectors.log")
     cache.put_many(space(), shas(1), vectors(1))
@@ -114,7 +114,7 @@ def test_a_broken_working_file_is_begun_anew(tmp_path, content):
     cache.close()
 
 
-def test_of_a_damaged_file_what_can_be_read_goes_on(tmp_path):
+def test_intact_records_of_a_damaged_file_stay(tmp_path):
     path = tmp_path / "vectors.log"
     cache = VectorCache({}, path)
     cache.put_many(space(), shas(*range(20)), vectors(20))
@@ -131,10 +131,10 @@ def test_of_a_damaged_file_what_can_be_read_goes_on(tmp_path):
     np.testing.assert_array_equal(cache.get_many(space(), shas(*range(20)))[1], vectors(20))
 
 
-def test_reading_only():
+def test_a_read_only_cache_refuses_writes():
     cache = VectorCache({})
     assert not cache.get_many(space(), shas(1))[0].any()
-    with pytest.raises(InputError, match="reading only"):
+    with pytest.raises(InputError, match="read-only"):
         cache.put_many(space(), shas(1), vectors(1))
 
 
@@ -173,7 +173,7 @@ def test_rows_move_from_the_working_file_into_the_generation(tmp_path):
     assert store.vectors().get_many(space(), shas(*range(12)))[0].sum() == 10
 
 
-def test_genes_of_one_text_share_a_vector(tmp_path):
+def test_genes_with_equal_texts_share_a_vector(tmp_path):
     store = Store.open(tmp_path / "store", create=True)
     table = genes(1, 2)
     table["text_sha256"] = shas("same", "same")

@@ -1,4 +1,4 @@
-"""``--where``: rows by a condition, and nothing else by it."""
+"""``--where`` selects rows and gives no access to anything else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cells() -> pd.DataFrame:
     [
         ("donor = 'h1'", [0, 2]),
         ("DONOR = 'h1'", [0, 2]),
-        ("donor <> 'h1'", [1, 4]),  # NULL is not unequal
+        ("donor <> 'h1'", [1, 4]),  # NULL does not match
         ("donor IS NULL", [3]),
         ("donor = 'o''x'", [4]),
         ("age > 30", [1, 4]),
@@ -63,20 +63,20 @@ def test_rows_are_those_of_pandas(values: list[int], bound: int) -> None:
     table = pd.DataFrame({"x": values})
     expected = np.flatnonzero((table["x"] >= bound).to_numpy())
     if len(expected) == 0:
-        with pytest.raises(InputError, match="no reference cell"):
+        with pytest.raises(InputError, check=lambda e: e.code == "where-no-match"):
             rows_where(table, f"x >= {bound}")
     else:
         np.testing.assert_array_equal(rows_where(table, f"x >= {bound}"), expected)
 
 
-def test_the_table_is_left_as_it_was(cells: pd.DataFrame) -> None:
+def test_the_table_is_not_changed(cells: pd.DataFrame) -> None:
     before = cells.copy()
     rows_where(cells, "male")
     pd.testing.assert_frame_equal(cells, before)
 
 
 @pytest.mark.parametrize("name", ["_row", "_ROW", "_scvec_row", "_SCVEC_ROW", "row", "cells"])
-def test_a_column_of_any_name_moves_no_row(name: str) -> None:
+def test_a_column_of_any_name_does_not_change_rows(name: str) -> None:
     table = pd.DataFrame({name: [7, 8, 9], "x": [1, 2, 3]})
     assert rows_where(table, "x > 1").tolist() == [1, 2]
 
@@ -131,11 +131,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_condition_is_refused(cells: pd.DataFrame, kind: str) -> None:
+def test_invalid_conditions_are_refused(cells: pd.DataFrame, kind: str) -> None:
     table_of_the_caller = secret = pd.DataFrame({"x": [1]})
     with pytest.raises(InputError) as caught:
         rows_where(cells, BAD[kind])
     assert len(caught.value.lines()) <= 3
+    assert caught.value.code == "bad-where"
     assert "columns: donor, age, cell type, male, Größe;" in caught.value.fix
     assert "_scvec" not in caught.value.fix
     assert len(table_of_the_caller) == len(secret) == 1
@@ -174,14 +175,14 @@ def test_no_file_is_read_or_written(cells: pd.DataFrame, tmp_path: Path) -> None
 
 
 def test_no_row_is_an_error_with_a_fix(cells: pd.DataFrame) -> None:
-    with pytest.raises(InputError, match="no reference cell fulfils"):
+    with pytest.raises(InputError, match="no reference cell", check=lambda e: e.code == "where-no-match"):
         rows_where(cells, "donor = 'h9'")
     with pytest.raises(InputError):
         rows_where(cells.iloc[:0], "true")
 
 
 def test_rows_are_in_order_of_large_tables() -> None:
-    # Several threads and many vectors of rows: the order is that of the table all the same.
+    # DuckDB works on several blocks of rows, but the result is in table order.
     table = pd.DataFrame({"x": np.random.default_rng(0).integers(0, 10, 300_000)})
     found: Any = rows_where(table, "x = 3")
     np.testing.assert_array_equal(found, np.flatnonzero(table["x"] == 3))
@@ -192,9 +193,9 @@ def test_a_condition_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPa
     table = pd.DataFrame({"x": np.arange(2_000_000)})
     slow = " OR ".join(f"regexp_matches(x::VARCHAR, '(a|{i})*[b-z]{i}$')" for i in range(60))
     started = time.monotonic()
-    with pytest.raises(InputError, match=r"takes longer than 0.05 seconds"):
+    with pytest.raises(InputError, match=r"0\.05 seconds", check=lambda e: e.code == "bad-where"):
         rows_where(table, slow)
-    assert time.monotonic() - started < 10  # 30 s on a quick machine if nothing stops it
+    assert time.monotonic() - started < 10  # 30 s on a fast machine without the limit
 
 
 def test_little_memory_is_taken(cells: pd.DataFrame) -> None:

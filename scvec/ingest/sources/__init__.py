@@ -1,4 +1,4 @@
-"""Services that scvec asks over the network; a new source of genes is one file and one line in SOURCES."""
+"""Registry of gene services on the network. A new one is one file and one line in :data:`SOURCES`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def gene_source(name: str) -> Callable[[S], S]:
 
 
 def load_source(name: str) -> type[GeneSource]:
-    """Return the source of a name in :data:`SOURCES`."""
+    """Return the source class with a name in :data:`SOURCES`."""
     import_module(SOURCES[name])
     return _registered[name]

@@ -1,4 +1,4 @@
-"""Texts and fields of live sources: checked, cleaned, and freed of what belongs into provenance."""
+"""Check and clean texts and fields of live sources, and move provenance out of texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
     "with_prefix",
 ]
 
-#: The facts of a gene, under the names and in the order of its page at NCBI.
+#: Facts of a gene, with the names and the order of the gene page at NCBI.
 FACTS = (
     "official_symbol",
     "official_full_name",
@@ -42,9 +42,9 @@ FACTS = (
 TAXON_OF_SPECIES = {"human": 9606, "mouse": 10090}
 SPECIES_OF_TAXON = {taxon: species for species, taxon in TAXON_OF_SPECIES.items()}
 
-#: Longest text that is kept (characters).
+#: Largest number of characters of a text.
 LONGEST = 20_000
-#: Most entries of a list that are kept.
+#: Largest number of entries of a list.
 MOST = 500
 
 _DATE = r"(?:(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.? )?\d{4}"
@@ -52,8 +52,8 @@ _WHO = (
     r"refseq|omim|mgi|rgd|hgnc|zfin|sgd|flybase|wormbase|xenbase|alliance of genome resources|"
     r"uniprotkb/swiss-prot function"
 )
-# In brackets: who provided the text and when, or where in PubMed it comes from. A full stop on either side
-# is kept once.
+# Tags in brackets: the provider of the text and the date, or its PubMed ids. Of the full stops before and
+# after a tag, one is kept.
 _PUBMED = r"(?:pubmed|pmid):? ?"
 _TAG = re.compile(
     r"(?P<before>\.?) ?\[ ?"
@@ -72,15 +72,15 @@ _HIDDEN = re.compile(
 )
 _SUSPECT = re.compile(r"[<>&\[\]]|  |^ | $")
 _MARKUP = re.compile(rf"</?(?:(?P<block>{_BLOCK})|{_INLINE}){_ATTRIBUTES}{{0,20}}\s{{0,9}}/?>", re.IGNORECASE)
-#: Rounds of cleaning after which a text counts as made to be unclean, and loses all brackets.
+#: Number of cleaning rounds after which a text counts as malicious and loses all brackets.
 _ROUNDS = 8
 _BRACKETS = str.maketrans(dict.fromkeys("<>[]&"))
 
 
 def clean_text(text: object, longest: int = LONGEST) -> str:
-    """Return a text without control characters, HTML and superfluous white space, in NFC; "" for no text.
+    """Return a text in NFC without control characters, HTML and extra white space; "" if it is not a text.
 
-    Cleaning a clean text changes nothing. Never raises.
+    Cleaning a clean text changes nothing. The function never raises.
     """
     return clean_summary(text, longest, tags=False)[0]
 
@@ -88,17 +88,19 @@ def clean_text(text: object, longest: int = LONGEST) -> str:
 def clean_summary(
     text: object, longest: int = LONGEST, *, tags: bool = True
 ) -> tuple[str, dict[str, str | list[str]]]:
-    """Return a cleaned text and what its tags said about where it comes from.
+    """Return a cleaned text, and the provenance from its tags.
 
-    ``[provided by RefSeq, Jul 2008]`` becomes ``{"provided_by": "RefSeq", "provided_at": "Jul 2008"}``;
-    further providers go to ``also_provided_by``, ``[PubMed 123]`` to ``pubmed``.
+    ``[provided by RefSeq, Jul 2008]`` becomes ``{"provided_by": "RefSeq", "provided_at": "Jul 2008"}``.
+    Further providers become ``also_provided_by``, and ``[PubMed 123]`` becomes ``pubmed``.
 
     Parameters
     ----------
+    text
+        The text.
     longest
-        Characters after which the text is cut.
+        Longer texts are cut to this number of characters.
     tags
-        Whether such tags are taken out.
+        True to remove the tags from the text.
     """
     if not isinstance(text, str):
         return "", {}
@@ -132,13 +134,13 @@ def clean_summary(
 
 
 def provenance_json(provenance: Mapping[str, Any]) -> str:
-    """Return provenance as JSON with sorted keys, "" where there is none."""
+    """Return provenance as JSON with sorted keys, or "" if it is empty."""
     kept = {k: v for k, v in provenance.items() if v not in ("", None, [], {})}
     return json.dumps(kept, sort_keys=True, ensure_ascii=False) if kept else ""
 
 
 def facts_of(**facts: Any) -> dict[str, Any]:
-    """Return those facts that say something, in the order of :data:`FACTS`; other names are an error."""
+    """Return the facts that are not empty, in the order of :data:`FACTS`; refuse other names."""
     unknown = set(facts) - set(FACTS)
     if unknown:
         raise ValueError(f"unknown facts: {', '.join(sorted(unknown))}")
@@ -146,7 +148,7 @@ def facts_of(**facts: Any) -> dict[str, Any]:
 
 
 def text_field(value: object, longest: int = 400) -> str:
-    """Return a field of an answer as text; "" for what is neither text nor number, and for ``-``."""
+    """Return a field of an answer as text; "" if it is ``-``, or neither text nor number."""
     if isinstance(value, bool):
         return ""
     if isinstance(value, int | float):
@@ -156,13 +158,13 @@ def text_field(value: object, longest: int = 400) -> str:
 
 
 def texts_field(value: object, longest: int = 400, most: int = MOST) -> tuple[str, ...]:
-    """Return a field that is a text or a list of texts, each once, in order."""
+    """Return the distinct texts in a field, which may be a text or a list of texts, in order."""
     values: Iterable[object] = value[: 4 * most] if isinstance(value, list | tuple) else (value,)
     return tuple(dict.fromkeys(t for t in (text_field(v, longest) for v in values) if t))[:most]
 
 
 def id_field(value: object) -> int | None:
-    """Return a positive id given as a number or as its digits; None for anything else."""
+    """Return a positive id from a number or a text of digits; None for other values."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value):
@@ -171,15 +173,15 @@ def id_field(value: object) -> int | None:
 
 
 def with_prefix(db: str, value: str) -> str:
-    """Return an id with the name of its database: old records have 7739, new ones HGNC:7739."""
+    """Return an id with the name of its database. Old records have 7739, new ones HGNC:7739."""
     return value if value.startswith(f"{db}:") else f"{db}:{value}"
 
 
 def _plain(character: str) -> str:
     if character.isprintable():
         return character
-    # What is left is white space, or of a category that shows nothing: control characters, marks of writing
-    # direction, halves of surrogate pairs (which JSON may hold and UTF-8 may not).
+    # Other characters are white space or invisible: control characters, marks of writing direction, and
+    # halves of surrogate pairs, which JSON allows but UTF-8 does not.
     return " " if character.isspace() else ""
 
 

@@ -1,4 +1,4 @@
-"""A client for one HTTP service, and the base of the services that are asked about genes."""
+"""A client for one HTTP service, and the base class of gene services."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["GeneFound", "GeneSource", "HttpClient", "service_url"]
 
 T = TypeVar("T")
 
-#: Seconds to wait for a connection, and for the next bytes of an answer where nothing else is set.
+#: Seconds to wait for a connection, and default seconds to wait for the next bytes of an answer.
 CONNECT, READ = 5.0, 30.0
-#: Seconds that a whole answer may take beyond the wait for its first bytes.
+#: Seconds that a complete answer may take in addition to the wait for bytes.
 ROOM = 15.0
-#: Largest body that is read (bytes).
+#: Largest size of an answer in bytes.
 LARGEST = 64 * 2**20
-#: Redirects that are followed, all on one host.
+#: Largest number of redirects, all on the same host.
 REDIRECTS = 3
 
 _AGAIN = {408, 425, 429}
@@ -40,7 +40,7 @@ _MISPLACED = {404, 405, 410, 501}
 
 
 def service_url(service: str, default: str, given: str = "") -> URL:
-    """Return the address that was given, else the service's own; InputError if it cannot be used."""
+    """Return the given address of a service, or its default; raise InputError if it is not valid."""
     fix = f"write it like {default}"
     try:
         url = URL((given or default).strip().rstrip("/"))
@@ -49,23 +49,37 @@ def service_url(service: str, default: str, given: str = "") -> URL:
         raise InputError(f"the address of {service} cannot be read", "", fix, code="bad-address") from None
     shown = f"{url.scheme}://{host}" if host else redact(url.path)
     if url.scheme not in ("http", "https") or not host:
-        raise InputError(f"the address of {service} must be one of https", shown, fix, code="bad-address")
+        what = f"the address of {service} must begin with https:// or http://"
+        raise InputError(what, shown, fix, code="bad-address")
     if url.user or url.password or url.query_string or url.fragment:
         raise InputError(
-            f"the address of {service} must not hold a name, a key or a query",
+            f"the address of {service} must not contain a user name, a key or a query",
             shown,
-            "put keys into the environment or the config file",
+            "set keys in the environment or the config file",
             code="bad-address",
         )
     return url
 
 
 class HttpClient:
-    """Posts forms to one service; use it as an async context manager.
+    """Posts forms to one service; an async context manager.
 
-    Every request waits for ``rate`` and goes through ``caller``. Every error becomes a :class:`ServiceError`
-    whose message holds neither a key nor a query. Nothing is sent to any other host than that of ``url``.
-    ``timeout`` (s) is for the next bytes of an answer; a whole answer may take :data:`ROOM` longer.
+    Every request waits for the rate limit and follows the retry policy. Every error becomes a
+    :class:`ServiceError` whose message contains no key and no query. Requests go only to the host of ``url``.
+
+    Parameters
+    ----------
+    service
+        Name of the service in messages.
+    url
+        Address of the service.
+    caller
+        Retry policy.
+    rate
+        Rate limit.
+    timeout
+        Seconds to wait for the next bytes of an answer. A complete answer may take :data:`ROOM` seconds
+        longer.
     """
 
     def __init__(
@@ -93,10 +107,15 @@ class HttpClient:
         per_second: float | None = None,
         pace: float = 1.0,
     ) -> HttpClient:
-        """Return the client of a service by its settings; ``base_url`` and ``per_second`` come first.
+        """Return the client of a service; ``base_url`` and ``per_second`` override the settings.
 
-        The service's own host gets at most ``limit`` requests a second. Another host may get any number, and
-        0 lifts the limit. InputError if the address cannot be used.
+        The service's own host gets at most ``limit`` requests a second. For another host there is no maximum,
+        and 0 means no limit.
+
+        Raises
+        ------
+        InputError
+            The address is not valid.
         """
         own = URL(default)
         url = service_url(service, default, base_url or settings.base_url)
@@ -107,7 +126,7 @@ class HttpClient:
         name = f"{service}-{url.host}-{url.port}"
         if url.host == own.host:
             rate = min(rate or limit, limit)
-            # With a key the service counts by the key, without one by the address.
+            # The service counts requests per key; without a key, per address of the client.
             name = f"{service}-key" if settings.api_key else service
         total = (settings.timeout or READ) + ROOM
         return cls(
@@ -121,7 +140,7 @@ class HttpClient:
     async def __aenter__(self) -> HttpClient:
         self._session = aiohttp.ClientSession(
             timeout=self._timeout,
-            # Proxies of the environment, except to this machine itself.
+            # Use the proxies of the environment, but not for a server on this machine.
             trust_env=not is_loopback(self.url.host or ""),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"scvec/{__version__}", "Accept": "application/json, text/xml;q=0.9"},
@@ -140,9 +159,10 @@ class HttpClient:
         shape: type[T],
         check: Callable[[T], None] = lambda body: None,
     ) -> T:
-        """Post a form and return the JSON answer, which must be a ``shape`` (dict or list).
+        """Post a form and return the JSON answer, which must have the type ``shape`` (dict or list).
 
-        ``check`` raises :class:`ServiceError` for an error under status 200; it is retried as any other.
+        ``check`` raises :class:`ServiceError` if an answer with status 200 reports an error; such errors are
+        retried like others.
         """
 
         async def request() -> T:
@@ -153,7 +173,7 @@ class HttpClient:
         return await self.caller.call(request)
 
     async def post_read(self, path: str, form: Mapping[str, str], read: Callable[[bytes], T]) -> T:
-        """Post a form and return what ``read`` makes of the body; it raises as ``check`` does."""
+        """Post a form and return ``read(body)``; ``read`` raises :class:`ServiceError` for bad answers."""
 
         async def request() -> T:
             return read(await self._post(path, form))
@@ -173,7 +193,7 @@ class HttpClient:
         raise ServiceError("address", f"{self.service} redirects more than {REDIRECTS} times")
 
     async def _send(self, url: URL, form: Mapping[str, str]) -> tuple[str | None, bytes]:
-        """Return where the service redirects to, or None and the body."""
+        """Return the target of a redirect and an empty body, or None and the body."""
         if self._session is None:
             raise RuntimeError("the client is not open")
         problem: ServiceError | None = None
@@ -189,12 +209,12 @@ class HttpClient:
             raise
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             problem = self._translated(error)
-        # Outside the handler: these errors know the address, its query and the headers that were sent.
+        # Raised outside the handler, because aiohttp's errors contain the query and the sent headers.
         raise problem
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         too_much = ServiceError(
-            "rejected", f"{self.service} answered with more than {LARGEST // 2**20} MB at once"
+            "rejected", f"the answer of {self.service} is larger than {LARGEST // 2**20} MB"
         )
         if (response.content_length or 0) > LARGEST:
             response.close()
@@ -224,7 +244,7 @@ class HttpClient:
         )
 
     def _refuse(self, status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
-        # Only an error text of few words is shown, and of it nothing that looks like a key.
+        # Show only a short error text of the service, without anything that looks like a key.
         said = ""
         if len(body) < 2**16:
             with suppress(ValueError, RecursionError):
@@ -245,12 +265,12 @@ class HttpClient:
     def _translated(self, error: BaseException) -> ServiceError:
         name = self.service
         if isinstance(error, aiohttp.ClientHttpProxyError):
-            return ServiceError("address", f"the proxy on the way to {name} refuses ({error.status})")
-        # From the special to the general: the first that fits.
+            return ServiceError("address", f"the proxy for {name} refuses the connection ({error.status})")
+        # The first matching entry counts, so special errors come before general ones.
         certificate = (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError)
         kinds: tuple[tuple[Any, Kind, str], ...] = (
             (certificate, "address", f"the certificate of {name} is not valid"),
-            (aiohttp.InvalidURL, "address", f"the address of {name} cannot be used"),
+            (aiohttp.InvalidURL, "address", f"the address of {name} is not valid"),
             (TimeoutError, "transient", f"{name} did not answer in time"),
             (aiohttp.ClientConnectorDNSError, "transient", f"the host of {name} is not found"),
             (aiohttp.ClientConnectorError, "transient", f"no connection to {name}"),
@@ -259,30 +279,30 @@ class HttpClient:
         return next(ServiceError(kind, reason) for types, kind, reason in kinds if isinstance(error, types))
 
     def _followed(self, url: URL, location: str) -> URL:
-        """Return where a redirect leads, if it may be followed there with the body."""
+        """Return the target of a redirect; raise ServiceError if the form must not be sent there."""
         try:
             target = url.join(URL(location)) if location else None
         except ValueError:
             target = None
         if target is None or target.host != url.host:
-            raise ServiceError("address", f"{self.service} redirects to another host; this is not followed")
+            raise ServiceError("address", f"{self.service} redirects to another host; scvec does not follow")
         moved_up = (url.scheme, target.scheme) == ("http", "https")
         if not moved_up and (target.scheme, target.port) != (url.scheme, url.port):
-            raise ServiceError("address", f"{self.service} redirects to another port; this is not followed")
+            raise ServiceError("address", f"{self.service} redirects to another port; scvec does not follow")
         return target.with_user(None)
 
 
 @dataclass(frozen=True, slots=True)
 class GeneFound:
-    """A gene as a service describes it, checked.
+    """A gene in the answer of a service, checked.
 
     Attributes
     ----------
     text
-        Its summary as the service wrote it; empty where there is none.
+        Summary of the gene, as the service wrote it; empty if there is none.
     facts
-        By the names of :data:`scvec.ingest.sources.facts.FACTS`; symbol, name, type, aliases and summary are
-        filled in where they are missing.
+        Name in :data:`scvec.ingest.sources.facts.FACTS` -> value. :meth:`answer` adds symbol, name, type,
+        aliases and summary if they are missing.
     """
 
     symbol: str
@@ -295,14 +315,14 @@ class GeneFound:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def answer(self, job: Job, wanted: Wanted, version: str, asked: int | None = None) -> Answer:
-        """Return the answer to a job: gene, description and facts. ``asked`` is the Entrez id it named."""
+        """Return the answer to a job: gene, description and facts; ``asked`` is the job's Entrez id."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         gene_id = f"entrez:{self.entrez_id}" if job.gene_id.startswith("ask:") else wanted.gene_id
         text, provenance = clean_summary(self.text)
         usual = {"official_symbol": self.symbol, "official_full_name": self.name, "gene_type": self.gene_type}
-        told = facts_of(**{**usual, "aliases": list(self.aliases), "summary": text, **self.facts})
+        facts = facts_of(**{**usual, "aliases": list(self.aliases), "summary": text, **self.facts})
         if asked and asked != self.entrez_id:
-            told["replaced"] = [asked, self.entrez_id]
+            facts["replaced"] = [asked, self.entrez_id]
         description = Description(
             gene_id=gene_id,
             text=text,
@@ -323,36 +343,43 @@ class GeneFound:
             aliases=self.aliases,
         )
         return Answer(
-            job, gene, (description,) if text else (), Note(gene_id, job.source, version, now, told)
+            job, gene, (description,) if text else (), Note(gene_id, job.source, version, now, facts)
         )
 
 
 class GeneSource:
-    """Base of the services that answer questions about genes; a subclass is a source for ``harvest``.
+    """Base class of gene services, which are sources for ``harvest``; an async context manager.
 
-    A subclass sets ``url``, ``most`` and ``limit``, defines :meth:`ask`, and is registered by
-    ``@gene_source(NAME)``. Use it as an async context manager. InputError if the address cannot be used.
+    A subclass sets ``url``, ``most`` and ``limit``, defines :meth:`ask`, and is registered with
+    ``@gene_source(NAME)``.
 
     Parameters
     ----------
     wanted
-        The genes of all jobs that will be asked.
+        Job -> gene, for all jobs of the run.
     settings
-        Key, address and ``email`` of the service; ``base_url`` and ``per_second`` come first.
+        Key, address and ``email`` for the service.
+    base_url, per_second
+        Address and rate limit; they override the settings.
     details
-        Ask for everything that the service knows, where that takes more requests.
+        Also request facts that need further requests.
     batch_size
-        Genes of one request.
+        Number of genes in one request.
     pace
-        Factor on waits between attempts; tests make it small.
+        Factor on waits between attempts; tests set it to a small value.
+
+    Raises
+    ------
+    InputError
+        The address is not valid.
     """
 
     name: ClassVar[str]
     url: ClassVar[str]
-    #: Most genes of a request, and requests a second.
+    #: Largest number of genes in a request, and of requests in a second.
     most: ClassVar[int] = 1000
     limit: ClassVar[float] = 10.0
-    #: Times a gene that an answer left out is asked for again: it is free.
+    #: Largest number of requests for a gene that answers leave out. It is high because requests are free.
     rounds = 8
 
     def __init__(
@@ -390,32 +417,32 @@ class GeneSource:
         await self.client.__aexit__(*exc)
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
-        """Return answers and failures; jobs in neither were left out and are asked for again."""
+        """Return answers and failures of jobs. Jobs in neither list are asked again."""
         raise NotImplementedError
 
     @classmethod
     def most_genes(cls, details: bool) -> int:
-        """Return the most genes of a request."""
+        """Return the largest number of genes in a request."""
         return cls.most
 
     @classmethod
     def per_second_allowed(cls, settings: ServiceSettings) -> float:
-        """Return how many requests a second the service allows."""
+        """Return the number of requests that the service allows in a second."""
         return cls.limit
 
     @classmethod
     def can_ask(cls, wanted: Wanted) -> bool:
-        """Return whether a gene has an id that the service can be asked by."""
+        """Return whether the gene has an id that the service can look up."""
         return True
 
     @classmethod
     def question(cls, wanted: Wanted) -> str:
-        """Return the id that a gene is asked by; the answer depends on it."""
+        """Return the id for looking up a gene; the answer depends on it."""
         return f"symbol:{wanted.symbol}" if wanted.entrez_id is None else f"entrez:{wanted.entrez_id}"
 
     @classmethod
     def n_requests(cls, wanted: Sequence[Wanted], details: bool = False) -> int:
-        """Return how many requests genes take where each is answered at once."""
+        """Return the number of requests for some genes, without retries."""
         return -(-len(wanted) // cls.most_genes(details))
 
 
@@ -427,13 +454,13 @@ def in_parts(items: Iterable[T], most: int) -> Iterator[list[T]]:
 
 
 def _message(value: object) -> str:
-    """Return the words of a JSON error, at most 160 characters."""
+    """Return the text of a JSON error, at most 160 characters."""
     if not isinstance(value, dict):
         return ""
     found = value.get("error") or value.get("message")
     if isinstance(found, dict):
         found = found.get("message")
-    # Redacted before it is cut: half a key would not be known.
+    # Redact before cutting, because half a key would not be recognised.
     return clean_text(redact(found[:2000]), 160) if isinstance(found, str) else ""
 
 

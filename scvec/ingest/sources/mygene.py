@@ -1,4 +1,4 @@
-"""MyGene.info: facts and summaries of genes by Entrez or Ensembl id.
+"""MyGene.info: facts and summaries of genes, looked up by Entrez or Ensembl id.
 
 https://docs.mygene.info/en/latest/doc/annotation_service.html
 """
@@ -17,9 +17,9 @@ from scvec.ingest.sources.http import GeneFound, GeneSource, in_parts
 
 __all__ = ["Hit", "MyGeneSource"]
 
-#: Most ids of one request.
+#: Largest number of ids in one request.
 IDS = 1000
-#: Ensembl ids by which a gene without an Entrez id is asked.
+#: Largest number of Ensembl ids for looking up a gene without an Entrez id.
 ENSEMBL_IDS = 4
 
 _FIELDS = (
@@ -31,7 +31,7 @@ _ORGANISMS = {"human": "Homo sapiens (human)", "mouse": "Mus musculus (house mou
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A gene as MyGene describes it, checked. Lists of one entry come as scalars."""
+    """A gene in an answer of MyGene, checked. MyGene writes lists with one entry as scalars."""
 
     entrez_id: int | None
     retired: tuple[int, ...]
@@ -82,7 +82,7 @@ class Hit:
         )
 
     def found(self, wanted: Wanted) -> GeneFound:
-        """Return the gene."""
+        """Return the gene with its facts."""
         facts = {
             "primary_source": self.primary_source,
             "see_related": list(self.related),
@@ -102,7 +102,7 @@ class Hit:
 
 @gene_source("mygene")
 class MyGeneSource(GeneSource):
-    """Asks MyGene.info, by Entrez or Ensembl id."""
+    """Looks up genes in MyGene.info, by Entrez or Ensembl id."""
 
     url = "https://mygene.info/v3"
     most = IDS
@@ -131,22 +131,22 @@ class MyGeneSource(GeneSource):
         for job, asked in queries.items():
             wanted = self.wanted[job]
             if not asked:
-                reason = "MyGene is asked by Entrez or Ensembl id; this has neither"
+                reason = "MyGene needs an Entrez or Ensembl id; the gene has neither"
                 failures.append(Failure(job, reason, final=True))
                 continue
             if any(query not in found for query in asked):
-                continue  # left out
+                continue  # the answer left out a query, so the job is asked again
             outcome = _chosen(wanted, asked, [hit for query in asked for hit in found[query]])
             if isinstance(outcome, str):
                 failures.append(Failure(job, outcome, final=True))
             elif job.gene_id.startswith("ask:") and outcome.entrez_id is None:
-                failures.append(Failure(job, "MyGene has no Entrez id for it", final=True))
+                failures.append(Failure(job, "MyGene has no Entrez id for the gene", final=True))
             else:
                 answers.append(outcome.found(wanted).answer(job, wanted, "v3", wanted.entrez_id))
         return answers, failures
 
     async def _hits(self, queries: Sequence[str]) -> dict[str, list[Hit]]:
-        """Return hits by query, an empty list for one that is not found; left out ones are missing."""
+        """Return query -> hits, an empty list if MyGene found none; queries without an answer are missing."""
         form = {"ids": ",".join(queries), "species": "human,mouse", "fields": _FIELDS, "dotfield": "false"}
         if self.settings.email:
             form["email"] = self.settings.email
@@ -156,7 +156,7 @@ class MyGeneSource(GeneSource):
         for entry in body:
             query = text_field(entry.get("query"), 80) if isinstance(entry, dict) else ""
             if query not in asked:
-                continue  # not asked for
+                continue  # not one of our queries
             if entry.get("notfound") is True:
                 found.setdefault(query, [])
             elif "error" not in entry:
@@ -172,7 +172,7 @@ def _queries(wanted: Wanted) -> tuple[str, ...]:
 
 
 def _chosen(wanted: Wanted, asked: Sequence[str], hits: Sequence[Hit]) -> Hit | str:
-    """Return the one gene that hits of a gene's ids stand for, or why there is none."""
+    """Return the gene that the hits of all its ids agree on, or the reason why there is none."""
     shown = ", ".join(asked)
     if not hits:
         return f"MyGene has no gene {shown}"
@@ -183,10 +183,10 @@ def _chosen(wanted: Wanted, asked: Sequence[str], hits: Sequence[Hit]) -> Hit | 
         or (wanted.entrez_id is None and set(asked) & set(hit.ensembl_ids))
     ]
     if not of_id:
-        return f"MyGene answers with another gene for {shown}"
+        return f"MyGene returned another gene for {shown}"
     same = [hit for hit in of_id if SPECIES_OF_TAXON.get(hit.taxon or 0) == wanted.species]
     if not same:
-        return f"gene {shown} is of taxon {of_id[0].taxon}, not of {wanted.species}"
+        return f"gene {shown} belongs to taxon {of_id[0].taxon}, not to {wanted.species}"
     genes = {hit.entrez_id or hit.ensembl_ids for hit in same}
     if len(genes) > 1:
         listed = ", ".join(str(hit.entrez_id or hit.ensembl_ids[0]) for hit in same[:5])

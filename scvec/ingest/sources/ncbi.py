@@ -1,6 +1,6 @@
-"""NCBI Gene through the E-utilities: document summaries by POST, names looked up by search.
+"""NCBI Gene through the E-utilities: document summaries by id, and search by name.
 
-https://www.ncbi.nlm.nih.gov/books/NBK25499/ (parameters), NBK25497 (limits and keys).
+Parameters: https://www.ncbi.nlm.nih.gov/books/NBK25499/; limits and keys: NBK25497.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from scvec.ingest.sources.retry import ServiceError
 
 __all__ = ["NcbiSource", "parse_details"]
 
-#: Ids that one search may find.
+#: Largest number of ids in the answer to a search.
 FOUND = 5000
-#: Times an id is followed to the one that replaced it.
+#: Largest number of replacements of an id that are followed.
 REPLACED = 3
 
 
@@ -54,7 +54,7 @@ class Summary:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Summary | None:
-        """Read an entry of esummary's ``result``; None if it lacks what makes it a gene."""
+        """Read an entry of esummary's ``result``; return None if id, taxon or symbol are missing."""
         organism = entry.get("organism")
         organism = organism if isinstance(organism, dict) else {}
         entrez_id = id_field(entry.get("uid"))
@@ -84,30 +84,30 @@ class Summary:
 
     def with_details(self, more: Details | None) -> GeneFound:
         """Return the gene with the facts of its full record."""
-        told = {} if more is None else asdict(more)
-        told.pop("entrez_id", None)
-        ensembl_ids = told.pop("ensembl_ids", ())
-        told |= {
+        facts = {} if more is None else asdict(more)
+        facts.pop("entrez_id", None)
+        ensembl_ids = facts.pop("ensembl_ids", ())
+        facts |= {
             "official_symbol": self.official_symbol or self.symbol,
             "official_full_name": self.official_name or self.name,
             "organism": self.organism,
-            "see_related": list(dict.fromkeys([*told.get("see_related", ()), *self.related])),
-            "orthologs": list(told.get("orthologs", ())),
+            "see_related": list(dict.fromkeys([*facts.get("see_related", ()), *self.related])),
+            "orthologs": list(facts.get("orthologs", ())),
         }
         return GeneFound(
             symbol=self.symbol,
             entrez_id=self.entrez_id,
             name=self.name,
-            gene_type=told.get("gene_type", ""),
+            gene_type=facts.get("gene_type", ""),
             ensembl_ids=ensembl_ids,
             aliases=self.aliases,
             text=self.text,
-            facts=told,
+            facts=facts,
         )
 
 
 def check_search(body: dict[str, Any]) -> None:
-    """Raise if a body under status 200 is not the whole list of ids."""
+    """Raise ServiceError if an answer with status 200 does not have the complete list of ids."""
     result = body.get("esearchresult")
     result = result if isinstance(result, dict) else {}
     if "error" in body or "ERROR" in result:
@@ -118,17 +118,17 @@ def check_search(body: dict[str, Any]) -> None:
 
 
 def check_summaries(body: dict[str, Any]) -> None:
-    """Raise if a body under status 200 holds no summaries."""
+    """Raise ServiceError if an answer with status 200 has no summaries."""
     for key in ("error", "esummaryresult"):
         if key in body:
             raise _error(body[key])
     if not isinstance(body.get("result"), dict):
-        raise _unreadable("question for summaries")
+        raise _unreadable("request for summaries")
 
 
 def _error(said: object) -> ServiceError:
     text = "; ".join(texts_field(said, 160, 3)) or "no reason given"
-    # Errors about the ids come again; the others ("Search Backend failed") pass.
+    # Errors about ids are permanent; others ("Search Backend failed") are transient.
     kind = re.search(r"too many|maximum number|invalid uid|invalid id|empty id", text, re.IGNORECASE)
     return ServiceError("rejected" if kind else "transient", f"ncbi answered with an error: {text}")
 
@@ -138,10 +138,11 @@ def _unreadable(what: str) -> ServiceError:
 
 
 def read_summaries(body: Mapping[str, Any], asked: Iterable[int]) -> dict[int, Summary | None]:
+    """Return id -> summary, None for ids that NCBI does not have; ids without an answer are missing."""
     found: dict[int, Summary | None] = {}
     for entrez_id in asked:
         entry = body["result"].get(str(entrez_id))
-        # Matched by the id inside the entry: the key alone is not trusted.
+        # Compare the id inside the entry too, because the key alone may be wrong.
         if not isinstance(entry, dict) or id_field(entry.get("uid")) != entrez_id:
             continue
         if "error" in entry:
@@ -155,6 +156,7 @@ def read_summaries(body: Mapping[str, Any], asked: Iterable[int]) -> dict[int, S
 
 
 def read_version(body: Mapping[str, Any]) -> str:
+    """Return the version of esummary in an answer."""
     header = body.get("header")
     version = text_field(header.get("version"), 20) if isinstance(header, dict) else ""
     return f"esummary {version}" if re.fullmatch(r"[0-9.]+", version) else "esummary"
@@ -163,7 +165,7 @@ def read_version(body: Mapping[str, Any]) -> str:
 def gene_of_id(
     wanted: Wanted, entrez_id: int, summaries: Mapping[int, Summary | None]
 ) -> Summary | str | None:
-    """Return the gene, the reason why there is none, or None if the answers left it out."""
+    """Return the gene, the reason why there is none, or None if the answers did not include it."""
     seen: list[int] = []
     at = entrez_id
     while at not in seen and len(seen) <= REPLACED:
@@ -179,19 +181,22 @@ def gene_of_id(
         if not summary.live:
             return f"NCBI has discontinued gene {at}"
         if SPECIES_OF_TAXON.get(summary.taxon) != wanted.species:
-            return f"gene {at} is of {summary.organism or summary.taxon}, not of {wanted.species}"
+            return f"gene {at} belongs to {summary.organism or summary.taxon}, not to {wanted.species}"
         return summary
-    return f"NCBI has replaced gene {entrez_id} again and again"
+    return f"NCBI has replaced gene {entrez_id} more than {REPLACED} times"
 
 
 def gene_called(
     wanted: Wanted, candidates: Iterable[int], summaries: Mapping[int, Summary | None]
 ) -> Summary | str | None:
-    """Return the gene with the name as its symbol, why there is none, or None if the answers left one out."""
+    """Return the gene whose symbol is the name, or the reason why there is none.
+
+    Return None if the answers did not include a candidate.
+    """
     name = wanted.symbol
     ids = list(dict.fromkeys(candidates))
     if any(i not in summaries for i in ids):
-        return None  # the missing one might be the gene, or a second one
+        return None  # a missing candidate may be the gene, or a second gene with this symbol
     found = filter(None, (summaries[i] for i in ids))
     genes = [s for s in found if s.live and not s.current_id]
     genes = [g for g in genes if SPECIES_OF_TAXON.get(g.taxon) == wanted.species]
@@ -201,32 +206,32 @@ def gene_called(
     if len(same) == 1:
         return same[0]
     if same:
-        return f"{len(same)} genes are called {name}: {', '.join(str(g.entrez_id) for g in same)}"
+        return f"{len(same)} genes have the symbol {name}: {', '.join(str(g.entrez_id) for g in same)}"
     others = [g for g in genes if name.casefold() in (a.casefold() for a in g.aliases)]
     if others:
         listed = ", ".join(f"{g.symbol} ({g.entrez_id})" for g in others[:5])
-        return f"{name} is not a symbol; it is another name of {listed}"
-    return f"NCBI knows no gene of {wanted.species} called {name}"
+        return f"{name} is not an official symbol; it is an alias of {listed}"
+    return f"NCBI has no {wanted.species} gene with the name {name}"
 
 
-#: Databases that name the genes of their species.
+#: Naming authorities of human and mouse genes.
 _AUTHORITIES = ("HGNC", "MGI")
-#: Most orthologs that are kept of a gene.
+#: Largest number of orthologs of a gene.
 _MOST = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """Facts of one full record; empty where it has none.
+    """Facts of one full record; missing facts are empty.
 
     Attributes
     ----------
     primary_source
-        The authority's id, like ``HGNC:7739``.
+        Id of the naming authority, such as ``HGNC:7739``.
     see_related
-        Ids in other databases, like ``MIM:162280``.
+        Ids in other databases, such as ``MIM:162280``.
     orthologs
-        ``entrez_id``, ``symbol`` and ``organism`` of each.
+        ``entrez_id``, ``symbol`` and ``organism`` of each ortholog.
     """
 
     entrez_id: int
@@ -242,16 +247,16 @@ class Details:
 
 
 def parse_details(body: bytes) -> dict[int, Details]:
-    """Read an Entrezgene-Set gene by gene.
+    """Read an Entrezgene-Set gene by gene; return Entrez id -> facts.
 
     Raises
     ------
     ServiceError
-        If the body is something else, is cut off, or defines entities.
+        The body has another format, is truncated, or defines XML entities.
     """
-    # Real records name a DTD and define no entities. No option of the parser has to keep these out.
+    # Real records define no entities. Refuse them here, to be independent of the parser's options.
     if b"<!ENTITY" in body:
-        raise ServiceError("transient", "the record of ncbi defines entities; it is not read")
+        raise ServiceError("transient", "the record of ncbi defines XML entities; scvec does not read it")
     found: dict[int, Details] = {}
     try:
         events = etree.iterparse(
@@ -322,7 +327,7 @@ def _text(element: Any, path: str, longest: int = 400) -> str:
 
 
 def _tags(parent: Any) -> Iterator[tuple[str, str]]:
-    """Yield database and id of the Dbtag elements of a parent."""
+    """Yield (database, id) of the Dbtag elements of a parent."""
     for tag in parent.iterfind("Dbtag") if parent is not None else ():
         db = _text(tag, "Dbtag_db", 40)
         value = _text(tag, "Dbtag_tag/Object-id/Object-id_str", 80) or _text(
@@ -333,7 +338,7 @@ def _tags(parent: Any) -> Iterator[tuple[str, str]]:
 
 
 def _labelled(comment: Any) -> str:
-    """Return the commentaries inside one as ``label: text``."""
+    """Return the inner commentaries of a commentary as ``label: text; ...``."""
     parts = []
     for inner in comment.iter("Gene-commentary"):
         label, text = _text(inner, "Gene-commentary_label", 80), _text(inner, "Gene-commentary_text", 1000)
@@ -364,19 +369,20 @@ def _orthologs(comment: Any, own: int) -> Iterator[dict[str, Any]]:
                 }
 
 
-#: Most ids of one request for summaries, full records (these are large) and names of one search.
+#: Largest number of ids in a request for summaries and for full records (which are large), and of names in a
+#: search.
 SUMMARIES, RECORDS, NAMES = 500, 50, 100
-# What may stand in a quoted phrase of an Entrez query without a meaning of its own.
+# Names that a quoted phrase of an Entrez query can hold without special meaning.
 _ASKABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/()'+:#-]{0,79}")
 
 
 @gene_source("ncbi")
 class NcbiSource(GeneSource):
-    """Asks NCBI Gene: by Entrez id, or by symbol where a gene has none.
+    """Looks up genes in NCBI Gene by Entrez id, or by symbol if a gene has no Entrez id.
 
-    A symbol stands for the gene whose official symbol it is; an alias, or a symbol of two genes, has no
-    answer. NCBI's own host gets 3 requests a second, 10 with a key. ``details`` reads the full records too,
-    for gene type, RefSeq status, lineage, sources, expression and orthologs.
+    A symbol must be the official symbol of one gene. Aliases, and symbols of several genes, have no answer.
+    NCBI's own host gets 3 requests a second, or 10 with a key. ``details`` also reads the full records, for
+    gene type, RefSeq status, lineage, sources, expression and orthologs.
     """
 
     url = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
@@ -415,10 +421,12 @@ class NcbiSource(GeneSource):
                 by_name[job] = wanted
             elif wanted.symbol:
                 failures.append(
-                    Failure(job, "the name cannot be searched for: it is not a gene symbol", True)
+                    Failure(job, "NCBI cannot search for the name: it is not a gene symbol", True)
                 )
             else:
-                failures.append(Failure(job, "NCBI is asked by Entrez id or symbol; this has neither", True))
+                failures.append(
+                    Failure(job, "NCBI needs an Entrez id or a symbol; the gene has neither", True)
+                )
         found = await self._search(by_name.values())
         ids = [*by_id.values(), *(i for some in found.values() for i in some)]
         summaries, version = await self._summaries(ids)
@@ -434,12 +442,12 @@ class NcbiSource(GeneSource):
                 job, self.wanted[job], version, by_id.get(job)
             )
             for job, summary in chosen.items()
-            if not self.details or summary.entrez_id in details  # else it was left out
+            if not self.details or summary.entrez_id in details  # genes without a record are asked again
         ]
         return answers, failures
 
     async def _search(self, wanted: Iterable[Wanted]) -> dict[str, list[int]]:
-        """Return per species the ids of live genes that have one of the names, as symbol or alias."""
+        """Return species -> ids of live genes that have one of the names as symbol or alias."""
         names: dict[str, list[str]] = {}
         for one in wanted:
             names.setdefault(one.species, []).append(one.symbol)
@@ -456,9 +464,9 @@ class NcbiSource(GeneSource):
         return [i for i in map(id_field, body["esearchresult"]["idlist"][:FOUND]) if i is not None]
 
     async def _summaries(self, ids: Iterable[int]) -> tuple[dict[int, Summary | None], str]:
-        """Return the summary of each id, None for one that NCBI does not have; left out ones are missing.
+        """Return id -> summary, and the version; None for ids that NCBI does not have.
 
-        An id that was replaced is followed to the new one, which is among the results then.
+        Ids without an answer are missing. If an id was replaced, the result also has the new id.
         """
         found: dict[int, Summary | None] = {}
         version = ""

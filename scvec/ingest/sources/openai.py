@@ -1,4 +1,4 @@
-"""OpenAI, or a server of its protocol: one client, chats that answer with one JSON object, hidden keys."""
+"""Client for OpenAI or a server with the same API, and chats that answer with one JSON object."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = ["Chat", "LlmError", "LlmService", "Reply", "is_reasoning", "prompt_to
 T = TypeVar("T")
 
 OPENAI_URL = "https://api.openai.com/v1"
-#: Seconds: to connect, to wait for an answer where nothing is set.
+#: Seconds to wait for a connection, and default seconds to wait for an answer.
 CONNECT, READ = 5.0, 45.0
-#: Bytes of an answer that are read: 2,048 vectors of 4,096 numbers as text are about 170 MB.
+#: Largest size of an answer in bytes. 2,048 vectors of 4,096 numbers as text need about 170 MB.
 LARGEST_ANSWER = 2**28
-#: Characters of a server's own words in a message.
+#: Largest number of characters of a server's own text in a message.
 QUOTED = 160
 _NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "account_deactivated")
 
 
 class LlmError(ServiceError):
-    """A call of a model that failed: HTTP status (0 for none), and whether the server may charge for it."""
+    """A failed call of a model; ``status`` is the HTTP status or 0, and the server may charge the call."""
 
     def __init__(
         self,
@@ -52,30 +52,32 @@ class LlmError(ServiceError):
 
 
 class LlmService:
-    """One server, for all tasks of a run; an async context manager, inside which ``client`` exists.
+    """One server for all tasks of a run; an async context manager, inside which ``client`` exists.
 
     Parameters
     ----------
     settings
         Key, address and timeout.
     base_url, timeout
-        Address with ``/v1``, and seconds to wait for an answer; before those of the settings.
+        Address with ``/v1``, and seconds to wait for an answer; they override the settings.
+    caller
+        Retry policy; None for the default.
 
     Attributes
     ----------
     host
-        Host, and port where one is given: for messages, and for the names of embedding spaces.
+        Host, with port if one is given, for messages and the names of embedding spaces.
     is_openai, is_local
-        Whether the server is OpenAI's, or on this machine.
+        True if the server is OpenAI's, or is on this machine.
     notes
-        For the user.
+        Messages for the user.
 
     Raises
     ------
     AuthError
-        If OpenAI is asked without a key, or the key cannot be one.
+        The key for OpenAI is missing, or the key has invalid characters.
     InputError
-        If the address cannot be used.
+        The address is not valid.
     """
 
     def __init__(
@@ -102,21 +104,19 @@ class LlmService:
             )
         if self.is_openai and not self._key:
             fix = "set OPENAI_API_KEY, or api_key under [openai] in the config file"
-            raise AuthError("there is no key for OpenAI", self.host, fix, code="key-missing")
+            raise AuthError("the key for OpenAI is missing", self.host, fix, code="key-missing")
         if not re.fullmatch(r"[!-~]*", self._key.reveal()):
-            fix = "copy the key again, without blanks, quotes or line breaks"
-            raise AuthError(
-                "the key has characters that no key has", "OPENAI_API_KEY", fix, code="key-missing"
-            )
+            fix = "copy the key again, without spaces, quotes or line breaks"
+            raise AuthError("the key has invalid characters", "OPENAI_API_KEY", fix, code="key-missing")
         if scheme == "http" and self._key and not self.is_local:
-            self.notes.append(f"the key travels unencrypted to {self.host}, as the address is http")
-        # A server must not count as gone during its own timeout.
+            self.notes.append(f"the key is sent unencrypted to {self.host}, because the address is http")
+        # The patience must be longer than the timeout of one request.
         self.caller = caller or Caller(self.host, patience=max(PATIENCE, self.timeout + 10))
         self._client: AsyncOpenAI | None = None
 
     @property
     def client(self) -> AsyncOpenAI:
-        """The client; inside the context only."""
+        """The client; it exists only inside the context."""
         if self._client is None:
             raise RuntimeError("use LlmService as an async context manager")
         return self._client
@@ -126,9 +126,9 @@ class LlmService:
 
         timeout = Timeout(connect=CONNECT, read=self.timeout, write=self.timeout, pool=self.timeout)
         self._client = AsyncOpenAI(
-            # The client requires a key, a server of one's own takes any.
+            # The client requires a key; a local server accepts any.
             api_key=self._key.reveal() or "none",
-            # Not the one of the environment.
+            # An empty text keeps the client from reading an admin key from the environment.
             admin_api_key="",
             base_url=self.base_url,
             max_retries=0,
@@ -136,15 +136,15 @@ class LlmService:
             default_headers={"Accept-Encoding": "identity"},
             http_client=DefaultAsyncHttpxClient(
                 timeout=timeout,
-                # A redirect could take the key and the texts to another host.
+                # A redirect could send the key and the texts to another host.
                 follow_redirects=False,
-                # Nobody's proxy reaches this machine's own servers.
+                # A proxy cannot reach servers on this machine.
                 trust_env=not self.is_local,
                 event_hooks={"response": [_bound]},
             ),
         )
         if not self.is_openai:
-            # The client takes them from the environment; other servers must not get them.
+            # The client reads organization and project from the environment; other servers must not get them.
             self._client.organization = self._client.project = None
         return self
 
@@ -154,16 +154,17 @@ class LlmService:
             await client.close()
 
     async def call(self, request: Callable[[], Awaitable[T]], *, unfit: int = 1) -> T:
-        """Return the result of ``request()`` under the caller's policy; its errors become ServiceError.
+        """Return the result of ``request()``, with retries; errors of the client become ServiceError.
 
-        Neither the error nor its context holds a key.
+        ``unfit`` is the number of attempts for unusable answers. Neither the error nor its context contains a
+        key.
         """
         return await self.caller.call(lambda: self._translated(request), unfit=unfit)
 
     async def post(self, path: str, body: Mapping[str, Any], check: Callable[[dict[str, Any]], T]) -> T:
-        """Send JSON to a path such as ``/embeddings`` and return what ``check`` makes of the answer.
+        """Send JSON to a path such as ``/embeddings`` and return ``check(answer)``, with retries.
 
-        ``check`` gets the JSON object as it came, and raises :class:`ServiceError` if it does not fit.
+        ``check`` receives the JSON object of the answer, and raises :class:`ServiceError` if it is unusable.
         """
 
         async def request() -> T:
@@ -172,22 +173,22 @@ class LlmService:
         return await self.call(request)
 
     async def send(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Send JSON once and return the JSON answer; LlmError if it is an error. Use it in :meth:`call`."""
+        """Send JSON once and return the JSON answer; raise LlmError for an error. Use it in :meth:`call`."""
         return await self._translated(lambda: self._send(path, body))
 
     async def _send(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         answer: object = await self.client.post(path, body=dict(body), cast_to=object)
-        if isinstance(answer, str):  # not declared as JSON
+        if isinstance(answer, str):  # the server did not declare the answer as JSON
             answer = json.loads(answer)
         failure: LlmError | None = None
         if not isinstance(answer, dict):
-            reason = f"{self.host} answered with something else than an object"
+            reason = f"the answer of {self.host} is not a JSON object"
             failure = LlmError("transient", reason, status=200, may_cost=True)
         elif answer.get("error"):
             failure = self._refusal(200, answer["error"], {})
         else:
             return answer
-        answer = None  # the words of the server must not be in a traceback
+        answer = None  # a traceback must not contain the server's text
         raise failure
 
     async def _translated(self, request: Callable[[], Awaitable[T]]) -> T:
@@ -196,7 +197,7 @@ class LlmService:
         import pydantic
 
         try:
-            # The timeouts of the client are for one read: a slow trickle of bytes would pass them.
+            # The client's timeouts hold for one read, so an answer that arrives byte by byte would pass them.
             async with asyncio.timeout(self.timeout + CONNECT):
                 return await request()
         except openai.APIStatusError as error:
@@ -207,7 +208,7 @@ class LlmService:
         except openai.APIConnectionError as error:
             cause = _cause(error)
             reason = f"{self.host} cannot be reached ({cause})"
-            # Cut off in the middle, it may have been answered.
+            # If the connection broke later, the server may have answered and may charge the request.
             failure = LlmError("transient", reason, may_cost=cause not in ("ConnectError", "gaierror"))
         except (json.JSONDecodeError, UnicodeError, RecursionError, pydantic.ValidationError):
             reason = f"the answer of {self.host} cannot be read"
@@ -215,7 +216,7 @@ class LlmService:
         except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL) as error:
             reason = f"the call of {self.host} failed ({type(error).__name__})"
             failure = LlmError("transient", reason, may_cost=True)
-        # Outside the handler: the library's errors hold the request with its headers.
+        # Raised outside the handler, because the library's errors contain the request headers.
         raise failure
 
     def _refusal(self, status: int, body: object, headers: object) -> LlmError:
@@ -223,18 +224,18 @@ class LlmService:
         said = f": {words}" if words else ""
         kind: Kind = "transient"
         after = None
-        # Messages about a key are left out: they often quote it.
+        # Do not show the server's messages about a key, because they often quote it.
         if code in _NO_QUOTA:
             kind, reason = "quota", f"the account at {self.host} has no quota left"
         elif status in (401, 403) or code == "invalid_api_key":
             what = "the key was refused" if self._key else "a key is needed"
             kind, reason = "auth", f"{self.host}: {what} (HTTP {status})"
         elif 300 <= status < 400:
-            kind, reason = "address", f"{self.host} redirects (HTTP {status}): give the final address"
+            kind, reason = "address", f"{self.host} redirects (HTTP {status}); give the final address"
         elif 400 <= status < 500 and status not in (408, 409, 425, 429):
             kind, reason = "rejected", f"{self.host} refused the request (HTTP {status}){said}"
         elif status == 429:
-            reason, after = f"{self.host} is asked too often (HTTP 429)", parse_retry_after(headers)
+            reason, after = f"{self.host} gets too many requests (HTTP 429)", parse_retry_after(headers)
         else:
             reason, after = f"{self.host} failed (HTTP {status}){said}", parse_retry_after(headers)
         return LlmError(kind, reason, retry_after=after, status=status)
@@ -247,23 +248,24 @@ def _parts(url: str) -> tuple[str, str, str]:
         name, port = parts.hostname or "", parts.port
     except ValueError:
         parts, name, port = urlsplit(""), "", None
-    fix = "give it as https://HOST/v1, the key as OPENAI_API_KEY"
+    fix = "write the address as https://HOST/v1, and set the key as OPENAI_API_KEY"
     if parts.scheme not in ("http", "https") or not re.fullmatch(r"[a-z0-9.:_%-]+", name):
         raise InputError("the server's address cannot be read", redact(_bare(url)), fix, code="bad-address")
     if parts.username or parts.password or parts.query or parts.fragment:
-        # Each of them may be a key, and the address is shown to users.
-        raise InputError("the server's address must be without user, ? and #", name, fix, code="bad-address")
+        # These parts may contain a key, and messages show the address.
+        what = "the server's address must not contain a user name, ? or #"
+        raise InputError(what, name, fix, code="bad-address")
     host = f"[{name}]" if ":" in name else name
     return parts.scheme, name, host if port is None else f"{host}:{port}"
 
 
 def _bare(text: str) -> str:
-    """Cut users and queries, where keys travel, off the addresses in a text."""
+    """Remove user names and queries, which may contain keys, from the addresses in a text."""
     return re.sub(r"(\w+://)[^\s/@]*@", r"\1", re.sub(r"(\w+://[^\s?#]+)[?#]\S*", r"\1", text))
 
 
 def _words(body: object) -> tuple[str, str]:
-    """Return the code and the message of an error's body, fit to be shown."""
+    """Return the code and the message of an error's body, safe for showing to a user."""
     if isinstance(body, Mapping):
         inner = body.get("error")
         found: Mapping[Any, Any] = inner if isinstance(inner, Mapping) else body
@@ -271,13 +273,13 @@ def _words(body: object) -> tuple[str, str]:
         message = next((v for k in ("message", "detail", "error") if isinstance(v := found.get(k), str)), "")
     else:
         code, message = "", body if isinstance(body, str) and "<" not in body else ""
-    # Keys first: half a key would not be recognised.
+    # Redact before cutting, because half a key would not be recognised.
     flat = " ".join("".join(c if c.isprintable() else " " for c in redact(_bare(message[:4000]))).split())
     return code[:60], flat if len(flat) <= QUOTED else flat[: QUOTED - 1] + "…"
 
 
 def _cause(error: Exception) -> str:
-    """Name the innermost error's class; its text may hold an address."""
+    """Return the name of the innermost error's class. Its text may contain an address and is not shown."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -285,8 +287,9 @@ def _cause(error: Exception) -> str:
 
 
 async def _bound(response: Any) -> None:
-    """Make reading of an answer stop at :data:`LARGEST_ANSWER` bytes."""
-    # Compressed, which was not asked for, it can grow a thousandfold.
+    """Limit reading of an answer to :data:`LARGEST_ANSWER` bytes."""
+    # scvec does not request compression. A compressed answer can grow a thousandfold, so it gets a lower
+    # limit.
     encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
     response.stream = _bounded_stream(response.stream, LARGEST_ANSWER // 64 if encoded else LARGEST_ANSWER)
 
@@ -310,13 +313,13 @@ def _bounded_stream(stream: Any, limit: int) -> Any:
 
 
 Format = Literal["json_schema", "json_object", "text"]
-#: Tokens that servers add around the messages: roles, separators, the schema.
+#: Number of tokens that servers add to the messages: roles, separators, the schema.
 AROUND = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A model's answer, unchecked, and its tokens."""
+    """A model's answer, with unchecked content, and its numbers of tokens."""
 
     content: str
     refusal: str
@@ -336,18 +339,29 @@ class _Manner:
 
 
 class Chat:
-    """One model on one server.
+    """One chat model on one server.
 
-    The first request has a JSON schema of the answer and temperature 0. From then on it lacks whatever the
-    server refused: the schema, then JSON mode, the temperature, the newer name of the limit; ``notes`` tell.
-    ``service`` is entered before :meth:`ask`; ``budget`` pays every call that was answered.
+    The first request has a JSON schema for the answer and temperature 0. If the server refuses a feature,
+    later requests omit it: the schema, then JSON mode, the temperature, or the newer name of the token limit.
+    ``notes`` report this.
+
+    Parameters
+    ----------
+    service
+        The server. Enter its context before :meth:`ask`.
+    model
+        Name of the model.
+    schema
+        JSON schema of the answer.
+    budget
+        Budget that pays for answered calls.
     """
 
     def __init__(self, service: LlmService, model: str, schema: Mapping[str, Any], budget: Budget) -> None:
         self.service, self.model, self.schema, self.budget = service, model, schema, budget
         self.notes: list[str] = []
         self._manner = _Manner()
-        # Servers other than OpenAI's know the older name, not all the newer one.
+        # All servers support the older name of the limit; some do not support the newer one.
         if not service.is_openai:
             self._manner = _Manner(limit="max_tokens")
         self._answered = False
@@ -357,18 +371,18 @@ class Chat:
 
     @property
     def format(self) -> Format:
-        """How JSON is asked for now."""
+        """Current way of requesting JSON."""
         return self._manner.format
 
     async def ask(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> Reply:
-        """Return the model's answer to some messages.
+        """Return the model's answer to messages, of at most ``max_tokens`` tokens.
 
         Raises
         ------
         ServiceError
-            If it failed; of kind ``address`` if the first request was refused in its plainest form too.
+            The call failed. The kind is ``address`` if the server refused even the simplest first request.
         BudgetSpentError
-            If it might cost more than is left.
+            The call could exceed the cost limit.
         """
         if self._answered:
             return await self._ask(messages, max_tokens)
@@ -395,20 +409,20 @@ class Chat:
                     raise self._refused from None
 
     def _plainer(self, reason: str) -> bool:
-        """Leave out what was refused; False if nothing is left to leave out."""
+        """Remove the refused feature from later requests; return False if there is none to remove."""
         manner, said = self._manner, reason.lower()
         if "temperature" in said and manner.temperature:
             self._manner = dataclasses.replace(manner, temperature=False)
-            self.notes.append(f"{self.model} takes no temperature: answers vary from run to run")
+            self.notes.append(f"{self.model} has no temperature setting; answers vary from run to run")
         elif ("max_tokens" in said or "max_completion_tokens" in said) and not self._renamed:
             other = "max_tokens" if manner.limit == "max_completion_tokens" else "max_completion_tokens"
             self._manner, self._renamed = dataclasses.replace(manner, limit=other), True
         elif manner.format == "json_schema":
             self._manner = dataclasses.replace(manner, format="json_object")
-            self.notes.append(f"{self.service.host} takes no JSON schema: JSON mode was used")
+            self.notes.append(f"{self.service.host} does not support JSON schemas; JSON mode was used")
         elif manner.format == "json_object":
             self._manner = dataclasses.replace(manner, format="text")
-            self.notes.append(f"{self.service.host} has no JSON mode: JSON was asked for in words")
+            self.notes.append(f"{self.service.host} has no JSON mode; the prompt asks for JSON")
         else:
             return False
         return True
@@ -435,28 +449,28 @@ class Chat:
             reserve.settle(reply.tokens_in, reply.tokens_out)
         except LlmError as error:
             sent = error.may_cost
-            if error.status == 404:  # no such model, or nothing at this address: no gene will do
+            if error.status == 404:  # the model or the address does not exist, so all calls will fail
                 raise LlmError("address", error.reason, status=404) from None
             raise
         finally:
-            # Nothing happens if it is settled. A cancelled call (Ctrl-C) may be charged.
+            # This does nothing if the reserve is settled. The server may charge a cancelled call (Ctrl-C).
             reserve.keep() if sent else reserve.release()
         return reply
 
 
 def is_reasoning(model: str) -> bool:
-    """Return whether a model of OpenAI reasons before it answers, in hidden tokens that are charged."""
+    """Return whether a model of OpenAI uses hidden reasoning tokens, which are charged."""
     name = model.removeprefix("openai/")
     return name.startswith(("o1", "o3", "o4")) or (name.startswith("gpt-5") and "chat" not in name)
 
 
 def prompt_tokens(messages: Sequence[Mapping[str, str]], model: str) -> int:
-    """Return an upper bound of the tokens of some messages."""
+    """Return an upper bound of the number of tokens of messages."""
     return count_tokens([m["content"] for m in messages], model).total + AROUND
 
 
 def _read(answer: Mapping[str, Any], host: str, expected: int, model: str) -> Reply:
-    """Return a chat completion, checked."""
+    """Check a chat completion and return its content."""
     choices = answer.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
     message = first.get("message") if isinstance(first, dict) else None
@@ -473,7 +487,7 @@ def _read(answer: Mapping[str, Any], host: str, expected: int, model: str) -> Re
         finish_reason=_plain(first.get("finish_reason")),
         model=_plain(answer.get("model")),
         tokens_in=_count(usage.get("prompt_tokens"), expected),
-        # Where the server says nothing, count what came.
+        # If the server gives no count, count the tokens of the content.
         tokens_out=_count(usage.get("completion_tokens"), count_tokens([content], model).total),
     )
 

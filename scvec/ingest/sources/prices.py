@@ -1,4 +1,4 @@
-"""Prices of models, and the limit that a user sets."""
+"""Prices of models, and the cost limit of a user."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from scvec.base.errors import InputError
 from scvec.base.settings import Price, is_loopback
 from scvec.ingest.sources.retry import BudgetSpentError
 
-__all__ = ["PRICES", "PRICES_AS_OF", "Budget", "Reserve", "price_of"]
+__all__ = ["PRICES", "Budget", "Reserve", "price_of"]
 
-#: Month of the table below.
-PRICES_AS_OF = "2026-03"
-
-#: OpenAI's standard prices, https://developers.openai.com/api/docs/pricing and the pages of the models,
-#: US dollars per million tokens. Cached input is cheaper; batches and priority have other prices.
+#: OpenAI's standard prices of March 2026 in US dollars per million tokens. Source:
+#: https://developers.openai.com/api/docs/pricing and the pages of the models. Cached input is cheaper;
+#: batches and priority have other prices.
 PRICES: Mapping[str, Price] = {
     "gpt-3.5-turbo": Price(0.50, 1.50),
     "gpt-4-turbo": Price(10.00, 30.00),
@@ -41,21 +39,23 @@ PRICES: Mapping[str, Price] = {
     "text-embedding-3-large": Price(0.13),
     "text-embedding-ada-002": Price(0.10),
 }
-# The first gpt-4o cost twice as much, and still does under its date.
+# The first gpt-4o cost twice as much. Its dated name still has that price.
 _DATED = {"gpt-4o-2024-05-13": Price(5.00, 15.00)}
 _DATE = re.compile(r"-(?:20\d\d-\d\d-\d\d|\d{4})$")
 
 
 def price_of(model: str, prices: Mapping[str, Price], host: str = "") -> Price | None:
-    """Return the price of a model, None if it is not known.
+    """Return the price of a model; None if it is unknown.
 
     Parameters
     ----------
+    model
+        Name of the model. A dated name such as ``gpt-4o-2024-08-06`` also has the price of ``gpt-4o``.
     prices
-        Of the user's config: they come first. A price of ``gpt-4o`` is that of ``gpt-4o-2024-08-06`` too.
+        Prices of the user's config; they override the shipped table.
     host
-        Host or address of the server, OpenAI's if empty. Models on this machine are free; the shipped table
-        is for OpenAI only.
+        Host or address of the server; empty means OpenAI's. Models on this machine are free. The shipped
+        table holds only for OpenAI.
     """
     plain = _DATE.sub("", model)
     for name in (model, plain):
@@ -78,7 +78,7 @@ def _host_name(host: str) -> str:
 
 
 class Reserve:
-    """The most that one call may cost, reserved until its cost is known. Settle it once."""
+    """The largest cost of one call, reserved until its real cost is known. Settle it once."""
 
     __slots__ = ("_budget", "_settled", "amount")
 
@@ -95,13 +95,13 @@ class Reserve:
         self._pay(self._budget.cost(tokens_in, tokens_out))
 
     def keep(self) -> None:
-        """Keep it reserved: the call may have cost it, and its cost stays unknown."""
+        """Keep the amount reserved: the call may have cost it, and the real cost stays unknown."""
         if not self._settled:
             self._settled = True
             self._budget._close(self, lost=self.amount)
 
     def release(self) -> None:
-        """Pay nothing: the call was not made, or refused."""
+        """Pay nothing: the call was not sent, or was refused."""
         self._pay(0.0)
 
     def _pay(self, amount: float) -> None:
@@ -111,18 +111,30 @@ class Reserve:
 
 
 class Budget:
-    """Dollars spent and reserved by all tasks of a run.
+    """US dollars spent and reserved by all tasks of a run.
 
-    Without a price only tokens are counted; then a limit ``max_cost`` (US dollars) is an InputError.
+    Parameters
+    ----------
+    price
+        Price of the model; None counts only tokens.
+    max_cost
+        Cost limit in US dollars; None for no limit.
+    model
+        Name of the model in messages.
+
+    Raises
+    ------
+    InputError
+        The limit is negative or infinite, or there is a limit but no price.
     """
 
     def __init__(self, price: Price | None, max_cost: float | None, *, model: str = "") -> None:
         where = "--max-cost"
         if max_cost is not None and not 0 <= max_cost < float("inf"):
             raise InputError(
-                f"the most to spend cannot be {max_cost}",
+                f"the cost limit cannot be {max_cost}",
                 where,
-                "give dollars, 0 or more",
+                "give US dollars, 0 or more",
                 code="option-out-of-range",
             )
         if max_cost is not None and price is None:
@@ -130,9 +142,8 @@ class Budget:
             fix = (
                 f'set input = and output = (dollars per million tokens) under [prices."{name}"] in the config'
             )
-            raise InputError(
-                f"the price of {name} is not known, so no limit can hold", where, fix, code="cost-limit"
-            )
+            what = f"the price of {name} is unknown, so scvec cannot keep a cost limit"
+            raise InputError(what, where, fix, code="cost-limit")
         self.price = price
         self.max_cost = max_cost
         self.tokens_in = self.tokens_out = 0
@@ -142,26 +153,26 @@ class Budget:
 
     @property
     def spent(self) -> float | None:
-        """Dollars spent, or None if the price is not known."""
+        """US dollars spent; None if the price is unknown."""
         return None if self.price is None else self._spent
 
     @property
     def reserved(self) -> float:
-        """Dollars reserved: for calls under way, and for those whose cost is unknown."""
+        """US dollars reserved for running calls, and for calls whose cost is unknown."""
         return self._lost + math.fsum(r.amount for r in self._open)
 
     def cost(self, tokens_in: int, tokens_out: int = 0) -> float:
-        """Return the dollars that tokens cost; 0 if the price is not known."""
+        """Return the cost of tokens in US dollars; 0 if the price is unknown."""
         if self.price is None:
             return 0.0
         return (tokens_in * self.price.input + tokens_out * self.price.output) / 1e6
 
     def reserve(self, tokens_in: int, max_tokens_out: int = 0) -> Reserve:
-        """Reserve the most that a call may cost; BudgetSpentError if it might exceed the limit."""
+        """Reserve the largest cost of a call; raise BudgetSpentError if it could exceed the limit."""
         amount = self.cost(tokens_in, max_tokens_out)
         if self.max_cost is not None and self._spent + self.reserved + amount > self.max_cost:
             raise BudgetSpentError(
-                f"the next call may cost ${amount:.4f}; ${self._spent:.4f} of ${self.max_cost:g} are spent"
+                f"the next call may cost ${amount:.4f}; ${self._spent:.4f} of ${self.max_cost:g} is spent"
             )
         reserve = Reserve(self, amount)
         self._open.add(reserve)

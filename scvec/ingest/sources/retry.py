@@ -1,4 +1,4 @@
-"""One policy for calls of a service: rate, retries, and when to stop."""
+"""Policy for calls of a service: rate limit, retries, and the decision to stop."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ __all__ = ["BudgetSpentError", "Caller", "Kind", "RateLimit", "ServiceError", "p
 
 T = TypeVar("T")
 
-#: ``transient``: ask again. ``rejected``: this request will always fail. ``unfit``: the answer does not fit
-#: the question. ``auth``, ``quota``, ``gone``, ``address`` (another service or none): all others will fail.
+#: ``transient``: a retry may succeed. ``rejected``: this request will always fail. ``unfit``: the answer does
+#: not match the request. ``auth``, ``quota``, ``gone``, ``address`` (wrong service): all requests will fail.
 Kind = Literal["transient", "rejected", "unfit", "auth", "quota", "gone", "address"]
 
 #: Longest ``Retry-After`` that scvec waits for (seconds).
 LONGEST_WAIT = 60.0
-#: Failures in a row, with no answer between them, after which the service counts as gone.
+#: Number of consecutive failures after which the service counts as gone.
 ENOUGH = 5
-#: Refused or unfit requests in a row after which the run stops.
+#: Number of consecutive refused or unfit requests after which the run stops.
 REFUSED = 20
-#: Seconds without any answer, failures only, after which the service counts as gone.
+#: Seconds with failures only, without any answer, after which the service counts as gone.
 PATIENCE = 50.0
-#: Seconds to wait for the service before the third last, second last and last call that is made of it.
+#: Seconds to wait before the third last, second last and last call to a failing service.
 LAST_WAITS = (1.0, 6.0, 20.0)
 
 
 class ServiceError(Exception):
-    """A call that failed. The message holds no secret; ``retry_after`` is what the service asked for (s)."""
+    """A failed call. The message contains no secret; ``retry_after`` is the service's requested wait in s."""
 
     def __init__(self, kind: Kind, reason: str, *, retry_after: float | None = None) -> None:
         self.kind: Kind = kind
@@ -55,28 +55,28 @@ class ServiceError(Exception):
 
     @property
     def ends_all(self) -> bool:
-        """Whether all other calls will fail too."""
+        """True if all other calls will fail too."""
         return self.kind in ("auth", "quota", "gone", "address")
 
     def translated(self, service: str) -> ScvecError:
         """Return the error that a user sees."""
         if self.kind in ("auth", "quota"):
-            key = "give a key that works, in the environment or the config file"
+            key = "set a valid key in the environment or the config file"
             fix = key if self.kind == "auth" else "raise the limit of the account, or use another key"
             return AuthError(self.reason, service, f"{fix}; then run the same command again")
         if self.kind in ("transient", "gone"):
             return NetworkError(
-                self.reason, service, "run the same command again later: it continues from here"
+                self.reason, service, "run the same command again later; it continues from here"
             )
         return InputError(self.reason, service, "check the model, the address and the options")
 
 
 class BudgetSpentError(Exception):
-    """The next call might cost more than the user allowed."""
+    """The next call could exceed the user's cost limit."""
 
 
 def parse_retry_after(headers: object, *, now: float | None = None) -> float | None:
-    """Return the seconds of ``Retry-After`` or ``retry-after-ms`` (RFC 9110, 10.2.3), None without them."""
+    """Return the seconds of ``Retry-After`` (RFC 9110, 10.2.3) or ``retry-after-ms``; None without them."""
     found = {str(k).lower(): str(v).strip() for k, v in getattr(headers, "items", dict)()}
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
@@ -96,22 +96,24 @@ def parse_retry_after(headers: object, *, now: float | None = None) -> float | N
 class Caller:
     """Makes the calls of one service, for all tasks of a run.
 
-    A transient failure is retried after a growing, jittered wait, or the wait that the service asked for.
-    Before the first answer, and between a failure and the next answer, calls are made one at a time: a
-    service that is gone or refuses the key gets few (:data:`ENOUGH`). The number of failures in a row after
-    which a service counts as gone grows with the fraction of failed calls, so that a service that drops
-    three calls in ten does not count as gone.
+    A transient failure is retried after a growing, random wait, or after the wait that the service requests.
+    Calls are made one at a time before the first answer, and after a failure until the next answer. So a
+    service that is gone or refuses the key gets few calls (:data:`ENOUGH`). The number of consecutive
+    failures that means "gone" grows with the fraction of failed calls. So a service that fails three calls in
+    ten is still used.
 
     Parameters
     ----------
     service
-        Name for messages.
+        Name of the service in messages.
     attempts
-        Calls for one request, the first included.
+        Largest number of calls for one request.
     patience
         Seconds without any answer after which the service counts as gone.
     pace
-        Factor on all waits; tests make it small.
+        Factor on all waits; tests set it to a small value.
+    seed
+        Seed of the random waits.
     """
 
     def __init__(
@@ -141,12 +143,19 @@ class Caller:
         self.n_calls = 0
 
     async def call(self, request: Callable[[], Awaitable[T]], *, unfit: int = 1) -> T:
-        """Return the result of ``request()``, called again after a transient error, ``unfit`` times if unfit.
+        """Return the result of ``request()``, with retries after transient errors.
+
+        Parameters
+        ----------
+        request
+            Function that makes one call.
+        unfit
+            Largest number of calls with unfit answers.
 
         Raises
         ------
         ServiceError
-            Of the last attempt, or of the call that showed that all others will fail.
+            The last attempt failed, or another call showed that all calls will fail.
         """
         n_unfit = 0
         for attempt in itertools.count(1):
@@ -165,7 +174,7 @@ class Caller:
     def hopeless(self) -> ServiceError | None:
         """Return the error if the service has not answered for longer than :attr:`patience`."""
         if self._fatal is None and self._quiet_since is not None:
-            # A wait that the service asked for does not count as silence; our own waits do.
+            # A wait that the service requested does not count as silence; scvec's own waits do.
             silent = time.monotonic() - max(self._quiet_since, self._asked_until)
             if silent > self.patience:
                 self._end(ServiceError("gone", f"{self.service} has not answered for {silent:.0f} s"))
@@ -179,7 +188,7 @@ class Caller:
                 raise self._fatal
             self._in_flight += 1
         try:
-            # A task that waits here holds the slot: waiting tasks must not all start at the end of the wait.
+            # A task holds its slot while it waits, so that not all waiting tasks start at the same time.
             while self._fatal is None and (delay := self._not_before - time.monotonic()) > 0:
                 await self._sleep(delay)
             if self._fatal is not None:
@@ -192,7 +201,7 @@ class Caller:
             except ServiceError as error:
                 self._note_failure(error)
                 if self._fatal is not None and self._fatal is not error:
-                    # At once, not after the wait for the next attempt, which may be long.
+                    # Raise now, because the wait before the next attempt may be long.
                     raise self._fatal from None
                 raise
             else:
@@ -215,7 +224,7 @@ class Caller:
     def _note_failure(self, error: ServiceError) -> None:
         if error.kind in ("rejected", "unfit"):
             refused = self._refused + 1
-            self._note_answer()  # the service is there and reads what it is sent
+            self._note_answer()  # the service works and reads requests
             self._refused = refused
             if refused >= REFUSED:
                 self._end(ServiceError(error.kind, f"{error.reason}, {refused} requests in a row"))
@@ -228,8 +237,8 @@ class Caller:
         now = time.monotonic()
         if error.retry_after is not None:
             if error.retry_after > LONGEST_WAIT:
-                asked = f"it asks to come back in {error.retry_after:.0f} s"
-                self._end(ServiceError("gone", f"{error.reason}; {asked}"))
+                wish = f"it asks to retry in {error.retry_after:.0f} s"
+                self._end(ServiceError("gone", f"{error.reason}; {wish}"))
                 return
             self._asked_until = max(self._asked_until, now + error.retry_after)
             self._not_before = max(self._not_before, self._asked_until)
@@ -250,7 +259,7 @@ class Caller:
             await asyncio.wait_for(self._over.wait(), seconds)
 
     def _enough(self) -> int:
-        # At the rate of failures so far, the probability of so long a row is below one in a million.
+        # Choose the number so that chance failures at the observed rate reach it with probability below 1e-6.
         rate = self._failed_before / (self._failed_before + self.n_answered + 10)
         return ENOUGH if rate <= 0.06 else min(math.ceil(math.log(1e-6) / math.log(rate)), 40)
 
@@ -261,16 +270,16 @@ class Caller:
         return self._random.uniform(0.2, 1.0) * min(0.5 * 2.0 ** (attempt - 1), 15.0) * self._pace
 
 
-#: A little longer than the second that services count, because requests travel at different speeds.
+#: Window in seconds, slightly longer than the second of the service, because requests take different times.
 WINDOW = 1.05
-#: Turns further ahead than this (seconds), in a file that is as old, are of a clock that was set back.
+#: Seconds. If turns lie further in the future, and the file is as old, then the clock was set back.
 FAR = 60.0
-#: Seconds between two looks at a lock that another holds, and for how long to look.
+#: Seconds between two attempts to take the lock, and seconds after which to give up.
 POLL, LOCKED = 0.005, 30.0
 
 
 def state_folder() -> Path:
-    """Return the folder that processes of a user share: ``$SCVEC_STATE``, else the platform's."""
+    """Return the folder that all processes of a user share: ``$SCVEC_STATE``, else the platform's folder."""
     if os.environ.get("SCVEC_STATE"):
         return Path(os.environ["SCVEC_STATE"])
     from platformdirs import user_state_path
@@ -281,21 +290,21 @@ def state_folder() -> Path:
 class RateLimit:
     """Assigns the times at which requests may be sent, across tasks and processes.
 
-    A turn is a time that is written to a small file under a lock before it is used, so that it is assigned
-    once. The first and the last of any ``per_second + 1`` consecutive turns are at least :data:`WINDOW`
-    seconds apart: no sliding second holds more than ``per_second``. In a process one task at a time waits
-    for its turn, so that a crash leaves at most one turn unused.
+    A turn is a time for one request. It is written to a small file under a lock before use, so each turn is
+    assigned once. The first and the last of ``per_second + 1`` consecutive turns are at least :data:`WINDOW`
+    seconds apart, so no interval of a second holds more than ``per_second`` turns. In a process only one task
+    at a time waits for its turn, so a crash wastes at most one turn.
 
     Parameters
     ----------
     name
-        Processes share the limit of a name.
+        Name of the limit; all processes share limits by name.
     per_second
-        Requests a second; 0 for no limit.
+        Number of requests in a second; 0 for no limit.
     folder
-        Of the file.
+        Folder of the file; None for the shared folder.
     now, sleep
-        The clock: seconds since the epoch, which processes share.
+        Clock (seconds since the epoch) and sleep function; tests replace them.
     """
 
     def __init__(
@@ -310,20 +319,20 @@ class RateLimit:
         if not per_second >= 0:
             raise ValueError(f"per_second must be 0 or more, not {per_second}")
         self.per_second = per_second
-        # Below one a second: one request in a longer window.
+        # For rates below one per second: one request in a longer window.
         self._burst = max(int(per_second), 1)
         self._window = WINDOW * self._burst / per_second if per_second else 0.0
         folder = state_folder() if folder is None else folder
         safe = re.sub(r"[^A-Za-z0-9.-]", "_", name)
         self._path = folder / f"rate-{safe}.json"
-        # The counter of a FileLock is thread-local, and within a loop one task at a time reserves.
+        # The counter of a FileLock is thread-local, and only one task per event loop reserves at a time.
         self._lock = FileLock(str(self._path) + ".lock", blocking=False)
         self._now, self._sleep = now, sleep
-        # Locks of asyncio belong to one loop.
+        # An asyncio lock belongs to one event loop.
         self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     async def turn(self) -> float:
-        """Wait for a turn and return its time; ResourceError if the file cannot be written."""
+        """Wait for a turn and return its time; raise ResourceError if the file cannot be written."""
         if not self.per_second:
             return self._now()
         async with self._queues.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
@@ -333,9 +342,9 @@ class RateLimit:
                     at = self._reserve()
             except OSError as error:
                 raise ResourceError(
-                    f"cannot keep count of requests: {error.strerror or type(error).__name__}",
+                    f"scvec cannot write its count of requests: {error.strerror or type(error).__name__}",
                     str(self._path.parent),
-                    "set SCVEC_STATE to a folder that can be written",
+                    "set SCVEC_STATE to a writable folder",
                     code="disk-full",
                 ) from error
             while (delay := at - self._now()) > 0:
@@ -362,12 +371,12 @@ class RateLimit:
         now = self._now()
         taken = self._read()
         if taken and taken[-1] > now + FAR and not 0 <= self._age() < FAR:
-            # Turns of a clock that was set back, not of a long queue.
+            # The clock was set back; these turns are not a long queue.
             taken = [t for t in taken if t <= now]
         at = max(now, taken[-1]) if taken else now
         if len(taken) >= self._burst:
             at = max(at, taken[-self._burst] + self._window)
-        # Older turns are a window or more before the last, also for a process with a higher limit.
+        # Older turns are not needed: they lie at least a window before the last, also for higher limits.
         taken = [*taken, at][-self._burst :]
         scratch = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         scratch.write_text(json.dumps(taken), encoding="ascii")
@@ -375,7 +384,7 @@ class RateLimit:
         return at
 
     def _age(self) -> float:
-        """Seconds since the file was written; below 0 where the clock was set back in the meantime."""
+        """Return the seconds since the file was written; negative if the clock was set back."""
         with suppress(OSError):
             return time.time() - self._path.stat().st_mtime + 1e-3
         return 0.0

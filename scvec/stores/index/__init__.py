@@ -1,4 +1,4 @@
-"""Nearest-neighbour indices: the registry of kinds, and how one is built or opened.
+"""Nearest-neighbour indices: the registry of kinds, and functions that build or open an index.
 
 A new kind is one file with a subclass of `scvec.stores.index.distances.Index` under :func:`index`, and one
 line in :data:`MODULES`.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODULES", "build_index", "index", "index_class", "index_kinds", "open_index"]
 
-#: Kind of index -> module that registers it. Names only, so that ``--help`` loads no library.
+#: Kind of index -> module that registers it. The modules load on first use, so that ``--help`` is fast.
 MODULES = {
     "flat": "scvec.stores.index.flat",
     "numpy": "scvec.stores.index.numpy_index",
@@ -35,11 +35,11 @@ def index(kind: str, *, extension: str, exact: bool) -> Callable[[_Kind], _Kind]
     Parameters
     ----------
     kind
-        Its name, a key of :data:`MODULES`.
+        Name of the kind, a key of :data:`MODULES`.
     extension
-        Extension of its files.
+        File extension.
     exact
-        Whether it finds all neighbours, in the order and with the bits of brute force in float64.
+        True if the index returns the same neighbours, order and distances as brute force in float64.
     """
 
     def register(made: _Kind) -> _Kind:
@@ -56,9 +56,10 @@ def index_kinds() -> tuple[str, ...]:
 
 
 def index_class(kind: str) -> type[Index]:
-    """Return the class of a kind of index, or raise InputError."""
+    """Return the class of a kind of index; raise InputError for an unknown kind."""
     if kind not in MODULES:
-        raise InputError(f"unknown kind of index {kind!r}", fix=f"one of: {', '.join(MODULES)}")
+        what, fix = f"there is no kind of index {kind!r}", f"kinds: {', '.join(MODULES)}"
+        raise InputError(what, fix=fix, code="unknown-choice")
     if kind not in _registered:
         import_module(MODULES[kind])
     return _registered[kind]
@@ -67,19 +68,23 @@ def index_class(kind: str) -> type[Index]:
 def build_index(
     vectors: Float32, kind: str = "flat", *, recall: float = 0.95, seed: int = 0, batches: Int64 | None = None
 ) -> Index:
-    """Return an index of ``vectors`` (n, dim) float32.
+    """Build an index.
 
     Parameters
     ----------
+    vectors
+        (n, dim) float32, finite.
+    kind
+        Kind of index, a key of :data:`MODULES`.
     recall, seed
-        For approximate kinds: the fraction of neighbours to be found, and the seed of the training.
+        For approximate kinds: fraction (0-1) of neighbours to find, and seed of the training.
     batches
-        (n,) number of each row's batch, by which ``ivf`` is tuned for unseen batches.
+        (n,) batch number of each row; ``ivf`` uses it to reach the recall for unseen batches.
 
     Raises
     ------
     InputError
-        An unknown kind, or vectors that are not finite (n, dim) float32.
+        The kind is unknown, or the vectors are not finite (n, dim) float32.
     """
     made = index_class(kind)
     if getattr(vectors, "ndim", 0) != 2 or vectors.shape[1] < 1:
@@ -96,24 +101,28 @@ def open_index(
     vectors: Float32 | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Index:
-    """Load an index whose file has been checked against its SHA-256.
+    """Load an index. The caller has checked the SHA-256 of the file.
 
     Parameters
     ----------
+    path
+        File of the index.
+    kind
+        Kind of index, a key of :data:`MODULES`.
     n, dim
-        Number and length of the vectors that the index must hold, where known.
+        Expected number and length of the vectors; None if unknown.
     vectors, settings
         See `Index.load`.
 
     Raises
     ------
     StoreError
-        Unreadable, of another kind, or of another size.
+        The file cannot be read, or the index has another kind or size.
     """
     try:
         made = index_class(kind)
     except InputError as error:
-        raise StoreError(f"an index is of the unknown kind {kind!r}", str(path), "update scvec") from error
+        raise StoreError(f"an index has the unknown kind {kind!r}", str(path), "update scvec") from error
     found = made.load(path, vectors, settings)
     if (n is not None and found.n != n) or (dim is not None and found.dim != dim):
         what = f"an index holds {found.n:,} x {found.dim} vectors instead of {n} x {dim}"

@@ -1,4 +1,4 @@
-"""Exact squared Euclidean distances, the same for a query alone and in any batch, and the base of indices."""
+"""Exact squared Euclidean distances that do not depend on the batch, and the base class of indices."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from scvec.base.types import Bool, Float32, Float64, Int64, Neighbors
 __all__ = ["Index", "as_neighbors", "checked_vectors", "nearest_by_scan", "pair_distances", "row_distances"]
 
 
-#: Memory that one block of float64 differences may take.
+#: Size in bytes of a block of float64 differences.
 BLOCK_BYTES = 32 << 20
-#: And one that is worked on several times.
+#: Size in bytes of a block that must stay in the CPU cache, because several steps read it.
 CACHED_BYTES = 512 << 10
 
 
 def checked_vectors(vectors: object, dim: int, what: str) -> Float32:
-    """Return ``vectors`` as C-contiguous (n, dim) float32.
+    """Check vectors and return them as C-contiguous (n, dim) float32.
 
     Raises
     ------
     InputError
-        Not two-dimensional float32, another number of dimensions, or NaN or infinity inside.
+        The vectors are not two-dimensional float32, have another length than ``dim``, or hold NaN or
+        infinity.
     """
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype != np.float32:
         kind: object = type(vectors).__name__
@@ -50,16 +51,16 @@ def checked_vectors(vectors: object, dim: int, what: str) -> Float32:
 
 
 def checked_neighbors(n_neighbors: int) -> int:
-    """Return ``n_neighbors``, or raise InputError if it is not a positive whole number."""
+    """Return ``n_neighbors`` as int; raise InputError if it is not a positive integer."""
     if isinstance(n_neighbors, bool) or not isinstance(n_neighbors, (int, np.integer)) or n_neighbors < 1:
         raise InputError(
-            f"n_neighbors must be a positive whole number, not {n_neighbors!r}", code="option-out-of-range"
+            f"n_neighbors must be a positive integer, not {n_neighbors!r}", code="option-out-of-range"
         )
     return int(n_neighbors)
 
 
 def checked_subset(subset: npt.ArrayLike, n: int) -> Int64:
-    """Return row numbers ascending and without repeats, or raise InputError if one is not in 0..n-1."""
+    """Return sorted unique row numbers (int64); raise InputError if one is outside 0..n-1."""
     rows = np.asarray(subset)
     if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
         raise InputError(f"subset must be a list of row numbers, not {rows.dtype} {rows.shape}")
@@ -70,10 +71,10 @@ def checked_subset(subset: npt.ArrayLike, n: int) -> Int64:
 
 
 def row_distances(rows: npt.NDArray[np.floating[Any]], query: npt.NDArray[np.floating[Any]]) -> Float64:
-    """Squared distances (m,) float64 between ``rows`` (m, dim) and ``query`` (dim,) or (m, dim).
+    """Return squared distances (m,) float64 between ``rows`` (m, dim) and ``query`` (dim,) or (m, dim).
 
-    Each row is summed on its own along its contiguous axis, so its distance has the same bits whatever else
-    is in the batch. No matrix multiplication: that one changes its order of summation with the batch size.
+    Each row is summed separately along its contiguous axis, so its distance has the same bits in any batch. A
+    matrix product would not do: its order of summation changes with the batch size.
     """
     difference = np.subtract(rows, query, dtype=np.float64)
     np.multiply(difference, difference, out=difference)
@@ -82,14 +83,15 @@ def row_distances(rows: npt.NDArray[np.floating[Any]], query: npt.NDArray[np.flo
 
 
 def pair_distances(base: Float32, rows: Int64, queries: Float32) -> Float64:
-    """Squared distances (n, m) float64 between query i and ``base[rows[i]]``.
+    """Return squared distances (n, m) float64 between query i and ``base[rows[i]]``.
 
-    They have the bits of `row_distances`. -1 stands for the last row; of no rows all is infinitely far.
+    The values are bit-identical to those of `row_distances`. A row number of -1 means the last row. If
+    ``base`` is empty, all distances are infinite.
     """
     if not len(base):
         return np.full(rows.shape, np.inf)
     result = np.empty(rows.shape, dtype=np.float64)
-    # What is worked on must not leave the cache: it is three times as fast so.
+    # Blocks that fit in the CPU cache are three times as fast.
     step = max(1, CACHED_BYTES // (8 * max(1, rows.shape[1] * base.shape[1])))
     for start in range(0, len(rows), step):
         block = slice(start, start + step)
@@ -103,10 +105,10 @@ def pair_distances(base: Float32, rows: Int64, queries: Float32) -> Float64:
 def nearest_by_scan(
     base: Float32, query: Float32, k: int, rows: Int64 | None = None
 ) -> tuple[Int64, Float64]:
-    """Return the ``k`` nearest rows of ``base`` to one query (dim,), by looking at every row.
+    """Return the ``k`` nearest rows of ``base`` to one query (dim,), by a scan of every row.
 
-    ``rows`` (ascending) restricts the scan. The result is sorted by (distance, row number) and shorter than
-    ``k`` if there are fewer rows.
+    ``rows`` (ascending) restricts the scan. The result, row numbers (int64) and squared distances (float64),
+    is sorted by (distance, row number). It is shorter than ``k`` if there are fewer rows.
     """
     total = len(base) if rows is None else len(rows)
     step = max(1, BLOCK_BYTES // (8 * max(1, base.shape[1])))
@@ -118,34 +120,34 @@ def nearest_by_scan(
         block = base[start:stop] if rows is None else base[numbers]
         best_rows = np.concatenate([best_rows, numbers])
         best = np.concatenate([best, row_distances(block, query)])
-        order = np.argsort(best, kind="stable")[:k]  # rows ascend already: stable keeps the lower one first
+        order = np.argsort(best, kind="stable")[:k]  # rows ascend, so a stable sort puts the lower row first
         best_rows, best = best_rows[order], best[order]
     return best_rows, best
 
 
 def as_neighbors(rows: list[Int64], distances: list[Float64], k: int) -> Neighbors:
-    """Pad per-query results to (n, k) with -1 and infinity."""
+    """Join the results of n queries, padded to (n, k) with -1 and infinity."""
     indices = np.full((len(rows), k), -1, dtype=np.int64)
     padded = np.full((len(rows), k), np.inf, dtype=np.float32)
     for i, (found, values) in enumerate(zip(rows, distances, strict=True)):
         indices[i, : len(found)] = found
-        with np.errstate(over="ignore"):  # float32 ends at 3e38; beyond, infinity is the honest answer
+        with np.errstate(over="ignore"):  # distances above 3e38, the float32 limit, become infinity
             padded[i, : len(found)] = values
     return Neighbors(indices, padded)
 
 
 class Index:
-    """The base of all indices: it checks queries, a subclass searches (`scvec.base.types.VectorIndex`).
+    """Base class of all indices (`scvec.base.types.VectorIndex`): checks queries; a subclass searches.
 
-    A subclass has ``n``, ``dim``, ``vectors`` and ``_search``; a registered one has ``add``, ``save`` and
-    ``load`` too, and ``build`` where an index is more than an empty one with rows added.
+    A subclass defines ``n``, ``dim``, ``vectors`` and ``_search``. A registered subclass also defines
+    ``add``, ``save`` and ``load``, and ``build`` if building is more than adding rows to an empty index.
     """
 
-    #: Set by `scvec.stores.index.index`: name of the kind, extension of its files, whether it finds all.
+    #: Set by `scvec.stores.index.index`: name of the kind, file extension, and whether it is exact.
     kind: ClassVar[str] = ""
     extension: ClassVar[str] = ""
     is_exact: ClassVar[bool] = True
-    #: True where one thread at a time may search.
+    #: True if only one thread may search at a time.
     takes_turns: bool = False
 
     def __init__(self, dim: int) -> None:
@@ -163,20 +165,20 @@ class Index:
         raise NotImplementedError
 
     def vectors(self) -> Float32:
-        """Return the (n, dim) float32 rows: a read-only view, valid until the next ``add``."""
+        """Return the (n, dim) float32 vectors: a read-only view, valid until the next ``add``."""
         raise NotImplementedError
 
     def add(self, vectors: Float32) -> None:
-        """Append (n, dim) float32 rows; InputError on another shape or type, NaN or infinity."""
-        raise TypeError(f"nothing can be added to a {self.kind} index")
+        """Append (n, dim) float32 vectors; raise InputError for a wrong shape or dtype, NaN or infinity."""
+        raise TypeError(f"rows cannot be added to a {self.kind} index")
 
     def save(self, path: Path) -> None:
         """Write the index to a file."""
-        raise TypeError(f"a {self.kind} index is not saved")
+        raise TypeError(f"a {self.kind} index cannot be saved")
 
     @classmethod
     def build(cls, vectors: Float32, *, recall: float, seed: int, batches: Int64 | None) -> Self:
-        """Return an index of (n, dim) float32 vectors (see `build_index`); exact ones need no options."""
+        """Build an index of (n, dim) float32 vectors (see `build_index`); exact kinds ignore the options."""
         made = cls(int(vectors.shape[1]))
         made.add(vectors)
         return made
@@ -185,26 +187,29 @@ class Index:
     def load(
         cls, path: Path, vectors: Float32 | None = None, settings: Mapping[str, Any] | None = None
     ) -> Self:
-        """Read what :meth:`save` wrote. The caller has checked the file's SHA-256.
+        """Read a file that :meth:`save` wrote. The caller has checked the SHA-256 of the file.
 
         Parameters
         ----------
+        path
+            The file.
         vectors, settings
-            For approximate kinds: the (n, dim) float32 rows, and ``settings.to_dict()`` of the saved index.
+            For approximate kinds: the (n, dim) float32 vectors, and ``settings.to_dict()`` of the saved
+            index.
 
         Raises
         ------
         StoreError
-            The file is unreadable or holds another kind of index.
+            The file cannot be read, or holds another kind of index.
         """
         raise NotImplementedError
 
     def exact(self) -> Index:
-        """Return an index that looks at every one of the same vectors."""
+        """Return an exact index of the same vectors."""
         return self
 
     def at_recall(self, recall: float) -> Index:
-        """Return the same index at another recall (0-1); exact kinds stay as they are."""
+        """Return the same index tuned to another recall (0-1); exact kinds return themselves."""
         return self
 
     def search(
@@ -217,19 +222,19 @@ class Index:
         vectors
             (n, dim) float32 queries.
         n_neighbors
-            Columns of the result; padded with -1 and infinity where there are fewer rows.
+            Number of columns of the result; padded with -1 and infinity if there are fewer rows.
         subset
-            Row numbers to search among; all by default.
+            Row numbers to search; None means all.
 
         Raises
         ------
         InputError
-            Queries of another shape or type, NaN or infinity, a row number that does not exist.
+            The queries have a wrong shape or dtype, or hold NaN or infinity; or a row number does not exist.
         """
         queries = checked_vectors(vectors, self.dim, "queries")
         k = checked_neighbors(n_neighbors)
         return self._search(queries, k, None if subset is None else checked_subset(subset, self.n))
 
     def _search(self, queries: Float32, k: int, rows: Int64 | None) -> Neighbors:
-        """Search among ``rows`` (ascending, without repeats), or all rows where None."""
+        """Search ``rows`` (ascending, unique), or all rows if None."""
         raise NotImplementedError

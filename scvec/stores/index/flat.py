@@ -1,4 +1,4 @@
-"""Exact search: with FAISS, made independent of the batch, and on a GPU, by FAISS or by torch."""
+"""Exact search with FAISS, independent of the batch; on a GPU with FAISS or torch."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FaissFlatIndex", "FaissGpuIndex", "TorchIndex", "on_device"]
 
-#: Candidates asked for beyond k: room for the rounding of float32 scores at the cut.
+#: Number of candidates beyond k, because float32 rounding may reorder rows near the k-th place.
 EXTRA = 16
-#: Batches from here on are faster as a matrix product (128 to 384 dimensions, one core: level at 8 to 16).
+#: Batch size from which a matrix product is faster (128 to 384 dimensions, one core: equal at 8 to 16).
 BLAS_QUERIES = 16
 #: Queries per call into FAISS.
 BLOCK_QUERIES = 4096
@@ -42,14 +42,17 @@ _blas_before: Any = None
 
 
 def _faiss() -> Any:
-    # Any: only newer versions carry types, and those miss arguments that the library documents.
+    # Any: only newer versions of FAISS have types, and these lack some documented arguments.
     import faiss
 
     return faiss
 
 
 def read_faiss(path: Path) -> Any:
-    """Read a FAISS file, or raise StoreError. FAISS notices no damage: its SHA-256 has been checked."""
+    """Read a FAISS file; raise StoreError if it cannot be read.
+
+    FAISS does not detect damaged files, so the caller must have checked the SHA-256.
+    """
     try:
         return _faiss().read_index(str(path))
     except MemoryError as error:
@@ -60,11 +63,11 @@ def read_faiss(path: Path) -> Any:
 
 @contextmanager
 def _matrix_products(n_queries: int) -> Iterator[None]:
-    """Let FAISS use BLAS for this batch, and put its global setting back.
+    """Make FAISS use BLAS for this batch, and restore its global setting afterwards.
 
-    FAISS 1.15 leaves BLAS below ``n_queries * dim = 128,000`` (older versions: below 20 queries), which makes
-    batches of some dozens to hundreds several times slower than they need be. The setting is a global of
-    the library; several threads may be inside, the last one out restores it. It changes speed, never results:
+    FAISS 1.15 does not use BLAS below ``n_queries * dim = 128,000`` (older versions: below 20 queries), which
+    makes batches of dozens to hundreds of queries several times slower. The setting is a global variable of
+    FAISS; of several threads in the block, the last one restores it. It changes only the speed, because
     distances are recomputed.
     """
     global _blas_users, _blas_before
@@ -90,13 +93,13 @@ def _matrix_products(n_queries: int) -> Iterator[None]:
 class FaissFlatIndex(Index):
     """Exact nearest rows by squared Euclidean distance.
 
-    FAISS proposes candidates by float32 scores, whose last digits depend on the batch; their distances
-    are then recomputed in float64 row by row. If rounding could have kept a row out at the cut, that query
-    asks for more candidates and at last looks at all rows. So a query gets the same neighbours, in the same
-    order and with the same bits, alone, in any batch, in any order and with any number of threads.
+    FAISS proposes candidates by float32 scores, whose last digits depend on the batch. The index recomputes
+    the distances of candidates in float64, row by row. If rounding may have excluded a true neighbour of a
+    query, the index asks for more candidates, and finally scans all rows. So the neighbours of a query, their
+    order and their bits do not depend on the batch or the number of threads.
 
-    A process that has searched with more than one OpenMP thread must not ``fork``: the child hangs in its
-    first search. Use ``spawn``. On shared machines set ``OMP_WAIT_POLICY=PASSIVE`` before start.
+    A process that has searched with more than one OpenMP thread must not ``fork``, because the child hangs in
+    its first search. Use ``spawn``. On shared machines set ``OMP_WAIT_POLICY=PASSIVE`` before start.
 
     Parameters
     ----------
@@ -108,14 +111,14 @@ class FaissFlatIndex(Index):
         super().__init__(dim)
         self._index: Any = _faiss().IndexFlatL2(dim)
         self._max_norm: float | None = 0.0
-        # Rows that lie elsewhere, as in a file that is mapped; the index of FAISS is empty then.
+        # Vectors outside FAISS, such as a memory-mapped file; the FAISS index is then empty.
         self._view: Float32 | None = None
 
     @classmethod
     def over(cls, vectors: Float32) -> FaissFlatIndex:
-        """Return an index over (n, dim) float32 rows that copies none of them, mapped from a file say.
+        """Return an index over (n, dim) float32 vectors without copying them, such as a memory-mapped file.
 
-        The rows must not change, and none can be added.
+        The vectors must not change, and :meth:`add` is not possible.
         """
         made = cls(int(vectors.shape[1]))
         made._view, made._max_norm = vectors, None
@@ -132,7 +135,7 @@ class FaissFlatIndex(Index):
         return int(self._index.d)
 
     def vectors(self) -> Float32:
-        """Return the (n, dim) float32 rows held: a read-only view, valid until the next ``add``."""
+        """Return the (n, dim) float32 vectors: a read-only view, valid until the next ``add``."""
         if self._view is not None:
             return self._view
         if self.n == 0:
@@ -143,10 +146,10 @@ class FaissFlatIndex(Index):
         return rows
 
     def add(self, vectors: Float32) -> None:
-        """Append (n, dim) float32 rows; InputError on another shape or type, NaN or infinity."""
+        """Append (n, dim) float32 vectors; raise InputError for a wrong shape or dtype, NaN or infinity."""
         ready = checked_vectors(vectors, self.dim, "vectors")
         if self._view is not None:
-            raise RuntimeError("nothing can be added to rows that lie elsewhere")
+            raise RuntimeError("rows cannot be added to an index over vectors of another file")
         if len(ready):
             self._index.add(ready)
             self._max_norm = None
@@ -164,19 +167,19 @@ class FaissFlatIndex(Index):
     def save(self, path: Path) -> None:
         """Write a FAISS file."""
         if self._view is not None:
-            raise RuntimeError("rows that lie elsewhere are not written again")
+            raise RuntimeError("an index over vectors of another file cannot be saved")
         _faiss().write_index(self._index, str(path))
 
     @classmethod
     def load(
         cls, path: Path, vectors: Float32 | None = None, settings: Mapping[str, Any] | None = None
     ) -> FaissFlatIndex:
-        """Read what :meth:`save` wrote (see `Index.load`)."""
+        """Read a file that :meth:`save` wrote (see `Index.load`)."""
         faiss, loaded = _faiss(), read_faiss(path)
         flat = isinstance(loaded, faiss.IndexFlat) and loaded.metric_type == faiss.METRIC_L2
         if not flat or loaded.d < 1 or loaded.codes.size() != 4 * loaded.d * loaded.ntotal:
             raise StoreError(
-                f"an index of the store is a {type(loaded).__name__}, not a flat one by Euclidean distance",
+                f"an index of the store is a {type(loaded).__name__}, not a flat Euclidean index",
                 str(path),
                 "ingest again",
             )
@@ -185,7 +188,7 @@ class FaissFlatIndex(Index):
         return made
 
     def _exact(self, queries: Float32, k: int, rows: Int64 | None) -> tuple[list[Int64], list[Float64]]:
-        """Nearest ``k`` rows per query, exact; ``k`` is at most the number of rows searched."""
+        """Return the exact nearest ``k`` rows of each query; ``k`` is at most the number of searched rows."""
         n_rows = self.n if rows is None else len(rows)
         numbers: list[Int64] = [np.empty(0, dtype=np.int64)] * len(queries)
         distances: list[Float64] = [np.empty(0, dtype=np.float64)] * len(queries)
@@ -199,14 +202,14 @@ class FaissFlatIndex(Index):
             n_candidates = min(n_candidates, n_rows)
             scores, candidates = self._propose(queries[open_queries], n_candidates, rows)
             least = self._least(scores[:, -1], queries[open_queries])
-            candidates.sort(axis=1)  # by row, so that a stable sort leaves the lower row first
+            candidates.sort(axis=1)  # by row, so that the stable sort below puts the lower row first
             exact = pair_distances(base, candidates, queries[open_queries])
             order = np.argsort(exact, axis=1, kind="stable")[:, :k]
             found = np.take_along_axis(candidates, order, axis=1)
             exact = np.take_along_axis(exact, order, axis=1)
-            sure = candidates[:, 0] >= 0  # float32 overflowed inside FAISS where not
+            sure = candidates[:, 0] >= 0  # -1 means that float32 overflowed inside FAISS
             if n_candidates < n_rows:
-                # Whatever was not proposed scored no better than the last proposed one.
+                # Rows that were not proposed have no better score than the last proposed row.
                 sure &= exact[:, -1] < least
             for i in np.flatnonzero(sure):
                 numbers[open_queries[i]], distances[open_queries[i]] = found[i], exact[i]
@@ -216,7 +219,7 @@ class FaissFlatIndex(Index):
         return numbers, distances
 
     def _propose(self, queries: Float32, k: int, rows: Int64 | None) -> tuple[Float64, Int64]:
-        """Scores and rows that FAISS finds, (n, k) each, ascending by score."""
+        """Return the scores and rows that FAISS finds, (n, k) each, ascending by score."""
         faiss = _faiss()
         with _matrix_products(len(queries)):
             if rows is None:
@@ -232,7 +235,7 @@ class FaissFlatIndex(Index):
                 selector = faiss.IDSelectorBitmap(packed)
                 scores, found = self._index.search(queries, k, params=faiss.SearchParameters(sel=selector))
                 return scores.astype(np.float64), found
-            # With a selector FAISS never uses BLAS: for a batch, copying the rows out in blocks is faster.
+            # FAISS never uses BLAS with a selector. For a batch, copying the rows in blocks is faster.
             step = max(k, BLOCK_BYTES // (4 * self.dim))
             best = np.empty((len(queries), 0), dtype=np.float64)
             best_rows = np.empty((len(queries), 0), dtype=np.int64)
@@ -247,11 +250,11 @@ class FaissFlatIndex(Index):
             return best, best_rows
 
     def _least(self, scores: Float64, queries: Float32) -> Float64:
-        """Return the least distance (n,) that rows with no better score than these (n,) may have."""
+        """Return a lower bound (n,) on the distances of rows whose scores are not better than ``scores``."""
         return np.asarray(scores - self._rounding(queries), dtype=np.float64)
 
     def _rounding(self, queries: Float32) -> Float64:
-        """Bound (n,) on the error of FAISS scores, which are |x|^2 + |y|^2 - 2xy in float32."""
+        """Return a bound (n,) on the error of FAISS scores, which are |x|^2 + |y|^2 - 2xy in float32."""
         if self._max_norm is None:
             base = self.vectors()
             step = max(1, BLOCK_BYTES // (8 * self.dim))
@@ -261,22 +264,23 @@ class FaissFlatIndex(Index):
         unit = float(np.finfo(np.float32).eps) / 2
         largest = (norms + self._max_norm) ** 2
         bound: Float64 = (self.dim + 4) * (unit * largest + float(np.finfo(np.float32).tiny))
-        bound[largest > 1e37] = np.inf  # float32 squares may overflow: trust no score
+        bound[largest > 1e37] = np.inf  # squares may overflow float32, so no score is reliable
         return bound
 
 
-#: Scores of one tile that are held at once.
+#: Number of scores of one tile in memory.
 TILE_SCORES = 1 << 26
-#: Fraction of a GPU's free memory that vectors may fill; beyond, tiles are copied to it one after another.
+#: Fraction of a GPU's free memory that vectors may fill. Larger sets are copied to the GPU tile by tile.
 MEMORY_FRACTION = 0.7
-#: Most neighbours that FAISS finds on a GPU.
+#: Largest number of neighbours that FAISS supports on a GPU.
 FAISS_GPU_K = 2048
 
 
 def on_device(index: VectorIndex, device: str) -> VectorIndex:
-    """Return an index for ``cpu`` or ``cuda``: the same one, or one that finds the same neighbours on a GPU.
+    """Return the index itself for ``cpu``, and an exact index on the GPU for ``cuda``.
 
-    A GPU needs no approximation: there an approximate index searches exactly.
+    An exact index finds the same neighbours on both. A GPU is fast enough to search an approximate index
+    exactly.
     """
     if device != "cuda":
         return index
@@ -286,7 +290,7 @@ def on_device(index: VectorIndex, device: str) -> VectorIndex:
 
 
 def on_gpu(index: Index) -> Index:
-    """Return an index that finds the same neighbours on a GPU, or the same index where there is none."""
+    """Return an index that searches exactly on a GPU; an index that is empty or not flat stays on the CPU."""
     index = index.exact()
     if not isinstance(index, FaissFlatIndex) or index.n == 0:
         return index
@@ -299,9 +303,9 @@ def _faiss_has_gpu() -> bool:
 
 
 class FaissGpuIndex(FaissFlatIndex):
-    """A flat index whose candidates a GPU build of FAISS finds; what is near is decided as on the CPU."""
+    """A flat index with candidates from a GPU build of FAISS; final distances are computed as on the CPU."""
 
-    takes_turns = True  # a GPU does one thing at a time, and that of FAISS is not made for threads
+    takes_turns = True  # the GPU resources of FAISS are not thread-safe
 
     def __init__(self, index: FaissFlatIndex) -> None:
         super().__init__(index.dim)
@@ -320,24 +324,24 @@ class FaissGpuIndex(FaissFlatIndex):
 
 
 class TorchIndex(FaissFlatIndex):
-    """A flat index whose candidates torch finds: fp16 storage, fp32 scores, tile by tile.
+    """A flat index with candidates from torch: fp16 storage, fp32 scores, tile by tile.
 
-    Vectors are kept as fp16 of what they differ from their mean. What that rounds off is measured for every
-    row, so it is known how near a row that was not proposed can be: distances of candidates are
-    recomputed in float64 from the float32 vectors, and queries for which the rounding could matter ask for
-    more. The neighbours are those of :class:`FaissFlatIndex`, bit for bit.
+    The index stores the differences of vectors from their mean as fp16, and measures the largest rounding
+    error. This gives a lower bound on the distance of rows that were not proposed. Distances of candidates
+    are recomputed in float64 from the float32 vectors. Queries for which rounding may matter get more
+    candidates. The neighbours are bit-identical to those of :class:`FaissFlatIndex`.
 
     Parameters
     ----------
     index
-        Holds the float32 vectors; must not grow afterwards.
+        Index with the float32 vectors; no rows may be added afterwards.
     device
-        ``cuda``; ``cpu`` does the same, slower than FAISS.
+        ``cuda``, or ``cpu``, which gives the same results but is slower than FAISS.
     tile_rows
-        Rows looked at at once; by default what fits.
+        Number of rows in a tile; None for the default.
     """
 
-    takes_turns = True  # a GPU does one thing at a time, and that of FAISS is not made for threads
+    takes_turns = True  # a GPU runs one search at a time
 
     def __init__(self, index: FaissFlatIndex, device: str = "cpu", *, tile_rows: int | None = None) -> None:
         import torch
@@ -348,7 +352,7 @@ class TorchIndex(FaissFlatIndex):
         base = self.vectors()
         self._mean: Float64 = base.mean(axis=0, dtype=np.float64)
         largest = max((float(np.abs(block - self._mean).max()) for block in self._blocks(base)), default=0.0)
-        # A power of two changes no digit, and the largest number is then below 2 whatever the vectors' scale.
+        # Scale by a power of two, which is exact, so that the largest absolute value is below 2.
         exponent = np.frexp(largest)[1] - 1 if np.isfinite(largest) and largest > 0 else 0
         self._scale = float(np.ldexp(1.0, -int(exponent)))
         self._error = self._norm = 0.0
@@ -415,7 +419,7 @@ class TorchIndex(FaissFlatIndex):
             start = stop
             if len(tile) == 0:
                 continue
-            # Scores in fp32 of what is stored in fp16: a product of fp16 would be rounded to fp16 itself.
+            # Convert fp16 to fp32 first, because a product of fp16 matrices would be rounded to fp16.
             full = tile.to(asked.device, non_blocking=True).float()
             scores = squares + (full * full).sum(dim=1) - 2.0 * (asked @ full.T)
             found = scores.topk(min(k, len(full)), dim=1, largest=False)
@@ -426,16 +430,16 @@ class TorchIndex(FaissFlatIndex):
         return best.cpu().numpy(), numbers.cpu().numpy()
 
     def _least(self, scores: Float64, queries: Float32) -> Float64:
-        """Return the least distance (n,) that rows with no better score than these may have.
+        """Return a lower bound (n,) on the distances of rows whose scores are not better than ``scores``.
 
-        With ``y'`` what is kept of a row ``y``, ``|x - y| >= |x - y'| - |y - y'|``, and the score is
-        ``|x - y'|^2`` to the rounding of float32.
+        Let ``y'`` be the fp16 version of a row ``y``. Then ``|x - y| >= |x - y'| - |y - y'|``, and the score
+        is ``|x - y'|^2`` up to float32 rounding.
         """
         unit = float(np.finfo(np.float32).eps) / 2
         norms = np.sqrt(row_distances(self._centred(queries), np.zeros(1)))
         rounding = (self.dim + 8) * unit * (norms + self._norm) ** 2
         shortest = np.sqrt(np.maximum(scores * self._scale**2 - rounding, 0.0))
         least = np.maximum(shortest - self._error - unit * norms, 0.0) ** 2 / self._scale**2
-        # Squares of float32 that over- or underflow say nothing.
+        # Scores are not reliable if float32 squares overflow.
         trusted = np.isfinite(scores) & ((norms + self._norm) ** 2 < 1e37)
         return np.asarray(np.where(trusted, least, -np.inf), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Approximate search for many vectors: lists of codes, exact distances at the end, tuned to a recall."""
+"""Approximate search in many vectors: inverted lists of short codes, exact final distances, tuned recall."""
 
 from __future__ import annotations
 
@@ -29,51 +29,52 @@ __all__ = [
     "places",
 ]
 
-#: Fraction of the variance that the axes kept must hold, and the step by which more are kept.
+#: Fraction of the variance that the kept principal axes must explain, and the step in their number.
 HELD, AXES = 0.97, 64
-#: Rows that axes and centre are computed from.
+#: Number of rows for computing axes and centre.
 SAMPLE = 50_000
-#: Four-bit numbers that hold what no query has a part in (`_rests`), and the levels of one. The last one's
-#: are a sixteenth of the others'.
+#: Number of 4-bit codes for the query-independent part of a distance (`_rests`), and the levels of each code.
+#: The step of the last code is 1/16 of the step of the others.
 RESTS, LEVELS = 8, 16
 ROUNDS = 10
-#: Training vectors for each list. FAISS asks for 39 at least.
+#: Number of training vectors for each list. FAISS wants at least 39.
 PER_LIST = 50
-#: Rows worked on at once, in float64.
+#: Number of rows in a float64 block.
 BLOCK_ROWS = 1 << 14
-#: One way to keep the best candidates, whatever their number: FAISS would choose by it and by the threads.
+#: FAISS algorithm for keeping the best candidates. By default FAISS chooses it by the number of candidates
+#: and of threads, so results could differ.
 RESERVOIR = 13
-#: Axes are whole multiples of 2**-20, and queries of 2**-20 of four times the longest centroid, so that
-#: their products are sums of whole numbers below 2**53, which no order of summation changes.
+#: Axes are rounded to multiples of 2**-20, and queries to multiples of 2**-20 of four times the longest
+#: centroid. So their products are sums of integers below 2**53, which are exact in any order of summation.
 AXIS_BITS, QUERY_BITS = 20, 22
 
 
 class IvfCodes:
-    """Lists of codes in FAISS.
+    """Inverted lists of codes in FAISS.
 
-    A vector is moved to the centre of all, put on principal axes, fewer than it has dimensions, and these
-    are rotated at random so that all carry as much. What it differs from the centroid of its list is coded by
-    product quantisation, four bits an axis or two, which are compared in registers (André et al. 2015,
-    doi:10.14778/2856318.2856324).
+    Each vector is centred and projected to its principal axes. The number of axes is smaller than the number
+    of dimensions, and a random rotation makes their variances similar. The difference of a vector from the
+    centroid of its list is coded by product quantisation, with 4 bits for one or two axes. FAISS compares
+    such codes in CPU registers (André et al. 2015, doi:10.14778/2856318.2856324).
 
-    With a query :math:`q`, a centroid :math:`c` and a decoded difference :math:`r`
+    For a query :math:`q`, a centroid :math:`c` and a decoded difference :math:`r`
 
     .. math:: |q - c - r|^2 = |q - c|^2 - 2 q r + (2 c r + |r|^2),
 
-    so that one table of :math:`q r` serves all lists, where distances to residuals would take a table for
-    each list that is opened: longer than to look at its codes. The last term has no part of the query and is
-    coded by `RESTS` numbers more. For FAISS all this is an inner product of longer vectors.
+    so one lookup table of :math:`q r` serves all lists. Distances to residuals would need a table for each
+    opened list, and computing it takes longer than scanning the codes. The last term does not depend on the
+    query; `RESTS` further codes hold it. For FAISS the sum is an inner product of longer vectors.
 
     Parameters
     ----------
     whole
-        ``faiss.IndexPreTransform`` of a centring and of a linear transform to the axes, over an
-        ``IndexIVFPQFastScan`` of inner products.
+        ``faiss.IndexPreTransform`` with a centring and a linear transform to the axes, over an
+        ``IndexIVFPQFastScan`` with inner products.
 
     Raises
     ------
     ValueError
-        It is something else.
+        ``whole`` has another structure.
     """
 
     def __init__(self, whole: Any) -> None:
@@ -93,7 +94,7 @@ class IvfCodes:
             and index.pq.centroids.size() == LEVELS * index.d
             and whole.ntotal == index.ntotal
         ):
-            raise ValueError(f"a {type(index).__name__} that is not ours")
+            raise ValueError(f"a {type(index).__name__} that scvec did not write")
         index.implem = RESERVOIR
         self._sizes: Int64 | None = None
         centroids = np.ascontiguousarray(quantizer.reconstruct_n(0, index.nlist), dtype=np.float32)
@@ -105,7 +106,7 @@ class IvfCodes:
         self._unit = float(np.ldexp(1.0, int(reach) - QUERY_BITS))
 
     def _read_axes(self) -> tuple[Float32, Float64]:
-        """Return the centre, and (dim, m) axes in whole numbers."""
+        """Return the centre (dim,), and the axes (dim, m) as integers in float64."""
         faiss, whole, index = _faiss(), self._whole, self.index
         chain = [faiss.downcast_VectorTransform(whole.chain.at(i)) for i in range(whole.chain.size())]
         kinds = [type(step) for step in chain]
@@ -119,17 +120,17 @@ class IvfCodes:
             or chain[0].mean.size() != whole.d
             or chain[1].A.size() != whole.d * index.d
         ):
-            raise ValueError("transforms that are not ours")
+            raise ValueError("transforms that scvec did not write")
         mean: Float32 = faiss.vector_to_array(chain[0].mean)
         axes = faiss.vector_to_array(chain[1].A).reshape(index.d, whole.d)[:n_axes].astype(np.float64)
         numbers: Float64 = np.ascontiguousarray(np.rint(np.ldexp(axes, AXIS_BITS)).T)
         if not (np.isfinite(mean).all() and np.abs(numbers).max() <= 1 << AXIS_BITS):
-            raise ValueError("transforms that are not ours")
+            raise ValueError("transforms that scvec did not write")
         return mean, numbers
 
     @classmethod
     def build(cls, vectors: Float32, *, n_lists: int, seed: int) -> IvfCodes:
-        """Return trained codes of (n, dim) float32 vectors, which are finite and as many as lists or more."""
+        """Train codes on finite (n, dim) float32 vectors, n at least ``n_lists``, and add the vectors."""
         faiss = _faiss()
         rng = np.random.default_rng(seed)
         n, dim = vectors.shape
@@ -162,14 +163,14 @@ class IvfCodes:
         )
         index.by_residual = True
         index.pq.cp.seed, index.pq.cp.min_points_per_centroid = lists.cp.seed, 1
-        # Noise, as the rests have no levels yet; what is trained on it is replaced.
+        # FAISS trains all codes. The codes of the rests train on noise here; _set_levels replaces them below.
         noise = rng.normal(size=(len(training), wide)).astype(np.float32)
         noise[:, :n_axes] = training
         index.train(noise)
         whole = faiss.IndexPreTransform(index)
         whole.prepend_transform(linear)
         whole.prepend_transform(centring)
-        # Python lets go of what the index owns from here on.
+        # The index owns these objects now, so Python must not delete them.
         for part in (quantizer, index, linear, centring):
             part.this.disown()
         index.own_fields = whole.own_fields = True
@@ -185,7 +186,7 @@ class IvfCodes:
         return int(self.index.ntotal)
 
     def add(self, vectors: Float32) -> None:
-        """Append (n, dim) float32 vectors, without training."""
+        """Append (n, dim) float32 vectors, without new training."""
         for start in range(0, len(vectors), BLOCK_ROWS):
             rows = vectors[start : start + BLOCK_ROWS]
             placed = self._placed(rows)
@@ -196,26 +197,30 @@ class IvfCodes:
         self._whole.ntotal = self.index.ntotal
 
     def prepared(self, queries: Float32) -> Float32:
-        """Return (n, m) float32, what lists and codes are asked with; the same for a query in any batch."""
+        """Return queries as (n, m) float32 for the search in lists and codes, independent of the batch."""
         placed = self._placed(queries)
         placed[:, self.centroids.shape[1] :: self.index.pq.dsub] = -1.0
         return placed
 
     def on_axes(self, prepared: Float32) -> Float32:
-        """Return the part of `prepared` that is compared with centroids."""
+        """Return the columns of `prepared` queries that are compared with centroids."""
         return np.ascontiguousarray(prepared[:, : self.centroids.shape[1]])
 
     def scan(
         self, prepared: Float32, lists: Int64, distances: Float32, n_candidates: int, selector: Any = None
     ) -> Int64:
-        """Return (n, n_candidates) rows by their estimated distance, ascending; -1 pads.
+        """Return (n, n_candidates) rows, ascending by estimated distance; padded with -1.
 
         Parameters
         ----------
         prepared
-            From `prepared`.
+            Queries from `prepared`.
         lists, distances
-            (n, m) lists to open, and the squared distances to their centroids.
+            (n, m) lists to open, and squared distances to their centroids.
+        n_candidates
+            Number of rows per query.
+        selector
+            FAISS selector of allowed rows, or None.
         """
         faiss = _faiss()
         scores = np.ascontiguousarray(-0.5 * distances, np.float32)
@@ -223,7 +228,7 @@ class IvfCodes:
         found = np.empty((len(prepared), n_candidates), dtype=np.int64)
         options = {} if selector is None else {"sel": selector}
         parameters = faiss.IVFSearchParameters(nprobe=lists.shape[1], **options)
-        # The wrapper of Python takes no parameters here.
+        # The Python wrapper of this function does not accept search parameters.
         self.index.search_preassigned_c(
             len(prepared),
             faiss.swig_ptr(prepared),
@@ -238,9 +243,10 @@ class IvfCodes:
         return found
 
     def within(self, lists: Int64, distances: Float32, reach: float | None, enough: int) -> Int64:
-        """Return lists with -1 for those further off than the first by more than ``reach``.
+        """Close distant lists: replace them with -1.
 
-        Those stay that are needed to hold ``enough`` rows.
+        A list is distant if its squared distance exceeds that of the first list by more than ``reach``. Lists
+        stay open until the open ones hold ``enough`` rows.
         """
         if reach is None:
             return lists
@@ -252,7 +258,7 @@ class IvfCodes:
         return np.where(closed, -1, lists)
 
     def list_of(self) -> Int64:
-        """Return (n,) the list that each row is in."""
+        """Return the list number (n,) of each row."""
         faiss, inverted = _faiss(), self.index.invlists
         found = np.zeros(self.n, dtype=np.int64)
         for number in range(self.index.nlist):
@@ -266,10 +272,10 @@ class IvfCodes:
         _faiss().write_index(self._whole, str(path))
 
     def _placed(self, vectors: Float32) -> Float32:
-        """Return (n, m) float32 vectors on the axes, and zeros.
+        """Project vectors to the axes; return (n, m) float32, with zeros in the columns of the rests.
 
-        The product is one of whole numbers: else its last digits would depend on the batch. What lies further
-        off than four times the longest centroid is cut there; it is proposed candidates, no distances.
+        The product uses integers, because the last digits of a float product depend on the batch. Values
+        beyond four times the longest centroid are clipped. This affects only candidates, not final distances.
         """
         most = float(1 << QUERY_BITS)
         with np.errstate(over="ignore"):
@@ -280,7 +286,7 @@ class IvfCodes:
         return placed
 
     def _rests(self, vectors: Float32, placed: Float32) -> Float64:
-        """Return (n,) half of what the squared distance has beside the query's part, axes left out too."""
+        """Return (n,) half of the query-independent part of the squared distance, omitted axes included."""
         n_axes, pq = self.centroids.shape[1], self.index.pq
         lists = self.index.quantizer.search(placed, 1)[1][:, 0]
         residuals = np.zeros_like(placed)
@@ -292,7 +298,7 @@ class IvfCodes:
         return np.asarray(rests + 0.5 * np.maximum(beside, 0.0), dtype=np.float64)
 
     def _set_levels(self, rests: Float64) -> None:
-        """Spread the levels of the numbers that code the rests over these."""
+        """Set the levels of the codes of the rests, so that they cover the range of ``rests``."""
         faiss, pq = _faiss(), self.index.pq
         low, high = (float(v) for v in np.quantile(rests, [0.0005, 0.9995]))
         margin = 0.05 * (high - low)
@@ -306,7 +312,7 @@ class IvfCodes:
         faiss.copy_array_to_vector(books.ravel(), pq.centroids)
 
     def _levels_of(self, rests: Float64) -> npt.NDArray[np.floating[Any]]:
-        """Return (n, RESTS) levels that sum up to the rests."""
+        """Return (n, RESTS) levels that sum to the rests."""
         pq = self.index.pq
         books = _faiss().vector_to_array(pq.centroids).reshape(pq.M, LEVELS, pq.dsub)[-RESTS:, :, 0]
         low, step = float(books[0, 0]), float(books[1, 1])
@@ -319,7 +325,7 @@ class IvfCodes:
 
 
 def _principal(sample: Float32, rng: np.random.Generator) -> tuple[Float32, Float64, int]:
-    """Return the mean, (dim, m) axes rotated at random among themselves, and how many share a code."""
+    """Return the mean (dim,), randomly rotated principal axes (dim, m), and the number of axes per code."""
     dim = sample.shape[1]
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     scatter = np.zeros((dim, dim))
@@ -337,20 +343,22 @@ def _principal(sample: Float32, rng: np.random.Generator) -> tuple[Float32, Floa
     return mean, axes[:, ::-1][:, :n_axes] @ turn, per_code
 
 
-#: Candidates whose distances are computed in float64, beyond k: room for the rounding of float32.
+#: Number of candidates beyond k with float64 distances, because float32 rounding may reorder rows near place
+#: k.
 EXTRA = 4
-#: Lists proposed beyond those asked for: room for rounding again.
+#: Number of proposed lists beyond ``nprobe``, for the same reason.
 EXTRA_LISTS = 8
-#: Numbers (float32) that one block of queries may hold.
+#: Number of float32 values in one block of queries.
 BLOCK_NUMBERS = 1 << 23
 MAX_BLOCK = 4096
 
 
-#: Below so many vectors all are looked at: a matrix product over them takes no longer than the shortcuts.
+#: Number of vectors below which exact search is used, because it is as fast as approximate search.
 FLAT_BELOW = 200_000
-#: A flat index of so many rows that would fill more than this fraction of the memory is approximated.
+#: With at least ``TIGHT_FROM`` rows, a flat index larger than this fraction of the memory is replaced by
+#: ``ivf``.
 MEMORY_FRACTION, TIGHT_FROM = 0.5, 20_000
-#: With fewer vectors, or shorter ones, there is nothing to train lists and codes on.
+#: Smallest number and length of vectors for training lists and codes.
 FEWEST_EVER, SHORTEST = 1_000, 8
 
 
@@ -359,8 +367,10 @@ def kind_for(n: int, dim: int, memory: int | None = None) -> str:
 
     Parameters
     ----------
+    n, dim
+        Number and length of the vectors.
     memory
-        Bytes that may be used; any number when None. A flat index is held in memory whole.
+        Bytes of memory that may be used; None means no limit. A flat index needs all its vectors in memory.
     """
     if not can_approximate(n, dim):
         return "flat"
@@ -369,24 +379,24 @@ def kind_for(n: int, dim: int, memory: int | None = None) -> str:
 
 
 def can_approximate(n: int, dim: int) -> bool:
-    """True if (n, dim) vectors are enough for an approximate index."""
+    """Return whether (n, dim) vectors are enough for an approximate index."""
     return n >= FEWEST_EVER and dim >= SHORTEST
 
 
 def _check_recall(recall: float) -> None:
     if not 0.0 < recall <= 1.0:
         raise InputError(
-            f"recall is a fraction between 0 and 1, not {recall:g}",
-            fix="give one such as 0.95",
+            f"recall must be a fraction between 0 and 1, not {recall:g}",
+            fix="give a value such as 0.95",
             code="option-out-of-range",
         )
 
 
 class Effort(NamedTuple):
-    """How far a search looks: lists opened at most, and candidates for each neighbour.
+    """Effort of a search: the largest number of opened lists, and the number of candidates per neighbour.
 
-    A list stays closed if the squared distance to its centroid exceeds that to the nearest by more than
-    ``reach``; None opens all ``nprobe``.
+    A list stays closed if its squared distance exceeds that of the nearest list by more than ``reach``. None
+    opens all ``nprobe`` lists.
     """
 
     nprobe: int
@@ -396,27 +406,28 @@ class Effort(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class IvfSettings:
-    """Settings of an `scvec.stores.index.ivf.IvfIndex`, and what was measured with them.
+    """Settings of an `scvec.stores.index.ivf.IvfIndex`, and the measured recall.
 
     Attributes
     ----------
     n_lists
-        Lists there are.
+        Number of lists.
     nprobe, factor, reach
-        See `Effort`.
+        Effort of a search (see `Effort`).
     target
-        Recall (0-1) that was asked for.
+        Requested recall (0-1).
     recall
-        Recall measured on queries not used for tuning, against exact search: ``at_15`` and ``at_50`` for
-        vectors of the index itself, each left out of its own search; ``unseen_15`` and ``unseen_50`` for
-        vectors of batches that are left out of the search whole; without batches ``shifted_15`` and
-        ``shifted_50`` for vectors moved, as far off as those of another sample may be.
+        Recall against exact search, on queries that were not used for tuning. ``at_15`` and ``at_50``:
+        vectors of the index, each without itself. ``unseen_15`` and ``unseen_50``: vectors of batches,
+        searched without their batch. ``shifted_15`` and ``shifted_50`` (only without batches): vectors that
+        were moved as far as cells of another sample may lie.
     n_queries
-        Queries of each kind that it was measured on.
+        Number of queries of each kind for measuring.
     n_batches
-        Batches that were left out, one after the other.
+        Number of batches that were left out, one at a time.
     curve
-        ``(recall, nprobe, factor, reach)`` by cost: the lowest of the four recalls of the tuning queries.
+        ``(recall, nprobe, factor, reach)``, ascending by cost; recall is the lowest of the four recalls on
+        the tuning queries.
     """
 
     n_lists: int
@@ -434,25 +445,25 @@ class IvfSettings:
         for nprobe, factor, reach in all_efforts:
             whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (nprobe, factor))
             if not whole or not 1 <= nprobe <= self.n_lists or not 1 <= factor <= 1024:
-                raise ValueError(f"not settings of an index: nprobe {nprobe!r}, factor {factor!r}")
+                raise ValueError(f"invalid settings of an index: nprobe {nprobe!r}, factor {factor!r}")
             if reach is not None and not (isinstance(reach, float) and 0.0 <= reach < inf):
-                raise ValueError(f"not settings of an index: reach {reach!r}")
+                raise ValueError(f"invalid settings of an index: reach {reach!r}")
 
     @staticmethod
     def lists_for(n: int) -> int:
-        """Return how many lists ``n`` vectors are divided into: a power of two over the root of 2 ``n``."""
+        """Return the number of lists for ``n`` vectors: the smallest power of two above sqrt(2 n)."""
         lists = 1
         while lists * lists <= 2 * n:
             lists *= 2
         return lists
 
     def effort(self, recall: float) -> Effort:
-        """Return the least effort that reached a recall when tuning; the most if none did.
+        """Return the smallest effort that reached a recall during tuning, or the largest effort if none did.
 
         Raises
         ------
         InputError
-            The recall is not a fraction.
+            The recall is not between 0 and 1.
         """
         _check_recall(recall)
         for point in self.curve:
@@ -466,7 +477,7 @@ class IvfSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IvfSettings:
-        """Return the settings of :meth:`to_dict`; KeyError, TypeError or ValueError if they are none."""
+        """Rebuild settings from :meth:`to_dict`; raise KeyError, TypeError or ValueError if invalid."""
         return cls(
             n_lists=int(values["n_lists"]),
             nprobe=values["nprobe"],
@@ -482,25 +493,25 @@ class IvfSettings:
 
 @index("ivf", extension="faiss", exact=False)
 class IvfIndex(Index):
-    """Nearest rows by squared Euclidean distance, most of them.
+    """Approximate nearest rows by squared Euclidean distance.
 
-    FAISS' inverted lists propose candidates by short codes (`scvec.stores.index.ivf.IvfCodes`). Their
-    distances are then computed from the float32 vectors themselves, which lie in a file of the store and are
-    mapped: the index holds codes only. Distances returned have the bits that `FaissFlatIndex` would return;
-    what may differ is that a neighbour is missed, at a rate that is measured.
+    FAISS proposes candidates from inverted lists of short codes (`scvec.stores.index.ivf.IvfCodes`). The
+    index computes their distances from the float32 vectors, which are memory-mapped from a file of the store;
+    the index itself holds only codes. The distances are bit-identical to those of `FaissFlatIndex`. The index
+    may miss neighbours, at a measured rate.
 
-    Every step looks at one query alone: which lists are opened is settled by distances that do not depend
-    on the batch, where FAISS would take those of a matrix product, which do. So a query gets the same
-    neighbours alone, in any batch and in any order.
+    Every step treats each query separately. In particular, the choice of lists uses distances that do not
+    depend on the batch; FAISS would use a matrix product, which does. So the neighbours of a query are the
+    same in every batch.
 
     Parameters
     ----------
     codes
-        Of the vectors.
+        Codes of the vectors.
     vectors
-        (n, dim) float32, C-contiguous, perhaps mapped. They must not change.
+        (n, dim) float32, C-contiguous, may be memory-mapped. They must not change.
     settings
-        How many lists and candidates to look at, and what recall was measured.
+        Effort of a search, and the measured recall.
     """
 
     def __init__(self, codes: IvfCodes, vectors: Float32, settings: IvfSettings) -> None:
@@ -522,24 +533,26 @@ class IvfIndex(Index):
         n_lists: int | None = None,
         batches: Int64 | None = None,
     ) -> IvfIndex:
-        """Return an index of vectors, tuned to a recall on queries held out of themselves.
+        """Build an index and tune it to a recall on held-out queries.
 
         Parameters
         ----------
         vectors
-            (n, dim) float32; they are used in place and must not change.
+            (n, dim) float32; the index uses them in place, so they must not change.
         recall
-            Fraction (0-1) of the 15 and of the 50 nearest rows to be found.
+            Fraction (0-1) of the 15 and of the 50 nearest rows to find.
+        seed
+            Seed of training and tuning.
         n_lists
-            Number of lists; goes by n when None.
+            Number of lists; None chooses it by n.
         batches
-            (n,) number of the batch that each row came from: the recall is then also reached for batches that
-            the index lacks (see `scvec.stores.index.ivf`).
+            (n,) batch number of each row. If given, tuning also reaches the recall for unseen batches.
 
         Raises
         ------
         InputError
-            Vectors of another shape or type, NaN or infinity, too few of them, a recall outside 0..1.
+            The vectors have a wrong shape or dtype, hold NaN or infinity, or are too few; or the recall is
+            not between 0 and 1.
         """
         _check_recall(recall)
         ready = checked_vectors(vectors, int(vectors.shape[1]) if vectors.ndim == 2 else 0, "vectors")
@@ -564,37 +577,39 @@ class IvfIndex(Index):
         return self.codes.dim
 
     def vectors(self) -> Float32:
-        """Return the (n, dim) float32 rows; read-only where they are mapped."""
+        """Return the (n, dim) float32 vectors; read-only if they are memory-mapped."""
         return self._vectors
 
     def add(self, vectors: Float32) -> None:
-        """Append (n, dim) float32 rows, without training or tuning again.
-
-        All rows are then held in memory.
-        """
+        """Append (n, dim) float32 vectors, without new training or tuning. All vectors are then in memory."""
         ready = checked_vectors(vectors, self.dim, "vectors")
         self.codes.add(ready)
         self._vectors = np.concatenate([self._vectors, ready])
 
     def exact(self) -> FaissFlatIndex:
-        """Return an index that looks at every one of the same vectors."""
+        """Return an exact index of the same vectors."""
         return FaissFlatIndex.over(self._vectors)
 
     def at_recall(self, recall: float) -> IvfIndex:
-        """Return the same index at another recall (0-1), by what was measured when tuning."""
+        """Return the same index with the effort that reached another recall (0-1) during tuning."""
         return self.at_effort(self.settings.effort(recall))
 
     def at_effort(self, effort: Effort) -> IvfIndex:
-        """Return the same index, looking as far as said."""
+        """Return the same index with another effort."""
         other = IvfIndex(self.codes, self._vectors, self.settings)
         other.effort = effort
         return other
 
     def _search(self, queries: Float32, k: int, rows: Int64 | None) -> Neighbors:
-        """Search near rows.
+        """Search ``rows`` (ascending, unique), or all rows if None.
 
-        Few rows to search among (`FLAT_BELOW`, or a twentieth) are all looked at. Of many, more lists are
-        opened in proportion. StoreError where the index names rows that do not exist.
+        A small subset (below `FLAT_BELOW` rows or a twentieth of the index) is searched exactly. For a larger
+        subset, the number of opened lists grows in proportion.
+
+        Raises
+        ------
+        StoreError
+            The index file names rows that do not exist.
         """
         effort, selector = self.effort, None
         if rows is not None:
@@ -626,9 +641,9 @@ class IvfIndex(Index):
         reach: float | None = None,
         enough: int = 0,
     ) -> Int64:
-        """Return (n, n_candidates) rows by their estimated distance, ascending; -1 pads.
+        """Return (n, n_candidates) rows, ascending by estimated distance; padded with -1.
 
-        ``reach`` closes lists as long as the others hold ``enough`` rows.
+        ``reach`` closes distant lists, unless the open lists hold fewer than ``enough`` rows.
         """
         prepared = self.codes.prepared(queries)
         lists, distances = self.lists(prepared, nprobe)
@@ -638,10 +653,10 @@ class IvfIndex(Index):
     def scan(
         self, prepared: Float32, lists: Int64, distances: Float32, n_candidates: int, selector: Any = None
     ) -> Int64:
-        """Return candidates as `candidates` does, from (n, m) lists and the distances to their centroids."""
+        """Return candidates like `candidates`, from given (n, m) lists and distances to their centroids."""
         found = self.codes.scan(prepared, lists, distances, n_candidates, selector)
         if found.size and (found.max() >= self.n or found.min() < -1):
-            raise StoreError("an index of the store names rows that are not there", fix="ingest again")
+            raise StoreError("an index of the store names rows that do not exist", fix="ingest again")
         return found
 
     def _block(
@@ -651,14 +666,14 @@ class IvfIndex(Index):
             queries, effort.nprobe, n_candidates, selector, reach=effort.reach, enough=n_candidates
         )
         kept = self._best(queries, found, min(n_candidates, k + EXTRA))
-        kept.sort(axis=1)  # by row, so that a stable sort leaves the lower row first; -1 in front
+        kept.sort(axis=1)  # by row, -1 first, so that the stable sort below puts the lower row first
         there = kept >= 0
         exact: Float64 = np.where(there, pair_distances(self._vectors, kept, queries), np.inf)
         order = np.argsort(exact, axis=1, kind="stable")[:, :k]
         indices = np.take_along_axis(kept, order, axis=1)
         with np.errstate(over="ignore"):
             distances = np.take_along_axis(exact, order, axis=1).astype(np.float32)
-        # Lists may hold fewer rows than are asked for.
+        # The opened lists may hold fewer than k rows: search these queries exactly.
         short = np.flatnonzero((indices < 0).any(axis=1))
         if len(short):
             whole = self.exact().search(queries[short], k, subset=rows)
@@ -666,7 +681,7 @@ class IvfIndex(Index):
         return Neighbors(indices, distances)
 
     def _best(self, queries: Float32, found: Int64, k: int) -> Int64:
-        """Return the ``k`` of each query's candidates that are nearest by float32 distances, in no order."""
+        """Return the ``k`` candidates of each query with the smallest float32 distances, unsorted."""
         if found.shape[1] <= k:
             return found
         distances = _pair_distances(queries, self._vectors, found)
@@ -675,12 +690,14 @@ class IvfIndex(Index):
         return np.take_along_axis(found, best, axis=1)
 
     def lists(self, prepared: Float32, nprobe: int) -> tuple[Int64, Float32]:
-        """Return the lists to open, (n, nprobe), and the distances to their centroids, ascending.
+        """Return the lists to open, (n, nprobe), and squared distances to their centroids, ascending.
 
         Parameters
         ----------
         prepared
-            From `IvfCodes.prepared`.
+            Queries from `IvfCodes.prepared`.
+        nprobe
+            Number of lists per query.
         """
         faiss, centroids = _faiss(), self.codes.centroids
         queries, n_lists = self.codes.on_axes(prepared), len(centroids)
@@ -692,7 +709,8 @@ class IvfIndex(Index):
         order = np.argsort(distances, axis=1, kind="stable")[:, :nprobe]
         lists, nearest = np.take_along_axis(proposed, order, axis=1), np.take_along_axis(distances, order, 1)
         if n_proposed < n_lists:
-            # Both kinds of float32 distances may be off by as much; a list left out could then be nearer.
+            # Both kinds of float32 distances have rounding errors up to `bound`, so a list that was not
+            # proposed may be nearer. Compare such queries with all centroids.
             norms = np.sqrt(row_distances(queries, np.zeros(1)))
             unit = float(np.finfo(np.float32).eps) / 2
             bound = 2 * (centroids.shape[1] + 4) * (unit * (norms + self._longest) ** 2)
@@ -712,9 +730,9 @@ class IvfIndex(Index):
     def load(
         cls, path: Path, vectors: Float32 | None = None, settings: Mapping[str, Any] | None = None
     ) -> IvfIndex:
-        """Read what :meth:`save` wrote; the vectors stay mapped (see `Index.load`)."""
+        """Read a file that :meth:`save` wrote; the vectors stay memory-mapped (see `Index.load`)."""
         if vectors is None or not isinstance(settings, Mapping):
-            raise StoreError("an index of the store has lost its settings", str(path), "ingest again")
+            raise StoreError("the settings of an index of the store are missing", str(path), "ingest again")
         try:
             found = IvfSettings.from_dict(settings)
         except (ValueError, TypeError, KeyError) as error:
@@ -723,10 +741,10 @@ class IvfIndex(Index):
         try:
             codes = IvfCodes(loaded)
             if (codes.n, codes.dim, len(codes.centroids)) != (*vectors.shape, found.n_lists):
-                raise ValueError("an index of other vectors")
+                raise ValueError("the index does not belong to these vectors")
         except ValueError as error:
             raise StoreError(
-                f"an index of the store is a {type(loaded).__name__} that does not fit its vectors",
+                f"an index of the store ({type(loaded).__name__}) does not match its vectors",
                 str(path),
                 "ingest again",
             ) from error
@@ -734,9 +752,9 @@ class IvfIndex(Index):
 
 
 def _pair_distances(queries: Float32, base: Float32, rows: Int64) -> Float32:
-    """Return float32 distances (n, m) between query i and the rows ``rows[i]``; -1 stands for row 0.
+    """Return float32 squared distances (n, m) between query i and ``base[rows[i]]``; -1 is read as row 0.
 
-    FAISS computes one pair after another, so that no distance depends on what else is asked.
+    This FAISS function computes each pair separately, so a distance does not depend on the other pairs.
     """
     faiss = _faiss()
     safe = np.ascontiguousarray(np.maximum(rows, 0))
@@ -753,33 +771,36 @@ def _pair_distances(queries: Float32, base: Float32, rows: Int64) -> Float32:
     return distances
 
 
-#: Queries of each kind to tune on, and as many others to measure on.
+#: Number of queries of each kind for tuning, and again for measuring.
 N_QUERIES = 500
-#: Numbers of neighbours at which recall is looked at.
+#: Numbers of neighbours at which recall is measured.
 AT = (15, 50)
 FACTORS = (2, 3, 4, 6, 8, 12, 16, 24)
-#: Batches that are left out, one after the other, at most; rows that one needs.
+#: Largest number of batches to leave out, and smallest number of rows of such a batch.
 N_BATCHES, BATCH_ROWS = 8, 50
-#: Fraction of the other rows that may lie in lists which stay closed, being those of the batch left out.
-HARDLY = 0.001
-#: Without batches queries of the second kind are moved by so much of the distance to the nearest of so many
-#: vectors. Other donors' cells are about as hard at 50,000 (Baron et al. 2016), and harder at a million.
+#: Largest fraction of the other rows in the lists that are closed because they belong to the left-out batch.
+CLOSED_FRACTION = 0.001
+#: Without batches, queries of the second kind are moved by ``SHIFT`` times the distance to the nearest of
+#: ``SPARSE`` vectors. Cells of other donors are about as hard with 50,000 vectors (Baron et al. 2016), and
+#: harder with a million.
 SHIFT, SPARSE = 1.5, 2000
-#: Nanoseconds, by which settings are compared; only their proportions matter. Measured at 128 dimensions,
-#: one core: opening a list, looking at one code, and one candidate (kept in order, fetched and compared).
+#: Costs in nanoseconds for comparing settings; only their ratios matter. Measured at 128 dimensions on one
+#: core: opening a list, comparing one code, and one candidate (sorting, fetching and comparing it).
 LIST, CODE, CANDIDATE = 300.0, 1.1, 200.0
-#: Fractions of queries of the second kind for which all lists are near enough to be opened.
+#: Fractions of queries of the second kind that may open all lists; they define the values of ``reach`` to
+#: try.
 REACHES = (0.3, 0.6)
-#: Where to stop: more would be exact search, or three steps (twice the lists) found hardly more.
-ENOUGH, STEPS, HARDLY_MORE = 0.998, 3, 0.002
+#: Tuning stops at recall ``ENOUGH``, or if the last ``STEPS`` steps (about twice the lists) gained less than
+#: ``SMALL_GAIN``.
+ENOUGH, STEPS, SMALL_GAIN = 0.998, 3, 0.002
 
 
 def held_out(vectors: Float32, rows: Int64, *, shift: float, seed: int) -> Float32:
-    """Return (n, dim) float32 queries: rows, moved by ``shift`` as from one random vector towards another.
+    """Return queries (n, dim) float32: vectors of the index, moved by ``shift``.
 
-    A cell of another sample lies off the cells of the reference; a cell of the reference lies among them.
-    Samples differ in the directions in which cells do, where codes are coarsest: queries moved in any
-    direction promised more for other donors than was found.
+    The direction of the move is the difference of two random vectors. It simulates a cell of another sample,
+    which lies beside the cells of the reference. Samples differ in the same directions as cells, where the
+    codes are coarsest. Queries moved in random directions overestimated the recall for other donors.
     """
     queries = np.array(vectors[rows], dtype=np.float32)
     if shift > 0:
@@ -791,9 +812,9 @@ def held_out(vectors: Float32, rows: Int64, *, shift: float, seed: int) -> Float
 
 
 def places(found: Int64, truth: Int64) -> Int64:
-    """Return (n, k) where in ``found`` (n, m) each of ``truth`` (n, k) is; m where it is not."""
+    """Return the position (n, k) of each ``truth`` (n, k) in its row of ``found`` (n, m); m if not found."""
     n, m = found.shape
-    # One sorted list of all pairs (query, row): a search in it is a search in each query's own.
+    # Code each pair (query, row) as one integer, so that one sorted search handles all queries.
     width = int(max(found.max(initial=0), truth.max(initial=0))) + 2
     first = np.arange(n, dtype=np.int64)[:, None] * width
     keys, wanted = (found + 1 + first).ravel(), (truth + 1 + first).ravel()
@@ -805,12 +826,12 @@ def places(found: Int64, truth: Int64) -> Int64:
 
 
 def tuned(index: IvfIndex, target: float, *, seed: int = 0, batches: Int64 | None = None) -> IvfSettings:
-    """Return settings that reach ``target`` at the least cost, and the recall they have on other queries.
+    """Return the cheapest settings that reach recall ``target``, with their recall on other queries.
 
-    There are queries of two kinds: vectors of the index, each left out of its own neighbours, and vectors as
-    far off as those of another sample are. These are vectors of batches that are left out whole (`_LeftOut`)
-    where ``batches`` (n,) numbers tell them, else vectors that are moved (`SHIFT`). The recall that counts is
-    the lowest of both kinds at 15 and at 50 neighbours.
+    There are two kinds of queries. The first kind are vectors of the index, each without itself as a
+    neighbour. The second kind simulate cells of another sample. If ``batches`` (n,) is given, they are
+    vectors of batches that are left out of the search (`_LeftOut`); otherwise they are moved vectors
+    (`SHIFT`). Tuning uses the lowest recall over both kinds, at 15 and at 50 neighbours.
     """
     rng = np.random.default_rng(seed)
     n_each = min(N_QUERIES, index.n // 2)
@@ -820,7 +841,7 @@ def tuned(index: IvfIndex, target: float, *, seed: int = 0, batches: Int64 | Non
     name = "unseen" if left_out else "shifted"
     far: list[_Queries]
     if left_out:
-        far = [_Together([part.half(i) for part in left_out]) for i in (0, 1)]
+        far = [_SeveralBatches([part.half(i) for part in left_out]) for i in (0, 1)]
     else:
         far = [_moved(index, for_tuning, seed=seed + 1), _moved(index, for_measuring, seed=seed + 2)]
     settings = index.settings
@@ -838,19 +859,19 @@ def tuned(index: IvfIndex, target: float, *, seed: int = 0, batches: Int64 | Non
 
 
 class _Queries(Protocol):
-    """Queries whose true neighbours are known."""
+    """Queries with known true neighbours."""
 
     def places(self, nprobe: int, reach: float | None, n_candidates: int) -> Int64:
-        """Return (n, 50) where among the candidates each true neighbour is; n_candidates where it is not."""
+        """Return the position (n, 50) of each true neighbour among candidates; n_candidates if missing."""
         ...
 
     def further(self, nprobe: int) -> Float32:
-        """Return (n, nprobe or fewer) by how much lists are further off than the nearest, ascending."""
+        """Return the distances (n, nprobe or fewer) of lists minus that of the nearest list, ascending."""
         ...
 
 
 class _Rows:
-    """Queries made of rows of the index, which are no neighbours of themselves."""
+    """Queries made from rows of the index; a row is not a neighbour of its own query."""
 
     def __init__(self, index: IvfIndex, rows: Int64, queries: Float32) -> None:
         self._index, self._rows, self._queries = index, rows, queries
@@ -858,9 +879,9 @@ class _Rows:
         self._truth = self._without_self(near.indices)
 
     def _without_self(self, found: Int64) -> Int64:
-        """Return neighbours (n, m - 1) other than the row that the query was made of."""
+        """Return the neighbours (n, m - 1) without the row that the query was made from."""
         mine = found == self._rows[:, None]
-        # Where it is not among them, the last goes instead.
+        # If that row was not found, remove the last neighbour instead.
         mine[~mine.any(axis=1), -1] = True
         others: Int64 = found[~mine].reshape(len(found), -1)
         return others
@@ -876,12 +897,12 @@ class _Rows:
 
 
 def _own(index: IvfIndex, rows: Int64) -> _Rows:
-    """Return queries that are rows of the index."""
+    """Return unchanged rows of the index as queries."""
     return _Rows(index, rows, held_out(index.vectors(), rows, shift=0.0, seed=0))
 
 
 def _moved(index: IvfIndex, rows: Int64, *, seed: int) -> _Rows:
-    """Return queries that are rows of the index, moved."""
+    """Return moved rows of the index as queries."""
     own = held_out(index.vectors(), rows, shift=0.0, seed=seed)
     few = np.random.default_rng(seed).choice(index.n, min(SPARSE, index.n // 2), replace=False)
     sparse = index.exact().search(own, 2, subset=few)
@@ -891,11 +912,10 @@ def _moved(index: IvfIndex, rows: Int64, *, seed: int) -> _Rows:
 
 
 class _LeftOut:
-    """Queries of one batch, whose neighbours are those in the other batches.
+    """Queries of one batch; their true neighbours are rows of the other batches.
 
-    An index without the batch would have no lists for it alone. So lists that hold hardly any other row stay
-    closed here. Of the others the same fraction is opened: neighbours of a new batch lie in lists of every
-    batch, one more than here.
+    An index trained without the batch would have no lists with only its rows. So lists with almost no rows of
+    other batches are closed here, and the same fraction of the remaining lists is opened.
     """
 
     def __init__(self, index: IvfIndex, rows: Int64, mine: Bool, list_of: Int64) -> None:
@@ -903,13 +923,13 @@ class _LeftOut:
         own = np.bincount(list_of[mine], minlength=n_lists)
         others = np.bincount(list_of[~mine], minlength=n_lists)
         order = np.argsort(-own / np.maximum(own + others, 1), kind="stable")
-        lost = np.cumsum(others[order])
-        alone = (lost <= HARDLY * lost[-1]) & (own[order] > others[order])
+        n_lost = np.cumsum(others[order])
+        alone = (n_lost <= CLOSED_FRACTION * n_lost[-1]) & (own[order] > others[order])
         closed = np.zeros(n_lists, dtype=bool)
         closed[order[alone]] = True
         self._index = index
         self._fraction = 1.0 - closed.mean()
-        # FAISS does not keep the bits that the selector points to.
+        # A FAISS selector only points to these bits, so this object must keep them.
         self._bits = np.packbits(~mine, bitorder="little")
         self._queries = held_out(index.vectors(), rows, shift=0.0, seed=0)
         self._truth = index.exact().search(self._queries, AT[-1], subset=np.flatnonzero(~mine)).indices
@@ -920,7 +940,7 @@ class _LeftOut:
         self._distances = distances[kept].reshape(len(rows), -1)
 
     def half(self, which: int) -> _LeftOut:
-        """Return every other query, from the first or from the second."""
+        """Return every second query, starting with number ``which`` (0 or 1)."""
         part = copy(self)
         for name in ("_queries", "_prepared", "_truth", "_lists", "_distances"):
             setattr(part, name, np.ascontiguousarray(getattr(self, name)[which::2]))
@@ -944,8 +964,8 @@ class _LeftOut:
         return places(self._index.scan(self._prepared, lists, distances, n, selector), self._truth)
 
 
-class _Together:
-    """Queries of several batches."""
+class _SeveralBatches:
+    """Queries of several left-out batches."""
 
     def __init__(self, parts: Sequence[_LeftOut]) -> None:
         self._parts = parts
@@ -956,13 +976,13 @@ class _Together:
     def further(self, nprobe: int) -> Float32:
         rows = [part.further(nprobe) for part in self._parts]
         most = max(row.shape[1] for row in rows)
-        # A batch has fewer lists: that is as if the others were too far off.
+        # Batches have different numbers of open lists; pad with infinity, which means closed.
         padded = [np.pad(r, ((0, 0), (0, most - r.shape[1])), constant_values=np.inf) for r in rows]
         return np.concatenate(padded)
 
 
 def _left_out(index: IvfIndex, batches: Int64, *, seed: int) -> list[_LeftOut]:
-    """Return queries of some batches, as many of each; none where no batch has enough cells beside it."""
+    """Return queries of some batches, about equally many of each; none if no batch is large enough."""
     rng = np.random.default_rng(seed)
     sizes = np.bincount(batches)
     others = index.n - sizes
@@ -980,21 +1000,22 @@ def _left_out(index: IvfIndex, batches: Int64, *, seed: int) -> list[_LeftOut]:
 def _recalls(
     queries: _Queries, nprobe: int, reach: float | None, factors: Sequence[int]
 ) -> list[list[float]]:
-    """Return per factor the recall at each of ``AT``."""
+    """Return for each factor the recall at each number of neighbours in ``AT``."""
     where = queries.places(nprobe, reach, max(factors) * AT[-1])
     return [[float((where[:, :k] < factor * k).mean()) for k in AT] for factor in factors]
 
 
-#: Lowest recall, lists opened on average, and the effort.
+#: Lowest recall, mean number of opened lists, and the effort.
 _Point = tuple[float, float, Effort]
 
 
 def _curve(index: IvfIndex, kinds: Sequence[_Queries]) -> list[_Point]:
-    """Return points of a grid.
+    """Return recall and cost on a grid of efforts.
 
-    Queries that lie among the vectors need few lists; those of another sample need many, which are hardly
-    further off than their nearest one. So lists further off than that stay closed, where as many queries of
-    the second kind as `REACHES` says open all ``nprobe`` nevertheless.
+    Queries among the vectors need few lists. Queries of another sample need many lists, whose distances
+    differ little. So ``reach`` closes lists that are much farther than the nearest one. The values of
+    ``reach`` are chosen so that the fractions `REACHES` of the second kind of queries still open all
+    ``nprobe`` lists.
     """
     points = []
     nprobe, bests = 1, [0.0] * STEPS
@@ -1013,14 +1034,14 @@ def _curve(index: IvfIndex, kinds: Sequence[_Queries]) -> list[_Point]:
                 lowest = min(min(recalls[i]) for recalls in of_kinds)
                 points.append((round(lowest, 4), opened, Effort(nprobe, factor, reach)))
                 best = max(best, lowest)
-        if best >= ENOUGH or best < bests[-STEPS] + HARDLY_MORE or nprobe >= index.settings.n_lists:
+        if best >= ENOUGH or best < bests[-STEPS] + SMALL_GAIN or nprobe >= index.settings.n_lists:
             return points
         bests.append(best)
         nprobe = min(max(nprobe + 1, nprobe * 4 // 3), index.settings.n_lists)
 
 
 def _frontier(index: IvfIndex, points: list[_Point]) -> list[tuple[float, int, int, float | None]]:
-    """Return recall and effort of the points that no cheaper one equals, cheapest first."""
+    """Return (recall, effort) of the points with a higher recall than every cheaper point, cheapest first."""
 
     def cost(point: _Point) -> float:
         _, opened, effort = point

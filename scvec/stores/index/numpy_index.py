@@ -1,4 +1,4 @@
-"""Brute force in float64: slow, simple, and what every other index is measured against."""
+"""Brute-force search in float64: slow and simple, the standard of comparison for all other indices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["NumpyIndex"]
 
 @index("numpy", extension="npy", exact=True)
 class NumpyIndex(Index):
-    """Nearest rows by looking at all of them; ``dim`` is the length of a vector."""
+    """Exact nearest rows by brute force; ``dim`` is the length of a vector."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -35,11 +35,11 @@ class NumpyIndex(Index):
         return int(self._vectors.shape[1])
 
     def vectors(self) -> Float32:
-        """Return the (n, dim) float32 rows held."""
+        """Return the (n, dim) float32 vectors of the index."""
         return self._vectors
 
     def add(self, vectors: Float32) -> None:
-        """Append (n, dim) float32 rows; InputError on another shape or type, NaN or infinity."""
+        """Append (n, dim) float32 vectors; raise InputError for a wrong shape or dtype, NaN or infinity."""
         ready = checked_vectors(vectors, self.dim, "vectors")
         self._vectors = np.concatenate([self._vectors, ready]) if self.n else ready.copy()
 
@@ -56,14 +56,15 @@ class NumpyIndex(Index):
     def load(
         cls, path: Path, vectors: Float32 | None = None, settings: Mapping[str, Any] | None = None
     ) -> NumpyIndex:
-        """Read what :meth:`save` wrote (see `Index.load`)."""
+        """Read a file that :meth:`save` wrote (see `Index.load`)."""
         try:
             with open(path, "rb") as handle:
                 held = np.load(handle, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise StoreError("an index of the store cannot be read", str(path), "ingest again") from error
         if held.ndim != 2 or held.dtype != np.float32 or held.shape[1] < 1:
-            raise StoreError(f"an index holds {held.dtype} {held.shape}", str(path), "ingest again")
+            what = f"an index of the store holds {held.dtype} {held.shape}, not (n, dim) float32"
+            raise StoreError(what, str(path), "ingest again")
         made = cls(int(held.shape[1]))
         made._vectors = np.ascontiguousarray(held)
         return made

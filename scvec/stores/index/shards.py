@@ -1,4 +1,4 @@
-"""One index whose rows lie in several places, with the answers of a single one."""
+"""Indices over several shards or segments, with the same results as one index."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ __all__ = ["Ask", "Found", "SegmentedIndex", "ShardedIndex", "merged", "search_r
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one shard found.
+    """Neighbours that one shard found.
 
     Attributes
     ----------
     rows
-        (n, k) int64 row numbers of the whole, nearest first; -1 pads.
+        (n, k) int64 row numbers in the complete index, nearest first; padded with -1.
     distances
-        (n, k) float64 squared Euclidean distances, ascending; infinity pads. Not float32: rows of two shards
-        that differ in the last digits must come in the order that one index would give them.
+        (n, k) float64 squared Euclidean distances, ascending; padded with infinity. float32 would lose the
+        last digits, and the order of rows from two shards could then differ from that of one index.
     """
 
     rows: Int64
     distances: Float64
 
 
-#: Asks all shards: queries (n, dim), neighbours wanted, and per shard its rows to search among, counted from
-#: its first one (None: all). Returns what each found, in the order of the shards.
+#: Function that searches all shards. Its arguments are queries (n, dim), the number of neighbours, and for
+#: each shard the rows to search, numbered within the shard (None: all). It returns the results in shard
+#: order.
 Ask = Callable[[Float32, int, Sequence[Int64 | None]], Sequence[Found]]
 
 
 def spans(n: int, parts: int) -> list[tuple[int, int]]:
-    """Divide rows 0 to ``n`` into at most ``parts`` stretches, none empty, that differ by one row at most."""
+    """Divide ``n`` rows into at most ``parts`` ranges of nearly equal size; none is empty if ``n`` > 0."""
     parts = max(1, min(parts, n))
     cuts = [n * i // parts for i in range(parts + 1)]
     return list(itertools.pairwise(cuts))
@@ -46,57 +47,66 @@ def spans(n: int, parts: int) -> list[tuple[int, int]]:
 def search_rows(
     index: VectorIndex, rows: Float32, first: int, queries: Float32, k: int, subset: Int64 | None
 ) -> Found:
-    """Search a shard that holds consecutive rows of a whole.
+    """Search a shard with consecutive rows of a larger index.
 
     Parameters
     ----------
     index
-        Exact index of ``rows`` (m, dim).
+        Exact index of ``rows``.
+    rows
+        (m, dim) float32 vectors of the shard.
     first
-        Number in the whole of its first row.
+        Row number of the shard's first row in the complete index.
+    queries
+        (n, dim) float32.
+    k
+        Number of neighbours.
     subset
-        Rows to search among, counted from the first; all when None.
+        Rows to search, numbered within the shard; None means all.
     """
     near = index.search(queries, min(k, max(1, index.n)), subset=subset).indices
-    # The same function that the index decides by, row by row, so the same bits.
+    # The index uses the same function, so the distances have the same bits.
     distances = pair_distances(rows, near, queries)
     return Found(np.where(near >= 0, near + first, -1), np.where(near >= 0, distances, np.inf))
 
 
 def merged(found: Sequence[Found], k: int) -> Neighbors:
-    """Return the ``k`` nearest of what shards found, by (squared distance, row number).
+    """Merge the results of shards; return the ``k`` nearest rows by (squared distance, row number).
 
     Parameters
     ----------
     found
-        In the order of the rows that the shards hold, (n, any) each.
+        Results of the shards, in the order of their rows; (n, any number of neighbours) each.
+    k
+        Number of neighbours.
     """
     rows = np.concatenate([f.rows for f in found], axis=1)
     distances = np.concatenate([f.distances for f in found], axis=1)
-    # Shards come by row number, and so do equal distances within one: a stable sort keeps lower rows first.
+    # Shards and equal distances within a shard are in row order, so a stable sort puts lower rows first.
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
     rows, distances = np.take_along_axis(rows, order, axis=1), np.take_along_axis(distances, order, axis=1)
     missing = ((0, 0), (0, k - rows.shape[1]))
-    with np.errstate(over="ignore"):  # float32 ends at 3e38; beyond, infinity is the honest answer
+    with np.errstate(over="ignore"):  # distances above 3e38, the float32 limit, become infinity
         near = np.pad(distances, missing, constant_values=np.inf).astype(np.float32)
     return Neighbors(np.pad(rows, missing, constant_values=-1), near)
 
 
 class ShardedIndex(Index):
-    """An index that is searched elsewhere.
+    """An index whose shards are searched by other processes.
 
-    Exact shards give the neighbours of :class:`scvec.stores.index.flat.FaissFlatIndex` over all rows, bit
-    for bit: an exact distance belongs to a row and a query, whatever else is in the index. All shards answer
-    a search, or none does: NetworkError names the one that did not.
+    With exact shards, the neighbours are bit-identical to those of one
+    :class:`scvec.stores.index.flat.FaissFlatIndex` over all rows, because an exact distance depends only on
+    the row and the query. A search never returns a partial result: if a shard does not answer, NetworkError
+    names it.
 
     Parameters
     ----------
     dim
         Length of a vector.
     held
-        First row and the one after the last of each shard, in order and without gaps.
+        (first row, last row + 1) of each shard, in order and without gaps.
     ask
-        Asks all shards; None where only the size of the index is needed.
+        Function that searches all shards; None if only the size of the index is needed.
     """
 
     kind = "sharded"
@@ -110,7 +120,7 @@ class ShardedIndex(Index):
 
     @property
     def n(self) -> int:
-        """Number of vectors held by all shards."""
+        """Number of vectors in all shards."""
         return self._held[-1][1] if self._held else 0
 
     @property
@@ -120,7 +130,7 @@ class ShardedIndex(Index):
 
     def _search(self, queries: Float32, k: int, rows: Int64 | None) -> Neighbors:
         if self._ask is None:
-            raise TypeError("this index is searched elsewhere")
+            raise TypeError("this index cannot be searched in this process")
         subsets: list[Int64 | None] = [None] * len(self._held)
         if rows is not None:
             subsets = [rows[(rows >= first) & (rows < last)] - first for first, last in self._held]
@@ -129,31 +139,32 @@ class ShardedIndex(Index):
         return merged(self._ask(queries, k, subsets), k)
 
 
-#: Rows asked for beyond the neighbours wanted where some are deleted: so many, and so many times the number
-#: that would be deleted if they lay anywhere.
+#: Extra rows to request from a segment with deleted rows: a fixed number, plus a multiple of the number that
+#: is expected to be deleted among the neighbours.
 SPARE, SPARE_FACTOR = 8, 3.0
 
 
 class SegmentedIndex(Index):
-    """Several indices searched as one, without the rows that were deleted.
+    """Several indices searched as one index, without deleted rows.
 
-    Every segment is searched for the nearest rows left in it; the lists are merged by float64 distances. So
-    exact segments give the neighbours of one exact index over the rows left, bit for bit.
+    Each segment is searched for its nearest remaining rows, and the results are merged by float64 distances.
+    So with exact segments the neighbours are bit-identical to those of one exact index over the remaining
+    rows.
 
     Parameters
     ----------
     segments
-        One at least, of one dimension. Their rows follow one another.
+        At least one index; all have the same dimension. Their rows follow one another.
     deleted
-        Sorted numbers of the deleted rows, counted through all segments. The rows left are numbered anew, in
-        the same order.
+        Sorted numbers of the deleted rows, numbered through all segments. The remaining rows get new
+        consecutive numbers in the same order.
     """
 
     kind = "segmented"
 
     def __init__(self, segments: Sequence[Index], deleted: Int64) -> None:
         if not segments or len({segment.dim for segment in segments}) > 1:
-            raise ValueError("segments must have one dimension")
+            raise ValueError("segments must have the same dimension")
         ends = np.cumsum([segment.n for segment in segments])
         if len(deleted) and (deleted[0] < 0 or deleted[-1] >= ends[-1] or (np.diff(deleted) <= 0).any()):
             raise ValueError("deleted rows must be sorted, unique and in the index")
@@ -166,7 +177,7 @@ class SegmentedIndex(Index):
 
     @property
     def n(self) -> int:
-        """Number of rows left."""
+        """Number of remaining rows."""
         return len(self._left)
 
     @property
@@ -175,7 +186,7 @@ class SegmentedIndex(Index):
         return self.segments[0].dim
 
     def with_segments(self, segments: Sequence[Index]) -> SegmentedIndex:
-        """Return the same rows, searched by other indices over them."""
+        """Return an index of the same rows with other segment indices."""
         return SegmentedIndex(segments, self._deleted)
 
     def _search(self, queries: Float32, k: int, rows: Int64 | None) -> Neighbors:
@@ -187,7 +198,7 @@ class SegmentedIndex(Index):
                 continue
             left = None if hi - lo == segment.n else among[lo:hi] - first
             if rows is None and left is not None:
-                found.append(_passing_over(segment, int(first), left, queries, k))
+                found.append(_search_without_deleted(segment, int(first), left, queries, k))
             else:
                 found.append(search_rows(segment, segment.vectors(), int(first), queries, k, left))
         if not found or not len(queries):
@@ -198,12 +209,12 @@ class SegmentedIndex(Index):
         return Neighbors(np.where(near.indices < 0, -1, at), near.distances)
 
 
-def _passing_over(segment: Index, first: int, left: Int64, queries: Float32, k: int) -> Found:
-    """Search a segment for more rows than are asked for, and pass over the deleted ones.
+def _search_without_deleted(segment: Index, first: int, left: Int64, queries: Float32, k: int) -> Found:
+    """Search a segment for more rows than needed, and discard the deleted ones.
 
-    Searching among the rows left alone costs many times as much: a selector ends the tricks by which FAISS
-    looks at many codes at once. It is for the queries that have too few rows left, as where a whole type of
-    cell is deleted.
+    A search restricted to the remaining rows is many times slower, because FAISS cannot use its fast scan
+    with a selector. It is used only for queries with too few remaining rows, for example if a whole cell type
+    is deleted.
     """
     deleted = np.ones(segment.n, dtype=bool)
     deleted[left] = False

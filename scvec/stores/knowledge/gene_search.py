@@ -1,4 +1,4 @@
-"""Genes whose names, descriptions or Gene Ontology terms have the words of a query."""
+"""Word search for genes: in their names, descriptions and Gene Ontology terms."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from scvec.stores.knowledge.tables import Tables
 
 __all__ = ["GeneSearch", "words"]
 
-#: Constants of BM25 as most engines have them (Robertson and Zaragoza 2009, doi:10.1561/1500000019).
+#: Constants of BM25 with their usual values (Robertson and Zaragoza 2009, doi:10.1561/1500000019).
 K1, B = 1.2, 0.75
-#: A word in a gene's symbol or name says more than one in a sentence about it.
+#: Weight of a word in a gene's symbol or name, relative to a word in a description.
 NAME_WEIGHT = 2.0
-#: More words than these are not looked for.
+#: Largest number of query words that are searched.
 MAX_WORDS = 24
-#: They are in every text, or say nothing about what is wanted.
+#: Words that occur in most texts, or carry no information about the query.
 STOP_WORDS = frozenset(
     "a an and are as at be by for from gene genes has have in into is it its of on or that the their these "
     "this to was were which who with".split()
 )
 
 
-#: Endings that one idea has in its several words, longest first.
+#: Endings of words with one stem, longest first.
 _ENDINGS = (
     "ations ational ation ically ical ional ments ment ings ing ions ion ives ive ors or als al ous ory ies "
     "ed es s e y"
@@ -32,9 +32,9 @@ _SHORTEST = 4
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a query that are worth looking for, in small letters and without their endings.
+    """Return the words of a query to search for: lower case, without stop words and without endings.
 
-    ``secretion`` becomes ``secret``, which also begins secretory and secreted.
+    ``secretion`` becomes ``secret``, which also matches secretory and secreted.
     """
     found = re.findall(r"[a-z0-9]+", text.lower())
     kept = [w for w in found if w not in STOP_WORDS]
@@ -51,20 +51,27 @@ def _stem(word: str) -> str:
 
 
 class GeneSearch(Tables):
-    """The part of the knowledge base that finds genes by words."""
+    """Part of the knowledge base: finds genes by words."""
 
     def find_words(
         self, text: str, species: Sequence[str], *, limit: int = 200, terms: bool = True
     ) -> list[tuple[str, float]]:
-        """Return genes with words of ``text``, as (gene_id, score), best first.
+        """Return genes whose texts contain words of ``text``, as (gene_id, score), best first.
 
-        The score is BM25 over symbol, name and other names (counted twice), the best description and the
-        names of the Gene Ontology terms of a gene; lengths are in characters. A word also fits its plural.
+        The score is BM25. The document of a gene has its symbol, name and other names (with double weight),
+        its best description, and the names of its Gene Ontology terms. Lengths are in characters. A word also
+        matches its plural.
 
         Parameters
         ----------
+        text
+            The query.
+        species
+            Species of the genes.
+        limit
+            Largest number of genes.
         terms
-            Read names of Gene Ontology terms as well.
+            Also search the names of Gene Ontology terms.
         """
         import pyarrow as pa
 
@@ -72,7 +79,7 @@ class GeneSearch(Tables):
         if not wanted:
             return []
         documents = self._documents(species, terms)
-        # Words are letters and digits only: nothing in them means anything to a regular expression.
+        # Words have only letters and digits, so they need no escaping in a regular expression.
         query = pa.table({"word": wanted, "pattern": [_pattern(w) for w in wanted]})
         with self._registered(query=query):
             rows = self._all(
@@ -97,7 +104,7 @@ class GeneSearch(Tables):
         return [(str(gene_id), float(score)) for gene_id, score in rows]
 
     def _documents(self, species: Sequence[str], terms: bool) -> str:
-        """Return the name of a temporary table of what is read of each gene, made once a connection."""
+        """Return the name of a temporary table with the document of each gene; create it on first use."""
         chosen = sorted(s for s in SPECIES if s in species)
         name = f"temp.documents_{'_'.join(chosen)}_{int(terms)}"
         listed = ", ".join(f"'{s}'" for s in chosen) or "NULL"
@@ -129,11 +136,11 @@ class GeneSearch(Tables):
         return name
 
     def find_names(self, text: str, species: Sequence[str]) -> list[str]:
-        """Return genes that ``text`` names, by symbol, another name or in full, official symbols first.
+        """Return the ids of genes that ``text`` names by symbol, alias or full name, official symbols first.
 
-        The whole text may be a name in any spelling, and it may hold the full name of a gene (``insulin``). A
-        single word of a longer text must look like a symbol (capitals or digits), as "was" and "impact" are
-        aliases too.
+        The complete text may be a name in any case, and it may contain the full name of a gene (``insulin``).
+        A single word of a longer text must look like a symbol (capitals or digits), because "was" and
+        "impact" are aliases too.
         """
         import pyarrow as pa
 
@@ -157,7 +164,7 @@ class GeneSearch(Tables):
         return [str(row[0]) for row in rows]
 
     def go_terms_of(self, gene_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-        """Return the Gene Ontology terms of genes, as (id, name) by id; genes without any are left out."""
+        """Return gene id -> its Gene Ontology terms as (id, name), sorted by id; omit genes without terms."""
         import pyarrow as pa
 
         with self._registered(wanted=pa.table({"gene_id": pa.array(list(gene_ids), pa.string())})):
@@ -172,7 +179,7 @@ class GeneSearch(Tables):
 
 
 def _pattern(word: str) -> str:
-    """Return the regular expression of a word with any ending; short ones and symbols only in the plural."""
+    """Return a regular expression for a word with any ending; short words and symbols match only plurals."""
     longer = len(word) >= _SHORTEST and word.isalpha()
     return rf"\b{word}{'[a-z]{0,6}' if longer else '(?:s|es)?'}\b"
 

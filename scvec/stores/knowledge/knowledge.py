@@ -53,18 +53,22 @@ _FIELDS = (
 
 
 class Descriptions(Tables):
-    """The part of the knowledge base that is about texts."""
+    """Part of the knowledge base: texts about genes."""
 
     def descriptions(
         self,
         gene_ids: Sequence[str] | None = None,
         prefer: Sequence[str] = ("human", "llm", "composed", "borrowed"),
     ) -> dict[str, Description]:
-        """The best description of each gene, by gene id; genes that have none are left out.
+        """Return gene id -> best description; genes without a description are left out.
 
-        ``prefer`` ranks kinds, and kinds it leaves out are not used. Of one kind the latest counts; of those
-        of one day NCBI's, which others copy. With ``gene_ids`` the result is in their order, else in the
-        order of ids.
+        Parameters
+        ----------
+        gene_ids
+            Genes to look up; the result has their order. None means all genes, sorted by id.
+        prefer
+            Kinds of description, best first; other kinds are not used. Among texts of the same kind the
+            latest one wins. Among texts of the same kind and day NCBI's wins, because other sources copy it.
         """
         import pyarrow as pa
 
@@ -84,7 +88,7 @@ class Descriptions(Tables):
         return found if wanted is None else {g: found[g] for g in wanted if g in found}
 
     def all_descriptions(self, gene_id: str) -> list[Description]:
-        """Every description of one gene, of every source."""
+        """Return all descriptions of one gene, sorted by source, model and prompt."""
         rows = self._all(
             f"SELECT {', '.join(_FIELDS)} FROM descriptions WHERE gene_id = ? ORDER BY source, model, prompt",
             [gene_id],
@@ -92,7 +96,7 @@ class Descriptions(Tables):
         return [Description(*row) for row in rows]
 
     def notes(self, gene_id: str) -> list[Note]:
-        """The facts of every source about one gene, by source."""
+        """Return the facts of all sources about one gene, sorted by source."""
         rows = self._all(
             "SELECT gene_id, source, source_version, retrieved_at, facts FROM notes WHERE gene_id = ?"
             " ORDER BY source",
@@ -102,11 +106,11 @@ class Descriptions(Tables):
 
 
 def match_genes(con: Any, genes: Sequence[Gene]) -> list[str]:
-    """Return the gene id under which each record belongs in this knowledge base, in order.
+    """Return the gene id in this knowledge base for each record, in order.
 
-    A record is an existing gene by Entrez id, else by its own id, else by an Ensembl id, else by official
-    symbol; the last two only where that names one gene whose Entrez id is not another one. Of several
-    records that are one gene by the same rule the first is it, the others stay themselves.
+    A record matches an existing gene by Entrez id, else by its own id, else by an Ensembl id, else by
+    official symbol. The last two rules need a unique gene without a different Entrez id. If several records
+    match one gene by the same rule, the first record gets it, and the others keep their own ids.
     """
     import pyarrow as pa
 
@@ -130,8 +134,8 @@ def match_genes(con: Any, genes: Sequence[Gene]) -> list[str]:
                 SELECT i.row, g.gene_id, 1 AS step FROM incoming i
                     JOIN genes g ON g.entrez_id = i.entrez_id AND g.species = i.species
                 UNION ALL SELECT i.row, g.gene_id, 2 FROM incoming i JOIN genes g USING (gene_id, species)
-                -- No condition on species here: Ensembl ids are of one species, and where statistics are
-                -- stale a join on species alone may come first, which is every gene with every gene.
+                -- No condition on species here: an Ensembl id belongs to one species. With stale statistics
+                -- DuckDB may join on species first, which pairs every gene with every gene.
                 UNION ALL SELECT e.row, g.gene_id, 3 FROM incoming_ensembl e
                     JOIN aliases a ON a.name = e.name AND a.kind = 'ensembl'
                     JOIN genes g ON g.gene_id = a.gene_id
@@ -167,10 +171,21 @@ def load_genes(
     versions: Sequence[str],
     better: str = "false",
 ) -> int:
-    """Insert genes under the ids :func:`match_genes` gave, fill gaps of others; returns genes added.
+    """Insert new genes, and fill empty fields of existing ones; return the number of genes added.
 
-    ``sources`` and ``versions`` say of each gene who told it; of several records of one gene the first
-    counts. ``better`` says, over ``s`` (told) and ``t`` (stored), where what is told replaces what is stored.
+    Parameters
+    ----------
+    con
+        DuckDB connection.
+    genes
+        Records. If several records have the same gene id, the first one counts.
+    gene_ids
+        Gene id of each record, from :func:`match_genes`.
+    sources, versions
+        Source of each record, and version of the source.
+    better
+        SQL condition over ``s`` (the record) and ``t`` (the stored gene); if true, the record replaces stored
+        values.
     """
     import pyarrow as pa
 
@@ -179,8 +194,8 @@ def load_genes(
     table = table.append_column("source_version", pa.array(list(versions), pa.string()))
     con.register("records", table)
     con.execute(
-        # The authority's symbol stays official: what a file calls such a gene otherwise is an alias,
-        # and so is the symbol of a file's own gene where an authority gave that symbol to another gene.
+        # The authority's symbol stays official, so a different symbol in a file becomes an alias. The symbol
+        # of a gene that only a file knows becomes an alias too, if an authority gave it to another gene.
         "CREATE OR REPLACE TEMP TABLE fresh AS SELECT r.row, r.gene_id, r.species, CASE"
         " WHEN r.gene_id NOT LIKE 'entrez:%' THEN coalesce(g.symbol, r.symbol) = r.symbol"
         " ELSE o.symbol IS NULL AND coalesce(g.symbol, r.symbol) = r.symbol END AS official"
@@ -252,12 +267,12 @@ def _gene_table(genes: Sequence[Gene]) -> pa.Table:
 JOB_KEYS = ("gene_id", "source", "model", "prompt", "input_sha256")
 _KEY = ", ".join(JOB_KEYS)
 
-#: Answers that are held in memory at once.
+#: Number of answers in memory at once.
 BATCH = 5000
-# Of two answers about one thing the later counts, whichever is absorbed first.
+# The answer retrieved later replaces the earlier one, independent of the order of absorbing.
 _NEWER = "s.retrieved_at >= t.retrieved_at"
-# Of two live sources that know a gene NCBI counts, of two versions of one the newer; a gene that others
-# brought stays theirs.
+# NCBI's facts replace those of MyGene, and a newer version of a source replaces an older one. Facts of other
+# sources, such as files, stay.
 _BETTER = (
     "t.source IN ('ncbi', 'mygene') AND (t.source <> 'ncbi', t.source, s.source_version)"
     " > (s.source <> 'ncbi', s.source, t.source_version)"
@@ -265,21 +280,19 @@ _BETTER = (
 
 
 class Jobs(Tables):
-    """The part of the knowledge base that is about questions to live sources."""
+    """Part of the knowledge base: jobs for live sources."""
 
     def jobs_done(self, jobs: Iterable[Job]) -> set[Job]:
-        """Return those of ``jobs`` that have an answer here."""
-        return self._with(jobs, "status = 'done'")
-
-    def jobs_final(self, jobs: Iterable[Job]) -> set[Job]:
-        """Return those of ``jobs`` that failed for good: asking again would get the same."""
-        return self._with(jobs, "status = 'failed' AND final")
+        """Return the jobs that have an answer in the knowledge base."""
+        with self._registered(asked=_job_table(jobs)):
+            rows = self._all(f"SELECT {_KEY} FROM jobs SEMI JOIN asked USING ({_KEY}) WHERE status = 'done'")
+        return {Job(*row) for row in rows}
 
     def answered(self, source: str, *, model: str = "", prompt: str = "") -> set[str]:
-        """Return the ids of genes that a source has answered, whatever it was asked for them.
+        """Return the ids of genes with an answer of a source, independent of the input of the job.
 
-        A gene that was asked for by its symbol, or by a name nobody knew, has an Entrez id once the answer
-        is here: the next question about it would be another job, but the gene has been answered.
+        A gene that was looked up by a symbol or an unknown name gets an Entrez id with the answer. The next
+        lookup of the gene would use that id and be a different job, although the gene has an answer.
         """
         rows = self._all(
             "SELECT DISTINCT gene_id FROM jobs"
@@ -289,18 +302,13 @@ class Jobs(Tables):
         return {str(row[0]) for row in rows}
 
     def failures(self, source: str | None = None, *, gene_id: str | None = None) -> list[Failure]:
-        """Return jobs that were asked and have no answer, in a stable order."""
+        """Return the failed jobs, in a stable order."""
         rows = self._all(
             f"SELECT {_KEY}, error, final, attempts FROM jobs WHERE status = 'failed'"
             f" AND ($1 IS NULL OR source = $1) AND ($2 IS NULL OR gene_id = $2) ORDER BY {_KEY}",
             [source, gene_id],
         )
         return [Failure(Job(*row[:5]), *row[5:]) for row in rows]
-
-    def _with(self, jobs: Iterable[Job], condition: str) -> set[Job]:
-        with self._registered(asked=_job_table(jobs)):
-            rows = self._all(f"SELECT {_KEY} FROM jobs SEMI JOIN asked USING ({_KEY}) WHERE {condition}")
-        return {Job(*row) for row in rows}
 
 
 class _Placed(NamedTuple):
@@ -309,23 +317,23 @@ class _Placed(NamedTuple):
 
 
 def absorb(con: Any, journal: Journal) -> tuple[dict[str, int], list[Job]]:
-    """Write all that a journal holds, inside a transaction that the caller holds.
+    """Write the content of a journal to the knowledge base, inside the caller's transaction.
 
     Returns
     -------
     counts
-        As :meth:`~scvec.stores.knowledge.knowledge.KnowledgeBase.absorb` says them.
+        Counts as in :meth:`~scvec.stores.knowledge.knowledge.KnowledgeBase.absorb`.
     left
-        Jobs whose answers belong to no gene that is known.
+        Jobs whose answers belong to no known gene.
     """
     counts = dict.fromkeys(("answers", "failures", "genes", "descriptions", "notes", "unplaced"), 0)
     left: list[Job] = []
     for batch in journal.answers(BATCH):
         counts["answers"] += len(batch)
-        placed, lost = _place(con, batch, counts)
-        left += lost
+        placed, unplaced = _place(con, batch, counts)
+        left += unplaced
         texts = [replace(d, gene_id=gene_id) for gene_id, a in placed for d in a.descriptions]
-        texts.sort(key=lambda d: (d.retrieved_at, d.sha256))  # of one key the last counts
+        texts.sort(key=lambda d: (d.retrieved_at, d.sha256))  # the last text with a key replaces earlier ones
         counts["descriptions"] += upsert_descriptions(con, description_table(texts), where=_NEWER)
         notes = [replace(a.note, gene_id=gene_id) for gene_id, a in placed if a.note is not None]
         counts["notes"] += _put_notes(con, notes)
@@ -338,39 +346,39 @@ def absorb(con: Any, journal: Journal) -> tuple[dict[str, int], list[Job]]:
 
 
 def _place(con: Any, batch: Sequence[Answer], counts: dict[str, int]) -> tuple[list[_Placed], list[Job]]:
-    """Find the gene of each answer, and load what answers tell about genes.
+    """Find the gene of each answer, and load the facts in the answers.
 
-    The gene that was asked about decides. Only for others is it looked up, after the first have got their
-    Entrez ids.
+    If the job's gene is known, the answer belongs to it. Other answers are matched by their facts, after the
+    known genes have received their Entrez ids.
     """
     known = _species(con, {a.job.gene_id for a in batch})
     direct = [_Placed(a.job.gene_id, a) for a in batch if a.job.gene_id in known]
-    told = [(p.gene_id, p.answer.gene, p.answer) for p in direct if p.answer.gene is not None]
+    records = [(p.gene_id, p.answer.gene, p.answer) for p in direct if p.answer.gene is not None]
     counts["genes"] += _load(
-        con, _free_numbers(con, [(i, replace(g, species=known[i]), a) for i, g, a in told])
+        con, _without_taken_ids(con, [(i, replace(g, species=known[i]), a) for i, g, a in records])
     )
     others = [a for a in batch if a.job.gene_id not in known]
     genes: dict[str, Gene] = {}
     for answer in others:
-        gene = _named(answer.gene)
+        gene = _with_own_id(answer.gene)
         if gene is not None:
             genes.setdefault(gene.gene_id, gene)
-    # Each gene once: of several records that match one gene by the same rule, one alone is it.
+    # Each gene once, because match_genes gives an existing gene to one record only.
     ids = dict(zip(genes, match_genes(con, list(genes.values())), strict=True)) if genes else {}
-    found, left, told = [], [], []
+    found, left, records = [], [], []
     for answer in others:
-        gene = _named(answer.gene)
+        gene = _with_own_id(answer.gene)
         if gene is None:
             left.append(answer.job)
             continue
         found.append(_Placed(ids[gene.gene_id], answer))
-        told.append((ids[gene.gene_id], gene, answer))
-    counts["genes"] += _load(con, told)
+        records.append((ids[gene.gene_id], gene, answer))
+    counts["genes"] += _load(con, records)
     return [*direct, *found], left
 
 
-def _named(gene: Gene | None) -> Gene | None:
-    """Return a gene that can be stored: one that has an id of its own, and not only the question."""
+def _with_own_id(gene: Gene | None) -> Gene | None:
+    """Return the gene with a real gene id; None if it has only the id of the question (``ask:...``)."""
     if gene is None or not gene.gene_id.startswith("ask:"):
         return gene
     return replace(gene, gene_id=f"entrez:{gene.entrez_id}") if gene.entrez_id is not None else None
@@ -388,14 +396,14 @@ def _species(con: Any, gene_ids: set[str]) -> dict[str, Any]:
         con.unregister("asked")
 
 
-_Told = tuple[str, Gene, Answer]
+_Record = tuple[str, Gene, Answer]
 
 
-def _free_numbers(con: Any, told: list[_Told]) -> list[_Told]:
-    """Return the records without the Entrez ids that other genes have: an id is of one gene."""
+def _without_taken_ids(con: Any, records: list[_Record]) -> list[_Record]:
+    """Remove Entrez ids that belong to another gene: each Entrez id belongs to one gene."""
     import pyarrow as pa
 
-    numbers = sorted({g.entrez_id for _, g, _ in told if g.entrez_id is not None})
+    numbers = sorted({g.entrez_id for _, g, _ in records if g.entrez_id is not None})
     con.register("numbers", pa.table({"entrez_id": pa.array(numbers, pa.int64())}))
     try:
         rows = con.execute(
@@ -406,7 +414,7 @@ def _free_numbers(con: Any, told: list[_Told]) -> list[_Told]:
         con.unregister("numbers")
     owner = {(number, species): gene_id for number, species, gene_id in rows}
     free = []
-    for gene_id, gene, answer in told:
+    for gene_id, gene, answer in records:
         if (
             gene.entrez_id is not None
             and owner.setdefault((gene.entrez_id, gene.species), gene_id) != gene_id
@@ -416,11 +424,12 @@ def _free_numbers(con: Any, told: list[_Told]) -> list[_Told]:
     return free
 
 
-def _load(con: Any, told: Sequence[_Told]) -> int:
-    if not told:
+def _load(con: Any, records: Sequence[_Record]) -> int:
+    if not records:
         return 0
-    # NCBI's word first, then the newest, whichever came first.
-    ranked = sorted(told, key=lambda r: _version(r[2]), reverse=True)
+    # load_genes uses the first record of a gene: NCBI's, then the newest, independent of the order of
+    # arrival.
+    ranked = sorted(records, key=lambda r: _version(r[2]), reverse=True)
     ranked.sort(key=lambda r: (r[2].job.source != "ncbi", r[2].job.source))
     ids, genes, answers = zip(*ranked, strict=True)
     return load_genes(
@@ -438,7 +447,7 @@ def _put_notes(con: Any, notes: Sequence[Note]) -> int:
     import pyarrow as pa
 
     aged = sorted(((n.retrieved_at, n.source_version, n.to_json(), n) for n in notes), key=lambda r: r[:3])
-    rows = {(n.gene_id, n.source): (n, facts) for _, _, facts, n in aged}  # of one key the last counts
+    rows = {(n.gene_id, n.source): (n, facts) for _, _, facts, n in aged}  # the last note with a key counts
     columns = {
         field: pa.array([getattr(n, field) for n, _ in rows.values()], pa.string())
         for field in ("gene_id", "source", "source_version", "retrieved_at")
@@ -451,7 +460,7 @@ def _put_notes(con: Any, notes: Sequence[Note]) -> int:
 def _put_done(con: Any, placed: Sequence[_Placed]) -> None:
     import pyarrow as pa
 
-    # Under the job, so that it is not asked again, and under the gene that it came to.
+    # Store the job itself, so that it is not asked again, and the same job under the gene of the answer.
     done: dict[Job, Answer] = {}
     for gene_id, answer in placed:
         done[answer.job] = answer
@@ -493,7 +502,7 @@ def _put_failed(con: Any, failures: Sequence[Failure]) -> None:
 
 
 def _job_table(jobs: Iterable[Job]) -> pa.Table:
-    """Keys of jobs as an Arrow table, in order."""
+    """Return the keys of jobs as an Arrow table, in order."""
     import pyarrow as pa
 
     listed = list(jobs)
@@ -501,37 +510,37 @@ def _job_table(jobs: Iterable[Job]) -> pa.Table:
 
 
 class CellOntology(Tables):
-    """The part of the knowledge base that is about cell types."""
+    """Part of the knowledge base: cell types and their markers."""
 
     def cl_names(self) -> list[tuple[str, str, bool]]:
-        """Every name of every Cell Ontology term, as (id, name, whether it is the term's own label)."""
+        """Return all names of all Cell Ontology terms, as (id, name, True for the label of the term)."""
         sql = (
             "SELECT cl_id, label, true FROM cl_terms UNION ALL"
             " SELECT cl_id, synonym, false FROM cl_synonyms ORDER BY ALL"
         )
-        # Labels first: synonyms are judged by them.
+        # Labels come first, because a label wins over an equal synonym of another term.
         rows = sorted(self._all(sql), key=lambda row: not row[2])
         return [(str(i), str(name), bool(own)) for i, name, own in rows]
 
     def cl_label(self, cl_id: str) -> str:
-        """Label of a Cell Ontology term; its id where the term is not known."""
+        """Return the label of a Cell Ontology term, or its id if the term is unknown."""
         rows = self._all("SELECT label FROM cl_terms WHERE cl_id = ?", [cl_id])
         return str(rows[0][0]) if rows else cl_id
 
     def cl_ancestors(self, cl_id: str) -> dict[str, int]:
-        """Ancestors of a Cell Ontology term and how many steps up they are, nearest first."""
+        """Return ancestor id -> number of steps up from a Cell Ontology term, nearest first."""
         sql = "SELECT ancestor_id, distance FROM cl_ancestors WHERE cl_id = ? ORDER BY distance, ancestor_id"
         return {str(a): int(d) for a, d in self._all(sql, [cl_id])}
 
     def cl_lineage(self) -> dict[str, frozenset[str]]:
-        """Term -> all its ancestors, of every term of the Cell Ontology that has any."""
+        """Return term id -> ids of all its ancestors, for every Cell Ontology term with ancestors."""
         found: dict[str, set[str]] = {}
         for cl_id, above in self._all("SELECT cl_id, ancestor_id FROM cl_ancestors"):
             found.setdefault(str(cl_id), set()).add(str(above))
         return {cl_id: frozenset(above) for cl_id, above in found.items()}
 
     def markers(self) -> list[tuple[str, str, str, str, str, float, str]]:
-        """Markers of cell types: (cl_id, tissue, species, gene symbol, direction, weight, source)."""
+        """Return markers of cell types: (cl_id, tissue, species, gene symbol, direction, weight, source)."""
         return [
             (str(c), str(t), str(s), str(g), str(d), float(w), str(source))
             for c, t, s, g, d, w, source in self._all("SELECT * FROM markers ORDER BY ALL")
@@ -539,9 +548,9 @@ class CellOntology(Tables):
 
 
 class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
-    """What is known about genes. Open it with :meth:`open`; close it, or use it as a context manager.
+    """Database of genes: names, texts, orthologs, ontologies and markers. A context manager.
 
-    One process may write, many may read while none writes.
+    Either one process writes, or several processes read.
     """
 
     def __init__(self, connection: Any, path: Path, *, read_only: bool) -> None:
@@ -551,19 +560,19 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
 
     @classmethod
     def open(cls, path: Path | str, *, read_only: bool = False) -> KnowledgeBase:
-        """Open a knowledge base; a writable one is created where there is none.
+        """Open a knowledge base. Create the file if it does not exist, unless ``read_only``.
 
         Raises
         ------
         StoreError
-            The file is damaged, not a knowledge base, of another schema, or (read only) missing.
+            The file is damaged, is not a knowledge base, has another schema, or is missing (``read_only``).
         LockedError
             Another process writes to the file.
         """
         path = Path(path)
         if read_only and not path.is_file():
             raise StoreError(
-                "there is no knowledge base", str(path), "run: scvec ingest genes", code="not-a-store"
+                "the knowledge base does not exist", str(path), "run: scvec ingest genes", code="not-a-store"
             )
         with translate(path):
             con = connect(path, read_only=read_only)
@@ -576,7 +585,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         return cls(con, path, read_only=read_only)
 
     def close(self) -> None:
-        """Write everything to the one file and close it; closing twice does no harm."""
+        """Write everything to the file and close it; a second call does nothing."""
         self._con.close()
 
     def __enter__(self) -> KnowledgeBase:
@@ -593,7 +602,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Write all that is written inside together or not at all; of nested ones the outer counts."""
+        """Commit all writes of the block together, or none; a nested block joins the outer one."""
         if self._in_transaction:
             yield
             return
@@ -606,7 +615,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
                 yield
                 self._con.execute("COMMIT")
             except BaseException:
-                # A commit that failed, or a fatal error, has ended the transaction already.
+                # A failed commit or a fatal error has already ended the transaction.
                 with suppress(duckdb.Error):
                     self._con.execute("ROLLBACK")
                 raise
@@ -618,10 +627,26 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
     def load_snapshot(
         self, species: Sequence[str] = SPECIES, *, snapshot: Snapshot | None = None
     ) -> dict[str, int]:
-        """Load the shipped genes of some species, orthologs and ontologies; returns rows added per table.
+        """Load genes, orthologs and ontologies of a snapshot; a second call changes nothing.
 
-        Loading twice changes nothing. What other sources brought is kept: their descriptions, names, and
-        Entrez ids where the snapshot has none.
+        Descriptions, names and Entrez ids from other sources stay, unless the snapshot has its own Entrez id.
+
+        Parameters
+        ----------
+        species
+            Species to load.
+        snapshot
+            The snapshot; None for the one in the package.
+
+        Returns
+        -------
+        dict
+            Table -> number of rows added.
+
+        Raises
+        ------
+        StoreError
+            A species is unknown, or a file of the snapshot is damaged.
         """
         unknown = [s for s in species if s not in SPECIES]
         if unknown:
@@ -643,14 +668,14 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         return added
 
     def put_markers(self, rows: pa.Table, source: str) -> int:
-        """Put markers of cell types in place of those of the same table; return how many there are now.
+        """Store markers of cell types and replace earlier ones of the same table; return the new total.
 
         Parameters
         ----------
         rows
-            Table with the columns of :meth:`markers`; ``source`` begins with ``source``.
+            Table with the columns of :meth:`markers`. Values of its column ``source`` begin with ``source``.
         source
-            Name of the table that they came from: what was loaded under it before goes.
+            Name of the table that the markers came from. Earlier markers of that table are deleted.
         """
         with self.transaction():
             self._con.execute("DELETE FROM markers WHERE starts_with(source, ?)", [source])
@@ -660,10 +685,10 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
     def upsert_genes(
         self, genes: Sequence[Gene], *, source: str = "file", source_version: str = ""
     ) -> dict[str, str]:
-        """Add genes, or fill the gaps of those that exist; returns the stored id by ``gene_id``.
+        """Add genes, or fill empty fields of existing ones; return ``gene_id`` -> stored gene id.
 
-        A record is an existing gene by Entrez id, else by ``gene_id``, else by Ensembl id, else by official
-        symbol where that is unique. Descriptions of the record belong under the id returned.
+        A record matches an existing gene by Entrez id, else by ``gene_id``, else by Ensembl id, else by a
+        unique official symbol. Store descriptions of the record under the returned id.
         """
         if not genes:
             return {}
@@ -673,7 +698,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         return {gene.gene_id: gene_id for gene, gene_id in zip(genes, ids, strict=True)}
 
     def upsert_descriptions(self, descriptions: Iterable[Description]) -> int:
-        """Add descriptions, or replace those of one gene, source, model and prompt; returns rows added."""
+        """Add or replace descriptions, by gene, source, model and prompt; return the number of rows added."""
         rows = description_table(descriptions)
         with self.transaction():
             return upsert_descriptions(self._con, rows)
@@ -685,7 +710,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         source: str = "file",
         source_version: str = "",
     ) -> dict[str, int]:
-        """Load batches of genes with descriptions, all or nothing; returns records read and rows added."""
+        """Load batches of genes with descriptions, all or none; return numbers of records and rows added."""
         before = self.counts()
         read = {"records": 0, "described": 0}
         with self.transaction():
@@ -702,18 +727,18 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         return read | {t: after[t] - before[t] for t in ("genes", "aliases", "descriptions")}
 
     def absorb(self, journal: Journal) -> dict[str, int]:
-        """Take in what a journal holds, all or nothing.
+        """Copy the content of a journal into the knowledge base, all or nothing.
 
-        Descriptions, notes and facts go to the gene that was asked about; what came for a name goes to the
-        gene that the answer is about, which may be new. Absorbing the same once more changes nothing, and
-        the order in which answers came does not count. What this took in is then marked in the journal:
-        ``journal.clear()`` forgets it. Call that when it is safe (`Transaction.commit` does).
+        Descriptions, notes and facts go to the gene of the job. The answer to a job about a name goes to the
+        gene in the answer, which may be new. The result does not depend on the order of answers, and
+        absorbing twice changes nothing. This marks the copied records in the journal, and ``journal.clear()``
+        deletes them. Call that after the commit (`Transaction.commit` does).
 
         Returns
         -------
         dict
-            ``answers`` and ``failures`` read; ``genes``, ``descriptions`` and ``notes`` added; ``unplaced``:
-            answers about no gene that is known, which stay in the journal.
+            ``answers`` and ``failures``: records read. ``genes``, ``descriptions`` and ``notes``: rows added.
+            ``unplaced``: answers about no known gene, which stay in the journal.
         """
         with self.transaction():
             counts, left = absorb(self._con, journal)
@@ -724,7 +749,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
     # Reading
 
     def genes(self, species: str | None = None) -> pd.DataFrame:
-        """Genes in a stable order; ``entrez_id`` is Int64 with missing values.
+        """Return the genes in a stable order; ``entrez_id`` is Int64 with missing values.
 
         Columns: gene_id, species, symbol, entrez_id, name, gene_type, source, source_version.
         """
@@ -734,9 +759,10 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         return table.astype({"entrez_id": "Int64"})
 
     def aliases(self, species: str | None = None) -> pd.DataFrame:
-        """Every name of every gene: gene_id, species, name, folded, kind.
+        """Return all names of all genes in a stable order: gene_id, species, name, folded, kind.
 
-        Kinds are ``symbol``, ``previous``, ``alias``, ``ensembl`` and ``entrez``. The order is stable.
+        ``folded`` is the name in lower case. Kinds are ``symbol``, ``previous``, ``alias``, ``ensembl`` and
+        ``entrez``.
         """
         return self._frame(
             "SELECT gene_id, species, name, folded, kind FROM aliases WHERE $1 IS NULL OR species = $1"
@@ -747,7 +773,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         )
 
     def orthologs(self) -> pd.DataFrame:
-        """Pairs in a stable order.
+        """Return pairs of orthologs in a stable order.
 
         Columns: human_gene_id, mouse_gene_id, kind, confidence, gene_order_conservation,
         alignment_coverage.
@@ -755,7 +781,7 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         return self._frame("SELECT * FROM orthologs ORDER BY human_gene_id, mouse_gene_id")
 
     def counts(self) -> dict[str, int]:
-        """Rows per table, and genes and descriptions by species and by kind."""
+        """Return the number of rows per table, of genes per species, and of descriptions per kind."""
         tables = [t for t in (*CONTENT_TABLES, "jobs") if t != "meta"]
         row = self._one("SELECT " + ", ".join(f"(SELECT count(*) FROM {t})" for t in tables))
         counts = dict(zip(tables, (int(n) for n in row), strict=True))
@@ -779,15 +805,15 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
 
 
 def _prepare(con: Any, path: Path, read_only: bool) -> None:
-    """Check that the file has the tables of this schema; make them in an empty one."""
+    """Check that the file has the tables of this schema; create them in an empty file."""
     version = current_version(con)
     if version == SCHEMA_VERSION:
         return
     if version:
         raise StoreError(
-            f"the knowledge base is of schema {version}, this scvec knows {SCHEMA_VERSION}",
+            f"the knowledge base has schema {version}; this scvec reads schema {SCHEMA_VERSION}",
             str(path),
-            "use the scvec that made it",
+            "use the version of scvec that wrote it",
             code="store-format",
         )
     if read_only:
@@ -798,7 +824,7 @@ def _prepare(con: Any, path: Path, read_only: bool) -> None:
         raise StoreError(
             "the file is a DuckDB database, but not a knowledge base",
             str(path),
-            "name another file",
+            "give another file",
             code="not-a-store",
         )
     create(con)

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["SNAPSHOT_SOURCE", "Snapshot", "load_ontologies", "load_snapshot_genes"]
 
-# Tables that belong to no species and come from the snapshot alone.
+# Tables that are not split by species and come only from the snapshot.
 _SHARED = ("go_terms", "go_parents", "cl_terms", "cl_synonyms", "cl_ancestors", "orthologs")
 
 
 def load_ontologies(con: Any, snapshot: Snapshot) -> None:
-    """Replace Gene Ontology, Cell Ontology and orthologs by those of a snapshot."""
+    """Replace Gene Ontology, Cell Ontology, orthologs and shipped markers with those of a snapshot."""
     for table in _SHARED:
         con.execute(f"DELETE FROM {table}")
         insert(con, table, snapshot.table(table), "SELECT * FROM incoming")
-    # Tables of markers that people loaded stay.
+    # Markers that users loaded stay.
     rows = snapshot.table("markers")
     con.register("shipped_markers", rows)
     try:
@@ -39,7 +39,7 @@ def load_ontologies(con: Any, snapshot: Snapshot) -> None:
 
 
 def load_snapshot_genes(con: Any, snapshot: Snapshot, species: Sequence[str], source: str) -> dict[str, int]:
-    """Genes, aliases, annotations and descriptions of some species; returns rows added."""
+    """Load genes, aliases, annotations and descriptions of some species; return table -> rows added."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -79,12 +79,13 @@ def load_snapshot_genes(con: Any, snapshot: Snapshot, species: Sequence[str], so
         snapshot.table("aliases"),
         "SELECT gene_id, c.species, name, kind FROM incoming JOIN chosen c USING (gene_id)",
     )
-    # A newer snapshot may have renamed a gene: one official symbol each, the older one is a previous symbol.
+    # A newer snapshot may rename a gene. Each gene has one official symbol, so the old one becomes
+    # "previous".
     con.execute(
         "UPDATE aliases SET kind = 'previous' FROM genes g"
         " WHERE g.gene_id = aliases.gene_id AND aliases.kind = 'symbol' AND aliases.name <> g.symbol"
     )
-    # A symbol that an authority gives to a gene is only an alias of a gene that a file brought.
+    # If an authority gave a symbol to a gene, the symbol is only an alias of a gene that came from a file.
     con.execute(
         "UPDATE aliases SET kind = 'alias' FROM chosen c WHERE aliases.gene_id LIKE 'entrez:%'"
         " AND aliases.kind = 'symbol' AND c.symbol = aliases.name AND c.species = aliases.species"
@@ -107,9 +108,9 @@ def load_snapshot_genes(con: Any, snapshot: Snapshot, species: Sequence[str], so
 
 
 def _adopt(con: Any) -> None:
-    """Genes that a file brought as ``entrez:N`` become the genes in ``chosen`` that have this Entrez id.
+    """Merge genes ``entrez:N`` from files into the genes in ``chosen`` with the same Entrez id.
 
-    Rows are copied and then deleted: an update of a key may meet a row that is there.
+    Rows are copied and then deleted, because an update of a key could collide with an existing row.
     """
     con.execute(
         "CREATE OR REPLACE TEMP TABLE adopted AS SELECT g.gene_id AS old_id, min(c.gene_id) AS new_id,"
@@ -146,7 +147,7 @@ def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-#: What ``source`` says of rows that come from the snapshot.
+#: Value of ``source`` in rows from the snapshot.
 SNAPSHOT_SOURCE = "scvec-snapshot"
 
 _FORMAT = 1
@@ -155,19 +156,19 @@ _FIX = "reinstall scvec, or build the snapshot again with tools/build_snapshot.p
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Parquet tables and the manifest that says what they are and where they come from."""
+    """A folder of parquet tables with a manifest of their content and sources."""
 
     path: Path
     manifest: dict[str, Any]
 
     @classmethod
     def open(cls, path: Path | None = None) -> Snapshot:
-        """Read the manifest of a snapshot folder; by default the one in the package.
+        """Read the manifest of a snapshot folder; None means the snapshot in the package.
 
         Raises
         ------
         StoreError
-            The folder has no manifest, or one of another format.
+            The folder has no manifest, or the manifest has another format.
         """
         folder = path or Path(str(resources.files("scvec").joinpath("data", "snapshot")))
         try:
@@ -175,7 +176,7 @@ class Snapshot:
         except (OSError, ValueError) as err:
             raise StoreError("the gene snapshot cannot be read", f"{folder}: {err}", _FIX) from err
         if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-            raise StoreError("the gene snapshot is of another format", str(folder), _FIX, code="store-format")
+            raise StoreError("the gene snapshot has another format", str(folder), _FIX, code="store-format")
         return cls(folder, manifest)
 
     @property
@@ -194,12 +195,12 @@ class Snapshot:
         return list(self.manifest["sources"])
 
     def table(self, name: str) -> pa.Table:
-        """Read one table, after checking its SHA-256.
+        """Read one table after a check of its SHA-256.
 
         Raises
         ------
         StoreError
-            The file is missing or not what the manifest says.
+            The file is missing or damaged, or the manifest does not list the table.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""The DuckDB file of the gene knowledge base: its tables, and reading and writing their rows."""
+"""The DuckDB file of the gene knowledge base: its tables, and functions to read and write rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def insert(con: Any, table: str, rows: pa.Table, select: str) -> int:
-    """Insert ``SELECT ... FROM incoming`` and return by how many rows the table grew."""
+    """Insert ``SELECT ... FROM incoming`` and return the number of rows added."""
     con.register("incoming", rows)
     try:
         return int(con.execute(f"INSERT INTO {table} BY NAME {select}").fetchall()[0][0])
@@ -51,11 +51,26 @@ def upsert(
     update: Mapping[str, str],
     where: str = "true",
 ) -> int:
-    """Insert ``SELECT ... FROM incoming``, or update rows that have its keys; returns rows added.
+    """Insert ``SELECT ... FROM incoming``, or update rows with equal keys; return the number of rows added.
 
-    ``update`` gives an expression over ``s`` (incoming) and ``t`` (stored) per column; a row is updated only
-    ``where`` this holds for the two. Not ``ON CONFLICT``: that took 150 s for 100,000 rows that were there,
-    this takes one.
+    This does not use ``ON CONFLICT``: it took 150 s for 100,000 existing rows, and this takes 1 s.
+
+    Parameters
+    ----------
+    con
+        DuckDB connection.
+    table
+        Table to change.
+    rows
+        Arrow table, visible to ``select`` as ``incoming``.
+    select
+        SQL query for the new rows.
+    keys
+        Columns that identify a row.
+    update
+        Column -> SQL expression over ``s`` (incoming row) and ``t`` (stored row).
+    where
+        SQL condition over ``s`` and ``t``; other rows are not updated.
     """
     con.register("incoming", rows)
     try:
@@ -76,14 +91,14 @@ def upsert(
 def upsert_descriptions(
     con: Any, rows: pa.Table, select: str = "SELECT * FROM incoming", where: str = "true"
 ) -> int:
-    """Insert descriptions, or replace those of one gene, source, model and prompt; returns rows added."""
+    """Insert or replace descriptions, by gene, source, model and prompt; return the number of rows added."""
     replaced = ("text", "source_version", "retrieved_at", "sha256", "kind", "provenance")
     keys = ("gene_id", "source", "model", "prompt")
     return upsert(con, "descriptions", rows, select, keys, {c: f"s.{c}" for c in replaced}, where)
 
 
 def insert_aliases(con: Any, rows: pa.Table, select: str) -> int:
-    """Insert the names that are not there yet; ``select`` gives gene_id, species, name and kind."""
+    """Insert names that the table lacks; ``select`` returns gene_id, species, name and kind."""
     return insert(
         con,
         "aliases",
@@ -94,7 +109,7 @@ def insert_aliases(con: Any, rows: pa.Table, select: str) -> int:
 
 
 def description_table(rows: Iterable[Description]) -> pa.Table:
-    """Descriptions as an Arrow table; of rows with one key the last counts."""
+    """Return descriptions as an Arrow table; the last description with a key replaces earlier ones."""
     import pyarrow as pa
 
     last = {(d.gene_id, d.source, d.model, d.prompt): d for d in rows}
@@ -115,11 +130,27 @@ def description_table(rows: Iterable[Description]) -> pa.Table:
 
 @contextmanager
 def translate(
-    path: Path, what: str = "the knowledge base", mend: str = "remove the file and run: scvec ingest genes"
+    path: Path, what: str = "the knowledge base", fix: str = "delete the file and run: scvec ingest genes"
 ) -> Iterator[None]:
-    """Turn what DuckDB raises about the file or the machine into errors a user can act on.
+    """Translate errors of DuckDB about the file or the machine into errors of scvec.
 
-    ``what`` names the file, ``mend`` says what to do where it is damaged.
+    Parameters
+    ----------
+    path
+        The DuckDB file.
+    what
+        Name of the file in messages.
+    fix
+        Advice if the file is damaged.
+
+    Raises
+    ------
+    LockedError
+        Another process uses the file.
+    ResourceError
+        Out of memory, or the disk is full.
+    StoreError
+        The file is damaged.
     """
     import duckdb
 
@@ -136,22 +167,22 @@ def translate(
         duckdb.SerializationException,
     ) as err:
         text = str(err)
-        if "set lock" in text:  # not "lock" alone: that is in "block" too
-            raise LockedError(f"{what} is in use: {text}", str(path), "wait, or end that process") from err
+        if "set lock" in text:  # not only "lock", which "block" contains too
+            raise LockedError(f"{what} is in use: {text}", str(path), "wait, or stop that process") from err
         if "No space left" in text:
             raise ResourceError(
                 "the disk is full", str(path), "free some space and run again", code="disk-full"
             ) from err
-        raise StoreError(f"{what} is damaged: {text}", str(path), mend) from err
+        raise StoreError(f"{what} is damaged: {text}", str(path), fix) from err
     except duckdb.Error as err:
-        # What DuckDB 2 says of damage has no class of its own; all else of this kind is a mistake of ours.
+        # DuckDB 2 has no error class for damaged files. Other errors of this class are bugs of scvec.
         if not is_damage(err):
             raise
-        raise StoreError(f"{what} is damaged: {err}", str(path), mend) from err
+        raise StoreError(f"{what} is damaged: {err}", str(path), fix) from err
 
 
 def is_damage(error: Exception) -> bool:
-    """True if DuckDB speaks of a damaged file."""
+    """Return whether an error of DuckDB reports a damaged file."""
     import duckdb
 
     if isinstance(error, duckdb.FatalException | duckdb.InternalException | duckdb.SerializationException):
@@ -160,7 +191,7 @@ def is_damage(error: Exception) -> bool:
     return any(word in text for word in ("corrupt", "checksum", "replaying wal", "not a valid duckdb"))
 
 
-#: DuckDB reads nothing but its own file and loads no extension. None of this can be turned on again.
+#: Settings that keep DuckDB from reading other files and from loading extensions. SQL cannot undo them.
 _CLOSED: Mapping[str, str] = {
     "enable_external_access": "false",
     "autoload_known_extensions": "false",
@@ -170,28 +201,29 @@ _CLOSED: Mapping[str, str] = {
 
 
 def connect(path: Path | str, *, read_only: bool = False, **config: Any) -> Any:
-    """Return a connection of DuckDB to a file, which is not trusted, or to ``:memory:``.
+    """Return a DuckDB connection to an untrusted file, or to ``:memory:``.
 
-    The settings are not locked: a lock is of all connections of this process to the file, and the next one
-    could not turn its progress bar off. Whoever runs SQL of others locks them.
+    This function does not lock the settings. DuckDB shares such a lock among all connections of the process
+    to a file, so the next connection could not turn off its progress bar. Code that runs SQL of users must
+    lock them.
     """
     import duckdb
 
     con = duckdb.connect(str(path), read_only=read_only, config={**_CLOSED, **config})
-    # In notebooks and with ``python -c``, DuckDB would print a bar for every query of more than two seconds.
+    # In notebooks and with ``python -c``, DuckDB prints a progress bar for each query over two seconds.
     con.execute("SET enable_progress_bar = false")
     return con
 
 
 class Tables:
-    """The base of the parts of the knowledge base: SQL over one file, errors translated."""
+    """Base class of the parts of the knowledge base: runs SQL on one file and translates errors."""
 
     def __init__(self, connection: Any, path: Path) -> None:
         self._con = connection
         self.path = path
 
     def frame(self, table: str, columns: Sequence[str]) -> pd.DataFrame:
-        """Return columns of a table, in no order."""
+        """Return columns of a table; the order of rows is not defined."""
         return self._frame(f"SELECT {', '.join(columns)} FROM {table}")
 
     def _all(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -209,7 +241,7 @@ class Tables:
 
     @contextmanager
     def _registered(self, **tables: pa.Table) -> Iterator[None]:
-        """Let SQL see Arrow tables by name."""
+        """Make Arrow tables visible to SQL, by their names, inside the block."""
         for name, table in tables.items():
             self._con.register(name, table)
         try:
@@ -219,8 +251,8 @@ class Tables:
                 self._con.unregister(name)
 
 
-# Keys only where rows come one by one and may repeat: an index over the names of all genes is larger
-# than the names. Loads keep the other tables free of repeats.
+# Primary keys only for tables whose rows arrive one by one and may repeat, because an index over the names of
+# all genes is larger than the names. The loading functions prevent duplicates in the other tables.
 _TABLES = """
 CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
 CREATE TABLE genes (
@@ -272,7 +304,7 @@ CREATE TABLE notes (
 
 SCHEMA_VERSION = 3
 
-#: What the digest covers: jobs tell how the content came about, and are left out.
+#: Tables that the digest covers. Jobs record how the content was obtained, so they are left out.
 CONTENT_TABLES = (
     "genes",
     "aliases",
@@ -289,13 +321,13 @@ CONTENT_TABLES = (
     "notes",
 )
 
-#: Columns that say when, not what. A source's own version and what it says of a text (``provenance``) do
-#: count, though there may be a date in them: it is theirs, and the same whenever it is asked for.
+#: Columns with the time of retrieval; the digest leaves them out. It does cover the source's own version and
+#: ``provenance``: dates in them come from the source, and do not depend on the time of retrieval.
 TIME_COLUMNS = frozenset({"retrieved_at", "updated_at"})
 
 
 def current_version(con: Any) -> int:
-    """Return the schema version of an open DuckDB file; 0 where there is none."""
+    """Return the schema version of an open DuckDB file; 0 if it has none."""
     found = con.execute(
         "SELECT count(*) FROM information_schema.tables WHERE table_name = 'schema_version'"
     ).fetchall()
@@ -306,7 +338,7 @@ def current_version(con: Any) -> int:
 
 
 def create(con: Any) -> None:
-    """Make the tables in an empty DuckDB file, in one transaction."""
+    """Create the tables in an empty DuckDB file, in one transaction."""
     con.execute("BEGIN")
     try:
         con.execute("CREATE TABLE schema_version (version INTEGER PRIMARY KEY)")
@@ -319,23 +351,23 @@ def create(con: Any) -> None:
 
 
 class Digest(Tables):
-    """The part of the knowledge base that tells one content from another."""
+    """Part of the knowledge base: digests that identify its content."""
 
     def digest(self, *, jobs: bool = False) -> str:
-        """SHA-256 of the content, whatever the order of rows; columns of time and jobs do not count.
+        """Return the SHA-256 of the content, independent of row order, times of retrieval and jobs.
 
         Two files that were filled from the same sources have the same digest, though their bytes differ.
 
         Parameters
         ----------
         jobs
-            Count jobs too. The digest is the same where there are none.
+            Also cover jobs. The digest does not change if there are none.
         """
         parts = self._parts()
         return _sha256([*parts, *self._jobs()] if jobs else parts)
 
     def digests(self) -> tuple[str, str]:
-        """``digest(jobs=True)`` and ``digest()``, for one look at the content, which is most of the work."""
+        """Return ``digest(jobs=True)`` and ``digest()`` with one reading of the content, the slow part."""
         parts = self._parts()
         return _sha256([*parts, *self._jobs()]), _sha256(parts)
 
@@ -349,12 +381,12 @@ class Digest(Tables):
     def _table_digest(self, table: str) -> str:
         described = self._all(f"SELECT column_name FROM (DESCRIBE {table})")
         columns = sorted({str(row[0]) for row in described} - TIME_COLUMNS)
-        # Length before value: no two rows can run together into the same text.
+        # Each value follows its length, so different rows never give the same text.
         cells = ", ".join(
             f"coalesce(length({c}::VARCHAR)::VARCHAR || ':' || {c}::VARCHAR, '-')" for c in columns
         )
-        # The halves of each sum apart: asking DuckDB for each half by itself computes all sums twice, and
-        # slowly, and this is most of what a commit takes.
+        # Sum the two halves of the hashes in one query. Two queries would read the table twice, and these
+        # sums take most of the time of a commit.
         row = self._one(
             f"SELECT count(*), sum((m >> 64)::UBIGINT), sum((m & {2**64 - 1}::UHUGEINT)::UBIGINT) FROM"
             f" (SELECT md5_number(concat({cells})) AS m FROM {table})"

@@ -1,4 +1,4 @@
-"""Rows of a table that a SQL condition holds for."""
+"""Rows of a table that match a SQL condition of the user."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["rows_where"]
 
-#: Kinds of expression that a condition may be made of, and functions that it may call: none makes more of
-#: a value than it was given, reads anything but the row, or looks at other rows.
+#: Allowed kinds of expressions and functions. None of them reads other rows or anything outside the table,
+#: and none makes a value much larger than its input.
 _ALLOWED = frozenset(
     "BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT OPERATOR TYPE".split()
 )
@@ -29,30 +29,35 @@ _FUNCTIONS = frozenset(
     " not_ilike_escape not_like_escape nullif pow prefix regexp_full_match regexp_matches right round rtrim"
     " sign sqrt starts_with strlen strpos substr substring suffix trim trunc upper".split()
 )
-#: Characters that a condition may have, and memory for it.
+#: Largest number of characters of a condition, and memory for running it.
 LONGEST, MEMORY = 10_000, "512MB"
-#: Put first, so that a column of the user's with a like name gives way and not this one.
+#: Name of the column with the row number. It is the first column, so if a user's column has the same name,
+#: DuckDB renames the user's column.
 ROW = "_scvec_row"
-#: Seconds that a condition may take. Over columns it takes none; a query within it could take for ever.
+#: Time limit for a condition, in seconds. A normal condition takes less than a second.
 SECONDS = 30.0
 
 
 def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference cell") -> npt.NDArray[np.int64]:
-    """Return the row numbers, ascending, for which a SQL condition over the columns is true.
+    """Return the numbers (int64, ascending) of the rows that match a SQL condition over the columns.
 
-    The condition runs in an empty database in memory that can open no file and no network, on one thread,
-    within bounds of memory and time. Its parse tree may hold columns, constants, comparisons and functions of
-    an allow-list; no subquery, list, aggregate or second statement.
+    The condition is untrusted input. It runs in an empty in-memory database without access to files and
+    network, on one thread, with limits on memory and time. Its parse tree may contain columns, constants,
+    comparisons and allowed functions. Subqueries, lists, aggregates and further statements are refused.
 
     Parameters
     ----------
+    table
+        The table. Columns whose names begin with ``_scvec`` are hidden from the condition.
+    condition
+        SQL expression, as after ``WHERE``.
     what
-        What a row is, for messages.
+        Name of a row in messages.
 
     Raises
     ------
     InputError
-        If the condition is not SQL over these columns, or no row fulfils it.
+        The condition is not SQL over these columns, takes too long, or matches no row.
     """
     import duckdb
 
@@ -64,7 +69,7 @@ def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference ce
     done = threading.Event()
 
     def stop() -> None:
-        # Again and again: an interrupt between two queries stops neither.
+        # Repeat the interrupt, because an interrupt between two queries has no effect.
         late = not done.wait(SECONDS)
         while late and not done.wait(0.05):
             con.interrupt()
@@ -74,30 +79,30 @@ def rows_where(table: pd.DataFrame, condition: str, *, what: str = "reference ce
     try:
         con.register("cells", rows)
         con.execute("SET lock_configuration = true")
-        if (odd := _not_allowed(con, condition)) is not None:
-            raise _no_condition(odd, [str(c) for c in columns], condition, what)
+        if (reason := _not_allowed(con, condition)) is not None:
+            raise _bad_where(reason, [str(c) for c in columns], condition, what)
         found = con.table("cells").filter(condition).project(ROW).fetchnumpy()[ROW]
     except duckdb.InterruptException as error:
         slow = f"--where takes longer than {SECONDS:g} seconds"
-        raise InputError(slow, condition, "make it simpler", code="bad-where") from error
+        raise InputError(slow, condition, "give a simpler condition", code="bad-where") from error
     except duckdb.Error as error:
-        raise _no_condition(str(error), [str(c) for c in columns], condition, what) from error
+        raise _bad_where(str(error), [str(c) for c in columns], condition, what) from error
     finally:
         done.set()
         clock.join()
         con.close()
     if len(found) == 0:
         raise InputError(
-            f"no {what} fulfils --where", condition, _values(table, columns, condition), code="where-no-match"
+            f"no {what} matches --where", condition, _values(table, columns, condition), code="where-no-match"
         )
     return np.sort(np.asarray(found, dtype=np.int64))
 
 
 def _not_allowed(con: Any, condition: str) -> str | None:
-    """Say what a condition must not hold; None where all of it is allowed."""
+    """Return why a condition is not allowed, or None if it is allowed."""
     if len(condition) > LONGEST:
         return f"it is longer than {LONGEST:,} characters"
-    # Parsed, never run.
+    # DuckDB only parses this text; it does not run it.
     text = f"SELECT 1 FROM cells WHERE ({condition}\n)"
     tree = json.loads(con.execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0])
     if tree["error"]:
@@ -125,16 +130,16 @@ def _not_allowed(con: Any, condition: str) -> str | None:
     return None
 
 
-def _no_condition(said: str, columns: list[str], condition: str, row: str) -> InputError:
-    """Say what DuckDB says, without its words for the statement that people did not write."""
-    unknown = re.search(r'Referenced column "([^"]+)" not found', said)
+def _bad_where(message: str, columns: list[str], condition: str, row: str) -> InputError:
+    """Return an error with DuckDB's reason, but without its text about the statement around the condition."""
+    unknown = re.search(r'Referenced column "([^"]+)" not found', message)
     example = "gene_type = 'lncRNA'" if row == "gene" else "donor = 'human1'"
-    fix = f'columns: {", ".join(columns[:12])}; as in --where "{example}"'
+    fix = f'columns: {", ".join(columns[:12])}; example: --where "{example}"'
     owner = "genes have" if row == "gene" else "the reference has"
     if unknown is None:
-        reason = re.sub(r"^\w+ Error: ", "", (said.splitlines() or [""])[0])
+        reason = re.sub(r"^\w+ Error: ", "", (message.splitlines() or [""])[0])
         of = "the columns of genes" if row == "gene" else "the reference's columns"
-        what = f"--where is not a condition over {of}: {reason}"
+        what = f"--where is not a valid condition over {of}: {reason}"
         return InputError(what, condition, fix, code="bad-where")
     hint = did_you_mean(unknown[1], columns)
     return InputError(
@@ -143,10 +148,10 @@ def _no_condition(said: str, columns: list[str], condition: str, row: str) -> In
 
 
 def _values(table: pd.DataFrame, columns: list[Any], condition: str) -> str:
-    """Name the values of the columns that a condition speaks of."""
-    told = []
+    """List the values of the columns in a condition, as advice for the user."""
+    listed = []
     for column in columns:
         if str(column) in condition:
             values = sorted(str(v) for v in table[column].dropna().unique())
-            told.append(f"{column} has: {', '.join(values[:8])}" + (", ..." if len(values) > 8 else ""))
-    return "; ".join(told[:3]) or "loosen the condition"
+            listed.append(f"{column} has: {', '.join(values[:8])}" + (", ..." if len(values) > 8 else ""))
+    return "; ".join(listed[:3]) or "give a less strict condition"

@@ -1,6 +1,7 @@
-"""Files of the store: written whole and flushed, checked when they are read, and never pickled.
+"""Reading, writing and checking the files of the store.
 
-Arrays are safetensors, tables are parquet, everything else is JSON.
+Arrays are safetensors, tables are parquet, everything else is JSON; nothing is pickled. Writes are complete
+and flushed to the disk, and reads check the content.
 """
 
 from __future__ import annotations
@@ -55,20 +56,20 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXT = ("No space left on device", "Disk quota exceeded", "File too large")
 
-# (path, inode, mtime in ns, size) -> sha256 of files already read whole by this process.
+# (path, inode, mtime in ns, size) -> SHA-256 of files that this process has already read completely.
 _seen: dict[tuple[str, int, int, int], str] = {}
 
 
 def is_plain_name(name: object) -> bool:
-    """True if ``name`` is a file name that cannot lead out of its folder."""
+    """Return whether ``name`` is a file name that cannot lead out of its folder."""
     return isinstance(name, str) and _PLAIN.fullmatch(name) is not None and ".." not in name
 
 
 def check_reference_name(name: str) -> None:
-    """Raise InputError where ``name`` cannot be the name of a reference."""
+    """Raise InputError if ``name`` is not a valid name of a reference."""
     if not is_plain_name(name):
         raise InputError(
-            f"{name!r} cannot be the name of a reference",
+            f"{name!r} is not a valid name of a reference",
             "--name",
             "use letters, digits, '.', '_' and '-', a letter or digit first",
             code="bad-name",
@@ -76,7 +77,7 @@ def check_reference_name(name: str) -> None:
 
 
 def content_name(name: str, sha256: str, ext: str) -> str:
-    """Return ``name-<16 hex>.ext``, the name under which content is kept."""
+    """Return ``name-<16 hex digits>.ext``, the file name of content with this SHA-256."""
     full = f"{name}-{sha256[:16]}.{ext}"
     if not is_plain_name(full):
         raise ValueError(f"not a plain file name: {full!r}")
@@ -85,10 +86,10 @@ def content_name(name: str, sha256: str, ext: str) -> str:
 
 @contextmanager
 def os_errors(where: str | Path) -> Iterator[None]:
-    """Translate a full disk, exhausted memory or missing rights into errors of scvec.
+    """Translate a full disk, exhausted memory or missing permissions into errors of scvec.
 
-    Libraries report a full disk each in its own way (FAISS as RuntimeError, safetensors and DuckDB as errors
-    of their own), so the text of foreign errors is looked at too.
+    Each library reports a full disk in its own way (FAISS as RuntimeError, safetensors and DuckDB with their
+    own classes), so this also checks the text of foreign errors.
     """
     try:
         yield
@@ -107,7 +108,7 @@ def os_errors(where: str | Path) -> Iterator[None]:
             ) from error
         if code in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
             odd = getattr(error, "filename", None) or where
-            raise StoreError("a file of the store is not a regular file", str(odd), "remove it") from error
+            raise StoreError("a file of the store is not a regular file", str(odd), "delete it") from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(
                 f"no permission to write ({os.strerror(code)})",
@@ -119,30 +120,30 @@ def os_errors(where: str | Path) -> Iterator[None]:
 
 
 def check_folder(path: Path) -> None:
-    """Raise StoreError where ``path`` is a link or a file: a store has its folders itself."""
+    """Raise StoreError if ``path`` is a link or a file. The folders of a store must not be links."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISDIR(mode):
         what = "is a link" if stat.S_ISLNK(mode) else "is not a folder"
-        raise StoreError(f"a folder of the store {what}", str(path), "put a folder in its place")
+        raise StoreError(f"a folder of the store {what}", str(path), "replace it with a folder")
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
-    """Open a regular file and return its descriptor, never through a link and without waiting for a pipe.
+    """Open a regular file and return its descriptor. Never follow a link, never wait for a pipe.
 
     Raises
     ------
     StoreError
-        Something else lies there.
+        ``path`` is not a regular file.
     """
     odd = StoreError("a file of the store is not a regular file", str(path), "move it elsewhere")
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         fd = os.open(path, flags, mode)
     except OSError as error:
-        # ENXIO: a pipe that nobody reads from.
+        # ENXIO: a pipe without a reader.
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR) or path.is_dir():
             raise odd from error
         raise
@@ -153,7 +154,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int
 
 
 def is_full(error: BaseException) -> bool:
-    """True if an error says that the disk is full."""
+    """Return whether an error means that the disk is full."""
     code = error.errno if isinstance(error, OSError) else None
     return code in _FULL or any(text in str(error) for text in _FULL_TEXT)
 
@@ -168,14 +169,14 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk, where the platform can."""
-    if os.name == "nt":  # a folder cannot be opened there
+    """Flush a folder's entries to the disk, if the platform supports it."""
+    if os.name == "nt":  # Windows cannot open a folder
         return
     sync_file(path)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a small file: readers see the old content or the new, also after a power cut."""
+    """Replace a small file atomically: readers see the old or the new content, also after a power failure."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "xb") as handle:
@@ -191,7 +192,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file in hex, read in blocks of 1 MiB."""
+    """Return the SHA-256 of a file in hex; the file is read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as handle:
         while block := handle.read(1 << 20):
@@ -200,7 +201,7 @@ def sha256_file(path: Path) -> str:
 
 
 def holds(path: Path, n_bytes: int, sha256: str) -> bool:
-    """True if the file is there with this size and SHA-256."""
+    """Return whether the file exists with this size and SHA-256."""
     try:
         return path.stat().st_size == n_bytes and sha256_file(path) == sha256
     except OSError:
@@ -216,13 +217,18 @@ def _damaged(path: Path, what: str) -> StoreError:
 
 
 def check_file(path: Path, n_bytes: int, sha256: str, *, fresh: bool = False) -> Path:
-    """Raise StoreError unless the file has this size and SHA-256; return ``path``.
+    """Check size and SHA-256 of a file and return ``path``.
 
-    A file is read once a process, until its inode, size or modification time changes; ``fresh`` reads it
-    in any case.
+    A process reads each file once, until its inode, size or modification time changes. ``fresh`` always reads
+    the file.
+
+    Raises
+    ------
+    StoreError
+        The file is missing, is not a regular file, or has another size or SHA-256.
     """
     try:
-        # lstat: a link or a pipe under a file's name is not what was stored, and a pipe would block.
+        # lstat: the store never writes a link or a pipe, and reading a pipe would block.
         found = os.lstat(path)
     except FileNotFoundError:
         raise _damaged(path, "is missing") from None
@@ -241,7 +247,7 @@ def check_file(path: Path, n_bytes: int, sha256: str, *, fresh: bool = False) ->
             raise _damaged(path, f"cannot be read ({error.strerror})") from error
         _seen[key] = actual
     if actual != sha256:
-        raise _damaged(path, f"is damaged (SHA-256 {actual[:12]}…, should be {sha256[:12]}…)")
+        raise _damaged(path, f"is damaged (SHA-256 {actual[:12]}… instead of {sha256[:12]}…)")
     return path
 
 
@@ -249,12 +255,12 @@ _KINDS = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write named arrays of numbers or bools as safetensors, the same bytes for the same arrays.
+    """Write named arrays of numbers or bools as safetensors; equal arrays give equal bytes.
 
     Raises
     ------
     InputError
-        An array of text, objects or complex numbers.
+        An array holds text, objects or complex numbers.
     """
     from safetensors.numpy import save_file
 
@@ -266,9 +272,9 @@ def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
             raise InputError(
                 f"an array of {array.dtype} cannot be stored", name, "store numbers here and text as JSON"
             )
-        # safetensors copies memory as it lies: a transposed or big-endian array would come back scrambled.
+        # safetensors copies raw memory, so a transposed or big-endian array would be read back wrong.
         ready[name] = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
-    # safetensors makes files that only their owner may read: they get the mode that any new file has here.
+    # safetensors writes files that only their owner can read. Give them the default mode of a new file.
     path.touch()
     mode = path.stat().st_mode & 0o777
     save_file(ready, str(path))
@@ -276,7 +282,7 @@ def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Read what :func:`write_tensors` wrote; raise StoreError where it is damaged."""
+    """Read the arrays that :func:`write_tensors` wrote; raise StoreError if the file is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -288,9 +294,14 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def map_vectors(path: Path, name: str = "vectors") -> Float32:
-    """Return the (n, dim) float32 array ``name`` of a safetensors file, mapped read-only.
+    """Return the (n, dim) float32 array ``name`` of a safetensors file, memory-mapped and read-only.
 
-    Rows come from the disk as they are touched, so a reference larger than memory can be used.
+    The system loads rows on first access, so a reference may be larger than memory.
+
+    Raises
+    ------
+    StoreError
+        The file is damaged.
     """
     try:
         with open(path, "rb") as handle:
@@ -309,12 +320,12 @@ def map_vectors(path: Path, name: str = "vectors") -> Float32:
 
 
 def plain_json(value: Any) -> Any:
-    """Return ``value`` with numpy numbers, arrays, tuples and paths made plain JSON values.
+    """Convert numpy numbers, arrays, tuples, sets and paths in ``value`` to JSON values.
 
     Raises
     ------
     InputError
-        A value that JSON cannot hold, NaN and infinity included.
+        JSON cannot hold a value, such as NaN or infinity.
     """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
@@ -335,18 +346,18 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return [plain_json(v) for v in sorted(value)]
     if isinstance(value, Path):
-        return value.name  # where a file lay on somebody's machine is nobody else's business
+        return value.name  # a stored path must not reveal folders of the user's machine
     raise InputError(f"a {type(value).__name__} cannot be stored as JSON")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON value, the same bytes for equal values."""
+    """Write a JSON value; equal values give equal bytes."""
     text = json.dumps(plain_json(value), sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raise StoreError where it is damaged."""
+    """Read a JSON file; raise StoreError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -356,12 +367,12 @@ def read_json(path: Path) -> Any:
 def write_table(path: Path, table: pd.DataFrame) -> list[str]:
     """Write a table with its index as parquet (zstd); return notes on columns stored as text.
 
-    Columns of mixed types become text, as parquet has one type a column.
+    A column with values of several types becomes text, because a parquet column has one type.
 
     Raises
     ------
     InputError
-        Two columns of one name.
+        Two columns have the same name.
     """
     import pandas as pd
     import pyarrow as pa
@@ -370,7 +381,7 @@ def write_table(path: Path, table: pd.DataFrame) -> list[str]:
     names = [str(c) for c in table.columns]
     if len(set(names)) != len(names):
         twice = sorted({n for n in names if names.count(n) > 1})
-        raise InputError(f"columns of one name: {', '.join(twice[:5])}", fix="rename them")
+        raise InputError(f"several columns have the same name: {', '.join(twice[:5])}", fix="rename them")
     table = table.set_axis(names, axis="columns").copy(deep=False)
     notes: list[str] = []
     for name in names:
@@ -380,13 +391,13 @@ def write_table(path: Path, table: pd.DataFrame) -> list[str]:
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             values = [None if _missing(v) else str(v) for v in column.tolist()]
             table[name] = pd.Series(values, index=table.index, dtype=object)
-            notes.append(f"column {name} has values of several types; stored as text")
+            notes.append(f"column {name} has values of several types; it is stored as text")
     pq.write_table(pa.Table.from_pandas(table, preserve_index=True), str(path), compression="zstd")
     return notes
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """Read what :func:`write_table` wrote; raise StoreError where it is damaged."""
+    """Read the table that :func:`write_table` wrote; raise StoreError if the file is damaged."""
     import pandas as pd
     import pyarrow as pa
 
@@ -402,7 +413,7 @@ def _missing(value: Any) -> bool:
 
 def _unreadable(path: Path, kind: str, error: BaseException) -> StoreError:
     return StoreError(
-        f"a file of the store is not readable {kind} ({type(error).__name__})",
+        f"a file of the store cannot be read as {kind} ({type(error).__name__})",
         str(path),
         "run `scvec verify`; restore the store from a copy, or ingest again",
     )

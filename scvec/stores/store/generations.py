@@ -1,4 +1,4 @@
-"""Generations of a store: which one is current, reading one, and the copy that a writer works on."""
+"""Generations (versions) of a store: find the current one, read one, write one, delete old ones."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _MANIFEST = re.compile(r"(\d{6})\.json")
 
 
 class Generation:
-    """An immutable state of the store.
+    """An immutable version of the store.
 
-    While the object lives, `compact` in any process leaves the generation's files alone (where the platform
-    has ``flock``).
+    While this object exists, `compact` does not delete the generation's files, in any process. This needs a
+    platform with ``flock``.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, fd: int | None) -> None:
@@ -58,28 +58,28 @@ class Generation:
 
     @property
     def number(self) -> int:
-        """Its number; 0 is the empty store."""
+        """Number of the generation; 0 is the empty store."""
         return self.manifest.generation
 
     def path_of(self, name: str) -> Path:
-        """Return the path of one of its files, checked against size and SHA-256.
+        """Return the path of one of its files, after a check of size and SHA-256.
 
         Raises
         ------
         StoreError
-            Missing, of another size, or damaged.
+            The file is missing, has another size, or is damaged.
         """
         entry = self.manifest.entry(name)
         return check_file(self.folder / "files" / name, entry.n_bytes, entry.sha256)
 
 
 def manifest_path(folder: Path, number: int) -> Path:
-    """Path of a generation's manifest."""
+    """Return the path of a generation's manifest."""
     return folder / "generations" / f"{number:06d}.json"
 
 
 def list_generations(folder: Path) -> list[int]:
-    """Numbers of all manifests in the folder, ascending; current or not."""
+    """Return the numbers of all manifests in the folder, ascending, unfinished generations included."""
     try:
         names = os.listdir(folder / "generations")
     except (FileNotFoundError, NotADirectoryError):
@@ -88,9 +88,14 @@ def list_generations(folder: Path) -> list[int]:
 
 
 def current_number(folder: Path) -> tuple[int, str]:
-    """Return the number that ``CURRENT`` names, and the SHA-256 of its manifest.
+    """Return the number in ``CURRENT``, and the SHA-256 of the manifest of that generation.
 
-    The second line makes a flipped bit in either file visible, which would else name another generation.
+    The SHA-256 reveals a flipped bit in ``CURRENT``, which could otherwise name another generation.
+
+    Raises
+    ------
+    StoreError
+        ``CURRENT`` is missing or damaged.
     """
     path = folder / "CURRENT"
     try:
@@ -98,7 +103,9 @@ def current_number(folder: Path) -> tuple[int, str]:
             content = handle.read(200)
     except FileNotFoundError:
         raise StoreError(
-            "the store has lost its file CURRENT", str(path), "restore the store from a copy, or ingest again"
+            "the file CURRENT of the store is missing",
+            str(path),
+            "restore the store from a copy, or ingest again",
         ) from None
     except PermissionError as error:
         raise InputError("no permission to read the store", str(path), code="permission-denied") from error
@@ -120,7 +127,7 @@ def read_current(folder: Path) -> Generation:
     Raises
     ------
     StoreError
-        Damaged, or of a newer format.
+        The store is damaged, or has a newer format.
     """
     for _ in range(20):
         number, sha256 = current_number(folder)
@@ -128,7 +135,8 @@ def read_current(folder: Path) -> Generation:
         try:
             fd = open_regular(path)
         except FileNotFoundError:
-            # A compaction may have dropped it since CURRENT was read; if CURRENT still says so it is lost.
+            # Either a compaction deleted the manifest after CURRENT was read, or it is lost: read CURRENT
+            # again.
             if current_number(folder) == (number, sha256):
                 raise StoreError(
                     f"the manifest of version {number} is missing", str(path), "restore the store from a copy"
@@ -136,51 +144,52 @@ def read_current(folder: Path) -> Generation:
             continue
         except OSError as error:
             raise StoreError(f"the manifest cannot be read ({error.strerror})", str(path)) from error
-        found = _held(folder, number, fd, sha256)
+        found = _read_shared(folder, number, fd, sha256)
         if found is not None:
             return found
-    raise StoreError("the store changes faster than it can be read", str(folder), "try again")
+    raise StoreError("the store changes faster than it can be read", str(folder), "run the command again")
 
 
 def read_generation(folder: Path, number: int) -> Generation:
-    """Return a generation by its number, current or older.
+    """Return the current or an older generation.
 
     Raises
     ------
     InputError
-        There is none of this number, or `compact` has dropped it; names those there are.
+        The generation does not exist, or `compact` has deleted it. The message lists the existing ones.
     StoreError
-        Damaged, or of a newer format.
+        The store is damaged, or has a newer format.
     """
     current = read_current(folder)
     if number == current.number:
         return current
-    if 0 <= number < current.number:  # a manifest beyond CURRENT is what a killed writer left
+    if 0 <= number < current.number:  # a killed writer may have left a manifest beyond CURRENT
         with suppress(FileNotFoundError):
-            found = _held(folder, number, open_regular(manifest_path(folder, number)), None)
+            found = _read_shared(folder, number, open_regular(manifest_path(folder, number)), None)
             if found is not None:
                 return found
-    there = [n for n in list_generations(folder) if n <= current.number]
-    listed = ("..., " if len(there) > 12 else "") + ", ".join(map(str, there[-12:]))
+    existing = [n for n in list_generations(folder) if n <= current.number]
+    listed = ("..., " if len(existing) > 12 else "") + ", ".join(map(str, existing[-12:]))
     raise InputError(
         f"the store has no version {number}",
         str(folder),
-        f"it has: {listed}; scvec compact drops older ones",
+        f"it has: {listed}; scvec compact deletes older versions",
         code="unknown-version",
     )
 
 
-def _held(folder: Path, number: int, fd: int, sha256: str | None) -> Generation | None:
-    """Return the generation whose manifest is open, shared; None if it was dropped. Closes what it keeps not.
+def _read_shared(folder: Path, number: int, fd: int, sha256: str | None) -> Generation | None:
+    """Read the open manifest ``fd`` under a shared lock; return None if the manifest was deleted.
 
-    Only of the current one is the SHA-256 known from elsewhere.
+    The generation keeps ``fd`` open if it holds a shared lock; otherwise this function closes it. ``sha256``
+    is None for older generations: only ``CURRENT`` stores the SHA-256 of a manifest.
     """
     path = manifest_path(folder, number)
     keep = False
     try:
         shared = _share(fd)
         if os.fstat(fd).st_nlink == 0:
-            return None  # dropped between opening and sharing
+            return None  # deleted between opening and locking
         with open(fd, "rb", closefd=False) as handle:
             data = handle.read()
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
@@ -200,7 +209,7 @@ def _held(folder: Path, number: int, fd: int, sha256: str | None) -> Generation 
 
 
 def write_generation(folder: Path, manifest: Manifest) -> None:
-    """Write a manifest and make it current. The files it names must be on the disk already."""
+    """Write a manifest and make it current. The files that it lists must already be on the disk."""
     data = manifest.to_bytes()
     write_atomic(manifest_path(folder, manifest.generation), data)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -208,7 +217,7 @@ def write_generation(folder: Path, manifest: Manifest) -> None:
 
 
 def try_drop(folder: Path, number: int) -> bool:
-    """Delete the manifest of an old generation unless a reader holds it; True if it is gone."""
+    """Delete the manifest of an old generation, unless a reader uses it; return True if it is deleted."""
     path = manifest_path(folder, number)
     try:
         fd = open_regular(path)
@@ -226,7 +235,7 @@ def try_drop(folder: Path, number: int) -> bool:
 def _share(fd: int) -> bool:
     try:
         import fcntl
-    except ImportError:  # Windows: there an open file cannot be deleted, which serves as well
+    except ImportError:  # Windows does not delete open files, so no lock is needed
         return False
     with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_SH)
@@ -249,12 +258,12 @@ def _claim(fd: int) -> bool:
 
 
 def journal_path(folder: Path) -> Path:
-    """Path of a store's journal of answers."""
+    """Return the path of a store's journal of answers."""
     return folder / "work" / "answers.log"
 
 
 class KnowledgeCopy:
-    """A private copy of a generation's knowledge base under ``work/``; no file if the generation has none."""
+    """A writer's copy of a generation's knowledge base, under ``work/``, if the generation has one."""
 
     def __init__(self, base: Generation) -> None:
         self._base = base
@@ -267,7 +276,7 @@ class KnowledgeCopy:
                 shutil.copyfile(base.path_of(entry.file), self.path)
 
     def open(self) -> KnowledgeBase:
-        """Return the copy open for writing; :meth:`close` closes it."""
+        """Open the copy for writing and return it; :meth:`close` closes it."""
         from scvec.stores.knowledge.knowledge import KnowledgeBase
 
         if self._kb is None:
@@ -276,13 +285,24 @@ class KnowledgeCopy:
         return self._kb
 
     def close(self) -> None:
-        """Close what :meth:`open` opened."""
+        """Close the copy if it is open."""
         kb, self._kb = self._kb, None
         if kb is not None:
             kb.close()
 
     def finish(self) -> KnowledgeEntry | None:
-        """Write everything to the one file; return what it is, or None if there is no file."""
+        """Close the copy, so that DuckDB writes everything to one file.
+
+        Returns
+        -------
+        KnowledgeEntry or None
+            Entry for the manifest; None if there is no file.
+
+        Raises
+        ------
+        StoreError
+            Another connection in this process has the copy open.
+        """
         self.close()
         if not self.path.exists():
             return None
@@ -291,22 +311,24 @@ class KnowledgeCopy:
         if old is not None:
             entry = self._base.manifest.entry(old.file)
             if holds(self.path, entry.n_bytes, entry.sha256):
-                return old  # only read from: no need for a digest, which takes seconds
+                return old  # the copy did not change; computing a digest would take seconds
         from scvec.stores.knowledge.knowledge import KnowledgeBase
         from scvec.stores.knowledge.tables import SCHEMA_VERSION
 
         kb = KnowledgeBase.open(self.path)
         try:
-            # Jobs are no content, but to forget them would be to ask again: the name tells them apart.
+            # Finished jobs are not part of the content digest, but losing them would repeat paid questions.
+            # So the file name depends on them too.
             name, digest = kb.digests()
         finally:
             kb.close()
         return KnowledgeEntry(content_name("kb", name, "duckdb"), digest, SCHEMA_VERSION)
 
     def publish(self, entry: KnowledgeEntry) -> dict[str, Any]:
-        """Move it to ``files/``; return its size and SHA-256 as the manifest's ``run`` keeps them."""
+        """Move the copy to ``files/``; return its size and SHA-256 for the manifest's ``run``."""
         target = self._base.folder / "files" / entry.file
-        # An older generation may have the same content in other bytes, which its manifest names: keep those.
+        # An older generation may have the same content in other bytes. Its manifest lists those: keep that
+        # file.
         if not _holds_content(target, entry):
             sync_file(self.path)
             os.replace(self.path, target)
@@ -331,12 +353,12 @@ def _holds_content(path: Path, entry: KnowledgeEntry) -> bool:
     try:
         with KnowledgeBase.open(path, read_only=True) as kb:
             return kb.digest() == entry.digest
-    except Exception:  # whatever ails it, it is replaced
+    except Exception:  # whatever the damage is, the file is replaced
         return False
 
 
 def _require_one_file(path: Path) -> None:
-    # Closing the last connection writes the log into the file; if one is left, somebody holds a connection.
+    # Closing the last connection merges DuckDB's log into the file. A remaining log shows an open connection.
     if path.with_name(path.name + ".wal").exists():
         raise StoreError(
             "the knowledge base is still open elsewhere in this process",

@@ -1,4 +1,4 @@
-"""Answers of live sources, on the disk from the moment they arrive until a generation holds them."""
+"""Journal of answers of live sources: it keeps each answer on the disk until a generation holds it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ from scvec.stores.store.files import open_regular, os_errors, sync_file, sync_fo
 
 __all__ = ["AppendLog", "Entry", "Journal"]
 
-# A line: in 8 hex digits how many bytes follow the checksum, their SHA-256 in hex, then the head as JSON, a
-# tab, the body and the end of the line. JSON escapes tabs and line ends, so that neither stands in a record.
+# Format of a line: length of the content in 8 hex digits, SHA-256 of the content in hex, content. The content
+# is the head as JSON, a tab, the body and a line end. JSON escapes tabs and line ends, so records have none.
 _SHA = slice(9, 73)
 _START = 74
 
 
 class Entry(NamedTuple):
-    """Where a record stands and what its head says.
+    """Position and head of a record.
 
     Attributes
     ----------
     at
-        Its first byte, for :meth:`AppendLog.bodies`.
+        Position of the first byte, for :meth:`AppendLog.bodies`.
     sha256
-        Of head and body, in hex.
+        SHA-256 of head and body, in hex.
+    head
+        The head, a JSON list.
     """
 
     at: int
@@ -45,26 +47,26 @@ class Entry(NamedTuple):
 
 
 class AppendLog:
-    """Records on lines of their own, each with its length and checksum.
+    """A file of records, one a line, each with its length and checksum.
 
-    :meth:`append` returns when its records are on the disk. A kill in the middle leaves whole records and
-    the beginning of one more, which nobody was told of and which does not count. A record whose bytes have
-    changed does not count either: the file is then copied aside, and goes on with the other records.
+    :meth:`append` returns when its records are on the disk. If a process is killed during a write, the file
+    ends with an incomplete record, which readers ignore. Readers also ignore a damaged record. A writable log
+    then keeps a copy of the damaged file, and continues with the intact records.
 
-    Only the holder of the store's writer lock may write. Others may read at any time: they see the records
-    that were whole when they looked.
+    Only the holder of the store's writer lock may write. Other processes may read at any time; they see the
+    records that are complete at that time.
 
     Parameters
     ----------
     path
-        The file. There is none until the first record.
+        The file. The first record creates it.
     writable
-        False to only read: then the file is never changed, however damaged it is.
+        False to only read. The file is then never changed, even if it is damaged.
 
     Attributes
     ----------
     n_damaged
-        Lines that could not be read, when the file was last read whole.
+        Number of damaged lines at the last reading of the complete file.
     aside
         Copy of the damaged file, or None.
     """
@@ -79,20 +81,20 @@ class AppendLog:
 
     @property
     def end(self) -> int:
-        """Where the last record ends that was read or written so far."""
+        """Position after the last record that this object has read or written."""
         return self._end or 0
 
     def close(self) -> None:
-        """Close the file; it is opened again when it is needed."""
+        """Close the file; the next read or write opens it again."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
     def entries(self) -> list[Entry]:
-        """Read the file whole; return its records in order.
+        """Read the complete file; return its records in order.
 
-        Records whose bytes have changed are left out. Where this log is writable, the damaged file is copied
-        to :attr:`aside` and replaced by one that holds the others.
+        Damaged records are left out. A writable log then copies the damaged file to :attr:`aside`, and
+        replaces it with a file of the intact records.
         """
         with os_errors(self.path.parent):
             found, self.n_damaged, self._end = self._scan()
@@ -103,12 +105,19 @@ class AppendLog:
         return found
 
     def append(self, records: Iterable[tuple[Sequence[Any], str]]) -> list[int]:
-        """Write records, each a head (a list as JSON holds it) and a body (JSON); return their places.
+        """Append records; each has a head (a JSON list) and a body (JSON text).
 
-        They are on the disk when this returns. Where it raises, the file holds none of them.
+        All records are on the disk when this returns. If it raises, the file holds none of them.
+
+        Returns
+        -------
+        list of int
+            Position of each record in the file.
 
         Raises
         ------
+        InputError
+            The log is read-only.
         ResourceError
             The disk is full.
         """
@@ -116,13 +125,13 @@ class AppendLog:
         if not lines:
             return []
         if not self._writable:
-            raise InputError("this file is open for reading only", str(self.path))
+            raise InputError("this file is open read-only", str(self.path))
         with os_errors(self.path.parent):
             if self._end is None or self._opened().seek(0, os.SEEK_END) != self._end:
                 self.entries()
             file, end = self._opened(), self.end
             try:
-                # What an interrupted write left behind the last whole record goes.
+                # Delete the incomplete record that an interrupted write left at the end.
                 file.truncate(end)
                 file.seek(end)
                 rest = memoryview(b"".join(lines))
@@ -138,7 +147,7 @@ class AppendLog:
         return places
 
     def bodies(self, places: Iterable[int]) -> Iterator[str]:
-        """Yield the bodies of the records at some places, of the file as it is when the first is asked for.
+        """Yield the bodies of the records at the given positions. The file is opened at the first one.
 
         Raises
         ------
@@ -151,16 +160,16 @@ class AppendLog:
                 line = file.readline()
                 if _head(line) is None:
                     what = "a record changed while it was read"
-                    raise StoreError(what, str(self.path), "run the command again: it goes on from here")
+                    raise StoreError(what, str(self.path), "run the command again; it continues from here")
                 yield line[_START:-1].partition(b"\t")[2].decode("utf-8")
 
     def keep(self, places: Sequence[int]) -> None:
-        """Keep the records at some places and nothing else; delete the file where there are none."""
+        """Keep only the records at the given positions; delete the file if there are none."""
         fresh = self.path.with_name(f"{self.path.name}.new")
         with os_errors(self.path.parent):
             self.close()
             if places:
-                fresh.unlink(missing_ok=True)  # "x" writes through no link
+                fresh.unlink(missing_ok=True)  # "x" does not write through a link
                 with self._reading() as old, open(fresh, "xb") as new:
                     for at in places:
                         old.seek(at)
@@ -186,7 +195,7 @@ class AppendLog:
         return open(open_regular(self.path), "rb")
 
     def _scan(self) -> tuple[list[Entry], int, int]:
-        """Return the records, how many lines are damaged, and where the last whole record ends."""
+        """Return the records, the number of damaged lines, and the position after the last intact record."""
         found: list[Entry] = []
         n_damaged = at = end = 0
         with suppress(FileNotFoundError), self._reading() as file:
@@ -209,14 +218,14 @@ class AppendLog:
 
 
 def _line(head: Sequence[Any], body: str) -> bytes:
-    # Half a surrogate pair in one record must not cost the others.
+    # Half of a surrogate pair has no UTF-8 form. Replace it, so that one such text does not lose the others.
     text = json.dumps(list(head), ensure_ascii=False).encode("utf-8", "replace")
     text += b"\t" + body.encode("utf-8", "replace") + b"\n"
     return b"%08x %s %s" % (len(text), hashlib.sha256(text).hexdigest().encode(), text)
 
 
 def _head(line: bytes) -> list[Any] | None:
-    """Return the head of a line that is whole and unchanged, else None."""
+    """Return the head of a complete, undamaged line, else None."""
     text = line[_START:]
     start = b"%08x %s " % (len(text), hashlib.sha256(text).hexdigest().encode())
     if line[:_START] != start or not text.endswith(b"\n"):
@@ -226,7 +235,7 @@ def _head(line: bytes) -> list[Any] | None:
 
 
 def _is_begun(line: bytes) -> bool:
-    """Whether a line is the beginning of a record: what a kill in the middle of a write leaves."""
+    """Return whether a line is the beginning of a record, as a process killed during a write leaves it."""
     if line.endswith(b"\n"):
         return False
     digits, rest = line[:8], line[9:_START]
@@ -239,7 +248,7 @@ _KEY = attrgetter(*(field.name for field in fields(Job)))
 
 
 class _Place(NamedTuple):
-    """Where the answer to a job stands. Of several the largest counts."""
+    """Position of the answer to a job. If a job has several answers, the largest tuple counts."""
 
     retrieved_at: str
     sha256: str
@@ -248,23 +257,23 @@ class _Place(NamedTuple):
 
 
 class Journal:
-    """What live sources answered and no generation holds yet.
+    """Answers of live sources that no generation holds yet.
 
-    It lies beside the generations and belongs to none: whatever is committed or thrown away meanwhile, what
-    was paid for stays. What was written is on the disk when :meth:`write` returns; each record has a
-    checksum, and a damaged file is kept aside while what can be read of it goes on
-    (:class:`~scvec.stores.store.journal.AppendLog`).
+    The journal lies beside the generations and belongs to none. So paid answers stay if a transaction fails.
+    Records are on the disk when :meth:`write` returns, and each has a checksum
+    (:class:`~scvec.stores.store.journal.AppendLog`). If the file is damaged, a copy of it is kept, and the
+    journal continues with the intact records.
 
-    An equal job counts once: an answer is preferred to any failure, then the answer retrieved last. So what
-    is read does not depend on the order of writing, or on repeats.
+    Each job counts once. An answer wins over a failure, and a later answer over an earlier one. So the
+    content does not depend on the order of writing or on repeats.
 
     Parameters
     ----------
     path
-        The file, such as ``STORE/work/answers.log``. There is none until the first record.
+        The file, such as ``STORE/work/answers.log``. The first record creates it.
     writable
-        False to look at what another process may be writing. Only the holder of the store's writer lock may
-        write.
+        False to read a journal that another process may be writing. Only the holder of the store's writer
+        lock may write.
     """
 
     def __init__(self, path: Path | str, *, writable: bool = True) -> None:
@@ -272,10 +281,10 @@ class Journal:
         self._log = AppendLog(self.path, writable=writable)
         self._answers: dict[Job, _Place] = {}
         self._failures: dict[Job, Failure] = {}
-        # Whether what was read is all that there is; None before the first look.
+        # True if the file holds no newer records; None before the first read.
         self._is_read: bool | None = None
         self._absorbed: tuple[int, frozenset[Job]] | None = None
-        #: What went wrong on the way, and what became of it.
+        #: Messages about damage of the file.
         self.notes: list[str] = []
 
     def __enter__(self) -> Journal:
@@ -285,11 +294,11 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close the file; it is opened again when it is needed."""
+        """Close the file; the next read or write opens it again."""
         self._log.close()
 
     def write(self, answers: Sequence[Answer], failures: Sequence[Failure] = ()) -> None:
-        """Keep answers and failures: all of them are on the disk when this returns, none if it raises.
+        """Write answers and failures. All are on the disk when this returns; none is if it raises.
 
         Raises
         ------
@@ -306,20 +315,20 @@ class Journal:
             self._is_read = False
 
     def done_jobs(self) -> set[Job]:
-        """Return jobs that have an answer here."""
+        """Return the jobs with an answer in the journal."""
         self._read()
         return set(self._answers)
 
     def failed_jobs(self) -> set[Job]:
-        """Return jobs that have failed, and no answer here."""
+        """Return the jobs with a failure but no answer in the journal."""
         self._read()
         return set(self._failures) - set(self._answers)
 
     def answers(self, n: int = 5000) -> Iterator[list[Answer]]:
-        """Yield answers, each job's once, ``n`` at a time.
+        """Yield lists of up to ``n`` answers, one answer per job.
 
-        The order is always the same: those that tell a gene's facts first, of those the ones that were asked
-        about a gene and not about a name; then by job.
+        The order is fixed: answers with facts of a gene come first. Within each group, jobs about a known
+        gene come before jobs about a name; ties are sorted by job.
         """
         self._read()
         places = dict(self._answers)
@@ -330,23 +339,23 @@ class Journal:
             yield [_answer(job, next(bodies)) for job in part]
 
     def failures(self, n: int = 5000) -> Iterator[list[Failure]]:
-        """Yield failures of jobs that have no answer here, each job's once, ``n`` at a time, by job.
+        """Yield lists of up to ``n`` failures of jobs without an answer, one failure per job, sorted by job.
 
-        Of several the final one counts, then that of most attempts.
+        If a job failed several times, a final failure counts first, then the one with most attempts.
         """
         self._read()
-        lost = [self._failures[job] for job in sorted(self.failed_jobs(), key=_KEY)]
-        for start in range(0, len(lost), n):
-            yield lost[start : start + n]
+        failed = [self._failures[job] for job in sorted(self.failed_jobs(), key=_KEY)]
+        for start in range(0, len(failed), n):
+            yield failed[start : start + n]
 
     def absorbed(self, left: Iterable[Job]) -> None:
-        """Note that all that is here now has been taken in, but for the answers of the jobs in ``left``."""
+        """Mark all present records as absorbed, except the answers of the jobs in ``left``."""
         self._absorbed = (self._log.end, frozenset(left))
 
     def clear(self) -> None:
-        """Forget what was absorbed, and nothing else; delete the file where nothing is left.
+        """Delete the absorbed records, and the file if no record is left.
 
-        For when the generation that took it in is in place.
+        Call this when the generation with the absorbed records is current.
         """
         if self._absorbed is None or not self.path.exists():
             return
@@ -354,7 +363,7 @@ class Journal:
         entries = self._log.entries()
         self._absorbed, self._is_read = None, False
         if self._log.n_damaged:
-            return  # records have moved; taken in once more, they change nothing
+            return  # positions have changed; absorbing all records again changes nothing
         self._log.keep(
             [e.at for e in entries if e.at >= end or (e.head[0] == "answer" and Job(*e.head[1:6]) in left)]
         )

@@ -1,4 +1,4 @@
-"""One writer at a time, known by name."""
+"""Lock of the store: one writer at a time. Error messages name the writer."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["WriterLock", "is_held"]
 
 
 class WriterLock:
-    """The right to change a store.
+    """Write lock of a store.
 
-    The lock is the operating system's on the file ``lock``: it ends with the process that holds it, so a
-    killed writer never locks anybody out. ``lock.json`` beside it only says who holds it.
+    The operating system locks the file ``lock``. It releases the lock when the process ends, so a killed
+    writer never blocks other processes. ``lock.json`` names the process that holds the lock.
 
     Parameters
     ----------
     folder
-        The store.
+        Folder of the store.
     command
-        What the holder does, for the message that others get.
+        Command of the holder, for the error message of other processes.
     wait
         Seconds to wait for another writer.
     """
@@ -46,7 +46,15 @@ class WriterLock:
         return self._lock is not None
 
     def acquire(self) -> None:
-        """Take the lock, or raise LockedError that names the process which has it."""
+        """Take the lock.
+
+        Raises
+        ------
+        LockedError
+            Another process holds the lock; the message names it.
+        StoreError
+            ``lock`` is not a regular file.
+        """
         import filelock
 
         path = self._folder / "lock"
@@ -54,7 +62,7 @@ class WriterLock:
         with os_errors(self._folder):
             with suppress(FileNotFoundError):
                 if not stat.S_ISREG(os.lstat(path).st_mode):
-                    raise StoreError("the lock of the store is not a file", str(path), "remove it")
+                    raise StoreError("the lock of the store is not a file", str(path), "delete it")
             try:
                 lock.acquire(timeout=self._wait, poll_interval=0.02)
             except filelock.Timeout:
@@ -67,7 +75,7 @@ class WriterLock:
                 raise
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._lock is None:
             return
         with suppress(OSError):
@@ -92,29 +100,29 @@ class WriterLock:
         temporary = self._folder / "lock.json.tmp"
         try:
             temporary.unlink(missing_ok=True)
-            with open(temporary, "x", encoding="utf-8") as file:  # "x" writes through no link
+            with open(temporary, "x", encoding="utf-8") as file:  # "x" does not write through a link
                 file.write(json.dumps(holder, sort_keys=True) + "\n")
             os.replace(temporary, self._folder / "lock.json")
         except OSError as error:
-            # The lock is held without its note, and `compact` is what frees a full disk.
+            # On a full disk the lock holds without lock.json, because `compact` must still run to free space.
             if not is_full(error):
                 raise
 
     def _refusal(self) -> LockedError:
         where = str(self._folder)
         holder: dict[str, Any] | None = None
-        for _ in range(10):  # the holder may be between taking the lock and signing it
+        for _ in range(10):  # the holder may have the lock but not yet have written lock.json
             holder = _read_holder(self._folder / "lock.json")
             if holder is not None and _alive(holder):
                 break
             time.sleep(0.02)
         if holder is None:
-            return LockedError("another process is writing to the store", where, "wait for it to end")
+            return LockedError("another process is writing to the store", where, "wait until it ends")
         return LockedError(
-            f"the store is being written by process {holder['pid']} on {holder['host']}"
+            f"process {holder['pid']} on {holder['host']} is writing to the store"
             f" ({holder['command']}, since {holder['started']})",
             where,
-            "wait for it to end, or stop that process",
+            "wait until it ends, or stop that process",
         )
 
 
@@ -131,8 +139,8 @@ def _read_holder(path: Path) -> dict[str, Any] | None:
 
 def _alive(holder: dict[str, Any]) -> bool:
     if holder["host"] != socket.gethostname() or not isinstance(holder["pid"], int) or holder["pid"] < 1:
-        return True  # nothing can be said about another machine
-    if os.name == "nt":  # os.kill would end the process there
+        return True  # processes of another machine cannot be checked
+    if os.name == "nt":  # os.kill ends the process on Windows
         return True
     try:
         os.kill(holder["pid"], 0)

@@ -1,4 +1,4 @@
-"""What a generation consists of, and what made it."""
+"""Manifests: the files of a generation, and the command that made it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NEEDS = "0.1.0"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _LIBRARIES = ("anndata", "duckdb", "faiss-cpu", "numpy", "pandas", "pyarrow", "safetensors", "scipy", "torch")
-# An absolute path, perhaps behind a prefix as in ``st:/models/mine``; no URL.
+# An absolute path, with or without a prefix such as ``st:`` in ``st:/models/mine``. URLs do not match.
 _PATH = re.compile(r"((?!file:)[A-Za-z][\w-]+:)?(?:/(?!/)|~|[A-Za-z]:[\\/]|\\\\|file:/).*", re.DOTALL)
 
 
@@ -52,12 +52,12 @@ class FileEntry:
             or not isinstance(self.sha256, str)
             or not _SHA256.fullmatch(self.sha256)
         ):
-            raise ValueError(f"not a size and SHA-256: {self.n_bytes!r}, {self.sha256!r}")
+            raise ValueError(f"invalid size or SHA-256: {self.n_bytes!r}, {self.sha256!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class KnowledgeEntry:
-    """The gene knowledge base. Its bytes differ between equal runs, its digest does not."""
+    """The gene knowledge base. Equal runs give equal digests, but different bytes."""
 
     file: str
     digest: str
@@ -69,7 +69,7 @@ class KnowledgeEntry:
             or not isinstance(self.digest, str)
             or not _is_count(self.schema_version)
         ):
-            raise ValueError(f"not a knowledge base: {self.file!r}")
+            raise ValueError(f"invalid entry of a knowledge base: {self.file!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,10 @@ class SpaceEntry:
     def __post_init__(self) -> None:
         _check_files(self.files())
         if not _is_count(self.n) or not isinstance(self.index_kind, str):
-            raise ValueError(f"not a space: {self.n!r} genes, index {self.index_kind!r}")
+            raise ValueError(f"invalid entry of a space: {self.n!r} genes, index {self.index_kind!r}")
 
     def files(self) -> tuple[str, ...]:
-        """Names of the files it is made of."""
+        """Return the names of the space's files."""
         return (self.genes, self.vectors, self.index)
 
 
@@ -104,7 +104,7 @@ class SegmentEntry:
     def __post_init__(self) -> None:
         _check_files((self.vectors, self.index))
         if not _is_count(self.n) or self.n == 0:
-            raise ValueError(f"not a segment of a reference: {self.n!r} cells")
+            raise ValueError(f"invalid segment of a reference: {self.n!r} cells")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +114,11 @@ class ReferenceEntry:
     Attributes
     ----------
     vectors, index
-        Of the cells that it was made of.
+        Files of the first segment: the cells of the ingest.
     appended
-        Segments of cells appended later, in order.
+        Segments of cells that were appended later, in order.
     deleted
-        File with the numbers of deleted rows, counted through all segments; empty for none.
+        File with the numbers of deleted rows, numbered through all segments; empty if none is deleted.
     n_deleted
         Number of deleted rows.
     """
@@ -139,33 +139,33 @@ class ReferenceEntry:
         _check_files(self.files())
         counts = (self.n, self.dim, self.n_deleted)
         if not all(map(_is_count, counts)) or not isinstance(self.index_kind, str):
-            raise ValueError(f"not a reference: {self.n!r} x {self.dim!r}")
+            raise ValueError(f"invalid entry of a reference: {self.n!r} x {self.dim!r}")
         if bool(self.deleted) != (self.n_deleted > 0) or self.n_first < 0:
-            raise ValueError(f"not a reference: {self.n!r} cells in segments that do not hold as many")
+            raise ValueError(f"invalid entry of a reference: its segments do not hold {self.n!r} cells")
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ReferenceEntry:
-        """Return what :meth:`to_dict` gave."""
+        """Rebuild an entry from the result of :meth:`to_dict`."""
         appended = tuple(SegmentEntry(**segment) for segment in raw.get("appended", ()))
         return cls(**{**raw, "appended": appended})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, without the fields of appended and deleted cells where there are none."""
+        """Return JSON values; empty fields about appended and deleted cells are left out."""
         values = asdict(self)
         return {k: v for k, v in values.items() if v or k not in ("appended", "deleted", "n_deleted")}
 
     @property
     def n_first(self) -> int:
-        """Number of cells that it was made of, deleted or not."""
+        """Number of cells in the first segment, deleted cells included."""
         return self.n + self.n_deleted - sum(segment.n for segment in self.appended)
 
     @property
     def is_whole(self) -> bool:
-        """True if no cell was appended or deleted since it was made."""
+        """True if no cell was appended or deleted since the ingest or the last merge."""
         return not self.appended and not self.deleted
 
     def files(self) -> tuple[str, ...]:
-        """Names of the files it is made of."""
+        """Return the names of the reference's files."""
         later = [name for segment in self.appended for name in (segment.vectors, segment.index)]
         later += [self.deleted] if self.deleted else []
         return (self.meta, self.tensors, self.obs, self.vectors, self.index, *later)
@@ -173,23 +173,24 @@ class ReferenceEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a generation holds.
+    """Contents of a generation.
 
     Attributes
     ----------
     generation
-        Its number; 0 is the empty store.
+        Number of the generation; 0 is the empty store.
     command, params
-        What made it. Paths are cut to file names: no manifest tells where a machine keeps its files.
+        Command that made the generation. Paths are cut to file names, so that no manifest reveals the folders
+        of a machine.
     versions
         Versions of scvec, Python and the libraries.
     files
-        Name under ``files/`` -> size and SHA-256, of every file but the knowledge base.
+        Name under ``files/`` -> size and SHA-256, of all files except the knowledge base.
     knowledge, spaces, references
-        What the files are.
+        Entries of the knowledge base, the spaces and the references; they name the files.
     run
-        All that differs between equal runs: times, and size and SHA-256 of the knowledge base, which carries
-        a random id of its database.
+        Values that differ between equal runs: times, and size and SHA-256 of the knowledge base. DuckDB
+        writes a random id into each database.
     """
 
     generation: int
@@ -204,52 +205,52 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if not _is_count(self.generation) or self.generation > 999_999:
-            raise ValueError(f"not a generation: {self.generation!r}")
+            raise ValueError(f"invalid version number: {self.generation!r}")
         _check_files(tuple(self.files))
         for fingerprint, space in self.spaces.items():
             if not _FINGERPRINT.fullmatch(fingerprint) or space.space.fingerprint != fingerprint:
                 raise ValueError(f"space {fingerprint!r} does not match its fingerprint")
         for name in self.references:
             if not is_plain_name(name):
-                raise ValueError(f"not a name of a reference: {name!r}")
+                raise ValueError(f"{name!r} is not a valid name of a reference")
         used = self.used_files()
         if used != set(self.files):
             odd = sorted(used ^ set(self.files))
-            raise ValueError(f"files listed and files used differ: {', '.join(odd[:3])}")
+            raise ValueError(f"the listed files differ from the used files: {', '.join(odd[:3])}")
         if self.knowledge is not None:
             if self.knowledge.file in self.files:
                 raise ValueError("the knowledge base is listed twice")
             self.entry(self.knowledge.file)
 
     def used_files(self) -> set[str]:
-        """Names of all files that spaces and references are made of."""
+        """Return the names of all files of spaces and references."""
         return _used(self.spaces, self.references)
 
     def all_files(self) -> dict[str, FileEntry]:
-        """Every file of the generation, the knowledge base included."""
+        """Return name -> size and SHA-256 of all files, the knowledge base included."""
         everything = dict(self.files)
         if self.knowledge is not None:
             everything[self.knowledge.file] = self.entry(self.knowledge.file)
         return everything
 
     def entry(self, name: str) -> FileEntry:
-        """Return size and SHA-256 of a file; KeyError if the generation has no such file."""
+        """Return size and SHA-256 of a file; raise KeyError if the generation has no such file."""
         if self.knowledge is not None and name == self.knowledge.file:
             return FileEntry(self.run["kb_bytes"], self.run["kb_sha256"])
         return self.files[name]
 
     def with_files_of_use(self, **changes: Any) -> Manifest:
-        """Return a changed copy without the files that nothing uses any more."""
+        """Return a changed copy that lists only the files in use."""
         files: Mapping[str, FileEntry] = changes.pop("files", self.files)
         used = _used(changes.get("spaces", self.spaces), changes.get("references", self.references))
         return replace(self, files={n: e for n, e in files.items() if n in used}, **changes)
 
     def to_bytes(self) -> bytes:
-        """Return the JSON text that is stored."""
+        """Return the JSON text of the manifest."""
         return _dump(self._to_dict())
 
     def deterministic_bytes(self) -> bytes:
-        """Return the JSON text without ``run``: equal for two runs with one seed on one machine."""
+        """Return the JSON text without ``run``. It is equal for two runs with one seed on one machine."""
         data = self._to_dict()
         del data["run"]
         return _dump(data)
@@ -272,12 +273,13 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
-        """Read a manifest, believing nothing in it.
+        """Read a manifest and check all its fields.
 
         Raises
         ------
         StoreError
-            Not a manifest, a newer format (names the version needed), or names that lead out of the store.
+            The text is not a valid manifest, its format is newer (the message names the required scvec), or a
+            file name leads out of the store.
         """
         try:
             raw = json.loads(data)
@@ -287,10 +289,11 @@ class Manifest:
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise _damaged(where, error) from error
         if number > FORMAT:
+            needs = str(raw.get("needs", ""))[:20]
             raise StoreError(
                 f"the store has format {number}; scvec {__version__} reads up to format {FORMAT}",
                 where,
-                f"install scvec {str(raw.get('needs', 'of a newer version'))[:20]} or later",
+                f"install scvec {needs} or later" if needs else "install a newer scvec",
                 code="store-format",
             )
         try:
@@ -314,9 +317,8 @@ class Manifest:
 
 
 def portable(value: Any) -> Any:
-    """Return plain JSON in which absolute paths are cut to their last part."""
-    plain = plain_json(value)
-    return _without_paths(plain)
+    """Return plain JSON with absolute paths cut to their last part."""
+    return _without_paths(plain_json(value))
 
 
 def _without_paths(value: Any) -> Any:
@@ -331,7 +333,7 @@ def _without_paths(value: Any) -> Any:
 
 @cache
 def library_versions() -> Mapping[str, str]:
-    """Versions of scvec, Python and the libraries that make files or numbers."""
+    """Return the versions of scvec, Python and the libraries that write files or compute numbers."""
     versions = {"scvec": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -357,7 +359,7 @@ def _is_count(value: object) -> bool:
 def _check_files(names: tuple[object, ...]) -> None:
     for name in names:
         if not is_plain_name(name):
-            raise ValueError(f"not a plain file name: {name!r}")
+            raise ValueError(f"{name!r} is not a plain file name")
 
 
 def _damaged(where: str, error: BaseException) -> StoreError:

@@ -1,4 +1,4 @@
-"""A reference as one file: a zip whose members are stored as they are, named by content, manifest first."""
+"""Packs: a reference in one zip file. Members are uncompressed and named by content, the manifest first."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ from types import TracebackType
 
 from scvec import __version__
 from scvec.base.errors import InputError, StoreError
-from scvec.stores.store.files import is_plain_name, os_errors
+from scvec.stores.store.files import is_plain_name, os_errors, sha256_file
 from scvec.stores.store.manifest import FileEntry, ReferenceEntry
 
 __all__ = ["CARD", "PACK_FORMAT", "PackManifest", "PackReader", "write_pack"]
 
-#: Version of the format of packs, and the first scvec that reads it.
+#: Version of the pack format, and the first scvec that reads it.
 PACK_FORMAT = 1
 NEEDS = "0.1.0"
 MANIFEST, CARD, FOLDER = "manifest.json", "README.md", "files/"
-#: Bounds on what a pack may claim, before anything is allocated for it.
+#: Limits on sizes and counts that a pack may state, checked before any allocation.
 MAX_MANIFEST, MAX_CARD, MAX_MEMBERS = 16 << 20, 4 << 20, 1000
 BLOCK = 1 << 20
-#: What a member may be; nothing that is run when it is read.
+#: Allowed file types of members. Reading them runs no code.
 ENDINGS = ("safetensors", "parquet", "faiss", "npy", "json")
-#: All members carry this time, so that the same content gives the same file.
+#: Time stamp of all members, so that equal content gives equal packs.
 TIME = (1980, 1, 1, 0, 0, 0)
 _NEEDS = re.compile(r"[0-9][0-9A-Za-z.+-]{0,19}")
 
 
 @dataclass(frozen=True, slots=True)
 class PackManifest:
-    """What a pack holds.
+    """Contents of a pack.
 
     Attributes
     ----------
     name
-        Of the reference, where it came from.
+        Name of the reference in the store that it was packed from.
     reference
-        Its files, by their names in the pack.
+        Files of the reference, by their names in the pack.
     with_cells
-        False where no vector, no profile and no row of obs of a cell is in it.
+        False if the pack holds no vector, no expression profile and no row of obs of any cell.
     golden
-        Names of the two files of the golden query: its cells and the answers they must get.
+        Names of the two files of the golden query: its cells, and the expected answers.
     files
         Name under ``files/`` -> size and SHA-256.
     card_sha256
-        Of ``README.md``.
+        SHA-256 of ``README.md``.
     scvec
-        Version of scvec that wrote it.
+        Version of scvec that wrote the pack.
     """
 
     name: str
@@ -70,16 +70,16 @@ class PackManifest:
 
     def __post_init__(self) -> None:
         if not is_plain_name(self.name):
-            raise ValueError(f"not a name of a reference: {self.name!r}")
+            raise ValueError(f"{self.name!r} is not a valid name of a reference")
         used = {*self.reference.files(), *self.golden}
         if used != set(self.files) or len(self.files) > MAX_MEMBERS:
-            raise ValueError("files listed and files used differ")
+            raise ValueError("the listed files differ from the used files")
         if len(self.golden) != 2 or not isinstance(self.with_cells, bool):
-            raise ValueError("no golden query")
+            raise ValueError("the golden query is missing")
         for name, entry in self.files.items():
             ending = name.rpartition(".")[2]
             if not is_plain_name(name) or ending not in ENDINGS or entry.sha256[:16] not in name:
-                raise ValueError(f"not a file of a pack: {name!r}")
+                raise ValueError(f"{name!r} is not a valid file name in a pack")
 
     def to_bytes(self) -> bytes:
         """Return the JSON text that is stored."""
@@ -98,12 +98,12 @@ class PackManifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> PackManifest:
-        """Read a manifest and check all that it says.
+        """Read a manifest and check all its fields.
 
         Raises
         ------
         StoreError
-            The text is not a manifest, or its format is newer.
+            The text is not a valid manifest, or its format is newer.
         """
         try:
             raw = json.loads(data)
@@ -114,11 +114,11 @@ class PackManifest:
             raise _damaged(where, f"its manifest cannot be read ({type(error).__name__})") from error
         if number > PACK_FORMAT:
             needs = str(raw.get("needs", ""))
-            newer = needs if _NEEDS.fullmatch(needs) else "of a newer version"
+            fix = f"install scvec {needs} or later" if _NEEDS.fullmatch(needs) else "install a newer scvec"
             raise StoreError(
                 f"the pack has format {number}; scvec {__version__} reads up to format {PACK_FORMAT}",
                 where,
-                f"install scvec {newer} or later",
+                fix,
                 code="store-format",
             )
         try:
@@ -139,17 +139,23 @@ class PackManifest:
 def write_pack(
     target: Path, manifest: PackManifest, card: str, sources: Mapping[str, Path | bytes]
 ) -> tuple[int, str]:
-    """Write a pack; return its size and SHA-256.
+    """Write a pack; return its size in bytes and its SHA-256.
 
     Parameters
     ----------
+    target
+        Path of the pack.
+    manifest
+        Manifest of the pack.
+    card
+        Text of ``README.md``.
     sources
-        Name of each file of the manifest -> where its content is, or the content.
+        Name of each file of the manifest -> its path, or its content.
 
     Raises
     ------
     ResourceError
-        The disk is full; ``target`` is as it was.
+        The disk is full; ``target`` is unchanged.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -161,7 +167,7 @@ def write_pack(
                     _put(pack, FOLDER + name, sources[name])
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            size, sha256 = temporary.stat().st_size, _sha256(temporary)
+            size, sha256 = temporary.stat().st_size, sha256_file(temporary)
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -181,18 +187,23 @@ def _put(pack: zipfile.ZipFile, name: str, source: Path | bytes) -> None:
 
 
 class PackReader:
-    """A pack that was opened and whose structure holds; a context manager.
+    """An open pack with a checked structure; a context manager.
 
-    Nothing of a pack is believed: members must be those of the manifest and no others, stored and not
-    compressed (so that none can grow), with plain names, without links, one after another in the file.
-    :meth:`check` compares every byte with its SHA-256.
+    A pack is untrusted input. Its members must be exactly the files of the manifest. They must be
+    uncompressed (so that none can grow), have plain names, not be links, and not overlap. :meth:`check`
+    compares every byte with the SHA-256 in the manifest.
+
+    Parameters
+    ----------
+    path
+        The pack.
 
     Raises
     ------
     InputError
-        There is no such file, or it is not a pack.
+        The file does not exist, or is not a pack.
     StoreError
-        It is damaged, or was made to do harm.
+        The pack is damaged or malicious.
     """
 
     def __init__(self, path: Path) -> None:
@@ -200,18 +211,19 @@ class PackReader:
         self._where = str(path)
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
-                raise InputError("a pack is a file", self._where, "give a .scvec file")
+                what, fix = "the pack is not a file", "give a .scvec file"
+                raise InputError(what, self._where, fix, code="not-a-file")
             self._file = open(path, "rb")  # noqa: SIM115 (closed by __exit__)
         except OSError as error:
             what = f"the pack cannot be opened ({error.strerror})"
             raise InputError(what, self._where, "check the path") from error
         try:
-            self._members = self._looked_over()
+            self._members = self._checked_members()
             self.manifest = PackManifest.from_bytes(self._read(MANIFEST, MAX_MANIFEST), self._where)
             self._compare()
             card = self._read(CARD, MAX_CARD)
             if hashlib.sha256(card).hexdigest() != self.manifest.card_sha256:
-                raise _damaged(self._where, "its card differs from the manifest")
+                raise _damaged(self._where, "the SHA-256 of its README.md differs from the manifest")
             self.card = card.decode("utf-8", "replace")
         except BaseException:
             self._file.close()
@@ -226,15 +238,21 @@ class PackReader:
         self._file.close()
 
     def check(self) -> None:
-        """Read every member and compare it with its SHA-256; StoreError where one differs."""
+        """Read every member and compare its SHA-256; raise StoreError if one differs."""
         for name in self.manifest.files:
             self.copy(name, None)
 
     def copy(self, name: str, target: Path | None) -> None:
-        """Write a file of the pack to ``target``, checked; StoreError where it is damaged."""
+        """Copy a file of the pack to ``target`` and check it; None only checks.
+
+        Raises
+        ------
+        StoreError
+            The content differs from its SHA-256 or CRC.
+        """
         entry = self.manifest.files[name]
         digest, crc = hashlib.sha256(), 0
-        start, size, told = self._members[FOLDER + name]
+        start, size, stated_crc = self._members[FOLDER + name]
         self._file.seek(start)
         with open(target, "xb") if target is not None else nullcontext() as out:
             while size:
@@ -246,11 +264,11 @@ class PackReader:
                 crc = zlib.crc32(block, crc)
                 if out is not None:
                     out.write(block)
-        if size or digest.hexdigest() != entry.sha256 or crc != told:
+        if size or digest.hexdigest() != entry.sha256 or crc != stated_crc:
             raise _damaged(self._where, f"the content of {name} differs from its checksum")
 
     def read(self, name: str, limit: int = MAX_MANIFEST) -> bytes:
-        """Return a small file of the pack, checked."""
+        """Return the content of a small file of the pack, after a check of its SHA-256."""
         data = self._read(FOLDER + name, limit)
         if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
             raise _damaged(self._where, f"the content of {name} differs from its checksum")
@@ -258,29 +276,29 @@ class PackReader:
 
     def _read(self, member: str, limit: int) -> bytes:
         if member not in self._members:
-            raise _damaged(self._where, f"it has no {member}")
+            raise _damaged(self._where, f"{member} is missing")
         start, size, crc = self._members[member]
         if size > limit:
-            raise _damaged(self._where, f"its {member} is too large")
+            raise _damaged(self._where, f"{member} is too large")
         self._file.seek(start)
         data = self._file.read(size)
         if zlib.crc32(data) != crc:
-            raise _damaged(self._where, f"its {member} is damaged")
+            raise _damaged(self._where, f"{member} is damaged")
         return data
 
-    def _looked_over(self) -> dict[str, tuple[int, int, int]]:
-        """Return member -> (first byte, size, CRC) once the zip is what a pack's is."""
+    def _checked_members(self) -> dict[str, tuple[int, int, int]]:
+        """Check the structure of the zip; return member -> (first byte, size, CRC)."""
         total = os.fstat(self._file.fileno()).st_size
         try:
             with zipfile.ZipFile(self._file) as pack:
                 infos = pack.infolist()
                 if pack.comment:
-                    raise _damaged(self._where, "it carries a comment")
+                    raise _damaged(self._where, "the zip has a comment")
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
-            what = "the file is not a pack of scvec"
-            raise InputError(what, self._where, "give a .scvec file that scvec pack wrote") from error
+            what, fix = "the file is not a pack of scvec", "give a .scvec file that scvec pack wrote"
+            raise InputError(what, self._where, fix, code="wrong-format") from error
         if len(infos) > MAX_MEMBERS + 2:
-            raise _damaged(self._where, "it has too many members")
+            raise _damaged(self._where, "the zip has too many members")
         members: dict[str, tuple[int, int, int]] = {}
         spans = []
         for info in infos:
@@ -290,7 +308,7 @@ class PackReader:
             if not plain or info.orig_filename != info.filename:
                 raise _damaged(self._where, "a member has a name that is not allowed")
             if info.filename in members:
-                raise _damaged(self._where, "it has two members of one name")
+                raise _damaged(self._where, "two members have the same name")
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
                 raise _damaged(self._where, "a member is compressed")
             mode = info.external_attr >> 16
@@ -298,7 +316,7 @@ class PackReader:
                 raise _damaged(self._where, "a member is encrypted, a folder or a link")
             start = self._first_byte(info, total)
             if start + info.file_size > total:
-                raise _damaged(self._where, "it ends too early")
+                raise _damaged(self._where, "the file is truncated")
             members[info.filename] = (start, info.file_size, info.CRC)
             spans.append((info.header_offset, start + info.file_size, info))
         spans.sort(key=lambda span: span[0])
@@ -309,14 +327,14 @@ class PackReader:
         return members
 
     def _first_byte(self, info: zipfile.ZipInfo, total: int) -> int:
-        """Return where the content of a member begins, by its own header, which must say the same name."""
+        """Return the position of a member's content, from the member's own header. Its name must agree."""
         self._file.seek(info.header_offset)
         header = self._file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04" or info.header_offset >= total:
             raise _damaged(self._where, "a member has no header")
         method, named, extra = struct.unpack("<8xH16xHH", header)
         if method != 0 or self._file.read(named) != info.filename.encode():
-            raise _damaged(self._where, "a member's header differs from the directory")
+            raise _damaged(self._where, "the header of a member differs from the zip directory")
         return int(info.header_offset + 30 + named + extra)
 
     def _compare(self) -> None:
@@ -324,16 +342,8 @@ class PackReader:
         there = {name: size for name, (_, size, _) in self._members.items() if name not in (MANIFEST, CARD)}
         if wanted != there:
             odd = sorted(set(wanted.items()) ^ set(there.items()))[0][0]
-            raise _damaged(self._where, f"its members are not those of its manifest ({odd})")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+            raise _damaged(self._where, f"its members differ from its manifest ({odd})")
 
 
 def _damaged(where: str, what: str) -> StoreError:
-    return StoreError(f"the pack cannot be used: {what}", where, "get it again, from where it was published")
+    return StoreError(f"the pack cannot be used: {what}", where, "download it again from its publisher")

@@ -1,4 +1,4 @@
-"""Spaces and references as they lie in a generation, read when asked for."""
+"""Spaces and references of a generation; their files are read on first use."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["SAME_AS", "FileSource", "StoredReference", "StoredSpace"]
 
 
-#: Where the description of a reference keeps its earlier fingerprints.
+#: Key of a reference's ``meta`` that lists its earlier fingerprints.
 SAME_AS = "same_as"
 
 
 class FileSource(Protocol):
-    """A generation or a transaction: where files come from."""
+    """A source of files: a generation or a transaction."""
 
     def path_of(self, name: str) -> Path:
-        """Return the path of a file that has been checked."""
+        """Return the path of a file, after a check of size and SHA-256."""
         ...
 
 
@@ -65,7 +65,7 @@ class StoredSpace:
     Attributes
     ----------
     space
-        What makes its vectors comparable.
+        The settings that make the vectors comparable.
     n
         Number of genes.
     """
@@ -84,7 +84,7 @@ class StoredSpace:
 
     @cached_property
     def vectors(self) -> Float32:
-        """(n, dim) float32, one row per gene, read-only, mapped from the disk."""
+        """(n, dim) float32, one row per gene; read-only and memory-mapped."""
         return _vectors(self._source, self._entry.vectors, self.n, self.space.dim)
 
     @cached_property
@@ -100,9 +100,9 @@ class StoredReference:
     Attributes
     ----------
     name
-        Its name in the store.
+        Name of the reference in the store.
     n, dim
-        Number of cells, length of their vectors.
+        Number of cells, and length of their vectors.
     """
 
     def __init__(self, source: FileSource, name: str, entry: ReferenceEntry) -> None:
@@ -115,51 +115,51 @@ class StoredReference:
 
     @property
     def entry(self) -> ReferenceEntry:
-        """The files it is made of."""
+        """Entry of the manifest, which lists the files of the reference."""
         return self._entry
 
     def path_of(self, name: str) -> Path:
-        """Return the path of one of its files, checked."""
+        """Return the path of one of its files, after a check of size and SHA-256."""
         return self._source.path_of(name)
 
     @property
     def is_whole(self) -> bool:
-        """True if its vectors lie in one file, and no cell was deleted."""
+        """True if the reference has one segment and no deleted cells."""
         return self._entry.is_whole
 
     @property
     def n_segments(self) -> int:
-        """Number of files that its vectors lie in: one, and one for each time that cells were appended."""
+        """Number of segments (files of vectors): one, and one more for each append of cells."""
         return 1 + len(self._entry.appended)
 
     @property
     def n_appended(self) -> int:
-        """Number of cells appended since its vectors were last merged, deleted or not."""
+        """Number of cells appended since the last merge of segments, deleted cells included."""
         return sum(segment.n for segment in self._entry.appended)
 
     @property
     def n_deleted(self) -> int:
-        """Number of deleted cells whose vectors are still there."""
+        """Number of deleted cells whose vectors are still in the files."""
         return self._entry.n_deleted
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that name its cells and its model, whatever its labels are mapped to."""
+        """16 hex digits that identify cells and model; a change of the label mapping does not change them."""
         return self._named(self._entry.tensors, self._entry.obs)
 
     @property
     def cells_fingerprint(self) -> str:
-        """Sixteen hex digits that name its vectors and its model, whatever its obs says of the cells."""
+        """16 hex digits that identify vectors and model; a change of obs does not change them."""
         return self._named(self._entry.tensors)
 
     @property
     def same_as(self) -> list[str]:
-        """Fingerprints that it had before `compact` merged its segments."""
+        """Fingerprints of this reference before `compact` merged its segments."""
         found = self.meta.get(SAME_AS, [])
         return [str(name) for name in found] if isinstance(found, list) else []
 
     def has_fingerprint(self, fingerprint: str) -> bool:
-        """True if the reference or its cells have this fingerprint, or had it before `compact`."""
+        """Return whether a fingerprint belongs to this reference, now or before `compact` merged it."""
         return fingerprint in (self.fingerprint, self.cells_fingerprint, *self.same_as)
 
     def _named(self, *files: str) -> str:
@@ -168,7 +168,7 @@ class StoredReference:
         return text_sha256(" ".join([*files, entry.vectors, *later]))[:16]
 
     def rows_where(self, where: str | None) -> Int64 | None:
-        """Return the rows that a SQL condition over obs holds for; None where there is no condition."""
+        """Return the rows of obs that match a SQL condition; None if ``where`` is None."""
         if where is None:
             return None
         from scvec.stores.knowledge.where import rows_where
@@ -177,7 +177,7 @@ class StoredReference:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """JSON values: all that made the reference."""
+        """Description of the reference as JSON values: its source, settings and statistics."""
         path = self._source.path_of(self._entry.meta)
         meta = read_json(path)
         if not isinstance(meta, dict):
@@ -196,7 +196,7 @@ class StoredReference:
 
     @cached_property
     def vectors(self) -> Float32:
-        """(n, dim) float32, one row per cell, read-only: mapped from the disk, or merged in memory."""
+        """(n, dim) float32, one row per cell, read-only: memory-mapped, or merged in memory from segments."""
         parts = self._segment_vectors
         if self.is_whole:
             return parts[0]
@@ -207,7 +207,7 @@ class StoredReference:
 
     @cached_property
     def deleted(self) -> Int64:
-        """Numbers of the deleted rows, ascending, counted through all segments."""
+        """(n_deleted,) int64 deleted rows, ascending; rows are numbered through all segments."""
         entry = self._entry
         if not entry.deleted:
             return np.empty(0, dtype=np.int64)
@@ -221,7 +221,8 @@ class StoredReference:
     def index(self) -> Index:
         """Index of the vectors."""
         first, *later = self._open_segments()
-        # Exact indices are searched as one: all of them, or those beside an approximate one.
+        # Merge all exact segments into one index, because one search is faster. An approximate first segment
+        # stays separate.
         into = first if first.is_exact else later.pop(0) if later else first
         for segment in later:
             into.add(segment.vectors())
@@ -251,22 +252,28 @@ class StoredReference:
         return [first, *(_vectors(self._source, s.vectors, s.n, self.dim) for s in entry.appended)]
 
     def segments(self) -> list[tuple[Index, Float32]]:
-        """Return index and vectors of each segment, deleted rows included."""
+        """Return (index, vectors) of each segment, deleted rows included."""
         return list(zip(self._open_segments(), self._segment_vectors, strict=True))
 
     def searcher(self, *, exact: bool = False, recall: float | None = None) -> Index:
-        """Return the index to search: as it is, looking at all vectors, or tuned to another recall (0-1).
+        """Return an index for searching.
 
-        Exact kinds stay as they are.
+        Parameters
+        ----------
+        exact
+            Search all vectors, also in an approximate index.
+        recall
+            Expected recall (0-1) of an approximate index; None keeps the stored setting. Exact indices ignore
+            it.
 
         Raises
         ------
         InputError
-            The recall is not a fraction.
+            The recall is not between 0 and 1.
         """
         index = self.index
         first, *later = index.segments if isinstance(index, SegmentedIndex) else [index]
         if first.is_exact or (recall is None and not exact):
             return index
-        asked = first.exact() if exact or recall is None else first.at_recall(recall)
-        return index.with_segments([asked, *later]) if isinstance(index, SegmentedIndex) else asked
+        tuned = first.exact() if exact or recall is None else first.at_recall(recall)
+        return index.with_segments([tuned, *later]) if isinstance(index, SegmentedIndex) else tuned

@@ -1,4 +1,4 @@
-"""The folder that holds it all."""
+"""The store: a folder with genes, text vectors and references. Open, read, verify and compact it."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ __all__ = ["CompactReport", "Store", "VerifyReport", "unreferenced_files", "veri
 
 SAMPLE_QUERIES = 16
 SAMPLE_NEIGHBORS = 10
-#: How much less an approximate index may find of sixteen sampled vectors than it does on average.
+#: Tolerance of `verify`: recall on 16 sampled vectors may be lower than the measured recall by this much.
 APPROXIMATE_SLACK = 0.2
 
 
 @dataclass
 class VerifyReport:
-    """What a check of the store found.
+    """Result of a check of the store.
 
     Attributes
     ----------
     generation
-        Number of the generation looked at.
+        Number of the checked generation.
     n_files, n_bytes
-        Files read, and their size.
+        Number of files read, and their size in bytes.
     problems
-        One line for each thing wrong; empty if all is well.
+        One line for each problem; empty if there is none.
     unreferenced
-        Names under ``files/`` that the generation does not use: older generations', or left by a killed
-        writer. `compact` removes them.
+        Names under ``files/`` that the generation does not use. They belong to older generations, or a killed
+        writer left them. `compact` deletes them.
     """
 
     generation: int
@@ -71,7 +71,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """True if nothing is wrong."""
+        """True if there are no problems."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class VerifyReport:
 
 
 def unreferenced_files(generation: Generation) -> list[str]:
-    """Names under ``files/`` that the generation does not use, sorted."""
+    """Return the names under ``files/`` that the generation does not use, sorted."""
     try:
         names = set(os.listdir(generation.folder / "files"))
     except OSError:
@@ -96,11 +96,11 @@ def unreferenced_files(generation: Generation) -> list[str]:
 
 
 def verify_generation(generation: Generation, *, progress: Progress = no_progress) -> VerifyReport:
-    """Read every file whole and check that what is in them belongs together.
+    """Read every file of a generation and check that the contents are consistent.
 
-    Sizes and SHA-256; vectors, tables and indices of one length; index and vectors hold the same numbers; the
-    nearest neighbours of sampled rows by the index are those by brute force; the knowledge base
-    opens and has the digest noted.
+    The checks are: sizes and SHA-256 agree; vectors, tables and indices have the same length; index and
+    vector file hold the same vectors; for sampled rows the index finds the same neighbours as brute force;
+    the knowledge base opens and has the digest of the manifest.
     """
     report = VerifyReport(generation.number)
     manifest = generation.manifest
@@ -111,25 +111,26 @@ def verify_generation(generation: Generation, *, progress: Progress = no_progres
         report.n_files += 1
         report.n_bytes += entry.n_bytes
         path = generation.folder / "files" / name
-        if not _tried(report, lambda p=path, e=entry: check_file(p, e.n_bytes, e.sha256, fresh=True)):  # type: ignore[misc]
+        if not _passes(report, lambda p=path, e=entry: check_file(p, e.n_bytes, e.sha256, fresh=True)):  # type: ignore[misc]
             damaged.add(name)
     progress("checking files", len(files), len(files))
 
     for fingerprint, space in manifest.spaces.items():
         if not damaged.intersection(space.files()):
             stored_space = StoredSpace(generation, space)
-            _tried(report, lambda s=stored_space, f=fingerprint: _check_space(report, s, f))  # type: ignore[misc]
+            _passes(report, lambda s=stored_space, f=fingerprint: _check_space(report, s, f))  # type: ignore[misc]
     for name, reference in manifest.references.items():
         if not damaged.intersection(reference.files()):
             stored = StoredReference(generation, name, reference)
-            _tried(report, lambda s=stored: _check_reference(report, s))  # type: ignore[misc]
+            _passes(report, lambda s=stored: _check_reference(report, s))  # type: ignore[misc]
     if manifest.knowledge is not None and manifest.knowledge.file not in damaged:
-        _tried(report, lambda: _check_knowledge(report, generation))
+        _passes(report, lambda: _check_knowledge(report, generation))
     report.unreferenced = unreferenced_files(generation)
     return report
 
 
-def _tried(report: VerifyReport, check: Callable[[], object]) -> bool:
+def _passes(report: VerifyReport, check: Callable[[], object]) -> bool:
+    """Run a check; add its error to the problems and return False if it fails."""
     try:
         check()
     except ResourceError:
@@ -137,8 +138,8 @@ def _tried(report: VerifyReport, check: Callable[[], object]) -> bool:
     except ScvecError as error:
         report.problems.append(f"{error.what}: {Path(error.where).name}" if error.where else error.what)
         return False
-    except Exception as error:  # a file that passed its checksum yet cannot be read is a finding, not a crash
-        report.problems.append(f"unreadable ({type(error).__name__}: {error})")
+    except Exception as error:  # a file with the right checksum that cannot be read is a problem, not a crash
+        report.problems.append(f"a file cannot be read ({type(error).__name__}: {error})")
         return False
     return True
 
@@ -146,7 +147,7 @@ def _tried(report: VerifyReport, check: Callable[[], object]) -> bool:
 def _check_space(report: VerifyReport, stored: StoredSpace, fingerprint: str) -> None:
     where = f"space {fingerprint}"
     if stored.genes["gene_id"].duplicated().any():
-        report.problems.append(f"{where}: a gene is there twice")
+        report.problems.append(f"{where}: a gene is listed twice")
     _check_index(report, stored.index, stored.vectors, where)
 
 
@@ -165,7 +166,7 @@ def _check_index(report: VerifyReport, index: Index, vectors: Float32, where: st
             report.problems.append(f"{where}: a vector holds NaN or infinity")
             return
         if not np.array_equal(held[start:stop], vectors[start:stop]):
-            report.problems.append(f"{where}: the index holds other vectors than the vector file")
+            report.problems.append(f"{where}: the vectors in the index differ from the vector file")
             return
     if n == 0:
         return
@@ -182,9 +183,9 @@ def _check_index(report: VerifyReport, index: Index, vectors: Float32, where: st
 
 
 def _check_approximate(report: VerifyReport, index: Any, queries: Float32, where: str) -> None:
-    """Vectors find themselves, and not many fewer neighbours than were found when the index was made.
+    """Check that each sampled vector finds itself, and that recall is close to the recall at the ingest.
 
-    By distances, not by rows: of cells that are there many times any one will do.
+    The check compares distances, not rows, because identical cells are interchangeable.
     """
     k = min(index.n, SAMPLE_NEIGHBORS)
     found, truth = index.search(queries, k).distances, index.exact().search(queries, k).distances
@@ -204,30 +205,32 @@ def _check_knowledge(report: VerifyReport, generation: Generation) -> None:
         return
     with KnowledgeBase.open(generation.folder / "files" / entry.file, read_only=True) as kb:
         if kb.digest() != entry.digest:
-            report.problems.append("the knowledge base has another content than was stored")
+            report.problems.append("the content of the knowledge base differs from the manifest")
         if kb.schema_version != entry.schema_version:
-            report.problems.append("the knowledge base has another schema than was stored")
+            report.problems.append("the schema of the knowledge base differs from the manifest")
 
 
 _FOLDERS = ("files", "generations", "work")
-# What may lie in a folder whose creation as a store was interrupted.
-_OURS = re.compile(r"files|generations|work|lock|lock\.json|lock\.json\.tmp|\.CURRENT\..*\.tmp|\.DS_Store")
+# Names that a folder may contain if the creation of a store in it was interrupted.
+_INCOMPLETE = re.compile(
+    r"files|generations|work|lock|lock\.json|lock\.json\.tmp|\.CURRENT\..*\.tmp|\.DS_Store"
+)
 
 
 @dataclass
 class CompactReport:
-    """What `Store.compact` removed.
+    """Result of `Store.compact`.
 
     Attributes
     ----------
     generation
-        The current generation.
+        Number of the current generation.
     dropped
-        Numbers of older generations that are gone.
+        Numbers of deleted older generations.
     kept
-        Numbers of older generations that a reader is using.
+        Numbers of older generations that a reader still uses.
     n_files, n_bytes
-        Files deleted, and their size.
+        Number of deleted files, and their size in bytes.
     """
 
     generation: int
@@ -242,22 +245,22 @@ class CompactReport:
 
 
 class Store:
-    """A store that is there; `Store.open` can also create one.
+    """An existing store; `Store.open` can also create one.
 
-    A Store reads the current generation once and stays on it while others write, until :meth:`refresh` or a
-    commit of its own. Everything is read from the disk when it is asked for.
+    A Store reads the current generation once. It keeps reading that generation while other processes write,
+    until :meth:`refresh` or its own commit. Files are read on first use.
 
     Parameters
     ----------
     path
-        The folder.
+        Folder of the store.
 
     Raises
     ------
     InputError
         There is no store at ``path`` yet.
     StoreError
-        The folder is not a store, the store is damaged, or of a newer format.
+        The folder is not a store, the store is damaged, or it has a newer format.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -267,14 +270,14 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path, *, create: bool = False) -> Store:
-        """Open a store, or create an empty one where nothing is.
+        """Open a store, or create an empty one.
 
         Raises
         ------
         InputError
-            There is none and ``create`` is False; the message says how to make one.
+            There is no store and ``create`` is False; the message says how to make one.
         StoreError
-            The folder holds something else, the store is damaged, or of a newer format.
+            The folder is not a store, the store is damaged, or it has a newer format.
         """
         if create:
             _create(expanded(path))
@@ -282,28 +285,28 @@ class Store:
 
     @property
     def generation(self) -> Generation:
-        """The generation this object reads; number 0 is the empty store."""
+        """The generation that this object reads; number 0 is the empty store."""
         return self._generation
 
     def refresh(self) -> Generation:
-        """Go to the generation that is current now."""
+        """Switch to the newest generation and return it."""
         self._generation = read_current(self.path)
         return self._generation
 
     def at(self, number: int) -> Store:
-        """Return this store as it was in an older generation, for reading.
+        """Return this store at an older generation, read-only.
 
         Raises
         ------
         InputError
-            There is no such generation, or `compact` has dropped it; names those there are.
+            The generation does not exist, or `compact` has deleted it. The message lists the existing ones.
         """
         older = copy(self)
         older._generation = read_generation(self.path, number)
         return older
 
     def journal(self) -> Journal:
-        """Return the journal of answers of live sources, to look at; it belongs to no generation."""
+        """Return the journal of answers of live sources, read-only; it belongs to no generation."""
         from scvec.stores.store.journal import Journal
 
         return Journal(journal_path(self.path), writable=False)
@@ -317,7 +320,7 @@ class Store:
         Raises
         ------
         LockedError
-            Another process, which is named, writes to the store and is not done in ``wait`` seconds.
+            Another process writes to the store for longer than ``wait`` seconds; the message names it.
         """
         with Transaction(self.path, command, params, wait=wait) as transaction:
             try:
@@ -333,9 +336,9 @@ class Store:
         Raises
         ------
         InputError
-            The store has none yet.
+            The store has no knowledge base yet.
         StoreError
-            It is damaged.
+            The knowledge base is damaged.
         """
         entry = self._generation.manifest.knowledge
         if entry is None:
@@ -354,12 +357,12 @@ class Store:
             kb.close()
 
     def references(self) -> dict[str, dict[str, Any]]:
-        """Name -> description (JSON values) of every reference, sorted by name."""
+        """Return name -> description (JSON values) of every reference, sorted by name."""
         names = sorted(self._generation.manifest.references)
         return {name: self.reference(name).meta for name in names}
 
     def reference(self, name: str) -> StoredReference:
-        """Return a reference, or raise InputError that names those there are."""
+        """Return a reference; raise InputError, which lists the references, if it does not exist."""
         entries = self._generation.manifest.references
         if name in entries:
             return StoredReference(self._generation, name, entries[name])
@@ -371,12 +374,12 @@ class Store:
         )
 
     def spaces(self) -> dict[str, StoredSpace]:
-        """Fingerprint -> gene vectors of every embedding space, sorted by fingerprint."""
+        """Return fingerprint -> gene vectors of every embedding space, sorted by fingerprint."""
         entries = self._generation.manifest.spaces
         return {f: StoredSpace(self._generation, entries[f]) for f in sorted(entries)}
 
     def space(self, fingerprint: str) -> StoredSpace:
-        """Return gene vectors of a space, or raise InputError that names those there are."""
+        """Return the gene vectors of a space; raise InputError, which lists the spaces, if there are none."""
         entries = self._generation.manifest.spaces
         if fingerprint in entries:
             return StoredSpace(self._generation, entries[fingerprint])
@@ -388,17 +391,18 @@ class Store:
         )
 
     def vectors(self) -> VectorCache:
-        """Return the text vectors of this generation, for reading only."""
+        """Return the text vectors of this generation, read-only."""
         return VectorCache(self.spaces())
 
     def verify(self, *, progress: Progress = no_progress) -> VerifyReport:
-        """Check every file and what is in it (see `verify_generation`)."""
+        """Check every file and its content (see `verify_generation`)."""
         return verify_generation(self._generation, progress=progress)
 
     def compact(self, *, wait: float = 0.0) -> CompactReport:
-        """Delete older generations that nobody reads, unused files, and what killed writers left.
+        """Delete older generations without readers, unused files, and files that killed writers left.
 
-        The cache of text vectors under ``work/`` stays. Encoders whose training was killed start again.
+        The cache of text vectors under ``work/`` stays. An interrupted training of an encoder loses its
+        checkpoint and starts again.
 
         Raises
         ------
@@ -423,7 +427,7 @@ class Store:
             unused = [path for path in sorted(files.iterdir()) if path.name not in used]
             for path in (*unused, *_leftovers(self.path)):
                 if path.is_dir() and not path.is_symlink():
-                    continue  # somebody else's, such as .ipynb_checkpoints
+                    continue  # a folder of another program, such as .ipynb_checkpoints
                 size = path.lstat().st_size
                 path.unlink()
                 report.n_files += 1
@@ -440,11 +444,11 @@ def _leftovers(folder: Path) -> Iterator[Path]:
     yield from folder.glob(".*.tmp")
     yield from folder.glob("generations/.*.tmp")
     yield from folder.glob("work/kb*")
-    # Cells that `ingest census` has read, unless it still reads.
+    # Cells that `ingest census` has read, unless it is still running.
     for place in folder.glob("work/census-*"):
         if not place.is_symlink() and not is_held(place / "lock"):
             yield from place.glob("*")
-    # Fits to the genes of queries are made again when they are asked for.
+    # Fits to the genes of queries are computed again when a query needs them.
     for name in ("work/stage", "work/prompt", "fits"):
         if not (folder / name).is_symlink():
             yield from folder.glob(f"{name}/*")
@@ -468,15 +472,20 @@ def _require(path: Path) -> None:
         names = []
     except NotADirectoryError:
         raise StoreError(
-            "a store is a folder, this is a file", str(path), "give another --store", code="not-a-store"
+            "the path of the store is a file, not a folder",
+            str(path),
+            "give another --store",
+            code="not-a-store",
         ) from None
     except OSError as error:
         raise InputError(f"the store cannot be read ({error.strerror})", str(path)) from error
     if any(number > 0 for number in list_generations(path)):
         raise StoreError(
-            "the store has lost its file CURRENT", str(path), "restore the store from a copy, or ingest again"
+            "the file CURRENT of the store is missing",
+            str(path),
+            "restore the store from a copy, or ingest again",
         )
-    if not all(_OURS.fullmatch(name) for name in names):
+    if not all(_INCOMPLETE.fullmatch(name) for name in names):
         raise StoreError(
             "the folder is not a store of scvec", str(path), "give another --store", code="not-a-store"
         )
@@ -492,7 +501,7 @@ def _create(path: Path) -> None:
     try:
         _require(path)
         return
-    except InputError:  # nothing is there: what is wanted
+    except InputError:  # there is no store yet: create one
         pass
     with os_errors(path):
         for name in _FOLDERS:

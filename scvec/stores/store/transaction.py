@@ -1,4 +1,4 @@
-"""One change of the store: made beside it, then put in place at once."""
+"""Transactions: a change of the store is prepared in a work folder and then made current in one step."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ GENE_COLUMNS = ("gene_id", "species", "symbol", "text_sha256")
 
 
 def checked_genes(genes: pd.DataFrame, vectors: Float32, dim: int) -> tuple[pd.DataFrame, Float32]:
-    """Return table and vectors of n genes as they are stored.
+    """Check a table of n genes and their vectors; return both in the form that the store keeps.
 
     Raises
     ------
     InputError
-        A column is missing, a gene is there twice, or the vectors are not finite (n, dim) float32.
+        A column is missing, a gene is listed twice, or the vectors are not finite (n, dim) float32.
     """
     missing = [c for c in GENE_COLUMNS if c not in genes.columns]
     if missing:
@@ -82,14 +82,14 @@ def checked_genes(genes: pd.DataFrame, vectors: Float32, dim: int) -> tuple[pd.D
         raise InputError(f"{len(table):,} genes but {len(ready):,} vectors")
     twice = table["gene_id"].duplicated()
     if twice.any():
-        raise InputError(f"gene {table['gene_id'][twice].iloc[0]} is there twice")
+        raise InputError(f"gene {table['gene_id'][twice].iloc[0]} is listed twice")
     return table, ready
 
 
 def merged_genes(
     old: StoredSpace | None, table: pd.DataFrame, vectors: Float32
 ) -> tuple[pd.DataFrame, Float32]:
-    """Return the genes of ``old`` that ``table`` does not name, and those of ``table``, sorted by gene_id."""
+    """Return the genes of ``table`` and the other genes of ``old``, sorted by gene_id, with their vectors."""
     import pandas as pd
 
     if old is not None:
@@ -101,18 +101,18 @@ def merged_genes(
 
 
 class Transaction:
-    """The next generation in the making; a context manager that holds the writer lock.
+    """Prepares the next generation; a context manager that holds the writer lock.
 
-    Readers see nothing of it until :meth:`commit`. Leaving the block without it, or by an error, leaves the
-    store as it was; only the working file of `vectors` stays for the next attempt. Reading through the
-    transaction (:meth:`space`, :meth:`reference`) sees its own changes.
+    Readers see no change before :meth:`commit`. If the block ends without a commit or with an error, the
+    store is unchanged; only the working file of `vectors` stays for the next attempt. Reads through the
+    transaction (:meth:`space`, :meth:`reference`) include its own changes.
 
     Parameters
     ----------
     folder
-        The store.
+        Folder of the store.
     command, params
-        What is being done, for the manifest and for those who wait for the lock.
+        Command and parameters, for the manifest and for the message to processes that wait for the lock.
     wait
         Seconds to wait for another writer.
     """
@@ -149,7 +149,7 @@ class Transaction:
             self._run = {"references": dict(self._draft.run.get("references", {}))}
             with os_errors(self._folder):
                 check_folder(self._stage)
-                shutil.rmtree(self._stage, ignore_errors=True)  # a killed writer's
+                shutil.rmtree(self._stage, ignore_errors=True)  # left by a killed writer
                 self._stage.mkdir()
             self._started = time.monotonic()
         except BaseException:
@@ -159,7 +159,7 @@ class Transaction:
 
     def __exit__(self, *error: object) -> None:
         try:
-            # The error that ends a transaction is the one to be seen: none is raised here.
+            # The user must see the error that ended the block, so errors of cleaning up are ignored.
             for part in (self._cache, self._journal):
                 with suppress(Exception):
                     if part is not None:
@@ -170,27 +170,27 @@ class Transaction:
             self._cache = self._journal = self._copy = None
             shutil.rmtree(self._stage, ignore_errors=True)
         finally:
-            self._base = None  # let go of the generation, so that it can be compacted
+            self._base = None  # releases the generation, so that `compact` may delete it
             self._lock.release()
 
     @property
     def base(self) -> Generation:
-        """The generation that is being changed."""
+        """The generation that this transaction started from."""
         if self._base is None or not self._lock.held:
-            raise RuntimeError("a transaction can be used inside its with-block only")
+            raise RuntimeError("use a transaction only inside its with-block")
         return self._base
 
     @property
     def committed(self) -> bool:
-        """True once :meth:`commit` has put the change in place."""
+        """True after a successful :meth:`commit`."""
         return self._done
 
     def path_of(self, name: str) -> Path:
-        """Return the path of a file of this transaction or of the generation it began from, checked."""
+        """Return the path of a file of this transaction or of its base generation, after a check."""
         return self._staged[name] if name in self._staged else self.base.path_of(name)
 
     def put_file(self, name: str, ext: str, write: Callable[[Path], None]) -> str:
-        """Let ``write(path)`` write a file; return the name it will have, made of its content.
+        """Write a file with ``write(path)``; return its name in the store, which contains its SHA-256.
 
         Raises
         ------
@@ -217,15 +217,15 @@ class Transaction:
         return final
 
     def put_tensors(self, name: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-        """Write named arrays; return the name of the file."""
+        """Write named arrays; return the file name."""
         return self.put_file(name, "safetensors", lambda path: write_tensors(path, tensors))
 
     def put_table(self, name: str, table: pd.DataFrame) -> str:
-        """Write a table; return the name of the file. What has to be changed for that is noted."""
+        """Write a table; return the file name. :attr:`notes` lists columns that were converted to text."""
         return self.put_file(name, "parquet", lambda path: self.notes.extend(write_table(path, table)))
 
     def open_knowledge(self) -> KnowledgeBase:
-        """Return a private copy of the knowledge base, open for writing; `commit` stores and closes it."""
+        """Return a writable copy of the knowledge base; `commit` closes it and stores it."""
         self._check_open()
         if self._copy is None:
             self._copy = KnowledgeCopy(self.base)
@@ -242,8 +242,8 @@ class Transaction:
     def journal(self) -> Journal:
         """Return the journal of answers of live sources.
 
-        It is no part of the change: what is written to it stays, whatever becomes of this transaction. What
-        `KnowledgeBase.absorb` took from it is forgotten once :meth:`commit` has put the change in place.
+        The journal is not part of the transaction: answers stay in it if the transaction fails.
+        :meth:`commit` deletes the answers that `KnowledgeBase.absorb` has copied into the knowledge base.
         """
         self._check_open()
         if self._journal is None:
@@ -251,7 +251,7 @@ class Transaction:
         return self._journal
 
     def space(self, fingerprint: str) -> StoredSpace | None:
-        """Return a space as this transaction has it, or None."""
+        """Return a space with the changes of this transaction, or None."""
         entry = self._draft.spaces.get(fingerprint)
         return None if entry is None else StoredSpace(self, entry)
 
@@ -263,18 +263,23 @@ class Transaction:
         *,
         merge: bool = False,
     ) -> None:
-        """Store gene vectors of a space in place of those there.
+        """Store the gene vectors of a space and replace earlier ones.
 
         Parameters
         ----------
         space
-            What makes the vectors comparable.
+            Settings that make the vectors comparable.
         genes
             Table of n rows with the columns gene_id (unique), species, symbol, text_sha256.
         vectors
             (n, dim) float32.
         merge
-            Keep the genes there that ``genes`` does not name; rows are then sorted by gene_id.
+            Keep stored genes that ``genes`` does not list; rows are then sorted by gene_id.
+
+        Raises
+        ------
+        InputError
+            A column is missing, a gene is listed twice, or the vectors are not finite (n, dim) float32.
         """
         self._check_open()
         table, vectors = checked_genes(genes, vectors, space.dim)
@@ -292,7 +297,7 @@ class Transaction:
         self._change(spaces={**self._draft.spaces, space.fingerprint: entry})
 
     def reference(self, name: str) -> StoredReference | None:
-        """Return a reference as this transaction has it, or None."""
+        """Return a reference with the changes of this transaction, or None."""
         entry = self._draft.references.get(name)
         return None if entry is None else StoredReference(self, name, entry)
 
@@ -307,14 +312,15 @@ class Transaction:
         index: Index | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> None:
-        """Store labelled cells in place of those of the same name.
+        """Store labelled cells and replace an earlier reference of the same name.
 
         Parameters
         ----------
         name
-            Letters, digits, ``.``, ``_`` and ``-``.
+            Name of the reference: letters, digits, ``.``, ``_`` and ``-``.
         meta
-            JSON values: all that made it. Equal runs must give equal values: times belong into ``run``.
+            Source, settings and statistics as JSON values. Equal runs must give equal values, so times belong
+            in ``run``.
         tensors
             Named arrays of numbers.
         obs
@@ -322,10 +328,16 @@ class Transaction:
         vectors
             (n, dim) float32.
         index
-            Index of the vectors; a flat one is built if not given. Settings and measured recall of an
-            approximate one become ``meta["index"]``.
+            Index of the vectors; None builds a flat index. ``meta["index"]`` then holds the settings and the
+            measured recall of an approximate index.
         run
             JSON values that differ between equal runs; kept in the manifest's ``run["references"][name]``.
+
+        Raises
+        ------
+        InputError
+            The name is not valid, the vectors are not finite (n, dim) float32, or ``obs``, ``vectors`` and
+            ``index`` do not have the same length.
         """
         self._check_open()
         check_reference_name(name)
@@ -354,16 +366,28 @@ class Transaction:
         self._put_entry(name, entry)
 
     def adopt_reference(self, name: str, entry: ReferenceEntry) -> None:
-        """Take a reference whose files were put one by one, in place of that of the same name."""
+        """Add a reference whose files were written one by one, and replace one of the same name."""
         self._check_open()
         check_reference_name(name)
         self._run["references"][name] = {}
         self._put_entry(name, entry)
 
     def add_cells(self, name: str, *, meta: Mapping[str, Any], obs: pd.DataFrame, vectors: Float32) -> None:
-        """Append cells to a reference, as a segment of their own; KeyError if there is none of this name.
+        """Append cells to a reference, as a new segment.
 
-        ``meta`` and ``obs`` are those of the whole, the new cells last; ``vectors`` (n, dim) float32 theirs.
+        Parameters
+        ----------
+        name
+            Name of the reference.
+        meta, obs
+            Description and table of the whole reference, with the new cells last.
+        vectors
+            (n, dim) float32 vectors of the new cells.
+
+        Raises
+        ------
+        KeyError
+            There is no reference of this name.
         """
         self._check_open()
         old = self._draft.references[name]
@@ -386,9 +410,21 @@ class Transaction:
         tensors: Mapping[str, npt.NDArray[Any]],
         obs: pd.DataFrame,
     ) -> None:
-        """Delete rows of a reference; their vectors stay. KeyError if there is none of this name.
+        """Delete cells of a reference. Their vectors stay in the files until `compact` merges them.
 
-        ``meta``, ``tensors`` and ``obs`` are those of the cells left.
+        Parameters
+        ----------
+        name
+            Name of the reference.
+        rows
+            Row numbers (int64) of the cells to delete.
+        meta, tensors, obs
+            Description, arrays and table of the remaining cells.
+
+        Raises
+        ------
+        KeyError
+            There is no reference of this name.
         """
         self._check_open()
         old = self._draft.references[name]
@@ -405,12 +441,12 @@ class Transaction:
         self._put_described(name, shrunk, meta, obs)
 
     def put_meta(self, name: str, meta: Mapping[str, Any], *, obs: pd.DataFrame | None = None) -> None:
-        """Replace the JSON values of a reference, and its obs where given; KeyError if there is none."""
+        """Replace the description of a reference, and its obs if given; raise KeyError if it is missing."""
         self._check_open()
         self._put_described(name, self._draft.references[name], meta, obs)
 
     def remove_reference(self, name: str) -> None:
-        """Drop a reference; KeyError if there is none of this name."""
+        """Delete a reference; raise KeyError if it does not exist."""
         self._check_open()
         left = dict(self._draft.references)
         del left[name]
@@ -420,7 +456,7 @@ class Transaction:
     def commit(self) -> Generation:
         """Make the change the current generation and return it.
 
-        Where nothing differs from the current generation, that one stays and is returned.
+        If the change is empty, the current generation stays and is returned.
 
         Raises
         ------
@@ -441,7 +477,7 @@ class Transaction:
                 base.manifest.spaces,
                 base.manifest.references,
             )
-            # Files are looked at again even so: ingesting once more is how a damaged one is mended.
+            # Check the files even if nothing changed, because ingesting again repairs a damaged file.
             for name in sorted(draft.files):
                 if name in self._staged:
                     target, entry = self._folder / "files" / name, draft.files[name]
@@ -473,10 +509,10 @@ class Transaction:
         return generation
 
     def _forget(self, generation: Generation) -> None:
-        """Drop from the working files what a committed generation holds; note what could not be dropped.
+        """Delete content of a committed generation from the working files.
 
-        The change is made: a working file that stays too large is no failure. What was absorbed is absorbed
-        once more, which changes nothing.
+        The commit has succeeded, so an error here is only noted. Entries that stay in the journal are
+        absorbed again by the next transaction, which changes nothing.
         """
         try:
             if self._cache_path.exists():
@@ -497,7 +533,7 @@ class Transaction:
 
     def _check_open(self) -> None:
         if self._done or not self._lock.held:
-            raise RuntimeError("the transaction is over")
+            raise RuntimeError("the transaction has ended")
 
     def _change(self, **changes: Any) -> None:
         self._draft = self._draft.with_files_of_use(files={**self._draft.files, **self._entries}, **changes)
@@ -508,7 +544,7 @@ class Transaction:
     def _put_described(
         self, name: str, entry: ReferenceEntry, meta: Mapping[str, Any], obs: pd.DataFrame | None
     ) -> None:
-        """Write the JSON values of a reference, and its table where one is given."""
+        """Write the description of a reference, and its table if given."""
         if obs is not None and len(obs) != entry.n:
             raise InputError(f"{len(obs):,} rows for {entry.n:,} cells", name)
         table = entry.obs if obs is None else self.put_table(f"{name}.obs", obs)

@@ -1,4 +1,4 @@
-"""Text vectors by content, so that no text is encoded twice."""
+"""Cache of text vectors, keyed by content, so that no text is encoded twice."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ if TYPE_CHECKING:
 
 __all__ = ["BASES", "KEY_BYTES", "VECTORS", "ShippedVectors", "VectorCache"]
 
-#: Tables of the snapshot: one row per text, and the base vectors that the rows are differences from.
+#: Tables of the snapshot: one row per text with differences from a base vector, and the base vectors.
 VECTORS, BASES = "gene_vectors", "gene_vector_bases"
-#: Bytes of a text's SHA-256 that are its key: of a hundred thousand texts, no two share them by chance.
+#: Length of a text's key, in bytes of its SHA-256. Chance collisions of 16 bytes do not occur in practice.
 KEY_BYTES = 16
 
 
 class ShippedVectors:
-    """Vectors of one space by the SHA-256 of their text.
+    """Vectors of one space that ship with the package, keyed by the SHA-256 of their text.
 
     A row holds the number of a base vector, int8 differences from it and one float32 scale::
 
         vector = scale * (base + differences)
 
-    The scale makes its length 1. Its cosine to the vector that the model gives is 0.999 or more. Both
-    operations round alike on every machine, so a text has the same vector everywhere.
+    The scale makes the length of the vector 1. Its cosine to the model's own vector is 0.999 or more. Sum and
+    product round in the same way on every machine, so a text has the same vector everywhere.
 
     Parameters
     ----------
     snapshot
-        By default the snapshot in the package. A snapshot without the two tables has a vector of no text.
+        The snapshot with the vectors; None for the snapshot in the package. A snapshot may lack the two
+        tables.
     """
 
     def __init__(self, snapshot: Snapshot | None = None) -> None:
         self._given = snapshot
 
     def rows(self, space: Space, shas: Sequence[str]) -> Int64:
-        """Return (n,) int64 rows of texts by their SHA-256 in hex; -1 where there is no vector of this space.
+        """Return (n,) int64 rows of texts, found by their SHA-256 in hex; -1 for texts without a vector.
 
         Raises
         ------
@@ -68,7 +69,7 @@ class ShippedVectors:
         return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
     def take(self, rows: Int64) -> Float32:
-        """Return (n, dim) float32 vectors of rows, of length 1.
+        """Return the (n, dim) float32 unit vectors of rows.
 
         Raises
         ------
@@ -88,7 +89,7 @@ class ShippedVectors:
 
     @cached_property
     def _fingerprint(self) -> str:
-        """The space of the vectors; empty where the snapshot has none."""
+        """Fingerprint of the space; empty if the snapshot has no vectors."""
         entry = self._snapshot.manifest["tables"].get(VECTORS)
         return Space.from_dict(entry["space"]).fingerprint if entry else ""
 
@@ -102,7 +103,7 @@ class ShippedVectors:
 
 
 def _matrix(table: pa.Table, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Return a column of binaries of one length as the (n, dim) array that they are."""
+    """Return a column of n equally long binary values as an (n, dim) array."""
     [chunk] = table.column(name).chunks
     return np.frombuffer(chunk.buffers()[1], dtype=dtype).reshape(len(chunk), -1)
 
@@ -110,19 +111,19 @@ def _matrix(table: pa.Table, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any
 class VectorCache:
     """Vectors of texts, keyed by space and SHA-256 of the text.
 
-    Looks among the vectors that ship with the package, then in the spaces of a generation, then in a working
-    file that outlives a killed process (:class:`~scvec.stores.store.journal.AppendLog`). Shipped
-    vectors go first: a shipped text then has the same vector in every store. What :meth:`put_many` wrote is
-    on the disk when it returns.
+    The cache looks up a text in three places, in this order: the vectors that ship with the package, the
+    spaces of a generation, and a working file that survives a killed process
+    (:class:`~scvec.stores.store.journal.AppendLog`). Shipped vectors come first so that a shipped text has
+    the same vector in every store. :meth:`put_many` returns when its vectors are on the disk.
 
     Parameters
     ----------
     spaces
         Fingerprint -> space of the generation.
     work
-        Working file, or None to only read the spaces. Only the holder of the writer lock may open it.
+        Working file, or None for a read-only cache. Only the holder of the writer lock may open it.
     shipped
-        By default those of the package.
+        Shipped vectors; None for those of the package.
     """
 
     def __init__(
@@ -136,19 +137,19 @@ class VectorCache:
         self._shipped = ShippedVectors() if shipped is None else shipped
         self._rows: dict[str, dict[str, int]] = {}
         self._log = None if work is None else AppendLog(work)
-        # Per fingerprint where in the working file the vector of a text is; None before the first look.
+        # Fingerprint -> SHA-256 of a text -> position in the working file; None before the first read.
         self._places: dict[str, dict[str, int]] | None = None
         self._worked: dict[str, Space] = {}
-        #: What went wrong on the way and was mended.
+        #: Messages about damaged vectors that were dropped.
         self.notes: list[str] = []
 
     def get_many(self, space: Space, shas: Sequence[str]) -> tuple[Bool, Float32]:
-        """Look texts up.
+        """Look up the vectors of texts.
 
         Parameters
         ----------
         space
-            The space the vectors must be of.
+            Space of the vectors.
         shas
             SHA-256 of n texts, in hex.
 
@@ -157,7 +158,7 @@ class VectorCache:
         found
             (n,) bool.
         vectors
-            (n, dim) float32; rows not found are zero.
+            (n, dim) float32; rows of texts that were not found are zero.
         """
         wanted = list(shas)
         vectors = np.zeros((len(wanted), space.dim), dtype=np.float32)
@@ -182,11 +183,26 @@ class VectorCache:
         return found, vectors
 
     def count_shipped(self, space: Space, shas: Sequence[str]) -> int:
-        """Return how many of the texts have a vector that ships with the package."""
+        """Return the number of texts with a vector that ships with the package."""
         return int((self._shipped.rows(space, shas) >= 0).sum())
 
     def put_many(self, space: Space, shas: Sequence[str], vectors: Float32) -> None:
-        """Keep vectors (n, dim) float32 of texts; InputError on another shape, NaN or infinity."""
+        """Write vectors of texts to the working file.
+
+        Parameters
+        ----------
+        space
+            Space of the vectors.
+        shas
+            SHA-256 of n texts, in hex.
+        vectors
+            (n, dim) float32.
+
+        Raises
+        ------
+        InputError
+            The shape or dtype is wrong, a value is NaN or infinite, or the cache is read-only.
+        """
         if vectors.ndim != 2 or vectors.shape != (len(shas), space.dim) or vectors.dtype != np.float32:
             raise InputError(
                 f"vectors must be ({len(shas)}, {space.dim}) float32, not {vectors.dtype} {vectors.shape}"
@@ -194,7 +210,7 @@ class VectorCache:
         if not np.isfinite(vectors).all():
             raise InputError("a text vector holds NaN or infinity", space.backbone, "check the backbone")
         if self._log is None:
-            raise InputError("this cache is open for reading only")
+            raise InputError("this cache of text vectors is read-only")
         if not len(shas):
             return
         name, places = space.fingerprint, self._found(self._log)
@@ -210,7 +226,7 @@ class VectorCache:
         places.setdefault(name, {}).update(zip(rows, written, strict=True))
 
     def known_spaces(self) -> list[Space]:
-        """Return the spaces of which there are vectors, those of the generation first."""
+        """Return the spaces with cached vectors, those of the generation first."""
         known = {fingerprint: stored.space for fingerprint, stored in self._spaces.items()}
         if self._log is not None:
             self._found(self._log)
@@ -219,7 +235,7 @@ class VectorCache:
         return list(known.values())
 
     def drop_stored(self, spaces: dict[str, StoredSpace]) -> None:
-        """Forget rows of the working file that these spaces of a committed generation hold."""
+        """Delete vectors from the working file that spaces of a committed generation hold."""
         if self._log is None:
             return
         left = {name: dict(found) for name, found in self._found(self._log).items()}
@@ -262,7 +278,7 @@ class VectorCache:
         return good
 
     def _found(self, log: AppendLog) -> dict[str, dict[str, int]]:
-        """Return where the vectors in the working file are; of equal ones the last counts."""
+        """Return fingerprint -> SHA-256 -> position in the working file; the last vector of a text counts."""
         if self._places is None:
             self._places, self._worked = {}, {}
             for at, _, (kind, name, sha) in log.entries():
