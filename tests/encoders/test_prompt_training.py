@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -150,7 +151,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(folder: Path, tmp_path: P
     (all_steps, *whole), (rest, *resumed) = told
     assert all_steps == [["warming", 3], *(["training", i] for i in range(1, 13))]
     assert rest == [["training", i] for i in range(9, 13)]
-    assert "went on after epoch 2" in resumed[-1][-1] and whole[-1] == []
+    assert "epoch 2" in resumed[-1][-1] and whole[-1] == []
     assert resumed[:2] == whole[:2]
     with np.load(tmp_path / "whole.npz") as wanted, np.load(tmp_path / "resumed.npz") as found:
         assert set(wanted) == set(found) and len(wanted)
@@ -169,10 +170,10 @@ def test_an_interrupted_training_says_what_is_kept(models: dict[str, CausalModel
         return progress
 
     encoder.checkpoint = tmp_path
-    for step, said in ((2, ""), (6, "the training is kept up to epoch 1")):
+    for step, kept in ((2, ""), (6, "epoch 1")):
         with pytest.raises(KeyboardInterrupt) as caught:
             encoder.fit([data.chunk], data.labels, progress=stop(step))
-        assert str(caught.value) == said
+        assert str(caught.value).endswith(kept) and bool(str(caught.value)) == bool(kept)
 
 
 def test_a_checkpoint_of_another_training_is_refused(models: dict[str, CausalModel], tmp_path: Path) -> None:
@@ -180,20 +181,23 @@ def test_a_checkpoint_of_another_training_is_refused(models: dict[str, CausalMod
     encoder = make(models["fp32"], order="none", epochs=1)
     encoder.checkpoint = tmp_path / "mine.safetensors"
     encoder.fit([data.chunk], data.labels)
-    for changed in (planted(seed=1), replace(data, labels=data.labels[::-1].copy())):
-        with pytest.raises(StoreError, match="of another training"):
-            encoder.fit([changed.chunk], changed.labels)
+
+    def refused(data: Any) -> str:
+        with pytest.raises(StoreError) as caught:
+            encoder.fit([data.chunk], data.labels)
+        assert caught.value.where == str(encoder.checkpoint)
+        return caught.value.code
+
+    assert refused(planted(seed=1)) == "model-changed"
+    assert refused(replace(data, labels=data.labels[::-1].copy())) == "model-changed"
     encoder.gene_vectors = encoder.gene_vectors * np.float32(1.1)
-    with pytest.raises(StoreError, match="of another training"):
-        encoder.fit([data.chunk], data.labels)
+    assert refused(data) == "model-changed"
     encoder.checkpoint.write_bytes(b"no tensors")
-    with pytest.raises(StoreError, match="cannot be read"):
-        encoder.fit([data.chunk], data.labels)
+    assert refused(data) == "store-damaged"
     from safetensors.numpy import save_file
 
     save_file({"x": np.zeros(2)}, encoder.checkpoint)
-    with pytest.raises(StoreError, match="not a checkpoint of the prompt encoder"):
-        encoder.fit([data.chunk], data.labels)
+    assert refused(data) == "store-damaged"
 
 
 class Small:
@@ -221,18 +225,18 @@ def test_memory_that_runs_out_halves_the_batch(models: dict[str, CausalModel], m
         encoder.micro_batch = 8
         wanted.append(encoder.encode(data.chunk))
         assert encoder.micro_batch == min(8, most) and max(small.sizes) == 8
-    assert encoder.notes == [
-        f"out of memory: went on with {n} cells at once, steps as large as before" for n in (4, 2)
-    ]
+    assert [int(n) for note in encoder.notes for n in re.findall(r"\d+", note)] == [4, 2]
     # The steps are as large as they were: the weights are the same within rounding.
     assert cosines(*wanted).min() > 0.9999
     monkeypatch.setattr(model, "run", Small(None, 0))
-    with pytest.raises(ResourceError, match="a single cell"):
+    with pytest.raises(ResourceError) as caught:
         encoder.fit([data.chunk], data.labels)
+    assert caught.value.code == "out-of-memory"
     encoder = make(model, epochs=0)
     encoder.fit([data.chunk], data.labels)
-    with pytest.raises(ResourceError, match="encoding a cell"):
+    with pytest.raises(ResourceError) as caught:
         encoder.encode(data.chunk)
+    assert caught.value.code == "out-of-memory"
 
 
 def test_in_bf16_the_trained_encoder_is_the_one_that_is_loaded_again(models: dict[str, CausalModel]) -> None:
