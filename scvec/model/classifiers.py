@@ -314,7 +314,7 @@ class Head:
         """Return the head that was trained with the encoder, or fit one on its vectors (n, dim)."""
         W, b = getattr(encoder, "W", None), getattr(encoder, "b", None)
         if W is not None and b is not None:
-            # The encoder's head ends at the last class in its training cells. Other classes may lack cells, too.
+            # The encoder's head ends at the last class in its training cells. Other classes may lack cells.
             missing = n_classes - len(b)
             W, b = np.pad(W, ((0, missing), (0, 0))), np.pad(b, (0, missing))
             absent = np.bincount(labels[labels >= 0], minlength=n_classes) == 0
