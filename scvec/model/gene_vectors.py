@@ -438,7 +438,7 @@ def _missing(table: pd.DataFrame, found: Bool, failures: Mapping[str, str], outc
     kept = f"{len(missing):,} of {len(table):,} genes have no vector yet; received vectors are saved"
     if outcome.error is not None:
         error = outcome.error
-        return type(error)(f"{error.what}; {kept}", error.where, error.fix)
+        return type(error)(f"{error.what}; {kept}", error.where, error.fix, code=error.code)
     if outcome.stopped:
         fix = "raise it and run the same command again, which continues from here"
         return InputError(f"{outcome.stopped}; {kept}", "--max-cost", fix, code="cost-limit")

@@ -225,7 +225,7 @@ def test_a_reference_encoded_by_workers_is_the_same(cluster, store, tiny_adata):
 
 
 def test_what_a_worker_refuses_comes_back_as_it_was(cluster, store):
-    with pytest.raises(InputError, match="there is no method"):
+    with pytest.raises(InputError, match="guess"):
         scvec.query(store, store.parent / "new.h5ad", engine="ray", reference="r", method="guess")
 
 

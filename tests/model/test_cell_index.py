@@ -80,13 +80,14 @@ def test_a_filter_comes_before_the_nearest(made: tuple[Path, Any, Any], tiny_ada
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [({"index": "hnsw"}, "no index"), ({"recall": 1.0}, "share")],
+    ("options", "code"),
+    [({"index": "hnsw"}, "unknown-choice"), ({"recall": 1.0}, "option-out-of-range")],
     ids=["unknown", "recall"],
 )
-def test_refused(options: dict[str, Any], message: str, tmp_path: Path, tiny_adata: Callable[..., Any]):
-    with pytest.raises(InputError, match=message):
+def test_refused(options: dict[str, Any], code: str, tmp_path: Path, tiny_adata: Callable[..., Any]):
+    with pytest.raises(InputError) as caught:
         scvec.ingest_cells(tmp_path / "s", [tiny_adata(60)], name="x", **{**OPTIONS, **options})
+    assert caught.value.code == code
 
 
 def test_short_vectors_are_searched_exactly(made: tuple[Path, Any, Any]):
@@ -103,5 +104,6 @@ def test_few_cells_are_searched_exactly(made: tuple[Path, Any, Any], tiny_adata:
     report = scvec.ingest_cells(path, [tiny_adata(60)], name="few", index="ivf", **OPTIONS)
     assert any("too few cells" in note for note in report.notes)
     assert scvec.info(path, "few").references[0].details["index"] == {"kind": "flat", "search": "exact"}
-    with pytest.raises(InputError, match="recall"):
+    with pytest.raises(InputError) as caught:
         scvec.query(path, tiny_adata(6, seed=1), reference="few", recall=1.2)
+    assert (caught.value.code, caught.value.where) == ("option-out-of-range", "--recall")

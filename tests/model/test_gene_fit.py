@@ -84,7 +84,7 @@ def test_a_query_that_lacks_genes_gets_a_fit_of_its_own_once(
     cells = panel(tiny_adata)
     first = scvec.query(store, cells)
     assert first.parameters["fitted"] is True and fits == [110]
-    assert any("110 genes measured" in note for note in first.notes)
+    assert any("110 measured genes" in note for note in first.notes)
     assert "fit to genes" in first.seconds
     truth = cells.obs["cell_type"].to_numpy().astype(str)
     assert (first.label == truth).mean() > 0.9

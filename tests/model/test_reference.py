@@ -187,11 +187,13 @@ def test_more_neighbours_than_cells(model: ReferenceModel) -> None:
 
 def test_what_predict_refuses(model: ReferenceModel) -> None:
     chunk = cells(3, 5)[0]
-    with pytest.raises(InputError, match="no method 'vote'"):
+    with pytest.raises(InputError) as caught:
         model.predict(chunk, method="vote")
-    # Row 1 of the reference was not trained on: it has no label that could be given.
-    with pytest.raises(InputError, match="label"):
+    assert caught.value.code == "unknown-choice" and "'vote'" in caught.value.what
+    # Row 1 of the reference is no training cell, so no label can be predicted.
+    with pytest.raises(InputError) as caught:
         model.predict(chunk, subset=np.array([1]))
+    assert caught.value.code == "where-no-match"
 
 
 def test_foreign_cells_are_novel_and_known_ones_mostly_not(model: ReferenceModel) -> None:

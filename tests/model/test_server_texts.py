@@ -136,7 +136,7 @@ def test_what_arrived_before_an_end_is_kept(
     server: FakeServer, cache: VectorCache, load: Any, fault: str, error: type[Exception]
 ) -> None:
     server.faults = Faults.after(N_PROBES + 3, fault)
-    with pytest.raises(error, match="30 of 60 genes have no vector yet"):
+    with pytest.raises(error, match="30 of 60 genes"):
         encode(cache)
     server.faults, server.requests[:] = Faults.none(), []
     rest = encode(cache)
@@ -159,9 +159,9 @@ def test_genes_that_failed_are_named(
     assert list(got.failures) == ["HGNC:5"] and "150 tokens" in got.failures["HGNC:5"] and not got.stopped
     assert got.table["gene_id"].tolist() == [g for g in IDS[:8] if g != "HGNC:5"]
     np.testing.assert_allclose(got.vectors, oracle(got.table["gene_id"].tolist()), atol=1e-6)
-    with pytest.raises(NetworkError, match="1 of 8 genes have no vector yet") as caught:
+    with pytest.raises(NetworkError, match="1 of 8 genes") as caught:
         encode(cache, IDS[:8])
-    assert caught.value.where == "G5"
+    assert caught.value.code == "texts-missing" and caught.value.where == "G5"
 
 
 def test_the_limit_of_cost(server: FakeServer, cache: VectorCache, load: Any, tmp_path: Path) -> None:
@@ -195,14 +195,16 @@ def test_another_model_behind_the_same_name_is_refused(
     encode(cache, IDS[:20])
     # The same name, address and dimension.
     monkeypatch.setattr("fake_openai.fake_vector", lambda t, dim, model: fake_vector(t, dim, model="other"))
-    with pytest.raises(StoreError, match="another model"):
+    with pytest.raises(StoreError) as caught:
         encode(cache)
+    assert caught.value.code == "model-changed"
     # Vectors of the probes are lost, as with a store that was copied without its cache: genes are compared.
     known = {text_sha256(t) for t in gene_table(KB, IDS, "default")["text"]}
     cache._log.keep([e.at for e in cache._log.entries() if e.head[0] == "space" or e.head[2] in known])
     cache = VectorCache({}, cache._log.path)
-    with pytest.raises(StoreError, match="another model"):
+    with pytest.raises(StoreError) as caught:
         encode(cache)
+    assert caught.value.code == "model-changed"
     monkeypatch.undo()
 
 

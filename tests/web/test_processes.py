@@ -93,7 +93,7 @@ def test_searches_share_a_process_that_is_started_again(programs: list[str], tmp
         until(lambda: not searches._process.alive)  # type: ignore[union-attr]
         first, second = searches.find("cells", "x", k=3), searches.find("cells", "y")
         assert first["pid"] == second["pid"] and first["asked"]["options"] == {"k": 3}
-        searches._places.acquire()
+        searches._slots.acquire()
         with pytest.raises(Busy):
             searches.find("genes", "x")
     finally:
