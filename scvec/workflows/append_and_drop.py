@@ -92,7 +92,7 @@ def append_cells(
     asked = options_of(AppendOptions, options, keywords)
     names = as_label_map(asked.label_map)
     if not refs:
-        raise InputError("no file was given", fix="give at least one h5ad file")
+        raise InputError("no file was given", fix="give at least one h5ad file", code="usage")
     opened = Store(store)
     opened.reference(asked.name)  # raises an error that lists the references
     record = {"name": asked.name, "label_key": asked.label_key}

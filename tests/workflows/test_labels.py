@@ -87,19 +87,20 @@ def test_terms_are_changed_as_a_new_generation(folder: Path, tiny_adata: Callabl
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "code", "names"),
     [
-        ({"set": {"alhpa": "CL:0000171"}}, "did you mean 'alpha'"),
-        ({"unset": ["x"]}, "no label 'x'"),
-        ({"set": {"alpha": "CL:9999999"}}, "no term CL:9999999"),
-        ({"set": {"alpha": "T cell"}}, "not a Cell Ontology id"),
-        ({"set": {"alpha": "CL:0000171"}, "unset": ["alpha"]}, "both set and unset"),
+        ({"set": {"alhpa": "CL:0000171"}}, "unknown-label", "did you mean 'alpha'"),
+        ({"unset": ["x"]}, "unknown-label", "'x'"),
+        ({"set": {"alpha": "CL:9999999"}}, "bad-name", "CL:9999999"),
+        ({"set": {"alpha": "T cell"}}, "bad-name", "'T cell'"),
+        ({"set": {"alpha": "CL:0000171"}, "unset": ["alpha"]}, "usage", "'alpha'"),
     ],
     ids=["label", "unset", "unknown-term", "no-id", "both"],
 )
-def test_what_cannot_be_set(folder: Path, options: dict[str, Any], message: str):
-    with pytest.raises(InputError, match=message):
+def test_what_cannot_be_set(folder: Path, options: dict[str, Any], code: str, names: str):
+    with pytest.raises(InputError, match=names) as caught:
         scvec.labels(folder / "store", "tiny", **options)
+    assert caught.value.code == code
     assert scvec.labels(folder / "store", "tiny").generation == 2
 
 
