@@ -56,7 +56,7 @@ def export(session: Session, reference: str | None, space: str | None, to: str, 
 @global_options
 @pass_session
 def import_(session: Session, file: Path, reference: str | None, memory: str | None, dry_run: bool) -> None:
-    """Read a file of export back: genes of a space, or labels and columns of the cells of a reference.
+    """Import a file of scvec export: genes of a space, or labels and obs columns of a reference.
 
     \b
     Example:

@@ -18,7 +18,6 @@ __all__ = [
     "StatisticsAccumulator",
     "class_means",
     "class_moments",
-    "highly_variable",
     "most_variable",
     "variability",
 ]
@@ -245,13 +244,6 @@ class StatisticsAccumulator:
         log_variance, linear_variance = self._squares / self.n_cells
         mean, linear = self._mean.copy()
         return GeneStatistics(self.n_cells, mean, np.sqrt(log_variance), linear, linear_variance)
-
-
-def highly_variable(
-    stats: GeneStatistics | Sequence[GeneStatistics], n_genes: int, n_bins: int = 20
-) -> npt.NDArray[np.int64]:
-    """Return the numbers of the ``n_genes`` most variable genes, or of all expressed genes, ascending."""
-    return most_variable(variability(stats, n_bins), n_genes)
 
 
 def variability(stats: GeneStatistics | Sequence[GeneStatistics], n_bins: int = 20) -> Float64:

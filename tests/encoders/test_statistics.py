@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
-from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, highly_variable
+from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, most_variable, variability
 
 
 def log_cells(seed: int, n: int, n_genes: int) -> np.ndarray[Any, Any]:
@@ -76,7 +76,7 @@ def planted(n: int = 1000, n_genes: int = 200) -> tuple[GeneStatistics, set[int]
 
 def test_planted_variable_genes_are_found() -> None:
     stats, chosen = planted()
-    found = highly_variable(stats, len(chosen))
+    found = most_variable(variability(stats), len(chosen))
     assert found.dtype == np.int64 and (np.diff(found) > 0).all()
     assert set(found.tolist()) == chosen
 
@@ -87,24 +87,24 @@ def test_the_choice_is_within_bins_of_expression() -> None:
     var = mean * np.tile(np.linspace(0.9, 1.1, 40), 2) * np.where(mean > 1, 50.0, 1.0)
     var[7], var[47] = 4.0, 100.0 * 200
     stats = GeneStatistics(9, mean, np.sqrt(var), mean, var)
-    assert highly_variable(stats, 2, n_bins=2).tolist() == [7, 47]
+    assert most_variable(variability(stats, n_bins=2), 2).tolist() == [7, 47]
 
 
 def test_fewer_genes_than_asked_for() -> None:
     stats = gather(log_cells(1, 30, 5) + 0.1, [])
-    assert highly_variable(stats, 3000).tolist() == [0, 1, 2, 3, 4]
+    assert most_variable(variability(stats), 3000).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_genes_without_counts_are_never_chosen() -> None:
     X = log_cells(2, 30, 10) + 0.1
     X[:, [0, 3, 9]] = 0.0
-    assert highly_variable(gather(X.astype(np.float32), []), 10).tolist() == [1, 2, 4, 5, 6, 7, 8]
-    assert highly_variable(gather(np.zeros((4, 6), np.float32), []), 3).tolist() == []
+    assert most_variable(variability(gather(X.astype(np.float32), [])), 10).tolist() == [1, 2, 4, 5, 6, 7, 8]
+    assert most_variable(variability(gather(np.zeros((4, 6), np.float32), [])), 3).tolist() == []
 
 
 def test_one_cell() -> None:
     X = np.log1p(np.array([[0, 1, 2, 3]], np.float32))
-    found = highly_variable(gather(X, []), 2)
+    found = most_variable(variability(gather(X, [])), 2)
     assert len(found) == 2 and 0 not in found
 
 
@@ -114,8 +114,9 @@ def test_a_gene_that_differs_between_groups_only_is_not_variable() -> None:
     linear[:, 3] *= np.repeat([20.0, 0.05], 200)  # the groups tell its level, and within them it is steady
     linear[:, 5] *= np.tile([4.0, 0.2], 200)
     groups = [gather(part, []) for part in np.split(np.log1p(linear).astype(np.float32), [200])]
-    assert highly_variable(gather(np.log1p(linear).astype(np.float32), []), 1, n_bins=1).tolist() == [3]
-    assert highly_variable(groups, 1, n_bins=1).tolist() == [5]
+    together = gather(np.log1p(linear).astype(np.float32), [])
+    assert most_variable(variability(together, n_bins=1), 1).tolist() == [3]
+    assert most_variable(variability(groups, n_bins=1), 1).tolist() == [5]
 
 
 def test_groups_of_cells_add_up_and_silence_in_one_is_no_merit() -> None:
@@ -130,9 +131,12 @@ def test_groups_of_cells_add_up_and_silence_in_one_is_no_merit() -> None:
     parts[0].merge(parts[1])
     for name in ("mean", "sd", "linear_mean", "linear_var"):
         np.testing.assert_allclose(getattr(parts[0].result(), name), getattr(whole.result(), name))
-    chosen = highly_variable(groups, 9, n_bins=1).tolist()
+    chosen = most_variable(variability(groups, n_bins=1), 9).tolist()
     assert 7 not in chosen and 2 in chosen
-    assert highly_variable([whole.result()], 5).tolist() == highly_variable(whole.result(), 5).tolist()
+    assert (
+        most_variable(variability([whole.result()]), 5).tolist()
+        == most_variable(variability(whole.result()), 5).tolist()
+    )
 
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
