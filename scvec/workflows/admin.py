@@ -155,7 +155,7 @@ class InfoReport(Report):
     card: Card | None = None
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines = [
             f"store {self.store}: version {self.generation or 'none'}, format {self.format_version}, "
             f"{human_bytes(self.size_bytes)}",
@@ -334,7 +334,7 @@ class VerifyReport(_Checked):
         return not self.problems
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines = [f"checked {self.n_files:,} files, {human_bytes(self.n_bytes)}, in {self.seconds:.1f} s"]
         lines += [
             f"encoder of '{name}' differs by at most {d:.2g}" for name, d in self.encoder_parity.items()
@@ -469,7 +469,7 @@ class DoctorReport(_Checked):
         return all(check.ok for check in self.checks)
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         width = max((len(check.name) for check in self.checks), default=0)
         lines = []
         for check in self.checks:
@@ -512,7 +512,7 @@ class RmReport(Report):
     remaining: list[str]
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         left = ", ".join(self.remaining) or "none"
         done = f"deleted reference '{self.reference}'; remaining: {left}"
         return [done, "scvec compact frees its disk space"]
@@ -560,7 +560,7 @@ class CompactReport(Report):
     generation: str = ""
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         return [
             f"{human_bytes(self.before_bytes)} before, {human_bytes(self.after_bytes)} after, "
             f"{self.n_files_removed:,} files deleted"

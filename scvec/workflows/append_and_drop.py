@@ -361,7 +361,7 @@ class GrowReport(Report):
     generation: str = ""
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         done = f"{self.n_added:,} cells appended" if self.n_added else f"{self.n_dropped:,} cells deleted"
         if not self.n_added and not self.n_dropped:
             done = "nothing to append"

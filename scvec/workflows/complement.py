@@ -471,7 +471,7 @@ class ComplementReport(Report):
     dry_run: bool = False
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         return [*self.live.lines(), f"descriptions: {counts_line(self.descriptions)}"]
 
 

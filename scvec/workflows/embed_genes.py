@@ -79,7 +79,7 @@ class EmbeddingsReport(Report):
     cost: Cost | None = None
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         verb = "would have" if self.dry_run else "have"
         todo = "to encode" if self.dry_run else "encoded"
         size = f"a vector of {self.dim} dimensions" if self.dim else "a vector"

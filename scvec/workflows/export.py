@@ -456,7 +456,7 @@ class ExportReport(Report):
     kind: str = "cells"
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         of = f"'{self.reference}'" if self.kind == "cells" else f"space {self.reference}"
         what = f"{self.n_cells:,} {self.kind} of {of} as {self.to}, {human_bytes(self.size_bytes)}"
         return [f"wrote {what}", *(f"  {path}" for path in self.files)]
@@ -487,7 +487,7 @@ class ImportReport(Report):
     dry_run: bool = False
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         if self.kind == "genes":
             lines = [f"space {self.name}: {self.n_rows:,} genes, {self.n_new:,} of them new to the space"]
         else:

@@ -648,7 +648,7 @@ class LegacyFileReport(Record):
     dim: int = 0
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         size = f" of {self.dim:,} dimensions" if self.dim else ""
         lines = [
             f"{self.file}: {self.holds}{size} ({self.kind}), {self.matched:,} of {self.read:,} imported; "
@@ -674,7 +674,7 @@ class LegacyReport(Report):
     dry_run: bool = False
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines = [line for file in self.files for line in file.lines()]
         lines += ["nothing was changed (--dry-run)"] if self.dry_run else []
         return [*lines, f"took {self.seconds:.1f} s"]

@@ -66,7 +66,7 @@ class LabelsReport(Report):
     changed: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         with_term = sum(bool(row.cl_id) for row in self.labels)
         lines = [
             f"reference '{self.reference}': {with_term} of {len(self.labels)} labels have a term of the Cell "

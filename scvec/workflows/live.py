@@ -129,7 +129,7 @@ class LiveReport(Report):
     dry_run: bool = False
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         if self.dry_run:
             return [
                 f"{self.source}: {self.n_wanted:,} genes, {self.n_known:,} known, {self.n_asked:,} to ask",

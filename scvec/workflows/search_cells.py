@@ -101,7 +101,7 @@ class CellHits(Report):
     hits: list[CellHit]
 
     def lines(self) -> list[str]:
-        """Return the hits as lines for people."""
+        """Return the hits as lines of text."""
         about = f"cells like {self.like}" if self.like else f"cells about '{self.query}'"
         lines = [f"{about} in reference '{self.reference}' ({self.n_searched:,} cells searched)"]
         if self.genes:

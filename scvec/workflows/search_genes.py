@@ -140,7 +140,7 @@ class GeneHits(Report):
     hits: list[GeneHit]
 
     def lines(self) -> list[str]:
-        """Return the hits as lines for people."""
+        """Return the hits as lines of text."""
         if not self.hits:
             return [f"no gene found for '{self.query}'"]
         width = max(len(h.symbol) for h in self.hits)
