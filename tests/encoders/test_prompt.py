@@ -1,4 +1,4 @@
-"""The prompt encoder around a small random LLaMA: what it reads, in any company, and its state."""
+"""Tests of the prompt encoder with a small random LLaMA: input sequence, batches, and state."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_cell_has_one_vector_in_any_company(trained: dict[str, PromptEncoder],
 def test_so_it_has_in_bf16(
     models: dict[str, CausalModel], trained: dict[str, PromptEncoder], order: str
 ) -> None:
-    # A random model of large weights is harsher on bf16 than a trained one.
+    # bf16 has larger errors with the large weights of a random model than with those of a trained one.
     tensors, meta = trained[order].state()
     encoder = PromptEncoder.from_state(tensors, meta, models["bf16"])
     whole = encoder.encode(CELLS.chunk)
@@ -48,7 +48,7 @@ def test_so_it_has_in_bf16(
 def test_the_vector_is_that_of_the_plain_sequence(
     models: dict[str, CausalModel], trained: dict[str, PromptEncoder], order: str
 ) -> None:
-    """The sequence written out for one cell: no padding, no mask, no shared prefix, positions by default."""
+    """Oracle for one cell: the plain sequence without padding, mask or shared prefix, default positions."""
     import torch
     from torch.nn import functional as F
 
@@ -73,7 +73,7 @@ def test_the_vector_is_that_of_the_plain_sequence(
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
 def test_other_models_read_cells_too(kind: str, folder: Path, tmp_path: Path) -> None:
-    """Learned positions, and layers of which each other one sees a window shorter than the prompt."""
+    """A model with learned positions, in which every second layer has a window shorter than the prompt."""
     import transformers as t
 
     size = {"vocab_size": 32, "initializer_range": 0.3}
@@ -91,7 +91,7 @@ def test_other_models_read_cells_too(kind: str, folder: Path, tmp_path: Path) ->
     whole = encoder.encode(CELLS.chunk)
     assert np.std(whole, axis=0).mean() > 0.05
     assert encoder._ready is not None and (encoder._ready[1] is None) == (kind == "gemma2")
-    # A window counts the padding within it. How much a cell has depends on that cell alone.
+    # A window includes padding. The amount of padding depends on the cell alone.
     for vectors in company(encoder, further=kind != "gemma2"):
         assert cosines(vectors, whole).min() > 1 - 1e-6
 
@@ -102,8 +102,8 @@ def test_the_order_and_the_values_of_genes_matter(trained: dict[str, PromptEncod
     for order in ("paper", "code"):
         vectors = trained[order].encode(CellChunk(sp.csr_matrix(X), np.ones(N_GENES, bool)))
         order_, value = 1 - cosines(vectors[:1], vectors[1:])
-        # Rounding is a hundred times smaller. A model that normalises what it reads, as LLaMA does, hardly
-        # hears a factor on it: in the order of the code, values tell next to nothing but the rank.
+        # Rounding is a hundred times smaller. LLaMA normalises its input, so factors on the slots have little
+        # effect: in the order ``code``, values give hardly more than the rank.
         assert order_ > 1e-4 and value > (1e-4 if order == "paper" else 0.0)
 
 

@@ -1,4 +1,4 @@
-"""How the prompt encoder trains: what moves, when it stops, what a kill and a lack of memory leave."""
+"""Tests of the training of the prompt encoder: parameters, early stopping, kills and lack of memory."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_whole_batches_tell_when_to_stop() -> None:
     assert len(held_out_rows(labels, batches, most=7, seed=0)[0]) == 7
 
 
-# Imports once and computes nothing; what trains is forked from it.
+# This process imports once and computes nothing. The trainings are forked from it.
 TRAINED = """
 import json, os, signal, sys, traceback
 import numpy as np
@@ -126,7 +126,7 @@ print(json.dumps(ended))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_training_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    """Each in a process where nothing ran before: what was set may change the last bits of sums."""
+    """Run each training in a fresh process, because earlier settings may change the last bits of sums."""
     tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests.parent), str(tests)])
     kept = tmp_path / "checkpoints"
@@ -201,7 +201,7 @@ def test_a_checkpoint_of_another_training_is_refused(models: dict[str, CausalMod
 
 
 class Small:
-    """Memory for so many cells at once, and no more after the first call."""
+    """A model that runs out of memory for more than ``most`` cells, except in its first call."""
 
     def __init__(self, run: Any, most: int) -> None:
         self.run, self.most, self.sizes = run, most, []  # type: ignore[var-annotated]
@@ -226,7 +226,7 @@ def test_memory_that_runs_out_halves_the_batch(models: dict[str, CausalModel], m
         wanted.append(encoder.encode(data.chunk))
         assert encoder.micro_batch == min(8, most) and max(small.sizes) == 8
     assert [int(n) for note in encoder.notes for n in re.findall(r"\d+", note)] == [4, 2]
-    # The steps are as large as they were: the weights are the same within rounding.
+    # The steps keep their size, so the weights are equal within rounding.
     assert cosines(*wanted).min() > 0.9999
     monkeypatch.setattr(model, "run", Small(None, 0))
     with pytest.raises(ResourceError) as caught:
@@ -240,7 +240,7 @@ def test_memory_that_runs_out_halves_the_batch(models: dict[str, CausalModel], m
 
 
 def test_in_bf16_the_trained_encoder_is_the_one_that_is_loaded_again(models: dict[str, CausalModel]) -> None:
-    # Mixed precision is of the training: what is trained encodes as what is stored does.
+    # Mixed precision is for training only. The trained and the loaded encoder give the same vectors.
     encoder, data = make(models["bf16"]), planted()
     encoder.fit([data.chunk], data.labels)
     again = PromptEncoder.from_state(*encoder.state(), models["bf16"])

@@ -1,4 +1,4 @@
-"""Gene statistics against NumPy, and the choice of variable genes."""
+"""Tests of gene statistics against NumPy, and of the choice of variable genes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_statistics_are_those_of_numpy_however_cut(seed: int, n: int, cuts: list
     linear = np.expm1(log)
     assert got.n_cells == n
     np.testing.assert_allclose(got.mean, log.mean(axis=0), rtol=1e-9, atol=1e-12)
-    # The root of a cancelled difference keeps half of the digits.
+    # Cancellation under the root loses half of the digits.
     np.testing.assert_allclose(got.sd, log.std(axis=0), atol=1e-6)
     np.testing.assert_allclose(got.linear_mean, linear.mean(axis=0), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(got.linear_var, linear.var(axis=0), rtol=1e-6, atol=1e-6)
@@ -64,7 +64,7 @@ def test_no_cells_is_an_input_error() -> None:
 
 
 def planted(n: int = 1000, n_genes: int = 200) -> tuple[GeneStatistics, set[int]]:
-    """Poisson genes of all levels; one in twenty has its neighbours' level, but in a fifth of the cells."""
+    """Poisson genes of all levels. One in twenty is expressed in a fifth of the cells, at the same level."""
     rng = np.random.default_rng(3)
     level = np.exp(np.linspace(-1, 3, n_genes))
     rate = np.tile(level, (n, 1))
@@ -82,7 +82,7 @@ def test_planted_variable_genes_are_found() -> None:
 
 
 def test_the_choice_is_within_bins_of_expression() -> None:
-    # A faint noisy gene must not lose to bright genes, whose variance is larger by their level alone.
+    # A variable gene of low level must win against genes with more variance only because of their level.
     mean = np.repeat([1.0, 100.0], 40)
     var = mean * np.tile(np.linspace(0.9, 1.1, 40), 2) * np.where(mean > 1, 50.0, 1.0)
     var[7], var[47] = 4.0, 100.0 * 200
@@ -111,7 +111,7 @@ def test_one_cell() -> None:
 def test_a_gene_that_differs_between_groups_only_is_not_variable() -> None:
     rng = np.random.default_rng(0)
     linear = rng.poisson(5.0, (400, 8)).astype(float)
-    linear[:, 3] *= np.repeat([20.0, 0.05], 200)  # the groups tell its level, and within them it is steady
+    linear[:, 3] *= np.repeat([20.0, 0.05], 200)  # the level depends on the group and is constant within it
     linear[:, 5] *= np.tile([4.0, 0.2], 200)
     groups = [gather(part, []) for part in np.split(np.log1p(linear).astype(np.float32), [200])]
     together = gather(np.log1p(linear).astype(np.float32), [])
@@ -141,7 +141,7 @@ def test_groups_of_cells_add_up_and_silence_in_one_is_no_merit() -> None:
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_what_varies_little_about_a_high_mean_is_not_lost(step: int) -> None:
-    # Two neighbouring numbers of float32 near ln 10,001: squares of CP10k are 1e8, their variance 1e-5.
+    # Two adjacent float32 numbers near ln 10,001: squares of CP10k are 1e8, but their variance is 1e-5.
     high = np.float32(9.21)
     X = np.where(np.arange(1000)[:, None] % 2, high, np.nextafter(high, np.float32(10)))
     gathered = StatisticsAccumulator(1)
