@@ -1,4 +1,4 @@
-"""References whose neighbours are searched approximately: made, told of, and asked."""
+"""Tests of references with an approximate index: ingest, reports, and queries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import scvec
 from scvec.base.errors import InputError
 from scvec.stores.store.store import Store
 
-# An approximate index needs long vectors: those of the default encoder have two numbers here.
+# An approximate index needs long vectors. The default encoder gives two dimensions here.
 OPTIONS: dict[str, Any] = {
     "label_key": "cell_type",
     "batch_key": "donor",

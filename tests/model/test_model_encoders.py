@@ -1,4 +1,4 @@
-"""References whose encoder reads with a model: made, asked, proved, and refused where they do not fit."""
+"""Tests of references whose encoder uses a model: ingest, query, verify, and errors for other models."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_reference_names_cells_and_is_proved(
     for name in ("read", "told"):
         found = query(store, new, reference=name, method="both")
         right = (found.label == new.obs["cell_type"].to_numpy().astype(str)).mean()
-        # A prompt encoder is trained; what a model of random weights reads in a sentence says nothing.
+        # Only the prompt encoder is trained. Sentence vectors of a random model carry no information.
         assert right > 0.9 if name == "read" else set(found.label) <= {"alpha", "beta", "acinar"}
         assert found.parameters["encoder"] == {"read": "prompt", "told": "sentence"}[name]
         parts = [query(store, new[i : i + 10], reference=name) for i in range(0, 30, 10)]
@@ -68,7 +68,7 @@ def test_a_reference_names_cells_and_is_proved(
     report = verify(store)
     assert report.ok and set(report.encoder_parity) == {"read", "told"}
     assert not (store / "work" / "prompt").exists()
-    # A model that was moved is found again where it is now.
+    # --llm gives the new path of a model that moved.
     moved = Path(shutil.copytree(llama, tmp_path / "moved"))
     assert query(store, new, reference="read", llm=str(moved)).label.tolist()
 

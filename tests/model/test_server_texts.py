@@ -1,4 +1,4 @@
-"""Gene vectors of a server: kept as they arrive, asked for once, and never of two models."""
+"""Tests of gene vectors from a server: saved as they arrive, requested once, from one model only."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ IDS = GENES["gene_id"].tolist()
 
 
 class Knowledge:
-    """What is asked of the knowledge base."""
+    """The part of the knowledge base that the tests need."""
 
     def genes(self) -> pd.DataFrame:
         return GENES.assign(entrez_id=1)
@@ -103,7 +103,7 @@ def test_what_is_known_is_not_asked_for(server: FakeServer, cache: VectorCache, 
     more = encode(cache, IDS[:30])
     assert (more.n_encoded, more.n_cached) == (10, 20) and len(server.requests) == N_PROBES + 1
     np.testing.assert_allclose(more.vectors, oracle(IDS[:30]), atol=1e-6)
-    # All is known: the server may be gone, and the key too.
+    # All vectors are in the cache, so neither the server nor the key is needed.
     server.requests.clear()
     load["settings"] = Settings(openai=ServiceSettings(base_url="http://127.0.0.1:9/v1"))
     again = encode(cache, IDS[:30])
@@ -198,7 +198,7 @@ def test_another_model_behind_the_same_name_is_refused(
     with pytest.raises(StoreError) as caught:
         encode(cache)
     assert caught.value.code == "model-changed"
-    # Vectors of the probes are lost, as with a store that was copied without its cache: genes are compared.
+    # Without the vectors of the probes, as after a copy of the store without its cache, genes are compared.
     known = {text_sha256(t) for t in gene_table(KB, IDS, "default")["text"]}
     cache._log.keep([e.at for e in cache._log.entries() if e.head[0] == "space" or e.head[2] in known])
     cache = VectorCache({}, cache._log.path)
