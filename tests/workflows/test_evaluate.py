@@ -1,4 +1,4 @@
-"""Evaluation against true labels: numbers by hand, names that mean the same, and what is refused."""
+"""Tests of evaluation against true labels: scores by hand, label maps, and errors."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def store(
 
 @pytest.fixture(scope="module")
 def cells(tiny_adata: Callable[..., Any]) -> Any:
-    """Four types, one of which the reference lacks; half of one type is called by another name."""
+    """Cells of four types. The reference lacks one type, and half of another type has another name."""
     new = tiny_adata(80, classes=4, seed=1)
     truth = new.obs["cell_type"].astype(str).to_numpy(dtype=object)
-    truth[:3] = ["beta", None, "unknown sort"]  # alpha in truth; no label; a name of its own
+    truth[:3] = ["beta", None, "unknown sort"]  # wrong label; no label; unknown name
     new.obs["truth"] = truth
     return new
 
@@ -93,7 +93,7 @@ def test_labels_of_the_ontology_are_compared_by_their_ancestors(store: Path, cel
     scores = scvec.evaluate(store, cells, truth_key="cell_type").scores
     assert scores["accuracy"] == scores["ontology_accuracy"] == scores["ontology_similarity"] == 1.0
     scores = scvec.evaluate(store, cells, truth_key="truth").scores
-    # the one wrong label is a sibling: not right, but near
+    # The only wrong label is a sibling of the true one: wrong, but similar.
     assert scores["ontology_accuracy"] == scores["accuracy"] < scores["ontology_similarity"] < 1.0
 
 

@@ -1,4 +1,4 @@
-"""Cells that join a reference and leave it."""
+"""Tests of cells that are appended to a reference or deleted from it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_new_cells_are_neighbours_and_the_old_ones_stay(store: Path, tiny_adata:
     assert list(after.obs.index[60:]) == list(more.obs_names)
     assert after.meta["counts"] == {"acinar": 30, "alpha": 30, "beta": 30}
     assert [a["n_cells"] for a in after.meta["appended"]] == [30]
-    # A cell asked for finds itself, at no distance: it was encoded as a query is.
+    # An appended cell is its own nearest neighbour at distance 0, because it was encoded like a query.
     found = scvec.query(store, more, n_neighbors=1)
     np.testing.assert_array_equal(found.neighbors.indices[:, 0], np.arange(60, 90))
     assert found.neighbors.distances.max() < 1e-8
@@ -99,7 +99,7 @@ def test_dropped_cells_are_no_neighbours(store: Path, tiny_adata: Callable[..., 
     found = scvec.query(store, tiny_adata(9, seed=1), n_neighbors=30).neighbors.indices
     assert found.max() < 30
     assert scvec.verify(store).ok
-    del old, new  # whoever reads a generation keeps it
+    del old, new  # an open version would not be deleted
     files = len(list((store / "files").iterdir()))
     scvec.compact(store)
     assert len(list((store / "files").iterdir())) < files
@@ -196,7 +196,7 @@ def test_what_was_made_before_compact_is_of_the_same_reference(
     told = scvec.explain(store, out, cell=cell)
     assert {voter.dataset for voter in told.voters} <= set(obs["scvec_source"])
     assert scvec.import_vectors(store, exported).n_new == 0
-    # Other cells are another reference, also once they were put together.
+    # With other cells it is another reference, also after the segments are merged.
     scvec.append_cells(store, [tiny_adata(6, seed=6)], name="tiny", **OPTIONS)
     scvec.compact(store)
     with pytest.raises(StoreError, match="is another"):

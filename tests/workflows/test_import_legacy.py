@@ -1,4 +1,4 @@
-"""Import of texts and vectors of earlier systems, through a store."""
+"""Tests of the import of texts and vectors of earlier systems into a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Terms of a reference's labels: found at ingest, shown, changed, and carried by predictions."""
+"""Tests of the Cell Ontology terms of labels: matched at ingest, shown, changed, and used in predictions."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def test_terms_are_changed_as_a_new_generation(folder: Path, tiny_adata: Callabl
     assert {r.label: r.how for r in scvec.labels(folder / "store", "tiny").labels}[
         "cluster 7"
     ] == "no cell type"
-    # The reference is the same: what was annotated before the change is explained after it.
+    # The reference did not change, so an earlier annotation can still be explained.
     scvec.compact(store)
     scvec.annotate(new, folder / "store")
     assert scvec.explain(store, new, label="beta").label == "beta"
     again = scvec.labels(store, "tiny", set={"cluster 7": "CL:0000115"})
-    assert again.generation == 3, "what changes nothing is no new generation"
+    assert again.generation == 3, "a call without changes must not make a version"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``ingest genes --source ncbi|mygene`` against the loopback server, faults and all."""
+"""Tests of ``ingest genes --source ncbi|mygene`` with a local fake server that can fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def genes():
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    """Waits between calls are cut short; their order and number are what is tested."""
+    """Shortens the waits between requests. Tests check their order and number."""
     monkeypatch.setattr(retry, "LAST_WAITS", (0.0, 0.0, 0.01))
     real = retry.Caller.__init__
     monkeypatch.setattr(
@@ -57,7 +57,7 @@ def test_each_gene_gets_its_own_text_once(folder, genes, source):
     assert report.live.n_answered == N and not report.live.failed
     found = texts(folder)
     assert len(found) == N
-    # The text of a fake gene carries its id: a text on the wrong gene would be seen.
+    # The text of a fake gene contains its id, which reveals a text at the wrong gene.
     assert all(str(g.entrez_id) in found[g.authority] for g in genes)
     with Store.open(folder).knowledge() as kb:
         assert len(kb.genes()) == N
@@ -95,7 +95,7 @@ def test_only_what_failed_is_asked_again(folder, genes):
         assert {f.final for f in report.live.failed} == {True} and len(report.live.failed) == 10
         asked = len(server.requests)
         ask(folder, server)
-        assert len(server.requests) == asked, "what is not known there is not asked again"
+        assert len(server.requests) == asked, "genes unknown to the service must not be requested again"
 
 
 def test_a_service_that_goes_away_keeps_what_arrived(folder, genes, monkeypatch):

@@ -1,4 +1,4 @@
-"""What people read of a reference."""
+"""Tests of the text lines about a reference in ``scvec info``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches for genes and cells, against counts by hand and brute force."""
+"""Tests of searches for genes and cells, against counts by hand and brute force."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOPICS = ("insulin", "glucagon", "trypsin", "keratin")
 
 
 class ByTopic:
-    """Stands in for the text model: a text's vector says which of four words are in it."""
+    """Replaces the text model. The vector of a text shows which of four words it has."""
 
     space = SPACE
 
@@ -134,7 +134,9 @@ def test_what_is_a_name(kb: KnowledgeBase):
     symbols = dict(zip(kb.genes("human")["gene_id"], kb.genes("human")["symbol"], strict=True))
     for text in ("INS", "ins", "insulin secretion", "what does GCG do", "ENSG00000254647"):
         assert symbols[kb.find_names(text, ["human"])[0]] == ("GCG" if "GCG" in text else "INS"), text
-    assert kb.find_names("it was on the impact", ["human"]) == []  # words of English that are aliases too
+    assert (
+        kb.find_names("it was on the impact", ["human"]) == []
+    )  # English words that are also aliases of genes
 
 
 def test_meaning_alone_is_the_cosine(store: Path):

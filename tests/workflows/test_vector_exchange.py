@@ -1,4 +1,4 @@
-"""Vectors leave the store and come back as they were, or not at all."""
+"""Tests of export and import of vectors: unchanged vectors return, others are refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def store(template: Path, tmp_path: Path) -> Path:
 
 
 def changed(path: Path, to: str, change: Callable[[pd.DataFrame, Any, dict[str, Any]], Any]) -> Path:
-    """Write a file again as somebody else might, rows, vectors and tags changed."""
+    """Write a file again with changed rows, vectors and tags, as another program might."""
     found = read_vectors(path)
     rows, vectors, tags = found.rows.copy(), found.vectors.copy(), dict(found.tags)
     tags.pop("columns")
@@ -103,7 +103,7 @@ def test_labels_and_columns_come_back_in_any_order(store: Path, tmp_path: Path, 
 
     report = scvec.import_vectors(store, changed(out, to, edit))
     assert (
-        report.n_new == 2 and report.columns == ["cluster"] and "2 cells have other labels" in report.notes[0]
+        report.n_new == 2 and report.columns == ["cluster"] and "2 cells have new labels" in report.notes[0]
     )
     stored = Store(store).reference("tiny")
     classes = [*stored.meta["classes"], ""]
