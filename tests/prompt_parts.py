@@ -1,4 +1,4 @@
-"""What the tests of the prompt encoder share: cells, an encoder, and its vectors in any company."""
+"""Common parts of the tests of the prompt encoder: cells, an encoder, and vectors in various batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scvec.base.types import CellChunk
 from scvec.encoders.prompt import PromptEncoder, PromptOptions
 
 TINY = PromptOptions(n_genes=24, warm_steps=3, epochs=2, epoch_cells=48, batch_size=12, micro_batch=5)
-#: Cells with 1 to 24 genes to read, and one without any.
+#: Cells with 1 to 24 expressed genes, and one cell without any.
 CELLS = planted(40, seed=7, sparse=1.0)
 
 
@@ -33,7 +33,7 @@ def cosines(a: Any, b: Any) -> Any:
 
 
 def padded_further(encoder: PromptEncoder) -> Any:
-    """Vectors of all cells, each with more padding than it ever gets: the mask alone makes up for it."""
+    """Vectors of all cells with extra padding, which only the mask can neutralise."""
     import torch
 
     from scvec.encoders.prompt import Batch
@@ -48,7 +48,7 @@ def padded_further(encoder: PromptEncoder) -> Any:
 
 
 def company(encoder: PromptEncoder, *, further: bool = True) -> Iterator[Any]:
-    """Vectors of all cells: alone, in odd batches, turned round, padded further, and without the prefix."""
+    """Vectors of all cells: alone, in odd batches, reversed, with extra padding, and without the prefix."""
     yield np.concatenate([encoder.encode(rows([i])) for i in range(40)])
     yield np.concatenate([encoder.encode(rows(part)) for part in np.array_split(np.arange(40), 7)])
     yield encoder.encode(rows(np.arange(40)[::-1]))[::-1]

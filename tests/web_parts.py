@@ -1,4 +1,4 @@
-"""What the tests of the report and of the server share: hostile names, a store, a browser's page."""
+"""Common parts of the tests of the report and of the server: hostile names, a store, a browser page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMN = '"><svg onload=alert(2)>'
 
 
 def hostile_cells(tiny_adata: Callable[..., Any], n: int, seed: int) -> Any:
-    """Cells with a label, a gene, names and a column that are markup."""
+    """Cells with HTML as a label, a gene, names and a column."""
     cells = tiny_adata(n, classes=3, seed=seed, depth=4000.0)
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"beta": HOSTILE})
     cells.obs[COLUMN] = [HOSTILE if i % 2 else "</script><b>" for i in range(n)]
@@ -27,7 +27,7 @@ def hostile_cells(tiny_adata: Callable[..., Any], n: int, seed: int) -> Any:
 
 
 def flat(reference: Any, query: Any, **_: Any) -> tuple[Any, Any, Any]:
-    """Stands in for the map: the first two numbers of each vector."""
+    """Replaces the map by the first two dimensions of each vector."""
     return np.arange(len(reference)), reference[:, :2], query[:, :2]
 
 
@@ -66,7 +66,7 @@ def form(content: bytes, name: str, **fields: str) -> tuple[bytes, str]:
 
 @dataclass
 class Tab:
-    """A page that remembers what went wrong and what it asked for."""
+    """A page that records its problems and its requests."""
 
     page: Any
     problems: list[str] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Tab:
         return page
 
     def away(self) -> list[str]:
-        """Return what was asked of others than this machine."""
+        """Return the requests to other machines."""
         ours = ("file://", "data:", "blob:", "http://127.0.0.1:")
         return [url for url in self.requests if not url.startswith(ours)]
 
@@ -91,7 +91,7 @@ class Tab:
 
 
 def violations(page: Any) -> list[str]:
-    """Return what axe finds wrong that is serious or critical."""
+    """Return the serious and critical violations that axe finds."""
     reason = "axe is not installed: make dev"
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=reason)
     found = axe.Axe().run(page).response["violations"]
@@ -101,7 +101,7 @@ def violations(page: Any) -> list[str]:
 
 
 def text_only(page: Any) -> None:
-    """Check that no markup of the file became an element."""
+    """Check that no HTML of the file became an element."""
     assert page.locator("img").count() == 0
     assert "alert(" not in page.evaluate("[...document.querySelectorAll('script')].map(s => s.src).join()")
     assert page.evaluate("document.querySelectorAll('[onerror]').length") == 0

@@ -1,4 +1,4 @@
-"""``scvec eval``: labels of a query against the true ones; ``scvec labels``."""
+"""``scvec demo``, ``scvec eval`` and ``scvec labels``."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ __all__ = ["demo", "evaluate", "labels"]
 @global_options
 @pass_session
 def demo(session: Session, out: Path, seed: int) -> None:
-    """Annotate real pancreas cells, of held-out donors and of mice, and compare with the true labels.
+    """Annotate real pancreas cells and compare with the true labels.
 
-    These are pancreas cells of held-out donors and of mice. The output shows how many labels are right.
+    The cells come from held-out human donors and from mice. The output shows how many labels are correct.
     The demo makes its store inside DIR, unless you give --store.
 
     \b
@@ -69,9 +69,7 @@ def demo(session: Session, out: Path, seed: int) -> None:
 @global_options
 @pass_session
 def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple[str, ...]) -> None:
-    """Show or change terms of labels.
-
-    A term of the Cell Ontology belongs to each label of REFERENCE.
+    """Show or change the Cell Ontology terms of the labels of REFERENCE.
 
     \b
     Examples:
@@ -100,7 +98,7 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
     "--label-map",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Names that mean the same: a JSON object, or a csv or tsv file of two columns.",
+    help="Names to treat as one: a JSON object, or a csv or tsv file with two columns.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="OUT.json", help="File for the numbers."
@@ -129,17 +127,15 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
 @false_novel_option
 @novelty_option
 @unmatched_option
-@click.option("--force", is_flag=True, help="Go on where few genes match.")
+@click.option("--force", is_flag=True, help="Continue even if few genes match.")
 @device_option
-@llm_option("Where the language model of the reference lies, if it was moved.")
+@llm_option("Path of the language model of the reference, if it moved.")
 @global_options
 @pass_session
 def evaluate(
     session: Session, /, query: Path, truth_key: str, label_map: Path | None, plot: Path | None, **chosen: Any
 ) -> None:
-    """Annotate labelled cells and compare.
-
-    The output compares the labels of scvec with the true labels of QUERY.
+    """Annotate labelled cells and compare with the true labels of QUERY.
 
     \b
     Examples:

@@ -138,7 +138,7 @@ for _command in gene_commands:
     default=0.95,
     show_default=True,
     metavar="SHARE",
-    help="ivf: share of the nearest cells to be found.",
+    help="ivf: requested fraction of the nearest cells that are found.",
 )
 @device_option
 @engine_options

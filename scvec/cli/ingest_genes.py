@@ -34,7 +34,7 @@ __all__ = ["commands", "import_legacy"]
     type=click.Choice(["auto", "scinterpreter", "genept"]),
     default="auto",
     show_default=True,
-    help="Where the files come from.",
+    help="Origin of the files.",
 )
 @click.option("--name", help="Name of the texts or the space.  [default: the file's name]")
 @click.option(
@@ -45,13 +45,14 @@ __all__ = ["commands", "import_legacy"]
     help="Species of records that name none.",
 )
 @memory_option
-@click.option("--dry-run", is_flag=True, help="Read, match and count; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Read, match and count, without changes.")
 @global_options
 @pass_session
 def import_legacy(session: Session, /, files: tuple[Path, ...], **given: Any) -> None:
     """Import gene texts and vectors of scInterpreter, scReader or GenePT.
 
-    JSON, CSV (also .gz) and pickles, which are read without being run. Genes are matched by name and id.
+    FILE is JSON, CSV (also .gz) or a pickle, which is read without running code. Genes are matched by name
+    and id.
 
     \b
     Examples:
@@ -75,24 +76,24 @@ def import_legacy(session: Session, /, files: tuple[Path, ...], **given: Any) ->
     help="The snapshot that ships with scvec, a live service, or a file (docs/genes.md).",
 )
 @genes_option
-@click.option("--refresh", is_flag=True, help="Ask again about genes that ncbi or mygene has answered.")
-@click.option("--details", is_flag=True, help="Ask ncbi for type, status, lineage, expression too; slower.")
+@click.option("--refresh", is_flag=True, help="Request genes again that ncbi or mygene has answered.")
+@click.option("--details", is_flag=True, help="Also request type, status, lineage, expression; ncbi, slower.")
 @base_url_option
 @click.option(
     "--requests-per-second",
     type=click.FloatRange(min=0),
     metavar="N",
-    help="The most to send; 0 for no limit, at a mirror.  [default: what the service allows]",
+    help="Largest rate; 0 for no limit, for a mirror.  [default: the limit of the service]",
 )
 @concurrency_option
 @dry_run_option
 @global_options
 @pass_session
 def genes(session: Session, /, **given: Any) -> None:
-    """Put gene facts and descriptions into the knowledge base.
+    """Add gene facts and descriptions to the knowledge base.
 
-    NCBI_API_KEY and NCBI_EMAIL, or the config file, identify you to ncbi; with a key it answers 10 requests
-    a second instead of 3. A run that was stopped continues where it was.
+    NCBI_API_KEY and NCBI_EMAIL, or the config file, identify you to ncbi. With a key it answers 10 requests
+    per second instead of 3. The next run continues an interrupted run.
 
     \b
     Examples:
@@ -108,11 +109,11 @@ def genes(session: Session, /, **given: Any) -> None:
 
 
 @click.command()
-@click.option("--model", required=True, metavar="NAME", help="Language model, as the server calls it.")
+@click.option("--model", required=True, metavar="NAME", help="Name of the language model on the server.")
 @species_option
 @genes_option
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many genes.")
-@click.option("--overwrite", is_flag=True, help="Write again what a language model has written before.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Largest number of genes.")
+@click.option("--overwrite", is_flag=True, help="Replace descriptions that a language model wrote before.")
 @base_url_option
 @max_cost_option
 @concurrency_option
@@ -123,9 +124,9 @@ def genes(session: Session, /, **given: Any) -> None:
 def complement(session: Session, /, **given: Any) -> None:
     """Let a language model describe genes that lack a written description.
 
-    Any server that speaks OpenAI's protocol will do (--base-url). OPENAI_API_KEY or the config file holds
-    the key. Each text is stored with model, prompt and tokens, marked as written by a model, and used only
-    where people have written none. A run that was stopped continues where it was.
+    Any server with the OpenAI protocol works (--base-url). OPENAI_API_KEY or the config file has the key.
+    Each text is stored with model, prompt and tokens, and marked as written by a model. It is used only for
+    genes without a human-written description. The next run continues an interrupted run.
 
     \b
     Examples:
@@ -161,9 +162,9 @@ def complement(session: Session, /, **given: Any) -> None:
 @global_options
 @pass_session
 def embeddings(session: Session, /, **given: Any) -> None:
-    """Turn the descriptions of genes into vectors, in one space.
+    """Encode the descriptions of genes as vectors in one space.
 
-    Only texts that have no vector in this space are encoded.
+    Texts that already have a vector in this space are not encoded again.
 
     \b
     Examples:

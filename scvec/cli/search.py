@@ -1,4 +1,4 @@
-"""``scvec search``: genes and cells by a text, and cells like a cell."""
+"""``scvec search``: search genes and cells by a text, and cells similar to a cell."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ how_option = click.option(
 backbone_option = click.option(
     "--backbone",
     metavar="SPEC",
-    help="Model whose gene vectors are searched.  [default: the model that comes with scvec]",
+    help="Model whose gene vectors are searched.  [default: the model that ships with scvec]",
 )
 
 
 @click.group()
 @global_options
 def search() -> None:
-    """Find genes and cells by a text, or cells like a cell.
+    """Search genes and cells by a text, or cells similar to a cell.
 
     \b
     Examples:
@@ -51,7 +51,7 @@ def search() -> None:
 @k_option
 @any_species_option
 @click.option(
-    "--where", metavar="SQL", help="Only genes that meet this condition, as \"gene_type = 'lncRNA'\"."
+    "--where", metavar="SQL", help="Only genes that meet this condition, such as \"gene_type = 'lncRNA'\"."
 )
 @how_option
 @backbone_option
@@ -59,7 +59,7 @@ def search() -> None:
 @global_options
 @pass_session
 def genes(session: Session, /, text: str, **given: Any) -> None:
-    """Find genes by names or words of their descriptions.
+    """Search genes by their names and descriptions.
 
     \b
     Examples:
@@ -79,7 +79,7 @@ def genes(session: Session, /, text: str, **given: Any) -> None:
 @click.option(
     "--where",
     metavar="SQL",
-    help="Only reference cells that meet this condition, as \"tissue = 'pancreas'\".",
+    help="Only reference cells that meet this condition, such as \"tissue = 'pancreas'\".",
 )
 @how_option
 @backbone_option
@@ -87,7 +87,7 @@ def genes(session: Session, /, text: str, **given: Any) -> None:
 @global_options
 @pass_session
 def cells(session: Session, /, text: str, **given: Any) -> None:
-    """Find the cells and labels of a reference that express the genes of TEXT, or cells like a cell.
+    """Search cells and labels that express the genes of TEXT, or cells similar to a cell.
 
     \b
     Examples:

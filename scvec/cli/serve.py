@@ -1,4 +1,4 @@
-"""``scvec serve``: a web page and REST for the store."""
+"""``scvec serve``: a web page and a REST interface for the store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["serve"]
     "--token/--no-token", default=True, show_default=True, help="Require the token of the printed address."
 )
 @click.option(
-    "--max-upload", default="2G", show_default=True, metavar="SIZE", help="Largest file that may be uploaded."
+    "--max-upload", default="2G", show_default=True, metavar="SIZE", help="Largest size of an uploaded file."
 )
 @click.option(
     "--memory", metavar="SIZE", help="Memory of a job, such as 4G.  [default: half of the free memory]"
@@ -35,16 +35,16 @@ __all__ = ["serve"]
     default=1800.0,
     show_default=True,
     metavar="SECONDS",
-    help="Longest time of a job.",
+    help="Time limit of a job or a search.",
 )
 @global_options
 @pass_session
 def serve(
     session: Session, host: str, port: int, token: bool, max_upload: str, memory: str | None, timeout: float
 ) -> None:
-    """Start a web page for annotation.
+    """Start a web page for annotation and searches.
 
-    It annotates h5ad files and searches genes and cells. Programs use its REST interface.
+    The page annotates h5ad files and searches genes and cells. Programs can use the REST interface.
 
     \b
     Examples:

@@ -34,9 +34,9 @@ __all__ = ["commands"]
 @global_options
 @pass_session
 def export(session: Session, reference: str | None, space: str | None, to: str, output: Path) -> None:
-    """Write vectors to a file.
+    """Write the vectors of a reference or a space to a file.
 
-    Of a reference: cells, labels and vectors. Of a space: genes and vectors.
+    The file of a reference has cells, labels and vectors. The file of a space has genes and vectors.
 
     \b
     Examples:
@@ -56,7 +56,7 @@ def export(session: Session, reference: str | None, space: str | None, to: str, 
 @global_options
 @pass_session
 def import_(session: Session, file: Path, reference: str | None, memory: str | None, dry_run: bool) -> None:
-    """Read a file of export back: genes of a space, or labels and columns of the cells of a reference.
+    """Import a file of scvec export: genes of a space, or labels and obs columns of a reference.
 
     \b
     Example:
@@ -70,14 +70,14 @@ def import_(session: Session, file: Path, reference: str | None, memory: str | N
 @click.command()
 @click.argument("what", required=False, metavar="[genes]", type=click.Choice(["genes"]))
 @click.argument("names", nargs=-1, metavar="[GENE...]")
-@click.option("--reference", metavar="NAME", help="Show more about this reference.")
-@click.option("--species", type=click.Choice(SPECIES), help="Species of the genes; both where not given.")
+@click.option("--reference", metavar="NAME", help="Show details of this reference.")
+@click.option("--species", type=click.Choice(SPECIES), help="Species of the genes.  [default: both]")
 @global_options
 @pass_session
 def info(
     session: Session, what: str | None, names: tuple[str, ...], reference: str | None, species: str | None
 ) -> None:
-    """Show the content of the store; of genes, every text, its source, and its vectors.
+    """Show the contents of the store, or all texts, sources and vectors of genes.
 
     \b
     Examples:
@@ -86,9 +86,11 @@ def info(
     """
     if what == "genes":
         if not names:
-            raise InputError("no gene is given", "scvec info genes", "give one or more: scvec info genes INS")
+            fix = "give one or more, such as: scvec info genes INS"
+            raise InputError("no gene was given", "scvec info genes", fix, code="usage")
         if reference is not None:
-            raise InputError("--reference does not go with genes", "scvec info genes", "leave it out")
+            what = "--reference cannot be used with genes"
+            raise InputError(what, "scvec info genes", "leave it out", code="usage")
         from scvec.workflows.gene_info import gene_info
 
         session.show(gene_info(session.store, names, species=species))
@@ -111,7 +113,7 @@ def info(
 @global_options
 @pass_session
 def diff(session: Session, old: int, new: int | None, limit: int) -> None:
-    """Show what changed between two versions of the store; the second is the current one if left out.
+    """Show the changes from version OLD of the store to version NEW (default: the current one).
 
     \b
     Example:
@@ -124,15 +126,15 @@ def diff(session: Session, old: int, new: int | None, limit: int) -> None:
 
 @click.command()
 @device_option
-@llm_option("Folder of the language model of prompt references, if it was moved.")
+@llm_option("Folder of the language model of prompt references, if it moved.")
 @global_options
 @pass_session
 @click.pass_context
 def verify(ctx: click.Context, session: Session, device: str, llm: str | None) -> None:
     """Check every file of the store.
 
-    Compares files with their checksums, and encoders with the stored vectors. The exit
-    code is 3 if something is damaged.
+    It compares files with their checksums, and recomputed with stored vectors. The exit code is 3 if
+    something is damaged.
 
     \b
     Example:
@@ -181,10 +183,8 @@ def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
     target = f"reference '{reference}'" if where is None else f"cells of '{reference}' with {where}"
     if not yes:
         if session.as_json or not sys.stdin.isatty():
-            what = f"the question whether to delete {target} needs a terminal"
-            raise InputError(
-                what, "scvec rm", "add --yes to delete it without a question", code="not-confirmed"
-            )
+            what = f"deleting {target} needs a confirmation in a terminal"
+            raise InputError(what, "scvec rm", "add --yes to delete without it", code="not-confirmed")
         if not click.confirm(f"Delete {target}?", err=True):
             session.note("nothing was deleted")
             return
@@ -197,7 +197,7 @@ def rm(session: Session, reference: str, yes: bool, where: str | None) -> None:
 @global_options
 @pass_session
 def compact(session: Session) -> None:
-    """Free the space of old versions, and merge the segments of appended and deleted cells.
+    """Free the disk space of old versions, and merge the segments of appended and deleted cells.
 
     \b
     Example:

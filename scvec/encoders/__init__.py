@@ -1,4 +1,4 @@
-"""Encoders by name. A new one is a file with one registration, and a line in :data:`MODULES`."""
+"""Registry of encoders. A new encoder is one file with one registration and a line in :data:`MODULES`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
     "refits",
 ]
 
-#: Name -> the module that registers it, imported when the encoder is asked for.
+#: Name -> the module that registers it. The module is imported when its encoder is used.
 MODULES = {
     "discriminant": "scvec.encoders.discriminant",
     "adapted": "scvec.encoders.adapted",
@@ -47,14 +47,15 @@ C = TypeVar("C", bound=type)
 
 @dataclass(frozen=True)
 class Models:
-    """The models that an encoder may read with. Each is loaded when the encoder asks for it.
+    """The models that an encoder may use. Each model is loaded on first use.
 
     Attributes
     ----------
     backbone
         Returns the text model.
     language_model
-        Returns the language model of a name, in ``fp32``, ``bf16`` or (None) what suits the device.
+        Returns the language model with a given name. The second argument is the precision: ``fp32``,
+        ``bf16``, or None for the default of the device.
     device
         ``cpu`` or ``cuda``.
     """
@@ -66,24 +67,25 @@ class Models:
 
 @dataclass(frozen=True)
 class Material:
-    """What an untrained encoder is made from.
+    """Input for a new, untrained encoder.
 
     Attributes
     ----------
     cells, labels
-        The cells that it will be trained on, and their (n,) int64 class numbers, -1 for none.
+        Training cells and their (n,) int64 class numbers; -1 marks an unlabelled cell.
     gene_vectors
-        (n_genes, text_dim) float32, for an encoder that uses the texts of genes.
+        (n_genes, text_dim) float32 text vectors of the genes. None if the encoder does not use texts.
     variability
-        (n_genes,) how variable each gene is over all cells; measured on ``cells`` when None.
+        (n_genes,) variability score of each gene over all cells. None: computed from ``cells``.
     symbols
-        Of the genes, in order.
+        Gene symbols, in the order of the columns.
     prepared
-        What the ``prepare`` of the encoder returned.
+        The result of the encoder's ``prepare``.
     number, is_fold
-        Number of the training, from 1, and whether it leaves out cells to calibrate on them.
+        Number of this training run, from 1, and whether it is a fold of the cross-validation that
+        calibrates confidence.
     folder
-        Where a long training may keep its progress.
+        Folder where a long training may save its progress.
     """
 
     cells: CellChunk
@@ -99,23 +101,24 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class EncoderKind:
-    """A registered encoder: what is known of it before one is made.
+    """A registered encoder and its properties.
 
     Attributes
     ----------
     made_by
         The class, a :class:`scvec.base.types.CellEncoder` with ``new(material)`` and
-        ``from_state(tensors, meta)``. One that reads with a model has ``prepare(models, *, OPTION, ...)``,
-        called once before an ingest reads cells, and ``load(tensors, meta, models)`` in place of
-        ``from_state``.
+        ``from_state(tensors, meta)``. An encoder that uses a model also has
+        ``prepare(models, *, OPTION, ...)``, which runs once before an ingest reads cells. It has
+        ``load(tensors, meta, models)`` instead of ``from_state``.
     texts
-        What the backbone encodes for it: texts of ``genes``, texts of ``cells``, or none.
+        Which texts the backbone encodes for this encoder: ``genes``, ``cells``, or ``""`` for none.
     uses_gpu
-        It encodes with torch: on a GPU where there is one, and one chunk at a time.
+        Whether it encodes with torch. It then uses a GPU if there is one, one chunk at a time.
     refits
-        It is fitted again to the genes that a query measured (:class:`scvec.base.types.RefittedEncoder`).
+        Whether it is fitted again to the genes that a query measured
+        (:class:`scvec.base.types.RefittedEncoder`).
     argument
-        What follows its name and a colon, as ``KEY`` in ``obsm:KEY``; empty where nothing does.
+        Name of the argument after the colon, such as ``KEY`` in ``obsm:KEY``; empty if it takes none.
     """
 
     name: str
@@ -127,29 +130,34 @@ class EncoderKind:
 
     @property
     def reads_models(self) -> bool:
-        """Whether a model is needed to load it again."""
+        """Whether loading a saved encoder needs a model."""
         return hasattr(self.made_by, "load")
 
     @property
     def options(self) -> frozenset[str]:
-        """The options that ``prepare`` takes."""
+        """Names of the options that ``prepare`` takes."""
         if not hasattr(self.made_by, "prepare"):
             return frozenset()
         taken = inspect.signature(self.made_by.prepare).parameters.values()
         return frozenset(p.name for p in taken if p.kind is p.KEYWORD_ONLY)
 
     def prepare(self, models: Models, options: Mapping[str, Any]) -> Any:
-        """Return what the encoder needs besides cells, its models loaded; None where it needs nothing.
+        """Load the models of the encoder and check its options.
 
         Parameters
         ----------
         options
-            Option -> value, None where it was not given.
+            Option -> value; None for an option that the user did not give.
+
+        Returns
+        -------
+        object
+            Passed to ``new`` as :attr:`Material.prepared`; None if the encoder needs nothing but cells.
 
         Raises
         ------
         InputError
-            If an option is given that the encoder does not have or cannot use, or a model is not there.
+            If the encoder does not have an option or cannot use its value, or a model is missing.
         """
         taken = self.options
         for name, value in options.items():
@@ -160,6 +168,7 @@ class EncoderKind:
                     f"the encoder {self.name!r} has no option {option}",
                     option,
                     f"leave it out, or give --encoder {others}",
+                    code="usage",
                 )
         if not hasattr(self.made_by, "prepare"):
             return None
@@ -174,7 +183,7 @@ def encoder(
     refits: bool = False,
     argument: str = "",
 ) -> Callable[[C], C]:
-    """Return a decorator that registers a class under a name (:class:`EncoderKind` says what it needs)."""
+    """Return a decorator that registers a class under a name (see :class:`EncoderKind`)."""
 
     def register(made_by: C) -> C:
         made_by.name, made_by.takes_turns = name, uses_gpu  # type: ignore[attr-defined]  # CellEncoder has both
@@ -185,24 +194,24 @@ def encoder(
 
 
 def encoder_names() -> list[str]:
-    """Return the names of all encoders; imports none."""
+    """Return the names of all encoders, without importing their modules."""
     return list(dict.fromkeys([*MODULES, *_registered]))
 
 
 def encoder_kind(name: str) -> EncoderKind:
-    """Return the encoder registered under a name, or under what precedes the first colon (``obsm:KEY``).
+    """Return the encoder registered under a name. ``NAME:ARGUMENT`` is allowed, as in ``obsm:KEY``.
 
     Raises
     ------
     InputError
-        If there is none.
+        If no encoder has this name, or the argument is missing or not allowed.
     """
     name, colon, argument = name.partition(":")
     if name not in encoder_names():
         close = difflib.get_close_matches(name, encoder_names(), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         fix = f"{hint}encoders: {', '.join(encoder_names())}"
-        raise InputError(f"there is no encoder {name!r}", "--encoder", fix)
+        raise InputError(f"there is no encoder {name!r}", "--encoder", fix, code="unknown-choice")
     if name not in _registered:
         import_module(MODULES[name])
     kind = _registered[name]
@@ -215,12 +224,18 @@ def encoder_kind(name: str) -> EncoderKind:
 
 
 def refits(encoder: CellEncoder) -> TypeGuard[RefittedEncoder]:
-    """Return whether an encoder is of a kind that is fitted again to the genes of a query."""
+    """Return whether an encoder is fitted again to the genes of a query."""
     return encoder_kind(encoder.name).refits
 
 
 def make_encoder(name: str, material: Material) -> CellEncoder:
-    """Return an untrained encoder."""
+    """Return an untrained encoder.
+
+    Raises
+    ------
+    ValueError
+        If the encoder uses texts of genes and ``material`` has no gene vectors.
+    """
     kind = encoder_kind(name)
     if kind.texts == "genes" and material.gene_vectors is None:
         raise ValueError(f"the encoder {name!r} needs gene vectors")
@@ -231,7 +246,13 @@ def make_encoder(name: str, material: Material) -> CellEncoder:
 def load_encoder(
     name: str, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any], models: Models | None = None
 ) -> CellEncoder:
-    """Return a trained encoder, rebuilt from its state."""
+    """Return a trained encoder, rebuilt from its saved state.
+
+    Raises
+    ------
+    ValueError
+        If the encoder uses models and ``models`` is None, or the state does not fit the encoder.
+    """
     made_by = encoder_kind(name).made_by
     if not hasattr(made_by, "load"):
         loaded: CellEncoder = made_by.from_state(tensors, meta)

@@ -1,4 +1,4 @@
-"""Text vectors as a prior, adapted to the reference; and the same without text, a control."""
+"""Encoder with text vectors as a prior, adapted to the reference, and its control without text."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["AdaptedEncoder", "AdaptedOptions", "ResidualEncoder"]
 
-#: Largest standard deviation of the log of a gene's factor in training: that between human and mouse
-#: orthologs in the Baron data, as far as all types share it.
+#: Largest standard deviation of the log factor by which training scales a gene. It is the standard
+#: deviation between human and mouse orthologs in the Baron data that all cell types share.
 GENE_FACTOR = 0.9
-#: Fractions of the genes, and of the non-zero values of a cell, that training keeps: smallest and largest.
+#: Smallest and largest fraction of the genes, and of the non-zero values of a cell, that training keeps.
 MEASURED, DEPTH = (0.1, 0.95), (0.2, 1.0)
-#: Dimensions of the text vectors that are kept: those of most variance. Training time goes with them.
+#: Number of principal axes of the text vectors that are kept. Training time grows with it.
 TEXT_RANK = 128
 
 
@@ -35,8 +35,8 @@ class AdaptedOptions:
     Attributes
     ----------
     text_scale
-        Length of the text vectors. Large ones make A learn faster than the residuals and the encoder worse
-        than one with random vectors; at 0.1 both learn at one pace (`benchmarks/text_scale.py`).
+        Length of the text vectors. With long vectors A learns faster than the residuals, and the encoder is
+        worse than one with random vectors. At 0.1 both learn equally fast (`benchmarks/text_scale.py`).
     """
 
     label_smoothing: float = 0.1
@@ -51,17 +51,17 @@ class AdaptedOptions:
 class AdaptedEncoder:
     """Cell vector ``c = LayerNorm(Z G / sqrt(n_genes))`` with gene vectors ``g_i = A e_i + r_i``.
 
-    ``Z`` are the cells as :class:`scvec.encoders.statistics.Profile` shows them.
-    ``e_i`` is the centred text vector of gene i, ``A`` a learned map, ``r_i`` a learned residual that starts
-    at zero and is decayed; the head ``softmax(W gelu(c) + b)`` is trained with it. Text is the prior: where
-    the reference says little about a gene, its vector stays where genes of similar description are.
+    ``Z`` holds the profiles of the cells (:class:`scvec.encoders.statistics.Profile`). ``e_i`` is the
+    centred text vector of gene i and ``A`` a learned map. ``r_i`` is a learned residual that starts at zero
+    and has weight decay. The head ``softmax(W gelu(c) + b)`` is trained together with them. Text is the
+    prior: a gene with little signal in the reference keeps a vector close to genes with similar texts.
 
     Parameters
     ----------
     gene_vectors
         (n_genes, text_dim) float32 text vectors, or None for residuals alone (a control).
     profile
-        What cells are turned into first, over the same genes.
+        Standardises the cells, over the same genes.
     """
 
     name: str
@@ -90,7 +90,7 @@ class AdaptedEncoder:
 
     @classmethod
     def new(cls, material: Material) -> AdaptedEncoder:
-        """Return an encoder that standardises cells by those it will be trained on."""
+        """Return an encoder whose profile is learned from the training cells."""
         return cls(material.gene_vectors, Profile.from_cells(material.cells.X, material.labels))
 
     def fit(
@@ -101,14 +101,20 @@ class AdaptedEncoder:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> None:
-        """Train gene vectors and head on labelled cells; ``labels`` (n,) holds class numbers, -1 for none."""
+        """Train gene vectors and head on labelled cells.
+
+        Parameters
+        ----------
+        labels
+            (n,) int64 class numbers; -1 marks an unlabelled cell.
+        """
         import scipy.sparse as sp
         import torch
         from torch.nn import functional as F
 
         if self.text is None and len(self.A):
             raise ValueError("a saved encoder does not hold the text it was trained on: make a new one")
-        # Cells stay sparse: all of them dense are the largest thing in memory, and no faster.
+        # Cells stay sparse: the dense matrix would be the largest array in memory, and training no faster.
         X = sp.vstack([chunk.X for chunk in chunks], format="csr", dtype=np.float32)
         y = torch.from_numpy(np.asarray(labels, dtype=np.int64))
         n_genes, n_classes = X.shape[1], int(labels.max()) + 1
@@ -118,7 +124,7 @@ class AdaptedEncoder:
             return (torch.randn(rows, columns, generator=generator) * scale).requires_grad_()
 
         if self.text is None:
-            # Nothing to start from but noise, of the size that text vectors have.
+            # Without text the vectors start as noise with the scale of the text vectors.
             text, A = None, None
             R = normal(n_genes, self.embed_dim, self.options.text_scale)
         else:
@@ -136,11 +142,11 @@ class AdaptedEncoder:
 
         def loss(rows: torch.Tensor) -> torch.Tensor:
             x, factor, genes = distorted(torch.from_numpy(X[rows.numpy()].toarray()), generator)
-            # Only the genes that are left: the others add nothing but time.
+            # Dropped genes are zero, so leaving them out of the product saves time.
             z = x[:, genes] * (factor * inverse)[genes]
             direction = F.normalize(mean[genes], dim=0)
             G = gene_vectors(genes)
-            # The profile's product, with the projection taken from the gene vectors.
+            # Same as Profile.product: the projection is applied to the gene vectors instead of the cells.
             z = z @ (G - torch.outer(direction, direction @ G))
             c = F.layer_norm(z / n_genes**0.5, (self.embed_dim,))
             return F.cross_entropy(F.gelu(c) @ W.T + b, y[rows], label_smoothing=self.options.label_smoothing)
@@ -170,10 +176,20 @@ class AdaptedEncoder:
         return np.asarray(c / np.sqrt(c.var(axis=1, keepdims=True) + 1e-5), dtype=np.float32)
 
     def shares(self, chunk: CellChunk, directions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return (n, n_genes) what each gene adds to cell vector times direction (n, embed_dim).
+        """Return the contribution of each gene to the dot product of cell vector and direction.
 
-        The standard deviation that ``LayerNorm`` divides by is taken as the cell's own: given it, a cell
-        vector is a sum over genes, and rows sum to the product.
+        Each cell's standard deviation in ``LayerNorm`` is treated as a constant. The cell vector is then a
+        sum over genes, and the contributions of a cell add up to its dot product.
+
+        Parameters
+        ----------
+        directions
+            (n, embed_dim) float64, one direction per cell.
+
+        Returns
+        -------
+        ndarray
+            (n, n_genes) float64.
         """
         d = directions - directions.mean(axis=1, keepdims=True)
         Z = self.profile.dense(chunk).astype(np.float64)
@@ -181,11 +197,11 @@ class AdaptedEncoder:
         u = self.profile.shared(chunk.measured).astype(np.float64)
         sd = np.sqrt((Z @ G).var(axis=1, keepdims=True) + 1e-5)
         weights = d @ G.T
-        # Profiles have no part along the shared direction: what weights have there says nothing of a gene.
+        # Profiles are zero along the shared direction, so the weights along it are removed, too.
         return np.asarray(Z * (weights - np.outer(weights @ u, u)) / sd, dtype=np.float64)
 
     def state(self) -> State:
-        """Return what is needed to encode: gene vectors, text map and head, not the training data."""
+        """Return the arrays that encoding needs: gene vectors, text map and head."""
         tensors = {"G": self.G, "A": self.A, "W": self.W, "b": self.b, **self.profile.state()}
         return tensors, {"embed_dim": self.embed_dim, "options": asdict(self.options)}
 
@@ -207,15 +223,14 @@ class AdaptedEncoder:
 
 @encoder("residual")
 class ResidualEncoder(AdaptedEncoder):
-    """Residuals alone: what the encoder ``adapted`` is without text."""
+    """Control: the encoder ``adapted`` without text vectors."""
 
 
 def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a batch as another data set might show it: its cells, gene factors, and the genes it measured.
+    """Return a training batch with simulated differences between data sets.
 
-    Each batch lacks another fraction of the genes, sees each gene by another factor and, every other time,
-    each cell at another depth: what the encoder learns must not depend on a few genes, nor on how well they
-    are seen here.
+    A random fraction of the genes is dropped, each gene is scaled by a random factor, and half of the batches
+    are downsampled. The encoder then does not depend on a few genes or on the platform.
 
     Parameters
     ----------
@@ -227,9 +242,9 @@ def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor
     x
         (n, n_genes) float32, perhaps downsampled.
     factor
-        (n_genes,) float32, what each gene is still to be multiplied by.
+        (n_genes,) float32 factor of each gene, not yet applied to ``x``.
     genes
-        (n_measured,) int64 numbers of the genes measured, ascending.
+        (n_measured,) int64 column numbers of the kept genes, ascending.
     """
     import torch
 
@@ -247,7 +262,7 @@ def distorted(x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor
 def centred(vectors: Float32) -> Float32:
     """Return vectors with the mean removed, scaled to a root mean square of 1 per entry.
 
-    Language models put all texts into a narrow cone: the common direction says nothing about a gene.
+    Text models place all texts in a narrow cone. The common direction carries no information about a gene.
     """
     v = vectors - vectors.mean(axis=0)
     norms = np.linalg.norm(v, axis=1, keepdims=True)
@@ -255,7 +270,7 @@ def centred(vectors: Float32) -> Float32:
 
 
 def leading(vectors: Float32) -> Float32:
-    """Return vectors (n, dim) in their ``TEXT_RANK`` principal axes; as they are where they have no more."""
+    """Return vectors (n, dim) in their first ``TEXT_RANK`` principal axes; unchanged if dim is smaller."""
     if vectors.shape[1] <= TEXT_RANK:
         return vectors
     _, axes = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors)

@@ -1,4 +1,4 @@
-"""The cell space: class-balanced discriminant axes of expression profiles, in closed form."""
+"""The cell space: class-balanced discriminant axes of expression profiles, solved in closed form."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from scvec.encoders.statistics import (
 __all__ = ["Axes", "DiscriminantEncoder"]
 
 
-#: Sizes of the two gene sets: the most variable genes, and the genes that separate the classes best. On
-#: development pairs (docs/benchmarks.md) the mean macro-F1 is flat from 200 to 800 for the second.
+#: Sizes of the two gene sets: the most variable genes, and the genes that separate the classes best. On the
+#: development pairs (docs/benchmarks.md) the mean macro-F1 is flat from 200 to 800 genes in the second set.
 N_VARIABLE, N_SEPARATING = 3000, 400
-#: Added to the within-class variance of every gene, as a multiple of the mean one. Flat from 1 to 4.
+#: Ridge added to the within-class variance of every gene, as a multiple of the mean variance. The result is
+#: flat from 1 to 4.
 PENALTY = 2.0
-#: Counts per this many are what a cell is scaled to.
+#: Total to which the counts of a cell are scaled.
 SCALE = 1e4
-#: Cells that are dense at a time.
+#: Cells that are converted to a dense matrix at a time.
 BLOCK = 4096
 
 
@@ -39,19 +40,24 @@ BLOCK = 4096
 class Axes:
     """Discriminant axes over one set of genes.
 
-    With ``z`` the profile of a cell (:class:`scvec.encoders.statistics.Profile`, length 1), its coordinates
-    are ``(z - mean) @ weights``, and its part of the cell vector is these, scaled to length 1.
+    Let ``z`` be the profile of a cell, scaled to length 1 (:class:`scvec.encoders.statistics.Profile`). Its
+    coordinates are ``(z - mean) @ weights``. The cell vector holds them scaled to length 1.
 
     Attributes
     ----------
     genes
-        (n,) int64 numbers of the genes, ascending.
+        (n,) int64 column numbers of the genes, ascending.
     profile
-        Of these genes.
+        Profile of these genes.
     mean
-        (n,) float32 mean over classes of their mean profiles.
+        (n,) float32 mean of the mean profiles of the classes.
     weights
         (n, n_axes) float32.
+
+    Raises
+    ------
+    ValueError
+        If the arrays differ in their number of genes.
     """
 
     genes: Int64
@@ -66,12 +72,21 @@ class Axes:
 
     @classmethod
     def fit(cls, X: Any, genes: Int64, labels: Int64) -> Axes:
-        """Learn from the cells ``X`` (n_cells, n) CSR over the genes; ``labels`` (n_cells,) int64, all >= 0.
+        """Solve for the axes.
 
-        Fisher's discriminant with every class counting alike and a ridge on the within-class covariance
-        (Friedman 1989, doi:10.1080/01621459.1989.10478752): the axes span the whitened class means. Solved
-        for cells or for genes, whichever are fewer. One cell a class leaves no within-class covariance: the
-        axes then span the class means as they are.
+        This is Fisher's discriminant with equal class weights and a ridge on the within-class covariance
+        (Friedman 1989, doi:10.1080/01621459.1989.10478752). The axes span the whitened class means. The
+        linear system has the size of cells or genes, whichever are fewer. With one cell per class there is
+        no within-class covariance, and the axes span the unwhitened class means.
+
+        Parameters
+        ----------
+        X
+            (n_cells, n) CSR float32 log1p CP10k over ``genes``.
+        genes
+            (n,) int64 column numbers.
+        labels
+            (n_cells,) int64 class numbers, all >= 0.
         """
         from scipy.linalg import solve
 
@@ -90,7 +105,7 @@ class Axes:
         Z *= np.sqrt(1.0 / (n_classes * counts[codes])).astype(np.float32)[:, None]
         within = float(np.einsum("ij,ij->", Z, Z, dtype=np.float64))
         ridge = PENALTY * max(within, 1e-6 * float((between**2).sum()), 1e-12) / n_genes
-        # Products in single precision: their error is far below the ridge, the time a half.
+        # Single precision halves the time of the products. Its error is far below the ridge.
         if n_cells < n_genes:
             gram = (Z @ Z.T).astype(np.float64)
             gram[np.diag_indices_from(gram)] += ridge
@@ -107,7 +122,7 @@ class Axes:
         return cls(genes, profile, center.astype(np.float32), np.ascontiguousarray(weights, dtype=np.float32))
 
     def encode(self, cells: CellChunk) -> tuple[Float32, Float32]:
-        """Return (n, n_axes) float32 unit vectors and (n,) their lengths before, of cells over the genes."""
+        """Return unit vectors (n, n_axes) float32 of cells over ``genes``, and their lengths (n,) float32."""
         there = cells.measured
         found = self.profile.unit_product(cells, self.weights) - self.mean[there] @ self.weights[there]
         lengths = np.maximum(np.linalg.norm(found, axis=1), 1e-6).astype(np.float32)
@@ -116,20 +131,20 @@ class Axes:
 
 @encoder("discriminant", refits=True)
 class DiscriminantEncoder:
-    """Cell vectors in which cells of one class lie in one direction.
+    """Discriminant cell vectors: cells of one class point in similar directions.
 
-    Two sets of discriminant axes (:class:`Axes`), one over the most variable genes and one over the genes
-    whose class means differ most for their spread within classes, both among the genes that were measured.
-    Cells are scaled to counts per ten thousand over the measured genes first, so that a panel and a whole
-    transcriptome are on one scale. The two unit vectors are put side by side and scaled to length 1: the
-    cosine of two cells is the mean of both cosines.
+    The encoder has two sets of discriminant axes (:class:`Axes`), both over measured genes. One set uses the
+    most variable genes. The other uses the genes with the largest variance between classes relative to the
+    variance within. Cells are first scaled to counts per ten thousand over the measured genes, so that panels
+    and whole transcriptomes are on the same scale. The two unit vectors are concatenated and scaled to length
+    1: the cosine of two cells is the mean of the two cosines.
 
     Parameters
     ----------
     scores
-        (n_genes,) of :func:`scvec.encoders.statistics.variability`, over all genes of the reference.
+        (n_genes,) scores of :func:`scvec.encoders.statistics.variability`, over all genes of the reference.
     axes
-        Where trained.
+        Trained axes; empty for an untrained encoder.
     """
 
     name: str
@@ -137,12 +152,12 @@ class DiscriminantEncoder:
     def __init__(self, scores: npt.NDArray[np.floating], axes: tuple[Axes, ...] = ()) -> None:
         self.variability = np.asarray(scores, dtype=np.float32)
         self.axes = axes
-        #: Length of a cell vector: at most twice the number of classes less one.
+        #: Dimension of a cell vector: at most 2 * (n_classes - 1).
         self.embed_dim = sum(a.weights.shape[1] for a in axes)
 
     @classmethod
     def new(cls, material: Material) -> DiscriminantEncoder:
-        """Return an encoder that knows how variable genes are."""
+        """Return an untrained encoder with the variability scores of the genes."""
         if material.variability is not None:
             return cls(material.variability)
         counted = StatisticsAccumulator(material.cells.X.shape[1])
@@ -151,7 +166,7 @@ class DiscriminantEncoder:
 
     @property
     def genes(self) -> Int64:
-        """Numbers of the genes that the vectors are made of, ascending."""
+        """Column numbers of the genes that the axes use, (n,) int64, ascending."""
         return np.unique(np.concatenate([a.genes for a in self.axes]))
 
     def fit(
@@ -162,7 +177,14 @@ class DiscriminantEncoder:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> None:
-        """Choose genes among those measured and solve for the axes. Nothing is drawn: ``seed`` is not used.
+        """Choose genes among the measured genes and solve for the axes.
+
+        Parameters
+        ----------
+        labels
+            (n,) int64 class numbers; -1 marks an unlabelled cell.
+        seed
+            Not used: the solution is deterministic.
 
         Raises
         ------
@@ -184,7 +206,7 @@ class DiscriminantEncoder:
         usable = np.flatnonzero(measured & np.isfinite(self.variability))
         if len(usable) == 0:
             raise InputError(
-                "no gene that was measured varies in the reference",
+                "no measured gene varies in the reference",
                 fix="check the gene names",
                 code="genes-not-recognised",
             )
@@ -203,23 +225,34 @@ class DiscriminantEncoder:
         self.embed_dim = sum(a.weights.shape[1] for a in axes)
 
     def read(self, chunk: CellChunk) -> CellChunk:
-        """Return the cells over :attr:`genes`, scaled over all genes that were measured."""
+        """Return the cells over :attr:`genes`, scaled to CP10k over all measured genes."""
         genes = self.genes
         return CellChunk(rescaled(chunk.X, chunk.measured, genes), chunk.measured[genes])
 
     def encode_read(self, known: CellChunk) -> Float32:
-        """Return (n, embed_dim) float32 vectors of length 1 of what :meth:`read` returned."""
+        """Return (n, embed_dim) float32 unit vectors of the cells that :meth:`read` returned."""
         parts = [axes.encode(self._over(axes, known))[0] for axes in self.axes]
         return np.asarray(np.hstack(parts) / np.sqrt(len(parts)), dtype=np.float32)
 
     def encode(self, chunk: CellChunk) -> Float32:
-        """Return (n, embed_dim) float32 vectors of length 1 of cells over all genes of the reference."""
+        """Return (n, embed_dim) float32 unit vectors of cells over all genes of the reference."""
         return self.encode_read(self.read(chunk))
 
     def shares(self, chunk: CellChunk, directions: Float64) -> Float64:
-        """Return (n, n_genes) what each gene adds to cell vector times direction, given the vector's length.
+        """Return the contribution of each gene to the dot product of cell vector and direction.
 
-        The cell is compared with the mean profile of all classes, gene by gene.
+        The length of the cell vector is treated as a constant. Each gene of a cell is compared with the mean
+        profile over all classes.
+
+        Parameters
+        ----------
+        directions
+            (n, embed_dim) float64, one direction per cell.
+
+        Returns
+        -------
+        ndarray
+            (n, n_genes) float64.
         """
         known = self.read(chunk)
         found = np.zeros((len(chunk), len(self.variability)))
@@ -247,13 +280,19 @@ class DiscriminantEncoder:
 
     @classmethod
     def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> DiscriminantEncoder:
-        """Rebuild from :meth:`state`."""
+        """Rebuild from :meth:`state`.
+
+        Raises
+        ------
+        ValueError
+            If the state has no axes, or axes over unknown genes.
+        """
         scores = tensors["variability"]
         axes = []
         for i in range(int(meta["n_sets"])):
             genes = tensors[f"{i}.genes"].astype(np.int64)
             if len(genes) == 0 or genes.min() < 0 or genes.max() >= len(scores):
-                raise ValueError("axes of genes that the reference does not have")
+                raise ValueError("the axes use genes that the reference does not have")
             profile = Profile.from_state(
                 {name: tensors[f"{i}.{name}"] for name in ("profile.mean", "profile.spread")}
             )
@@ -264,19 +303,28 @@ class DiscriminantEncoder:
 
 
 def rescaled(X: Any, measured: npt.NDArray[np.bool_], genes: Int64 | None = None) -> Any:
-    """Return log1p CP10k over the measured genes, of cells (n, n_genes) CSR of log1p CP10k over more.
+    """Return cells scaled to log1p CP10k over the measured genes.
 
     Parameters
     ----------
+    X
+        (n, n_genes) CSR float32 log1p CP10k over all genes. Not changed.
+    measured
+        (n_genes,) bool.
     genes
-        Numbers of the columns to return; all when None.
+        Column numbers to return; None for all.
+
+    Returns
+    -------
+    csr
+        (n, n_genes or len(genes)) float32.
     """
     linear = np.expm1(X.data)
     counted = linear if measured.all() else np.where(measured[X.indices], linear, np.float32(0.0))
     sums = np.add.reduceat(np.append(counted, 0.0).astype(np.float64), X.indptr[:-1].astype(np.int64))
     factor = np.where(sums > 0, SCALE / np.maximum(sums, 1e-12), 0.0)
     found = type(X)((counted, X.indices, X.indptr), shape=X.shape)
-    # A copy either way: zeros are taken out in place, and the cells given stay as they are.
+    # Both branches copy, because zeros are removed in place below and X must not change.
     found = found.copy() if genes is None else found[:, genes]
     per_value = np.repeat(factor.astype(np.float32), np.diff(found.indptr))
     found.data = np.log1p(found.data * per_value).astype(np.float32)
@@ -285,9 +333,16 @@ def rescaled(X: Any, measured: npt.NDArray[np.bool_], genes: Int64 | None = None
 
 
 def separation(X: Any, labels: Int64) -> Float64:
-    """Return (n_genes,) variance of the class means over the variance within classes, of cells X CSR.
+    """Return (n_genes,) float64 ratios of variance between class means to variance within classes.
 
-    Classes count alike; ``MIN_SPREAD`` keeps genes that hardly vary from having the largest ratios.
+    All classes have equal weight. ``MIN_SPREAD`` prevents large ratios for genes that hardly vary.
+
+    Parameters
+    ----------
+    X
+        (n, n_genes) CSR log1p CP10k.
+    labels
+        (n,) int64 class numbers; -1 marks an unlabelled cell.
     """
     means, within = class_moments(X, labels)
     ratio: Float64 = means.var(axis=0) / (within + MIN_SPREAD**2)

@@ -1,4 +1,4 @@
-"""Training loops shared by the encoders and heads that learn by gradient descent."""
+"""Training loop of the encoders and heads that learn by gradient descent."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Schedule", "class_weights", "train"]
 
-#: Small references see each cell more often: fewer steps than this leave the start in the result.
+#: Fewer steps than this leave the result close to its random start, also for small references.
 MIN_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long a training goes on.
+    """Length of a training.
 
     Attributes
     ----------
+    epochs, batch_size
+        Passes over the cells, and cells per step.
+    lr
+        Largest learning rate of the schedule.
     min_steps, max_steps
-        Large references see each cell less often: their gradient needs no more steps than this.
+        Limits on the number of steps. Small references see each cell in more epochs, large ones in fewer.
     """
 
     epochs: int
@@ -42,10 +46,10 @@ class Schedule:
 
 
 def class_weights(labels: npt.NDArray[np.int64], n_classes: int) -> npt.NDArray[np.float64]:
-    """Return (n,) sampling weights, one over the square root of each label's count.
+    """Return (n,) float64 sampling weights: one over the square root of the number of cells of the label.
 
-    Half-way between the natural frequencies, which drown rare types, and equal ones, which inflate them.
-    Unlabelled cells (-1) get weight 0.
+    This is a compromise: natural frequencies neglect rare types, and equal frequencies exaggerate them.
+    Unlabelled cells (-1) get weight 0. The weights sum to 1.
     """
     labelled = labels >= 0
     counts = np.bincount(labels[labelled], minlength=n_classes)
@@ -71,7 +75,7 @@ def train(
     parameters
         Parameter groups for AdamW.
     loss
-        Called with row numbers (batch_size,) int64 of the cells in a batch.
+        Takes the row numbers (batch_size,) int64 of a batch and returns a scalar tensor.
     weights
         (n,) float64 sampling weights that sum to 1.
     """
@@ -79,7 +83,7 @@ def train(
 
     n_steps = schedule.n_steps(len(weights))
     rng = np.random.default_rng(seed)
-    # What rng.choice(p=weights) draws, without checking and adding up all weights at every step.
+    # Draws the same rows as rng.choice(p=weights), but checks and sums the weights only once.
     upto = np.cumsum(weights)
     upto /= upto[-1]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.lr, fused=True)

@@ -1,4 +1,4 @@
-"""Control: principal components of the standardised cells. No text at all."""
+"""Control without text: principal components of the standardised cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scvec.encoders.statistics import MIN_SD, GeneStatistics, StatisticsAccumula
 
 __all__ = ["CLIP", "PCAEncoder", "Scaling"]
 
-#: Largest z-score. No option: a saved encoder that forgot it would give other vectors.
+#: Largest z-score. Saved encoders do not store it, so it must not become an option.
 CLIP = 5.0
 
 
@@ -23,7 +23,7 @@ CLIP = 5.0
 class Scaling:
     """z-scores by the reference's mean and standard deviation, clipped to ``[-CLIP, CLIP]``.
 
-    A gene that a data set did not measure is set to 0, the reference's mean: it says nothing.
+    A gene that a data set did not measure gets 0, the mean of the reference.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Scaling:
 
     @classmethod
     def from_statistics(cls, stats: GeneStatistics) -> Scaling:
-        """Use the statistics of a reference."""
+        """Return the scaling of a reference."""
         sd = np.maximum(stats.sd, MIN_SD)
         return cls(stats.mean.astype(np.float32), sd.astype(np.float32))
 
@@ -66,8 +66,8 @@ class Scaling:
     def product(self, chunk: CellChunk, G: Float32) -> Float32:
         """Return z-scores times ``G`` (n_genes, dim), as (n, dim) float32.
 
-        Sparse cells stay sparse: Z = zero + difference, and the difference is non-zero only where there are
-        counts. A row's result depends on that row alone, whatever else is in the chunk.
+        The cells stay sparse: z-scores are ``zero`` plus a difference that is non-zero only where there are
+        counts. The result of a cell does not depend on the other cells of the chunk.
         """
         G = np.ascontiguousarray(G * chunk.measured[:, None], dtype=np.float32)
         zero, X = self.zero, chunk.X
@@ -83,14 +83,14 @@ class Scaling:
 
 @encoder("pca")
 class PCAEncoder:
-    """The first principal components of z-scored expression, as scanpy's ``pp.scale`` and ``tl.pca``.
+    """First principal components of z-scored expression, as in scanpy's ``pp.scale`` and ``tl.pca``.
 
     Parameters
     ----------
     scaling
-        Standardisation of the reference.
+        Mean and standard deviation of the reference.
     embed_dim
-        Number of components; fewer when there are fewer cells or genes.
+        Number of components, at most the number of cells and of genes.
     """
 
     name: str
@@ -102,7 +102,7 @@ class PCAEncoder:
 
     @classmethod
     def new(cls, material: Material) -> PCAEncoder:
-        """Return an encoder that standardises cells by those it will be trained on."""
+        """Return an encoder whose scaling is learned from the training cells."""
         counted = StatisticsAccumulator(material.cells.X.shape[1])
         counted.add(material.cells.X)
         return cls(Scaling.from_statistics(counted.result()))
@@ -115,13 +115,13 @@ class PCAEncoder:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> None:
-        """Find the components; labels are not used."""
+        """Compute the components; labels are not used."""
         from sklearn.decomposition import PCA
 
         Z = np.concatenate([self.scaling.dense(chunk) for chunk in chunks])
         self.embed_dim = min(self.embed_dim, *Z.shape)
         pca = PCA(self.embed_dim, random_state=seed).fit(Z)
-        # The mean of z-scores is about 0 by construction, and a shift of all cells alike moves no neighbour.
+        # PCA's own mean is left out: z-scores have mean 0, and a common shift changes no neighbours.
         self.components = np.ascontiguousarray(pca.components_.T, dtype=np.float32)
 
     def encode(self, chunk: CellChunk) -> Float32:
@@ -129,7 +129,18 @@ class PCAEncoder:
         return self.scaling.product(chunk, self.components)
 
     def shares(self, chunk: CellChunk, directions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return (n, n_genes) what each gene adds to cell vector times direction (n, embed_dim)."""
+        """Return the contribution of each gene to the dot product of cell vector and direction.
+
+        Parameters
+        ----------
+        directions
+            (n, embed_dim) float64, one direction per cell.
+
+        Returns
+        -------
+        ndarray
+            (n, n_genes) float64.
+        """
         weights = directions @ self.components.T.astype(np.float64)
         return np.asarray(self.scaling.dense(chunk) * weights, dtype=np.float64)
 
@@ -139,7 +150,13 @@ class PCAEncoder:
 
     @classmethod
     def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> PCAEncoder:
-        """Rebuild from :meth:`state`."""
+        """Rebuild from :meth:`state`.
+
+        Raises
+        ------
+        ValueError
+            If the arrays do not fit each other.
+        """
         scaling = Scaling.from_state(tensors)
         encoder = cls(scaling, embed_dim=int(meta["embed_dim"]))
         encoder.components = tensors["components"]

@@ -1,4 +1,4 @@
-"""scInterpreter's idea: a frozen language model reads the genes of a cell, and its last state is the cell."""
+"""Encoder after scInterpreter: a frozen language model reads a cell's genes; its last state is the vector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from scvec.encoders.slots import Slots, packed, ranked, split
 
 __all__ = ["ORDERS", "Batch", "PromptEncoder", "PromptOptions", "held_out_rows"]
 
-#: Divides log1p CP10k, which ends at 9.2, before it is embedded.
+#: Divisor of log1p CP10k values, whose maximum is 9.2, before they are embedded.
 VALUE_SCALE = 5.0
 
 
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, slots: Slots, device: str) -> Batch:
-        """Copy slots to a device; to a GPU from pinned memory, without waiting."""
+        """Copy slots to a device. The copy to a GPU is asynchronous, from pinned memory."""
         parts = (torch.from_numpy(a) for a in (slots.genes, slots.values, slots.mask))
         if device == "cpu":
             return cls(*parts)
@@ -49,19 +49,24 @@ class Batch(NamedTuple):
 
 
 class PromptNetwork(nn.Module):
-    """From slots to the language model's last state, and from that to class scores.
+    """Maps gene slots to the last state of the language model, and this state to class scores.
 
-    What is read is one sequence a cell: a part that all cells share, the cell's gene slots, padding, and a
-    part that all share at the end, of which the last place is read. Padding stands in the middle: the mask
-    hides it from every later place, and positions are counted over what is not hidden, so a cell's vector is
-    that of the cell alone.
+    The model reads one sequence per cell: a prefix common to all cells, the gene slots of the cell, padding,
+    and a common suffix. The state at the last place is the cell vector. The mask hides the padding from the
+    suffix, and positions are counted without it. The vector of a cell is thus independent of its batch.
 
     Parameters
     ----------
     text
         (n_genes, text_dim) float32 text vectors, centred.
+    n_classes
+        Number of classes of the head.
+    order, instruction
+        As in :class:`PromptOptions`.
     language_model
         None for the order ``none``.
+    seed
+        Seed of the initial weights.
     """
 
     text: Tensor
@@ -80,12 +85,12 @@ class PromptNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.order = order
-        # Not a child: what is frozen is neither saved nor counted among the parameters.
+        # In a list, so that torch does not register the frozen model as a submodule with parameters.
         self._lm: list[LanguageModel] = [] if language_model is None else [language_model]
         width = text.shape[1] if language_model is None else language_model.dim
         words = self._words(instruction)
-        # Slots start as loud as words are: the frozen model knows no others.
-        loudness = float(words.float().pow(2).mean().sqrt()) if len(words) else 1.0
+        # Slots start with the scale of word vectors, the only inputs that the frozen model was trained on.
+        scale = float(words.float().pow(2).mean().sqrt()) if len(words) else 1.0
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("words", words, persistent=False)
         with torch.random.fork_rng(devices=[]):
@@ -96,9 +101,9 @@ class PromptNetwork(nn.Module):
             )
             self.value = nn.Sequential(nn.Linear(1, 64), nn.GELU(), nn.Linear(64, width))
             self.norm = nn.LayerNorm(width)
-            self.class_token = nn.Parameter(torch.randn(width) * loudness)
+            self.class_token = nn.Parameter(torch.randn(width) * scale)
             self.head = nn.Linear(width, n_classes)
-        nn.init.constant_(self.norm.weight, loudness)
+        nn.init.constant_(self.norm.weight, scale)
         adapters = {} if language_model is None else language_model.adapters
         self.adapters = nn.ParameterDict({name.replace(".", "/"): p for name, p in adapters.items()})
 
@@ -113,26 +118,26 @@ class PromptNetwork(nn.Module):
         return torch.zeros(0, 1) if lm is None else lm.embed(lm.tokens(instruction)).float().cpu()
 
     def gene_table(self) -> Tensor:
-        """Return (n_genes, width) float32: every gene's projected text vector, without its value."""
+        """Return the projected text vectors of all genes, (n_genes, width) float32, without values."""
         projected: Tensor = self.project(self.text)
         return projected
 
     def slots(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return (n, length, width) float32 gene slots, zero where padded."""
-        if table is None:  # a batch has fewer genes than there are
+        if table is None:  # project only the genes of this batch
             used, where = torch.unique(batch.genes, return_inverse=True)
             genes = F.embedding(where, self.project(self.text[used]))
         else:
             genes = F.embedding(batch.genes, table)
         values = (batch.values / VALUE_SCALE).unsqueeze(-1)
-        # In the published code the value is a factor; in the paper it is told beside the gene.
+        # The published code multiplies the gene by its value; the paper adds an embedding of the value.
         slots: Tensor = (
             self.norm(genes) * values if self.order == "code" else self.norm(genes + self.value(values))
         )
         return slots.masked_fill(~batch.mask.unsqueeze(-1), 0.0)
 
     def mean_slot(self, batch: Batch) -> Tensor:
-        """Return (n, width) float32 the mean of each cell's slots; zero of a cell without genes."""
+        """Return (n, width) float32 means of the slots of each cell; zeros for a cell without genes."""
         counts = batch.mask.sum(dim=1, keepdim=True).clamp(min=1)
         mean: Tensor = self.slots(batch).sum(dim=1) / counts
         return mean
@@ -143,9 +148,9 @@ class PromptNetwork(nn.Module):
         Parameters
         ----------
         table
-            What :meth:`gene_table` returns, where it has been computed for many batches.
+            The result of :meth:`gene_table`, to reuse it for many batches.
         prefix
-            What :meth:`prefix` returns: the instruction need not be read again.
+            The result of :meth:`prefix`, so that the model does not read the instruction again.
         """
         lm = self.language_model
         if lm is None:
@@ -155,8 +160,8 @@ class PromptNetwork(nn.Module):
         n = len(slots)
         token = self.class_token.expand(n, 1, -1)
         words = self.words.expand(n, -1, -1)
-        # The start token comes first in both orders: it also keeps the first gene slot from being alone with
-        # nothing to attend to where a cell has no genes at all.
+        # The start token comes first in both orders. It gives the first slot something to attend to, also
+        # for a cell without genes.
         before, after = (words, token) if self.order == "paper" else (words[:, :1], words[:, 1:])
         ones = _ones_like(batch.mask)
         mask = torch.cat([ones(before.shape[1]), batch.mask, ones(after.shape[1])], dim=1)
@@ -175,9 +180,10 @@ class PromptNetwork(nn.Module):
         return logits
 
     def prefix(self) -> Any:
-        """Return keys and values of the instruction, computed once for all cells; None where there are none.
+        """Return keys and values of the instruction, computed once for all cells, or None.
 
-        Only the order ``paper`` begins with it, and only plain attention layers keep what can be shared.
+        Only the order ``paper`` begins with the instruction, and only plain attention layers have keys and
+        values that cells can share.
         """
         lm = self.language_model
         if lm is None or self.order != "paper":
@@ -189,9 +195,9 @@ def _ones_like(mask: Tensor) -> Callable[[int], Tensor]:
     return lambda length: mask.new_ones(len(mask), length)
 
 
-#: ``paper``: instruction, genes, class token (Li et al. 2024, scInterpreter, arXiv:2402.12405). ``code``:
-#: genes scaled by their values, then the instruction, of which the last token is read, as the code
-#: published with it does. ``none``: no language model, the mean of the gene slots.
+#: ``paper``: instruction, genes, class token (Li et al. 2024, scInterpreter, arXiv:2402.12405). ``code``, as
+#: in the code of that paper: genes multiplied by their values, then the instruction, whose last token gives
+#: the vector. ``none``: the mean of the gene slots, without a language model.
 PromptOrder = Literal["paper", "code", "none"]
 ORDERS: tuple[PromptOrder, ...] = ("paper", "code", "none")
 
@@ -201,14 +207,14 @@ INSTRUCTION = (
     "the genes alone what type of cell this is."
 )
 
-#: Genes of a cell that are read where nothing else is asked for, per device.
+#: Default number of genes per cell, for each device.
 N_GENES = {"cuda": 2048, "cpu": 256}
-#: Cells that are seen in an epoch at most, per device: a frozen model of 135M parameters takes half a second
-#: a cell on one CPU core.
+#: Largest number of cells in an epoch, for each device. A frozen model of 135M parameters needs half a second
+#: per cell on one CPU core.
 EPOCH_CELLS = {"cuda": 8192, "cpu": 384}
-#: Cells of a step, per device: where cells are dear, more steps of fewer learn more.
+#: Cells per optimizer step, for each device. With few cells per epoch, more and smaller steps learn more.
 BATCH = {"cuda": 64, "cpu": 16}
-#: Cells that are computed at once at first, per device.
+#: Initial number of cells computed at once, for each device. It is halved when memory runs out.
 MICRO_BATCH = {"cuda": 32, "cpu": 16}
 
 
@@ -219,21 +225,30 @@ class PromptOptions:
     Attributes
     ----------
     n_genes
-        Genes of a cell that are read.
+        Largest number of genes that the model reads per cell.
+    order
+        Order of the prompt, one of :data:`ORDERS`.
     lora
         Rank of the low-rank adapters trained inside the language model (needs ``peft``); 0 for none.
     epochs
-        Epochs at most; 0 leaves projector and class token as they start (a control).
+        Largest number of epochs; 0 leaves projection and class token untrained (a control).
     epoch_cells
-        Cells drawn in an epoch at most, class-balanced.
+        Largest number of cells drawn in an epoch, class-balanced.
     batch_size
-        Cells of a step of the optimizer. As many at once as fit the memory: ``micro_batch`` at first.
+        Cells per optimizer step.
+    micro_batch
+        Cells computed at once at first. It is halved when memory runs out; steps keep their size.
     patience
-        Epochs without a better held-out macro-F1 after which training ends.
+        Training stops after this many epochs without a better held-out macro-F1.
     warm_steps
-        Steps that the projection learns by itself before the language model reads it.
+        Steps of the projection alone, before the language model reads its output.
     gene_drop
         Largest fraction of the genes of a cell that a step leaves out.
+
+    Raises
+    ------
+    InputError
+        If a value is out of range, or ``lora`` is given with the order ``none``.
     """
 
     n_genes: int = 256
@@ -256,7 +271,8 @@ class PromptOptions:
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             fix = f"orders: {', '.join(ORDERS)}"
-            raise InputError(f"there is no prompt order {self.order!r}", "--prompt-order", fix)
+            what = f"there is no prompt order {self.order!r}"
+            raise InputError(what, "--prompt-order", fix, code="unknown-choice")
         for name, least in (("n_genes", 1), ("lora", 0), ("epochs", 0), ("epoch_cells", 1)):
             if getattr(self, name) < least:
                 option = "--" + name.replace("_", "-")
@@ -268,7 +284,7 @@ class PromptOptions:
                 )
         if self.lora and self.order == "none":
             raise InputError(
-                "there is no language model to adapt where the order is none", "--lora", "leave it out"
+                "the order none uses no language model that could be adapted", "--lora", "leave it out"
             )
 
     @classmethod
@@ -281,7 +297,7 @@ class PromptOptions:
         lora: int = 0,
         epochs: int | None = None,
     ) -> PromptOptions:
-        """Return options that suit ``cpu`` or ``cuda``; None stands for the default there."""
+        """Return options for ``cpu`` or ``cuda``; None means the default of the device."""
         return cls(
             n_genes=N_GENES[device] if n_genes is None else n_genes,
             order=order,  # type: ignore[arg-type]  # checked at once
@@ -297,12 +313,12 @@ class PromptOptions:
         return asdict(self)
 
 
-#: Of the file; another one is not read.
+#: Format of checkpoint files. Files of another format are refused.
 FORMAT = "scvec prompt training 1"
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any], *, made_of: str) -> None:
-    """Replace a checkpoint: whoever is killed meanwhile leaves the old one.
+    """Replace a checkpoint atomically: a process killed meanwhile leaves the old file.
 
     Parameters
     ----------
@@ -311,7 +327,12 @@ def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any],
     record
         JSON values.
     made_of
-        Fingerprint of all that the training depends on.
+        Fingerprint of all input of the training.
+
+    Raises
+    ------
+    ResourceError
+        If the file cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -332,12 +353,13 @@ def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any],
 
 
 def load_checkpoint(path: Path, *, made_of: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return (tensors, record), or None where there is no file.
+    """Return (tensors, record), or None if there is no file.
 
     Raises
     ------
     StoreError
-        If it cannot be read, or is of a training on other cells, genes, vectors, options or another model.
+        If the file cannot be read, or belongs to a training with other cells, genes, vectors, options or
+        another model.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -348,7 +370,7 @@ def load_checkpoint(path: Path, *, made_of: str) -> tuple[dict[str, Any], dict[s
             if header.get("format") != FORMAT:
                 raise StoreError("this is not a checkpoint of the prompt encoder", str(path), fix)
             if header.get("made_of") != made_of:
-                what = "the checkpoint is of another training: other cells, genes, vectors, options or model"
+                what = "the checkpoint is of a training with other cells, genes, vectors, options or model"
                 raise StoreError(what, str(path), fix, code="model-changed")
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
             return tensors, json.loads(header["record"])
@@ -365,21 +387,35 @@ STAGE = "training the prompt encoder"
 def held_out_rows(
     labels: Int64, batches: npt.NDArray[np.str_] | None, *, most: int, seed: int
 ) -> tuple[Int64, str]:
-    """Return the cells that tell when to stop, and how they were chosen: ``batch`` or ``cells``.
+    """Choose the held-out cells for early stopping.
 
-    Of three batches or more the one nearest to a sixth of the cells, if no more than a third; of fewer, a
-    tenth of each label's cells, since half of them would be too much to do without. Cells of labels that
-    nothing else has tell nothing.
+    With three batches or more, one whole batch is held out: the batch whose size is nearest to a sixth of the
+    cells, if it has at most a third of them. Its labels that no other batch has are left out. Otherwise a
+    tenth of the cells of each label is held out, because one of two batches would be too much to lose.
+
+    Parameters
+    ----------
+    labels
+        (n,) int64 class numbers; -1 marks an unlabelled cell.
+    batches
+        (n,) str batch of each cell, or None.
+    most
+        Largest number of cells.
+
+    Returns
+    -------
+    tuple
+        Row numbers (m,) int64, ascending, and ``"batch"`` or ``"cells"``.
     """
     rng = np.random.default_rng([seed, 1])
     labelled = np.flatnonzero(labels >= 0)
     held, how = np.zeros(len(labels), dtype=bool), "cells"
-    of = np.zeros(len(labels), dtype=str) if batches is None else batches
-    names, sizes = np.unique(of[labelled], return_counts=True)
-    shares = sizes / max(1, len(labelled))
-    if len(names) >= 3 and (shares <= 1 / 3).any():
-        best = int(np.abs(np.where(shares <= 1 / 3, shares, np.inf) - 1 / 6).argmin())
-        held, how = (of == names[best]) & (labels >= 0), "batch"
+    batch_of = np.zeros(len(labels), dtype=str) if batches is None else batches
+    names, sizes = np.unique(batch_of[labelled], return_counts=True)
+    fractions = sizes / max(1, len(labelled))
+    if len(names) >= 3 and (fractions <= 1 / 3).any():
+        best = int(np.abs(np.where(fractions <= 1 / 3, fractions, np.inf) - 1 / 6).argmin())
+        held, how = (batch_of == names[best]) & (labels >= 0), "batch"
         held &= np.isin(labels, np.unique(labels[~held & (labels >= 0)]))
     if not held.any():
         how = "cells"
@@ -392,7 +428,7 @@ def held_out_rows(
 
 @contextmanager
 def _accelerator(device: str, precision: str) -> Iterator[Any]:
-    """Yield an Accelerator, and leave the process as it was: its state is the library's, of which one is."""
+    """Yield an Accelerator, and reset the global state of accelerate afterwards if it was created here."""
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
@@ -410,7 +446,7 @@ def _accelerator(device: str, precision: str) -> Iterator[Any]:
 
 
 class _Tools(NamedTuple):
-    """What the library prepared, and the instruction, read once."""
+    """Network, optimizer and schedule as accelerate prepared them, and the prefix of the instruction."""
 
     accelerator: Any
     made: Any
@@ -429,12 +465,16 @@ class Trainer:
         (n, n_genes) CSR cells, log1p CP10k.
     labels
         (n,) int64 class numbers, -1 for none.
+    batches
+        (n,) str batch of each cell, or None.
     checkpoint
-        File that holds how far it came, after each epoch; None for no such file.
+        File to which the progress is saved after each epoch; None saves nothing.
     made_of
-        Fingerprint of all that the result depends on.
-    notes, history
-        What a user should know, and loss and held-out macro-F1 of each epoch.
+        Fingerprint of all input of the training.
+    notes
+        Notes for the user.
+    history
+        Loss and held-out macro-F1 of each epoch.
     """
 
     network: PromptNetwork
@@ -452,7 +492,7 @@ class Trainer:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def run(self) -> None:
-        """Train; the network has the weights of the epoch of the best held-out macro-F1.
+        """Train the network, and restore the weights of the epoch with the best held-out macro-F1.
 
         Raises
         ------
@@ -463,7 +503,7 @@ class Trainer:
         most = max(16, options.epoch_cells // 4)
         held, how = held_out_rows(self.labels, self.batches, most=most, seed=self.seed)
         train = np.setdiff1d(np.flatnonzero(self.labels >= 0), held)
-        if how == "batch" and self.batches is not None:  # nothing else of that batch is seen either
+        if how == "batch" and self.batches is not None:  # training sees no other cell of that batch
             train = train[self.batches[train] != self.batches[held[0]]]
         weights = class_weights(self.labels[train], int(self.labels.max()) + 1)
         self.micro = min(options.micro_batch, options.batch_size)
@@ -479,13 +519,13 @@ class Trainer:
             total = steps * options.epochs
             schedule = get_cosine_schedule_with_warmup(optimizer, int(options.warmup * total), total)
             made, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
-            # Else the network would go on in mixed precision, and one loaded from the store would not.
+            # Otherwise this network would encode in mixed precision, and one loaded from the store in fp32.
             stack.callback(accelerator.unwrap_model, made, keep_fp32_wrapper=False)
             state = self._resume(parameters, optimizer, schedule)
             if state["epoch"] == 0 and network.language_model is not None and options.warm_steps:
                 self._warm_up(train, weights)
             best = state["best"]
-            # The instruction is the same for all cells at all steps, as the model that reads it is frozen.
+            # The model is frozen, so the prefix of the instruction is the same for all cells and steps.
             prefix = network.prefix()
             tools = _Tools(accelerator, made, optimizer, schedule, prefix)
             for epoch in range(state["epoch"], options.epochs):
@@ -499,7 +539,7 @@ class Trainer:
                 except KeyboardInterrupt:
                     if self.checkpoint is None or epoch == 0:
                         raise
-                    raise KeyboardInterrupt(f"the training is kept up to epoch {epoch}") from None
+                    raise KeyboardInterrupt(f"the training is saved up to epoch {epoch}") from None
                 self.history.append({"epoch": epoch + 1, "loss": loss, **found})
                 better = best is None or (found["macro_f1"], -found["held_out_loss"]) > tuple(state["score"])
                 if better or not len(held):
@@ -518,10 +558,10 @@ class Trainer:
     def _epoch(
         self, tools: _Tools, train: Int64, weights: npt.NDArray[np.float64], steps: range, total: int
     ) -> float:
-        """Take some steps; return their mean loss."""
+        """Take the steps of one epoch; return their mean loss."""
         options, losses = self.options, []
         for step in steps:
-            # Everything random of a step comes from its number: a resumed training needs no more.
+            # The step number seeds all random choices of the step, so a resumed training repeats them.
             rng = np.random.default_rng([self.seed, 2, step])
             rows = rng.choice(train, size=options.batch_size, p=weights)
             drop = rng.uniform(0.0, options.gene_drop)
@@ -530,17 +570,17 @@ class Trainer:
             tools.accelerator.clip_grad_norm_(tools.made.parameters(), options.max_norm)
             tools.optimizer.step()
             tools.schedule.step()
-            said = f"loss {np.mean(losses):.3f}"
+            detail = f"loss {np.mean(losses):.3f}"
             if self.history:
-                said += f", held-out macro-F1 {self.history[-1]['macro_f1']:.3f}"
-            self.progress(STAGE, step + 1, total, said)
+                detail += f", held-out macro-F1 {self.history[-1]['macro_f1']:.3f}"
+            self.progress(STAGE, step + 1, total, detail)
         return float(np.mean(losses))
 
     def _warm_up(self, train: Int64, weights: npt.NDArray[np.float64]) -> None:
-        """Teach the projection without the language model first, by the mean slot: seconds instead of hours.
+        """Train the projection on mean slots first, without the language model: seconds instead of hours.
 
-        Slots of an untrained projection are noise to the model, and a gradient through all its layers takes
-        long to change that.
+        The slots of an untrained projection are noise to the language model. Gradients through all its layers
+        would need long to change that.
         """
         network, n_classes = self.network, self.network.head.out_features
         with torch.random.fork_rng(devices=[]):
@@ -571,7 +611,7 @@ class Trainer:
         )
 
     def _vectors(self, made: Any, rows: Int64) -> Iterator[tuple[Int64, torch.Tensor]]:
-        """Yield positions in ``rows`` and vectors of cells, without gradient; fewer at once where need be."""
+        """Yield (positions in ``rows``, cell vectors) without gradient, in smaller batches if memory ends."""
         slots = ranked(self.X[rows], self.options.n_genes)
         start = 0
         with torch.no_grad():
@@ -591,7 +631,7 @@ class Trainer:
                 parts[start:] = split(parts[start:], self.micro)
 
     def _gradients(self, tools: _Tools, slots: Slots, rows: Int64) -> float:
-        """Add up the gradients of a step over as many cells at once as fit; return its loss."""
+        """Accumulate the gradients of a step over parts that fit into memory; return the loss of the step."""
         while True:
             tools.optimizer.zero_grad()
             total = 0.0
@@ -610,7 +650,7 @@ class Trainer:
             _free(self.device)
 
     def _smaller(self, error: Exception) -> None:
-        """Halve the cells computed at once where memory ran out; raise anything else again."""
+        """Halve the number of cells computed at once if memory ran out; raise any other error again."""
         from accelerate.utils.memory import should_reduce_batch_size
 
         if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
@@ -622,10 +662,12 @@ class Trainer:
                 "free memory, or give a smaller --n-genes",
             ) from error
         self.micro //= 2
-        self.notes.append(f"out of memory: went on with {self.micro} cells at once, steps as large as before")
+        self.notes.append(
+            f"out of memory: {self.micro} cells were computed at once from here; steps kept their size"
+        )
 
     def _evaluate(self, made: Any, held: Int64) -> dict[str, float]:
-        """Return macro-F1 and loss on held-out cells; 0 without any."""
+        """Return macro-F1 and loss on held-out cells; zeros if there are none."""
         if not len(held):
             return {"macro_f1": 0.0, "held_out_loss": 0.0}
         from sklearn.metrics import f1_score
@@ -635,9 +677,9 @@ class Trainer:
             for part, vectors in self._vectors(made, held):
                 scores[part] = self.network.scores(vectors).cpu()
         truth = self.labels[held]
-        said = scores.argmax(dim=1).numpy()
+        predicted = scores.argmax(dim=1).numpy()
         return {
-            "macro_f1": float(f1_score(truth, said, average="macro", labels=np.unique(truth))),
+            "macro_f1": float(f1_score(truth, predicted, average="macro", labels=np.unique(truth))),
             "held_out_loss": float(F.cross_entropy(scores, torch.from_numpy(truth))),
         }
 
@@ -662,7 +704,7 @@ class Trainer:
         )
 
     def _resume(self, parameters: dict[str, Any], optimizer: Any, schedule: Any) -> dict[str, Any]:
-        """Return where to go on: at the start, or after the last epoch that a checkpoint has."""
+        """Return the state to continue from: the start, or the last epoch of a checkpoint."""
         start = {"epoch": 0, "stale": 0, "best": None, "best_epoch": 0, "score": [-1.0, 0.0]}
         found = None
         if self.checkpoint is not None:
@@ -682,7 +724,10 @@ class Trainer:
         schedule.load_state_dict({**record["schedule"], "lr_lambdas": [None]})
         best = {name: tensors[f"best.{name}"].to(self.device) for name in parameters}
         self.micro, self.history = int(record["micro"]), list(record["history"])
-        self.notes += [*record["notes"], f"went on after epoch {record['epoch']} of an earlier run"]
+        self.notes += [
+            *record["notes"],
+            f"continued after epoch {record['epoch']} of an earlier run",
+        ]
         kept = {key: record[key] for key in ("epoch", "stale", "best_epoch", "score")}
         return {**start, **kept, "best": best}
 
@@ -692,26 +737,26 @@ def _free(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-#: Cells of a reference that are held out for calibration at most, per device: each is encoded several times.
+#: Largest number of cells held out for calibration, for each device. Each is encoded several times.
 HELD_OUT = {"cuda": 5000, "cpu": 120}
 
 
-#: Encoders of folds, which only calibration sees, train for this fraction of the epochs.
+#: Fraction of the epochs that encoders of calibration folds train for.
 FOLD_EPOCHS = 1 / 3
-#: Language model where none is named.
+#: Default language model.
 DEFAULT_LLM = "smollm2"
 
 
 @dataclass(frozen=True, slots=True)
 class PromptParts:
-    """What the trainings of one ingest have in common.
+    """Settings common to all training runs of one ingest.
 
     Attributes
     ----------
     language_model
         None for the order ``none``.
     checkpoint
-        Folder that the user named for the progress of trainings.
+        Folder for the progress of training runs, if the user named one.
     """
 
     options: PromptOptions
@@ -721,25 +766,26 @@ class PromptParts:
 
     @property
     def fold_epochs(self) -> int:
-        """Epochs of a fold."""
+        """Number of epochs of a fold."""
         epochs = self.options.epochs
         return max(1, round(epochs * FOLD_EPOCHS)) if epochs else 0
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of the confidence."""
+        """Notes for the user on the calibration of confidence."""
         if not self.options.epochs:
             return []
         trained = f"encoders trained for {self.fold_epochs} of {self.options.epochs} epochs"
-        return [f"confidence was calibrated with {trained}, so that it errs on the low side"]
+        return [f"confidence was calibrated with {trained}, so it is rather too low than too high"]
 
 
 @encoder("prompt", texts="genes", uses_gpu=True)
 class PromptEncoder:
-    """Cell vector: the last hidden state of a frozen language model that reads instruction and gene slots.
+    """Cell vector: the last hidden state of a frozen language model that reads an instruction and gene slots.
 
-    A slot is a projection of the gene's text vector and of its value; projection, value embedding, class
-    token and head are trained, the language model is not (Li et al. 2024, scInterpreter, arXiv:2402.12405).
+    A slot combines a projection of the gene's text vector with an embedding of its value. Projection, value
+    embedding, class token and head are trained; the language model is frozen (Li et al. 2024, scInterpreter,
+    arXiv:2402.12405).
 
     Parameters
     ----------
@@ -748,10 +794,17 @@ class PromptEncoder:
     language_model
         None for the order ``none``.
     checkpoint
-        Where the training keeps how far it came: a file, or a folder in which the file is named by all that
-        the training depends on.
+        File for the progress of the training. In a folder, the file gets a name from the fingerprint of all
+        input of the training.
     device
         ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    ValueError
+        If the order ``none`` comes with a language model, or another order without one.
+    InputError
+        If the prompt is longer than the language model can read.
     """
 
     name: str
@@ -767,7 +820,7 @@ class PromptEncoder:
         device: str = "cpu",
     ) -> None:
         if (language_model is None) != (options.order == "none"):
-            raise ValueError(f"the order {options.order!r} and a language model do not go together")
+            raise ValueError(f"the language model does not fit the order {options.order!r}")
         self.gene_vectors = np.ascontiguousarray(gene_vectors, dtype=np.float32)
         self.options, self.language_model = options, language_model
         self.checkpoint, self.device = checkpoint, device
@@ -802,7 +855,7 @@ class PromptEncoder:
             If an option cannot be used, or the prompt is longer than the model can read.
         """
         if prompt_order == "none" and llm is not None:
-            what = "with the order none no language model reads the cells"
+            what = "the order none uses no language model"
             raise InputError(what, f"--llm {llm}", "leave out --llm or --prompt-order")
         options = PromptOptions.for_device(
             models.device, n_genes=n_genes, order=prompt_order or "paper", lora=lora or 0, epochs=epochs
@@ -815,11 +868,11 @@ class PromptEncoder:
 
     @classmethod
     def new(cls, material: Material) -> PromptEncoder:
-        """Return the encoder of one of the trainings of an ingest; a fold's training is shorter."""
+        """Return the encoder of one training run of an ingest. Training runs of folds are shorter."""
         parts: PromptParts = material.prepared
         options, checkpoint = parts.options, material.folder
         if parts.checkpoint is not None:
-            # In the user's own folder lies what is asked for, or it is an error.
+            # Fixed file names in the user's folder: a checkpoint of another training is then an error.
             kept = f"fold-{material.number}" if material.is_fold else "reference"
             checkpoint = parts.checkpoint / f"{kept}.safetensors"
         if material.is_fold:
@@ -838,24 +891,24 @@ class PromptEncoder:
 
     @property
     def held_out_cells(self) -> int:
-        """Cells that calibration may hold out: each is encoded once."""
+        """Largest number of cells that calibration may hold out."""
         return HELD_OUT[self.device] if self.language_model else 5000
 
     @property
     def parity(self) -> float:
-        """Largest cosine distance that is rounding: of the precision, of another device or batch."""
+        """Largest cosine distance that rounding causes, between devices, batches and precisions."""
         return 1e-4 if self.precision == "fp32" else 1e-3
 
     @property
     def W(self) -> Float32 | None:
-        """(n_classes, dim) of the trained head; None before training, and after one of no epochs."""
+        """(n_classes, dim) float32 weights of the trained head; None before training or with 0 epochs."""
         if self._network is None or not self.best_epoch:
             return None
         return np.array(self._network.head.weight.detach().cpu().numpy(), dtype=np.float32)
 
     @property
     def b(self) -> Float32 | None:
-        """(n_classes,) of the trained head."""
+        """(n_classes,) float32 intercepts of the trained head, or None."""
         if self._network is None or not self.best_epoch:
             return None
         return np.array(self._network.head.bias.detach().cpu().numpy(), dtype=np.float32)
@@ -868,9 +921,19 @@ class PromptEncoder:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> None:
-        """Train on labelled cells; ``labels`` (n,) holds class numbers, -1 for none.
+        """Train on labelled cells. With three batches or more, one of them decides when to stop.
 
-        Where the chunks know of three batches or more, a whole one tells when to stop.
+        Parameters
+        ----------
+        labels
+            (n,) int64 class numbers; -1 marks an unlabelled cell.
+
+        Raises
+        ------
+        ResourceError
+            If memory runs out for a single cell, or the checkpoint cannot be written.
+        StoreError
+            If the checkpoint belongs to another training.
         """
         import scipy.sparse as sp
 
@@ -906,9 +969,15 @@ class PromptEncoder:
         self.notes, self.history = trainer.notes, trainer.history
 
     def encode(self, chunk: CellChunk) -> Float32:
-        """Return (n, embed_dim) float32 cell vectors, each of mean 0 and variance 1."""
-        import torch
+        """Return (n, embed_dim) float32 cell vectors, each of mean 0 and variance 1.
 
+        Raises
+        ------
+        ResourceError
+            If memory runs out for a single cell.
+        InputError
+            If the language model returns values that are not finite.
+        """
         if self._network is None:
             raise ValueError("the encoder is not trained")
         slots = ranked(chunk.X, self.options.n_genes)
@@ -916,7 +985,7 @@ class PromptEncoder:
         parts = list(packed(slots.counts, self.options.n_genes, self.micro_batch))
         at = 0
         with torch.inference_mode():
-            if self._ready is None:  # the projected genes and the instruction are the same for every cell
+            if self._ready is None:  # projected genes and prefix are the same for all cells
                 self._ready = (
                     self._network.gene_table(),
                     self._network.prefix() if self.use_prefix else None,
@@ -936,18 +1005,20 @@ class PromptEncoder:
                 else:
                     at += 1
                     continue
-                # Out here the error, whose traceback holds the tensors, is gone.
+                # Free memory only after the except block: the traceback of the error holds the tensors.
                 self.micro_batch = len(rows) // 2
                 parts[at:] = split(parts[at:], self.micro_batch)
                 if self.device == "cuda":
                     torch.cuda.empty_cache()
         if not np.isfinite(vectors).all():
             name = self.language_model.name if self.language_model else "prompt"
-            raise InputError("the language model gave vectors that are not finite", name, "check its weights")
+            raise InputError(
+                "the language model returned values that are not finite", name, "check its weights"
+            )
         return vectors
 
     def state(self) -> State:
-        """Return the trained parts and the text vectors, not the language model."""
+        """Return the trained parameters and the text vectors, without the language model."""
         if self._network is None:
             raise ValueError("the encoder is not trained")
         trained = {
@@ -978,10 +1049,10 @@ class PromptEncoder:
         Raises
         ------
         StoreError
-            If the language model is not the one that it was trained with.
+            If the language model differs from the one of the training.
+        ValueError
+            If the tensors do not fit the encoder.
         """
-        import torch
-
         made_with = meta["llm"]
         if made_with is not None and language_model is not None:
             check_same_model(language_model, made_with)
@@ -1003,8 +1074,6 @@ class PromptEncoder:
         return encoder
 
     def _new_network(self, n_classes: int, seed: int) -> PromptNetwork:
-        import torch
-
         lm = self.language_model
         if lm is not None and self.options.lora:
             lm = lm.adapted(self.options.lora, seed)
@@ -1020,20 +1089,20 @@ class PromptEncoder:
     def _made_of(
         self, X: Any, labels: npt.NDArray[np.int64], batches: npt.NDArray[np.str_] | None, seed: int
     ) -> str:
-        """Return a fingerprint of all that the training depends on."""
+        """Return a fingerprint of all input of the training."""
         digest = hashlib.sha256()
         numbers = np.zeros(0) if batches is None else np.unique(batches, return_inverse=True)[1]
         for array in (X.indptr, X.indices, X.data, labels, self.gene_vectors, numbers):
             digest.update(f"{array.dtype} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         model = self.language_model.sha256 if self.language_model else ""
-        said = [self.options.to_dict(), seed, self.device, self.precision, model]
-        digest.update(json.dumps(said, sort_keys=True).encode())
+        settings = [self.options.to_dict(), seed, self.device, self.precision, model]
+        digest.update(json.dumps(settings, sort_keys=True).encode())
         return digest.hexdigest()
 
 
 def check_same_model(language_model: LanguageModel, made_with: dict[str, Any]) -> None:
-    """Raise StoreError where a model is not the one that a reference was made with."""
+    """Raise StoreError if a model differs from the one that a reference was made with."""
     if language_model.sha256 == made_with["sha256"]:
         return
     other = "its weights differ"
@@ -1048,14 +1117,14 @@ def check_same_model(language_model: LanguageModel, made_with: dict[str, Any]) -
 
 
 def check_length(options: PromptOptions, language_model: LanguageModel | None) -> None:
-    """Raise InputError where a prompt is longer than the model can read."""
+    """Raise InputError if the prompt is longer than the model can read."""
     if language_model is None or language_model.max_positions is None:
         return
     shared = len(language_model.tokens(options.instruction)) + (options.order == "paper")
     left = language_model.max_positions - shared
     if options.n_genes > left:
-        what = f"{options.n_genes} genes and {shared} other places are more than the model can read"
-        where = f"{language_model.name}: {language_model.max_positions} places"
+        what = f"{options.n_genes} genes and {shared} other tokens are more than the model can read"
+        where = f"{language_model.name}: {language_model.max_positions} tokens"
         raise InputError(
             what,
             where,

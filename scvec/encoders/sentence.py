@@ -1,4 +1,4 @@
-"""GenePT-s: the names of a cell's genes, highest expression first, are a sentence that a text model reads."""
+"""GenePT-s: a text model encodes a sentence of gene symbols, sorted by expression, for each cell."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from scvec.encoders.slots import ranked
 
 __all__ = ["SentenceEncoder", "sentences"]
 
-#: Genes of a cell that are named where nothing else is asked for: about what 256 word pieces hold.
+#: Default number of genes in a sentence: about 256 word pieces, the input length of MiniLM.
 N_GENES = 64
 
 
 def sentences(X: Any, symbols: Sequence[str], n_genes: int) -> list[str]:
-    """Return a text per cell: the symbols of its highest expressed genes, one space between two.
+    """Return one text per cell: the symbols of its highest expressed genes, separated by spaces.
 
     Parameters
     ----------
     X
         (n, n_symbols) CSR float32, log1p CP10k.
+    n_genes
+        Largest number of symbols in a text.
     """
     slots = ranked(X, n_genes)
     rows = zip(slots.genes, slots.counts, strict=True)
@@ -34,18 +36,23 @@ def sentences(X: Any, symbols: Sequence[str], n_genes: int) -> list[str]:
 
 @encoder("sentence", texts="cells", uses_gpu=True)
 class SentenceEncoder:
-    """Vectors of rank-ordered cell sentences, scaled to length 1.
+    """Text vectors of rank-ordered gene symbols, scaled to length 1.
 
-    Chen and Zou 2023, GenePT (doi:10.1101/2023.10.16.562533), "GenePT-s". Nothing is learned.
+    This is "GenePT-s" of Chen and Zou 2023 (doi:10.1101/2023.10.16.562533). It has no trained parameters.
 
     Parameters
     ----------
     backbone
-        Reads the sentences.
+        The text model that encodes the sentences.
     symbols
-        Of the genes, in the order of the columns of the cells.
+        Gene symbols, in the order of the columns of the cells.
     n_genes
-        Genes of a cell that are named.
+        Largest number of symbols in a sentence; None for the default.
+
+    Raises
+    ------
+    InputError
+        If ``n_genes`` is below 1.
     """
 
     name: str
@@ -63,19 +70,19 @@ class SentenceEncoder:
         self.n_genes = N_GENES if n_genes is None else n_genes
         self.embed_dim = backbone.space.dim
 
-    #: Each cell that calibration holds out is read once.
+    #: Largest number of cells that calibration holds out. The model encodes each of them once.
     held_out_cells = 300
-    #: Largest cosine distance that is rounding: a GPU reads in bf16.
+    #: Largest cosine distance between equal cells. It is rounding: a GPU encodes in bf16.
     parity = 1e-3
 
     @classmethod
     def prepare(cls, models: Models, *, n_genes: int | None) -> tuple[Backbone, int | None]:
-        """Return the model that reads the sentences, and the genes of one."""
+        """Return the text model and the number of genes in a sentence."""
         return models.backbone(), n_genes
 
     @classmethod
     def new(cls, material: Material) -> SentenceEncoder:
-        """Return the encoder of a model and the symbols of genes."""
+        """Return the encoder for the text model and gene symbols of ``material``."""
         backbone, n_genes = material.prepared
         return cls(backbone, material.symbols, n_genes=n_genes)
 
@@ -83,7 +90,7 @@ class SentenceEncoder:
     def load(
         cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any], models: Models
     ) -> SentenceEncoder:
-        """Rebuild from :meth:`state`, with the model that the reference was made with."""
+        """Rebuild from :meth:`state`, with the text model of the reference."""
         return cls.from_state(meta, models.backbone())
 
     def fit(
@@ -94,11 +101,11 @@ class SentenceEncoder:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> None:
-        """Do nothing: the model is taken as it is."""
+        """Do nothing: the encoder has no trained parameters."""
 
     @property
     def space(self) -> Space:
-        """The space of the model."""
+        """The vector space of the text model."""
         return self.backbone.space
 
     def encode(self, chunk: CellChunk) -> Float32:
@@ -111,7 +118,7 @@ class SentenceEncoder:
         return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
     def state(self) -> State:
-        """Return symbols and space."""
+        """Return the symbols, the number of genes and the space, and no arrays."""
         space = self.backbone.space
         return {}, {"symbols": self.symbols, "n_genes": self.n_genes, "space": space.to_dict()}
 
@@ -122,7 +129,7 @@ class SentenceEncoder:
         Raises
         ------
         StoreError
-            If the model has another space: other weights, pooling or length.
+            If the model differs in weights, pooling or length.
         """
         encoder = cls(backbone, meta["symbols"], n_genes=int(meta["n_genes"]))
         if backbone.space.fingerprint != meta["space"]["fingerprint"]:

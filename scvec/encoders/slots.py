@@ -1,4 +1,4 @@
-"""Which genes of a cell a language model reads, in which order."""
+"""Selection and order of the genes that a language model reads for each cell."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Slots", "packed", "ranked", "split"]
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """The genes of n cells, highest expression first; shorter cells are padded.
+    """The genes of n cells, highest expression first. Cells with fewer genes are padded.
 
     Attributes
     ----------
     genes
-        (n, length) int64 columns of the cells; 0 where padded.
+        (n, length) int64 column numbers of the genes; 0 where padded.
     values
         (n, length) float32 log1p CP10k; 0 where padded.
     counts
@@ -47,7 +47,13 @@ class Slots:
         return np.arange(self.genes.shape[1]) < self.counts[:, None]
 
     def take(self, rows: Int64, length: int | None = None) -> Slots:
-        """Return some cells, cut or padded to ``length`` places; none of their genes may be cut."""
+        """Return some cells, with padding cut or added to give ``length`` places.
+
+        Raises
+        ------
+        ValueError
+            If a cell has more than ``length`` genes.
+        """
         length = self.genes.shape[1] if length is None else length
         counts = self.counts[rows]
         if len(counts) and length < counts.max():
@@ -58,14 +64,14 @@ class Slots:
 
 
 def ranked(X: Any, n_genes: int, *, drop: float = 0.0, rng: np.random.Generator | None = None) -> Slots:
-    """Return the ``n_genes`` highest expressed genes of each cell; zeros are dropped, ties go by column.
+    """Return the ``n_genes`` highest expressed genes of each cell. Zeros are dropped; ties keep column order.
 
     Parameters
     ----------
     X
         (n, all genes) CSR float32, log1p CP10k.
     drop
-        Fraction of the genes of a cell that training leaves out before they are ranked, by ``rng``.
+        Fraction of the genes of a cell that ``rng`` drops before ranking, for training.
     """
     n = X.shape[0]
     counts = np.zeros(n, dtype=np.int64)
@@ -88,10 +94,10 @@ def ranked(X: Any, n_genes: int, *, drop: float = 0.0, rng: np.random.Generator 
 
 
 def packed(counts: Int64, n_genes: int, batch_size: int) -> Iterator[tuple[Int64, int]]:
-    """Yield (rows, places) of batches of cells of like length.
+    """Yield (rows, places) of batches of cells with similar numbers of genes.
 
-    Places come in eighths of ``n_genes``: how many a cell has is its own affair, and at most an eighth of the
-    longest is spent on padding.
+    The number of places is a multiple of an eighth of ``n_genes``, and depends on the cell alone. Padding is
+    thus at most an eighth of ``n_genes``.
     """
     step = max(1, -(-n_genes // 8))
     places = np.maximum(-(-counts // step), 1) * step

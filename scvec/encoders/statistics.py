@@ -1,4 +1,4 @@
-"""Per-gene statistics of a reference, gathered chunk by chunk, and the genes worth encoding."""
+"""Statistics per gene of a reference, computed chunk by chunk, and selection of variable genes."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ __all__ = [
     "StatisticsAccumulator",
     "class_means",
     "class_moments",
-    "highly_variable",
     "most_variable",
     "variability",
 ]
 
 
-#: Added to the spread of a gene within classes, in log1p CP10k: a gene silent in most classes has next to
-#: none, and would count for more than all markers. Macro-F1 is flat from 0.1 to 0.4.
+#: Added to the standard deviation of a gene within classes, in log1p CP10k. A gene that is silent in most
+#: classes has almost none, and would outweigh all markers. Macro-F1 is flat from 0.1 to 0.4.
 MIN_SPREAD = 0.2
 
 
 def most_variable(scores: npt.NDArray[np.floating], n_genes: int) -> npt.NDArray[np.int64]:
-    """Return the numbers of the ``n_genes`` genes of the largest scores, ascending; -inf is never chosen."""
+    """Return the numbers of the ``n_genes`` genes with the largest scores, ascending. -inf is not chosen."""
     best = np.argsort(-scores, kind="stable")[: min(n_genes, int(np.isfinite(scores).sum()))]
     return np.sort(best).astype(np.int64)
 
 
 def class_means(X: Any, labels: npt.NDArray[np.int64], n_classes: int) -> Float64:
-    """Return (n_classes, n_genes) float64 means of the cells X CSR of each class; zeros without cells.
+    """Return (n_classes, n_genes) float64 class means; zeros for a class without cells.
 
     Parameters
     ----------
+    X
+        (n, n_genes) CSR.
     labels
-        (n,) int64 class numbers, -1 for none.
+        (n,) int64 class numbers; -1 marks an unlabelled cell.
     """
     from scipy.sparse import csr_matrix
 
@@ -53,7 +54,7 @@ def class_means(X: Any, labels: npt.NDArray[np.int64], n_classes: int) -> Float6
 
 
 def class_moments(X: Any, labels: npt.NDArray[np.int64]) -> tuple[Float64, Float64]:
-    """Return means of each class that has cells (n, n_genes), and the mean variance within one (n_genes,)."""
+    """Return class means (n, n_genes) of classes with cells, and their mean within variance (n_genes,)."""
     codes = np.full(len(labels), -1, dtype=np.int64)
     there, codes[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)
     means, squares = (class_means(values, codes, len(there)) for values in (X, X.multiply(X).tocsr()))
@@ -62,18 +63,22 @@ def class_moments(X: Any, labels: npt.NDArray[np.int64]) -> tuple[Float64, Float
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Cells divided by each gene's spread within classes, without the part that all classes share.
+    """Standardisation of cells: scale by the spread within classes, and remove the component of all classes.
 
-    With ``x`` a cell, ``s`` the spread and ``m`` the mean over the means of the classes, what is returned is
-    ``x/s`` less its projection on ``m/s``, both over the genes that the data set measured. A factor on all of
-    a cell's values (its depth, the part of the transcriptome that a panel covers) is then a factor on the
-    whole vector, which later steps divide out; and a rare class counts as much as a common one, both in ``m``
-    and in ``s``.
+    Let ``x`` be a cell, ``s`` the spread and ``m`` the mean of the class means. The profile of the cell is
+    ``x/s`` minus its projection on ``m/s``, both over the measured genes. A factor on all values of a cell
+    (its depth, or the coverage of a panel) scales the whole profile, and later steps divide it out. Rare and
+    common classes have equal weight in ``m`` and ``s``.
 
     Attributes
     ----------
     mean, spread
         (n_genes,) float32.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a spread is not positive.
     """
 
     mean: Float32
@@ -86,7 +91,7 @@ class Profile:
 
     @classmethod
     def from_cells(cls, X: Any, labels: npt.NDArray[np.int64]) -> Profile:
-        """Learn from cells X (n, n_genes) CSR and their classes; ``labels`` (n,) int64, -1 for none."""
+        """Return the profile of cells X (n, n_genes) CSR with ``labels`` (n,) int64; -1 for unlabelled."""
         means, within = class_moments(X, labels)
         return cls(means.mean(axis=0).astype(np.float32), (np.sqrt(within) + MIN_SPREAD).astype(np.float32))
 
@@ -100,20 +105,20 @@ class Profile:
         return cls(tensors["profile.mean"], tensors["profile.spread"])
 
     def unit(self, chunk: CellChunk) -> Float32:
-        """Return what :meth:`dense` does, each row scaled to length 1, as (n, n_genes) float32."""
+        """Return the profiles of :meth:`dense`, each scaled to length 1, as (n, n_genes) float32."""
         z = self.dense(chunk)
         return np.asarray(z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-6), dtype=np.float32)
 
     def unit_product(self, chunk: CellChunk, G: Float32) -> Float32:
         """Return :meth:`unit` times ``G`` (n_genes, dim), as (n, dim) float32; the cells stay sparse."""
-        # Genes that do not count add nothing but time.
+        # Unmeasured genes contribute nothing, so leaving them out saves time.
         X = chunk.X
         there: slice | npt.NDArray[np.int64] = slice(None)
         if not chunk.measured.all():
             there = np.flatnonzero(chunk.measured)
             X = X[:, there]
         Z = type(X)((X.data * (1.0 / self.spread)[there][X.indices], X.indices, X.indptr), shape=X.shape)
-        # |z|^2 less the part along the shared direction, by Pythagoras
+        # Pythagoras: |profile|^2 = |z|^2 - (component of z along the shared direction)^2.
         along = np.asarray(Z @ self.shared(chunk.measured)[there], dtype=np.float64)
         Z.data **= 2
         squares = np.asarray(Z.sum(axis=1), dtype=np.float64).ravel() - along**2
@@ -122,12 +127,12 @@ class Profile:
         return np.asarray(np.asarray(X @ projected, dtype=np.float32) / norms, dtype=np.float32)
 
     def shared(self, measured: npt.NDArray[np.bool_]) -> Float32:
-        """Return (n_genes,) the direction that all classes share, of length 1 over the measured genes."""
+        """Return the direction that all classes share, (n_genes,) float32, of length 1."""
         direction = np.where(measured, self.mean / self.spread, 0.0)
         return np.asarray(direction / max(float(np.linalg.norm(direction)), 1e-12), dtype=np.float32)
 
     def dense(self, chunk: CellChunk) -> Float32:
-        """Return (n, n_genes) float32."""
+        """Return the profiles as (n, n_genes) float32."""
         z = chunk.X.toarray() / self.spread
         z[:, ~chunk.measured] = 0.0
         u = self.shared(chunk.measured)
@@ -136,12 +141,13 @@ class Profile:
     def product(self, chunk: CellChunk, G: Float32) -> Float32:
         """Return :meth:`dense` times ``G`` (n_genes, dim), as (n, dim) float32.
 
-        The cells stay sparse: the projection is taken from ``G``. A row's result depends on that row alone.
+        The cells stay sparse, because ``G`` is projected instead. The result of a cell does not depend on the
+        other cells.
         """
         return np.asarray(chunk.X @ self._projected(chunk.measured, G), dtype=np.float32)
 
     def _projected(self, measured: npt.NDArray[np.bool_], G: Float32) -> Float32:
-        """Return ``G`` so that cells times it are their profiles times ``G``."""
+        """Return a matrix P such that ``X @ P`` equals the profiles times ``G``."""
         u = self.shared(measured)
         return np.ascontiguousarray((G - np.outer(u, u @ G)) * (measured / self.spread)[:, None], np.float32)
 
@@ -150,8 +156,8 @@ class Profile:
         return {"profile.mean": self.mean, "profile.spread": self.spread}
 
 
-#: Standard deviations below this are noise of a handful of cells; dividing by them would let one read
-#: outweigh a marker gene.
+#: Lower limit of a standard deviation. Smaller values come from a handful of cells, and dividing by them
+#: would let one read outweigh a marker gene.
 MIN_SD = 0.05
 
 
@@ -181,20 +187,20 @@ class GeneStatistics:
 
 
 class StatisticsAccumulator:
-    """Means and variances over chunks of cells; how cells were cut into chunks changes rounding only.
+    """Running means and variances over chunks of cells. Chunk sizes affect rounding only.
 
-    Welford's update (1962, doi:10.1080/00401706.1962.10490022) for chunks in place of single values, as Chan,
-    Golub and LeVeque give it (1983, doi:10.1080/00031305.1983.10483115): squares are of differences from a
-    mean, so that nothing is lost where a gene is high and varies little.
+    This is Welford's update (1962, doi:10.1080/00401706.1962.10490022) in the form of Chan, Golub and LeVeque
+    for chunks (1983, doi:10.1080/00031305.1983.10483115). It sums squared differences from the mean, so that
+    no precision is lost for a gene with high expression and low variance.
     """
 
     def __init__(self, n_genes: int) -> None:
         self.n_cells = 0
-        #: Means, and sums of squared differences from them, of log1p CP10k and of CP10k.
+        #: Means and sums of squared differences, of log1p CP10k (row 0) and CP10k (row 1).
         self._mean, self._squares = np.zeros((2, n_genes)), np.zeros((2, n_genes))
 
     def add(self, X: Any) -> None:
-        """Add (n, n_genes) CSR cells of log1p CP10k."""
+        """Add cells (n, n_genes) CSR of log1p CP10k."""
         n, n_genes = X.shape
         if n == 0:
             return
@@ -209,7 +215,7 @@ class StatisticsAccumulator:
         self._join(n, mean, squares)
 
     def merge(self, other: StatisticsAccumulator) -> None:
-        """Add the cells of another one over the same genes."""
+        """Add the cells of another accumulator over the same genes."""
         self._join(other.n_cells, other._mean, other._squares)
 
     def _join(self, n: int, mean: Float64, squares: Float64) -> None:
@@ -240,36 +246,31 @@ class StatisticsAccumulator:
         return GeneStatistics(self.n_cells, mean, np.sqrt(log_variance), linear, linear_variance)
 
 
-def highly_variable(
-    stats: GeneStatistics | Sequence[GeneStatistics], n_genes: int, n_bins: int = 20
-) -> npt.NDArray[np.int64]:
-    """Return the numbers of the most variable genes, ascending; fewer where fewer genes are expressed."""
-    return most_variable(variability(stats, n_bins), n_genes)
-
-
 def variability(stats: GeneStatistics | Sequence[GeneStatistics], n_bins: int = 20) -> Float64:
-    """Return (n_genes,) how variable each gene is for its mean; -inf where it is not expressed.
+    """Return (n_genes,) float64 variability of each gene; -inf for a gene that is not expressed.
 
-    Dispersion standardised within bins of mean expression: the "seurat" flavour of
-    ``scanpy.pp.highly_variable_genes`` (Satija et al. 2015, doi:10.1038/nbt.3192), with bins of equal
-    numbers of genes, so that a bin is never empty.
+    The score is the dispersion, standardised within bins of mean expression. It is the "seurat" flavour of
+    ``scanpy.pp.highly_variable_genes`` (Satija et al. 2015, doi:10.1038/nbt.3192), except that bins hold
+    equal numbers of genes and are never empty.
 
     Parameters
     ----------
     stats
-        Of all cells; or of several groups over the same genes, of which the mean counts, so that genes
-        that differ between groups and not within them are none of the best.
+        Statistics of all cells, or of several groups of cells over the same genes. With groups the mean of
+        their scores is returned. Genes that differ between groups but not within them then score low.
+    n_bins
+        Number of bins.
     """
     groups = [stats] if isinstance(stats, GeneStatistics) else list(stats)
     scores = np.stack([_dispersions(group, n_bins) for group in groups])
     expressed = np.isfinite(scores).any(axis=0)
-    # Silent in one group: it may not make up for that in another.
+    # A gene that is silent in one group gets the lowest score there.
     lowest = np.min(scores, axis=1, where=np.isfinite(scores), initial=0.0, keepdims=True)
     return np.where(expressed, np.where(np.isfinite(scores), scores, lowest).mean(axis=0), -np.inf)
 
 
 def _dispersions(stats: GeneStatistics, n_bins: int) -> Float64:
-    """Return (n_genes,) standardised dispersions; -inf for genes that no cell has."""
+    """Return (n_genes,) standardised dispersions; -inf for genes that no cell expresses."""
     expressed = stats.linear_mean > 0
     mean = np.log1p(stats.linear_mean)
     dispersion = np.log(np.maximum(stats.linear_var, 1e-12) / np.maximum(stats.linear_mean, 1e-12))

@@ -1,4 +1,4 @@
-"""GenePT-w: a cell is the expression-weighted mean of its genes' text vectors."""
+"""GenePT-w: a cell vector is the expression-weighted mean of the text vectors of its genes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["WeightedEncoder"]
 class WeightedEncoder:
     """Mean of gene vectors weighted by log expression, scaled to length 1.
 
-    Chen and Zou 2023, GenePT (doi:10.1101/2023.10.16.562533), "GenePT-w". Nothing is learned: it is the
-    zero-shot baseline, and weak (see docs/benchmarks.md).
+    This is "GenePT-w" of Chen and Zou 2023 (doi:10.1101/2023.10.16.562533). It has no trained parameters. It
+    is the zero-shot baseline, and a weak one (see docs/benchmarks.md).
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class WeightedEncoder:
 
     @classmethod
     def new(cls, material: Material) -> WeightedEncoder:
-        """Return the encoder of gene vectors."""
+        """Return the encoder for the gene vectors of ``material``."""
         return cls(np.asarray(material.gene_vectors))
 
     def fit(
@@ -46,16 +46,29 @@ class WeightedEncoder:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> None:
-        """Do nothing: the vectors are taken as they are."""
+        """Do nothing: the encoder has no trained parameters."""
 
     def encode(self, chunk: CellChunk) -> Float32:
-        """Return (n, dim) float32 vectors of length 1 (0 for a cell without counts)."""
+        """Return (n, dim) float32 unit vectors; zeros for a cell without counts."""
         sums = np.asarray(chunk.X @ self.gene_vectors, dtype=np.float32)
         norms = np.linalg.norm(sums, axis=1, keepdims=True)
         return np.asarray(sums / np.maximum(norms, 1e-12), dtype=np.float32)
 
     def shares(self, chunk: CellChunk, directions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return (n, n_genes) what each gene adds to vector times direction (n, dim), given its length."""
+        """Return the contribution of each gene to the dot product of cell vector and direction.
+
+        The length of the cell vector is treated as a constant.
+
+        Parameters
+        ----------
+        directions
+            (n, dim) float64, one direction per cell.
+
+        Returns
+        -------
+        ndarray
+            (n, n_genes) float64.
+        """
         norms = np.linalg.norm(chunk.X @ self.gene_vectors, axis=1, keepdims=True)
         weights = directions @ self.gene_vectors.T.astype(np.float64)
         return np.asarray(chunk.X.toarray() * weights / np.maximum(norms, 1e-12), dtype=np.float64)

@@ -18,35 +18,40 @@ from scvec.model.training import HeldOut
 
 __all__ = ["UNIFORM_MIXING", "Calibration", "Ensemble", "LabelSets", "set_names"]
 
-#: Temperatures of the members where no reference cell could be held out: the medians over the references of
-#: the development pairs (docs/benchmarks.md).
+#: Temperatures of the members of a reference without held-out cells: the medians over the references of the
+#: development pairs (docs/benchmarks.md).
 DEFAULTS = (10.0, 1.0)
-#: Fraction of labels that are wrong for reasons that no cell of the same batch can show: another study
-#: defines types otherwise, or another chemistry moves one type onto another. The best classifiers lose 0.02
-#: to 0.1 of their F1 from within a data set to across data sets (Abdelaal et al. 2019,
+#: Assumed fraction of wrong labels that held-out cells of the same batches cannot reveal. Examples: another
+#: study defines types differently, or another chemistry shifts one type onto another. Across data sets the
+#: F1 of the best classifiers is 0.02 to 0.1 lower than within one (Abdelaal et al. 2019,
 #: doi:10.1186/s13059-019-1795-z).
 UNIFORM_MIXING = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The mean of the members' log probabilities with equal weights.
+    """Ensemble of the members: the mean of their log probabilities, with equal weights.
 
-    Each member's scores are multiplied by a temperature of its own first, and the mean by one more (Guo et
-    al. 2017, arXiv:1706.04599). Equal weights cannot be tuned to a data set.
+    The scores of each member are first multiplied by its temperature, and the mean by a common factor (Guo et
+    al. 2017, arXiv:1706.04599). Equal weights cannot be overfitted to a data set.
 
     Attributes
     ----------
     temperatures
-        Factor of each member's scores, in the order of :data:`MEMBERS`.
+        Factor on the scores of each member, in the order of :data:`MEMBERS`.
     sharpness
-        Factor of the mean.
+        Factor on the mean.
     mixing
-        Fraction (0-1) of uniform mixing: every answer is mixed with equal probabilities by this much. It is
-        positive where only cells of the same batch could be held out, since such a reference cannot show how
-        its labels hold elsewhere.
+        Fraction (0-1) of uniform mixing: the weight of equal probabilities for all classes in the result. It
+        is positive if only cells of the same batches were held out, since such cells cannot show how well the
+        labels hold in other batches.
     has_neighbors
-        False for a reference without cells: the head then answers alone.
+        False for a reference without cells, which uses the head alone.
+
+    Raises
+    ------
+    ValueError
+        If a temperature is missing or not positive.
     """
 
     temperatures: tuple[float, ...] = DEFAULTS
@@ -61,12 +66,12 @@ class Ensemble:
 
     @classmethod
     def fit(cls, scores: list[Float32], labels: npt.NDArray[np.int64], *, mixing: float = 0.0) -> Ensemble:
-        """Learn from held-out cells.
+        """Fit temperatures and sharpness on held-out cells.
 
         Parameters
         ----------
         scores
-            For each member, (n, n_classes) of held-out cells.
+            For each member, (n, n_classes) float32 scores of held-out cells.
         labels
             (n,) int64 true classes.
         """
@@ -75,7 +80,7 @@ class Ensemble:
         rows = np.arange(len(labels))
 
         def factor(z: Float64, sample: Float64, reach: float) -> float:
-            """Return the factor on ``z`` of least log loss, between exp(-reach) and exp(reach)."""
+            """Return the factor on ``z`` with the lowest log loss, between exp(-reach) and exp(reach)."""
 
             def loss(t: Float64) -> float:
                 return float(-(log_softmax(np.exp(t[0]) * z)[rows, labels] * sample).sum())
@@ -85,22 +90,22 @@ class Ensemble:
         counts = np.bincount(labels, minlength=scores[0].shape[1])
         rare = 1.0 / np.sqrt(counts[labels])
         temperatures = tuple(factor(s.astype(np.float64), rare / rare.sum(), 6.0) for s in scores)
-        # Temperatures give rare classes more weight; the confidence has to hold for cells as they come.
+        # Temperatures give rare classes more weight, but confidence must hold for natural frequencies.
         mean = cls(temperatures).logits(scores)
         return cls(temperatures, factor(mean, np.full(len(labels), 1.0 / len(labels)), 3.0), mixing)
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Factor of each member's scores in :meth:`logits`."""
+        """Factor on the scores of each member in :meth:`logits`."""
         return tuple(self.sharpness * t / len(MEMBERS) for t in self.temperatures)
 
     def logits(self, scores: list[Float32]) -> Float64:
-        """Return (n, n_classes) float64 of which the softmax are the probabilities."""
+        """Return (n, n_classes) float64 logits. Their softmax gives the probabilities."""
         z = sum(w * s.astype(np.float64) for w, s in zip(self.weights, scores, strict=True))
         return np.asarray(z, dtype=np.float64)
 
     def combine(self, scores: list[Float32]) -> Float32:
-        """Return (n, n_classes) float32 calibrated probabilities of all members together."""
+        """Return (n, n_classes) float32 calibrated probabilities of the ensemble."""
         head = MEMBERS.index("head")
         found = (
             np.exp(log_softmax(self.logits(scores)))
@@ -117,11 +122,10 @@ class Ensemble:
         return np.asarray(np.exp(log_softmax(factor * scores)), dtype=np.float32)
 
 
-#: Held-out cells that a class needs for a threshold of its own. With n cells the coverage of a class exceeds
-#: what was asked for by up to 1 / (n + 1), and varies about it with a standard deviation of about 0.3 /
-#: sqrt(n).
+#: Held-out cells that a class needs for its own threshold. With n cells the coverage of a class exceeds the
+#: requested one by up to 1 / (n + 1), with a standard deviation of about 0.3 / sqrt(n).
 MIN_CELLS = 20
-#: Quantiles kept of a class's scores; coverage is exact to half a percent with any number of cells.
+#: Number of quantiles kept per class. They keep coverage exact to half a percent for any number of cells.
 N_KEPT = 199
 
 
@@ -129,23 +133,23 @@ N_KEPT = 199
 class LabelSets:
     """Split conformal prediction with one threshold per class (Mondrian).
 
-    The score of a cell is one minus the probability of its true class (Sadinle, Lei and Wasserman 2019,
-    doi:10.1080/01621459.2017.1395341: the smallest sets on average); a class is in the set of a new cell
-    when its score is no larger than the ``ceil((n + 1) coverage)``-th smallest of the n held-out cells of
-    that class (Vovk, Gammerman and Shafer 2005, *Algorithmic Learning in a Random World*, chapter 4). Each
-    class is then covered as often as asked for, if new cells are like the held-out ones. Classes with few
-    held-out cells use the threshold of all cells together.
+    The score of a cell is one minus the probability of its true class, which gives the smallest sets on
+    average (Sadinle, Lei and Wasserman 2019, doi:10.1080/01621459.2017.1395341). The threshold of a class is
+    the ``ceil((n + 1) coverage)``-th smallest score of its n held-out cells. The set of a new cell contains
+    each class whose score is at most the threshold (Vovk, Gammerman and Shafer 2005, *Algorithmic Learning in
+    a Random World*, chapter 4). If new cells are exchangeable with the held-out cells, each class has the
+    requested coverage. Classes with few held-out cells use one threshold from all cells.
 
-    A set may be empty: then the cell fits no class as well as the requested fraction of held-out cells do.
+    A set may be empty: the cell then fits every class worse than the requested fraction of held-out cells.
 
     Attributes
     ----------
     scores
-        Per class, ascending scores of its held-out cells (at most ``N_KEPT`` quantiles of them).
+        Ascending scores of the held-out cells of each class, or ``N_KEPT`` quantiles of them.
     counts
         Number of held-out cells of each class.
     overall
-        The same over all held-out cells.
+        Ascending scores of all held-out cells, or quantiles of them.
     """
 
     scores: tuple[tuple[float, ...], ...]
@@ -154,13 +158,19 @@ class LabelSets:
 
     @classmethod
     def fit(cls, proba: Float32, labels: npt.NDArray[np.int64]) -> LabelSets:
-        """Learn from probabilities (n, n_classes) of held-out cells and their true classes (n,)."""
+        """Fit on probabilities (n, n_classes) float32 of held-out cells and their true classes (n,) int64."""
         score = 1.0 - proba[np.arange(len(labels)), labels].astype(np.float64)
         of_class = [score[labels == k] for k in range(proba.shape[1])]
         return cls(tuple(_kept(s) for s in of_class), tuple(len(s) for s in of_class), _kept(score))
 
     def thresholds(self, coverage: float) -> Float64:
-        """Return (n_classes,) largest scores that still belong to a set; inf with too few held-out cells."""
+        """Return the threshold of each class, (n_classes,) float64; inf with too few held-out cells.
+
+        Raises
+        ------
+        ValueError
+            If ``coverage`` is not between 0 and 1.
+        """
         if not 0.0 < coverage < 1.0:
             raise ValueError(f"coverage must lie between 0 and 1, not {coverage}")
         shared = _threshold(self.overall, coverage)
@@ -173,18 +183,20 @@ class LabelSets:
         )
 
     def sets(self, proba: Float32, coverage: float) -> Bool:
-        """Return (n, n_classes) bool: the classes that belong to each cell's set.
+        """Return the label sets as (n, n_classes) bool.
 
         Parameters
         ----------
+        proba
+            (n, n_classes) float32 calibrated probabilities.
         coverage
-            How often (0-1) the set is to hold the true label.
+            Requested fraction (0-1) of sets with the true label.
         """
-        # A rounding error must not push a cell over the threshold that it set itself.
+        # The margin absorbs rounding, so that a cell does not exceed a threshold that equals its own score.
         return np.asarray(1.0 - proba.astype(np.float64) <= self.thresholds(coverage) + 1e-7)
 
     def sizes(self, proba: Float32, coverage: float) -> npt.NDArray[np.int64]:
-        """Return (n,) labels in each cell's set, without labels that have too few held-out cells."""
+        """Return (n,) int64 sizes of the label sets. Labels with too few held-out cells do not count."""
         known = np.isfinite(self.thresholds(coverage))
         return np.asarray((self.sets(proba, coverage) & known).sum(axis=1), dtype=np.int64)
 
@@ -203,30 +215,30 @@ class LabelSets:
 
 
 def _kept(scores: Float64) -> tuple[float, ...]:
-    """Return the scores ascending, downsampled to order statistics at even ranks where there are many."""
+    """Return the scores in ascending order, downsampled to ``N_KEPT`` evenly spaced ranks if longer."""
     ordered = np.sort(scores)
     if len(ordered) > N_KEPT:
         ranks = np.ceil(np.arange(1, N_KEPT + 1) * (len(ordered) + 1) / (N_KEPT + 1)).astype(int)
         ordered = ordered[np.minimum(ranks, len(ordered)) - 1]
-    # Probabilities are float32: more digits would only be longer.
+    # Seven digits hold float32 probabilities; more digits would only make the file larger.
     return tuple(float(f"{v:.7g}") for v in ordered)
 
 
 def _threshold(kept: tuple[float, ...], coverage: float) -> float:
-    """Return the ``ceil((n + 1) coverage)``-th smallest of n ascending scores; inf where there is none."""
+    """Return the ``ceil((n + 1) coverage)``-th smallest of n ascending scores; inf if n is too small."""
     rank = int(np.ceil((len(kept) + 1) * coverage - 1e-9))
     return float(kept[rank - 1]) if 0 < rank <= len(kept) else float("inf")
 
 
 def set_names(proba: Float32, sets: npt.NDArray[np.bool_], classes: Sequence[str]) -> Texts:
-    """Return n texts: each cell's labels, likeliest first, as ``alpha|beta``; empty where it has none.
+    """Return the label set of each cell as text, most probable first, as in ``alpha|beta``; may be empty.
 
     Parameters
     ----------
     proba
         (n, n_classes) float32.
     sets
-        (n, n_classes), which labels belong to a cell's set.
+        (n, n_classes) bool label sets.
     """
     number = {"": 0}
     codes = np.zeros(len(proba), dtype=np.int32)
@@ -243,17 +255,17 @@ def set_names(proba: Float32, sets: npt.NDArray[np.bool_], classes: Sequence[str
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Everything that is fitted on held-out cells.
+    """Calibration of a reference, fitted on held-out cells.
 
     Attributes
     ----------
     ensemble, sets, novelty
-        Fitted probabilities, label sets and novelty; ``novelty`` is None where no cell could be held out.
+        Fitted ensemble, label sets and novelty. ``novelty`` is None if no cell could be held out.
     record
         Accuracy, macro-F1, calibration error, reliability, and recall per class.
     held_out
-        ``batch`` if whole batches were held out, ``cells`` if cells of the same batches, ``none`` if no cell
-        could be held out.
+        ``batch`` if whole batches were held out, ``cells`` if single cells were, ``none`` if no cell could be
+        held out.
     n_cells
         Number of held-out cells.
     """
@@ -272,7 +284,7 @@ class Calibration:
         Parameters
         ----------
         n_batches
-            Batches of the reference, where whole ones were held out.
+            Number of batches of the reference, if whole batches were held out.
         """
         truth = seen.labels
         n_classes = seen.scores[0].shape[1]
@@ -287,7 +299,7 @@ class Calibration:
             n_classes,
             shrink=_new_to_held_out(n_batches, len(np.unique(seen.folds))),
         )
-        # The mixing is for other batches; these cells are of the same ones.
+        # Uniform mixing applies to other batches. The held-out cells come from the same batches.
         sure = replace(ensemble, mixing=0.0).combine(seen.scores).max(axis=1)
         record = {
             "accuracy": float(correct.mean()),
@@ -305,7 +317,7 @@ class Calibration:
 
     @classmethod
     def unknown(cls, n_classes: int) -> Calibration:
-        """Return the calibration of a reference without held-out cells, where no class has two cells."""
+        """Return the calibration of a reference without held-out cells, because no class has two cells."""
         labels = [{"n": 0, "recall": None, "taken_for": None}] * n_classes
         record: dict[str, Any] = {
             "accuracy": None,
@@ -318,7 +330,7 @@ class Calibration:
         return cls(Ensemble(mixing=UNIFORM_MIXING), sets, None, record, "none", 0)
 
     def without_neighbors(self) -> Calibration:
-        """Return the same for a reference that holds no cells: the head answers alone."""
+        """Return the calibration for the same reference without cells, which uses the head alone."""
         return replace(self, ensemble=replace(self.ensemble, has_neighbors=False))
 
     def to_dict(self) -> dict[str, Any]:
@@ -348,10 +360,10 @@ class Calibration:
 
 
 def _new_to_held_out(n_batches: int, n_folds: int) -> float:
-    """Return the expected squared distance of a new batch from all batches, relative to a held-out batch.
+    """Return the ratio of expected squared distances: a new batch from all batches, to a held-out batch.
 
-    If batches vary alike about a common mean, the expected squared distance of a new one from the mean of n
-    is proportional to 1 + 1 / n; a held-out batch is compared with fewer.
+    If batches scatter around a common mean, the expected squared distance of a new batch from the mean of n
+    batches is proportional to 1 + 1 / n. A held-out batch is compared with fewer batches than a new one.
     """
     if n_batches < 2 or n_folds < 2:
         return 1.0
@@ -362,7 +374,7 @@ def _new_to_held_out(n_batches: int, n_folds: int) -> float:
 def _per_label(
     truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], n_classes: int
 ) -> list[dict[str, Any]]:
-    """Return held-out cells, recall and the most frequent wrong label of each class."""
+    """Return the number of held-out cells, the recall and the most frequent wrong label of each class."""
     table = np.zeros((n_classes, n_classes), dtype=np.int64)
     np.add.at(table, (truth, predicted), 1)
     n, right = table.sum(axis=1), np.diag(table).copy()

@@ -1,4 +1,4 @@
-"""Which index a reference gets, and what to say of it."""
+"""Choice of the index of a reference, its segments, and notes about its recall."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ __all__ = [
     "shrinks_in_place",
 ]
 
-#: Segments that a reference may have: each is searched for every query.
+#: Largest number of segments of a reference. Every query searches each segment.
 MOST_SEGMENTS = 9
-#: Fraction of the rows that may be deleted: they are held and passed over in every search.
+#: Largest fraction of deleted rows. Deleted rows stay in the index, and searches skip them.
 MOST_DELETED = 0.25
 
 
 def grows_apart(stored: StoredReference, n_new: int) -> bool:
-    """True if appended cells get a segment of their own, False if all segments are merged.
+    """Return whether appended cells get their own segment; if not, all segments are merged.
 
-    Appended segments are searched exactly. Together they may hold as many cells as the first one, and no more
-    than a flat index is made of.
+    Appended segments are searched exactly. Together they may hold as many cells as the first segment, and at
+    most as many as a flat index may have.
     """
     first = stored.n + stored.n_deleted - stored.n_appended
     later = stored.n_appended + n_new
@@ -55,17 +55,17 @@ def grows_apart(stored: StoredReference, n_new: int) -> bool:
 
 
 def shrinks_in_place(stored: StoredReference, n_leaving: int) -> bool:
-    """True if deleted rows are passed over from now on, False if all segments are merged."""
+    """Return whether deleted rows stay in the index and are skipped; if not, all segments are merged."""
     return stored.n_deleted + n_leaving <= MOST_DELETED * (stored.n + stored.n_deleted)
 
 
 def merge_segments(opened: Store, name: str) -> bool:
-    """Merge the vectors of a reference into one file and one index; False if they are."""
+    """Merge the segments of a reference into one file and one index; return False if there is only one."""
     if opened.reference(name).is_whole:
         return False
     with opened.begin("compact", {"reference": name}) as txn:
         stored = opened.reference(name)
-        # Its files get other names: what was annotated or exported before is of the same cells all the same.
+        # File names change but not the cells, so earlier annotations and exports stay valid.
         meta = {**stored.meta, SAME_AS: [*stored.same_as, stored.fingerprint, stored.cells_fingerprint]}
         put_whole(txn, stored, meta, stored.obs, np.ascontiguousarray(stored.vectors), None)
         txn.commit()
@@ -82,9 +82,9 @@ def put_whole(
     *,
     tensors: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> list[str]:
-    """Store a reference anew with other cells, its index made as its first one was asked for.
+    """Store a reference again with other cells. The new index has the settings of the first one.
 
-    Returns what a user should know of the index.
+    Returns notes for the user about the index.
     """
 
     settings = stored.meta.get("index") or {}
@@ -95,7 +95,7 @@ def put_whole(
 
 
 def changed_meta(stored: StoredReference, **changes: Any) -> dict[str, Any]:
-    """Return the JSON values of a reference whose cells or labels become others."""
+    """Return the JSON values of a reference with changed cells or labels."""
     return {**{name: value for name, value in stored.meta.items() if name != SAME_AS}, **changes}
 
 
@@ -109,22 +109,23 @@ def counts_of(stored: StoredReference, obs: pd.DataFrame) -> dict[str, int]:
 
 
 def check_index(index: str, recall: float) -> None:
-    """Raise InputError where there is no such index, or the recall is not a fraction."""
+    """Raise InputError if there is no such index, or the recall is not a fraction between 0 and 1."""
     kinds = ("auto", *index_kinds())
     if index not in kinds:
-        raise InputError(f"there is no index {index!r}", fix=f"one of: {', '.join(kinds)}")
+        fix = f"indices: {', '.join(kinds)}"
+        raise InputError(f"there is no index {index!r}", "--index", fix, code="unknown-choice")
     if not 0.0 < recall < 1.0:
         raise InputError(
-            f"recall is a share between 0 and 1, not {recall:g}",
-            fix="give one such as 0.95",
+            f"recall must be a fraction between 0 and 1, not {recall:g}",
+            fix="give a fraction such as 0.95",
             code="option-out-of-range",
         )
 
 
 def index_kind(index: str, vectors: Float32, memory: str | int | None) -> str:
-    """Return the kind of index for vectors (n, dim): the one asked for, or what fits their number and size.
+    """Return the kind of index for vectors (n, dim): the given kind, or for ``auto`` one by their size.
 
-    Vectors that are too few or too short to train an approximate one on get an exact one.
+    An approximate index cannot be trained on few or short vectors; they get an exact one.
     """
     from scvec.ingest.cells.source import parse_memory
     from scvec.stores.index.ivf import can_approximate, kind_for
@@ -144,14 +145,14 @@ def put_cells(
     obs: pd.DataFrame,
     how: tuple[str, float, str | int | None],
 ) -> list[str]:
-    """Put a reference into the store with the index that fits; return what a user should know of that.
+    """Store a reference with a suitable index; return notes for the user about the index.
 
     Parameters
     ----------
     meta, tensors, obs
-        As of `Transaction.put_reference`.
+        As in `Transaction.put_reference`.
     how
-        Index and recall asked for, and the memory that may be used.
+        Requested index and recall, and the memory limit.
     """
     from scvec.stores.index import build_index
     from scvec.stores.index.ivf import FEWEST_EVER
@@ -164,30 +165,30 @@ def put_cells(
     stored = txn.reference(name)
     if index == "ivf" and kind == "flat":
         few = "cells" if len(vectors) < FEWEST_EVER else f"numbers in a cell vector ({vectors.shape[1]})"
-        return [f"there are too few {few} for an approximate index: neighbours are searched exactly"]
+        return [f"there are too few {few} for an approximate index, so neighbours are searched exactly"]
     if stored is None or kind != "ivf":
         return []
     settings = stored.meta["index"]
     lowest = min(settings["recall"].values())
     found = settings["recall"]
     if "unseen_15" in found:
-        far = f"{found['unseen_15']:.1%} for cells of batches that it was not shown"
+        far = f"{found['unseen_15']:.1%} for cells of unseen batches"
     else:
-        far = f"{found['shifted_15']:.1%} for cells as far off as another sample's may be"
+        far = f"{found['shifted_15']:.1%} for cells with a simulated shift between samples"
     notes = [
         f"the index is approximate: it finds {found['at_15']:.1%} of the 15 nearest cells ({far}); "
-        "query --exact looks at all"
+        "query --exact compares all cells"
     ]
     if lowest < settings["target"] - 0.01:
         notes.append(
-            f"warning: the index does not reach the recall of {settings['target']:g} that was asked for; "
-            "--index flat does, query --exact too"
+            f"warning: the index does not reach the requested recall of {settings['target']:g}; "
+            "--index flat and query --exact do"
         )
     return notes
 
 
 def index_facts(stored: StoredReference) -> dict[str, Any]:
-    """Return a line about the index of a reference: its kind and, if approximate, its recall."""
+    """Return the kind of the index of a reference and, if it is approximate, its recall."""
     settings = stored.meta.get("index")
     parts = {"appended": stored.n_appended, "deleted": stored.n_deleted, "segments": stored.n_segments}
     later = {} if stored.is_whole else parts
@@ -203,7 +204,7 @@ def index_facts(stored: StoredReference) -> dict[str, Any]:
 
 
 def _batches(meta: Mapping[str, Any], obs: pd.DataFrame) -> Int64 | None:
-    """Return (n,) the number of each cell's batch: by the batch key, else by the files; None if not known."""
+    """Return (n,) batch numbers of the cells, from the batch key or else the files; None if unknown."""
     import numpy as np
 
     key = meta.get("options", {}).get("batch_key")

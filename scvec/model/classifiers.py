@@ -1,4 +1,4 @@
-"""The classifiers on a cell space, distances from classes for novelty, and clusters of cells."""
+"""The two members of the ensemble, distances to classes for novelty, and clusters of cells."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ __all__ = [
     "vote",
 ]
 
-#: The trained classifier on cell vectors, and the labels of the nearest reference cells.
+#: Members of the ensemble: the trained classifier on cell vectors, and the vote of the nearest cells.
 MEMBERS = ("head", "knn")
-#: Score of a class that is not allowed; no weight brings it back.
+#: Score of an excluded class. No weight can make it the answer.
 OUT_OF_REACH = -1e4
 
 
@@ -51,13 +51,15 @@ class Scores:
     vectors
         (n, embed_dim) float32.
     neighbors
-        Nearest reference cells, by their row in the reference.
+        Nearest reference cells, as row numbers of the reference.
     scores
         For each of :data:`scvec.model.classifiers.MEMBERS`, (n, n_classes) float32, uncalibrated.
     distances
-        (n, n_classes, 3) float32 of :meth:`Members.distances`, for novelty.
-    n_detected, depths
-        (n,) int64 genes of the encoder found in each cell, and (n,) :func:`scvec.model.novelty.depth`.
+        (n, n_classes, 3) float32 from :meth:`Members.distances`, for novelty.
+    n_detected
+        (n,) int64 number of detected genes of the encoder in each cell.
+    depths
+        (n,) float64 from :func:`scvec.model.novelty.depth`.
     """
 
     vectors: Float32
@@ -68,26 +70,31 @@ class Scores:
     depths: npt.NDArray[np.float64]
 
     def restricted(self, allowed: npt.NDArray[np.bool_]) -> Scores:
-        """Return the same with unreachable scores for classes that are not ``allowed`` (n_classes,) bool."""
+        """Return the scores with all classes excluded that are not ``allowed`` (n_classes,) bool."""
         scores = [np.where(allowed, s, np.float32(OUT_OF_REACH)) for s in self.scores]
         return replace(self, scores=scores)
 
 
 class Members:
-    """Encoder, head, neighbours and distances of one set of labelled cells.
+    """Encoder, head, index and class distances, fitted on one set of labelled cells.
 
     Parameters
     ----------
     centers
-        (n_classes, embed_dim) float32 mean vector of each class; zeros for one without cells.
+        (n_classes, embed_dim) float32 mean vectors of the classes; zeros for a class without cells.
     index
-        Index of the labelled cells' vectors; row i has ``labels[i]``.
+        Index of the cell vectors; row i has ``labels[i]``.
     labels
-        (n_indexed,) int64, -1 for cells without a label.
+        (n_indexed,) int64 class numbers; -1 marks an unlabelled cell.
     genes
-        (n,) int64 numbers of the encoder's genes among the genes of the cells.
+        (n,) int64 column numbers of the encoder's genes in the cells.
     rows
-        (n_indexed,) int64, ascending: row of the reference of each indexed cell. The same when None.
+        (n_indexed,) int64, ascending: the reference row of each indexed cell. None if they are equal.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of vectors, labels or classes differ.
     """
 
     def __init__(
@@ -126,7 +133,7 @@ class Members:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> Members:
-        """Train on labelled cells (n, n_genes); the encoder is untrained and takes ``genes`` of them."""
+        """Train encoder and head on labelled cells (n, n_genes). The encoder uses the columns ``genes``."""
         from scvec.stores.index import build_index
 
         chosen = cells.select(genes) if len(genes) < cells.X.shape[1] else cells
@@ -135,7 +142,7 @@ class Members:
         vectors = encode(encoder, known)
         centers = class_means(vectors, labels, n_classes)
         if refits(encoder):
-            # The axes are a classifier already: the cosine to the mean vector of each class.
+            # Discriminant axes need no trained head: the score is the cosine to the mean vector of a class.
             head = Head.of_centers(centers)
         else:
             head = Head.fit(encoder, vectors, labels, n_classes, seed=seed, progress=progress)
@@ -144,29 +151,31 @@ class Members:
 
     @property
     def vector_genes(self) -> Int64:
-        """Numbers of the genes that cell vectors are made of."""
+        """Column numbers of the genes that cell vectors depend on, (n,) int64."""
         return self.encoder.genes if refits(self.encoder) else self.genes
 
     def read(self, chunk: CellChunk) -> CellChunk:
-        """Return cells over all genes of the reference as cells over the genes of their vectors."""
+        """Return the cells, reduced from all genes of the reference to the genes of their vectors."""
         chosen = chunk.select(self.genes) if len(self.genes) < chunk.X.shape[1] else chunk
         return read(self.encoder, chosen)
 
     def labels_among(self, subset: Int64) -> Int64:
-        """Return the class numbers of those of the rows (n,) of the reference that are indexed."""
+        """Return the class numbers of the indexed cells among the reference rows ``subset`` (n,) int64."""
         if self.rows is None:
             return self.labels[subset]
         return self.labels[np.isin(self.rows, subset)]
 
     def score(self, chunk: CellChunk, n_neighbors: int, *, subset: Int64 | None = None) -> Scores:
-        """Return the scores of all members for cells.
+        """Return the scores of all members for a chunk of cells.
 
         Parameters
         ----------
         chunk
             Cells over all genes of the reference.
+        n_neighbors
+            Number of reference cells that vote.
         subset
-            Ascending rows of the reference cells that may be neighbours; all when None.
+            Ascending reference rows of the cells that may be neighbours; None for all.
         """
         known = self.read(chunk)
         vectors = encode(self.encoder, known)
@@ -183,11 +192,11 @@ class Members:
         return Scores(vectors, found, scores, self.distances(known, vectors), detected, depth(known))
 
     def distances(self, known: CellChunk, vectors: Float32) -> Float32:
-        """Return (n, n_classes, 3) float32: how far cells are from the classes, in three ways.
+        """Return three distances of each cell to each class, (n, n_classes, 3) float32.
 
-        One minus the cosine to the mean cell on log expression; the Mahalanobis distance over principal
-        components (both of :class:`scvec.model.novelty.Spread`); one minus the cosine to the mean vector in
-        the cell space, as seen from the mean of all classes.
+        The distances are: one minus the cosine to the mean log expression of the class; the Mahalanobis
+        distance over principal components (both from :class:`scvec.model.novelty.Spread`); and one minus the
+        cosine to the mean vector of the class in the cell space, after subtracting the mean of all classes.
         """
         filled = self.centers.any(axis=1)
         middle = self.centers[filled].mean(axis=0)
@@ -199,7 +208,7 @@ class Members:
 
 
 def class_means(vectors: Float32, labels: Int64, n_classes: int) -> Float32:
-    """Return (n_classes, dim) float32 means of the vectors (n, dim) of each class; zeros without cells."""
+    """Return (n_classes, dim) float32 class means of vectors (n, dim); zeros for a class without cells."""
     means = np.zeros((n_classes, vectors.shape[1]), dtype=np.float32)
     for k in np.unique(labels[labels >= 0]):
         means[k] = vectors[labels == k].mean(axis=0, dtype=np.float64)
@@ -207,17 +216,17 @@ def class_means(vectors: Float32, labels: Int64, n_classes: int) -> Float32:
 
 
 def read(encoder: CellEncoder, chosen: CellChunk) -> CellChunk:
-    """Return cells over the genes that their vectors are made of."""
+    """Return the cells over the genes that their vectors depend on."""
     return encoder.read(chosen) if refits(encoder) else chosen
 
 
 def encode(encoder: CellEncoder, known: CellChunk) -> Float32:
-    """Return (n, embed_dim) float32 vectors of what :func:`read` returned."""
+    """Return (n, embed_dim) float32 vectors of cells that :func:`read` returned."""
     return encoder.encode_read(known) if refits(encoder) else encoder.encode(known)
 
 
 def log_softmax(scores: npt.NDArray[np.floating]) -> Float64:
-    """Return the log of softmax over the last axis, in float64."""
+    """Return the log softmax over the last axis, as float64."""
     z = scores.astype(np.float64)
     z = z - z.max(axis=-1, keepdims=True)
     return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
@@ -226,36 +235,36 @@ def log_softmax(scores: npt.NDArray[np.floating]) -> Float64:
 def vote(
     neighbors: Neighbors, labels: npt.NDArray[np.int64], n_classes: int, *, pseudocount: float = 0.1
 ) -> Float32:
-    """Return (n, n_classes) fractions of the neighbours' votes, rows summing to 1.
+    """Return the fractions of votes for each class, (n, n_classes); rows sum to 1.
 
-    Votes are weighted by ``exp(-2 d^2 / d_k^2)``, with ``d_k`` the distance of the last neighbour: an
-    adaptive Gaussian kernel, as in UMAP and scANVI's label transfer, so that dense and sparse regions vote
-    alike. They are also weighted by one over the square root of the size of their class: half-way between
-    natural frequencies, which drown rare types, and equal ones.
+    A vote has the weight ``exp(-2 d^2 / d_k^2)``, where ``d_k`` is the distance of the last neighbour. This
+    adaptive Gaussian kernel, as in UMAP and the label transfer of scANVI, treats dense and sparse regions
+    equally. A vote is also weighted by one over the square root of the size of its class. This is a
+    compromise between natural frequencies, which neglect rare types, and equal frequencies.
 
     Parameters
     ----------
     labels
-        (n_reference,) int64 class numbers of the reference cells; -1 does not vote.
+        (n_reference,) int64 class numbers of the reference cells; cells with -1 do not vote.
     pseudocount
-        Votes given to every class beforehand, so that no class is impossible.
+        Initial votes of every class, so that no class has probability 0.
     """
     found = neighbors.indices >= 0
     distances = np.where(found, neighbors.distances, 0.0).astype(np.float64)
     last = np.maximum(distances.max(axis=1, keepdims=True), 1e-12)
     codes = np.where(found, labels[neighbors.indices], -1)
     counts = np.maximum(np.bincount(labels[labels >= 0], minlength=n_classes), 1)
-    # Scaled to 1 for a class of average size: the pseudocount keeps its meaning.
+    # A class of average size gets weight 1, so that the pseudocount keeps its meaning.
     balance = np.sqrt(counts.mean() / counts)
     weights = np.where(codes >= 0, np.exp(-2.0 * distances / last) * balance[codes], 0.0)
     votes = np.full((len(codes), n_classes), pseudocount / n_classes)
     rows = np.repeat(np.arange(len(codes)), codes.shape[1])
-    # -1 would index the last class: its weight is 0, so it adds nothing there.
+    # -1 indexes the last class, but the weight of an unlabelled cell is 0.
     np.add.at(votes, (rows, codes.ravel()), weights.ravel())
     return np.asarray(votes / votes.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-#: Logit of a class without cells: it is never the answer.
+#: Logit of a class without cells, so that it is never predicted.
 NEVER = -30.0
 
 
@@ -267,7 +276,7 @@ class Head:
     W, b
         (n_classes, dim) and (n_classes,) float32.
     activation
-        ``"gelu"`` for a head trained together with its encoder, ``"none"`` for one trained on fixed vectors.
+        ``"gelu"`` for a head trained together with its encoder, ``"none"`` for a head on fixed vectors.
     """
 
     def __init__(self, W: Float32, b: Float32, activation: str = "none") -> None:
@@ -277,12 +286,12 @@ class Head:
 
     @classmethod
     def of_centers(cls, centers: Float32) -> Head:
-        """Return the classifier whose score is the cosine to the mean vector of a class.
+        """Return the nearest-class-mean classifier: the score is the cosine to the mean vector of a class.
 
         Parameters
         ----------
         centers
-            (n_classes, dim) float32; zeros for a class without cells, which is never the answer.
+            (n_classes, dim) float32; zeros for a class without cells, which is never predicted.
         """
         lengths = np.linalg.norm(centers, axis=1, keepdims=True)
         empty = lengths[:, 0] < 1e-9
@@ -302,10 +311,10 @@ class Head:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> Head:
-        """Take the head that the encoder trained with itself, else fit one on its vectors (n, dim)."""
+        """Return the head that was trained with the encoder, or fit one on its vectors (n, dim)."""
         W, b = getattr(encoder, "W", None), getattr(encoder, "b", None)
         if W is not None and b is not None:
-            # The encoder knows classes up to the last one it saw, and some of those it never saw.
+            # The encoder's head ends at the last class in its training cells. Other classes may lack cells.
             missing = n_classes - len(b)
             W, b = np.pad(W, ((0, missing), (0, 0))), np.pad(b, (0, missing))
             absent = np.bincount(labels[labels >= 0], minlength=n_classes) == 0
@@ -327,7 +336,7 @@ class Head:
             b[model.classes_] = np.array([-model.intercept_[0], model.intercept_[0]]) / 2
         else:
             W[model.classes_], b[model.classes_] = model.coef_, model.intercept_
-        # Fold the standardisation into the weights: encode and score stay two matrix products.
+        # The weights include the standardisation, so encoding and scoring are two matrix products.
         W = W / sd
         progress("training the head", 1, 1)
         return cls(W.astype(np.float32), (b - W @ mean).astype(np.float32))
@@ -337,23 +346,23 @@ class Head:
         if self.activation == "gelu":
             from scipy.special import ndtr
 
-            # gelu by its definition, x Phi(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415)
+            # gelu(x) = x Phi(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415)
             vectors = (vectors * ndtr(vectors)).astype(np.float32)
         return np.asarray(vectors @ self.W.T + self.b, dtype=np.float32)
 
     def directions(self, vectors: Float32, a: Int64, b: Int64) -> tuple[Float64, Float64]:
-        """Return the score of class ``a[i]`` less that of ``b[i]`` as a product with the cell vector.
+        """Return the score difference between class ``a[i]`` and ``b[i]`` as a product with the cell vector.
 
-        Integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) along the straight line from the
-        vector 0, where the score is that of the intercepts alone. Each dimension passes through gelu by
-        itself, so the integral is known: that of gelu'(t c) over t from 0 to 1 is gelu(c) / c = Phi(c).
+        These are integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) along the straight line
+        from the zero vector, where the score equals the intercept. gelu acts on each dimension separately, so
+        the integral has a closed form: gelu'(t c) over t from 0 to 1 gives gelu(c) / c = Phi(c).
 
         Returns
         -------
         directions
-            (n, dim); row i times the vector of cell i, and the constant, are the difference of the scores.
+            (n, dim) float64. Row i times the vector of cell i, plus the constant, is the score difference.
         constant
-            (n,) difference of the intercepts.
+            (n,) float64 differences of the intercepts.
         """
         from scipy.special import ndtr
 
@@ -363,42 +372,36 @@ class Head:
         return W, (self.b[a] - self.b[b]).astype(np.float64)
 
     def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-        """Return what ``Head`` takes."""
+        """Return the arguments of ``Head`` as arrays and JSON values."""
         return {"W": self.W, "b": self.b}, {"activation": self.activation}
 
 
 N_NEIGHBORS = 15
-#: Resolution of the clustering by number of cells: many small clusters, as CellTypist takes them (Dominguez
-#: Conde et al. 2022, doi:10.1126/science.abl5197), so that a cluster is rarely of two types.
+#: Resolution of the clustering, by number of cells. It gives many small clusters, as in CellTypist (Dominguez
+#: Conde et al. 2022, doi:10.1126/science.abl5197), so that a cluster rarely mixes two types.
 _RESOLUTIONS = ((5_000, 5.0), (20_000, 10.0), (40_000, 15.0), (100_000, 20.0), (200_000, 25.0))
 _FINEST = 30.0
 N_ITERATIONS = 4
 
 
 def need_igraph() -> None:
-    """Raise where igraph is not installed.
-
-    Raises
-    ------
-    InputError
-        It is not.
-    """
+    """Raise InputError if igraph is not installed."""
     from importlib.util import find_spec
 
     if find_spec("igraph") is None:
         raise InputError(
             "a majority vote over clusters needs igraph, which is not installed",
             "--majority-vote",
-            "pip install 'scvec[cluster]', or leave --majority-vote out",
+            "pip install 'scvec[cluster]', or leave out --majority-vote",
             code="extra-not-installed",
         )
 
 
 def clusters(vectors: Float32) -> Int64:
-    """Return (n,) numbers of the clusters of cells, the largest first.
+    """Return (n,) int64 cluster numbers of the cells; cluster 0 is the largest.
 
-    Leiden (Traag et al. 2019, doi:10.1038/s41598-019-41695-z) by modularity on the graph of each cell's
-    nearest other cells, edges weighted as the neighbours' votes are (:func:`vote`).
+    The method is Leiden (Traag et al. 2019, doi:10.1038/s41598-019-41695-z) with modularity on the graph of
+    nearest neighbours. Edges have the same weights as votes (:func:`vote`).
 
     Parameters
     ----------
@@ -444,20 +447,22 @@ def clusters(vectors: Float32) -> Int64:
 
 
 def majority(proba: Float32, cluster: Int64) -> Int64:
-    """Return (n,) the class that most cells of each cell's cluster are given; of as many, the likelier.
+    """Return the most frequent class in the cluster of each cell, (n,) int64.
+
+    Ties go to the class with the higher sum of probabilities.
 
     Parameters
     ----------
     proba
-        (n, n_classes).
+        (n, n_classes) probabilities.
     cluster
-        (n,) cluster numbers.
+        (n,) int64 cluster numbers.
     """
     best = proba.argmax(axis=1)
     votes = np.zeros((int(cluster.max(initial=-1)) + 1, proba.shape[1]))
     np.add.at(votes, (cluster, best), 1.0)
     mass = np.zeros_like(votes)
     np.add.at(mass, cluster, proba.astype(np.float64))
-    # A sum of probabilities is never more than the cells of the cluster: below one vote.
+    # The sum of probabilities, scaled to less than one vote, breaks ties.
     tie = mass / (np.bincount(cluster, minlength=len(votes))[:, None] + 1.0)
     return np.asarray((votes + tie).argmax(axis=1)[cluster], dtype=np.int64)

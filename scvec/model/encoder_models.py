@@ -1,4 +1,4 @@
-"""The models that encoders read with: for an ingest, and again for a stored reference."""
+"""Text and language models of encoders, for an ingest and for a stored reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["forget_trainings", "prepared", "stored_models", "training_folder"]
 
-#: Folder of a store with the checkpoints of trainings that were killed.
+#: Folder in a store for checkpoints of interrupted training runs.
 TRAININGS = Path("work") / "prompt"
 
 
@@ -30,17 +30,17 @@ def prepared(
     device: str,
     max_cost: float | None = None,
 ) -> Any:
-    """Return what an encoder needs besides cells, its models loaded; None where it needs nothing.
+    """Load the models of an encoder and check its options. Returns None if it needs nothing but cells.
 
     Parameters
     ----------
     options
-        Of the ingest, those that only some encoders have; None where not given.
+        Options of the ingest that only some encoders have; None for an option that was not given.
 
     Raises
     ------
     InputError
-        If an option does not fit, or a model is not there.
+        If an option does not fit the encoder, or a model is missing.
     """
 
     def backbone() -> Backbone:
@@ -60,27 +60,27 @@ def prepared(
 
         return load_language_model(resolved(name), device=resolved_device(device), precision=precision)
 
-    # Finding out whether there is a GPU may load torch, which most encoders do without.
+    # Looking for a GPU may load torch, which most encoders do not need.
     here = resolved_device(device) if kind.uses_gpu else "cpu"
     return kind.prepare(Models(backbone, language_model, here), options)
 
 
 def stored_models(meta: Mapping[str, Any], *, device: str = "auto", llm: str | None = None) -> Models | None:
-    """Return the models of a stored reference's encoder; None where it reads with none.
+    """Return loaders for the models of a stored reference; None if its encoder uses no model.
 
     Parameters
     ----------
     meta
-        Of the reference.
+        JSON values of the reference.
     llm
-        Where its language model lies now; as it was called when the reference was made, if None.
+        Path or name of the language model now; None if it did not move since the ingest.
 
     Raises
     ------
     InputError
         If ``llm`` is given and the reference has no language model.
     StoreError
-        By the loaders: if the model that the reference was made with is not there.
+        Raised by the loaders if the model of the reference is missing.
     """
     state = meta["model"]["encoder"]
     if llm is not None and not state.get("llm"):
@@ -93,7 +93,7 @@ def stored_models(meta: Mapping[str, Any], *, device: str = "auto", llm: str | N
         try:
             return load_backbone(parse_spec(meta["options"]["backbone"]), device=device)
         except InputError as error:
-            what = f"the text model that the reference was made with is not to be had: {error.what}"
+            what = f"the text model of the reference cannot be loaded: {error.what}"
             raise StoreError(
                 what, error.where, "put it back, or ingest the cells again", code="model-not-found"
             ) from error
@@ -106,9 +106,9 @@ def stored_models(meta: Mapping[str, Any], *, device: str = "auto", llm: str | N
         except InputError as error:
             if llm is not None:
                 raise
-            what = f"the language model of the reference is not to be had: {error.what}"
+            what = f"the language model of the reference cannot be loaded: {error.what}"
             raise StoreError(
-                what, name, f"say where it is: --llm PATH; {error.fix}", code="model-not-found"
+                what, name, f"give its path with --llm PATH; {error.fix}", code="model-not-found"
             ) from error
 
     here = resolved_device(device) if kind.uses_gpu else "cpu"
@@ -116,10 +116,10 @@ def stored_models(meta: Mapping[str, Any], *, device: str = "auto", llm: str | N
 
 
 def training_folder(store: Path) -> Path:
-    """Return the folder of a store in which trainings keep their progress, for the next attempt."""
+    """Return the folder of a store in which training runs save their progress for the next attempt."""
     return store / TRAININGS
 
 
 def forget_trainings(store: Path) -> None:
-    """Delete what trainings kept: what they made is in the store."""
+    """Delete the saved progress of training runs, whose results are now in the store."""
     shutil.rmtree(training_folder(store), ignore_errors=True)

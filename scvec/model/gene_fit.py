@@ -1,4 +1,4 @@
-"""The cell space fitted to the genes that a query measured, made once and kept beside the store."""
+"""Cell spaces fitted to the genes that a query measured, cached in a folder of the store."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FITS", "fit_of", "fit_state", "fitted_to"]
 
-#: Folder of a store with the fits; `scvec compact` empties it.
+#: Folder in a store with the cached fits. `scvec compact` empties it.
 FITS = "fits"
-#: Bytes of all fits that are kept; the ones unused for longest go first.
+#: Largest size of all cached fits, in bytes. The least recently used are deleted first.
 MAX_BYTES = 1 << 30
-#: Fraction of the expression that the measured genes must hold for the fit of the ingest to serve.
+#: If the measured genes have at least this fraction of the expression, the fit of the ingest is used.
 ENOUGH = 0.95
-#: Changes whenever the same cells and genes would give another fit.
+#: Version of the method. It changes when the same cells and genes would give another fit.
 RECIPE = "discriminant 1"
-#: Name of the array that holds the JSON values of a fit.
+#: Name of the array with the JSON values of a fit.
 STATE = "state.json"
 
 
@@ -47,33 +47,33 @@ def fitted_to(
     *,
     progress: Progress = no_progress,
 ) -> tuple[ReferenceModel, str]:
-    """Return the model for a query that measured some genes, and a note; the model itself where it serves.
+    """Return the model fitted to the genes that a query measured, and notes.
 
-    Encoders of a kind that does not refit have one fit. So has a query that measured every gene of the cell
-    space and nearly all of the expression. Any other set of genes gets a fit of its own from the training
-    cells that the store keeps: cell space, classifiers, calibration and novelty.
+    The model of the ingest is returned if its encoder does not refit, or if the query measured every gene of
+    the cell space and nearly all of the expression. Otherwise the training cells in the store are used to fit
+    cell space, classifiers, calibration and novelty again.
 
     Parameters
     ----------
     folder
-        Of the store.
+        Folder of the store.
     measured
-        (n_genes,) over all genes of the reference.
+        (n_genes,) bool over all genes of the reference.
     """
     encoder = model.members.encoder
     if not refits(encoder) or _serves(encoder, stored.tensors, measured):
         return model, ""
     if stored.meta.get("without_cells"):
         return model, (
-            "the reference holds no cells, so that its cell space cannot be fitted to the genes measured: "
-            "genes that are missing count as those of an average cell"
+            "the reference holds no cells, so its cell space cannot be fitted to the measured genes; "
+            "missing genes get the values of an average cell"
         )
     place = folder / FITS
     name = fit_name(stored, measured)
     fitted = _load(place, name)
     sample = sample_of(stored)
     if fitted is None:
-        progress("fitting the cell space to the genes measured", 0, None)
+        progress("fitting the cell space to the measured genes", 0, None)
         made = ReferenceModel.fit(
             lambda cells, labels: make_encoder(
                 encoder.name, Material(cells, labels, variability=encoder.variability)
@@ -88,7 +88,7 @@ def fitted_to(
         _save(place, name, kept)
         fitted = fit_of(kept)
     return fitted, (
-        f"the cell space was fitted to the {int(measured.sum()):,} genes measured, from "
+        f"the cell space was fitted to the {int(measured.sum()):,} measured genes, from "
         f"{len(sample.labels):,} cells of the reference ({len(fitted.members.vector_genes):,} genes used)"
     )
 
@@ -100,7 +100,7 @@ def _serves(encoder: RefittedEncoder, tensors: Tensors, measured: npt.NDArray[np
 
 
 def fit_name(stored: StoredReference, measured: npt.NDArray[np.bool_]) -> str:
-    """Return what a fit is called: a digest of the training cells and of the genes."""
+    """Return the file name of a fit: a digest of the training cells and of the genes."""
     digest = hashlib.sha256(RECIPE.encode())
     for name in ("data", "indices", "indptr", "labels", "rows", "folds"):
         digest.update(np.ascontiguousarray(stored.tensors[f"sample.{name}"]).tobytes())
@@ -110,14 +110,14 @@ def fit_name(stored: StoredReference, measured: npt.NDArray[np.bool_]) -> str:
 
 
 def fit_state(model: ReferenceModel) -> Tensors:
-    """Return all of a fit as arrays, its index and labels too."""
+    """Return a fit as arrays, including its index and labels."""
     members = model.members
     tensors, state = model_state(model)
     rows = np.arange(len(members.labels)) if members.rows is None else members.rows
     text = json.dumps(state, sort_keys=True).encode()
     return {
         **tensors,
-        # A copy: what an index shows of its memory goes with the index.
+        # A copy, because a view of the memory of an index becomes invalid with the index.
         "index.vectors": np.array(members.index.vectors()),  # type: ignore[attr-defined]
         "index.labels": members.labels,
         "index.rows": rows,
@@ -141,7 +141,7 @@ def fit_of(tensors: Tensors) -> ReferenceModel:
 
 
 def _load(place: Path, name: str) -> ReferenceModel | None:
-    """Return a fit that was kept; None where it is not there or damaged, since it can be made again."""
+    """Return a cached fit; None if it is missing or damaged, since it can be computed again."""
     from scvec.stores.store.files import read_tensors
 
     for path in sorted(place.glob(f"{name}-*.safetensors")):
@@ -161,19 +161,19 @@ def _load(place: Path, name: str) -> ReferenceModel | None:
 
 
 def _save(place: Path, name: str, tensors: Tensors) -> None:
-    """Keep a fit under its name and the digest of its bytes; a store that cannot be written keeps none."""
+    """Cache a fit under its name and the digest of its bytes. Does nothing if the store is read-only."""
     from scvec.stores.store.files import write_tensors
 
     try:
         place.mkdir(exist_ok=True)
         if place.is_symlink():
             return
-        # A name that no other process has; the file gets the mode that any new file has here.
+        # A unique name per process. The file gets the default permissions of new files.
         path = place / f"{uuid.uuid4().hex}.tmp"
         try:
             write_tensors(path, tensors)
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-            # All or nothing, whatever is killed: a reader sees the whole file or none.
+            # Atomic: readers see the whole file or none, even if a process is killed.
             os.replace(path, place / f"{name}-{digest}.safetensors")
         finally:
             path.unlink(missing_ok=True)
@@ -183,7 +183,7 @@ def _save(place: Path, name: str, tensors: Tensors) -> None:
 
 
 def _bound(place: Path) -> None:
-    """Delete the fits unused for longest until the rest takes no more than ``MAX_BYTES``."""
+    """Delete the least recently used fits until the rest has at most ``MAX_BYTES``."""
     files = sorted(((p.stat().st_mtime, p.stat().st_size, p) for p in place.iterdir()), reverse=True)
     total = 0
     for _, size, path in files:

@@ -1,4 +1,4 @@
-"""Texts of genes, and their vectors, encoded once."""
+"""Texts of genes and their vectors. Each text is encoded once."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ __all__ = [
     "stored_genes",
 ]
 
-#: Cosine below which two vectors of one text are not of one model.
+#: Two vectors of the same text with a cosine below this come from different models.
 SAME_MODEL = 0.99
-#: Genes whose vectors are compared where those of the probes were lost.
+#: Number of genes whose vectors are compared if the vectors of the probe texts were lost.
 N_COMPARED = 3
 
 
 def fullest_space(
     cache: VectorCache, backbone: StreamingBackbone, shas: Sequence[str]
 ) -> tuple[Space | None, set[str]]:
-    """Return the space that knows most of the texts, of those that a server's vectors may be of, and which.
+    """Return the stored space of a server's model with the most of the texts, and the texts it has.
 
-    Sends no request.
+    This sends no request.
     """
     best: tuple[Space | None, set[str]] = (None, set())
     for space in cache.known_spaces():
@@ -67,20 +67,20 @@ def fullest_space(
 
 
 def server_space(cache: VectorCache, backbone: StreamingBackbone, text_of: Mapping[str, str]) -> Space:
-    """Return the space of a server's vectors; where those of all texts are known, without asking it.
+    """Return the space of a server's vectors, without a request if all texts have vectors already.
 
-    Names do not tell whether there is the same model behind an address as before: vectors of a few texts do.
-    They are kept in the cache; where that was lost, genes are compared.
+    A name does not prove that an address still has the same model, but vectors of a few probe texts do. The
+    cache keeps them. If it was lost, vectors of genes are compared instead.
 
     Parameters
     ----------
     text_of
-        SHA-256 -> text of all texts that vectors are wanted of.
+        SHA-256 -> text, for all texts to encode.
 
     Raises
     ------
     StoreError
-        If the server gives other vectors than those that are stored.
+        If the server returns other vectors than the stored ones.
     """
     space, known = fullest_space(cache, backbone, list(text_of))
     if space is not None and text_of and len(known) == len(text_of):
@@ -110,9 +110,9 @@ def _compare(space: Space, before: Float32, now: Float32) -> None:
     worst = float(((before * now).sum(axis=1) / np.maximum(norms, 1e-12)).min())
     if worst < SAME_MODEL:
         raise StoreError(
-            f"the server gives other vectors than it did (cosine {worst:.3f}): it is another model",
+            f"the server now returns other vectors (cosine {worst:.3f}): its model has changed",
             space.backbone,
-            "ask the model that was asked before, or fill another store with this one",
+            "use the earlier model, or use another store for this one",
             code="model-changed",
         )
 
@@ -120,21 +120,21 @@ def _compare(space: Space, before: Float32, now: Float32) -> None:
 def stored_genes(
     txn: Transaction, kb: KnowledgeBase, gene_ids: Sequence[str], spec: BackboneSpec
 ) -> EncodedGenes:
-    """Return the vectors that a stored space has of some genes, in their order.
+    """Return the vectors of genes in a stored space, in the order of the genes.
 
-    Genes without a vector there get the mean of the others, which says nothing about them once vectors are
-    centred; a note of the transaction tells how many.
+    Genes without a vector get the mean of the others, which is zero after centring. A note of the transaction
+    counts them.
 
     Parameters
     ----------
     spec
-        Its argument is the fingerprint of a space, its backbone (``legacy:genept``), or the name given to
-        ``import-legacy`` (``genept``).
+        The argument of the spec is the fingerprint of a space, its backbone (``legacy:genept``), or the name
+        given to ``import-legacy`` (``genept``).
 
     Raises
     ------
     InputError
-        There is no such space, several, or it has none of the genes.
+        If there is no such space, several match, or it has none of the genes.
     """
     import pandas as pd
 
@@ -145,9 +145,9 @@ def stored_genes(
     n, missing = len(at), int((~found).sum())
     where = f"--backbone stored:{spec.argument}"
     if missing == n:
-        fix = "give vectors of genes of this species"
+        fix = "use a space with genes of this species"
         raise InputError(
-            f"the space has a vector of none of the {n:,} genes", where, fix, code="unknown-space"
+            f"the space has no vector for any of the {n:,} genes", where, fix, code="unknown-space"
         )
     vectors = np.empty((n, stored.space.dim), dtype=np.float32)
     vectors[found] = stored.vectors[at[found]]
@@ -176,7 +176,8 @@ def _find(txn: Transaction, name: str) -> StoredSpace:
     where = f"--backbone stored:{name}"
     if len(matching) > 1:
         what = f"{len(matching)} spaces of the store are called {name!r}"
-        raise InputError(what, where, f"give the fingerprint of one: {', '.join(matching[:4])}")
+        fix = f"give the fingerprint of one: {', '.join(matching[:4])}"
+        raise InputError(what, where, fix, code="space-not-named")
     stored = txn.space(matching[0]) if matching else None
     if stored is None:
         there = ", ".join(dict.fromkeys(s.backbone.removeprefix("legacy:") for s in spaces.values()))
@@ -187,9 +188,9 @@ def _find(txn: Transaction, name: str) -> StoredSpace:
 
 FIELDS = ("symbol", "name", "species", "gene_type", "description")
 TEMPLATES = {"default": "{description}", "name": "{symbol} ({name})"}
-#: Texts between two commits to the working cache: a killed run loses at most these.
+#: Number of texts between two commits to the cache. A killed run loses at most this many.
 BATCH = 256
-#: Texts between two steps of the progress bar.
+#: Number of texts between two updates of the progress bar.
 STEP = 64
 
 
@@ -200,23 +201,23 @@ class EncodedGenes:
     Attributes
     ----------
     table
-        gene_id, species, symbol, text_sha256; n rows.
+        n rows with gene_id, species, symbol, text_sha256.
     vectors
         (n, dim) float32, row i for row i of ``table``.
     n_encoded, n_cached, n_shipped
-        Texts that the backbone gave a vector of; texts whose vectors the store had; and those whose vectors
-        came with the package.
+        Number of texts that the backbone encoded, that the store had vectors of, and that the package has
+        vectors of.
     failures
-        Gene id -> why it has no vector; such genes are not in ``table``.
+        Gene id -> reason why it has no vector. ``table`` does not contain these genes.
     stopped
-        Why not all texts were encoded; empty where they were.
+        Reason why the encoding stopped early; empty if it did not.
     error
-        The error that this is, to be raised when what there is has been stored; None if it is none, as a
-        limit of cost.
+        Error to raise after the vectors have been stored. None if there is none, as with a limit on cost.
     notes
-        What a user should know.
+        Notes for the user.
     n_requests, cost
-        Requests to a server, and US dollars they cost; None where nothing is paid, or no price known.
+        Number of requests to a server and their cost in US dollars. The cost is None if it is free or
+        unknown.
     """
 
     space: Space
@@ -233,22 +234,22 @@ class EncodedGenes:
     cost: float | None = None
 
     def counts(self) -> dict[str, int]:
-        """Return numbers of texts by where their vectors came from."""
+        """Return the number of texts by source of their vectors."""
         return {"shipped": self.n_shipped, "from the store": self.n_cached, "encoded": self.n_encoded}
 
 
 @dataclass(frozen=True, slots=True)
 class EncodingPlan:
-    """What encoding genes would take; nothing was encoded and no server asked.
+    """Plan of an encoding: its size and cost, without encoding and without requests.
 
     Attributes
     ----------
     space
-        None where only the server knows it.
+        None if only the server knows it.
     n_todo, n_cached, n_shipped
-        Texts to encode; texts whose vectors the store has; and those whose vectors came with the package.
+        Number of texts to encode, with vectors in the store, and with vectors in the package.
     estimate
-        Requests, tokens, cost and time; None where no server is asked.
+        Requests, tokens, cost and time; None without a server.
     """
 
     space: Space | None
@@ -259,21 +260,20 @@ class EncodingPlan:
 
 
 def check_template(template: str) -> str:
-    """Return the format string of ``--text``: a name (``default``, ``name``) or one with fields.
+    """Return the format string of ``--text``, which is ``default``, ``name`` or a text with fields.
 
     Raises
     ------
     InputError
-        If it has unknown fields or none.
+        If the template has unknown fields or none.
     """
     text = TEMPLATES.get(template, template)
     try:
         parsed = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
-        fix = "write fields as {symbol}, and other braces twice"
+        fix = "write fields as {symbol}, and double all other braces"
         raise InputError(f"the template cannot be read: {error}", f"--text {template!r}", fix) from error
-    # Exact names only, without formats and conversions: "{symbol.__class__}" and "{symbol:>999999999}" must
-    # not reach str.format.
+    # Only exact names, because "{symbol.__class__}" and "{symbol:>999999999}" must not reach str.format.
     fields = {name if not form and not conversion else "" for name, form, conversion in parsed}
     if not fields or not fields <= set(FIELDS):
         listed = ", ".join("{" + f + "}" for f in FIELDS)
@@ -283,7 +283,7 @@ def check_template(template: str) -> str:
 
 
 def gene_table(kb: KnowledgeBase, gene_ids: Sequence[str], template: str) -> pd.DataFrame:
-    """Return gene_id, species, symbol, text, text_sha256 for genes, in the order given."""
+    """Return a table with gene_id, species, symbol, text and text_sha256, in the order of ``gene_ids``."""
     import pandas as pd
 
     wanted = pd.DataFrame({"gene_id": list(gene_ids)})
@@ -297,7 +297,7 @@ def gene_table(kb: KnowledgeBase, gene_ids: Sequence[str], template: str) -> pd.
             for key, value in zip(("gene_id", "symbol", "name", "species", "gene_type"), row, strict=True)
         }
         found = described.get(fields["gene_id"])
-        # A gene without a description still has its names.
+        # The text of a gene without a description consists of its names.
         fields["description"] = found.text if found else f"{fields['symbol']} ({fields['name']})"
         texts.append(text.format(**fields).replace("()", "").strip())
     genes["text"] = texts
@@ -313,7 +313,7 @@ def plan_encoding(
     *,
     device: str = "auto",
 ) -> EncodingPlan:
-    """Return what :func:`encode_genes` would do; encodes nothing, asks no server and needs no key."""
+    """Return the plan of :func:`encode_genes`. It encodes nothing, sends no request and needs no key."""
     from scvec.backbones.remote import RemoteBackbone
 
     backbone = load_backbone(spec, device=device)
@@ -339,24 +339,25 @@ def encode_genes(
     partial: bool = False,
     progress: Progress = no_progress,
 ) -> EncodedGenes:
-    """Return the vectors of genes; only texts without a shipped or stored vector go through the backbone.
+    """Return the vectors of genes. The backbone encodes only texts without a shipped or stored vector.
 
-    With ``permuted:`` each gene gets the vector of another one: the table still tells whose text it is.
+    With ``permuted:`` each gene gets the vector of another gene. The table still has the hash of its own
+    text.
 
     Parameters
     ----------
     max_cost
-        US dollars that a server may cost.
+        Limit on the cost of a server, in US dollars.
     partial
-        Return the genes that have a vector where a server failed for others, was unreachable or too dear;
-        else raise an error. Vectors that arrived are in the cache all the same, for the next run.
+        Return the genes that have vectors if a server failed for others, was unreachable or reached the limit
+        on cost. If False, raise an error. The cache keeps received vectors for the next run in either case.
 
     Raises
     ------
     StoreError
-        If a server gives other vectors than those that the cache has of it.
+        If a server returns other vectors than those in the cache.
     NetworkError, AuthError, InputError
-        If texts have no vector, and ``partial`` is not asked for.
+        If texts have no vector and ``partial`` is False.
     """
     backbone = load_backbone(spec, device=device, max_cost=max_cost)
     table = gene_table(kb, gene_ids, spec.template)
@@ -368,7 +369,7 @@ def encode_genes(
         space = backbone.space
     found, vectors = cache.get_many(space, shas)
     unknown = {sha for sha, ok in zip(shas, found, strict=True) if not ok}
-    # Long texts first: batches of like length waste least, and memory runs out at once or never.
+    # Long texts first: batches of similar length waste least, and memory runs out at the start or never.
     todo = sorted(unknown, key=lambda sha: (-len(text_of[sha]), sha))
     new: dict[str, Float32] = {}
 
@@ -407,7 +408,7 @@ def encode_genes(
 def _encode_all(
     backbone: Backbone, texts: list[str], keep: Callable[[Sequence[int], Float32], None], progress: Progress
 ) -> Streamed:
-    """Encode texts, and give vectors to ``keep`` as they arrive; return what has none, and why."""
+    """Encode texts and pass vectors to ``keep`` as they arrive. Return failed texts and the reasons."""
     if isinstance(backbone, StreamingBackbone):
 
         def show(done: int, detail: str) -> None:
@@ -426,22 +427,22 @@ def _encode_all(
 
 
 def _failed(table: pd.DataFrame, reasons: Mapping[str, str]) -> dict[str, str]:
-    """Return gene id -> reason from the reasons of their texts."""
+    """Return gene id -> reason, from the failed texts and their reasons."""
     pairs = zip(table["gene_id"], table["text_sha256"], strict=True)
     return {gene_id: reasons[sha] for gene_id, sha in pairs if sha in reasons}
 
 
 def _missing(table: pd.DataFrame, found: Bool, failures: Mapping[str, str], outcome: Streamed) -> ScvecError:
-    """Return the error of genes without vectors."""
+    """Return the error for genes without vectors."""
     missing = table[~found]
-    kept = f"{len(missing):,} of {len(table):,} genes have no vector yet; what arrived is kept"
+    kept = f"{len(missing):,} of {len(table):,} genes have no vector yet; received vectors are saved"
     if outcome.error is not None:
         error = outcome.error
-        return type(error)(f"{error.what}; {kept}", error.where, error.fix)
+        return type(error)(f"{error.what}; {kept}", error.where, error.fix, code=error.code)
     if outcome.stopped:
-        fix = "raise it and run the same command again: it goes on from here"
+        fix = "raise it and run the same command again, which continues from here"
         return InputError(f"{outcome.stopped}; {kept}", "--max-cost", fix, code="cost-limit")
     reason = next(iter(failures.values()), "no answer")
     where = ", ".join(missing["symbol"].astype(str)[:5])
-    fix = "run the same command again: only these are asked for; too long texts are cut by max_tokens=N"
+    fix = "run the same command again, which requests only these; max_tokens=N cuts texts that are too long"
     return NetworkError(f"{kept}: {reason}", where, fix, code="texts-missing")

@@ -1,4 +1,4 @@
-"""Metrics of labels, confidences, label sets and novelty, for calibration, ``scvec eval`` and benchmarks."""
+"""Metrics of labels, confidence, label sets and novelty, for calibration, ``scvec eval`` and benchmarks."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ T = TypeVar("T")
 
 
 def accuracy(truth: Strings, predicted: Strings) -> float:
-    """Return the fraction (0-1) of cells whose label is right."""
+    """Return the fraction (0-1) of cells with the correct label."""
     return float(np.mean(truth == predicted)) if len(truth) else float("nan")
 
 
 def macro_f1(truth: Strings, predicted: Strings) -> float:
-    """Return the mean F1 over the classes of the truth, with equal weights."""
+    """Return the unweighted mean F1 over the classes in ``truth``."""
     from sklearn.metrics import f1_score
 
     if len(truth) == 0:
@@ -45,14 +45,15 @@ def macro_f1(truth: Strings, predicted: Strings) -> float:
 
 
 def on_lineage(truth: Sequence[str], predicted: Sequence[str], lineage: Lineage) -> Bool:
-    """Return (n,) whether a term is the true one, one of its ancestors, or one of its descendants.
+    """Return (n,) bool: whether a term is the true term, one of its ancestors, or one of its descendants.
 
-    Labels of different grain ("T cell" for a "CD4-positive, alpha-beta T cell") are not errors; a sibling is.
+    A label with another level of detail ("T cell" for a "CD4-positive, alpha-beta T cell") is not an error. A
+    sibling is an error.
 
     Parameters
     ----------
     truth, predicted
-        n Cell Ontology ids; empty where a label has none, which is on no lineage.
+        n Cell Ontology ids; empty for a label without an id, which never matches.
     lineage
         Term -> the term and its ancestors.
     """
@@ -64,10 +65,10 @@ def on_lineage(truth: Sequence[str], predicted: Sequence[str], lineage: Lineage)
 
 
 def ontology_similarity(truth: Sequence[str], predicted: Sequence[str], lineage: Lineage) -> Float64:
-    """Return (n,) the fraction (0-1) of Cell Ontology terms that two types have in common.
+    """Return (n,) Jaccard indices (0-1) of the Cell Ontology terms of true and predicted type.
 
-    The terms of a type are its own and all above it (Jaccard index): 1 for the right type, near 1 for a
-    sibling, near 0 for a type of another lineage. Parameters as for :func:`on_lineage`.
+    The terms of a type are its own term and all ancestors. The index is 1 for the correct type, near 1 for a
+    sibling, and near 0 for a type of another lineage. Parameters as in :func:`on_lineage`.
     """
 
     def shared(t: str, p: str) -> float:
@@ -78,14 +79,14 @@ def ontology_similarity(truth: Sequence[str], predicted: Sequence[str], lineage:
 
 
 def _pairwise(compare: Callable[[str, str], T], truth: Sequence[str], predicted: Sequence[str]) -> list[T]:
-    # Many cells, few pairs of types.
+    # Each pair of types is compared once, because many cells share a pair.
     pairs = list(zip(truth, predicted, strict=True))
     known = {pair: compare(*pair) for pair in set(pairs)}
     return [known[pair] for pair in pairs]
 
 
 def reliability(confidence: Floats, correct: Bool, n_bins: int = 15) -> list[dict[str, float]]:
-    """Return, per equal-width bin with cells, their fraction (``share``), mean confidence and accuracy."""
+    """Return the fraction (``share``), mean confidence and accuracy of each equal-width bin with cells."""
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     return [
         {
@@ -98,18 +99,18 @@ def reliability(confidence: Floats, correct: Bool, n_bins: int = 15) -> list[dic
 
 
 def expected_calibration_error(confidence: Floats, correct: Bool, n_bins: int = 15) -> float:
-    """Return the mean gap between confidence and accuracy over equal-width bins.
+    """Return the mean absolute difference between confidence and accuracy over equal-width bins.
 
-    Naeini et al. 2015; Guo et al. 2017 (arXiv:1706.04599), equation 3.
+    Source: Naeini et al. 2015; Guo et al. 2017 (arXiv:1706.04599), equation 3.
     """
     found = reliability(confidence, correct, n_bins)
     return float(sum(b["share"] * abs(b["confidence"] - b["accuracy"]) for b in found))
 
 
 def brier_score(confidence: Floats, correct: Bool) -> float:
-    """Return the mean squared gap (0-1) between the confidence in a label and whether it is right.
+    """Return the Brier score (0-1) for the event that the label is correct.
 
-    Brier 1950 (Monthly Weather Review 78), for the event that the label is right.
+    Source: Brier 1950 (Monthly Weather Review 78).
     """
     from sklearn.metrics import brier_score_loss
 
@@ -119,7 +120,7 @@ def brier_score(confidence: Floats, correct: Bool) -> float:
 
 
 def novelty_auroc(novelty: Floats, is_new: Bool) -> float:
-    """Return how often (0-1) a new cell has a higher novelty than a known one; nan without both kinds."""
+    """Return the AUROC of novelty for cells of new against known types; nan if one kind has no cells."""
     from sklearn.metrics import roc_auc_score
 
     if is_new.all() or not is_new.any():
@@ -128,7 +129,7 @@ def novelty_auroc(novelty: Floats, is_new: Bool) -> float:
 
 
 def fpr_at_tpr(novelty: Floats, is_new: Bool, tpr: float = 0.95) -> float:
-    """Return the fraction of known cells above the threshold that new cells exceed at the rate ``tpr``."""
+    """Return the false positive rate of novelty at the threshold with the true positive rate ``tpr``."""
     from sklearn.metrics import roc_curve
 
     if is_new.all() or not is_new.any():
@@ -138,9 +139,9 @@ def fpr_at_tpr(novelty: Floats, is_new: Bool, tpr: float = 0.95) -> float:
 
 
 def risk_coverage(confidence: Floats, correct: Bool) -> Float64:
-    """Return (n,) the fraction of wrong labels among the i + 1 surest cells; ties share their mean.
+    """Return (n,) fractions of wrong labels among the i + 1 most confident cells; ties share their mean.
 
-    El-Yaniv and Wiener 2010 (JMLR 11); the mean of the curve is the area under it (Geifman, Uziel and
+    Source: El-Yaniv and Wiener 2010 (JMLR 11). The mean of the curve is the area under it (Geifman, Uziel and
     El-Yaniv 2019, arXiv:1805.08206).
     """
     order = np.argsort(-confidence, kind="stable")
@@ -151,7 +152,7 @@ def risk_coverage(confidence: Floats, correct: Bool) -> Float64:
 
 
 def set_coverage(sets: Bool, truth: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Return how often the true class (n,) is in the set (n, n_classes), and how large the sets are."""
+    """Return the coverage of label sets (n, n_classes) for the true classes (n,), and sizes of the sets."""
     if len(truth) == 0:
         return {"observed": float("nan"), "mean_size": float("nan"), "empty": float("nan")}
     size = sets.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Novelty of cells: distances from their class, reference distributions, and the shift of a query."""
+"""Novelty scores: distances of cells to their class, reference distributions, and the shift of a query."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from scvec.base.types import CellChunk, Float32, Float64, Int64
 
 __all__ = ["FALSE_NOVEL_RATE", "Novelty", "Shift", "Spread", "depth", "signals"]
 
-#: Fraction of cells of known types that may be called novel, where a user names none.
+#: Default fraction of cells of known types that may be called novel.
 FALSE_NOVEL_RATE = 0.05
-#: Cells that a class needs before its own spread outweighs that of all classes together.
+#: With more cells than this, the spread of a class outweighs the spread over all classes.
 PRIOR_CELLS = 5.0
 #: Weight of each signal, in the order of :func:`signals`. Only the Mahalanobis distance is relative to the
-#: spread of the class, and near siblings differ in little else. With a weight between 1 and 2 the missing
-#: types of the pancreas are found equally well; those of the blood are found better with 2.
+#: spread of the class, and similar types differ in little else. Missing types of the pancreas are detected
+#: equally well with weights from 1 to 2; missing types of the blood are detected better with 2.
 WEIGHTS = np.array([2.0, 1.0, 0.5])
-#: A cosine distance beyond this quantile of held-out cells is enough by itself: cells of another tissue, or
-#: with shuffled genes, may lie anywhere in the few directions that the other two signals measure.
+#: A cosine distance above this quantile of held-out cells makes a cell novel by itself. The other two signals
+#: measure few directions, in which cells of another tissue or with shuffled genes may lie anywhere.
 ALONE = 0.99
-#: Quantiles kept of the held-out scores: the threshold of any rate down to 1 in 400 can be read off.
+#: Number of stored quantiles of held-out scores. They give thresholds for rates down to 1 in 400.
 N_QUANTILES = 401
 
 
 def depth(chunk: CellChunk) -> Float64:
-    """Return (n,) log of the number of genes found, as if all genes had been measured."""
+    """Return (n,) log of the number of detected genes, extrapolated from the measured genes to all genes."""
     return np.asarray(np.log1p(np.diff(chunk.X.indptr) / max(float(chunk.measured.mean()), 1e-6)))
 
 
 def signals(distances: Float32, predicted: Int64) -> Float64:
-    """Return (n, 3) measures of how unlike a cell is to the class it is given; the larger, the less it fits.
+    """Return the novelty signals of each cell, (n, 3) float64: distances to its predicted class.
 
-    One minus its cosine to the mean cell of the class; log of its Mahalanobis distance from the class, over
-    principal components, in which a type may differ that no discriminant axis shows; one minus its cosine to
-    the class in the cell space. One alone is not enough: a new type may express many genes of its nearest
-    class, or lie near known types in either space, but rarely all three.
+    The signals are: one minus the cosine to the mean expression of the class; the log of the Mahalanobis
+    distance to the class over principal components; and one minus the cosine to the class in the cell space.
+    Principal components show types that no discriminant axis separates. One signal is not enough: a new type
+    may share many genes with its nearest class, or lie near known types in one space, but rarely all of
+    these.
 
     Parameters
     ----------
     distances
-        (n, n_classes, 3) of :meth:`scvec.model.classifiers.Members.distances`.
+        (n, n_classes, 3) from :meth:`scvec.model.classifiers.Members.distances`.
     predicted
-        (n,) int64 classes the cells are given.
+        (n,) int64 predicted classes.
     """
     found = distances[np.arange(len(predicted)), predicted].astype(np.float64)
     found[:, 1] = np.log(np.maximum(found[:, 1], 1e-6))
@@ -54,25 +55,25 @@ def signals(distances: Float32, predicted: Int64) -> Float64:
 
 @dataclass(frozen=True, slots=True)
 class Novelty:
-    """Novelty signals on one scale, and their weighted mean compared with a threshold.
+    """Novelty score: the weighted mean of standardised signals, relative to a threshold.
 
-    Held-out cells of known types are the reference distribution of each signal. The cosine of a shallow cell
-    is low whatever its type, so it is compared with cells of that depth. The Mahalanobis distance is in
-    standard deviations of the class already. The cosine in the cell space is compared with cells of the same
-    class: near siblings always lie a little apart.
+    Held-out cells of known types give the reference distribution of each signal. Cells of low depth have a
+    low cosine whatever their type, so the cosine signal is compared with cells of the same depth. The
+    Mahalanobis distance is in standard deviations of the class already. The cosine in the cell space is
+    compared with cells of the same class, because similar types always have some distance from each other.
 
     Attributes
     ----------
     curve
-        (3,) float64: the cosine's signal expected at a depth, a polynomial, constant first.
+        (3,) float64 polynomial of the expected cosine signal by depth, constant first.
     range
-        (2,) float64 least and largest depth that it holds for.
+        (2,) float64 smallest and largest depth for which the polynomial holds.
     mean, sd
-        (n_classes, n_signals) float64.
+        (n_classes, n_signals) float64 of the reference distribution.
     quantiles
-        (N_QUANTILES,) float64 of the whole signal over held-out cells, ascending.
+        (N_QUANTILES,) float64 ascending quantiles of the combined signal over held-out cells.
     offset
-        Subtracted from the cosine signal where that signal alone decides.
+        Subtracted from the cosine signal when that signal alone decides.
     """
 
     curve: Float64
@@ -90,7 +91,7 @@ class Novelty:
     def fit(
         cls, found: Float64, depths: Float64, predicted: Int64, n_classes: int, *, shrink: float = 1.0
     ) -> Novelty:
-        """Learn from held-out cells of known types.
+        """Fit the reference distributions on held-out cells of known types.
 
         Parameters
         ----------
@@ -99,13 +100,13 @@ class Novelty:
         depths
             (n,) from :func:`depth`.
         predicted
-            (n,) int64 classes they were given.
+            (n,) int64 predicted classes.
         shrink
-            Expected distance of new cells from the reference, relative to that of held-out cells from the
-            other folds. Quantiles above the median are moved towards the median by this factor.
+            Expected distance of new cells from the reference, relative to the distance of held-out cells from
+            the other folds. Quantiles above the median are moved towards the median by this factor.
         """
         span = np.array([depths.min(), depths.max()])
-        # A curve through a handful of depths would be noise.
+        # A curve through few depths would fit noise.
         degree = 2 if len(np.unique(depths)) >= 20 else 0
         curve = np.zeros(3)
         curve[: degree + 1] = np.polynomial.polynomial.polyfit(depths, found[:, 0], degree)
@@ -137,15 +138,15 @@ class Novelty:
         return np.asarray((flat - self.mean[predicted]) / self.sd[predicted])
 
     def whole_signal(self, z: Float64) -> Float64:
-        """Return (n,) weighted mean of standardised signals, or the cosine's where that is far off."""
+        """Return (n,) weighted means of the standardised signals, or the cosine signal if it is extreme."""
         return np.asarray(np.maximum(z @ (WEIGHTS / WEIGHTS.sum()), z[:, 0] - self.offset))
 
     def threshold(self, rate: float = FALSE_NOVEL_RATE) -> float:
-        """Return the signal that the fraction ``rate`` (0-1) of held-out cells of known types exceeds."""
+        """Return the combined signal that a fraction ``rate`` (0-1) of held-out cells exceeds."""
         return float(np.interp(1.0 - rate, np.linspace(0.0, 1.0, len(self.quantiles)), self.quantiles))
 
     def score(self, z: npt.NDArray[np.floating], *, rate: float = FALSE_NOVEL_RATE) -> Float32:
-        """Return (n,) novelty, 0 to 1, of cells with standardised signals (n, 3); 0.5 is the threshold."""
+        """Return (n,) float32 novelty scores (0-1) from standardised signals (n, 3); the threshold is 0.5."""
         above = self.whole_signal(z.astype(np.float64)) - self.threshold(rate)
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(above, -30, 30))), dtype=np.float32)
 
@@ -167,34 +168,34 @@ class Novelty:
         return cls(**{name: np.array(data[name]) for name in names}, offset=float(data["offset"]))
 
 
-#: Principal components of the distances: enough to separate the types of a tissue.
+#: Number of principal components for the distances, enough to separate the types of a tissue.
 N_COMPONENTS = 20
-#: As in the encoders: z-scores are clipped, and a gene that hardly varies does not get huge ones.
+#: Largest z-score, and lower limit of a gene's standard deviation, as in the encoders.
 CLIP, MIN_SD = 5.0, 0.05
 
 
 class Spread:
-    """Class-wise Mahalanobis distances over principal components of standardised log expression.
+    """Mahalanobis distances to classes over principal components of standardised log expression.
 
-    Lee et al. 2018 (arXiv:1807.03888), with one covariance per class, since types differ in how much their
-    cells vary. Each covariance is shrunk to the mean covariance within classes, more so for classes of few
-    cells (Friedman 1989, doi:10.1080/01621459.1989.10478752). The components are fitted without labels: a
-    type that no classifier had to separate is still apart here.
+    The method is that of Lee et al. 2018 (arXiv:1807.03888), but with one covariance per class, because types
+    differ in their variance. Each covariance is shrunk towards the mean covariance within classes, more
+    strongly for classes with few cells (Friedman 1989, doi:10.1080/01621459.1989.10478752). The components
+    are fitted without labels, so that they also separate types that the labels do not.
 
     Parameters
     ----------
     mean, sd
-        (n_genes,) float32 of the reference.
+        (n_genes,) float32 of log expression in the reference.
     components
         (n_genes, n_components) float32.
     centers
         (n_classes, n_components) float32; NaN for a class without cells.
     whitening
-        (n_classes, n_components, n_components) float32; a deviation from the center times this has unit
-        covariance over the cells of the class.
+        (n_classes, n_components, n_components) float32. Deviations from the center times this matrix have
+        unit covariance over the cells of the class.
     centroids
-        (n_classes, n_genes) float32 mean cells on log expression, not standardised: another species
-        or platform changes the spread of a gene, and no cell looks new by that.
+        (n_classes, n_genes) float32 mean log expression. It is not standardised, so that a changed spread of
+        genes in another species or platform does not make cells look novel.
     """
 
     def __init__(
@@ -218,7 +219,7 @@ class Spread:
 
     @classmethod
     def fit(cls, chunk: CellChunk, labels: npt.NDArray[np.int64], n_classes: int, *, seed: int = 0) -> Spread:
-        """Learn from labelled cells; ``labels`` (n,) int64, -1 for none."""
+        """Fit on labelled cells with class numbers ``labels`` (n,) int64; -1 marks an unlabelled cell."""
         from sklearn.decomposition import PCA
 
         rows = np.flatnonzero(labels >= 0)
@@ -233,7 +234,7 @@ class Spread:
         Z, _ = _standardised(X, mean, sd)
         r = max(1, min(N_COMPONENTS, len(rows) - 1, Z.shape[1]))
         few = min(Z.shape) < 500
-        # The eigenvectors of a covariance of thousands of genes take seconds; few cells do not need it.
+        # With few cells, avoid the eigenvectors of a gene covariance, which take seconds.
         exact = "covariance_eigh" if Z.shape[1] < len(rows) else "full"
         pca = PCA(r, svd_solver=exact if few else "arpack", random_state=seed)
         pca.fit(Z.toarray() if few else Z)
@@ -255,7 +256,7 @@ class Spread:
             deviation = members - members.mean(axis=0)
             scatter[k] = deviation.T @ deviation
         within = scatter.sum(axis=0) / len(rows)
-        # One cell per class leaves no spread within classes: the variance of all cells replaces it.
+        # With one cell per class there is no variance within classes; use the variance of all cells.
         floor = 1e-3 * max(float(np.trace(within)) / r, 1e-3 * float(T.var(axis=0).mean()), 1e-9)
         for k in np.flatnonzero(counts):
             covariance = (scatter[k] + r * within) / (counts[k] + r) + floor * np.eye(r)
@@ -269,13 +270,13 @@ class Spread:
         return len(self.centers)
 
     def project(self, chunk: CellChunk) -> Float32:
-        """Return (n, n_components) float32 components; genes that were not measured are at the mean."""
+        """Return (n, n_components) float32 component scores; unmeasured genes get their mean."""
         C = np.ascontiguousarray(self.components * chunk.measured[:, None], dtype=np.float32)
         difference, zero = _standardised(chunk.X, self.mean, self.sd)
         return np.asarray(difference @ C + zero @ C, dtype=np.float32)
 
     def away(self, chunk: CellChunk) -> Float32:
-        """Return (n, n_classes, 2) float32: one minus the cosine to each centroid, and :meth:`distances`."""
+        """Return (n, n_classes, 2) float32: one minus the cosine to the centroids, and :meth:`distances`."""
         C = self.centroids * chunk.measured
         C = C / np.maximum(np.linalg.norm(C, axis=1, keepdims=True), 1e-9)
         X = chunk.X if chunk.measured.all() else chunk.X.multiply(chunk.measured).tocsr()
@@ -284,7 +285,7 @@ class Spread:
         return np.stack([apart.astype(np.float32), self.distances(chunk)], axis=-1)
 
     def distances(self, chunk: CellChunk) -> Float32:
-        """Return (n, n_classes) float32 distances, in standard deviations; inf to a class without cells."""
+        """Return (n, n_classes) float32 distances in standard deviations; inf for a class without cells."""
         T = self.project(chunk)
         found = np.full((len(T), self.n_classes), np.inf, dtype=np.float32)
         for k in np.flatnonzero(np.isfinite(self.centers[:, 0])):
@@ -304,9 +305,9 @@ class Spread:
 
 
 def _standardised(X: Any, mean: Float32, sd: Float32) -> tuple[Any, Float32]:
-    """Return clipped z-scores of cells X (n, n_genes) CSR as a sparse matrix plus one row for all of them.
+    """Return clipped z-scores of cells X (n, n_genes) CSR, as a sparse matrix plus one row for all cells.
 
-    Cells stay sparse: only where there are counts does z differ from the z of none.
+    The cells stay sparse, because z differs from the z of a zero only where there are counts.
     """
     zero = np.clip(-mean / sd, -CLIP, CLIP)
     z = np.clip((X.data - mean[X.indices]) / sd[X.indices], -CLIP, CLIP)
@@ -314,7 +315,7 @@ def _standardised(X: Any, mean: Float32, sd: Float32) -> tuple[Any, Float32]:
 
 
 def _centroids(X: Any, labels: npt.NDArray[np.int64], n_classes: int) -> Float32:
-    """Return (n_classes, n_genes) float32 means of the cells X of each class; zeros for one without cells."""
+    """Return (n_classes, n_genes) float32 class means of cells X; zeros for a class without cells."""
     from scipy.sparse import csr_matrix
 
     weights = 1.0 / np.bincount(labels, minlength=n_classes)[labels]
@@ -322,44 +323,44 @@ def _centroids(X: Any, labels: npt.NDArray[np.int64], n_classes: int) -> Float32
     return np.asarray((membership @ X).toarray(), dtype=np.float32)
 
 
-#: Quantile of a class's signals that is compared with that of the reference: below the middle, since cells
-#: of a missing type stand above those of the class that they are given.
+#: Quantile of the signals of a class that is compared with the reference. It is below the median, because
+#: cells of a missing type have higher signals than cells of their predicted class.
 QUANTILE, EXPECTED = 0.3, -0.5244
-#: The same for the lower quantile; the difference of both measures the spread.
+#: A lower quantile. The difference of the two quantiles measures the spread.
 LOW_QUANTILE, LOW_EXPECTED = 0.05, -1.6449
-#: Quantile over classes that is common to the query. With the median, cells of missing types in half of the
-#: classes would pass for another platform.
+#: Quantile over classes that counts as common to the query. With the median, missing types in half of the
+#: classes would look like another platform.
 COMMON = 0.35
-#: Cells of a class that its spread is estimated from, and the largest factor on the spread.
+#: Number of cells of a class for the estimate of its spread, and largest factor on the spread.
 SPREAD_CELLS, MAX_SPREAD = 20, 2.0
-#: Least probability of a cell, and least number of such cells in a class, that the estimate uses.
+#: The estimate uses cells with at least this probability, in classes with at least this number of them.
 MIN_PROBABILITY, MIN_CELLS = 0.5, 8
-#: Number of classes from which on the whole common part is subtracted, and number of cells that halves it.
+#: From this number of classes on, the whole common part is subtracted. With this number of cells it is
+#: halved.
 FULL_CLASSES, HALF_CELLS = 4, 10.0
-#: A common part of less than this, in standard deviations, is not worth a sentence.
+#: A common part below this, in standard deviations, is not reported.
 WORTH_SAYING = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """The part of the novelty signals that all cells of a query share, subtracted before novelty is scored.
+    """Shift of a query: the part of the novelty signals common to all its cells. It is subtracted.
 
-    Another platform, chemistry or species moves the cells of all classes away from the reference, and does
-    not make them new. For each signal, a low quantile of the cells of each class is compared with that of
-    held-out cells. A low quantile of these differences over classes is common to the query. Less is
-    subtracted in a class that moved less; more is never subtracted. Where the cells of a class spread more
-    below that quantile than held-out cells do, signals are divided by the ratio. From one class alone nothing
-    is subtracted, since its cells may be of a missing type. With few classes or few cells, less is
-    subtracted.
+    Another platform, chemistry or species moves the cells of all classes away from the reference, but does
+    not make them novel. For each signal and class, a low quantile is compared with the same quantile of
+    held-out cells. A low quantile of these differences over classes is the common part. In a class that moved
+    less, less is subtracted; more is never subtracted. If the signals below that quantile have a larger
+    spread than those of held-out cells, signals are divided by the ratio. With a single class nothing is
+    subtracted, because its cells may belong to a missing type. With few classes or cells, less is subtracted.
 
     Attributes
     ----------
     offsets
         (n_classes, n_signals) float64, at least 0, in standard deviations of held-out cells.
     spread
-        (n_signals,) float64, at least 1: how much wider the signals are than those of held-out cells.
+        (n_signals,) float64, at least 1: ratio of the spread of the signals to that of held-out cells.
     n_cells, n_supporting
-        Cells and classes that it was estimated from.
+        Number of cells and classes behind the estimate.
     """
 
     offsets: Float64
@@ -369,7 +370,7 @@ class Shift:
 
     @classmethod
     def none(cls, n_classes: int, n_signals: int = 3) -> Shift:
-        """Return the shift that changes nothing."""
+        """Return a shift without effect."""
         return cls(np.zeros((n_classes, n_signals)), np.ones(n_signals), 0, 0)
 
     @classmethod
@@ -387,7 +388,7 @@ class Shift:
         signals
             (n, n_signals) in standard deviations of held-out cells.
         given, probability
-            (n,) the class number of each cell, and how probable it is.
+            (n,) predicted class number of each cell, and its probability.
         """
         sure = probability >= MIN_PROBABILITY
         counts = np.bincount(given[sure], minlength=n_classes)
@@ -413,7 +414,7 @@ class Shift:
         return cls(np.maximum(offsets, 0.0) * taken, spread, n_cells, len(supporting))
 
     def relative(self, signals: npt.NDArray[np.floating], given: npt.NDArray[np.integer[Any]]) -> Float64:
-        """Return (n, n_signals) float64 signals without the common part."""
+        """Return (n, n_signals) float64 signals after subtraction of the common part."""
         moved = signals - self.offsets[given]
         return np.asarray(moved + (moved - EXPECTED) * (1.0 / self.spread - 1.0), dtype=np.float64)
 
@@ -423,7 +424,7 @@ class Shift:
         return float(self.offsets.mean()) if self.offsets.size else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, as `uns` keeps them."""
+        """Return JSON values for `uns`."""
         return {
             "size": round(self.size, 4),
             "offsets": np.round(self.offsets, 4).tolist(),
@@ -434,11 +435,11 @@ class Shift:
 
     @property
     def message(self) -> str:
-        """One sentence for people; empty where there is little to say."""
+        """One sentence for the user; empty if the shift is small."""
         if self.size < WORTH_SAYING:
             return ""
         return (
-            "this data set differs from the reference as another platform or species does "
+            "all cells of this data set are shifted from the reference, as by another platform or species "
             f"({self.size:.1f} standard deviations, {self.n_cells:,} cells of {self.n_supporting} labels); "
-            "novelty is judged relative to that"
+            "novelty is scored relative to this shift"
         )

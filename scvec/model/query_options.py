@@ -1,4 +1,4 @@
-"""The options of a query. Importing this loads nothing heavy: the command line reads its defaults."""
+"""Options of a query. This module imports nothing heavy, because the command line reads its defaults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = ("scvec", "celltypist")
 UNMATCHED = ("drop", "text")
 DEVICES = ("auto", "cpu", "cuda")
 
-#: Options that decide what the answer is. An annotation records them.
+#: Options that affect the result. An annotation records them.
 ANSWER = (
     "method n_neighbors where exact recall layer values coverage false_novel_rate novelty unmatched_genes"
 ).split()
@@ -26,73 +26,75 @@ ANSWER = (
 
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """How the cells of a query are read and annotated, and where the answer goes.
+    """Options for reading and annotating the cells of a query, and for its output.
 
     Attributes
     ----------
     reference
-        Name of the reference; may be left out where the store has one. Names of several: each annotates the
-        cells, and the answers are joined over the Cell Ontology.
+        Name of the reference; None is enough if the store has only one. With several names, each reference
+        annotates the cells, and the results are merged with the Cell Ontology.
     output
-        ``.h5ad`` (everything in the input, and the annotation), ``.csv`` or ``.parquet`` (the annotation).
+        ``.h5ad`` (the whole input plus the annotation), ``.csv`` or ``.parquet`` (the annotation alone).
     report
-        An ``.html`` file for people: a map of the cells, tables, evidence for each label; the same numbers go
-        into a ``.json`` file beside it. Needs the extra ``report``.
+        An ``.html`` report with a map of the cells, tables, and evidence for each label. A ``.json`` file
+        beside it has the same numbers. Needs the extra ``report``.
     title
-        Name of the cells in the report; the name of the file when None.
+        Name of the cells in the report; None for the name of the file.
     n_neighbors
-        Reference cells that vote; clipped to the number of reference cells.
+        Number of reference cells that vote, at most the number of reference cells.
     method
         ``both``, ``knn`` or ``head``.
     species
-        ``auto``, ``human`` or ``mouse``: whose genes the names are.
+        Species of the gene names: ``auto``, ``human`` or ``mouse``.
     layer
-        Where the values are: a layer, ``"X"`` or ``"raw"``; found when None.
+        Location of the values: a layer, ``"X"`` or ``"raw"``; None to detect it.
     values
-        What the values are: ``counts``, ``linear`` (CPM, TPM, RPKM), ``log1p``, ``log2-cpm``, ... (all in
-        :data:`scvec.ingest.cells.values.VALUES`); ``auto`` finds it and adds a note.
+        Scale of the values: ``counts``, ``linear`` (CPM, TPM, RPKM), ``log1p``, ``log2-cpm``, ... (all in
+        :data:`scvec.ingest.cells.values.VALUES`). ``auto`` detects it and adds a note.
     memory
-        Bytes that may be used, as a number or like ``"4G"``; half of the free memory when None. It sets the
-        number of cells in a chunk and changes no answer.
+        Memory limit, in bytes or as text such as ``"4G"``; None for half of the free memory. It sets the
+        number of cells in a chunk and does not change the result.
     where
-        SQL condition over the reference's obs: only those cells are neighbours, only their labels are given.
+        SQL condition on the obs of the reference. Only matching cells are neighbours, and only their labels
+        are predicted.
     exact
-        Compare with every cell of the reference. Flat indices, those of less than 200,000 cells, always do.
+        Compare with every cell of the reference. Flat indices (fewer than 200,000 cells) always do.
     recall
-        Fraction (0-1) of the nearest cells that an approximate index is to find; that of the ingest when
-        None.
+        Requested recall (0-1) of an approximate index: the fraction of the nearest cells that it finds. None
+        for the recall of the ingest.
     coverage
-        Also give sets of labels that hold the true one for this fraction (0-1) of the cells of each type.
+        Also return label sets. For each type, this fraction (0-1) of the sets contains the true label.
     false_novel_rate
         Fraction (0-1) of cells of known types that may be called novel.
     novelty
-        ``relative``: what all cells of the query have in common against the reference (another platform, or
-        another species) does not make them novel. ``absolute``: it does.
+        ``relative`` subtracts a shift that all cells of the query share, as between platforms or species.
+        ``absolute`` does not.
     majority_vote
-        Also cluster the cells and give each the label of most of its cluster, in columns of its own. That
-        label depends on the other cells of the query; needs the extra ``cluster``.
+        Also cluster the cells, and add columns with the majority label of each cluster. These labels depend
+        on the other cells of the query. Needs the extra ``cluster``.
     columns
-        ``scvec``, or ``celltypist``: tables get the columns that CellTypist writes instead, an h5ad both.
+        ``scvec`` or ``celltypist``. With ``celltypist``, tables have CellTypist's columns instead of scvec's,
+        and an h5ad has both.
     unmatched_genes
-        ``drop``, or ``text``: a query gene without a partner in the reference stands for a reference gene
-        that the query lacks, where the text vectors of the two are similar (docs/species.md).
+        ``drop`` or ``text``. With ``text``, a query gene without a partner in the reference replaces a
+        missing reference gene with a similar text vector (docs/species.md).
     force
-        Go on where few genes match.
+        Continue even if few genes match.
     device
         ``auto``, ``cpu`` or ``cuda``.
     llm
-        Path of the language model of a ``prompt`` reference, if it was moved since.
+        Path of the language model of a ``prompt`` reference, if it moved since the ingest.
     engine
-        ``local``, or ``ray``: workers and shards of the index on a Ray cluster, with the same answers.
-        ``memory`` is then divided among the workers. Needs the extra ``ray``.
+        ``local`` or ``ray``. ``ray`` uses workers and shards of the index on a Ray cluster, with the same
+        results. The workers share ``memory``. Needs the extra ``ray``.
     ray_address
-        ``HOST:PORT`` of the cluster's head, or ``auto`` on a node of it. When None, a cluster of this machine
-        is started and stopped.
+        ``HOST:PORT`` of the head of the cluster, or ``auto`` on one of its nodes. None starts and stops a
+        cluster on this machine.
 
     Raises
     ------
     InputError
-        If a value is not possible.
+        If a value is out of range or unknown.
     """
 
     reference: str | Sequence[str] | None = None
@@ -132,10 +134,11 @@ class QueryOptions:
         for name in ("coverage", "recall", "false_novel_rate"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < 1.0:
-                what = f"{name} is a fraction between 0 and 1, not {value:g}"
-                raise InputError(what, _flag(name), "give one such as 0.9", code="option-out-of-range")
+                what = f"{name} must be a fraction between 0 and 1, not {value:g}"
+                raise InputError(what, _flag(name), "give a fraction such as 0.9", code="option-out-of-range")
         if self.n_neighbors < 1:
-            raise InputError(f"{self.n_neighbors} neighbours cannot vote", "--n-neighbors", "give 1 or more")
+            what = f"n_neighbors must be 1 or more, not {self.n_neighbors}"
+            raise InputError(what, "--n-neighbors", "give 1 or more", code="option-out-of-range")
         if self.values != "auto":
             from scvec.ingest.cells.values import check_values
 
@@ -153,25 +156,25 @@ class QueryOptions:
         if self.reference is None or isinstance(self.reference, str):
             return self.reference
         given = " ".join(f"--reference {name}" for name in self.reference)
-        raise InputError("this takes a single reference", given, "give one --reference")
+        raise InputError("this command takes a single reference", given, "give one --reference", code="usage")
 
     def changed(self) -> dict[str, Any]:
-        """Return the options that are not at their default, in the order of the fields."""
+        """Return the options that differ from their defaults, in the order of the fields."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     def answer(self) -> dict[str, Any]:
-        """Return the options that decide what the answer is."""
+        """Return the options that affect the result."""
         return {name: getattr(self, name) for name in ANSWER}
 
     def command_line(self, cells: Any, store: Path | str | None = None) -> str:
-        """Return the command that does the query again; options at their default are left out.
+        """Return the command that repeats the query, without options that have their default.
 
         Parameters
         ----------
         cells
-            The file. An AnnData object is called ``CELLS.h5ad``.
+            The file. An AnnData object appears as ``CELLS.h5ad``.
         store
-            The folder of the store; left out when None.
+            The folder of the store; None omits it.
         """
         words = ["scvec", "query", str(cells) if isinstance(cells, str | Path) else "CELLS.h5ad"]
         chosen = self.changed() if store is None else {"store": store, **self.changed()}
@@ -183,15 +186,17 @@ class QueryOptions:
 
 
 def check_columns(columns: str) -> None:
-    """Raise InputError where a table cannot have columns of this kind."""
+    """Raise InputError if ``columns`` is not one of :data:`COLUMNS`."""
     if columns not in COLUMNS:
-        raise InputError(f"there are no columns {columns!r}", "--columns", f"give {' or '.join(COLUMNS)}")
+        what = f"there are no columns {columns!r}"
+        raise InputError(what, "--columns", f"give {' or '.join(COLUMNS)}", code="unknown-choice")
 
 
 def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         what = f"there is no {name.replace('_', ' ')} {value!r}"
-        raise InputError(what, _flag(name), f"give {', '.join(known[:-1])} or {known[-1]}")
+        fix = f"give {', '.join(known[:-1])} or {known[-1]}"
+        raise InputError(what, _flag(name), fix, code="unknown-choice")
 
 
 def _flag(name: str) -> str:

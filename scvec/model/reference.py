@@ -1,4 +1,4 @@
-"""A reference that can annotate cells: its members, and what held-out cells taught about them."""
+"""Model of a reference: the members of the ensemble and their calibration on held-out cells."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ from scvec.model.training import TrainingSample, score_held_out, splits
 
 __all__ = ["METHODS", "Prediction", "ReferenceModel", "train"]
 
-#: Neighbours that vote while a reference is calibrated.
+#: Number of neighbours that vote during calibration.
 N_NEIGHBORS = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer of a reference for n cells.
+    """Predictions of a reference for n cells.
 
     Attributes
     ----------
     vectors
         (n, embed_dim) float32.
     proba
-        (n, n_classes) float32 calibrated probabilities of the method asked for.
+        (n, n_classes) float32 calibrated probabilities of the requested method.
     winners
-        For each member, (n,) int32 the class that is likeliest by that member alone.
+        For each member, (n,) int32 class with the highest score of that member.
     sets
-        (n, n_classes) bool, the classes of each cell's label set; None where no coverage was asked for.
+        (n, n_classes) bool label sets; None if no coverage was requested.
     signals
-        (n, 3) float32 standardised measures of novelty (:class:`scvec.model.novelty.Novelty`); zeros where
-        the reference could not hold out a cell.
+        (n, 3) float32 standardised novelty signals (:class:`scvec.model.novelty.Novelty`); zeros if the
+        reference has no held-out cells.
     given
-        (n,) int32 the likeliest class of all members together, which ``signals`` are about.
+        (n,) int32 most probable class of the ensemble. ``signals`` are distances to this class.
     sure
-        (n,) float32 its probability.
+        (n,) float32 probability of this class.
     n_detected
-        (n,) int64 number of the reference's genes found in each cell.
+        (n,) int64 number of detected genes of the reference in each cell.
     n_labels
-        (n,) int64 labels in each cell's set at the coverage that its status goes by.
+        (n,) int64 number of labels in the label set that decides the status of a cell.
     """
 
     vectors: Float32
@@ -73,14 +73,14 @@ class Prediction:
 
     @classmethod
     def gather(cls, parts: Iterable[Prediction], n: int) -> Prediction:
-        """Return the predictions of chunks as one of ``n`` cells; each is released once it is copied.
+        """Concatenate the predictions of chunks with ``n`` cells in total. Each part is freed after copying.
 
-        Of many cells they lie in files (`scvec.base.arrays`).
+        Large arrays are kept in files (`scvec.base.arrays`).
 
         Raises
         ------
         ValueError
-            If the parts do not have ``n`` cells, at least one of them.
+            If the parts do not have ``n`` cells, or there are none.
         """
         whole: dict[str, npt.NDArray[Any]] = {}
         done = 0
@@ -103,12 +103,12 @@ class Prediction:
         )
 
     def release(self) -> None:
-        """Release memory that reading it took, where it lies in files."""
+        """Release memory of arrays that are kept in files."""
         for values in self._arrays().values():
             arrays.release(values)
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return all arrays, one row a cell, by a name each."""
+        """Return all arrays by name; each has one row per cell."""
         plain = ("vectors", "proba", "signals", "given", "sure", "n_detected", "n_labels", "sets")
         found = {name: getattr(self, name) for name in plain if getattr(self, name) is not None}
         found |= {f"winner {name}": values for name, values in self.winners.items()}
@@ -116,12 +116,12 @@ class Prediction:
 
 
 class ReferenceModel:
-    """Members over labelled cells, and their calibration on held-out cells.
+    """Members fitted on labelled cells, and their calibration on held-out cells.
 
     Parameters
     ----------
     floor
-        Cells with fewer of the encoder's genes than this are of low quality.
+        Cells with fewer detected genes of the encoder than this have low quality.
     """
 
     def __init__(self, members: Members, calibration: Calibration, floor: float) -> None:
@@ -140,19 +140,19 @@ class ReferenceModel:
         progress: Progress = no_progress,
         n_workers: int = 1,
     ) -> ReferenceModel:
-        """Train on the cells of a sample, and calibrate on those of each fold without the fold.
+        """Train on the cells of a sample, and calibrate by cross-validation over its folds.
 
         Parameters
         ----------
         make_encoder
-            Returns an untrained encoder for the cells (over ``genes``) and labels given: that of a fold must
-            not know the cells that the fold holds out.
+            Returns an untrained encoder for given cells (over ``genes``) and labels. In a fold these do not
+            include the held-out cells.
         measured
-            (n_genes,) genes that the query measured; all when None.
+            (n_genes,) bool, genes that the query measured; None for all.
         genes
-            Numbers of the genes that the encoder takes; all when None.
+            Column numbers of the genes that the encoder uses; None for all.
         n_workers
-            Trainings at once; each comes out the same alone and beside others.
+            Number of simultaneous training runs. It does not change the result.
         """
         cells = sample.cells(measured)
         labels, n_classes = sample.labels, sample.n_classes
@@ -189,7 +189,7 @@ class ReferenceModel:
 
     @property
     def takes_turns(self) -> bool:
-        """Whether chunks are to be predicted one after another: a model that reads, or a GPU, is one."""
+        """Whether chunks must be predicted one at a time, because they share a model or a GPU."""
         return any(getattr(part, "takes_turns", False) for part in (self.members.encoder, self.members.index))
 
     def predict(
@@ -201,15 +201,14 @@ class ReferenceModel:
         subset: Int64 | None = None,
         coverage: float | None = None,
     ) -> Prediction:
-        """Annotate cells. The answer for a cell does not depend on the others.
+        """Annotate cells. The prediction for a cell does not depend on the other cells.
 
         Parameters
         ----------
         method
-            ``both`` averages the members; else one of them alone.
+            ``both`` for the ensemble, or the name of one member.
         coverage
-            How often (0-1) the label sets of both members together are to hold the true label; none when
-            None.
+            Requested fraction (0-1) of label sets with the true label, for the ensemble; None for no sets.
 
         Raises
         ------
@@ -217,16 +216,17 @@ class ReferenceModel:
             If there is no such method, or no cell of ``subset`` has a label.
         """
         if method not in METHODS:
-            raise InputError(f"there is no method {method!r}", fix=f"methods: {', '.join(METHODS)}")
+            fix = f"methods: {', '.join(METHODS)}"
+            raise InputError(f"there is no method {method!r}", "--method", fix, code="unknown-choice")
         calibration, members = self.calibration, self.members
         found = members.score(chunk, n_neighbors, subset=subset)
         allowed = np.ones(members.n_classes, dtype=bool)
         if subset is not None:
-            # A label without a cell among the chosen ones is not an answer, although the head knows it.
+            # Exclude labels without a chosen cell, although the head has scores for them.
             allowed = np.isin(np.arange(members.n_classes), members.labels_among(subset))
             if not allowed.any():
                 raise InputError(
-                    "none of the reference cells chosen has a label",
+                    "none of the chosen reference cells has a label",
                     fix="loosen --where",
                     code="where-no-match",
                 )
@@ -235,7 +235,7 @@ class ReferenceModel:
             name: calibration.ensemble.alone(name, s) for name, s in zip(MEMBERS, found.scores, strict=True)
         }
         together = calibration.ensemble.combine(found.scores)
-        # Novelty and label sets do not depend on the method that is asked for.
+        # Novelty and label sets do not depend on the requested method.
         given = together.argmax(axis=1)
         measures = np.zeros((len(chunk), 3), dtype=np.float32)
         if calibration.novelty is not None:
@@ -271,16 +271,17 @@ def train(
     progress: Progress = no_progress,
     n_workers: int = 1,
 ) -> ReferenceModel:
-    """Train and calibrate a reference on some of its cells.
+    """Train and calibrate a reference on a sample of its cells.
 
     Parameters
     ----------
     material
-        Makes the material of one training of its cells and labels, ``number`` and ``is_fold``.
+        Returns the material of one training run, given cells, labels, ``number`` and ``is_fold``.
     genes
-        Numbers of the genes that the encoder takes; all when None.
+        Column numbers of the genes that the encoder uses; None for all.
     n_workers
-        Trainings at once. One that computes with torch goes alone: it takes the memory of a model.
+        Number of simultaneous training runs. Encoders with torch train one at a time, because each run needs
+        the memory of a model.
 
     Raises
     ------
@@ -289,7 +290,7 @@ def train(
     """
     if len(np.unique(sample.labels)) < 2:
         raise InputError(
-            "fewer than two labels have cells to train on", fix="give cells of two labels", code="one-label"
+            "fewer than two labels have training cells", fix="give cells of two labels", code="one-label"
         )
     number = count(1)
 

@@ -1,4 +1,4 @@
-"""A trained model as it is stored, and back."""
+"""Conversion between a trained model and its stored form."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ N_PROBES = 16
 
 
 def probe_tensors(chunk: CellChunk, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-    """Return arrays that hold cells (n, n_genes) and their row numbers in the reference."""
+    """Return arrays with cells (n, n_genes) and their row numbers in the reference, to verify the encoder."""
     X = chunk.X
     return {
         "probe.rows": rows,
@@ -60,7 +60,7 @@ def probe_tensors(chunk: CellChunk, rows: npt.NDArray[np.int64]) -> dict[str, np
 def probe_cells(
     tensors: dict[str, npt.NDArray[Any]], n_genes: int
 ) -> tuple[CellChunk, npt.NDArray[np.int64]]:
-    """Return the cells and their row numbers."""
+    """Return the cells of :func:`probe_tensors` and their row numbers."""
     import scipy.sparse as sp
 
     rows = tensors["probe.rows"]
@@ -70,16 +70,16 @@ def probe_cells(
     return CellChunk(X, np.ones(n_genes, dtype=bool)), rows
 
 
-#: Column that holds the file that each cell came from, once cells were appended or deleted.
+#: Column with the source file of each cell, added when cells are appended or deleted.
 SOURCE_COLUMN = "scvec_source"
-#: Prefix of the tensors that hold what the genes of another species are multiplied by.
+#: Prefix of the tensors with the factors on the genes of another species.
 FACTOR = "axis.factor."
 
 Tensors = dict[str, npt.NDArray[Any]]
 
 
 def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
-    """Return arrays and JSON values of a model, without its index and labels."""
+    """Return the arrays and JSON values of a model, without its index and labels."""
     members = model.members
     encoder_tensors, encoder_meta = members.encoder.state()
     head_tensors, head_meta = members.head.state()
@@ -108,7 +108,13 @@ def model_of(
     rows: npt.NDArray[np.int64] | None = None,
     models: Models | None = None,
 ) -> ReferenceModel:
-    """Rebuild a model from :func:`model_state`; ValueError, KeyError or TypeError where parts do not fit."""
+    """Rebuild a model from :func:`model_state`.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If parts are missing or do not fit together.
+    """
     encoder = load_encoder(
         state["encoder"]["name"], _under("encoder.", tensors), dict(state["encoder"]), models
     )
@@ -126,12 +132,12 @@ def model_of(
 
 
 def class_statistics(tensors: Tensors) -> tuple[Float32, Float32]:
-    """Return (n_classes, n_genes) mean cells over all genes, zeros without cells, and (n_genes,) spreads."""
+    """Return class means (n_classes, n_genes), zeros for a class without cells, and spreads (n_genes,)."""
     return tensors["classes.means"], tensors["classes.spread"]
 
 
 def encoder_of(stored: StoredReference) -> CellEncoder:
-    """Return the encoder of a reference that reads with no model.
+    """Return the encoder of a reference whose encoder uses no model.
 
     Raises
     ------
@@ -146,12 +152,12 @@ def encoder_of(stored: StoredReference) -> CellEncoder:
 
 
 def sample_of(stored: StoredReference) -> TrainingSample:
-    """Return the cells that a reference is fitted from.
+    """Return the training cells of a reference.
 
     Raises
     ------
     StoreError
-        If they are not there or do not fit together.
+        If they are missing or do not fit together.
     """
     try:
         return TrainingSample.from_state(_under("sample.", stored.tensors), stored.meta["sample"])
@@ -179,18 +185,18 @@ def load_model(
     Parameters
     ----------
     device
-        Where its encoder computes, if that uses torch to encode.
+        Device of the encoder, if it uses torch.
     llm
-        Where its language model lies now, if it has one and that was moved.
+        Path of its language model, if it has one that moved since the ingest.
     index
-        Searched instead of the stored one, which is then not read.
+        Index to search instead of the stored one, which is then not read.
     exact, recall
-        How an approximate index searches (`StoredReference.searcher`).
+        Search settings of an approximate index (`StoredReference.searcher`).
 
     Raises
     ------
     StoreError
-        If its parts do not fit together, or a model that its encoder reads with is not there.
+        If its parts do not fit together, or a model of its encoder is missing.
     """
     meta, tensors = stored.meta, stored.tensors
     try:
@@ -204,7 +210,7 @@ def load_model(
             model.calibration = model.calibration.without_neighbors()
         members = model.members
         if [meta["all_genes"][i] for i in members.genes] != meta["genes"]:
-            raise ValueError("the genes of the encoder are others")
+            raise ValueError("the genes of the encoder differ")
         if members.n_classes != len(meta["classes"]) or members.encoder.embed_dim != stored.dim:
             raise ValueError("numbers of classes or dimensions differ")
         return model
@@ -220,7 +226,7 @@ def _misfit(stored: StoredReference, error: Exception) -> StoreError:
 
 
 def species_of(meta: Mapping[str, Any]) -> dict[str, int]:
-    """Return species -> cells of a reference, that whose ids its genes have first."""
+    """Return species -> number of cells of a reference. The species of its gene ids comes first."""
     return {meta["species"]: 0, **meta.get("species_cells", {})}
 
 

@@ -1,4 +1,4 @@
-"""Labelled cells: which of them a reference is trained on, and which are held out."""
+"""Choice of the cells that a reference is trained on, and of the held-out cells."""
 
 from __future__ import annotations
 
@@ -46,10 +46,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """Labelled cells of a reference over all its genes, with the folds that are held out.
+    """Training cells of a reference over all its genes, with their folds for cross-validation.
 
-    A query that measured other genes than the reference gets a cell space of its own, fitted from these
-    cells: what is kept here decides every fit.
+    The store keeps these cells. They are used again to fit the cell space to the genes of a query.
 
     Attributes
     ----------
@@ -58,15 +57,20 @@ class TrainingSample:
     labels
         (n,) int64 class numbers, all >= 0.
     rows
-        (n,) int64 ascending rows of the cells in the reference.
+        (n,) int64 row of each cell in the reference, ascending.
     folds
         (n,) int64 fold of each cell.
     held_out
-        ``batch`` if folds are whole batches, ``cells`` if not.
+        ``batch`` if folds consist of whole batches, else ``cells``.
     n_batches
-        Number of batches that the folds are made of; 0 for ``cells``.
+        Number of batches in the folds; 0 for ``cells``.
     n_classes
-        Number of classes, those without a cell among them.
+        Number of classes, including classes without a cell.
+
+    Raises
+    ------
+    ValueError
+        If the arrays differ in length, a cell has no class, or the rows do not ascend.
     """
 
     X: Any
@@ -82,19 +86,19 @@ class TrainingSample:
         if not n == len(self.labels) == len(self.rows) == len(self.folds):
             raise ValueError(f"{n} cells with {len(self.labels)} labels and {len(self.rows)} rows")
         if n and (self.labels.min() < 0 or self.labels.max() >= self.n_classes):
-            raise ValueError("a training cell without a class")
+            raise ValueError("a training cell has no class")
         if (np.diff(self.rows) <= 0).any():
             raise ValueError("rows must ascend")
 
     @classmethod
     def rounded(cls, X: Any, **rest: Any) -> TrainingSample:
-        """Return a sample of cells whose values are rounded as they will be kept."""
+        """Return a sample with values rounded to the precision of the store."""
         kept = X.copy()
         kept.data = kept.data.astype(np.float16).astype(np.float32)
         return cls(kept, **rest)
 
     def cells(self, measured: npt.NDArray[np.bool_] | None = None) -> CellChunk:
-        """Return the cells as a data set shows them that measured some genes (n_genes,); all when None."""
+        """Return the cells with only the genes ``measured`` (n_genes,) bool; None for all genes."""
         if measured is None:
             return CellChunk(self.X, np.ones(self.X.shape[1], dtype=bool))
         X = self.X.copy()
@@ -103,7 +107,7 @@ class TrainingSample:
         return CellChunk(X, measured)
 
     def without(self, deleted: Int64) -> TrainingSample:
-        """Return the sample once rows of the reference are deleted, under the rows that are left."""
+        """Return the sample after rows of the reference were deleted, with the new row numbers."""
         still = ~np.isin(self.rows, deleted)
         moved = self.rows - np.searchsorted(deleted, self.rows)
         return TrainingSample(
@@ -117,7 +121,7 @@ class TrainingSample:
         )
 
     def state(self) -> State:
-        """Return arrays and JSON values to store."""
+        """Return the arrays and JSON values to store."""
         index = np.uint16 if self.X.shape[1] <= 1 << 16 else np.uint32
         tensors = {
             "data": self.X.data.astype(np.float16),
@@ -132,7 +136,13 @@ class TrainingSample:
 
     @classmethod
     def from_state(cls, tensors: dict[str, npt.NDArray[Any]], meta: dict[str, Any]) -> TrainingSample:
-        """Rebuild from :meth:`state`; ValueError where the parts do not fit together."""
+        """Rebuild from :meth:`state`.
+
+        Raises
+        ------
+        ValueError
+            If the parts do not fit together.
+        """
         from scipy.sparse import csr_matrix
 
         shape = (len(tensors["labels"]), int(meta["n_genes"]))
@@ -140,7 +150,7 @@ class TrainingSample:
         X = csr_matrix((data, tensors["indices"].astype(np.int32), tensors["indptr"]), shape=shape)
         X.check_format(full_check=True)
         if not np.isfinite(data).all():
-            raise ValueError("training cells with values that are not finite")
+            raise ValueError("training cells have values that are not finite")
         return cls(
             X,
             tensors["labels"].astype(np.int64),
@@ -163,9 +173,9 @@ class HeldOut:
     labels
         (n,) int64 true classes.
     distances, depths
-        (n, n_classes, 3) distances to the classes and (n,) depths, for the novelty of a cell.
+        (n, n_classes, 3) distances to the classes and (n,) depths, for novelty scores.
     folds
-        (n,) int64 the fold that each cell was held out with.
+        (n,) int64 fold of each cell.
     """
 
     scores: list[Float32]
@@ -184,19 +194,18 @@ def make_folds(
     strata: npt.NDArray[np.str_] | None = None,
     copies: Int64 | None = None,
 ) -> tuple[Int64, str, list[str]]:
-    """Return (fold of each cell, how they were made, notes).
+    """Assign cells to folds. Returns the fold of each cell (n,) int64, ``"batch"`` or ``"cells"``, and notes.
 
-    Whole batches are held out where there are at least two, since cells of one donor resemble each other;
-    else cells, each class spread over the folds.
+    With two batches or more, whole batches are held out, because cells of one donor resemble each other.
+    Otherwise the cells of each class are spread over the folds.
 
     Parameters
     ----------
     strata
-        (n,) groups, each spread over the folds by itself, such as species: the reference of a query cell
-        holds cells of its species.
+        (n,) group of each cell, such as its species, or None. Each group is spread over the folds separately.
     copies
-        (n,) cells of the same number are copies of one, and are held out together; 0 for no copy. A copy in
-        another batch goes to the fold of the first.
+        (n,) int64, or None. Cells with the same number are copies of one cell and are held out together; 0 is
+        no copy. A copy in another batch goes to the fold of the first one.
     """
     folds, how, notes = _folds(labels, batches, n_folds, seed, strata)
     if copies is not None:
@@ -212,7 +221,7 @@ def _folds(
     seed: int,
     strata: npt.NDArray[np.str_] | None,
 ) -> tuple[Int64, str, list[str]]:
-    """Return what :func:`make_folds` does, copies apart."""
+    """Assign cells to folds as :func:`make_folds` does, without regard to copies."""
     rng = np.random.default_rng(seed)
     groups = np.zeros(len(labels), dtype=np.int64) if strata is None else strata
     folds = np.zeros(len(labels), dtype=np.int64)
@@ -228,17 +237,17 @@ def _folds(
     if not by_cells:
         return folds, "batch", []
     if len(by_cells) < len(np.unique(groups)):
-        note = f"cells of one batch were held out, not whole batches, for {' and '.join(by_cells)}"
-        return folds, "batch", [f"{note}: confidence is optimistic there for data from elsewhere"]
+        note = f"single cells were held out instead of whole batches for {' and '.join(by_cells)}"
+        return folds, "batch", [f"{note}, so confidence there is optimistic for other data sets"]
     note = (
-        "confidence was calibrated on held-out cells of the same batches, so it is optimistic for data from "
-        "elsewhere; name the column of donors or batches with --batch-key"
+        "confidence was calibrated on held-out cells of the same batches, so it is optimistic for other data "
+        "sets; name the column of donors or batches with --batch-key"
     )
     return folds, "cells", [note]
 
 
 def _by_batches(batches: npt.NDArray[np.str_], n_folds: int) -> Int64:
-    """Return the fold of each cell: largest batches first, each to the fold with the fewest cells so far."""
+    """Return the fold of each cell. Batches go, largest first, to the fold with the fewest cells so far."""
     names, sizes = np.unique(batches, return_counts=True)
     size_of = dict(zip(names, sizes, strict=True))
     load = np.zeros(min(n_folds, len(names)))
@@ -250,7 +259,7 @@ def _by_batches(batches: npt.NDArray[np.str_], n_folds: int) -> Int64:
 
 
 def _by_cells(labels: Int64, n_folds: int, rng: np.random.Generator) -> Int64:
-    """Return the fold of each cell: the cells of each class spread over all."""
+    """Return the fold of each cell, with the cells of each class spread over all folds."""
     folds = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -259,9 +268,10 @@ def _by_cells(labels: Int64, n_folds: int, rng: np.random.Generator) -> Int64:
 
 
 def splits(labels: Int64, folds: Int64) -> Iterator[tuple[int, Int64, Int64]]:
-    """Yield each fold that can be held out, the cells to train on without it, and its cells to score.
+    """Yield (fold, training cells of the other folds, held-out cells of the fold).
 
-    Held-out cells of a class that the other folds lack are left out: no member could give them that label.
+    Held-out cells of a class that the other folds lack are left out, because no member could predict it. A
+    fold without held-out cells is skipped.
     """
     for fold in np.unique(folds):
         train = np.flatnonzero((folds != fold) & (labels >= 0))
@@ -281,20 +291,20 @@ def score_held_out(
     seed: int = 0,
     max_cells: int = 5000,
 ) -> HeldOut:
-    """Score the cells of each fold by the members that were trained without it.
+    """Score the cells of each fold with the members that were trained without it.
 
     Parameters
     ----------
     trained
-        Members trained on the cells of each of :func:`splits`, in that order; at least one.
+        Members trained for each fold of :func:`splits`, in that order; at least one.
     max_cells
-        Held-out cells that are scored in all; more would hardly change the calibration.
+        Largest number of held-out cells in total. More would hardly change the calibration.
     """
     rng = np.random.default_rng(seed)
     n_folds = len(np.unique(folds))
     found, truth, held = [], [], []
     for (fold, _, test), members in zip(splits(labels, folds), trained, strict=True):
-        # A slow encoder asks for fewer cells.
+        # Slow encoders set a lower limit.
         most = min(max_cells, getattr(members.encoder, "held_out_cells", max_cells)) // n_folds
         if len(test) > most:
             test = np.sort(rng.choice(test, most, replace=False))
@@ -310,47 +320,47 @@ def score_held_out(
     )
 
 
-#: Column of a reference's obs table that holds the class number of each cell.
+#: Column in the obs table of a reference with the class number of each cell.
 CODE_COLUMN = "_scvec_class"
-#: Column that holds the species of each cell where a reference has two, for ``--where``.
+#: Column with the species of each cell in a reference of two species, for ``--where``.
 SPECIES_COLUMN = "scvec_species"
-#: Cells that the encoder and the head are trained on at most.
+#: Largest number of training cells of encoder and head.
 MAX_TRAINING_CELLS = 20_000
-#: Cells of a label that the default encoder is fitted from at most: more cells of a common type change its
-#: mean and spread by little, and every fit to the genes of a query pays for them.
+#: Largest number of training cells per label for the default encoder. More cells hardly change the mean and
+#: spread of a common type, but slow down every fit to the genes of a query.
 CELLS_PER_LABEL = 500
-#: Cells that are trained on whatever the memory: with fewer, a rare label has too few of them.
+#: Smallest limit on training cells, even with little memory. With fewer, rare labels have too few cells.
 MIN_TRAINING_CELLS = 2_000
-#: Bytes that training needs for a cell and gene (dense, five times over), and for a value that is not zero.
+#: Bytes that training needs per cell and gene (five dense copies), and per non-zero value.
 BYTES_PER_GENE, BYTES_PER_VALUE = 20, 32
-#: Bytes of the libraries, and of what is known of genes.
+#: Bytes of the libraries and of the gene tables.
 FIXED_BYTES = 1_200_000_000
-#: Bytes of one training beside others: its cells, twice, and products of genes with genes.
+#: Bytes of one of several simultaneous training runs: its cells twice, and gene-by-gene products.
 TRAINING_BYTES = 1_000_000_000
-#: Columns of obs in which data sets keep Cell Ontology ids, the CELLxGENE schema's first.
+#: Columns of obs with Cell Ontology ids. The column of the CELLxGENE schema comes first.
 ONTOLOGY_COLUMNS = ("cell_type_ontology_term_id", "cell_ontology_id")
-#: Columns that name the tissue.
+#: Columns of obs with the tissue.
 TISSUE_COLUMNS = ("tissue", "organ", "tissue_general")
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labels and batches of the cells of all files, one after another.
+    """Labels and batches of the cells of all files, concatenated in the order of the files.
 
     Attributes
     ----------
     codes
-        (n,) int64 class numbers, -1 for none.
+        (n,) int64 class numbers; -1 marks an unlabelled cell.
     batches
         (n,) strings, or None.
     findings
-        What looks odd about the labels, and which were left out.
+        Problems with labels, and labels that were left out.
     primary
-        (n_read,) bool, False for cells that are not part of the reference; all are when None.
+        (n_read,) bool, False for cells that are not part of the reference; None if all are.
     hashes
-        (n_read,) int64 that copies of a cell share (:mod:`scvec.model.copies`), once they are known.
+        (n_read,) int64, equal for copies of a cell (:mod:`scvec.model.copies`); None until computed.
     notes
-        What a user should know of cells left out, and of copies.
+        Notes for the user on cells that were left out, and on copies.
     """
 
     sources: list[CellSource]
@@ -372,22 +382,22 @@ class Labelled:
         min_cells: int = 1,
         label_map: Mapping[str, str] | None = None,
     ) -> Labelled:
-        """Read labels and batches; labels of fewer than ``min_cells`` cells become no label.
+        """Read labels and batches. Cells of labels with fewer than ``min_cells`` cells become unlabelled.
 
         Parameters
         ----------
         label_map
-            Label -> the one it becomes, empty for none; labels that are missing stay as they are.
+            Label -> new label, or an empty string for unlabelled. Other labels do not change.
 
         Raises
         ------
         InputError
-            If a column is missing or is of no use, or fewer than two labels have enough cells.
+            If a column is missing or unsuitable, or fewer than two labels have enough cells.
         """
         from scvec.ingest.cells.label_columns import labels, leave_out_rare, look_over
 
         if not sources:
-            raise InputError("no reference file was given", fix="name at least one h5ad file")
+            raise InputError("no reference file was given", fix="give at least one h5ad file")
         each = [_renamed(*labels(source, label_key), label_map or {}) for source in sources]
         classes = sorted({c for _, names in each for c in names})
         number = {c: i for i, c in enumerate(classes)}
@@ -416,27 +426,27 @@ class Labelled:
 
     @cached_property
     def numbers(self) -> npt.NDArray[np.int64]:
-        """(n_read,) int64 row of each cell in the reference; of cells that are left out it says nothing."""
+        """(n_read,) int64 row of each cell in the reference; undefined for cells that were left out."""
         if self.primary is None:
             return np.arange(len(self.codes), dtype=np.int64)
         return np.cumsum(self.primary, dtype=np.int64) - 1
 
     def kept(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the rows of an array (n_read, ...) that are cells of the reference."""
+        """Return the rows of an array (n_read, ...) for the cells of the reference."""
         return values if self.primary is None else values[self.primary]
 
     def of_source(self, number: int) -> slice:
-        """Return the rows of a file among those of all."""
+        """Return the slice of the rows of a file among all rows read."""
         start = sum(source.n_obs for source in self.sources[:number])
         return slice(start, start + self.sources[number].n_obs)
 
     def n_of_source(self, number: int) -> int:
-        """Return how many cells of the reference a file holds."""
+        """Return the number of cells of the reference from a file."""
         rows = self.of_source(number)
         return rows.stop - rows.start if self.primary is None else int(self.primary[rows].sum())
 
     def hashed(self, hashes: npt.NDArray[np.int64]) -> Labelled:
-        """Return the same with hashes (n_read,) of the cells, and a note where some are copies."""
+        """Return a copy with the hashes (n_read,) of the cells, and a note if some are copies."""
         known = replace(self, hashes=hashes)
         n = int(repeated(self.kept(hashes)).sum())
         if n == 0:
@@ -444,27 +454,27 @@ class Labelled:
         other = int(repeated(np.where(known.once, hashes, 0)).sum())
         apart = f" ({other:,} under another label)" if other else ""
         note = (
-            f"warning: {n:,} of {self.n:,} cells are copies of an earlier cell{apart}: each was trained on "
-            "once, and copies were held out together; give each cell once"
+            f"warning: {n:,} of {self.n:,} cells are copies of an earlier cell{apart}; training used one "
+            "copy of each, and copies were held out together; give each cell once"
         )
         return replace(known, notes=(*self.notes, note))
 
     @cached_property
     def once(self) -> npt.NDArray[np.bool_]:
-        """(n_read,) bool: labelled cells, of copies under one label the first."""
+        """(n_read,) bool, True for labelled cells. Of copies with the same label only the first is True."""
         labelled = self.codes >= 0
         if self.hashes is not None:
             labelled &= ~repeated(np.where(labelled, self.hashes, 0), self.codes)
         return labelled
 
     def counts(self) -> dict[str, int]:
-        """Cells per label, most first."""
+        """Number of cells per label, in descending order."""
         numbers = np.bincount(self.codes[self.codes >= 0], minlength=len(self.classes))
         order = np.argsort(-numbers, kind="stable")
         return {self.classes[i]: int(numbers[i]) for i in order}
 
     def table(self, species: npt.NDArray[np.str_] | None = None) -> pd.DataFrame:
-        """Return obs of all cells, and their class numbers; (n,) ``species`` become a column where given."""
+        """Return obs of all cells with class numbers, and with a column for ``species`` (n,) if given."""
         import pandas as pd
 
         obs = (
@@ -478,13 +488,13 @@ class Labelled:
         return obs if self.primary is None else obs[self.primary]
 
     def training_rows(self, seed: int, most: int = MAX_TRAINING_CELLS) -> npt.NDArray[np.int64]:
-        """Return which cells to train on, ascending: all labelled ones, or ``most``, rare labels whole."""
+        """Return the training cells, ascending: all labelled cells, or ``most`` with all of rare labels."""
         rows = np.flatnonzero(self.once)
         if len(rows) <= most:
             return rows
         counts = np.bincount(self.codes[rows], minlength=len(self.classes))
         low, high = 0, int(counts.max())
-        while low < high:  # the largest cap on a label that keeps the sum within the budget
+        while low < high:  # find the largest number of cells per label that keeps the sum within the budget
             cap = (low + high + 1) // 2
             low, high = (cap, high) if np.minimum(counts, cap).sum() <= most else (low, cap - 1)
         rng = np.random.default_rng(seed)
@@ -494,12 +504,12 @@ class Labelled:
     def sample(
         self, memory: str | int | None, n_genes: int, seed: int, *, capped: bool
     ) -> tuple[npt.NDArray[np.int64], list[str]]:
-        """Return the cells to train on, over ``n_genes``, and what a user should know about it.
+        """Return the rows of the training cells, and notes for the user.
 
         Parameters
         ----------
         capped
-            Take ``CELLS_PER_LABEL`` of a label at most.
+            Use at most ``CELLS_PER_LABEL`` cells of a label.
         """
         n_values = float(np.concatenate([s.n_genes_detected for s in self.sources]).mean())
         most = training_budget(memory, n_genes, n_values)
@@ -510,17 +520,17 @@ class Labelled:
             return rows, []
         few = " that --memory allows" if most < min(total, MAX_TRAINING_CELLS) else ""
         return rows, [
-            f"trained on {len(rows):,} cells{few}, rare labels kept whole; all cells are in the index"
+            f"trained on {len(rows):,} cells{few}, with all cells of rare labels; the index has all cells"
         ]
 
     def _capped(self, rows: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
-        """Return the rows, of each label ``CELLS_PER_LABEL`` at most, spread over its batches alike."""
+        """Return at most ``CELLS_PER_LABEL`` rows of each label, spread evenly over its batches."""
         rng = np.random.default_rng(seed)
         kept = []
         for code in np.unique(self.codes[rows]):
             here = rng.permutation(rows[self.codes[rows] == code])
             if len(here) > CELLS_PER_LABEL and self.batches is not None:
-                # The first cells of every batch come first, then the second ones, and so on.
+                # Sort by rank within the batch: the first cell of every batch, then the second, and so on.
                 batch = np.unique(self.batches[here], return_inverse=True)[1]
                 order = np.argsort(batch, kind="stable")
                 turn = np.empty(len(here), dtype=np.int64)
@@ -530,7 +540,7 @@ class Labelled:
         return np.sort(np.concatenate(kept))
 
     def tissues(self) -> list[str]:
-        """Return what the files say of their tissue; nothing where a column says many things."""
+        """Return the tissues in the files; empty if a column has too many values."""
         found: set[str] = set()
         for source in self.sources:
             for column in TISSUE_COLUMNS:
@@ -539,7 +549,7 @@ class Labelled:
         return sorted(found)
 
     def known_terms(self) -> dict[str, str]:
-        """Return label -> Cell Ontology id where a column of ids agrees on all cells of a label."""
+        """Return label -> Cell Ontology id, for labels whose cells all have the same id in a column."""
         import pandas as pd
 
         known: dict[str, set[str]] = {}
@@ -560,19 +570,19 @@ class Labelled:
 
 
 def training_budget(memory: str | int | None, n_genes: int, n_values: float) -> int:
-    """Return how many cells may be trained on.
+    """Return the largest number of training cells.
 
-    Only a memory that a user names says less than ``MAX_TRAINING_CELLS``: what else the machine does at the
-    time must not change a reference.
+    It is ``MAX_TRAINING_CELLS`` unless the user gives a limit on memory. The free memory has no influence, so
+    that a reference does not depend on other programs on the machine.
 
     Parameters
     ----------
     memory
-        Bytes that may be used in all, as a number or like ``"4G"``; None where no limit was named.
+        Memory limit, in bytes or as text such as ``"4G"``; None for no limit.
     n_genes
-        Genes that the encoder knows.
+        Number of genes of the encoder.
     n_values
-        Genes above zero in a cell, on average.
+        Mean number of genes above zero per cell.
     """
     if memory is None:
         return MAX_TRAINING_CELLS
@@ -583,9 +593,9 @@ def training_budget(memory: str | int | None, n_genes: int, n_values: float) -> 
 
 
 def training_workers(memory: str | int | None) -> int:
-    """Return how many trainings may run at once, of which each takes ``TRAINING_BYTES`` at most.
+    """Return the number of simultaneous training runs, each with at most ``TRAINING_BYTES`` of memory.
 
-    Their number changes no result.
+    The number does not change the result.
     """
     if memory is None:
         return n_cores()
@@ -595,7 +605,7 @@ def training_workers(memory: str | int | None) -> int:
 def _renamed(
     codes: npt.NDArray[np.int64], classes: list[str], label_map: Mapping[str, str]
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Return the codes and classes of one file under the names that the map gives them."""
+    """Return the codes and classes of one file after renaming by the map."""
     names = [label_map.get(name, name) for name in classes]
     kept = sorted({name for name in names if name})
     number = {name: k for k, name in enumerate(kept)}
@@ -605,17 +615,17 @@ def _renamed(
 def incoherent_labels(
     counts: Mapping[str, int], classes: Sequence[str], held_out: Sequence[Mapping[str, Any]]
 ) -> list[LabelFinding]:
-    """Return the labels of which most cells are not found again when they are held out.
+    """Return the labels with a recall below one half on held-out cells.
 
-    A label is reported where the fraction found again is below a half beyond doubt (upper end of the 95%
-    interval of Wilson 1927, doi:10.1080/01621459.1927.10502953): its cells may be of several types, or of the
-    type that they are taken for.
+    A label is reported if the upper end of its 95% interval is below one half (Wilson 1927,
+    doi:10.1080/01621459.1927.10502953). Its cells may belong to several types, or to the type that is
+    predicted for them.
 
     Parameters
     ----------
     held_out
-        Per class, ``n`` held-out cells, the fraction ``recall`` that got their label, and the class number
-        ``taken_for`` of most of the others.
+        For each class: ``n`` held-out cells, their ``recall``, and the class number ``taken_for`` of the most
+        frequent wrong prediction.
     """
     from scvec.ingest.cells.label_columns import LabelFinding
 
@@ -626,8 +636,8 @@ def incoherent_labels(
             continue
         other = classes[int(record["taken_for"])]
         message = (
-            f"the cells of label '{label}' ({counts[label]:,}) do not hang together: held out, "
-            f"{recall:.0%} of {n:,} got their label again, most others '{other}'"
+            f"label '{label}' ({counts[label]:,} cells) is not coherent: of {n:,} held-out cells, "
+            f"{recall:.0%} got this label, most others '{other}'"
         )
         found.append(LabelFinding("does not hang together", {label: counts[label]}, message))
     return found
@@ -641,16 +651,16 @@ def _wilson_upper(fraction: float, n: int, z: float = 1.96) -> float:
 def _primary(
     sources: Sequence[CellSource], codes: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.bool_] | None, tuple[str, ...]]:
-    """Return (n,) bool, False for cells that the files call those of another data set; and a note.
+    """Return (n,) bool, False for cells that are not primary data (repeated from another study), and notes.
 
-    Where none of the others has a label, all are kept.
+    If no primary cell has a label, all cells are kept.
     """
     primary = np.concatenate([is_primary(source) for source in sources])
     n = int((~primary).sum())
     if n == 0:
         return None, ()
     if not (primary & (codes >= 0)).any():
-        return None, (f"{PRIMARY_COLUMN} is False for all labelled cells: they were kept",)
+        return None, (f"{PRIMARY_COLUMN} is False for all labelled cells, so all cells were kept",)
     return primary, tuple(left_out_notes(0, n))
 
 
@@ -673,16 +683,16 @@ def read_sample(
     strata: npt.NDArray[np.str_] | None,
     seed: int,
 ) -> tuple[TrainingSample, list[str]]:
-    """Return the cells to train on over all genes of the reference, with their folds, and notes.
+    """Return the training cells over all genes of the reference, with their folds, and notes.
 
     Parameters
     ----------
     rows
-        Cells to train on, ascending, over all files.
+        Row numbers of the training cells over all files, ascending.
     maps
-        For each file, its columns onto all genes of the reference.
+        For each file, the map from its columns to all genes of the reference.
     strata
-        (n,) species of all cells, where there are two.
+        (n,) species of all cells if there are two, else None.
     """
     import scipy.sparse as sp
 
@@ -702,8 +712,8 @@ def read_sample(
         notes += more
     if not any(splits(labels, folds)):
         notes = [
-            "warning: no cell can be held out, as each label has a single cell: confidence is not calibrated "
-            "and novelty is not judged"
+            "warning: no cell can be held out, because each label has a single cell; confidence is not "
+            "calibrated and novelty is not scored"
         ]
     n_batches = len(np.unique(batches)) if batches is not None and held_out == "batch" else 0
     sample = TrainingSample.rounded(
@@ -719,7 +729,7 @@ def read_sample(
 
 
 def class_tensors(sample: TrainingSample) -> dict[str, npt.NDArray[Any]]:
-    """Return the mean cell of each class over all genes, and each gene's spread within classes."""
+    """Return the class means over all genes, and the spread of each gene within classes."""
     from scvec.encoders.statistics import Profile, class_means
 
     means = class_means(sample.X, sample.labels, sample.n_classes).astype(np.float32)

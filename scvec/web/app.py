@@ -1,4 +1,4 @@
-"""The routes: a page, and REST with OpenAPI under ``/api``."""
+"""Routes of the server: one page, and a REST interface with OpenAPI under ``/api``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ASSETS = {
     "app.css": "text/css; charset=utf-8",
     "app.js": "text/javascript; charset=utf-8",
 }
-#: A report is a page of others' data: it may run its own scripts and save files, and is of no origin.
+#: A report holds untrusted data. The sandbox allows scripts and downloads, and gives it an opaque origin.
 _SANDBOX = "sandbox allow-scripts allow-downloads"
 
 JobId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$")]
@@ -44,12 +44,12 @@ Species = Literal["auto", "human", "mouse"]
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": what, "content": {"application/json": {}}}
     for code, what in {
-        400: "what was asked cannot be done, or the form is broken; says why",
+        400: "the request cannot be carried out, or the form is invalid; the error says why",
         401: "the token is missing",
-        404: "there is no such thing",
+        404: "not found",
         408: "the request came too slowly",
         413: "the file is too large",
-        422: "a parameter is not what it should be",
+        422: "a parameter is invalid",
         429: "too many jobs or searches are waiting",
         503: "too many connections or uploads, or the store cannot be read",
         507: "a search took too much time or memory, or the disk is full",
@@ -69,9 +69,9 @@ def make_app(store: Path, jobs: Jobs, searches: Searches, limits: Limits) -> Fas
     app = FastAPI(
         title="scvec",
         version=__version__,
-        summary="Names cells by a reference, and finds genes and cells.",
+        summary="Annotates cells with a reference, and searches genes and cells.",
         openapi_url="/api/openapi.json",
-        # Their pages fetch scripts from elsewhere.
+        # These pages load scripts from other servers.
         docs_url=None,
         redoc_url=None,
         responses=_ERRORS,
@@ -83,7 +83,7 @@ def make_app(store: Path, jobs: Jobs, searches: Searches, limits: Limits) -> Fas
 
     @app.get("/api/info")
     def info() -> dict[str, Any]:
-        """Tell what the store holds, and the limits of this server."""
+        """Return the references of the store, and the limits of this server."""
         from scvec.stores.store.store import Store
 
         opened = Store(store)
@@ -109,33 +109,35 @@ def make_app(store: Path, jobs: Jobs, searches: Searches, limits: Limits) -> Fas
 def _errors(app: FastAPI, store: Path) -> None:
     names = {str(path): "the store" for path in (store, store.resolve())}
 
-    def told(status: int, error: ScvecError) -> JSONResponse:
+    def answer(status: int, error: ScvecError) -> JSONResponse:
         return JSONResponse({"error": without_paths(error.body(), names)}, status_code=status)
 
     @app.exception_handler(ScvecError)
     async def ours(request: Request, error: ScvecError) -> JSONResponse:
         status = 429 if isinstance(error, Busy) else 400 if isinstance(error, InputError) else 503
-        return told(507 if isinstance(error, ResourceError) else status, error)
+        return answer(507 if isinstance(error, ResourceError) else status, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return told(422, InputError(str(first["msg"]), where, code="usage"))
+        return answer(422, InputError(str(first["msg"]), where, code="usage"))
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
-        told_as = InputError(
+        error_body = InputError(
             error.detail,
             request.url.path,
             _FIXES.get(error.status_code, ""),
             code={400: "bad-form", 404: "not-found"}.get(error.status_code, "usage"),
         )
-        return Response(error_bytes(told_as), error.status_code, error.headers, media_type="application/json")
+        return Response(
+            error_bytes(error_body), error.status_code, error.headers, media_type="application/json"
+        )
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:
-        return told(500, ScvecError(f"this is a bug in scvec: {type(error).__name__}", code="bug"))
+        return answer(500, ScvecError(f"this is a bug in scvec: {type(error).__name__}", code="bug"))
 
 
 def _pages(app: FastAPI) -> None:
@@ -153,7 +155,7 @@ def _pages(app: FastAPI) -> None:
 def _search(app: FastAPI, searches: Searches) -> None:
     @app.get("/api/search/genes")
     def search_genes(q: Text, k: Hits = 10, species: Species = "auto", where: Where = None) -> dict[str, Any]:
-        """Find genes that a text is about."""
+        """Find genes by a text."""
         return searches.find("genes", q, k=k, species=species, where=where)
 
     @app.get("/api/search/cells")
@@ -164,7 +166,7 @@ def _search(app: FastAPI, searches: Searches) -> None:
         k: Hits = 10,
         where: Where = None,
     ) -> dict[str, Any]:
-        """Find cells of a reference that a text is about, or that are like one (``like``)."""
+        """Find cells of a reference by a text, or cells similar to the cell ``like``."""
         return searches.find("cells", q, like=like, reference=reference, k=k, where=where)
 
 
@@ -176,7 +178,7 @@ def _jobs(app: FastAPI, store: Path, jobs: Jobs) -> None:
         species: Annotated[Species, Form()] = "auto",
         values: Annotated[str, Form(max_length=20)] = "auto",
     ) -> dict[str, Any]:
-        """Upload cells to be annotated. They are read by a process of its own, under limits."""
+        """Upload cells to annotate. A separate process reads them, with limits on memory and time."""
         from scvec.stores.store.store import Store
         from scvec.workflows.query import only_reference
 
@@ -194,7 +196,7 @@ def _jobs(app: FastAPI, store: Path, jobs: Jobs) -> None:
 
     @app.get("/api/jobs/{job}")
     def job(job: JobId) -> dict[str, Any]:
-        """Tell how far a job is, and what came of it."""
+        """Return the progress and result of a job."""
         found = jobs.get(job)
         if found is None:
             raise HTTPException(404, "there is no such job (any more)")
@@ -212,7 +214,7 @@ def _jobs(app: FastAPI, store: Path, jobs: Jobs) -> None:
         job: JobId,
         name: Literal["annotated.h5ad", "labels.csv", "report.html", "report.json", "annotate.sh"],
     ) -> FileResponse:
-        """Return a file of a job that is done."""
+        """Return a result file of a finished job."""
         path = jobs.file(job, name)
         if path is None:
             raise HTTPException(404, "there is no such file (yet)")

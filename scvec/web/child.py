@@ -1,8 +1,8 @@
-"""A job, or searches, in a process of their own: ``python -m scvec.web.child`` with requests on stdin.
+"""Child process for one job or for searches: ``python -m scvec.web.child`` with requests on stdin.
 
-A file that somebody uploads is read here and nowhere else, under limits. What happens is told on stdout, a
-line of JSON each: ``{"stage", "done", "total"}``, and at last ``{"result"}`` or ``{"error"}``. The
-process ends when stdin closes, thus with the server, however that ends.
+Only this process reads uploaded files, with limits on memory, time and disk. It writes messages to stdout as
+lines of JSON: ``{"stage", "done", "total"}`` for progress, and finally ``{"result"}`` or ``{"error"}``. It
+ends when stdin closes, which also happens when the server is killed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 __all__ = ["FILES", "main"]
 
-#: What a job leaves behind, and what each is.
+#: Result files of a job -> media type.
 FILES = {
     "annotated.h5ad": "application/x-hdf5",
     "labels.csv": "text/csv; charset=utf-8",
@@ -30,11 +30,11 @@ UPLOAD = "upload.h5ad"
 
 
 def requests() -> queue.SimpleQueue[str]:
-    """Return the lines of stdin as they come; when it closes, this process ends, whatever it does then."""
+    """Return a queue of the lines of stdin. When stdin closes, the process ends at once."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
-        # Bytes from the system: a thread that waits in sys.stdin would hold up the end of the interpreter.
+        # os.read, because a thread blocked in sys.stdin would delay the end of the interpreter.
         rest = b""
         while chunk := os.read(0, 1 << 16):
             *whole, rest = (rest + chunk).split(b"\n")
@@ -47,26 +47,36 @@ def requests() -> queue.SimpleQueue[str]:
 
 
 def end_with_stdin() -> None:
-    """Let the system end this process when stdin closes, also where a library does not let threads run."""
+    """Let the system end this process when stdin closes, even while a library blocks all Python threads."""
     try:
         import fcntl
 
         fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-        # SIGIO, which ends a process, comes with whatever happens to stdin: nothing but its end is to come.
+        # Any event on stdin now sends SIGIO, which ends the process. Only the end of stdin is still expected.
         fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
     except (ImportError, AttributeError, OSError):
-        return  # the thread of requests() does so a little later
+        return  # then the thread of requests() ends the process, perhaps a little later
 
 
 def limit(memory: int, n_bytes: int, seconds: float | None) -> None:
-    """Keep this process within its bounds, as far as the system can."""
+    """Limit memory, file size and CPU time of this process, if the system supports it.
+
+    Parameters
+    ----------
+    memory
+        Memory in bytes.
+    n_bytes
+        Largest size of a written file, in bytes.
+    seconds
+        Wall-clock limit of the job, from which the limit on CPU time follows; None for no limit.
+    """
     try:
         import resource
-    except ImportError:  # not on Windows; the parent watches all the same
+    except ImportError:  # Windows; the parent process still watches memory and time
         return
     bounds = {
         "RLIMIT_CORE": 0,
-        # What a file claims is mapped before it is filled: what is watched by the parent is what is filled.
+        # Twice the limit, because memory may be reserved without being used. The parent watches its use.
         "RLIMIT_DATA": 2 * memory,
         "RLIMIT_FSIZE": n_bytes,
     }
@@ -85,11 +95,11 @@ def limit(memory: int, n_bytes: int, seconds: float | None) -> None:
 
 
 def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
-    """Annotate the upload and write the files of the job; returns the summary of the annotation."""
+    """Annotate the upload and write the result files; return the summary of the annotation."""
     from scvec.ingest.cells.readers.checks import check_h5ad
 
     folder = Path(request["folder"])
-    # The query does so too; here it comes before anything large is loaded.
+    # The query checks the file, too. Here the check runs before large libraries are loaded.
     tell({"stage": "checking the file", "done": 0, "total": None})
     check_h5ad(folder / UPLOAD, memory=int(request["memory"]) // 2)
     from scvec.ingest.cells.write import write_tables
@@ -101,7 +111,7 @@ def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
         output=folder / "annotated.h5ad",
         report=folder / "report.html",
         title=request["name"],
-        # Half is left for what is not the reading of the file.
+        # The other half is for everything except reading the file.
         memory=int(request["memory"]) // 2,
     )
     found = query(
@@ -119,7 +129,7 @@ def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
 
 
 def search(request: dict[str, Any]) -> dict[str, Any]:
-    """Search genes or cells; returns the report."""
+    """Search genes or cells; return the report."""
     if request["verb"] == "genes":
         from scvec.workflows.search_genes import search_genes
 
@@ -130,10 +140,10 @@ def search(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read requests, do them, and tell how it went; one job, or searches without end."""
+    """Process requests from stdin: one job, or any number of searches."""
     lines = requests()
     out = sys.stdout
-    # Whatever a library prints must not look like a message.
+    # Output that a library prints must not appear among the messages.
     sys.stdout = sys.stderr
 
     def tell(message: dict[str, Any]) -> None:
@@ -154,9 +164,9 @@ def main() -> None:
         except ScvecError as error:
             tell({"error": error.body(), "exit_code": error.exit_code})
         except MemoryError:
-            wants = ResourceError(f"the {request['what']} needs more memory than it may use")
-            tell({"error": wants.body(), "exit_code": wants.exit_code})
-        except Exception as error:  # a bug must end as a message, too
+            too_large = ResourceError(f"the {request['what']} needs more memory than its limit")
+            tell({"error": too_large.body(), "exit_code": too_large.exit_code})
+        except Exception as error:  # report bugs as messages, too
             bug = ScvecError(f"this is a bug in scvec: {type(error).__name__}", code="bug")
             tell({"error": bug.body(), "exit_code": bug.exit_code})
             traceback.print_exc()

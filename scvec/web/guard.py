@@ -1,4 +1,4 @@
-"""Who may ask, for what host, how much and how slowly, and what browsers may do with the answers."""
+"""Protection of the server: token, host and origin checks, limits on requests, and security headers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Under this policy a page runs scripts of this server, and talks to nobody else.
+#: Under this policy a page runs only scripts of this server, and connects only to this server.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -38,104 +38,104 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "x-frame-options": "DENY",
 }
-#: Bytes of any request but an upload, and what a form adds to an upload.
+#: Largest body of a request that is not an upload, and largest overhead of an upload form, in bytes.
 SMALL = 64 * 1024
 
 
-#: Seconds that a connection stays after an answer that ends it: closed at once, clients may lose the answer.
+#: Seconds between an error answer and the end of its connection. An immediate end could lose the answer.
 LINGER = 1.0
 
 
 class _Broken(Exception):
-    """The rest of a body is not read."""
+    """A body is too large or too slow; the rest is not read."""
 
 
 class Connection(H11Protocol):
-    """A connection that must bring its requests in time and is one of a bounded number.
+    """A connection with a time limit for requests. The number of connections is limited, too.
 
-    uvicorn has a clock for connections that rest between requests, none for a head that never ends, and no
-    limit on connections that have not asked. Here, a clock runs whenever no request is being answered, and no
-    byte sets it back. Where too many connections are open, the one that has not asked for longest gives way.
+    uvicorn times out connections that are idle between requests. It has no timeout for an unfinished request
+    head, and no limit on idle connections. Here, a timer runs whenever no request is being answered, and
+    received bytes do not reset it. With too many connections, the one that has been idle longest is closed.
     """
 
     limits = Limits()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, or refuse it."""
+        """Accept a connection; close the longest idle one if there are too many."""
         super().connection_made(transport)
         self._clock: asyncio.TimerHandle | None = None
-        self._ended = False
-        self._since = self.loop.time()
+        self._closed = False
+        self._idle_since = self.loop.time()
         every: list[Any] = list(self.connections)
-        others = [c for c in every if not c._ended]
+        others = [c for c in every if not c._closed]
         if len(others) > self.limits.connections:
-            idle = [c for c in others if not c._asked and c is not self]
+            idle = [c for c in others if not c._answering and c is not self]
             error = InputError("too many connections are open", fix="try again", code="busy")
-            min(idle, key=_since, default=self)._end(503, error)
+            min(idle, key=_idle_since, default=self)._refuse_and_close(503, error)
         if len(every) > 2 * self.limits.connections:
-            # One that was answered stays no longer. It is told so late that it must not count until then.
-            answered = min((c for c in every if c._ended), key=_since)
+            # End the oldest refused connection now. connection_lost comes later, so discard it here already.
+            answered = min((c for c in every if c._closed), key=_idle_since)
             self.connections.discard(answered)
             answered.transport.abort()
-        self._mind()
+        self._update_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the clock."""
-        self._ended = True
-        self._mind()
+        """Stop the timer."""
+        self._closed = True
+        self._update_clock()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, but for those that come after the end."""
-        if not self._ended:
+        """Process received bytes, unless the connection was refused."""
+        if not self._closed:
             super().data_received(data)
 
     def handle_events(self) -> None:
-        """Begin a request, or go on with one."""
+        """Process events of a request."""
         super().handle_events()
-        self._mind()
+        self._update_clock()
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
         super().on_response_complete()
-        self._since = self.loop.time()
-        self._mind()
+        self._idle_since = self.loop.time()
+        self._update_clock()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP."""
-        if self._asked:
+        """Refuse a request that is not valid HTTP."""
+        if self._answering:
             self.transport.close()
         else:
-            self._end(400, InputError(msg, fix="send HTTP/1.1", code="usage"))
+            self._refuse_and_close(400, InputError(msg, fix="send HTTP/1.1", code="usage"))
 
     def shutdown(self) -> None:
-        """Close with the server."""
-        if self._ended:
+        """Close the connection because the server stops."""
+        if self._closed:
             self.transport.abort()
         else:
             super().shutdown()
 
     @property
-    def _asked(self) -> bool:
+    def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _mind(self) -> None:
-        """Let the clock run where no request is being answered."""
-        if self._clock is not None and (self._asked or self._ended):
+    def _update_clock(self) -> None:
+        """Start the timer, or stop it while a request is being answered and after the end."""
+        if self._clock is not None and (self._answering or self._closed):
             self._clock.cancel()
             self._clock = None
-        elif self._clock is None and not (self._asked or self._ended):
-            self._clock = self.loop.call_later(self.limits.head, self._late)
+        elif self._clock is None and not (self._answering or self._closed):
+            self._clock = self.loop.call_later(self.limits.head, self._timed_out)
 
-    def _late(self) -> None:
+    def _timed_out(self) -> None:
         what = f"no request came within {self.limits.head:g} seconds"
-        self._end(408, InputError(what, fix="send the request again", code="too-slow"))
+        self._refuse_and_close(408, InputError(what, fix="send the request again", code="too-slow"))
 
-    def _end(self, status: int, error: InputError) -> None:
-        self._ended = True
-        self._mind()
+    def _refuse_and_close(self, status: int, error: InputError) -> None:
+        self._closed = True
+        self._update_clock()
         self._unset_keepalive_if_required()
-        if self.cycle is not None:  # it got its answer; another would be taken for that of the next request
+        if self.cycle is not None:  # a client would take this answer for that of its next request
             self.transport.close()
             return
         body = error_bytes(error)
@@ -149,24 +149,24 @@ class Connection(H11Protocol):
         self.loop.call_later(LINGER, self.transport.abort)
 
 
-def _since(connection: Connection) -> float:
-    return connection._since
+def _idle_since(connection: Connection) -> float:
+    return connection._idle_since
 
 
 class Guard:
-    """Lets through what has the token, is meant for this host, is not too large and not too slow.
+    """ASGI middleware that checks the host, origin and token of a request, and limits its size and duration.
 
     Parameters
     ----------
     hosts
-        Values of the Host header that are ours. Another one comes from a name that somebody let point here
-        (DNS rebinding).
+        Accepted values of the Host header. Other values come from names that point to this machine without
+        its consent (DNS rebinding).
     token
-        What to ask for; None for nothing.
+        The required token; None for no token.
     cookie
         Name of the cookie that holds the token.
     limits
-        Bytes of an upload, how many may be under way, and how slow a body may be.
+        Size and number of simultaneous uploads, and the lowest transfer rate.
     """
 
     def __init__(
@@ -187,25 +187,25 @@ class Guard:
             return await _refuse(send, 421, "this server has another name", code="host-refused")
         if not self._same_origin(scope, headers):
             return await _refuse(send, 403, "requests from other pages are refused", code="origin-refused")
-        if scope["path"] == "/" and scope["method"] == "GET" and self._by_address(scope):
-            return await self._welcome(send)
-        if not self._known(headers):
+        if scope["path"] == "/" and scope["method"] == "GET" and self._token_in_query(scope):
+            return await self._set_cookie(send)
+        if not self._authorised(headers):
             return await _refuse(
                 send, 401, "open the address that scvec serve printed: it holds a token", code="token-needed"
             )
         if scope["method"] != "POST" or scope["path"] != "/api/jobs":
-            return await self._limited(scope, headers, receive, _dressed(send), SMALL)
+            return await self._limited(scope, headers, receive, _with_headers(send), SMALL)
         if self._uploads >= self.limits.uploads:
             return await _refuse(
                 send,
                 503,
-                f"{self.limits.uploads} uploads are under way already",
+                f"{self.limits.uploads} uploads are in progress already",
                 fix="try again when some have ended",
                 code="busy",
             )
         self._uploads += 1
         try:
-            await self._limited(scope, headers, receive, _dressed(send), SMALL + self.limits.upload)
+            await self._limited(scope, headers, receive, _with_headers(send), SMALL + self.limits.upload)
         finally:
             self._uploads -= 1
 
@@ -213,51 +213,51 @@ class Guard:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return True
         origin = headers.get("origin")
-        # Programs send none; browsers always do with what changes something.
+        # Browsers always send an origin with requests that change something; other programs send none.
         return origin is None or origin.split("://", 1)[-1] == headers["host"]
 
-    def _fits(self, given: str) -> bool:
+    def _token_matches(self, given: str) -> bool:
         return self.token is None or hmac.compare_digest(given.encode(), self.token.encode())
 
-    def _by_address(self, scope: Scope) -> bool:
+    def _token_in_query(self, scope: Scope) -> bool:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
-        return self.token is not None and len(given) == 1 and self._fits(given[0])
+        return self.token is not None and len(given) == 1 and self._token_matches(given[0])
 
-    def _known(self, headers: dict[str, str]) -> bool:
+    def _authorised(self, headers: dict[str, str]) -> bool:
         if self.token is None:
             return True
         kind, _, value = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and self._fits(value.strip()):
+        if kind.lower() == "bearer" and self._token_matches(value.strip()):
             return True
         try:
             found = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
         except CookieError:
             return False
-        return found is not None and self._fits(found.value)
+        return found is not None and self._token_matches(found.value)
 
-    async def _welcome(self, send: Send) -> None:
-        """Keep the token in a cookie and take it out of the address, which ends up in histories."""
+    async def _set_cookie(self, send: Send) -> None:
+        """Move the token from the address to a cookie, because browsers keep addresses in their history."""
         cookie = f"{self.cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict"
         headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0")]
-        await _dressed(send)({"type": "http.response.start", "status": 303, "headers": headers})
+        await _with_headers(send)({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
     async def _limited(
-        self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send, most: int
+        self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send, max_bytes: int
     ) -> None:
         length = headers.get("content-length", "0")
-        told = f"at most {most:,} bytes are taken"
-        if not length.isdigit() or int(length) > most:
-            return await _refuse(send, 413, told, code="upload-too-large")
+        limit_text = f"a request may have at most {max_bytes:,} bytes"
+        if not length.isdigit() or int(length) > max_bytes:
+            return await _refuse(send, 413, limit_text, code="upload-too-large")
         seen, waited, more = 0, 0.0, True
         broken, started = 0, False
         now = asyncio.get_running_loop().time
 
         async def counted() -> Message:
             nonlocal seen, waited, more, broken
-            if not more:  # this waits for the end of the connection, however long the answer takes
+            if not more:  # the body is complete; this waits for the end of the connection, without a limit
                 return await receive()
-            # What the application does in between is not the client's time.
+            # Only time spent waiting for the client counts, not time spent in the application.
             left = self.limits.grace + seen / self.limits.rate - waited
             began = now()
             try:
@@ -269,14 +269,14 @@ class Guard:
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 more = message.get("more_body", False)
-                if seen > most:
+                if seen > max_bytes:
                     broken = 413
                     raise _Broken
             return message
 
         async def watched(message: Message) -> None:
             nonlocal started
-            # Whatever the application makes of a body that broke off is not the answer.
+            # After an incomplete body, the answer of the application is replaced by an error.
             if not broken or started:
                 started = True
                 await send(message)
@@ -284,16 +284,16 @@ class Guard:
         with suppress(_Broken):
             await self.app(scope, counted, watched)
         if broken == 413 and not started:
-            await _refuse(send, 413, told, code="upload-too-large")
+            await _refuse(send, 413, limit_text, code="upload-too-large")
         elif broken == 408 and not started:
             what = f"the request came at less than {self.limits.rate:,} bytes per second"
             await _refuse(send, 408, what, fix="use a faster connection", code="too-slow")
 
 
-def _dressed(send: Send) -> Send:
-    """Return ``send`` with headers added that keep browsers on a short leash."""
+def _with_headers(send: Send) -> Send:
+    """Return ``send`` with security headers added to each answer."""
 
-    async def dressed(message: Message) -> None:
+    async def with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             there = {k.decode("latin-1").lower() for k, _ in message["headers"]}
             extra = {"content-security-policy": POLICY, **HEADERS}
@@ -301,7 +301,7 @@ def _dressed(send: Send) -> Send:
             message = {**message, "headers": [*message["headers"], *added]}
         await send(message)
 
-    return dressed
+    return with_headers
 
 
 async def _refuse(send: Send, status: int, what: str, *, fix: str = "", code: str) -> None:
@@ -309,5 +309,5 @@ async def _refuse(send: Send, status: int, what: str, *, fix: str = "", code: st
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 408:
         headers.append((b"connection", b"close"))
-    await _dressed(send)({"type": "http.response.start", "status": status, "headers": headers})
+    await _with_headers(send)({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""Uploads that are annotated, one after another, each by a process of its own."""
+"""Jobs that annotate uploads, one at a time, each in its own process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDED = ("done", "failed", "cancelled")
 
 
 class Busy(InputError):
-    """Too many jobs or searches wait already."""
+    """Too many jobs or searches are waiting."""
 
     code = "busy"
 
@@ -35,9 +35,9 @@ class Job:
     Attributes
     ----------
     id
-        Not to be guessed.
+        Random, so that other clients cannot guess it.
     name
-        What the client called the file: text to be shown, never a path.
+        File name that the client gave. It is only displayed, never used as a path.
     status
         ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
     """
@@ -55,7 +55,7 @@ class Job:
     process: Process | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a client may know."""
+        """Return the fields that a client may see."""
         files = sorted(n for n in FILES if (self.folder / n).is_file()) if self.status == "done" else []
         return {
             "id": self.id,
@@ -71,12 +71,12 @@ class Job:
 
 
 class Jobs:
-    """Runs jobs one at a time and forgets the oldest.
+    """Queue of jobs. It runs one job at a time and deletes the oldest finished jobs.
 
     Parameters
     ----------
     folder
-        Where uploads and results lie, a folder for each job.
+        Folder for uploads and results, with one subfolder per job.
     """
 
     def __init__(self, store: Path, folder: Path, limits: Limits) -> None:
@@ -94,7 +94,7 @@ class Jobs:
         Raises
         ------
         Busy
-            If no more may wait.
+            If the queue is full.
         """
         with self._change:
             if sum(job.status not in ENDED for job in self._jobs.values()) >= self._limits.jobs:
@@ -105,7 +105,7 @@ class Jobs:
         return number, folder
 
     def add(self, number: str, name: str, options: QueryOptions) -> Job:
-        """Queue what was uploaded into the folder of ``number``."""
+        """Queue the upload in the folder of the job ``number``."""
         job = Job(number, shown_name(name), self._folder / number, options)
         with self._change:
             self._jobs[job.id] = job
@@ -117,12 +117,12 @@ class Jobs:
         return job
 
     def get(self, number: str) -> Job | None:
-        """Return a job, None where there is none (any more)."""
+        """Return a job, or None if it does not exist or was deleted."""
         with self._change:
             return self._jobs.get(number)
 
     def file(self, number: str, name: str) -> Path | None:
-        """Return a file of a job that is done. ``name`` is one of :data:`FILES`, else there is none."""
+        """Return a result file of a finished job, or None. ``name`` must be one of :data:`FILES`."""
         job = self.get(number)
         if job is None or job.status != "done" or name not in FILES:
             return None
@@ -130,7 +130,7 @@ class Jobs:
         return path if path.is_file() else None
 
     def cancel(self, number: str) -> bool:
-        """Stop and forget a job; returns whether there was one."""
+        """Stop and delete a job; return whether it existed."""
         with self._change:
             job = self._jobs.get(number)
             if job is None:
@@ -142,7 +142,7 @@ class Jobs:
         return True
 
     def close(self) -> None:
-        """Stop everything."""
+        """Stop all jobs and the worker thread."""
         with self._change:
             self._closed = True
             for job in self._jobs.values():
@@ -190,7 +190,7 @@ class Jobs:
             "seconds": self._limits.seconds,
             "script": script(job.name, job.options),
         }
-        # Its temporary files go with the folder, also where it is killed.
+        # Temporary files are in the folder of the job, so they are deleted even if the process is killed.
         process = Process(job.folder, {**reduced_environment(), "TMPDIR": str(job.folder)}, self._limits)
         with self._change:
             job.process = process
@@ -198,13 +198,13 @@ class Jobs:
                 process.kill()
         try:
             for message in process.ask("job", request):
-                self._hear(job, message)
+                self._update(job, message)
         except ResourceError as error:
             job.error = {**error.body(), "where": job.name}
         finally:
             process.close()
 
-    def _hear(self, job: Job, message: dict[str, Any]) -> None:
+    def _update(self, job: Job, message: dict[str, Any]) -> None:
         with self._change:
             if "stage" in message:
                 job.stage, job.done, job.total = message["stage"], message["done"], message["total"]
@@ -220,15 +220,15 @@ class Jobs:
 
 
 def shown_name(name: str) -> str:
-    """Return a client's name of a file as text to show: no folders, no control characters, not endless."""
+    """Return a client's file name for display, without folders and control characters, of limited length."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     clean = "".join(c for c in last if c.isprintable()).strip()
     return clean[:100] or "cells.h5ad"
 
 
 def script(name: str, options: QueryOptions) -> str:
-    """Return a shell script that does the same from the command line."""
-    # A name that begins with a dash would be taken for an option.
+    """Return a shell script that runs the same annotation from the command line."""
+    # The command line would read a name with a leading dash as an option.
     shown = name if not name.startswith("-") else f"./{name}"
     command = replace(options, output="annotated.h5ad", report="report.html").command_line(shown)
-    return f"#!/bin/sh\n# The same from the command line, where the store is.\n{command}\n"
+    return f"#!/bin/sh\n# Repeats the annotation. Run it on the machine of the store.\n{command}\n"

@@ -1,4 +1,4 @@
-"""A process for what may need too much: it runs under limits and ends with the server."""
+"""Limits of the server, and child processes that run under them and end with the server."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class Limits:
     Attributes
     ----------
     upload
-        Bytes of one file.
+        Largest size of an uploaded file, in bytes.
     memory
-        Bytes that a job may use, and bytes that the process of searches may use.
+        Memory of a job, and of the process of searches, in bytes.
     seconds
-        Wall-clock time of a job, and of a search.
+        Wall-clock time of a job, and of a search, in seconds.
     jobs
-        Jobs that are kept; the oldest that has ended gives way. No more may wait at once.
+        Largest number of kept jobs and of waiting jobs. The oldest finished job is deleted first.
     searches
-        Searches that may run or wait at once.
+        Largest number of searches that run or wait at the same time.
     uploads
-        Uploads that may be under way at once.
+        Largest number of simultaneous uploads.
     connections
-        Connections that may be open at once.
+        Largest number of open connections.
     head
-        Seconds until the head of a request must be there.
+        Time in which the head of a request must arrive, in seconds.
     grace, rate
-        The body of a request must come at ``rate`` bytes per second, after ``grace`` seconds.
+        After ``grace`` seconds, the body of a request must arrive at ``rate`` bytes per second or faster.
     """
 
     upload: int = 2 * 2**30
@@ -61,9 +61,9 @@ class Limits:
             raise ValueError(f"limits must be positive: {self}")
 
 
-#: Seconds between two looks at how much memory a process uses.
+#: Interval at which the memory of a process is checked, in seconds.
 WATCH = 0.25
-#: What a process that reads files of others gets of the environment: nothing that opens a door.
+#: Environment variables that a process may have that reads untrusted files. None of them holds a secret.
 _PLAIN = re.compile(
     r"PATH|HOME|USERPROFILE|TE?MP|TMPDIR|TZ|LANG|LC_\w+|XDG_\w+_HOME|(?:OMP|MKL|OPENBLAS|NUMBA|CUDA|SCVEC)_\w+"
     r"|HF_HOME|HF_HUB_CACHE|\w+_OFFLINE|LD_LIBRARY_PATH|SYSTEMROOT"
@@ -72,33 +72,32 @@ _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH")
 
 
 def reduced_environment() -> dict[str, str]:
-    """Return the variables that a process may have which reads files of others: no keys, no passwords."""
+    """Return the environment for a process that reads untrusted files, without keys and passwords."""
     return {
         name: value
         for name, value in os.environ.items()
-        # An address may hold a password: https://name:password@host.
+        # An address may contain a password: https://name:password@host.
         if _PLAIN.fullmatch(name) and not _SECRET.search(name) and not ("://" in value and "@" in value)
     }
 
 
 class Process:
-    """A process of :mod:`scvec.web.child`.
+    """A child process that runs :mod:`scvec.web.child`.
 
-    Its stdin stays open as long as this process lives: the child ends when it closes, even where this one was
-    killed.
+    The child ends when its stdin closes. This happens at the latest when the server ends or is killed.
 
     Parameters
     ----------
     folder
-        Where it works.
+        Working folder of the child.
     environment
-        Its variables.
+        Environment variables of the child.
     """
 
     def __init__(self, folder: Path, environment: dict[str, str], limits: Limits) -> None:
         self._limits = limits
         self._why = ""
-        # A new process, not a fork: FAISS hangs in a child that was forked from threads.
+        # A new interpreter, because FAISS hangs in a child forked from a process with threads.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "scvec.web.child"],
             stdin=subprocess.PIPE,
@@ -111,15 +110,15 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether the process accepts requests."""
         return not self._why and self._process.poll() is None
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self._process.kill()
 
     def close(self) -> None:
-        """End it and let go of its pipes."""
+        """Kill the process and close its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -127,7 +126,7 @@ class Process:
                 pipe.close()
 
     def ask(self, what: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield what the child tells, until its result or error.
+        """Send a request and yield the messages of the child, up to its result or error.
 
         Parameters
         ----------
@@ -137,7 +136,7 @@ class Process:
         Raises
         ------
         ResourceError
-            It took too long or too much memory, and was ended.
+            If the child took too long or used too much memory, and was killed.
         """
         bounds = {"memory": self._limits.memory, "n_bytes": 8 * self._limits.upload}
         done = threading.Event()
@@ -163,11 +162,11 @@ class Process:
             done.set()
             watcher.join()
         if self._why:
-            fix = "upload fewer cells" if what == "job" else "ask for less"
+            fix = "upload fewer cells" if what == "job" else "search for fewer results"
             raise ResourceError(self._why, fix=fix, code="job-limit")
 
     def _watch(self, what: str, done: threading.Event) -> None:
-        """End it where it takes too long or too much memory."""
+        """Kill the process if it takes too long or uses too much memory."""
         ends = time.monotonic() + self._limits.seconds
         while not done.wait(WATCH):
             if time.monotonic() > ends:
@@ -180,7 +179,7 @@ class Process:
 
 
 def memory_of(pid: int) -> int:
-    """Return the bytes that a process holds in memory; 0 where the system does not tell."""
+    """Return the resident memory of a process in bytes; 0 if the system does not report it."""
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

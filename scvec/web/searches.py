@@ -1,4 +1,4 @@
-"""Searches, one after another, by a process that keeps the weights of the backbone loaded."""
+"""Searches, one at a time, in a process that keeps the text model loaded."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from scvec.web.process import Limits, Process
 
 __all__ = ["Searches"]
 
-#: Exit code -> class of the error that the process tells.
+#: Exit code -> class of an error that the process reports.
 _CLASSES = {cls.exit_code: cls for cls in (InputError, ResourceError)}
 
 
 class Searches:
-    """Asks a process, and starts it again where a search had to be ended.
+    """Runs searches in a child process. The process is started again after a search was killed.
 
     Parameters
     ----------
     folder
-        Where the process works.
+        Working folder of the process.
     """
 
     def __init__(self, store: Path, folder: Path, limits: Limits) -> None:
         self._store, self._folder, self._limits = store, folder, limits
-        self._places = threading.BoundedSemaphore(limits.searches)
-        self._turn = threading.Lock()
+        self._slots = threading.BoundedSemaphore(limits.searches)
+        self._lock = threading.Lock()
         self._process: Process | None = None
         self._closed = False
 
     def find(self, verb: str, text: str, **options: Any) -> dict[str, Any]:
-        """Return what a search finds, as ``to_dict`` of its report.
+        """Return the result of a search, as ``to_dict`` of its report.
 
         Parameters
         ----------
@@ -44,17 +44,17 @@ class Searches:
         Raises
         ------
         Busy
-            If too many searches wait.
+            If too many searches are waiting.
         ScvecError
-            What the search raises, and ResourceError where it was ended.
+            If the search fails; ResourceError if it took too long or used too much memory.
         """
-        if not self._places.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
             raise Busy(f"{self._limits.searches} searches are waiting already", fix="try again")
         try:
-            with self._turn:
+            with self._lock:
                 return self._ask({"verb": verb, "store": str(self._store), "text": text, "options": options})
         finally:
-            self._places.release()
+            self._slots.release()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._closed:
@@ -62,7 +62,7 @@ class Searches:
         if self._process is None or not self._process.alive:
             if self._process is not None:
                 self._process.close()
-            # It reads no files of clients, and may ask an embedding server: it keeps the keys.
+            # This process reads no uploads. It keeps the API keys, because it may use an embedding server.
             self._process = Process(self._folder, dict(os.environ), self._limits)
         messages = list(self._process.ask("search", request))
         message = messages[-1] if messages else {}
@@ -75,10 +75,10 @@ class Searches:
         return found
 
     def close(self) -> None:
-        """Stop everything."""
+        """Stop the process."""
         self._closed = True
         if self._process is not None:
             self._process.kill()
-        with self._turn:
+        with self._lock:
             if self._process is not None:
                 self._process.close()

@@ -1,4 +1,4 @@
-"""``scvec serve``: binds a port, says the address, and answers until it is stopped."""
+"""``scvec serve``: bind a port, print the address, and serve until stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["guarded_app", "http_server", "serve"]
 
 PREFIX = "scvec-serve-"
-#: Bytes that the head of a request may have.
+#: Largest head of a request, in bytes.
 HEAD = 16 * 2**10
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -45,29 +45,29 @@ def serve(
     timeout: float = 1800.0,
     announce: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Answer a page and REST requests over a store until interrupted.
+    """Serve a page and a REST interface for a store until interrupted.
 
     Parameters
     ----------
     host
-        Address to listen on. Whoever reaches it and has the token may search the store and run jobs.
+        Address to listen on. Everyone who reaches it and has the token may search the store and run jobs.
     port
-        0 for a free one.
+        Port to listen on; 0 for any free port.
     token
-        Ask for a random token, which is in the address that is announced.
+        Require a random token. The announced address contains it.
     max_upload
-        Bytes of a file, as a number or like ``"2G"``.
+        Largest size of an uploaded file, in bytes or as text such as ``"2G"``.
     memory
-        Bytes that a job may use, and the process of searches; half of what is free where not given.
+        Memory of a job, and of the process of searches, in bytes or as text; half of the free memory if None.
     timeout
-        Seconds that a job or a search may take.
+        Time limit of a job or a search, in seconds.
     announce
-        Is told the address when the port is bound.
+        Called with the address when the port is bound.
 
     Raises
     ------
     InputError
-        The extra ``serve`` is not installed, the store is none, or the port is taken.
+        If the extra ``serve`` is not installed, the store does not exist, or the port is not free.
     """
     from scvec.base.resources import parse_memory
     from scvec.stores.store.store import Store
@@ -76,9 +76,9 @@ def serve(
     folder = Store(store).path.absolute()
     if not token and host not in LOOPBACK:
         raise InputError(
-            "without a token only this machine may ask",
+            "a server without a token must listen on this machine only",
             f"--host {host}",
-            "leave --no-token out",
+            "leave out --no-token",
             code="token-needed",
         )
     limits = Limits(upload=parse_memory(max_upload), memory=parse_memory(memory), seconds=timeout)
@@ -88,7 +88,7 @@ def serve(
     from scvec.web.jobs import Jobs
     from scvec.web.searches import Searches
 
-    with _ended_in_order(), _work_folder() as work, listening:
+    with _clean_exit_on_sigterm(), _work_folder() as work, listening:
         jobs = Jobs(folder, work, limits)
         searches = Searches(folder, work, limits)
         try:
@@ -102,7 +102,7 @@ def serve(
 
 
 def http_server(app: Any, limits: Limits) -> uvicorn.Server:
-    """Return a server that bounds its connections by ``limits``."""
+    """Return an HTTP server that applies ``limits`` to its connections."""
     import uvicorn
 
     from scvec.web.guard import Connection
@@ -122,9 +122,9 @@ def http_server(app: Any, limits: Limits) -> uvicorn.Server:
 
 @contextmanager
 def _work_folder() -> Iterator[Path]:
-    """Give a folder for uploads and results, and remove those of servers that were killed.
+    """Yield a new folder for uploads and results. First delete the folders of servers that were killed.
 
-    A server holds a lock on its folder as long as it lives. A system without ``flock`` keeps old folders.
+    A running server holds a lock on its folder. Without ``flock`` old folders are not deleted.
     """
     try:
         import fcntl
@@ -134,7 +134,7 @@ def _work_folder() -> Iterator[Path]:
         return
 
     def locked(path: Path | str, wait: int) -> int | None:
-        """Return an open folder that is locked, None where it is another's, in use, or gone."""
+        """Lock a folder and return its descriptor; None if another user owns it, it is in use, or missing."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
@@ -153,7 +153,7 @@ def _work_folder() -> Iterator[Path]:
         if (fd := locked(old, fcntl.LOCK_NB)) is not None:
             shutil.rmtree(old, ignore_errors=True)
             os.close(fd)
-    # Another server that starts may have removed the new folder before it was locked.
+    # Another starting server may delete the new folder before it is locked.
     while (fd := locked(name := tempfile.mkdtemp(prefix=PREFIX), 0)) is None:
         pass
     try:
@@ -164,10 +164,10 @@ def _work_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Let SIGTERM, by which services are stopped, unwind this process: uploads are not left behind."""
+def _clean_exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM, which stops services, into SystemExit, so that uploads are deleted."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
+        yield  # only the main thread may set signal handlers
         return
 
     def end(number: int, frame: object) -> None:
@@ -190,7 +190,7 @@ def guarded_app(
     port: int,
     token: str | None,
 ) -> Guard:
-    """Return the application behind its guard."""
+    """Return the application wrapped in its guard."""
     from scvec.web.app import make_app
     from scvec.web.guard import Guard
 
@@ -207,7 +207,7 @@ def guarded_app(
 
 
 def need_serve() -> None:
-    """Raise InputError where a package of the extra ``serve`` is not installed."""
+    """Raise InputError if a package of the extra ``serve`` is not installed."""
     modules = {
         "fastapi": "fastapi",
         "uvicorn": "uvicorn",
@@ -235,9 +235,9 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise InputError(
-            f"cannot listen there ({error.strerror or error})",
+            f"cannot listen on this address ({error.strerror or error})",
             f"{host}:{port}",
-            "choose another --port, or 0 for any that is free",
+            "choose another --port, or 0 for any free port",
             code="bad-address",
         ) from error
     return listening

@@ -1,4 +1,4 @@
-"""Commands about the store itself: what is inside, whether it is whole, what can be taken out of it."""
+"""Commands on the store itself: ``info``, ``verify``, ``doctor``, ``rm`` and ``compact``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["compact", "doctor", "info", "rm", "verify"]
 
-#: Largest difference between a stored vector and a fresh one that is rounding and not another encoder.
+#: Largest difference between a stored and a recomputed vector. A larger one means another encoder.
 PARITY = 1e-4
-#: Bytes of disk that a first reference needs: knowledge base, vectors, working copies.
+#: Disk space of a first reference in bytes: knowledge base, vectors, working copies.
 DISK = 500_000_000
 LIBRARIES = (
     "anndata",
@@ -48,12 +48,12 @@ LIBRARIES = (
 
 
 def info(store: Path | str, reference: str | None = None) -> InfoReport:
-    """Return what is inside a store; with ``reference``, more about that one, and its card.
+    """Return the contents of a store; with ``reference``, also details and the card of this reference.
 
     Raises
     ------
     InputError
-        If there is no store, or no reference of that name.
+        If the store or the reference does not exist.
     """
     from scvec.model.card import card_of
     from scvec.stores.store.manifest import FORMAT
@@ -119,7 +119,7 @@ def _reference_info(opened: Store, name: str) -> ReferenceInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceInfo(Record):
-    """One embedding space of a store."""
+    """A space of gene vectors in a store."""
 
     fingerprint: str
     backbone: str
@@ -130,7 +130,7 @@ class SpaceInfo(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceInfo(Record):
-    """One reference of a store. ``details`` holds the other facts of its manifest."""
+    """A reference in a store. ``details`` has the other entries of its manifest."""
 
     name: str
     n_cells: int
@@ -143,7 +143,7 @@ class ReferenceInfo(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoReport(Report):
-    """What is inside a store. ``card`` is of the reference that was asked for."""
+    """Contents of a store. ``card`` describes the requested reference."""
 
     store: Path
     generation: str
@@ -155,9 +155,9 @@ class InfoReport(Report):
     card: Card | None = None
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines = [
-            f"store {self.store}: generation {self.generation or 'none'}, format {self.format_version}, "
+            f"store {self.store}: version {self.generation or 'none'}, format {self.format_version}, "
             f"{human_bytes(self.size_bytes)}",
             f"genes: {counts_line(self.genes)}",
         ]
@@ -173,12 +173,12 @@ class InfoReport(Report):
             if self.card is not None:
                 lines += [*reference_lines(plain(ref.details)), "", *self.card.lines()]
         if not self.references:
-            lines.append("no references yet: scvec ingest cells makes one")
+            lines.append("no references yet; make one with: scvec ingest cells")
         return lines
 
 
 def reference_lines(details: Mapping[str, Any]) -> list[str]:
-    """Return :attr:`ReferenceInfo.details` as lines for people; unknown details stand at the end."""
+    """Return :attr:`ReferenceInfo.details` as lines of text, unknown details last."""
     rest = dict(details)
     lines = [f"  {rest.pop('genes'):,} genes, {rest.pop('embed_dim')} dimensions"] if "genes" in rest else []
     if cells := rest.pop("cells", None):
@@ -204,10 +204,10 @@ def _source_line(source: Mapping[str, Any]) -> str:
 def _index_line(index: Mapping[str, Any]) -> str:
     line = f"{index['kind']}, {index['search']}"
     if recall := index.get("recall"):
-        found = ", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in recall.items())
+        found = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in recall.items())
         most = " at most" if index.get("reach") is not None else ""
-        line += f"; {index['n_lists']:,} lists, {index['nprobe']} opened{most}, factor {index['factor']}"
-        line += f"; recall {found} (asked {index['target']:g})"
+        line += f"; {index['n_lists']:,} lists, {index['nprobe']} searched{most}, factor {index['factor']}"
+        line += f"; recall {found} (requested {index['target']:g})"
     if "segments" in index:
         line += f"; {index['appended']:,} cells appended, {index['deleted']:,} deleted"
         line += f", {index['segments']} segments (scvec compact merges them)"
@@ -215,31 +215,34 @@ def _index_line(index: Mapping[str, Any]) -> str:
 
 
 def _record_line(held_out: str, record: Mapping[str, Any]) -> str:
-    """Return how right the reference was on held-out cells."""
+    """Return a line with the scores of the reference on held-out cells."""
     names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE"}
     scores = [f"{name} {record[key]:.3f}" for key, name in names.items() if record.get(key) is not None]
     if not scores:
-        return "  no cell could be held out: confidence is not calibrated, novelty is not judged"
+        return "  no cell could be held out; confidence is not calibrated, and novelty is not scored"
     alone = ", ".join(f"{name} {value:.3f}" for name, value in (record.get("members") or {}).items())
-    return f"  on held-out cells ({held_out}): {', '.join(scores)}" + (f"; alone: {alone}" if alone else "")
+    members = f"; members alone: {alone}" if alone else ""
+    return f"  on held-out cells ({held_out}): {', '.join(scores)}{members}"
 
 
 def verify(
     store: Path | str, *, device: str = "auto", llm: str | None = None, progress: Progress = no_progress
 ) -> VerifyReport:
-    """Check every file of the current generation, and that encoders still give the stored vectors.
+    """Check every file of the current version, and that encoders still give the stored vectors.
 
     Parameters
     ----------
-    device, llm
-        Where encoders compute, and where the language model of ``prompt`` references lies if it was moved.
+    device
+        Device of the encoders.
+    llm
+        Path of the language model of ``prompt`` references, if it moved since the ingest.
 
     Raises
     ------
     InputError
-        If there is no store.
+        If the store does not exist.
     StoreError
-        If not even the manifest can be read.
+        If the manifest cannot be read.
     """
     from scvec.stores.store.store import Store
 
@@ -251,7 +254,7 @@ def verify(
         try:
             parity[name], allowed = _parity(opened, name, device, llm)
         except ScvecError as error:
-            if not problems:  # else it is the consequence of what was found already
+            if not problems:  # otherwise this error may only be a consequence of a reported problem
                 problems.append(f"reference {name!r}: {error.what}")
             continue
         if not parity[name] <= allowed:
@@ -267,21 +270,21 @@ def verify(
         seconds=time.monotonic() - started,
         encoder_parity=parity,
         problems=problems,
-        notes=[f"{older} files of older generations: scvec compact removes them"] if older else [],
+        notes=[f"{older} files belong to older versions; scvec compact deletes them"] if older else [],
     )
 
 
 def _parity(opened: Store, name: str, device: str, llm: str | None) -> tuple[float, float]:
-    """Return how far fresh vectors of a few cells are from the stored ones, and how far they may be.
+    """Return the largest difference between recomputed and stored vectors of a few cells, and its tolerance.
 
-    The largest difference of a number; for encoders that read with a model, whose rounding goes with device
-    and precision, the largest cosine distance.
+    It is the largest absolute difference of a value. For encoders with a model it is the largest cosine
+    distance, because their rounding depends on device and precision.
     """
     from scvec.model.storage import load_model, probe_cells
 
     stored = opened.reference(name)
     cells, rows = probe_cells(stored.tensors, len(stored.meta["genes"]))
-    if not len(rows):  # they were deleted from the reference
+    if not len(rows):  # the user deleted these cells from the reference
         return 0.0, PARITY
     used = llm if stored.meta["model"]["encoder"].get("llm") else None
     encoder = load_model(stored, device=device, llm=used).members.encoder
@@ -295,11 +298,11 @@ def _parity(opened: Store, name: str, device: str, llm: str | None) -> tuple[flo
 
 @dataclass(frozen=True, kw_only=True)
 class _Checked(Report):
-    """A report that says whether all is well."""
+    """A report with a result ``ok``."""
 
     @property
     def ok(self) -> bool:
-        """True when nothing is wrong."""
+        """Whether everything is in order."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
@@ -309,12 +312,12 @@ class _Checked(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport(_Checked):
-    """What ``verify`` checked. ``problems`` is empty when the store is sound.
+    """Result of ``verify``. ``problems`` is empty if the store is intact.
 
     Attributes
     ----------
     encoder_parity
-        Per reference, the largest absolute difference between stored and freshly computed vectors.
+        For each reference, the largest difference between stored and recomputed vectors.
     """
 
     store: Path
@@ -331,17 +334,17 @@ class VerifyReport(_Checked):
         return not self.problems
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines = [f"checked {self.n_files:,} files, {human_bytes(self.n_bytes)}, in {self.seconds:.1f} s"]
         lines += [
-            f"encoder of '{name}' differs by {d:.2g} at most" for name, d in self.encoder_parity.items()
+            f"encoder of '{name}' differs by at most {d:.2g}" for name, d in self.encoder_parity.items()
         ]
         lines += [f"problem: {problem}" for problem in self.problems]
-        return [*lines, f"store {self.store} is {'sound' if self.ok else 'damaged'}"]
+        return [*lines, f"store {self.store} is {'intact' if self.ok else 'damaged'}"]
 
 
 def doctor(store: Path | str | None = None) -> DoctorReport:
-    """Check the machine, the libraries, the default model and the store; change nothing."""
+    """Check the machine, the libraries, the default model and the store, without changing anything."""
     from scvec.stores.store.store import expanded
 
     checks = [
@@ -362,7 +365,7 @@ def _guarded(name: str, look: Callable[[], str], fix: str = "") -> Check:
         return Check(name=name, ok=True, detail=look())
     except ScvecError as error:
         return Check(name=name, ok=False, detail=error.what, fix=error.fix or fix)
-    except Exception as error:  # doctor says what is broken, whatever it is
+    except Exception as error:  # doctor reports every kind of failure
         return Check(name=name, ok=False, detail=f"{type(error).__name__}: {error}", fix=fix)
 
 
@@ -381,7 +384,7 @@ def _libraries() -> Check:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            # faiss-gpu brings the same module and replaces faiss-cpu
+            # faiss-gpu has the same module name and replaces faiss-cpu.
             if name == "faiss-cpu" and importlib.util.find_spec("faiss") is not None:
                 found.append("faiss (another build)")
             else:
@@ -407,7 +410,7 @@ def _device() -> str:
 
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()} (torch {torch.__version__})"
-    return f"CPU (torch {torch.__version__} sees no GPU; none is needed)"
+    return f"CPU (torch {torch.__version__} finds no GPU; scvec does not need one)"
 
 
 def _model() -> str:
@@ -440,7 +443,7 @@ def _store(store: Path) -> Check:
     except ScvecError as error:
         return Check(name="store", ok=False, detail=error.what, fix=error.fix)
     number = len(opened.generation.manifest.references)
-    detail = f"generation {opened.generation.number}, {number} references: {store}"
+    detail = f"version {opened.generation.number}, {number} references: {store}"
     return Check(name="store", ok=True, detail=detail)
 
 
@@ -456,17 +459,17 @@ class Check(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorReport(_Checked):
-    """What ``doctor`` found out about the machine and the store."""
+    """Result of ``doctor``: checks of the machine and the store."""
 
     checks: list[Check]
 
     @property
     def ok(self) -> bool:
-        """True when every check passed."""
+        """Whether every check passed."""
         return all(check.ok for check in self.checks)
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         width = max((len(check.name) for check in self.checks), default=0)
         lines = []
         for check in self.checks:
@@ -477,19 +480,19 @@ class DoctorReport(_Checked):
 
 
 def rm(store: Path | str, reference: str) -> RmReport:
-    """Remove a reference. :func:`compact` gives back its space.
+    """Delete a reference. :func:`compact` frees its disk space.
 
     Raises
     ------
     InputError
-        If there is no such reference.
+        If the reference does not exist.
     LockedError
         If another process writes to the store.
     """
     from scvec.stores.store.store import Store
 
     opened = Store(store)
-    opened.reference(reference)  # its error lists the references
+    opened.reference(reference)  # raises an error that lists the references
     with opened.begin("rm", {"reference": reference}) as txn:
         txn.remove_reference(reference)
         generation = txn.commit()
@@ -502,16 +505,17 @@ def rm(store: Path | str, reference: str) -> RmReport:
 
 @dataclass(frozen=True, kw_only=True)
 class RmReport(Report):
-    """What ``rm`` removed."""
+    """Result of ``rm``."""
 
     reference: str
     generation: str
     remaining: list[str]
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         left = ", ".join(self.remaining) or "none"
-        return [f"removed reference '{self.reference}'; left: {left}", "scvec compact gives back its space"]
+        done = f"deleted reference '{self.reference}'; remaining: {left}"
+        return [done, "scvec compact frees its disk space"]
 
 
 def compact(store: Path | str) -> CompactReport:
@@ -527,7 +531,7 @@ def compact(store: Path | str) -> CompactReport:
 
     opened = Store(store)
     before = _size(opened.path)
-    # Merging takes room, which a full disk has once the unused files are deleted.
+    # Merging needs disk space, so unused files are deleted first.
     done = opened.compact()
     n_files = done.n_files
     merged = [name for name in sorted(opened.generation.manifest.references) if merge_segments(opened, name)]
@@ -541,14 +545,14 @@ def compact(store: Path | str) -> CompactReport:
         generation=str(done.generation),
         notes=[
             *(f"the segments of reference {name!r} were merged into one index" for name in merged),
-            *(f"version {number} is kept: it is being read" for number in done.kept),
+            *(f"version {number} is kept because it is in use" for number in done.kept),
         ],
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompactReport(Report):
-    """What ``compact`` gave back."""
+    """Result of ``compact``."""
 
     before_bytes: int
     after_bytes: int
@@ -556,10 +560,10 @@ class CompactReport(Report):
     generation: str = ""
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         return [
             f"{human_bytes(self.before_bytes)} before, {human_bytes(self.after_bytes)} after, "
-            f"{self.n_files_removed:,} files removed"
+            f"{self.n_files_removed:,} files deleted"
         ]
 
 

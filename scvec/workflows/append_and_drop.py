@@ -66,41 +66,41 @@ def append_cells(
     progress: Progress = no_progress,
     **keywords: Any,
 ) -> GrowReport:
-    """Add cells to a reference, encoded as a query's are. Nothing is trained.
+    """Append cells to a reference. They are encoded like a query; nothing is trained.
 
-    Their vectors are kept beside the others', in an exact index of their own that is searched too, until they
-    are many (`scvec.model.cell_index`). The neighbours know the new cells at once. Cell space, head,
-    calibration and novelty stay as they were learned from the first cells, and so do fits to the genes of a
-    query, until all cells are ingested together.
+    The new vectors form a segment with an exact index, until there are many (`scvec.model.cell_index`). The
+    neighbours include the new cells at once. Cell space, head, calibration, novelty and fits to the genes of
+    a query do not change until all cells are ingested together.
 
     Parameters
     ----------
     options, keywords
-        :class:`AppendOptions`, or its fields as keywords; ``name`` and ``label_key`` are needed. Labels are
-        those of the reference, or none.
+        :class:`AppendOptions`, or its fields as keywords; ``name`` and ``label_key`` are required. Each cell
+        must have a label of the reference, or none.
 
     Returns
     -------
-    How many cells were added. Cells that the reference holds already are left out (``n_known``): appending a
-    file again changes nothing.
+    GrowReport
+        Number of appended cells. Cells that the reference has already are left out (``n_known``), so that
+        appending a file twice changes nothing.
 
     Raises
     ------
     InputError
-        If there is no such reference, a label is not one of the reference, or a file cannot be used.
+        If the reference does not exist or lacks a label, or a file cannot be used.
     """
     asked = options_of(AppendOptions, options, keywords)
     names = as_label_map(asked.label_map)
     if not refs:
-        raise InputError("no file was given", fix="name at least one h5ad file")
+        raise InputError("no file was given", fix="give at least one h5ad file", code="usage")
     opened = Store(store)
-    opened.reference(asked.name)  # names those there are
+    opened.reference(asked.name)  # raises an error that lists the references
     record = {"name": asked.name, "label_key": asked.label_key}
     with opened.begin("ingest cells --append", record) as txn:
         stored = opened.reference(asked.name)
         if stored.meta.get("without_cells"):
-            what = "the reference was packed without its cells, and cannot take others"
-            raise InputError(what, asked.name, "pull a pack with cells, or ingest a reference of your own")
+            what = "cells cannot be appended, because the reference was packed without its cells"
+            raise InputError(what, asked.name, "pull a pack with cells, or ingest your own reference")
         model = load_model(stored, device=asked.device, llm=asked.llm)
         known = _Known(stored)
         added = [_encoded(opened, stored, model, known, ref, names, asked, progress) for ref in refs]
@@ -131,8 +131,8 @@ def append_cells(
         version = txn.commit()
         notes += txn.notes
     notes.append(
-        "neighbours know the new cells; cell space, head, calibration and novelty stay those of the first "
-        "cells until all are ingested together"
+        "neighbours include the new cells; cell space, head, calibration and novelty are still those of the "
+        "first cells, until all cells are ingested together"
     )
     return GrowReport(
         name=asked.name,
@@ -147,7 +147,7 @@ def append_cells(
 
 @dataclass(frozen=True)
 class _Added:
-    """The cells of one file: their obs, vectors (n, embed_dim), what the reference keeps of it, and notes."""
+    """New cells of one file: obs, vectors (n, embed_dim), the record for the reference, and notes."""
 
     obs: pd.DataFrame
     vectors: Float32
@@ -165,7 +165,7 @@ def _encoded(
     asked: AppendOptions,
     progress: Progress,
 ) -> _Added:
-    """Return the cells of a file that the reference lacks, encoded as a query's are."""
+    """Return the cells of a file that the reference lacks, encoded like a query."""
     encoder, wanted = model.members.encoder, model.members.genes
     key = obsm_key(stored)
     with open_cells(ref, key, layer=asked.layer, memory=asked.memory, values=asked.values) as source:
@@ -197,7 +197,7 @@ def _encoded(
             progress("encoding cells", done, source.n_obs)
         cells, new = np.concatenate(hashes), np.concatenate(taken)
         digest = source_digest(cells)
-        if digest in known.digests:  # tells of cells of too few genes, too, that they are there
+        if digest in known.digests:  # also recognises cells with too few genes for a hash
             vectors = [np.concatenate(vectors)[cells[new] != 0]]
             new &= cells != 0
         known.digests.add(digest)
@@ -217,20 +217,20 @@ def _encoded(
 
 
 class _Known:
-    """The cells that a reference holds, and those that are going to be appended.
+    """Hashes of the cells that a reference has or that are about to be appended.
 
     Attributes
     ----------
     keys
-        (n_genes,) of all genes of the reference, for the hashes of cells.
+        (n_genes,) keys of all genes of the reference, for the hashes of cells.
     seen, digests
-        Hashes of the cells, and digests of the files that they came from.
+        Hashes of the cells, and digests of their files.
     n_met
-        Cells that were there already when they came.
+        Number of new cells that the reference had already.
     """
 
     def __init__(self, stored: StoredReference) -> None:
-        # A reference that was ingested before cells had hashes knows none of its own.
+        # References from older versions of scvec have no hashes.
         there = HASH_COLUMN in stored.obs.columns
         self.seen = Seen(stored.obs[HASH_COLUMN].to_numpy(dtype=np.int64) if there else None)
         files = [*stored.meta.get("sources", []), *stored.meta.get("appended", [])]
@@ -242,14 +242,14 @@ class _Known:
 def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
     """Delete the cells of a reference for which a SQL condition over its obs is true.
 
-    They are not neighbours from then on, and their rows of obs are deleted. Their vectors, and what older
-    versions of the store hold of them, stay until :func:`scvec.compact`. What was learned from them, the head
-    and the mean cells, stays as it is: to remove that too, ingest the others again.
+    The cells are no longer neighbours, and their rows of obs are deleted. Their vectors and older versions of
+    the store stay until :func:`scvec.compact`. The head and the class means do not change. To remove the
+    cells from these too, ingest the other cells again.
 
     Raises
     ------
     InputError
-        If there is no such reference, the condition is true for no cell, or no cell would be left.
+        If the reference does not exist, no cell fulfils the condition, or no cell would be left.
     """
     opened = Store(store)
     opened.reference(reference)
@@ -257,7 +257,7 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
         stored = opened.reference(reference)
         deleted = rows_where(stored.obs, where)
         if len(deleted) == stored.n:
-            fix = f"to drop the reference itself: scvec rm {reference}"
+            fix = f"to delete the whole reference: scvec rm {reference}"
             raise InputError("no cell would be left in the reference", where, fix, code="where-no-match")
         kept = np.setdiff1d(np.arange(stored.n), deleted)
         obs = _with_files(stored).iloc[kept]
@@ -273,8 +273,8 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
         version = txn.commit()
     left = sorted(c for c, n in counts_of(stored, obs).items() if n == 0)
     if left:
-        notes.append(f"no cell has these labels any more, but the head knows them: {', '.join(left)}")
-    notes.append("their vectors and older generations stay until: scvec compact")
+        notes.append(f"these labels have no cells left, but the head still predicts them: {', '.join(left)}")
+    notes.append("scvec compact deletes their vectors and the older versions of the store")
     return GrowReport(
         name=reference,
         n_added=0,
@@ -286,14 +286,17 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
 
 
 def _with_files(stored: StoredReference) -> pd.DataFrame:
-    """Return obs of a reference with the file that each cell came from, which its sizes alone tell so far."""
+    """Return obs of a reference with a column for the source file of each cell.
+
+    Without this column, the files follow from the order of the cells and the number of cells per file.
+    """
     return stored.obs.assign(**{SOURCE_COLUMN: files_of(stored)})
 
 
 def _codes(
     source: CellSource, label_key: str, names: Mapping[str, str], stored: StoredReference
 ) -> npt.NDArray[np.int64]:
-    """Return the class numbers of cells; InputError names a label that the reference has not learned."""
+    """Return the class numbers of cells (n,) int64. InputError names a label that the reference lacks."""
     classes = list(stored.meta["classes"])
     number = {**{c: i for i, c in enumerate(classes)}, "": -1}
     given = [names.get(str(text), str(text)) for text in read_names(source, label_key)]
@@ -305,14 +308,14 @@ def _codes(
             + (f" (it has '{near[0]}')" if near else "")
             + (f", and {len(unknown) - 1} others" if len(unknown) > 1 else ""),
             f"{source.name} (obs['{label_key}'])",
-            "ingest all files together without --append, or give --label-map: another label, or none",
+            "ingest all files together without --append, or map it to another label or none with --label-map",
             code="label-not-learned",
         )
     return np.array([number[text] for text in given], dtype=np.int64)
 
 
 def _table(source: CellSource, label_key: str, stored: StoredReference) -> pd.DataFrame:
-    """Return obs of new cells, the labels in the column that the reference has them in."""
+    """Return obs of new cells, with the labels in the label column of the reference."""
     table = source.obs.copy()
     own = stored.meta.get("options", {}).get("label_key", label_key)
     if own != label_key:
@@ -321,7 +324,7 @@ def _table(source: CellSource, label_key: str, stored: StoredReference) -> pd.Da
 
 
 def _without_probes(stored: StoredReference, deleted: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-    """Return the tensors with the cells kept for `verify` that are still there, under their new rows."""
+    """Return the tensors of the cells kept for `verify`, without deleted cells and with new row numbers."""
     cells, rows = probe_cells(stored.tensors, len(stored.meta["genes"]))
     still = ~np.isin(rows, deleted)
     moved = rows - np.searchsorted(deleted, rows)
@@ -330,9 +333,9 @@ def _without_probes(stored: StoredReference, deleted: npt.NDArray[np.int64]) -> 
 
 
 def _sample_without(stored: StoredReference, deleted: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of the training cells that are still there, under their new rows.
+    """Return the arrays of the training cells, without deleted cells and with new row numbers.
 
-    Deleted cells take no part in later fits to the genes of a query.
+    Later fits to the genes of a query do not use deleted cells.
     """
     if "sample" not in stored.meta:
         return {}
@@ -342,12 +345,12 @@ def _sample_without(stored: StoredReference, deleted: npt.NDArray[np.int64]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class GrowReport(Report):
-    """A reference to which cells were appended, or from which some were deleted.
+    """Result of appending cells to a reference, or of deleting cells.
 
     Attributes
     ----------
     n_known
-        Cells of the files that were left out, as the reference holds them already.
+        Number of cells in the files that were left out, because the reference has them already.
     """
 
     name: str
@@ -358,7 +361,7 @@ class GrowReport(Report):
     generation: str = ""
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         done = f"{self.n_added:,} cells appended" if self.n_added else f"{self.n_dropped:,} cells deleted"
         if not self.n_added and not self.n_dropped:
             done = "nothing to append"

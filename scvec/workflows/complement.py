@@ -39,15 +39,15 @@ __all__ = [
     "ingest_complement",
 ]
 
-#: Characters of a description.
+#: Shortest and longest description, in characters.
 SHORTEST, LONGEST = 60, 1200
-#: Characters of an answer that are looked at.
+#: Longest part of an answer that is parsed, in characters.
 MOST = 20_000
 FIELDS = ("symbol", "description")
 
 
 class UnfitError(ValueError):
-    """An answer that is not kept. The message never quotes it."""
+    """An answer was rejected. The message never quotes the answer."""
 
 
 _ADDRESS = re.compile(
@@ -66,7 +66,7 @@ _COMMANDS = re.compile(
     r"^\s*(?:system|user|assistant|human|ai)\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
-# "I" is a numeral in this field (type I collagen, polymerase I): only where it can be nothing else.
+# "I" is also a numeral (type I collagen, polymerase I), so match it only as an unambiguous pronoun.
 _ITSELF = re.compile(
     r"\b(?:as|being) an? (?:ai|artificial|large language|language)\b|\blanguage model\b|\bchatbot\b|"
     r"\bI'(?:m|ve|ll|d)\b|\bI (?:am|apologi[sz]e|cannot|can't|don't|do not|was unable|hope)\b|"
@@ -96,38 +96,37 @@ _KINSHIP = re.compile(
 def check_answer(
     content: str, *, symbol: str, species: Species, aliases: Iterable[str] = (), told: str = ""
 ) -> str:
-    """Return the description in a model's answer, with normalised white space.
+    """Return the description in the answer of a model, with normalised white space.
 
     Parameters
     ----------
     content
         A JSON object, or text that contains one.
     symbol, aliases
-        Names of the gene; the description has to contain one.
+        Names of the gene. The description must contain one of them.
     told
-        The prompt, which must not be repeated.
+        The prompt, which the description must not repeat.
 
     Raises
     ------
     UnfitError
-        If it is not an object with the two fields, or the description does not name the gene, is shorter
-        than 60 or longer than 1,200 characters, holds an address, markup, code, instructions, control
-        characters or a key, is about its writer, repeats itself, or is about another species.
+        If the answer is not an object with the two fields, or the description is rejected. Reasons are: it
+        does not name the gene; it has fewer than 60 or more than 1,200 characters; it contains an address,
+        markup, code, instructions, control characters or a key; it is about its writer or another species; or
+        it repeats itself.
     """
     fields = _object(content)
     if fields["symbol"].strip() != symbol:
-        raise UnfitError("it is about another gene")
+        raise UnfitError("the answer is about another gene")
     text = fields["description"].strip()
     if any(
         unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and c not in "\n\t"
         for c in text
     ):
-        raise UnfitError("the description holds control characters")
+        raise UnfitError("the description contains control characters")
     text = unicodedata.normalize("NFC", text)
     if not SHORTEST <= len(text) <= LONGEST:
-        raise UnfitError(
-            f"the description has {len(text):,} characters; {SHORTEST} to {LONGEST:,} are wanted"
-        )
+        raise UnfitError(f"the description has {len(text):,} characters; it needs {SHORTEST} to {LONGEST:,}")
     plain = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     for pattern, what in (
         (_ADDRESS, "an address"),
@@ -137,10 +136,10 @@ def check_answer(
         (_REFUSAL, "a refusal"),
     ):
         if pattern.search(plain):
-            raise UnfitError(f"the description holds {what}")
+            raise UnfitError(f"the description contains {what}")
     text = " ".join(text.split())
     if redact(text) != text:
-        raise UnfitError("the description holds something like a key")
+        raise UnfitError("the description contains text that looks like a key")
     if not _names(text, (symbol, *aliases)):
         raise UnfitError("the description does not name the gene")
     sentences = re.split(r"(?<=[.!?])\s+", text)
@@ -154,28 +153,29 @@ def _object(content: str) -> dict[str, str]:
     content = content[:MOST]
     start = content.find("{")
     if start < 0:
-        raise UnfitError("there is no JSON object in it")
+        raise UnfitError("the answer has no JSON object")
     try:
         found, _ = json.JSONDecoder(object_pairs_hook=_once_each).raw_decode(content, start)
     except UnfitError:
         raise
     except (ValueError, RecursionError):
-        raise UnfitError("its JSON cannot be read") from None
+        raise UnfitError("the JSON of the answer cannot be read") from None
     if not isinstance(found, dict) or set(found) != set(FIELDS):
-        raise UnfitError("its JSON object has not just the two fields")
+        raise UnfitError("the JSON object of the answer does not have exactly the two fields")
     if not all(isinstance(value, str) for value in found.values()):
-        raise UnfitError("a field of its JSON object is not text")
+        raise UnfitError("a field of the JSON object is not text")
     return found
 
 
 def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len({name for name, _ in pairs}) != len(pairs):
-        raise UnfitError("its JSON object has a field twice")
+        raise UnfitError("the JSON object repeats a field")
     return dict(pairs)
 
 
 def _names(text: str, names: Iterable[str]) -> bool:
-    # Not \b: symbols hold hyphens, dots and @, and HLA-A must not be found in HLA-A2 nor INS in INS-IGF2.
+    # \b does not work, because symbols contain hyphens, dots and @. HLA-A must not match in HLA-A2, nor INS
+    # in INS-IGF2.
     return any(
         name and re.search(rf"(?<![\w-]){re.escape(name)}(?!\w|-\w)", text) is not None for name in names
     )
@@ -186,17 +186,17 @@ def _check_sentences(sentences: list[str], told: str) -> None:
     if len(set(long)) < len(long):
         raise UnfitError("the description repeats itself")
     if any(s in told.lower() for s in long):
-        raise UnfitError("the description says back what was asked")
+        raise UnfitError("the description repeats the prompt")
 
 
 def _check_species(first: str, text: str, species: Species) -> None:
-    # Summaries by people speak of yeast and mice, too: as kin of the gene, or beside its own species.
+    # Human-written summaries mention yeast and mice, too, for orthologs or next to the gene's own species.
     stranger = re.search(rf"\b(?:{_OTHER[species]}{_STRANGERS})\b", first, re.IGNORECASE)
     if stranger and not _KINSHIP.search(first) and not _OWN[species].search(text):
         raise UnfitError("the description is about another species")
 
 
-#: Name and version of the prompt below: a change of a word is a new version.
+#: Name and version of the prompt below. Any change of the prompt needs a new version.
 PROMPT_VERSION = "gene-description/1"
 PROMPT = f"""\
 You write short descriptions of genes for biologists, in the manner of the summaries of NCBI RefSeq.
@@ -215,24 +215,24 @@ SCHEMA: Mapping[str, Any] = {
     "required": ["symbol", "description"],
     "additionalProperties": False,
 }
-#: Times a gene is asked for until the answer passes.
+#: Largest number of attempts per gene.
 TRIES = 3
-#: Tokens of an answer: at first, at most. The longest description is about 300; what a model that reasons
-#: thinks counts too.
+#: Limit on tokens of an answer: in the first attempt, and at most. The longest description has about 300
+#: tokens, but the thoughts of a reasoning model count, too.
 FIRST_LIMIT, LAST_LIMIT = 700, 2800
 FIRST_LIMIT_REASONING, LAST_LIMIT_REASONING = 4000, 16_000
-#: Characters of one fact and of all facts that are sent.
+#: Longest text of one fact, and of all facts in a prompt, in characters.
 FACT, FACTS = 1500, 6000
 
-#: Expected per gene: tokens of an answer (RefSeq summaries have 130 on average, the JSON 20), of the thoughts
-#: before it, and seconds.
+#: Expected values per gene: tokens of an answer (RefSeq summaries have 130 on average, the JSON 20), tokens
+#: of reasoning, and seconds.
 USUAL, USUAL_REASONING = 200, 1000
 SECONDS, SECONDS_REASONING = 4.0, 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A gene to describe, and known facts as texts, such as a composed description."""
+    """A gene to describe, with known facts as texts, such as a composed description."""
 
     gene_id: str
     species: Species
@@ -244,14 +244,14 @@ class Subject:
 
     @property
     def question(self) -> str:
-        """The facts that the model gets, as JSON. The answer depends on them, the prompt and the model."""
+        """The facts in the prompt, as JSON."""
         facts, room = [], FACTS
         for fact in self.facts:
             text = _tidy(fact, min(FACT, room))
             room -= len(text)
             if text:
                 facts.append(text)
-        told = {
+        fields = {
             "species": self.species,
             "symbol": _tidy(self.symbol, 60),
             "full name": _tidy(self.name, 300),
@@ -259,17 +259,18 @@ class Subject:
             "aliases": [_tidy(a, 60) for a in self.aliases[:20]],
             "known facts": facts,
         }
-        return json.dumps({k: v for k, v in told.items() if v}, ensure_ascii=False)
+        return json.dumps({k: v for k, v in fields.items() if v}, ensure_ascii=False)
 
     def job(self, model: str) -> Job:
-        """Return the job of describing this gene."""
+        """Return the job that describes this gene. Its key covers facts, prompt and model."""
         return Job.of(self.gene_id, "llm", self.question, model=model, prompt=PROMPT_VERSION)
 
 
 class ComplementSource:
     """A chat model as a source of descriptions (:class:`~scvec.ingest.sources.run.Source`).
 
-    An async context manager that enters the service. ``budget`` pays all tries, also of rejected answers.
+    It is an async context manager that enters the service. ``budget`` counts all attempts, including those
+    with rejected answers.
     """
 
     name = "llm"
@@ -292,19 +293,19 @@ class ComplementSource:
 
     @property
     def notes(self) -> list[str]:
-        """What the server does not support, and the number of rejected answers."""
+        """Notes on unsupported features of the server, and the number of rejected answers."""
         if not self.n_unfit:
             return list(self._chat.notes)
-        return [*self._chat.notes, f"{self.n_unfit:,} answers were rejected, and asked for again"]
+        return [*self._chat.notes, f"{self.n_unfit:,} answers were rejected and requested again"]
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
-        """Describe genes, one after the other."""
+        """Describe genes, one at a time."""
         done = [await self._describe(job, self.subjects[job]) for job in jobs]
         return [d for d in done if isinstance(d, Answer)], [d for d in done if isinstance(d, Failure)]
 
     async def _describe(self, job: Job, subject: Subject) -> Answer | Failure:
         if not _tidy(subject.symbol, 60):
-            return Failure(job, "the gene has no symbol to be named by", final=True)
+            return Failure(job, "the gene has no symbol", final=True)
         reasoning = is_reasoning(self.model)
         limit, most = (
             (FIRST_LIMIT_REASONING, LAST_LIMIT_REASONING) if reasoning else (FIRST_LIMIT, LAST_LIMIT)
@@ -354,7 +355,7 @@ class ComplementSource:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The expected cost of a run (US dollars, s) if every answer passes; ``tokens_in`` is an upper bound."""
+    """Expected cost of a run (dollars, seconds) without rejected answers. ``tokens_in`` is an upper bound."""
 
     n_genes: int
     requests: int
@@ -372,7 +373,7 @@ def estimate(
     reasoning = is_reasoning(model)
     n = len(subjects)
     usual = USUAL_REASONING if reasoning else USUAL
-    # The instructions are the same for all: counted once.
+    # The instructions are the same for all genes, so their tokens are counted once.
     asked = [_messages(s, "") for s in subjects]
     told = count_tokens([user["content"] for _, user in asked], model)
     tokens_in = told.total + sum(prompt_tokens(m[:1], model) for m in asked[:1]) * n
@@ -394,7 +395,7 @@ def _messages(subject: Subject, reason: str) -> list[dict[str, str]]:
         {"role": "user", "content": f"The gene:\n{subject.question}"},
     ]
     if reason:
-        # The earlier answer is not sent back: it may hold instructions.
+        # The rejected answer is not sent back, because it may contain instructions.
         text = f"An earlier answer could not be used: {reason}. Answer anew, in the form asked for."
         messages.append({"role": "user", "content": text})
     return messages
@@ -405,10 +406,10 @@ def _checked(reply: Reply, subject: Subject) -> str:
     if reply.refusal:
         raise UnfitError("the model refused to answer")
     if reply.finish_reason == "length":
-        raise UnfitError("the answer was cut off at the limit of tokens")
+        raise UnfitError("the answer was cut off at the token limit")
     if reply.finish_reason != "stop":
         filtered = reply.finish_reason == "content_filter"
-        raise UnfitError("the answer was filtered" if filtered else "the answer did not come to its end")
+        raise UnfitError("the answer was filtered" if filtered else "the answer is incomplete")
     if not reply.content.strip():
         raise UnfitError("the answer is empty")
     return check_answer(
@@ -421,7 +422,7 @@ def _checked(reply: Reply, subject: Subject) -> str:
 
 
 def _tidy(text: str, limit: int) -> str:
-    """Return a text without control characters, on one line."""
+    """Return a text on one line, without control characters, of at most ``limit`` characters."""
     kept = text[: 4 * limit]
     if not kept.isprintable():
         kept = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in kept)
@@ -430,20 +431,20 @@ def _tidy(text: str, limit: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ComplementOptions(LiveOptions):
-    """Options of ``ingest complement``; without a list, all protein-coding genes are described.
+    """Options of ``ingest complement``. Without a list, all protein-coding genes are described.
 
     Attributes
     ----------
     model
-        As the server calls it.
+        Name of the model on the server.
     limit
-        At most so many genes.
+        Largest number of genes.
     overwrite
-        Also genes that a language model has described before.
+        Also describe genes again that a language model described before.
     max_cost
-        US dollars: stop before the next call could cost more.
+        Limit in US dollars. The run stops before a request could exceed it.
     timeout
-        Seconds to wait for an answer.
+        Time to wait for an answer, in seconds.
     """
 
     model: str
@@ -455,13 +456,13 @@ class ComplementOptions(LiveOptions):
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise InputError(
-                "the model has no name", "--model", "give it as the server calls it", code="bad-name"
+                "the name of the model is empty", "--model", "give its name on the server", code="bad-name"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComplementReport(Report):
-    """What ``ingest complement`` wrote. ``descriptions``: in the knowledge base per kind, afterwards."""
+    """Result of ``ingest complement``. ``descriptions`` counts the descriptions in the store by kind."""
 
     model: str
     live: LiveReport
@@ -470,7 +471,7 @@ class ComplementReport(Report):
     dry_run: bool = False
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         return [*self.live.lines(), f"descriptions: {counts_line(self.descriptions)}"]
 
 
@@ -484,28 +485,28 @@ def ingest_complement(
 ) -> ComplementReport:
     """Let a language model describe genes that lack a written description.
 
-    The model gets the species, the symbol, the full name and the facts of the knowledge base. An answer that
-    does not name the gene, is too short or long, or holds an address or instructions is rejected and asked
-    for again. Answers are kept whatever ends the run, and the next run continues from there.
+    The model receives the species, the symbol, the full name and the facts of the knowledge base. Answers
+    that do not name the gene, are too short or long, or contain an address or instructions are rejected and
+    requested again. Answers are saved even if the run is interrupted, and the next run continues from there.
 
     Parameters
     ----------
-    keywords
-        Fields of :class:`ComplementOptions`, instead of ``options`` or before them.
+    options, keywords
+        :class:`ComplementOptions`, or its fields as keywords. Keywords override ``options``.
 
     Raises
     ------
     InputError
         If an option cannot be used.
     NetworkError, AuthError
-        If the server is unreachable or refuses; its answers before that are in the store.
+        If the server is unreachable or refuses. Answers received before are in the store.
     """
     asked = options_of(ComplementOptions, options, keywords)
     model, settings = asked.model, Settings.load()
     names = asked.names()
     price = price_of(model, settings.prices, host=asked.base_url or settings.openai.base_url)
     budget = Budget(price, asked.max_cost, model=model)
-    # A dry run sends nothing, and needs no key.
+    # A dry run sends nothing and needs no key.
     service = (
         None if asked.dry_run else LlmService(settings.openai, base_url=asked.base_url, timeout=asked.timeout)
     )
@@ -513,7 +514,7 @@ def ingest_complement(
         kb = txn.open_knowledge()
         ensure_knowledge(kb, progress=progress)
         if service is not None:
-            kb.absorb(txn.journal())  # of a run that was killed
+            kb.absorb(txn.journal())  # answers of a run that was killed
         chosen, notes = _subjects(kb, asked, names)
         jobs = {s.job(model): s for s in chosen}
         questions = Questions.of(kb, model, jobs, again=asked.overwrite)
@@ -524,7 +525,7 @@ def ingest_complement(
             live = questions.report(_cost(expected))
             generation, error, counts = "", None, kb.counts()
             if not expected.exact_tokens:
-                notes.append("tokens are an upper estimate: the model's own table of tokens is not here")
+                notes.append("the number of tokens is an upper estimate, without the model's own tokenizer")
         else:
             source = ComplementSource(service, model, subjects, budget)
             live, generation, error, counts = ask_live(

@@ -1,4 +1,4 @@
-"""``scvec ingest embeddings``: texts of genes into vectors, and an index of genes."""
+"""``scvec ingest embeddings``: encode texts of genes as vectors, and index them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class EmbeddingsOptions(LiveOptions):
     text
         ``default`` (the best description), ``name``, or a text with fields: ``{symbol}: {description}``.
     max_cost
-        US dollars that a server may cost: encoding stops before it costs more. Vectors so far are kept.
+        Limit on the cost of a server, in US dollars. Encoding stops before it costs more, and received
+        vectors are kept.
     """
 
     backbone: str = "minilm"
@@ -45,20 +46,22 @@ class EmbeddingsOptions(LiveOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingsReport(Report):
-    """What ``ingest embeddings`` encoded.
+    """Result of ``ingest embeddings``.
 
     Attributes
     ----------
     space
         Fingerprint of the embedding space.
     dim
-        Length of a vector; 0 where only the server knows it, before it was asked.
-    n_genes, n_encoded, n_cached, n_shipped
-        Genes that have a vector; of their texts, encoded now; taken from the store; from the package.
+        Dimension of a vector; 0 if only the server knows it and was not asked yet.
+    n_genes
+        Number of genes with a vector.
+    n_encoded, n_cached, n_shipped
+        Number of texts encoded now, with vectors in the store, and with vectors in the package.
     failed, stopped
-        Genes that have none and why; why the run ended before its end.
+        Genes without a vector and the reasons; reason why the run stopped early.
     cost
-        Requests and dollars, where a server is asked.
+        Number of requests and cost in US dollars, with a server.
     """
 
     space: str
@@ -76,10 +79,10 @@ class EmbeddingsReport(Report):
     cost: Cost | None = None
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         verb = "would have" if self.dry_run else "have"
         todo = "to encode" if self.dry_run else "encoded"
-        size = f"a vector of {self.dim} numbers" if self.dim else "a vector"
+        size = f"a vector of {self.dim} dimensions" if self.dim else "a vector"
         space = f", space {self.space}" if self.space else ""
         counts = {"shipped": self.n_shipped, "from the store": self.n_cached, todo: self.n_encoded}
         lines = [
@@ -107,17 +110,20 @@ def ingest_embeddings(
 ) -> EmbeddingsReport:
     """Encode the texts of genes with a backbone and index the vectors.
 
-    ``ingest cells`` encodes the genes that its data need. This encodes, for searching genes, all
-    protein-coding genes and others with a written description, or those of a list.
+    ``ingest cells`` encodes only the genes of its data. This function encodes genes for searches: all
+    protein-coding genes and others with a written description, or the genes of a list.
 
-    ``keywords`` are fields of :class:`EmbeddingsOptions`, instead of ``options`` or before them.
+    Parameters
+    ----------
+    options, keywords
+        :class:`EmbeddingsOptions`, or its fields as keywords. Keywords override ``options``.
 
     Raises
     ------
     InputError
         If the backbone, the template or a gene of the list is unknown.
     NetworkError, AuthError
-        If a server is unreachable or refuses. Its vectors before that are in the store.
+        If a server is unreachable or refuses. Vectors received before are in the store.
     """
     asked = options_of(EmbeddingsOptions, options, keywords)
     backbone, text, device, species = asked.backbone, asked.text, asked.device, asked.species
@@ -149,14 +155,14 @@ def ingest_embeddings(
             progress=progress,
         )
         if spec.permuted:
-            notes.append("permuted: is a control and its vectors are not stored; give it to ingest cells")
+            notes.append("permuted: is a control, so its vectors are not stored; use it with ingest cells")
         elif len(encoded.table):
             txn.put_space(encoded.space, encoded.table, encoded.vectors, merge=True)
         generation = str(txn.commit().number)
         notes += [*encoded.notes, *txn.notes]
     if encoded.error is not None:
         error = encoded.error
-        kept = f"{encoded.n_encoded:,} vectors are kept"
+        kept = f"{encoded.n_encoded:,} vectors are saved"
         raise type(error)(f"{error.what}; {kept}", error.where, error.fix)
     seconds = time.monotonic() - started
     cost = Cost(requests=encoded.n_requests, dollars=encoded.cost, seconds=seconds)
@@ -208,7 +214,7 @@ def _planned(
 
 
 def _worthwhile(kb: KnowledgeBase, species: Sequence[str]) -> list[str]:
-    """Return protein-coding genes and others with a written description; the rest have only names."""
+    """Return protein-coding genes and others with a written description. Other genes have only names."""
     genes = kb.genes()
     genes = genes[genes["species"].isin(species)]
     described = kb.descriptions()

@@ -1,4 +1,4 @@
-"""``scvec eval``: how good the answers of a reference are on cells whose types are known."""
+"""``scvec eval``: evaluate a reference on labelled cells."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ __all__ = ["evaluate"]
 Strings = npt.NDArray[np.str_]
 
 PLOTS = (".png", ".pdf", ".svg")
-#: Points of a risk-coverage curve that are kept.
+#: Number of points of the risk-coverage curve in the report.
 N_POINTS = 21
-#: Coverage of label sets by default, a fraction of the cells.
+#: Default coverage of label sets, a fraction of the cells.
 COVERAGE = 0.9
 
 
@@ -55,28 +55,28 @@ def evaluate(
     progress: Progress = no_progress,
     **keywords: Any,
 ) -> EvaluationReport:
-    """Annotate labelled cells and compare.
+    """Annotate labelled cells and compare the predictions with the true labels.
 
     Parameters
     ----------
     cells
-        An h5ad file or an AnnData object; never changed.
+        An h5ad file or an AnnData object, which is not changed.
     truth_key
-        Column of obs with the true labels. Cells without one are not scored.
+        Column of obs with the true labels. Cells without a true label are not scored.
     label_map
-        Name -> the name that is scored, for labels of the query and of the reference alike; a mapping, or a
-        JSON, csv or tsv file of it. Other names stay; an empty name leaves cells of that true label out.
-        Labels that the reference then lacks are novel types.
+        Name -> scored name, for labels of the query and of the reference: a mapping, or a JSON, csv or tsv
+        file. Other names do not change. Cells whose true label maps to an empty name are not scored. Labels
+        that the reference lacks after the mapping are novel types.
     plot
-        ``.png``, ``.pdf`` or ``.svg`` file for a figure of it; needs matplotlib.
+        ``.png``, ``.pdf`` or ``.svg`` file for a figure; needs matplotlib.
     options, **keywords
-        As for :func:`scvec.query`. ``coverage`` is 0.9 where it is not given; ``output`` is a JSON file for
-        the report.
+        As in :func:`scvec.query`. The default of ``coverage`` is 0.9. ``output`` is a JSON file for the
+        report.
 
     Raises
     ------
     InputError
-        If the column is missing, no cell is left to score, or an option cannot be used.
+        If the column is missing, no cell can be scored, or an option cannot be used.
     """
     from scvec.ingest.cells.label_columns import as_label_map
 
@@ -94,7 +94,7 @@ def evaluate(
     scored = np.flatnonzero(renamed != "")
     if len(scored) == 0:
         raise InputError(
-            "no cell has a true label to compare with",
+            "no cell has a true label",
             f"obs['{truth_key}']",
             "see --label-map",
             code="no-labels",
@@ -109,7 +109,7 @@ def evaluate(
         coverage=coverage,
     )
     if n_own:
-        own = f"warning: {n_own:,} of {len(truth):,} cells are the reference's own: the scores say little"
+        own = f"warning: the reference contains {n_own:,} of {len(truth):,} cells, so the scores are too high"
         report = replace(report, n_own=n_own, notes=[own, *report.notes])
     report = report.with_files(output=target, plot=figure)
     if target is not None:
@@ -130,9 +130,9 @@ def _writable(path: Path | str | None, endings: tuple[str, ...], cells: Any) -> 
     target = check_output(path, cells if isinstance(cells, str | Path) else None)
     if target.suffix not in endings:
         raise InputError(
-            f"the ending {target.suffix!r} does not fit",
+            f"the ending {target.suffix!r} is not possible",
             str(target),
-            f"end its name in {', '.join(endings)}",
+            f"use one of the endings {', '.join(endings)}",
             code="output-format",
         )
     return target
@@ -141,7 +141,7 @@ def _writable(path: Path | str | None, endings: tuple[str, ...], cells: Any) -> 
 def _truth(
     store: Path | str, cells: Path | str | AnnData, truth_key: str, options: QueryOptions
 ) -> tuple[Strings, int]:
-    """Return (n,) true labels, empty where there is none, and how many cells the reference holds, too."""
+    """Return (n,) true labels, empty if missing, and how many of the cells the reference contains."""
     from scvec.ingest.cells.label_columns import read_names
     from scvec.ingest.cells.source import CellSource
 
@@ -151,7 +151,7 @@ def _truth(
 
 
 def _n_own(opened: Store, source: CellSource, options: QueryOptions) -> int:
-    """Return how many cells of a file are cells of the reference; 0 where nothing can tell."""
+    """Return the number of cells of a file that the reference contains; 0 if this cannot be determined."""
     if options.reference is not None and not isinstance(options.reference, str):
         return 0
     stored = opened.reference(only_reference(opened, options.reference))
@@ -167,7 +167,7 @@ def _n_own(opened: Store, source: CellSource, options: QueryOptions) -> int:
 
 
 def _ontology(store: Path | str, annotation: Annotation) -> tuple[ClassOntology, dict[str, str]]:
-    """Return the terms of the reference's labels, and a term for any other name of the query, where known."""
+    """Return the terms of the labels of the reference, and known terms of other names in the query."""
     from scvec.celltypes.ontology import ClassOntology
 
     opened = Store(store)
@@ -189,7 +189,7 @@ def _scores(
     truth = renamed[scored]
     said = np.array([names.get(label, label) for label in annotation.label[scored]], dtype=np.str_)
     of_class = np.array([names.get(c, c) for c in annotation.classes], dtype=np.str_)
-    # One column a name: classes that are scored as one share it.
+    # One column per scored name: classes that map to the same name share it.
     columns, column = np.unique(of_class, return_inverse=True)
     merged = np.zeros((len(of_class), len(columns)), dtype=np.float32)
     merged[np.arange(len(of_class)), column] = 1.0
@@ -258,11 +258,11 @@ def _against_ontology(
     classes: tuple[str, ...],
     ontology: tuple[ClassOntology, dict[str, str]],
 ) -> dict[str, Any]:
-    """Return accuracy with labels on one line of the Cell Ontology counted as right, and shared ancestors.
+    """Return scores with the Cell Ontology: accuracy on the lineage, and similarity of the terms.
 
-    A name that several labels of the reference are scored under has the deepest term that all of them are
-    under. Labels without a term are right when they are the same; the shared terms are given where all labels
-    have one.
+    On the lineage means that an ancestor or descendant of the true term counts as correct. If several labels
+    of the reference map to one name, its term is their deepest common ancestor. Labels without a term are
+    correct if they are equal. The similarity is returned only if all labels have a term.
     """
     tree, term_of = ontology
     members: dict[str, list[str]] = {}
@@ -276,7 +276,7 @@ def _against_ontology(
         return {"ontology_accuracy": None, "ontology_similarity": None}
     true_terms, said_terms = ([terms.get(str(v), "") for v in side] for side in (truth, said))
     related = metrics.on_lineage(true_terms, said_terms, tree.lineage) | (truth == said)
-    # Over some of the labels only it would flatter: those that the ontology knows are the easy ones.
+    # A mean over only some labels would be too high, because labels with a term are the easy ones.
     shared = metrics.ontology_similarity(true_terms, said_terms, tree.lineage) if with_term.all() else None
     return {
         "ontology_accuracy": float(related.mean()),

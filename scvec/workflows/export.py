@@ -1,4 +1,4 @@
-"""``scvec export`` and ``scvec import``: vectors to files of other systems, and back."""
+"""``scvec export`` and ``scvec import``: write vectors to files for other systems, and read them back."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ __all__ = [
     "write_vectors",
 ]
 
-#: Columns that scvec adds: the number of a row, and its vector.
+#: Columns that scvec adds: row number and vector.
 ROW, VECTOR = "scvec_row", "vector"
-#: Key of the JSON tags of a file; rows written at once.
+#: Key of the JSON tags in a file, and number of rows written at once.
 TAGS, BLOCK = "scvec", 65_536
 
 
 @dataclass(frozen=True)
 class VectorFile:
-    """A table of n rows, (n, dim) float32 vectors, unchecked, and the tags of a file."""
+    """Contents of a file: a table of n rows, (n, dim) float32 vectors (unchecked), and tags."""
 
     path: Path
     rows: pd.DataFrame
@@ -58,22 +58,23 @@ class VectorFile:
 
 
 def check_target(to: str, output: str | os.PathLike[str]) -> Path:
-    """Return the path of the output; InputError says why this format cannot be written there."""
+    """Return the path of the output. InputError if the format is unknown or does not fit the path."""
     path = check_output(output)
     if to not in ("parquet", "h5ad"):
         raise InputError(
             f"there is no format {to!r} to export to", fix="formats: parquet, h5ad", code="unknown-choice"
         )
     if path.suffix in (".parquet", ".h5ad") and path.suffix != f".{to}":
-        what = f"the output ends in {path.suffix}, but {to} is to be written"
+        what = f"the output ends in {path.suffix}, but the format is {to}"
         raise InputError(what, str(path), f"give -o NAME.{to}, or another --to", code="output-format")
     return path
 
 
 def write_vectors(path: Path, to: str, rows: pd.DataFrame, vectors: Float32, tags: Mapping[str, Any]) -> None:
-    """Write rows and their vectors (n, dim) float32, whole or not at all.
+    """Write rows and their vectors (n, dim) float32 atomically.
 
-    ``tags`` are JSON values. A column named as the vectors is renamed; the tag ``columns`` has its name.
+    ``tags`` are JSON values. An existing column with the name of the vector column is renamed. The tag
+    ``columns`` records the new name.
     """
     other = next(f"{VECTOR}{'_' * n}" for n in range(1, 99) if f"{VECTOR}{'_' * n}" not in rows.columns)
     table = rows.rename(columns={VECTOR: other})
@@ -113,9 +114,14 @@ def _write_parquet(part: Path, table: pd.DataFrame, vectors: Float32, tags: Mapp
 
 
 def read_vectors(path: str | os.PathLike[str], *, memory: str | int | None = None) -> VectorFile:
-    """Read a file of :func:`write_vectors`, or of a program that kept its tags; nothing in it is trusted.
+    """Read a file of :func:`write_vectors`, or of another program that kept its tags. It is not trusted.
 
-    InputError says why it cannot be read, ResourceError that it needs more than ``memory``.
+    Raises
+    ------
+    InputError
+        If the file cannot be read.
+    ResourceError
+        If it needs more than ``memory``.
     """
     where = Path(path)
     if not where.is_file():
@@ -126,8 +132,8 @@ def read_vectors(path: str | os.PathLike[str], *, memory: str | int | None = Non
     except (InputError, ResourceError):
         raise
     except MemoryError as error:
-        raise ResourceError("the file asks for more memory than there is", str(where)) from error
-    except Exception as error:  # readers let errors of every kind through when a file lies
+        raise ResourceError("the file needs more memory than is available", str(where)) from error
+    except Exception as error:  # readers raise errors of all kinds on manipulated files
         reason = (str(error).split("\n")[0] or type(error).__name__)[:160]
         raise InputError(
             f"the file cannot be read: {reason}", str(where), "export it again", code="damaged-file"
@@ -193,15 +199,15 @@ def _tags(said: object, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         tags = None
     if not isinstance(tags, dict) or tags.get("kind") not in ("cells", "genes"):
-        fix = "give one that scvec export wrote; for other vectors of genes: scvec import-legacy"
-        raise InputError("the file does not say which vectors it holds", str(path), fix, code="wrong-format")
+        fix = "give a file of scvec export; import other vectors of genes with scvec import-legacy"
+        raise InputError("scvec export did not write this file", str(path), fix, code="wrong-format")
     return tags
 
 
 def _check_size(claimed: int, budget: int, path: Path) -> None:
     if claimed > budget:
         what = f"the file needs {human_bytes(claimed)} of memory"
-        raise ResourceError(what, str(path), "give more with --memory, as 8G")
+        raise ResourceError(what, str(path), "raise the limit with --memory, such as 8G")
 
 
 CLASS = "scvec_class"
@@ -218,21 +224,22 @@ def export(
     Parameters
     ----------
     reference
-        Whose cells: their obs, ``cell``, ``scvec_class``, ``scvec_row`` and ``vector``.
+        Reference whose cells are exported, with obs, ``cell``, ``scvec_class``, ``scvec_row`` and ``vector``.
     to
         ``parquet`` (vectors as fixed-size lists of float32), or ``h5ad`` (vectors in ``obsm['X_scvec']``, no
         expression).
     space
-        Instead of a reference: fingerprint or backbone of a space, for its genes: ``gene_id``, ``species``,
-        ``symbol``, ``text_sha256`` and ``vector``.
+        Fingerprint or backbone of a space whose genes are exported instead of cells, with ``gene_id``,
+        ``species``, ``symbol``, ``text_sha256`` and ``vector``.
 
     Raises
     ------
     InputError
-        If there is no such reference, space or format, or the output cannot be written.
+        If the reference, space or format does not exist, or the output cannot be written.
     """
     if (reference is None) == (space is None):
-        raise InputError("name a reference or a space, and one only", "scvec export", "see: scvec info")
+        what = "give either a reference or a space"
+        raise InputError(what, "scvec export", "scvec info lists both", code="usage")
     target, opened = check_target(to, output), Store(store)
     stored: Any = opened.reference(str(reference)) if space is None else _space(opened, space)
     if space is None:
@@ -255,29 +262,30 @@ def import_vectors(
     memory: str | int | None = None,
     dry_run: bool = False,
 ) -> ImportReport:
-    """Read a file of :func:`export` back, also after another program changed it.
+    """Import a file of :func:`export`, which another program may have changed.
 
-    Genes become a space of any store, or are added to it. Cells return to their reference: the import takes
-    labels and columns, and refuses vectors that differ, which could not be compared with those of a query.
-    Neighbours vote with the new labels. Classifiers keep the old ones until the reference is ingested again.
+    Genes become a space of the store, or are added to it. Cells must belong to a reference of the store:
+    their labels and columns of obs are imported. Changed vectors are refused, because they could not be
+    compared with those of a query. Neighbours vote with the new labels. Classifiers keep the old labels until
+    the reference is ingested again.
 
     Parameters
     ----------
     reference
-        Of cells: its name, where that has changed.
+        Name of the reference of the cells, if it changed since the export.
     dry_run
-        Check only.
+        Check the file without changing the store.
 
     Raises
     ------
     InputError
-        The file is of another space or reference; vectors are missing, of another length, not finite or
-        changed; ids are missing or repeated; or the reference does not have a label.
+        If the file belongs to another space or reference; vectors are missing, changed, not finite or have
+        another dimension; ids are missing or repeated; or the reference lacks a label.
     """
     found = read_vectors(file, memory=memory)
     if found.tags["kind"] == "cells":
         return _import_cells(Store(store), found, reference, dry_run)
-    _need(reference is None, found, "the file holds genes, not cells", "leave --reference out")
+    _need(reference is None, found, "the file contains genes, not cells", "leave out --reference")
     return _import_genes(Store.open(store, create=True), found, dry_run)
 
 
@@ -313,20 +321,20 @@ def _space(opened: Store, name: str) -> StoredSpace:
 
 def _cells(stored: StoredReference) -> Any:
     classes = np.array([*stored.meta["classes"], ""], dtype=object)
-    # An earlier import or another tool may have left columns of these names.
+    # An earlier import or another tool may have added columns with these names.
     obs = stored.obs.drop(columns=[ROW, CLASS, "cell", HASH_COLUMN], errors="ignore")
-    labels = classes[obs.pop(CODE_COLUMN).to_numpy()]  # -1 takes the empty one at the end
+    labels = classes[obs.pop(CODE_COLUMN).to_numpy()]  # -1 selects the empty label at the end
     obs.insert(0, ROW, np.arange(len(obs), dtype=np.int64))
     obs.insert(1, "cell", obs.index.astype(str))
     return obs.assign(**{CLASS: labels}).reset_index(drop=True)
 
 
 def _checked(found: VectorFile, dim: int, *ids: str) -> Any:
-    """Return the vectors of a file, if they are (n, dim), finite, and their rows have the columns ``ids``."""
+    """Return the vectors of a file. InputError unless they are (n, dim), finite, and have columns ``ids``."""
     missing = [c for c in ids if c not in found.rows.columns]
     _need(not missing, found, f"the file lacks the columns {', '.join(missing)}")
     n = found.vectors.shape[1]
-    _need(n == dim, found, f"the vectors have {n} numbers and not {dim}")
+    _need(n == dim, found, f"the vectors have {n} dimensions instead of {dim}")
     try:
         return checked_vectors(found.vectors, dim, "the vectors of the file")
     except InputError as error:
@@ -341,7 +349,7 @@ def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportRepo
         what = "the file does not name the space of its vectors"
         raise InputError(what, str(found.path), AGAIN, code="wrong-format") from error
     named = {found.tags.get("space"), found.tags["space_record"].get("fingerprint")}
-    _need(named == {space.fingerprint}, found, "the fingerprint does not fit what the file says of its space")
+    _need(named == {space.fingerprint}, found, "the fingerprint does not fit the space in the file")
     columns = ["gene_id", "species", "symbol", "text_sha256"]
     vectors = _checked(found, space.dim, *columns)
     table = found.rows.loc[:, columns].astype(str)
@@ -352,7 +360,7 @@ def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportRepo
     _need(odd.empty, found, f"gene {_first(odd)} has no known species or text")
     off = np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max(initial=0.0)
     unit = not space.normalized or off <= 1e-2
-    _need(unit, found, "the vectors are not of length one, as those of their space")
+    _need(unit, found, "the vectors do not have length 1, unlike those of their space")
     there = opened.spaces().get(space.fingerprint)
     rows = {} if there is None else {g: i for i, g in enumerate(there.genes["gene_id"])}
     at = np.array([rows.get(g, -1) for g in genes], dtype=np.int64)
@@ -360,8 +368,8 @@ def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportRepo
         texts = there.genes["text_sha256"].to_numpy()
         known = np.flatnonzero((at >= 0) & (texts[at] == table["text_sha256"].to_numpy()))
         off = np.abs(np.asarray(there.vectors[at[known]]) - vectors[known]).max(axis=1, initial=0.0)
-        what = f"{(off > SAME).sum():,} genes have another vector for the same text than the store has"
-        _need((off <= SAME).all(), found, what, "export again from where they are right")
+        what = f"{(off > SAME).sum():,} genes have other vectors than the store has for the same texts"
+        _need((off <= SAME).all(), found, what, "export them again from the right store")
     generation = ""
     with opened.begin("import", {"file": found.path.name, "space": space.fingerprint}) as txn:
         txn.put_space(space, table, vectors, merge=True)
@@ -381,14 +389,14 @@ def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportRepo
 
 def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_run: bool) -> ImportReport:
     stored = opened.reference(reference if reference is not None else str(found.tags.get("reference")))
-    what = f"the cells are not those of reference {stored.name!r}, or it was ingested again"
+    what = f"the cells do not belong to reference {stored.name!r}, or it was ingested again"
     same = stored.has_fingerprint(str(found.tags.get("cells")))
-    _need(same, found, what, "export it again; cells of other files: scvec ingest cells")
+    _need(same, found, what, "export it again; ingest other cells with scvec ingest cells")
     same = found.tags.get("space") == _space_of(stored)
-    _need(same, found, "the vectors are of another space than the reference")
+    _need(same, found, "the vectors belong to another space than the reference")
     vectors = _checked(found, stored.dim, ROW, "cell", CLASS)
     numbers = found.rows[ROW]
-    _need(numbers.dtype.kind in "iu", found, f"the column {ROW} holds no row numbers", "leave it as it is")
+    _need(numbers.dtype.kind in "iu", found, f"the column {ROW} has no row numbers", "do not change it")
     twice, outside = numbers[numbers.duplicated()], numbers[~numbers.between(0, stored.n - 1)]
     _need(twice.empty, found, f"row {_first(twice)} is repeated", "remove one")
     _need(outside.empty, found, f"the reference has no row {_first(outside)}", "remove it")
@@ -397,13 +405,14 @@ def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_r
     order = np.argsort(numbers.to_numpy(), kind="stable")
     rows = found.rows.iloc[order].reset_index(drop=True)
     same = list(rows["cell"].astype(str)) == list(stored.obs.index.astype(str))
-    _need(same, found, "cells have other names than in the reference", "leave the column cell as it is")
+    _need(same, found, "cells have other names than in the reference", "do not change the column cell")
     differ = 0
     for start in range(0, stored.n, 65_536):
         part = np.asarray(stored.vectors[start : start + 65_536])
         differ += int((np.abs(vectors[order[start : start + 65_536]] - part).max(axis=1) > SAME).sum())
     what = f"the vectors of {differ:,} cells differ from those of the reference"
-    _need(not differ, found, what, "leave the column vector as it is: no other can be compared with a query")
+    fix = "do not change the column vector, because changed vectors cannot be compared with a query"
+    _need(not differ, found, what, fix)
     classes = [str(c) for c in stored.meta["classes"]]
     given = rows[CLASS].astype(object).where(rows[CLASS].notna(), "").astype(str)
     odd = sorted({*given} - {*classes, ""})
@@ -422,7 +431,7 @@ def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_r
         if not dry_run:
             generation = str(txn.commit().number)
     moved = int((stored.obs[CODE_COLUMN].to_numpy() != codes).sum())
-    note = f"{moved:,} cells have other labels now: neighbours vote with them, trained classifiers "
+    note = f"{moved:,} cells have new labels; neighbours vote with these labels, trained classifiers "
     return ImportReport(
         kind="cells",
         name=stored.name,
@@ -431,13 +440,13 @@ def _import_cells(opened: Store, found: VectorFile, reference: str | None, dry_r
         columns=[str(c) for c in obs.columns if c not in stored.obs.columns],
         generation=generation,
         dry_run=dry_run,
-        notes=[*found.notes, *([f"{note}know them once the reference is ingested again"] if moved else [])],
+        notes=[*found.notes, *([f"{note}only after the reference is ingested again"] if moved else [])],
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport(Report):
-    """What ``export`` wrote."""
+    """Result of ``export``."""
 
     reference: str
     to: str
@@ -447,7 +456,7 @@ class ExportReport(Report):
     kind: str = "cells"
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         of = f"'{self.reference}'" if self.kind == "cells" else f"space {self.reference}"
         what = f"{self.n_cells:,} {self.kind} of {of} as {self.to}, {human_bytes(self.size_bytes)}"
         return [f"wrote {what}", *(f"  {path}" for path in self.files)]
@@ -455,18 +464,18 @@ class ExportReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport(Report):
-    """What ``import`` took.
+    """Result of ``import``.
 
     Attributes
     ----------
     kind
         ``cells`` or ``genes``.
     name
-        The reference, or the fingerprint of the space.
+        Name of the reference, or fingerprint of the space.
     n_rows, n_new
-        Rows of the file; genes that the space had not, or cells that got another label.
+        Number of rows in the file, and number of new genes in the space or of cells with a new label.
     columns
-        Columns of obs that the reference had not.
+        New columns of obs.
     """
 
     kind: str
@@ -478,11 +487,11 @@ class ImportReport(Report):
     dry_run: bool = False
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         if self.kind == "genes":
-            lines = [f"space {self.name}: {self.n_rows:,} genes, {self.n_new:,} of them new"]
+            lines = [f"space {self.name}: {self.n_rows:,} genes, {self.n_new:,} of them new to the space"]
         else:
-            lines = [f"reference '{self.name}': {self.n_rows:,} cells, {self.n_new:,} with another label"]
+            lines = [f"reference '{self.name}': {self.n_rows:,} cells, {self.n_new:,} with a new label"]
             if self.columns:
                 lines.append(f"new columns: {', '.join(self.columns)}")
         return [*lines, "nothing was changed (--dry-run)"] if self.dry_run else lines

@@ -1,4 +1,4 @@
-"""``scvec import-legacy``: texts and vectors of genes from scInterpreter, scReader and GenePT."""
+"""``scvec import-legacy``: import texts and vectors of genes from scInterpreter, scReader and GenePT."""
 
 from __future__ import annotations
 
@@ -54,7 +54,12 @@ _FLOATS, _FLOAT = re.compile(rb"(?:G.{8})++", re.DOTALL), np.dtype([("code", "u1
 _DTYPE = re.compile(r"\?|bool|b1|[iu][1248]|f[248]|[US]\d{1,5}")
 
 
-class _Reader(_Unpickler):  # in Python: from the one in C no instruction can be taken away
+class _Reader(_Unpickler):
+    """Unpickler for plain values only. It calls no function of a pickle and limits memory.
+
+    It derives from the Python implementation, because the C implementation cannot drop instructions.
+    """
+
     def __init__(self, data: bytes, memory: int) -> None:
         super().__init__(self, encoding="latin1")
         self.data, self.at, self.left, self.stack = data, 0, memory, list[Any]()
@@ -78,8 +83,8 @@ class _Reader(_Unpickler):  # in Python: from the one in C no instruction can be
 
     def read(self, n: int) -> bytes:
         if not 0 <= n <= len(self.data) - self.at:
-            raise ValueError("it is cut off, or claims to be longer than it is")
-        self.spend(256 + 2 * n)  # of all that an instruction of one byte makes, an empty set is the largest
+            raise ValueError("it is truncated, or states a wrong length")
+        self.spend(256 + 2 * n)  # 256 bytes: an empty set, the largest object of a one-byte instruction
         self.at += n
         return self.data[self.at - n : self.at]
 
@@ -93,13 +98,13 @@ class _Reader(_Unpickler):  # in Python: from the one in C no instruction can be
         return self.names[known]
 
     def keys(self, items: Any) -> Any:
-        # Others may collide by the million, or be so deep that to hash them ends Python.
+        # Other keys may collide by the million, or nest so deeply that hashing them crashes Python.
         self.spend(128 * len(items))
         if not all(type(k) is str or (type(k) is int and abs(k) < 2**60) for k in items):
             raise UnpicklingError("it has a key that is neither a text nor a small number")
         return items
 
-    def load_binfloat(self) -> None:  # a vector at once: one by one takes minutes
+    def load_binfloat(self) -> None:  # reads all floats of a vector at once, which saves minutes
         numbers = np.frombuffer(_FLOATS.match(self.data, self.at - 1)[0], _FLOAT)["value"]  # type: ignore[index]
         self.spend(64 * len(numbers))
         self.at += 9 * len(numbers) - 1
@@ -110,18 +115,18 @@ class _Reader(_Unpickler):  # in Python: from the one in C no instruction can be
         if type(target) is SimpleNamespace and state[1] in ("<", ">", "=", "|"):
             target.dtype = target.dtype.newbyteorder(state[1])
         elif type(target) is np.ndarray:
-            target.__setstate__(self.array(*state[1:]).__reduce__()[2])  # a state that numpy made
+            target.__setstate__(self.array(*state[1:]).__reduce__()[2])  # a state from numpy, not the file
         else:
-            raise UnpicklingError("it asks for a change of something that is not an array")
+            raise UnpicklingError("it sets the state of an object that is not an array")
 
     def raw(self, data: Any = b"", encoding: Any = "latin1") -> bytes:
         if type(data) not in (str, bytes) or encoding not in ("latin1", "latin-1"):
-            raise UnpicklingError("it asks for bytes of something else than bytes")
+            raise UnpicklingError("it makes bytes of a value that is neither text nor bytes")
         self.spend(3 * len(data))
         return data.encode("latin1") if type(data) is str else bytes(data)
 
     def dtype(self, code: Any, *_: Any) -> SimpleNamespace:
-        # Numpy's own would believe all that a state says of it: that bytes are pointers to objects, say.
+        # numpy.dtype would trust any state, even one that declares bytes to be pointers to objects.
         if not _DTYPE.fullmatch(code := self.raw(code).decode()):
             raise UnpicklingError(f"it asks for numpy.dtype({code[:40]})")
         return SimpleNamespace(dtype=np.dtype(code))
@@ -129,16 +134,16 @@ class _Reader(_Unpickler):  # in Python: from the one in C no instruction can be
     def array(self, shape: Any, kind: SimpleNamespace, fortran: Any, data: Any) -> Any:
         data = self.raw(data)
         if len(shape) > 8 or math.prod(map(int.__index__, shape)) * kind.dtype.itemsize != len(data):
-            raise ValueError("an array claims another size than it has")
+            raise ValueError("an array states a wrong size")
         found = np.frombuffer(data, kind.dtype).astype(kind.dtype.newbyteorder("="), copy=False)
         return found.reshape(shape, order="F" if fortran else "C")
 
     def check(self, item: Any, depth: int = 0) -> None:
         self.left -= 1 + (getattr(item, "nbytes", 0) or (len(item) if hasattr(item, "__len__") else 0))
         if type(item) not in _PLAIN or (type(item) is int and item.bit_length() > 1024):
-            raise UnpicklingError(f"it holds a {type(item).__name__} that is not a plain value")
+            raise UnpicklingError(f"it contains a {type(item).__name__} that is not a plain value")
         if self.left < 0 or depth > 32 or self.at < len(self.data):
-            raise UnpicklingError("it unfolds far beyond its size, nests too deeply, or more follows it")
+            raise UnpicklingError("it expands too much, nests too deeply, or has data after its end")
         if type(item) in (list, tuple, dict) and set(map(type, item)) != {float}:
             for value in item.values() if type(item) is dict else item:
                 self.check(value, depth + 1)
@@ -146,7 +151,7 @@ class _Reader(_Unpickler):  # in Python: from the one in C no instruction can be
 
 _base: dict[int, Any] = _Unpickler.dispatch
 _loads: dict[int, Any] = {c: getattr(_Reader, _base[c].__name__) for c in _ALLOWED}
-# A bytearray is read as bytes. The length of a frame is for those who do not have the whole file.
+# A bytearray is read as bytes. Frame lengths are skipped, because the whole file is in memory.
 _loads |= {0x96: _base[0x8E], 0x95: lambda reader: reader.read(8)}
 for _codes, _keys in ((b"s", slice(-2, -1)), (b"ud", slice(0, None, 2)), (b"\x90\x91", slice(None))):
     _loads |= {c: lambda r, f=_base[c], k=_keys: (r.keys(r.stack[k]), f(r)) for c in _codes}
@@ -154,10 +159,18 @@ _Reader.dispatch = _loads
 
 
 def load_plain(path: Path, *, memory: str | int | None = None) -> Any:
-    """Return what a pickle of any protocol holds, if that is plain (else InputError) and fits in ``memory``.
+    """Return the contents of a pickle of any protocol, if it has only plain values. No code is run.
 
-    Plain are None, bool, int, float, str, bytes, list, tuple, set and dict (keys: str or int) of these, and
-    arrays of numbers, booleans or texts. Numpy scalars and ordered dictionaries come back as Python's own.
+    Plain values are None, bool, int, float, str, bytes; list, tuple, set and dict (keys: str or int) of plain
+    values; and arrays of numbers, booleans or texts. Numpy scalars become Python numbers, and ordered
+    dictionaries become dict.
+
+    Raises
+    ------
+    InputError
+        If the file is not a pickle of plain values.
+    ResourceError
+        If it needs more than ``memory``.
     """
     allowed = parse_memory(memory)
     data = path.read_bytes() if path.stat().st_size <= allowed else b""
@@ -165,26 +178,26 @@ def load_plain(path: Path, *, memory: str | int | None = None) -> Any:
         reader = _Reader(data, allowed - path.stat().st_size)
         reader.spend(0)
         value = reader.load()
-        reader.left = 16 * len(data) + 2**16  # several letters may stand for a byte
+        reader.left = 16 * len(data) + 2**16  # one byte may expand to several characters
         reader.check(value)
         return value
     except MemoryError as error:
         what = f"the pickle needs more than {human_bytes(allowed)} of memory"
         raise ResourceError(what, str(path), "raise --memory, or use a larger machine") from error
-    except Exception as error:  # refused above, or what damaged instructions make of the machine
+    except Exception as error:  # refused above, or any error from damaged instructions
         what = f"this is not a pickle of plain values, or it is damaged: {error or type(error).__name__}"
         fix = "json.dump({k: list(map(float, v)) for k, v in TABLE.items()}, open('x.json', 'w'))"
         raise InputError(
-            what, str(path), f"copy it again, or convert it where it was made: {fix}", code="wrong-format"
+            what, str(path), f"copy it again, or convert it on its machine: {fix}", code="wrong-format"
         ) from error
 
 
 Kind = Literal["auto", "scinterpreter", "genept"]
 KINDS: tuple[Kind, ...] = ("auto", "scinterpreter", "genept")
 _FIX = "give JSON or CSV (also .gz) or a pickle, of texts or vectors by gene; see docs/genes.md"
-#: Bytes of memory that a byte of JSON or CSV may take as objects; longest vector.
+#: Memory per byte of JSON or CSV after parsing, in bytes, and largest dimension of a vector.
 _PER_BYTE, _MAX_DIM = 8, 65_536
-# Names of fields, in lower case with "_" for blanks.
+# Field names, in lower case with "_" for spaces.
 _SYMBOLS = ("official_symbol", "gene_symbol", "gene_name", "symbol")
 _VECTORS = ("embedding", "gpt_embedding", "vector")
 _ENTREZ = ("entrez_id", "gene_id", "geneid", "ncbi_id", "_id")
@@ -195,7 +208,8 @@ _SPECIES: dict[Species, tuple[str, str]] = {
     "human": ("homo sapiens", "human"),
     "mouse": ("mus musculus", "mouse"),
 }
-#: How well a name identifies a gene, best first. Other ways of matching are guesses and are not used.
+#: Rank of each kind of match; a lower rank identifies a gene better. Other matches are guesses, not used
+#: here.
 _WAYS = (("symbol",), ("id", "ensembl", "entrez"), ("previous",), ("alias",), ("composite",), ("case",))
 _RANK = {way: rank for rank, ways in enumerate(_WAYS) for way in ways}
 
@@ -204,9 +218,9 @@ _RANK = {way: rank for rank, ways in enumerate(_WAYS) for way in ways}
 class LegacyEntry:
     """A record of a file: a text, or a row of :attr:`LegacyFile.vectors` (``row`` is -1 for a text).
 
-    ``symbol`` and ``ids`` (``HGNC:n``, ``MGI:n``, Ensembl, ``entrez:n``, or the symbol that the text begins
-    with) name its gene. ``group`` is the part of the file where there are several. ``facts`` are named as in
-    :data:`scvec.ingest.sources.facts.FACTS`.
+    ``symbol`` and ``ids`` name its gene. Ids are ``HGNC:n``, ``MGI:n``, Ensembl, ``entrez:n``, or the symbol
+    at the start of the text. ``group`` is the part of the file, if it has several. ``facts`` have the names
+    of :data:`scvec.ingest.sources.facts.FACTS`.
     """
 
     key: str
@@ -222,7 +236,7 @@ class LegacyEntry:
 
     @property
     def shown(self) -> str:
-        """Group and symbol, with the key where that is another."""
+        """Group and symbol, and also the key if it differs."""
         name = self.key if self.symbol in ("", self.key) else f"{self.symbol} ({self.key})"
         return f"{self.group}/{name}" if self.group else name
 
@@ -236,13 +250,13 @@ class LegacyFile:
     kind
         ``scinterpreter`` (records with fields) or ``genept`` (by symbol).
     sha256
-        Of the bytes on disk.
+        SHA-256 of the file.
     n_records
-        Records read, refused ones included.
+        Number of records read, including refused records.
     vectors
-        (n, dim) float32, or None where the file holds texts.
+        (n, dim) float32, or None for a file of texts.
     refused
-        Key -> why its record cannot be used.
+        Key -> reason why its record cannot be used.
     """
 
     path: Path
@@ -256,7 +270,7 @@ class LegacyFile:
 
 
 class _UnusableError(ValueError):
-    """A record that cannot be used, and why."""
+    """A record cannot be used; the message is the reason."""
 
 
 def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | None = None) -> LegacyFile:
@@ -265,13 +279,14 @@ def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | No
     Raises
     ------
     InputError
-        The file is missing, damaged, of another format, or holds neither texts nor vectors of genes.
+        If the file is missing, damaged, of another format, or has neither texts nor vectors of genes.
     ResourceError
-        It needs more than ``memory``.
+        If it needs more than ``memory``.
     """
     path = Path(path)
     if kind not in KINDS:
-        raise InputError(f"there is no kind {kind!r}", "--kind", f"kinds: {', '.join(KINDS)}")
+        fix = f"kinds: {', '.join(KINDS)}"
+        raise InputError(f"there is no kind {kind!r}", "--kind", fix, code="unknown-choice")
     notes: list[str] = []
     try:
         with path.open("rb") as raw:
@@ -281,7 +296,7 @@ def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | No
         raise unreadable(error, path, "the file", "check the path, or get the file again") from error
     if not isinstance(values, dict):
         raise InputError(
-            f"the file holds a {type(values).__name__}, not a table by gene",
+            f"the file contains a {type(values).__name__} instead of a table by gene",
             str(path),
             _FIX,
             code="wrong-format",
@@ -290,11 +305,11 @@ def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | No
     with_fields = sum(any(_field(k) in _FIELDS for k in v) for v in records)
     found: Kind = "scinterpreter" if 2 * with_fields > len(records) else "genept"
     if kind not in ("auto", found):
-        what = f"this is not a file of {kind}: its records look like {found}'s"
-        raise InputError(what, str(path), "leave --kind out", code="wrong-format")
+        what = f"this is not a file of {kind}: its records look like those of {found}"
+        raise InputError(what, str(path), "leave out --kind", code="wrong-format")
     taken: list[tuple[LegacyEntry, Float32 | None]] = []
     refused: dict[str, str] = {}
-    # A file of GenePT may hold several sets of texts, each under a name.
+    # A file of GenePT may have several named sets of texts.
     grouped = {k: v for k, v in values.items() if found == "genept" and isinstance(v, dict)}
     flat = [("", k, v) for k, v in values.items() if k not in grouped]
     flat += [(str(g), k, v) for g, inner in grouped.items() for k, v in inner.items()]
@@ -310,7 +325,7 @@ def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | No
         what = "neither texts nor vectors of genes" if refused else "no records of genes"
         where = f"{path}, record {key!r}: {why}" if refused else str(path)
         raise InputError(
-            f"the file holds {what}", where, "see docs/genes.md for what is read", code="wrong-format"
+            f"the file contains {what}", where, "docs/genes.md describes the formats", code="wrong-format"
         )
     return LegacyFile(path, found, sha256, n, entries, vectors, refused, tuple(notes))
 
@@ -334,7 +349,7 @@ def _values(path: Path, memory: str | int | None, notes: list[str]) -> Any:
         content = head + file.read(limit)
     if len(content) > limit:
         size, needed = human_bytes(limit), human_bytes(limit * _PER_BYTE)
-        what = f"the file has more than {size} and may take {needed} of memory"
+        what = f"the file is larger than {size} and may need {needed} of memory"
         raise ResourceError(what, str(path), "raise --memory, or split the file")
     is_json = name.endswith(".json") or head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{")
     if not is_json and not name.endswith((".csv", ".tsv", ".txt")):
@@ -344,7 +359,7 @@ def _values(path: Path, memory: str | int | None, notes: list[str]) -> Any:
     values = _json(text, twice) if is_json else _csv(text, path, twice)
     if twice:
         shown = ", ".join(dict.fromkeys(twice[:3]))
-        repeats = f"{count_text(len(twice), 'record')} repeat a key, such as {shown}: the last counts"
+        repeats = f"{count_text(len(twice), 'record')} repeat a key, such as {shown}; the last was used"
         notes.append(f"{path.name}: {repeats}")
     return values
 
@@ -362,24 +377,22 @@ def _json(text: str, twice: list[str]) -> Any:
 
 
 def _csv(text: str, path: Path, twice: list[str]) -> dict[str, Any]:
-    """Return key -> vector, or None for a row that has none."""
+    """Return key -> vector; None for a row without a vector."""
     values: dict[str, Any] = {}
     lines = io.StringIO(text, newline="")
     first = text.partition("\n")[0]
     rows = csv.reader(lines, delimiter="\t" if first.count("\t") > first.count(",") else ",")
     for number, cells in enumerate(rows, 1):
         if number == 1 and len(cells) < 3:
-            raise InputError(
-                "the table has no columns of numbers", f"{path}, line 1", _FIX, code="wrong-format"
-            )
+            raise InputError("the table has no numeric columns", f"{path}, line 1", _FIX, code="wrong-format")
         vector = None
         try:
             vector = np.array(cells[1:], dtype=np.float32)
         except ValueError:
             if number == 1:
-                continue  # names of columns
+                continue  # a header of column names
         if number == 1 and np.array_equal(vector, np.arange(len(cells) - 1)):  # type: ignore[arg-type]
-            continue  # pandas numbers the columns
+            continue  # a header of column numbers, as pandas writes
         if cells:
             twice += [cells[0]] if cells[0] in values else []
             values[cells[0]] = vector if len(cells) > 2 else None
@@ -391,21 +404,21 @@ def _field(name: object) -> str:
 
 
 def _plain(group: str, key: str, value: Any) -> tuple[LegacyEntry, Float32 | None]:
-    """Return a record of GenePT: a text or a vector by symbol."""
+    """Return a record of GenePT: a text or a vector under a symbol."""
     symbol = text_field(key, 100)
     if not isinstance(value, str):
         return LegacyEntry(key, symbol, group=group), _vector(value)
     text, provenance = clean_summary(value)
     if not text:
         raise _UnusableError("its text is empty")
-    # A newer symbol than the key's, which may have become ambiguous (QARS is QARS1 or EPRS1).
+    # The symbol in the text is newer than the key, which may be ambiguous by now (QARS is QARS1 or EPRS1).
     named = _NAMED.match(text)
     ids = (named[1],) if named else ()
     return LegacyEntry(key, symbol, ids, group=group, text=text, provenance=provenance), None
 
 
 def _page(key: str, value: Any) -> tuple[LegacyEntry, Float32 | None]:
-    """Return a record of scInterpreter: fields of a page, or a vector with the name of its gene."""
+    """Return a record of scInterpreter: the fields of a page, or a vector with the name of its gene."""
     if not isinstance(value, dict) or not value:
         raise _UnusableError("it is empty" if isinstance(value, dict) else "it is not a record with fields")
     fields = {_field(k): v for k, v in value.items()}
@@ -413,7 +426,7 @@ def _page(key: str, value: Any) -> tuple[LegacyEntry, Float32 | None]:
     organism = text_field(fields.get("organism", fields.get("species")), 200).lower()
     species = next((s for s, starts in _SPECIES.items() if organism.startswith(starts)), None)
     if organism and species is None:
-        raise _UnusableError("it is of another species than human or mouse")
+        raise _UnusableError("its species is neither human nor mouse")
     links = " ".join(text_field(fields.get(n), 4000) for n in ("primary_source", "see_related", "ensembl_id"))
     numbers = (text_field(fields.get(n), 20) for n in _ENTREZ)
     ids = [*_IDS.findall(links), *(f"entrez:{n}" for n in numbers if n.isascii() and n.isdigit())]
@@ -442,7 +455,7 @@ def _vector(value: Any) -> Float32:
         try:
             value = np.array(value, dtype=np.float64)
         except OverflowError:
-            raise _UnusableError("its vector holds NaN or infinity") from None
+            raise _UnusableError("its vector contains NaN or infinity") from None
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
         raise _UnusableError(f"its value is a {type(value).__name__}, neither a text nor a vector")
     value = value.ravel() if value.ndim == 2 and 1 in value.shape else value
@@ -451,7 +464,7 @@ def _vector(value: Any) -> Float32:
     with np.errstate(over="ignore"):
         vector: Float32 = value.astype(np.float32)
     if not np.isfinite(vector).all():
-        raise _UnusableError("its vector holds NaN or infinity")
+        raise _UnusableError("its vector contains NaN or infinity")
     if not vector.any():
         raise _UnusableError("its vector is zero")
     return vector
@@ -460,14 +473,14 @@ def _vector(value: Any) -> Float32:
 def _alike(
     path: Path, taken: Sequence[tuple[LegacyEntry, Float32 | None]], refused: dict[str, str]
 ) -> tuple[tuple[LegacyEntry, ...], Float32 | None]:
-    """Return what most records are: texts, or vectors of one length. The others go to ``refused``."""
+    """Return the majority of the records: texts, or vectors of one length. Others go to ``refused``."""
     sizes = Counter(len(vector) for _, vector in taken if vector is not None)
     texts = 2 * sizes.total() <= len(taken)
     dim = 0 if texts else sizes.most_common(1)[0][0]
     groups = sorted({entry.group for entry, vector in taken if vector is not None})
     if not texts and len(groups) > 1:
-        what = f"the file holds several sets of vectors ({', '.join(groups[:5])})"
-        raise InputError(what, str(path), "write each into a file of its own", code="wrong-format")
+        what = f"the file contains several sets of vectors ({', '.join(groups[:5])})"
+        raise InputError(what, str(path), "write each set into its own file", code="wrong-format")
     entries: list[LegacyEntry] = []
     rows: list[Float32] = []
     for entry, vector in taken:
@@ -477,7 +490,7 @@ def _alike(
             entries.append(replace(entry, row=len(rows)))
             rows.append(vector)
         else:
-            odd = f"its vector has {0 if vector is None else len(vector):,} numbers, most have {dim:,}"
+            odd = f"its vector has {0 if vector is None else len(vector):,} dimensions, most have {dim:,}"
             why = "it is a vector among texts" if texts else odd
             refused[entry.key] = "it is a text among vectors" if vector is None else why
     return tuple(entries), None if texts else np.stack(rows)
@@ -485,22 +498,22 @@ def _alike(
 
 @dataclass
 class LegacyMatch:
-    """The gene of each record.
+    """Genes of the records of a file.
 
     Attributes
     ----------
     species
-        Of the records that name none.
+        Species of the records that name none.
     genes
-        Group -> gene id -> its record.
+        Group -> gene id -> record.
     ambiguous
-        Record -> genes that its name could be.
+        Record -> possible genes of its name.
     unknown
-        Records whose gene is not known.
+        Records without a known gene.
     contradictory
-        Record -> how its names contradict each other.
+        Record -> description of the contradiction between its names.
     repeated
-        Record -> the record that was taken for the same gene.
+        Record -> record that was used for the same gene.
     """
 
     species: Species
@@ -512,7 +525,7 @@ class LegacyMatch:
 
     @property
     def n_matched(self) -> int:
-        """Number of records that were taken."""
+        """Number of records with a gene."""
         return sum(map(len, self.genes.values()))
 
 
@@ -522,17 +535,18 @@ def match_entries(
     gene_ids: Collection[str],
     species: Species | str = "auto",
 ) -> LegacyMatch:
-    """Find the gene of each record by its names, never by its place in the file.
+    """Find the gene of each record by its names, never by its position in the file.
 
-    Where a record has a symbol and ids, both must mean one gene. Of two records of one gene the one with the
-    official symbol is taken, then a previous symbol, then an alias; of equals the first.
+    If a record has a symbol and ids, both must name the same gene. If several records name one gene, the
+    record with the official symbol is used, then one with a previous symbol, then one with an alias. Ties go
+    to the first record.
 
     Parameters
     ----------
     gene_ids
         All genes of the knowledge base.
     species
-        Of records that name none: ``human``, ``mouse``, or ``auto``: the species of most symbols.
+        Species of records that name none: ``human``, ``mouse``, or ``auto`` for the species of most symbols.
     """
     silent = [e.symbol for e in entries if e.species is None and e.symbol]
     match = LegacyMatch(resolver.resolve(silent, species).species)
@@ -540,7 +554,7 @@ def match_entries(
     ranks: dict[tuple[str, str], int] = {}
     for one in SPECIES:
         group = [e for e in entries if (e.species or match.species) == one]
-        # A number could be an Entrez id, and is a token id.
+        # Numbers look like Entrez ids, but are token ids.
         symbols = [e.symbol for e in group if not re.fullmatch(r"[\d.\s]*", e.symbol)]
         by_symbol = _genes_of(resolver, symbols, one, frozenset())
         by_id = _genes_of(resolver, [i for e in group for i in e.ids], one, known)
@@ -563,7 +577,7 @@ def match_entries(
 def _genes_of(
     resolver: GeneResolver, names: Iterable[str], species: Species, known: Collection[str]
 ) -> dict[str, tuple[tuple[str, ...], int]]:
-    """Return name -> genes and rank of the match; names that are ``known`` gene ids stand for themselves."""
+    """Return name -> (genes, rank of the match). ``known`` gene ids match themselves."""
     names = list(dict.fromkeys(names))
     found = resolver.resolve(names, species)
     genes: dict[str, tuple[tuple[str, ...], int]] = {}
@@ -580,9 +594,9 @@ def _genes_of(
 def _decide(
     match: LegacyMatch, entry: LegacyEntry, by_symbol: tuple[str, ...], by_id: set[str]
 ) -> str | None:
-    """Return the gene of a record, or note why there is none."""
+    """Return the gene of a record, or record in ``match`` why there is none."""
     if len(by_id) > 1:
-        match.contradictory[entry.shown] = f"its names are of several genes ({', '.join(sorted(by_id))})"
+        match.contradictory[entry.shown] = f"its names belong to several genes ({', '.join(sorted(by_id))})"
     elif by_id and by_symbol and not by_id & {*by_symbol}:
         named = f"{entry.symbol} is {' or '.join(by_symbol)}, {' and '.join(entry.ids)} is {min(by_id)}"
         match.contradictory[entry.shown] = named
@@ -597,25 +611,25 @@ def _decide(
     return None
 
 
-#: Records of each kind that the report names.
+#: Number of records of each kind that the report lists.
 EXAMPLES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class LegacyFileReport(Record):
-    """What was taken from one file.
+    """Result of the import of one file.
 
     Attributes
     ----------
     kind, holds
         ``scinterpreter`` or ``genept``; ``texts`` or ``vectors``.
     read, matched, ambiguous, unknown, refused, repeated
-        Records read; taken; with a name of several genes; of no known gene; damaged or with names that
-        contradict each other; of a gene that another record was taken for.
+        Number of records read; imported; with an ambiguous name; without a known gene; damaged or with
+        contradictory names; and for a gene of an earlier record.
     examples
-        The first few of each, with the reason.
+        The first few records of each kind, with the reason.
     space, dim
-        Fingerprint and dimension of the space that was made of vectors.
+        Fingerprint and dimension of the new space of vectors.
     """
 
     name: str
@@ -634,12 +648,12 @@ class LegacyFileReport(Record):
     dim: int = 0
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
-        size = f" of {self.dim:,} numbers" if self.dim else ""
+        """Return the report as lines of text."""
+        size = f" of {self.dim:,} dimensions" if self.dim else ""
         lines = [
-            f"{self.file}: {self.holds}{size} ({self.kind}), {self.matched:,} of {self.read:,} taken; "
+            f"{self.file}: {self.holds}{size} ({self.kind}), {self.matched:,} of {self.read:,} imported; "
             f"{self.unknown:,} unknown, {self.ambiguous:,} ambiguous, {self.refused:,} refused, "
-            f"{self.repeated:,} of a gene that is there"
+            f"{self.repeated:,} repeated"
         ]
         for why, shown in self.examples.items():
             more = getattr(self, why) - len(shown)
@@ -652,7 +666,7 @@ class LegacyFileReport(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LegacyReport(Report):
-    """What ``import-legacy`` took from files of earlier systems."""
+    """Result of ``import-legacy``."""
 
     files: list[LegacyFileReport]
     seconds: float
@@ -660,7 +674,7 @@ class LegacyReport(Report):
     dry_run: bool = False
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines = [line for file in self.files for line in file.lines()]
         lines += ["nothing was changed (--dry-run)"] if self.dry_run else []
         return [*lines, f"took {self.seconds:.1f} s"]
@@ -679,32 +693,35 @@ def import_legacy(
 ) -> LegacyReport:
     """Import gene texts and vectors of scInterpreter, scReader or GenePT.
 
-    Texts become descriptions with their provenance; texts by a language model are marked. Vectors become a
-    space of backbone ``legacy:NAME``: their texts and model are not known, so no vector can be added to it.
+    Texts become descriptions with provenance; texts of a language model are marked. Vectors become a space
+    with the backbone ``legacy:NAME``. No vectors can be added to it, because its texts and model are unknown.
 
     Parameters
     ----------
     files
-        JSON or CSV (also .gz), or pickles, which are read without being run.
+        JSON or CSV files (also .gz), or pickles, which are read without running code.
     kind
-        ``scinterpreter``, ``genept``, or ``auto``: detected from the content.
+        ``scinterpreter``, ``genept``, or ``auto`` to detect it from the content.
     name
-        Of the texts or the space; the file's name by default.
+        Name of the texts or the space; None for the name of the file.
     species
-        Of records that name none: ``human``, ``mouse`` or ``auto``.
+        Species of records that name none: ``human``, ``mouse`` or ``auto``.
     memory
-        The most that reading a file may use, as ``4G``.
+        Memory limit for reading a file, in bytes or as text such as ``4G``.
     dry_run
-        Read, match and count; change nothing.
+        Read, match and count without changing the store.
 
     Raises
     ------
     InputError
-        If a file is damaged, of another format, or holds anything that would have to be run.
+        If a file is damaged, of another format, or a pickle with code.
+    ResourceError
+        If a file needs more than ``memory``.
     """
     started = time.monotonic()
     if species not in ("auto", *SPECIES):
-        raise InputError(f"unknown species {species!r}", "--species", f"use {', '.join(SPECIES)} or auto")
+        fix = f"use {', '.join(SPECIES)} or auto"
+        raise InputError(f"unknown species {species!r}", "--species", fix, code="unknown-choice")
     names = _names(files, name)
     notes: list[str] = []
     reports: list[LegacyFileReport] = []
@@ -720,7 +737,7 @@ def import_legacy(
             notes += file.notes
             space = None
             if not match.n_matched:
-                known = "no gene is known, so nothing was taken; check --species"
+                known = "no gene is known, so nothing was imported; check --species"
                 notes.append(f"warning: {file.path.name}: {known}")
             elif file.vectors is None:
                 kb.upsert_descriptions(_descriptions(file, match, called))
@@ -736,24 +753,25 @@ def import_legacy(
 
 def _names(files: Sequence[Path | str], name: str | None) -> list[str]:
     if not files:
-        raise InputError("no file is given", "FILE", "name at least one file")
+        raise InputError("no file was given", "FILE", "give at least one file", code="usage")
     if name is not None and len(files) > 1:
-        raise InputError("one name cannot stand for several files", "--name", "import them one by one")
+        what = "several files cannot have one name"
+        raise InputError(what, "--name", "import them one at a time", code="usage")
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         fix = "use letters, digits, dots, dashes and underscores"
-        raise InputError(f"{name!r} cannot be a name", "--name", fix, code="bad-name")
+        raise InputError(f"{name!r} is not a valid name", "--name", fix, code="bad-name")
     stems = [Path(file).name.lower().removesuffix(".gz").rsplit(".", 1)[0] for file in files]
     names = [name or re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-.")[:100] or "file" for stem in stems]
     if len(set(names)) < len(names):
-        fix = "import them one by one, with --name"
-        raise InputError("two files would get the same name", ", ".join(names), fix)
+        fix = "import them one at a time, with --name"
+        raise InputError("two files would get the same name", ", ".join(names), fix, code="bad-name")
     return names
 
 
 def _put_vectors(
     txn: Transaction, kb: KnowledgeBase, file: LegacyFile, match: LegacyMatch, name: str
 ) -> Space:
-    """Put the vectors of a file into a space of their own and return it."""
+    """Store the vectors of a file as a new space and return it."""
     if file.vectors is None:
         raise ValueError("the file has no vectors")
     (genes,) = match.genes.values()
@@ -770,7 +788,7 @@ def _put_vectors(
         normalized=bool(np.abs(norms - 1).max() < 1e-3),
     )
     table = kb.genes().set_index("gene_id").loc[ids, ["species", "symbol"]].reset_index()
-    # The text is not known: a hash of its own stands for it.
+    # The text is unknown, so a hash of the record replaces the hash of the text.
     table["text_sha256"] = [text_sha256(f"legacy:{file.sha256}:{g}") for g in ids]
     txn.put_space(space, table, vectors)
     return space
@@ -784,7 +802,7 @@ def _descriptions(file: LegacyFile, match: LegacyMatch, name: str) -> list[Descr
             text=entry.text,
             source=f"legacy:{name}/{group}" if group else f"legacy:{name}",
             source_version=str(entry.provenance.get("provided_at", "")) or file.path.name,
-            retrieved_at="",  # not known, so that any text with a date is newer
+            retrieved_at="",  # unknown, so any text with a date counts as newer
             kind="llm" if entry.by_model else "human",
             model="unknown" if entry.by_model else "",
             provenance=provenance_json(

@@ -1,4 +1,4 @@
-"""The options of ``scvec ingest cells``, with and without ``--append``."""
+"""Options of ``scvec ingest cells``, with and without ``--append``."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ OF_ENCODERS = ("llm", "n_genes", "prompt_order", "lora", "epochs", "checkpoint")
 
 @dataclass(frozen=True, kw_only=True)
 class AppendOptions:
-    """How :func:`scvec.append_cells` reads cells and adds them to a reference.
+    """Options of :func:`scvec.append_cells`.
 
     Attributes
     ----------
     name
-        What the reference is called.
+        Name of the reference.
     label_key
         Column of obs with the labels.
     species
         ``human``, ``mouse`` or ``auto``.
     layer
-        Layer with the counts; found by itself where not given.
+        Layer with the values; None to detect it.
     values
-        What the values are: ``counts``, ``linear`` (CPM, TPM, RPKM), ``log1p``, ``log2-cpm``, ... (all in
-        :data:`scvec.ingest.cells.values.VALUES`); ``auto`` finds it out, in a note.
+        Scale of the values: ``counts``, ``linear`` (CPM, TPM, RPKM), ``log1p``, ``log2-cpm``, ... (all in
+        :data:`scvec.ingest.cells.values.VALUES`). ``auto`` detects it and adds a note.
     memory
-        Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given. It bounds
-        the cells that are handled at once, which changes no result, and below about 3G the cells that are
-        trained on, which does.
+        Memory limit, in bytes or as text such as ``"4G"``; None for half of the free memory. It limits the
+        cells in a chunk, which does not change the result. Below about 3G it also limits the training cells,
+        which does.
     label_map
-        Label -> the label it becomes, for files that call one type by two names; a mapping, or a JSON, csv or
-        tsv file of it. Labels that are missing stay; an empty name takes the label from its cells.
+        Label -> new label, for files with two names for one type: a mapping, or a JSON, csv or tsv file.
+        Other labels do not change. Cells whose label maps to an empty name become unlabelled.
     force
-        Go on where few genes match.
+        Continue even if few genes match.
     device
         ``auto``, ``cpu`` or ``cuda``.
     llm
-        Language model of the encoder ``prompt``: a folder, a GGUF file, ``smollm2`` or an id of the hub.
+        Language model of the encoder ``prompt``: a folder, a GGUF file, ``smollm2`` or an id on the hub.
 
     Raises
     ------
@@ -78,36 +78,37 @@ class AppendOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions(AppendOptions):
-    """How :func:`scvec.ingest_cells` makes a reference; one of that ``name`` is replaced.
+    """Options of :func:`scvec.ingest_cells`. An existing reference with this ``name`` is replaced.
 
     Attributes
     ----------
     batch_key
-        Column of obs with donors or batches: whole ones are held out to calibrate the confidence.
+        Column of obs with donors or batches. Whole batches are held out to calibrate confidence.
     min_cells
-        Labels of fewer cells are left out: their cells are neighbours without a vote.
+        Cells of labels with fewer cells than this become unlabelled. They are neighbours without a vote.
     backbone
-        Where gene vectors come from (:func:`scvec.backbones.parse_spec`).
+        Source of the gene vectors (:func:`scvec.backbones.parse_spec`).
     base_url, max_cost
-        Address of the server that ``openai:`` asks, and US dollars that it may cost.
+        Address of the server for ``openai:``, and limit on its cost in US dollars.
     encoder
-        How cells become vectors: a name of :func:`scvec.encoders.encoder_names`; ``obsm:KEY`` takes those of
+        Encoder of the cells, one of :func:`scvec.encoders.encoder_names`. ``obsm:KEY`` uses the vectors in
         ``obsm[KEY]``.
     seed
-        Two runs with one seed give the same reference.
+        Random seed. Two runs with the same seed give the same reference.
     n_genes
-        Genes of a cell that ``prompt`` and ``sentence`` read, highest expression first.
+        Number of genes per cell that ``prompt`` and ``sentence`` read, highest expression first.
     prompt_order, lora, epochs
-        Of ``prompt``: ``paper``, ``code`` or ``none``; rank of adapters inside the language model; epochs.
+        Options of ``prompt``: ``paper``, ``code`` or ``none``; rank of the adapters in the language model;
+        number of epochs.
     checkpoint
-        Folder in which ``prompt`` keeps the progress of its training; in the store by default.
+        Folder for the progress of the training of ``prompt``; None for a folder in the store.
     engine, ray_address
-        ``ray`` encodes the cells by workers of a Ray cluster; training stays here.
+        ``ray`` encodes the cells with workers of a Ray cluster. Training stays on this machine.
     origin
-        Where the cells come from, for the card of the reference: JSON values, of which ``citations``,
-        ``license`` and ``tissue`` are shown.
+        Origin of the cells, for the card of the reference: JSON values. The card shows ``citations``,
+        ``license`` and ``tissue``.
     index, recall
-        ``auto``, ``flat`` or ``ivf``; fraction (0-1) of neighbours that the last finds (docs/index.md).
+        ``auto``, ``flat`` or ``ivf``; requested recall (0-1) of ``ivf`` (docs/index.md).
 
     Raises
     ------
@@ -139,10 +140,10 @@ class IngestOptions(AppendOptions):
 
         check_reference_name(self.name)
         check_index(self.index, self.recall)
-        _ = self.spec, self.kind  # parsed once, and refused here
+        _ = self.spec, self.kind  # raises an error for an unknown backbone or encoder
         if self.encoder == "obsm":
             raise InputError(
-                "the encoder obsm needs a key", "--encoder obsm", "give obsm:KEY, as obsm:X_scVI"
+                "the encoder obsm needs a key", "--encoder obsm", "give obsm:KEY, such as obsm:X_scVI"
             )
         super().__post_init__()
         for name, least in (("min_cells", 1), ("seed", 0)):
@@ -164,20 +165,20 @@ class IngestOptions(AppendOptions):
 
     @cached_property
     def kind(self) -> EncoderKind:
-        """The encoder, as it is registered."""
+        """The registered encoder."""
         from scvec.encoders import encoder_kind
 
         return encoder_kind(self.encoder)
 
     @property
     def obsm(self) -> str | None:
-        """Key of ``obsm`` with the vectors of the cells; None where they are made of genes."""
+        """Key of ``obsm`` with the vectors of the cells; None if vectors are computed from genes."""
         name, _, key = self.encoder.partition(":")
         return key if name == "obsm" else None
 
     @property
     def cluster(self) -> Engine:
-        """Where cells are encoded."""
+        """The engine that encodes the cells."""
         from scvec.engines import Engine
 
         return Engine(
@@ -191,24 +192,24 @@ class IngestOptions(AppendOptions):
 
     @property
     def of_encoder(self) -> dict[str, Any]:
-        """Options that only some encoders have -> values, None where not given."""
+        """Options that only some encoders have -> values; None for options that were not given."""
         return {name: getattr(self, name) for name in OF_ENCODERS}
 
     @property
     def portable_backbone(self) -> str:
-        """The backbone as it is called from any folder: with the absolute path of its model's folder."""
+        """The backbone with the absolute path of its model folder, which is valid in any working folder."""
         path = Path(self.spec.argument).expanduser()
         if not self.spec.argument or not path.is_dir():
             return self.backbone
         return self.backbone.replace(self.spec.argument, os.path.abspath(path), 1)
 
     def record(self) -> dict[str, Any]:
-        """Return what a reference keeps of its options."""
+        """Return the options that the store keeps with a reference."""
         return {
             "name": self.name,
             "label_key": self.label_key,
             "encoder": self.encoder,
-            # An encoder that reads cells with the backbone needs it again.
+            # A query needs the backbone again, from any working folder, if it encodes cells.
             "backbone": self.portable_backbone if self.kind.texts == "cells" else self.backbone,
             "batch_key": self.batch_key,
             "seed": self.seed,

@@ -1,4 +1,4 @@
-"""``scvec labels``: show and change the Cell Ontology terms of a reference's labels."""
+"""``scvec labels``: show and change the Cell Ontology terms of the labels of a reference."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["LabelTerm", "LabelsReport", "labels"]
 
-#: How a term was found, in words.
+#: Kind of match -> text in the report.
 WAYS = {
     "label": "its label",
     "synonym": "a synonym",
-    "plural": "its name, but for case, plural or 'cell'",
-    "tissue": "what the word means in this tissue",
-    "spelling": "as labs spell it",
-    "broader": "broader: markers or states left out",
+    "plural": "its name, except for case, plural or 'cell'",
+    "tissue": "the meaning of the word in this tissue",
+    "spelling": "a common spelling",
+    "broader": "broader: without markers or states",
     "text": "GUESSED from similar text",
     "column": "an id in obs",
     "hand": "set by hand",
@@ -36,16 +36,16 @@ WAYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTerm(Record):
-    """One label of a reference and its term.
+    """A label of a reference and its term.
 
     Attributes
     ----------
     cl_id, cl_name
-        Cell Ontology term; empty where there is none.
+        Cell Ontology term; empty for a label without a term.
     how
-        How it was found (:class:`scvec.celltypes.terms.Match`); ``text`` is a guess.
+        Kind of match (:class:`scvec.celltypes.terms.Match`); ``text`` is a guess.
     confidence
-        0 to 1.
+        Confidence in the term, 0 to 1.
     """
 
     label: str
@@ -58,7 +58,7 @@ class LabelTerm(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsReport(Report):
-    """The terms of a reference's labels. ``changed`` names those that were just set or unset."""
+    """Terms of the labels of a reference. ``changed`` lists the labels that were set or unset now."""
 
     reference: str
     generation: int
@@ -66,7 +66,7 @@ class LabelsReport(Report):
     changed: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         with_term = sum(bool(row.cl_id) for row in self.labels)
         lines = [
             f"reference '{self.reference}': {with_term} of {len(self.labels)} labels have a term of the Cell "
@@ -83,31 +83,29 @@ class LabelsReport(Report):
                 f"{sure:<4}  {how}"
             )
         if self.changed:
-            lines.append(
-                f"changed: {', '.join(self.changed)}; this is version {self.generation} of the store"
-            )
+            lines.append(f"changed: {', '.join(self.changed)}; the store now has version {self.generation}")
         return lines
 
 
 def labels(
     store: Path | str, reference: str, *, set: Mapping[str, str] | None = None, unset: Collection[str] = ()
 ) -> LabelsReport:
-    """Show which Cell Ontology term each label of a reference stands for; change some.
+    """Return the Cell Ontology term of each label of a reference, after optional changes.
 
-    A change makes a new version of the store; cells, vectors and model stay, and so do annotated files.
-    Ingesting the reference again finds the terms anew.
+    A change makes a new version of the store. Cells, vectors, model and annotated files do not change. If the
+    reference is ingested again, the terms are matched again.
 
     Parameters
     ----------
     set
         Label -> Cell Ontology id, such as ``{"B": "CL:0000236"}``.
     unset
-        Labels to leave without a term.
+        Labels whose terms are removed.
 
     Raises
     ------
     InputError
-        If there is no such reference, label or term.
+        If the reference, label or term does not exist.
     LockedError
         If another process writes to the store.
     """
@@ -131,7 +129,8 @@ def labels(
                 code="unknown-label",
             )
         if label in wanted and label in unset:
-            raise InputError(f"{label!r} is both set and unset", "scvec labels", "name it once")
+            what = f"{label!r} is both set and unset"
+            raise InputError(what, "scvec labels", "give it only once", code="usage")
     old = ClassOntology.from_dict(stored.meta["ontology"])
     with opened.knowledge() as kb:
         found = {}
@@ -146,7 +145,7 @@ def labels(
     with opened.begin("labels", params) as txn:
         now = txn.reference(reference)
         if now is None or now.meta != stored.meta:
-            what = f"the reference {reference!r} was changed by another process meanwhile"
+            what = f"another process changed the reference {reference!r} meanwhile"
             raise InputError(what, str(opened.path), "run the same command again", code="store-changed")
         txn.put_meta(reference, {**stored.meta, "ontology": ontology.to_dict()})
         txn.commit()

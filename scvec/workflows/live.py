@@ -1,4 +1,4 @@
-"""What the verbs that ask a live service share: genes to ask about, journal, commit and report."""
+"""Common parts of the workflows that query live services: genes, journal, commit and report."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ __all__ = [
     "reason_lines",
 ]
 
-#: Genes that a line about one reason names.
+#: Number of genes in a line about one reason.
 EXAMPLES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveOptions:
-    """Options of the verbs that ask about genes.
+    """Options of the workflows that query services about genes.
 
     Attributes
     ----------
     genes
-        File with one gene name a line; where not given, the verb chooses.
+        File with one gene name per line; None for the default genes of the workflow.
     base_url
-        Address of the service, for a mirror or a server of one's own; the service's own where not given.
+        Address of the service, for a mirror or your own server; None for the official address.
     concurrency
-        Requests under way at once.
+        Number of simultaneous requests.
     dry_run
-        Count, and say what asking would cost; ask and change nothing.
+        Count genes and estimate the cost, without requests or changes.
     """
 
     species: Sequence[Species] = SPECIES
@@ -57,15 +57,15 @@ class LiveOptions:
     dry_run: bool = False
 
     def names(self) -> list[str] | None:
-        """Return the names of the file, None where no file is given."""
+        """Return the names in the file; None if no file is given."""
         return read_gene_list(self.genes) if self.genes else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Record):
-    """Requests, tokens, dollars and seconds of a run: an estimate before it, measured after it.
+    """Requests, tokens, US dollars and seconds of a run: estimated before it, measured after it.
 
-    ``None`` stands for what is not counted, or a price that is not known.
+    ``None`` means not counted, or an unknown price.
     """
 
     requests: int
@@ -75,7 +75,7 @@ class Cost(Record):
     seconds: float | None = None
 
     def line(self) -> str:
-        """Return it in words."""
+        """Return the cost as text."""
         parts = [f"{self.requests:,} requests"]
         if self.tokens_in is not None:
             parts.append(f"{self.tokens_in:,} tokens sent")
@@ -84,7 +84,7 @@ class Cost(Record):
         if self.dollars is not None:
             parts.append(f"${self.dollars:.4f}")
         elif self.tokens_in is not None:
-            parts.append("price not known")
+            parts.append("price unknown")
         if self.seconds is not None:
             parts.append(f"{self.seconds:,.1f} s")
         return ", ".join(parts)
@@ -92,7 +92,7 @@ class Cost(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FailedGene(Record):
-    """A gene without an answer; ``final``: asking again would not help."""
+    """A gene without an answer. ``final`` means that another request would not help."""
 
     gene: str
     reason: str
@@ -101,20 +101,21 @@ class FailedGene(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LiveReport(Report):
-    """The outcome of asking a live service.
+    """Result of queries to a live service.
 
     Attributes
     ----------
     source
         ``ncbi``, ``mygene`` or the model.
     n_wanted, n_known, n_asked, n_answered
-        Genes wanted; of these, known from earlier runs; asked now (in a dry run: to ask); answered.
+        Number of genes wanted; known from earlier runs; requested now (or to request, in a dry run);
+        answered.
     failed
-        Genes that were asked and not answered.
+        Genes that were requested but not answered.
     stopped
-        Why the run ended before all were asked; empty where it did not.
+        Reason why the run stopped early; empty if it did not.
     cost
-        Of this run; in a dry run the estimate.
+        Cost of this run, or the estimate in a dry run.
     """
 
     source: str
@@ -128,7 +129,7 @@ class LiveReport(Report):
     dry_run: bool = False
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         if self.dry_run:
             return [
                 f"{self.source}: {self.n_wanted:,} genes, {self.n_known:,} known, {self.n_asked:,} to ask",
@@ -141,12 +142,12 @@ class LiveReport(Report):
         ]
         if self.stopped:
             left = self.n_asked - self.n_answered - len(self.failed)
-            lines.append(f"stopped: {self.stopped}; {left:,} genes were not asked")
+            lines.append(f"stopped: {self.stopped}; {left:,} genes were not requested")
         return lines + reason_lines(self.failed)
 
 
 def failed_genes(failures: Iterable[Failure]) -> list[FailedGene]:
-    """Return failures in a stable order, as reports show them."""
+    """Return the failures for a report, in a stable order."""
     found = [
         FailedGene(gene=f.job.gene_id.removeprefix("ask:"), reason=f.reason, final=f.final) for f in failures
     ]
@@ -154,7 +155,7 @@ def failed_genes(failures: Iterable[Failure]) -> list[FailedGene]:
 
 
 def reason_lines(failed: Iterable[FailedGene]) -> list[str]:
-    """Return a table of reasons, the most frequent first, with a few genes of each."""
+    """Return a table of the reasons, the most frequent first, with a few genes for each reason."""
     by_reason: dict[str, list[FailedGene]] = {}
     for gene in failed:
         by_reason.setdefault(gene.reason, []).append(gene)
@@ -163,37 +164,37 @@ def reason_lines(failed: Iterable[FailedGene]) -> list[str]:
     named = {}
     for reason, genes in by_reason.items():
         more = ", ..." if len(genes) > EXAMPLES else ""
-        again = "not asked again" if genes[0].final else "asked again by the next run"
+        again = "not requested again" if genes[0].final else "the next run requests it again"
         listed = ", ".join(g.gene for g in genes[:EXAMPLES])
         named[f"{reason} ({listed}{more}; {again})"] = len(genes)
     return ["failed:", *table(named)]
 
 
 def read_gene_list(path: Path) -> list[str]:
-    """Return gene names of a text file, one a line; empty lines and lines that begin with # do not count.
+    """Return the gene names in a text file with one name per line. Empty lines and # comments are skipped.
 
     Raises
     ------
     InputError
-        If the file cannot be read as text or names no gene.
+        If the file is not text or has no gene name.
     """
-    fix = "give a plain text file (UTF-8) with one gene a line"
+    fix = "give a plain text file (UTF-8) with one gene per line"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(error, path, "the list of genes", fix) from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not names:
-        raise InputError("the list names no gene", str(path), fix)
+        raise InputError("the list has no gene", str(path), fix, code="empty-file")
     return names
 
 
 def named_genes(
     kb: KnowledgeBase, names: Sequence[str], species: Sequence[Species]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return gene id -> name of the names that are known, and the unknown names.
+    """Return gene id -> name for known names, and the list of unknown names.
 
-    Each name is looked up in each species; an ambiguous name is unknown.
+    Each name is looked up in each species. Ambiguous names count as unknown.
     """
     resolver = resolver_of(kb)
     found: dict[str, str] = {}
@@ -210,7 +211,7 @@ def named_genes(
 def known_genes(
     kb: KnowledgeBase, names: Sequence[str], species: Sequence[Species]
 ) -> tuple[list[str], list[str]]:
-    """Return the gene ids of a list of names, and a note on unknown names.
+    """Return the gene ids of a list of names, and a note about unknown names.
 
     Raises
     ------
@@ -221,21 +222,22 @@ def known_genes(
     if not found:
         fix = "give gene symbols, Ensembl or Entrez ids, and check --species"
         raise InputError("no gene of the list is known", ", ".join(names[:5]), fix, code="unknown-gene")
-    note = f"{len(unknown):,} of {len(names):,} genes are not known: {', '.join(sorted(unknown)[:8])}"
+    note = f"{len(unknown):,} of {len(names):,} genes are unknown: {', '.join(sorted(unknown)[:8])}"
     return list(found), [note] if unknown else []
 
 
 def wanted_genes(
     kb: KnowledgeBase, names: Sequence[str] | None, species: Sequence[Species]
 ) -> tuple[list[Wanted], list[str]]:
-    """Return the genes to ask a source about, all of the species or those of a list, and notes.
+    """Return the genes for a source, from a list or all genes of the species, and notes.
 
-    With one species an unknown name is asked as it is; with two its species would be a guess.
+    With one species, unknown names are requested as given. With two species they are left out, because their
+    species is unknown.
 
     Raises
     ------
     InputError
-        If there is nothing to ask.
+        If no gene is left.
     """
     if names is None:
         return _wanted(kb, None, species), []
@@ -245,8 +247,8 @@ def wanted_genes(
     if unknown and len(species) == 1:
         wanted += [_unknown(name, species[0]) for name in unknown]
     elif unknown:
-        few = f"{len(unknown):,} of {len(names):,} genes are not known: {', '.join(unknown[:8])}"
-        notes.append(f"{few}; give one --species to ask about them too")
+        few = f"{len(unknown):,} of {len(names):,} genes are unknown: {', '.join(unknown[:8])}"
+        notes.append(f"{few}; give one --species to request them, too")
     if not wanted:
         raise InputError(
             "no gene of the list is known", ", ".join(names[:5]), "give one --species", code="unknown-gene"
@@ -256,16 +258,16 @@ def wanted_genes(
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of a run to one service.
+    """Requests of a run to one service.
 
     Attributes
     ----------
     every
         All jobs.
     todo
-        Those to ask, in order.
+        Jobs without an answer, in order.
     final
-        Failures of earlier runs that asking again would not change.
+        Failures of earlier runs that another request would not change.
     """
 
     name: str
@@ -275,12 +277,13 @@ class Questions:
 
     @classmethod
     def of(cls, kb: KnowledgeBase, name: str, jobs: Iterable[Job], *, again: bool) -> Questions:
-        """Return the questions that have no answer yet; all of them with ``again``."""
+        """Return the jobs that have no answer yet; all jobs with ``again``."""
         every = list(dict.fromkeys(jobs))
         if again:
             return cls(name, every, every, [])
         done = kb.jobs_done(every)
-        # A gene that was asked by its symbol has an id once it was answered: the same question by another id.
+        # A gene that was requested by its symbol has an id after the answer. Recognise it as the same
+        # request.
         for source in {job.source for job in every} - {"llm"}:
             for prompt in {job.prompt for job in every}:
                 answered = kb.answered(source, prompt=prompt)
@@ -290,7 +293,7 @@ class Questions:
         return cls(name, every, todo, [final[job] for job in every if job in final and job not in done])
 
     def report(self, cost: Cost, **fields: Any) -> LiveReport:
-        """Return the report of a run; of a dry run without further ``fields``."""
+        """Return the report of a run. ``fields`` are empty for a dry run."""
         return LiveReport(
             source=self.name,
             n_wanted=len(self.every),
@@ -337,7 +340,7 @@ def _unknown(name: str, species: Species) -> Wanted:
 
 
 class Asked(NamedTuple):
-    """The outcome of :func:`ask_live`: raise ``error`` after the transaction; counts as committed."""
+    """Result of :func:`ask_live`: report, new version, error to raise afterwards, and committed counts."""
 
     report: LiveReport
     generation: str
@@ -355,18 +358,18 @@ def ask_live(
     progress: Progress = no_progress,
     spent: Callable[[], Cost | None] = lambda: None,
 ) -> Asked:
-    """Ask a source, keep every answer, commit.
+    """Query a source, save every answer and commit.
 
-    Each answer is in the journal on the disk before it is used. Whatever ends the run (the last job, Ctrl-C,
-    an unreachable service, a limit of cost), the answers so far are committed. Where that is impossible, as
-    on a full disk, they stay in the journal for the next run.
+    Each answer is written to the journal on disk before it is used. The answers are committed even if the run
+    ends early (Ctrl-C, an unreachable service, the limit on cost). If a commit is impossible, as on a full
+    disk, they stay in the journal for the next run.
 
     Parameters
     ----------
     service
-        The source; entered inside the event loop.
+        The source, which is entered inside the event loop.
     spent
-        Returns tokens and dollars so far.
+        Returns the tokens and dollars so far.
     """
     started = time.monotonic()
     journal = txn.journal()
@@ -405,7 +408,7 @@ def ask_live(
     generation = str(txn.commit().number)
     if result is not None and isinstance(result.stopped, ServiceError):
         error = result.stopped.translated(name)
-    kept = f"{len(answered):,} of {len(todo):,} answers are kept"
+    kept = f"{len(answered):,} of {len(todo):,} answers are saved"
     if isinstance(error, KeyboardInterrupt):
         error = KeyboardInterrupt(kept)
     elif isinstance(error, ScvecError):

@@ -1,4 +1,4 @@
-"""``scvec search cells``: cells of a reference by a text, or the neighbours of one of its cells."""
+"""``scvec search cells``: search cells of a reference by a text, or by similarity to one of its cells."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from scvec.workflows.search_genes import SearchOptions, check_text, find_meaning
 
 __all__ = ["CellHit", "CellHits", "LabelHit", "search_cells"]
 
-#: Genes of a text that are looked for in the cells.
+#: Number of genes found for a text that are used to score cells.
 N_GENES = 30
-#: How far, in spreads within classes, the genes are raised to see where cells that have more of them lie.
+#: Increase of these genes, in spreads within classes, that defines the direction of cells expressing them.
 RAISE = 2.0
-#: Cells whose vectors are compared at once.
+#: Number of cells in a block of vector comparisons.
 BLOCK = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelHit(Record):
-    """One label of a reference, and how much its cells express the genes.
+    """A label of a reference, scored by the expression of the genes.
 
     Attributes
     ----------
     score
-        Mean over the genes, weighted by how well each fits the text, of how far the label's mean is
-        above the mean over labels, in spreads of the gene within labels.
+        Weighted mean over genes of the difference between the mean of the label and the mean over labels, in
+        spreads of the gene within labels. Genes that fit the text better have more weight.
     n_cells
-        Cells of this label that were searched.
+        Number of searched cells with this label.
     genes
-        Genes that raise the score most.
+        Genes with the largest contributions to the score.
     """
 
     label: str
@@ -58,16 +58,16 @@ class LabelHit(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CellHit(Record):
-    """One cell of a reference.
+    """A cell of a reference.
 
     Attributes
     ----------
     score
         Cosine, -1 to 1.
     label
-        Its label in the reference; empty where it has none.
+        Label in the reference; empty for an unlabelled cell.
     obs
-        Other columns of the cell.
+        Other columns of obs.
     """
 
     cell: str
@@ -79,16 +79,16 @@ class CellHit(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CellHits(Report):
-    """Cells and labels that a text is about, or cells like one.
+    """Result of a search for cells.
 
     Attributes
     ----------
     genes
-        The genes that the text is about and the reference measured, with their scores; empty for ``like``.
+        Measured genes that match the text, with their scores; empty for ``like``.
     labels
-        All labels, best first; for ``like`` how many of the cells found have each.
+        All labels, best first. For ``like``, the labels of the found cells with the number of cells.
     n_searched
-        Cells that ``where`` left.
+        Number of searched cells, after ``where``.
     """
 
     query: str
@@ -101,7 +101,7 @@ class CellHits(Report):
     hits: list[CellHit]
 
     def lines(self) -> list[str]:
-        """Return the hits as lines for people."""
+        """Return the hits as lines of text."""
         about = f"cells like {self.like}" if self.like else f"cells about '{self.query}'"
         lines = [f"{about} in reference '{self.reference}' ({self.n_searched:,} cells searched)"]
         if self.genes:
@@ -134,33 +134,34 @@ def search_cells(
     reference: str | None = None,
     **keywords: Any,
 ) -> CellHits:
-    """Find cells of a reference by a text, or the nearest neighbours of one of its cells by cosine.
+    """Search cells of a reference by a text, or find the nearest neighbours of one of its cells.
 
-    For a text, :func:`scvec.search_genes` finds genes among those that the reference measured. Labels are
-    ranked by how much more their mean cell expresses these genes. Cells are ranked by a cosine, both sides
-    relative to the mean cell: their vector, and the change of the mean cell's vector when these genes are
-    raised. The store keeps no expression values of single cells.
+    For a text, :func:`scvec.search_genes` finds matching genes among the measured genes of the reference.
+    Labels are ranked by the mean expression of these genes, relative to the mean over labels. Cells are
+    ranked by a cosine. It compares the vector of a cell, relative to the mean cell, with the change of the
+    mean cell's vector when these genes are increased. The store has no expression values of single cells.
 
     Parameters
     ----------
     text
-        Such as ``insulin secretion``, or names of genes.
+        Text such as ``insulin secretion``, or names of genes.
     like
         Name of a cell of the reference, instead of a text.
     reference
-        May be left out where the store has one.
-    keywords
-        Fields of :class:`scvec.workflows.search_genes.SearchOptions`, instead of ``options`` or before them.
+        Name of the reference; None is enough if the store has only one.
+    options, keywords
+        :class:`scvec.workflows.search_genes.SearchOptions`, or its fields as keywords. Keywords override
+        ``options``.
 
     Raises
     ------
     InputError
-        There is no such cell, no gene of the text is in the reference, or an option cannot be used.
+        If the cell does not exist, no gene of the text is in the reference, or an option cannot be used.
     """
     asked = options_of(SearchOptions, options, keywords)
     if bool(text.strip()) == (like is not None):
         fix = 'search cells "beta" or --like CELL'
-        raise InputError("give a text or a cell, and not both", "scvec search cells", fix)
+        raise InputError("give either a text or a cell", "scvec search cells", fix, code="usage")
     check_text(text or "x")
     opened = Store(store)
     stored = opened.reference(only_reference(opened, reference))
@@ -177,12 +178,12 @@ def _like(stored: StoredReference, like: str, rows: Int64, options: SearchOption
     same = np.flatnonzero(names == like)
     if len(same) == 0:
         near = difflib.get_close_matches(like, list(names[:100_000]), n=3)
-        fix = f"did you mean {', '.join(near)}?" if near else f"cells are named like {names[0]!r}"
+        fix = f"did you mean {', '.join(near)}?" if near else f"names of cells look like {names[0]!r}"
         raise InputError(
             f"the reference {stored.name!r} has no cell {like!r}", f"--like {like}", fix, code="unknown-cell"
         )
     at = int(same[0])
-    notes = [f"{len(same)} cells are called {like!r}; the first is meant"] if len(same) > 1 else []
+    notes = [f"{len(same)} cells are named {like!r}; the first one was used"] if len(same) > 1 else []
     rows = rows[rows != at]
     centre = np.zeros(stored.dim, dtype=np.float32)
     scores = _cosines(stored, rows, centre, np.asarray(stored.vectors[at], dtype=np.float32))
@@ -224,13 +225,14 @@ def _about(
         chosen = ranked.gene_ids[:N_GENES]
         if not chosen:
             raise InputError(
-                f"no gene that the reference measured is about {text!r}",
+                f"no measured gene of the reference matches {text!r}",
                 f"reference {stored.name}",
-                "use other words, or name genes",
+                "use other words, or gene names",
+                code="unknown-gene",
             )
         known = kb.genes(stored.meta["species"]).set_index("gene_id")["symbol"]
     symbols = [str(known.get(g, g)) for g in chosen]
-    # Squared: places far down the rankings still have a third of the best score.
+    # Squared, because genes far down the rankings still have a third of the best score.
     weights = np.array(ranked.scores[: len(chosen)], dtype=np.float64) ** 2
     columns = np.array([measured[g] for g in chosen], dtype=np.int64)
     model = load_model(stored)
@@ -239,7 +241,7 @@ def _about(
     hits: list[CellHit] = []
     direction = _direction(stored, model, columns, weights)
     if direction is None:
-        notes.append("none of these genes is among those that make cell vectors: labels only")
+        notes.append("cell vectors do not depend on any of these genes, so only labels were ranked")
     else:
         hits = _cell_hits(stored, rows, _cosines(stored, rows, *direction), options.k)
     return CellHits(
@@ -266,7 +268,7 @@ def _label_hits(
     weights: npt.NDArray[np.float64],
     symbols: Sequence[str],
 ) -> tuple[list[LabelHit], list[str]]:
-    """Return labels, best first, and per gene the label that has most of it."""
+    """Return the labels, best first, and for each gene the label with its highest level."""
     codes = model.members.labels[rows]
     present = np.bincount(codes[codes >= 0], minlength=model.members.n_classes)
     z = class_levels(stored)[:, columns]
@@ -289,9 +291,10 @@ def _label_hits(
 
 
 def class_levels(stored: StoredReference) -> npt.NDArray[np.float64]:
-    """Return (n_classes, n_genes) how far the mean of each class is above the mean over classes.
+    """Return class means minus the mean over classes, (n_classes, n_genes) float64.
 
-    Over all genes of the reference, in log1p CP10k, divided by the spread of each gene within classes.
+    The values are in log1p CP10k over all genes of the reference, divided by the spread of each gene within
+    classes.
     """
     means, spread = class_statistics(stored.tensors)
     filled = means.any(axis=1)
@@ -303,11 +306,11 @@ def class_levels(stored: StoredReference) -> npt.NDArray[np.float64]:
 def _direction(
     stored: StoredReference, model: ReferenceModel, columns: Int64, weights: npt.NDArray[np.float64]
 ) -> tuple[Float32, Float32] | None:
-    """Return the vector of the mean cell, (dim,) float32, and where it goes when the genes are raised.
+    """Return the vector of the mean cell, (dim,) float32, and its change when the genes are increased.
 
-    None where raising them moves nothing, as cell vectors are made of none of them.
+    The change is None if cell vectors do not depend on these genes.
     """
-    # The mean over classes, as a common type would otherwise draw it to itself.
+    # The mean over classes, so that a common type does not dominate it.
     means, spread = class_statistics(stored.tensors)
     mean = means[means.any(axis=1)].mean(axis=0).astype(np.float64)
     if not np.isin(columns, model.members.vector_genes).any():
@@ -322,7 +325,7 @@ def _direction(
 
 
 def _cosines(stored: StoredReference, rows: Int64, centre: Float32, direction: Float32) -> Float32:
-    """Return (len(rows),) cosines between ``direction`` and the vectors of cells seen from ``centre``."""
+    """Return (len(rows),) float32 cosines between ``direction`` and cell vectors minus ``centre``."""
     scores = np.zeros(len(rows), dtype=np.float32)
     unit = direction / max(float(np.linalg.norm(direction)), 1e-12)
     for start in range(0, len(rows), BLOCK):

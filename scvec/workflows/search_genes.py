@@ -1,4 +1,4 @@
-"""``scvec search genes``: genes by their names and descriptions."""
+"""``scvec search genes``: search genes by their names and descriptions."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ __all__ = [
 METHODS = ("hybrid", "meaning", "words")
 #: Constant of reciprocal rank fusion (Cormack et al. 2009, doi:10.1145/1571941.1572114).
 RRF = 60
-#: How deep each ranking is read.
+#: Number of genes from each ranking.
 DEPTH = 300
-#: A gene that is named comes first.
+#: Weights of the rankings. Genes whose name is in the text come first.
 WEIGHTS = {"name": 3.0, "meaning": 1.0, "words": 1.0}
 MAX_TEXT = 2000
-#: There are more human protein-coding genes: a smaller space was made for a reference.
+#: Spaces with fewer genes were made for one reference, because there are more human protein-coding genes.
 MIN_ENCODED = 15_000
-#: Backbones whose weights come with scvec, so that a text can be encoded without a download.
+#: Backbones whose weights ship with scvec. They encode a text without a download.
 _OURS = ("minilm",)
 
-# Name and space -> backbone, the last one only: a server that answers many searches loads the weights once.
+# Name and space -> last backbone, so that a server loads the weights once for many searches.
 _last: dict[str, Backbone] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """Options of searches by a text.
+    """Options of searches with a text.
 
     Attributes
     ----------
     k
         Number of hits.
     where
-        SQL condition on genes (gene_id, species, symbol, entrez_id, name, gene_type) or on the obs of cells,
-        applied before the best ``k`` are taken.
+        SQL condition on genes (gene_id, species, symbol, entrez_id, name, gene_type) or on the obs of cells.
+        It is applied before the best ``k`` are selected.
     method
-        How genes are found: ``hybrid``, ``meaning`` (vectors alone) or ``words`` (no vectors).
+        Search method: ``hybrid``, ``meaning`` (vectors alone) or ``words`` (no vectors).
     backbone
-        SPEC of the backbone whose vectors are searched; the one that comes with scvec where not given.
+        SPEC of the backbone whose vectors are searched; None for the backbone that ships with scvec.
     """
 
     k: int = 10
@@ -79,34 +79,35 @@ class SearchOptions:
                 f"k is {self.k}", fix="give a number from 1 to 10,000", code="option-out-of-range"
             )
         if self.method not in METHODS:
-            raise InputError(f"there is no method {self.method!r}", fix=f"methods: {', '.join(METHODS)}")
+            fix = f"methods: {', '.join(METHODS)}"
+            raise InputError(f"there is no method {self.method!r}", "--method", fix, code="unknown-choice")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneSearchOptions(SearchOptions):
-    """Options of ``search genes``; the ``species`` of the genes with vectors, or human, where ``auto``."""
+    """Options of ``search genes``. ``auto`` is the species of the genes with vectors, or else human."""
 
     species: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneHit(Record):
-    """One gene that a text is about.
+    """A gene found by a search.
 
     Attributes
     ----------
     score
-        Reciprocal rank fusion, scaled so that the first place in every ranking gives 1.
+        Score of the reciprocal rank fusion. It is 1 for the first place in every ranking.
     similarity
-        Cosine of the gene's text vector to that of the query; None where the gene has no vector.
+        Cosine between the text vectors of gene and query; None for a gene without a vector.
     keyword
-        BM25 of the query's words; None where the gene has none of them.
+        BM25 score of the words of the query; None if the gene has none of them.
     by
-        Which rankings found it: ``name``, ``meaning``, ``words``.
+        Rankings that found the gene: ``name``, ``meaning``, ``words``.
     terms
         Names of its Gene Ontology terms that share a word with the query.
     text, source
-        Its best description, and where that is from.
+        The best description of the gene, and its source.
     """
 
     gene_id: str
@@ -125,12 +126,12 @@ class GeneHit(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneHits(Report):
-    """Genes that a text is about, best first.
+    """Result of a search for genes, best first.
 
     Attributes
     ----------
     space
-        Fingerprint of the space that was asked for meaning; empty where there was none.
+        Fingerprint of the searched space; empty if no vectors were searched.
     """
 
     query: str
@@ -139,7 +140,7 @@ class GeneHits(Report):
     hits: list[GeneHit]
 
     def lines(self) -> list[str]:
-        """Return the hits as lines for people."""
+        """Return the hits as lines of text."""
         if not self.hits:
             return [f"no gene found for '{self.query}'"]
         width = max(len(h.symbol) for h in self.hits)
@@ -159,7 +160,7 @@ def shortened(text: str, limit: int) -> str:
 
 
 def shared_terms(names: Sequence[tuple[str, str]], query_words: Sequence[str], limit: int = 3) -> list[str]:
-    """Return the names of (id, name) terms that share most words with a query, most first."""
+    """Return the names of the (id, name) terms that share the most words with a query, best first."""
     wanted = set(query_words)
     scored = []
     for _, name in names:
@@ -178,13 +179,13 @@ class Ranked:
     gene_ids
         Best first.
     scores
-        Of ``gene_ids``, 0 to 1.
+        Scores of ``gene_ids``, 0 to 1.
     similarity, keyword
-        Gene id -> cosine, BM25.
+        Gene id -> cosine, and gene id -> BM25 score.
     by
         Gene id -> names of the rankings that found it.
     space
-        Fingerprint; empty where no space was asked.
+        Fingerprint of the searched space; empty if no vectors were searched.
     """
 
     def __init__(self, rankings: dict[str, Sequence[str]], space: str) -> None:
@@ -207,23 +208,23 @@ class Ranked:
 def search_genes(
     store: Path | str, text: str, options: GeneSearchOptions | None = None, **keywords: Any
 ) -> GeneHits:
-    """Find genes by their names and descriptions.
+    """Search genes by their names and descriptions.
 
-    Three rankings are fused by rank (reciprocal rank fusion): genes that the text names; genes whose
-    description is near in an embedding space of the store; genes with the words of the text in their names,
-    description or Gene Ontology terms (BM25).
+    Three rankings are combined by reciprocal rank fusion: genes that the text names; genes whose description
+    has a similar vector in a space of the store; and genes with words of the text in their names, description
+    or Gene Ontology terms (BM25).
 
     Parameters
     ----------
     text
-        Such as ``insulin secretion``, or names of genes.
-    keywords
-        Fields of :class:`GeneSearchOptions`, instead of ``options`` or before them.
+        Text such as ``insulin secretion``, or names of genes.
+    options, keywords
+        :class:`GeneSearchOptions`, or its fields as keywords. Keywords override ``options``.
 
     Raises
     ------
     InputError
-        The store has no gene knowledge yet, or an option cannot be used.
+        If the store has no gene knowledge yet, or an option cannot be used.
     """
     asked = options_of(GeneSearchOptions, options, keywords)
     check_text(text)
@@ -248,9 +249,10 @@ def search_genes(
 
 
 def check_text(text: str) -> None:
-    """Raise InputError if a text cannot be searched for."""
+    """Raise InputError if a text is empty or too long."""
     if not text.strip():
-        raise InputError("the text to search for is empty", fix='give words, as "insulin secretion"')
+        fix = 'give words such as "insulin secretion"'
+        raise InputError("the search text is empty", fix=fix, code="usage")
     if len(text) > MAX_TEXT:
         raise InputError(
             f"the text has {len(text):,} characters",
@@ -260,13 +262,13 @@ def check_text(text: str) -> None:
 
 
 class Meaning:
-    """A stored space and the backbone that encodes a text into it."""
+    """A stored space, and the backbone that encodes texts for it."""
 
     def __init__(self, stored: StoredSpace, backbone: Backbone) -> None:
         self.stored, self._backbone = stored, backbone
 
     def near(self, text: str, species: Sequence[str], allowed: set[str] | None) -> dict[str, float]:
-        """Return gene id -> cosine to ``text`` of the space's genes, nearest first."""
+        """Return gene id -> cosine to ``text``, for the genes of the space, nearest first."""
         query = self._backbone.encode([text])[0].astype(np.float32)
         query /= max(float(np.linalg.norm(query)), 1e-12)
         genes = self.stored.genes
@@ -282,18 +284,18 @@ class Meaning:
 
 
 def find_meaning(store: Store, backbone: str | None, *, device: str = "auto") -> Meaning | None:
-    """Return the space to search by meaning, None where the store has none.
+    """Return the space for searches by meaning; None if the store has no suitable space.
 
     Parameters
     ----------
     backbone
-        SPEC of a backbone that encoded genes of the store. Where None, the largest space of a model that
-        comes with scvec: servers cost money, and the store does not know the folders of other models.
+        SPEC of a backbone with a space in the store. None selects the largest space of a model that ships
+        with scvec, because servers cost money and the folders of other models are unknown.
 
     Raises
     ------
     InputError
-        The backbone given encoded no space of the store.
+        If the store has no space of the backbone.
     """
     spaces = sorted(store.spaces().values(), key=lambda s: (-s.n, s.space.fingerprint))
     if backbone is None:
@@ -311,11 +313,11 @@ def find_meaning(store: Store, backbone: str | None, *, device: str = "auto") ->
     if backbone is None:
         return None
     listed = ", ".join(dict.fromkeys(s.space.backbone for s in store.spaces().values())) or "none"
-    what = f"the store has no gene vectors of {backbone}"
+    what = f"the store has no gene vectors of the backbone {backbone}"
     raise InputError(
         what,
         str(store.path),
-        f"it has those of: {listed}; scvec ingest embeddings makes them",
+        f"it has vectors of: {listed}; scvec ingest embeddings makes others",
         code="unknown-space",
     )
 
@@ -327,10 +329,11 @@ def _fits(backbone: Backbone, space: Space) -> bool:
 
 
 def search_species(species: str, meaning: Meaning | None) -> list[str]:
-    """Return the species to search, of an option that may be ``auto``."""
+    """Return the species to search, for an option that may be ``auto``."""
     if species != "auto":
         if species not in SPECIES:
-            raise InputError(f"there is no species {species!r}", fix=f"give auto, {' or '.join(SPECIES)}")
+            fix = f"give auto, {' or '.join(SPECIES)}"
+            raise InputError(f"there is no species {species!r}", "--species", fix, code="unknown-choice")
         return [species]
     there = set(meaning.stored.genes["species"].unique()) if meaning is not None else set()
     return [there.pop()] if len(there) == 1 else ["human"]
@@ -346,16 +349,16 @@ def rank_genes(
     method: str = "hybrid",
     terms: bool = True,
 ) -> Ranked:
-    """Return the genes that a text is about.
+    """Return the genes that match a text, ranked.
 
     Parameters
     ----------
     meaning
-        The space to ask; None for words alone.
+        Space to search; None for words alone.
     allowed
-        Gene ids to rank; all where None.
+        Gene ids to rank; None for all.
     terms
-        Also look for words in the names of Gene Ontology terms.
+        Also search words in the names of Gene Ontology terms.
     """
     if method == "meaning" and meaning is None:
         raise InputError(
@@ -378,11 +381,13 @@ def rank_genes(
         rankings["meaning"] = list(near)[:DEPTH]
         if meaning.stored.n < MIN_ENCODED and method == "hybrid":
             notes.append(
-                f"{meaning.stored.n:,} genes have vectors, the others are found by words only; "
-                "scvec ingest embeddings encodes them"
+                f"{meaning.stored.n:,} genes have vectors, others are found by words only; "
+                "scvec ingest embeddings encodes all"
             )
     elif method == "hybrid":
-        notes.append("the store has no gene vectors: searched by words only (scvec ingest embeddings)")
+        notes.append(
+            "the store has no gene vectors, so only words were searched; scvec ingest embeddings makes them"
+        )
     ranked = Ranked(rankings, meaning.stored.space.fingerprint if near and meaning is not None else "")
     ranked.similarity, ranked.keyword, ranked.notes = near, found, notes
     return ranked

@@ -1,4 +1,4 @@
-"""A small random LLaMA and encoders around it."""
+"""Fixtures: a small random LLaMA, and encoders that use it."""
 
 from __future__ import annotations
 

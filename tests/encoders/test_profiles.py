@@ -1,4 +1,4 @@
-"""Profiles against dense NumPy."""
+"""Tests of profiles against dense NumPy."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_what_all_classes_share_is_gone_and_sparse_is_dense(seed: int) -> None:
     G = np.random.default_rng(seed).normal(size=(15, 4)).astype(np.float32)
     np.testing.assert_allclose(profile.product(chunk, G), Z @ G, atol=1e-3)
     np.testing.assert_allclose(profile.unit_product(chunk, G), profile.unit(chunk) @ G, atol=1e-3)
-    # A factor on a cell, as its depth or the part of its genes that a panel has, is one on the whole vector.
+    # A factor on a cell (its depth, or the coverage of a panel) is a factor on the whole vector.
     larger = CellChunk(chunk.X * np.float32(3), chunk.measured)
     np.testing.assert_allclose(profile.dense(larger), 3 * Z, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(profile.unit(larger), profile.unit(chunk), atol=1e-4)

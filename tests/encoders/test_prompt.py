@@ -1,8 +1,9 @@
-"""The prompt encoder around a small random LLaMA: what it reads, in any company, and its state."""
+"""Tests of the prompt encoder with a small random LLaMA: input sequence, batches, and state."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_a_cell_has_one_vector_in_any_company(trained: dict[str, PromptEncoder],
 def test_so_it_has_in_bf16(
     models: dict[str, CausalModel], trained: dict[str, PromptEncoder], order: str
 ) -> None:
-    # A random model of large weights is harsher on bf16 than a trained one.
+    # bf16 has larger errors with the large weights of a random model than with those of a trained one.
     tensors, meta = trained[order].state()
     encoder = PromptEncoder.from_state(tensors, meta, models["bf16"])
     whole = encoder.encode(CELLS.chunk)
@@ -47,7 +48,7 @@ def test_so_it_has_in_bf16(
 def test_the_vector_is_that_of_the_plain_sequence(
     models: dict[str, CausalModel], trained: dict[str, PromptEncoder], order: str
 ) -> None:
-    """The sequence written out for one cell: no padding, no mask, no shared prefix, positions by default."""
+    """Oracle for one cell: the plain sequence without padding, mask or shared prefix, default positions."""
     import torch
     from torch.nn import functional as F
 
@@ -72,7 +73,7 @@ def test_the_vector_is_that_of_the_plain_sequence(
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
 def test_other_models_read_cells_too(kind: str, folder: Path, tmp_path: Path) -> None:
-    """Learned positions, and layers of which each other one sees a window shorter than the prompt."""
+    """A model with learned positions, in which every second layer has a window shorter than the prompt."""
     import transformers as t
 
     size = {"vocab_size": 32, "initializer_range": 0.3}
@@ -90,7 +91,7 @@ def test_other_models_read_cells_too(kind: str, folder: Path, tmp_path: Path) ->
     whole = encoder.encode(CELLS.chunk)
     assert np.std(whole, axis=0).mean() > 0.05
     assert encoder._ready is not None and (encoder._ready[1] is None) == (kind == "gemma2")
-    # A window counts the padding within it. How much a cell has depends on that cell alone.
+    # A window includes padding. The amount of padding depends on the cell alone.
     for vectors in company(encoder, further=kind != "gemma2"):
         assert cosines(vectors, whole).min() > 1 - 1e-6
 
@@ -101,8 +102,8 @@ def test_the_order_and_the_values_of_genes_matter(trained: dict[str, PromptEncod
     for order in ("paper", "code"):
         vectors = trained[order].encode(CellChunk(sp.csr_matrix(X), np.ones(N_GENES, bool)))
         order_, value = 1 - cosines(vectors[:1], vectors[1:])
-        # Rounding is a hundred times smaller. A model that normalises what it reads, as LLaMA does, hardly
-        # hears a factor on it: in the order of the code, values tell next to nothing but the rank.
+        # Rounding is a hundred times smaller. LLaMA normalises its input, so factors on the slots have little
+        # effect: in the order ``code``, values give hardly more than the rank.
         assert order_ > 1e-4 and value > (1e-4 if order == "paper" else 0.0)
 
 
@@ -125,20 +126,19 @@ def test_the_state_gives_identical_vectors(
 
 def test_another_language_model_is_refused(trained: dict[str, PromptEncoder], tmp_path: Path) -> None:
     tensors, meta = trained["paper"].state()
-    for options, said in (
-        ({"seed": 1}, "its weights differ"),
-        ({"width": 32}, "32 dimensions instead of 64"),
-    ):
-        other = CausalModel(save_llama(tmp_path / said[:2], **options), "other", precision="fp32")
-        with pytest.raises(StoreError, match=said) as caught:
+    for name, options, numbers in (("weights", {"seed": 1}, []), ("width", {"width": 32}, ["32", "64"])):
+        other = CausalModel(save_llama(tmp_path / name, **options), "other", precision="fp32")
+        with pytest.raises(StoreError) as caught:
             PromptEncoder.from_state(tensors, meta, other)
-        assert "--llm" in caught.value.fix
+        assert caught.value.code == "model-changed" and "--llm" in caught.value.fix
+        assert re.findall(r"\d+", caught.value.what) == numbers
 
 
 def test_a_prompt_longer_than_the_model_can_read_is_refused(tmp_path: Path) -> None:
     model = CausalModel(save_llama(tmp_path / "short", positions=80), "short", precision="fp32")
-    with pytest.raises(InputError, match="more than the model can read") as caught:
+    with pytest.raises(InputError) as caught:
         make(model, n_genes=64)
+    assert caught.value.code == "option-out-of-range"
     left = int(caught.value.fix.split()[2])
     make(model, n_genes=left)
     with pytest.raises(InputError):

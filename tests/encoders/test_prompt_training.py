@@ -1,9 +1,10 @@
-"""How the prompt encoder trains: what moves, when it stops, what a kill and a lack of memory leave."""
+"""Tests of the training of the prompt encoder: parameters, early stopping, kills and lack of memory."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -82,7 +83,7 @@ def test_whole_batches_tell_when_to_stop() -> None:
     assert len(held_out_rows(labels, batches, most=7, seed=0)[0]) == 7
 
 
-# Imports once and computes nothing; what trains is forked from it.
+# This process imports once and computes nothing. The trainings are forked from it.
 TRAINED = """
 import json, os, signal, sys, traceback
 import numpy as np
@@ -125,7 +126,7 @@ print(json.dumps(ended))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_training_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    """Each in a process where nothing ran before: what was set may change the last bits of sums."""
+    """Run each training in a fresh process, because earlier settings may change the last bits of sums."""
     tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests.parent), str(tests)])
     kept = tmp_path / "checkpoints"
@@ -150,7 +151,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(folder: Path, tmp_path: P
     (all_steps, *whole), (rest, *resumed) = told
     assert all_steps == [["warming", 3], *(["training", i] for i in range(1, 13))]
     assert rest == [["training", i] for i in range(9, 13)]
-    assert "went on after epoch 2" in resumed[-1][-1] and whole[-1] == []
+    assert "epoch 2" in resumed[-1][-1] and whole[-1] == []
     assert resumed[:2] == whole[:2]
     with np.load(tmp_path / "whole.npz") as wanted, np.load(tmp_path / "resumed.npz") as found:
         assert set(wanted) == set(found) and len(wanted)
@@ -169,10 +170,10 @@ def test_an_interrupted_training_says_what_is_kept(models: dict[str, CausalModel
         return progress
 
     encoder.checkpoint = tmp_path
-    for step, said in ((2, ""), (6, "the training is kept up to epoch 1")):
+    for step, kept in ((2, ""), (6, "epoch 1")):
         with pytest.raises(KeyboardInterrupt) as caught:
             encoder.fit([data.chunk], data.labels, progress=stop(step))
-        assert str(caught.value) == said
+        assert str(caught.value).endswith(kept) and bool(str(caught.value)) == bool(kept)
 
 
 def test_a_checkpoint_of_another_training_is_refused(models: dict[str, CausalModel], tmp_path: Path) -> None:
@@ -180,24 +181,27 @@ def test_a_checkpoint_of_another_training_is_refused(models: dict[str, CausalMod
     encoder = make(models["fp32"], order="none", epochs=1)
     encoder.checkpoint = tmp_path / "mine.safetensors"
     encoder.fit([data.chunk], data.labels)
-    for changed in (planted(seed=1), replace(data, labels=data.labels[::-1].copy())):
-        with pytest.raises(StoreError, match="of another training"):
-            encoder.fit([changed.chunk], changed.labels)
+
+    def refused(data: Any) -> str:
+        with pytest.raises(StoreError) as caught:
+            encoder.fit([data.chunk], data.labels)
+        assert caught.value.where == str(encoder.checkpoint)
+        return caught.value.code
+
+    assert refused(planted(seed=1)) == "model-changed"
+    assert refused(replace(data, labels=data.labels[::-1].copy())) == "model-changed"
     encoder.gene_vectors = encoder.gene_vectors * np.float32(1.1)
-    with pytest.raises(StoreError, match="of another training"):
-        encoder.fit([data.chunk], data.labels)
+    assert refused(data) == "model-changed"
     encoder.checkpoint.write_bytes(b"no tensors")
-    with pytest.raises(StoreError, match="cannot be read"):
-        encoder.fit([data.chunk], data.labels)
+    assert refused(data) == "store-damaged"
     from safetensors.numpy import save_file
 
     save_file({"x": np.zeros(2)}, encoder.checkpoint)
-    with pytest.raises(StoreError, match="not a checkpoint of the prompt encoder"):
-        encoder.fit([data.chunk], data.labels)
+    assert refused(data) == "store-damaged"
 
 
 class Small:
-    """Memory for so many cells at once, and no more after the first call."""
+    """A model that runs out of memory for more than ``most`` cells, except in its first call."""
 
     def __init__(self, run: Any, most: int) -> None:
         self.run, self.most, self.sizes = run, most, []  # type: ignore[var-annotated]
@@ -221,22 +225,22 @@ def test_memory_that_runs_out_halves_the_batch(models: dict[str, CausalModel], m
         encoder.micro_batch = 8
         wanted.append(encoder.encode(data.chunk))
         assert encoder.micro_batch == min(8, most) and max(small.sizes) == 8
-    assert encoder.notes == [
-        f"out of memory: went on with {n} cells at once, steps as large as before" for n in (4, 2)
-    ]
-    # The steps are as large as they were: the weights are the same within rounding.
+    assert [int(n) for note in encoder.notes for n in re.findall(r"\d+", note)] == [4, 2]
+    # The steps keep their size, so the weights are equal within rounding.
     assert cosines(*wanted).min() > 0.9999
     monkeypatch.setattr(model, "run", Small(None, 0))
-    with pytest.raises(ResourceError, match="a single cell"):
+    with pytest.raises(ResourceError) as caught:
         encoder.fit([data.chunk], data.labels)
+    assert caught.value.code == "out-of-memory"
     encoder = make(model, epochs=0)
     encoder.fit([data.chunk], data.labels)
-    with pytest.raises(ResourceError, match="encoding a cell"):
+    with pytest.raises(ResourceError) as caught:
         encoder.encode(data.chunk)
+    assert caught.value.code == "out-of-memory"
 
 
 def test_in_bf16_the_trained_encoder_is_the_one_that_is_loaded_again(models: dict[str, CausalModel]) -> None:
-    # Mixed precision is of the training: what is trained encodes as what is stored does.
+    # Mixed precision is for training only. The trained and the loaded encoder give the same vectors.
     encoder, data = make(models["bf16"]), planted()
     encoder.fit([data.chunk], data.labels)
     again = PromptEncoder.from_state(*encoder.state(), models["bf16"])

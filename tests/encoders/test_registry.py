@@ -1,4 +1,4 @@
-"""A new encoder is one file with one registration: this one."""
+"""Tests of the registry, with a toy encoder that is registered in this file alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scvec.stores.store.store import Store
 
 
 class Toy:
-    """Cells projected onto a few random directions."""
+    """Toy encoder: cells projected onto a few random directions."""
 
     def __init__(self, directions: Any) -> None:
         self.directions, self.embed_dim = directions, directions.shape[1]

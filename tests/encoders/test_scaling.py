@@ -1,4 +1,4 @@
-"""Scaling against dense NumPy: clipped z-scores, with unmeasured genes at the reference's mean."""
+"""Tests of scaling against dense NumPy: clipped z-scores, with unmeasured genes at the mean."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sparse_cells(rng: np.random.Generator, n: int, n_genes: int, density: float 
 
 
 def z_scores(chunk: CellChunk, mean: Any, sd: Any) -> np.ndarray[Any, Any]:
-    """The definition, in float64 and with loops of NumPy's own."""
+    """Oracle: the definition in dense float64 NumPy."""
     Z = np.clip((chunk.X.toarray().astype(np.float64) - mean) / sd, -CLIP, CLIP)
     Z[:, ~chunk.measured] = 0.0
     return Z
@@ -68,7 +68,7 @@ def test_unmeasured_genes_say_nothing() -> None:
     changed = G.copy()
     changed[~chunk.measured] = 1e6
     np.testing.assert_array_equal(scaling.product(chunk, changed), before)
-    # Nor does what a chunk that breaks its promise holds in their columns.
+    # The same holds for a chunk with values in the columns of unmeasured genes.
     rest = np.flatnonzero(~chunk.measured)
     dirty = chunk.X.tolil()
     dirty[:, rest] = 3.0

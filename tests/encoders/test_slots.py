@@ -1,4 +1,4 @@
-"""Which genes are read, in which order, and which cells together."""
+"""Tests of gene slots: choice and order of genes, and batches of cells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scvec.encoders.slots import Slots, packed, ranked
 
 def cells(n: int, n_genes: int, seed: int) -> sp.csr_matrix:
     rng = np.random.default_rng(seed)
-    # Few distinct values: ties are the rule.
+    # Few distinct values, so that most genes are tied.
     return sp.csr_matrix((rng.poisson(0.8, (n, n_genes)) * (rng.random((n, 1)) < 0.9)).astype(np.float32))
 
 
@@ -39,7 +39,7 @@ def test_stored_zeros_are_no_genes_and_columns_need_no_order() -> None:
 def test_genes_are_dropped_before_they_are_ranked() -> None:
     X = sp.csr_matrix(np.tile(np.arange(1, 41, dtype=np.float32), (50, 1)))
     slots = ranked(X, 10, drop=0.5, rng=np.random.default_rng(0))
-    assert (slots.counts == 10).all()  # others move up
+    assert (slots.counts == 10).all()  # other genes fill the places
     assert 15 < len(np.unique(slots.genes)) <= 40 and (np.diff(slots.values, axis=1) < 0).all()
 
 

@@ -1,4 +1,4 @@
-"""The training loop: sampling weights, and a problem with a known answer."""
+"""Tests of the training loop: sampling weights, and a problem with a known solution."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ def test_a_reference_encoded_by_workers_is_the_same(cluster, store, tiny_adata):
 
 
 def test_errors_of_a_worker_are_raised_unchanged(cluster, store):
-    with pytest.raises(InputError, match="there is no method"):
+    with pytest.raises(InputError, match="guess"):
         scvec.query(store, store.parent / "new.h5ad", engine="ray", reference="r", method="guess")
 
 

@@ -471,7 +471,7 @@ def test_other_shapes_are_not_kept(content: str) -> None:
         ("An escape \x1b[31m.", "control"),
         ("Half a pair \ud800.", "control"),
         ("Nothing \x00.", "control"),
-        ("The key is sk-0123456789abcdefghij.", "like a key"),
+        ("The key is sk-0123456789abcdefghij.", "key"),
         ("It is expressed in natural killer cells. It is expressed in natural killer cells.", "repeats"),
     ],
 )
@@ -558,7 +558,7 @@ def test_the_species_must_be_the_genes(species: Species, first: str, fits: bool)
 
 def test_the_task_is_not_said_back() -> None:
     told = "Write only what is well established. Say so where little is known."
-    with pytest.raises(UnfitError, match="says back"):
+    with pytest.raises(UnfitError, match="repeats the prompt"):
         check(f"{GOOD} Write only what is well established.", told=told)
 
 

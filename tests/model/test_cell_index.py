@@ -1,4 +1,4 @@
-"""References whose neighbours are searched approximately: made, told of, and asked."""
+"""Tests of references with an approximate index: ingest, reports, and queries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import scvec
 from scvec.base.errors import InputError
 from scvec.stores.store.store import Store
 
-# An approximate index needs long vectors: those of the default encoder have two numbers here.
+# An approximate index needs long vectors. The default encoder gives two dimensions here.
 OPTIONS: dict[str, Any] = {
     "label_key": "cell_type",
     "batch_key": "donor",
@@ -42,7 +42,7 @@ def test_the_index_is_told_of(made: tuple[Path, Any, Any]):
     assert facts["kind"] == "ivf" and facts["target"] == 0.8
     assert facts["recall"]["at_15"] > 0.75 and facts["n_queries"] == 500
     assert "unseen_15" in facts["recall"] and facts["n_batches"] >= 2  # whole donors were left out
-    assert any("batches that it was not shown" in note for note in report.notes)
+    assert any("unseen batches" in note for note in report.notes)
     json.dumps(facts)
     assert "recall at 15" in "\n".join(scvec.info(path, "near").lines())
     assert scvec.verify(path).ok
@@ -80,13 +80,14 @@ def test_a_filter_comes_before_the_nearest(made: tuple[Path, Any, Any], tiny_ada
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [({"index": "hnsw"}, "no index"), ({"recall": 1.0}, "share")],
+    ("options", "code"),
+    [({"index": "hnsw"}, "unknown-choice"), ({"recall": 1.0}, "option-out-of-range")],
     ids=["unknown", "recall"],
 )
-def test_refused(options: dict[str, Any], message: str, tmp_path: Path, tiny_adata: Callable[..., Any]):
-    with pytest.raises(InputError, match=message):
+def test_refused(options: dict[str, Any], code: str, tmp_path: Path, tiny_adata: Callable[..., Any]):
+    with pytest.raises(InputError) as caught:
         scvec.ingest_cells(tmp_path / "s", [tiny_adata(60)], name="x", **{**OPTIONS, **options})
+    assert caught.value.code == code
 
 
 def test_short_vectors_are_searched_exactly(made: tuple[Path, Any, Any]):
@@ -103,5 +104,6 @@ def test_few_cells_are_searched_exactly(made: tuple[Path, Any, Any], tiny_adata:
     report = scvec.ingest_cells(path, [tiny_adata(60)], name="few", index="ivf", **OPTIONS)
     assert any("too few cells" in note for note in report.notes)
     assert scvec.info(path, "few").references[0].details["index"] == {"kind": "flat", "search": "exact"}
-    with pytest.raises(InputError, match="recall"):
+    with pytest.raises(InputError) as caught:
         scvec.query(path, tiny_adata(6, seed=1), reference="few", recall=1.2)
+    assert (caught.value.code, caught.value.where) == ("option-out-of-range", "--recall")

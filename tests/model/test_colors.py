@@ -1,4 +1,4 @@
-"""Colours of labels."""
+"""Tests of the colours of labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from scvec.model.status import GREY, PALETTE, label_colors
 
-#: What a person without red or green receptors sees of linear RGB (Machado et al. 2009, severity 1).
+#: Linear RGB as seen without red or green receptors (Machado et al. 2009, severity 1).
 SIGHT = {
     "normal": np.eye(3),
     "deuteranopia": np.array(

@@ -1,4 +1,4 @@
-"""Conformal sets: coverage as asked for, overall and within each class, and the rule by hand."""
+"""Tests of conformal label sets: coverage overall and per class, and the rule computed by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scvec.model.calibration import MIN_CELLS, N_KEPT, LabelSets
 
 
 def cells(n: int, seed: int, shares: tuple[float, ...] = (0.7, 0.2, 0.1)) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities that are no calibrated ones, and true classes; rare classes are harder."""
+    """Uncalibrated probabilities and true classes; rare classes are harder."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(len(shares), n, p=shares)
     z = rng.normal(size=(n, len(shares)))
@@ -43,7 +43,7 @@ def test_the_bar_is_the_right_order_statistic() -> None:
     p = 1 - np.arange(1, n + 1) / 100
     fitted = LabelSets.fit(np.column_stack([p, 1 - p]).astype(np.float32), truth)
     assert fitted.thresholds(0.9)[0] == pytest.approx(0.27, abs=1e-6)
-    assert fitted.thresholds(0.99)[0] == np.inf  # 29 cells cannot tell one in a hundred
+    assert fitted.thresholds(0.99)[0] == np.inf  # 29 cells are too few for 99% coverage
     assert fitted.thresholds(0.9)[1] == fitted.thresholds(0.9)[0]  # no cell of the other class
     assert fitted.sets(np.array([[0.74, 0.26], [0.72, 0.28]], np.float32), 0.9).tolist() == [
         [True, False],
@@ -78,7 +78,7 @@ def test_a_coverage_is_a_share() -> None:
 
 
 def test_sizes_leave_out_labels_that_too_few_cells_tell_of() -> None:
-    # Class 1 has no held-out cell of its own, and five in all are too few for a bar at 90%.
+    # Class 1 has no held-out cell, and five cells in total are too few for a threshold at 90%.
     few = LabelSets.fit(np.tile(np.float32([0.9, 0.1]), (5, 1)), np.zeros(5, np.int64))
     p = np.array([[0.5, 0.5]], np.float32)
     assert few.sets(p, 0.9).sum() == 2 and few.sizes(p, 0.9).tolist() == [0]

@@ -1,4 +1,4 @@
-"""The members count alike, each on a scale that held-out cells gave it."""
+"""Tests of the ensemble: equal weights, and one scale per member fitted on held-out cells."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_temperatures_undo_the_scale_of_a_member(place: int, scale: float) -> No
     scores = [member(labels, 1.5, seed) for seed in range(len(MEMBERS))]
     scores[place] = scores[place] * np.float32(scale)
     ensemble = Ensemble.fit(scores, labels)
-    # Balanced classes: all cells count alike, and the factor that undoes the scale is known.
+    # With balanced classes all cells have equal weight, and the factor that undoes the scale is known.
     assert ensemble.temperatures[place] == pytest.approx(1 / scale, rel=0.15)
     later = member(unseen, 1.5, 9, scale)
 
@@ -67,7 +67,7 @@ def test_all_members_count_alike(sharpness: float) -> None:
     got = ensemble.combine(scores)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, mean / mean.sum(axis=1, keepdims=True), atol=1e-6)
-    # A better member gets no larger part than the scale of its own scores says.
+    # A better member has no more weight than the scale of its scores gives it.
     for w, t in zip(ensemble.weights, temperatures, strict=True):
         assert w == pytest.approx(sharpness * t / len(MEMBERS))
     for name, log_p in zip(MEMBERS, calibrated, strict=True):
@@ -81,7 +81,7 @@ def test_the_mean_is_calibrated_on_other_cells_and_better_than_each_member() -> 
     seen = [member(labels, s, i, k) for i, (s, k) in enumerate(parts)]
     new = [member(unseen, s, 50 + i, k) for i, (s, k) in enumerate(parts)]
     ensemble = Ensemble.fit(seen, labels)
-    # Members that err apart from each other are surer together than their mean is.
+    # If members make independent errors, the ensemble is more confident than their mean.
     assert ensemble.sharpness > 1.3
     p = ensemble.combine(new)
     correct = p.argmax(axis=1) == unseen
@@ -90,8 +90,8 @@ def test_the_mean_is_calibrated_on_other_cells_and_better_than_each_member() -> 
 
 
 def test_confidence_holds_for_cells_as_they_come() -> None:
-    # 19 in 20 cells are of one class, and the members exaggerate about it alone: rare cells are lifted for
-    # the temperatures, but in the confidence each cell counts once.
+    # 19 of 20 cells belong to one class, and the members are overconfident for this class alone. Rare cells
+    # have more weight for the temperatures, but confidence uses equal weights.
     rng = np.random.default_rng(0)
     labels = (rng.random(3000) < 0.05).astype(np.int64)
     loud = np.where(labels == 0, 4.0, 0.5)[:, None]

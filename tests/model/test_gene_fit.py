@@ -1,4 +1,4 @@
-"""The cell space fitted to the genes of a query: made once, kept whole or not at all."""
+"""Tests of cell spaces fitted to the genes of a query: computed once, cached atomically."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def store(template: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Number of genes of each fit that was made since."""
+    """Records the number of genes of each new fit."""
     made: list[int] = []
     fit = ReferenceModel.fit
 
@@ -58,7 +58,7 @@ def panel(tiny_adata: Cells, n_genes: int = 110, n: int = 24) -> Any:
 
 
 def answer(found: Any) -> dict[str, bytes]:
-    """All that is said of the cells, byte for byte."""
+    """The whole annotation, as bytes."""
     arrays = {
         name: np.ascontiguousarray(getattr(found, name)).tobytes()
         for name in ("proba", "vectors", "novelty", "confidence")
@@ -84,7 +84,7 @@ def test_a_query_that_lacks_genes_gets_a_fit_of_its_own_once(
     cells = panel(tiny_adata)
     first = scvec.query(store, cells)
     assert first.parameters["fitted"] is True and fits == [110]
-    assert any("110 genes measured" in note for note in first.notes)
+    assert any("110 measured genes" in note for note in first.notes)
     assert "fit to genes" in first.seconds
     truth = cells.obs["cell_type"].to_numpy().astype(str)
     assert (first.label == truth).mean() > 0.9
@@ -92,10 +92,10 @@ def test_a_query_that_lacks_genes_gets_a_fit_of_its_own_once(
     assert [path.suffix for path in files] == [".safetensors"]
     content = files[0].read_bytes()
     again = scvec.query(store, cells)
-    assert fits == [110]  # it was read
+    assert fits == [110]  # the second query used the cache
     assert answer(again) == answer(first)
     assert kept(store) == files and files[0].read_bytes() == content
-    # Other cells with the same genes use it too, other genes do not.
+    # Other cells with the same genes use the same fit. Other genes do not.
     scvec.query(store, panel(tiny_adata, n=9))
     assert fits == [110]
     scvec.query(store, panel(tiny_adata, 90))
@@ -144,7 +144,7 @@ def test_a_damaged_fit_is_made_again(store: Path, tiny_adata: Cells, fits: list[
     spoil(path, how)
     assert answer(scvec.query(store, panel(tiny_adata))) == first
     assert fits == [110, 110]
-    # The same cells and genes give the same bytes: the whole file takes the place of the damaged one.
+    # The same cells and genes give the same bytes, and the new file replaces the damaged one.
     assert kept(store) == [path] and path.read_bytes() == content
     assert answer(scvec.query(store, panel(tiny_adata))) == first and fits == [110, 110]
 
@@ -203,7 +203,7 @@ def test_a_process_killed_as_it_writes_leaves_nothing_that_is_read(
         [sys.executable, "-c", KILLED, str(store), str(tmp_path / "cells.h5ad")], check=False, timeout=120
     )
     assert done.returncode == 9
-    assert [path.suffix for path in kept(store)] == [".tmp"]  # nobody takes that for a fit
+    assert [path.suffix for path in kept(store)] == [".tmp"]  # such a file is not a fit
     (store / FITS / "older.tmp").write_bytes(b"half")
     first = scvec.query(store, cells)
     assert fits == [110] and sum(path.suffix == ".safetensors" for path in kept(store)) == 1
@@ -221,7 +221,7 @@ def test_a_link_is_not_followed(store: Path, tiny_adata: Cells, tmp_path: Path, 
     path.symlink_to(outside)
     assert answer(scvec.query(store, panel(tiny_adata))) == first and fits == [110, 110]
     assert not path.is_symlink() and path.read_bytes() == content
-    # Nor is a link in the place of the folder: nothing is read, written or deleted behind it.
+    # A link instead of the folder is not followed: nothing behind it is read, written or deleted.
     shutil.rmtree(store / FITS)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -240,7 +240,7 @@ def test_a_store_that_cannot_be_written_works_without(
 ) -> None:
     expected = answer(scvec.query(store, panel(tiny_adata)))
     shutil.rmtree(store / FITS)
-    (store / FITS).write_text("in the way")  # also stops the administrator, whom no mode of a folder does
+    (store / FITS).write_text("in the way")  # also stops root, which ignores permissions
     for n in (2, 3):
         assert answer(scvec.query(store, panel(tiny_adata))) == expected and len(fits) == n
     (store / FITS).unlink()
@@ -263,7 +263,7 @@ def test_compact_empties_it(store: Path, tiny_adata: Cells, fits: list[int]) -> 
 def test_two_readers_at_once_get_the_same_bytes(
     store: Path, tiny_adata: Cells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Both find no fit, make their own, and put it in place.
+    # Both processes find no fit, compute it, and cache it.
     together, save = Barrier(2, timeout=60), gene_fit._save
 
     def saved(*given: Any) -> None:
@@ -288,7 +288,7 @@ def test_the_fits_unused_for_longest_make_room(
         of[n] = next(path for path in kept(store) if path not in of.values())
         then = of[n].stat().st_mtime - age
         os.utime(of[n], (then, then))
-    scvec.query(store, panel(tiny_adata, 110))  # its use makes it the younger one
+    scvec.query(store, panel(tiny_adata, 110))  # now it is the most recently used fit
     size = sum(path.stat().st_size for path in of.values())
     monkeypatch.setattr(gene_fit, "MAX_BYTES", size)
     scvec.query(store, panel(tiny_adata, 90))
@@ -296,7 +296,7 @@ def test_the_fits_unused_for_longest_make_room(
     assert of[100] not in left and of[110] in left and len(left) == 2
     assert sum(path.stat().st_size for path in left) <= size
     assert fits == [110, 100, 90]
-    # One that is larger than all the room is not kept, and the answer stays.
+    # A fit larger than the limit is not cached, and the result is the same.
     monkeypatch.setattr(gene_fit, "MAX_BYTES", 100)
     assert scvec.query(store, panel(tiny_adata, 80)).parameters["fitted"] is True
     assert kept(store) == []
@@ -335,7 +335,7 @@ def test_a_report_draws_reference_and_query_in_one_space(store: Path, tiny_adata
     assert found.parameters["fitted"]
     with Explainer.of_annotation(found) as explainer:
         rows, vectors = explainer.reference_vectors
-    # The nearest of these vectors is the neighbour that the query found, at the distance that it found.
+    # The nearest of these vectors is the neighbour of the query, at the same distance.
     squares = ((found.vectors[:, None, :] - vectors[None]) ** 2).sum(axis=2)
     np.testing.assert_array_equal(rows[squares.argmin(axis=1)], found.neighbors.indices[:, 0])
     np.testing.assert_allclose(squares.min(axis=1), found.neighbors.distances[:, 0], atol=1e-5)

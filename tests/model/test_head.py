@@ -1,4 +1,4 @@
-"""The head against torch and scikit-learn."""
+"""Tests of the head against torch and scikit-learn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def blobs(n_classes: int, n: int = 40, seed: int = 0) -> tuple[Any, Any]:
 
 
 class Trained:
-    """An encoder that trained a head with itself."""
+    """An encoder that was trained together with a head."""
 
     name, embed_dim = "adapted", 4
 
@@ -40,7 +40,7 @@ def softmax(z: Any) -> Any:
 
 
 def reference(vectors: Any, labels: Any) -> Any:
-    """The model as scikit-learn fits it on vectors standardised by StandardScaler."""
+    """Oracle: scikit-learn's model on vectors standardised by StandardScaler."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -104,7 +104,7 @@ def test_absent_classes_never_win(present: list[int]) -> None:
 
 
 def test_rare_classes_weigh_more_than_their_number() -> None:
-    # The same point of view for 200 and for 8 cells: the weights are 1/sqrt(n), so the odds are sqrt(25) : 1.
+    # Equal vectors for 200 cells and 8 cells: the weights are 1/sqrt(n), so the odds are sqrt(25) : 1.
     labels = np.repeat([0, 1], [200, 8]).astype(np.int64)
     vectors = np.random.default_rng(0).normal(size=(208, 5)).astype(np.float32) * 1e-3
     odds = np.exp(np.diff(Head.fit(ENCODER, vectors * 0, labels, 2).scores(vectors * 0)[:1], axis=1))

@@ -1,4 +1,4 @@
-"""Folds, and what the members say of the cells that are held out of them."""
+"""Tests of folds, and of the scores of held-out cells."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_splits_hold_out_what_the_rest_can_name(seed: int, n: int, n_folds: int)
 
 
 class Spy:
-    """Members that note which cells they were trained on and asked about; gene 0 holds the cell's number."""
+    """Members that record their training cells and scored cells; gene 0 has the number of the cell."""
 
     def __init__(self, n_classes: int = 3, encoder: Any = None) -> None:
         self.n_classes, self.encoder = n_classes, encoder
@@ -153,7 +153,7 @@ def test_no_cell_is_judged_by_members_trained_on_it() -> None:
     assert sorted(seen) == [i + 1 for i in range(30) if labels[i] >= 0]
     assert [labels[i - 1] for i in seen] == held.labels.tolist()
     assert [folds[i - 1] for i in seen] == held.folds.tolist()
-    # What is said of a cell was said by those that were trained without its fold.
+    # The scores of a cell come from the members that were trained without its fold.
     assert [s.shape for s in held.scores] == [(28, 3)] * len(MEMBERS)
     for i, s in enumerate(held.scores):
         np.testing.assert_array_equal(s, np.tile(10 * i + held.folds[:, None] + 1, (1, 3)))
@@ -192,7 +192,7 @@ def test_only_so_many_cells_are_looked_at_and_the_seed_says_which() -> None:
     first = seen(1, Spy(), 60)
     assert first == seen(1, Spy(), 60) != seen(2, Spy(), 60)
     assert [labels[i - 1] for i in first] != [0] * 60 and len(set(first)) == 60
-    # An encoder that takes its time for a cell names fewer.
+    # A slow encoder sets a lower limit.
     slow = type("Slow", (), {"held_out_cells": 9})()
     seen(1, Spy(encoder=slow), 9)
 

@@ -1,4 +1,4 @@
-"""Votes against a slow reference."""
+"""Tests of votes against a slow implementation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def slow(indices: Any, distances: Any, labels: Any, n_classes: int, pseudocount:
         last = max((x for _, x in real), default=0.0)
         for i, x in real:
             if labels[i] >= 0:
-                # Distances are squared already; of neighbours all at distance 0 each has a whole vote.
+                # Distances are squared already. If all neighbours have distance 0, each has a full vote.
                 votes[labels[i]] += balance[labels[i]] * (math.exp(-2.0 * x / last) if last > 0 else 1.0)
         rows.append([v / sum(votes) for v in votes])
     return np.array(rows)
@@ -60,7 +60,7 @@ def test_votes_are_those_of_the_reference(case: tuple[Neighbors, Any, int], pseu
 def test_by_hand() -> None:
     neighbors = Neighbors(np.array([[2, 0, -1]]), np.array([[1.0, 4.0, np.inf]], np.float32))
     near, far = math.exp(-0.5), math.exp(-2.0)
-    # Classes of two cells and of one: their votes weigh sqrt(1.5 / 2) and sqrt(1.5 / 1).
+    # Votes of classes with two cells and with one cell have the weights sqrt(1.5 / 2) and sqrt(1.5 / 1).
     far, near = far * math.sqrt(0.75), near * math.sqrt(1.5)
     expected = np.array([far + 0.05, near + 0.05]) / (near + far + 0.1)
     np.testing.assert_allclose(vote(neighbors, np.array([0, 0, 1]), 2)[0], expected, rtol=1e-6)

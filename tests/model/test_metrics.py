@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, and calibration error by hand."""
+"""Tests of metrics against scikit-learn, and of calibration error computed by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_accuracy_and_f1_are_those_of_scikit_learn(pairs: list[tuple[str, str]])
 
     truth, predicted = (np.array(side) for side in zip(*pairs, strict=True))
     assert accuracy(truth, predicted) == pytest.approx(accuracy_score(truth, predicted))
-    # A label that is only predicted costs precision elsewhere, and has no F1 of its own.
+    # A label that is only predicted lowers the F1 of other labels, but has no F1 itself.
     names = sorted(set(truth))
     _, _, f1, _ = precision_recall_fscore_support(truth, predicted, labels=names, zero_division=0)
     assert macro_f1(truth, predicted) == pytest.approx(f1.mean())
@@ -79,7 +79,7 @@ def test_brier_risk_and_novelty_by_hand() -> None:
     assert brier_score(p, right) == pytest.approx((0.01 + 0.64 + 0.16) / 3)
     assert math.isnan(brier_score(p[:0], right[:0])) and brier_score(p[:1], right[:1]) == pytest.approx(0.01)
     np.testing.assert_allclose(risk_coverage(p, right), [0, 1 / 2, 1 / 3])
-    # two cells of one confidence enter together, whatever their order
+    # Two cells with equal confidence enter the curve together, in any order.
     for order in ([0, 1], [1, 0]):
         np.testing.assert_allclose(risk_coverage(np.full(2, 0.5), right[order]), [0.5, 0.5])
     novelty, new = np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])

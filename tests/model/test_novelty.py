@@ -1,4 +1,4 @@
-"""Novelty: the stated rate of false alarms, and a reference distribution for each signal."""
+"""Tests of novelty scores: the requested false positive rate, and the reference distributions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = np.ndarray
 
 
 def sample(n: int, seed: int, n_classes: int = 3) -> tuple[Array, Array, Array]:
-    """Signals, depths and classes; the first falls with depth, the last has a mean in each class."""
+    """Signals, depths and classes. The first signal falls with depth; the last has a mean per class."""
     rng = np.random.default_rng(seed)
     classes = rng.integers(0, n_classes, n)
     depths = rng.normal(6.0, 0.5, n)
@@ -58,7 +58,7 @@ def test_a_shallow_cell_is_not_new_for_its_low_cosine() -> None:
     alarms = score(novelty, found, depths, classes) > 0.5
     shallow = depths < np.quantile(depths, 0.1)
     assert alarms[shallow].mean() < 0.12
-    # beyond the depths that were seen the curve is not followed any further
+    # The curve is not extrapolated beyond the depths of the held-out cells.
     extreme = score(novelty, found[:1], np.array([-1e6]), classes[:1])
     np.testing.assert_array_equal(extreme, score(novelty, found[:1], novelty.range[:1], classes[:1]))
 
@@ -74,8 +74,8 @@ def test_cosines_in_the_cell_space_are_compared_within_the_class() -> None:
     b = novelty.standardised(new[0][first], new[1][first], new[2][first])
     truth, z = np.repeat([0, 1], [keep.sum(), first.sum()]), np.concatenate([a, b])
     assert roc_auc_score(truth, z[:, 2]) > 0.999
-    # The other two signs say nothing here, and have six sevenths of the weight: eight standard deviations
-    # of this one are 1.75 of the mean, of which the area is 0.89.
+    # The other two signals are uninformative here. With this weight, eight standard deviations of the signal
+    # are 1.75 of the mean, which gives an AUROC of 0.89.
     assert roc_auc_score(truth, novelty.score(z)) == pytest.approx(0.89, abs=0.04)
     assert roc_auc_score(truth, np.concatenate([known[0][keep, 2], new[0][first, 2]])) < 0.6
 
@@ -119,7 +119,7 @@ def test_what_is_taken_before_lowers_the_score() -> None:
     novelty = Novelty.fit(*sample(2000, 0), 3)
     z = novelty.standardised(*sample(500, 1))
     assert (novelty.score(z + np.array([2.0, 1.0, 0.5])) > novelty.score(z)).all()
-    # Predictions keep the signals in single precision.
+    # Predictions have signals in single precision.
     np.testing.assert_allclose(novelty.score(z.astype(np.float32)), novelty.score(z), atol=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_a_cosine_far_off_is_enough_by_itself() -> None:
     assert (score(novelty, strange, depths, classes) > 0.5).all()
     without = replace(novelty, offset=float("inf"))
     assert not (score(without, strange - [0.25, 0, 0], depths, classes) > 0.5).all()
-    # It takes its part of the false alarms, and they stay those that were stated.
+    # The cosine rule causes a part of the false positives, but their total rate stays as requested.
     assert (score(novelty, found, depths, classes) > 0.5).mean() == pytest.approx(0.05, abs=0.004)
 
 
@@ -152,7 +152,7 @@ def test_thresholds_come_nearer_where_new_cells_are_expected_to() -> None:
     assert near.threshold(0.5) == pytest.approx(middle, abs=1e-9)
     for rate in (0.01, 0.05, 0.2):
         assert near.threshold(rate) - middle == pytest.approx(0.75 * (plain.threshold(rate) - middle))
-    assert near.threshold(0.8) == plain.threshold(0.8)  # what lies near was not far to begin with
+    assert near.threshold(0.8) == plain.threshold(0.8)  # quantiles below the median do not change
 
 
 @pytest.mark.parametrize(("n", "expected"), [(0, 1.0), (1, 1.0), (2, 0.75), (3, 8 / 9), (6, 14 / 15)])

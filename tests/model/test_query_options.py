@@ -1,4 +1,4 @@
-"""The options of a query: what they refuse, the command they make, and how they are given."""
+"""Tests of the options of a query: validation, the command line, and keywords."""
 
 from __future__ import annotations
 

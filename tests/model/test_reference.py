@@ -1,4 +1,4 @@
-"""A reference that names cells: trained on small planted classes."""
+"""Tests of the model of a reference, trained on small planted classes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cells(seed: int, n: int = N_CELLS, contrast: float = 3.0) -> tuple[CellChunk
 
 
 class SpyEncoder(PCAEncoder):
-    """Principal components that note by which cells they are standardised, and which they are trained on."""
+    """A PCA encoder that records the cells of its scaling and of its training."""
 
     made: ClassVar[list[tuple[int, int]]] = []
 
@@ -82,7 +82,7 @@ ENCODERS = {"discriminant": discriminant, "pca": plain}
 
 
 def novelty_of(model: ReferenceModel, found: Prediction) -> Any:
-    """Novelty of cells that are judged without regard to each other."""
+    """Novelty scores without the shift of the query."""
     judge = model.calibration.novelty
     assert judge is not None
     return judge.score(Shift.none(model.members.n_classes).relative(found.signals, found.given))
@@ -119,7 +119,7 @@ def test_new_cells_are_named(model: ReferenceModel) -> None:
     known = model.members.vector_genes
     assert (got.n_detected == (chunk.X[:, known].toarray() > 0).sum(axis=1)).all()
     assert got.neighbors.indices.shape == (N_CELLS, 15) and len(got) == N_CELLS
-    # Neighbours are rows of the reference, of which every second cell was trained on.
+    # Neighbours are rows of the reference. Every second row is a training cell.
     assert (got.neighbors.indices % 2 == 0).all() and got.neighbors.indices.max() > N_CELLS
     nearest = cells(0)[1][got.neighbors.indices[:, 0] // 2]
     assert (nearest == labels).mean() > 0.8
@@ -127,14 +127,14 @@ def test_new_cells_are_named(model: ReferenceModel) -> None:
 
 @pytest.mark.parametrize(("encoder", "n", "n_batches"), [("pca", 300, 1), ("discriminant", 900, 3)])
 def test_confidence_is_calibrated_on_new_cells(encoder: str, n: int, n_batches: int) -> None:
-    # Where single cells were held out, confidence stays below the accuracy on purpose.
+    # With single held-out cells, uniform mixing keeps confidence below accuracy on purpose.
     batches = (np.arange(n) // N_CLASSES % n_batches).astype(str)
     fitted = ReferenceModel.fit(ENCODERS[encoder], sample_of(*cells(0, n, 1.5), batches))
     assert fitted.calibration.held_out == ("batch" if n_batches > 1 else "cells")
     chunk, labels = cells(1, 600, 1.5)
     p = fitted.predict(chunk).proba
     correct = p.argmax(axis=1) == labels
-    assert 0.5 < correct.mean() < 0.98  # else the question is too easy to say anything
+    assert 0.5 < correct.mean() < 0.98  # otherwise the test is too easy to be informative
     assert expected_calibration_error(p.max(axis=1), correct) < 0.08
     assert fitted.calibration.record["accuracy"] == pytest.approx(correct.mean(), abs=0.08)
 
@@ -187,11 +187,13 @@ def test_more_neighbours_than_cells(model: ReferenceModel) -> None:
 
 def test_what_predict_refuses(model: ReferenceModel) -> None:
     chunk = cells(3, 5)[0]
-    with pytest.raises(InputError, match="no method 'vote'"):
+    with pytest.raises(InputError) as caught:
         model.predict(chunk, method="vote")
-    # Row 1 of the reference was not trained on: it has no label that could be given.
-    with pytest.raises(InputError, match="label"):
+    assert caught.value.code == "unknown-choice" and "'vote'" in caught.value.what
+    # Row 1 of the reference is no training cell, so no label can be predicted.
+    with pytest.raises(InputError) as caught:
         model.predict(chunk, subset=np.array([1]))
+    assert caught.value.code == "where-no-match"
 
 
 def test_foreign_cells_are_novel_and_known_ones_mostly_not(model: ReferenceModel) -> None:
@@ -212,7 +214,7 @@ def test_one_cell_a_label_works_and_is_not_calibrated() -> None:
     got = fitted.predict(new, coverage=0.9)
     assert (got.proba.argmax(axis=1) == labels).mean() > 0.9
     np.testing.assert_allclose(got.proba.sum(axis=1), 1.0, atol=1e-5)
-    # Nothing is known of novelty.
+    # The reference has no novelty scores.
     assert (got.signals == 0).all() and np.isfinite(got.sure).all() and got.sets is not None
 
 

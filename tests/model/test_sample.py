@@ -1,4 +1,4 @@
-"""The cells that a reference keeps to be fitted from again."""
+"""Tests of the training cells that a reference keeps for later fits."""
 
 from __future__ import annotations
 

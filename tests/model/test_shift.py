@@ -1,4 +1,4 @@
-"""What all cells of a query have in common is taken off, and a missing type is not."""
+"""Tests of the shift of a query: the common part is subtracted, a missing type is not."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ N_CLASSES = 6
 Array = np.ndarray
 #: The threshold that 5% of cells of known types exceed, in standard deviations.
 THRESHOLD = 1.645
-#: What another platform adds to each signal.
+#: Shift of each signal by another platform.
 PLANTED = np.array([2.0, 1.0, 0.5])
 
 
 def taken(n: int) -> float:
-    """Return the part of what is common that is taken from n cells of enough classes."""
+    """Return the fraction of the common part that is subtracted, for n cells and enough classes."""
     return n / (n + 10.0)
 
 
 def query(n: int, seed: int = 0, n_classes: int = N_CLASSES, offset: Any = PLANTED) -> tuple[Array, Array]:
-    """Signals of n known cells in each class, moved alike, and the classes."""
+    """Signals of n known cells in each class with a common shift, and the classes."""
     given = np.repeat(np.arange(n_classes), n)
     return np.random.default_rng(seed).normal(size=(len(given), 3)) + offset, given
 
@@ -58,7 +58,7 @@ def test_from_a_class_that_moved_less_less_is_taken_and_never_more_from_one_that
     shift = estimate(signals, given)
     np.testing.assert_allclose(shift.offsets[1], PLANTED / 2, atol=0.15)
     np.testing.assert_allclose(shift.offsets[2], PLANTED, atol=0.15)
-    # From a label that no cell got what is common is taken, and nowhere more than that.
+    # A label without a cell gets the whole common part as offset. No label gets more.
     few = estimate(signals, np.where(given == 1, 0, given))
     assert (few.offsets[1] >= few.offsets).all()
     np.testing.assert_allclose(few.offsets[1], PLANTED, atol=0.15)
@@ -69,7 +69,7 @@ def test_from_a_class_that_moved_less_less_is_taken_and_never_more_from_one_that
 def test_a_missing_type_is_not_explained_away(fraction: float, offset: float) -> None:
     signals, given = query(200, offset=offset)
     n = int(fraction / (1 - fraction) * len(given))
-    # All cells of the missing type look most like one known type, more or less far from it.
+    # All cells of the missing type get the label of one known type, at various distances from it.
     new = np.random.default_rng(1).normal(size=(n, 3)) + offset + 5.0
     both, classes = np.concatenate([signals, new]), np.concatenate([given, np.zeros(n, np.int64)])
     rest = estimate(both, classes).relative(both, classes)
@@ -96,7 +96,7 @@ def test_one_label_alone_has_nothing_in_common(n: int) -> None:
 
 
 def test_with_few_cells_or_few_labels_less_is_taken() -> None:
-    # All cells alike: the common part is known to the digit.
+    # With equal cells the common part is known exactly.
     def offset(n: int, n_classes: int) -> float:
         given = np.repeat(np.arange(n_classes), n)
         shift = estimate(np.full((len(given), 3), 3.0 - 0.5244), given)

@@ -1,4 +1,4 @@
-"""Distances to classes: against scikit-learn and numpy, and what they are good for."""
+"""Tests of distances to classes against scikit-learn and NumPy, and of their use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The truth table of statuses, and the floor under the number of genes."""
+"""Tests of the statuses of cells, and of the threshold for low quality."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def test_no_cells() -> None:
 def test_the_floor_is_half_the_first_percentile() -> None:
     n_detected = np.concatenate([[0], np.arange(1000, 1999)])
     assert low_quality_floor(n_detected) == pytest.approx(0.5 * np.percentile(n_detected, 1))
-    assert low_quality_floor(n_detected) > 480  # one empty cell does not set the bar
+    assert low_quality_floor(n_detected) > 480  # one empty cell does not set the threshold
     assert low_quality_floor(np.zeros(5, np.int64)) == 1.0

@@ -1,4 +1,4 @@
-"""Texts of genes: templates, and what goes through the backbone."""
+"""Tests of texts of genes: templates, and the texts that the backbone encodes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ IDS = GENES["gene_id"].tolist()
 
 
 class Knowledge:
-    """What is asked of the knowledge base."""
+    """The part of the knowledge base that the tests need."""
 
     def genes(self) -> pd.DataFrame:
         return GENES.iloc[::-1].assign(entrez_id=1)
@@ -57,7 +57,7 @@ KB: Any = Knowledge()
 
 
 class Spy(RandomBackbone):
-    """Random directions that note which texts they were asked for."""
+    """A backbone with random vectors that records its texts."""
 
     def __init__(self, template: str = "default") -> None:
         super().__init__(8, template)
@@ -129,9 +129,9 @@ def test_every_gene_has_a_text_in_the_order_asked_for() -> None:
     assert table.columns.tolist() == ["gene_id", "species", "symbol", "text", "text_sha256"]
     assert table["gene_id"].tolist() == IDS[::-1]
     by_id = dict(zip(table["gene_id"], table["text"], strict=True))
-    assert by_id["MGI:96573"] == "Ins2 (insulin II)"  # no description: its names
-    assert by_id["entrez:7"] == "LOC7"  # nor a name: the symbol
-    assert by_id["HGNC:1"] == by_id["HGNC:2"] == SAME  # braces in a text are no fields
+    assert by_id["MGI:96573"] == "Ins2 (insulin II)"  # without a description, the text has the names
+    assert by_id["entrez:7"] == "LOC7"  # without a name, it has the symbol
+    assert by_id["HGNC:1"] == by_id["HGNC:2"] == SAME  # braces in a description are not fields
 
 
 # encoding
@@ -147,7 +147,7 @@ def test_vectors_are_those_of_each_gene_s_text(spy: Spy, cache: VectorCache) -> 
     np.testing.assert_array_equal(got.vectors, expected)
     assert got.table["gene_id"].tolist() == IDS and "text" not in got.table
     assert got.space == spy.space
-    # Two genes share a text: it is encoded once.
+    # A text of two genes is encoded once.
     assert (got.n_encoded, got.n_cached) == (5, 0) and sorted(spy.seen) == sorted(set(spy.seen))
 
 
@@ -207,7 +207,7 @@ def test_permuted_genes_get_each_other_s_vectors(cache: VectorCache) -> None:
     plain, permuted = encode(cache), encode(cache, spec="permuted:random:8")
     np.testing.assert_array_equal(permuted.vectors, plain.vectors[permutation(IDS)])
     assert permuted.n_encoded == 0 and permuted.table.equals(plain.table)
-    # Who gets whose vector does not depend on the order of the list.
+    # The permutation does not depend on the order of the list.
     other = encode(cache, IDS[::-1], spec="permuted:random:8")
     np.testing.assert_array_equal(other.vectors[::-1], permuted.vectors)
 

@@ -1,4 +1,4 @@
-"""A store whose names try to be HTML, a server over it, and a real browser."""
+"""Fixtures: a store with HTML in its names, its server, and a real browser."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def shelf(
     hostile_cells(tiny_adata, 60, 1).write_h5ad(folder / "new.h5ad")
     report = folder / "report.html"
     with pytest.MonkeyPatch.context() as patch:
-        # UMAP compiles itself for ten seconds; the server's own process does it in earnest.
+        # The real UMAP compiles for ten seconds, so only the process of the server uses it.
         patch.setattr("scvec.report.write_report.lay_out", flat)
         found = scvec.query(folder / "store", folder / "new.h5ad", report=report)
     return Shelf(folder / "store", folder / "new.h5ad", report, found)
 
 
-#: Stands in for UMAP in the server's processes, where it would compile itself for twenty seconds each time.
-#: The examples of the README have the real one.
+#: Replaces UMAP in child processes of the server, where it would compile for twenty seconds each time. The
+#: examples of the README use the real one.
 UMAP = """
 class UMAP:
     def __init__(self, **options):
@@ -86,11 +86,11 @@ def server(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     finally:
         process.terminate()
         assert process.wait(timeout=120) == 143
-        # What was uploaded goes when the server does.
+        # Uploads are deleted when the server stops.
         assert list(temporary.glob("scvec-serve-*")) == []
 
 
-# Of a module, as Playwright keeps an event loop running in this thread while it is open.
+# One per module, because Playwright runs an event loop in this thread while it is open.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A real headless Chromium, driven by Playwright."""
@@ -99,7 +99,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("no Chromium here: apt-get install chromium, or name one in SCVEC_BROWSER")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make dev")
     with sync_api.sync_playwright() as playwright:
-        # Chromium refuses its own sandbox to root; what it opens here is ours.
+        # Chromium has no sandbox for root. These pages are trusted.
         root = hasattr(os, "geteuid") and os.geteuid() == 0
         found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if root else [])
         yield found
@@ -109,7 +109,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def tab(browser: Any) -> Iterator[Tab]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    context.set_default_timeout(300_000)  # a busy machine is no fault of the page
+    context.set_default_timeout(300_000)  # generous, for a busy machine
     made = Tab(context.new_page())
     made.watch(made.page)
     yield made

@@ -1,4 +1,4 @@
-"""The API against its own description, by requests that Schemathesis makes up."""
+"""Tests of the API against its own schema, with requests that Schemathesis generates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPERATIONS = 6
 @pytest.mark.slow
 def test_no_request_is_a_server_error(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     schemathesis: Any = pytest.importorskip("schemathesis", reason="schemathesis is not installed: make dev")
-    monkeypatch.setattr(Jobs, "_work", lambda self: None)  # no job is ever begun
+    monkeypatch.setattr(Jobs, "_work", lambda self: None)  # no job starts
     limits = Limits(jobs=5)
     jobs = Jobs(shelf.store, tmp_path, limits)
     searches = Searches(shelf.store, tmp_path, limits)
@@ -42,7 +42,7 @@ def test_no_request_is_a_server_error(shelf: Shelf, tmp_path: Path, monkeypatch:
         )
         @given(case=operation.as_strategy())
         def asks(case: Any) -> None:
-            answer = case.call(timeout=300)  # of Schemathesis itself it is 10
+            answer = case.call(timeout=300)  # the default of Schemathesis is 10
             seen.append(answer.status_code)
             assert answer.status_code < 500, answer.text
             if answer.status_code >= 400:

@@ -1,4 +1,4 @@
-"""Clients that hold connections: half-open, slow, too many. Real sockets, short limits."""
+"""Tests of half-open, slow and too many connections, with real sockets and short limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KNOWN = f"Authorization: Bearer {TOKEN}\r\n"
 
 
 async def reads(scope: Any, receive: Any, send: Any) -> None:
-    """An application that reads a body and says how long it was."""
+    """An application that reads a body and returns its length."""
     n, more = 0, True
     while more:
         message = await receive()
@@ -52,7 +52,7 @@ class Door:
 
 
 def answer(sock: socket.socket) -> tuple[int, Any]:
-    """Read until the server closes; status 0 where there is no answer."""
+    """Read until the server closes the connection; status 0 means no answer."""
     said = b""
     try:
         while part := sock.recv(65536):
@@ -92,16 +92,16 @@ def test_half_open_requests_do_not_hold_the_server():
         held = [door.open("GET / HTT") for _ in range(200)]
         began = time.monotonic()
         assert door.ask(KNOWN) == (200, 0)
-        assert time.monotonic() - began < 2.0  # at once, not when the others have gone
+        assert time.monotonic() - began < 2.0  # at once, without waiting for the other connections
         found = [answer(sock) for sock in held]
         codes = {error["error"]["code"] for status, error in found if status}
         assert {status for status, _ in found} <= {0, 408, 503} and codes == {"busy", "too-slow"}
-        # Those that were let in stayed until their clock ran out.
+        # Accepted connections stayed open until their time limit.
         assert 40 <= sum(status == 408 for status, _ in found) <= 50
 
 
 def drip(sock: socket.socket, byte: bytes, seconds: float = 30.0) -> float:
-    """Send a byte again and again until the server closes; returns how long it took."""
+    """Send a byte repeatedly until the server closes the connection; return the time in seconds."""
     began = time.monotonic()
     sock.settimeout(0.05)
     while (took := time.monotonic() - began) < seconds:
@@ -120,7 +120,7 @@ def drip(sock: socket.socket, byte: bytes, seconds: float = 30.0) -> float:
 def test_a_byte_now_and_then_does_not_set_the_clock_back():
     with running(Limits(head=1.0)) as door:
         assert drip(door.open("GET / HTTP/1.1\r\nX: "), b"x") < 15
-        # Nor does the body of a request that was refused, nor a second head.
+        # The same holds for the body of a refused request, and for a second head.
         refused = door.open(door.head("POST /api/jobs", "Content-Length: 100000\r\n"))
         assert drip(refused, b"x") < 15
         second = door.open(door.head("GET /api/info", KNOWN) + "GET / HTTP/1.1\r\nX: ")

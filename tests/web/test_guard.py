@@ -1,4 +1,4 @@
-"""Who gets in: token, host, origin, size, and the headers of every answer."""
+"""Tests of the guard: token, host, origin, size, and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOST = "127.0.0.1:8765"
 
 
 def guarded(token: str | None = TOKEN, swallow: bool = False) -> tuple[Guard, list[bytes]]:
-    """A guard before an application that remembers the bodies it read."""
+    """A guard around an application that records the bodies it read."""
     bodies: list[bytes] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -79,7 +79,7 @@ def test_the_token_opens():
     assert ask(guard)[0] == 401 and bodies == []
     for wrong in ({"authorization": "Bearer x"}, {"authorization": f"Basic {TOKEN}"}, {"cookie": "scvec=x"}):
         assert ask(guard, **wrong)[0] == 401
-    assert ask(guard, query=f"token={TOKEN}")[0] == 401  # in the address of the page only
+    assert ask(guard, query=f"token={TOKEN}")[0] == 401  # a token in the address works for the page only
     assert ask(guard, authorization=f"Bearer {TOKEN}")[0] == 200
     assert ask(guard, cookie=f"a=b; scvec={TOKEN}")[0] == 200
     assert ask(guarded(token=None)[0])[0] == 200
@@ -120,7 +120,7 @@ def test_what_is_too_large_is_not_read_to_the_end(swallow: bool):
     assert ask(guard, content_length="-1", **known)[0] == 413
     assert ask(guard, "/api/jobs", content_length=str(most + 1000), **known)[0] == 200
     assert ask(guard, "/api/jobs", content_length=str(most + 1001), **known)[0] == 413
-    # one that does not say how much it sends
+    # a client that does not state the length of its body
     bodies.clear()
     assert ask(guard, body=(b"x" * most, b"x", b"x"), **known)[0] == 413 and bodies == []
     assert ask(guard, body=(b"x" * (most - 1), b"x"), **known)[0] == 200

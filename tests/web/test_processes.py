@@ -1,4 +1,4 @@
-"""The processes of a server: their environment, their limits, and that none outlives it."""
+"""Tests of the child processes of a server: environment, limits, and their end with the server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FAIL = (
 
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Programs that stand in for the next processes, the last one for all that follow."""
+    """Programs that replace the next child processes; the last program replaces all later ones."""
     left: list[str] = []
     real = subprocess.Popen
 
@@ -93,7 +93,7 @@ def test_searches_share_a_process_that_is_started_again(programs: list[str], tmp
         until(lambda: not searches._process.alive)  # type: ignore[union-attr]
         first, second = searches.find("cells", "x", k=3), searches.find("cells", "y")
         assert first["pid"] == second["pid"] and first["asked"]["options"] == {"k": 3}
-        searches._places.acquire()
+        searches._slots.acquire()
         with pytest.raises(Busy):
             searches.find("genes", "x")
     finally:
@@ -102,7 +102,7 @@ def test_searches_share_a_process_that_is_started_again(programs: list[str], tmp
 
 def test_a_search_that_takes_too_much_memory_is_ended(programs: list[str], tmp_path: Path):
     if not process_module.memory_of(os.getpid()):
-        pytest.skip("this system does not tell how much memory a process holds")
+        pytest.skip("this system does not report the memory of a process")
     programs += ["import time; x = bytearray(300_000_000); x[::4096] = b'1' * len(x[::4096]); time.sleep(60)"]
     searches = Searches(tmp_path / "store", tmp_path, Limits(memory=2**27))
     with pytest.raises(ResourceError) as large:
@@ -140,7 +140,7 @@ def test_a_process_ends_with_its_parent_whatever_it_does(work: str, tmp_path: Pa
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["stage"] == "begun"
-        time.sleep(0.3)  # let it begin in earnest
+        time.sleep(0.3)  # let it start its work
         process.stdin.close()
         try:
             assert process.wait(30) in (1, -getattr(signal, "SIGIO", 0))

@@ -1,4 +1,4 @@
-"""The report in a real browser."""
+"""Tests of the report in a real browser."""
 
 from __future__ import annotations
 

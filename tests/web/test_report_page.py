@@ -1,4 +1,4 @@
-"""The report as a text: what it says, what it weighs, and what it lets run."""
+"""Tests of the report file: its contents, its size, and its security policy."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_cells_beyond_the_sample_lie_among_their_neighbours(monkeypatch: pytest.
     centre = np.array([[0, 0, 0, 0], [20, 0, 0, 0]], dtype="f4")
     known = (centre[np.arange(60) % 2] + rng.normal(size=(60, 4))).astype("f4")
     new = (centre[np.arange(80) % 2] + rng.normal(size=(80, 4))).astype("f4")
-    # UMAP itself compiles for twenty seconds; the server's test has it do it in a process of its own.
+    # UMAP compiles for twenty seconds. The test of the server runs the real one in a child process.
     monkeypatch.setattr(write_report, "_fit", lambda vectors, seed: (None, vectors[:, :2]))
     monkeypatch.setattr(write_report, "_transform", lambda model, vectors: vectors[:, :2])
     monkeypatch.setattr(write_report, "MAX_TRANSFORMED", 30)

@@ -1,4 +1,4 @@
-"""The page of ``scvec serve`` in a real browser."""
+"""Tests of the page of ``scvec serve`` in a real browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture
 def cells(shelf: Shelf, tmp_path: Path) -> Path:
-    """The cells under a name that is markup."""
+    """The cells in a file whose name is HTML."""
     return Path(shutil.copy(shelf.cells, tmp_path / f"{HOSTILE}.h5ad"))
 
 
@@ -52,7 +52,7 @@ def test_drop_wait_look_and_take_home(tab: Tab, server: Server, shelf: Shelf, ce
     with report.expect_download() as saved:
         report.click("#save-labels")
     assert saved.value.suggested_filename == "labels.csv"
-    # of no origin: what runs in a report cannot ask the server
+    # The report has an opaque origin, so its scripts cannot send requests to the server.
     assert report.evaluate("origin") == "null"
     assert violations(page) == []
     assert tab.problems == [] and tab.away() == []

@@ -1,4 +1,4 @@
-"""REST: what is answered, what is refused, and that nothing an upload holds does harm."""
+"""Tests of the REST interface: answers, refusals, and hostile uploads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scvec.web import process as process_module
 from scvec.web.jobs import Busy, Jobs, script
 from scvec.web.process import Limits, memory_of
 
-#: Files that try something, of the list in tests/bad_inputs: links out, bombs, lies, and no h5ad at all.
+#: Hostile files from tests/bad_inputs: links to other files, bombs, contradictions, and other formats.
 NASTY = (
     "external-link external-storage virtual-dataset matrix-bomb obs-bomb circle-of-groups deep-groups "
     "truncated damaged-start endless-heap csc-indices-beyond column-length no-x unknown-filter empty-file "
@@ -99,7 +99,7 @@ def test_hostile_uploads_are_harmless(server: Server, shelf: Shelf, tmp_path: Pa
     for k, (name, build) in enumerate(contents.items()):
         folder = tmp_path / str(k)
         folder.mkdir()
-        # The limits allow no more jobs at once than twenty.
+        # The limits allow at most twenty jobs.
         status, job = upload(server, build(folder).read_bytes(), name=f"../../../tmp/{k}.h5ad")
         assert status == 202, (name, job)
         sent[name] = job["id"]
@@ -178,7 +178,7 @@ def test_every_refusal_has_the_same_body(server: Server, shelf: Shelf):
 
 @pytest.fixture
 def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
-    """Jobs of which none is ever begun."""
+    """A queue that starts no job."""
     monkeypatch.setattr(Jobs, "_work", lambda self: None)
     made = Jobs(tmp_path / "store", tmp_path, Limits(jobs=2))
     yield made
@@ -206,7 +206,7 @@ def test_the_oldest_that_ended_gives_way(idle: Jobs):
 
 
 def run_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, limits: Limits) -> Any:
-    """Run one job whose child is this program."""
+    """Run one job with this program as its child process."""
     real = process_module.subprocess.Popen
 
     def popen(words: list[str], **options: Any) -> Any:
@@ -233,7 +233,7 @@ def test_a_job_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_a_job_that_takes_too_much_memory_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     if not memory_of(1) and not Path("/proc/self/statm").exists():
-        pytest.skip("this system does not tell how much memory a process holds")
+        pytest.skip("this system does not report the memory of a process")
     program = "import time; x = bytearray(300_000_000); x[::4096] = b'1' * len(x[::4096]); time.sleep(60)"
     job = run_child(monkeypatch, tmp_path, program, Limits(memory=2**27))
     assert job.status == "failed" and "memory" in job.error["what"]

@@ -1,4 +1,4 @@
-"""Evaluation against true labels: numbers by hand, names that mean the same, and what is refused."""
+"""Tests of evaluation against true labels: scores by hand, label maps, and errors."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def store(
 
 @pytest.fixture(scope="module")
 def cells(tiny_adata: Callable[..., Any]) -> Any:
-    """Four types, one of which the reference lacks; half of one type is called by another name."""
+    """Cells of four types. The reference lacks one type, and half of another type has another name."""
     new = tiny_adata(80, classes=4, seed=1)
     truth = new.obs["cell_type"].astype(str).to_numpy(dtype=object)
-    truth[:3] = ["beta", None, "unknown sort"]  # alpha in truth; no label; a name of its own
+    truth[:3] = ["beta", None, "unknown sort"]  # wrong label; no label; unknown name
     new.obs["truth"] = truth
     return new
 
@@ -93,7 +93,7 @@ def test_labels_of_the_ontology_are_compared_by_their_ancestors(store: Path, cel
     scores = scvec.evaluate(store, cells, truth_key="cell_type").scores
     assert scores["accuracy"] == scores["ontology_accuracy"] == scores["ontology_similarity"] == 1.0
     scores = scvec.evaluate(store, cells, truth_key="truth").scores
-    # the one wrong label is a sibling: not right, but near
+    # The only wrong label is a sibling of the true one: wrong, but similar.
     assert scores["ontology_accuracy"] == scores["accuracy"] < scores["ontology_similarity"] < 1.0
 
 
@@ -110,20 +110,22 @@ def test_without_matplotlib_a_figure_says_what_to_install(
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match="pip install matplotlib"):
+    with pytest.raises(InputError) as caught:
         scvec.evaluate(store, cells, truth_key="truth", plot=tmp_path / "eval.png")
+    assert caught.value.code == "extra-not-installed" and "pip install matplotlib" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_refused(store: Path, cells: Any, tmp_path: Path):
-    with pytest.raises(InputError, match="no column 'trut'"):
-        scvec.evaluate(store, cells, truth_key="trut")
-    with pytest.raises(InputError, match="does not fit"):
-        scvec.evaluate(store, cells, truth_key="truth", output=tmp_path / "eval.txt")
-    with pytest.raises(InputError, match="between 0 and 1"):
-        scvec.evaluate(store, cells, truth_key="truth", coverage=90)
-    with pytest.raises(InputError, match="no such file of labels"):
-        scvec.evaluate(store, cells, truth_key="truth", label_map=tmp_path / "none.csv")
+    for options, code in (
+        ({"truth_key": "trut"}, "unknown-column"),
+        ({"output": tmp_path / "eval.txt"}, "output-format"),
+        ({"coverage": 90}, "option-out-of-range"),
+        ({"label_map": tmp_path / "none.csv"}, "file-not-found"),
+    ):
+        with pytest.raises(InputError) as caught:
+            scvec.evaluate(store, cells, **{"truth_key": "truth", **options})
+        assert caught.value.code == code
     for name, text in (
         ("a.csv", "a,b,c\n"),
         ("b.csv", "a,b\na,c\n"),
@@ -135,5 +137,6 @@ def test_what_is_refused(store: Path, cells: Any, tmp_path: Path):
             scvec.evaluate(store, cells, truth_key="truth", label_map=tmp_path / name)
     nothing = cells.copy()
     nothing.obs["truth"] = None
-    with pytest.raises(InputError, match="no cell has a true label"):
+    with pytest.raises(InputError) as caught:
         scvec.evaluate(store, nothing, truth_key="truth")
+    assert caught.value.code == "no-labels"

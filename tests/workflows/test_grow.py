@@ -1,4 +1,4 @@
-"""Cells that join a reference and leave it."""
+"""Tests of cells that are appended to a reference or deleted from it."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_new_cells_are_neighbours_and_the_old_ones_stay(store: Path, tiny_adata:
     more = tiny_adata(30, seed=5)
     report = scvec.append_cells(store, [more], name="tiny", **OPTIONS)
     assert (report.n_added, report.n_cells) == (30, 90) and "30 cells appended" in report.lines()[0]
-    assert any("neighbours know the new cells" in note for note in report.notes)
+    assert any("neighbours include the new cells" in note for note in report.notes)
     after = Store(store).reference("tiny")
     assert after.n == after.index.n == 90
     np.testing.assert_array_equal(after.vectors[:60], old)
     assert list(after.obs.index[60:]) == list(more.obs_names)
     assert after.meta["counts"] == {"acinar": 30, "alpha": 30, "beta": 30}
     assert [a["n_cells"] for a in after.meta["appended"]] == [30]
-    # A cell asked for finds itself, at no distance: it was encoded as a query is.
+    # An appended cell is its own nearest neighbour at distance 0, because it was encoded like a query.
     found = scvec.query(store, more, n_neighbors=1)
     np.testing.assert_array_equal(found.neighbors.indices[:, 0], np.arange(60, 90))
     assert found.neighbors.distances.max() < 1e-8
@@ -68,7 +68,8 @@ def test_labels_that_were_not_learned(store: Path, tiny_adata: Callable[..., Any
     more = tiny_adata(40, classes=4, seed=5)
     with pytest.raises(InputError, match="'ductal'") as error:
         scvec.append_cells(store, [more], name="tiny", **OPTIONS)
-    assert "--label-map" in error.value.fix and len(str(error.value).splitlines()) <= 3
+    assert error.value.code == "label-not-learned" and "--label-map" in error.value.fix
+    assert len(str(error.value).splitlines()) <= 3
     assert Store(store).reference("tiny").n == 60
     scvec.append_cells(store, [more], name="tiny", label_map={"ductal": ""}, **OPTIONS)
     codes = Store(store).reference("tiny").obs["_scvec_class"]
@@ -76,12 +77,14 @@ def test_labels_that_were_not_learned(store: Path, tiny_adata: Callable[..., Any
 
 
 def test_refused(store: Path, tiny_adata: Callable[..., Any]):
-    with pytest.raises(InputError, match="no reference 'tinny'"):
-        scvec.append_cells(store, [tiny_adata(9)], name="tinny", **OPTIONS)
-    with pytest.raises(InputError, match="column"):
-        scvec.append_cells(store, [tiny_adata(9)], name="tiny", label_key="type")
-    with pytest.raises(InputError, match="no file"):
-        scvec.append_cells(store, [], name="tiny", **OPTIONS)
+    for files, options, code in (
+        ([tiny_adata(9)], {"name": "tinny", **OPTIONS}, "unknown-reference"),
+        ([tiny_adata(9)], {"name": "tiny", "label_key": "type"}, "unknown-column"),
+        ([], {"name": "tiny", **OPTIONS}, "usage"),
+    ):
+        with pytest.raises(InputError) as caught:
+            scvec.append_cells(store, files, **options)
+        assert caught.value.code == code
 
 
 def test_dropped_cells_are_no_neighbours(store: Path, tiny_adata: Callable[..., Any]):
@@ -96,7 +99,7 @@ def test_dropped_cells_are_no_neighbours(store: Path, tiny_adata: Callable[..., 
     found = scvec.query(store, tiny_adata(9, seed=1), n_neighbors=30).neighbors.indices
     assert found.max() < 30
     assert scvec.verify(store).ok
-    del old, new  # whoever reads a generation keeps it
+    del old, new  # an open version would not be deleted
     files = len(list((store / "files").iterdir()))
     scvec.compact(store)
     assert len(list((store / "files").iterdir())) < files
@@ -104,7 +107,7 @@ def test_dropped_cells_are_no_neighbours(store: Path, tiny_adata: Callable[..., 
 
 def test_dropping_a_label_and_all_probes(store: Path):
     report = scvec.drop_cells(store, "tiny", where="cell_type = 'beta'")
-    assert any("no cell has these labels any more" in note and "beta" in note for note in report.notes)
+    assert any("no cells left" in note and "beta" in note for note in report.notes)
     scvec.drop_cells(store, "tiny", where="cell_type = 'alpha' OR donor = 'donor1'")
     assert scvec.verify(store).ok
 
@@ -193,12 +196,12 @@ def test_what_was_made_before_compact_is_of_the_same_reference(
     told = scvec.explain(store, out, cell=cell)
     assert {voter.dataset for voter in told.voters} <= set(obs["scvec_source"])
     assert scvec.import_vectors(store, exported).n_new == 0
-    # Other cells are another reference, also once they were put together.
+    # With other cells it is another reference, also after the segments are merged.
     scvec.append_cells(store, [tiny_adata(6, seed=6)], name="tiny", **OPTIONS)
     scvec.compact(store)
     with pytest.raises(StoreError, match="is another"):
         scvec.explain(store, out, cell=cell)
-    with pytest.raises(InputError, match="not those of reference"):
+    with pytest.raises(InputError, match="'tiny'"):
         scvec.import_vectors(store, exported)
 
 

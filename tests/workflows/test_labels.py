@@ -1,4 +1,4 @@
-"""Terms of a reference's labels: found at ingest, shown, changed, and carried by predictions."""
+"""Tests of the Cell Ontology terms of labels: matched at ingest, shown, changed, and used in predictions."""
 
 from __future__ import annotations
 
@@ -78,28 +78,29 @@ def test_terms_are_changed_as_a_new_generation(folder: Path, tiny_adata: Callabl
     assert {r.label: r.how for r in scvec.labels(folder / "store", "tiny").labels}[
         "cluster 7"
     ] == "no cell type"
-    # The reference is the same: what was annotated before the change is explained after it.
+    # The reference did not change, so an earlier annotation can still be explained.
     scvec.compact(store)
     scvec.annotate(new, folder / "store")
     assert scvec.explain(store, new, label="beta").label == "beta"
     again = scvec.labels(store, "tiny", set={"cluster 7": "CL:0000115"})
-    assert again.generation == 3, "what changes nothing is no new generation"
+    assert again.generation == 3, "a call without changes must not make a version"
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "code", "names"),
     [
-        ({"set": {"alhpa": "CL:0000171"}}, "did you mean 'alpha'"),
-        ({"unset": ["x"]}, "no label 'x'"),
-        ({"set": {"alpha": "CL:9999999"}}, "no term CL:9999999"),
-        ({"set": {"alpha": "T cell"}}, "not a Cell Ontology id"),
-        ({"set": {"alpha": "CL:0000171"}, "unset": ["alpha"]}, "both set and unset"),
+        ({"set": {"alhpa": "CL:0000171"}}, "unknown-label", "did you mean 'alpha'"),
+        ({"unset": ["x"]}, "unknown-label", "'x'"),
+        ({"set": {"alpha": "CL:9999999"}}, "bad-name", "CL:9999999"),
+        ({"set": {"alpha": "T cell"}}, "bad-name", "'T cell'"),
+        ({"set": {"alpha": "CL:0000171"}, "unset": ["alpha"]}, "usage", "'alpha'"),
     ],
     ids=["label", "unset", "unknown-term", "no-id", "both"],
 )
-def test_what_cannot_be_set(folder: Path, options: dict[str, Any], message: str):
-    with pytest.raises(InputError, match=message):
+def test_what_cannot_be_set(folder: Path, options: dict[str, Any], code: str, names: str):
+    with pytest.raises(InputError, match=names) as caught:
         scvec.labels(folder / "store", "tiny", **options)
+    assert caught.value.code == code
     assert scvec.labels(folder / "store", "tiny").generation == 2
 
 

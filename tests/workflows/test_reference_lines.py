@@ -1,4 +1,4 @@
-"""What people read of a reference."""
+"""Tests of the text lines about a reference in ``scvec info``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_person_reads_lines_and_no_dicts():
         "  index: flat, exact; 10,000 cells appended, 7 deleted, 2 segments (scvec compact merges them)",
         "  options: backbone minilm, seed 0",
         "  on held-out cells (batch): accuracy 0.900, macro-F1 0.800, ECE 0.010; "
-        "alone: knn 0.750, head 0.851",
+        "members alone: knn 0.750, head 0.851",
         "  more: 5",
     ]
 
@@ -39,7 +39,7 @@ def test_a_person_reads_lines_and_no_dicts():
     [
         (
             {"accuracy": None, "macro_f1": None, "ece": None, "members": {}},
-            "  no cell could be held out: confidence is not calibrated, novelty is not judged",
+            "  no cell could be held out; confidence is not calibrated, and novelty is not scored",
         ),
         (
             {"accuracy": 1.0, "macro_f1": 1.0, "ece": 0.0, "of a later version": 3},
@@ -57,10 +57,10 @@ def test_an_approximate_index_says_what_it_finds():
     index = {**near, "target": 0.95, "recall": {"at_15": 0.967, "unseen_15": 0.965}}
     [line] = reference_lines({"index": index})
     assert line == (
-        "  index: ivf, approximate; 2,048 lists, 24 opened, factor 4; recall at 15 0.967, unseen 15 0.965"
-        " (asked 0.95)"
+        "  index: ivf, approximate; 2,048 lists, 24 searched, factor 4; recall at 15 0.967, unseen 15 0.965"
+        " (requested 0.95)"
     )
-    assert "24 opened at most, factor 4" in reference_lines({"index": {**index, "reach": 0.5}})[0]
+    assert "24 searched at most, factor 4" in reference_lines({"index": {**index, "reach": 0.5}})[0]
 
 
 def test_nothing_is_said_of_nothing():

@@ -1,5 +1,5 @@
 "use strict";
-/* The page of `scvec serve`. Names of files, labels, genes and cells become text nodes only. */
+/* The page of `scvec serve`. Names of files, labels, genes and cells are inserted as text nodes, never as HTML. */
 (() => {
   const $ = (id) => document.getElementById(id);
   const element = (tag, text, attributes = {}) => {
@@ -34,14 +34,14 @@
     $("reference-about").textContent = r
       ? `${r.name}: ${count(r.n_cells)} ${r.species} cells, ${Object.keys(r.labels).length} labels: ` +
         Object.keys(r.labels).slice(0, 12).join(", ") + (Object.keys(r.labels).length > 12 ? ", …" : "")
-      : "The store has no reference yet: scvec ingest cells makes one.";
+      : "The store has no reference yet. Make one with: scvec ingest cells";
     $("go").disabled = !r;
   }
   ask("/api/info")
     .then((info) => {
       references = info.references;
       for (const r of references) $("reference").append(element("option", r.name, { value: r.name }));
-      $("about").append(` Version ${info.version}, store generation ${info.generation}.`);
+      $("about").append(` scvec ${info.version}, version ${info.generation} of the store.`);
       describe();
       document.documentElement.dataset.ready = "yes";
     })
@@ -79,8 +79,8 @@
         await new Promise((resolve) => setTimeout(resolve, 400));
         if (!job) return;
         job = await ask(`/api/jobs/${mine}`);
-        const told = job.total ? `${job.stage}: ${count(job.done)} of ${count(job.total)}` : job.stage;
-        $("status").textContent = job.status === "waiting" ? "Waiting for another job …" : `${told || "starting"} …`;
+        const stage = job.total ? `${job.stage}: ${count(job.done)} of ${count(job.total)}` : job.stage;
+        $("status").textContent = job.status === "waiting" ? "Waiting for another job …" : `${stage || "starting"} …`;
         if (job.total) {
           $("progress").max = job.total;
           $("progress").value = job.done;
@@ -96,7 +96,7 @@
       busy(false);
       $("status").textContent = "";
       if (job) problem(error.what ? error : { what: String(error) });
-      else problem(error.what ? error : { what: "the upload failed", fix: "is the file larger than the server takes?" });
+      else problem(error.what ? error : { what: "the upload failed", fix: "is the file larger than the limit of the server?" });
     }
   });
   $("stop").addEventListener("click", async () => {
@@ -112,7 +112,7 @@
     "annotated.h5ad": "Annotated h5ad",
     "labels.csv": "Labels as CSV",
     "report.json": "Report as JSON",
-    "annotate.sh": "Script that does the same",
+    "annotate.sh": "Script that repeats the annotation",
   };
   function show(done) {
     const r = done.result;
@@ -176,7 +176,7 @@
         $("hits").replaceChildren(
           table(
             "Genes found",
-            [["gene"], ["score", "num"], ["cosine", "num"], ["words", "num"], ["name"], ["what is known of it", "text"]],
+            [["gene"], ["score", "num"], ["cosine", "num"], ["words", "num"], ["name"], ["description", "text"]],
             found.hits.map((h) => [h.symbol, number(h.score, 2), number(h.similarity, 2), number(h.keyword, 1), h.name, h.text]),
           ),
         );
@@ -192,7 +192,7 @@
           element("h3", "Cells"),
           table(
             "Cells found",
-            [["cell"], ["score", "num"], ["label"], ["more", "text"]],
+            [["cell"], ["score", "num"], ["label"], ["other columns", "text"]],
             found.hits.map((h) => [h.cell, number(h.score, 3), h.label, Object.entries(h.obs).map(([k, v]) => `${k} ${v}`).join(", ")]),
           ),
         );

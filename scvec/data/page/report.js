@@ -1,5 +1,5 @@
 "use strict";
-/* The report: names of cells, labels and genes are whatever a file holds, and become text nodes only. */
+/* The report. Names of cells, labels and genes are untrusted, so they are inserted as text nodes, never as HTML. */
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
@@ -16,16 +16,16 @@
 
   const rgb = (hex) => [0, 2, 4].map((k) => parseInt(hex.replace("#", "").slice(k, k + 2), 16));
   const mixed = (color, other, share) => color.map((v, k) => Math.round(v * (1 - share) + other[k] * share));
-  /* The colours of scvec.pl: the first ones are told apart by people with every kind of colour vision; no set of more
-     is, and the legend shows one label alone. */
+  /* The colours of scvec.pl. People with any kind of colour vision can distinguish the first ones. No larger set of
+     colours is safe, so the legend can show one label alone. */
   const PALETTE = data.palette.map(rgb);
-  /* Cividis (Nunez et al. 2018), made for colour-vision deficiency. */
+  /* Cividis (Nunez et al. 2018), designed for colour-vision deficiency. */
   const RAMP = ["00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838"].map(rgb);
   let isDark = false;
   const ramp = (share) => {
     const at = Math.max(0, Math.min(1, share)) * (RAMP.length - 1), k = Math.min(RAMP.length - 2, Math.floor(at));
     const color = mixed(RAMP[k], RAMP[k + 1], at - k);
-    /* Its dark end would not be seen on a dark page: there it begins at a lighter blue, still ascending. */
+    /* The dark end is invisible on a dark page. There the scale starts at a lighter blue and stays monotonic. */
     return isDark ? mixed(color, [120, 165, 255], 0.55 * (1 - share)) : color;
   };
   const pixel = ([r, g, b]) => (0xff000000 | (b << 16) | (g << 8) | r) >>> 0;
@@ -44,7 +44,7 @@
     candidates: u16(data.candidates),
     probabilities: bytes(data.probabilities),
   };
-  /* A drawing order that mixes the labels, the same at each opening. */
+  /* A random drawing order mixes the labels. The fixed seed gives the same order each time. */
   const order = Uint32Array.from({ length: data.n }, (_, i) => i);
   for (let i = data.n - 1, seed = 1; i > 0; i--) {
     seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
@@ -114,15 +114,15 @@
   function select(chosen) {
     const n = chosen ? chosen.reduce((sum, v) => sum + v, 0) : 0;
     $("save-selected").disabled = $("clear").disabled = !n;
-    const told = [];
+    const counted = [];
     if (n) {
       const counts = new Map();
       for (let i = 0; i < data.n; i++)
         if (chosen[i]) counts.set(cells.label[i], (counts.get(cells.label[i]) || 0) + 1);
       for (const [code, k] of [...counts].sort((a, b) => b[1] - a[1]).slice(0, 5))
-        told.push(`${data.classes[code]} ${count(k)}`);
+        counted.push(`${data.classes[code]} ${count(k)}`);
     }
-    $("selected").textContent = n ? `${count(n)} cells selected: ${told.join(", ")}` : "No cells selected.";
+    $("selected").textContent = n ? `${count(n)} cells selected: ${counted.join(", ")}` : "No cells selected.";
   }
 
   const hiddenCodes = new Map();
@@ -224,7 +224,7 @@
     select(null);
   });
 
-  /* A spreadsheet runs what begins like a formula. */
+  /* A quote protects text that a spreadsheet would run as a formula. */
   const csvCell = (value) => {
     let text = String(value);
     if (/^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text))) text = "'" + text;
@@ -291,7 +291,7 @@
     download("labels.csv", [...labels.rows].filter((r) => !r.hidden).map((r) => [...r.cells].map(plainText))),
   );
 
-  /* Confusion with a column that the cells have. */
+  /* Confusion table against a column of the query. */
   const groups = colourings.map((by, k) => [by, k]).filter(([by]) => by.own && by.kind === "category");
   if (groups.length) {
     $("confusion").hidden = $("to-confusion").hidden = false;
@@ -336,7 +336,7 @@
     table.tBodies[0].replaceChildren(...body);
   }
 
-  /* Theme: the system's, or the reader's. */
+  /* Theme: the one of the system until the reader changes it. */
   const repaint = () => {
     paint();
     legend();

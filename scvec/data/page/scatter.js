@@ -1,9 +1,9 @@
 "use strict";
-/* Draws up to some hundred thousand points on a plain canvas, pixel by pixel. WebGL would be faster still; but its
-   libraries make their shaders' code at run time, which a strict content security policy forbids, and far from every
-   remote desktop has it. 200,000 points take about 20 ms. */
+/* Draws up to some hundred thousand points on a plain canvas, pixel by pixel. 200,000 points take about 20 ms. WebGL
+   would be faster, but its libraries generate shader code at run time, which a strict content security policy forbids.
+   Many remote desktops do not have WebGL, either. */
 class Scatter {
-  /* points: {x, y: Float32Array in 0..1, n, order: drawing order}; back: the same for what lies behind. */
+  /* points: {x, y: Float32Array in 0..1, n, order: drawing order}; back: the same for the background points. */
   constructor(canvas, points, back, on) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d", { alpha: false });
