@@ -107,7 +107,7 @@ class IngestOptions(AppendOptions):
         Where the cells come from, for the card of the reference: JSON values, of which ``citations``,
         ``license`` and ``tissue`` are shown.
     index, recall
-        ``auto``, ``flat`` or ``ivf``; fraction (0-1) of neighbours that the last finds (docs/index.md).
+        ``auto``, ``flat`` or ``ivf``; fraction (0-1) of neighbours that the last finds (docs/neighbors.md).
 
     Raises
     ------
