@@ -26,11 +26,6 @@ def hostile_cells(tiny_adata: Callable[..., Any], n: int, seed: int) -> Any:
     return cells
 
 
-def flat(reference: Any, query: Any, **_: Any) -> tuple[Any, Any, Any]:
-    """Stands in for the map: the first two numbers of each vector."""
-    return np.arange(len(reference)), reference[:, :2], query[:, :2]
-
-
 @dataclass(frozen=True)
 class Shelf:
     """A store, a file to annotate, and its report."""

@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from scvec.model.storage import Tensors
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["FITS", "fit_of", "fit_state", "fitted_to"]
+__all__ = ["FITS", "fit_of", "fit_state", "fitted_to", "keep_tensors", "kept_tensors"]
 
-#: Folder of a store with the fits; `scvec compact` empties it.
+T = TypeVar("T")
+
+#: Folder of a store with the fits and the maps of reports; `scvec compact` empties it.
 FITS = "fits"
 #: Bytes of all fits that are kept; the ones unused for longest go first.
 MAX_BYTES = 1 << 30
@@ -70,7 +73,7 @@ def fitted_to(
         )
     place = folder / FITS
     name = fit_name(stored, measured)
-    fitted = _load(place, name)
+    fitted = kept_tensors(place, name, fit_of)
     sample = sample_of(stored)
     if fitted is None:
         progress("fitting the cell space to the genes measured", 0, None)
@@ -85,7 +88,7 @@ def fitted_to(
             n_workers=n_cores(),
         )
         kept = fit_state(made)
-        _save(place, name, kept)
+        keep_tensors(place, name, kept)
         fitted = fit_of(kept)
     return fitted, (
         f"the cell space was fitted to the {int(measured.sum()):,} genes measured, from "
@@ -140,8 +143,11 @@ def fit_of(tensors: Tensors) -> ReferenceModel:
     )
 
 
-def _load(place: Path, name: str) -> ReferenceModel | None:
-    """Return a fit that was kept; None where it is not there or damaged, since it can be made again."""
+def kept_tensors(place: Path, name: str, read: Callable[[Tensors], T]) -> T | None:
+    """Return what was kept under a name, as ``read`` makes it of the arrays.
+
+    None where it is not there or damaged, since it can be made again.
+    """
     from scvec.stores.store.files import read_tensors
 
     for path in sorted(place.glob(f"{name}-*.safetensors")):
@@ -151,17 +157,17 @@ def _load(place: Path, name: str) -> ReferenceModel | None:
             found = path.read_bytes()
             if hashlib.sha256(found).hexdigest()[:32] != path.stem.removeprefix(f"{name}-"):
                 continue
-            fitted = fit_of(read_tensors(path))
+            found_again = read(read_tensors(path))
             with contextlib.suppress(OSError):
                 os.utime(path)
-            return fitted
+            return found_again
         except (OSError, StoreError, KeyError, ValueError, TypeError):
             continue
     return None
 
 
-def _save(place: Path, name: str, tensors: Tensors) -> None:
-    """Keep a fit under its name and the digest of its bytes; a store that cannot be written keeps none."""
+def keep_tensors(place: Path, name: str, tensors: Tensors) -> None:
+    """Keep arrays under a name of 32 hex digits and the digest of its bytes; a store that cannot be written keeps none."""
     from scvec.stores.store.files import write_tensors
 
     try:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError, did_you_mean
+from scvec.report.layout import lay_out_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -42,7 +43,7 @@ def umap(
         Column of obs; ``scvec_label`` when None. Numbers get a colour bar, all else a legend.
     basis
         Key of obsm with the places. When None ``X_umap``, else ``X_scvec_umap``, which is made (UMAP of
-        ``X_scvec``; McInnes et al. 2018, arXiv:1802.03426; needs umap-learn) and kept where it is missing.
+        ``X_scvec``; McInnes et al. 2018, arXiv:1802.03426) and kept where it is missing.
     key_added
         Prefix of the annotation's columns and keys.
     size
@@ -268,25 +269,9 @@ def _places(adata: AnnData, basis: str | None, key_added: str) -> npt.NDArray[An
         raise InputError(
             f"obsm has neither X_umap nor X_{key_added}", "the AnnData object", fix, code="unknown-column"
         )
-    try:
-        import umap as umap_learn
-    except ImportError as error:
-        fix = "pip install umap-learn, or run scanpy.tl.umap first"
-        raise InputError(
-            "a map needs umap-learn, which is not installed", "scvec.pl.umap", fix, code="extra-not-installed"
-        ) from error
-    vectors = np.asarray(adata.obsm[f"X_{key_added}"])
-    n_neighbors = max(2, min(15, len(vectors) - 1))
-    start = "spectral" if len(vectors) > 50 else "random"  # the spectral one needs more cells than neighbours
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a seed takes one core
-        made = umap_learn.UMAP(
-            n_neighbors=n_neighbors, min_dist=0.5, random_state=0, init=start
-        ).fit_transform(vectors)
-    adata.obsm[own] = np.asarray(made, dtype=np.float32)
-    return np.asarray(made)
+    made = lay_out_cells(np.asarray(adata.obsm[f"X_{key_added}"], dtype=np.float32))
+    adata.obsm[own] = made
+    return made
 
 
 def _colors(adata: AnnData, column: str, values: Any, key_added: str) -> tuple[list[str], list[str]]:

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata.io import read_elem, write_elem
-from web_parts import flat
 
 import scvec
 from scvec.base import arrays
@@ -99,8 +98,6 @@ def test_what_lies_in_files_is_what_lay_in_memory(
     tmp_path: Path, tiny_adata: Callable[..., Any], new_store: Callable[[Path], Path], monkeypatch: Any
 ):
     """All that is made of an annotation, for files and for objects."""
-    # UMAP compiles itself for ten seconds, and is given the same vectors either way.
-    monkeypatch.setattr("scvec.report.write_report.lay_out", flat)
     store = new_store(tmp_path / "store")
     scvec.ingest_cells(store, [tiny_adata(60)], name="tiny", label_key="cell_type", encoder="pca")
     new = tiny_adata(20, seed=1)
