@@ -8,11 +8,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-# Notebooks run as processes of their own: they need the package, and their helpers.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE / "tutorials")])
+# Notebooks run as processes of their own: they need the package, and the servers that tests ask.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE.parent / "tests")])
 # One thread a process, so that two cores build in about the time that is promised.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A name at a time that the notebooks write is no machine's own.
+# Outputs are text of a page.
 os.environ["NO_COLOR"] = "1"
 
 import scvec  # noqa: E402

@@ -167,7 +167,10 @@ def kept_tensors(place: Path, name: str, read: Callable[[Tensors], T]) -> T | No
 
 
 def keep_tensors(place: Path, name: str, tensors: Tensors) -> None:
-    """Keep arrays under a name of 32 hex digits and the digest of its bytes; a store that cannot be written keeps none."""
+    """Keep arrays under a name of 32 hex digits, with the digest of their bytes.
+
+    A store that cannot be written keeps none.
+    """
     from scvec.stores.store.files import write_tensors
 
     try:

@@ -88,14 +88,10 @@ def add_cells(
     if m == 0 or n == 0:
         return np.zeros((m, 2), dtype=np.float32)
     rng = np.random.default_rng(seed)
-    distances, near = _nearest(known, vectors, min(NEIGHBORS * 4, n))
-    known_labels = labels[near]
-    agree = np.where(known_labels >= 0, np.take_along_axis(proba, np.maximum(known_labels, 0), 1), 0.0)
-    # Of the nearest ones, those that agree most: the order of distance decides among equals.
-    k = min(NEIGHBORS, near.shape[1])
-    chosen = np.sort(np.argsort(-agree, axis=1, kind="stable")[:, :k], axis=1)
-    near, agree = np.take_along_axis(near, chosen, 1), np.take_along_axis(agree, chosen, 1)
-    drawn = _memberships(np.take_along_axis(distances, chosen, 1)) * agree
+    near, drawn = _candidates(known, vectors, labels, proba)
+    told = labels[near]
+    drawn = drawn * np.where(told >= 0, np.take_along_axis(proba, np.maximum(told, 0), 1), 0.0)
+    k = near.shape[1]
     start = (places[near] * drawn[:, :, None]).sum(axis=1) / np.maximum(drawn.sum(axis=1), 1e-9)[:, None]
     start = start + rng.normal(0.0, 0.05, start.shape)
     heads, tails = np.repeat(np.arange(n, n + m), k), near.ravel()
@@ -110,6 +106,26 @@ def add_cells(
     moves = np.arange(n + m) >= n
     both = np.concatenate([places, start])
     return _descend(both, heads, tails, weights, moves, 100, rng, report)[n:]
+
+
+def _candidates(known: Float32, vectors: Float32, labels: Int64, proba: Float32) -> tuple[Int64, Float64]:
+    """Return (m, k) cells of the map, the nearest ones and those of the likeliest label, and memberships.
+
+    A cell that is both counts once.
+    """
+    distances, near = _nearest(known, vectors, min(NEIGHBORS, len(known)))
+    memberships = _memberships(distances)
+    theirs = np.zeros((len(vectors), NEIGHBORS), dtype=np.int64)
+    weights = np.zeros(theirs.shape)
+    best = proba.argmax(axis=1)
+    for label in np.unique(best):
+        members, of = np.flatnonzero(labels == label), np.flatnonzero(best == label)
+        if k := min(NEIGHBORS, len(members)):
+            distances, found = _nearest(known[members], vectors[of], k)
+            theirs[of, :k], weights[of, :k] = members[found], _memberships(distances)
+    for column, weight in zip(theirs.T, weights.T, strict=True):
+        memberships[(near == column[:, None]) & (weight > 0)[:, None]] = 0.0
+    return np.concatenate([near, theirs], axis=1), np.concatenate([memberships, weights], axis=1)
 
 
 def _principal(vectors: Float32) -> Float32:
@@ -134,7 +150,10 @@ def _memberships(distances: Float64) -> Float64:
     nearest = distances[:, :1]
     beyond = np.maximum(distances - nearest, 0.0)
     wanted = np.log2(max(distances.shape[1], 2))
-    low, high = np.zeros(len(distances)), np.full(len(distances), max(float(beyond.max()), 1e-9) * 1e3)
+    low, high = (
+        np.zeros(len(distances)),
+        np.full(len(distances), max(float(beyond.max()), 1e-9) * 1e3),
+    )
     for _ in range(40):
         middle = (low + high) / 2
         total = np.exp(-beyond / np.maximum(middle, 1e-12)[:, None]).sum(axis=1)

@@ -56,8 +56,9 @@ def demo(
 
     Returns
     -------
-    Labels, true accuracy and macro-F1 of both queries, and the report of the mouse cells. Mouse cells are scored with the stellate and the
-    immune types merged (``MERGED``), since the two species were not labelled alike.
+    Labels, true accuracy and macro-F1 of both queries, and the report of the mouse cells. Mouse cells are
+    scored with the stellate and the immune types merged (``MERGED``), since the two species were not labelled
+    alike.
     """
     stages = Stages()
     folder = Path(out)
@@ -198,8 +199,9 @@ class DemoReport(Report):
         """What the demo has shown, for people."""
         human, mouse = self.queries
         return (
-            f"Two human donors were enough to name {human.accuracy:.0%} of {human.n_cells:,} pancreas cells of "
-            f"other donors, and {mouse.accuracy:.0%} of {mouse.n_cells:,} cells of mice, as their authors did."
+            f"Two human donors were enough to name {human.accuracy:.0%} of {human.n_cells:,} pancreas cells "
+            f"of other donors, and {mouse.accuracy:.0%} of {mouse.n_cells:,} cells of mice, as their authors "
+            "did."
         )
 
     def lines(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -179,7 +180,9 @@ def connect(path: Path | str, *, read_only: bool = False, **config: Any) -> Any:
 
     con = duckdb.connect(str(path), read_only=read_only, config={**_CLOSED, **config})
     # In notebooks and with ``python -c``, DuckDB would print a bar for every query of more than two seconds.
-    con.execute("SET enable_progress_bar = false")
+    # A notebook without ipywidgets has none, and refuses the setting.
+    with contextlib.suppress(duckdb.InvalidInputException):
+        con.execute("SET enable_progress_bar = false")
     return con
 
 
