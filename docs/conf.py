@@ -39,8 +39,9 @@ templates_path = ["_templates"]
 # Stubs of autosummary are written with the first suffix.
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
 
-# Notebooks: each tutorial runs at each build, and a failing cell fails the build.
-nb_execution_mode = "cache"
+# Notebooks: each tutorial runs at each build, and a failing cell fails the build. A cache would not see that
+# scvec has changed; `-D nb_execution_mode=cache` is for work on the pages.
+nb_execution_mode = "force"
 nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
