@@ -1,9 +1,9 @@
-"""How well the map of the report agrees with labels: the demo's queries, beside umap-learn where it is installed.
+"""How well the map of the report agrees with labels: the demo's queries, beside umap-learn if it is there.
 
     python benchmarks/map.py
 
-Of the ten cells nearest to a query cell on the map, reference and query together: the share that has the label
-the query cell was given, and the share that has its true label. Beside it the trustworthiness of the
+Of the ten cells nearest to a query cell on the map, reference and query together: the share that has the
+label the query cell was given, and the share that has its true label. Beside it the trustworthiness of the
 reference's map (15 neighbours), and seconds of CPU. Stellate and immune types are merged for mice.
 """
 
