@@ -143,3 +143,29 @@ def test_the_examples_work(folder: Path, monkeypatch: pytest.MonkeyPatch):
         assert (folder / name).stat().st_size > 0
     labels = (folder / "labels.csv").read_text(encoding="utf-8").splitlines()
     assert len(labels) == 31 and "scvec_label" in labels[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import anndata
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCVEC_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    cells = anndata.read_h5ad(PROJECT / "scvec" / "data" / "baron_human.h5ad")
+    cells[cells.obs["donor"].isin(["human1", "human2"]).to_numpy()].write_h5ad("ref.h5ad")
+    cells[(cells.obs["donor"] == "human3").to_numpy()].write_h5ad("new.h5ad")
+    commands = typed(PROJECT / "README.md")
+    assert [words[0] for words in commands] == ["pull", "query", "ingest", "query"]
+    for words in commands:
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 0, f"scvec {shlex.join(words)}\n{done.stdout}{done.stderr}"
+    for name in ("annotated.h5ad", "report.html"):
+        assert Path(name).stat().st_size > 100_000
+    [code] = re.findall(
+        r"^```python\n(.*?)^```", (PROJECT / "README.md").read_text("utf-8"), re.M | re.DOTALL
+    )
+    adata = anndata.read_h5ad("new.h5ad")
+    exec(compile(code, "README.md", "exec"), {"adata": adata})
+    assert {"scvec_label", "scvec_confidence"} <= set(adata.obs.columns)
