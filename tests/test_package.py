@@ -184,7 +184,7 @@ def test_constraints_pin_every_dependency_and_torch_first():
     assert next(iter(pins.items())) == ("torch", "2.13.0")
     options = config()
     wanted = options["options"]["install_requires"].split()
-    for extra in ("offline", "report", "serve", "dev"):
+    for extra in ("offline", "serve", "dev", "docs"):
         wanted += options["options.extras_require"][extra].split()
     names = {re.split(r"[<>=!]", w)[0].lower() for w in wanted if not w.startswith("#")}
     assert names <= {p.lower() for p in pins}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -24,11 +23,6 @@ def hostile_cells(tiny_adata: Callable[..., Any], n: int, seed: int) -> Any:
     cells.var_names = [HOSTILE if name == "INS" else name for name in cells.var_names]
     cells.obs_names = [f"{HOSTILE}{i}" if i < 3 else f"cell{seed}-{i}" for i in range(n)]
     return cells
-
-
-def flat(reference: Any, query: Any, **_: Any) -> tuple[Any, Any, Any]:
-    """Replaces the map by the first two dimensions of each vector."""
-    return np.arange(len(reference)), reference[:, :2], query[:, :2]
 
 
 @dataclass(frozen=True)

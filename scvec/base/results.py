@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from html import escape
 from typing import Any
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "Stages",
     "count_text",
     "counts_line",
+    "html_bar",
+    "html_lines",
+    "html_table",
     "human_bytes",
     "human_odds",
     "plain",
@@ -115,6 +119,47 @@ class Report(Record):
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        # What a notebook shows: names of files, labels and genes are whatever a file holds.
+        return html_lines(self.lines())
+
+
+def html_lines(lines: Iterable[str]) -> str:
+    """Return lines for people as HTML; nothing in them is markup."""
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a small table as HTML; numbers stand to the right, and nothing in a cell is markup."""
+
+    def cell(value: Any) -> str:
+        shown = (
+            f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else value
+        )
+        side = "right" if isinstance(value, int | float) else "left"
+        return f'<td style="text-align:{side}">{escape(str(shown))}</td>'
+
+    top = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in head)
+    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def html_bar(shares: Mapping[str, tuple[int, str]]) -> str:
+    """Return counts as one bar with its legend: ``{"confident": (90, "#1b9e77")}``."""
+    total = max(sum(n for n, _ in shares.values()), 1)
+    parts = "".join(
+        f'<span title="{escape(name)}" style="background:{color};width:{100 * n / total:.2f}%"></span>'
+        for name, (n, color) in shares.items()
+        if n
+    )
+    legend = " &nbsp; ".join(
+        f'<span style="color:{color}">&#9632;</span> {escape(name)} {n:,}'
+        for name, (n, color) in shares.items()
+        if n
+    )
+    bar = '<div style="display:flex;height:0.8em;max-width:32em;border-radius:3px;overflow:hidden">'
+    return f"{bar}{parts}</div><small>{legend}</small>"
 
 
 def human_odds(log_odds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
 from scvec.base.options import options_of
+from scvec.base.results import html_bar, html_table
 from scvec.base.types import Float32, Neighbors
 from scvec.ingest.cells.write import earlier_names
 from scvec.model.calibration import set_names
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["Annotation", "judge", "novel_notes", "provenance"]
 
 Strings = npt.NDArray[np.object_]
+
+#: Labels that a notebook shows; the rest are counted.
+HTML_LABELS = 20
 
 #: Attributes that hold a text a cell.
 TEXTS = ("cells", "label", "label_knn", "label_head", "label_broad", "cl_id", "status", "majority")
@@ -118,6 +123,31 @@ class Annotation:
     def __repr__(self) -> str:
         # What a notebook shows: the summary, not a thousand lines of barcodes.
         return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        found, label = self.counts(), texts_of(self, "label")
+        confident = texts_of(self, "status") == "confident"
+        shown = list(found.items())[:HTML_LABELS]
+        rows = []
+        for name, n in shown:
+            members = label == name
+            sure = f"{confident[members].mean():.0%}"
+            rows.append((name, n, float(self.confidence[members].mean()), sure))
+        status = self.to_dict()["status"]
+        rest = len(found) - len(shown)
+        example = next(iter(found), "LABEL")
+        parts = [
+            f"<p><b>{len(self):,} cells</b> annotated by reference "
+            f"<b>{escape(str(self.parameters['reference']))}</b></p>",
+            html_bar({s: (status[s], STATUS_COLORS[s]) for s in STATUSES}),
+            html_table(("label", "cells", "mean confidence", "confident"), rows),
+            f"<small>and {rest} labels of fewer cells</small>" if rest else "",
+            *(f"<p>{escape(note)}</p>" for note in self.notes if note.startswith("warning: ")),
+            "<small>Next: <code>.to_adata(adata)</code>, "
+            "<code>scvec.write_report(annotation, 'report.html')</code>, "
+            f"<code>.explain(label={escape(repr(example))})</code>, <code>.to_table()</code></small>",
+        ]
+        return f"<div>{''.join(parts)}</div>"
 
     def changed(self, **changes: Any) -> Annotation:
         """Return a copy with other values, as ``dataclasses.replace``, but with no array made of any text."""

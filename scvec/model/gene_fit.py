@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from scvec.model.storage import Tensors
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["FITS", "fit_of", "fit_state", "fitted_to"]
+__all__ = ["FITS", "fit_of", "fit_state", "fitted_to", "keep_tensors", "kept_tensors"]
 
-#: Folder in a store with the cached fits. `scvec compact` empties it.
+T = TypeVar("T")
+
+#: Folder of a store with the cached fits, and the maps of reports. `scvec compact` empties it.
 FITS = "fits"
 #: Largest size of all cached fits, in bytes. The least recently used are deleted first.
 MAX_BYTES = 1 << 30
@@ -70,7 +73,7 @@ def fitted_to(
         )
     place = folder / FITS
     name = fit_name(stored, measured)
-    fitted = _load(place, name)
+    fitted = kept_tensors(place, name, fit_of)
     sample = sample_of(stored)
     if fitted is None:
         progress("fitting the cell space to the measured genes", 0, None)
@@ -85,7 +88,7 @@ def fitted_to(
             n_workers=n_cores(),
         )
         kept = fit_state(made)
-        _save(place, name, kept)
+        keep_tensors(place, name, kept)
         fitted = fit_of(kept)
     return fitted, (
         f"the cell space was fitted to the {int(measured.sum()):,} measured genes, from "
@@ -140,8 +143,11 @@ def fit_of(tensors: Tensors) -> ReferenceModel:
     )
 
 
-def _load(place: Path, name: str) -> ReferenceModel | None:
-    """Return a cached fit; None if it is missing or damaged, since it can be computed again."""
+def kept_tensors(place: Path, name: str, read: Callable[[Tensors], T]) -> T | None:
+    """Return the object that ``read`` makes of the arrays cached under a name.
+
+    Returns None if they are missing or damaged, since they can be computed again.
+    """
     from scvec.stores.store.files import read_tensors
 
     for path in sorted(place.glob(f"{name}-*.safetensors")):
@@ -151,17 +157,20 @@ def _load(place: Path, name: str) -> ReferenceModel | None:
             found = path.read_bytes()
             if hashlib.sha256(found).hexdigest()[:32] != path.stem.removeprefix(f"{name}-"):
                 continue
-            fitted = fit_of(read_tensors(path))
+            found_again = read(read_tensors(path))
             with contextlib.suppress(OSError):
                 os.utime(path)
-            return fitted
+            return found_again
         except (OSError, StoreError, KeyError, ValueError, TypeError):
             continue
     return None
 
 
-def _save(place: Path, name: str, tensors: Tensors) -> None:
-    """Cache a fit under its name and the digest of its bytes. Does nothing if the store is read-only."""
+def keep_tensors(place: Path, name: str, tensors: Tensors) -> None:
+    """Cache arrays under a name of 32 hex digits, with the digest of their bytes.
+
+    Does nothing if the store is read-only.
+    """
     from scvec.stores.store.files import write_tensors
 
     try:

@@ -1,20 +1,29 @@
-"""``scvec.pl``: figures of annotated cells, by matplotlib. Each function draws on axes and returns them."""
+"""``scvec.pl``: figures of annotated cells, by matplotlib. Each function draws on axes and returns them.
+
+As in scanpy, ``ax`` takes axes to draw on, ``palette`` colours, and ``groupby`` a column of obs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError, did_you_mean
+from scvec.report.layout import lay_out_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["confidence", "confusion", "umap"]
+    from scvec.model.annotation import Annotation
+
+__all__ = ["confidence", "confusion", "evidence", "names", "novelty", "umap"]
 
 Strings = npt.NDArray[np.str_]
+#: Colours of groups: by name, in order, or the name of a colour map of matplotlib.
+Palette = Mapping[str, str] | Sequence[str] | str | None
 
 #: Points of a map beyond which they are drawn as one image in vector formats.
 MAX_VECTOR_POINTS = 5_000
@@ -27,6 +36,7 @@ def umap(
     *,
     color: str | None = None,
     basis: str | None = None,
+    palette: Palette = None,
     key_added: str = "scvec",
     size: float | None = None,
     title: str | None = None,
@@ -42,7 +52,10 @@ def umap(
         Column of obs; ``scvec_label`` when None. Numbers get a colour bar, all else a legend.
     basis
         Key of obsm with the places. When None ``X_umap``, else ``X_scvec_umap``, which is made (UMAP of
-        ``X_scvec``; McInnes et al. 2018, arXiv:1802.03426; needs umap-learn) and kept where it is missing.
+        ``X_scvec``; McInnes et al. 2018, arXiv:1802.03426) and kept where it is missing.
+    palette
+        Colours of groups, as a mapping by name, a sequence, or the name of a colour map; for numbers the name
+        of a colour map. Those of ``uns``, as scanpy keeps them, when None.
     key_added
         Prefix of the annotation's columns and keys.
     size
@@ -71,11 +84,11 @@ def umap(
     if _numeric(values):
         numbers = values.to_numpy(dtype=float)[order]
         unit = bool(np.nanmin(numbers) >= 0 and np.nanmax(numbers) <= 1) if n else False
-        drawn = axes.scatter(*places[order].T, c=numbers, cmap="viridis", vmin=0 if unit else None,
+        drawn = axes.scatter(*places[order].T, c=numbers, cmap=palette or "viridis", vmin=0 if unit else None,
                              vmax=1 if unit else None, **look)  # fmt: skip
         axes.figure.colorbar(drawn, ax=axes, shrink=0.7)
     else:
-        names, colors = _colors(adata, column, values, key_added)
+        names, colors = _colors(adata, column, values, palette)
         codes = {name: i for i, name in enumerate(names)}
         texts = _texts(values)
         axes.scatter(*places[order].T, c=[colors[codes[t]] for t in texts[order]], **look)
@@ -85,11 +98,23 @@ def umap(
     return axes
 
 
-def confidence(adata: AnnData, *, key_added: str = "scvec", title: str | None = None, ax: Any = None) -> Any:
-    """Draw how sure the labels are: per label the spread of the confidence, and the share of each status.
+def confidence(
+    adata: AnnData,
+    *,
+    groupby: str | None = None,
+    palette: Palette = None,
+    key_added: str = "scvec",
+    title: str | None = None,
+    ax: Any = None,
+) -> Any:
+    """Draw how sure the labels are: per label the spread of the confidence, and the status of every cell.
 
     Parameters
     ----------
+    groupby
+        Column of obs that makes the rows; ``scvec_label`` when None.
+    palette
+        Colours of the statuses.
     adata, key_added, title, ax
         As for :func:`umap`.
 
@@ -102,36 +127,189 @@ def confidence(adata: AnnData, *, key_added: str = "scvec", title: str | None = 
     InputError
         If matplotlib is missing, or the object is not annotated.
     """
+    axes = _strips(adata, "confidence", groupby, palette, key_added, ax)
+    axes.set_title("confidence by label (line: median)" if title is None else title)
+    return axes
+
+
+def novelty(
+    adata: AnnData,
+    *,
+    groupby: str | None = None,
+    palette: Palette = None,
+    key_added: str = "scvec",
+    title: str | None = None,
+    ax: Any = None,
+) -> Any:
+    """Draw how unlike the reference the cells are: per label every cell's novelty, and the bar at 0.5.
+
+    Parameters
+    ----------
+    adata, groupby, palette, key_added, title, ax
+        As for :func:`confidence`.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    InputError
+        If matplotlib is missing, or the object is not annotated.
+    """
+    axes = _strips(adata, "novelty", groupby, palette, key_added, ax)
+    axes.axvline(0.5, color="0.3", linewidth=1, linestyle=":", zorder=0)
+    axes.set_title("novelty by label (novel beyond 0.5)" if title is None else title)
+    return axes
+
+
+def _strips(adata: AnnData, what: str, groupby: str | None, palette: Palette, key_added: str, ax: Any) -> Any:
+    """Draw a row of points per group, by colour of status, at a column that goes from 0 to 1."""
     from scvec.model.status import STATUS_COLORS
 
-    labels = _texts(_column(adata, f"{key_added}_label"))
-    sure = _column(adata, f"{key_added}_confidence").to_numpy(dtype=float)
+    labels = _texts(_column(adata, f"{key_added}_label" if groupby is None else groupby))
+    numbers = _column(adata, f"{key_added}_{what}").to_numpy(dtype=float)
     status = _texts(_column(adata, f"{key_added}_status"))
-    names, numbers = np.unique(labels, return_counts=True)
-    names = names[np.lexsort((names, numbers))]  # the largest on top
+    names, n_cells = np.unique(labels, return_counts=True)
+    counts = dict(zip(names, n_cells, strict=True))
+    names = names[np.lexsort((names, n_cells))]  # the largest on top
     axes = _axes(ax, (8.0, 1.2 + 0.34 * len(names)))
+    colors = dict(STATUS_COLORS)
+    if palette is not None:
+        colors = dict(zip(colors, _chosen(list(colors), palette), strict=True))
     rng = np.random.default_rng(0)
     for y, name in enumerate(names):
         here = np.flatnonzero(labels == name)
         if len(here) > 2_000:
             here = rng.choice(here, 2_000, replace=False)
         jitter = rng.uniform(-0.32, 0.32, len(here))
-        for state, color in STATUS_COLORS.items():
+        for state, color in colors.items():
             of = status[here] == state
-            axes.scatter(sure[here][of], y + jitter[of], s=9, color=color, alpha=0.55, linewidths=0,
+            axes.scatter(numbers[here][of], y + jitter[of], s=9, color=color, alpha=0.55, linewidths=0,
                          rasterized=True)  # fmt: skip
-        middle = float(np.median(sure[labels == name]))
+        middle = float(np.median(numbers[labels == name]))
         axes.plot([middle, middle], [y - 0.4, y + 0.4], color="black", linewidth=1.6)
-    counts = dict(zip(*np.unique(labels, return_counts=True), strict=True))
     axes.set_yticks(range(len(names)), [f"{_plain(name)} ({counts[name]:,})" for name in names])
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(names) - 0.4), xlabel="confidence")
-    axes.set_title("confidence by label (line: median)" if title is None else title)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(names) - 0.4), xlabel=what)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
-    there = [s for s in STATUS_COLORS if (status == s).any()]
-    marks = [_mark(STATUS_COLORS[s]) for s in there]
-    share = [f"{s} ({int((status == s).sum()):,})" for s in there]
-    axes.legend(marks, share, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    there = [s for s in colors if (status == s).any()]
+    shown = [f"{s} ({int((status == s).sum()):,})" for s in there]
+    axes.legend([_mark(colors[s]) for s in there], shown, loc="center left", bbox_to_anchor=(1.01, 0.5),
+                frameon=False)  # fmt: skip
+    return axes
+
+
+def evidence(
+    annotation: Annotation,
+    *,
+    labels: Sequence[str] | None = None,
+    n_genes: int = 4,
+    palette: str | None = None,
+    title: str | None = None,
+    ax: Any = None,
+) -> Any:
+    """Draw the genes behind each label as dots: how far a gene speaks for it, and how high it is.
+
+    Parameters
+    ----------
+    annotation
+        What :func:`scvec.query` returned. Its cells are read again.
+    labels
+        Labels to show, as rows; the twelve with most cells when None.
+    n_genes
+        Genes of each label, those that speak most for it.
+    palette
+        Name of the colour map of expression.
+    title, ax
+        As for :func:`umap`.
+
+    Returns
+    -------
+    The axes. Area is what a gene adds to the log odds of the label (nothing where it speaks against it),
+    colour its mean expression in the label's cells (log1p of counts per ten thousand).
+
+    Raises
+    ------
+    InputError, StoreError
+        If matplotlib is missing, or cells or reference are not what they were.
+    """
+    from scvec.model.explanation import Explainer
+
+    rows = list(annotation.counts())[:12] if labels is None else list(labels)
+    with Explainer.of_annotation(annotation) as explainer:
+        found = {
+            label: {g.symbol: g for g in explainer.label(label, n_genes=10_000, max_cells=100).genes}
+            for label in rows
+        }
+    columns: list[str] = []
+    for label in rows:
+        best = sorted(found[label].values(), key=lambda g: -g.contribution)[:n_genes]
+        columns += [g.symbol for g in best if g.contribution > 0 and g.symbol not in columns]
+    points = [
+        (x, y, g.contribution, g.expression)
+        for y, label in enumerate(rows)
+        for x, symbol in enumerate(columns)
+        if (g := found[label].get(symbol)) is not None and g.contribution > 0
+    ]
+    axes = _axes(ax, (2.6 + 0.3 * len(columns), 1.8 + 0.32 * len(rows)))
+    if points:
+        x, y, adds, level = (np.array(v, dtype=float) for v in zip(*points, strict=True))
+        largest = float(adds.max())
+        dots = axes.scatter(x, y, s=160 * adds / largest, c=level, cmap=palette or "Reds", vmin=0,
+                            edgecolors="0.5", linewidths=0.4)  # fmt: skip
+        axes.figure.colorbar(dots, ax=axes, shrink=0.6, label="mean expression")
+        sizes = [largest / 4, largest]
+        marks = [axes.scatter([], [], s=160 * s / largest, color="0.6") for s in sizes]
+        axes.legend(marks, [f"{s:.1f}" for s in sizes], title="log odds", frameon=False, loc="upper left",
+                    bbox_to_anchor=(1.0, -0.02), ncols=2)  # fmt: skip
+    axes.set_xticks(range(len(columns)), [_plain(c) for c in columns], rotation=90)
+    axes.set_yticks(range(len(rows)), [_plain(r) for r in rows])
+    axes.set(xlim=(-0.7, len(columns) - 0.3), ylim=(len(rows) - 0.4, -0.6))
+    axes.set_title("genes that speak for each label" if title is None else title)
+    return axes
+
+
+def names(
+    report: Any, *, n_names: int = 3, palette: Palette = None, title: str | None = None, ax: Any = None
+) -> Any:
+    """Draw the names of groups that markers suggest, with their probabilities.
+
+    Parameters
+    ----------
+    report
+        What :func:`scvec.name` returned.
+    n_names
+        Names of a group, the likeliest first.
+    palette
+        Colours of the first, the second name and so on.
+    title, ax
+        As for :func:`umap`.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    InputError
+        If matplotlib is missing.
+    """
+    groups = list(report.groups)
+    axes = _axes(ax, (7.5, 1.2 + 0.42 * len(groups)))
+    colors = _chosen([str(i) for i in range(n_names)], palette or ["#1b7837", "#7fbf7b", "#d9f0d3"])
+    for y, group in enumerate(groups):
+        left = 0.0
+        for i, candidate in enumerate(group.candidates[:n_names]):
+            axes.barh(y, candidate.probability, left=left, height=0.7, color=colors[i])
+            if candidate.probability > 0.12:
+                width = max(4, int(70 * candidate.probability))
+                axes.text(left + 0.01, y, _plain(candidate.label, width), va="center", fontsize=8,
+                          color="white" if i == 0 and palette is None else "black")  # fmt: skip
+            left += candidate.probability
+    axes.set_yticks(range(len(groups)), [_plain(str(g.group)) for g in groups])
+    axes.set(xlim=(0, 1), ylim=(len(groups) - 0.4, -0.6), xlabel="probability")
+    axes.set_title("names by markers" if title is None else title)
     return axes
 
 
@@ -141,6 +319,7 @@ def confusion(
     *,
     label_key: str | None = None,
     normalize: bool = True,
+    palette: str | None = None,
     key_added: str = "scvec",
     title: str | None = None,
     ax: Any = None,
@@ -155,6 +334,8 @@ def confusion(
         Column of obs with the labels given; ``scvec_label`` when None.
     normalize
         Show shares of each row; else numbers of cells.
+    palette
+        Name of a colour map.
     adata, key_added, title, ax
         As for :func:`umap`.
 
@@ -180,7 +361,7 @@ def confusion(
     counts, rows = counts[order], rows[order]
     shown = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) if normalize else counts
     axes = _axes(ax, (2.6 + 0.45 * len(names), 2.0 + 0.38 * len(rows)))
-    image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalize else None, aspect="auto")
+    image = axes.imshow(shown, cmap=palette or "Blues", vmin=0, vmax=1 if normalize else None, aspect="auto")
     slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     sums = counts.sum(axis=1).astype(int)
     axes.set_xticks(range(len(names)), [_plain(n) for n in names], **slanted)
@@ -268,46 +449,47 @@ def _places(adata: AnnData, basis: str | None, key_added: str) -> npt.NDArray[An
         raise InputError(
             f"obsm has neither X_umap nor X_{key_added}", "the AnnData object", fix, code="unknown-column"
         )
-    try:
-        import umap as umap_learn
-    except ImportError as error:
-        fix = "pip install umap-learn, or run scanpy.tl.umap first"
-        raise InputError(
-            "a map needs umap-learn, which is not installed", "scvec.pl.umap", fix, code="extra-not-installed"
-        ) from error
-    vectors = np.asarray(adata.obsm[f"X_{key_added}"])
-    n_neighbors = max(2, min(15, len(vectors) - 1))
-    start = "spectral" if len(vectors) > 50 else "random"  # the spectral one needs more cells than neighbours
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a seed takes one core
-        made = umap_learn.UMAP(
-            n_neighbors=n_neighbors, min_dist=0.5, random_state=0, init=start
-        ).fit_transform(vectors)
-    adata.obsm[own] = np.asarray(made, dtype=np.float32)
-    return np.asarray(made)
+    made = lay_out_cells(np.asarray(adata.obsm[f"X_{key_added}"], dtype=np.float32))
+    adata.obsm[own] = made
+    return made
 
 
-def _colors(adata: AnnData, column: str, values: Any, key_added: str) -> tuple[list[str], list[str]]:
+def _chosen(names: Sequence[str], palette: Mapping[str, str] | Sequence[str] | str) -> list[str]:
+    """Return a colour for each name; a mapping may leave names out, which are grey."""
+    from scvec.model.status import GREY
+
+    if isinstance(palette, Mapping):
+        return [palette.get(name, GREY) for name in names]
+    if isinstance(palette, str):
+        from matplotlib import colormaps
+        from matplotlib.colors import to_hex
+
+        shades = colormaps[palette]
+        if hasattr(shades, "colors") and shades.N < 256:
+            return [to_hex(shades(i % shades.N)) for i in range(len(names))]
+        return [to_hex(shades(i / max(len(names) - 1, 1))) for i in range(len(names))]
+    return [palette[i % len(palette)] for i in range(len(names))]
+
+
+def _colors(adata: AnnData, column: str, values: Any, palette: Palette) -> tuple[list[str], list[str]]:
     """Return the names of a column and their colours: those in uns, as scanpy keeps them, else our own."""
     from scvec.model.status import GREY, PALETTE
 
     texts = _texts(values)
+    empty = [""] if (texts == "").any() else []
     if hasattr(values, "cat"):
-        names = [str(c) for c in values.cat.categories]
-        kept = adata.uns.get(f"{column}_colors")
-        if kept is not None and len(kept) >= len(names):
-            colors = [str(c) for c in list(kept)[: len(names)]]
-            return (
-                ([*names, ""], [*colors, GREY])
-                if (texts == "").any() and "" not in names
-                else (names, colors)
-            )
+        names = [str(c) for c in values.cat.categories if str(c)]
     else:
-        names = sorted(set(texts.tolist()))
-    names = [n for n in names if n] + ([""] if (texts == "").any() else [])
-    return names, [PALETTE[i % len(PALETTE)] if n else GREY for i, n in enumerate(names)]
+        names = sorted({t for t in texts.tolist() if t})
+    kept = adata.uns.get(f"{column}_colors") if hasattr(values, "cat") else None
+    if palette is not None:
+        colors = _chosen(names, palette)
+    elif kept is not None and len(kept) >= len(values.cat.categories):
+        by_name = dict(zip(map(str, values.cat.categories), map(str, kept), strict=False))
+        colors = [by_name[name] for name in names]
+    else:
+        colors = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    return [*names, *empty], [*colors, *[GREY] * len(empty)]
 
 
 def _legend(axes: Any, names: list[str], colors: list[str], texts: Strings) -> None:

@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 import re
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -23,9 +22,11 @@ from scvec.base.results import plain
 from scvec.base.types import Float32, Int64, Progress, no_progress
 from scvec.ingest.cells.write import check_output
 from scvec.model.explanation import Explainer, generation_of, read_again, same_reference
+from scvec.model.gene_fit import FITS, keep_tensors, kept_tensors
 from scvec.model.query_options import QueryOptions
 from scvec.model.status import PALETTE, STATUS_COLORS, STATUSES, label_colors
 from scvec.model.storage import CODE_COLUMN
+from scvec.report.layout import add_cells, lay_out_cells
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,106 +40,89 @@ __all__ = ["check_report", "columns_of", "inline_policy", "lay_out", "render_rep
 
 #: Reference cells that the map is made of; more take minutes and show no more.
 MAX_REFERENCE = 8_000
-#: Query cells that are brought into the map by UMAP itself. The others take the mean place of their nearest
-#: neighbours among the cells of the map, which looks the same and takes a hundredth of the time.
+#: Query cells that are brought into the map one and all. The others take the mean place of their nearest
+#: neighbours among those, which looks the same and takes a hundredth of the time.
 MAX_TRANSFORMED = 20_000
-NEIGHBORS = 15
-BLOCK = 5_000
 
 
-def need_umap() -> None:
-    """Raise where umap-learn is not installed.
-
-    Raises
-    ------
-    InputError
-        It is not; the message names the extra.
-    """
-    from importlib.util import find_spec
-
-    missing = [
-        name for name, module in (("umap-learn", "umap"), ("jinja2", "jinja2")) if not find_spec(module)
-    ]
-    if missing:
-        raise InputError(
-            f"a report needs {' and '.join(missing)}, which is not installed",
-            "--report",
-            "pip install 'scvec[report]', or leave --report out",
-            code="extra-not-installed",
-        )
+#: Changes whenever the same cells would give another map.
+MAP_RECIPE = "map 1"
 
 
 def lay_out(
-    reference: Float32, query: Float32, *, seed: int = 0, progress: Progress = no_progress
+    annotation: Annotation,
+    stored: StoredReference,
+    known: tuple[Int64, Float32 | None],
+    rows: Int64,
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
 ) -> tuple[Int64, Float32, Float32]:
     """Return the places of reference and query cells.
 
-    UMAP (McInnes et al. 2018, arXiv:1802.03426) of the reference's vectors, or of a sample of them; the cells
-    of the query are then brought into it, so that they change nothing in the map. A seed gives the same map
-    on one machine with one version of the library.
+    The map is that of the reference alone (:mod:`scvec.report.layout`), made once and kept beside the store.
+    The cells of the query are brought into it, so that they change nothing in it.
 
     Parameters
     ----------
-    reference, query
-        (n, dim) and (m, dim) float32 vectors.
+    known
+        Numbers of reference cells, and their (k, dim) vectors in the space of the query: None where the query
+        could not be read again.
+    rows
+        (m,) numbers of the query cells to draw.
 
     Returns
     -------
-    rows
-        (k,) rows of ``reference`` that the map holds, ascending.
+    map_rows
+        (k,) numbers of the reference cells that the map holds, ascending.
     places, query_places
         (k, 2) and (m, 2) float32.
     """
-    rng = np.random.default_rng(seed)
-    n = len(reference)
-    rows = np.arange(n) if n <= MAX_REFERENCE else np.sort(rng.choice(n, MAX_REFERENCE, replace=False))
-    known = np.ascontiguousarray(reference[rows], dtype=np.float32)
     progress("drawing the map", 0, None)
-    if len(known) < 10:
-        # Too few for a graph of neighbours: the two axes along which they differ most.
-        centre = known.mean(axis=0)
-        axes = np.linalg.svd(known - centre, full_matrices=False)[2][:2].T
-        flat = [np.pad((v - centre) @ axes, ((0, 0), (0, 2 - axes.shape[1]))) for v in (known, query)]
-        return rows, flat[0].astype(np.float32), flat[1].astype(np.float32)
+    query = np.ascontiguousarray(annotation.vectors[rows], dtype=np.float32)
+    rng = np.random.default_rng(seed)
+
+    def report(done: int, total: int) -> None:
+        progress("drawing the map", done, total)
+
     chosen = np.arange(len(query))
     if len(query) > MAX_TRANSFORMED:
         chosen = np.sort(rng.choice(len(query), MAX_TRANSFORMED, replace=False))
-    model, places = _fit(known, seed)
+    if known[1] is None or not len(known[0]):
+        # No cell of the reference is known to lie in the space of these cells: they have a map of their own.
+        map_rows, vectors = np.zeros(0, dtype=np.int64), query[:0]
+        places = np.zeros((0, 2), dtype=np.float32)
+        placed = lay_out_cells(query[chosen], seed=seed, report=report)
+    else:
+        n = len(known[0])
+        taken = np.arange(n) if n <= MAX_REFERENCE else np.sort(rng.choice(n, MAX_REFERENCE, replace=False))
+        map_rows, vectors = known[0][taken], np.ascontiguousarray(known[1][taken], dtype=np.float32)
+        places = _reference_map(Path(annotation.store), stored, map_rows, seed, report)
+        codes = stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64)[map_rows]
+        proba = annotation.proba[rows[chosen]]
+        placed = add_cells(places, vectors, query[chosen], codes, proba, seed=seed, report=report)
     found = np.zeros((len(query), 2), dtype=np.float32)
-    for start in range(0, len(chosen), BLOCK):
-        part = chosen[start : start + BLOCK]
-        found[part] = _transform(model, query[part])
-        progress("drawing the map", start + len(part), len(query))
+    found[chosen] = placed
     if len(chosen) < len(query):
         rest = np.setdiff1d(np.arange(len(query)), chosen)
-        found[rest] = _between(
-            query[rest], np.concatenate([known, query[chosen]]), np.concatenate([places, found[chosen]]), rng
-        )
-    return rows, places, found
+        among, at = np.concatenate([vectors, query[chosen]]), np.concatenate([places, placed])
+        found[rest] = _between(query[rest], among, at, rng)
+    return map_rows, places, found
 
 
-def _fit(vectors: Float32, seed: int) -> tuple[Any, Float32]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on one job where there is a seed, and on graphs in several pieces
-        from umap import UMAP
-
-        model = UMAP(
-            n_neighbors=min(NEIGHBORS, len(vectors) - 1),
-            min_dist=0.3,
-            random_state=seed,
-            n_jobs=1,
-            init="pca",
-            low_memory=False,
-        ).fit(vectors)
-    return model, np.asarray(model.embedding_, dtype=np.float32)
-
-
-def _transform(model: Any, vectors: Float32) -> npt.NDArray[np.float32]:
-    if len(vectors) == 0:
-        return np.zeros((0, 2), dtype=np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return np.asarray(model.transform(np.ascontiguousarray(vectors)), dtype=np.float32)
+def _reference_map(
+    store: Path, stored: StoredReference, rows: Int64, seed: int, report: Callable[[int, int], None]
+) -> Float32:
+    """Return (k, 2) places of reference cells in the space that they were ingested in; kept for next time."""
+    digest = hashlib.sha256(f"{MAP_RECIPE} {seed} {stored.cells_fingerprint} {stored.n}".encode())
+    digest.update(rows.tobytes())
+    name = digest.hexdigest()[:32]
+    kept = kept_tensors(store / FITS, name, lambda tensors: tensors["map.places"])
+    if kept is not None and kept.shape == (len(rows), 2):
+        return np.asarray(kept, dtype=np.float32)
+    places = lay_out_cells(np.asarray(stored.vectors[rows], dtype=np.float32), seed=seed, report=report)
+    keep_tensors(store / FITS, name, {"map.places": places})
+    return places
 
 
 def _between(
@@ -495,7 +479,6 @@ def check_report(path: Path | str | None, cells: Any) -> Path | None:
             code="output-format",
         )
     check_output(target.with_suffix(".json"), source)
-    need_umap()
     return target
 
 
@@ -548,13 +531,10 @@ def write_report(
     rows = np.arange(n) if n <= MAX_DRAWN else np.sort(rng.choice(n, MAX_DRAWN, replace=False))
     columns, left_out = columns_of(obs, rows)
     evidence = _evidence(annotation, progress)
-    vectors = annotation.vectors[rows]
-    # Without evidence, no cell of the reference is known to lie in the space of these cells.
-    known = vectors if evidence.vectors is None else evidence.vectors
-    map_rows, places, query_places = lay_out(known, vectors, seed=seed, progress=progress)
-    map_rows = evidence.rows[map_rows] if len(evidence.rows) else evidence.rows
+    known = (evidence.rows, evidence.vectors)
+    map_rows, places, query_places = lay_out(annotation, stored, known, rows, seed=seed, progress=progress)
     codes = stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64)
-    drawn = _drawn(annotation, rows, columns, places[: len(map_rows)], query_places, codes[map_rows])
+    drawn = _drawn(annotation, rows, columns, places, query_places, codes[map_rows])
     drawn["truth"] = truth_column(columns, stored.meta["options"].get("label_key"))
     facts = {
         **_facts(annotation, stored, evidence, _drawing_notes(n, len(rows), left_out)),

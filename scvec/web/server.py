@@ -212,8 +212,6 @@ def need_serve() -> None:
         "fastapi": "fastapi",
         "uvicorn": "uvicorn",
         "python-multipart": "python_multipart",
-        "umap-learn": "umap",
-        "jinja2": "jinja2",
     }
     missing = [name for name, module in modules.items() if not find_spec(module)]
     if missing:

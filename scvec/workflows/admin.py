@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scvec.base.errors import InputError, ScvecError
-from scvec.base.results import Record, Report, counts_line, human_bytes, plain
+from scvec.base.results import Record, Report, counts_line, html_table, human_bytes, plain
 from scvec.base.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -153,6 +154,20 @@ class InfoReport(Report):
     spaces: list[SpaceInfo]
     references: list[ReferenceInfo]
     card: Card | None = None
+
+    def _repr_html_(self) -> str:
+        if self.card is not None:
+            return super()._repr_html_()
+        rows = [(r.name, r.n_cells, str(r.species), len(r.classes), r.encoder) for r in self.references]
+        first = next((r.name for r in self.references), "NAME")
+        parts = [
+            f"<p>store <b>{escape(str(self.store))}</b>, version {escape(self.generation or 'none')}, "
+            f"{human_bytes(self.size_bytes)}; genes: {escape(counts_line(self.genes))}</p>",
+            html_table(("reference", "cells", "species", "labels", "encoder"), rows),
+            f"<small>Next: <code>scvec.query(store, cells, reference={escape(repr(first))})</code>, "
+            f"<code>scvec.info(store, reference={escape(repr(first))})</code></small>",
+        ]
+        return f"<div>{''.join(parts)}</div>"
 
     def lines(self) -> list[str]:
         """Return the report as lines of text."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from scvec import __version__
 from scvec.backbones import load_backbone
 from scvec.base.options import options_of, takes_options
-from scvec.base.results import Report, Stages, counts_line, plain, table, times_line
+from scvec.base.results import Report, Stages, counts_line, html_table, plain, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.label_terms import class_ontology, match_labels, term_notes
 from scvec.encoders import Material
@@ -419,6 +420,20 @@ class CellsReport(Report):
     texts: dict[str, int] = field(default_factory=dict)
     label_findings: list[dict[str, Any]] = field(default_factory=list)
     generation: str = ""
+
+    def _repr_html_(self) -> str:
+        held = {k: v for k, v in self.calibration.items() if isinstance(v, float)}
+        told = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in held.items())
+        parts = [
+            f"<p>reference <b>{escape(self.name)}</b>: {self.n_cells:,} cells of "
+            f"{len(self.classes)} labels</p>",
+            f"<p>on held-out cells: {escape(told)}</p>" if told else "",
+            html_table(("label", "cells"), sorted(self.classes.items(), key=lambda row: -row[1])[:20]),
+            *(f"<p>{escape(note)}</p>" for note in self.notes),
+            "<small>Next: <code>scvec.query(store, cells, "
+            f"reference={escape(repr(self.name))})</code></small>",
+        ]
+        return f"<div>{''.join(parts)}</div>"
 
     def lines(self) -> list[str]:
         """Return the report as lines for people."""

@@ -108,7 +108,7 @@ class IngestOptions(AppendOptions):
         Origin of the cells, for the card of the reference: JSON values. The card shows ``citations``,
         ``license`` and ``tissue``.
     index, recall
-        ``auto``, ``flat`` or ``ivf``; requested recall (0-1) of ``ivf`` (docs/index.md).
+        ``auto``, ``flat`` or ``ivf``; requested recall (0-1) of ``ivf`` (docs/neighbors.md).
 
     Raises
     ------

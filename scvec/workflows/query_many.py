@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from scvec.base.arrays import blocks
 from scvec.base.errors import InputError
+from scvec.base.results import html_lines
 from scvec.base.types import Float32, Progress, no_progress
 from scvec.celltypes.ontology import ClassOntology
 from scvec.celltypes.terms import folded
@@ -78,6 +79,9 @@ class JointAnnotation:
 
     def __repr__(self) -> str:
         return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        return html_lines(self.lines())
 
     @property
     def seconds(self) -> dict[str, float]:

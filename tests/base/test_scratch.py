@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata.io import read_elem, write_elem
-from web_parts import flat
 
 import scvec
 from scvec.base import arrays
@@ -98,9 +97,7 @@ def test_blocks_are_written_as_anndata_writes(
 def test_arrays_in_files_equal_arrays_in_memory(
     tmp_path: Path, tiny_adata: Callable[..., Any], new_store: Callable[[Path], Path], monkeypatch: Any
 ):
-    """Return all outputs of an annotation, with arrays in files and in memory."""
-    # UMAP takes ten seconds to compile and gets the same vectors in both cases.
-    monkeypatch.setattr("scvec.report.write_report.lay_out", flat)
+    """All that is made of an annotation, for files and for objects."""
     store = new_store(tmp_path / "store")
     scvec.ingest_cells(store, [tiny_adata(60)], name="tiny", label_key="cell_type", encoder="pca")
     new = tiny_adata(20, seed=1)

@@ -27,6 +27,7 @@ def test_the_demo_works(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
+    assert (tmp_path / report["report"]).stat().st_size > 100_000
     human, mouse = report["queries"]
     assert human["n_cells"] == 1220 and mouse["n_cells"] == 1886
     assert human["accuracy"] >= 0.95 and human["macro_f1"] >= 0.88

@@ -1,4 +1,4 @@
-"""The examples of the README work in their order; links and commands of all pages are right."""
+"""The examples of docs/commands.md work in their order; links and commands of all pages are right."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ from scvec.cli.main import cli
 from scvec.cli.options import Session
 
 PROJECT = Path(__file__).resolve().parents[2]
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+COMMANDS = (PROJECT / "docs" / "commands.md").read_text(encoding="utf-8")
+PAGES = [
+    PROJECT / "README.md",
+    PROJECT / "CONTRIBUTING.md",
+    *sorted((PROJECT / "docs").glob("*.md")),
+    *sorted((PROJECT / "docs" / "tutorials").glob("*.md")),
+]
 
 
 def examples() -> list[list[str]]:
     """Words of every ``$ scvec ...`` line in the fenced console blocks."""
-    blocks = re.findall(r"^```console\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```console\n(.*?)^```", COMMANDS, flags=re.MULTILINE | re.DOTALL)
     lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
     return [shlex.split(line)[1:] for line in lines if line.startswith("scvec ")]
 
@@ -44,7 +49,7 @@ def test_every_exit_code_is_in_the_table():
 
     classes = [cls for cls in vars(errors).values() if isinstance(cls, type)]
     codes = {cls.exit_code for cls in classes if issubclass(cls, errors.ScvecError)} | {0, 130, 143}
-    rows = re.findall(r"^\| (\d+(?:, \d+)*) \|", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (\d+(?:, \d+)*) \|", COMMANDS, flags=re.MULTILINE)
     assert codes == {int(code) for row in rows for code in row.split(", ")}
 
 
@@ -138,3 +143,29 @@ def test_the_examples_work(folder: Path, monkeypatch: pytest.MonkeyPatch):
         assert (folder / name).stat().st_size > 0
     labels = (folder / "labels.csv").read_text(encoding="utf-8").splitlines()
     assert len(labels) == 31 and "scvec_label" in labels[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import anndata
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCVEC_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    cells = anndata.read_h5ad(PROJECT / "scvec" / "data" / "baron_human.h5ad")
+    cells[cells.obs["donor"].isin(["human1", "human2"]).to_numpy()].write_h5ad("ref.h5ad")
+    cells[(cells.obs["donor"] == "human3").to_numpy()].write_h5ad("new.h5ad")
+    commands = typed(PROJECT / "README.md")
+    assert [words[0] for words in commands] == ["pull", "query", "ingest", "query"]
+    for words in commands:
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 0, f"scvec {shlex.join(words)}\n{done.stdout}{done.stderr}"
+    for name in ("annotated.h5ad", "report.html"):
+        assert Path(name).stat().st_size > 100_000
+    [code] = re.findall(
+        r"^```python\n(.*?)^```", (PROJECT / "README.md").read_text("utf-8"), re.M | re.DOTALL
+    )
+    adata = anndata.read_h5ad("new.h5ad")
+    exec(compile(code, "README.md", "exec"), {"adata": adata})
+    assert {"scvec_label", "scvec_confidence"} <= set(adata.obs.columns)

@@ -85,24 +85,13 @@ def test_umap_of_numbers_of_gaps_and_on_given_axes(adata: anndata.AnnData):
     assert texts == ["x (30)", "(none) (30)"]
 
 
-def test_umap_makes_its_own_places_once(adata: anndata.AnnData, monkeypatch: pytest.MonkeyPatch):
-    import sys
-
-    made = []
-
-    class Umap:
-        def __init__(self, **options: Any) -> None:
-            made.append(options)
-
-        def fit_transform(self, vectors: np.ndarray) -> np.ndarray:
-            return vectors[:, :2] * 2
-
-    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Umap))
+def test_umap_makes_its_own_places_once(adata: anndata.AnnData):
     del adata.obsm["X_umap"]
-    for _ in range(2):
-        scvec.pl.umap(adata)
-    assert len(made) == 1 and made[0]["random_state"] == 0
-    np.testing.assert_allclose(adata.obsm["X_scvec_umap"], adata.obsm["X_scvec"][:, :2] * 2)
+    scvec.pl.umap(adata)
+    made = adata.obsm["X_scvec_umap"]
+    assert made.shape == (60, 2) and np.isfinite(made).all()
+    scvec.pl.umap(adata)
+    assert adata.obsm["X_scvec_umap"] is made
     assert scvec.pl.umap(adata, basis="X_scvec").get_title() == "scvec_label"
 
 
@@ -148,3 +137,55 @@ def test_what_cannot_be_drawn_is_told(adata: anndata.AnnData, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match="needs matplotlib"):
         scvec.pl.confidence(adata)
+
+
+def test_palettes_are_taken_as_scanpy_takes_them(adata: anndata.AnnData):
+    from matplotlib.colors import to_hex
+
+    def colors(palette: Any) -> set[str]:
+        [points] = scvec.pl.umap(adata, palette=palette).collections
+        return {to_hex(c) for c in points.get_facecolors()}
+
+    [grey] = colors({})
+    assert colors({"alpha": "#ff0000", "beta": "#00ff00"}) == {"#ff0000", "#00ff00", grey}
+    assert colors(["#ff0000", "#00ff00", "#0000ff"]) == {"#ff0000", "#00ff00", "#0000ff"}
+    assert len(colors("tab10")) == 3
+    assert scvec.pl.umap(adata, color="scvec_confidence", palette="magma").collections[0].cmap.name == "magma"
+
+
+def test_novelty_shows_every_cell_by_group(adata: anndata.AnnData):
+    adata.obs["scvec_novelty"] = np.linspace(0, 1, adata.n_obs)
+    axes = scvec.pl.novelty(adata, groupby="truth")
+    shown = {t.get_text().rpartition(" (")[0] for t in axes.get_yticklabels()}
+    assert shown == {"!new", "alpha", "beta", r"\$x\$"}
+    places = np.concatenate([c.get_offsets()[:, 0] for c in axes.collections])
+    np.testing.assert_allclose(np.sort(places), adata.obs["scvec_novelty"])
+
+
+def test_names_are_bars_of_their_probability():
+    candidate = [
+        SimpleNamespace(label=f"type {i}", probability=p) for i, p in enumerate((0.6, 0.3, 0.05, 0.05))
+    ]
+    report = SimpleNamespace(groups=[SimpleNamespace(group=str(k), candidates=candidate) for k in range(2)])
+    axes = scvec.pl.names(report)
+    assert [round(b.get_width(), 2) for b in axes.patches] == [0.6, 0.3, 0.05] * 2
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["0", "1"]
+    drawn(axes)
+
+
+def test_evidence_has_a_dot_where_a_gene_speaks_for_a_label(tmp_path: Any, tiny_adata: Any, new_store: Any):
+    store = new_store(tmp_path / "store")
+    scvec.ingest_cells(store, [tiny_adata(90, classes=3)], name="tiny", label_key="cell_type", encoder="pca")
+    found = scvec.query(store, tiny_adata(30, classes=3, seed=1))
+    axes = scvec.pl.evidence(found, n_genes=3)
+    labels = [t.get_text() for t in axes.get_yticklabels()]
+    genes = [t.get_text() for t in axes.get_xticklabels()]
+    assert labels == list(found.counts()) and len(genes) == len(set(genes)) >= len(labels)
+    dots = axes.collections[0]
+    sizes = {tuple(p): s for p, s in zip(dots.get_offsets().tolist(), dots.get_sizes(), strict=True)}
+    for y, label in enumerate(labels):
+        told = [g for g in found.explain(label=label, n_genes=500).genes if g.symbol in genes]
+        for g in told:
+            if g.contribution > 1e-3:
+                assert (genes.index(g.symbol), y) in sizes
+    drawn(axes)

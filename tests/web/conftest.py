@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from web_parts import HOSTILE, Server, Shelf, Tab, flat, hostile_cells
+from web_parts import HOSTILE, Server, Shelf, Tab, hostile_cells
 
 import scvec
 
@@ -41,39 +41,18 @@ def shelf(
     )
     hostile_cells(tiny_adata, 60, 1).write_h5ad(folder / "new.h5ad")
     report = folder / "report.html"
-    with pytest.MonkeyPatch.context() as patch:
-        # The real UMAP compiles for ten seconds, so only the process of the server uses it.
-        patch.setattr("scvec.report.write_report.lay_out", flat)
-        found = scvec.query(folder / "store", folder / "new.h5ad", report=report)
+    found = scvec.query(folder / "store", folder / "new.h5ad", report=report)
     return Shelf(folder / "store", folder / "new.h5ad", report, found)
-
-
-#: Replaces UMAP in child processes of the server, where it would compile for twenty seconds each time. The
-#: examples of the README use the real one.
-UMAP = """
-class UMAP:
-    def __init__(self, **options):
-        pass
-
-    def fit(self, vectors):
-        self.embedding_ = vectors[:, :2]
-        return self
-
-    def transform(self, vectors):
-        return vectors[:, :2]
-"""
 
 
 @pytest.fixture(scope="session")
 def server(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    stand_in = tmp_path_factory.mktemp("stand-in")
-    (stand_in / "umap.py").write_text(UMAP, encoding="utf-8")
     temporary = tmp_path_factory.mktemp("temporary")
     process = subprocess.Popen(
         [sys.executable, "-m", "scvec", "--store", str(shelf.store), "--json", "serve", "--port", "0"],
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(stand_in), str(PROJECT)]),
+            "PYTHONPATH": str(PROJECT),
             "TMPDIR": str(temporary),
         },
         stdout=subprocess.PIPE,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from web_parts import HOSTILE, Shelf, flat
+from web_parts import HOSTILE, Shelf
 
 import scvec
 from scvec.base.errors import InputError
@@ -62,7 +62,6 @@ def test_evidence_calibration_and_the_command_are_there(shelf: Shelf):
 
 
 def test_an_annotation_writes_its_report_later(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("scvec.report.write_report.lay_out", flat)
     later = tmp_path / "later.html"
     assert scvec.write_report(shelf.annotation, later).report == str(later)
     first, second = (
@@ -154,29 +153,36 @@ def test_columns_that_are_no_groups_are_left_out():
     assert truth_column(columns, None) == "Cluster" and truth_column(columns, "donor") == "donor"
 
 
-def test_a_small_reference_has_a_map_too():
-    rng = np.random.default_rng(0)
-    known, new = rng.normal(size=(5, 4)).astype("f4"), rng.normal(size=(3, 4)).astype("f4")
-    rows, places, query = write_report.lay_out(known, new)
-    assert rows.tolist() == list(range(5)) and places.shape == (5, 2) and query.shape == (3, 2)
-    assert np.isfinite(places).all() and np.isfinite(query).all()
+def test_the_map_of_a_reference_is_kept(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def made(vectors: Any, **_: Any) -> Any:
+        raise AssertionError("the map is there")
+
+    monkeypatch.setattr(write_report, "lay_out_cells", made)
+    scvec.write_report(shelf.annotation, tmp_path / "again.html")
+    first, second = (
+        json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["cells"]["reference"]
+        for page in (shelf.report, tmp_path / "again.html")
+    )
+    assert first == second and len(first["x"]) > 0
+    for kept in (shelf.store / "fits").iterdir():
+        kept.write_bytes(kept.read_bytes()[:-1])  # damaged ones are made again
+    with pytest.raises(AssertionError, match="is there"):
+        scvec.write_report(shelf.annotation, tmp_path / "again.html")
 
 
-def test_cells_beyond_the_sample_lie_among_their_neighbours(monkeypatch: pytest.MonkeyPatch):
-    rng = np.random.default_rng(0)
-    centre = np.array([[0, 0, 0, 0], [20, 0, 0, 0]], dtype="f4")
-    known = (centre[np.arange(60) % 2] + rng.normal(size=(60, 4))).astype("f4")
-    new = (centre[np.arange(80) % 2] + rng.normal(size=(80, 4))).astype("f4")
-    # UMAP compiles for twenty seconds. The test of the server runs the real one in a child process.
-    monkeypatch.setattr(write_report, "_fit", lambda vectors, seed: (None, vectors[:, :2]))
-    monkeypatch.setattr(write_report, "_transform", lambda model, vectors: vectors[:, :2])
+def test_cells_beyond_the_sample_lie_among_their_neighbours(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(write_report, "MAX_TRANSFORMED", 30)
-    monkeypatch.setattr(write_report, "MAX_REFERENCE", 40)
-    rows, places, query = write_report.lay_out(known, new)
-    assert len(rows) == 40
-    means = np.stack([places[rows % 2 == k].mean(axis=0) for k in (0, 1)])
-    nearest = np.linalg.norm(query[:, None] - means[None], axis=2).argmin(axis=1)
-    assert (nearest == np.arange(80) % 2).all()
+    monkeypatch.setattr(write_report, "MAX_REFERENCE", 80)
+    scvec.write_report(shelf.annotation, tmp_path / "few.html")
+    cells = json.loads((tmp_path / "few.json").read_text(encoding="utf-8"))["cells"]
+    reference = np.array([cells["reference"]["x"], cells["reference"]["y"]]).T
+    query = np.array([cells["x"], cells["y"]]).T
+    labels = np.array(cells["reference"]["label"])
+    assert len(reference) == 80 and len(query) == 60 and np.isfinite(query).all()
+    nearest = np.linalg.norm(query[:, None] - reference[None], axis=2).argmin(axis=1)
+    assert np.mean(labels[nearest] == np.array(cells["label"])) > 0.9
 
 
 def test_what_a_report_needs_is_said_before_any_work(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
@@ -184,7 +190,3 @@ def test_what_a_report_needs_is_said_before_any_work(tmp_path: Any, monkeypatch:
         check_report(tmp_path / "report.pdf", None)
     with pytest.raises(InputError, match="does not exist"):
         check_report(tmp_path / "no" / "report.html", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "umap" else object())
-    with pytest.raises(InputError, match="umap-learn") as caught:
-        check_report(tmp_path / "report.html", None)
-    assert "scvec[report]" in caught.value.fix

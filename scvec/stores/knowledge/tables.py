@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -211,7 +212,9 @@ def connect(path: Path | str, *, read_only: bool = False, **config: Any) -> Any:
 
     con = duckdb.connect(str(path), read_only=read_only, config={**_CLOSED, **config})
     # In notebooks and with ``python -c``, DuckDB prints a progress bar for each query over two seconds.
-    con.execute("SET enable_progress_bar = false")
+    # In a notebook without ipywidgets, DuckDB has no bar and refuses the setting.
+    with contextlib.suppress(duckdb.InvalidInputException):
+        con.execute("SET enable_progress_bar = false")
     return con
 
 
