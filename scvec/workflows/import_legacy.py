@@ -121,7 +121,7 @@ class _Reader(_Unpickler):
 
     def raw(self, data: Any = b"", encoding: Any = "latin1") -> bytes:
         if type(data) not in (str, bytes) or encoding not in ("latin1", "latin-1"):
-            raise UnpicklingError("it makes bytes of a value that is neither text nor bytes")
+            raise UnpicklingError("it makes bytes of another type or encoding than plain text")
         self.spend(3 * len(data))
         return data.encode("latin1") if type(data) is str else bytes(data)
 

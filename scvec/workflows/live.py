@@ -185,7 +185,7 @@ def read_gene_list(path: Path) -> list[str]:
         raise unreadable(error, path, "the list of genes", fix) from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not names:
-        raise InputError("the list has no gene", str(path), fix, code="empty-file")
+        raise InputError("the list has no gene", str(path), fix)
     return names
 
 

@@ -187,7 +187,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert "interrupted; " in said and "of 600 answers are kept" in said
+    assert "interrupted; " in said and "of 600 answers are saved" in said
     # Committed, not only in the journal.
     assert 0 < len(texts(tmp_path / "store", "llm")) < 600
 
@@ -201,7 +201,7 @@ def test_out_of_quota_is_exit_5_and_json_says_so(inside, tmp_path):
         )
     assert done.exit_code == 5
     said = json.loads(done.stdout)
-    assert said["exit_code"] == 5 and "are kept" in said["what"]
+    assert said["exit_code"] == 5 and "are saved" in said["what"]
     assert len(texts(tmp_path / "store", "llm")) == 10
     assert len(server.requests) <= 15
 

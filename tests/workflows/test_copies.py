@@ -240,4 +240,4 @@ def test_eval_tells_of_the_reference_s_own_cells(
     ):
         report = scvec.evaluate(once[0], asked, reference="once", truth_key="cell_type")
         assert report.n_own == n == report.to_dict()["n_own"]
-        assert any("reference's own" in note for note in report.notes) == bool(n)
+        assert any("reference contains" in note for note in report.notes) == bool(n)
