@@ -72,7 +72,7 @@ class Annotation:
     sets
         (n, n_classes) bool, which labels belong to each cell's set; None where no coverage was asked for.
     parameters
-        Everything that made this answer: version, store generation, space, options, gene match.
+        Everything that made this answer: version, store version, space, options, gene match.
     notes
         What a user should know about it.
     seconds
@@ -406,7 +406,7 @@ OPTIMISTIC = (
 
 
 def provenance(generation: int, stored: StoredReference, matched: MatchedSource) -> dict[str, Any]:
-    """Return what an answer was made by: version, store generation, reference, space, genes."""
+    """Return what an answer was made by: version, store version, reference, space, genes."""
     from scvec import __version__
     from scvec.model.storage import species_of
 

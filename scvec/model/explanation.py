@@ -210,8 +210,8 @@ def same_reference(store: Store, parameters: Mapping[str, Any]) -> StoredReferen
     stored = store.reference(name)
     if not stored.has_fingerprint(str(parameters["reference_fingerprint"])):
         what = (
-            f"the cells were annotated by reference {name!r} of store generation {number}; the one here, of "
-            f"generation {store.generation.number}, is another"
+            f"the cells were annotated by reference {name!r} in version {number} of the store; "
+            f"version {store.generation.number}, the current one, has another reference of this name"
         )
         raise StoreError(what, str(store.path), fix, code="annotation-outdated")
     return stored
@@ -324,7 +324,7 @@ class Explanation(Report):
         Mean absolute difference between a cell's log odds and the sum of its terms, as a share of the mean
         absolute log odds (0.01 is 1%).
     parameters
-        What made it: reference, store generation, space, method.
+        What made it: reference, store version, space, method.
     """
 
     reference: str

@@ -283,7 +283,7 @@ def provenance(annotation: Annotation, stored: StoredReference, name: str) -> li
         ),
         ("Annotated", now().replace("T", " ").replace("+00:00", " UTC")),
         ("Version", f"scvec {p['scvec']}"),
-        ("Store generation", str(p["generation"])),
+        ("Store version", str(p["generation"])),
         ("Encoder", str(p["encoder"])),
         ("Text backbone", f"{p['backbone']} (space {p['space']})"),
         ("Calibrated on", _calibrated(str(p["calibrated_on"]), stored)),

@@ -27,7 +27,7 @@ def explain(
 ) -> Explanation:
     """Say why a cell, or the cells of a label, were given their label and not another.
 
-    The cells are computed again from the values in the file, by the reference, the store generation and the
+    The cells are computed again from the values in the file, by the reference, the store version and the
     options that ``uns[key_added]`` names. The log odds of the label against the runner-up are then taken
     apart: what each gene adds, what the labels of the nearest reference cells add, and what intercepts add.
     Genes are exact for the default encoder, given the length of the cell's vector, and by integrated
