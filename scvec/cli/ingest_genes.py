@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from scvec.cli.options import (
-    SPECIES,
     Session,
+    SpeciesName,
     base_url_option,
     concurrency_option,
     device_option,
@@ -39,7 +39,7 @@ __all__ = ["commands", "import_legacy"]
 @click.option("--name", help="Name of the texts or the space.  [default: the file's name]")
 @click.option(
     "--species",
-    type=click.Choice(["auto", *SPECIES]),
+    type=SpeciesName("auto"),
     default="auto",
     show_default=True,
     help="Species of records that name none.",

@@ -14,7 +14,8 @@ from scvec.backbones import load_backbone, parse_spec
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.results import Record, Report
-from scvec.base.types import SPECIES, Backbone, Space, StreamingBackbone
+from scvec.base.species import SPECIES, species_key
+from scvec.base.types import Backbone, Space, StreamingBackbone
 from scvec.stores.knowledge.gene_search import words
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.knowledge.where import rows_where
@@ -329,11 +330,9 @@ def _fits(backbone: Backbone, space: Space) -> bool:
 def search_species(species: str, meaning: Meaning | None) -> list[str]:
     """Return the species to search, of an option that may be ``auto``."""
     if species != "auto":
-        if species not in SPECIES:
-            raise InputError(f"there is no species {species!r}", fix=f"give auto, {' or '.join(SPECIES)}")
-        return [species]
+        return [species_key(species)]
     there = set(meaning.stored.genes["species"].unique()) if meaning is not None else set()
-    return [there.pop()] if len(there) == 1 else ["human"]
+    return [there.pop()] if len(there) == 1 else [SPECIES[0]]
 
 
 def rank_genes(
