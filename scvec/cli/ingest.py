@@ -200,9 +200,7 @@ def _refuse_settings(ctx: click.Context) -> None:
 @ingest.command()
 @click.option("--recipe", default="", metavar="NAME", help="Tissue, condition and limits of a recipe.")
 @click.option("--list-recipes", is_flag=True, help="Show the recipes, and do nothing else.")
-@click.option(
-    "--organism", type=SpeciesName(), default=SPECIES[0], show_default=True, help="Whose cells."
-)
+@click.option("--organism", type=SpeciesName(), default=SPECIES[0], show_default=True, help="Whose cells.")
 @click.option(
     "--tissue", multiple=True, metavar="NAME", help="As tissue_general or tissue has it; may be repeated."
 )

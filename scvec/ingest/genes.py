@@ -22,7 +22,6 @@ from scvec.base.species import id_species, known_species, species_key, species_n
 from scvec.base.types import Description, Gene, Species
 
 __all__ = [
-    "COLUMNS",
     "MAX_NAME",
     "GeneRecord",
     "GoFact",
@@ -31,7 +30,6 @@ __all__ = [
     "choose",
     "compose",
     "is_date",
-    "is_gene_table",
     "opened",
     "read_gene_file",
     "read_lines",

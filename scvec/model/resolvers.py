@@ -42,6 +42,7 @@ __all__ = [
     "find_genes",
     "is_chance",
     "is_row_numbers",
+    "no_knowledge",
     "resolve",
     "resolver_of",
     "snapshot_resolver",
@@ -56,8 +57,8 @@ _GENOMES = "|".join(pattern for one in known_species().values() for pattern in o
 WARN_SHARE = 0.5
 #: Fraction of names that are ids of a species whose genes are not loaded, from which it is that species.
 FOREIGN_IDS = 0.05
-#: Fraction of unknown names below which the names of species that are not loaded are not compared.
-KNOWN_ENOUGH = 0.005
+#: Standard errors by which one of two species with symbols of one style must know more of the names (p < 0.01).
+ALIKE = 2.5
 #: A column of other names is tried when the names of the index leave out more than this.
 GOOD_SHARE = 0.95
 
@@ -102,7 +103,8 @@ def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> Foun
             f"{source.name}, names like {_shown(source.var_names)}",
             _TRANSPOSED
             if _is_transposed(source, resolver)
-            else "put gene symbols, Ensembl or Entrez ids into var_names",
+            else "put gene symbols, Ensembl or Entrez ids into var_names, or give --species other if these are ids "
+            "of their own kind",
         )
     return best
 
@@ -311,6 +313,12 @@ def _not_loaded(match: GeneMatch, where: str) -> InputError:
     what = f"the gene names look like those of {key}, whose genes are not loaded ({fit})"
     source = "" if key in _shipped_names() else " --source FILE (docs/species.md)"
     fix = f"run: scvec ingest genes --species {_quoted(key)}{source}; or give --species"
+    return InputError(what, where, fix, code="species-not-loaded")
+
+
+def no_knowledge(species: Species, where: str, fix: str) -> InputError:
+    """Return the error for what needs texts or names of genes, of a species of which there are none."""
+    what = f"nothing is known of genes of {species}: there are no texts and no other names"
     return InputError(what, where, fix, code="species-not-loaded")
 
 
@@ -602,8 +610,10 @@ class GeneResolver:
         else:
             # The two that know most of the names decide between them; of equals the one that is loaded first.
             pair = tuple(sorted(sorted(loaded, key=lambda s: -n[s])[:2], key=loaded.index))
-            # What chance makes of the names that only one species knows: three standard errors.
-            luck = 3 * float(np.sqrt((known[pair[0]] != known[pair[1]]).sum()))
+            # What chance makes of the names that only one species knows: three standard errors. Names of apes
+            # and of pig are those of human but for a few.
+            style = len({one.style for s in pair if (one := known_species().get(s))}) == 1
+            luck = (ALIKE if style else 3) * float(np.sqrt((known[pair[0]] != known[pair[1]]).sum()))
             votes = _Votes({s: n[s] for s in pair}, {s: spelled[s] for s in pair}, luck)
             best, notes = votes.best or loaded[0], votes.notes()
         stranger = self._stranger(unique, known[best]) if species == "auto" else ""
@@ -622,7 +632,7 @@ class GeneResolver:
         for key, n in ids.most_common(1):
             if n >= max(_MIN_ROWS, FOREIGN_IDS * len(names)):
                 return key
-        if len(left) < max(_MIN_ROWS, KNOWN_ENOUGH * len(names)):
+        if len(left) <= ALIKE**2:
             return ""
         best, most = "", 0
         for key, shipped in _shipped_names().items():
@@ -630,7 +640,7 @@ class GeneResolver:
                 continue
             own = np.array([name in shipped for name in names], dtype=bool)
             more, fewer = int((own & ~known).sum()), int((known & ~own).sum())
-            if own.sum() > max(most, 0.5 * len(names)) and more - fewer > 3 * np.sqrt(more + fewer):
+            if own.sum() > max(most, 0.5 * len(names)) and more - fewer > ALIKE * np.sqrt(more + fewer):
                 best, most = key, int(own.sum())
         return best
 
@@ -721,7 +731,8 @@ class GeneResolver:
         if via:
             used = int((np.diff(csr.indptr) > 0).sum())
             through = f" by way of {' and '.join(path[1:-1])}" if len(path) > 2 else ""
-            known = [s.confidence for s in shares.values() if s.weights and s.confidence == s.confidence]
+            told = (s.confidence for s in shares.values() if s.weights and s.kind != "symbol")
+            known = [confidence for confidence in told if confidence == confidence]
             confidence = f"; mean confidence {sum(known) / len(known):.2f}" if known else ""
             notes.append(
                 f"{match.species} genes were mapped to {target_species} through orthologs{through}: {used:,} of "
@@ -746,9 +757,7 @@ class GeneResolver:
             arrived = [way for way in ways if way[-1] == target]
             if arrived:
                 return max(arrived, key=lambda way: min(self._n_genes(*hop) for hop in pairwise(way)))
-            ways = [
-                (*way, b) for way in ways for a, b in self._links if a == way[-1] and b not in seen
-            ]
+            ways = [(*way, b) for way in ways for a, b in self._links if a == way[-1] and b not in seen]
             seen |= {way[-1] for way in ways}
         what = f"no orthologs join {species} and {target}"
         keys = [s for s in (species, target) if s not in SPECIES]

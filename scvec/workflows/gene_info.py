@@ -17,7 +17,7 @@ from scvec.base.results import Record, Report
 from scvec.base.species import species_key
 from scvec.base.types import Description
 from scvec.model.gene_vectors import gene_table
-from scvec.model.resolvers import GeneResolver, stored_resolver
+from scvec.model.resolvers import GeneResolver, no_knowledge, stored_resolver
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.reference_reader import StoredSpace
 from scvec.stores.store.store import Store
@@ -232,9 +232,8 @@ def gene_info(store: Path | str, names: Sequence[str], species: str | None = Non
         genes = kb.genes(species).set_index("gene_id", drop=False)
         resolver = stored_resolver(opened)
         if species is not None and species not in resolver.species:
-            what = f"nothing is known of genes of {species}"
             fix = f"run: scvec ingest genes --species '{species}' --source FILE"
-            raise InputError(what, "--species", fix, code="unknown-gene")
+            raise no_knowledge(species, "--species", fix)
         found = _find(resolver, genes, names, (species,) if species else resolver.species)
         unknown = [name for name, gene_ids in found.items() if not gene_ids]
         near = _near(unknown, genes["symbol"].tolist()) if unknown else {}

@@ -199,7 +199,7 @@ def named_genes(
     resolver = resolver_of(kb)
     found: dict[str, str] = {}
     unknown = dict.fromkeys(names)
-    for one in species:
+    for one in (s for s in species if s in resolver.species):
         match = resolver.resolve(names, one)
         for name, gene_id in zip(names, match.gene_ids, strict=True):
             if gene_id is not None:

@@ -16,6 +16,7 @@ from scvec.base.options import options_of, takes_options
 from scvec.base.results import Record, Report
 from scvec.base.species import SPECIES, species_key
 from scvec.base.types import Backbone, Space, StreamingBackbone
+from scvec.model.resolvers import no_knowledge
 from scvec.stores.knowledge.gene_search import words
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.knowledge.where import rows_where
@@ -234,6 +235,9 @@ def search_genes(
         meaning = find_meaning(opened, asked.backbone, device=asked.device) if by_meaning else None
         chosen = search_species(asked.species, meaning)
         genes = kb.genes().set_index("gene_id", drop=False)
+        if not genes["species"].isin(chosen).any():
+            fix = "run: scvec ingest genes for this species, or give another --species"
+            raise no_knowledge(chosen[0], "--species", fix)
         allowed = None
         if asked.where is not None:
             of_species = genes[genes["species"].isin(chosen)]

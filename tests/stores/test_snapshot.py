@@ -53,9 +53,7 @@ def test_entrez_ids_are_unique(genes: pd.DataFrame) -> None:
 )  # fmt: skip
 def test_orthologs(snapshot: Snapshot, genes: pd.DataFrame, human: str, mouse: str) -> None:
     pairs = snapshot.table("orthologs").to_pandas()
-    named = set(
-        zip(pairs.gene_id.map(genes.symbol), pairs.other_id.map(genes.symbol), strict=True)
-    )
+    named = set(zip(pairs.gene_id.map(genes.symbol), pairs.other_id.map(genes.symbol), strict=True))
     assert (human, mouse) in named
 
 

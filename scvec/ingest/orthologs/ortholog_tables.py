@@ -21,7 +21,7 @@ from scvec.base.species import id_species, known_species, species_named
 from scvec.base.types import Gene
 from scvec.ingest.genes import MAX_NAME, cell_text, is_date, opened, read_lines
 
-__all__ = ["OrthologTable", "Pair", "Side", "read_ortholog_table"]
+__all__ = ["Names", "OrthologTable", "Pair", "gene_of", "is_ortholog_table", "read_ortholog_table"]
 
 #: Rows that tell what a column holds.
 N_TOLD = 2000
@@ -150,16 +150,16 @@ def _cell(row: Sequence[str], at: int) -> str:
     return cell_text(row[at], MAX_NAME) if at < len(row) else ""
 
 
-def _rows(
-    lines: Iterable[str], start: Sequence[str], path: Path
-) -> tuple[list[str], Iterator[list[str]]]:
+def _rows(lines: Iterable[str], start: Sequence[str], path: Path) -> tuple[list[str], Iterator[list[str]]]:
     """Return the header of a table, empty where it has none, and its rows. Comments begin with #."""
     comments = 0
     while comments < len(start) and start[comments].startswith("#"):
         comments += 1
     body = start[comments : comments + 1]
     if not body:
-        raise InputError("the table has no rows", str(path), "give one pair of genes a row", code="empty-file")
+        raise InputError(
+            "the table has no rows", str(path), "give one pair of genes a row", code="empty-file"
+        )
     mark = "\t" if "\t" in body[0] else "," if "," in body[0] else ";" if ";" in body[0] else "\t"
     # Of NCBI and FlyBase the header is the last comment.
     head = start[comments - 1].lstrip("#").strip("\r\n ") if comments else ""
@@ -174,21 +174,23 @@ def _rows(
 
 
 def _looks_like_gene(cell: str) -> bool:
-    return id_species(cell.strip()) is not None or bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9.-]*\d\w*", cell.strip()))
+    return id_species(cell.strip()) is not None or bool(
+        re.fullmatch(r"[A-Za-z][A-Za-z0-9.-]*\d\w*", cell.strip())
+    )
 
 
 # Headers
 
-_SCORES = ("diopt score", "algorithmsmatch", "support", "score", "confidence", "orthology confidence")
+_SCORES = ("diopt score", "algorithms match", "support", "score", "confidence", "orthology confidence")
 _TAXA = re.compile(r"tax(on)? ?id|species ?taxon ?id|^ortholog species$|^other tax id$")
 _NOT_NAMES = re.compile(
     r"omim|chr|assert|location|strand|coordinates|position|phenotype|refseq|protein|transcript|swiss|uniprot|"
-    r"paralog|pub id|source|version|ancestor|conservation|coverage|identical|evidence|start|end \(bp\)"
+    r"paralog|pub id|species name|organism name|source|version|ancestor|conservation|coverage|identical|evidence|start|end \(bp\)"
 )
 
 
 def _plain(header: str) -> str:
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", header.strip().lstrip("#"))
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", header.strip().lstrip("#"))
     return " ".join(re.sub(r"[_\s]+", " ", words).lower().split())
 
 
@@ -217,7 +219,7 @@ def _role(header: str) -> tuple[str, str]:
     for pattern, kind in (
         (r"symbol|gene name$|external gene name|locus$|associated gene name", "symbol"),
         (r"ensembl|stable id|fbgn|wbgene", "ensembl"),
-        (r"entrez|ncbi gene|^geneid$|gene ?id$|^gene id$", "entrez"),
+        (r"entrez|ncbi gene|gene ?[12]? ?id$", "entrez"),
         (r"synonym|alias|old symbol|previous", "synonym"),
         (r"name$|description", "name"),
         (r"^gene$|gene$", "symbol"),
@@ -272,9 +274,10 @@ def _sides(
                 sides[side].taxon = at
             elif kind:
                 sides[side].columns.setdefault(kind, at)
-        if not any(set(side.columns) & set(_IDS) for side in sides.values()):
+        if sum(bool(set(side.columns) & set(_IDS)) for side in sides.values()) < 2 and not _is_listed(header):
+            used = {at for side in sides.values() for at in side.columns.values()} | set(extra.values())
             for at in range(max((len(row) for row in told), default=0)):
-                if _distinct(told, at) and (kind := _kind_of(told, at)) != "name":
+                if at not in used and _distinct(told, at) and (kind := _kind_of(told, at)) != "name":
                     sides[f"column {at}"].columns[kind] = at
     for key, side in sides.items():
         if side.taxon is None:
@@ -297,13 +300,20 @@ def _sides(
     return found, extra
 
 
+def _is_listed(header: Sequence[str]) -> bool:
+    """Return whether a table lists genes as BioMart, RGD and ZFIN do, perhaps of one species only."""
+    return bool({_plain(name) for name in header} & {"gene stable id", "gene rgd id", "zfin id"})
+
+
 def _column(name: str, header: Sequence[str], told: Sequence[Sequence[str]], path: Path) -> int:
     if name in header:
         return header.index(name)
     if name.isdigit() and 0 < int(name) <= max(map(len, told), default=0):
         return int(name) - 1
     what = f"the table has no column {name!r}"
-    raise InputError(what, str(path), f"it has: {', '.join(header[:12]) or 'no header'}", code="unknown-column")
+    raise InputError(
+        what, str(path), f"it has: {', '.join(header[:12]) or 'no header'}", code="unknown-column"
+    )
 
 
 def _values(told: Sequence[Sequence[str]], at: int) -> list[str]:
@@ -329,7 +339,9 @@ def _kind_of(told: Sequence[Sequence[str]], at: int) -> str:
     return "name"
 
 
-def _species_of(side: Side, told: Sequence[Sequence[str]], known: Callable[[Sequence[str]], str] | None) -> str:
+def _species_of(
+    side: Side, told: Sequence[Sequence[str]], known: Callable[[Sequence[str]], str] | None
+) -> str:
     """Return the species of a side by what its ids look like, else by its symbols; empty where neither tells."""
     for kind in ("ensembl", "authority"):
         if kind in side.columns:
@@ -371,16 +383,29 @@ def _read(
     wanted = set(species)
     found = OrthologTable(_shown(header, sides, extra))
     genes: dict[tuple[str, str], Gene] = {}
-    best = {at for at, name in enumerate(header) if _plain(name).replace(" ", "") in ("isbestscore", "isbestrevscore")}
+    best = {
+        at
+        for at, name in enumerate(header)
+        if _plain(name).replace(" ", "") in ("isbestscore", "isbestrevscore")
+    }
     plain = [_plain(name) for name in header]
     group = next((at for at, name in enumerate(plain) if name in ("db class key", "homologene id")), None)
     members: dict[str, list[tuple[str, Names]]] = defaultdict(list)
     dates = 0
     for row in rows:
-        named = [(key, names) for side in sides for key, names in [side.names(row)] if key and names]
-        named = [(key, names) for key, names in named if set(names) & set(_IDS)]
+        named: list[tuple[str, Names]] = []
+        for key, names in (side.names(row) for side in sides):
+            same = (
+                next((there for other, there in named if other == key), None) if group is not None else None
+            )
+            if same is not None:
+                same |= names
+            elif key and set(names) & set(_IDS):
+                named.append((key, names))
+        if group is not None:
+            named = named[:1]  # a row of a class is one gene: ids of other columns are of the same
         for key, names in named:
-            if key in wanted:
+            if key in wanted and set(names) & {"authority", "ensembl", "symbol"}:
                 if is_date(names.get("symbol", "")):
                     dates += 1
                 else:
@@ -505,7 +530,9 @@ def gene_of(species: str, names: Names) -> Gene:
         int(number) if number.isdigit() else None,
         re.sub(r"\s*\[Source:.*", "", names.get("name", "")),
         ensembl_ids=(ensembl,) if ensembl else (),
-        aliases=tuple(a.strip() for a in re.split(r"[|;]", names.get("synonym", "")) if a.strip() and a != symbol),
+        aliases=tuple(
+            a.strip() for a in re.split(r"[|;]", names.get("synonym", "")) if a.strip() and a != symbol
+        ),
     )
 
 
@@ -545,3 +572,29 @@ def _wormbase(lines: Iterable[str], species: Sequence[str]) -> OrthologTable:
                 found.pairs.append(Pair("worm", own, key, other, score=score))
     found.genes, found.pairs = list(genes.values()), _near_best(found.pairs)
     return found
+
+
+def is_ortholog_table(path: Path) -> bool:
+    """Return whether a file is a table that names genes of two species, or genes as BioMart and RGD list them."""
+    try:
+        with opened(path) as file:
+            start = list(islice((line for line in read_lines(file, path) if line.strip()), 200))
+        if any(line.rstrip("\r\n") == "=" for line in start):
+            return True
+        header, rows = _rows(iter(start), start, path)
+        told = list(rows)
+    except (InputError, OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, StopIteration):
+        return False
+    plain = {_plain(name) for name in header}
+    if _is_listed(header) or plain & {"db class key", "other gene id"}:
+        return True
+    if "symbol" in plain and plain & {"entrez id", "authority id", "hgnc id", "locus type"}:
+        return False
+    sides = {side for side, kind in map(_role, header) if kind in _IDS and side}
+    if len(sides) > 1:
+        return True
+    width = max((len(row) for row in told), default=0)
+    kinds = [_kind_of(told, at) for at in range(width) if _distinct(told, at)]
+    alike = [kind for kind in kinds if kind in ("ensembl", "authority", "symbol")]
+    narrow = width <= 3 or {"ensembl", "authority"} & set(kinds)
+    return bool(narrow) and len(alike) > 1 and not sides & {"1", "2"}

@@ -13,7 +13,14 @@ from typing import Any
 from scvec.base.records import Answer, Failure, Job, Wanted
 from scvec.base.species import known_species
 from scvec.ingest.sources import gene_source
-from scvec.ingest.sources.facts import SPECIES_OF_TAXON, TAXON_OF_SPECIES, id_field, text_field, texts_field, with_prefix
+from scvec.ingest.sources.facts import (
+    SPECIES_OF_TAXON,
+    TAXON_OF_SPECIES,
+    id_field,
+    text_field,
+    texts_field,
+    with_prefix,
+)
 from scvec.ingest.sources.http import GeneFound, GeneSource, in_parts
 
 __all__ = ["Hit", "MyGeneSource"]

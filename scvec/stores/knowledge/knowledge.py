@@ -782,6 +782,8 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         counts = dict(zip(tables, (int(n) for n in row), strict=True))
         for sql in (
             "SELECT 'genes ' || species, count(*) FROM genes GROUP BY ALL ORDER BY 1",
+            "SELECT 'orthologs ' || species || '-' || other_species, count(*) FROM orthologs"
+            " GROUP BY ALL ORDER BY 1",
             "SELECT 'descriptions ' || kind, count(*) FROM descriptions GROUP BY ALL ORDER BY 1",
         ):
             counts |= {str(name): int(n) for name, n in self._all(sql)}

@@ -122,7 +122,7 @@ def insert_orthologs(con: Any, rows: pa.Table, source: str) -> int:
         f" AS source FROM (SELECT {ordered}, kind, confidence FROM incoming) GROUP BY ALL",
         ("gene_id", "other_id"),
         {c: f"s.{c}" for c in ("kind", "confidence", "source")},
-        f"({rank.format('s')}, -s.confidence) < ({rank.format('t')}, -t.confidence)",
+        f"({rank.format('s')}, -coalesce(s.confidence, 0)) < ({rank.format('t')}, -coalesce(t.confidence, 0))",
     )
 
 
@@ -257,7 +257,7 @@ CREATE TABLE orthologs (
     gene_id VARCHAR NOT NULL, species VARCHAR NOT NULL,
     other_id VARCHAR NOT NULL, other_species VARCHAR NOT NULL,
     kind VARCHAR NOT NULL CHECK (kind IN ('one2one', 'one2many', 'many2many', 'symbol')),
-    confidence FLOAT NOT NULL, source VARCHAR NOT NULL
+    confidence FLOAT, source VARCHAR NOT NULL
 );
 """
 # Keys only where rows come one by one and may repeat: an index over the names of all genes is larger
