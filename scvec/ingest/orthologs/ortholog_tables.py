@@ -1,4 +1,4 @@
-"""Genes and orthologs from a table whose columns are guessed: BioMart, NCBI, Alliance, HCOP, RGD, two columns.
+"""Genes and orthologs from a table whose columns are guessed: of BioMart, NCBI, Alliance, HCOP, RGD.
 
 A table has sides: the columns that name a gene of one species. The species of a side is told by its header
 (``human_symbol``), by a column of taxon ids, by what its ids look like, or by the user.
@@ -185,7 +185,8 @@ _SCORES = ("diopt score", "algorithms match", "support", "score", "confidence", 
 _TAXA = re.compile(r"tax(on)? ?id|species ?taxon ?id|^ortholog species$|^other tax id$")
 _NOT_NAMES = re.compile(
     r"omim|chr|assert|location|strand|coordinates|position|phenotype|refseq|protein|transcript|swiss|uniprot|"
-    r"paralog|pub id|species name|organism name|source|version|ancestor|conservation|coverage|identical|evidence|start|end \(bp\)"
+    r"paralog|pub id|species name|organism name|source|version|ancestor|conservation|coverage|identical|"
+    r"evidence|start|end \(bp\)"
 )
 
 
@@ -342,7 +343,7 @@ def _kind_of(told: Sequence[Sequence[str]], at: int) -> str:
 def _species_of(
     side: Side, told: Sequence[Sequence[str]], known: Callable[[Sequence[str]], str] | None
 ) -> str:
-    """Return the species of a side by what its ids look like, else by its symbols; empty where neither tells."""
+    """Return the species of a side by what its ids look like, else by its symbols; else empty."""
     for kind in ("ensembl", "authority"):
         if kind in side.columns:
             found = Counter(filter(None, (id_species(v) for v in _values(told, side.columns[kind]))))
@@ -506,7 +507,7 @@ def _add_gene(genes: dict[tuple[str, str], Gene], species: str, names: Names) ->
         genes[key] = gene
     elif set(gene.aliases) - set(there.aliases) or set(gene.ensembl_ids) - set(there.ensembl_ids):
         genes[key] = Gene(
-            there.gene_id, species, there.symbol, there.entrez_id or gene.entrez_id, there.name, there.gene_type,
+            there.gene_id, species, there.symbol, there.entrez_id or gene.entrez_id, there.name,
             ensembl_ids=tuple(dict.fromkeys((*there.ensembl_ids, *gene.ensembl_ids))),
             aliases=tuple(dict.fromkeys((*there.aliases, *gene.aliases))),
         )  # fmt: skip
@@ -575,7 +576,7 @@ def _wormbase(lines: Iterable[str], species: Sequence[str]) -> OrthologTable:
 
 
 def is_ortholog_table(path: Path) -> bool:
-    """Return whether a file is a table that names genes of two species, or genes as BioMart and RGD list them."""
+    """Return whether a file is a table that names genes of two species, or lists genes as BioMart does."""
     try:
         with opened(path) as file:
             start = list(islice((line for line in read_lines(file, path) if line.strip()), 200))

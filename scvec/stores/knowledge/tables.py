@@ -122,7 +122,8 @@ def insert_orthologs(con: Any, rows: pa.Table, source: str) -> int:
         f" AS source FROM (SELECT {ordered}, kind, confidence FROM incoming) GROUP BY ALL",
         ("gene_id", "other_id"),
         {c: f"s.{c}" for c in ("kind", "confidence", "source")},
-        f"({rank.format('s')}, -coalesce(s.confidence, 0)) < ({rank.format('t')}, -coalesce(t.confidence, 0))",
+        f"({rank.format('s')}, -coalesce(s.confidence, 0))"
+        f" < ({rank.format('t')}, -coalesce(t.confidence, 0))",
     )
 
 
