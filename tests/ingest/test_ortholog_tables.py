@@ -1,4 +1,4 @@
-"""Tables of orthologs as databases publish them; headers are theirs to the letter, rows are cut out by hand."""
+"""Tables of orthologs as databases publish them; their headers to the letter, rows cut out by hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from scvec.base.errors import InputError
 from scvec.ingest.orthologs.ortholog_tables import Pair, is_ortholog_table, read_ortholog_table
 
+# ruff: noqa: E501
 BIOMART = """\
 Gene stable ID\tGene name\tHuman gene stable ID\tHuman gene name\tHuman homology type\t\
 %id. target Human gene identical to query gene\tHuman orthology confidence [0 low, 1 high]

@@ -362,9 +362,15 @@ def create(con: Any) -> None:
         raise
 
 
+def in_file(con: Any, table: str) -> str:
+    """Return the full name of a table of the file: a view may have the short one."""
+    name = str(con.execute("SELECT current_database()").fetchall()[0][0]).replace('"', '""')
+    return f'"{name}".main.{table}'
+
+
 def view_older(con: Any) -> None:
     """Let a file of the schema before, open for reading, be read as one of this schema."""
-    con.execute(f"CREATE TEMP VIEW orthologs AS {_FROM_OLDER} FROM main.orthologs")
+    con.execute(f"CREATE TEMP VIEW orthologs AS {_FROM_OLDER} FROM {in_file(con, 'orthologs')}")
 
 
 def from_older(con: Any) -> None:
@@ -411,7 +417,7 @@ class Digest(Tables):
         return [self._table_digest("jobs")] if self._one("SELECT count(*) FROM jobs")[0] else []
 
     def _table_digest(self, table: str) -> str:
-        described = self._all(f"SELECT column_name FROM (DESCRIBE main.{table})")
+        described = self._all(f"SELECT column_name FROM (DESCRIBE {in_file(self._con, table)})")
         columns = sorted({str(row[0]) for row in described} - TIME_COLUMNS)
         # Length before value: no two rows can run together into the same text.
         cells = ", ".join(
@@ -421,7 +427,7 @@ class Digest(Tables):
         # slowly, and this is most of what a commit takes.
         row = self._one(
             f"SELECT count(*), sum((m >> 64)::UBIGINT), sum((m & {2**64 - 1}::UHUGEINT)::UBIGINT) FROM"
-            f" (SELECT md5_number(concat({cells})) AS m FROM main.{table})"
+            f" (SELECT md5_number(concat({cells})) AS m FROM {in_file(self._con, table)})"
         )
         return f"{table} {','.join(columns)} {row[0]} {row[1]} {row[2]}"
 
