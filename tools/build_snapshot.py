@@ -101,8 +101,15 @@ def main() -> None:
     tables = {
         "genes": genes.astype({"entrez_id": "Int32"}),
         "aliases": aliases,
-        "orthologs": orthologs.astype(
-            {"confidence": "int8", "gene_order_conservation": "float32", "alignment_coverage": "float32"}
+        "orthologs": pd.DataFrame(
+            {
+                "gene_id": orthologs["human_gene_id"],
+                "species": "human",
+                "other_id": orthologs["mouse_gene_id"],
+                "other_species": "mouse",
+                "kind": orthologs["kind"],
+                "confidence": orthologs["confidence"].astype("float32"),
+            }
         ),
         "descriptions": descriptions,
         "go_annotations": annotations.drop(columns="_row"),
@@ -238,7 +245,7 @@ def _write(path: Path, table: pd.DataFrame) -> dict[str, object]:
     few = [
         c
         for c in table.columns
-        if c in {"species", "kind", "gene_type", "evidence", "aspect", "relation", "go_id"}
+        if c in {"species", "other_species", "kind", "gene_type", "evidence", "aspect", "relation", "go_id"}
     ]
     deltas = {c: "DELTA_BYTE_ARRAY" for c in table.columns if c in {"gene_id", "cl_id"}}
     return write_arrow(path, arrow, use_dictionary=few, column_encoding=deltas)

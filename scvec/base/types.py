@@ -38,8 +38,8 @@ __all__ = [
     "text_sha256",
 ]
 
-Species = Literal["human", "mouse"]
-SPECIES: tuple[Species, ...] = ("human", "mouse")
+#: The key of a species (:mod:`scvec.base.species`), or a name of its own.
+Species = str
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -220,6 +220,8 @@ class GeneMatch:
         The identifier type of most names: ``symbols``, ``Ensembl ids`` or ``Entrez ids``.
     ambiguous
         Name -> ids of the genes that it may mean. Ambiguous names stay unmatched.
+    looks_like
+        A species whose genes are not loaded, and whose names these seem to be; empty if there is none.
     """
 
     names: tuple[str, ...]
@@ -229,6 +231,7 @@ class GeneMatch:
     id_type: str
     ambiguous: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    looks_like: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.gene_ids) == len(self.how):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scvec.base.errors import InputError
+from scvec.base.species import SPECIES, species_named
 from scvec.celltypes.terms import TermMatcher
 
 __all__ = ["COLUMNS", "Marker", "MarkerFile", "read_marker_lists", "read_markers"]
@@ -32,8 +33,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 #: Bounds on a table, before it is read whole.
 MAX_BYTES, MAX_LINE = 200 << 20, 1 << 20
 _CL = re.compile(r"CL[:_](\d{7})")
-_SPECIES = {"human": "human", "homosapiens": "human", "hs": "human", "h": "human",
-            "mouse": "mouse", "musmusculus": "mouse", "mm": "mouse", "m": "mouse"}  # fmt: skip
+#: What tables of markers call species beside their names.
+_SHORT = {"h": "human", "m": "mouse", "homosapiens": "human", "musmusculus": "mouse"}
 _GENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,39}")
 
 
@@ -76,7 +77,7 @@ class MarkerFile:
 
 
 def read_markers(
-    path: Path, matcher: TermMatcher, *, columns: Mapping[str, str] | None = None, species: str = "human"
+    path: Path, matcher: TermMatcher, *, columns: Mapping[str, str] | None = None, species: str = SPECIES[0]
 ) -> MarkerFile:
     """Read a table of markers, or a GMT file of gene sets named by cell types.
 
@@ -248,8 +249,8 @@ def _genes(text: str) -> list[str]:
 
 def _kinds(text: str, default: str) -> list[str]:
     """Return the species that a cell of a table names; PanglaoDB writes "Mm Hs"."""
-    words = [_SPECIES.get(word) for word in re.split(r"[\s,;|/]+", text.lower())]
-    whole = _SPECIES.get(_folded(text))
+    words = [_SHORT.get(word) or species_named(word) for word in re.split(r"[\s,;|/]+", text.lower())]
+    whole = species_named(text) or species_named(_folded(text))
     found = [whole] if whole else list(dict.fromkeys(w for w in words if w))
     return [f for f in found if f] or ([default] if default else [])
 

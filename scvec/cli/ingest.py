@@ -10,10 +10,11 @@ import click
 
 from scvec.backbones import backbone_forms
 from scvec.base.errors import InputError
+from scvec.base.species import SPECIES
 from scvec.cli.ingest_genes import commands as gene_commands
 from scvec.cli.options import (
-    SPECIES,
     Session,
+    SpeciesName,
     any_species_option,
     base_url_option,
     device_option,
@@ -199,9 +200,7 @@ def _refuse_settings(ctx: click.Context) -> None:
 @ingest.command()
 @click.option("--recipe", default="", metavar="NAME", help="Tissue, condition and limits of a recipe.")
 @click.option("--list-recipes", is_flag=True, help="Show the recipes, and do nothing else.")
-@click.option(
-    "--organism", type=click.Choice(SPECIES), default="human", show_default=True, help="Whose cells."
-)
+@click.option("--organism", type=SpeciesName(), default=SPECIES[0], show_default=True, help="Whose cells.")
 @click.option(
     "--tissue", multiple=True, metavar="NAME", help="As tissue_general or tissue has it; may be repeated."
 )

@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from scvec.base.errors import InputError
+from scvec.base.species import species_key
 from scvec.cli.options import (
-    SPECIES,
     Session,
+    SpeciesName,
     base_url_option,
     concurrency_option,
     device_option,
@@ -39,7 +41,7 @@ __all__ = ["commands", "import_legacy"]
 @click.option("--name", help="Name of the texts or the space.  [default: the file's name]")
 @click.option(
     "--species",
-    type=click.Choice(["auto", *SPECIES]),
+    type=SpeciesName("auto"),
     default="auto",
     show_default=True,
     help="Species of records that name none.",
@@ -75,6 +77,13 @@ def import_legacy(session: Session, /, files: tuple[Path, ...], **given: Any) ->
     metavar="|".join(["snapshot", *SOURCES, "FILE"]),
     help="The snapshot that ships with scvec, a live service, or a file (docs/genes.md).",
 )
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="SPECIES=NAME",
+    help="Column of a table of orthologs with the genes of a species; may be repeated.",
+)
 @genes_option
 @click.option("--refresh", is_flag=True, help="Request genes again that ncbi or mygene has answered.")
 @click.option("--details", is_flag=True, help="Also request type, status, lineage, expression; ncbi, slower.")
@@ -100,12 +109,26 @@ def genes(session: Session, /, **given: Any) -> None:
       scvec ingest genes
       scvec ingest genes --species human --source my_genes.csv
       scvec ingest genes --species human --source ncbi --dry-run
+      scvec ingest genes --species zebrafish
+      scvec ingest genes --species sheep --source mart_export.txt
     """
     from scvec.workflows.ingest_genes import ingest_genes
 
+    given["columns"] = _columns(given["columns"])
     with session.progress() as progress:
         report = ingest_genes(session.store, progress=progress, **given)
     session.show(report)
+
+
+def _columns(texts: tuple[str, ...]) -> dict[str, str]:
+    columns = {}
+    for text in texts:
+        what, sign, column = text.partition("=")
+        if not sign:
+            fix = "write SPECIES=NAME, kind=NAME or score=NAME"
+            raise InputError(f"{text!r} does not say what a column means", "--column", fix)
+        columns[what if what in ("kind", "score") else species_key(what, "--column")] = column
+    return columns
 
 
 @click.command()

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from scvec.base.errors import InputError
+from scvec.base.species import SPECIES
 from scvec.cli.options import (
-    SPECIES,
     Session,
+    SpeciesName,
     dry_run_option,
     global_options,
     layer_option,
@@ -34,7 +35,7 @@ __all__ = ["markers", "name"]
 @click.option("--tissue", default="", help="Tissue of the cells, as lung or blood: its markers count twice.")
 @click.option(
     "--species",
-    type=click.Choice(["auto", *SPECIES]),
+    type=SpeciesName("auto"),
     default="auto",
     show_default=True,
     help="Species of the genes.",
@@ -94,8 +95,8 @@ def name(
 )
 @click.option(
     "--species",
-    type=click.Choice(SPECIES),
-    default="human",
+    type=SpeciesName(),
+    default=SPECIES[0],
     show_default=True,
     help="Species of rows that name none.",
 )

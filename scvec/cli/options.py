@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from scvec.base.errors import InputError
+from scvec.base.species import SPECIES, known_species, species_key
 from scvec.cli.console import Console, Interrupts
 from scvec.model.query_options import DEVICES, METHODS, NOVELTY, UNMATCHED, QueryOptions
 
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from scvec.base.types import Progress
 
 __all__ = [
-    "SPECIES",
     "Session",
+    "SpeciesName",
     "any_species_option",
     "base_url_option",
     "concurrency_option",
@@ -45,8 +47,6 @@ __all__ = [
     "where_option",
 ]
 
-#: scvec.base.types.SPECIES, spelt out: importing that module loads numpy, which ``--help`` need not wait for.
-SPECIES = ("human", "mouse")
 #: scvec.ingest.cells.values.VALUES, spelt out for the same reason.
 VALUES = (
     "auto",
@@ -250,9 +250,31 @@ def llm_option(help_: str) -> Callable[[F], F]:
     return click.option("--llm", metavar="MODEL", help=help_)
 
 
+class SpeciesName(click.ParamType):
+    """A species by name or taxon id, ``other``, or a name of its own; the keys of ``extra`` as they are."""
+
+    name = "species"
+
+    def __init__(self, *extra: str) -> None:
+        self.extra = extra
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return what ``--help`` shows."""
+        return "|".join([*self.extra, *list(known_species())[:3], "..."])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the key."""
+        if value in self.extra:
+            return str(value)
+        try:
+            return species_key(str(value))
+        except InputError as error:
+            self.fail(f"{error.what}: {error.fix}", param, ctx)
+
+
 species_option = click.option(
     "--species",
-    type=click.Choice(SPECIES),
+    type=SpeciesName(),
     multiple=True,
     default=SPECIES,
     show_default=True,
@@ -282,7 +304,7 @@ timeout_option = click.option(
     help="How long to wait for an answer.  [default: 45]",
 )
 any_species_option = click.option(
-    "--species", type=click.Choice(["auto", *SPECIES]), default="auto", show_default=True, help="Whose genes."
+    "--species", type=SpeciesName("auto"), default="auto", show_default=True, help="Whose genes."
 )
 reference_option = click.option(
     "--reference", metavar="NAME", help="Reference to ask.  [default: the only one]"

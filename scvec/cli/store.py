@@ -9,8 +9,8 @@ import click
 
 from scvec.base.errors import InputError, StoreError
 from scvec.cli.options import (
-    SPECIES,
     Session,
+    SpeciesName,
     device_option,
     dry_run_option,
     global_options,
@@ -71,7 +71,7 @@ def import_(session: Session, file: Path, reference: str | None, memory: str | N
 @click.argument("what", required=False, metavar="[genes]", type=click.Choice(["genes"]))
 @click.argument("names", nargs=-1, metavar="[GENE...]")
 @click.option("--reference", metavar="NAME", help="Show details of this reference.")
-@click.option("--species", type=click.Choice(SPECIES), help="Species of the genes.  [default: both]")
+@click.option("--species", type=SpeciesName(), help="Species of the genes.  [default: all]")
 @global_options
 @pass_session
 def info(

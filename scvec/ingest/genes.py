@@ -18,9 +18,22 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from scvec.base.errors import InputError
-from scvec.base.types import SPECIES, Description, Gene, Species
+from scvec.base.species import id_species, known_species, species_key, species_named
+from scvec.base.types import Description, Gene, Species
 
-__all__ = ["GeneRecord", "GoFact", "borrow", "choose", "compose", "is_date", "read_gene_file"]
+__all__ = [
+    "MAX_NAME",
+    "GeneRecord",
+    "GoFact",
+    "borrow",
+    "cell_text",
+    "choose",
+    "compose",
+    "is_date",
+    "opened",
+    "read_gene_file",
+    "read_lines",
+]
 
 #: How many terms of each aspect a description may name.
 LIMITS = {"BP": 6, "MF": 4, "CC": 4}
@@ -198,14 +211,6 @@ def _clauses(names: Mapping[str, Sequence[str]]) -> str:
 
 MAX_NAME = 300
 _MAX_LINE = 4_000_000
-SPECIES_NAMES = {
-    "human": "human",
-    "homo sapiens": "human",
-    "9606": "human",
-    "mouse": "mouse",
-    "mus musculus": "mouse",
-    "10090": "mouse",
-}
 
 _MISSING = frozenset(["", "-", "nan", "none", "null", "<na>"])
 _LONGEST_MISSING = max(map(len, _MISSING))
@@ -401,9 +406,9 @@ class TableFormat:
             yield batch
         if not total + len(batch):
             raise InputError(
-                f"this {self.what} names no human or mouse gene",
+                f"this {self.what} names no gene of a species that is known",
                 str(path),
-                "give one of human or mouse",
+                "give a table of genes",
                 code="wrong-format",
             )
         notes.append(f"{path.name} is a table of {self.what}")
@@ -508,10 +513,31 @@ def _gene_info(line: str, path: Path) -> TableFormat:
     return TableFormat("NCBI gene_info", names, True, _ncbi)
 
 
+_STABLE = re.compile(r"ENS[A-Z]*G\d{11}|FBgn\d{7}|WBGene\d{8}")
+
+
+def authority_id(link: str, species: Species) -> str:
+    """Return the id of a species' authority, as this project writes it, in a link to a database; else empty.
+
+    Examples
+    --------
+    >>> authority_id("HGNC:HGNC:5", "human"), authority_id("FLYBASE:FBgn0000003", "fruit fly")
+    ('HGNC:5', 'FB:FBgn0000003')
+    """
+    known = known_species().get(species)
+    if known is None or not known.prefix:
+        return ""
+    name, _, rest = link.partition(":")
+    databases = {known.prefix.rstrip(":").lower(), known.authority.lower()}
+    if name.lower() not in databases or id_species(known.prefix + rest.rpartition(":")[2]) != species:
+        return ""
+    return known.prefix + rest.rpartition(":")[2]
+
+
 def _ncbi(row: Mapping[str, Any], where: str) -> Gene | str:
-    species: Species | None = {"9606": "human", "10090": "mouse"}.get(row["tax_id"])  # type: ignore[assignment]
+    species = species_named(row["tax_id"])
     if species is None:
-        return "of other species"
+        return "of species that are not known"
     kind = row.get("type_of_gene", "")
     if kind == "biological-region" or row["Symbol"] == "NEWENTRY":
         return "of something else than a gene"
@@ -523,10 +549,8 @@ def _ncbi(row: Mapping[str, Any], where: str) -> Gene | str:
             "a gene has no symbol or no id", where, "download the table again", code="damaged-file"
         )
     links = cell_items(row["dbXrefs"])
-    authority = next((f"{m[1]}:{m[2]}" for link in links if (m := _AUTHORITY.fullmatch(link))), "")
-    # A human gene that MGI numbers, or a mouse gene of HGNC, would become a gene of the other species.
-    if not authority.startswith("HGNC:" if species == "human" else "MGI:"):
-        authority = ""
+    # Only the authority of its own species names a gene: a human gene has a number of MGI too.
+    authority = next((a for link in links if (a := authority_id(link, species))), "")
     aliases = [a for a in (given, *cell_items(row["Synonyms"])) if a != symbol]
     return Gene(
         gene_id=authority or f"entrez:{number}",
@@ -536,7 +560,9 @@ def _ncbi(row: Mapping[str, Any], where: str) -> Gene | str:
         name=cell_text(row.get("Full_name_from_nomenclature_authority"), MAX_NAME)
         or cell_text(row.get("description"), MAX_NAME),
         gene_type={"pseudo": "pseudogene", "unknown": ""}.get(kind, cell_text(kind, MAX_NAME)),
-        ensembl_ids=_unique(link[8:] for link in links if link.startswith("Ensembl:ENS")),
+        ensembl_ids=_unique(
+            stable for link in links if (stable := link.partition(":")[2]) and _STABLE.fullmatch(stable)
+        ),
         aliases=_unique(aliases),
     )
 
@@ -657,8 +683,6 @@ COLUMNS = (
 )
 
 _MAX_TEXT = 20_000
-_AUTHORITY_ID = re.compile(r"(HGNC|MGI):\d+")
-_ENSEMBL = re.compile(r"ENS(MUS)?G\d{11}")
 _CREDIT = re.compile(r"\s*\[provided by ([A-Za-z][\w ]{0,40}?)(?:, (\w{3} \d{4}))?\.?\]\s*$")
 _HEAD, _PIECE = 1 << 16, 1 << 12
 
@@ -699,8 +723,7 @@ def read_gene_file(
         message names the row (the first row of data is row 1).
     """
     path = Path(path)
-    if species is not None and species not in SPECIES:
-        raise InputError(f"unknown species {species!r}", str(path), f"use {' or '.join(SPECIES)}")
+    species = None if species is None else species_key(species, str(path))
     if not path.is_file():
         raise InputError("the gene file does not exist", str(path), "check the path", code="file-not-found")
     date = retrieved_at or datetime.now(UTC).date().isoformat()
@@ -710,7 +733,7 @@ def read_gene_file(
         if table is None:
             yield from _batches(path, species, batch_size, date, said)
         else:
-            with _opened(path) as lines:
+            with opened(path) as lines:
                 for genes in table.genes(lines, path, batch_size, said):
                     yield [(gene, []) for gene in genes]
     except UnicodeDecodeError as err:
@@ -733,13 +756,14 @@ def _known_table(path: Path) -> TableFormat | None:
             return None
     head = ""
     # In small pieces: the start of a truncated file still shows its format.
-    with suppress(EOFError, zlib.error, gzip.BadGzipFile), _opened(path, errors="replace") as file:
+    with suppress(EOFError, zlib.error, gzip.BadGzipFile), opened(path, errors="replace") as file:
         while len(head) < _HEAD and (piece := file.read(_PIECE)):
             head += piece
     return recognise(head, path)
 
 
-def _opened(path: Path, errors: str = "strict") -> TextIO:
+def opened(path: Path, errors: str = "strict") -> TextIO:
+    """Open a text file that may be packed by gzip."""
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
     if packed:
@@ -884,11 +908,11 @@ def _gene(row: Mapping[str, Any], species: Species, where: str) -> Gene:
         raise InputError("a gene has no symbol", where, "fill in the column symbol", code="damaged-file")
     entrez = entrez_number(row.get("entrez_id"), where)
     authority = cell_text(row.get("authority_id"), MAX_NAME)
-    if authority and not _AUTHORITY_ID.fullmatch(authority):
+    if authority and id_species(authority) is None:
         raise InputError(
             f"{authority!r} is not an authority id",
             f"{where}, column authority_id",
-            "write HGNC:n or MGI:n",
+            "write HGNC:n, MGI:n, RGD:n, ZFIN:ZDB-GENE-n or the like",
             code="damaged-file",
         )
     if entrez is None and not authority:
@@ -917,17 +941,8 @@ def _row_species(
 ) -> Species | None:
     said = cell_text(row.get("species"), MAX_NAME)
     if said:
-        known = SPECIES_NAMES.get(said.lower())
-        if known is None:
-            raise InputError(f"unknown species {said!r}", f"{where}, column species", "write human or mouse")
-        return cast("Species", known)
-    if authority:
-        return "human" if authority.startswith("HGNC") else "mouse"
-    for gene_id in ensembl:
-        found = _ENSEMBL.fullmatch(gene_id)
-        if found:
-            return "mouse" if found[1] else "human"
-    return None
+        return species_key(said, f"{where}, column species")
+    return next((found for one in (authority, *ensembl) if one and (found := id_species(one))), None)
 
 
 def _majority(rows: Sequence[Mapping[str, Any]], path: Path) -> Species:

@@ -14,12 +14,13 @@ import scipy.sparse as sp
 from scvec.backbones import parse_spec
 from scvec.base.errors import InputError, StoreError
 from scvec.base.parallel import read_ahead
+from scvec.base.species import SPECIES, species_key
 from scvec.base.types import Bool, CellChunk, Float32, GeneMatch, Progress, Space, Species, no_progress
 from scvec.encoders.obsm import Known
 from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, most_variable, variability
 from scvec.ingest.cells.cell_vectors import VectorSource
 from scvec.model.copies import Seen, cell_hashes, gene_keys
-from scvec.model.resolvers import WARN_SHARE, find_genes, unknown, unknown_names
+from scvec.model.resolvers import WARN_SHARE, find_genes, is_chance, unknown, unknown_names
 from scvec.model.storage import encoder_of, genes_of
 from scvec.model.unmeasured import without_unmeasured
 
@@ -346,8 +347,6 @@ N_TOLD = 512
 
 #: Fewer genes of the reference than this say nothing about a cell.
 MIN_GENES = 10
-#: Fraction of counts below which a match is useless.
-REFUSE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -446,6 +445,7 @@ def match_genes(
     species: str = "auto",
     force: bool = False,
     drop_unmeasured: bool = False,
+    reference: Species | None = None,
 ) -> MatchedSource:
     """Find out which genes the columns of a data set are (:func:`scvec.model.resolvers.find_genes`).
 
@@ -453,17 +453,23 @@ def match_genes(
     ----------
     drop_unmeasured
         Leave out genes that a batch of a joined file did not measure.
+    reference
+        Species of the reference that is asked. Where nothing is known of its genes, cells are taken to be of
+        it unless ``species`` says otherwise.
 
     Raises
     ------
     InputError
-        If under a tenth of the counts lies on known genes, unless ``force``; if all names are row numbers.
+        If the names look like those of a species whose genes are not loaded, or few of them are known, unless
+        ``force``; if all names are row numbers.
     """
     if isinstance(source, VectorSource):
         return _match_dimensions(source, species)
+    if species == "auto" and reference is not None and reference not in resolver.species:
+        species = reference
     found = find_genes(source, resolver, species)
     best = MatchedSource(source, found.match, found.names_from, found.share)
-    if best.share < REFUSE_SHARE and not force:
+    if not force and (found.match.looks_like or is_chance(found)):
         raise unknown_names(source, found, best.summary, resolver)
     few = []
     if best.share < WARN_SHARE:
@@ -478,7 +484,7 @@ def match_genes(
 def _match_dimensions(source: CellSource, species: str) -> MatchedSource:
     """Return cells whose genes are the dimensions of their vectors; nothing in these tells the species."""
     names = tuple(source.var_names)
-    of: Species = "mouse" if species == "mouse" else "human"
+    of = SPECIES[0] if species == "auto" else species_key(species)
     return MatchedSource(
         source, GeneMatch(names, names, ("symbol",) * len(names), of, "dimensions"), "index", 1.0
     )

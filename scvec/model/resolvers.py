@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,7 +17,15 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.results import count_text
-from scvec.base.types import SPECIES, Bool, Float32, GeneMatch, Progress, Species, no_progress
+from scvec.base.species import (
+    OTHER,
+    SPECIES,
+    genome_species,
+    id_species,
+    known_species,
+    species_key,
+)
+from scvec.base.types import Bool, Float32, GeneMatch, Progress, Species, no_progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +40,9 @@ __all__ = [
     "GeneResolver",
     "ensure_knowledge",
     "find_genes",
+    "is_chance",
     "is_row_numbers",
+    "no_knowledge",
     "resolve",
     "resolver_of",
     "snapshot_resolver",
@@ -39,8 +51,14 @@ __all__ = [
     "unknown_names",
 ]
 
+#: Genome prefixes of all species, as one pattern.
+_GENOMES = "|".join(pattern for one in known_species().values() for pattern in one.genomes)
 #: Fraction of counts below which a match is doubtful: other matrices of the file are tried.
 WARN_SHARE = 0.5
+#: Fraction of names that are ids of a species whose genes are not loaded, from which it is that species.
+FOREIGN_IDS = 0.05
+#: Standard errors by which one of two species with symbols of one style must know more names (p < 0.01).
+ALIKE = 2.5
 #: A column of other names is tried when the names of the index leave out more than this.
 GOOD_SHARE = 0.95
 
@@ -85,7 +103,8 @@ def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> Foun
             f"{source.name}, names like {_shown(source.var_names)}",
             _TRANSPOSED
             if _is_transposed(source, resolver)
-            else "put gene symbols, Ensembl or Entrez ids into var_names",
+            else "put gene symbols, Ensembl or Entrez ids into var_names, or give --species other if these "
+            "are ids of their own kind",
         )
     return best
 
@@ -100,7 +119,7 @@ def _best_match(source: CellSource, resolver: GeneResolver, species: str) -> Fou
         found = FoundGenes(match, column, match.count_share(source.gene_totals))
         if found.share < GOOD_SHARE:
             found = _respelled(found, source.gene_totals, resolver, species)
-        if _by_chance(found.match, resolver):
+        if species in ("auto", *resolver.species) and _by_chance(found.match, resolver):
             continue
         if best is None or found.share > best.share:
             best = found
@@ -168,6 +187,22 @@ def _by_chance(match: GeneMatch, resolver: GeneResolver) -> bool:
     return known < chance + max(0.25 * (1 - chance), luck)
 
 
+#: Below this fraction of the counts on known genes nothing is known of the cells. Where few of the names are
+#: known, most of the counts must lie on them: by chance, 14% of the names of worm and 40% of those of yeast
+#: are names of human genes.
+REFUSE_SHARE, FEW_NAMES, MOST_COUNTS = 0.1, 0.45, 0.8
+
+
+def is_chance(found: FoundGenes) -> bool:
+    """Return whether so few names and counts are known that the species may be wrong."""
+    names = {name.strip() for name in found.match.names if not _NO_GENE.search(name)}
+    known = {n.strip() for n, how in zip(found.match.names, found.match.how, strict=True) if how}
+    few = len(known) < FEW_NAMES * len(names)
+    return found.share < REFUSE_SHARE or (few and found.share < MOST_COUNTS)
+
+
+#: Regions of the genome, as joined files of RNA and open chromatin have them, and genes of another genome.
+_NO_GENE = re.compile(rf"[:_-]\d+[:_-]\d+$|^(?:{_GENOMES})_", re.IGNORECASE)
 #: What may separate a gene's name from something else.
 _SEPARATORS = ("__", "|", "_", ":", ";", ",", "/", " ", "(", "-", ".")
 _QUOTED = re.compile(r"b?(['\"])(.*)\1")
@@ -250,39 +285,58 @@ def _parts(names: Sequence[str]) -> list[_Part]:
     return found
 
 
-#: Identifiers that are not genes of human or mouse, and what they are.
-_FOREIGN = {
-    r"ENS(MUS)?T\d{11}|[NX][MR]_\d+": "transcript ids; sum them to genes first, as tximport does",
-    r"ENS(MUS)?P\d{11}|NP_\d+|[OPQ]\d[A-Z0-9]{3}\d": "ids of proteins",
-    r"ENSRNOG\d{11}|RGD:?\d+": "genes of rat",
-    r"ENSMMUG\d{11}": "genes of rhesus macaque",
-    r"ENSMFAG\d{11}": "genes of crab-eating macaque",
-    r"ENSDARG\d{11}|ZDB-GENE-.*": "genes of zebrafish",
-    r"ENSSSCG\d{11}": "genes of pig",
-    r"ENSGALG\d{11}": "genes of chicken",
-    r"FBgn\d{7}": "genes of fruit fly",
-    r"WBGene\d{8}": "genes of C. elegans",
-    r"AT[1-5CM]G\d{5}": "genes of Arabidopsis",
-    r"Y[A-P][LR]\d{3}[CW](-[A-Z])?": "genes of yeast",
-    r"ENS[A-Z]{3,4}G\d{11}": "genes of another species than human and mouse",
-    r"ILMN_\d+|\d+(_[a-z])?_at": "probes of a microarray",
-}
+#: Identifiers that are no genes, and what they are.
+_PROBES = re.compile(r"ILMN_\d+|\d+(_[a-z])?_at")
 
 
 def unknown_names(source: CellSource, found: FoundGenes, summary: str, resolver: GeneResolver) -> InputError:
     """Return the error for names that are hardly known, with what they seem to be."""
-    names = found.match.names
-    where = f"{source.name}, names like {unknown(found.match, source.gene_totals)}"
+    match = found.match
+    where = f"{source.name}, names like {unknown(match, source.gene_totals)}"
+    if match.looks_like:
+        return _not_loaded(match, where)
     what = f"almost no gene is known: {summary}"
-    if _is_transposed(source, resolver):
-        return InputError(what, where, _TRANSPOSED, code="genes-not-recognised")
-    for pattern, kind in _FOREIGN.items():
-        known = re.compile(rf"(?:{pattern})(?:\.\d+)?")
-        if sum(known.fullmatch(name) is not None for name in names) > 0.5 * len(names):
-            fix = f"these are {kind}" + ("" if ";" in kind else "; give human or mouse gene names")
-            return InputError(what, where, fix, code="genes-not-recognised")
-    fix = "put gene symbols, Ensembl or Entrez ids into var_names, give --species, or go on with --force"
+    fix = (
+        _TRANSPOSED
+        if _is_transposed(source, resolver)
+        else _kind_of_ids(match.names)
+        or "put gene symbols, Ensembl or Entrez ids into var_names, give --species (other: the names are ids "
+        "of their own kind), or go on with --force"
+    )
     return InputError(what, where, fix, code="genes-not-recognised")
+
+
+def _not_loaded(match: GeneMatch, where: str) -> InputError:
+    """Return the error for gene names of a species whose genes the store does not have."""
+    key = match.looks_like
+    fit = f"{match.n_matched:,} of {len(match.names):,} fit {match.species}"
+    what = f"the gene names look like those of {key}, whose genes are not loaded ({fit})"
+    source = "" if key in _shipped_names() else " --source FILE (docs/species.md)"
+    fix = f"run: scvec ingest genes --species {_quoted(key)}{source}; or give --species"
+    return InputError(what, where, fix, code="species-not-loaded")
+
+
+def no_knowledge(species: Species, where: str, fix: str) -> InputError:
+    """Return the error for what needs texts or names of genes, of a species of which there are none."""
+    what = f"nothing is known of genes of {species}: there are no texts and no other names"
+    return InputError(what, where, fix, code="species-not-loaded")
+
+
+def _quoted(key: str) -> str:
+    return f"'{key}'" if " " in key else key
+
+
+def _kind_of_ids(names: Sequence[str]) -> str:
+    """Return what most names are, where they are no genes; else empty."""
+    most = 0.5 * len(names)
+    if sum(_PROBES.fullmatch(name) is not None for name in names) > most:
+        return "these are probes of a microarray"
+    for one in known_species().values():
+        if sum(one.product_id.fullmatch(name) is not None for name in names) > most:
+            return (
+                f"these are transcripts or proteins of {one.key}; sum them to genes first, as tximport does"
+            )
+    return ""
 
 
 _TRANSPOSED = "the names of the cells are genes: the matrix is transposed; give adata.T"
@@ -303,11 +357,13 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:3])
 
 
-_ENSEMBL = re.compile(r"ENS(MUS)?G\d{11}", re.IGNORECASE)
-_ENSEMBL_FULL = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
-_ENSEMBL_PART = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", re.IGNORECASE)
+# Ids that Ensembl gives to genes of any species, and those that it takes from FlyBase and WormBase.
+_STABLE = r"ENS(?:[A-Z]{3,4})?G\d{11}|FBgn\d{7}|WBGene\d{8}"
+_STABLE_ANY = re.compile(_STABLE)
+_STABLE_FULL = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
+_STABLE_PART = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", re.IGNORECASE)
 _ENTREZ = re.compile(r"(?:entrez:|GeneID:)?(\d+)", re.IGNORECASE)
-_PREFIX = re.compile(r"(GRCh3[78]|hg19|hg38|GRCm3[89]|mm9|mm10|mm39)(?:-2020-A)?_+(?=.)", re.IGNORECASE)
+_PREFIX = re.compile(rf"({_GENOMES})(?:-2020-A)?_+(?=.)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(.+)[-.](\d{1,3})")
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _DATE = re.compile(rf"\d{{1,2}}-(?:{_MONTHS})|(?:{_MONTHS})-\d{{1,2}}", re.IGNORECASE)
@@ -315,7 +371,7 @@ _EDGES = "_|-:;,./ \t()[]"
 
 # Which names decide, best first. The second word of each pair is the kind in the aliases table.
 _EXACT = ("symbol", "ensembl", "entrez", "previous", "alias")
-_ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "authority": "HGNC or MGI ids"}
+_ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "authority": "ids of the authority"}
 
 #: A name is a gene, several genes (ambiguous), or nothing.
 _Hit = tuple[tuple[str, ...], str]
@@ -401,12 +457,13 @@ class _Names:
             hit = self.exact["symbol"].get(name.replace(".", "-"))
             if hit:
                 return hit, "composite"
-        ensembl = _ENSEMBL_FULL.fullmatch(name)
+        ensembl = _STABLE_FULL.fullmatch(name)
         if ensembl:
             hit = self.exact["ensembl"].get(ensembl[1].upper())
             return (hit, "ensembl") if hit else _MISS
-        if name.upper() in self.ids:
-            return (name.upper(),), "authority"
+        for spelled in (name, name.upper()):
+            if spelled in self.ids:
+                return (spelled,), "authority"
         entrez = _ENTREZ.fullmatch(name)
         if entrez:
             hit = self.exact["entrez"].get(entrez[1].lstrip("0"))
@@ -424,6 +481,17 @@ class _Names:
         return _MISS
 
 
+class _Links:
+    """Pairs of orthologs of two species, seen from one of them."""
+
+    def __init__(self) -> None:
+        #: gene -> partner -> (kind, confidence)
+        self.partners: dict[str, dict[str, tuple[str, float]]] = {}
+
+    def add(self, gene: str, partner: str, kind: str, confidence: float) -> None:
+        self.partners.setdefault(gene, {})[partner] = (kind, confidence)
+
+
 class GeneResolver:
     """Finds the genes that names stand for.
 
@@ -433,52 +501,69 @@ class GeneResolver:
         Columns ``gene_id``, ``species``, ``name`` and ``kind`` (``symbol``, ``previous``, ``alias``,
         ``ensembl`` or ``entrez``).
     orthologs
-        Columns ``human_gene_id``, ``mouse_gene_id`` and ``kind`` (``one2one``, ...).
+        Columns ``gene_id``, ``species``, ``other_id``, ``other_species``, ``kind`` (``one2one``, ...) and
+        ``confidence`` (0-1).
+    many
+        How the counts of a gene go to several partners: each gets a part (``mean``), all (``sum``), or the
+        one of the highest confidence gets all (``best``).
     """
 
-    def __init__(self, aliases: pd.DataFrame, orthologs: pd.DataFrame) -> None:
-        self._names: dict[str, _Names] = {species: _Names() for species in SPECIES}
-        self._symbol: dict[str, str] = {}
+    def __init__(self, aliases: pd.DataFrame, orthologs: pd.DataFrame, *, many: str = "mean") -> None:
         # Object arrays, because these columns are walked once in Python.
         kinds, species = (aliases[c].to_numpy(dtype=object) for c in ("kind", "species"))
         names, ids = (aliases[c].to_numpy(dtype=object) for c in ("name", "gene_id"))
-        for one in SPECIES:
+        more = sorted(set(species) - set(SPECIES))
+        self._names: dict[str, _Names] = {one: _Names() for one in (*SPECIES, *more)}
+        for one in self._names:
             for kind in _EXACT:
                 mask = (kinds == kind) & (species == one)
                 self._names[one].add(kind, names[mask], ids[mask])
             self._names[one].ids = set(ids[species == one])
         official = kinds == "symbol"
         self._symbol = dict(zip(ids[official], (n.lower() for n in names[official]), strict=True))
-        self._orthologs: dict[str, dict[str, dict[str, str]]] = {"human": {}, "mouse": {}}
-        pairs = (orthologs[c].to_numpy(dtype=object) for c in ("human_gene_id", "mouse_gene_id", "kind"))
-        for human, mouse, kind in zip(*pairs, strict=True):
-            self._orthologs["human"].setdefault(human, {})[mouse] = kind
-            self._orthologs["mouse"].setdefault(mouse, {})[human] = kind
+        self._many = many
+        self._links: dict[tuple[str, str], _Links] = {}
+        columns = ("gene_id", "species", "other_id", "other_species", "kind", "confidence")
+        for gene, own, partner, other, kind, confidence in zip(
+            *(orthologs[c].to_numpy(dtype=object) for c in columns), strict=True
+        ):
+            self._links.setdefault((own, other), _Links()).add(gene, partner, kind, confidence)
+            self._links.setdefault((other, own), _Links()).add(partner, gene, kind, confidence)
+
+    @property
+    def species(self) -> tuple[str, ...]:
+        """The species whose genes are known, those that ship with every store first."""
+        return tuple(one for one, table in self._names.items() if table.ids)
 
     def resolve(self, names: Sequence[str], species: Species | str = "auto") -> GeneMatch:
         """Find the gene of each name.
 
         The best level at which a name is known decides: official symbol, Ensembl id (its version does not
-        count), HGNC or MGI id, Entrez id, previous symbol, alias, any of these but for case; then composite
-        names (``HLA-A_ENSG00000206503``, ``GRCh38_INS``); then names made unique (``TBCE-1``). A name of
-        several genes at its best level is ambiguous and stays unmatched.
+        count), id of the authority, Entrez id, previous symbol, alias, any of these but for case; then
+        composite names (``HLA-A_ENSG00000206503``, ``GRCh38_INS``); then names made unique (``TBCE-1``). A
+        name of several genes at its best level is ambiguous and stays unmatched.
 
         Parameters
         ----------
         names
             Gene names of a data set, length n.
         species
-            ``human``, ``mouse``, or ``auto``: the species that knows more of the names in any case. Where
-            both know as many, the one that spells more of them as they are.
+            A species by name or taxon id, or ``auto``: the species that knows more of the names in any case.
+            Where two know as many, the one that spells more of them as they are. Names of a species whose
+            genes are not known here are genes of their own, as they are.
 
         Raises
         ------
         InputError
-            ``species`` is none of these.
+            ``species`` is misspelled.
         """
         given = tuple(str(name) for name in names)
         notes: list[str] = []
-        chosen, note, fold = self._species(given, species)
+        if species != "auto":
+            species = species_key(species, "species", self._names)
+            if not self._names.get(species, _Names()).ids:
+                return _as_they_are(given, species)
+        chosen, note, fold, stranger = self._species(given, species)
         notes += note
         table = self._names[chosen]
         cache: dict[str, _Hit] = {}
@@ -506,27 +591,58 @@ class GeneResolver:
             id_type=_id_type(how),
             ambiguous=ambiguous,
             notes=tuple(notes),
+            looks_like=stranger,
         )
 
-    def _species(self, names: tuple[str, ...], species: str) -> tuple[Species, list[str], bool]:
-        """Return the species of names, notes, and whether most names are spelled unlike its symbols."""
-        if species not in (*SPECIES, "auto"):
-            raise InputError(f"unknown species {species!r}", "species", "use human, mouse or auto")
+    def _species(self, names: tuple[str, ...], species: str) -> tuple[Species, list[str], bool, str]:
+        """Return the species of names, notes, whether most are spelled unlike its symbols, and a stranger.
+
+        The stranger is a species that is not loaded and knows the names better.
+        """
         unique = list(dict.fromkeys(name.strip() for name in names))
-        exact = {s: self._spelled(unique, s) for s in SPECIES}
-        known = {s: exact[s] | self._folded(unique, s) for s in SPECIES}
+        loaded = (species,) if species != "auto" else self.species or SPECIES
+        exact = {s: self._spelled(unique, s) for s in loaded}
+        known = {s: exact[s] | self._folded(unique, s) for s in loaded}
         spelled = {s: int(found.sum()) for s, found in exact.items()}
         n = {s: int(found.sum()) for s, found in known.items()}
-        best, notes = _given(species), []
-        if best is None:
-            by_case = _more(spelled)
-            # What chance makes of the names that only one species knows: three standard errors.
-            luck = 3 * float(np.sqrt((known["human"] != known["mouse"]).sum()))
-            clear = abs(n["human"] - n["mouse"]) > luck
-            best = (_more(n) if clear else None) or by_case or _more(n)
-            notes = _species_notes(best, by_case, clear, spelled, n)
-        best = best or "human"
-        return best, notes, spelled[best] < 0.5 * n[best]
+        if len(loaded) == 1:
+            best, notes = loaded[0], list[str]()
+        else:
+            # The two that know most of the names decide between them; of equals the one that is loaded first.
+            pair = tuple(sorted(sorted(loaded, key=lambda s: -n[s])[:2], key=loaded.index))
+            # What chance makes of the names that only one species knows: three standard errors. Names of apes
+            # and of pig are those of human but for a few.
+            style = len({one.style for s in pair if (one := known_species().get(s))}) == 1
+            luck = (ALIKE if style else 3) * float(np.sqrt((known[pair[0]] != known[pair[1]]).sum()))
+            votes = _Votes({s: n[s] for s in pair}, {s: spelled[s] for s in pair}, luck)
+            best, notes = votes.best or loaded[0], votes.notes()
+        stranger = self._stranger(unique, known[best]) if species == "auto" else ""
+        return best, notes, spelled[best] < 0.5 * n[best], stranger
+
+    def _stranger(self, names: Sequence[str], known: Bool) -> str:
+        """Return a species that is not loaded and whose names these seem to be; empty where there is none.
+
+        Parameters
+        ----------
+        known
+            (n,) bool names that the best of the loaded species knows.
+        """
+        left = [name for name, there in zip(names, known, strict=True) if not there]
+        ids = Counter(key for name in left if (key := id_species(name)) and key not in self.species)
+        for key, n in ids.most_common(1):
+            if n >= max(_MIN_ROWS, FOREIGN_IDS * len(names)):
+                return key
+        if len(left) <= ALIKE**2:
+            return ""
+        best, most = "", 0
+        for key, shipped in _shipped_names().items():
+            if key in self.species:
+                continue
+            own = np.array([name in shipped for name in names], dtype=bool)
+            more, fewer = int((own & ~known).sum()), int((known & ~own).sum())
+            if own.sum() > max(most, 0.5 * len(names)) and more - fewer > ALIKE * np.sqrt(more + fewer):
+                best, most = key, int(own.sum())
+        return best
 
     def _folded(self, names: Sequence[str], species: Species) -> Bool:
         """Return (n,) bool which names are symbols of a species, in any case and without a number behind."""
@@ -547,11 +663,11 @@ class GeneResolver:
         def spelled(name: str) -> bool:
             prefix = _PREFIX.match(name) if "_" in name else None
             if prefix:
-                return _prefix_species(prefix[1]) == species
+                return genome_species(prefix[1]) == species
             if name in table.exact["symbol"] or name in table.exact["entrez"] or name in table.ids:
                 return True
-            found = _ENSEMBL.search(name) if "ENS" in name else None
-            return found is not None and (found[1] is None) == (species == "human")
+            found = _STABLE_ANY.search(name) if "ENS" in name or "FBgn" in name or "WBGene" in name else None
+            return found is not None and id_species(found[0]) == species
 
         return np.array([spelled(name) for name in names], dtype=bool)
 
@@ -561,7 +677,7 @@ class GeneResolver:
         Within a species a name stands for its gene. Across species it stands for the orthologs among the
         targets: the one-to-one partner or the one of the same symbol, where there is one, gets all; else
         they share evenly. Several names of one target are summed (mouse ``Ins1`` and ``Ins2`` are human
-        ``INS``).
+        ``INS``). Species that no table joins directly are joined through others (worm, human, mouse).
 
         Parameters
         ----------
@@ -571,6 +687,11 @@ class GeneResolver:
             Gene ids of the reference, unique.
         target_species
             Their species.
+
+        Raises
+        ------
+        InputError
+            If no orthologs join the two species.
         """
         from scipy import sparse
 
@@ -578,20 +699,28 @@ class GeneResolver:
         if len(column) != len(target_gene_ids):
             raise InputError("a gene id occurs twice among the target genes", "", "give every gene once")
         via = match.species != target_species
-        shares: dict[str, list[tuple[int, float]]] = {}
+        path = self.path(match.species, target_species) if via else ()
+        shares: dict[str, _Share] = {}
         rows: list[int] = []
         columns: list[int] = []
         weights: list[float] = []
+        kinds: Counter[str] = Counter()
         for i, gene_id in enumerate(match.gene_ids):
             if gene_id is None:
                 continue
             share = shares.get(gene_id)
             if share is None:
-                share = self._share(gene_id, match.species, column) if via else _own(gene_id, column)
+                if via:
+                    share = self._cross(gene_id, path, column)
+                    kinds[share.kind] += 1
+                else:
+                    # Ids of their own kind stay what they are when their species is loaded later.
+                    name = gene_id if gene_id in column else match.names[i]
+                    share = _Share({name: 1.0} if name in column else {})
                 shares[gene_id] = share
-            for j, weight in share:
+            for partner, weight in share.weights.items():
                 rows.append(i)
-                columns.append(j)
+                columns.append(column[partner])
                 weights.append(weight)
         shape = (len(match.names), len(target_gene_ids))
         csr = sparse.csr_matrix((np.array(weights, dtype=np.float32), (rows, columns)), shape=shape)
@@ -601,84 +730,203 @@ class GeneResolver:
         notes = []
         if via:
             used = int((np.diff(csr.indptr) > 0).sum())
+            through = f" by way of {' and '.join(path[1:-1])}" if len(path) > 2 else ""
+            told = (s.confidence for s in shares.values() if s.weights and s.kind != "symbol")
+            known = [confidence for confidence in told if confidence == confidence]
+            confidence = f"; mean confidence {sum(known) / len(known):.2f}" if known else ""
             notes.append(
-                f"{match.species} genes were mapped to {target_species} through orthologs: {used:,} of "
-                f"{match.n_matched:,} matched genes stand for {int(measured.sum()):,} of {shape[1]:,}"
+                f"{match.species} genes were mapped to {target_species} through orthologs{through}: "
+                f"{used:,} of {match.n_matched:,} matched genes stand for {int(measured.sum()):,} of "
+                f"{shape[1]:,} ({kinds['one2one']:,} one to one, {kinds['many']:,} among several, "
+                f"{kinds['symbol']:,} by symbol alone{confidence})"
             )
         return GeneMap(csr, via, measured, tuple(notes))
 
-    def _share(self, gene_id: str, species: Species, column: dict[str, int]) -> list[tuple[int, float]]:
-        partners = self._orthologs[species].get(gene_id, {})
-        there = sorted(p for p in partners if p in column)
+    def path(self, species: Species, target: Species) -> tuple[Species, ...]:
+        """Return the species from one to the other, of the fewest that orthologs join one after the other.
+
+        Of ways of one length, the way of more pairs is taken.
+
+        Raises
+        ------
+        InputError
+            If no orthologs join the two.
+        """
+        ways, seen = [(species,)], {species}
+        while ways:
+            arrived = [way for way in ways if way[-1] == target]
+            if arrived:
+                return max(arrived, key=lambda way: min(self._n_genes(*hop) for hop in pairwise(way)))
+            ways = [(*way, b) for way in ways for a, b in self._links if a == way[-1] and b not in seen]
+            seen |= {way[-1] for way in ways}
+        what = f"no orthologs join {species} and {target}"
+        keys = [s for s in (species, target) if s not in SPECIES]
+        fix = (
+            "genes that are ids of their own kind have no orthologs: use a reference of the same kind"
+            if OTHER in keys
+            else f"run: scvec ingest genes --species {_quoted(keys[0])} --source FILE (a table of orthologs)"
+            if keys
+            else "run: scvec ingest genes"
+        )
+        raise InputError(what, "", fix, code="species-not-joined")
+
+    def _n_genes(self, species: Species, target: Species) -> int:
+        return len(self._links[species, target].partners)
+
+    def _cross(self, gene_id: str, path: Sequence[Species], column: Container[str]) -> _Share:
+        """Return what a gene gives to genes of the last species of a path that are in ``column``."""
+        link = self._links[path[0], path[1]].partners.get(gene_id, {})
+        last = len(path) == 2
+        onward = {} if last else {p: self._cross(p, path[1:], column) for p in sorted(link)}
+        there = [p for p in sorted(link) if (p in column if last else onward[p].weights)]
         if not there:
-            return []
+            return _Share({})
         symbol = self._symbol.get(gene_id)
         for best in (
-            [p for p in there if partners[p] == "one2one"],
+            [p for p in there if link[p][0] == "one2one"],
             [p for p in there if symbol is not None and self._symbol.get(p) == symbol],
         ):
             if best:
                 there = best
                 break
-        return [(column[p], 1.0 / len(there)) for p in there]
+        if self._many == "best":
+            there = [max(there, key=lambda p: _sure(link[p]))]
+        part = 1.0 if self._many == "sum" else 1.0 / len(there)
+        confidence = sum(link[p][1] for p in there) / len(there)
+        kind = {"one2one": "one2one", "symbol": "symbol"}.get(link[there[0]][0], "many")
+        if last:
+            return _Share(dict.fromkeys(there, part), kind, confidence)
+        weights: dict[str, float] = {}
+        for p in there:
+            for partner, weight in onward[p].weights.items():
+                weights[partner] = weights.get(partner, 0.0) + part * weight
+        kinds = {kind, *(onward[p].kind for p in there)}
+        kind = next((k for k in ("symbol", "many") if k in kinds), "one2one")
+        return _Share(weights, kind, confidence * sum(onward[p].confidence for p in there) / len(there))
+
+    def partners(self, target: Species) -> dict[str, str]:
+        """Return gene -> its best ortholog in a species, of all that orthologs join to it directly."""
+        return {
+            gene: min(link, key=lambda p: (-_sure(link[p]), p))
+            for (_, other), links in self._links.items()
+            if other == target
+            for gene, link in links.partners.items()
+        }
+
+
+def _sure(pair: tuple[str, float]) -> float:
+    """Return the confidence of a pair of orthologs for comparison: 0 where the table does not tell it."""
+    return pair[1] if pair[1] == pair[1] else 0.0
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a gene gives to its orthologs: weights, how they are its orthologs, and how sure that is (0-1)."""
+
+    weights: dict[str, float]
+    kind: str = ""
+    confidence: float = float("nan")
+
+
+def _as_they_are(names: tuple[str, ...], species: Species) -> GeneMatch:
+    """Return the match of names that are genes of their own: nothing is known of them."""
+    ids = tuple(name.strip() or None for name in names)
+    notes = [
+        f"nothing is known of genes of {species}: their names are kept as they are, without texts, "
+        "other names or orthologs"
+    ]
+    repeated = len(ids) - len(set(ids))
+    if repeated:
+        notes.append(f"{repeated:,} names are repeated: their counts are summed")
+    how = tuple("symbol" if gene_id else "" for gene_id in ids)
+    return GeneMatch(names, ids, how, species, "ids of their own kind", notes=tuple(notes))
+
+
+@cache
+def _shipped_names() -> dict[str, set[str]]:
+    """Names and ids of the genes that ship with scvec and are loaded on request, by species."""
+    from scvec.stores.knowledge.snapshot import Snapshot
+
+    return Snapshot.open().more_names()
 
 
 #: Names that both species know from which it is told that they do not show the species.
 _MANY_SHARED = 100
 
 
-def _given(species: str) -> Species | None:
-    return next((known for known in SPECIES if species == known), None)
+@dataclass(frozen=True)
+class _Votes:
+    """The two species that know most of some names.
+
+    Attributes
+    ----------
+    n, spelled
+        Species -> names that it knows in any case, and that it spells as they are.
+    luck
+        Difference of ``n`` that chance makes.
+    """
+
+    n: dict[Species, int]
+    spelled: dict[Species, int]
+    luck: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether one species knows more of the names than chance would make it."""
+        first, second = self.n.values()
+        return abs(first - second) > self.luck
+
+    @property
+    def alike(self) -> bool:
+        """Whether both species have symbols of one style, so that their case shows nothing."""
+        known = known_species()
+        styles = [known[s].style if s in known else "" for s in self.n]
+        return styles[0] == styles[1]
+
+    @property
+    def by_case(self) -> Species | None:
+        """The species that spells more of the names as they are."""
+        return None if self.alike else _more(self.spelled)
+
+    @property
+    def best(self) -> Species | None:
+        """The species of the names; None where nothing shows it."""
+        if self.clear:
+            return _more(self.n)
+        return next(iter(self.n)) if self.alike else self.by_case or _more(self.n)
+
+    def notes(self) -> list[str]:
+        """Return what a user should know of how the species was found."""
+        best, n, spelled = self.best, self.n, self.spelled
+        if best is None:
+            return [f"the gene names do not show the species: {next(iter(n))} was assumed"]
+        other = next(s for s in n if s != best)
+        known = known_species()
+        least = min(spelled.values())
+        if not self.alike and least > 0.2 * max(spelled.values()) and least >= 10:
+            return [
+                f"{spelled[other]:,} gene names are of {other}, {spelled[best]:,} of {best}: "
+                f"taken as {best}, name the species if that is wrong"
+            ]
+        if self.clear and self.by_case == other:
+            return [
+                f"{n[best]:,} gene names are of {best}, {n[other]:,} of {other}, whose spelling they have: "
+                f"taken as {best}"
+            ]
+        # Symbols are often written in capitals, those in capitals hardly ever in another way.
+        capitals = self.by_case is None or (self.by_case in known and known[self.by_case].style == "upper")
+        if not self.clear and capitals and n[other] >= _MANY_SHARED:
+            return [
+                f"the gene names fit {other} ({n[other]:,}) as well as {best} ({n[best]:,}): taken as "
+                f"{best}, name the species if that is wrong"
+            ]
+        return []
 
 
 def _more(n: dict[Species, int]) -> Species | None:
     """Return the species of more names; None where both have as many."""
-    return None if n["human"] == n["mouse"] else "human" if n["human"] > n["mouse"] else "mouse"
-
-
-def _species_notes(
-    best: Species | None,
-    by_case: Species | None,
-    clear: bool,
-    spelled: dict[Species, int],
-    n: dict[Species, int],
-) -> list[str]:
-    """Return what a user should know of how the species was found.
-
-    Parameters
-    ----------
-    by_case
-        The species that spells more of the names as they are.
-    clear
-        Whether one species knows more of the names than chance would make it.
-    spelled, n
-        Species -> names that it spells as they are, and that it knows in any case.
-    """
-    if best is None:
-        return ["the gene names do not show the species: human was assumed"]
-    other: Species = "mouse" if best == "human" else "human"
-    if min(spelled.values()) > 0.2 * max(spelled.values()) and min(spelled.values()) >= 10:
-        return [
-            f"{spelled[other]:,} gene names are of {other}, {spelled[best]:,} of {best}: "
-            f"taken as {best}, name the species if that is wrong"
-        ]
-    if clear and by_case == other:
-        return [
-            f"{n[best]:,} gene names are of {best}, {n[other]:,} of {other}, whose spelling they have: "
-            f"taken as {best}"
-        ]
-    # Mouse symbols are often written in capitals, human ones hardly ever as mouse ones are.
-    if not clear and by_case != "mouse" and n[other] >= _MANY_SHARED:
-        return [
-            f"the gene names fit {other} ({n[other]:,}) as well as {best} ({n[best]:,}): taken as {best}, "
-            "name the species if that is wrong"
-        ]
-    return []
-
-
-def _own(gene_id: str, column: dict[str, int]) -> list[tuple[int, float]]:
-    j = column.get(gene_id)
-    return [] if j is None else [(j, 1.0)]
+    first, second = n
+    return None if n[first] == n[second] else first if n[first] > n[second] else second
 
 
 def _resolve_one(table: _Names, name: str, species: Species, fold: bool = False) -> _Hit:
@@ -687,11 +935,11 @@ def _resolve_one(table: _Names, name: str, species: Species, fold: bool = False)
         return hit
     prefix = _PREFIX.match(name)
     if prefix:
-        if _prefix_species(prefix[1]) != species:
+        if genome_species(prefix[1]) != species:
             return (), "foreign"
         genes, _ = _resolve_one(table, name[prefix.end() :], species, fold)
         return genes, "composite"
-    part = _ENSEMBL_PART.search(name)
+    part = _STABLE_PART.search(name)
     if part:
         return _composite(table, part[1], (name[: part.start()] + " " + name[part.end() :]).strip(_EDGES))
     if _DATE.fullmatch(name):
@@ -714,10 +962,6 @@ def _composite(table: _Names, ensembl: str, rest: str) -> _Hit:
         # The two halves are official names of different genes: nothing says which is meant.
         return tuple(sorted({*by_id, *by_name})), "composite"
     return (by_id or by_name), "composite"
-
-
-def _prefix_species(prefix: str) -> Species:
-    return "human" if prefix.lower().startswith(("grch", "hg")) else "mouse"
 
 
 def _id_type(how: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ Text = Annotated[str, Query(min_length=1, max_length=500)]
 Where = Annotated[str | None, Query(max_length=500, description="SQL condition")]
 Name = Annotated[str | None, Query(max_length=200)]
 Hits = Annotated[int, Query(ge=1, le=200)]
-Species = Literal["auto", "human", "mouse"]
+Species = Annotated[str, Query(max_length=60, description="auto, or a species by name or taxon id")]
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": what, "content": {"application/json": {}}}
@@ -175,7 +175,7 @@ def _jobs(app: FastAPI, store: Path, jobs: Jobs) -> None:
     async def upload(
         file: Annotated[UploadFile, File(description="an h5ad file")],
         reference: Annotated[str | None, Form(max_length=200)] = None,
-        species: Annotated[Species, Form()] = "auto",
+        species: Annotated[str, Form(max_length=60)] = "auto",
         values: Annotated[str, Form(max_length=20)] = "auto",
     ) -> dict[str, Any]:
         """Upload cells to annotate. A separate process reads them, with limits on memory and time."""

@@ -171,7 +171,12 @@ def _encoded(
     with open_cells(ref, key, layer=asked.layer, memory=asked.memory, values=asked.values) as source:
         codes = _codes(source, asked.label_key, names, stored)
         matched = match_genes(
-            source, stored_resolver(opened), species=asked.species, force=asked.force, drop_unmeasured=True
+            source,
+            stored_resolver(opened),
+            species=asked.species,
+            force=asked.force,
+            drop_unmeasured=True,
+            reference=stored.meta["species"],
         )
         genes = query_genes(
             opened, stored, matched, device=asked.device, force=asked.force, progress=progress

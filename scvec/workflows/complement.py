@@ -16,6 +16,7 @@ from scvec.base.options import options_of, takes_options
 from scvec.base.records import Answer, Failure, Job
 from scvec.base.results import Report, counts_line
 from scvec.base.settings import Price, Settings, redact
+from scvec.base.species import known_species
 from scvec.base.types import Description, Progress, Species, no_progress
 from scvec.ingest.sources.openai import Chat, LlmService, Reply, is_reasoning, prompt_tokens
 from scvec.ingest.sources.prices import Budget, price_of
@@ -78,15 +79,6 @@ _ITSELF = re.compile(
 _REFUSAL = re.compile(
     r"^(?:no|unable|n/?a|none|null|unknown)\b|\b(?:cannot|can't|unable to) (?:help|assist|provide|fulfil)",
     re.IGNORECASE,
-)
-_OWN: dict[Species, re.Pattern[str]] = {
-    "human": re.compile(r"\b(?:humans?|Homo sapiens|patients?)\b", re.IGNORECASE),
-    "mouse": re.compile(r"\b(?:mouse|mice|murine|Mus musculus|rodents?)\b", re.IGNORECASE),
-}
-_OTHER: dict[Species, str] = {"human": r"mouse|mice|murine|Mus musculus|", "mouse": r"humans?|Homo sapiens|"}
-_STRANGERS = (
-    r"rats?|Rattus norvegicus|zebrafish|Danio rerio|Drosophila|fruit fly|Caenorhabditis|C\. elegans|yeast|"
-    r"Saccharomyces|Arabidopsis|chicken|Gallus|Xenopus|bovine|cattle|pigs?|porcine|dogs?|canine|Escherichia"
 )
 _KINSHIP = re.compile(
     r"\b(?:homolog|ortholog|paralog|counterpart|similar|relat|conserved|resembl|vertebrate)", re.I
@@ -191,8 +183,14 @@ def _check_sentences(sentences: list[str], told: str) -> None:
 
 def _check_species(first: str, text: str, species: Species) -> None:
     # Human-written summaries mention yeast and mice, too, for orthologs or next to the gene's own species.
-    stranger = re.search(rf"\b(?:{_OTHER[species]}{_STRANGERS})\b", first, re.IGNORECASE)
-    if stranger and not _KINSHIP.search(first) and not _OWN[species].search(text):
+    known = known_species()
+    others = "|".join(one.words for key, one in known.items() if key != species and one.words)
+    stranger = re.search(rf"\b(?:{others}|Escherichia)\b", first, re.IGNORECASE)
+    if not stranger or _KINSHIP.search(first):
+        return
+    one = known.get(species)
+    own = "|".join(filter(None, (one.words, one.kin))) if one is not None else ""
+    if not re.search(rf"\b(?:{own or re.escape(species)})\b", text, re.IGNORECASE):
         raise UnfitError("the description is about another species")
 
 

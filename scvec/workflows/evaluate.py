@@ -158,8 +158,9 @@ def _n_own(opened: Store, source: CellSource, options: QueryOptions) -> int:
     if HASH_COLUMN not in stored.obs.columns:
         return 0
     resolver = stored_resolver(opened)
-    matched = match_genes(source, resolver, species=options.species, force=options.force)
-    genes = resolver.map_to(matched.match, genes_of(stored), stored.meta["species"])
+    own = stored.meta["species"]
+    matched = match_genes(source, resolver, species=options.species, force=options.force, reference=own)
+    genes = resolver.map_to(matched.match, genes_of(stored), own)
     keys = gene_keys(genes_of(stored))
     known = stored.obs[HASH_COLUMN].to_numpy(dtype=np.int64)
     known = np.unique(known[known != 0])

@@ -16,7 +16,7 @@ from scvec import __version__
 from scvec.base.errors import InputError, ResourceError, did_you_mean
 from scvec.base.resources import parse_memory
 from scvec.base.results import Report, human_bytes
-from scvec.base.types import SPECIES, Float32, Space
+from scvec.base.types import Float32, Space
 from scvec.ingest.cells.readers.anndata import read_table
 from scvec.ingest.cells.readers.checks import open_h5ad
 from scvec.ingest.cells.write import check_output, replacing
@@ -356,7 +356,12 @@ def _import_genes(opened: Store, found: VectorFile, dry_run: bool) -> ImportRepo
     genes = table["gene_id"]
     twice = genes[genes.duplicated()]
     _need(twice.empty, found, f"gene {_first(twice)} is repeated")
-    odd = genes[~(table["species"].isin(SPECIES) & table["text_sha256"].str.fullmatch("[0-9a-f]{64}|"))]
+    odd = genes[
+        ~(
+            table["species"].str.fullmatch(r"[a-z][a-z0-9 ._'-]{0,59}")
+            & table["text_sha256"].str.fullmatch("[0-9a-f]{64}|")
+        )
+    ]
     _need(odd.empty, found, f"gene {_first(odd)} has no known species or text")
     off = np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max(initial=0.0)
     unit = not space.normalized or off <= 1e-2

@@ -14,9 +14,10 @@ import pandas as pd
 
 from scvec.base.errors import InputError
 from scvec.base.results import Record, Report
-from scvec.base.types import SPECIES, Description
+from scvec.base.species import species_key
+from scvec.base.types import Description
 from scvec.model.gene_vectors import gene_table
-from scvec.model.resolvers import GeneResolver, stored_resolver
+from scvec.model.resolvers import GeneResolver, no_knowledge, stored_resolver
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.reference_reader import StoredSpace
 from scvec.stores.store.store import Store
@@ -216,21 +217,24 @@ def gene_info(store: Path | str, names: Sequence[str], species: str | None = Non
         Symbols, previous symbols, aliases, Ensembl, Entrez or authority ids. A name that could be several
         genes stands for all of them.
     species
-        ``human`` or ``mouse``; both when None.
+        Name or taxon id of a species; all that the store knows when None.
 
     Raises
     ------
     InputError
         If no name is known; the message suggests similar ones.
     """
-    if species is not None and species not in SPECIES:
-        raise InputError(f"unknown species {species!r}", "--species", f"use {' or '.join(SPECIES)}")
+    species = None if species is None else species_key(species)
     if not names:
         raise InputError("no gene is named", "", "give symbols, Ensembl or Entrez ids")
     opened = Store(store)
     with opened.knowledge() as kb:
         genes = kb.genes(species).set_index("gene_id", drop=False)
-        found = _find(stored_resolver(opened), genes, names, (species,) if species else SPECIES)
+        resolver = stored_resolver(opened)
+        if species is not None and species not in resolver.species:
+            fix = f"run: scvec ingest genes --species '{species}' --source FILE"
+            raise no_knowledge(species, "--species", fix)
+        found = _find(resolver, genes, names, (species,) if species else resolver.species)
         unknown = [name for name, gene_ids in found.items() if not gene_ids]
         near = _near(unknown, genes["symbol"].tolist()) if unknown else {}
         wanted = {gene_id: name for name, gene_ids in reversed(found.items()) for gene_id in gene_ids}

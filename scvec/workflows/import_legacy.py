@@ -24,7 +24,8 @@ import numpy as np
 from scvec.base.errors import InputError, ResourceError, unreadable
 from scvec.base.resources import parse_memory
 from scvec.base.results import Record, Report, count_text, human_bytes
-from scvec.base.types import SPECIES, Description, Float32, Progress, Space, Species, no_progress, text_sha256
+from scvec.base.species import known_species, species_key
+from scvec.base.types import Description, Float32, Progress, Space, Species, no_progress, text_sha256
 from scvec.ingest.sources.facts import (
     FACTS,
     clean_summary,
@@ -205,8 +206,7 @@ _FIELDS = {*FACTS, *_SYMBOLS, *_VECTORS, "also_known_as", "gpt_summary", "error"
 _IDS = re.compile(r"\b(?:HGNC:\d+|MGI:\d+|ENS(?:MUS)?G\d{11})(?!\d)")
 _NAMED = re.compile(r"Gene Symbol ([A-Za-z][\w.-]{1,30}) ")
 _SPECIES: dict[Species, tuple[str, str]] = {
-    "human": ("homo sapiens", "human"),
-    "mouse": ("mus musculus", "mouse"),
+    key: (one.scientific.lower(), key) for key, one in known_species().items() if one.default
 }
 #: Rank of each kind of match; a lower rank identifies a gene better. Other matches are guesses, not used
 #: here.
@@ -426,7 +426,7 @@ def _page(key: str, value: Any) -> tuple[LegacyEntry, Float32 | None]:
     organism = text_field(fields.get("organism", fields.get("species")), 200).lower()
     species = next((s for s, starts in _SPECIES.items() if organism.startswith(starts)), None)
     if organism and species is None:
-        raise _UnusableError("its species is neither human nor mouse")
+        raise _UnusableError("its species is not known")
     links = " ".join(text_field(fields.get(n), 4000) for n in ("primary_source", "see_related", "ensembl_id"))
     numbers = (text_field(fields.get(n), 20) for n in _ENTREZ)
     ids = [*_IDS.findall(links), *(f"entrez:{n}" for n in numbers if n.isascii() and n.isdigit())]
@@ -552,7 +552,7 @@ def match_entries(
     match = LegacyMatch(resolver.resolve(silent, species).species)
     known = frozenset(gene_ids)
     ranks: dict[tuple[str, str], int] = {}
-    for one in SPECIES:
+    for one in resolver.species:
         group = [e for e in entries if (e.species or match.species) == one]
         # Numbers look like Entrez ids, but are token ids.
         symbols = [e.symbol for e in group if not re.fullmatch(r"[\d.\s]*", e.symbol)]
@@ -719,9 +719,7 @@ def import_legacy(
         If a file needs more than ``memory``.
     """
     started = time.monotonic()
-    if species not in ("auto", *SPECIES):
-        fix = f"use {', '.join(SPECIES)} or auto"
-        raise InputError(f"unknown species {species!r}", "--species", fix, code="unknown-choice")
+    species = species if species == "auto" else species_key(species)
     names = _names(files, name)
     notes: list[str] = []
     reports: list[LegacyFileReport] = []

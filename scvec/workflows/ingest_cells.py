@@ -39,7 +39,7 @@ from scvec.model.matching import (
     reference_genes,
 )
 from scvec.model.reference import train
-from scvec.model.resolvers import ensure_knowledge, resolver_of
+from scvec.model.resolvers import ensure_knowledge, no_knowledge, resolver_of
 from scvec.model.storage import FACTOR, N_PROBES, model_state, probe_tensors
 from scvec.model.training import Labelled, class_tensors, incoherent_labels, read_sample, training_workers
 from scvec.model.unmeasured import unmeasured_notes
@@ -104,6 +104,9 @@ def ingest_cells(
                 labelled = labelled.hashed(genes.hashes)
             cells = Cells(labelled, matched, genes)
         texts = None
+        if asked.kind.texts and not asked.obsm and kb.genes(axis.species).empty:
+            fix = "leave out --encoder: the default needs no texts"
+            raise no_knowledge(axis.species, f"--encoder {asked.encoder}", fix)
         if asked.kind.texts == "genes":
             with stages("encode genes"):
                 texts = encode_texts(txn, kb, genes.narrow.gene_ids, asked, progress)

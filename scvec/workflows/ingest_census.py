@@ -23,6 +23,7 @@ from scvec.base.errors import InputError, LockedError, NetworkError, ResourceErr
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import parse_memory
 from scvec.base.results import Report, human_bytes, table
+from scvec.base.species import SPECIES
 from scvec.base.types import Progress, Species, no_progress
 
 if TYPE_CHECKING:
@@ -664,7 +665,7 @@ class CensusOptions:
     """
 
     name: str = ""
-    organism: Species = "human"
+    organism: Species = SPECIES[0]
     tissue: tuple[str, ...] = ()
     where: str | None = None
     max_per_type: int | None = None

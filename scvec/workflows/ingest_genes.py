@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.records import Job
 from scvec.base.results import Report, counts_line
 from scvec.base.settings import ServiceSettings, Settings
+from scvec.base.species import SPECIES, known_species, species_key
 from scvec.base.types import Progress, no_progress
 from scvec.ingest.genes import read_gene_file
+from scvec.ingest.orthologs.ortholog_tables import Names, Pair, is_ortholog_table, read_ortholog_table
 from scvec.ingest.sources import SOURCES, load_source
-from scvec.model.resolvers import ensure_knowledge
+from scvec.model.resolvers import GeneResolver, ensure_knowledge, resolver_of
 from scvec.stores.knowledge.knowledge import KnowledgeBase
+from scvec.stores.knowledge.snapshot import Snapshot
 from scvec.stores.store.store import Store
 from scvec.workflows.live import Cost, LiveOptions, LiveReport, Questions, ask_live, wanted_genes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["GenesOptions", "GenesReport", "ingest_genes"]
 
@@ -32,19 +40,27 @@ class GenesOptions(LiveOptions):
     ----------
     source
         ``snapshot`` (shipped), a name in :data:`scvec.ingest.sources.SOURCES`, or a file: jsonl, csv or
-        parquet with one gene a row, or a table of NCBI, HGNC or MGI (see docs/genes.md).
+        parquet with one gene a row, a table of NCBI, HGNC or MGI (see docs/genes.md), or a table of orthologs
+        (see docs/species.md).
     refresh
         Ask a live source again about genes it has answered.
     details
         Also ask for what summaries lack: type, RefSeq status, lineage, expression. Ten times the requests.
     requests_per_second
         The most to send; 0 for no limit, which only a mirror allows.
+    columns
+        Species -> column of a table of orthologs that names its genes, where the guess is wrong.
     """
 
     source: str | Path = "snapshot"
     refresh: bool = False
     details: bool = False
     requests_per_second: float | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        species = (self.species,) if isinstance(self.species, str) else self.species
+        object.__setattr__(self, "species", tuple(dict.fromkeys(species_key(s) for s in species)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +73,8 @@ class GenesReport(Report):
         Numbers of genes per species, of descriptions per kind (human, composed, borrowed, llm).
     orthologs
         Number of ortholog pairs.
+    pairs
+        Number of ortholog pairs by species, as ``human-mouse``.
     live
         The outcome of asking, where the source is a live one.
     """
@@ -70,17 +88,19 @@ class GenesReport(Report):
     generation: str = ""
     dry_run: bool = False
     live: LiveReport | None = None
+    pairs: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, counts: Mapping[str, int], started: float, **fields: Any) -> GenesReport:
         """Return the report on a knowledge base with these :meth:`KnowledgeBase.counts`."""
-        genes, descriptions = (
+        genes, descriptions, pairs = (
             {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
-            for prefix in ("genes ", "descriptions ")
+            for prefix in ("genes ", "descriptions ", "orthologs ")
         )
         return cls(
             genes=genes,
             descriptions=descriptions,
+            pairs=pairs,
             orthologs=counts.get("orthologs", 0),
             seconds=time.monotonic() - started,
             **fields,
@@ -94,7 +114,7 @@ class GenesReport(Report):
             *(self.live.lines() if self.live is not None else []),
             f"knowledge base {verb} {counts_line(self.genes)} genes (source: {self.source}{version})",
             f"descriptions: {counts_line(self.descriptions)}",
-            f"orthologs: {self.orthologs:,} human-mouse pairs",
+            f"orthologs: {counts_line(self.pairs)} pairs",
             f"took {self.seconds:.1f} s",
         ]
 
@@ -137,7 +157,10 @@ def ingest_genes(
     with Store.open(store, create=True).begin("ingest genes", {"source": source}) as txn:
         kb = txn.open_knowledge()
         ensure_knowledge(kb, progress=progress)
-        if path is not None:
+        notes += _load_shipped(kb, asked.species, needed=path is None)
+        if path is not None and (asked.columns or is_ortholog_table(path)):
+            notes += _load_orthologs(kb, path, asked)
+        elif path is not None:
             loaded = _load_file(kb, path, asked.species, names, notes, progress)
             notes.append(f"{path.name}: {loaded:,} genes read")
         counts = kb.counts()
@@ -166,6 +189,110 @@ def _source_file(source: str | Path, names: Sequence[str] | None) -> Path | None
             code="not-a-file" if path.is_dir() else "file-not-found",
         )
     return path
+
+
+def _load_shipped(kb: KnowledgeBase, species: Sequence[str], *, needed: bool) -> list[str]:
+    """Load those of some species that ship with scvec, and return notes.
+
+    Raises
+    ------
+    InputError
+        If one does not ship, and is ``needed``.
+    """
+    shipped = Snapshot.open().species
+    missing = [one for one in species if one not in shipped]
+    if missing and needed:
+        what = f"no genes of {missing[0]} ship with scvec"
+        fix = f"give --source FILE, ncbi or mygene; these ship: {', '.join(shipped)}"
+        raise InputError(what, "--species", fix, code="unknown-choice")
+    more = [one for one in species if one in shipped and one not in SPECIES]
+    if not more:
+        return []
+    added = kb.load_snapshot(more)
+    return [f"genes of {', '.join(more)} that ship with scvec were loaded"] if added["genes"] else []
+
+
+#: Kinds of names by which a gene of a table is looked up, the one that identifies it best first.
+_LOOKED_UP = ("authority", "ensembl", "entrez", "symbol")
+
+
+def _load_orthologs(kb: KnowledgeBase, path: Path, asked: GenesOptions) -> list[str]:
+    """Put the genes and pairs of a table of orthologs into the knowledge base; return notes."""
+    resolver = resolver_of(kb)
+
+    def known(names: Sequence[str]) -> str:
+        match = resolver.resolve(names)
+        return "" if match.looks_like or match.n_matched < 0.5 * len(names) else match.species
+
+    table = read_ortholog_table(path, asked.species, columns=asked.columns, known=known)
+    fresh = [gene for gene in table.genes if gene.species not in SPECIES]
+    kb.upsert_genes(fresh, source=path.name)
+    resolver = resolver_of(kb)
+    found = _gene_ids(resolver, table.pairs)
+    rows: dict[tuple[str, str, str, str], tuple[str, float | None]] = {}
+    left: Counter[str] = Counter()
+    best = max((pair.score or 0.0 for pair in table.pairs), default=0.0)
+    for pair, (gene, other) in zip(table.pairs, found, strict=True):
+        if gene is None or other is None:
+            left[pair.other_species if gene else pair.species] += 1
+            continue
+        confidence = None if pair.score is None or not best else pair.score / max(best, 1.0)
+        rows[gene, pair.species, other, pair.other_species] = (pair.kind, confidence)
+    n = kb.put_orthologs(_pair_table(rows), path.name)
+    shown = ", ".join(f"{column!r}: {what}" for column, what in table.columns.items())
+    notes = [f"{path.name}: columns are {shown} (--column SPECIES=NAME says otherwise)", *table.notes]
+    joined = Counter((a, b) for _, a, _, b in rows)
+    of = "; ".join(f"{count:,} of {a} and {b}" for (a, b), count in joined.items())
+    notes.append(
+        f"{path.name}: {len(fresh):,} genes, {len(rows):,} pairs of orthologs{f': {of}' if of else ''}"
+    )
+    if len(rows) != n:
+        notes.append(f"{path.name}: {len(rows) - n:,} of the pairs were known")
+    for species, count in left.items():
+        hint = "" if species in resolver.species else ", whose genes are not loaded"
+        notes.append(f"{path.name}: left out {count:,} pairs with unknown genes of {species}{hint}")
+    return notes
+
+
+def _gene_ids(resolver: GeneResolver, pairs: Sequence[Pair]) -> list[tuple[str | None, str | None]]:
+    """Return the stored ids of the genes of pairs; None where a gene is not known."""
+    ends = [((p.species, p.names), (p.other_species, p.other)) for p in pairs]
+    asked: dict[tuple[str, str], dict[str, str | None]] = {}
+    for species, names in chain.from_iterable(ends):
+        if species in resolver.species:
+            for kind in _LOOKED_UP:
+                if kind in names:
+                    asked.setdefault((species, kind), {})[names[kind]] = None
+    for (species, kind), wanted in asked.items():
+        prefix = known_species()[species].prefix if species in known_species() and kind == "authority" else ""
+        spelled = [prefix + name.rpartition(":")[2] if prefix else name for name in wanted]
+        match = resolver.resolve(spelled, species)
+        asked[species, kind] = dict(zip(wanted, match.gene_ids, strict=True))
+
+    def gene(species: str, names: Names) -> str | None:
+        hits = (asked.get((species, kind), {}).get(names[kind]) for kind in _LOOKED_UP if kind in names)
+        return next((hit for hit in hits if hit is not None), None)
+
+    return [(gene(*own), gene(*other)) for own, other in ends]
+
+
+def _pair_table(rows: Mapping[tuple[str, str, str, str], tuple[str, float | None]]) -> pa.Table:
+    """Return pairs as a table; the kind of those without one by how many partners their genes have."""
+    import pyarrow as pa
+
+    partners: Counter[tuple[str, str]] = Counter()
+    for gene, species, other, other_species in rows:
+        partners[gene, other_species] += 1
+        partners[other, species] += 1
+    kinds = []
+    for (gene, species, other, other_species), (kind, _) in rows.items():
+        many = (partners[gene, other_species] > 1) + (partners[other, species] > 1)
+        kinds.append(kind or ("one2one", "one2many", "many2many")[many])
+    columns = [*zip(*rows, strict=True)] if rows else [()] * 4
+    names = ("gene_id", "species", "other_id", "other_species")
+    table = {name: pa.array(list(c), pa.string()) for name, c in zip(names, columns, strict=True)}
+    confidence = pa.array([c for _, c in rows.values()], pa.float32())
+    return pa.table(table | {"kind": pa.array(kinds, pa.string()), "confidence": confidence})
 
 
 def _load_file(
@@ -207,11 +334,16 @@ def _ask(
     """Ask a live source about genes."""
     started = time.monotonic()
     name = str(options.source)
+    for one in options.species:
+        if one not in known_species():
+            fix = "give a file instead, or the name of a species that has a taxon id"
+            raise InputError(f"{name} cannot be asked for genes of {one}", "--species", fix)
     service = load_source(name)
     settings = getattr(Settings.load(), name, ServiceSettings())
     with Store.open(store, create=True).begin("ingest genes", {"source": name}) as txn:
         kb = txn.open_knowledge()
         ensure_knowledge(kb, progress=progress)
+        _load_shipped(kb, options.species, needed=False)
         if not options.dry_run:
             kb.absorb(txn.journal())  # of a run that was killed
         wanted, notes = wanted_genes(kb, names, options.species)

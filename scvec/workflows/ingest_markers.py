@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scvec.base.results import Report
+from scvec.base.species import SPECIES
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.markers import MarkerFile, read_markers
 from scvec.celltypes.terms import TermMatcher
@@ -65,7 +66,7 @@ def ingest_markers(
     files: list[Path | str],
     *,
     columns: Mapping[str, str] | None = None,
-    species: str = "human",
+    species: str = SPECIES[0],
     dry_run: bool = False,
     progress: Progress = no_progress,
 ) -> MarkersReport:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from scvec.base.errors import InputError, ScvecError, unreadable
 from scvec.base.records import Answer, Failure, Job, Wanted
 from scvec.base.results import Record, Report, table
-from scvec.base.types import SPECIES, Progress, Species, no_progress
+from scvec.base.species import SPECIES
+from scvec.base.types import Progress, Species, no_progress
 from scvec.ingest.sources.retry import ServiceError
 from scvec.ingest.sources.run import Harvest, Source, Tally, harvest, run_async
 from scvec.model.resolvers import resolver_of
@@ -199,7 +200,7 @@ def named_genes(
     resolver = resolver_of(kb)
     found: dict[str, str] = {}
     unknown = dict.fromkeys(names)
-    for one in species:
+    for one in (s for s in species if s in resolver.species):
         match = resolver.resolve(names, one)
         for name, gene_id in zip(names, match.gene_ids, strict=True):
             if gene_id is not None:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.results import Report
-from scvec.base.types import SPECIES, Progress, no_progress
+from scvec.base.species import SPECIES
+from scvec.base.types import Progress, no_progress
 from scvec.celltypes.markers import read_marker_lists
 from scvec.ingest.cells.source import CellSource
 from scvec.ingest.cells.write import check_output, write_annotated, write_table
@@ -440,7 +441,7 @@ def name(
         None if output is None else check_output(output, cells if isinstance(cells, str | Path) else None)
     )
     with _knowledge(store) as (kb, resolver):
-        key = _ortholog_key(kb)
+        key = _ortholog_key(resolver)
         index = _index(kb, resolver, key)
         if markers is not None:
             groups = _named_lists(Path(markers), index, resolver, key, asked)
@@ -486,18 +487,17 @@ def _knowledge(store: Path | str | None) -> Iterator[tuple[KnowledgeBase, GeneRe
         yield kb, snapshot_resolver()
 
 
-def _ortholog_key(kb: KnowledgeBase) -> Callable[[str], str]:
-    """Return a function from a gene id to that of its best human ortholog, or itself."""
-    pairs = kb.orthologs().sort_values(["confidence", "human_gene_id"], ascending=[True, False])
-    of_mouse = dict(zip(pairs["mouse_gene_id"], pairs["human_gene_id"], strict=True))
-    return lambda gene_id: str(of_mouse.get(gene_id, gene_id))
+def _ortholog_key(resolver: GeneResolver) -> Callable[[str], str]:
+    """Return a function from a gene id to that of its best ortholog in the first species, or itself."""
+    partners = resolver.partners(SPECIES[0])
+    return lambda gene_id: partners.get(gene_id, gene_id)
 
 
 def _index(kb: KnowledgeBase, resolver: GeneResolver, key: Callable[[str], str]) -> MarkerIndex:
-    """Return the markers of the knowledge base, all genes under the id of the human ortholog."""
+    """Return the markers of the knowledge base, genes under the id of their ortholog in the first species."""
     rows = kb.markers()
     ids: dict[tuple[str, str], str] = {}
-    for species in SPECIES:
+    for species in resolver.species:
         symbols = list(dict.fromkeys(gene for _, _, kind, gene, *_ in rows if kind == species))
         for symbol, gene_id in zip(symbols, resolver.resolve(symbols, species).gene_ids, strict=True):
             if gene_id is not None:

@@ -195,7 +195,12 @@ def _prepare(
     with stages("genes"):
         resolver = stored_resolver(opened)
         matched = match_genes(
-            source, resolver, species=options.species, force=options.force, drop_unmeasured=True
+            source,
+            resolver,
+            species=options.species,
+            force=options.force,
+            drop_unmeasured=True,
+            reference=stored.meta["species"],
         )
         unmatched, device = options.unmatched_genes, options.device
         genes = query_genes(

@@ -18,6 +18,7 @@ from scvec.base.results import Record, Report
 from scvec.base.types import CellChunk, Float32, Int64
 from scvec.model.copies import HASH_COLUMN
 from scvec.model.reference import ReferenceModel
+from scvec.model.resolvers import no_knowledge
 from scvec.model.storage import CODE_COLUMN, class_statistics, genes_of, load_model
 from scvec.stores.knowledge.where import rows_where
 from scvec.stores.store.reference_reader import StoredReference
@@ -214,6 +215,8 @@ def _about(
     meaning = find_meaning(opened, options.backbone, device=options.device) if by_meaning else None
     measured = {str(g): i for i, g in enumerate(genes_of(stored))}
     with opened.knowledge() as kb:
+        if kb.genes(stored.meta["species"]).empty:
+            raise no_knowledge(stored.meta["species"], f"reference {stored.name}", "search by --like CELL")
         ranked = rank_genes(
             kb,
             text,

@@ -14,7 +14,9 @@ from scvec.backbones import load_backbone, parse_spec
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.results import Record, Report
-from scvec.base.types import SPECIES, Backbone, Space, StreamingBackbone
+from scvec.base.species import SPECIES, species_key
+from scvec.base.types import Backbone, Space, StreamingBackbone
+from scvec.model.resolvers import no_knowledge
 from scvec.stores.knowledge.gene_search import words
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.knowledge.where import rows_where
@@ -234,6 +236,9 @@ def search_genes(
         meaning = find_meaning(opened, asked.backbone, device=asked.device) if by_meaning else None
         chosen = search_species(asked.species, meaning)
         genes = kb.genes().set_index("gene_id", drop=False)
+        if not genes["species"].isin(chosen).any():
+            fix = "run: scvec ingest genes for this species, or give another --species"
+            raise no_knowledge(chosen[0], "--species", fix)
         allowed = None
         if asked.where is not None:
             of_species = genes[genes["species"].isin(chosen)]
@@ -331,12 +336,9 @@ def _fits(backbone: Backbone, space: Space) -> bool:
 def search_species(species: str, meaning: Meaning | None) -> list[str]:
     """Return the species to search, for an option that may be ``auto``."""
     if species != "auto":
-        if species not in SPECIES:
-            fix = f"give auto, {' or '.join(SPECIES)}"
-            raise InputError(f"there is no species {species!r}", "--species", fix, code="unknown-choice")
-        return [species]
+        return [species_key(species)]
     there = set(meaning.stored.genes["species"].unique()) if meaning is not None else set()
-    return [there.pop()] if len(there) == 1 else ["human"]
+    return [there.pop()] if len(there) == 1 else [SPECIES[0]]
 
 
 def rank_genes(

@@ -16,7 +16,6 @@ import pytest
 
 from scvec.base.errors import InputError
 from scvec.cli.main import cli
-from scvec.cli.options import SPECIES
 from scvec.model.card import CardOptions
 
 # Every command: words to type, library function, and some of what it must be called with.
@@ -212,12 +211,6 @@ def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[s
 
 def test_the_table_above_has_every_command():
     assert {name for name, _ in walk(cli)} == set(COMMANDS)
-
-
-def test_species_are_those_of_the_library():
-    from scvec.base import types
-
-    assert SPECIES == types.SPECIES
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -127,9 +127,19 @@ def test_two_species_in_one_file_are_noted(resolver: GeneResolver) -> None:
     assert any("are of" in note for note in match.notes)
 
 
-def test_species_must_be_known(resolver: GeneResolver) -> None:
-    with pytest.raises(InputError, match="zebrafish"):
-        resolver.resolve(["INS"], "zebrafish")
+def test_a_misspelled_species_is_refused(resolver: GeneResolver) -> None:
+    with pytest.raises(InputError) as caught:
+        resolver.resolve(["INS"], "zebrafsh")
+    assert caught.value.code == "unknown-choice"
+
+
+@pytest.mark.parametrize("species", ["other", "axolotl", "sheep"])
+def test_names_of_a_species_without_genes_are_genes_of_their_own(
+    resolver: GeneResolver, species: str
+) -> None:
+    match = resolver.resolve(["g00001", "INS"], species)
+    assert match.species == species and match.gene_ids == ("g00001", "INS")
+    assert any("nothing is known" in note for note in match.notes)
 
 
 def test_ambiguous_names_are_reported_never_guessed(resolver: GeneResolver) -> None:
@@ -165,7 +175,9 @@ def test_levels_and_orphans_in_a_small_world() -> None:
         ("c", "alias", "OLD"), ("a", "alias", "OLD"), ("b", "previous", "OLD2"), ("c", "alias", "OLD2"),
     ]  # fmt: skip
     aliases = pd.DataFrame(rows, columns=["gene_id", "kind", "name"]).assign(species="human")
-    pairs = pd.DataFrame([], columns=["human_gene_id", "mouse_gene_id", "kind"])
+    pairs = pd.DataFrame(
+        [], columns=["gene_id", "species", "other_id", "other_species", "kind", "confidence"]
+    )
     match = GeneResolver(aliases, pairs).resolve(["AAA", "OLD", "OLD2", "bbb"], "human")
     assert match.gene_ids == ("a", None, "b", "b")
     assert match.ambiguous == {"OLD": ("a", "c")}
@@ -263,8 +275,8 @@ def test_no_gene_counts_more_than_once(
     rows = pairs.iloc[data.draw(st.lists(st.integers(0, len(pairs) - 1), min_size=1, max_size=20))]
     aliases, _ = tables
     symbols = aliases[aliases.kind == "symbol"].set_index("gene_id").name
-    names = [symbols[g] for g in rows.mouse_gene_id.unique()]
-    targets = sorted(rows.human_gene_id.unique())
+    names = [symbols[g] for g in rows.other_id.unique()]
+    targets = sorted(rows.gene_id.unique())
     gene_map = resolver.map_to(resolver.resolve(names, "mouse"), targets, "human")
     total = np.asarray(gene_map.weights.sum(axis=1)).ravel()
     np.testing.assert_allclose(total, 1.0, rtol=1e-6)

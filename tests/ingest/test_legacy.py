@@ -52,7 +52,9 @@ GENE_IDS = {a[0] for a in ALIASES}
 
 
 def resolver() -> GeneResolver:
-    orthologs = pd.DataFrame(columns=["human_gene_id", "mouse_gene_id", "kind"])
+    orthologs = pd.DataFrame(
+        columns=["gene_id", "species", "other_id", "other_species", "kind", "confidence"]
+    )
     return GeneResolver(pd.DataFrame(ALIASES, columns=["gene_id", "species", "name", "kind"]), orthologs)
 
 

@@ -28,7 +28,9 @@ def resolver() -> GeneResolver:
     aliases = pd.DataFrame(names, columns=["species", "gene_id"]).assign(kind="symbol")
     aliases["name"] = "symbol-" + aliases["gene_id"]
     pairs = [(h, m, "one2one" if h in ("H1", "H3") else "many") for h, ms in PARTNERS.items() for m in ms]
-    return GeneResolver(aliases, pd.DataFrame(pairs, columns=["human_gene_id", "mouse_gene_id", "kind"]))
+    rows = [(a, "human", b, "mouse", kind, 1.0) for a, b, kind in pairs]
+    columns = ["gene_id", "species", "other_id", "other_species", "kind", "confidence"]
+    return GeneResolver(aliases, pd.DataFrame(rows, columns=columns))
 
 
 class Source:

@@ -24,7 +24,9 @@ class FakeStore:
     def knowledge(self) -> Iterator[Any]:
         self.n_opened += 1
         row = {"gene_id": "g1", "species": "human", "name": self.name, "kind": "symbol"}
-        pairs = pd.DataFrame(columns=["human_gene_id", "mouse_gene_id", "kind"])
+        pairs = pd.DataFrame(
+            columns=["gene_id", "species", "other_id", "other_species", "kind", "confidence"]
+        )
         yield SimpleNamespace(aliases=lambda: pd.DataFrame([row]), orthologs=lambda: pairs)
 
 

@@ -67,7 +67,7 @@ def test_species_one_by_one_or_together_is_the_same(loaded: Path, empty: Knowled
 def test_rows_are_exactly_once(kb: KnowledgeBase) -> None:
     for table, key in (
         ("aliases", "gene_id, kind, name"),
-        ("orthologs", "human_gene_id, mouse_gene_id"),
+        ("orthologs", "gene_id, other_id"),
         ("go_terms", "go_id"),
         ("go_annotations", "gene_id, go_id"),
         ("go_parents", "go_id, parent_id, relation"),

@@ -53,19 +53,17 @@ def test_entrez_ids_are_unique(genes: pd.DataFrame) -> None:
 )  # fmt: skip
 def test_orthologs(snapshot: Snapshot, genes: pd.DataFrame, human: str, mouse: str) -> None:
     pairs = snapshot.table("orthologs").to_pandas()
-    named = set(
-        zip(pairs.human_gene_id.map(genes.symbol), pairs.mouse_gene_id.map(genes.symbol), strict=True)
-    )
+    named = set(zip(pairs.gene_id.map(genes.symbol), pairs.other_id.map(genes.symbol), strict=True))
     assert (human, mouse) in named
 
 
 def test_one_to_one_means_one_to_one(snapshot: Snapshot, genes: pd.DataFrame) -> None:
     pairs = snapshot.table("orthologs").to_pandas()
     single = pairs[pairs.kind == "one2one"]
-    for column in ("human_gene_id", "mouse_gene_id"):
+    for column in ("gene_id", "other_id"):
         assert not pairs[column][pairs[column].isin(single[column])].duplicated().any()
         assert pairs[column].isin(genes.index).all()
-    assert not pairs.duplicated(["human_gene_id", "mouse_gene_id"]).any()
+    assert not pairs.duplicated(["gene_id", "other_id"]).any()
 
 
 def test_every_gene_has_one_short_description(snapshot: Snapshot, genes: pd.DataFrame) -> None:

@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from scvec.base.species import known_species
+
 __all__ = [
     "FACTS",
     "SPECIES_OF_TAXON",
@@ -39,7 +41,7 @@ FACTS = (
     "expression",
     "orthologs",
 )
-TAXON_OF_SPECIES = {"human": 9606, "mouse": 10090}
+TAXON_OF_SPECIES = {key: one.taxon for key, one in known_species().items()}
 SPECIES_OF_TAXON = {taxon: species for species, taxon in TAXON_OF_SPECIES.items()}
 
 #: Largest number of characters of a text.

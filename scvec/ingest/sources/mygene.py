@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from scvec.base.records import Answer, Failure, Job, Wanted
+from scvec.base.species import known_species
 from scvec.ingest.sources import gene_source
-from scvec.ingest.sources.facts import SPECIES_OF_TAXON, id_field, text_field, texts_field, with_prefix
+from scvec.ingest.sources.facts import (
+    SPECIES_OF_TAXON,
+    TAXON_OF_SPECIES,
+    id_field,
+    text_field,
+    texts_field,
+    with_prefix,
+)
 from scvec.ingest.sources.http import GeneFound, GeneSource, in_parts
 
 __all__ = ["Hit", "MyGeneSource"]
@@ -26,7 +34,6 @@ _FIELDS = (
     "entrezgene,retired,taxid,symbol,name,summary,alias,type_of_gene,ensembl.gene,"
     "HGNC,MGI,MIM,uniprot.Swiss-Prot"
 )
-_ORGANISMS = {"human": "Homo sapiens (human)", "mouse": "Mus musculus (house mouse)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,7 @@ class Hit:
         facts = {
             "primary_source": self.primary_source,
             "see_related": list(self.related),
-            "organism": _ORGANISMS[wanted.species],
+            "organism": _organism(wanted.species),
         }
         return GeneFound(
             symbol=self.symbol,
@@ -147,7 +154,8 @@ class MyGeneSource(GeneSource):
 
     async def _hits(self, queries: Sequence[str]) -> dict[str, list[Hit]]:
         """Return query -> hits, an empty list if MyGene found none; queries without an answer are missing."""
-        form = {"ids": ",".join(queries), "species": "human,mouse", "fields": _FIELDS, "dotfield": "false"}
+        taxa = ",".join(sorted({str(TAXON_OF_SPECIES[w.species]) for w in self.wanted.values()}))
+        form = {"ids": ",".join(queries), "species": taxa, "fields": _FIELDS, "dotfield": "false"}
         if self.settings.email:
             form["email"] = self.settings.email
         body: list[Any] = await self.client.post_json("gene", form, list)
@@ -162,6 +170,11 @@ class MyGeneSource(GeneSource):
             elif "error" not in entry:
                 found.setdefault(query, []).append(Hit.of(entry))
         return found
+
+
+def _organism(species: str) -> str:
+    known = known_species()[species]
+    return f"{known.scientific} ({known.common or species})"
 
 
 def _queries(wanted: Wanted) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from scvec.base.types import SPECIES
 from scvec.stores.knowledge.tables import Tables
 
 __all__ = ["GeneSearch", "words"]
@@ -105,9 +104,9 @@ class GeneSearch(Tables):
 
     def _documents(self, species: Sequence[str], terms: bool) -> str:
         """Return the name of a temporary table with the document of each gene; create it on first use."""
-        chosen = sorted(s for s in SPECIES if s in species)
-        name = f"temp.documents_{'_'.join(chosen)}_{int(terms)}"
-        listed = ", ".join(f"'{s}'" for s in chosen) or "NULL"
+        chosen = sorted(set(species))
+        name = f"temp.documents_{re.sub('[^a-z]', '_', '_'.join(chosen))}_{int(terms)}"
+        listed = ", ".join("'" + s.replace("'", "''") + "'" for s in chosen) or "NULL"
         ontology = (
             "SELECT gene_id, string_agg(name, '; ' ORDER BY go_id) AS text FROM go_annotations"
             " JOIN go_terms USING (go_id) GROUP BY gene_id"

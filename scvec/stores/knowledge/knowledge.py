@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scvec.base.errors import StoreError
 from scvec.base.records import Answer, Failure, Job, Note
-from scvec.base.types import SPECIES, Description, Gene
+from scvec.base.species import SPECIES
+from scvec.base.types import Description, Gene
 from scvec.stores.knowledge.gene_search import GeneSearch
 from scvec.stores.knowledge.snapshot import SNAPSHOT_SOURCE, Snapshot, load_ontologies, load_snapshot_genes
 from scvec.stores.knowledge.tables import (
     CONTENT_TABLES,
+    OLDER_VERSION,
     SCHEMA_VERSION,
     Digest,
     Tables,
@@ -24,11 +26,14 @@ from scvec.stores.knowledge.tables import (
     create,
     current_version,
     description_table,
+    from_older,
     insert,
     insert_aliases,
+    insert_orthologs,
     translate,
     upsert,
     upsert_descriptions,
+    view_older,
 )
 
 if TYPE_CHECKING:
@@ -648,11 +653,12 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         StoreError
             A species is unknown, or a file of the snapshot is damaged.
         """
-        unknown = [s for s in species if s not in SPECIES]
-        if unknown:
-            raise StoreError(f"the snapshot has no species {unknown[0]!r}", "", f"use {' or '.join(SPECIES)}")
         found = snapshot or Snapshot.open()
-        wanted = [s for s in SPECIES if s in species and self._meta(f"snapshot:{s}") != found.version]
+        unknown = [s for s in species if s not in found.species]
+        if unknown:
+            listed = ", ".join(found.species)
+            raise StoreError(f"the snapshot has no species {unknown[0]!r}", "", f"it has {listed}")
+        wanted = [s for s in found.species if s in species and self._meta(f"snapshot:{s}") != found.version]
         if not wanted:
             return dict.fromkeys(("genes", "aliases", "go_annotations", "descriptions"), 0)
         with self.transaction():
@@ -666,6 +672,22 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
                 )
         self._compact()
         return added
+
+    def put_orthologs(self, rows: pa.Table, source: str) -> int:
+        """Put pairs of orthologs in place of those of the same table; return how many there are of it now.
+
+        A pair that another table has too is kept once, under the better kind and the higher confidence.
+
+        Parameters
+        ----------
+        rows
+            Table with the columns of :meth:`orthologs` but for ``source``; genes are stored ids.
+        source
+            Name of the table that they came from: what was loaded under it before goes.
+        """
+        with self.transaction():
+            self._con.execute("DELETE FROM orthologs WHERE source = ?", [source])
+            return insert_orthologs(self._con, rows, source)
 
     def put_markers(self, rows: pa.Table, source: str) -> int:
         """Store markers of cell types and replace earlier ones of the same table; return the new total.
@@ -775,10 +797,9 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
     def orthologs(self) -> pd.DataFrame:
         """Return pairs of orthologs in a stable order.
 
-        Columns: human_gene_id, mouse_gene_id, kind, confidence, gene_order_conservation,
-        alignment_coverage.
+        Columns: gene_id, species, other_id, other_species, kind, confidence (0-1), source.
         """
-        return self._frame("SELECT * FROM orthologs ORDER BY human_gene_id, mouse_gene_id")
+        return self._frame("SELECT * FROM orthologs ORDER BY species, other_species, gene_id, other_id")
 
     def counts(self) -> dict[str, int]:
         """Return the number of rows per table, of genes per species, and of descriptions per kind."""
@@ -787,6 +808,8 @@ class KnowledgeBase(Descriptions, Jobs, CellOntology, GeneSearch, Digest):
         counts = dict(zip(tables, (int(n) for n in row), strict=True))
         for sql in (
             "SELECT 'genes ' || species, count(*) FROM genes GROUP BY ALL ORDER BY 1",
+            "SELECT 'orthologs ' || species || '-' || other_species, count(*) FROM orthologs"
+            " GROUP BY ALL ORDER BY 1",
             "SELECT 'descriptions ' || kind, count(*) FROM descriptions GROUP BY ALL ORDER BY 1",
         ):
             counts |= {str(name): int(n) for name, n in self._all(sql)}
@@ -808,6 +831,9 @@ def _prepare(con: Any, path: Path, read_only: bool) -> None:
     """Check that the file has the tables of this schema; create them in an empty file."""
     version = current_version(con)
     if version == SCHEMA_VERSION:
+        return
+    if version == OLDER_VERSION:
+        (view_older if read_only else from_older)(con)
         return
     if version:
         raise StoreError(

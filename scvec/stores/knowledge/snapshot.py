@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import StoreError
-from scvec.stores.knowledge.tables import insert, insert_aliases, upsert, upsert_descriptions
+from scvec.base.species import SPECIES
+from scvec.stores.knowledge.tables import (
+    insert,
+    insert_aliases,
+    insert_orthologs,
+    upsert,
+    upsert_descriptions,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["SNAPSHOT_SOURCE", "Snapshot", "load_ontologies", "load_snapshot_genes"]
 
 # Tables that are not split by species and come only from the snapshot.
-_SHARED = ("go_terms", "go_parents", "cl_terms", "cl_synonyms", "cl_ancestors", "orthologs")
+_SHARED = ("go_terms", "go_parents", "cl_terms", "cl_synonyms", "cl_ancestors")
 
 
 def load_ontologies(con: Any, snapshot: Snapshot) -> None:
@@ -28,6 +35,8 @@ def load_ontologies(con: Any, snapshot: Snapshot) -> None:
     for table in _SHARED:
         con.execute(f"DELETE FROM {table}")
         insert(con, table, snapshot.table(table), "SELECT * FROM incoming")
+    con.execute("DELETE FROM orthologs WHERE source = ?", [SNAPSHOT_SOURCE])
+    insert_orthologs(con, snapshot.table("orthologs"), SNAPSHOT_SOURCE)
     # Markers that users loaded stay.
     rows = snapshot.table("markers")
     con.register("shipped_markers", rows)
@@ -43,7 +52,8 @@ def load_snapshot_genes(con: Any, snapshot: Snapshot, species: Sequence[str], so
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    genes = snapshot.table("genes")
+    parts = snapshot.parts(species)
+    genes = pa.concat_tables([snapshot.table(f"{part}genes") for part in parts])
     genes = genes.filter(pc.is_in(genes["species"], pa.array(species)))
     con.register("snapshot_genes", genes)
     stamp = f"{_text(source)} AS source, {_text(snapshot.version)} AS source_version"
@@ -76,7 +86,9 @@ def load_snapshot_genes(con: Any, snapshot: Snapshot, species: Sequence[str], so
     )
     added["aliases"] = symbols + insert_aliases(
         con,
-        snapshot.table("aliases"),
+        pa.concat_tables(
+            [snapshot.table(f"{part}aliases").select(["gene_id", "kind", "name"]) for part in parts]
+        ),
         "SELECT gene_id, c.species, name, kind FROM incoming JOIN chosen c USING (gene_id)",
     )
     # A newer snapshot may rename a gene. Each gene has one official symbol, so the old one becomes
@@ -103,6 +115,10 @@ def load_snapshot_genes(con: Any, snapshot: Snapshot, species: Sequence[str], so
         f"SELECT gene_id, text, {stamp}, {_text(snapshot.date)} AS retrieved_at, sha256(text) AS sha256,"
         " kind, '' AS model, '' AS prompt, '' AS provenance FROM incoming SEMI JOIN chosen USING (gene_id)",
     )
+    for one in set(species) & set(snapshot.more_species):
+        con.execute("DELETE FROM orthologs WHERE source = ?", [f"{source} {one}"])
+        pairs = snapshot.table("more_orthologs")
+        insert_orthologs(con, pairs.filter(pc.equal(pairs["species"], one)), f"{source} {one}")
     con.execute("DROP TABLE chosen")
     return added
 
@@ -193,6 +209,35 @@ class Snapshot:
     def sources(self) -> list[dict[str, str]]:
         """Name, version, licence and URL of each source."""
         return list(self.manifest["sources"])
+
+    @property
+    def more_species(self) -> tuple[str, ...]:
+        """The species that are loaded on request."""
+        return tuple(self.manifest.get("more_species", ()))
+
+    @property
+    def species(self) -> tuple[str, ...]:
+        """All species whose genes are in the snapshot, those that go into every store first."""
+        return (*SPECIES, *self.more_species)
+
+    def parts(self, species: Sequence[str]) -> list[str]:
+        """Return what the names of the tables begin with that hold the genes of some species."""
+        own, more = (set(species) & set(s) for s in (SPECIES, self.more_species))
+        return [part for part, there in (("", own), ("more_", more)) if there]
+
+    def more_names(self) -> dict[str, set[str]]:
+        """Return symbols and other names of the genes of the species that are loaded on request."""
+        import pyarrow.compute as pc
+
+        found: dict[str, set[str]] = {species: set() for species in self.more_species}
+        if not found:
+            return found
+        aliases = self.table("more_aliases")
+        aliases = aliases.filter(pc.not_equal(aliases["kind"], "ensembl"))
+        for table, column in ((self.table("more_genes"), "symbol"), (aliases, "name")):
+            for one, names in found.items():
+                names.update(table.filter(pc.equal(table["species"], one))[column].to_pylist())
+        return found
 
     def table(self, name: str) -> pa.Table:
         """Read one table after a check of its SHA-256.

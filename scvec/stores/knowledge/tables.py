@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTENT_TABLES",
+    "OLDER_VERSION",
     "SCHEMA_VERSION",
     "TIME_COLUMNS",
     "Digest",
@@ -26,11 +27,14 @@ __all__ = [
     "create",
     "current_version",
     "description_table",
+    "from_older",
     "insert",
     "insert_aliases",
+    "insert_orthologs",
     "translate",
     "upsert",
     "upsert_descriptions",
+    "view_older",
 ]
 
 
@@ -106,6 +110,36 @@ def insert_aliases(con: Any, rows: pa.Table, select: str) -> int:
         rows,
         f"SELECT DISTINCT gene_id, species, name, lower(name) AS folded, kind FROM ({select})"
         " ANTI JOIN aliases USING (gene_id, kind, name) WHERE name <> ''",
+    )
+
+
+#: Kinds of orthologs, the one that tells most first.
+_KINDS = ("one2one", "one2many", "many2many", "symbol")
+
+
+def insert_orthologs(con: Any, rows: pa.Table, source: str) -> int:
+    """Insert pairs of orthologs; returns rows added.
+
+    A pair that is there already, whichever gene it begins with, gets the better kind and confidence.
+    """
+    rank = "list_position({}, {}.kind)".format(list(_KINDS), "{}")
+    # The species that comes first in the alphabet begins.
+    flip = "(species > other_species OR (species = other_species AND gene_id > other_id))"
+    ordered = ", ".join(
+        f"if({flip}, {b}, {a}) AS {a}, if({flip}, {a}, {b}) AS {b}"
+        for a, b in (("gene_id", "other_id"), ("species", "other_species"))
+    )
+    one = f"arg_min(kind, list_position({list(_KINDS)}, kind)) AS kind, max(confidence) AS confidence"
+    return upsert(
+        con,
+        "orthologs",
+        rows,
+        f"SELECT gene_id, species, other_id, other_species, {one}, '{source.replace(chr(39), chr(39) * 2)}'"
+        f" AS source FROM (SELECT {ordered}, kind, confidence FROM incoming) GROUP BY ALL",
+        ("gene_id", "other_id"),
+        {c: f"s.{c}" for c in ("kind", "confidence", "source")},
+        f"({rank.format('s')}, -coalesce(s.confidence, 0))"
+        f" < ({rank.format('t')}, -coalesce(t.confidence, 0))",
     )
 
 
@@ -254,9 +288,17 @@ class Tables:
                 self._con.unregister(name)
 
 
+_ORTHOLOGS = """
+CREATE TABLE orthologs (
+    gene_id VARCHAR NOT NULL, species VARCHAR NOT NULL,
+    other_id VARCHAR NOT NULL, other_species VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL CHECK (kind IN ('one2one', 'one2many', 'many2many', 'symbol')),
+    confidence FLOAT, source VARCHAR NOT NULL
+);
+"""
 # Primary keys only for tables whose rows arrive one by one and may repeat, because an index over the names of
 # all genes is larger than the names. The loading functions prevent duplicates in the other tables.
-_TABLES = """
+_TABLES = f"""
 CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
 CREATE TABLE genes (
     gene_id VARCHAR PRIMARY KEY, species VARCHAR NOT NULL, symbol VARCHAR NOT NULL, entrez_id BIGINT,
@@ -267,12 +309,7 @@ CREATE TABLE aliases (
     gene_id VARCHAR NOT NULL, species VARCHAR NOT NULL, name VARCHAR NOT NULL, folded VARCHAR NOT NULL,
     kind VARCHAR NOT NULL CHECK (kind IN ('symbol', 'previous', 'alias', 'ensembl'))
 );
-CREATE TABLE orthologs (
-    human_gene_id VARCHAR NOT NULL, mouse_gene_id VARCHAR NOT NULL,
-    kind VARCHAR NOT NULL CHECK (kind IN ('one2one', 'one2many', 'many2many', 'symbol')),
-    confidence TINYINT NOT NULL, gene_order_conservation FLOAT, alignment_coverage FLOAT
-);
-CREATE TABLE descriptions (
+{_ORTHOLOGS}CREATE TABLE descriptions (
     gene_id VARCHAR NOT NULL, text VARCHAR NOT NULL, source VARCHAR NOT NULL, source_version VARCHAR NOT NULL,
     retrieved_at VARCHAR NOT NULL, sha256 VARCHAR NOT NULL,
     kind VARCHAR NOT NULL CHECK (kind IN ('human', 'llm', 'composed', 'borrowed')),
@@ -305,7 +342,14 @@ CREATE TABLE notes (
 );
 """
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+#: The schema before, which is read as it is and changed when something is written.
+OLDER_VERSION = 3
+# Version 3 knew orthologs of the two species that shipped then.
+_FROM_OLDER = (
+    "SELECT human_gene_id AS gene_id, 'human' AS species, mouse_gene_id AS other_id,"
+    " 'mouse' AS other_species, kind, confidence::FLOAT AS confidence, 'scvec-snapshot' AS source"
+)
 
 #: Tables that the digest covers. Jobs record how the content was obtained, so they are left out.
 CONTENT_TABLES = (
@@ -353,6 +397,32 @@ def create(con: Any) -> None:
         raise
 
 
+def in_file(con: Any, table: str) -> str:
+    """Return the full name of a table of the file: a view may have the short one."""
+    name = str(con.execute("SELECT current_database()").fetchall()[0][0]).replace('"', '""')
+    return f'"{name}".main.{table}'
+
+
+def view_older(con: Any) -> None:
+    """Let a file of the schema before, open for reading, be read as one of this schema."""
+    con.execute(f"CREATE TEMP VIEW orthologs AS {_FROM_OLDER} FROM {in_file(con, 'orthologs')}")
+
+
+def from_older(con: Any) -> None:
+    """Make a file of the schema before one of this schema, in one transaction."""
+    con.execute("BEGIN")
+    try:
+        con.execute("ALTER TABLE orthologs RENAME TO older_orthologs")
+        con.execute(_ORTHOLOGS)
+        con.execute(f"INSERT INTO orthologs BY NAME {_FROM_OLDER} FROM older_orthologs")
+        con.execute("DROP TABLE older_orthologs")
+        con.execute("INSERT INTO schema_version VALUES (?)", [SCHEMA_VERSION])
+        con.execute("COMMIT")
+    except BaseException:
+        con.execute("ROLLBACK")
+        raise
+
+
 class Digest(Tables):
     """Part of the knowledge base: digests that identify its content."""
 
@@ -376,13 +446,13 @@ class Digest(Tables):
 
     def _parts(self) -> list[str]:
         tables = [self._table_digest(table) for table in CONTENT_TABLES]
-        return [f"schema {SCHEMA_VERSION}", *tables]
+        return [f"schema {current_version(self._con)}", *tables]
 
     def _jobs(self) -> list[str]:
         return [self._table_digest("jobs")] if self._one("SELECT count(*) FROM jobs")[0] else []
 
     def _table_digest(self, table: str) -> str:
-        described = self._all(f"SELECT column_name FROM (DESCRIBE {table})")
+        described = self._all(f"SELECT column_name FROM (DESCRIBE {in_file(self._con, table)})")
         columns = sorted({str(row[0]) for row in described} - TIME_COLUMNS)
         # Each value follows its length, so different rows never give the same text.
         cells = ", ".join(
@@ -392,7 +462,7 @@ class Digest(Tables):
         # sums take most of the time of a commit.
         row = self._one(
             f"SELECT count(*), sum((m >> 64)::UBIGINT), sum((m & {2**64 - 1}::UHUGEINT)::UBIGINT) FROM"
-            f" (SELECT md5_number(concat({cells})) AS m FROM {table})"
+            f" (SELECT md5_number(concat({cells})) AS m FROM {in_file(self._con, table)})"
         )
         return f"{table} {','.join(columns)} {row[0]} {row[1]} {row[2]}"
 

@@ -1,0 +1,1 @@
+"""Tables of orthologs, as databases and people publish them. The door is ``ortholog_tables``."""

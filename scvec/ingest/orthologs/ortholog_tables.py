@@ -1,0 +1,601 @@
+"""Genes and orthologs from a table whose columns are guessed: of BioMart, NCBI, Alliance, HCOP, RGD.
+
+A table has sides: the columns that name a gene of one species. The species of a side is told by its header
+(``human_symbol``), by a column of taxon ids, by what its ids look like, or by the user.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, combinations, islice
+from pathlib import Path
+
+from scvec.base.errors import InputError
+from scvec.base.species import id_species, known_species, species_named
+from scvec.base.types import Gene
+from scvec.ingest.genes import MAX_NAME, cell_text, is_date, opened, read_lines
+
+__all__ = ["Names", "OrthologTable", "Pair", "gene_of", "is_ortholog_table", "read_ortholog_table"]
+
+#: Rows that tell what a column holds.
+N_TOLD = 2000
+#: Fraction of the values of a column that have to be of one kind.
+MOST = 0.6
+#: A pair is kept where its score is at least this part of the best of one of its genes.
+NEAR_BEST = 0.5
+#: What a column of a side may hold, the one that identifies a gene best first.
+KINDS = ("authority", "ensembl", "entrez", "symbol", "name", "synonym")
+_IDS = ("authority", "ensembl", "entrez", "symbol")
+
+#: A gene as a table names it: kind of name -> name. ``synonym`` may hold several, separated by |.
+Names = dict[str, str]
+
+
+@dataclass
+class Side:
+    """The columns that name a gene of one species.
+
+    Attributes
+    ----------
+    columns
+        Kind of name -> number of the column.
+    taxon
+        Number of the column that says the species, row by row; None where all are of ``species``.
+    """
+
+    species: str = ""
+    columns: dict[str, int] = field(default_factory=dict)
+    taxon: int | None = None
+
+    def names(self, row: Sequence[str]) -> tuple[str, Names]:
+        """Return the species of a row, and the names of its gene."""
+        species = self.species
+        if self.taxon is not None:
+            species = species_named(_cell(row, self.taxon)) or ""
+        found = {kind: _cell(row, at) for kind, at in self.columns.items()}
+        return species, {kind: name for kind, name in found.items() if name}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two genes that are orthologs.
+
+    Attributes
+    ----------
+    species, names, other_species, other
+        The two genes.
+    kind
+        ``one2one``, ``one2many`` or ``many2many`` where the table says it.
+    score
+        How sure the table is, on a scale of its own; None where it does not say it.
+    """
+
+    species: str
+    names: Names
+    other_species: str
+    other: Names
+    kind: str = ""
+    score: float | None = None
+
+
+@dataclass
+class OrthologTable:
+    """What a table says.
+
+    Attributes
+    ----------
+    columns
+        Header of each column that is used -> what it was taken for.
+    genes
+        Genes of the species that were asked for.
+    pairs
+        Pairs of which one gene is of these species.
+    """
+
+    columns: dict[str, str]
+    genes: list[Gene] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_ortholog_table(
+    path: Path,
+    species: Sequence[str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    known: Callable[[Sequence[str]], str] | None = None,
+) -> OrthologTable:
+    """Read the genes and orthologs of some species.
+
+    Parameters
+    ----------
+    species
+        Keys of the species whose genes are wanted.
+    columns
+        Species -> header (or number from 1) of the column that names its genes, where the guess is wrong;
+        ``kind`` and ``score`` too.
+    known
+        Function from names to the species that knows most of them, or empty; for columns of symbols.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or no column names genes of these species.
+    """
+    try:
+        with opened(path) as file:
+            lines = (line for line in read_lines(file, path) if line.strip())
+            start = list(islice(lines, N_TOLD))
+            if any(line.rstrip("\r\n") == "=" for line in start):
+                return _wormbase(chain(start, lines), species)
+            header, rows = _rows(chain(start, lines), start, path)
+            told = list(islice(rows, N_TOLD))
+            sides, extra = _sides(header, told, species, columns or {}, known, path)
+            return _read(header, sides, extra, chain(told, rows), species, path)
+    except UnicodeDecodeError as err:
+        what = "the table is not UTF-8 text"
+        raise InputError(what, f"{path}: {err}", "save it as UTF-8", code="wrong-format") from err
+    except (EOFError, zlib.error, gzip.BadGzipFile, csv.Error, OSError) as err:
+        what = "the table is truncated or damaged"
+        raise InputError(what, f"{path}: {err}", "get it again", code="damaged-file") from err
+
+
+def _cell(row: Sequence[str], at: int) -> str:
+    return cell_text(row[at], MAX_NAME) if at < len(row) else ""
+
+
+def _rows(lines: Iterable[str], start: Sequence[str], path: Path) -> tuple[list[str], Iterator[list[str]]]:
+    """Return the header of a table, empty where it has none, and its rows. Comments begin with #."""
+    comments = 0
+    while comments < len(start) and start[comments].startswith("#"):
+        comments += 1
+    body = start[comments : comments + 1]
+    if not body:
+        raise InputError(
+            "the table has no rows", str(path), "give one pair of genes a row", code="empty-file"
+        )
+    mark = "\t" if "\t" in body[0] else "," if "," in body[0] else ";" if ";" in body[0] else "\t"
+    # Of NCBI and FlyBase the header is the last comment.
+    head = start[comments - 1].lstrip("#").strip("\r\n ") if comments else ""
+    skipped = islice(lines, comments, None)
+    rows = (row for row in csv.reader(skipped, delimiter=mark) if any(row))
+    if head.count(mark) and head.count(mark) >= body[0].count(mark) - 2:
+        return [cell.strip() for cell in next(csv.reader([head], delimiter=mark))], rows
+    first = next(rows)
+    if any(_role(cell)[1] for cell in first) or not any(map(_looks_like_gene, first)):
+        return [cell.strip().lstrip("#") for cell in first], rows
+    return [], chain([first], rows)
+
+
+def _looks_like_gene(cell: str) -> bool:
+    return id_species(cell.strip()) is not None or bool(
+        re.fullmatch(r"[A-Za-z][A-Za-z0-9.-]*\d\w*", cell.strip())
+    )
+
+
+# Headers
+
+_SCORES = ("diopt score", "algorithms match", "support", "score", "confidence", "orthology confidence")
+_TAXA = re.compile(r"tax(on)? ?id|species ?taxon ?id|^ortholog species$|^other tax id$")
+_NOT_NAMES = re.compile(
+    r"omim|chr|assert|location|strand|coordinates|position|phenotype|refseq|protein|transcript|swiss|uniprot|"
+    r"paralog|pub id|species name|organism name|source|version|ancestor|conservation|coverage|identical|"
+    r"evidence|start|end \(bp\)"
+)
+
+
+def _plain(header: str) -> str:
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", header.strip().lstrip("#"))
+    return " ".join(re.sub(r"[_\s]+", " ", words).lower().split())
+
+
+def _role(header: str) -> tuple[str, str]:
+    """Return the side that a header is of, and the kind of names, or both empty.
+
+    A side is the key of a species, or ``1``, ``2``: the first and the second of a row.
+    """
+    plain = _plain(header)
+    if not plain or re.search(r"homology type|orthology type|relationship", plain):
+        return ("", "type") if plain else ("", "")
+    score = re.sub(r"\[.*", "", plain).strip()
+    if score.endswith(_SCORES) and "best" not in score:
+        return "", "score"
+    side = _side_of(plain)
+    if _TAXA.search(plain):
+        return side or "1", "taxon"
+    if _NOT_NAMES.search(plain):
+        return "", ""
+    authority = next((k for k, one in known_species().items() if _authority(one.authority, plain)), "")
+    if authority and side in ("", "1", "2", authority):
+        kind = "symbol" if "symbol" in plain else "name" if plain.endswith("name") else "authority"
+        return authority, kind
+    if authority:  # ids that an authority gives to genes of other species
+        return "", ""
+    for pattern, kind in (
+        (r"symbol|gene name$|external gene name|locus$|associated gene name", "symbol"),
+        (r"ensembl|stable id|fbgn|wbgene", "ensembl"),
+        (r"entrez|ncbi gene|gene ?[12]? ?id$", "entrez"),
+        (r"synonym|alias|old symbol|previous", "synonym"),
+        (r"name$|description", "name"),
+        (r"^gene$|gene$", "symbol"),
+    ):
+        if re.search(pattern, plain):
+            return side or "1", kind
+    return (side, "symbol") if side not in ("", "1", "2") and species_named(plain) else ("", "")
+
+
+def _authority(authority: str, plain: str) -> bool:
+    return authority not in ("Ensembl",) and re.search(rf"\b{authority.lower()}\b", plain) is not None
+
+
+def _side_of(plain: str) -> str:
+    found = re.match(r"gene ?([12])", plain)
+    if found:
+        return found[1]
+    if plain.startswith(("other ", "ortholog species", "ortholog ", "target ", "homolog ")):
+        return "2"
+    words = plain.split()
+    for n in (3, 2, 1):
+        key = species_named(" ".join(words[:n]))
+        if key is not None and n <= len(words):
+            return key
+    return ""
+
+
+def _sides(
+    header: list[str],
+    told: list[list[str]],
+    species: Sequence[str],
+    given: Mapping[str, str],
+    known: Callable[[Sequence[str]], str] | None,
+    path: Path,
+) -> tuple[list[Side], dict[str, int]]:
+    """Return the sides of a table, that of the rows' own gene first, and the columns of kind and score."""
+    sides: dict[str, Side] = defaultdict(Side)
+    extra: dict[str, int] = {}
+    if given:
+        for what, name in given.items():
+            at = _column(name, header, told, path)
+            if what in ("kind", "score"):
+                extra["type" if what == "kind" else what] = at
+            else:
+                sides[what].columns[_kind_of(told, at)] = at
+    else:
+        for at, name in enumerate(header):
+            side, kind = _role(name)
+            if kind in ("type", "score"):
+                extra.setdefault(kind, at)
+            elif kind == "taxon":
+                sides[side].taxon = at
+            elif kind:
+                sides[side].columns.setdefault(kind, at)
+        if sum(bool(set(side.columns) & set(_IDS)) for side in sides.values()) < 2 and not _is_listed(header):
+            used = {at for side in sides.values() for at in side.columns.values()} | set(extra.values())
+            for at in range(max((len(row) for row in told), default=0)):
+                if at not in used and _distinct(told, at) and (kind := _kind_of(told, at)) != "name":
+                    sides[f"column {at}"].columns[kind] = at
+    for key, side in sides.items():
+        if side.taxon is None:
+            side.species = key if species_named(key) == key else _species_of(side, told, known)
+        _settle(side, told)
+    found = [side for side in sides.values() if set(side.columns) & set(_IDS)]
+    unknown = [side for side in found if not side.species and side.taxon is None]
+    missing = [s for s in species if all(side.species != s for side in found)]
+    if len(unknown) == len(missing) == 1:
+        unknown[0].species = missing[0]
+    found = [side for side in found if side.species or side.taxon is not None]
+    if not any(side.taxon is not None or side.species in species for side in found):
+        listed = ", ".join(header[:8]) or "none"
+        raise InputError(
+            f"no column names genes of {' or '.join(species)}",
+            f"{path}, columns: {listed}",
+            "say which columns they are: --column SPECIES=NAME, once for each species",
+            code="wrong-format",
+        )
+    return found, extra
+
+
+def _is_listed(header: Sequence[str]) -> bool:
+    """Return whether a table lists genes as BioMart, RGD and ZFIN do, perhaps of one species only."""
+    return bool({_plain(name) for name in header} & {"gene stable id", "gene rgd id", "zfin id"})
+
+
+def _column(name: str, header: Sequence[str], told: Sequence[Sequence[str]], path: Path) -> int:
+    if name in header:
+        return header.index(name)
+    if name.isdigit() and 0 < int(name) <= max(map(len, told), default=0):
+        return int(name) - 1
+    what = f"the table has no column {name!r}"
+    raise InputError(
+        what, str(path), f"it has: {', '.join(header[:12]) or 'no header'}", code="unknown-column"
+    )
+
+
+def _values(told: Sequence[Sequence[str]], at: int) -> list[str]:
+    return [value for row in told if (value := _cell(row, at))]
+
+
+def _distinct(told: Sequence[Sequence[str]], at: int) -> bool:
+    values = _values(told, at)
+    return len(set(values)) > max(1, 0.3 * len(values))
+
+
+def _kind_of(told: Sequence[Sequence[str]], at: int) -> str:
+    """Return which kind of names a column holds."""
+    values = _values(told, at)
+    for kind, pattern in (
+        ("ensembl", r"(ENS[A-Z]*G\d{11}|FBgn\d{7}|WBGene\d{8})(\.\d+)?"),
+        ("authority", r"[A-Za-z]+:\S+|ZDB-[A-Z]+-\d+-\d+"),
+        ("entrez", r"\d+"),
+        ("symbol", r"\S{1,40}"),
+    ):
+        if sum(re.fullmatch(pattern, v) is not None for v in values) >= MOST * max(1, len(values)):
+            return kind
+    return "name"
+
+
+def _species_of(
+    side: Side, told: Sequence[Sequence[str]], known: Callable[[Sequence[str]], str] | None
+) -> str:
+    """Return the species of a side by what its ids look like, else by its symbols; else empty."""
+    for kind in ("ensembl", "authority"):
+        if kind in side.columns:
+            found = Counter(filter(None, (id_species(v) for v in _values(told, side.columns[kind]))))
+            if found:
+                return found.most_common(1)[0][0]
+    if known is not None and "symbol" in side.columns:
+        return known(_values(told, side.columns["symbol"]))
+    return ""
+
+
+def _settle(side: Side, told: Sequence[Sequence[str]]) -> None:
+    """Call the ids of a side what they are: a column ``Gene1ID`` holds ids of an authority."""
+    for kind in ("entrez", "ensembl", "authority"):
+        at = side.columns.get(kind)
+        if at is None:
+            continue
+        actual = _kind_of(told, at)
+        if actual in ("symbol", "name"):
+            # Of a few rows all may be missing; a column of other things is none of ids.
+            if _values(told, at):
+                del side.columns[kind]
+        elif actual != kind and not (kind == "authority" and actual == "entrez"):
+            del side.columns[kind]
+            side.columns.setdefault(actual, at)
+
+
+# Rows
+
+
+def _read(
+    header: Sequence[str],
+    sides: Sequence[Side],
+    extra: Mapping[str, int],
+    rows: Iterable[Sequence[str]],
+    species: Sequence[str],
+    path: Path,
+) -> OrthologTable:
+    wanted = set(species)
+    found = OrthologTable(_shown(header, sides, extra))
+    genes: dict[tuple[str, str], Gene] = {}
+    best = {
+        at
+        for at, name in enumerate(header)
+        if _plain(name).replace(" ", "") in ("isbestscore", "isbestrevscore")
+    }
+    plain = [_plain(name) for name in header]
+    group = next((at for at, name in enumerate(plain) if name in ("db class key", "homologene id")), None)
+    members: dict[str, list[tuple[str, Names]]] = defaultdict(list)
+    dates = 0
+    for row in rows:
+        named: list[tuple[str, Names]] = []
+        for key, names in (side.names(row) for side in sides):
+            same = (
+                next((there for other, there in named if other == key), None) if group is not None else None
+            )
+            if same is not None:
+                same |= names
+            elif key and set(names) & set(_IDS):
+                named.append((key, names))
+        if group is not None:
+            named = named[:1]  # a row of a class is one gene: ids of other columns are of the same
+        for key, names in named:
+            if key in wanted and set(names) & {"authority", "ensembl", "symbol"}:
+                if is_date(names.get("symbol", "")):
+                    dates += 1
+                else:
+                    _add_gene(genes, key, names)
+        if group is not None:
+            if named:
+                members[_cell(row, group)].append(named[0])
+            continue
+        if best and not any(_cell(row, at).lower().startswith("yes") for at in best):
+            continue
+        kind, score = _kind(_cell(row, extra["type"])) if "type" in extra else "", _score(row, extra)
+        found.pairs += _paired(named, wanted, kind, score)
+    for some in members.values():
+        for a, b in combinations(some, 2):
+            found.pairs += _paired([a, b], wanted, "", None)
+    found.genes = list(genes.values())
+    # A confidence of Ensembl is a yes or no; numbers of sources are compared.
+    if "score" in extra and "confidence" not in _plain(_header(header, extra["score"])):
+        found.pairs = _near_best(found.pairs)
+    if dates:
+        found.notes.append(f"{path.name}: left out {dates:,} symbols that a spreadsheet turned into dates")
+    if not found.genes and not found.pairs:
+        what = f"the table has no gene of {' or '.join(species)}"
+        raise InputError(what, str(path), "give --species, and check --column", code="wrong-format")
+    return found
+
+
+def _shown(header: Sequence[str], sides: Sequence[Side], extra: Mapping[str, int]) -> dict[str, str]:
+    shown = {}
+    for side in sides:
+        of = side.species or "the species of the row"
+        if side.taxon is not None:
+            shown[_header(header, side.taxon)] = "species"
+        shown |= {_header(header, at): f"{kind} of {of}" for kind, at in side.columns.items()}
+    return shown | {_header(header, at): kind for kind, at in extra.items()}
+
+
+def _header(header: Sequence[str], at: int) -> str:
+    return header[at] if at < len(header) else f"column {at + 1}"
+
+
+def _paired(
+    named: Sequence[tuple[str, Names]], wanted: set[str], kind: str, score: float | None
+) -> list[Pair]:
+    """Return the pairs of a row: of its first gene and each other."""
+    if len(named) < 2:
+        return []
+    (first, names), *others = named
+    return [
+        Pair(first, names, key, other, kind, score)
+        for key, other in others
+        if key != first and wanted & {first, key}
+    ]
+
+
+def _kind(text: str) -> str:
+    found = re.search(r"(one|many)[ _-]?2[ _-]?(one|many)", text.lower())
+    if not found:
+        return ""
+    return "one2one" if found[1] == found[2] == "one" else "many2many" if found[1] == found[2] else "one2many"
+
+
+def _score(row: Sequence[str], extra: Mapping[str, int]) -> float | None:
+    """Return the score of a row: a number, or the number of sources that a cell lists."""
+    if "score" not in extra:
+        return None
+    text = _cell(row, extra["score"])
+    try:
+        return float(text)
+    except ValueError:
+        return float(len(re.split(r"[,|;]", text))) if text else None
+
+
+def _near_best(pairs: list[Pair]) -> list[Pair]:
+    """Return the pairs whose score is near the best of one of their genes; all of those without scores."""
+    best: dict[tuple[str, str], float] = {}
+    ends = [(_end(p.species, p.names), _end(p.other_species, p.other)) for p in pairs]
+    for pair, both in zip(pairs, ends, strict=True):
+        for end in both:
+            best[end] = max(best.get(end, 0.0), pair.score or 0.0)
+    return [
+        pair
+        for pair, both in zip(pairs, ends, strict=True)
+        if pair.score is None or any(pair.score >= NEAR_BEST * best[end] for end in both)
+    ]
+
+
+def _end(species: str, names: Names) -> tuple[str, str]:
+    return species, next((names[kind] for kind in _IDS if kind in names), "")
+
+
+def _add_gene(genes: dict[tuple[str, str], Gene], species: str, names: Names) -> None:
+    """Put a gene into a table of genes, or what is new of it into the one that is there."""
+    gene = gene_of(species, names)
+    key = (species, gene.gene_id)
+    there = genes.get(key)
+    if there is None:
+        genes[key] = gene
+    elif set(gene.aliases) - set(there.aliases) or set(gene.ensembl_ids) - set(there.ensembl_ids):
+        genes[key] = Gene(
+            there.gene_id, species, there.symbol, there.entrez_id or gene.entrez_id, there.name,
+            ensembl_ids=tuple(dict.fromkeys((*there.ensembl_ids, *gene.ensembl_ids))),
+            aliases=tuple(dict.fromkeys((*there.aliases, *gene.aliases))),
+        )  # fmt: skip
+
+
+def gene_of(species: str, names: Names) -> Gene:
+    """Return the gene that a table names; its id is the authority's, of Ensembl, of NCBI, or its symbol."""
+    ensembl = names.get("ensembl", "").split(".")[0]
+    number = names.get("entrez", "").removesuffix(".0")
+    authority = names.get("authority", "")
+    one = known_species().get(species)
+    if authority and one is not None and one.prefix:
+        authority = one.prefix + authority.rpartition(":")[2]
+    symbol = names.get("symbol") or ensembl or number or authority
+    entrez = f"entrez:{number}" if number else ""
+    stable = ensembl if one is None or not one.prefix or not entrez else ""
+    return Gene(
+        authority or stable or entrez or ensembl or f"{species}:{symbol}",
+        species,
+        symbol,
+        int(number) if number.isdigit() else None,
+        re.sub(r"\s*\[Source:.*", "", names.get("name", "")),
+        ensembl_ids=(ensembl,) if ensembl else (),
+        aliases=tuple(
+            a.strip() for a in re.split(r"[|;]", names.get("synonym", "")) if a.strip() and a != symbol
+        ),
+    )
+
+
+def _wormbase(lines: Iterable[str], species: Sequence[str]) -> OrthologTable:
+    """Read the orthologs of WormBase: a line for a gene, then one for each of its orthologs, up to ``=``."""
+    found = OrthologTable({"blocks between =": "a gene of WormBase and its orthologs"})
+    genes: dict[tuple[str, str], Gene] = {}
+    own: Names | None = None
+    fresh = False
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        if line.strip() == "=":
+            own, fresh = None, True
+            continue
+        cells = [cell_text(cell, MAX_NAME) for cell in line.rstrip("\r\n").split("\t")]
+        if fresh and cells[0].startswith("WBGene"):
+            own, fresh = {"ensembl": cells[0], "authority": cells[0]}, False
+            if len(cells) > 1 and cells[1]:
+                own["symbol"] = cells[1]
+            if "worm" in species:
+                _add_gene(genes, "worm", own)
+        elif own is not None and len(cells) > 1:
+            key = species_named(cells[0])
+            database, _, rest = cells[1].partition(":")
+            other: Names = {}
+            if id_species(rest or database):
+                other["ensembl" if (rest or database).startswith("ENS") else "authority"] = rest or database
+            elif id_species(cells[1]):
+                other["authority"] = cells[1]
+            if len(cells) > 2 and cells[2]:
+                other["symbol"] = cells[2]
+            if key and other and {"worm", key} & set(species):
+                if key in species:
+                    _add_gene(genes, key, other)
+                score = float(len(cells[3].split(";"))) if len(cells) > 3 and cells[3] else None
+                found.pairs.append(Pair("worm", own, key, other, score=score))
+    found.genes, found.pairs = list(genes.values()), _near_best(found.pairs)
+    return found
+
+
+def is_ortholog_table(path: Path) -> bool:
+    """Return whether a file is a table that names genes of two species, or lists genes as BioMart does."""
+    try:
+        with opened(path) as file:
+            start = list(islice((line for line in read_lines(file, path) if line.strip()), 200))
+        if any(line.rstrip("\r\n") == "=" for line in start):
+            return True
+        header, rows = _rows(iter(start), start, path)
+        told = list(rows)
+    except (InputError, OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, StopIteration):
+        return False
+    plain = {_plain(name) for name in header}
+    if _is_listed(header) or plain & {"db class key", "other gene id"}:
+        return True
+    if "symbol" in plain and plain & {"entrez id", "authority id", "hgnc id", "locus type"}:
+        return False
+    sides = {side for side, kind in map(_role, header) if kind in _IDS and side}
+    if len(sides) > 1:
+        return True
+    width = max((len(row) for row in told), default=0)
+    kinds = [_kind_of(told, at) for at in range(width) if _distinct(told, at)]
+    alike = [kind for kind in kinds if kind in ("ensembl", "authority", "symbol")]
+    narrow = width <= 3 or {"ensembl", "authority"} & set(kinds)
+    return bool(narrow) and len(alike) > 1 and not sides & {"1", "2"}
