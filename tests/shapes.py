@@ -209,7 +209,9 @@ def spelled(spell: Callable[[int, str], str | None]) -> Callable[[Path, anndata.
 
 
 def ensembl(form: str) -> Callable[[Path, anndata.AnnData], anndata.AnnData]:
-    return spelled(lambda i, n: form.format(id=_ids()[0][n], name=n, v=i % 19 + 1) if n in _ids()[0] else None)
+    return spelled(
+        lambda i, n: form.format(id=_ids()[0][n], name=n, v=i % 19 + 1) if n in _ids()[0] else None
+    )
 
 
 def entrez(form: str) -> Callable[[Path, anndata.AnnData], anndata.AnnData]:
@@ -352,14 +354,12 @@ def latin(folder: Path, cells: anndata.AnnData) -> Path:
     """Write names in Latin-1, as older programs do."""
     path = written()(folder, cells)
     with h5py.File(path, "r+") as file:
-        for table in ("obs", "var"):
-            attributes = dict(file[table]["_index"].attrs)
-            texts = [t.encode("latin-1") for t in file[table]["_index"].asstr()[:]]
-            if table == "obs":
-                texts = [t + "\u00e9".encode("latin-1") for t in texts]
-            del file[table]["_index"]
-            file[table].create_dataset("_index", data=texts, dtype=h5py.string_dtype("ascii"))
-            file[table]["_index"].attrs.update(attributes)
+        index = file["obs"][file["obs"].attrs["_index"]]
+        attributes, where = dict(index.attrs), index.name
+        texts = [f"{name}\u00e9".encode("latin-1") for name in index.asstr()[:]]
+        del file[where]
+        file.create_dataset(where, data=texts, dtype=h5py.string_dtype("ascii"))
+        file[where].attrs.update(attributes)
     return path
 
 
@@ -432,7 +432,9 @@ def parse(folder: Path, cells: anndata.AnnData) -> Path:
     made = mtx(turned=True, names=("count_matrix.mtx", "x", "y"))(folder, cells)
     genes = pd.DataFrame({"gene_id": [f"E{i}" for i in range(cells.n_vars)], "gene_name": cells.var_names})
     genes.assign(genome="hg38").to_csv(folder / "all_genes.csv", index=False)
-    pd.DataFrame({"bc_wells": cells.obs_names, "sample": "s"}).to_csv(folder / "cell_metadata.csv", index=False)
+    pd.DataFrame({"bc_wells": cells.obs_names, "sample": "s"}).to_csv(
+        folder / "cell_metadata.csv", index=False
+    )
     return made
 
 
@@ -550,7 +552,10 @@ SHAPES: tuple[Shape, ...] = (
     _A("layers-antisense", placed(None, antisense=part(0.05), sense=same), says="layers/sense"),
     _A("layers-ambient", placed(scaled, ambient_counts=part(0.1), raw_counts=same), quick=True),
     _A("layers-binary", placed(scaled, binary=lambda x: each(x, np.sign), raw_counts=same)),
-    _A("layers-unknown-names", placed(scaled, unnormalized=same, normed=log1p, ranks=lambda x: x.ceil() * 0 + x)),
+    _A(
+        "layers-unknown-names",
+        placed(scaled, unnormalized=same, normed=log1p, ranks=lambda x: x.ceil() * 0 + x),
+    ),
     _A("layers-corrected", placed(scaled, cellbender=same, background=part(0.1))),
     _A("x-arcsinh", placed(lambda x: each(x, np.arcsinh), raw_counts=same), says="layers/raw_counts"),
     _A("x-scaled-raw-counts", placed(scaled, raw=same), says="passed over X"),
@@ -561,7 +566,13 @@ SHAPES: tuple[Shape, ...] = (
     _A("x-zero", placed(lambda x: x * 0, counts=same), says="every value is zero"),
     _A("x-all-zero", placed(lambda x: x * 0), "no-values"),
     _A("layer-asked", placed(scaled, counts=same, other=log1p), options={"layer": "other"}),
-    _A("layer-unknown", placed(same, counts=same), "unknown-layer", "did you mean", options={"layer": "count"}),
+    _A(
+        "layer-unknown",
+        placed(same, counts=same),
+        "unknown-layer",
+        "did you mean",
+        options={"layer": "count"},
+    ),
     # Values
     _A("counts", changed(same), quick=True),
     _A("log1p", with_values(log1p), quick=True),
@@ -654,7 +665,14 @@ SHAPES: tuple[Shape, ...] = (
     _A("geo-several", prefixed_samples, "input", "GSM1_A_"),
     _A("outs", mtx(at="outs/filtered_feature_bc_matrix"), says="took"),
     _A("starsolo", mtx(at="S1_Solo.out/Gene/filtered"), says="took"),
-    _A("kb", mtx(lambda i, n: n, turned=True, names=("cells_x_genes.mtx", *(f"cells_x_genes.{e}.txt" for e in ("genes", "barcodes"))))),
+    _A(
+        "kb",
+        mtx(
+            lambda i, n: n,
+            turned=True,
+            names=("cells_x_genes.mtx", *(f"cells_x_genes.{e}.txt" for e in ("genes", "barcodes"))),
+        ),
+    ),
     _A("parse", parse),
     _A("csv", text(), says="genes in its rows", quick=True),
     _A("csv-turned", text(turned=True), says="genes in its columns"),

@@ -86,6 +86,7 @@ def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> Foun
             _TRANSPOSED
             if _is_transposed(source, resolver)
             else "put gene symbols, Ensembl or Entrez ids into var_names",
+            code="genes-not-recognised",
         )
     return best
 
@@ -169,8 +170,11 @@ def _by_chance(match: GeneMatch, resolver: GeneResolver) -> bool:
 
 
 #: What may separate a gene's name from something else.
-_SEPARATORS = ("__", "|", "_", ":", ";", ",", "/", " ", "(", "-", ".")
-_QUOTED = re.compile(r"b?(['\"])(.*)\1")
+_SEPARATORS = ("__", "|", "_", ":", ";", ",", "/", " ", "(", "-", ".", "@", "#", "=")
+#: Names in quotes, as bytes, or in a list of one.
+_QUOTED = re.compile(r"[\[(]*b?(['\"])(.*)\1[\])]*")
+#: A number before which R's make.names put a letter.
+_R_NUMBER = re.compile(r"X(\d+)")
 #: Share of names that must have a pattern, genes that tell which patterns help, and by how much they must.
 _SHARED, _N_TRIED, _GAIN = 0.6, 300, 0.1
 _Part: TypeAlias = Callable[[str], str]
@@ -229,6 +233,8 @@ def _parts(names: Sequence[str]) -> list[_Part]:
     """Return functions that take something off a name which most of the names have."""
     if sum(_QUOTED.fullmatch(name) is not None for name in names) > _SHARED * len(names):
         return [lambda name: m[2] if (m := _QUOTED.fullmatch(name)) else name]
+    if sum(_R_NUMBER.fullmatch(name) is not None for name in names) > _SHARED * len(names):
+        return [lambda name: m[1] if (m := _R_NUMBER.fullmatch(name)) else name]
     found: list[_Part] = []
     for mark in _SEPARATORS:
         having = [name for name in names if mark in name]
@@ -306,7 +312,7 @@ def _shown(names: Sequence[str]) -> str:
 _ENSEMBL = re.compile(r"ENS(MUS)?G\d{11}", re.IGNORECASE)
 _ENSEMBL_FULL = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
 _ENSEMBL_PART = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", re.IGNORECASE)
-_ENTREZ = re.compile(r"(?:entrez:|GeneID:)?(\d+)", re.IGNORECASE)
+_ENTREZ = re.compile(r"(?:entrez:|GeneID:|LOC)?(\d+)", re.IGNORECASE)
 _PREFIX = re.compile(r"(GRCh3[78]|hg19|hg38|GRCm3[89]|mm9|mm10|mm39)(?:-2020-A)?_+(?=.)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(.+)[-.](\d{1,3})")
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
