@@ -44,7 +44,7 @@ def serve(
 ) -> None:
     """Start a web page for annotation.
 
-    It annotates h5ad files and searches genes and cells. Programs use its REST interface.
+    It annotates files of cells and searches genes and cells. Programs use its REST interface.
 
     \b
     Examples:
