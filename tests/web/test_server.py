@@ -119,7 +119,8 @@ def test_other_formats_are_annotated(name: str, server: Server, shelf: Shelf, tm
     status, job = upload(server, (tmp_path / name).read_bytes(), name="cells", reference="tiny")
     assert status == 202
     done = wait(server, job["id"])
-    assert done["status"] == "done" and done["result"]["labels"] == shelf.annotation.counts(), done
+    assert done["status"] == "done", done["error"]
+    assert done["result"]["labels"] == shelf.annotation.counts()
     assert "annotated.h5ad" in done["files"]
 
 
