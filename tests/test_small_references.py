@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,42 @@ def test_sets_are_written_with_the_answer(store: Path, tiny_adata: Cells, tmp_pa
     # a larger allowance of false alarms calls more cells novel
     loose = scvec.query(store, new, reference="sets", false_novel_rate=0.3)
     assert (loose.novelty > plain.novelty).all() and (loose.label == plain.label).all()
+
+
+def test_labels_with_the_mark_of_sets_are_listed_beside(store: Path, tiny_adata: Cells, tmp_path: Path):
+    cells = tiny_adata(120)
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace({"beta": 'beta|B, "b"'})
+    scvec.ingest_cells(store, [cells], name="marks", **OPTIONS)
+    new = tiny_adata(40, seed=1)
+    found = scvec.query(store, new, reference="marks", coverage=0.95, output=tmp_path / "o.csv")
+    table = pd.read_csv(tmp_path / "o.csv", index_col=0, keep_default_na=False)
+    for row, listed in enumerate(map(json.loads, table["scvec_set_json"])):
+        assert {*listed} == {c for c, here in zip(found.classes, found.sets[row], strict=True) if here}
+        assert "|".join(listed) == table["scvec_set"].iloc[row]
+    assert 'beta|B, "b"' in {name for text in table["scvec_set_json"] for name in json.loads(text)}
+    found.to_adata(new)
+    scvec.query(store, new, reference="marks").to_adata(new)
+    assert not [name for name in new.obs if "set" in name]
+
+
+@pytest.mark.parametrize(
+    ("batches", "told", "held_out"),
+    [
+        (lambda n: [f"b{i}" for i in range(n)], "120 values for 120 cells", "of the same batches"),
+        (lambda n: [np.nan] * n, "is empty", "of the same batches"),
+        (
+            lambda n: [None if i % 4 == 0 else f"d{i % 3}" for i in range(n)],
+            "30 cells with no batch",
+            "whole",
+        ),
+    ],
+    ids=["each", "none", "some"],
+)
+def test_columns_that_tell_of_no_batches_are_not_used(
+    batches, told, held_out, store: Path, tiny_adata: Cells
+):
+    cells = tiny_adata(120)
+    cells.obs["sample"] = batches(cells.n_obs)
+    report = scvec.ingest_cells(store, [cells], name="odd-batches", batch_key="sample", **OPTIONS)
+    assert any(told in note and "obs['sample']" in note for note in report.notes), report.notes
+    assert report.calibration["held_out"].startswith(held_out)

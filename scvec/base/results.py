@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ __all__ = [
     "html_table",
     "human_bytes",
     "human_odds",
+    "one_line_a_kind",
     "plain",
     "table",
     "times_line",
@@ -79,6 +81,36 @@ def human_bytes(n: float) -> str:
 def count_text(n: int, noun: str) -> str:
     """Return ``1 cell`` or ``2,000 cells``."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+#: Notes of a kind that are told one by one, and names of the others that are told.
+_FEW, _NAMED = 3, 8
+_DIFFERS = re.compile(r"'[^']*'|[\w.+/-]+\.(?:h5ad|h5|loom|h5mu|csv|tsv|txt|rds|zarr)\b|\d[\d,.]*")
+
+
+def one_line_a_kind(notes: Iterable[str]) -> list[str]:
+    """Return notes, of many that differ in numbers and names only the first and what the others are about.
+
+    Examples
+    --------
+    >>> one_line_a_kind(f"label '{name}' was left out: 1 cell" for name in "abcde")
+    ["label 'a' was left out: 1 cell (and 4 more like it: 'b', 'c', 'd', 'e')"]
+    """
+    kinds: dict[str, list[str]] = {}
+    for note in notes:
+        kinds.setdefault(_DIFFERS.sub("#", note), []).append(note)
+    told = []
+    for alike in kinds.values():
+        if len(alike) <= _FEW:
+            told += alike
+            continue
+        firsts = [found[0] for note in alike if (found := _DIFFERS.search(note))]
+        about = [
+            first for first in dict.fromkeys(firsts[1:]) if first != firsts[0] and not first[0].isdigit()
+        ]
+        named = f": {', '.join(about[:_NAMED])}{', ...' if len(about) > _NAMED else ''}" if about else ""
+        told.append(f"{alike[0]} (and {len(alike) - 1:,} more like it{named})")
+    return told
 
 
 def counts_line(counts: Mapping[str, int]) -> str:

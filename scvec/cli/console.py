@@ -163,9 +163,9 @@ class Console:
 
     def show(self, report: Printable) -> None:
         """Write the notes of a report to stderr and the report to stdout."""
-        from scvec.base.results import plain
+        from scvec.base.results import one_line_a_kind, plain
 
-        for note in getattr(report, "notes", ()):
+        for note in one_line_a_kind(getattr(report, "notes", ())):
             self.note(note if note.startswith("warning: ") else f"note: {note}")
         if self.as_json:
             _out(json.dumps(plain(report.to_dict()), allow_nan=False))

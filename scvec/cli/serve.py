@@ -44,7 +44,7 @@ def serve(
 ) -> None:
     """Start a web page for annotation and searches.
 
-    The page annotates h5ad files and searches genes and cells. Programs can use the REST interface.
+    The page annotates files of cells and searches genes and cells. Programs can use the REST interface.
 
     \b
     Examples:

@@ -194,6 +194,8 @@ class Annotation:
             yield part
 
     def _own(self, prefix: str) -> dict[str, Any]:
+        import json
+
         import pandas as pd
 
         found = {
@@ -206,6 +208,9 @@ class Annotation:
         if self.sets is not None:
             found["set"] = self._sets()
             found["set_size"] = self.sets.sum(axis=1).astype(np.int32)
+            if any("|" in name for name in self.classes):
+                # Where labels have the mark that separates them, a list of them is told beside.
+                found["set_json"] = set_names(self.proba, self.sets, self.classes, json.dumps)
         if self.cluster is not None and vars(self)["majority"] is not None:
             found["majority"] = texts_of(self, "majority")
             found["cluster"] = pd.Categorical(self.cluster.astype(str))

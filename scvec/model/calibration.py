@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -230,7 +230,12 @@ def _threshold(kept: tuple[float, ...], coverage: float) -> float:
     return float(kept[rank - 1]) if 0 < rank <= len(kept) else float("inf")
 
 
-def set_names(proba: Float32, sets: npt.NDArray[np.bool_], classes: Sequence[str]) -> Texts:
+def set_names(
+    proba: Float32,
+    sets: npt.NDArray[np.bool_],
+    classes: Sequence[str],
+    join: Callable[[list[str]], str] = "|".join,
+) -> Texts:
     """Return the label set of each cell as text, most probable first, as in ``alpha|beta``; may be empty.
 
     Parameters
@@ -239,14 +244,16 @@ def set_names(proba: Float32, sets: npt.NDArray[np.bool_], classes: Sequence[str
         (n, n_classes) float32.
     sets
         (n, n_classes) bool label sets.
+    join
+        Makes one text of several labels.
     """
-    number = {"": 0}
+    number = {join([]): 0}
     codes = np.zeros(len(proba), dtype=np.int32)
     for rows in blocks(len(proba)):
         order = np.argsort(-proba[rows], axis=1, kind="stable")
         here = sets[rows]
         for row in np.flatnonzero(here.any(axis=1)):
-            name = "|".join(classes[k] for k in order[row] if here[row, k])
+            name = join([classes[k] for k in order[row] if here[row, k]])
             codes[rows.start + row] = number.setdefault(name, len(number))
         release(proba)
         release(sets)

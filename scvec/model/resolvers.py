@@ -105,6 +105,7 @@ def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> Foun
             if _is_transposed(source, resolver)
             else "put gene symbols, Ensembl or Entrez ids into var_names, or give --species other if these "
             "are ids of their own kind",
+            code="genes-not-recognised",
         )
     return best
 
@@ -204,8 +205,11 @@ def is_chance(found: FoundGenes) -> bool:
 #: Regions of the genome, as joined files of RNA and open chromatin have them, and genes of another genome.
 _NO_GENE = re.compile(rf"[:_-]\d+[:_-]\d+$|^(?:{_GENOMES})_", re.IGNORECASE)
 #: What may separate a gene's name from something else.
-_SEPARATORS = ("__", "|", "_", ":", ";", ",", "/", " ", "(", "-", ".")
-_QUOTED = re.compile(r"b?(['\"])(.*)\1")
+_SEPARATORS = ("__", "|", "_", ":", ";", ",", "/", " ", "(", "-", ".", "@", "#", "=")
+#: Names in quotes, as bytes, or in a list of one.
+_QUOTED = re.compile(r"[\[(]*b?(['\"])(.*)\1[\])]*")
+#: A number before which R's make.names put a letter.
+_R_NUMBER = re.compile(r"X(\d+)")
 #: Share of names that must have a pattern, genes that tell which patterns help, and by how much they must.
 _SHARED, _N_TRIED, _GAIN = 0.6, 300, 0.1
 _Part: TypeAlias = Callable[[str], str]
@@ -264,6 +268,8 @@ def _parts(names: Sequence[str]) -> list[_Part]:
     """Return functions that take something off a name which most of the names have."""
     if sum(_QUOTED.fullmatch(name) is not None for name in names) > _SHARED * len(names):
         return [lambda name: m[2] if (m := _QUOTED.fullmatch(name)) else name]
+    if sum(_R_NUMBER.fullmatch(name) is not None for name in names) > _SHARED * len(names):
+        return [lambda name: m[1] if (m := _R_NUMBER.fullmatch(name)) else name]
     found: list[_Part] = []
     for mark in _SEPARATORS:
         having = [name for name in names if mark in name]
@@ -362,7 +368,7 @@ _STABLE = r"ENS(?:[A-Z]{3,4})?G\d{11}|FBgn\d{7}|WBGene\d{8}"
 _STABLE_ANY = re.compile(_STABLE)
 _STABLE_FULL = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
 _STABLE_PART = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", re.IGNORECASE)
-_ENTREZ = re.compile(r"(?:entrez:|GeneID:)?(\d+)", re.IGNORECASE)
+_ENTREZ = re.compile(r"(?:entrez:|GeneID:|LOC)?(\d+)", re.IGNORECASE)
 _PREFIX = re.compile(rf"({_GENOMES})(?:-2020-A)?_+(?=.)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(.+)[-.](\d{1,3})")
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scvec.base.errors import InputError
 from scvec.base.parallel import n_cores
 from scvec.base.resources import parse_memory
+from scvec.base.results import count_text
 from scvec.base.types import CellChunk, Float32, Int64, State
 from scvec.model.classifiers import Members
 from scvec.model.copies import HASH_COLUMN, PRIMARY_COLUMN, is_primary, left_out_notes, repeated
@@ -414,8 +415,9 @@ class Labelled:
         counts = {classes[k]: int(n) for k, n in zip(names, numbers, strict=True)}
         batches = None
         if batch_key is not None:
-            batches = np.concatenate([_batches(s, batch_key, i) for i, s in enumerate(sources)])
-        elif len(sources) > 1:
+            batches, how = _all_batches(sources, batch_key, together)
+            told += how
+        if batches is None and len(sources) > 1:
             batches = np.concatenate([np.full(s.n_obs, f"file {i}") for i, s in enumerate(sources)])
         return cls(sources, together, classes, batches, (*rare, *look_over(counts)), primary, None, told)
 
@@ -662,6 +664,25 @@ def _primary(
     if not (primary & (codes >= 0)).any():
         return None, (f"{PRIMARY_COLUMN} is False for all labelled cells, so all cells were kept",)
     return primary, tuple(left_out_notes(0, n))
+
+
+def _all_batches(
+    sources: list[CellSource], batch_key: str, codes: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.str_] | None, tuple[str, ...]]:
+    """Return the batch of each cell of all files, None where a column tells of none, and notes."""
+    batches = np.concatenate([_batches(s, batch_key, i) for i, s in enumerate(sources)])
+    missing = np.concatenate([s.obs[batch_key].isna().to_numpy() for s in sources])
+    if missing.all():
+        return None, (f"obs['{batch_key}'] is empty: it was not used as batches",)
+    labelled = codes >= 0
+    n, n_cells = len(np.unique(batches[labelled])), int(labelled.sum())
+    if n > 10 and 2 * n > n_cells:
+        what = f"obs['{batch_key}'] has {n:,} values for {n_cells:,} cells"
+        return None, (f"warning: {what}: it was not used as batches",)
+    if missing.any():
+        what = f"{count_text(int(missing.sum()), 'cell')} with no batch in obs['{batch_key}']"
+        return batches, (f"{what}: they count as one batch of their file",)
+    return batches, ()
 
 
 def _batches(source: CellSource, batch_key: str, number: int) -> npt.NDArray[np.str_]:

@@ -173,7 +173,9 @@ def _search(app: FastAPI, searches: Searches) -> None:
 def _jobs(app: FastAPI, store: Path, jobs: Jobs) -> None:
     @app.post("/api/jobs", status_code=202)
     async def upload(
-        file: Annotated[UploadFile, File(description="an h5ad file")],
+        file: Annotated[
+            UploadFile, File(description="h5ad, h5mu, loom, .h5 of Cell Ranger, or a text table")
+        ],
         reference: Annotated[str | None, Form(max_length=200)] = None,
         species: Annotated[str, Form(max_length=60)] = "auto",
         values: Annotated[str, Form(max_length=20)] = "auto",

@@ -26,7 +26,9 @@ FILES = {
     "report.json": "application/json",
     "annotate.sh": "text/x-shellscript; charset=utf-8",
 }
-UPLOAD = "upload.h5ad"
+UPLOAD = "upload"
+#: Formats of uploads. R's files are left out: what parses them is Python without bounds of its own.
+UPLOADED = ("h5ad", "10x", "loom", "h5mu", "table")
 
 
 def requests() -> queue.SimpleQueue[str]:
@@ -96,12 +98,20 @@ def limit(memory: int, n_bytes: int, seconds: float | None) -> None:
 
 def annotate(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     """Annotate the upload and write the result files; return the summary of the annotation."""
-    from scvec.ingest.cells.readers.checks import check_h5ad
+    from scvec.base.errors import InputError
+    from scvec.ingest.cells.readers import kind_of
 
     folder = Path(request["folder"])
     # The query checks the file, too. Here the check runs before large libraries are loaded.
     tell({"stage": "checking the file", "done": 0, "total": None})
-    check_h5ad(folder / UPLOAD, memory=int(request["memory"]) // 2)
+    kind = kind_of(folder / UPLOAD, int(request["memory"]) // 2)
+    if kind not in UPLOADED:
+        raise InputError(
+            f"the server reads no files of the format {kind}",
+            str(folder / UPLOAD),
+            "upload an h5ad, h5mu or loom file, an .h5 of Cell Ranger or a table of text, or use scvec query",
+            code="wrong-format",
+        )
     from scvec.ingest.cells.write import write_tables
     from scvec.model.query_options import QueryOptions
     from scvec.workflows.query import query_one as query

@@ -196,7 +196,7 @@ def test_a_killed_server_leaves_nothing(shelf: Shelf, tmp_path: Path):
     assert until(lambda: len(children(first.pid)) == 1)
     child = children(first.pid)[0]
     (left,) = tmp_path.glob("scvec-serve-*")
-    assert list(left.glob("*/upload.h5ad"))
+    assert list(left.glob("*/upload"))
     first.send_signal(signal.SIGKILL)
     first.wait(30)
     assert until(lambda: not Path(f"/proc/{child}").exists())

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
+import loompy
+import mudata
 import pytest
 from bad_inputs import builders as make
 from bad_inputs.cases import CASES
@@ -80,10 +83,53 @@ def test_an_upload_is_annotated_and_given_back(server: Server, shelf: Shelf, tmp
     assert got["annotate.sh"][1].decode().splitlines()[-1].startswith("scvec query '<img")
     told = json.dumps({"done": done, "report": got["report.json"][1]})
     assert "scvec-serve-" not in told and str(shelf.store) not in json.dumps(done)
-    assert ask(server, f"/api/jobs/{job['id']}/files/upload.h5ad")[0] == 422
+    assert ask(server, f"/api/jobs/{job['id']}/files/upload")[0] == 422
     assert ask(server, f"/api/jobs/{job['id']}", method="DELETE")[0] == 200
     assert ask(server, f"/api/jobs/{job['id']}")[0] == 404
     assert ask(server, f"/api/jobs/{job['id']}/files/labels.csv")[0] == 404
+
+
+def _as_h5(path: Path, cells: anndata.AnnData) -> None:
+    x = cells.X.tocsr()
+    with h5py.File(path, "w") as file:
+        group = file.create_group("matrix")
+        group["data"], group["indices"], group["indptr"] = x.data, x.indices, x.indptr
+        group["shape"], group["barcodes"] = [cells.n_vars, cells.n_obs], list(cells.obs_names)
+        group["features/id"], group["features/name"] = [list(cells.var_names)] * 2
+
+
+UPLOADS: dict[str, Callable[[Path, anndata.AnnData], Any]] = {
+    "x.h5": _as_h5,
+    "x.csv": lambda path, cells: cells.to_df().to_csv(path),
+    "x.tsv.gz": lambda path, cells: cells.to_df().T.to_csv(path, sep="\t", compression="gzip"),
+    "x.loom": lambda path, cells: loompy.create(
+        str(path),
+        cells.X.T.toarray(),
+        {"Gene": cells.var_names.to_numpy()},
+        {"CellID": cells.obs_names.to_numpy()},
+    ),
+    "x.h5mu": lambda path, cells: mudata.MuData({"rna": cells}).write(path),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UPLOADS)
+def test_other_formats_are_annotated(name: str, server: Server, shelf: Shelf, tmp_path: Path):
+    UPLOADS[name](tmp_path / name, anndata.read_h5ad(shelf.cells))
+    status, job = upload(server, (tmp_path / name).read_bytes(), name="cells", reference="tiny")
+    assert status == 202
+    done = wait(server, job["id"])
+    assert done["status"] == "done", done["error"]
+    assert done["result"]["labels"] == shelf.annotation.counts()
+    assert "annotated.h5ad" in done["files"]
+
+
+def test_formats_of_the_command_line_only_are_refused(server: Server, tmp_path: Path):
+    for content in (b"%%MatrixMarket matrix coordinate integer general\n1 1 1\n1 1 5\n", b"X\n\0\0\0\3" * 99):
+        status, job = upload(server, content, reference="tiny")
+        assert status == 202
+        error = wait(server, job["id"])["error"]
+        assert error["code"] == "wrong-format" and "the server reads no files" in error["what"]
 
 
 @pytest.mark.slow
@@ -216,7 +262,7 @@ def run_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, lim
     jobs = Jobs(tmp_path / "store", tmp_path, limits)
     try:
         number, folder = jobs.new_folder()
-        (folder / "upload.h5ad").write_bytes(b"x")
+        (folder / "upload").write_bytes(b"x")
         job = jobs.add(number, "mine.h5ad", QueryOptions())
         ends = time.monotonic() + 60
         while job.status in ("waiting", "running") and time.monotonic() < ends:
@@ -246,7 +292,7 @@ def test_a_child_that_says_nothing_or_nonsense_is_a_failure(monkeypatch: pytest.
 
 def test_messages_do_not_tell_of_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     program = (
-        "import json, os; where = os.path.join(os.getcwd(), 'upload.h5ad');"
+        "import json, os; where = os.path.join(os.getcwd(), 'upload');"
         " print(json.dumps({'error': {'what': 'bad', 'where': where, 'fix': ''}}))"
     )
     job = run_child(monkeypatch, tmp_path, program, Limits())

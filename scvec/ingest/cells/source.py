@@ -217,7 +217,9 @@ _KNOWN_LAYERS = re.compile(
     r"layers/(x[._-]?)?(raw|umis?|counts?|(raw|umi|gene)[._-]?counts?|counts?[._-]?raw)", re.IGNORECASE
 )
 _LAST_LAYERS = re.compile(
-    r"ambig|ambient|anti[._-]?sense|binar|background|contam|empty|noise|mask|doublet|multi", re.IGNORECASE
+    r"ambig|ambient|anti[._-]?sense|binar|background|contam|empty|noise|mask|doublet|multi|rank|simul|shuffl"
+    r"|permut",
+    re.IGNORECASE,
 )
 _MAIN = ("raw", "X")
 _SCALED_FIX = "give the file as it was before sc.pp.scale, or keep counts in layers['counts'] or raw"

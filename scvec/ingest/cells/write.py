@@ -43,7 +43,8 @@ __all__ = [
 
 #: Columns of an annotation behind its key.
 _OWN = (
-    "label confidence novelty status label_knn label_head label_broad cl_id set set_size majority cluster"
+    "label confidence novelty status label_knn label_head label_broad cl_id set set_size set_json "
+    "majority cluster"
 ).split()
 #: Columns under the names of CellTypist, which other tools write, too.
 CELLTYPIST = ("predicted_labels", "over_clustering", "majority_voting", "conf_score")

@@ -22,6 +22,7 @@ import struct
 import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -425,6 +426,11 @@ def unreadable(given: Given, fix: str) -> InputError:
         what, better = foreign_hdf5(list(given.file)) or ("HDF5 of no known format", "")
         return InputError(f"this is {what}", str(given.path), better or fix, code="wrong-format")
     if not given.head:
+        inside = [name for name in _names_in(given.path) if name.lower().endswith(_ENDINGS)]
+        if inside:
+            more = ", ..." if len(inside) > 4 else ""
+            what = f"this is a folder, not a file; give one in it: {', '.join(sorted(inside)[:4])}{more}"
+            return InputError(what, str(given.path), fix, code="not-a-file")
         return InputError("this is a folder, not a file", str(given.path), fix, code="not-a-file")
     what, better = guess_kind(given.path, given.head)
     told = f"this is not a file of cells: it looks like {what}"
@@ -479,11 +485,18 @@ def _stat_error(path: Path, error: OSError | ValueError) -> InputError:
 def _similar_files(path: Path) -> str:
     import difflib
 
+    return ", ".join(difflib.get_close_matches(path.name, _names_in(path.parent), n=2))
+
+
+#: Endings of files that a folder may hold in place of being one.
+_ENDINGS = (".h5ad", ".h5", ".loom", ".h5mu", ".rds", ".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+
+
+def _names_in(folder: Path) -> list[str]:
     try:
-        names = [entry.name for entry in os.scandir(path.parent)][:5000]
+        return [entry.name for entry in islice(os.scandir(folder), 5000) if entry.name.isprintable()]
     except OSError:
-        return ""
-    return ", ".join(difflib.get_close_matches(path.name, names, n=2))
+        return []
 
 
 def _open_error(path: Path, error: Exception) -> InputError:
@@ -767,12 +780,11 @@ def _refuse_zarr(root: Path, here: str, what: str) -> InputError:
 
 
 _GZ_FIX = "unpack it first: gunzip FILE"
-_ZIP_FIX = "unpack it first; of a zarr store give the folder"
+_EXCEL_FIX = "save the sheet of genes and cells as text (.csv)"
 _R_FIX = "in R: zellkonverter::writeH5AD(as.SingleCellExperiment(object), 'out.h5ad')"
 _TABLE_FIX = "build an AnnData with cell and gene names from it and write that with write_h5ad()"
 # (first bytes, what it is, how to fix it)
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
-    (b"PK\x03\x04", "a zip archive", _ZIP_FIX),
     (b"BZh", "a bzip2 file", "unpack it first: bunzip2 FILE"),
     (b"\xfd7zXZ\x00", "an xz file", "unpack it first: unxz FILE"),
     (b"\x28\xb5\x2f\xfd", "a zstd file", "unpack it first: unzstd FILE"),
@@ -786,6 +798,10 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
         "give the folder that it lies in, with its features.tsv and barcodes.tsv",
     ),
     (b"\x93NUMPY", "a NumPy array", _TABLE_FIX),
+    (b"ARROW1", "a feather table", _TABLE_FIX),
+    (b"MATLAB 5.0 MAT", "a MATLAB file", _TABLE_FIX),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook", _EXCEL_FIX),
+    (b"%PDF", "a PDF", ""),
     (b"\x0e\x03\x13\x01", "an HDF4 file", "convert it to HDF5 (h5ad) first"),
     (b"version https://git-lfs", "a Git LFS pointer, not the data", "fetch the data with: git lfs pull"),
 )
@@ -805,10 +821,14 @@ def guess_kind(path: Path, head: bytes) -> tuple[str, str]:
         if path.name.lower().endswith((".tar.gz", ".tgz")):
             return "a tar archive", "unpack it first: tar xf FILE"
         return "a gzip file", _GZ_FIX
+    if head.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(head)
     for signature, what, fix in _SIGNATURES:
         if head.startswith(signature):
             return what, fix
     text = head.lstrip().lower()
+    if text.startswith((b'{"', b"[{", b"{\n", b"{\r")):
+        return "JSON", ""
     if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "a web page, so a download went wrong", "download the file again"
     if head[257:262] == b"ustar":
@@ -822,6 +842,16 @@ def guess_kind(path: Path, head: bytes) -> tuple[str, str]:
                 return what, "load it with anndata.io.read_csv() (cells as rows), then write_h5ad()"
         return "a text file", ""
     return "an unknown format", ""
+
+
+def _kind_of_zip(head: bytes) -> tuple[str, str]:
+    """Tell a zip archive by the name of its first member, which is within the first bytes."""
+    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    if name.startswith((b"[Content_Types]", b"xl/", b"docProps/", b"_rels/")):
+        return "an Excel workbook", _EXCEL_FIX
+    if name.endswith(b".npy"):
+        return "an archive of NumPy arrays", _TABLE_FIX
+    return "a zip archive", "unpack it first; of a zarr store give the folder"
 
 
 def foreign_hdf5(names: Collection[str]) -> tuple[str, str] | None:

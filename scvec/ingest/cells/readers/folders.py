@@ -20,7 +20,7 @@ from scvec.base.errors import InputError, reading
 from scvec.ingest.cells.contents import Contents, Place
 from scvec.ingest.cells.readers import contents_of, reader
 from scvec.ingest.cells.readers.checks import Given, samples_with
-from scvec.ingest.cells.readers.tenx import find_file, names_in, read_text, var_of
+from scvec.ingest.cells.readers.tenx import columns_in, find_file, names_in, read_text, var_of
 
 __all__ = ["read_folder"]
 
@@ -160,8 +160,8 @@ def _beside(matrix: Path, memory: int) -> Contents:
 def _sample(prefix: str, matrix: Path, memory: int) -> Contents:
     """Read the files of one sample of a public archive."""
     folder = matrix.parent
-    cells = _columns(_of_sample(folder, prefix, ("barcodes", "cells")), memory)[0]
-    features = _columns(_of_sample(folder, prefix, ("features", "genes")), memory)
+    cells = columns_in(_of_sample(folder, prefix, ("barcodes", "cells")), memory)[0]
+    features = columns_in(_of_sample(folder, prefix, ("features", "genes")), memory)
     more = {"feature_types": features[2]} if len(features) > 2 else {}
     var = var_of(features[min(1, len(features) - 1)], features[0], more, str(folder / prefix))
     matrix = find_file(folder, matrix.name.removesuffix(".gz"))
@@ -169,37 +169,6 @@ def _sample(prefix: str, matrix: Path, memory: int) -> Contents:
     contents = _contents(folder, _named(cells), var, {"X": open_it}, (f"read the sample {prefix}",))
     contents.name = str(matrix)
     return contents
-
-
-_TITLES = (
-    "gene_id",
-    "gene_name",
-    "gene",
-    "genes",
-    "feature",
-    "features",
-    "barcode",
-    "barcodes",
-    "cell",
-    "x",
-    "v1",
-)
-
-
-def _columns(path: Path, memory: int) -> list[list[str]]:
-    """Return the columns of a file of names, without quotes, titles and numbers of rows."""
-    rows = names_in(path, memory)
-    if rows and len(rows[0]) == 1 and "," in rows[0][0]:
-        rows = [row[0].split(",") for row in rows]
-    rows = [[text.strip('"') for text in row] for row in rows]
-    if rows and rows[0][-1].lower() in _TITLES:
-        del rows[0]
-    columns = [list(column) for column in zip(*rows, strict=False)]
-    if len(columns) > 1 and columns[0] == [str(i + 1) for i in range(len(rows))]:
-        del columns[0]
-    if not columns:
-        raise InputError(f"{path.name} holds no names", str(path.parent), "download the files again")
-    return columns
 
 
 def _of_sample(folder: Path, prefix: str, kinds: tuple[str, ...]) -> Path:

@@ -165,7 +165,10 @@ def _object(tree: Any, path: Path) -> Any:
     tree = _real(tree)
     if _kind(tree) != "LIST":
         return tree
-    known = {name: item for name, item in _pairs(tree).items() if _reading_of(item)}
+    items = _pairs(tree)
+    known = {name: item for name, item in items.items() if _reading_of(item)}
+    # A table beside cells is about them.
+    known = known or {name: item for name, item in items.items() if _counts_of(item) is not None}
     if len(known) != 1:
         what = f"the file holds {len(known)} objects with cells" + (f": {', '.join(known)}" if known else "")
         raise InputError(what, str(path), _SAVE, code="wrong-format")
@@ -183,8 +186,23 @@ def _reading_of(item: Any) -> Any:
     return _plain if _matrix(item) is not None else None
 
 
+def _counts_of(item: Any) -> pd.DataFrame | None:
+    """Return a data.frame of numbers under row names, which may be its one column of texts; else None."""
+    if "data.frame" not in _classes(item):
+        return None
+    frame = _frame(item)
+    texts = [name for name in frame.columns if frame[name].dtype.kind not in "biuf"]
+    if len(texts) == 1 and isinstance(frame.index, pd.RangeIndex):
+        frame = frame.set_index(texts[0])
+    elif texts or isinstance(frame.index, pd.RangeIndex):
+        return None
+    return frame if len(frame.columns) > 1 else None
+
+
 def _contents(item: Any, path: Path) -> Contents:
     read = _reading_of(item)
+    if read is None and _counts_of(item) is not None:
+        read = _plain
     if read is None:
         classes = _classes(item)
         if "seurat" in classes:
@@ -309,8 +327,10 @@ def _made(
 
 def _plain(item: Any, path: Path) -> Contents:
     """Read a matrix with names, and nothing else."""
-    names = _dimnames(item)
+    names, frame = _dimnames(item), _counts_of(item)
     X: Any = _matrix(item)
+    if frame is not None:
+        names, X = [list(frame.index.astype(str)), list(frame.columns)], frame.to_numpy().T
     if not all(names):
         raise InputError("the matrix in the R file has no row or column names", str(path), _SAVE)
     in_rows, why = genes_in_rows(*names)

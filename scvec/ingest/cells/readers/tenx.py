@@ -23,7 +23,7 @@ from scvec.ingest.cells.readers import reader
 from scvec.ingest.cells.readers.checks import Given, decoded, hard_items
 from scvec.ingest.cells.transpose import Origin, Piece, Transposed, collected, index_dtype
 
-__all__ = ["find_file", "names_in", "read_mtx", "read_tenx", "read_text", "var_of"]
+__all__ = ["columns_in", "find_file", "names_in", "read_mtx", "read_tenx", "read_text", "var_of"]
 
 _PARTS = ("data", "indices", "indptr", "shape", "barcodes")
 
@@ -133,16 +133,11 @@ def read_mtx(given: Given, memory: int) -> Contents:
         If the names do not fit into ``memory``, or the disk has no room for the values.
     """
     folder = given.path
-    barcodes = [row[0] for row in names_in(find_file(folder, "barcodes.tsv"), memory)]
-    features = names_in(find_file(folder, "features.tsv", "genes.tsv"), memory)
-    width = min((len(row) for row in features), default=0)
-    if width == 0:
-        raise InputError("there are no genes", str(folder), AGAIN, code="no-genes")
-    ids = [row[0] for row in features]
-    names = [row[1] for row in features] if width > 1 else ids
-    more = {"feature_types": [row[2] for row in features]} if width > 2 else {}
-    var = var_of(names, ids, more, str(folder))
-    X = read_text(find_file(folder, "matrix.mtx"), len(features), len(barcodes), memory)
+    barcodes = columns_in(find_file(folder, "barcodes.tsv"), memory)[0]
+    features = columns_in(find_file(folder, "features.tsv", "genes.tsv"), memory)
+    more = {"feature_types": features[2]} if len(features) > 2 else {}
+    var = var_of(features[min(1, len(features) - 1)], features[0], more, str(folder))
+    X = read_text(find_file(folder, "matrix.mtx"), len(var), len(barcodes), memory)
     obs = pd.DataFrame(index=pd.Index(barcodes, dtype=object))
     return Contents(str(folder), obs, {"X": Place(X, lambda: (var, ()))}, folder)
 
@@ -198,6 +193,38 @@ def names_in(path: Path, memory: int) -> list[list[str]]:
         what = f"{path.name} holds more than {human_bytes(most)} of names"
         raise ResourceError(what, str(path.parent), "raise --memory, if you trust the file")
     return [line.split("\t") for line in decoded(content).splitlines() if line]
+
+
+#: Titles of the last column of names, as R and pandas write them.
+_TITLES = frozenset(
+    "gene_id gene_ids gene_name gene_names gene_symbol gene genes symbol symbols feature features "
+    "feature_type feature_types barcode barcodes cell cells cell_id x v1 0".split()
+)
+
+
+def columns_in(path: Path, memory: int) -> list[list[str]]:
+    """Return the columns of a file of names, without quotes, titles and numbers of rows.
+
+    Raises
+    ------
+    InputError
+        If it is damaged, or holds no names.
+    ResourceError
+        As of :func:`names_in`.
+    """
+    rows = names_in(path, memory)
+    if rows and len(rows[0]) == 1 and "," in rows[0][0]:
+        rows = [row[0].split(",") for row in rows]
+    rows = [[text.strip('"') for text in row] for row in rows]
+    if rows and rows[0][-1].lower() in _TITLES:
+        del rows[0]
+    columns = [list(column) for column in zip(*rows, strict=False)]
+    if len(columns) > 1 and columns[0] in [[str(i + k) for i in range(len(rows))] for k in (0, 1)]:
+        del columns[0]
+    if not columns:
+        code = "no-genes" if path.name.startswith(("features", "genes")) else "no-cells"
+        raise InputError(f"{path.name} holds no names", str(path.parent), AGAIN, code=code)
+    return columns
 
 
 AGAIN = "copy or download it again"
