@@ -301,7 +301,6 @@ def pull(
     StoreError
         The pack is damaged, was made to do harm, or does not give the answers that it must.
     """
-    from scvec.model.card import card_of
     from scvec.model.golden import check_golden
     from scvec.model.resolvers import ensure_knowledge
     from scvec.stores.store.files import check_reference_name
@@ -319,6 +318,7 @@ def pull(
         replaced = txn.reference(called) is not None
         with stages("check"):
             stored, golden, described = _staged(txn, pack, called)
+            card = _card_lines(stored, pack)
         with stages("golden query"):
             n_golden = check_golden(stored, golden, described)
         with stages("knowledge"):
@@ -327,7 +327,7 @@ def pull(
             notes = _notes(stored.meta, set(kb.genes()["gene_id"]))
         if replaced:
             notes.append(f"reference {called!r} was there and is replaced")
-        card, n_labels, n = card_of(stored).lines(), len(stored.meta["classes"]), stored.n
+        n_labels, n = len(stored.meta["classes"]), stored.n
         generation = txn.commit()
         with_cells = pack.manifest.with_cells
     return PullReport(
@@ -353,7 +353,8 @@ def _staged(
     -------
     The reference under the name that it has here, and arrays and JSON values of its golden query.
     """
-    from scvec.stores.store.files import read_tensors
+    from scvec.model.card import n_changes
+    from scvec.stores.store.files import read_json, read_tensors, write_json
 
     renamed: dict[str, str] = {}
     entry = pack.manifest.reference
@@ -361,6 +362,13 @@ def _staged(
         stem, _, ending = file.rpartition(".")
         part = stem.rpartition("-")[0].removeprefix(f"{pack.manifest.name}.")
         renamed[file] = txn.put_file(f"{name}.{part}", ending, _copying(pack, file))
+    meta = read_json(txn.path_of(renamed[entry.meta]))
+    try:
+        pulled = {"pack": pack.facts(), "n_changes": n_changes(meta)}
+        meta = {**meta, "pulled": pulled}
+    except (TypeError, AttributeError) as error:
+        raise StoreError("the pack holds no reference", str(pack.path)) from error
+    renamed[entry.meta] = txn.put_file(f"{name}.meta", "json", lambda path: write_json(path, meta))
     moved = replace(
         entry,
         meta=renamed[entry.meta],
@@ -379,6 +387,19 @@ def _staged(
     except (ValueError, RecursionError) as error:
         raise StoreError("the golden query of the pack cannot be read", str(pack.path)) from error
     return stored, read_tensors(txn.path_of(golden)), described
+
+
+def _card_lines(stored: StoredReference, pack: PackReader) -> list[str]:
+    from scvec.model.card import card_of
+
+    try:
+        return card_of(stored).lines()
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"the card of the pack cannot be read ({type(error).__name__})",
+            str(pack.path),
+            "get it again, from where it was published",
+        ) from error
 
 
 def _copying(pack: PackReader, file: str) -> Any:

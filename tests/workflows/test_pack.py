@@ -97,6 +97,56 @@ def test_info_shows_the_card(made, target):
     assert "Licence: not stated" in own.lines()
 
 
+def test_a_pulled_reference_that_grew_says_so_on_its_card(made, target, tmp_path, tiny_adata, new_store):
+    scvec.pull(target, made / "whole.scvec", name="mine")
+    before = scvec.info(target, "mine").card
+    assert before.changed == [] and "Changed" not in "\n".join(before.lines())
+    more = tiny_adata(30, 3, seed=9)
+    more.obs["donor"] = "donor 9"
+    more.write_h5ad(tmp_path / "more.h5ad")
+    scvec.append_cells(target, [tmp_path / "more.h5ad"], name="mine", label_key="cell_type")
+    scvec.drop_cells(target, "mine", where="donor = 'donor 9' AND cell_type = 'beta'")
+    card = scvec.info(target, "mine").card
+    sha256 = hashlib.sha256((made / "whole.scvec").read_bytes()).hexdigest()
+    assert card.derived_from == [{"name": "islets", "sha256": sha256, "scvec": scvec.__version__}]
+    labels = more.obs["cell_type"].value_counts().to_dict()
+    assert [(c["what"], c["cells"], c["labels"]) for c in card.changed] == [
+        ("appended", 30, labels),
+        ("deleted", labels["beta"], {"beta": labels["beta"]}),
+    ]
+    assert card.changed[0]["source"] == "more.h5ad" and all(c["date"] for c in card.changed)
+    # The cells are those of now, and what was measured is told to be from before.
+    assert {x["label"]: x["cells"] for x in card.labels} == {"alpha": 50, "beta": 40, "acinar": 50}
+    assert card.n_cells == 140 and card.accuracy == before.accuracy
+    assert any("measured before" in line for line in card.lines())
+    # Packed, its golden query is a new one, and the card goes with it.
+    scvec.pack(target, "mine", output=tmp_path / "grown.scvec")
+    with packs.PackReader(made / "whole.scvec") as old, packs.PackReader(tmp_path / "grown.scvec") as new:
+        assert old.manifest.golden != new.manifest.golden
+        facts = yaml.safe_load(new.card.split("---\n", 2)[1])
+        assert "measured" in facts["held_out"] and len(facts["changed"]) == 2
+    other = new_store(tmp_path / "other")
+    scvec.pull(other, tmp_path / "grown.scvec", name="theirs")
+    third = scvec.info(other, "theirs").card
+    assert third.changed == card.changed
+    assert [p["name"] for p in third.derived_from] == ["islets", "mine"]
+    # What is done to it there is told besides, once.
+    scvec.drop_cells(other, "theirs", where="donor = 'donor 9'")
+    assert [c["what"] for c in scvec.info(other, "theirs").card.changed] == ["appended", "deleted", "deleted"]
+    assert len(scvec.info(other, "theirs").card.derived_from) == 2
+
+
+@pytest.mark.parametrize("bad", [["x"], [{}], {"a": 1}, 5, [{"what": "\x1b[2J", "cells": "x"}]])
+def test_a_card_that_is_none_is_refused(bad, made, target, tmp_path):
+    before = content(target)
+    pack = with_model(
+        made / "whole.scvec", tmp_path / "bad.scvec", lambda _, meta: meta.update(card={"changed": bad})
+    )
+    with pytest.raises(StoreError):
+        scvec.pull(target, pack)
+    assert content(target) == before
+
+
 def test_packs_of_one_reference_are_equal(made, tmp_path):
     scvec.pack(made / "store", output=tmp_path / "again.scvec", card=CARD)
     assert (tmp_path / "again.scvec").read_bytes() == (made / "whole.scvec").read_bytes()

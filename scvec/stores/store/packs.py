@@ -19,7 +19,7 @@ from types import TracebackType
 
 from scvec import __version__
 from scvec.base.errors import InputError, StoreError
-from scvec.stores.store.files import is_plain_name, os_errors
+from scvec.stores.store.files import is_plain_name, os_errors, sha256_file
 from scvec.stores.store.manifest import FileEntry, ReferenceEntry
 
 __all__ = ["CARD", "PACK_FORMAT", "PackManifest", "PackReader", "write_pack"]
@@ -161,7 +161,7 @@ def write_pack(
                     _put(pack, FOLDER + name, sources[name])
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            size, sha256 = temporary.stat().st_size, _sha256(temporary)
+            size, sha256 = temporary.stat().st_size, sha256_file(temporary)
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -224,6 +224,10 @@ class PackReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+    def facts(self) -> dict[str, str]:
+        """Return ``name``, ``sha256`` of the whole file, and the ``scvec`` that wrote it."""
+        return {"name": self.manifest.name, "sha256": sha256_file(self.path), "scvec": self.manifest.scvec}
 
     def check(self) -> None:
         """Read every member and compare it with its SHA-256; StoreError where one differs."""
@@ -325,14 +329,6 @@ class PackReader:
         if wanted != there:
             odd = sorted(set(wanted.items()) ^ set(there.items()))[0][0]
             raise _damaged(self._where, f"its members are not those of its manifest ({odd})")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _damaged(where: str, what: str) -> StoreError:
