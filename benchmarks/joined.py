@@ -1,7 +1,7 @@
 """Several references at once: accuracy of the joined answer beside that of the right reference alone.
 
-Each case cuts a data set in two references. `ALIKE` of `scvec.workflows.query_many` was chosen on the first two
-cases; the others are reported only.
+Each case cuts a data set in two references. `ALIKE` of `scvec.workflows.query_many` was chosen on the first
+two cases; the others are reported only.
 
     python benchmarks/joined.py [CASE ...]
 """

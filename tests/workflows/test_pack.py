@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -147,6 +150,13 @@ def test_a_card_that_is_none_is_refused(bad, made, target, tmp_path):
     assert content(target) == before
 
 
+def test_a_card_is_no_program_of_a_terminal(made, target, tmp_path):
+    card = {"license": "\x1b]0;title\x07", "sources": ["\x1b[2J\u202etxt", "!!python/object:os.system"]}
+    pack = with_model(made / "whole.scvec", tmp_path / "odd.scvec", lambda _, meta: meta.update(card=card))
+    lines = [*scvec.pull(target, pack).card, *scvec.info(target, "islets").lines()]
+    assert all(line.isprintable() for line in lines) and any("[2J" in line for line in lines)
+
+
 def test_packs_of_one_reference_are_equal(made, tmp_path):
     scvec.pack(made / "store", output=tmp_path / "again.scvec", card=CARD)
     assert (tmp_path / "again.scvec").read_bytes() == (made / "whole.scvec").read_bytes()
@@ -253,6 +263,67 @@ def manifest_with(parts: dict[str, bytes], **values) -> list[tuple[str, bytes]]:
     return [("manifest.json", json.dumps(manifest).encode()), *list(parts.items())[1:]]
 
 
+def deep(_: bytes, __: Path) -> bytes:
+    return b"[" * 500_000
+
+
+def large_header(_: bytes, __: Path) -> bytes:
+    return struct.pack("<Q", 1 << 40) + b"{}"
+
+
+def deep_header(_: bytes, __: Path) -> bytes:
+    text = b'{"a":' * 200_000
+    return struct.pack("<Q", len(text)) + text
+
+
+def large_array(_: bytes, __: Path) -> bytes:
+    text = json.dumps({"vectors": {"dtype": "F32", "shape": [1 << 40, 1], "data_offsets": [0, 1 << 42]}})
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def large_index(data: bytes, _: Path) -> bytes:
+    return data[:37] + struct.pack("<Q", 1 << 36) + data[45:]
+
+
+def table(data: bytes, path: Path, **columns) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), path, compression="zstd")
+    return path.read_bytes()
+
+
+def many_rows(data: bytes, path: Path) -> bytes:
+    import pyarrow as pa
+
+    return table(data, path, x=pa.DictionaryArray.from_arrays(np.zeros(30_000_000, np.int8), ["a"]))
+
+
+def long_texts(data: bytes, path: Path) -> bytes:
+    """120 rows that have one text of 60 MB, which as a file are some kilobytes."""
+    import pyarrow as pa
+
+    return table(data, path, x=pa.DictionaryArray.from_arrays(np.zeros(120, np.int8), ["a" * 60_000_000]))
+
+
+def nested(data: bytes, path: Path) -> bytes:
+    return table(data, path, x=[[0] * 100_000] * 120)
+
+
+#: What fills memory when it is read -> part of the name of the file that it takes the place of, and it.
+BOMBS = {
+    "deep-meta": (".meta-", deep),
+    "deep-golden": ("golden-", deep),
+    "large-header": (".model-", large_header),
+    "deep-header": (".model-", deep_header),
+    "large-array": (".vectors-", large_array),
+    "large-index": (".index-", large_index),
+    "many-rows": (".obs-", many_rows),
+    "long-texts": (".obs-", long_texts),
+    "nested": (".obs-", nested),
+}
+
+
 def hostile(name: str, whole: Path, out: Path) -> Path:
     """Return the path of a pack that something was done to."""
     parts = members(whole)
@@ -351,6 +422,54 @@ def hostile(name: str, whole: Path, out: Path) -> Path:
     elif name == "meta-is-a-list":
         meta = next(n for n in parts if ".meta-" in n).removeprefix("files/")
         return written(out, signed(parts, **{meta: b"[]"}))
+    elif name in ("comment", "gap"):
+        with zipfile.ZipFile(out, "w") as pack:
+            for member, content_ in listed:
+                pack.writestr(zipfile.ZipInfo(member, packs.TIME), content_)
+                if name == "gap":
+                    pack.fp.write(b"hidden")
+                    pack.start_dir = pack.fp.tell()
+            pack.comment = b"#!/bin/sh" if name == "comment" else b""
+    elif name == "trailing":
+        out.write_bytes(data + b"x" * 100)
+    elif name == "before":
+        out.write_bytes(b"#!/bin/sh\n" + data)
+    elif name == "stream":
+        for at in (data.find(b"PK\x03\x04") + 6, data.find(b"PK\x01\x02") + 8):
+            data[at] |= 8
+        out.write_bytes(data)
+    elif name == "zip64-lies":
+        # A second end of the directory, in long numbers, claims a thousand billion members.
+        lies = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 1 << 40, 1 << 40, 1 << 40, 0)
+        where = struct.pack("<4sIQI", b"PK\6\7", 0, len(data) - 22, 1)
+        out.write_bytes(data[:-22] + lies + where + data[-22:])
+    elif name == "size-lies":
+        at = data.rfind(b"PK\x01\x02")
+        data[at + 20 : at + 28] = struct.pack("<II", 0xFFFFFFFE, 0xFFFFFFFE)
+        out.write_bytes(data)
+    elif name == "many-members":
+        return written(out, [*listed, *[(f"files/{k}.json", b"") for k in range(20_000)]])
+    elif name == "same-but-for-case":
+        return written(out, [*listed, (first.upper().replace("FILES/", "files/"), parts[first])])
+    elif name == "link-of-windows":
+        with zipfile.ZipFile(out, "w") as pack:
+            for member, content_ in listed:
+                info = zipfile.ZipInfo(member, packs.TIME)
+                info.create_system, info.external_attr = 0, 0o120777 << 16 | 0x400
+                pack.writestr(info, content_)
+    elif name == "index-is-a-table":
+        obs, index = (
+            next(n for n in parts if f".{p}-" in n).removeprefix("files/") for p in ("obs", "index")
+        )
+        text = parts["manifest.json"].decode().replace(index, index.rpartition(".")[0] + ".parquet")
+        moved = {f"files/{index}": f"files/{index.rpartition('.')[0]}.parquet"}
+        return written(
+            out, [("manifest.json", text.encode())] + [(moved.get(n, n), d) for n, d in listed[1:]]
+        )
+    elif name in BOMBS:
+        part, make = BOMBS[name]
+        member = next(n for n in parts if part in n).removeprefix("files/")
+        return written(out, signed(parts, **{member: make(parts[f"files/{member}"], out)}))
     elif name == "golden-is-a-list":
         golden = next(n for n in parts if "golden-" in n and n.endswith("json")).removeprefix("files/")
         return written(out, signed(parts, **{golden: b"[]"}))
@@ -359,21 +478,29 @@ def hostile(name: str, whole: Path, out: Path) -> Path:
     return out
 
 
-HOSTILE = (
-    "absolute up up-inside backslash drive terminal newline hidden folder unlisted long unicode "
+HOSTILE = [
+    *BOMBS,
+    *"absolute up up-inside backslash drive terminal newline hidden folder unlisted long unicode "
     "second-manifest link folder-entry deflated bomb twice manifest-last no-manifest no-card missing-file "
     "swapped-content card-changed not-json deep-json huge-manifest newer odd-name other-ending wrong-size "
     "truncated cut-end flipped-byte wrong-crc overlapping encrypted text empty other-zip model-is-text "
-    "obs-is-text meta-is-a-list golden-is-a-list"
-).split()
+    "obs-is-text meta-is-a-list golden-is-a-list "
+    "comment gap trailing before stream zip64-lies size-lies many-members same-but-for-case link-of-windows "
+    "index-is-a-table".split(),
+]
+#: Seconds in which a pack must be refused.
+SECONDS = 5.0
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_packs_change_nothing(name, made, target, tmp_path):
+def test_hostile_packs_change_nothing(name, made, target, tmp_path, record_property):
     before, outside = content(target), sorted(p.name for p in tmp_path.iterdir())
     pack = hostile(name, made / "whole.scvec", tmp_path / "bad.scvec")
+    began = time.process_time()
     with pytest.raises(ScvecError) as caught:
         scvec.pull(target, pack)
+    assert time.process_time() - began < SECONDS
+    record_property("seconds", time.process_time() - began)
     assert isinstance(caught.value, StoreError | InputError)
     assert "\x1b" not in str(caught.value)
     assert content(target) == before
@@ -547,32 +674,53 @@ def test_unknown_names_tell_those_there_are(target):
 
 
 KILLED = """
-import os, random, signal, sys, threading, time
-import scvec
+import os, signal, sys, threading, time
 from scvec.workflows.pull import pull
-seconds = float(sys.argv[3])
-def end():
-    time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
-threading.Thread(target=end, daemon=True).start()
-pull(sys.argv[1], sys.argv[2])
-time.sleep(60)
+store, source, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+begun = time.perf_counter()
+if seconds >= 0:
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+pull(store, source)
+print(time.perf_counter() - begun)
+if seconds >= 0:
+    time.sleep(60)
 """
 
 
+@pytest.mark.kill
+@pytest.mark.timeout(3000)
 @pytest.mark.slow
-def test_killed_while_it_pulls(made, target, tmp_path):
-    """Whatever the moment, the store has the reference whole or not at all, and a second run completes."""
+def test_killed_while_it_pulls(made, tmp_path, new_store):
+    """Whatever the moment, the store has the reference whole or not at all, and a second run completes.
+
+    ``SCVEC_KILLS`` says how often.
+    """
     environment = {**os.environ, "PYTHONPATH": str(Path(scvec.__file__).parents[1])}
-    for seconds in np.linspace(0.02, 2.0, int(os.environ.get("SCVEC_KILLS", "6"))):
-        killed = subprocess.run(
-            [sys.executable, "-c", KILLED, str(target), str(made / "whole.scvec"), str(seconds)],
-            env=environment,
-            check=False,
-        )
-        assert killed.returncode == -signal.SIGKILL
-        assert Store(target).verify().to_dict()["problems"] == []
-    scvec.pull(target, made / "whole.scvec")
-    assert set(Store(target).references()) == {"islets"}
-    files = [p.name for p in (target / "files").iterdir() if p.name.startswith("islets.")]
-    assert len(files) == len(Store(target).reference("islets").entry.files())
+
+    def run(store, seconds):
+        words = [sys.executable, "-c", KILLED, str(store), str(made / "whole.scvec"), str(seconds)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == (-signal.SIGKILL if seconds >= 0 else 0), done.stderr
+        return done.stdout
+
+    whole = new_store(tmp_path / "whole")
+    takes = float(run(whole, -1))
+    expected = scvec.query(whole, made / "new.h5ad").proba
+    chance, found = random.Random(3), []
+    for k in range(int(os.environ.get("SCVEC_KILLS", "6"))):
+        store = new_store(tmp_path / f"store{k}")
+        run(store, chance.uniform(0, takes))
+        opened = Store(store)
+        assert opened.verify().to_dict()["problems"] == []
+        found.append("islets" in opened.references())
+        if found[-1]:
+            np.testing.assert_array_equal(scvec.query(store, made / "new.h5ad").proba, expected)
+        scvec.pull(store, made / "whole.scvec")
+        again = Store(store)
+        assert set(again.references()) == {"islets"} and again.verify().to_dict()["problems"] == []
+        files = [p.name for p in (store / "files").iterdir() if p.name.startswith("islets.")]
+        assert sorted(files) == sorted(again.reference("islets").entry.files())
+        np.testing.assert_array_equal(scvec.query(store, made / "new.h5ad").proba, expected)
+        shutil.rmtree(store)
+    assert not all(found)
+    print(f"{len(found)} kills within {takes:.1f} s, {sum(found)} after the reference was there")

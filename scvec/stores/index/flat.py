@@ -37,6 +37,8 @@ BLAS_QUERIES = 16
 BLOCK_QUERIES = 4096
 
 _blas_lock = threading.Lock()
+#: Held while a file is read: the bounds on it are global, too.
+_reading = threading.Lock()
 _blas_users = 0
 _blas_before: Any = None
 
@@ -49,13 +51,35 @@ def _faiss() -> Any:
 
 
 def read_faiss(path: Path) -> Any:
-    """Read a FAISS file, or raise StoreError. FAISS notices no damage: its SHA-256 has been checked."""
+    """Read a FAISS file, or raise StoreError. FAISS notices no damage: its SHA-256 has been checked.
+
+    A file that came from strangers may claim vectors of terabytes: no vector is larger than its file.
+    """
     try:
-        return _faiss().read_index(str(path))
+        with _bounded(path.stat().st_size):
+            return _faiss().read_index(str(path))
     except MemoryError as error:
         raise ResourceError("out of memory while loading an index", str(path)) from error
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise StoreError("an index of the store cannot be read", str(path), "ingest again") from error
+
+
+@contextmanager
+def _bounded(n_bytes: int) -> Iterator[None]:
+    """Let FAISS read no vector of more bytes, nor lists of more entries. Versions before 1.14 cannot."""
+    faiss = _faiss()
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
+        yield
+        return
+    with _reading:
+        limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(n_bytes)
+        faiss.set_deserialization_loop_limit(n_bytes)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(limits[0])
+            faiss.set_deserialization_loop_limit(limits[1])
 
 
 @contextmanager
