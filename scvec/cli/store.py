@@ -99,8 +99,14 @@ def info(
 
 
 @click.command()
-@click.argument("old", type=int)
-@click.argument("new", required=False, type=int)
+@click.argument("old")
+@click.argument("new", required=False)
+@click.option(
+    "--reference",
+    "references",
+    is_flag=True,
+    help="OLD and NEW are references of the store. Files that end in .scvec always are.",
+)
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
@@ -110,16 +116,26 @@ def info(
 )
 @global_options
 @pass_session
-def diff(session: Session, old: int, new: int | None, limit: int) -> None:
-    """Show what changed between two versions of the store; the second is the current one if left out.
+def diff(session: Session, old: str, new: str | None, references: bool, limit: int) -> None:
+    """Show what changed between two versions of the store, or between two references.
+
+    OLD and NEW are numbers of versions; the second is the current one if left out. Or they are packs, or
+    names of references with --reference: labels, cells, genes, accuracy, licence and sources are compared.
 
     \b
-    Example:
+    Examples:
       scvec diff 3 4
+      scvec diff pancreas-1.scvec pancreas-2.scvec
+      scvec diff --reference pancreas pancreas-2.scvec
     """
-    from scvec.workflows.diff import diff as diff_
+    from scvec.workflows import diff as of
 
-    session.show(diff_(session.store, old, "current" if new is None else new, limit=limit))
+    if references or old.endswith(".scvec") or (new or "").endswith(".scvec"):
+        if new is None:
+            raise InputError("only one reference is given", "scvec diff", "give two")
+        session.show(of.diff_references(session.store, old, new))
+        return
+    session.show(of.diff(session.store, old, "current" if new is None else new, limit=limit))
 
 
 @click.command()

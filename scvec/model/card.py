@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +95,8 @@ class Card:
     failures: list[str]
     files: list[str]
     scvec: str
-    derived_from: list[dict[str, Any]]
-    changed: list[dict[str, Any]]
+    derived_from: list[dict[str, Any]] = field(default_factory=list)
+    changed: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def gaps(self) -> list[str]:

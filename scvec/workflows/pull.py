@@ -395,8 +395,8 @@ def _staged(
 def _check_table(path: Path, n: int, where: str) -> None:
     """Refuse a table of cells that is small as a file and fills memory when it is read.
 
-    It must have as many rows as there are vectors and plain columns of a bounded size; its texts are looked at
-    as a dictionary, a group of rows after another, before they are repeated.
+    It must have as many rows as there are vectors and plain columns of a bounded size; its texts are looked
+    at as a dictionary, a group of rows after another, before they are repeated.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import zipfile
+from contextlib import ExitStack
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,13 +22,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import scvec
 from scvec.base.errors import InputError, NetworkError, ResourceError, ScvecError, StoreError
+from scvec.cli.main import cli
 from scvec.model.card import CardOptions
 from scvec.stores.store import packs
 from scvec.stores.store.files import read_tensors, write_tensors
 from scvec.stores.store.store import Store
+from scvec.workflows.diff import diff_references
 
 CARD = CardOptions(license="CC-BY-4.0", sources=("doi:10.1/abc",))
 
@@ -155,6 +159,38 @@ def test_a_card_is_no_program_of_a_terminal(made, target, tmp_path):
     pack = with_model(made / "whole.scvec", tmp_path / "odd.scvec", lambda _, meta: meta.update(card=card))
     lines = [*scvec.pull(target, pack).card, *scvec.info(target, "islets").lines()]
     assert all(line.isprintable() for line in lines) and any("[2J" in line for line in lines)
+
+
+def test_two_packs_or_references_are_compared(made, target, tmp_path, tiny_adata):
+    """Labels, cells, genes, licence and sources, of packs too; nothing where all is equal."""
+    adata = tiny_adata(90, 4, donors=3)
+    store = made / "store"
+    with_fewer = adata[(adata.obs["cell_type"] != "alpha").to_numpy(), 5:].copy()
+    scvec.ingest_cells(target, [with_fewer], name="new", label_key="cell_type", batch_key="donor")
+    scvec.pack(
+        target,
+        "new",
+        output=tmp_path / "new.scvec",
+        card=CardOptions(license="MIT", sources=("x", "doi:10.1/abc")),
+    )
+    found = diff_references(target, made / "whole.scvec", tmp_path / "new.scvec")
+    states = {c.label: (c.state, c.cells_before, c.cells_after) for c in found.labels}
+    counts = with_fewer.obs["cell_type"].value_counts()
+    assert states["alpha"] == ("removed", 40, 0) and states["ductal"] == ("added", 0, counts["ductal"])
+    assert states["beta"] == ("changed", 40, counts["beta"])
+    assert (found.cells_before, found.cells_after) == (120, len(with_fewer))
+    assert found.facts["licence"] == ("CC-BY-4.0", "MIT") and found.sources_added == ["x"]
+    own, other = (
+        set(Store(s).reference(n).meta["all_genes"]) for s, n in ((store, "islets"), (target, "new"))
+    )
+    assert (found.genes_added, found.genes_removed) == (len(other - own), len(own - other)) != (0, 0)
+    assert not found.same and "labels:" in found.lines()
+    scvec.pull(target, made / "whole.scvec", name="islets")
+    assert diff_references(target, "islets", made / "whole.scvec").same
+    ran = CliRunner().invoke(cli, ["diff", "--reference", "islets", "new", "--store", str(target), "--json"])
+    assert ran.exit_code == 0 and json.loads(ran.stdout)["cells_after"] == len(with_fewer)
+    for wrong in (["islets", "--reference"], ["islets", "none", "--reference"], ["x.scvec", "new"]):
+        assert CliRunner().invoke(cli, ["diff", *wrong, "--store", str(target)]).exit_code == 2
 
 
 def test_packs_of_one_reference_are_equal(made, tmp_path):
@@ -673,35 +709,53 @@ def test_unknown_names_tell_those_there_are(target):
     assert "pancreas-human" in caught.value.fix
 
 
+#: Runs what it is told in a process of its own, made by fork: the libraries are loaded once. A line has a store
+#: and seconds after which the process is killed, or -1.
 KILLED = """
 import os, signal, sys, threading, time
+import duckdb, faiss, pandas, pyarrow.parquet, safetensors.numpy, scipy.sparse
+import scvec.model.golden, scvec.model.resolvers, scvec.stores.store.store
 from scvec.workflows.pull import pull
-store, source, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-begun = time.perf_counter()
-if seconds >= 0:
-    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
-pull(store, source)
-print(time.perf_counter() - begun)
-if seconds >= 0:
-    time.sleep(60)
+for line in sys.stdin:
+    store, seconds = line.split()
+    begun = time.perf_counter()
+    child = os.fork()
+    if child == 0:
+        if float(seconds) >= 0:
+            threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
+        pull(store, sys.argv[1])
+        time.sleep(60 if float(seconds) >= 0 else 0)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    print(os.waitstatus_to_exitcode(status), time.perf_counter() - begun, flush=True)
 """
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as found:
+        yield found
 
 
 @pytest.mark.kill
 @pytest.mark.timeout(3000)
 @pytest.mark.slow
-def test_killed_while_it_pulls(made, tmp_path, new_store):
+def test_killed_while_it_pulls(made, tmp_path, new_store, stack):
     """Whatever the moment, the store has the reference whole or not at all, and a second run completes.
 
     ``SCVEC_KILLS`` says how often.
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(scvec.__file__).parents[1])}
 
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    words = [sys.executable, "-c", KILLED, str(made / "whole.scvec")]
+    forks = stack.enter_context(subprocess.Popen(words, env=environment, **pipes))
+
     def run(store, seconds):
-        words = [sys.executable, "-c", KILLED, str(store), str(made / "whole.scvec"), str(seconds)]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == (-signal.SIGKILL if seconds >= 0 else 0), done.stderr
-        return done.stdout
+        print(store, seconds, file=forks.stdin, flush=True)
+        code, took = forks.stdout.readline().split()
+        assert int(code) == (-signal.SIGKILL if seconds >= 0 else 0)
+        return took
 
     whole = new_store(tmp_path / "whole")
     takes = float(run(whole, -1))
