@@ -709,7 +709,7 @@ def test_unknown_names_tell_those_there_are(target):
     assert "pancreas-human" in caught.value.fix
 
 
-#: Runs what it is told in a process of its own, made by fork: the libraries are loaded once. A line has a store
+#: Runs what it is told in processes made by fork: the libraries are loaded once. A line has a store
 #: and seconds after which the process is killed, or -1.
 KILLED = """
 import os, signal, sys, threading, time
