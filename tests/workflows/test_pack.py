@@ -703,6 +703,108 @@ def test_a_mirror_is_a_plain_folder(made, target, tmp_path, monkeypatch, server)
     assert server["asked"] == []
 
 
+def test_a_mirror_is_an_address(server, target, monkeypatch):
+    monkeypatch.setenv("SCVEC_MIRROR", server["url"].rpartition("/")[0])
+    with pytest.raises(InputError):
+        scvec.pull(target, "https://example.org/some/islets.scvec")
+    assert server["asked"] == []
+    scvec.pull(target, f"https://example.org/some/islets.scvec#sha256={server['sha256']}")
+    assert server["asked"] == [None]
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Speaks as Hugging Face's hub does: what a repository holds, and its files."""
+
+    def __init__(self, state, *args):
+        self.state = state
+        super().__init__(*args)
+
+    def give(self, data, code=200, **headers):
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def do_GET(self):
+        self.state["asked"].append((self.command, self.path))
+        found = self.state["files"]
+        if self.path in (f"/api/models/lab/islets/revision/{COMMIT}", "/api/models/lab/islets"):
+            siblings = [{"rfilename": name} for name in (*found, "README.md")]
+            about = {"id": "lab/islets", "modelId": "lab/islets", "sha": COMMIT, "siblings": siblings}
+            self.give(json.dumps(about).encode(), Content_Type="application/json")
+        elif (name := self.path.removeprefix(f"/lab/islets/resolve/{COMMIT}/")) in found:
+            tag = hashlib.sha256(found[name]).hexdigest()
+            self.give(found[name], X_Repo_Commit=COMMIT, ETag=f'"{tag}"', Accept_Ranges="bytes")
+        else:
+            self.give(b"{}", 404, X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(made, tmp_path, monkeypatch):
+    """A server that is Hugging Face's hub to the real huggingface_hub."""
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+
+    state = {"files": {"islets.scvec": (made / "whole.scvec").read_bytes()}, "asked": []}
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, state))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    state["url"] = f"http://127.0.0.1:{httpd.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", state["url"])
+    files = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", state["url"] + files)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield state
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_a_file_of_the_hub_is_pulled(hub, target):
+    report = scvec.pull(target, f"hf:lab/islets@{COMMIT}")
+    assert report.name == "islets" and report.source == f"hf:lab/islets@{COMMIT}:islets.scvec"
+    assert ("GET", f"/lab/islets/resolve/{COMMIT}/islets.scvec") in hub["asked"]
+    # Without a commit it is taken on trust only, and the report names the commit that it was.
+    hub["asked"].clear()
+    with pytest.raises(InputError):
+        scvec.pull(target, "hf:lab/islets")
+    assert hub["asked"] == []
+    assert COMMIT in scvec.pull(target, "hf:lab/islets:islets.scvec", name="again", trust=True).source
+
+
+def test_what_the_hub_does_not_give(hub, target):
+    before = content(target)
+    hub["files"]["other.scvec"] = b"no pack"
+    with pytest.raises(InputError) as caught:
+        scvec.pull(target, f"hf:lab/islets@{COMMIT}")
+    assert "2 packs" in str(caught.value)
+    with pytest.raises(InputError):
+        scvec.pull(target, f"hf:lab/islets@{COMMIT}:other.scvec")
+    for wrong in (f"hf:lab/islets@{COMMIT}:none.scvec", f"hf:lab/nothing@{COMMIT}:islets.scvec"):
+        with pytest.raises(NetworkError):
+            scvec.pull(target, wrong)
+    assert content(target) == before
+
+
+@pytest.mark.slow
+def test_the_hub_that_the_environment_names(hub, target, tmp_path):
+    env = {**os.environ, "HF_ENDPOINT": hub["url"], "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    words = [sys.executable, "-m", "scvec", "pull", f"hf:lab/islets@{COMMIT}", "--store", str(target)]
+    env["PYTHONPATH"] = str(Path(scvec.__file__).parents[1])
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(Store(target).references()) == {"islets"}
+
+
 def test_unknown_names_tell_those_there_are(target):
     with pytest.raises(InputError) as caught:
         scvec.pull(target, "pancreas-hamster")
