@@ -101,8 +101,14 @@ def info(
 
 
 @click.command()
-@click.argument("old", type=int)
-@click.argument("new", required=False, type=int)
+@click.argument("old")
+@click.argument("new", required=False)
+@click.option(
+    "--reference",
+    "references",
+    is_flag=True,
+    help="OLD and NEW are references of the store. Files that end in .scvec always are.",
+)
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
@@ -112,16 +118,26 @@ def info(
 )
 @global_options
 @pass_session
-def diff(session: Session, old: int, new: int | None, limit: int) -> None:
+def diff(session: Session, old: str, new: str | None, references: bool, limit: int) -> None:
     """Show the changes from version OLD of the store to version NEW (default: the current one).
 
-    \b
-    Example:
-      scvec diff 3 4
-    """
-    from scvec.workflows.diff import diff as diff_
+    OLD and NEW can also be packs, or names of references with --reference. The command then compares labels,
+    cells, genes, accuracy, licence and sources.
 
-    session.show(diff_(session.store, old, "current" if new is None else new, limit=limit))
+    \b
+    Examples:
+      scvec diff 3 4
+      scvec diff pancreas-1.scvec pancreas-2.scvec
+      scvec diff --reference pancreas pancreas-2.scvec
+    """
+    from scvec.workflows import diff as of
+
+    if references or old.endswith(".scvec") or (new or "").endswith(".scvec"):
+        if new is None:
+            raise InputError("only one reference is given", "scvec diff", "give two")
+        session.show(of.diff_references(session.store, old, new))
+        return
+    session.show(of.diff(session.store, old, "current" if new is None else new, limit=limit))
 
 
 @click.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from scvec import __version__
@@ -11,11 +13,13 @@ from scvec.base.errors import InputError
 if TYPE_CHECKING:
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["Card", "CardOptions", "card_of"]
+__all__ = ["Card", "CardOptions", "card_of", "n_changes"]
 
 #: A label whose held-out cells are found less often than this is a known failure.
 WEAK = 0.7
 MAX_TEXT = 2000
+#: What a card says of figures that do not know of a change.
+MEASURED_BEFORE = "accuracy, calibration and what is found of each label were measured before"
 #: Fields of a card -> what a reference keeps of where its cells come from (`scvec ingest census`).
 OF_ORIGIN = {"sources": "citations", "license": "license", "tissue": "tissue"}
 
@@ -61,8 +65,13 @@ class Card:
         held-out cells, and the label it is taken for most.
     held_out
         What was held out to find accuracy and calibration: batches, cells or none.
+    derived_from
+        Packs that it was pulled from: ``name``, ``sha256`` of the file and ``scvec`` that wrote it; the last
+        one it was pulled from last.
     changed
-        What was done to the reference after it was pulled.
+        What was done to its cells since they were ingested: ``what`` (appended or deleted), ``cells``,
+        ``labels`` and ``date``, of appended ones ``source``. The condition by which cells were deleted is not
+        told: it may name a person. All figures of held-out cells were measured before.
     gaps
         What the card does not say and should.
     """
@@ -86,7 +95,8 @@ class Card:
     failures: list[str]
     files: list[str]
     scvec: str
-    changed: list[str]
+    derived_from: list[dict[str, Any]] = field(default_factory=list)
+    changed: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def gaps(self) -> list[str]:
@@ -126,8 +136,10 @@ class Card:
                 "accuracy": self.accuracy,
                 "macro_f1": self.macro_f1,
                 "calibration_error": self.ece,
+                **({"measured": MEASURED_BEFORE} if self.changed else {}),
             },
             "known_failures": self.failures,
+            "derived_from": self.derived_from,
             "changed": self.changed,
             "scvec": self.scvec,
         }
@@ -157,9 +169,14 @@ class Card:
         lines += [f"- {_label_line(label)}" for label in self.labels]
         if self.failures:
             lines += ["", "Known failures:", *[f"- {text}" for text in self.failures]]
+        for pack in self.derived_from:
+            told = f"{pack['name']}, sha256 {pack['sha256']}, packed by scvec {pack['scvec']}"
+            lines += ["", f"Derived from: {told}"]
         if self.changed:
-            lines += ["", "Changed since it was published:", *[f"- {text}" for text in self.changed]]
-        return lines
+            lines += ["", f"Changed since then ({MEASURED_BEFORE}):"]
+            lines += [f"- {_change_line(change)}" for change in self.changed]
+        # Whoever wrote a card may be anybody: no terminal code of theirs is passed on.
+        return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
 
 
 def card_of(stored: StoredReference, options: CardOptions | None = None, *, with_cells: bool = True) -> Card:
@@ -169,6 +186,7 @@ def card_of(stored: StoredReference, options: CardOptions | None = None, *, with
     origin: dict[str, Any] = meta["origin"] if isinstance(meta.get("origin"), dict) else {}
     known = {name: origin[key] for name, key in OF_ORIGIN.items() if key in origin}
     before: dict[str, Any] = {**known, **(meta["card"] if isinstance(meta.get("card"), dict) else {})}
+    pulled: dict[str, Any] = meta.get("pulled", {})
     record = meta["model"]["calibration"].get("record", {})
     per_label = record.get("labels") or [{}] * len(meta["classes"])
     ontology = dict(zip(meta["classes"], meta.get("ontology", {}).get("terms", []), strict=False))
@@ -195,7 +213,14 @@ def card_of(stored: StoredReference, options: CardOptions | None = None, *, with
         name=stored.name,
         license=asked.license or str(before.get("license", "")),
         sources=list(asked.sources) or [str(s) for s in before.get("sources", [])],
-        species=" and ".join(meta.get("species_cells", {meta["species"]: 0})),
+        species=" and ".join(
+            dict.fromkeys(
+                [
+                    *meta.get("species_cells", [meta["species"]]),
+                    *(a["species"] for a in meta.get("appended", [])),
+                ]
+            )
+        ),
         tissue=asked.tissue or str(before.get("tissue", "")) or _one(stored, "tissue"),
         assay=asked.assay or str(before.get("assay", "")) or _one(stored, "assay"),
         n_cells=int(before.get("n_cells", stored.n)) if meta.get("without_cells") else stored.n,
@@ -209,11 +234,38 @@ def card_of(stored: StoredReference, options: CardOptions | None = None, *, with
         ece=_rounded(record.get("ece")),
         held_out=str(meta["model"]["calibration"].get("held_out", "none")),
         failures=failures or [str(f) for f in before.get("failures", [])],
-        files=[str(s.get("name", "")) for s in meta.get("sources", [])],
+        files=[PurePath(str(s.get("name", ""))).name for s in meta.get("sources", [])],
         scvec=__version__,
-        changed=[str(c) for c in before.get("changed", [])]
-        + [f"{a['n_cells']:,} cells of {a['name']} appended" for a in meta.get("appended", [])],
+        derived_from=[*before.get("derived_from", []), *([pulled["pack"]] if pulled else [])],
+        changed=[*before.get("changed", []), *_changes(meta, int(pulled.get("n_changes", 0)))],
     )
+
+
+def n_changes(meta: Mapping[str, Any]) -> int:
+    """Return how often cells were appended to a reference and deleted from it."""
+    return len(meta.get("appended", [])) + len(meta.get("deletions", []))
+
+
+def _changes(meta: Mapping[str, Any], known: int) -> list[dict[str, Any]]:
+    """Return what happened to the cells of a reference, by date, without the first ``known`` changes."""
+    appended = [
+        {"what": "appended", "source": PurePath(a["name"]).name, "cells": a["n_cells"]}
+        | {"labels": a.get("labels", {}), "date": a.get("date", "")}
+        for a in meta.get("appended", [])
+    ]
+    deleted = [
+        {"what": "deleted", "cells": d["n_cells"], "labels": d["labels"], "date": d["date"]}
+        for d in meta.get("deletions", [])
+    ]
+    return sorted([*appended, *deleted], key=lambda change: str(change["date"]))[known:]
+
+
+def _change_line(change: Mapping[str, Any]) -> str:
+    of = f" of {change['source']}" if change.get("source") else ""
+    labels = ", ".join(f"{label} {n:,}" for label, n in change.get("labels", {}).items())
+    day = str(change.get("date", ""))[:10]
+    when = f" on {day}" if day else ""
+    return f"{change['cells']:,} cells{of} {change['what']}{when}" + (f" ({labels})" if labels else "")
 
 
 def _donors(stored: StoredReference) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -214,8 +215,10 @@ def _encoded(
         record = {
             "name": source.name,
             "n_cells": int(new.sum()),
+            "labels": {label: n for label, n in counts_of(stored, obs[new]).items() if n},
             "species": matched.match.species,
             "digest": digest,
+            "date": _now(),
         }
         notes = [*source.notes, *matched.notes, *genes.notes, *few, *told]
         return _Added(obs[new], np.concatenate(vectors), record, notes)
@@ -266,7 +269,9 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
             raise InputError("no cell would be left in the reference", where, fix, code="where-no-match")
         kept = np.setdiff1d(np.arange(stored.n), deleted)
         obs = _with_files(stored).iloc[kept]
-        meta = changed_meta(stored, dropped=int(stored.meta.get("dropped", 0)) + len(deleted))
+        labels = {label: n for label, n in counts_of(stored, stored.obs.iloc[deleted]).items() if n}
+        deletion = {"n_cells": len(deleted), "labels": labels, "date": _now()}
+        meta = changed_meta(stored, deletions=[*stored.meta.get("deletions", []), deletion])
         tensors = {**_without_probes(stored, deleted), **_sample_without(stored, deleted)}
         notes = []
         if shrinks_in_place(stored, len(deleted)):
@@ -288,6 +293,11 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
         generation=str(version.number),
         notes=notes,
     )
+
+
+def _now() -> str:
+    """Return the time as text, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _with_files(stored: StoredReference) -> pd.DataFrame:

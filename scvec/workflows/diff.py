@@ -1,21 +1,35 @@
-"""``scvec diff``: the differences between two versions of a store."""
+"""``scvec diff``: the differences between two versions of a store, or between two references."""
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, StoreError
 from scvec.base.results import Record, Report
+from scvec.stores.store.packs import MAX_JSON, PackReader
 from scvec.stores.store.reference_reader import StoredSpace
 from scvec.stores.store.store import Store
 
-__all__ = ["Changed", "DiffReport", "Example", "SpaceChange", "diff"]
+if TYPE_CHECKING:
+    from scvec.model.card import Card
+
+__all__ = [
+    "Changed",
+    "DiffReport",
+    "Example",
+    "LabelChange",
+    "ReferenceDiff",
+    "SpaceChange",
+    "diff",
+    "diff_references",
+]
 
 #: Longest line about a text.
 WIDTH = 100
@@ -257,3 +271,162 @@ def _texts(stored: StoredSpace | None) -> pd.DataFrame:
     if stored is None:
         return pd.DataFrame(columns=columns, dtype=object)
     return stored.genes[columns].astype(str)
+
+
+#: Fields of two cards that are compared as they are, and what they are called.
+_FACTS = {
+    "license": "licence",
+    "species": "species",
+    "tissue": "tissue",
+    "assay": "assay",
+    "with_cells": "with cells",
+    "encoder": "encoder",
+    "n_genes": "genes of the cell space",
+    "embed_dim": "dimensions",
+    "held_out": "held out",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "ece": "calibration error",
+    "scvec": "scvec",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelChange(Record):
+    """A label whose cells, recall on held-out cells, or term differ; no cells where it was not there."""
+
+    label: str
+    state: str
+    cells_before: int = 0
+    cells_after: int = 0
+    recall_before: float | None = None
+    recall_after: float | None = None
+
+    def line(self) -> str:
+        """Return it in words."""
+        shown = f"  {self.state} {self.label}: {self.cells_before:,} -> {self.cells_after:,} cells"
+        if self.recall_before != self.recall_after:
+            found = ("?" if r is None else f"{r:.0%}" for r in (self.recall_before, self.recall_after))
+            shown += f", {' -> '.join(found)} found"
+        return shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceDiff(Report):
+    """The differences between two references, as their cards and genes tell them.
+
+    Attributes
+    ----------
+    facts
+        What differs of the cards, by its name in words: before and after.
+    labels
+        Labels that were added, removed or changed.
+    genes_added, genes_removed
+        Numbers of genes that only one has measured.
+    sources_added, sources_removed
+        Citations.
+    """
+
+    old: str
+    new: str
+    cells_before: int
+    cells_after: int
+    facts: dict[str, tuple[Any, Any]]
+    labels: list[LabelChange]
+    genes_added: int
+    genes_removed: int
+    sources_added: list[str]
+    sources_removed: list[str]
+
+    @property
+    def same(self) -> bool:
+        """True if nothing differs."""
+        counted = self.genes_added or self.genes_removed or self.cells_before != self.cells_after
+        return not (counted or self.facts or self.labels or self.sources_added or self.sources_removed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and ``same``."""
+        return {"same": self.same, **super().to_dict()}
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for people."""
+        lines = [f"from {self.old} to {self.new}"]
+        if self.cells_before != self.cells_after:
+            lines.append(f"cells: {self.cells_before:,} -> {self.cells_after:,}")
+        lines += [f"{name}: {_shown(a)} -> {_shown(b)}" for name, (a, b) in self.facts.items()]
+        if self.genes_added or self.genes_removed:
+            lines.append(f"genes: {self.genes_added:,} added, {self.genes_removed:,} removed")
+        lines += [f"source added: {source}" for source in self.sources_added]
+        lines += [f"source removed: {source}" for source in self.sources_removed]
+        lines += ["labels:"] * bool(self.labels) + [label.line() for label in self.labels]
+        lines += ["nothing differs"] if self.same else []
+        return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
+
+
+def _shown(value: Any) -> str:
+    return "not stated" if value in (None, "") else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def diff_references(store: Path | str, old: Path | str, new: Path | str) -> ReferenceDiff:
+    """Compare two references: names of the store, or packs (``.scvec`` files), which need not be pulled.
+
+    Raises
+    ------
+    InputError
+        There is no such reference or file.
+    StoreError
+        A pack is damaged.
+    """
+    (before, genes_before), (after, genes_after) = (_described(store, one) for one in (old, new))
+    facts = {
+        name: (getattr(before, key), getattr(after, key))
+        for key, name in _FACTS.items()
+        if getattr(before, key) != getattr(after, key)
+    }
+    was, now = ({str(label["label"]): label for label in card.labels} for card in (before, after))
+    labels = []
+    for label in dict.fromkeys([*was, *now]):
+        a, b = was.get(label), now.get(label)
+        if a != b:
+            labels.append(
+                LabelChange(
+                    label=label,
+                    state="added" if a is None else "removed" if b is None else "changed",
+                    cells_before=int((a or {}).get("cells") or 0),
+                    cells_after=int((b or {}).get("cells") or 0),
+                    recall_before=(a or {}).get("recall"),
+                    recall_after=(b or {}).get("recall"),
+                )
+            )
+    return ReferenceDiff(
+        old=str(old),
+        new=str(new),
+        cells_before=before.n_cells,
+        cells_after=after.n_cells,
+        facts=facts,
+        labels=labels,
+        genes_added=len(genes_after - genes_before),
+        genes_removed=len(genes_before - genes_after),
+        sources_added=[s for s in after.sources if s not in before.sources],
+        sources_removed=[s for s in before.sources if s not in after.sources],
+    )
+
+
+def _described(store: Path | str, given: Path | str) -> tuple[Card, set[str]]:
+    """Return the card and the genes of a reference of the store, or of a pack."""
+    from scvec.model.card import Card, card_of
+    from scvec.model.storage import genes_of
+
+    if Path(given).suffix != ".scvec":
+        stored = Store(store).reference(str(given))
+        return card_of(stored), set(genes_of(stored))
+    with PackReader(Path(given)) as pack:
+        try:
+            meta = json.loads(pack.read(pack.manifest.reference.meta, MAX_JSON))
+            known = {f.name for f in fields(Card)}
+            card = Card(**{key: value for key, value in meta["card"].items() if key in known})
+            card.lines()  # its fields are what they must be
+            return card, {str(gene) for gene in meta["all_genes"]}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"the card of the pack cannot be read ({type(error).__name__})"
+            raise StoreError(what, str(given), "get it again, from where it was published") from error

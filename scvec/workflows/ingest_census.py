@@ -62,6 +62,8 @@ MEASURED = 0.9
 PIECE, BYTES_PER_VALUE = 2048, 64
 #: Bytes of a value and of a row as they are kept.
 VALUE_BYTES, ROW_BYTES = 8, 8
+#: Cells that are read to estimate what all take.
+N_SAMPLE = 256
 #: Values of a cell where the Census does not say.
 USUAL_VALUES = 4000
 MAX_WHERE = 2000
@@ -609,16 +611,20 @@ class Cost:
 
 
 def cost_of(census: Census, drawn: Drawn) -> Cost:
-    """Estimate what reading takes, from a sample of the cells."""
-    rows = np.unique(np.linspace(0, len(drawn.obs) - 1, 256).astype(np.int64))
-    joinids = drawn.obs["soma_joinid"].to_numpy(np.int64)[rows]
-    start = time.perf_counter()
-    block = census.counts(joinids, drawn.var["soma_joinid"].to_numpy(np.int64))
+    """Estimate what reading takes: bytes from cells of all parts of the draw, time from neighbours in it.
+
+    Neighbours lie in the same tiles, as those of a piece do; and what is opened once was opened before.
+    """
+    rows = np.unique(np.linspace(0, len(drawn.obs) - 1, N_SAMPLE).astype(np.int64))
+    joinids, genes = (table["soma_joinid"].to_numpy(np.int64) for table in (drawn.obs, drawn.var))
+    block = census.counts(joinids[rows], genes)
+    first, start = max((len(joinids) - N_SAMPLE) // 2, 0), time.perf_counter()
+    beside = census.counts(joinids[first : first + N_SAMPLE], genes)
     seconds = time.perf_counter() - start
     # The Census says how many values a cell has; the sample says which fraction is of genes that are kept.
     share = block.nnz / max(int(drawn.n_values[rows].sum()), 1)
     n_values = float(drawn.n_values.sum()) * share
-    seconds *= n_values / max(block.nnz, 1)
+    seconds *= n_values / max(beside.nnz, 1)
     return Cost(int(n_values * VALUE_BYTES + len(drawn.obs) * ROW_BYTES), seconds)
 
 

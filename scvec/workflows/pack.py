@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,7 +106,7 @@ def pack(
     facts = card_of(stored, card or CardOptions(), with_cells=with_cells)
     with tempfile.TemporaryDirectory(prefix="scvec-pack-") as temporary:
         folder = Path(temporary)
-        meta = {**stored.meta, "card": facts.to_dict()}
+        meta = _handed_on(stored.meta) | {"card": facts.to_dict()}
         entry, paths = _packed(folder, stored, meta, with_cells=with_cells)
         tensors, described = make_golden(StoredReference(_Source(paths), stored.name, entry))
         golden = (
@@ -133,6 +133,19 @@ def pack(
         n_golden=len(tensors["proba"]),
         notes=list(facts.gaps),
     )
+
+
+def _handed_on(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON values of a reference without folders of this machine.
+
+    Where it was pulled from is told by its new card.
+    """
+    named = {
+        key: [{**file, "name": PurePath(str(file["name"])).name} for file in meta[key]]
+        for key in ("sources", "appended")
+        if key in meta
+    }
+    return {k: v for k, v in meta.items() if k != "pulled"} | named
 
 
 def _packed(
@@ -194,7 +207,7 @@ def _without_cells(stored: StoredReference, meta: dict[str, Any]) -> dict[str, A
     label_key = str(meta["options"].get("label_key") or "cell_type")
     codes = np.arange(len(classes), dtype=np.int64)
     return {
-        "meta": {k: v for k, v in meta.items() if k not in ("sample", "index", "appended")}
+        "meta": {k: v for k, v in meta.items() if k not in ("sample", "index", "appended", "deletions")}
         | {"without_cells": True},
         "tensors": {k: v for k, v in stored.tensors.items() if not k.startswith(OF_CELLS)},
         "obs": pd.DataFrame({label_key: pd.Categorical(classes), CODE_COLUMN: codes}, index=names),

@@ -35,6 +35,8 @@ __all__ = ["Address", "PullReport", "download", "from_hub", "pull", "shipped_pac
 #: Files larger than this are refused unless a user says otherwise.
 MAX_BYTES = 20 << 30
 BLOCK = 1 << 20
+#: Values of a table of cells, bytes of one of its texts, and what may compress its pages.
+MAX_VALUES, MAX_TEXT, CODECS = 1 << 28, 1 << 16, ("UNCOMPRESSED", "SNAPPY", "ZSTD")
 #: Seconds without a byte after which a server is given up.
 TIMEOUT = 60.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -301,7 +303,6 @@ def pull(
     StoreError
         The pack is damaged, was made to do harm, or does not give the answers that it must.
     """
-    from scvec.model.card import card_of
     from scvec.model.golden import check_golden
     from scvec.model.resolvers import ensure_knowledge
     from scvec.stores.store.files import check_reference_name
@@ -319,6 +320,7 @@ def pull(
         replaced = txn.reference(called) is not None
         with stages("check"):
             stored, golden, described = _staged(txn, pack, called)
+            card = _card_lines(stored, pack)
         with stages("golden query"):
             n_golden = check_golden(stored, golden, described)
         with stages("knowledge"):
@@ -327,7 +329,7 @@ def pull(
             notes = _notes(stored.meta, set(kb.genes()["gene_id"]))
         if replaced:
             notes.append(f"reference {called!r} was there and is replaced")
-        card, n_labels, n = card_of(stored).lines(), len(stored.meta["classes"]), stored.n
+        n_labels, n = len(stored.meta["classes"]), stored.n
         generation = txn.commit()
         with_cells = pack.manifest.with_cells
     return PullReport(
@@ -353,7 +355,8 @@ def _staged(
     -------
     The reference under the name that it has here, and arrays and JSON values of its golden query.
     """
-    from scvec.stores.store.files import read_tensors
+    from scvec.model.card import n_changes
+    from scvec.stores.store.files import read_json, read_tensors, write_json
 
     renamed: dict[str, str] = {}
     entry = pack.manifest.reference
@@ -361,6 +364,13 @@ def _staged(
         stem, _, ending = file.rpartition(".")
         part = stem.rpartition("-")[0].removeprefix(f"{pack.manifest.name}.")
         renamed[file] = txn.put_file(f"{name}.{part}", ending, _copying(pack, file))
+    meta = read_json(txn.path_of(renamed[entry.meta]))
+    try:
+        pulled = {"pack": pack.facts(), "n_changes": n_changes(meta)}
+        meta = {**meta, "pulled": pulled}
+    except (TypeError, AttributeError) as error:
+        raise StoreError("the pack holds no reference", str(pack.path)) from error
+    renamed[entry.meta] = txn.put_file(f"{name}.meta", "json", lambda path: write_json(path, meta))
     moved = replace(
         entry,
         meta=renamed[entry.meta],
@@ -371,14 +381,84 @@ def _staged(
     )
     txn.adopt_reference(name, moved)
     stored = txn.reference(name)
-    if stored is None or not entry.is_whole:
-        raise StoreError("the pack holds no whole reference", str(pack.path))
+    if stored is None or entry.n < 1 or len(stored.vectors) != entry.n or entry.dim < 1:
+        raise StoreError("the pack holds no reference", str(pack.path))
+    _check_table(txn.path_of(moved.obs), entry.n, str(pack.path))
     golden = txn.put_file("golden", "safetensors", _copying(pack, pack.manifest.golden[0]))
     try:
         described = json.loads(pack.read(pack.manifest.golden[1]))
     except (ValueError, RecursionError) as error:
         raise StoreError("the golden query of the pack cannot be read", str(pack.path)) from error
     return stored, read_tensors(txn.path_of(golden)), described
+
+
+def _check_table(path: Path, n: int, where: str) -> None:
+    """Refuse a table of cells that is small as a file and fills memory when it is read.
+
+    It must have as many rows as there are vectors and plain columns of a bounded size; its texts are looked
+    at as a dictionary, a group of rows after another, before they are repeated.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        about = pq.read_metadata(path)
+        schema = about.schema.to_arrow_schema()
+        groups = [about.row_group(g) for g in range(about.num_row_groups)]
+        parts = [g.column(c) for g in groups for c in range(g.num_columns)]
+        size = sum(part.total_uncompressed_size for part in parts)
+        if about.num_rows != n or n * about.num_columns > MAX_VALUES or size > 8 * MAX_VALUES:
+            raise ValueError(f"{about.num_rows:,} rows of {about.num_columns:,} columns")
+        if not {part.compression for part in parts} <= set(CODECS):
+            raise ValueError("another compression")
+        texts = [f.name for f in schema if pa.types.is_dictionary(f.type) or _is_text(f.type)]
+        if any(pa.types.is_nested(f.type) for f in schema):
+            raise ValueError("columns of columns")
+        for name in texts:
+            with pq.ParquetFile(path, read_dictionary=[name]) as file:
+                for group in range(len(groups)):
+                    for chunk in file.read_row_group(group, columns=[name])[name].chunks:
+                        _check_texts(chunk, n)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        told = error if type(error) is ValueError else type(error).__name__
+        what = f"the table of cells of the pack cannot be used ({told})"
+        raise StoreError(what, where, "get it again, from where it was published") from error
+
+
+def _check_texts(chunk: Any, n: int) -> None:
+    """Raise ValueError where the texts of a column are too long, or many more than its rows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(chunk.type) or not _is_text(chunk.type.value_type):
+        return
+    lengths = pc.binary_length(chunk.dictionary)
+    longest = pc.max(lengths).as_py() or 0
+    if (
+        longest > MAX_TEXT
+        or len(lengths) > n
+        or (pc.sum(lengths.take(chunk.indices)).as_py() or 0) > 8 * MAX_VALUES
+    ):
+        raise ValueError(f"texts of {longest:,} characters")
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return any(t(kind) for t in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary))
+
+
+def _card_lines(stored: StoredReference, pack: PackReader) -> list[str]:
+    from scvec.model.card import card_of
+
+    try:
+        return card_of(stored).lines()
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"the card of the pack cannot be read ({type(error).__name__})",
+            str(pack.path),
+            "get it again, from where it was published",
+        ) from error
 
 
 def _copying(pack: PackReader, file: str) -> Any:

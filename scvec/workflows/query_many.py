@@ -15,12 +15,16 @@ import numpy.typing as npt
 from scvec.base.arrays import blocks
 from scvec.base.errors import InputError
 from scvec.base.results import html_lines
-from scvec.base.types import Float32, Progress, no_progress
+from scvec.base.types import Float32, Float64, Progress, no_progress
 from scvec.celltypes.ontology import ClassOntology
 from scvec.celltypes.terms import folded
+from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.write import write_annotated, write_tables
+from scvec.model.matching import match_genes, obsm_key, query_genes
 from scvec.model.query_options import QueryOptions
+from scvec.model.resolvers import stored_resolver
 from scvec.model.status import MIN_CONFIDENCE, STATUS_COLORS, STATUSES
+from scvec.model.storage import class_statistics, genes_of
 from scvec.stores.store.store import Store
 
 if TYPE_CHECKING:
@@ -34,6 +38,13 @@ __all__ = ["JointAnnotation", "query_many"]
 Strings = npt.NDArray[np.object_]
 #: Part of the weighted probability that a term must hold (that of :meth:`ClassOntology.coded_broad`).
 BAR = 0.8
+#: How steeply the weight of a reference falls with the cosine of a cell to the mean cell of its label, below
+#: that of the most alike. Chosen on two cuts of one tissue in two (`benchmarks/joined.py`).
+ALIKE = 50.0
+#: Genes that references must share for their mean cells to be compared.
+MIN_SHARED = 200
+#: Least part of its weight that novelty leaves to a reference.
+LEAST = 0.01
 #: Part of the weight of another reference from which on its other label makes a cell ambiguous.
 HEARD = 1 / 3
 
@@ -50,8 +61,8 @@ class JointAnnotation:
         (n,) strings, as objects: label of the reference that has most to say, the deepest Cell Ontology term
         that the references support together, which reference that was, and how far to trust it.
     confidence, novelty, disagreement
-        (n,) float32, 0 to 1: weighted probability of labels that agree with the label; least novelty of all
-        references; part of the weight that lies with references of an unrelated label.
+        (n,) float32, 0 to 1: weighted probability of labels that agree with the label; novelty to the
+        reference that gives it; part of the weight that lies with references of an unrelated label.
     disagreements
         Table of the pairs of unrelated labels: ``reference``, ``label``, ``other_reference``, ``other_label``
         and ``n_cells``, most cells first.
@@ -228,7 +239,7 @@ def query_many(
     for name in options.reference or ():
         alone = replace(options, reference=name, output=None)
         annotations[name] = one(store, cells, alone, progress=progress)
-    joint = _joined(annotations, ontologies)
+    joint = _joined(annotations, ontologies, _likeness(opened, cells, annotations, options))
     if target is not None:
         progress("writing", 0, None)
         _write(joint, cells, target, options.memory)
@@ -245,19 +256,103 @@ def _write(joint: JointAnnotation, cells: Any, target: Path, memory: str | int |
         write_tables([table.rename_axis("cell")], target)
 
 
-def _joined(annotations: dict[str, Annotation], ontologies: Sequence[ClassOntology]) -> JointAnnotation:
-    """Return the consensus. A cell's answer does not depend on the other cells."""
+def _likeness(
+    opened: Store, cells: Any, annotations: Mapping[str, Annotation], options: QueryOptions
+) -> Float64 | None:
+    """Return (n_references, n) cosines of each cell to the mean cell of the label that a reference gives it.
+
+    Over genes that the query and all references measured, which makes references comparable: each judges
+    novelty in its own space, which need not know what sets its types apart from those of another reference.
+    None where the references share too few genes: of other species, or of vectors of ``obsm``.
+    """
+    stored = [opened.reference(name) for name in annotations]
+    if any(obsm_key(one) for one in stored) or len({one.meta["species"] for one in stored}) > 1:
+        return None
+    own = genes_of(stored[0])
+    shared = set(own).intersection(*map(genes_of, stored[1:]))
+    best = [a.proba.argmax(axis=1) for a in annotations.values()]
+    found = np.zeros((len(stored), len(best[0])))
+    memory = {"layer": options.layer, "memory": options.memory, "values": options.values}
+    with open_cells(cells, columns=False, **memory) as source:
+        resolver = stored_resolver(opened)
+        matched = match_genes(source, resolver, species=options.species, force=True, drop_unmeasured=True)
+        genes = query_genes(opened, stored[0], matched, force=True)
+        kept = np.flatnonzero(genes.measured & np.array([gene in shared for gene in own]))
+        if len(kept) < MIN_SHARED:
+            return None
+        means = []
+        for one in stored:
+            place = {gene: i for i, gene in enumerate(genes_of(one))}
+            mean = class_statistics(one.tensors)[0][:, [place[own[i]] for i in kept]].astype(np.float64)
+            means.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
+        start = 0
+        for chunk in matched.chunks(genes):
+            X = chunk.X[:, kept]
+            rows = np.arange(start, start + X.shape[0])
+            length = np.maximum(np.sqrt(X.multiply(X).sum(axis=1)).A1, 1e-12)
+            for r, mean in enumerate(means):
+                found[r, rows] = (X @ mean.T)[rows - start, best[r][rows]] / length
+            start += len(rows)
+    return found
+
+
+def _weights(parts: Sequence[Annotation], likeness: Float64 | None) -> Float64:
+    """Return (n_references, n) how much the probabilities of each reference count for each cell.
+
+    Less by novelty, and less where the cell is more like the label of another reference. One to
+    which a cell is novel, or that found too few genes in it, has no say, unless the cell is most like its
+    label: then novelty to it does not speak for another.
+    """
+    status = np.array([a.status for a in parts])
+    novelty = np.array([a.novelty for a in parts], dtype=np.float64)
+    weights = np.maximum(1.0 - novelty, LEAST)
+    mute = status == "novel"
+    if likeness is not None:
+        behind = likeness - likeness.max(axis=0)
+        alike = np.exp(ALIKE * behind)
+        weights *= alike / alike.sum(axis=0)
+        mute &= behind < 0
+    return np.where(mute | (status == "low_quality"), 0.0, weights)
+
+
+def _spoken_for(
+    parts: Sequence[Annotation],
+    ontologies: Sequence[ClassOntology],
+    counts: Float64,
+    best: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Return (n,) the reference whose label all give most to together.
+
+    A type that several references have gets what each gives to it; of them, the one that has most to say then
+    names it.
+    """
+    n, weights = len(parts), np.zeros_like(counts)
+    support, same = np.zeros_like(counts), np.zeros((n, *counts.shape), dtype=bool)
+    for r in range(n):
+        weights[r] = counts[r] * parts[r].proba.max(axis=1)
+        for s in range(n):
+            types = _same(parts[r].classes, ontologies[r], parts[s].classes, ontologies[s])[best[r]]
+            support[r] += counts[s] * (parts[s].proba * types).sum(axis=1)
+            same[r, s] = types[np.arange(len(types)), best[s]]
+    support[counts <= 0] = -1.0
+    first, cells = support.argmax(axis=0), np.arange(counts.shape[1])
+    return np.asarray(np.where(same[first, :, cells].T, weights, -1.0).argmax(axis=0), dtype=np.int64)
+
+
+def _joined(
+    annotations: dict[str, Annotation], ontologies: Sequence[ClassOntology], likeness: Float64 | None = None
+) -> JointAnnotation:
+    """Return the consensus. ``likeness`` is that of :func:`_likeness`."""
     parts, names = list(annotations.values()), np.array(list(annotations), dtype=object)
     status = np.array([a.status for a in parts])
     confidence = np.array([a.confidence for a in parts], dtype=np.float64)
     novelty = np.array([a.novelty for a in parts], dtype=np.float64)
-    # A reference to which a cell is novel, or that found too few genes in it, has no say.
-    weights = np.where(np.isin(status, ("novel", "low_quality")), 0.0, confidence * (1.0 - novelty))
-    total = weights.sum(axis=0)
-    silent = total <= 0
-    taken = np.where(silent, novelty.argmin(axis=0), weights.argmax(axis=0))
-    cells = np.arange(weights.shape[1])
+    counts = _weights(parts, likeness)
     best = np.array([a.proba.argmax(axis=1) for a in parts])
+    weights = counts * confidence
+    silent = weights.sum(axis=0) <= 0
+    taken = np.where(silent, novelty.argmin(axis=0), _spoken_for(parts, ontologies, counts, best))
+    cells = np.arange(weights.shape[1])
     # Where none has a say, the least foreign one answers alone.
     weights[taken[silent], cells[silent]] = 1.0
     weights /= weights.sum(axis=0)
@@ -280,7 +375,7 @@ def _joined(annotations: dict[str, Annotation], ontologies: Sequence[ClassOntolo
         annotations,
         np.array([a.label for a in parts])[taken, cells],
         joint.astype(np.float32),
-        novelty.min(axis=0).astype(np.float32),
+        novelty[taken, cells].astype(np.float32),
         verdict,
         _deepest(parts, ontologies, weights),
         names[taken],
@@ -288,6 +383,18 @@ def _joined(annotations: dict[str, Annotation], ontologies: Sequence[ClassOntolo
         _disagreements(annotations, taken, weights, best, ontologies),
         list(dict.fromkeys(f"{name}: {note}" for name, a in annotations.items() for note in a.notes)),
     )
+
+
+def _same(
+    classes: Sequence[str], ontology: ClassOntology, others: Sequence[str], other: ClassOntology
+) -> npt.NDArray[np.bool_]:
+    """Return (n_classes, n_others) bool: whether labels name one type, by their term or their text."""
+    known = [term or folded(label) for label, term in zip(classes, ontology.terms, strict=True)]
+    theirs = [term or folded(label) for label, term in zip(others, other.terms, strict=True)]
+    found = np.array(known, dtype=object)[:, None] == np.array(theirs, dtype=object)
+    if ontology is other:
+        found = np.eye(len(known), dtype=bool)
+    return np.asarray(found, dtype=bool)
 
 
 def _related(
@@ -302,9 +409,7 @@ def _related(
     return found
 
 
-def _deepest(
-    parts: Sequence[Annotation], ontologies: Sequence[ClassOntology], weights: npt.NDArray[np.float64]
-) -> Strings:
+def _deepest(parts: Sequence[Annotation], ontologies: Sequence[ClassOntology], weights: Float64) -> Strings:
     """Return (n,) the deepest term that the weighted probabilities support; empty where there is none.
 
     A reference that has no type below a term neither supports nor opposes it with what it gives to the terms
@@ -346,7 +451,7 @@ def _deepest(
 def _disagreements(
     annotations: dict[str, Annotation],
     taken: npt.NDArray[np.int64],
-    weights: npt.NDArray[np.float64],
+    weights: Float64,
     best: npt.NDArray[np.int64],
     ontologies: Sequence[ClassOntology],
 ) -> pd.DataFrame:

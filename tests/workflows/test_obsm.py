@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 
 import scvec
@@ -71,6 +72,50 @@ def test_objects_zarr_small_memory_and_files_without_x_give_the_same(made, tmp_p
         found = scvec.query(made / "store", cells, memory="600M")
         np.testing.assert_array_equal(found.label, oracle.label)
         np.testing.assert_allclose(found.proba, oracle.proba, atol=1e-5)
+
+
+def test_a_parquet_table_of_vectors_and_labels_is_a_reference(made, tmp_path, new_store):
+    """As LanceDB gives it, a column of lists; and as notebooks write it, a column a dimension."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ref, new = (anndata.read_h5ad(made / name) for name in ("ref.h5ad", "new.h5ad"))
+    rows = {"cell_id": list(ref.obs_names), "cell_type": ref.obs["cell_type"].astype(str).tolist()}
+    rows["donor"] = ref.obs["donor"].astype(str).tolist()
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(ref.obsm[KEY].ravel()), ref.obsm[KEY].shape[1])
+    pq.write_table(pa.table({**rows, KEY: lists}), tmp_path / "ref.parquet")
+    wide = new.obs.join(pd.DataFrame(new.obsm[KEY], new.obs_names).add_prefix(f"{KEY}_"))
+    wide.to_parquet(tmp_path / "new.parquet")
+    store = new_store(tmp_path / "store")
+    options = {"label_key": "cell_type", "batch_key": "donor", "encoder": f"obsm:{KEY}"}
+    assert scvec.ingest_cells(store, [tmp_path / "ref.parquet"], name="mine", **options).n_cells == ref.n_obs
+    assert list(Store(store).reference("mine").obs.index) == list(ref.obs_names)
+    oracle, found = scvec.query(made / "store", new), scvec.query(store, tmp_path / "new.parquet")
+    np.testing.assert_array_equal(found.label, oracle.label)
+    np.testing.assert_allclose(found.proba, oracle.proba, atol=1e-5)
+    assert list(found.cells) == list(new.obs_names)
+
+
+@pytest.mark.parametrize("kind", ["no vectors", "ragged", "missing", "damaged", "by genes", "lance"])
+def test_parquet_tables_that_cannot_be_used(kind, made, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lists = {"ragged": [[1.0, 2.0], [1.0]], "missing": [[1.0, 2.0], None]}
+    columns = {"cell_type": ["a", "b"]}
+    if kind != "no vectors":
+        columns[KEY] = lists.get(kind, [[1.0, 2.0], [3.0, 4.0]])
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table(columns), path)
+    if kind == "damaged":
+        path.write_bytes(path.read_bytes()[:60])
+    if kind == "lance":
+        path = tmp_path / "t.lance"
+        (path / "_versions").mkdir(parents=True)
+    encoder = {} if kind == "by genes" else {"encoder": f"obsm:{KEY}"}
+    with pytest.raises(InputError) as caught:
+        scvec.ingest_cells(made / "store", [path], name="bad", label_key="cell_type", **encoder)
+    assert len(caught.value.lines()) <= 3 and "bad" not in Store(made / "store").references()
 
 
 def rotated(V):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
+from contextlib import ExitStack
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,13 +22,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import scvec
 from scvec.base.errors import InputError, NetworkError, ResourceError, ScvecError, StoreError
+from scvec.cli.main import cli
 from scvec.model.card import CardOptions
 from scvec.stores.store import packs
 from scvec.stores.store.files import read_tensors, write_tensors
 from scvec.stores.store.store import Store
+from scvec.workflows.diff import diff_references
 
 CARD = CardOptions(license="CC-BY-4.0", sources=("doi:10.1/abc",))
 
@@ -95,6 +102,95 @@ def test_info_shows_the_card(made, target):
         assert report.lines()[-len(report.card.lines()) :] == report.card.lines()
     assert "Licence: CC-BY-4.0" in pulled.lines() and "- doi:10.1/abc" in pulled.lines()
     assert "Licence: not stated" in own.lines()
+
+
+def test_a_pulled_reference_that_grew_says_so_on_its_card(made, target, tmp_path, tiny_adata, new_store):
+    scvec.pull(target, made / "whole.scvec", name="mine")
+    before = scvec.info(target, "mine").card
+    assert before.changed == [] and "Changed" not in "\n".join(before.lines())
+    more = tiny_adata(30, 3, seed=9)
+    more.obs["donor"] = "donor 9"
+    more.write_h5ad(tmp_path / "more.h5ad")
+    scvec.append_cells(target, [tmp_path / "more.h5ad"], name="mine", label_key="cell_type")
+    scvec.drop_cells(target, "mine", where="donor = 'donor 9' AND cell_type = 'beta'")
+    card = scvec.info(target, "mine").card
+    sha256 = hashlib.sha256((made / "whole.scvec").read_bytes()).hexdigest()
+    assert card.derived_from == [{"name": "islets", "sha256": sha256, "scvec": scvec.__version__}]
+    labels = more.obs["cell_type"].value_counts().to_dict()
+    assert [(c["what"], c["cells"], c["labels"]) for c in card.changed] == [
+        ("appended", 30, labels),
+        ("deleted", labels["beta"], {"beta": labels["beta"]}),
+    ]
+    assert card.changed[0]["source"] == "more.h5ad" and all(c["date"] for c in card.changed)
+    # The cells are those of now, and what was measured is told to be from before.
+    assert {x["label"]: x["cells"] for x in card.labels} == {"alpha": 50, "beta": 40, "acinar": 50}
+    assert card.n_cells == 140 and card.accuracy == before.accuracy
+    assert any("measured before" in line for line in card.lines())
+    # Packed, its golden query is a new one, and the card goes with it.
+    scvec.pack(target, "mine", output=tmp_path / "grown.scvec")
+    with packs.PackReader(made / "whole.scvec") as old, packs.PackReader(tmp_path / "grown.scvec") as new:
+        assert old.manifest.golden != new.manifest.golden
+        facts = yaml.safe_load(new.card.split("---\n", 2)[1])
+        assert "measured" in facts["held_out"] and len(facts["changed"]) == 2
+    other = new_store(tmp_path / "other")
+    scvec.pull(other, tmp_path / "grown.scvec", name="theirs")
+    third = scvec.info(other, "theirs").card
+    assert third.changed == card.changed
+    assert [p["name"] for p in third.derived_from] == ["islets", "mine"]
+    # What is done to it there is told besides, once.
+    scvec.drop_cells(other, "theirs", where="donor = 'donor 9'")
+    assert [c["what"] for c in scvec.info(other, "theirs").card.changed] == ["appended", "deleted", "deleted"]
+    assert len(scvec.info(other, "theirs").card.derived_from) == 2
+
+
+@pytest.mark.parametrize("bad", [["x"], [{}], {"a": 1}, 5, [{"what": "\x1b[2J", "cells": "x"}]])
+def test_a_card_that_is_none_is_refused(bad, made, target, tmp_path):
+    before = content(target)
+    pack = with_model(
+        made / "whole.scvec", tmp_path / "bad.scvec", lambda _, meta: meta.update(card={"changed": bad})
+    )
+    with pytest.raises(StoreError):
+        scvec.pull(target, pack)
+    assert content(target) == before
+
+
+def test_a_card_is_no_program_of_a_terminal(made, target, tmp_path):
+    card = {"license": "\x1b]0;title\x07", "sources": ["\x1b[2J\u202etxt", "!!python/object:os.system"]}
+    pack = with_model(made / "whole.scvec", tmp_path / "odd.scvec", lambda _, meta: meta.update(card=card))
+    lines = [*scvec.pull(target, pack).card, *scvec.info(target, "islets").lines()]
+    assert all(line.isprintable() for line in lines) and any("[2J" in line for line in lines)
+
+
+def test_two_packs_or_references_are_compared(made, target, tmp_path, tiny_adata):
+    """Labels, cells, genes, licence and sources, of packs too; nothing where all is equal."""
+    adata = tiny_adata(90, 4, donors=3)
+    store = made / "store"
+    with_fewer = adata[(adata.obs["cell_type"] != "alpha").to_numpy(), 5:].copy()
+    scvec.ingest_cells(target, [with_fewer], name="new", label_key="cell_type", batch_key="donor")
+    scvec.pack(
+        target,
+        "new",
+        output=tmp_path / "new.scvec",
+        card=CardOptions(license="MIT", sources=("x", "doi:10.1/abc")),
+    )
+    found = diff_references(target, made / "whole.scvec", tmp_path / "new.scvec")
+    states = {c.label: (c.state, c.cells_before, c.cells_after) for c in found.labels}
+    counts = with_fewer.obs["cell_type"].value_counts()
+    assert states["alpha"] == ("removed", 40, 0) and states["ductal"] == ("added", 0, counts["ductal"])
+    assert states["beta"] == ("changed", 40, counts["beta"])
+    assert (found.cells_before, found.cells_after) == (120, len(with_fewer))
+    assert found.facts["licence"] == ("CC-BY-4.0", "MIT") and found.sources_added == ["x"]
+    own, other = (
+        set(Store(s).reference(n).meta["all_genes"]) for s, n in ((store, "islets"), (target, "new"))
+    )
+    assert (found.genes_added, found.genes_removed) == (len(other - own), len(own - other)) != (0, 0)
+    assert not found.same and "labels:" in found.lines()
+    scvec.pull(target, made / "whole.scvec", name="islets")
+    assert diff_references(target, "islets", made / "whole.scvec").same
+    ran = CliRunner().invoke(cli, ["diff", "--reference", "islets", "new", "--store", str(target), "--json"])
+    assert ran.exit_code == 0 and json.loads(ran.stdout)["cells_after"] == len(with_fewer)
+    for wrong in (["islets", "--reference"], ["islets", "none", "--reference"], ["x.scvec", "new"]):
+        assert CliRunner().invoke(cli, ["diff", *wrong, "--store", str(target)]).exit_code == 2
 
 
 def test_packs_of_one_reference_are_equal(made, tmp_path):
@@ -203,6 +299,67 @@ def manifest_with(parts: dict[str, bytes], **values) -> list[tuple[str, bytes]]:
     return [("manifest.json", json.dumps(manifest).encode()), *list(parts.items())[1:]]
 
 
+def deep(_: bytes, __: Path) -> bytes:
+    return b"[" * 500_000
+
+
+def large_header(_: bytes, __: Path) -> bytes:
+    return struct.pack("<Q", 1 << 40) + b"{}"
+
+
+def deep_header(_: bytes, __: Path) -> bytes:
+    text = b'{"a":' * 200_000
+    return struct.pack("<Q", len(text)) + text
+
+
+def large_array(_: bytes, __: Path) -> bytes:
+    text = json.dumps({"vectors": {"dtype": "F32", "shape": [1 << 40, 1], "data_offsets": [0, 1 << 42]}})
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def large_index(data: bytes, _: Path) -> bytes:
+    return data[:37] + struct.pack("<Q", 1 << 36) + data[45:]
+
+
+def table(data: bytes, path: Path, **columns) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), path, compression="zstd")
+    return path.read_bytes()
+
+
+def many_rows(data: bytes, path: Path) -> bytes:
+    import pyarrow as pa
+
+    return table(data, path, x=pa.DictionaryArray.from_arrays(np.zeros(30_000_000, np.int8), ["a"]))
+
+
+def long_texts(data: bytes, path: Path) -> bytes:
+    """120 rows that have one text of 60 MB, which as a file are some kilobytes."""
+    import pyarrow as pa
+
+    return table(data, path, x=pa.DictionaryArray.from_arrays(np.zeros(120, np.int8), ["a" * 60_000_000]))
+
+
+def nested(data: bytes, path: Path) -> bytes:
+    return table(data, path, x=[[0] * 100_000] * 120)
+
+
+#: What fills memory when it is read -> part of the name of the file that it takes the place of, and it.
+BOMBS = {
+    "deep-meta": (".meta-", deep),
+    "deep-golden": ("golden-", deep),
+    "large-header": (".model-", large_header),
+    "deep-header": (".model-", deep_header),
+    "large-array": (".vectors-", large_array),
+    "large-index": (".index-", large_index),
+    "many-rows": (".obs-", many_rows),
+    "long-texts": (".obs-", long_texts),
+    "nested": (".obs-", nested),
+}
+
+
 def hostile(name: str, whole: Path, out: Path) -> Path:
     """Return the path of a pack that something was done to."""
     parts = members(whole)
@@ -301,6 +458,54 @@ def hostile(name: str, whole: Path, out: Path) -> Path:
     elif name == "meta-is-a-list":
         meta = next(n for n in parts if ".meta-" in n).removeprefix("files/")
         return written(out, signed(parts, **{meta: b"[]"}))
+    elif name in ("comment", "gap"):
+        with zipfile.ZipFile(out, "w") as pack:
+            for member, content_ in listed:
+                pack.writestr(zipfile.ZipInfo(member, packs.TIME), content_)
+                if name == "gap":
+                    pack.fp.write(b"hidden")
+                    pack.start_dir = pack.fp.tell()
+            pack.comment = b"#!/bin/sh" if name == "comment" else b""
+    elif name == "trailing":
+        out.write_bytes(data + b"x" * 100)
+    elif name == "before":
+        out.write_bytes(b"#!/bin/sh\n" + data)
+    elif name == "stream":
+        for at in (data.find(b"PK\x03\x04") + 6, data.find(b"PK\x01\x02") + 8):
+            data[at] |= 8
+        out.write_bytes(data)
+    elif name == "zip64-lies":
+        # A second end of the directory, in long numbers, claims a thousand billion members.
+        lies = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 1 << 40, 1 << 40, 1 << 40, 0)
+        where = struct.pack("<4sIQI", b"PK\6\7", 0, len(data) - 22, 1)
+        out.write_bytes(data[:-22] + lies + where + data[-22:])
+    elif name == "size-lies":
+        at = data.rfind(b"PK\x01\x02")
+        data[at + 20 : at + 28] = struct.pack("<II", 0xFFFFFFFE, 0xFFFFFFFE)
+        out.write_bytes(data)
+    elif name == "many-members":
+        return written(out, [*listed, *[(f"files/{k}.json", b"") for k in range(20_000)]])
+    elif name == "same-but-for-case":
+        return written(out, [*listed, (first.upper().replace("FILES/", "files/"), parts[first])])
+    elif name == "link-of-windows":
+        with zipfile.ZipFile(out, "w") as pack:
+            for member, content_ in listed:
+                info = zipfile.ZipInfo(member, packs.TIME)
+                info.create_system, info.external_attr = 0, 0o120777 << 16 | 0x400
+                pack.writestr(info, content_)
+    elif name == "index-is-a-table":
+        obs, index = (
+            next(n for n in parts if f".{p}-" in n).removeprefix("files/") for p in ("obs", "index")
+        )
+        text = parts["manifest.json"].decode().replace(index, index.rpartition(".")[0] + ".parquet")
+        moved = {f"files/{index}": f"files/{index.rpartition('.')[0]}.parquet"}
+        return written(
+            out, [("manifest.json", text.encode())] + [(moved.get(n, n), d) for n, d in listed[1:]]
+        )
+    elif name in BOMBS:
+        part, make = BOMBS[name]
+        member = next(n for n in parts if part in n).removeprefix("files/")
+        return written(out, signed(parts, **{member: make(parts[f"files/{member}"], out)}))
     elif name == "golden-is-a-list":
         golden = next(n for n in parts if "golden-" in n and n.endswith("json")).removeprefix("files/")
         return written(out, signed(parts, **{golden: b"[]"}))
@@ -309,21 +514,29 @@ def hostile(name: str, whole: Path, out: Path) -> Path:
     return out
 
 
-HOSTILE = (
-    "absolute up up-inside backslash drive terminal newline hidden folder unlisted long unicode "
+HOSTILE = [
+    *BOMBS,
+    *"absolute up up-inside backslash drive terminal newline hidden folder unlisted long unicode "
     "second-manifest link folder-entry deflated bomb twice manifest-last no-manifest no-card missing-file "
     "swapped-content card-changed not-json deep-json huge-manifest newer odd-name other-ending wrong-size "
     "truncated cut-end flipped-byte wrong-crc overlapping encrypted text empty other-zip model-is-text "
-    "obs-is-text meta-is-a-list golden-is-a-list"
-).split()
+    "obs-is-text meta-is-a-list golden-is-a-list "
+    "comment gap trailing before stream zip64-lies size-lies many-members same-but-for-case link-of-windows "
+    "index-is-a-table".split(),
+]
+#: Seconds in which a pack must be refused.
+SECONDS = 5.0
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_packs_change_nothing(name, made, target, tmp_path):
+def test_hostile_packs_change_nothing(name, made, target, tmp_path, record_property):
     before, outside = content(target), sorted(p.name for p in tmp_path.iterdir())
     pack = hostile(name, made / "whole.scvec", tmp_path / "bad.scvec")
+    began = time.process_time()
     with pytest.raises(ScvecError) as caught:
         scvec.pull(target, pack)
+    assert time.process_time() - began < SECONDS
+    record_property("seconds", time.process_time() - began)
     assert isinstance(caught.value, StoreError | InputError)
     assert "\x1b" not in str(caught.value)
     assert content(target) == before
@@ -490,39 +703,180 @@ def test_a_mirror_is_a_plain_folder(made, target, tmp_path, monkeypatch, server)
     assert server["asked"] == []
 
 
+def test_a_mirror_is_an_address(server, target, monkeypatch):
+    monkeypatch.setenv("SCVEC_MIRROR", server["url"].rpartition("/")[0])
+    with pytest.raises(InputError):
+        scvec.pull(target, "https://example.org/some/islets.scvec")
+    assert server["asked"] == []
+    scvec.pull(target, f"https://example.org/some/islets.scvec#sha256={server['sha256']}")
+    assert server["asked"] == [None]
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Speaks as Hugging Face's hub does: what a repository holds, and its files."""
+
+    def __init__(self, state, *args):
+        self.state = state
+        super().__init__(*args)
+
+    def give(self, data, code=200, **headers):
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def do_GET(self):
+        self.state["asked"].append((self.command, self.path))
+        found = self.state["files"]
+        if self.path in (f"/api/models/lab/islets/revision/{COMMIT}", "/api/models/lab/islets"):
+            siblings = [{"rfilename": name} for name in (*found, "README.md")]
+            about = {"id": "lab/islets", "modelId": "lab/islets", "sha": COMMIT, "siblings": siblings}
+            self.give(json.dumps(about).encode(), Content_Type="application/json")
+        elif (name := self.path.removeprefix(f"/lab/islets/resolve/{COMMIT}/")) in found:
+            tag = hashlib.sha256(found[name]).hexdigest()
+            self.give(found[name], X_Repo_Commit=COMMIT, ETag=f'"{tag}"', Accept_Ranges="bytes")
+        else:
+            self.give(b"{}", 404, X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(made, tmp_path, monkeypatch):
+    """A server that is Hugging Face's hub to the real huggingface_hub."""
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+
+    state = {"files": {"islets.scvec": (made / "whole.scvec").read_bytes()}, "asked": []}
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, state))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    state["url"] = f"http://127.0.0.1:{httpd.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", state["url"])
+    files = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", state["url"] + files)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield state
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_a_file_of_the_hub_is_pulled(hub, target):
+    report = scvec.pull(target, f"hf:lab/islets@{COMMIT}")
+    assert report.name == "islets" and report.source == f"hf:lab/islets@{COMMIT}:islets.scvec"
+    assert ("GET", f"/lab/islets/resolve/{COMMIT}/islets.scvec") in hub["asked"]
+    # Without a commit it is taken on trust only, and the report names the commit that it was.
+    hub["asked"].clear()
+    with pytest.raises(InputError):
+        scvec.pull(target, "hf:lab/islets")
+    assert hub["asked"] == []
+    assert COMMIT in scvec.pull(target, "hf:lab/islets:islets.scvec", name="again", trust=True).source
+
+
+def test_what_the_hub_does_not_give(hub, target):
+    before = content(target)
+    hub["files"]["other.scvec"] = b"no pack"
+    with pytest.raises(InputError) as caught:
+        scvec.pull(target, f"hf:lab/islets@{COMMIT}")
+    assert "2 packs" in str(caught.value)
+    with pytest.raises(InputError):
+        scvec.pull(target, f"hf:lab/islets@{COMMIT}:other.scvec")
+    for wrong in (f"hf:lab/islets@{COMMIT}:none.scvec", f"hf:lab/nothing@{COMMIT}:islets.scvec"):
+        with pytest.raises(NetworkError):
+            scvec.pull(target, wrong)
+    assert content(target) == before
+
+
+@pytest.mark.slow
+def test_the_hub_that_the_environment_names(hub, target, tmp_path):
+    env = {**os.environ, "HF_ENDPOINT": hub["url"], "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    words = [sys.executable, "-m", "scvec", "pull", f"hf:lab/islets@{COMMIT}", "--store", str(target)]
+    env["PYTHONPATH"] = str(Path(scvec.__file__).parents[1])
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(Store(target).references()) == {"islets"}
+
+
 def test_unknown_names_tell_those_there_are(target):
     with pytest.raises(InputError) as caught:
         scvec.pull(target, "pancreas-hamster")
     assert "pancreas-human" in caught.value.fix
 
 
+#: Runs what it is told in processes made by fork: the libraries are loaded once. A line has a store
+#: and seconds after which the process is killed, or -1.
 KILLED = """
-import os, random, signal, sys, threading, time
-import scvec
+import os, signal, sys, threading, time
+import duckdb, faiss, pandas, pyarrow.parquet, safetensors.numpy, scipy.sparse
+import scvec.model.golden, scvec.model.resolvers, scvec.stores.store.store
 from scvec.workflows.pull import pull
-seconds = float(sys.argv[3])
-def end():
-    time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
-threading.Thread(target=end, daemon=True).start()
-pull(sys.argv[1], sys.argv[2])
-time.sleep(60)
+for line in sys.stdin:
+    store, seconds = line.split()
+    begun = time.perf_counter()
+    child = os.fork()
+    if child == 0:
+        if float(seconds) >= 0:
+            threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
+        pull(store, sys.argv[1])
+        time.sleep(60 if float(seconds) >= 0 else 0)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    print(os.waitstatus_to_exitcode(status), time.perf_counter() - begun, flush=True)
 """
 
 
+@pytest.fixture
+def stack():
+    with ExitStack() as found:
+        yield found
+
+
+@pytest.mark.kill
+@pytest.mark.timeout(3000)
 @pytest.mark.slow
-def test_killed_while_it_pulls(made, target, tmp_path):
-    """Whatever the moment, the store has the reference whole or not at all, and a second run completes."""
+def test_killed_while_it_pulls(made, tmp_path, new_store, stack):
+    """Whatever the moment, the store has the reference whole or not at all, and a second run completes.
+
+    ``SCVEC_KILLS`` says how often.
+    """
     environment = {**os.environ, "PYTHONPATH": str(Path(scvec.__file__).parents[1])}
-    for seconds in np.linspace(0.02, 2.0, int(os.environ.get("SCVEC_KILLS", "6"))):
-        killed = subprocess.run(
-            [sys.executable, "-c", KILLED, str(target), str(made / "whole.scvec"), str(seconds)],
-            env=environment,
-            check=False,
-        )
-        assert killed.returncode == -signal.SIGKILL
-        assert Store(target).verify().to_dict()["problems"] == []
-    scvec.pull(target, made / "whole.scvec")
-    assert set(Store(target).references()) == {"islets"}
-    files = [p.name for p in (target / "files").iterdir() if p.name.startswith("islets.")]
-    assert len(files) == len(Store(target).reference("islets").entry.files())
+
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    words = [sys.executable, "-c", KILLED, str(made / "whole.scvec")]
+    forks = stack.enter_context(subprocess.Popen(words, env=environment, **pipes))
+
+    def run(store, seconds):
+        print(store, seconds, file=forks.stdin, flush=True)
+        code, took = forks.stdout.readline().split()
+        assert int(code) == (-signal.SIGKILL if seconds >= 0 else 0)
+        return took
+
+    whole = new_store(tmp_path / "whole")
+    takes = float(run(whole, -1))
+    expected = scvec.query(whole, made / "new.h5ad").proba
+    chance, found = random.Random(3), []
+    for k in range(int(os.environ.get("SCVEC_KILLS", "6"))):
+        store = new_store(tmp_path / f"store{k}")
+        run(store, chance.uniform(0, takes))
+        opened = Store(store)
+        assert opened.verify().to_dict()["problems"] == []
+        found.append("islets" in opened.references())
+        if found[-1]:
+            np.testing.assert_array_equal(scvec.query(store, made / "new.h5ad").proba, expected)
+        scvec.pull(store, made / "whole.scvec")
+        again = Store(store)
+        assert set(again.references()) == {"islets"} and again.verify().to_dict()["problems"] == []
+        files = [p.name for p in (store / "files").iterdir() if p.name.startswith("islets.")]
+        assert sorted(files) == sorted(again.reference("islets").entry.files())
+        np.testing.assert_array_equal(scvec.query(store, made / "new.h5ad").proba, expected)
+        shutil.rmtree(store)
+    assert not all(found)
+    print(f"{len(found)} kills within {takes:.1f} s, {sum(found)} after the reference was there")

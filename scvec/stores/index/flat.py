@@ -37,6 +37,8 @@ BLAS_QUERIES = 16
 BLOCK_QUERIES = 4096
 
 _blas_lock = threading.Lock()
+#: Held while a file is read: the bounds on it are global, too.
+_reading = threading.Lock()
 _blas_users = 0
 _blas_before: Any = None
 
@@ -51,14 +53,34 @@ def _faiss() -> Any:
 def read_faiss(path: Path) -> Any:
     """Read a FAISS file; raise StoreError if it cannot be read.
 
-    FAISS does not detect damaged files, so the caller must have checked the SHA-256.
+    FAISS does not detect damaged files, so the caller must have checked the SHA-256. A file of strangers may
+    claim vectors of terabytes, so vectors must not be larger than the file.
     """
     try:
-        return _faiss().read_index(str(path))
+        with _bounded(path.stat().st_size):
+            return _faiss().read_index(str(path))
     except MemoryError as error:
         raise ResourceError("out of memory while loading an index", str(path)) from error
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise StoreError("an index of the store cannot be read", str(path), "ingest again") from error
+
+
+@contextmanager
+def _bounded(n_bytes: int) -> Iterator[None]:
+    """Let FAISS read no vector of more bytes, nor lists of more entries. Versions before 1.14 cannot."""
+    faiss = _faiss()
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
+        yield
+        return
+    with _reading:
+        limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(n_bytes)
+        faiss.set_deserialization_loop_limit(n_bytes)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(limits[0])
+            faiss.set_deserialization_loop_limit(limits[1])
 
 
 @contextmanager

@@ -31,8 +31,20 @@ MANIFEST, CARD, FOLDER = "manifest.json", "README.md", "files/"
 #: Limits on sizes and counts that a pack may state, checked before any allocation.
 MAX_MANIFEST, MAX_CARD, MAX_MEMBERS = 16 << 20, 4 << 20, 1000
 BLOCK = 1 << 20
-#: Allowed file types of members. Reading them runs no code.
-ENDINGS = ("safetensors", "parquet", "faiss", "npy", "json")
+#: Bytes of the record that ends a zip, of the one that tells where a longer one is, and of both together.
+END, LOCATOR, LONG_END = 22, 20, 76
+#: The flag of a member that its name may have.
+UTF8 = 0x800
+#: Largest sizes of a JSON file, and of the directory of the zip, in bytes. Longer ones could fill the memory.
+MAX_JSON, MAX_DIRECTORY = 64 << 20, 1 << 20
+#: Allowed file types of each part of a reference. Reading them runs no code.
+ENDINGS = {
+    "meta": ("json",),
+    "tensors": ("safetensors",),
+    "obs": ("parquet",),
+    "vectors": ("safetensors",),
+    "index": ("faiss", "npy"),
+}
 #: Time stamp of all members, so that equal content gives equal packs.
 TIME = (1980, 1, 1, 0, 0, 0)
 _NEEDS = re.compile(r"[0-9][0-9A-Za-z.+-]{0,19}")
@@ -71,15 +83,21 @@ class PackManifest:
     def __post_init__(self) -> None:
         if not is_plain_name(self.name):
             raise ValueError(f"{self.name!r} is not a valid name of a reference")
+        if not self.reference.is_whole:
+            raise ValueError("the reference is not complete")
         used = {*self.reference.files(), *self.golden}
         if used != set(self.files) or len(self.files) > MAX_MEMBERS:
             raise ValueError("the listed files differ from the used files")
         if len(self.golden) != 2 or not isinstance(self.with_cells, bool):
             raise ValueError("the golden query is missing")
-        for name, entry in self.files.items():
-            ending = name.rpartition(".")[2]
-            if not is_plain_name(name) or ending not in ENDINGS or entry.sha256[:16] not in name:
+        roles = [(getattr(self.reference, part), endings) for part, endings in ENDINGS.items()]
+        roles += [(self.golden[0], ("safetensors",)), (self.golden[1], ("json",))]
+        for name, endings in roles:
+            entry, ending = self.files[name], name.rpartition(".")[2]
+            if not is_plain_name(name) or ending not in endings or entry.sha256[:16] not in name:
                 raise ValueError(f"{name!r} is not a valid file name in a pack")
+            if ending == "json" and entry.n_bytes > MAX_JSON:
+                raise ValueError(f"{name!r} is too large")
 
     def to_bytes(self) -> bytes:
         """Return the JSON text that is stored."""
@@ -237,6 +255,10 @@ class PackReader:
     ) -> None:
         self._file.close()
 
+    def facts(self) -> dict[str, str]:
+        """Return ``name``, ``sha256`` of the whole file, and the ``scvec`` that wrote it."""
+        return {"name": self.manifest.name, "sha256": sha256_file(self.path), "scvec": self.manifest.scvec}
+
     def check(self) -> None:
         """Read every member and compare its SHA-256; raise StoreError if one differs."""
         for name in self.manifest.files:
@@ -289,42 +311,64 @@ class PackReader:
     def _checked_members(self) -> dict[str, tuple[int, int, int]]:
         """Check the structure of the zip; return member -> (first byte, size, CRC)."""
         total = os.fstat(self._file.fileno()).st_size
+        self._check_end(total)
         try:
             with zipfile.ZipFile(self._file) as pack:
-                infos = pack.infolist()
-                if pack.comment:
-                    raise _damaged(self._where, "the zip has a comment")
+                infos, end = pack.infolist(), int(pack.start_dir)
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
-            what, fix = "the file is not a pack of scvec", "give a .scvec file that scvec pack wrote"
-            raise InputError(what, self._where, fix, code="wrong-format") from error
-        if len(infos) > MAX_MEMBERS + 2:
-            raise _damaged(self._where, "the zip has too many members")
+            raise self._no_pack() from error
         members: dict[str, tuple[int, int, int]] = {}
-        spans = []
+        known: set[str] = set()
+        spans = [(end, end, "")]
         for info in infos:
             plain = info.filename in (MANIFEST, CARD) or (
                 info.filename.startswith(FOLDER) and is_plain_name(info.filename.removeprefix(FOLDER))
             )
             if not plain or info.orig_filename != info.filename:
                 raise _damaged(self._where, "a member has a name that is not allowed")
-            if info.filename in members:
+            if info.filename.lower() in known:
                 raise _damaged(self._where, "two members have the same name")
+            known.add(info.filename.lower())
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
                 raise _damaged(self._where, "a member is compressed")
             mode = info.external_attr >> 16
-            if info.flag_bits & 1 or info.is_dir() or (mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG)):
-                raise _damaged(self._where, "a member is encrypted, a folder or a link")
+            if (
+                info.flag_bits & ~UTF8
+                or info.is_dir()
+                or (mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG))
+            ):
+                raise _damaged(self._where, "a member is encrypted, a stream, a folder or a link")
             start = self._first_byte(info, total)
             if start + info.file_size > total:
                 raise _damaged(self._where, "the file is truncated")
             members[info.filename] = (start, info.file_size, info.CRC)
-            spans.append((info.header_offset, start + info.file_size, info))
-        spans.sort(key=lambda span: span[0])
-        if any(before[1] > after[0] for before, after in pairwise(spans)):
-            raise _damaged(self._where, "its members overlap")
-        if not spans or spans[0][2].filename != MANIFEST or spans[0][0] != 0:
+            spans.append((info.header_offset, start + info.file_size, info.filename))
+        spans.sort()
+        if spans[0][0] != 0 or spans[0][2] != MANIFEST:
             raise _damaged(self._where, "its manifest does not come first")
+        if any(before[1] != after[0] for before, after in pairwise(spans)):
+            raise _damaged(self._where, "its members overlap, or something lies between them")
         return members
+
+    def _check_end(self, total: int) -> None:
+        """Check the end of the zip before its directory is read: it ends the file and is not large.
+
+        Where a zip is larger than 4 GB, a second record says the same in longer numbers.
+        """
+        self._file.seek(max(total - LONG_END - END, 0))
+        data = self._file.read(LONG_END + END)
+        told = [struct.unpack("<HI", data[-12:-6])] if data[-END:][:4] == b"PK\x05\x06" else []
+        if data[-LOCATOR - END : -END][:4] == b"PK\x06\x07":
+            told += [struct.unpack("<QQ", data[32:48])] if data[:4] == b"PK\x06\x06" else [(1 << 62, 0)]
+        if not told or data[-2:] != b"\0\0":
+            raise self._no_pack()
+        if any(number > MAX_MEMBERS + 2 or size > MAX_DIRECTORY for number, size in told):
+            raise _damaged(self._where, "it has too many members")
+
+    def _no_pack(self) -> InputError:
+        return InputError(
+            "the file is not a pack of scvec", self._where, "give a .scvec file that scvec pack wrote"
+        )
 
     def _first_byte(self, info: zipfile.ZipInfo, total: int) -> int:
         """Return the position of a member's content, from the member's own header. Its name must agree."""

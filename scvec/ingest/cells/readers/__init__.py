@@ -19,7 +19,7 @@ from scvec.ingest.cells.readers.checks import Given, check_hdf5, look_at, unread
 __all__ = ["Reader", "contents_of", "formats", "kind_of", "reader"]
 
 #: Modules beside this one that register readers; the first whose ``sniff`` agrees reads.
-_MODULES = ("tenx", "anndata", "loom", "mudata", "folders", "rds", "table")
+_MODULES = ("tenx", "anndata", "loom", "mudata", "folders", "rds", "parquet", "table")
 
 
 @dataclass(frozen=True)
