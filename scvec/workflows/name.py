@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from scvec.base.options import options_of, takes_options
 from scvec.base.results import Report
 from scvec.base.types import SPECIES, Progress, no_progress
 from scvec.celltypes.markers import read_marker_lists
-from scvec.celltypes.naming import MarkerIndex, Naming
+from scvec.celltypes.naming import MarkerIndex, Naming, Tissues
 from scvec.ingest.cells.source import CellSource
 from scvec.ingest.cells.write import check_output, write_annotated, write_table
 from scvec.model.classifiers import clusters, need_igraph
@@ -159,9 +159,9 @@ def name(
     target = (
         None if output is None else check_output(output, cells if isinstance(cells, str | Path) else None)
     )
-    with _knowledge(store) as (kb, resolver):
-        key = _ortholog_key(kb)
-        index = _index(kb, resolver, key)
+    with knowledge(store) as (kb, resolver):
+        key = ortholog_key(kb)
+        index = marker_index(kb, resolver, key)
         if markers is not None:
             groups = _named_lists(Path(markers), index, resolver, key, asked)
             return NamesReport(groups=groups, n_terms=index.n_terms, tissue=asked.tissue)
@@ -186,7 +186,7 @@ def name(
 
 
 @contextmanager
-def _knowledge(store: Path | str | None) -> Iterator[tuple[KnowledgeBase, GeneResolver]]:
+def knowledge(store: Path | str | None) -> Iterator[tuple[KnowledgeBase, GeneResolver]]:
     """Yield a knowledge base and its resolver: that of a store, else what ships with scvec."""
     import tempfile
 
@@ -206,29 +206,43 @@ def _knowledge(store: Path | str | None) -> Iterator[tuple[KnowledgeBase, GeneRe
         yield kb, snapshot_resolver()
 
 
-def _ortholog_key(kb: KnowledgeBase) -> Callable[[str], str]:
+def ortholog_key(kb: KnowledgeBase) -> Callable[[str], str]:
     """Return a function from a gene id to that of its best human ortholog, or itself."""
     pairs = kb.orthologs().sort_values(["confidence", "human_gene_id"], ascending=[True, False])
     of_mouse = dict(zip(pairs["mouse_gene_id"], pairs["human_gene_id"], strict=True))
     return lambda gene_id: str(of_mouse.get(gene_id, gene_id))
 
 
-def _index(kb: KnowledgeBase, resolver: GeneResolver, key: Callable[[str], str]) -> MarkerIndex:
-    """Return the markers of the knowledge base, all genes under the id of the human ortholog."""
-    rows = kb.markers()
+def marker_rows(
+    rows: Sequence[tuple[str, str, str, str, str, float, str]],
+    resolver: GeneResolver,
+    key: Callable[[str], str],
+) -> list[tuple[str, str, str, str, float, str]]:
+    """Return the rows of a :class:`~scvec.celltypes.naming.MarkerIndex`; unknown genes are left out."""
     ids: dict[tuple[str, str], str] = {}
     for species in SPECIES:
         symbols = list(dict.fromkeys(gene for _, _, kind, gene, *_ in rows if kind == species))
         for symbol, gene_id in zip(symbols, resolver.resolve(symbols, species).gene_ids, strict=True):
             if gene_id is not None:
                 ids[species, symbol] = key(gene_id)
-    kept = (
+    return [
         (cl_id, tissue, ids[species, gene], direction, weight, source)
         for cl_id, tissue, species, gene, direction, weight, source in rows
         if (species, gene) in ids
-    )
+    ]
+
+
+def shipped_tissues() -> Tissues:
+    """Return what Uberon says of tissues."""
+    table = Snapshot.open().table("tissues").to_pydict()
+    return Tissues(zip(table["name"], table["organs"], strict=True))
+
+
+def marker_index(kb: KnowledgeBase, resolver: GeneResolver, key: Callable[[str], str]) -> MarkerIndex:
+    """Return the markers of the knowledge base, all genes under the id of the human ortholog."""
     labels = {cl_id: label for cl_id, label, own in kb.cl_names() if own}
-    return MarkerIndex(kept, labels, kb.cl_lineage())
+    rows = marker_rows(kb.markers(), resolver, key)
+    return MarkerIndex(rows, labels, kb.cl_lineage(), tissues=shipped_tissues())
 
 
 def _named_lists(
