@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from scvec.base.types import Float64, Int64
 
-__all__ = ["FEATURES", "Candidate", "MarkerIndex", "NameFit", "Naming", "Tissues"]
+__all__ = ["FEATURES", "Candidate", "MarkerIndex", "NameFit", "Naming", "Tissues", "name_columns"]
 
 #: What the score of a term is made of; the weights are learned (benchmarks/names.py --fit).
 FEATURES = (
@@ -101,6 +102,29 @@ class Naming:
     genes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def said(self) -> str:
+        """What to call the group: a type, a broader one, or ``unknown``."""
+        if self.status == "named":
+            return self.candidates[0].label
+        return self.broad.label if self.status == "broad" and self.broad else "unknown"
+
+    def lines(self) -> list[str]:
+        """Return the names as lines for people."""
+        if not self.candidates:
+            return [f"{self.group}: unknown (no gene of it is a known marker)"]
+        best = self.candidates[0]
+        genes = ", ".join(s["gene"] for s in best.supports[:6])
+        name = best.label if self.status == "named" else self.status
+        lines = [f"{self.group}: {name} ({best.cl_id} {best.label}, {best.probability:.2f}; {genes})"]
+        if self.broad and self.broad.cl_id != best.cl_id:
+            lines.append(f"    surely: {self.broad.label} ({self.broad.probability:.2f})")
+        others = ", ".join(f"{c.label} {c.probability:.2f}" for c in self.candidates[1:4])
+        lines.append(f"    or: {others}")
+        if best.against:
+            lines.append(f"    against: {', '.join(best.against[:6])} not found")
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
@@ -111,6 +135,35 @@ class Naming:
             "genes": list(self.genes),
             "notes": list(self.notes),
         }
+
+
+def name_columns(groups: Sequence[Naming], labels: npt.NDArray[Any], prefix: str) -> dict[str, Any]:
+    """Return the columns of cells: name, id, confidence and broader term of their group.
+
+    Parameters
+    ----------
+    labels
+        (n,) the group of each cell; None where it has none.
+    prefix
+        Name of the first column, and beginning of the others.
+    """
+    import pandas as pd
+
+    by = {g.group: g for g in groups}
+
+    def column(value: Callable[[Naming], Any], empty: Any) -> list[Any]:
+        return [empty if v is None else value(by[v]) for v in labels]
+
+    return {
+        prefix: pd.Categorical(column(lambda g: g.said, "")),
+        f"{prefix}_cl_id": pd.Categorical(
+            column(lambda g: g.candidates[0].cl_id if g.status == "named" else "", "")
+        ),
+        f"{prefix}_confidence": np.array(
+            column(lambda g: g.candidates[0].probability if g.candidates else 0.0, np.nan), dtype=np.float32
+        ),
+        f"{prefix}_broad": pd.Categorical(column(lambda g: g.broad.label if g.broad else "", "")),
+    }
 
 
 @dataclass(frozen=True)
@@ -278,6 +331,16 @@ class MarkerIndex:
         found = self._markers.get(cl_id, {})
         order = sorted(found, key=lambda g: (-len(found[g].sources), -self._rarity_of(g), g))
         return {gene: sorted(found[gene].sources) for gene in order}
+
+    def below(self, cl_id: str) -> list[str]:
+        """Return the terms with markers that lie below a term."""
+        return [t for t in self._markers if cl_id in self.lineage.get(t, ())]
+
+    def telling_markers(self, cl_id: str, n_terms: int = 4) -> list[str]:
+        """Return the markers of a term that mark at most so many terms, or that two tables agree on."""
+        n = np.asarray((self._own > 0).sum(axis=0)).ravel()
+        found = self.markers(cl_id)
+        return [g for g in found if n[self._column[g]] <= n_terms or len(found[g]) > 1]
 
     def name(
         self,

@@ -30,6 +30,7 @@ __all__ = [
     "Members",
     "Scores",
     "clusters",
+    "has_igraph",
     "log_softmax",
     "majority",
     "need_igraph",
@@ -375,6 +376,13 @@ _FINEST = 30.0
 N_ITERATIONS = 4
 
 
+def has_igraph() -> bool:
+    """Return whether clusters can be made."""
+    from importlib.util import find_spec
+
+    return find_spec("igraph") is not None
+
+
 def need_igraph() -> None:
     """Raise where igraph is not installed.
 
@@ -383,9 +391,7 @@ def need_igraph() -> None:
     InputError
         It is not.
     """
-    from importlib.util import find_spec
-
-    if find_spec("igraph") is None:
+    if not has_igraph():
         raise InputError(
             "a majority vote over clusters needs igraph, which is not installed",
             "--majority-vote",

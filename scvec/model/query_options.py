@@ -71,6 +71,11 @@ class QueryOptions:
     majority_vote
         Also cluster the cells and give each the label of most of its cluster, in columns of its own. That
         label depends on the other cells of the query; needs the extra ``cluster``.
+    name_novel
+        Also name the groups of novel cells by known markers of cell types, in columns ``scvec_name...``
+        (:func:`scvec.name`). Groups are clusters, or cells with the same label where igraph is not installed.
+    tissue
+        Where the cells are from, for ``name_novel``: ``lung``.
     columns
         ``scvec``, or ``celltypist``: tables get the columns that CellTypist writes instead, an h5ad both.
     unmatched_genes
@@ -112,6 +117,8 @@ class QueryOptions:
     false_novel_rate: float = 0.05
     novelty: str = "relative"
     majority_vote: bool = False
+    name_novel: bool = False
+    tissue: str = ""
     columns: str = "scvec"
     unmatched_genes: str = "drop"
     force: bool = False

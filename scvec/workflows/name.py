@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,13 @@ import numpy.typing as npt
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.results import Report
-from scvec.base.types import SPECIES, Progress, no_progress
+from scvec.base.types import Progress, no_progress
 from scvec.celltypes.markers import read_marker_lists
-from scvec.celltypes.naming import MarkerIndex, Naming, Tissues
+from scvec.celltypes.naming import MarkerIndex, Naming, name_columns
 from scvec.ingest.cells.source import CellSource
 from scvec.ingest.cells.write import check_output, write_annotated, write_table
 from scvec.model.classifiers import clusters, need_igraph
+from scvec.model.known_markers import marker_index, ortholog_key
 from scvec.model.matching import MatchedSource, match_genes
 from scvec.model.resolvers import resolver_of, snapshot_resolver
 from scvec.stores.knowledge.snapshot import Snapshot
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from scvec.model.resolvers import GeneResolver
     from scvec.stores.knowledge.knowledge import KnowledgeBase
 
-__all__ = ["NameOptions", "NamesReport", "name"]
+__all__ = ["NameOptions", "NamesReport", "knowledge", "name", "name_groups"]
 
 #: Columns of obs that are taken for clusters, where none is named.
 CLUSTERS = ("leiden", "louvain", "seurat_clusters", "clusters", "cluster")
@@ -99,21 +100,7 @@ class NamesReport(Report):
         """Return the report as lines for people."""
         lines = [f"{len(self.groups)} groups, by the markers of {self.n_terms:,} types"]
         for group in self.groups:
-            if not group.candidates:
-                lines.append(f"{group.group}: unknown (no gene of it is a known marker)")
-                continue
-            best = group.candidates[0]
-            genes = ", ".join(s["gene"] for s in best.supports[:6])
-            name = best.label if group.status == "named" else group.status
-            lines.append(
-                f"{group.group}: {name} ({best.cl_id} {best.label}, {best.probability:.2f}; {genes})"
-            )
-            if group.broad and group.broad.cl_id != best.cl_id:
-                lines.append(f"    surely: {group.broad.label} ({group.broad.probability:.2f})")
-            others = ", ".join(f"{c.label} {c.probability:.2f}" for c in group.candidates[1:4])
-            lines.append(f"    or: {others}")
-            if best.against:
-                lines.append(f"    against: {', '.join(best.against[:6])} not found")
+            lines += group.lines()
         if self.output:
             lines.append(f"written to {self.output}")
         return lines
@@ -206,45 +193,6 @@ def knowledge(store: Path | str | None) -> Iterator[tuple[KnowledgeBase, GeneRes
         yield kb, snapshot_resolver()
 
 
-def ortholog_key(kb: KnowledgeBase) -> Callable[[str], str]:
-    """Return a function from a gene id to that of its best human ortholog, or itself."""
-    pairs = kb.orthologs().sort_values(["confidence", "human_gene_id"], ascending=[True, False])
-    of_mouse = dict(zip(pairs["mouse_gene_id"], pairs["human_gene_id"], strict=True))
-    return lambda gene_id: str(of_mouse.get(gene_id, gene_id))
-
-
-def marker_rows(
-    rows: Sequence[tuple[str, str, str, str, str, float, str]],
-    resolver: GeneResolver,
-    key: Callable[[str], str],
-) -> list[tuple[str, str, str, str, float, str]]:
-    """Return the rows of a :class:`~scvec.celltypes.naming.MarkerIndex`; unknown genes are left out."""
-    ids: dict[tuple[str, str], str] = {}
-    for species in SPECIES:
-        symbols = list(dict.fromkeys(gene for _, _, kind, gene, *_ in rows if kind == species))
-        for symbol, gene_id in zip(symbols, resolver.resolve(symbols, species).gene_ids, strict=True):
-            if gene_id is not None:
-                ids[species, symbol] = key(gene_id)
-    return [
-        (cl_id, tissue, ids[species, gene], direction, weight, source)
-        for cl_id, tissue, species, gene, direction, weight, source in rows
-        if (species, gene) in ids
-    ]
-
-
-def shipped_tissues() -> Tissues:
-    """Return what Uberon says of tissues."""
-    table = Snapshot.open().table("tissues").to_pydict()
-    return Tissues(zip(table["name"], table["organs"], strict=True))
-
-
-def marker_index(kb: KnowledgeBase, resolver: GeneResolver, key: Callable[[str], str]) -> MarkerIndex:
-    """Return the markers of the knowledge base, all genes under the id of the human ortholog."""
-    labels = {cl_id: label for cl_id, label, own in kb.cl_names() if own}
-    rows = marker_rows(kb.markers(), resolver, key)
-    return MarkerIndex(rows, labels, kb.cl_lineage(), tissues=shipped_tissues())
-
-
 def _named_lists(
     path: Path,
     index: MarkerIndex,
@@ -263,6 +211,26 @@ def _named_lists(
         place = tissue or asked.tissue
         named.append(index.name(group, list(known.values()), tissue=place, symbols=spoken, notes=notes))
     return named
+
+
+def name_groups(
+    kb: KnowledgeBase,
+    resolver: GeneResolver,
+    matched: MatchedSource,
+    labels: npt.NDArray[Any],
+    tissue: str,
+    progress: Progress = no_progress,
+) -> list[Naming]:
+    """Return the names of the groups of an open file.
+
+    Parameters
+    ----------
+    labels
+        (n,) the group of each cell; None for those that are only compared with.
+    """
+    key = ortholog_key(kb)
+    asked = NameOptions(tissue=tissue)
+    return _named_groups(matched, labels, marker_index(kb, resolver, key), key, asked, progress)
 
 
 def _groups(
@@ -455,31 +423,7 @@ def _write(
         ]
         write_table(pd.DataFrame(rows).set_index("group"), target)
         return
-    by = {g.group: g for g in groups}
-
-    def column(value: Callable[[Naming], Any], empty: Any) -> list[Any]:
-        return [empty if v is None else value(by[v]) for v in labels]
-
     prefix = f"{asked.key_added}_name"
-    named = pd.DataFrame(
-        {
-            prefix: pd.Categorical(column(_said, "")),
-            f"{prefix}_cl_id": pd.Categorical(
-                column(lambda g: g.candidates[0].cl_id if g.status == "named" else "", "")
-            ),
-            f"{prefix}_confidence": np.array(
-                column(lambda g: g.candidates[0].probability if g.candidates else 0.0, np.nan),
-                dtype=np.float32,
-            ),
-            f"{prefix}_broad": pd.Categorical(column(lambda g: g.broad.label if g.broad else "", "")),
-        },
-        index=obs.index,
-    )
-    uns = {prefix: {"groups": [g.group for g in groups], "names": [_said(g) for g in groups]}}
+    named = pd.DataFrame(name_columns(groups, labels, prefix), index=obs.index)
+    uns = {prefix: {"groups": [g.group for g in groups], "names": [g.said for g in groups]}}
     write_annotated(cells, target, obs=named, uns=uns, checked=True, memory=memory)
-
-
-def _said(group: Naming) -> str:
-    if group.status == "named":
-        return group.candidates[0].label
-    return group.broad.label if group.status == "broad" and group.broad else "unknown"

@@ -212,7 +212,7 @@ def query_many(
     InputError
         As ``one``; or an option needs a single reference.
     """
-    for name in ("report", "majority_vote", "columns"):
+    for name in ("report", "majority_vote", "name_novel", "columns"):
         if name in options.changed():
             flag = f"--{name.replace('_', '-')}"
             what = f"{flag} takes the answer of a single reference"
