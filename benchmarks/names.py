@@ -2,7 +2,7 @@
 
     python benchmarks/names.py                 # every data set and table left out in turn
     python benchmarks/names.py --parts         # and each part of the score left out
-    python benchmarks/names.py --text          # and text of genes and cell types joined, and its control
+    python benchmarks/names.py --text v.npz    # and text of genes and cell types joined, and its control
     python benchmarks/names.py --cells         # groups of cells of which the reference lacks the type
     python benchmarks/names.py --fit           # write scvec/data/naming.json, learned on all of them
 
@@ -23,9 +23,11 @@ same lineage, the best similarity of five, how often the broad term is right, an
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import random
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,8 +41,9 @@ import scvec
 from scvec.celltypes.markers import read_markers
 from scvec.celltypes.naming import FEATURES, MarkerIndex, NameFit, _doubts
 from scvec.celltypes.terms import TermMatcher
+from scvec.model.known_markers import marker_rows, ortholog_key, shipped_tissues
 from scvec.model.metrics import expected_calibration_error
-from scvec.workflows.name import knowledge, marker_rows, ortholog_key, shipped_tissues
+from scvec.workflows.name import knowledge
 
 SHARED = Path(os.environ.get("SCVEC_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 OUT = Path(scvec.__file__).parent / "data" / "naming.json"
@@ -383,15 +386,194 @@ def without_parts(answers: Answers) -> None:
         print(f"| {name} | {found['similar'].mean():.3f} | {found['lineage'].mean():.3f} |", flush=True)
 
 
+class Texts:
+    """Text of genes and cell types as more features: vectors, and words.
+
+    - the cosine of the list's mean gene vector (by rarity, the common part taken out) to that of the
+      definition of a term
+    - the same to the mean vector of the markers of a term: genes that no table knows, but that are alike
+    - the fraction of the words of a term's label, by rarity, that the texts of the genes hold
+
+    ``seed`` gives the control: random vectors in place of those of texts, words of permuted genes.
+    """
+
+    def __init__(self, world: World, vectors: Path, seed: int | None = None) -> None:
+        """Read vectors of texts: an npz with ``genes, gene_vectors, gene_texts, terms, term_vectors``."""
+        found = np.load(vectors, allow_pickle=False)
+        self.row = {g: i for i, g in enumerate(found["genes"].tolist())}
+        self.term = {t: i for i, t in enumerate(found["terms"].tolist())}
+        texts = found["gene_texts"].tolist()
+        genes, terms = _apart(found["gene_vectors"]), _apart(found["term_vectors"])
+        if seed is not None:
+            rng = np.random.default_rng(seed)
+            genes, terms = (_apart(rng.normal(size=v.shape)) for v in (genes, terms))
+            texts = [texts[i] for i in rng.permutation(len(texts))]
+        self.genes, self.terms = genes, terms
+        self.words = [_words(text) for text in texts]
+        n = defaultdict(int)
+        for words in self.words:
+            for word in words:
+                n[word] += 1
+        self.rarity = {w: np.log((len(texts) + 1) / (c + 1)) for w, c in n.items()}
+        self.labels = {t: _words(label) for t, label in world.labels.items()}
+        self.centres: dict[int, np.ndarray] = {}
+
+    def __call__(self, index: MarkerIndex, listed: list[str], rows: np.ndarray) -> np.ndarray:
+        """Return (n, 3) features of terms for a list of genes."""
+        if id(index) not in self.centres:
+            at = np.array([self.row.get(g, -1) for g in index.genes])
+            vectors = self.genes[at] * (at >= 0)[:, None] * index._rarity[:, None]
+            self.centres[id(index)] = _unit(np.asarray(index._pooled @ vectors))
+        known = [(i, g) for i, g in enumerate(listed) if g in self.row]
+        weight = np.array([(index._rarity_of(g) or 5.0) / (1 + i) ** 0.4 for i, g in known])
+        mean = _unit((weight @ self.genes[[self.row[g] for _, g in known]])[None])[0]
+        said = defaultdict(float)
+        for (_, g), w in zip(known, weight, strict=True):
+            for word in self.words[self.row[g]]:
+                said[word] += w / weight.sum()
+        terms = [index.terms[i] for i in rows]
+        at = np.array([self.term.get(t, -1) for t in terms])
+        mentioned = []
+        for t in terms:
+            rare = {w: self.rarity.get(w, 9.0) for w in self.labels[t]}
+            mentioned.append(sum(r * said[w] for w, r in rare.items()) / (sum(rare.values()) or 1.0))
+        definition = (self.terms[at] @ mean) * (at >= 0)
+        return np.stack([definition, self.centres[id(index)][rows] @ mean, np.array(mentioned)], axis=1)
+
+
+def _words(text: str) -> set[str]:
+    dull = {"cell", "cells", "the", "and", "type", "human", "mouse", "positive", "negative", "with"}
+    return {w.rstrip("s") for w in re.findall(r"[a-z]{3,}", text.lower())} - dull
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9)
+
+
+def _apart(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors without what they have in common: their mean and their two largest directions."""
+    vectors = vectors - vectors.mean(axis=0)
+    main = np.linalg.svd(vectors[::3], full_matrices=False)[2][:2]
+    return _unit(vectors - (vectors @ main.T) @ main)
+
+
+def encode_texts(world: World, questions: list[Question], ontology: Path, out: Path) -> None:
+    """Write the vectors that :class:`Texts` reads; encoding the definitions takes ten minutes."""
+    from scvec.backbones import load_backbone, parse_spec
+    from scvec.model.gene_vectors import gene_table
+    from scvec.stores.store.vector_cache import ShippedVectors
+
+    genes = sorted({row[2] for row in world.rows} | {g for q in questions for g in q.genes})
+    with knowledge(None) as (kb, _):
+        table = gene_table(kb, genes, "default")
+    minilm, shipped = load_backbone(parse_spec("minilm"), device="cpu"), ShippedVectors()
+    rows = shipped.rows(minilm.space, list(table["text_sha256"]))
+    vectors = np.zeros((len(genes), 384), dtype=np.float32)
+    vectors[rows >= 0] = shipped.take(rows[rows >= 0])
+    terms = json.loads(gzip.decompress(ontology.read_bytes()))
+    alive = {i: t for i, t in sorted(terms.items()) if t.get("label") and not t.get("deprecated")}
+    texts = [f"{t['label']}. {t.get('description', '')}" for t in alive.values()]
+    np.savez(
+        out,
+        genes=genes,
+        gene_vectors=vectors,
+        gene_texts=list(table["text"]),
+        terms=list(alive),
+        term_vectors=minilm.encode(texts),
+    )
+
+
+def with_text(world: World, questions: list[Question], vectors: Path, n_seeds: int) -> None:
+    """Print the figures with text joined, and with its control, both learned again, tissue given."""
+    modes = [("shipped", True), ("tables", True)]
+    print("| joined | similarity | same lineage |\n|---|---|---|")
+    seeds = [("text", None), *((f"random {seed}", seed) for seed in range(n_seeds))]
+    answers = Answers.of(world, questions, modes)
+    base = left_out(answers)
+    print(f"| nothing | {base['similar'].mean():.4f} | {base['lineage'].mean():.4f} |", flush=True)
+    for name, seed in seeds:
+        found = left_out(Answers.of(world, questions, modes, Texts(world, vectors, seed)))
+        gain = found["similar"] - base["similar"]
+        families = answers.families
+        each = np.array([gain[families == f].mean() for f in sorted(set(families))])
+        error = each.std(ddof=1) / len(each) ** 0.5
+        print(
+            f"| {name} | {found['similar'].mean():.4f} | {found['lineage'].mean():.4f} | gain over data sets "
+            f"{each.mean():+.4f} +- {error:.4f}",
+            flush=True,
+        )
+
+
+def of_cells(limit: int) -> None:
+    """Print how the novel groups are named whose type the reference lacks, for each data set."""
+    import tempfile
+
+    sets = ("pancreas_baron_human", "pbmc3k_10x", "brain_darmanis_human", "tabula_muris_facs_8tissues")
+    with knowledge(None) as (kb, _):
+        matcher, lineage = TermMatcher(kb.cl_names()), kb.cl_lineage()
+    sure, right = [], []
+    for name in sets:
+        cells = anndata.read_h5ad(SHARED / f"{name}.h5ad")
+        if "tabula" in name:
+            cells = cells[cells.obs["tissue"].astype(str) == "lung"].copy()
+        tissue = str(cells.obs["tissue"].iloc[0])
+        labels = cells.obs["cell_type"].astype(str)
+        terms = matcher.match_all(sorted(set(labels)), [tissue])
+        half = np.random.default_rng(0).random(cells.n_obs) < 0.5
+        types = [t for t, n in labels.value_counts().items() if n >= 20 and terms[t].cl_id][:limit]
+        for left in types:
+            reference = cells[half & (labels != left).to_numpy()].copy()
+            query = cells[~half | (labels == left).to_numpy()].copy()
+            with tempfile.TemporaryDirectory() as folder:
+                scvec.ingest_cells(folder, [reference], name="r", label_key="cell_type", min_cells=5)
+                found = scvec.query(folder, query, reference="r", name_novel=True, tissue=tissue)
+            own = (query.obs["cell_type"].astype(str) == left).to_numpy()
+            named = {g.group: g for g in found.novel_names}
+            group = [g for g in found.novel_group[own] if g is not None]
+            if not group:
+                print(f"| {name} | {left} | {own.sum()} | 0 | - | - |", flush=True)
+                continue
+            most = max(set(group), key=group.count)
+            best = named[most].candidates[0] if named[most].candidates else None
+            truth = terms[left].cl_id
+            good = best is not None and (
+                best.cl_id == truth
+                or best.cl_id in lineage.get(truth, ())
+                or truth in lineage.get(best.cl_id, ())
+            )
+            sure.append(best.probability if best else 0.0)
+            right.append(good)
+            said = f"{best.label} {best.probability:.2f}" if best else "unknown"
+            print(f"| {name} | {left} | {own.sum()} | {len(group)} | {said} | {good} |", flush=True)
+    error = expected_calibration_error(np.array(sure), np.array(right), 5)
+    print(
+        f"{len(right)} novel types, {np.mean(right):.2f} on the right lineage, calibration error {error:.2f}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("parts", "text", "cells", "fit"):
+    for name in ("parts", "cells", "fit"):
         parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument(
+        "--text", type=Path, metavar="NPZ", help="vectors of texts; made if absent"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="controls of the text")
+    parser.add_argument("--types", type=int, default=8, help="types of each data set, for --cells")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.cells:
+        of_cells(args.types)
+        return
     world = World.load()
     questions = [*lists_of_cells(world), *lists_of_tables(world)]
-    answers = Answers.of(world, questions)
+    if args.text:
+        if not args.text.exists():
+            ontology = SHARED / "genes" / "cl_cellxgene_v2026-03-26.json.gz"
+            encode_texts(world, questions, ontology, args.text)
+        with_text(world, questions, args.text, args.seeds)
+        return
+    answers = Answers.of(world, questions, MODES[1::2] if args.parts else MODES)
     if args.fit:
         everything = np.ones(len(answers.where), dtype=bool)
         weights = learned(answers, everything)

@@ -220,7 +220,8 @@ def main() -> None:
             "bytes": len(raw),
             "sha256": hashlib.sha256(raw).hexdigest(),
         }
-    others = [s for s in manifest["sources"] if s.get("gives") != "marker genes of cell types"]
+    own = ("marker genes of cell types", "organs and systems of tissues")
+    others = [s for s in manifest["sources"] if s.get("gives") not in own]
     manifest["sources"] = [
         *others,
         {
@@ -229,6 +230,13 @@ def main() -> None:
             "licence": "BSD-3-Clause; MIT; facts",
             "url": "https://pypi.org/project/pegasuspy/ https://pypi.org/project/uhaf/",
             "gives": "marker genes of cell types",
+        },
+        {
+            "name": "Uberon through cellxgene-ontology-guide",
+            "version": "2026-04-01, cellxgene-ontology-guide 1.11.1",
+            "licence": "CC BY 3.0; package MIT",
+            "url": "https://obofoundry.org/ontology/uberon.html",
+            "gives": "organs and systems of tissues",
         },
     ]
     manifest_path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

@@ -482,7 +482,8 @@ class MarkerIndex:
     def _rarity(self) -> Float64:
         """(n_genes,) inverse document frequency: a gene that marks few terms tells more."""
         n = np.asarray((self._own > 0).sum(axis=0)).ravel()
-        return np.log((self.n_terms + 1) / (n + 0.5))
+        found: Float64 = np.log((self.n_terms + 1) / (n + 0.5))
+        return found
 
     def _rarity_of(self, gene: str) -> float:
         return float(self._rarity[self._column[gene]]) if gene in self._column else 0.0
@@ -490,20 +491,24 @@ class MarkerIndex:
     @cached_property
     def _usual(self) -> Float64:
         """(n_genes,) the fraction of all markers that are this gene."""
-        n = np.asarray((self._own > 0).sum(axis=0)).ravel()
+        n = np.asarray((self._own > 0).sum(axis=0), dtype=np.float64).ravel()
         return (n + 0.5) / (n.sum() + 1.0)
 
     @cached_property
     def _length(self) -> Float64:
-        return np.sqrt(self._own.multiply(self._rarity).power(2).sum(axis=1).A1 + SMALL)
+        return np.sqrt(self._squared(self._own) + SMALL)
 
     @cached_property
     def _length_pooled(self) -> Float64:
-        return np.sqrt(self._pooled.multiply(self._rarity).power(2).sum(axis=1).A1 + SMALL_POOLED)
+        return np.sqrt(self._squared(self._pooled) + SMALL_POOLED)
+
+    def _squared(self, markers: sp.csc_matrix) -> Float64:
+        told = markers @ sp.diags(self._rarity)
+        return np.asarray(told.power(2).sum(axis=1), dtype=np.float64).ravel()
 
     @cached_property
     def _n_pooled(self) -> Float64:
-        return np.asarray(self._pooled.sum(axis=1)).ravel()
+        return np.asarray(self._pooled.sum(axis=1), dtype=np.float64).ravel()
 
     @cached_property
     def _tables(self) -> Float64:

@@ -337,9 +337,8 @@ class Annotation:
         }
 
     def _novel_groups(self) -> list[dict[str, Any]]:
-        groups = self.novel_group
-        names = self.novel_names or ()
-        return [{"n_cells": int((groups == g.group).sum()), **g.to_dict()} for g in names]
+        groups = [] if self.novel_group is None else self.novel_group.tolist()
+        return [{"n_cells": groups.count(g.group), **g.to_dict()} for g in self.novel_names or ()]
 
     def lines(self) -> list[str]:
         """Return the summary for people."""

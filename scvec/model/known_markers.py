@@ -154,7 +154,8 @@ def marker_notes(
     doubted = absent_markers(index, told, means[large], [key(g) for g in gene_ids])
     if not doubted:
         return []
-    symbols = dict(kb.genes()[["gene_id", "symbol"]].itertuples(index=False))
+    table = kb.genes()
+    symbols = dict(zip(table["gene_id"], table["symbol"], strict=True))
     size = dict(zip(terms, n.tolist(), strict=True))
     said = [
         f"'{label}': {', '.join(str(symbols.get(gene_ids[k], gene_ids[k])) for k in columns[:3])} "
