@@ -508,7 +508,7 @@ def of_cells(limit: int) -> None:
     """Print how the novel groups are named whose type the reference lacks, for each data set."""
     import tempfile
 
-    sets = ("pancreas_baron_human", "pbmc3k_10x", "brain_darmanis_human", "tabula_muris_facs_8tissues")
+    sets = ("brain_darmanis_human", "tabula_muris_facs_8tissues", "pancreas_baron_human", "pbmc3k_10x")
     with knowledge(None) as (kb, _):
         matcher, lineage = TermMatcher(kb.cl_names()), kb.cl_lineage()
     sure, right = [], []

@@ -492,15 +492,15 @@ class MarkerIndex:
     def _usual(self) -> Float64:
         """(n_genes,) the fraction of all markers that are this gene."""
         n = np.asarray((self._own > 0).sum(axis=0), dtype=np.float64).ravel()
-        return (n + 0.5) / (n.sum() + 1.0)
+        return np.asarray((n + 0.5) / (n.sum() + 1.0))
 
     @cached_property
     def _length(self) -> Float64:
-        return np.sqrt(self._squared(self._own) + SMALL)
+        return np.asarray(np.sqrt(self._squared(self._own) + SMALL))
 
     @cached_property
     def _length_pooled(self) -> Float64:
-        return np.sqrt(self._squared(self._pooled) + SMALL_POOLED)
+        return np.asarray(np.sqrt(self._squared(self._pooled) + SMALL_POOLED))
 
     def _squared(self, markers: sp.csc_matrix) -> Float64:
         told = markers @ sp.diags(self._rarity)
