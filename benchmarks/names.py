@@ -39,7 +39,7 @@ import torch
 
 import scvec
 from scvec.celltypes.markers import read_markers
-from scvec.celltypes.naming import FEATURES, MarkerIndex, NameFit, _doubts
+from scvec.celltypes.naming import FEATURES, MarkerIndex, _doubts
 from scvec.celltypes.terms import TermMatcher
 from scvec.model.known_markers import marker_rows, ortholog_key, shipped_tissues
 from scvec.model.metrics import expected_calibration_error
@@ -305,17 +305,18 @@ def ranked(answers: Answers, k: int, weights: np.ndarray) -> tuple[np.ndarray, n
     return order, proba / proba.sum()
 
 
-def left_out(answers: Answers, parts: np.ndarray | None = None, families=None) -> dict[str, np.ndarray]:
+def left_out(
+    answers: Answers, parts: np.ndarray | None = None, calibrate: bool = True
+) -> dict[str, np.ndarray]:
     """Return similarity, lineage, best of five, ... of each question, its family left out of learning."""
     n = len(answers.where)
     found = {name: np.zeros(n) for name in ("similar", "lineage", "five", "sure")}
     found["broad"] = np.full(n, np.nan)
     everything = learned(answers, np.ones(n, dtype=bool), parts)
-    for family in families or sorted(set(answers.families)):
+    for family in sorted(set(answers.families)):
         own = answers.families == family
         weights = learned(answers, ~own, parts, start=everything)
-        lineage, within = calibrated(answers, ~own, weights)
-        fit = NameFit(dict(zip(FEATURES, weights, strict=False)), lineage, within)
+        lineage, within = calibrated(answers, ~own, weights) if calibrate else ((), ())
         for k in np.flatnonzero(own):
             index, rows = answers.rows[k]
             if not len(rows):
@@ -325,8 +326,10 @@ def left_out(answers: Answers, parts: np.ndarray | None = None, families=None) -
             similar = answers.similar[k].numpy()[order]
             found["similar"][k], found["five"][k] = similar[0], similar[:5].max()
             found["lineage"][k] = answers.related[k, order[0]]
-            found["sure"][k] = _sure(fit.lineage, _doubts(index.on_lineage(rows, proba), values))[0]
-            held = _sure(fit.within, _doubts(index.within(rows, proba), values))
+            if not calibrate:
+                continue
+            found["sure"][k] = _sure(lineage, _doubts(index.on_lineage(rows, proba), values))[0]
+            held = _sure(within, _doubts(index.within(rows, proba), values))
             depth = np.array([len(index.lineage.get(index.terms[i], ())) for i in rows])
             deep = [j for j in range(len(rows)) if held[j] >= 0.8 and depth[j] >= 3]
             if deep:
@@ -382,7 +385,7 @@ def without_parts(answers: Answers) -> None:
     groups |= {name: (name,) for name in FEATURES[:7]}
     print("| left out | similarity | same lineage |\n|---|---|---|")
     for name, without in groups.items():
-        found = left_out(answers, np.array([f not in without for f in FEATURES], dtype=float))
+        found = left_out(answers, np.array([f not in without for f in FEATURES], dtype=float), False)
         print(f"| {name} | {found['similar'].mean():.3f} | {found['lineage'].mean():.3f} |", flush=True)
 
 
@@ -489,10 +492,10 @@ def with_text(world: World, questions: list[Question], vectors: Path, n_seeds: i
     print("| joined | similarity | same lineage |\n|---|---|---|")
     seeds = [("text", None), *((f"random {seed}", seed) for seed in range(n_seeds))]
     answers = Answers.of(world, questions, modes)
-    base = left_out(answers)
+    base = left_out(answers, calibrate=False)
     print(f"| nothing | {base['similar'].mean():.4f} | {base['lineage'].mean():.4f} |", flush=True)
     for name, seed in seeds:
-        found = left_out(Answers.of(world, questions, modes, Texts(world, vectors, seed)))
+        found = left_out(Answers.of(world, questions, modes, Texts(world, vectors, seed)), calibrate=False)
         gain = found["similar"] - base["similar"]
         families = answers.families
         each = np.array([gain[families == f].mean() for f in sorted(set(families))])
@@ -555,9 +558,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("parts", "cells", "fit"):
         parser.add_argument(f"--{name}", action="store_true")
-    parser.add_argument(
-        "--text", type=Path, metavar="NPZ", help="vectors of texts; made if absent"
-    )
+    parser.add_argument("--text", type=Path, metavar="NPZ", help="vectors of texts; made if absent")
     parser.add_argument("--seeds", type=int, default=5, help="controls of the text")
     parser.add_argument("--types", type=int, default=8, help="types of each data set, for --cells")
     args = parser.parse_args()
