@@ -34,6 +34,7 @@ MAX_BYTES, MAX_LINE = 200 << 20, 1 << 20
 _CL = re.compile(r"CL[:_](\d{7})")
 _SPECIES = {"human": "human", "homosapiens": "human", "hs": "human", "h": "human",
             "mouse": "mouse", "musmusculus": "mouse", "mm": "mouse", "m": "mouse"}  # fmt: skip
+_NOT_SAID = frozenset({"", "-", "auto", "na", "nan", "none", "unknown"})
 _GENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,39}")
 
 
@@ -126,7 +127,8 @@ def read_marker_lists(path: Path) -> list[tuple[str, list[str], str, str]]:
 
     Returns
     -------
-    For each group its name, its genes in order, tissue and species (empty where not given).
+    For each group its name, its genes in order, tissue and species (empty where not given; as it stands there
+    where it is neither human nor mouse).
     """
     rows = _table(_text(path), path)
     header = [_folded(name) for name in next(rows, [])]
@@ -143,7 +145,8 @@ def read_marker_lists(path: Path) -> list[tuple[str, list[str], str, str]]:
         cells = {name: row[i].strip() if i < len(row) else "" for name, i in at.items()}
         if not any(cells.values()):
             continue
-        kinds = _kinds(cells.get("species", ""), "")
+        said = cells.get("species", "")
+        kinds = _kinds(said, "" if said.lower() in _NOT_SAID else said)
         genes = list(dict.fromkeys(_genes(cells["genes"])))
         lists.append((cells["group"], genes, cells.get("tissue", ""), kinds[0] if kinds else ""))
     if not lists:

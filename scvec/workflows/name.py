@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.results import Report
-from scvec.base.types import Progress, no_progress
+from scvec.base.types import SPECIES, Progress, no_progress
 from scvec.celltypes.markers import read_marker_lists
 from scvec.celltypes.naming import MarkerIndex, Naming, name_columns
 from scvec.ingest.cells.source import CellSource
@@ -203,6 +203,10 @@ def _named_lists(
     """Return the names of published marker lists."""
     named = []
     for group, genes, tissue, species in read_marker_lists(path):
+        if species and species not in SPECIES:
+            note = f"there are no markers of {species[:40]}: genes of human and mouse are known"
+            named.append(Naming(group, (), None, "unknown", tuple(genes[:10]), (note,)))
+            continue
         match = resolver.resolve(genes, species or asked.species)
         known = {n: key(g) for n, g in zip(genes, match.gene_ids, strict=True) if g is not None}
         spoken = {gene_id: n for n, gene_id in reversed(known.items())}
