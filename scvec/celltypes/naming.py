@@ -112,7 +112,8 @@ class Naming:
     def lines(self) -> list[str]:
         """Return the names as lines for people."""
         if not self.candidates:
-            return [f"{self.group}: unknown (no gene of it is a known marker)"]
+            why = "; ".join(self.notes) or "no gene of it is a known marker"
+            return [f"{self.group}: unknown ({why})"]
         best = self.candidates[0]
         genes = ", ".join(s["gene"] for s in best.supports[:6])
         name = best.label if self.status == "named" else self.status
