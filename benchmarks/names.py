@@ -1,117 +1,592 @@
-"""Names without a reference: marker lists of every type of the shared data, named by ``scvec.name``.
+"""Names without a reference: marker lists of known types, named with weights learned on other data sets.
 
-    python benchmarks/names.py [--tables]
+    python benchmarks/names.py                 # every data set and table left out in turn
+    python benchmarks/names.py --parts         # and each part of the score left out
+    python benchmarks/names.py --text v.npz    # and text of genes and cell types joined, and its control
+    python benchmarks/names.py --cells         # groups of cells of which the reference lacks the type
+    python benchmarks/names.py --fit           # write scvec/data/naming.json, learned on all of them
 
-For each type of each data set with a term of the Cell Ontology, its 25 most specific genes (by the other
-types) are named. Types of a data set that ships are left out where the shipped markers are tested, since
-its own markers are among them. ``--tables`` also loads the tables of ../shared/data/markers. Prints, with and
-without the tissue: similarity of the first name to the true one (Jaccard index of the terms above them), how
-often it is on the same lineage, the best similarity of five, how often the broad term is right, and the
-calibration error of the confidence.
+Lists are made of two kinds of data in ../shared/data:
+
+- cells: the most specific genes of each type of each data set (by its other types), 25 of them, and two
+  lists of 5 to 20 of them in another order, with ribosomal genes, as papers print them. Genes that were
+  measured and are not expressed are known for the first.
+- tables of ../shared/data/markers: what one says of a type in a tissue. It is then no marker table.
+
+They are named by the shipped markers alone, and by all tables; with and without the tissue. Markers that
+come from the same cells or the same table are left out. Weights and calibration are learned on the other data
+sets (all of blood are one, both of Baron too, and each table) and reported on the one that was left out:
+similarity of the first name to the true one (Jaccard index of the terms above them), how often it is on the
+same lineage, the best similarity of five, how often the broad term is right, and the calibration error.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import gzip
+import json
 import os
-import tempfile
+import random
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anndata
 import numpy as np
 import scipy.sparse as sp
+import torch
 
 import scvec
+from scvec.celltypes.markers import read_markers
+from scvec.celltypes.naming import FEATURES, MarkerIndex, _doubts
 from scvec.celltypes.terms import TermMatcher
-from scvec.model.metrics import expected_calibration_error, on_lineage, ontology_similarity
-from scvec.stores.store.store import Store
+from scvec.model.known_markers import marker_rows, ortholog_key, shipped_tissues
+from scvec.model.metrics import expected_calibration_error
+from scvec.workflows.name import knowledge
 
 SHARED = Path(os.environ.get("SCVEC_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-N_GENES = 25
-PLACES = {"brain cortex": "brain", "head & neck SCC": ""}
+OUT = Path(scvec.__file__).parent / "data" / "naming.json"
+#: Genes of a list of cells, and lists of each table.
+N_GENES, N_LISTS = 25, 150
+SPECIES = {"Homo sapiens": "human", "Mus musculus": "mouse"}
+#: Weight of the same lineage beside the similarity, in what the weights are learned for.
+LINEAGE = 0.7
+STEPS, RATE, SHRINK = 150, 0.1, 1e-3
+NEGATIVE = np.array([name in ("lacking", "negative") for name in FEATURES])
+MODES = [(markers, place) for markers in ("shipped", "tables") for place in (False, True)]
 
 
-def lists(matcher: TermMatcher) -> list[dict]:
-    found = []
+@dataclass(frozen=True)
+class Question:
+    """A list of genes of a known type."""
+
+    genes: list[str]
+    tissue: str
+    species: str
+    truth: str
+    source: str
+    table: bool = False
+    silent: frozenset[str] = frozenset()
+    changed: bool = False
+
+    @property
+    def family(self) -> str:
+        """What is left out together."""
+        return next((name for name in ("pbmc", "baron") if name in self.source), self.source)
+
+
+@dataclass
+class World:
+    """What is known: markers, terms and how genes are called."""
+
+    rows: list
+    labels: dict
+    lineage: dict
+    resolve: object
+    matcher: TermMatcher
+    indices: dict = field(default_factory=dict)
+
+    @classmethod
+    def load(cls) -> World:
+        with knowledge(None) as (kb, resolver):
+            key, matcher = ortholog_key(resolver), TermMatcher(kb.cl_names())
+            rows = [(*row, "shipped") for row in marker_rows(kb.markers(), resolver, key)]
+            for file in sorted((SHARED / "markers").glob("*.tsv.gz")):
+                name = file.name.split(".")[0]
+                found = [
+                    (m.cl_id, m.tissue, m.species, m.gene, m.direction, m.weight, name)
+                    for m in read_markers(file, matcher).markers
+                ]
+                rows += [(*row, name) for row in marker_rows(found, resolver, key)]
+            labels = {cl_id: label for cl_id, label, own in kb.cl_names() if own}
+
+            def resolve(symbols, species):
+                found = resolver.resolve(list(symbols), species).gene_ids
+                return {n: key(g) for n, g in zip(symbols, found, strict=True) if g is not None}
+
+            return cls(rows, labels, kb.cl_lineage(), resolve, matcher)
+
+    def index(self, question: Question, markers: str) -> MarkerIndex:
+        """Return the markers without those of the same cells or table."""
+        without = "Baron 2016" if question.family == "baron" else question.source if question.table else ""
+        if (markers, without) not in self.indices:
+            kept = [
+                row[:6]
+                for row in self.rows
+                if (markers == "tables" or row[6] == "shipped") and without not in (row[5], row[6])
+            ]
+            self.indices[markers, without] = MarkerIndex(
+                kept, self.labels, self.lineage, tissues=shipped_tissues()
+            )
+        return self.indices[markers, without]
+
+    def above(self, term: str) -> frozenset[str]:
+        return frozenset({term, *self.lineage.get(term, ())})
+
+
+def lists_of_cells(world: World) -> list[Question]:
+    found, rng = [], random.Random(0)
     for file in sorted(SHARED.glob("*.h5ad")):
         cells = anndata.read_h5ad(file)
         X = sp.csr_matrix(cells.X).astype(np.float64)
         if X.max() > 30:
             X = sp.diags(1e4 / np.maximum(np.asarray(X.sum(axis=1)).ravel(), 1)) @ X
             X.data = np.log1p(X.data)
-        names = [n.split("_ENSG")[0] for n in cells.var_names]
+        names = np.array([n.split("_ENSG")[0] for n in cells.var_names])
+        ribosomal = [n for n in names if n.upper().startswith(("RPL", "RPS"))]
+        species = SPECIES.get(str(cells.obs["species"].iloc[0]), str(cells.obs["species"].iloc[0]))
+        called = world.resolve(names, species)
         tissues = cells.obs["tissue"].astype(str)
-        for tissue in sorted(tissues.unique()) if "tabula" in file.name else [tissues.iloc[0]]:
-            here = (tissues == tissue).to_numpy() if "tabula" in file.name else np.ones(len(cells), bool)
+        several = "tabula" in file.name
+        for tissue in sorted(tissues.unique()) if several else [tissues.iloc[0]]:
+            here = (tissues == tissue).to_numpy() if several else np.ones(len(cells), bool)
             labels = cells.obs["cell_type"].astype(str).to_numpy()
-            terms = matcher.match_all(sorted(set(labels[here])), [tissue])
-            for label, match in terms.items():
+            for label, match in world.matcher.match_all(sorted(set(labels[here])), [tissue]).items():
                 own, rest = here & (labels == label), here & (labels != label)
                 if not match.cl_id or own.sum() < 5 or rest.sum() < 5:
                     continue
                 a, b = X[own].toarray(), X[rest].toarray()
                 noise = np.sqrt(a.var(0) / len(a) + b.var(0) / len(b)) + 0.05
-                score = (a.mean(0) - b.mean(0)) / noise * np.where((a > 0).mean(0) > 0.2, 1, 0.3)
-                top = np.argsort(-score, kind="stable")[:N_GENES]
-                place = "blood" if "pbmc" in tissue.lower() or "blood" in tissue.lower() else tissue
-                found.append(
-                    {
-                        "genes": " ".join(names[i] for i in top),
-                        "tissue": PLACES.get(place, place),
-                        "species": str(cells.obs["species"].iloc[0]),
-                        "truth": match.cl_id,
-                        "ships": "baron" in file.name or "68k" in file.name,
-                    }
-                )
+                share = (a > 0).mean(0)
+                score = (a.mean(0) - b.mean(0)) / noise * np.where(share > 0.2, 1, 0.3)
+                top = [str(n) for n in names[np.argsort(-score, kind="stable")[:N_GENES]]]
+                # Of two symbols of one gene, both must be silent.
+                silent = {called[n] for n in names[share < 0.02] if n in called}
+                silent -= {called[n] for n in names[share >= 0.02] if n in called}
+                silent = silent if own.sum() >= 10 else set()
+                question = Question(
+                    [called[n] for n in top if n in called], tissue, species, match.cl_id, file.stem,
+                    silent=frozenset(silent),
+                )  # fmt: skip
+                found.append(question)
+                for _ in range(2):
+                    some = top[: rng.choice([5, 8, 10, 15, 20])]
+                    if rng.random() < 0.5:
+                        rng.shuffle(some)
+                    for gene in rng.sample(ribosomal, min(rng.choice([0, 0, 2, 5]), len(ribosomal))):
+                        some.insert(rng.randrange(len(some) + 1), gene)
+                    genes = [called[n] for n in some if n in called]
+                    found.append(replace(question, genes=genes, silent=frozenset(), changed=True))
     return found
+
+
+def lists_of_tables(world: World) -> list[Question]:
+    found, rng = [], random.Random(0)
+    genes = defaultdict(list)
+    for cl_id, tissue, gene, direction, _, _, table in world.rows:
+        if table != "shipped" and direction == "positive":
+            genes[table, cl_id, tissue].append(gene)
+    for table in sorted({table for table, *_ in genes}):
+        groups = sorted(g for g, listed in genes.items() if g[0] == table and len(set(listed)) >= 3)
+        for _, cl_id, tissue in rng.sample(groups, min(N_LISTS, len(groups))):
+            listed = list(dict.fromkeys(genes[table, cl_id, tissue]))
+            rng.shuffle(listed)
+            found.append(Question(listed[:N_GENES], tissue, "human", cl_id, table, table=True))
+    return found
+
+
+@dataclass
+class Answers:
+    """Features and truth of the terms of many questions; questions of all modes after each other."""
+
+    X: torch.Tensor
+    similar: torch.Tensor
+    related: torch.Tensor
+    inside: torch.Tensor
+    mask: torch.Tensor
+    where: list[tuple[Question, tuple[str, bool]]]
+    rows: list
+
+    @classmethod
+    def of(cls, world: World, questions: list[Question], modes=MODES, extra=None) -> Answers:
+        """Return the answers; ``extra`` (index, genes, rows) -> (n, m) gives more features."""
+        parts, where, listed = [], [], []
+        for mode in modes:
+            for q in questions:
+                index = world.index(q, mode[0])
+                rows, values = index.features(q.genes, q.tissue if mode[1] else "", q.silent)
+                if extra is not None and len(rows):
+                    values = np.concatenate([values, extra(index, q.genes, rows)], axis=1)
+                truth = world.above(q.truth)
+                told = []
+                for i in rows:
+                    term = index.terms[i]
+                    up = world.above(term)
+                    told.append(
+                        (len(up & truth) / len(up | truth), term in truth or q.truth in up, term in truth)
+                    )
+                parts.append((values, np.array(told, dtype=float).reshape(-1, 3)))
+                where.append((q, mode))
+                listed.append((index, rows))
+        n, width = len(parts), max(len(v) for v, _ in parts)
+        width_of = max(v.shape[1] for v, _ in parts)
+        X, truth = torch.zeros(n, width, width_of), torch.zeros(n, width, 3)
+        mask = torch.full((n, width), -1e9)
+        mask[:, 0] = 0
+        for k, (values, told) in enumerate(parts):
+            X[k, : len(values), : values.shape[1]] = torch.tensor(values)
+            truth[k, : len(told)] = torch.tensor(told)
+            mask[k, : len(values)] = 0
+        return cls(X, truth[..., 0], truth[..., 1], truth[..., 2], mask, where, listed)
+
+    @property
+    def families(self) -> np.ndarray:
+        return np.array([q.family for q, _ in self.where])
+
+
+def learned(answers: Answers, use: np.ndarray, parts: np.ndarray | None = None, start=None) -> np.ndarray:
+    """Return the weights that give the best expected name on some of the questions.
+
+    ``parts`` says which features may count. Each family counts as the square root of its questions.
+    """
+    families = answers.families[use]
+    size = {f: int((families == f).sum()) for f in set(families)}
+    weight = torch.tensor([size[f] ** -0.5 for f in families], dtype=torch.float32)
+    weight /= weight.sum()
+    at = torch.tensor(np.flatnonzero(use))
+    X, mask = answers.X[at], answers.mask[at]
+    spread = answers.X[answers.mask == 0].std(0) + 1e-6
+    X = X / spread
+    good = (answers.similar[at] + LINEAGE * answers.related[at]) / (1 + LINEAGE)
+    n = X.shape[2]
+    free = torch.ones(n) if parts is None else torch.tensor(parts, dtype=torch.float32)
+    least = torch.zeros(n)
+    sign = torch.tensor([-1.0 if i < len(NEGATIVE) and NEGATIVE[i] else 1.0 for i in range(n)])
+    w = torch.zeros(n) if start is None else torch.tensor(start, dtype=torch.float32) * spread
+    w.requires_grad_(True)
+    optimizer = torch.optim.Adam([w], lr=RATE)
+    for _ in range(STEPS if start is None else STEPS // 3):
+        optimizer.zero_grad()
+        hoped = (torch.softmax(X @ (w * free) + mask, dim=1) * good).sum(1)
+        loss = -(weight * (hoped + 0.3 * torch.log(hoped + 1e-3))).sum() + SHRINK * (w**2).sum()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            w.copy_(torch.maximum(w * sign, least) * sign * free)
+    return (w.detach() / spread).numpy().astype(float)
+
+
+def calibrated(answers: Answers, use: np.ndarray, weights: np.ndarray) -> tuple[tuple, tuple]:
+    """Return the logistic regressions of the lineage of first names, and of broader terms."""
+    from sklearn.linear_model import LogisticRegression
+
+    sure, within = ([], []), ([], [])
+    for k in np.flatnonzero(use):
+        index, rows = answers.rows[k]
+        if not len(rows):
+            continue
+        order, proba = ranked(answers, k, weights)
+        values = answers.X[k, : len(rows)].numpy()[order]
+        rows = rows[order]
+        doubts = _doubts(index.on_lineage(rows, proba), values)
+        for j in range(min(2, len(rows))):
+            sure[0].append(doubts[j])
+            sure[1].append(bool(answers.related[k, order[j]]))
+        held = index.within(rows, proba)
+        doubts = _doubts(held, values)
+        for j in np.argsort(-held)[:15]:
+            if len(index.lineage.get(index.terms[rows[j]], ())) >= 3:
+                within[0].append(doubts[j])
+                within[1].append(bool(answers.inside[k, order[j]]))
+    fits = []
+    for values, right in (sure, within):
+        fit = LogisticRegression(C=1.0, fit_intercept=False, max_iter=500)
+        fits.append(tuple(fit.fit(np.array(values), right).coef_[0].round(4).tolist()))
+    return fits[0], fits[1]
+
+
+def ranked(answers: Answers, k: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the order of the terms of a question, and their softmax in it."""
+    rows = answers.rows[k][1]
+    scores = answers.X[k, : len(rows)].numpy().astype(float) @ weights
+    order = np.lexsort((rows, -scores))
+    proba = np.exp(scores[order] - scores[order][0])
+    return order, proba / proba.sum()
+
+
+def left_out(
+    answers: Answers, parts: np.ndarray | None = None, calibrate: bool = True
+) -> dict[str, np.ndarray]:
+    """Return similarity, lineage, best of five, ... of each question, its family left out of learning."""
+    n = len(answers.where)
+    found = {name: np.zeros(n) for name in ("similar", "lineage", "five", "sure")}
+    found["broad"] = np.full(n, np.nan)
+    everything = learned(answers, np.ones(n, dtype=bool), parts)
+    for family in sorted(set(answers.families)):
+        own = answers.families == family
+        weights = learned(answers, ~own, parts, start=everything)
+        lineage, within = calibrated(answers, ~own, weights) if calibrate else ((), ())
+        for k in np.flatnonzero(own):
+            index, rows = answers.rows[k]
+            if not len(rows):
+                continue
+            order, proba = ranked(answers, k, weights)
+            values, rows = answers.X[k, : len(rows)].numpy()[order], rows[order]
+            similar = answers.similar[k].numpy()[order]
+            found["similar"][k], found["five"][k] = similar[0], similar[:5].max()
+            found["lineage"][k] = answers.related[k, order[0]]
+            if not calibrate:
+                continue
+            found["sure"][k] = _sure(lineage, _doubts(index.on_lineage(rows, proba), values))[0]
+            held = _sure(within, _doubts(index.within(rows, proba), values))
+            depth = np.array([len(index.lineage.get(index.terms[i], ())) for i in rows])
+            deep = [j for j in range(len(rows)) if held[j] >= 0.8 and depth[j] >= 3]
+            if deep:
+                j = max(deep, key=lambda j: (depth[j], held[j], -j))
+                found["broad"][k] = answers.inside[k, order[j]]
+    return found
+
+
+def _sure(weights, values) -> np.ndarray:
+    return 1 / (1 + np.exp(-(values @ np.array(weights))))
+
+
+def table(answers: Answers, found: dict[str, np.ndarray], kinds: bool = True) -> None:
+    """Print the figures of each mode, for cells and tables, and of each family."""
+    mode = np.array([f"{m} markers, tissue {'given' if p else 'not given'}" for _, (m, p) in answers.where])
+    tables = np.array([q.table for q, _ in answers.where])
+    print("| markers | lists | n | similarity | same lineage | best of five | broad (right) | calib. error |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in dict.fromkeys(mode):
+        for kind, these in (("cells", ~tables), ("tables", tables)):
+            _row(name, kind, (mode == name) & these, found)
+    if kinds:
+        for family in sorted(set(answers.families)):
+            for markers in ("shipped", "tables"):
+                name = f"{markers} markers, tissue given"
+                _row(name, family, (mode == name) & (answers.families == family), found)
+
+
+def _row(name: str, kind: str, use: np.ndarray, found: dict[str, np.ndarray]) -> None:
+    if not use.any():
+        return
+    broad = found["broad"][use]
+    told = ~np.isnan(broad)
+    error = expected_calibration_error(found["sure"][use], found["lineage"][use] > 0)
+    right = f"{told.mean():.2f} ({np.nanmean(broad):.2f})" if told.any() else "0.00"
+    print(
+        f"| {name} | {kind} | {use.sum()} | {found['similar'][use].mean():.3f} | "
+        f"{found['lineage'][use].mean():.3f} | {found['five'][use].mean():.3f} | {right} | {error:.3f} |",
+        flush=True,
+    )
+
+
+def without_parts(answers: Answers) -> None:
+    """Print the mean figures with each part of the score left out, learned again."""
+    groups = {
+        "nothing": (),
+        "tissue": ("in tissue", "tissue part", "at home"),
+        "terms above and below": ("pooled", "explained", "odds", "above", "below"),
+        "what is not expressed": ("lacking", "negative"),
+        "number of tables": ("tables",),
+        "number of shared genes": ("shared",),
+    }
+    groups |= {name: (name,) for name in FEATURES[:7]}
+    print("| left out | similarity | same lineage |\n|---|---|---|")
+    for name, without in groups.items():
+        found = left_out(answers, np.array([f not in without for f in FEATURES], dtype=float), False)
+        print(f"| {name} | {found['similar'].mean():.3f} | {found['lineage'].mean():.3f} |", flush=True)
+
+
+class Texts:
+    """Text of genes and cell types as more features: vectors, and words.
+
+    - the cosine of the list's mean gene vector (by rarity, the common part taken out) to that of the
+      definition of a term
+    - the same to the mean vector of the markers of a term: genes that no table knows, but that are alike
+    - the fraction of the words of a term's label, by rarity, that the texts of the genes hold
+
+    ``seed`` gives the control: random vectors in place of those of texts, words of permuted genes.
+    """
+
+    def __init__(self, world: World, vectors: Path, seed: int | None = None) -> None:
+        """Read vectors of texts: an npz with ``genes, gene_vectors, gene_texts, terms, term_vectors``."""
+        found = np.load(vectors, allow_pickle=False)
+        self.row = {g: i for i, g in enumerate(found["genes"].tolist())}
+        self.term = {t: i for i, t in enumerate(found["terms"].tolist())}
+        texts = found["gene_texts"].tolist()
+        genes, terms = _apart(found["gene_vectors"]), _apart(found["term_vectors"])
+        if seed is not None:
+            rng = np.random.default_rng(seed)
+            genes, terms = (_apart(rng.normal(size=v.shape)) for v in (genes, terms))
+            texts = [texts[i] for i in rng.permutation(len(texts))]
+        self.genes, self.terms = genes, terms
+        self.words = [_words(text) for text in texts]
+        n = defaultdict(int)
+        for words in self.words:
+            for word in words:
+                n[word] += 1
+        self.rarity = {w: np.log((len(texts) + 1) / (c + 1)) for w, c in n.items()}
+        self.labels = {t: _words(label) for t, label in world.labels.items()}
+        self.centres: dict[int, np.ndarray] = {}
+
+    def __call__(self, index: MarkerIndex, listed: list[str], rows: np.ndarray) -> np.ndarray:
+        """Return (n, 3) features of terms for a list of genes."""
+        if id(index) not in self.centres:
+            at = np.array([self.row.get(g, -1) for g in index.genes])
+            vectors = self.genes[at] * (at >= 0)[:, None] * index._rarity[:, None]
+            self.centres[id(index)] = _unit(np.asarray(index._pooled @ vectors))
+        known = [(i, g) for i, g in enumerate(listed) if g in self.row]
+        weight = np.array([(index._rarity_of(g) or 5.0) / (1 + i) ** 0.4 for i, g in known])
+        mean = _unit((weight @ self.genes[[self.row[g] for _, g in known]])[None])[0]
+        said = defaultdict(float)
+        for (_, g), w in zip(known, weight, strict=True):
+            for word in self.words[self.row[g]]:
+                said[word] += w / weight.sum()
+        terms = [index.terms[i] for i in rows]
+        at = np.array([self.term.get(t, -1) for t in terms])
+        mentioned = []
+        for t in terms:
+            rare = {w: self.rarity.get(w, 9.0) for w in self.labels[t]}
+            mentioned.append(sum(r * said[w] for w, r in rare.items()) / (sum(rare.values()) or 1.0))
+        definition = (self.terms[at] @ mean) * (at >= 0)
+        return np.stack([definition, self.centres[id(index)][rows] @ mean, np.array(mentioned)], axis=1)
+
+
+def _words(text: str) -> set[str]:
+    dull = {"cell", "cells", "the", "and", "type", "human", "mouse", "positive", "negative", "with"}
+    return {w.rstrip("s") for w in re.findall(r"[a-z]{3,}", text.lower())} - dull
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9)
+
+
+def _apart(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors without what they have in common: their mean and their two largest directions."""
+    vectors = vectors - vectors.mean(axis=0)
+    main = np.linalg.svd(vectors[::3], full_matrices=False)[2][:2]
+    return _unit(vectors - (vectors @ main.T) @ main)
+
+
+def encode_texts(world: World, questions: list[Question], ontology: Path, out: Path) -> None:
+    """Write the vectors that :class:`Texts` reads; encoding the definitions takes ten minutes."""
+    from scvec.backbones import load_backbone, parse_spec
+    from scvec.model.gene_vectors import gene_table
+    from scvec.stores.store.vector_cache import ShippedVectors
+
+    genes = sorted({row[2] for row in world.rows} | {g for q in questions for g in q.genes})
+    with knowledge(None) as (kb, _):
+        table = gene_table(kb, genes, "default")
+    minilm, shipped = load_backbone(parse_spec("minilm"), device="cpu"), ShippedVectors()
+    rows = shipped.rows(minilm.space, list(table["text_sha256"]))
+    vectors = np.zeros((len(genes), 384), dtype=np.float32)
+    vectors[rows >= 0] = shipped.take(rows[rows >= 0])
+    terms = json.loads(gzip.decompress(ontology.read_bytes()))
+    alive = {i: t for i, t in sorted(terms.items()) if t.get("label") and not t.get("deprecated")}
+    texts = [f"{t['label']}. {t.get('description', '')}" for t in alive.values()]
+    np.savez(
+        out,
+        genes=genes,
+        gene_vectors=vectors,
+        gene_texts=list(table["text"]),
+        terms=list(alive),
+        term_vectors=minilm.encode(texts),
+    )
+
+
+def with_text(world: World, questions: list[Question], vectors: Path, n_seeds: int) -> None:
+    """Print the figures with text joined, and with its control, both learned again, tissue given."""
+    modes = [("shipped", True), ("tables", True)]
+    print("| joined | similarity | same lineage |\n|---|---|---|")
+    seeds = [("text", None), *((f"random {seed}", seed) for seed in range(n_seeds))]
+    answers = Answers.of(world, questions, modes)
+    base = left_out(answers, calibrate=False)
+    print(f"| nothing | {base['similar'].mean():.4f} | {base['lineage'].mean():.4f} |", flush=True)
+    for name, seed in seeds:
+        found = left_out(Answers.of(world, questions, modes, Texts(world, vectors, seed)), calibrate=False)
+        gain = found["similar"] - base["similar"]
+        families = answers.families
+        each = np.array([gain[families == f].mean() for f in sorted(set(families))])
+        error = each.std(ddof=1) / len(each) ** 0.5
+        print(
+            f"| {name} | {found['similar'].mean():.4f} | {found['lineage'].mean():.4f} | gain over data sets "
+            f"{each.mean():+.4f} +- {error:.4f}",
+            flush=True,
+        )
+
+
+def of_cells(limit: int) -> None:
+    """Print how the novel groups are named whose type the reference lacks, for each data set."""
+    import tempfile
+
+    sets = ("brain_darmanis_human", "tabula_muris_facs_8tissues", "pancreas_baron_human", "pbmc3k_10x")
+    with knowledge(None) as (kb, _):
+        matcher, lineage = TermMatcher(kb.cl_names()), kb.cl_lineage()
+    sure, right = [], []
+    for name in sets:
+        cells = anndata.read_h5ad(SHARED / f"{name}.h5ad")
+        if "tabula" in name:
+            cells = cells[cells.obs["tissue"].astype(str) == "lung"].copy()
+        tissue = str(cells.obs["tissue"].iloc[0])
+        labels = cells.obs["cell_type"].astype(str)
+        terms = matcher.match_all(sorted(set(labels)), [tissue])
+        half = np.random.default_rng(0).random(cells.n_obs) < 0.5
+        types = [t for t, n in labels.value_counts().items() if n >= 20 and terms[t].cl_id][:limit]
+        for left in types:
+            reference = cells[half & (labels != left).to_numpy()].copy()
+            query = cells[~half | (labels == left).to_numpy()].copy()
+            with tempfile.TemporaryDirectory() as folder:
+                scvec.ingest_cells(folder, [reference], name="r", label_key="cell_type", min_cells=5)
+                found = scvec.query(folder, query, reference="r", name_novel=True, tissue=tissue)
+            own = (query.obs["cell_type"].astype(str) == left).to_numpy()
+            named = {g.group: g for g in found.novel_names}
+            group = [g for g in found.novel_group[own] if g is not None]
+            if not group:
+                print(f"| {name} | {left} | {own.sum()} | 0 | - | - |", flush=True)
+                continue
+            most = max(set(group), key=group.count)
+            best = named[most].candidates[0] if named[most].candidates else None
+            truth = terms[left].cl_id
+            good = best is not None and (
+                best.cl_id == truth
+                or best.cl_id in lineage.get(truth, ())
+                or truth in lineage.get(best.cl_id, ())
+            )
+            sure.append(best.probability if best else 0.0)
+            right.append(good)
+            said = f"{best.label} {best.probability:.2f}" if best else "unknown"
+            print(f"| {name} | {left} | {own.sum()} | {len(group)} | {said} | {good} |", flush=True)
+    error = expected_calibration_error(np.array(sure), np.array(right), 5)
+    print(
+        f"{len(right)} novel types, {np.mean(right):.2f} on the right lineage, calibration error {error:.2f}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tables", action="store_true")
-    with_tables = parser.parse_args().tables
-    with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "store"
-        scvec.ingest_genes(store)
-        if with_tables:
-            print(scvec.ingest_markers(store, sorted((SHARED / "markers").glob("*.tsv.gz"))))
-        with Store(store).knowledge() as kb:
-            matcher, lineage = TermMatcher(kb.cl_names()), kb.cl_lineage()
-        above = {t: (t, *a) for t, a in lineage.items()}
-        asked = [q for q in lists(matcher) if with_tables or not q["ships"]]
-        for place in (False, True):
-            path = Path(folder) / "lists.csv"
-            with path.open("w", newline="") as file:
-                write = csv.writer(file)
-                write.writerow(["group", "genes", "species", *(["tissue"] if place else [])])
-                for i, q in enumerate(asked):
-                    write.writerow([i, q["genes"], q["species"], *([q["tissue"]] if place else [])])
-            groups = {g.group: g for g in scvec.name(store, markers=path).groups}
-            truth = [q["truth"] for q in asked]
-            first = [_ids(groups[str(i)])[0] for i in range(len(asked))]
-            right = on_lineage(truth, first, above)
-            best = [
-                max(ontology_similarity([t] * 5, (_ids(groups[str(i)]) + [""] * 5)[:5], above))
-                for i, t in enumerate(truth)
-            ]
-            sure = np.array([_sure(groups[str(i)]) for i in range(len(asked))])
-            broad = [(t, groups[str(i)].broad) for i, t in enumerate(truth)]
-            told = [on_lineage([t], [b.cl_id], above)[0] for t, b in broad if b is not None]
-            print(
-                f"{len(asked)} types, tissue {'given' if place else 'not given'}: similarity "
-                f"{ontology_similarity(truth, first, above).mean():.3f}, same lineage {right.mean():.3f}, "
-                f"best of five {np.mean(best):.3f}, broad term for {len(told)}, right {np.mean(told):.3f}, "
-                f"calibration error {expected_calibration_error(sure, right):.3f}"
-            )
-
-
-def _ids(group) -> list[str]:
-    return [c.cl_id for c in group.candidates] or [""]
-
-
-def _sure(group) -> float:
-    return group.candidates[0].probability if group.candidates else 0.0
+    for name in ("parts", "cells", "fit"):
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--text", type=Path, metavar="NPZ", help="vectors of texts; made if absent")
+    parser.add_argument("--seeds", type=int, default=5, help="controls of the text")
+    parser.add_argument("--types", type=int, default=8, help="types of each data set, for --cells")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.cells:
+        of_cells(args.types)
+        return
+    world = World.load()
+    questions = [*lists_of_cells(world), *lists_of_tables(world)]
+    if args.text:
+        if not args.text.exists():
+            ontology = SHARED / "genes" / "cl_cellxgene_v2026-03-26.json.gz"
+            encode_texts(world, questions, ontology, args.text)
+        with_text(world, questions, args.text, args.seeds)
+        return
+    answers = Answers.of(world, questions, MODES[1::2] if args.parts else MODES)
+    if args.fit:
+        everything = np.ones(len(answers.where), dtype=bool)
+        weights = learned(answers, everything)
+        lineage, within = calibrated(answers, everything, weights)
+        told = {name: round(w, 4) for name, w in zip(FEATURES, weights.tolist(), strict=True)}
+        OUT.write_text(json.dumps({"weights": told, "lineage": lineage, "within": within}, indent=1) + "\n")
+        print(OUT.read_text())
+        return
+    if args.parts:
+        without_parts(answers)
+        return
+    table(answers, left_out(answers))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Make the core of marker genes that ships with scvec: scvec/data/snapshot/markers.parquet.
 
-    pip download --no-deps pegasuspy==1.10.2 uhaf==0.1.8 -d build/markers
+    pip download --no-deps pegasuspy==1.10.2 uhaf==0.1.8 cellxgene-ontology-guide==1.11.1 -d build/markers
     pip install openpyxl
     python tools/build_markers.py --wheels build/markers
 
@@ -9,6 +9,9 @@ Facts of two packages whose licence allows it, and what the shipped cells say th
 - pegasuspy 1.10.2 (BSD-3-Clause): immune, lung, brain and liver cells of human and mouse
 - uhaf 0.1.8 (MIT): rules for 50 human organs. Its blood sheet is left out: the rules are off by one row
 - Baron et al. 2016 (GSE84133), as it ships: the most specific genes of each type
+
+Beside it tissues.parquet is written: names of tissues, and the organs and systems that they are part of
+(Uberon, CC-BY-3.0, as cellxgene-ontology-guide 1.11.1 lists them).
 
 Names are mapped to Cell Ontology terms as labels are; those without a term are printed and left out.
 """
@@ -153,6 +156,35 @@ def background() -> pa.Table:
     return pa.concat_tables(parts)
 
 
+#: Parts of the body that say little of the cells in them.
+VAGUE = {
+    "abdomen",
+    "axilla",
+    "embryo",
+    "endocrine gland",
+    "exocrine gland",
+    "knee",
+    "lamina propria",
+    "mucosa",
+}
+
+
+def tissues(wheel: zipfile.ZipFile) -> pa.Table:
+    """Return the names of tissues, and the organs and systems above them."""
+    folder = "cellxgene_ontology_guide/data/"
+    packed = wheel.read(f"{folder}UBERON-ontology-v2026-04-01.json.zst")
+    terms = json.loads(pa.input_stream(io.BytesIO(packed), compression="zstd").read())
+    general = json.loads(wheel.read(f"{folder}tissue_general_list.json"))
+    organ = {i: terms[i]["label"] for i in general if terms[i]["label"] not in VAGUE}
+    found = collections.defaultdict(set)
+    for i, term in terms.items():
+        if term.get("label") and not term.get("deprecated"):
+            for name in (term["label"], *term.get("synonyms", ())):
+                found[name.lower()] |= {organ[a] for a in (i, *term["ancestors"]) if a in organ}
+    rows = sorted((name, "|".join(sorted(above))) for name, above in found.items() if above)
+    return pa.table({"name": [name for name, _ in rows], "organs": [above for _, above in rows]})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--wheels", type=Path, required=True)
@@ -174,18 +206,22 @@ def main() -> None:
         {name: list(column) for name, column in zip(COLUMNS, zip(*sorted(rows), strict=True), strict=True)}
     )
     table = table.set_column(5, "weight", table["weight"].cast(pa.float32()))
+    [path] = wheels.glob("cellxgene_ontology_guide-*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        parts = tissues(wheel)
     manifest_path = DATA / "snapshot" / "snapshot.json"
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    for name, made in (("markers", table), ("background", background())):
+    for name, made in (("markers", table), ("background", background()), ("tissues", parts)):
         out = DATA / "snapshot" / f"{name}.parquet"
-        pq.write_table(made, out, compression="zstd")
+        pq.write_table(made, out, compression="zstd", compression_level=19)
         raw = out.read_bytes()
         manifest["tables"][name] = {
             "rows": made.num_rows,
             "bytes": len(raw),
             "sha256": hashlib.sha256(raw).hexdigest(),
         }
-    others = [s for s in manifest["sources"] if s.get("gives") != "marker genes of cell types"]
+    own = ("marker genes of cell types", "organs and systems of tissues")
+    others = [s for s in manifest["sources"] if s.get("gives") not in own]
     manifest["sources"] = [
         *others,
         {
@@ -194,6 +230,13 @@ def main() -> None:
             "licence": "BSD-3-Clause; MIT; facts",
             "url": "https://pypi.org/project/pegasuspy/ https://pypi.org/project/uhaf/",
             "gives": "marker genes of cell types",
+        },
+        {
+            "name": "Uberon through cellxgene-ontology-guide",
+            "version": "2026-04-01, cellxgene-ontology-guide 1.11.1",
+            "licence": "CC BY 3.0; package MIT",
+            "url": "https://obofoundry.org/ontology/uberon.html",
+            "gives": "organs and systems of tissues",
         },
     ]
     manifest_path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

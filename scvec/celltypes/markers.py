@@ -35,6 +35,7 @@ MAX_BYTES, MAX_LINE = 200 << 20, 1 << 20
 _CL = re.compile(r"CL[:_](\d{7})")
 #: What tables of markers call species beside their names.
 _SHORT = {"h": "human", "m": "mouse", "homosapiens": "human", "musmusculus": "mouse"}
+_NOT_SAID = frozenset({"", "-", "auto", "na", "nan", "none", "unknown"})
 _GENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,39}")
 
 
@@ -127,7 +128,8 @@ def read_marker_lists(path: Path) -> list[tuple[str, list[str], str, str]]:
 
     Returns
     -------
-    For each group its name, its genes in order, tissue and species (empty where not given).
+    For each group its name, its genes in order, tissue and species (empty where not given; as it stands there
+    where it is neither human nor mouse).
     """
     rows = _table(_text(path), path)
     header = [_folded(name) for name in next(rows, [])]
@@ -144,7 +146,8 @@ def read_marker_lists(path: Path) -> list[tuple[str, list[str], str, str]]:
         cells = {name: row[i].strip() if i < len(row) else "" for name, i in at.items()}
         if not any(cells.values()):
             continue
-        kinds = _kinds(cells.get("species", ""), "")
+        said = cells.get("species", "")
+        kinds = _kinds(said, "" if said.lower() in _NOT_SAID else said)
         genes = list(dict.fromkeys(_genes(cells["genes"])))
         lists.append((cells["group"], genes, cells.get("tissue", ""), kinds[0] if kinds else ""))
     if not lists:

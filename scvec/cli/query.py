@@ -137,6 +137,8 @@ PLACE = "{}"
     is_flag=True,
     help="Also the label that most cells of a cell's cluster have; needs igraph.",
 )
+@click.option("--name-novel", is_flag=True, help="Also name groups of novel cells by known markers.")
+@click.option("--tissue", default="", help="Tissue of the cells, for --name-novel: lung, blood.")
 @click.option(
     "--columns",
     type=click.Choice(COLUMNS),

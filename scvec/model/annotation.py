@@ -15,6 +15,7 @@ from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, h
 from scvec.base.options import options_of
 from scvec.base.results import html_bar, html_table
 from scvec.base.types import Float32, Neighbors
+from scvec.celltypes.naming import Naming, name_columns
 from scvec.ingest.cells.write import earlier_names
 from scvec.model.calibration import set_names
 from scvec.model.query_options import QueryOptions, check_columns
@@ -66,6 +67,9 @@ class Annotation:
     majority, cluster
         (n,) strings and (n,) int64: the label that most cells of a cell's cluster have, and the cluster's
         number; None where no majority vote was asked for.
+    novel_group, novel_names
+        (n,) the group of each novel cell as objects, None for others, and the names of the groups; None where
+        ``name_novel`` was not asked for.
     store, data, options
         What the query was asked: the folder of the store, the file or AnnData object, and the options.
         ``options`` is None where no query made the annotation.
@@ -100,6 +104,8 @@ class Annotation:
     sets: npt.NDArray[np.bool_] | None = None
     majority: Strings | None = None
     cluster: npt.NDArray[np.int64] | None = None
+    novel_group: Strings | None = None
+    novel_names: tuple[Naming, ...] | None = None
     store: Path | str = ""
     data: Any = field(default=None, compare=False)
     options: QueryOptions | None = None
@@ -214,6 +220,8 @@ class Annotation:
         if self.cluster is not None and vars(self)["majority"] is not None:
             found["majority"] = texts_of(self, "majority")
             found["cluster"] = pd.Categorical(self.cluster.astype(str))
+        if self.novel_names is not None and self.novel_group is not None:
+            found |= name_columns(self.novel_names, self.novel_group, "name")
         return {f"{prefix}{name}": values for name, values in found.items()}
 
     def _celltypist(self) -> dict[str, Any]:
@@ -355,12 +363,17 @@ class Annotation:
             else None,
             "majority": counts(texts_of(self, "majority")) if voted else None,
             "n_clusters": len(np.unique(self.cluster)) if self.cluster is not None else None,
+            "novel_groups": None if self.novel_names is None else self._novel_groups(),
             "output": self.output or None,
             "report": self.report or None,
             "parameters": self.parameters,
             "notes": list(self.notes),
             "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
         }
+
+    def _novel_groups(self) -> list[dict[str, Any]]:
+        groups = [] if self.novel_group is None else self.novel_group.tolist()
+        return [{"n_cells": groups.count(g.group), **g.to_dict()} for g in self.novel_names or ()]
 
     def lines(self) -> list[str]:
         """Return the summary for people."""
@@ -394,6 +407,8 @@ class Annotation:
             n_changed = int((self.majority != self.label).sum())
             n_clusters = len(np.unique(self.cluster))
             lines.append(f"majority vote over {n_clusters:,} clusters: {n_changed:,} cells get another label")
+        for group in self.novel_names or ():
+            lines += group.lines()
         if self.output:
             lines.append(f"written to {self.output}")
         if self.report:

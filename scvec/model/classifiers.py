@@ -30,6 +30,7 @@ __all__ = [
     "Members",
     "Scores",
     "clusters",
+    "has_igraph",
     "log_softmax",
     "majority",
     "need_igraph",
@@ -384,11 +385,16 @@ _FINEST = 30.0
 N_ITERATIONS = 4
 
 
-def need_igraph() -> None:
-    """Raise InputError if igraph is not installed."""
+def has_igraph() -> bool:
+    """Return whether clusters can be made."""
     from importlib.util import find_spec
 
-    if find_spec("igraph") is None:
+    return find_spec("igraph") is not None
+
+
+def need_igraph() -> None:
+    """Raise InputError if igraph is not installed."""
+    if not has_igraph():
         raise InputError(
             "a majority vote over clusters needs igraph, which is not installed",
             "--majority-vote",

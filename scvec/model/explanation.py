@@ -18,6 +18,7 @@ from scvec.base.results import Record, Report, human_odds
 from scvec.base.types import CellChunk, DividesByGene, Float64, Int64, Progress, no_progress
 from scvec.ingest.cells.values import VALUES
 from scvec.model.classifiers import MEMBERS, OUT_OF_REACH, Scores
+from scvec.model.known_markers import markers_of
 from scvec.model.reference import ReferenceModel
 from scvec.model.storage import SOURCE_COLUMN
 
@@ -244,6 +245,8 @@ class GeneEvidence(Record):
     description, source, source_version, kind
         The text that the knowledge base prefers, and where it comes from; empty where there is none. ``kind``
         is ``human``, ``llm``, ``composed`` or ``borrowed``.
+    marker_of
+        Tables that say that the gene marks the label's type, or one below it; empty where none does.
     """
 
     gene_id: str
@@ -257,6 +260,7 @@ class GeneEvidence(Record):
     source: str = ""
     source_version: str = ""
     kind: str = ""
+    marker_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,6 +398,7 @@ class Explanation(Report):
             lines.append(
                 f"  {g.contribution:+7.2f}  {g.symbol:<{width}}  {g.expression:>5.2f}  "
                 f"{g.expected:>{one}.2f}  {g.expected_against:>{two}.2f}"
+                + (f"  known marker ({', '.join(g.marker_of[:3])})" if g.marker_of else "")
             )
         return lines
 
@@ -609,6 +614,7 @@ class Explainer:
         self._subset = self._stored.rows_where(parameters.get("where"))
         self._origins = origins(self._stored)
         self._symbols: dict[str, str] | None = None
+        self._markers: dict[str, dict[str, list[str]]] | None = None
 
     @classmethod
     def of_file(
@@ -762,7 +768,7 @@ class Explainer:
             n_labelled=n_labelled,
             confidence=float(self._confidence[rows].mean()),
             log_odds=log_odds,
-            genes=self._gene_evidence(found, by_gene, chunk, n_genes),
+            genes=self._gene_evidence(found, by_gene, chunk, winner, n_genes),
             n_genes=int((by_gene != 0).any(axis=0).sum()),
             genes_total=float(by_gene.sum(axis=1).mean()),
             neighbors_total=float(found.neighbors.mean()),
@@ -785,7 +791,12 @@ class Explainer:
         )
 
     def _gene_evidence(
-        self, found: Evidence, by_gene: npt.NDArray[np.float64], chunk: CellChunk, n_genes: int
+        self,
+        found: Evidence,
+        by_gene: npt.NDArray[np.float64],
+        chunk: CellChunk,
+        winner: int,
+        n_genes: int,
     ) -> list[GeneEvidence]:
         from scvec.model.storage import class_statistics, genes_of
 
@@ -802,6 +813,10 @@ class Explainer:
                 table = kb.genes()
                 self._symbols = dict(zip(table["gene_id"], table["symbol"], strict=True))
             texts = kb.descriptions(gene_ids)
+            terms = [str(term) for term in self._stored.meta["ontology"]["terms"]]
+            if self._markers is None:
+                self._markers = markers_of(kb, terms)
+            known = self._markers[terms[winner]]
         expression = np.asarray(chunk.X[:, columns].mean(axis=0)).ravel()
         means = class_statistics(self._stored.tensors)[0][:, columns]
         expected, other = means[found.winner].mean(axis=0), means[found.other].mean(axis=0)
@@ -821,6 +836,7 @@ class Explainer:
                     source=text.source if text else "",
                     source_version=text.source_version if text else "",
                     kind=text.kind if text else "",
+                    marker_of=tuple(known.get(str(self._symbols.get(gene_ids[i], "")).upper(), ())),
                 )
             )
         return genes

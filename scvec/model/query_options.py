@@ -72,6 +72,11 @@ class QueryOptions:
     majority_vote
         Also cluster the cells, and add columns with the majority label of each cluster. These labels depend
         on the other cells of the query. Needs the extra ``cluster``.
+    name_novel
+        Also name the groups of novel cells by known markers of cell types, in columns ``scvec_name...``
+        (:func:`scvec.name`). Groups are clusters, or cells with the same label where igraph is not installed.
+    tissue
+        Tissue of the cells, for ``name_novel``, as ``lung``.
     columns
         ``scvec`` or ``celltypist``. With ``celltypist``, tables have CellTypist's columns instead of scvec's,
         and an h5ad has both.
@@ -114,6 +119,8 @@ class QueryOptions:
     false_novel_rate: float = 0.05
     novelty: str = "relative"
     majority_vote: bool = False
+    name_novel: bool = False
+    tissue: str = ""
     columns: str = "scvec"
     unmatched_genes: str = "drop"
     force: bool = False

@@ -618,6 +618,7 @@ def _facts(
         "calibration": calibration(stored),
         "evidence": evidence.labels,
         "n_status": annotation.to_dict()["status"],
+        "novel_groups": annotation.to_dict()["novel_groups"],
         "parameters": annotation.parameters,
     }
 

@@ -28,6 +28,7 @@ from scvec.model.cell_index import put_cells
 from scvec.model.copies import source_digest
 from scvec.model.encoder_models import forget_trainings, prepared, training_folder
 from scvec.model.gene_vectors import EncodedGenes, encode_genes, stored_genes
+from scvec.model.known_markers import marker_notes
 from scvec.model.matching import (
     Axis,
     MatchedSource,
@@ -316,6 +317,11 @@ def write_reference(
         kept, meta["sample"] = trained.sample.state()
         tensors |= {f"sample.{name}": values for name, values in kept.items()}
     notes += term_notes(meta, asked.name)
+    if not asked.obsm:
+        entry = txn.base.manifest.knowledge
+        resolver = resolver_of(kb, entry.digest if entry else None)
+        terms = {c: found[c].cl_id for c in labelled.classes}
+        notes += marker_notes(kb, resolver, trained.sample, cells.genes.axis.gene_ids, terms)
     if txn.reference(asked.name) is not None:
         notes.append(f"reference {asked.name!r} was there and is replaced")
     how = (asked.index, asked.recall, asked.memory)

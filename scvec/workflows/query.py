@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from scvec.base import arrays
 from scvec.base.arrays import coded
 from scvec.base.errors import InputError
@@ -18,7 +20,7 @@ from scvec.engines import check_engine, predict_cells
 from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.write import check_output, write_annotated, write_tables
 from scvec.model.annotation import Annotation, judge, provenance
-from scvec.model.classifiers import clusters, majority, need_igraph
+from scvec.model.classifiers import clusters, has_igraph, majority, need_igraph
 from scvec.model.gene_fit import fitted_to
 from scvec.model.matching import MatchedSource, match_genes, obsm_key, query_genes, reference_share
 from scvec.model.query_options import QueryOptions
@@ -120,6 +122,9 @@ def query_one(
         if options.majority_vote:
             with stages("cluster"):
                 annotation = _clustered(annotation, progress)
+        if options.name_novel:
+            with stages("name"):
+                annotation = _named(opened, ready, annotation, progress)
         if target is not None:
             with stages("write"):
                 annotation = _write(annotation, target, source.memory, progress)
@@ -270,6 +275,33 @@ def _clustered(annotation: Annotation, progress: Progress) -> Annotation:
     cluster = clusters(annotation.vectors)
     voted = coded(majority(annotation.proba, cluster), annotation.classes)
     return annotation.changed(cluster=cluster, majority=voted)
+
+
+#: Fewer novel cells are not clustered: their labels make the groups.
+MIN_CLUSTERED = 30
+
+
+def _named(opened: Store, ready: _Prepared, annotation: Annotation, progress: Progress) -> Annotation:
+    """Return the annotation with groups of its novel cells, and their names."""
+    from scvec.workflows.name import name_groups
+
+    novel = np.flatnonzero(annotation.status == "novel")
+    groups = np.full(len(annotation), None, dtype=object)
+    if not len(novel):
+        return annotation.changed(
+            novel_group=groups, novel_names=(), notes=[*annotation.notes, "no cell is novel: none is named"]
+        )
+    if len(novel) >= MIN_CLUSTERED and has_igraph():
+        groups[novel] = [f"novel {c + 1}" for c in clusters(annotation.vectors[novel])]
+    else:
+        groups[novel] = [f"novel, like {label}" for label in annotation.label[novel]]
+    tissue = annotation.options.tissue if annotation.options else ""
+    with opened.knowledge() as kb:
+        names = name_groups(kb, stored_resolver(opened), ready.matched, groups, tissue, progress)
+    told = [f"{n}: {g.group}" for g in names for n in g.notes]
+    return annotation.changed(
+        novel_group=groups, novel_names=tuple(names), notes=[*annotation.notes, *dict.fromkeys(told)]
+    )
 
 
 def _write(annotation: Annotation, target: Path, memory: int, progress: Progress) -> Annotation:

@@ -227,7 +227,7 @@ def query_many(
     InputError
         As ``one``; or an option needs a single reference.
     """
-    for name in ("report", "majority_vote", "columns"):
+    for name in ("report", "majority_vote", "name_novel", "columns"):
         if name in options.changed():
             flag = f"--{name.replace('_', '-')}"
             what = f"{flag} takes the answer of a single reference"
@@ -272,8 +272,9 @@ def _likeness(
     shared = set(own).intersection(*map(genes_of, stored[1:]))
     best = [a.proba.argmax(axis=1) for a in annotations.values()]
     found = np.zeros((len(stored), len(best[0])))
-    memory = {"layer": options.layer, "memory": options.memory, "values": options.values}
-    with open_cells(cells, columns=False, **memory) as source:
+    with open_cells(
+        cells, columns=False, layer=options.layer, memory=options.memory, values=options.values
+    ) as source:
         resolver = stored_resolver(opened)
         matched = match_genes(source, resolver, species=options.species, force=True, drop_unmeasured=True)
         genes = query_genes(opened, stored[0], matched, force=True)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
 from scvec.celltypes.markers import read_marker_lists, read_markers
+from scvec.celltypes.naming import FEATURES, MarkerIndex, NameFit, Tissues
 from scvec.celltypes.terms import TermMatcher
-from scvec.workflows.name import MarkerIndex
 
 LABELS = {"CL:1": "cell", "CL:2": "lymphocyte", "CL:3": "B cell", "CL:4": "T cell", "CL:5": "neuron"}
 LINEAGE = {
@@ -64,6 +64,78 @@ def test_the_tissue_counts():
     index = MarkerIndex(rows, LABELS, LINEAGE)
     assert index.name("a", ["G"], tissue="brain").candidates[0].cl_id == "CL:5"
     assert index.name("a", ["G"], tissue="blood").candidates[0].cl_id == "CL:3"
+
+
+PARTS = [
+    ("lung", "lung|respiratory system"),
+    ("alveolus of lung", "lung|respiratory system"),
+    ("blood", "blood|hematopoietic system"),
+    ("bone marrow", "bone marrow|hematopoietic system"),
+    ("islet of langerhans", "pancreas|endocrine system"),
+    ("exocrine pancreas", "pancreas|digestive system"),
+    ("cerebral cortex", "brain|nervous system"),
+    ("brain", "brain|nervous system"),
+    ("small intestine", "small intestine|intestine|digestive system"),
+    ("intestine", "intestine|digestive system"),
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named", "near"),
+    [
+        ("PBMC", "blood", 1.0),
+        ("islets", "exocrine pancreas", 1.0),
+        ("brain cortex", "brain", 1.0),
+        ("Bone Marrow", "bone marrow", 1.0),
+        ("bone_marrow", "bone marrow", 1.0),
+        ("mouse lung", "alveolus of lung", 1.0),
+        ("intestine", "small intestine", 1.0),
+        ("blood", "bone marrow", 0.4),
+        ("lung", "brain", 0.0),
+        ("", "brain", 0.0),
+        ("moon", "moon", 1.0),
+        ("moon", "brain", 0.0),
+    ],
+)
+def test_tissues_that_people_type(asked, named, near):
+    assert Tissues(PARTS).near(asked, named) == near
+
+
+def test_a_near_tissue_counts_and_another_does_not():
+    rows = [
+        *[("CL:3", "bone marrow", g, "positive", 1.0, "t") for g in ("G", "H")],
+        *[("CL:5", "brain", g, "positive", 1.0, "t") for g in ("G", "H")],
+    ]
+    index = MarkerIndex(rows, LABELS, LINEAGE, tissues=Tissues(PARTS))
+    assert index.name("a", ["G", "H"], tissue="PBMC").candidates[0].cl_id == "CL:3"
+    assert index.name("a", ["G", "H"], tissue="cerebral cortex").candidates[0].cl_id == "CL:5"
+
+
+def test_features_by_hand():
+    index = MarkerIndex(ROWS, LABELS, LINEAGE)
+    rows, values = index.features(["CD79A", "X", "CD3D"], silent=frozenset({"PAX5"}))
+    found = {index.terms[i]: dict(zip(FEATURES, v, strict=True)) for i, v in zip(rows, values, strict=True)}
+    assert set(found) == {"CL:2", "CL:3", "CL:4"}  # the neuron shares no gene
+    assert found["CL:3"]["lacking"] == 0.25 and found["CL:4"]["lacking"] == 0
+    first, third = 1.0, 3**-0.4  # genes have one rarity here; the unknown one keeps its place
+    assert found["CL:3"]["explained"] == pytest.approx(first / (first + third))
+    assert found["CL:2"]["explained"] == pytest.approx(1.0)
+    assert found["CL:3"]["shared"] == pytest.approx(0.6931, abs=1e-3)
+    assert found["CL:2"]["own"] == 0 and found["CL:2"]["below"] > 0 and found["CL:2"]["pooled"] > 0
+
+
+def test_what_is_learned_decides():
+    only = NameFit({"tables": 1.0}, (0.0, 1.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0))
+    rows = [*ROWS, ("CL:4", "blood", "MS4A1", "positive", 1.0, "another"), ROWS[0]]
+    index = MarkerIndex(rows, LABELS, LINEAGE, fit=only)
+    assert index.name("a", ["MS4A1"]).candidates[0].cl_id == "CL:4"  # two tables know it
+
+
+def test_the_shipped_fit_has_a_weight_for_each_part():
+    fit = NameFit.shipped()
+    assert set(fit.weights) == set(FEATURES)
+    assert all(fit.weights[name] <= 0 for name in ("lacking", "negative"))
+    assert all(fit.weights[name] >= 0 for name in set(FEATURES) - {"lacking", "negative"})
 
 
 @given(st.lists(st.sampled_from([r[2] for r in ROWS] + [f"N{i}" for i in range(9)]), max_size=40))

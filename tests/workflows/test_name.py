@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import anndata
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -110,3 +111,100 @@ def test_a_table_is_read_once(store, tmp_path, new_store):
     assert first.n_stored == again.n_stored
     dry = scvec.ingest_markers(own, [table], dry_run=True)
     assert dry.generation == ""
+
+
+@pytest.mark.parametrize(
+    ("genes", "tissue", "species", "label"),
+    [
+        ("Cd79a Ms4a1 Cd19", "spleen", "mouse", "B cell"),  # mouse case
+        ("MS4A1 CD20 CD79A", "PBMC", "", "B cell"),  # an alias beside its symbol
+        ("GCG TTR ARX IRX2", "islets", "", "pancreatic A cell"),
+        ("KIAA0101 MKI67 FOO", "moon", "", ""),  # nothing known, in an unknown tissue
+        ("RPL10 RPS6 MS4A1 RPL13 CD79A RPLP1 CD79B", "blood", "human", "B cell"),  # ribosomal genes between
+    ],
+)
+def test_short_and_noisy_lists(store, tmp_path, genes, tissue, species, label):
+    path = tmp_path / "lists.csv"
+    path.write_text(f"group,genes,tissue,species\na,{genes},{tissue},{species}\n")
+    [group] = scvec.name(store, markers=path).groups
+    if label:
+        assert group.candidates[0].label == label
+    else:
+        assert group.status in ("unknown", "broad", "named")
+
+
+def test_a_group_without_specific_genes_and_a_species_without_markers(store, cells, tmp_path):
+    some = cells[cells.obs["cell_type"] == "alpha"].copy()
+    some.obs["half"] = ["a", "b"] * (some.n_obs // 2) + ["a"] * (some.n_obs % 2)
+    report = scvec.name(store, some, groupby="half")
+    assert len(report.groups) == 2
+    path = tmp_path / "lists.csv"
+    path.write_text("group,genes,species\na,MS4A1 CD79A,zebrafish\n")
+    [group] = scvec.name(store, markers=path).groups
+    assert (group.status, group.candidates) == ("unknown", ()) and "zebrafish" in group.notes[0]
+
+
+@pytest.fixture(scope="module")
+def lacking(tmp_path_factory, cells):
+    """A query by a reference that has no acinar cells; the map of the report, which takes a minute, is not
+    drawn."""
+    from scvec.report import write_report
+
+    kinds = cells.obs["cell_type"].astype(str)
+    few = cells[(kinds.groupby(kinds).cumcount() < 80).to_numpy()]
+    first = np.arange(few.n_obs) % 2 == 0
+    reference = few[first & (few.obs["cell_type"] != "acinar").to_numpy()].copy()
+    query = few[~first].copy()
+    store = tmp_path_factory.mktemp("lacking") / "store"
+    report = scvec.ingest_cells(store, [reference], name="islets", label_key="cell_type")
+    page = store.parent / "report.html"
+
+    def flat(known, vectors, **_):
+        return np.arange(len(known)), np.zeros((len(known), 2)), np.zeros((len(vectors), 2))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write_report, "lay_out", flat)
+        found = scvec.query(store, query, name_novel=True, tissue="pancreas", report=page)
+    return store, reference, query, found, page, report
+
+
+@pytest.mark.slow
+def test_groups_of_novel_cells_are_named_in_a_query(lacking):
+    store, _, query, found, page, _ = lacking
+    table = found.to_table()
+    novel = (table["scvec_status"] == "novel").to_numpy()
+    assert novel.any() and (table["scvec_name"][novel] != "").all()
+    assert (table["scvec_name"][~novel] == "").all()
+    assert table["scvec_name_confidence"][~novel].isna().all()
+    acinar = novel & (query.obs["cell_type"] == "acinar").to_numpy()
+    assert table["scvec_name"][acinar].astype(str).str.contains("acinar").mean() > 0.8
+    groups = found.to_dict()["novel_groups"]
+    assert sum(g["n_cells"] for g in groups) == novel.sum()
+    assert any("acinar" in line for line in found.lines())
+    text = page.read_text(encoding="utf-8")
+    assert "Names for novel cells" in text and "known marker (" in text
+    annotated = found.to_adata(query, copy=True)
+    again = scvec.query(store, annotated, reference="islets").to_adata(annotated, copy=True)
+    assert "scvec_name" not in again.obs.columns  # what an earlier answer left goes
+
+
+@pytest.mark.slow
+def test_markers_are_evidence_for_labels(lacking):
+    found = lacking[3]
+    genes = {g.symbol: g.marker_of for g in found.explain(label="beta", n_genes=20).genes}
+    assert genes["INS"] and not all(genes.values())
+
+
+@pytest.mark.slow
+def test_swapped_labels_are_doubted(lacking):
+    store, reference, *_, good = lacking
+    assert not [n for n in good.notes if "known markers of labels" in n]
+    swapped = reference.copy()
+    other = {"alpha": "ductal", "ductal": "alpha"}
+    swapped.obs["cell_type"] = [other.get(t, t) for t in reference.obs["cell_type"].astype(str)]
+    [note] = [
+        n
+        for n in scvec.ingest_cells(store, [swapped], name="bad", label_key="cell_type").notes
+        if "known markers of labels" in n
+    ]
+    assert note.startswith("warning: ") and "'alpha'" in note and "'ductal'" in note

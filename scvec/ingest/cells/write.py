@@ -44,7 +44,7 @@ __all__ = [
 #: Columns of an annotation behind its key.
 _OWN = (
     "label confidence novelty status label_knn label_head label_broad cl_id set set_size set_json "
-    "majority cluster"
+    "majority cluster name name_cl_id name_confidence name_broad"
 ).split()
 #: Columns under the names of CellTypist, which other tools write, too.
 CELLTYPIST = ("predicted_labels", "over_clustering", "majority_voting", "conf_score")
@@ -73,7 +73,7 @@ def earlier_names(uns: Mapping[str, Any], key: str | None) -> dict[str, list[str
     return {
         "obs": columns,
         "obsm": [f"X_{key}", f"X_{key}_umap", f"{key}_proba", f"{key}_set"],
-        "uns": [key, *(f"{name}_colors" for name in columns)],
+        "uns": [key, f"{key}_name", *(f"{name}_colors" for name in columns)],
     }
 
 

@@ -1,0 +1,571 @@
+"""Names of groups by known markers: an index of markers, scores of terms, and their probabilities."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from scvec.base.types import Float64, Int64
+
+__all__ = ["FEATURES", "Candidate", "MarkerIndex", "NameFit", "Naming", "Tissues", "name_columns"]
+
+#: What the score of a term is made of; the weights are learned (benchmarks/names.py --fit).
+FEATURES = (
+    "own",  # cosine of the list and the markers of the term, each gene by its rarity
+    "pooled",  # the same, with the markers of all terms below it
+    "in tissue",  # the same as own, of markers that tables name for the tissue
+    "tissue part",  # fraction of the list that marks the term in the tissue
+    "explained",  # fraction of the list that marks the term or one below it
+    "shared",  # log of the number of genes that they share
+    "odds",  # mean log odds of the genes: markers of the term and those below it, against all markers
+    "at home",  # whether tables know the term, or one below it, in the tissue
+    "above",  # best cosine of the terms above it
+    "below",  # mean of the best cosines of the terms below it
+    "tables",  # fraction of the tables that know the term
+    "lacking",  # fraction of its markers that were measured and are not expressed
+    "negative",  # genes of the list that the term lacks
+)
+#: Genes of a list that count, and how fast their weight falls: the i-th has 1 / (1 + i) ** FALL.
+N_GENES, FALL = 30, 0.4
+#: A marker that several tables or tissues name counts more, by this much for each doubling.
+AGREEMENT = 0.3
+#: Added to the squared length of a term's markers: few markers would win by chance.
+SMALL, SMALL_POOLED, SMALL_ODDS = 50.0, 10.0, 5.0
+#: Terms below, the best of which count.
+N_BELOW = 3
+#: A list of which the best term explains less gets no name: most lists of random markers lie below.
+UNKNOWN_BELOW = 0.25
+#: Probability that a name, and the broad term, must have.
+SURE, BROAD = 0.5, 0.8
+N_CANDIDATES = 10
+#: Terms with fewer terms above them, such as "cell", say next to nothing: no candidates, and not broad.
+LEAST_DEPTH, BROAD_DEPTH = 2, 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A term that a group may be.
+
+    Attributes
+    ----------
+    probability
+        That the group is of this type, or of one above or below it in the Cell Ontology.
+    supports
+        Markers of the term among the genes of the group, with the tables that say so, strongest first.
+    against
+        Markers of the term that were measured and are not expressed in the group.
+    """
+
+    cl_id: str
+    label: str
+    probability: float
+    supports: tuple[dict[str, Any], ...] = ()
+    against: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "cl_id": self.cl_id,
+            "label": self.label,
+            "probability": round(self.probability, 4),
+            "for": [dict(s) for s in self.supports],
+            "against": list(self.against),
+        }
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The names of one group, best first.
+
+    Attributes
+    ----------
+    broad
+        The deepest term of which the group is, with a probability of 80%; None where only "cell" is.
+    status
+        ``named``; ``broad`` where only a broader term is sure; ``unknown`` where no term fits.
+    """
+
+    group: str
+    candidates: tuple[Candidate, ...]
+    broad: Candidate | None
+    status: str
+    genes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """What to call the group: a type, a broader one, or ``unknown``."""
+        if self.status == "named":
+            return self.candidates[0].label
+        return self.broad.label if self.status == "broad" and self.broad else "unknown"
+
+    def lines(self) -> list[str]:
+        """Return the names as lines for people."""
+        if not self.candidates:
+            why = "; ".join(self.notes) or "no gene of it is a known marker"
+            return [f"{self.group}: unknown ({why})"]
+        best = self.candidates[0]
+        genes = ", ".join(s["gene"] for s in best.supports[:6])
+        name = best.label if self.status == "named" else self.status
+        lines = [f"{self.group}: {name} ({best.cl_id} {best.label}, {best.probability:.2f}; {genes})"]
+        if self.broad and self.broad.cl_id != best.cl_id:
+            lines.append(f"    surely: {self.broad.label} ({self.broad.probability:.2f})")
+        others = ", ".join(f"{c.label} {c.probability:.2f}" for c in self.candidates[1:4])
+        lines.append(f"    or: {others}")
+        if best.against:
+            lines.append(f"    against: {', '.join(best.against[:6])} not found")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "group": self.group,
+            "status": self.status,
+            "candidates": [c.to_dict() for c in self.candidates],
+            "broad": None if self.broad is None else self.broad.to_dict(),
+            "genes": list(self.genes),
+            "notes": list(self.notes),
+        }
+
+
+def name_columns(groups: Sequence[Naming], labels: npt.NDArray[Any], prefix: str) -> dict[str, Any]:
+    """Return the columns of cells: name, id, confidence and broader term of their group.
+
+    Parameters
+    ----------
+    labels
+        (n,) the group of each cell; None where it has none.
+    prefix
+        Name of the first column, and beginning of the others.
+    """
+    import pandas as pd
+
+    by = {g.group: g for g in groups}
+
+    def column(value: Callable[[Naming], Any], empty: Any) -> list[Any]:
+        return [empty if v is None else value(by[v]) for v in labels]
+
+    return {
+        prefix: pd.Categorical(column(lambda g: g.said, "")),
+        f"{prefix}_cl_id": pd.Categorical(
+            column(lambda g: g.candidates[0].cl_id if g.status == "named" else "", "")
+        ),
+        f"{prefix}_confidence": np.array(
+            column(lambda g: g.candidates[0].probability if g.candidates else 0.0, np.nan), dtype=np.float32
+        ),
+        f"{prefix}_broad": pd.Categorical(column(lambda g: g.broad.label if g.broad else "", "")),
+    }
+
+
+@dataclass(frozen=True)
+class NameFit:
+    """What was learned from lists of known types.
+
+    Attributes
+    ----------
+    weights
+        Of each of :data:`FEATURES`; features that it lacks count nothing.
+    lineage
+        Logistic regression on :func:`_doubts`: is a candidate of the right lineage?
+    within
+        The same: is the group of this term, or of one below it?
+    """
+
+    weights: Mapping[str, float]
+    lineage: tuple[float, ...]
+    within: tuple[float, ...]
+
+    @classmethod
+    @cache
+    def shipped(cls) -> NameFit:
+        """Return what ships with scvec."""
+        found = json.loads((files("scvec") / "data" / "naming.json").read_text(encoding="utf-8"))
+        return cls(found["weights"], tuple(found["lineage"]), tuple(found["within"]))
+
+    @property
+    def vector(self) -> Float64:
+        """(n_features,) the weights in the order of :data:`FEATURES`."""
+        return np.array([self.weights.get(name, 0.0) for name in FEATURES])
+
+
+#: Words that people write, and what Uberon calls them.
+MEANT_TISSUES = {
+    "pbmc": "blood", "pbmcs": "blood", "islets": "islet of langerhans", "islet": "islet of langerhans",
+    "muscle": "skeletal muscle tissue", "bladder": "urinary bladder", "vessel": "blood vessel",
+    "vessels": "blood vessel", "cortex": "cerebral cortex", "gut": "intestine", "bowel": "intestine",
+    "fat": "adipose tissue", "airway": "lung", "airways": "lung", "bronchi": "lung",
+    "marrow": "bone marrow", "skin": "skin of body", "prostate": "prostate gland",
+    "thyroid": "thyroid gland", "adrenal": "adrenal gland", "cns": "central nervous system",
+    "colorectum": "colon", "colorectal": "colon", "renal": "kidney", "hepatic": "liver",
+    "pulmonary": "lung", "cardiac": "heart", "gastric": "stomach", "pancreatic": "pancreas",
+    "bal": "lung", "retinal": "retina",
+}  # fmt: skip
+
+
+class Tissues:
+    """How near two tissues are, by the organs and systems of Uberon that they are part of.
+
+    Parameters
+    ----------
+    parts
+        (name of a tissue in small letters, names of the organs and systems above it).
+    """
+
+    #: Nearness of tissues that share an organ, or only a system.
+    ORGAN, SYSTEM = 1.0, 0.4
+
+    def __init__(self, parts: Iterable[tuple[str, str]] = ()) -> None:
+        self._above: dict[str, frozenset[str]] = {
+            name: frozenset(organs.split("|")) for name, organs in parts
+        }
+
+    def near(self, asked: str, named: str) -> float:
+        """Return 1 for tissues that share an organ, 0.4 for those that share a system, else 0."""
+        if not asked or not named:
+            return 0.0
+        common = self._organs(asked.lower()) & self._organs(named.lower())
+        if any(not organ.endswith(" system") for organ in common):
+            return self.ORGAN
+        return self.SYSTEM if common else 0.0
+
+    @lru_cache(4096)  # noqa: B019 - one object a process
+    def _organs(self, tissue: str) -> frozenset[str]:
+        plain = " ".join(re.sub(r"[^a-z0-9]+", " ", tissue).split())
+        name = MEANT_TISSUES.get(plain, plain)
+        found = self._above.get(name)
+        if found is None:
+            # "brain cortex", "mouse lung": the organs of the words, the longest parts first.
+            said = plain.split()
+            found = frozenset()
+            spans = ((i, i + n) for n in range(len(said) - 1, 0, -1) for i in range(len(said) - n + 1))
+            for start, stop in spans:
+                part = " ".join(said[start:stop])
+                found |= self._above.get(MEANT_TISSUES.get(part, part), frozenset())
+                if any(not organ.endswith(" system") for organ in found):
+                    break
+        return found | {name}
+
+
+@dataclass
+class _Entry:
+    """What tables say of one gene of one term."""
+
+    sources: set[str] = field(default_factory=set)
+    tissues: set[str] = field(default_factory=set)
+
+
+class MarkerIndex:
+    """Markers of all terms, over genes of one kind of id.
+
+    Parameters
+    ----------
+    rows
+        (cl_id, tissue, gene id, direction, weight, source) of each marker; genes of all species under the
+        id of the human ortholog.
+    labels
+        Term -> its label.
+    lineage
+        Term -> its ancestors.
+    tissues
+        How near tissues are; without it only equal names are.
+    fit
+        Weights of the scores and calibration; those that ship with scvec where not given.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[tuple[str, str, str, str, float, str]],
+        labels: Mapping[str, str],
+        lineage: Mapping[str, frozenset[str]],
+        *,
+        tissues: Tissues | None = None,
+        fit: NameFit | None = None,
+    ) -> None:
+        self.labels, self.lineage = labels, lineage
+        self.fit = fit or NameFit.shipped()
+        self._near = tissues or Tissues()
+        self._markers: dict[str, dict[str, _Entry]] = defaultdict(dict)
+        self._absent: dict[str, set[str]] = defaultdict(set)
+        for cl_id, tissue, gene, direction, _, source in rows:
+            if cl_id not in labels:
+                continue
+            if direction == "negative":
+                self._absent[cl_id].add(gene)
+                continue
+            entry = self._markers[cl_id].setdefault(gene, _Entry())
+            entry.sources.add(source)
+            entry.tissues.add(tissue)
+        genes = sorted({gene for found in self._markers.values() for gene in found})
+        self._column = {gene: j for j, gene in enumerate(genes)}
+        above = {a for t in self._markers for a in lineage.get(t, ()) if a in labels}
+        #: Terms that may be named: those with markers, and those above them that say something.
+        self.terms = sorted({*self._markers, *(a for a in above if len(lineage.get(a, ())) >= LEAST_DEPTH)})
+        self._row = {cl_id: i for i, cl_id in enumerate(self.terms)}
+
+    @property
+    def n_terms(self) -> int:
+        """Terms that have markers."""
+        return len(self._markers)
+
+    @property
+    def genes(self) -> list[str]:
+        """Ids of all marker genes."""
+        return list(self._column)
+
+    @property
+    def tissues(self) -> set[str]:
+        """Tissues that tables name."""
+        return {t for found in self._markers.values() for e in found.values() for t in e.tissues if t}
+
+    def markers(self, cl_id: str) -> dict[str, list[str]]:
+        """Return the markers of a term: gene id -> the tables that say so, most agreed first."""
+        found = self._markers.get(cl_id, {})
+        order = sorted(found, key=lambda g: (-len(found[g].sources), -self._rarity_of(g), g))
+        return {gene: sorted(found[gene].sources) for gene in order}
+
+    def below(self, cl_id: str) -> list[str]:
+        """Return the terms with markers that lie below a term."""
+        return [t for t in self._markers if cl_id in self.lineage.get(t, ())]
+
+    def telling_markers(self, cl_id: str, n_terms: int = 4) -> list[str]:
+        """Return the markers of a term that mark at most so many terms, or that two tables agree on."""
+        n = np.asarray((self._own > 0).sum(axis=0)).ravel()
+        found = self.markers(cl_id)
+        return [g for g in found if n[self._column[g]] <= n_terms or len(found[g]) > 1]
+
+    def name(
+        self,
+        group: str,
+        genes: Sequence[str],
+        *,
+        tissue: str = "",
+        symbols: Mapping[str, str] | None = None,
+        silent: frozenset[str] = frozenset(),
+        notes: Sequence[str] = (),
+    ) -> Naming:
+        """Return the names of a group.
+
+        Parameters
+        ----------
+        genes
+            Ids of its specific genes, the most specific first.
+        tissue
+            Where the cells are from, in plain words.
+        symbols
+            Id -> what to call a gene.
+        silent
+            Genes that were measured and are not expressed in the group.
+        """
+        taken = list(dict.fromkeys(genes))[:N_GENES]
+        spoken = symbols or {}
+        shown = tuple(spoken.get(g, g) for g in taken[:10])
+        rows, values = self.features(taken, tissue, silent)
+        if not len(rows):
+            return Naming(group, (), None, "unknown", shown, tuple(notes))
+        scores = values @ self.fit.vector
+        order = np.lexsort((rows, -scores))
+        rows, values, scores = rows[order], values[order], scores[order]
+        proba = np.exp(scores - scores[0])
+        proba /= proba.sum()
+        sure = _logistic(self.fit.lineage, _doubts(self.on_lineage(rows, proba), values))
+        within = _logistic(self.fit.within, _doubts(self.within(rows, proba), values))
+
+        def candidate(k: int, probability: float) -> Candidate:
+            return self._candidate(self.terms[rows[k]], float(probability), taken, spoken, silent)
+
+        candidates = tuple(candidate(k, sure[k]) for k in range(min(N_CANDIDATES, len(rows))))
+        depth = np.array([len(self.lineage.get(self.terms[i], ())) for i in rows])
+        deep = [k for k in range(len(rows)) if within[k] >= BROAD and depth[k] >= BROAD_DEPTH]
+        broad = None
+        if deep:
+            k = max(deep, key=lambda k: (depth[k], within[k], -k))
+            broad = candidate(k, within[k])
+        if values[0, FEATURES.index("explained")] < UNKNOWN_BELOW:
+            status = "unknown"
+        elif sure[0] >= SURE:
+            status = "named"
+        else:
+            status = "broad" if broad else "unknown"
+        return Naming(group, candidates, broad, status, shown, tuple(notes))
+
+    def features(
+        self, genes: Sequence[str], tissue: str = "", silent: frozenset[str] = frozenset()
+    ) -> tuple[Int64, Float64]:
+        """Return (n,) numbers of the terms that share a gene with a list, and (n, n_features) values."""
+        listed = [g for g in dict.fromkeys(genes)][:N_GENES]
+        weight = np.array([1.0 / (1 + i) ** FALL for i in range(len(listed))])
+        known = np.array([g in self._column for g in listed], dtype=bool)
+        if not known.any():
+            return np.zeros(0, dtype=np.int64), np.zeros((0, len(FEATURES)))
+        columns = np.array([self._column[g] for g in listed if g in self._column])
+        weight = weight[known]
+        rarity = self._rarity[columns]
+        told = weight * rarity
+        length = float(np.sqrt((told**2).sum()))
+        own = self._own[:, columns].toarray()
+        pooled = self._pooled[:, columns].toarray()
+        cosine = own @ (told * rarity) / length / self._length
+        rows = np.flatnonzero(pooled.any(axis=1))
+        below, has = self._below[rows], pooled[rows] > 0
+        at_home = in_tissue = np.zeros((len(self.terms), len(columns)))
+        if tissue:
+            there, at_home = self._in_tissue(tissue)
+            in_tissue = own * there[:, columns].toarray()
+        odds = np.log1p(pooled[rows] / (self._n_pooled[rows, None] + SMALL_ODDS) / self._usual[columns])
+        found = {
+            "own": cosine[rows],
+            "pooled": pooled[rows] @ (told * rarity) / length / self._length_pooled[rows],
+            "in tissue": (in_tissue @ (told * rarity) / length / self._length)[rows],
+            "tissue part": (in_tissue @ told / told.sum())[rows],
+            "explained": has @ told / told.sum(),
+            "shared": np.log1p((own[rows] > 0).sum(axis=1)),
+            "odds": odds @ weight / weight.sum(),
+            "at home": at_home[rows] if tissue else np.zeros(len(rows)),
+            "above": (self._below.T[rows] * cosine).max(axis=1, initial=0.0),
+            "below": -np.sort(-below * cosine, axis=1)[:, :N_BELOW].sum(axis=1) / N_BELOW,
+            "tables": self._tables[rows],
+        }
+        terms = [self.terms[i] for i in rows]
+        said = [self._markers.get(t, {}) for t in terms]
+        found["lacking"] = np.array([sum(g in silent for g in m) / len(m) if m else 0.0 for m in said])
+        found["negative"] = np.array([sum(g in self._absent.get(t, ()) for g in listed) for t in terms])
+        return rows, np.stack([found[name] for name in FEATURES], axis=1)
+
+    def on_lineage(self, rows: Int64, proba: Float64) -> Float64:
+        """Return (n,) the probability of each term, all above it and all below it."""
+        related = self._below[np.ix_(rows, rows)] + self._below[np.ix_(rows, rows)].T
+        return np.minimum(proba + related @ proba, 1.0)
+
+    def within(self, rows: Int64, proba: Float64) -> Float64:
+        """Return (n,) the probability of each term and all below it."""
+        return np.minimum(proba + self._below[np.ix_(rows, rows)] @ proba, 1.0)
+
+    @cached_property
+    def _below(self) -> Float64:
+        """(n_terms, n_terms) 1 where the second term lies below the first."""
+        found = np.zeros((len(self.terms), len(self.terms)))
+        for t, j in self._row.items():
+            for above in self.lineage.get(t, ()):
+                if above in self._row:
+                    found[self._row[above], j] = 1.0
+        return found
+
+    @cached_property
+    def _own(self) -> sp.csc_matrix:
+        """(n_terms, n_genes) how well tables agree that a gene marks a term."""
+        entries = [
+            (self._row[t], self._column[g], 1.0 + AGREEMENT * np.log(_n_tables(e) + len(e.tissues) - 1))
+            for t, found in self._markers.items()
+            for g, e in found.items()
+        ]
+        i, j, value = zip(*entries, strict=True) if entries else ((), (), ())
+        return sp.csc_matrix((value, (i, j)), shape=(len(self.terms), len(self._column)))
+
+    @cached_property
+    def _pooled(self) -> sp.csc_matrix:
+        """(n_terms, n_genes) the mean of the markers of a term and all below it."""
+        has = np.array([t in self._markers for t in self.terms], dtype=float)
+        member = self._below + np.eye(len(self.terms))
+        n = np.maximum(member @ has, 1.0)
+        return sp.csc_matrix(sp.diags(1.0 / n) @ sp.csr_matrix(member) @ self._own)
+
+    @cached_property
+    def _rarity(self) -> Float64:
+        """(n_genes,) inverse document frequency: a gene that marks few terms tells more."""
+        n = np.asarray((self._own > 0).sum(axis=0)).ravel()
+        found: Float64 = np.log((self.n_terms + 1) / (n + 0.5))
+        return found
+
+    def _rarity_of(self, gene: str) -> float:
+        return float(self._rarity[self._column[gene]]) if gene in self._column else 0.0
+
+    @cached_property
+    def _usual(self) -> Float64:
+        """(n_genes,) the fraction of all markers that are this gene."""
+        n = np.asarray((self._own > 0).sum(axis=0), dtype=np.float64).ravel()
+        return np.asarray((n + 0.5) / (n.sum() + 1.0))
+
+    @cached_property
+    def _length(self) -> Float64:
+        return np.asarray(np.sqrt(self._squared(self._own) + SMALL))
+
+    @cached_property
+    def _length_pooled(self) -> Float64:
+        return np.asarray(np.sqrt(self._squared(self._pooled) + SMALL_POOLED))
+
+    def _squared(self, markers: sp.csc_matrix) -> Float64:
+        told = markers @ sp.diags(self._rarity)
+        return np.asarray(told.power(2).sum(axis=1), dtype=np.float64).ravel()
+
+    @cached_property
+    def _n_pooled(self) -> Float64:
+        return np.asarray(self._pooled.sum(axis=1), dtype=np.float64).ravel()
+
+    @cached_property
+    def _tables(self) -> Float64:
+        """(n_terms,) the fraction of the tables that know a term."""
+        of = [
+            {s.split(":")[0] for e in self._markers.get(t, {}).values() for s in e.sources}
+            for t in self.terms
+        ]
+        n = len(set().union(*of)) or 1
+        return np.array([len(found) / n for found in of])
+
+    @lru_cache(64)  # noqa: B019 - one object a process
+    def _in_tissue(self, tissue: str) -> tuple[sp.csc_matrix, Float64]:
+        """Return (n_terms, n_genes) nearness of the tissues of markers, and (n_terms,) of terms."""
+        near = {t: self._near.near(tissue, t) for t in self.tissues}
+        entries = [
+            (self._row[t], self._column[g], max((near.get(x, 0.0) for x in e.tissues), default=0.0))
+            for t, found in self._markers.items()
+            for g, e in found.items()
+        ]
+        i, j, value = zip(*entries, strict=True) if entries else ((), (), ())
+        there = sp.csc_matrix((value, (i, j)), shape=(len(self.terms), len(self._column)))
+        best = there.max(axis=1).toarray().ravel()
+        return there, np.maximum(best, (self._below * best).max(axis=1, initial=0.0))
+
+    def _candidate(
+        self,
+        cl_id: str,
+        probability: float,
+        genes: Sequence[str],
+        spoken: Mapping[str, str],
+        silent: frozenset[str],
+    ) -> Candidate:
+        markers = self.markers(cl_id)
+        place = {g: i for i, g in enumerate(genes)}
+        hits = sorted(
+            (g for g in genes if g in markers), key=lambda g: -self._rarity_of(g) / (1 + place[g]) ** FALL
+        )
+        supports = tuple({"gene": spoken.get(g, g), "sources": markers[g][:4]} for g in hits[:8])
+        against = tuple(spoken.get(g, g) for g in markers if g in silent)[:8]
+        return Candidate(cl_id, self.labels[cl_id], probability, supports, against)
+
+
+def _n_tables(entry: _Entry) -> int:
+    return len({source.split(":")[0] for source in entry.sources})
+
+
+def _doubts(mass: Float64, values: Float64) -> Float64:
+    """Return (n, 4) what the probability of a term is computed from.
+
+    A constant, the log odds of its softmax, the fraction of the list that it explains, and how many genes.
+    """
+    odds = np.log((mass + 1e-3) / (1.0 - mass + 1e-3))
+    explained = values[:, FEATURES.index("explained")]
+    return np.stack([np.ones(len(mass)), odds, explained, values[:, FEATURES.index("shared")]], axis=1)
+
+
+def _logistic(weights: Sequence[float], values: Float64) -> Float64:
+    return np.asarray(1.0 / (1.0 + np.exp(-(values @ np.array(weights)))))

@@ -1,0 +1,166 @@
+"""Markers of the knowledge base: as an index of names, and as evidence for labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvec.base.species import SPECIES
+from scvec.base.types import Float64
+from scvec.celltypes.naming import MarkerIndex, Tissues
+from scvec.stores.knowledge.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from scvec.model.resolvers import GeneResolver
+    from scvec.model.training import TrainingSample
+    from scvec.stores.knowledge.knowledge import KnowledgeBase
+
+__all__ = [
+    "absent_markers",
+    "marker_index",
+    "marker_notes",
+    "marker_rows",
+    "markers_of",
+    "ortholog_key",
+    "shipped_tissues",
+]
+
+
+def ortholog_key(resolver: GeneResolver) -> Callable[[str], str]:
+    """Return a function from a gene id to that of its best ortholog in the first species, or itself."""
+    partners = resolver.partners(SPECIES[0])
+    return lambda gene_id: partners.get(gene_id, gene_id)
+
+
+def marker_rows(
+    rows: Sequence[tuple[str, str, str, str, str, float, str]],
+    resolver: GeneResolver,
+    key: Callable[[str], str],
+) -> list[tuple[str, str, str, str, float, str]]:
+    """Return the rows of a :class:`~scvec.celltypes.naming.MarkerIndex`; unknown genes are left out."""
+    ids: dict[tuple[str, str], str] = {}
+    for species in resolver.species:
+        symbols = list(dict.fromkeys(gene for _, _, kind, gene, *_ in rows if kind == species))
+        for symbol, gene_id in zip(symbols, resolver.resolve(symbols, species).gene_ids, strict=True):
+            if gene_id is not None:
+                ids[species, symbol] = key(gene_id)
+    return [
+        (cl_id, tissue, ids[species, gene], direction, weight, source)
+        for cl_id, tissue, species, gene, direction, weight, source in rows
+        if (species, gene) in ids
+    ]
+
+
+def shipped_tissues() -> Tissues:
+    """Return what Uberon says of tissues."""
+    table = Snapshot.open().table("tissues").to_pydict()
+    return Tissues(zip(table["name"], table["organs"], strict=True))
+
+
+def marker_index(kb: KnowledgeBase, resolver: GeneResolver, key: Callable[[str], str]) -> MarkerIndex:
+    """Return the markers of the knowledge base, genes under the id of their ortholog in the first species."""
+    labels = {cl_id: label for cl_id, label, own in kb.cl_names() if own}
+    rows = marker_rows(kb.markers(), resolver, key)
+    return MarkerIndex(rows, labels, kb.cl_lineage(), tissues=shipped_tissues())
+
+
+def markers_of(kb: KnowledgeBase, terms: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Return the known markers of terms and of all below them: term -> symbol -> the tables that say so.
+
+    Symbols are in capitals, so that those of human and mouse are one, as INS and Ins.
+    """
+    lineage, wanted = kb.cl_lineage(), set(filter(None, terms))
+    found: dict[str, dict[str, set[str]]] = {term: {} for term in terms}
+    for term, _, _, gene, direction, _, source in kb.markers():
+        if direction == "positive":
+            for above in {term, *lineage.get(term, ())} & wanted:
+                found[above].setdefault(gene.upper(), set()).add(source)
+    return {term: {g: sorted(s) for g, s in genes.items()} for term, genes in found.items()}
+
+
+#: A marker is absent in a label whose mean log1p CP10k is below this fraction of the largest of a label ...
+ABSENT = 0.25
+#: ... if that is so much at least: a panel, or a platform that misses a gene, says nothing of labels.
+EXPRESSED = 0.1
+#: A label is doubted if at most this fraction of the markers of its term is found, of at least so many, in so
+#: many cells at least.
+FEW, LEAST, CELLS = 0.34, 4, 10
+
+
+def absent_markers(
+    index: MarkerIndex, terms: Mapping[str, str], means: Float64, gene_ids: Sequence[str]
+) -> list[tuple[str, list[int]]]:
+    """Return the labels whose known markers are absent in their own cells, with the columns of those markers.
+
+    Parameters
+    ----------
+    terms
+        Label -> its term, empty where it has none; in the order of the rows of ``means``.
+    means
+        (n_labels, n_genes) mean log1p CP10k.
+    gene_ids
+        (n_genes,) ids as those of the index.
+    """
+    at = {g: k for k, g in enumerate(gene_ids)}
+    most = means.max(axis=0)
+    doubted = []
+    for mean, (label, cl_id) in zip(means, terms.items(), strict=True):
+        lacking: list[int] = []
+        # Cells of a broad label may have the markers of one type below it only.
+        for term in (cl_id, *index.below(cl_id)):
+            own = [at[g] for g in index.telling_markers(term) if g in at and most[at[g]] >= EXPRESSED]
+            absent = [k for k in own if mean[k] < ABSENT * most[k]]
+            if len(own) >= LEAST:
+                lacking = lacking or absent
+                if len(own) - len(absent) > FEW * len(own):
+                    break
+        else:
+            if lacking:
+                doubted.append((label, lacking))
+    return doubted
+
+
+def marker_notes(
+    kb: KnowledgeBase,
+    resolver: GeneResolver,
+    sample: TrainingSample,
+    gene_ids: Sequence[str],
+    terms: Mapping[str, str],
+) -> list[str]:
+    """Return a warning that names the labels of a reference whose known markers are absent in their cells.
+
+    Parameters
+    ----------
+    sample
+        Labelled cells over the genes ``gene_ids``, classes in the order of ``terms``.
+    terms
+        Label -> its term, empty where it has none.
+    """
+    key = ortholog_key(resolver)
+    index = marker_index(kb, resolver, key)
+    n = np.bincount(sample.labels, minlength=len(terms))
+    member = sp.csr_matrix(
+        (np.ones(len(sample.labels), dtype=np.float32), (sample.labels, np.arange(len(sample.labels)))),
+        shape=(len(terms), len(sample.labels)),
+    )
+    means = (member @ sample.X).toarray() / np.maximum(n, 1)[:, None]
+    large = n >= CELLS
+    told = {label: term for (label, term), enough in zip(terms.items(), large, strict=True) if enough}
+    if len(told) < 2:
+        return []
+    doubted = absent_markers(index, told, means[large], [key(g) for g in gene_ids])
+    if not doubted:
+        return []
+    table = kb.genes()
+    symbols = dict(zip(table["gene_id"], table["symbol"], strict=True))
+    size = dict(zip(terms, n.tolist(), strict=True))
+    said = [
+        f"'{label}': {', '.join(str(symbols.get(gene_ids[k], gene_ids[k])) for k in columns[:3])} "
+        f"not found in {size[label]:,} cells, but in others"
+        for label, columns in doubted[:3]
+    ]
+    more = f"; and {len(doubted) - 3} other labels" if len(doubted) > 3 else ""
+    return [f"warning: known markers of labels are absent in their cells: {'; '.join(said)}{more}"]
