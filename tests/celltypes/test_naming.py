@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
 from scvec.celltypes.markers import read_marker_lists, read_markers
+from scvec.celltypes.naming import MarkerIndex
 from scvec.celltypes.terms import TermMatcher
-from scvec.workflows.name import MarkerIndex
 
 LABELS = {"CL:1": "cell", "CL:2": "lymphocyte", "CL:3": "B cell", "CL:4": "T cell", "CL:5": "neuron"}
 LINEAGE = {
