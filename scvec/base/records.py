@@ -1,4 +1,4 @@
-"""Jobs for live sources, their answers and their failures, as the store keeps them."""
+"""Jobs for live sources, their answers and their failures, and markers, as the store keeps them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 
 from scvec.base.types import Description, Gene, Species, text_sha256
 
-__all__ = ["Answer", "Failure", "Job", "Note", "Wanted"]
+__all__ = ["Answer", "Failure", "Job", "Marker", "Note", "Wanted"]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One question about one gene. It is asked once: equal jobs have one answer in the store.
+    """One question about one gene, cell type or group of cells.
+
+    It is asked once: equal jobs have one answer in the store.
 
     Attributes
     ----------
     gene_id
-        The gene in the knowledge base, or ``ask:SPECIES:NAME`` for a name it does not know.
+        The gene in the knowledge base, or ``ask:SPECIES:NAME`` for a name it does not know; ``CL:...`` for a
+        cell type, ``group:...`` for a group of cells.
     source
-        ``ncbi``, ``mygene`` or ``llm``.
+        ``ncbi``, ``mygene``, ``cellguide`` or ``llm``.
     model, prompt
         Model, and name and version of the prompt; empty where none is asked.
     input_sha256
@@ -38,6 +41,11 @@ class Job:
     def of(cls, gene_id: str, source: str, question: str, *, model: str = "", prompt: str = "") -> Job:
         """Return the job whose answer depends on ``question``."""
         return cls(gene_id, source, model, prompt, text_sha256(question))
+
+    @property
+    def is_about_gene(self) -> bool:
+        """Whether the question is about a gene."""
+        return not self.gene_id.startswith(("CL:", "group:"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +66,29 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Marker:
+    """A gene that tells a cell type from others.
+
+    Attributes
+    ----------
+    direction
+        ``positive``, or ``negative`` for a gene that the type lacks.
+    weight
+        Above 0; 1 where the source says nothing.
+    """
+
+    cl_id: str
+    tissue: str
+    species: str
+    gene: str
+    direction: str = "positive"
+    weight: float = 1.0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
-    """Facts of one source about one gene, field by field, as JSON holds them."""
+    """Facts of one source about what a job is about, field by field, as JSON holds them."""
 
     gene_id: str
     source: str
@@ -84,12 +113,15 @@ class Answer:
         Texts; their ``gene_id`` is the gene's, which is not the job's where a name was asked.
     note
         The source's other facts, or None.
+    markers
+        Markers of the cell type; they take the place of those that the source told before.
     """
 
     job: Job
     gene: Gene | None = None
     descriptions: tuple[Description, ...] = ()
     note: Note | None = None
+    markers: tuple[Marker, ...] = ()
 
     @property
     def retrieved_at(self) -> str:

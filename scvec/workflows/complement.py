@@ -17,6 +17,7 @@ from scvec.base.records import Answer, Failure, Job
 from scvec.base.results import Report, counts_line
 from scvec.base.settings import Price, Settings, redact
 from scvec.base.types import Description, Progress, Species, no_progress
+from scvec.ingest.sources.answers import UnfitError, foreign, json_object, tidy, whole
 from scvec.ingest.sources.openai import Chat, LlmService, Reply, is_reasoning, prompt_tokens
 from scvec.ingest.sources.prices import Budget, price_of
 from scvec.ingest.sources.retry import ServiceError
@@ -46,26 +47,6 @@ MOST = 20_000
 FIELDS = ("symbol", "description")
 
 
-class UnfitError(ValueError):
-    """An answer that is not kept. The message never quotes it."""
-
-
-_ADDRESS = re.compile(
-    r"\b[a-z][a-z0-9+.-]*://|\bwww\.|\bdoi\b|\b(?:mailto|javascript|data):|\S@\S+\.\w|"
-    r"\b[a-z0-9-]+\.(?:com|org|net|gov|edu|info|html?|php|io|ai|dev|app)\b",
-    re.IGNORECASE,
-)
-_MARKUP = re.compile(
-    r"`|\*\*|__|^\s*#{1,6}\s|^\s*[-*•·]\s|^\s*\d{1,2}[.)]\s|\]\(|</?[a-z!]|<\||&#?\w{1,8};|[{}\\|]|~~",
-    re.IGNORECASE | re.MULTILINE,
-)
-_COMMANDS = re.compile(
-    r"\b(?:ignore|disregard|forget|override|bypass)\b[^.]{0,40}\b(?:previous|prior|above|earlier|all|any|"
-    r"rules?|instructions?|prompts?)\b|\binstructions?\b|\bsystem prompt\b|\byou(?:r|rs|rself|'re)?\b|"
-    r"\bplease\b|\bclick\b|\bdownload\b|\bsubscribe\b|\bpassword|\bcredentials?\b|\bapi[ _-]?keys?\b|"
-    r"^\s*(?:system|user|assistant|human|ai)\s*:",
-    re.IGNORECASE | re.MULTILINE,
-)
 # "I" is a numeral in this field (type I collagen, polymerase I): only where it can be nothing else.
 _ITSELF = re.compile(
     r"\b(?:as|being) an? (?:ai|artificial|large language|language)\b|\blanguage model\b|\bchatbot\b|"
@@ -114,7 +95,7 @@ def check_answer(
         than 60 or longer than 1,200 characters, holds an address, markup, code, instructions, control
         characters or a key, is about its writer, repeats itself, or is about another species.
     """
-    fields = _object(content)
+    fields = _texts(content)
     if fields["symbol"].strip() != symbol:
         raise UnfitError("it is about another gene")
     text = fields["description"].strip()
@@ -129,13 +110,9 @@ def check_answer(
             f"the description has {len(text):,} characters; {SHORTEST} to {LONGEST:,} are wanted"
         )
     plain = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    for pattern, what in (
-        (_ADDRESS, "an address"),
-        (_MARKUP, "markup or code"),
-        (_COMMANDS, "instructions, or speaks to its reader"),
-        (_ITSELF, "words about its writer or its task"),
-        (_REFUSAL, "a refusal"),
-    ):
+    if what := foreign(plain):
+        raise UnfitError(f"the description holds {what}")
+    for pattern, what in ((_ITSELF, "words about its writer or its task"), (_REFUSAL, "a refusal")):
         if pattern.search(plain):
             raise UnfitError(f"the description holds {what}")
     text = " ".join(text.split())
@@ -149,29 +126,12 @@ def check_answer(
     return text
 
 
-def _object(content: str) -> dict[str, str]:
-    """Return the first JSON object in a text, if it has the two fields and no others."""
-    content = content[:MOST]
-    start = content.find("{")
-    if start < 0:
-        raise UnfitError("there is no JSON object in it")
-    try:
-        found, _ = json.JSONDecoder(object_pairs_hook=_once_each).raw_decode(content, start)
-    except UnfitError:
-        raise
-    except (ValueError, RecursionError):
-        raise UnfitError("its JSON cannot be read") from None
-    if not isinstance(found, dict) or set(found) != set(FIELDS):
-        raise UnfitError("its JSON object has not just the two fields")
-    if not all(isinstance(value, str) for value in found.values()):
+def _texts(content: str) -> dict[str, str]:
+    """Return the two texts of an answer."""
+    fields = json_object(content, FIELDS, most=MOST)
+    if not all(isinstance(value, str) for value in fields.values()):
         raise UnfitError("a field of its JSON object is not text")
-    return found
-
-
-def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise UnfitError("its JSON object has a field twice")
-    return dict(pairs)
+    return fields
 
 
 def _names(text: str, names: Iterable[str]) -> bool:
@@ -247,16 +207,16 @@ class Subject:
         """The facts that the model gets, as JSON. The answer depends on them, the prompt and the model."""
         facts, room = [], FACTS
         for fact in self.facts:
-            text = _tidy(fact, min(FACT, room))
+            text = tidy(fact, min(FACT, room))
             room -= len(text)
             if text:
                 facts.append(text)
         told = {
             "species": self.species,
-            "symbol": _tidy(self.symbol, 60),
-            "full name": _tidy(self.name, 300),
-            "type": _tidy(self.gene_type, 60),
-            "aliases": [_tidy(a, 60) for a in self.aliases[:20]],
+            "symbol": tidy(self.symbol, 60),
+            "full name": tidy(self.name, 300),
+            "type": tidy(self.gene_type, 60),
+            "aliases": [tidy(a, 60) for a in self.aliases[:20]],
             "known facts": facts,
         }
         return json.dumps({k: v for k, v in told.items() if v}, ensure_ascii=False)
@@ -303,7 +263,7 @@ class ComplementSource:
         return [d for d in done if isinstance(d, Answer)], [d for d in done if isinstance(d, Failure)]
 
     async def _describe(self, job: Job, subject: Subject) -> Answer | Failure:
-        if not _tidy(subject.symbol, 60):
+        if not tidy(subject.symbol, 60):
             return Failure(job, "the gene has no symbol to be named by", final=True)
         reasoning = is_reasoning(self.model)
         limit, most = (
@@ -402,30 +362,14 @@ def _messages(subject: Subject, reason: str) -> list[dict[str, str]]:
 
 def _checked(reply: Reply, subject: Subject) -> str:
     """Return the description in a reply, or raise :class:`UnfitError`."""
-    if reply.refusal:
-        raise UnfitError("the model refused to answer")
-    if reply.finish_reason == "length":
-        raise UnfitError("the answer was cut off at the limit of tokens")
-    if reply.finish_reason != "stop":
-        filtered = reply.finish_reason == "content_filter"
-        raise UnfitError("the answer was filtered" if filtered else "the answer did not come to its end")
-    if not reply.content.strip():
-        raise UnfitError("the answer is empty")
+    content = whole(reply)
     return check_answer(
-        reply.content,
-        symbol=_tidy(subject.symbol, 60),
+        content,
+        symbol=tidy(subject.symbol, 60),
         species=subject.species,
         aliases=subject.aliases,
         told=PROMPT,
     )
-
-
-def _tidy(text: str, limit: int) -> str:
-    """Return a text without control characters, on one line."""
-    kept = text[: 4 * limit]
-    if not kept.isprintable():
-        kept = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in kept)
-    return " ".join(kept.split())[:limit].rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)

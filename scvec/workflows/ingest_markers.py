@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from scvec.base.types import Progress, no_progress
 from scvec.celltypes.markers import MarkerFile, read_markers
 from scvec.celltypes.terms import TermMatcher
 from scvec.model.resolvers import ensure_knowledge
+from scvec.stores.knowledge.tables import marker_table
 from scvec.stores.store.store import Store
 
 if TYPE_CHECKING:
@@ -119,12 +120,6 @@ def ingest_markers(
 
 def _table(name: str, found: MarkerFile) -> pa.Table:
     """Return the markers of a file as rows of the knowledge base."""
-    import pyarrow as pa
-
-    text = pa.string()
-    kinds = dict.fromkeys(("cl_id", "tissue", "species", "gene", "direction"), text)
-    schema = pa.schema({**kinds, "weight": pa.float32(), "source": text})
-    rows = [
-        {**asdict(m), "source": name if m.source == name else f"{name}: {m.source}"} for m in found.markers
-    ]
-    return pa.Table.from_pylist(rows, schema)
+    return marker_table(
+        m if m.source == name else replace(m, source=f"{name}: {m.source}") for m in found.markers
+    )

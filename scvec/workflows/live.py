@@ -115,6 +115,8 @@ class LiveReport(Report):
         Why the run ended before all were asked; empty where it did not.
     cost
         Of this run; in a dry run the estimate.
+    noun
+        What is asked about.
     """
 
     source: str
@@ -126,22 +128,23 @@ class LiveReport(Report):
     stopped: str = ""
     cost: Cost
     dry_run: bool = False
+    noun: str = "genes"
 
     def lines(self) -> list[str]:
         """Return the report as lines for people."""
+        known = f"{self.source}: {self.n_wanted:,} {self.noun}, {self.n_known:,} known"
         if self.dry_run:
             return [
-                f"{self.source}: {self.n_wanted:,} genes, {self.n_known:,} known, {self.n_asked:,} to ask",
+                f"{known}, {self.n_asked:,} to ask",
                 f"it would take {self.cost.line()}",
             ]
         lines = [
-            f"{self.source}: {self.n_wanted:,} genes, {self.n_known:,} known, {self.n_answered:,} answered, "
-            f"{len(self.failed):,} failed",
+            f"{known}, {self.n_answered:,} answered, {len(self.failed):,} failed",
             f"took {self.cost.line()}",
         ]
         if self.stopped:
             left = self.n_asked - self.n_answered - len(self.failed)
-            lines.append(f"stopped: {self.stopped}; {left:,} genes were not asked")
+            lines.append(f"stopped: {self.stopped}; {left:,} {self.noun} were not asked")
         return lines + reason_lines(self.failed)
 
 
@@ -266,19 +269,24 @@ class Questions:
         Those to ask, in order.
     final
         Failures of earlier runs that asking again would not change.
+    noun
+        What they are about, for reports.
     """
 
     name: str
     every: Sequence[Job]
     todo: Sequence[Job]
     final: Sequence[Failure]
+    noun: str = "genes"
 
     @classmethod
-    def of(cls, kb: KnowledgeBase, name: str, jobs: Iterable[Job], *, again: bool) -> Questions:
+    def of(
+        cls, kb: KnowledgeBase, name: str, jobs: Iterable[Job], *, again: bool, noun: str = "genes"
+    ) -> Questions:
         """Return the questions that have no answer yet; all of them with ``again``."""
         every = list(dict.fromkeys(jobs))
         if again:
-            return cls(name, every, every, [])
+            return cls(name, every, every, [], noun)
         done = kb.jobs_done(every)
         # A gene that was asked by its symbol has an id once it was answered: the same question by another id.
         for source in {job.source for job in every} - {"llm"}:
@@ -287,7 +295,8 @@ class Questions:
                 done |= {job for job in every if job.prompt == prompt and job.gene_id in answered}
         final = {f.job: f for f in kb.failures() if f.final}
         todo = [job for job in every if job not in done and job not in final]
-        return cls(name, every, todo, [final[job] for job in every if job in final and job not in done])
+        lost = [final[job] for job in every if job in final and job not in done]
+        return cls(name, every, todo, lost, noun)
 
     def report(self, cost: Cost, **fields: Any) -> LiveReport:
         """Return the report of a run; of a dry run without further ``fields``."""
@@ -297,6 +306,7 @@ class Questions:
             n_known=len(self.every) - len(self.todo) - len(self.final),
             n_asked=len(self.todo),
             cost=cost,
+            noun=self.noun,
             **{"n_answered": 0, "failed": failed_genes(self.final), "dry_run": not fields, **fields},
         )
 
