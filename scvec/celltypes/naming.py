@@ -75,6 +75,9 @@ class Naming:
         The deepest term that holds 80% of the probability with all below it; None where only "cell" does.
     status
         ``named``; ``broad`` where only a broader term is sure; ``unknown`` where no term fits.
+    llm
+        What a language model said, where one was asked: ``model``, ``votes``, ``agreement``, ``cl_id``,
+        ``genes``, ``reason``, and ``offline``, the names without it.
     """
 
     group: str
@@ -83,6 +86,7 @@ class Naming:
     status: str
     genes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    llm: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -93,6 +97,7 @@ class Naming:
             "broad": None if self.broad is None else self.broad.to_dict(),
             "genes": list(self.genes),
             "notes": list(self.notes),
+            **({} if self.llm is None else {"llm": self.llm}),
         }
 
 

@@ -11,11 +11,16 @@ from scvec.base.errors import InputError
 from scvec.cli.options import (
     SPECIES,
     Session,
+    base_url_option,
+    concurrency_option,
     dry_run_option,
     global_options,
     layer_option,
+    llm_option,
+    max_cost_option,
     memory_option,
     pass_session,
+    timeout_option,
     values_option,
 )
 
@@ -49,6 +54,19 @@ __all__ = ["markers", "name"]
 )
 @click.option("--key-added", default="scvec", show_default=True, help="Prefix of the columns.")
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
+@llm_option("openai:MODEL: a language model chooses among the candidates (docs/names.md).")
+@click.option(
+    "--votes",
+    type=click.IntRange(1, 25),
+    default=3,
+    show_default=True,
+    help="Questions for each group; their agreement is the confidence.",
+)
+@base_url_option
+@max_cost_option
+@timeout_option
+@concurrency_option
+@dry_run_option
 @layer_option
 @values_option
 @memory_option
@@ -67,6 +85,7 @@ def name(
       scvec name new.h5ad --groupby leiden --tissue lung
       scvec name annotated.h5ad --only novel
       scvec name --markers lists.csv --json
+      scvec name new.h5ad --groupby leiden --llm openai:gpt-4o-mini --dry-run
     """
     from scvec.workflows.name import name as name_
 
