@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from fake_faults import Faults
 from fake_namer import answer, by_name, first_gene, namer
 from fake_server import FakeServer
-from small_names import small_names
 from hypothesis import given
 from hypothesis import strategies as st
+from small_names import small_names
 
 from scvec.base.errors import AuthError, InputError, NetworkError
 from scvec.celltypes.naming import Candidate, Naming
@@ -216,7 +216,10 @@ def test_any_votes_give_terms_of_the_votes_or_the_candidates(votes):
 
 # Whole runs
 
-LISTS = 'group,genes,tissue,species\nb,"MS4A1 CD79A CD19 BANK1",blood,human\nt,"CD3D CD3E TRAC IL7R",blood,human\n'
+LISTS = """group,genes,tissue,species
+b,"MS4A1 CD79A CD19 BANK1",blood,human
+t,"CD3D CD3E TRAC IL7R",blood,human
+"""
 
 
 @pytest.fixture
@@ -334,9 +337,9 @@ def test_time_outs_end_with_an_error_and_the_next_run_goes_on(place):
 
 def test_a_refused_key_is_told_and_hidden(place, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary0123456789abcdef")
-    with FakeServer(faults=Faults.always("401"), extra=[namer(by_name("B cell"))]) as server:
-        with pytest.raises(AuthError) as caught:
-            ask(place, server)
+    server = FakeServer(faults=Faults.always("401"), extra=[namer(by_name("B cell"))])
+    with server, pytest.raises(AuthError) as caught:
+        ask(place, server)
     assert "canary" not in str(caught.value)
     assert b"canary" not in b"".join(p.read_bytes() for p in place.rglob("*") if p.is_file())
 
