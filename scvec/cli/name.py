@@ -23,6 +23,7 @@ from scvec.cli.options import (
     timeout_option,
     values_option,
 )
+from scvec.ingest.sources import MARKER_SOURCES
 
 __all__ = ["markers", "name"]
 
@@ -97,12 +98,12 @@ def name(
 @click.command()
 @click.option(
     "--source",
-    "files",
+    "sources",
     multiple=True,
     required=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="A table of markers: CellMarker, PanglaoDB, ScType, ASCT+B, GMT, csv; may be repeated.",
+    metavar="|".join([*MARKER_SOURCES, "FILE"]),
+    help="A table of markers (CellMarker, PanglaoDB, ScType, ASCT+B, GMT, csv), may be repeated; or a "
+    "live service.",
 )
 @click.option(
     "--column",
@@ -114,23 +115,36 @@ def name(
 @click.option(
     "--species",
     type=click.Choice(SPECIES),
-    default="human",
-    show_default=True,
-    help="Species of rows that name none.",
+    help="Species of rows that name none.  [default: human] Of a live service: only this.  [default: both]",
 )
+@click.option(
+    "--tissue",
+    "tissues",
+    multiple=True,
+    metavar="NAME",
+    help="Only types that the live service has in this tissue, as lung; may be repeated.",
+)
+@click.option("--refresh", is_flag=True, help="Ask a live service again about types it has answered.")
+@base_url_option
+@click.option(
+    "--requests-per-second",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="The most to send; 0 for no limit, at a mirror.  [default: 5]",
+)
+@concurrency_option
 @dry_run_option
 @global_options
 @pass_session
-def markers(
-    session: Session, files: tuple[Path, ...], columns: tuple[str, ...], species: str, dry_run: bool
-) -> None:
-    """Read tables of marker genes.
+def markers(session: Session, /, sources: tuple[str, ...], columns: tuple[str, ...], **given: Any) -> None:
+    """Read marker genes of cell types: from tables, or of CELLxGENE's CellGuide.
 
-    They go into the knowledge base, for scvec name.
+    They go into the knowledge base, for scvec name. A run that was stopped continues where it was.
 
     \b
-    Example:
+    Examples:
       scvec ingest markers --source CellMarker_human.csv
+      scvec ingest markers --source cellguide --tissue lung
     """
     from scvec.celltypes.markers import COLUMNS
     from scvec.workflows.ingest_markers import ingest_markers
@@ -143,7 +157,5 @@ def markers(
             raise InputError(f"{text!r} does not say what a column means", "--column", fix)
         wanted[what] = column
     with session.progress() as progress:
-        report = ingest_markers(
-            session.store, list(files), columns=wanted, species=species, dry_run=dry_run, progress=progress
-        )
+        report = ingest_markers(session.store, list(sources), columns=wanted, progress=progress, **given)
     session.show(report)

@@ -117,6 +117,28 @@ def serves(words: list[str], folder: Path) -> None:
         process.wait()
 
 
+def offers_tools(words: list[str], folder: Path) -> None:
+    """Start a server of tools, ask what it has, and leave."""
+    pytest.importorskip("mcp")
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    calls = [
+        {"id": 1, "method": "initialize", "params": hello},
+        {"method": "notifications/initialized"},
+        {"id": 2, "method": "tools/list"},
+    ]
+    said = subprocess.run(
+        [sys.executable, "-m", "scvec", *words],
+        input="".join(json.dumps({"jsonrpc": "2.0", **call}) + "\n" for call in calls),
+        env={**os.environ, "SCVEC_STORE": str(folder / "store"), "PYTHONPATH": str(PROJECT)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert said.returncode == 0, said.stderr
+    assert "annotate_file" in said.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_examples_work(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -129,6 +151,9 @@ def test_the_examples_work(folder: Path, monkeypatch: pytest.MonkeyPatch):
             continue
         if words[0] == "serve":
             serves(words, folder)
+            continue
+        if words[0] == "mcp":
+            offers_tools(words, folder)
             continue
         done = CliRunner().invoke(cli, words)
         assert done.exit_code == 0, f"scvec {shlex.join(words)}\n{done.stdout}{done.stderr}"

@@ -22,7 +22,7 @@ from scvec.base.types import Description, Gene
 from scvec.ingest.sources.facts import clean_summary, clean_text, facts_of, provenance_json
 from scvec.ingest.sources.retry import PATIENCE, Caller, Kind, RateLimit, ServiceError, parse_retry_after
 
-__all__ = ["GeneFound", "GeneSource", "HttpClient", "service_url"]
+__all__ = ["GeneFound", "GeneSource", "HttpClient", "MarkerSource", "service_url"]
 
 T = TypeVar("T")
 
@@ -60,8 +60,12 @@ def service_url(service: str, default: str, given: str = "") -> URL:
     return url
 
 
+class _AbsentError(Exception):
+    """A service has no such file."""
+
+
 class HttpClient:
-    """Posts forms to one service; use it as an async context manager.
+    """Posts forms to one service, or gets files; use it as an async context manager.
 
     Every request waits for ``rate`` and goes through ``caller``. Every error becomes a :class:`ServiceError`
     whose message holds neither a key nor a query. Nothing is sent to any other host than that of ``url``.
@@ -146,21 +150,44 @@ class HttpClient:
         """
 
         async def request() -> T:
-            body = self._parsed(await self._post(path, form), shape)
+            body = self._parsed(await self._fetched(path, form), shape)
             check(body)
             return body
 
         return await self.caller.call(request)
 
+    async def get_read(self, path: str, read: Callable[[bytes], T]) -> T:
+        """Get a file and return what ``read`` makes of the body, which is empty where there is no file."""
+
+        async def request() -> T:
+            try:
+                return read(await self._fetched(path, None))
+            except _AbsentError:
+                return read(b"")
+
+        return await self.caller.call(request, unfit=3)
+
+    async def get_json(self, path: str, shape: type[T]) -> T | None:
+        """Get a JSON file, which must be a ``shape``; None where there is no such file."""
+
+        def read(body: bytes) -> T | None:
+            try:
+                return self._parsed(body, shape) if body.strip() else None
+            except ServiceError as error:
+                # One damaged file does not tell that the service is gone.
+                raise ServiceError("unfit", error.reason) from None
+
+        return await self.get_read(path, read)
+
     async def post_read(self, path: str, form: Mapping[str, str], read: Callable[[bytes], T]) -> T:
         """Post a form and return what ``read`` makes of the body; it raises as ``check`` does."""
 
         async def request() -> T:
-            return read(await self._post(path, form))
+            return read(await self._fetched(path, form))
 
         return await self.caller.call(request)
 
-    async def _post(self, path: str, form: Mapping[str, str]) -> bytes:
+    async def _fetched(self, path: str, form: Mapping[str, str] | None) -> bytes:
         if self._session is None:
             raise RuntimeError("the client is not open")
         url = self.url.joinpath(*path.strip("/").split("/"))
@@ -172,20 +199,23 @@ class HttpClient:
             url = self._followed(url, moved)
         raise ServiceError("address", f"{self.service} redirects more than {REDIRECTS} times")
 
-    async def _send(self, url: URL, form: Mapping[str, str]) -> tuple[str | None, bytes]:
-        """Return where the service redirects to, or None and the body."""
+    async def _send(self, url: URL, form: Mapping[str, str] | None) -> tuple[str | None, bytes]:
+        """Return where the service redirects to, or None and the body; ``form`` is posted, None gets."""
         if self._session is None:
             raise RuntimeError("the client is not open")
         problem: ServiceError | None = None
         try:
-            async with self._session.post(url, data=form, allow_redirects=False) as response:
+            method = "GET" if form is None else "POST"
+            async with self._session.request(method, url, data=form, allow_redirects=False) as response:
                 if response.status in (301, 302, 303, 307, 308):
                     return response.headers.get("Location", ""), b""
                 body = await self._read(response)
+                if form is None and response.status == 404:
+                    raise _AbsentError
                 if response.status != 200:
                     self._refuse(response.status, response.headers, body)
                 return None, body
-        except ServiceError:
+        except (ServiceError, _AbsentError):
             raise
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             problem = self._translated(error)
@@ -327,49 +357,25 @@ class GeneFound:
         )
 
 
-class GeneSource:
-    """Base of the services that answer questions about genes; a subclass is a source for ``harvest``.
-
-    A subclass sets ``url``, ``most`` and ``limit``, defines :meth:`ask`, and is registered by
-    ``@gene_source(NAME)``. Use it as an async context manager. InputError if the address cannot be used.
-
-    Parameters
-    ----------
-    wanted
-        The genes of all jobs that will be asked.
-    settings
-        Key, address and ``email`` of the service; ``base_url`` and ``per_second`` come first.
-    details
-        Ask for everything that the service knows, where that takes more requests.
-    batch_size
-        Genes of one request.
-    pace
-        Factor on waits between attempts; tests make it small.
-    """
+class _HttpSource:
+    """A service with one client; an async context manager."""
 
     name: ClassVar[str]
     url: ClassVar[str]
-    #: Most genes of a request, and requests a second.
-    most: ClassVar[int] = 1000
+    #: Requests a second.
     limit: ClassVar[float] = 10.0
-    #: Times a gene that an answer left out is asked for again: it is free.
+    #: Times something that an answer left out is asked for again: it is free.
     rounds = 8
 
     def __init__(
         self,
-        wanted: Mapping[Job, Wanted],
-        settings: ServiceSettings | None = None,
+        settings: ServiceSettings | None,
         *,
         base_url: str | None = None,
         per_second: float | None = None,
-        details: bool = False,
-        batch_size: int | None = None,
         pace: float = 1.0,
     ) -> None:
-        self.wanted, self.details = wanted, details
         self.settings = settings = settings or ServiceSettings()
-        most = self.most_genes(details)
-        self.batch_size = max(1, min(batch_size or most, most))
         self.client = HttpClient.of(
             self.name,
             self.url,
@@ -394,14 +400,78 @@ class GeneSource:
         raise NotImplementedError
 
     @classmethod
-    def most_genes(cls, details: bool) -> int:
-        """Return the most genes of a request."""
-        return cls.most
-
-    @classmethod
     def per_second_allowed(cls, settings: ServiceSettings) -> float:
         """Return how many requests a second the service allows."""
         return cls.limit
+
+
+class MarkerSource(_HttpSource):
+    """Base of the services that know markers of cell types; a subclass is a source for ``harvest``.
+
+    A subclass sets ``url``, ``limit`` and ``requests``, defines :meth:`index` and :meth:`ask`, and is
+    registered by ``@marker_source(NAME)``. A job is about one term of the Cell Ontology (``gene_id``), and
+    its ``prompt`` is the version that :meth:`index` told.
+    """
+
+    batch_size = 1
+    rounds = 2
+    #: Requests that one type takes.
+    requests: ClassVar[int] = 1
+
+    async def index(self, species: Sequence[str], tissues: Sequence[str]) -> tuple[str, list[str]]:
+        """Return the service's version, and the ids of the types that it has in some tissues; () for all.
+
+        Raises
+        ------
+        InputError
+            The service knows none of the tissues.
+        """
+        raise NotImplementedError
+
+
+class GeneSource(_HttpSource):
+    """Base of the services that answer questions about genes; a subclass is a source for ``harvest``.
+
+    A subclass sets ``url``, ``most`` and ``limit``, defines :meth:`ask`, and is registered by
+    ``@gene_source(NAME)``. Use it as an async context manager. InputError if the address cannot be used.
+
+    Parameters
+    ----------
+    wanted
+        The genes of all jobs that will be asked.
+    settings
+        Key, address and ``email`` of the service; ``base_url`` and ``per_second`` come first.
+    details
+        Ask for everything that the service knows, where that takes more requests.
+    batch_size
+        Genes of one request.
+    pace
+        Factor on waits between attempts; tests make it small.
+    """
+
+    #: Most genes of a request.
+    most: ClassVar[int] = 1000
+
+    def __init__(
+        self,
+        wanted: Mapping[Job, Wanted],
+        settings: ServiceSettings | None = None,
+        *,
+        base_url: str | None = None,
+        per_second: float | None = None,
+        details: bool = False,
+        batch_size: int | None = None,
+        pace: float = 1.0,
+    ) -> None:
+        self.wanted, self.details = wanted, details
+        most = self.most_genes(details)
+        self.batch_size = max(1, min(batch_size or most, most))
+        super().__init__(settings, base_url=base_url, per_second=per_second, pace=pace)
+
+    @classmethod
+    def most_genes(cls, details: bool) -> int:
+        """Return the most genes of a request."""
+        return cls.most
 
     @classmethod
     def can_ask(cls, wanted: Wanted) -> bool:
