@@ -73,8 +73,7 @@ def serve(
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
-    default=".",
-    show_default=True,
+    required=True,
     metavar="FOLDER",
     help="Folder of the files that may be read; nothing outside is.",
 )

@@ -215,7 +215,7 @@ class Tools:
 
 def serve_mcp(
     store: Path | str,
-    root: Path | str = ".",
+    root: Path | str,
     *,
     max_file: int | str = "2G",
     allow_write: bool = False,
