@@ -235,6 +235,41 @@ def test_nothing_but_the_protocol_is_on_stdout(place: Path):
     assert {m["id"] for m in found} == {1, 2, 3} and all(m["jsonrpc"] == "2.0" for m in found)
 
 
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("../outside", "outside-folder"),
+        ("/etc/passwd", "outside-folder"),
+        ("out/outside", "outside-folder"),
+        ("link", "outside-folder"),
+        ("loop", "bad-name"),
+        ("a\0b", "bad-name"),
+        ("nothing", "file-not-found"),
+        ("pipe", "not-a-file"),
+        ("inner", "not-a-file"),
+        ("inner/../large", "file-too-large"),
+        ("x" * 3000, "file-not-found"),
+    ],
+)
+def test_paths_are_judged_before_anything_is_opened(tmp_path: Path, path: str, code: str):
+    root = tmp_path / "root"
+    (root / "inner").mkdir(parents=True)
+    (tmp_path / "outside").write_text("x")
+    (root / "link").symlink_to(tmp_path / "outside")
+    (root / "out").symlink_to(tmp_path)
+    (root / "loop").symlink_to(root / "loop")
+    (root / "good").symlink_to(root / "inner" / "file")
+    (root / "inner" / "file").write_text("x")
+    os.mkfifo(root / "pipe")
+    with open(root / "large", "wb") as file:
+        file.truncate(GB)
+    tools = Tools(tmp_path, root)
+    assert tools._file("good") == root.resolve() / "inner" / "file"
+    with pytest.raises(InputError) as caught:
+        tools._file(path)
+    assert caught.value.code == code
+
+
 def test_a_folder_that_is_none(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     for root, code in ((tmp_path / "nothing", "file-not-found"), (tmp_path / "file", "not-a-file")):
