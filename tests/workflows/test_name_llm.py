@@ -187,6 +187,16 @@ def test_a_looked_up_term_becomes_a_candidate():
     assert [c.probability for c in found.candidates[1:]] == [0, 0]
 
 
+def test_a_group_without_candidates_may_still_be_named():
+    bare = Naming("0", (), None, "unknown", ("SNAP25",))
+    asked = GroupQuestion.of(bare, TERMS)
+    assert asked.schema["properties"]["id"]["enum"] == ["none", "other"]
+    said = asked.read(reply(answer("other", term="neuron", genes=["SNAP25"])))
+    found = joined(bare, [said] * 3, TERMS, "m")
+    assert found.status == "named" and [c.cl_id for c in found.candidates] == ["CL:5"]
+    assert joined(bare, [vote("")] * 3, TERMS, "m").candidates == ()
+
+
 def test_none_of_them_is_unknown():
     found = joined(GROUP, [vote(""), vote(""), vote("CL:3")], TERMS, "m")
     assert found.status == "unknown" and found.candidates == GROUP.candidates
