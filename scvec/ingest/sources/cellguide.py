@@ -75,6 +75,9 @@ class CellGuideSource(MarkerSource):
                 there = places if isinstance(places, list) else []
                 if _CL.fullmatch(str(cl_id)) and (not ids or any(p in ids for p in map(str, there))):
                     types.add(str(cl_id))
+        if not types:
+            # Else a change of its files would look like an answer.
+            raise ServiceError("address", f"cellguide lists no types of {' and '.join(species)} there")
         return snapshot, sorted(types)
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
