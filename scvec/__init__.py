@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scvec.model.resolvers import resolve as resolve
     from scvec.report import plots as pl
     from scvec.report.write_report import write_report as write_report
+    from scvec.web.mcp import serve_mcp as serve_mcp
     from scvec.web.server import serve as serve
     from scvec.workflows.admin import compact as compact
     from scvec.workflows.admin import doctor as doctor
@@ -86,6 +87,7 @@ _HOMES = {
     "rm": "scvec.workflows.admin",
     "compact": "scvec.workflows.admin",
     "serve": "scvec.web.server",
+    "serve_mcp": "scvec.web.mcp",
     "demo": "scvec.workflows.demo",
     "ProgressBar": "scvec.base.progress_bar",
     "ScvecError": "scvec.base.errors",

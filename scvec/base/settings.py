@@ -86,6 +86,7 @@ _ENVIRONMENT = {
         "base_url": "SCVEC_NCBI_URL",
     },
     "mygene": {"email": "NCBI_EMAIL", "base_url": "SCVEC_MYGENE_URL"},
+    "cellguide": {"base_url": "SCVEC_CELLGUIDE_URL"},
     "openai": {"api_key": "OPENAI_API_KEY", "base_url": "OPENAI_BASE_URL"},
 }
 _KEYS = {"api_key", "email", "tool", "base_url", "requests_per_second", "timeout"}
@@ -135,6 +136,7 @@ class Settings:
 
     ncbi: ServiceSettings = field(default_factory=ServiceSettings)
     mygene: ServiceSettings = field(default_factory=ServiceSettings)
+    cellguide: ServiceSettings = field(default_factory=ServiceSettings)
     openai: ServiceSettings = field(default_factory=ServiceSettings)
     prices: Mapping[str, Price] = field(default_factory=dict)
 

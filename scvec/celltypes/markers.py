@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scvec.base.errors import InputError
+from scvec.base.records import Marker
 from scvec.base.species import SPECIES, species_named
 from scvec.celltypes.terms import TermMatcher
 
-__all__ = ["COLUMNS", "Marker", "MarkerFile", "read_marker_lists", "read_markers"]
+__all__ = ["COLUMNS", "MarkerFile", "read_marker_lists", "read_markers"]
 
 #: Columns of a table, and the names that published tables give them (CellMarker 2.0, PanglaoDB, ScType,
 #: HuBMAP ASCT+B, CellMarkerAccordion and plain tables), folded: letters and digits only, small.
@@ -37,27 +38,6 @@ _CL = re.compile(r"CL[:_](\d{7})")
 _SHORT = {"h": "human", "m": "mouse", "homosapiens": "human", "musmusculus": "mouse"}
 _NOT_SAID = frozenset({"", "-", "auto", "na", "nan", "none", "unknown"})
 _GENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,39}")
-
-
-@dataclass(frozen=True, slots=True)
-class Marker:
-    """A gene that tells a cell type from others.
-
-    Attributes
-    ----------
-    direction
-        ``positive``, or ``negative`` for a gene that the type lacks.
-    weight
-        Above 0; 1 where the table says nothing.
-    """
-
-    cl_id: str
-    tissue: str
-    species: str
-    gene: str
-    direction: str = "positive"
-    weight: float = 1.0
-    source: str = ""
 
 
 @dataclass(frozen=True)

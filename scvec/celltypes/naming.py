@@ -93,6 +93,9 @@ class Naming:
         The deepest term of which the group is, with a probability of 80%; None where only "cell" is.
     status
         ``named``; ``broad`` where only a broader term is sure; ``unknown`` where no term fits.
+    llm
+        Answer of a language model, if one was asked: ``model``, ``votes``, ``agreement``, ``cl_id``,
+        ``genes``, ``reason``, and ``offline``, the names without it.
     """
 
     group: str
@@ -101,6 +104,7 @@ class Naming:
     status: str
     genes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    llm: dict[str, Any] | None = None
 
     @property
     def said(self) -> str:
@@ -124,6 +128,8 @@ class Naming:
         lines.append(f"    or: {others}")
         if best.against:
             lines.append(f"    against: {', '.join(best.against[:6])} not found")
+        if self.llm and "agreement" in self.llm:
+            lines.append(_llm_line(self.llm))
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,7 +141,16 @@ class Naming:
             "broad": None if self.broad is None else self.broad.to_dict(),
             "genes": list(self.genes),
             "notes": list(self.notes),
+            **({} if self.llm is None else {"llm": self.llm}),
         }
+
+
+def _llm_line(said: Mapping[str, Any]) -> str:
+    chosen = said["label"] or "none of them"
+    if said["looked_up"]:
+        chosen += " (from the model, looked up)"
+    reason = f": {said['reason']}" if said["reason"] else ""
+    return f"    {said['model']}, {said['agreement']:.0%} of {said['votes']} votes: {chosen}{reason}"
 
 
 def name_columns(groups: Sequence[Naming], labels: npt.NDArray[Any], prefix: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from scvec.cli.options import Session, global_options
 from scvec.cli.pack import commands as pack_commands
 from scvec.cli.query import explain, query
 from scvec.cli.search import search
-from scvec.cli.serve import serve
+from scvec.cli.serve import mcp, serve
 from scvec.cli.store import commands as store_commands
 
 __all__ = ["InternalError", "Interrupted", "Terminated", "cli", "main", "translate"]
@@ -129,6 +129,7 @@ cli.add_command(import_legacy)
 for _command_ in (*store_commands, *pack_commands):
     cli.add_command(_command_)
 cli.add_command(serve)
+cli.add_command(mcp)
 cli.add_command(demo)
 
 

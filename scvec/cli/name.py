@@ -12,13 +12,19 @@ from scvec.base.species import SPECIES
 from scvec.cli.options import (
     Session,
     SpeciesName,
+    base_url_option,
+    concurrency_option,
     dry_run_option,
     global_options,
     layer_option,
+    llm_option,
+    max_cost_option,
     memory_option,
     pass_session,
+    timeout_option,
     values_option,
 )
+from scvec.ingest.sources import MARKER_SOURCES
 
 __all__ = ["markers", "name"]
 
@@ -50,6 +56,19 @@ __all__ = ["markers", "name"]
 )
 @click.option("--key-added", default="scvec", show_default=True, help="Prefix of the columns.")
 @click.option("--force", is_flag=True, help="Go on where few genes match.")
+@llm_option("openai:MODEL: a language model chooses among the candidates (docs/names.md).")
+@click.option(
+    "--votes",
+    type=click.IntRange(1, 25),
+    default=3,
+    show_default=True,
+    help="Questions for each group; their agreement is the confidence.",
+)
+@base_url_option
+@max_cost_option
+@timeout_option
+@concurrency_option
+@dry_run_option
 @layer_option
 @values_option
 @memory_option
@@ -68,6 +87,7 @@ def name(
       scvec name new.h5ad --groupby leiden --tissue lung
       scvec name annotated.h5ad --only novel
       scvec name --markers lists.csv --json
+      scvec name new.h5ad --groupby leiden --llm openai:gpt-4o-mini --dry-run
     """
     from scvec.workflows.name import name as name_
 
@@ -79,12 +99,12 @@ def name(
 @click.command()
 @click.option(
     "--source",
-    "files",
+    "sources",
     multiple=True,
     required=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="A table of markers: CellMarker, PanglaoDB, ScType, ASCT+B, GMT, csv; may be repeated.",
+    metavar="|".join([*MARKER_SOURCES, "FILE"]),
+    help="A table of markers (CellMarker, PanglaoDB, ScType, ASCT+B, GMT, csv), may be repeated; or a "
+    "live service.",
 )
 @click.option(
     "--column",
@@ -96,23 +116,36 @@ def name(
 @click.option(
     "--species",
     type=SpeciesName(),
-    default=SPECIES[0],
-    show_default=True,
-    help="Species of rows that name none.",
+    help=f"Species of rows that name none ({SPECIES[0]} by default); the only one asked of a live service.",
 )
+@click.option(
+    "--tissue",
+    "tissues",
+    multiple=True,
+    metavar="NAME",
+    help="Only types that the live service has in this tissue, as lung; may be repeated.",
+)
+@click.option("--refresh", is_flag=True, help="Ask a live service again about types it has answered.")
+@base_url_option
+@click.option(
+    "--requests-per-second",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="The most to send; 0 for no limit, at a mirror.  [default: 5]",
+)
+@concurrency_option
 @dry_run_option
 @global_options
 @pass_session
-def markers(
-    session: Session, files: tuple[Path, ...], columns: tuple[str, ...], species: str, dry_run: bool
-) -> None:
-    """Read tables of marker genes.
+def markers(session: Session, /, sources: tuple[str, ...], columns: tuple[str, ...], **given: Any) -> None:
+    """Read marker genes of cell types: from tables, or of CELLxGENE's CellGuide.
 
-    They go into the knowledge base, for scvec name.
+    They go into the knowledge base, for scvec name. A run that was stopped continues where it was.
 
     \b
-    Example:
+    Examples:
       scvec ingest markers --source CellMarker_human.csv
+      scvec ingest markers --source cellguide --tissue lung
     """
     from scvec.celltypes.markers import COLUMNS
     from scvec.workflows.ingest_markers import ingest_markers
@@ -125,7 +158,5 @@ def markers(
             raise InputError(f"{text!r} does not say what a column means", "--column", fix)
         wanted[what] = column
     with session.progress() as progress:
-        report = ingest_markers(
-            session.store, list(files), columns=wanted, species=species, dry_run=dry_run, progress=progress
-        )
+        report = ingest_markers(session.store, list(sources), columns=wanted, progress=progress, **given)
     session.show(report)

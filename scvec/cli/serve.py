@@ -1,14 +1,15 @@
-"""``scvec serve``: a web page and a REST interface for the store."""
+"""``scvec serve`` and ``scvec mcp``: the store for browsers, programs and assistants."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
-from scvec.cli.options import Session, global_options, pass_session
+from scvec.cli.options import Session, global_options, memory_option, pass_session
 
-__all__ = ["serve"]
+__all__ = ["mcp", "serve"]
 
 
 @click.command()
@@ -66,3 +67,32 @@ def serve(
         timeout=timeout,
         announce=announce,
     )
+
+
+@click.command()
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Folder of the files that may be read; nothing outside is.",
+)
+@click.option("--allow-write", is_flag=True, help="Let annotate_file write new files below the folder.")
+@click.option(
+    "--max-file", default="2G", show_default=True, metavar="SIZE", help="Largest file that is read."
+)
+@memory_option
+@global_options
+@pass_session
+def mcp(session: Session, root: Path, allow_write: bool, max_file: str, memory: str | None) -> None:
+    """Offer tools to an assistant, by the Model Context Protocol.
+
+    A client starts this command and talks to it on stdin and stdout (docs/mcp.md). It needs the extra mcp.
+
+    \b
+    Example:
+      scvec mcp --root ~/cells
+    """
+    from scvec.web.mcp import serve_mcp
+
+    serve_mcp(session.store, root, allow_write=allow_write, max_file=max_file, memory=memory)

@@ -18,6 +18,7 @@ from scvec.base.results import Report, counts_line
 from scvec.base.settings import Price, Settings, redact
 from scvec.base.species import known_species
 from scvec.base.types import Description, Progress, Species, no_progress
+from scvec.ingest.sources.answers import UnfitError, foreign, json_object, tidy, whole
 from scvec.ingest.sources.openai import Chat, LlmService, Reply, is_reasoning, prompt_tokens
 from scvec.ingest.sources.prices import Budget, price_of
 from scvec.ingest.sources.retry import ServiceError
@@ -47,26 +48,6 @@ MOST = 20_000
 FIELDS = ("symbol", "description")
 
 
-class UnfitError(ValueError):
-    """An answer was rejected. The message never quotes the answer."""
-
-
-_ADDRESS = re.compile(
-    r"\b[a-z][a-z0-9+.-]*://|\bwww\.|\bdoi\b|\b(?:mailto|javascript|data):|\S@\S+\.\w|"
-    r"\b[a-z0-9-]+\.(?:com|org|net|gov|edu|info|html?|php|io|ai|dev|app)\b",
-    re.IGNORECASE,
-)
-_MARKUP = re.compile(
-    r"`|\*\*|__|^\s*#{1,6}\s|^\s*[-*•·]\s|^\s*\d{1,2}[.)]\s|\]\(|</?[a-z!]|<\||&#?\w{1,8};|[{}\\|]|~~",
-    re.IGNORECASE | re.MULTILINE,
-)
-_COMMANDS = re.compile(
-    r"\b(?:ignore|disregard|forget|override|bypass)\b[^.]{0,40}\b(?:previous|prior|above|earlier|all|any|"
-    r"rules?|instructions?|prompts?)\b|\binstructions?\b|\bsystem prompt\b|\byou(?:r|rs|rself|'re)?\b|"
-    r"\bplease\b|\bclick\b|\bdownload\b|\bsubscribe\b|\bpassword|\bcredentials?\b|\bapi[ _-]?keys?\b|"
-    r"^\s*(?:system|user|assistant|human|ai)\s*:",
-    re.IGNORECASE | re.MULTILINE,
-)
 # "I" is also a numeral (type I collagen, polymerase I), so match it only as an unambiguous pronoun.
 _ITSELF = re.compile(
     r"\b(?:as|being) an? (?:ai|artificial|large language|language)\b|\blanguage model\b|\bchatbot\b|"
@@ -107,7 +88,7 @@ def check_answer(
         markup, code, instructions, control characters or a key; it is about its writer or another species; or
         it repeats itself.
     """
-    fields = _object(content)
+    fields = _texts(content)
     if fields["symbol"].strip() != symbol:
         raise UnfitError("the answer is about another gene")
     text = fields["description"].strip()
@@ -120,13 +101,9 @@ def check_answer(
     if not SHORTEST <= len(text) <= LONGEST:
         raise UnfitError(f"the description has {len(text):,} characters; it needs {SHORTEST} to {LONGEST:,}")
     plain = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    for pattern, what in (
-        (_ADDRESS, "an address"),
-        (_MARKUP, "markup or code"),
-        (_COMMANDS, "instructions, or speaks to its reader"),
-        (_ITSELF, "words about its writer or its task"),
-        (_REFUSAL, "a refusal"),
-    ):
+    if what := foreign(plain):
+        raise UnfitError(f"the description holds {what}")
+    for pattern, what in ((_ITSELF, "words about its writer or its task"), (_REFUSAL, "a refusal")):
         if pattern.search(plain):
             raise UnfitError(f"the description contains {what}")
     text = " ".join(text.split())
@@ -140,29 +117,12 @@ def check_answer(
     return text
 
 
-def _object(content: str) -> dict[str, str]:
-    """Return the first JSON object in a text, if it has the two fields and no others."""
-    content = content[:MOST]
-    start = content.find("{")
-    if start < 0:
-        raise UnfitError("the answer has no JSON object")
-    try:
-        found, _ = json.JSONDecoder(object_pairs_hook=_once_each).raw_decode(content, start)
-    except UnfitError:
-        raise
-    except (ValueError, RecursionError):
-        raise UnfitError("the JSON of the answer cannot be read") from None
-    if not isinstance(found, dict) or set(found) != set(FIELDS):
-        raise UnfitError("the JSON object of the answer does not have exactly the two fields")
-    if not all(isinstance(value, str) for value in found.values()):
-        raise UnfitError("a field of the JSON object is not text")
-    return found
-
-
-def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise UnfitError("the JSON object repeats a field")
-    return dict(pairs)
+def _texts(content: str) -> dict[str, str]:
+    """Return the two texts of an answer."""
+    fields = json_object(content, FIELDS, most=MOST)
+    if not all(isinstance(value, str) for value in fields.values()):
+        raise UnfitError("a field of its JSON object is not text")
+    return fields
 
 
 def _names(text: str, names: Iterable[str]) -> bool:
@@ -245,16 +205,16 @@ class Subject:
         """The facts in the prompt, as JSON."""
         facts, room = [], FACTS
         for fact in self.facts:
-            text = _tidy(fact, min(FACT, room))
+            text = tidy(fact, min(FACT, room))
             room -= len(text)
             if text:
                 facts.append(text)
         fields = {
             "species": self.species,
-            "symbol": _tidy(self.symbol, 60),
-            "full name": _tidy(self.name, 300),
-            "type": _tidy(self.gene_type, 60),
-            "aliases": [_tidy(a, 60) for a in self.aliases[:20]],
+            "symbol": tidy(self.symbol, 60),
+            "full name": tidy(self.name, 300),
+            "type": tidy(self.gene_type, 60),
+            "aliases": [tidy(a, 60) for a in self.aliases[:20]],
             "known facts": facts,
         }
         return json.dumps({k: v for k, v in fields.items() if v}, ensure_ascii=False)
@@ -302,7 +262,7 @@ class ComplementSource:
         return [d for d in done if isinstance(d, Answer)], [d for d in done if isinstance(d, Failure)]
 
     async def _describe(self, job: Job, subject: Subject) -> Answer | Failure:
-        if not _tidy(subject.symbol, 60):
+        if not tidy(subject.symbol, 60):
             return Failure(job, "the gene has no symbol", final=True)
         reasoning = is_reasoning(self.model)
         limit, most = (
@@ -401,30 +361,14 @@ def _messages(subject: Subject, reason: str) -> list[dict[str, str]]:
 
 def _checked(reply: Reply, subject: Subject) -> str:
     """Return the description in a reply, or raise :class:`UnfitError`."""
-    if reply.refusal:
-        raise UnfitError("the model refused to answer")
-    if reply.finish_reason == "length":
-        raise UnfitError("the answer was cut off at the token limit")
-    if reply.finish_reason != "stop":
-        filtered = reply.finish_reason == "content_filter"
-        raise UnfitError("the answer was filtered" if filtered else "the answer is incomplete")
-    if not reply.content.strip():
-        raise UnfitError("the answer is empty")
+    content = whole(reply)
     return check_answer(
-        reply.content,
-        symbol=_tidy(subject.symbol, 60),
+        content,
+        symbol=tidy(subject.symbol, 60),
         species=subject.species,
         aliases=subject.aliases,
         told=PROMPT,
     )
-
-
-def _tidy(text: str, limit: int) -> str:
-    """Return a text on one line, without control characters, of at most ``limit`` characters."""
-    kept = text[: 4 * limit]
-    if not kept.isprintable():
-        kept = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in kept)
-    return " ".join(kept.split())[:limit].rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)

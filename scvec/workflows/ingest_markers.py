@@ -1,24 +1,37 @@
-"""``scvec ingest markers``: what tables say of marker genes of cell types, into the knowledge base."""
+"""``scvec ingest markers``: marker genes of cell types, from tables or a live service."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from scvec.base.errors import InputError, ScvecError
+from scvec.base.options import options_of, takes_options
+from scvec.base.records import Job
 from scvec.base.results import Report
+from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.species import SPECIES
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.markers import MarkerFile, read_markers
 from scvec.celltypes.terms import TermMatcher
+from scvec.ingest.sources import MARKER_SOURCES, load_marker_source
+from scvec.ingest.sources.retry import ServiceError
+from scvec.ingest.sources.run import run_async
 from scvec.model.resolvers import ensure_knowledge
+from scvec.stores.knowledge.tables import marker_table
 from scvec.stores.store.store import Store
+from scvec.workflows.live import Cost, LiveReport, Questions, ask_live
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["MarkersReport", "ingest_markers"]
+    from scvec.ingest.sources.http import MarkerSource
+    from scvec.stores.knowledge.knowledge import KnowledgeBase
+    from scvec.stores.store.transaction import Transaction
+
+__all__ = ["MarkersOptions", "MarkersReport", "ingest_markers"]
 
 #: Names without a term that are shown.
 N_SHOWN = 12
@@ -34,6 +47,8 @@ class MarkersReport(Report):
         Per file, what each column was taken for.
     unmapped
         Names of cell types that stand for no term of the Cell Ontology, with their rows.
+    live
+        The outcome of asking, where the source is a live one.
     """
 
     n_markers: int
@@ -42,10 +57,13 @@ class MarkersReport(Report):
     columns: dict[str, dict[str, str]]
     unmapped: dict[str, int]
     generation: str = ""
+    live: LiveReport | None = None
 
     def lines(self) -> list[str]:
         """Return the report as lines for people."""
-        lines = [f"{self.n_markers:,} markers of {self.n_terms:,} terms of the Cell Ontology"]
+        lines = [] if self.live is None else self.live.lines()
+        if self.columns or self.live is None:
+            lines.append(f"{self.n_markers:,} markers of {self.n_terms:,} terms of the Cell Ontology")
         for file, columns in self.columns.items():
             taken = ", ".join(f"{what} from {name!r}" for what, name in columns.items())
             lines.append(f"  {file}: {taken}")
@@ -61,49 +79,93 @@ class MarkersReport(Report):
         return lines
 
 
+@dataclass(frozen=True, kw_only=True)
+class MarkersOptions:
+    """Options of ``ingest markers``; from ``tissues`` on they are about a live source.
+
+    Attributes
+    ----------
+    columns
+        What columns of files mean where their names do not say it, as ``{"gene": "Symbol"}``.
+    species
+        Of rows of files that name none (human where None); the only one that a live source is asked for.
+    dry_run
+        Read and count; ask and change nothing.
+    tissues
+        Only the types that the source has in these. All that it says of a type is kept.
+    refresh
+        Ask again about types that have an answer of this version of the source.
+    base_url, requests_per_second, concurrency
+        Address of the source, the most requests a second (0 for no limit, at a mirror), and at once.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    species: str | None = None
+    dry_run: bool = False
+    tissues: Sequence[str] = ()
+    refresh: bool = False
+    base_url: str | None = None
+    requests_per_second: float | None = None
+    concurrency: int = 4
+
+
+@takes_options(MarkersOptions)
 def ingest_markers(
     store: Path | str,
-    files: list[Path | str],
+    sources: Sequence[Path | str],
+    options: MarkersOptions | None = None,
     *,
-    columns: Mapping[str, str] | None = None,
-    species: str = SPECIES[0],
-    dry_run: bool = False,
     progress: Progress = no_progress,
+    **keywords: Any,
 ) -> MarkersReport:
-    """Read tables of marker genes into the knowledge base, for :func:`scvec.name`.
+    """Put marker genes into the knowledge base, for :func:`scvec.name`: from tables, or of a live service.
 
     Parameters
     ----------
-    files
+    sources
         Tables as CellMarker 2.0, PanglaoDB, ScType, HuBMAP ASCT+B and CellMarkerAccordion offer them, a GMT
-        file, or any csv or tsv with columns of genes and cell types (also .gz). A file read again replaces
-        what it said before.
-    columns
-        What columns mean where their names do not say it, as ``{"gene": "Symbol"}``.
-    species
-        Of rows that name none.
-    dry_run
-        Read and count; change nothing.
+        file, or any csv or tsv with columns of genes and cell types (also .gz); or one name in
+        :data:`scvec.ingest.sources.MARKER_SOURCES`, such as ``cellguide``. A file read again replaces what
+        it said before, and so does a type of a live source.
+    keywords
+        Fields of :class:`MarkersOptions`, instead of ``options`` or before them.
 
     Raises
     ------
     InputError
-        A file cannot be read or has no such columns.
+        A file cannot be read or has no such columns; an option cannot be used.
+    NetworkError, AuthError
+        The service is unreachable or refuses; its answers before that are in the store.
     """
-    opened = Store.open(store, create=True)
-    with opened.begin("ingest markers", {"files": [Path(f).name for f in files]}) as txn:
+    asked = options_of(MarkersOptions, options, keywords)
+    services = [str(s) for s in sources if str(s) in MARKER_SOURCES]
+    files = [Path(s) for s in sources if str(s) not in MARKER_SOURCES]
+    if len(services) > 1:
+        raise InputError("one live source is asked at a time", "--source", "run the command for each")
+    if (asked.tissues or asked.base_url or asked.refresh) and not services:
+        raise InputError("--tissue, --base-url and --refresh are about a live source", "--source", "add one")
+    live: LiveReport | None = None
+    error: BaseException | None = None
+    with Store.open(store, create=True).begin(
+        "ingest markers", {"sources": [Path(s).name for s in sources]}
+    ) as txn:
         kb = txn.open_knowledge()
         ensure_knowledge(kb, progress=progress)
-        matcher = TermMatcher(kb.cl_names())
-        read: dict[str, MarkerFile] = {}
-        for file in files:
-            progress("reading markers", len(read), len(files))
-            read[Path(file).name] = read_markers(Path(file), matcher, columns=columns, species=species)
+        read = _read(kb, files, asked, progress)
         n_stored, generation = 0, ""
-        if not dry_run:
+        notes: list[str] = []
+        if not asked.dry_run:
             for name, found in read.items():
-                n_stored = kb.put_markers(_table(name, found), name)
+                kb.put_markers(_table(name, found), name)
+            n_stored = kb.counts()["markers"]
+        if services:
+            live, generation, error, counts, notes = _asked(txn, kb, services[0], asked, progress)
+            n_stored = counts.get("markers", n_stored)
+        elif not asked.dry_run:
             generation = str(txn.commit().number)
+        notes += txn.notes
+    if error is not None:
+        raise error
     unmapped: dict[str, int] = {}
     for found in read.values():
         for name, n in found.unmapped.items():
@@ -115,17 +177,73 @@ def ingest_markers(
         columns={name: found.columns for name, found in read.items()},
         unmapped=unmapped,
         generation=generation,
+        live=live,
+        notes=notes,
     )
+
+
+def _read(
+    kb: KnowledgeBase, files: Sequence[Path], asked: MarkersOptions, progress: Progress
+) -> dict[str, MarkerFile]:
+    matcher = TermMatcher(kb.cl_names())
+    read: dict[str, MarkerFile] = {}
+    for file in files:
+        progress("reading markers", len(read), len(files))
+        read[file.name] = read_markers(file, matcher, columns=asked.columns, species=asked.species or SPECIES[0])
+    return read
+
+
+def _asked(
+    txn: Transaction, kb: KnowledgeBase, name: str, asked: MarkersOptions, progress: Progress
+) -> tuple[LiveReport, str, BaseException | None, dict[str, int], list[str]]:
+    """Ask a live source; return its report, the version, the error to raise, counts and notes."""
+    kind = load_marker_source(name)
+    settings = getattr(Settings.load(), name, ServiceSettings())
+
+    def service() -> MarkerSource:
+        return kind(settings, base_url=asked.base_url, per_second=asked.requests_per_second)
+
+    terms = {cl_id for cl_id, _, own in kb.cl_names() if own}
+    if asked.dry_run:
+        source = service()
+        jobs = [Job(cl_id, name) for cl_id in sorted(terms)]
+        n = len(jobs) * kind.requests
+        cost = Cost(requests=n, seconds=n / source.per_second if source.per_second else None)
+        note = f"at most: the index of {name}, which is asked first, says which of these types it has"
+        return Questions(name, jobs, jobs, [], "types").report(cost), "", None, {}, [note]
+    kb.absorb(txn.journal())  # of a run that was killed
+    progress(f"asking {name}", 0, None)
+    species = SPECIES if asked.species is None else (asked.species,)
+    version, types = _index(service(), name, species, asked.tissues)
+    strange = [t for t in types if t not in terms]
+    jobs = [Job.of(t, name, f"{version} {t}", prompt=version) for t in types if t in terms]
+    questions = Questions.of(kb, name, jobs, again=asked.refresh, noun="types")
+    live, generation, error, counts = ask_live(
+        txn, kb, questions, service(), concurrency=asked.concurrency, progress=progress
+    )
+    notes = [f"{name} {version}"]
+    if strange:
+        notes.append(f"{len(strange):,} types are not in this Cell Ontology: {', '.join(strange[:8])}")
+    return live, generation, error, counts, notes
+
+
+def _index(
+    source: MarkerSource, name: str, species: Sequence[str], tissues: Sequence[str]
+) -> tuple[str, list[str]]:
+    async def ask() -> tuple[str, list[str]]:
+        async with source:
+            return await source.index(species, tissues)
+
+    failed: ScvecError | None = None
+    try:
+        return run_async(ask())
+    except ServiceError as caught:
+        failed = caught.translated(name)
+    raise failed
 
 
 def _table(name: str, found: MarkerFile) -> pa.Table:
     """Return the markers of a file as rows of the knowledge base."""
-    import pyarrow as pa
-
-    text = pa.string()
-    kinds = dict.fromkeys(("cl_id", "tissue", "species", "gene", "direction"), text)
-    schema = pa.schema({**kinds, "weight": pa.float32(), "source": text})
-    rows = [
-        {**asdict(m), "source": name if m.source == name else f"{name}: {m.source}"} for m in found.markers
-    ]
-    return pa.Table.from_pylist(rows, schema)
+    return marker_table(
+        m if m.source == name else replace(m, source=f"{name}: {m.source}") for m in found.markers
+    )

@@ -117,6 +117,8 @@ class LiveReport(Report):
         Reason why the run stopped early; empty if it did not.
     cost
         Cost of this run, or the estimate in a dry run.
+    noun
+        What the jobs are about, for reports.
     """
 
     source: str
@@ -128,22 +130,23 @@ class LiveReport(Report):
     stopped: str = ""
     cost: Cost
     dry_run: bool = False
+    noun: str = "genes"
 
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
+        known = f"{self.source}: {self.n_wanted:,} {self.noun}, {self.n_known:,} known"
         if self.dry_run:
             return [
-                f"{self.source}: {self.n_wanted:,} genes, {self.n_known:,} known, {self.n_asked:,} to ask",
+                f"{known}, {self.n_asked:,} to ask",
                 f"it would take {self.cost.line()}",
             ]
         lines = [
-            f"{self.source}: {self.n_wanted:,} genes, {self.n_known:,} known, {self.n_answered:,} answered, "
-            f"{len(self.failed):,} failed",
+            f"{known}, {self.n_answered:,} answered, {len(self.failed):,} failed",
             f"took {self.cost.line()}",
         ]
         if self.stopped:
             left = self.n_asked - self.n_answered - len(self.failed)
-            lines.append(f"stopped: {self.stopped}; {left:,} genes were not requested")
+            lines.append(f"stopped: {self.stopped}; {left:,} {self.noun} were not requested")
         return lines + reason_lines(self.failed)
 
 
@@ -269,19 +272,24 @@ class Questions:
         Jobs without an answer, in order.
     final
         Failures of earlier runs that another request would not change.
+    noun
+        What the jobs are about, for reports.
     """
 
     name: str
     every: Sequence[Job]
     todo: Sequence[Job]
     final: Sequence[Failure]
+    noun: str = "genes"
 
     @classmethod
-    def of(cls, kb: KnowledgeBase, name: str, jobs: Iterable[Job], *, again: bool) -> Questions:
+    def of(
+        cls, kb: KnowledgeBase, name: str, jobs: Iterable[Job], *, again: bool, noun: str = "genes"
+    ) -> Questions:
         """Return the jobs that have no answer yet; all jobs with ``again``."""
         every = list(dict.fromkeys(jobs))
         if again:
-            return cls(name, every, every, [])
+            return cls(name, every, every, [], noun)
         done = kb.jobs_done(every)
         # A gene that was requested by its symbol has an id after the answer. Recognise it as the same
         # request.
@@ -291,7 +299,8 @@ class Questions:
                 done |= {job for job in every if job.prompt == prompt and job.gene_id in answered}
         final = {f.job: f for f in kb.failures() if f.final}
         todo = [job for job in every if job not in done and job not in final]
-        return cls(name, every, todo, [final[job] for job in every if job in final and job not in done])
+        lost = [final[job] for job in every if job in final and job not in done]
+        return cls(name, every, todo, lost, noun)
 
     def report(self, cost: Cost, **fields: Any) -> LiveReport:
         """Return the report of a run. ``fields`` are empty for a dry run."""
@@ -301,6 +310,7 @@ class Questions:
             n_known=len(self.every) - len(self.todo) - len(self.final),
             n_asked=len(self.todo),
             cost=cost,
+            noun=self.noun,
             **{"n_answered": 0, "failed": failed_genes(self.final), "dry_run": not fields, **fields},
         )
 

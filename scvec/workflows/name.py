@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from scvec.model.known_markers import marker_index, ortholog_key
 from scvec.model.matching import MatchedSource, match_genes
 from scvec.model.resolvers import resolver_of, snapshot_resolver
 from scvec.stores.knowledge.snapshot import Snapshot
+from scvec.workflows.live import LiveReport
+from scvec.workflows.name_llm import LlmOptions, consult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,8 +53,8 @@ MAX_CLUSTERED, N_COMPONENTS, N_VARIABLE = 200_000, 30, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class NameOptions:
-    """How groups of cells are named.
+class NameOptions(LlmOptions):
+    """How groups of cells are named; ``llm`` and what follows it are those of :class:`LlmOptions`.
 
     Attributes
     ----------
@@ -82,6 +85,7 @@ class NameOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.only not in (None, "novel"):
             raise InputError(f"only is novel, not {self.only!r}", "--only", "write --only novel")
         if len(self.tissue) > 200:
@@ -90,18 +94,21 @@ class NameOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class NamesReport(Report):
-    """Names of groups, best first."""
+    """Names of groups, best first; ``llm`` is the outcome of asking a language model."""
 
     groups: list[Naming]
     n_terms: int
     tissue: str = ""
     output: str = ""
+    llm: LiveReport | None = None
 
     def lines(self) -> list[str]:
         """Return the report as lines for people."""
         lines = [f"{len(self.groups)} groups, by the markers of {self.n_terms:,} types"]
         for group in self.groups:
             lines += group.lines()
+        if self.llm is not None:
+            lines += self.llm.lines()
         if self.output:
             lines.append(f"written to {self.output}")
         return lines
@@ -151,24 +158,37 @@ def name(
         key = ortholog_key(resolver)
         index = marker_index(kb, resolver, key)
         if markers is not None:
-            groups = _named_lists(Path(markers), index, resolver, key, asked)
-            return NamesReport(groups=groups, n_terms=index.n_terms, tissue=asked.tissue)
+            lists = read_marker_lists(Path(markers))
+            groups = _named_lists(lists, index, resolver, key, asked)
+            places = [(tissue or asked.tissue, kind or asked.species) for *_, tissue, kind in lists]
+            told = consult(store, kb, resolver, groups, places, asked, progress)
+            return NamesReport(
+                groups=told.groups,
+                n_terms=index.n_terms,
+                tissue=asked.tissue,
+                llm=told.live,
+                notes=list(told.notes),
+            )
         progress("reading cells", 0, None)
         with CellSource.open(
             cells, layer=asked.layer, memory=asked.memory, columns=True, values=asked.values
         ) as source:
             matched = match_genes(source, resolver, species=asked.species, force=asked.force)
             obs = source.obs
-            labels, told = _groups(obs, matched, asked, progress)
+            labels, made = _groups(obs, matched, asked, progress)
             groups = _named_groups(matched, labels, index, key, asked, progress)
-            if target is not None:
+            places = [(asked.tissue, matched.match.species)] * len(groups)
+            told = consult(store, kb, resolver, groups, places, asked, progress)
+            groups = told.groups
+            if target is not None and not asked.dry_run:
                 _write(target, cells, obs, labels, groups, asked, source.memory)
-            notes = list(dict.fromkeys([*source.notes, *matched.notes, *told]))
+            notes = list(dict.fromkeys([*source.notes, *matched.notes, *made, *told.notes]))
     return NamesReport(
         groups=groups,
         n_terms=index.n_terms,
         tissue=asked.tissue,
-        output="" if target is None else str(target),
+        output="" if target is None or asked.dry_run else str(target),
+        llm=told.live,
         notes=notes,
     )
 
@@ -195,7 +215,7 @@ def knowledge(store: Path | str | None) -> Iterator[tuple[KnowledgeBase, GeneRes
 
 
 def _named_lists(
-    path: Path,
+    lists: list[tuple[str, list[str], str, str]],
     index: MarkerIndex,
     resolver: GeneResolver,
     key: Callable[[str], str],
@@ -203,7 +223,7 @@ def _named_lists(
 ) -> list[Naming]:
     """Return the names of published marker lists."""
     named = []
-    for group, genes, tissue, species in read_marker_lists(path):
+    for group, genes, tissue, species in lists:
         if species and species not in SPECIES:
             note = f"there are no markers of {species[:40]}: genes of human and mouse are known"
             named.append(Naming(group, (), None, "unknown", tuple(genes[:10]), (note,)))
@@ -423,6 +443,7 @@ def _write(
                 "confidence": g.candidates[0].probability if g.candidates else 0.0,
                 "broad": g.broad.label if g.broad else "",
                 "genes": " ".join(g.genes),
+                **({} if asked.llm is None else _llm_columns(g)),
             }
             for g in groups
         ]
@@ -431,4 +452,19 @@ def _write(
     prefix = f"{asked.key_added}_name"
     named = pd.DataFrame(name_columns(groups, labels, prefix), index=obs.index)
     uns = {prefix: {"groups": [g.group for g in groups], "names": [g.said for g in groups]}}
+    if asked.llm is not None:
+        uns[prefix]["llm"] = [json.dumps(g.llm, ensure_ascii=False) for g in groups]
     write_annotated(cells, target, obs=named, uns=uns, checked=True, memory=memory)
+
+
+def _llm_columns(group: Naming) -> dict[str, Any]:
+    """Return the answer of a language model about a group, for its row."""
+    said = group.llm or {}
+    return {
+        "llm": said.get("model", ""),
+        "llm_votes": said.get("votes", 0),
+        "llm_agreement": said.get("agreement", float("nan")),
+        "llm_cl_id": said.get("cl_id", ""),
+        "llm_genes": " ".join(said.get("genes", ())),
+        "llm_reason": said.get("reason", ""),
+    }

@@ -186,6 +186,7 @@ def sample_reports() -> dict[str, Any]:
             hits=[CellHit(cell="cell1", row=0, score=0.5, label="beta", obs={"donor": "d1"})],
         ),
         "scvec.web.server.serve": None,
+        "scvec.web.mcp.serve_mcp": None,
         "scvec.workflows.admin.info": InfoReport(
             store=Path("S"),
             generation="g1",

@@ -174,12 +174,27 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
     "ingest markers": (
         ["--source", "f.csv", "--column", "gene=Symbol", "--dry-run"],
         "scvec.workflows.ingest_markers.ingest_markers",
-        {"columns": {"gene": "Symbol"}, "species": "human", "dry_run": True},
+        {"columns": {"gene": "Symbol"}, "species": None, "tissues": (), "refresh": False, "dry_run": True},
     ),
     "name": (
-        ["new.h5ad", "--groupby", "leiden", "--tissue", "lung", "--only", "novel"],
+        ["new.h5ad", "--groupby", "leiden", "--tissue", "lung", "--only", "novel", "--llm", "openai:m"],
         "scvec.workflows.name.name",
-        {"groupby": "leiden", "tissue": "lung", "only": "novel", "markers": None, "output": None},
+        {
+            "groupby": "leiden",
+            "tissue": "lung",
+            "only": "novel",
+            "markers": None,
+            "output": None,
+            "llm": "openai:m",
+            "votes": 3,
+            "max_cost": None,
+            "dry_run": False,
+        },
+    ),
+    "mcp": (
+        ["--root", "D", "--max-file", "1M"],
+        "scvec.web.mcp.serve_mcp",
+        {"allow_write": False, "max_file": "1M", "memory": None},
     ),
     "pack": (
         ["pancreas", "-o", "p.scvec", "--without-cells", "--license", "CC0-1.0", "--source", "a"],
@@ -230,7 +245,8 @@ def test_calls_the_library_once_with_the_options(name, scvec, api, tmp_path):
     assert {k: given[k] for k in expected} == expected
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+# The stdout of mcp belongs to its protocol.
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"mcp"}))
 def test_json_is_one_strict_object_and_nothing_else(name, scvec, api):
     words, _, _ = COMMANDS[name]
     result = scvec(*name.split(), *words, "--json")

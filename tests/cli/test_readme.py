@@ -122,6 +122,32 @@ def serves(words: list[str], folder: Path) -> None:
         process.wait()
 
 
+def offers_tools(words: list[str], folder: Path) -> None:
+    """Start a server of tools, ask what it has, and leave."""
+    pytest.importorskip("mcp")
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    calls = [
+        {"id": 1, "method": "initialize", "params": hello},
+        {"method": "notifications/initialized"},
+        {"id": 2, "method": "tools/list"},
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "scvec", *words],
+        env={**os.environ, "SCVEC_STORE": str(folder / "store"), "PYTHONPATH": str(PROJECT)},
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("".join(json.dumps({"jsonrpc": "2.0", **call}) + "\n" for call in calls))
+        process.stdin.flush()
+        said = [process.stdout.readline() for _ in range(2)]
+        process.stdin.close()
+        assert process.wait(timeout=500) == 0
+    assert any("annotate_file" in line for line in said)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_examples_work(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -134,6 +160,9 @@ def test_the_examples_work(folder: Path, monkeypatch: pytest.MonkeyPatch):
             continue
         if words[0] == "serve":
             serves(words, folder)
+            continue
+        if words[0] == "mcp":
+            offers_tools(words, folder)
             continue
         done = CliRunner().invoke(cli, words)
         assert done.exit_code == 0, f"scvec {shlex.join(words)}\n{done.stdout}{done.stderr}"

@@ -354,5 +354,5 @@ def test_the_connections_are_closed(server):
     post(client)
     assert client._session is None
     with pytest.raises(RuntimeError):
-        asyncio.run(client._post("esummary.fcgi", FORM))
+        asyncio.run(client._fetched("esummary.fcgi", FORM))
     gc.collect()  # an unclosed session would warn

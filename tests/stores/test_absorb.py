@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from some_answers import AT, answer, failure, genes, job, written
 
-from scvec.base.records import Answer, Failure, Job
+from scvec.base.records import Answer, Failure, Job, Marker, Note
 from scvec.base.types import Gene
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.journal import Journal
@@ -223,3 +223,33 @@ class TestTransaction:
             txn.journal().write([answer(1)])
         store.compact()
         assert store.journal().done_jobs() == {job(1)}
+
+
+def of_type(at: str, *names: str) -> Answer:
+    """What a service says of the markers of B cells."""
+    asked = Job.of("CL:0000236", "guide", at, prompt=at)
+    note = Note(asked.gene_id, "guide", at, at, {"n": len(names)})
+    markers = tuple(Marker(asked.gene_id, "lung", "human", g, weight=2.0, source="guide: x") for g in names)
+    return Answer(asked, note=note, markers=markers)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_markers_of_a_type_take_the_place_of_older_ones_in_any_order(kb: KnowledgeBase, order: int) -> None:
+    old, new = of_type("2026-01-01", "CD19", "PAX5"), of_type("2026-02-01", "MS4A1", "CD19")
+    counts = absorb(kb, [old, new][::order])
+    assert counts["answers"] == 2 and counts["unplaced"] == 0
+    assert [row[3] for row in kb.markers()] == ["CD19", "MS4A1"]
+    assert kb.markers()[0] == ("CL:0000236", "lung", "human", "CD19", "positive", 2.0, "guide: x")
+    assert kb.notes("CL:0000236") == [new.note]
+    assert kb.jobs_done([old.job, new.job]) == {old.job, new.job}
+    before = kb.digest(jobs=True)
+    absorb(kb, [new])
+    assert kb.digest(jobs=True) == before and kb.counts()["genes"] == 8
+
+
+def test_what_was_said_of_a_group_is_kept_under_its_question(kb: KnowledgeBase) -> None:
+    asked = Job.of("group:0f", "llm", "question", model="m", prompt="p")
+    note = Note("group:0f", "llm", "m", AT, {"question": "q", "replies": [{"content": "\u2028 {"}]})
+    counts = absorb(kb, [Answer(asked, note=note)])
+    assert counts["unplaced"] == 0 and kb.notes("group:0f") == [note]
+    assert kb.jobs_done([asked]) == {asked}

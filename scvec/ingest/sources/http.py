@@ -22,7 +22,7 @@ from scvec.base.types import Description, Gene
 from scvec.ingest.sources.facts import clean_summary, clean_text, facts_of, provenance_json
 from scvec.ingest.sources.retry import PATIENCE, Caller, Kind, RateLimit, ServiceError, parse_retry_after
 
-__all__ = ["GeneFound", "GeneSource", "HttpClient", "service_url"]
+__all__ = ["GeneFound", "GeneSource", "HttpClient", "MarkerSource", "service_url"]
 
 T = TypeVar("T")
 
@@ -61,8 +61,12 @@ def service_url(service: str, default: str, given: str = "") -> URL:
     return url
 
 
+class _AbsentError(Exception):
+    """A service has no such file."""
+
+
 class HttpClient:
-    """Posts forms to one service; an async context manager.
+    """Posts forms to one service, or gets files; an async context manager.
 
     Every request waits for the rate limit and follows the retry policy. Every error becomes a
     :class:`ServiceError` whose message contains no key and no query. Requests go only to the host of ``url``.
@@ -166,21 +170,44 @@ class HttpClient:
         """
 
         async def request() -> T:
-            body = self._parsed(await self._post(path, form), shape)
+            body = self._parsed(await self._fetched(path, form), shape)
             check(body)
             return body
 
         return await self.caller.call(request)
 
+    async def get_read(self, path: str, read: Callable[[bytes], T]) -> T:
+        """Get a file and return what ``read`` makes of the body, which is empty where there is no file."""
+
+        async def request() -> T:
+            try:
+                return read(await self._fetched(path, None))
+            except _AbsentError:
+                return read(b"")
+
+        return await self.caller.call(request, unfit=3)
+
+    async def get_json(self, path: str, shape: type[T]) -> T | None:
+        """Get a JSON file, which must be a ``shape``; None where there is no such file."""
+
+        def read(body: bytes) -> T | None:
+            try:
+                return self._parsed(body, shape) if body.strip() else None
+            except ServiceError as error:
+                # One damaged file does not tell that the service is gone.
+                raise ServiceError("unfit", error.reason) from None
+
+        return await self.get_read(path, read)
+
     async def post_read(self, path: str, form: Mapping[str, str], read: Callable[[bytes], T]) -> T:
         """Post a form and return ``read(body)``; ``read`` raises :class:`ServiceError` for bad answers."""
 
         async def request() -> T:
-            return read(await self._post(path, form))
+            return read(await self._fetched(path, form))
 
         return await self.caller.call(request)
 
-    async def _post(self, path: str, form: Mapping[str, str]) -> bytes:
+    async def _fetched(self, path: str, form: Mapping[str, str] | None) -> bytes:
         if self._session is None:
             raise RuntimeError("the client is not open")
         url = self.url.joinpath(*path.strip("/").split("/"))
@@ -192,20 +219,23 @@ class HttpClient:
             url = self._followed(url, moved)
         raise ServiceError("address", f"{self.service} redirects more than {REDIRECTS} times")
 
-    async def _send(self, url: URL, form: Mapping[str, str]) -> tuple[str | None, bytes]:
-        """Return the target of a redirect and an empty body, or None and the body."""
+    async def _send(self, url: URL, form: Mapping[str, str] | None) -> tuple[str | None, bytes]:
+        """Return the target of a redirect and an empty body, or None and the body; ``form`` None gets."""
         if self._session is None:
             raise RuntimeError("the client is not open")
         problem: ServiceError | None = None
         try:
-            async with self._session.post(url, data=form, allow_redirects=False) as response:
+            method = "GET" if form is None else "POST"
+            async with self._session.request(method, url, data=form, allow_redirects=False) as response:
                 if response.status in (301, 302, 303, 307, 308):
                     return response.headers.get("Location", ""), b""
                 body = await self._read(response)
+                if form is None and response.status == 404:
+                    raise _AbsentError
                 if response.status != 200:
                     self._refuse(response.status, response.headers, body)
                 return None, body
-        except ServiceError:
+        except (ServiceError, _AbsentError):
             raise
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             problem = self._translated(error)
@@ -347,7 +377,79 @@ class GeneFound:
         )
 
 
-class GeneSource:
+class _HttpSource:
+    """A service with one client; an async context manager."""
+
+    name: ClassVar[str]
+    url: ClassVar[str]
+    #: Largest number of requests in a second.
+    limit: ClassVar[float] = 10.0
+    #: Largest number of requests for a subject that answers leave out. It is high because requests are free.
+    rounds = 8
+
+    def __init__(
+        self,
+        settings: ServiceSettings | None,
+        *,
+        base_url: str | None = None,
+        per_second: float | None = None,
+        pace: float = 1.0,
+    ) -> None:
+        self.settings = settings = settings or ServiceSettings()
+        self.client = HttpClient.of(
+            self.name,
+            self.url,
+            settings,
+            limit=self.per_second_allowed(settings),
+            base_url=base_url,
+            per_second=per_second,
+            pace=pace,
+        )
+        self.caller = self.client.caller
+        self.per_second = self.client.rate.per_second
+
+    async def __aenter__(self) -> Self:
+        await self.client.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.client.__aexit__(*exc)
+
+    async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
+        """Return answers and failures of jobs. Jobs in neither list are asked again."""
+        raise NotImplementedError
+
+    @classmethod
+    def per_second_allowed(cls, settings: ServiceSettings) -> float:
+        """Return the number of requests that the service allows in a second."""
+        return cls.limit
+
+
+class MarkerSource(_HttpSource):
+    """Base of the services that know markers of cell types; a subclass is a source for ``harvest``.
+
+    A subclass sets ``url``, ``limit`` and ``requests``, defines :meth:`index` and :meth:`ask`, and is
+    registered by ``@marker_source(NAME)``. A job is about one term of the Cell Ontology (``gene_id``), and
+    its ``prompt`` is the version that :meth:`index` told.
+    """
+
+    batch_size = 1
+    rounds = 2
+    #: Requests that one type takes.
+    requests: ClassVar[int] = 1
+
+    async def index(self, species: Sequence[str], tissues: Sequence[str]) -> tuple[str, list[str]]:
+        """Return the service's version, and the ids of the types that it has in some tissues; () for all.
+
+        Raises
+        ------
+        InputError
+            The service knows none of the tissues.
+        """
+        raise NotImplementedError
+
+
+class GeneSource(_HttpSource):
     """Base class of gene services, which are sources for ``harvest``; an async context manager.
 
     A subclass sets ``url``, ``most`` and ``limit``, defines :meth:`ask`, and is registered with
@@ -374,13 +476,8 @@ class GeneSource:
         The address is not valid.
     """
 
-    name: ClassVar[str]
-    url: ClassVar[str]
-    #: Largest number of genes in a request, and of requests in a second.
+    #: Largest number of genes in a request.
     most: ClassVar[int] = 1000
-    limit: ClassVar[float] = 10.0
-    #: Largest number of requests for a gene that answers leave out. It is high because requests are free.
-    rounds = 8
 
     def __init__(
         self,
@@ -394,41 +491,14 @@ class GeneSource:
         pace: float = 1.0,
     ) -> None:
         self.wanted, self.details = wanted, details
-        self.settings = settings = settings or ServiceSettings()
         most = self.most_genes(details)
         self.batch_size = max(1, min(batch_size or most, most))
-        self.client = HttpClient.of(
-            self.name,
-            self.url,
-            settings,
-            limit=self.per_second_allowed(settings),
-            base_url=base_url,
-            per_second=per_second,
-            pace=pace,
-        )
-        self.caller = self.client.caller
-        self.per_second = self.client.rate.per_second
-
-    async def __aenter__(self) -> Self:
-        await self.client.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.client.__aexit__(*exc)
-
-    async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
-        """Return answers and failures of jobs. Jobs in neither list are asked again."""
-        raise NotImplementedError
+        super().__init__(settings, base_url=base_url, per_second=per_second, pace=pace)
 
     @classmethod
     def most_genes(cls, details: bool) -> int:
         """Return the largest number of genes in a request."""
         return cls.most
-
-    @classmethod
-    def per_second_allowed(cls, settings: ServiceSettings) -> float:
-        """Return the number of requests that the service allows in a second."""
-        return cls.limit
 
     @classmethod
     def can_ask(cls, wanted: Wanted) -> bool:

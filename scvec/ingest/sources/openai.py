@@ -374,8 +374,12 @@ class Chat:
         """Current way of requesting JSON."""
         return self._manner.format
 
-    async def ask(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> Reply:
+    async def ask(
+        self, messages: Sequence[Mapping[str, str]], max_tokens: int, schema: Mapping[str, Any] | None = None
+    ) -> Reply:
         """Return the model's answer to messages, of at most ``max_tokens`` tokens.
+
+        ``schema`` replaces the schema of all answers.
 
         Raises
         ------
@@ -384,21 +388,24 @@ class Chat:
         BudgetSpentError
             The call could exceed the cost limit.
         """
+        wanted = self.schema if schema is None else schema
         if self._answered:
-            return await self._ask(messages, max_tokens)
+            return await self._ask(messages, max_tokens, wanted)
         # One task finds out what the server supports; the others wait for it.
         async with self._first:
             if self._refused is not None:
                 raise self._refused
-            reply = await self._ask(messages, max_tokens)
+            reply = await self._ask(messages, max_tokens, wanted)
             self._answered = True
             return reply
 
-    async def _ask(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> Reply:
+    async def _ask(
+        self, messages: Sequence[Mapping[str, str]], max_tokens: int, schema: Mapping[str, Any]
+    ) -> Reply:
         while True:
             manner = self._manner
             try:
-                return await self.service.call(lambda m=manner: self._once(messages, max_tokens, m))  # type: ignore[misc]
+                return await self.service.call(lambda m=manner: self._once(messages, max_tokens, m, schema))  # type: ignore[misc]
             except LlmError as error:
                 if error.kind != "rejected":
                     raise
@@ -427,7 +434,13 @@ class Chat:
             return False
         return True
 
-    async def _once(self, messages: Sequence[Mapping[str, str]], max_tokens: int, manner: _Manner) -> Reply:
+    async def _once(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        max_tokens: int,
+        manner: _Manner,
+        schema: Mapping[str, Any],
+    ) -> Reply:
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [dict(m) for m in messages],
@@ -436,8 +449,8 @@ class Chat:
         if manner.temperature:
             body["temperature"] = 0
         if manner.format == "json_schema":
-            schema = {"name": "answer", "strict": True, "schema": dict(self.schema)}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+            wanted = {"name": "answer", "strict": True, "schema": dict(schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": wanted}
         elif manner.format == "json_object":
             body["response_format"] = {"type": "json_object"}
         expected = prompt_tokens(messages, self.model)

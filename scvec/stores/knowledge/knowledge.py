@@ -30,6 +30,7 @@ from scvec.stores.knowledge.tables import (
     insert,
     insert_aliases,
     insert_orthologs,
+    marker_table,
     translate,
     upsert,
     upsert_descriptions,
@@ -101,7 +102,7 @@ class Descriptions(Tables):
         return [Description(*row) for row in rows]
 
     def notes(self, gene_id: str) -> list[Note]:
-        """Return the facts of all sources about one gene, sorted by source."""
+        """Return the facts of all sources about one gene, cell type or group, sorted by source."""
         rows = self._all(
             "SELECT gene_id, source, source_version, retrieved_at, facts FROM notes WHERE gene_id = ?"
             " ORDER BY source",
@@ -342,6 +343,7 @@ def absorb(con: Any, journal: Journal) -> tuple[dict[str, int], list[Job]]:
         counts["descriptions"] += upsert_descriptions(con, description_table(texts), where=_NEWER)
         notes = [replace(a.note, gene_id=gene_id) for gene_id, a in placed if a.note is not None]
         counts["notes"] += _put_notes(con, notes)
+        _put_markers(con, [answer for _, answer in placed if answer.markers])
         _put_done(con, placed)
     counts["unplaced"] = len(left)
     for failures in journal.failures(BATCH):
@@ -357,12 +359,12 @@ def _place(con: Any, batch: Sequence[Answer], counts: dict[str, int]) -> tuple[l
     known genes have received their Entrez ids.
     """
     known = _species(con, {a.job.gene_id for a in batch})
-    direct = [_Placed(a.job.gene_id, a) for a in batch if a.job.gene_id in known]
+    direct = [_Placed(a.job.gene_id, a) for a in batch if a.job.gene_id in known or not a.job.is_about_gene]
     records = [(p.gene_id, p.answer.gene, p.answer) for p in direct if p.answer.gene is not None]
     counts["genes"] += _load(
         con, _without_taken_ids(con, [(i, replace(g, species=known[i]), a) for i, g, a in records])
     )
-    others = [a for a in batch if a.job.gene_id not in known]
+    others = [a for a in batch if a.job.gene_id not in known and a.job.is_about_gene]
     genes: dict[str, Gene] = {}
     for answer in others:
         gene = _with_own_id(answer.gene)
@@ -460,6 +462,16 @@ def _put_notes(con: Any, notes: Sequence[Note]) -> int:
     table = pa.table({**columns, "facts": pa.array([facts for _, facts in rows.values()], pa.string())})
     update = {c: f"s.{c}" for c in ("source_version", "retrieved_at", "facts")}
     return upsert(con, "notes", table, "SELECT * FROM incoming", ("gene_id", "source"), update, _NEWER)
+
+
+def _put_markers(con: Any, answers: Sequence[Answer]) -> None:
+    """Put the markers of cell types in place of those that their sources told before."""
+    last = {(a.job.gene_id, a.job.source): a for a in sorted(answers, key=lambda a: a.retrieved_at)}
+    for cl_id, source in last:
+        con.execute("DELETE FROM markers WHERE cl_id = ? AND starts_with(source, ?)", [cl_id, source])
+    if last:
+        rows = marker_table(m for answer in last.values() for m in answer.markers)
+        insert(con, "markers", rows, "SELECT DISTINCT * FROM incoming")
 
 
 def _put_done(con: Any, placed: Sequence[_Placed]) -> None:

@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.base.errors import LockedError, ResourceError, ScvecError, StoreError
+from scvec.base.records import Marker
 from scvec.base.types import Description
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ __all__ = [
     "insert",
     "insert_aliases",
     "insert_orthologs",
+    "marker_table",
     "translate",
     "upsert",
     "upsert_descriptions",
@@ -161,6 +164,16 @@ def description_table(rows: Iterable[Description]) -> pa.Table:
         "provenance",
     )
     return pa.table({f: pa.array([getattr(d, f) for d in last.values()], pa.string()) for f in fields})
+
+
+def marker_table(markers: Iterable[Marker]) -> pa.Table:
+    """Markers as an Arrow table."""
+    import pyarrow as pa
+
+    text = pa.string()
+    kinds = dict.fromkeys(("cl_id", "tissue", "species", "gene", "direction"), text)
+    schema = pa.schema({**kinds, "weight": pa.float32(), "source": text})
+    return pa.Table.from_pylist([asdict(m) for m in markers], schema)
 
 
 @contextmanager

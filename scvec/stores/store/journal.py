@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from scvec.base.errors import InputError, StoreError
-from scvec.base.records import Answer, Failure, Job, Note
+from scvec.base.records import Answer, Failure, Job, Marker, Note
 from scvec.base.types import Description, Gene
 from scvec.stores.store.files import open_regular, os_errors, sync_file, sync_folder
 
@@ -394,15 +394,17 @@ def _weight(failure: Failure) -> tuple[bool, int, str]:
 
 def _body(answer: Answer) -> str:
     gene, note = answer.gene, answer.note
-    whole = {
+    whole: dict[str, Any] = {
         "gene": None if gene is None else _fields(gene),
         "descriptions": [_fields(d) for d in answer.descriptions],
         "note": None if note is None else _fields(note) | {"facts": dict(note.facts)},
     }
+    if answer.markers:
+        whole["markers"] = [_fields(m) for m in answer.markers]
     return json.dumps(whole, ensure_ascii=False)
 
 
-def _fields(noun: Gene | Description | Note) -> dict[str, Any]:
+def _fields(noun: Gene | Description | Note | Marker) -> dict[str, Any]:
     return {field.name: getattr(noun, field.name) for field in fields(noun)}
 
 
@@ -417,4 +419,5 @@ def _answer(job: Job, body: str) -> Answer:
         None if gene is None else Gene(**gene),
         tuple(Description(**d) for d in found["descriptions"]),
         None if note is None else Note(**note),
+        tuple(Marker(**m) for m in found.get("markers", ())),
     )
