@@ -70,6 +70,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "-W",
             "--keep-going",
             "-q",
+            "-j",
+            "2",
             "-d",
             folder / "trees",
             DOCS,
