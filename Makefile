@@ -30,7 +30,7 @@ test-all: test lanes ## the same, then the lanes; make test-ray and the like run
 
 docs: $(VENV)/.installed-docs ## build the documentation with its notebooks (docs/_build/html), and check its spelling
 	$(BIN)/codespell --config setup.cfg *.md NOTICE CITATION.cff docs scvec
-	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/trees docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -j 2 -b html -d docs/_build/trees docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 dist: $(VENV)/.installed-docs ## build what would be released (dist), and check it

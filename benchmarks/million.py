@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import time
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +185,16 @@ def measure(tool: str, folder: Path, n: int, memory: float, hours: float) -> dic
 
 
 def growth(rows: list[dict[str, Any]], column: str) -> tuple[float, float]:
-    """Return how much a column is at no cells, and what each cell adds: from the two largest sizes done."""
-    done = [r for r in rows if not r["note"]][-2:]
+    """Return a column at no cells, and what each cell adds: from the smallest and the largest size done.
+
+    After one size, all of it counts as what its cells add.
+    """
+    done = [r for r in rows if not r["note"]]
     if len(done) < 2:
         return (0.0, done[0][column] / done[0]["cells"]) if done else (0.0, 0.0)
-    each = (done[1][column] - done[0][column]) / (done[1]["cells"] - done[0]["cells"])
-    return done[1][column] - each * done[1]["cells"], each
+    a, b = done[0], done[-1]
+    each = max(0.0, (b[column] - a[column]) / (b["cells"] - a["cells"]))
+    return b[column] - each * b["cells"], each
 
 
 def expected(rows: list[dict[str, Any]], column: str, n: int) -> float:
@@ -226,13 +229,17 @@ def kept() -> list[dict[str, Any]]:
     for tool in PROGRAMS:
         own = [found[key] for key in sorted(found) if key[0] == tool]
         rows += own
-        if own and (own[-1]["note"] or own[-1]["cells"] < 1_000_000):
-            columns = ("seconds", "cpu_s", "peak_gb")
+        # One size does not tell what learning costs, and what a cell.
+        sizes = sum(not row["note"] for row in own)
+        if sizes > 1 and (own[-1]["note"] or own[-1]["cells"] < 1_000_000):
+            columns = ("cpu_s", "peak_gb")
             rows.append(
                 {
                     "tool": tool,
                     "cells": 1_000_000,
+                    "seconds": "-",
                     **{c: round(expected(own, c, 1_000_000), 1) for c in columns},
+                    **({} if growth(own, "peak_gb")[1] > 1e-7 else {"peak_gb": "-"}),
                     "accuracy": "-",
                     "macro_f1": "-",
                     "note": "not run: by its growth",
@@ -245,18 +252,15 @@ def kept() -> list[dict[str, Any]]:
 
 
 def estimate(rows: list[dict[str, Any]]) -> list[str]:
-    """Return sentences: what 100 million cells would cost, and how time grows."""
+    """Return sentences: what a cell costs, and what 100 million would."""
     lines = []
     for tool in PROGRAMS:
         own = [r for r in rows if r["tool"] == tool and not r["note"]]
         if len(own) < 2:
             continue
-        a, b = own[-2:]
-        power = log(b["cpu_s"] / a["cpu_s"]) / log(b["cells"] / a["cells"])
-        hours, gb = expected(own, "cpu_s", GOAL) / 3600, expected(own, "peak_gb", GOAL)
+        hours, (_, each) = expected(own, "cpu_s", GOAL) / 3600, growth(own, "cpu_s")
         lines.append(
-            f"{tool}: from {a['cells']:,} to {b['cells']:,} cells CPU grows with the power {power:.2f}; "
-            f"{GOAL:,} cells would take {hours:,.1f} hours of CPU and {gb:,.0f} GB in one process"
+            f"{tool}: {1000 * each:.2f} ms of CPU a cell; {GOAL:,} cells would take {hours:,.1f} hours of CPU"
         )
     return lines
 
@@ -277,7 +281,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
             own = [r for r in rows if r["tool"] == tool]
             done = [r for r in own if not r["note"]]
             [line] = axes.plot([r["cells"] for r in done], [r[column] for r in done], marker="o", label=tool)
-            guessed = [r for r in own if r["note"].startswith("not run")]
+            guessed = [r for r in own if r["note"].startswith("not run") and r[column] != "-"]
             both = [*done[-1:], *guessed]
             axes.plot(
                 [r["cells"] for r in both],

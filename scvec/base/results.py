@@ -170,11 +170,11 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
             f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else value
         )
         side = "right" if isinstance(value, int | float) else "left"
-        return f'<td style="text-align:{side}">{escape(str(shown))}</td>'
+        return f'<td style="text-align:{side};padding:1px 0.8em">{escape(str(shown))}</td>'
 
-    top = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in head)
+    top = "".join(f'<th style="text-align:left;padding:1px 0.8em">{escape(name)}</th>' for name in head)
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<table style="margin-left:0"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def html_bar(shares: Mapping[str, tuple[int, str]]) -> str:

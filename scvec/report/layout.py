@@ -122,7 +122,11 @@ def _candidates(known: Float32, vectors: Float32, labels: Int64, proba: Float32)
         members, of = np.flatnonzero(labels == label), np.flatnonzero(best == label)
         if k := min(NEIGHBORS, len(members)):
             distances, found = _nearest(known[members], vectors[of], k)
-            theirs[of, :k], weights[of, :k] = members[found], _memberships(distances)
+            # Its label draws a cell from afar by how sure it is.
+            theirs[of, :k], weights[of, :k] = (
+                members[found],
+                _memberships(distances) * proba[of, label][:, None],
+            )
     for column, weight in zip(theirs.T, weights.T, strict=True):
         memberships[(near == column[:, None]) & (weight > 0)[:, None]] = 0.0
     return np.concatenate([near, theirs], axis=1), np.concatenate([memberships, weights], axis=1)

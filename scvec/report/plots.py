@@ -296,17 +296,15 @@ def names(
         If matplotlib is missing.
     """
     groups = list(report.groups)
-    axes = _axes(ax, (7.5, 1.2 + 0.42 * len(groups)))
-    colors = _chosen([str(i) for i in range(n_names)], palette or ["#1b7837", "#7fbf7b", "#d9f0d3"])
+    axes = _axes(ax, (7.0, 1.2 + 0.2 * n_names * len(groups)))
+    colors = _chosen([str(i) for i in range(n_names)], palette or ["#7fbf7b", "#b8e0b5", "#e3f3e1"])
+    height = 0.84 / n_names
     for y, group in enumerate(groups):
-        left = 0.0
+        # Terms lie within one another, so that their probabilities do not sum to 1: a bar each.
         for i, candidate in enumerate(group.candidates[:n_names]):
-            axes.barh(y, candidate.probability, left=left, height=0.7, color=colors[i])
-            if candidate.probability > 0.12:
-                width = max(4, int(70 * candidate.probability))
-                axes.text(left + 0.01, y, _plain(candidate.label, width), va="center", fontsize=8,
-                          color="white" if i == 0 and palette is None else "black")  # fmt: skip
-            left += candidate.probability
+            at = y - 0.42 + height * (i + 0.5)
+            axes.barh(at, candidate.probability, height=height, color=colors[i])
+            axes.text(0.01, at, _plain(candidate.label), va="center", fontsize=7)
     axes.set_yticks(range(len(groups)), [_plain(str(g.group)) for g in groups])
     axes.set(xlim=(0, 1), ylim=(len(groups) - 0.4, -0.6), xlabel="probability")
     axes.set_title("names by markers" if title is None else title)

@@ -27,6 +27,7 @@ from scvec.model.query_options import QueryOptions
 from scvec.model.status import PALETTE, STATUS_COLORS, STATUSES, label_colors
 from scvec.model.storage import CODE_COLUMN
 from scvec.report.layout import add_cells, lay_out_cells
+from scvec.stores.store.store import expanded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +98,7 @@ def lay_out(
         n = len(known[0])
         taken = np.arange(n) if n <= MAX_REFERENCE else np.sort(rng.choice(n, MAX_REFERENCE, replace=False))
         map_rows, vectors = known[0][taken], np.ascontiguousarray(known[1][taken], dtype=np.float32)
-        places = _reference_map(Path(annotation.store), stored, map_rows, seed, report)
+        places = _reference_map(expanded(annotation.store), stored, map_rows, seed, report)
         codes = stored.obs[CODE_COLUMN].to_numpy(dtype=np.int64)[map_rows]
         proba = annotation.proba[rows[chosen]]
         placed = add_cells(places, vectors, query[chosen], codes, proba, seed=seed, report=report)

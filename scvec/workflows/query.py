@@ -72,7 +72,7 @@ def query(
 
     Returns
     -------
-    The annotation; where ``reference`` names several, a :class:`scvec.workflows.query_many.JointAnnotation`.
+    The annotation; where ``reference`` names several, a :class:`~scvec.workflows.query_many.JointAnnotation`.
 
     Raises
     ------
