@@ -342,7 +342,7 @@ class VerifyReport(_Checked):
 
 def doctor(store: Path | str | None = None) -> DoctorReport:
     """Check the machine, the libraries, the default model and the store; change nothing."""
-    from scvec.stores.store.store import expanded
+    from scvec.base.resources import expanded
 
     checks = [
         _python(),
