@@ -69,8 +69,21 @@ def server(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     stand_in = tmp_path_factory.mktemp("stand-in")
     (stand_in / "umap.py").write_text(UMAP, encoding="utf-8")
     temporary = tmp_path_factory.mktemp("temporary")
+    # Half of what is free may be too little on a machine that others use.
     process = subprocess.Popen(
-        [sys.executable, "-m", "scvec", "--store", str(shelf.store), "--json", "serve", "--port", "0"],
+        [
+            sys.executable,
+            "-m",
+            "scvec",
+            "--store",
+            str(shelf.store),
+            "--json",
+            "serve",
+            "--port",
+            "0",
+            "--memory",
+            "4G",
+        ],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(stand_in), str(PROJECT)]),
