@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scvec.base.errors import InputError
 
-__all__ = ["available_memory", "cache_folder", "check_device", "parse_memory", "resolved_device"]
+__all__ = ["available_memory", "cache_folder", "check_device", "expanded", "parse_memory", "resolved_device"]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -97,6 +97,32 @@ def _may_have_gpu() -> bool:
         return True
     # NVIDIA; AMD, which torch calls CUDA too; Windows Subsystem for Linux
     return any(glob.glob(pattern) for pattern in ("/dev/nvidia*", "/dev/kfd", "/dev/dxg"))
+
+
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~``, ``~user`` and ``$NAME`` replaced, as a shell does.
+
+    A path that is there is taken as it is: names may hold these signs.
+
+    Raises
+    ------
+    InputError
+        If there is no such user or no such variable, so that nothing is made under the name of one.
+    """
+    given = os.fspath(path)
+    if os.path.lexists(given):
+        return Path(given)
+    found = os.path.expanduser(os.path.expandvars(given))
+    if found.startswith("~"):
+        what = f"there is no user {found.split(os.sep, 1)[0][1:]!r}"
+        raise InputError(what, given, f"write ./{given} for a name that begins with ~", code="file-not-found")
+    if missing := _VARIABLE.search(found):
+        what = f"the variable {missing[0]} is not set"
+        raise InputError(what, given, "set it, or write the path out", code="file-not-found")
+    return Path(found)
 
 
 def cache_folder() -> Path:

@@ -86,7 +86,9 @@ class Session(Console):
         """The store: ``--store``, else ``$SCVEC_STORE``, else the platform's user data folder."""
         given = self.store_option or os.environ.get("SCVEC_STORE")
         if given:
-            return Path(os.path.expandvars(given)).expanduser()
+            from scvec.base.resources import expanded
+
+            return expanded(given)
         from platformdirs import user_data_path
 
         return user_data_path("scvec", appauthor=False)

@@ -360,7 +360,7 @@ class VerifyReport(_Checked):
 
 def doctor(store: Path | str | None = None) -> DoctorReport:
     """Check the machine, the libraries, the default model and the store, without changing anything."""
-    from scvec.stores.store.store import expanded
+    from scvec.base.resources import expanded
 
     checks = [
         _python(),

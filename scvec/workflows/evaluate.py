@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
+from scvec.base.resources import expanded
 from scvec.base.types import Progress, no_progress
 from scvec.model import metrics
 from scvec.model.annotation import Annotation
@@ -80,6 +81,8 @@ def evaluate(
     """
     from scvec.ingest.cells.label_columns import as_label_map
 
+    if isinstance(cells, str | Path):
+        cells = expanded(cells)
     options = options_of(QueryOptions, options, keywords)
     coverage = COVERAGE if options.coverage is None else options.coverage
     target = _writable(options.output, (".json",), cells)

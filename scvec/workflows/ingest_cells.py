@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scvec import __version__
 from scvec.backbones import load_backbone
 from scvec.base.options import options_of, takes_options
+from scvec.base.resources import expanded
 from scvec.base.results import Report, Stages, counts_line, html_table, plain, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.label_terms import class_ontology, match_labels, term_notes
@@ -87,6 +88,7 @@ def ingest_cells(
         If the files, the label column or an option cannot be used.
     """
     asked = options_of(IngestOptions, options, keywords)
+    refs = [expanded(ref) if isinstance(ref, str | Path) else ref for ref in refs]
     known = load_models(asked)
     stages = Stages()
     with ExitStack() as stack:

@@ -13,7 +13,7 @@ from scvec.base import arrays
 from scvec.base.arrays import coded
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.resources import check_device
+from scvec.base.resources import check_device, expanded
 from scvec.base.results import Stages
 from scvec.base.types import Int64, Progress, no_progress
 from scvec.engines import check_engine, predict_cells
@@ -84,6 +84,8 @@ def query(
         If the Ray cluster cannot be reached, or a part of it is lost that cannot be restored.
     """
     options = options_of(QueryOptions, options, keywords)
+    if isinstance(cells, str | Path):
+        cells = expanded(cells)
     if isinstance(options.reference, tuple):
         target, _ = _checked(options, cells)
         return query_many(query_one, store, cells, options, target, progress=progress)

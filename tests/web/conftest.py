@@ -48,8 +48,21 @@ def shelf(
 @pytest.fixture(scope="session")
 def server(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     temporary = tmp_path_factory.mktemp("temporary")
+    # Half of what is free may be too little on a machine that others use.
     process = subprocess.Popen(
-        [sys.executable, "-m", "scvec", "--store", str(shelf.store), "--json", "serve", "--port", "0"],
+        [
+            sys.executable,
+            "-m",
+            "scvec",
+            "--store",
+            str(shelf.store),
+            "--json",
+            "serve",
+            "--port",
+            "0",
+            "--memory",
+            "4G",
+        ],
         env={
             **os.environ,
             "PYTHONPATH": str(PROJECT),

@@ -21,7 +21,7 @@ import pandas as pd
 
 from scvec.base.arrays import release
 from scvec.base.errors import InputError, disk_errors, reading
-from scvec.base.resources import parse_memory
+from scvec.base.resources import expanded, parse_memory
 from scvec.ingest.cells.contents import Contents
 from scvec.ingest.cells.matrix import MatrixReader, open_matrix
 from scvec.ingest.cells.readers import contents_of, kind_of
@@ -91,7 +91,7 @@ def check_output(out_path: str | os.PathLike[str], source_path: str | os.PathLik
     InputError
         If the folder is missing or may not be written to, the output is a folder, or it is the input.
     """
-    out = Path(out_path)
+    out = expanded(out_path)
     try:
         if out.is_dir():
             raise InputError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvec.base.errors import InputError, ResourceError, ScvecError, StoreError, did_you_mean
+from scvec.base.resources import expanded
 from scvec.base.types import Float32, Progress, no_progress
 from scvec.stores.index import build_index
 from scvec.stores.index.distances import Index
@@ -433,11 +434,6 @@ class Store:
                 report.n_files += 1
                 report.n_bytes += size
         return report
-
-
-def expanded(path: str | Path) -> Path:
-    """Return a path with ``~`` and ``$NAME`` replaced, as a shell does."""
-    return Path(os.path.expandvars(path)).expanduser()
 
 
 def _leftovers(folder: Path) -> Iterator[Path]:

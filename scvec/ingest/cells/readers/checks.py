@@ -494,7 +494,8 @@ _ENDINGS = (".h5ad", ".h5", ".loom", ".h5mu", ".rds", ".csv", ".tsv", ".txt", ".
 
 def _names_in(folder: Path) -> list[str]:
     try:
-        return [entry.name for entry in islice(os.scandir(folder), 5000) if entry.name.isprintable()]
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in islice(entries, 5000) if entry.name.isprintable()]
     except OSError:
         return []
 
