@@ -4,6 +4,7 @@
     python benchmarks/names.py --parts         # and each part of the score left out
     python benchmarks/names.py --text v.npz    # and text of genes and cell types joined, and its control
     python benchmarks/names.py --cells         # groups of cells of which the reference lacks the type
+    python benchmarks/names.py --labels        # labels whose markers are absent, and swapped labels
     python benchmarks/names.py --fit           # write scvec/data/naming.json, learned on all of them
 
 Lists are made of two kinds of data in ../shared/data:
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import random
@@ -41,7 +43,7 @@ import scvec
 from scvec.celltypes.markers import read_markers
 from scvec.celltypes.naming import FEATURES, MarkerIndex, _doubts
 from scvec.celltypes.terms import TermMatcher
-from scvec.model.known_markers import marker_rows, ortholog_key, shipped_tissues
+from scvec.model.known_markers import absent_markers, marker_rows, ortholog_key, shipped_tissues
 from scvec.model.metrics import expected_calibration_error
 from scvec.workflows.name import knowledge
 
@@ -554,9 +556,37 @@ def of_cells(limit: int) -> None:
     )
 
 
+def of_labels(world: World) -> None:
+    """Print the labels of real references that are doubted, and pairs of swapped labels that are."""
+    index = MarkerIndex([row[:6] for row in world.rows if row[6] == "shipped"], world.labels, world.lineage)
+    for file in sorted(SHARED.glob("*.h5ad")):
+        cells = anndata.read_h5ad(file)
+        X = sp.csr_matrix(cells.X).astype(np.float64)
+        if X.max() > 30:
+            X = sp.diags(1e4 / np.maximum(np.asarray(X.sum(axis=1)).ravel(), 1)) @ X
+            X.data = np.log1p(X.data)
+        names = [n.split("_ENSG")[0] for n in cells.var_names]
+        species = SPECIES.get(str(cells.obs["species"].iloc[0]), str(cells.obs["species"].iloc[0]))
+        called = world.resolve(names, species)
+        ids = [called.get(n, f"none {i}") for i, n in enumerate(names)]
+        labels = cells.obs["cell_type"].astype(str)
+        large = sorted(label for label, n in labels.value_counts().items() if n >= 10)
+        matched = world.matcher.match_all(large, [str(cells.obs["tissue"].iloc[0])])
+        terms = {label: matched[label].cl_id for label in large}
+        means = np.array([X[(labels == label).to_numpy()].mean(axis=0).A1 for label in large])
+        doubted = [label for label, _ in absent_markers(index, terms, means, ids)]
+        found = pairs = 0
+        for a, b in itertools.combinations(large, 2):
+            if terms[a] and terms[b] and terms[a] != terms[b]:
+                swapped = {**terms, a: terms[b], b: terms[a]}
+                pairs += 1
+                found += bool({t for t, _ in absent_markers(index, swapped, means, ids)} & {a, b})
+        print(f"{file.stem}: doubted {doubted}, swapped pairs doubted {found} of {pairs}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("parts", "cells", "fit"):
+    for name in ("parts", "cells", "labels", "fit"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--text", type=Path, metavar="NPZ", help="vectors of texts; made if absent")
     parser.add_argument("--seeds", type=int, default=5, help="controls of the text")
@@ -567,6 +597,9 @@ def main() -> None:
         of_cells(args.types)
         return
     world = World.load()
+    if args.labels:
+        of_labels(world)
+        return
     questions = [*lists_of_cells(world), *lists_of_tables(world)]
     if args.text:
         if not args.text.exists():
