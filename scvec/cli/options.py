@@ -250,7 +250,11 @@ def llm_option(help_: str) -> Callable[[F], F]:
     return click.option("--llm", metavar="MODEL", help=help_)
 
 
-class SpeciesName(click.ParamType):
+#: Generic in newer versions of click only.
+_Type = click.ParamType[str] if TYPE_CHECKING else click.ParamType
+
+
+class SpeciesName(_Type):
     """A species by name or taxon id, ``other``, or a name of its own; the keys of ``extra`` as they are."""
 
     name = "species"
