@@ -250,11 +250,7 @@ def llm_option(help_: str) -> Callable[[F], F]:
     return click.option("--llm", metavar="MODEL", help=help_)
 
 
-#: Generic in newer versions of click only.
-_Type = click.ParamType[str] if TYPE_CHECKING else click.ParamType
-
-
-class SpeciesName(_Type):
+class SpeciesName(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
     """A species by name or taxon id, ``other``, or a name of its own; the keys of ``extra`` as they are."""
 
     name = "species"
