@@ -182,9 +182,9 @@ def rows_of(seeds: int) -> tuple[list[Row], list[Row]]:
                     ("random", at_random(genes, wider, rng)),
                 ):
                     f1, right = score(reference, spread, query, made)
-                    hidden.append({"pair": name, "hidden": share, "instead": way, "seed": seed,
-                                   "genes": int(made.measured.sum()),
-                                   "macro_f1": f1, "accuracy": right})  # fmt: skip
+                    row = {"pair": name, "hidden": share, "instead": way, "seed": seed}
+                    row |= {"genes": int(made.measured.sum()), "macro_f1": f1, "accuracy": right}
+                    hidden.append(row)
                 print(hidden[-3:], flush=True)
     return policies, hidden
 

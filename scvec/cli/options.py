@@ -252,7 +252,7 @@ def llm_option(help_: str) -> Callable[[F], F]:
     return click.option("--llm", metavar="MODEL", help=help_)
 
 
-class SpeciesName(click.ParamType):
+class SpeciesName(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
     """A species by name or taxon id, ``other``, or a name of its own; the keys of ``extra`` as they are."""
 
     name = "species"

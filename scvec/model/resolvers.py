@@ -770,7 +770,8 @@ class GeneResolver:
         fix = (
             "genes that are ids of their own kind have no orthologs: use a reference of the same kind"
             if OTHER in keys
-            else f"run: scvec ingest genes --species {_quoted(keys[0])} --source FILE (a table of orthologs)"
+            else f"run: scvec ingest genes --species {_quoted(keys[0])}"
+            + ("" if keys[0] in _shipped_names() else " --source FILE (a table of orthologs)")
             if keys
             else "run: scvec ingest genes"
         )

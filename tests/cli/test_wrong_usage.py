@@ -67,7 +67,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str, str]] = {
     "no neighbours": ((*QUERY, "--n-neighbors", "0"), "usage", "--n-neighbors"),
     "neighbours no number": ((*QUERY, "--n-neighbors", "many"), "usage", "--n-neighbors"),
     "unknown method": ((*QUERY, "--method", "vote"), "usage", "'vote'.*'both', 'knn'"),
-    "unknown species": ((*QUERY, "--species", "rat"), "usage", "'rat'.*'auto', 'human', 'mouse'"),
+    "unknown species": ((*QUERY, "--species", "rart"), "usage", "'rart'.*did you mean rat"),
     # ingest cells
     "unknown backbone": ((*INGEST, "--backbone", "gpt"), "unknown-choice", r"'gpt'(.|\n)*minilm, st:FOLDER"),
     "no dimension": ((*WITH_SPACE, "--backbone", "random:0"), "option-out-of-range", "random:0"),

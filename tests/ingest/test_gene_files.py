@@ -122,7 +122,7 @@ def test_batches_do_not_change_what_is_read(tmp_path: Path) -> None:
         ({"symbol": ""}, "no symbol", "row 2"),
         ({"symbol": "-"}, "no symbol", "row 2"),
         ({"authority_id": "HGNC 6081"}, "not an authority id", "row 2, column authority_id"),
-        ({"species": "yeast"}, "unknown species", "row 2, column species"),
+        ({"species": "yeasst"}, "unknown species", "row 2, column species"),
         ({"entrez_id": None, "authority_id": None}, "neither", "row 2"),
     ],
 )

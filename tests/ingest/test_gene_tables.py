@@ -29,7 +29,7 @@ NCBI_ROWS = [
     "9606\t98\tENH1\t-\t-\t-\t1\t-\tan enhancer\tbiological-region\t-\t-\t-\t-\t20240101\tregulatory:enhancer",
     "10090\t16334\tIns2\t-\tMody|Mody4\tMGI:MGI:96573|Ensembl:ENSMUSG00000000215|AllianceGenome:MGI:96573\t7\t7 F5"
     "\tinsulin II\tprotein-coding\tIns2\tinsulin II\tO\t-\t20240101\t-",
-    "7227\t30970\tCG3038\t-\t-\tFLYBASE:FBgn0040373\tX\t-\tprotein\tprotein-coding\t-\t-\t-\t-\t20240101\t-",
+    "1234567\t30970\tCG3038\t-\t-\tFLYBASE:FBgn0040373\tX\t-\tprotein\tprotein-coding\t-\t-\t-\t-\t20240101\t-",
 ]
 HGNC = (
     "hgnc_id\tsymbol\tname\tlocus_group\tlocus_type\tstatus\tlocation\tlocation_sortable\talias_symbol\talias_name"
@@ -123,7 +123,7 @@ def test_ncbi_whatever_the_file_is_called(tmp_path: Path, name: str, packed: boo
     assert notes == [
         f"{name} is a table of NCBI gene_info",
         f"{name}: left out 1 row of something else than a gene",
-        f"{name}: left out 1 row of other species",
+        f"{name}: left out 1 row of species that are not known",
     ]
 
 
@@ -275,8 +275,8 @@ def test_dates_are_no_symbols_and_symbols_no_dates() -> None:
         (lines("MGI:1\tMP:0001\tx"), "table of MGI", "MGI_EntrezGene"),
         (lines("MGI Marker Accession ID\tallele\tx", "MGI:1\ta\tb"), "table of MGI", "MRK_List2"),
         (lines("hgnc_id\talias\tx", "HGNC:1\ta\tb"), "table of HGNC", "hgnc_complete_set"),
-        (lines(NCBI, *NCBI_ROWS[-1:]), "no human or mouse gene", "human or mouse"),
-        (lines(NCBI), "no human or mouse gene", "human or mouse"),
+        (lines(NCBI, *NCBI_ROWS[-1:]), "no gene of a species that is known", "table of genes"),
+        (lines(NCBI), "no gene of a species that is known", "table of genes"),
         (lines(NCBI, NCBI_ROWS[0][:60]), "cells instead of 16", "download it again"),
         (lines(NCBI, NCBI_ROWS[0].replace("3630", "x")), "'x' is not an Entrez id", "whole number"),
         (lines(NCBI, NCBI_ROWS[0].replace("INS", "-")), "no symbol", "download"),
@@ -335,3 +335,12 @@ def test_tables_fill_a_knowledge_base_and_meet_in_one_gene(tmp_path: Path) -> No
         assert {"Mody", "Ins-2", "ENSMUSG00000000215"} <= set(
             names.loc[names["gene_id"] == "MGI:96573", "name"]
         )
+
+
+def test_genes_of_any_species_that_is_known_have_the_ids_of_its_authority(tmp_path: Path) -> None:
+    fly = NCBI_ROWS[-1].replace("1234567", "7227")
+    path = tmp_path / "All_Data.gene_info"
+    path.write_bytes(lines(NCBI, fly))
+    [[(gene, _)]] = read_gene_file(path)
+    assert (gene.gene_id, gene.species, gene.symbol) == ("FB:FBgn0040373", "fruit fly", "CG3038")
+    assert gene.ensembl_ids == ("FBgn0040373",)

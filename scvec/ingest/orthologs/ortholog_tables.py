@@ -280,10 +280,10 @@ def _sides(
             for at in range(max((len(row) for row in told), default=0)):
                 if at not in used and _distinct(told, at) and (kind := _kind_of(told, at)) != "name":
                     sides[f"column {at}"].columns[kind] = at
-    for key, side in sides.items():
-        if side.taxon is None:
-            side.species = key if species_named(key) == key else _species_of(side, told, known)
-        _settle(side, told)
+    for key, one in sides.items():
+        if one.taxon is None:
+            one.species = key if species_named(key) == key else _species_of(one, told, known)
+        _settle(one, told)
     found = [side for side in sides.values() if set(side.columns) & set(_IDS)]
     unknown = [side for side in found if not side.species and side.taxon is None]
     missing = [s for s in species if all(side.species != s for side in found)]
