@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError, ScvecError, disk_errors
+from scvec.base.resources import expanded
 from scvec.base.results import plain
 from scvec.base.types import Float32, Int64, Progress, no_progress
 from scvec.ingest.cells.write import check_output
@@ -27,7 +28,6 @@ from scvec.model.query_options import QueryOptions
 from scvec.model.status import PALETTE, STATUS_COLORS, STATUSES, label_colors
 from scvec.model.storage import CODE_COLUMN
 from scvec.report.layout import add_cells, lay_out_cells
-from scvec.stores.store.store import expanded
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -187,9 +187,10 @@ def _read(
 ) -> dict[str, MarkerFile]:
     matcher = TermMatcher(kb.cl_names())
     read: dict[str, MarkerFile] = {}
+    species = asked.species or SPECIES[0]
     for file in files:
         progress("reading markers", len(read), len(files))
-        read[file.name] = read_markers(file, matcher, columns=asked.columns, species=asked.species or SPECIES[0])
+        read[file.name] = read_markers(file, matcher, columns=asked.columns, species=species)
     return read
 
 
