@@ -130,14 +130,15 @@ def diff(session: Session, old: str, new: str | None, references: bool, limit: i
       scvec diff pancreas-1.scvec pancreas-2.scvec
       scvec diff --reference pancreas pancreas-2.scvec
     """
-    from scvec.workflows.diff import diff as diff_
-    from scvec.workflows.diff import diff_references
-
     if references or old.endswith(".scvec") or (new or "").endswith(".scvec"):
         if new is None:
             raise InputError("only one reference is given", "scvec diff", "give two")
+        from scvec.workflows.diff import diff_references
+
         session.show(diff_references(session.store, old, new))
         return
+    from scvec.workflows.diff import diff as diff_
+
     session.show(diff_(session.store, old, "current" if new is None else new, limit=limit))
 
 
