@@ -752,7 +752,8 @@ class GeneResolver:
         InputError
             If no orthologs join the two.
         """
-        ways, seen = [(species,)], {species}
+        ways: list[tuple[Species, ...]] = [(species,)]
+        seen = {species}
         while ways:
             arrived = [way for way in ways if way[-1] == target]
             if arrived:
