@@ -306,7 +306,7 @@ def test_ids_of_their_own_kind_work_from_end_to_end(
         with pytest.raises(InputError) as caught:
             call()
         assert caught.value.code == "species-not-loaded"
-    packed = scvec.pack(store, "r", tmp_path / "r.scvec", license="CC0-1.0")
+    packed = scvec.pack(store, "r", output=tmp_path / "r.scvec")
     assert packed.n_cells == int(known.sum())
 
 
