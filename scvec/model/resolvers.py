@@ -377,7 +377,7 @@ _EDGES = "_|-:;,./ \t()[]"
 
 # Which names decide, best first. The second word of each pair is the kind in the aliases table.
 _EXACT = ("symbol", "ensembl", "entrez", "previous", "alias")
-_ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "authority": "ids of the authority"}
+_ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "authority": "nomenclature ids"}
 
 #: A name is a gene, several genes (ambiguous), or nothing.
 _Hit = tuple[tuple[str, ...], str]

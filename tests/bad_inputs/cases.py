@@ -393,7 +393,7 @@ _case(
     "five-genes-match-and-hold-the-counts",
     make.changed(make.few_genes(50)),
     "genes-not-recognised",
-    names=r"5 of the 300 genes(.|\n)*--force",
+    names=r"5 of 300 genes(.|\n)*--force",
     **_on_store,
 )
 _case(

@@ -246,9 +246,8 @@ def sample_reports() -> dict[str, Any]:
         "scvec.workflows.admin.compact": CompactReport(before_bytes=10, after_bytes=5, n_files_removed=1),
         "scvec.workflows.demo.demo": DemoReport(
             queries=[
-                DemoQuery(
-                    name="donors 3-4", n_cells=2, labels={"beta": 2}, accuracy=0.5, macro_f1=0.25, seconds=1.0
-                )
+                DemoQuery(name=name, n_cells=2, labels={"beta": 2}, accuracy=0.5, macro_f1=0.25, seconds=1.0)
+                for name in ("donors 3-4", "mice")
             ],
             seconds={"ingest": 1.0},
             files=[Path("demo-out/a.h5ad")],

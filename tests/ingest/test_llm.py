@@ -151,7 +151,7 @@ UNFIT = {
     "finish-length": "cut off",
     "null-content": "empty",
     "content-filter": "filtered",
-    "extra-field": "two fields",
+    "extra-field": "exactly the requested fields",
     "wrong-species": "another species",
 }
 

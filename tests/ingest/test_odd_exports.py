@@ -171,7 +171,7 @@ def test_ids_of_hgnc_are_genes(lower, cells, resolver) -> None:
     plain = cells.copy()
     cells.var_names = [str(ids[i]).lower() if lower else str(ids[i]) for i in kept]
     found, _ = same(cells, resolver, plain)
-    assert found.match.id_type == "HGNC or MGI ids"
+    assert found.match.id_type == "nomenclature ids"
 
 
 @pytest.mark.parametrize(
@@ -226,9 +226,9 @@ def test_unknown_names_shown_are_those_with_most_counts(cells, resolver) -> None
         ("ENST{:011d}", "transcript"),
         ("ENST{:011d}.2", "transcript"),
         ("ENSRNOG{:011d}", "rat"),
-        ("ENSMMUG{:011d}", "macaque"),
+        ("ENSMMUG{:011d}", "rhesus"),
         ("FBgn{:07d}", "fruit fly"),
-        ("ENSBTAG{:011d}", "another species"),
+        ("ENSBTAG{:011d}", "cow"),
         ("ILMN_{}", "microarray"),
     ],
 )

@@ -264,14 +264,14 @@ def test_two_readers_at_once_get_the_same_bytes(
     store: Path, tiny_adata: Cells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Both processes find no fit, compute it, and cache it.
-    together, save = Barrier(2, timeout=60), gene_fit._save
+    together, save = Barrier(2, timeout=60), gene_fit.keep_tensors
 
     def saved(*given: Any) -> None:
         together.wait()
         save(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(gene_fit, "_save", saved)
+        patch.setattr(gene_fit, "keep_tensors", saved)
         with ThreadPoolExecutor(2) as pool:
             found = list(pool.map(lambda _: answer(scvec.query(store, panel(tiny_adata))), range(2)))
     assert found[0] == found[1]

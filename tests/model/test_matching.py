@@ -100,6 +100,7 @@ class Names:
     """A data set whose first genes hold most counts, and a resolver that knows some names."""
 
     name = "q.h5ad"
+    species = ("human", "mouse")
 
     def __init__(self, known_share: dict[str, float]) -> None:
         self.gene_totals = np.full(100, 1.0)

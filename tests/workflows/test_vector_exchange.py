@@ -199,7 +199,7 @@ def test_cells_that_are_refused(store: Path, tmp_path: Path, name: str, message:
         (lambda r, v, t: t["space_record"].update(dim=15), "fingerprint"),
         (lambda r, v, t: t.update(space_record=[]), "name the space"),
         (lambda r, v, t: r.__setitem__("gene_id", "g1"), "repeated"),
-        (lambda r, v, t: r.__setitem__("species", "yeast"), "no known species"),
+        (lambda r, v, t: r.__setitem__("species", "Yeast\x1b[0m"), "no known species"),
         (lambda r, v, t: v.__setitem__((0, 0), np.inf), "NaN or infinity"),
         (lambda r, v, t: v.__setitem__(0, -v[0]), "1 genes have other vectors"),
         (lambda r, v, t: v.__imul__(3), "length 1|other vectors"),

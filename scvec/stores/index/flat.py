@@ -50,14 +50,26 @@ def _faiss() -> Any:
     return faiss
 
 
+#: Largest precomputed table of a product quantizer, in bytes: FAISS makes none beyond this size.
+MAX_TABLE = 2**31
+
+
 def read_faiss(path: Path) -> Any:
     """Read a FAISS file; raise StoreError if it cannot be read.
 
     FAISS does not detect damaged files, so the caller must have checked the SHA-256. A file of strangers may
-    claim vectors of terabytes, so vectors must not be larger than the file.
+    claim vectors of terabytes, so vectors must not be larger than the file. Product quantizers alone have a
+    table that is computed and may be larger. FAISS checks it last, so it gets a second try with more room.
     """
+    n_bytes = path.stat().st_size
     try:
-        with _bounded(path.stat().st_size):
+        try:
+            with _bounded(n_bytes):
+                return _faiss().read_index(str(path))
+        except RuntimeError as error:
+            if "precomputed_table" not in str(error):
+                raise
+        with _bounded(n_bytes + MAX_TABLE):
             return _faiss().read_index(str(path))
     except MemoryError as error:
         raise ResourceError("out of memory while loading an index", str(path)) from error
