@@ -15,6 +15,8 @@ from click.testing import CliRunner
 import scvec
 from scvec.base.errors import InputError
 from scvec.cli.main import cli
+from scvec.model.known_markers import listed_genes, marker_index, ortholog_key
+from scvec.workflows.name import knowledge
 
 LISTS = (
     "group,genes,tissue,species\n"
@@ -210,3 +212,32 @@ def test_swapped_labels_are_doubted(lacking):
         if "known markers of labels" in n
     ]
     assert note.startswith("warning: ") and "'alpha'" in note and "'ductal'" in note
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("CD3", {"CD3D", "CD3E", "CD3G"}),  # a complex
+        ("CD16", {"FCGR3A"}),  # an alias of two genes
+        ("VE-cadherin", {"CDH5"}),  # a protein
+        ("CD45RO", {"PTPRC"}),  # an isoform
+        ("KRT5/14", {"KRT5", "KRT14"}),
+        ("CD19/MS4A1", {"CD19", "MS4A1"}),
+        ("ICAM-1", {"ICAM1"}),
+    ],
+)
+def test_names_of_proteins_in_lists_stand_for_their_genes(said, meant):
+    with knowledge(None) as (kb, resolver):
+        key = ortholog_key(resolver)
+        index = marker_index(kb, resolver, key)
+        ids = dict(zip(resolver.resolve(sorted(meant), "human").gene_ids, sorted(meant), strict=True))
+        found, left = listed_genes([said, "NKG7", "nonsense"], "human", resolver, index, key)
+    assert left == ["nonsense"]
+    assert {ids.get(gene) for gene, name in found.items() if name == said} == meant
+
+
+def test_genes_with_a_minus_speak_against(tmp_path):
+    path = tmp_path / "lists.csv"
+    path.write_text("group,genes,tissue\na,CD79A+ CD79B+ MS4A1- CD3-,blood\n")
+    best = scvec.name(None, markers=path).groups[0].candidates[0]
+    assert best.label == "B cell" and best.against == ("MS4A1",)
