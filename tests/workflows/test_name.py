@@ -148,10 +148,7 @@ def test_a_group_without_specific_genes_and_a_species_without_markers(store, cel
 
 @pytest.fixture(scope="module")
 def lacking(tmp_path_factory, cells):
-    """A query by a reference that has no acinar cells; the map of the report, which takes a minute, is not
-    drawn."""
-    from scvec.report import write_report
-
+    """A query by a reference that has no acinar cells."""
     kinds = cells.obs["cell_type"].astype(str)
     few = cells[(kinds.groupby(kinds).cumcount() < 80).to_numpy()]
     first = np.arange(few.n_obs) % 2 == 0
@@ -160,13 +157,7 @@ def lacking(tmp_path_factory, cells):
     store = tmp_path_factory.mktemp("lacking") / "store"
     report = scvec.ingest_cells(store, [reference], name="islets", label_key="cell_type")
     page = store.parent / "report.html"
-
-    def flat(known, vectors, **_):
-        return np.arange(len(known)), np.zeros((len(known), 2)), np.zeros((len(vectors), 2))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write_report, "lay_out", flat)
-        found = scvec.query(store, query, name_novel=True, tissue="pancreas", report=page)
+    found = scvec.query(store, query, name_novel=True, tissue="pancreas", report=page)
     return store, reference, query, found, page, report
 
 
