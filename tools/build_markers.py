@@ -84,12 +84,13 @@ def matcher() -> TermMatcher:
 
 
 def pegasus(wheel: zipfile.ZipFile):
-    def walk(node):
+    def walk(node, above=""):
         for each in node["cell_types"]:
             genes = [(g[:-1], g[-1], m["weight"]) for m in each.get("markers", []) for g in m["genes"]]
-            yield each["name"], genes
+            if (above, each["name"]) != ("T cell", "Inhibitory"):  # a state, not an inhibitory neuron
+                yield each["name"], genes
             if "subtypes" in each:
-                yield from walk(each["subtypes"])
+                yield from walk(each["subtypes"], each["name"])
 
     for name, (species, tissue) in PEGASUS.items():
         text = wheel.read(f"pegasus/annotate_cluster/{name}_cell_markers.json")

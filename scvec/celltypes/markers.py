@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from scvec.base.errors import InputError
 from scvec.base.records import Marker
 from scvec.base.species import SPECIES, species_named
 from scvec.celltypes.terms import TermMatcher
 
-__all__ = ["COLUMNS", "MarkerFile", "read_marker_lists", "read_markers"]
+__all__ = ["COLUMNS", "MarkerFile", "MarkerList", "read_marker_lists", "read_markers"]
 
 #: Columns of a table, and the names that published tables give them (CellMarker 2.0, PanglaoDB, ScType,
 #: HuBMAP ASCT+B, CellMarkerAccordion and plain tables), folded: letters and digits only, small.
@@ -38,6 +39,10 @@ _CL = re.compile(r"CL[:_](\d{7})")
 _SHORT = {"h": "human", "m": "mouse", "homosapiens": "human", "musmusculus": "mouse"}
 _NOT_SAID = frozenset({"", "-", "auto", "na", "nan", "none", "unknown"})
 _GENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,39}")
+#: What papers write behind a gene: CD19+, CD3-, CD14hi, CD45RAlow.
+_SIGN = re.compile(r"(\+{1,3}|(?<=[A-Z0-9])-?(?:pos|hi|high|int|bright))$")
+_ABSENT = re.compile(r"(-|\u2212|\u2013|(?<=[A-Z0-9])-?(?:neg|lo|low|dim))$")
+_GREEK = str.maketrans("\u03b1\u03b2\u03b3\u03b4\u03b5\u03ba\u03b6", "abgdekz")
 
 
 @dataclass(frozen=True)
@@ -103,14 +108,21 @@ def read_markers(
     return MarkerFile(list(markers), named, unmapped)
 
 
-def read_marker_lists(path: Path) -> list[tuple[str, list[str], str, str]]:
-    """Read published marker lists: rows of ``group, genes`` and, optional, ``tissue, species``.
+class MarkerList(NamedTuple):
+    """A published list: genes in order; tissue and species are empty where not given.
 
-    Returns
-    -------
-    For each group its name, its genes in order, tissue and species (empty where not given; as it stands there
-    where it is neither human nor mouse).
+    ``species`` stands as written where no species is called so. ``absent`` are genes with a minus: CD3-.
     """
+
+    group: str
+    genes: list[str]
+    tissue: str = ""
+    species: str = ""
+    absent: tuple[str, ...] = ()
+
+
+def read_marker_lists(path: Path) -> list[MarkerList]:
+    """Read published marker lists: rows of ``group, genes`` and, optional, ``tissue, species``."""
     rows = _table(_text(path), path)
     header = [_folded(name) for name in next(rows, [])]
     if "group" not in header or "genes" not in header:
@@ -129,7 +141,9 @@ def read_marker_lists(path: Path) -> list[tuple[str, list[str], str, str]]:
         said = cells.get("species", "")
         kinds = _kinds(said, "" if said.lower() in _NOT_SAID else said)
         genes = list(dict.fromkeys(_genes(cells["genes"])))
-        lists.append((cells["group"], genes, cells.get("tissue", ""), kinds[0] if kinds else ""))
+        absent = tuple(dict.fromkeys(_genes(cells["genes"], absent=True)))
+        kind = kinds[0] if kinds else ""
+        lists.append(MarkerList(cells["group"], genes, cells.get("tissue", ""), kind, absent))
     if not lists:
         raise InputError("the table has no groups", str(path), "give a line for each group")
     return lists
@@ -226,8 +240,11 @@ def _gmt(text: str, path: Path, matcher: TermMatcher, species: str) -> MarkerFil
     return MarkerFile(list(markers), {"cell_type": "name of the set", "gene": "its genes"}, unmapped)
 
 
-def _genes(text: str) -> list[str]:
-    return [g for g in re.split(r"[,;|\s]+", text.replace("'", "").replace('"', "")) if _GENE.fullmatch(g)]
+def _genes(text: str, absent: bool = False) -> list[str]:
+    """Return the genes of a cell of a table without their signs; or, with ``absent``, those with a minus."""
+    said = re.split(r"[,;|\s]+", re.sub(r"['\"()\[\]]", "", text).translate(_GREEK))
+    found = [_ABSENT.sub("", g) for g in said if bool(_ABSENT.search(g)) == absent]
+    return [g for g in (_SIGN.sub("", g) for g in found) if _GENE.fullmatch(g)]
 
 
 def _kinds(text: str, default: str) -> list[str]:

@@ -358,6 +358,19 @@ class MarkerIndex:
         found = self.markers(cl_id)
         return [g for g in found if n[self._column[g]] <= n_terms or len(found[g]) > 1]
 
+    def together(self, genes: Iterable[str], others: Iterable[str]) -> list[str]:
+        """Return, of genes, the one that marks most of the terms that others mark; none if none does."""
+        marks = self._own > 0
+        shared = np.asarray(
+            marks[:, [self._column[g] for g in others if g in self._column]].sum(axis=1)
+        ).ravel()
+        best, most = "", 0.0
+        for gene in genes:
+            told = marks[:, [self._column[gene]]].toarray().ravel() if gene in self._column else np.zeros(1)
+            fit = float((shared * told).sum()) / max(float(told.sum()), 1.0) ** 0.5
+            best, most = (gene, fit) if fit > most else (best, most)
+        return [best] if best else []
+
     def name(
         self,
         group: str,

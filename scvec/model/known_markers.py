@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "absent_markers",
+    "listed_genes",
     "marker_index",
     "marker_notes",
     "marker_rows",
@@ -65,6 +67,68 @@ def marker_index(kb: KnowledgeBase, resolver: GeneResolver, key: Callable[[str],
     labels = {cl_id: label for cl_id, label, own in kb.cl_names() if own}
     rows = marker_rows(kb.markers(), resolver, key)
     return MarkerIndex(rows, labels, kb.cl_lineage(), tissues=shipped_tissues())
+
+
+#: Names of proteins, complexes and isoforms that are no alias of a gene; in small letters, without hyphens.
+MEANT_GENES = {
+    "asma": "ACTA2", "ecadherin": "CDH1", "ncadherin": "CDH2", "vecadherin": "CDH5", "gad65": "GAD2",
+    "gad67": "GAD1", "rorgt": "RORC", "tuj1": "TUBB3", "bdca4": "NRP1", "tcr": "TRAC", "tcrab": "TRAC",
+    "tcrgd": "TRDC", "cd45ra": "PTPRC", "cd45rb": "PTPRC", "cd45ro": "PTPRC", "ckit": "KIT", "iga": "IGHA1",
+    "igd": "IGHD", "ige": "IGHE", "igg": "IGHG1", "igm": "IGHM", "mhcii": "HLA-DRA", "mhc2": "HLA-DRA",
+    "hladr": "HLA-DRA", "gr1": "LY6G", "calretinin": "CALB2", "ki67": "MKI67", "calbindin": "CALB1",
+}  # fmt: skip
+#: What ends the symbols of a family: CD3 means CD3D, CD3E and CD3G; a family of more genes says too little.
+_ENDS = [f"{letter}{digit}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" for digit in ("", *range(1, 7))]
+MOST_OF_FAMILY = 6
+
+
+def listed_genes(
+    names: Sequence[str], species: str, resolver: GeneResolver, index: MarkerIndex, key: Callable[[str], str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the genes of a published list, gene id -> name, and the names that stand for none.
+
+    Papers name proteins and complexes too. A name that is no gene, or an alias of several, stands for the
+    marker that it may mean (of several, the one that marks the same types as the rest of the list), for the
+    same without hyphens, for the genes of its family (CD3), or for what its parts at a slash mean.
+    """
+    match = resolver.resolve(names, species)
+    sure = {key(g) for g in match.gene_ids if g is not None}
+
+    def genes_of(names: Sequence[str]) -> list[str]:
+        return [key(g) for g in resolver.resolve(names, match.species).gene_ids if g is not None]
+
+    def several(name: str) -> list[str]:
+        plain = name.replace("-", "")
+        for spelled in dict.fromkeys((name, plain)):
+            again = resolver.resolve([spelled], match.species)
+            if again.gene_ids[0] is not None:
+                return genes_of([spelled])
+            if candidates := again.ambiguous.get(spelled):
+                return index.together([key(g) for g in candidates], sure)
+        if found := genes_of([MEANT_GENES.get(plain.lower(), "")]):
+            return found
+        spelled_so = [f(name + end) for end in _ENDS for f in (str.upper, str.capitalize)]
+        members = resolver.resolve(spelled_so if re.search(r"[\d-]", name) else [], match.species)
+        family = {
+            key(g) for g, how in zip(members.gene_ids, members.how, strict=True) if g and how == "symbol"
+        }
+        family &= set(index.genes)
+        return sorted(family) if 1 < len(family) <= MOST_OF_FAMILY else []
+
+    spoken: dict[str, str] = {}
+    left = []
+    for name, gene in zip(names, match.gene_ids, strict=True):
+        found = [key(gene)] if gene is not None else several(name)
+        parts = name.split("/") if not found else []
+        stem = re.sub(r"\d+$", "", parts[0]) if parts else ""
+        for part in parts if len(parts) > 1 and stem else ():
+            full = stem + part if part.isdigit() else part
+            found += several(full)
+        for gene_id in found:
+            spoken.setdefault(gene_id, name)
+        if not found:
+            left.append(name)
+    return spoken, left
 
 
 def markers_of(kb: KnowledgeBase, terms: Sequence[str]) -> dict[str, dict[str, list[str]]]:

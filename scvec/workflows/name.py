@@ -17,12 +17,12 @@ from scvec.base.options import options_of, takes_options
 from scvec.base.results import Report
 from scvec.base.species import SPECIES
 from scvec.base.types import Progress, no_progress
-from scvec.celltypes.markers import read_marker_lists
+from scvec.celltypes.markers import MarkerList, read_marker_lists
 from scvec.celltypes.naming import MarkerIndex, Naming, name_columns
 from scvec.ingest.cells.source import CellSource
 from scvec.ingest.cells.write import check_output, write_annotated, write_table
 from scvec.model.classifiers import clusters, need_igraph
-from scvec.model.known_markers import marker_index, ortholog_key
+from scvec.model.known_markers import listed_genes, marker_index, ortholog_key
 from scvec.model.matching import MatchedSource, match_genes
 from scvec.model.resolvers import resolver_of, snapshot_resolver
 from scvec.stores.knowledge.snapshot import Snapshot
@@ -160,7 +160,7 @@ def name(
         if markers is not None:
             lists = read_marker_lists(Path(markers))
             groups = _named_lists(lists, index, resolver, key, asked)
-            places = [(tissue or asked.tissue, kind or asked.species) for *_, tissue, kind in lists]
+            places = [(tissue or asked.tissue, kind or asked.species) for _, _, tissue, kind, _ in lists]
             told = consult(store, kb, resolver, groups, places, asked, progress)
             return NamesReport(
                 groups=told.groups,
@@ -215,7 +215,7 @@ def knowledge(store: Path | str | None) -> Iterator[tuple[KnowledgeBase, GeneRes
 
 
 def _named_lists(
-    lists: list[tuple[str, list[str], str, str]],
+    lists: list[MarkerList],
     index: MarkerIndex,
     resolver: GeneResolver,
     key: Callable[[str], str],
@@ -223,18 +223,18 @@ def _named_lists(
 ) -> list[Naming]:
     """Return the names of published marker lists."""
     named = []
-    for group, genes, tissue, species in lists:
+    for group, genes, tissue, species, absent in lists:
         if species and species not in SPECIES:
             note = f"there are no markers of {species[:40]}: genes of human and mouse are known"
             named.append(Naming(group, (), None, "unknown", tuple(genes[:10]), (note,)))
             continue
-        match = resolver.resolve(genes, species or asked.species)
-        known = {n: key(g) for n, g in zip(genes, match.gene_ids, strict=True) if g is not None}
-        spoken = {gene_id: n for n, gene_id in reversed(known.items())}
-        left = [g for g in genes if g not in known]
+        known, left = listed_genes(genes, species or asked.species, resolver, index, key)
+        lacking, _ = listed_genes(absent, species or asked.species, resolver, index, key)
         notes = [f"{len(left)} of {len(genes)} names are not known genes, such as {left[0]}"] if left else []
         place = tissue or asked.tissue
-        named.append(index.name(group, list(known.values()), tissue=place, symbols=spoken, notes=notes))
+        silent = frozenset(lacking) - set(known)
+        spoken = {**lacking, **known}
+        named.append(index.name(group, list(known), tissue=place, symbols=spoken, silent=silent, notes=notes))
     return named
 
 

@@ -199,9 +199,19 @@ def test_lists(tmp_path: Path):
     path = tmp_path / "lists.csv"
     path.write_text('group,genes,tissue,species\n1,"MS4A1, CD79A",blood,human\n2,Ins1 Ins2,,Mouse\n\n')
     assert read_marker_lists(path) == [
-        ("1", ["MS4A1", "CD79A"], "blood", "human"),
-        ("2", ["Ins1", "Ins2"], "", "mouse"),
+        ("1", ["MS4A1", "CD79A"], "blood", "human", ()),
+        ("2", ["Ins1", "Ins2"], "", "mouse", ()),
     ]
     path.write_text("cluster,markers\n1,A\n")
     with pytest.raises(InputError):
         read_marker_lists(path)
+
+
+def test_signs_behind_genes_say_whether_they_are_there(tmp_path: Path):
+    path = tmp_path / "lists.csv"
+    path.write_text(
+        'group,genes\n1,"CD19+, Cd14hi; HLA-DR (PDGFR\u03b1)| CD3- CD45RAlow Nkx2-1 CD56bright"\n'
+    )
+    (found,) = read_marker_lists(path)
+    assert found.genes == ["CD19", "Cd14", "HLA-DR", "PDGFRa", "Nkx2-1", "CD56"]
+    assert found.absent == ("CD3", "CD45RA")

@@ -15,6 +15,8 @@ from click.testing import CliRunner
 import scvec
 from scvec.base.errors import InputError
 from scvec.cli.main import cli
+from scvec.model.known_markers import listed_genes, marker_index, ortholog_key
+from scvec.workflows.name import knowledge
 
 LISTS = (
     "group,genes,tissue,species\n"
@@ -146,10 +148,7 @@ def test_a_group_without_specific_genes_and_a_species_without_markers(store, cel
 
 @pytest.fixture(scope="module")
 def lacking(tmp_path_factory, cells):
-    """A query by a reference that has no acinar cells; the map of the report, which takes a minute, is not
-    drawn."""
-    from scvec.report import write_report
-
+    """A query by a reference that has no acinar cells."""
     kinds = cells.obs["cell_type"].astype(str)
     few = cells[(kinds.groupby(kinds).cumcount() < 80).to_numpy()]
     first = np.arange(few.n_obs) % 2 == 0
@@ -158,13 +157,7 @@ def lacking(tmp_path_factory, cells):
     store = tmp_path_factory.mktemp("lacking") / "store"
     report = scvec.ingest_cells(store, [reference], name="islets", label_key="cell_type")
     page = store.parent / "report.html"
-
-    def flat(known, vectors, **_):
-        return np.arange(len(known)), np.zeros((len(known), 2)), np.zeros((len(vectors), 2))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write_report, "lay_out", flat)
-        found = scvec.query(store, query, name_novel=True, tissue="pancreas", report=page)
+    found = scvec.query(store, query, name_novel=True, tissue="pancreas", report=page)
     return store, reference, query, found, page, report
 
 
@@ -210,3 +203,32 @@ def test_swapped_labels_are_doubted(lacking):
         if "known markers of labels" in n
     ]
     assert note.startswith("warning: ") and "'alpha'" in note and "'ductal'" in note
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("CD3", {"CD3D", "CD3E", "CD3G"}),  # a complex
+        ("CD16", {"FCGR3A"}),  # an alias of two genes
+        ("VE-cadherin", {"CDH5"}),  # a protein
+        ("CD45RO", {"PTPRC"}),  # an isoform
+        ("KRT5/14", {"KRT5", "KRT14"}),
+        ("CD19/MS4A1", {"CD19", "MS4A1"}),
+        ("ICAM-1", {"ICAM1"}),
+    ],
+)
+def test_names_of_proteins_in_lists_stand_for_their_genes(said, meant):
+    with knowledge(None) as (kb, resolver):
+        key = ortholog_key(resolver)
+        index = marker_index(kb, resolver, key)
+        ids = dict(zip(resolver.resolve(sorted(meant), "human").gene_ids, sorted(meant), strict=True))
+        found, left = listed_genes([said, "NKG7", "nonsense"], "human", resolver, index, key)
+    assert left == ["nonsense"]
+    assert {ids.get(gene) for gene, name in found.items() if name == said} == meant
+
+
+def test_genes_with_a_minus_speak_against(tmp_path):
+    path = tmp_path / "lists.csv"
+    path.write_text("group,genes,tissue\na,CD79A+ CD79B+ MS4A1- CD3-,blood\n")
+    best = scvec.name(None, markers=path).groups[0].candidates[0]
+    assert best.label == "B cell" and best.against == ("MS4A1",)
