@@ -552,6 +552,8 @@ def match_entries(
     match = LegacyMatch(resolver.resolve(silent, species).species)
     known = frozenset(gene_ids)
     ranks: dict[tuple[str, str], int] = {}
+    # Of a species whose genes are not loaded, no gene is known.
+    match.unknown += [e.shown for e in entries if (e.species or match.species) not in resolver.species]
     for one in resolver.species:
         group = [e for e in entries if (e.species or match.species) == one]
         # Numbers look like Entrez ids, but are token ids.

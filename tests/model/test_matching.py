@@ -139,8 +139,11 @@ def test_the_names_that_hold_most_counts_win() -> None:
 
 
 def test_few_known_genes_are_warned_of_and_next_to_none_refused() -> None:
-    found, source = match({"index": 0.3})
-    assert found.share == 0.3 and any("few genes are known" in note for note in found.notes)
+    found, source = match({"index": 0.47})
+    assert found.share == 0.47 and any("few genes are known" in note for note in found.notes)
+    with pytest.raises(InputError) as caught:
+        match({"index": 0.3})
+    assert caught.value.code == "genes-not-recognised"
     with pytest.raises(InputError, match="almost no gene is known") as caught:
         match({"index": 0.05})
     assert "'index5', 'index6', 'index7'" in caught.value.where and "--force" in caught.value.fix
