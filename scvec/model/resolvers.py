@@ -98,8 +98,11 @@ def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> Foun
     if best is None or best.share < WARN_SHARE:
         best = _elsewhere(source, resolver, species, best)
     if best is None:
+        rows = all(is_row_numbers(names) for names in source.gene_name_candidates().values())
         raise InputError(
-            "the genes are named by row numbers, which say nothing of which gene is which",
+            "the genes are named by row numbers, which say nothing of which gene is which"
+            if rows
+            else "the gene names are numbers of an unknown kind: no more of them are known than of random ones",
             f"{source.name}, names like {_shown(source.var_names)}",
             _TRANSPOSED
             if _is_transposed(source, resolver)
@@ -371,6 +374,8 @@ _STABLE_PART = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", r
 _ENTREZ = re.compile(r"(?:entrez:|GeneID:|LOC)?(\d+)", re.IGNORECASE)
 _PREFIX = re.compile(rf"({_GENOMES})(?:-2020-A)?_+(?=.)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(.+)[-.](\d{1,3})")
+#: What makes a repeated id unique, as in ENSG00000121410-1; it is not the Entrez id of A1BG.
+_COUNTER = re.compile(r"\d{1,3}")
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _DATE = re.compile(rf"\d{{1,2}}-(?:{_MONTHS})|(?:{_MONTHS})-\d{{1,2}}", re.IGNORECASE)
 _EDGES = "_|-:;,./ \t()[]"
@@ -640,11 +645,13 @@ class GeneResolver:
                 return key
         if len(left) <= ALIKE**2:
             return ""
+        # Repeated names were made unique: INS-1 is INS.
+        bases = {name: m[1] for name in names if (m := _SUFFIX.fullmatch(name))}
         best, most = "", 0
         for key, shipped in _shipped_names().items():
             if key in self.species:
                 continue
-            own = np.array([name in shipped for name in names], dtype=bool)
+            own = np.array([name in shipped or bases.get(name) in shipped for name in names], dtype=bool)
             more, fewer = int((own & ~known).sum()), int((known & ~own).sum())
             if own.sum() > max(most, 0.5 * len(names)) and more - fewer > ALIKE * np.sqrt(more + fewer):
                 best, most = key, int(own.sum())
@@ -962,6 +969,8 @@ def _resolve_one(table: _Names, name: str, species: Species, fold: bool = False)
 
 def _composite(table: _Names, ensembl: str, rest: str) -> _Hit:
     by_id = table.exact["ensembl"].get(ensembl.upper(), ())
+    if _COUNTER.fullmatch(rest):
+        rest = ""
     by_name, level = table.plain(rest) if rest else _MISS
     both = tuple(g for g in by_id if g in by_name)
     if both:
