@@ -130,6 +130,15 @@ def test_symbols_that_were_made_unique_are_told(
     assert resolver.resolve(list(cells.var_names)).looks_like == species
 
 
+@pytest.mark.parametrize("species", ["pig", "chicken", "arabidopsis"])
+def test_ids_that_do_not_ship_are_loaded_from_a_file(species: str, resolver: GeneResolver) -> None:
+    names = [IDS[species].format(n) for n in range(10_000, 10_400)]
+    with CellSource.open(cells_named(names)) as source, pytest.raises(InputError) as caught:
+        match_genes(source, resolver)
+    assert caught.value.code == "species-not-loaded"
+    assert "--source FILE" in (caught.value.fix or "")
+
+
 def test_a_counter_behind_an_unknown_id_is_no_gene(resolver: GeneResolver) -> None:
     match = resolver.resolve(["ENSRNOG00000008012-1", "ENSG00000121410-2", "INS"], "human")
     assert match.gene_ids == (None, "HGNC:5", "HGNC:6081")

@@ -320,7 +320,10 @@ def _not_loaded(match: GeneMatch, where: str) -> InputError:
     key = match.looks_like
     fit = f"{match.n_matched:,} of {len(match.names):,} fit {match.species}"
     what = f"the gene names look like those of {key}, whose genes are not loaded ({fit})"
-    source = "" if key in _shipped_names() else " --source FILE (docs/species.md)"
+    # What ships of chicken and pig has symbols, but no Ensembl ids.
+    ours = _shipped_names().get(key, set())
+    known = sum(name.strip().split(".")[0] in ours or name.strip() in ours for name in match.names)
+    source = "" if known > FOREIGN_IDS * len(match.names) else " --source FILE (docs/species.md)"
     fix = f"run: scvec ingest genes --species {_quoted(key)}{source}; or give --species"
     return InputError(what, where, fix, code="species-not-loaded")
 
