@@ -139,6 +139,17 @@ def test_ids_that_do_not_ship_are_loaded_from_a_file(species: str, resolver: Gen
     assert "--source FILE" in (caught.value.fix or "")
 
 
+@pytest.mark.parametrize(("species", "prefix"), [("worm", "WB:"), ("fruit fly", "FB:"), ("rhesus", "")])
+def test_ids_that_ship_are_loaded_from_what_ships(species: str, prefix: str, resolver: GeneResolver) -> None:
+    genes = pd.read_parquet(DATA / "snapshot" / "more_genes.parquet")
+    ids = genes.loc[genes["species"] == species, "gene_id"].iloc[:400]
+    with CellSource.open(cells_named([i.removeprefix(prefix) for i in ids])) as source:
+        with pytest.raises(InputError) as caught:
+            match_genes(source, resolver)
+    assert caught.value.code == "species-not-loaded"
+    assert "--source" not in (caught.value.fix or "")
+
+
 def test_a_counter_behind_an_unknown_id_is_no_gene(resolver: GeneResolver) -> None:
     match = resolver.resolve(["ENSRNOG00000008012-1", "ENSG00000121410-2", "INS"], "human")
     assert match.gene_ids == (None, "HGNC:5", "HGNC:6081")

@@ -102,7 +102,7 @@ def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> Foun
         raise InputError(
             "the genes are named by row numbers, which say nothing of which gene is which"
             if rows
-            else "the gene names are numbers of an unknown kind: no more of them are known than of random ones",
+            else "the gene names are numbers of an unknown kind: no more are known than of random numbers",
             f"{source.name}, names like {_shown(source.var_names)}",
             _TRANSPOSED
             if _is_transposed(source, resolver)
@@ -322,7 +322,9 @@ def _not_loaded(match: GeneMatch, where: str) -> InputError:
     what = f"the gene names look like those of {key}, whose genes are not loaded ({fit})"
     # What ships of chicken and pig has symbols, but no Ensembl ids.
     ours = _shipped_names().get(key, set())
-    known = sum(name.strip().split(".")[0] in ours or name.strip() in ours for name in match.names)
+    prefix = known_species()[key].prefix if key in known_species() else ""
+    names = [name.strip() for name in match.names]
+    known = sum(not ours.isdisjoint((n, n.split(".")[0], prefix + n)) for n in names)
     source = "" if known > FOREIGN_IDS * len(match.names) else " --source FILE (docs/species.md)"
     fix = f"run: scvec ingest genes --species {_quoted(key)}{source}; or give --species"
     return InputError(what, where, fix, code="species-not-loaded")
