@@ -143,9 +143,9 @@ def test_ids_that_do_not_ship_are_loaded_from_a_file(species: str, resolver: Gen
 def test_ids_that_ship_are_loaded_from_what_ships(species: str, prefix: str, resolver: GeneResolver) -> None:
     genes = pd.read_parquet(DATA / "snapshot" / "more_genes.parquet")
     ids = genes.loc[genes["species"] == species, "gene_id"].iloc[:400]
-    with CellSource.open(cells_named([i.removeprefix(prefix) for i in ids])) as source:
-        with pytest.raises(InputError) as caught:
-            match_genes(source, resolver)
+    cells = cells_named([i.removeprefix(prefix) for i in ids])
+    with CellSource.open(cells) as source, pytest.raises(InputError) as caught:
+        match_genes(source, resolver)
     assert caught.value.code == "species-not-loaded"
     assert "--source" not in (caught.value.fix or "")
 

@@ -321,7 +321,7 @@ def _not_loaded(match: GeneMatch, where: str) -> InputError:
     fit = f"{match.n_matched:,} of {len(match.names):,} fit {match.species}"
     what = f"the gene names look like those of {key}, whose genes are not loaded ({fit})"
     # What ships of chicken and pig has symbols, but no Ensembl ids.
-    ours = _shipped_names().get(key, set())
+    ours = _shipped_names().get(key, set()) | _shipped_ids(key)
     prefix = known_species()[key].prefix if key in known_species() else ""
     names = [name.strip() for name in match.names]
     known = sum(not ours.isdisjoint((n, n.split(".")[0], prefix + n)) for n in names)
@@ -860,6 +860,17 @@ def _as_they_are(names: tuple[str, ...], species: Species) -> GeneMatch:
         notes.append(f"{repeated:,} names are repeated: their counts are summed")
     how = tuple("symbol" if gene_id else "" for gene_id in ids)
     return GeneMatch(names, ids, how, species, "ids of their own kind", notes=tuple(notes))
+
+
+def _shipped_ids(species: Species) -> set[str]:
+    """Return ids of the genes of a species that are loaded on request, of the authority and of Ensembl."""
+    from scvec.stores.knowledge.snapshot import Snapshot
+
+    found = set[str]()
+    for name, column in (("more_genes", "gene_id"), ("more_aliases", "name")):
+        table = Snapshot.open().table(name).select(["species", column]).to_pydict()
+        found |= {n for n, one in zip(table[column], table["species"], strict=True) if one == species}
+    return found
 
 
 @cache
