@@ -1,21 +1,32 @@
 """How genes cross from species to species: weights of several partners, and text where orthologs end.
 
-    python benchmarks/orthologs.py [--seeds 5] [--publish]
+    python benchmarks/orthologs.py [--seeds 5] [--vectors FILE] [--publish]
+    python benchmarks/orthologs.py --chance [--publish]
 
 Human and mouse, both ways: the pancreas cells that ship, and the pairs of brain and liver in
 ``../shared/data``, where they are. Cells are named by the nearest class mean (cosine over the 2,000 most
 variable genes of the reference that the query has), which is steady across species and takes seconds, so
 that all that changes is how the genes were joined. A fraction of the orthologs is hidden by chance, once a
-seed; text then joins genes whose descriptions are alike, and the control joins as many at random.
+seed. Genes are then joined by what is known of them, and each control joins as many at random:
+
+- shipped text: of mouse genes it is borrowed from the human ortholog, so that it still holds what was hidden
+- own name: the full name that MGI and HGNC give, as a text vector
+- own GO: Gene Ontology terms of experiments in the species itself
+
+Mouse genes have no name and no terms in what ships, so the last two read ``../shared/data/genes``; without
+these tables their rows say ``no own text``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +37,23 @@ import scipy.sparse as sp
 from pairs import PANCREAS_MERGED
 from tables import markdown, publish
 
+from scvec.backbones import load_backbone, parse_spec
+from scvec.base.species import SPECIES
 from scvec.base.types import Space
 from scvec.model.gene_vectors import gene_table
-from scvec.model.matching import MAX_GENES, with_partners
+from scvec.model.matching import with_partners
 from scvec.model.metrics import accuracy, macro_f1
-from scvec.model.resolvers import GeneMap, GeneResolver
+from scvec.model.resolvers import GeneMap, GeneResolver, snapshot_resolver
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.knowledge.snapshot import Snapshot
 from scvec.stores.store.vector_cache import VECTORS, ShippedVectors
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(os.environ.get("SCVEC_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 N_GENES, N_CELLS = 2000, 800
+#: The most variable genes of each side, which may be joined where their ortholog is hidden.
+N_JOINED = 2000
+EXPERIMENTS = {"EXP", "IDA", "IPI", "IMP", "IGI", "IEP", "HTP", "HDA", "HMP", "HGI", "HEP"}
+PROTEIN_BINDING = "GO:0005515"
 SHARES = (0.0, 0.1, 0.5)
 Row = dict[str, Any]
 Side = tuple[Any, np.ndarray, list[str]]  # counts or linear values (CSR), labels, gene names
@@ -97,34 +114,96 @@ def score(reference: Side, spread: Any, query: Side, genes: GeneMap) -> tuple[fl
     return macro_f1(query[1][there], said[there]), accuracy(query[1][there], said[there])
 
 
-class Texts:
-    """Vectors of the descriptions that ship."""
+class Vectors:
+    """Vectors of genes, of which unmeasured genes get the most similar one.
 
-    def __init__(self, kb: KnowledgeBase) -> None:
-        genes = kb.genes()
-        coding = genes.loc[genes["gene_type"] == "protein-coding", "gene_id"].tolist()
-        table = gene_table(kb, coding, "default")
-        shipped = ShippedVectors()
-        space = Space.from_dict(Snapshot.open().manifest["tables"][VECTORS]["space"])
-        rows = shipped.rows(space, table["text_sha256"].tolist())
-        self.row = {g: int(r) for g, r in zip(table["gene_id"], rows, strict=True) if r >= 0}
-        self.shipped = shipped
-        described = kb.descriptions(list(self.row))
-        self.length = {g: len(described[g].text) for g in self.row if g in described}
+    Parameters
+    ----------
+    row
+        Gene id -> row of ``values``, (n, dim) float32.
+    """
 
-    def of(self, gene_ids: list[str]) -> Any:
-        return self.shipped.take(np.array([self.row[g] for g in gene_ids], dtype=np.int64))
+    def __init__(self, row: dict[str, int], values: np.ndarray) -> None:
+        self.row, self.values = row, values
 
-    def joined(self, genes: GeneMap, ids: Any, targets: list[str]) -> GeneMap:
-        """Return the map with genes added by text, as ``query --unmatched-genes text`` does it."""
+    def joined(
+        self, genes: GeneMap, ids: Any, targets: list[str], asked: tuple[set[str], set[str]]
+    ) -> GeneMap:
+        """Return the map with genes added, by the rule of ``query --unmatched-genes text``.
+
+        ``asked`` are the genes of the reference and of the query that may be joined.
+        """
         unused = {g for g, used in zip(ids, genes.used, strict=True) if g is not None and not used}
-        new = sorted(sorted(unused & set(self.length), key=lambda g: (-self.length[g], g))[:MAX_GENES])
-        told = [g for g in targets if g in self.row]
-        number = {g: i for i, g in enumerate(targets)}
-        if not new:
+        new = sorted(unused & asked[1] & set(self.row))
+        told = [i for i, g in enumerate(targets) if g in asked[0] and g in self.row]
+        if not new or not told:
             return genes
-        places = np.array([number[g] for g in told], dtype=np.int64)
-        return with_partners(genes, ids, new, self.of(new), places, self.of(told))
+        here, there = ([self.row[g] for g in some] for some in (new, [targets[i] for i in told]))
+        places = np.array(told, dtype=np.int64)
+        return with_partners(genes, ids, new, self.values[here], places, self.values[there])
+
+
+def shipped_texts(kb: KnowledgeBase) -> Vectors:
+    """Return vectors of the descriptions that ship. A mouse gene's is borrowed from its human ortholog."""
+    genes = kb.genes()
+    coding = genes.loc[genes["gene_type"] == "protein-coding", "gene_id"].tolist()
+    table = gene_table(kb, coding, "default")
+    shipped = ShippedVectors()
+    space = Space.from_dict(Snapshot.open().manifest["tables"][VECTORS]["space"])
+    rows = shipped.rows(space, table["text_sha256"].tolist())
+    told = [(g, int(r)) for g, r in zip(table["gene_id"], rows, strict=True) if r >= 0]
+    values = shipped.take(np.array([r for _, r in told], dtype=np.int64))
+    return Vectors({g: i for i, (g, _) in enumerate(told)}, np.asarray(values, dtype=np.float32))
+
+
+def own_facts() -> pd.DataFrame | None:
+    """Return names and Gene Ontology terms that both species have of their own; None without the tables.
+
+    Terms are those of experiments in the species itself. Terms by orthology (ISO, ISS, IBA) or by programs
+    (IEA) would come through the ortholog.
+    """
+    paths = [SHARED / "genes" / f"{species}_gene_descriptions.parquet" for species in ("human", "mouse")]
+    if not all(path.exists() for path in paths):
+        return None
+    columns = ["authority_id", "name", "go_terms"]
+    table = pd.concat([pd.read_parquet(path, columns=columns) for path in paths], ignore_index=True)
+    table = table.dropna(subset=["authority_id"]).drop_duplicates("authority_id").set_index("authority_id")
+    table["go"] = [
+        [t["id"] for t in terms if EXPERIMENTS & set(t["evidence"]) and t["id"] != PROTEIN_BINDING]
+        for terms in table.pop("go_terms")
+    ]
+    return table
+
+
+def own_names(facts: pd.DataFrame, kept: Path | None) -> Vectors:
+    """Return text vectors (MiniLM) of the genes' own full names, without symbols."""
+    names = facts["name"].dropna()
+    names = names[names != ""]
+    known: dict[str, np.ndarray] = {}
+    if kept and kept.exists():
+        with np.load(kept) as stored:
+            known = dict(zip(stored["names"].tolist(), stored["values"], strict=True))
+    new = sorted(set(names) - set(known), key=len)
+    backbone = load_backbone(parse_spec("minilm"))
+    for start in range(0, len(new), 256):
+        some = new[start : start + 256]
+        known |= dict(zip(some, backbone.encode(some), strict=True))
+        print(f"names encoded: {start + len(some)} of {len(new)}", flush=True)
+    if kept and new:
+        np.savez(kept, names=np.array(list(known)), values=np.stack(list(known.values())))
+    values = np.stack([known[name] for name in names])
+    return Vectors({g: i for i, g in enumerate(names.index)}, values)
+
+
+def own_terms(facts: pd.DataFrame) -> Vectors:
+    """Return one direction a Gene Ontology term, weighted by how rare it is."""
+    go = facts.loc[facts["go"].map(len) > 0, "go"]
+    terms = {t: i for i, t in enumerate(sorted({t for some in go for t in some}))}
+    columns = np.array([terms[t] for some in go for t in some])
+    rows = np.repeat(np.arange(len(go)), go.map(len))
+    rare = np.log(len(go) / np.bincount(columns))
+    values = sp.csr_matrix((rare[columns], (rows, columns)), shape=(len(go), len(terms)), dtype=np.float32)
+    return Vectors({g: i for i, g in enumerate(go.index)}, values.toarray())
 
 
 def at_random(genes: GeneMap, wider: GeneMap, rng: np.random.Generator) -> GeneMap:
@@ -136,14 +215,90 @@ def at_random(genes: GeneMap, wider: GeneMap, rng: np.random.Generator) -> GeneM
     return replace(wider, weights=(genes.weights + more).tocsr())
 
 
-def rows_of(seeds: int) -> tuple[list[Row], list[Row]]:
+def spread_of(values: Any) -> np.ndarray:
+    """Return the variance of each column of logged values, (n,)."""
+    square = values.multiply(values)
+    return np.asarray(square.mean(axis=0) - np.square(values.mean(axis=0))).ravel()
+
+
+def most(spread: np.ndarray, ids: Sequence[str | None]) -> set[str]:
+    """Return the genes of the columns that vary most."""
+    order = [ids[i] for i in np.argsort(-spread, kind="stable")]
+    return set(list(dict.fromkeys(g for g in order if g is not None))[:N_JOINED])
+
+
+@dataclass
+class Pair:
+    """A reference whose columns are genes, and a query."""
+
+    reference: Side
+    query: Side
+    ids: Any
+    species: tuple[str, str]
+    spread: np.ndarray
+    asked: tuple[set[str], set[str]]
+
+    @classmethod
+    def of(cls, reference: Side, query: Side, resolver: GeneResolver) -> Pair:
+        """Return the pair with its genes found."""
+        known, new = (resolver.resolve(side[2]) for side in (reference, query))
+        # One column for each gene of the reference; other names of it are left out.
+        targets = list(dict.fromkeys(g for g in known.gene_ids if g is not None))
+        values = logged(reference[0] @ resolver.map_to(known, targets, known.species).weights)
+        spread = spread_of(values)
+        asked = most(spread, targets), most(spread_of(logged(query[0])), new.gene_ids)
+        made = values, reference[1], targets
+        return cls(made, query, new, (known.species, new.species), spread, asked)
+
+    def join(self, resolver: GeneResolver) -> GeneMap:
+        """Return the query's genes by orthologs."""
+        return resolver.map_to(self.ids, self.reference[2], self.species[0])
+
+    def score(self, genes: GeneMap) -> Row:
+        """Return genes measured, macro-F1 and accuracy."""
+        f1, right = score(self.reference, self.spread, self.query, genes)
+        return {"genes": int(genes.measured.sum()), "macro_f1": f1, "accuracy": right}
+
+
+def joins(
+    pair: Pair, genes: GeneMap, all_genes: GeneMap, ways: dict[str, Vectors | None], rng: Any
+) -> list[Row]:
+    """Return a row for nothing, each way, and its control.
+
+    ``right`` is the fraction of the pairs added that are orthologs, by the map of all of them.
+    """
+    rows: list[Row] = [{"instead": "nothing"} | pair.score(genes)]
+    truth = all_genes.weights > 0
+    for way, vectors in ways.items():
+        if vectors is None:
+            rows.append({"instead": f"{way}: no own text"} | pair.score(genes))
+            continue
+        wider = vectors.joined(genes, pair.ids.gene_ids, pair.reference[2], pair.asked)
+        for name, made in ((way, wider), (f"{way}, at random", at_random(genes, wider, rng))):
+            added = (made.weights - genes.weights) > 0
+            n = int(added.sum())
+            right = float(added.multiply(truth).sum()) / n if n else 0.0
+            rows.append({"instead": name} | pair.score(made) | {"added": n, "right": right})
+    return rows
+
+
+def rows_of(seeds: int, vectors: Path | None) -> tuple[list[Row], list[Row]]:
     """Return rows on several partners, and rows on hidden orthologs."""
     policies, hidden = [], []
     with tempfile.TemporaryDirectory() as folder, KnowledgeBase.open(Path(folder) / "kb.duckdb") as kb:
         kb.load_snapshot()
         names, table = kb.aliases(), kb.orthologs()
-        texts = Texts(kb)
+        shipped = shipped_texts(kb)
     full = GeneResolver(names, table)
+    pairs = {name: Pair.of(*both, full) for name, both in sides().items()}
+    asked = set[str]().union(*(some for pair in pairs.values() for some in pair.asked))
+    facts = own_facts()
+    facts = None if facts is None else facts[facts.index.isin(asked)]
+    ways: dict[str, Vectors | None] = {
+        "shipped text": shipped,
+        "own name": None if facts is None else own_names(facts, vectors),
+        "own GO": None if facts is None else own_terms(facts),
+    }
     none = names.iloc[:0]
 
     def among(some: pd.DataFrame, many: str = "mean") -> GeneResolver:
@@ -151,52 +306,45 @@ def rows_of(seeds: int) -> tuple[list[Row], list[Row]]:
         made._symbol = full._symbol
         return made
 
-    for name, (reference, query) in sides().items():
-        matches = [full.resolve(side[2]) for side in (reference, query)]
-        # One column for each gene of the reference; other names of it are left out.
-        targets = list(dict.fromkeys(g for g in matches[0].gene_ids if g is not None))
-        own = full.map_to(matches[0], targets, matches[0].species)
-        reference = (logged(reference[0] @ own.weights), reference[1], targets)
-        square = reference[0].multiply(reference[0])
-        spread = np.asarray(square.mean(axis=0) - np.square(reference[0].mean(axis=0))).ravel()
-
-        def join(resolver: GeneResolver, match: Any = matches, to: list[str] = targets) -> GeneMap:
-            return resolver.map_to(match[1], to, match[0].species)
-
-        ways = {"one to one only": among(table[table["kind"] == "one2one"])}
-        ways |= {many: among(table, many) for many in ("mean", "sum", "best")}
-        for way, resolver in ways.items():
-            genes = join(resolver)
-            f1, right = score(reference, spread, query, genes)
-            policies.append({"pair": name, "several partners": way, "genes": int(genes.measured.sum()),
-                             "macro_f1": f1, "accuracy": right})  # fmt: skip
+    resolvers = {"one to one only": among(table[table["kind"] == "one2one"])}
+    resolvers |= {many: among(table, many) for many in ("mean", "sum", "best")}
+    for name, pair in pairs.items():
+        for way, resolver in resolvers.items():
+            policies.append({"pair": name, "several partners": way} | pair.score(pair.join(resolver)))
             print(policies[-1], flush=True)
-        for share in SHARES:
-            for seed in range(seeds if share else 1):
-                rng = np.random.default_rng(seed)
-                genes = join(among(table[rng.random(len(table)) >= share]))
-                wider = texts.joined(genes, matches[1].gene_ids, targets)
-                for way, made in (
-                    ("nothing", genes),
-                    ("text", wider),
-                    ("random", at_random(genes, wider, rng)),
-                ):
-                    f1, right = score(reference, spread, query, made)
-                    row = {"pair": name, "hidden": share, "instead": way, "seed": seed}
-                    row |= {"genes": int(made.measured.sum()), "macro_f1": f1, "accuracy": right}
-                    hidden.append(row)
-                print(hidden[-3:], flush=True)
+    for share, seed in [(0.0, 0), *product(SHARES[1:], range(seeds))]:
+        rng = np.random.default_rng(seed)
+        kept = among(table[rng.random(len(table)) >= share])
+        for name, pair in pairs.items():
+            found = joins(pair, pair.join(kept), pair.join(resolvers["mean"]), ways, rng)
+            hidden += [{"pair": name, "hidden": share, "seed": seed} | row for row in found]
+            print(hidden[-len(found) :], flush=True)
     return policies, hidden
 
 
 def means(rows: list[Row], by: tuple[str, ...]) -> list[Row]:
     """Return means over the other columns, and the standard deviation over seeds of the mean of pairs."""
     frame = pd.DataFrame(rows)
-    mean = frame.groupby(list(by), sort=False)[["genes", "macro_f1", "accuracy"]].mean().reset_index()
+    scores = [c for c in ("genes", "macro_f1", "accuracy", "added", "right") if c in frame]
+    mean = frame.groupby(list(by), sort=False)[scores].mean().reset_index()
     if "seed" in frame:
         seeds = frame.groupby([*by, "seed"], sort=False)["macro_f1"].mean()
         mean["sd"] = seeds.groupby(level=list(by), sort=False).std(ddof=1).fillna(0.0).to_numpy()
-    return [dict(row) for row in mean.to_dict("records")]
+    found = [dict(row) for row in mean.to_dict("records")]
+    return [{k: "-" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in found]
+
+
+def chance() -> list[Row]:
+    """Return the fraction of the symbols of each further species that human and mouse know."""
+    genes, resolver = Snapshot.open().table("more_genes").to_pandas(), snapshot_resolver()
+    rows = []
+    for species, symbols in genes.groupby("species", sort=True)["symbol"]:
+        names = symbols[symbols != ""].drop_duplicates().tolist()
+        known = {of: resolver.resolve(names, of).n_matched / len(names) for of in SPECIES}
+        rows.append(
+            {"species": species, "symbols": len(names)} | {f"known as {of}": known[of] for of in SPECIES}
+        )
+    return rows
 
 
 def main() -> None:
@@ -204,11 +352,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--publish", action="store_true")
+    parser.add_argument("--vectors", type=Path, help="a file that keeps the vectors of names (.npz)")
+    parser.add_argument("--chance", action="store_true", help="only how many names other species know")
     options = parser.parse_args()
-    policies, hidden = rows_of(options.seeds)
+    if options.chance:
+        rows = chance()
+        print(markdown(tuple(rows[0]), rows))
+        if options.publish:
+            publish(
+                "species_chance", "python benchmarks/orthologs.py --chance --publish", tuple(rows[0]), rows
+            )
+        return
+    policies, hidden = rows_of(options.seeds, options.vectors)
     command = f"python benchmarks/orthologs.py --seeds {options.seeds} --publish"
     several = [*policies, *({"pair": "all pairs", **row} for row in means(policies, ("several partners",)))]
-    joined = means(hidden, ("hidden", "instead"))
+    joined = [{"pair": "all pairs", **row} for row in means(hidden, ("hidden", "instead"))]
+    joined += means(hidden, ("pair", "hidden", "instead"))
     for name, rows in (("orthologs_several", several), ("orthologs_hidden", joined)):
         shown = tuple(dict.fromkeys(key for row in rows for key in row))
         print(markdown(shown, rows))

@@ -120,6 +120,41 @@ def test_symbols_of_a_species_that_is_not_loaded_are_told(
     assert resolver.resolve(renamed[species]).looks_like == species
 
 
+@pytest.mark.parametrize("species", ["pig", "rat"])
+def test_symbols_that_were_made_unique_are_told(
+    species: str, renamed: dict[str, list[str]], resolver: GeneResolver
+) -> None:
+    table = pd.DataFrame(index=renamed[species])
+    cells = anndata.AnnData(sp.csr_matrix((1, len(table))), var=table)
+    cells.var_names_make_unique()
+    assert resolver.resolve(list(cells.var_names)).looks_like == species
+
+
+@pytest.mark.parametrize("species", ["pig", "chicken", "arabidopsis"])
+def test_ids_that_do_not_ship_are_loaded_from_a_file(species: str, resolver: GeneResolver) -> None:
+    names = [IDS[species].format(n) for n in range(10_000, 10_400)]
+    with CellSource.open(cells_named(names)) as source, pytest.raises(InputError) as caught:
+        match_genes(source, resolver)
+    assert caught.value.code == "species-not-loaded"
+    assert "--source FILE" in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize(("species", "prefix"), [("worm", "WB:"), ("fruit fly", "FB:"), ("rhesus", "")])
+def test_ids_that_ship_are_loaded_from_what_ships(species: str, prefix: str, resolver: GeneResolver) -> None:
+    genes = pd.read_parquet(DATA / "snapshot" / "more_genes.parquet")
+    ids = genes.loc[genes["species"] == species, "gene_id"].iloc[:400]
+    cells = cells_named([i.removeprefix(prefix) for i in ids])
+    with CellSource.open(cells) as source, pytest.raises(InputError) as caught:
+        match_genes(source, resolver)
+    assert caught.value.code == "species-not-loaded"
+    assert "--source" not in (caught.value.fix or "")
+
+
+def test_a_counter_behind_an_unknown_id_is_no_gene(resolver: GeneResolver) -> None:
+    match = resolver.resolve(["ENSRNOG00000008012-1", "ENSG00000121410-2", "INS"], "human")
+    assert match.gene_ids == (None, "HGNC:5", "HGNC:6081")
+
+
 @pytest.mark.parametrize("species", [s for s in EIGHT if s != "cynomolgus"])
 def test_symbols_of_a_loaded_species_are_recognised(
     species: str, renamed: dict[str, list[str]], loaded: GeneResolver

@@ -98,8 +98,11 @@ def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> Foun
     if best is None or best.share < WARN_SHARE:
         best = _elsewhere(source, resolver, species, best)
     if best is None:
+        rows = all(is_row_numbers(names) for names in source.gene_name_candidates().values())
         raise InputError(
-            "the genes are named by row numbers, which say nothing of which gene is which",
+            "the genes are named by row numbers, which say nothing of which gene is which"
+            if rows
+            else "the gene names are numbers of an unknown kind: no more are known than of random numbers",
             f"{source.name}, names like {_shown(source.var_names)}",
             _TRANSPOSED
             if _is_transposed(source, resolver)
@@ -189,8 +192,8 @@ def _by_chance(match: GeneMatch, resolver: GeneResolver) -> bool:
 
 
 #: Below this fraction of the counts on known genes nothing is known of the cells. Where few of the names are
-#: known, most of the counts must lie on them: by chance, 14% of the names of worm and 40% of those of yeast
-#: are names of human genes.
+#: known, most of the counts must lie on them: 15% of the symbols of worm and 36% of those of
+#: yeast are names of human genes (benchmarks/orthologs.py --chance).
 REFUSE_SHARE, FEW_NAMES, MOST_COUNTS = 0.1, 0.45, 0.8
 
 
@@ -317,7 +320,12 @@ def _not_loaded(match: GeneMatch, where: str) -> InputError:
     key = match.looks_like
     fit = f"{match.n_matched:,} of {len(match.names):,} fit {match.species}"
     what = f"the gene names look like those of {key}, whose genes are not loaded ({fit})"
-    source = "" if key in _shipped_names() else " --source FILE (docs/species.md)"
+    # What ships of chicken and pig has symbols, but no Ensembl ids.
+    ours = _shipped_names().get(key, set()) | _shipped_ids(key)
+    prefix = known_species()[key].prefix if key in known_species() else ""
+    names = [name.strip() for name in match.names]
+    known = sum(not ours.isdisjoint((n, n.split(".")[0], prefix + n)) for n in names)
+    source = "" if known > FOREIGN_IDS * len(match.names) else " --source FILE (docs/species.md)"
     fix = f"run: scvec ingest genes --species {_quoted(key)}{source}; or give --species"
     return InputError(what, where, fix, code="species-not-loaded")
 
@@ -371,6 +379,8 @@ _STABLE_PART = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", r
 _ENTREZ = re.compile(r"(?:entrez:|GeneID:|LOC)?(\d+)", re.IGNORECASE)
 _PREFIX = re.compile(rf"({_GENOMES})(?:-2020-A)?_+(?=.)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(.+)[-.](\d{1,3})")
+#: What makes a repeated id unique, as in ENSG00000121410-1; it is not the Entrez id of A1BG.
+_COUNTER = re.compile(r"\d{1,3}")
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _DATE = re.compile(rf"\d{{1,2}}-(?:{_MONTHS})|(?:{_MONTHS})-\d{{1,2}}", re.IGNORECASE)
 _EDGES = "_|-:;,./ \t()[]"
@@ -640,11 +650,13 @@ class GeneResolver:
                 return key
         if len(left) <= ALIKE**2:
             return ""
+        # Repeated names were made unique: INS-1 is INS.
+        bases = {name: m[1] for name in names if (m := _SUFFIX.fullmatch(name))}
         best, most = "", 0
         for key, shipped in _shipped_names().items():
             if key in self.species:
                 continue
-            own = np.array([name in shipped for name in names], dtype=bool)
+            own = np.array([name in shipped or bases.get(name) in shipped for name in names], dtype=bool)
             more, fewer = int((own & ~known).sum()), int((known & ~own).sum())
             if own.sum() > max(most, 0.5 * len(names)) and more - fewer > ALIKE * np.sqrt(more + fewer):
                 best, most = key, int(own.sum())
@@ -850,6 +862,17 @@ def _as_they_are(names: tuple[str, ...], species: Species) -> GeneMatch:
     return GeneMatch(names, ids, how, species, "ids of their own kind", notes=tuple(notes))
 
 
+def _shipped_ids(species: Species) -> set[str]:
+    """Return ids of the genes of a species that are loaded on request, of the authority and of Ensembl."""
+    from scvec.stores.knowledge.snapshot import Snapshot
+
+    found = set[str]()
+    for name, column in (("more_genes", "gene_id"), ("more_aliases", "name")):
+        table = Snapshot.open().table(name).select(["species", column]).to_pydict()
+        found |= {n for n, one in zip(table[column], table["species"], strict=True) if one == species}
+    return found
+
+
 @cache
 def _shipped_names() -> dict[str, set[str]]:
     """Names and ids of the genes that ship with scvec and are loaded on request, by species."""
@@ -962,6 +985,8 @@ def _resolve_one(table: _Names, name: str, species: Species, fold: bool = False)
 
 def _composite(table: _Names, ensembl: str, rest: str) -> _Hit:
     by_id = table.exact["ensembl"].get(ensembl.upper(), ())
+    if _COUNTER.fullmatch(rest):
+        rest = ""
     by_name, level = table.plain(rest) if rest else _MISS
     both = tuple(g for g in by_id if g in by_name)
     if both:

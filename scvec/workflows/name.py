@@ -24,7 +24,7 @@ from scvec.ingest.cells.write import check_output, write_annotated, write_table
 from scvec.model.classifiers import clusters, need_igraph
 from scvec.model.known_markers import listed_genes, marker_index, ortholog_key
 from scvec.model.matching import MatchedSource, match_genes
-from scvec.model.resolvers import resolver_of, snapshot_resolver
+from scvec.model.resolvers import no_knowledge, resolver_of, snapshot_resolver
 from scvec.stores.knowledge.snapshot import Snapshot
 from scvec.workflows.live import LiveReport
 from scvec.workflows.name_llm import LlmOptions, consult
@@ -174,6 +174,9 @@ def name(
             cells, layer=asked.layer, memory=asked.memory, columns=True, values=asked.values
         ) as source:
             matched = match_genes(source, resolver, species=asked.species, force=asked.force)
+            if matched.match.species not in resolver.species:
+                fix = "markers are of known genes: name cells of such genes by a reference (scvec query)"
+                raise no_knowledge(matched.match.species, source.name, fix)
             obs = source.obs
             labels, made = _groups(obs, matched, asked, progress)
             groups = _named_groups(matched, labels, index, key, asked, progress)

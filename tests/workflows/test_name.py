@@ -58,6 +58,15 @@ def test_without_a_store_the_same_answer(store, tmp_path):
     assert scvec.name(None, markers=path).to_dict() == scvec.name(store, markers=path).to_dict()
 
 
+def test_of_ids_of_their_own_kind_nothing_is_known(store, cells):
+    other = cells[:50, :2000].copy()
+    other.var = pd.DataFrame(index=[f"g{i:05d}" for i in range(other.n_vars)])
+    for species, code in (("other", "species-not-loaded"), ("auto", "genes-not-recognised")):
+        with pytest.raises(InputError) as caught:
+            scvec.name(store, other, groupby="cell_type", species=species)
+        assert caught.value.code == code
+
+
 def test_groups_of_real_cells(store, cells, tmp_path):
     out = tmp_path / "named.h5ad"
     few = cells[cells.obs["cell_type"].isin(["alpha", "beta", "ductal", "endothelial", "acinar"])].copy()
