@@ -432,9 +432,13 @@ class CellsReport(Report):
     label_findings: list[dict[str, Any]] = field(default_factory=list)
     generation: str = ""
 
+    def _figures(self) -> str:
+        names = {"macro_f1": "macro-F1", "ece": "calibration error"}
+        figures = {k: v for k, v in self.calibration.items() if isinstance(v, float)}
+        return ", ".join(f"{names.get(k, k.replace('_', ' '))} {v:.3f}" for k, v in figures.items())
+
     def _repr_html_(self) -> str:
-        held = {k: v for k, v in self.calibration.items() if isinstance(v, float)}
-        told = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in held.items())
+        told = self._figures()
         parts = [
             f"<p>reference <b>{escape(self.name)}</b>: {self.n_cells:,} cells of "
             f"{len(self.classes)} labels</p>",
@@ -456,11 +460,7 @@ class CellsReport(Report):
             f"values: {self.expression}",
             *table(self.classes),
         ]
-        figures = {k: v for k, v in self.calibration.items() if isinstance(v, float)}
-        if figures:
+        if figures := self._figures():
             how = self.calibration.get("held_out", "")
-            lines.append(
-                f"on held-out cells{f' ({how})' if how else ''}: "
-                + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in figures.items())
-            )
+            lines.append(f"on held-out cells{f' ({how})' if how else ''}: {figures}")
         return [*lines, f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]
