@@ -52,7 +52,9 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 
 autosummary_generate = True
-autodoc_typehints = "none"
+# Signatures would be unreadable with types; what a function returns is told below.
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 # numpydoc lists what docstrings say of attributes; it repeats no method that autosummary lists.
 numpydoc_show_class_members = False
