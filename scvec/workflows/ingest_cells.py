@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from html import escape
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -463,4 +464,5 @@ class CellsReport(Report):
         if figures := self._figures():
             how = self.calibration.get("held_out", "")
             lines.append(f"on held-out cells{f' ({how})' if how else ''}: {figures}")
-        return [*lines, f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]
+        lines.append(f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})")
+        return [*lines, f"next: scvec query NEW.h5ad --reference {quote(self.name)} -o annotated.h5ad"]
