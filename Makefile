@@ -111,6 +111,7 @@ $(BIN)/python:
 # editable, so a change of code needs no new one. torch goes first, so that a CPU build is settled on
 # before anything else can ask for torch.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing scvec into $(VENV): some minutes, most of them to download torch; pip says nothing meanwhile"
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) -e '.[offline]'
 	@touch $@

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -52,7 +53,9 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 
 autosummary_generate = True
-autodoc_typehints = "none"
+# Signatures would be unreadable with types; what a function returns is told below.
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 # numpydoc lists what docstrings say of attributes; it repeats no method that autosummary lists.
 numpydoc_show_class_members = False
@@ -74,3 +77,18 @@ html_theme_options = {
 }
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
+
+
+def deal(app: Any, env: Any, docnames: list[str]) -> None:
+    """Deal the notebooks evenly among the pages: a process reads pages that follow each other."""
+    notebooks = [n for n in docnames if n.startswith("tutorials/") and n != "tutorials/index"]
+    pages = [n for n in docnames if n not in notebooks]
+    step = len(docnames) / max(1, len(notebooks))
+    for i, name in enumerate(notebooks):
+        pages.insert(int(i * step), name)
+    docnames[:] = pages
+
+
+def setup(app: Any) -> None:
+    """Connect what this file adds to Sphinx."""
+    app.connect("env-before-read-docs", deal)

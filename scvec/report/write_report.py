@@ -509,7 +509,8 @@ def write_report(
 
     Returns
     -------
-    The annotation with ``report`` set.
+    Annotation
+        The same with ``report`` set.
 
     Raises
     ------

@@ -223,7 +223,18 @@ def serve_mcp(
 ) -> None:
     """Answer a client of the Model Context Protocol on stdin and stdout, until it leaves.
 
-    Parameters are those of :class:`Tools`.
+    Parameters
+    ----------
+    store
+        Folder of the store.
+    root
+        Folder whose files the tools may read.
+    max_file
+        Bytes of the largest file that is opened.
+    allow_write
+        Whether ``annotate_file`` may write new files below ``root``.
+    memory
+        Bytes that reading may use; None for half of what is free.
 
     Raises
     ------

@@ -49,6 +49,8 @@ def serve(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     host
         Address to listen on. Everyone who reaches it and has the token may search the store and run jobs.
     port

@@ -51,6 +51,13 @@ LIBRARIES = (
 def info(store: Path | str, reference: str | None = None) -> InfoReport:
     """Return the contents of a store; with ``reference``, also details and the card of this reference.
 
+    Parameters
+    ----------
+    store
+        Folder of the store.
+    reference
+        Name of a reference; None for the whole store.
+
     Raises
     ------
     InputError
@@ -247,6 +254,8 @@ def verify(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     device
         Device of the encoders.
     llm
@@ -359,7 +368,13 @@ class VerifyReport(_Checked):
 
 
 def doctor(store: Path | str | None = None) -> DoctorReport:
-    """Check the machine, the libraries, the default model and the store, without changing anything."""
+    """Check the machine, the libraries, the default model and the store, without changing anything.
+
+    Parameters
+    ----------
+    store
+        Folder of the store; None: no store is checked.
+    """
     from scvec.base.resources import expanded
 
     checks = [
@@ -497,6 +512,13 @@ class DoctorReport(_Checked):
 def rm(store: Path | str, reference: str) -> RmReport:
     """Delete a reference. :func:`compact` frees its disk space.
 
+    Parameters
+    ----------
+    store
+        Folder of the store.
+    reference
+        Name of the reference.
+
     Raises
     ------
     InputError
@@ -535,6 +557,11 @@ class RmReport(Report):
 
 def compact(store: Path | str) -> CompactReport:
     """Delete older versions and unused files; merge the segments of references.
+
+    Parameters
+    ----------
+    store
+        Folder of the store.
 
     Raises
     ------

@@ -75,6 +75,8 @@ def append_cells(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     options, keywords
         :class:`AppendOptions`, or its fields as keywords; ``name`` and ``label_key`` are required. Each cell
         must have a label of the reference, or none.
@@ -253,6 +255,15 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
     The cells are no longer neighbours, and their rows of obs are deleted. Their vectors and older versions of
     the store stay until :func:`scvec.compact`. The head and the class means do not change. To remove the
     cells from these too, ingest the other cells again.
+
+    Parameters
+    ----------
+    store
+        Folder of the store.
+    reference
+        Name of the reference.
+    where
+        Condition, such as ``"donor = 'human2'"``.
 
     Raises
     ------

@@ -433,6 +433,8 @@ def ingest_complement(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     options, keywords
         :class:`ComplementOptions`, or its fields as keywords. Keywords override ``options``.
 

@@ -56,9 +56,10 @@ def demo(
 
     Returns
     -------
-    Labels, true accuracy and macro-F1 of both queries, and the report of the mouse cells. Mouse cells are
-    scored with the stellate and the immune types merged (``MERGED``), since the two species were not labelled
-    alike.
+    DemoReport
+        Labels, true accuracy and macro-F1 of both queries, and the report of the mouse cells. Mouse cells are
+        scored with the stellate and the immune types merged (``MERGED``), since the two species were not
+        labelled alike.
     """
     stages = Stages()
     folder = Path(out)

@@ -146,8 +146,19 @@ class DiffReport(Report):
 def diff(store: Path | str, old: int | str, new: int | str = "current", limit: int = 20) -> DiffReport:
     """Compare two versions of a store.
 
-    ``old`` and ``new`` are numbers of versions, or ``current``; ``limit`` is the number of examples of genes
-    and of descriptions added, changed and removed. InputError names the versions that exist.
+    Parameters
+    ----------
+    store
+        Folder of the store.
+    old, new
+        Numbers of versions, or ``current``.
+    limit
+        Number of examples of genes and of descriptions added, changed and removed.
+
+    Raises
+    ------
+    InputError
+        There is no such version; those that exist are named.
     """
     if limit < 0:
         raise InputError(

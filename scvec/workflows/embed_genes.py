@@ -115,6 +115,8 @@ def ingest_embeddings(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     options, keywords
         :class:`EmbeddingsOptions`, or its fields as keywords. Keywords override ``options``.
 

@@ -60,6 +60,8 @@ def evaluate(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     cells
         An h5ad file or an AnnData object, which is not changed.
     truth_key

@@ -40,6 +40,8 @@ def explain(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     path
         What ``scvec query -o OUT.h5ad`` wrote, or an annotated AnnData object; never changed.
     key_added

@@ -223,6 +223,8 @@ def export(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     reference
         Reference whose cells are exported, with obs, ``cell``, ``scvec_class``, ``scvec_row`` and ``vector``.
     to
@@ -271,6 +273,10 @@ def import_vectors(
 
     Parameters
     ----------
+    store
+        Folder of the store.
+    file
+        What :func:`export` wrote, parquet or h5ad.
     reference
         Name of the reference of the cells, if it changed since the export.
     dry_run

@@ -213,6 +213,8 @@ def gene_info(store: Path | str, names: Sequence[str], species: str | None = Non
 
     Parameters
     ----------
+    store
+        Folder of the store.
     names
         Symbols, previous symbols, aliases, Ensembl, Entrez or authority ids. A name that could be several
         genes stands for all of them.

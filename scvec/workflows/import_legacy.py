@@ -700,6 +700,8 @@ def import_legacy(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     files
         JSON or CSV files (also .gz), or pickles, which are read without running code.
     kind

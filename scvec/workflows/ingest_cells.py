@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from html import escape
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -432,9 +433,13 @@ class CellsReport(Report):
     label_findings: list[dict[str, Any]] = field(default_factory=list)
     generation: str = ""
 
+    def _figures(self) -> str:
+        names = {"macro_f1": "macro-F1", "ece": "calibration error"}
+        figures = {k: v for k, v in self.calibration.items() if isinstance(v, float)}
+        return ", ".join(f"{names.get(k, k.replace('_', ' '))} {v:.3f}" for k, v in figures.items())
+
     def _repr_html_(self) -> str:
-        held = {k: v for k, v in self.calibration.items() if isinstance(v, float)}
-        told = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in held.items())
+        told = self._figures()
         parts = [
             f"<p>reference <b>{escape(self.name)}</b>: {self.n_cells:,} cells of "
             f"{len(self.classes)} labels</p>",
@@ -456,11 +461,8 @@ class CellsReport(Report):
             f"values: {self.expression}",
             *table(self.classes),
         ]
-        figures = {k: v for k, v in self.calibration.items() if isinstance(v, float)}
-        if figures:
+        if figures := self._figures():
             how = self.calibration.get("held_out", "")
-            lines.append(
-                f"on held-out cells{f' ({how})' if how else ''}: "
-                + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in figures.items())
-            )
-        return [*lines, f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]
+            lines.append(f"on held-out cells{f' ({how})' if how else ''}: {figures}")
+        lines.append(f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})")
+        return [*lines, f"next: scvec query NEW.h5ad --reference {quote(self.name)} -o annotated.h5ad"]

@@ -122,6 +122,8 @@ def ingest_markers(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     sources
         Tables as CellMarker 2.0, PanglaoDB, ScType, HuBMAP ASCT+B and CellMarkerAccordion offer them, a GMT
         file, or any csv or tsv with columns of genes and cell types (also .gz); or one name in

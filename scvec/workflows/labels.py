@@ -97,6 +97,10 @@ def labels(
 
     Parameters
     ----------
+    store
+        Folder of the store.
+    reference
+        Name of the reference.
     set
         Label -> Cell Ontology id, such as ``{"B": "CL:0000236"}``.
     unset

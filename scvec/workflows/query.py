@@ -62,6 +62,8 @@ def query(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     cells
         An h5ad file, a zarr folder of anndata, an .h5 file or a folder (``matrix.mtx``, ``features.tsv``,
         ``barcodes.tsv``) of Cell Ranger, or an AnnData object; never changed.
@@ -72,7 +74,8 @@ def query(
 
     Returns
     -------
-    The annotation; where ``reference`` names several, a :class:`~scvec.workflows.query_many.JointAnnotation`.
+    Annotation or JointAnnotation
+        By one reference, or by several.
 
     Raises
     ------
@@ -352,6 +355,8 @@ def annotate(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     adata
         Cells; ``obs``, ``obsm`` and ``uns`` get the annotation, X stays as it is.
     key_added
@@ -363,7 +368,9 @@ def annotate(
 
     Returns
     -------
-    The copy, or None. Warnings are given as Python warnings; all notes are in ``uns[key_added]["notes"]``.
+    AnnData or None
+        The copy, if asked for. Warnings are given as Python warnings; all notes are in
+        ``uns[key_added]["notes"]``.
     """
     if isinstance(adata, (str, Path)):
         raise InputError(

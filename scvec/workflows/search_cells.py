@@ -144,6 +144,8 @@ def search_cells(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     text
         Text such as ``insulin secretion``, or names of genes.
     like

@@ -218,6 +218,8 @@ def search_genes(
 
     Parameters
     ----------
+    store
+        Folder of the store.
     text
         Text such as ``insulin secretion``, or names of genes.
     options, keywords

@@ -83,7 +83,7 @@ def test_errors_are_one_object_with_json(error, exit_code, code, text, scvec, ap
         (["query", "x", "--refrence", "p"], "'--reference'"),
         (["query", "x", "--n-neighbors", "0"], "'--n-neighbors'"),
         (["query", "x", "--method", "vote"], "'vote' is not one of 'both', 'knn', 'head'\n"),
-        (["ingest", "genes", "--species", "rart"], "'rart': did you mean rat?"),
+        (["ingest", "genes", "--concurrency", "0"], "'--concurrency'"),
         (["ingest", "cells", "x.h5ad", "--name", "p"], "'--label-key'"),
         (["export", "p", "-o", "x"], "'--to'"),
         ([], "scvec --help"),
