@@ -112,6 +112,7 @@ def test_annotated_copy_carries_everything_over(folder: Path):
     }
 
 
+@pytest.mark.slow
 def test_evidence_names_the_genes_that_make_the_types(folder: Path):
     found = scvec.query(folder / "store", folder / "new.h5ad", output=folder / "explained.h5ad")
     with Explainer.of_file(folder / "store", folder / "explained.h5ad") as explainer:
@@ -162,6 +163,7 @@ def test_a_cell_gets_one_answer_alone_in_any_chunk_and_in_any_order(
         assert alone.label[0] == whole.label[row] and alone.status[0] == whole.status[row]
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_give_one_manifest(folder: Path, tiny_adata: Callable[..., anndata.AnnData]):
     from scvec.stores.store.store import Store
 
@@ -240,6 +242,7 @@ def test_empty_and_shuffled_cells_are_never_confident(folder: Path):
 
 
 @pytest.mark.parametrize("encoder", ["weighted", "pca", "residual"])
+@pytest.mark.slow
 def test_other_encoders_do_the_whole_job(
     encoder: str, tiny_store: Path, tiny_adata: Callable[..., anndata.AnnData]
 ):
@@ -289,6 +292,7 @@ def test_several_files_make_one_reference(tiny_store: Path, tiny_adata: Callable
     assert any("not every file" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_what_a_user_should_know_is_said(tiny_store: Path, tiny_adata: Callable[..., anndata.AnnData]):
     cells = tiny_adata(60)
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"acinar": "cluster 7"})

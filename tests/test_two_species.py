@@ -91,6 +91,7 @@ def test_a_reference_of_one_species_still_calls_the_other_foreign(
     assert species_of(stored.meta) == {"human": 60} and "scvec_species" not in stored.obs
 
 
+@pytest.mark.slow
 def test_species_of_one_file_each_are_held_out_by_cells(made: tuple[Path, Any], tiny_adata: Cells) -> None:
     files = [tiny_adata(60), mouse_cells(tiny_adata, 40, 2)]
     report = scvec.ingest_cells(made[0], files, name="two", label_key="cell_type", encoder="pca")

@@ -194,6 +194,7 @@ scvec.query(sys.argv[1], anndata.read_h5ad(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_as_it_writes_leaves_nothing_that_is_read(
     store: Path, tiny_adata: Cells, tmp_path: Path, fits: list[int]
 ) -> None:

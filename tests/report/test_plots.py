@@ -173,6 +173,7 @@ def test_names_are_bars_of_their_probability():
     drawn(axes)
 
 
+@pytest.mark.slow
 def test_evidence_has_a_dot_where_a_gene_speaks_for_a_label(tmp_path: Any, tiny_adata: Any, new_store: Any):
     store = new_store(tmp_path / "store")
     scvec.ingest_cells(store, [tiny_adata(90, classes=3)], name="tiny", label_key="cell_type", encoder="pca")

@@ -149,6 +149,7 @@ def test_the_order_of_sources_does_not_matter(kb: KnowledgeBase, tmp_path: Path)
 
 @settings(max_examples=12)
 @given(data=st.data())
+@pytest.mark.slow
 def test_order_repeats_and_splits_do_not_matter(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

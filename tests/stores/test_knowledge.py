@@ -47,6 +47,7 @@ def empty(tmp_path: Path) -> Iterator[KnowledgeBase]:
         yield base
 
 
+@pytest.mark.slow
 def test_loading_twice_changes_nothing(kb: KnowledgeBase) -> None:
     digest, counts = kb.digest(), kb.counts()
     assert set(kb.load_snapshot().values()) == {0}
@@ -56,6 +57,7 @@ def test_loading_twice_changes_nothing(kb: KnowledgeBase) -> None:
     assert (kb.digest(), kb.counts()) == (digest, counts)
 
 
+@pytest.mark.slow
 def test_species_one_by_one_or_together_is_the_same(loaded: Path, empty: KnowledgeBase) -> None:
     assert empty.load_snapshot(["mouse"])["genes"] > 50_000
     assert set(empty.genes().species) == {"mouse"}
@@ -79,6 +81,7 @@ def test_rows_are_exactly_once(kb: KnowledgeBase) -> None:
         assert total == unique > 0, table
 
 
+@pytest.mark.slow
 def test_the_digest_covers_all_content_but_not_times(kb: KnowledgeBase) -> None:
     before = kb.digest()
     kb._con.execute("UPDATE descriptions SET retrieved_at = '1999-01-01' WHERE gene_id = 'HGNC:6081'")
@@ -135,6 +138,7 @@ def test_a_symbol_of_a_gene_with_another_entrez_id_does_not_merge(kb: KnowledgeB
     assert (kb.aliases("human").query("name == 'INS' and kind == 'symbol'").gene_id == "HGNC:6081").all()
 
 
+@pytest.mark.slow
 def test_records_before_or_after_the_snapshot(kb: KnowledgeBase, empty: KnowledgeBase) -> None:
     batch = [(INS, [TEXT])]
     kb.upsert_records([batch])
@@ -147,6 +151,7 @@ def test_records_before_or_after_the_snapshot(kb: KnowledgeBase, empty: Knowledg
         assert {d.kind for d in base.all_descriptions("HGNC:6081")} == {"human", "composed"}
 
 
+@pytest.mark.slow
 def test_records_load_once(kb: KnowledgeBase) -> None:
     batch = [(INS, [TEXT]), (INS1, [])]
     assert kb.upsert_records([batch]) == {
@@ -158,6 +163,7 @@ def test_records_load_once(kb: KnowledgeBase) -> None:
     assert kb.digest() == digest
 
 
+@pytest.mark.slow
 def test_a_load_that_fails_leaves_nothing(kb: KnowledgeBase) -> None:
     digest = kb.digest()
 

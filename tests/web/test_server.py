@@ -176,6 +176,7 @@ def test_paths_lead_nowhere(server: Server, path: str):
     assert status in (404, 422) and b"root:" not in json.dumps(body).encode()
 
 
+@pytest.mark.slow
 def test_searches(server: Server, shelf: Shelf):
     status, found, _ = ask(server, "/api/search/genes?q=insulin&k=3")
     assert status == 200 and len(found["hits"]) == 3 and found["hits"][0]["symbol"] == "INS"

@@ -84,6 +84,7 @@ def test_words_lose_endings_and_filler():
     assert words("of the") == ["of", "the"] and words("?!") == []
 
 
+@pytest.mark.slow
 def test_words_are_ranked_as_bm25_by_hand_ranks_them(kb: KnowledgeBase):
     text = "regulation of insulin secretion"
     found = kb.find_words(text, ["human"], limit=50)
@@ -177,6 +178,7 @@ def test_a_store_without_vectors_is_searched_by_words(store: Path, monkeypatch: 
 
 @settings(max_examples=12)
 @given(st.text(min_size=1, max_size=40))
+@pytest.mark.slow
 def test_any_text_is_only_a_text(kb: KnowledgeBase, text: str):
     kb.find_names(text, ["human"])
     for gene_id, score in kb.find_words(text, ["human"], limit=3):
