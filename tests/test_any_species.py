@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anndata
-import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -268,27 +267,6 @@ def test_ids_of_their_own_kind_stay_when_their_species_is_loaded() -> None:
     resolver = tiny(PAIRS)
     match = resolver.resolve(["w1-symbol"], "worm")
     assert resolver.map_to(match, ["w1-symbol"], "worm").measured.all()
-
-
-def test_a_knowledge_base_of_the_schema_before_is_read_and_changed(tmp_path: Path) -> None:
-    path = tmp_path / "genes.duckdb"
-    KnowledgeBase.open(path).close()
-    with duckdb.connect(str(path)) as con:
-        con.execute("DROP TABLE orthologs")
-        con.execute(
-            "CREATE TABLE orthologs (human_gene_id VARCHAR, mouse_gene_id VARCHAR, kind VARCHAR,"
-            " confidence TINYINT, gene_order_conservation FLOAT, alignment_coverage FLOAT)"
-        )
-        con.execute("INSERT INTO orthologs VALUES ('HGNC:6081', 'MGI:96573', 'one2many', 1, 100, 1)")
-        con.execute("DELETE FROM schema_version")
-        con.execute("INSERT INTO schema_version VALUES (3)")
-    expected = ("HGNC:6081", "human", "MGI:96573", "mouse", "one2many", 1.0)
-    with KnowledgeBase.open(path, read_only=True) as kb:
-        digest = kb.digest()
-        assert tuple(kb.orthologs().iloc[0])[:6] == expected
-    with KnowledgeBase.open(path) as kb:
-        assert tuple(kb.orthologs().iloc[0])[:6] == expected
-        assert kb.schema_version == 4 and kb.digest() != digest
 
 
 def test_a_better_pair_takes_the_place_of_one_that_is_known(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from scvec.stores.knowledge.gene_search import GeneSearch
 from scvec.stores.knowledge.snapshot import SNAPSHOT_SOURCE, Snapshot, load_ontologies, load_snapshot_genes
 from scvec.stores.knowledge.tables import (
     CONTENT_TABLES,
-    OLDER_VERSION,
     SCHEMA_VERSION,
     Digest,
     Tables,
@@ -26,7 +25,6 @@ from scvec.stores.knowledge.tables import (
     create,
     current_version,
     description_table,
-    from_older,
     insert,
     insert_aliases,
     insert_orthologs,
@@ -34,7 +32,6 @@ from scvec.stores.knowledge.tables import (
     translate,
     upsert,
     upsert_descriptions,
-    view_older,
 )
 
 if TYPE_CHECKING:
@@ -843,9 +840,6 @@ def _prepare(con: Any, path: Path, read_only: bool) -> None:
     """Check that the file has the tables of this schema; create them in an empty file."""
     version = current_version(con)
     if version == SCHEMA_VERSION:
-        return
-    if version == OLDER_VERSION:
-        (view_older if read_only else from_older)(con)
         return
     if version:
         raise StoreError(

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTENT_TABLES",
-    "OLDER_VERSION",
     "SCHEMA_VERSION",
     "TIME_COLUMNS",
     "Digest",
@@ -29,7 +28,6 @@ __all__ = [
     "create",
     "current_version",
     "description_table",
-    "from_older",
     "insert",
     "insert_aliases",
     "insert_orthologs",
@@ -37,7 +35,6 @@ __all__ = [
     "translate",
     "upsert",
     "upsert_descriptions",
-    "view_older",
 ]
 
 
@@ -356,13 +353,6 @@ CREATE TABLE notes (
 """
 
 SCHEMA_VERSION = 4
-#: The schema before, which is read as it is and changed when something is written.
-OLDER_VERSION = 3
-# Version 3 knew orthologs of the two species that shipped then.
-_FROM_OLDER = (
-    "SELECT human_gene_id AS gene_id, 'human' AS species, mouse_gene_id AS other_id,"
-    " 'mouse' AS other_species, kind, confidence::FLOAT AS confidence, 'scvec-snapshot' AS source"
-)
 
 #: Tables that the digest covers. Jobs record how the content was obtained, so they are left out.
 CONTENT_TABLES = (
@@ -410,32 +400,6 @@ def create(con: Any) -> None:
         raise
 
 
-def in_file(con: Any, table: str) -> str:
-    """Return the full name of a table of the file: a view may have the short one."""
-    name = str(con.execute("SELECT current_database()").fetchall()[0][0]).replace('"', '""')
-    return f'"{name}".main.{table}'
-
-
-def view_older(con: Any) -> None:
-    """Let a file of the schema before, open for reading, be read as one of this schema."""
-    con.execute(f"CREATE TEMP VIEW orthologs AS {_FROM_OLDER} FROM {in_file(con, 'orthologs')}")
-
-
-def from_older(con: Any) -> None:
-    """Make a file of the schema before one of this schema, in one transaction."""
-    con.execute("BEGIN")
-    try:
-        con.execute("ALTER TABLE orthologs RENAME TO older_orthologs")
-        con.execute(_ORTHOLOGS)
-        con.execute(f"INSERT INTO orthologs BY NAME {_FROM_OLDER} FROM older_orthologs")
-        con.execute("DROP TABLE older_orthologs")
-        con.execute("INSERT INTO schema_version VALUES (?)", [SCHEMA_VERSION])
-        con.execute("COMMIT")
-    except BaseException:
-        con.execute("ROLLBACK")
-        raise
-
-
 class Digest(Tables):
     """Part of the knowledge base: digests that identify its content."""
 
@@ -465,7 +429,7 @@ class Digest(Tables):
         return [self._table_digest("jobs")] if self._one("SELECT count(*) FROM jobs")[0] else []
 
     def _table_digest(self, table: str) -> str:
-        described = self._all(f"SELECT column_name FROM (DESCRIBE {in_file(self._con, table)})")
+        described = self._all(f"SELECT column_name FROM (DESCRIBE {table})")
         columns = sorted({str(row[0]) for row in described} - TIME_COLUMNS)
         # Each value follows its length, so different rows never give the same text.
         cells = ", ".join(
@@ -475,7 +439,7 @@ class Digest(Tables):
         # sums take most of the time of a commit.
         row = self._one(
             f"SELECT count(*), sum((m >> 64)::UBIGINT), sum((m & {2**64 - 1}::UHUGEINT)::UBIGINT) FROM"
-            f" (SELECT md5_number(concat({cells})) AS m FROM {in_file(self._con, table)})"
+            f" (SELECT md5_number(concat({cells})) AS m FROM {table})"
         )
         return f"{table} {','.join(columns)} {row[0]} {row[1]} {row[2]}"
 
