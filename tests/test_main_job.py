@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -181,15 +182,16 @@ def test_two_runs_with_one_seed_give_one_manifest(folder: Path, tiny_adata: Call
     assert run("second", 4).references["tiny"].vectors == first.references["tiny"].vectors
 
 
-def test_store_is_proven_whole_and_damage_is_found(folder: Path):
+def test_store_is_proven_whole_and_damage_is_found(folder: Path, tmp_path: Path):
     report = scvec.verify(folder / "store")
     assert report.ok and report.encoder_parity["donors"] < 1e-5
-    victim = next((folder / "first" / "files").glob("tiny.model-*"))
+    copy = shutil.copytree(folder / "store", tmp_path / "copy")
+    victim = next((copy / "files").glob("donors.model-*"))
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.chmod(0o644)
     victim.write_bytes(data)
-    assert not scvec.verify(folder / "first").ok
+    assert not scvec.verify(copy).ok
 
 
 def test_where_asks_only_those_cells(folder: Path):

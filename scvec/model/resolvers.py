@@ -102,7 +102,8 @@ def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> Foun
         raise InputError(
             "the genes are named by row numbers, which say nothing of which gene is which"
             if rows
-            else "the gene names are numbers of an unknown kind: no more are known than of random numbers",
+            else "the gene names are row numbers of a selection, or ids of an unknown kind: no more of them are "
+            "known than of random numbers",
             f"{source.name}, names like {_shown(source.var_names)}",
             _TRANSPOSED
             if _is_transposed(source, resolver)

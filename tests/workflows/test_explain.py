@@ -127,7 +127,7 @@ def test_the_store_may_go_on_while_the_reference_stays(folder: Path, tiny_adata:
     assert scvec.explain(moved, folder / "out.h5ad", label="beta").to_dict() == before
     scvec.ingest_cells(moved, [tiny_adata(45, seed=8)], name="tiny", **OPTIONS | {"encoder": "pca"})
     # Generation 2 holds the reference still, but the file is of generation 1, which is gone.
-    with pytest.raises(StoreError, match="is another"):
+    with pytest.raises(StoreError, match="another reference of this name"):
         scvec.explain(moved, folder / "out.h5ad", label="beta")
     scvec.rm(moved, "tiny")
     with pytest.raises(StoreError, match="does not have"):

@@ -158,7 +158,7 @@ def test_names_and_options(store: Path, tmp_path: Path) -> None:
     assert import_legacy(store, [path], name="mine", dry_run=True).files[0].name == "mine"
     for files, options, code, where in (
         ([path], {"name": "a/b"}, "bad-name", "--name"),
-        ([path], {"species": "rat"}, "unknown-choice", "--species"),
+        ([path], {"species": "rart"}, "unknown-choice", "--species"),
         ([path], {"kind": "other"}, "unknown-choice", "--kind"),
         ([path, path], {"name": "x"}, "usage", "--name"),
         ([path, tmp_path / "v.json"], {}, "bad-name", "v, v"),
