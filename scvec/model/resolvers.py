@@ -102,7 +102,7 @@ def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> Foun
         raise InputError(
             "the genes are named by row numbers, which say nothing of which gene is which"
             if rows
-            else "the gene names are row numbers of a selection, or ids of an unknown kind: no more of them are "
+            else "the gene names are row numbers of a selection, or ids of an unknown kind: no more are "
             "known than of random numbers",
             f"{source.name}, names like {_shown(source.var_names)}",
             _TRANSPOSED
