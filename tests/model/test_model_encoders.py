@@ -121,7 +121,7 @@ def test_a_model_that_is_gone_or_another_is_an_error_of_the_store(
         ({"encoder": "sentence", "epochs": None, "backbone": "openai:m"}, "input", "--backbone"),
         ({"prompt_order": "none", "llm": "x"}, "input", "--llm x"),
         ({"device": "cuda"}, "no-gpu", "torch"),
-        ({"device": "tpu"}, "input", "--device"),
+        ({"device": "tpu"}, "unknown-choice", "--device"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
