@@ -38,7 +38,9 @@ __all__ = ["markers", "name"]
     help="Marker lists: group,genes.",
 )
 @click.option("--groupby", metavar="COLUMN", help="Column of obs with the groups.  [default: clusters]")
-@click.option("--tissue", default="", help="Tissue of the cells, as lung or blood: its markers count twice.")
+@click.option(
+    "--tissue", default="", help="Tissue of the cells, as lung or blood: types known in it are preferred."
+)
 @click.option(
     "--species",
     type=SpeciesName("auto"),

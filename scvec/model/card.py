@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvec import __version__
 from scvec.base.errors import InputError
+from scvec.base.results import count_text
 
 if TYPE_CHECKING:
     from scvec.stores.store.reference_reader import StoredReference
@@ -295,7 +296,7 @@ def _rounded(value: Any) -> float | None:
 def _label_line(label: dict[str, Any]) -> str:
     parts = [f"{label['label']}: {label['cells']:,} cells"]
     if label["donors"]:
-        parts.append(f"{label['donors']} donors")
+        parts.append(count_text(label["donors"], "donor"))
     if label["cl_id"]:
         parts.append(label["cl_id"])
     if label["recall"] is not None:

@@ -193,8 +193,8 @@ def _by_chance(match: GeneMatch, resolver: GeneResolver) -> bool:
 
 
 #: Below this fraction of the counts on known genes nothing is known of the cells. Where few of the names are
-#: known, most of the counts must lie on them: 15% of the symbols of worm and 36% of those of
-#: yeast are names of human genes (benchmarks/orthologs.py --chance).
+#: known, most of the counts must lie on them: 15% of the symbols of worm and 36% of those of yeast are names
+#: of human genes (benchmarks/orthologs.py --chance).
 REFUSE_SHARE, FEW_NAMES, MOST_COUNTS = 0.1, 0.45, 0.8
 
 

@@ -61,9 +61,9 @@ class NameOptions(LlmOptions):
     groupby
         Column of obs with the groups; a column of clusters where there is one, else clusters are made.
     tissue
-        Of the cells, in words as markers name it: ``lung``, ``blood``. Markers of it count twice.
+        Tissue of the cells, as people write it: ``lung``, ``PBMC``. Types known in it are preferred.
     species
-        ``auto``, ``human`` or ``mouse``.
+        ``auto``, or a species whose genes the knowledge base has.
     only
         ``novel``: only the cells that ``scvec query`` called novel are named; the others are compared with.
     layer, values, memory
@@ -127,10 +127,10 @@ def name(
 ) -> NamesReport:
     """Name groups of cells, or published marker lists, by known markers of cell types.
 
-    Each group's specific genes are compared with the markers of all Cell Ontology terms: those that ship
-    with scvec and the tables that :func:`scvec.ingest_markers` read. A marker counts more the fewer types it
-    marks, the more tables name it, and if a table names it for the tissue; a term collects part of the
-    scores of the terms below it.
+    The specific genes of each group are compared with the markers of all Cell Ontology terms: those that ship
+    with scvec, and the tables that :func:`scvec.ingest_markers` read. The score of a term has learned weights
+    (docs/names.md). It rises with rare markers, with markers in the tissue, and with the scores of the terms
+    above and below it. It falls with markers that were measured and are absent.
 
     Parameters
     ----------
