@@ -55,7 +55,7 @@ class ProgressBar:
 
         if self._handle is None:
             self._handle = display(HTML(self._repr_html_()), display_id=True)
-        elif self._handle is not None:
+        else:
             self._handle.update(HTML(self._repr_html_()))
 
 
