@@ -213,7 +213,7 @@ def _encoded(
             obs[HASH_COLUMN] = cells
         n_met = int((primary & ~new).sum())
         known.n_met += n_met
-        told = left_out_notes(n_met, int((~primary).sum()))
+        told = left_out_notes(n_met, int((~primary).sum())) + _same_names(stored, obs.index[new])
         record = {
             "name": source.name,
             "n_cells": int(new.sum()),
@@ -224,6 +224,24 @@ def _encoded(
         }
         notes = [*source.notes, *matched.notes, *genes.notes, *few, *told]
         return _Added(obs[new], np.concatenate(vectors), record, notes)
+
+
+#: Fraction of new cells with a name of the reference's. The barcodes of two 10x samples share under 1%.
+SAME_NAMES = 0.1
+
+
+def _same_names(stored: StoredReference, names: pd.Index) -> list[str]:
+    """Return a warning if many new cells have names of cells of the reference.
+
+    Names such as ``12`` and ``cell_12`` only count cells, so that they are the same in any two files.
+    """
+    same = names.isin(stored.obs.index) & ~names.astype(str).str.fullmatch(r"\D{0,12}\d+")
+    if same.sum() <= SAME_NAMES * len(names):
+        return []
+    return [
+        f"warning: {same.sum():,} of {len(names):,} appended cells have the names of cells of the reference, "
+        "but other values; if they are the same cells with fewer genes or corrected counts, each now counts twice"
+    ]
 
 
 class _Known:

@@ -193,6 +193,22 @@ def test_what_is_there_is_not_appended(
     assert (again.n_added, again.n_known, again.n_cells) == (0, other.n_obs + 30, 120)
 
 
+def test_cells_of_the_same_names_and_other_genes_are_warned_of(
+    cells: Any, tmp_path: Path, new_store: Callable[[Path], Path], tiny_adata: Callable[..., Any]
+) -> None:
+    store = new_store(tmp_path / "store")
+    named = cells.copy()
+    named.obs_names = [f"{'ACGT'[k % 4] * 16}-{k}" for k in range(named.n_obs)]
+    scvec.ingest_cells(store, [named], name="once", **OPTIONS)
+    fewer = named[:, : named.n_vars - 5].copy()
+    report = scvec.append_cells(store, [fewer], name="once", **OPTIONS)
+    assert any("90 of 90 appended cells have the names" in note for note in report.notes)
+    other = tiny_adata(30, classes=3, seed=7)  # its names only count the cells
+    scvec.append_cells(store, [other], name="once", **OPTIONS)
+    report = scvec.append_cells(store, [tiny_adata(30, classes=3, seed=8)], name="once", **OPTIONS)
+    assert report.n_added == 30 and not any("have the names" in note for note in report.notes)
+
+
 def test_deleted_cells_can_be_appended_again_and_empty_ones_are_not_doubled(
     once: tuple[Path, Any], cells: Any, tmp_path: Path, new_store: Callable[[Path], Path]
 ) -> None:
