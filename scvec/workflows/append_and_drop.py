@@ -240,7 +240,7 @@ def _same_names(stored: StoredReference, names: pd.Index) -> list[str]:
         return []
     return [
         f"warning: {same.sum():,} of {len(names):,} appended cells have the names of cells of the reference, "
-        "but other values; if they are the same cells with fewer genes or corrected counts, each now counts twice"
+        "but other values; the same cells with fewer genes or corrected counts count twice now"
     ]
 
 
