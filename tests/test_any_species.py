@@ -208,6 +208,19 @@ def test_few_names_of_a_species_are_chance(resolver: GeneResolver) -> None:
         assert match_genes(source, resolver, species="human", force=True).match.n_matched >= 100
 
 
+@pytest.mark.parametrize("species", ["human", "mouse"])
+def test_names_on_the_wrong_columns_are_warned_of(species: str, resolver: GeneResolver) -> None:
+    cells = anndata.read_h5ad(DATA / f"baron_{species}.h5ad")[:100].copy()
+    for names, wrong in (
+        (list(cells.var_names), False),
+        (list(np.random.default_rng(0).permutation(cells.var_names)), True),
+    ):
+        cells.var_names = names
+        with CellSource.open(cells) as source:
+            notes = match_genes(source, resolver).notes
+        assert any("do the names belong to these columns" in note for note in notes) == wrong
+
+
 def snapshot_symbols() -> list[str]:
     genes = pd.read_parquet(DATA / "snapshot" / "genes.parquet")
     return list(genes.loc[(genes["species"] == "human") & (genes["gene_type"] == "protein-coding"), "symbol"])

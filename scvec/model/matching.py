@@ -20,7 +20,15 @@ from scvec.encoders.obsm import Known
 from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, most_variable, variability
 from scvec.ingest.cells.cell_vectors import VectorSource
 from scvec.model.copies import Seen, cell_hashes, gene_keys
-from scvec.model.resolvers import WARN_SHARE, find_genes, is_chance, unknown, unknown_names
+from scvec.model.resolvers import (
+    USUAL,
+    WARN_SHARE,
+    find_genes,
+    is_chance,
+    unknown,
+    unknown_names,
+    usual_expression,
+)
 from scvec.model.storage import encoder_of, genes_of
 from scvec.model.unmeasured import without_unmeasured
 
@@ -475,6 +483,11 @@ def match_genes(
     if best.share < WARN_SHARE:
         names = unknown(found.match, source.gene_totals)
         few = [f"warning: few genes are known: {best.summary}; unknown are names like {names}"]
+    if (usual := usual_expression(found.match, source.gene_totals, resolver)) < USUAL:
+        few.append(
+            f"warning: genes are not expressed as in other cells of {found.match.species} (rank correlation "
+            f"{usual:.2f}, usually 0.3 to 0.9): do the names belong to these columns?"
+        )
     match, gaps = found.match, list[str]()
     if drop_unmeasured:
         match, gaps = without_unmeasured(match, source)

@@ -49,6 +49,7 @@ __all__ = [
     "stored_resolver",
     "unknown",
     "unknown_names",
+    "usual_expression",
 ]
 
 #: Genome prefixes of all species, as one pattern.
@@ -204,6 +205,44 @@ def is_chance(found: FoundGenes) -> bool:
     known = {n.strip() for n, how in zip(found.match.names, found.match.how, strict=True) if how}
     few = len(known) < FEW_NAMES * len(names)
     return found.share < REFUSE_SHARE or (few and found.share < MOST_COUNTS)
+
+
+#: Genes that tell whether expression is as usual, and the rank correlation below which it is not. True files
+#: of whole genomes have 0.2 to 0.9, names on wrong columns -0.06 to 0.19 (benchmarks/species_detection.py).
+N_USUAL, USUAL = 1000, 0.1
+
+
+def usual_expression(match: GeneMatch, totals: npt.NDArray[np.float64], resolver: GeneResolver) -> float:
+    """Return how genes rank by counts in a file, compared with cells that ship; NaN where too few are known.
+
+    Parameters
+    ----------
+    totals
+        (n_names,) counts of the names.
+
+    Returns
+    -------
+    float
+        Rank correlation (-1 to 1) over the genes that both have, of human and mouse only.
+    """
+    from scipy.stats import spearmanr
+
+    from scvec.stores.knowledge.snapshot import Snapshot
+
+    table = Snapshot.open().table("background").to_pydict()
+    usual = {
+        gene.lower(): mean
+        for gene, mean, species in zip(table["gene"], table["mean"], table["species"], strict=True)
+        if species == match.species
+    }
+    pairs = [
+        (total, usual[symbol])
+        for gene, total in zip(match.gene_ids, totals, strict=True)
+        if gene is not None and (symbol := resolver.symbol(gene)) in usual
+    ]
+    if len(pairs) < N_USUAL or min(totals) < 0:
+        return float("nan")
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
 #: Regions of the genome, as joined files of RNA and open chromatin have them, and genes of another genome.
@@ -551,6 +590,10 @@ class GeneResolver:
     def species(self) -> tuple[str, ...]:
         """The species whose genes are known, those that ship with every store first."""
         return tuple(one for one, table in self._names.items() if table.ids)
+
+    def symbol(self, gene_id: str) -> str:
+        """Return the official symbol of a gene in small letters; empty where it has none."""
+        return self._symbol.get(gene_id, "")
 
     def resolve(self, names: Sequence[str], species: Species | str = "auto") -> GeneMatch:
         """Find the gene of each name.
