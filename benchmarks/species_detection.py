@@ -2,10 +2,10 @@
 
     python benchmarks/species_detection.py [--publish]
 
-Real cells of human and mouse: the pancreas that ships, and what is in ``../shared/data``. They are cut to panels,
-lose names, are renamed to other species through the shipped tables (orthologs alone, or with symbols of that
-species on the other columns), to names of chance, and get their own names in the wrong order. ``accepted`` by
-names and counts; ``warned`` by rank correlation of counts with those of the cells that ship
+Real cells of human and mouse: the pancreas that ships, and what is in ``../shared/data``. They are cut to
+panels, lose names, are renamed to other species through the shipped tables (orthologs alone, or with symbols
+of that species on the other columns), to names of chance, and get their own names in the wrong order.
+``accepted`` by names and counts; ``warned`` by rank correlation of counts with those of the cells that ship
 (:func:`scvec.model.resolvers.usual_expression`), whose limit was chosen on the files of ``CHOSEN``.
 """
 
@@ -111,7 +111,7 @@ def rows_of() -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each case: files, how many are accepted (true ones: rightly) and warned of, and means."""
+    """Return a row for each case: files, those accepted (true ones: rightly), those warned of, means."""
     shown = []
     for what, some in pd.DataFrame(rows).groupby("case", sort=False):
         told = some["correlation"].dropna()

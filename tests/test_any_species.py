@@ -80,17 +80,49 @@ def renamed(resolver: GeneResolver) -> dict[str, list[str]]:
         ("Homo_sapiens", "human"),
         ("Other", "other"),
         ("axolotl", "axolotl"),
+        ("naked mole rat", "naked mole rat"),
+        ("M. fascicularis", "cynomolgus"),
+        ("Gallus", "chicken"),
+        ("pigs", "pig"),
+        ("Homo sapiens (human)", "human"),
+        ("Caenorhabditis elegans N2", "worm"),
+        ("Mmul_10", "rhesus"),
+        ("GRCz11", "zebrafish"),
+        ("mm39", "mouse"),
+        ("taxid:10090", "mouse"),
+        ("9606.0", "human"),
     ],
 )
 def test_a_species_has_many_names(text: str, key: str) -> None:
     assert species_key(text) == key
 
 
-@pytest.mark.parametrize("text", ["zebrafsh", "humna", "", "../x", "9" * 80, "auto"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "zebrafsh",
+        "humna",
+        "",
+        "../x",
+        "9" * 80,
+        "auto",
+        "unknown",
+        "human and mouse",
+        "hg19_mm10",
+        "monkey",
+        "Macaca",
+    ],
+)
 def test_what_is_no_name_of_a_species_is_refused(text: str) -> None:
     with pytest.raises(InputError) as caught:
         species_key(text)
     assert caught.value.code == "unknown-choice"
+
+
+def test_a_word_for_several_species_is_answered_with_their_names() -> None:
+    with pytest.raises(InputError) as caught:
+        species_key("macaca")
+    assert {"rhesus", "cynomolgus"} <= set((caught.value.fix or "").replace(",", "").split())
 
 
 def test_no_two_species_share_a_name_or_an_id() -> None:
