@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -60,6 +60,8 @@ WARN_SHARE = 0.5
 FOREIGN_IDS = 0.05
 #: Standard errors by which one of two species with symbols of one style must know more names (p < 0.01).
 ALIKE = 2.5
+#: Part of the reference's genes below which a table of orthologs is called short (fruit fly 0.15, pig 0.77).
+FEW_CROSSED = 0.25
 #: A column of other names is tried when the names of the index leave out more than this.
 GOOD_SHARE = 0.95
 
@@ -448,12 +450,17 @@ class GeneMap:
         (n_target,) bool: target genes that at least one name stands for.
     notes
         What a user should know about it.
+    crossed
+        Where the names are of another species: how many genes have orthologs among the targets, and of which
+        kind. ``path`` (species), ``genes``, ``crossed``, ``one_to_one``, ``several``, ``symbol_alone``,
+        ``reference_genes`` that they stand for, ``confidence`` (0-1, where tables tell it).
     """
 
     weights: Any
     via_orthologs: bool
     measured: Bool
     notes: tuple[str, ...] = ()
+    crossed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def used(self) -> Bool:
@@ -766,7 +773,6 @@ class GeneResolver:
         rows: list[int] = []
         columns: list[int] = []
         weights: list[float] = []
-        kinds: Counter[str] = Counter()
         for i, gene_id in enumerate(match.gene_ids):
             if gene_id is None:
                 continue
@@ -774,7 +780,6 @@ class GeneResolver:
             if share is None:
                 if via:
                     share = self._cross(gene_id, path, column)
-                    kinds[share.kind] += 1
                 else:
                     # Ids of their own kind stay what they are when their species is loaded later.
                     name = gene_id if gene_id in column else match.names[i]
@@ -789,20 +794,8 @@ class GeneResolver:
         csr.sort_indices()
         measured = np.zeros(shape[1], dtype=bool)
         measured[csr.indices] = True
-        notes = []
-        if via:
-            used = int((np.diff(csr.indptr) > 0).sum())
-            through = f" by way of {' and '.join(path[1:-1])}" if len(path) > 2 else ""
-            told = (s.confidence for s in shares.values() if s.weights and s.kind != "symbol")
-            known = [confidence for confidence in told if confidence == confidence]
-            confidence = f"; mean confidence {sum(known) / len(known):.2f}" if known else ""
-            notes.append(
-                f"{match.species} genes were mapped to {target_species} through orthologs{through}: "
-                f"{used:,} of {match.n_matched:,} matched genes stand for {int(measured.sum()):,} of "
-                f"{shape[1]:,} ({kinds['one2one']:,} one to one, {kinds['many']:,} among several, "
-                f"{kinds['symbol']:,} by symbol alone{confidence})"
-            )
-        return GeneMap(csr, via, measured, tuple(notes))
+        crossed = _crossed(shares, path, int(measured.sum())) if via else {}
+        return GeneMap(csr, via, measured, _crossing_note(crossed, shape[1]), crossed)
 
     def path(self, species: Species, target: Species) -> tuple[Species, ...]:
         """Return the species from one to the other, of the fewest that orthologs join one after the other.
@@ -890,6 +883,39 @@ class _Share:
     weights: dict[str, float]
     kind: str = ""
     confidence: float = float("nan")
+
+
+def _crossed(shares: Mapping[str, _Share], path: Sequence[Species], n_targets: int) -> dict[str, Any]:
+    """Return how genes became those of another species, as :attr:`GeneMap.crossed`."""
+    kinds = Counter(share.kind for share in shares.values() if share.weights)
+    told = (share.confidence for share in shares.values() if share.weights and share.kind != "symbol")
+    known = [confidence for confidence in told if confidence == confidence]
+    return {
+        "path": list(path),
+        "genes": len(shares),
+        "crossed": sum(kinds.values()),
+        "one_to_one": kinds["one2one"],
+        "several": kinds["many"],
+        "symbol_alone": kinds["symbol"],
+        "reference_genes": n_targets,
+    } | ({"confidence": round(sum(known) / len(known), 4)} if known else {})
+
+
+def _crossing_note(crossed: Mapping[str, Any], n_all: int) -> tuple[str, ...]:
+    if not crossed:
+        return ()
+    first, *between, last = crossed["path"]
+    through = f" by way of {' and '.join(between)}" if between else ""
+    confidence = f"; mean confidence {crossed['confidence']:.2f}" if "confidence" in crossed else ""
+    asked = next((one for one in (first, last) if one not in SPECIES), first)
+    fuller = f"; a fuller table may be loaded: scvec ingest genes --species {_quoted(asked)} --source FILE"
+    return (
+        f"{first} genes were mapped to {last} through orthologs{through}: {crossed['crossed']:,} of "
+        f"{crossed['genes']:,} known genes stand for {crossed['reference_genes']:,} of {n_all:,} "
+        f"({crossed['one_to_one']:,} one to one, {crossed['several']:,} among several, "
+        f"{crossed['symbol_alone']:,} by symbol alone{confidence})"
+        + (fuller if crossed["reference_genes"] < FEW_CROSSED * n_all else ""),
+    )
 
 
 def _as_they_are(names: tuple[str, ...], species: Species) -> GeneMatch:

@@ -222,7 +222,9 @@ def _load_orthologs(kb: KnowledgeBase, path: Path, asked: GenesOptions) -> list[
 
     def known(names: Sequence[str]) -> str:
         match = resolver.resolve(names)
-        return "" if match.looks_like or match.n_matched < 0.5 * len(names) else match.species
+        # Half of all small numbers are ids of some gene.
+        least = 0.9 if all(name.isdigit() for name in names) else 0.5
+        return "" if match.looks_like or match.n_matched < least * len(names) else match.species
 
     table = read_ortholog_table(path, asked.species, columns=asked.columns, known=known)
     fresh = [gene for gene in table.genes if gene.species not in SPECIES]
