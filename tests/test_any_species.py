@@ -295,6 +295,9 @@ def test_species_are_joined_through_others_and_that_is_said() -> None:
     assert genes.weights.toarray().tolist() == [[1.0, 0.0, 0.0], [0.5, 0.25, 0.25]]
     [note] = genes.notes
     assert "by way of human" in note and "1 one to one, 1 among several" in note
+    assert genes.crossed["path"] == ["worm", "human", "mouse"]
+    counts = ("genes", "crossed", "one_to_one", "several", "symbol_alone", "reference_genes")
+    assert [genes.crossed[k] for k in counts] == [2, 2, 1, 1, 0, 3]
     # Shares of partners that the reference lacks go to those that it has.
     fewer = resolver.map_to(match, ["m2"], "mouse")
     assert fewer.weights.toarray().tolist() == [[0.0], [1.0]]
@@ -364,6 +367,11 @@ def test_ids_of_their_own_kind_work_from_end_to_end(
         with pytest.raises(InputError) as caught:
             call()
         assert caught.value.code == "species-not-loaded"
+    other = new[:, :1000].copy()
+    other.var_names = [f"x{i:05d}" for i in range(other.n_vars)]
+    with pytest.raises(InputError) as caught:
+        scvec.query(store, other, reference="r")
+    assert caught.value.code == "genes-not-recognised" and "same ids" in (caught.value.fix or "")
     packed = scvec.pack(store, "r", output=tmp_path / "r.scvec")
     assert packed.n_cells == int(known.sum())
 
@@ -396,6 +404,8 @@ def test_a_reference_of_three_species_answers_a_fourth(
     new = as_species(parts[3], "chicken")
     found = scvec.query(store, new, reference="r")
     assert found.parameters["species"] == "chicken"
+    crossed = found.parameters["orthologs"]
+    assert crossed["path"][0] == "chicken" and 0 < crossed["crossed"] <= crossed["genes"]
     truth = new.obs["cell_type"].astype(str).to_numpy()
     known = np.isin(truth, found.classes)
     assert np.mean(found.label[known] == truth[known]) > 0.85

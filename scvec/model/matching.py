@@ -21,6 +21,7 @@ from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, mos
 from scvec.ingest.cells.cell_vectors import VectorSource
 from scvec.model.copies import Seen, cell_hashes, gene_keys
 from scvec.model.resolvers import (
+    OWN_IDS,
     USUAL,
     WARN_SHARE,
     find_genes,
@@ -566,10 +567,15 @@ def reference_share(
     """
     n, total = int(measured.sum()), len(measured)
     if n < min(MIN_GENES, total) and not force:
+        names = unknown(
+            replace(matched.match, gene_ids=(None,) * len(matched.match.names)), matched.source.gene_totals
+        )
         raise InputError(
             f"only {n} of the {total:,} genes of the reference were measured",
-            matched.source.name,
-            "check --species and the names of genes, choose another reference, or go on with --force",
+            f"{matched.source.name}, names like {names}",
+            "check --species and the names of genes, choose another reference, or go on with --force"
+            if matched.match.id_type != OWN_IDS
+            else "the reference knows its genes by ids of their own kind: use the same ids",
             code="genes-not-recognised",
         )
     note = f"warning: {n:,} of the {total:,} genes of the reference were measured; labels are less certain"

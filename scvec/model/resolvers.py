@@ -368,7 +368,7 @@ def _not_loaded(match: GeneMatch, where: str) -> InputError:
     names = [name.strip() for name in match.names]
     known = sum(not ours.isdisjoint((n, n.split(".")[0], prefix + n)) for n in names)
     source = "" if known > FOREIGN_IDS * len(match.names) else " --source FILE (docs/species.md)"
-    fix = f"run: scvec ingest genes --species {_quoted(key)}{source}; or give --species"
+    fix = f"run: scvec ingest genes --species {_quoted(key)}{source}; or give --species NAME"
     return InputError(what, where, fix, code="species-not-loaded")
 
 
@@ -429,6 +429,8 @@ _EDGES = "_|-:;,./ \t()[]"
 
 # Which names decide, best first. The second word of each pair is the kind in the aliases table.
 _EXACT = ("symbol", "ensembl", "entrez", "previous", "alias")
+#: What names are called of which nothing is known.
+OWN_IDS = "ids of their own kind"
 _ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "authority": "nomenclature ids"}
 
 #: A name is a gene, several genes (ambiguous), or nothing.
@@ -929,7 +931,7 @@ def _as_they_are(names: tuple[str, ...], species: Species) -> GeneMatch:
     if repeated:
         notes.append(f"{repeated:,} names are repeated: their counts are summed")
     how = tuple("symbol" if gene_id else "" for gene_id in ids)
-    return GeneMatch(names, ids, how, species, "ids of their own kind", notes=tuple(notes))
+    return GeneMatch(names, ids, how, species, OWN_IDS, notes=tuple(notes))
 
 
 def _shipped_ids(species: Species) -> set[str]:

@@ -203,7 +203,9 @@ def _load_shipped(kb: KnowledgeBase, species: Sequence[str], *, needed: bool) ->
     missing = [one for one in species if one not in shipped]
     if missing and needed:
         what = f"no genes of {missing[0]} ship with scvec"
-        fix = f"give --source FILE, ncbi or mygene; these ship: {', '.join(shipped)}"
+        live = ", ncbi or mygene" if missing[0] in known_species() else ""
+        listed = ", ".join(shipped)
+        fix = f"give --source FILE{live} (these ship: {listed}); without, its names are kept as they are"
         raise InputError(what, "--species", fix, code="unknown-choice")
     more = [one for one in species if one in shipped and one not in SPECIES]
     if not more:
