@@ -227,6 +227,8 @@ def usual_expression(match: GeneMatch, totals: npt.NDArray[np.float64], resolver
     float
         Rank correlation (-1 to 1) over the genes that both have, of human and mouse only.
     """
+    if match.n_matched < N_USUAL or min(totals) < 0:
+        return float("nan")
     from scipy.stats import spearmanr
 
     from scvec.stores.knowledge.snapshot import Snapshot
@@ -242,7 +244,7 @@ def usual_expression(match: GeneMatch, totals: npt.NDArray[np.float64], resolver
         for gene, total in zip(match.gene_ids, totals, strict=True)
         if gene is not None and (symbol := resolver.symbol(gene)) in usual
     ]
-    if len(pairs) < N_USUAL or min(totals) < 0:
+    if len(pairs) < N_USUAL:
         return float("nan")
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 

@@ -167,7 +167,7 @@ def _rows(lines: Iterable[str], start: Sequence[str], path: Path) -> tuple[list[
     mark = next((mark for mark in "\t,;" if mark in body[0]), "\t")
     # Of NCBI and FlyBase the header is the last comment.
     head = start[comments - 1].lstrip("#").strip("\r\n ") if comments else ""
-    skipped = islice(lines, comments, None)
+    skipped: Iterable[str] = islice(lines, comments, None)
     if mark not in body[0] and len({len(line.split()) for line in body}) == 1:
         skipped = ("\t".join(line.split()) for line in skipped)
     rows = (row for row in csv.reader(skipped, delimiter=mark) if any(row))
@@ -356,8 +356,8 @@ def _sides(
                 used |= {taxa[0], group}
             for at in width:
                 if at not in used and _distinct(told, at) and (kind := _kind_of(told, at)) != "name":
-                    side = sides["1"] if sides["1"].taxon is not None else sides[f"column {at}"]
-                    side.columns.setdefault(kind, at)
+                    to = sides["1"] if sides["1"].taxon is not None else sides[f"column {at}"]
+                    to.columns.setdefault(kind, at)
     for key, one in sides.items():
         if one.taxon is None:
             one.species = key if species_named(key) == key else _species_of(one, told, known)
