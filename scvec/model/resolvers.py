@@ -246,7 +246,8 @@ def usual_expression(match: GeneMatch, totals: npt.NDArray[np.float64], resolver
     ]
     if len(pairs) < N_USUAL:
         return float("nan")
-    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    here, there = np.array(pairs, dtype=np.float64).T
+    return float(spearmanr(here, there).statistic)
 
 
 #: Regions of the genome, as joined files of RNA and open chromatin have them, and genes of another genome.
@@ -604,7 +605,7 @@ class GeneResolver:
 
     def symbol(self, gene_id: str) -> str:
         """Return the official symbol of a gene in small letters; empty where it has none."""
-        return self._symbol.get(gene_id, "")
+        return str(self._symbol.get(gene_id, ""))
 
     def resolve(self, names: Sequence[str], species: Species | str = "auto") -> GeneMatch:
         """Find the gene of each name.

@@ -223,6 +223,7 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
 def test_tables_of_proteins_are_refused_with_what_to_get(text: str, tmp_path: Path) -> None:
     path = tmp_path / "table.tsv"
     path.write_text(text)
+    assert is_ortholog_table(path)
     with pytest.raises(InputError) as caught:
         read_ortholog_table(path, ["zebrafish"])
     assert caught.value.code == "wrong-format" and "proteins" in caught.value.what

@@ -710,6 +710,8 @@ def is_ortholog_table(path: Path) -> bool:
         told = list(rows)
     except (InputError, OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, StopIteration):
         return False
+    if not header and told and _is_protein(told[0]):
+        return True  # whose reader says what is wrong
     plain = {_plain(name) for name in header}
     if _is_listed(header) or plain & {"db class key", "other gene id"}:
         return True
