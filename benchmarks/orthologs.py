@@ -1,7 +1,9 @@
 """How genes cross from species to species: weights of several partners, and text where orthologs end.
 
     python benchmarks/orthologs.py [--seeds 5] [--vectors FILE] [--publish]
+    python benchmarks/orthologs.py --families FILE [--seeds 5] [--publish]
     python benchmarks/orthologs.py --chance [--publish]
+    python benchmarks/orthologs.py --control [--seeds 5] [--publish]
 
 Human and mouse, both ways: the pancreas cells that ship, and the pairs of brain and liver in
 ``../shared/data``, where they are. Cells are named by the nearest class mean (cosine over the 2,000 most
@@ -14,7 +16,10 @@ seed. Genes are then joined by what is known of them, and each control joins as 
 - own GO: Gene Ontology terms of experiments in the species itself
 
 Mouse genes have no name and no terms in what ships, so the last two read ``../shared/data/genes``; without
-these tables their rows say ``no own text``.
+these tables their rows say ``no own text``. ``--families`` compares protein families alone: a table without
+header of Ensembl gene ids and Pfam ids, as BioMart exports it.
+
+``--control`` asks the same cells by a reference of their own species as well: what is lost without crossing.
 """
 
 from __future__ import annotations
@@ -59,14 +64,18 @@ Row = dict[str, Any]
 Side = tuple[Any, np.ndarray, list[str]]  # counts or linear values (CSR), labels, gene names
 
 
-def sides() -> dict[str, tuple[Side, Side]]:
-    """Return pair -> reference and query, labels under the names by which they are compared."""
+def sides(*, whole: bool = False) -> dict[str, tuple[Side, Side]]:
+    """Return pair -> reference and query, labels under the names by which they are compared.
+
+    Of the pancreas at most ``N_CELLS`` cells, or all of ``whole`` files.
+    """
     data = files("scvec") / "data"
     baron = []
     for species in ("human", "mouse"):
         cells = anndata.read_h5ad(str(data / f"baron_{species}.h5ad"))
         labels = np.array([PANCREAS_MERGED.get(str(n), str(n)) for n in cells.obs["cell_type"]])
         some = np.random.default_rng(0).permutation(len(labels))[:N_CELLS]
+        some = np.arange(len(labels)) if whole else some
         baron.append((sp.csr_matrix(cells.X)[some], labels[some], list(cells.var_names)))
     found = {"pancreas human -> mouse": (baron[0], baron[1]), "pancreas mouse -> human": (baron[1], baron[0])}
     listed = json.loads((SHARED / "pairs.json").read_text()) if (SHARED / "pairs.json").exists() else {}
@@ -195,15 +204,26 @@ def own_names(facts: pd.DataFrame, kept: Path | None) -> Vectors:
     return Vectors({g: i for i, g in enumerate(names.index)}, values)
 
 
-def own_terms(facts: pd.DataFrame) -> Vectors:
-    """Return one direction a Gene Ontology term, weighted by how rare it is."""
-    go = facts.loc[facts["go"].map(len) > 0, "go"]
-    terms = {t: i for i, t in enumerate(sorted({t for some in go for t in some}))}
-    columns = np.array([terms[t] for some in go for t in some])
-    rows = np.repeat(np.arange(len(go)), go.map(len))
-    rare = np.log(len(go) / np.bincount(columns))
-    values = sp.csr_matrix((rare[columns], (rows, columns)), shape=(len(go), len(terms)), dtype=np.float32)
-    return Vectors({g: i for i, g in enumerate(go.index)}, values.toarray())
+def own_terms(terms: pd.Series[Any]) -> Vectors:
+    """Return one direction a term, weighted by how rare it is; ``terms`` are lists by gene id."""
+    terms = terms[terms.map(len) > 0]
+    number = {t: i for i, t in enumerate(sorted({t for some in terms for t in some}))}
+    columns = np.array([number[t] for some in terms for t in some])
+    rows = np.repeat(np.arange(len(terms)), terms.map(len))
+    rare = np.log(len(terms) / np.bincount(columns))
+    shape = (len(terms), len(number))
+    values = sp.csr_matrix((rare[columns], (rows, columns)), shape=shape, dtype=np.float32)
+    return Vectors({g: i for i, g in enumerate(terms.index)}, values.toarray())
+
+
+def families(path: Path, resolver: GeneResolver, asked: set[str]) -> Vectors:
+    """Return the protein families of genes as terms; of a table without header, Ensembl id and family."""
+    table = pd.read_csv(path, sep="\t", names=["ensembl", "family"])
+    found: list[pd.DataFrame] = []
+    for species in SPECIES:
+        own = table.assign(gene=resolver.resolve(table["ensembl"].tolist(), species).gene_ids)
+        found.append(own[own["gene"].isin(asked)])
+    return own_terms(pd.concat(found).groupby("gene")["family"].agg(lambda some: sorted(set(some))))
 
 
 def at_random(genes: GeneMap, wider: GeneMap, rng: np.random.Generator) -> GeneMap:
@@ -282,23 +302,16 @@ def joins(
     return rows
 
 
-def rows_of(seeds: int, vectors: Path | None) -> tuple[list[Row], list[Row]]:
-    """Return rows on several partners, and rows on hidden orthologs."""
+def rows_of(seeds: int, vectors: Path | None, family_table: Path | None) -> tuple[list[Row], list[Row]]:
+    """Return rows on several partners, and rows on hidden orthologs: of families alone where given."""
     policies, hidden = [], []
     with tempfile.TemporaryDirectory() as folder, KnowledgeBase.open(Path(folder) / "kb.duckdb") as kb:
         kb.load_snapshot()
         names, table = kb.aliases(), kb.orthologs()
-        shipped = shipped_texts(kb)
+        shipped = None if family_table else shipped_texts(kb)
     full = GeneResolver(names, table)
     pairs = {name: Pair.of(*both, full) for name, both in sides().items()}
     asked = set[str]().union(*(some for pair in pairs.values() for some in pair.asked))
-    facts = own_facts()
-    facts = None if facts is None else facts[facts.index.isin(asked)]
-    ways: dict[str, Vectors | None] = {
-        "shipped text": shipped,
-        "own name": None if facts is None else own_names(facts, vectors),
-        "own GO": None if facts is None else own_terms(facts),
-    }
     none = names.iloc[:0]
 
     def among(some: pd.DataFrame, many: str = "mean") -> GeneResolver:
@@ -306,17 +319,27 @@ def rows_of(seeds: int, vectors: Path | None) -> tuple[list[Row], list[Row]]:
         made._symbol = full._symbol
         return made
 
-    resolvers = {"one to one only": among(table[table["kind"] == "one2one"])}
-    resolvers |= {many: among(table, many) for many in ("mean", "sum", "best")}
-    for name, pair in pairs.items():
-        for way, resolver in resolvers.items():
+    if family_table:
+        ways: dict[str, Vectors | None] = {"Pfam": families(family_table, full, asked)}
+    else:
+        facts = own_facts()
+        facts = None if facts is None else facts[facts.index.isin(asked)]
+        ways = {
+            "shipped text": shipped,
+            "own name": None if facts is None else own_names(facts, vectors),
+            "own GO": None if facts is None else own_terms(facts["go"]),
+        }
+        resolvers = {"one to one only": among(table[table["kind"] == "one2one"])}
+        resolvers |= {many: among(table, many) for many in ("mean", "sum", "best")}
+        for (name, pair), (way, resolver) in product(pairs.items(), resolvers.items()):
             policies.append({"pair": name, "several partners": way} | pair.score(pair.join(resolver)))
             print(policies[-1], flush=True)
+    everything = {name: pair.join(full) for name, pair in pairs.items()}
     for share, seed in [(0.0, 0), *product(SHARES[1:], range(seeds))]:
         rng = np.random.default_rng(seed)
         kept = among(table[rng.random(len(table)) >= share])
         for name, pair in pairs.items():
-            found = joins(pair, pair.join(kept), pair.join(resolvers["mean"]), ways, rng)
+            found = joins(pair, pair.join(kept), everything[name], ways, rng)
             hidden += [{"pair": name, "hidden": share, "seed": seed} | row for row in found]
             print(hidden[-len(found) :], flush=True)
     return policies, hidden
@@ -332,6 +355,60 @@ def means(rows: list[Row], by: tuple[str, ...]) -> list[Row]:
         mean["sd"] = seeds.groupby(level=list(by), sort=False).std(ddof=1).fillna(0.0).to_numpy()
     found = [dict(row) for row in mean.to_dict("records")]
     return [{k: "-" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in found]
+
+
+def _halves(side: Side, groups: np.ndarray | None, rng: np.random.Generator) -> tuple[Side, Side]:
+    """Return two halves of cells: of other donors, or at random within each label where there are none."""
+    values, labels, names = side
+    first = np.zeros(len(labels), dtype=bool)
+    if groups is not None:
+        donors = rng.permutation(np.unique(groups))
+        first = np.isin(groups, donors[: len(donors) // 2])
+    else:
+        for label in np.unique(labels):
+            some = rng.permutation(np.flatnonzero(labels == label))
+            first[some[: (len(some) + 1) // 2]] = True
+    return (values[first], labels[first], names), (values[~first], labels[~first], names)
+
+
+def _some(side: Side, labels: set[str], rng: np.random.Generator) -> Side:
+    """Return at most ``N_CELLS`` cells of some labels."""
+    rows = rng.permutation(np.flatnonzero(np.isin(side[1], sorted(labels))))[:N_CELLS]
+    return side[0][rows], side[1][rows], side[2]
+
+
+def control(seeds: int) -> list[Row]:
+    """Return what the same cells get from a reference of their own species, and of the other one.
+
+    The cells of the pancreas are split by donor. Those of brain and liver have none: their halves are drawn
+    at random, which flatters the own species.
+    """
+    resolver, rows = snapshot_resolver(), list[Row]()
+    for pair, (other, query) in sides(whole=True).items():
+        species = pair.split(" -> ")[-1]
+        groups = _donors(species) if pair.startswith("pancreas") else None
+        for seed in range(seeds):
+            rng = np.random.default_rng(seed)
+            own, new = _halves(query, groups, rng)
+            shared = set(own[1]) & set(other[1]) & set(new[1])
+            own, away, new = (_some(side, shared, rng) for side in (own, other, new))
+            at_home, abroad = Pair.of(own, new, resolver), Pair.of(away, new, resolver)
+            home, crossed = at_home.join(resolver), abroad.join(resolver)
+            through = np.asarray(home.weights[crossed.used].sum(axis=0)).ravel() > 0
+            split = "donors" if groups is not None else "random halves"
+            for reference, score in (
+                ("own species", at_home.score(home)),
+                ("own species, genes that cross", at_home.score(replace(home, measured=through))),
+                ("other species", abroad.score(crossed)),
+            ):
+                rows.append({"pair": pair, "split": split, "reference": reference, "seed": seed} | score)
+            print(rows[-3:], flush=True)
+    return rows
+
+
+def _donors(species: str) -> np.ndarray:
+    cells = anndata.read_h5ad(str(files("scvec") / "data" / f"baron_{species}.h5ad"), backed="r")
+    return cells.obs["donor"].astype(str).to_numpy()
 
 
 def chance() -> list[Row]:
@@ -353,8 +430,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--publish", action="store_true")
     parser.add_argument("--vectors", type=Path, help="a file that keeps the vectors of names (.npz)")
+    parser.add_argument("--families", type=Path, help="Ensembl gene ids and Pfam ids (.tsv, no header)")
     parser.add_argument("--chance", action="store_true", help="only how many names other species know")
+    parser.add_argument("--control", action="store_true", help="only references of the own species beside")
     options = parser.parse_args()
+    if options.control:
+        rows = means(control(options.seeds), ("pair", "split", "reference"))
+        print(markdown(tuple(rows[0]), rows))
+        if options.publish:
+            command = f"python benchmarks/orthologs.py --control --seeds {options.seeds} --publish"
+            publish("orthologs_control", command, tuple(rows[0]), rows)
+        return
     if options.chance:
         rows = chance()
         print(markdown(tuple(rows[0]), rows))
@@ -363,12 +449,16 @@ def main() -> None:
                 "species_chance", "python benchmarks/orthologs.py --chance --publish", tuple(rows[0]), rows
             )
         return
-    policies, hidden = rows_of(options.seeds, options.vectors)
-    command = f"python benchmarks/orthologs.py --seeds {options.seeds} --publish"
-    several = [*policies, *({"pair": "all pairs", **row} for row in means(policies, ("several partners",)))]
+    policies, hidden = rows_of(options.seeds, options.vectors, options.families)
+    given = " --families FILE" if options.families else ""
+    command = f"python benchmarks/orthologs.py{given} --seeds {options.seeds} --publish"
+    several = [*policies]
+    if policies:
+        several += [{"pair": "all pairs", **row} for row in means(policies, ("several partners",))]
     joined = [{"pair": "all pairs", **row} for row in means(hidden, ("hidden", "instead"))]
     joined += means(hidden, ("pair", "hidden", "instead"))
-    for name, rows in (("orthologs_several", several), ("orthologs_hidden", joined)):
+    tables = {"orthologs_several": several, "orthologs_hidden": joined}
+    for name, rows in ({"orthologs_families": joined} if options.families else tables).items():
         shown = tuple(dict.fromkeys(key for row in rows for key in row))
         print(markdown(shown, rows))
         if options.publish:

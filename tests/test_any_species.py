@@ -80,17 +80,49 @@ def renamed(resolver: GeneResolver) -> dict[str, list[str]]:
         ("Homo_sapiens", "human"),
         ("Other", "other"),
         ("axolotl", "axolotl"),
+        ("naked mole rat", "naked mole rat"),
+        ("M. fascicularis", "cynomolgus"),
+        ("Gallus", "chicken"),
+        ("pigs", "pig"),
+        ("Homo sapiens (human)", "human"),
+        ("Caenorhabditis elegans N2", "worm"),
+        ("Mmul_10", "rhesus"),
+        ("GRCz11", "zebrafish"),
+        ("mm39", "mouse"),
+        ("taxid:10090", "mouse"),
+        ("9606.0", "human"),
     ],
 )
 def test_a_species_has_many_names(text: str, key: str) -> None:
     assert species_key(text) == key
 
 
-@pytest.mark.parametrize("text", ["zebrafsh", "humna", "", "../x", "9" * 80, "auto"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "zebrafsh",
+        "humna",
+        "",
+        "../x",
+        "9" * 80,
+        "auto",
+        "unknown",
+        "human and mouse",
+        "hg19_mm10",
+        "monkey",
+        "Macaca",
+    ],
+)
 def test_what_is_no_name_of_a_species_is_refused(text: str) -> None:
     with pytest.raises(InputError) as caught:
         species_key(text)
     assert caught.value.code == "unknown-choice"
+
+
+def test_a_word_for_several_species_is_answered_with_their_names() -> None:
+    with pytest.raises(InputError) as caught:
+        species_key("macaca")
+    assert {"rhesus", "cynomolgus"} <= set((caught.value.fix or "").replace(",", "").split())
 
 
 def test_no_two_species_share_a_name_or_an_id() -> None:
@@ -208,6 +240,19 @@ def test_few_names_of_a_species_are_chance(resolver: GeneResolver) -> None:
         assert match_genes(source, resolver, species="human", force=True).match.n_matched >= 100
 
 
+@pytest.mark.parametrize("species", ["human", "mouse"])
+def test_names_on_the_wrong_columns_are_warned_of(species: str, resolver: GeneResolver) -> None:
+    cells = anndata.read_h5ad(DATA / f"baron_{species}.h5ad")[:100].copy()
+    for names, wrong in (
+        (list(cells.var_names), False),
+        (list(np.random.default_rng(0).permutation(cells.var_names)), True),
+    ):
+        cells.var_names = names
+        with CellSource.open(cells) as source:
+            notes = match_genes(source, resolver).notes
+        assert any("do the names belong to these columns" in note for note in notes) == wrong
+
+
 def snapshot_symbols() -> list[str]:
     genes = pd.read_parquet(DATA / "snapshot" / "genes.parquet")
     return list(genes.loc[(genes["species"] == "human") & (genes["gene_type"] == "protein-coding"), "symbol"])
@@ -250,6 +295,9 @@ def test_species_are_joined_through_others_and_that_is_said() -> None:
     assert genes.weights.toarray().tolist() == [[1.0, 0.0, 0.0], [0.5, 0.25, 0.25]]
     [note] = genes.notes
     assert "by way of human" in note and "1 one to one, 1 among several" in note
+    assert genes.crossed["path"] == ["worm", "human", "mouse"]
+    counts = ("genes", "crossed", "one_to_one", "several", "symbol_alone", "reference_genes")
+    assert [genes.crossed[k] for k in counts] == [2, 2, 1, 1, 0, 3]
     # Shares of partners that the reference lacks go to those that it has.
     fewer = resolver.map_to(match, ["m2"], "mouse")
     assert fewer.weights.toarray().tolist() == [[0.0], [1.0]]
@@ -319,6 +367,11 @@ def test_ids_of_their_own_kind_work_from_end_to_end(
         with pytest.raises(InputError) as caught:
             call()
         assert caught.value.code == "species-not-loaded"
+    other = new[:, :1000].copy()
+    other.var_names = [f"x{i:05d}" for i in range(other.n_vars)]
+    with pytest.raises(InputError) as caught:
+        scvec.query(store, other, reference="r")
+    assert caught.value.code == "genes-not-recognised" and "same ids" in (caught.value.fix or "")
     packed = scvec.pack(store, "r", output=tmp_path / "r.scvec")
     assert packed.n_cells == int(known.sum())
 
@@ -351,6 +404,8 @@ def test_a_reference_of_three_species_answers_a_fourth(
     new = as_species(parts[3], "chicken")
     found = scvec.query(store, new, reference="r")
     assert found.parameters["species"] == "chicken"
+    crossed = found.parameters["orthologs"]
+    assert crossed["path"][0] == "chicken" and 0 < crossed["crossed"] <= crossed["genes"]
     truth = new.obs["cell_type"].astype(str).to_numpy()
     known = np.isin(truth, found.classes)
     assert np.mean(found.label[known] == truth[known]) > 0.85

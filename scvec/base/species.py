@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -26,6 +27,8 @@ __all__ = [
 
 #: Gene names that are ids of their own kind, of no species that is known.
 OTHER = "other"
+#: What tables write where they know no species.
+_NO_SPECIES = frozenset("unknown none na n/a nan null mixed multiple several any all ensembl ncbi".split())
 _KEY = re.compile(r"[a-z][a-z0-9 ._'-]{0,59}")
 _ENSEMBL = re.compile(r"ENS([A-Z]{3,4})?[GTP]\d{11}")
 
@@ -50,6 +53,8 @@ class SpeciesInfo:
         Whether its genes are loaded into every store.
     common
         What NCBI calls it, where that is another name than the key.
+    groups
+        Words for it and others together, which name none of them.
     words, kin
         Patterns of words of texts that speak of it, and of those that may.
     """
@@ -66,6 +71,7 @@ class SpeciesInfo:
     style: str = "mixed"
     default: bool = False
     common: str = ""
+    groups: tuple[str, ...] = ()
     words: str = ""
     kin: str = ""
 
@@ -105,17 +111,41 @@ def _by_name() -> dict[str, str]:
     for one in known_species().values():
         for name in (one.key, one.scientific, str(one.taxon), *one.names):
             found.setdefault(_plain(name), one.key)
+    # M. fascicularis, and Rattus where no other species is of the genus.
+    parts = [(one.key, *one.scientific.casefold().split()[:2]) for one in known_species().values()]
+    short = [(f"{genus[0]} {epithet}", key) for key, genus, epithet in parts]
+    short += [(genus, key) for key, genus, _ in parts if len(genus) > 3]
+    times = Counter(name for name, _ in short)
+    for name, key in short:
+        if times[name] == 1:
+            found.setdefault(name, key)
     return found
 
 
+_TAXON = re.compile(r"(?:ncbi ?taxon|tax(?:on(?:omy)?)?(?: ?id)?|txid):? ?(?=\d)|\.0$")
+
+
 def _plain(name: str) -> str:
-    name = name.strip().casefold().removeprefix("ncbitaxon:").removeprefix("taxon:")
-    return " ".join(name.replace("_", " ").replace(". ", " ").split())
+    name = _TAXON.sub("", name.strip().casefold().replace("_", " "))
+    return " ".join(name.replace(". ", " ").split())
 
 
 def species_named(text: str) -> str | None:
     """Return the key of a species by any of its names, or its taxon id; None for other names."""
     return _by_name().get(_plain(text))
+
+
+def _in_words(text: str) -> set[str]:
+    """Return the species that a text names beside other words: a genome, both names, a strain, or two."""
+    genome = genome_species(text.strip())
+    if genome:
+        return {genome}
+    found: set[str] = set()
+    for part in re.split(r"[,;/+&()\[\]|]|\band\b", text):
+        words = _plain(part).split()
+        names = (" ".join(words), " ".join(words).removesuffix("s"), " ".join(words[:2]))
+        found |= {key for name in names if (key := _by_name().get(name)) is not None}
+    return found or {key for part in text.split("_") if (key := genome_species(part)) is not None}
 
 
 def species_key(text: str, where: str = "--species", known: Iterable[str] = ()) -> str:
@@ -137,6 +167,16 @@ def species_key(text: str, where: str = "--species", known: Iterable[str] = ()) 
     plain = _plain(text)
     if plain == OTHER or plain in set(known):
         return plain
+    named = _in_words(text)
+    if len(named) == 1:
+        return named.pop()
+    if len(named) > 1:
+        fix = "give one species; a file of several species has to be split"
+        raise InputError(f"{text!r} names {' and '.join(sorted(named))}", where, fix, code="unknown-choice")
+    among = [one.key for one in known_species().values() if plain in one.groups]
+    if among or plain in _NO_SPECIES:
+        fix = f"give one of them: {', '.join(among)}" if among else "leave it out, or give a name or other"
+        raise InputError(f"{text!r} is not one species", where, fix, code="unknown-choice")
     near = difflib.get_close_matches(plain, _by_name(), n=1, cutoff=0.75)
     if near or not _KEY.fullmatch(plain) or plain == "auto":
         listed = ", ".join(list(known_species())[:6])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import math
 import re
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from scvec.base.errors import InputError
 from scvec.base.species import id_species, known_species, species_key, species_named
@@ -763,12 +765,34 @@ def _known_table(path: Path) -> TableFormat | None:
 
 
 def opened(path: Path, errors: str = "strict") -> TextIO:
-    """Open a text file that may be packed by gzip."""
+    """Open a text file: UTF-8, or UTF-16 that says so; it may be packed by gzip, or alone in a zip.
+
+    Raises
+    ------
+    InputError
+        A zip holds several files.
+    """
     with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-    if packed:
-        return cast("TextIO", gzip.open(path, "rt", encoding="utf-8-sig", errors=errors, newline=""))
-    return path.open("rt", encoding="utf-8-sig", errors=errors, newline="")
+        start = raw.read(4)
+    if start == b"PK\x03\x04":
+        try:
+            with zipfile.ZipFile(path) as packed:
+                names = packed.namelist()
+                inside = [one for one in names if not one.endswith("/") and "__MACOSX" not in one]
+                file: Any = packed.open(inside[0]) if len(inside) == 1 else None
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as err:
+            what, fix = "the zip cannot be unpacked", "unpack it, and give the file in it"
+            raise InputError(what, f"{path}: {err}", fix, code="damaged-file") from err
+        if file is None:
+            what, fix = f"the zip holds {len(inside)} files", "unpack it, and give one of them"
+            raise InputError(what, str(path), fix, code="wrong-format")
+    elif start[:2] == b"\x1f\x8b":
+        file = gzip.GzipFile(path)
+    else:
+        file = path.open("rb")
+    # Excel calls this "Unicode text".
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="")
 
 
 def _batches(

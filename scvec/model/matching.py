@@ -20,7 +20,16 @@ from scvec.encoders.obsm import Known
 from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, most_variable, variability
 from scvec.ingest.cells.cell_vectors import VectorSource
 from scvec.model.copies import Seen, cell_hashes, gene_keys
-from scvec.model.resolvers import WARN_SHARE, find_genes, is_chance, unknown, unknown_names
+from scvec.model.resolvers import (
+    OWN_IDS,
+    USUAL,
+    WARN_SHARE,
+    find_genes,
+    is_chance,
+    unknown,
+    unknown_names,
+    usual_expression,
+)
 from scvec.model.storage import encoder_of, genes_of
 from scvec.model.unmeasured import without_unmeasured
 
@@ -475,6 +484,11 @@ def match_genes(
     if best.share < WARN_SHARE:
         names = unknown(found.match, source.gene_totals)
         few = [f"warning: few genes are known: {best.summary}; unknown are names like {names}"]
+    if (usual := usual_expression(found.match, source.gene_totals, resolver)) < USUAL:
+        few.append(
+            f"warning: genes are not expressed as in other cells of {found.match.species} (rank correlation "
+            f"{usual:.2f}, usually 0.3 to 0.9): do the names belong to these columns?"
+        )
     match, gaps = found.match, list[str]()
     if drop_unmeasured:
         match, gaps = without_unmeasured(match, source)
@@ -553,10 +567,15 @@ def reference_share(
     """
     n, total = int(measured.sum()), len(measured)
     if n < min(MIN_GENES, total) and not force:
+        names = unknown(
+            replace(matched.match, gene_ids=(None,) * len(matched.match.names)), matched.source.gene_totals
+        )
         raise InputError(
             f"only {n} of the {total:,} genes of the reference were measured",
-            matched.source.name,
-            "check --species and the names of genes, choose another reference, or go on with --force",
+            f"{matched.source.name}, names like {names}",
+            "check --species and the names of genes, choose another reference, or go on with --force"
+            if matched.match.id_type != OWN_IDS
+            else "the reference knows its genes by ids of their own kind: use the same ids",
             code="genes-not-recognised",
         )
     note = f"warning: {n:,} of the {total:,} genes of the reference were measured; labels are less certain"

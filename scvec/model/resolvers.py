@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +49,7 @@ __all__ = [
     "stored_resolver",
     "unknown",
     "unknown_names",
+    "usual_expression",
 ]
 
 #: Genome prefixes of all species, as one pattern.
@@ -59,6 +60,8 @@ WARN_SHARE = 0.5
 FOREIGN_IDS = 0.05
 #: Standard errors by which one of two species with symbols of one style must know more names (p < 0.01).
 ALIKE = 2.5
+#: Part of the reference's genes below which a table of orthologs is called short (fruit fly 0.15, pig 0.77).
+FEW_CROSSED = 0.25
 #: A column of other names is tried when the names of the index leave out more than this.
 GOOD_SHARE = 0.95
 
@@ -206,6 +209,47 @@ def is_chance(found: FoundGenes) -> bool:
     return found.share < REFUSE_SHARE or (few and found.share < MOST_COUNTS)
 
 
+#: Genes that tell whether expression is as usual, and the rank correlation below which it is not. True files
+#: of whole genomes have 0.2 to 0.9, names on wrong columns -0.06 to 0.19 (benchmarks/species_detection.py).
+N_USUAL, USUAL = 1000, 0.1
+
+
+def usual_expression(match: GeneMatch, totals: npt.NDArray[np.float64], resolver: GeneResolver) -> float:
+    """Return how genes rank by counts in a file, compared with cells that ship; NaN where too few are known.
+
+    Parameters
+    ----------
+    totals
+        (n_names,) counts of the names.
+
+    Returns
+    -------
+    float
+        Rank correlation (-1 to 1) over the genes that both have, of human and mouse only.
+    """
+    if match.n_matched < N_USUAL or min(totals) < 0:
+        return float("nan")
+    from scipy.stats import spearmanr
+
+    from scvec.stores.knowledge.snapshot import Snapshot
+
+    table = Snapshot.open().table("background").to_pydict()
+    usual = {
+        gene.lower(): mean
+        for gene, mean, species in zip(table["gene"], table["mean"], table["species"], strict=True)
+        if species == match.species
+    }
+    pairs = [
+        (total, usual[symbol])
+        for gene, total in zip(match.gene_ids, totals, strict=True)
+        if gene is not None and (symbol := resolver.symbol(gene)) in usual
+    ]
+    if len(pairs) < N_USUAL:
+        return float("nan")
+    here, there = np.array(pairs, dtype=np.float64).T
+    return float(spearmanr(here, there).statistic)
+
+
 #: Regions of the genome, as joined files of RNA and open chromatin have them, and genes of another genome.
 _NO_GENE = re.compile(rf"[:_-]\d+[:_-]\d+$|^(?:{_GENOMES})_", re.IGNORECASE)
 #: What may separate a gene's name from something else.
@@ -327,7 +371,7 @@ def _not_loaded(match: GeneMatch, where: str) -> InputError:
     names = [name.strip() for name in match.names]
     known = sum(not ours.isdisjoint((n, n.split(".")[0], prefix + n)) for n in names)
     source = "" if known > FOREIGN_IDS * len(match.names) else " --source FILE (docs/species.md)"
-    fix = f"run: scvec ingest genes --species {_quoted(key)}{source}; or give --species"
+    fix = f"run: scvec ingest genes --species {_quoted(key)}{source}; or give --species NAME"
     return InputError(what, where, fix, code="species-not-loaded")
 
 
@@ -388,6 +432,8 @@ _EDGES = "_|-:;,./ \t()[]"
 
 # Which names decide, best first. The second word of each pair is the kind in the aliases table.
 _EXACT = ("symbol", "ensembl", "entrez", "previous", "alias")
+#: What names are called of which nothing is known.
+OWN_IDS = "ids of their own kind"
 _ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "authority": "nomenclature ids"}
 
 #: A name is a gene, several genes (ambiguous), or nothing.
@@ -409,12 +455,17 @@ class GeneMap:
         (n_target,) bool: target genes that at least one name stands for.
     notes
         What a user should know about it.
+    crossed
+        Where the names are of another species: how many genes have orthologs among the targets, and of which
+        kind. ``path`` (species), ``genes``, ``crossed``, ``one_to_one``, ``several``, ``symbol_alone``,
+        ``reference_genes`` that they stand for, ``confidence`` (0-1, where tables tell it).
     """
 
     weights: Any
     via_orthologs: bool
     measured: Bool
     notes: tuple[str, ...] = ()
+    crossed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def used(self) -> Bool:
@@ -551,6 +602,10 @@ class GeneResolver:
     def species(self) -> tuple[str, ...]:
         """The species whose genes are known, those that ship with every store first."""
         return tuple(one for one, table in self._names.items() if table.ids)
+
+    def symbol(self, gene_id: str) -> str:
+        """Return the official symbol of a gene in small letters; empty where it has none."""
+        return str(self._symbol.get(gene_id, ""))
 
     def resolve(self, names: Sequence[str], species: Species | str = "auto") -> GeneMatch:
         """Find the gene of each name.
@@ -723,7 +778,6 @@ class GeneResolver:
         rows: list[int] = []
         columns: list[int] = []
         weights: list[float] = []
-        kinds: Counter[str] = Counter()
         for i, gene_id in enumerate(match.gene_ids):
             if gene_id is None:
                 continue
@@ -731,7 +785,6 @@ class GeneResolver:
             if share is None:
                 if via:
                     share = self._cross(gene_id, path, column)
-                    kinds[share.kind] += 1
                 else:
                     # Ids of their own kind stay what they are when their species is loaded later.
                     name = gene_id if gene_id in column else match.names[i]
@@ -746,20 +799,8 @@ class GeneResolver:
         csr.sort_indices()
         measured = np.zeros(shape[1], dtype=bool)
         measured[csr.indices] = True
-        notes = []
-        if via:
-            used = int((np.diff(csr.indptr) > 0).sum())
-            through = f" by way of {' and '.join(path[1:-1])}" if len(path) > 2 else ""
-            told = (s.confidence for s in shares.values() if s.weights and s.kind != "symbol")
-            known = [confidence for confidence in told if confidence == confidence]
-            confidence = f"; mean confidence {sum(known) / len(known):.2f}" if known else ""
-            notes.append(
-                f"{match.species} genes were mapped to {target_species} through orthologs{through}: "
-                f"{used:,} of {match.n_matched:,} matched genes stand for {int(measured.sum()):,} of "
-                f"{shape[1]:,} ({kinds['one2one']:,} one to one, {kinds['many']:,} among several, "
-                f"{kinds['symbol']:,} by symbol alone{confidence})"
-            )
-        return GeneMap(csr, via, measured, tuple(notes))
+        crossed = _crossed(shares, path, int(measured.sum())) if via else {}
+        return GeneMap(csr, via, measured, _crossing_note(crossed, shape[1]), crossed)
 
     def path(self, species: Species, target: Species) -> tuple[Species, ...]:
         """Return the species from one to the other, of the fewest that orthologs join one after the other.
@@ -849,6 +890,39 @@ class _Share:
     confidence: float = float("nan")
 
 
+def _crossed(shares: Mapping[str, _Share], path: Sequence[Species], n_targets: int) -> dict[str, Any]:
+    """Return how genes became those of another species, as :attr:`GeneMap.crossed`."""
+    kinds = Counter(share.kind for share in shares.values() if share.weights)
+    told = (share.confidence for share in shares.values() if share.weights and share.kind != "symbol")
+    known = [confidence for confidence in told if confidence == confidence]
+    return {
+        "path": list(path),
+        "genes": len(shares),
+        "crossed": sum(kinds.values()),
+        "one_to_one": kinds["one2one"],
+        "several": kinds["many"],
+        "symbol_alone": kinds["symbol"],
+        "reference_genes": n_targets,
+    } | ({"confidence": round(sum(known) / len(known), 4)} if known else {})
+
+
+def _crossing_note(crossed: Mapping[str, Any], n_all: int) -> tuple[str, ...]:
+    if not crossed:
+        return ()
+    first, *between, last = crossed["path"]
+    through = f" by way of {' and '.join(between)}" if between else ""
+    confidence = f"; mean confidence {crossed['confidence']:.2f}" if "confidence" in crossed else ""
+    asked = next((one for one in (first, last) if one not in SPECIES), first)
+    fuller = f"; a fuller table may be loaded: scvec ingest genes --species {_quoted(asked)} --source FILE"
+    return (
+        f"{first} genes were mapped to {last} through orthologs{through}: {crossed['crossed']:,} of "
+        f"{crossed['genes']:,} known genes stand for {crossed['reference_genes']:,} of {n_all:,} "
+        f"({crossed['one_to_one']:,} one to one, {crossed['several']:,} among several, "
+        f"{crossed['symbol_alone']:,} by symbol alone{confidence})"
+        + (fuller if crossed["reference_genes"] < FEW_CROSSED * n_all else ""),
+    )
+
+
 def _as_they_are(names: tuple[str, ...], species: Species) -> GeneMatch:
     """Return the match of names that are genes of their own: nothing is known of them."""
     ids = tuple(name.strip() or None for name in names)
@@ -860,7 +934,7 @@ def _as_they_are(names: tuple[str, ...], species: Species) -> GeneMatch:
     if repeated:
         notes.append(f"{repeated:,} names are repeated: their counts are summed")
     how = tuple("symbol" if gene_id else "" for gene_id in ids)
-    return GeneMatch(names, ids, how, species, "ids of their own kind", notes=tuple(notes))
+    return GeneMatch(names, ids, how, species, OWN_IDS, notes=tuple(notes))
 
 
 def _shipped_ids(species: Species) -> set[str]:

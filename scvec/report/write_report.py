@@ -308,12 +308,21 @@ def diagnosis(annotation: Annotation) -> list[tuple[str, str]]:
         ("Species", str(p["species"])),
         ("Genes", str(p["genes"])),
         ("Genes of the reference measured", f"{p['reference_genes_measured']:.1%}"),
+        *([("Orthologs", _orthologs(p["orthologs"]))] if p.get("orthologs") else []),
         ("Cell space", "fitted to these genes" if p["fitted"] else "as ingested"),
         ("Method", "head and neighbours" if p["method"] == "both" else str(p["method"])),
         ("Shift against the reference", f"{shift['size']:.1f} standard deviations of its held-out cells"),
         ("Neighbours asked", str(p["n_neighbors"])),
         *([("Only reference cells where", str(p["where"]))] if p.get("where") else []),
     ]
+
+
+def _orthologs(crossed: Mapping[str, Any]) -> str:
+    return (
+        f"{' to '.join(crossed['path'])}: {crossed['crossed']:,} of {crossed['genes']:,} genes crossed "
+        f"({crossed['one_to_one']:,} one to one, {crossed['several']:,} among several, "
+        f"{crossed['symbol_alone']:,} by symbol alone)"
+    )
 
 
 def label_rows(annotation: Annotation) -> list[dict[str, Any]]:

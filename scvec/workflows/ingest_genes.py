@@ -203,7 +203,9 @@ def _load_shipped(kb: KnowledgeBase, species: Sequence[str], *, needed: bool) ->
     missing = [one for one in species if one not in shipped]
     if missing and needed:
         what = f"no genes of {missing[0]} ship with scvec"
-        fix = f"give --source FILE, ncbi or mygene; these ship: {', '.join(shipped)}"
+        live = ", ncbi or mygene" if missing[0] in known_species() else ""
+        listed = ", ".join(shipped)
+        fix = f"give --source FILE{live} (these ship: {listed}); without, its names are kept as they are"
         raise InputError(what, "--species", fix, code="unknown-choice")
     more = [one for one in species if one in shipped and one not in SPECIES]
     if not more:
@@ -222,7 +224,9 @@ def _load_orthologs(kb: KnowledgeBase, path: Path, asked: GenesOptions) -> list[
 
     def known(names: Sequence[str]) -> str:
         match = resolver.resolve(names)
-        return "" if match.looks_like or match.n_matched < 0.5 * len(names) else match.species
+        # Half of all small numbers are ids of some gene.
+        least = 0.9 if all(name.isdigit() for name in names) else 0.5
+        return "" if match.looks_like or match.n_matched < least * len(names) else match.species
 
     table = read_ortholog_table(path, asked.species, columns=asked.columns, known=known)
     fresh = [gene for gene in table.genes if gene.species not in SPECIES]

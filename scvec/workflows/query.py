@@ -269,6 +269,7 @@ def _judge(opened: Store, ready: _Prepared, options: QueryOptions, prediction: P
         **options.answer(),
         "reference_genes_measured": ready.share,
         "fitted": ready.fitted,
+        **({"orthologs": dict(ready.genes.crossed)} if ready.genes.crossed else {}),
     }
     measured = float(ready.genes.measured[ready.model.members.vector_genes].mean())
     return judge(ready.matched, ready.stored, ready.model, prediction, measured, parameters)

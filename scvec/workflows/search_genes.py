@@ -246,13 +246,13 @@ def search_genes(
             of_species = genes[genes["species"].isin(chosen)]
             allowed = set(of_species["gene_id"].iloc[rows_where(of_species, asked.where, what="gene")])
         ranked = rank_genes(kb, text, meaning=meaning, species=chosen, allowed=allowed, method=asked.method)
-        return GeneHits(
-            query=text,
-            species=chosen,
-            space=ranked.space,
-            hits=_hits(kb, genes, ranked, text, asked.k),
-            notes=ranked.notes,
-        )
+        hits = _hits(kb, genes, ranked, text, asked.k)
+        if not hits and not kb.descriptions(genes.loc[genes["species"].isin(chosen), "gene_id"].tolist()):
+            ranked.notes.append(
+                f"genes of {chosen[0]} have names, but no descriptions: search --species human, or load some "
+                "(scvec ingest genes --source ncbi, mygene or FILE)"
+            )
+        return GeneHits(query=text, species=chosen, space=ranked.space, hits=hits, notes=ranked.notes)
 
 
 def check_text(text: str) -> None:

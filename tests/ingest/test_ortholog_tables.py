@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,42 @@ Homo sapiens\tENSEMBL:ENSG00000117461\tPIK3R3\tWormBase-Compara
 WBGene00000006\taat-5
 Homo sapiens\tENSEMBL:ENSG00000021488\tSLC7A9\tPanther
 """
+# Headerless: genes of two species in the columns of a row.
+HMD = "INS\t3630\tIns2\tMGI:96573\tMP:0005376\t\nGCG\t2641\tGcg\tMGI:95674\tMP:0005376\t\n"
+ZFIN_MOUSE = """\
+ZDB-GENE-980526-110\tins\tpreproinsulin\tIns2\tinsulin II\tMGI:96573\t16334\tAA\tZDB-PUB-030905-1\t
+ZDB-GENE-010219-1\tgcga\tglucagon a\tGcg\tglucagon\tMGI:95674\t14526\tAA\tZDB-PUB-030905-1\t
+"""
+XENBASE = "3630\tXB-GENEPAGE-481823\tins\tinsulin\n2641\tXB-GENEPAGE-485507\tgcg\tglucagon\n"
+PANTHER = """\
+HUMAN|HGNC=6081|UniProtKB=P01308\tDANRE|ZFIN=ZDB-GENE-980526-110|UniProtKB=O73727\tLDO\tEuteleostomi\tPTHR11454
+MOUSE|MGI=MGI=96573|UniProtKB=P01326\tDANRE|ZFIN=ZDB-GENE-980526-110|UniProtKB=O73727\tO\tEuteleostomi\tPTHR11454
+"""
+ORTHOLIST = """\
+WormBase ID,Common Name,Locus ID,Ensembl ID,HGNC Symbol,Ortholist No. of Programs
+WBGene00000898,daf-2,Y55D5A.5,ENSG00000171105,INSR,5
+WBGene00000001,aap-1,Y110A7A.10,ENSG00000117461,PIK3R3,4
+"""
+# A gene a row, and a column of groups.
+HOMOLOGENE = """\
+1173\t7955\t30262\tins\t18858895\tNP_571131.1
+1173\t9606\t3630\tINS\t4557671\tNP_000198.1
+1174\t7955\t494052\tgcga\t62122839\tNP_001008595.1
+1174\t9606\t2641\tGCG\t4503945\tNP_002045.1
+"""
+ORTHODB = """\
+pub_og_id\tog_name\tlevel_taxid\torganism_taxid\torganism_name\tint_prot_id\tpub_gene_id\tdescription
+1at7742\tinsulin\t7742\t7955\tDanio rerio\t7955_0:000001\tins\tpreproinsulin
+1at7742\tinsulin\t7742\t9606\tHomo sapiens\t9606_0:000001\tINS\tinsulin
+2at7742\tglucagon\t7742\t7955\tDanio rerio\t7955_0:000002\tgcga\tglucagon a
+2at7742\tglucagon\t7742\t9606\tHomo sapiens\t9606_0:000002\tGCG\tglucagon
+"""
+NUMBERED = "species1,gene1,species2,gene2\nDanio rerio,ins,Homo sapiens,INS\n7955,gcga,9606,GCG\n"
+ASKED = "query_species\tquery_gene\ttarget_species\ttarget_gene\tconfidence\nrat\tIns2\thuman\tINS\t0.9\n"
+#: A spreadsheet writes a table of commas that it took for text.
+ONE_CELL = "".join(f'"{line}"\n' for line in NUMBERED.splitlines())
+SPACES = "ENSRNOG00000020405 ENSG00000254647\nENSRNOG00000005498 ENSG00000115263\n"
+INS = ("zebrafish", "ins", "human", "INS", "", None)
 TWO = "fish,man\nins,INS\ngcga,GCG\nsst1.1,SST\nactb1,ACTB\n"
 
 #: Name -> (text, species asked, a pair that it holds, number of pairs).
@@ -88,11 +126,24 @@ TABLES = {
         ALLIANCE, "zebrafish", ("human", "HGNC:4232", "zebrafish", "ZFIN:ZDB-GENE-010226-1", "", 9.0), 1),
     "human_rat_hcop_fifteen_column.txt": (HCOP, "rat", ("human", "HGNC:6081", "rat", "RGD:2916", "", 5.0), 2),
     "RGD_ORTHOLOGS.txt": (RGD, "rat", ("rat", "2916", "mouse", "MGI:96573", "", None), 4),
-    "human_orthos.txt": (ZFIN, "zebrafish", ("zebrafish", "ZDB-GENE-980526-110", "human", "INS", "", None), 2),
+    "human_orthos.txt": (ZFIN, "zebrafish", ("zebrafish", "ZDB-GENE-980526-110", "human", "3630", "", None), 2),
     "dmel_human.tsv": (FLYBASE, "fruit fly", ("fruit fly", "FBgn0000022", "human", "HGNC:738", "", 6.0), 2),
     "HOM_MouseHumanSequence.rpt": (MGI, "mouse", ("mouse", "MGI:107430", "human", "HGNC:4232", "", None), 1),
     "c_elegans.orthologs.txt": (
         WORMBASE, "worm", ("worm", "WBGene00000001", "human", "ENSG00000117461", "", 1.0), 2),
+    "HMD_HumanPhenotype.rpt": (HMD, "mouse", ("human", "3630", "mouse", "MGI:96573", "", None), 2),
+    "mouse_orthos.txt": (
+        ZFIN_MOUSE, "zebrafish", ("zebrafish", "ZDB-GENE-980526-110", "mouse", "MGI:96573", "", None), 2),
+    "XenbaseGeneHumanOrthologMapping.txt": (XENBASE, "xenopus", ("human", "3630", "xenopus", "ins", "", None), 2),
+    "RefGenomeOrthologs": (
+        PANTHER, "zebrafish", ("human", "HGNC:6081", "zebrafish", "ZFIN:ZDB-GENE-980526-110", "", None), 2),
+    "ortholist.csv": (ORTHOLIST, "worm", ("worm", "WBGene00000898", "human", "ENSG00000171105", "", None), 2),
+    "homologene.data": (HOMOLOGENE, "zebrafish", ("zebrafish", "30262", "human", "3630", "", None), 2),
+    "orthodb.tsv": (ORTHODB, "zebrafish", INS, 2),
+    "numbered.csv": (NUMBERED, "zebrafish", INS, 2),
+    "asked.tsv": (ASKED, "rat", ("rat", "Ins2", "human", "INS", "", 0.9), 1),
+    "one_cell.csv": (ONE_CELL, "zebrafish", INS, 2),
+    "spaces.txt": (SPACES, "rat", ("rat", "ENSRNOG00000020405", "human", "ENSG00000254647", "", None), 2),
     "two.csv": (TWO, "zebrafish", ("human", "INS", "zebrafish", "ins", "", None), 4),
 }  # fmt: skip
 
@@ -105,14 +156,31 @@ def shown(pair: Pair) -> tuple[object, ...]:
     return pair.species, first, pair.other_species, second, pair.kind, pair.score
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+def zipped(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as packed:
+        packed.writestr("folder/table.txt", data)
+    return out.getvalue()
+
+
+PACKED = {
+    "plain": str.encode,
+    "gz": lambda text: gzip.compress(text.encode()),
+    "zip": lambda text: zipped(text.encode()),
+    "utf-16": lambda text: text.replace("\n", "\r\n").encode("utf-16"),
+    "BOM": lambda text: b"\xef\xbb\xbf" + text.encode(),
+}
+
+
+@pytest.mark.parametrize("packed", PACKED)
 @pytest.mark.parametrize("name", TABLES)
-def test_columns_of_a_published_table_are_known(name: str, packed: bool, tmp_path: Path) -> None:
+def test_columns_of_a_published_table_are_known(name: str, packed: str, tmp_path: Path) -> None:
     text, species, expected, n = TABLES[name]
-    path = tmp_path / (name + (".gz" if packed else ""))
-    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    path = tmp_path / name
+    path.write_bytes(PACKED[packed](text))
     assert is_ortholog_table(path)
-    known = {"INS": "human", "ins": ""}
+    known = {"INS": "human", "ins": "", "3630": "human", "Ins2": "mouse", "176730": "", "6081": ""}
+    known |= {"ins": "xenopus"} if species == "xenopus" else {}
     table = read_ortholog_table(path, [species], known=lambda names: known.get(names[0], ""))
     assert expected in [shown(pair) for pair in table.pairs]
     assert len(table.pairs) == n
@@ -141,6 +209,38 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_ortholog_table(path, ["zebrafish"], columns={"zebrafish": "d"})
     assert caught.value.code == "unknown-column"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1at33208\t7955_0:000001\n1at33208\t9606_0:00000a\n",
+        "1\t1846\tD.rerio.fa\t1.0\tO73727\t100%\n1\t1846\tH.sapiens.fa\t1.0\tP01308\t100%\n",
+        "33208\tENOG501\t2\t2\t7955.ENSDARP00000051163,9606.ENSP00000250971\t7955,9606\n",
+    ],
+    ids=["OrthoDB", "InParanoid", "eggNOG"],
+)
+def test_tables_of_proteins_are_refused_with_what_to_get(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.tsv"
+    path.write_text(text)
+    assert is_ortholog_table(path)
+    with pytest.raises(InputError) as caught:
+        read_ortholog_table(path, ["zebrafish"])
+    assert caught.value.code == "wrong-format" and "proteins" in caught.value.what
+
+
+def test_a_zip_of_several_files_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("a.txt", TWO)
+        packed.writestr("b.txt", TWO)
+    with pytest.raises(InputError) as caught:
+        read_ortholog_table(path, ["zebrafish"])
+    assert caught.value.code == "wrong-format"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError) as caught:
+        read_ortholog_table(path, ["zebrafish"])
+    assert caught.value.code == "damaged-file"
 
 
 def test_another_species_is_not_taken_for_the_one_asked(tmp_path: Path) -> None:

@@ -155,22 +155,79 @@ def _rows(lines: Iterable[str], start: Sequence[str], path: Path) -> tuple[list[
     comments = 0
     while comments < len(start) and start[comments].startswith("#"):
         comments += 1
-    body = start[comments : comments + 1]
+    body = start[comments:]
     if not body:
         raise InputError(
             "the table has no rows", str(path), "give one pair of genes a row", code="empty-file"
         )
-    mark = "\t" if "\t" in body[0] else "," if "," in body[0] else ";" if ";" in body[0] else "\t"
+    if _whole(body[-1]):  # a spreadsheet put each row into one cell, in quotes
+        lines, body = (_whole(line) or line for line in lines), [_whole(line) or line for line in body]
+    if body[0].startswith("Date:"):  # of ZFIN
+        comments, body = comments + 1, body[1:] or body
+    mark = next((mark for mark in "\t,;" if mark in body[0]), "\t")
     # Of NCBI and FlyBase the header is the last comment.
     head = start[comments - 1].lstrip("#").strip("\r\n ") if comments else ""
-    skipped = islice(lines, comments, None)
+    skipped: Iterable[str] = islice(lines, comments, None)
+    if mark not in body[0] and len({len(line.split()) for line in body}) == 1:
+        skipped = ("\t".join(line.split()) for line in skipped)
     rows = (row for row in csv.reader(skipped, delimiter=mark) if any(row))
     if head.count(mark) and head.count(mark) >= body[0].count(mark) - 2:
         return [cell.strip() for cell in next(csv.reader([head], delimiter=mark))], rows
     first = next(rows)
-    if any(_role(cell)[1] for cell in first) or not any(map(_looks_like_gene, first)):
+    if _PANTHER.match(first[0]):
+        return list(_PANTHER_HEADER), (_panther(row) for row in chain([first], rows))
+    if _is_header(first):
         return [cell.strip().lstrip("#") for cell in first], rows
     return [], chain([first], rows)
+
+
+def _whole(line: str) -> str:
+    """Return the row that a line holds in the quotes of its only cell; empty for other lines."""
+    cells = next(csv.reader([line]), [])
+    return cells[0] if len(cells) == 1 and line.startswith('"') and re.search("[\t,;]", cells[0]) else ""
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    """Return whether the first row of a table names its columns: with words, or with two species."""
+    if _is_protein(cells) or any(id_species(cell.strip()) is not None for cell in cells):
+        return False
+    if any(cell.strip().isdigit() for cell in cells):
+        return len({species_named(cell) for cell in cells} - {None}) > 1
+    return any(_role(cell)[1] for cell in cells) or not any(map(_looks_like_gene, cells))
+
+
+#: A gene of PANTHER: HUMAN|HGNC=6081|UniProtKB=P01308, of a species as UniProt abbreviates it.
+_PANTHER = re.compile(r"(\w{3,5})\|(\w+)=([^|]+)")
+_PANTHER_HEADER = ("taxon id 1", "gene id 1", "taxon id 2", "gene id 2")
+#: As UniProt writes species: three letters of the genus and two of the species, or a word.
+_UNIPROT = {
+    "HUMAN": "human",
+    "MOUSE": "mouse",
+    "RAT": "rat",
+    "CHICK": "chicken",
+    "BOVIN": "cow",
+    "PIG": "pig",
+}
+
+
+def _panther(row: Sequence[str]) -> list[str]:
+    """Return the taxon and the gene of both sides of a row of PANTHER; empty where it names none."""
+    found: list[str] = []
+    for cell in row[:2]:
+        match = _PANTHER.match(cell)
+        code, _, name = match.groups() if match else ("", "", "")
+        key = _UNIPROT.get(code) or next(
+            (
+                one.key
+                for one in known_species().values()
+                if (words := one.scientific.upper().split()) and code == words[0][:3] + words[1][:2]
+            ),
+            "",
+        )
+        one = known_species().get(key)
+        prefix = one.prefix if one is not None and "Ensembl" not in cell else ""
+        found += [key, prefix + name.rpartition("=")[2].rpartition(":")[2]]
+    return found
 
 
 def _looks_like_gene(cell: str) -> bool:
@@ -182,7 +239,15 @@ def _looks_like_gene(cell: str) -> bool:
 # Headers
 
 _SCORES = ("diopt score", "algorithms match", "support", "score", "confidence", "orthology confidence")
-_TAXA = re.compile(r"tax(on)? ?id|species ?taxon ?id|^ortholog species$|^other tax id$")
+_TAXA = re.compile(
+    r"tax(on)? ?id|^((ortholog|query|target|source|other) )?(species|organism)( ?[12ab])?( name)?$"
+)
+#: What a header of two sides alike ends with: gene_1, Gene A.
+_NUMBERED = re.compile(r"(?<=[a-z])(?: ?[12]| [ab])$")
+#: Ids of proteins and of their groups: of Ensembl (and eggNOG), OrthoDB, UniProt.
+_PROTEIN = re.compile(
+    r"(\d+\.)?ENS[A-Z]*P\d{11}.*|\d+_\d+:[0-9a-f]{6}|[OPQ]\d[A-Z0-9]{3}\d|[A-NR-Z]\d([A-Z][A-Z0-9]{2}\d){1,2}"
+)
 _NOT_NAMES = re.compile(
     r"omim|chr|assert|location|strand|coordinates|position|phenotype|refseq|protein|transcript|swiss|uniprot|"
     r"paralog|pub id|species name|organism name|source|version|ancestor|conservation|coverage|identical|"
@@ -192,7 +257,8 @@ _NOT_NAMES = re.compile(
 
 def _plain(header: str) -> str:
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", header.strip().lstrip("#"))
-    return " ".join(re.sub(r"[_\s]+", " ", words).lower().split())
+    plain = " ".join(re.sub(r"[_\s]+", " ", words).lower().split())
+    return re.sub(r"\b(fly|worm|pom) base\b", r"\1base", plain)
 
 
 def _role(header: str) -> tuple[str, str]:
@@ -207,6 +273,8 @@ def _role(header: str) -> tuple[str, str]:
     if score.endswith(_SCORES) and "best" not in score:
         return "", "score"
     side = _side_of(plain)
+    if side in ("1", "2"):
+        plain = _NUMBERED.sub("", plain)
     if _TAXA.search(plain):
         return side or "1", "taxon"
     if _NOT_NAMES.search(plain):
@@ -245,7 +313,8 @@ def _side_of(plain: str) -> str:
         key = species_named(" ".join(words[:n]))
         if key is not None and n <= len(words):
             return key
-    return ""
+    end = _NUMBERED.search(plain)
+    return "2" if end and end[0].strip() in "2b" else "1" if end or words[0] in ("query", "source") else ""
 
 
 def _sides(
@@ -272,33 +341,82 @@ def _sides(
             if kind in ("type", "score"):
                 extra.setdefault(kind, at)
             elif kind == "taxon":
-                sides[side].taxon = at
+                if sides[side].taxon is None or _is_taxon(told, at):
+                    sides[side].taxon = at
             elif kind:
                 sides[side].columns.setdefault(kind, at)
-        if sum(bool(set(side.columns) & set(_IDS)) for side in sides.values()) < 2 and not _is_listed(header):
+        named = [side for side in sides.values() if set(side.columns) & set(_IDS)]
+        grouped = len(named) == 1 and named[0].taxon is not None and _group(told, named[0].taxon) is not None
+        if len(named) < 2 and not grouped and not _is_listed(header):
             used = {at for side in sides.values() for at in side.columns.values()} | set(extra.values())
-            for at in range(max((len(row) for row in told), default=0)):
+            width = range(max((len(row) for row in told), default=0))
+            taxa = [at for at in width if _is_taxon(told, at)] if not header else []
+            if len(taxa) == 1 and (group := _group(told, taxa[0])) is not None:
+                sides["1"].taxon = taxa[0]
+                used |= {taxa[0], group}
+            for at in width:
                 if at not in used and _distinct(told, at) and (kind := _kind_of(told, at)) != "name":
-                    sides[f"column {at}"].columns[kind] = at
+                    to = sides["1"] if sides["1"].taxon is not None else sides[f"column {at}"]
+                    to.columns.setdefault(kind, at)
     for key, one in sides.items():
         if one.taxon is None:
             one.species = key if species_named(key) == key else _species_of(one, told, known)
         _settle(one, told)
-    found = [side for side in sides.values() if set(side.columns) & set(_IDS)]
+    found = _merged([side for side in sides.values() if set(side.columns) & set(_IDS)])
     unknown = [side for side in found if not side.species and side.taxon is None]
     missing = [s for s in species if all(side.species != s for side in found)]
-    if len(unknown) == len(missing) == 1:
+    if len(unknown) == len(missing) == 1 and (header or len(found) > 1):
         unknown[0].species = missing[0]
     found = [side for side in found if side.species or side.taxon is not None]
     if not any(side.taxon is not None or side.species in species for side in found):
         listed = ", ".join(header[:8]) or "none"
+        proteins = any(map(_is_protein, told))
         raise InputError(
-            f"no column names genes of {' or '.join(species)}",
+            f"no column names genes of {' or '.join(species)}" + (", only proteins" if proteins else ""),
             f"{path}, columns: {listed}",
-            "say which columns they are: --column SPECIES=NAME, once for each species",
+            "give a table of gene ids or symbols, as BioMart, HCOP or the Alliance export it"
+            if proteins
+            else "say which columns they are: --column SPECIES=NAME (or its number), once for each species",
             code="wrong-format",
         )
     return found, extra
+
+
+def _is_protein(row: Sequence[str]) -> bool:
+    return any(_PROTEIN.fullmatch(cell.strip()) for cell in row)
+
+
+def _is_taxon(told: Sequence[Sequence[str]], at: int) -> bool:
+    """Return whether most cells of a column name a species, and not all the same."""
+    values = _values(told, at)
+    keys = [key for value in values if (key := species_named(value)) is not None]
+    return len(keys) > MOST * len(values) and len(set(keys)) > 1
+
+
+def _group(told: Sequence[Sequence[str]], taxon: int) -> int | None:
+    """Return the column whose values hold genes of several species together; None where there is none."""
+    best: tuple[int, int] | None = None
+    for at in range(max((len(row) for row in told), default=0)):
+        members: dict[str, set[str]] = defaultdict(set)
+        for row in told:
+            members[_cell(row, at)].add(_cell(row, taxon))
+        shared = sum(len(some) > 1 for value, some in members.items() if value)
+        few = len(members) < len(told) / 20  # kinds of genes, not groups
+        if at != taxon and not few and shared >= MOST * len(members) and shared > (best[0] if best else 0):
+            best = shared, at
+    return None if best is None else best[1]
+
+
+def _merged(sides: Sequence[Side]) -> list[Side]:
+    """Return the sides, those of one species together where they name its genes in other ways."""
+    found: list[Side] = []
+    for side in sides:
+        same = [one for one in found if side.species and one.species == side.species and one.taxon is None]
+        if same and side.taxon is None and not set(same[0].columns) & set(side.columns):
+            same[0].columns |= side.columns
+        else:
+            found.append(side)
+    return found
 
 
 def _is_listed(header: Sequence[str]) -> bool:
@@ -333,6 +451,7 @@ def _kind_of(told: Sequence[Sequence[str]], at: int) -> str:
         ("ensembl", r"(ENS[A-Z]*G\d{11}|FBgn\d{7}|WBGene\d{8})(\.\d+)?"),
         ("authority", r"[A-Za-z]+:\S+|ZDB-[A-Z]+-\d+-\d+"),
         ("entrez", r"\d+"),
+        ("name", _PROTEIN),
         ("symbol", r"\S{1,40}"),
     ):
         if sum(re.fullmatch(pattern, v) is not None for v in values) >= MOST * max(1, len(values)):
@@ -349,9 +468,8 @@ def _species_of(
             found = Counter(filter(None, (id_species(v) for v in _values(told, side.columns[kind]))))
             if found:
                 return found.most_common(1)[0][0]
-    if known is not None and "symbol" in side.columns:
-        return known(_values(told, side.columns["symbol"]))
-    return ""
+    asked = next((side.columns[kind] for kind in ("symbol", "entrez") if kind in side.columns), None)
+    return known(_values(told, asked)) if known is not None and asked is not None else ""
 
 
 def _settle(side: Side, told: Sequence[Sequence[str]]) -> None:
@@ -363,8 +481,10 @@ def _settle(side: Side, told: Sequence[Sequence[str]]) -> None:
         actual = _kind_of(told, at)
         if actual in ("symbol", "name"):
             # Of a few rows all may be missing; a column of other things is none of ids.
-            if _values(told, at):
+            if values := _values(told, at):
                 del side.columns[kind]
+                if (kind, actual) == ("entrez", "symbol") and not _is_protein(values[:1]):
+                    side.columns.setdefault(actual, at)
         elif actual != kind and not (kind == "authority" and actual == "entrez"):
             del side.columns[kind]
             side.columns.setdefault(actual, at)
@@ -391,6 +511,10 @@ def _read(
     }
     plain = [_plain(name) for name in header]
     group = next((at for at, name in enumerate(plain) if name in ("db class key", "homologene id")), None)
+    rows = iter(rows)
+    if group is None and len(sides) == 1 and sides[0].taxon is not None:
+        told = list(islice(rows, N_TOLD))
+        group, rows = _group(told, sides[0].taxon), chain(told, rows)
     members: dict[str, list[tuple[str, Names]]] = defaultdict(list)
     dates = 0
     for row in rows:
@@ -586,8 +710,13 @@ def is_ortholog_table(path: Path) -> bool:
         told = list(rows)
     except (InputError, OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, StopIteration):
         return False
+    if not header and told and _is_protein(told[0]):
+        return True  # whose reader says what is wrong
     plain = {_plain(name) for name in header}
     if _is_listed(header) or plain & {"db class key", "other gene id"}:
+        return True
+    taxa = [at for at in range(max(map(len, told), default=0)) if _is_taxon(told, at)]
+    if not plain >= {"symbol", "species"} and any(_group(told, at) is not None for at in taxa):
         return True
     if "symbol" in plain and plain & {"entrez id", "authority id", "hgnc id", "locus type"}:
         return False
@@ -597,5 +726,5 @@ def is_ortholog_table(path: Path) -> bool:
     width = max((len(row) for row in told), default=0)
     kinds = [_kind_of(told, at) for at in range(width) if _distinct(told, at)]
     alike = [kind for kind in kinds if kind in ("ensembl", "authority", "symbol")]
-    narrow = width <= 3 or {"ensembl", "authority"} & set(kinds)
+    narrow = width <= 3 or not header or {"ensembl", "authority"} & set(kinds)
     return bool(narrow) and len(alike) > 1 and not sides & {"1", "2"}
