@@ -121,7 +121,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row["accepted"] = int(some["as its own species"].sum())
         row |= {"names known": some["names known"].mean(), "counts known": some["counts known"].mean()}
         row |= {"correlation": f"{told.min():.2f} to {told.max():.2f}" if len(told) else "-"}
-        for part, chosen in (("warned, chosen on", True), ("warned, others", False)):
+        for part, chosen in (("warned, five files", True), ("warned, other five", False)):
             of = some[some["chosen on"] == chosen]
             row[part] = f"{int(of['warned'].sum())} of {int(of['correlation'].notna().sum())}"
         shown.append(row)
