@@ -6,7 +6,7 @@ Real cells of human and mouse: the pancreas that ships, and what is in ``../shar
 panels, lose names, are renamed to other species through the shipped tables (orthologs alone, or with symbols
 of that species on the other columns), to names of chance, and get their own names in the wrong order.
 ``accepted`` by names and counts; ``warned`` by rank correlation of counts with those of the cells that ship
-(:func:`scvec.model.resolvers.usual_expression`), whose limit was chosen on the files of ``CHOSEN``.
+(:func:`scvec.model.resolvers.usual_expression`), whose limits were set after all files had been looked at; ``CHOSEN`` splits them.
 """
 
 from __future__ import annotations
