@@ -6,7 +6,8 @@ Real cells of human and mouse: the pancreas that ships, and what is in ``../shar
 panels, lose names, are renamed to other species through the shipped tables (orthologs alone, or with symbols
 of that species on the other columns), to names of chance, and get their own names in the wrong order.
 ``accepted`` by names and counts; ``warned`` by rank correlation of counts with those of the cells that ship
-(:func:`scvec.model.resolvers.usual_expression`), whose limits were set after all files had been looked at; ``CHOSEN`` splits them.
+(:func:`scvec.model.resolvers.usual_expression`). Its limits were set after all files had been looked at; the
+table gives the files of ``CHOSEN`` and the others apart.
 """
 
 from __future__ import annotations
