@@ -476,15 +476,6 @@ class LanguageModel(Protocol):
         """
         ...
 
-    def adapted(self, rank: int, seed: int) -> LanguageModel:
-        """Return a copy of the model with new trainable low-rank adapters; this object does not change."""
-        ...
-
-    @property
-    def adapters(self) -> Mapping[str, Any]:
-        """Name -> torch parameter of the adapters; empty if there are none."""
-        ...
-
 
 @runtime_checkable
 class DividesByGene(Protocol):

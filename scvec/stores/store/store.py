@@ -402,8 +402,7 @@ class Store:
     def compact(self, *, wait: float = 0.0) -> CompactReport:
         """Delete older generations without readers, unused files, and files that killed writers left.
 
-        The cache of text vectors under ``work/`` stays. An interrupted training of an encoder loses its
-        checkpoint and starts again.
+        The cache of text vectors under ``work/`` stays.
 
         Raises
         ------
@@ -445,7 +444,7 @@ def _leftovers(folder: Path) -> Iterator[Path]:
         if not place.is_symlink() and not is_held(place / "lock"):
             yield from place.glob("*")
     # Fits to the genes of queries are computed again when a query needs them.
-    for name in ("work/stage", "work/prompt", "fits"):
+    for name in ("work/stage", "fits"):
         if not (folder / name).is_symlink():
             yield from folder.glob(f"{name}/*")
 
