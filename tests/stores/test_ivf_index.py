@@ -7,6 +7,7 @@ from ivf_parts import DIM, TARGET, N, clustered, share, truth
 from scvec.base.errors import InputError, StoreError
 from scvec.base.types import VectorIndex
 from scvec.stores.index import build_index, open_index
+from scvec.stores.index.distances import brute_force
 from scvec.stores.index.ivf import FLAT_BELOW, Effort, IvfIndex, IvfSettings, _left_out, kind_for, places
 
 
@@ -61,7 +62,7 @@ class TestSearch:
 
     def test_exact_is_exact(self, index, base):
         queries = clustered(60, 3)
-        found, slow = index.exact().search(queries, 7), build_index(base, "numpy").search(queries, 7)
+        found, slow = index.exact().search(queries, 7), brute_force(base, queries, 7)
         np.testing.assert_array_equal(found.indices, slow.indices)
         np.testing.assert_array_equal(found.distances, slow.distances)
 

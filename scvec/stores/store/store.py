@@ -16,8 +16,7 @@ import numpy as np
 from scvec.base.errors import InputError, ResourceError, ScvecError, StoreError, did_you_mean
 from scvec.base.resources import expanded
 from scvec.base.types import Float32, Progress, no_progress
-from scvec.stores.index import build_index
-from scvec.stores.index.distances import Index
+from scvec.stores.index.distances import Index, brute_force
 from scvec.stores.store.files import check_file, check_folder, open_regular, os_errors
 from scvec.stores.store.generations import (
     Generation,
@@ -177,7 +176,7 @@ def _check_index(report: VerifyReport, index: Index, vectors: Float32, where: st
         _check_approximate(report, index, queries, where)
         return
     found = index.search(queries, min(n, SAMPLE_NEIGHBORS))
-    oracle = build_index(np.asarray(vectors), "numpy").search(queries, min(n, SAMPLE_NEIGHBORS))
+    oracle = brute_force(np.asarray(vectors), queries, min(n, SAMPLE_NEIGHBORS))
     same = np.array_equal(found.indices, oracle.indices) and np.array_equal(found.distances, oracle.distances)
     if not same:
         report.problems.append(f"{where}: the index finds other neighbours than brute force")
