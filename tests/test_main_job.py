@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -173,11 +174,11 @@ def test_two_runs_with_one_seed_give_one_manifest(folder: Path, tiny_adata: Call
     def run(store: str, seed: int) -> Any:
         options = {**OPTIONS, "batch_key": "donor", "seed": seed}
         scvec.ingest_cells(folder / store, [folder / "tiny.h5ad"], name="tiny", **options)
-        return Store(folder / store).generation.manifest
+        return replace(Store(folder / store).generation.manifest, run={})
 
     first = run("first", 3)
-    assert run("second", 3).deterministic_bytes() == first.deterministic_bytes()
-    assert str(folder).encode() not in first.deterministic_bytes()
+    assert run("second", 3).to_bytes() == first.to_bytes()
+    assert str(folder).encode() not in first.to_bytes()
     # The cell space is solved for: a seed draws nothing of it.
     assert run("second", 4).references["tiny"].vectors == first.references["tiny"].vectors
 

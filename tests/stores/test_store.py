@@ -247,7 +247,6 @@ class TestTransactions:
             store = fill(Store.open(tmp_path / name, create=True))
             made.append(store.generation.manifest)
             time.sleep(1.1 if name == "one" else 0)  # so that the run times differ
-        assert made[0].deterministic_bytes() == made[1].deterministic_bytes()
         one, two = (json.loads(m.to_bytes()) for m in made)
         assert {k for k in one if one[k] != two[k]} == {"run"}
 
