@@ -161,17 +161,6 @@ class LlmService:
         """
         return await self.caller.call(lambda: self._translated(request), unfit=unfit)
 
-    async def post(self, path: str, body: Mapping[str, Any], check: Callable[[dict[str, Any]], T]) -> T:
-        """Send JSON to a path such as ``/embeddings`` and return ``check(answer)``, with retries.
-
-        ``check`` receives the JSON object of the answer, and raises :class:`ServiceError` if it is unusable.
-        """
-
-        async def request() -> T:
-            return check(await self.send(path, body))
-
-        return await self.call(request)
-
     async def send(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send JSON once and return the JSON answer; raise LlmError for an error. Use it in :meth:`call`."""
         return await self._translated(lambda: self._send(path, body))
