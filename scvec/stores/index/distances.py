@@ -143,7 +143,7 @@ def as_neighbors(rows: list[Int64], distances: list[Float64], k: int) -> Neighbo
 
 
 class Index:
-    """Base class of all indices (`scvec.base.types.VectorIndex`): checks queries; a subclass searches.
+    """Base class of all indices (squared Euclidean distance): checks queries; a subclass searches.
 
     A subclass defines ``n``, ``dim``, ``vectors`` and ``_search``. A registered subclass also defines
     ``add``, ``save`` and ``load``, and ``build`` if building is more than adding rows to an empty index.
