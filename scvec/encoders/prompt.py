@@ -512,7 +512,7 @@ class Trainer:
                     scores = self.network.scores(self._read(batch, prefix=prefix))
                     smoothing = self.options.label_smoothing
                     loss = F.cross_entropy(scores, target, reduction="sum", label_smoothing=smoothing)
-                    (loss / len(rows)).backward()
+                    torch.autograd.backward(loss / len(rows))
                     total += float(loss.detach()) / len(rows)
                 return total
             except (RuntimeError, MemoryError) as error:
