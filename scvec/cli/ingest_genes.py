@@ -79,7 +79,6 @@ def import_legacy(session: Session, /, files: tuple[Path, ...], **given: Any) ->
 )
 @genes_option
 @click.option("--refresh", is_flag=True, help="Request genes again that ncbi or mygene has answered.")
-@click.option("--details", is_flag=True, help="Also request type, status, lineage, expression; ncbi, slower.")
 @base_url_option
 @click.option(
     "--requests-per-second",
