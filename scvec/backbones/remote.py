@@ -267,7 +267,7 @@ class Estimate:
     requests
         Smallest number of requests, probes included.
     tokens
-        Number of tokens; an upper bound if :func:`~scvec.ingest.sources.tokens.count_tokens` only estimates.
+        Upper estimate of the number of tokens.
     cost
         US dollars; None if the price is unknown.
     seconds
@@ -448,7 +448,7 @@ class RemoteBackbone:
             batches.take()
             requests += 1
         if self._probed is None and counts:
-            probes = count_tokens([*ALONE, *BATCH], self.model).counts
+            probes = count_tokens([*ALONE, *BATCH])
             counts, requests = [*counts, *probes], requests + len(ALONE) + 1
         price = self._budget.price
         cost = None if price is None else self._budget.cost(sum(counts))
@@ -641,7 +641,7 @@ class RemoteBackbone:
         """Find the length of the vectors, and whether batches change them."""
 
         async def ask(given: Sequence[str], dim: int | None) -> Embedded:
-            n_tokens = count_tokens(given, self.model).total
+            n_tokens = sum(count_tokens(given))
             try:
                 return await self._ask(service, given, n_tokens, dim, tries=PROBE_TRIES)
             except ServiceError as error:
@@ -657,17 +657,17 @@ class RemoteBackbone:
             self._sizes.inputs = 1
         if found.one_at_a_time:
             self.concurrency = 1
-        self._sizes.took(1, count_tokens(ALONE, self.model).total // len(ALONE), found.seconds)
+        self._sizes.took(1, sum(count_tokens(ALONE)) // len(ALONE), found.seconds)
         vectors = dict(zip(map(text_sha256, ALONE), found.vectors, strict=True))
         self._probed = self._space_of(found.dim, found.model), vectors
 
     def _counted(self, texts: Sequence[str]) -> tuple[list[str], list[int]]:
         """Return the texts, cut to the largest number of tokens, and their numbers of tokens."""
-        sent, counts = list(texts), list(count_tokens(texts, self.model).counts)
+        sent, counts = list(texts), count_tokens(texts)
         for i, count in enumerate(counts):
             if count > self.max_tokens:
                 self._cut.add(text_sha256(sent[i]))
-                sent[i] = truncate(sent[i], self.max_tokens, self.model)
+                sent[i] = truncate(sent[i], self.max_tokens)
                 counts[i] = self.max_tokens
         return sent, counts
 

@@ -376,7 +376,7 @@ def ingest_complement(
         questions = replace(questions, todo=questions.todo[: asked.limit])
         subjects = {job: jobs[job] for job in questions.todo}
         if service is None:
-            cost, exact = expected_cost(
+            cost = expected_cost(
                 [*subjects.values()],
                 model,
                 price,
@@ -386,8 +386,7 @@ def ingest_complement(
             )
             live = questions.report(cost)
             generation, error, counts = "", None, kb.counts()
-            if not exact:
-                notes.append("the number of tokens is an upper estimate, without the model's own tokenizer")
+            notes.append("the number of tokens is an upper estimate")
         else:
             source = ComplementSource(service, model, subjects, budget)
             live, generation, error, counts = ask_live(

@@ -104,10 +104,8 @@ def expected_cost(
     usual: tuple[int, int],
     seconds: tuple[float, float],
     concurrency: int = 4,
-) -> tuple[Cost, bool]:
-    """Return what asking a chat model costs without rejected answers, and whether its tokens are exact.
-
-    ``tokens_in`` is an upper bound.
+) -> Cost:
+    """Return what asking a chat model costs without rejected answers; ``tokens_in`` is an upper estimate.
 
     Parameters
     ----------
@@ -116,18 +114,17 @@ def expected_cost(
     """
     reasoning, n = is_reasoning(model), len(questions)
     asked = [question.messages() for question in questions]
-    told = count_tokens([user["content"] for _, user in asked], model)
+    told = sum(count_tokens([user["content"] for _, user in asked]))
     # The instructions are the same for all questions, so their tokens are counted once.
-    tokens_in = told.total + sum(prompt_tokens(m[:1], model) for m in asked[:1]) * n
+    tokens_in = told + sum(prompt_tokens(m[:1]) for m in asked[:1]) * n
     tokens_out = n * usual[reasoning]
-    cost = Cost(
+    return Cost(
         requests=n,
         tokens_in=tokens_in,
         tokens_out=tokens_out,
         dollars=None if price is None else (tokens_in * price.input + tokens_out * price.output) / 1e6,
         seconds=n * seconds[reasoning] / max(concurrency, 1),
     )
-    return cost, told.exact
 
 
 @dataclass(frozen=True, kw_only=True)

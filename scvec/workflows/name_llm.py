@@ -392,7 +392,7 @@ def consult(
     jobs = {job: question for ballot in ballots for job, question in ballot}
     questions = Questions.of(kb, model, jobs, again=False, noun="questions")
     if asked.dry_run:
-        cost, exact = expected_cost(
+        cost = expected_cost(
             [jobs[j] for j in questions.todo],
             model,
             price,
@@ -400,8 +400,7 @@ def consult(
             seconds=SECONDS,
             concurrency=asked.concurrency,
         )
-        inexact = "tokens are an upper estimate: the model's own table of tokens is not here"
-        return Consulted(groups, questions.report(cost), () if exact else (inexact,))
+        return Consulted(groups, questions.report(cost), ("tokens are an upper estimate",))
     if not questions.todo:
         done = questions.report(Cost(requests=0), n_answered=0, failed=[])
         return Consulted(_all_joined(kb, groups, ballots, model), done)

@@ -363,7 +363,7 @@ def test_openai_itself_is_asked_with_the_newer_name_of_the_limit() -> None:
 
 
 def expected(genes: Sequence[Subject], model: str, price: Price | None) -> Cost:
-    return expected_cost(genes, model, price, usual=USUAL, seconds=SECONDS)[0]
+    return expected_cost(genes, model, price, usual=USUAL, seconds=SECONDS)
 
 
 def test_an_estimate_before_a_cent_is_spent() -> None:
@@ -376,7 +376,7 @@ def test_an_estimate_before_a_cent_is_spent() -> None:
     assert expected([], "m", Price(1)).dollars == 0
     _, _, _, source = describe(genes=genes[:10])
     assert source.budget.tokens_in <= cost.tokens_in / 10
-    assert cost.tokens_in == sum(prompt_tokens(g.messages(), "gpt-4o-mini") for g in genes)
+    assert cost.tokens_in == sum(prompt_tokens(g.messages()) for g in genes)
     thinking = expected(genes, "gpt-5", Price(1.25, 10.0))
     assert thinking.tokens_out is not None and thinking.tokens_out > cost.tokens_out
 
