@@ -296,7 +296,7 @@ class NcbiSource(GeneSource):
         version = ""
         todo = list(ids)
         for _round in range(REPLACED + 1):
-            for some in in_parts(todo, SUMMARIES):
+            for some in in_parts(todo, self.most):
                 form = {"id": ",".join(map(str, some)), "version": "2.0"}
                 body = await self._post_json("esummary", form, check_summaries)
                 found.update(read_summaries(body, some))
