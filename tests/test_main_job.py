@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -174,11 +173,14 @@ def test_two_runs_with_one_seed_give_one_manifest(folder: Path, tiny_adata: Call
     def run(store: str, seed: int) -> Any:
         options = {**OPTIONS, "batch_key": "donor", "seed": seed}
         scvec.ingest_cells(folder / store, [folder / "tiny.h5ad"], name="tiny", **options)
-        return replace(Store(folder / store).generation.manifest, run={})
+        return Store(folder / store).generation.manifest
+
+    def lasting(manifest: Any) -> dict[str, Any]:
+        return {key: value for key, value in json.loads(manifest.to_bytes()).items() if key != "run"}
 
     first = run("first", 3)
-    assert run("second", 3).to_bytes() == first.to_bytes()
-    assert str(folder).encode() not in first.to_bytes()
+    assert lasting(run("second", 3)) == lasting(first)
+    assert str(folder) not in json.dumps(lasting(first))
     # The cell space is solved for: a seed draws nothing of it.
     assert run("second", 4).references["tiny"].vectors == first.references["tiny"].vectors
 
