@@ -6,7 +6,7 @@ other.
 Baron donors 1-2 name donors 3-4, both as stratified subsamples of ``--cells`` cells. Each encoder is
 trained once on the whole reference and its own head names the query: no calibration, no other voice.
 ``untrained`` has a random projection, and a logistic regression on what the model makes of it. Rows that
-are done are kept in ``benchmarks/cache``, and a training that is stopped goes on.
+are done are kept in ``benchmarks/cache``.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def one(row: str, data: Any, options: argparse.Namespace) -> dict[str, Any]:
         order = "paper" if row == "untrained" else row
         chosen = PromptOptions.for_device(device, n_genes=options.n_genes, order=order, epochs=epochs)
         model = None if row == "none" else load_language_model(options.llm, device=device)
-        encoder = PromptEncoder(vectors, chosen, model, device=device, checkpoint=CACHE / "prompt")
+        encoder = PromptEncoder(vectors, chosen, model, device=device)
 
     def progress(stage: str, done: int, total: int | None, detail: str = "") -> None:
         print(f"{time.strftime('%H:%M:%S')} {row}: {stage} {done}/{total} {detail}", flush=True)

@@ -1,4 +1,4 @@
-"""E-utilities of the fake server: esearch, esummary and efetch of the database gene."""
+"""E-utilities of the fake server: esearch and esummary of the database gene."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from fake_entrezgene import entrezgene_set
 from fake_faults import key_of, status_fault
 from fake_genes import ORGANISMS, FakeGene, fake_gene
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_eutils(app: web.Application, server: FakeServer) -> None:
-    """esearch, esummary and efetch of the database gene, by POST."""
+    """esearch and esummary of the database gene, by POST."""
     route = "/entrez/eutils"
 
     async def refused(request: web.Request) -> web.Response | None:
@@ -80,19 +79,8 @@ def add_eutils(app: web.Application, server: FakeServer) -> None:
             result["errorlist"] = {"phrasesnotfound": missed, "fieldsnotfound": []}
         return web.json_response({"header": header, "esearchresult": result})
 
-    async def efetch(request: web.Request) -> web.Response:
-        if (found := await refused(request)) is not None:
-            return found
-        ids = [int(i) for i in request["body"].get("id", "").split(",") if i.isdecimal()]
-        if request["fault"] == "short":
-            ids = ids[: len(ids) // 2]
-        by_id = server.by_id
-        known = [by_id[i] for i in ids if i in by_id]
-        return web.Response(text=entrezgene_set(known), content_type="text/xml")
-
     app.router.add_post(f"{route}/esummary.fcgi", esummary)
     app.router.add_post(f"{route}/esearch.fcgi", esearch)
-    app.router.add_post(f"{route}/efetch.fcgi", efetch)
 
 
 def docsum(gene: FakeGene) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     with FakeServer(fake_genes(3), faults=Faults.script(["500", None])) as server:
         ...  # ask server.url; look at server.requests
 
-Shapes are those of recorded answers (fake_eutils, fake_entrezgene, fake_mygene).
+Shapes are those of recorded answers (fake_eutils, fake_mygene).
 """
 
 from __future__ import annotations

@@ -45,3 +45,8 @@ def failure(n, source="ncbi", *, final=False, reason="no answer", ask=False, att
 def genes(n):
     """Genes of a knowledge base before anything was asked: names and ids of an authority, no Entrez ids."""
     return [Gene(f"HGNC:{i}", "human", f"G{i}") for i in range(n)]
+
+
+def done_jobs(journal):
+    """Jobs with an answer in a journal."""
+    return {answer.job for answers in journal.answers() for answer in answers}

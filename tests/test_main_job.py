@@ -175,9 +175,12 @@ def test_two_runs_with_one_seed_give_one_manifest(folder: Path, tiny_adata: Call
         scvec.ingest_cells(folder / store, [folder / "tiny.h5ad"], name="tiny", **options)
         return Store(folder / store).generation.manifest
 
+    def lasting(manifest: Any) -> dict[str, Any]:
+        return {key: value for key, value in json.loads(manifest.to_bytes()).items() if key != "run"}
+
     first = run("first", 3)
-    assert run("second", 3).deterministic_bytes() == first.deterministic_bytes()
-    assert str(folder).encode() not in first.deterministic_bytes()
+    assert lasting(run("second", 3)) == lasting(first)
+    assert str(folder) not in json.dumps(lasting(first))
     # The cell space is solved for: a seed draws nothing of it.
     assert run("second", 4).references["tiny"].vectors == first.references["tiny"].vectors
 

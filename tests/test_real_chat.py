@@ -80,8 +80,7 @@ def address() -> Iterator[str]:
 
 def test_a_complement_by_a_real_model(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # It would say the same over and over up to the limit.
-    monkeypatch.setattr("scvec.workflows.complement.FIRST_LIMIT", 100)
-    monkeypatch.setattr("scvec.workflows.complement.LAST_LIMIT", 150)
+    monkeypatch.setattr("scvec.workflows.complement.ComplementSource.limits", (100, 150))
     budget = Budget(Price(1.0, 1.0), 1.0)
     kept: list[Answer] = []
 
@@ -90,7 +89,7 @@ def test_a_complement_by_a_real_model(address: str, monkeypatch: pytest.MonkeyPa
         async with ComplementSource(
             service, "SmolLM2", {g.job("SmolLM2"): g for g in GENES}, budget
         ) as source:
-            found = await harvest(source, list(source.subjects), lambda a, f: kept.extend(a), concurrency=2)
+            found = await harvest(source, list(source.questions), lambda a, f: kept.extend(a), concurrency=2)
             # llama.cpp takes a schema, the temperature and the limit: nothing had to be left away.
             assert source._chat.notes == []
             assert source._chat.format == "json_schema"
@@ -140,8 +139,7 @@ def test_names_by_a_real_model_are_candidates_or_nothing(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It obeys the schema, and knows no biology: what is tested is that nothing else is ever written.
-    monkeypatch.setattr("scvec.workflows.name_llm.FIRST_LIMIT", 120)
-    monkeypatch.setattr("scvec.workflows.name_llm.LAST_LIMIT", 120)
+    monkeypatch.setattr("scvec.workflows.name_llm.NamingSource.limits", (120, 120))
     small_names(tmp_path / "store")
     lists = tmp_path / "lists.csv"
     lists.write_text('group,genes\nb,"MS4A1 CD79A CD19"\nt,"CD3D CD3E"\n')

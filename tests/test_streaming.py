@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,8 @@ def test_chunks_that_are_worked_on_at_once_come_in_their_order(
     same(together, alone)
     np.testing.assert_array_equal(together.proba, alone.proba)
     scvec.ingest_cells(stores[1], [made[1]], **options)
-    a, b = (Store(store).generation.manifest.deterministic_bytes() for store in stores)
-    assert a == b
+    a, b = (json.loads(Store(store).generation.manifest.to_bytes()) for store in stores)
+    assert {**a, "run": {}} == {**b, "run": {}}
 
 
 def test_queries_of_one_cell_and_of_a_few(made: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import io
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from functools import cached_property
 from pathlib import Path
@@ -224,7 +223,6 @@ class CausalModel:
         self._tokenizer = load_tokenizer(folder)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.module = load_weights(folder, name, dtype).to(device).eval().requires_grad_(False)
-        self.adapters: Mapping[str, Any] = {}
 
     def tokens(self, text: str) -> list[int]:
         """Return the token ids of a text, with the start token first."""
@@ -270,13 +268,11 @@ class CausalModel:
     def prefix(self, vectors: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
         """Return keys and values (1, heads, length, head_dim) per layer for a prefix (1, length, dim).
 
-        None if adapters are in training, or if a layer does not keep all keys.
+        None if a layer does not keep all keys.
         """
         import torch
 
         length = vectors.shape[1]
-        if self.adapters and torch.is_grad_enabled():
-            return None  # adapters change at every step, and the gradient must flow through the prefix
         with torch.no_grad():
             made = self.module(
                 inputs_embeds=vectors.to(self.module.device, self.module.dtype),
@@ -292,37 +288,6 @@ class CausalModel:
                 return None
             kept.append((keys, values))
         return kept or None
-
-    def adapted(self, rank: int, seed: int) -> CausalModel:
-        """Return the model with adapters on all linear layers (Hu et al. 2021, LoRA, arXiv:2106.09685).
-
-        Raises
-        ------
-        InputError
-            ``peft`` is not installed.
-        """
-        import torch
-
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            what = "low-rank adapters need the package peft"
-            raise InputError(
-                what,
-                f"--lora {rank}",
-                "pip install 'scvec[llm]', or leave out --lora",
-                code="extra-not-installed",
-            ) from error
-        made = copy.copy(self)
-        # Share the frozen weights with this model; only the modules around them are copied.
-        memo = {id(p): p for p in (*self.module.parameters(), *self.module.buffers())}
-        module = copy.deepcopy(self.module, memo)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0)
-            made.module = inject_adapter_in_model(config, module).eval()
-        made.adapters = {n: p for n, p in made.module.named_parameters() if p.requires_grad}
-        return made
 
 
 def resolved(llm: str) -> str:

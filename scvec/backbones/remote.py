@@ -54,81 +54,6 @@ class Embedded:
     seconds: float = 0.0
 
 
-class EmbeddingCalls:
-    """Requests embeddings from one model of one server, for all tasks of a run.
-
-    Parameters
-    ----------
-    service
-        The server.
-    budget
-        Limit of the cost.
-    model
-        Name of the model.
-    dimensions
-        Requested length of the vectors, or None. The lengths of the answered vectors are checked.
-    """
-
-    def __init__(self, service: LlmService, budget: Budget, model: str, dimensions: int | None) -> None:
-        self.service, self.budget = service, budget
-        self.model, self.dimensions = model, dimensions
-        #: ``base64`` needs a quarter of the bytes. Servers without it answer with numbers or an error.
-        self.encoding = "base64"
-
-    async def ask(
-        self, texts: Sequence[str], n_tokens: int, dim: int | None = None, *, tries: int = 1
-    ) -> Embedded:
-        """Return the vectors of texts.
-
-        Parameters
-        ----------
-        texts
-            Texts to encode.
-        n_tokens
-            Number of tokens of all texts, for the budget.
-        dim
-            Required length of the vectors, or None.
-        tries
-            Number of attempts if the server gives unusable answers.
-
-        Raises
-        ------
-        ServiceError
-            Kind ``unfit`` if the answer is unusable; other kinds as in :meth:`LlmService.call`.
-        BudgetSpentError
-            The request could exceed the cost limit; it was not sent.
-        """
-        body: dict[str, Any] = {"model": self.model, "input": list(texts), "encoding_format": self.encoding}
-        if self.dimensions is not None:
-            body["dimensions"] = self.dimensions
-
-        async def once() -> Embedded:
-            # Every attempt may cost money, so reserve its cost before sending it.
-            reserve = self.budget.reserve(n_tokens)
-            started = time.monotonic()
-            try:
-                answer = await self.service.send("/embeddings", body)
-            except LlmError as error:
-                if error.may_cost:
-                    reserve.keep()
-                else:
-                    reserve.release()
-                if error.status == 500 and "too large" in error.reason:
-                    # llama.cpp reports a too long text as an internal server error.
-                    raise ServiceError("rejected", error.reason) from None
-                raise
-            except BaseException:
-                reserve.keep()
-                raise
-            reserve.settle(_tokens_used(answer, n_tokens))
-            vectors = vectors_of(answer, len(texts), self.service.host, dim)
-            model = answer.get("model")
-            seconds = time.monotonic() - started
-            return Embedded(vectors, model if isinstance(model, str) else "", seconds)
-
-        return await self.service.call(once, unfit=tries)
-
-
 def vectors_of(answer: Mapping[str, Any], n: int, host: str, dim: int | None = None) -> Float32:
     """Return the vectors of an answer, (n, dim) float32 of length 1, ordered by their ``index``.
 
@@ -342,7 +267,7 @@ class Estimate:
     requests
         Smallest number of requests, probes included.
     tokens
-        Number of tokens; an upper bound if :func:`~scvec.ingest.sources.tokens.count_tokens` only estimates.
+        Upper estimate of the number of tokens.
     cost
         US dollars; None if the price is unknown.
     seconds
@@ -433,6 +358,7 @@ class RemoteBackbone:
         price = price_of(model, settings.prices, self._base_url)
         self._budget = Budget(price, max_cost, model=model)
         self._sizes = Sizes(inputs=max(1, min(requests.inputs, MOST_INPUTS)), tokens=MOST_TOKENS)
+        #: ``base64`` needs a quarter of the bytes. Servers without it answer with numbers or an error.
         self._encoding = "base64"
         self._probed: tuple[Space, dict[str, Float32]] | None = None
         self._notes: dict[str, None] = {}
@@ -500,8 +426,8 @@ class RemoteBackbone:
         if self._probed is None:
 
             async def run() -> None:
-                async with self._calls() as calls:
-                    await self._probe(calls)
+                async with self._service() as service:
+                    await self._probe(service)
 
             try:
                 run_async(run())
@@ -522,7 +448,7 @@ class RemoteBackbone:
             batches.take()
             requests += 1
         if self._probed is None and counts:
-            probes = count_tokens([*ALONE, *BATCH], self.model).counts
+            probes = count_tokens([*ALONE, *BATCH])
             counts, requests = [*counts, *probes], requests + len(ALONE) + 1
         price = self._budget.price
         cost = None if price is None else self._budget.cost(sum(counts))
@@ -604,15 +530,15 @@ class RemoteBackbone:
             return [], np.empty((0, 0), np.float32)
 
         async def run() -> Stop | None:
-            async with self._calls() as calls:
+            async with self._service() as service:
                 if self._probed is None:
-                    await self._probe(calls)
+                    await self._probe(service)
                 dim = self.space.dim
 
                 async def ask(rows: list[int]) -> tuple[_Vectors, list[int]]:
                     n_tokens = sum(counts[i] for i in rows)
                     try:
-                        answer = await calls.ask([sent[i] for i in rows], n_tokens, dim)
+                        answer = await self._ask(service, [sent[i] for i in rows], n_tokens, dim)
                     except ServiceError as error:
                         if error.kind == "rejected":
                             self._sizes.refused(len(rows))
@@ -625,7 +551,7 @@ class RemoteBackbone:
                     ask,
                     kept,
                     failed,
-                    caller=calls.service.caller,
+                    caller=service.caller,
                     concurrency=self.concurrency,
                 )
 
@@ -638,51 +564,110 @@ class RemoteBackbone:
         return self._ended(failures, stopped)
 
     @asynccontextmanager
-    async def _calls(self) -> AsyncIterator[EmbeddingCalls]:
+    async def _service(self) -> AsyncIterator[LlmService]:
         caller = self._caller(self._host or "OpenAI") if self._caller is not None else None
         service = LlmService(self._settings.openai, base_url=self._base_url, caller=caller)
         self._notes |= dict.fromkeys(service.notes)
         # Aim far below the time-out, because a request that times out is lost but paid for.
         self._sizes.seconds = service.timeout / 3
         async with service:
-            calls = EmbeddingCalls(service, self._budget, self.model, self.dimensions)
-            calls.encoding = self._encoding
             try:
-                yield calls
+                yield service
             finally:
                 self.n_calls += service.caller.n_calls
 
-    async def _probe(self, calls: EmbeddingCalls) -> None:
+    async def _ask(
+        self,
+        service: LlmService,
+        texts: Sequence[str],
+        n_tokens: int,
+        dim: int | None = None,
+        *,
+        tries: int = 1,
+    ) -> Embedded:
+        """Return the vectors of texts.
+
+        Parameters
+        ----------
+        n_tokens
+            Number of tokens of all texts, for the budget.
+        dim
+            Required length of the vectors, or None.
+        tries
+            Number of attempts if the server gives unusable answers.
+
+        Raises
+        ------
+        ServiceError
+            Kind ``unfit`` if the answer is unusable; other kinds as in :meth:`LlmService.call`.
+        BudgetSpentError
+            The request could exceed the cost limit; it was not sent.
+        """
+        body: dict[str, Any] = {
+            "model": self.model,
+            "input": list(texts),
+            "encoding_format": self._encoding,
+        }
+        if self.dimensions is not None:
+            body["dimensions"] = self.dimensions
+
+        async def once() -> Embedded:
+            # Every attempt may cost money, so reserve its cost before sending it.
+            reserve = self._budget.reserve(n_tokens)
+            started = time.monotonic()
+            try:
+                answer = await service.send("/embeddings", body)
+            except LlmError as error:
+                if error.may_cost:
+                    reserve.keep()
+                else:
+                    reserve.release()
+                if error.status == 500 and "too large" in error.reason:
+                    # llama.cpp reports a too long text as an internal server error.
+                    raise ServiceError("rejected", error.reason) from None
+                raise
+            except BaseException:
+                reserve.keep()
+                raise
+            reserve.settle(_tokens_used(answer, n_tokens))
+            vectors = vectors_of(answer, len(texts), service.host, dim)
+            model = answer.get("model")
+            seconds = time.monotonic() - started
+            return Embedded(vectors, model if isinstance(model, str) else "", seconds)
+
+        return await service.call(once, unfit=tries)
+
+    async def _probe(self, service: LlmService) -> None:
         """Find the length of the vectors, and whether batches change them."""
 
         async def ask(given: Sequence[str], dim: int | None) -> Embedded:
-            n_tokens = count_tokens(given, self.model).total
+            n_tokens = sum(count_tokens(given))
             try:
-                return await calls.ask(given, n_tokens, dim, tries=PROBE_TRIES)
+                return await self._ask(service, given, n_tokens, dim, tries=PROBE_TRIES)
             except ServiceError as error:
                 # Some servers do not support base64 and refuse the request.
-                if error.kind != "rejected" or len(given) > 1 or calls.encoding == "float":
+                if error.kind != "rejected" or len(given) > 1 or self._encoding == "float":
                     raise
-            calls.encoding = self._encoding = "float"
-            return await calls.ask(given, n_tokens, dim, tries=PROBE_TRIES)
+            self._encoding = "float"
+            return await self._ask(service, given, n_tokens, dim, tries=PROBE_TRIES)
 
-        found = await probe_server(ask, calls.service.host, self.dimensions)
+        found = await probe_server(ask, service.host, self.dimensions)
         self._notes |= dict.fromkeys(found.notes)
         if found.one_by_one:
             self._sizes.inputs = 1
         if found.one_at_a_time:
             self.concurrency = 1
-        self._sizes.took(1, count_tokens(ALONE, self.model).total // len(ALONE), found.seconds)
+        self._sizes.took(1, sum(count_tokens(ALONE)) // len(ALONE), found.seconds)
         vectors = dict(zip(map(text_sha256, ALONE), found.vectors, strict=True))
         self._probed = self._space_of(found.dim, found.model), vectors
 
     def _counted(self, texts: Sequence[str]) -> tuple[list[str], list[int]]:
         """Return the texts, cut to the largest number of tokens, and their numbers of tokens."""
-        sent, counts = list(texts), list(count_tokens(texts, self.model).counts)
+        sent, counts = list(texts), count_tokens(texts)
         for i, count in enumerate(counts):
             if count > self.max_tokens:
                 self._cut.add(text_sha256(sent[i]))
-                sent[i] = truncate(sent[i], self.max_tokens, self.model)
+                sent[i] = truncate(sent[i], self.max_tokens)
                 counts[i] = self.max_tokens
         return sent, counts
 

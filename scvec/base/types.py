@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -33,7 +32,6 @@ __all__ = [
     "State",
     "Streamed",
     "StreamingBackbone",
-    "VectorIndex",
     "no_progress",
     "text_sha256",
 ]
@@ -476,15 +474,6 @@ class LanguageModel(Protocol):
         """
         ...
 
-    def adapted(self, rank: int, seed: int) -> LanguageModel:
-        """Return a copy of the model with new trainable low-rank adapters; this object does not change."""
-        ...
-
-    @property
-    def adapters(self) -> Mapping[str, Any]:
-        """Name -> torch parameter of the adapters; empty if there are none."""
-        ...
-
 
 @runtime_checkable
 class DividesByGene(Protocol):
@@ -505,33 +494,4 @@ class DividesByGene(Protocol):
         ndarray
             (n, n_genes) float64; rows sum to the dot products.
         """
-        ...
-
-
-@runtime_checkable
-class VectorIndex(Protocol):
-    """Nearest-neighbour search by squared Euclidean distance."""
-
-    @property
-    def n(self) -> int:
-        """Number of vectors held."""
-        ...
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        ...
-
-    def add(self, vectors: Float32) -> None:
-        """Append (n, dim) float32 vectors; they get the next row numbers."""
-        ...
-
-    def search(
-        self, vectors: Float32, n_neighbors: int, *, subset: npt.NDArray[np.int64] | None = None
-    ) -> Neighbors:
-        """Return the nearest rows of queries (n, dim), ascending; ``subset`` holds the rows to search."""
-        ...
-
-    def save(self, path: Path) -> None:
-        """Write to a file."""
         ...

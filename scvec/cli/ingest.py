@@ -113,16 +113,7 @@ for _command in gene_commands:
     type=click.Choice(["paper", "code", "none"]),
     help="prompt: instruction first, last, or no language model at all.  [default: paper]",
 )
-@click.option(
-    "--lora", type=click.IntRange(min=0), metavar="RANK", help="prompt: train adapters in the model, too."
-)
 @click.option("--epochs", type=click.IntRange(min=0), help="prompt: epochs at most.  [default: 8]")
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="prompt: keep how far the training came here.  [default: in the store]",
-)
 @click.option(
     "--append", is_flag=True, help="Add the cells to a reference that is there, without training it again."
 )

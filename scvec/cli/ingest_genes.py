@@ -31,13 +31,6 @@ __all__ = ["commands", "import_legacy"]
 
 @click.command("import-legacy")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--kind",
-    type=click.Choice(["auto", "scinterpreter", "genept"]),
-    default="auto",
-    show_default=True,
-    help="Origin of the files.",
-)
 @click.option("--name", help="Name of the texts or the space.  [default: the file's name]")
 @click.option(
     "--species",
@@ -86,7 +79,6 @@ def import_legacy(session: Session, /, files: tuple[Path, ...], **given: Any) ->
 )
 @genes_option
 @click.option("--refresh", is_flag=True, help="Request genes again that ncbi or mygene has answered.")
-@click.option("--details", is_flag=True, help="Also request type, status, lineage, expression; ncbi, slower.")
 @base_url_option
 @click.option(
     "--requests-per-second",

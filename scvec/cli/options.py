@@ -162,75 +162,6 @@ def global_options(function: F) -> F:
     return function
 
 
-def layer_option(function: F) -> F:
-    """Add ``--layer``."""
-    return click.option("--layer", metavar="NAME", help="Layer with the counts.  [default: found by itself]")(
-        function
-    )
-
-
-def values_option(function: F) -> F:
-    """Add ``--values``."""
-    return click.option(
-        "--values",
-        type=click.Choice(VALUES),
-        default="auto",
-        show_default=True,
-        help="What the values are: counts, linear (CPM, TPM, RPKM), or which transform of these.",
-    )(function)
-
-
-def memory_option(function: F) -> F:
-    """Add ``--memory``."""
-    return click.option(
-        "--memory", metavar="SIZE", help="Memory that may be used, as 4G.  [default: half of what is free]"
-    )(function)
-
-
-def coverage_option(function: F) -> F:
-    """Add ``--coverage``."""
-    return click.option(
-        "--coverage",
-        type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
-        metavar="FRACTION",
-        help="Also sets of labels that hold the true one for this fraction of the cells, as 0.9.",
-    )(function)
-
-
-def false_novel_option(function: F) -> F:
-    """Add ``--false-novel-rate``."""
-    return click.option(
-        "--false-novel-rate",
-        type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
-        default=QueryOptions.false_novel_rate,
-        show_default=True,
-        metavar="FRACTION",
-        help="Fraction of cells of known types that may be called novel.",
-    )(function)
-
-
-def unmatched_option(function: F) -> F:
-    """Add ``--unmatched-genes``."""
-    return click.option(
-        "--unmatched-genes",
-        type=click.Choice(UNMATCHED),
-        default=QueryOptions.unmatched_genes,
-        show_default=True,
-        help="Genes that the reference lacks: dropped, or matched by what is written about them.",
-    )(function)
-
-
-def device_option(function: F) -> F:
-    """Add ``--device``."""
-    return click.option(
-        "--device",
-        type=click.Choice(DEVICES),
-        default=QueryOptions.device,
-        show_default=True,
-        help="Where to compute.",
-    )(function)
-
-
 def engine_options(function: F) -> F:
     """Add ``--engine`` and ``--ray-address``."""
     function = click.option(
@@ -334,4 +265,45 @@ novelty_option = click.option(
 )
 where_option = click.option(
     "--where", metavar="SQL", help="Only reference cells of which this is true, over their obs columns."
+)
+layer_option = click.option(
+    "--layer", metavar="NAME", help="Layer with the counts.  [default: found by itself]"
+)
+values_option = click.option(
+    "--values",
+    type=click.Choice(VALUES),
+    default="auto",
+    show_default=True,
+    help="What the values are: counts, linear (CPM, TPM, RPKM), or which transform of these.",
+)
+memory_option = click.option(
+    "--memory", metavar="SIZE", help="Memory that may be used, as 4G.  [default: half of what is free]"
+)
+coverage_option = click.option(
+    "--coverage",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    metavar="FRACTION",
+    help="Also sets of labels that hold the true one for this fraction of the cells, as 0.9.",
+)
+false_novel_option = click.option(
+    "--false-novel-rate",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    default=QueryOptions.false_novel_rate,
+    show_default=True,
+    metavar="FRACTION",
+    help="Fraction of cells of known types that may be called novel.",
+)
+unmatched_option = click.option(
+    "--unmatched-genes",
+    type=click.Choice(UNMATCHED),
+    default=QueryOptions.unmatched_genes,
+    show_default=True,
+    help="Genes that the reference lacks: dropped, or matched by what is written about them.",
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default=QueryOptions.device,
+    show_default=True,
+    help="Where to compute.",
 )

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from scvec.base.errors import InputError
@@ -81,11 +80,8 @@ class Material:
         Gene symbols, in the order of the columns.
     prepared
         The result of the encoder's ``prepare``.
-    number, is_fold
-        Number of this training run, from 1, and whether it is a fold of the cross-validation that
-        calibrates confidence.
-    folder
-        Folder where a long training may save its progress.
+    is_fold
+        Whether this training run is a fold of the cross-validation that calibrates confidence.
     """
 
     cells: CellChunk
@@ -94,9 +90,7 @@ class Material:
     variability: npt.NDArray[np.floating] | None = None
     symbols: Sequence[str] = ()
     prepared: Any = None
-    number: int = 1
     is_fold: bool = False
-    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

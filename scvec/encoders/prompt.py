@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -104,8 +99,6 @@ class PromptNetwork(nn.Module):
             self.class_token = nn.Parameter(torch.randn(width) * scale)
             self.head = nn.Linear(width, n_classes)
         nn.init.constant_(self.norm.weight, scale)
-        adapters = {} if language_model is None else language_model.adapters
-        self.adapters = nn.ParameterDict({name.replace(".", "/"): p for name, p in adapters.items()})
 
     @property
     def language_model(self) -> LanguageModel | None:
@@ -228,8 +221,6 @@ class PromptOptions:
         Largest number of genes that the model reads per cell.
     order
         Order of the prompt, one of :data:`ORDERS`.
-    lora
-        Rank of the low-rank adapters trained inside the language model (needs ``peft``); 0 for none.
     epochs
         Largest number of epochs; 0 leaves projection and class token untrained (a control).
     epoch_cells
@@ -248,12 +239,11 @@ class PromptOptions:
     Raises
     ------
     InputError
-        If a value is out of range, or ``lora`` is given with the order ``none``.
+        If a value is out of range.
     """
 
     n_genes: int = 256
     order: PromptOrder = "paper"
-    lora: int = 0
     epochs: int = 8
     epoch_cells: int = 384
     batch_size: int = 32
@@ -273,7 +263,7 @@ class PromptOptions:
             fix = f"orders: {', '.join(ORDERS)}"
             what = f"there is no prompt order {self.order!r}"
             raise InputError(what, "--prompt-order", fix, code="unknown-choice")
-        for name, least in (("n_genes", 1), ("lora", 0), ("epochs", 0), ("epoch_cells", 1)):
+        for name, least in (("n_genes", 1), ("epochs", 0), ("epoch_cells", 1)):
             if getattr(self, name) < least:
                 option = "--" + name.replace("_", "-")
                 raise InputError(
@@ -282,10 +272,6 @@ class PromptOptions:
                     "leave it out for the default",
                     code="option-out-of-range",
                 )
-        if self.lora and self.order == "none":
-            raise InputError(
-                "the order none uses no language model that could be adapted", "--lora", "leave it out"
-            )
 
     @classmethod
     def for_device(
@@ -294,14 +280,12 @@ class PromptOptions:
         *,
         n_genes: int | None = None,
         order: str = "paper",
-        lora: int = 0,
         epochs: int | None = None,
     ) -> PromptOptions:
         """Return options for ``cpu`` or ``cuda``; None means the default of the device."""
         return cls(
             n_genes=N_GENES[device] if n_genes is None else n_genes,
             order=order,  # type: ignore[arg-type]  # checked at once
-            lora=lora,
             epochs=8 if epochs is None else epochs,
             epoch_cells=EPOCH_CELLS[device],
             batch_size=BATCH[device],
@@ -311,74 +295,6 @@ class PromptOptions:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return asdict(self)
-
-
-#: Format of checkpoint files. Files of another format are refused.
-FORMAT = "scvec prompt training 1"
-
-
-def save_checkpoint(path: Path, tensors: dict[str, Any], record: dict[str, Any], *, made_of: str) -> None:
-    """Replace a checkpoint atomically: a process killed meanwhile leaves the old file.
-
-    Parameters
-    ----------
-    tensors
-        Name -> torch tensor.
-    record
-        JSON values.
-    made_of
-        Fingerprint of all input of the training.
-
-    Raises
-    ------
-    ResourceError
-        If the file cannot be written.
-    """
-    from safetensors.torch import save_file
-
-    header = {"format": FORMAT, "made_of": made_of, "record": json.dumps(record)}
-    part = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(ready, part, metadata=header)
-        with part.open("rb") as handle:
-            os.fsync(handle.fileno())
-        part.replace(path)
-    except OSError as error:
-        what = f"the checkpoint cannot be written ({error.strerror})"
-        raise ResourceError(
-            what, str(path), "free space, or give another folder", code="disk-full"
-        ) from error
-
-
-def load_checkpoint(path: Path, *, made_of: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return (tensors, record), or None if there is no file.
-
-    Raises
-    ------
-    StoreError
-        If the file cannot be read, or belongs to a training with other cells, genes, vectors, options or
-        another model.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    fix = "give another --checkpoint, or delete this one to train from the start"
-    try:
-        with safe_open(path, framework="pt") as handle:
-            header = handle.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise StoreError("this is not a checkpoint of the prompt encoder", str(path), fix)
-            if header.get("made_of") != made_of:
-                what = "the checkpoint is of a training with other cells, genes, vectors, options or model"
-                raise StoreError(what, str(path), fix, code="model-changed")
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            return tensors, json.loads(header["record"])
-    except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        what = f"the checkpoint cannot be read ({type(error).__name__})"
-        raise StoreError(what, str(path), fix) from error
 
 
 STAGE = "training the prompt encoder"
@@ -426,35 +342,6 @@ def held_out_rows(
     return np.sort(rng.permutation(rows)[:most]) if len(rows) > most else rows, how
 
 
-@contextmanager
-def _accelerator(device: str, precision: str) -> Iterator[Any]:
-    """Yield an Accelerator, and reset the global state of accelerate afterwards if it was created here."""
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError as error:
-        what = "training the prompt encoder needs the package accelerate"
-        raise InputError(
-            what, "--encoder prompt", "pip install 'scvec[llm]'", code="extra-not-installed"
-        ) from error
-    ours = not AcceleratorState._shared_state
-    try:
-        yield Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
-    finally:
-        if ours:
-            AcceleratorState._reset_state(reset_partial_state=True)
-
-
-class _Tools(NamedTuple):
-    """Network, optimizer and schedule as accelerate prepared them, and the prefix of the instruction."""
-
-    accelerator: Any
-    made: Any
-    optimizer: Any
-    schedule: Any
-    prefix: Any
-
-
 @dataclass
 class Trainer:
     """One training of a network.
@@ -467,10 +354,6 @@ class Trainer:
         (n,) int64 class numbers, -1 for none.
     batches
         (n,) str batch of each cell, or None.
-    checkpoint
-        File to which the progress is saved after each epoch; None saves nothing.
-    made_of
-        Fingerprint of all input of the training.
     notes
         Notes for the user.
     history
@@ -485,8 +368,6 @@ class Trainer:
     seed: int = 0
     device: str = "cpu"
     precision: str = "fp32"
-    checkpoint: Path | None = None
-    made_of: str = ""
     progress: Progress = no_progress
     notes: list[str] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -509,72 +390,61 @@ class Trainer:
         self.micro = min(options.micro_batch, options.batch_size)
         steps = -(-min(len(train), options.epoch_cells) // options.batch_size)
         parameters = dict(network.named_parameters())
-        with ExitStack() as stack:
-            accelerator = stack.enter_context(_accelerator(self.device, self.precision))
-            optimizer = torch.optim.AdamW(
-                parameters.values(), lr=options.lr, weight_decay=options.weight_decay
-            )
-            from transformers import get_cosine_schedule_with_warmup
+        optimizer = torch.optim.AdamW(parameters.values(), lr=options.lr, weight_decay=options.weight_decay)
+        from transformers import get_cosine_schedule_with_warmup
 
-            total = steps * options.epochs
-            schedule = get_cosine_schedule_with_warmup(optimizer, int(options.warmup * total), total)
-            made, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
-            # Otherwise this network would encode in mixed precision, and one loaded from the store in fp32.
-            stack.callback(accelerator.unwrap_model, made, keep_fp32_wrapper=False)
-            state = self._resume(parameters, optimizer, schedule)
-            if state["epoch"] == 0 and network.language_model is not None and options.warm_steps:
-                self._warm_up(train, weights)
-            best = state["best"]
-            # The model is frozen, so the prefix of the instruction is the same for all cells and steps.
-            prefix = network.prefix()
-            tools = _Tools(accelerator, made, optimizer, schedule, prefix)
-            for epoch in range(state["epoch"], options.epochs):
-                if state["stale"] >= options.patience:
-                    break
-                try:
-                    loss = self._epoch(
-                        tools, train, weights, range(epoch * steps, (epoch + 1) * steps), total
-                    )
-                    found = self._evaluate(made, held)
-                except KeyboardInterrupt:
-                    if self.checkpoint is None or epoch == 0:
-                        raise
-                    raise KeyboardInterrupt(f"the training is saved up to epoch {epoch}") from None
-                self.history.append({"epoch": epoch + 1, "loss": loss, **found})
-                better = best is None or (found["macro_f1"], -found["held_out_loss"]) > tuple(state["score"])
-                if better or not len(held):
-                    best = {name: p.detach().clone() for name, p in parameters.items()}
-                    state["score"] = [found["macro_f1"], -found["held_out_loss"]]
-                    state["best_epoch"] = epoch + 1
-                state["stale"] = 0 if better or not len(held) else state["stale"] + 1
-                state["epoch"], state["best"] = epoch + 1, best
-                self._save(state, parameters, optimizer, schedule)
+        total = steps * options.epochs
+        schedule = get_cosine_schedule_with_warmup(optimizer, int(options.warmup * total), total)
+        if network.language_model is not None and options.warm_steps:
+            self._warm_up(train, weights)
+        best: dict[str, Tensor] | None = None
+        score, stale = (-1.0, 0.0), 0
+        # The model is frozen, so the prefix of the instruction is the same for all cells and steps.
+        prefix = network.prefix()
+        for epoch in range(options.epochs):
+            if stale >= options.patience:
+                break
+            losses: list[float] = []
+            for step in range(epoch * steps, (epoch + 1) * steps):
+                losses.append(self._step(step, train, weights, optimizer, prefix))
+                schedule.step()
+                detail = f"loss {np.mean(losses):.3f}"
+                if self.history:
+                    detail += f", held-out macro-F1 {self.history[-1]['macro_f1']:.3f}"
+                self.progress(STAGE, step + 1, total, detail)
+            found = self._evaluate(held)
+            self.history.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), **found})
+            stale += 1
+            if best is None or not len(held) or (found["macro_f1"], -found["held_out_loss"]) > score:
+                best = {name: p.detach().clone() for name, p in parameters.items()}
+                score, stale = (found["macro_f1"], -found["held_out_loss"]), 0
+                self.best_epoch = epoch + 1
         if best is not None:
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(best[name])
-        self.best_epoch = state["best_epoch"]
 
-    def _epoch(
-        self, tools: _Tools, train: Int64, weights: npt.NDArray[np.float64], steps: range, total: int
+    def _read(self, batch: Batch, table: Tensor | None = None, prefix: Any = None) -> Tensor:
+        """Return cell vectors in the precision of the training."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
+            vectors: Tensor = self.network(batch, table, prefix)
+        return vectors.float()
+
+    def _step(
+        self, step: int, train: Int64, weights: npt.NDArray[np.float64], optimizer: Any, prefix: Any
     ) -> float:
-        """Take the steps of one epoch; return their mean loss."""
-        options, losses = self.options, []
-        for step in steps:
-            # The step number seeds all random choices of the step, so a resumed training repeats them.
-            rng = np.random.default_rng([self.seed, 2, step])
-            rows = rng.choice(train, size=options.batch_size, p=weights)
-            drop = rng.uniform(0.0, options.gene_drop)
-            slots = ranked(self.X[rows], options.n_genes, drop=drop, rng=rng)
-            losses.append(self._gradients(tools, slots, rows))
-            tools.accelerator.clip_grad_norm_(tools.made.parameters(), options.max_norm)
-            tools.optimizer.step()
-            tools.schedule.step()
-            detail = f"loss {np.mean(losses):.3f}"
-            if self.history:
-                detail += f", held-out macro-F1 {self.history[-1]['macro_f1']:.3f}"
-            self.progress(STAGE, step + 1, total, detail)
-        return float(np.mean(losses))
+        """Take one step; return its loss."""
+        options = self.options
+        # The step number seeds all random choices of the step.
+        rng = np.random.default_rng([self.seed, 2, step])
+        rows = rng.choice(train, size=options.batch_size, p=weights)
+        drop = rng.uniform(0.0, options.gene_drop)
+        loss = self._gradients(
+            optimizer, prefix, ranked(self.X[rows], options.n_genes, drop=drop, rng=rng), rows
+        )
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.max_norm)
+        optimizer.step()
+        return loss
 
     def _warm_up(self, train: Int64, weights: npt.NDArray[np.float64]) -> None:
         """Train the projection on mean slots first, without the language model: seconds instead of hours.
@@ -610,7 +480,7 @@ class Trainer:
             progress=self.progress,
         )
 
-    def _vectors(self, made: Any, rows: Int64) -> Iterator[tuple[Int64, torch.Tensor]]:
+    def _vectors(self, rows: Int64) -> Iterator[tuple[Int64, torch.Tensor]]:
         """Yield (positions in ``rows``, cell vectors) without gradient, in smaller batches if memory ends."""
         slots = ranked(self.X[rows], self.options.n_genes)
         start = 0
@@ -620,29 +490,29 @@ class Trainer:
             while start < len(parts):
                 part, places = parts[start]
                 try:
-                    vectors = made(Batch.of(slots.take(part, places), self.device), table, prefix)
+                    vectors = self._read(Batch.of(slots.take(part, places), self.device), table, prefix)
                 except (RuntimeError, MemoryError) as error:
                     self._smaller(error)
                 else:
-                    yield part, vectors.float()
+                    yield part, vectors
                     start += 1
                     continue
                 _free(self.device)
                 parts[start:] = split(parts[start:], self.micro)
 
-    def _gradients(self, tools: _Tools, slots: Slots, rows: Int64) -> float:
+    def _gradients(self, optimizer: Any, prefix: Any, slots: Slots, rows: Int64) -> float:
         """Accumulate the gradients of a step over parts that fit into memory; return the loss of the step."""
         while True:
-            tools.optimizer.zero_grad()
+            optimizer.zero_grad()
             total = 0.0
             try:
                 for part, places in packed(slots.counts, self.options.n_genes, self.micro):
                     batch = Batch.of(slots.take(part, places), self.device)
                     target = torch.from_numpy(self.labels[rows[part]]).to(self.device)
-                    scores = self.network.scores(tools.made(batch, prefix=tools.prefix))
+                    scores = self.network.scores(self._read(batch, prefix=prefix))
                     smoothing = self.options.label_smoothing
                     loss = F.cross_entropy(scores, target, reduction="sum", label_smoothing=smoothing)
-                    tools.accelerator.backward(loss / len(rows))
+                    torch.autograd.backward(loss / len(rows))
                     total += float(loss.detach()) / len(rows)
                 return total
             except (RuntimeError, MemoryError) as error:
@@ -651,9 +521,7 @@ class Trainer:
 
     def _smaller(self, error: Exception) -> None:
         """Halve the number of cells computed at once if memory ran out; raise any other error again."""
-        from accelerate.utils.memory import should_reduce_batch_size
-
-        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+        if not out_of_memory(error):
             raise error
         if self.micro == 1:
             raise ResourceError(
@@ -666,7 +534,7 @@ class Trainer:
             f"out of memory: {self.micro} cells were computed at once from here; steps kept their size"
         )
 
-    def _evaluate(self, made: Any, held: Int64) -> dict[str, float]:
+    def _evaluate(self, held: Int64) -> dict[str, float]:
         """Return macro-F1 and loss on held-out cells; zeros if there are none."""
         if not len(held):
             return {"macro_f1": 0.0, "held_out_loss": 0.0}
@@ -674,7 +542,7 @@ class Trainer:
 
         scores = torch.zeros(len(held), self.network.head.out_features)
         with torch.no_grad():
-            for part, vectors in self._vectors(made, held):
+            for part, vectors in self._vectors(held):
                 scores[part] = self.network.scores(vectors).cpu()
         truth = self.labels[held]
         predicted = scores.argmax(dim=1).numpy()
@@ -683,53 +551,10 @@ class Trainer:
             "held_out_loss": float(F.cross_entropy(scores, torch.from_numpy(truth))),
         }
 
-    def _save(self, state: dict[str, Any], parameters: dict[str, Any], optimizer: Any, schedule: Any) -> None:
-        if self.checkpoint is None:
-            return
-        inner = optimizer.state_dict()
-        tensors = {f"now.{name}": p for name, p in parameters.items()}
-        tensors |= {f"best.{name}": p for name, p in (state["best"] or {}).items()}
-        for number, moments in inner["state"].items():
-            tensors |= {f"optimizer.{number}.{key}": value for key, value in moments.items()}
-        record = {
-            **{key: value for key, value in state.items() if key != "best"},
-            "optimizer": inner["param_groups"],
-            "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
-            "micro": self.micro,
-            "history": self.history,
-            "notes": self.notes,
-        }
-        save_checkpoint(
-            self.checkpoint, tensors, json.loads(json.dumps(record, default=float)), made_of=self.made_of
-        )
 
-    def _resume(self, parameters: dict[str, Any], optimizer: Any, schedule: Any) -> dict[str, Any]:
-        """Return the state to continue from: the start, or the last epoch of a checkpoint."""
-        start = {"epoch": 0, "stale": 0, "best": None, "best_epoch": 0, "score": [-1.0, 0.0]}
-        found = None
-        if self.checkpoint is not None:
-            found = load_checkpoint(self.checkpoint, made_of=self.made_of)
-        if found is None:
-            return start
-        tensors, record = found
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[f"now.{name}"])
-        moments: dict[int, dict[str, Any]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer."):
-                _, number, name = key.split(".")
-                moments.setdefault(int(number), {})[name] = tensor
-        optimizer.load_state_dict({"state": moments, "param_groups": record["optimizer"]})
-        schedule.load_state_dict({**record["schedule"], "lr_lambdas": [None]})
-        best = {name: tensors[f"best.{name}"].to(self.device) for name in parameters}
-        self.micro, self.history = int(record["micro"]), list(record["history"])
-        self.notes += [
-            *record["notes"],
-            f"continued after epoch {record['epoch']} of an earlier run",
-        ]
-        kept = {key: record[key] for key in ("epoch", "stale", "best_epoch", "score")}
-        return {**start, **kept, "best": best}
+def out_of_memory(error: Exception) -> bool:
+    """Return whether memory of the machine or of the GPU ran out."""
+    return isinstance(error, MemoryError) or "memory" in str(error)
 
 
 def _free(device: str) -> None:
@@ -755,13 +580,10 @@ class PromptParts:
     ----------
     language_model
         None for the order ``none``.
-    checkpoint
-        Folder for the progress of training runs, if the user named one.
     """
 
     options: PromptOptions
     language_model: LanguageModel | None
-    checkpoint: Path | None
     device: str
 
     @property
@@ -793,9 +615,6 @@ class PromptEncoder:
         (n_genes, text_dim) float32.
     language_model
         None for the order ``none``.
-    checkpoint
-        File for the progress of the training. In a folder, the file gets a name from the fingerprint of all
-        input of the training.
     device
         ``cpu`` or ``cuda``.
 
@@ -816,14 +635,13 @@ class PromptEncoder:
         options: PromptOptions,
         language_model: LanguageModel | None,
         *,
-        checkpoint: Path | None = None,
         device: str = "cpu",
     ) -> None:
         if (language_model is None) != (options.order == "none"):
             raise ValueError(f"the language model does not fit the order {options.order!r}")
         self.gene_vectors = np.ascontiguousarray(gene_vectors, dtype=np.float32)
         self.options, self.language_model = options, language_model
-        self.checkpoint, self.device = checkpoint, device
+        self.device = device
         self.embed_dim = language_model.dim if language_model else self.gene_vectors.shape[1]
         self.precision = language_model.precision if language_model else "fp32"
         self.notes: list[str] = []
@@ -843,9 +661,7 @@ class PromptEncoder:
         llm: str | None,
         n_genes: int | None,
         prompt_order: str | None,
-        lora: int | None,
         epochs: int | None,
-        checkpoint: Path | str | None,
     ) -> PromptParts:
         """Return options and language model.
 
@@ -858,27 +674,23 @@ class PromptEncoder:
             what = "the order none uses no language model"
             raise InputError(what, f"--llm {llm}", "leave out --llm or --prompt-order")
         options = PromptOptions.for_device(
-            models.device, n_genes=n_genes, order=prompt_order or "paper", lora=lora or 0, epochs=epochs
+            models.device, n_genes=n_genes, order=prompt_order or "paper", epochs=epochs
         )
         model = None
         if options.order != "none":
             model = models.language_model(llm or DEFAULT_LLM, None)
             check_length(options, model)
-        return PromptParts(options, model, None if checkpoint is None else Path(checkpoint), models.device)
+        return PromptParts(options, model, models.device)
 
     @classmethod
     def new(cls, material: Material) -> PromptEncoder:
         """Return the encoder of one training run of an ingest. Training runs of folds are shorter."""
         parts: PromptParts = material.prepared
-        options, checkpoint = parts.options, material.folder
-        if parts.checkpoint is not None:
-            # Fixed file names in the user's folder: a checkpoint of another training is then an error.
-            kept = f"fold-{material.number}" if material.is_fold else "reference"
-            checkpoint = parts.checkpoint / f"{kept}.safetensors"
+        options = parts.options
         if material.is_fold:
             options = replace(options, epochs=parts.fold_epochs)
         vectors = np.asarray(material.gene_vectors)
-        return cls(vectors, options, parts.language_model, checkpoint=checkpoint, device=parts.device)
+        return cls(vectors, options, parts.language_model, device=parts.device)
 
     @classmethod
     def load(
@@ -931,9 +743,7 @@ class PromptEncoder:
         Raises
         ------
         ResourceError
-            If memory runs out for a single cell, or the checkpoint cannot be written.
-        StoreError
-            If the checkpoint belongs to another training.
+            If memory runs out for a single cell.
         """
         import scipy.sparse as sp
 
@@ -947,10 +757,6 @@ class PromptEncoder:
         if self.options.epochs == 0:
             self._network.to(self.device)
             return
-        made_of = self._made_of(X, labels, batches, seed)
-        checkpoint = self.checkpoint
-        if checkpoint is not None and checkpoint.suffix != ".safetensors":
-            checkpoint = checkpoint / f"{made_of[:24]}.safetensors"
         trainer = Trainer(
             self._network,
             X,
@@ -960,8 +766,6 @@ class PromptEncoder:
             seed=seed,
             device=self.device,
             precision=self.precision,
-            checkpoint=checkpoint,
-            made_of=made_of,
             progress=progress,
         )
         trainer.run()
@@ -996,7 +800,7 @@ class PromptEncoder:
                     batch = Batch.of(slots.take(rows, places), self.device)
                     vectors[rows] = self._network(batch, *self._ready).float().cpu().numpy()
                 except (MemoryError, RuntimeError) as error:
-                    if not (isinstance(error, MemoryError) or "memory" in str(error)):
+                    if not out_of_memory(error):
                         raise
                     if len(rows) == 1:
                         fix = "free memory, or make the reference with a smaller --n-genes"
@@ -1008,8 +812,7 @@ class PromptEncoder:
                 # Free memory only after the except block: the traceback of the error holds the tensors.
                 self.micro_batch = len(rows) // 2
                 parts[at:] = split(parts[at:], self.micro_batch)
-                if self.device == "cuda":
-                    torch.cuda.empty_cache()
+                _free(self.device)
         if not np.isfinite(vectors).all():
             name = self.language_model.name if self.language_model else "prompt"
             raise InputError(
@@ -1074,31 +877,14 @@ class PromptEncoder:
         return encoder
 
     def _new_network(self, n_classes: int, seed: int) -> PromptNetwork:
-        lm = self.language_model
-        if lm is not None and self.options.lora:
-            lm = lm.adapted(self.options.lora, seed)
         return PromptNetwork(
             torch.from_numpy(centred(self.gene_vectors)),
             n_classes,
             order=self.options.order,
             instruction=self.options.instruction,
-            language_model=lm,
+            language_model=self.language_model,
             seed=seed,
         )
-
-    def _made_of(
-        self, X: Any, labels: npt.NDArray[np.int64], batches: npt.NDArray[np.str_] | None, seed: int
-    ) -> str:
-        """Return a fingerprint of all input of the training."""
-        digest = hashlib.sha256()
-        numbers = np.zeros(0) if batches is None else np.unique(batches, return_inverse=True)[1]
-        for array in (X.indptr, X.indices, X.data, labels, self.gene_vectors, numbers):
-            digest.update(f"{array.dtype} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        model = self.language_model.sha256 if self.language_model else ""
-        settings = [self.options.to_dict(), seed, self.device, self.precision, model]
-        digest.update(json.dumps(settings, sort_keys=True).encode())
-        return digest.hexdigest()
 
 
 def check_same_model(language_model: LanguageModel, made_with: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Pool"]
 
-#: Seconds without an answer before a process is pinged, and seconds that it then has to respond.
-PATIENCE, GRACE = 30.0, 120.0
 _FIX = "run the same command again; docs/cluster.md describes lost nodes"
 
 
@@ -113,11 +110,11 @@ class ShardHandle:
     def lost(self, why: str) -> NetworkError:
         """Return the error to raise if this shard does not answer."""
         where = f"cells {self.first + 1:,} to {self.last:,} of the reference"
-        return NetworkError(f"{self.name} is lost and could not be restored: {why}", where, _FIX)
+        return NetworkError(f"{self.name} is lost: {why}", where, _FIX)
 
 
 class Shard:
-    """A process with some rows of a reference in memory. If it dies, Ray restarts and reloads it once."""
+    """A process with some rows of a reference in memory."""
 
     def __init__(
         self,
@@ -131,11 +128,6 @@ class Shard:
     ) -> None:
         self._place, self._first, self._last, self._whole = place, first, last, whole
         self._recall, self._threads = recall, threads
-
-    @ray.method(concurrency_group="health", max_task_retries=-1)
-    def alive(self) -> tuple[str, int]:
-        """Return node and process id; this also answers during a search."""
-        return _node(), os.getpid()
 
     def load(self) -> None:
         """Read the rows from the store; this checks the SHA-256 of the file."""
@@ -198,15 +190,6 @@ def ask_shards(
 
 
 def _answer(handle: ShardHandle, ref: Any) -> Any:
-    silent_since: float | None = None
-    ping = None
-    while not ray.wait([ref], timeout=PATIENCE)[0]:
-        if ping is not None and ray.wait([ping], timeout=0)[0]:
-            ping = None
-        if ping is None:
-            ping, silent_since = handle.actor.alive.remote(), time.monotonic()
-        elif silent_since is not None and time.monotonic() - silent_since > GRACE:
-            raise handle.lost("it does not respond, and no node has room for a new one")
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -273,20 +256,11 @@ class Task:
 
 
 class _Worker:
-    """Base class of workers.
-
-    A worker has no constructor arguments, because Ray may restart it at any time. Each task brings the job as
-    a list with one Ray reference, which the worker resolves once.
-    """
+    """Base class of workers. Each task brings the job as a list with one Ray reference, resolved once."""
 
     def __init__(self) -> None:
         self._open: dict[int, FileRows] = {}
         self._job: Any = None
-
-    @ray.method(concurrency_group="health", max_task_retries=-1)
-    def alive(self) -> tuple[str, int]:
-        """Return node and process id; this also answers while cells are encoded."""
-        return _node(), os.getpid()
 
     def sees(self, job: list[Any]) -> tuple[str, list[bool]]:
         """Load the job; return the version of scvec, and for each source whether this node has its file."""
@@ -408,24 +382,22 @@ TRIES = 3
 class Pool:
     """Distributes tasks to workers.
 
-    Ray restarts a worker that dies; until it answers, other workers do its tasks. Each task has exactly one
-    answer, identified by its number. The number of running tasks and waiting answers is limited, which limits
-    the memory.
+    Other workers do the tasks of a worker that dies. Each task has exactly one answer, identified by its
+    number. The number of running tasks and waiting answers is limited, which limits the memory.
 
     Parameters
     ----------
     workers
-        Handles of actors with the methods ``work`` and ``alive``.
+        Handles of actors with the method ``work``.
     job
         First argument of ``work`` for every task.
     """
 
     def __init__(self, workers: Sequence[Any], job: Any) -> None:
         self._workers, self._job = list(workers), job
-        #: Worker number -> number of its tasks. Workers that are restarting are not listed.
+        #: Number of each living worker -> number of its tasks.
         self._load = dict.fromkeys(range(len(self._workers)), 0)
         self._running: dict[Any, tuple[int, Task]] = {}
-        self._restarting: dict[Any, tuple[int, float]] = {}
         self._tries: dict[int, int] = {}
 
     def map(
@@ -448,7 +420,7 @@ class Pool:
         Raises
         ------
         NetworkError
-            Several workers died on the same cells, or no worker is left.
+            Several workers died on the same cells, or all workers died.
         ResourceError
             Several workers ran out of memory on the same cells.
         ScvecError
@@ -486,9 +458,9 @@ class Pool:
                 except ray.exceptions.RayTaskError as error:
                     raise cause_of(error) from None
                 except ray.exceptions.RayError as error:
+                    self._load.pop(worker, None)
                     self._blame(task, error)
                     again.append((task, sent[task.number]))
-                    self._restart(worker)
                     continue
                 sent.pop(task.number, None)
                 done[task.number] = (task, answer)
@@ -499,48 +471,23 @@ class Pool:
         return min(ready)[1] if ready else None
 
     def _finished(self) -> list[Any]:
-        """Wait for finished tasks, and for workers that are restarting."""
-        if not self._load and not self._restarting:
-            raise NetworkError(
-                "every worker of the cluster died", "--engine ray", "run the same command again"
-            )
-        refs = [*self._running, *self._restarting]
-        ready, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE)
-        if ready:
-            # Take all finished tasks, because ray.wait would otherwise prefer those first in the list.
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        finished = []
-        for ref in ready:
-            if ref in self._restarting:
-                worker, _ = self._restarting.pop(ref)
-                try:
-                    ray.get(ref)
-                    self._load[worker] = sum(w == worker for w, _ in self._running.values())
-                except ray.exceptions.RayError:
-                    pass  # the worker did not restart; the others do its tasks
-            else:
-                finished.append(ref)
-        now = time.monotonic()
-        if not self._load and self._restarting and all(now - t > GRACE for _, t in self._restarting.values()):
-            raise NetworkError(
-                "no worker of the cluster restarts", "--engine ray", "check the nodes: ray status"
-            )
-        return finished
+        """Wait for finished tasks."""
+        refs = list(self._running)
+        ray.wait(refs, num_returns=1)
+        # Take all finished tasks, because ray.wait would otherwise prefer those first in the list.
+        return ray.wait(refs, num_returns=len(refs), timeout=0)[0]
 
     def _blame(self, task: Task, error: Exception) -> None:
         tries = self._tries[task.number] = self._tries.get(task.number, 0) + 1
-        if tries < TRIES:
+        if tries < TRIES and self._load:
             return
         where = f"cells {task.first + 1:,} to {task.last:,} of {task.name}"
         if "memory" in str(error).lower():
             raise ResourceError("workers ran out of memory", where, "change the memory: --memory")
         what = f"{tries} workers died one after another on the same cells"
+        if not self._load:
+            what = "every worker of the cluster died"
         raise NetworkError(what, where, "run the command without --engine ray to see the reason")
-
-    def _restart(self, worker: int) -> None:
-        if worker in self._load:
-            del self._load[worker]
-            self._restarting[self._workers[worker].alive.remote()] = (worker, time.monotonic())
 
 
 def cause_of(error: Exception) -> Exception:
@@ -553,8 +500,6 @@ def cause_of(error: Exception) -> Exception:
 
 #: Seconds for a worker or a shard to start and load.
 START = 180.0
-#: Number of times that Ray restarts a worker, and a shard.
-WORKER_RESTARTS, SHARD_RESTARTS = 4, 1
 
 
 def predict_cells(
@@ -693,7 +638,7 @@ def _shards(
     recall: float | None,
 ) -> list[ShardHandle]:
     """Start the shards on different nodes and wait until all are loaded."""
-    made = ray.remote(concurrency_groups={"health": 1})(Shard)
+    made = ray.remote(Shard)
     shards = []
     held = spans(n, room.n_shards)
     for i, (first, last) in enumerate(held):
@@ -701,8 +646,6 @@ def _shards(
             num_cpus=room.cpus,
             memory=room.shard_memory,
             scheduling_strategy="SPREAD",
-            max_restarts=SHARD_RESTARTS,
-            max_task_retries=-1,
         ).remote(place, first, last, whole=whole, recall=recall, threads=room.shard_threads)
         actors.append(actor)
         name = f"shard {i + 1} of {len(held)} of the reference {place.name!r}"
@@ -732,18 +675,16 @@ def _crew(ray: Any, kind: type, job: Any, room: Plan, actors: list[Any]) -> _Cre
     """Start the workers and wait until they are loaded. Workers without free resources are left out."""
     from scvec import __version__
 
-    made = ray.remote(concurrency_groups={"health": 1})(kind)
+    made = ray.remote(kind)
     options: dict[str, Any] = {
         "num_cpus": room.cpus,
         "num_gpus": room.worker_gpus,
         "memory": room.worker_memory,
         "scheduling_strategy": "SPREAD",
-        "max_restarts": WORKER_RESTARTS,
-        "max_task_retries": 0,
     }
     started = [made.options(**options).remote() for _ in range(room.n_workers)]
     actors += started
-    # Put the job into the cluster's memory once. All workers, also restarted ones, read it from there.
+    # Put the job into the cluster's memory once. All workers read it from there.
     put = [ray.put(job)]
     asked = {worker.sees.remote(put): worker for worker in started}
     # Workers that are not ready in START seconds have no room on the cluster.

@@ -18,11 +18,11 @@ from scvec.base.types import (
     Int64,
     Neighbors,
     Progress,
-    VectorIndex,
     no_progress,
 )
 from scvec.encoders import refits
 from scvec.model.novelty import Spread, depth
+from scvec.stores.index.distances import Index
 
 __all__ = [
     "MEMBERS",
@@ -104,7 +104,7 @@ class Members:
         head: Head,
         centers: Float32,
         spread: Spread,
-        index: VectorIndex,
+        index: Index,
         labels: Int64,
         genes: Int64,
         rows: Int64 | None = None,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvec.backbones import load_backbone, parse_spec
@@ -16,10 +14,7 @@ if TYPE_CHECKING:
     from scvec.backbones import BackboneSpec
     from scvec.base.types import Backbone, LanguageModel
 
-__all__ = ["forget_trainings", "prepared", "stored_models", "training_folder"]
-
-#: Folder in a store for checkpoints of interrupted training runs.
-TRAININGS = Path("work") / "prompt"
+__all__ = ["prepared", "stored_models"]
 
 
 def prepared(
@@ -113,13 +108,3 @@ def stored_models(meta: Mapping[str, Any], *, device: str = "auto", llm: str | N
 
     here = resolved_device(device) if kind.uses_gpu else "cpu"
     return Models(backbone, language_model, here)
-
-
-def training_folder(store: Path) -> Path:
-    """Return the folder of a store in which training runs save their progress for the next attempt."""
-    return store / TRAININGS
-
-
-def forget_trainings(store: Path) -> None:
-    """Delete the saved progress of training runs, whose results are now in the store."""
-    shutil.rmtree(training_folder(store), ignore_errors=True)

@@ -688,7 +688,7 @@ class Explainer:
         members = self._model.members
         if members.rows is None:
             return np.arange(self._stored.n), np.asarray(self._stored.vectors)
-        return members.rows, np.array(members.index.vectors())  # type: ignore[attr-defined]
+        return members.rows, np.array(members.index.vectors())
 
     def explain(self, asked: ExplainOptions) -> Explanation:
         """Explain a cell or a label: one of the two (see :func:`scvec.explain`)."""

@@ -121,7 +121,7 @@ def fit_state(model: ReferenceModel) -> Tensors:
     return {
         **tensors,
         # A copy, because a view of the memory of an index becomes invalid with the index.
-        "index.vectors": np.array(members.index.vectors()),  # type: ignore[attr-defined]
+        "index.vectors": np.array(members.index.vectors()),
         "index.labels": members.labels,
         "index.rows": rows,
         STATE: np.frombuffer(text, dtype=np.uint8),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -276,7 +276,7 @@ def train(
     Parameters
     ----------
     material
-        Returns the material of one training run, given cells, labels, ``number`` and ``is_fold``.
+        Returns the material of one training run, given cells, labels and ``is_fold``.
     genes
         Column numbers of the genes that the encoder uses; None for all.
     n_workers
@@ -292,11 +292,10 @@ def train(
         raise InputError(
             "fewer than two labels have training cells", fix="give cells of two labels", code="one-label"
         )
-    number = count(1)
 
     def new_encoder(part: CellChunk, labels: npt.NDArray[np.int64]) -> CellEncoder:
         is_fold = len(part) < len(sample.labels)
-        return make_encoder(kind.name, material(part, labels, number=next(number), is_fold=is_fold))
+        return make_encoder(kind.name, material(part, labels, is_fold=is_fold))
 
     return ReferenceModel.fit(
         new_encoder,

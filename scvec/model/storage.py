@@ -21,8 +21,9 @@ from scvec.model.training import CODE_COLUMN, SPECIES_COLUMN, TrainingSample
 from scvec.stores.index.flat import on_device
 
 if TYPE_CHECKING:
-    from scvec.base.types import CellEncoder, Float32, VectorIndex
+    from scvec.base.types import CellEncoder, Float32
     from scvec.encoders import Models
+    from scvec.stores.index.distances import Index
     from scvec.stores.store.reference_reader import StoredReference
 
 __all__ = [
@@ -102,7 +103,7 @@ def model_state(model: ReferenceModel) -> tuple[Tensors, dict[str, Any]]:
 def model_of(
     tensors: Tensors,
     state: Mapping[str, Any],
-    index: VectorIndex,
+    index: Index,
     labels: npt.NDArray[np.int64],
     *,
     rows: npt.NDArray[np.int64] | None = None,
@@ -176,7 +177,7 @@ def load_model(
     *,
     device: str = "auto",
     llm: str | None = None,
-    index: VectorIndex | None = None,
+    index: Index | None = None,
     exact: bool = False,
     recall: float | None = None,
 ) -> ReferenceModel:

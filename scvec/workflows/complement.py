@@ -15,18 +15,24 @@ from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.records import Answer, Failure, Job
 from scvec.base.results import Report, counts_line
-from scvec.base.settings import Price, Settings, redact
+from scvec.base.settings import Settings, redact
 from scvec.base.species import known_species
 from scvec.base.types import Description, Progress, Species, no_progress
-from scvec.ingest.sources.answers import UnfitError, foreign, json_object, tidy, whole
-from scvec.ingest.sources.openai import Chat, LlmService, Reply, is_reasoning, prompt_tokens
+from scvec.ingest.sources.answers import ChatSource, UnfitError, foreign, json_object, prompted, tidy, whole
+from scvec.ingest.sources.openai import LlmService, Reply
 from scvec.ingest.sources.prices import Budget, price_of
-from scvec.ingest.sources.retry import ServiceError
-from scvec.ingest.sources.tokens import count_tokens
 from scvec.model.resolvers import ensure_knowledge
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.store import Store
-from scvec.workflows.live import Cost, LiveOptions, LiveReport, Questions, ask_live, known_genes
+from scvec.workflows.live import (
+    Cost,
+    LiveOptions,
+    LiveReport,
+    Questions,
+    ask_live,
+    expected_cost,
+    known_genes,
+)
 
 __all__ = [
     "LONGEST",
@@ -37,7 +43,6 @@ __all__ = [
     "Subject",
     "UnfitError",
     "check_answer",
-    "estimate",
     "ingest_complement",
 ]
 
@@ -173,19 +178,12 @@ SCHEMA: Mapping[str, Any] = {
     "required": ["symbol", "description"],
     "additionalProperties": False,
 }
-#: Largest number of attempts per gene.
-TRIES = 3
-#: Limit on tokens of an answer: in the first attempt, and at most. The longest description has about 300
-#: tokens, but the thoughts of a reasoning model count, too.
-FIRST_LIMIT, LAST_LIMIT = 700, 2800
-FIRST_LIMIT_REASONING, LAST_LIMIT_REASONING = 4000, 16_000
 #: Longest text of one fact, and of all facts in a prompt, in characters.
 FACT, FACTS = 1500, 6000
 
-#: Expected values per gene: tokens of an answer (RefSeq summaries have 130 on average, the JSON 20), tokens
-#: of reasoning, and seconds.
-USUAL, USUAL_REASONING = 200, 1000
-SECONDS, SECONDS_REASONING = 4.0, 15.0
+#: Expected values per gene, of a plain model and of one that reasons: tokens of an answer (RefSeq summaries
+#: have 130 on average, the JSON 20), and seconds.
+USUAL, SECONDS = (200, 1200), (4.0, 15.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,156 +217,69 @@ class Subject:
         }
         return json.dumps({k: v for k, v in fields.items() if v}, ensure_ascii=False)
 
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """JSON schema of an answer."""
+        return SCHEMA
+
+    def messages(self, reason: str = "") -> list[dict[str, str]]:
+        """Return the messages; ``reason`` says why an earlier answer could not be used."""
+        return prompted(PROMPT, f"The gene:\n{self.question}", reason)
+
+    def read(self, reply: Reply) -> str:
+        """Return the description in a reply; raise UnfitError where it cannot be used."""
+        return check_answer(
+            whole(reply),
+            symbol=tidy(self.symbol, 60),
+            species=self.species,
+            aliases=self.aliases,
+            told=PROMPT,
+        )
+
     def job(self, model: str) -> Job:
         """Return the job that describes this gene. Its key covers facts, prompt and model."""
         return Job.of(self.gene_id, "llm", self.question, model=model, prompt=PROMPT_VERSION)
 
 
-class ComplementSource:
-    """A chat model as a source of descriptions (:class:`~scvec.ingest.sources.run.Source`).
-
-    It is an async context manager that enters the service. ``budget`` counts all attempts, including those
-    with rejected answers.
-    """
+class ComplementSource(ChatSource[Subject]):
+    """A chat model as a source of descriptions."""
 
     name = "llm"
-    batch_size = 1
+    tries = 3
+    #: The longest description has about 300 tokens.
+    limits = (700, 2800)
 
-    def __init__(
-        self, service: LlmService, model: str, subjects: Mapping[Job, Subject], budget: Budget
-    ) -> None:
-        self.service, self.model, self.subjects, self.budget = service, model, subjects, budget
-        self.caller = service.caller
-        self.n_unfit = 0
-        self._chat = Chat(service, model, SCHEMA, budget)
-
-    async def __aenter__(self) -> ComplementSource:
-        await self.service.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.service.__aexit__(*exc)
-
-    @property
-    def notes(self) -> list[str]:
-        """Notes on unsupported features of the server, and the number of rejected answers."""
-        if not self.n_unfit:
-            return list(self._chat.notes)
-        return [*self._chat.notes, f"{self.n_unfit:,} answers were rejected and requested again"]
-
-    async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
-        """Describe genes, one at a time."""
-        done = [await self._describe(job, self.subjects[job]) for job in jobs]
-        return [d for d in done if isinstance(d, Answer)], [d for d in done if isinstance(d, Failure)]
-
-    async def _describe(self, job: Job, subject: Subject) -> Answer | Failure:
-        if not tidy(subject.symbol, 60):
-            return Failure(job, "the gene has no symbol", final=True)
-        reasoning = is_reasoning(self.model)
-        limit, most = (
-            (FIRST_LIMIT_REASONING, LAST_LIMIT_REASONING) if reasoning else (FIRST_LIMIT, LAST_LIMIT)
+    def outcome(self, job: Job, question: Subject, replies: Sequence[Reply], reason: str) -> Answer | Failure:
+        """Return the description of a gene, with its origin."""
+        if reason:
+            return Failure(job, f"all answers were rejected: {reason}", attempts=len(replies))
+        reply = replies[-1]
+        provenance = {
+            "facts_sha256": job.input_sha256,
+            "finish_reason": reply.finish_reason,
+            "host": self.service.host,
+            "model_returned": reply.model,
+            "tokens_in": sum(r.tokens_in for r in replies),
+            "tokens_out": sum(r.tokens_out for r in replies),
+            "tries": len(replies),
+        }
+        description = Description(
+            gene_id=job.gene_id,
+            text=question.read(reply),
+            source="llm",
+            source_version=reply.model or self.model,
+            retrieved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            kind="llm",
+            model=self.model,
+            prompt=PROMPT_VERSION,
+            provenance=json.dumps(provenance, sort_keys=True),
         )
-        tokens_in = tokens_out = 0
-        reason = ""
-        for n_tries in range(1, TRIES + 1):
-            try:
-                reply = await self._chat.ask(_messages(subject, reason), limit)
-            except ServiceError as error:
-                if error.kind == "rejected":
-                    return Failure(job, error.reason, attempts=n_tries)
-                raise
-            tokens_in += reply.tokens_in
-            tokens_out += reply.tokens_out
-            try:
-                text = _checked(reply, subject)
-            except UnfitError as error:
-                reason = str(error)
-                self.n_unfit += 1
-                if reply.finish_reason == "length":
-                    limit = min(2 * limit, most)
-                continue
-            provenance = {
-                "facts_sha256": job.input_sha256,
-                "finish_reason": reply.finish_reason,
-                "host": self.service.host,
-                "model_returned": reply.model,
-                "tokens_in": tokens_in,
-                "tokens_out": tokens_out,
-                "tries": n_tries,
-            }
-            description = Description(
-                gene_id=job.gene_id,
-                text=text,
-                source="llm",
-                source_version=reply.model or self.model,
-                retrieved_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                kind="llm",
-                model=self.model,
-                prompt=PROMPT_VERSION,
-                provenance=json.dumps(provenance, sort_keys=True),
-            )
-            return Answer(job, descriptions=(description,))
-        return Failure(job, f"all answers were rejected: {reason}", attempts=TRIES)
+        return Answer(job, descriptions=(description,))
 
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Expected cost of a run (dollars, seconds) without rejected answers. ``tokens_in`` is an upper bound."""
-
-    n_genes: int
-    requests: int
-    tokens_in: int
-    tokens_out: int
-    cost: float | None
-    seconds: float
-    exact_tokens: bool
-
-
-def estimate(
-    subjects: Sequence[Subject], model: str, price: Price | None, *, concurrency: int = 4
-) -> Estimate:
-    """Estimate the cost of describing genes, offline."""
-    reasoning = is_reasoning(model)
-    n = len(subjects)
-    usual = USUAL_REASONING if reasoning else USUAL
-    # The instructions are the same for all genes, so their tokens are counted once.
-    asked = [_messages(s, "") for s in subjects]
-    told = count_tokens([user["content"] for _, user in asked], model)
-    tokens_in = told.total + sum(prompt_tokens(m[:1], model) for m in asked[:1]) * n
-    tokens_out = n * usual
-    return Estimate(
-        n_genes=n,
-        requests=n,
-        tokens_in=tokens_in,
-        tokens_out=tokens_out,
-        cost=None if price is None else (tokens_in * price.input + tokens_out * price.output) / 1e6,
-        seconds=n * (SECONDS_REASONING if reasoning else SECONDS) / max(concurrency, 1),
-        exact_tokens=told.exact,
-    )
-
-
-def _messages(subject: Subject, reason: str) -> list[dict[str, str]]:
-    messages = [
-        {"role": "system", "content": PROMPT},
-        {"role": "user", "content": f"The gene:\n{subject.question}"},
-    ]
-    if reason:
-        # The rejected answer is not sent back, because it may contain instructions.
-        text = f"An earlier answer could not be used: {reason}. Answer anew, in the form asked for."
-        messages.append({"role": "user", "content": text})
-    return messages
-
-
-def _checked(reply: Reply, subject: Subject) -> str:
-    """Return the description in a reply, or raise :class:`UnfitError`."""
-    content = whole(reply)
-    return check_answer(
-        content,
-        symbol=tidy(subject.symbol, 60),
-        species=subject.species,
-        aliases=subject.aliases,
-        told=PROMPT,
-    )
+    async def _ask(self, job: Job, question: Subject) -> Answer | Failure:
+        if not tidy(question.symbol, 60):
+            return Failure(job, "the gene has no symbol", final=True)
+        return await super()._ask(job, question)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -465,11 +376,17 @@ def ingest_complement(
         questions = replace(questions, todo=questions.todo[: asked.limit])
         subjects = {job: jobs[job] for job in questions.todo}
         if service is None:
-            expected = estimate(list(subjects.values()), model, price, concurrency=asked.concurrency)
-            live = questions.report(_cost(expected))
+            cost = expected_cost(
+                [*subjects.values()],
+                model,
+                price,
+                usual=USUAL,
+                seconds=SECONDS,
+                concurrency=asked.concurrency,
+            )
+            live = questions.report(cost)
             generation, error, counts = "", None, kb.counts()
-            if not expected.exact_tokens:
-                notes.append("the number of tokens is an upper estimate, without the model's own tokenizer")
+            notes.append("the number of tokens is an upper estimate")
         else:
             source = ComplementSource(service, model, subjects, budget)
             live, generation, error, counts = ask_live(
@@ -495,16 +412,6 @@ def ingest_complement(
         generation=generation,
         dry_run=asked.dry_run,
         notes=notes,
-    )
-
-
-def _cost(expected: Estimate) -> Cost:
-    return Cost(
-        requests=expected.requests,
-        tokens_in=expected.tokens_in,
-        tokens_out=expected.tokens_out,
-        dollars=expected.cost,
-        seconds=expected.seconds,
     )
 
 

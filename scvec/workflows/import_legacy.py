@@ -17,22 +17,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError, _Unpickler
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from scvec.base.errors import InputError, ResourceError, unreadable
 from scvec.base.resources import parse_memory
-from scvec.base.results import Record, Report, count_text, human_bytes
+from scvec.base.results import Record, Report, human_bytes
 from scvec.base.species import known_species, species_key
 from scvec.base.types import Description, Float32, Progress, Space, Species, no_progress, text_sha256
 from scvec.ingest.sources.facts import (
-    FACTS,
     clean_summary,
-    facts_of,
     provenance_json,
     text_field,
-    texts_field,
 )
 from scvec.model.resolvers import GeneResolver, ensure_knowledge, resolver_of
 from scvec.stores.knowledge.knowledge import KnowledgeBase
@@ -193,8 +190,6 @@ def load_plain(path: Path, *, memory: str | int | None = None) -> Any:
         ) from error
 
 
-Kind = Literal["auto", "scinterpreter", "genept"]
-KINDS: tuple[Kind, ...] = ("auto", "scinterpreter", "genept")
 _FIX = "give JSON or CSV (also .gz) or a pickle, of texts or vectors by gene; see docs/genes.md"
 #: Memory per byte of JSON or CSV after parsing, in bytes, and largest dimension of a vector.
 _PER_BYTE, _MAX_DIM = 8, 65_536
@@ -202,7 +197,7 @@ _PER_BYTE, _MAX_DIM = 8, 65_536
 _SYMBOLS = ("official_symbol", "gene_symbol", "gene_name", "symbol")
 _VECTORS = ("embedding", "gpt_embedding", "vector")
 _ENTREZ = ("entrez_id", "gene_id", "geneid", "ncbi_id", "_id")
-_FIELDS = {*FACTS, *_SYMBOLS, *_VECTORS, "also_known_as", "gpt_summary", "error"}
+_FIELDS = {*_SYMBOLS, *_VECTORS, "organism", "species", "summary", "gpt_summary", "error"}
 _IDS = re.compile(r"\b(?:HGNC:\d+|MGI:\d+|ENS(?:MUS)?G\d{11})(?!\d)")
 _NAMED = re.compile(r"Gene Symbol ([A-Za-z][\w.-]{1,30}) ")
 _SPECIES: dict[Species, tuple[str, str]] = {
@@ -216,11 +211,10 @@ _RANK = {way: rank for rank, ways in enumerate(_WAYS) for way in ways}
 
 @dataclass(frozen=True, slots=True)
 class LegacyEntry:
-    """A record of a file: a text, or a row of :attr:`LegacyFile.vectors` (``row`` is -1 for a text).
+    """A record of a file: a text, or a (dim,) float32 vector.
 
     ``symbol`` and ``ids`` name its gene. Ids are ``HGNC:n``, ``MGI:n``, Ensembl, ``entrez:n``, or the symbol
-    at the start of the text. ``group`` is the part of the file, if it has several. ``facts`` have the names
-    of :data:`scvec.ingest.sources.facts.FACTS`.
+    at the start of the text. ``group`` is the part of the file, if it has several.
     """
 
     key: str
@@ -230,9 +224,8 @@ class LegacyEntry:
     group: str = ""
     text: str = ""
     by_model: bool = False
-    row: int = -1
+    vector: Float32 | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shown(self) -> str:
@@ -243,7 +236,7 @@ class LegacyEntry:
 
 @dataclass(frozen=True, slots=True)
 class LegacyFile:
-    """The records of a file.
+    """The records of a file: all texts, or all vectors of one dimension.
 
     Attributes
     ----------
@@ -251,29 +244,30 @@ class LegacyFile:
         ``scinterpreter`` (records with fields) or ``genept`` (by symbol).
     sha256
         SHA-256 of the file.
-    n_records
-        Number of records read, including refused records.
-    vectors
-        (n, dim) float32, or None for a file of texts.
+    dim
+        Dimension of the vectors; 0 for texts.
     refused
         Key -> reason why its record cannot be used.
     """
 
     path: Path
-    kind: Kind
+    kind: str
     sha256: str
-    n_records: int
+    dim: int
     entries: tuple[LegacyEntry, ...]
-    vectors: Float32 | None
     refused: dict[str, str]
-    notes: tuple[str, ...] = ()
+
+    @property
+    def n_records(self) -> int:
+        """Number of records read, including refused records."""
+        return len(self.entries) + len(self.refused)
 
 
 class _UnusableError(ValueError):
     """A record cannot be used; the message is the reason."""
 
 
-def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | None = None) -> LegacyFile:
+def read_legacy(path: Path | str, *, memory: str | int | None = None) -> LegacyFile:
     """Read and check the records of a JSON, CSV (also .gz) or pickle file.
 
     Raises
@@ -284,42 +278,30 @@ def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | No
         If it needs more than ``memory``.
     """
     path = Path(path)
-    if kind not in KINDS:
-        fix = f"kinds: {', '.join(KINDS)}"
-        raise InputError(f"there is no kind {kind!r}", "--kind", fix, code="unknown-choice")
-    notes: list[str] = []
     try:
         with path.open("rb") as raw:
             sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
-        values = _values(path, memory, notes)
+        values = _values(path, memory)
     except (EOFError, OSError, ValueError, RecursionError, csv.Error, zlib.error) as error:
         raise unreadable(error, path, "the file", "check the path, or get the file again") from error
     if not isinstance(values, dict):
-        raise InputError(
-            f"the file contains a {type(values).__name__} instead of a table by gene",
-            str(path),
-            _FIX,
-            code="wrong-format",
-        )
+        what = f"the file contains a {type(values).__name__} instead of a table by gene"
+        raise InputError(what, str(path), _FIX, code="wrong-format")
     records = [v for v in values.values() if isinstance(v, dict) and v]
     with_fields = sum(any(_field(k) in _FIELDS for k in v) for v in records)
-    found: Kind = "scinterpreter" if 2 * with_fields > len(records) else "genept"
-    if kind not in ("auto", found):
-        what = f"this is not a file of {kind}: its records look like those of {found}"
-        raise InputError(what, str(path), "leave out --kind", code="wrong-format")
-    taken: list[tuple[LegacyEntry, Float32 | None]] = []
-    refused: dict[str, str] = {}
+    pages = 2 * with_fields > len(records)
     # A file of GenePT may have several named sets of texts.
-    grouped = {k: v for k, v in values.items() if found == "genept" and isinstance(v, dict)}
+    grouped = {} if pages else {k: v for k, v in values.items() if isinstance(v, dict)}
     flat = [("", k, v) for k, v in values.items() if k not in grouped]
     flat += [(str(g), k, v) for g, inner in grouped.items() for k, v in inner.items()]
+    taken: list[LegacyEntry] = []
+    refused: dict[str, str] = {}
     for group, key, value in ((g, str(k), v) for g, k, v in flat):
         try:
-            taken.append(_page(key, value) if found == "scinterpreter" else _plain(group, key, value))
+            taken.append(_page(key, value) if pages else _plain(group, key, value))
         except _UnusableError as error:
             refused[f"{group}/{key}" if group else key] = str(error)
-    n = len(taken) + len(refused)
-    entries, vectors = _alike(path, taken, refused)
+    entries, dim = _alike(path, taken, refused)
     if not entries:
         key, why = next(iter(refused.items()), ("", ""))
         what = "neither texts nor vectors of genes" if refused else "no records of genes"
@@ -327,10 +309,11 @@ def read_legacy(path: Path | str, *, kind: Kind = "auto", memory: str | int | No
         raise InputError(
             f"the file contains {what}", where, "docs/genes.md describes the formats", code="wrong-format"
         )
-    return LegacyFile(path, found, sha256, n, entries, vectors, refused, tuple(notes))
+    return LegacyFile(path, "scinterpreter" if pages else "genept", sha256, dim, tuple(entries), refused)
 
 
-def _values(path: Path, memory: str | int | None, notes: list[str]) -> Any:
+def _values(path: Path, memory: str | int | None) -> Any:
+    """Return the values of a file; of a key that stands there twice, the last."""
     name = path.name.lower().removesuffix(".gz")
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
@@ -338,12 +321,8 @@ def _values(path: Path, memory: str | int | None, notes: list[str]) -> Any:
         head = file.read(512)
         if name.endswith((".pkl", ".pickle", ".p")) or head.startswith(b"\x80"):
             if packed:
-                raise InputError(
-                    "the pickle is in a gzip file",
-                    str(path),
-                    f"unpack it: gunzip {path.name}",
-                    code="wrong-format",
-                )
+                fix = f"unpack it: gunzip {path.name}"
+                raise InputError("the pickle is in a gzip file", str(path), fix, code="wrong-format")
             return load_plain(path, memory=memory)
         limit = parse_memory(memory) // _PER_BYTE
         content = head + file.read(limit)
@@ -354,35 +333,16 @@ def _values(path: Path, memory: str | int | None, notes: list[str]) -> Any:
     is_json = name.endswith(".json") or head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{")
     if not is_json and not name.endswith((".csv", ".tsv", ".txt")):
         raise InputError("scvec does not read files of this format", str(path), _FIX, code="wrong-format")
-    twice: list[str] = []
     text = content.decode("utf-8-sig")
-    values = _json(text, twice) if is_json else _csv(text, path, twice)
-    if twice:
-        shown = ", ".join(dict.fromkeys(twice[:3]))
-        repeats = f"{count_text(len(twice), 'record')} repeat a key, such as {shown}; the last was used"
-        notes.append(f"{path.name}: {repeats}")
-    return values
+    return json.loads(text) if is_json else _csv(text, path)
 
 
-def _json(text: str, twice: list[str]) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                twice.append(key)
-            found[key] = value
-        return found
-
-    return json.loads(text, object_pairs_hook=once)
-
-
-def _csv(text: str, path: Path, twice: list[str]) -> dict[str, Any]:
+def _csv(text: str, path: Path) -> dict[str, Any]:
     """Return key -> vector; None for a row without a vector."""
     values: dict[str, Any] = {}
-    lines = io.StringIO(text, newline="")
     first = text.partition("\n")[0]
-    rows = csv.reader(lines, delimiter="\t" if first.count("\t") > first.count(",") else ",")
-    for number, cells in enumerate(rows, 1):
+    delimiter = "\t" if first.count("\t") > first.count(",") else ","
+    for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 1):
         if number == 1 and len(cells) < 3:
             raise InputError("the table has no numeric columns", f"{path}, line 1", _FIX, code="wrong-format")
         vector = None
@@ -394,7 +354,6 @@ def _csv(text: str, path: Path, twice: list[str]) -> dict[str, Any]:
         if number == 1 and np.array_equal(vector, np.arange(len(cells) - 1)):  # type: ignore[arg-type]
             continue  # a header of column numbers, as pandas writes
         if cells:
-            twice += [cells[0]] if cells[0] in values else []
             values[cells[0]] = vector if len(cells) > 2 else None
     return values
 
@@ -403,21 +362,21 @@ def _field(name: object) -> str:
     return str(name).strip().lower().replace(" ", "_")
 
 
-def _plain(group: str, key: str, value: Any) -> tuple[LegacyEntry, Float32 | None]:
+def _plain(group: str, key: str, value: Any) -> LegacyEntry:
     """Return a record of GenePT: a text or a vector under a symbol."""
     symbol = text_field(key, 100)
     if not isinstance(value, str):
-        return LegacyEntry(key, symbol, group=group), _vector(value)
+        return LegacyEntry(key, symbol, group=group, vector=_vector(value))
     text, provenance = clean_summary(value)
     if not text:
         raise _UnusableError("its text is empty")
     # The symbol in the text is newer than the key, which may be ambiguous by now (QARS is QARS1 or EPRS1).
     named = _NAMED.match(text)
     ids = (named[1],) if named else ()
-    return LegacyEntry(key, symbol, ids, group=group, text=text, provenance=provenance), None
+    return LegacyEntry(key, symbol, ids, group=group, text=text, provenance=provenance)
 
 
-def _page(key: str, value: Any) -> tuple[LegacyEntry, Float32 | None]:
+def _page(key: str, value: Any) -> LegacyEntry:
     """Return a record of scInterpreter: the fields of a page, or a vector with the name of its gene."""
     if not isinstance(value, dict) or not value:
         raise _UnusableError("it is empty" if isinstance(value, dict) else "it is not a record with fields")
@@ -430,20 +389,15 @@ def _page(key: str, value: Any) -> tuple[LegacyEntry, Float32 | None]:
     links = " ".join(text_field(fields.get(n), 4000) for n in ("primary_source", "see_related", "ensembl_id"))
     numbers = (text_field(fields.get(n), 20) for n in _ENTREZ)
     ids = [*_IDS.findall(links), *(f"entrez:{n}" for n in numbers if n.isascii() and n.isdigit())]
-    facts: dict[str, Any] = {n: text_field(fields[n], 2000) for n in FACTS if n in fields and n != "summary"}
-    aliases = fields.get("also_known_as", fields.get("aliases"))
-    facts["aliases"] = list(
-        texts_field(re.split(r"[;|]\s*", aliases) if isinstance(aliases, str) else aliases)
-    )
     symbol = re.sub(r"(?is)\s*provided\s*by.*$", "", symbol)
-    entry = LegacyEntry(key, symbol, tuple(dict.fromkeys(ids)), species, facts=facts_of(**facts))
+    entry = LegacyEntry(key, symbol, tuple(dict.fromkeys(ids)), species)
     for name in _VECTORS:
         if fields.get(name) is not None:
-            return entry, _vector(fields[name])
+            return replace(entry, vector=_vector(fields[name]))
     for name in ("summary", "gpt_summary"):
         text, provenance = clean_summary(fields.get(name))
         if text:
-            return replace(entry, text=text, provenance=provenance, by_model=name != "summary"), None
+            return replace(entry, text=text, provenance=provenance, by_model=name != "summary")
     raise _UnusableError("it has no summary")
 
 
@@ -471,29 +425,25 @@ def _vector(value: Any) -> Float32:
 
 
 def _alike(
-    path: Path, taken: Sequence[tuple[LegacyEntry, Float32 | None]], refused: dict[str, str]
-) -> tuple[tuple[LegacyEntry, ...], Float32 | None]:
-    """Return the majority of the records: texts, or vectors of one length. Others go to ``refused``."""
-    sizes = Counter(len(vector) for _, vector in taken if vector is not None)
-    texts = 2 * sizes.total() <= len(taken)
-    dim = 0 if texts else sizes.most_common(1)[0][0]
-    groups = sorted({entry.group for entry, vector in taken if vector is not None})
-    if not texts and len(groups) > 1:
+    path: Path, taken: Sequence[LegacyEntry], refused: dict[str, str]
+) -> tuple[list[LegacyEntry], int]:
+    """Return the majority of the records, and the length of their vectors. Others go to ``refused``."""
+    sizes = Counter(len(entry.vector) for entry in taken if entry.vector is not None)
+    dim = 0 if 2 * sizes.total() <= len(taken) else sizes.most_common(1)[0][0]
+    groups = sorted({entry.group for entry in taken if entry.vector is not None})
+    if dim and len(groups) > 1:
         what = f"the file contains several sets of vectors ({', '.join(groups[:5])})"
         raise InputError(what, str(path), "write each set into its own file", code="wrong-format")
     entries: list[LegacyEntry] = []
-    rows: list[Float32] = []
-    for entry, vector in taken:
-        if texts and vector is None:
+    for entry in taken:
+        length = 0 if entry.vector is None else len(entry.vector)
+        if length == dim:
             entries.append(entry)
-        elif vector is not None and len(vector) == dim:
-            entries.append(replace(entry, row=len(rows)))
-            rows.append(vector)
+        elif not length or not dim:
+            refused[entry.key] = "it is a text among vectors" if dim else "it is a vector among texts"
         else:
-            odd = f"its vector has {0 if vector is None else len(vector):,} dimensions, most have {dim:,}"
-            why = "it is a vector among texts" if texts else odd
-            refused[entry.key] = "it is a text among vectors" if vector is None else why
-    return tuple(entries), None if texts else np.stack(rows)
+            refused[entry.key] = f"its vector has {length:,} dimensions, most have {dim:,}"
+    return entries, dim
 
 
 @dataclass
@@ -506,27 +456,23 @@ class LegacyMatch:
         Species of the records that name none.
     genes
         Group -> gene id -> record.
-    ambiguous
-        Record -> possible genes of its name.
-    unknown
-        Records without a known gene.
-    contradictory
-        Record -> description of the contradiction between its names.
-    repeated
-        Record -> record that was used for the same gene.
+    left
+        Record -> the reason why it was not used (``unknown``, ``ambiguous``, ``refused`` or ``repeated``),
+        and more about it.
     """
 
     species: Species
     genes: dict[str, dict[str, LegacyEntry]] = field(default_factory=dict)
-    ambiguous: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
-    contradictory: dict[str, str] = field(default_factory=dict)
-    repeated: dict[str, str] = field(default_factory=dict)
+    left: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def n_matched(self) -> int:
         """Number of records with a gene."""
         return sum(map(len, self.genes.values()))
+
+    def why(self, reason: str) -> dict[str, str]:
+        """Return the records that were not used for one reason, and more about each."""
+        return {record: more for record, (why, more) in self.left.items() if why == reason}
 
 
 def match_entries(
@@ -552,18 +498,20 @@ def match_entries(
     match = LegacyMatch(resolver.resolve(silent, species).species)
     known = frozenset(gene_ids)
     ranks: dict[tuple[str, str], int] = {}
-    # Of a species whose genes are not loaded, no gene is known.
-    match.unknown += [e.shown for e in entries if (e.species or match.species) not in resolver.species]
-    for one in resolver.species:
+    for one in dict.fromkeys(e.species or match.species for e in entries):
         group = [e for e in entries if (e.species or match.species) == one]
+        if one not in resolver.species:  # its genes are not loaded, so none is known
+            match.left |= {e.shown: ("unknown", "") for e in group}
+            continue
         # Numbers look like Entrez ids, but are token ids.
         symbols = [e.symbol for e in group if not re.fullmatch(r"[\d.\s]*", e.symbol)]
         by_symbol = _genes_of(resolver, symbols, one, frozenset())
         by_id = _genes_of(resolver, [i for e in group for i in e.ids], one, known)
         for entry in group:
             genes, rank = by_symbol.get(entry.symbol, ((), 1))
-            gene_id = _decide(match, entry, genes, {g for i in entry.ids for g in by_id.get(i, ((), 0))[0]})
+            gene_id, left = _decided(entry, genes, {g for i in entry.ids for g in by_id.get(i, ((), 0))[0]})
             if gene_id is None:
+                match.left[entry.shown] = left
                 continue
             taken = match.genes.setdefault(entry.group, {})
             at, rank = (entry.group, gene_id), rank if gene_id in genes else 1
@@ -572,7 +520,7 @@ def match_entries(
                 first, last, ranks[at] = entry, first, rank
             taken[gene_id] = first
             if first is not last:
-                match.repeated[last.shown] = first.shown
+                match.left[last.shown] = "repeated", f"as {first.shown}"
     return match
 
 
@@ -593,24 +541,20 @@ def _genes_of(
     return genes
 
 
-def _decide(
-    match: LegacyMatch, entry: LegacyEntry, by_symbol: tuple[str, ...], by_id: set[str]
-) -> str | None:
-    """Return the gene of a record, or record in ``match`` why there is none."""
+def _decided(
+    entry: LegacyEntry, by_symbol: tuple[str, ...], by_id: set[str]
+) -> tuple[str | None, tuple[str, str]]:
+    """Return the gene of a record; None and why there is none."""
     if len(by_id) > 1:
-        match.contradictory[entry.shown] = f"its names belong to several genes ({', '.join(sorted(by_id))})"
-    elif by_id and by_symbol and not by_id & {*by_symbol}:
+        return None, ("refused", f"its names belong to several genes ({', '.join(sorted(by_id))})")
+    if by_id and by_symbol and not by_id & {*by_symbol}:
         named = f"{entry.symbol} is {' or '.join(by_symbol)}, {' and '.join(entry.ids)} is {min(by_id)}"
-        match.contradictory[entry.shown] = named
-    elif by_id:
-        return min(by_id)
-    elif len(by_symbol) == 1:
-        return by_symbol[0]
-    elif by_symbol:
-        match.ambiguous[entry.shown] = by_symbol
-    else:
-        match.unknown.append(entry.shown)
-    return None
+        return None, ("refused", named)
+    if not by_id and len(by_symbol) > 1:
+        return None, ("ambiguous", " or ".join(by_symbol))
+    if not by_id and not by_symbol:
+        return None, ("unknown", "")
+    return min(by_id or by_symbol), ("", "")
 
 
 #: Number of records of each kind that the report lists.
@@ -686,7 +630,6 @@ def import_legacy(
     store: Path | str,
     files: Sequence[Path | str],
     *,
-    kind: str = "auto",
     name: str | None = None,
     species: str = "auto",
     memory: str | int | None = None,
@@ -704,8 +647,6 @@ def import_legacy(
         Folder of the store.
     files
         JSON or CSV files (also .gz), or pickles, which are read without running code.
-    kind
-        ``scinterpreter``, ``genept``, or ``auto`` to detect it from the content.
     name
         Name of the texts or the space; None for the name of the file.
     species
@@ -734,14 +675,13 @@ def import_legacy(
         resolver, gene_ids = resolver_of(kb), set(kb.genes()["gene_id"])
         for number, (path, called) in enumerate(zip(files, names, strict=True)):
             progress("reading files", number, len(files))
-            file = read_legacy(path, kind=kind, memory=memory)  # type: ignore[arg-type]  # it checks
+            file = read_legacy(path, memory=memory)
             match = match_entries(file.entries, resolver, gene_ids, species)
-            notes += file.notes
             space = None
             if not match.n_matched:
                 known = "no gene is known, so nothing was imported; check --species"
                 notes.append(f"warning: {file.path.name}: {known}")
-            elif file.vectors is None:
+            elif not file.dim:
                 kb.upsert_descriptions(_descriptions(file, match, called))
             else:
                 space = _put_vectors(txn, kb, file, match, called)
@@ -774,11 +714,9 @@ def _put_vectors(
     txn: Transaction, kb: KnowledgeBase, file: LegacyFile, match: LegacyMatch, name: str
 ) -> Space:
     """Store the vectors of a file as a new space and return it."""
-    if file.vectors is None:
-        raise ValueError("the file has no vectors")
     (genes,) = match.genes.values()
     ids = sorted(genes)
-    vectors = file.vectors[[genes[g].row for g in ids]]
+    vectors = np.stack([np.asarray(genes[g].vector, np.float32) for g in ids])
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
     space = Space(
         backbone=f"legacy:{name}",
@@ -807,9 +745,7 @@ def _descriptions(file: LegacyFile, match: LegacyMatch, name: str) -> list[Descr
             retrieved_at="",  # unknown, so any text with a date counts as newer
             kind="llm" if entry.by_model else "human",
             model="unknown" if entry.by_model else "",
-            provenance=provenance_json(
-                {**entry.provenance, **origin, "key": entry.key, "facts": dict(entry.facts)}
-            ),
+            provenance=provenance_json({**entry.provenance, **origin, "key": entry.key}),
         )
         for group, genes in match.genes.items()
         for gene_id, entry in genes.items()
@@ -817,25 +753,24 @@ def _descriptions(file: LegacyFile, match: LegacyMatch, name: str) -> list[Descr
 
 
 def _report(file: LegacyFile, match: LegacyMatch, name: str, space: Space | None) -> LegacyFileReport:
-    refused = {**file.refused, **match.contradictory}
-    left: dict[str, list[str]] = {
-        "unknown": match.unknown,
-        "ambiguous": [f"{k} ({' or '.join(g)})" for k, g in match.ambiguous.items()],
-        "refused": [f"{k}: {why}" for k, why in refused.items()],
-        "repeated": [f"{k}, as {kept}" for k, kept in match.repeated.items()],
-    }
-    species = {e.species or match.species for group in match.genes.values() for e in group.values()}
+    left = {why: match.why(why) for why in ("unknown", "ambiguous", "refused", "repeated")}
+    left["refused"] = {**file.refused, **left["refused"]}
     counts: dict[str, Any] = {why: len(records) for why, records in left.items()}
+    species = {e.species or match.species for group in match.genes.values() for e in group.values()}
     return LegacyFileReport(
         name=name,
         file=file.path.name,
         kind=file.kind,
-        holds="texts" if file.vectors is None else "vectors",
+        holds="vectors" if file.dim else "texts",
         species=" and ".join(sorted(species)) or match.species,
         read=file.n_records,
         matched=match.n_matched,
-        examples={why: records[:EXAMPLES] for why, records in left.items() if records},
+        examples={
+            why: [f"{key}: {more}" if more else key for key, more in list(records.items())[:EXAMPLES]]
+            for why, records in left.items()
+            if records
+        },
         space=space.fingerprint if space else "",
-        dim=0 if file.vectors is None else int(file.vectors.shape[1]),
+        dim=file.dim,
         **counts,
     )

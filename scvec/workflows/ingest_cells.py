@@ -28,7 +28,7 @@ from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.label_columns import as_label_map
 from scvec.model.cell_index import put_cells
 from scvec.model.copies import source_digest
-from scvec.model.encoder_models import forget_trainings, prepared, training_folder
+from scvec.model.encoder_models import prepared
 from scvec.model.gene_vectors import EncodedGenes, encode_genes, stored_genes
 from scvec.model.known_markers import marker_notes
 from scvec.model.matching import (
@@ -115,7 +115,7 @@ def ingest_cells(
             with stages("encode genes"):
                 texts = encode_texts(txn, kb, genes.narrow.gene_ids, asked, progress)
         with stages("train"):
-            material = material_of(kb, genes, texts, known, opened.path, asked)
+            material = material_of(kb, genes, texts, known, asked)
             trained = train_model(cells, asked, material, progress)
         with stages("encode cells"):
             maps = genes.taken(len(trained.model.members.genes)).maps
@@ -123,7 +123,6 @@ def ingest_cells(
         with stages("write"):
             written = write_reference(txn, kb, cells, trained, vectors, texts, asked)
             version = txn.commit()
-        forget_trainings(opened.path)
     notes = [*trained.notes, *getattr(known, "notes", ()), *written, *txn.notes]
     report = report_of(asked, cells, trained, texts, notes)
     return replace(report, seconds=stages.seconds, generation=str(version.number))
@@ -228,7 +227,6 @@ def material_of(
     genes: ReferenceGenes,
     texts: EncodedGenes | None,
     known: Any,
-    store: Path,
     asked: IngestOptions,
 ) -> Callable[..., Material]:
     """Return what makes the material of each training: all of them have the genes in common."""
@@ -242,7 +240,6 @@ def material_of(
         variability=genes.variability,
         symbols=symbols,
         prepared=known,
-        folder=training_folder(store),
     )
 
 

@@ -44,8 +44,6 @@ class GenesOptions(LiveOptions):
         (see docs/species.md).
     refresh
         Ask a live source again about genes it has answered.
-    details
-        Also ask for what summaries lack: type, RefSeq status, lineage, expression. Ten times the requests.
     requests_per_second
         The most to send; 0 for no limit, which only a mirror allows.
     columns
@@ -54,7 +52,6 @@ class GenesOptions(LiveOptions):
 
     source: str | Path = "snapshot"
     refresh: bool = False
-    details: bool = False
     requests_per_second: float | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
 
@@ -353,10 +350,7 @@ def _ask(
         wanted, notes = wanted_genes(kb, names, options.species)
         if names is None:
             wanted = [w for w in wanted if service.can_ask(w)]
-        prompt = "details" if options.details else ""
-        jobs = {
-            Job.of(w.gene_id, name, f"{w.species} {service.question(w)}", prompt=prompt): w for w in wanted
-        }
+        jobs = {Job.of(w.gene_id, name, f"{w.species} {service.question(w)}"): w for w in wanted}
         questions = Questions.of(kb, name, jobs, again=options.refresh)
         asked = {job: jobs[job] for job in questions.todo}
         source = service(
@@ -364,10 +358,9 @@ def _ask(
             settings,
             base_url=options.base_url,
             per_second=options.requests_per_second,
-            details=options.details,
         )
         if options.dry_run:
-            requests, rate = service.n_requests(list(asked.values()), options.details), source.per_second
+            requests, rate = service.n_requests(list(asked.values())), source.per_second
             live = questions.report(Cost(requests=requests, seconds=requests / rate if rate else None))
             generation, error, counts = "", None, kb.counts()
         else:

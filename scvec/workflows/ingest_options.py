@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["AppendOptions", "IngestOptions"]
 
 #: Options that only some encoders have (:attr:`scvec.encoders.EncoderKind.options`).
-OF_ENCODERS = ("llm", "n_genes", "prompt_order", "lora", "epochs", "checkpoint")
+OF_ENCODERS = ("llm", "n_genes", "prompt_order", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +97,8 @@ class IngestOptions(AppendOptions):
         Random seed. Two runs with the same seed give the same reference.
     n_genes
         Number of genes per cell that ``prompt`` and ``sentence`` read, highest expression first.
-    prompt_order, lora, epochs
-        Options of ``prompt``: ``paper``, ``code`` or ``none``; rank of the adapters in the language model;
-        number of epochs.
-    checkpoint
-        Folder for the progress of the training of ``prompt``; None for a folder in the store.
+    prompt_order, epochs
+        Options of ``prompt``: ``paper``, ``code`` or ``none``; number of epochs.
     engine, ray_address
         ``ray`` encodes the cells with workers of a Ray cluster. Training stays on this machine.
     origin
@@ -125,9 +122,7 @@ class IngestOptions(AppendOptions):
     seed: int = 0
     n_genes: int | None = None
     prompt_order: str | None = None
-    lora: int | None = None
     epochs: int | None = None
-    checkpoint: Path | str | None = None
     engine: str = "local"
     ray_address: str | None = None
     index: str = "auto"

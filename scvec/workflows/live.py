@@ -12,10 +12,14 @@ from typing import Any, NamedTuple
 from scvec.base.errors import InputError, ScvecError, unreadable
 from scvec.base.records import Answer, Failure, Job, Wanted
 from scvec.base.results import Record, Report, table
+from scvec.base.settings import Price
 from scvec.base.species import SPECIES
 from scvec.base.types import Progress, Species, no_progress
+from scvec.ingest.sources.answers import Question
+from scvec.ingest.sources.openai import is_reasoning, prompt_tokens
 from scvec.ingest.sources.retry import ServiceError
 from scvec.ingest.sources.run import Harvest, Source, Tally, harvest, run_async
+from scvec.ingest.sources.tokens import count_tokens
 from scvec.model.resolvers import resolver_of
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.transaction import Transaction
@@ -27,6 +31,7 @@ __all__ = [
     "LiveReport",
     "Questions",
     "ask_live",
+    "expected_cost",
     "known_genes",
     "reason_lines",
 ]
@@ -89,6 +94,37 @@ class Cost(Record):
         if self.seconds is not None:
             parts.append(f"{self.seconds:,.1f} s")
         return ", ".join(parts)
+
+
+def expected_cost(
+    questions: Sequence[Question],
+    model: str,
+    price: Price | None,
+    *,
+    usual: tuple[int, int],
+    seconds: tuple[float, float],
+    concurrency: int = 4,
+) -> Cost:
+    """Return what asking a chat model costs without rejected answers; ``tokens_in`` is an upper estimate.
+
+    Parameters
+    ----------
+    usual, seconds
+        Tokens of an answer, and seconds for it: of a plain model, and of one that reasons.
+    """
+    reasoning, n = is_reasoning(model), len(questions)
+    asked = [question.messages() for question in questions]
+    told = sum(count_tokens([user["content"] for _, user in asked]))
+    # The instructions are the same for all questions, so their tokens are counted once.
+    tokens_in = told + sum(prompt_tokens(m[:1]) for m in asked[:1]) * n
+    tokens_out = n * usual[reasoning]
+    return Cost(
+        requests=n,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        dollars=None if price is None else (tokens_in * price.input + tokens_out * price.output) / 1e6,
+        seconds=n * seconds[reasoning] / max(concurrency, 1),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

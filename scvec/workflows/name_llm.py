@@ -18,13 +18,12 @@ from scvec.base.settings import Settings, redact
 from scvec.base.types import Progress
 from scvec.celltypes.naming import BROAD, N_CANDIDATES, Candidate, Naming
 from scvec.celltypes.terms import TermMatcher
-from scvec.ingest.sources.answers import UnfitError, foreign, json_object, tidy, whole
-from scvec.ingest.sources.openai import Chat, LlmService, Reply, is_reasoning, prompt_tokens
+from scvec.ingest.sources.answers import ChatSource, UnfitError, foreign, json_object, prompted, tidy, whole
+from scvec.ingest.sources.openai import LlmService, Reply
 from scvec.ingest.sources.prices import Budget, price_of
-from scvec.ingest.sources.retry import ServiceError
 from scvec.model.resolvers import ensure_knowledge
 from scvec.stores.store.store import Store
-from scvec.workflows.live import Cost, LiveReport, Questions, ask_live
+from scvec.workflows.live import Cost, LiveReport, Questions, ask_live, expected_cost
 
 if TYPE_CHECKING:
     from scvec.model.resolvers import GeneResolver
@@ -50,18 +49,12 @@ empty unless the id is "other"; "confidence", from 0 to 1; "genes", the symbols 
 from the genes given and spelt as there; "reason", one plain sentence."""
 FIELDS = ("id", "term", "confidence", "genes", "reason")
 NONE, OTHER = "none", "other"
-#: Times that one vote is asked for until its answer can be used.
-TRIES = 2
 #: Characters of an answer that are kept and looked at, of a reason, of a gene's text, of a name.
 MOST, REASON, TEXT, NAME = 4000, 300, 220, 60
 #: Genes of a group that are told, and genes that an answer may name.
 N_TOLD = 30
-#: Tokens of an answer: at first, at most. What a model that reasons thinks counts too.
-FIRST_LIMIT, LAST_LIMIT = 400, 1600
-FIRST_LIMIT_REASONING, LAST_LIMIT_REASONING = 4000, 16_000
-#: Expected per answer: tokens, and seconds.
-USUAL, USUAL_REASONING = 150, 1200
-SECONDS, SECONDS_REASONING = 4.0, 15.0
+#: Expected per answer, of a plain model and of one that reasons: tokens, and seconds.
+USUAL, SECONDS = (150, 1200), (4.0, 15.0)
 #: A term with fewer ancestors ("cell" and those right below) says next to nothing.
 MIN_ANCESTORS = 3
 
@@ -253,15 +246,7 @@ class GroupQuestion:
 
     def messages(self, reason: str = "") -> list[dict[str, str]]:
         """Return the messages; ``reason`` says why an earlier answer could not be used."""
-        told = [
-            {"role": "system", "content": PROMPT},
-            {"role": "user", "content": f"The group:\n{self.told}"},
-        ]
-        if reason:
-            # The earlier answer is not sent back: it may hold instructions.
-            text = f"An earlier answer could not be used: {reason}. Answer anew, in the form asked for."
-            told.append({"role": "user", "content": text})
-        return told
+        return prompted(PROMPT, f"The group:\n{self.told}", reason)
 
     def job(self, model: str, vote: int) -> Job:
         """Return the job: equal questions of one vote are asked once, whatever the group is called."""
@@ -312,66 +297,23 @@ def told_genes(group: Naming) -> list[str]:
     return list(dict.fromkeys([*group.genes, *marked]))[:N_TOLD]
 
 
-class NamingSource:
-    """A chat model as a source of votes (:class:`~scvec.ingest.sources.run.Source`).
+class NamingSource(ChatSource[GroupQuestion]):
+    """A chat model as a source of votes.
 
-    An async context manager that enters the service. ``budget`` pays all tries. Every answer is kept as it
-    came, also one that cannot be used: the same question is never paid for twice.
+    Every answer is kept as it came, also one that cannot be used: the same question is never paid for twice.
     """
 
-    batch_size = 1
+    tries = 2
+    limits = (400, 1600)
 
-    def __init__(
-        self, service: LlmService, model: str, questions: Mapping[Job, GroupQuestion], budget: Budget
-    ) -> None:
-        self.service, self.model, self.questions = service, model, questions
-        self.caller = service.caller
-        self.n_unfit = 0
-        self._chat = Chat(service, model, {}, budget)
-        self._begun: dict[Job, list[Reply]] = {}
+    def kept(self, reply: Reply) -> Reply:
+        """Return a reply with a bounded text, without what looks like a key."""
+        return replace(reply, content=redact(reply.content[: 2 * MOST])[:MOST])
 
-    async def __aenter__(self) -> NamingSource:
-        await self.service.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.service.__aexit__(*exc)
-
-    @property
-    def notes(self) -> list[str]:
-        """What the server does not support, and the number of rejected answers."""
-        rejected = f"{self.n_unfit:,} answers could not be used, and were asked for once more"
-        return [*self._chat.notes, *([rejected] if self.n_unfit else [])]
-
-    async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
-        """Ask for votes, one after the other."""
-        done = [await self._ask(job, self.questions[job]) for job in jobs]
-        return [d for d in done if isinstance(d, Answer)], [d for d in done if isinstance(d, Failure)]
-
-    async def _ask(self, job: Job, question: GroupQuestion) -> Answer | Failure:
-        reasoning = is_reasoning(self.model)
-        limit = FIRST_LIMIT_REASONING if reasoning else FIRST_LIMIT
-        most = LAST_LIMIT_REASONING if reasoning else LAST_LIMIT
-        reason = ""
-        # A first answer that was not used stays where the second call failed and is made again.
-        replies = self._begun.setdefault(job, [])
-        for reply in replies:
-            reason = _unfit(question, reply)
-        while len(replies) < TRIES:
-            try:
-                reply = await self._chat.ask(question.messages(reason), limit, question.schema)
-            except ServiceError as error:
-                if error.kind == "rejected":
-                    return Failure(job, error.reason, attempts=len(replies) + 1)
-                raise
-            reply = replace(reply, content=redact(reply.content[: 2 * MOST])[:MOST])
-            replies.append(reply)
-            reason = _unfit(question, reply)
-            if not reason:
-                break
-            self.n_unfit += len(replies) < TRIES
-            if reply.finish_reason == "length":
-                limit = min(2 * limit, most)
+    def outcome(
+        self, job: Job, question: GroupQuestion, replies: Sequence[Reply], reason: str
+    ) -> Answer | Failure:
+        """Return all replies as facts about the group."""
         facts = {
             "question": question.told,
             "question_sha256": job.input_sha256,
@@ -385,15 +327,6 @@ class NamingSource:
         }
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return Answer(job, note=Note(job.gene_id, "llm", replies[-1].model or self.model, now, facts))
-
-
-def _unfit(question: GroupQuestion, reply: Reply) -> str:
-    """Return why a reply cannot be used; empty where it can."""
-    try:
-        question.read(reply)
-    except UnfitError as error:
-        return str(error)
-    return ""
 
 
 def _kept(kb: KnowledgeBase, job: Job, question: GroupQuestion) -> Vote | str:
@@ -459,9 +392,15 @@ def consult(
     jobs = {job: question for ballot in ballots for job, question in ballot}
     questions = Questions.of(kb, model, jobs, again=False, noun="questions")
     if asked.dry_run:
-        cost, exact = _expected([jobs[j] for j in questions.todo], asked, budget)
-        inexact = "tokens are an upper estimate: the model's own table of tokens is not here"
-        return Consulted(groups, questions.report(cost), () if exact else (inexact,))
+        cost = expected_cost(
+            [jobs[j] for j in questions.todo],
+            model,
+            price,
+            usual=USUAL,
+            seconds=SECONDS,
+            concurrency=asked.concurrency,
+        )
+        return Consulted(groups, questions.report(cost), ("tokens are an upper estimate",))
     if not questions.todo:
         done = questions.report(Cost(requests=0), n_answered=0, failed=[])
         return Consulted(_all_joined(kb, groups, ballots, model), done)
@@ -518,25 +457,6 @@ def _ballots(
         ]
         ballots.append([(q.job(asked.model, vote), q) for vote, q in enumerate(told, 1)])
     return ballots
-
-
-def _expected(questions: Sequence[GroupQuestion], asked: LlmOptions, budget: Budget) -> tuple[Cost, bool]:
-    """Return what asking costs if every first answer can be used, and whether its tokens are exact."""
-    from scvec.ingest.sources.tokens import count_tokens
-
-    reasoning, n = is_reasoning(asked.model), len(questions)
-    told = count_tokens([q.messages()[1]["content"] for q in questions], asked.model)
-    # The instructions are the same for all: counted once.
-    tokens_in = told.total + sum(prompt_tokens(q.messages()[:1], asked.model) for q in questions[:1]) * n
-    tokens_out = n * (USUAL_REASONING if reasoning else USUAL)
-    cost = Cost(
-        requests=n,
-        tokens_in=tokens_in,
-        tokens_out=tokens_out,
-        dollars=None if budget.price is None else budget.cost(tokens_in, tokens_out),
-        seconds=n * (SECONDS_REASONING if reasoning else SECONDS) / max(asked.concurrency, 1),
-    )
-    return cost, told.exact
 
 
 def _all_joined(

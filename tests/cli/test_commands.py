@@ -40,9 +40,9 @@ COMMANDS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
         },
     ),
     "import-legacy": (
-        ["a.json", "b.pickle", "--kind", "genept", "--species", "human"],
+        ["a.json", "b.pickle", "--species", "human"],
         "scvec.workflows.import_legacy.import_legacy",
-        {"kind": "genept", "species": "human", "name": None, "dry_run": False},
+        {"species": "human", "name": None, "dry_run": False},
     ),
     "diff": (["3", "4", "--limit", "2"], "scvec.workflows.diff.diff", {"limit": 2}),
     "ingest embeddings": (

@@ -20,8 +20,6 @@ from scvec.base.errors import InputError, StoreError
 from scvec.base.types import CellChunk
 from scvec.encoders.prompt import ORDERS, PromptEncoder
 
-pytest.importorskip("accelerate", reason="needs the extra llm")
-
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_cell_has_one_vector_in_any_company(trained: dict[str, PromptEncoder], order: str) -> None:
@@ -151,7 +149,6 @@ def test_a_prompt_longer_than_the_model_can_read_is_refused(tmp_path: Path) -> N
         ({"order": "paperback"}, "--prompt-order"),
         ({"n_genes": 0}, "--n-genes"),
         ({"epochs": -1}, "--epochs"),
-        ({"lora": 2, "order": "none"}, "--lora"),
     ],
 )
 def test_options_without_meaning_are_refused(options: dict[str, Any], option: str) -> None:

@@ -1,26 +1,18 @@
-"""Tests of the training of the prompt encoder: parameters, early stopping, kills and lack of memory."""
+"""Tests of the training of the prompt encoder: parameters, early stopping and lack of memory."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from prompt_parts import CELLS, company, cosines, make
+from prompt_parts import CELLS, cosines, make
 from tiny_llama import WIDTH, planted
 
 from scvec.backbones.hf import CausalModel
-from scvec.base.errors import ResourceError, StoreError
+from scvec.base.errors import ResourceError
 from scvec.encoders.prompt import PromptEncoder
-
-pytest.importorskip("accelerate", reason="needs the extra llm")
 
 pytestmark = pytest.mark.prompt
 
@@ -83,123 +75,6 @@ def test_whole_batches_tell_when_to_stop() -> None:
     assert len(held_out_rows(labels, batches, most=7, seed=0)[0]) == 7
 
 
-# This process imports once and computes nothing. The trainings are forked from it.
-TRAINED = """
-import json, os, signal, sys, traceback
-import numpy as np
-from pathlib import Path
-import accelerate, sklearn.metrics, torch._dynamo
-from transformers.models.llama import modeling_llama
-from prompt_parts import make
-from tiny_llama import planted
-from scvec.backbones.hf import CausalModel
-
-def train(folder, checkpoint, killed_at, out):
-    encoder = make(CausalModel(Path(folder), "tiny", precision="fp32"), epochs=3)
-    encoder.checkpoint = Path(checkpoint) if checkpoint else None
-    data, steps = planted(), []
-
-    def progress(stage, done, total, detail=""):
-        steps.append((stage.split()[0], done))
-        if done == killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    encoder.fit([data.chunk], data.labels, progress=progress)
-    np.savez(out + ".npz", **encoder.state()[0])
-    told = [steps, encoder.history, encoder.best_epoch, encoder.notes]
-    Path(out + ".json").write_text(json.dumps(told))
-
-ended = []
-for job in json.loads(sys.argv[1]):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            train(*job)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    ended.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-print(json.dumps(ended))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_killed_training_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    """Run each training in a fresh process, because earlier settings may change the last bits of sums."""
-    tests = Path(__file__).parents[1]
-    path = os.pathsep.join([str(tests.parent), str(tests)])
-    kept = tmp_path / "checkpoints"
-    kept.mkdir()
-
-    def job(name: str, checkpoint: str, killed_at: int) -> list[str | int]:
-        return [str(folder), checkpoint, killed_at, str(tmp_path / name)]
-
-    # Killed in the third epoch of four steps.
-    jobs = [job("killed", str(kept), 9), job("whole", "", -1), job("resumed", str(kept), -1)]
-    done = subprocess.run(
-        [sys.executable, "-c", TRAINED, json.dumps(jobs)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0 and json.loads(done.stdout) == [-9, 0, 0], done.stderr
-    (left,) = kept.iterdir()
-    assert left.suffix == ".safetensors"
-    told = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "resumed")]
-    (all_steps, *whole), (rest, *resumed) = told
-    assert all_steps == [["warming", 3], *(["training", i] for i in range(1, 13))]
-    assert rest == [["training", i] for i in range(9, 13)]
-    assert "epoch 2" in resumed[-1][-1] and whole[-1] == []
-    assert resumed[:2] == whole[:2]
-    with np.load(tmp_path / "whole.npz") as wanted, np.load(tmp_path / "resumed.npz") as found:
-        assert set(wanted) == set(found) and len(wanted)
-        for name in wanted:
-            np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
-
-
-def test_an_interrupted_training_says_what_is_kept(models: dict[str, CausalModel], tmp_path: Path) -> None:
-    encoder, data = make(models["fp32"], order="none"), planted()
-
-    def stop(at: int) -> Any:
-        def progress(stage: str, done: int, total: int | None, detail: str = "") -> None:
-            if done == at:
-                raise KeyboardInterrupt
-
-        return progress
-
-    encoder.checkpoint = tmp_path
-    for step, kept in ((2, ""), (6, "epoch 1")):
-        with pytest.raises(KeyboardInterrupt) as caught:
-            encoder.fit([data.chunk], data.labels, progress=stop(step))
-        assert str(caught.value).endswith(kept) and bool(str(caught.value)) == bool(kept)
-
-
-def test_a_checkpoint_of_another_training_is_refused(models: dict[str, CausalModel], tmp_path: Path) -> None:
-    data = planted()
-    encoder = make(models["fp32"], order="none", epochs=1)
-    encoder.checkpoint = tmp_path / "mine.safetensors"
-    encoder.fit([data.chunk], data.labels)
-
-    def refused(data: Any) -> str:
-        with pytest.raises(StoreError) as caught:
-            encoder.fit([data.chunk], data.labels)
-        assert caught.value.where == str(encoder.checkpoint)
-        return caught.value.code
-
-    assert refused(planted(seed=1)) == "model-changed"
-    assert refused(replace(data, labels=data.labels[::-1].copy())) == "model-changed"
-    encoder.gene_vectors = encoder.gene_vectors * np.float32(1.1)
-    assert refused(data) == "model-changed"
-    encoder.checkpoint.write_bytes(b"no tensors")
-    assert refused(data) == "store-damaged"
-    from safetensors.numpy import save_file
-
-    save_file({"x": np.zeros(2)}, encoder.checkpoint)
-    assert refused(data) == "store-damaged"
-
-
 class Small:
     """A model that runs out of memory for more than ``most`` cells, except in its first call."""
 
@@ -245,21 +120,3 @@ def test_in_bf16_the_trained_encoder_is_the_one_that_is_loaded_again(models: dic
     encoder.fit([data.chunk], data.labels)
     again = PromptEncoder.from_state(*encoder.state(), models["bf16"])
     np.testing.assert_array_equal(again.encode(CELLS.chunk), encoder.encode(CELLS.chunk))
-
-
-def test_adapters_are_trained_beside_a_model_that_stays(models: dict[str, CausalModel]) -> None:
-    pytest.importorskip("peft")
-    model, data = models["fp32"], planted()
-    before = {name: p.clone() for name, p in model.module.named_parameters()}
-    encoder = make(model, lora=2, epochs=1)
-    encoder.fit([data.chunk], data.labels)
-    tensors, meta = encoder.state()
-    adapters = {name: value for name, value in tensors.items() if "lora_B" in name}
-    assert adapters and all(np.abs(value).max() > 0 for value in adapters.values())  # they start at zero
-    again = PromptEncoder.from_state(tensors, meta, model)
-    np.testing.assert_array_equal(again.encode(CELLS.chunk), encoder.encode(CELLS.chunk))
-    for vectors in company(encoder):
-        assert cosines(vectors, encoder.encode(CELLS.chunk)).min() > 1 - 1e-6
-    assert {name for name, _ in model.module.named_parameters()} == set(before)
-    for name, p in model.module.named_parameters():
-        assert np.array_equal(p.numpy(), before[name].numpy())

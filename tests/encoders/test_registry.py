@@ -79,8 +79,8 @@ def test_what_is_known_of_encoders_is_read_from_the_registry() -> None:
     assert "did you mean toy?" in caught.value.fix and "residual, toy" in caught.value.fix
     models = Models(lambda: pytest.fail("no model"), lambda *_: pytest.fail("no model"), "cpu")
     with pytest.raises(InputError) as caught:
-        encoder_kind("toy").prepare(models, {"n_genes": 3, "lora": 2})
-    assert caught.value.where == "--lora" and "--encoder prompt" in caught.value.fix
+        encoder_kind("toy").prepare(models, {"n_genes": 3, "epochs": 2})
+    assert caught.value.where == "--epochs" and "--encoder prompt" in caught.value.fix
 
 
 def test_every_name_of_the_table_is_registered_by_its_module() -> None:

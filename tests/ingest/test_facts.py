@@ -114,8 +114,8 @@ def test_ids_are_positive_whole_numbers(value, expected):
     assert id_field(value) == expected
 
 
-def test_facts_have_the_thirteen_names_and_say_something():
-    assert len(FACTS) == 13
-    assert facts_of(summary="x", aliases=[], lineage="") == {"summary": "x"}
+def test_facts_have_the_names_of_a_gene_page_and_say_something():
+    assert len(FACTS) == 8
+    assert facts_of(summary="x", aliases=[], organism="") == {"summary": "x"}
     with pytest.raises(ValueError):
         facts_of(colour="red")

@@ -78,14 +78,13 @@ def test_the_fields_of_a_page_by_token_id(tmp_path: Path) -> None:
     file = read_legacy(
         write(tmp_path / "human.json", {"17": PAGE, "18": {}, "19": model, "20": {"error": "y"}})
     )
-    assert (file.kind, file.vectors, file.n_records) == ("scinterpreter", None, 4)
+    assert (file.kind, file.dim, file.n_records) == ("scinterpreter", 0, 4)
     ins, nkg7 = file.entries
     assert (ins.key, ins.symbol, ins.species) == ("17", "INS", "human")
     assert set(ins.ids) == {"HGNC:6081", "ENSG00000254647"}
     assert ins.text == "This gene encodes insulin, a peptide hormone."
     assert ins.provenance == {"provided_by": "RefSeq", "provided_at": "Dec 2019"}
-    assert ins.facts["official_full_name"] == "insulin" and ins.facts["aliases"] == ["IDDM", "ILPR"]
-    assert len(ins.facts) == 12 and not ins.by_model
+    assert not ins.by_model and ins.vector is None
     assert (nkg7.text, nkg7.by_model) == ("NKG7 is.", True)
     assert file.refused == {"18": "it is empty", "20": "it has no summary"}
 
@@ -98,8 +97,8 @@ def test_the_vectors_by_token_id(tmp_path: Path) -> None:
     }
     file = read_legacy(write(tmp_path / "v.pkl", records))
     assert [(e.symbol, e.species) for e in file.entries] == [("INS", None), ("Gcg", "mouse")]
-    assert file.vectors is not None and file.vectors.dtype == np.float32
-    np.testing.assert_array_equal(file.vectors, [VECTOR, [1, 0, 0, 1]])
+    assert all(e.vector is not None and e.vector.dtype == np.float32 for e in file.entries)
+    np.testing.assert_array_equal([e.vector for e in file.entries], [VECTOR, [1, 0, 0, 1]])
     assert list(file.refused) == ["19"] and "species" in file.refused["19"]
 
 
@@ -121,8 +120,7 @@ def test_vectors_by_symbol_in_every_format(tmp_path: Path, how: str) -> None:
         path = write(tmp_path / "e.pkl", want if how == "pickle of arrays" else lists)
     file = read_legacy(path)
     assert [e.symbol for e in file.entries] == list(want) and file.kind == "genept"
-    assert file.vectors is not None
-    np.testing.assert_array_equal(file.vectors, np.stack(list(want.values())))
+    np.testing.assert_array_equal([e.vector for e in file.entries], list(want.values()))
 
 
 def test_a_csv_without_names_of_columns(tmp_path: Path) -> None:
@@ -160,18 +158,17 @@ def test_vectors_that_cannot_be_used(tmp_path: Path) -> None:
     file = read_legacy(write(tmp_path / "e.pkl", {"INS": VECTOR, "GCG": np.ones((1, 4)), **bad}))
     assert [e.key for e in file.entries] == ["INS", "GCG"]
     assert set(file.refused) == set(bad)
-    assert [e.row for e in file.entries] == [0, 1] and file.vectors is not None and len(file.vectors) == 2
+    np.testing.assert_array_equal([e.vector for e in file.entries], [VECTOR, [1, 1, 1, 1]])
     assert "3 dimensions, most have 4" in file.refused["SHORT"]
     text = read_legacy(write(tmp_path / "e.json", {"INS": VECTOR, "VAST": [10**400, 1, 1, 1]}))
     assert list(text.refused) == ["VAST"]
 
 
-def test_keys_that_stand_there_twice_are_told(tmp_path: Path) -> None:
+def test_of_a_key_that_stands_there_twice_the_last_counts(tmp_path: Path) -> None:
     file = read_legacy(write(tmp_path / "t.json", b'{"INS": "one", "INS": "two", "GCG": "three"}'))
     assert [e.text for e in file.entries] == ["two", "three"]
-    assert "1 record repeat a key, such as INS" in file.notes[0]
-    table = read_legacy(write(tmp_path / "e.csv", b"x,a,b\nINS,1,2\nINS,3,4\n"))
-    assert "INS" in table.notes[0]
+    [ins] = read_legacy(write(tmp_path / "e.csv", b"x,a,b\nINS,1,2\nINS,3,4\n")).entries
+    np.testing.assert_array_equal(ins.vector, [3, 4])
 
 
 @pytest.mark.parametrize(
@@ -202,18 +199,11 @@ def test_a_bad_file_is_explained(tmp_path: Path, name: str, content: bytes, code
     assert name in caught.value.where
 
 
-def test_missing_files_kinds_and_memory(tmp_path: Path) -> None:
+def test_missing_files_and_memory(tmp_path: Path) -> None:
     for path, code in ((tmp_path / "none.json", "file-not-found"), (tmp_path, "not-a-file")):
         with pytest.raises(InputError) as caught:
             read_legacy(path)
         assert caught.value.code == code
-    path = write(tmp_path / "t.json", {"INS": "Insulin."})
-    with pytest.raises(InputError, match="genept") as caught:
-        read_legacy(path, kind="scinterpreter")
-    assert caught.value.code == "wrong-format"
-    with pytest.raises(InputError) as caught:
-        read_legacy(path, kind="other")  # type: ignore[arg-type]
-    assert caught.value.code == "unknown-choice"
     bomb = write(tmp_path / "bomb.json.gz", gzip.compress(b'{"INS": "' + b"x" * 30_000_000 + b'"}'))
     with pytest.raises(ResourceError) as full:
         read_legacy(bomb, memory="64M")
@@ -236,7 +226,7 @@ def test_a_token_id_is_no_gene() -> None:
     # 3630 is INS at Entrez; as a key, or as a name, it is a number of somebody's vocabulary.
     found = match(entry("GCG", key="3630"), entry("3630"), entry(""))
     assert {g: e.key for g, e in found.genes[""].items()} == {"HGNC:4191": "3630"}
-    assert len(found.unknown) == 2
+    assert list(found.why("unknown")) == ["3630", ""]
 
 
 def test_records_that_name_two_genes_are_left_out() -> None:
@@ -244,8 +234,8 @@ def test_records_that_name_two_genes_are_left_out() -> None:
         entry("INS", "HGNC:4191"), entry("GCG", "HGNC:4191", "ENSG00000254647"), entry("INS", "HGNC:6081")
     )
     assert list(found.genes[""]) == ["HGNC:6081"]
-    assert set(found.contradictory) == {"INS", "GCG"}
-    assert "HGNC:6081" in found.contradictory["INS"] and "HGNC:4191" in found.contradictory["INS"]
+    refused = found.why("refused")
+    assert set(refused) == {"INS", "GCG"} and "HGNC:6081" in refused["INS"] and "HGNC:4191" in refused["INS"]
 
 
 def test_ids_decide_where_a_symbol_is_ambiguous_or_unknown() -> None:
@@ -253,8 +243,9 @@ def test_ids_decide_where_a_symbol_is_ambiguous_or_unknown() -> None:
         entry("QARS", "HGNC:3418"), entry("C99orf1", "ENSG00000115263"), entry("GLUC", "entrez:3630")
     )
     assert set(found.genes[""]) == {"HGNC:3418", "HGNC:4191", "HGNC:6081"}
-    assert match(entry("QARS")).ambiguous == {"QARS": ("HGNC:3418", "HGNC:9751")}
-    assert match(entry("NOSUCH"), entry("INS-1"), entry("1-Mar")).unknown == ["NOSUCH", "INS-1", "1-Mar"]
+    assert match(entry("QARS")).why("ambiguous") == {"QARS": "HGNC:3418 or HGNC:9751"}
+    unknown = match(entry("NOSUCH"), entry("INS-1"), entry("1-Mar")).why("unknown")
+    assert list(unknown) == ["NOSUCH", "INS-1", "1-Mar"]
 
 
 def test_the_symbol_that_a_text_begins_with(tmp_path: Path) -> None:
@@ -265,14 +256,14 @@ def test_the_symbol_that_a_text_begins_with(tmp_path: Path) -> None:
     }
     found = match(*read_legacy(write(tmp_path / "t.json", texts)).entries)
     assert set(found.genes[""]) == {"HGNC:9751", "HGNC:4191"}
-    assert list(found.contradictory) == ["INS"]
+    assert list(found.why("refused")) == ["INS"]
 
 
 @pytest.mark.parametrize("order", [("INS", "IDDM2", "ILPR", "ins"), ("ins", "ILPR", "IDDM2", "INS")])
 def test_the_official_symbol_wins(order: tuple[str, ...]) -> None:
     found = match(*map(entry, order), species="human")
     assert found.genes[""]["HGNC:6081"].symbol == "INS"
-    assert len(found.repeated) == 3 and found.n_matched == 1
+    assert len(found.why("repeated")) == 3 and found.n_matched == 1
     found = match(*map(entry, [s for s in order if s != "INS"]), species="human")
     assert found.genes[""]["HGNC:6081"].symbol == "IDDM2"
 
@@ -283,7 +274,7 @@ def test_species_of_the_record_of_the_caller_and_of_most() -> None:
     assert match(entry("Ins2"), entry("Ins1")).species == "mouse"
     assert set(match(entry("Ins2"), species="mouse").genes[""]) == {"MGI:96573"}
     of_rat = match(entry("INS"), species="rat")
-    assert of_rat.n_matched == 0 and of_rat.unknown == ["INS"]
+    assert of_rat.n_matched == 0 and list(of_rat.why("unknown")) == ["INS"]
 
 
 def test_groups_are_matched_on_their_own() -> None:
@@ -298,13 +289,12 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     names = ["INS", "IDDM2", "QARS", "NOSUCH", "GCG", "3630"]
     file = read_legacy(write(tmp_path / "e.json", {n: VECTOR for n in names} | {"Z": [0.0] * 4}))
     found = match(*file.entries)
-    parts = [found.ambiguous, found.unknown, found.contradictory, found.repeated, file.refused]
-    assert found.n_matched + sum(map(len, parts)) == file.n_records == 7
+    assert found.n_matched + len(found.left) + len(file.refused) == file.n_records == 7
 
 
 def test_the_published_files(shared_data: Path) -> None:
     texts = read_legacy(shared_data / "genes" / "genept_ncbi_uniprot_text_subset.json.gz")
     assert len(texts.entries) == 2122 and {e.group for e in texts.entries} == {"ncbi_only", "ncbi_uniprot"}
     vectors = read_legacy(shared_data / "genes" / "genept_embeddings_small.csv.gz")
-    assert vectors.vectors is not None and vectors.vectors.shape == (86, 1536)
+    assert (len(vectors.entries), vectors.dim) == (86, 1536)
     assert vectors.refused == {"ctrl": "its vector is zero"}

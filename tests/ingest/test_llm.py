@@ -24,18 +24,18 @@ from scvec.ingest.sources.prices import Budget
 from scvec.ingest.sources.retry import BudgetSpentError, Caller, ServiceError
 from scvec.ingest.sources.run import Harvest, harvest
 from scvec.workflows.complement import (
-    FIRST_LIMIT,
     LONGEST,
     PROMPT,
     PROMPT_VERSION,
     SCHEMA,
+    SECONDS,
+    USUAL,
     ComplementSource,
     Subject,
     UnfitError,
-    _messages,
     check_answer,
-    estimate,
 )
+from scvec.workflows.live import Cost, expected_cost
 
 KEY = "sk-canary-9876543210zyxwvuts"
 NKG7 = Subject("HGNC:7830", "human", "NKG7", "natural killer cell granule protein 7", "protein-coding")
@@ -59,7 +59,7 @@ def describe(
 ) -> tuple[list[Answer], list[Failure], FakeServer, ComplementSource]:
     async def main() -> tuple[list[Answer], list[Failure]]:
         async with source:
-            return await source.ask(list(source.subjects))
+            return await source.ask(list(source.questions))
 
     with FakeServer(extra=[add_openai], faults=faults or Faults.none()) as server:
         source = source_of(server, genes, **given)
@@ -75,7 +75,7 @@ def gather(
     async def main() -> Harvest:
         async with source:
             return await harvest(
-                source, list(source.subjects), lambda a, f: kept.extend(a), concurrency=concurrency
+                source, list(source.questions), lambda a, f: kept.extend(a), concurrency=concurrency
             )
 
     return asyncio.run(main()), kept
@@ -107,7 +107,7 @@ def test_a_description_with_all_that_made_it() -> None:
     assert usage == (budget.tokens_in, budget.tokens_out)
     assert budget.spent == pytest.approx((usage[0] * 1.0 + usage[1] * 2.0) / 1e6)
     assert request.body["temperature"] == 0
-    assert request.body["max_tokens"] == FIRST_LIMIT
+    assert request.body["max_tokens"] == ComplementSource.limits[0]
     assert request.body["response_format"]["json_schema"]["strict"] is True
     assert not source.notes
 
@@ -354,7 +354,7 @@ def test_a_model_that_reasons_gets_more_room() -> None:
     assert all(map(is_reasoning, ["gpt-5", "gpt-5-mini", "o3", "o4-mini", "openai/o3"]))
     assert not any(map(is_reasoning, ["gpt-4o", "gpt-4.1", "gpt-5-chat-latest", "llama", ""]))
     *_, server, _ = describe(model="gpt-5-mini")
-    assert server.requests[0].body["max_tokens"] > 2 * FIRST_LIMIT
+    assert server.requests[0].body["max_tokens"] > 2 * ComplementSource.limits[0]
 
 
 def test_openai_itself_is_asked_with_the_newer_name_of_the_limit() -> None:
@@ -362,20 +362,23 @@ def test_openai_itself_is_asked_with_the_newer_name_of_the_limit() -> None:
     assert Chat(service, "gpt-4o", SCHEMA, Budget(None, None))._manner.limit == "max_completion_tokens"
 
 
+def expected(genes: Sequence[Subject], model: str, price: Price | None) -> Cost:
+    return expected_cost(genes, model, price, usual=USUAL, seconds=SECONDS)
+
+
 def test_an_estimate_before_a_cent_is_spent() -> None:
     genes = subjects(100)
-    expected = estimate(genes, "gpt-4o-mini", Price(0.15, 0.60), concurrency=4)
-    assert (expected.n_genes, expected.requests) == (100, 100)
-    assert expected.cost == pytest.approx((expected.tokens_in * 0.15 + expected.tokens_out * 0.60) / 1e6)
-    assert expected.seconds == pytest.approx(100)
-    assert estimate(genes, "m", None).cost is None
-    assert estimate([], "m", Price(1)).cost == 0
+    cost = expected(genes, "gpt-4o-mini", Price(0.15, 0.60))
+    assert cost.requests == 100 and cost.tokens_in is not None and cost.tokens_out is not None
+    assert cost.dollars == pytest.approx((cost.tokens_in * 0.15 + cost.tokens_out * 0.60) / 1e6)
+    assert cost.seconds == pytest.approx(100)
+    assert expected(genes, "m", None).dollars is None
+    assert expected([], "m", Price(1)).dollars == 0
     _, _, _, source = describe(genes=genes[:10])
-    assert source.budget.tokens_in <= expected.tokens_in / 10
-    held = sum(prompt_tokens(_messages(g, ""), "gpt-4o-mini") for g in genes)
-    assert expected.tokens_in == held
-    thinking = estimate(genes, "gpt-5", Price(1.25, 10.0))
-    assert thinking.tokens_out > expected.tokens_out
+    assert source.budget.tokens_in <= cost.tokens_in / 10
+    assert cost.tokens_in == sum(prompt_tokens(g.messages()) for g in genes)
+    thinking = expected(genes, "gpt-5", Price(1.25, 10.0))
+    assert thinking.tokens_out is not None and thinking.tokens_out > cost.tokens_out
 
 
 GOOD = (

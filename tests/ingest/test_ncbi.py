@@ -1,15 +1,13 @@
-"""NCBI Gene: which gene an answer is of, full records, and answers that are none."""
+"""NCBI Gene: which gene an answer is of, and answers that are none."""
 
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import re
 from dataclasses import replace
 
 import pytest
-from fake_entrezgene import entrezgene_set
 from fake_eutils import docsum
 from fake_faults import Faults
 from fake_genes import fake_gene, fake_genes
@@ -19,14 +17,11 @@ from hypothesis import strategies as st
 
 from scvec.base.records import Job, Wanted
 from scvec.base.settings import Secret, ServiceSettings
-from scvec.ingest.sources.facts import FACTS
 from scvec.ingest.sources.ncbi import (
-    Details,
     NcbiSource,
     Summary,
     check_search,
     check_summaries,
-    parse_details,
     read_summaries,
 )
 from scvec.ingest.sources.retry import ServiceError
@@ -104,27 +99,11 @@ def test_tool_email_and_key_are_sent_in_the_body():
     gene = fake_gene(1)
     settings = ServiceSettings(api_key=Secret("canaryNcbiKey01"), email="a@b.org", tool="lab")
     with FakeServer([gene]) as server:
-        ask(server, by_id(gene), settings=settings, details=True)
+        ask(server, by_id(gene), settings=settings)
         for request in server.requests:
             assert request.body.items() >= {"tool": "lab", "email": "a@b.org"}.items()
             assert request.body["api_key"] == "canaryNcbiKey01"
             assert request.query == {}
-
-
-def test_details_give_all_thirteen_facts():
-    gene = fake_gene(7)
-    with FakeServer([gene]) as server:
-        answers, _ = ask(server, by_id(gene), details=True)
-        assert [p.rpartition("/")[2] for p in server.paths()] == ["esummary.fcgi", "efetch.fcgi"]
-    answer = answers["HGNC:7"]
-    facts = answer.note.facts
-    assert set(facts) == set(FACTS) - {"annotation_information"}
-    assert facts["refseq_status"] == "REVIEWED" and facts["gene_type"] == "protein-coding"
-    assert facts["primary_source"] == "HGNC:7"
-    assert facts["see_related"] == ["Ensembl:ENSG00000000007", "MIM:100007"]
-    assert facts["lineage"].endswith("of 7") and facts["expression"].endswith("(RPKM 7)")
-    assert facts["orthologs"] == [{"entrez_id": 500007, "symbol": "Orth7", "organism": "mouse"}]
-    assert answer.gene.gene_type == "protein-coding" and answer.gene.ensembl_ids == ("ENSG00000000007",)
 
 
 def test_a_gene_without_a_summary_is_answered_all_the_same():
@@ -150,7 +129,7 @@ def test_an_id_that_ncbi_does_not_have_is_a_final_failure():
 def test_a_replaced_id_is_asked_again_under_the_new_one():
     old, new = fake_gene(11, replaced_by=12), fake_gene(12)
     with FakeServer([old, new]) as server:
-        answers, _ = ask(server, by_id(old), details=True)
+        answers, _ = ask(server, by_id(old))
     answer = answers["HGNC:11"]
     assert answer.gene.entrez_id == 12 and answer.gene.gene_id == "HGNC:11"
     assert answer.descriptions[0].text.endswith("number 12.")
@@ -278,13 +257,10 @@ def test_a_gene_with_neither_id_nor_symbol_is_a_failure():
 # Numbers of requests ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("n", "details", "expected"),
-    [(0, False, 0), (1, False, 1), (500, False, 1), (501, False, 2), (501, True, 22)],
-)
-def test_the_number_of_requests_is_known_before(n, details, expected):
+@pytest.mark.parametrize(("n", "expected"), [(0, 0), (1, 1), (500, 1), (501, 2)])
+def test_the_number_of_requests_is_known_before(n, expected):
     wanted = [Wanted(f"HGNC:{i}", "human", f"G{i}", i) for i in range(1, n + 1)]
-    assert NcbiSource.n_requests(wanted, details=details) == expected
+    assert NcbiSource.n_requests(wanted) == expected
 
 
 def test_a_request_never_asks_for_more_than_the_service_takes():
@@ -297,83 +273,17 @@ def test_a_request_never_asks_for_more_than_the_service_takes():
     assert len(answers) == 1300 and not failures
 
 
-def test_full_records_are_read_one_by_one():
-    found = parse_details(entrezgene_set(fake_genes(30)).encode())
-    assert sorted(found) == list(range(1001, 1031))
-    assert found[1005].lineage.endswith("of 1005")
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"not xml",
-        b"<html><body>Error</body></html>",
-        b"<eFetchResult><ERROR>Empty result</ERROR></eFetchResult>",
-        entrezgene_set(fake_genes(2)).encode()[:-500],
-        b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><Entrezgene-Set>&b;</Entrezgene-Set>',
-        b'<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><Entrezgene-Set>&a;</Entrezgene-Set>',
-        b"<Entrezgene-Set>" + b"<a>" * 10_000 + b"</a>" * 10_000 + b"</Entrezgene-Set>",
-    ],
-)
-def test_xml_that_is_none_cut_or_hostile_is_an_error(body):
-    with pytest.raises(ServiceError) as caught:
-        parse_details(body)
-    assert caught.value.kind == "transient" and len(caught.value.reason) < 300
-
-
-def test_records_that_lack_everything_are_read():
-    body = b"<Entrezgene-Set><Entrezgene/><Entrezgene><Entrezgene_track-info><Gene-track><Gene-track_geneid>5"
-    body += b"</Gene-track_geneid></Gene-track></Entrezgene_track-info></Entrezgene></Entrezgene-Set>"
-    assert parse_details(body) == {5: Details(5)}
-
-
-def test_annotation_information_is_read_label_by_label():
-    comment = (
-        "<Gene-commentary><Gene-commentary_heading>Annotation Information</Gene-commentary_heading>"
-        "<Gene-commentary_properties><Gene-commentary><Gene-commentary_label>Note</Gene-commentary_label>"
-        "<Gene-commentary_text>partial on reference assembly</Gene-commentary_text></Gene-commentary>"
-        "</Gene-commentary_properties></Gene-commentary></Entrezgene_comments>"
-    )
-    body = entrezgene_set([fake_gene(1)]).replace("</Entrezgene_comments>", comment)
-    assert parse_details(body.encode())[1].annotation_information == "Note: partial on reference assembly"
-
-
-def test_the_recorded_record_of_2014_is_read(shared_data):
-    body = gzip.decompress((shared_data / "api_samples" / "eutils_efetch_gene_4747.xml.gz").read_bytes())
-    found = parse_details(body)
-    assert set(found) == {4747}
-    details = found[4747]
-    assert (details.gene_type, details.refseq_status) == ("protein-coding", "REVIEWED")
-    assert details.primary_source == "HGNC:7739" and "MIM:162280" in details.see_related
-    assert details.lineage.startswith("Eukaryota; Metazoa") and details.lineage.endswith("Homo")
-
-
-def test_the_recorded_record_of_2024_is_read(shared_data):
-    yaml = pytest.importorskip("yaml")
-    packed = (shared_data / "api_samples" / "eutils_vcr_cassette_entrezgeneset.yml.gz").read_bytes()
-    cassette = yaml.safe_load(gzip.decompress(packed))
-    details = parse_details(cassette["interactions"][0]["response"]["body"]["string"].encode())[4747]
-    assert details.primary_source == "HGNC:7739"
-    assert details.see_related == ("Ensembl:ENSG00000277586", "MIM:162280", "AllianceGenome:HGNC:7739")
-    assert details.ensembl_ids == ("ENSG00000277586",)
-    assert details.expression == "Biased expression in brain (RPKM 94.3) and adrenal (RPKM 9.8)"
-    assert details.orthologs == ({"entrez_id": 18039, "symbol": "NEFL", "organism": "mouse"},)
-
-
 @pytest.mark.parametrize("fault", ["error200", "esummaryresult", "short", "swapped", "reorder", "unasked"])
-@pytest.mark.parametrize("details", [False, True])
-def test_no_fault_puts_a_text_on_the_wrong_gene(fault, details):
+def test_no_fault_puts_a_text_on_the_wrong_gene(fault):
     genes = fake_genes(40)
     wanted = {k: v for g in genes for k, v in by_id(g).items()}
     with FakeServer(genes, faults=Faults.random(0.3, seed=3, kinds=[fault])) as server:
-        _, answers, failures = collect(server, wanted, batch_size=4, details=details)
+        _, answers, failures = collect(server, wanted, batch_size=4)
     assert not failures and len(answers) == 40
     for answer in answers:
         number = answer.job.gene_id.partition(":")[2]
         assert str(answer.gene.entrez_id) == number
         assert answer.descriptions[0].text.endswith(f"number {number}.")
-        assert not details or answer.note.facts["lineage"].endswith(f"of {number}")
 
 
 def test_names_are_not_decided_on_half_an_answer():

@@ -34,7 +34,7 @@ def service(server: FakeServer, **given: Any) -> LlmService:
 def post(server: FakeServer, body: dict[str, Any] = BODY, path: str = "/embeddings", **given: Any) -> Any:
     async def main() -> Any:
         async with service(server, **given) as llm:
-            return await llm.post(path, body, lambda answer: answer)
+            return await llm.call(lambda: llm.send(path, body))
 
     return asyncio.run(main())
 
@@ -147,7 +147,11 @@ def test_a_check_that_fails_in_passing_is_asked_again() -> None:
 
     async def main(server: FakeServer) -> int:
         async with service(server) as llm:
-            return await llm.post("/embeddings", BODY, check)
+
+            async def request() -> int:
+                return check(await llm.send("/embeddings", BODY))
+
+            return await llm.call(request)
 
     with FakeServer(extra=[add_openai]) as server:
         assert asyncio.run(main(server)) == 3
@@ -217,7 +221,7 @@ def test_another_server_learns_nothing_of_openai(monkeypatch: pytest.MonkeyPatch
     async def main(server: FakeServer) -> None:
         async with service(server) as llm:
             assert not llm.client.admin_api_key
-            await llm.post("/embeddings", BODY, lambda answer: answer)
+            await llm.call(lambda: llm.send("/embeddings", BODY))
 
     with FakeServer(extra=[add_openai]) as server:
         asyncio.run(main(server))
@@ -231,7 +235,7 @@ def test_a_server_of_ones_own_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> N
 
     async def main(server: FakeServer) -> None:
         async with LlmService(ServiceSettings(base_url=f"{server.url}/v1/")) as llm:
-            await llm.post("/embeddings", BODY, lambda answer: answer)
+            await llm.call(lambda: llm.send("/embeddings", BODY))
 
     with FakeServer(extra=[add_openai]) as server:
         asyncio.run(main(server))

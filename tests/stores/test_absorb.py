@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from some_answers import AT, answer, failure, genes, job, written
+from some_answers import AT, answer, done_jobs, failure, genes, job, written
 
 from scvec.base.records import Answer, Failure, Job, Marker, Note
 from scvec.base.types import Gene
@@ -89,7 +89,7 @@ def test_answers_without_a_gene_stay_in_the_journal(kb: KnowledgeBase) -> None:
     path = kb.path.with_name("answers.log")
     assert absorb(kb, [lost, answer(1)])["unplaced"] == 1
     with Journal(path) as journal:
-        assert journal.done_jobs() == {lost.job}
+        assert done_jobs(journal) == {lost.job}
     kb.upsert_genes([Gene("entrez:77", "human", "LATE", 77)])
     assert absorb(kb, [])["unplaced"] == 0
     assert kb.all_descriptions("entrez:77")[0].kind == "llm" and not path.exists()
@@ -193,12 +193,12 @@ class TestTransaction:
             txn.commit()
         with self.begin(store) as txn:
             txn.open_knowledge().absorb(txn.journal())
-        assert path.exists() and store.journal().done_jobs() == {job(1)}
+        assert path.exists() and done_jobs(store.journal()) == {job(1)}
         with self.begin(store) as txn:
             txn.open_knowledge().absorb(txn.journal())
             txn.journal().write([answer(3)])
             assert txn.commit().number == 2
-        assert store.journal().done_jobs() == {job(3)}
+        assert done_jobs(store.journal()) == {job(3)}
         with store.knowledge() as kb:
             assert kb.jobs_done([job(1), job(3)]) == {job(1)} and len(kb.failures()) == 1
 
@@ -223,7 +223,7 @@ class TestTransaction:
         with self.begin(store) as txn:
             txn.journal().write([answer(1)])
         store.compact()
-        assert store.journal().done_jobs() == {job(1)}
+        assert done_jobs(store.journal()) == {job(1)}
 
 
 def of_type(at: str, *names: str) -> Answer:

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvec.base.errors import ResourceError
-from scvec.stores.index import flat as device_index
-from scvec.stores.index.flat import FaissFlatIndex, FaissGpuIndex, TorchIndex, on_device
-from scvec.stores.index.numpy_index import NumpyIndex
+from scvec.stores.index.distances import brute_force
+from scvec.stores.index.flat import FaissFlatIndex, TorchIndex, on_device
 
 
 def vectors(n: int, dim: int, seed: int = 0, scale: float = 1.0, centre: float = 0.0) -> Any:
@@ -27,9 +26,7 @@ def flat(base: Any) -> FaissFlatIndex:
 
 
 def same(found: Any, base: Any, queries: Any, k: int, subset: Any = None) -> None:
-    oracle = NumpyIndex(base.shape[1])
-    oracle.add(base)
-    wanted = oracle.search(queries, k, subset=subset)
+    wanted = brute_force(base, queries, k, None if subset is None else np.unique(subset))
     np.testing.assert_array_equal(found.indices, wanted.indices)
     np.testing.assert_array_equal(found.distances, wanted.distances)
 
@@ -101,26 +98,6 @@ def test_memory_that_runs_out_halves_the_queries(monkeypatch: Any) -> None:
     monkeypatch.setattr(index, "_nearest", lambda *a: small(*a, most=0))
     with pytest.raises(ResourceError, match="on the GPU"):
         index.search(queries, 5)
-
-
-def test_a_gpu_build_of_faiss_proposes_candidates(monkeypatch: Any) -> None:
-    import faiss
-
-    base, queries, asked = vectors(300, 12), vectors(40, 12, 1), []
-
-    class Gpu:
-        def search(self, x: Any, k: int) -> Any:
-            asked.append(k)
-            return flat(base)._index.search(x, k)
-
-    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", lambda index: Gpu(), raising=False)
-    monkeypatch.setattr(device_index, "_faiss_has_gpu", lambda: True)
-    index = on_device(flat(base), "cuda")
-    assert isinstance(index, FaissGpuIndex)
-    same(index.search(queries, 6), base, queries, 6)
-    assert asked
-    subset = np.arange(0, 300, 3)
-    same(index.search(queries, 6, subset=subset), base, queries, 6, subset)
 
 
 def test_a_cpu_keeps_its_index() -> None:

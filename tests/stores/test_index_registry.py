@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from scvec.base.errors import InputError, StoreError
-from scvec.base.types import Float32, Int64, Neighbors, VectorIndex
+from scvec.base.types import Float32, Int64, Neighbors
 from scvec.stores import index as registry
 from scvec.stores.index import build_index, index, index_class, index_kinds, open_index
 from scvec.stores.index.distances import Index
@@ -77,7 +77,7 @@ def vectors(n: int, seed: int) -> Float32:
 @pytest.mark.usefixtures("toy")
 def test_a_toy_is_built_saved_and_opened(tmp_path: Path) -> None:
     made, truth = build_index(vectors(40, 0), "toy"), build_index(vectors(40, 0), "flat")
-    assert isinstance(made, VectorIndex) and (made.kind, made.extension) == ("toy", "txt")
+    assert isinstance(made, Index) and (made.kind, made.extension) == ("toy", "txt")
     made.save(tmp_path / "i.txt")
     again = open_index(tmp_path / "i.txt", "toy", n=40, dim=6)
     for subset in (None, np.array([3, 9, 30, 9])):

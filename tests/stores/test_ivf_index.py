@@ -5,8 +5,8 @@ import pytest
 from ivf_parts import DIM, TARGET, N, clustered, share, truth
 
 from scvec.base.errors import InputError, StoreError
-from scvec.base.types import VectorIndex
 from scvec.stores.index import build_index, open_index
+from scvec.stores.index.distances import Index, brute_force
 from scvec.stores.index.ivf import FLAT_BELOW, Effort, IvfIndex, IvfSettings, _left_out, kind_for, places
 
 
@@ -24,7 +24,7 @@ def index(base):
 
 class TestSearch:
     def test_conforms(self, index):
-        assert isinstance(index, VectorIndex)
+        assert isinstance(index, Index)
         assert (index.n, index.dim, index.kind) == (N, DIM, "ivf")
 
     @pytest.mark.parametrize("k", [15, 50])
@@ -61,7 +61,7 @@ class TestSearch:
 
     def test_exact_is_exact(self, index, base):
         queries = clustered(60, 3)
-        found, slow = index.exact().search(queries, 7), build_index(base, "numpy").search(queries, 7)
+        found, slow = index.exact().search(queries, 7), brute_force(base, queries, 7)
         np.testing.assert_array_equal(found.indices, slow.indices)
         np.testing.assert_array_equal(found.distances, slow.distances)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from some_answers import answer, failure, job, written
+from some_answers import answer, done_jobs, failure, job, written
 
 from scvec.base.errors import InputError, LockedError, ResourceError, StoreError
 from scvec.base.records import Answer, Job, Note
@@ -40,7 +40,7 @@ def test_there_is_no_file_until_something_is_written(path: Path) -> None:
     with Journal(path) as journal:
         journal.write([], [])
         assert all_answers(journal) == all_failures(journal) == []
-        assert journal.done_jobs() == journal.failed_jobs() == set()
+        assert done_jobs(journal) == journal.failed_jobs() == set()
         journal.absorbed([])
         journal.clear()
     assert not path.exists()
@@ -58,7 +58,7 @@ def test_written_answers_come_back_in_a_fixed_order(path: Path) -> None:
         assert [len(batch) for batch in journal.answers(2)] == [2, 2, 1]
     with Journal(path) as journal:
         assert all_answers(journal) == expected
-        assert journal.done_jobs() == {a.job for a in expected}
+        assert done_jobs(journal) == {a.job for a in expected}
         assert all_failures(journal) == [failure(4, final=True, attempts=3), failure(9)]
         assert journal.failed_jobs() == {job(4), job(9)}
 
@@ -68,7 +68,7 @@ def test_an_answer_wins_over_a_failure(path: Path) -> None:
         journal.write([answer(1)], [failure(2)])
         journal.write([answer(2)], [failure(1, final=True)])
         assert all_failures(journal) == []
-        assert journal.done_jobs() == {job(1), job(2)}
+        assert done_jobs(journal) == {job(1), job(2)}
 
 
 def test_the_answer_retrieved_last_wins(path: Path) -> None:
@@ -160,9 +160,9 @@ def test_a_write_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) 
                 journal.write([answer(2)], [failure(7)])
         assert all_answers(journal) == [answer(1)] and all_failures(journal) == []
         journal.write([answer(3)])
-        assert journal.done_jobs() == {job(1), job(3)}
+        assert done_jobs(journal) == {job(1), job(3)}
     with Journal(path) as journal:
-        assert journal.done_jobs() == {job(1), job(3)} and journal.notes == []
+        assert done_jobs(journal) == {job(1), job(3)} and journal.notes == []
 
 
 def full(*args: object, **kwargs: object) -> None:
@@ -180,7 +180,7 @@ def test_an_incomplete_record_is_not_damage(path: Path, kept: int) -> None:
     line = path.read_bytes()[len(whole) :].splitlines(keepends=True)[0]
     path.write_bytes(whole + line[:kept])
     with Journal(path, writable=False) as journal:
-        assert journal.done_jobs() == {job(1)} and journal.notes == []
+        assert done_jobs(journal) == {job(1)} and journal.notes == []
     with Journal(path) as journal:
         assert all_answers(journal) == [answer(1)]
         journal.write([answer(4)])
@@ -247,7 +247,7 @@ def test_one_process_writes_and_others_read(store: Store) -> None:
         other.stdin.write("\n")
         other.stdin.flush()
         assert other.stdout.readline() == "more\n"
-        assert list(batches) == [] and store.journal().done_jobs() == {job(1), job(2)}
+        assert list(batches) == [] and done_jobs(store.journal()) == {job(1), job(2)}
     finally:
         other.communicate("")
     with store.begin("ingest genes") as txn:
@@ -261,7 +261,7 @@ def test_a_second_writer_in_the_process_loses_nothing(path: Path) -> None:
         one.write([answer(3)])
         two.write([answer(4)])
     with Journal(path) as journal:
-        assert journal.done_jobs() == {job(n) for n in (1, 2, 3, 4)}
+        assert done_jobs(journal) == {job(n) for n in (1, 2, 3, 4)}
 
 
 KILLED = """
@@ -311,7 +311,7 @@ def test_flipped_bits(tmp_path: Path, killed: bool) -> None:
         flip(path, place, rng.randrange(8))
         damaged = path.read_bytes()
         with Journal(path, writable=False) as journal:
-            looked = journal.done_jobs()
+            looked = done_jobs(journal)
             assert len(journal.notes) == 1 and path.read_bytes() == damaged
         with Journal(path) as journal:
             journal.write([answer(10**7)])
@@ -359,7 +359,7 @@ def test_damage_between_absorbing_and_clearing_loses_nothing(path: Path) -> None
         journal.write([answer(20)])
         flip(path, 10, 1)
         journal.clear()
-        assert job(20) in journal.done_jobs() and len(journal.done_jobs()) == 9
+        assert job(20) in done_jobs(journal) and len(done_jobs(journal)) == 9
         assert list(path.parent.glob("answers.damaged-*"))
 
 
@@ -404,7 +404,7 @@ def test_a_kill_while_it_is_rewritten_loses_nothing(
         journal.clear()
     journal.close()
     with Journal(path) as journal:
-        assert {answer(5).job, written(3).job} <= journal.done_jobs() and journal.failed_jobs() == {job(6)}
+        assert {answer(5).job, written(3).job} <= done_jobs(journal) and journal.failed_jobs() == {job(6)}
         assert journal.notes == []
         journal.absorbed([])
         journal.clear()
@@ -422,10 +422,10 @@ def test_a_kill_while_a_damaged_file_is_replaced_keeps_it(
         damaged = path.read_bytes()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(os if at == "replace" else journal_file, at, interrupted)
-            Journal(path).done_jobs()
+            done_jobs(Journal(path))
         assert path.read_bytes() == damaged
         with Journal(path) as journal:
-            assert journal.done_jobs() == {job(2)}
+            assert done_jobs(journal) == {job(2)}
         assert damaged in [p.read_bytes() for p in path.parent.glob("answers.damaged-*")]
 
 

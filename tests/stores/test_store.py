@@ -160,11 +160,11 @@ class TestContent:
     def test_an_index_that_is_given_is_used(self, store):
         given = cells()
         with store.begin("x") as txn:
-            txn.put_reference("a", **given, index=build_index(given["vectors"], "numpy"))
+            txn.put_reference("a", **given, index=build_index(given["vectors"]))
             with pytest.raises(InputError, match="the index holds"):
                 txn.put_reference("b", **given, index=build_index(given["vectors"][:-1]))
             txn.commit()
-        assert store.reference("a").index.kind == "numpy"
+        assert store.reference("a").index.kind == "flat"
         assert store.verify().ok
 
     def test_mixed_columns_become_text(self, store):
@@ -247,7 +247,6 @@ class TestTransactions:
             store = fill(Store.open(tmp_path / name, create=True))
             made.append(store.generation.manifest)
             time.sleep(1.1 if name == "one" else 0)  # so that the run times differ
-        assert made[0].deterministic_bytes() == made[1].deterministic_bytes()
         one, two = (json.loads(m.to_bytes()) for m in made)
         assert {k for k in one if one[k] != two[k]} == {"run"}
 

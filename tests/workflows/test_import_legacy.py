@@ -80,7 +80,6 @@ def test_texts_become_descriptions_with_where_they_come_from(store: Path, tmp_pa
     assert gcg.source_version == "Jul 2008" and gcg.retrieved_at == ""
     origin = json.loads(gcg.provenance)
     assert origin["provided_by"] == "RefSeq" and origin["key"] == "17" and len(origin["file_sha256"]) == 64
-    assert origin["facts"]["expression"] == "pancreas"
     [model] = got["HGNC:9751"]
     assert (model.kind, model.model) == ("llm", "unknown")
     assert [d.source for d in got["HGNC:6081"]] == ["ncbi"]
@@ -89,7 +88,7 @@ def test_texts_become_descriptions_with_where_they_come_from(store: Path, tmp_pa
 def test_a_text_with_a_date_is_preferred_to_a_legacy_one(store: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text(json.dumps({"INS": "Insulin, of long ago."}))
-    import_legacy(store, [path], kind="genept")
+    import_legacy(store, [path])
     with Store(store).knowledge() as kb:
         assert kb.descriptions(["HGNC:6081"])["HGNC:6081"].source == "ncbi"
         assert len(kb.all_descriptions("HGNC:6081")) == 2
@@ -116,7 +115,7 @@ def test_vectors_become_a_space_with_each_vector_on_its_gene(store: Path, tmp_pa
     assert rows == {"HGNC:6081": [1, 0, 0], "HGNC:4191": [0, 1, 0]}
     assert space.genes["text_sha256"].is_unique
     lines = "\n".join(report.lines())
-    assert "IDDM2, as INS" in lines and "QARS (HGNC:3418 or HGNC:9751)" in lines and "WHAT" in lines
+    assert "IDDM2: as INS" in lines and "QARS: HGNC:3418 or HGNC:9751" in lines and "WHAT" in lines
     assert "--backbone stored:genept" in lines
 
 
@@ -159,7 +158,6 @@ def test_names_and_options(store: Path, tmp_path: Path) -> None:
     for files, options, code, where in (
         ([path], {"name": "a/b"}, "bad-name", "--name"),
         ([path], {"species": "rart"}, "unknown-choice", "--species"),
-        ([path], {"kind": "other"}, "unknown-choice", "--kind"),
         ([path, path], {"name": "x"}, "usage", "--name"),
         ([path, tmp_path / "v.json"], {}, "bad-name", "v, v"),
         ([], {}, "usage", "FILE"),

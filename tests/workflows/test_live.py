@@ -68,7 +68,7 @@ def test_each_gene_gets_its_own_text_once(folder, genes, source):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_three_calls_in_ten_fail_and_nothing_is_lost(folder, genes, seed, monkeypatch):
-    monkeypatch.setattr(ncbi, "SUMMARIES", 5)
+    monkeypatch.setattr(ncbi.NcbiSource, "most", 5)
     with FakeServer(genes, faults=Faults.random(0.3, seed)) as server:
         report = ask(folder, server)
     assert report.live.n_answered == N and not report.live.failed
@@ -99,7 +99,7 @@ def test_only_what_failed_is_asked_again(folder, genes):
 
 
 def test_a_service_that_goes_away_keeps_what_arrived(folder, genes, monkeypatch):
-    monkeypatch.setattr(ncbi, "SUMMARIES", 50)
+    monkeypatch.setattr(ncbi.NcbiSource, "most", 50)
     with FakeServer(genes, faults=Faults.after(10, "503")) as server:
         with pytest.raises(NetworkError, match="500 of") as caught:
             ask(folder, server)
@@ -150,7 +150,7 @@ def test_unknown_names_of_two_species_are_not_guessed(folder, genes, tmp_path):
 
 
 def test_ctrl_c_commits_what_arrived(folder, genes, monkeypatch):
-    monkeypatch.setattr(ncbi, "SUMMARIES", 50)
+    monkeypatch.setattr(ncbi.NcbiSource, "most", 50)
 
     def interrupt(stage, done, total, detail=""):
         if stage.startswith("asking") and done >= 200:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from scvec.ingest.sources.http import GeneSource, MarkerSource
@@ -20,21 +20,22 @@ SOURCES = {"ncbi": "scvec.ingest.sources.ncbi", "mygene": "scvec.ingest.sources.
 #: The same of ``scvec ingest markers``.
 MARKER_SOURCES = {"cellguide": "scvec.ingest.sources.cellguide"}
 
-_registered: dict[str, type[GeneSource]] = {}
-_of_markers: dict[str, type[MarkerSource]] = {}
-S = TypeVar("S", bound="type[GeneSource]")
-M = TypeVar("M", bound="type[MarkerSource]")
+_registered: dict[str, type[Any]] = {}
+S = TypeVar("S", bound=type)
 
 
 def gene_source(name: str) -> Callable[[S], S]:
-    """Register a subclass of :class:`~scvec.ingest.sources.http.GeneSource` under a name for users."""
+    """Register a subclass of `GeneSource` or `MarkerSource` (scvec.ingest.sources.http) under its name."""
 
     def register(source: S) -> S:
-        source.name = name
+        source.name = name  # type: ignore[attr-defined]  # all sources have one
         _registered[name] = source
         return source
 
     return register
+
+
+marker_source = gene_source
 
 
 def load_source(name: str) -> type[GeneSource]:
@@ -43,18 +44,7 @@ def load_source(name: str) -> type[GeneSource]:
     return _registered[name]
 
 
-def marker_source(name: str) -> Callable[[M], M]:
-    """Register a subclass of :class:`~scvec.ingest.sources.http.MarkerSource` under a name for users."""
-
-    def register(source: M) -> M:
-        source.name = name
-        _of_markers[name] = source
-        return source
-
-    return register
-
-
 def load_marker_source(name: str) -> type[MarkerSource]:
-    """Return the source of a name in :data:`MARKER_SOURCES`."""
+    """Return the source class with a name in :data:`MARKER_SOURCES`."""
     import_module(MARKER_SOURCES[name])
-    return _of_markers[name]
+    return _registered[name]

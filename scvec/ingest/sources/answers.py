@@ -1,16 +1,19 @@
-"""Checks of answers of language models, which are untrusted: parsing, and content that is refused."""
+"""Answers of language models, which are untrusted: a source that asks for them, and their checks."""
 
 from __future__ import annotations
 
 import json
 import re
 import unicodedata
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from scvec.ingest.sources.openai import Reply
+from scvec.base.records import Answer, Failure, Job
+from scvec.ingest.sources.openai import Chat, LlmService, Reply, is_reasoning
+from scvec.ingest.sources.prices import Budget
+from scvec.ingest.sources.retry import ServiceError
 
-__all__ = ["UnfitError", "foreign", "json_object", "tidy", "whole"]
+__all__ = ["ChatSource", "Question", "UnfitError", "foreign", "json_object", "prompted", "tidy", "whole"]
 
 
 class UnfitError(ValueError):
@@ -96,3 +99,111 @@ def tidy(text: str, limit: int) -> str:
     if not kept.isprintable():
         kept = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in kept)
     return " ".join(kept.split())[:limit].rstrip()
+
+
+class Question(Protocol):
+    """What a chat model is asked for one job."""
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """JSON schema of an answer."""
+        ...
+
+    def messages(self, reason: str = "") -> list[dict[str, str]]:
+        """Return the messages; ``reason`` says why an earlier answer could not be used."""
+        ...
+
+    def read(self, reply: Reply) -> Any:
+        """Return what a reply says; raise UnfitError where it cannot be used."""
+        ...
+
+
+def prompted(prompt: str, told: str, reason: str = "") -> list[dict[str, str]]:
+    """Return messages: the prompt, what is told, and why an earlier answer could not be used."""
+    messages = [{"role": "system", "content": prompt}, {"role": "user", "content": told}]
+    if reason:
+        # The earlier answer is not sent back, because it may contain instructions.
+        text = f"An earlier answer could not be used: {reason}. Answer anew, in the form asked for."
+        messages.append({"role": "user", "content": text})
+    return messages
+
+
+Q = TypeVar("Q", bound=Question)
+
+
+class ChatSource(Generic[Q]):
+    """A chat model as a source of answers (:class:`~scvec.ingest.sources.run.Source`).
+
+    It is an async context manager that enters the service. ``budget`` pays all attempts. A reply that cannot
+    be used is requested again, and stays where a later call fails and the job is asked again.
+    """
+
+    batch_size = 1
+    #: Largest number of replies to a job.
+    tries: ClassVar[int]
+    #: Limit on tokens of a reply in the first attempt, and at most. What a model that reasons thinks counts
+    #: too.
+    limits: ClassVar[tuple[int, int]]
+    limits_reasoning: ClassVar[tuple[int, int]] = (4000, 16_000)
+
+    def __init__(self, service: LlmService, model: str, questions: Mapping[Job, Q], budget: Budget) -> None:
+        self.service, self.model, self.questions, self.budget = service, model, questions, budget
+        self.caller = service.caller
+        self.n_unfit = 0
+        self._chat = Chat(service, model, {}, budget)
+        self._begun: dict[Job, list[Reply]] = {}
+
+    async def __aenter__(self) -> Self:
+        await self.service.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.service.__aexit__(*exc)
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes on unsupported features of the server, and the number of rejected answers."""
+        rejected = f"{self.n_unfit:,} answers were rejected and requested again"
+        return [*self._chat.notes, *([rejected] if self.n_unfit else [])]
+
+    async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
+        """Ask for answers, one at a time."""
+        done = [await self._ask(job, self.questions[job]) for job in jobs]
+        return [d for d in done if isinstance(d, Answer)], [d for d in done if isinstance(d, Failure)]
+
+    def kept(self, reply: Reply) -> Reply:
+        """Return what is kept of a reply."""
+        return reply
+
+    def outcome(self, job: Job, question: Q, replies: Sequence[Reply], reason: str) -> Answer | Failure:
+        """Return the outcome of a job; ``reason`` says why the last reply cannot be used, if it cannot."""
+        raise NotImplementedError
+
+    async def _ask(self, job: Job, question: Q) -> Answer | Failure:
+        limit, most = self.limits_reasoning if is_reasoning(self.model) else self.limits
+        replies = self._begun.setdefault(job, [])
+        reason = _unfit(question, replies[-1]) if replies else ""
+        while len(replies) < self.tries:
+            try:
+                reply = await self._chat.ask(question.messages(reason), limit, question.schema)
+            except ServiceError as error:
+                if error.kind == "rejected":
+                    return Failure(job, error.reason, attempts=len(replies) + 1)
+                raise
+            replies.append(self.kept(reply))
+            reason = _unfit(question, replies[-1])
+            if not reason:
+                break
+            self.n_unfit += len(replies) < self.tries
+            if reply.finish_reason == "length":
+                limit = min(2 * limit, most)
+        return self.outcome(job, question, replies, reason)
+
+
+def _unfit(question: Question, reply: Reply) -> str:
+    """Return why a reply cannot be used; empty where it can."""
+    try:
+        question.read(reply)
+    except UnfitError as error:
+        return str(error)
+    return ""

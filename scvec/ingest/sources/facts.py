@@ -32,14 +32,9 @@ FACTS = (
     "primary_source",
     "see_related",
     "gene_type",
-    "refseq_status",
     "organism",
-    "lineage",
     "aliases",
     "summary",
-    "annotation_information",
-    "expression",
-    "orthologs",
 )
 TAXON_OF_SPECIES = {key: one.taxon for key, one in known_species().items()}
 SPECIES_OF_TAXON = {taxon: species for species, taxon in TAXON_OF_SPECIES.items()}

@@ -199,14 +199,6 @@ class HttpClient:
 
         return await self.get_read(path, read)
 
-    async def post_read(self, path: str, form: Mapping[str, str], read: Callable[[bytes], T]) -> T:
-        """Post a form and return ``read(body)``; ``read`` raises :class:`ServiceError` for bad answers."""
-
-        async def request() -> T:
-            return read(await self._fetched(path, form))
-
-        return await self.caller.call(request)
-
     async def _fetched(self, path: str, form: Mapping[str, str] | None) -> bytes:
         if self._session is None:
             raise RuntimeError("the client is not open")
@@ -463,8 +455,6 @@ class GeneSource(_HttpSource):
         Key, address and ``email`` for the service.
     base_url, per_second
         Address and rate limit; they override the settings.
-    details
-        Also request facts that need further requests.
     batch_size
         Number of genes in one request.
     pace
@@ -486,19 +476,12 @@ class GeneSource(_HttpSource):
         *,
         base_url: str | None = None,
         per_second: float | None = None,
-        details: bool = False,
         batch_size: int | None = None,
         pace: float = 1.0,
     ) -> None:
-        self.wanted, self.details = wanted, details
-        most = self.most_genes(details)
-        self.batch_size = max(1, min(batch_size or most, most))
+        self.wanted = wanted
+        self.batch_size = max(1, min(batch_size or self.most, self.most))
         super().__init__(settings, base_url=base_url, per_second=per_second, pace=pace)
-
-    @classmethod
-    def most_genes(cls, details: bool) -> int:
-        """Return the largest number of genes in a request."""
-        return cls.most
 
     @classmethod
     def can_ask(cls, wanted: Wanted) -> bool:
@@ -511,9 +494,9 @@ class GeneSource(_HttpSource):
         return f"symbol:{wanted.symbol}" if wanted.entrez_id is None else f"entrez:{wanted.entrez_id}"
 
     @classmethod
-    def n_requests(cls, wanted: Sequence[Wanted], details: bool = False) -> int:
+    def n_requests(cls, wanted: Sequence[Wanted]) -> int:
         """Return the number of requests for some genes, without retries."""
-        return -(-len(wanted) // cls.most_genes(details))
+        return -(-len(wanted) // cls.most)
 
 
 def in_parts(items: Iterable[T], most: int) -> Iterator[list[T]]:

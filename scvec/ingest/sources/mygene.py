@@ -124,7 +124,7 @@ class MyGeneSource(GeneSource):
         return by_symbol if wanted.entrez_id is not None else " ".join(wanted.ensembl_ids) or by_symbol
 
     @classmethod
-    def n_requests(cls, wanted: Sequence[Wanted], details: bool = False) -> int:
+    def n_requests(cls, wanted: Sequence[Wanted]) -> int:
         batches = (wanted[first : first + IDS] for first in range(0, len(wanted), IDS))
         return sum(-(-len({q for one in some for q in _queries(one)}) // IDS) for some in batches)
 

@@ -5,13 +5,10 @@ Parameters: https://www.ncbi.nlm.nih.gov/books/NBK25499/; limits and keys: NBK25
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from lxml import etree
 
 from scvec.base.records import Answer, Failure, Job, Wanted
 from scvec.base.settings import ServiceSettings
@@ -22,12 +19,11 @@ from scvec.ingest.sources.facts import (
     id_field,
     text_field,
     texts_field,
-    with_prefix,
 )
 from scvec.ingest.sources.http import GeneFound, GeneSource, in_parts
 from scvec.ingest.sources.retry import ServiceError
 
-__all__ = ["NcbiSource", "parse_details"]
+__all__ = ["NcbiSource"]
 
 #: Largest number of ids in the answer to a search.
 FOUND = 5000
@@ -82,27 +78,20 @@ class Summary:
             live=entry.get("status") in ("", 0, "0", None),
         )
 
-    def with_details(self, more: Details | None) -> GeneFound:
-        """Return the gene with the facts of its full record."""
-        facts = {} if more is None else asdict(more)
-        facts.pop("entrez_id", None)
-        ensembl_ids = facts.pop("ensembl_ids", ())
-        facts |= {
-            "official_symbol": self.official_symbol or self.symbol,
-            "official_full_name": self.official_name or self.name,
-            "organism": self.organism,
-            "see_related": list(dict.fromkeys([*facts.get("see_related", ()), *self.related])),
-            "orthologs": list(facts.get("orthologs", ())),
-        }
+    def found(self) -> GeneFound:
+        """Return the gene with its facts."""
         return GeneFound(
             symbol=self.symbol,
             entrez_id=self.entrez_id,
             name=self.name,
-            gene_type=facts.get("gene_type", ""),
-            ensembl_ids=ensembl_ids,
             aliases=self.aliases,
             text=self.text,
-            facts=facts,
+            facts={
+                "official_symbol": self.official_symbol or self.symbol,
+                "official_full_name": self.official_name or self.name,
+                "organism": self.organism,
+                "see_related": list(dict.fromkeys(self.related)),
+            },
         )
 
 
@@ -214,164 +203,8 @@ def gene_called(
     return f"NCBI has no {wanted.species} gene with the name {name}"
 
 
-#: Naming authorities of human and mouse genes.
-_AUTHORITIES = ("HGNC", "MGI")
-#: Largest number of orthologs of a gene.
-_MOST = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Details:
-    """Facts of one full record; missing facts are empty.
-
-    Attributes
-    ----------
-    primary_source
-        Id of the naming authority, such as ``HGNC:7739``.
-    see_related
-        Ids in other databases, such as ``MIM:162280``.
-    orthologs
-        ``entrez_id``, ``symbol`` and ``organism`` of each ortholog.
-    """
-
-    entrez_id: int
-    gene_type: str = ""
-    refseq_status: str = ""
-    lineage: str = ""
-    primary_source: str = ""
-    see_related: tuple[str, ...] = ()
-    ensembl_ids: tuple[str, ...] = ()
-    annotation_information: str = ""
-    expression: str = ""
-    orthologs: tuple[dict[str, Any], ...] = ()
-
-
-def parse_details(body: bytes) -> dict[int, Details]:
-    """Read an Entrezgene-Set gene by gene; return Entrez id -> facts.
-
-    Raises
-    ------
-    ServiceError
-        The body has another format, is truncated, or defines XML entities.
-    """
-    # Real records define no entities. Refuse them here, to be independent of the parser's options.
-    if b"<!ENTITY" in body:
-        raise ServiceError("transient", "the record of ncbi defines XML entities; scvec does not read it")
-    found: dict[int, Details] = {}
-    try:
-        events = etree.iterparse(
-            io.BytesIO(body),
-            events=("start", "end"),
-            resolve_entities=False,
-            no_network=True,
-            load_dtd=False,
-            dtd_validation=False,
-            huge_tree=False,
-            remove_comments=True,
-            remove_pis=True,
-        )
-        root = None
-        for event, element in events:
-            if root is None:
-                root = element
-                if element.tag != "Entrezgene-Set":
-                    raise ServiceError("transient", _other(body))
-            elif event == "end" and element.tag == "Entrezgene" and element.getparent() is root:
-                details = _details(element)
-                if details is not None:
-                    found[details.entrez_id] = details
-                element.clear()
-                while element.getprevious() is not None:
-                    del root[0]
-    except etree.XMLSyntaxError:
-        raise ServiceError("transient", _other(body)) from None
-    return found
-
-
-def _other(body: bytes) -> str:
-    shown = text_field(body[:2000].decode("utf-8", "replace"), 100)
-    return "the records of ncbi cannot be read" + (f": {shown}" if b"rror" in body[:2000] else "")
-
-
-def _details(gene: Any) -> Details | None:
-    entrez_id = id_field(_text(gene, "Entrezgene_track-info/Gene-track/Gene-track_geneid"))
-    if entrez_id is None:
-        return None
-    kind = gene.find("Entrezgene_type")
-    tags = list(_tags(gene.find("Entrezgene_gene/Gene-ref/Gene-ref_db")))
-    primary = next((with_prefix(db, value) for db, value in tags if db in _AUTHORITIES), "")
-    related = [f"{db}:{v}" for db, v in tags if db not in _AUTHORITIES or with_prefix(db, v) != primary]
-    lineage = "Entrezgene_source/BioSource/BioSource_org/Org-ref/Org-ref_orgname/OrgName/OrgName_lineage"
-    comments: dict[str, Any] = {}
-    for comment in gene.iterfind("Entrezgene_comments/Gene-commentary"):
-        comments.setdefault(_text(comment, "Gene-commentary_heading").lower(), comment)
-    status = comments.get("refseq status")
-    annotation = comments.get("annotation information")
-    expression = comments.get("representative expression")
-    return Details(
-        entrez_id,
-        gene_type="" if kind is None else text_field(kind.get("value"), 40),
-        refseq_status="" if status is None else _text(status, "Gene-commentary_label"),
-        lineage=_text(gene, lineage, 1000),
-        primary_source=primary,
-        see_related=texts_field(related, 80, 50),
-        ensembl_ids=texts_field([v for db, v in tags if db == "Ensembl" and v.startswith("ENS")], 40, 20),
-        annotation_information="" if annotation is None else _labelled(annotation),
-        expression="" if expression is None else _expression(expression),
-        orthologs=tuple(_orthologs(comments.get("orthologs from annotation pipeline"), entrez_id)),
-    )
-
-
-def _text(element: Any, path: str, longest: int = 400) -> str:
-    return text_field(element.findtext(path), longest)
-
-
-def _tags(parent: Any) -> Iterator[tuple[str, str]]:
-    """Yield (database, id) of the Dbtag elements of a parent."""
-    for tag in parent.iterfind("Dbtag") if parent is not None else ():
-        db = _text(tag, "Dbtag_db", 40)
-        value = _text(tag, "Dbtag_tag/Object-id/Object-id_str", 80) or _text(
-            tag, "Dbtag_tag/Object-id/Object-id_id", 80
-        )
-        if db and value:
-            yield db, value
-
-
-def _labelled(comment: Any) -> str:
-    """Return the inner commentaries of a commentary as ``label: text; ...``."""
-    parts = []
-    for inner in comment.iter("Gene-commentary"):
-        label, text = _text(inner, "Gene-commentary_label", 80), _text(inner, "Gene-commentary_text", 1000)
-        if text:
-            parts.append(f"{label}: {text}" if label else text)
-    return text_field("; ".join(dict.fromkeys(parts)), 2000)
-
-
-def _expression(comment: Any) -> str:
-    for inner in comment.iterfind("Gene-commentary_comment/Gene-commentary"):
-        if _text(inner, "Gene-commentary_label").lower() == "text summary":
-            return _text(inner, "Gene-commentary_text", 1000)
-    return ""
-
-
-def _orthologs(comment: Any, own: int) -> Iterator[dict[str, Any]]:
-    path = "Gene-commentary_comment/Gene-commentary/Gene-commentary_source/Other-source"
-    n = 0
-    for source in comment.iterfind(path) if comment is not None else ():
-        for db, value in _tags(source.find("Other-source_src")):
-            other = id_field(value)
-            if db == "GeneID" and other is not None and other != own and n < _MOST:
-                n += 1
-                yield {
-                    "entrez_id": other,
-                    "symbol": _text(source, "Other-source_pre-text", 80),
-                    "organism": _text(source, "Other-source_anchor", 120),
-                }
-
-
-#: Largest number of ids in a request for summaries and for full records (which are large), and of names in a
-#: search.
-SUMMARIES, RECORDS, NAMES = 500, 50, 100
+#: Largest number of ids in a request for summaries, and of names in a search.
+SUMMARIES, NAMES = 500, 100
 # Names that a quoted phrase of an Entrez query can hold without special meaning.
 _ASKABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/()'+:#-]{0,79}")
 
@@ -381,23 +214,20 @@ class NcbiSource(GeneSource):
     """Looks up genes in NCBI Gene by Entrez id, or by symbol if a gene has no Entrez id.
 
     A symbol must be the official symbol of one gene. Aliases, and symbols of several genes, have no answer.
-    NCBI's own host gets 3 requests a second, or 10 with a key. ``details`` also reads the full records, for
-    gene type, RefSeq status, lineage, sources, expression and orthologs.
+    NCBI's own host gets 3 requests a second, or 10 with a key.
     """
 
     url = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
 
-    @classmethod
-    def most_genes(cls, details: bool) -> int:
-        return RECORDS if details else SUMMARIES
+    most = SUMMARIES
 
     @classmethod
     def per_second_allowed(cls, settings: ServiceSettings) -> float:
         return 10.0 if settings.api_key else 3.0
 
     @classmethod
-    def n_requests(cls, wanted: Sequence[Wanted], details: bool = False) -> int:
-        batch, total = cls.most_genes(details), 0
+    def n_requests(cls, wanted: Sequence[Wanted]) -> int:
+        batch, total = cls.most, 0
         for first in range(0, len(wanted), batch):
             some = wanted[first : first + batch]
             named: dict[str, set[str]] = {}
@@ -406,7 +236,7 @@ class NcbiSource(GeneSource):
                     named.setdefault(one.species, set()).add(one.symbol)
             total += sum(-(-len(symbols) // NAMES) for symbols in named.values())
             if named or any(one.entrez_id is not None for one in some):
-                total += 2 if details else 1
+                total += 1
         return total
 
     async def ask(self, jobs: Sequence[Job]) -> tuple[list[Answer], list[Failure]]:
@@ -434,15 +264,9 @@ class NcbiSource(GeneSource):
         outcomes |= {job: gene_called(w, found[w.species], summaries) for job, w in by_name.items()}
         failures += [Failure(job, why, final=True) for job, why in outcomes.items() if isinstance(why, str)]
         chosen = {job: summary for job, summary in outcomes.items() if isinstance(summary, Summary)}
-        details: dict[int, Details] = {}
-        if self.details and chosen:
-            details = await self._records(s.entrez_id for s in chosen.values())
         answers = [
-            summary.with_details(details.get(summary.entrez_id)).answer(
-                job, self.wanted[job], version, by_id.get(job)
-            )
+            summary.found().answer(job, self.wanted[job], version, by_id.get(job))
             for job, summary in chosen.items()
-            if not self.details or summary.entrez_id in details  # genes without a record are asked again
         ]
         return answers, failures
 
@@ -472,7 +296,7 @@ class NcbiSource(GeneSource):
         version = ""
         todo = list(ids)
         for _round in range(REPLACED + 1):
-            for some in in_parts(todo, SUMMARIES):
+            for some in in_parts(todo, self.most):
                 form = {"id": ",".join(map(str, some)), "version": "2.0"}
                 body = await self._post_json("esummary", form, check_summaries)
                 found.update(read_summaries(body, some))
@@ -482,14 +306,6 @@ class NcbiSource(GeneSource):
             if not todo:
                 break
         return found, version
-
-    async def _records(self, ids: Iterable[int]) -> dict[int, Details]:
-        found: dict[int, Details] = {}
-        for some in in_parts(ids, RECORDS):
-            form = {**self._form(), "id": ",".join(map(str, some)), "retmode": "xml"}
-            records = await self.client.post_read("efetch.fcgi", form, parse_details)
-            found.update({i: records[i] for i in some if i in records})
-        return found
 
     async def _post_json(
         self, tool: str, form: Mapping[str, str], check: Callable[[dict[str, Any]], None]

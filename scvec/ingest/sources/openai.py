@@ -161,17 +161,6 @@ class LlmService:
         """
         return await self.caller.call(lambda: self._translated(request), unfit=unfit)
 
-    async def post(self, path: str, body: Mapping[str, Any], check: Callable[[dict[str, Any]], T]) -> T:
-        """Send JSON to a path such as ``/embeddings`` and return ``check(answer)``, with retries.
-
-        ``check`` receives the JSON object of the answer, and raises :class:`ServiceError` if it is unusable.
-        """
-
-        async def request() -> T:
-            return check(await self.send(path, body))
-
-        return await self.call(request)
-
     async def send(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send JSON once and return the JSON answer; raise LlmError for an error. Use it in :meth:`call`."""
         return await self._translated(lambda: self._send(path, body))
@@ -453,12 +442,12 @@ class Chat:
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}
         elif manner.format == "json_object":
             body["response_format"] = {"type": "json_object"}
-        expected = prompt_tokens(messages, self.model)
+        expected = prompt_tokens(messages)
         reserve = self.budget.reserve(expected, max_tokens)
         sent = True
         try:
             answer = await self.service.send("/chat/completions", body)
-            reply = _read(answer, self.service.host, expected, self.model)
+            reply = _read(answer, self.service.host, expected)
             reserve.settle(reply.tokens_in, reply.tokens_out)
         except LlmError as error:
             sent = error.may_cost
@@ -477,12 +466,12 @@ def is_reasoning(model: str) -> bool:
     return name.startswith(("o1", "o3", "o4")) or (name.startswith("gpt-5") and "chat" not in name)
 
 
-def prompt_tokens(messages: Sequence[Mapping[str, str]], model: str) -> int:
+def prompt_tokens(messages: Sequence[Mapping[str, str]]) -> int:
     """Return an upper bound of the number of tokens of messages."""
-    return count_tokens([m["content"] for m in messages], model).total + AROUND
+    return sum(count_tokens([m["content"] for m in messages])) + AROUND
 
 
-def _read(answer: Mapping[str, Any], host: str, expected: int, model: str) -> Reply:
+def _read(answer: Mapping[str, Any], host: str, expected: int) -> Reply:
     """Check a chat completion and return its content."""
     choices = answer.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
@@ -501,7 +490,7 @@ def _read(answer: Mapping[str, Any], host: str, expected: int, model: str) -> Re
         model=_plain(answer.get("model")),
         tokens_in=_count(usage.get("prompt_tokens"), expected),
         # If the server gives no count, count the tokens of the content.
-        tokens_out=_count(usage.get("completion_tokens"), count_tokens([content], model).total),
+        tokens_out=_count(usage.get("completion_tokens"), sum(count_tokens([content]))),
     )
 
 

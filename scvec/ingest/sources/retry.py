@@ -9,7 +9,6 @@ import math
 import os
 import random
 import re
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +16,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal, TypeVar
-from weakref import WeakKeyDictionary
 
 from filelock import FileLock, Timeout
 
@@ -272,10 +270,8 @@ class Caller:
 
 #: Window in seconds, slightly longer than the second of the service, because requests take different times.
 WINDOW = 1.05
-#: Seconds. If turns lie further in the future, and the file is as old, then the clock was set back.
-FAR = 60.0
 #: Seconds between two attempts to take the lock, and seconds after which to give up.
-POLL, LOCKED = 0.005, 30.0
+POLL, LOCKED = 0.005, 60.0
 
 
 def state_folder() -> Path:
@@ -288,75 +284,58 @@ def state_folder() -> Path:
 
 
 class RateLimit:
-    """Assigns the times at which requests may be sent, across tasks and processes.
+    """Spaces the requests of all tasks and processes of a user.
 
-    A turn is a time for one request. It is written to a small file under a lock before use, so each turn is
-    assigned once. The first and the last of ``per_second + 1`` consecutive turns are at least :data:`WINDOW`
-    seconds apart, so no interval of a second holds more than ``per_second`` turns. In a process only one task
-    at a time waits for its turn, so a crash wastes at most one turn.
+    A small file holds the times of the last turns. A task reads it, waits and writes its own turn under one
+    lock, so ``per_second + 1`` consecutive turns take at least :data:`WINDOW` seconds.
 
     Parameters
     ----------
     name
         Name of the limit; all processes share limits by name.
     per_second
-        Number of requests in a second; 0 for no limit.
+        Number of requests in a second; 0 for no limit. Below 1, it is one request in a longer window.
     folder
         Folder of the file; None for the shared folder.
-    now, sleep
-        Clock (seconds since the epoch) and sleep function; tests replace them.
     """
 
-    def __init__(
-        self,
-        name: str,
-        per_second: float,
-        *,
-        folder: Path | None = None,
-        now: Callable[[], float] = time.time,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
+    def __init__(self, name: str, per_second: float, *, folder: Path | None = None) -> None:
         if not per_second >= 0:
             raise ValueError(f"per_second must be 0 or more, not {per_second}")
         self.per_second = per_second
-        # For rates below one per second: one request in a longer window.
         self._burst = max(int(per_second), 1)
         self._window = WINDOW * self._burst / per_second if per_second else 0.0
-        folder = state_folder() if folder is None else folder
         safe = re.sub(r"[^A-Za-z0-9.-]", "_", name)
-        self._path = folder / f"rate-{safe}.json"
-        # The counter of a FileLock is thread-local, and only one task per event loop reserves at a time.
-        self._lock = FileLock(str(self._path) + ".lock", blocking=False)
-        self._now, self._sleep = now, sleep
-        # An asyncio lock belongs to one event loop.
-        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+        self._path = (state_folder() if folder is None else folder) / f"rate-{safe}.json"
 
-    async def turn(self) -> float:
-        """Wait for a turn and return its time; raise ResourceError if the file cannot be written."""
+    async def turn(self) -> None:
+        """Wait for a turn; raise ResourceError if the file cannot be written."""
         if not self.per_second:
-            return self._now()
-        async with self._queues.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                async with self._locked():
-                    at = self._reserve()
-            except OSError as error:
-                raise ResourceError(
-                    f"scvec cannot write its count of requests: {error.strerror or type(error).__name__}",
-                    str(self._path.parent),
-                    "set SCVEC_STATE to a writable folder",
-                    code="disk-full",
-                ) from error
-            while (delay := at - self._now()) > 0:
-                await self._sleep(delay)
-            return at
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            async with self._locked():
+                now = time.time()
+                # A turn in the future was written before the clock was set back.
+                taken = [t for t in self._read() if t <= now][-self._burst :]
+                if len(taken) == self._burst:
+                    await asyncio.sleep(taken[0] + self._window - now)
+                self._path.write_text(json.dumps([*taken, time.time()][-self._burst :]), encoding="ascii")
+        except OSError as error:
+            raise ResourceError(
+                f"scvec cannot write its count of requests: {error.strerror or type(error).__name__}",
+                str(self._path.parent),
+                "set SCVEC_STATE to a writable folder",
+                code="disk-full",
+            ) from error
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
-        waits_until = time.monotonic() + LOCKED
+        # A lock of its own excludes other tasks of this process too.
+        lock, waits_until = FileLock(f"{self._path}.lock", blocking=False), time.monotonic() + LOCKED
         while True:
             try:
-                self._lock.acquire()
+                lock.acquire()
                 break
             except Timeout:
                 if time.monotonic() > waits_until:
@@ -365,33 +344,9 @@ class RateLimit:
         try:
             yield
         finally:
-            self._lock.release()
-
-    def _reserve(self) -> float:
-        now = self._now()
-        taken = self._read()
-        if taken and taken[-1] > now + FAR and not 0 <= self._age() < FAR:
-            # The clock was set back; these turns are not a long queue.
-            taken = [t for t in taken if t <= now]
-        at = max(now, taken[-1]) if taken else now
-        if len(taken) >= self._burst:
-            at = max(at, taken[-self._burst] + self._window)
-        # Older turns are not needed: they lie at least a window before the last, also for higher limits.
-        taken = [*taken, at][-self._burst :]
-        scratch = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        scratch.write_text(json.dumps(taken), encoding="ascii")
-        os.replace(scratch, self._path)
-        return at
-
-    def _age(self) -> float:
-        """Return the seconds since the file was written; negative if the clock was set back."""
-        with suppress(OSError):
-            return time.time() - self._path.stat().st_mtime + 1e-3
-        return 0.0
+            lock.release()
 
     def _read(self) -> list[float]:
         with suppress(OSError, ValueError, TypeError, RecursionError):
-            found = [float(t) for t in json.loads(self._path.read_text(encoding="ascii"))]
-            if all(0 <= t < 1e12 for t in found):
-                return sorted(found)
+            return sorted(float(t) for t in json.loads(self._path.read_text(encoding="ascii")))
         return []

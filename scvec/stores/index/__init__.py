@@ -22,7 +22,6 @@ __all__ = ["MODULES", "build_index", "index", "index_class", "index_kinds", "ope
 #: Kind of index -> module that registers it. The modules load on first use, so that ``--help`` is fast.
 MODULES = {
     "flat": "scvec.stores.index.flat",
-    "numpy": "scvec.stores.index.numpy_index",
     "ivf": "scvec.stores.index.ivf",
 }
 _registered: dict[str, type[Index]] = {}

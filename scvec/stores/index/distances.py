@@ -125,6 +125,12 @@ def nearest_by_scan(
     return best_rows, best
 
 
+def brute_force(base: Float32, queries: Float32, k: int, rows: Int64 | None = None) -> Neighbors:
+    """Return the ``k`` nearest rows (n, k) by `nearest_by_scan`: slow, the standard of comparison."""
+    found = [nearest_by_scan(base, query, k, rows) for query in queries]
+    return as_neighbors([f[0] for f in found], [f[1] for f in found], k)
+
+
 def as_neighbors(rows: list[Int64], distances: list[Float64], k: int) -> Neighbors:
     """Join the results of n queries, padded to (n, k) with -1 and infinity."""
     indices = np.full((len(rows), k), -1, dtype=np.int64)
@@ -137,7 +143,7 @@ def as_neighbors(rows: list[Int64], distances: list[Float64], k: int) -> Neighbo
 
 
 class Index:
-    """Base class of all indices (`scvec.base.types.VectorIndex`): checks queries; a subclass searches.
+    """Base class of all indices (squared Euclidean distance): checks queries; a subclass searches.
 
     A subclass defines ``n``, ``dim``, ``vectors`` and ``_search``. A registered subclass also defines
     ``add``, ``save`` and ``load``, and ``build`` if building is more than adding rows to an empty index.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvec.base.errors import ResourceError, StoreError
-from scvec.base.types import Float32, Float64, Int64, Neighbors, VectorIndex
+from scvec.base.types import Float32, Float64, Int64, Neighbors
 from scvec.stores.index import index
 from scvec.stores.index.distances import (
     BLOCK_BYTES,
@@ -27,7 +27,7 @@ from scvec.stores.index.shards import SegmentedIndex
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FaissFlatIndex", "FaissGpuIndex", "TorchIndex", "on_device"]
+__all__ = ["FaissFlatIndex", "TorchIndex", "on_device"]
 
 #: Number of candidates beyond k, because float32 rounding may reorder rows near the k-th place.
 EXTRA = 16
@@ -306,11 +306,9 @@ class FaissFlatIndex(Index):
 TILE_SCORES = 1 << 26
 #: Fraction of a GPU's free memory that vectors may fill. Larger sets are copied to the GPU tile by tile.
 MEMORY_FRACTION = 0.7
-#: Largest number of neighbours that FAISS supports on a GPU.
-FAISS_GPU_K = 2048
 
 
-def on_device(index: VectorIndex, device: str) -> VectorIndex:
+def on_device(index: Index, device: str) -> Index:
     """Return the index itself for ``cpu``, and an exact index on the GPU for ``cuda``.
 
     An exact index finds the same neighbours on both. A GPU is fast enough to search an approximate index
@@ -320,7 +318,7 @@ def on_device(index: VectorIndex, device: str) -> VectorIndex:
         return index
     if isinstance(index, SegmentedIndex):
         return index.with_segments([on_gpu(segment) for segment in index.segments])
-    return on_gpu(index) if isinstance(index, Index) else index
+    return on_gpu(index)
 
 
 def on_gpu(index: Index) -> Index:
@@ -328,33 +326,7 @@ def on_gpu(index: Index) -> Index:
     index = index.exact()
     if not isinstance(index, FaissFlatIndex) or index.n == 0:
         return index
-    return FaissGpuIndex(index) if _faiss_has_gpu() else TorchIndex(index, "cuda")
-
-
-def _faiss_has_gpu() -> bool:
-    faiss = _faiss()
-    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-
-
-class FaissGpuIndex(FaissFlatIndex):
-    """A flat index with candidates from a GPU build of FAISS; final distances are computed as on the CPU."""
-
-    takes_turns = True  # the GPU resources of FAISS are not thread-safe
-
-    def __init__(self, index: FaissFlatIndex) -> None:
-        super().__init__(index.dim)
-        self._index, self._view, self._max_norm = index._index, index._view, None
-        held = index._index
-        if self._view is not None:
-            held = _faiss().IndexFlatL2(index.dim)
-            held.add(self._view)
-        self._gpu: Any = _faiss().index_cpu_to_all_gpus(held)
-
-    def _propose(self, queries: Float32, k: int, rows: Int64 | None) -> tuple[Float64, Int64]:
-        if rows is not None or k > FAISS_GPU_K:
-            return super()._propose(queries, k, rows)
-        scores, found = self._gpu.search(queries, k)
-        return scores.astype(np.float64), found
+    return TorchIndex(index, "cuda")
 
 
 class TorchIndex(FaissFlatIndex):

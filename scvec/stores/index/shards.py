@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scvec.base.types import Float32, Float64, Int64, Neighbors, VectorIndex
+from scvec.base.types import Float32, Float64, Int64, Neighbors
 from scvec.stores.index.distances import Index, pair_distances
 
 __all__ = ["Ask", "Found", "SegmentedIndex", "ShardedIndex", "merged", "search_rows", "spans"]
@@ -45,7 +45,7 @@ def spans(n: int, parts: int) -> list[tuple[int, int]]:
 
 
 def search_rows(
-    index: VectorIndex, rows: Float32, first: int, queries: Float32, k: int, subset: Int64 | None
+    index: Index, rows: Float32, first: int, queries: Float32, k: int, subset: Int64 | None
 ) -> Found:
     """Search a shard with consecutive rows of a larger index.
 

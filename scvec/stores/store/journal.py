@@ -314,11 +314,6 @@ class Journal:
         if self._log.append(rows):
             self._is_read = False
 
-    def done_jobs(self) -> set[Job]:
-        """Return the jobs with an answer in the journal."""
-        self._read()
-        return set(self._answers)
-
     def failed_jobs(self) -> set[Job]:
         """Return the jobs with a failure but no answer in the journal."""
         self._read()

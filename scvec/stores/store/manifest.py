@@ -246,18 +246,9 @@ class Manifest:
         return replace(self, files={n: e for n, e in files.items() if n in used}, **changes)
 
     def to_bytes(self) -> bytes:
-        """Return the JSON text of the manifest."""
-        return _dump(self._to_dict())
-
-    def deterministic_bytes(self) -> bytes:
-        """Return the JSON text without ``run``. It is equal for two runs with one seed on one machine."""
-        data = self._to_dict()
-        del data["run"]
-        return _dump(data)
-
-    def _to_dict(self) -> dict[str, Any]:
+        """Return the JSON text of the manifest. But for ``run`` it is equal for two runs with one seed."""
         spaces = {k: {**asdict(s), "space": s.space.to_dict()} for k, s in self.spaces.items()}
-        return {
+        data = {
             "format": FORMAT,
             "needs": NEEDS,
             "generation": self.generation,
@@ -270,6 +261,7 @@ class Manifest:
             "references": {k: r.to_dict() for k, r in self.references.items()},
             "run": portable(self.run),
         }
+        return _dump(data)
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:

@@ -16,8 +16,7 @@ import numpy as np
 from scvec.base.errors import InputError, ResourceError, ScvecError, StoreError, did_you_mean
 from scvec.base.resources import expanded
 from scvec.base.types import Float32, Progress, no_progress
-from scvec.stores.index import build_index
-from scvec.stores.index.distances import Index
+from scvec.stores.index.distances import Index, brute_force
 from scvec.stores.store.files import check_file, check_folder, open_regular, os_errors
 from scvec.stores.store.generations import (
     Generation,
@@ -177,7 +176,7 @@ def _check_index(report: VerifyReport, index: Index, vectors: Float32, where: st
         _check_approximate(report, index, queries, where)
         return
     found = index.search(queries, min(n, SAMPLE_NEIGHBORS))
-    oracle = build_index(np.asarray(vectors), "numpy").search(queries, min(n, SAMPLE_NEIGHBORS))
+    oracle = brute_force(np.asarray(vectors), queries, min(n, SAMPLE_NEIGHBORS))
     same = np.array_equal(found.indices, oracle.indices) and np.array_equal(found.distances, oracle.distances)
     if not same:
         report.problems.append(f"{where}: the index finds other neighbours than brute force")
@@ -402,8 +401,7 @@ class Store:
     def compact(self, *, wait: float = 0.0) -> CompactReport:
         """Delete older generations without readers, unused files, and files that killed writers left.
 
-        The cache of text vectors under ``work/`` stays. An interrupted training of an encoder loses its
-        checkpoint and starts again.
+        The cache of text vectors under ``work/`` stays.
 
         Raises
         ------
@@ -445,7 +443,7 @@ def _leftovers(folder: Path) -> Iterator[Path]:
         if not place.is_symlink() and not is_held(place / "lock"):
             yield from place.glob("*")
     # Fits to the genes of queries are computed again when a query needs them.
-    for name in ("work/stage", "work/prompt", "fits"):
+    for name in ("work/stage", "fits"):
         if not (folder / name).is_symlink():
             yield from folder.glob(f"{name}/*")
 
