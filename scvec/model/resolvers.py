@@ -1066,18 +1066,18 @@ def stored_resolver(store: Store) -> GeneResolver:
         return resolver_of(kb, None if entry is None else entry.digest)
 
 
-def snapshot_resolver() -> GeneResolver:
-    """Return the resolver over the gene names that ship with scvec."""
+def snapshot_resolver(kb: KnowledgeBase | None = None) -> GeneResolver:
+    """Return the resolver over the gene names that ship with scvec; ``kb`` has them loaded, and no others."""
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.knowledge.snapshot import Snapshot
 
     snapshot = Snapshot.open()
     key = f"snapshot {snapshot.version}"
-    if key not in _last:
-        with tempfile.TemporaryDirectory() as folder, KnowledgeBase.open(Path(folder) / "genes.duckdb") as kb:
-            kb.load_snapshot(snapshot=snapshot)
-            return resolver_of(kb, key)
-    return _last[key]
+    if key in _last or kb is not None:
+        return _last[key] if kb is None else resolver_of(kb, key)
+    with tempfile.TemporaryDirectory() as folder, KnowledgeBase.open(Path(folder) / "genes.duckdb") as kb:
+        kb.load_snapshot(snapshot=snapshot)
+        return resolver_of(kb, key)
 
 
 def resolve(names: Sequence[str], species: str = "auto", *, store: Path | str | None = None) -> GeneMatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,10 +41,14 @@ def quick(monkeypatch):
     monkeypatch.setitem(retry.Caller.__init__.__kwdefaults__, "pace", 0.02)
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    return small_names(tmp_path_factory.mktemp("names") / "store").path
+
+
 @pytest.fixture
-def store(tmp_path) -> Path:
-    small_names(tmp_path / "store")
-    return tmp_path / "store"
+def store(tmp_path, template) -> Path:
+    return shutil.copytree(template, tmp_path / "store")
 
 
 def ask(store: Path, server: FakeServer, **options):
