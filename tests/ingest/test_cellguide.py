@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from click.testing import CliRunner
 from fake_cellguide import SNAPSHOT, add_cellguide, canonical, computed
 from fake_faults import Faults
 from fake_server import FakeServer
-from small_names import small_names
 
 import scvec
 from scvec.base.errors import InputError, NetworkError
@@ -41,14 +39,9 @@ def quick(monkeypatch):
     monkeypatch.setitem(retry.Caller.__init__.__kwdefaults__, "pace", 0.02)
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
-    return small_names(tmp_path_factory.mktemp("names") / "store").path
-
-
 @pytest.fixture
-def store(tmp_path, template) -> Path:
-    return shutil.copytree(template, tmp_path / "store")
+def store(tmp_path, names_store) -> Path:
+    return names_store(tmp_path / "store")
 
 
 def ask(store: Path, server: FakeServer, **options):
