@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,7 @@ def marker_rows(
     ]
 
 
+@cache
 def shipped_tissues() -> Tissues:
     """Return what Uberon says of tissues."""
     table = Snapshot.open().table("tissues").to_pydict()
