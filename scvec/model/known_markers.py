@@ -205,8 +205,6 @@ def marker_notes(
     terms
         Label -> its term, empty where it has none.
     """
-    key = ortholog_key(resolver)
-    index = marker_index(kb, resolver, key)
     n = np.bincount(sample.labels, minlength=len(terms))
     member = sp.csr_matrix(
         (np.ones(len(sample.labels), dtype=np.float32), (sample.labels, np.arange(len(sample.labels)))),
@@ -217,6 +215,8 @@ def marker_notes(
     told = {label: term for (label, term), enough in zip(terms.items(), large, strict=True) if enough}
     if len(told) < 2:
         return []
+    key = ortholog_key(resolver)
+    index = marker_index(kb, resolver, key)
     doubted = absent_markers(index, told, means[large], [key(g) for g in gene_ids])
     if not doubted:
         return []

@@ -540,6 +540,7 @@ class GeneResolver:
         self._symbol = dict(zip(ids[official], (n.lower() for n in names[official]), strict=True))
         self._many = many
         self._links: dict[tuple[str, str], _Links] = {}
+        self._best: dict[Species, dict[str, str]] = {}  # what partners() returned
         columns = ("gene_id", "species", "other_id", "other_species", "kind", "confidence")
         for gene, own, partner, other, kind, confidence in zip(
             *(orthologs[c].to_numpy(dtype=object) for c in columns), strict=True
@@ -827,12 +828,14 @@ class GeneResolver:
 
     def partners(self, target: Species) -> dict[str, str]:
         """Return gene -> its best ortholog in a species, of all that orthologs join to it directly."""
-        return {
-            gene: min(link, key=lambda p: (-_sure(link[p]), p))
-            for (_, other), links in self._links.items()
-            if other == target
-            for gene, link in links.partners.items()
-        }
+        if target not in self._best:
+            self._best[target] = {
+                gene: min(link, key=lambda p: (-_sure(link[p]), p))
+                for (_, other), links in self._links.items()
+                if other == target
+                for gene, link in links.partners.items()
+            }
+        return self._best[target]
 
 
 def _sure(pair: tuple[str, float]) -> float:
