@@ -11,6 +11,8 @@ LANES  := slow prompt ray kill servers browser docs
 empty  :=
 ANY    := $(subst $(empty) $(empty), or ,$(LANES))
 BIN    := $(VENV)/bin
+# What is installed is not compiled (INSTALL): each process would compile it again, with minutes for all tests.
+unexport PYTHONDONTWRITEBYTECODE
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # Byte-compiling all of torch costs half a minute; Python compiles the few files it imports by itself.
 INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
@@ -24,7 +26,9 @@ help: ## show this list
 demo: install ## set up .venv, annotate the pancreas cells that ship with scvec, and write a report (demo-out)
 	$(BIN)/scvec demo --out $(OUT)
 
-test: lint types layers tests ## set up .venv for development; ruff, mypy, import-linter, and pytest without the lanes
+# mypy takes a minute of one core when it has no cache: the tests begin meanwhile.
+test: dev ## set up .venv for development; ruff, mypy, import-linter, and pytest without the lanes
+	$(MAKE) --no-print-directory -j 2 lint types layers tests
 
 test-all: test lanes ## the same, then the lanes; make test-ray and the like run one (LANES in this file)
 

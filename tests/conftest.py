@@ -135,18 +135,29 @@ LONG = (
     "test_real_chat.py",
     # of make test
     "test_main_job.py",
-    "cli/test_live_cli.py",
+    "workflows/test_name.py",
+    "ingest/test_odd_exports.py",
+    "workflows/test_pack.py",
+    "workflows/test_shapes.py",
     "stores/test_store_trouble.py",
-    "stores/test_knowledge.py",
-    "cli/test_bad_inputs_cli.py",
     "test_small_references.py",
+    "workflows/test_copies.py",
+    "cli/test_bad_inputs_cli.py",
+    "workflows/test_query_many.py",
+    "stores/test_ivf_index.py",
+    "workflows/test_name_llm.py",
+    "workflows/test_annotated_again.py",
     "workflows/test_search.py",
-    "workflows/test_grow.py",
-    "workflows/test_vector_exchange.py",
-    "backbones/test_sentence.py",
-    "encoders/test_prompt.py",
-    "test_two_species.py",
-    "stores/test_journal.py",
+    "stores/test_shipped_vectors.py",
+    "cli/test_live_cli.py",
+    "workflows/test_explain.py",
+    "test_any_species.py",
+    "model/test_cell_index.py",
+    "stores/test_knowledge.py",
+    "workflows/test_live.py",
+    "ingest/test_cellguide.py",
+    "backbones/test_remote.py",
+    "ingest/test_values.py",
 )
 
 
@@ -247,6 +258,15 @@ def new_store(pytestconfig: pytest.Config) -> Callable[[Path], Path]:
                     shutil.rmtree(old)
             scvec.ingest_genes(part)
             part.rename(made)
+    return lambda folder: shutil.copytree(made, folder)
+
+
+@pytest.fixture(scope="session")
+def names_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """A function that puts a store of eight genes and a few cell types (small_names.py) into a folder."""
+    from small_names import small_names
+
+    made = small_names(tmp_path_factory.mktemp("small-names") / "store").path
     return lambda folder: shutil.copytree(made, folder)
 
 

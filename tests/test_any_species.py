@@ -186,6 +186,17 @@ def test_a_counter_behind_an_unknown_id_is_no_gene(resolver: GeneResolver) -> No
     assert match.gene_ids == (None, "HGNC:5", "HGNC:6081")
 
 
+def test_symbols_of_the_only_loaded_species_are_recognised(
+    tmp_path: Path, renamed: dict[str, list[str]]
+) -> None:
+    with KnowledgeBase.open(tmp_path / "genes.duckdb") as kb:
+        kb.load_snapshot(["zebrafish"])
+        match = GeneResolver(kb.aliases(), kb.orthologs()).resolve(renamed["zebrafish"])
+    assert match.species == "zebrafish" and not match.looks_like
+    assert match.n_matched > 0.99 * len(match.names)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("species", [s for s in EIGHT if s != "cynomolgus"])
 def test_symbols_of_a_loaded_species_are_recognised(
     species: str, renamed: dict[str, list[str]], loaded: GeneResolver
@@ -195,6 +206,7 @@ def test_symbols_of_a_loaded_species_are_recognised(
     assert match.n_matched > 0.99 * len(match.names)
 
 
+@pytest.mark.slow
 def test_symbols_of_cynomolgus_are_those_of_human_and_that_is_said(
     renamed: dict[str, list[str]], loaded: GeneResolver
 ) -> None:
@@ -202,6 +214,7 @@ def test_symbols_of_cynomolgus_are_those_of_human_and_that_is_said(
     assert match.species == "cynomolgus" or any("fit cynomolgus" in note for note in match.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("species", ["human", "mouse"])
 def test_human_and_mouse_stay_what_they_are(
     species: str, resolver: GeneResolver, loaded: GeneResolver

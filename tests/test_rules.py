@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,13 @@ def name_of(path: Path) -> str:
 
 
 FILES = {name_of(path): path for path in sorted((PROJECT / "scvec").rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 
 def is_package(module: str) -> bool:
@@ -55,7 +60,7 @@ def room_of(module: str) -> str:
 def imports(module: str) -> set[str]:
     """Modules of scvec that a module imports, at its top or in its functions, but for TYPE_CHECKING."""
     found: set[str] = set()
-    left: list[ast.AST] = [TREES[module]]
+    left: list[ast.AST] = [trees()[module]]
     while left:
         node = left.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
@@ -75,17 +80,19 @@ def table_entries(module: str) -> set[str]:
     """Modules that a module names in strings: a table of names, which imports an entry when it is used."""
     strings = {
         node.value.partition(":")[0]
-        for node in ast.walk(TREES[module])
+        for node in ast.walk(trees()[module])
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     return (strings | {f"{room_of(module)}.{name}" for name in strings}) & set(FILES) - {module}
 
 
-IMPORTS = {module: imports(module) for module in FILES}
+@cache
+def all_imports() -> dict[str, set[str]]:
+    return {module: imports(module) for module in FILES}
 
 
 def functions() -> Iterator[tuple[str, Function]]:
-    left: list[tuple[str, ast.AST]] = list(TREES.items())
+    left: list[tuple[str, ast.AST]] = list(trees().items())
     while left:
         name, node = left.pop()
         if isinstance(node, ast.ClassDef | Function):
@@ -97,7 +104,7 @@ def functions() -> Iterator[tuple[str, Function]]:
 
 def circles() -> set[str]:
     """Groups of files that import one another, directly or through others."""
-    reach = IMPORTS
+    reach = all_imports()
     while (wider := {m: seen.union(*(reach[n] for n in seen)) for m, seen in reach.items()}) != reach:
         reach = wider
     return {" ".join(sorted(n for n in reach[m] if m in reach[n])) for m in FILES if m in reach[m]}
@@ -167,7 +174,7 @@ def importers() -> set[str]:
     One importer is enough for a verb of workflows/ or cli/, and for the door of a room: the only file of a
     folder that other folders import. An entry of a table of names needs none, nor a part of the server.
     """
-    of = {module: {m for m, found in IMPORTS.items() if module in found} for module in FILES}
+    of = {module: {m for m, found in all_imports().items() if module in found} for module in FILES}
     tables = set().union(*(table_entries(module) for module in FILES))
     entered: dict[str, set[str]] = defaultdict(set)
     for module, found_by in of.items():

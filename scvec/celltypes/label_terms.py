@@ -46,7 +46,7 @@ def match_labels(
     tissues
         Tissues that the data set names: some words mean another type in each.
     """
-    matcher = TermMatcher(kb.cl_names())
+    matcher = TermMatcher.of(tuple(kb.cl_names()))
     found = matcher.match_all(labels, tissues)
     for label, match in found.items():
         cl_id = (known or {}).get(label, "")

@@ -240,9 +240,7 @@ class Tissues:
     ORGAN, SYSTEM = 1.0, 0.4
 
     def __init__(self, parts: Iterable[tuple[str, str]] = ()) -> None:
-        self._above: dict[str, frozenset[str]] = {
-            name: frozenset(organs.split("|")) for name, organs in parts
-        }
+        self._parts = dict(parts)
 
     def near(self, asked: str, named: str) -> float:
         """Return 1 for tissues that share an organ, 0.4 for those that share a system, else 0."""
@@ -257,18 +255,21 @@ class Tissues:
     def _organs(self, tissue: str) -> frozenset[str]:
         plain = " ".join(re.sub(r"[^a-z0-9]+", " ", tissue).split())
         name = MEANT_TISSUES.get(plain, plain)
-        found = self._above.get(name)
-        if found is None:
+        found = self._above(name)
+        if name not in self._parts:
             # "brain cortex", "mouse lung": the organs of the words, the longest parts first.
             said = plain.split()
-            found = frozenset()
             spans = ((i, i + n) for n in range(len(said) - 1, 0, -1) for i in range(len(said) - n + 1))
             for start, stop in spans:
                 part = " ".join(said[start:stop])
-                found |= self._above.get(MEANT_TISSUES.get(part, part), frozenset())
+                found |= self._above(MEANT_TISSUES.get(part, part))
                 if any(not organ.endswith(" system") for organ in found):
                     break
         return found | {name}
+
+    def _above(self, name: str) -> frozenset[str]:
+        # Split here: a process asks for few of many thousand tissues.
+        return frozenset(self._parts[name].split("|")) if name in self._parts else frozenset()
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = ["CONTEXTS", "Match", "TermMatcher", "context_of", "words"]
 
@@ -247,6 +248,12 @@ class TermMatcher:
                 if own and any(words(self.label_of.get(t, "")) != bag for t in mine):
                     mine.clear()
                 mine.add(cl_id)
+
+    @staticmethod
+    @lru_cache(2)
+    def of(names: tuple[tuple[str, str, bool], ...]) -> TermMatcher:
+        """Return the matcher of these names, made once where many references of one store are made."""
+        return TermMatcher(names)
 
     def match(self, label: str, context: Mapping[str, str] | None = None) -> Match:
         """Return the term of a label by name, without a guess; ``context`` is from :func:`context_of`."""

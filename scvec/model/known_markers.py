@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,7 @@ def marker_rows(
     ]
 
 
+@cache
 def shipped_tissues() -> Tissues:
     """Return what Uberon says of tissues."""
     table = Snapshot.open().table("tissues").to_pydict()
@@ -203,8 +205,6 @@ def marker_notes(
     terms
         Label -> its term, empty where it has none.
     """
-    key = ortholog_key(resolver)
-    index = marker_index(kb, resolver, key)
     n = np.bincount(sample.labels, minlength=len(terms))
     member = sp.csr_matrix(
         (np.ones(len(sample.labels), dtype=np.float32), (sample.labels, np.arange(len(sample.labels)))),
@@ -215,6 +215,8 @@ def marker_notes(
     told = {label: term for (label, term), enough in zip(terms.items(), large, strict=True) if enough}
     if len(told) < 2:
         return []
+    key = ortholog_key(resolver)
+    index = marker_index(kb, resolver, key)
     doubted = absent_markers(index, told, means[large], [key(g) for g in gene_ids])
     if not doubted:
         return []

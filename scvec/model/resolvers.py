@@ -591,6 +591,7 @@ class GeneResolver:
         self._symbol = dict(zip(ids[official], (n.lower() for n in names[official]), strict=True))
         self._many = many
         self._links: dict[tuple[str, str], _Links] = {}
+        self._best: dict[Species, dict[str, str]] = {}  # what partners() returned
         columns = ("gene_id", "species", "other_id", "other_species", "kind", "confidence")
         for gene, own, partner, other, kind, confidence in zip(
             *(orthologs[c].to_numpy(dtype=object) for c in columns), strict=True
@@ -868,12 +869,14 @@ class GeneResolver:
 
     def partners(self, target: Species) -> dict[str, str]:
         """Return gene -> its best ortholog in a species, of all that orthologs join to it directly."""
-        return {
-            gene: min(link, key=lambda p: (-_sure(link[p]), p))
-            for (_, other), links in self._links.items()
-            if other == target
-            for gene, link in links.partners.items()
-        }
+        if target not in self._best:
+            self._best[target] = {
+                gene: min(link, key=lambda p: (-_sure(link[p]), p))
+                for (_, other), links in self._links.items()
+                if other == target
+                for gene, link in links.partners.items()
+            }
+        return self._best[target]
 
 
 def _sure(pair: tuple[str, float]) -> float:
@@ -1140,18 +1143,18 @@ def stored_resolver(store: Store) -> GeneResolver:
         return resolver_of(kb, None if entry is None else entry.digest)
 
 
-def snapshot_resolver() -> GeneResolver:
-    """Return the resolver over the gene names that ship with scvec."""
+def snapshot_resolver(kb: KnowledgeBase | None = None) -> GeneResolver:
+    """Return the resolver over the gene names that ship with scvec; ``kb`` has them loaded, and no others."""
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.knowledge.snapshot import Snapshot
 
     snapshot = Snapshot.open()
     key = f"snapshot {snapshot.version}"
-    if key not in _last:
-        with tempfile.TemporaryDirectory() as folder, KnowledgeBase.open(Path(folder) / "genes.duckdb") as kb:
-            kb.load_snapshot(snapshot=snapshot)
-            return resolver_of(kb, key)
-    return _last[key]
+    if key in _last or kb is not None:
+        return _last[key] if kb is None else resolver_of(kb, key)
+    with tempfile.TemporaryDirectory() as folder, KnowledgeBase.open(Path(folder) / "genes.duckdb") as kb:
+        kb.load_snapshot(snapshot=snapshot)
+        return resolver_of(kb, key)
 
 
 def resolve(names: Sequence[str], species: str = "auto", *, store: Path | str | None = None) -> GeneMatch:

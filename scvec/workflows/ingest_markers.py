@@ -187,7 +187,7 @@ def ingest_markers(
 def _read(
     kb: KnowledgeBase, files: Sequence[Path], asked: MarkersOptions, progress: Progress
 ) -> dict[str, MarkerFile]:
-    matcher = TermMatcher(kb.cl_names())
+    matcher = TermMatcher.of(tuple(kb.cl_names()))
     read: dict[str, MarkerFile] = {}
     species = asked.species or SPECIES[0]
     for file in files:

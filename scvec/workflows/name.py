@@ -214,7 +214,7 @@ def knowledge(store: Path | str | None) -> Iterator[tuple[KnowledgeBase, GeneRes
         return
     with tempfile.TemporaryDirectory() as folder, KnowledgeBase.open(Path(folder) / "kb.duckdb") as kb:
         kb.load_snapshot()
-        yield kb, snapshot_resolver()
+        yield kb, snapshot_resolver(kb)
 
 
 def _named_lists(

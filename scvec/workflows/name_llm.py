@@ -146,7 +146,7 @@ class Terms:
     @classmethod
     def of(cls, kb: KnowledgeBase) -> Terms:
         """Return the terms of a knowledge base."""
-        return cls(TermMatcher(kb.cl_names()), kb.cl_lineage())
+        return cls(TermMatcher.of(tuple(kb.cl_names())), kb.cl_lineage())
 
     def exactly(self, name: str) -> str:
         """Return the id of the term whose label or synonym this is; UnfitError for any other name."""

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from fake_cellguide import SNAPSHOT, add_cellguide, canonical, computed
 from fake_faults import Faults
 from fake_server import FakeServer
-from small_names import small_names
 
 import scvec
 from scvec.base.errors import InputError, NetworkError
@@ -41,9 +40,8 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def store(tmp_path) -> Path:
-    small_names(tmp_path / "store")
-    return tmp_path / "store"
+def store(tmp_path, names_store) -> Path:
+    return names_store(tmp_path / "store")
 
 
 def ask(store: Path, server: FakeServer, **options):

@@ -41,6 +41,13 @@ def claim(shape: bytes) -> bytes:
     return data.replace(b"K\x04\x85", shape)
 
 
+def collisions(n: int) -> bytes:
+    """Pickle of a dictionary whose keys have one hash, without making it, which takes n**2 steps."""
+    keys = (k * (2**61 - 1) for k in range(1, n))
+    entries = b"".join(b"\x8a\x0a" + key.to_bytes(10, "little") + b"N" for key in keys)
+    return b"\x80\x04}(" + entries + b"u."
+
+
 BOMBS = {
     "a billion references": laughs(),
     "a billion entries": dictionaries(),
@@ -59,7 +66,7 @@ BOMBS = {
     "an array of texts": claim(b"X\x01\x00\x00\x00x\x85"),
     "sets of one list": b"\x80\x04](" + b"K\x01" * 30_000 + b"e\x940" + b"".join(
         [b"("] + [named("builtins", "set") + b"h\x00\x85R"] * 3_000) + b"l.",
-    "keys that collide": pickle.dumps(dict.fromkeys(k * (2**61 - 1) for k in range(1, 50_000))),
+    "keys that collide": collisions(50_000),
     "one text made bytes again and again": b"\x80\x04X" + struct.pack("<I", 10**6) + b"a" * 10**6 + b"\x940"
         + b"(" + (named("_codecs", "encode") + b"h\x00" + short("latin1") + b"\x86R") * 1000 + b"l.",
     "one vector of a thousand genes": pickle.dumps([[0.5] * 10_000] * 30_000),

@@ -50,6 +50,7 @@ class TestReaders:
         filled.compact()
         assert reference.index.n == 30 and len(reference.obs) == 30
 
+    @pytest.mark.slow
     def test_readers_never_see_a_mix_of_commits(self, store):
         """Readers loop while another process commits; all parts that they see belong to one commit."""
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(store.path)])

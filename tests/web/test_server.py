@@ -12,7 +12,6 @@ from typing import Any
 
 import anndata
 import h5py
-import loompy
 import mudata
 import pytest
 from bad_inputs import builders as make
@@ -98,16 +97,18 @@ def _as_h5(path: Path, cells: anndata.AnnData) -> None:
         group["features/id"], group["features/name"] = [list(cells.var_names)] * 2
 
 
+def _as_loom(path: Path, cells: anndata.AnnData) -> None:
+    import loompy  # here, because it compiles for seconds
+
+    genes, barcodes = {"Gene": cells.var_names.to_numpy()}, {"CellID": cells.obs_names.to_numpy()}
+    loompy.create(str(path), cells.X.T.toarray(), genes, barcodes)
+
+
 UPLOADS: dict[str, Callable[[Path, anndata.AnnData], Any]] = {
     "x.h5": _as_h5,
     "x.csv": lambda path, cells: cells.to_df().to_csv(path),
     "x.tsv.gz": lambda path, cells: cells.to_df().T.to_csv(path, sep="\t", compression="gzip"),
-    "x.loom": lambda path, cells: loompy.create(
-        str(path),
-        cells.X.T.toarray(),
-        {"Gene": cells.var_names.to_numpy()},
-        {"CellID": cells.obs_names.to_numpy()},
-    ),
+    "x.loom": _as_loom,
     "x.h5mu": lambda path, cells: mudata.MuData({"rna": cells}).write(path),
 }
 

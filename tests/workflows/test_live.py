@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,14 @@ def no_waiting(monkeypatch):
     )
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory, genes):
+    return live_store(tmp_path_factory.mktemp("live") / "store", genes).path
+
+
 @pytest.fixture
-def folder(tmp_path, genes):
-    live_store(tmp_path / "store", genes)
-    return tmp_path / "store"
+def folder(tmp_path, template):
+    return shutil.copytree(template, tmp_path / "store")
 
 
 def ask(folder: Path, server: FakeServer, source: str = "ncbi", **options):

@@ -214,6 +214,13 @@ def test_swapped_labels_are_doubted(lacking):
     assert note.startswith("warning: ") and "'alpha'" in note and "'ductal'" in note
 
 
+@pytest.fixture(scope="module")
+def known(store):
+    with knowledge(store) as (kb, resolver):
+        key = ortholog_key(resolver)
+        return resolver, marker_index(kb, resolver, key), key
+
+
 @pytest.mark.parametrize(
     ("said", "meant"),
     [
@@ -226,18 +233,16 @@ def test_swapped_labels_are_doubted(lacking):
         ("ICAM-1", {"ICAM1"}),
     ],
 )
-def test_names_of_proteins_in_lists_stand_for_their_genes(said, meant):
-    with knowledge(None) as (kb, resolver):
-        key = ortholog_key(resolver)
-        index = marker_index(kb, resolver, key)
-        ids = dict(zip(resolver.resolve(sorted(meant), "human").gene_ids, sorted(meant), strict=True))
-        found, left = listed_genes([said, "NKG7", "nonsense"], "human", resolver, index, key)
+def test_names_of_proteins_in_lists_stand_for_their_genes(said, meant, known):
+    resolver, index, key = known
+    ids = dict(zip(resolver.resolve(sorted(meant), "human").gene_ids, sorted(meant), strict=True))
+    found, left = listed_genes([said, "NKG7", "nonsense"], "human", resolver, index, key)
     assert left == ["nonsense"]
     assert {ids.get(gene) for gene, name in found.items() if name == said} == meant
 
 
-def test_genes_with_a_minus_speak_against(tmp_path):
+def test_genes_with_a_minus_speak_against(store, tmp_path):
     path = tmp_path / "lists.csv"
     path.write_text("group,genes,tissue\na,CD79A+ CD79B+ MS4A1- CD3-,blood\n")
-    best = scvec.name(None, markers=path).groups[0].candidates[0]
+    best = scvec.name(store, markers=path).groups[0].candidates[0]
     assert best.label == "B cell" and best.against == ("MS4A1",)

@@ -16,7 +16,6 @@ from fake_namer import answer, by_name, first_gene, namer
 from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
-from small_names import small_names
 
 from scvec.base.errors import AuthError, InputError, NetworkError
 from scvec.celltypes.naming import Candidate, Naming
@@ -233,9 +232,9 @@ t,"CD3D CD3E TRAC IL7R",blood,human
 
 
 @pytest.fixture
-def place(tmp_path) -> Path:
+def place(tmp_path, names_store) -> Path:
     """A folder with the lists, and a store that knows few genes and few types."""
-    small_names(tmp_path / "store")
+    names_store(tmp_path / "store")
     (tmp_path / "lists.csv").write_text(LISTS)
     return tmp_path
 
