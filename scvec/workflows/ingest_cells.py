@@ -443,7 +443,7 @@ class CellsReport(Report):
         parts = [
             f"<p>reference <b>{escape(self.name)}</b>: {self.n_cells:,} cells of "
             f"{len(self.classes)} labels</p>",
-            f"<p>on held-out cells: {escape(scores)}</p>" if told else "",
+            f"<p>on held-out cells: {escape(scores)}</p>" if scores else "",
             html_table(("label", "cells"), sorted(self.classes.items(), key=lambda row: -row[1])[:20]),
             *(f"<p>{escape(note)}</p>" for note in self.notes),
             "<small>Next: <code>scvec.query(store, cells, "

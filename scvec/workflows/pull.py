@@ -153,7 +153,7 @@ def _fetch(address: Address, part: Path, max_bytes: int, progress: Progress) -> 
             part.unlink(missing_ok=True)
             return False
         length = str(answer.headers.get("content-length", ""))
-        total = have + int(length) if told.isdigit() else None
+        total = have + int(length) if length.isdigit() else None
         _check_room(address, part.parent, total, have, max_bytes)
         with open(part, "ab" if have else "wb") as file:
             while block := answer.read(BLOCK):
