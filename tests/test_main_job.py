@@ -300,7 +300,7 @@ def test_what_a_user_should_know_is_said(tiny_store: Path, tiny_adata: Callable[
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"acinar": "cluster 7"})
     scvec.ingest_cells(tiny_store, [cells], name="told", **OPTIONS)
     again = scvec.ingest_cells(tiny_store, [cells], name="told", **OPTIONS)
-    assert any("'told' was there and is replaced" in note for note in again.notes)
+    assert any("replaced the existing reference 'told'" in note for note in again.notes)
     assert any("of 3 labels are known to the Cell Ontology" in note for note in again.notes)
     few = tiny_adata(12, seed=1, genes=60)
     with pytest.warns(UserWarning, match="labels are less certain"):
@@ -308,5 +308,5 @@ def test_what_a_user_should_know_is_said(tiny_store: Path, tiny_adata: Callable[
     notes = list(annotated.uns["scvec"]["notes"])
     assert any("optimistic" in note for note in notes) and any("less certain" in note for note in notes)
     assert "12 cells annotated" in repr(scvec.query(tiny_store, few, reference="told"))
-    with pytest.raises(InputError, match="AnnData object first"):
+    with pytest.raises(InputError, match="must be an AnnData object"):
         scvec.annotate(tiny_store, few)

@@ -61,7 +61,7 @@ def test_two_types(store: Path, tiny_adata: Cells):
 def test_one_type_says_why_not(store: Path, tiny_adata: Cells):
     cells = tiny_adata(30, classes=2)
     cells.obs["cell_type"] = "alpha"
-    with pytest.raises(InputError, match="nothing to tell apart"):
+    with pytest.raises(InputError, match="all cells have the same label"):
         scvec.ingest_cells(store, [cells], name="one", **OPTIONS)
 
 
@@ -142,7 +142,7 @@ def test_odd_labels_are_told_with_counts_and_kept(store: Path, tiny_adata: Cells
     assert {"alpha", "Alpha cells", "unknown"} <= set(report.classes)
     found = {(f["kind"], *sorted(f["labels"])): f for f in report.to_dict()["label_findings"]}
     twins = found["near-duplicate", "Alpha cells", "alpha"]
-    assert twins["labels"]["Alpha cells"] == 15 and "kept apart" in twins["message"]
+    assert twins["labels"]["Alpha cells"] == 15 and "kept separate" in twins["message"]
     assert found["no cell type", "unknown"]["labels"] == {"unknown": 24}
     loose = found["does not hang together", "unknown"]
     assert "24" in loose["message"] and ("does not hang together", "beta") not in found

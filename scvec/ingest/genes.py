@@ -545,7 +545,7 @@ def _ncbi(row: Mapping[str, Any], where: str) -> Gene | str:
         return "of unknown species"
     kind = row.get("type_of_gene", "")
     if kind == "biological-region" or row["Symbol"] == "NEWENTRY":
-        return "that are not genes"
+        return "of features that are not genes"
     number = entrez_number(row["GeneID"], where, "GeneID")
     given = cell_text(row["Symbol"], MAX_NAME)
     symbol = cell_text(row.get("Symbol_from_nomenclature_authority"), MAX_NAME) or given
@@ -633,7 +633,7 @@ def _mgi(row: Mapping[str, Any], where: str) -> Gene | str:
     kind = cell_text(row.get("marker type"), MAX_NAME).lower()
     feature = cell_text(row.get("feature type"), MAX_NAME)
     if kind not in _MGI_GENES:
-        return "that are not genes"
+        return "of features that are not genes"
     symbol, mgi_id = cell_text(row["marker symbol"], MAX_NAME), cell_text(row["mgi accession id"], 40)
     if not symbol or _AUTHORITY.fullmatch(mgi_id) is None:
         raise InputError(

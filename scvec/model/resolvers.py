@@ -147,7 +147,7 @@ def _elsewhere(
             continue
         left = source.state.where
         try:
-            source.use(place, f"passed over {left}: the names of its genes are not known; used {place}")
+            source.use(place, f"did not use {left}: the names of its genes are unknown; used {place}")
         except InputError:  # no values there that could be used
             continue
         return _best_match(source, resolver, species)

@@ -50,7 +50,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str, str]] = {
         "output-format",
         r"'\.xlsx'(.|\n)*\.parquet",
     ),
-    "output without ending": ((*QUERY, "-o", "{dir}/out"), "output-format", "no ending"),
+    "output without ending": ((*QUERY, "-o", "{dir}/out"), "output-format", "no suffix"),
     "output is input": ((*QUERY, "-o", "{good}"), "output-is-input", ""),
     "output in no folder": ((*QUERY, "-o", "{dir}/no/out.h5ad"), "output-not-writable", ""),
     "output in a file": ((*QUERY, "-o", "{dir}/file/out.h5ad"), "output-not-writable", "file"),

@@ -138,14 +138,14 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], what: str, w
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("g.txt", b"x", "not a format"),
-        ("g", b"x", "not a format"),
+        ("g.txt", b"x", "unknown format"),
+        ("g", b"x", "unknown format"),
         ("g.jsonl", b"", "no rows"),
         ("g.csv", b"", "no column"),
         ("g.csv", b"entrez_id,symbol\n", "no rows"),
         ("g.csv", b"entrez_id,name\n1,x\n", "no column 'symbol'"),
         ("g.csv", b"symbol,name\nA,x\n", "no column 'entrez_id'"),
-        ("g.csv", b"entrez_id,symbol\n1,A,B\n", "3 cells, the header 2"),
+        ("g.csv", b"entrez_id,symbol\n1,A,B\n", "3 columns, but the header has 2"),
         ("g.csv", b"entrez_id,symbol\n1,\xff\xfe\n", "not UTF-8"),
         ("g.csv", b'entrez_id,symbol\n1,"' + b"A" * 200_000 + b'"\n', "csv cannot be read"),
         ("g.csv.gz", b"not gzip", "damaged"),

@@ -126,7 +126,7 @@ def test_raw_with_row_numbers_gives_way_to_x_with_names(n, cells, resolver) -> N
     cells.raw, cells.X = numbered, log1p_cp10k(cells.X)
     found, notes = same(cells, resolver)
     assert found.source.state.where == "X"
-    assert "passed over raw: the names of its genes are not known; used X" in notes
+    assert "did not use raw: the names of its genes are unknown; used X" in notes
 
 
 # Names

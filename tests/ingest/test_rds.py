@@ -173,6 +173,6 @@ def test_damaged_files_are_refused(cells, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.rds"
     path.write_bytes(gzip.compress(b"X\n\x00\x00\x00\x03" + bytes(2**26)))
-    with pytest.raises(ResourceError, match="unpacks to more than") as caught:
+    with pytest.raises(ResourceError, match="needs more than") as caught:
         contents_of(path, 2**26)
     assert "writeH5AD" in caught.value.fix

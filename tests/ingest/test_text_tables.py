@@ -164,7 +164,7 @@ BAD = {
     "title-too-many": (GOOD.replace(b"c3", b"c3,c4,c5"), "line 1 "),
     "no-numbers": (b"cell,label\nc1,beta\nc2,alpha\n", "no numbers"),
     "no-rows": (b",c1,c2,c3\n", "no "),
-    "no-gene-names": (b"1,0,3\n0,2,0\n4,0,0\n", "without names"),
+    "no-gene-names": (b"1,0,3\n0,2,0\n4,0,0\n", "have no names"),
 }
 
 

@@ -105,7 +105,7 @@ def test_one_member_alone_is_explained_alone(folder: Path, method: str):
         ({"label": "beta", "against": "beta"}, "the label itself"),
         ({"label": "beta", "against": "gamma"}, "no label 'gamma'"),
         ({"label": "beta", "n_genes": -1}, "cannot be listed"),
-        ({"label": "beta", "key_added": "other"}, "not annotated by scvec"),
+        ({"label": "beta", "key_added": "other"}, "scvec did not annotate"),
     ],
     ids=["nothing", "both", "cell", "label", "itself", "against", "n_genes", "key"],
 )
@@ -115,7 +115,7 @@ def test_what_cannot_be_explained(folder: Path, options: dict[str, Any], message
 
 
 def test_files_that_were_not_annotated(folder: Path):
-    with pytest.raises(InputError, match="not annotated by scvec"):
+    with pytest.raises(InputError, match="scvec did not annotate"):
         scvec.explain(folder / "store", folder / "new.h5ad", label="beta")
 
 

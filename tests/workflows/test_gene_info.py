@@ -127,7 +127,7 @@ def test_for_people_and_for_programs(folder: Path) -> None:
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
     for part in ("G1 (human): gene 1", "Entrez 1001", "* human text from ncbi 2026", "RefSeq", "model m",
-                 "summary: Gene 1", "of an older text", "mygene has no answer (for good): not found",
+                 "summary: Gene 1", "of an older text", "mygene has no answer (final): not found",
                  "no text", "previous symbols: OLD1"):  # fmt: skip
         assert part in text, part
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
