@@ -125,7 +125,7 @@ def test_rare_labels_are_left_out_when_asked_and_said_so(store: Path, tiny_adata
     assert any("'acinar' was left out: 3 cells" in note for note in report.notes)
     found = scvec.query(store, tiny_adata(30, seed=1), reference="rare")
     assert set(found.label) <= {"alpha", "beta"}
-    with pytest.raises(InputError, match="fewer than two labels have 50 cells"):
+    with pytest.raises(InputError, match="fewer than two labels have at least 50 cells"):
         scvec.ingest_cells(store, [cells], name="rare", min_cells=50, **OPTIONS)
 
 

@@ -292,7 +292,9 @@ def provenance(annotation: Annotation, stored: StoredReference, name: str) -> li
 
 def _calibrated(held_out: str, stored: StoredReference) -> str:
     n = stored.meta["model"]["calibration"]["n_cells"]
-    how = {"batch": "held out by whole batches", "cells": "held out within batches"}.get(held_out, held_out)
+    how = {"batch": "held out by whole batches", "cells": "held out from the same batches"}.get(
+        held_out, held_out
+    )
     return f"{n:,} cells of the reference, {how}"
 
 

@@ -387,7 +387,7 @@ def report_of(
             "n_cells": calibration.n_cells,
             "held_out": {
                 "batch": f"whole batches of {asked.batch_key or 'file'}",
-                "cells": "within batches",
+                "cells": "of the same batches",
                 "none": "none",
             }[calibration.held_out],
         },

@@ -65,7 +65,7 @@ def test_two_forms_of_one_sample_are_refused(tmp_path):
     files = [tmp_path / "a.h5ad", tmp_path / "a.h5"]
     for file in files:
         file.touch()
-    with pytest.raises(InputError, match="both be answered") as caught:
+    with pytest.raises(InputError, match="have the same") as caught:
         query_files(files, "{}.csv")
     assert "of its own" in caught.value.fix
 

@@ -179,7 +179,7 @@ def whole(kind: str) -> anndata.AnnData:
 def test_raw_of_all_genes_is_better_than_counts_of_some() -> None:
     with CellSource.open(whole("hvg-counts")) as source:
         assert (source.state.where, source.state.kind, source.n_vars) == ("raw", "log1p_cp10k", 200)
-        assert any("layers/counts: only 50 of 200 genes" in note for note in source.notes)
+        assert any("layers/counts: it has only 50 of 200 genes" in note for note in source.notes)
         assert any("did not use X: it has negative values" in note for note in source.notes)
 
 

@@ -252,7 +252,7 @@ BAD: dict[str, tuple[Callable, str]] = {
             "counts_unfiltered/cells_x_genes.mtx",
             "\n".join(matrix(np.ones((40, 150)))).replace("\n40 150 1", "\n41 150 1").encode(),
         ),
-        "value 6,000 is of cell 41",
+        "value 6,000 has cell number 41",
     ),
     "parse-table": (_edited(parse, "DGE_filtered/cell_metadata.csv", b'a,b\n"x'), "damaged"),
     "loop": (_looped, "folder"),

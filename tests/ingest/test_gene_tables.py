@@ -271,10 +271,10 @@ def test_dates_are_no_symbols_and_symbols_no_dates() -> None:
 @pytest.mark.parametrize(
     ("content", "what", "fix"),
     [
-        (lines("#tax_id\tGeneID\tGO_ID\tEvidence", "9606\t1\tGO:1\tIDA"), "table of NCBI", "gene_info"),
-        (lines("MGI:1\tMP:0001\tx"), "table of MGI", "MGI_EntrezGene"),
-        (lines("MGI Marker Accession ID\tallele\tx", "MGI:1\ta\tb"), "table of MGI", "MRK_List2"),
-        (lines("hgnc_id\talias\tx", "HGNC:1\ta\tb"), "table of HGNC", "hgnc_complete_set"),
+        (lines("#tax_id\tGeneID\tGO_ID\tEvidence", "9606\t1\tGO:1\tIDA"), "this NCBI table", "gene_info"),
+        (lines("MGI:1\tMP:0001\tx"), "this MGI table", "MGI_EntrezGene"),
+        (lines("MGI Marker Accession ID\tallele\tx", "MGI:1\ta\tb"), "this MGI table", "MRK_List2"),
+        (lines("hgnc_id\talias\tx", "HGNC:1\ta\tb"), "this HGNC table", "hgnc_complete_set"),
         (lines(NCBI, *NCBI_ROWS[-1:]), "no gene of a known species", "table of genes"),
         (lines(NCBI), "no gene of a known species", "table of genes"),
         (lines(NCBI, NCBI_ROWS[0][:60]), "columns instead of 16", "download it again"),
@@ -283,7 +283,7 @@ def test_dates_are_no_symbols_and_symbols_no_dates() -> None:
         (lines(HGNC, HGNC_ROWS[0].replace("HGNC:18149", "?")), "no HGNC id", "download"),
         (gzip.compress(lines(NCBI, *NCBI_ROWS) * 50, mtime=0)[:-40], "truncated or damaged", "again"),
         (lines(NCBI).rstrip() + b"\n9606\t" + b"x" * 4_100_000, "longer than 4 MB", "one gene"),
-        (b'{"response": {"docs": [{"hgnc_id": "HGNC:5", "symbol": "A"}, {"hgnc_', "cut off", "again"),
+        (b'{"response": {"docs": [{"hgnc_id": "HGNC:5", "symbol": "A"}, {"hgnc_', "truncated", "again"),
         (b'{"response": {"docs": [["hgnc_id"]]}, "hgnc_id": 1}', "not genes", "again"),
         (lines("a\tb\tc", "1\t2\t3"), "unknown format of a gene file", "gene_info"),
         (b'{"1": {"Official Symbol": "INS"}}', "unknown format of a gene file", "gene_info"),

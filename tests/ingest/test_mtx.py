@@ -81,7 +81,7 @@ BAD = {
     "gene-beyond": (3001, MANY + b"10 1 1\n", "value 3,001 has gene number 10 of 9"),
     "gene-zero": (3001, MANY + b"\n\n0 1 1\n", "value 3,001 has gene number 0 of 9"),
     "gene-far-beyond": (1, b"99999999999 1 1\n", "value 1 is not"),
-    "cell-beyond": (1, b"1 8 1\n", "value 1 is of cell 8 of 7"),
+    "cell-beyond": (1, b"1 8 1\n", "value 1 has cell number 8 of 7"),
     "huge": (1, b"1 1 99999999999999999999\n", "value 1 is not"),
     "two-numbers": (2, b"1 1 1\n1 1\n", "value 2 is not"),
     "four-numbers": (2, b"1 1 1\n1 1 1 1\n", "value 2 is not"),

@@ -206,7 +206,7 @@ def test_the_place_without_nan_is_named(bad) -> None:
     adata = cells(COUNTS, counts=broken, other=broken)
     with pytest.raises(InputError, match="1 NaN or infinite value, the first in cell 'c5'") as caught:
         CellSource.open(adata)
-    assert "--layer X works" in caught.value.fix
+    assert "--layer X" in caught.value.fix
     adata = cells(broken, mine=COUNTS, other=broken)
     with pytest.raises(InputError) as caught:
         CellSource.open(adata)

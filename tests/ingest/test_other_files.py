@@ -251,7 +251,7 @@ BAD = {
     "mtx-fewer": (edited(PLAIN, replaced("matrix.mtx", f" {NNZ}\n", f" {NNZ + 9}\n")), "damaged"),
     "mtx-shape": (
         edited(PLAIN, replaced("barcodes.tsv", "c0\n", "")),
-        "30 x 40, but there are 30 genes and 39",
+        "30 x 40, but the folder has 30 genes and 39",
     ),
     "mtx-outside": (edited(PLAIN, replaced("matrix.mtx", f"{GENES} {N} ", f"{GENES} 41 ")), "30 x 41"),
     "mtx-gz-broken": (

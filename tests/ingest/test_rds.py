@@ -131,7 +131,7 @@ BAD = {
     "list": (named({"a": np.array([1.0])}), "no cells"),
     "version-2": (s4("seurat", "Seurat"), "version 2"),
     "no-assay": (s4("Seurat", "SeuratObject", assays=R(())), "no assay"),
-    "on-disk": (s4("Seurat", "SeuratObject", assays=named({"RNA": ON_DISK})), "no matrix"),
+    "on-disk": (s4("Seurat", "SeuratObject", assays=named({"RNA": ON_DISK})), "no readable matrix"),
     "no-names": (dgc(np.ones((3, 2))), "no row or column names"),
     "pointers": (OUTSIDE, "damaged"),
     "deep": (nested(30_000), "nested too deep"),
