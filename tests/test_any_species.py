@@ -305,7 +305,7 @@ def test_ids_of_their_own_kind_work_from_end_to_end(
     found = scvec.query(store, new)  # the species is that of the reference
     assert found.parameters["species"] == "other"
     assert np.mean(found.label == new.obs["cell_type"].to_numpy().astype(str)) > 0.9
-    assert any("nothing is known of genes of other" in note for note in found.notes)
+    assert any("the genes of other are not in the store" in note for note in found.notes)
     top = found.explain(label="beta")
     assert "g0" in "\n".join(top.lines())
     for call in (

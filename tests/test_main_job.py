@@ -291,7 +291,7 @@ def test_several_files_make_one_reference(tiny_store: Path, tiny_adata: Callable
     parts = [tiny_adata(60, seed=0), tiny_adata(60, seed=1, genes=150)]
     report = scvec.ingest_cells(tiny_store, parts, name="both", **OPTIONS)
     assert report.n_cells == 120
-    assert any("not every file" in note for note in report.notes)
+    assert any("not in every file" in note for note in report.notes)
 
 
 @pytest.mark.slow

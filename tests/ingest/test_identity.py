@@ -139,7 +139,7 @@ def test_names_of_a_species_without_genes_are_genes_of_their_own(
 ) -> None:
     match = resolver.resolve(["g00001", "INS"], species)
     assert match.species == species and match.gene_ids == ("g00001", "INS")
-    assert any("nothing is known" in note for note in match.notes)
+    assert any("are not in the store" in note for note in match.notes)
 
 
 def test_ambiguous_names_are_reported_never_guessed(resolver: GeneResolver) -> None:
@@ -160,7 +160,7 @@ def test_composites_that_contradict_are_ambiguous(resolver: GeneResolver) -> Non
 def test_two_names_of_one_gene_keep_it_and_say_so(resolver: GeneResolver) -> None:
     match = resolver.resolve(["INS", "ENSG00000254647", "GCG"], "human")
     assert match.gene_ids[:2] == (INS, INS)
-    assert any(note.startswith("2 names stand for 1 gene") for note in match.notes)
+    assert any(note.startswith("summed the counts of 2 names that belong to 1 gene") for note in match.notes)
 
 
 def test_dates_of_a_spreadsheet_are_noted(resolver: GeneResolver) -> None:

@@ -27,7 +27,7 @@ def cells() -> dict[str, anndata.AnnData]:
 
 
 def of_species(notes: tuple[str, ...]) -> list[str]:
-    return [note for note in notes if "taken as" in note or "assumed" in note]
+    return [note for note in notes if "used as" in note or "assumed" in note]
 
 
 @pytest.mark.parametrize("species", ["human", "mouse"])

@@ -98,13 +98,13 @@ def test_one_member_alone_is_explained_alone(folder: Path, method: str):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "one cell or one label"),
-        ({"cell": "a", "label": "beta"}, "one cell or one label"),
+        ({}, "either a cell or a label"),
+        ({"cell": "a", "label": "beta"}, "either a cell or a label"),
         ({"cell": "cell1-999"}, "no cell 'cell1-999'"),
         ({"label": "btea"}, "did you mean 'beta'"),
-        ({"label": "beta", "against": "beta"}, "the label itself"),
+        ({"label": "beta", "against": "beta"}, "the explained label itself"),
         ({"label": "beta", "against": "gamma"}, "no label 'gamma'"),
-        ({"label": "beta", "n_genes": -1}, "cannot be listed"),
+        ({"label": "beta", "n_genes": -1}, "n_genes cannot be"),
         ({"label": "beta", "key_added": "other"}, "scvec did not annotate"),
     ],
     ids=["nothing", "both", "cell", "label", "itself", "against", "n_genes", "key"],
@@ -127,7 +127,7 @@ def test_the_store_may_go_on_while_the_reference_stays(folder: Path, tiny_adata:
     assert scvec.explain(moved, folder / "out.h5ad", label="beta").to_dict() == before
     scvec.ingest_cells(moved, [tiny_adata(45, seed=8)], name="tiny", **OPTIONS | {"encoder": "pca"})
     # Generation 2 holds the reference still, but the file is of generation 1, which is gone.
-    with pytest.raises(StoreError, match="another reference of this name"):
+    with pytest.raises(StoreError, match="another reference with this name"):
         scvec.explain(moved, folder / "out.h5ad", label="beta")
     scvec.rm(moved, "tiny")
     with pytest.raises(StoreError, match="does not have"):

@@ -199,7 +199,7 @@ def test_what_was_made_before_compact_is_of_the_same_reference(
     # With other cells it is another reference, also after the segments are merged.
     scvec.append_cells(store, [tiny_adata(6, seed=6)], name="tiny", **OPTIONS)
     scvec.compact(store)
-    with pytest.raises(StoreError, match="another reference of this name") as caught:
+    with pytest.raises(StoreError, match="another reference with this name") as caught:
         scvec.explain(store, out, cell=cell)
     assert caught.value.code == "annotation-outdated"
     with pytest.raises(InputError, match="'tiny'"):
