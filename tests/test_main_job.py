@@ -54,7 +54,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_unseen_donors_are_named(folder: Path):
+def test_unseen_donors_are_annotated(folder: Path):
     truth = anndata.read_h5ad(folder / "new.h5ad").obs["cell_type"].to_numpy().astype(str)
     found = scvec.query(folder / "store", folder / "new.h5ad")
     assert accuracy(truth, found.label) >= 0.95
@@ -66,7 +66,7 @@ def test_unseen_donors_are_named(folder: Path):
     assert accuracy(truth[sure], found.label[sure]) > accuracy(truth[~sure], found.label[~sure])
 
 
-def test_mouse_cells_are_named_through_orthologs(folder: Path):
+def test_mouse_cells_are_annotated_through_orthologs(folder: Path):
     cells = anndata.read_h5ad(DATA / "baron_mouse.h5ad")
     found = scvec.query(folder / "store", cells)
     truth = merge_labels(cells.obs["cell_type"].to_numpy().astype(str))
@@ -182,7 +182,7 @@ def test_two_runs_with_one_seed_give_one_manifest(folder: Path, tiny_adata: Call
     assert run("second", 4).references["tiny"].vectors == first.references["tiny"].vectors
 
 
-def test_store_is_proven_whole_and_damage_is_found(folder: Path, tmp_path: Path):
+def test_verify_accepts_an_intact_store_and_finds_damage(folder: Path, tmp_path: Path):
     report = scvec.verify(folder / "store")
     assert report.ok and report.encoder_parity["donors"] < 1e-5
     copy = shutil.copytree(folder / "store", tmp_path / "copy")
@@ -194,7 +194,7 @@ def test_store_is_proven_whole_and_damage_is_found(folder: Path, tmp_path: Path)
     assert not scvec.verify(copy).ok
 
 
-def test_where_asks_only_those_cells(folder: Path):
+def test_where_uses_only_matching_cells(folder: Path):
     found = scvec.query(
         folder / "store", folder / "new.h5ad", where="donor = 'human1' AND cell_type != 'beta'"
     )
@@ -205,7 +205,7 @@ def test_where_asks_only_those_cells(folder: Path):
 
 
 @pytest.mark.parametrize("method", ["knn", "head"])
-def test_each_member_can_answer_alone(folder: Path, method: str):
+def test_each_member_can_annotate_alone(folder: Path, method: str):
     truth = anndata.read_h5ad(folder / "new.h5ad").obs["cell_type"].to_numpy().astype(str)
     found = scvec.query(folder / "store", folder / "new.h5ad", method=method)
     assert accuracy(truth, found.label) > 0.9
@@ -295,7 +295,7 @@ def test_several_files_make_one_reference(tiny_store: Path, tiny_adata: Callable
 
 
 @pytest.mark.slow
-def test_what_a_user_should_know_is_said(tiny_store: Path, tiny_adata: Callable[..., anndata.AnnData]):
+def test_notes_tell_the_user_about_problems(tiny_store: Path, tiny_adata: Callable[..., anndata.AnnData]):
     cells = tiny_adata(60)
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"acinar": "cluster 7"})
     scvec.ingest_cells(tiny_store, [cells], name="told", **OPTIONS)

@@ -543,8 +543,8 @@ def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, A
     if share <= MOSTLY_NOVEL:
         return []
     if state.kind == "vectors":
-        told = "1) cells of another tissue than the reference; 2) vectors of another model"
-        return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {told}"]
+        causes = "1) cells of another tissue than the reference; 2) vectors of another model"
+        return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {causes}"]
     taken = " and ".join(in_words(scale) for scale in state.scales)
     values = (
         f"scale of the values (used as {taken}): --values"

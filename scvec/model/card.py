@@ -173,8 +173,8 @@ class Card:
         if self.failures:
             lines += ["", "Known failures:", *[f"- {text}" for text in self.failures]]
         for pack in self.derived_from:
-            told = f"{pack['name']}, sha256 {pack['sha256']}, packed by scvec {pack['scvec']}"
-            lines += ["", f"Derived from: {told}"]
+            origin = f"{pack['name']}, sha256 {pack['sha256']}, packed by scvec {pack['scvec']}"
+            lines += ["", f"Derived from: {origin}"]
         if self.changed:
             lines += ["", f"Changed since then ({MEASURED_BEFORE}):"]
             lines += [f"- {_change_line(change)}" for change in self.changed]

@@ -748,8 +748,8 @@ class GeneResolver:
         if via:
             used = int((np.diff(csr.indptr) > 0).sum())
             through = f" by way of {' and '.join(path[1:-1])}" if len(path) > 2 else ""
-            told = (s.confidence for s in shares.values() if s.weights and s.kind != "symbol")
-            known = [confidence for confidence in told if confidence == confidence]
+            confidences = (s.confidence for s in shares.values() if s.weights and s.kind != "symbol")
+            known = [confidence for confidence in confidences if confidence == confidence]
             confidence = f"; mean confidence {sum(known) / len(known):.2f}" if known else ""
             notes.append(
                 f"{match.species} genes were mapped to {target_species} through orthologs{through}: "

@@ -63,7 +63,7 @@ def test_odd_files_go_through_with_a_note(case: Case, store: Path, scratch: Path
     assert not any(re.search(r"[^.]\.$", note) for note in notes)
 
 
-def test_force_goes_on_where_few_genes_match(store: Path, tmp_path: Path) -> None:
+def test_force_continues_if_few_genes_match(store: Path, tmp_path: Path) -> None:
     for name in ("five-genes-match", "five-genes-match-and-hold-the-counts"):
         case = next(c for c in CASES if c.name == name)
         result = scvec("--store", store, *words_of(case, case.build(tmp_path)), "--force", "--json")

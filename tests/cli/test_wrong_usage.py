@@ -171,7 +171,7 @@ NO_STORES = {
 
 
 @pytest.mark.parametrize("place", NO_STORES)
-def test_what_is_no_store(place: str, shelf: Path, places: dict[str, str]) -> None:
+def test_paths_that_are_not_stores_are_refused(place: str, shelf: Path, places: dict[str, str]) -> None:
     exit_code, code, names = NO_STORES[place]
     commands = {**STORE_COMMANDS, **(MAKERS if exit_code == 3 else {})}
     before = sorted(shelf.rglob("*"))

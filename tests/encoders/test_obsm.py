@@ -98,7 +98,7 @@ def test_half_of_the_cells_may_be_of_new_types(made, cells):
     assert not refused(looks, new)
 
 
-def test_another_pca_of_scanpy_is_told_by_its_variances(made):
+def test_another_pca_of_scanpy_is_recognised_by_its_variances(made):
     ours, _, looks, _, fold = made
     new = ours[fold < 0].astype(np.float32)
     known = Known("X_pca", 2.0, (9.0, 4.0, 1.0))
@@ -109,7 +109,7 @@ def test_another_pca_of_scanpy_is_told_by_its_variances(made):
     assert refusal.value.code == "vectors-of-another-model"
 
 
-def test_too_few_cells_tell_nothing(made):
+def test_too_few_cells_are_not_compared(made):
     ours, _, looks, _, fold = made
     few = 1000 * ours[fold < 0][: MIN_CELLS - 1].astype(np.float32)
     assert "too few" in Known("X").check(few, (), looks, "f")

@@ -25,7 +25,7 @@ pytest.importorskip("accelerate", reason="needs the extra llm")
 pytestmark = pytest.mark.prompt
 
 
-def test_without_a_language_model_order_is_nothing_and_training_works(models: dict[str, CausalModel]) -> None:
+def test_without_a_language_model_the_order_does_not_matter(models: dict[str, CausalModel]) -> None:
     encoder, data = make(models["fp32"], order="none", epochs=12, epoch_cells=96, lr=5e-3), planted()
     seen: list[str] = []
     encoder.fit([data.chunk], data.labels, progress=lambda stage, done, total, detail="": seen.append(detail))
@@ -66,7 +66,7 @@ def test_one_seed_gives_one_encoder(models: dict[str, CausalModel]) -> None:
     assert not np.allclose(made[0], made[2], atol=1e-3)
 
 
-def test_whole_batches_tell_when_to_stop() -> None:
+def test_held_out_batches_decide_when_to_stop() -> None:
     from scvec.encoders.prompt import held_out_rows
 
     labels = np.arange(120) % 3
@@ -125,7 +125,7 @@ print(json.dumps(ended))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_killed_training_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_training_continues_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
     """Run each training in a fresh process, because earlier settings may change the last bits of sums."""
     tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests.parent), str(tests)])

@@ -110,7 +110,7 @@ def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
             next(source.chunks(rows=np.array([300])))
 
 
-def test_unsorted_and_repeated_entries_are_mended_without_touching_the_object() -> None:
+def test_unsorted_and_repeated_entries_are_fixed_without_changing_the_object() -> None:
     # 200 + 100 would overflow uint8, and adding up must not happen in the caller's arrays.
     matrix = sp.csr_matrix(
         (np.array([200, 100, 3, 4, 5], np.uint8), np.array([1, 1, 2, 0, 0]), np.array([0, 3, 5])),
@@ -125,7 +125,7 @@ def test_unsorted_and_repeated_entries_are_mended_without_touching_the_object() 
     assert adata.X.nnz == 5
 
 
-def test_features_that_are_no_genes_leave_every_gene_wise_thing() -> None:
+def test_non_gene_features_are_removed_from_all_attributes() -> None:
     x = dense_counts(30, 10)
     kinds = ["Gene Expression"] * 7 + ["Antibody Capture"] * 3
     with CellSource.open(adata_of(sp.csr_matrix(x), feature_types=kinds)) as source:
@@ -209,7 +209,7 @@ def test_spliced_layers_are_a_last_resort() -> None:
         assert source.state.where == "layers/unspliced"
 
 
-def test_what_only_a_full_reading_shows_is_found() -> None:
+def test_problems_outside_the_sample_are_found() -> None:
     x = dense_counts(5000, 30)
     adata = adata_of(sp.csr_matrix(x))
     row = 1111  # outside the sample

@@ -161,7 +161,7 @@ def test_mudata_of_mudata(cells, tmp_path: Path) -> None:
     assert_same(tmp_path / "x.h5mu", cells, labels="cell_type")
 
 
-def test_mudata_without_rna_is_asked_about(cells, tmp_path: Path) -> None:
+def test_mudata_without_rna_is_refused(cells, tmp_path: Path) -> None:
     path = mudata_file(tmp_path / "x.h5mu", {"a": proteins(cells), "b": proteins(cells)}, cells.obs)
     with pytest.raises(InputError, match="a, b"):
         contents_of(path, PLENTY)

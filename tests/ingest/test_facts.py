@@ -61,7 +61,7 @@ from scvec.ingest.sources.facts import (
         (12, "", {}),
     ],
 )
-def test_what_is_no_text_becomes_provenance(raw, text, provenance):
+def test_remarks_in_a_text_become_provenance(raw, text, provenance):
     assert clean_summary(raw) == (text, provenance)
 
 
@@ -114,7 +114,7 @@ def test_ids_are_positive_whole_numbers(value, expected):
     assert id_field(value) == expected
 
 
-def test_facts_have_the_thirteen_names_and_say_something():
+def test_facts_have_the_thirteen_names_and_values():
     assert len(FACTS) == 13
     assert facts_of(summary="x", aliases=[], lineage="") == {"summary": "x"}
     with pytest.raises(ValueError):

@@ -205,7 +205,7 @@ def test_several_samples_are_listed_and_one_is_chosen(cells, tmp_path: Path) -> 
         contents_of(tmp_path / "GSM3", PLENTY)
 
 
-def test_the_folder_taken_is_told(cells, tmp_path: Path) -> None:
+def test_a_note_names_the_folder_that_was_read(cells, tmp_path: Path) -> None:
     notes = assert_same(outs(tmp_path / "run", cells), cells)
     assert any("filtered_feature_bc_matrix.h5" in note for note in notes)
 

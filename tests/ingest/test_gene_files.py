@@ -63,7 +63,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.mark.parametrize(
     ("write", "name"), [(write_parquet, "g.parquet"), (write_jsonl, "g.jsonl"), (write_csv, "g.csv")]
 )
-def test_every_format_says_the_same(tmp_path: Path, write: Any, name: str) -> None:
+def test_every_format_gives_the_same_genes(tmp_path: Path, write: Any, name: str) -> None:
     [(gene, [text])] = read(write(tmp_path / name, [ROW]), retrieved_at="2026-02-03")
     assert gene.gene_id == "HGNC:6081"
     assert (gene.species, gene.symbol, gene.entrez_id, gene.name) == ("human", "INS", 3630, "insulin")

@@ -134,9 +134,7 @@ def test_a_misspelled_species_is_refused(resolver: GeneResolver) -> None:
 
 
 @pytest.mark.parametrize("species", ["other", "axolotl", "sheep"])
-def test_names_of_a_species_without_genes_are_genes_of_their_own(
-    resolver: GeneResolver, species: str
-) -> None:
+def test_names_of_an_unknown_species_are_used_unchanged(resolver: GeneResolver, species: str) -> None:
     match = resolver.resolve(["g00001", "INS"], species)
     assert match.species == species and match.gene_ids == ("g00001", "INS")
     assert any("are not in the store" in note for note in match.notes)
@@ -167,7 +165,7 @@ def test_dates_of_a_spreadsheet_are_noted(resolver: GeneResolver) -> None:
     assert any("dates" in n for n in resolver.resolve(["1-Mar", "2-Sep", "INS"], "human").notes)
 
 
-def test_levels_and_orphans_in_a_small_world() -> None:
+def test_kinds_of_names_and_unmatched_names_in_a_small_table() -> None:
     import pandas as pd
 
     rows = [
@@ -203,7 +201,7 @@ NAMES = [
 @given(
     st.lists(st.sampled_from(NAMES) | st.text(max_size=12), max_size=12), st.randoms(use_true_random=False)
 )
-def test_a_name_means_the_same_in_any_company(
+def test_a_name_has_the_same_gene_alone_and_among_others(
     resolver: GeneResolver, names: list[str], rng: random.Random
 ) -> None:
     alone = {n: resolver.resolve([n], "human") for n in names}

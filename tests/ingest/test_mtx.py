@@ -96,7 +96,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_damaged_text_is_refused_and_the_place_told(kind: str, tmp_path: Path) -> None:
+def test_damaged_text_is_refused_with_its_place(kind: str, tmp_path: Path) -> None:
     n, body, message = BAD[kind]
     path = tmp_path / "matrix.mtx"
     path.write_bytes(TITLE + b"%%\n9 7 %d\n" % n + body)

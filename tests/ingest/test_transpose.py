@@ -100,7 +100,7 @@ def csc_file(path: Path, matrix: Any, chunk: int | None, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["f4", "f2", ">f8", "u1"])
 @pytest.mark.parametrize("chunk", [None, 5, 64], ids=["whole", "short", "long"])
-def test_what_is_stored_by_gene_is_read_by_cell(tmp_path: Path, dtype: str, chunk: int | None) -> None:
+def test_a_csc_matrix_is_read_by_cell(tmp_path: Path, dtype: str, chunk: int | None) -> None:
     rng = np.random.default_rng(3)
     indptr = np.concatenate([[0, 0], np.cumsum(rng.integers(0, 30, 25)), [0, 0]])
     indptr[-2:] = indptr[-3]  # columns without values at both ends
@@ -162,7 +162,7 @@ def test_the_memory_is_kept_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-def test_no_room_for_temporary_files_is_told(tmp_path: Path, monkeypatch: Any, code: int) -> None:
+def test_a_full_disk_for_temporary_files_is_an_error(tmp_path: Path, monkeypatch: Any, code: int) -> None:
     def full(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 

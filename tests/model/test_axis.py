@@ -144,7 +144,7 @@ def test_genes_of_the_smaller_species_are_scaled_by_shared_classes(resolver: Gen
     np.testing.assert_allclose(np.expm1(got), values[1] * expected, rtol=1e-3)
 
 
-def test_species_without_a_shared_class_are_told_of(resolver: GeneResolver) -> None:
+def test_species_without_a_shared_class_give_a_warning(resolver: GeneResolver) -> None:
     human, mouse = file(resolver, HUMAN, 20, 0), file(resolver, MOUSE, 10, 1)
     axis = common_axis([human, mouse], resolver)
     same, notes = align_species(axis, [human, mouse], np.repeat([0, 1], [20, 10]))

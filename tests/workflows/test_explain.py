@@ -142,7 +142,7 @@ def test_values_that_were_changed_after_the_annotation(folder: Path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"reference": 1}', '{"reference": "tiny", "generation": "x"}'])
-def test_damaged_parameters_are_told(folder: Path, text: str):
+def test_damaged_parameters_are_an_error(folder: Path, text: str):
     cells = anndata.read_h5ad(folder / "out.h5ad")
     cells.uns["scvec"]["parameters"] = text
     with pytest.raises(InputError, match="damaged"):

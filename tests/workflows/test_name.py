@@ -58,7 +58,7 @@ def test_without_a_store_the_same_answer(store, tmp_path):
     assert scvec.name(None, markers=path).to_dict() == scvec.name(store, markers=path).to_dict()
 
 
-def test_of_ids_of_their_own_kind_nothing_is_known(store, cells):
+def test_ids_of_an_unknown_species_cannot_be_named(store, cells):
     other = cells[:50, :2000].copy()
     other.var = pd.DataFrame(index=[f"g{i:05d}" for i in range(other.n_vars)])
     for species, code in (("other", "species-not-loaded"), ("auto", "genes-not-recognised")):
@@ -198,7 +198,7 @@ def test_markers_are_evidence_for_labels(lacking):
 
 
 @pytest.mark.slow
-def test_swapped_labels_are_doubted(lacking):
+def test_swapped_labels_give_a_warning(lacking):
     store, reference, *_, good = lacking
     assert not [n for n in good.notes if "known markers of labels" in n]
     swapped = reference.copy()
@@ -226,7 +226,7 @@ def test_swapped_labels_are_doubted(lacking):
         ("ICAM-1", {"ICAM1"}),
     ],
 )
-def test_names_of_proteins_in_lists_stand_for_their_genes(said, meant):
+def test_names_of_proteins_in_lists_become_genes(said, meant):
     with knowledge(None) as (kb, resolver):
         key = ortholog_key(resolver)
         index = marker_index(kb, resolver, key)
@@ -236,7 +236,7 @@ def test_names_of_proteins_in_lists_stand_for_their_genes(said, meant):
     assert {ids.get(gene) for gene, name in found.items() if name == said} == meant
 
 
-def test_genes_with_a_minus_speak_against(tmp_path):
+def test_genes_with_a_minus_are_evidence_against(tmp_path):
     path = tmp_path / "lists.csv"
     path.write_text("group,genes,tissue\na,CD79A+ CD79B+ MS4A1- CD3-,blood\n")
     best = scvec.name(None, markers=path).groups[0].candidates[0]
