@@ -308,7 +308,7 @@ def diagnosis(annotation: Annotation) -> list[tuple[str, str]]:
         ("Genes", str(p["genes"])),
         ("Genes of the reference measured", f"{p['reference_genes_measured']:.1%}"),
         ("Cell space", "fitted to these genes" if p["fitted"] else "from the ingest"),
-        ("Method", "head and neighbors" if p["method"] == "both" else str(p["method"])),
+        ("Method", "head and neighbours" if p["method"] == "both" else str(p["method"])),
         ("Shift against the reference", f"{shift['size']:.1f} standard deviations of its held-out cells"),
         ("Neighbours asked", str(p["n_neighbors"])),
         *([("Only reference cells where", str(p["where"]))] if p.get("where") else []),

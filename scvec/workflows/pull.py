@@ -477,7 +477,7 @@ def _notes(meta: dict[str, Any], known: set[str]) -> list[str]:
             "they count as not measured until they are loaded (scvec ingest genes)"
         )
     if meta.get("without_cells"):
-        notes.append("the pack has no cells: its trained head annotates, without neighbors")
+        notes.append("the pack has no cells: its trained head annotates, without neighbours")
     return notes
 
 

@@ -233,7 +233,7 @@ def _prepare(
 
 
 def _clipped(options: QueryOptions, available: int) -> tuple[QueryOptions, list[str]]:
-    """Return the options with at most as many neighbors as reference cells, and notes."""
+    """Return the options with at most as many neighbours as reference cells, and notes."""
     wanted = options.n_neighbors
     if wanted <= available:
         return options, []
@@ -244,7 +244,7 @@ def _clipped(options: QueryOptions, available: int) -> tuple[QueryOptions, list[
 def _predict(
     opened: Store, ready: _Prepared, options: QueryOptions, subset: Int64 | None, progress: Progress
 ) -> Prediction:
-    """Encode the cells, search their neighbors and combine the classifiers."""
+    """Encode the cells, search their neighbours and combine the classifiers."""
     arrays.trim()  # return the memory of reading, because the chunks need memory
     prediction = predict_cells(
         ready.model,
