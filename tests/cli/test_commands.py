@@ -1,4 +1,4 @@
-"""A command parses, makes one library call, and prints what it gives back."""
+"""A command parses its options, makes one library call, and prints the result."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def run(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[st
 
 @pytest.fixture
 def inside(monkeypatch):
-    """Runs the command line in this process, with the same short waits: where only what is said counts."""
+    """Runs the command line in this process, with the same short waits, for tests of its output."""
     from scvec.cli.main import cli
     from scvec.ingest.sources import retry
 

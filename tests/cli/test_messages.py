@@ -1,4 +1,4 @@
-"""What goes to stdout, what to stderr, and with which exit code a command ends."""
+"""Output to stdout and stderr, and exit codes of commands."""
 
 from __future__ import annotations
 

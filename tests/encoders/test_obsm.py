@@ -1,4 +1,4 @@
-"""Vectors of obsm: those of another model are told from those of another donor by what they look like."""
+"""Vectors of obsm: vectors of another model are distinguished from vectors of another donor."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def components(X, rows, n=30):
 
 @pytest.fixture(scope="module", params=["pca", "autoencoder"])
 def made(cells, request):
-    """Vectors of one model for all cells, what the reference's look like, and those of other models."""
+    """Vectors of one model for all cells, their statistics in the reference, and vectors of other models."""
     X, labels, fold = cells
     ours, theirs = components(X, fold >= 0), components(X, fold < 0)
     whitened = (

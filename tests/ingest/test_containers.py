@@ -121,7 +121,7 @@ def test_attributes_that_do_not_fit(cells, tmp_path: Path) -> None:
 
 
 def mudata_file(path: Path, parts: dict[str, anndata.AnnData], obs: pd.DataFrame) -> Path:
-    """Write what mudata 0.2 and 0.3 write."""
+    """Write a file like mudata 0.2 and 0.3."""
     with h5py.File(path, "w") as file:
         file.attrs["encoding-type"], file.attrs["encoding-version"] = "MuData", "0.1.0"
         write_elem(file, "obs", obs)

@@ -1,4 +1,4 @@
-"""What values are, and what becomes of them; oracle: plain NumPy on dense matrices."""
+"""Scales of values and their conversion; oracle: plain NumPy on dense matrices."""
 
 from __future__ import annotations
 

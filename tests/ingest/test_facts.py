@@ -1,4 +1,4 @@
-"""Texts of live sources: what is taken out, what is kept, and that nothing breaks the cleaning."""
+"""Texts of live sources: removed and kept parts, and that cleaning never fails."""
 
 import json
 import unicodedata

@@ -55,7 +55,7 @@ def ten(
 
 
 def wrong(c):
-    """Return other cells, as lie in what must not be taken."""
+    """Return other cells, for files that must not be read."""
     return c[::-1].copy()
 
 

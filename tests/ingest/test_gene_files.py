@@ -1,4 +1,4 @@
-"""Gene files: what is read from them, and what a bad one gets."""
+"""Gene files: their content, and the errors for bad files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gene tables as downloaded: told by their content, read in batches, refused where something else."""
+"""Downloaded gene tables: recognised by content, read in batches, other files refused."""
 # ruff: noqa: E501 (rows of tables as they are downloaded)
 
 from __future__ import annotations

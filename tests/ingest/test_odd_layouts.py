@@ -78,7 +78,7 @@ def test_the_layer_that_holds_the_counts_is_taken(x, layers, place, tmp_path: Pa
 
 
 def seurat(folder: Path, *, fixed: bool, marked: bool, raw: bool = True) -> Path:
-    """Write what SeuratDisk's Convert writes of an assay without meta.features."""
+    """Write a file like SeuratDisk's Convert does for an assay without meta.features."""
     text = "S9" if fixed else h5py.string_dtype()
     x = sp.csr_matrix(COUNTS)
     with h5py.File(folder / "seurat.h5ad", "w") as file:

@@ -27,7 +27,7 @@ def frame(cells) -> pd.DataFrame:
 
 
 def r_table(cells, sep: str, *, quote: str = '"') -> str:
-    """Return what R's write.table writes: one title less than columns."""
+    """Return the text of R's write.table: one title fewer than columns."""
     rows = frame(cells).T
     lines = [sep.join(f"{quote}{name}{quote}" for name in rows.columns)]
     lines += [
@@ -38,7 +38,7 @@ def r_table(cells, sep: str, *, quote: str = '"') -> str:
 
 
 def numbered(cells) -> str:
-    """Return what data.table's fwrite of a data.frame gives: numbers of rows before the names."""
+    """Return the text of data.table's fwrite of a data.frame: row numbers before the names."""
     rows = frame(cells).T.rename_axis("gene").reset_index()
     rows.index += 1
     return rows.to_csv()

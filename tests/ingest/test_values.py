@@ -45,7 +45,7 @@ def estimated(x: np.ndarray) -> np.ndarray:
 
 
 def corrected(x: np.ndarray) -> np.ndarray:
-    """DecontX leaves of each count what is not ambient."""
+    """DecontX subtracts the ambient part of each count."""
     return x * np.random.default_rng(2).beta(40, 3, x.shape)
 
 
@@ -86,7 +86,7 @@ OF_PARTS = [
 
 
 def made(name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values as stored, float32, and log1p CP10k of what they stand for."""
+    """Return the stored values, float32, and their log1p CP10k."""
     linear, done, _ = TRANSFORMS[name]
     return done(linear(x)).astype(np.float32), np.log1p(cp(linear(x)))
 

@@ -1,4 +1,4 @@
-"""Files joined from samples that measured other genes; oracle: what was taken away, and each sample alone."""
+"""Files joined from samples with different genes; oracle: the removed genes, and each sample alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of annotated cells: what is drawn is what the columns say, and axes come back."""
+"""Figures of annotated cells: the drawn data equal the columns, and the axes are returned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells that are given twice: trained on once, appended once, and told of."""
+"""Repeated cells: they are trained on once, appended once, and reported."""
 
 from __future__ import annotations
 

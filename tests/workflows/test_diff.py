@@ -1,4 +1,4 @@
-"""What differs between two generations, and that only what differs is encoded again."""
+"""Differences between two versions, and that only changed texts are encoded again."""
 
 from __future__ import annotations
 

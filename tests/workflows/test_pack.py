@@ -1,4 +1,4 @@
-"""Packs: what goes out comes back, and what was tampered with does not come in."""
+"""Packs: a pulled pack equals the packed reference, and manipulated packs are refused."""
 
 from __future__ import annotations
 
@@ -593,12 +593,12 @@ def test_the_golden_query_finds_a_pack_that_does_not_work(change, made, target, 
 
 
 def test_the_same_model_passes_the_golden_query(made, target, tmp_path):
-    """Otherwise the test above would not show what it is about."""
+    """Otherwise the test above would prove nothing."""
     scvec.pull(target, with_model(made / "whole.scvec", tmp_path / "same.scvec", lambda *_: None))
 
 
 class Files(BaseHTTPRequestHandler):
-    """Gives one file, in parts if asked for; breaks off after some bytes where told to."""
+    """Serves one file, also in parts; interrupts after some bytes on request."""
 
     def __init__(self, state, *args):
         self.state = state
@@ -716,7 +716,7 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Speaks as Hugging Face's hub does: what a repository holds, and its files."""
+    """Imitates the Hugging Face hub: list of a repository, and its files."""
 
     def __init__(self, state, *args):
         self.state = state

@@ -1,4 +1,4 @@
-"""Several references at once: each annotates, those that know a cell have a say, the ontology joins them."""
+"""Several references: each annotates, weights choose among them, the ontology combines labels."""
 
 from __future__ import annotations
 
