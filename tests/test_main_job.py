@@ -265,7 +265,7 @@ def test_small_and_odd_references_work_or_say_why_not(
     few.obs["cell_type"] = ["alpha"] * 4 + ["beta"] * 4 + ["ductal"]  # one cell of a type
     scvec.ingest_cells(tiny_store, [few], name="few", **OPTIONS)
     found = scvec.query(tiny_store, cells, reference="few")
-    assert any("clipped" in note for note in found.notes)
+    assert any("reduced" in note for note in found.notes)
     assert found.neighbors.indices.shape == (60, 9)
     alone = cells[:3].copy()
     alone.obs["cell_type"] = ["alpha", "beta", "ductal"]

@@ -67,7 +67,7 @@ def test_two_forms_of_one_sample_are_refused(tmp_path):
         file.touch()
     with pytest.raises(InputError, match="have the same") as caught:
         query_files(files, "{}.csv")
-    assert "of its own" in caught.value.fix
+    assert "separate command" in caught.value.fix
 
 
 def test_missing_files_are_reported_before_any_work(paths, tmp_path):

@@ -93,7 +93,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str, str]] = {
     "source of unknown kind": (
         ("ingest", "genes", "--source", "{dir}/table.xls"),
         "wrong-format",
-        "gene files",
+        "unknown format",
     ),
     "genes of the snapshot": (
         ("ingest", "genes", "--genes", "{dir}/unknown.txt"),

@@ -260,7 +260,7 @@ def test_one_gene_of_many_is_split_unless_a_namesake_is_there(resolver: GeneReso
 
 
 def test_a_repeated_target_is_refused(resolver: GeneResolver) -> None:
-    with pytest.raises(InputError, match="twice"):
+    with pytest.raises(InputError, match="repeated id"):
         resolver.map_to(resolver.resolve(["INS"]), [INS, INS], "human")
 
 
