@@ -69,7 +69,7 @@ _case(
     "missing-folder",
     lambda folder: folder / "no" / "new.h5ad",
     "file-not-found",
-    names="no$",
+    names="no does not exist$",
     command="ingest",
 )
 _case("folder", lambda folder: folder, "not-a-file", names="folder")

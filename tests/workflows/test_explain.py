@@ -68,7 +68,7 @@ def test_a_cell_is_explained_with_each_of_its_neighbours(folder: Path):
         [column] = np.flatnonzero(annotated.var_names == gene.symbol)
         assert gene.expression == pytest.approx(log[column], abs=1e-4)
     text = str(found)
-    assert name in text and found.genes[0].symbol in text and "in all" in text
+    assert name in text and found.genes[0].symbol in text and "total" in text
     other = next(c for c in ("alpha", "beta", "acinar") if c not in (label, *found.against))
     compared = scvec.explain(folder / "store", folder / "out.h5ad", cell=name, against=other)
     assert list(compared.against) == [other] and compared.log_odds >= found.log_odds
