@@ -543,8 +543,8 @@ def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, A
     if share <= MOSTLY_NOVEL:
         return []
     if state.kind == "vectors":
-        causes = "1) cells of another tissue than the reference; 2) vectors of another model"
-        return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {causes}"]
+        listed = "1) cells of another tissue than the reference; 2) vectors of another model"
+        return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {listed}"]
     taken = " and ".join(in_words(scale) for scale in state.scales)
     values = (
         f"scale of the values (used as {taken}): --values"
