@@ -364,7 +364,7 @@ def latin(folder: Path, cells: anndata.AnnData) -> Path:
 
 
 def seuratdisk(*, fixed: bool) -> Callable[[Path, anndata.AnnData], Path]:
-    """Write what SeuratDisk's Convert writes of an assay without meta.features."""
+    """Write a file like SeuratDisk's Convert does for an assay without meta.features."""
 
     def make(folder: Path, cells: anndata.AnnData) -> Path:
         text = "S64" if fixed else h5py.string_dtype()
@@ -558,8 +558,8 @@ SHAPES: tuple[Shape, ...] = (
     ),
     _A("layers-corrected", placed(scaled, cellbender=same, background=part(0.1))),
     _A("x-arcsinh", placed(lambda x: each(x, np.arcsinh), raw_counts=same), says="layers/raw_counts"),
-    _A("x-scaled-raw-counts", placed(scaled, raw=same), says="passed over X"),
-    _A("x-scaled-raw-log", placed(scaled, raw=log1p), says="passed over X"),
+    _A("x-scaled-raw-counts", placed(scaled, raw=same), says="did not use X"),
+    _A("x-scaled-raw-log", placed(scaled, raw=log1p), says="did not use X"),
     _A("x-log-layer-counts", placed(log1p, counts=same)),
     _A("x-scaled-only", placed(scaled), "values-not-counts", "scaled", quick=True),
     _A("x-absent", placed(None), "no-values"),
@@ -634,7 +634,7 @@ SHAPES: tuple[Shape, ...] = (
     _A("one-cell", changed(lambda c: c[:1].copy()), of=0),
     _A("no-cells", changed(lambda c: c[:0].copy()), "no-cells"),
     _A("no-genes", changed(lambda c: c[:, :0].copy()), "no-genes"),
-    _A("empty-cells", changed(empty_cells), says="no counts at all"),
+    _A("empty-cells", changed(empty_cells), says="without counts"),
     _A("vectors-only", placed(None), "no-values"),
     _A("float64", with_values(lambda x: x.astype(np.float64))),
     _A("int64", with_values(lambda x: x.astype(np.int64))),

@@ -136,7 +136,7 @@ def test_no_two_species_share_a_name_or_an_id() -> None:
 
 
 @pytest.mark.parametrize("species", IDS)
-def test_ids_of_a_species_that_is_not_loaded_are_told(species: str, resolver: GeneResolver) -> None:
+def test_ids_of_a_species_that_is_not_loaded_are_recognised(species: str, resolver: GeneResolver) -> None:
     names = [IDS[species].format(n) for n in range(10_000, 11_000)]
     assert resolver.resolve(names).looks_like == species
     # Files name what has a symbol by it, and the rest by its id.
@@ -145,14 +145,14 @@ def test_ids_of_a_species_that_is_not_loaded_are_told(species: str, resolver: Ge
 
 
 @pytest.mark.parametrize("species", [s for s in EIGHT if s != "cynomolgus"])
-def test_symbols_of_a_species_that_is_not_loaded_are_told(
+def test_symbols_of_a_species_that_is_not_loaded_are_recognised(
     species: str, renamed: dict[str, list[str]], resolver: GeneResolver
 ) -> None:
     assert resolver.resolve(renamed[species]).looks_like == species
 
 
 @pytest.mark.parametrize("species", ["pig", "rat"])
-def test_symbols_that_were_made_unique_are_told(
+def test_symbols_that_were_made_unique_are_recognised(
     species: str, renamed: dict[str, list[str]], resolver: GeneResolver
 ) -> None:
     table = pd.DataFrame(index=renamed[species])
@@ -316,7 +316,7 @@ def test_species_are_joined_through_others_and_that_is_said() -> None:
     assert fewer.weights.toarray().tolist() == [[0.0], [1.0]]
 
 
-def test_species_that_nothing_joins_are_refused() -> None:
+def test_species_without_common_orthologs_are_refused() -> None:
     resolver = tiny(PAIRS[:3])
     match = resolver.resolve(["g1"], "other")
     with pytest.raises(InputError) as caught:
@@ -324,7 +324,7 @@ def test_species_that_nothing_joins_are_refused() -> None:
     assert caught.value.code == "species-not-joined"
 
 
-def test_ids_of_their_own_kind_stay_when_their_species_is_loaded() -> None:
+def test_unchanged_ids_stay_valid_when_their_species_is_loaded() -> None:
     resolver = tiny(PAIRS)
     match = resolver.resolve(["w1-symbol"], "worm")
     assert resolver.map_to(match, ["w1-symbol"], "worm").measured.all()
@@ -350,9 +350,7 @@ def test_a_better_pair_takes_the_place_of_one_that_is_known(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_ids_of_their_own_kind_work_from_end_to_end(
-    tmp_path: Path, new_store: Callable[[Path], Path]
-) -> None:
+def test_unchanged_ids_work_from_ingest_to_query(tmp_path: Path, new_store: Callable[[Path], Path]) -> None:
     cells = anndata.read_h5ad(DATA / "baron_human.h5ad")
     kept = np.argsort(-np.asarray(cells.X.sum(axis=0)).ravel())[:2000]
     cells = cells[:, kept].copy()
@@ -366,7 +364,7 @@ def test_ids_of_their_own_kind_work_from_end_to_end(
     found = scvec.query(store, new)  # the species is that of the reference
     assert found.parameters["species"] == "other"
     assert np.mean(found.label == new.obs["cell_type"].to_numpy().astype(str)) > 0.9
-    assert any("nothing is known of genes of other" in note for note in found.notes)
+    assert any("the genes of other are not in the store" in note for note in found.notes)
     top = found.explain(label="beta")
     assert "g0" in "\n".join(top.lines())
     for call in (

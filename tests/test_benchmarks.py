@@ -1,4 +1,4 @@
-"""The numbers on the page are those that the scripts wrote."""
+"""The numbers on the page equal the numbers that the scripts wrote."""
 
 from __future__ import annotations
 

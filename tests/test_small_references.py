@@ -58,10 +58,10 @@ def test_two_types(store: Path, tiny_adata: Cells):
     assert accuracy(labels(new), found.label) > 0.9
 
 
-def test_one_type_says_why_not(store: Path, tiny_adata: Cells):
+def test_one_type_is_an_error(store: Path, tiny_adata: Cells):
     cells = tiny_adata(30, classes=2)
     cells.obs["cell_type"] = "alpha"
-    with pytest.raises(InputError, match="nothing to tell apart"):
+    with pytest.raises(InputError, match="all cells have the same label"):
         scvec.ingest_cells(store, [cells], name="one", **OPTIONS)
 
 
@@ -104,7 +104,7 @@ def test_fifty_genes_in_common(store: Path, tiny_adata: Cells, encoder: str):
         scvec.query(store, new[:, few].copy(), reference="wide")
 
 
-def test_seventy_cells_and_one_cell_to_name(store: Path, tiny_adata: Cells):
+def test_seventy_reference_cells_and_one_query_cell(store: Path, tiny_adata: Cells):
     scvec.ingest_cells(store, [tiny_adata(90)], name="plain", batch_key="donor", **OPTIONS)
     new = tiny_adata(70, seed=1)
     many = scvec.query(store, new, reference="plain", coverage=0.9, novelty="absolute")
@@ -115,7 +115,7 @@ def test_seventy_cells_and_one_cell_to_name(store: Path, tiny_adata: Cells):
     assert one.novelty[0] == pytest.approx(many.novelty[5], abs=1e-4)
 
 
-def test_rare_labels_are_left_out_when_asked_and_said_so(store: Path, tiny_adata: Cells):
+def test_rare_labels_are_left_out_on_request_with_a_note(store: Path, tiny_adata: Cells):
     cells = tiny_adata(63, classes=3)
     kept = np.flatnonzero((labels(cells) != "acinar") | (np.arange(63) < 9))
     report = scvec.ingest_cells(store, [cells[kept].copy()], name="rare", min_cells=5, **OPTIONS)
@@ -125,11 +125,11 @@ def test_rare_labels_are_left_out_when_asked_and_said_so(store: Path, tiny_adata
     assert any("'acinar' was left out: 3 cells" in note for note in report.notes)
     found = scvec.query(store, tiny_adata(30, seed=1), reference="rare")
     assert set(found.label) <= {"alpha", "beta"}
-    with pytest.raises(InputError, match="fewer than two labels have 50 cells"):
+    with pytest.raises(InputError, match="fewer than two labels have at least 50 cells"):
         scvec.ingest_cells(store, [cells], name="rare", min_cells=50, **OPTIONS)
 
 
-def test_odd_labels_are_told_with_counts_and_kept(store: Path, tiny_adata: Cells):
+def test_odd_labels_are_reported_with_counts_and_kept(store: Path, tiny_adata: Cells):
     cells = tiny_adata(120, classes=3)
     names = labels(cells).astype(object)
     alpha = np.flatnonzero(names == "alpha")
@@ -142,7 +142,7 @@ def test_odd_labels_are_told_with_counts_and_kept(store: Path, tiny_adata: Cells
     assert {"alpha", "Alpha cells", "unknown"} <= set(report.classes)
     found = {(f["kind"], *sorted(f["labels"])): f for f in report.to_dict()["label_findings"]}
     twins = found["near-duplicate", "Alpha cells", "alpha"]
-    assert twins["labels"]["Alpha cells"] == 15 and "kept apart" in twins["message"]
+    assert twins["labels"]["Alpha cells"] == 15 and "kept separate" in twins["message"]
     assert found["no cell type", "unknown"]["labels"] == {"unknown": 24}
     loose = found["does not hang together", "unknown"]
     assert "24" in loose["message"] and ("does not hang together", "beta") not in found
@@ -174,7 +174,7 @@ def test_sets_are_written_with_the_answer(store: Path, tiny_adata: Cells, tmp_pa
     assert (loose.novelty > plain.novelty).all() and (loose.label == plain.label).all()
 
 
-def test_labels_with_the_mark_of_sets_are_listed_beside(store: Path, tiny_adata: Cells, tmp_path: Path):
+def test_labels_with_the_separator_are_also_listed_as_json(store: Path, tiny_adata: Cells, tmp_path: Path):
     cells = tiny_adata(120)
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace({"beta": 'beta|B, "b"'})
     scvec.ingest_cells(store, [cells], name="marks", **OPTIONS)
@@ -203,9 +203,7 @@ def test_labels_with_the_mark_of_sets_are_listed_beside(store: Path, tiny_adata:
     ],
     ids=["each", "none", "some"],
 )
-def test_columns_that_tell_of_no_batches_are_not_used(
-    batches, told, held_out, store: Path, tiny_adata: Cells
-):
+def test_columns_without_batches_are_not_used(batches, told, held_out, store: Path, tiny_adata: Cells):
     cells = tiny_adata(120)
     cells.obs["sample"] = batches(cells.n_obs)
     report = scvec.ingest_cells(store, [cells], name="odd-batches", batch_key="sample", **OPTIONS)

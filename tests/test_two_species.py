@@ -44,7 +44,7 @@ def made(
     return store, report
 
 
-def test_the_report_tells_of_both(made: tuple[Path, Any]) -> None:
+def test_the_report_counts_both_species(made: tuple[Path, Any]) -> None:
     _, report = made
     assert report.classes == {"acinar": 50, "alpha": 50, "beta": 50}
     assert any("scaled to the level of human by 3 labels" in note for note in report.notes)
@@ -55,7 +55,9 @@ def test_the_report_tells_of_both(made: tuple[Path, Any]) -> None:
 
 
 @pytest.mark.parametrize("species", ["human", "mouse"])
-def test_a_query_of_either_is_at_home(made: tuple[Path, Any], tiny_adata: Cells, species: str) -> None:
+def test_queries_of_both_species_are_annotated(
+    made: tuple[Path, Any], tiny_adata: Cells, species: str
+) -> None:
     new = tiny_adata(60, seed=8) if species == "human" else mouse_cells(tiny_adata, 60, 8)
     truth = np.where(new.obs["cell_type"] == "A cell", "alpha", new.obs["cell_type"].astype(str))
     found = scvec.query(made[0], new, reference="both")
@@ -68,19 +70,19 @@ def test_a_query_of_either_is_at_home(made: tuple[Path, Any], tiny_adata: Cells,
     assert alone.label[0] == found.label[7]
 
 
-def test_the_store_says_both_and_is_sound(made: tuple[Path, Any]) -> None:
+def test_the_store_lists_both_species_and_is_intact(made: tuple[Path, Any]) -> None:
     [info] = scvec.info(made[0], "both").references
     assert info.species == "human and mouse" and info.details["cells"] == {"human": 90, "mouse": 60}
     assert [s["species"] for s in info.details["sources"]] == ["mouse", "human"]
     assert scvec.verify(made[0]).ok
 
 
-def test_neighbours_of_one_species_can_be_asked_for(made: tuple[Path, Any], tiny_adata: Cells) -> None:
+def test_neighbours_can_be_limited_to_one_species(made: tuple[Path, Any], tiny_adata: Cells) -> None:
     found = scvec.query(made[0], tiny_adata(6, seed=8), reference="both", where="scvec_species = 'mouse'")
     assert (found.neighbors.indices < 60).all()  # the mouse file was given first
 
 
-def test_a_reference_of_one_species_still_calls_the_other_foreign(
+def test_a_reference_of_one_species_maps_the_other_through_orthologs(
     made: tuple[Path, Any], tiny_adata: Cells
 ) -> None:
     store, _ = made

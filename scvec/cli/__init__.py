@@ -1,1 +1,1 @@
-"""The command line: a command parses, calls one library function, and prints what it gives back."""
+"""The command line: a command parses its options, calls one library function, and prints the result."""

@@ -98,7 +98,7 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
     "--label-map",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Names to treat as one: a JSON object, or a csv or tsv file with two columns.",
+    help="Old and new labels, to merge labels: a JSON object, or a csv or tsv file with two columns.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="OUT.json", help="File for the numbers."

@@ -35,7 +35,7 @@ __all__ = ["ingest"]
 
 
 class _Encoder(click.Choice[str]):
-    """A name of an encoder, and what follows it after a colon (``obsm:KEY``)."""
+    """The name of an encoder, with an optional key after a colon (``obsm:KEY``)."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         super().convert(value.partition(":")[0], param, ctx)
@@ -59,7 +59,7 @@ for _command in gene_commands:
 
 @ingest.command()
 @click.argument("refs", metavar="REF...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--name", required=True, help="What to call the reference.")
+@click.option("--name", required=True, help="Name of the reference.")
 @click.option("--label-key", required=True, metavar="COLUMN", help="Column of obs with the labels.")
 @any_species_option
 @layer_option
@@ -70,7 +70,7 @@ for _command in gene_commands:
     default="minilm",
     show_default=True,
     metavar="SPEC",
-    help=f"Which gene vectors: {', '.join(backbone_forms())}.",
+    help=f"Source of the gene vectors: {', '.join(backbone_forms())}.",
 )
 @base_url_option
 @max_cost_option
@@ -79,57 +79,55 @@ for _command in gene_commands:
     type=_Encoder(encoder_names()),
     default="discriminant",
     show_default=True,
-    help="How cells become vectors; obsm:X_scVI takes those of obsm; pca and residual are controls.",
+    help="Encoder of the cells; obsm:X_scVI uses the vectors in obsm; pca and residual are controls.",
 )
 @click.option(
-    "--batch-key", metavar="COLUMN", help="Column of obs with the donor or batch; calibrates across them."
+    "--batch-key", metavar="COLUMN", help="Column of obs with donors or batches, held out for calibration."
 )
 @click.option(
     "--label-map",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="csv, tsv or JSON: label, the label it becomes; for files that name one type differently.",
+    help="csv, tsv or JSON with old and new labels, for files with different names of one type.",
 )
 @click.option(
     "--min-cells",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Leave out labels that fewer cells have.",
+    help="Remove labels with fewer cells.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all that is random."
-)
-@click.option("--force", is_flag=True, help="Go on where few genes match.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@click.option("--force", is_flag=True, help="Continue even if few genes match.")
 @llm_option("prompt: folder of a language model, GGUF file, smollm2, or hub id.  [default: smollm2]")
 @click.option(
     "--n-genes",
     type=click.IntRange(min=1),
     metavar="N",
-    help="prompt, sentence: genes of a cell that are read.  [default: 256 on a CPU, 2048 on a GPU; 64]",
+    help="prompt, sentence: genes per cell.  [default: 256 on a CPU, 2048 on a GPU; 64]",
 )
 @click.option(
     "--prompt-order",
     type=click.Choice(["paper", "code", "none"]),
-    help="prompt: instruction first, last, or no language model at all.  [default: paper]",
+    help="prompt: instruction first, last, or no language model.  [default: paper]",
 )
-@click.option("--epochs", type=click.IntRange(min=0), help="prompt: epochs at most.  [default: 8]")
+@click.option("--epochs", type=click.IntRange(min=0), help="prompt: largest number of epochs.  [default: 8]")
 @click.option(
-    "--append", is_flag=True, help="Add the cells to a reference that is there, without training it again."
+    "--append", is_flag=True, help="Append the cells to an existing reference, without training it again."
 )
 @click.option(
     "--index",
     type=click.Choice(["auto", *index_kinds()]),
     default="auto",
     show_default=True,
-    help="How neighbours are searched: flat looks at all cells, ivf at some; auto: ivf from 200,000 on.",
+    help="Search of neighbours: flat is exact, ivf is approximate; auto: ivf from 200,000 cells on.",
 )
 @click.option(
     "--recall",
     type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
     default=0.95,
     show_default=True,
-    metavar="SHARE",
+    metavar="FRACTION",
     help="ivf: requested fraction of the nearest cells that are found.",
 )
 @device_option
@@ -140,9 +138,9 @@ for _command in gene_commands:
 def cells(
     ctx: click.Context, session: Session, /, refs: tuple[Path, ...], append: bool, **given: Any
 ) -> None:
-    """Make a reference of labelled cells: vectors, index, head and calibration.
+    """Make a reference from labelled cells: vectors, index, head and calibration.
 
-    Genes and gene vectors that the store lacks are ingested on the way.
+    Missing genes and gene vectors are ingested first.
 
     \b
     Example:
@@ -169,7 +167,7 @@ def cells(
 
 
 def _refuse_settings(ctx: click.Context) -> None:
-    """Raise InputError where an option was typed that only training could follow."""
+    """Raise InputError if an option was given that needs training."""
     from scvec.workflows.ingest_options import AppendOptions
 
     kept = {"refs", "append", *(field.name for field in fields(AppendOptions))}
@@ -182,31 +180,35 @@ def _refuse_settings(ctx: click.Context) -> None:
     ]
     if typed:
         raise InputError(
-            f"{typed[0]} does not go with --append, which trains nothing",
+            f"{typed[0]} cannot be used with --append, which does not train",
             "scvec ingest cells",
-            f"leave out {', '.join(typed)}",
+            f"omit {', '.join(typed)}",
         )
 
 
 @ingest.command()
 @click.option("--recipe", default="", metavar="NAME", help="Tissue, condition and limits of a recipe.")
-@click.option("--list-recipes", is_flag=True, help="Show the recipes, and do nothing else.")
-@click.option("--organism", type=SpeciesName(), default=SPECIES[0], show_default=True, help="Whose cells.")
+@click.option("--list-recipes", is_flag=True, help="Show the recipes and exit.")
 @click.option(
-    "--tissue", multiple=True, metavar="NAME", help="As tissue_general or tissue has it; may be repeated."
+    "--organism", type=SpeciesName(), default=SPECIES[0], show_default=True, help="Organism of the cells."
 )
-@click.option("--where", metavar="CONDITION", help="On columns of obs: \"disease == 'normal'\".")
+@click.option(
+    "--tissue", multiple=True, metavar="NAME", help="Value of tissue_general or tissue; may be repeated."
+)
+@click.option(
+    "--where", metavar="CONDITION", help="Condition on columns of obs, such as \"disease == 'normal'\"."
+)
 @click.option(
     "--max-per-type",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Cells of a type, evenly of its datasets and donors.  [default: 500]",
+    help="Most cells of a type, sampled evenly from datasets and donors.  [default: 500]",
 )
 @click.option(
     "--min-cells",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Leave out types of fewer cells.  [default: 50]",
+    help="Leave out types with fewer cells.  [default: 50]",
 )
 @click.option(
     "--census-version",
@@ -216,17 +218,19 @@ def _refuse_settings(ctx: click.Context) -> None:
     help="stable, latest, or the date of a build.",
 )
 @click.option("--uri", metavar="PLACE", help="A copy of the Census: a folder, or the address of a mirror.")
-@click.option("--name", default="", help="What to call the reference.  [default: RECIPE-ORGANISM]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draw.")
+@click.option("--name", default="", help="Name of the reference.  [default: RECIPE-ORGANISM]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of the sample."
+)
 @memory_option
 @device_option
 @dry_run_option
 @global_options
 @pass_session
 def census(session: Session, /, list_recipes: bool, dry_run: bool, **given: Any) -> None:
-    """Make a reference of cells of CELLxGENE Census: curated types, and citations of all datasets.
+    """Make a reference from CELLxGENE Census, with curated types and citations of all datasets.
 
-    A run that was stopped goes on where it was. Needs the extra census.
+    The next run continues an interrupted run. Needs the extra census.
 
     \b
     Examples:

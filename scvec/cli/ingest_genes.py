@@ -37,7 +37,7 @@ __all__ = ["commands", "import_legacy"]
     type=SpeciesName("auto"),
     default="auto",
     show_default=True,
-    help="Species of records that name none.",
+    help="Species of records without a species.",
 )
 @memory_option
 @click.option("--dry-run", is_flag=True, help="Read, match and count, without changes.")
@@ -118,7 +118,7 @@ def _columns(texts: tuple[str, ...]) -> dict[str, str]:
         what, sign, column = text.partition("=")
         if not sign:
             fix = "write SPECIES=NAME, kind=NAME or score=NAME"
-            raise InputError(f"{text!r} does not say what a column means", "--column", fix)
+            raise InputError(f"{text!r} has the wrong form", "--column", fix)
         columns[what if what in ("kind", "score") else species_key(what, "--column")] = column
     return columns
 
@@ -137,7 +137,7 @@ def _columns(texts: tuple[str, ...]) -> dict[str, str]:
 @global_options
 @pass_session
 def complement(session: Session, /, **given: Any) -> None:
-    """Let a language model describe genes that lack a written description.
+    """Let a language model describe genes without a written description.
 
     Any server with the OpenAI protocol works (--base-url). OPENAI_API_KEY or the config file has the key.
     Each text is stored with model, prompt and tokens, and marked as written by a model. It is used only for

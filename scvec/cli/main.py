@@ -108,7 +108,7 @@ def _command(words: Sequence[str]) -> str:
 @click.version_option(__version__, prog_name="scvec")
 @global_options
 def cli() -> None:
-    """Annotate the cells of a single-cell data set by labelled cells and by knowledge about their genes.
+    """Annotate the cells of a single-cell data set with labelled reference cells.
 
     \b
     Two commands give a first answer:

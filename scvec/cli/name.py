@@ -39,7 +39,7 @@ __all__ = ["markers", "name"]
 )
 @click.option("--groupby", metavar="COLUMN", help="Column of obs with the groups.  [default: clusters]")
 @click.option(
-    "--tissue", default="", help="Tissue of the cells, as lung or blood: types known in it are preferred."
+    "--tissue", default="", help="Tissue of the cells, such as lung; cell types of it are preferred."
 )
 @click.option(
     "--species",
@@ -54,17 +54,17 @@ __all__ = ["markers", "name"]
     "--output",
     type=click.Path(path_type=Path),
     metavar="OUT",
-    help="OUT.h5ad: the input and columns scvec_name...; OUT.csv: a row for each group.",
+    help="OUT.h5ad: the input with columns scvec_name...; OUT.csv: one row per group.",
 )
 @click.option("--key-added", default="scvec", show_default=True, help="Prefix of the columns.")
-@click.option("--force", is_flag=True, help="Go on where few genes match.")
+@click.option("--force", is_flag=True, help="Continue even if few genes match.")
 @llm_option("openai:MODEL: a language model chooses among the candidates (docs/names.md).")
 @click.option(
     "--votes",
     type=click.IntRange(1, 25),
     default=3,
     show_default=True,
-    help="Questions for each group; their agreement is the confidence.",
+    help="Requests per group; the agreement of the answers is the confidence.",
 )
 @base_url_option
 @max_cost_option
@@ -79,7 +79,7 @@ __all__ = ["markers", "name"]
 def name(
     session: Session, /, cells: Path | None, markers: Path | None, output: Path | None, **given: Any
 ) -> None:
-    """Name groups of cells by known markers.
+    """Name groups of cells with known markers.
 
     No reference is needed: the specific genes of each group are compared with the markers of all
     types of the Cell Ontology.
@@ -105,7 +105,7 @@ def name(
     multiple=True,
     required=True,
     metavar="|".join([*MARKER_SOURCES, "FILE"]),
-    help="A table of markers (CellMarker, PanglaoDB, ScType, ASCT+B, GMT, csv), may be repeated; or a "
+    help="A marker table (CellMarker, PanglaoDB, ScType, ASCT+B, GMT, csv), may be repeated; or a "
     "live service.",
 )
 @click.option(
@@ -113,36 +113,36 @@ def name(
     "columns",
     multiple=True,
     metavar="WHAT=NAME",
-    help="What a column means: gene=Symbol, cell_type=Type; may be repeated.",
+    help="Meaning of a column: gene=Symbol, cell_type=Type; may be repeated.",
 )
 @click.option(
     "--species",
     type=SpeciesName(),
-    help=f"Species of rows that name none ({SPECIES[0]} by default); the only one asked of a live service.",
+    help=f"Species of rows without a species ({SPECIES[0]} by default), and of requests to a live service.",
 )
 @click.option(
     "--tissue",
     "tissues",
     multiple=True,
     metavar="NAME",
-    help="Only types that the live service has in this tissue, as lung; may be repeated.",
+    help="Only types that the live service has in this tissue, such as lung; may be repeated.",
 )
-@click.option("--refresh", is_flag=True, help="Ask a live service again about types it has answered.")
+@click.option("--refresh", is_flag=True, help="Request types again that the live service has answered.")
 @base_url_option
 @click.option(
     "--requests-per-second",
     type=click.FloatRange(min=0),
     metavar="N",
-    help="The most to send; 0 for no limit, at a mirror.  [default: 5]",
+    help="Largest rate; 0 for no limit, for a mirror.  [default: 5]",
 )
 @concurrency_option
 @dry_run_option
 @global_options
 @pass_session
 def markers(session: Session, /, sources: tuple[str, ...], columns: tuple[str, ...], **given: Any) -> None:
-    """Read marker genes of cell types: from tables, or of CELLxGENE's CellGuide.
+    """Add marker genes of cell types, from tables or from CELLxGENE's CellGuide.
 
-    They go into the knowledge base, for scvec name. A run that was stopped continues where it was.
+    scvec name uses them. The next run continues an interrupted run.
 
     \b
     Examples:
@@ -157,7 +157,7 @@ def markers(session: Session, /, sources: tuple[str, ...], columns: tuple[str, .
         what, sign, column = text.partition("=")
         if not sign or what not in COLUMNS:
             fix = f"write WHAT=NAME with one of: {', '.join(COLUMNS)}"
-            raise InputError(f"{text!r} does not say what a column means", "--column", fix)
+            raise InputError(f"{text!r} has the wrong form", "--column", fix)
         wanted[what] = column
     with session.progress() as progress:
         report = ingest_markers(session.store, list(sources), columns=wanted, progress=progress, **given)

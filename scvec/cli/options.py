@@ -68,7 +68,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Session(Console):
-    """What the global options say; they may stand before the command or after it."""
+    """Values of the global options, which may be given before or after the command."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Session(Console):
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """Yield what :meth:`Console.progress` yields; it ends the command where the user asked for that."""
+        """Yield the function of :meth:`Console.progress`; it ends the command if the user interrupted it."""
         with super().progress() as report:
             yield self.interrupts.heeding(report)
 
@@ -123,7 +123,7 @@ def _set_verbose(ctx: click.Context, param: click.Parameter, value: int) -> None
 
 
 def global_options(function: F) -> F:
-    """Add the global options. People type them after the command as often as before it."""
+    """Add the global options to a command, so that they also work after it."""
     options = (
         click.option(
             "--store",
@@ -167,14 +167,14 @@ def engine_options(function: F) -> F:
     function = click.option(
         "--ray-address",
         metavar="ADDR",
-        help="On a node of a Ray cluster: auto, or HOST:PORT of its head.  [default: one is started here]",
+        help="Address of a Ray cluster: auto, or HOST:PORT of its head.  [default: start Ray here]",
     )(function)
     return click.option(
         "--engine",
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
-        help="Who encodes and searches: this process, or workers of a Ray cluster.",
+        help="Encode and search in this process, or with workers of a Ray cluster.",
     )(function)
 
 
@@ -184,7 +184,7 @@ def llm_option(help_: str) -> Callable[[F], F]:
 
 
 class SpeciesName(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
-    """A species by name or taxon id, ``other``, or a name of its own; the keys of ``extra`` as they are."""
+    """A species by name or taxon id, ``other``, a new name, or one of ``extra``."""
 
     name = "species"
 
@@ -192,7 +192,7 @@ class SpeciesName(click.ParamType):  # type: ignore[type-arg]  # generic in newe
         self.extra = extra
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return what ``--help`` shows."""
+        """Return the text for ``--help``."""
         return "|".join([*self.extra, *list(known_species())[:3], "..."])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -211,12 +211,12 @@ species_option = click.option(
     multiple=True,
     default=SPECIES,
     show_default=True,
-    help="Whose genes; may be given several times.",
+    help="Species of the genes; may be repeated.",
 )
 genes_option = click.option(
-    "--genes", type=click.Path(path_type=Path), metavar="FILE", help="Only these genes, one a line."
+    "--genes", type=click.Path(path_type=Path), metavar="FILE", help="Only these genes, one per line."
 )
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done, without changes.")
 base_url_option = click.option(
     "--base-url", metavar="URL", help="Address of the service.  [default: config, else its own]"
 )
@@ -225,22 +225,22 @@ concurrency_option = click.option(
     type=click.IntRange(1, 256),
     default=4,
     show_default=True,
-    help="Requests under way at once.",
+    help="Simultaneous requests.",
 )
 max_cost_option = click.option(
-    "--max-cost", type=click.FloatRange(min=0), metavar="DOLLARS", help="Stop before it costs more."
+    "--max-cost", type=click.FloatRange(min=0), metavar="DOLLARS", help="Limit on the cost."
 )
 timeout_option = click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="How long to wait for an answer.  [default: 45]",
+    help="Time limit of a request.  [default: 45]",
 )
 any_species_option = click.option(
-    "--species", type=SpeciesName("auto"), default="auto", show_default=True, help="Whose genes."
+    "--species", type=SpeciesName("auto"), default="auto", show_default=True, help="Species of the genes."
 )
 reference_option = click.option(
-    "--reference", metavar="NAME", help="Reference to ask.  [default: the only one]"
+    "--reference", metavar="NAME", help="Name of the reference.  [default: the only one]"
 )
 n_neighbors_option = click.option(
     "--n-neighbors",
@@ -254,36 +254,34 @@ method_option = click.option(
     type=click.Choice(METHODS),
     default=QueryOptions.method,
     show_default=True,
-    help="Neighbours, the trained head, or the mean of both.",
+    help="Classifier: neighbours (knn), the trained head, or the mean of both.",
 )
 novelty_option = click.option(
     "--novelty",
     type=click.Choice(NOVELTY),
     default=QueryOptions.novelty,
     show_default=True,
-    help="Judge novelty relative to what all cells of the query have in common (another platform), or not.",
+    help="Whether to subtract the common shift of all query cells (such as another platform).",
 )
 where_option = click.option(
-    "--where", metavar="SQL", help="Only reference cells of which this is true, over their obs columns."
+    "--where", metavar="SQL", help="Only reference cells that meet this condition on their obs columns."
 )
-layer_option = click.option(
-    "--layer", metavar="NAME", help="Layer with the counts.  [default: found by itself]"
-)
+layer_option = click.option("--layer", metavar="NAME", help="Layer with the counts.  [default: detected]")
 values_option = click.option(
     "--values",
     type=click.Choice(VALUES),
     default="auto",
     show_default=True,
-    help="What the values are: counts, linear (CPM, TPM, RPKM), or which transform of these.",
+    help="Scale of the values: counts, linear (CPM, TPM, RPKM), or a transform of these.",
 )
 memory_option = click.option(
-    "--memory", metavar="SIZE", help="Memory that may be used, as 4G.  [default: half of what is free]"
+    "--memory", metavar="SIZE", help="Memory limit, such as 4G.  [default: half of the free memory]"
 )
 coverage_option = click.option(
     "--coverage",
     type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
     metavar="FRACTION",
-    help="Also sets of labels that hold the true one for this fraction of the cells, as 0.9.",
+    help="Add label sets that hold the true label for this fraction of the cells, such as 0.9.",
 )
 false_novel_option = click.option(
     "--false-novel-rate",
@@ -298,12 +296,12 @@ unmatched_option = click.option(
     type=click.Choice(UNMATCHED),
     default=QueryOptions.unmatched_genes,
     show_default=True,
-    help="Genes that the reference lacks: dropped, or matched by what is written about them.",
+    help="Genes missing in the reference: drop them, or match them by their descriptions.",
 )
 device_option = click.option(
     "--device",
     type=click.Choice(DEVICES),
     default=QueryOptions.device,
     show_default=True,
-    help="Where to compute.",
+    help="Device for computing.",
 )

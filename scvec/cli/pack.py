@@ -1,4 +1,4 @@
-"""``scvec pack`` and ``scvec pull``: references that are handed on."""
+"""``scvec pack`` and ``scvec pull``: share references as files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,22 @@ __all__ = ["commands"]
     "--with-cells/--without-cells",
     default=True,
     show_default=True,
-    help="Whether vectors, obs and training cells go into the file. Without them the head annotates alone.",
+    help="Include vectors, obs and training cells. Without them the head annotates alone.",
 )
-@click.option("--license", "license_", default="", metavar="SPDX", help="Licence of the data: CC-BY-4.0.")
 @click.option(
-    "--source", "sources", multiple=True, metavar="DOI", help="Where the data come from; may be repeated."
+    "--license", "license_", default="", metavar="SPDX", help="Licence of the data, such as CC-BY-4.0."
 )
-@click.option("--tissue", default="", help="Tissue of the cells.  [default: as obs['tissue'] says]")
-@click.option("--assay", default="", help="Assay of the cells.  [default: as obs['assay'] says]")
 @click.option(
-    "--known-failure", "failures", multiple=True, metavar="TEXT", help="What it gets wrong; may be repeated."
+    "--source", "sources", multiple=True, metavar="DOI", help="Source of the data; may be repeated."
+)
+@click.option("--tissue", default="", help="Tissue of the cells.  [default: from obs['tissue']]")
+@click.option("--assay", default="", help="Assay of the cells.  [default: from obs['assay']]")
+@click.option(
+    "--known-failure",
+    "failures",
+    multiple=True,
+    metavar="TEXT",
+    help="A known error of the reference; may be repeated.",
 )
 @global_options
 @pass_session
@@ -44,7 +50,7 @@ def pack(
     assay: str,
     failures: tuple[str, ...],
 ) -> None:
-    """Write a reference as one file, with its card and a golden query.
+    """Write a reference to one file, with a card and a golden query.
 
     \b
     Examples:
@@ -64,8 +70,10 @@ def pack(
 
 @click.command()
 @click.argument("source")
-@click.option("--name", metavar="NAME", help="What to call the reference here.  [default: as it was packed]")
-@click.option("--trust", is_flag=True, help="Also take an address without a hash or a commit.")
+@click.option(
+    "--name", metavar="NAME", help="Name of the reference in the store.  [default: its name in the pack]"
+)
+@click.option("--trust", is_flag=True, help="Also accept an address without a hash or a commit.")
 @click.option(
     "--max-size",
     type=click.FloatRange(min=0, min_open=True),
@@ -77,11 +85,11 @@ def pack(
 @global_options
 @pass_session
 def pull(session: Session, source: str, name: str | None, trust: bool, max_size: float) -> None:
-    """Put a packed reference into the store, once every byte and its golden query were checked.
+    """Add a packed reference to the store, after all checks.
 
     SOURCE is a file, an address (https://HOST/FILE#sha256=HEX), a file on Hugging Face's hub
     (hf:OWNER/NAME@COMMIT:FILE), or a reference that ships with scvec: pancreas-human, pancreas-mouse.
-    SCVEC_MIRROR names a folder or an address that is asked first.
+    The folder or address in SCVEC_MIRROR is tried first.
 
     \b
     Examples:

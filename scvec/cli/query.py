@@ -1,4 +1,4 @@
-"""``scvec query``: name new cells."""
+"""``scvec query`` and ``scvec explain``: annotate new cells."""
 
 from __future__ import annotations
 
@@ -46,9 +46,11 @@ __all__ = ["AnnotatedFile", "QueryFile", "explain", "query", "query_files"]
 @click.option("--cell", metavar="ID", help="Explain this cell.")
 @click.option("--label", metavar="NAME", help="Explain the cells with this label.")
 @click.option(
-    "--against", metavar="LABEL", help="Compare with this label.  [default: the next best of each cell]"
+    "--against",
+    metavar="LABEL",
+    help="Compare with this label.  [default: the second most likely label of each cell]",
 )
-@click.option("--n-genes", type=click.IntRange(min=0), default=10, show_default=True, help="Genes to list.")
+@click.option("--n-genes", type=click.IntRange(min=0), default=10, show_default=True, help="Number of genes.")
 @memory_option
 @global_options
 @pass_session
@@ -63,9 +65,9 @@ def explain(
 ) -> None:
     """Show the evidence for a label.
 
-    These are the genes and reference cells behind the label of a cell, or of all cells of a label.
+    It lists the genes and reference cells that support the label of a cell, or of all cells of a label.
 
-    OUT.h5ad is the output of scvec query. The cells are computed again with the store of that query.
+    OUT.h5ad is the output of scvec query. The cells are annotated again with the store of that query.
     Give --cell or --label.
 
     \b
@@ -99,21 +101,21 @@ PLACE = "{}"
     "--reference",
     multiple=True,
     metavar="NAME",
-    help="Reference to ask; give it again to join the answers of several.  [default: the only one]",
+    help="Name of the reference; repeat it to combine several.  [default: the only one]",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="OUT",
-    help="File for the annotation: .h5ad, .csv or .parquet; {} in it is the name of QUERY.  "
+    help="Output file: .h5ad, .csv or .parquet; {} is replaced by the name of QUERY.  "
     "[default: print the counts only]",
 )
 @click.option(
     "--report",
     type=click.Path(path_type=Path),
     metavar="OUT.html",
-    help="A page for people: map, tables, evidence; and the numbers as JSON beside it.",
+    help="File for the report: map, tables, evidence; also writes the numbers as JSON.",
 )
 @n_neighbors_option
 @method_option
@@ -122,12 +124,12 @@ PLACE = "{}"
 @values_option
 @memory_option
 @where_option
-@click.option("--exact", is_flag=True, help="Search every reference cell, never an approximation.")
+@click.option("--exact", is_flag=True, help="Compare with every reference cell, without approximation.")
 @click.option(
     "--recall",
     type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
     metavar="FRACTION",
-    help="Fraction of the nearest cells that an approximate index is to find.  [default: as it was ingested]",
+    help="Fraction of the nearest cells that an approximate index must find.  [default: from the ingest]",
 )
 @coverage_option
 @false_novel_option
@@ -135,32 +137,32 @@ PLACE = "{}"
 @click.option(
     "--majority-vote",
     is_flag=True,
-    help="Also the label that most cells of a cell's cluster have; needs igraph.",
+    help="Add the most frequent label in the cluster of each cell; needs igraph.",
 )
-@click.option("--name-novel", is_flag=True, help="Also name groups of novel cells by known markers.")
-@click.option("--tissue", default="", help="Tissue of the cells, for --name-novel: lung, blood.")
+@click.option("--name-novel", is_flag=True, help="Name groups of novel cells with known markers.")
+@click.option("--tissue", default="", help="Tissue of the cells for --name-novel, such as lung.")
 @click.option(
     "--columns",
     type=click.Choice(COLUMNS),
     default=QueryOptions.columns,
     show_default=True,
-    help="Names of the columns: scvec's own, or those that CellTypist writes.",
+    help="Column names: those of scvec or of CellTypist.",
 )
 @unmatched_option
-@click.option("--force", is_flag=True, help="Go on where few genes match.")
+@click.option("--force", is_flag=True, help="Continue even if few genes match.")
 @device_option
-@llm_option("Where the language model of the reference lies, if it was moved.")
+@llm_option("Path of the language model of the reference, if it moved.")
 @engine_options
 @global_options
 @pass_session
 def query(
     session: Session, /, queries: tuple[Path, ...], output: Path | None, report: Path | None, **chosen: Any
 ) -> None:
-    """Annotate the cells of QUERY by a reference. The file itself is never changed.
+    """Annotate the cells of QUERY with a reference. QUERY is never changed.
 
-    QUERY is an h5ad, zarr, loom, h5mu, rds (extra r), csv or tsv, or a folder: what Cell Ranger, STARsolo,
-    kb or Parse write, or files of GEO with one prefix.
-    Of several, each is annotated for itself: a cell's label does not depend on the other files.
+    QUERY is an h5ad, zarr, loom, h5mu, rds (extra r), csv or tsv, or the output folder of Cell Ranger,
+    STARsolo, kb or Parse, or a GEO sample by its prefix.
+    Several files are annotated separately: the label of a cell does not depend on the other files.
 
     \b
     Examples:
@@ -187,7 +189,7 @@ def query(
 
 @dataclass(frozen=True)
 class QueryFile:
-    """A file, and the files of its annotation and report."""
+    """A query file, and the paths of its output and report."""
 
     path: Path
     output: Path | None = None
@@ -196,7 +198,7 @@ class QueryFile:
 
 @dataclass(frozen=True)
 class AnnotatedFile:
-    """The annotation of one file of several, with the name of the file."""
+    """The annotation of one of several files, with the name of the file."""
 
     path: Path
     annotation: Annotation | JointAnnotation
@@ -213,7 +215,7 @@ class AnnotatedFile:
         return {"query": str(self.path), **self.annotation.to_dict()}
 
     def lines(self) -> list[str]:
-        """Return the summary for people under the name of the file."""
+        """Return the summary as lines of text, under the name of the file."""
         return [f"{self.path}:", *self.annotation.lines(), ""]
 
 
@@ -253,9 +255,9 @@ def query_files(
     missing = [file.path for file in found if not file.path.exists()]
     if missing and len(found) > 1:
         raise InputError(
-            f"{len(missing)} of the {len(found)} files are not there, the first of them",
+            f"{len(missing)} of the {len(found)} files do not exist; this is the first",
             str(missing[0]),
-            "check the names; none was annotated",
+            "check the names; no file was annotated",
             code="file-not-found",
         )
     return found
@@ -268,7 +270,7 @@ def annotate_files(
     *,
     progress: Callable[[], AbstractContextManager[Progress]],
 ) -> Iterator[AnnotatedFile | InputError]:
-    """Annotate files one by one; yield the annotation of each, or why it could not be used.
+    """Annotate files one by one; yield the annotation or the error of each.
 
     Parameters
     ----------
@@ -306,9 +308,9 @@ def _placed(target: Path | str | None, name: str) -> Path | None:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for each file: its own, and where others have it too the folders that tell them apart.
+    """Return a unique name for each file: its own, with folders added if several files have the same name.
 
-    So ``a/outs/cells.h5`` and ``b/outs/cells.h5`` are ``a-cells`` and ``b-cells``.
+    For example, ``a/outs/cells.h5`` and ``b/outs/cells.h5`` become ``a-cells`` and ``b-cells``.
     """
     places = [Path(os.path.abspath(path)) for path in paths]  # a link keeps its own name
     stems = [_stem(place) for place in places]
@@ -323,7 +325,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _n_shared(many: Sequence[Sequence[str]]) -> int:
-    """Return how many of their first parts are the same in all."""
+    """Return the number of leading parts that all have in common."""
     return next(
         (i for i, parts in enumerate(zip(*many, strict=False)) if len(set(parts)) > 1), min(map(len, many))
     )
@@ -337,10 +339,8 @@ def _stem(path: Path) -> str:
 
 
 def _shared(option: str, given: Path, one: Path, other: Path) -> InputError:
-    what = f"{one} and {other} would both be answered in one {option}"
+    what = f"{one} and {other} would have the same {option}"
     if PLACE in str(given):
-        return InputError(what, str(given), "annotate one of them by a command of its own")
+        return InputError(what, str(given), "annotate one of them with a separate command")
     example = given.with_stem(PLACE)
-    return InputError(
-        what, str(given), f"put {PLACE} into the name, which stands for the file's: '{example}'"
-    )
+    return InputError(what, str(given), f"use {PLACE} for the name of the query file, such as '{example}'")

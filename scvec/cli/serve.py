@@ -75,9 +75,9 @@ def serve(
     type=click.Path(path_type=Path),
     required=True,
     metavar="FOLDER",
-    help="Folder of the files that may be read; nothing outside is.",
+    help="The only folder whose files may be read.",
 )
-@click.option("--allow-write", is_flag=True, help="Let annotate_file write new files below the folder.")
+@click.option("--allow-write", is_flag=True, help="Let annotate_file write new files in the folder.")
 @click.option(
     "--max-file", default="2G", show_default=True, metavar="SIZE", help="Largest file that is read."
 )
@@ -85,9 +85,9 @@ def serve(
 @global_options
 @pass_session
 def mcp(session: Session, root: Path, allow_write: bool, max_file: str, memory: str | None) -> None:
-    """Offer tools to an assistant, by the Model Context Protocol.
+    """Let an assistant use scvec through the Model Context Protocol.
 
-    A client starts this command and talks to it on stdin and stdout (docs/mcp.md). It needs the extra mcp.
+    A client starts this command and communicates on stdin and stdout (docs/mcp.md). Needs the extra mcp.
 
     \b
     Example:

@@ -183,7 +183,7 @@ def doctor(session: Session) -> None:
 
 @click.command()
 @click.argument("reference")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--where", metavar="SQL", help="Only the cells that meet this condition on their obs columns.")
 @global_options
 @pass_session

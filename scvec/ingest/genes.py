@@ -1,4 +1,4 @@
-"""Genes and their descriptions from a file: jsonl, csv, tsv (each also .gz), parquet, or a known table."""
+"""Read genes and their descriptions from a file: jsonl, csv, tsv (also .gz), parquet, or a known table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
     "read_lines",
 ]
 
-#: How many terms of each aspect a description may name.
+#: Most GO terms of each aspect in a description.
 LIMITS = {"BP": 6, "MF": 4, "CC": 4}
 
 #: Longest composed text: below about 90 word pieces of the MiniLM tokenizer for 95% of protein-coding genes.
@@ -45,12 +45,12 @@ MAX_CHARS = 300
 
 _EXPERIMENT = frozenset("EXP IDA IPI IMP IGI IEP HTP HDA HMP HGI HEP".split())
 _CURATED = frozenset("TAS NAS IC".split())
-# Above this information content a term names fewer than one gene in 150: more says too little about
-# what the gene shares with others.
+# A term above this information content has fewer than one gene in 150, so it says little about what the gene
+# shares with other genes.
 _IC_CAP = 5.0
-# What is kept longest where a text is too long.
+# Number of terms of each aspect that a shortened text keeps.
 _KEEP = {"BP": 3, "MF": 2, "CC": 1}
-# These say nothing about a gene, however they were found.
+# Terms without information about a gene.
 _EMPTY = frozenset(
     ["biological_process", "molecular_function", "cellular_component", "protein binding", "binding"]
 )
@@ -87,20 +87,20 @@ def choose(
     total: int = 20_000,
     ancestors: Mapping[str, frozenset[str]] | None = None,
 ) -> dict[str, list[GoFact]]:
-    """Pick the most informative terms of each aspect, best first.
+    """Choose the most informative terms of each aspect, best first.
 
-    A term scores by its information content (capped, because a term of two genes says little) times
-    the trust in its evidence: experiments before curators' statements before inference. A term is left
-    out where a better one is its descendant or ancestor.
+    The score of a term is its information content (capped, because a term with two genes says little) times
+    the weight of its evidence: experiments before curators' statements before inference. A term is
+    dropped if a better one is its descendant or ancestor.
 
     Parameters
     ----------
     facts
         The terms of one gene, in any order.
     n_genes
-        Genes annotated to each term or its descendants; terms that are missing count as one gene.
+        Number of genes annotated to each term or its descendants; 1 for missing terms.
     total
-        Number of genes that have annotations at all.
+        Number of genes with annotations.
     ancestors
         All ancestors of each term.
     """
@@ -143,11 +143,11 @@ def compose(
     *,
     max_chars: int = MAX_CHARS,
 ) -> str:
-    """Return one or two sentences about a gene.
+    """Return a description of a gene in one or two sentences.
 
     ``"INS (insulin), a protein-coding human gene. It takes part in glucose metabolic process, ...; acts
-    through hormone activity; found in extracellular space."`` Terms that do not fit into ``max_chars``
-    are left out, the least informative first.
+    through hormone activity; found in extracellular space."`` Terms that do not fit in ``max_chars``
+    are dropped, the least informative first.
     """
     head = _head(symbol, name, species, gene_type) + "."
     return head + _facts(terms, max_chars - len(head))
@@ -163,14 +163,14 @@ def borrow(
     name: str = "",
     max_chars: int = MAX_CHARS,
 ) -> str:
-    """Return a description of a gene by the facts of its ortholog.
+    """Return a description of a gene from the GO terms of its ortholog.
 
     Parameters
     ----------
     partner
         Species, symbol and name of the ortholog.
     terms
-        The ortholog's terms, as :func:`choose` gives them.
+        The ortholog's terms, from :func:`choose`.
 
     Examples
     --------
@@ -195,7 +195,7 @@ def _facts(terms: Mapping[str, Sequence[GoFact]] | None, room: int) -> str:
         if len(text) <= room or not any(names.values()):
             return text
         spare = [a for a in names if len(names[a]) > _KEEP.get(a, 1)] or [a for a in names if names[a]]
-        # The later aspect gives way where two have as many to spare.
+        # Of two aspects with equally many surplus terms, the later one is shortened.
         names[max(reversed(spare), key=lambda a: len(names[a]) - _KEEP.get(a, 1))].pop()
 
 
@@ -222,7 +222,7 @@ _DATE = re.compile(rf"\d{{1,2}}-{_MONTH}|{_MONTH}-\d{{1,2}}|\d{{4}}-\d\d-\d\d(?:
 
 
 def cell_text(value: Any, limit: int) -> str:
-    """Return a cell as text of one line; empty for missing values (``-``, ``nan``)."""
+    """Return a table cell as one line of text; empty for missing values (``-``, ``nan``)."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -230,7 +230,7 @@ def cell_text(value: Any, limit: int) -> str:
             return ""
         value = str(value)
     if not value.isprintable():
-        # Line breaks and escape codes would end up in messages, prompts and reports.
+        # Line breaks and escape codes would appear in messages, prompts and reports.
         value = "".join(c if c.isprintable() else " " for c in value)
     found: str = value.strip()
     if len(found) <= _LONGEST_MISSING and found.lower() in _MISSING:
@@ -239,11 +239,11 @@ def cell_text(value: Any, limit: int) -> str:
 
 
 def cell_items(value: Any, separator: str = "|") -> list[str]:
-    """Return a cell that holds a list: an array, or text with parts separated by ``separator``."""
+    """Return the list in a table cell: an array, or text with parts separated by ``separator``."""
     if not value and value != 0:
         return []
     if isinstance(value, str):
-        # The first is what pandas writes for an array: ['A1B' 'ABG'] or ["A1B", "ABG"].
+        # pandas writes an array as ['A1B' 'ABG'], JSON as ["A1B", "ABG"].
         quoted = value.startswith("[")
         value = [a or b for a, b in _QUOTED.findall(value)] if quoted else value.split(separator)
     elif not isinstance(value, list | tuple):
@@ -252,29 +252,29 @@ def cell_items(value: Any, separator: str = "|") -> list[str]:
 
 
 def entrez_number(value: Any, where: str, column: str = "entrez_id") -> int | None:
-    """Return an Entrez id as a number, None where there is none; InputError where it cannot be one."""
+    """Return an Entrez id as a number, or None if missing; raise InputError if it is not an Entrez id."""
     if isinstance(value, int) and not isinstance(value, bool):
         number = value
     else:
         said = cell_text(value, 40)
         if not said:
             return None
-        # A spreadsheet or a column with gaps writes 3630 as 3630.0.
+        # Spreadsheets and columns with missing values write 3630 as 3630.0.
         said = said.removesuffix(".0")
         if not (said.isascii() and said.isdigit()):
             what = f"{said!r} is not an Entrez id"
-            raise InputError(what, f"{where}, column {column}", "write a whole number", code="damaged-file")
+            raise InputError(what, f"{where}, column {column}", "give a whole number", code="damaged-file")
         number = int(said)
     if not 0 < number < 2**53:
         what = f"{number} is not an Entrez id"
         raise InputError(
-            what, f"{where}, column {column}", "write a whole number above 0", code="damaged-file"
+            what, f"{where}, column {column}", "give a whole number above 0", code="damaged-file"
         )
     return number
 
 
 def read_lines(file: TextIO, path: Path) -> Iterator[str]:
-    """Yield the lines of a table; InputError where one is too long to be a gene."""
+    """Yield the lines of a table; raise InputError if a line is too long for a gene."""
     number = 0
     while line := file.readline(_MAX_LINE):
         number += 1
@@ -289,31 +289,31 @@ def read_lines(file: TextIO, path: Path) -> Iterator[str]:
 
 
 def is_date(symbol: str) -> bool:
-    """Return whether a symbol is a date, as spreadsheets make of MARCH1 or SEPT2: 1-Mar, 2024-03-01."""
+    """Return whether a symbol is a date; spreadsheets change MARCH1 or SEPT2 to 1-Mar or 2024-03-01."""
     return symbol[-1:].isalnum() and _DATE.fullmatch(symbol) is not None
 
 
 class Skipped:
-    """Rows that were left out, by reason, with the first few examples of each."""
+    """Number of skipped rows by reason, with the first examples of each."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, example: str = "") -> None:
-        """Count a row."""
+        """Add a row."""
         self._counts[reason] = self._counts.get(reason, 0) + 1
         shown = self._examples.setdefault(reason, [])
         if example and len(shown) < 3 and example not in shown:
             shown.append(example)
 
     def notes(self, file: str) -> list[str]:
-        """Return a line for people for each reason."""
+        """Return one note for each reason."""
         lines = []
         for reason, n in self._counts.items():
             shown = ", ".join(self._examples[reason])
             rows = "1 row" if n == 1 else f"{n:,} rows"
-            lines.append(f"{file}: left out {rows} {reason}{f', such as {shown}' if shown else ''}")
+            lines.append(f"{file}: skipped {rows} {reason}{f', such as {shown}' if shown else ''}")
         return lines
 
 
@@ -343,7 +343,7 @@ _HGNC_TYPES = {
 }
 _MGI_TYPES = re.compile(r"lncRNA|lincRNA|miRNA|snoRNA|snRNA|tRNA|rRNA|scRNA", re.IGNORECASE)
 _MGI_GENES = frozenset(["gene", "pseudogene", "microrna", ""])
-# Columns of the two MGI reports that have no header line.
+# Columns of the two MGI reports without a header line.
 _MGI_ENTREZ = (
     "mgi accession id", "marker symbol", "status", "marker name", "cm position", "chromosome", "marker type",
     "secondary accession ids", "entrez gene id", "marker synonyms", "feature type",
@@ -352,7 +352,7 @@ _MGI_ENSEMBL = (
     "mgi accession id", "marker symbol", "marker name", "cm position", "chromosome", "ensembl gene id",
     "ensembl transcript id", "ensembl protein id", "feature type",
 )  # fmt: skip
-# HGNC's own download and its "custom download" call the same columns differently.
+# HGNC's complete set and its "custom download" have different names for the same columns.
 _HGNC_NAMES = {
     "hgnc id": "hgnc_id",
     "approved symbol": "symbol",
@@ -367,13 +367,13 @@ _HGNC_NAMES = {
     "ensembl id(supplied by ensembl)": "ensembl_gene_id",
 }
 
-#: A row as a mapping and its place -> a gene, or the reason why there is none.
+#: A function from a row and its place in the file to a gene, or to the reason why the row is skipped.
 _Row = Callable[[Mapping[str, Any], str], Gene | str]
 
 
 @dataclass(frozen=True)
 class TableFormat:
-    """A kind of table; ``what`` is its name for messages."""
+    """A known format of a table of genes; ``what`` is its name for messages."""
 
     what: str
     columns: tuple[str, ...]
@@ -381,12 +381,12 @@ class TableFormat:
     row: _Row
 
     def genes(self, file: TextIO, path: Path, size: int, notes: list[str]) -> Iterator[list[Gene]]:
-        """Yield batches of ``size`` rows at most; at the end ``notes`` gets the rows left out.
+        """Yield batches of at most ``size`` rows; at the end, add notes about skipped rows to ``notes``.
 
         Raises
         ------
         InputError
-            The table is cut off, has an impossible id, or names no human or mouse gene.
+            The table is truncated, has an invalid id, or has no gene of a known species.
         """
         skipped = Skipped()
         total = 0
@@ -397,7 +397,7 @@ class TableFormat:
             if isinstance(found, str):
                 skipped.add(found)
             elif is_date(found.symbol):
-                skipped.add("whose symbol a spreadsheet turned into a date", found.symbol)
+                skipped.add("whose symbol a spreadsheet changed to a date", found.symbol)
             else:
                 batch.append(found)
             if len(batch) == size:
@@ -408,7 +408,7 @@ class TableFormat:
             yield batch
         if not total + len(batch):
             raise InputError(
-                f"this {self.what} names no gene of a species that is known",
+                f"this {self.what} has no gene of a known species",
                 str(path),
                 "give a table of genes",
                 code="wrong-format",
@@ -424,7 +424,9 @@ class TableFormat:
             if len(cells) < min(len(self.columns), 3) and not line.strip():
                 continue
             if len(cells) < len(self.columns) - (0 if self.header else 2):
-                what = f"a row has {len(cells)} cells instead of {len(self.columns)}: the table is cut off"
+                what = (
+                    f"a row has {len(cells)} columns instead of {len(self.columns)}: the table is truncated"
+                )
                 raise InputError(what, f"{path}, line {number}", "download it again", code="damaged-file")
             yield dict(zip(self.columns, map(_unquoted, cells), strict=False))
 
@@ -450,7 +452,7 @@ class TableFormat:
             except (ValueError, RecursionError) as error:
                 piece = file.read(_PIECE)
                 if not piece or len(buffer) > _LONGEST_DOC:
-                    what = "the JSON is cut off or damaged"
+                    what = "the JSON is truncated or damaged"
                     raise InputError(
                         what, f"{path}, near {buffer[:40]!r}", "download it again", code="damaged-file"
                     ) from error
@@ -458,7 +460,7 @@ class TableFormat:
                 continue
             if not isinstance(row, dict):
                 raise InputError(
-                    "the JSON lists something else than genes",
+                    "the JSON has entries that are not genes",
                     str(path),
                     "download it again",
                     code="wrong-format",
@@ -468,7 +470,10 @@ class TableFormat:
 
 
 def recognise(head: str, path: Path) -> TableFormat | None:
-    """Return the format of a table from its first lines, else None; InputError for other tables of these."""
+    """Return the format of a table from its first lines, or None.
+
+    Raises InputError for a table of NCBI, HGNC or MGI that does not list genes.
+    """
     line = head.lstrip("\ufeff").split("\n", 1)[0].rstrip("\r")
     if line.startswith(("#tax_id\t", "#Format: tax_id GeneID")):
         return _gene_info(line, path)
@@ -493,7 +498,7 @@ def recognise(head: str, path: Path) -> TableFormat | None:
 
 
 def _other(who: str, path: Path, wanted: str) -> InputError:
-    what = f"this table of {who} does not list genes with their symbols"
+    what = f"this {who} table does not list genes with their symbols"
     return InputError(what, str(path), f"give {wanted}", code="wrong-format")
 
 
@@ -507,7 +512,7 @@ def _unquoted(cell: str) -> str:
 
 
 def _gene_info(line: str, path: Path) -> TableFormat:
-    if line.startswith("#Format:"):  # as it was written until 2016
+    if line.startswith("#Format:"):  # the header until 2016
         line = line.removeprefix("#Format: ").split(" (tab", 1)[0].replace(" ", "\t")
     names = tuple(line.lstrip("#").split("\t"))
     if not {"GeneID", "Symbol", "Synonyms", "dbXrefs"} <= set(names):
@@ -519,7 +524,7 @@ _STABLE = re.compile(r"ENS[A-Z]*G\d{11}|FBgn\d{7}|WBGene\d{8}")
 
 
 def authority_id(link: str, species: Species) -> str:
-    """Return the id of a species' authority, as this project writes it, in a link to a database; else empty.
+    """Return the id of a species' authority in a database link, in scvec's form; else empty.
 
     Examples
     --------
@@ -539,10 +544,10 @@ def authority_id(link: str, species: Species) -> str:
 def _ncbi(row: Mapping[str, Any], where: str) -> Gene | str:
     species = species_named(row["tax_id"])
     if species is None:
-        return "of species that are not known"
+        return "of unknown species"
     kind = row.get("type_of_gene", "")
     if kind == "biological-region" or row["Symbol"] == "NEWENTRY":
-        return "of something else than a gene"
+        return "of features that are not genes"
     number = entrez_number(row["GeneID"], where, "GeneID")
     given = cell_text(row["Symbol"], MAX_NAME)
     symbol = cell_text(row.get("Symbol_from_nomenclature_authority"), MAX_NAME) or given
@@ -551,7 +556,7 @@ def _ncbi(row: Mapping[str, Any], where: str) -> Gene | str:
             "a gene has no symbol or no id", where, "download the table again", code="damaged-file"
         )
     links = cell_items(row["dbXrefs"])
-    # Only the authority of its own species names a gene: a human gene has a number of MGI too.
+    # Use the authority of the gene's own species: a human gene may have an MGI id too.
     authority = next((a for link in links if (a := authority_id(link, species))), "")
     aliases = [a for a in (given, *cell_items(row["Synonyms"])) if a != symbol]
     return Gene(
@@ -599,7 +604,7 @@ def _hgnc(row: Mapping[str, Any], where: str) -> Gene | str:
 
 
 def _listed(value: Any) -> list[str]:
-    # The complete set separates by |, the custom download by commas. No symbol has either.
+    # The complete set separates by |, the custom download by commas. Symbols have neither.
     comma = isinstance(value, str) and "|" not in value and ", " in value
     return cell_items(value, ", " if comma else "|")
 
@@ -630,7 +635,7 @@ def _mgi(row: Mapping[str, Any], where: str) -> Gene | str:
     kind = cell_text(row.get("marker type"), MAX_NAME).lower()
     feature = cell_text(row.get("feature type"), MAX_NAME)
     if kind not in _MGI_GENES:
-        return "of something else than a gene"
+        return "of features that are not genes"
     symbol, mgi_id = cell_text(row["marker symbol"], MAX_NAME), cell_text(row["mgi accession id"], 40)
     if not symbol or _AUTHORITY.fullmatch(mgi_id) is None:
         raise InputError(
@@ -667,7 +672,7 @@ def _unique(values: Iterator[str] | Sequence[str]) -> tuple[str, ...]:
 #: A gene and its descriptions.
 GeneRecord = tuple[Gene, list[Description]]
 
-#: Columns that are read; ``symbol`` and one of ``entrez_id`` and ``authority_id`` must be there.
+#: Columns that are read; ``symbol`` and either ``entrez_id`` or ``authority_id`` are required.
 COLUMNS = (
     "entrez_id",
     "authority_id",
@@ -699,15 +704,15 @@ def read_gene_file(
 ) -> Iterator[list[GeneRecord]]:
     """Yield batches of genes with their descriptions.
 
-    A ``summary`` becomes a description of kind ``human``; a gene without one whose ``go_terms`` are given
+    A ``summary`` becomes a description of kind ``human``. A gene with ``go_terms`` but no summary
     gets a composed one. Lists are arrays in parquet and jsonl, and split by ``|`` in csv; ``-`` and empty
-    cells are missing values. Tables of NCBI, HGNC and MGI (:mod:`scvec.ingest.genes`) are
-    recognised by their content and have names, no descriptions.
+    cells are missing values. Tables of NCBI, HGNC and MGI are recognised by their content; they have
+    names but no descriptions.
 
     Parameters
     ----------
     path
-        The file. Its ending names the format, where its content does not.
+        The file. Its suffix gives the format if its content does not.
     species
         Species of rows without a ``species`` column, ``authority_id`` or Ensembl id; by default the species
         of most rows at the start of the file.
@@ -716,13 +721,13 @@ def read_gene_file(
     retrieved_at
         ISO date for the descriptions; today by default.
     notes
-        Gets lines about the kind of file and the rows left out, at the end.
+        Notes about the format and the skipped rows are added to it at the end.
 
     Raises
     ------
     InputError
-        The file is missing, unreadable, of another format, lacks a column, or has an impossible value; the
-        message names the row (the first row of data is row 1).
+        The file is missing, unreadable or of another format, or has a missing column or an invalid value; the
+        message gives the row (the first row of data is row 1).
     """
     path = Path(path)
     species = None if species is None else species_key(species, str(path))
@@ -744,7 +749,10 @@ def read_gene_file(
         ) from err
     except (EOFError, zlib.error, gzip.BadGzipFile) as err:
         raise InputError(
-            "the gene file is truncated or damaged", f"{path}: {err}", "get it again", code="damaged-file"
+            "the gene file is truncated or damaged",
+            f"{path}: {err}",
+            "download it again",
+            code="damaged-file",
         ) from err
     except OSError as err:
         raise InputError(
@@ -757,7 +765,7 @@ def _known_table(path: Path) -> TableFormat | None:
         if raw.read(4) == b"PAR1":
             return None
     head = ""
-    # In small pieces: the start of a truncated file still shows its format.
+    # Read in small pieces, so that the start of a truncated file is still usable.
     with suppress(EOFError, zlib.error, gzip.BadGzipFile), opened(path, errors="replace") as file:
         while len(head) < _HEAD and (piece := file.read(_PIECE)):
             head += piece
@@ -765,7 +773,7 @@ def _known_table(path: Path) -> TableFormat | None:
 
 
 def opened(path: Path, errors: str = "strict") -> TextIO:
-    """Open a text file: UTF-8, or UTF-16 that says so; it may be packed by gzip, or alone in a zip.
+    """Open a text file in UTF-8 or UTF-16 (with a byte order mark), plain, gzip, or the only file of a zip.
 
     Raises
     ------
@@ -812,7 +820,7 @@ def _batches(
             where = f"{path}, row {number}"
             gene = _gene(row, species, where)
             if is_date(gene.symbol):
-                skipped.add("whose symbol a spreadsheet turned into a date", gene.symbol)
+                skipped.add("whose symbol a spreadsheet changed to a date", gene.symbol)
                 continue
             texts = _summary(row, gene, path, date)
             if not texts:
@@ -838,7 +846,7 @@ def _read(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
         fix = (
             "for files of scInterpreter or GenePT: scvec import-legacy FILE" if kind == ".json" else EXPECTED
         )
-        raise InputError("this is not a format of gene files", str(path), fix, code="wrong-format")
+        raise InputError("unknown format of a gene file", str(path), fix, code="wrong-format")
     opened: Any = gzip.open if packed else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         lines = read_lines(file, path)
@@ -874,14 +882,14 @@ def _rows_jsonl(lines: Iterator[str], path: Path) -> Iterator[dict[str, Any]]:
             raise InputError(
                 f"this line is not JSON: {err}",
                 f"{path}, line {number}",
-                "one object a line",
+                "write one object per line",
                 code="wrong-format",
             ) from err
         if not isinstance(row, dict):
             raise InputError(
                 "this line is not a JSON object",
                 f"{path}, line {number}",
-                "one object a line",
+                "write one object per line",
                 code="wrong-format",
             )
         _check_columns(list(row), path, f", line {number}")
@@ -898,9 +906,9 @@ def _rows_csv(lines: Iterator[str], path: Path, kind: str) -> Iterator[dict[str,
                 continue
             if len(cells) != len(header):
                 raise InputError(
-                    f"a row has {len(cells)} cells, the header {len(header)}",
+                    f"a row has {len(cells)} columns, but the header has {len(header)}",
                     f"{path}, row {number}",
-                    "quote cells that contain the separator",
+                    "quote values that contain the separator",
                     code="damaged-file",
                 )
             yield dict(zip(header, cells, strict=True))
@@ -908,7 +916,7 @@ def _rows_csv(lines: Iterator[str], path: Path, kind: str) -> Iterator[dict[str,
         raise InputError(
             f"the csv cannot be read: {err}",
             f"{path}, line {reader.line_num}",
-            "quote its cells",
+            "quote the values of this line",
             code="damaged-file",
         ) from err
 
@@ -936,7 +944,7 @@ def _gene(row: Mapping[str, Any], species: Species, where: str) -> Gene:
         raise InputError(
             f"{authority!r} is not an authority id",
             f"{where}, column authority_id",
-            "write HGNC:n, MGI:n, RGD:n, ZFIN:ZDB-GENE-n or the like",
+            "give an id such as HGNC:n, MGI:n, RGD:n or ZFIN:ZDB-GENE-n",
             code="damaged-file",
         )
     if entrez is None and not authority:
@@ -981,7 +989,7 @@ def _majority(rows: Sequence[Mapping[str, Any]], path: Path) -> Species:
         raise InputError(
             "the gene file does not say the species",
             str(path),
-            "name one species, or add a column species",
+            "give --species, or add a column species",
             code="wrong-format",
         )
     return votes.most_common(1)[0][0]
@@ -1001,7 +1009,7 @@ def _summary(row: Mapping[str, Any], gene: Gene, path: Path, date: str) -> list[
 
 
 def _source_version(row: Mapping[str, Any], path: Path) -> str:
-    """Return the part of the column ``source`` that names RefSeq, else all of it, else the file's name."""
+    """Return the RefSeq part of the column ``source``, else the whole column, else the name of the file."""
     parts = [part.strip() for part in cell_text(row.get("source"), 1000).split(";")]
     for part in parts:
         if "refseq" in part.lower():
@@ -1031,7 +1039,7 @@ def _go_facts(value: Any) -> list[GoFact]:
 def _add_composed(
     batch: Sequence[GeneRecord], facts: Mapping[int, list[GoFact]], path: Path, date: str
 ) -> None:
-    """Compose texts for the genes that have terms and no summary; term frequencies are the batch's own."""
+    """Compose texts for genes with terms and no summary; term frequencies are counted in the batch."""
     n_genes = Counter(chain.from_iterable({f.go_id for f in own} for own in facts.values()))
     for i, own in facts.items():
         gene, texts = batch[i]

@@ -1,4 +1,4 @@
-"""The result of a query: a label for every cell, and what stands behind it."""
+"""The result of a query: a label for every cell, with probabilities, novelty and status."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ __all__ = ["Annotation", "judge", "novel_notes", "provenance"]
 
 Strings = npt.NDArray[np.object_]
 
-#: Labels that a notebook shows; the rest are counted.
+#: Most labels in a notebook's table; the others are counted.
 HTML_LABELS = 20
 
-#: Attributes that hold a text a cell.
+#: Attributes with one text per cell.
 TEXTS = ("cells", "label", "label_knn", "label_head", "label_broad", "cl_id", "status", "majority")
 
 
@@ -54,7 +54,7 @@ class Annotation:
     classes
         Labels of the reference.
     label, label_knn, label_head, label_broad, cl_id, status
-        (n,) strings, as objects. They and ``cells`` are held in less until somebody asks for them
+        (n,) strings, as objects. They and ``cells`` are stored in a compact form until the first access
         (:mod:`scvec.base.arrays`).
     confidence, novelty
         (n,) float32, 0 to 1.
@@ -65,20 +65,20 @@ class Annotation:
     neighbors
         Nearest reference cells, as row numbers of the reference.
     majority, cluster
-        (n,) strings and (n,) int64: the label that most cells of a cell's cluster have, and the cluster's
-        number; None where no majority vote was asked for.
+        (n,) strings and (n,) int64: the most frequent label of each cell's cluster, and the number of the
+        cluster; None without a majority vote.
     novel_group, novel_names
-        (n,) the group of each novel cell as objects, None for others, and the names of the groups; None where
-        ``name_novel`` was not asked for.
+        (n,) the group of each novel cell as objects, None for others, and the names of the groups; both None
+        without ``name_novel``.
     store, data, options
-        What the query was asked: the folder of the store, the file or AnnData object, and the options.
-        ``options`` is None where no query made the annotation.
+        Input of the query: the folder of the store, the file or AnnData object, and the options.
+        ``options`` is None if the annotation is not from a query.
     sets
-        (n, n_classes) bool, which labels belong to each cell's set; None where no coverage was asked for.
+        (n, n_classes) bool, the labels in each cell's set; None without a coverage.
     parameters
-        Everything that made this answer: version, store version, space, options, gene match.
+        All parameters of the annotation: version, store version, space, options, gene match.
     notes
-        What a user should know about it.
+        Notes for the user.
     seconds
         Duration of each stage.
     """
@@ -117,7 +117,7 @@ class Annotation:
         lengths["neighbors"] = len(self.neighbors.indices)
         wrong = [f"{name} {length}" for name, length in lengths.items() if length != n]
         if wrong:
-            raise ValueError(f"parts of an annotation of {n} cells have other lengths: {', '.join(wrong)}")
+            raise ValueError(f"the annotation has {n} cells, but these parts differ: {', '.join(wrong)}")
         if self.proba.shape != (n, len(self.classes)):
             raise ValueError(f"probabilities of shape {self.proba.shape} for {len(self.classes)} classes")
         if self.sets is not None and self.sets.shape != self.proba.shape:
@@ -127,7 +127,7 @@ class Annotation:
         return len(vars(self)["cells"])
 
     def __repr__(self) -> str:
-        # What a notebook shows: the summary, not a thousand lines of barcodes.
+        # A console shows the summary instead of all barcodes.
         return "\n".join(self.lines())
 
     def _repr_html_(self) -> str:
@@ -147,7 +147,7 @@ class Annotation:
             f"<b>{escape(str(self.parameters['reference']))}</b></p>",
             html_bar({s: (status[s], STATUS_COLORS[s]) for s in STATUSES}),
             html_table(("label", "cells", "mean confidence", "confident"), rows),
-            f"<small>and {rest} labels of fewer cells</small>" if rest else "",
+            f"<small>and {rest} labels with fewer cells</small>" if rest else "",
             *(f"<p>{escape(note)}</p>" for note in self.notes if note.startswith("warning: ")),
             "<small>Next: <code>.to_adata(adata)</code>, "
             "<code>scvec.write_report(annotation, 'report.html')</code>, "
@@ -156,7 +156,7 @@ class Annotation:
         return f"<div>{''.join(parts)}</div>"
 
     def changed(self, **changes: Any) -> Annotation:
-        """Return a copy with other values, as ``dataclasses.replace``, but with no array made of any text."""
+        """Return a copy with changed values, like ``dataclasses.replace``, but without expanding texts."""
         return type(self)(**{**vars(self), **changes})
 
     def to_table(
@@ -167,12 +167,12 @@ class Annotation:
         Parameters
         ----------
         key_added
-            Prefix of scvec's own columns.
+            Prefix of scvec's columns.
         columns
             ``scvec``, or ``celltypist``: the names of CellTypist's tables (``predicted_labels``,
             ``conf_score``, and after a majority vote ``over_clustering`` and ``majority_voting``).
         named
-            Whether the index is the names of the cells; else it is their numbers, which take no memory.
+            Whether the index has the cell names; otherwise it has numbers, which need no memory.
 
         Raises
         ------
@@ -189,7 +189,7 @@ class Annotation:
         return table
 
     def tables(self, *, columns: str = "scvec") -> Iterator[pd.DataFrame]:
-        """Yield :meth:`to_table` in parts of its rows: the names of all cells are never objects at once."""
+        """Yield :meth:`to_table` in parts of its rows, so that not all cell names are objects at once."""
         import pandas as pd
 
         table = self.to_table(columns=columns, named=False)
@@ -215,7 +215,7 @@ class Annotation:
             found["set"] = self._sets()
             found["set_size"] = self.sets.sum(axis=1).astype(np.int32)
             if any("|" in name for name in self.classes):
-                # Where labels have the mark that separates them, a list of them is told beside.
+                # If a label contains the separator, also write the set as a JSON list.
                 found["set_json"] = set_names(self.proba, self.sets, self.classes, json.dumps)
         if self.cluster is not None and vars(self)["majority"] is not None:
             found["majority"] = texts_of(self, "majority")
@@ -235,14 +235,14 @@ class Annotation:
         return found
 
     def explain(self, **keywords: Any) -> Any:
-        """Say why a cell, or the cells of a label, were given their label and not another.
+        """Explain why a cell, or the cells of a label, got their label and not another.
 
-        The cells are read again: the file or AnnData object that was annotated must be as it was.
+        The cells are read again, so the annotated file or AnnData object must be unchanged.
 
         Parameters
         ----------
         **keywords
-            As for :func:`scvec.explain`: ``cell`` or ``label``, ``against``, ``n_genes``.
+            See :func:`scvec.explain`: ``cell`` or ``label``, ``against``, ``n_genes``.
 
         Returns
         -------
@@ -251,9 +251,9 @@ class Annotation:
         Raises
         ------
         ValueError
-            If no query made the annotation.
+            If the annotation is not from a query.
         InputError, StoreError
-            As :func:`scvec.explain`.
+            See :func:`scvec.explain`.
         """
         from scvec.model.explanation import Explainer, ExplainOptions
 
@@ -262,16 +262,16 @@ class Annotation:
             return explainer.explain(asked)
 
     def label_sets(self) -> Strings:
-        """Return (n,) each cell's label set, likeliest first, as ``alpha|beta``; empty where it is."""
+        """Return (n,) label sets as ``alpha|beta``, likeliest first; an empty text for an empty set."""
         return np.asarray(self._sets(), dtype=object)
 
     def _sets(self) -> Texts:
         if self.sets is None:
-            raise ValueError("no label sets were asked for: query with coverage")
+            raise ValueError("the annotation has no label sets: give coverage to the query")
         return set_names(self.proba, self.sets, self.classes)
 
     def obsm(self, key_added: str = "scvec") -> dict[str, npt.NDArray[Any]]:
-        """Return the per-cell arrays that go into ``adata.obsm``."""
+        """Return the arrays for ``adata.obsm``."""
         arrays: dict[str, npt.NDArray[Any]] = {
             f"X_{key_added}": self.vectors,
             f"{key_added}_proba": self.proba,
@@ -279,10 +279,10 @@ class Annotation:
         return arrays if self.sets is None else {**arrays, f"{key_added}_set": self.sets}
 
     def uns(self, columns: str = "scvec") -> dict[str, Any]:
-        """Return what goes into ``adata.uns``: classes, parameters, and the kind of ``columns`` beside it."""
+        """Return the entry of ``adata.uns``: classes, parameters, and the kind of ``columns``."""
         import json
 
-        # Nested parameters hold None and lists of mixed type, which h5ad cannot: one JSON text holds all.
+        # h5ad cannot store None or lists of mixed type, so all parameters are one JSON text.
         return {
             "classes": np.array(self.classes, dtype=object),
             "version": str(self.parameters["scvec"]),
@@ -295,7 +295,7 @@ class Annotation:
         }
 
     def colors(self, key_added: str = "scvec") -> dict[str, Any]:
-        """Return the colours that scanpy looks for in ``adata.uns``: those of labels, in their order."""
+        """Return the colours of labels, in the order that scanpy expects in ``adata.uns``."""
         columns = ["label", "label_knn", "label_head"]
         if vars(self)["majority"] is not None:
             columns.append("majority")
@@ -309,7 +309,7 @@ class Annotation:
         return found
 
     def to_adata(self, adata: anndata.AnnData, *, key_added: str = "scvec", copy: bool = False) -> Any:
-        """Write the result into ``adata.obs``, ``.obsm`` and ``.uns``; what an earlier one left is removed.
+        """Write the result to ``adata.obs``, ``.obsm`` and ``.uns``, and remove an earlier annotation.
 
         Parameters
         ----------
@@ -323,16 +323,16 @@ class Annotation:
         Raises
         ------
         ValueError
-            If ``adata`` has other cells, or in another order.
+            If ``adata`` has other cells, or another order of cells.
         """
         if adata.n_obs != len(self):
             raise ValueError(f"the annotation has {len(self)} cells, adata {adata.n_obs}")
-        # By position: names may repeat in adata where the annotation's are unique. Never in another order.
+        # Cells are matched by position, because names may repeat in adata but not in the annotation.
         if adata.obs_names.is_unique and not np.array_equal(adata.obs_names.astype(str), self.cells):
-            raise ValueError("adata holds other cells than the annotation, or in another order")
+            raise ValueError("adata has other cells than the annotation, or another order of cells")
         target = adata.copy() if copy else adata
         table = self.to_table(key_added)
-        # Plain arrays: those of many cells lie in files, which not all of anndata takes.
+        # Plain arrays, because not all of anndata accepts memory-mapped arrays.
         obsm = {name: np.asarray(values) for name, values in self.obsm(key_added).items()}
         uns = {key_added: self.uns(), **self.colors(key_added)}
         for part, names in earlier_names(target.uns, key_added).items():
@@ -346,7 +346,7 @@ class Annotation:
         return target if copy else None
 
     def counts(self) -> dict[str, int]:
-        """Return the number of cells per label, most first."""
+        """Return the number of cells per label, largest first."""
         return counts(texts_of(self, "label"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -376,15 +376,13 @@ class Annotation:
         return [{"n_cells": groups.count(g.group), **g.to_dict()} for g in self.novel_names or ()]
 
     def lines(self) -> list[str]:
-        """Return the summary for people."""
+        """Return the summary as lines of text."""
         total = len(self)
         lines = [f"{total:,} cells annotated by reference {self.parameters['reference']!r}"]
         status, label = texts_of(self, "status"), texts_of(self, "label")
         n_novel = int((status == "novel").sum())
         if n_novel > total / 2:
-            lines.append(
-                f"  {n_novel:,} of them are unlike anything in the reference: do not use their labels"
-            )
+            lines.append(f"  {n_novel:,} of them are novel (unlike the reference): do not use their labels")
         found, confident = counts(label), status == "confident"
         width = max(map(len, found), default=0)
         for name, number in found.items():
@@ -400,13 +398,15 @@ class Annotation:
         if self.sets is not None:
             size = np.bincount(self.sets.sum(axis=1), minlength=3)
             lines.append(
-                f"label sets that hold the true label of {self.parameters['coverage']:.0%} of the cells: "
-                f"{size[0]:,} empty, {size[1]:,} of one label, {size[2:].sum():,} of more"
+                f"label sets with the true label for {self.parameters['coverage']:.0%} of the cells: "
+                f"{size[0]:,} empty, {size[1]:,} with one label, {size[2:].sum():,} with more"
             )
         if self.majority is not None and self.cluster is not None:
             n_changed = int((self.majority != self.label).sum())
             n_clusters = len(np.unique(self.cluster))
-            lines.append(f"majority vote over {n_clusters:,} clusters: {n_changed:,} cells get another label")
+            lines.append(
+                f"majority vote over {n_clusters:,} clusters: {n_changed:,} cells have another label"
+            )
         for group in self.novel_names or ():
             lines += group.lines()
         if self.output:
@@ -416,17 +416,17 @@ class Annotation:
         return lines
 
 
-#: Beyond this fraction of novel cells, the cells themselves are hardly the cause.
+#: Above this fraction of novel cells, another cause is likely, such as a wrong scale of the values.
 MOSTLY_NOVEL = 0.8
-#: A note of references whose calibration saw no other batches.
+#: Note for references that were calibrated without other batches.
 OPTIMISTIC = (
-    "confidence is optimistic for data from elsewhere: the reference was calibrated on held-out cells of its "
-    "own batches (ingest it with --batch-key)"
+    "confidence is optimistic for other data sets: the reference was calibrated on held-out cells of the "
+    "same batches (ingest it with --batch-key)"
 )
 
 
 def provenance(generation: int, stored: StoredReference, matched: MatchedSource) -> dict[str, Any]:
-    """Return what an answer was made by: version, store version, reference, space, genes."""
+    """Return the provenance of an annotation: version, store version, reference, space, genes."""
     from scvec import __version__
     from scvec.model.storage import species_of
 
@@ -460,11 +460,11 @@ def judge(
     Parameters
     ----------
     found
-        Is released: its arrays are those of the annotation.
+        The predictions, whose arrays the annotation takes over.
     measured
         Fraction (0-1) of the model's genes that the query measured.
     parameters
-        What made the answer. The shift of the query against the reference is added.
+        Parameters of the annotation. The shift of the query is added.
     """
     from scvec.celltypes.ontology import ClassOntology
     from scvec.model.status import STATUSES, status_codes
@@ -480,7 +480,7 @@ def judge(
     notes += novel_notes(float(np.mean(novelty > 0.5)), matched.source.state, parameters)
     status = status_codes(confidence=confidence, novelty=novelty, n_labels=found.n_labels, low_quality=low)
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).coded_broad(found.proba)
-    # Categories and bytes: the annotation makes arrays of objects of them when somebody asks.
+    # A compact form; the annotation converts it to arrays of objects on first access.
     texts: dict[str, Any] = {
         "cells": matched.source.names,
         "label": coded(best, classes),
@@ -506,7 +506,7 @@ def judge(
 
 
 def _shift(model: ReferenceModel, found: Prediction, usable: npt.NDArray[np.bool_], how: str) -> Shift:
-    """Return what the cells of the query that are good enough have in common against the reference."""
+    """Return the shift of the query against the reference, estimated from cells of sufficient quality."""
     from scvec.model.novelty import Shift
 
     n_classes = model.members.n_classes
@@ -527,32 +527,32 @@ def _novelty(model: ReferenceModel, found: Prediction, shift: Shift, rate: float
 
 
 def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, Any]) -> list[str]:
-    """Return a warning that names likely causes, the likeliest first, where nearly all cells are novel.
+    """Return a warning with likely causes, the likeliest first, if nearly all cells are novel.
 
     Parameters
     ----------
     share
         Fraction (0-1) of the cells that are novel.
     state
-        What the values were taken for.
+        The detected scale of the values.
     parameters
-        Of the answer, with ``genes``, ``species``, ``reference_species``, ``values``.
+        Parameters of the annotation, with ``genes``, ``species``, ``reference_species``, ``values``.
     """
     from scvec.ingest.cells.values import in_words
 
     if share <= MOSTLY_NOVEL:
         return []
     if state.kind == "vectors":
-        told = "1) cells of another tissue than the reference; 2) vectors of another model"
-        return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {told}"]
+        listed = "1) cells of another tissue than the reference; 2) vectors of another model"
+        return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {listed}"]
     taken = " and ".join(in_words(scale) for scale in state.scales)
     values = (
-        f"values (taken as {taken}): --values"
+        f"scale of the values (used as {taken}): --values"
         if parameters.get("values", "auto") == "auto"
         else f"--values {parameters['values']}"
     )
     species = (
-        f"species (taken as {parameters['species']}, reference {parameters['reference_species']}): --species"
+        f"species (used as {parameters['species']}, reference {parameters['reference_species']}): --species"
     )
     causes = [values, species, "cells of another tissue than the reference", "another platform"]
     if state.kind == "counts":
@@ -562,7 +562,7 @@ def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, A
 
 
 def _best(proba: Float32) -> tuple[npt.NDArray[Any], Float32]:
-    """Return the number of each cell's likeliest class, and its probability."""
+    """Return the most probable class of each cell, and its probability."""
     best = np.empty(len(proba), dtype=code_type(proba.shape[1]))
     confidence = np.empty(len(proba), dtype=np.float32)
     for rows in blocks(len(proba)):

@@ -1,4 +1,4 @@
-"""The card of a reference: what it is made of, how good it is, where it fails, and how to cite it."""
+"""The card of a reference: content, accuracy, known failures, licence and sources."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Card", "CardOptions", "card_of", "n_changes"]
 
-#: A label whose held-out cells are found less often than this is a known failure.
+#: A label with a recall on held-out cells below this is a known failure.
 WEAK = 0.7
 MAX_TEXT = 2000
-#: What a card says of figures that do not know of a change.
-MEASURED_BEFORE = "accuracy, calibration and what is found of each label were measured before"
-#: Fields of a card -> what a reference keeps of where its cells come from (`scvec ingest census`).
+#: Remark of a card if the cells changed after the accuracy was measured.
+MEASURED_BEFORE = "accuracy, calibration and recall of each label were measured before"
+#: Fields of a card -> keys of the origin of a reference (`scvec ingest census`).
 OF_ORIGIN = {"sources": "citations", "license": "license", "tissue": "tissue"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardOptions:
-    """What the card of a pack says that the reference does not know by itself.
+    """Fields of the card of a pack that the user gives.
 
     Attributes
     ----------
     license
         SPDX name of the licence of the data, such as ``CC-BY-4.0``.
     sources
-        Where the data come from: DOIs, addresses or citations.
+        Sources of the data: DOIs, addresses or citations.
     tissue, assay
-        Of the cells; taken from columns of obs of these names where not given.
+        Tissue and assay of the cells. Default: from columns of obs with these names.
     notes
-        Known failures, in words.
+        Known failures, as text.
     """
 
     license: str = ""
@@ -51,30 +51,32 @@ class CardOptions:
         for text in (self.license, self.tissue, self.assay, *self.sources, *self.notes):
             if len(text) > MAX_TEXT or not text.isprintable():
                 raise InputError(
-                    f"the card takes one line of up to {MAX_TEXT:,} characters", text[:60], "shorten the text"
+                    f"a text of the card may have one line of {MAX_TEXT:,} characters",
+                    text[:60],
+                    "shorten it",
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Facts about a reference that travel with it.
+    """Facts about a reference that are included in its pack.
 
     Attributes
     ----------
     labels
-        For each label: cells, donors (None where no column of them is known), Cell Ontology id, recall on
-        held-out cells, and the label it is taken for most.
+        For each label: cells, donors (None if unknown), Cell Ontology id, recall on held-out cells, and the
+        most frequent wrong label.
     held_out
-        What was held out to find accuracy and calibration: batches, cells or none.
+        Units held out to measure accuracy and calibration: batches, cells or none.
     derived_from
-        Packs that it was pulled from: ``name``, ``sha256`` of the file and ``scvec`` that wrote it; the last
-        one it was pulled from last.
+        Packs that it was pulled from, the latest last: ``name``, ``sha256`` of the file and version of
+        ``scvec`` that wrote it.
     changed
-        What was done to its cells since they were ingested: ``what`` (appended or deleted), ``cells``,
-        ``labels`` and ``date``, of appended ones ``source``. The condition by which cells were deleted is not
-        told: it may name a person. All figures of held-out cells were measured before.
+        Changes of its cells since the ingest: ``what`` (appended or deleted), ``cells``, ``labels`` and
+        ``date``, for appended cells also ``source``. The condition for deleted cells is not included, because
+        it may contain the name of a person. All scores on held-out cells were measured before.
     gaps
-        What the card does not say and should.
+        Recommended fields that are missing.
     """
 
     name: str
@@ -101,12 +103,12 @@ class Card:
 
     @property
     def gaps(self) -> list[str]:
-        """What whoever gets the pack will miss."""
+        """Return notes about missing fields that users of the pack need."""
         found = []
         if not self.license:
-            found.append("the card names no licence: give --license")
+            found.append("the card has no licence: give --license")
         if not self.sources:
-            found.append("the card names no source to cite: give --source")
+            found.append("the card has no source to cite: give --source")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class Card:
         return asdict(self)
 
     def markdown(self) -> str:
-        """Return the card as Markdown with a YAML header, as Hugging Face's hub has them."""
+        """Return the card as Markdown with a YAML header, in the format of the Hugging Face hub."""
         import yaml
 
         header = {
@@ -148,14 +150,14 @@ class Card:
         return f"---\n{text}---\n\n" + "\n".join(self.lines(head="# ")) + "\n"
 
     def lines(self, head: str = "") -> list[str]:
-        """Return the card for people."""
+        """Return the card as lines of text."""
         lines = [
             f"{head}{self.name}",
             "",
             f"A reference of {self.species}{' ' + self.tissue if self.tissue else ''} for scvec: "
             f"{self.n_cells:,} cells of {len(self.labels)} types"
             + (f" ({self.assay})" if self.assay else "")
-            + ("." if self.with_cells else "; the cells themselves are not part of it."),
+            + ("." if self.with_cells else "; the cells are not included."),
             "",
             f"Licence: {self.license or 'not stated'}",
         ]
@@ -171,17 +173,17 @@ class Card:
         if self.failures:
             lines += ["", "Known failures:", *[f"- {text}" for text in self.failures]]
         for pack in self.derived_from:
-            told = f"{pack['name']}, sha256 {pack['sha256']}, packed by scvec {pack['scvec']}"
-            lines += ["", f"Derived from: {told}"]
+            origin = f"{pack['name']}, sha256 {pack['sha256']}, packed by scvec {pack['scvec']}"
+            lines += ["", f"Derived from: {origin}"]
         if self.changed:
             lines += ["", f"Changed since then ({MEASURED_BEFORE}):"]
             lines += [f"- {_change_line(change)}" for change in self.changed]
-        # Whoever wrote a card may be anybody: no terminal code of theirs is passed on.
+        # A card may come from a stranger, so terminal codes are removed.
         return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
 
 
 def card_of(stored: StoredReference, options: CardOptions | None = None, *, with_cells: bool = True) -> Card:
-    """Return the card of a reference: the one it came with, and what was found when it was ingested."""
+    """Return the card of a reference, from the card of its pack and the results of the ingest."""
     asked = options or CardOptions()
     meta = stored.meta
     origin: dict[str, Any] = meta["origin"] if isinstance(meta.get("origin"), dict) else {}
@@ -198,8 +200,8 @@ def card_of(stored: StoredReference, options: CardOptions | None = None, *, with
         recall, code = found.get("recall"), found.get("taken_for")
         other = None if code is None else meta["classes"][int(code)]
         if recall is not None and recall < WEAK:
-            taken = f", mostly taken for {other}" if other else ""
-            failures.append(f"{label}: {recall:.0%} of its held-out cells are found{taken}")
+            taken = f"; most others get the label {other}" if other else ""
+            failures.append(f"{label}: recall {recall:.0%} on held-out cells{taken}")
         labels.append(
             {
                 "label": label,
@@ -243,12 +245,12 @@ def card_of(stored: StoredReference, options: CardOptions | None = None, *, with
 
 
 def n_changes(meta: Mapping[str, Any]) -> int:
-    """Return how often cells were appended to a reference and deleted from it."""
+    """Return how many times cells were appended or deleted."""
     return len(meta.get("appended", [])) + len(meta.get("deletions", []))
 
 
 def _changes(meta: Mapping[str, Any], known: int) -> list[dict[str, Any]]:
-    """Return what happened to the cells of a reference, by date, without the first ``known`` changes."""
+    """Return the changes of the cells of a reference by date, without the first ``known`` changes."""
     appended = [
         {"what": "appended", "source": PurePath(a["name"]).name, "cells": a["n_cells"]}
         | {"labels": a.get("labels", {}), "date": a.get("date", "")}
@@ -270,7 +272,7 @@ def _change_line(change: Mapping[str, Any]) -> str:
 
 
 def _donors(stored: StoredReference) -> dict[str, int]:
-    """Return the number of batches of each label, where the reference was ingested with a batch key."""
+    """Return the number of batches of each label, if the reference was ingested with a batch key."""
     key = stored.meta["options"].get("batch_key")
     if not key or key not in stored.obs.columns:
         return {}
@@ -282,7 +284,7 @@ def _donors(stored: StoredReference) -> dict[str, int]:
 
 
 def _one(stored: StoredReference, column: str) -> str:
-    """Return what a column of obs says of all cells, up to three values."""
+    """Return the values of a column of obs, at most three."""
     if column not in stored.obs.columns:
         return ""
     values = sorted({str(v) for v in stored.obs[column].dropna().unique()})

@@ -1,4 +1,4 @@
-"""Cells that are there more than once, told by a hash of their values."""
+"""Find repeated cells by a hash of their values."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ __all__ = [
     "source_digest",
 ]
 
-#: Column of a reference's obs table that holds the hash of each cell, 8 bytes a cell.
+#: Column of a reference's obs with the hash of each cell, 8 bytes per cell.
 HASH_COLUMN = "_scvec_hash"
-#: Column of the CELLxGENE schema: False for cells that another data set holds, too.
+#: Column of the CELLxGENE schema: False for cells that are repeated from another data set.
 PRIMARY_COLUMN = "is_primary_data"
-#: Two cells with fewer genes above zero may be alike by chance.
+#: Cells with fewer genes above zero may be equal by chance.
 MIN_DETECTED = 10
 
 
 def gene_keys(gene_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """Return (n_genes,) odd numbers that stand for genes in hashes, whatever the order of the genes."""
+    """Return (n_genes,) odd numbers for the genes in hashes, independent of the order of the genes."""
     digests = b"".join(hashlib.blake2b(gene.encode(), digest_size=8).digest() for gene in gene_ids)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64) | np.uint64(1)
 
 
 def cell_hashes(X: Any, keys: npt.NDArray[np.uint64], factors: Float32 | None = None) -> Int64:
-    """Return (n,) hashes of cells; 0 for a cell of too few genes to be told from others.
+    """Return (n,) hashes of cells; 0 for a cell with too few genes.
 
-    Hashed are multiples of the cell's smallest value: counts, and their logarithms whatever the sum of a
-    cell, have the same hash. The hash is linear in them (a product modulo 2**64), which costs one product.
+    The values are hashed as multiples of the cell's smallest value, so that counts and their normalised
+    logarithms have the same hash. The hash is linear (modulo 2**64), so it needs one matrix product.
 
     Parameters
     ----------
     X
         (n, n_genes) CSR float32, log1p of linear values.
     keys
-        Of the genes, by :func:`gene_keys`.
+        Keys of the genes, from :func:`gene_keys`.
     factors
-        (n_genes,) what the linear values were multiplied by, where they were.
+        (n_genes,) factors that were applied to the linear values, or None.
     """
     linear = np.expm1(X.data)
     if factors is not None:
@@ -72,9 +72,9 @@ def cell_hashes(X: Any, keys: npt.NDArray[np.uint64], factors: Float32 | None = 
 
 
 def repeated(hashes: Int64, codes: Int64 | None = None) -> npt.NDArray[np.bool_]:
-    """Return (n,) bool: cells of which an earlier one has the hash (and the class number, where given).
+    """Return (n,) bool: cells with the hash (and class number, if given) of an earlier cell.
 
-    Cells of hash 0 are copies of none.
+    Cells with hash 0 are never copies.
     """
     table = {"hash": hashes} if codes is None else {"hash": hashes, "code": codes}
     again: npt.NDArray[np.bool_] = pd.DataFrame(table).duplicated().to_numpy(dtype=bool, copy=True)
@@ -83,22 +83,22 @@ def repeated(hashes: Int64, codes: Int64 | None = None) -> npt.NDArray[np.bool_]
 
 
 def left_out_notes(n_met: int, n_other: int) -> list[str]:
-    """Return what to say of cells that were met already, and of those that are not primary data."""
-    met = f"{count_text(n_met, 'cell')} that the reference holds already were left out"
-    other = f"{count_text(n_other, 'cell')} of which {PRIMARY_COLUMN} is False were left out"
+    """Return notes about cells that are already in the reference or are not primary data."""
+    met = f"left out {count_text(n_met, 'cell')} that are already in the reference"
+    other = f"left out {count_text(n_other, 'cell')} with {PRIMARY_COLUMN} False"
     return [met] * bool(n_met) + [other] * bool(n_other)
 
 
 class Seen:
-    """Hashes of the cells that came before, for cells that come chunk by chunk."""
+    """Hashes of earlier cells, for cells in chunks."""
 
     def __init__(self, hashes: Int64 | None = None) -> None:
         self._hashes: set[int] = set() if hashes is None else set(hashes.tolist())
 
     def first(self, hashes: Int64, among: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
-        """Return (n,) bool: cells (of those ``among`` is True for) that did not come before; now they have.
+        """Return (n,) bool: cells (with ``among`` True) that are not copies of earlier ones, and record them.
 
-        Cells of hash 0 are copies of none.
+        Cells with hash 0 are never copies.
         """
         new = np.ones(len(hashes), dtype=bool) if among is None else among.copy()
         for k in np.flatnonzero(new):
@@ -109,12 +109,12 @@ class Seen:
 
 
 def source_digest(hashes: Int64) -> str:
-    """Return sixteen hex digits that name the cells of a file, in their order."""
+    """Return a digest of 16 hex digits of the cells of a file in their order."""
     return hashlib.blake2b(hashes.astype("<i8").tobytes(), digest_size=8).hexdigest()
 
 
 def is_primary(source: CellSource) -> npt.NDArray[np.bool_]:
-    """Return (n_obs,) bool: False where the file says that another data set holds the cell, too."""
+    """Return (n_obs,) bool: False if the file marks the cell as repeated from another data set."""
     table = source.obs
     if PRIMARY_COLUMN not in table.columns:
         return np.ones(source.n_obs, dtype=bool)

@@ -1,4 +1,4 @@
-"""Which genes and which reference cells stand behind a label, computed again from the values of the cells."""
+"""The genes and reference cells that support a label, computed again from the values of the cells."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ class Evidence:
     Attributes
     ----------
     winner, other
-        (n,) int64 class numbers: the odds are of the one against the other.
+        (n,) int64 class numbers: the odds are those of ``winner`` against ``other``.
     best
-        (n,) int64 likeliest class.
+        (n,) int64 most probable class.
     log_odds
-        (n,) natural logarithm of the odds, before they are calibrated to a confidence.
+        (n,) natural logarithm of the odds, before calibration.
     columns
-        (n_genes,) int64 numbers of the genes that cell vectors are made of.
+        (n_genes,) int64 numbers of the genes of the cell vectors.
     genes
-        Member -> (n, n_genes) contribution of each gene; members with weight 0 are left out.
+        Member -> (n, n_genes) contribution of each gene, without members of weight 0.
     neighbors
         (n,) contribution of the labels of the nearest cells.
     constant
         (n,) contribution of the intercepts: the odds for a cell without expression.
     undivided
-        (n,) contribution of the head where vectors of its encoder are not sums over genes; else 0.
+        (n,) contribution of the head if the vectors of its encoder are not sums over genes; else 0.
     members
-        Member -> (n,) its whole contribution; they sum to the log odds.
+        Member -> (n,) its total contribution; the sum over members is the log odds.
     scores
         Scores of the members.
     """
@@ -93,7 +93,7 @@ class Evidence:
 
     @property
     def gap(self) -> Float64:
-        """(n,) log odds less the sum of all terms: the completeness error."""
+        """(n,) completeness error: log odds minus the sum of all terms."""
         terms = self.by_gene.sum(axis=1) + self.neighbors + self.constant + self.undivided
         return np.asarray(self.log_odds - terms, dtype=np.float64)
 
@@ -108,22 +108,22 @@ def weigh(
     winner: Int64 | None = None,
     against: int | None = None,
 ) -> Evidence:
-    """Score cells as :meth:`ReferenceModel.predict` does, and return the score as a sum of contributions.
+    """Score cells like :meth:`ReferenceModel.predict`, and return the score as a sum of contributions.
 
-    The head is a sum over genes, given the length of a cell's vector, or is divided by integrated gradients
-    (:meth:`scvec.model.classifiers.Head.directions`).
+    At a fixed length of the cell vector, the head is a sum over genes. Otherwise it is decomposed by
+    integrated gradients (:meth:`scvec.model.classifiers.Head.directions`).
 
     Parameters
     ----------
     winner
-        (n,) class numbers to explain; each cell's likeliest when None.
+        (n,) class numbers to explain. Default: the most probable class of each cell.
     against
-        Class number to compare with; each cell's likeliest other one when None.
+        Class number to compare with. Default: the second most probable class of each cell.
 
     Raises
     ------
     InputError
-        If ``against`` is the class itself, or a class that is not allowed.
+        If ``against`` is the class itself, or an excluded class.
     """
     members, ensemble = model.members, model.calibration.ensemble
     seen = members.score(chunk, n_neighbors, subset=subset)
@@ -150,7 +150,7 @@ def weigh(
         raise InputError(
             "there is no other label to compare with",
             "",
-            "name another one, or loosen --where",
+            "give another label, or a broader --where",
             code="one-label",
         )
 
@@ -182,7 +182,7 @@ def weigh(
 
 
 def generation_of(store: Path | str, parameters: Mapping[str, Any]) -> Store:
-    """Return the store as it was when the cells were annotated; as it is now where that was deleted."""
+    """Return the version of the store that annotated the cells, or the current one if it was deleted."""
     from scvec.stores.store.store import Store
 
     opened = Store(store)
@@ -196,57 +196,57 @@ def generation_of(store: Path | str, parameters: Mapping[str, Any]) -> Store:
 
 
 def same_reference(store: Store, parameters: Mapping[str, Any]) -> StoredReference:
-    """Return the reference that cells were annotated by.
+    """Return the reference of an annotation.
 
     Raises
     ------
     StoreError
-        If the store has none of that name, or another one.
+        If the store does not have the reference, or has another one with this name.
     """
     name, number = str(parameters["reference"]), int(parameters["generation"])
     fix = "give the --store that annotated the file, or annotate the cells again: scvec query"
     if name not in store.generation.manifest.references:
-        what = f"the cells were annotated by reference {name!r}, which this store does not have"
+        what = f"the cells were annotated with reference {name!r}, which this store does not have"
         raise StoreError(what, str(store.path), fix, code="annotation-outdated")
     stored = store.reference(name)
     if not stored.has_fingerprint(str(parameters["reference_fingerprint"])):
         what = (
-            f"the cells were annotated by reference {name!r} in version {number} of the store; "
-            f"version {store.generation.number}, the current one, has another reference of this name"
+            f"the cells were annotated with reference {name!r} in version {number} of the store; "
+            f"the current version {store.generation.number} has another reference with this name"
         )
         raise StoreError(what, str(store.path), fix, code="annotation-outdated")
     return stored
 
 
 WIDTH = 100
-#: Lines about voters that people are shown.
+#: Most lines about voters in the printed output.
 MAX_VOTERS = 15
 NO_LABEL = "(no label)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneEvidence(Record):
-    """What one gene adds to the log odds.
+    """The contribution of one gene to the log odds.
 
     Attributes
     ----------
     gene_id, symbol
-        Of the reference's species.
+        Gene of the reference's species.
     contribution
-        Natural-log odds, positive for the label; the mean over the cells. A gene that is lower than usual can
-        speak for a label that lacks it.
+        Mean over the cells, in natural-log odds; positive supports the label. A gene with low expression can
+        support a label that does not express it.
     by_member
         Member (``head``) -> its part; they sum to ``contribution``.
     expression
         log1p of counts per ten thousand, mean over the cells.
     expected, expected_against
-        Mean expression over the reference cells of the label, and of the label compared with (where the cells
-        are compared with several, the mean over cells).
+        Mean expression over the reference cells of the label, and of the other label (if cells have several
+        other labels, the mean over cells).
     description, source, source_version, kind
-        The text that the knowledge base prefers, and where it comes from; empty where there is none. ``kind``
-        is ``human``, ``llm``, ``composed`` or ``borrowed``.
+        The best text of the knowledge base and its source, or empty. ``kind`` is ``human``, ``llm``,
+        ``composed`` or ``borrowed``.
     marker_of
-        Tables that say that the gene marks the label's type, or one below it; empty where none does.
+        Tables that list the gene as a marker of the label's type or of a subtype.
     """
 
     gene_id: str
@@ -265,7 +265,7 @@ class GeneEvidence(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Voter(Record):
-    """Reference cells that voted: one of them for a cell, those of a donor and label together for a label.
+    """Reference cells that voted: one cell if a cell is explained, all of a donor and label for a label.
 
     Attributes
     ----------
@@ -274,7 +274,7 @@ class Voter(Record):
     label
         Its label; empty for a cell without one, which has no vote.
     dataset, donor
-        The file or study, and the donor or batch, it comes from; empty where the reference does not say.
+        Its file or study, and its donor or batch; empty if unknown.
     n
         Number of votes, over all cells explained.
     distance
@@ -291,44 +291,43 @@ class Voter(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation(Report):
-    """Why a cell, or the cells of a label, were given their label and not the next best one.
+    """The reasons why a cell, or the cells of a label, got their label and not another.
 
-    ``log_odds`` is the sum of the genes' contributions (``genes_total``), ``neighbors_total``, ``constant``
-    and ``undivided``, but for ``completeness_error``. All are natural-log odds of ``label`` against the label
-    compared with, as both members say them, before they are calibrated to a confidence, and means over the
-    ``n_cells`` cells.
+    ``log_odds`` is the sum of the contributions of genes (``genes_total``), ``neighbors_total``, ``constant``
+    and ``undivided``, except for ``completeness_error``. All are natural-log odds of ``label`` against the
+    other label, before calibration, and means over the ``n_cells`` cells.
 
     Attributes
     ----------
     reference, label
-        The reference asked, and the label explained.
+        The reference, and the explained label.
     cell
-        Name of the cell; empty where the cells of a label are explained.
+        Name of the cell; empty if a label is explained.
     against
-        Label compared with -> number of cells: each cell's runner-up, or the one asked for.
+        Other label -> number of cells: the second most probable label of each cell, or the requested one.
     n_cells, n_labelled
-        Cells looked at, and cells that were given the label.
+        Cells used, and cells with the label.
     confidence
         Mean calibrated probability of the label.
     genes
-        The genes of the largest contributions, in absolute value, largest first.
+        The genes with the largest absolute contributions, largest first.
     n_genes, genes_total
-        All genes that contribute, and the sum of their contributions, those in ``genes`` included.
+        Number of contributing genes, and the sum of their contributions, including those in ``genes``.
     neighbors_total
-        What the labels of the nearest reference cells add.
+        Contribution of the labels of the nearest reference cells.
     constant
-        What the intercept of the head adds, which belongs to no gene.
+        Contribution of the intercept of the head.
     undivided
-        What a head adds whose encoder's vectors are not sums over genes (``sentence``, ``prompt``).
+        Contribution of a head whose encoder's vectors are not sums over genes (``sentence``, ``prompt``).
     members
-        Member -> what it adds in all; they sum to ``log_odds``.
+        Member -> its total contribution; they sum to ``log_odds``.
     voters
         The reference cells that voted.
     completeness_error
-        Mean absolute difference between a cell's log odds and the sum of its terms, as a share of the mean
+        Mean absolute difference between a cell's log odds and the sum of its terms, relative to the mean
         absolute log odds (0.01 is 1%).
     parameters
-        What made it: reference, store version, space, method.
+        Reference, store version, space and method.
     """
 
     reference: str
@@ -351,7 +350,7 @@ class Explanation(Report):
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """Return the explanation as lines for people."""
+        """Return the explanation as lines of text."""
         if self.cell:
             other = next(iter(self.against))
             head = f"cell {self.cell}: '{self.label}' (confidence {self.confidence:.2f}), not '{other}'"
@@ -368,10 +367,10 @@ class Explanation(Report):
         rows = [(f"the other {self.n_genes - len(self.genes):,} genes", self.genes_total - listed)]
         rows += [("the nearest reference cells", self.neighbors_total), ("intercepts", self.constant)]
         if self.undivided:
-            rows.append(("the head, whose encoder cannot be divided among genes", self.undivided))
+            rows.append(("the head (its encoder is not a sum over genes)", self.undivided))
         lines += [f"  {value:+7.2f}  {name}" for name, value in rows]
         lines.append(
-            f"  {self.log_odds:+7.2f}  in all (terms miss it by {100 * self.completeness_error:.2g}%)"
+            f"  {self.log_odds:+7.2f}  total (the terms differ by {100 * self.completeness_error:.2g}%)"
         )
         lines.append("members: " + ", ".join(f"{name} {value:+.2f}" for name, value in self.members.items()))
         return [*lines, *self._voter_lines(), *self._text_lines()]
@@ -381,7 +380,7 @@ class Explanation(Report):
             return f"'{next(iter(self.against))}'"
         names = [f"'{name}' ({n:,})" for name, n in self.against.items()]
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        return f"each cell's next best: {', '.join(names[:4])}{more}"
+        return f"each cell's second label: {', '.join(names[:4])}{more}"
 
     def _gene_lines(self) -> list[str]:
         if not self.genes:
@@ -430,7 +429,7 @@ class Explanation(Report):
                 text = f"{g.symbol} [{g.kind}, {source}] {g.description}"
                 short = textwrap.shorten(text, 2 * WIDTH, placeholder=" …")
                 lines += textwrap.wrap(short, WIDTH, initial_indent="  ", subsequent_indent="    ")
-        return ["what is known of these genes (scvec info genes SYMBOL tells all):", *lines] if lines else []
+        return ["descriptions of these genes (all texts: scvec info genes SYMBOL):", *lines] if lines else []
 
 
 def _cut(text: str, width: int = 24) -> str:
@@ -439,15 +438,15 @@ def _cut(text: str, width: int = 24) -> str:
 
 Strings = npt.NDArray[Any]
 
-#: Columns of obs that name the study and the donor of a cell, the likeliest first.
+#: Usual columns of obs with the study and the donor of a cell, the likeliest first.
 DATASET_COLUMNS = ("dataset", "dataset_id", "dataset_title", "study", "study_id")
 DONOR_COLUMNS = ("donor", "donor_id", "individual", "patient", "subject", "sample", "sample_id", "batch")
 
 
 def origins(stored: StoredReference) -> tuple[Strings, Strings]:
-    """Return (n,) data set and (n,) donor of every reference cell; empty where nothing tells.
+    """Return (n,) data set and (n,) donor of every reference cell, or empty texts.
 
-    A column of obs tells the data set, else the file; the batch key tells the donor, else a column of obs.
+    The data set comes from a column of obs, else from the file; the donor from the batch key, else from obs.
     """
     obs, meta = stored.obs, stored.meta
     batch = meta["options"].get("batch_key")
@@ -466,12 +465,12 @@ def origins(stored: StoredReference) -> tuple[Strings, Strings]:
 
 
 def files_of(stored: StoredReference) -> Strings:
-    """Return (n,) the file that every reference cell came from; empty where nothing tells."""
+    """Return (n,) the source file of every reference cell; empty if unknown."""
     if SOURCE_COLUMN in stored.obs.columns:
         return stored.obs[SOURCE_COLUMN].astype(str).to_numpy(dtype=object)
     sources = stored.meta["sources"]
     sizes = [int(source["n_cells"]) for source in sources]
-    if sum(sizes) != stored.n:  # cells were appended or deleted before the files were noted
+    if sum(sizes) != stored.n:  # cells were appended or deleted without a record of their files
         return np.full(stored.n, "", dtype=object)
     names = [PurePath(str(source["name"])).name for source in sources]
     return np.repeat(np.array(names, dtype=object), sizes)
@@ -487,7 +486,7 @@ def voters(
     *,
     single: bool,
 ) -> list[Voter]:
-    """Return who voted: each neighbour of a single cell, nearest first; else the most votes first.
+    """Return the voters: each neighbour of a single cell, nearest first; for a label, most votes first.
 
     Parameters
     ----------
@@ -498,7 +497,7 @@ def voters(
     """
     there = neighbors.indices >= 0
     rows, distances = neighbors.indices[there], np.sqrt(np.maximum(neighbors.distances[there], 0.0))
-    label = np.array([*classes, ""], dtype=object)[codes[rows]]  # -1 takes the empty one at the end
+    label = np.array([*classes, ""], dtype=object)[codes[rows]]  # -1 selects the empty text at the end
     if single:
         return [
             Voter(
@@ -521,25 +520,25 @@ def voters(
     ]
 
 
-#: Cells of a label that are looked at; more would not change the means.
+#: Most cells of a label for the means; more would hardly change them.
 MAX_CELLS = 500
 
 
 def read_again(annotation: Annotation) -> CellSource:
-    """Open the file or object that a query annotated.
+    """Open the annotated file or object again.
 
     Raises
     ------
     ValueError
-        If no query made the annotation.
+        If the annotation is not from a query.
     InputError
-        If the cells cannot be read, or are others.
+        If the cells cannot be read, or have changed.
     """
     from scvec.ingest.cells.source import CellSource
 
     options = annotation.options
     if options is None:
-        raise ValueError("no query made this annotation: use scvec.explain, or scvec.query with report")
+        raise ValueError("the annotation is not from a query: use scvec.explain, or scvec.query with report")
     source = CellSource.open(
         annotation.data, layer=options.layer, values=options.values, memory=options.memory
     )
@@ -552,16 +551,16 @@ def read_again(annotation: Annotation) -> CellSource:
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions:
-    """What is explained.
+    """Options of ``explain``.
 
     Attributes
     ----------
     cell, label
-        Name of a cell, or a label that cells were given; one of the two.
+        Either the name of a cell, or a label of cells.
     against
-        Label to compare with; each cell's runner-up when None.
+        Label to compare with. Default: the second most probable label of each cell.
     n_genes
-        Genes to list, those of the largest contributions.
+        Number of genes to list, those with the largest contributions.
     """
 
     cell: str | None = None
@@ -571,7 +570,7 @@ class ExplainOptions:
 
 
 class Explainer:
-    """An annotated data set that is open for questions; close it, or use it as a context manager.
+    """An open annotated data set for several explanations; close it, or use it as a context manager.
 
     Make one with :meth:`of_file` or :meth:`of_annotation`.
     """
@@ -595,9 +594,9 @@ class Explainer:
         self._stored = same_reference(store, parameters)
         if obsm_key(self._stored) is not None:
             raise InputError(
-                "the reference holds vectors of obsm and no genes, so that no gene is evidence",
+                "the reference was made from vectors in obsm, so it has no genes for evidence",
                 f"reference {self._stored.name}",
-                "ingest it by genes too, under another name, and query that",
+                "also ingest the cells by genes, under another name, and query with that reference",
                 code="vectors-without-genes",
             )
         species = str(parameters.get("species", "auto"))
@@ -606,7 +605,7 @@ class Explainer:
         )
         unmatched = str(parameters.get("unmatched_genes", "drop"))
         self._genes = query_genes(store, self._stored, self._matched, unmatched_genes=unmatched)
-        # As the query searched: else other cells would be named than those that voted.
+        # Search like the query, so that the listed cells are those that voted.
         recall = parameters.get("recall")
         found = float(recall) if isinstance(recall, (float, np.floating)) and 0 < recall < 1 else None
         model = load_model(self._stored, exact=bool(parameters.get("exact")), recall=found)
@@ -626,7 +625,7 @@ class Explainer:
         memory: str | int | None = None,
         progress: Progress = no_progress,
     ) -> Explainer:
-        """Open an annotated h5ad file or AnnData object; raises as :func:`explain`."""
+        """Open an annotated h5ad file or AnnData object; for errors see :func:`explain`."""
         from scvec.ingest.cells.source import CellSource
         from scvec.ingest.cells.write import read_parameters
 
@@ -637,7 +636,7 @@ class Explainer:
             columns = [f"{key_added}_label", f"{key_added}_confidence"]
             if any(c not in source.obs.columns for c in columns):
                 raise InputError(
-                    f"obs lacks {' or '.join(columns)}",
+                    f"obs has no {' or '.join(columns)}",
                     source.name,
                     "annotate the cells again: scvec query",
                     code="unknown-column",
@@ -655,9 +654,9 @@ class Explainer:
         Raises
         ------
         ValueError
-            If no query made the annotation.
+            If the annotation is not from a query.
         InputError, StoreError
-            As :func:`scvec.explain`.
+            See :func:`scvec.explain`.
         """
         with ExitStack() as stack:
             source = stack.enter_context(read_again(annotation))
@@ -683,7 +682,7 @@ class Explainer:
     def reference_vectors(self) -> tuple[Int64, npt.NDArray[np.float32]]:
         """Rows of the reference, ascending, and their (n, embed_dim) vectors in the space of the query.
 
-        All cells, or the training cells where the cell space was fitted to the genes of the query.
+        All cells, or only the training cells if the cell space was fitted to the genes of the query.
         """
         members = self._model.members
         if members.rows is None:
@@ -691,7 +690,7 @@ class Explainer:
         return members.rows, np.array(members.index.vectors())
 
     def explain(self, asked: ExplainOptions) -> Explanation:
-        """Explain a cell or a label: one of the two (see :func:`scvec.explain`)."""
+        """Explain either a cell or a label (see :func:`scvec.explain`)."""
         _one_of(asked.cell, asked.label, asked.n_genes)
         if asked.cell is not None:
             return self.cell(asked.cell, against=asked.against, n_genes=asked.n_genes)
@@ -703,19 +702,19 @@ class Explainer:
         rows = np.flatnonzero(np.array(names, dtype=object) == name)
         if len(rows) == 0:
             raise InputError(
-                f"there is no cell {name!r}", self._source.name, _near(name, names), code="unknown-cell"
+                f"the file has no cell {name!r}", self._source.name, _near(name, names), code="unknown-cell"
             )
         return self._explain(rows[:1], 1, name, str(self._label[rows[0]]), against, n_genes)
 
     def label(
         self, name: str, *, against: str | None = None, n_genes: int = 10, max_cells: int = MAX_CELLS
     ) -> Explanation:
-        """Explain a label by means over its cells, ``max_cells`` of them at most."""
+        """Explain a label by means over at most ``max_cells`` of its cells."""
         rows = np.flatnonzero(self._label == name)
         if len(rows) == 0:
             given = sorted(set(self._label.tolist()))
             raise InputError(
-                f"no cell was given the label {name!r}",
+                f"no cell has the label {name!r}",
                 self._source.name,
                 _near(name, given),
                 code="unknown-label",
@@ -733,7 +732,7 @@ class Explainer:
         other = None if against is None else _number(classes, against, "--against")
         if other == winner:
             raise InputError(
-                f"{label!r} is the label itself", "--against", "name another label of the reference"
+                f"{label!r} is the explained label itself", "--against", "give another label of the reference"
             )
         [chunk] = self._matched.chunks(self._genes, len(rows), rows)
         found = weigh(
@@ -745,13 +744,13 @@ class Explainer:
             winner=np.full(len(rows), winner, dtype=np.int64),
             against=other,
         )
-        # A tie may fall the other way on another machine; more than that is another cell or another model.
+        # A tie may be decided differently on another machine; more changes mean other cells or another model.
         changed = int((found.best != winner).sum())
         if changed > 0.02 * len(rows):
             raise InputError(
                 f"the values of {changed:,} of {len(rows):,} cells no longer give the label {label!r}",
                 self._source.name,
-                "they were changed after the annotation: annotate them again with scvec query",
+                "they changed after the annotation: annotate the cells again with scvec query",
                 code="annotation-outdated",
             )
         names, numbers = np.unique(found.other, return_counts=True)
@@ -809,7 +808,7 @@ class Explainer:
         columns = found.columns[top]
         gene_ids = [str(all_genes[g]) for g in columns]
         with self._store.knowledge() as kb:
-            if self._symbols is None:  # reading all genes takes longer than all else
+            if self._symbols is None:  # read once, because reading all genes is the slowest step
                 table = kb.genes()
                 self._symbols = dict(zip(table["gene_id"], table["symbol"], strict=True))
             texts = kb.descriptions(gene_ids)
@@ -852,19 +851,19 @@ def _number(classes: list[str], label: str, where: str) -> int:
 
 def _near(name: str, known: Sequence[str]) -> str:
     listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-    return f"{did_you_mean(name, known[:20_000], 2)}there are: {listed}"
+    return f"{did_you_mean(name, known[:20_000], 2)}known: {listed}"
 
 
 def _values_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where the values of an annotated file are and what they are, as they were read for it."""
+    """Return the layer and the scale of the values that the query used."""
     values = str(parameters.get("values", "auto"))
     return {"layer": parameters.get("layer"), "values": values if values in VALUES else "auto"}
 
 
 def _one_of(cell: str | None, label: str | None, n_genes: int) -> None:
     if (cell is None) == (label is None):
-        raise InputError("one cell or one label is explained", "", "give --cell ID or --label NAME")
+        raise InputError("give either a cell or a label", "", "give --cell ID or --label NAME")
     if n_genes < 0:
         raise InputError(
-            f"{n_genes} genes cannot be listed", "--n-genes", "give 0 or more", code="option-out-of-range"
+            f"n_genes cannot be {n_genes}", "--n-genes", "give 0 or more", code="option-out-of-range"
         )

@@ -1,4 +1,4 @@
-"""The golden query of a pack: cells, and the answers that its model must give for them."""
+"""The golden query of a pack: cells, and the labels that its model must predict for them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ __all__ = ["check_golden", "make_golden"]
 
 Tensors = dict[str, npt.NDArray[Any]]
 
-#: Cells of a golden query, at least one of each label where there are not more labels.
+#: Number of cells of a golden query, at least one per label (for up to so many labels).
 N_CELLS = 120
-#: Counts of a cell that is drawn from the mean cell of a label.
+#: Counts of a simulated cell.
 DEPTH = 4000
-#: How far a probability may be off: other processors and libraries add up in another order.
+#: Tolerance of probabilities, because processors and libraries sum in different orders.
 TOLERANCE = 5e-3
-#: A label must be the same where the answer leads the next one by as much.
+#: A label must be equal if its probability exceeds the next one by at least this much.
 LEAD = 2e-2
 
 
 def make_golden(stored: StoredReference, *, seed: int = 0) -> tuple[Tensors, dict[str, Any]]:
     """Return arrays and JSON values of a golden query for a reference.
 
-    The cells are drawn, not taken: counts of a Poisson distribution about the mean cell of a label, mixed a
-    little with the mean of all, over all genes; of vectors, about the mean
-    vector. No cell of the reference can be found in them.
+    The cells are simulated: Poisson counts around the mean cell of a label, mixed with a small fraction of
+    the mean of all cells; for a reference of vectors, vectors around the mean vector. So they do not reveal
+    cells of the reference.
     """
     from scipy.sparse import csr_matrix
 
@@ -65,14 +65,14 @@ def make_golden(stored: StoredReference, *, seed: int = 0) -> tuple[Tensors, dic
 
 
 def check_golden(stored: StoredReference, tensors: Tensors, described: Mapping[str, Any]) -> int:
-    """Compare the answers of a reference with those that its golden query must get; return its cells.
+    """Compare the predictions of a reference with its golden query; return the number of cells.
 
-    Genes and labels are looked up by name, so that a pack in which they were put in another order fails.
+    Genes and labels are looked up by name, so that a pack with a changed order fails.
 
     Raises
     ------
     StoreError
-        An answer differs, or the golden query does not belong to the reference.
+        A prediction differs, or the golden query does not belong to the reference.
     """
     from scipy.sparse import csr_matrix
 
@@ -97,7 +97,7 @@ def check_golden(stored: StoredReference, tensors: Tensors, described: Mapping[s
             or len(wanted) == 0
             or not np.isfinite(cells.data).all()
         ):
-            raise ValueError("its answers have another shape")
+            raise ValueError("its predictions have another shape")
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise _failed(stored, f"it does not belong to the reference ({error})") from error
     moved = csr_matrix((cells.data, columns[cells.indices], cells.indptr), shape=cells.shape)
@@ -113,7 +113,7 @@ def check_golden(stored: StoredReference, tensors: Tensors, described: Mapping[s
 
 
 def _answers(stored: StoredReference, cells: Any) -> tuple[Float32, Float32]:
-    """Return (n, n_classes) probabilities by all members and by the head, of cells CSR of log1p CP10k."""
+    """Return (n, n_classes) probabilities of the ensemble and of the head for cells (CSR, log1p CP10k)."""
     model = load_model(stored, device="cpu", exact=True)
     chunk = CellChunk(cells, np.ones(cells.shape[1], dtype=bool))
     n_neighbors = min(15, model.members.index.n)
@@ -130,7 +130,7 @@ def _log1p(counts: npt.NDArray[np.int64]) -> Any:
 
 def _failed(stored: StoredReference, what: str) -> StoreError:
     return StoreError(
-        f"the golden query of the pack does not get its answers: {what}",
+        f"the golden query of the pack gives other results: {what}",
         stored.name,
-        "do not use this pack; tell those who published it",
+        "do not use this pack; inform its publisher",
     )

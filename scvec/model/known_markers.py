@@ -1,4 +1,4 @@
-"""Markers of the knowledge base: as an index of names, and as evidence for labels."""
+"""Markers of the knowledge base: as an index of cell types, and as evidence for labels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def ortholog_key(resolver: GeneResolver) -> Callable[[str], str]:
-    """Return a function from a gene id to that of its best ortholog in the first species, or itself."""
+    """Return a function from a gene id to the id of its best ortholog in the first species, or to itself."""
     partners = resolver.partners(SPECIES[0])
     return lambda gene_id: partners.get(gene_id, gene_id)
 
@@ -43,7 +43,7 @@ def marker_rows(
     resolver: GeneResolver,
     key: Callable[[str], str],
 ) -> list[tuple[str, str, str, str, float, str]]:
-    """Return the rows of a :class:`~scvec.celltypes.naming.MarkerIndex`; unknown genes are left out."""
+    """Return the rows of a :class:`~scvec.celltypes.naming.MarkerIndex`, without unknown genes."""
     ids: dict[tuple[str, str], str] = {}
     for species in resolver.species:
         symbols = list(dict.fromkeys(gene for _, _, kind, gene, *_ in rows if kind == species))
@@ -59,19 +59,19 @@ def marker_rows(
 
 @cache
 def shipped_tissues() -> Tissues:
-    """Return what Uberon says of tissues."""
+    """Return the tissues of Uberon that ship with the package."""
     table = Snapshot.open().table("tissues").to_pydict()
     return Tissues(zip(table["name"], table["organs"], strict=True))
 
 
 def marker_index(kb: KnowledgeBase, resolver: GeneResolver, key: Callable[[str], str]) -> MarkerIndex:
-    """Return the markers of the knowledge base, genes under the id of their ortholog in the first species."""
+    """Return the markers of the knowledge base, with genes mapped to their ortholog in the first species."""
     labels = {cl_id: label for cl_id, label, own in kb.cl_names() if own}
     rows = marker_rows(kb.markers(), resolver, key)
     return MarkerIndex(rows, labels, kb.cl_lineage(), tissues=shipped_tissues())
 
 
-#: Names of proteins, complexes and isoforms that are no alias of a gene; in small letters, without hyphens.
+#: Names of proteins, complexes and isoforms that are not gene aliases; in lower case, without hyphens.
 MEANT_GENES = {
     "asma": "ACTA2", "ecadherin": "CDH1", "ncadherin": "CDH2", "vecadherin": "CDH5", "gad65": "GAD2",
     "gad67": "GAD1", "rorgt": "RORC", "tuj1": "TUBB3", "bdca4": "NRP1", "tcr": "TRAC", "tcrab": "TRAC",
@@ -79,7 +79,7 @@ MEANT_GENES = {
     "igd": "IGHD", "ige": "IGHE", "igg": "IGHG1", "igm": "IGHM", "mhcii": "HLA-DRA", "mhc2": "HLA-DRA",
     "hladr": "HLA-DRA", "gr1": "LY6G", "calretinin": "CALB2", "ki67": "MKI67", "calbindin": "CALB1",
 }  # fmt: skip
-#: What ends the symbols of a family: CD3 means CD3D, CD3E and CD3G; a family of more genes says too little.
+#: Suffixes of the genes of a family: CD3 means CD3D, CD3E and CD3G. Larger families are not used.
 _ENDS = [f"{letter}{digit}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" for digit in ("", *range(1, 7))]
 MOST_OF_FAMILY = 6
 
@@ -87,11 +87,11 @@ MOST_OF_FAMILY = 6
 def listed_genes(
     names: Sequence[str], species: str, resolver: GeneResolver, index: MarkerIndex, key: Callable[[str], str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return the genes of a published list, gene id -> name, and the names that stand for none.
+    """Return the genes of a published marker list, gene id -> name, and the names without a gene.
 
-    Papers name proteins and complexes too. A name that is no gene, or an alias of several, stands for the
-    marker that it may mean (of several, the one that marks the same types as the rest of the list), for the
-    same without hyphens, for the genes of its family (CD3), or for what its parts at a slash mean.
+    Papers also list proteins and complexes. A name that is not a gene, or is an alias of several genes, is
+    replaced by the marker gene that it may mean (of several, the one that marks the same cell types as the
+    rest of the list), by the name without hyphens, by the genes of its family (CD3), or by its parts at "/".
     """
     match = resolver.resolve(names, species)
     sure = {key(g) for g in match.gene_ids if g is not None}
@@ -134,9 +134,9 @@ def listed_genes(
 
 
 def markers_of(kb: KnowledgeBase, terms: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """Return the known markers of terms and of all below them: term -> symbol -> the tables that say so.
+    """Return the known markers of terms and their descendants: term -> symbol -> the tables with it.
 
-    Symbols are in capitals, so that those of human and mouse are one, as INS and Ins.
+    Symbols are in capitals, so that human and mouse symbols are equal (INS and Ins).
     """
     lineage, wanted = kb.cl_lineage(), set(filter(None, terms))
     found: dict[str, dict[str, set[str]]] = {term: {} for term in terms}
@@ -147,35 +147,35 @@ def markers_of(kb: KnowledgeBase, terms: Sequence[str]) -> dict[str, dict[str, l
     return {term: {g: sorted(s) for g, s in genes.items()} for term, genes in found.items()}
 
 
-#: A marker is absent in a label whose mean log1p CP10k is below this fraction of the largest of a label ...
+#: A marker is absent in a label if its mean log1p CP10k is below this fraction of the largest label mean ...
 ABSENT = 0.25
-#: ... if that is so much at least: a panel, or a platform that misses a gene, says nothing of labels.
+#: ... and this largest mean is at least this high (a gene that the platform does not measure is ignored).
 EXPRESSED = 0.1
-#: A label is doubted if at most this fraction of the markers of its term is found, of at least so many, in so
-#: many cells at least.
+#: A label is doubtful if at most this fraction of the markers of its term is present, with at least so many
+#: markers and so many cells.
 FEW, LEAST, CELLS = 0.34, 4, 10
 
 
 def absent_markers(
     index: MarkerIndex, terms: Mapping[str, str], means: Float64, gene_ids: Sequence[str]
 ) -> list[tuple[str, list[int]]]:
-    """Return the labels whose known markers are absent in their own cells, with the columns of those markers.
+    """Return the labels whose known markers are absent in their own cells, with the columns of these markers.
 
     Parameters
     ----------
     terms
-        Label -> its term, empty where it has none; in the order of the rows of ``means``.
+        Label -> its term, or empty; in the order of the rows of ``means``.
     means
         (n_labels, n_genes) mean log1p CP10k.
     gene_ids
-        (n_genes,) ids as those of the index.
+        (n_genes,) ids, in the form of the index.
     """
     at = {g: k for k, g in enumerate(gene_ids)}
     most = means.max(axis=0)
     doubted = []
     for mean, (label, cl_id) in zip(means, terms.items(), strict=True):
         lacking: list[int] = []
-        # Cells of a broad label may have the markers of one type below it only.
+        # Cells of a broad label may have only the markers of one of its subtypes.
         for term in (cl_id, *index.below(cl_id)):
             own = [at[g] for g in index.telling_markers(term) if g in at and most[at[g]] >= EXPRESSED]
             absent = [k for k in own if mean[k] < ABSENT * most[k]]
@@ -196,14 +196,14 @@ def marker_notes(
     gene_ids: Sequence[str],
     terms: Mapping[str, str],
 ) -> list[str]:
-    """Return a warning that names the labels of a reference whose known markers are absent in their cells.
+    """Return a warning about labels of a reference whose known markers are absent in their cells.
 
     Parameters
     ----------
     sample
         Labelled cells over the genes ``gene_ids``, classes in the order of ``terms``.
     terms
-        Label -> its term, empty where it has none.
+        Label -> its term, or empty.
     """
     n = np.bincount(sample.labels, minlength=len(terms))
     member = sp.csr_matrix(
@@ -212,12 +212,12 @@ def marker_notes(
     )
     means = (member @ sample.X).toarray() / np.maximum(n, 1)[:, None]
     large = n >= CELLS
-    told = {label: term for (label, term), enough in zip(terms.items(), large, strict=True) if enough}
-    if len(told) < 2:
+    kept_terms = {label: term for (label, term), enough in zip(terms.items(), large, strict=True) if enough}
+    if len(kept_terms) < 2:
         return []
     key = ortholog_key(resolver)
     index = marker_index(kb, resolver, key)
-    doubted = absent_markers(index, told, means[large], [key(g) for g in gene_ids])
+    doubted = absent_markers(index, kept_terms, means[large], [key(g) for g in gene_ids])
     if not doubted:
         return []
     table = kb.genes()

@@ -1,4 +1,4 @@
-"""Matching the genes of a data set to the knowledge base, and to a reference."""
+"""Match the genes of a data set to the knowledge base and to a reference."""
 
 from __future__ import annotations
 
@@ -65,34 +65,34 @@ __all__ = [
     "with_partners",
 ]
 
-#: Counts per ten thousand that both sides of a ratio are raised by: genes next to silent have no factor.
+#: Added to both sides of a ratio of means (counts per ten thousand), so that very low genes get no factor.
 PSEUDO = 0.5
-#: Variable genes that an encoder takes that does not choose among all.
+#: Number of variable genes for encoders without their own selection.
 N_GENES = 3000
-#: Cells of a file that tell how large its vectors are.
+#: Cells of a file for the scale of its vectors.
 N_SCALE = 2000
-#: Cells of a class that a species must have for its mean to count.
+#: Least cells of a class in a species, so that its mean is used.
 MIN_CELLS = 5
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Genes, and how the columns of each file become them.
+    """Common genes of several files, and the maps from the columns of each file to them.
 
     Attributes
     ----------
     species
-        Whose ids the genes have: the species of most cells.
+        Species of the gene ids: the species with the most cells.
     gene_ids
-        Genes that every file measured, itself or through orthologs; ascending, n.
+        Genes that every file measured, directly or through orthologs; ascending, n.
     maps
-        Per file, its columns onto the genes.
+        Map from the columns of each file to the genes.
     n_cells
-        Species -> number of its cells, that of ``species`` first.
+        Species -> number of cells; ``species`` comes first.
     factors
-        Other species -> (n,) float32 what its values are multiplied by, on the linear scale; in ``maps``.
+        Other species -> (n,) float32 factors on the linear scale, which are included in ``maps``.
     notes
-        What a user should know of how the genes were found.
+        Notes about the genes.
     """
 
     species: Species
@@ -103,7 +103,7 @@ class Axis:
     notes: tuple[str, ...] = ()
 
     def select(self, genes: npt.NDArray[np.int64]) -> Axis:
-        """Return the axis of some genes. What a column gives to them is what it gave them among all."""
+        """Return the axis of some genes; the weights of columns on these genes do not change."""
         return replace(
             self,
             gene_ids=[self.gene_ids[i] for i in genes],
@@ -114,20 +114,20 @@ class Axis:
 
 @dataclass(frozen=True)
 class ReferenceGenes:
-    """The genes of a reference, and what all its cells say of them.
+    """The genes of a reference, with statistics over all its cells.
 
     Attributes
     ----------
     axis
-        All of them, the levels of other species fitted to those of its own.
+        All genes, with the levels of other species scaled to the main species.
     statistics
-        Over all cells.
+        Statistics over all cells.
     variability
-        (n,) float64 how variable each gene is.
+        (n,) float64 variability of each gene.
     hashes
-        (n_cells,) int64 of the cells of all files (:mod:`scvec.model.copies`).
+        (n_cells,) int64 hashes of the cells of all files (:mod:`scvec.model.copies`).
     notes
-        What a user should know of the levels of other species.
+        Notes about the levels of other species.
     """
 
     axis: Axis
@@ -138,7 +138,7 @@ class ReferenceGenes:
 
     @cached_property
     def chosen(self) -> npt.NDArray[np.int64]:
-        """Numbers of the most variable genes, for an encoder that does not choose for itself."""
+        """Numbers of the most variable genes, for encoders without their own selection."""
         return most_variable(self.variability, N_GENES)
 
     @cached_property
@@ -147,7 +147,7 @@ class ReferenceGenes:
         return self.axis.select(self.chosen)
 
     def taken(self, n_genes: int) -> Axis:
-        """Return the axis of an encoder of so many genes: of all, or of the chosen."""
+        """Return the axis of an encoder with ``n_genes`` genes: all genes, or the chosen ones."""
         return self.axis if n_genes == len(self.axis.gene_ids) else self.narrow
 
 
@@ -158,14 +158,14 @@ def reference_genes(
     progress: Progress,
     primary: npt.NDArray[np.bool_] | None = None,
 ) -> ReferenceGenes:
-    """Read all cells once, and return what they say of the genes of an axis.
+    """Read all cells once, and return statistics of the genes of an axis.
 
     Parameters
     ----------
     codes
         (n_cells,) int64 class numbers of the cells of all files, -1 for none.
     primary
-        (n_cells,) bool, cells that count; all when None.
+        (n_cells,) bool, cells to use; None for all.
 
     Raises
     ------
@@ -180,10 +180,10 @@ def reference_genes(
 def common_axis(matched: Sequence[MatchedSource], resolver: GeneResolver) -> Axis:
     """Return the genes that every file measured.
 
-    Cells of another species than most are seen through orthologs, as those of a query are
-    (:meth:`scvec.model.resolvers.GeneResolver.map_to`). A gene that one of the files lacks, or that has no
-    ortholog in one of the species, is left out: for half of the cells nothing would be known of it, and
-    a class that only one species has would be told by that.
+    Cells of other species are mapped through orthologs, like those of a query
+    (:meth:`scvec.model.resolvers.GeneResolver.map_to`). A gene that is missing in one of the files, or has no
+    ortholog in one of the species, is left out. Otherwise its missing values would mark the file or the
+    species instead of the type.
 
     Raises
     ------
@@ -205,12 +205,12 @@ def common_axis(matched: Sequence[MatchedSource], resolver: GeneResolver) -> Axi
     if not common:
         raise InputError(
             "the reference files have no gene in common",
-            fix="ingest them one by one",
+            fix="ingest the files one by one",
             code="genes-not-recognised",
         )
     left_out = len(set.union(*sets)) - len(common)
     maps = [resolver.map_to(m.match, common, target) for m in matched]
-    notes = [f"{left_out:,} genes that not every file has were left out"] if left_out else []
+    notes = [f"left out {left_out:,} genes that are not in every file"] if left_out else []
     notes += [note for genes in maps for note in genes.notes]
     return Axis(target, common, maps, n_cells, notes=tuple(notes))
 
@@ -221,13 +221,13 @@ def dimension_axis(matched: Sequence[MatchedSource]) -> Axis:
     Raises
     ------
     InputError
-        If the files hold vectors of other lengths.
+        If the vectors of the files differ in length.
     """
     lengths = [len(m.match.names) for m in matched]
     if len(set(lengths)) > 1:
         what = f"the vectors have {' and '.join(str(n) for n in sorted(set(lengths)))} dimensions"
         raise InputError(
-            what, matched[0].source.name, "ingest them one by one", code="vectors-of-another-model"
+            what, matched[0].source.name, "ingest the files one by one", code="vectors-of-another-model"
         )
     maps = [dimension_map(n) for n in lengths]
     species = matched[0].match.species
@@ -235,9 +235,9 @@ def dimension_axis(matched: Sequence[MatchedSource]) -> Axis:
 
 
 def dimensions(axis: Axis, matched: Sequence[MatchedSource]) -> tuple[ReferenceGenes, Known]:
-    """Read all vectors once; return what they say of the dimensions, and what the encoder has to know.
+    """Read all vectors once; return statistics of the dimensions, and the settings of the encoder.
 
-    The vectors are divided by their spread from then on: what is rounded or has a least size suits them then.
+    Afterwards the vectors are divided by their spread, so that rounding and absolute limits fit their scale.
     """
     found = StatisticsAccumulator(len(axis.gene_ids))
     sources = [m.source for m in matched if isinstance(m.source, VectorSource)]
@@ -246,7 +246,7 @@ def dimensions(axis: Axis, matched: Sequence[MatchedSource]) -> tuple[ReferenceG
     for source in sources:
         source.scale = scale
         for block in source.chunks():
-            np.clip(block.data, -50, 50, out=block.data)  # its exponential is taken too
+            np.clip(block.data, -50, 50, out=block.data)  # avoid overflow of the exponential
             found.add(block)
     known = Known(sources[0].key, scale, sources[0].variance if len(sources) == 1 else ())
     none = np.zeros(0, dtype=np.int64)
@@ -259,11 +259,11 @@ def gene_statistics(
     progress: Progress,
     primary: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[GeneStatistics, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return statistics of the genes, (n,) float64 how variable they are, and (n_cells,) int64 cell hashes.
+    """Return statistics of the genes, their variability (n,) float64, and (n_cells,) int64 cell hashes.
 
-    Statistics are over all cells, or the ``primary`` ones where given, copies of a cell counted once.
-    Variability is measured within each species, so that genes of which one species simply has more are not
-    taken for those that tell cells apart.
+    Statistics are over all cells, or over the ``primary`` cells if given; copies of a cell are counted once.
+    Variability is measured within each species, so that genes with different levels between species are not
+    selected.
 
     Raises
     ------
@@ -299,12 +299,11 @@ def gene_statistics(
 def align_species(
     axis: Axis, matched: Sequence[MatchedSource], codes: npt.NDArray[np.int64]
 ) -> tuple[Axis, list[str]]:
-    """Return the axis with the genes of other species scaled to those of its own, and notes.
+    """Return the axis with the genes of other species scaled to the main species, and notes.
 
-    Orthologs differ in level from one species to the next in all cell types alike, and more than types do in
-    many genes. The factor of a gene is the ratio of its means over the classes that both species have, each
-    class counting alike. It is the gene's and the species', so that a cell of a query gets it as well,
-    whatever the other cells are.
+    The level of many orthologs differs between species in all cell types, more than between types. The factor
+    of a gene is the ratio of its means over the classes of both species, with equal weight for each class. It
+    depends only on the gene and the species, so a query gets the same factor whatever its cells are.
 
     Parameters
     ----------
@@ -333,8 +332,8 @@ def align_species(
         shared = np.flatnonzero((counts[axis.species] >= MIN_CELLS) & (counts[species] >= MIN_CELLS))
         if len(shared) == 0:
             notes.append(
-                f"warning: no label has {MIN_CELLS} cells of {axis.species} and of {species}, so that their "
-                "levels of genes could not be compared: name their types alike (--label-map)"
+                f"warning: no label has {MIN_CELLS} cells of {axis.species} and of {species}, so the levels "
+                "of their genes could not be compared: use the same labels for both (--label-map)"
             )
             continue
         own, other = (
@@ -342,7 +341,7 @@ def align_species(
         )
         factors[species] = ((own + PSEUDO) / (other + PSEUDO)).astype(np.float32)
         notes.append(
-            f"{species} genes were scaled to the level of {axis.species} by {len(shared)} labels of both"
+            f"{species} genes were scaled to the level of {axis.species} by {len(shared)} common labels"
         )
     maps = [
         genes.scaled(factors[m.match.species]) if m.match.species in factors else genes
@@ -351,25 +350,25 @@ def align_species(
     return replace(axis, maps=maps, factors=factors), notes
 
 
-#: Cells that tell what the values of a file are.
-N_TOLD = 512
+#: Cells of a file for comparing possible scales of its values.
+N_PROBED = 512
 
-#: Fewer genes of the reference than this say nothing about a cell.
+#: A query must measure at least so many genes of the reference.
 MIN_GENES = 10
 
 
 @dataclass(frozen=True)
 class MatchedSource:
-    """Cells of a file, and which genes its columns are.
+    """Cells of a file, with the genes of its columns.
 
     Attributes
     ----------
     names_from
         ``"index"`` or the column of ``var`` whose names matched best.
     share
-        Fraction (0-1) of the counts that matched genes hold.
+        Fraction (0-1) of the counts in matched genes.
     notes
-        What a user should know about the match.
+        Notes about the match.
     """
 
     source: CellSource
@@ -380,16 +379,16 @@ class MatchedSource:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """One line for the user."""
         if isinstance(self.source, VectorSource):
-            return f"none used; {self.source.state.message}"
+            return f"not used; {self.source.state.message}"
         extra = "" if self.names_from == "index" else f" (names from var['{self.names_from.strip()}'])"
         return self.match.summary(self.source.gene_totals) + extra
 
     def chunks(
         self, genes: GeneMap, size: int | None = None, rows: npt.NDArray[np.int64] | None = None
     ) -> Iterator[CellChunk]:
-        """Yield cells over the target genes of ``genes``, while the next ones are read."""
+        """Yield cells over the target genes of ``genes``; a thread reads the next ones."""
 
         def cells() -> Iterator[CellChunk]:
             for X in self.source.chunks(size, rows):
@@ -399,7 +398,7 @@ class MatchedSource:
 
 
 def over_targets(X: Any, weights: Any) -> Any:
-    """Return log1p CP10k over target genes: sums are taken on the linear scale.
+    """Return log1p CP10k over target genes; genes are summed on the linear scale.
 
     Parameters
     ----------
@@ -408,10 +407,10 @@ def over_targets(X: Any, weights: Any) -> Any:
     weights
         (n_names, n_targets) CSR float32.
     """
-    # expm1 and log1p would change the last bits of every value, so plain selections go without.
+    # expm1 and log1p would change the last bits of every value, so a plain selection skips them.
     plain = bool((weights.data == 1).all()) and np.bincount(weights.indices, minlength=1).max(initial=0) <= 1
     linear = X if plain else type(X)((np.expm1(X.data), X.indices, X.indptr), shape=X.shape)
-    # Transposed twice, the columns of a row are in order: half the time of sorting them.
+    # Two transpositions sort the columns of each row in half the time of sorting.
     mapped = (linear @ weights).tocsc().tocsr()
     if not plain:
         mapped.data = np.log1p(mapped.data)
@@ -420,9 +419,9 @@ def over_targets(X: Any, weights: Any) -> Any:
 
 
 def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray[Any]) -> None:
-    """Take values that may be several things for that which makes genes as high as in the reference.
+    """Choose among several possible scales the one whose gene means are closest to the reference.
 
-    Nothing is done where the values themselves said what they are.
+    Does nothing if the scale of the values is certain.
 
     Parameters
     ----------
@@ -436,14 +435,14 @@ def settle_values(matched: MatchedSource, genes: GeneMap, reference: npt.NDArray
     shared = np.flatnonzero(genes.measured)
     if not source.state.candidates or not len(shared):
         return
-    rows = np.unique(np.linspace(0, source.n_obs - 1, min(N_TOLD, source.n_obs)).astype(np.int64))
+    rows = np.unique(np.linspace(0, source.n_obs - 1, min(N_PROBED, source.n_obs)).astype(np.int64))
     cells = source.stored_rows(rows)
     states = candidate_states(source.state, cells)
     means = [
         np.asarray(over_targets(normalize(cells, s), genes.weights).mean(axis=0)).ravel() for s in states
     ]
     best = states[best_transform(np.array(means)[:, shared], np.asarray(reference)[shared])]
-    message = f"{best.message} (nothing else told; of what is possible this fits the reference best)"
+    message = f"{best.message} (of the possible scales, this one fits the reference best)"
     source.take_for(replace(best, message=message, candidates=source.state.candidates))
 
 
@@ -456,21 +455,21 @@ def match_genes(
     drop_unmeasured: bool = False,
     reference: Species | None = None,
 ) -> MatchedSource:
-    """Find out which genes the columns of a data set are (:func:`scvec.model.resolvers.find_genes`).
+    """Find the genes of the columns of a data set (:func:`scvec.model.resolvers.find_genes`).
 
     Parameters
     ----------
     drop_unmeasured
         Leave out genes that a batch of a joined file did not measure.
     reference
-        Species of the reference that is asked. Where nothing is known of its genes, cells are taken to be of
-        it unless ``species`` says otherwise.
+        Species of the reference. If its genes are not loaded, the cells are assumed to be of this species
+        unless ``species`` is given.
 
     Raises
     ------
     InputError
-        If the names look like those of a species whose genes are not loaded, or few of them are known, unless
-        ``force``; if all names are row numbers.
+        If the names look like a species that is not loaded, or few of them are known, unless ``force``; or if
+        all names are row numbers.
     """
     if isinstance(source, VectorSource):
         return _match_dimensions(source, species)
@@ -483,7 +482,7 @@ def match_genes(
     few = []
     if best.share < WARN_SHARE:
         names = unknown(found.match, source.gene_totals)
-        few = [f"warning: few genes are known: {best.summary}; unknown are names like {names}"]
+        few = [f"warning: few genes are known: {best.summary}; unknown names are, for example, {names}"]
     if (usual := usual_expression(found.match, source.gene_totals, resolver)) < USUAL:
         few.append(
             f"warning: genes are not expressed as in other cells of {found.match.species} (rank correlation "
@@ -496,7 +495,7 @@ def match_genes(
 
 
 def _match_dimensions(source: CellSource, species: str) -> MatchedSource:
-    """Return cells whose genes are the dimensions of their vectors; nothing in these tells the species."""
+    """Return cells whose genes are the dimensions of their vectors; the species cannot be detected."""
     names = tuple(source.var_names)
     of = SPECIES[0] if species == "auto" else species_key(species)
     return MatchedSource(
@@ -505,7 +504,7 @@ def _match_dimensions(source: CellSource, species: str) -> MatchedSource:
 
 
 def dimension_map(n: int) -> GeneMap:
-    """Return the map of n dimensions onto themselves."""
+    """Return the identity map of n dimensions."""
     from scipy.sparse import identity
 
     from scvec.model.resolvers import GeneMap
@@ -514,40 +513,40 @@ def dimension_map(n: int) -> GeneMap:
 
 
 def obsm_key(stored: StoredReference) -> str | None:
-    """Return the key of ``obsm`` whose vectors a reference holds; None where they are made of genes."""
+    """Return the key of ``obsm`` of a reference of vectors; None if its vectors are computed from genes."""
     state = stored.meta["model"]["encoder"]
     return str(state["key"]) if state["name"] == "obsm" else None
 
 
 def _query_dimensions(stored: StoredReference, source: VectorSource, *, force: bool) -> GeneMap:
-    """Return the map of vectors of a query onto those of a reference.
+    """Return the map from the vectors of a query to those of a reference.
 
     Raises
     ------
     InputError
-        If they have another length, or look like those of another model, unless ``force``.
+        If they have another length, or seem to be from another model, unless ``force``.
     """
     from scvec.encoders.obsm import N_COMPARED, ObsmEncoder
 
     encoder = encoder_of(stored)
     if not isinstance(encoder, ObsmEncoder) or encoder.statistics is None:
-        raise StoreError("the reference lacks the statistics of its vectors", stored.name, "ingest it again")
+        raise StoreError("the reference has no statistics of its vectors", stored.name, "ingest it again")
     dim, where = len(source.var_names), f"{source.name} (obsm/{source.key})"
     if dim != encoder.embed_dim:
         raise InputError(
-            f"the vectors have {dim} dimensions, those of the reference {encoder.embed_dim}",
+            f"the vectors have {dim} dimensions, but those of the reference have {encoder.embed_dim}",
             where,
-            "make them with the model of the reference",
+            "compute the vectors with the model of the reference",
             code="vectors-of-another-model",
         )
     source.scale = encoder.known.scale
     try:
-        told = encoder.known.check(source.some(N_COMPARED), source.variance, encoder.statistics, where)
+        note = encoder.known.check(source.some(N_COMPARED), source.variance, encoder.statistics, where)
     except InputError as error:
         if not force:
             raise
-        told = f"warning: {error.what}"
-    return replace(dimension_map(dim), notes=(told,))
+        note = f"warning: {error.what}"
+    return replace(dimension_map(dim), notes=(note,))
 
 
 def reference_share(
@@ -558,7 +557,7 @@ def reference_share(
     Parameters
     ----------
     measured
-        (n_genes,) over the genes of the reference's cell vectors.
+        (n_genes,) bool over the genes of the reference's cell vectors.
 
     Raises
     ------
@@ -573,12 +572,14 @@ def reference_share(
         raise InputError(
             f"only {n} of the {total:,} genes of the reference were measured",
             f"{matched.source.name}, names like {names}",
-            "check --species and the names of genes, choose another reference, or go on with --force"
+            "check --species and the gene names, choose another reference, or continue with --force"
             if matched.match.id_type != OWN_IDS
-            else "the reference knows its genes by ids of their own kind: use the same ids",
+            else "the reference uses gene ids of its own: use the same ids",
             code="genes-not-recognised",
         )
-    note = f"warning: {n:,} of the {total:,} genes of the reference were measured; labels are less certain"
+    note = (
+        f"warning: only {n:,} of the {total:,} genes of the reference were measured; labels are less certain"
+    )
     return n / total, [note] if n < 0.5 * total else []
 
 
@@ -594,13 +595,13 @@ def query_genes(
 ) -> GeneMap:
     """Return the map from the names of a query to all genes of a reference.
 
-    Through orthologs, with the factors of the query's species where the reference holds cells of it, and by
-    text on request. Notes about it are those of the map.
+    The map uses orthologs, the factors of the query's species if the reference has cells of it, and texts on
+    request. The map has notes about these steps.
 
     Raises
     ------
     InputError
-        If vectors of ``obsm`` are not of the model of the reference, unless ``force``.
+        If vectors of ``obsm`` are from another model than the reference, unless ``force``.
     """
     from scvec.model.resolvers import stored_resolver
     from scvec.model.storage import FACTOR, genes_of
@@ -619,10 +620,10 @@ def query_genes(
     return genes
 
 
-#: Genes that are looked at at most: their texts have to be encoded, once.
+#: Most query genes that are compared by text, because their texts must be encoded once.
 MAX_GENES = 3000
-#: Least cosine of two texts whose genes may stand for each other. Texts of genes that have nothing to do with
-#: each other reach 0.6 to 0.7; with those as well, cells were named worse than without text.
+#: Least cosine of the texts of two matched genes. Texts of unrelated genes reach 0.6 to 0.7; matching these
+#: too made labels worse than without text.
 SIMILAR = 0.8
 
 
@@ -635,26 +636,25 @@ def text_partners(
     device: str,
     progress: Progress,
 ) -> GeneMap:
-    """Return the map with query genes added that stand for a reference gene by what is written about both.
+    """Return the map with additional query genes, matched to reference genes by similar descriptions.
 
-    Looked at are protein-coding genes that stand for no gene of the reference and have a description, the
-    longest first (of those most is known), at most ``MAX_GENES``: the choice is by the genes and not by the
-    cells. Vectors come from the store; those that are missing there a backbone on this machine gives, and
-    they are added to it.
+    Only protein-coding genes with a description and without a match are compared, the longest descriptions
+    first, at most ``MAX_GENES``. The choice depends on the genes, not on the cells. Vectors come from the
+    store; a backbone on this machine computes missing ones, which are added to the store.
 
     Raises
     ------
     InputError
-        If the reference was made without text, or the store has no vector of any of the genes.
+        If the reference was made without text, or the store has no vector for any of the genes.
     """
     where = f"reference {stored.name!r}"
     backbone = stored.meta["options"]["backbone"]
     spec = parse_spec(backbone)
-    # Vectors that were imported or drawn are compared where the reference has them; none can be made.
+    # Imported and random vectors can only be compared if the reference has them; no new ones can be computed.
     if spec.permuted or (stored.meta["space"] is None and not spec.needs_text):
         what = "the reference was made without texts of its genes: unmatched genes cannot be compared by text"
-        raise InputError(what, where, "leave out --unmatched-genes", code="unknown-space")
-    # The default encoder uses no text: then the vectors are those that ship, or are made now.
+        raise InputError(what, where, "omit --unmatched-genes", code="unknown-space")
+    # The default encoder uses no text; then the vectors are the shipped ones or are computed now.
     space = None if stored.meta["space"] is None else Space.from_dict(stored.meta["space"])
     number = {g: i for i, g in enumerate(genes_of(stored))}
     with opened.knowledge() as kb:
@@ -665,13 +665,13 @@ def text_partners(
         missing = int((~genes.measured[targets]).sum())
         chosen = _chosen(kb, matched, genes) if missing else []
     if not chosen:
-        return replace(genes, notes=(*genes.notes, "no gene of the query has to be matched by its text"))
+        return replace(genes, notes=(*genes.notes, "no gene of the query needs a match by text"))
     there, known = _vectors(opened, wanted, space, backbone, device, progress)
     if not there.all():
-        raise StoreError("the store lacks text vectors of the reference's genes", where, "ingest it again")
+        raise StoreError("the store has no text vectors of the reference's genes", where, "ingest it again")
     found, vectors = _vectors(opened, chosen, space, backbone, device, progress)
     if not found.any():
-        what = "the store has a text vector of none of the unmatched genes"
+        what = "the store has no text vector for any of the unmatched genes"
         raise InputError(
             what,
             where,
@@ -682,8 +682,8 @@ def text_partners(
     wider = with_partners(genes, matched.match.gene_ids, kept, vectors[found], targets, known)
     n = int((wider.measured & ~genes.measured).sum())
     note = (
-        f"{n:,} of the {missing:,} genes of the reference that the query lacks were found among its other "
-        f"genes by text ({len(kept):,} texts compared)"
+        f"matched {n:,} of the {missing:,} missing genes of the reference to other genes of the query by "
+        f"text ({len(kept):,} texts compared)"
     )
     return replace(wider, notes=(*genes.notes, note))
 
@@ -696,18 +696,17 @@ def with_partners(
     targets: npt.NDArray[np.int64],
     known: Float32,
 ) -> GeneMap:
-    """Return the map with each new gene added to the unmeasured target gene of most similar text.
+    """Return the map with each new gene added to the unmeasured target gene with the most similar text.
 
     Parameters
     ----------
     gene_ids
-        Gene of each column of the query, None for none.
+        Gene of each column of the query, or None.
     new, vectors
-        Genes that may be added, and (n_new, dim) float32 their text vectors.
+        Genes that may be added, and their text vectors (n_new, dim) float32.
     targets, known
-        Numbers (n,) int64 of the target genes that have texts, and (n, dim) float32 their vectors. Their
-        mean is taken from all: language models put all texts into a narrow cone, and what is common to them
-        says nothing.
+        Numbers (n,) int64 of the target genes with texts, and their vectors (n, dim) float32. Their mean is
+        subtracted from all vectors, because the text vectors of a language model have a large common part.
     """
     from scipy import sparse
 
@@ -749,7 +748,7 @@ def _chosen(kb: KnowledgeBase, matched: MatchedSource, genes: GeneMap) -> list[s
 
 
 def _with_texts(kb: KnowledgeBase, gene_ids: list[str]) -> list[str]:
-    """Return the protein-coding ones of the genes that have a description, in order."""
+    """Return the protein-coding genes with a description, in order."""
     table = kb.genes()
     coding = set(table.loc[table["gene_type"] == "protein-coding", "gene_id"])
     described = kb.descriptions([g for g in gene_ids if g in coding])
@@ -759,7 +758,7 @@ def _with_texts(kb: KnowledgeBase, gene_ids: list[str]) -> list[str]:
 def _vectors(
     opened: Store, gene_ids: list[str], space: Space | None, backbone: str, device: str, progress: Progress
 ) -> tuple[Bool, Float32]:
-    """Return (n,) bool which genes have a vector, and (n, dim) float32, zeros where there is none."""
+    """Return (n,) bool, whether a gene has a vector, and the vectors (n, dim) float32, zeros if missing."""
     from scvec.model.gene_vectors import encode_genes
 
     found = np.zeros(len(gene_ids), dtype=bool)
@@ -773,7 +772,7 @@ def _vectors(
         vectors[found] = stored.vectors[at[found]]
     missing = [g for g, there in zip(gene_ids, found, strict=True) if not there]
     spec = parse_spec(backbone)
-    # A server costs money, and imported vectors were made elsewhere: there only what is stored counts.
+    # A server costs money, and imported vectors cannot be computed here: use only stored vectors.
     if not missing or spec.is_remote or spec.is_stored:
         return found, vectors
     with opened.begin("query --unmatched-genes text", {"backbone": backbone, "n_genes": len(missing)}) as txn:
@@ -781,7 +780,7 @@ def _vectors(
         encoded = encode_genes(kb, txn.vectors(), missing, spec, device=device, progress=progress)
         if space is not None and encoded.space != space:
             raise InputError(
-                f"the backbone {backbone} gives other vectors than it gave the reference",
+                f"the backbone {backbone} returns other vectors than for the reference",
                 space.fingerprint,
                 "ingest the reference again",
                 code="model-changed",

@@ -1,4 +1,4 @@
-"""Which genes names stand for: by the knowledge base of a store, or by the names that ship with scvec."""
+"""Resolve gene names with the knowledge base of a store, or with the names that ship with scvec."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ __all__ = [
 
 #: Genome prefixes of all species, as one pattern.
 _GENOMES = "|".join(pattern for one in known_species().values() for pattern in one.genomes)
-#: Fraction of counts below which a match is doubtful: other matrices of the file are tried.
+#: If known genes have less than this fraction of the counts, other matrices of the file are tried.
 WARN_SHARE = 0.5
-#: Fraction of names that are ids of a species whose genes are not loaded, from which it is that species.
+#: If at least this fraction of names are ids of a species that is not loaded, the file is of that species.
 FOREIGN_IDS = 0.05
-#: Standard errors by which one of two species with symbols of one style must know more names (p < 0.01).
+#: Standard errors by which one of two species with the same style of symbols must have more names (p < 0.01).
 ALIKE = 2.5
 #: Part of the reference's genes below which a table of orthologs is called short (fruit fly 0.15, pig 0.77).
 FEW_CROSSED = 0.25
@@ -68,16 +68,16 @@ GOOD_SHARE = 0.95
 
 @dataclass(frozen=True)
 class FoundGenes:
-    """The genes that names stand for.
+    """The genes of a file.
 
     Attributes
     ----------
     match
-        Of the names that hold most of the counts.
+        Match of the best column of names.
     names_from
-        ``"index"`` or the column of ``var`` that has them.
+        ``"index"`` or the column of ``var`` with these names.
     share
-        Fraction (0-1) of the counts that matched genes hold.
+        Fraction (0-1) of the counts in matched genes.
     """
 
     match: GeneMatch
@@ -86,16 +86,16 @@ class FoundGenes:
 
 
 def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> FoundGenes:
-    """Find the names of genes that hold most of the counts.
+    """Find the column of gene names whose known genes have the most counts.
 
-    The names in the index of ``var`` are tried first, then other columns. Row numbers are never names: some
-    of them are Entrez ids by chance. Where few names are known, what most of them have in common is taken off
-    (``hg19-INS``, ``INS__chr11``), and then the source is switched to another matrix of its file.
+    The index of ``var`` is tried first, then other columns. Row numbers are not used as names, although some
+    of them are Entrez ids by chance. If few names are known, common prefixes and suffixes are removed
+    (``hg19-INS``, ``INS__chr11``). After that, the other matrices of the file are tried.
 
     Raises
     ------
     InputError
-        If all names are row numbers, or no more often known than random names of their kind.
+        If all names are row numbers, or are not known more often than random names of the same form.
     """
     best = _best_match(source, resolver, species)
     if best is None or best.share < WARN_SHARE:
@@ -103,22 +103,22 @@ def find_genes(source: CellSource, resolver: GeneResolver, species: str) -> Foun
     if best is None:
         rows = all(is_row_numbers(names) for names in source.gene_name_candidates().values())
         raise InputError(
-            "the genes are named by row numbers, which say nothing of which gene is which"
+            "the gene names are row numbers"
             if rows
-            else "the gene names are row numbers of a selection, or ids of an unknown kind: no more are "
-            "known than of random numbers",
+            else "the gene names are row numbers of a subset, or ids of an unknown kind: they are not known "
+            "more often than random numbers",
             f"{source.name}, names like {_shown(source.var_names)}",
             _TRANSPOSED
             if _is_transposed(source, resolver)
-            else "put gene symbols, Ensembl or Entrez ids into var_names, or give --species other if these "
-            "are ids of their own kind",
+            else "store gene symbols, Ensembl or Entrez ids in var_names, or give --species other to use "
+            "these ids unchanged",
             code="genes-not-recognised",
         )
     return best
 
 
 def _best_match(source: CellSource, resolver: GeneResolver, species: str) -> FoundGenes | None:
-    """Return the match of the names that hold most counts; None if none are names."""
+    """Return the match of the column of names with the most counts; None if no column has names."""
     best: FoundGenes | None = None
     for column, names in source.gene_name_candidates().items():
         if is_row_numbers(names):
@@ -139,7 +139,7 @@ def _best_match(source: CellSource, resolver: GeneResolver, species: str) -> Fou
 def _elsewhere(
     source: CellSource, resolver: GeneResolver, species: str, best: FoundGenes | None
 ) -> FoundGenes | None:
-    """Switch a source to another matrix of its file whose genes are known, and return the match there."""
+    """Switch a source to another matrix of its file with known genes, and return its match."""
     for place, columns in source.other_names().items():
         known = 0.0
         for names in columns.values():
@@ -150,20 +150,20 @@ def _elsewhere(
             continue
         left = source.state.where
         try:
-            source.use(place, f"passed over {left}: the names of its genes are not known; used {place}")
-        except InputError:  # no values there that could be used
+            source.use(place, f"did not use {left}: the names of its genes are unknown; used {place}")
+        except InputError:  # the matrix has no usable values
             continue
         return _best_match(source, resolver, species)
     return best
 
 
-#: Fewer numbers than these may be Entrez ids in a row.
+#: Fewer consecutive numbers may be Entrez ids.
 _MIN_ROWS = 10
 _NUMBER = re.compile(r"X?(\d+)(?:\.0)?")
 
 
 def is_row_numbers(names: Sequence[str]) -> bool:
-    """Return whether names are 0 to n - 1 or 1 to n, in any order, perhaps as R or floats write them."""
+    """Return whether names are 0 to n - 1 or 1 to n, in any order, also in the form of R or of floats."""
     found = [_NUMBER.fullmatch(name) for name in names]
     if len(names) < _MIN_ROWS or not all(found):
         return False
@@ -171,12 +171,12 @@ def is_row_numbers(names: Sequence[str]) -> bool:
     return numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
 
 
-#: Names short enough to be known by chance, and how many of them are compared with random ones.
+#: Names that may be known by chance, and the number of them that is compared with random names.
 _SHORT, _N_COMPARED = re.compile(r"[A-Za-z]{0,2}(\d+)(?:\.0)?"), 1000
 
 
 def _by_chance(match: GeneMatch, resolver: GeneResolver) -> bool:
-    """Return whether names are known no more often than random names of their kind.
+    """Return whether names are not known more often than random names of the same form.
 
     A third of all numbers below 20,000 are Entrez ids, so a subset of row numbers seems to match.
     """
@@ -190,19 +190,19 @@ def _by_chance(match: GeneMatch, resolver: GeneResolver) -> bool:
     heads = [m[0][: m.start(1)] for m in numbers]
     made = [f"{heads[i % len(heads)]}{number}" for i, number in enumerate(drawn)]
     chance = resolver.resolve(made, match.species).n_matched / len(made)
-    # A quarter of the way to all, and what few names may gain by luck (three standard errors).
+    # The names must exceed chance by a quarter of the remaining fraction and by three standard errors.
     luck = 3 * float(np.sqrt(chance * (1 - chance) / len(match.names)))
     return known < chance + max(0.25 * (1 - chance), luck)
 
 
-#: Below this fraction of the counts on known genes nothing is known of the cells. Where few of the names are
-#: known, most of the counts must lie on them: 15% of the symbols of worm and 36% of those of yeast are names
-#: of human genes (benchmarks/orthologs.py --chance).
+#: A file is refused if known genes have less than this fraction of the counts. If few of the names are
+#: known, they must have most of the counts: 15% of the symbols of worm and 36% of yeast are names of human
+#: genes by chance (benchmarks/orthologs.py --chance).
 REFUSE_SHARE, FEW_NAMES, MOST_COUNTS = 0.1, 0.45, 0.8
 
 
 def is_chance(found: FoundGenes) -> bool:
-    """Return whether so few names and counts are known that the species may be wrong."""
+    """Return whether so few names and counts match that the species may be wrong."""
     names = {name.strip() for name in found.match.names if not _NO_GENE.search(name)}
     known = {n.strip() for n, how in zip(found.match.names, found.match.how, strict=True) if how}
     few = len(known) < FEW_NAMES * len(names)
@@ -252,13 +252,13 @@ def usual_expression(match: GeneMatch, totals: npt.NDArray[np.float64], resolver
 
 #: Regions of the genome, as joined files of RNA and open chromatin have them, and genes of another genome.
 _NO_GENE = re.compile(rf"[:_-]\d+[:_-]\d+$|^(?:{_GENOMES})_", re.IGNORECASE)
-#: What may separate a gene's name from something else.
+#: Separators between the name of a gene and other text.
 _SEPARATORS = ("__", "|", "_", ":", ";", ",", "/", " ", "(", "-", ".", "@", "#", "=")
 #: Names in quotes, as bytes, or in a list of one.
 _QUOTED = re.compile(r"[\[(]*b?(['\"])(.*)\1[\])]*")
-#: A number before which R's make.names put a letter.
+#: A number with the letter X of R's make.names.
 _R_NUMBER = re.compile(r"X(\d+)")
-#: Share of names that must have a pattern, genes that tell which patterns help, and by how much they must.
+#: Least fraction of names with a pattern, number of names to test patterns on, and least gain of known genes.
 _SHARED, _N_TRIED, _GAIN = 0.6, 300, 0.1
 _Part: TypeAlias = Callable[[str], str]
 
@@ -266,7 +266,7 @@ _Part: TypeAlias = Callable[[str], str]
 def _respelled(
     found: FoundGenes, totals: npt.NDArray[np.float64], resolver: GeneResolver, species: str
 ) -> FoundGenes:
-    """Return the match of names without what most of them have in common, where that is better."""
+    """Return the match after removing common prefixes and suffixes, if it is better."""
     names = found.match.names
     tried = [names[i] for i in np.argsort(-totals, kind="stable")[:_N_TRIED]]
     parts: tuple[_Part, ...] = ()
@@ -282,14 +282,14 @@ def _respelled(
     if not parts or share <= found.share or is_row_numbers(spelled) or _by_chance(match, resolver):
         return found
     example = next(i for i in np.argsort(-totals, kind="stable") if spelled[i] != names[i])
-    told = f"gene names such as '{names[example]}' were read as '{spelled[example]}'"
-    return replace(found, match=replace(match, notes=(told, *match.notes)), share=share)
+    note = f"gene names such as '{names[example]}' were read as '{spelled[example]}'"
+    return replace(found, match=replace(match, notes=(note, *match.notes)), share=share)
 
 
 def _best_parts(
     resolver: GeneResolver, tried: list[str], parts: tuple[_Part, ...], species: str
 ) -> tuple[int, tuple[_Part, ...]]:
-    """Return how many genes are known with one more part taken off, or two where one shows nothing."""
+    """Return the number of known genes after removing one more part, or two parts if one does not help."""
     names = _applied(parts, tried)
     scored = [(_n_genes(resolver, _applied([p], names), species), (*parts, p)) for p in _parts(names)]
     best = max(scored, key=lambda pair: pair[0], default=(0, parts))
@@ -313,7 +313,7 @@ def _applied(parts: Sequence[_Part], names: Sequence[str]) -> list[str]:
 
 
 def _parts(names: Sequence[str]) -> list[_Part]:
-    """Return functions that take something off a name which most of the names have."""
+    """Return functions that remove a prefix or suffix that most names have."""
     if sum(_QUOTED.fullmatch(name) is not None for name in names) > _SHARED * len(names):
         return [lambda name: m[2] if (m := _QUOTED.fullmatch(name)) else name]
     if sum(_R_NUMBER.fullmatch(name) is not None for name in names) > _SHARED * len(names):
@@ -323,7 +323,7 @@ def _parts(names: Sequence[str]) -> list[_Part]:
         having = [name for name in names if mark in name]
         if len(having) < _SHARED * len(names):
             continue
-        # Genes that lack what most have keep their own separators: "rna_INS", "HLA_A".
+        # Names without the common part keep their separators: "rna_INS", but "HLA_A".
         head, n = Counter(name.split(mark, 1)[0] for name in having).most_common(1)[0]
         if n > _SHARED * len(names):
             found.append(lambda name, head=head + mark: name.removeprefix(head))  # type: ignore[misc]
@@ -339,12 +339,12 @@ def _parts(names: Sequence[str]) -> list[_Part]:
     return found
 
 
-#: Identifiers that are no genes, and what they are.
+#: Identifiers of microarray probes.
 _PROBES = re.compile(r"ILMN_\d+|\d+(_[a-z])?_at")
 
 
 def unknown_names(source: CellSource, found: FoundGenes, summary: str, resolver: GeneResolver) -> InputError:
-    """Return the error for names that are hardly known, with what they seem to be."""
+    """Return the error for mostly unknown names, with the likely kind of these names."""
     match = found.match
     where = f"{source.name}, names like {unknown(match, source.gene_totals)}"
     if match.looks_like:
@@ -354,18 +354,18 @@ def unknown_names(source: CellSource, found: FoundGenes, summary: str, resolver:
         _TRANSPOSED
         if _is_transposed(source, resolver)
         else _kind_of_ids(match.names)
-        or "put gene symbols, Ensembl or Entrez ids into var_names, give --species (other: the names are ids "
-        "of their own kind), or go on with --force"
+        or "store gene symbols, Ensembl or Entrez ids in var_names; or give --species (other: use the names "
+        "unchanged), or --force to continue"
     )
     return InputError(what, where, fix, code="genes-not-recognised")
 
 
 def _not_loaded(match: GeneMatch, where: str) -> InputError:
-    """Return the error for gene names of a species whose genes the store does not have."""
+    """Return the error for gene names of a species that is not in the store."""
     key = match.looks_like
     fit = f"{match.n_matched:,} of {len(match.names):,} fit {match.species}"
-    what = f"the gene names look like those of {key}, whose genes are not loaded ({fit})"
-    # What ships of chicken and pig has symbols, but no Ensembl ids.
+    what = f"the gene names look like {key}, whose genes are not loaded ({fit})"
+    # The shipped genes of chicken and pig have symbols, but no Ensembl ids.
     ours = _shipped_names().get(key, set()) | _shipped_ids(key)
     prefix = known_species()[key].prefix if key in known_species() else ""
     names = [name.strip() for name in match.names]
@@ -376,8 +376,8 @@ def _not_loaded(match: GeneMatch, where: str) -> InputError:
 
 
 def no_knowledge(species: Species, where: str, fix: str) -> InputError:
-    """Return the error for what needs texts or names of genes, of a species of which there are none."""
-    what = f"nothing is known of genes of {species}: there are no texts and no other names"
+    """Return the error of a function that needs gene texts or names, for a species without them."""
+    what = f"the store has no gene texts and no other gene names of {species}"
     return InputError(what, where, fix, code="species-not-loaded")
 
 
@@ -386,15 +386,13 @@ def _quoted(key: str) -> str:
 
 
 def _kind_of_ids(names: Sequence[str]) -> str:
-    """Return what most names are, where they are no genes; else empty."""
+    """Return a description of the names if most of them are not genes; else empty."""
     most = 0.5 * len(names)
     if sum(_PROBES.fullmatch(name) is not None for name in names) > most:
-        return "these are probes of a microarray"
+        return "the names are probes of a microarray"
     for one in known_species().values():
         if sum(one.product_id.fullmatch(name) is not None for name in names) > most:
-            return (
-                f"these are transcripts or proteins of {one.key}; sum them to genes first, as tximport does"
-            )
+            return f"the names are transcripts or proteins of {one.key}; sum them to genes first (tximport)"
     return ""
 
 
@@ -407,7 +405,7 @@ def _is_transposed(source: CellSource, resolver: GeneResolver) -> bool:
 
 
 def unknown(match: GeneMatch, totals: npt.NDArray[np.float64]) -> str:
-    """Return the unknown names with most counts, for messages; ``totals`` (n,) of the names."""
+    """Return the unknown names with the most counts, for messages; ``totals`` (n,) are their counts."""
     order = np.argsort(-totals, kind="stable")
     return _shown([match.names[i] for i in order if match.gene_ids[i] is None])
 
@@ -416,7 +414,7 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:3])
 
 
-# Ids that Ensembl gives to genes of any species, and those that it takes from FlyBase and WormBase.
+# Ensembl ids of genes of all species, including those of FlyBase and WormBase.
 _STABLE = r"ENS(?:[A-Z]{3,4})?G\d{11}|FBgn\d{7}|WBGene\d{8}"
 _STABLE_ANY = re.compile(_STABLE)
 _STABLE_FULL = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
@@ -424,26 +422,26 @@ _STABLE_PART = re.compile(rf"({_STABLE})(?:\.\d+)?(?:_PAR_Y)?(?![0-9A-Za-z])", r
 _ENTREZ = re.compile(r"(?:entrez:|GeneID:|LOC)?(\d+)", re.IGNORECASE)
 _PREFIX = re.compile(rf"({_GENOMES})(?:-2020-A)?_+(?=.)", re.IGNORECASE)
 _SUFFIX = re.compile(r"(.+)[-.](\d{1,3})")
-#: What makes a repeated id unique, as in ENSG00000121410-1; it is not the Entrez id of A1BG.
+#: Suffix that makes a repeated id unique, as in ENSG00000121410-1; it is not the Entrez id of A1BG.
 _COUNTER = re.compile(r"\d{1,3}")
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _DATE = re.compile(rf"\d{{1,2}}-(?:{_MONTHS})|(?:{_MONTHS})-\d{{1,2}}", re.IGNORECASE)
 _EDGES = "_|-:;,./ \t()[]"
 
-# Which names decide, best first. The second word of each pair is the kind in the aliases table.
+# Kinds of names in the aliases table, the most reliable first.
 _EXACT = ("symbol", "ensembl", "entrez", "previous", "alias")
 #: What names are called of which nothing is known.
 OWN_IDS = "ids of their own kind"
 _ID_TYPES = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "authority": "nomenclature ids"}
 
-#: A name is a gene, several genes (ambiguous), or nothing.
+#: The genes of a name (several if it is ambiguous), and the kind of match.
 _Hit = tuple[tuple[str, ...], str]
 _MISS: _Hit = ((), "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeneMap:
-    """How the columns of a data set become the genes of a reference.
+    """The map from the columns of a data set to the genes of a reference.
 
     Attributes
     ----------
@@ -452,7 +450,7 @@ class GeneMap:
     via_orthologs
         Whether the names are of another species than the targets.
     measured
-        (n_target,) bool: target genes that at least one name stands for.
+        (n_target,) bool: target genes with at least one name.
     notes
         What a user should know about it.
     crossed
@@ -469,7 +467,7 @@ class GeneMap:
 
     @property
     def used(self) -> Bool:
-        """(n_names,) bool: names that stand for a target gene."""
+        """(n_names,) bool: names with a target gene."""
         used: Bool = np.diff(self.weights.indptr) > 0
         return used
 
@@ -485,7 +483,7 @@ class GeneMap:
 
 
 class _Names:
-    """The names of one species' genes, by kind of name, exact and with case folded."""
+    """The gene names of one species by kind of name, exact and without case."""
 
     def __init__(self) -> None:
         self.ids: set[str] = set()
@@ -509,9 +507,9 @@ class _Names:
                     into[key] = tuple(sorted((*old, gene_id)))
 
     def plain(self, name: str, fold: bool = False) -> _Hit:
-        """The genes of a name as it stands, at the best level where it names any.
+        """Return the genes of an unchanged name, by the most reliable kind of name that matches.
 
-        With ``fold`` an official symbol in any case goes before the other kinds of name.
+        With ``fold``, an official symbol in any case comes before the other kinds of names.
         """
         hit = self.exact["symbol"].get(name)
         if hit:
@@ -521,7 +519,7 @@ class _Names:
             if hit:
                 return hit, "case"
         if "." in name:
-            # R's make.names writes NKX6-1 as NKX6.1, which happens to be an old name of NKX6-2 as well.
+            # R's make.names writes NKX6-1 as NKX6.1, which is also an old name of NKX6-2.
             hit = self.exact["symbol"].get(name.replace(".", "-"))
             if hit:
                 return hit, "composite"
@@ -550,7 +548,7 @@ class _Names:
 
 
 class _Links:
-    """Pairs of orthologs of two species, seen from one of them."""
+    """Orthologs of the genes of one species in another species."""
 
     def __init__(self) -> None:
         #: gene -> partner -> (kind, confidence)
@@ -561,7 +559,7 @@ class _Links:
 
 
 class GeneResolver:
-    """Finds the genes that names stand for.
+    """Finds the genes of names.
 
     Parameters
     ----------
@@ -572,12 +570,12 @@ class GeneResolver:
         Columns ``gene_id``, ``species``, ``other_id``, ``other_species``, ``kind`` (``one2one``, ...) and
         ``confidence`` (0-1).
     many
-        How the counts of a gene go to several partners: each gets a part (``mean``), all (``sum``), or the
-        one of the highest confidence gets all (``best``).
+        Counts of a gene with several orthologs: divided equally (``mean``), all to each of them (``sum``), or
+        all to the one with the highest confidence (``best``).
     """
 
     def __init__(self, aliases: pd.DataFrame, orthologs: pd.DataFrame, *, many: str = "mean") -> None:
-        # Object arrays, because these columns are walked once in Python.
+        # Object arrays are faster for the loop in Python.
         kinds, species = (aliases[c].to_numpy(dtype=object) for c in ("kind", "species"))
         names, ids = (aliases[c].to_numpy(dtype=object) for c in ("name", "gene_id"))
         more = sorted(set(species) - set(SPECIES))
@@ -601,7 +599,7 @@ class GeneResolver:
 
     @property
     def species(self) -> tuple[str, ...]:
-        """The species whose genes are known, those that ship with every store first."""
+        """The loaded species, human and mouse first."""
         return tuple(one for one, table in self._names.items() if table.ids)
 
     def symbol(self, gene_id: str) -> str:
@@ -611,19 +609,19 @@ class GeneResolver:
     def resolve(self, names: Sequence[str], species: Species | str = "auto") -> GeneMatch:
         """Find the gene of each name.
 
-        The best level at which a name is known decides: official symbol, Ensembl id (its version does not
-        count), id of the authority, Entrez id, previous symbol, alias, any of these but for case; then
+        The kinds of names are tried in this order: official symbol, Ensembl id (without version), id of the
+        authority, Entrez id, previous symbol, alias, any of these without case; then
         composite names (``HLA-A_ENSG00000206503``, ``GRCh38_INS``); then names made unique (``TBCE-1``). A
-        name of several genes at its best level is ambiguous and stays unmatched.
+        name with several genes at the first matching kind is ambiguous and stays unmatched.
 
         Parameters
         ----------
         names
             Gene names of a data set, length n.
         species
-            A species by name or taxon id, or ``auto``: the species that knows more of the names in any case.
-            Where two know as many, the one that spells more of them as they are. Names of a species whose
-            genes are not known here are genes of their own, as they are.
+            A species by name or taxon id, or ``auto``: the species with the most known names, ignoring case;
+            if two have equally many, the one with more names in the same spelling. Names of a species that is
+            not loaded are used unchanged as gene ids.
 
         Raises
         ------
@@ -668,9 +666,9 @@ class GeneResolver:
         )
 
     def _species(self, names: tuple[str, ...], species: str) -> tuple[Species, list[str], bool, str]:
-        """Return the species of names, notes, whether most are spelled unlike its symbols, and a stranger.
+        """Return the species of names, notes, whether most have another case than symbols, and a stranger.
 
-        The stranger is a species that is not loaded and knows the names better.
+        The stranger is a species that is not loaded and has more of the names; empty if there is none.
         """
         unique = list(dict.fromkeys(name.strip() for name in names))
         loaded = (species,) if species != "auto" else self.species or SPECIES
@@ -681,10 +679,10 @@ class GeneResolver:
         if len(loaded) == 1:
             best, notes = loaded[0], list[str]()
         else:
-            # The two that know most of the names decide between them; of equals the one that is loaded first.
+            # The two species with the most known names; if equal, the one that was loaded first.
             pair = tuple(sorted(sorted(loaded, key=lambda s: -n[s])[:2], key=loaded.index))
-            # What chance makes of the names that only one species knows: three standard errors. Names of apes
-            # and of pig are those of human but for a few.
+            # The difference must exceed three standard errors of the names that only one species has. Most
+            # names of apes and pig are also human names, so there the limit is lower.
             style = len({one.style for s in pair if (one := known_species().get(s))}) == 1
             luck = (ALIKE if style else 3) * float(np.sqrt((known[pair[0]] != known[pair[1]]).sum()))
             votes = _Votes({s: n[s] for s in pair}, {s: spelled[s] for s in pair}, luck)
@@ -693,7 +691,7 @@ class GeneResolver:
         return best, notes, spelled[best] < 0.5 * n[best], stranger
 
     def _stranger(self, names: Sequence[str], known: Bool) -> str:
-        """Return a species that is not loaded and whose names these seem to be; empty where there is none.
+        """Return a species that is not loaded and fits the names better; empty if there is none.
 
         Parameters
         ----------
@@ -707,7 +705,7 @@ class GeneResolver:
                 return key
         if len(left) <= ALIKE**2:
             return ""
-        # Repeated names were made unique: INS-1 is INS.
+        # Names that were made unique: INS-1 is INS.
         bases = {name: m[1] for name in names if (m := _SUFFIX.fullmatch(name))}
         best, most = "", 0
         for key, shipped in _shipped_names().items():
@@ -720,7 +718,7 @@ class GeneResolver:
         return best
 
     def _folded(self, names: Sequence[str], species: Species) -> Bool:
-        """Return (n,) bool which names are symbols of a species, in any case and without a number behind."""
+        """Return (n,) bool: names that are symbols of a species, ignoring case and a unique suffix."""
         symbols, others = self._names[species].folded.values()
 
         def known(name: str) -> bool:
@@ -732,7 +730,7 @@ class GeneResolver:
         return np.array([known(name.lower()) for name in names], dtype=bool)
 
     def _spelled(self, names: Sequence[str], species: Species) -> Bool:
-        """Return (n,) bool which names are symbols or ids of a species, spelled as they are."""
+        """Return (n,) bool: names that are symbols or ids of a species in exact spelling."""
         table = self._names[species]
 
         def spelled(name: str) -> bool:
@@ -747,19 +745,19 @@ class GeneResolver:
         return np.array([spelled(name) for name in names], dtype=bool)
 
     def map_to(self, match: GeneMatch, target_gene_ids: Sequence[str], target_species: Species) -> GeneMap:
-        """Weigh how the matched names become the genes of a reference.
+        """Map the matched names to the genes of a reference.
 
-        Within a species a name stands for its gene. Across species it stands for the orthologs among the
-        targets: the one-to-one partner or the one of the same symbol, where there is one, gets all; else
-        they share evenly. Several names of one target are summed (mouse ``Ins1`` and ``Ins2`` are human
-        ``INS``). Species that no table joins directly are joined through others (worm, human, mouse).
+        Within a species, a name maps to its gene. Across species, it maps to its orthologs among the
+        targets: to the one-to-one ortholog or the one with the same symbol if there is one, otherwise to all
+        with equal weight. Several names of one target are summed (mouse ``Ins1`` and ``Ins2`` are human
+        ``INS``). Species without a common table are joined through others (worm, human, mouse).
 
         Parameters
         ----------
         match
-            What :meth:`resolve` found, n names.
+            The result of :meth:`resolve` for n names.
         target_gene_ids
-            Gene ids of the reference, unique.
+            Unique gene ids of the reference.
         target_species
             Their species.
 
@@ -772,7 +770,7 @@ class GeneResolver:
 
         column = {gene_id: j for j, gene_id in enumerate(target_gene_ids)}
         if len(column) != len(target_gene_ids):
-            raise InputError("a gene id occurs twice among the target genes", "", "give every gene once")
+            raise InputError("the target genes have a repeated id", "", "give every gene once")
         via = match.species != target_species
         path = self.path(match.species, target_species) if via else ()
         shares: dict[str, _Share] = {}
@@ -787,7 +785,7 @@ class GeneResolver:
                 if via:
                     share = self._cross(gene_id, path, column)
                 else:
-                    # Ids of their own kind stay what they are when their species is loaded later.
+                    # Unchanged ids stay valid if their species is loaded later.
                     name = gene_id if gene_id in column else match.names[i]
                     share = _Share({name: 1.0} if name in column else {})
                 shares[gene_id] = share
@@ -804,9 +802,9 @@ class GeneResolver:
         return GeneMap(csr, via, measured, _crossing_note(crossed, shape[1]), crossed)
 
     def path(self, species: Species, target: Species) -> tuple[Species, ...]:
-        """Return the species from one to the other, of the fewest that orthologs join one after the other.
+        """Return the shortest path of species from one to the other, joined by orthologs.
 
-        Of ways of one length, the way of more pairs is taken.
+        Of several shortest paths, the one with the most pairs is used.
 
         Raises
         ------
@@ -821,10 +819,10 @@ class GeneResolver:
                 return max(arrived, key=lambda way: min(self._n_genes(*hop) for hop in pairwise(way)))
             ways = [(*way, b) for way in ways for a, b in self._links if a == way[-1] and b not in seen]
             seen |= {way[-1] for way in ways}
-        what = f"no orthologs join {species} and {target}"
+        what = f"the store has no orthologs between {species} and {target}"
         keys = [s for s in (species, target) if s not in SPECIES]
         fix = (
-            "genes that are ids of their own kind have no orthologs: use a reference of the same kind"
+            "genes of --species other have no orthologs: use a reference with the same gene ids"
             if OTHER in keys
             else f"run: scvec ingest genes --species {_quoted(keys[0])}"
             + ("" if keys[0] in _shipped_names() else " --source FILE (a table of orthologs)")
@@ -837,7 +835,7 @@ class GeneResolver:
         return len(self._links[species, target].partners)
 
     def _cross(self, gene_id: str, path: Sequence[Species], column: Container[str]) -> _Share:
-        """Return what a gene gives to genes of the last species of a path that are in ``column``."""
+        """Return the weights of a gene on the genes in ``column`` of the last species of a path."""
         link = self._links[path[0], path[1]].partners.get(gene_id, {})
         last = len(path) == 2
         onward = {} if last else {p: self._cross(p, path[1:], column) for p in sorted(link)}
@@ -880,13 +878,13 @@ class GeneResolver:
 
 
 def _sure(pair: tuple[str, float]) -> float:
-    """Return the confidence of a pair of orthologs for comparison: 0 where the table does not tell it."""
+    """Return the confidence of an ortholog pair; 0 if the table has none."""
     return pair[1] if pair[1] == pair[1] else 0.0
 
 
 @dataclass(frozen=True)
 class _Share:
-    """What a gene gives to its orthologs: weights, how they are its orthologs, and how sure that is (0-1)."""
+    """The weights of a gene on its orthologs, the kind of pair, and the confidence (0-1)."""
 
     weights: dict[str, float]
     kind: str = ""
@@ -927,21 +925,21 @@ def _crossing_note(crossed: Mapping[str, Any], n_all: int) -> tuple[str, ...]:
 
 
 def _as_they_are(names: tuple[str, ...], species: Species) -> GeneMatch:
-    """Return the match of names that are genes of their own: nothing is known of them."""
+    """Return the match of names of an unknown species, which are used unchanged as gene ids."""
     ids = tuple(name.strip() or None for name in names)
     notes = [
-        f"nothing is known of genes of {species}: their names are kept as they are, without texts, "
+        f"the genes of {species} are not in the store: their names are used unchanged, without texts, "
         "other names or orthologs"
     ]
     repeated = len(ids) - len(set(ids))
     if repeated:
-        notes.append(f"{repeated:,} names are repeated: their counts are summed")
+        notes.append(f"summed the counts of {repeated:,} repeated names")
     how = tuple("symbol" if gene_id else "" for gene_id in ids)
     return GeneMatch(names, ids, how, species, OWN_IDS, notes=tuple(notes))
 
 
 def _shipped_ids(species: Species) -> set[str]:
-    """Return ids of the genes of a species that are loaded on request, of the authority and of Ensembl."""
+    """Return the authority and Ensembl ids of the shipped genes of a species."""
     from scvec.stores.knowledge.snapshot import Snapshot
 
     found = set[str]()
@@ -953,26 +951,26 @@ def _shipped_ids(species: Species) -> set[str]:
 
 @cache
 def _shipped_names() -> dict[str, set[str]]:
-    """Names and ids of the genes that ship with scvec and are loaded on request, by species."""
+    """Return species -> names and ids of its shipped genes, for species that are loaded on request."""
     from scvec.stores.knowledge.snapshot import Snapshot
 
     return Snapshot.open().more_names()
 
 
-#: Names that both species know from which it is told that they do not show the species.
+#: Least number of names of both species for the note that the names fit both.
 _MANY_SHARED = 100
 
 
 @dataclass(frozen=True)
 class _Votes:
-    """The two species that know most of some names.
+    """The two species with the most known names.
 
     Attributes
     ----------
     n, spelled
-        Species -> names that it knows in any case, and that it spells as they are.
+        Species -> number of known names ignoring case, and in exact spelling.
     luck
-        Difference of ``n`` that chance makes.
+        Difference of ``n`` that may occur by chance.
     """
 
     n: dict[Species, int]
@@ -981,59 +979,59 @@ class _Votes:
 
     @property
     def clear(self) -> bool:
-        """Whether one species knows more of the names than chance would make it."""
+        """Whether one species has more known names than by chance."""
         first, second = self.n.values()
         return abs(first - second) > self.luck
 
     @property
     def alike(self) -> bool:
-        """Whether both species have symbols of one style, so that their case shows nothing."""
+        """Whether both species write symbols in the same style, so that case does not distinguish them."""
         known = known_species()
         styles = [known[s].style if s in known else "" for s in self.n]
         return styles[0] == styles[1]
 
     @property
     def by_case(self) -> Species | None:
-        """The species that spells more of the names as they are."""
+        """The species with more names in exact spelling."""
         return None if self.alike else _more(self.spelled)
 
     @property
     def best(self) -> Species | None:
-        """The species of the names; None where nothing shows it."""
+        """The species of the names; None if it is unclear."""
         if self.clear:
             return _more(self.n)
         return next(iter(self.n)) if self.alike else self.by_case or _more(self.n)
 
     def notes(self) -> list[str]:
-        """Return what a user should know of how the species was found."""
+        """Return notes about the detection of the species."""
         best, n, spelled = self.best, self.n, self.spelled
         if best is None:
-            return [f"the gene names do not show the species: {next(iter(n))} was assumed"]
+            return [f"the gene names do not show the species: assumed {next(iter(n))}"]
         other = next(s for s in n if s != best)
         known = known_species()
         least = min(spelled.values())
         if not self.alike and least > 0.2 * max(spelled.values()) and least >= 10:
             return [
                 f"{spelled[other]:,} gene names are of {other}, {spelled[best]:,} of {best}: "
-                f"taken as {best}, name the species if that is wrong"
+                f"used as {best}; give --species if this is wrong"
             ]
         if self.clear and self.by_case == other:
             return [
-                f"{n[best]:,} gene names are of {best}, {n[other]:,} of {other}, whose spelling they have: "
-                f"taken as {best}"
+                f"{n[best]:,} gene names are of {best}, {n[other]:,} of {other}, but in the spelling of "
+                f"{other}: used as {best}"
             ]
-        # Symbols are often written in capitals, those in capitals hardly ever in another way.
+        # Mouse symbols are often written in capitals, but human symbols rarely in lower case.
         capitals = self.by_case is None or (self.by_case in known and known[self.by_case].style == "upper")
         if not self.clear and capitals and n[other] >= _MANY_SHARED:
             return [
-                f"the gene names fit {other} ({n[other]:,}) as well as {best} ({n[best]:,}): taken as "
-                f"{best}, name the species if that is wrong"
+                f"the gene names fit {other} ({n[other]:,}) as well as {best} ({n[best]:,}): used as "
+                f"{best}; give --species if this is wrong"
             ]
         return []
 
 
 def _more(n: dict[Species, int]) -> Species | None:
-    """Return the species of more names; None where both have as many."""
+    """Return the species with more names; None if both have equally many."""
     first, second = n
     return None if n[first] == n[second] else first if n[first] > n[second] else second
 
@@ -1070,7 +1068,7 @@ def _composite(table: _Names, ensembl: str, rest: str) -> _Hit:
     if both:
         return both, "composite"
     if by_id and by_name and level == "symbol":
-        # The two halves are official names of different genes: nothing says which is meant.
+        # The two halves are official names of different genes, so the name is ambiguous.
         return tuple(sorted({*by_id, *by_name})), "composite"
     return (by_id or by_name), "composite"
 
@@ -1092,23 +1090,19 @@ def _notes(
     repeated = sum(n for n in times.values() if n > 1)
     if repeated:
         genes = sum(n > 1 for n in times.values())
-        notes.append(
-            f"{repeated:,} names stand for {count_text(genes, 'gene')} under several names: counts are summed"
-        )
+        notes.append(f"summed the counts of {repeated:,} names that belong to {count_text(genes, 'gene')}")
     if ambiguous:
         some = ", ".join(list(ambiguous)[:3])
-        notes.append(
-            f"left out {count_text(len(ambiguous), 'name')} that could be several genes, such as {some}"
-        )
+        notes.append(f"left out {count_text(len(ambiguous), 'name')} of several genes, such as {some}")
     if foreign:
         notes.append(f"{foreign:,} names have the genome prefix of another species than {species}")
     if dates:
-        notes.append(f"{dates:,} names look like dates (a spreadsheet turned MARCH1 into 1-Mar): left out")
+        notes.append(f"left out {dates:,} names that look like dates (spreadsheets change MARCH1 to 1-Mar)")
     return notes
 
 
 def ensure_knowledge(kb: KnowledgeBase, *, progress: Progress = no_progress) -> bool:
-    """Load the shipped snapshot where the knowledge base is empty; return whether it was."""
+    """Load the shipped snapshot if the knowledge base is empty; return whether it was empty."""
     if kb.counts()["genes"]:
         return False
     progress("loading gene knowledge", 0, None)
@@ -1117,13 +1111,13 @@ def ensure_knowledge(kb: KnowledgeBase, *, progress: Progress = no_progress) -> 
     return True
 
 
-# Digest of a knowledge base -> its resolver, the last one only. It takes most of the time of a small query,
-# so that notebooks and servers, which ask many, need not build it again.
+# Digest of the last knowledge base -> its resolver. Building it takes most of the time of a small query, so
+# notebooks and servers reuse it.
 _last: dict[str, GeneResolver] = {}
 
 
 def resolver_of(kb: KnowledgeBase, digest: str | None = None) -> GeneResolver:
-    """Return the resolver over all names that the knowledge base knows, whose digest may be known."""
+    """Return the resolver for all names of a knowledge base; ``digest`` is its digest, if known."""
 
     if digest is not None and digest in _last:
         return _last[digest]
@@ -1135,7 +1129,7 @@ def resolver_of(kb: KnowledgeBase, digest: str | None = None) -> GeneResolver:
 
 
 def stored_resolver(store: Store) -> GeneResolver:
-    """Return the resolver over the knowledge base of a store's generation."""
+    """Return the resolver for the knowledge base of the open version of a store."""
     entry = store.generation.manifest.knowledge
     if entry is not None and entry.digest in _last:
         return _last[entry.digest]
@@ -1158,26 +1152,26 @@ def snapshot_resolver(kb: KnowledgeBase | None = None) -> GeneResolver:
 
 
 def resolve(names: Sequence[str], species: str = "auto", *, store: Path | str | None = None) -> GeneMatch:
-    """Find out which genes a list of names stands for.
+    """Find the genes of a list of names.
 
     Parameters
     ----------
     names
-        n symbols (also previous ones, aliases, in any case), Ensembl or Entrez ids, in any mixture.
+        n symbols (including previous symbols and aliases, in any case), Ensembl or Entrez ids.
     species
         ``human``, ``mouse`` or ``auto``.
     store
-        Store whose knowledge base is asked; that which ships with scvec when None.
+        Store with the knowledge base. Default: the genes that ship with scvec.
 
     Returns
     -------
     GeneMatch
-        Per name its gene id or None. Names that could be several genes are listed, never guessed.
+        The gene id of each name, or None. Ambiguous names are listed and stay unmatched.
 
     Raises
     ------
     InputError
-        If the species is unknown, or there is no such store.
+        If the species is unknown, or the store does not exist.
     """
     if store is None:
         return snapshot_resolver().resolve(names, species)

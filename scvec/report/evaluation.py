@@ -1,4 +1,4 @@
-"""What ``scvec eval`` reports."""
+"""The report of ``scvec eval``."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from scvec.base.results import Report
 
 __all__ = ["EvaluationReport", "draw", "need_matplotlib"]
 
-#: Scores shown to people, and what they are.
+#: Scores in the printed report, with their descriptions.
 SHOWN = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
-    "ontology_accuracy": "accuracy, terms on one line of the Cell Ontology counted as right",
-    "ontology_similarity": "Cell Ontology terms shared with the true type",
+    "ontology_accuracy": "accuracy, with ancestors and descendants in the Cell Ontology as correct",
+    "ontology_similarity": "fraction of Cell Ontology terms shared with the true type",
     "mean_confidence": "mean confidence",
     "ece": "expected calibration error",
     "brier": "Brier score of the confidence",
     "aurc": "area under the risk-coverage curve",
-    "novelty_auroc": "AUROC of novelty, types that the reference lacks",
-    "novelty_fpr_at_95_tpr": "known cells above the bar that 95% of those pass",
-    "false_novel": "share of known types called novel",
-    "true_novel": "share of lacking types called novel",
+    "novelty_auroc": "AUROC of novelty: cells of unseen against known types",
+    "novelty_fpr_at_95_tpr": "false positive rate of novelty at 95% true positives",
+    "false_novel": "fraction of cells of known types called novel",
+    "true_novel": "fraction of cells of unseen types called novel",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport(Report):
-    """Answers compared with true labels.
+    """Predicted labels compared with true labels.
 
     Attributes
     ----------
     n_cells, n_scored, n_known
-        Cells of the query; those with a true label; those of a type that the reference has. ``accuracy``,
-        ``macro_f1``, ``ece``, ``brier`` and the sets are over the last, as no answer could be right
-        elsewhere; the risk-coverage curve is over all that are scored.
+        Cells of the query; cells with a true label; cells of a type that the reference has. ``accuracy``,
+        ``macro_f1``, ``ece``, ``brier`` and the sets use only the last, because no label could be correct
+        for the others; the risk-coverage curve uses all scored cells.
     unknown_labels
-        True labels that the reference lacks, with their cells.
+        True labels that the reference does not have, with their numbers of cells.
     scores
-        Numbers by name, None where they mean nothing: see ``SHOWN``; ``sets`` (coverage asked for and
-        observed, mean size, share of empty sets); ``risk_coverage`` ([coverage, risk] points).
+        Numbers by name, None if undefined: see ``SHOWN``; ``sets`` (requested and observed coverage, mean
+        size, fraction of empty sets); ``risk_coverage`` ([coverage, risk] points).
     reliability
-        Share of cells, mean confidence and accuracy per bin of confidence.
+        Fraction of cells, mean confidence and accuracy per bin of confidence.
     status
-        Share and accuracy of the cells of each status.
+        Fraction and accuracy of the cells of each status.
     labels
-        Per true label: cells, precision, recall, F1, mean novelty, share called novel.
+        Per true label: cells, precision, recall, F1, mean novelty, fraction called novel.
     confusion
         ``labels``, and ``counts`` with true labels in rows.
     novelty
         Histogram of novelty of cells of known and of unknown types.
     parameters
-        What made the answers.
+        The parameters of the query.
     n_own
-        Cells of the query that are cells of the reference, too: no scores of new cells.
+        Cells of the query that are also in the reference; their scores do not hold for new cells.
     """
 
     reference: str
@@ -79,18 +79,18 @@ class EvaluationReport(Report):
     plot: str = ""
 
     def with_files(self, *, output: Path | None, plot: Path | None) -> EvaluationReport:
-        """Return the same with the names of the files it is written to."""
+        """Return a copy with the names of its files."""
         return replace(self, output=str(output or ""), plot=str(plot or ""))
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines = [
             f"{self.n_scored:,} of {self.n_cells:,} cells scored against obs['{self.truth_key}'], "
-            f"{self.n_known:,} of them of types that reference '{self.reference}' has"
+            f"{self.n_known:,} of them of types in reference '{self.reference}'"
         ]
         if self.unknown_labels:
-            told = ", ".join(f"{label} ({n:,})" for label, n in sorted(self.unknown_labels.items())[:12])
-            lines.append(f"types that the reference lacks: {told}")
+            shown = ", ".join(f"{label} ({n:,})" for label, n in sorted(self.unknown_labels.items())[:12])
+            lines.append(f"types not in the reference: {shown}")
         shown = self.to_dict()["scores"]
         for name, meaning in SHOWN.items():
             if shown.get(name) is not None:
@@ -98,7 +98,7 @@ class EvaluationReport(Report):
         sets = shown.get("sets")
         if sets and sets["observed"] is not None:
             lines.append(
-                f"  {sets['observed']:6.3f}  label sets with the true label, {sets['coverage']:g} asked for "
+                f"  {sets['observed']:6.3f}  label sets with the true label, {sets['coverage']:g} requested "
                 f"(mean size {sets['mean_size']:.2f}, {sets['empty']:.0%} empty)"
             )
         width = max((len(row["label"]) for row in self.labels), default=0)
@@ -114,14 +114,14 @@ class EvaluationReport(Report):
 
 def need_matplotlib(
     where: str = "--plot",
-    fix: str = "pip install matplotlib, or leave --plot out: the JSON file holds every number of the figure",
+    fix: str = "pip install matplotlib, or omit --plot: the JSON file has all numbers of the figure",
 ) -> None:
-    """Raise where matplotlib is not installed.
+    """Check that matplotlib is installed.
 
     Raises
     ------
     InputError
-        It is not.
+        If it is not installed.
     """
     try:
         import matplotlib  # noqa: F401
@@ -132,14 +132,14 @@ def need_matplotlib(
 
 
 def draw(report: EvaluationReport, path: Path) -> None:
-    """Write the figure: four panels, in the format that the ending names.
+    """Write the figure of four panels, in the format of the suffix.
 
     Raises
     ------
     ResourceError
         If the disk is full.
     """
-    # The object-oriented interface: no window system, no global state of pyplot.
+    # The object-oriented interface needs no window system and no global state of pyplot.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -153,10 +153,10 @@ def draw(report: EvaluationReport, path: Path) -> None:
     _risk(axes[1, 0], report)
     _novelty(axes[1, 1], report)
     accuracy = report.scores["accuracy"]
-    told = "" if accuracy is None or np.isnan(accuracy) else f", accuracy {accuracy:.3f}"
-    figure.suptitle(f"reference {report.reference}: {report.n_scored:,} cells{told}")
+    shown = "" if accuracy is None or np.isnan(accuracy) else f", accuracy {accuracy:.3f}"
+    figure.suptitle(f"reference {report.reference}: {report.n_scored:,} cells{shown}")
     with disk_errors(str(path)):
-        # Without the date, the same numbers give the same file.
+        # Without the date, equal numbers give equal files.
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -167,7 +167,7 @@ def _confusion(axes: Any, figure: Any, report: EvaluationReport) -> None:
     image = axes.imshow(share, vmin=0.0, vmax=1.0, cmap="Blues")
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set(xlabel="label given", ylabel="true label", title="confusion (share of the true label)")
+    axes.set(xlabel="label given", ylabel="true label", title="confusion (fraction of the true label)")
     figure.colorbar(image, ax=axes, shrink=0.8)
 
 
@@ -186,8 +186,8 @@ def _risk(axes: Any, report: EvaluationReport) -> None:
     coverage, risk = zip(*report.scores["risk_coverage"], strict=True)
     axes.plot(coverage, risk, marker=".")
     axes.set(
-        xlabel="surest share of the cells",
-        ylabel="share of wrong labels",
+        xlabel="fraction of cells, most confident first",
+        ylabel="fraction of wrong labels",
         title=f"risk and coverage (area {report.scores['aurc']:.3f})",
         xlim=(0, 1),
         ylim=(0, None),
@@ -201,5 +201,5 @@ def _novelty(axes: Any, report: EvaluationReport) -> None:
         if n.sum():
             axes.stairs(n / n.sum(), edges, fill=True, alpha=0.5, color=colour, label=f"{name} types")
     axes.axvline(0.5, color="0.3", linewidth=1, linestyle=":")
-    axes.set(xlabel="novelty", ylabel="share of the cells", title="novelty", xlim=(0, 1))
+    axes.set(xlabel="novelty", ylabel="fraction of the cells", title="novelty", xlim=(0, 1))
     axes.legend()

@@ -1,7 +1,7 @@
-"""Places of cells on a plane: UMAP's layout in numpy, which compiles nothing.
+"""UMAP in numpy, without compilation.
 
 UMAP (McInnes et al. 2018, arXiv:1802.03426) by its published steps: memberships of the nearest neighbours,
-and a descent of their cross entropy with sampled repulsion. Here a whole epoch is one step of numpy.
+and gradient descent of their cross entropy with sampled repulsion. A whole epoch is one numpy step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["add_cells", "lay_out_cells"]
 NEIGHBORS = 15
 #: Parameters of the curve 1 / (1 + a d^2b) that UMAP fits to min_dist 0.3 and spread 1.
 A, B = 0.9922, 1.1122
-#: Cells that push a cell away, for each that draws it.
+#: Random cells that repel a cell, for each neighbour that attracts it.
 NEGATIVE = 5
 #: Largest step along an axis, as in UMAP.
 STEP = 4.0
@@ -29,14 +29,14 @@ Report = Callable[[int, int], None]
 
 
 def lay_out_cells(vectors: Float32, *, seed: int = 0, report: Report = lambda done, total: None) -> Float32:
-    """Return (n, 2) places of n cells; alike cells lie near one another.
+    """Return (n, 2) UMAP coordinates of n cells.
 
     Parameters
     ----------
     vectors
-        (n, dim) float32; Euclidean distances count.
+        (n, dim) float32, compared by Euclidean distance.
     report
-        Is told the epochs that are done, and how many there are.
+        Called with the number of finished epochs and the total.
     """
     n = len(vectors)
     if n == 0:
@@ -45,7 +45,7 @@ def lay_out_cells(vectors: Float32, *, seed: int = 0, report: Report = lambda do
     if n < 10:  # too few for a graph of neighbours
         return flat
     distances, near = _nearest(vectors, vectors, min(NEIGHBORS, n - 1) + 1)
-    # A cell is not its own neighbour, wherever among equals the search has put it.
+    # A cell is not its own neighbour; among equal cells the search may put it at any rank.
     own = near == np.arange(n)[:, None]
     own[~own.any(axis=1), -1] = True
     near, distances = near[~own].reshape(n, -1), distances[~own].reshape(n, -1)
@@ -67,18 +67,18 @@ def add_cells(
     seed: int = 0,
     report: Report = lambda done, total: None,
 ) -> Float32:
-    """Return (m, 2) places of more cells on a map that stays as it is.
+    """Return (m, 2) coordinates of new cells on an existing map, which is not changed.
 
-    A cell is drawn to the cells of the map and to the new cells that are nearest to it, in proportion to how
-    far they agree: the probability that both have one label. A cell that no cell of the map agrees with stays
-    by its own kind.
+    A new cell is attracted by its nearest cells, of the map and among the new ones, in proportion to the
+    probability that both have the same label. So a cell without a matching label on the map stays near
+    similar new cells.
 
     Parameters
     ----------
     places, known
-        (n, 2) places of the cells of the map, and their (n, dim) vectors.
+        (n, 2) coordinates of the cells of the map, and their (n, dim) vectors.
     vectors
-        (m, dim) of the new cells, in the same space.
+        (m, dim) vectors of the new cells, in the same space.
     labels
         (n,) class numbers of the cells of the map, -1 for none.
     proba
@@ -89,8 +89,8 @@ def add_cells(
         return np.zeros((m, 2), dtype=np.float32)
     rng = np.random.default_rng(seed)
     near, drawn = _candidates(known, vectors, labels, proba)
-    told = labels[near]
-    drawn = drawn * np.where(told >= 0, np.take_along_axis(proba, np.maximum(told, 0), 1), 0.0)
+    near_labels = labels[near]
+    drawn = drawn * np.where(near_labels >= 0, np.take_along_axis(proba, np.maximum(near_labels, 0), 1), 0.0)
     k = near.shape[1]
     start = (places[near] * drawn[:, :, None]).sum(axis=1) / np.maximum(drawn.sum(axis=1), 1e-9)[:, None]
     start = start + rng.normal(0.0, 0.05, start.shape)
@@ -109,9 +109,9 @@ def add_cells(
 
 
 def _candidates(known: Float32, vectors: Float32, labels: Int64, proba: Float32) -> tuple[Int64, Float64]:
-    """Return (m, k) cells of the map, the nearest ones and those of the likeliest label, and memberships.
+    """Return (m, k) cells of the map (the nearest, and the nearest of the likeliest label), and memberships.
 
-    A cell that is both counts once.
+    A cell in both groups is counted once.
     """
     distances, near = _nearest(known, vectors, min(NEIGHBORS, len(known)))
     memberships = _memberships(distances)
@@ -122,7 +122,7 @@ def _candidates(known: Float32, vectors: Float32, labels: Int64, proba: Float32)
         members, of = np.flatnonzero(labels == label), np.flatnonzero(best == label)
         if k := min(NEIGHBORS, len(members)):
             distances, found = _nearest(known[members], vectors[of], k)
-            # Its label draws a cell from afar by how sure it is.
+            # Distant cells of the likeliest label attract in proportion to its probability.
             theirs[of, :k], weights[of, :k] = (
                 members[found],
                 _memberships(distances) * proba[of, label][:, None],
@@ -133,7 +133,7 @@ def _candidates(known: Float32, vectors: Float32, labels: Int64, proba: Float32)
 
 
 def _principal(vectors: Float32) -> Float32:
-    """Return (n, 2) places along the two axes in which the cells differ most."""
+    """Return (n, 2) coordinates on the first two principal components."""
     centred = np.asarray(vectors, dtype=np.float64) - vectors.mean(axis=0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][:2].T
     flat = centred @ axes
@@ -186,7 +186,7 @@ def _descend(
     rng: np.random.Generator,
     report: Report,
 ) -> Float32:
-    """Move the cells that may move: edges draw by their weight, cells drawn by chance push away."""
+    """Move the movable cells: edges attract in proportion to their weight, random cells repel."""
     at = np.asarray(start, dtype=np.float32)
     n = len(at)
     kept = weights >= weights.max(initial=0.0) / epochs

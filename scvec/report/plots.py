@@ -1,6 +1,6 @@
-"""``scvec.pl``: figures of annotated cells, by matplotlib. Each function draws on axes and returns them.
+"""``scvec.pl``: figures of annotated cells with matplotlib. Each function draws on axes and returns them.
 
-As in scanpy, ``ax`` takes axes to draw on, ``palette`` colours, and ``groupby`` a column of obs.
+The parameters ``ax``, ``palette`` and ``groupby`` are those of scanpy.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Strings = npt.NDArray[np.str_]
 #: Colours of groups: by name, in order, or the name of a colour map of matplotlib.
 Palette = Mapping[str, str] | Sequence[str] | str | None
 
-#: Points of a map beyond which they are drawn as one image in vector formats.
+#: With more points, vector formats get one image of all points.
 MAX_VECTOR_POINTS = 5_000
-#: Labels beside a map; more make no legend that anyone reads.
+#: Most labels in a legend.
 MAX_LEGEND = 40
 
 
@@ -42,26 +42,26 @@ def umap(
     title: str | None = None,
     ax: Any = None,
 ) -> Any:
-    """Draw cells on a plane, by colour of a column.
+    """Draw a UMAP of the cells, coloured by a column.
 
     Parameters
     ----------
     adata
-        Annotated cells (:func:`scvec.annotate`, or what ``scvec query -o OUT.h5ad`` wrote).
+        Annotated cells (:func:`scvec.annotate`, or the file of ``scvec query -o OUT.h5ad``).
     color
-        Column of obs; ``scvec_label`` when None. Numbers get a colour bar, all else a legend.
+        Column of obs. Default: ``scvec_label``. Numbers get a colour bar, other values a legend.
     basis
-        Key of obsm with the places. When None ``X_umap``, else ``X_scvec_umap``, which is made (UMAP of
-        ``X_scvec``; McInnes et al. 2018, arXiv:1802.03426) and kept where it is missing.
+        Key of obsm with the coordinates. Default: ``X_umap`` if present, else ``X_scvec_umap``, which is
+        computed if missing (UMAP of ``X_scvec``; McInnes et al. 2018, arXiv:1802.03426) and stored.
     palette
         Colours of groups, as a mapping by name, a sequence, or the name of a colour map; for numbers the name
-        of a colour map. Those of ``uns``, as scanpy keeps them, when None.
+        of a colour map. Default: scanpy's colours in ``uns``.
     key_added
         Prefix of the annotation's columns and keys.
     size
-        Area of a point, in square points; by the number of cells when None.
+        Area of a point, in square points. Default: from the number of cells.
     ax
-        matplotlib axes to draw on; new ones when None.
+        matplotlib axes. Default: new axes.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def umap(
     Raises
     ------
     InputError
-        If matplotlib is missing, or the object lacks what is to be drawn.
+        If matplotlib is not installed, or the object has no such column or coordinates.
     """
     column = f"{key_added}_label" if color is None else color
     values = _column(adata, column)
@@ -79,7 +79,7 @@ def umap(
     n = len(values)
     point = size if size is not None else float(np.clip(15_000 / max(n, 1), 1.0, 20.0))
     look = {"s": point, "linewidths": 0, "rasterized": n > MAX_VECTOR_POINTS}
-    # No label lies on top because it comes last in the alphabet.
+    # Draw the cells in random order, so that no label covers the others.
     order = np.random.default_rng(0).permutation(n)
     if _numeric(values):
         numbers = values.to_numpy(dtype=float)[order]
@@ -107,16 +107,16 @@ def confidence(
     title: str | None = None,
     ax: Any = None,
 ) -> Any:
-    """Draw how sure the labels are: per label the spread of the confidence, and the status of every cell.
+    """Draw the confidence of every cell, grouped by label and coloured by status.
 
     Parameters
     ----------
     groupby
-        Column of obs that makes the rows; ``scvec_label`` when None.
+        Column of obs for the rows. Default: ``scvec_label``.
     palette
         Colours of the statuses.
     adata, key_added, title, ax
-        As for :func:`umap`.
+        See :func:`umap`.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def confidence(
     Raises
     ------
     InputError
-        If matplotlib is missing, or the object is not annotated.
+        If matplotlib is not installed, or the object is not annotated.
     """
     axes = _strips(adata, "confidence", groupby, palette, key_added, ax)
     axes.set_title("confidence by label (line: median)" if title is None else title)
@@ -141,12 +141,12 @@ def novelty(
     title: str | None = None,
     ax: Any = None,
 ) -> Any:
-    """Draw how unlike the reference the cells are: per label every cell's novelty, and the bar at 0.5.
+    """Draw the novelty of every cell, grouped by label, with the threshold at 0.5.
 
     Parameters
     ----------
     adata, groupby, palette, key_added, title, ax
-        As for :func:`confidence`.
+        See :func:`confidence`.
 
     Returns
     -------
@@ -155,16 +155,16 @@ def novelty(
     Raises
     ------
     InputError
-        If matplotlib is missing, or the object is not annotated.
+        If matplotlib is not installed, or the object is not annotated.
     """
     axes = _strips(adata, "novelty", groupby, palette, key_added, ax)
     axes.axvline(0.5, color="0.3", linewidth=1, linestyle=":", zorder=0)
-    axes.set_title("novelty by label (novel beyond 0.5)" if title is None else title)
+    axes.set_title("novelty by label (novel above 0.5)" if title is None else title)
     return axes
 
 
 def _strips(adata: AnnData, what: str, groupby: str | None, palette: Palette, key_added: str, ax: Any) -> Any:
-    """Draw a row of points per group, by colour of status, at a column that goes from 0 to 1."""
+    """Draw a row of points per group, coloured by status, at the value (0 to 1) of a column."""
     from scvec.model.status import STATUS_COLORS
 
     labels = _texts(_column(adata, f"{key_added}_label" if groupby is None else groupby))
@@ -209,30 +209,30 @@ def evidence(
     title: str | None = None,
     ax: Any = None,
 ) -> Any:
-    """Draw the genes behind each label as dots: how far a gene speaks for it, and how high it is.
+    """Draw a dot plot of the genes with the strongest evidence for each label.
 
     Parameters
     ----------
     annotation
-        What :func:`scvec.query` returned. Its cells are read again.
+        The result of :func:`scvec.query`. Its cells are read again.
     labels
-        Labels to show, as rows; the twelve with most cells when None.
+        Labels to show, as rows. Default: the twelve with the most cells.
     n_genes
-        Genes of each label, those that speak most for it.
+        Number of genes per label, those with the strongest evidence.
     palette
         Name of the colour map of expression.
     title, ax
-        As for :func:`umap`.
+        See :func:`umap`.
 
     Returns
     -------
-    The axes. Area is what a gene adds to the log odds of the label (nothing where it speaks against it),
-    colour its mean expression in the label's cells (log1p of counts per ten thousand).
+    The axes. The area of a dot is the gene's contribution to the log odds of the label (0 if negative), its
+    colour the mean expression in the label's cells (log1p of counts per ten thousand).
 
     Raises
     ------
     InputError, StoreError
-        If matplotlib is missing, or cells or reference are not what they were.
+        If matplotlib is not installed, or the cells or the reference have changed.
     """
     from scvec.model.explanation import Explainer
 
@@ -266,25 +266,25 @@ def evidence(
     axes.set_xticks(range(len(columns)), [_plain(c) for c in columns], rotation=90)
     axes.set_yticks(range(len(rows)), [_plain(r) for r in rows])
     axes.set(xlim=(-0.7, len(columns) - 0.3), ylim=(len(rows) - 0.4, -0.6))
-    axes.set_title("genes that speak for each label" if title is None else title)
+    axes.set_title("evidence of genes for each label" if title is None else title)
     return axes
 
 
 def names(
     report: Any, *, n_names: int = 3, palette: Palette = None, title: str | None = None, ax: Any = None
 ) -> Any:
-    """Draw the names of groups that markers suggest, with their probabilities.
+    """Draw the most likely cell types of each cluster by its markers, with their probabilities.
 
     Parameters
     ----------
     report
-        What :func:`scvec.name` returned.
+        The result of :func:`scvec.name`.
     n_names
-        Names of a group, the likeliest first.
+        Number of names per cluster, the likeliest first.
     palette
-        Colours of the first, the second name and so on.
+        Colours of the first name, the second name and so on.
     title, ax
-        As for :func:`umap`.
+        See :func:`umap`.
 
     Returns
     -------
@@ -293,14 +293,14 @@ def names(
     Raises
     ------
     InputError
-        If matplotlib is missing.
+        If matplotlib is not installed.
     """
     groups = list(report.groups)
     axes = _axes(ax, (7.0, 1.2 + 0.2 * n_names * len(groups)))
     colors = _chosen([str(i) for i in range(n_names)], palette or ["#7fbf7b", "#b8e0b5", "#e3f3e1"])
     height = 0.84 / n_names
     for y, group in enumerate(groups):
-        # Terms lie within one another, so that their probabilities do not sum to 1: a bar each.
+        # One bar per name: terms may include one another, so their probabilities do not sum to 1.
         for i, candidate in enumerate(group.candidates[:n_names]):
             at = y - 0.42 + height * (i + 0.5)
             axes.barh(at, candidate.probability, height=height, color=colors[i])
@@ -322,20 +322,20 @@ def confusion(
     title: str | None = None,
     ax: Any = None,
 ) -> Any:
-    """Draw labels against those of a column: rows are the column's, columns the annotation's.
+    """Draw the confusion matrix: true labels in rows, predicted labels in columns.
 
     Parameters
     ----------
     truth_key
-        Column of obs to compare with.
+        Column of obs with the true labels.
     label_key
-        Column of obs with the labels given; ``scvec_label`` when None.
+        Column of obs with the predicted labels. Default: ``scvec_label``.
     normalize
-        Show shares of each row; else numbers of cells.
+        Show fractions of each row; else numbers of cells.
     palette
         Name of a colour map.
     adata, key_added, title, ax
-        As for :func:`umap`.
+        See :func:`umap`.
 
     Returns
     -------
@@ -344,7 +344,7 @@ def confusion(
     Raises
     ------
     InputError
-        If matplotlib is missing, or a column is.
+        If matplotlib is not installed, or a column is missing.
     """
     truth = _texts(_column(adata, truth_key))
     given = _texts(_column(adata, f"{key_added}_label" if label_key is None else label_key))
@@ -352,7 +352,7 @@ def confusion(
     names, column = np.unique(given, return_inverse=True)
     counts = np.zeros((len(rows), len(names)))
     np.add.at(counts, (row, column), 1)
-    # Rows of one name stand in the order of the columns, so that what agrees lies on the diagonal.
+    # Rows follow the order of the columns, so that equal labels are on the diagonal.
     rank = {name: i for i, name in enumerate(names)}
     most = counts.argmax(axis=1) + 0.5
     order = sorted(range(len(rows)), key=lambda i: (rank.get(rows[i], most[i]), rows[i]))
@@ -371,7 +371,7 @@ def confusion(
             axes.text(j, i, text, ha="center", va="center", fontsize=8,
                       color="white" if shown[i, j] > middle else "black")  # fmt: skip
     axes.set(xlabel="label given", ylabel=truth_key)
-    axes.set_title(("share of each row" if normalize else "cells") if title is None else title)
+    axes.set_title(("fraction of each row" if normalize else "cells") if title is None else title)
     axes.figure.colorbar(image, ax=axes, shrink=0.8)
     return axes
 
@@ -428,7 +428,7 @@ def _places(adata: AnnData, basis: str | None, key_added: str) -> npt.NDArray[An
         places = np.asarray(adata.obsm[found])
         if places.ndim != 2 or places.shape[1] < 2:
             raise InputError(
-                f"obsm[{found!r}] has no two columns",
+                f"obsm[{found!r}] does not have two columns",
                 "the AnnData object",
                 "give another basis",
                 code="unknown-column",
@@ -439,7 +439,7 @@ def _places(adata: AnnData, basis: str | None, key_added: str) -> npt.NDArray[An
         raise InputError(
             what,
             "the AnnData object",
-            f"there are: {', '.join(map(str, adata.obsm)) or 'none'}",
+            f"obsm has: {', '.join(map(str, adata.obsm)) or 'nothing'}",
             code="unknown-column",
         )
     if f"X_{key_added}" not in adata.obsm:
@@ -453,7 +453,7 @@ def _places(adata: AnnData, basis: str | None, key_added: str) -> npt.NDArray[An
 
 
 def _chosen(names: Sequence[str], palette: Mapping[str, str] | Sequence[str] | str) -> list[str]:
-    """Return a colour for each name; a mapping may leave names out, which are grey."""
+    """Return a colour for each name; names missing in a mapping are grey."""
     from scvec.model.status import GREY
 
     if isinstance(palette, Mapping):
@@ -470,7 +470,7 @@ def _chosen(names: Sequence[str], palette: Mapping[str, str] | Sequence[str] | s
 
 
 def _colors(adata: AnnData, column: str, values: Any, palette: Palette) -> tuple[list[str], list[str]]:
-    """Return the names of a column and their colours: those in uns, as scanpy keeps them, else our own."""
+    """Return the categories of a column and their colours: scanpy's in uns, else scvec's."""
     from scvec.model.status import GREY, PALETTE
 
     texts = _texts(values)
@@ -512,6 +512,6 @@ def _mark(color: str) -> Any:
 
 
 def _plain(text: str, width: int = 40) -> str:
-    """Return a name for a figure: matplotlib reads what stands between dollar signs as formulas."""
+    """Shorten a name for a figure and escape dollar signs, which matplotlib reads as formulas."""
     short = text if len(text) <= width else text[: width - 1] + "…"
     return "".join(c if c.isprintable() else " " for c in short).replace("$", r"\$")

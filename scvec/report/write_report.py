@@ -1,4 +1,4 @@
-"""``scvec query --report``: gathers what the page tells, and writes it."""
+"""Collect the content of ``scvec query --report`` and write the page."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 __all__ = ["check_report", "columns_of", "inline_policy", "lay_out", "render_report", "write_report"]
 
-#: Reference cells that the map is made of; more take minutes and show no more.
+#: Most reference cells in the map; more take minutes and show the same.
 MAX_REFERENCE = 8_000
-#: Query cells that are brought into the map one and all. The others take the mean place of their nearest
-#: neighbours among those, which looks the same and takes a hundredth of the time.
+#: Most query cells that are placed by UMAP. Other query cells get the mean position of their nearest placed
+#: neighbours, which looks the same and takes a hundredth of the time.
 MAX_TRANSFORMED = 20_000
 
 
-#: Changes whenever the same cells would give another map.
+#: Version of the map; changed when the same cells give another map.
 MAP_RECIPE = "map 1"
 
 
@@ -59,15 +59,15 @@ def lay_out(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> tuple[Int64, Float32, Float32]:
-    """Return the places of reference and query cells.
+    """Return the map coordinates of reference and query cells.
 
-    The map is that of the reference alone (:mod:`scvec.report.layout`), made once and kept beside the store.
-    The cells of the query are brought into it, so that they change nothing in it.
+    The map is made from the reference alone (:mod:`scvec.report.layout`), once, and cached next to the store.
+    Query cells are placed on it without changing it.
 
     Parameters
     ----------
     known
-        Numbers of reference cells, and their (k, dim) vectors in the space of the query: None where the query
+        Numbers of reference cells, and their (k, dim) vectors in the space of the query; None if the query
         could not be read again.
     rows
         (m,) numbers of the query cells to draw.
@@ -75,7 +75,7 @@ def lay_out(
     Returns
     -------
     map_rows
-        (k,) numbers of the reference cells that the map holds, ascending.
+        (k,) numbers of the reference cells on the map, ascending.
     places, query_places
         (k, 2) and (m, 2) float32.
     """
@@ -90,7 +90,7 @@ def lay_out(
     if len(query) > MAX_TRANSFORMED:
         chosen = np.sort(rng.choice(len(query), MAX_TRANSFORMED, replace=False))
     if known[1] is None or not len(known[0]):
-        # No cell of the reference is known to lie in the space of these cells: they have a map of their own.
+        # Without reference cells in the space of the query, the query gets its own map.
         map_rows, vectors = np.zeros(0, dtype=np.int64), query[:0]
         places = np.zeros((0, 2), dtype=np.float32)
         placed = lay_out_cells(query[chosen], seed=seed, report=report)
@@ -114,7 +114,7 @@ def lay_out(
 def _reference_map(
     store: Path, stored: StoredReference, rows: Int64, seed: int, report: Callable[[int, int], None]
 ) -> Float32:
-    """Return (k, 2) places of reference cells in the space that they were ingested in; kept for next time."""
+    """Return (k, 2) coordinates of reference cells in the space of their ingest; cached."""
     digest = hashlib.sha256(f"{MAP_RECIPE} {seed} {stored.cells_fingerprint} {stored.n}".encode())
     digest.update(rows.tobytes())
     name = digest.hexdigest()[:32]
@@ -129,14 +129,14 @@ def _reference_map(
 def _between(
     vectors: Float32, known: Float32, places: Float32, rng: np.random.Generator, n_neighbors: int = 5
 ) -> Float32:
-    """Return (n, 2) the mean place of each vector's neighbours, nearer ones more, a little shaken."""
+    """Return (n, 2): the mean position of each vector's neighbours, weighted by distance, with jitter."""
     from scvec.stores.index import build_index
 
     near = build_index(np.ascontiguousarray(known, dtype=np.float32)).search(
         np.ascontiguousarray(vectors, dtype=np.float32), n_neighbors
     )
     weights = 1.0 / (np.sqrt(near.distances) + 1e-3)
-    # Neighbours on both sides of a gap would put a cell into it: those far from the nearest do not count.
+    # Neighbours far from the nearest one are ignored, so that no cell is placed in a gap between groups.
     at = places[near.indices]
     gap = np.linalg.norm(at - at[:, :1], axis=2)
     weights = np.where(gap < 1.0, weights, 0.0)
@@ -153,7 +153,7 @@ def asset(name: str) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template. Everything is escaped: names of genes, labels and cells are whatever a file holds."""
+    """Fill a template. All values are escaped, because names of genes, labels and cells may be any text."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
@@ -171,7 +171,7 @@ def _hash(text: str) -> str:
 
 
 def inline_policy(scripts: list[str], styles: list[str]) -> str:
-    """Return a content security policy under which nothing but these texts runs and nothing is fetched."""
+    """Return a content security policy that allows only these scripts and styles, and no network access."""
     return (
         "default-src 'none'; "
         f"script-src {' '.join(_hash(s) for s in scripts)}; "
@@ -181,7 +181,7 @@ def inline_policy(scripts: list[str], styles: list[str]) -> str:
 
 
 def script_json(value: Any) -> str:
-    """Return JSON that may stand inside a script element: nothing in it ends the element."""
+    """Return JSON that is safe inside a script element: no text in it can close the element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return (
         text.replace("&", "\\u0026")
@@ -198,14 +198,14 @@ def pack(values: Any, kind: str) -> str:
 
 
 def render_report(facts: Mapping[str, Any], cells: Mapping[str, Any]) -> str:
-    """Return the page.
+    """Return the HTML page.
 
     Parameters
     ----------
     facts
-        What the page tells in words and tables.
+        Texts and tables of the page.
     cells
-        What it draws: see :func:`scvec.report.write_report._drawn`.
+        Data of the figures: see :func:`scvec.report.write_report._drawn`.
     """
     style = asset("base.css") + asset("report.css")
     scripts = [asset("scatter.js"), asset("report.js")]
@@ -221,7 +221,7 @@ def render_report(facts: Mapping[str, Any], cells: Mapping[str, Any]) -> str:
 
 
 def calibration_points(bins: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Return where the bins of a calibration plot lie in a square of 240, and how large they are."""
+    """Return the coordinates of the bins of a calibration plot in a square of 240, and their sizes."""
     side = 240.0
     return [
         {
@@ -235,29 +235,28 @@ def calibration_points(bins: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def json_twin(facts: Mapping[str, Any], cells: Mapping[str, Any]) -> str:
-    """Return the same facts and numbers as JSON."""
+    """Return the facts and numbers of the page as JSON."""
     return json.dumps(plain({**facts, "cells": cells}), allow_nan=False, ensure_ascii=False) + "\n"
 
 
 class _Raw(str):
-    """Text of the page itself, which is not escaped."""
+    """Script or style text, which is not escaped."""
 
     def __html__(self) -> str:
-        # A text of ours that ended its own element would be a bug worth stopping at.
         if re.search(r"</(script|style)", self, re.IGNORECASE):
-            raise ValueError("the text would end its element")
+            raise ValueError("the text would close its element")
         return str(self)
 
 
-#: Query cells that the page draws and lists; a sample of more.
+#: Most query cells that the page draws and lists; if there are more, a random sample.
 MAX_DRAWN = 200_000
-#: Columns of obs that the page can colour by.
+#: Most columns of obs for colouring.
 MAX_COLUMNS = 30
-#: More different values than these are names, not groups.
+#: A column with more different values is not used as groups.
 MAX_VALUES = 200
-#: Cells of each kind that are listed with their candidates.
+#: Most cells of each status that are listed with their candidates.
 MAX_LISTED = 100
-#: Names that a column of earlier labels has, the likeliest first.
+#: Usual names of columns with earlier labels, the likeliest first.
 LABEL_COLUMNS = (
     "cell_type celltype cell_types cell_label label labels annotation annotations cell_ontology_class "
     "predicted_labels majority_voting cluster clusters leiden louvain seurat_clusters"
@@ -267,14 +266,14 @@ Column = dict[str, Any]
 
 
 def now() -> str:
-    """Return the time in UTC; ``SOURCE_DATE_EPOCH`` stands for it where it is set, as for other builds."""
+    """Return the time in UTC, or ``SOURCE_DATE_EPOCH`` if set, for reproducible files."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     at = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now(UTC)
     return at.isoformat(timespec="seconds")
 
 
 def provenance(annotation: Annotation, stored: StoredReference, name: str) -> list[tuple[str, str]]:
-    """Return what was annotated, with what, and when, as names and values."""
+    """Return the provenance of the annotation (cells, reference, model, date) as names and values."""
     p = annotation.parameters
     return [
         ("Cells", f"{len(annotation):,} of {name}"),
@@ -293,14 +292,14 @@ def provenance(annotation: Annotation, stored: StoredReference, name: str) -> li
 
 def _calibrated(held_out: str, stored: StoredReference) -> str:
     n = stored.meta["model"]["calibration"]["n_cells"]
-    how = {"batch": "held out by whole batches", "cells": "held out of the same batches"}.get(
+    how = {"batch": "held out by whole batches", "cells": "held out from the same batches"}.get(
         held_out, held_out
     )
     return f"{n:,} cells of the reference, {how}"
 
 
 def diagnosis(annotation: Annotation) -> list[tuple[str, str]]:
-    """Return what the input was found to be, as names and values."""
+    """Return the diagnosis of the input as names and values."""
     p = annotation.parameters
     shift = p["shift"]
     return [
@@ -309,7 +308,7 @@ def diagnosis(annotation: Annotation) -> list[tuple[str, str]]:
         ("Genes", str(p["genes"])),
         ("Genes of the reference measured", f"{p['reference_genes_measured']:.1%}"),
         *([("Orthologs", _orthologs(p["orthologs"]))] if p.get("orthologs") else []),
-        ("Cell space", "fitted to these genes" if p["fitted"] else "as ingested"),
+        ("Cell space", "fitted to these genes" if p["fitted"] else "from the ingest"),
         ("Method", "head and neighbours" if p["method"] == "both" else str(p["method"])),
         ("Shift against the reference", f"{shift['size']:.1f} standard deviations of its held-out cells"),
         ("Neighbours asked", str(p["n_neighbors"])),
@@ -326,7 +325,7 @@ def _orthologs(crossed: Mapping[str, Any]) -> str:
 
 
 def label_rows(annotation: Annotation) -> list[dict[str, Any]]:
-    """Return a row per label given, most cells first."""
+    """Return one row per predicted label, most cells first."""
     total, rows = max(len(annotation), 1), []
     for label, n in annotation.counts().items():
         members = annotation.label == label
@@ -346,7 +345,7 @@ def label_rows(annotation: Annotation) -> list[dict[str, Any]]:
 
 
 def columns_of(obs: pd.DataFrame, rows: npt.NDArray[np.int64]) -> tuple[list[Column], list[str]]:
-    """Return the columns of obs that cells can be coloured by, and names of those left out.
+    """Return the columns of obs that cells can be coloured by, and the names of the others.
 
     A column is ``{"name", "kind": "category", "values", "codes"}`` with -1 for none, or ``{"name", "kind":
     "number", "numbers"}`` with NaN for none.
@@ -373,7 +372,7 @@ def columns_of(obs: pd.DataFrame, rows: npt.NDArray[np.int64]) -> tuple[list[Col
 
 
 def truth_column(columns: Sequence[Column], label_key: str | None) -> str | None:
-    """Return the column that likeliest holds labels that the cells had before."""
+    """Return the column that most likely holds earlier labels of the cells."""
     names = [c["name"] for c in columns if c["kind"] == "category"]
     lower = {n.lower(): n for n in reversed(names)}
     for wanted in (label_key, *LABEL_COLUMNS):
@@ -392,7 +391,7 @@ def candidates(annotation: Annotation, k: int = 3) -> tuple[npt.NDArray[np.int64
 def uncertain_cells(
     annotation: Annotation, stored: StoredReference, codes: Any
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the ambiguous cells of least confidence and the novel ones of most novelty, with candidates.
+    """Return the least confident ambiguous cells and the most novel cells, with their candidate labels.
 
     Parameters
     ----------
@@ -427,7 +426,7 @@ def uncertain_cells(
 
 
 def calibration(stored: StoredReference) -> dict[str, Any]:
-    """Return what held-out cells of the reference showed."""
+    """Return the calibration on held-out cells of the reference."""
     record = stored.meta["model"]["calibration"]["record"]
     classes = stored.meta["classes"]
     labels = [
@@ -445,38 +444,41 @@ def calibration(stored: StoredReference) -> dict[str, Any]:
 
 
 def evidence_row(found: Explanation) -> dict[str, Any]:
-    """Return what an explanation tells, as JSON values."""
+    """Return an explanation as JSON values."""
     row: dict[str, Any] = found.to_dict()
     return {k: v for k, v in row.items() if k not in ("parameters", "notes")}
 
 
 def summary(annotation: Annotation) -> list[tuple[str, str, str]]:
-    """Return the figures at the top: name, value, and what it means."""
+    """Return the key figures of the page: name, value and meaning."""
     total = max(len(annotation), 1)
     n_labels = len(annotation.counts())
     status: Mapping[str, int] = annotation.to_dict()["status"]
-    told = {
-        "confident": "labels to work with",
+    meanings = {
+        "confident": "labels that can be used",
         "ambiguous": "several labels fit (90% coverage), or confidence is under 0.5",
-        "novel": "unlike the reference's cells of their label",
-        "low_quality": "hardly any of the reference's genes found",
+        "novel": "unlike the reference cells of their label",
+        "low_quality": "few of the reference's genes detected",
     }
     mean = float(annotation.confidence.mean()) if len(annotation) else 0.0
     return [
-        ("cells", f"{len(annotation):,}", f"{n_labels:,} label{'' if n_labels == 1 else 's'} given"),
-        ("mean confidence", f"{mean:.2f}", "probability that a label is right"),
-        *((s.replace("_", " "), f"{status[s]:,}", f"{status[s] / total:.1%}; {told[s]}") for s in STATUSES),
+        ("cells", f"{len(annotation):,}", f"{n_labels:,} label{'' if n_labels == 1 else 's'} found"),
+        ("mean confidence", f"{mean:.2f}", "probability that a label is correct"),
+        *(
+            (s.replace("_", " "), f"{status[s]:,}", f"{status[s] / total:.1%}; {meanings[s]}")
+            for s in STATUSES
+        ),
     ]
 
 
-#: Labels that are explained, those of most cells first; the rest have too few to be worth the time.
+#: Most labels with an explanation, those with the most cells first.
 MAX_EXPLAINED = 60
 CELLS_EXPLAINED = 100
 GENES_EXPLAINED = 8
 
 
 def check_report(path: Path | str | None, cells: Any) -> Path | None:
-    """Return the file of a report, or raise InputError before any work is done."""
+    """Check the file of a report before any work is done, and return its path."""
     if path is None:
         return None
     source = cells if isinstance(cells, str | Path) else None
@@ -485,7 +487,7 @@ def check_report(path: Path | str | None, cells: Any) -> Path | None:
         raise InputError(
             "a report is an HTML file",
             str(target),
-            f"call it {target.with_suffix('.html').name}",
+            f"name it {target.with_suffix('.html').name}",
             code="output-format",
         )
     check_output(target.with_suffix(".json"), source)
@@ -501,32 +503,32 @@ def write_report(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Annotation:
-    """Write a report of a query as one HTML page that opens offline, and the same numbers as JSON beside it.
+    """Write a report of a query as one HTML page that works offline, and a JSON file with the same numbers.
 
-    The cells are read again: the file or AnnData object must be as it was.
+    The cells are read again, so the file or AnnData object must be unchanged.
 
     Parameters
     ----------
     annotation
-        What :func:`scvec.query` returned.
+        The result of :func:`scvec.query`.
     output
         The HTML file.
     stored, obs
-        The reference and the table of the n cells, where the caller has them open.
+        The reference and the table of the n cells, if the caller has opened them.
     seed
-        Seed of the map, and of the sample of cells where there are many.
+        Seed of the map, and of the sample of cells.
 
     Returns
     -------
     Annotation
-        The same with ``report`` set.
+        A copy with ``report`` set.
 
     Raises
     ------
     ValueError
-        If no query made the annotation.
+        If the annotation is not from a query.
     InputError, StoreError
-        If the page cannot be written there, or cells or reference are not what they were.
+        If the page cannot be written, or the cells or the reference have changed.
     """
     target = check_report(output, annotation.data)
     if target is None:
@@ -569,9 +571,9 @@ class _Evidence(NamedTuple):
     labels
         An explanation of each label, as JSON values.
     missing
-        Why there is no evidence; empty where there is.
+        Reason if there is no evidence, else empty.
     rows, vectors
-        Reference cells; None where the cells could not be read again.
+        Reference cells; None if the cells could not be read again.
     """
 
     labels: list[dict[str, Any]]
@@ -591,30 +593,32 @@ def _evidence(annotation: Annotation, progress: Progress) -> _Evidence:
                 one = explainer.label(label, n_genes=GENES_EXPLAINED, max_cells=CELLS_EXPLAINED)
                 labels.append(evidence_row(one))
     except ScvecError as error:
-        # The labels are there and the report is worth having without it.
+        # The report is useful without the evidence.
         return _Evidence(labels, error.what, rows, vectors)
     return _Evidence(labels, "", rows, vectors)
 
 
 def _drawing_notes(n: int, n_drawn: int, left_out: list[str]) -> list[str]:
-    """Return notes about what the page leaves out of ``n`` cells and their columns."""
+    """Return notes about cells and columns that the page does not show."""
     notes = []
     if n_drawn < n:
-        notes.append(f"the map and the table of cells hold {n_drawn:,} cells, drawn by chance from {n:,}")
+        notes.append(f"the map and the table show a random sample of {n_drawn:,} of {n:,} cells")
     if left_out:
         listed = ", ".join(left_out[:8]) + (" and others" if len(left_out) > 8 else "")
-        notes.append(f"columns of obs without a colouring (too many values, or too many columns): {listed}")
+        notes.append(
+            f"columns of obs not available as colours (too many values, or too many columns): {listed}"
+        )
     return notes
 
 
 def _facts(
     annotation: Annotation, stored: StoredReference, evidence: _Evidence, drawing_notes: list[str]
 ) -> dict[str, Any]:
-    """Return the words and tables of the page."""
+    """Return the texts and tables of the page."""
     notes = [*annotation.notes, *drawing_notes]
     if evidence.missing:
         notes.append(f"warning: no evidence for labels: {evidence.missing}")
-    # Not the folder: a report goes to colleagues. The command names it, for oneself.
+    # Only the name of the file, not its folder, because a report is sent to colleagues.
     data = annotation.data
     name = _title(annotation) or (Path(data).name if isinstance(data, str | Path) else "an AnnData object")
     return {
@@ -639,11 +643,11 @@ def _title(annotation: Annotation) -> str | None:
 
 
 def _command(annotation: Annotation, output: Path | str) -> str:
-    """Return the command that does the query again and writes this report."""
+    """Return the command that repeats the query and writes this report."""
     options = replace(annotation.options or QueryOptions(), report=output)
     if options.title is None:
         return options.command_line(annotation.data, annotation.store)
-    # Whoever gave the cells a title does not need the folders of this machine.
+    # If the cells have a title, omit the folders of this machine.
     written = None if options.output is None else Path(options.output).name
     named = replace(options, output=written, report=Path(output).name)
     return named.command_line(options.title)
@@ -657,7 +661,7 @@ def _drawn(
     query_places: Any,
     reference_codes: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
-    """Return a number or code per cell, as arrays."""
+    """Return the data of the figures: one number or code per cell, as arrays."""
     order, proba = candidates(annotation)
     number = {label: i for i, label in enumerate(annotation.classes)}
     status = {s: i for i, s in enumerate(STATUSES)}
@@ -666,7 +670,7 @@ def _drawn(
         "names": [str(c) for c in annotation.cells[rows]],
         "classes": list(annotation.classes),
         "statuses": list(STATUSES),
-        # The colours of scvec.pl and of adata.uns.
+        # The same colours as in scvec.pl and adata.uns.
         "colors": label_colors(annotation.classes, annotation.classes),
         "status_colors": [STATUS_COLORS[s] for s in STATUSES],
         "palette": list(PALETTE),
@@ -683,12 +687,12 @@ def _drawn(
     }
 
 
-#: What the page takes as it is.
+#: Entries that the page uses unchanged.
 AS_THEY_ARE = ("n", "names", "classes", "statuses", "colors", "status_colors", "palette", "truth")
 
 
 def _packed(drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arrays as the page reads them: places in 16 bits, shares in 8."""
+    """Return the arrays in the page's encoding: coordinates in 16 bits, fractions in 8."""
     reference = drawn["reference"]
     low, span = _frame(
         np.concatenate([drawn["x"], reference["x"]]), np.concatenate([drawn["y"], reference["y"]])
@@ -724,7 +728,7 @@ def _packed(drawn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _frame(x: Any, y: Any) -> tuple[tuple[float, float], float]:
-    """Return the corner and the side of the square that holds all places: both axes keep one scale."""
+    """Return the corner and the side of the bounding square, so that both axes have the same scale."""
     if len(x) == 0:
         return (0.0, 0.0), 1.0
     low = (float(x.min()), float(y.min()))

@@ -1,4 +1,4 @@
-"""``scvec demo``: the main job on the cells that ship with scvec."""
+"""``scvec demo``: ingest, query and report with the cells that ship with scvec."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scvec.workflows.query import query_one
 
 __all__ = ["MERGED", "demo", "merge_labels"]
 
-#: Baron's human and mouse cells were labelled apart: these types are told apart in one species only.
+#: Baron's human and mouse cells were labelled separately: one species has finer labels for these types.
 MERGED = {
     "activated_stellate": "stellate",
     "quiescent_stellate": "stellate",
@@ -33,33 +33,33 @@ MERGED = {
     "mast": "immune",
 }
 
-#: Donors of the human reference; the other two are annotated.
+#: Donors of the human reference; the other two are the query.
 REFERENCE_DONORS = ("human1", "human2")
 
 
 def merge_labels(labels: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
-    """Return labels with the stellate types as one and the immune types as one."""
+    """Return labels with one stellate type and one immune type."""
     return np.array([MERGED.get(str(label), str(label)) for label in labels])
 
 
 def demo(
     out: Path | str, *, store: Path | None = None, seed: int = 0, progress: Progress = no_progress
 ) -> DemoReport:
-    """Annotate held-out human donors, then mouse cells, by two human donors (Baron et al. 2016, GSE84133).
+    """Annotate held-out human donors and mouse cells with two human donors (Baron et al. 2016, GSE84133).
 
     Parameters
     ----------
     out
-        Folder for the annotated files; made where there is none.
+        Folder for the annotated files; created if missing.
     store
-        Folder of the store; inside ``out`` when None.
+        Folder of the store. Default: a folder in ``out``.
 
     Returns
     -------
     DemoReport
-        Labels, true accuracy and macro-F1 of both queries, and the report of the mouse cells. Mouse cells are
-        scored with the stellate and the immune types merged (``MERGED``), since the two species were not
-        labelled alike.
+        Labels, accuracy and macro-F1 of both queries, and the report of the mouse cells. Mouse cells are
+        scored with merged stellate and immune types (``MERGED``), because the two species have different
+        labels.
     """
     stages = Stages()
     folder = Path(out)
@@ -67,7 +67,7 @@ def demo(
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(
-            "a file is where the folder should be",
+            "the output folder is a file",
             str(folder),
             "give another --out",
             code="output-not-writable",
@@ -88,8 +88,11 @@ def demo(
         )
     queries = []
     for key, title in (
-        ("human_query", "human donors 3 and 4, by donors 1 and 2"),
-        ("mouse_query", "mouse pancreas, by human donors 1 and 2 (stellate and immune types merged)"),
+        ("human_query", "human donors 3 and 4, annotated with donors 1 and 2"),
+        (
+            "mouse_query",
+            "mouse pancreas, annotated with human donors 1 and 2 (stellate and immune types merged)",
+        ),
     ):
         output = folder / f"{key.removesuffix('_query')}_annotated.h5ad"
         with stages(key.replace("_", " ")):
@@ -124,7 +127,7 @@ def demo(
 
 
 def _split(folder: Path) -> dict[str, Path]:
-    """Write the shipped cells into a folder: two donors as the reference, the others and mice as queries."""
+    """Write the shipped cells to files: two donors as the reference, the other donors and mice as queries."""
     data = files("scvec") / "data"
     paths = {name: folder / f"{name}.h5ad" for name in ("reference", "human_query", "mouse_query")}
     with as_file(data / "baron_human.h5ad") as human, as_file(data / "baron_mouse.h5ad") as mouse:
@@ -138,7 +141,7 @@ def _split(folder: Path) -> dict[str, Path]:
 
 
 def _detailed(seconds: dict[str, float], ingest: dict[str, float]) -> dict[str, float]:
-    """Return the stages with those of the ingest in its place."""
+    """Return the seconds per stage, with the stages of the ingest instead of its sum."""
     found: dict[str, float] = {}
     for stage, value in seconds.items():
         if stage == "ingest":
@@ -151,12 +154,12 @@ def _detailed(seconds: dict[str, float], ingest: dict[str, float]) -> dict[str, 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoQuery(Record):
-    """One annotated data set of the demo, against its true labels.
+    """One annotated data set of the demo, compared with its true labels.
 
     Attributes
     ----------
     labels
-        Cells per label given.
+        Cells per predicted label.
     accuracy, macro_f1
         Against the true labels, 0-1.
     file
@@ -174,7 +177,7 @@ class DemoQuery(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReport(Report):
-    """What ``demo`` did.
+    """Result of ``demo``.
 
     Attributes
     ----------
@@ -197,23 +200,23 @@ class DemoReport(Report):
 
     @property
     def sentence(self) -> str:
-        """What the demo has shown, for people."""
+        """The result in one sentence."""
         human, mouse = self.queries
         return (
-            f"Two human donors were enough to name {human.accuracy:.0%} of {human.n_cells:,} pancreas cells "
-            f"of other donors, and {mouse.accuracy:.0%} of {mouse.n_cells:,} cells of mice, as their authors "
-            "did."
+            f"With two human donors as the reference, {human.accuracy:.0%} of {human.n_cells:,} pancreas "
+            f"cells of other donors and {mouse.accuracy:.0%} of {mouse.n_cells:,} mouse cells got the label "
+            "of their authors."
         )
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines: list[str] = []
         for each in self.queries:
-            scores = f"accuracy {each.accuracy:.3f}, macro-F1 {each.macro_f1:.3f}"
+            scores = f"accuracy {each.accuracy:.3f}, macro F1 {each.macro_f1:.3f}"
             lines += [f"{each.name}: {each.n_cells:,} cells", *table(each.labels)]
             lines += [f"  against the true labels: {scores}", ""]
         if self.texts:
             lines.append(f"gene texts: {counts_line(self.texts)}")
         lines += [f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]
         lines += ["files:", *(f"  {path}" for path in self.files), f"store: {self.store}", "", self.sentence]
-        return [*lines, f"Open the report of the mouse cells: {self.report}"]
+        return [*lines, f"report of the mouse cells: {self.report}"]

@@ -51,7 +51,7 @@ class Changed(Record):
     removed: int = 0
 
     def line(self, changed: str = "changed") -> str:
-        """Return it in words."""
+        """Return it as text."""
         counts = {"added": self.added, changed: self.changed, "removed": self.removed}
         return f"{self.what}: {', '.join(f'{n:,} {how}' for how, n in counts.items() if n) or 'the same'}"
 
@@ -76,7 +76,7 @@ class Example(Record):
     after: str = ""
 
     def lines(self) -> list[str]:
-        """Return it as lines for people; long texts from where they differ."""
+        """Return it as lines of text; long texts start at the first difference."""
         lines = [f"  {self.state} {self.symbol} ({self.gene_id}), {self.what}"]
         pairs = enumerate(zip(self.before, self.after, strict=False))
         alike = next((i for i, (one, other) in pairs if one != other), 0)
@@ -126,7 +126,7 @@ class DiffReport(Report):
         return {"same": self.same, **super().to_dict()}
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         both = ((self.old, self.old_command), (self.new, self.new_command))
         old, new = (f"{number} ({command})" if command else str(number) for number, command in both)
         lines = [f"from version {old} to {new}"]
@@ -139,7 +139,7 @@ class DiffReport(Report):
         lines += [f"references {how}: {', '.join(names)}" for how, names in self.references.items() if names]
         lines += ["nothing differs"] if self.same else []
         lines += [line for example in self.examples for line in example.lines()]
-        # Texts come from files and services: no terminal code of theirs is passed on.
+        # Texts come from files and services, so terminal codes are removed.
         return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
 
 
@@ -158,7 +158,7 @@ def diff(store: Path | str, old: int | str, new: int | str = "current", limit: i
     Raises
     ------
     InputError
-        There is no such version; those that exist are named.
+        The version does not exist; the message lists the versions.
     """
     if limit < 0:
         raise InputError(
@@ -205,7 +205,7 @@ def _number(store: Store, given: int | str) -> int:
 
 
 def _table(store: Store, name: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Return columns of a table of the gene knowledge; no rows where there is no knowledge."""
+    """Return columns of a table of the knowledge base; no rows if the store has no knowledge base."""
     if store.generation.manifest.knowledge is None:
         return pd.DataFrame(columns=list(columns), dtype=object)
     with store.knowledge() as kb:
@@ -219,7 +219,7 @@ def _differing(before: Store, after: Store, name: str) -> pd.DataFrame:
 
 
 def _compared(old: pd.DataFrame, new: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
-    """Return the rows that differ, by key: all columns, ``state``, and ``old`` and ``new`` values."""
+    """Return the rows that differ: all columns, ``state``, and ``old`` and ``new`` values."""
     both = old.merge(new, on=list(keys), how="outer", suffixes=("_old", "_new"), indicator="state")
     for column in set(old.columns) - {*keys, value}:
         both[column] = both[f"{column}_new"].fillna(both[f"{column}_old"])
@@ -244,7 +244,7 @@ def _examples(before: Store, after: Store, tables: dict[str, pd.DataFrame], limi
         table = tables[name].fillna("").groupby("state").head(limit).sort_values("state", kind="stable")
         for row in table.to_dict("records"):
             renamed = name == "genes" and row["state"] == "changed"
-            shown = renamed or name == "descriptions"  # the symbol says what gene came or went
+            shown = renamed or name == "descriptions"  # for added and removed genes, the symbol is enough
             what = f"{row['species']} gene" if name == "genes" else f"{row['kind']} text from {row['source']}"
             found.append(
                 Example(
@@ -284,7 +284,7 @@ def _texts(stored: StoredSpace | None) -> pd.DataFrame:
     return stored.genes[columns].astype(str)
 
 
-#: Fields of two cards that are compared as they are, and what they are called.
+#: Fields of two cards that are compared, and their names in the report.
 _FACTS = {
     "license": "licence",
     "species": "species",
@@ -304,7 +304,7 @@ _FACTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class LabelChange(Record):
-    """A label whose cells, recall on held-out cells, or term differ; no cells where it was not there."""
+    """A label whose number of cells, recall on held-out cells, or term differs (0 cells if it is missing)."""
 
     label: str
     state: str
@@ -314,7 +314,7 @@ class LabelChange(Record):
     recall_after: float | None = None
 
     def line(self) -> str:
-        """Return it in words."""
+        """Return it as text."""
         shown = f"  {self.state} {self.label}: {self.cells_before:,} -> {self.cells_after:,} cells"
         if self.recall_before != self.recall_after:
             found = ("?" if r is None else f"{r:.0%}" for r in (self.recall_before, self.recall_after))
@@ -324,16 +324,16 @@ class LabelChange(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceDiff(Report):
-    """The differences between two references, as their cards and genes tell them.
+    """The differences between two references, from their cards and genes.
 
     Attributes
     ----------
     facts
-        What differs of the cards, by its name in words: before and after.
+        Differences of the cards: name -> (before, after).
     labels
         Labels that were added, removed or changed.
     genes_added, genes_removed
-        Numbers of genes that only one has measured.
+        Numbers of genes that only the new or only the old reference has measured.
     sources_added, sources_removed
         Citations.
     """
@@ -360,7 +360,7 @@ class ReferenceDiff(Report):
         return {"same": self.same, **super().to_dict()}
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines = [f"from {self.old} to {self.new}"]
         if self.cells_before != self.cells_after:
             lines.append(f"cells: {self.cells_before:,} -> {self.cells_after:,}")
@@ -379,12 +379,12 @@ def _shown(value: Any) -> str:
 
 
 def diff_references(store: Path | str, old: Path | str, new: Path | str) -> ReferenceDiff:
-    """Compare two references: names of the store, or packs (``.scvec`` files), which need not be pulled.
+    """Compare two references: names in the store, or packs (``.scvec`` files), which need not be pulled.
 
     Raises
     ------
     InputError
-        There is no such reference or file.
+        The reference or file does not exist.
     StoreError
         A pack is damaged.
     """
@@ -436,8 +436,8 @@ def _described(store: Path | str, given: Path | str) -> tuple[Card, set[str]]:
             meta = json.loads(pack.read(pack.manifest.reference.meta, MAX_JSON))
             known = {f.name for f in fields(Card)}
             card = Card(**{key: value for key, value in meta["card"].items() if key in known})
-            card.lines()  # its fields are what they must be
+            card.lines()  # raises an error if a field has a wrong type
             return card, {str(gene) for gene in meta["all_genes"]}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = f"the card of the pack cannot be read ({type(error).__name__})"
-            raise StoreError(what, str(given), "get it again, from where it was published") from error
+            raise StoreError(what, str(given), "download it again from its publisher") from error

@@ -1,4 +1,4 @@
-"""``scvec explain``: which genes and which reference cells stand behind a label."""
+"""``scvec explain``: the genes and reference cells that support a label."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def explain(
     progress: Progress = no_progress,
     **keywords: Any,
 ) -> Explanation:
-    """Say why a cell, or the cells of a label, were given their label and not another.
+    """Explain why a cell, or the cells of a label, got their label and not another.
 
-    The cells are computed again from the values in the file, by the reference, the store version and the
-    options that ``uns[key_added]`` names. The log odds of the label against the runner-up are then taken
-    apart: what each gene adds, what the labels of the nearest reference cells add, and what intercepts add.
-    Genes are exact for the default encoder, given the length of the cell's vector, and by integrated
-    gradients (Sundararajan et al. 2017, arXiv:1703.01365) for heads of other encoders.
+    The cells are annotated again from the values in the file, with the reference, the store version and the
+    options in ``uns[key_added]``. The log odds of the label against the second most likely label are then
+    decomposed into contributions of genes, of the labels of the nearest reference cells, and of intercepts.
+    Contributions of genes are exact for the default encoder, at the fixed length of the cell's vector. For
+    other encoders they are integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365).
 
-    For several explanations of one file, as in a report, open it once::
+    For several explanations of one file, open it once::
 
         with Explainer.of_annotation(annotation) as explainer:
             evidence = {label: explainer.label(label) for label in annotation.counts()}
@@ -43,11 +43,11 @@ def explain(
     store
         Folder of the store.
     path
-        What ``scvec query -o OUT.h5ad`` wrote, or an annotated AnnData object; never changed.
+        A file of ``scvec query -o OUT.h5ad``, or an annotated AnnData object; never changed.
     key_added
         Prefix of the annotation's columns and keys.
     memory
-        Bytes that reading may use, as a number or like ``"4G"``; half of what is free where not given.
+        Bytes that reading may use, as a number or like ``"4G"``. Default: half of the free memory.
     **keywords
         Fields of :class:`scvec.model.explanation.ExplainOptions`: ``cell`` or ``label``, ``against``,
         ``n_genes``.
@@ -55,15 +55,15 @@ def explain(
     Returns
     -------
     Explanation
-        Its ``to_dict()`` is what ``--json`` prints: ``genes`` (each with ``symbol``, ``contribution``,
+        ``to_dict()`` is the output of ``--json``: ``genes`` (each with ``symbol``, ``contribution``,
         ``expression``, ``description``, ``source``), ``voters``, and the terms that sum to ``log_odds``.
 
     Raises
     ------
     InputError
-        If the file was not annotated, has no such cell or label, or its values were changed since.
+        If the file is not annotated, does not have the cell or label, or its values have changed.
     StoreError
-        If the store no longer has the reference that the file was annotated with.
+        If the store no longer has the reference of the annotation.
     """
     asked = options_of(ExplainOptions, None, keywords)
     with Explainer.of_file(store, path, key_added=key_added, memory=memory, progress=progress) as explainer:

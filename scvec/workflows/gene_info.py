@@ -36,11 +36,11 @@ class GeneText(Record):
     kind
         ``human``, ``llm``, ``composed`` or ``borrowed``.
     provenance
-        What the source says of the text: who provided it and when, or the tokens a model took.
+        Provider and date of the text, or the number of tokens of a model.
     best
-        True for the one text that is encoded.
+        True for the text that is encoded.
     spaces
-        Fingerprints of the spaces that hold a vector of this text.
+        Fingerprints of the spaces with a vector of this text.
     """
 
     text: str
@@ -56,7 +56,7 @@ class GeneText(Record):
     spaces: list[str]
 
     def lines(self) -> list[str]:
-        """Return it as lines for people."""
+        """Return it as lines of text."""
         who = " ".join(part for part in (self.source, self.source_version) if part)
         by = f", model {self.model}, prompt {self.prompt}" if self.model else ""
         held = f"vector in {', '.join(self.spaces)}" if self.spaces else "no vector"
@@ -73,7 +73,7 @@ class GeneText(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneFacts(Record):
-    """What a source tells of a gene beside its text, under the source's names."""
+    """Other facts of a source about a gene, with the source's names."""
 
     source: str
     source_version: str
@@ -88,8 +88,8 @@ class GeneVector(Record):
     Attributes
     ----------
     state
-        ``current``: of the text that would be encoded now; ``older``: of another; ``unknown``: this scvec
-        cannot read the space's template.
+        ``current``: vector of the text that would be encoded now; ``older``: of another text; ``unknown``:
+        this version of scvec cannot read the template of the space.
     """
 
     fingerprint: str
@@ -101,7 +101,7 @@ class GeneVector(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FailedJob(Record):
-    """A question about a gene that has no answer. ``final``: asking again would not help."""
+    """A request about a gene without an answer. ``final``: another request would not help."""
 
     source: str
     model: str
@@ -112,7 +112,7 @@ class FailedJob(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneInfo(Record):
-    """All that a store knows of one gene. ``asked`` is the name it was asked for by."""
+    """All texts, facts and vectors of one gene. ``asked`` is the name in the request."""
 
     asked: str
     gene_id: str
@@ -132,7 +132,7 @@ class GeneInfo(Record):
     failures: list[FailedJob] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """Return it as lines for people."""
+        """Return it as lines of text."""
         entrez = "" if self.entrez_id is None else f"Entrez {self.entrez_id}"
         ids = [self.gene_id, entrez, *self.ensembl_ids]
         lines = [f"{self.symbol} ({self.species}): {self.name or 'no name'}"]
@@ -144,20 +144,20 @@ class GeneInfo(Record):
         for text in self.texts:
             lines += ["  " + line for line in text.lines()]
         if not self.texts:
-            lines.append("  no text: only its names would be encoded")
+            lines.append("  no text: only its names are encoded")
         for source in self.facts:
             head = f"{source.source} {source.source_version}".rstrip()
             lines.append(f"  facts from {head}, retrieved {source.retrieved_at or '?'}")
             for line in _facts_lines(source.facts):
                 lines += _wrapped(line, "    ", hanging="      ")
-        words = {"older": "of an older text: encode again", "unknown": "of an unknown text"}
+        words = {"older": "of an older text (encode it again)", "unknown": "of an unknown text"}
         for vector in self.vectors:
             state = words.get(vector.state, "of the current text")
             lines.append(f"  vector in space {vector.fingerprint} ({vector.backbone}), {state}")
         if not self.vectors:
-            lines.append("  no space holds a vector of it")
+            lines.append("  no vector in any space")
         for failed in self.failures:
-            again = "for good" if failed.final else "asked again next time"
+            again = "final" if failed.final else "the next run requests it again"
             lines += _wrapped(f"{failed.source} has no answer ({again}): {failed.reason}", "  ")
         return lines
 
@@ -169,9 +169,9 @@ class GeneInfoReport(Report):
     Attributes
     ----------
     genes
-        In the order of the names; a name of several genes stands for them all.
+        In the order of the names; an ambiguous name gives all its genes.
     unknown
-        Names of no gene -> names that are near.
+        Unknown names -> similar names.
     """
 
     generation: int
@@ -179,11 +179,11 @@ class GeneInfoReport(Report):
     unknown: dict[str, list[str]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines: list[str] = []
         for gene in self.genes:
             lines += [*([""] if lines else []), *gene.lines()]
-        # Names and texts come from files and services: no terminal code of theirs is passed on.
+        # Names and texts come from files and services, so terminal codes are removed.
         return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
 
 
@@ -204,7 +204,7 @@ def _facts_lines(facts: dict[str, Any]) -> Iterable[str]:
         yield f"{key.replace('_', ' ')}: {value}"
 
 
-#: Suggestions for an unknown name.
+#: Number of suggestions for an unknown name.
 NEAR = 3
 
 
@@ -216,10 +216,10 @@ def gene_info(store: Path | str, names: Sequence[str], species: str | None = Non
     store
         Folder of the store.
     names
-        Symbols, previous symbols, aliases, Ensembl, Entrez or authority ids. A name that could be several
-        genes stands for all of them.
+        Symbols, previous symbols, aliases, Ensembl, Entrez or authority ids. An ambiguous name gives all its
+        genes.
     species
-        Name or taxon id of a species; all that the store knows when None.
+        Name or taxon id of a species. Default: all species of the store.
 
     Raises
     ------
@@ -242,15 +242,13 @@ def gene_info(store: Path | str, names: Sequence[str], species: str | None = Non
         wanted = {gene_id: name for name, gene_ids in reversed(found.items()) for gene_id in gene_ids}
         order = list(dict.fromkeys(gene_id for gene_ids in found.values() for gene_id in gene_ids))
         if not order:
-            raise InputError(
-                "no gene of this name is known", _listed(unknown), _hint(near), code="unknown-gene"
-            )
+            raise InputError("no gene has this name", _listed(unknown), _hint(near), code="unknown-gene")
         vectors = _vectors(opened, kb, genes.loc[order])
         names_of = _names(kb, order)
         known = [_gene(kb, genes.loc[g], wanted[g], names_of[g], *vectors[g]) for g in order]
     notes = []
     if unknown:
-        notes.append(f"not known: {_listed(unknown)}; {_hint(near)}")
+        notes.append(f"unknown: {_listed(unknown)}; {_hint(near)}")
     for name, gene_ids in found.items():
         if len(gene_ids) > 1:
             notes.append(f"{name} could be {len(gene_ids)} genes: {', '.join(gene_ids[:8])}")
@@ -260,7 +258,7 @@ def gene_info(store: Path | str, names: Sequence[str], species: str | None = Non
 def _find(
     resolver: GeneResolver, genes: pd.DataFrame, names: Sequence[str], species: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Return the genes of each name; exact names before those that match but for case."""
+    """Return the genes of each name; exact matches come before matches that ignore case."""
     asked = list(dict.fromkeys(name.strip() for name in names))
     matches = [resolver.resolve(asked, one) for one in species]
     found: dict[str, list[str]] = {}
@@ -280,7 +278,7 @@ def _find(
 
 def _near(names: Sequence[str], symbols: Sequence[str]) -> dict[str, list[str]]:
     spelled = {symbol.lower(): symbol for symbol in reversed(symbols)}
-    # Only symbols with the same first letter: all would take seconds a name.
+    # Only symbols with the same first letter, because all symbols would take seconds per name.
     near = {}
     for name in names:
         folded = name.lower()
@@ -310,7 +308,7 @@ def _names(kb: KnowledgeBase, gene_ids: Sequence[str]) -> dict[str, dict[str, li
 
 
 class _Texts:
-    """Some genes and their descriptions, in place of a knowledge base where texts are made."""
+    """A few genes and descriptions with the interface of a knowledge base, for composing texts."""
 
     def __init__(self, genes: pd.DataFrame, descriptions: Mapping[str, Description]) -> None:
         self._genes = genes.reset_index(drop=True)
@@ -333,7 +331,7 @@ def _key(description: Description) -> _Key:
 def _vectors(
     store: Store, kb: KnowledgeBase, genes: pd.DataFrame
 ) -> dict[str, tuple[list[GeneVector], dict[_Key, list[str]]]]:
-    """Per gene its vectors, and the spaces that hold a vector of each of its texts."""
+    """Return for each gene its vectors, and the spaces with a vector of each of its texts."""
     best = kb.descriptions(genes["gene_id"].tolist())
     texts = {g: kb.all_descriptions(g) for g in genes["gene_id"]}
     result: dict[str, tuple[list[GeneVector], dict[_Key, list[str]]]] = {g: ([], {}) for g in texts}
@@ -353,7 +351,7 @@ def _vectors(
                     state=state,
                 )
             )
-            without = _sha256(row, None, template)  # a template of names alone holds none of the texts
+            without = _sha256(row, None, template)  # equal if the template has names only
             for text in texts[gene_id]:
                 if _sha256(row, text, template) == held != without:
                     of_texts.setdefault(_key(text), []).append(fingerprint)
@@ -367,7 +365,7 @@ def _held(stored: StoredSpace, gene_ids: Sequence[str]) -> dict[str, str]:
 
 
 def _sha256(row: pd.DataFrame, description: Description | None, template: str) -> str | None:
-    """SHA-256 of what a template makes of a gene and a description; None if it cannot be read."""
+    """Return the SHA-256 of the text of a gene and description; None if the template is unknown."""
     gene_id = str(row["gene_id"].iloc[0])
     one = _Texts(row, {} if description is None else {gene_id: description})
     try:

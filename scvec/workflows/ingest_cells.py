@@ -1,4 +1,4 @@
-"""``scvec ingest cells``: labelled cells into a reference."""
+"""``scvec ingest cells``: make a reference from labelled cells."""
 
 from __future__ import annotations
 
@@ -71,17 +71,17 @@ def ingest_cells(
     progress: Progress = no_progress,
     **keywords: Any,
 ) -> CellsReport:
-    """Turn labelled cells into a reference: cell vectors, index, classifiers, calibration.
+    """Make a reference from labelled cells: cell vectors, index, classifiers, calibration.
 
     Parameters
     ----------
     store
-        Folder of the store; made where there is none.
+        Folder of the store; created if missing.
     refs
-        h5ad files, zarr folders or AnnData objects, of human, of mouse, or some of each. Genes that one of
-        them lacks are left out; the two species share genes through orthologs.
+        Files or folders of any readable format, or AnnData objects, of one or several species. Only genes
+        that all of them measured are used; species share genes through orthologs.
     options, keywords
-        :class:`scvec.IngestOptions`, or its fields as keywords; ``name`` and ``label_key`` are needed.
+        :class:`scvec.IngestOptions`, or its fields as keywords; ``name`` and ``label_key`` are required.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def ingest_cells(
             cells = Cells(labelled, matched, genes)
         texts = None
         if asked.kind.texts and not asked.obsm and kb.genes(axis.species).empty:
-            fix = "leave out --encoder: the default needs no texts"
+            fix = "omit --encoder: the default encoder needs no texts"
             raise no_knowledge(axis.species, f"--encoder {asked.encoder}", fix)
         if asked.kind.texts == "genes":
             with stages("encode genes"):
@@ -130,7 +130,7 @@ def ingest_cells(
 
 @dataclass(frozen=True)
 class Cells:
-    """Labelled cells, and the genes that they are described by."""
+    """Labelled cells and their genes."""
 
     labelled: Labelled
     matched: list[MatchedSource]
@@ -138,14 +138,14 @@ class Cells:
 
     @cached_property
     def species(self) -> npt.NDArray[np.str_] | None:
-        """(n,) the species of each cell where there are two, else None."""
+        """(n,) the species of each cell; None if all cells are of one species."""
         if len(self.genes.axis.n_cells) == 1:
             return None
         return np.concatenate([np.full(m.source.n_obs, m.match.species) for m in self.matched])
 
     @cached_property
     def n_of_species(self) -> dict[str, int]:
-        """Species -> number of its cells in the reference, that of the genes' ids first."""
+        """Species -> number of cells; the species of the gene ids comes first."""
         found = dict.fromkeys(map(str, self.genes.axis.n_cells), 0)
         for k, m in enumerate(self.matched):
             found[m.match.species] += self.labelled.n_of_source(k)
@@ -154,7 +154,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, the cells that it was trained on, and what a user should know of both."""
+    """A trained model, its training cells, and notes."""
 
     model: ReferenceModel
     sample: TrainingSample
@@ -162,9 +162,9 @@ class Trained:
 
 
 def load_models(asked: IngestOptions) -> Any:
-    """Load the models that are asked for, and return what the encoder needs of them.
+    """Load the requested models, and return what the encoder needs.
 
-    What can be refused is, before a large file is read.
+    This comes first, so that wrong options are refused before a large file is read.
     """
     check_engine(asked.engine, asked.ray_address)
     if asked.kind.texts == "genes" and not asked.spec.is_stored:
@@ -175,7 +175,7 @@ def load_models(asked: IngestOptions) -> Any:
 def read_labelled(
     stack: ExitStack, refs: Sequence[Path | str | AnnData], asked: IngestOptions, progress: Progress
 ) -> Labelled:
-    """Open the files for as long as the stack is, and read their labels."""
+    """Open the files and read their labels; ``stack`` closes the files."""
     names = as_label_map(asked.label_map)
     progress("reading cells", 0, None)
     sources = [
@@ -192,7 +192,7 @@ def read_labelled(
 def match_all(
     txn: Transaction, kb: KnowledgeBase, labelled: Labelled, asked: IngestOptions, progress: Progress
 ) -> tuple[list[MatchedSource], Axis]:
-    """Match the genes of all files, and return the genes that all files measured."""
+    """Match the genes of all files, and find the genes that all files measured."""
     fresh, stored = ensure_knowledge(kb, progress=progress), txn.base.manifest.knowledge
     resolver = resolver_of(kb, None if fresh or stored is None else stored.digest)
     matched = [match_genes(s, resolver, species=asked.species, force=asked.force) for s in labelled.sources]
@@ -205,7 +205,7 @@ def match_all(
 def encode_texts(
     txn: Transaction, kb: KnowledgeBase, gene_ids: list[str], asked: IngestOptions, progress: Progress
 ) -> EncodedGenes:
-    """Return the vectors of genes; those that were encoded now are kept in the store."""
+    """Return the vectors of genes; new ones are saved in the store."""
     if asked.spec.is_stored:
         return stored_genes(txn, kb, gene_ids, asked.spec)
     encoded = encode_genes(
@@ -229,7 +229,7 @@ def material_of(
     known: Any,
     asked: IngestOptions,
 ) -> Callable[..., Material]:
-    """Return what makes the material of each training: all of them have the genes in common."""
+    """Return a function that makes the input of a training; all trainings share the genes."""
     symbols: list[str] = []
     if asked.kind.texts == "cells":
         named = kb.genes().set_index("gene_id")["symbol"]
@@ -274,7 +274,7 @@ def write_reference(
     texts: EncodedGenes | None,
     asked: IngestOptions,
 ) -> list[str]:
-    """Put the reference into the store, and return what a user should know of its labels and its index."""
+    """Write the reference to the store, and return notes about its labels and its index."""
     labelled, members = cells.labelled, trained.model.members
     axis = cells.genes.taken(len(members.genes))
     tensors, state = model_state(trained.model)
@@ -323,14 +323,14 @@ def write_reference(
         terms = {c: found[c].cl_id for c in labelled.classes}
         notes += marker_notes(kb, resolver, trained.sample, cells.genes.axis.gene_ids, terms)
     if txn.reference(asked.name) is not None:
-        notes.append(f"reference {asked.name!r} was there and is replaced")
+        notes.append(f"replaced the existing reference {asked.name!r}")
     how = (asked.index, asked.recall, asked.memory)
     vectors = labelled.kept(vectors)
     return notes + put_cells(txn, asked.name, vectors, meta, tensors, labelled.table(cells.species), how)
 
 
 def _probes(cells: Cells, maps: list[GeneMap]) -> dict[str, npt.NDArray[Any]]:
-    """Return cells spread over the first file that has any, for :func:`scvec.workflows.admin.verify`."""
+    """Return a few cells of the first file with cells, for :func:`scvec.workflows.admin.verify`."""
     labelled = cells.labelled
     k = next(k for k in range(len(maps)) if labelled.n_of_source(k))
     part = labelled.of_source(k)
@@ -344,14 +344,14 @@ def _probes(cells: Cells, maps: list[GeneMap]) -> dict[str, npt.NDArray[Any]]:
 
 
 def space_of(trained: Trained, texts: EncodedGenes | None) -> Space | None:
-    """Return the space of the texts that the reference was made with; None where there were none."""
+    """Return the space of the gene texts of the reference; None without texts."""
     return texts.space if texts else getattr(trained.model.members.encoder, "space", None)
 
 
 def report_of(
     asked: IngestOptions, cells: Cells, trained: Trained, texts: EncodedGenes | None, notes: list[str]
 ) -> CellsReport:
-    """Return the report; ``notes`` are those of the training, of the reference and of the store."""
+    """Return the report; ``notes`` are from the training, the reference and the store."""
     labelled, sources, calibration = cells.labelled, cells.labelled.sources, trained.model.calibration
     record, space = calibration.record, space_of(trained, texts)
     findings = [
@@ -367,7 +367,7 @@ def report_of(
         *(texts.notes if texts else ()),
         *(finding.message for finding in findings),
     ]
-    # What was done with the values has a line of its own.
+    # The scale of the values has its own line in the report.
     values = list(dict.fromkeys(source.state.message for source in sources))
     return CellsReport(
         name=asked.name,
@@ -396,22 +396,22 @@ def report_of(
 
 @dataclass(frozen=True, kw_only=True)
 class CellsReport(Report):
-    """What ``ingest cells`` saw and made.
+    """Result of ``ingest cells``.
 
     Attributes
     ----------
     match_summary, expression
-        One line each: what the gene names were, and what the values were and what was done with them.
+        One line each: the gene names found, and the scale of the values and their conversion.
     classes
         Cells per label.
     calibration
-        Held-out figures (``log_loss``, ``ece``, ``accuracy``, ``macro_f1``), and ``held_out``: how the
-        cells were held out.
+        Scores on held-out cells (``log_loss``, ``ece``, ``accuracy``, ``macro_f1``), and ``held_out``: how
+        the cells were held out.
     label_findings
-        What looks odd about the labels (``kind``, ``labels`` with their numbers of cells, ``message``); the
-        messages are among the notes.
+        Problems of the labels (``kind``, ``labels`` with their numbers of cells, ``message``); the
+        messages are also in the notes.
     texts
-        Texts of genes by where their vectors came from; empty where no text is used.
+        Number of gene texts by the source of their vectors; empty if no texts are used.
     seconds
         Seconds per stage.
     """
@@ -436,11 +436,11 @@ class CellsReport(Report):
         return ", ".join(f"{names.get(k, k.replace('_', ' '))} {v:.3f}" for k, v in figures.items())
 
     def _repr_html_(self) -> str:
-        told = self._figures()
+        scores = self._figures()
         parts = [
             f"<p>reference <b>{escape(self.name)}</b>: {self.n_cells:,} cells of "
             f"{len(self.classes)} labels</p>",
-            f"<p>on held-out cells: {escape(told)}</p>" if told else "",
+            f"<p>on held-out cells: {escape(scores)}</p>" if scores else "",
             html_table(("label", "cells"), sorted(self.classes.items(), key=lambda row: -row[1])[:20]),
             *(f"<p>{escape(note)}</p>" for note in self.notes),
             "<small>Next: <code>scvec.query(store, cells, "
@@ -449,7 +449,7 @@ class CellsReport(Report):
         return f"<div>{''.join(parts)}</div>"
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines = [
             f"reference '{self.name}': {self.n_cells:,} cells of {len(self.classes)} labels "
             f"(encoder {self.encoder}, space {self.space})",

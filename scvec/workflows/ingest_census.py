@@ -1,4 +1,4 @@
-"""``scvec ingest census``: a balanced draw of CELLxGENE Census into a reference."""
+"""``scvec ingest census``: make a reference from a balanced sample of CELLxGENE Census."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ __all__ = [
 ]
 
 EXPERIMENTS: dict[Species, str] = {"human": "homo_sapiens", "mouse": "mus_musculus"}
-#: Columns of obs that the draw stands on, and those that a reference keeps besides.
+#: Columns of obs for the sampling, and other columns that a reference keeps.
 DRAWN = ("soma_joinid", "cell_type", "cell_type_ontology_term_id", "dataset_id", "donor_id", "nnz")
 KEPT = ("assay", "tissue", "tissue_general", "disease", "sex", "development_stage", "suspension_type")
-#: Terms that name no type: cell, native cell, eukaryotic cell, animal cell.
+#: Terms that are not a specific cell type: cell, native cell, eukaryotic cell, animal cell.
 VAGUE = ("CL:0000000", "CL:0000003", "CL:0000255", "CL:0000548")
-#: Genes are kept that were measured in so large a fraction of the drawn cells: a gene that a dataset lacks is
-#: zero in its cells, which would tell datasets apart and not types.
+#: A gene is kept if it was measured in at least this fraction of the sampled cells. A gene that a dataset did
+#: not measure is zero in its cells, which would separate datasets instead of cell types.
 MEASURED = 0.9
-#: Cells of a piece, and bytes that a value needs while a piece is read: two int64 and a float32 from TileDB,
-#: the same sorted, and in a CSR matrix.
+#: Cells of a part, and bytes per value while a part is read: two int64 and a float32 from TileDB, the same
+#: sorted, and in a CSR matrix.
 PIECE, BYTES_PER_VALUE = 2048, 64
-#: Bytes of a value and of a row as they are kept.
+#: Bytes of a stored value and of a stored row.
 VALUE_BYTES, ROW_BYTES = 8, 8
-#: Cells that are read to estimate what all take.
+#: Cells that are read to estimate the cost of all cells.
 N_SAMPLE = 256
-#: Values of a cell where the Census does not say.
+#: Values of a cell if the Census does not give the number.
 USUAL_VALUES = 4000
 MAX_WHERE = 2000
 LICENSE = "CC-BY-4.0"
@@ -74,19 +74,19 @@ _OPERATORS = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.N
 
 
 def check_where(where: str, columns: Sequence[str] | None = None) -> str:
-    """Return a condition on obs in one spelling; SOMA gets no other text of a user.
+    """Check a condition on obs and return it in a standard form, the only user text that SOMA gets.
 
-    Columns may be compared with texts and numbers, and comparisons joined with and, or, not and brackets.
+    Allowed are comparisons of columns with texts and numbers, joined with and, or, not and brackets.
 
     Parameters
     ----------
     columns
-        Columns that there are; any name is taken where not given.
+        Known columns. None: any name is allowed.
 
     Raises
     ------
     InputError
-        If the text is anything else.
+        If the condition has another form.
     """
     if not where.strip():
         return ""
@@ -100,24 +100,24 @@ def check_where(where: str, columns: Sequence[str] | None = None) -> str:
                 near = difflib.get_close_matches(name, columns, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 raise InputError(
-                    f"the cells of the Census have no column '{name}'",
+                    f"the Census has no column '{name}' of cells",
                     "--where",
-                    f"{hint}there are: {', '.join(sorted(columns))}",
+                    f"{hint}it has: {', '.join(sorted(columns))}",
                     code="unknown-column",
                 )
         return ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = getattr(error, "msg", None) or str(error) or type(error).__name__
         raise InputError(
-            f"the condition cannot be used: {reason}",
+            f"the condition is invalid: {reason}",
             "--where",
-            "write it like: disease == 'normal' and assay in [\"10x 3' v3\", \"10x 5' v2\"]",
+            "write a condition like: disease == 'normal' and assay in [\"10x 3' v3\", \"10x 5' v2\"]",
             code="bad-where",
         ) from error
 
 
 def _comparisons(node: ast.expr) -> Iterator[ast.Compare]:
-    """Yield the comparisons that a condition is made of; raise ValueError at anything else."""
+    """Yield the comparisons in a condition; raise ValueError for other expressions."""
     if isinstance(node, ast.BoolOp):
         for part in node.values:
             yield from _comparisons(part)
@@ -130,7 +130,7 @@ def _comparisons(node: ast.expr) -> Iterator[ast.Compare]:
 
 
 def _column_of(node: ast.Compare) -> str:
-    """Return the column of ``column OPERATOR constant``; raise ValueError where it is not that."""
+    """Return the column of ``column OPERATOR constant``; raise ValueError for other expressions."""
     value = node.comparators[0]
     is_list = isinstance(node.ops[0], ast.In | ast.NotIn)
     values = value.elts if is_list and isinstance(value, ast.List) else [value]
@@ -148,15 +148,15 @@ def _column_of(node: ast.Compare) -> str:
 
 
 def value_filter(tissues: Sequence[str], where: str, columns: Sequence[str] | None = None) -> str:
-    """Return the SOMA condition of a draw.
+    """Return the SOMA condition of a sample.
 
-    Only primary cells are taken: the Census has a cell as often as datasets have it. A condition that names
-    ``is_primary_data`` decides for itself.
+    Only primary cells are used, because the Census repeats a cell for each dataset with it. A condition on
+    ``is_primary_data`` replaces this rule.
 
     Raises
     ------
     InputError
-        As :func:`check_where`.
+        See :func:`check_where`.
     """
     where = check_where(where, columns)
     parts = [] if "is_primary_data" in where else ["is_primary_data == True"]
@@ -169,20 +169,20 @@ def value_filter(tissues: Sequence[str], where: str, columns: Sequence[str] | No
 
 @dataclass(frozen=True)
 class Drawn:
-    """Cells that were drawn.
+    """A sample of cells.
 
     Attributes
     ----------
     obs
-        (n,) rows by ascending ``soma_joinid``, with :data:`DRAWN` but nnz, :data:`KEPT` and ``batch``.
+        (n,) rows by ascending ``soma_joinid``, with :data:`DRAWN` except nnz, :data:`KEPT` and ``batch``.
     var
         (n_genes,) ``feature_id`` as index, ``feature_name`` and ``soma_joinid``.
     n_values
-        (n,) values above zero of each cell over all genes of the Census.
+        (n,) number of values above zero of each cell over all genes of the Census.
     n_found
-        Cells that the condition found.
+        Number of cells that meet the condition.
     key
-        Names what is read: pieces of another draw are not taken for it.
+        Hash of the sample, so that parts of another sample are not reused.
     """
 
     obs: pd.DataFrame
@@ -196,22 +196,22 @@ class Drawn:
 def draw(
     cells: pd.DataFrame, *, max_per_type: int, min_cells: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Draw cells evenly: of each type as many of each dataset, and in a dataset as many of each donor.
+    """Sample cells evenly: for each type, equally many from each dataset, and from each donor of a dataset.
 
-    A dataset or donor that has fewer gives all it has, and the others give more.
+    If a dataset or donor has fewer cells, all are used, and the others contribute more.
 
     Parameters
     ----------
     cells
         (n,) rows by ascending ``soma_joinid``, with categorical columns of :data:`DRAWN`.
     max_per_type
-        Cells of a type: so many, or all that there are.
+        Most cells of a type.
     min_cells
-        Types of fewer cells are left out.
+        Types with fewer cells are left out.
 
     Returns
     -------
-    Ascending row numbers, and notes on what was left out.
+    Ascending row numbers, and notes about the cells left out.
     """
     import pandas as pd
 
@@ -222,7 +222,7 @@ def draw(
     enough = named & (counts >= min_cells)[codes]
     notes = []
     if not named.all():
-        notes.append(f"left out {int((~named).sum()):,} cells that are labelled 'unknown' or 'cell'")
+        notes.append(f"left out {int((~named).sum()):,} cells with the label 'unknown' or 'cell'")
     if few := [str(name) for name in names[(counts > 0) & (counts < min_cells)]]:
         listed = ", ".join(few[:6]) + (", ..." if len(few) > 6 else "")
         notes.append(f"left out {len(few):,} types with fewer than {min_cells:,} cells: {listed}")
@@ -230,7 +230,7 @@ def draw(
     types = codes[rows]
     datasets = pd.factorize(cells["dataset_id"].iloc[rows], sort=True)[0]
     donors = pd.factorize(cells["donor_id"].iloc[rows], sort=True)[0]
-    # Donors take turns within a dataset, then datasets within a type; chance decides who goes first.
+    # Donors alternate within a dataset, and datasets within a type, in random order.
     chance = np.random.default_rng(seed).permutation(len(rows))
     turn = chance
     for groups in ((types, datasets, donors), (types, datasets), (types,)):
@@ -241,7 +241,7 @@ def draw(
 def _rank_within(
     groups: Sequence[npt.NDArray[np.int64]], first: npt.NDArray[np.int64], then: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Return the place of each row among those of its group, ordered by ``first`` and ``then``."""
+    """Return the rank of each row within its group, ordered by ``first`` and ``then``."""
     order = np.lexsort((then, first, *groups))
     starts = np.ones(len(order), dtype=bool)
     if len(order):
@@ -253,14 +253,14 @@ def _rank_within(
 
 
 class Census:
-    """An open Census of one organism, read through a bounded memory.
+    """An open Census of one organism, read with bounded memory.
 
     Attributes
     ----------
     where
-        What to call it in messages.
+        Name for messages.
     about
-        Its version, schema and build date, and the experiment.
+        Version, schema, build date and experiment.
     """
 
     def __init__(self, collection: Any, organism: Species, where: str, version: str, memory: int) -> None:
@@ -293,7 +293,7 @@ class Census:
         return obs.sort_values("soma_joinid", kind="stable", ignore_index=True)
 
     def tissues(self) -> list[str]:
-        """Return the tissues of the organism, those with most cells first."""
+        """Return the tissues of the organism, those with the most cells first."""
         counts = self._collection["census_info"]["summary_cell_counts"]
         organism = self.about["organism"].replace("_", " ").capitalize()
         with census_errors(self.where):
@@ -302,7 +302,7 @@ class Census:
         return [str(t) for t in table.sort_values("unique_cell_count", ascending=False)["label"]]
 
     def drawn(self, cells: pd.DataFrame, rows: npt.NDArray[np.int64], notes: list[str]) -> Drawn:
-        """Return the obs of the drawn rows of ``cells``, and the genes to read."""
+        """Return the obs of the sampled rows of ``cells``, and the genes to read."""
         import pandas as pd
 
         chosen = cells.iloc[rows].reset_index(drop=True)
@@ -318,20 +318,20 @@ class Census:
         if dropped:
             notes = [
                 *notes,
-                f"left out {dropped:,} genes that were measured in less than {MEASURED:.0%} of the cells",
+                f"left out {dropped:,} genes measured in less than {MEASURED:.0%} of the cells",
             ]
-        told = [self.about, joinids.tolist(), var["soma_joinid"].tolist()]
-        key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        content = [self.about, joinids.tolist(), var["soma_joinid"].tolist()]
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         obs.index = pd.Index(obs["soma_joinid"].astype(str), name="cell")
         return Drawn(obs, var, chosen["nnz"].to_numpy(np.int64), len(cells), key, notes)
 
     def _genes(self, n_cells: pd.Series[int]) -> tuple[pd.DataFrame, int]:
-        """Return the genes that enough of the cells were measured for, and how many others there are.
+        """Return the genes that were measured in enough cells, and the number of other genes.
 
         Parameters
         ----------
         n_cells
-            Cells of each dataset.
+            Number of cells of each dataset.
         """
         names = ["soma_joinid", "feature_id", "feature_name"]
         with census_errors(self.where):
@@ -356,7 +356,7 @@ class Census:
             return _table(self._collection["census_info"]["datasets"].read())
 
     def origin(self, drawn: Drawn) -> dict[str, Any]:
-        """Return what a reference keeps of where its cells come from: JSON values, with all citations."""
+        """Return the origin of the cells for the reference: JSON values, with all citations."""
         n_cells = drawn.obs["dataset_id"].value_counts()
         table = self.datasets()
         used = table[table["dataset_id"].isin(n_cells.index)].sort_values("soma_joinid")
@@ -366,7 +366,7 @@ class Census:
                 "title": _line(row["dataset_title"]),
                 "doi": _line(row["collection_doi"]),
                 "n_cells": int(n_cells[row["dataset_id"]]),
-                # Older versions of the Census have no column of citations.
+                # Older versions of the Census have no column for citations.
                 "citation": _line(
                     row.get("citation") or f"{row['collection_name']}, doi:{row['collection_doi']}"
                 ),
@@ -377,7 +377,7 @@ class Census:
         return {"census": self.about, "license": LICENSE, "citations": citations, "datasets": datasets}
 
     def counts(self, joinids: npt.NDArray[np.int64], genes: npt.NDArray[np.int64]) -> sp.csr_matrix[Any]:
-        """Return counts of cells over genes, (n, n_genes) CSR float32; both ascending."""
+        """Return the counts (n, n_genes), CSR float32, of ascending cells and ascending genes."""
         import scipy.sparse as sp
 
         parts: list[tuple[npt.NDArray[Any], ...]] = []
@@ -407,9 +407,9 @@ def open_census(organism: Species, *, uri: str | None, version: str, memory: int
     Raises
     ------
     InputError
-        If the packages are not installed, or there is no such Census.
+        If the packages are not installed, or the Census does not exist.
     NetworkError
-        If it cannot be reached.
+        If the Census is unreachable.
     """
     try:
         import cellxgene_census
@@ -421,7 +421,7 @@ def open_census(organism: Species, *, uri: str | None, version: str, memory: int
             "pip install 'scvec[census]'",
             code="extra-not-installed",
         ) from error
-    # TileDB fills one buffer for each of the three columns of a matrix, and keeps tiles beside them.
+    # TileDB fills one buffer for each of the three columns of a matrix, and also caches tiles.
     config = {
         "soma.init_buffer_bytes": int(np.clip(memory // 32, 2**20, 2**30)),
         "sm.mem.total_budget": max(memory // 2, 2**28),
@@ -436,7 +436,7 @@ def open_census(organism: Species, *, uri: str | None, version: str, memory: int
 
 @contextmanager
 def census_errors(where: str) -> Iterator[None]:
-    """Turn what TileDB and the network raise into errors of scvec; only reading belongs inside."""
+    """Convert errors of TileDB and the network to errors of scvec; use it only around reading."""
     import tiledbsoma
 
     local = "://" not in where and not where.startswith("Census ")
@@ -445,7 +445,7 @@ def census_errors(where: str) -> Iterator[None]:
     except ScvecError:
         raise
     except MemoryError as error:
-        raise ResourceError("the Census needs more memory", where, "give more --memory") from error
+        raise ResourceError("the Census needs more memory", where, "raise --memory") from error
     except (tiledbsoma.SOMAError, OSError, RuntimeError, KeyError, ValueError) as error:
         reason = str(error).strip("'\"").split("\n")[0][:160] or type(error).__name__
         if local or isinstance(error, KeyError | ValueError) or "does not exist" in reason:
@@ -455,12 +455,12 @@ def census_errors(where: str) -> Iterator[None]:
                 "check --uri or --census-version (stable, latest, or a date as 2025-11-08)",
                 code="census-not-readable",
             ) from error
-        fix = "check the network and run the command again: it goes on from there; or use a mirror (--uri)"
-        raise NetworkError(f"the Census cannot be reached: {reason}", where, fix) from error
+        fix = "check the network and run the command again, which continues; or use a mirror (--uri)"
+        raise NetworkError(f"the Census is unreachable: {reason}", where, fix) from error
 
 
 def _table(reader: Any) -> pd.DataFrame:
-    """Return what a reader of SOMA gives, its texts as categories."""
+    """Return the table of a SOMA reader, with texts as categories."""
     import pandas as pd
     import pyarrow as pa
 
@@ -484,17 +484,15 @@ def _line(text: Any, most: int = 500) -> str:
 def gathered(
     census: Census, drawn: Drawn, folder: Path, progress: Progress = no_progress
 ) -> Iterator[tuple[Path, int]]:
-    """Read the counts of drawn cells, and yield an h5ad file of them and the bytes that they take.
+    """Read the counts of sampled cells, and yield an h5ad file with them and its size in bytes.
 
-    All is deleted at the end.
-
-    Each piece that was read is a file whose name has the numbers of its cells and a checksum. After a kill or
-    an error the pieces stay, and the next call for the same cells reads the others only.
+    All files are deleted at the end. Each part is a file whose name has its cell numbers and a checksum.
+    After a kill or an error the parts stay, and the next call for the same cells reads only missing parts.
 
     Parameters
     ----------
     folder
-        Where the pieces are kept, in a folder of the draw.
+        Folder for the parts; each sample has a subfolder.
 
     Raises
     ------
@@ -512,7 +510,7 @@ def gathered(
         lock = filelock.FileLock(here / "lock", timeout=0)
         lock.acquire()
     except filelock.Timeout as error:
-        raise LockedError("another process reads these cells", str(here), "wait for it") from error
+        raise LockedError("another process reads these cells", str(here), "wait until it ends") from error
     with lock:
         pieces = read_pieces(census, drawn, here, progress)
         path = here / f"census-{drawn.key}.h5ad"
@@ -523,16 +521,16 @@ def gathered(
 
 
 def piece_size(drawn: Drawn, memory: int) -> int:
-    """Return how many cells are read at once: a power of two, the same for the same memory in most cases."""
+    """Return the number of cells of a part: a power of two, so that similar memory limits give the same."""
     values = max(float(drawn.n_values.mean()), 1.0)
     most = memory / 4 / (values * BYTES_PER_VALUE)
     return int(np.clip(2 ** int(np.log2(max(most, 1))), 16, PIECE))
 
 
 def read_pieces(census: Census, drawn: Drawn, folder: Path, progress: Progress = no_progress) -> list[Path]:
-    """Read what a folder lacks of the counts of drawn cells; return its pieces in order.
+    """Read the parts of the counts that are missing in a folder; return all parts in order.
 
-    Each piece holds the CSR arrays ``data``, ``indices`` and ``indptr`` of its cells.
+    Each part has the CSR arrays ``data``, ``indices`` and ``indptr`` of its cells.
     """
     from safetensors.numpy import save
 
@@ -544,7 +542,7 @@ def read_pieces(census: Census, drawn: Drawn, folder: Path, progress: Progress =
     while start < len(joinids):
         progress("reading counts", start, len(joinids))
         if start not in there:
-            # Pieces of a run with another memory may begin further on: up to there.
+            # A run with another memory limit may have left a later part: read up to its start.
             stop = min([start + step, len(joinids), *(s for s in there if s > start)])
             block = census.counts(joinids[start:stop], genes)
             content = save({"data": block.data, "indices": block.indices, "indptr": block.indptr})
@@ -560,7 +558,7 @@ def read_pieces(census: Census, drawn: Drawn, folder: Path, progress: Progress =
 
 
 def _sound_pieces(folder: Path) -> dict[int, tuple[int, Path]]:
-    """Return start -> stop and path of the pieces that are what their names say; delete all others."""
+    """Return start -> (stop, path) of the parts with a valid checksum; delete all others."""
     found = {}
     for path in sorted(folder.iterdir()):
         match = _PIECE_NAME.fullmatch(path.name)
@@ -572,7 +570,7 @@ def _sound_pieces(folder: Path) -> dict[int, tuple[int, Path]]:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whatever is killed."""
+    """Write a file atomically: after a kill it is complete or absent."""
     part = path.with_suffix(".part")
     with open(part, "wb") as file:
         file.write(content)
@@ -582,7 +580,7 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 def _write_h5ad(path: Path, pieces: list[Path], drawn: Drawn) -> None:
-    """Write the pieces as one h5ad file, one after another."""
+    """Write the parts to one h5ad file."""
     import h5py
     import scipy.sparse as sp
     from anndata.io import sparse_dataset, write_elem
@@ -604,16 +602,16 @@ def _write_h5ad(path: Path, pieces: list[Path], drawn: Drawn) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What reading drawn cells takes: bytes on the disk, and seconds."""
+    """Estimated cost of reading the sampled cells: bytes on disk, and seconds."""
 
     n_bytes: int
     seconds: float
 
 
 def cost_of(census: Census, drawn: Drawn) -> Cost:
-    """Estimate what reading takes: bytes from cells of all parts of the draw, time from neighbours in it.
+    """Estimate the cost of reading: bytes from cells of the whole sample, time from adjacent cells.
 
-    Neighbours lie in the same tiles, as those of a piece do; and what is opened once was opened before.
+    Adjacent cells share tiles, like the cells of a part. The arrays are open when the time is measured.
     """
     rows = np.unique(np.linspace(0, len(drawn.obs) - 1, N_SAMPLE).astype(np.int64))
     joinids, genes = (table["soma_joinid"].to_numpy(np.int64) for table in (drawn.obs, drawn.var))
@@ -621,53 +619,53 @@ def cost_of(census: Census, drawn: Drawn) -> Cost:
     first, start = max((len(joinids) - N_SAMPLE) // 2, 0), time.perf_counter()
     beside = census.counts(joinids[first : first + N_SAMPLE], genes)
     seconds = time.perf_counter() - start
-    # The Census says how many values a cell has; the sample says which fraction is of genes that are kept.
+    # The Census gives the number of values of a cell; the cells read here give the fraction in kept genes.
     share = block.nnz / max(int(drawn.n_values[rows].sum()), 1)
     n_values = float(drawn.n_values.sum()) * share
     seconds *= n_values / max(beside.nnz, 1)
     return Cost(int(n_values * VALUE_BYTES + len(drawn.obs) * ROW_BYTES), seconds)
 
 
-#: Seconds of an ingest whatever the cells, and per cell, on two cores: for the estimate of a dry run.
+#: Seconds of an ingest, fixed and per cell, on two cores: for the estimate of a dry run.
 FIXED_SECONDS, SECONDS_PER_CELL = 15.0, 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
 class CensusOptions:
-    """Which cells of the Census become a reference.
+    """Options of ``ingest census``.
 
     Attributes
     ----------
     name
-        What the reference is called; ``RECIPE-ORGANISM`` or ``TISSUE-ORGANISM`` where empty.
+        Name of the reference. Default: ``RECIPE-ORGANISM`` or ``TISSUE-ORGANISM``.
     organism
         ``human`` or ``mouse``.
     tissue
-        Names of tissues, as ``tissue_general`` or ``tissue`` of the Census have them.
+        Names of tissues, from ``tissue_general`` or ``tissue`` of the Census.
     where
-        Condition on columns of obs, in the words of SOMA's value filters. Only primary data is taken unless
-        it names ``is_primary_data``.
+        Condition on columns of obs, in the syntax of SOMA's value filters. Only primary data is used, unless
+        the condition has ``is_primary_data``.
     max_per_type
-        Cells of a type at most, evenly of its datasets and donors.
+        Most cells of a type, sampled evenly from its datasets and donors.
     min_cells
-        Types of fewer cells are left out.
+        Types with fewer cells are left out.
     census_version
         ``stable``, ``latest`` or the date of a build.
     uri
         A copy of the Census: a folder or the address of a mirror.
     recipe
-        Name of a recipe (:func:`recipes`): what is not given is as it says.
+        Name of a recipe (:func:`recipes`), which sets the defaults of other options.
     seed
-        Two draws with one seed have the same cells.
+        Random seed. Two runs with the same seed sample the same cells.
     memory
-        Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given.
+        Bytes that may be used, as a number or like ``"4G"``. Default: half of the free memory.
     device
         ``auto``, ``cpu`` or ``cuda``.
 
     Raises
     ------
     InputError
-        If an option cannot be used, or nothing says which cells.
+        If an option cannot be used, or no option selects cells.
     """
 
     name: str = ""
@@ -686,36 +684,36 @@ class CensusOptions:
     def __post_init__(self) -> None:
         known = recipes().get(self.organism)
         if known is None:
-            what = f"there is no organism {self.organism!r} here"
+            what = f"unknown organism {self.organism!r}"
             raise InputError(what, "--organism", "give human or mouse", code="unknown-choice")
         if self.recipe and self.recipe not in known:
-            what = f"there is no recipe {self.recipe!r} for {self.organism}"
-            raise InputError(what, "--recipe", f"there are: {', '.join(known)}", code="unknown-choice")
+            what = f"unknown recipe {self.recipe!r} for {self.organism}"
+            raise InputError(what, "--recipe", f"give one of: {', '.join(known)}", code="unknown-choice")
         given = {"where": "", "max_per_type": 500, "min_cells": 50, **known.get(self.recipe, {})}
         for key, value in given.items():
             if getattr(self, key) in (None, ()):
                 object.__setattr__(self, key, tuple(value) if isinstance(value, list) else value)
         if not self.tissue and not self.where:
-            what = "nothing says which cells of the Census to take"
+            what = "no option selects cells of the Census"
             raise InputError(what, "scvec ingest census", "give --recipe, --tissue or --where")
         for key, least in (("max_per_type", 2), ("min_cells", 1), ("seed", 0)):
             if getattr(self, key) < least:
                 option = "--" + key.replace("_", "-")
                 what = f"{option} must be {least} or more"
-                raise InputError(what, option, "leave it out for the default", code="option-out-of-range")
+                raise InputError(what, option, "omit it for the default", code="option-out-of-range")
         check_where(str(self.where))
         parse_memory(self.memory)
         what_for = self.recipe or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(self.tissue)) or "census"
         object.__setattr__(self, "name", self.name or f"{what_for.strip('-')}-{self.organism}")
 
     def record(self) -> dict[str, Any]:
-        """Return what a reference keeps of its options."""
+        """Return the options that the store keeps with a reference."""
         kept = ("tissue", "where", "max_per_type", "min_cells", "recipe", "seed")
         return {key: getattr(self, key) for key in kept}
 
 
 def recipes() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return organism -> name -> tissue, where, max_per_type and min_cells of the recipes that ship."""
+    """Return the recipes that ship: organism -> name -> tissue, where, max_per_type and min_cells."""
     import tomllib
     from importlib.resources import files
 
@@ -723,7 +721,7 @@ def recipes() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def recipe_table() -> RecipeTable:
-    """Return the recipes that ship, for people and as JSON."""
+    """Return the recipes that ship, as text and JSON."""
     return RecipeTable(recipes=recipes())
 
 
@@ -736,8 +734,8 @@ class RecipeTable(Report):
     def lines(self) -> list[str]:
         """Return one line per recipe."""
         return [
-            f"{organism} {name}: {', '.join(r['tissue'])}; {r['where']}; up to {r['max_per_type']:,} cells "
-            f"of a type, types of {r['min_cells']:,} or more"
+            f"{organism} {name}: {', '.join(r['tissue'])}; {r['where']}; at most {r['max_per_type']:,} cells "
+            f"per type, types with at least {r['min_cells']:,} cells"
             for organism, known in self.recipes.items()
             for name, r in known.items()
         ]
@@ -752,26 +750,26 @@ def ingest_census(
     progress: Progress = no_progress,
     **keywords: Any,
 ) -> CensusReport:
-    """Make a reference of cells of CELLxGENE Census, with their curated types and citations.
+    """Make a reference from cells of CELLxGENE Census, with their curated types and citations.
 
-    Labels are ``cell_type`` with their Cell Ontology ids, batches ``dataset_id`` with ``donor_id``. Counts
-    are read in pieces that the store keeps until the reference is made: a run that was killed goes on.
+    Labels are ``cell_type`` with Cell Ontology ids; batches are ``dataset_id`` with ``donor_id``. Counts are
+    read in parts, which stay in the store until the reference is complete. So a killed run continues.
 
     Parameters
     ----------
     store
-        Folder of the store; made where there is none.
+        Folder of the store; created if missing.
     options, **keywords
         :class:`CensusOptions`, or its fields as keywords.
     dry_run
-        Only draw the cells, and estimate what reading them takes; the store is not changed.
+        Only sample the cells and estimate the cost of reading them; the store is not changed.
 
     Raises
     ------
     InputError
         If an option cannot be used, the packages are missing, or no cells are found.
     NetworkError
-        If the Census cannot be reached.
+        If the Census is unreachable.
     """
     asked = options_of(CensusOptions, options, keywords)
     begun = time.perf_counter()
@@ -795,7 +793,7 @@ def ingest_census(
 
 
 def ingest_options(asked: CensusOptions) -> Any:
-    """Return how the drawn cells become a reference; what cannot be used is refused before any reading."""
+    """Return the options of the ingest, which are checked here, before any reading."""
     from scvec.workflows.ingest_options import IngestOptions
 
     return IngestOptions(
@@ -811,7 +809,7 @@ def ingest_options(asked: CensusOptions) -> Any:
 
 
 def draw_cells(census: Census, asked: CensusOptions) -> Drawn:
-    """Find the cells, and draw some of each type.
+    """Find the cells, and sample cells of each type.
 
     Raises
     ------
@@ -822,7 +820,7 @@ def draw_cells(census: Census, asked: CensusOptions) -> Drawn:
     cells = census.cells(condition)
     if not len(cells):
         raise InputError(
-            f"no cells of the Census are: {condition}",
+            f"no cells of the Census meet the condition: {condition}",
             census.where,
             f"tissues are: {', '.join(census.tissues()[:20])}",
             code="no-cells",
@@ -832,7 +830,7 @@ def draw_cells(census: Census, asked: CensusOptions) -> Drawn:
     n_types = cells["cell_type"].iloc[rows].nunique()
     if n_types < 2:
         what = f"of {len(cells):,} cells, {n_types} types have {asked.min_cells} or more"
-        raise InputError(what, census.where, "give a wider --where or a lower --min-cells", code="no-cells")
+        raise InputError(what, census.where, "give a broader --where or a lower --min-cells", code="no-cells")
     return census.drawn(cells, rows, notes)
 
 
@@ -844,7 +842,7 @@ def report_of(
     seconds: float,
     made: CellsReport | None = None,
 ) -> CensusReport:
-    """Return the report of a draw, or of the reference that was ``made`` of it."""
+    """Return the report of a sample, and of the reference that was ``made`` from it."""
     return CensusReport(
         name=asked.name,
         census=census.about,
@@ -863,22 +861,22 @@ def report_of(
 
 @dataclass(frozen=True, kw_only=True)
 class CensusReport(Report):
-    """A draw of the Census, and the reference that was made of it.
+    """A sample of the Census, and the reference that was made from it.
 
     Attributes
     ----------
     census
         Version, build date and schema.
     n_found, n_cells
-        Cells that the condition found, and that were drawn.
+        Number of cells that meet the condition, and of sampled cells.
     n_donors
-        Donors, each counted once per dataset.
+        Number of donors, each counted once per dataset.
     classes
-        Drawn cells per type.
+        Sampled cells per type.
     megabytes, minutes
-        Counts that were read and the time that all took; of a dry run, estimates.
+        Size of the counts read, and total time; estimates for a dry run.
     made
-        Report of the reference; None of a dry run.
+        Report of the reference; None for a dry run.
     """
 
     name: str
@@ -894,10 +892,10 @@ class CensusReport(Report):
     made: CellsReport | None = field(default=None)
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         about = " ".join(x for x in (self.census["version"], self.census["build_date"]) if x)
         lines = [
-            f"Census {about}, {self.census['organism']}: {self.n_cells:,} of {self.n_found:,} cells drawn, "
+            f"Census {about}, {self.census['organism']}: {self.n_cells:,} of {self.n_found:,} cells sampled, "
             f"{len(self.classes)} types, {self.n_datasets} datasets, {self.n_donors} donors, "
             f"{self.n_genes:,} genes"
         ]
@@ -906,7 +904,7 @@ class CensusReport(Report):
             return [
                 *lines,
                 *table(self.classes),
-                f"would read {size}, in about {self.minutes:.1f} minutes; nothing was changed",
+                f"the ingest would read {size}, in about {self.minutes:.1f} minutes; nothing was changed",
             ]
         size = human_bytes(self.megabytes * 1e6)
-        return [*lines, *self.made.lines(), f"read {size}; {self.minutes:.1f} minutes in all"]
+        return [*lines, *self.made.lines(), f"read {size}; total time {self.minutes:.1f} minutes"]

@@ -40,14 +40,14 @@ class GenesOptions(LiveOptions):
     ----------
     source
         ``snapshot`` (shipped), a name in :data:`scvec.ingest.sources.SOURCES`, or a file: jsonl, csv or
-        parquet with one gene a row, a table of NCBI, HGNC or MGI (see docs/genes.md), or a table of orthologs
-        (see docs/species.md).
+        parquet with one gene per row, a table of NCBI, HGNC or MGI (see docs/genes.md), or a table of
+        orthologs (see docs/species.md).
     refresh
-        Ask a live source again about genes it has answered.
+        Request known genes again from a live source.
     requests_per_second
-        The most to send; 0 for no limit, which only a mirror allows.
+        Most requests per second; 0 for no limit, which only a mirror allows.
     columns
-        Species -> column of a table of orthologs that names its genes, where the guess is wrong.
+        Species -> column of an ortholog table with its genes, to correct a wrong detection.
     """
 
     source: str | Path = "snapshot"
@@ -62,18 +62,18 @@ class GenesOptions(LiveOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GenesReport(Report):
-    """What ``ingest genes`` put into the knowledge base.
+    """Result of ``ingest genes``: the content of the knowledge base.
 
     Attributes
     ----------
     genes, descriptions
-        Numbers of genes per species, of descriptions per kind (human, composed, borrowed, llm).
+        Numbers of genes per species, and of descriptions per kind (human, composed, borrowed, llm).
     orthologs
         Number of ortholog pairs.
     pairs
-        Number of ortholog pairs by species, as ``human-mouse``.
+        Number of ortholog pairs by species, such as ``human-mouse``.
     live
-        The outcome of asking, where the source is a live one.
+        Result of the requests to a live source.
     """
 
     genes: dict[str, int]
@@ -89,7 +89,7 @@ class GenesReport(Report):
 
     @classmethod
     def of(cls, counts: Mapping[str, int], started: float, **fields: Any) -> GenesReport:
-        """Return the report on a knowledge base with these :meth:`KnowledgeBase.counts`."""
+        """Return the report for the :meth:`KnowledgeBase.counts` of a knowledge base."""
         genes, descriptions, pairs = (
             {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
             for prefix in ("genes ", "descriptions ", "orthologs ")
@@ -104,7 +104,7 @@ class GenesReport(Report):
         )
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         verb = "would hold" if self.dry_run and self.live is None else "holds"
         version = f" {self.source_version}" if self.source_version else ""
         return [
@@ -124,24 +124,24 @@ def ingest_genes(
     progress: Progress = no_progress,
     **keywords: Any,
 ) -> GenesReport:
-    """Fill the knowledge base: from the shipped snapshot, a file, or a live source.
+    """Add genes to the knowledge base from the shipped snapshot, a file, or a live source.
 
-    A live source is asked about genes that it has not answered yet. Answers are kept whatever ends the run,
-    and the next run continues from there.
+    A live source is asked only about genes without an answer. Answers are saved even if the run ends early,
+    and the next run continues.
 
     Parameters
     ----------
     store
-        Folder of the store; made where there is none.
+        Folder of the store; created if missing.
     keywords
-        Fields of :class:`GenesOptions`, instead of ``options`` or before them.
+        Fields of :class:`GenesOptions`. Keywords override ``options``.
 
     Raises
     ------
     InputError
         If the file or an option cannot be used.
     NetworkError, AuthError
-        If the service is unreachable or refuses; its answers before that are in the store.
+        If the service is unreachable or refuses. Answers received before are in the store.
     """
     asked = options_of(GenesOptions, options, keywords)
     names = asked.names()
@@ -169,12 +169,12 @@ def ingest_genes(
 
 
 def _source_file(source: str | Path, names: Sequence[str] | None) -> Path | None:
-    """Return the file that ``--source`` names, or None for the snapshot."""
+    """Return the file in ``--source``, or None for the snapshot."""
     live = ", ".join(SOURCES)
     if str(source) == "snapshot":
         if names is not None:
-            what = "--genes chooses genes of a file or a live source; the snapshot is loaded whole"
-            raise InputError(what, "--genes", f"leave it out, or give --source {live} or a file")
+            what = "--genes needs a file or a live source; the snapshot is always loaded completely"
+            raise InputError(what, "--genes", f"omit it, or give --source {live} or a file")
         return None
     path = Path(source)
     if not path.is_file():
@@ -189,34 +189,34 @@ def _source_file(source: str | Path, names: Sequence[str] | None) -> Path | None
 
 
 def _load_shipped(kb: KnowledgeBase, species: Sequence[str], *, needed: bool) -> list[str]:
-    """Load those of some species that ship with scvec, and return notes.
+    """Load the shipped genes of some species, and return notes.
 
     Raises
     ------
     InputError
-        If one does not ship, and is ``needed``.
+        If the genes are ``needed`` but a species does not ship.
     """
     shipped = Snapshot.open().species
     missing = [one for one in species if one not in shipped]
     if missing and needed:
-        what = f"no genes of {missing[0]} ship with scvec"
+        what = f"scvec does not ship genes of {missing[0]}"
         live = ", ncbi or mygene" if missing[0] in known_species() else ""
         listed = ", ".join(shipped)
-        fix = f"give --source FILE{live} (these ship: {listed}); without, its names are kept as they are"
+        fix = f"give --source FILE{live} (shipped species: {listed}); else its names are used unchanged"
         raise InputError(what, "--species", fix, code="unknown-choice")
     more = [one for one in species if one in shipped and one not in SPECIES]
     if not more:
         return []
     added = kb.load_snapshot(more)
-    return [f"genes of {', '.join(more)} that ship with scvec were loaded"] if added["genes"] else []
+    return [f"loaded the shipped genes of {', '.join(more)}"] if added["genes"] else []
 
 
-#: Kinds of names by which a gene of a table is looked up, the one that identifies it best first.
+#: Kinds of names for finding a gene of a table in the knowledge base, the most reliable first.
 _LOOKED_UP = ("authority", "ensembl", "entrez", "symbol")
 
 
 def _load_orthologs(kb: KnowledgeBase, path: Path, asked: GenesOptions) -> list[str]:
-    """Put the genes and pairs of a table of orthologs into the knowledge base; return notes."""
+    """Add the genes and pairs of an ortholog table to the knowledge base; return notes."""
     resolver = resolver_of(kb)
 
     def known(names: Sequence[str]) -> str:
@@ -241,22 +241,20 @@ def _load_orthologs(kb: KnowledgeBase, path: Path, asked: GenesOptions) -> list[
         rows[gene, pair.species, other, pair.other_species] = (pair.kind, confidence)
     n = kb.put_orthologs(_pair_table(rows), path.name)
     shown = ", ".join(f"{column!r}: {what}" for column, what in table.columns.items())
-    notes = [f"{path.name}: columns are {shown} (--column SPECIES=NAME says otherwise)", *table.notes]
+    notes = [f"{path.name}: columns are {shown} (change them with --column SPECIES=NAME)", *table.notes]
     joined = Counter((a, b) for _, a, _, b in rows)
     of = "; ".join(f"{count:,} of {a} and {b}" for (a, b), count in joined.items())
-    notes.append(
-        f"{path.name}: {len(fresh):,} genes, {len(rows):,} pairs of orthologs{f': {of}' if of else ''}"
-    )
+    notes.append(f"{path.name}: {len(fresh):,} genes, {len(rows):,} ortholog pairs{f': {of}' if of else ''}")
     if len(rows) != n:
-        notes.append(f"{path.name}: {len(rows) - n:,} of the pairs were known")
+        notes.append(f"{path.name}: {len(rows) - n:,} pairs were already known")
     for species, count in left.items():
         hint = "" if species in resolver.species else ", whose genes are not loaded"
-        notes.append(f"{path.name}: left out {count:,} pairs with unknown genes of {species}{hint}")
+        notes.append(f"{path.name}: skipped {count:,} pairs with unknown genes of {species}{hint}")
     return notes
 
 
 def _gene_ids(resolver: GeneResolver, pairs: Sequence[Pair]) -> list[tuple[str | None, str | None]]:
-    """Return the stored ids of the genes of pairs; None where a gene is not known."""
+    """Return the ids of the genes of pairs in the store; None for an unknown gene."""
     ends = [((p.species, p.names), (p.other_species, p.other)) for p in pairs]
     asked: dict[tuple[str, str], dict[str, str | None]] = {}
     for species, names in chain.from_iterable(ends):
@@ -278,7 +276,7 @@ def _gene_ids(resolver: GeneResolver, pairs: Sequence[Pair]) -> list[tuple[str |
 
 
 def _pair_table(rows: Mapping[tuple[str, str, str, str], tuple[str, float | None]]) -> pa.Table:
-    """Return pairs as a table; the kind of those without one by how many partners their genes have."""
+    """Return pairs as a table; a missing kind follows from the number of partners of the genes."""
     import pyarrow as pa
 
     partners: Counter[tuple[str, str]] = Counter()
@@ -304,7 +302,7 @@ def _load_file(
     notes: list[str],
     progress: Progress,
 ) -> int:
-    """Put the genes of a file into the knowledge base, those of a list where given; return their number."""
+    """Add the genes of a file, or only those in ``names``, to the knowledge base; return their number."""
     only = species[0] if len(species) == 1 else None
     wanted = set(names) if names is not None else None
     total = 0
@@ -332,13 +330,13 @@ def _load_file(
 def _ask(
     store: Path | str, options: GenesOptions, names: Sequence[str] | None, progress: Progress
 ) -> GenesReport:
-    """Ask a live source about genes."""
+    """Request genes from a live source."""
     started = time.monotonic()
     name = str(options.source)
     for one in options.species:
         if one not in known_species():
-            fix = "give a file instead, or the name of a species that has a taxon id"
-            raise InputError(f"{name} cannot be asked for genes of {one}", "--species", fix)
+            fix = "give a file instead, or a species with a taxon id"
+            raise InputError(f"{name} has no genes of {one}", "--species", fix)
     service = load_source(name)
     settings = getattr(Settings.load(), name, ServiceSettings())
     with Store.open(store, create=True).begin("ingest genes", {"source": name}) as txn:
@@ -346,7 +344,7 @@ def _ask(
         ensure_knowledge(kb, progress=progress)
         _load_shipped(kb, options.species, needed=False)
         if not options.dry_run:
-            kb.absorb(txn.journal())  # of a run that was killed
+            kb.absorb(txn.journal())  # answers of a killed run
         wanted, notes = wanted_genes(kb, names, options.species)
         if names is None:
             wanted = [w for w in wanted if service.can_ask(w)]

@@ -1,4 +1,4 @@
-"""``scvec ingest markers``: marker genes of cell types, from tables or a live service."""
+"""``scvec ingest markers``: add marker genes of cell types from tables or a live service."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
 
 __all__ = ["MarkersOptions", "MarkersReport", "ingest_markers"]
 
-#: Names without a term that are shown.
+#: Number of names without a term in the report.
 N_SHOWN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class MarkersReport(Report):
-    """Tables of markers that were read.
+    """Result of ``ingest markers``.
 
     Attributes
     ----------
     columns
-        Per file, what each column was taken for.
+        Per file, the detected meaning of each column.
     unmapped
-        Names of cell types that stand for no term of the Cell Ontology, with their rows.
+        Names of cell types without a Cell Ontology term, with their numbers of rows.
     live
-        The outcome of asking, where the source is a live one.
+        Result of the requests to a live source.
     """
 
     n_markers: int
@@ -60,10 +60,10 @@ class MarkersReport(Report):
     live: LiveReport | None = None
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         lines = [] if self.live is None else self.live.lines()
         if self.columns or self.live is None:
-            lines.append(f"{self.n_markers:,} markers of {self.n_terms:,} terms of the Cell Ontology")
+            lines.append(f"{self.n_markers:,} markers of {self.n_terms:,} Cell Ontology terms")
         for file, columns in self.columns.items():
             taken = ", ".join(f"{what} from {name!r}" for what, name in columns.items())
             lines.append(f"  {file}: {taken}")
@@ -71,7 +71,7 @@ class MarkersReport(Report):
             most = sorted(self.unmapped.items(), key=lambda item: -item[1])
             named = ", ".join(f"{name!r} ({n})" for name, n in most[:N_SHOWN])
             more = f", and {len(most) - N_SHOWN} others" if len(most) > N_SHOWN else ""
-            lines.append(f"  without a term, left out: {named}{more}")
+            lines.append(f"  skipped, without a Cell Ontology term: {named}{more}")
         if self.generation:
             lines.append(f"the store has {self.n_stored:,} markers now")
         else:
@@ -81,22 +81,23 @@ class MarkersReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class MarkersOptions:
-    """Options of ``ingest markers``; from ``tissues`` on they are about a live source.
+    """Options of ``ingest markers``; ``tissues`` and the following ones are for a live source.
 
     Attributes
     ----------
     columns
-        What columns of files mean where their names do not say it, as ``{"gene": "Symbol"}``.
+        Meaning of columns with unusual names, such as ``{"gene": "Symbol"}``.
     species
-        Of rows of files that name none (human where None); the only one that a live source is asked for.
+        Species of rows without one (None: human), and the species requested from a live source.
     dry_run
-        Read and count; ask and change nothing.
+        Read and count only, without requests or changes.
     tissues
-        Only the types that the source has in these. All that it says of a type is kept.
+        Only cell types in these tissues. All markers of such a type are kept.
     refresh
-        Ask again about types that have an answer of this version of the source.
+        Request types again even if they have an answer from this version of the source.
     base_url, requests_per_second, concurrency
-        Address of the source, the most requests a second (0 for no limit, at a mirror), and at once.
+        Address of the source, most requests per second (0 for no limit, at a mirror), and simultaneous
+        requests.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -118,34 +119,35 @@ def ingest_markers(
     progress: Progress = no_progress,
     **keywords: Any,
 ) -> MarkersReport:
-    """Put marker genes into the knowledge base, for :func:`scvec.name`: from tables, or of a live service.
+    """Add marker genes to the knowledge base, for :func:`scvec.name`, from tables or a live service.
 
     Parameters
     ----------
     store
         Folder of the store.
     sources
-        Tables as CellMarker 2.0, PanglaoDB, ScType, HuBMAP ASCT+B and CellMarkerAccordion offer them, a GMT
-        file, or any csv or tsv with columns of genes and cell types (also .gz); or one name in
-        :data:`scvec.ingest.sources.MARKER_SOURCES`, such as ``cellguide``. A file read again replaces what
-        it said before, and so does a type of a live source.
+        Tables of CellMarker 2.0, PanglaoDB, ScType, HuBMAP ASCT+B or CellMarkerAccordion, a GMT file, or any
+        csv or tsv with columns of genes and cell types (also .gz); or one name in
+        :data:`scvec.ingest.sources.MARKER_SOURCES`, such as ``cellguide``. A file read again replaces its
+        earlier rows, and so does a cell type of a live source.
     keywords
-        Fields of :class:`MarkersOptions`, instead of ``options`` or before them.
+        Fields of :class:`MarkersOptions`. Keywords override ``options``.
 
     Raises
     ------
     InputError
-        A file cannot be read or has no such columns; an option cannot be used.
+        A file cannot be read or lacks these columns, or an option cannot be used.
     NetworkError, AuthError
-        The service is unreachable or refuses; its answers before that are in the store.
+        The service is unreachable or refuses. Answers received before are in the store.
     """
     asked = options_of(MarkersOptions, options, keywords)
     services = [str(s) for s in sources if str(s) in MARKER_SOURCES]
     files = [Path(s) for s in sources if str(s) not in MARKER_SOURCES]
     if len(services) > 1:
-        raise InputError("one live source is asked at a time", "--source", "run the command for each")
+        raise InputError("only one live source can be given", "--source", "run the command for each source")
     if (asked.tissues or asked.base_url or asked.refresh) and not services:
-        raise InputError("--tissue, --base-url and --refresh are about a live source", "--source", "add one")
+        what = "--tissue, --base-url and --refresh need a live source"
+        raise InputError(what, "--source", "give one, such as cellguide")
     live: LiveReport | None = None
     error: BaseException | None = None
     with Store.open(store, create=True).begin(
@@ -199,7 +201,7 @@ def _read(
 def _asked(
     txn: Transaction, kb: KnowledgeBase, name: str, asked: MarkersOptions, progress: Progress
 ) -> tuple[LiveReport, str, BaseException | None, dict[str, int], list[str]]:
-    """Ask a live source; return its report, the version, the error to raise, counts and notes."""
+    """Query a live source; return the report, the version, the error to raise, counts and notes."""
     kind = load_marker_source(name)
     settings = getattr(Settings.load(), name, ServiceSettings())
 
@@ -212,9 +214,9 @@ def _asked(
         jobs = [Job(cl_id, name) for cl_id in sorted(terms)]
         n = len(jobs) * kind.requests
         cost = Cost(requests=n, seconds=n / source.per_second if source.per_second else None)
-        note = f"at most: the index of {name}, which is asked first, says which of these types it has"
+        note = f"this is the maximum: the run first reads the index of {name}, which may have fewer types"
         return Questions(name, jobs, jobs, [], "types").report(cost), "", None, {}, [note]
-    kb.absorb(txn.journal())  # of a run that was killed
+    kb.absorb(txn.journal())  # answers of a killed run
     progress(f"asking {name}", 0, None)
     species = SPECIES if asked.species is None else (asked.species,)
     version, types = _index(service(), name, species, asked.tissues)
@@ -226,7 +228,7 @@ def _asked(
     )
     notes = [f"{name} {version}"]
     if strange:
-        notes.append(f"{len(strange):,} types are not in this Cell Ontology: {', '.join(strange[:8])}")
+        notes.append(f"{len(strange):,} types are not in scvec's Cell Ontology: {', '.join(strange[:8])}")
     return live, generation, error, counts, notes
 
 

@@ -1,4 +1,4 @@
-"""``scvec name``: names for groups of cells, or for marker lists, without a reference."""
+"""``scvec name``: name clusters of cells or marker lists, without a reference."""
 
 from __future__ import annotations
 
@@ -38,40 +38,40 @@ if TYPE_CHECKING:
 
 __all__ = ["NameOptions", "NamesReport", "knowledge", "name", "name_groups"]
 
-#: Columns of obs that are taken for clusters, where none is named.
+#: Columns of obs with clusters, used if ``--groupby`` is not given.
 CLUSTERS = ("leiden", "louvain", "seurat_clusters", "clusters", "cluster")
-#: A gene of a group must be found in this fraction of its cells, or it counts for little.
+#: A gene detected in less than this fraction of a group's cells gets the weight ``RARE``.
 FOUND, RARE = 0.2, 0.3
-#: Added to the standard error of a difference of means, in log1p CP10k.
+#: Added to the standard error of a difference of means (log1p CP10k), to stabilise small groups.
 STEADY = 0.05
-#: Weight of the difference from the shipped background, beside that from the other groups.
+#: Weight of the difference from the shipped background, relative to the difference from the other groups.
 BACKGROUND = 0.2
-#: A marker found in less than this fraction of the cells of a group speaks against a term.
+#: A marker detected in less than this fraction of a group's cells is evidence against a term.
 SILENT = 0.02
-#: Cells that clusters are made of at most; principal components of them.
+#: Most cells for clustering; numbers of principal components and of variable genes.
 MAX_CLUSTERED, N_COMPONENTS, N_VARIABLE = 200_000, 30, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class NameOptions(LlmOptions):
-    """How groups of cells are named; ``llm`` and what follows it are those of :class:`LlmOptions`.
+    """Options of ``name``; ``llm`` and the following ones are those of :class:`LlmOptions`.
 
     Attributes
     ----------
     groupby
-        Column of obs with the groups; a column of clusters where there is one, else clusters are made.
+        Column of obs with the groups. Default: a column of clusters, else scvec clusters the cells.
     tissue
-        Tissue of the cells, as people write it: ``lung``, ``PBMC``. Types known in it are preferred.
+        Tissue of the cells, such as ``lung`` or ``PBMC``. Cell types of this tissue are preferred.
     species
-        ``auto``, or a species whose genes the knowledge base has.
+        ``auto``, or a species of the knowledge base.
     only
-        ``novel``: only the cells that ``scvec query`` called novel are named; the others are compared with.
+        ``novel``: name only the cells that ``scvec query`` called novel; the others serve as background.
     layer, values, memory
-        As for :func:`scvec.query`.
+        See :func:`scvec.query`.
     key_added
-        Prefix of the columns that are written, and of those that ``scvec query`` wrote.
+        Prefix of the output columns, and of the columns of ``scvec query``.
     force
-        Go on where few genes match.
+        Continue even if few genes match.
     """
 
     groupby: str | None = None
@@ -87,14 +87,14 @@ class NameOptions(LlmOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.only not in (None, "novel"):
-            raise InputError(f"only is novel, not {self.only!r}", "--only", "write --only novel")
+            raise InputError(f"unknown value of --only: {self.only!r}", "--only", "give --only novel")
         if len(self.tissue) > 200:
-            raise InputError("the tissue is longer than 200 letters", "--tissue", "give a word, such as lung")
+            raise InputError("the tissue has more than 200 letters", "--tissue", "give a word, such as lung")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamesReport(Report):
-    """Names of groups, best first; ``llm`` is the outcome of asking a language model."""
+    """Names of groups, best first; ``llm`` is the result of the requests to a language model."""
 
     groups: list[Naming]
     n_terms: int
@@ -103,8 +103,8 @@ class NamesReport(Report):
     llm: LiveReport | None = None
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
-        lines = [f"{len(self.groups)} groups, by the markers of {self.n_terms:,} types"]
+        """Return the report as lines of text."""
+        lines = [f"{len(self.groups)} groups, compared with the markers of {self.n_terms:,} cell types"]
         for group in self.groups:
             lines += group.lines()
         if self.llm is not None:
@@ -125,23 +125,23 @@ def name(
     progress: Progress = no_progress,
     **keywords: Any,
 ) -> NamesReport:
-    """Name groups of cells, or published marker lists, by known markers of cell types.
+    """Name groups of cells, or published marker lists, with known markers of cell types.
 
-    The specific genes of each group are compared with the markers of all Cell Ontology terms: those that ship
-    with scvec, and the tables that :func:`scvec.ingest_markers` read. The score of a term has learned weights
-    (docs/names.md). It rises with rare markers, with markers in the tissue, and with the scores of the terms
-    above and below it. It falls with markers that were measured and are absent.
+    The specific genes of each group are compared with the markers of all Cell Ontology terms: the shipped
+    markers, and the tables of :func:`scvec.ingest_markers`. The score of a term has learned weights
+    (docs/names.md). It increases with rare markers, with markers of the tissue, and with the scores of parent
+    and child terms. It decreases with markers that were measured but are absent.
 
     Parameters
     ----------
     store
-        Folder of the store; with None, or where it has no knowledge yet, the shipped markers are used.
+        Folder of the store. Without a store, or if it has no markers yet, the shipped markers are used.
     cells
-        A file or AnnData object as for :func:`scvec.query`; or None, with ``markers``.
+        A file or AnnData object, see :func:`scvec.query`; or None, with ``markers``.
     markers
-        A table with the columns ``group, genes`` and, optional, ``tissue, species``.
+        A table with the columns ``group, genes`` and, optionally, ``tissue, species``.
     output
-        ``.h5ad`` (the input and ``scvec_name`` columns), ``.csv`` (a row for each group), from cells only.
+        ``.h5ad`` (the input with ``scvec_name`` columns) or ``.csv`` (one row per group); needs ``cells``.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def name(
     """
     asked = options_of(NameOptions, options, keywords)
     if (cells is None) == (markers is None):
-        raise InputError("cells or marker lists are named", "", "give a file of cells, or --markers FILE")
+        raise InputError("give either cells or marker lists", "", "give a file of cells, or --markers FILE")
     target = (
         None if output is None else check_output(output, cells if isinstance(cells, str | Path) else None)
     )
@@ -161,13 +161,13 @@ def name(
             lists = read_marker_lists(Path(markers))
             groups = _named_lists(lists, index, resolver, key, asked)
             places = [(tissue or asked.tissue, kind or asked.species) for _, _, tissue, kind, _ in lists]
-            told = consult(store, kb, resolver, groups, places, asked, progress)
+            consulted = consult(store, kb, resolver, groups, places, asked, progress)
             return NamesReport(
-                groups=told.groups,
+                groups=consulted.groups,
                 n_terms=index.n_terms,
                 tissue=asked.tissue,
-                llm=told.live,
-                notes=list(told.notes),
+                llm=consulted.live,
+                notes=list(consulted.notes),
             )
         progress("reading cells", 0, None)
         with CellSource.open(
@@ -175,30 +175,30 @@ def name(
         ) as source:
             matched = match_genes(source, resolver, species=asked.species, force=asked.force)
             if matched.match.species not in resolver.species:
-                fix = "markers are of known genes: name cells of such genes by a reference (scvec query)"
+                fix = "markers need known genes; annotate these cells with a reference (scvec query)"
                 raise no_knowledge(matched.match.species, source.name, fix)
             obs = source.obs
             labels, made = _groups(obs, matched, asked, progress)
             groups = _named_groups(matched, labels, index, key, asked, progress)
             places = [(asked.tissue, matched.match.species)] * len(groups)
-            told = consult(store, kb, resolver, groups, places, asked, progress)
-            groups = told.groups
+            consulted = consult(store, kb, resolver, groups, places, asked, progress)
+            groups = consulted.groups
             if target is not None and not asked.dry_run:
                 _write(target, cells, obs, labels, groups, asked, source.memory)
-            notes = list(dict.fromkeys([*source.notes, *matched.notes, *made, *told.notes]))
+            notes = list(dict.fromkeys([*source.notes, *matched.notes, *made, *consulted.notes]))
     return NamesReport(
         groups=groups,
         n_terms=index.n_terms,
         tissue=asked.tissue,
         output="" if target is None or asked.dry_run else str(target),
-        llm=told.live,
+        llm=consulted.live,
         notes=notes,
     )
 
 
 @contextmanager
 def knowledge(store: Path | str | None) -> Iterator[tuple[KnowledgeBase, GeneResolver]]:
-    """Yield a knowledge base and its resolver: that of a store, else what ships with scvec."""
+    """Yield the knowledge base of a store, or else the shipped one, and its gene resolver."""
     import tempfile
 
     from scvec.stores.knowledge.knowledge import KnowledgeBase
@@ -228,12 +228,12 @@ def _named_lists(
     named = []
     for group, genes, tissue, species, absent in lists:
         if species and species not in SPECIES:
-            note = f"there are no markers of {species[:40]}: genes of human and mouse are known"
+            note = f"scvec has no markers of {species[:40]}: give human or mouse genes"
             named.append(Naming(group, (), None, "unknown", tuple(genes[:10]), (note,)))
             continue
         known, left = listed_genes(genes, species or asked.species, resolver, index, key)
         lacking, _ = listed_genes(absent, species or asked.species, resolver, index, key)
-        notes = [f"{len(left)} of {len(genes)} names are not known genes, such as {left[0]}"] if left else []
+        notes = [f"{len(left)} of {len(genes)} names are unknown genes, such as {left[0]}"] if left else []
         place = tissue or asked.tissue
         silent = frozenset(lacking) - set(known)
         spoken = {**lacking, **known}
@@ -254,7 +254,7 @@ def name_groups(
     Parameters
     ----------
     labels
-        (n,) the group of each cell; None for those that are only compared with.
+        (n,) the group of each cell; None for background cells.
     """
     key = ortholog_key(resolver)
     asked = NameOptions(tissue=tissue)
@@ -264,12 +264,12 @@ def name_groups(
 def _groups(
     obs: pd.DataFrame, matched: MatchedSource, asked: NameOptions, progress: Progress
 ) -> tuple[npt.NDArray[Any], list[str]]:
-    """Return (n,) the group of each cell, None for those that are only compared with, and notes."""
+    """Return (n,) the group of each cell (None for background cells), and notes."""
     column, notes = asked.groupby, []
     if column is None:
         column = next((c for c in CLUSTERS if c in obs.columns), None)
         if column is not None:
-            notes.append(f"groups are those of obs['{column}']")
+            notes.append(f"used the groups of obs['{column}']")
     if column is not None and column not in obs.columns:
         listed = ", ".join(map(str, obs.columns[:12]))
         raise InputError(
@@ -280,14 +280,14 @@ def _groups(
         status = f"{asked.key_added}_status"
         if status not in obs.columns:
             raise InputError(
-                f"obs has no column {status!r}, so that novel cells are not known",
+                f"obs has no column {status!r}, so the novel cells are unknown",
                 "--only novel",
                 "annotate the cells first: scvec query",
                 code="unknown-column",
             )
         wanted = (obs[status].astype(str) == "novel").to_numpy()
         if not wanted.any():
-            raise InputError("no cell is novel", matched.source.name, "leave --only out")
+            raise InputError("no cell is novel", matched.source.name, "omit --only")
     if column is not None:
         labels = obs[column].astype(object).where(obs[column].notna(), None).to_numpy(dtype=object)
         labels = np.array([None if v is None else str(v) for v in labels], dtype=object)
@@ -296,7 +296,7 @@ def _groups(
         made = _clustered(matched, rows, progress)
         labels = np.full(len(obs), None, dtype=object)
         labels[rows] = [f"cluster {c + 1}" for c in made]
-        notes.append(f"{len(set(made))} clusters were made (--groupby names a column instead)")
+        notes.append(f"clustered the cells into {len(set(made))} groups (--groupby uses a column instead)")
     labels[~wanted] = None
     return labels, notes
 
@@ -308,9 +308,9 @@ def _clustered(matched: MatchedSource, rows: npt.NDArray[np.int64], progress: Pr
 
     if len(rows) > MAX_CLUSTERED:
         raise InputError(
-            f"{len(rows):,} cells are too many to make clusters of",
+            f"{len(rows):,} cells are too many for clustering by scvec",
             matched.source.name,
-            "name a column of clusters: --groupby leiden",
+            "give a column of clusters, such as --groupby leiden",
         )
     if len(rows) < 30:
         return np.zeros(len(rows), dtype=np.int64)
@@ -327,7 +327,7 @@ def _clustered(matched: MatchedSource, rows: npt.NDArray[np.int64], progress: Pr
 
 @dataclass(frozen=True)
 class _Sums:
-    """Per group, and over all cells: how many, and sums, squares and cells with each gene."""
+    """Per group and for all cells: cells, and for each gene the sum, sum of squares and cells above 0."""
 
     n: npt.NDArray[np.float64]
     sums: npt.NDArray[np.float64]
@@ -336,7 +336,7 @@ class _Sums:
 
 
 def _summed(matched: MatchedSource, codes: npt.NDArray[np.int64], n_groups: int, progress: Progress) -> _Sums:
-    """Return sums over the groups; the last row is of cells without a group."""
+    """Return sums over the groups; the last row is for cells without a group."""
     import scipy.sparse as sp
 
     source = matched.source
@@ -369,7 +369,7 @@ def _named_groups(
     """Return the names of the groups of cells, in the order of their names."""
     names = sorted({v for v in labels if v is not None}, key=lambda v: (len(v), v))
     if not names:
-        raise InputError("no cell has a group", matched.source.name, "name another column: --groupby COLUMN")
+        raise InputError("no cell has a group", matched.source.name, "give another column: --groupby COLUMN")
     number = {v: i for i, v in enumerate(names)}
     codes = np.array([-1 if v is None else number[v] for v in labels], dtype=np.int64)
     of = _summed(matched, codes, len(names), progress)
@@ -388,9 +388,9 @@ def _named_groups(
             noise += np.maximum((of.squares.sum(axis=0) - of.squares[i]) / rest - other**2, 0) / rest
             score += (mean - other) / (np.sqrt(noise) + STEADY)
         else:
-            notes.append("there are no other cells: compared with the cells that ship with scvec")
+            notes.append("all cells are in this group: compared with the shipped background cells")
         if n < 10:
-            notes.append(f"only {int(n)} cells")
+            notes.append(f"the group has only {int(n)} cells")
         score = np.where(share > FOUND, score, RARE * score)
         order = [g for g in np.argsort(-score, kind="stable")[:200] if score[g] > 0 and ids[g] is not None]
         genes = list(dict.fromkeys(str(ids[g]) for g in order))
@@ -405,7 +405,7 @@ def _named_groups(
 
 
 def _background(matched: MatchedSource) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return (n_vars,) mean log1p CP10k of the genes over the types of the shipped cells, and the spread."""
+    """Return (n_vars,) mean and spread of log1p CP10k over the cell types of the shipped background."""
     species = matched.match.species
     table = Snapshot.open().table("background").to_pandas()
     table = table[table["species"] == species].drop_duplicates("gene").set_index("gene")
@@ -418,7 +418,7 @@ def _background(matched: MatchedSource) -> tuple[npt.NDArray[np.float64], npt.ND
 def _beyond(
     mean: npt.NDArray[np.float64], usual: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 ) -> npt.NDArray[np.float64]:
-    """Return (n_vars,) how far means lie above the background; genes that it lacks count as silent there."""
+    """Return (n_vars,) means relative to the background; a gene missing in the background counts as 0."""
     expected, spread = np.nan_to_num(usual[0]), np.nan_to_num(usual[1])
     found: npt.NDArray[np.float64] = np.maximum(mean - expected, 0) / (spread + 0.3)
     return found
@@ -433,7 +433,7 @@ def _write(
     asked: NameOptions,
     memory: int,
 ) -> None:
-    """Write the names beside the cells, or as a table of the groups."""
+    """Write the names to a copy of the cells, or as a table of the groups."""
     import pandas as pd
 
     if target.suffix != ".h5ad":
@@ -461,7 +461,7 @@ def _write(
 
 
 def _llm_columns(group: Naming) -> dict[str, Any]:
-    """Return the answer of a language model about a group, for its row."""
+    """Return the columns with the answer of a language model about a group."""
     said = group.llm or {}
     return {
         "llm": said.get("model", ""),

@@ -1,4 +1,4 @@
-"""``scvec pack``: a reference as one file that can be handed on."""
+"""``scvec pack``: write a reference to one file for sharing."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 __all__ = ["CardOptions", "PackReport", "pack"]
 
-#: Without cells, a label's mean must be of at least as many: fewer would show single cells.
+#: Least cells per label for a pack without cells: a mean of fewer would reveal single cells.
 MIN_CELLS = 10
-#: Arrays that hold cells of the reference.
+#: Prefixes of arrays with cells of the reference.
 OF_CELLS = ("sample.", "probe.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackReport(Report):
-    """A pack that was written.
+    """Result of ``pack``.
 
     Attributes
     ----------
     sha256
-        Of the whole file: what ``scvec pull https://...#sha256=`` is given.
+        SHA-256 of the file, for ``scvec pull https://...#sha256=``.
     """
 
     name: str
@@ -47,11 +47,11 @@ class PackReport(Report):
     n_golden: int
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         cells = f"{self.n_cells:,} cells" if self.with_cells else "no cells"
         return [
             f"packed reference '{self.name}' with {cells}: {human_bytes(self.n_bytes)}",
-            f"golden query: {self.n_golden} cells whose answers are checked when the pack is pulled",
+            f"golden query: {self.n_golden} cells, whose labels are compared when the pack is pulled",
             f"sha256 {self.sha256}",
             f"written to {self.output}",
         ]
@@ -66,27 +66,26 @@ def pack(
     card: CardOptions | None = None,
     progress: Progress = no_progress,
 ) -> PackReport:
-    """Write a reference as one file: model, card, golden query, and its cells if wanted.
+    """Write a reference to one file: model, card, golden query, and optionally its cells.
 
     Parameters
     ----------
     store
         Folder of the store.
     reference
-        Name of the reference; may be left out where the store has one.
+        Name of the reference; may be omitted if the store has only one.
     output
-        The file, by custom ``NAME.scvec``.
+        The file, usually ``NAME.scvec``.
     with_cells
-        False leaves out every vector, profile and row of obs of a cell: the head of the reference then
-        annotates alone, with its cell space, mean cells, calibration and thresholds. For data that may not
-        be handed on.
+        False removes every vector, profile and row of obs of a cell, for data that must not be shared. The
+        head of the reference then annotates alone, with cell space, class means, calibration and thresholds.
     card
-        What the card says besides what the reference knows.
+        Additional fields of the card.
 
     Raises
     ------
     InputError
-        There is no such reference, the output cannot be written, or a label has too few cells to be packed
+        The reference does not exist, the output cannot be written, or a label has too few cells for a pack
         without cells.
     """
     from scvec.ingest.cells.write import check_output
@@ -138,7 +137,7 @@ def pack(
 def _handed_on(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON values of a reference without folders of this machine.
 
-    Where it was pulled from is told by its new card.
+    The source of a pulled reference is removed too, because the new card records it.
     """
     named = {
         key: [{**file, "name": PurePath(str(file["name"])).name} for file in meta[key]]
@@ -151,7 +150,7 @@ def _handed_on(meta: Mapping[str, Any]) -> dict[str, Any]:
 def _packed(
     folder: Path, stored: StoredReference, meta: dict[str, Any], *, with_cells: bool
 ) -> tuple[ReferenceEntry, dict[str, Path]]:
-    """Return the entry of a reference as it is packed, and where its files are."""
+    """Return the entry of the reference in the pack, and the paths of its files."""
     from scvec.stores.store.files import write_json
     from scvec.stores.store.store import Store
 
@@ -160,7 +159,7 @@ def _packed(
         paths = {name: stored.path_of(name) for name in entry.files() if name != entry.meta}
         name = _put(folder, paths, f"{stored.name}.meta", "json", lambda path: write_json(path, meta))
         return replace(entry, meta=name), paths
-    # Segments are put together, and what holds cells is left out, in a store of its own.
+    # A temporary store, in which segments are merged and cells are left out.
     made = Store.open(folder / "store", create=True)
     parts = (
         {"meta": meta, "tensors": stored.tensors, "obs": stored.obs, "vectors": stored.vectors}
@@ -177,7 +176,7 @@ def _packed(
 def _put(
     folder: Path, paths: dict[str, Path], name: str, ending: str, write: Callable[[Path], object]
 ) -> str:
-    """Let ``write(path)`` write a file of a pack; return its name there."""
+    """Write a file of the pack by ``write(path)``, and return its name in the pack."""
     from scvec.stores.store.files import content_name, os_errors, sha256_file
 
     path = folder / f"{name}.{ending}"
@@ -189,7 +188,7 @@ def _put(
 
 
 def _without_cells(stored: StoredReference, meta: dict[str, Any]) -> dict[str, Any]:
-    """Return the parts of a reference whose rows are the mean vectors of its labels."""
+    """Return the parts of a reference with the mean vectors of its labels instead of cells."""
     import pandas as pd
 
     from scvec.model.storage import CODE_COLUMN
@@ -197,10 +196,9 @@ def _without_cells(stored: StoredReference, meta: dict[str, Any]) -> dict[str, A
     few = [f"{label} ({n})" for label, n in stored.meta["counts"].items() if n < MIN_CELLS]
     if few:
         raise InputError(
-            f"without cells every label needs at least {MIN_CELLS}, or its mean shows single cells: "
-            + ", ".join(few[:6]),
+            f"a pack without cells needs at least {MIN_CELLS} cells per label: " + ", ".join(few[:6]),
             stored.name,
-            f"ingest it with --min-cells {MIN_CELLS}, or pack it with its cells",
+            f"ingest the reference with --min-cells {MIN_CELLS}, or pack it with its cells",
         )
     classes = list(meta["classes"])
     names = pd.Index([f"mean of {label}" for label in classes], name="cell")
@@ -216,7 +214,7 @@ def _without_cells(stored: StoredReference, meta: dict[str, Any]) -> dict[str, A
 
 
 class _Source:
-    """Files of a pack by name, for a reference that is read from them."""
+    """Files of a pack by name, as the source of a reference."""
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
         self._paths = paths

@@ -1,4 +1,4 @@
-"""``scvec pull``: a reference that somebody packed, into a store."""
+"""``scvec pull``: add a packed reference to a store."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Address", "PullReport", "download", "from_hub", "pull", "shipped_packs"]
 
-#: Files larger than this are refused unless a user says otherwise.
+#: Default limit on the size of a file.
 MAX_BYTES = 20 << 30
 BLOCK = 1 << 20
-#: Values of a table of cells, bytes of one of its texts, and what may compress its pages.
+#: Limits on a table of cells: number of values, bytes of a text, and allowed compression.
 MAX_VALUES, MAX_TEXT, CODECS = 1 << 28, 1 << 16, ("UNCOMPRESSED", "SNAPPY", "ZSTD")
-#: Seconds without a byte after which a server is given up.
+#: Timeout of a server, in seconds without data.
 TIMEOUT = 60.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """``https://HOST/PATH#sha256=HEX``: where a file is and what it must be.
+    """``https://HOST/PATH#sha256=HEX``: the address of a file and its hash.
 
     Raises
     ------
     InputError
-        The address is not one of http or https, or the hash is not a SHA-256.
+        The address is not http or https, or the hash is not a SHA-256.
     """
 
     url: str
@@ -59,23 +59,23 @@ class Address:
         parts = urlsplit(self.url)
         if parts.scheme not in ("https", "http") or not parts.hostname or parts.username or parts.password:
             raise InputError(
-                "this is not an address of a file", self.shown, "give https://HOST/FILE", code="bad-address"
+                "this is not the address of a file", self.shown, "give https://HOST/FILE", code="bad-address"
             )
         if self.sha256 and not _SHA256.fullmatch(self.sha256):
-            raise InputError("a SHA-256 has 64 hexadecimal digits", self.shown, "copy it once more")
+            raise InputError("the SHA-256 must have 64 hexadecimal digits", self.shown, "copy it again")
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read an address and the hash behind ``#sha256=``."""
+        """Read an address and the hash after ``#sha256=``."""
         url, _, fragment = text.partition("#")
         known = fragment.removeprefix("sha256=").lower() if fragment.startswith("sha256=") else ""
         if fragment and not known:
-            raise InputError("behind '#' stands a hash", text[:200], "write #sha256=HEX")
+            raise InputError("the part after '#' is not a hash", text[:200], "write #sha256=HEX")
         return cls(url, known)
 
     @property
     def shown(self) -> str:
-        """The address without what may be secret in it."""
+        """The address without parts that may be secret."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
 
@@ -88,23 +88,23 @@ class Address:
 def download(
     address: Address, folder: Path, *, max_bytes: int = MAX_BYTES, progress: Progress = no_progress
 ) -> Path:
-    """Fetch a file into ``folder`` and return its path; go on where an earlier attempt ended.
+    """Download a file to ``folder`` and return its path; continue an interrupted download.
 
     Raises
     ------
     NetworkError
-        The server cannot be reached, breaks off, or says no.
+        The server is unreachable, interrupts the download, or refuses.
     ResourceError
-        The file is larger than ``max_bytes``, or than the room on the disk.
+        The file is larger than ``max_bytes`` or the free disk space.
     StoreError
-        Its SHA-256 is another; it is deleted.
+        The SHA-256 differs; the file is deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{address.url} {address.sha256}".encode()).hexdigest()[:24]
     part, done = folder / f"{key}.part", folder / f"{key}.scvec"
     if not done.exists():
         try:
-            # A part that does not fit the server's file is thrown away once.
+            # A partial file that does not match the file on the server is deleted once.
             if not _fetch(address, part, max_bytes, progress):
                 _fetch(address, part, max_bytes, progress)
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
@@ -113,8 +113,8 @@ def download(
                     "the disk is full", str(folder), "free space", code="disk-full"
                 ) from error
             reason = getattr(error, "reason", error)
-            what = f"the download broke off ({type(error).__name__}: {reason})"
-            raise NetworkError(what, address.shown, "run the command again: it goes on from there") from error
+            what = f"the download was interrupted ({type(error).__name__}: {reason})"
+            raise NetworkError(what, address.shown, "run the command again, which continues") from error
         os.replace(part, done)
     if address.sha256:
         digest = hashlib.sha256()
@@ -124,15 +124,15 @@ def download(
         if digest.hexdigest() != address.sha256:
             done.unlink()
             raise StoreError(
-                f"the file is not the one that was published (its SHA-256 is {digest.hexdigest()[:16]}...)",
+                f"the file is not the published one (its SHA-256 is {digest.hexdigest()[:16]}...)",
                 address.shown,
-                "get the address again from where it was published",
+                "copy the address again from its publisher",
             )
     return done
 
 
 def _fetch(address: Address, part: Path, max_bytes: int, progress: Progress) -> bool:
-    """Stream what is left of a file; return False where the part there was of no use and is gone."""
+    """Download the rest of a file; return False if the partial file was unusable and was deleted."""
     have = part.stat().st_size if part.exists() else 0
     asked = urllib.request.Request(address.url, headers={"User-Agent": f"scvec/{__version__}"})
     if have:
@@ -145,15 +145,15 @@ def _fetch(address: Address, part: Path, max_bytes: int, progress: Progress) -> 
             part.unlink()
             return False
         what = f"the server answers {error.code}"
-        raise NetworkError(what, address.shown, "check the address, or try later") from error
+        raise NetworkError(what, address.shown, "check the address, or try again later") from error
     with answer:
         if answer.status == 200:
             have = 0
         elif not str(answer.headers.get("content-range", "")).startswith(f"bytes {have}-"):
             part.unlink(missing_ok=True)
             return False
-        told = str(answer.headers.get("content-length", ""))
-        total = have + int(told) if told.isdigit() else None
+        length = str(answer.headers.get("content-length", ""))
+        total = have + int(length) if length.isdigit() else None
         _check_room(address, part.parent, total, have, max_bytes)
         with open(part, "ab" if have else "wb") as file:
             while block := answer.read(BLOCK):
@@ -163,7 +163,9 @@ def _fetch(address: Address, part: Path, max_bytes: int, progress: Progress) -> 
                 file.write(block)
                 progress("downloading", have, total)
     if total is not None and have != total:
-        raise NetworkError("the download broke off", address.shown, "run the command again: it goes on")
+        raise NetworkError(
+            "the download was interrupted", address.shown, "run the command again, which continues"
+        )
     return True
 
 
@@ -183,14 +185,14 @@ def _too_large(address: Address, max_bytes: int) -> ResourceError:
 
 
 def from_hub(text: str, *, trust: bool) -> tuple[Path, str]:
-    """Fetch ``hf:owner/name[@commit][:file]`` from Hugging Face's hub; return its path and full address.
+    """Download ``hf:owner/name[@commit][:file]`` from the Hugging Face hub; return its path and full address.
 
     Raises
     ------
     InputError
-        The address is not one, or names no commit and ``trust`` is False.
+        The address is invalid, or has no commit and ``trust`` is False.
     NetworkError
-        The hub cannot be reached or has no such file.
+        The hub is unreachable or does not have the file.
     """
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -206,9 +208,9 @@ def from_hub(text: str, *, trust: bool) -> tuple[Path, str]:
     repo, commit, file = found.groups()
     if not trust and not re.fullmatch(r"[0-9a-f]{40}", commit or ""):
         raise InputError(
-            "the address names no commit, so that its file may change",
+            "the address has no commit, so its file may change",
             text,
-            f"write hf:{repo}@COMMIT with its 40 digits, or give --trust",
+            f"write hf:{repo}@COMMIT with all 40 digits, or give --trust",
             code="bad-address",
         )
     try:
@@ -216,32 +218,32 @@ def from_hub(text: str, *, trust: bool) -> tuple[Path, str]:
         names = [s.rfilename for s in info.siblings or [] if s.rfilename.endswith(".scvec")]
         if file is None:
             if len(names) != 1:
-                what = f"the repository holds {len(names)} packs"
-                raise InputError(what, text, f"name one: hf:{repo}@{info.sha}:FILE")
+                what = f"the repository has {len(names)} packs"
+                raise InputError(what, text, f"give one: hf:{repo}@{info.sha}:FILE")
             file = names[0]
         path = hf_hub_download(repo, file, revision=info.sha)
     except (HfHubHTTPError, OSError, ValueError) as error:
-        what = f"the hub does not give the file ({type(error).__name__})"
+        what = f"the hub did not return the file ({type(error).__name__})"
         raise NetworkError(what, text, "check the address, or set HF_ENDPOINT") from error
     return Path(path), f"hf:{repo}@{info.sha}:{file}"
 
 
-#: Environment variable: a folder or an address that has packs by name, for machines without the network.
+#: Environment variable: a folder or an address with packs by name, for machines without internet.
 MIRROR = "SCVEC_MIRROR"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PullReport(Report):
-    """A reference that was pulled.
+    """Result of ``pull``.
 
     Attributes
     ----------
     source
-        Where it came from.
+        Path or address of the pack.
     card
-        Its card, as lines.
+        The card, as lines.
     n_golden
-        Cells whose answers were checked.
+        Number of cells whose labels were compared.
     """
 
     name: str
@@ -255,12 +257,12 @@ class PullReport(Report):
     seconds: dict[str, float]
 
     def lines(self) -> list[str]:
-        """Return the report as lines for people."""
+        """Return the report as lines of text."""
         return [
             *self.card,
             "",
             f"pulled reference '{self.name}' from {self.source}",
-            f"golden query: {self.n_golden} answers as they must be",
+            f"golden query: {self.n_golden} cells got the expected labels",
             f"times: {times_line(self.seconds)}",
             f"next: scvec query NEW.h5ad --reference {self.name} -o annotated.h5ad",
         ]
@@ -275,33 +277,33 @@ def pull(
     max_bytes: int | None = None,
     progress: Progress = no_progress,
 ) -> PullReport:
-    """Put a packed reference into a store, once everything about it was checked.
+    """Add a packed reference to a store after all checks.
 
-    Every byte is compared with its checksum, then the golden query is run: the cells that came with the
-    pack must get the answers that they got where it was packed. Only then the store changes, at once.
+    The checksum of every file is verified. Then the golden query is run: the cells in the pack must get the
+    same labels as on the machine that packed them. Only then the store changes, atomically.
 
     Parameters
     ----------
     store
-        Folder of the store; made where there is none.
+        Folder of the store; created if missing.
     source
         A file; ``https://...#sha256=HEX``; ``hf:OWNER/NAME@COMMIT[:FILE]``; or the name of a reference that
-        ships with scvec. ``SCVEC_MIRROR`` names a folder or an address that is asked first.
+        ships with scvec. The folder or address in ``SCVEC_MIRROR`` is tried first.
     name
-        What the reference is called here; as it was where it was packed by default.
+        Name of the reference in the store. Default: its name in the pack.
     trust
-        Also take an address without a hash or a commit.
+        Also accept an address without a hash or a commit.
     max_bytes
-        The largest file that is downloaded.
+        Largest file to download.
 
     Raises
     ------
     InputError
-        There is no such pack, or an address has no hash.
+        The pack does not exist, or an address has no hash.
     NetworkError
-        It cannot be downloaded.
+        The download failed.
     StoreError
-        The pack is damaged, was made to do harm, or does not give the answers that it must.
+        The pack is damaged or malicious, or its golden query gives other labels.
     """
     from scvec.model.golden import check_golden
     from scvec.model.resolvers import ensure_knowledge
@@ -328,7 +330,7 @@ def pull(
             ensure_knowledge(kb, progress=progress)
             notes = _notes(stored.meta, set(kb.genes()["gene_id"]))
         if replaced:
-            notes.append(f"reference {called!r} was there and is replaced")
+            notes.append(f"replaced the existing reference {called!r}")
         n_labels, n = len(stored.meta["classes"]), stored.n
         generation = txn.commit()
         with_cells = pack.manifest.with_cells
@@ -353,7 +355,7 @@ def _staged(
 
     Returns
     -------
-    The reference under the name that it has here, and arrays and JSON values of its golden query.
+    The reference with its name in this store, and the arrays and JSON values of its golden query.
     """
     from scvec.model.card import n_changes
     from scvec.stores.store.files import read_json, read_tensors, write_json
@@ -369,7 +371,7 @@ def _staged(
         pulled = {"pack": pack.facts(), "n_changes": n_changes(meta)}
         meta = {**meta, "pulled": pulled}
     except (TypeError, AttributeError) as error:
-        raise StoreError("the pack holds no reference", str(pack.path)) from error
+        raise StoreError("the pack has no reference", str(pack.path)) from error
     renamed[entry.meta] = txn.put_file(f"{name}.meta", "json", lambda path: write_json(path, meta))
     moved = replace(
         entry,
@@ -382,7 +384,7 @@ def _staged(
     txn.adopt_reference(name, moved)
     stored = txn.reference(name)
     if stored is None or entry.n < 1 or len(stored.vectors) != entry.n or entry.dim < 1:
-        raise StoreError("the pack holds no reference", str(pack.path))
+        raise StoreError("the pack has no reference", str(pack.path))
     _check_table(txn.path_of(moved.obs), entry.n, str(pack.path))
     golden = txn.put_file("golden", "safetensors", _copying(pack, pack.manifest.golden[0]))
     try:
@@ -393,10 +395,10 @@ def _staged(
 
 
 def _check_table(path: Path, n: int, where: str) -> None:
-    """Refuse a table of cells that is small as a file and fills memory when it is read.
+    """Refuse a table of cells that would fill the memory, although its file is small.
 
-    It must have as many rows as there are vectors and plain columns of a bounded size; its texts are looked
-    at as a dictionary, a group of rows after another, before they are repeated.
+    It must have as many rows as there are vectors, and plain columns of limited size. Texts are checked as a
+    dictionary, one row group at a time, before they are expanded.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -413,20 +415,20 @@ def _check_table(path: Path, n: int, where: str) -> None:
             raise ValueError("another compression")
         texts = [f.name for f in schema if pa.types.is_dictionary(f.type) or _is_text(f.type)]
         if any(pa.types.is_nested(f.type) for f in schema):
-            raise ValueError("columns of columns")
+            raise ValueError("nested columns")
         for name in texts:
             with pq.ParquetFile(path, read_dictionary=[name]) as file:
                 for group in range(len(groups)):
                     for chunk in file.read_row_group(group, columns=[name])[name].chunks:
                         _check_texts(chunk, n)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        told = error if type(error) is ValueError else type(error).__name__
-        what = f"the table of cells of the pack cannot be used ({told})"
-        raise StoreError(what, where, "get it again, from where it was published") from error
+        reason = error if type(error) is ValueError else type(error).__name__
+        what = f"the table of cells of the pack cannot be used ({reason})"
+        raise StoreError(what, where, "download it again from its publisher") from error
 
 
 def _check_texts(chunk: Any, n: int) -> None:
-    """Raise ValueError where the texts of a column are too long, or many more than its rows."""
+    """Raise ValueError if the texts of a column are too long, or many more than its rows."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -457,7 +459,7 @@ def _card_lines(stored: StoredReference, pack: PackReader) -> list[str]:
         raise StoreError(
             f"the card of the pack cannot be read ({type(error).__name__})",
             str(pack.path),
-            "get it again, from where it was published",
+            "download it again from its publisher",
         ) from error
 
 
@@ -471,16 +473,16 @@ def _notes(meta: dict[str, Any], known: set[str]) -> list[str]:
     unknown = 0 if meta["model"]["encoder"]["name"] == "obsm" else sum(gene not in known for gene in genes)
     if unknown:
         notes.append(
-            f"warning: the knowledge base of this store lacks {unknown:,} of the {len(genes):,} genes of the "
-            "reference; they count as not measured until scvec ingest genes has loaded them"
+            f"warning: this store does not know {unknown:,} of the {len(genes):,} genes of the reference; "
+            "they count as not measured until they are loaded (scvec ingest genes)"
         )
     if meta.get("without_cells"):
-        notes.append("the pack holds no cells: its trained head annotates, without neighbours")
+        notes.append("the pack has no cells: its trained head annotates, without neighbours")
     return notes
 
 
 def shipped_packs() -> dict[str, dict[str, Any]]:
-    """Return name -> file, sha256 and what it is, of the references that ship with scvec."""
+    """Return the shipped references: name -> file, sha256 and description."""
     from importlib.resources import files
 
     listed = files("scvec") / "data" / "packs" / "packs.json"
@@ -492,7 +494,7 @@ def shipped_packs() -> dict[str, dict[str, Any]]:
 def _located(
     source: str, trust: bool, max_bytes: int | None, progress: Progress
 ) -> Iterator[tuple[Path, str]]:
-    """Yield the path of a pack and what to call where it came from; what was downloaded goes afterwards."""
+    """Yield the path of a pack and the text of its source; delete a download afterwards."""
 
     limit = MAX_BYTES if max_bytes is None else max_bytes
     if source.startswith("hf:"):
@@ -510,9 +512,9 @@ def _located(
         return
     if not address.sha256 and not trust:
         raise InputError(
-            "the address has no hash, so that the file cannot be verified",
+            "the address has no hash, so the file cannot be verified",
             address.shown,
-            "add #sha256=HEX as it was published, or give --trust",
+            "add the published #sha256=HEX, or give --trust",
             code="bad-address",
         )
     where = address if mirrored is None else Address(mirrored, address.sha256)
@@ -526,7 +528,7 @@ def _located(
 
 @contextmanager
 def _local(source: str) -> Iterator[Path]:
-    """Yield the path of a file, or of a reference that ships or lies in the mirror."""
+    """Yield the path of a file, or of a shipped or mirrored reference."""
     path = Path(os.path.expanduser(source))
     packs = shipped_packs()
     if path.exists() or path.suffix == ".scvec" or path.name != source:
@@ -538,7 +540,7 @@ def _local(source: str) -> Iterator[Path]:
             yield _unpacked(packs[source], Path(folder))
     else:
         raise InputError(
-            f"there is no reference {source!r} to pull",
+            f"no reference {source!r} to pull",
             source,
             f"give a file, an address, or one of: {', '.join(sorted(packs))}",
             code="unknown-reference",
@@ -546,7 +548,7 @@ def _local(source: str) -> Iterator[Path]:
 
 
 def _unpacked(listed: dict[str, Any], folder: Path) -> Path:
-    """Decompress a reference that ships; return its path."""
+    """Decompress a shipped reference; return its path."""
     import hashlib
     import lzma
     from importlib.resources import files
@@ -561,7 +563,7 @@ def _unpacked(listed: dict[str, Any], folder: Path) -> Path:
 
 
 def _mirrored(file: str) -> Path | str | None:
-    """Return where the mirror has a file: a path, an address, or None without a mirror."""
+    """Return the path or address of a file in the mirror; None without a mirror."""
     mirror = os.environ.get(MIRROR, "").strip()
     if not mirror or not re.fullmatch(r"[\w.+-]+", file) or file.startswith("."):
         return None
@@ -575,4 +577,4 @@ def _check_hash(path: Path, address: Address) -> None:
     from scvec.stores.store.files import sha256_file
 
     if address.sha256 and sha256_file(path) != address.sha256:
-        raise StoreError("the file in the mirror is not the one that was asked for", str(path))
+        raise StoreError("the file in the mirror is not the requested one", str(path))

@@ -1,4 +1,4 @@
-"""``scvec query``: annotating new cells by a reference."""
+"""``scvec query``: annotate new cells with a reference."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def query(
     progress: Progress = no_progress,
     **keywords: Any,
 ) -> Annotation | JointAnnotation:
-    """Annotate the cells of a file by a reference, or by several together.
+    """Annotate the cells of a file with a reference, or with several together.
 
-    Options are given by keyword, as in ``scvec.query("store", "new.h5ad", reference="pancreas")``, or as an
-    object that several queries share.
+    Options are keywords, such as ``scvec.query("store", "new.h5ad", reference="pancreas")``, or an object
+    that several queries share.
 
     Parameters
     ----------
@@ -68,14 +68,14 @@ def query(
         An h5ad file, a zarr folder of anndata, an .h5 file or a folder (``matrix.mtx``, ``features.tsv``,
         ``barcodes.tsv``) of Cell Ranger, or an AnnData object; never changed.
     options
-        How to annotate: :class:`scvec.QueryOptions`.
+        :class:`scvec.QueryOptions`.
     **keywords
-        Fields of :class:`scvec.QueryOptions`, in place of those of ``options``.
+        Fields of :class:`scvec.QueryOptions`. Keywords override ``options``.
 
     Returns
     -------
     Annotation or JointAnnotation
-        By one reference, or by several.
+        With one reference, or with several.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def query(
     StoreError
         If the store is damaged.
     NetworkError
-        If the Ray cluster cannot be reached, or a part of it is lost that cannot be restored.
+        If the Ray cluster is unreachable, or loses a part that cannot be restored.
     """
     options = options_of(QueryOptions, options, keywords)
     if isinstance(cells, str | Path):
@@ -102,7 +102,7 @@ def query_one(
     *,
     progress: Progress = no_progress,
 ) -> Annotation:
-    """Annotate cells by one reference; as :func:`query`."""
+    """Annotate cells with one reference; see :func:`query`."""
     target, page = _checked(options, cells)
     stages = Stages()
     with stages("open store"):
@@ -140,7 +140,7 @@ def query_one(
 
 
 class _Prepared(NamedTuple):
-    """A reference, and the cells of a query in terms of its genes.
+    """A reference, and the cells of a query with matched genes.
 
     Attributes
     ----------
@@ -160,7 +160,7 @@ class _Prepared(NamedTuple):
 
 
 def _checked(options: QueryOptions, cells: Any) -> tuple[Path | None, Path | None]:
-    """Return the files of answer and report; raise InputError for what this machine cannot do."""
+    """Return the paths of output and report; raise InputError if this machine cannot run the query."""
     check_device(options.device)
     check_engine(options.engine, options.ray_address)
     if options.majority_vote:
@@ -170,13 +170,11 @@ def _checked(options: QueryOptions, cells: Any) -> tuple[Path | None, Path | Non
         return None, page
     target = check_output(options.output, cells if isinstance(cells, str | Path) else None)
     if target.suffix not in OUTPUTS:
-        what = (
-            f"the ending {target.suffix!r} is not a format" if target.suffix else "the output has no ending"
-        )
+        what = f"unknown output format {target.suffix!r}" if target.suffix else "the output has no suffix"
         raise InputError(
             what,
             str(target),
-            f"end its name in {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}",
+            f"use the suffix {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}",
             code="output-format",
         )
     return target, page
@@ -201,7 +199,7 @@ def _prepare(
     stages: Stages,
     progress: Progress,
 ) -> _Prepared:
-    """Match the genes of a query to those of the reference, and load the model for them."""
+    """Match the genes of a query to the genes of the reference, and load the model for them."""
     with stages("genes"):
         resolver = stored_resolver(opened)
         matched = match_genes(
@@ -223,7 +221,7 @@ def _prepare(
             progress=progress,
         )
     with stages("load reference"):
-        # On a cluster, shards hold the index: only labels and weights are loaded here.
+        # On a cluster, the shards have the index; only labels and weights are loaded here.
         index = None if options.engine == "local" else ShardedIndex(stored.dim, [(0, stored.n)])
         exact, recall = options.exact, options.recall
         ingested = load_model(stored, device=device, llm=options.llm, index=index, exact=exact, recall=recall)
@@ -235,11 +233,11 @@ def _prepare(
 
 
 def _clipped(options: QueryOptions, available: int) -> tuple[QueryOptions, list[str]]:
-    """Return the options with no more neighbours than there are cells, and notes."""
+    """Return the options with at most as many neighbours as reference cells, and notes."""
     wanted = options.n_neighbors
     if wanted <= available:
         return options, []
-    note = f"n_neighbors clipped from {wanted} to the {available} reference cells"
+    note = f"n_neighbors reduced from {wanted} to {available}, the number of reference cells"
     return replace(options, n_neighbors=available), [note]
 
 
@@ -247,7 +245,7 @@ def _predict(
     opened: Store, ready: _Prepared, options: QueryOptions, subset: Int64 | None, progress: Progress
 ) -> Prediction:
     """Encode the cells, search their neighbours and combine the classifiers."""
-    arrays.trim()  # what reading has freed: the chunks need memory of their own
+    arrays.trim()  # return the memory of reading, because the chunks need memory
     prediction = predict_cells(
         ready.model,
         ready.matched,
@@ -258,12 +256,12 @@ def _predict(
         subset=subset,
         progress=progress,
     )
-    arrays.trim()  # what the chunks have freed
+    arrays.trim()  # return the memory of the chunks
     return prediction
 
 
 def _judge(opened: Store, ready: _Prepared, options: QueryOptions, prediction: Prediction) -> Annotation:
-    """Return the annotation that the predictions make, with what made it."""
+    """Return the annotation from the predictions, with its parameters."""
     parameters = {
         **provenance(opened.generation.number, ready.stored, ready.matched),
         **options.answer(),
@@ -276,26 +274,28 @@ def _judge(opened: Store, ready: _Prepared, options: QueryOptions, prediction: P
 
 
 def _clustered(annotation: Annotation, progress: Progress) -> Annotation:
-    """Return the annotation with clusters, and the label of most cells of each."""
+    """Return the annotation with clusters and the majority label of each cluster."""
     progress("clustering cells", 0, None)
     cluster = clusters(annotation.vectors)
     voted = coded(majority(annotation.proba, cluster), annotation.classes)
     return annotation.changed(cluster=cluster, majority=voted)
 
 
-#: Fewer novel cells are not clustered: their labels make the groups.
+#: Fewer novel cells are not clustered but grouped by their labels.
 MIN_CLUSTERED = 30
 
 
 def _named(opened: Store, ready: _Prepared, annotation: Annotation, progress: Progress) -> Annotation:
-    """Return the annotation with groups of its novel cells, and their names."""
+    """Return the annotation with groups of novel cells, named by markers."""
     from scvec.workflows.name import name_groups
 
     novel = np.flatnonzero(annotation.status == "novel")
     groups = np.full(len(annotation), None, dtype=object)
     if not len(novel):
         return annotation.changed(
-            novel_group=groups, novel_names=(), notes=[*annotation.notes, "no cell is novel: none is named"]
+            novel_group=groups,
+            novel_names=(),
+            notes=[*annotation.notes, "no cell is novel, so no names were added"],
         )
     if len(novel) >= MIN_CLUSTERED and has_igraph():
         groups[novel] = [f"novel {c + 1}" for c in clusters(annotation.vectors[novel])]
@@ -311,12 +311,12 @@ def _named(opened: Store, ready: _Prepared, annotation: Annotation, progress: Pr
 
 
 def _write(annotation: Annotation, target: Path, memory: int, progress: Progress) -> Annotation:
-    """Write an annotation beside the cells, or as a table; return it with the name of the file.
+    """Write an annotation to a copy of the cells, or as a table; return it with the name of the file.
 
     Parameters
     ----------
     memory
-        Bytes that may be used where the cells are read again.
+        Bytes that may be used if the cells are read again.
     """
     progress("writing", 0, None)
     columns = annotation.options.columns if annotation.options else "scvec"
@@ -325,7 +325,7 @@ def _write(annotation: Annotation, target: Path, memory: int, progress: Progress
         if columns != "scvec":
             table = table.join(annotation.to_table(columns=columns, named=False))
         uns = {"scvec": annotation.uns(columns), **annotation.colors()}
-        # The query has just checked and read these cells: they need no second check.
+        # The query has just checked these cells.
         write_annotated(
             annotation.data,
             target,
@@ -359,25 +359,25 @@ def annotate(
     store
         Folder of the store.
     adata
-        Cells; ``obs``, ``obsm`` and ``uns`` get the annotation, X stays as it is.
+        Cells; ``obs``, ``obsm`` and ``uns`` get the annotation, X does not change.
     key_added
         Prefix of the columns and keys.
     copy
-        Return an annotated copy and leave ``adata`` as it is.
+        Return an annotated copy and do not change ``adata``.
     options, **keywords
-        As for :func:`query`.
+        See :func:`query`.
 
     Returns
     -------
     AnnData or None
-        The copy, if asked for. Warnings are given as Python warnings; all notes are in
+        The copy if ``copy``. Warnings are issued as Python warnings; all notes are in
         ``uns[key_added]["notes"]``.
     """
     if isinstance(adata, (str, Path)):
         raise InputError(
-            "annotate takes an AnnData object first, then the store",
+            "the first argument of annotate must be an AnnData object",
             str(adata),
-            "scvec.annotate(adata, store); for a file: scvec.query(store, path)",
+            "call scvec.annotate(adata, store), or for a file scvec.query(store, path)",
             code="wrong-format",
         )
     found = query(store, adata, options_of(QueryOptions, options, keywords), progress=progress)
@@ -389,12 +389,12 @@ def annotate(
 
 
 def only_reference(opened: Store, reference: str | None) -> str:
-    """Return the name of the reference to use: the one given, else the only one of the store.
+    """Return the name of the reference: the given one, or the only one in the store.
 
     Raises
     ------
     InputError
-        If no name is given, and the store has none or several.
+        If no name is given, and the store has no reference or several.
     """
     if reference is not None:
         return reference

@@ -1,4 +1,4 @@
-"""``scvec query`` with several references: each annotates the cells, the Cell Ontology joins the answers."""
+"""``scvec query`` with several references, whose labels are combined by the Cell Ontology."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 __all__ = ["JointAnnotation", "query_many"]
 
 Strings = npt.NDArray[np.object_]
-#: Part of the weighted probability that a term must hold (that of :meth:`ClassOntology.coded_broad`).
+#: Least weighted probability of a consensus term (that of :meth:`ClassOntology.coded_broad`).
 BAR = 0.8
-#: How steeply the weight of a reference falls with the cosine of a cell to the mean cell of its label, below
-#: that of the most alike. Chosen on two cuts of one tissue in two (`benchmarks/joined.py`).
+#: Decrease of a reference's weight with the cosine between a cell and the mean cell of its label, relative to
+#: the best reference. Chosen on two splits of one tissue (`benchmarks/joined.py`).
 ALIKE = 50.0
-#: Genes that references must share for their mean cells to be compared.
+#: Least number of shared genes for comparing the mean cells of references.
 MIN_SHARED = 200
-#: Least part of its weight that novelty leaves to a reference.
+#: Least factor on the weight of a reference by novelty.
 LEAST = 0.01
-#: Part of the weight of another reference from which on its other label makes a cell ambiguous.
+#: A cell is ambiguous if a reference with another label has at least this fraction of the weight.
 HEARD = 1 / 3
 
 
@@ -58,11 +58,11 @@ class JointAnnotation:
     annotations
         Reference -> its annotation of all cells.
     label, cl_id, reference, status
-        (n,) strings, as objects: label of the reference that has most to say, the deepest Cell Ontology term
-        that the references support together, which reference that was, and how far to trust it.
+        (n,) strings, as objects: label of the reference with the largest weighted probability; deepest Cell
+        Ontology term that the references support together; name of that reference; status.
     confidence, novelty, disagreement
-        (n,) float32, 0 to 1: weighted probability of labels that agree with the label; novelty to the
-        reference that gives it; part of the weight that lies with references of an unrelated label.
+        (n,) float32, 0 to 1: weighted probability of the labels that agree with ``label``; novelty with
+        respect to ``reference``; fraction of the weight of references with an unrelated label.
     disagreements
         Table of the pairs of unrelated labels: ``reference``, ``label``, ``other_reference``, ``other_label``
         and ``n_cells``, most cells first.
@@ -133,7 +133,7 @@ class JointAnnotation:
         return found
 
     def uns(self) -> dict[str, Any]:
-        """Return what goes into ``adata.uns``: per reference its classes and parameters; disagreements."""
+        """Return the entry of ``adata.uns``: classes and parameters of each reference, and disagreements."""
         parts = self.annotations.items()
         return {
             "references": np.array(list(self.annotations), dtype=object),
@@ -144,11 +144,11 @@ class JointAnnotation:
         }
 
     def colors(self, key_added: str = "scvec") -> dict[str, Any]:
-        """Return the colours of statuses that scanpy looks for."""
+        """Return the colours of statuses for scanpy."""
         return {f"{key_added}_status_colors": np.array([STATUS_COLORS[s] for s in STATUSES], dtype=object)}
 
     def to_adata(self, adata: AnnData, *, key_added: str = "scvec", copy: bool = False) -> Any:
-        """Write the result into ``adata.obs``, ``.obsm`` and ``.uns``; return the copy, if asked for.
+        """Write the result to ``adata.obs``, ``.obsm`` and ``.uns``; return the copy if ``copy``.
 
         Raises
         ------
@@ -186,7 +186,7 @@ class JointAnnotation:
         }
 
     def lines(self) -> list[str]:
-        """Return the summary for people."""
+        """Return the summary as lines of text."""
         found = self.to_dict()
         lines = [f"{len(self):,} cells annotated by the references {', '.join(self.annotations)}"]
         width = max(map(len, found["labels"]), default=0)
@@ -198,7 +198,7 @@ class JointAnnotation:
         lines.append("status: " + ", ".join(f"{n:,} {s}" for s, n in found["status"].items() if n))
         for row in found["disagreements"][:5]:
             lines.append(
-                f"disagree on {row['n_cells']:,} cells: {row['reference']} says {row['label']}, "
+                f"disagreement on {row['n_cells']:,} cells: {row['reference']} says {row['label']}, "
                 f"{row['other_reference']} {row['other_label']}"
             )
         return [*lines, f"written to {self.output}"] if self.output else lines
@@ -213,25 +213,25 @@ def query_many(
     *,
     progress: Progress = no_progress,
 ) -> JointAnnotation:
-    """Annotate cells by each of ``options.reference`` and join the answers.
+    """Annotate cells with each of ``options.reference`` and combine the labels.
 
     Parameters
     ----------
     one
-        Annotates by one reference, as :func:`scvec.workflows.query.query_one`.
+        Function that annotates with one reference, :func:`scvec.workflows.query.query_one`.
     target
-        File for the answer, checked.
+        File for the result, already checked.
 
     Raises
     ------
     InputError
-        As ``one``; or an option needs a single reference.
+        See ``one``; or an option needs a single reference.
     """
     for name in ("report", "majority_vote", "name_novel", "columns"):
         if name in options.changed():
             flag = f"--{name.replace('_', '-')}"
-            what = f"{flag} takes the answer of a single reference"
-            raise InputError(what, flag, "leave it out, or give one --reference")
+            what = f"{flag} works only with a single reference"
+            raise InputError(what, flag, "omit it, or give one --reference")
     opened, annotations = Store(store), {}
     ontologies = [
         ClassOntology.from_dict(opened.reference(name).meta["ontology"]) for name in options.reference or ()
@@ -259,11 +259,12 @@ def _write(joint: JointAnnotation, cells: Any, target: Path, memory: str | int |
 def _likeness(
     opened: Store, cells: Any, annotations: Mapping[str, Annotation], options: QueryOptions
 ) -> Float64 | None:
-    """Return (n_references, n) cosines of each cell to the mean cell of the label that a reference gives it.
+    """Return (n_references, n) cosines of each cell to the mean cell of its label in each reference.
 
-    Over genes that the query and all references measured, which makes references comparable: each judges
-    novelty in its own space, which need not know what sets its types apart from those of another reference.
-    None where the references share too few genes: of other species, or of vectors of ``obsm``.
+    The cosines use the genes that the query and all references measured, so they are comparable between
+    references. Novelty is not: each reference scores it in its own cell space, which may not separate its
+    types from the types of another reference. None if the references share too few genes (other species, or
+    vectors of ``obsm``).
     """
     stored = [opened.reference(name) for name in annotations]
     if any(obsm_key(one) for one in stored) or len({one.meta["species"] for one in stored}) > 1:
@@ -298,11 +299,11 @@ def _likeness(
 
 
 def _weights(parts: Sequence[Annotation], likeness: Float64 | None) -> Float64:
-    """Return (n_references, n) how much the probabilities of each reference count for each cell.
+    """Return (n_references, n) weights of the probabilities of each reference for each cell.
 
-    Less by novelty, and less where the cell is more like the label of another reference. One to
-    which a cell is novel, or that found too few genes in it, has no say, unless the cell is most like its
-    label: then novelty to it does not speak for another.
+    The weight decreases with novelty, and if the cell is more similar to the label of another reference. It
+    is 0 if the cell is novel to the reference or has too few genes for it, unless the cell is most similar to
+    the label of this reference: then its novelty is not evidence for another reference.
     """
     status = np.array([a.status for a in parts])
     novelty = np.array([a.novelty for a in parts], dtype=np.float64)
@@ -322,10 +323,10 @@ def _spoken_for(
     counts: Float64,
     best: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
-    """Return (n,) the reference whose label all give most to together.
+    """Return (n,) the reference that provides the label with the largest total weighted probability.
 
-    A type that several references have gets what each gives to it; of them, the one that has most to say then
-    names it.
+    A type in several references gets the sum over them. The label comes from the one with the largest
+    weighted probability.
     """
     n, weights = len(parts), np.zeros_like(counts)
     support, same = np.zeros_like(counts), np.zeros((n, *counts.shape), dtype=bool)
@@ -343,7 +344,7 @@ def _spoken_for(
 def _joined(
     annotations: dict[str, Annotation], ontologies: Sequence[ClassOntology], likeness: Float64 | None = None
 ) -> JointAnnotation:
-    """Return the consensus. ``likeness`` is that of :func:`_likeness`."""
+    """Return the consensus; ``likeness`` is from :func:`_likeness`."""
     parts, names = list(annotations.values()), np.array(list(annotations), dtype=object)
     status = np.array([a.status for a in parts])
     confidence = np.array([a.confidence for a in parts], dtype=np.float64)
@@ -354,7 +355,7 @@ def _joined(
     silent = weights.sum(axis=0) <= 0
     taken = np.where(silent, novelty.argmin(axis=0), _spoken_for(parts, ontologies, counts, best))
     cells = np.arange(weights.shape[1])
-    # Where none has a say, the least foreign one answers alone.
+    # If all weights are 0, the reference with the lowest novelty is used alone.
     weights[taken[silent], cells[silent]] = 1.0
     weights /= weights.sum(axis=0)
     agrees = np.array([confidence[taken, cells]] * len(parts))
@@ -389,7 +390,7 @@ def _joined(
 def _same(
     classes: Sequence[str], ontology: ClassOntology, others: Sequence[str], other: ClassOntology
 ) -> npt.NDArray[np.bool_]:
-    """Return (n_classes, n_others) bool: whether labels name one type, by their term or their text."""
+    """Return (n_classes, n_others) bool: whether labels are the same type, by their term or their text."""
     known = [term or folded(label) for label, term in zip(classes, ontology.terms, strict=True)]
     theirs = [term or folded(label) for label, term in zip(others, other.terms, strict=True)]
     found = np.array(known, dtype=object)[:, None] == np.array(theirs, dtype=object)
@@ -401,7 +402,7 @@ def _same(
 def _related(
     classes: Sequence[str], ontology: ClassOntology, others: Sequence[str], other: ClassOntology
 ) -> npt.NDArray[np.bool_]:
-    """Return (n_classes, n_others) bool: whether one label is the other, or above it in the Cell Ontology."""
+    """Return (n_classes, n_others) bool: whether labels are equal, or one is an ancestor of the other."""
     found = np.zeros((len(classes), len(others)), dtype=bool)
     for i, (label, term) in enumerate(zip(classes, ontology.terms, strict=True)):
         for j, (name, its) in enumerate(zip(others, other.terms, strict=True)):
@@ -411,10 +412,10 @@ def _related(
 
 
 def _deepest(parts: Sequence[Annotation], ontologies: Sequence[ClassOntology], weights: Float64) -> Strings:
-    """Return (n,) the deepest term that the weighted probabilities support; empty where there is none.
+    """Return (n,) the deepest term that the weighted probabilities support, or empty.
 
-    A reference that has no type below a term neither supports nor opposes it with what it gives to the terms
-    above: ``lymphocyte`` does not contradict ``B cell``.
+    If a reference has no type below a term, its probability for ancestors neither supports nor opposes the
+    term: ``lymphocyte`` does not contradict ``B cell``.
     """
     depth: dict[str, int] = {}
     for ontology in ontologies:
@@ -456,7 +457,7 @@ def _disagreements(
     best: npt.NDArray[np.int64],
     ontologies: Sequence[ClassOntology],
 ) -> pd.DataFrame:
-    """Return the pairs of unrelated labels of the reference taken and another that has a say."""
+    """Return the pairs of unrelated labels between the chosen reference and another with enough weight."""
     import pandas as pd
 
     names, parts = list(annotations), list(annotations.values())

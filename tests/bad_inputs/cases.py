@@ -1,4 +1,4 @@
-"""The cases: what each file is, and what must be said about it."""
+"""The cases: each bad file, and the expected message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFERENCE = "tiny"
 
 @dataclass(frozen=True)
 class Case:
-    """One input and what is to be said about it.
+    """One input and the expected message.
 
     ``options`` are those of the command, with underscores; ``code`` is that of the error (refused);
     ``message`` is a regular expression to find in the error, names only, or in a note (noted).
@@ -69,7 +69,7 @@ _case(
     "missing-folder",
     lambda folder: folder / "no" / "new.h5ad",
     "file-not-found",
-    names="no$",
+    names="no does not exist$",
     command="ingest",
 )
 _case("folder", lambda folder: folder, "not-a-file", names="folder")
@@ -300,7 +300,7 @@ _case(
 _case(
     "gaps-in-labels",
     make.changed(make.labels(lambda a: [None if i < 6 else TYPES[i % 3] for i in range(a.n_obs)])),
-    "6 cells with no label",
+    "6 cells without a label",
     command="ingest",
     noted=True,
 )
@@ -314,7 +314,7 @@ _case(
 _case(
     "byte-labels-and-unreadable-column",
     make.edited(make.byte_labels),
-    r"left out 1 unreadable column: donor",
+    r"ignored 1 unreadable column: donor",
     command="ingest",
     noted=True,
 )
@@ -328,7 +328,7 @@ _case(
 _case(
     "duplicate-genes",
     make.changed(make.names(lambda n: [n[0], n[0], *n[2:]])),
-    "added up the values of 1 repeated gene name",
+    "summed the values of 1 repeated gene name",
     noted=True,
 )
 _case(
@@ -343,15 +343,15 @@ _case(
     "dropped 2 non-gene features",
     noted=True,
 )
-_case("two-genomes", make.changed(make.names(make.mixed_genomes)), "kept those of GRCh38", noted=True)
+_case("two-genomes", make.changed(make.names(make.mixed_genomes)), "kept the genes of GRCh38", noted=True)
 _case("unsorted-row", make.edited(make.swap_in_row), "sorted the gene numbers within 1 cell", noted=True)
-_case("repeated-entry", make.edited(make.repeat_in_row), "added up 1 value stored twice", noted=True)
+_case("repeated-entry", make.edited(make.repeat_in_row), "summed 1 value stored twice", noted=True)
 _case("scaled-with-raw", make.changed(make.scale("raw")), "raw holds raw counts", noted=True)
 _case("scaled-with-layer", make.changed(make.scale("counts")), "layers/counts holds raw counts", noted=True)
 _case(
     "tpm",
     make.changed(make.set_x(lambda a: make.linear(a, 1e6))),
-    "linear values that are no counts",
+    "linear values, not counts",
     noted=True,
 )
 _case(
@@ -363,7 +363,7 @@ _case(
 _case(
     "empty-cells",
     make.changed(make.set_x(lambda a: sp.diags((np.arange(60) > 2) * 1.0).dot(a.X).tocsr())),
-    "3 cells with no counts",
+    "3 cells without counts",
     noted=True,
 )
 # What the store decides
@@ -399,7 +399,7 @@ _case(
 _case(
     "few-neighbours",
     good_file,
-    "n_neighbors clipped from 500 to the 60 reference cells",
+    "n_neighbors reduced from 500 to 60",
     noted=True,
     n_neighbors="500",
     **_on_store,

@@ -8,12 +8,12 @@ from scvec.base.results import one_line_a_kind
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_few_notes_are_told_one_by_one(n: int) -> None:
+def test_few_notes_are_printed_separately(n: int) -> None:
     notes = ["X holds raw counts", *(f"label 'a{i}' was left out: {i} cells" for i in range(n))]
     assert one_line_a_kind(notes) == notes
 
 
-def test_many_of_a_kind_are_one_line_with_what_they_are_about() -> None:
+def test_many_similar_notes_become_one_line_with_their_subjects() -> None:
     labels = [f"label 'a{i}' was left out: {i + 1} cells, fewer than 5" for i in range(14)]
     files = [f"warning: f{i}.h5ad: {10 * i + 5:,} cells have no counts" for i in range(4)]
     told = one_line_a_kind([labels[0], "X holds raw counts", *labels[1:], *files])

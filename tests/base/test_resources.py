@@ -34,7 +34,7 @@ def test_on_other_systems_torch_finds_the_gpu(platform: str, monkeypatch: pytest
     assert resources._may_have_gpu()
 
 
-def test_paths_of_nobody_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_unknown_users_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SCVEC_HERE", "/there")

@@ -42,19 +42,19 @@ def test_the_type_of_its_markers_comes_first_with_its_evidence(index):
     assert found.broad is not None and found.broad.cl_id in ("CL:3", "CL:2")
 
 
-def test_markers_that_are_measured_and_silent_speak_against(index):
+def test_measured_markers_without_expression_are_evidence_against(index):
     sure = index.name("a", ["CD79A", "MS4A1"])
     doubt = index.name("a", ["CD79A", "MS4A1"], silent=frozenset({"CD19", "PAX5"}))
     assert set(doubt.candidates[0].against) == {"CD19", "PAX5"}
     assert sure.candidates[0].against == ()
 
 
-def test_a_group_of_both_kinds_gets_what_they_have_in_common(index):
+def test_a_group_of_two_types_gets_their_common_ancestor(index):
     found = index.name("a", ["CD79A", "CD3D", "CD19", "CD3E", "PAX5", "TRAC"])
     assert found.broad is not None and found.broad.cl_id == "CL:2"
 
 
-def test_nothing_that_is_a_marker_is_unknown(index):
+def test_a_list_without_markers_is_unknown(index):
     found = index.name("a", ["A", "B"])
     assert found.status == "unknown" and found.candidates == () and found.broad is None
 
@@ -124,7 +124,7 @@ def test_features_by_hand():
     assert found["CL:2"]["own"] == 0 and found["CL:2"]["below"] > 0 and found["CL:2"]["pooled"] > 0
 
 
-def test_what_is_learned_decides():
+def test_learned_weights_decide():
     only = NameFit({"tables": 1.0}, (0.0, 1.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0))
     rows = [*ROWS, ("CL:4", "blood", "MS4A1", "positive", 1.0, "another"), ROWS[0]]
     index = MarkerIndex(rows, LABELS, LINEAGE, fit=only)
@@ -207,7 +207,7 @@ def test_lists(tmp_path: Path):
         read_marker_lists(path)
 
 
-def test_signs_behind_genes_say_whether_they_are_there(tmp_path: Path):
+def test_signs_after_genes_give_presence_or_absence(tmp_path: Path):
     path = tmp_path / "lists.csv"
     path.write_text(
         'group,genes\n1,"CD19+, Cd14hi; HLA-DR (PDGFR\u03b1)| CD3- CD45RAlow Nkx2-1 CD56bright"\n'

@@ -64,7 +64,7 @@ def test_against_a_loop() -> None:
         assert term == max(passing, key=lambda t: DEPTH[t], default="")
 
 
-def test_of_two_equally_deep_terms_the_likelier() -> None:
+def test_the_likelier_of_two_equally_deep_terms_is_used() -> None:
     twins = ClassOntology(("x", "y"), {"x": "X", "y": "Y"}, {"x": ("x",), "y": ("y",)}, {"x": 1, "y": 1})
     assert broad(np.array([[0.4, 0.6], [0.6, 0.4]], np.float32), twins, bar=0.3)[1].tolist() == ["y", "x"]
 

@@ -54,7 +54,7 @@ def matcher() -> TermMatcher:
         ("Activated CD8 T cells", "CD8-positive, alpha-beta T cell", "broader"),
     ],
 )
-def test_what_labs_write(matcher: TermMatcher, label: str, name: str, how: str) -> None:
+def test_spellings_of_laboratories_are_mapped(matcher: TermMatcher, label: str, name: str, how: str) -> None:
     found = matcher.match(label)
     assert (found.name, found.how) == (name, how)
     assert matcher.label_of[found.cl_id] == name and 0.5 < found.confidence <= 1.0
@@ -64,7 +64,7 @@ def test_what_labs_write(matcher: TermMatcher, label: str, name: str, how: str) 
     "label",
     ["alpha", "beta", "unicorn", "unicorn cell", "cell type", "", "a", "12", "cluster 7", "+", "activated"],
 )
-def test_what_names_nothing(matcher: TermMatcher, label: str) -> None:
+def test_labels_that_are_not_cell_types_get_no_term(matcher: TermMatcher, label: str) -> None:
     # "alpha cell" is a synonym of a cell of the mouse retina: no plain word may stand for that.
     assert not matcher.match(label).cl_id
 
@@ -112,5 +112,5 @@ def test_every_term_is_found_by_its_own_label(matcher: TermMatcher) -> None:
 
 
 @given(st.text(max_size=30))
-def test_any_text_is_taken(text: str) -> None:
+def test_any_text_is_accepted(text: str) -> None:
     assert words(text) == tuple(sorted(set(words(text))))

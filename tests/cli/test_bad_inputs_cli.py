@@ -1,4 +1,4 @@
-"""What bad input gets from the command line: three lines, an exit code, and a store as it was."""
+"""Bad input on the command line: three lines, an exit code, and an unchanged store."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_odd_files_go_through_with_a_note(case: Case, store: Path, scratch: Path
     assert not any(re.search(r"[^.]\.$", note) for note in notes)
 
 
-def test_force_goes_on_where_few_genes_match(store: Path, tmp_path: Path) -> None:
+def test_force_continues_if_few_genes_match(store: Path, tmp_path: Path) -> None:
     for name in ("five-genes-match", "five-genes-match-and-hold-the-counts"):
         case = next(c for c in CASES if c.name == name)
         result = scvec("--store", store, *words_of(case, case.build(tmp_path)), "--force", "--json")
@@ -219,7 +219,7 @@ def start(*words: object, store: Path, stderr: int = subprocess.PIPE) -> subproc
 
 
 def told_until(terminal: int, text: str = "\0") -> str:
-    """Return what a process has written to its terminal up to some text, or up to its end."""
+    """Return the output of a process to its terminal, up to some text or its end."""
     told = b""
     with contextlib.suppress(OSError):  # of Linux, at the end
         while text.encode() not in told and (part := os.read(terminal, 65536)):

@@ -1,4 +1,4 @@
-"""A command parses, makes one library call, and prints what it gives back."""
+"""A command parses its options, makes one library call, and prints the result."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ def test_version(scvec):
     assert result.exit_code == 0 and package.__version__ in result.stdout
 
 
-def test_rm_asks_nobody_when_nobody_is_there(scvec, api):
+def test_rm_does_not_ask_without_a_terminal(scvec, api):
     result = scvec("rm", "pancreas")
     assert result.exit_code == 2 and "--yes" in result.stderr
     assert not api.calls
@@ -369,7 +369,7 @@ def test_a_file_that_cannot_be_used_does_not_stop_the_others(scvec, api, tmp_pat
     assert "not an h5ad file" in done.stderr and "2 of 3 files were annotated" in done.stderr
 
 
-def test_what_is_no_matter_of_a_file_stops_at_the_second(scvec, api, tmp_path):
+def test_an_error_not_caused_by_a_file_stops_the_command(scvec, api, tmp_path):
     files = [tmp_path / f"{name}.h5ad" for name in "abcd"]
     for file in files:
         file.touch()

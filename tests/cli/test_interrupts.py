@@ -59,7 +59,7 @@ def test_another_thread_is_left_to_write_what_has_arrived() -> None:
     assert raised == []
 
 
-def test_other_errors_of_callbacks_are_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_callbacks_are_reported_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[object] = []
     monkeypatch.setattr("sys.unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
     interrupts = Interrupts()
@@ -134,7 +134,7 @@ def test_sigterm_lets_asyncio_end_in_order(monkeypatch: pytest.MonkeyPatch) -> N
     assert ended.value.code == 143 and ended_by == [asyncio.CancelledError]
 
 
-def test_whoever_handles_sigterm_keeps_it() -> None:
+def test_an_existing_handler_of_sigterm_is_kept() -> None:
     interrupts = Interrupts()
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:

@@ -59,7 +59,7 @@ def run(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[st
 
 @pytest.fixture
 def inside(monkeypatch):
-    """Runs the command line in this process, with the same short waits: where only what is said counts."""
+    """Runs the command line in this process, with the same short waits, for tests of its output."""
     from scvec.cli.main import cli
     from scvec.ingest.sources import retry
 
@@ -206,7 +206,7 @@ def test_out_of_quota_is_exit_5_and_json_says_so(inside, tmp_path):
     assert len(server.requests) <= 15
 
 
-def test_nobody_there_is_exit_4(inside, tmp_path):
+def test_an_unreachable_service_is_exit_4(inside, tmp_path):
     live_store(tmp_path / "store", fake_genes(5))
     words = ("ingest", "complement", "--model", "m", "--base-url", "http://127.0.0.1:9/v1")
     done = inside(tmp_path / "store", *words)

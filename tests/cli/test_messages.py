@@ -1,4 +1,4 @@
-"""What goes to stdout, what to stderr, and with which exit code a command ends."""
+"""Output to stdout and stderr, and exit codes of commands."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_wrong_usage_is_exit_2_in_three_lines(words, text, scvec):
     assert said["code"] == "usage" and text.split()[0] in json.dumps(said)
 
 
-def test_json_behind_the_word_that_was_wrong(scvec):
+def test_json_after_the_wrong_word_still_prints_json(scvec):
     assert scvec.json("query", "--wrong", exit_code=2)["error"] == "InputError"
 
 
@@ -165,7 +165,7 @@ def test_bars_only_on_a_terminal_that_wants_them(env, bars):
     assert ("4/4" in said) == bars
 
 
-def test_a_reader_who_leaves_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     # ``scvec --help | head -1`` and a result whose reader has gone.
     code = (
         "import sys, time\n"
@@ -185,7 +185,7 @@ def test_a_reader_who_leaves_is_no_error():
     assert process.returncode == 0 and said == b""
 
 
-def test_a_note_that_nobody_reads_ends_nothing():
+def test_a_note_to_a_closed_pipe_does_not_end_the_command():
     code = (
         "import sys\n"
         "from scvec.cli.console import Console\n"

@@ -33,7 +33,7 @@ def test_a_file_that_is_given_twice_is_annotated_once(paths):
 
 
 @pytest.mark.parametrize("option", ["output", "report"])
-def test_two_in_one_are_refused(paths, option):
+def test_two_queries_with_the_same_output_are_refused(paths, option):
     with pytest.raises(InputError, match=f"--{option}") as caught:
         query_files(paths, **{option: "out.html"})
     assert "{}.html" in caught.value.fix
@@ -65,12 +65,12 @@ def test_two_forms_of_one_sample_are_refused(tmp_path):
     files = [tmp_path / "a.h5ad", tmp_path / "a.h5"]
     for file in files:
         file.touch()
-    with pytest.raises(InputError, match="both be answered") as caught:
+    with pytest.raises(InputError, match="have the same") as caught:
         query_files(files, "{}.csv")
-    assert "of its own" in caught.value.fix
+    assert "separate command" in caught.value.fix
 
 
-def test_what_is_not_there_is_said_before_any_work(paths, tmp_path):
+def test_missing_files_are_reported_before_any_work(paths, tmp_path):
     with pytest.raises(InputError, match="1 of the 4 files") as caught:
         query_files([*paths, tmp_path / "four.h5ad"])
     assert caught.value.where.endswith("four.h5ad")

@@ -123,7 +123,7 @@ def serves(words: list[str], folder: Path) -> None:
 
 
 def offers_tools(words: list[str], folder: Path) -> None:
-    """Start a server of tools, ask what it has, and leave."""
+    """Start a server of tools, list its tools, and disconnect."""
     pytest.importorskip("mcp")
     hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     calls = [

@@ -50,7 +50,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str, str]] = {
         "output-format",
         r"'\.xlsx'(.|\n)*\.parquet",
     ),
-    "output without ending": ((*QUERY, "-o", "{dir}/out"), "output-format", "no ending"),
+    "output without ending": ((*QUERY, "-o", "{dir}/out"), "output-format", "no suffix"),
     "output is input": ((*QUERY, "-o", "{good}"), "output-is-input", ""),
     "output in no folder": ((*QUERY, "-o", "{dir}/no/out.h5ad"), "output-not-writable", ""),
     "output in a file": ((*QUERY, "-o", "{dir}/file/out.h5ad"), "output-not-writable", "file"),
@@ -93,7 +93,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str, str]] = {
     "source of unknown kind": (
         ("ingest", "genes", "--source", "{dir}/table.xls"),
         "wrong-format",
-        "gene files",
+        "unknown format",
     ),
     "genes of the snapshot": (
         ("ingest", "genes", "--genes", "{dir}/unknown.txt"),
@@ -171,7 +171,7 @@ NO_STORES = {
 
 
 @pytest.mark.parametrize("place", NO_STORES)
-def test_what_is_no_store(place: str, shelf: Path, places: dict[str, str]) -> None:
+def test_paths_that_are_not_stores_are_refused(place: str, shelf: Path, places: dict[str, str]) -> None:
     exit_code, code, names = NO_STORES[place]
     commands = {**STORE_COMMANDS, **(MAKERS if exit_code == 3 else {})}
     before = sorted(shelf.rglob("*"))

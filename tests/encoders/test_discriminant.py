@@ -166,7 +166,7 @@ def test_separation_by_hand() -> None:
 
 
 @pytest.mark.usefixtures("small_sets")
-def test_two_fits_give_the_same_bytes_and_the_seed_says_nothing() -> None:
+def test_two_fits_give_the_same_bytes_for_any_seed() -> None:
     raw, labels = counts(120, 80, 3)
     X = log_cp10k(raw)
     a, b = fitted(X, labels), DiscriminantEncoder(fitted(X, labels).variability)
@@ -211,7 +211,7 @@ def test_the_size_of_a_class_does_not_matter() -> None:
     np.testing.assert_allclose(cosines(a.encode(chunk_of(new))), cosines(b.encode(chunk_of(new))), atol=1e-5)
 
 
-def test_neither_do_the_numbers_of_the_classes_nor_cells_without_a_label() -> None:
+def test_class_numbers_and_unlabelled_cells_do_not_matter() -> None:
     raw, labels = counts(90, 80, 3)
     X = log_cp10k(raw)
     scores = fitted(X, labels).variability
@@ -249,7 +249,7 @@ def test_genes_that_were_not_measured_are_never_used() -> None:
     np.testing.assert_array_equal(a.encode(chunk_of(X, measured)), a.encode(chunk_of(wrong, measured)))
 
 
-def test_a_cell_has_one_vector_in_any_company() -> None:
+def test_a_cell_has_the_same_vector_alone_and_among_others() -> None:
     raw, labels = counts(90, 80, 3)
     X = log_cp10k(raw)
     encoder = fitted(X, labels)
@@ -314,7 +314,7 @@ def test_a_state_that_does_not_fit_is_refused(spoilt: dict[str, Any]) -> None:
         DiscriminantEncoder.from_state(tensors, {"n_sets": 2})
 
 
-def test_what_cannot_be_fitted_says_so() -> None:
+def test_input_that_cannot_be_fitted_is_an_error() -> None:
     raw, labels = counts(30, 20, 2)
     X = log_cp10k(raw)
     for few in (labels * 0, np.where(labels == 0, 0, -1)):

@@ -78,7 +78,7 @@ def rows(chunk: CellChunk, numbers: Any) -> CellChunk:
 @pytest.mark.parametrize("name", PLAIN)
 @settings(max_examples=15)
 @given(data=st.data())
-def test_a_cell_has_one_vector_in_any_company(name: str, data: st.DataObject) -> None:
+def test_a_cell_has_the_same_vector_alone_and_among_others(name: str, data: st.DataObject) -> None:
     encoder = trained(name)
     seed = data.draw(st.integers(0, 1000))
     rng = np.random.default_rng(seed)
@@ -250,7 +250,7 @@ def test_before_training_the_text_alone_decides() -> None:
     assert np.abs(residual).max() > 1e-3 and np.abs(later.A - encoder.A).max() > 1e-3
 
 
-def test_unlabelled_cells_do_not_teach() -> None:
+def test_unlabelled_cells_are_not_used_for_training() -> None:
     data = planted()
     labels = data.labels.copy()
     labels[:30] = -1
@@ -289,7 +289,7 @@ def test_wrong_number_of_gene_vectors_is_refused() -> None:
         AdaptedEncoder(planted().text[:-1], planted().profile)
 
 
-def test_a_saved_encoder_cannot_go_on_training_without_its_text() -> None:
+def test_a_saved_encoder_cannot_continue_training_without_its_text() -> None:
     encoder, data = trained("adapted"), planted()
     again = load_encoder("adapted", *encoder.state())
     with pytest.raises(ValueError, match="text"):

@@ -1,4 +1,4 @@
-"""Vectors of obsm: those of another model are told from those of another donor by what they look like."""
+"""Vectors of obsm: vectors of another model are distinguished from vectors of another donor."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def components(X, rows, n=30):
 
 @pytest.fixture(scope="module", params=["pca", "autoencoder"])
 def made(cells, request):
-    """Vectors of one model for all cells, what the reference's look like, and those of other models."""
+    """Vectors of one model for all cells, their statistics in the reference, and vectors of other models."""
     X, labels, fold = cells
     ours, theirs = components(X, fold >= 0), components(X, fold < 0)
     whitened = (
@@ -98,7 +98,7 @@ def test_half_of_the_cells_may_be_of_new_types(made, cells):
     assert not refused(looks, new)
 
 
-def test_another_pca_of_scanpy_is_told_by_its_variances(made):
+def test_another_pca_of_scanpy_is_recognised_by_its_variances(made):
     ours, _, looks, _, fold = made
     new = ours[fold < 0].astype(np.float32)
     known = Known("X_pca", 2.0, (9.0, 4.0, 1.0))
@@ -109,7 +109,7 @@ def test_another_pca_of_scanpy_is_told_by_its_variances(made):
     assert refusal.value.code == "vectors-of-another-model"
 
 
-def test_too_few_cells_tell_nothing(made):
+def test_too_few_cells_are_not_compared(made):
     ours, _, looks, _, fold = made
     few = 1000 * ours[fold < 0][: MIN_CELLS - 1].astype(np.float32)
     assert "too few" in Known("X").check(few, (), looks, "f")

@@ -27,7 +27,7 @@ def labels_of(n: int = 20) -> Any:
     return np.array([0, 0, 0, 3, 1, -1] * n)[:n]
 
 
-def test_every_class_counts_alike() -> None:
+def test_every_class_has_the_same_weight() -> None:
     chunk, labels = cells(0), labels_of()
     profile = Profile.from_cells(chunk.X, labels)
     X = chunk.X.toarray().astype(float)
@@ -41,7 +41,7 @@ def test_every_class_counts_alike() -> None:
 
 @settings(max_examples=40)
 @given(st.integers(0, 10**6))
-def test_what_all_classes_share_is_gone_and_sparse_is_dense(seed: int) -> None:
+def test_the_common_part_is_removed_and_sparse_equals_dense(seed: int) -> None:
     chunk = cells(seed)
     profile = Profile.from_cells(cells(seed + 1).X, labels_of())
     Z = profile.dense(chunk)
@@ -64,7 +64,7 @@ def test_nothing_measured_and_nothing_counted() -> None:
         assert (found == 0).all()
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_arrays_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
         Profile(np.zeros(2, np.float32), np.array([1.0, 0.0], np.float32))
     with pytest.raises(ValueError, match="n_genes"):

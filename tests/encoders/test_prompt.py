@@ -22,7 +22,9 @@ from scvec.encoders.prompt import ORDERS, PromptEncoder
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_cell_has_one_vector_in_any_company(trained: dict[str, PromptEncoder], order: str) -> None:
+def test_a_cell_has_the_same_vector_alone_and_among_others(
+    trained: dict[str, PromptEncoder], order: str
+) -> None:
     whole = trained[order].encode(CELLS.chunk)
     assert whole.shape == (40, trained[order].embed_dim) and whole.dtype == np.float32
     assert np.isfinite(whole).all() and len(np.unique(whole[:, 0])) > 30
@@ -31,7 +33,7 @@ def test_a_cell_has_one_vector_in_any_company(trained: dict[str, PromptEncoder],
 
 
 @pytest.mark.parametrize("order", ["paper", "code"])
-def test_so_it_has_in_bf16(
+def test_a_cell_has_the_same_vector_in_bf16(
     models: dict[str, CausalModel], trained: dict[str, PromptEncoder], order: str
 ) -> None:
     # bf16 has larger errors with the large weights of a random model than with those of a trained one.

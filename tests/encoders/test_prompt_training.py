@@ -17,7 +17,7 @@ from scvec.encoders.prompt import PromptEncoder
 pytestmark = pytest.mark.prompt
 
 
-def test_without_a_language_model_order_is_nothing_and_training_works(models: dict[str, CausalModel]) -> None:
+def test_without_a_language_model_the_order_does_not_matter(models: dict[str, CausalModel]) -> None:
     encoder, data = make(models["fp32"], order="none", epochs=12, epoch_cells=96, lr=5e-3), planted()
     seen: list[str] = []
     encoder.fit([data.chunk], data.labels, progress=lambda stage, done, total, detail="": seen.append(detail))
@@ -58,7 +58,7 @@ def test_one_seed_gives_one_encoder(models: dict[str, CausalModel]) -> None:
     assert not np.allclose(made[0], made[2], atol=1e-3)
 
 
-def test_whole_batches_tell_when_to_stop() -> None:
+def test_held_out_batches_decide_when_to_stop() -> None:
     from scvec.encoders.prompt import held_out_rows
 
     labels = np.arange(120) % 3

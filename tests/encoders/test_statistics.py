@@ -119,7 +119,7 @@ def test_a_gene_that_differs_between_groups_only_is_not_variable() -> None:
     assert most_variable(variability(groups, n_bins=1), 1).tolist() == [5]
 
 
-def test_groups_of_cells_add_up_and_silence_in_one_is_no_merit() -> None:
+def test_groups_of_cells_are_summed_and_absence_in_one_is_not_variability() -> None:
     X = log_cells(4, 30, 9)
     X[:12, 2] = 0.0
     X[:, 7] = 0.0

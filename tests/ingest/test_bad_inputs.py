@@ -25,7 +25,7 @@ def _read(case, path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.needs], ids=lambda c: c.name)
-def test_what_the_reader_says(case, tmp_path: Path) -> None:
+def test_the_reader_gives_the_expected_error_or_note(case, tmp_path: Path) -> None:
     path = case.build(tmp_path)
     before = path.read_bytes() if path.is_file() else None
     if case.outcome == "noted":

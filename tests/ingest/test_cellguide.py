@@ -128,7 +128,7 @@ def test_an_absent_file_is_empty_or_404(store, status):
         assert ask(store, server).live.n_answered == 2
 
 
-def test_types_that_are_no_terms_are_told(store):
+def test_types_that_are_not_in_the_ontology_are_noted(store):
     odd = {"CL:9999999": [], "nonsense": [], "CL:12; DROP": [], **TYPES}
     with FakeServer(extra=[add_cellguide(odd, FILES)]) as server:
         report = ask(store, server)
@@ -147,7 +147,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("rows", HOSTILE.values(), ids=HOSTILE)
-def test_rows_that_are_no_markers_are_left_out(store, rows):
+def test_rows_that_are_not_markers_are_skipped(store, rows):
     files = {"computational_marker_genes/CL_0000236.json": [*rows, computed("MS4A1")]}
     with FakeServer(extra=[add_cellguide({B: []}, files)]) as server:
         ask(store, server)

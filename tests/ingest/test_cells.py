@@ -71,7 +71,7 @@ def test_any_storage_gives_the_same_cells(kind: str, where: str, tmp_path: Path)
         np.testing.assert_array_equal(source.n_genes_detected, (x > 0).sum(1))
         assert source.obs_names == [f"c{i}" for i in range(50)]
         assert source.var_names == [f"G{i}" for i in range(80)]
-        assert "1 cell with no counts at all" in source.notes
+        assert "1 cell without counts" in source.notes
         assert source.state.kind == "counts"
 
 
@@ -110,7 +110,7 @@ def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
             next(source.chunks(rows=np.array([300])))
 
 
-def test_unsorted_and_repeated_entries_are_mended_without_touching_the_object() -> None:
+def test_unsorted_and_repeated_entries_are_fixed_without_changing_the_object() -> None:
     # 200 + 100 would overflow uint8, and adding up must not happen in the caller's arrays.
     matrix = sp.csr_matrix(
         (np.array([200, 100, 3, 4, 5], np.uint8), np.array([1, 1, 2, 0, 0]), np.array([0, 3, 5])),
@@ -120,12 +120,12 @@ def test_unsorted_and_repeated_entries_are_mended_without_touching_the_object() 
     stored = adata.X.indices.copy()
     with CellSource.open(adata) as source:
         np.testing.assert_allclose(source.gene_totals, [9, 300, 3])
-        assert "added up 2 values stored twice for a cell and gene" in source.notes
+        assert "summed 2 values stored twice for one cell and gene" in source.notes
     np.testing.assert_array_equal(adata.X.indices, stored)
     assert adata.X.nnz == 5
 
 
-def test_features_that_are_no_genes_leave_every_gene_wise_thing() -> None:
+def test_non_gene_features_are_removed_from_all_attributes() -> None:
     x = dense_counts(30, 10)
     kinds = ["Gene Expression"] * 7 + ["Antibody Capture"] * 3
     with CellSource.open(adata_of(sp.csr_matrix(x), feature_types=kinds)) as source:
@@ -157,7 +157,7 @@ def test_the_genome_with_most_counts_is_kept() -> None:
     adata.var_names = [f"GRCh38_H{i}" for i in range(6)] + [f"mm10___M{i}" for i in range(4)]
     with CellSource.open(adata) as source:
         assert source.var_names == ["M0", "M1", "M2", "M3"]
-        assert any("kept those of mm10" in note for note in source.notes)
+        assert any("kept the genes of mm10" in note for note in source.notes)
 
 
 def whole(kind: str) -> anndata.AnnData:
@@ -179,8 +179,8 @@ def whole(kind: str) -> anndata.AnnData:
 def test_raw_of_all_genes_is_better_than_counts_of_some() -> None:
     with CellSource.open(whole("hvg-counts")) as source:
         assert (source.state.where, source.state.kind, source.n_vars) == ("raw", "log1p_cp10k", 200)
-        assert any("layers/counts: only 50 of 200 genes" in note for note in source.notes)
-        assert any("passed over X: it holds negative values" in note for note in source.notes)
+        assert any("layers/counts: it has only 50 of 200 genes" in note for note in source.notes)
+        assert any("did not use X: it has negative values" in note for note in source.notes)
 
 
 def test_counts_of_all_genes_are_better_than_logs() -> None:
@@ -209,7 +209,7 @@ def test_spliced_layers_are_a_last_resort() -> None:
         assert source.state.where == "layers/unspliced"
 
 
-def test_what_only_a_full_reading_shows_is_found() -> None:
+def test_problems_outside_the_sample_are_found() -> None:
     x = dense_counts(5000, 30)
     adata = adata_of(sp.csr_matrix(x))
     row = 1111  # outside the sample
@@ -284,7 +284,7 @@ def test_a_file_of_old_anndata_is_read(tmp_path: Path) -> None:
         assert source.obs_names[:2] == ["c0", "c1"] and source.var_names[4] == "G4"
         np.testing.assert_allclose(read(source), expected(x), rtol=1e-6)
         assert source.path == tmp_path / "old.h5ad"
-        assert "older than 0.7" in source.notes[0]
+        assert "before 0.7" in source.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ GLUCOSE = GoFact("GO:2", "glucose homeostasis", "BP", ("IMP",))
 OUTSIDE = GoFact("GO:3", "extracellular region", "CC", ("TAS",))
 
 
-def test_names_what_a_gene_is_and_does() -> None:
+def test_a_text_has_type_and_function_of_a_gene() -> None:
     text = compose("INS", "human", "protein-coding", "insulin", choose([OUTSIDE, HORMONE, GLUCOSE]))
     assert text == (
         "INS (insulin), a protein-coding human gene. It takes part in glucose homeostasis; "
@@ -25,7 +25,7 @@ def test_a_gene_without_facts_has_a_text_too() -> None:
     assert compose("X", "human", "something new") == "X, a human gene."
 
 
-def test_borrowed_text_says_whose_it_is() -> None:
+def test_a_borrowed_text_names_the_ortholog() -> None:
     text = borrow("Ins1", "mouse", "protein-coding", ("human", "INS", "insulin"), choose([GLUCOSE]))
     assert text == (
         "Ins1, a protein-coding mouse gene; ortholog of human INS (insulin). "

@@ -121,7 +121,7 @@ def test_attributes_that_do_not_fit(cells, tmp_path: Path) -> None:
 
 
 def mudata_file(path: Path, parts: dict[str, anndata.AnnData], obs: pd.DataFrame) -> Path:
-    """Write what mudata 0.2 and 0.3 write."""
+    """Write a file like mudata 0.2 and 0.3."""
     with h5py.File(path, "w") as file:
         file.attrs["encoding-type"], file.attrs["encoding-version"] = "MuData", "0.1.0"
         write_elem(file, "obs", obs)
@@ -161,7 +161,7 @@ def test_mudata_of_mudata(cells, tmp_path: Path) -> None:
     assert_same(tmp_path / "x.h5mu", cells, labels="cell_type")
 
 
-def test_mudata_without_rna_is_asked_about(cells, tmp_path: Path) -> None:
+def test_mudata_without_rna_is_refused(cells, tmp_path: Path) -> None:
     path = mudata_file(tmp_path / "x.h5mu", {"a": proteins(cells), "b": proteins(cells)}, cells.obs)
     with pytest.raises(InputError, match="a, b"):
         contents_of(path, PLENTY)

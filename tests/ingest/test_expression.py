@@ -1,4 +1,4 @@
-"""What values are, and what becomes of them; oracle: plain NumPy on dense matrices."""
+"""Scales of values and their conversion; oracle: plain NumPy on dense matrices."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ LENGTHS = np.random.default_rng(7).uniform(0.2, 5, 400)
         (np.log1p(counts()) - 0.5, "scaled", None, None),
     ],
 )
-def test_states_are_told_apart(values, kind, base, target) -> None:
+def test_scales_are_distinguished(values, kind, base, target) -> None:
     state = state_of(values)
     assert state.kind == kind
     assert state.base == base
@@ -69,7 +69,7 @@ def test_states_are_told_apart(values, kind, base, target) -> None:
     assert "\n" not in state.message and state.message.startswith("X holds")
 
 
-def test_one_cell_is_known_by_a_round_sum_only() -> None:
+def test_one_cell_needs_a_round_sum() -> None:
     one = np.log1p(cp(counts()))[:1]
     assert state_of(one).kind == "log1p_cp10k"
     assert state_of(np.log1p(cp(counts(), 3271.5))[:1]).target_sum is None

@@ -1,4 +1,4 @@
-"""Texts of live sources: what is taken out, what is kept, and that nothing breaks the cleaning."""
+"""Texts of live sources: removed and kept parts, and that cleaning never fails."""
 
 import json
 import unicodedata
@@ -61,7 +61,7 @@ from scvec.ingest.sources.facts import (
         (12, "", {}),
     ],
 )
-def test_what_is_no_text_becomes_provenance(raw, text, provenance):
+def test_remarks_in_a_text_become_provenance(raw, text, provenance):
     assert clean_summary(raw) == (text, provenance)
 
 

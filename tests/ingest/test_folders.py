@@ -55,7 +55,7 @@ def ten(
 
 
 def wrong(c):
-    """Return other cells, as lie in what must not be taken."""
+    """Return other cells, for files that must not be read."""
     return c[::-1].copy()
 
 
@@ -205,7 +205,7 @@ def test_several_samples_are_listed_and_one_is_chosen(cells, tmp_path: Path) -> 
         contents_of(tmp_path / "GSM3", PLENTY)
 
 
-def test_the_folder_taken_is_told(cells, tmp_path: Path) -> None:
+def test_a_note_names_the_folder_that_was_read(cells, tmp_path: Path) -> None:
     notes = assert_same(outs(tmp_path / "run", cells), cells)
     assert any("filtered_feature_bc_matrix.h5" in note for note in notes)
 
@@ -252,7 +252,7 @@ BAD: dict[str, tuple[Callable, str]] = {
             "counts_unfiltered/cells_x_genes.mtx",
             "\n".join(matrix(np.ones((40, 150)))).replace("\n40 150 1", "\n41 150 1").encode(),
         ),
-        "value 6,000 is of cell 41",
+        "value 6,000 has cell number 41",
     ),
     "parse-table": (_edited(parse, "DGE_filtered/cell_metadata.csv", b'a,b\n"x'), "damaged"),
     "loop": (_looped, "folder"),

@@ -1,4 +1,4 @@
-"""Gene files: what is read from them, and what a bad one gets."""
+"""Gene files: their content, and the errors for bad files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.mark.parametrize(
     ("write", "name"), [(write_parquet, "g.parquet"), (write_jsonl, "g.jsonl"), (write_csv, "g.csv")]
 )
-def test_every_format_says_the_same(tmp_path: Path, write: Any, name: str) -> None:
+def test_every_format_gives_the_same_genes(tmp_path: Path, write: Any, name: str) -> None:
     [(gene, [text])] = read(write(tmp_path / name, [ROW]), retrieved_at="2026-02-03")
     assert gene.gene_id == "HGNC:6081"
     assert (gene.species, gene.symbol, gene.entrez_id, gene.name) == ("human", "INS", 3630, "insulin")
@@ -138,14 +138,14 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], what: str, w
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("g.txt", b"x", "not a format"),
-        ("g", b"x", "not a format"),
+        ("g.txt", b"x", "unknown format"),
+        ("g", b"x", "unknown format"),
         ("g.jsonl", b"", "no rows"),
         ("g.csv", b"", "no column"),
         ("g.csv", b"entrez_id,symbol\n", "no rows"),
         ("g.csv", b"entrez_id,name\n1,x\n", "no column 'symbol'"),
         ("g.csv", b"symbol,name\nA,x\n", "no column 'entrez_id'"),
-        ("g.csv", b"entrez_id,symbol\n1,A,B\n", "3 cells, the header 2"),
+        ("g.csv", b"entrez_id,symbol\n1,A,B\n", "3 columns, but the header has 2"),
         ("g.csv", b"entrez_id,symbol\n1,\xff\xfe\n", "not UTF-8"),
         ("g.csv", b'entrez_id,symbol\n1,"' + b"A" * 200_000 + b'"\n', "csv cannot be read"),
         ("g.csv.gz", b"not gzip", "damaged"),

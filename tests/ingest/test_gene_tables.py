@@ -1,4 +1,4 @@
-"""Gene tables as downloaded: told by their content, read in batches, refused where something else."""
+"""Downloaded gene tables: recognised by content, read in batches, other files refused."""
 # ruff: noqa: E501 (rows of tables as they are downloaded)
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def test_ncbi_whatever_the_file_is_called(tmp_path: Path, name: str, packed: boo
     ]
     assert notes == [
         f"{name} is a table of NCBI gene_info",
-        f"{name}: left out 1 row of something else than a gene",
-        f"{name}: left out 1 row of species that are not known",
+        f"{name}: skipped 1 row of features that are not genes",
+        f"{name}: skipped 1 row of unknown species",
     ]
 
 
@@ -178,7 +178,7 @@ def test_hgnc_as_text_and_as_json(tmp_path: Path, name: str, content: bytes) -> 
             ensembl_ids=("ENSG00000268895",),
         ),
     ]
-    assert f"{name}: left out 1 row that HGNC has withdrawn" in notes
+    assert f"{name}: skipped 1 row that HGNC has withdrawn" in notes
 
 
 def test_hgnc_custom_download(tmp_path: Path) -> None:
@@ -220,8 +220,8 @@ def test_mgi_with_entrez_ids(tmp_path: Path) -> None:
         ("MGI:1918911", "lncRNA"),
     ]
     assert notes[1:] == [
-        "MGI_EntrezGene.rpt: left out 1 row of withdrawn markers",
-        "MGI_EntrezGene.rpt: left out 1 row of something else than a gene",
+        "MGI_EntrezGene.rpt: skipped 1 row of withdrawn markers",
+        "MGI_EntrezGene.rpt: skipped 1 row of features that are not genes",
     ]
 
 
@@ -252,7 +252,7 @@ def test_symbols_that_a_spreadsheet_turned_into_dates(tmp_path: Path) -> None:
     genes, notes = read(tmp_path / "gene_info", lines(NCBI, *rows))
     assert [g.symbol for g in genes] == ["INS"]
     assert notes[-1] == (
-        "gene_info: left out 3 rows whose symbol a spreadsheet turned into a date, such as 1-Mar, 2-Sep, Dec-01"
+        "gene_info: skipped 3 rows whose symbol a spreadsheet changed to a date, such as 1-Mar, 2-Sep, Dec-01"
     )
     path = tmp_path / "own.csv"
     path.write_text("entrez_id,symbol,species\n1,2023-03-01,human\n2,GCG,human\n")
@@ -271,23 +271,23 @@ def test_dates_are_no_symbols_and_symbols_no_dates() -> None:
 @pytest.mark.parametrize(
     ("content", "what", "fix"),
     [
-        (lines("#tax_id\tGeneID\tGO_ID\tEvidence", "9606\t1\tGO:1\tIDA"), "table of NCBI", "gene_info"),
-        (lines("MGI:1\tMP:0001\tx"), "table of MGI", "MGI_EntrezGene"),
-        (lines("MGI Marker Accession ID\tallele\tx", "MGI:1\ta\tb"), "table of MGI", "MRK_List2"),
-        (lines("hgnc_id\talias\tx", "HGNC:1\ta\tb"), "table of HGNC", "hgnc_complete_set"),
-        (lines(NCBI, *NCBI_ROWS[-1:]), "no gene of a species that is known", "table of genes"),
-        (lines(NCBI), "no gene of a species that is known", "table of genes"),
-        (lines(NCBI, NCBI_ROWS[0][:60]), "cells instead of 16", "download it again"),
+        (lines("#tax_id\tGeneID\tGO_ID\tEvidence", "9606\t1\tGO:1\tIDA"), "this NCBI table", "gene_info"),
+        (lines("MGI:1\tMP:0001\tx"), "this MGI table", "MGI_EntrezGene"),
+        (lines("MGI Marker Accession ID\tallele\tx", "MGI:1\ta\tb"), "this MGI table", "MRK_List2"),
+        (lines("hgnc_id\talias\tx", "HGNC:1\ta\tb"), "this HGNC table", "hgnc_complete_set"),
+        (lines(NCBI, *NCBI_ROWS[-1:]), "no gene of a known species", "table of genes"),
+        (lines(NCBI), "no gene of a known species", "table of genes"),
+        (lines(NCBI, NCBI_ROWS[0][:60]), "columns instead of 16", "download it again"),
         (lines(NCBI, NCBI_ROWS[0].replace("3630", "x")), "'x' is not an Entrez id", "whole number"),
         (lines(NCBI, NCBI_ROWS[0].replace("INS", "-")), "no symbol", "download"),
         (lines(HGNC, HGNC_ROWS[0].replace("HGNC:18149", "?")), "no HGNC id", "download"),
         (gzip.compress(lines(NCBI, *NCBI_ROWS) * 50, mtime=0)[:-40], "truncated or damaged", "again"),
         (lines(NCBI).rstrip() + b"\n9606\t" + b"x" * 4_100_000, "longer than 4 MB", "one gene"),
-        (b'{"response": {"docs": [{"hgnc_id": "HGNC:5", "symbol": "A"}, {"hgnc_', "cut off", "again"),
-        (b'{"response": {"docs": [["hgnc_id"]]}, "hgnc_id": 1}', "something else", "again"),
-        (lines("a\tb\tc", "1\t2\t3"), "not a format of gene files", "gene_info"),
-        (b'{"1": {"Official Symbol": "INS"}}', "not a format of gene files", "gene_info"),
-        (bytes(5000), "not a format of gene files", "gene_info"),
+        (b'{"response": {"docs": [{"hgnc_id": "HGNC:5", "symbol": "A"}, {"hgnc_', "truncated", "again"),
+        (b'{"response": {"docs": [["hgnc_id"]]}, "hgnc_id": 1}', "not genes", "again"),
+        (lines("a\tb\tc", "1\t2\t3"), "unknown format of a gene file", "gene_info"),
+        (b'{"1": {"Official Symbol": "INS"}}', "unknown format of a gene file", "gene_info"),
+        (bytes(5000), "unknown format of a gene file", "gene_info"),
     ],
 )
 def test_a_wrong_or_damaged_table_is_explained(tmp_path: Path, content: bytes, what: str, fix: str) -> None:

@@ -67,13 +67,13 @@ def test_two_types_are_not_taken_for_one(pair: tuple[str, str]):
         ("Alzheimer's disease", "condition"),
     ],
 )
-def test_what_is_no_cell_type_is_told_with_its_count(label: str, word: str):
+def test_labels_that_are_not_cell_types_are_reported_with_counts(label: str, word: str):
     [finding] = look_over({label: 3, "alpha": 10})
     assert finding.kind == "no cell type" and finding.labels == {label: 3}
     assert word in finding.message and "3 cells" in finding.message
 
 
-def test_real_labels_are_left_in_peace():
+def test_real_labels_are_not_reported():
     folder = files("scvec") / "data"
     for name, odd in (("baron_human.h5ad", []), ("baron_mouse.h5ad", ["immune_other"])):
         labels = anndata.read_h5ad(str(folder / name), backed="r").obs["cell_type"].astype(str)

@@ -134,12 +134,10 @@ def test_a_misspelled_species_is_refused(resolver: GeneResolver) -> None:
 
 
 @pytest.mark.parametrize("species", ["other", "axolotl", "sheep"])
-def test_names_of_a_species_without_genes_are_genes_of_their_own(
-    resolver: GeneResolver, species: str
-) -> None:
+def test_names_of_an_unknown_species_are_used_unchanged(resolver: GeneResolver, species: str) -> None:
     match = resolver.resolve(["g00001", "INS"], species)
     assert match.species == species and match.gene_ids == ("g00001", "INS")
-    assert any("nothing is known" in note for note in match.notes)
+    assert any("are not in the store" in note for note in match.notes)
 
 
 def test_ambiguous_names_are_reported_never_guessed(resolver: GeneResolver) -> None:
@@ -160,14 +158,14 @@ def test_composites_that_contradict_are_ambiguous(resolver: GeneResolver) -> Non
 def test_two_names_of_one_gene_keep_it_and_say_so(resolver: GeneResolver) -> None:
     match = resolver.resolve(["INS", "ENSG00000254647", "GCG"], "human")
     assert match.gene_ids[:2] == (INS, INS)
-    assert any(note.startswith("2 names stand for 1 gene") for note in match.notes)
+    assert any(note.startswith("summed the counts of 2 names that belong to 1 gene") for note in match.notes)
 
 
 def test_dates_of_a_spreadsheet_are_noted(resolver: GeneResolver) -> None:
     assert any("dates" in n for n in resolver.resolve(["1-Mar", "2-Sep", "INS"], "human").notes)
 
 
-def test_levels_and_orphans_in_a_small_world() -> None:
+def test_kinds_of_names_and_unmatched_names_in_a_small_table() -> None:
     import pandas as pd
 
     rows = [
@@ -203,7 +201,7 @@ NAMES = [
 @given(
     st.lists(st.sampled_from(NAMES) | st.text(max_size=12), max_size=12), st.randoms(use_true_random=False)
 )
-def test_a_name_means_the_same_in_any_company(
+def test_a_name_has_the_same_gene_alone_and_among_others(
     resolver: GeneResolver, names: list[str], rng: random.Random
 ) -> None:
     alone = {n: resolver.resolve([n], "human") for n in names}
@@ -262,7 +260,7 @@ def test_one_gene_of_many_is_split_unless_a_namesake_is_there(resolver: GeneReso
 
 
 def test_a_repeated_target_is_refused(resolver: GeneResolver) -> None:
-    with pytest.raises(InputError, match="twice"):
+    with pytest.raises(InputError, match="repeated id"):
         resolver.map_to(resolver.resolve(["INS"]), [INS, INS], "human")
 
 

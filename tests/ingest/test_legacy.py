@@ -1,4 +1,4 @@
-"""Files of earlier systems: what is read of them, and which gene a record is about."""
+"""Files of earlier systems: their content, and the gene of each record."""
 
 from __future__ import annotations
 

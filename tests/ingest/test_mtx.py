@@ -78,10 +78,10 @@ BAD = {
     "hexadecimal": (1, b"1 1 0x10\n", "after value 0 is not"),
     "quotes": (1, b'1 1 "5"\n', "value 1 is not"),
     "comment-below": (2, b"1 1 5\n% here\n1 1 1\n", "value 2 is not"),
-    "gene-beyond": (3001, MANY + b"10 1 1\n", "value 3,001 is of gene 10 of 9"),
-    "gene-zero": (3001, MANY + b"\n\n0 1 1\n", "value 3,001 is of gene 0 of 9"),
+    "gene-beyond": (3001, MANY + b"10 1 1\n", "value 3,001 has gene number 10 of 9"),
+    "gene-zero": (3001, MANY + b"\n\n0 1 1\n", "value 3,001 has gene number 0 of 9"),
     "gene-far-beyond": (1, b"99999999999 1 1\n", "value 1 is not"),
-    "cell-beyond": (1, b"1 8 1\n", "value 1 is of cell 8 of 7"),
+    "cell-beyond": (1, b"1 8 1\n", "value 1 has cell number 8 of 7"),
     "huge": (1, b"1 1 99999999999999999999\n", "value 1 is not"),
     "two-numbers": (2, b"1 1 1\n1 1\n", "value 2 is not"),
     "four-numbers": (2, b"1 1 1\n1 1 1 1\n", "value 2 is not"),
@@ -96,7 +96,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_damaged_text_is_refused_and_the_place_told(kind: str, tmp_path: Path) -> None:
+def test_damaged_text_is_refused_with_its_place(kind: str, tmp_path: Path) -> None:
     n, body, message = BAD[kind]
     path = tmp_path / "matrix.mtx"
     path.write_bytes(TITLE + b"%%\n9 7 %d\n" % n + body)
@@ -144,4 +144,4 @@ def test_a_folder_is_the_same_in_any_memory(tmp_path: Path, monkeypatch: pytest.
     assert len(reserved) == 6
     total = counts.sum() + counts.data[:5].sum()
     assert anndata.read_h5ad(tmp_path / "out.h5ad").X.sum() == total
-    assert "added up 5 values stored twice for a cell and gene" in found[0][1]
+    assert "summed 5 values stored twice for one cell and gene" in found[0][1]

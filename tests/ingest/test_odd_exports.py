@@ -117,13 +117,13 @@ def test_entrez_ids_are_genes_in_any_number_and_order(cells, resolver) -> None:
         assert found.share > 0.99 and found.match.id_type == "Entrez ids"
 
 
-def test_what_row_numbers_are() -> None:
+def test_forms_of_row_numbers() -> None:
     assert is_row_numbers([str(i) for i in range(10)]) and not is_row_numbers([str(i) for i in range(9)])
     assert not is_row_numbers([*map(str, range(10)), "INS"]) and not is_row_numbers([])
 
 
 @pytest.mark.parametrize("n", [None, 12000])
-def test_raw_with_row_numbers_gives_way_to_x_with_names(n, cells, resolver) -> None:
+def test_x_with_names_is_used_instead_of_raw_with_row_numbers(n, cells, resolver) -> None:
     some = np.sort(np.random.default_rng(1).permutation(cells.n_vars)[:n])
     numbered = anndata.AnnData(
         cells.X[:, some], obs=cells.obs, var=pd.DataFrame(index=[str(i) for i in some])
@@ -131,7 +131,7 @@ def test_raw_with_row_numbers_gives_way_to_x_with_names(n, cells, resolver) -> N
     cells.raw, cells.X = numbered, log1p_cp10k(cells.X)
     found, notes = same(cells, resolver)
     assert found.source.state.where == "X"
-    assert "passed over raw: the names of its genes are not known; used X" in notes
+    assert "did not use raw: the names of its genes are unknown; used X" in notes
 
 
 # Names
@@ -161,7 +161,7 @@ def _far(name: str) -> str:
         lambda n: f"chr{sum(map(ord, n)) % 19};{n};+",
     ],
 )
-def test_what_most_names_have_in_common_is_taken_off(spell, cells, resolver) -> None:
+def test_common_prefixes_and_suffixes_of_names_are_removed(spell, cells, resolver) -> None:
     top = cells.var_names[int(np.argmax(np.asarray(cells.X.sum(axis=0)).ravel()))]
     cells.var_names = [spell(name) for name in cells.var_names]
     _, notes = same(cells, resolver)
@@ -244,7 +244,7 @@ def test_ids_of_other_things_are_named(name, hint, cells, resolver) -> None:
     assert hint in caught.value.fix
 
 
-def test_a_transposed_matrix_is_said_to_be(cells, resolver) -> None:
+def test_a_transposed_matrix_is_recognised(cells, resolver) -> None:
     for names in (None, [f"AAAC{i}-1" for i in range(N)], [str(i) for i in range(N)]):
         given = cells.T.copy()
         if names is not None:

@@ -78,7 +78,7 @@ def test_the_layer_that_holds_the_counts_is_taken(x, layers, place, tmp_path: Pa
 
 
 def seurat(folder: Path, *, fixed: bool, marked: bool, raw: bool = True) -> Path:
-    """Write what SeuratDisk's Convert writes of an assay without meta.features."""
+    """Write a file like SeuratDisk's Convert does for an assay without meta.features."""
     text = "S9" if fixed else h5py.string_dtype()
     x = sp.csr_matrix(COUNTS)
     with h5py.File(folder / "seurat.h5ad", "w") as file:
@@ -206,14 +206,14 @@ def test_the_place_without_nan_is_named(bad) -> None:
     adata = cells(COUNTS, counts=broken, other=broken)
     with pytest.raises(InputError, match="1 NaN or infinite value, the first in cell 'c5'") as caught:
         CellSource.open(adata)
-    assert "--layer X works" in caught.value.fix
+    assert "--layer X, which has none" in caught.value.fix
     adata = cells(broken, mine=COUNTS, other=broken)
     with pytest.raises(InputError) as caught:
         CellSource.open(adata)
-    assert "--layer mine works" in caught.value.fix
+    assert "--layer mine, which has none" in caught.value.fix
     with pytest.raises(InputError) as caught:
         CellSource.open(cells(broken, other=broken))
-    assert "works" not in caught.value.fix
+    assert "--layer" not in caught.value.fix
 
 
 @pytest.mark.parametrize(("n_cells", "told"), [(30, True), (200, True), (600, False)])

@@ -1,4 +1,4 @@
-"""The client: what it retries, what it gives up on, and that no key shows."""
+"""The client: retries, errors without a retry, and that no key is shown."""
 
 from __future__ import annotations
 

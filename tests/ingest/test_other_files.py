@@ -221,7 +221,7 @@ NNZ = int((COUNTS > 0).sum())
 POINTERS = sp.csr_matrix(COUNTS).indptr.astype(np.int64)
 BAD = {
     "zarr-pickle": (edited(zarr_of(sp.csr_matrix, 2), pickled), "packed by|pickled"),
-    "zarr-link": (edited(ZARR, linked), "no plain file"),
+    "zarr-link": (edited(ZARR, linked), "not a regular file"),
     "zarr-folder-link": (edited(ZARR, folder_linked), "link leads out"),
     "zarr-claim": (edited(ZARR, described("X/data", shape=[10**10])), "claims 40.0 GB"),
     "zarr-piece": (
@@ -232,26 +232,26 @@ BAD = {
                 chunk_grid={"name": "regular", "configuration": {"chunk_shape": [10**10]}},
             ),
         ),
-        "pieces of 40.0 GB",
+        "chunks of 40.0 GB",
     ),
-    "zarr-shape": (edited(ZARR, described("X/indptr", shape=[N])), "contradicts itself"),
+    "zarr-shape": (edited(ZARR, described("X/indptr", shape=[N])), "is inconsistent"),
     "zarr-json": (edited(ZARR, lambda p: (p / "X" / "zarr.json").write_text("{")), "damaged"),
     "zarr-piece-missing": (
         edited(ZARR, lambda p: (p / "X/indices/c/0").unlink()),
-        "1 of 1 pieces of the array",
+        "1 of 1 chunks of the array",
     ),
     "zarr-piece-damaged": (edited(ZARR, lambda p: (p / "X/data/c/0").write_bytes(b"x" * 99)), "damaged"),
-    "tenx-pointers": (tenx(3, indptr=POINTERS[::-1].copy()), "contradicts itself"),
+    "tenx-pointers": (tenx(3, indptr=POINTERS[::-1].copy()), "is inconsistent"),
     "tenx-index": (tenx(3, indices=np.full(NNZ, GENES, np.int64)), "outside 0 to"),
-    "tenx-barcodes": (tenx(3, barcodes=np.array(["c1"], dtype="S")), "1 barcodes for a matrix of 40"),
-    "tenx-no-data": (tenx(2, data=None), "lacks its data"),
+    "tenx-barcodes": (tenx(3, barcodes=np.array(["c1"], dtype="S")), "1 barcodes, but its matrix has 40"),
+    "tenx-no-data": (tenx(2, data=None), "has no data"),
     "mtx-link": (edited(PLAIN, barcodes_linked), "link out of the folder"),
     "mtx-no-genes": (edited(PLAIN, lambda p: (p / "features.tsv").unlink()), "no features.tsv or genes.tsv"),
-    "mtx-claim": (edited(PLAIN, replaced("matrix.mtx", f" {NNZ}\n", " 9999999999\n")), "cannot hold"),
+    "mtx-claim": (edited(PLAIN, replaced("matrix.mtx", f" {NNZ}\n", " 9999999999\n")), "too small for"),
     "mtx-fewer": (edited(PLAIN, replaced("matrix.mtx", f" {NNZ}\n", f" {NNZ + 9}\n")), "damaged"),
     "mtx-shape": (
         edited(PLAIN, replaced("barcodes.tsv", "c0\n", "")),
-        "30 x 40, but there are 30 genes and 39",
+        "30 x 40, but the folder has 30 genes and 39",
     ),
     "mtx-outside": (edited(PLAIN, replaced("matrix.mtx", f"{GENES} {N} ", f"{GENES} 41 ")), "30 x 41"),
     "mtx-gz-broken": (

@@ -121,7 +121,7 @@ def test_bombs_and_damage_are_refused(tmp_path: Path, name: str) -> None:
         ("keys that collide", "a key that is neither"),
     ],
 )
-def test_what_is_said_of_a_bomb(tmp_path: Path, name: str, what: str) -> None:
+def test_the_message_about_a_bomb(tmp_path: Path, name: str, what: str) -> None:
     with pytest.raises(InputError) as caught:
         load(tmp_path, BOMBS[name])
     assert caught.value.code == "wrong-format" and what in caught.value.what

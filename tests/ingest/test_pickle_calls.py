@@ -1,4 +1,4 @@
-"""Pickles that call: none runs anything, and the message says what was asked for."""
+"""Pickles with calls: none runs code, and the message names the call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Call:
 
 
 def hostile(canary: Path) -> dict[str, bytes]:
-    """Pickles that write a file where they are obeyed, or that ask for what may lead there, by name."""
+    """Pickles by name that write a file if they are executed, or that import dangerous names."""
     shell = f"touch {canary}"
     code = f"open({str(canary)!r}, 'w')"
     inner = pickle.dumps(Call(os.system, shell))

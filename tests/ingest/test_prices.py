@@ -1,4 +1,4 @@
-"""Prices and the budget: what is not known is not guessed, and the limit holds."""
+"""Prices and the budget: unknown prices are not guessed, and the limit holds."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ BAD = {
     "list": (named({"a": np.array([1.0])}), "no cells"),
     "version-2": (s4("seurat", "Seurat"), "version 2"),
     "no-assay": (s4("Seurat", "SeuratObject", assays=R(())), "no assay"),
-    "on-disk": (s4("Seurat", "SeuratObject", assays=named({"RNA": ON_DISK})), "no matrix"),
+    "on-disk": (s4("Seurat", "SeuratObject", assays=named({"RNA": ON_DISK})), "no readable matrix"),
     "no-names": (dgc(np.ones((3, 2))), "no row or column names"),
     "pointers": (OUTSIDE, "damaged"),
     "deep": (nested(30_000), "nested too deep"),
@@ -173,6 +173,6 @@ def test_damaged_files_are_refused(cells, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.rds"
     path.write_bytes(gzip.compress(b"X\n\x00\x00\x00\x03" + bytes(2**26)))
-    with pytest.raises(ResourceError, match="unpacks to more than") as caught:
+    with pytest.raises(ResourceError, match="needs more than") as caught:
         contents_of(path, 2**26)
     assert "writeH5AD" in caught.value.fix

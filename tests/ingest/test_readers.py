@@ -1,4 +1,4 @@
-"""A reader is one file with one registration: a toy of it, and what is said of formats that none reads."""
+"""A reader is one file with one registration: a toy reader, and the message for unknown formats."""
 
 from __future__ import annotations
 

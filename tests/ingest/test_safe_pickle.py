@@ -1,4 +1,4 @@
-"""Pickles: what plain ones hold comes back."""
+"""Pickles: plain values are read unchanged."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def cells() -> dict[str, anndata.AnnData]:
 
 
 def of_species(notes: tuple[str, ...]) -> list[str]:
-    return [note for note in notes if "taken as" in note or "assumed" in note]
+    return [note for note in notes if "used as" in note or "assumed" in note]
 
 
 @pytest.mark.parametrize("species", ["human", "mouse"])
@@ -52,7 +52,7 @@ def test_spelling_does_not_change_the_species(spell, species, cells, resolver) -
     ],
     ids=["some-suffixes", "R", "spaces", "mixed"],
 )
-def test_mouse_in_capitals_is_mouse_and_that_is_said(spell, cells, resolver) -> None:
+def test_mouse_in_capitals_is_mouse_with_a_note(spell, cells, resolver) -> None:
     found = resolver.resolve([spell(n) for n in cells["mouse"].var_names])
     assert found.species == "mouse" and len(of_species(found.notes)) == 1
 
@@ -62,12 +62,12 @@ def test_suffixes_on_all_names_do_not_hide_the_mouse(cells, resolver) -> None:
     assert found.species == "mouse" and found.n_matched > 0.99 * len(found.names)
 
 
-def test_the_user_has_the_last_word(cells, resolver) -> None:
+def test_a_given_species_overrides_the_detection(cells, resolver) -> None:
     found = resolver.resolve([n.upper() for n in cells["mouse"].var_names], "human")
     assert found.species == "human" and not of_species(found.notes)
 
 
-def test_capitals_do_not_make_another_gene_of_a_name(cells, resolver) -> None:
+def test_names_in_capitals_are_the_same_genes(cells, resolver) -> None:
     names = list(cells["mouse"].var_names)
     plain = resolver.resolve(names, "mouse")
     found = resolver.resolve([n.upper() for n in names], "mouse")
@@ -76,7 +76,7 @@ def test_capitals_do_not_make_another_gene_of_a_name(cells, resolver) -> None:
     assert len(other) <= 5, other
 
 
-def test_genes_of_both_species_do_not_tell_and_that_is_said(resolver) -> None:
+def test_names_of_both_species_give_a_note(resolver) -> None:
     human, mouse = (resolver._names[s].exact["symbol"] for s in ("human", "mouse"))
     shared = sorted(n for n in human if n.capitalize() in mouse and n.isalpha())[:300]
     capitals, small = resolver.resolve(shared), resolver.resolve([n.lower() for n in shared])
@@ -88,7 +88,7 @@ def test_genes_of_both_species_do_not_tell_and_that_is_said(resolver) -> None:
     assert not of_species(resolver.resolve(shared[:20]).notes)
 
 
-def test_genes_of_one_species_only_tell(resolver) -> None:
+def test_names_of_only_one_species_decide(resolver) -> None:
     shared = ["INS", "GCG", "SST", "ACTB", "GAPDH"]
     mouse = [
         "0610007P14RIK",

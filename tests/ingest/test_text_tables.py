@@ -27,7 +27,7 @@ def frame(cells) -> pd.DataFrame:
 
 
 def r_table(cells, sep: str, *, quote: str = '"') -> str:
-    """Return what R's write.table writes: one title less than columns."""
+    """Return the text of R's write.table: one title fewer than columns."""
     rows = frame(cells).T
     lines = [sep.join(f"{quote}{name}{quote}" for name in rows.columns)]
     lines += [
@@ -38,7 +38,7 @@ def r_table(cells, sep: str, *, quote: str = '"') -> str:
 
 
 def numbered(cells) -> str:
-    """Return what data.table's fwrite of a data.frame gives: numbers of rows before the names."""
+    """Return the text of data.table's fwrite of a data.frame: row numbers before the names."""
     rows = frame(cells).T.rename_axis("gene").reset_index()
     rows.index += 1
     return rows.to_csv()
@@ -164,7 +164,7 @@ BAD = {
     "title-too-many": (GOOD.replace(b"c3", b"c3,c4,c5"), "line 1 "),
     "no-numbers": (b"cell,label\nc1,beta\nc2,alpha\n", "no numbers"),
     "no-rows": (b",c1,c2,c3\n", "no "),
-    "no-gene-names": (b"1,0,3\n0,2,0\n4,0,0\n", "without names"),
+    "no-gene-names": (b"1,0,3\n0,2,0\n4,0,0\n", "have no names"),
 }
 
 

@@ -100,7 +100,7 @@ def csc_file(path: Path, matrix: Any, chunk: int | None, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["f4", "f2", ">f8", "u1"])
 @pytest.mark.parametrize("chunk", [None, 5, 64], ids=["whole", "short", "long"])
-def test_what_is_stored_by_gene_is_read_by_cell(tmp_path: Path, dtype: str, chunk: int | None) -> None:
+def test_a_csc_matrix_is_read_by_cell(tmp_path: Path, dtype: str, chunk: int | None) -> None:
     rng = np.random.default_rng(3)
     indptr = np.concatenate([[0, 0], np.cumsum(rng.integers(0, 30, 25)), [0, 0]])
     indptr[-2:] = indptr[-3]  # columns without values at both ends
@@ -162,14 +162,14 @@ def test_the_memory_is_kept_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-def test_no_room_for_temporary_files_is_told(tmp_path: Path, monkeypatch: Any, code: int) -> None:
+def test_a_full_disk_for_temporary_files_is_an_error(tmp_path: Path, monkeypatch: Any, code: int) -> None:
     def full(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(base_arrays, "_reserve", full)
     monkeypatch.setattr(transpose.tempfile, "tempdir", str(tmp_path))
     columns = np.zeros(2000, np.int32), np.zeros(2000, np.int32), np.ones(2000, np.float32)
-    with pytest.raises(ResourceError, match=r"CSC and needs 24\.0 kB of temporary files") as caught:
+    with pytest.raises(ResourceError, match=r"needs 24\.0 kB of temporary files") as caught:
         transpose.collected(cut(columns, 9), 2000, (3, 3), F4, ORIGIN, 24_000)
     told = caught.value
     assert str(tmp_path) in told.what and os.strerror(code) in told.what

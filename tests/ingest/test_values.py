@@ -45,7 +45,7 @@ def estimated(x: np.ndarray) -> np.ndarray:
 
 
 def corrected(x: np.ndarray) -> np.ndarray:
-    """DecontX leaves of each count what is not ambient."""
+    """DecontX subtracts the ambient part of each count."""
     return x * np.random.default_rng(2).beta(40, 3, x.shape)
 
 
@@ -86,7 +86,7 @@ OF_PARTS = [
 
 
 def made(name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values as stored, float32, and log1p CP10k of what they stand for."""
+    """Return the stored values, float32, and their log1p CP10k."""
     linear, done, _ = TRANSFORMS[name]
     return done(linear(x)).astype(np.float32), np.log1p(cp(linear(x)))
 
@@ -165,7 +165,7 @@ def test_rounded_logarithms_of_equally_deep_cells_are_no_counts() -> None:
     assert state_of(values[:, :500]).kind == "log"
 
 
-def test_reads_of_whole_transcripts_are_told_from_molecules() -> None:
+def test_full_length_reads_are_distinguished_from_molecules() -> None:
     rng = np.random.default_rng(0)
     reads = rng.negative_binomial(0.5, 0.005, (40, 3000)).astype(float)
     molecules = counts(n=40, genes=6000)
@@ -211,7 +211,7 @@ def test_odd_cells_outside_the_sample_are_found() -> None:
     assert "4 raw counts (the first is 'cell600')" in state.message
 
 
-def test_cells_on_a_scale_that_cannot_be_told_are_refused_beside_others() -> None:
+def test_cells_on_an_unknown_scale_among_others_are_refused() -> None:
     x = counts(8, n=200, genes=1500)
     unknown = np.log1p(tpm(x) / 100)[:, :500]
     with pytest.raises(InputError, match="different scales") as caught:
@@ -249,7 +249,7 @@ def test_uniform_files_have_one_scale_also_where_genes_are_missing(name: str) ->
         ("log10", 10.0, 1e6),
     ],
 )
-def test_what_is_told_goes_before_what_is_seen(told: str, base: float, per: float) -> None:
+def test_given_values_override_the_detection(told: str, base: float, per: float) -> None:
     values = (np.log1p(counts() * LENGTHS[:500])[:, ::4]).astype(np.float32)
     state = state_of(values, told)
     assert (state.base, state.divisor) == (base, per) and "--values" in state.message
@@ -257,7 +257,7 @@ def test_what_is_told_goes_before_what_is_seen(told: str, base: float, per: floa
     np.testing.assert_allclose(got, np.log1p((base ** values.astype(float) - 1) * 1e4 / per), atol=1e-4)
 
 
-def test_told_values_are_taken_from_x_even_beside_counts() -> None:
+def test_given_values_are_read_from_x_even_if_there_are_counts() -> None:
     x = counts()
     adata = adata_of(np.log2(cp(x, 1e6) + 1))
     adata.layers["counts"] = sp.csr_matrix(x[::-1].copy())
@@ -267,10 +267,10 @@ def test_told_values_are_taken_from_x_even_beside_counts() -> None:
     np.testing.assert_allclose(cells.toarray(), np.log1p(cp(x)), atol=2e-3)
 
 
-def test_values_that_cannot_be_what_is_told_are_refused() -> None:
+def test_values_that_contradict_the_given_scale_are_refused() -> None:
     with pytest.raises(InputError, match="cannot be log1p"):
         state_of(counts() * 100, "log1p")
-    with pytest.raises(InputError, match="values cannot be"):
+    with pytest.raises(InputError, match="unknown value of --values"):
         CellSource.open(adata_of(counts()), values="log3")
     assert tuple(CLI_VALUES) == VALUES
 
@@ -313,7 +313,7 @@ def test_the_transform_that_fits_the_reference_is_found(seed: int, right: int) -
 
 
 @pytest.mark.parametrize("base", [math.e, 2.0])
-def test_open_values_are_settled_by_the_reference(base: float) -> None:
+def test_the_reference_decides_between_possible_scales(base: float) -> None:
     x = counts(11, n=200, genes=2000)
     values = (np.log1p(tpm(x) / 100) / math.log(base))[:, :500]  # logarithms of CP10k-like TPM, base unknown
     wanted = np.log1p(tpm(x) / 100)[:, :500]
@@ -352,7 +352,7 @@ REAL = {
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_data_is_what_its_makers_say(name: str, shared_data) -> None:
+def test_real_data_has_the_published_scale(name: str, shared_data) -> None:
     with CellSource.open(shared_data / f"{name}.h5ad") as source:
         state = source.state
         assert (state.kind, state.base, state.divisor) == REAL[name]

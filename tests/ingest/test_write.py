@@ -96,7 +96,7 @@ def digest(path: Path) -> dict[str, tuple]:
     return found
 
 
-def test_all_else_is_carried_over_to_the_bit(source: Path, tmp_path: Path) -> None:
+def test_all_other_content_is_copied_to_the_bit(source: Path, tmp_path: Path) -> None:
     before, old = source.read_bytes(), digest(source)
     out = tmp_path / "out.h5ad"
     write_annotated(source, out, *added())
@@ -192,7 +192,7 @@ def test_the_input_is_never_the_output(make: str, source: Path, tmp_path: Path) 
     assert source.read_bytes() == before
 
 
-def test_places_that_cannot_be_written_to(source: Path, tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written_are_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         check_output(tmp_path / "no" / "out.h5ad")
     with pytest.raises(InputError, match="is a folder"):

@@ -224,7 +224,7 @@ def test_columns_as_celltypist_writes_them() -> None:
         plain.to_table(columns="seurat")
 
 
-def test_colours_stand_where_scanpy_looks_for_them(tmp_path: Path) -> None:
+def test_colours_are_in_the_place_that_scanpy_uses(tmp_path: Path) -> None:
     import anndata
 
     result = make()
@@ -239,7 +239,7 @@ def test_colours_stand_where_scanpy_looks_for_them(tmp_path: Path) -> None:
     assert [of[name] for name in of] == label_colors(result.classes, list(of))
 
 
-def test_only_what_a_query_returned_explains_itself(tmp_path: Path) -> None:
+def test_only_an_annotation_of_a_query_can_be_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"scvec\.query"):
         make().explain(label="alpha")
     with pytest.raises(ValueError, match=r"scvec\.query"):

@@ -111,7 +111,7 @@ def test_the_genes_of_one_species_are_as_before(resolver: GeneResolver) -> None:
     files = [file(resolver, HUMAN, 4, 0), file(resolver, HUMAN[:4], 9, 1)]
     axis = common_axis(files, resolver)
     assert axis.gene_ids == HUMAN[:4] and axis.n_cells == {"human": 13} and axis.factors == {}
-    assert axis.notes == ("2 genes that not every file has were left out",)
+    assert axis.notes == ("left out 2 genes that are not in every file",)
     assert files[0].source.notes == []
     aligned, notes = align_species(axis, files, np.zeros(13, np.int64))
     assert aligned is axis and notes == []
@@ -137,14 +137,14 @@ def test_genes_of_the_smaller_species_are_scaled_by_shared_classes(resolver: Gen
         np.mean([v[c == k].mean(axis=0) for k in (0, 1)], axis=0) for v, c in zip(values, parts, strict=True)
     ]
     expected = (means[0] + PSEUDO) / (means[1] + PSEUDO)
-    assert list(scaled.factors) == ["mouse"] and "by 2 labels of both" in notes[0]
+    assert list(scaled.factors) == ["mouse"] and "by 2 common labels" in notes[0]
     np.testing.assert_allclose(scaled.factors["mouse"], expected, rtol=1e-4)
     assert scaled.maps[0] is axis.maps[0]
     got = sp.vstack([chunk.X for chunk in mouse.chunks(scaled.maps[1])]).toarray()
     np.testing.assert_allclose(np.expm1(got), values[1] * expected, rtol=1e-3)
 
 
-def test_species_without_a_shared_class_are_told_of(resolver: GeneResolver) -> None:
+def test_species_without_a_shared_class_give_a_warning(resolver: GeneResolver) -> None:
     human, mouse = file(resolver, HUMAN, 20, 0), file(resolver, MOUSE, 10, 1)
     axis = common_axis([human, mouse], resolver)
     same, notes = align_species(axis, [human, mouse], np.repeat([0, 1], [20, 10]))

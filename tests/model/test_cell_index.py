@@ -35,7 +35,7 @@ def made(
     return path, cells, report
 
 
-def test_the_index_is_told_of(made: tuple[Path, Any, Any]):
+def test_notes_describe_the_index(made: tuple[Path, Any, Any]):
     path, _, report = made
     assert any("approximate" in note for note in report.notes)
     facts = scvec.info(path, "near").references[0].details["index"]

@@ -72,12 +72,12 @@ def test_many_cells_are_downsampled_without_moving_the_threshold() -> None:
         assert share == pytest.approx(coverage, abs=1 / N_KEPT)
 
 
-def test_a_coverage_is_a_share() -> None:
+def test_a_coverage_must_be_between_0_and_1() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         LabelSets.fit(*cells(30, 0)).thresholds(1.0)
 
 
-def test_sizes_leave_out_labels_that_too_few_cells_tell_of() -> None:
+def test_sizes_leave_out_labels_with_too_few_cells() -> None:
     # Class 1 has no held-out cell, and five cells in total are too few for a threshold at 90%.
     few = LabelSets.fit(np.tile(np.float32([0.9, 0.1]), (5, 1)), np.zeros(5, np.int64))
     p = np.array([[0.5, 0.5]], np.float32)

@@ -57,7 +57,7 @@ def test_temperatures_undo_the_scale_of_a_member(place: int, scale: float) -> No
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 2.0])
-def test_all_members_count_alike(sharpness: float) -> None:
+def test_all_members_have_equal_weight(sharpness: float) -> None:
     temperatures = (0.5, 3.0)
     ensemble = Ensemble(temperatures, sharpness)
     rng = np.random.default_rng(0)
@@ -138,6 +138,6 @@ def test_one_positive_number_for_each_member(temperatures: Any, sharpness: float
         Ensemble(temperatures, sharpness)
 
 
-def test_a_member_that_is_none_is_refused() -> None:
+def test_an_unknown_member_is_refused() -> None:
     with pytest.raises(ValueError):
         Ensemble().alone("tenor", np.zeros((1, 2), np.float32))

@@ -79,7 +79,7 @@ def test_terms_sum_to_the_log_odds_of_the_members(model: ReferenceModel, method:
     assert (found.by_gene[:, ~chunk.measured[found.columns]] == 0).all()
 
 
-def test_markers_of_a_class_speak_for_it(model: ReferenceModel):
+def test_markers_of_a_class_support_it(model: ReferenceModel):
     chunk, labels = cells(30, seed=2)
     found = weigh(model, chunk)
     assert (found.winner == labels).all()

@@ -66,7 +66,7 @@ def test_by_hand() -> None:
     np.testing.assert_allclose(vote(neighbors, np.array([0, 0, 1]), 2)[0], expected, rtol=1e-6)
 
 
-def test_no_neighbours_at_all_is_every_class_alike() -> None:
+def test_without_neighbours_all_classes_are_equal() -> None:
     neighbors = Neighbors(np.full((1, 3), -1), np.full((1, 3), np.inf, np.float32))
     np.testing.assert_allclose(vote(neighbors, np.array([0, 1]), 4), 0.25)
 

@@ -88,7 +88,7 @@ def test_brier_risk_and_novelty_by_hand() -> None:
     assert math.isnan(novelty_auroc(novelty, np.zeros(4, bool)))
 
 
-def test_terms_on_one_lineage_are_right_and_siblings_are_related() -> None:
+def test_terms_on_the_same_lineage_are_correct_and_siblings_similar() -> None:
     lineage = {"cell": ["cell"], "T": ["T", "cell"], "CD4": ["CD4", "T", "cell"], "CD8": ["CD8", "T", "cell"]}
     truth, said = ["CD4", "CD4", "T", "CD4", "", "CD4"], ["CD4", "T", "CD4", "CD8", "T", ""]
     assert on_lineage(truth, said, lineage).tolist() == [True, True, True, False, False, False]

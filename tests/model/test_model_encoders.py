@@ -50,7 +50,7 @@ def store(
     return path
 
 
-def test_a_reference_names_cells_and_is_proved(
+def test_a_reference_annotates_cells_and_is_verified(
     store: Path, llama: Path, tiny_adata: Callable[..., Any], tmp_path: Path
 ) -> None:
     new = tiny_adata(30, 3, seed=5)

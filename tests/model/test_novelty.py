@@ -93,7 +93,7 @@ def test_mean_and_spread_within_a_class_by_hand() -> None:
     assert PRIOR_CELLS == 5.0
 
 
-def test_scores_rise_with_every_sign_and_stay_between_0_and_1() -> None:
+def test_scores_increase_with_every_signal_and_stay_between_0_and_1() -> None:
     novelty = Novelty.fit(*sample(200, 1), 3)
     for sign in range(3):
         found = np.zeros((5, 3))
@@ -109,7 +109,7 @@ def test_a_class_never_given_and_signals_all_alike() -> None:
     assert np.isfinite(got).all() and got[2] > 0.99 and not (got[:2] > 0.5).any()
 
 
-def test_the_signs_count_as_much_as_they_should() -> None:
+def test_signals_have_their_weights() -> None:
     novelty = Novelty(np.zeros(3), np.zeros(2), np.zeros((1, 3)), np.ones((1, 3)), np.zeros(5))
     assert WEIGHTS.tolist() == [2.0, 1.0, 0.5]
     np.testing.assert_allclose(novelty.whole_signal(np.eye(3)), np.array([2.0, 1.0, 0.5]) / 3.5)

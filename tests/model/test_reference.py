@@ -104,7 +104,7 @@ def test_folds_are_standardised_and_trained_by_their_own_cells_alone() -> None:
     assert fitted.calibration.n_cells == N_CELLS
 
 
-def test_new_cells_are_named(model: ReferenceModel) -> None:
+def test_new_cells_are_annotated(model: ReferenceModel) -> None:
     chunk, labels = cells(1)
     for method in METHODS:
         got = model.predict(chunk, method=method)
@@ -139,7 +139,7 @@ def test_confidence_is_calibrated_on_new_cells(encoder: str, n: int, n_batches: 
     assert fitted.calibration.record["accuracy"] == pytest.approx(correct.mean(), abs=0.08)
 
 
-def test_an_answer_never_depends_on_other_cells(model: ReferenceModel) -> None:
+def test_a_prediction_does_not_depend_on_other_cells(model: ReferenceModel) -> None:
     chunk, _ = cells(2, 40)
     whole = model.predict(chunk, coverage=0.9)
     alone = [model.predict(CellChunk(chunk.X[i], chunk.measured), coverage=0.9) for i in np.arange(40)[::-1]]

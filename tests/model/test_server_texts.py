@@ -112,7 +112,7 @@ def test_what_is_known_is_not_asked_for(server: FakeServer, cache: VectorCache, 
     assert again.space == more.space
 
 
-def test_a_plan_asks_nobody(server: FakeServer, cache: VectorCache, load: dict[str, Any]) -> None:
+def test_a_plan_sends_no_request(server: FakeServer, cache: VectorCache, load: dict[str, Any]) -> None:
     plan = plan_encoding(KB, cache, IDS, parse_spec(f"openai:{MODEL}"))
     assert (plan.space, plan.n_todo, plan.n_cached) == (None, N, 0)
     assert plan.estimate is not None and plan.estimate.requests == N_PROBES + N // 10

@@ -1,4 +1,4 @@
-"""Files joined from samples that measured other genes; oracle: what was taken away, and each sample alone."""
+"""Files joined from samples with different genes; oracle: the removed genes, and each sample alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def found_in(adata: anndata.AnnData) -> tuple[set[str], dict[str, int]]:
 
 @pytest.mark.parametrize("column", ["donor", "batch", "Sample_ID", "orig.ident", "dataset", None])
 @pytest.mark.slow
-def test_what_a_sample_lacks_is_found(column, cells) -> None:
+def test_genes_that_a_sample_did_not_measure_are_found(column, cells) -> None:
     _, both, gone = joined(cells)
     both.obs = both.obs[["donor"]].rename(columns={"donor": column or "other"})
     names, batches = found_in(both)

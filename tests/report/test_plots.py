@@ -1,4 +1,4 @@
-"""Figures of annotated cells: what is drawn is what the columns say, and axes come back."""
+"""Figures of annotated cells: the drawn data equal the columns, and the axes are returned."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_confusion_against_pandas(adata: anndata.AnnData):
     drawn(axes)
 
 
-def test_what_cannot_be_drawn_is_told(adata: anndata.AnnData, monkeypatch: pytest.MonkeyPatch):
+def test_missing_columns_and_coordinates_are_errors(adata: anndata.AnnData, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="no column 'truht'") as caught:
         scvec.pl.confusion(adata, "truht")
     assert "'truth'" in caught.value.fix
@@ -139,7 +139,7 @@ def test_what_cannot_be_drawn_is_told(adata: anndata.AnnData, monkeypatch: pytes
         scvec.pl.confidence(adata)
 
 
-def test_palettes_are_taken_as_scanpy_takes_them(adata: anndata.AnnData):
+def test_palettes_work_as_in_scanpy(adata: anndata.AnnData):
     from matplotlib.colors import to_hex
 
     def colors(palette: Any) -> set[str]:
@@ -174,7 +174,7 @@ def test_names_are_bars_of_their_probability():
 
 
 @pytest.mark.slow
-def test_evidence_has_a_dot_where_a_gene_speaks_for_a_label(tmp_path: Any, tiny_adata: Any, new_store: Any):
+def test_evidence_has_a_dot_for_a_gene_that_supports_a_label(tmp_path: Any, tiny_adata: Any, new_store: Any):
     store = new_store(tmp_path / "store")
     scvec.ingest_cells(store, [tiny_adata(90, classes=3)], name="tiny", label_key="cell_type", encoder="pca")
     found = scvec.query(store, tiny_adata(30, classes=3, seed=1))

@@ -248,7 +248,7 @@ def test_markers_of_a_type_take_the_place_of_older_ones_in_any_order(kb: Knowled
     assert kb.digest(jobs=True) == before and kb.counts()["genes"] == 8
 
 
-def test_what_was_said_of_a_group_is_kept_under_its_question(kb: KnowledgeBase) -> None:
+def test_answers_about_a_group_are_stored_under_their_prompt(kb: KnowledgeBase) -> None:
     asked = Job.of("group:0f", "llm", "question", model="m", prompt="p")
     note = Note("group:0f", "llm", "m", AT, {"question": "q", "replies": [{"content": "\u2028 {"}]})
     counts = absorb(kb, [Answer(asked, note=note)])

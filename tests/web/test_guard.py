@@ -126,7 +126,7 @@ def test_what_is_too_large_is_not_read_to_the_end(swallow: bool):
     assert ask(guard, body=(b"x" * (most - 1), b"x"), **known)[0] == 200
 
 
-def test_every_answer_keeps_browsers_on_a_short_leash():
+def test_every_answer_has_security_headers():
     guard, _ = guarded()
     for headers in (ask(guard)[1], ask(guard, authorization=f"Bearer {TOKEN}")[1], ask(guard, host="x")[1]):
         assert headers["content-security-policy"] == POLICY and "unsafe" not in POLICY

@@ -24,7 +24,7 @@ GB = 10 * 2**30
 
 
 def with_client(store: Path, root: Path, use: Use, *words: str) -> Any:
-    """Start ``scvec mcp``, let ``use`` talk to it by the SDK's client, and return what it returns."""
+    """Start ``scvec mcp``, run ``use`` with the SDK's client, and return its result."""
 
     async def main() -> Any:
         server = mcp.StdioServerParameters(

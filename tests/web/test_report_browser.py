@@ -22,7 +22,7 @@ def clean(tab: Tab) -> None:
     assert tab.problems == [] and tab.away() == []
 
 
-def test_it_opens_at_once_offline_and_without_a_word(tab: Tab, shelf: Shelf):
+def test_it_opens_offline_without_messages(tab: Tab, shelf: Shelf):
     tab.page.context.set_offline(True)
     opened(tab, shelf)
     clean(tab)
@@ -50,7 +50,7 @@ def test_names_stay_text(tab: Tab, shelf: Shelf):
     clean(tab)
 
 
-def test_cells_tell_of_themselves_under_the_pointer(tab: Tab, shelf: Shelf):
+def test_cells_show_their_values_under_the_pointer(tab: Tab, shelf: Shelf):
     page = opened(tab, shelf).page
     page.locator("#map").scroll_into_view_if_needed()
     box = page.locator("#map").bounding_box()

@@ -185,7 +185,7 @@ def test_cells_beyond_the_sample_lie_among_their_neighbours(
     assert np.mean(labels[nearest] == np.array(cells["label"])) > 0.9
 
 
-def test_what_a_report_needs_is_said_before_any_work(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+def test_errors_of_a_report_come_before_any_work(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="an HTML file"):
         check_report(tmp_path / "report.pdf", None)
     with pytest.raises(InputError, match="does not exist"):

@@ -19,7 +19,9 @@ def cells(shelf: Shelf, tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(400)
-def test_drop_wait_look_and_take_home(tab: Tab, server: Server, shelf: Shelf, cells: Path, tmp_path: Path):
+def test_a_file_is_uploaded_annotated_and_downloaded(
+    tab: Tab, server: Server, shelf: Shelf, cells: Path, tmp_path: Path
+):
     page = tab.page
     page.goto(server.url)
     tab.ready()

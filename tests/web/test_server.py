@@ -233,7 +233,7 @@ def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     made.close()
 
 
-def test_too_many_jobs_wait_outside(idle: Jobs):
+def test_too_many_jobs_are_refused(idle: Jobs):
     for _ in range(2):
         number, _folder = idle.new_folder()
         idle.add(number, "x", QueryOptions())
@@ -241,7 +241,7 @@ def test_too_many_jobs_wait_outside(idle: Jobs):
         idle.new_folder()
 
 
-def test_the_oldest_that_ended_gives_way(idle: Jobs):
+def test_the_oldest_finished_job_is_deleted(idle: Jobs):
     numbers = []
     for _ in range(4):
         number, folder = idle.new_folder()

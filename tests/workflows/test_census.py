@@ -1,4 +1,4 @@
-"""References of the Census: what is drawn, what is kept, what is refused, and runs that are killed."""
+"""References of the Census: sampling, stored values, refused input, and killed runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells that are given twice: trained on once, appended once, and told of."""
+"""Repeated cells: they are trained on once, appended once, and reported."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def warnings_of(report: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_file_given_twice_teaches_what_it_teaches_once(
+def test_a_file_given_twice_gives_the_same_model_as_once(
     once: tuple[Path, Any], cells: Any, tiny_adata: Callable[..., Any], shape: str
 ) -> None:
     store, alone = once
@@ -175,7 +175,7 @@ def test_where_all_cells_are_those_of_other_data_sets_they_are_kept(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_is_there_is_not_appended(
+def test_cells_of_the_reference_are_not_appended_again(
     once: tuple[Path, Any], cells: Any, tiny_adata: Callable[..., Any], tmp_path: Path, shape: str
 ) -> None:
     store = tmp_path / "store"
@@ -244,7 +244,7 @@ def test_a_kill_just_past_the_commit_doubles_nothing(
     assert (report.n_added, report.n_known, report.n_cells) == (0, 30, 120)
 
 
-def test_eval_tells_of_the_reference_s_own_cells(
+def test_eval_warns_about_cells_of_the_reference(
     once: tuple[Path, Any], cells: Any, tiny_adata: Callable[..., Any]
 ) -> None:
     new = tiny_adata(30, classes=3, seed=7)

@@ -1,4 +1,4 @@
-"""What differs between two generations, and that only what differs is encoded again."""
+"""Differences between two versions, and that only changed texts are encoded again."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_the_same_and_the_empty(store: Store) -> None:
     assert diff(store.path, "current", 0).descriptions[0].removed == 20
 
 
-def test_generations_that_are_gone(store: Store) -> None:
+def test_deleted_versions_are_an_error(store: Store) -> None:
     change(store)
     for number in (7, -1, 3):
         with pytest.raises(InputError, match="it has: 0, 1, 2"):

@@ -133,7 +133,7 @@ def test_what_is_refused(store: Path, cells: Any, tmp_path: Path):
         ("d.json", '{"a": 1}'),
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
-        with pytest.raises(InputError, match="map of labels"):
+        with pytest.raises(InputError, match="label map"):
             scvec.evaluate(store, cells, truth_key="truth", label_map=tmp_path / name)
     nothing = cells.copy()
     nothing.obs["truth"] = None

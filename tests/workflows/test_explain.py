@@ -68,7 +68,7 @@ def test_a_cell_is_explained_with_each_of_its_neighbours(folder: Path):
         [column] = np.flatnonzero(annotated.var_names == gene.symbol)
         assert gene.expression == pytest.approx(log[column], abs=1e-4)
     text = str(found)
-    assert name in text and found.genes[0].symbol in text and "in all" in text
+    assert name in text and found.genes[0].symbol in text and "total" in text
     other = next(c for c in ("alpha", "beta", "acinar") if c not in (label, *found.against))
     compared = scvec.explain(folder / "store", folder / "out.h5ad", cell=name, against=other)
     assert list(compared.against) == [other] and compared.log_odds >= found.log_odds
@@ -98,14 +98,14 @@ def test_one_member_alone_is_explained_alone(folder: Path, method: str):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "one cell or one label"),
-        ({"cell": "a", "label": "beta"}, "one cell or one label"),
+        ({}, "either a cell or a label"),
+        ({"cell": "a", "label": "beta"}, "either a cell or a label"),
         ({"cell": "cell1-999"}, "no cell 'cell1-999'"),
         ({"label": "btea"}, "did you mean 'beta'"),
-        ({"label": "beta", "against": "beta"}, "the label itself"),
+        ({"label": "beta", "against": "beta"}, "the explained label itself"),
         ({"label": "beta", "against": "gamma"}, "no label 'gamma'"),
-        ({"label": "beta", "n_genes": -1}, "cannot be listed"),
-        ({"label": "beta", "key_added": "other"}, "not annotated by scvec"),
+        ({"label": "beta", "n_genes": -1}, "n_genes cannot be"),
+        ({"label": "beta", "key_added": "other"}, "scvec did not annotate"),
     ],
     ids=["nothing", "both", "cell", "label", "itself", "against", "n_genes", "key"],
 )
@@ -115,7 +115,7 @@ def test_what_cannot_be_explained(folder: Path, options: dict[str, Any], message
 
 
 def test_files_that_were_not_annotated(folder: Path):
-    with pytest.raises(InputError, match="not annotated by scvec"):
+    with pytest.raises(InputError, match="scvec did not annotate"):
         scvec.explain(folder / "store", folder / "new.h5ad", label="beta")
 
 
@@ -127,7 +127,7 @@ def test_the_store_may_go_on_while_the_reference_stays(folder: Path, tiny_adata:
     assert scvec.explain(moved, folder / "out.h5ad", label="beta").to_dict() == before
     scvec.ingest_cells(moved, [tiny_adata(45, seed=8)], name="tiny", **OPTIONS | {"encoder": "pca"})
     # Generation 2 holds the reference still, but the file is of generation 1, which is gone.
-    with pytest.raises(StoreError, match="another reference of this name"):
+    with pytest.raises(StoreError, match="another reference with this name"):
         scvec.explain(moved, folder / "out.h5ad", label="beta")
     scvec.rm(moved, "tiny")
     with pytest.raises(StoreError, match="does not have"):
@@ -142,7 +142,7 @@ def test_values_that_were_changed_after_the_annotation(folder: Path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"reference": 1}', '{"reference": "tiny", "generation": "x"}'])
-def test_damaged_parameters_are_told(folder: Path, text: str):
+def test_damaged_parameters_are_an_error(folder: Path, text: str):
     cells = anndata.read_h5ad(folder / "out.h5ad")
     cells.uns["scvec"]["parameters"] = text
     with pytest.raises(InputError, match="damaged"):

@@ -99,7 +99,7 @@ def test_a_vector_of_the_current_text(folder: Path) -> None:
     [("HGNC:1", ["HGNC:1"]), ("OLD1", ["HGNC:1"]), ("ENSG00000000001.3", ["HGNC:1"]), ("g1", ["HGNC:1"]),
      ("entrez:1003", ["MGI:3"]), ("MGI:3", ["MGI:3"]), ("TWIN", ["HGNC:1", "HGNC:2"])],
 )  # fmt: skip
-def test_any_name_will_do(folder: Path, name: str, expected: list[str]) -> None:
+def test_any_kind_of_name_is_accepted(folder: Path, name: str, expected: list[str]) -> None:
     report = gene_info(folder, [name])
     assert [g.gene_id for g in report.genes] == expected
     assert {g.asked for g in report.genes} == {name}
@@ -121,13 +121,13 @@ def test_names_that_are_not_known(folder: Path) -> None:
         gene_info(folder, ["G3"], species="rat")
 
 
-def test_for_people_and_for_programs(folder: Path) -> None:
+def test_as_text_and_as_json(folder: Path) -> None:
     report = gene_info(folder, ["G1", "G2"])
     lines = report.lines()
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
     for part in ("G1 (human): gene 1", "Entrez 1001", "* human text from ncbi 2026", "RefSeq", "model m",
-                 "summary: Gene 1", "of an older text", "mygene has no answer (for good): not found",
+                 "summary: Gene 1", "of an older text", "mygene has no answer (final): not found",
                  "no text", "previous symbols: OLD1"):  # fmt: skip
         assert part in text, part
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))

@@ -128,7 +128,7 @@ def test_the_command(store: Path, tmp_path: Path, tiny_adata: Callable[..., Any]
     words = ["--store", str(store), "ingest", "cells", str(tmp_path / "more.h5ad"), "--name", "tiny"]
     words += ["--label-key", "cell_type", "--append"]
     refused = CliRunner().invoke(cli, [*words, "--encoder", "pca"])
-    assert refused.exit_code == 2 and "--encoder does not go with --append" in refused.stderr
+    assert refused.exit_code == 2 and "--encoder cannot be used with --append" in refused.stderr
     assert CliRunner().invoke(cli, words).exit_code == 0
     dropped = CliRunner().invoke(
         cli, ["--store", str(store), "rm", "tiny", "--where", "donor = 'donor1'", "--yes"]
@@ -199,7 +199,7 @@ def test_what_was_made_before_compact_is_of_the_same_reference(
     # With other cells it is another reference, also after the segments are merged.
     scvec.append_cells(store, [tiny_adata(6, seed=6)], name="tiny", **OPTIONS)
     scvec.compact(store)
-    with pytest.raises(StoreError, match="another reference of this name") as caught:
+    with pytest.raises(StoreError, match="another reference with this name") as caught:
         scvec.explain(store, out, cell=cell)
     assert caught.value.code == "annotation-outdated"
     with pytest.raises(InputError, match="'tiny'"):

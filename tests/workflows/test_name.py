@@ -58,7 +58,7 @@ def test_without_a_store_the_same_answer(store, tmp_path):
     assert scvec.name(None, markers=path).to_dict() == scvec.name(store, markers=path).to_dict()
 
 
-def test_of_ids_of_their_own_kind_nothing_is_known(store, cells):
+def test_ids_of_an_unknown_species_cannot_be_named(store, cells):
     other = cells[:50, :2000].copy()
     other.var = pd.DataFrame(index=[f"g{i:05d}" for i in range(other.n_vars)])
     for species, code in (("other", "species-not-loaded"), ("auto", "genes-not-recognised")):
@@ -198,7 +198,7 @@ def test_markers_are_evidence_for_labels(lacking):
 
 
 @pytest.mark.slow
-def test_swapped_labels_are_doubted(lacking):
+def test_swapped_labels_give_a_warning(lacking):
     store, reference, *_, good = lacking
     assert not [n for n in good.notes if "known markers of labels" in n]
     swapped = reference.copy()

@@ -98,7 +98,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("content", LIES.values(), ids=LIES)
-def test_lies_are_not_read(content):
+def test_invalid_answers_are_dropped(content):
     with pytest.raises(UnfitError) as caught:
         QUESTION.read(reply(content))
     assert len(str(caught.value)) < 100 and "CL:9" not in str(caught.value)
@@ -288,7 +288,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("says", ANSWERS.values(), ids=ANSWERS)
-def test_liars_are_asked_once_more_and_dropped(place, says):
+def test_invalid_answers_are_requested_once_more_and_dropped(place, says):
     offline = name(place / "store", markers=place / "lists.csv")
     with FakeServer(extra=[namer(says)]) as server:
         found = ask(place, server, votes=1)
@@ -304,7 +304,7 @@ def test_liars_are_asked_once_more_and_dropped(place, says):
         assert max(len(f) for f in kb.frame("notes", ("facts",))["facts"]) < 40_000
 
 
-def test_a_liar_that_repents_is_believed(place):
+def test_a_valid_second_answer_is_used(place):
     said = []
 
     def says(told):
@@ -453,7 +453,7 @@ name(sys.argv[1], markers=sys.argv[2], llm="openai:fake", base_url=sys.argv[3], 
 
 
 @pytest.mark.kill
-def test_killed_it_goes_on_where_it_was(place):
+def test_a_killed_run_continues(place):
     def says(told):
         time.sleep(0.1)
         return by_name("B cell")(told)

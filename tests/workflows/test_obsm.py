@@ -147,7 +147,7 @@ def test_wrong_vectors_are_refused(made, change, code):
     assert refusal.value.code == code
 
 
-def test_force_goes_on_with_a_warning(made):
+def test_force_continues_with_a_warning(made):
     new = anndata.read_h5ad(made / "new.h5ad")
     new.obsm[KEY] = rotated(new.obsm[KEY])
     found = scvec.query(made / "store", new, force=True)
@@ -175,7 +175,7 @@ def test_append_search_and_packs(made, tmp_path, new_store, tiny_adata):
     assert Store(target).verify().to_dict()["problems"] == []
 
 
-def test_no_gene_is_evidence(made, tmp_path):
+def test_a_reference_of_vectors_has_no_gene_evidence(made, tmp_path):
     scvec.query(made / "store", made / "new.h5ad", output=tmp_path / "out.h5ad")
     with pytest.raises(InputError) as refusal:
         scvec.explain(made / "store", tmp_path / "out.h5ad", label="beta")

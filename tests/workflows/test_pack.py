@@ -1,4 +1,4 @@
-"""Packs: what goes out comes back, and what was tampered with does not come in."""
+"""Packs: a pulled pack equals the packed reference, and manipulated packs are refused."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_pulled_reference_that_grew_says_so_on_its_card(made, target, tmp_path
 
 
 @pytest.mark.parametrize("bad", [["x"], [{}], {"a": 1}, 5, [{"what": "\x1b[2J", "cells": "x"}]])
-def test_a_card_that_is_none_is_refused(bad, made, target, tmp_path):
+def test_an_invalid_card_is_refused(bad, made, target, tmp_path):
     before = content(target)
     pack = with_model(
         made / "whole.scvec", tmp_path / "bad.scvec", lambda _, meta: meta.update(card={"changed": bad})
@@ -154,7 +154,7 @@ def test_a_card_that_is_none_is_refused(bad, made, target, tmp_path):
     assert content(target) == before
 
 
-def test_a_card_is_no_program_of_a_terminal(made, target, tmp_path):
+def test_terminal_codes_in_a_card_are_removed(made, target, tmp_path):
     card = {"license": "\x1b]0;title\x07", "sources": ["\x1b[2J\u202etxt", "!!python/object:os.system"]}
     pack = with_model(made / "whole.scvec", tmp_path / "odd.scvec", lambda _, meta: meta.update(card=card))
     lines = [*scvec.pull(target, pack).card, *scvec.info(target, "islets").lines()]
@@ -593,12 +593,12 @@ def test_the_golden_query_finds_a_pack_that_does_not_work(change, made, target, 
 
 
 def test_the_same_model_passes_the_golden_query(made, target, tmp_path):
-    """Otherwise the test above would not show what it is about."""
+    """Otherwise the test above would prove nothing."""
     scvec.pull(target, with_model(made / "whole.scvec", tmp_path / "same.scvec", lambda *_: None))
 
 
 class Files(BaseHTTPRequestHandler):
-    """Gives one file, in parts if asked for; breaks off after some bytes where told to."""
+    """Serves one file, also in parts; interrupts after some bytes on request."""
 
     def __init__(self, state, *args):
         self.state = state
@@ -683,7 +683,7 @@ def test_a_file_that_is_too_large_is_not_downloaded(server, target):
     "source",
     ["https://a.org/x.scvec#sha256=12", "https://u:p@a.org/x", "hf:only", "hf:a/b", "hf:a/../b@" + "0" * 40],
 )
-def test_addresses_that_are_none(source, target):
+def test_invalid_addresses_are_refused(source, target):
     with pytest.raises(InputError) as caught:
         scvec.pull(target, source)
     assert "u:p" not in str(caught.value)
@@ -716,7 +716,7 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Speaks as Hugging Face's hub does: what a repository holds, and its files."""
+    """Imitates the Hugging Face hub: list of a repository, and its files."""
 
     def __init__(self, state, *args):
         self.state = state
@@ -805,7 +805,7 @@ def test_the_hub_that_the_environment_names(hub, target, tmp_path):
     assert set(Store(target).references()) == {"islets"}
 
 
-def test_unknown_names_tell_those_there_are(target):
+def test_an_unknown_name_lists_the_known_ones(target):
     with pytest.raises(InputError) as caught:
         scvec.pull(target, "pancreas-hamster")
     assert "pancreas-human" in caught.value.fix

@@ -1,4 +1,4 @@
-"""Several references at once: each annotates, those that know a cell have a say, the ontology joins them."""
+"""Several references: each annotates, weights choose among them, the ontology combines labels."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_references_that_contradict_each_other_make_a_cell_ambiguous():
     assert found.disagreements.iloc[0].tolist() == ["fine", "B", "coarse", "E", 1]
 
 
-def test_a_reference_to_which_a_cell_is_novel_has_no_say():
+def test_a_reference_has_no_weight_for_a_novel_cell():
     found = one([0.6, 0.3, 0.1], [0.01, 0.98, 0.01], novel=(0.1, 0.9), status=("confident", "novel"))
     assert (found.label[0], found.reference[0], found.status[0]) == ("B", "fine", "confident")
     assert found.confidence[0] == pytest.approx(0.6) and found.disagreement[0] == 0
@@ -222,7 +222,7 @@ def alike(fine, coarse, likeness, **how):
     return _joined(parts, ontologies, np.array(likeness, dtype=float)[:, None])
 
 
-def test_the_mean_cell_that_a_cell_is_like_decides_where_novelty_misleads():
+def test_similarity_to_the_mean_cell_decides_if_novelty_is_wrong():
     how = {"status": ("novel", "confident"), "novel": (0.6, 0.1)}
     found = alike([0.96, 0.02, 0.02], [0.02, 0.95, 0.03], [0.9, 0.7], **how)
     assert (found.label[0], found.reference[0], found.status[0]) == ("B", "fine", "novel")
@@ -231,7 +231,7 @@ def test_the_mean_cell_that_a_cell_is_like_decides_where_novelty_misleads():
     assert (found.label[0], found.reference[0], found.status[0]) == ("E", "coarse", "confident")
 
 
-def test_a_type_that_several_references_have_gets_what_each_gives():
+def test_a_type_of_several_references_gets_the_sum_of_their_weights():
     parts = {
         "one": answer(("B", "T"), [[0.6, 0.4]], ["confident"], [0.3]),
         "two": answer(("B", "T"), [[0.7, 0.3]], ["confident"], [0.3]),

@@ -22,7 +22,7 @@ DETAILS: dict[str, Any] = {
 }
 
 
-def test_a_person_reads_lines_and_no_dicts():
+def test_reports_are_lines_of_text_not_dicts():
     assert reference_lines(DETAILS) == [
         "  3,000 genes, 128 dimensions",
         "  from a.h5ad: 1,200 mouse cells; 9 of 10 genes",
@@ -63,5 +63,5 @@ def test_an_approximate_index_says_what_it_finds():
     assert "24 searched at most, factor 4" in reference_lines({"index": {**index, "reach": 0.5}})[0]
 
 
-def test_nothing_is_said_of_nothing():
+def test_empty_details_give_no_line():
     assert reference_lines({}) == []

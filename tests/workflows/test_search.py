@@ -78,7 +78,7 @@ def _by_topic(monkeypatch: pytest.MonkeyPatch) -> None:
     search._last.clear()
 
 
-def test_words_lose_endings_and_filler():
+def test_words_are_stemmed_and_stop_words_removed():
     assert words("The secretion of insulins") == ["secret", "insulin"]
     assert words("genes of class MHC2") == ["class", "mhc2"]
     assert words("of the") == ["of", "the"] and words("?!") == []

@@ -46,7 +46,7 @@ def right(labels: Any) -> float:
 
 
 def in_python(given: Any, store: Path, shape: Shape) -> tuple[list[str], str, str]:
-    """Return the labels, the code of the error, and what was said."""
+    """Return the labels, the code of the error, and the message."""
     try:
         found = scvec.query(store, given, **shape.options)
     except ScvecError as error:

@@ -1,4 +1,4 @@
-"""Cells whose values are the vectors of an array of ``obsm``, handed out in chunks as expression is."""
+"""Read cells by the vectors in an array of ``obsm``, in chunks, with the interface of expression sources."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["VectorSource", "open_cells"]
 
-#: Most dimensions of a vector, as many as the genes that an encoder takes. More is a matrix of genes.
+#: Largest number of dimensions: the most genes that an encoder uses. A wider array is a matrix of genes.
 MAX_DIM = 3000
-#: Vectors divided by the scale of their reference that are longer than this are not of its model.
+#: Values above this, after division by the scale of the reference, come from another model.
 LARGEST = 6e4
 
 
@@ -41,7 +41,7 @@ def open_cells(
     columns: bool = True,
     values: str = "auto",
 ) -> CellSource:
-    """Open cells by their vectors of ``obsm``, by their genes where it is None."""
+    """Open cells by their vectors in ``obsm``, or by their genes if ``obsm`` is None."""
     if obsm is None:
         return CellSource.open(cells, layer=layer, memory=memory, columns=columns, values=values)
     limit = parse_memory(memory)
@@ -55,18 +55,18 @@ def open_cells(
 
 
 class VectorSource(CellSource):
-    """Cells over the dimensions of ``obsm[key]``, which take the place of genes.
+    """Cells whose dimensions of ``obsm[key]`` take the place of genes.
 
-    Rows are read from the file when they are asked for.
+    Rows are read from the file on demand.
 
     Attributes
     ----------
     key
-        Of ``obsm``.
+        Key of ``obsm``.
     scale
-        What the vectors are divided by: that of the reference.
+        Divisor of the vectors: the scale of the reference.
     variance
-        Of the components, where scanpy fitted them on this file; else empty.
+        Variances of the components, if scanpy fitted the PCA on this file; else empty.
     """
 
     def __init__(self, contents: Contents, key: str, memory: int, *, columns: bool = True) -> None:
@@ -79,8 +79,8 @@ class VectorSource(CellSource):
         where, item = f"{self.name} (obsm/{key})", _array(contents, key)
         dim = int(item.shape[1])
         self._reader = open_matrix(item, where, self.n_obs, dim, memory)
-        told = f"vectors of {dim} dimensions of obsm[{key!r}], as they are"
-        self.state = ExpressionState("vectors", f"obsm/{key}", message=told)
+        message = f"used the vectors of {dim} dimensions in obsm[{key!r}], unchanged"
+        self.state = ExpressionState("vectors", f"obsm/{key}", message=message)
         self.var_names = [f"{key}:{number}" for number in range(dim)]
         self.var = pd.DataFrame(index=self.var_names)
         self.feature_mask, self.codes, self.scale = np.ones(dim, dtype=bool), None, 1.0
@@ -102,39 +102,39 @@ class VectorSource(CellSource):
             block.data /= np.float32(self.scale)
             if not (np.abs(block.data) < LARGEST).all():  # NaN too
                 raise InputError(
-                    "some vectors are not finite, or far longer than those of the reference",
+                    "some vectors are not finite, or much longer than the vectors of the reference",
                     f"{self.name} (obsm/{self.key})",
-                    "leave those cells out, or make the vectors again",
+                    "remove these cells, or compute the vectors again",
                     code="values-not-finite",
                 )
             yield block
 
     def some(self, most: int) -> npt.NDArray[np.float32]:
-        """Return the vectors of at most so many cells, spread over the file, divided by ``scale``."""
+        """Return the vectors, divided by ``scale``, of at most ``most`` cells spread over the file."""
         rows = np.unique(np.linspace(0, self.n_obs - 1, min(most, self.n_obs)).astype(np.int64))
         return np.concatenate([block.toarray() for block in self.chunks(rows=rows)])
 
 
 def _array(contents: Contents, key: str) -> Any:
-    """Return the array of a key, unread; InputError where there is none of two dimensions."""
+    """Return the array of a key, not yet read; raise InputError if it is missing or not two-dimensional."""
     where = f"{contents.name} (obsm/{key})"
     with reading(where):
         keys = sorted(str(k) for k in contents.obsm)
         item: Any = contents.obsm[key] if key in keys else None
     if item is None:
-        there = f"there are: {', '.join(keys[:12])}" if keys else "the file has no obsm"
-        what = f"there is no obsm[{key!r}]"
-        raise InputError(what, contents.name, f"give the key of the vectors; {there}", code="unknown-obsm")
+        known = f"the file has: {', '.join(keys[:12])}" if keys else "the file has no obsm"
+        what = f"the file has no obsm[{key!r}]"
+        raise InputError(what, contents.name, f"give the key of the vectors; {known}", code="unknown-obsm")
     item = item.to_numpy() if isinstance(item, pd.DataFrame) else item
     shape: tuple[int, ...] = getattr(item, "shape", ())
     if is_group(item) or len(shape) != 2 or not 1 < shape[1] <= MAX_DIM:
-        what = f"obsm[{key!r}] is not an array of 2 to {MAX_DIM:,} dimensions a cell"
+        what = f"obsm[{key!r}] is not an array with 2 to {MAX_DIM:,} columns"
         raise InputError(what, where, "store the vectors as a plain array", code="wrong-format")
     return item
 
 
 def _variance(contents: Contents, key: str) -> tuple[float, ...]:
-    """Return the variances of the components that scanpy fitted; empty where the key is not of its PCA."""
+    """Return the variances of scanpy's principal components; empty if ``key`` is not scanpy's PCA."""
     if key != "X_pca" or contents.variance is None:
         return ()
     with reading(contents.name, "uns/pca/variance"):

@@ -1,4 +1,4 @@
-"""What holds cells, before any choice is made: one shape for files, folders and AnnData objects."""
+"""The content of a file, folder or AnnData object of cells, before a matrix is chosen."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Contents", "Place", "named", "unnamed"]
 
 
 def named(table: pd.DataFrame, names: Packed) -> pd.DataFrame:
-    """Return a table with names for its index; the columns are the same arrays."""
+    """Return a table with ``names`` as its index; the columns are not copied."""
     table = table.copy(deep=False)
     table.index = pd.Index(names.to_array(), dtype=object)
     return table
 
 
 def unnamed(table: pd.DataFrame) -> tuple[pd.DataFrame, Packed]:
-    """Return a table without its index, which takes most of its memory, and the index in little of it."""
+    """Return a table without its index, and the index in a compact form (it takes most of the memory)."""
     names, table = Packed(table.index), table.copy(deep=False)
     table.index = pd.RangeIndex(len(table))
     return table, names
@@ -51,24 +51,24 @@ class Contents:
     Attributes
     ----------
     name
-        What to call it in messages.
+        Name for messages.
     table, names
-        The columns of obs, rows by number, and its index in less memory.
+        The columns of obs with row numbers as index, and the cell names in a compact form.
     path
         The file or folder, or None.
     notes
-        On reading obs.
+        Notes about reading obs.
     close
         Closes the file.
     obsm, variance
-        Arrays of ``obsm`` by key, unread; what scanpy wrote into ``uns['pca']['variance']``, None without.
+        Arrays of ``obsm`` by key, not yet read; scanpy's ``uns['pca']['variance']``, or None.
     more
-        Goes through what else an h5ad of these cells should hold, such as ``("obsm", {"X_pca": array})``.
+        Returns the other entries for an h5ad of these cells, such as ``("obsm", {"X_pca": array})``.
 
     Raises
     ------
     InputError
-        If there is no cell.
+        If there are no cells.
     """
 
     obsm: Mapping[str, Any]
@@ -94,10 +94,10 @@ class Contents:
             )
 
     def need_values(self) -> None:
-        """Raise InputError where there is no matrix."""
+        """Raise InputError if there is no matrix."""
         if not self.places:
-            fix = "write it with expression values: adata.X must not be None"
-            raise InputError("there is no X: no matrix, no layers, no raw", self.name, fix, code="no-values")
+            fix = "write the file with expression values in adata.X"
+            raise InputError("the file has no X, no raw and no layers", self.name, fix, code="no-values")
 
     @property
     def n_obs(self) -> int:
@@ -106,5 +106,5 @@ class Contents:
 
     @property
     def obs(self) -> pd.DataFrame:
-        """The table of the cells under their names, made anew each time."""
+        """The table of the cells with their names as index; a new table on each access."""
         return named(self.table, self.names)

@@ -1,4 +1,4 @@
-"""What the numbers of a matrix are, and how they become log1p of counts per ten thousand."""
+"""Describe the scale of a matrix, and normalise it to log1p of counts per ten thousand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 CP10K = 1e4
-#: More molecules than a cell has.
+#: No cell has more molecules than this.
 LARGEST_COUNT = 1e9
 
 Kind = Literal[
@@ -41,7 +41,7 @@ BASES: dict[Transform, float] = {"log1p": math.e, "log2": 2.0, "log10": 10.0}
 
 @dataclass(frozen=True, slots=True)
 class ExpressionState:
-    """What the values of a matrix, or of some of its cells, are.
+    """The scale of the values of a matrix, or of some of its cells.
 
     Attributes
     ----------
@@ -50,25 +50,25 @@ class ExpressionState:
         RNA); ``log1p_cp10k`` (natural log1p of counts per ten thousand); ``log`` (another base or target, or
         part of the genes only); ``linear`` (CPM, TPM, RPKM); ``sqrt`` and ``arcsinh`` of one of these;
         ``scaled`` (has negative values: z-scores, residuals), which cannot be used; ``vectors`` (of
-        ``obsm``), which are taken as they are.
+        ``obsm``), which are used unchanged.
     where
         ``X``, ``raw`` or ``layers/NAME``.
     base
-        Base of the logarithm where it is known.
+        Base of the logarithm, if known.
     target_sum
-        What the values of a cell add up to on the linear scale, where it is one number for all cells.
+        Sum of a cell's values on the linear scale, if all cells have the same.
     message
-        One line for people: what was found and what is done about it.
+        One line for the user: the scale, and the conversion.
     per
-        What the values of whole cells add up to, where these hold part of the genes (1e6 for CPM). Without
-        it and ``target_sum`` a cell is divided by its own sum.
+        Sum over all genes of a cell, if the matrix holds only part of the genes (1e6 for CPM). If this and
+        ``target_sum`` are both None, each cell is divided by its own sum.
     made_of
-        What the values are on the linear scale: ``counts``, ``multiples`` of a cell's smallest value (counts
-        times a factor per cell), or empty where that is not known.
+        The values on the linear scale: ``counts``, ``multiples`` of a cell's smallest value (counts
+        times a factor per cell), or empty if unknown.
     candidates
-        The other transforms (as ``log2``) that would fit as well.
+        The other transforms (such as ``log2``) that fit equally well.
     others
-        The other scales of a file whose cells are on several; cells have their numbers, 0 for this one.
+        The other scales, if the cells of a file are on several. This scale has number 0.
     """
 
     kind: Kind
@@ -83,12 +83,12 @@ class ExpressionState:
 
     @property
     def scales(self) -> tuple[ExpressionState, ...]:
-        """This and the others, in the order of their numbers."""
+        """All scales, in the order of their numbers."""
         return (self, *self.others)
 
     @property
     def transform(self) -> Transform:
-        """What was done to linear values; logarithms of unknown base are taken for natural ones."""
+        """The transform of linear values; logarithms of unknown base are treated as natural."""
         if self.kind == "sqrt" or self.kind == "arcsinh":
             return self.kind
         if self.kind not in ("log", "log1p_cp10k"):
@@ -97,12 +97,12 @@ class ExpressionState:
 
     @property
     def divisor(self) -> float | None:
-        """What whole cells add up to on the linear scale; None where each is divided by its own sum."""
+        """Sum of a whole cell on the linear scale; None if each cell is divided by its own sum."""
         return self.per or (self.target_sum if self.base else None)
 
     @property
     def rule(self) -> tuple[Any, ...]:
-        """What is done to the values: all but words."""
+        """All fields that change the conversion (not the message)."""
         own = (self.kind, self.base, self.target_sum, self.per)
         return (*own, *(other.rule for other in self.others))
 
@@ -113,7 +113,7 @@ class ExpressionState:
 
 @dataclass
 class MatrixProfile:
-    """What can be learnt from rows of a matrix without knowing what they are.
+    """Statistics of rows of a matrix that do not depend on its scale.
 
     Add blocks of CSR rows (no stored zeros) with :meth:`add`.
     """
@@ -132,7 +132,7 @@ class MatrixProfile:
     _n_kept: int = 0
 
     def add(self, block: sp.csr_matrix[Any], first_row: int = 0, keep: int = 1024) -> None:
-        """Take in rows; ``first_row`` is the number of the first, ``keep`` how many to remember in all."""
+        """Add rows; ``first_row`` is the number of the first, ``keep`` the largest size of the sample."""
         values = block.data
         finite = np.isfinite(values)
         if not finite.all():
@@ -154,18 +154,18 @@ class MatrixProfile:
         self.remember(block, keep)
 
     def remember(self, block: sp.csr_matrix[Any], keep: int) -> None:
-        """Put rows into the sample until it has ``keep``."""
+        """Add rows to the sample until it has ``keep``."""
         if self._n_kept < keep:
             rows = block[: keep - self._n_kept]
             self._kept.append(rows)
             self._n_kept += rows.shape[0]
 
     def same_sample(self) -> MatrixProfile:
-        """Return an empty profile that remembers the same rows."""
+        """Return an empty profile with the same sample of rows."""
         return MatrixProfile(_kept=list(self._kept), _n_kept=self._n_kept)
 
     def tells_more_than(self, sample: MatrixProfile) -> bool:
-        """Return whether something is known now that may change what the values are taken for."""
+        """Return whether this profile could lead to another scale than ``sample`` did."""
         return (
             self._n_kept > sample._n_kept
             or bool(self.n_negative) != bool(sample.n_negative)
@@ -175,15 +175,15 @@ class MatrixProfile:
 
     @property
     def n_sampled(self) -> int:
-        """Rows that are remembered."""
+        """Number of rows in the sample."""
         return self._n_kept
 
     def first_rows(self) -> sp.csr_matrix[Any]:
-        """Return the rows that were remembered first."""
+        """Return the first rows of the sample."""
         return self._kept[0]
 
     def sample(self) -> sp.csr_matrix[Any]:
-        """Return the remembered rows, non-finite values as 0."""
+        """Return the sample, with non-finite values as 0."""
         rows = sp.vstack(self._kept, format="csr") if len(self._kept) > 1 else self._kept[0].copy()
         rows.data[~np.isfinite(rows.data)] = 0
         return rows
@@ -195,8 +195,8 @@ def _row_of(block: sp.csr_matrix[Any], position: int) -> int:
 
 def row_sums(block: sp.csr_matrix[Any]) -> npt.NDArray[np.float64]:
     """Return (n,) float64 sums of rows."""
-    # A product with ones adds each row from left to right by itself, so that a cell's sum is the same to
-    # the last bit alone and in any block.
+    # A product with ones adds each row from left to right, so that the sum of a cell is the same to the
+    # last bit alone and in any block.
     return np.asarray(block @ np.ones(block.shape[1]), dtype=np.float64)
 
 
@@ -206,7 +206,7 @@ def undo(values: npt.NDArray[np.float64], transform: Transform) -> npt.NDArray[n
         return values
     if transform == "sqrt":
         return np.square(values)
-    # What overflows is no value of this transform; those who ask see it by its size.
+    # A value that overflows is not of this transform; callers compare the result with LARGEST_COUNT.
     with np.errstate(over="ignore"):
         if transform == "arcsinh":
             return np.asarray(np.sinh(values))
@@ -223,9 +223,9 @@ def undone(block: sp.csr_matrix[Any], transform: Transform) -> sp.csr_matrix[Any
 def linearise(
     block: sp.csr_matrix[Any], state: ExpressionState, codes: Codes | None = None
 ) -> sp.csr_matrix[Any]:
-    """Return the values before the logarithm, float64; counts and linear values as they are.
+    """Return the values before the logarithm, float64; counts and linear values stay unchanged.
 
-    ``codes`` (n,) are the numbers of the rows' scales, where there are several.
+    ``codes`` (n,) are the numbers of the rows' scales, if there are several.
     """
     linear = block.astype(np.float64)
     for at, scale in _parts(linear, state, codes):
@@ -239,21 +239,21 @@ def normalize(
     totals: npt.NDArray[np.float64] | None = None,
     codes: Codes | None = None,
 ) -> sp.csr_matrix[Any]:
-    """Bring rows to log1p of counts per ten thousand.
+    """Normalise rows to log1p of counts per ten thousand.
 
-    Each row is worked out by itself: a cell alone gets the same values as in any block.
+    Each row is computed by itself: a cell alone gets the same values as in any block.
 
     Parameters
     ----------
     block
         (n, n_genes) CSR, as stored.
     state
-        What the values are.
+        The scale of the values.
     totals
-        (n,) sums of each cell over all of its own genes on the linear scale; those of the rows where not
-        given. Used where a cell is divided by its own sum.
+        (n,) sums of each cell over all its genes on the linear scale; by default the sums of the rows.
+        Used if a cell is divided by its own sum.
     codes
-        (n,) uint8 numbers of the cells' scales in ``state.scales``; None where all are on the first.
+        (n,) uint8 numbers of the cells' scales in ``state.scales``; None if all are on the first.
 
     Returns
     -------
@@ -262,7 +262,7 @@ def normalize(
     Raises
     ------
     ValueError
-        If the state is ``scaled``: that cannot be undone.
+        If the state is ``scaled``: scaling cannot be undone.
     """
     if state.kind == "scaled":
         raise ValueError("scaled values cannot be normalised")
@@ -289,7 +289,7 @@ def normalize(
 def _parts(
     block: sp.csr_matrix[Any], state: ExpressionState, codes: Codes | None
 ) -> list[tuple[Any, ExpressionState]]:
-    """Return the positions of the stored values that are on each scale, and the scale."""
+    """Return, for each scale, the positions of its stored values and the scale."""
     if codes is None or not state.others:
         return [(slice(None), state)]
     code = np.repeat(codes, np.diff(block.indptr))

@@ -1,4 +1,4 @@
-"""Read the labels of reference cells, and which names of cell types mean the same."""
+"""Read the labels of reference cells, and find labels that are spellings of one cell type."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
     "why_no_type",
 ]
 
-#: Words that say that nobody knew, or that the droplet holds no one cell.
+#: Words for cells of unknown type, and for droplets that do not hold one intact cell.
 _NO_CELL = re.compile(
     r"\b(unknown|unassigned|unclassified|unclassifiable|undefined|undetermined|unidentified|unlabell?ed|"
     r"unannotated|unresolved|not (assigned|annotated|determined|available)|ambiguous|doublets?|multiplets?|"
@@ -38,7 +38,7 @@ _NO_CELL = re.compile(
     r"contaminat(ed|ion|ing)|artefacts?|artifacts?|outliers?|others?|misc(ellaneous)?|mixed|tbd|todo)\b|\?"
 )
 _CLUSTER = re.compile(r"(cluster|clust|leiden|louvain|seurat clusters?|group|cl|c)? ?\d+(\.\d+)?")
-#: States of a donor or of an experiment, which are no types where nothing else is said.
+#: Conditions of a donor or of an experiment. A label that is only a condition is not a cell type.
 _CONDITION = re.compile(
     r"(healthy|control|ctrl|normal|disease|diseased|sick|patient|donor|case|treated|untreated|stimulated|"
     r"unstimulated|stim|infected|uninfected|covid|covid ?19|sars cov 2|type [12] diabetes|t[12]d|"
@@ -50,16 +50,16 @@ _SIGN = re.compile(r"(?<=[a-z0-9])( ?\+|-(?=$|[\s,;)/]|cd\d)|[ -]?(positive|nega
 
 @dataclass(frozen=True, slots=True)
 class LabelFinding:
-    """One thing about the labels that a user may want to mend.
+    """One problem of the labels that a user may want to fix.
 
     Attributes
     ----------
     kind
         ``near-duplicate``, ``no cell type``, ``too few cells`` or ``does not hang together``.
     labels
-        The labels concerned, and how many cells each has.
+        The labels concerned, with their numbers of cells.
     message
-        For people.
+        Text for the user.
     """
 
     kind: str
@@ -72,10 +72,10 @@ class LabelFinding:
 
 
 def fold_label(label: str) -> str:
-    """Return a name that spellings of one label share.
+    """Return a key that is equal for all spellings of one label.
 
-    Case, spaces, hyphens, the order of words, plurals and the word "cell" do not count; the signs of markers
-    do: ``CD16+ Mono`` and ``CD16- Mono`` are two types.
+    Case, spaces, hyphens, the order of words, plurals and the word "cell" are ignored. Signs of markers are
+    kept: ``CD16+ Mono`` and ``CD16- Mono`` are two types.
     """
     text = _SIGN.sub(lambda m: "plus " if m[0][-1] == "+" or "pos" in m[0] else "minus ", label.lower())
     words = []
@@ -90,7 +90,7 @@ def fold_label(label: str) -> str:
 
 
 def look_over(counts: Mapping[str, int]) -> list[LabelFinding]:
-    """Return what is odd about the names of labels.
+    """Return the problems of the names of labels.
 
     Parameters
     ----------
@@ -103,33 +103,32 @@ def look_over(counts: Mapping[str, int]) -> list[LabelFinding]:
     findings = []
     for names in alike.values():
         if len(names) > 1:
-            told = _told(names, counts)
+            similar = _with_counts(names, counts)
             message = (
-                f"labels that may be one type: {told}; they were kept apart (--label-map makes them one)"
+                f"labels that may be one cell type: {similar}; kept separate (merge them with --label-map)"
             )
             findings.append(LabelFinding("near-duplicate", {n: counts[n] for n in names}, message))
     for label in sorted(counts):
         what = why_no_type(label)
         if not what:
             continue
-        message = (
-            f"label {_told([label], counts)} {what}; it was kept (an empty name in --label-map drops it)"
-        )
+        shown = _with_counts([label], counts)
+        message = f"label {shown} {what}; it was kept (remove it by an empty name in --label-map)"
         findings.append(LabelFinding("no cell type", {label: counts[label]}, message))
     return findings
 
 
 def why_no_type(label: str) -> str:
-    """Return why a label names no type of cell, such as ``is a condition, no cell type``; empty if it may."""
+    """Return why a label is not a cell type, such as ``is a condition, not a cell type``; else ``""``."""
     plain = " ".join(re.sub(r"[_\W]+", " ", label.lower().replace("?", " unknown ")).split())
     if _NO_CELL.search(plain):
-        return "is no cell type"
+        return "is not a cell type"
     if _CLUSTER.fullmatch(plain):
         return "looks like the number of a cluster"
-    return "is a condition, no cell type" if _CONDITION.fullmatch(plain) else ""
+    return "is a condition, not a cell type" if _CONDITION.fullmatch(plain) else ""
 
 
-def _told(names: list[str], counts: Mapping[str, int]) -> str:
+def _with_counts(names: list[str], counts: Mapping[str, int]) -> str:
     return ", ".join(f"'{name}' ({count_text(counts[name], 'cell')})" for name in names)
 
 
@@ -145,12 +144,12 @@ class _Labelled(Protocol):
 
 
 def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Turn a column of obs into class numbers.
+    """Convert a column of obs into class numbers.
 
     Parameters
     ----------
     source
-        A :class:`scvec.ingest.cells.source.CellSource`; its ``notes`` get a line for all that was changed.
+        A :class:`scvec.ingest.cells.source.CellSource`; a note for each change is added to its ``notes``.
     label_key
         The column.
 
@@ -164,7 +163,7 @@ def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], li
     Raises
     ------
     InputError
-        If there is no such column, it holds fewer than two labels, or nearly one per cell.
+        If the column does not exist, has fewer than two labels, or nearly as many labels as cells.
     """
     where = f"{source.name} (obs['{label_key}'])"
     stripped = read_names(source, label_key)
@@ -179,21 +178,19 @@ def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], li
         )
     classes = sorted({str(text) for text in stripped[~missing]})
     if len(classes) == 1:
-        what = f"all cells have one label, '{classes[0]}': there is nothing to tell apart"
+        what = f"all cells have the same label, '{classes[0]}'"
         raise InputError(
             what,
             where,
-            "give a reference of two or more cell types, or another --label-key",
+            "give a reference with two or more cell types, or another --label-key",
             code="one-label",
         )
     if len(classes) > max(50, n // 2):
-        what = (
-            f"the column has {len(classes):,} different labels for {n:,} cells: it does not name cell types"
-        )
+        what = f"the column has {len(classes):,} different values for {n:,} cells: these are not cell types"
         raise InputError(what, where, f"give another --label-key; {_columns(source)}", code="too-many-labels")
     if missing.any():
         source.notes.append(
-            f"{count_text(int(missing.sum()), 'cell')} with no label in obs['{label_key}']: left unlabelled"
+            f"{count_text(int(missing.sum()), 'cell')} without a label in obs['{label_key}']: not trained on"
         )
     number = {label: k for k, label in enumerate(classes)}
     codes = np.array(
@@ -205,7 +202,7 @@ def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], li
 def leave_out_rare(
     codes: npt.NDArray[np.int64], classes: list[str], min_cells: int
 ) -> tuple[npt.NDArray[np.int64], list[str], list[LabelFinding]]:
-    """Turn labels of fewer than ``min_cells`` cells into no label.
+    """Remove the labels that have fewer than ``min_cells`` cells; their cells become unlabelled.
 
     Parameters
     ----------
@@ -214,7 +211,7 @@ def leave_out_rare(
 
     Returns
     -------
-    The codes and classes that are left, and one finding for each label that is not.
+    The codes and classes that are left, and one finding for each label removed.
 
     Raises
     ------
@@ -225,7 +222,7 @@ def leave_out_rare(
     kept = np.flatnonzero(counts >= min_cells)
     if len(kept) < 2:
         raise InputError(
-            f"fewer than two labels have {min_cells:,} cells or more",
+            f"fewer than two labels have at least {min_cells:,} cells",
             "the labels left: " + (", ".join(f"'{classes[k]}'" for k in kept) or "none"),
             "give a smaller --min-cells",
             code="one-label",
@@ -245,12 +242,12 @@ def leave_out_rare(
 
 
 def read_names(source: _Labelled, key: str) -> npt.NDArray[np.str_]:
-    """Return (n_obs,) labels as text without spaces around them; empty where a cell has none.
+    """Return (n_obs,) labels as text without spaces around them; empty if a cell has none.
 
     Raises
     ------
     InputError
-        If there is no such column.
+        If the column does not exist.
     """
     if key not in source.obs.columns:
         raise no_column(source, key)
@@ -261,7 +258,7 @@ def read_names(source: _Labelled, key: str) -> npt.NDArray[np.str_]:
         isinstance(values.dtype, pd.CategoricalDtype)
         and pd.api.types.is_numeric_dtype(values.cat.categories.dtype)
     ):
-        source.notes.append(f"obs['{key}'] holds numbers: taken as names of groups")
+        source.notes.append(f"obs['{key}'] holds numbers: used as names of groups")
         plain = plain.map(_number_text, na_action="ignore")
     texts = np.array(["" if gone else str(v) for v, gone in zip(plain, missing, strict=True)], dtype=object)
     stripped = np.array([text.strip() for text in texts], dtype=object)
@@ -276,52 +273,50 @@ def _number_text(value: object) -> str:
 
 
 def no_column(source: _Labelled, key: str) -> InputError:
-    """Return the error for a column that obs does not have: which there are, and which was meant."""
+    """Return the error for a missing column of obs; it lists the columns and the most similar name."""
     names = [str(column) for column in source.obs.columns]
     folded = {name.lower(): name for name in names}
     near = [folded[n] for n in difflib.get_close_matches(key.lower(), list(folded), n=1, cutoff=0.6)]
     hint = f"did you mean '{near[0]}'? " if near else ""
-    what = f"there is no column '{key}' in obs"
+    what = f"obs has no column '{key}'"
     return InputError(what, source.name, hint + _columns(source), code="unknown-column")
 
 
 def _columns(source: _Labelled) -> str:
     names = [str(column) for column in source.obs.columns]
     if not names:
-        return "obs has no columns at all"
+        return "obs has no columns"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"columns: {shown}"
 
 
-_FORMATS = 'a JSON object {"their name": "my name"}, or a csv or tsv file of two columns without a header'
+_FORMATS = 'a JSON object {"their label": "my label"}, or a csv or tsv file with two columns and no header'
 
 
 def as_label_map(given: Mapping[str, str] | Path | str | None) -> Mapping[str, str]:
-    """Return a map of labels as it is, read from a file, or empty for None."""
+    """Return a map of labels: the given one, the content of a file, or an empty one for None."""
     if given is None:
         return {}
     return given if isinstance(given, Mapping) else read_label_map(given)
 
 
 def read_label_map(path: Path | str) -> dict[str, str]:
-    """Return name -> the name that it is scored under.
+    """Return a map from labels to the labels that are used instead.
 
     Parameters
     ----------
     path
-        A JSON object, or a csv or tsv file of two columns without a header. An empty second name leaves
-        the cells of that label out.
+        A JSON object, or a csv or tsv file with two columns and no header. An empty second name removes
+        the cells of that label.
 
     Raises
     ------
     InputError
-        If the file cannot be read, is of another form, or maps one name to two.
+        If the file cannot be read, has another format, or maps one label to two.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            "there is no such file of labels", str(path), f"it is {_FORMATS}", code="file-not-found"
-        )
+        raise InputError("the label map does not exist", str(path), f"give {_FORMATS}", code="file-not-found")
     with reading(str(path)):
         text = path.read_text(encoding="utf-8-sig")
     rows: list[list[Any]]
@@ -330,7 +325,7 @@ def read_label_map(path: Path | str) -> dict[str, str]:
             data = json.loads(text)
         except ValueError as error:
             raise InputError(
-                f"the map of labels is no JSON: {error}", str(path), f"it is {_FORMATS}", code="wrong-format"
+                f"the label map is not JSON: {error}", str(path), f"give {_FORMATS}", code="wrong-format"
             ) from error
         rows = [[str(k), v] for k, v in data.items()]
     else:
@@ -342,9 +337,9 @@ def read_label_map(path: Path | str) -> dict[str, str]:
     for row in rows:
         if len(row) != 2 or not isinstance(row[1], str):
             raise InputError(
-                f"a line of the map of labels has not two names: {row}", str(path), f"it is {_FORMATS}"
+                f"a line of the label map does not have two names: {row}", str(path), f"give {_FORMATS}"
             )
         name, other = row[0].strip(), row[1].strip()
         if found.setdefault(name, other) != other:
-            raise InputError(f"the map of labels gives '{name}' two names", str(path), "leave one line of it")
+            raise InputError(f"the label map has two lines for '{name}'", str(path), "keep one of them")
     return found

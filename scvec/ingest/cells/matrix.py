@@ -1,4 +1,4 @@
-"""Read rows of an expression matrix, wherever it lies, and never believe its pointers."""
+"""Read rows of an expression matrix from a file or from memory, and check its pointers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = [
     "open_matrix",
 ]
 
-#: Rows that are read in one go at most, and the bytes that a stored value needs until it is log1p CP10k: as
+#: Largest number of rows of one read; and the bytes that a stored value needs until it is log1p CP10k: as
 #: stored, as float64 with its column, and one or two copies.
 MAX_ROWS = 2048
 BYTES_PER_VALUE = 64
 _NUMERIC = "biuf"
-_BROKEN_FIX = "the file is damaged or was written by a faulty program: write it anew with adata.write_h5ad()"
+_BROKEN_FIX = "the file is damaged or was written incorrectly: write it again with adata.write_h5ad()"
 
 
 class MatrixReader(ABC):
@@ -42,12 +42,12 @@ class MatrixReader(ABC):
     shape
         (n_obs, n_vars).
     where
-        What to call the matrix in messages: the file and the place in it.
+        Name of the matrix for messages: the file and the place in it.
     stored_dtype
-        float32 where values are stored in four bytes or fewer, else float64.
+        float32 if values are stored in four bytes or fewer, else float64.
     n_unsorted, n_duplicates
-        Over all rows read so far: rows whose column numbers were not ascending, and values that shared
-        a cell and gene with another and were added to it.
+        Of all rows read so far: the rows whose column numbers were not ascending, and the values that had
+        the cell and gene of another value and were added to it.
     """
 
     def __init__(self, shape: tuple[int, int], where: str, dtype: Any = np.float64) -> None:
@@ -59,9 +59,9 @@ class MatrixReader(ABC):
         self.n_duplicates = 0
 
     def rows_within(self, n_bytes: int) -> int:
-        """Return how many rows may be read in one go so that all that is made of them stays in ``n_bytes``.
+        """Return how many rows can be read at once so that they and their copies fit in ``n_bytes``.
 
-        At least one, and ``MAX_ROWS`` at most.
+        At least one, at most ``MAX_ROWS``.
         """
         most = max(1, n_bytes // BYTES_PER_VALUE)
         step = MAX_ROWS
@@ -71,27 +71,27 @@ class MatrixReader(ABC):
 
     @property
     def n_values(self) -> int:
-        """Values that are stored at most."""
+        """Upper bound of the number of stored values."""
         return self._values_in(max(1, self.shape[0]))
 
     def _values_in(self, step: int) -> int:
-        """Return the most values that ``step`` rows hold, from a multiple of ``step`` on."""
+        """Return the largest number of values in ``step`` rows that start at a multiple of ``step``."""
         return step * self.shape[1]
 
     @abstractmethod
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
-        """Return rows as CSR, any dtype, perhaps unsorted."""
+        """Return rows as CSR of any dtype; columns may be unsorted."""
 
     def rows(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         """Return rows ``start`` to ``stop`` as (stop - start, n_vars) CSR float64."""
         with reading(self.where):
             read = self._read(start, stop)
-            # Not astype(): scipy would add up repeats in it, in the old dtype and without telling.
+            # Not astype(): scipy would sum duplicates in the old dtype, so that they could not be counted.
             arrays: Any = (read.data.astype(np.float64), read.indices, read.indptr)
             block = sp.csr_matrix(arrays, shape=read.shape)
         tidy = block.has_canonical_format
         if not tidy or not block.data.all():
-            block = block.copy()  # what follows works in place, and the arrays may be the user's
+            block = block.copy()  # the next steps work in place, and the arrays may belong to the user
         if not tidy:
             before = block.nnz
             self.n_unsorted += _n_unsorted(block)
@@ -103,14 +103,14 @@ class MatrixReader(ABC):
 
 @dataclass(frozen=True)
 class StoredRows:
-    """A matrix stored by cell with no mark of its kind: ``data``, ``indices`` and ``indptr``; its shape."""
+    """A CSR matrix of which only ``data``, ``indices``, ``indptr`` and the shape are known."""
 
     parts: Mapping[str, Any]
     shape: tuple[int, int]
 
 
 class _Stored(MatrixReader):
-    """A CSR group of an h5ad or a zarr folder: three one-dimensional arrays."""
+    """A CSR group of an h5ad file or a zarr folder: three one-dimensional arrays."""
 
     def __init__(self, group: Any, shape: tuple[int, int], where: str) -> None:
         super().__init__(shape, where, group["data"].dtype)
@@ -131,7 +131,7 @@ class _Stored(MatrixReader):
 
 
 class _Dense(MatrixReader):
-    """A two-dimensional dataset; only some hundred rows of it are ever dense in memory."""
+    """A two-dimensional dataset, of which at most 2,048 rows are dense in memory at a time."""
 
     def __init__(self, values: Any, where: str, memory: int) -> None:
         super().__init__((int(values.shape[0]), int(values.shape[1])), where, values.dtype)
@@ -148,7 +148,7 @@ class _Dense(MatrixReader):
 
 
 class _InMemory(MatrixReader):
-    """A scipy or NumPy matrix that is there already."""
+    """A scipy or NumPy matrix in memory."""
 
     def __init__(self, values: Any, where: str) -> None:
         super().__init__((int(values.shape[0]), int(values.shape[1])), where, values.dtype)
@@ -160,13 +160,13 @@ class _InMemory(MatrixReader):
 
     def _read(self, start: int, stop: int) -> sp.csr_matrix[Any]:
         rows = self._values[start:stop]
-        if hasattr(rows, "compute"):  # dask works out what is asked for, and nothing else
+        if hasattr(rows, "compute"):  # a dask array
             rows = rows.compute()
         return sp.csr_matrix(_plain(rows) if isinstance(rows, np.ndarray) else rows)
 
 
 class _Transposed(MatrixReader):
-    """A matrix that was brought into the order of its cells."""
+    """A matrix that was transposed to CSR."""
 
     def __init__(self, transposed: Transposed, where: str) -> None:
         super().__init__(transposed.shape, where, transposed.data.dtype)
@@ -183,17 +183,17 @@ class _Transposed(MatrixReader):
         block: sp.csr_matrix[Any] = sp.csr_matrix(
             (*arrays, transposed.indptr[start : stop + 1] - a), (stop - start, self.shape[1])
         )
-        block.sort_indices()  # nobody promised an order within a cell: there is nothing to tell of
+        block.sort_indices()  # transposing gives no order within a cell, so these rows are not counted
         return block
 
 
 def is_only_here(reader: MatrixReader) -> bool:
-    """Return whether all values lie with this process: the user's own in memory, or transposed by it."""
+    """Return whether only this process has the values: in memory, or in its temporary files."""
     return isinstance(reader, _InMemory | _Transposed)
 
 
 def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> MatrixReader:
-    """Open a matrix and check that it is what it claims to be.
+    """Open a matrix and check its shape, pointers and dtype.
 
     Parameters
     ----------
@@ -201,20 +201,20 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
         A group (CSR or CSC) or array of HDF5 or zarr, :class:`StoredRows`, :class:`Transposed`, a scipy
         sparse matrix or array, a NumPy array, or a function that returns one of them.
     where
-        What to call it in messages.
+        Name for messages.
     n_obs, n_vars
         Its shape according to obs and var.
     memory
-        Bytes that may be used. CSC is transposed at once, in temporary files if it is not small beside them.
+        Bytes that may be used. A CSC matrix is transposed here; a large one in temporary files.
 
     Raises
     ------
     InputError
-        If the shape disagrees, pointers lie, or values are not real numbers.
+        If the shape is not ``n_obs`` x ``n_vars``, pointers are wrong, or values are not real numbers.
     ResourceError
-        If there is no room for the temporary files of a CSC matrix.
+        If the disk has no room for the temporary files of a CSC matrix.
     """
-    if callable(item):  # a reader opens it no sooner than somebody looks at it
+    if callable(item):  # readers pass a function, so that only the matrices in use are opened
         item = item()
     if type(item).__name__ in ("_CSRDataset", "_CSCDataset"):  # anndata.io.sparse_dataset
         item = item.group
@@ -234,7 +234,7 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
         raise InputError(
             f"the matrix holds {kind}, not real numbers",
             where,
-            "store expression as numbers",
+            "store the expression values as numbers",
             code="wrong-format",
         )
     if layout == "memory":
@@ -249,7 +249,7 @@ def open_matrix(item: Any, where: str, n_obs: int, n_vars: int, memory: int) -> 
 
 
 def _numbers(item: Any) -> Any:
-    """Return an array of Python objects as float64 where all of them are numbers."""
+    """Convert an array of Python objects to float64 if all of them are numbers."""
     is_sparse = bool(sp.issparse(item))
     if not (isinstance(item, np.ndarray) or is_sparse) or item.dtype.kind != "O":
         return item
@@ -268,11 +268,11 @@ def _describe(item: Any, where: str, n_obs: int, n_vars: int) -> tuple[tuple[int
         return tuple(int(n) for n in item.shape), np.dtype(item.dtype), "memory"
     kind = item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", ""))
     layout = str(kind.decode() if isinstance(kind, bytes) else kind)[:3]
-    if not layout and "indptr" in item:  # not marked, as R's packages write: the pointers tell
+    if not layout and "indptr" in item:  # R packages write no encoding-type: the length of indptr decides
         layout = {n_obs + 1: "csr", n_vars + 1: "csc"}.get(int(item["indptr"].shape[0]), "")
     if layout not in ("csr", "csc"):
         raise InputError(
-            f"the matrix is of an unknown kind ({kind or 'not marked'})",
+            f"the matrix has an unknown encoding ({kind or 'no encoding-type'})",
             where,
             _BROKEN_FIX,
             code="wrong-format",
@@ -280,7 +280,7 @@ def _describe(item: Any, where: str, n_obs: int, n_vars: int) -> tuple[tuple[int
     missing = [part for part in ("data", "indices", "indptr") if part not in item]
     if missing:
         raise InputError(
-            f"the sparse matrix lacks its {' and '.join(missing)}", where, _BROKEN_FIX, code="damaged-file"
+            f"the sparse matrix has no {' and no '.join(missing)}", where, _BROKEN_FIX, code="damaged-file"
         )
     claimed = [item.attrs[name] for name in ("shape", "h5sparse_shape") if name in item.attrs]
     shape = claimed[0] if claimed else (n_obs, n_vars)
@@ -288,27 +288,27 @@ def _describe(item: Any, where: str, n_obs: int, n_vars: int) -> tuple[tuple[int
 
 
 def is_group(item: Any) -> bool:
-    """Return whether something is a group of HDF5 or zarr."""
+    """Return whether ``item`` is a group of HDF5 or zarr."""
     return isinstance(item, h5py.Group) or _is_zarr(item, "Group")
 
 
 def is_array(item: Any) -> bool:
-    """Return whether something is an array stored by HDF5 or zarr."""
+    """Return whether ``item`` is an array stored by HDF5 or zarr."""
     return isinstance(item, h5py.Dataset) or _is_zarr(item, "Array")
 
 
 def _is_zarr(item: Any, kind: str) -> bool:
-    # By name: zarr is slow to load, and few files need it.
+    # Compare the name: importing zarr is slow, and few files need it.
     return type(item).__module__.split(".")[0] == "zarr" and type(item).__name__ == kind
 
 
 def _checked_indptr(group: Any, n_major: int, where: str) -> npt.NDArray[np.int64]:
-    """Return the row (CSR) or column (CSC) pointers, or raise ``InputError`` where they lie."""
+    """Return the row (CSR) or column (CSC) pointers; raise ``InputError`` if they are inconsistent."""
     data, indices, pointers = group["data"], group["indices"], group["indptr"]
 
     def lie(what: str) -> InputError:
         return InputError(
-            f"the sparse matrix contradicts itself: {what}", where, _BROKEN_FIX, code="damaged-file"
+            f"the sparse matrix is inconsistent: {what}", where, _BROKEN_FIX, code="damaged-file"
         )
 
     for name, array in (("data", data), ("indices", indices), ("indptr", pointers)):
@@ -317,7 +317,7 @@ def _checked_indptr(group: Any, n_major: int, where: str) -> npt.NDArray[np.int6
         if name != "data" and array.dtype.kind not in "iu":
             raise lie(f"{name} holds {array.dtype}, not whole numbers")
     if pointers.shape[0] != n_major + 1:
-        raise lie(f"indptr has {pointers.shape[0]:,} entries where {n_major + 1:,} belong")
+        raise lie(f"indptr has {pointers.shape[0]:,} entries instead of {n_major + 1:,}")
     if data.shape[0] != indices.shape[0]:
         raise lie(f"{data.shape[0]:,} values but {indices.shape[0]:,} indices")
     indptr: npt.NDArray[np.int64] = pointers[:].astype(np.int64)
@@ -335,13 +335,13 @@ def _checked_indices(indices: npt.NDArray[Any], n_minor: int, where: str) -> npt
         low, high = int(indices.min()), int(indices.max())
         if low < 0 or high >= n_minor:
             wrong = low if low < 0 else high
-            what = f"the sparse matrix contradicts itself: index {wrong:,} is outside 0 to {n_minor - 1:,}"
+            what = f"the sparse matrix is inconsistent: index {wrong:,} is outside 0 to {n_minor - 1:,}"
             raise InputError(what, where, _BROKEN_FIX, code="damaged-file")
     return indices.astype(index_dtype(n_minor), copy=False)
 
 
 def _transpose(group: Any, n_obs: int, n_vars: int, where: str, memory: int) -> Transposed:
-    """Bring a CSC group into the order of its cells: count the values of each, then put them in place."""
+    """Transpose a CSC group: count the values of each cell, then put them in place."""
     with reading(where):
         indptr = _checked_indptr(group, n_vars, where)
         most = values_within(memory)
@@ -357,7 +357,7 @@ def _transpose(group: Any, n_obs: int, n_vars: int, where: str, memory: int) -> 
 def _values_of_columns(
     group: Any, indptr: npt.NDArray[np.int64], n_obs: int, where: str, most: int
 ) -> Iterator[Piece]:
-    """Yield the values of a CSC group in the order in which they lie."""
+    """Yield the values of a CSC group in file order."""
     genes = np.arange(len(indptr) - 1, dtype=index_dtype(len(indptr)))
     for a, b in _stretches(group["indices"], group["data"].shape[0], most):
         rows = _checked_indices(group["indices"][a:b], n_obs, where)
@@ -371,9 +371,9 @@ def _values_of_columns(
 
 
 def _stretches(array: Any, n: int, most: int) -> Iterator[tuple[int, int]]:
-    """Yield where to cut ``n`` stored values: ``most`` at a time, but no piece of an array in two.
+    """Yield the bounds of parts of ``n`` stored values, about ``most`` each, that do not split HDF5 chunks.
 
-    Each piece is unpacked whole whenever a part of it is read.
+    HDF5 decompresses a whole chunk even if only a part of it is read.
     """
     piece = int((array.chunks or (1,))[0])
     step = max(1, most // piece) * piece
@@ -382,7 +382,7 @@ def _stretches(array: Any, n: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _to_rows(values: Any, where: str) -> Any:
-    """Return an in-memory matrix in a form whose rows can be sliced, pointers checked."""
+    """Return an in-memory matrix, with its pointers checked, in a form whose rows can be sliced."""
     if sp.issparse(values):
         with reading(where):
             matrix: Any = values
@@ -403,14 +403,14 @@ def _to_rows(values: Any, where: str) -> Any:
 
 
 def _plain(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return values in a type that scipy.sparse knows: it has no float16 and no foreign byte order."""
+    """Convert values to a dtype that scipy.sparse supports: not float16, and native byte order."""
     if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
         return values.astype(np.float64)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _fullest(indptr: npt.NDArray[np.integer[Any]], step: int) -> int:
-    """Return the most values that lie between every ``step``-th row pointer and the next."""
+    """Return the largest number of values in any block of ``step`` rows."""
     return int(np.diff(np.append(indptr[:-1:step], indptr[-1])).max(initial=0))
 
 
@@ -418,6 +418,6 @@ def _n_unsorted(block: sp.csr_matrix[Any]) -> int:
     """Number of rows whose column numbers are not ascending (repeats do not count)."""
     falls = np.flatnonzero(np.diff(block.indices) < 0)
     row = np.searchsorted(block.indptr, falls, side="right") - 1
-    # A fall between the last value of a row and the first of the next says nothing.
+    # A fall between the last value of a row and the first of the next is normal.
     inside = falls + 1 < block.indptr[row + 1]
     return len(np.unique(row[inside]))

@@ -1,4 +1,4 @@
-"""Cells of a file, a folder or an AnnData object, checked, normalised and handed out in chunks."""
+"""Read the cells of a file, a folder or an AnnData object: checked, normalised, in chunks."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ __all__ = [
     "recipe_of",
 ]
 
-# Values of var['feature_types'] and its kin that are no genes. Anything else is kept: cellxgene, for one,
-# writes biotypes (protein_coding, lncRNA) there.
+# Values of var['feature_types'] and similar columns that are not genes. All others are kept, because
+# cellxgene writes biotypes there (protein_coding, lncRNA).
 _OTHER_TYPES = {
     "antibody capture",
     "antibody",
@@ -79,12 +79,12 @@ _OTHER_NAMES = re.compile(
     r"_?Total-?Seq-?[ABCD]?\d*$|^(ADT|HTO|CITE|AB|prot)[_-]|^Hash-?tag[_-]?\w*$"
     r"|([_.-](AB|ADT|HTO|prot|protein)|[ _.-]?\((ADT|HTO|AB|protein)\)|\|pAbO)$"
     r"|^ERCC-\d{5}$|^chr[\dXYM]+[:-]\d+-\d+$"
-    # Rows of HTSeq and STAR that sum up reads of no gene.
+    # Summary rows of HTSeq and STAR: reads that were not assigned to a gene.
     r"|^(__)?(no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique)$"
     r"|^N_(unmapped|multimapping|noFeature|ambiguous)$",
     re.IGNORECASE,
 )
-#: Names of antibodies, as those of surface proteins; rows of them follow the genes where nothing marks them.
+#: Names of antibodies against surface proteins. Without a feature type, their rows follow the genes.
 _ANTIBODY = re.compile(
     r"(anti[ _.-]?)?(human|mouse)?[ _.-]?"
     r"(CD\d+[A-Za-z]*|HLA[-_.]?[A-Z]+|TCR.*|Ig[GMDAK].*|.*isotype.*|PD-?L?1)([ _./-].*)?",
@@ -126,54 +126,54 @@ def is_gene(names: pd.Index[str], var: pd.DataFrame) -> tuple[npt.NDArray[np.boo
 
 
 def _first_antibody(names: pd.Index[str]) -> int:
-    """Return where a block of antibodies at the end of the features begins; their number if there is none."""
+    """Return the start of the antibodies at the end of the features; the number of features if none."""
     n, first, hits = len(names), len(names), 0
     for i in range(n - 1, max(-1, n - 1 - _MOST_ANTIBODIES), -1):
         if _ANTIBODY.fullmatch(names[i]) is not None:
             hits += 1
             if hits >= 0.6 * (n - i):
                 first = i
-    # A panel of immune genes alone may be full of such names.
+    # A panel of immune genes may consist mostly of names like these.
     return first if n - first >= 5 and n > 4 * (n - first) else n
 
 
 def genes_of_one_genome(
     names: list[str], var: pd.DataFrame, totals: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.bool_], list[str], str]:
-    """Keep the genes of the genome with most counts where several are mixed, and strip its prefix.
+    """Keep the genes of the genome with the most counts, if genomes are mixed, and remove its prefix.
 
     Parameters
     ----------
     totals
-        (n_features,) counts of each feature, of a sample of the cells.
+        (n_features,) counts of each feature in a sample of the cells.
 
     Returns
     -------
-    Mask (n_features,), names without a genome prefix, and a note (empty where there is one genome).
+    Mask (n_features,), names without a genome prefix, and a note (empty if there is one genome).
     """
     prefixes = [match[1] if (match := _GENOME.match(name)) else "" for name in names]
     genome = np.array(prefixes, dtype=object)
     if not any(prefixes) and "genome" in var.columns:
         genome = var["genome"].astype(str).to_numpy(dtype=object)
-    shares = {str(g): float(totals[genome == g].sum()) for g in dict.fromkeys(genome) if g and g != "nan"}
+    counts = {str(g): float(totals[genome == g].sum()) for g in dict.fromkeys(genome) if g and g != "nan"}
     bare = [name[_GENOME.match(name).end() :] if p else name for name, p in zip(names, prefixes, strict=True)]  # type: ignore[union-attr]
-    if not shares:
+    if not counts:
         return np.ones(len(names), dtype=bool), bare, ""
-    most = max(shares, key=lambda g: shares[g])
+    most = max(counts, key=lambda g: counts[g])
     keep = (genome == most) | (genome == "") | (genome == "nan")
     if keep.all():
         return keep, bare, ""
-    share = 100 * shares[most] / max(sum(shares.values()), 1e-300)
+    percent = 100 * counts[most] / max(sum(counts.values()), 1e-300)
     note = (
-        f"the genes are of several genomes ({', '.join(sorted(shares))}): kept those of {most}, which hold "
-        f"{share:.1f}% of the counts, and dropped {int((~keep).sum()):,} others"
+        f"the genes are from several genomes ({', '.join(sorted(counts))}): kept the genes of {most}, which "
+        f"have {percent:.1f}% of the counts, and dropped {int((~keep).sum()):,} others"
     )
     return keep, bare, note
 
 
 def gene_name_candidates(names: list[str], var: pd.DataFrame) -> dict[str, list[str]]:
-    """Return the columns that may name the genes: the index first (``"index"``), then columns
-    of var whose names say so, then other columns of text.
+    """Return the columns that may hold the gene names: first the index (``"index"``), then columns
+    of var with a known name for genes, then other columns of text.
 
     Each list has one entry per gene; missing values are empty strings.
     """
@@ -188,9 +188,9 @@ def gene_name_candidates(names: list[str], var: pd.DataFrame) -> dict[str, list[
             texts = [str(int(v)) if ok else "" for v, ok in zip(values, whole, strict=True)]
         else:
             texts = ["" if missing else str(v) for v, missing in zip(values, values.isna(), strict=True)]
-        # Biotypes, chromosomes and flags repeat; names hardly do.
+        # Biotypes, chromosomes and flags repeat; gene names rarely do.
         if any(texts) and (known or len(set(texts)) > 0.5 * len(texts)):
-            # A column may be called as the index is.
+            # A column itself may be called "index".
             (found if known else other)["index " if column == "index" else str(column)] = texts
     return found | other
 
@@ -202,9 +202,10 @@ def _is_text(values: pd.Series[Any]) -> bool:
 
 
 _SAMPLE_BLOCKS, _SAMPLE_ROWS = 8, 128
-#: Share of the memory that a block of rows may take while all of it is read once.
+#: Fraction of the memory (1/16) for a block of rows. Up to four blocks exist at a time
+#: (:mod:`scvec.base.parallel`), each with copies several times as large.
 _SHARE = 16
-#: Rows unlike the others that are looked at together.
+#: Rows with a scale unlike the others that are examined together.
 _ODD_ROWS = 1024
 _KIND_RANK = {
     kind: rank
@@ -212,7 +213,7 @@ _KIND_RANK = {
         ("counts", "estimated_counts", "log1p_cp10k", "linear", "log", "sqrt", "arcsinh")
     )
 }
-#: Layers that hold counts by their names, and those that hold counts of something else or of part of them.
+#: Names of layers that hold counts, and of layers that hold only part of the counts or other values.
 _KNOWN_LAYERS = re.compile(
     r"layers/(x[._-]?)?(raw|umis?|counts?|(raw|umi|gene)[._-]?counts?|counts?[._-]?raw)", re.IGNORECASE
 )
@@ -222,14 +223,14 @@ _LAST_LAYERS = re.compile(
     re.IGNORECASE,
 )
 _MAIN = ("raw", "X")
-_SCALED_FIX = "give the file as it was before sc.pp.scale, or keep counts in layers['counts'] or raw"
+_SCALED_FIX = "give the file from before sc.pp.scale, or store the counts in layers['counts'] or raw"
 
 
 @dataclass
 class Choice:
-    """A matrix whose rows were all read, over the genes that are kept.
+    """The chosen matrix, after all its rows were read, restricted to the genes that are kept.
 
-    Attributes are those of :class:`scvec.ingest.cells.source.CellSource`.
+    The attributes are those of :class:`scvec.ingest.cells.source.CellSource`.
     """
 
     reader: MatrixReader
@@ -245,7 +246,7 @@ class Choice:
 
 @dataclass
 class _Look:
-    """A matrix of which a sample was read."""
+    """A matrix of which a sample of rows was read."""
 
     place: str
     reader: MatrixReader
@@ -260,43 +261,43 @@ class _Look:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the scale is known well enough not to look into other layers."""
+        """Whether the scale is certain, so that other layers need not be examined."""
         return self.state.kind not in ("sqrt", "arcsinh") and not self.state.candidates
 
     @property
     def total(self) -> float:
-        """Sum of the rows looked at, which are the same of every matrix."""
+        """Sum of the sampled rows, which are the same cells in every matrix."""
         return float(self.profile.sample().sum())
 
 
 def choose(
     contents: Contents, layer: str | None, memory: int, values: str = "auto"
 ) -> tuple[Choice, tuple[str, ...]]:
-    """Find the best usable matrix and read it once from end to end.
+    """Choose the best usable matrix and read it once.
 
-    Counts are better than log1p CP10k, that than other linear values, and those than other logs; but a
-    matrix with less than half the genes of another usable one (variable genes only) comes after it,
-    because the depth of a cell cannot be told from part of its genes. Layers without the name of counts are
-    looked into only when nothing else can be used, or nothing of which the scale is sure: of those that
-    hold counts the one with most is taken, ambiguous, ambient and antisense reads and 0/1 values last.
+    The order is: counts, log1p CP10k, other linear values, other logarithms. A matrix with less than half
+    the genes of another usable one (variable genes only) comes after it, because the depth of a cell is
+    unknown if genes are missing. Layers that are not named as counts are examined only if no other matrix is
+    usable with a certain scale. Among layers of counts, the one with the largest sum is used; layers of
+    ambiguous, ambient or antisense reads and layers of 0 and 1 come last.
 
     Parameters
     ----------
     layer
-        The only place to look at, or None.
+        The only matrix to use, or None.
     values
-        What the values are where the user knows (:data:`scvec.ingest.cells.values.VALUES`). Other values than
-        counts are looked for in X first.
+        The scale, if the user gave it (:data:`scvec.ingest.cells.values.VALUES`). For scales other than
+        counts, X comes first.
 
     Returns
     -------
-    The choice, and notes on what was found and why it was taken.
+    The choice, and notes about the choice.
 
     Raises
     ------
     InputError
-        If there is no usable matrix, or the one to use holds NaN, infinite or impossible values, or cells on
-        scales of which one is unknown.
+        If no matrix is usable, or the best one holds NaN, infinite or impossible values, or cells on
+        several scales of which one is unknown.
     """
     contents.need_values()
     looks: list[_Look] = []
@@ -323,10 +324,8 @@ def _rounds(contents: Contents, layer: str | None, values: str) -> list[list[str
         names = [name.removeprefix("layers/") for name in contents.places]
         near = difflib.get_close_matches(layer, names, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        what = f"there is no layer '{layer}'"
-        raise InputError(
-            what, contents.name, f"{hint}there are: {', '.join(names[:12])}", code="unknown-layer"
-        )
+        what = f"the file has no layer '{layer}'"
+        raise InputError(what, contents.name, f"{hint}it has: {', '.join(names[:12])}", code="unknown-layer")
     if values not in ("auto", "counts"):
         return [
             [place] for place in sorted(contents.places, key=lambda place: (place != "X", place != "raw"))
@@ -340,7 +339,7 @@ def _rounds(contents: Contents, layer: str | None, values: str) -> list[list[str
 
 
 def _look(contents: Contents, place: str, memory: int, values: str) -> _Look:
-    """Open a matrix and read some rows from all over it."""
+    """Open a matrix and read a sample of its rows."""
     var, notes = contents.places[place].var()
     n_obs, n_vars = contents.n_obs, len(var)
     if n_vars == 0:
@@ -384,9 +383,9 @@ def _ranked(looks: list[_Look]) -> list[_Look]:
 def _read_all(
     contents: Contents, look: _Look, step: int, values: str
 ) -> tuple[Choice | None, tuple[str, ...]]:
-    """Read every row, ``step`` at a time; None if the whole is of no use although the sample was."""
+    """Read every row, ``step`` at a time; None if the sample was usable but the whole matrix is not."""
     state = look.state
-    # The sample may lack what a few cells are: seen once, they are known the next time.
+    # The sample may miss the scale of a few cells. The first full pass finds them, the next one uses them.
     for _ in range(3):
         mask, names, notes = _genes(look, state, contents)
         choice = _empty_choice(look, state, mask, names)
@@ -424,12 +423,12 @@ def _empty_choice(
 
 
 def _fill(choice: Choice, profile: MatrixProfile, step: int, *, judged: bool) -> None:
-    """Read every row once into the totals of a choice and into a profile.
+    """Read every row once to fill the totals of a choice and a profile.
 
     Parameters
     ----------
     judged
-        Whether the profile remembers rows that are not on the scale of the others.
+        Whether the profile samples the rows that are not on the scale of the others.
     """
     reader, state, mask = choice.reader, choice.state, choice.feature_mask
     genes = np.flatnonzero(mask)
@@ -460,7 +459,7 @@ def _fill(choice: Choice, profile: MatrixProfile, step: int, *, judged: bool) ->
 
 
 def _blocks(reader: MatrixReader, step: int) -> Iterator[tuple[int, sp.csr_matrix[Any]]]:
-    """Yield all rows, ``step`` in one go, each block with the number of its first row."""
+    """Yield all rows in blocks of ``step``, each with the number of its first row."""
     for a in range(0, reader.shape[0], step):
         yield a, reader.rows(a, min(a + step, reader.shape[0]))
 
@@ -478,14 +477,14 @@ def _genes(
         raise InputError(
             f"there are no genes: {note or genome_note}",
             f"{contents.name} ({look.place})",
-            "give a file with gene expression, not only peaks, proteins or tags",
+            "give a file with gene expression; this one has only peaks, proteins or tags",
             code="no-genes",
         )
     return mask, names, tuple(n for n in (note, genome_note) if n)
 
 
 def _with_numbers(choice: Choice, contents: Contents) -> Choice:
-    """Return a choice whose state says how many cells are on each scale."""
+    """Return the choice with a message about the number of cells on each scale."""
     codes = np.asarray(choice.codes)
     numbers = np.bincount(codes, minlength=len(choice.state.scales)).tolist()
     if sum(n > 0 for n in numbers) == 1:
@@ -495,36 +494,40 @@ def _with_numbers(choice: Choice, contents: Contents) -> Choice:
 
 
 def _passed_over(chosen: _Look, looks: list[_Look]) -> list[str]:
-    """Say why other matrices were not taken, and what is odd about the one that was."""
+    """Return notes: why other matrices were not used, and problems of the chosen one."""
     largest = max(look.reader.shape[1] for look in looks if look.usable)
-    told = []
+    notes = []
     for look in looks:
         if look is chosen:
             continue
         if look.profile.n_values == 0:
-            told.append(f"passed over {look.place}: every value is zero")
+            notes.append(f"did not use {look.place}: every value is zero")
         elif not look.usable:
-            told.append(f"passed over {look.place}: it holds negative values, so it was scaled or corrected")
+            notes.append(f"did not use {look.place}: it has negative values, so it was scaled or corrected")
         elif 2 * look.reader.shape[1] < largest:
-            told.append(f"passed over {look.place}: only {look.reader.shape[1]:,} of {largest:,} genes")
+            notes.append(
+                f"did not use {look.place}: it has only {look.reader.shape[1]:,} of {largest:,} genes"
+            )
         elif look.place == "layers/counts" and look.state.kind != "counts":
-            told.append("passed over layers/counts: its values are not counts")
+            notes.append("did not use layers/counts: its values are not counts")
     others = [look.place for look in looks if look.usable and look is not chosen and look.place not in _MAIN]
     if chosen.place not in _MAIN and not _KNOWN_LAYERS.fullmatch(chosen.place):
         of = f" (the others: {', '.join(others[:5])})" if others else ""
-        told.append(f"used {chosen.place}: of the layers that can be used it holds most{of}")
+        notes.append(f"used {chosen.place}: it has the most counts of the usable layers{of}")
     if chosen.state.kind == "counts" and chosen.profile.maximum == 1:
-        told.append("all values are 0 or 1: expression without levels tells types apart poorly")
-    return told
+        notes.append(
+            "warning: all values are 0 or 1; cell types are hard to distinguish without expression levels"
+        )
+    return notes
 
 
 def _not_finite(contents: Contents, place: str, profile: MatrixProfile, step: int) -> InputError:
     cell = contents.names[profile.first_nonfinite]
     values = count_text(profile.n_nonfinite, "NaN or infinite value")
-    fix = "go back to the counts, or find out where they come from (a division by zero, a failed join)"
+    fix = "use the counts, or find the cause (a division by zero, a failed join)"
     sound = [other for other in contents.places if other != place and _is_sound(contents, other, step)]
     if sound:
-        fix = f"--layer {sound[0].removeprefix('layers/')} works; or {fix}"
+        fix = f"give --layer {sound[0].removeprefix('layers/')}, which has none; or {fix}"
     return InputError(
         f"{place} holds {values}, the first in cell '{cell}'",
         f"{contents.name} ({place})",
@@ -534,7 +537,7 @@ def _not_finite(contents: Contents, place: str, profile: MatrixProfile, step: in
 
 
 def _is_sound(contents: Contents, place: str, step: int) -> bool:
-    """Return whether all values of a matrix can be used."""
+    """Return whether all values of a matrix are usable."""
     profile = MatrixProfile()
     try:
         var, _ = contents.places[place].var()
@@ -568,18 +571,18 @@ def _no_usable(contents: Contents, looks: list[_Look], memory: int) -> InputErro
         return InputError(
             what,
             where,
-            "counts cannot be negative: give them as they came from the counting",
+            "counts cannot be negative: give the original counts",
             code="values-not-counts",
         )
     others = [place.removeprefix("layers/") for place in contents.places if place != look.place]
     tried = {seen.place.removeprefix("layers/") for seen in looks}
     untried = [place for place in others if place not in tried]
-    more = f"; or use another part of the file: --layer {' or '.join(untried[:5])}" if untried else ""
+    more = f"; or use another matrix of the file: --layer {' or '.join(untried[:5])}" if untried else ""
     what = f"{look.place} holds scaled or corrected values (negative, down to {profile.minimum:.3g})"
     return InputError(what, where, _SCALED_FIX + more, code="values-not-counts")
 
 
-# Columns of obs that say which sample a cell is of.
+# Columns of obs that hold the sample of a cell.
 _BATCH = re.compile(
     r"(batch|sample|donor|dataset|study|library)([ _.-]?(id|name|key|label))?|orig[._]ident", re.IGNORECASE
 )
@@ -587,16 +590,16 @@ _BATCH = re.compile(
 
 @dataclass(frozen=True)
 class RowsRecipe:
-    """What another process needs to read the cells of a file as :class:`CellSource` does, without a pass.
+    """All that another process needs to read cells like :class:`CellSource`, without a first pass.
 
     Attributes
     ----------
     path
         The file, absolute.
     size, mtime_ns
-        Of the file: another one of the same name is not taken for it.
+        Size and time of the file, to detect another file of the same name.
     state, feature_mask, totals, codes
-        As of the source.
+        The attributes of the source.
     """
 
     path: str
@@ -608,7 +611,7 @@ class RowsRecipe:
     codes: Codes | None = None
 
     def is_here(self) -> bool:
-        """Return whether this machine sees the same file."""
+        """Return whether the same file exists on this machine."""
         try:
             found = os.stat(self.path)
         except OSError:
@@ -617,10 +620,10 @@ class RowsRecipe:
 
 
 def recipe_of(source: CellSource) -> RowsRecipe | None:
-    """Return how to read a source elsewhere; None where that would cost more than sending its cells.
+    """Return how another process can read a source; None if the cells must be sent instead.
 
-    That is so for AnnData objects in memory, and for CSC matrices, which each process
-    would have to transpose. Folders are many files, of which nobody could tell that they are the same ones.
+    None for AnnData objects in memory, for CSC matrices, which each process would have to transpose, and for
+    folders, whose files cannot be compared cheaply.
     """
     if (
         source.path is None
@@ -642,7 +645,7 @@ def recipe_of(source: CellSource) -> RowsRecipe | None:
 
 
 class FileRows:
-    """An open file, and how to read its cells.
+    """The cells of a file that is read by a recipe.
 
     Parameters
     ----------
@@ -665,7 +668,7 @@ class FileRows:
         self._genes = None if recipe.feature_mask.all() else np.flatnonzero(recipe.feature_mask)
 
     def rows(self, first: int, last: int) -> sp.csr_matrix[Any]:
-        """Return cells ``first`` to ``last`` as ``CellSource.chunks`` does, (n, n_vars) CSR float32."""
+        """Return cells ``first`` to ``last`` like ``CellSource.chunks``, (n, n_vars) CSR float32."""
         block = self._reader.rows(first, last)
         kept = block if self._genes is None else block[:, self._genes]
         recipe = self._recipe
@@ -673,50 +676,49 @@ class FileRows:
         return normalize(kept, recipe.state, recipe.totals[first:last], codes)
 
 
-# Rows of a chunk that are this close are read in one go, and those between thrown away.
+# Rows of a chunk with a smaller gap are read together, and the rows between them are dropped.
 _GAP = 64
-#: Share of the memory that the cells handled in one go may take. Up to four chunks are on their way at a
-#: time (:mod:`scvec.base.parallel`), and what is made of one may be several times as large.
-#: Genes below which a barcode is hardly a cell, and the barcodes and their fraction from which that is told.
+#: A barcode with fewer genes is probably not a cell. The warning needs so many barcodes, and this fraction
+#: of them.
 _POOR, _MANY, _MOSTLY = 50, 1000, 0.8
 
 
 class CellSource:
-    """Labelled or new cells, one format whatever the file holds.
+    """Labelled or new cells, in one form for all file formats.
 
-    Open with :meth:`open`. All gene-wise attributes are over the genes that are kept, in file order;
-    ``feature_mask`` says which of the features of the file those are.
+    Open with :meth:`open`. All attributes of genes are over the genes that are kept, in file order;
+    ``feature_mask`` marks them among the features of the file.
 
     Attributes
     ----------
     path
         The file, or None for an AnnData object in memory.
     name
-        What to call it in messages.
+        Name for messages.
     n_obs, n_vars
         Number of cells, and of genes kept.
     names
-        Names of the cells, unique, in little memory.
+        Names of the cells, unique, in a compact form.
     batches
-        The columns of obs that are named as those of samples, rows by number.
+        The columns of obs whose names are those of samples, with row numbers as index.
     var
         Table of the genes kept.
     var_names
-        Names of the genes kept, as they are: they may repeat.
+        Names of the genes kept, unchanged: they may repeat.
     feature_mask
         (n_features,) bool over the features of the matrix used.
     state
-        What the values are and what is done about it.
+        The scale of the values.
     notes
-        Lines for people, in order.
+        Lines for the user, in order.
     totals
-        (n_obs,) float64 counts of each cell over its genes (sums of linear values where there are none).
+        (n_obs,) float64 counts of each cell over its genes (sums of linear values if there are no counts).
     n_genes_detected
-        (n_obs,) int64 genes of each cell above zero.
+        (n_obs,) int64 number of genes above zero in each cell.
     gene_totals
-        (n_vars,) float64 counts of each gene over all cells (linear values where there are no counts).
+        (n_vars,) float64 counts of each gene over all cells (linear values if there are no counts).
     codes
-        (n_obs,) uint8 numbers of the cells' scales in ``state.scales``; None where all are on one.
+        (n_obs,) uint8 numbers of the cells' scales in ``state.scales``; None if all are on one.
     memory
         Bytes that may be used.
     """
@@ -754,17 +756,17 @@ class CellSource:
         self.use(layer)
 
     def use(self, place: str | None, *why: str) -> None:
-        """Read every value of another matrix of the file, or of the best one where none is named.
+        """Switch to another matrix of the file, or to the best one if ``place`` is None, and read it once.
 
         Parameters
         ----------
         why
-            Notes on the reason.
+            Notes about the reason.
 
         Raises
         ------
         InputError
-            If its values cannot be used; the source is then as it was.
+            If its values cannot be used; the source is then unchanged.
         """
         choice, chosen = choose(self._contents, place, self.memory, self._values)
         self._reader, self.state = choice.reader, choice.state
@@ -774,9 +776,9 @@ class CellSource:
         self.notes = [*self._contents.notes, *self._renamed, *chosen, *why, *_oddities(choice)]
 
     def other_names(self) -> dict[str, dict[str, list[str]]]:
-        """Return the names of genes (:meth:`gene_name_candidates`) of the matrices that may be used as well.
+        """Return the gene names (:meth:`gene_name_candidates`) of the other matrices that may be used.
 
-        There are none where the user named a layer.
+        Empty if the user chose a layer.
         """
         if self._layer is not None:
             return {}
@@ -794,7 +796,7 @@ class CellSource:
         columns: bool = True,
         values: str = "auto",
     ) -> CellSource:
-        """Check a file or object, find usable values in it, and read every value once.
+        """Check a file or object, choose a matrix, and read every value once.
 
         Parameters
         ----------
@@ -802,20 +804,20 @@ class CellSource:
             A file or folder of any format that has a reader (:mod:`scvec.ingest.cells.readers`), or an
             AnnData object (also a backed one); never changed.
         layer
-            Where the values are: a layer, ``"X"`` or ``"raw"``. Found out where not given.
+            Name of the matrix: a layer, ``"X"`` or ``"raw"``. Default: the best one (:func:`choose`).
         memory
-            Bytes that may be used, as a number or like ``"4G"``; half of what is free where not given.
+            Bytes that may be used, as a number or like ``"4G"``. Default: half of the free memory.
         columns
-            Whether ``obs`` is going to be asked for its columns; else they are checked and let go.
+            Whether to keep the columns of ``obs``; else they are only checked.
         values
-            What the values are (:data:`scvec.ingest.cells.values.VALUES`); ``auto`` finds it out.
+            The scale of the values (:data:`scvec.ingest.cells.values.VALUES`); ``auto`` detects it.
 
         Raises
         ------
         InputError
             If the file or its values cannot be used.
         ResourceError
-            If the file needs more memory than may be used.
+            If the file needs more than ``memory``.
         """
         check_values(values)
         limit = parse_memory(memory)
@@ -853,7 +855,7 @@ class CellSource:
 
     @property
     def obs(self) -> pd.DataFrame:
-        """The table of the cells, its index unique; made anew each time."""
+        """The table of the cells, with a unique index; a new table on each access."""
         return named(self._table, self.names)
 
     @property
@@ -863,20 +865,20 @@ class CellSource:
 
     @property
     def chunk_size(self) -> int:
-        """Cells that are handled in one go within the memory: 2,048, or fewer where they are large."""
+        """Number of cells of a chunk: 2,048, or fewer if memory is short."""
         return self._reader.rows_within(self.memory // _SHARE)
 
     def take_for(self, state: ExpressionState) -> None:
-        """Take the values for something else, where nothing but a reference tells what they are."""
+        """Replace the scale, if only a comparison with the reference shows it."""
         self.notes = [state.message if note == self.state.message else note for note in self.notes]
         self.state = state
 
     def stored_rows(self, rows: npt.NDArray[np.integer[Any]]) -> sp.csr_matrix[Any]:
-        """Return cells as they are stored, (n, n_vars) CSR float64."""
+        """Return the stored values of cells, (n, n_vars) CSR float64."""
         return self._genes_of(self._take(np.asarray(rows, np.int64)))
 
     def gene_name_candidates(self) -> dict[str, list[str]]:
-        """Return lists of names for the genes kept: ``"index"`` (``var_names``), then columns of ``var``."""
+        """Return the lists of possible gene names: ``"index"`` (``var_names``), then columns of ``var``."""
         return gene_name_candidates(self.var_names, self.var)
 
     def chunks(
@@ -887,10 +889,10 @@ class CellSource:
         Parameters
         ----------
         size
-            Cells in a chunk, :attr:`chunk_size` where not given. The values of a cell do not depend on it.
+            Cells in a chunk. Default: :attr:`chunk_size`. The values of a cell do not depend on it.
         rows
-            Numbers of the cells wanted, in the order wanted; all in file order where not given. Ascending
-            numbers are read fastest.
+            Numbers of the cells, in the order to return. Default: all, in file order. Ascending numbers are
+            fastest.
         """
         size = self.chunk_size if size is None else size
         if size < 1:
@@ -905,12 +907,12 @@ class CellSource:
             yield normalize(self._genes_of(self._take(part)), self.state, totals, codes)
 
     def _take(self, rows: npt.NDArray[np.int64]) -> sp.csr_matrix[Any]:
-        """Read rows in any order, in as few stretches as are sensible."""
+        """Read rows in any order, with few reads of contiguous rows."""
         ascending, back = np.unique(rows, return_inverse=True)
         parts = []
         most = max(self.chunk_size, len(ascending))
         for near in np.split(ascending, np.flatnonzero(np.diff(ascending) > _GAP) + 1):
-            # Rows that are thrown away at once must not be many at once.
+            # Limit the rows that are read between the requested ones.
             for stretch in np.split(near, np.flatnonzero(np.diff((near - near[0]) // most)) + 1):
                 first, last = int(stretch[0]), int(stretch[-1]) + 1
                 block = self._reader.rows(first, last)
@@ -923,7 +925,7 @@ class CellSource:
 
 
 def unique_names(names: Packed) -> tuple[Packed, tuple[str, ...]]:
-    """Return names of cells that all differ, and a note where some had to be changed."""
+    """Return unique cell names, and a note if some had to be changed."""
     if names.all_differ():
         return names, ()
     from anndata.utils import make_index_unique
@@ -934,25 +936,25 @@ def unique_names(names: Packed) -> tuple[Packed, tuple[str, ...]]:
 
 
 def _oddities(choice: Choice) -> list[str]:
-    """Return notes on what reading every value showed."""
+    """Return notes about problems that reading every value has shown."""
     reader, notes = choice.reader, []
     if reader.n_unsorted:
         notes.append(f"sorted the gene numbers within {count_text(reader.n_unsorted, 'cell')}")
     if reader.n_duplicates:
-        notes.append(f"added up {count_text(reader.n_duplicates, 'value')} stored twice for a cell and gene")
+        notes.append(f"summed {count_text(reader.n_duplicates, 'value')} stored twice for one cell and gene")
     repeated = len(choice.var_names) - len(set(choice.var_names))
     if repeated:
-        notes.append(f"added up the values of {count_text(repeated, 'repeated gene name')}")
+        notes.append(f"summed the values of {count_text(repeated, 'repeated gene name')}")
     empty = int((choice.n_genes_detected == 0).sum())
     arrays.release(choice.n_genes_detected)
     if empty:
-        notes.append(f"{count_text(empty, 'cell')} with no counts at all")
+        notes.append(f"{count_text(empty, 'cell')} without counts")
     n = len(choice.n_genes_detected)
     poor = sum(int((choice.n_genes_detected[rows] < _POOR).sum()) for rows in blocks(n))
     arrays.release(choice.n_genes_detected)
     if n >= _MANY and poor > _MOSTLY * n and len(choice.var_names) >= 100 * _POOR:
         notes.append(
-            f"warning: {poor / n:.0%} of {n:,} barcodes have fewer than {_POOR} genes: is this an unfiltered "
-            "matrix (raw_feature_bc_matrix)? give the filtered one, of cells"
+            f"warning: {poor / n:.0%} of {n:,} barcodes have fewer than {_POOR} genes. Is this an unfiltered "
+            "matrix (raw_feature_bc_matrix)? Give the filtered matrix of cells"
         )
     return notes

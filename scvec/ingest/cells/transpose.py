@@ -1,4 +1,4 @@
-"""Transpose matrices that are not stored by cell, in less memory than they need."""
+"""Transpose matrices that are not stored by cell, with bounded memory."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from scvec.base.results import human_bytes
 
 __all__ = ["Origin", "Piece", "Transposed", "by_cell", "collected", "index_dtype", "values_within"]
 
-#: Numbers of cells, numbers of genes, and values: as many of each.
+#: Cell numbers, gene numbers and values, three arrays of equal length.
 Piece: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
 
-#: Share of the memory that a matrix may take that lies there, if it is not `arrays.LARGE` anyway: three
-#: of one file may be open at once, and many files make a reference.
+#: Fraction of the memory (1/8) for a matrix in memory; larger ones, and those above `arrays.LARGE`, go to
+#: files. Three matrices of one file may be open at once, and a reference may have many files.
 _SHARE = 8
-#: Share of the memory for values in work, and the bytes that one of them needs with all copies.
+#: Fraction of the memory (1/16) for the values being sorted, and the bytes of one value with all copies.
 _WORK_SHARE, _WORK_BYTES = 16, 48
-#: Values in work at most: more of them make nothing faster.
+#: Most values sorted at a time: more are not faster.
 _MOST = 2**22
 
 
 @dataclass(frozen=True)
 class Transposed:
-    """A matrix by cell that this process made: arrays in memory, or in files without a name.
+    """A transposed matrix (CSR): arrays in memory, or in unnamed temporary files.
 
     Attributes
     ----------
     data, indices
-        (n_values,) values, and int numbers of their genes; of one cell in the order in which they came.
+        (n_values,) values, and int numbers of their genes, in input order within a cell.
     indptr
-        (n_obs + 1,) int64: where the values of each cell start.
+        (n_obs + 1,) int64: start of each cell's values.
     shape
         (n_obs, n_vars).
     """
@@ -50,23 +50,23 @@ class Transposed:
     shape: tuple[int, int]
 
     def release(self) -> None:
-        """Let go of the memory that looking at the values took."""
+        """Release the memory of the file pages that were read."""
         arrays.release(self.data)
         arrays.release(self.indices)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What is transposed, for messages.
+    """Description of the transposed matrix, for messages.
 
     Attributes
     ----------
     where
         The file, and the place in it.
     reason
-        Why it is transposed: "is CSC (stored by gene)".
+        Why it is transposed, such as "is CSC (stored by gene)".
     fix
-        What there is to do but to make room.
+        An alternative to freeing disk space.
     """
 
     where: str
@@ -75,12 +75,12 @@ class Origin:
 
 
 def values_within(memory: int) -> int:
-    """Return how many values may be in work at a time."""
+    """Return how many values may be sorted at a time."""
     return int(np.clip(memory // _WORK_SHARE // _WORK_BYTES, 1, _MOST))
 
 
 def index_dtype(n: int) -> type[np.int32] | type[np.int64]:
-    """Return integers that can number ``n`` cells or genes."""
+    """Return the integer type for numbers of ``n`` cells or genes."""
     return np.int32 if n < 2**31 else np.int64
 
 
@@ -92,32 +92,31 @@ def by_cell(
     origin: Origin,
     memory: int,
 ) -> Transposed:
-    """Bring values into the order of their cells.
+    """Sort values by cell.
 
-    They are dealt to stretches of cells first, each with its own place in the file and small enough to be
-    worked on in memory, and then sorted within each stretch: so files are written nearly in order. Values of
-    one cell keep the order in which they came, and the result does not depend on the memory.
+    The values are first distributed to ranges of cells, each small enough to be sorted in memory, and then
+    sorted within each range. Files are thus written nearly sequentially. The sort is stable, and the result
+    does not depend on the memory.
 
     Parameters
     ----------
     pieces
-        The values, at most :func:`values_within` the memory in one piece; their numbers are checked.
+        The values, in pieces of at most :func:`values_within` values.
     counts
-        (n_obs,) values of each cell.
+        (n_obs,) number of values of each cell; checked.
     n_vars
         Number of genes.
     dtype
-        Of the values.
+        Dtype of the values.
     memory
-        Bytes that may be used. The values lie in memory if they are few and fit into a share of it, else in
-        temporary files.
+        Bytes that may be used. Few values stay in memory; more go to temporary files.
 
     Raises
     ------
     InputError
-        If ``counts`` are not those of the pieces: the file changes while it is read.
+        If ``counts`` disagree with the pieces, because the file changes while it is read.
     ResourceError
-        If there is no room for the files.
+        If the disk has no room for the files.
     """
     indptr = _pointers(counts)
     shape = len(counts), n_vars
@@ -125,7 +124,7 @@ def by_cell(
     starts = _stretches(indptr, values_within(memory))
     _deal(pieces, columns, indptr, starts, origin)
     for first, last in pairwise(starts):
-        if last - first == 1:  # the values of one cell are in order, however many they are
+        if last - first == 1:  # the values of one cell need no sort
             continue
         a, b = int(indptr[first]), int(indptr[last])
         order = _order(cells[a:b] - cells.dtype.type(first), last - first)
@@ -143,23 +142,24 @@ def collected(
     origin: Origin,
     memory: int,
 ) -> Transposed:
-    """Bring values into the order of their cells that can be gone through but once.
+    """Sort values by cell if they can be read only once.
 
-    They are written as they come. If that was cell by cell, as Cell Ranger has it, nothing is left to do.
+    The values are written in input order first. If they are already sorted by cell, as Cell Ranger writes
+    them, nothing more is done.
 
     Parameters
     ----------
     pieces, dtype, origin, memory
         As of :func:`by_cell`.
     n_values
-        Number of values; the pieces must see to it that there are neither more nor fewer.
+        Number of values; ``pieces`` must yield exactly as many.
     shape
         (n_obs, n_vars).
 
     Raises
     ------
     ResourceError
-        If there is no room for temporary files.
+        If the disk has no room for temporary files.
     """
     columns = _room(n_values, shape, dtype, origin, memory)
     counts = np.zeros(shape[0], np.int64)
@@ -199,7 +199,7 @@ def _release(columns: Piece) -> None:
 
 
 def _room(n: int, shape: tuple[int, int], dtype: np.dtype[Any], origin: Origin, memory: int) -> Piece:
-    """Return room for ``n`` values: cells, genes, data."""
+    """Allocate arrays for ``n`` values: cells, genes, data."""
     kinds = [np.dtype(index_dtype(shape[0])), np.dtype(index_dtype(shape[1])), dtype]
     n_bytes = n * sum(kind.itemsize for kind in kinds)
 
@@ -215,10 +215,10 @@ def _room(n: int, shape: tuple[int, int], dtype: np.dtype[Any], origin: Origin, 
         if n_bytes <= memory // 2:
             return in_memory()
         raise ResourceError(
-            f"the matrix {origin.reason} and needs {human_bytes(n_bytes)} of temporary files "
-            f"to be read, but {_folder()}: {error.strerror or error}",
+            f"the matrix {origin.reason}; reading it needs {human_bytes(n_bytes)} of temporary files, "
+            f"but {_folder()}: {error.strerror or error}",
             origin.where,
-            f"name a folder on a larger disk, TMPDIR=/some/folder, or {origin.fix}",
+            f"set TMPDIR to a folder on a larger disk, or {origin.fix}",
         ) from error
     return cells, genes, data
 
@@ -227,14 +227,11 @@ def _folder() -> str:
     try:
         return tempfile.gettempdir()
     except OSError:
-        return "there is no folder for them"
+        return "there is no folder for temporary files"
 
 
 def _stretches(indptr: npt.NDArray[np.int64], most: int) -> list[int]:
-    """Return where stretches of cells start and the last one ends.
-
-    Each is of ``most`` values, or fewer, or of one cell.
-    """
+    """Return the bounds of ranges of cells with at most ``most`` values each, or with one cell."""
     starts, n_obs = [0], len(indptr) - 1
     while starts[-1] < n_obs:
         full = int(np.searchsorted(indptr, indptr[starts[-1]] + most, side="right")) - 1
@@ -249,7 +246,7 @@ def _deal(
     starts: list[int],
     origin: Origin,
 ) -> None:
-    """Write values to the stretches that their cells belong to, in the order in which they come."""
+    """Write values, in input order, to the ranges of their cells."""
     n = len(starts) - 1
     stretch_of = np.repeat(np.arange(n, dtype=np.int32), np.diff(starts))
     ends = indptr[starts]
@@ -283,8 +280,8 @@ def _changing(origin: Origin) -> InputError:
 def _order(numbers: npt.NDArray[np.integer[Any]], n: int) -> npt.NDArray[np.integer[Any]]:
     """Return the stable order that sorts numbers below ``n``.
 
-    Transposing a scipy matrix with one value a column, at ``numbers``, is that: one count and one pass,
-    where NumPy compares.
+    scipy's transpose of a sparse matrix with one value per column is a counting sort, which is faster than
+    the comparison sort of NumPy.
     """
     pointers = np.arange(len(numbers) + 1, dtype=np.int32)
     arrays: Any = (np.zeros(len(numbers), np.bool_), numbers, pointers)

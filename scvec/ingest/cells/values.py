@@ -1,8 +1,8 @@
-"""Find out what the numbers of a matrix are, cell by cell where they differ.
+"""Detect the scale of a matrix, for each cell if cells differ.
 
-Evidence, strongest first: whole numbers are counts; values that add up to one number in every cell once a
-transform is undone; whole multiples of a cell's smallest value (counts times a factor per cell); sums that no
-cell can have (natural logarithms of parts of a million are 13.8 at most).
+The evidence, strongest first: whole numbers (counts); a transform after whose inverse every cell has the same
+sum; values that are whole multiples of the cell's smallest value (counts times a factor per cell); sums above
+the largest possible one (natural logarithms of CPM are at most 13.8).
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ __all__ = [
     "whole_rows",
 ]
 
-#: log2 of a million is 19.9: nothing on a log scale is larger, and whole-genome linear data always are.
+#: log2 of a million is 19.9: values on a log scale are not larger, whole-genome linear data always are.
 MAX_LOG = 20.0
-#: Cells add up to a million at most: CPM and TPM.
+#: Largest sum of a normalised cell: a million (CPM and TPM).
 MOST = 1e6
 #: Relative spread of per-cell sums that still counts as constant (float32 and later gene filters move them).
 SPREAD = 0.02
-#: Of deeper cells a float32 does not say whether something is a whole multiple.
+#: In deeper cells, float32 is not precise enough to detect whole multiples.
 MAX_DEPTH = 50_000
-#: A matrix of so many genes holds whole cells.
+#: A matrix with at least so many genes holds all genes of a cell.
 WHOLE = 10_000
 
 LOGS: tuple[Transform, ...] = ("log1p", "log2", "log10")
@@ -90,9 +90,9 @@ Float64 = npt.NDArray[np.float64]
 
 
 def clustered(rows: sp.csr_matrix[Any]) -> tuple[Transform, float, Bool] | None:
-    """Return a transform, a sum, and the rows (n,) bool that have it once the transform is undone.
+    """Return the transform and sum that most rows share, and a mask (n,) bool of these rows.
 
-    That of most rows; None where sums are spread as those of part of the genes are.
+    None if the sums vary as they do if genes are missing.
     """
     best: tuple[Transform, float, Bool] | None = None
     for transform in TRANSFORMS:
@@ -106,7 +106,7 @@ def clustered(rows: sp.csr_matrix[Any]) -> tuple[Transform, float, Bool] | None:
         n, centre = int(inside[first]), float(order[first : first + inside[first]].mean())
         near = int(np.count_nonzero(np.abs(order - centre) < 10 * SPREAD / 2))
         target = round_sum(math.exp(centre))
-        # One cell is known by a sum of exactly ten thousand, say; many by agreeing.
+        # For one cell the sum must be a round number such as 10,000; for many it is enough that they agree.
         exact = target >= 1e3 and target != math.exp(centre) and abs(centre - math.log(target)) < 0.002
         agree = (n >= 8 or exact) and n >= 0.8 * near and may_add_up(transform, target)
         if agree and (best is None or n > best[2].sum()):
@@ -115,7 +115,7 @@ def clustered(rows: sp.csr_matrix[Any]) -> tuple[Transform, float, Bool] | None:
 
 
 def by_likelihood(rows: sp.csr_matrix[Any]) -> Iterator[Transform]:
-    """Yield the transforms in the order to try: exp is nearly twice sinh, whose sums may agree better."""
+    """Yield the transforms in the order to try; for large values, exp is nearly twice sinh."""
     yield "linear"
     spread: dict[Transform, float] = {}
     for transform in ("log1p", "arcsinh"):
@@ -128,18 +128,18 @@ def by_likelihood(rows: sp.csr_matrix[Any]) -> Iterator[Transform]:
 
 
 def may_add_up(transform: Transform, target: float) -> bool:
-    """Return whether cells of this transform have such sums.
+    """Return whether cells with this transform can have this sum.
 
-    Vectors of length one are not square roots, and no protocol gives more than some million reads.
+    Vectors of length one are not square roots, and no protocol yields more than a few million reads per cell.
     """
     return target <= 1e7 and (transform not in ("sqrt", "arcsinh") or target >= 100)
 
 
 def whole_rows(rows: sp.csr_matrix[Any]) -> Bool:
-    """Return (n,) bool: rows of whole numbers only, three at least."""
+    """Return (n,) bool: rows of at least three whole numbers and no others."""
     sizes = np.diff(rows.indptr)
     found = sizes >= 3
-    # Most rows of other numbers show it by their first value.
+    # In most other rows, the first value is already not whole.
     first = rows.data[np.minimum(rows.indptr[:-1], max(0, len(rows.data) - 1))]
     found &= first == np.rint(first)
     at = np.flatnonzero(found)
@@ -151,9 +151,9 @@ def whole_rows(rows: sp.csr_matrix[Any]) -> Bool:
 
 
 def partly_whole(rows: sp.csr_matrix[Any]) -> Bool:
-    """Return (n,) bool: rows of which a fifth is whole, and not one number only.
+    """Return (n,) bool: rows of which a fifth of the values is whole, with at least two different values.
 
-    Rounded logarithms of one count may all be 1.000, but not those of two and three.
+    Rounded logarithms of one count may be 1.000 in a whole row; logarithms of two and three are not whole.
     """
     whole = rows.data == np.rint(rows.data)
     row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
@@ -178,11 +178,10 @@ def of_each(of: np.ufunc, rows: sp.csr_matrix[Any]) -> Float64:
 
 
 def known_sum(linear: sp.csr_matrix[Any]) -> float | None:
-    """Return what whole cells add up to, where cells of whole multiples of one count show it.
+    """Return the sum of whole cells, if the matrix holds part of the genes as counts times a factor per cell.
 
-    A cell's smallest value is one count, of which the sum of the whole cell is a whole multiple, in every
-    cell. So the cell that surely has genes with one count has few sums that it can have, and the others tell
-    which it is.
+    The smallest value of a cell is one count, and the sum of the whole cell is a whole multiple of it. A cell
+    that certainly has genes with one count therefore allows few sums; the other cells select one of them.
     """
     units, ratio_one = of_each(np.minimum, linear), 1.01
     n_ones = np.bincount(
@@ -201,7 +200,7 @@ def known_sum(linear: sp.csr_matrix[Any]) -> float | None:
     usual = np.array([per for per in (CP10K, 1e5, MOST) if per >= most and per / unit < MAX_DEPTH])
     if multiples(linear) < 0.8:
         return None
-    # Among many sums one fits a few cells by chance.
+    # With many candidate sums, one fits a few cells by chance.
     for sums, enough in ((usual, 4), (depths * unit, 10)):
         depth = sums[:, None] / others[others > 0]
         known = depth < MAX_DEPTH
@@ -213,9 +212,9 @@ def known_sum(linear: sp.csr_matrix[Any]) -> float | None:
 
 
 def sum_of_whole_cells(linear: sp.csr_matrix[Any]) -> float | None:
-    """Return the least usual sum that is no less than any, given part of the genes of cells.
+    """Return the smallest usual sum (CP10k, CPM, ...) that is not below the sum of any cell.
 
-    None where the genes are all there and sums differ: each cell is then divided by its own.
+    None if the matrix has all genes but the sums differ: then each cell is divided by its own sum.
     """
     sums = row_sums(linear)
     low, high = np.percentile(sums, [2.5, 97.5])
@@ -226,16 +225,16 @@ def sum_of_whole_cells(linear: sp.csr_matrix[Any]) -> float | None:
 
 
 def multiples(linear: sp.csr_matrix[Any], n_cells: int = 256) -> float:
-    """Return the share (0-1) of values that are whole multiples of their cell's smallest.
+    """Return the fraction (0-1) of values that are whole multiples of their cell's smallest value.
 
-    That is nearly always one count. 0 where there are too few to tell.
+    The smallest value is nearly always one count. 0 if there are too few values.
     """
     _, ratio, _ = ratios(linear[:n_cells])
     return float(np.mean(near_whole(ratio))) if len(ratio) >= 20 else 0.0
 
 
 def row_shares(rows: sp.csr_matrix[Any]) -> Float64:
-    """Return (n_transforms, n) the same for each row, under each of ``MULTIPLES``."""
+    """Return (n_transforms, n): :func:`multiples` of each row for each transform in ``MULTIPLES``."""
     shares = []
     for transform in MULTIPLES:
         _, ratio, row = ratios(undone(rows, transform))
@@ -259,7 +258,7 @@ def ratios(linear: sp.csr_matrix[Any]) -> tuple[Float64, Float64, npt.NDArray[np
 
 
 def all_whole(rows: sp.csr_matrix[Any], transform: Transform) -> bool:
-    """Return whether values that are no whole numbers become some when a transform is undone."""
+    """Return whether values become whole numbers when a transform is undone."""
     values = undo(rows.data[rows.data != np.rint(rows.data)].astype(np.float64), transform)
     values = values[values < 20]
     if len(values) < 20 or values.max() < 1.5 or values.min() < 0.9:
@@ -276,18 +275,18 @@ def rows_become_whole(rows: sp.csr_matrix[Any], transform: Transform) -> Bool:
 
 
 def nearly_whole(linear: sp.csr_matrix[Any]) -> bool:
-    """Return whether many values are nearly whole: counts that were corrected."""
+    """Return whether many values are nearly whole: corrected counts."""
     values = linear.data[linear.data > 0.5]
     if len(values) < 20:
         return False
     off = np.abs(values - np.rint(values))
-    # A little less than one is frequent, a little more is not.
+    # Values slightly below one are frequent, values slightly above are rare.
     ones, more = np.sum((values > 0.6) & (values < 1.02)), np.sum((values > 1.02) & (values < 1.4))
     return bool(np.mean(off < 0.1) > 0.5 or more < 0.3 * ones)
 
 
 def length_bias(linear: sp.csr_matrix[Any]) -> str:
-    """Say where counts are reads of whole transcripts: few genes have a single one; of molecules most do."""
+    """Return a note if counts are full-length reads: few genes have one read, but most have one molecule."""
     ones = linear.data <= 1.01 * np.repeat(of_each(np.minimum, linear), np.diff(linear.indptr))
     if linear.nnz < 1000 * linear.shape[0] or ones.mean() > 0.25:
         return ""
@@ -301,9 +300,9 @@ def round_sum(value: float) -> float:
 
 
 def constant_sum(sums: Float64) -> float | None:
-    """Return the one value that all sums have, or None if they differ.
+    """Return the value that all sums share, or None if they differ.
 
-    Fewer than five cells could agree by chance: there the sum must also be a power of ten.
+    Fewer than five cells may agree by chance: then the sum must also be a power of ten.
     """
     sums = sums[sums > 0]
     if len(sums) == 0 or not np.isfinite(sums).all():
@@ -318,9 +317,9 @@ def constant_sum(sums: Float64) -> float | None:
 
 
 def by_base(rows: sp.csr_matrix[Any]) -> list[tuple[sp.csr_matrix[Any], Transform | None]]:
-    """Return rows with the transform after which their values are whole multiples; None where none is.
+    """Return groups of rows with the transform that makes their values whole multiples when undone, or None.
 
-    There are several groups where rows by themselves say so, each of them a few at least.
+    Each group has at least a few rows.
     """
     share = row_shares(rows)
     base = np.where(share.max(axis=0) > 0.8, share.argmax(axis=0), -1)
@@ -338,7 +337,7 @@ def by_base(rows: sp.csr_matrix[Any]) -> list[tuple[sp.csr_matrix[Any], Transfor
 
 
 def fits(sums: Float64, state: ExpressionState) -> Bool:
-    """Return whether cells may have these sums on the linear scale: those of some genes' cells are less."""
+    """Return (n,) bool: whether cells on this scale can have these sums (less if genes are missing)."""
     most = state.target_sum or (state.per if state.kind != "linear" else None) or MOST
     least = 0.2 * most if state.target_sum else 0.0
     return (sums <= 1.05 * most) & (sums >= least)
@@ -347,20 +346,20 @@ def fits(sums: Float64, state: ExpressionState) -> Bool:
 def odd_rows(
     block: sp.csr_matrix[Any], linear: sp.csr_matrix[Any], sums: Float64, state: ExpressionState
 ) -> Bool:
-    """Return (n,) bool: rows that are not on the one scale that the matrix seems to have.
+    """Return (n,) bool: rows that are not on the scale of the matrix.
 
     Parameters
     ----------
     block, linear
         (n, n_features) CSR as stored, and on the linear scale of ``state``.
     sums
-        (n,) of the rows of ``linear``.
+        (n,) sums of the rows of ``linear``.
     """
     n = block.shape[0]
     if state.kind == "counts":
         return np.asarray((np.diff(block.indptr) >= 3) & ~whole_rows(block))
     if state.transform == "linear":
-        # Large values are linear, and so are those that add up as the others do.
+        # Rows with large values, and rows with the common sum, are linear.
         if state.target_sum and fits(sums, state).all():
             return np.zeros(n, dtype=bool)
         low = of_each(np.maximum, block) <= MAX_LOG
@@ -379,7 +378,7 @@ def odd_rows(
 
 
 def _add_up_as_logs(rows: sp.csr_matrix[Any], asked: Bool) -> Bool:
-    """Return (n,) bool: rows that add up to a round number once a logarithm is undone."""
+    """Return (n,) bool: rows whose sum is a round number after a logarithm is undone."""
     found = np.zeros(rows.shape[0], dtype=bool)
     at = np.flatnonzero(asked)
     for transform in LOGS if len(at) else ():
@@ -390,9 +389,9 @@ def _add_up_as_logs(rows: sp.csr_matrix[Any], asked: Bool) -> Bool:
 
 
 def scale_codes(block: sp.csr_matrix[Any], state: ExpressionState) -> Codes:
-    """Return (n,) uint8: the number of the scale in ``state.scales`` that each row is on.
+    """Return (n,) uint8: the number of each row's scale in ``state.scales``.
 
-    A row is judged by itself, so that it has the same number alone and in any block.
+    Each row is judged by itself, so that it has the same number alone and in any block.
     """
     n = block.shape[0]
     codes = np.full(n, -1, dtype=np.int64)
@@ -423,24 +422,24 @@ def scale_codes(block: sp.csr_matrix[Any], state: ExpressionState) -> Codes:
 
 
 def best_transform(candidates: Float64, reference: Float64) -> int:
-    """Return the number of the candidate whose genes are as high as those of the reference.
+    """Return the number of the candidate whose gene means are closest to those of the reference.
 
     Parameters
     ----------
     candidates
         (n_candidates, n_genes) float64 mean log1p CP10k of each gene, under each candidate.
     reference
-        (n_genes,) float64 the same of the reference: of its classes or of its cells.
+        (n_genes,) float64 means of the reference: of its classes or of its cells.
 
     Returns
     -------
-    The candidate with the smallest mean absolute difference. Other types of cells and another platform move
-    single genes; another base moves all of them, which a correlation would not see.
+    The candidate with the smallest mean absolute difference. Other cell types and another platform change
+    single genes; another base changes all genes, which a correlation would not detect.
     """
     return int(np.abs(candidates - reference).mean(axis=1).argmin())
 
 
-#: What ``--values`` may say; ``auto`` finds it out.
+#: Values of the option ``--values``; ``auto`` detects the scale.
 VALUES = (
     "auto",
     "counts",
@@ -456,17 +455,17 @@ VALUES = (
     "sqrt",
     "arcsinh",
 )
-#: What whole cells add up to under the names that say it.
+#: Sum of whole cells, by the suffix in ``VALUES``.
 NAMED_SUMS = {"cp10k": CP10K, "tpm10": 1e5, "cpm": 1e6}
-#: Above this float64 knows no whole numbers, and no cell has as many molecules.
+#: Above this, float64 cannot hold all whole numbers, and no cell has as many molecules.
 LARGEST = 2.0**53
 
 
 def check_values(values: str) -> None:
-    """Raise ``InputError`` where ``values`` is not one of :data:`VALUES`."""
+    """Raise ``InputError`` if ``values`` is not one of :data:`VALUES`."""
     if values not in VALUES:
         raise InputError(
-            f"values cannot be {values!r}",
+            f"unknown value of --values: {values!r}",
             "--values",
             f"give one of {', '.join(VALUES)}",
             code="unknown-choice",
@@ -474,27 +473,27 @@ def check_values(values: str) -> None:
 
 
 def detect_state(profile: MatrixProfile, where: str = "X", values: str = "auto") -> ExpressionState:
-    """Decide what the values are.
+    """Detect the scale of the values.
 
     Parameters
     ----------
     profile
-        Of some or all rows, at least one.
+        Profile of some or all rows, at least one.
     where
-        The place to put into the answer.
+        Name of the matrix, for the result.
     values
-        What they are where the user knows, one of :data:`VALUES`.
+        The scale that the user gave, one of :data:`VALUES`.
 
     Raises
     ------
     InputError
-        If the values are too large for anything, or for what they are said to be.
+        If the values are too large for any scale, or for the given one.
     """
     if profile.maximum > LARGEST:
         raise InputError(
             f"{where} holds values up to {profile.maximum:.3g}: no cell has as many molecules",
             where,
-            "go back to the counts as they came from the counting",
+            "give the original counts",
             code="values-not-counts",
         )
     if profile.n_negative:
@@ -505,31 +504,33 @@ def detect_state(profile: MatrixProfile, where: str = "X", values: str = "auto")
     sample = profile.sample()
     sample = sample[np.flatnonzero(np.diff(sample.indptr))]
     if values != "auto":
-        return _as_told(sample, where, values, profile.maximum)
+        return _as_given(sample, where, values, profile.maximum)
     scales = _scales(sample, where, profile.maximum)
     return replace(scales[0], others=tuple(scales[1:]))
 
 
 def _counts(where: str, largest: float, bias: str = "") -> ExpressionState:
-    told = f"{where} holds raw counts{bias}; normalised a private copy to log1p CP10k"
+    message = f"{where} holds raw counts{bias}; normalised a private copy to log1p CP10k"
     if largest > LARGEST_COUNT:
-        told = f"warning: {where} holds counts up to {largest:,.0f}, more than a cell has molecules; " + told
-    return ExpressionState("counts", where, message=told)
+        message = (
+            f"warning: {where} holds counts up to {largest:,.0f}, more than a cell has molecules; {message}"
+        )
+    return ExpressionState("counts", where, message=message)
 
 
-def _as_told(sample: sp.csr_matrix[Any], where: str, values: str, largest: float) -> ExpressionState:
-    """Return the state that the user says it is; the sum of whole cells is found out where not said."""
+def _as_given(sample: sp.csr_matrix[Any], where: str, values: str, largest: float) -> ExpressionState:
+    """Return the scale that the user gave; the sum of whole cells is estimated if it was not given."""
     name, _, per_name = values.partition("-")
-    told = f"{where} is taken as {values} (--values)"
+    given = f"{where} is used as {values} (--values)"
     if name == "counts":
         kind = "counts" if whole_rows(sample).all() else "estimated_counts"
-        return ExpressionState(kind, where, message=f"{told}; normalised a private copy to log1p CP10k")  # type: ignore[arg-type]
+        return ExpressionState(kind, where, message=f"{given}; normalised a private copy to log1p CP10k")  # type: ignore[arg-type]
     transform: Transform = name  # type: ignore[assignment]
     if undo(np.array([largest]), transform)[0] > LARGEST_COUNT:
         raise InputError(
             f"{where} holds values up to {largest:,.6g}, which cannot be {values}",
             where,
-            "leave out --values to have them judged, or give counts or linear",
+            "omit --values to detect the scale, or give counts or linear",
             code="values-not-counts",
         )
     linear = undone(sample, transform)
@@ -537,16 +538,16 @@ def _as_told(sample: sp.csr_matrix[Any], where: str, values: str, largest: float
     base = BASES.get(transform)
     if base is None:
         kind = "linear" if transform == "linear" else transform
-        return ExpressionState(kind, where, target_sum=target, message=f"{told}; converted to log1p CP10k")  # type: ignore[arg-type]
+        return ExpressionState(kind, where, target_sum=target, message=f"{given}; converted to log1p CP10k")  # type: ignore[arg-type]
     per = NAMED_SUMS.get(per_name) or target or known_sum(linear) or sum_of_whole_cells(linear)
     if transform == "log1p" and per == CP10K:
-        return ExpressionState("log1p_cp10k", where, base, target, f"{told}; used as they are", per)
+        return ExpressionState("log1p_cp10k", where, base, target, f"{given}; not converted", per)
     sums = "each cell divided by its own sum" if per is None else f"{_number(per)} counts per whole cell"
-    return ExpressionState("log", where, base, target, f"{told}, {sums}; converted to log1p CP10k", per)
+    return ExpressionState("log", where, base, target, f"{given}, {sums}; converted to log1p CP10k", per)
 
 
 def _scales(rows: sp.csr_matrix[Any], where: str, largest: float) -> list[ExpressionState]:
-    """Return the scales that rows are on, that of most rows first."""
+    """Return the scales of rows, the most frequent first."""
     whole = whole_rows(rows)
     part = rows[np.flatnonzero(~whole)]
     if part.shape[0] == 0:
@@ -559,17 +560,17 @@ def _scales(rows: sp.csr_matrix[Any], where: str, largest: float) -> list[Expres
     unknown = [state for state, _ in found if state.candidates]
     if len(found) > 1 and unknown:
         raise InputError(
-            f"{where} holds cells on different scales, and of some it cannot be told which: "
-            f"{_list([f'{n:,} of {rows.shape[0]:,} looked at {_guess(s)}' for s, n in found])}",
+            f"{where} holds cells on different scales, some of them unknown: of {rows.shape[0]:,} cells, "
+            f"{_list([f'{n:,} {_guess(s)}' for s, n in found])}",
             where,
-            "bring all cells to one scale, or give the file of each and --values",
+            "convert all cells to one scale, or give one file per scale, with --values",
             code="values-unclear",
         )
     return [state for state, _ in found]
 
 
 def _of_fractions(rows: sp.csr_matrix[Any], where: str) -> list[tuple[ExpressionState, int]]:
-    """Return the scales of rows that are not whole numbers, and how many rows are on each."""
+    """Return the scales of rows that are not whole numbers, and the number of rows on each."""
     sums = row_sums(rows)
     target = constant_sum(sums)
     if target is not None and np.all(np.abs(sums / target - 1) <= SPREAD):
@@ -580,7 +581,7 @@ def _of_fractions(rows: sp.csr_matrix[Any], where: str) -> list[tuple[Expression
             rest = rows[np.flatnonzero(~whole)]
             found = _of_fractions(rest, where) if rest.shape[0] else []
             return _joined(_of_counts(where, transform), int(whole.sum()), found)
-    # Logarithms are hardly ever whole numbers.
+    # Logarithms are rarely whole numbers.
     broken = partly_whole(rows)
     if broken.any():
         rest = rows[np.flatnonzero(~broken)]
@@ -601,7 +602,7 @@ def _of_fractions(rows: sp.csr_matrix[Any], where: str) -> list[tuple[Expression
         found = _joined(_of_constant_sum(where, transform, target, linear), int(members.sum()), found)
         rest = rest[np.flatnonzero(~members)]
     if found and rest.shape[0] < 0.1 * n:
-        # Cells that lost some genes after they were normalised add up to less.
+        # The sum of a cell is lower if genes were removed after the normalisation.
         rest = rest[np.flatnonzero(~_fits_any(rest, [state for state, _ in found]))]
     if rest.shape[0]:
         few = bool(found) and rest.shape[0] < max(3, 0.005 * n)
@@ -613,13 +614,13 @@ def _of_fractions(rows: sp.csr_matrix[Any], where: str) -> list[tuple[Expression
 def _of_varying_sums(
     rows: sp.csr_matrix[Any], where: str, *, only_sure: bool
 ) -> list[tuple[ExpressionState, int]]:
-    """Return the scales of rows whose sums differ, told by the largest value of a row and by multiples."""
+    """Return the scales of rows whose sums differ, from each row's largest value and from multiples."""
     high = of_each(np.maximum, rows) > MAX_LOG
     low = rows[np.flatnonzero(~high)]
     groups = by_base(low) if low.shape[0] else []
     apart = [(*_by_structure(part, base, where), part) for part, base in groups]
     if high.any():
-        # Shallow cells of linear data are small too: only what is surely a logarithm is one.
+        # Shallow cells of linear data also have small values: use logarithms only if they are certain.
         logs = [(state, sure, part) for state, sure, part in apart if sure and state.transform != "linear"]
         n_linear = rows.shape[0] - sum(part.shape[0] for _, _, part in logs)
         some = rows[np.flatnonzero(high)] if logs else rows
@@ -630,9 +631,9 @@ def _of_varying_sums(
 def _joined(
     state: ExpressionState, n: int, found: list[tuple[ExpressionState, int]]
 ) -> list[tuple[ExpressionState, int]]:
-    """Return scales with one more of ``n`` rows: as part of one that does the same, if there is.
+    """Add a scale of ``n`` rows to a list of scales; merge it with one of the same transform and sum.
 
-    log2(1 + 1) and the root of 1 are whole too: there a few whole rows are no scale of their own.
+    log2(1 + 1) and the square root of 1 are whole numbers, so a few whole rows among them are the same scale.
     """
     does = (state.transform, state.divisor)
     for k, (other, m) in enumerate(found):
@@ -652,11 +653,11 @@ def _fits_any(rows: sp.csr_matrix[Any], states: list[ExpressionState]) -> Any:
 def _of_constant_sum(
     where: str, transform: Transform, target: float, linear: sp.csr_matrix[Any]
 ) -> ExpressionState:
-    """Return the state of cells that all add up to ``target`` on the linear scale."""
+    """Return the scale of cells with the sum ``target`` on the linear scale."""
     if transform == "linear":
         return _linear(linear, where, target)
     if transform == "log1p" and abs(target / CP10K - 1) < SPREAD:
-        done = f"{where} holds log1p CP10k values; used as they are"
+        done = f"{where} holds log1p CP10k values; not converted"
         return ExpressionState("log1p_cp10k", where, math.e, CP10K, done)
     done = (
         f"{where} holds {_name(transform)} values of {_per_cell(target)}{_made_of(linear)}; converted a "
@@ -669,7 +670,7 @@ def _of_constant_sum(
 
 
 def _linear(rows: sp.csr_matrix[Any], where: str, target: float | None) -> ExpressionState:
-    """Return the state of values on the linear scale that are not whole numbers."""
+    """Return the scale of linear values that are not whole numbers."""
     if target is None and nearly_whole(rows):
         return _estimated(where)
     counted = multiples(rows) > 0.8
@@ -679,17 +680,17 @@ def _linear(rows: sp.csr_matrix[Any], where: str, target: float | None) -> Expre
         of = f"part of the genes of {_number(per)} per cell" if per else sums
         what = f"counts times a factor per cell ({of}){length_bias(rows[:128])}"
     elif target == MOST:
-        what = "TPM, or CPM of corrected counts (no whole multiples of one count)"
+        what = "TPM, or CPM of corrected counts (not whole multiples of one count)"
     else:
         what = f"TPM, RPKM or corrected counts ({sums})"
-    done = f"{where} holds linear values that are no counts: {what}; rescaled a private copy to log1p CP10k"
+    done = f"{where} holds linear values, not counts: {what}; converted a private copy to log1p CP10k"
     return ExpressionState("linear", where, None, target, done, per, "multiples" if counted else "")
 
 
 def _estimated(where: str) -> ExpressionState:
     done = (
-        f"{where} holds counts that are not all whole numbers (estimated as by RSEM or salmon, or corrected "
-        "for ambient RNA); normalised a private copy to log1p CP10k"
+        f"{where} holds counts that are not all whole numbers (estimated, such as by RSEM or salmon, or "
+        "corrected for ambient RNA); normalised a private copy to log1p CP10k"
     )
     return ExpressionState("estimated_counts", where, message=done)
 
@@ -703,9 +704,9 @@ def _of_counts(where: str, transform: Transform) -> ExpressionState:
 def _by_structure(
     rows: sp.csr_matrix[Any], base: Transform | None, where: str
 ) -> tuple[ExpressionState, bool]:
-    """Return the state of rows with small values whose sums differ, and whether it is sure.
+    """Return the scale of rows with small values and different sums, and whether it is certain.
 
-    ``base`` is the transform after which values are whole multiples, if there is one.
+    ``base`` is the transform after whose inverse values are whole multiples, or None.
     """
     if base == "linear":
         return _linear(rows, where, None), True
@@ -717,14 +718,14 @@ def _by_structure(
     units, ratio, _ = ratios(linear)
     if np.mean(np.abs(units - 1) < 0.01) > 0.9:
         return _of_counts(where, base), True
-    # Exact multiples of which no sum is one were divided by factors of another kind, as scran's.
+    # Exact multiples without a common sum were divided by size factors, such as those of scran.
     exact = np.median(np.abs(ratio - np.rint(ratio))) < 1e-4
     per = known_sum(linear) or (None if exact else sum_of_whole_cells(linear))
     return _part_of_genes(where, base, per, made_of="multiples"), True
 
 
 def _by_bound(rows: sp.csr_matrix[Any], where: str) -> ExpressionState:
-    """Return the state that is possible, by the largest sums that cells can have; several are told."""
+    """Return the most likely scale whose sums are possible; the others become its candidates."""
     linear = {t: undone(rows, t) for t in LOGS}
     sums = {t: row_sums(linear[t]) for t in LOGS}
     possible = [t for t in LOGS if sums[t].max() <= MOST * (1 + SPREAD)]
@@ -741,12 +742,10 @@ def _by_bound(rows: sp.csr_matrix[Any], where: str) -> ExpressionState:
     all_of_them: tuple[Transform, ...] = (*possible, "linear")
     others = tuple(t for t in all_of_them if t != likely)
     if likely == "log1p" and per[likely] == CP10K:
-        done = f"{where} holds logarithms of unknown base and target; taken as log1p CP10k as they are"
+        done = f"{where} holds logarithms of unknown base and target; used as log1p CP10k, not converted"
         return ExpressionState("log", where, None, None, done, CP10K, "", others)
     state = _part_of_genes(where, likely, per[likely])
-    done = (
-        f"{where} holds logarithms of unknown base; taken as {in_words(state)} and converted to log1p CP10k"
-    )
+    done = f"{where} holds logarithms of unknown base; used as {in_words(state)} and converted to log1p CP10k"
     return replace(state, message=done, candidates=others)
 
 
@@ -756,7 +755,7 @@ def _part_of_genes(
     base = BASES[transform]
     if transform == "log1p" and per == CP10K:
         done = (
-            f"{where} holds natural log values whose sums differ (part of the genes?){why}; used as they are"
+            f"{where} holds natural log values with different sums (part of the genes?){why}; not converted"
         )
     else:
         of = (
@@ -771,17 +770,17 @@ def _part_of_genes(
 def _made_of(linear: sp.csr_matrix[Any]) -> str:
     if multiples(linear) > 0.8 or len(linear.data) < 20:
         return ""
-    return ", not of whole counts (TPM, as full-length protocols give, or corrected)"
+    return ", not of whole counts (TPM of full-length protocols, or corrected counts)"
 
 
 def _name(transform: Transform) -> str:
-    """Name a transform as people do."""
+    """Return the usual name of a transform."""
     named = {"log1p": "natural log1p", "log2": "log2(x + 1)", "log10": "log10(x + 1)"}
     return named.get(transform, transform)
 
 
 def _per_cell(per: float) -> str:
-    """Name what whole cells add up to."""
+    """Describe the sum of whole cells."""
     usual = {CP10K: "CP10k", 1e5: "TPM/10", MOST: "CPM or TPM"}.get(per)
     return f"{_number(per)} counts per cell" + (f" ({usual})" if usual else "")
 
@@ -791,7 +790,7 @@ def _number(value: float) -> str:
 
 
 def in_words(state: ExpressionState) -> str:
-    """Name a scale in a few words."""
+    """Describe a scale in a few words."""
     if state.kind in ("counts", "estimated_counts"):
         return "raw counts" if state.kind == "counts" else "counts that are not whole"
     if state.kind == "log1p_cp10k":
@@ -811,17 +810,19 @@ def _list(items: list[str]) -> str:
 
 
 def mixed_message(state: ExpressionState, numbers: list[int], first: list[str]) -> str:
-    """Say on which scales the cells of a file are: how many on each, and the first."""
-    told = [
+    """Return the note about a file with several scales: number of cells and first cell of each."""
+    scales = [
         f"{n:,} {in_words(scale)} (the first is '{cell}')"
         for scale, n, cell in zip(state.scales, numbers, first, strict=True)
         if n
     ]
-    return f"{state.where} holds cells on different scales: {_list(told)}; each converted by what it holds"
+    return (
+        f"{state.where} holds cells on different scales: {_list(scales)}; each was converted from its scale"
+    )
 
 
 def candidate_states(state: ExpressionState, rows: sp.csr_matrix[Any]) -> list[ExpressionState]:
-    """Return what the values may be, ``state`` first; ``rows`` (n, n_genes) CSR as stored."""
+    """Return the possible scales, ``state`` first; ``rows`` (n, n_genes) CSR as stored."""
     found = [state]
     for transform in state.candidates:
         linear = undone(rows, transform)

@@ -1,4 +1,4 @@
-"""Write cells that were annotated: an h5ad with new columns, or a table; and read what such an h5ad tells."""
+"""Write annotated cells as h5ad or as a table, and read the parameters of an annotated h5ad."""
 
 from __future__ import annotations
 
@@ -41,34 +41,34 @@ __all__ = [
     "write_tables",
 ]
 
-#: Columns of an annotation behind its key.
+#: Suffixes of the columns of an annotation, after its key.
 _OWN = (
     "label confidence novelty status label_knn label_head label_broad cl_id set set_size set_json "
     "majority cluster name name_cl_id name_confidence name_broad"
 ).split()
-#: Columns under the names of CellTypist, which other tools write, too.
+#: Columns with the names of CellTypist, which other tools write too.
 CELLTYPIST = ("predicted_labels", "over_clustering", "majority_voting", "conf_score")
 
 
 def earlier_names(uns: Mapping[str, Any], key: str | None) -> dict[str, list[str]]:
-    """Return what an earlier annotation left, by part of the AnnData: ``obs``, ``obsm`` and ``uns``.
+    """Return the names that an earlier annotation added to ``obs``, ``obsm`` and ``uns``.
 
-    Names that begin with the key are scvec's. Columns of CellTypist's names are where ``uns[key]`` says so.
+    Names that begin with the key belong to scvec. Columns with CellTypist's names do if ``uns[key]`` says so.
 
     Parameters
     ----------
     uns
         The unstructured annotation: a dict, or the group of an h5ad.
     key
-        ``key_added`` of the annotation; None for no annotation, which left nothing.
+        ``key_added`` of the annotation; None for no annotation.
     """
     if key is None:
         return {"obs": [], "obsm": [], "uns": []}
     entry = uns.get(key)
-    told = entry.get("columns") if isinstance(entry, Mapping | h5py.Group) else None
-    if isinstance(told, h5py.Dataset):
-        told = told[()] if told.shape == () else None
-    celltypist = CELLTYPIST if told is not None and _text(told) == "celltypist" else ()
+    columns = entry.get("columns") if isinstance(entry, Mapping | h5py.Group) else None
+    if isinstance(columns, h5py.Dataset):
+        columns = columns[()] if columns.shape == () else None
+    celltypist = CELLTYPIST if columns is not None and _text(columns) == "celltypist" else ()
     columns = [*(f"{key}_{name}" for name in _OWN), *celltypist]
     return {
         "obs": columns,
@@ -78,24 +78,24 @@ def earlier_names(uns: Mapping[str, Any], key: str | None) -> dict[str, list[str
 
 
 _GZIP = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-# Room for what HDF5 keeps beside the values, generous: per file and per entry.
+# Generous estimate of the bytes that HDF5 needs in addition to the values: per file and per entry.
 _FILE_ROOM, _ENTRY_ROOM = 2**22, 2**16
 _BLOCK_ROWS = 2**16
 
 
 def check_output(out_path: str | os.PathLike[str], source_path: str | os.PathLike[str] | None = None) -> Path:
-    """Check early, before any work, that an output can be written, and return its path.
+    """Check, before any work, that an output can be written, and return its path.
 
     Raises
     ------
     InputError
-        If the folder is missing or may not be written to, the output is a folder, or it is the input.
+        If the folder is missing or not writable, or the output is a folder or the input.
     """
     out = expanded(out_path)
     try:
         if out.is_dir():
             raise InputError(
-                "the output is a folder", str(out), "name a file in it", code="output-not-writable"
+                "the output is a folder", str(out), "give a file in it", code="output-not-writable"
             )
         if not out.parent.is_dir():
             if out.parent.exists():
@@ -113,22 +113,22 @@ def check_output(out_path: str | os.PathLike[str], source_path: str | os.PathLik
             )
         if not os.access(out.parent, os.W_OK):
             raise InputError(
-                "the folder of the output may not be written to",
+                "the folder of the output is not writable",
                 str(out.parent),
                 "choose another",
                 code="permission-denied",
             )
-        source = None if source_path is None else Path(source_path)  # a missing one is told by its reader
+        source = None if source_path is None else Path(source_path)  # its reader reports a missing file
         if source is not None and out.exists() and source.exists() and os.path.samefile(out, source):
             raise InputError(
-                "the output is the input, which is never changed",
+                "the output is the input file, which scvec never changes",
                 str(out),
                 "choose another name",
                 code="output-is-input",
             )
     except (OSError, ValueError) as error:
         raise InputError(
-            f"cannot write there: {error}", str(out), "choose another name", code="output-not-writable"
+            f"cannot write the output: {error}", str(out), "choose another name", code="output-not-writable"
         ) from error
     return out
 
@@ -144,43 +144,43 @@ def write_annotated(
     memory: str | int | None = None,
     replaces: str | None = None,
 ) -> None:
-    """Write a copy with columns added; of an h5ad all else is carried over bit for bit.
+    """Write a copy with columns added; all other content of an h5ad is copied unchanged.
 
-    The file is copied as it lies and never loaded, whatever its size. The copy appears under its name whole
-    or not at all. Columns and entries of the same name are replaced.
+    The file is copied on disk and never loaded into memory. The output appears complete or not at all.
+    Columns and entries with the same name are replaced.
 
     Parameters
     ----------
     source
-        The file or folder the cells came from, or the AnnData object; none is changed.
+        The file or folder of the cells, or the AnnData object; it is not changed.
     out_path
         The h5ad to write; an existing one is replaced.
     obs
-        Columns to add, one row per cell in file order. The index is not looked at.
+        Columns to add, one row per cell in file order. The index is ignored.
     obsm
         Arrays (n_obs, ...) to add to obsm.
     uns
         Entries to add to uns. None values are left out, tuples become lists.
     checked
-        The file was just checked (:func:`scvec.ingest.cells.readers.contents_of`): do not read it again.
+        The file was just checked (:func:`scvec.ingest.cells.readers.contents_of`): do not check it again.
     memory
-        What may be used where cells are not copied as they lie: of folders and of Cell Ranger's files.
+        Memory for converting other formats than h5ad, such as folders and Cell Ranger files.
     replaces
-        Key of an earlier annotation, of which nothing is left (:func:`earlier_names`); none when None.
+        Key of an earlier annotation to remove (:func:`earlier_names`); None for none.
 
     Raises
     ------
     InputError
-        If the output cannot be written there, or is the input.
+        If the output cannot be written, or is the input.
     ResourceError
-        If the disk is full; no part of the output is left then.
+        If the disk is full; the partial output is then removed.
     """
     obsm, uns = dict(obsm or {}), dict(uns or {})
     columns = {str(name): _storable_column(values) for name, values in obs.items()}
     for name in (*columns, *obsm, *uns):
         if "/" in name:
             raise InputError(
-                f"'{name}' cannot be the name of a column: it has a slash", str(out_path), code="bad-name"
+                f"a column cannot be called '{name}': the name has a slash", str(out_path), code="bad-name"
             )
     if not isinstance(source, str | os.PathLike):
         out = check_output(out_path)
@@ -199,7 +199,7 @@ def write_annotated(
         import anndata
 
         with reading(str(source)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the age of the file, which ends here
+            warnings.simplefilter("ignore")  # warns of the old format, which is replaced here
             adata = anndata.read_h5ad(source)
         _write_object(adata, out, columns, obsm, uns, replaces)
         return
@@ -210,7 +210,7 @@ def write_annotated(
 
 
 def _room(obs: pd.DataFrame, obsm: Mapping[str, Any], uns: Mapping[str, Any]) -> int:
-    """Return bytes that additions may take in a file, generously."""
+    """Return a generous estimate of the bytes that the additions take in a file."""
     added = int(obs.memory_usage(deep=True).sum()) + _n_bytes(obsm) + _n_bytes(uns)
     return 2 * added + _ENTRY_ROOM * (len(obs.columns) + len(obsm) + _n_entries(uns)) + _FILE_ROOM
 
@@ -236,11 +236,10 @@ def _annotate(
 
 
 def _copy_with_room(source: Path, target: Path, room: int) -> None:
-    """Copy a file into space reserved for it and ``room`` bytes more.
+    """Copy a file, with ``room`` more bytes of reserved disk space.
 
-    HDF5 cannot cope with a disk that fills up: it fails at every later step, prints tracebacks from
-    destructors and may crash the process. So all it will write is reserved before it starts; it cuts the
-    file to its true length when it closes it.
+    HDF5 does not handle a full disk: every later step fails, destructors print tracebacks, and the process
+    may crash. So the space is reserved before HDF5 starts; HDF5 truncates the file when it closes it.
     """
     size = source.stat().st_size
     with target.open("r+b") as out, source.open("rb") as data:
@@ -285,7 +284,7 @@ def _remove_columns(group: h5py.Group, names: list[str], source: str) -> None:
 
 
 def _add_columns(group: h5py.Group, columns: dict[str, Any], source: str) -> None:
-    """Add columns to the obs group itself, so that those already there keep their encoding."""
+    """Add columns to the obs group itself, so that existing columns keep their encoding."""
     from anndata.io import write_elem
 
     with reading(source, "obs"):
@@ -315,7 +314,7 @@ def _add_entries(file: h5py.File, name: str, entries: Mapping[str, Any]) -> None
     if name not in file:
         write_elem(file, name, {})
     for key, value in entries.items():
-        # Scalars cannot be compressed, and the dicts of uns are full of them.
+        # HDF5 cannot compress scalars, of which uns has many.
         packed = _GZIP if name == "obsm" and _shrinks(value) else {}
         if isinstance(value, np.memmap):
             _add_blocks(file[name], key, value, packed)
@@ -324,7 +323,7 @@ def _add_entries(file: h5py.File, name: str, entries: Mapping[str, Any]) -> None
 
 
 def _add_blocks(group: h5py.Group, key: str, value: np.memmap[Any, Any], packed: Mapping[str, Any]) -> None:
-    """Write an array that lies in a file as anndata does, but never more of it in memory than a block."""
+    """Write a memory-mapped array like anndata does, but with only one block in memory at a time."""
     if key in group:
         del group[key]
     item = group.create_dataset(key, value.shape, value.dtype, **packed)
@@ -335,7 +334,7 @@ def _add_blocks(group: h5py.Group, key: str, value: np.memmap[Any, Any], packed:
 
 
 def _shrinks(value: Any) -> bool:
-    """Return whether packing is worth its time: cell vectors are noise in all bits, and seconds in gzip."""
+    """Return whether compression pays: cell vectors hardly shrink, and gzip takes seconds."""
     head = np.ascontiguousarray(np.asarray(value)[:256]).tobytes()
     return len(zlib.compress(head, 1)) < 0.8 * len(head)
 
@@ -348,7 +347,7 @@ def _write_object(
     uns: Mapping[str, Any],
     replaces: str | None,
 ) -> None:
-    """Write an AnnData object with additions, through a second one that shares its arrays."""
+    """Write an AnnData object with additions, through a shallow copy that shares its arrays."""
     from anndata.io import write_elem
 
     if adata.isbacked:
@@ -361,9 +360,9 @@ def _write_object(
     for name, values in columns.items():
         table[name] = pd.Series(values, index=table.index) if isinstance(values, pd.Categorical) else values
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # repeated names are the caller's, who has been told
+        warnings.simplefilter("ignore")  # repeated names were already reported
         copy = _shallow_copy(adata, table, obsm, uns, earlier)
-    # Into memory first, where the cells are anyway: HDF5 must not meet a full disk (see _copy_with_room).
+    # Into memory first, because HDF5 does not handle a full disk (see _copy_with_room).
     image = io.BytesIO()
     with h5py.File(image, "w") as file:
         write_elem(file, "/", copy, dataset_kwargs={"compression": "gzip"})
@@ -401,7 +400,7 @@ def _shallow_copy(
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """Give a temporary file beside ``out`` that takes its place at the end, or vanishes on any error."""
+    """Yield a temporary file beside ``out`` that replaces it at the end, or is removed on any error."""
     temporary: Path | None = None
     try:
         with disk_errors(out):
@@ -409,7 +408,7 @@ def replacing(out: Path) -> Iterator[Path]:
             os.close(handle)
             temporary = Path(name)
             yield temporary
-            # mkstemp makes files private; the output gets the mode any new file would have.
+            # mkstemp makes private files; the output gets the mode of a normal new file.
             temporary.chmod(out.stat().st_mode & 0o777 if out.exists() else 0o666 & ~_umask())
             _sync(temporary)
             os.replace(temporary, out)
@@ -420,7 +419,7 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    # os.umask() can only be read by setting it, which other threads would notice.
+    # os.umask() must be set to be read, which would affect other threads.
     with contextlib.suppress(OSError), open("/proc/self/status") as status:
         for line in status:
             if line.startswith("Umask:"):
@@ -439,7 +438,7 @@ def _sync(path: Path) -> None:
 
 
 def _storable_column(values: pd.Series[Any]) -> Any:
-    """Return a column as anndata stores it everywhere: text with gaps becomes categorical."""
+    """Return a column in a form that every anndata version can store: text with gaps becomes categorical."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         return values.array
     if values.dtype == object or isinstance(values.dtype, pd.StringDtype):
@@ -450,13 +449,13 @@ def _storable_column(values: pd.Series[Any]) -> Any:
 
 
 def _storable_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table that other programs wrote as anndata can: no slashes in names, nor its own name."""
+    """Return a table that anndata can write: without slashes or ``_index`` as column names."""
     names = {name: "index_" if name == "_index" else str(name).replace("/", "|") for name in table}
     return pd.DataFrame({to: _storable_column(table[name]) for name, to in names.items()}, table.index)
 
 
 def _storable(value: Any) -> Any:
-    """Return an entry of uns as h5ad can hold it."""
+    """Return an entry of uns in a form that h5ad can store."""
     if isinstance(value, Mapping):
         return {str(k).replace("/", "|"): _storable(v) for k, v in value.items() if v is not None}
     if isinstance(value, tuple | set | frozenset):
@@ -479,27 +478,27 @@ def _text(value: Any) -> str:
 
 
 _COPY_PIECE = 2**17
-#: Share of the memory that a block of rows may take.
+#: Fraction of the memory (1/16) for a block of rows.
 _COPY_SHARE = 16
 
 
 def write_as_h5ad(source: Path, target: Path, room: int = 0, memory: str | int | None = None) -> None:
-    """Write all that a folder or file other than an h5ad holds to ``target``, an empty file.
+    """Convert a folder, or a file of another format, to h5ad in the empty file ``target``.
 
-    Matrices become CSR, float32 where their values have four bytes or fewer, and are never whole in memory.
+    Matrices become CSR, float32 if their values have four bytes or fewer, and are never whole in memory.
 
     Parameters
     ----------
     room
-        Bytes that are going to be added afterwards. Space for all is reserved before HDF5 writes anything:
-        it cannot cope with a disk that fills up.
+        Bytes to be added afterwards. The disk space for all is reserved before HDF5 starts, because HDF5 does
+        not handle a full disk.
     memory
-        What may be used, see :func:`scvec.base.resources.parse_memory`.
+        Memory that may be used, see :func:`scvec.base.resources.parse_memory`.
 
     Raises
     ------
     InputError, ResourceError
-        As :func:`scvec.ingest.cells.readers.contents_of`.
+        See :func:`scvec.ingest.cells.readers.contents_of`.
     """
     from anndata.io import write_elem
 
@@ -534,7 +533,7 @@ def _open_place(contents: Contents, name: str, memory: int) -> MatrixReader:
 
 
 def _csr_bytes(reader: MatrixReader) -> int:
-    """Return bytes that a matrix may take as CSR, at most."""
+    """Return the most bytes that a matrix takes as CSR."""
     return 12 * reader.n_values + 16 * reader.shape[0]
 
 
@@ -569,17 +568,16 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
 def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write a table as .csv, .tsv or .parquet; it appears whole or not at all.
+    """Write a table as .csv, .tsv or .parquet; the file appears complete or not at all.
 
-    Text is written as it is. Spreadsheets take a cell that starts with ``=``, ``+``, ``-`` or ``@`` for a
-    formula; a quote mark before it would change cell names such as ``-1_AAACCTG`` and break every join on
-    them, and scripts are what reads these files. Columns of control characters have no use: they are
-    quoted by the CSV rules.
+    Text is written unchanged. Spreadsheets read a text that starts with ``=``, ``+``, ``-`` or ``@`` as a
+    formula. A quote mark before it would prevent this, but it would change cell names such as ``-1_AAACCTG``
+    and break every join on them. Control characters are quoted by the CSV rules.
 
     Raises
     ------
     InputError
-        If the suffix is another, or the output cannot be written there.
+        If the suffix is unknown, or the output cannot be written.
     ResourceError
         If the disk is full.
     """
@@ -587,17 +585,15 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
 
 
 def write_tables(parts: Iterable[pd.DataFrame], path: str | os.PathLike[str]) -> None:
-    """Write a table that comes in parts of its rows, the same columns and categories in each.
+    """Write a table given in parts of its rows, with the same columns and categories in each part.
 
-    The file is, to the byte, that of :func:`write_table` of the whole; raises as that.
+    The bytes of the file, and the errors, are those of :func:`write_table` for the whole table.
     """
     out = check_output(path)
     suffix = out.suffix.lower()
     if suffix not in SUFFIXES:
-        fix = f"name it {', '.join(SUFFIXES)} or .h5ad"
-        raise InputError(
-            f"cannot tell what to write into a '{out.suffix}' file", str(out), fix, code="output-format"
-        )
+        fix = f"use the suffix {', '.join(SUFFIXES)} or .h5ad"
+        raise InputError(f"unknown output format: '{out.suffix}'", str(out), fix, code="output-format")
     with replacing(out) as temporary:
         if suffix == ".parquet":
             _write_parquet(parts, temporary)
@@ -611,41 +607,41 @@ def _write_parquet(parts: Iterable[pd.DataFrame], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Arrow holds a name in its bytes and 4 more, pandas in 70. One piece a column, as pandas writes it:
-    # where pages end depends on the pieces.
+    # Arrow needs 4 bytes per name plus the text, pandas 70. Columns are written in one piece, like pandas,
+    # because the pieces determine the page bounds in the file.
     whole = pa.concat_tables([pa.Table.from_pandas(part) for part in parts]).combine_chunks()
     pq.write_table(whole, path)
 
 
-#: Parameters are some thousand characters; a file is not trusted to hold no more.
+#: Longest accepted parameters; real ones have a few thousand characters.
 MAX_CHARACTERS = 2**20
 
 
 def read_parameters(source: str | os.PathLike[str] | AnnData, key: str = "scvec") -> dict[str, Any]:
     """Return the parameters in ``uns[key]`` of an annotated file or AnnData object.
 
-    A file is checked first, as all files are.
+    A file is checked first.
 
     Raises
     ------
     InputError
-        If there are none: the file was not annotated by scvec, or they are damaged.
+        If there are no parameters, because scvec did not annotate the file, or they are damaged.
     """
     name = str(source) if isinstance(source, str | os.PathLike) else "the AnnData object"
     text = _parameters_of(source, key, name)
     if text is None:
         raise InputError(
-            f"there is no uns['{key}']: these cells were not annotated by scvec",
+            f"the file has no uns['{key}']: scvec did not annotate these cells",
             name,
-            "annotate them first: scvec query FILE.h5ad --reference NAME -o OUT.h5ad, and give OUT.h5ad",
+            "annotate the cells first: scvec query FILE.h5ad --reference NAME -o OUT.h5ad; give OUT.h5ad",
             code="not-annotated",
         )
     try:
         found = json.loads(text)
         if not isinstance(found, dict) or not isinstance(found["reference"], str):
-            raise ValueError("no reference is named")
+            raise ValueError("the name of the reference is missing")
         if not isinstance(found["generation"], int):
-            raise ValueError("the generation is missing")
+            raise ValueError("the version of the store is missing")
     except (ValueError, KeyError, RecursionError) as error:
         what = f"uns['{key}'] is damaged: {error}"
         raise InputError(what, name, "annotate the cells again: scvec query", code="damaged-file") from error

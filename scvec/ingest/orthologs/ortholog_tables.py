@@ -1,7 +1,7 @@
-"""Genes and orthologs from a table whose columns are guessed: of BioMart, NCBI, Alliance, HCOP, RGD.
+"""Read genes and orthologs from tables of BioMart, NCBI, Alliance, HCOP, RGD and others; detect columns.
 
-A table has sides: the columns that name a gene of one species. The species of a side is told by its header
-(``human_symbol``), by a column of taxon ids, by what its ids look like, or by the user.
+A table has sides; a side is the set of columns with the names of one gene of a pair. The species of a side
+comes from its header (``human_symbol``), a column of taxon ids, the form of its ids, or the user.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from scvec.ingest.genes import MAX_NAME, cell_text, is_date, opened, read_lines
 
 __all__ = ["Names", "OrthologTable", "Pair", "gene_of", "is_ortholog_table", "read_ortholog_table"]
 
-#: Rows that tell what a column holds.
-N_TOLD = 2000
-#: Fraction of the values of a column that have to be of one kind.
+#: Rows that are read to detect the columns.
+N_PROBED = 2000
+#: Fraction of the values of a column that must be of one kind.
 MOST = 0.6
-#: A pair is kept where its score is at least this part of the best of one of its genes.
+#: A pair is kept if its score is at least this fraction of the best score of one of its genes.
 NEAR_BEST = 0.5
-#: What a column of a side may hold, the one that identifies a gene best first.
+#: Kinds of gene names in a column, the most reliable first.
 KINDS = ("authority", "ensembl", "entrez", "symbol", "name", "synonym")
 _IDS = ("authority", "ensembl", "entrez", "symbol")
 
-#: A gene as a table names it: kind of name -> name. ``synonym`` may hold several, separated by |.
+#: The names of a gene in a table: kind of name -> name. ``synonym`` may hold several, separated by |.
 Names = dict[str, str]
 
 
 @dataclass
 class Side:
-    """The columns that name a gene of one species.
+    """The columns with the names of one gene of a pair.
 
     Attributes
     ----------
     columns
         Kind of name -> number of the column.
     taxon
-        Number of the column that says the species, row by row; None where all are of ``species``.
+        Number of the column with the species of each row; None if all rows are of ``species``.
     """
 
     species: str = ""
@@ -64,16 +64,16 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two genes that are orthologs.
+    """Two orthologous genes.
 
     Attributes
     ----------
     species, names, other_species, other
         The two genes.
     kind
-        ``one2one``, ``one2many`` or ``many2many`` where the table says it.
+        ``one2one``, ``one2many`` or ``many2many``, or empty if the table does not give it.
     score
-        How sure the table is, on a scale of its own; None where it does not say it.
+        Confidence on the table's own scale; None if the table has no score.
     """
 
     species: str
@@ -86,16 +86,16 @@ class Pair:
 
 @dataclass
 class OrthologTable:
-    """What a table says.
+    """The genes and pairs of a table.
 
     Attributes
     ----------
     columns
-        Header of each column that is used -> what it was taken for.
+        Header of each column used -> its detected meaning.
     genes
-        Genes of the species that were asked for.
+        Genes of the requested species.
     pairs
-        Pairs of which one gene is of these species.
+        Pairs with at least one gene of these species.
     """
 
     columns: dict[str, str]
@@ -116,34 +116,34 @@ def read_ortholog_table(
     Parameters
     ----------
     species
-        Keys of the species whose genes are wanted.
+        Keys of the requested species.
     columns
-        Species -> header (or number from 1) of the column that names its genes, where the guess is wrong;
-        ``kind`` and ``score`` too.
+        Species -> header (or number from 1) of the column with its genes, to correct a wrong detection;
+        also ``kind`` and ``score``.
     known
-        Function from names to the species that knows most of them, or empty; for columns of symbols.
+        Function that returns the species with most of the given names, or empty; for columns of symbols.
 
     Raises
     ------
     InputError
-        The file cannot be read, or no column names genes of these species.
+        The file cannot be read, or no column has genes of these species.
     """
     try:
         with opened(path) as file:
             lines = (line for line in read_lines(file, path) if line.strip())
-            start = list(islice(lines, N_TOLD))
+            start = list(islice(lines, N_PROBED))
             if any(line.rstrip("\r\n") == "=" for line in start):
                 return _wormbase(chain(start, lines), species)
             header, rows = _rows(chain(start, lines), start, path)
-            told = list(islice(rows, N_TOLD))
-            sides, extra = _sides(header, told, species, columns or {}, known, path)
-            return _read(header, sides, extra, chain(told, rows), species, path)
+            probe = list(islice(rows, N_PROBED))
+            sides, extra = _sides(header, probe, species, columns or {}, known, path)
+            return _read(header, sides, extra, chain(probe, rows), species, path)
     except UnicodeDecodeError as err:
         what = "the table is not UTF-8 text"
         raise InputError(what, f"{path}: {err}", "save it as UTF-8", code="wrong-format") from err
     except (EOFError, zlib.error, gzip.BadGzipFile, csv.Error, OSError) as err:
         what = "the table is truncated or damaged"
-        raise InputError(what, f"{path}: {err}", "get it again", code="damaged-file") from err
+        raise InputError(what, f"{path}: {err}", "download it again", code="damaged-file") from err
 
 
 def _cell(row: Sequence[str], at: int) -> str:
@@ -151,14 +151,14 @@ def _cell(row: Sequence[str], at: int) -> str:
 
 
 def _rows(lines: Iterable[str], start: Sequence[str], path: Path) -> tuple[list[str], Iterator[list[str]]]:
-    """Return the header of a table, empty where it has none, and its rows. Comments begin with #."""
+    """Return the header of a table (empty if it has none) and its rows. Comments begin with #."""
     comments = 0
     while comments < len(start) and start[comments].startswith("#"):
         comments += 1
     body = start[comments:]
     if not body:
         raise InputError(
-            "the table has no rows", str(path), "give one pair of genes a row", code="empty-file"
+            "the table has no rows", str(path), "give one pair of genes per row", code="empty-file"
         )
     if _whole(body[-1]):  # a spreadsheet put each row into one cell, in quotes
         lines, body = (_whole(line) or line for line in lines), [_whole(line) or line for line in body]
@@ -262,9 +262,9 @@ def _plain(header: str) -> str:
 
 
 def _role(header: str) -> tuple[str, str]:
-    """Return the side that a header is of, and the kind of names, or both empty.
+    """Return the side of a header, and the kind of names, or both empty.
 
-    A side is the key of a species, or ``1``, ``2``: the first and the second of a row.
+    A side is the key of a species, or ``1`` or ``2`` for the first or second gene of a row.
     """
     plain = _plain(header)
     if not plain or re.search(r"homology type|orthology type|relationship", plain):
@@ -283,7 +283,7 @@ def _role(header: str) -> tuple[str, str]:
     if authority and side in ("", "1", "2", authority):
         kind = "symbol" if "symbol" in plain else "name" if plain.endswith("name") else "authority"
         return authority, kind
-    if authority:  # ids that an authority gives to genes of other species
+    if authority:  # an authority's ids of genes of another species
         return "", ""
     for pattern, kind in (
         (r"symbol|gene name$|external gene name|locus$|associated gene name", "symbol"),
@@ -319,49 +319,49 @@ def _side_of(plain: str) -> str:
 
 def _sides(
     header: list[str],
-    told: list[list[str]],
+    probe: list[list[str]],
     species: Sequence[str],
     given: Mapping[str, str],
     known: Callable[[Sequence[str]], str] | None,
     path: Path,
 ) -> tuple[list[Side], dict[str, int]]:
-    """Return the sides of a table, that of the rows' own gene first, and the columns of kind and score."""
+    """Return the sides of a table, the first gene of the rows first, and the columns of kind and score."""
     sides: dict[str, Side] = defaultdict(Side)
     extra: dict[str, int] = {}
     if given:
         for what, name in given.items():
-            at = _column(name, header, told, path)
+            at = _column(name, header, probe, path)
             if what in ("kind", "score"):
                 extra["type" if what == "kind" else what] = at
             else:
-                sides[what].columns[_kind_of(told, at)] = at
+                sides[what].columns[_kind_of(probe, at)] = at
     else:
         for at, name in enumerate(header):
             side, kind = _role(name)
             if kind in ("type", "score"):
                 extra.setdefault(kind, at)
             elif kind == "taxon":
-                if sides[side].taxon is None or _is_taxon(told, at):
+                if sides[side].taxon is None or _is_taxon(probe, at):
                     sides[side].taxon = at
             elif kind:
                 sides[side].columns.setdefault(kind, at)
         named = [side for side in sides.values() if set(side.columns) & set(_IDS)]
-        grouped = len(named) == 1 and named[0].taxon is not None and _group(told, named[0].taxon) is not None
+        grouped = len(named) == 1 and named[0].taxon is not None and _group(probe, named[0].taxon) is not None
         if len(named) < 2 and not grouped and not _is_listed(header):
             used = {at for side in sides.values() for at in side.columns.values()} | set(extra.values())
-            width = range(max((len(row) for row in told), default=0))
-            taxa = [at for at in width if _is_taxon(told, at)] if not header else []
-            if len(taxa) == 1 and (group := _group(told, taxa[0])) is not None:
+            width = range(max((len(row) for row in probe), default=0))
+            taxa = [at for at in width if _is_taxon(probe, at)] if not header else []
+            if len(taxa) == 1 and (group := _group(probe, taxa[0])) is not None:
                 sides["1"].taxon = taxa[0]
                 used |= {taxa[0], group}
             for at in width:
-                if at not in used and _distinct(told, at) and (kind := _kind_of(told, at)) != "name":
+                if at not in used and _distinct(probe, at) and (kind := _kind_of(probe, at)) != "name":
                     to = sides["1"] if sides["1"].taxon is not None else sides[f"column {at}"]
                     to.columns.setdefault(kind, at)
     for key, one in sides.items():
         if one.taxon is None:
-            one.species = key if species_named(key) == key else _species_of(one, told, known)
-        _settle(one, told)
+            one.species = key if species_named(key) == key else _species_of(one, probe, known)
+        _settle(one, probe)
     found = _merged([side for side in sides.values() if set(side.columns) & set(_IDS)])
     unknown = [side for side in found if not side.species and side.taxon is None]
     missing = [s for s in species if all(side.species != s for side in found)]
@@ -370,7 +370,7 @@ def _sides(
     found = [side for side in found if side.species or side.taxon is not None]
     if not any(side.taxon is not None or side.species in species for side in found):
         listed = ", ".join(header[:8]) or "none"
-        proteins = any(map(_is_protein, told))
+        proteins = any(map(_is_protein, probe))
         raise InputError(
             f"no column names genes of {' or '.join(species)}" + (", only proteins" if proteins else ""),
             f"{path}, columns: {listed}",
@@ -386,22 +386,22 @@ def _is_protein(row: Sequence[str]) -> bool:
     return any(_PROTEIN.fullmatch(cell.strip()) for cell in row)
 
 
-def _is_taxon(told: Sequence[Sequence[str]], at: int) -> bool:
+def _is_taxon(probe: Sequence[Sequence[str]], at: int) -> bool:
     """Return whether most cells of a column name a species, and not all the same."""
-    values = _values(told, at)
+    values = _values(probe, at)
     keys = [key for value in values if (key := species_named(value)) is not None]
     return len(keys) > MOST * len(values) and len(set(keys)) > 1
 
 
-def _group(told: Sequence[Sequence[str]], taxon: int) -> int | None:
+def _group(probe: Sequence[Sequence[str]], taxon: int) -> int | None:
     """Return the column whose values hold genes of several species together; None where there is none."""
     best: tuple[int, int] | None = None
-    for at in range(max((len(row) for row in told), default=0)):
+    for at in range(max((len(row) for row in probe), default=0)):
         members: dict[str, set[str]] = defaultdict(set)
-        for row in told:
+        for row in probe:
             members[_cell(row, at)].add(_cell(row, taxon))
         shared = sum(len(some) > 1 for value, some in members.items() if value)
-        few = len(members) < len(told) / 20  # kinds of genes, not groups
+        few = len(members) < len(probe) / 20  # kinds of genes, not groups
         if at != taxon and not few and shared >= MOST * len(members) and shared > (best[0] if best else 0):
             best = shared, at
     return None if best is None else best[1]
@@ -420,14 +420,14 @@ def _merged(sides: Sequence[Side]) -> list[Side]:
 
 
 def _is_listed(header: Sequence[str]) -> bool:
-    """Return whether a table lists genes as BioMart, RGD and ZFIN do, perhaps of one species only."""
+    """Return whether a table is a list of genes of BioMart, RGD or ZFIN, perhaps of one species only."""
     return bool({_plain(name) for name in header} & {"gene stable id", "gene rgd id", "zfin id"})
 
 
-def _column(name: str, header: Sequence[str], told: Sequence[Sequence[str]], path: Path) -> int:
+def _column(name: str, header: Sequence[str], probe: Sequence[Sequence[str]], path: Path) -> int:
     if name in header:
         return header.index(name)
-    if name.isdigit() and 0 < int(name) <= max(map(len, told), default=0):
+    if name.isdigit() and 0 < int(name) <= max(map(len, probe), default=0):
         return int(name) - 1
     what = f"the table has no column {name!r}"
     raise InputError(
@@ -435,18 +435,18 @@ def _column(name: str, header: Sequence[str], told: Sequence[Sequence[str]], pat
     )
 
 
-def _values(told: Sequence[Sequence[str]], at: int) -> list[str]:
-    return [value for row in told if (value := _cell(row, at))]
+def _values(probe: Sequence[Sequence[str]], at: int) -> list[str]:
+    return [value for row in probe if (value := _cell(row, at))]
 
 
-def _distinct(told: Sequence[Sequence[str]], at: int) -> bool:
-    values = _values(told, at)
+def _distinct(probe: Sequence[Sequence[str]], at: int) -> bool:
+    values = _values(probe, at)
     return len(set(values)) > max(1, 0.3 * len(values))
 
 
-def _kind_of(told: Sequence[Sequence[str]], at: int) -> str:
-    """Return which kind of names a column holds."""
-    values = _values(told, at)
+def _kind_of(probe: Sequence[Sequence[str]], at: int) -> str:
+    """Return the kind of names in a column."""
+    values = _values(probe, at)
     for kind, pattern in (
         ("ensembl", r"(ENS[A-Z]*G\d{11}|FBgn\d{7}|WBGene\d{8})(\.\d+)?"),
         ("authority", r"[A-Za-z]+:\S+|ZDB-[A-Z]+-\d+-\d+"),
@@ -460,28 +460,28 @@ def _kind_of(told: Sequence[Sequence[str]], at: int) -> str:
 
 
 def _species_of(
-    side: Side, told: Sequence[Sequence[str]], known: Callable[[Sequence[str]], str] | None
+    side: Side, probe: Sequence[Sequence[str]], known: Callable[[Sequence[str]], str] | None
 ) -> str:
-    """Return the species of a side by what its ids look like, else by its symbols; else empty."""
+    """Return the species of a side from the form of its ids, else from its symbols; else empty."""
     for kind in ("ensembl", "authority"):
         if kind in side.columns:
-            found = Counter(filter(None, (id_species(v) for v in _values(told, side.columns[kind]))))
+            found = Counter(filter(None, (id_species(v) for v in _values(probe, side.columns[kind]))))
             if found:
                 return found.most_common(1)[0][0]
     asked = next((side.columns[kind] for kind in ("symbol", "entrez") if kind in side.columns), None)
-    return known(_values(told, asked)) if known is not None and asked is not None else ""
+    return known(_values(probe, asked)) if known is not None and asked is not None else ""
 
 
-def _settle(side: Side, told: Sequence[Sequence[str]]) -> None:
-    """Call the ids of a side what they are: a column ``Gene1ID`` holds ids of an authority."""
+def _settle(side: Side, probe: Sequence[Sequence[str]]) -> None:
+    """Set the kind of a side's id columns from their values: a column ``Gene1ID`` may hold authority ids."""
     for kind in ("entrez", "ensembl", "authority"):
         at = side.columns.get(kind)
         if at is None:
             continue
-        actual = _kind_of(told, at)
+        actual = _kind_of(probe, at)
         if actual in ("symbol", "name"):
             # Of a few rows all may be missing; a column of other things is none of ids.
-            if values := _values(told, at):
+            if values := _values(probe, at):
                 del side.columns[kind]
                 if (kind, actual) == ("entrez", "symbol") and not _is_protein(values[:1]):
                     side.columns.setdefault(actual, at)
@@ -513,8 +513,8 @@ def _read(
     group = next((at for at, name in enumerate(plain) if name in ("db class key", "homologene id")), None)
     rows = iter(rows)
     if group is None and len(sides) == 1 and sides[0].taxon is not None:
-        told = list(islice(rows, N_TOLD))
-        group, rows = _group(told, sides[0].taxon), chain(told, rows)
+        probe = list(islice(rows, N_PROBED))
+        group, rows = _group(probe, sides[0].taxon), chain(probe, rows)
     members: dict[str, list[tuple[str, Names]]] = defaultdict(list)
     dates = 0
     for row in rows:
@@ -528,7 +528,7 @@ def _read(
             elif key and set(names) & set(_IDS):
                 named.append((key, names))
         if group is not None:
-            named = named[:1]  # a row of a class is one gene: ids of other columns are of the same
+            named = named[:1]  # a row of a homology class is one gene: other columns are its other ids
         for key, names in named:
             if key in wanted and set(names) & {"authority", "ensembl", "symbol"}:
                 if is_date(names.get("symbol", "")):
@@ -547,11 +547,11 @@ def _read(
         for a, b in combinations(some, 2):
             found.pairs += _paired([a, b], wanted, "", None)
     found.genes = list(genes.values())
-    # A confidence of Ensembl is a yes or no; numbers of sources are compared.
+    # Ensembl's confidence is yes or no; only numbers of sources are compared.
     if "score" in extra and "confidence" not in _plain(_header(header, extra["score"])):
         found.pairs = _near_best(found.pairs)
     if dates:
-        found.notes.append(f"{path.name}: left out {dates:,} symbols that a spreadsheet turned into dates")
+        found.notes.append(f"{path.name}: skipped {dates:,} symbols that a spreadsheet changed to dates")
     if not found.genes and not found.pairs:
         what = f"the table has no gene of {' or '.join(species)}"
         raise InputError(what, str(path), "give --species, and check --column", code="wrong-format")
@@ -575,7 +575,7 @@ def _header(header: Sequence[str], at: int) -> str:
 def _paired(
     named: Sequence[tuple[str, Names]], wanted: set[str], kind: str, score: float | None
 ) -> list[Pair]:
-    """Return the pairs of a row: of its first gene and each other."""
+    """Return the pairs of a row: its first gene with each of the others."""
     if len(named) < 2:
         return []
     (first, names), *others = named
@@ -594,7 +594,7 @@ def _kind(text: str) -> str:
 
 
 def _score(row: Sequence[str], extra: Mapping[str, int]) -> float | None:
-    """Return the score of a row: a number, or the number of sources that a cell lists."""
+    """Return the score of a row: a number, or the number of listed sources."""
     if "score" not in extra:
         return None
     text = _cell(row, extra["score"])
@@ -605,7 +605,7 @@ def _score(row: Sequence[str], extra: Mapping[str, int]) -> float | None:
 
 
 def _near_best(pairs: list[Pair]) -> list[Pair]:
-    """Return the pairs whose score is near the best of one of their genes; all of those without scores."""
+    """Return the pairs with a score near the best one of either gene, and all pairs without a score."""
     best: dict[tuple[str, str], float] = {}
     ends = [(_end(p.species, p.names), _end(p.other_species, p.other)) for p in pairs]
     for pair, both in zip(pairs, ends, strict=True):
@@ -623,7 +623,7 @@ def _end(species: str, names: Names) -> tuple[str, str]:
 
 
 def _add_gene(genes: dict[tuple[str, str], Gene], species: str, names: Names) -> None:
-    """Put a gene into a table of genes, or what is new of it into the one that is there."""
+    """Add a gene, or merge its new names into the known one."""
     gene = gene_of(species, names)
     key = (species, gene.gene_id)
     there = genes.get(key)
@@ -638,7 +638,7 @@ def _add_gene(genes: dict[tuple[str, str], Gene], species: str, names: Names) ->
 
 
 def gene_of(species: str, names: Names) -> Gene:
-    """Return the gene that a table names; its id is the authority's, of Ensembl, of NCBI, or its symbol."""
+    """Return the gene of a table row; its id is that of the authority, Ensembl or NCBI, or its symbol."""
     ensembl = names.get("ensembl", "").split(".")[0]
     number = names.get("entrez", "").removesuffix(".0")
     authority = names.get("authority", "")
@@ -662,7 +662,7 @@ def gene_of(species: str, names: Names) -> Gene:
 
 
 def _wormbase(lines: Iterable[str], species: Sequence[str]) -> OrthologTable:
-    """Read the orthologs of WormBase: a line for a gene, then one for each of its orthologs, up to ``=``."""
+    """Read WormBase orthologs: blocks that end with ``=``, of a gene and one line for each ortholog."""
     found = OrthologTable({"blocks between =": "a gene of WormBase and its orthologs"})
     genes: dict[tuple[str, str], Gene] = {}
     own: Names | None = None
@@ -700,31 +700,31 @@ def _wormbase(lines: Iterable[str], species: Sequence[str]) -> OrthologTable:
 
 
 def is_ortholog_table(path: Path) -> bool:
-    """Return whether a file is a table that names genes of two species, or lists genes as BioMart does."""
+    """Return whether a file is a table of genes of two species, or a gene list of BioMart, RGD or ZFIN."""
     try:
         with opened(path) as file:
             start = list(islice((line for line in read_lines(file, path) if line.strip()), 200))
         if any(line.rstrip("\r\n") == "=" for line in start):
             return True
         header, rows = _rows(iter(start), start, path)
-        told = list(rows)
+        probe = list(rows)
     except (InputError, OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, StopIteration):
         return False
-    if not header and told and _is_protein(told[0]):
+    if not header and probe and _is_protein(probe[0]):
         return True  # whose reader says what is wrong
     plain = {_plain(name) for name in header}
     if _is_listed(header) or plain & {"db class key", "other gene id"}:
         return True
-    taxa = [at for at in range(max(map(len, told), default=0)) if _is_taxon(told, at)]
-    if not plain >= {"symbol", "species"} and any(_group(told, at) is not None for at in taxa):
+    taxa = [at for at in range(max(map(len, probe), default=0)) if _is_taxon(probe, at)]
+    if not plain >= {"symbol", "species"} and any(_group(probe, at) is not None for at in taxa):
         return True
     if "symbol" in plain and plain & {"entrez id", "authority id", "hgnc id", "locus type"}:
         return False
     sides = {side for side, kind in map(_role, header) if kind in _IDS and side}
     if len(sides) > 1:
         return True
-    width = max((len(row) for row in told), default=0)
-    kinds = [_kind_of(told, at) for at in range(width) if _distinct(told, at)]
+    width = max((len(row) for row in probe), default=0)
+    kinds = [_kind_of(probe, at) for at in range(width) if _distinct(probe, at)]
     alike = [kind for kind in kinds if kind in ("ensembl", "authority", "symbol")]
     narrow = width <= 3 or not header or {"ensembl", "authority"} & set(kinds)
     return bool(narrow) and len(alike) > 1 and not sides & {"1", "2"}

@@ -1,7 +1,7 @@
-"""CellGuide of CZ CELLxGENE: markers of cell types, computed over its corpus, and of the literature (ASCT+B).
+"""CellGuide of CZ CELLxGENE: markers of cell types, from its corpus and from the literature (ASCT+B).
 
-Static files of one snapshot, as its own page reads them (chanzuckerberg/single-cell-data-portal,
-``backend/cellguide``)::
+The source reads the static files of one snapshot, like CellGuide's page
+(chanzuckerberg/single-cell-data-portal, ``backend/cellguide``)::
 
     latest_snapshot_identifier                                              the snapshot, a number
     SNAPSHOT/tissue_metadata.json                                           UBERON id -> {"name": ...}
@@ -9,7 +9,7 @@ Static files of one snapshot, as its own page reads them (chanzuckerberg/single-
     SNAPSHOT/computational_marker_genes/CL_0000084.json                     [{"symbol", "marker_score", ...}]
     SNAPSHOT/canonical_marker_genes/CL_0000084.json                         [{"symbol", "tissue", ...}], human
 
-A file that does not exist comes as an empty body, or as 404.
+For a file that does not exist, the service returns an empty body or 404.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = ["CellGuideSource"]
 #: Species -> its name in the computed markers, and its folder of the ontology tree.
 _NAMES = {"human": "Homo sapiens", "mouse": "Mus musculus"}
 _FOLDERS = {"human": "NCBITaxon_9606", "mouse": "NCBITaxon_10090"}
-#: Markers of one type, tissue and species that are kept, the best by score.
+#: Number of markers kept per type, tissue and species, the best by score.
 BEST = 25
-#: Rows of one file, and types or tissues of an index, that are looked at.
+#: Limits on the rows of a file, and on the types or tissues of an index.
 ROWS, ENTRIES = 500_000, 20_000
 _CL = re.compile(r"CL:\d{7}")
 _GENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,39}")
@@ -43,10 +43,10 @@ _GENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,39}")
 
 @marker_source("cellguide")
 class CellGuideSource(MarkerSource):
-    """Asks CellGuide for all markers of a type, of every tissue and of human and mouse."""
+    """Requests all markers of a type, in every tissue, for human and mouse."""
 
     url = "https://cellguide.cellxgene.cziscience.com"
-    # Nothing is said about a limit: few enough to be no burden.
+    # CellGuide documents no limit; this rate is low.
     limit = 5.0
     requests = 2
 
@@ -76,7 +76,7 @@ class CellGuideSource(MarkerSource):
                 if _CL.fullmatch(str(cl_id)) and (not ids or any(p in ids for p in map(str, there))):
                     types.add(str(cl_id))
         if not types:
-            # Else a change of its files would look like an answer.
+            # Otherwise a changed format of the files would look like an empty answer.
             raise ServiceError("address", f"cellguide lists no types of {' and '.join(species)} there")
         return snapshot, sorted(types)
 
@@ -91,7 +91,7 @@ class CellGuideSource(MarkerSource):
             canonical = await self.client.get_json(f"{job.prompt}/canonical_marker_genes/{name}.json", list)
             markers = [*_computed(job.gene_id, computed or []), *_canonical(job.gene_id, canonical or [])]
             if not markers:
-                failures.append(Failure(job, "CellGuide has no markers of it", final=True))
+                failures.append(Failure(job, "CellGuide has no markers of this type", final=True))
                 continue
             now = datetime.now(UTC).isoformat(timespec="seconds")
             note = Note(job.gene_id, self.name, job.prompt, now, {"n_markers": len(markers)})
@@ -101,14 +101,14 @@ class CellGuideSource(MarkerSource):
 
 def _snapshot(body: bytes) -> str:
     text = body[:200].decode("ascii", "replace").strip().strip('"')
-    # It becomes part of an address.
+    # Check it strictly, because it becomes part of an address.
     if not re.fullmatch(r"\d{1,20}", text):
-        raise ServiceError("address", "cellguide does not say which snapshot is the latest")
+        raise ServiceError("address", "cellguide did not return the number of the latest snapshot")
     return text
 
 
 def _computed(cl_id: str, rows: list[Any]) -> list[Marker]:
-    """Return the best markers of each species and tissue; tissue is empty for all tissues together."""
+    """Return the best markers of each species and tissue; the tissue is empty for all tissues combined."""
     species = {name: kind for kind, name in _NAMES.items()}
     best: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for row in rows[:ROWS]:
@@ -131,7 +131,7 @@ def _computed(cl_id: str, rows: list[Any]) -> list[Marker]:
 
 
 def _canonical(cl_id: str, rows: list[Any]) -> list[Marker]:
-    """Return the markers that people collected from the literature, which are human."""
+    """Return the markers from the literature, which are human."""
     found: dict[tuple[str, str], None] = {}
     for row in rows[:ROWS]:
         gene = text_field(row.get("symbol"), 60) if isinstance(row, Mapping) else ""

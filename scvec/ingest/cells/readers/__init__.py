@@ -1,4 +1,4 @@
-"""Open whatever holds cells on a disk, checked, by what its bytes say and not by what it is called.
+"""Recognise a file or folder of cells by its content (not by its name), check it, and open it.
 
 A reader is one file with one registration, and one line in ``_MODULES``::
 
@@ -18,29 +18,29 @@ from scvec.ingest.cells.readers.checks import Given, check_hdf5, look_at, unread
 
 __all__ = ["Reader", "contents_of", "formats", "kind_of", "reader"]
 
-#: Modules beside this one that register readers; the first whose ``sniff`` agrees reads.
+#: Modules of this folder that register readers; the first reader whose ``sniff`` returns True is used.
 _MODULES = ("tenx", "anndata", "loom", "mudata", "folders", "rds", "parquet", "table")
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How one format is recognised and read.
+    """A format: how to recognise and to read it.
 
     Attributes
     ----------
     name
-        Such as ``h5ad``.
+        Short name, such as ``h5ad``.
     title
-        What to call it in lists of what can be read: "an h5ad file".
+        Name for messages, such as "an h5ad file".
     sniff
-        Says from the first bytes, or the root of an HDF5 file, whether something is of this format.
+        Returns whether a file has this format, from its first bytes or from the root of an HDF5 file.
     read
-        Lists what there is, within some bytes of memory; ``Contents.close`` closes ``given.file``.
+        Lists the content within some bytes of memory; ``Contents.close`` closes ``given.file``.
     parts
-        Groups in the root of an HDF5 file that ``read`` looks into: no others are checked for odd types
+        Groups in the root of an HDF5 file that ``read`` uses: only these are checked for unknown types
         and huge chunks. Empty means all.
     last
-        It takes what may be of another format too, so the others are asked first.
+        Whether to try the other readers first, because ``sniff`` accepts files of other formats too.
     """
 
     name: str
@@ -73,7 +73,7 @@ def _readers() -> list[Reader]:
 
 
 def formats() -> str:
-    """Return what can be read, for messages: "an h5ad file, ... or ...'."""
+    """Return the readable formats, for messages: "an h5ad file, ... or ..."."""
     *titles, last = (each.title for each in _readers())
     return f"{', '.join(titles)} or {last}"
 
@@ -86,12 +86,12 @@ def _reader_of(given: Given) -> Reader:
 
 
 def kind_of(path: str | os.PathLike[str], memory: int, *, checked: bool = False) -> str:
-    """Return the name of the format of a file or folder, which is checked unless it just was.
+    """Return the name of the format of a file or folder, and check it unless ``checked``.
 
     Raises
     ------
     InputError
-        If no reader knows it, or it is damaged.
+        If no reader recognises it, or it is damaged.
     """
     given = look_at(path, checked=checked)
     try:
@@ -109,7 +109,7 @@ def contents_of(path: str | os.PathLike[str], memory: int) -> Contents:
     Raises
     ------
     InputError
-        If no reader knows it, or it is damaged.
+        If no reader recognises it, or it is damaged.
     ResourceError
         If it needs more than ``memory``.
     """

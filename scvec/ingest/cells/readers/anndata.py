@@ -1,4 +1,4 @@
-"""What an h5ad file or an AnnData object holds, before any choice is made: one shape for both."""
+"""List the content of an h5ad file, a zarr folder or an AnnData object."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = ["contents_of_adata", "contents_of_group", "read_h5ad", "read_table", 
 
 
 def read_table(group: Any, path: str, memory: int) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return what :func:`read_named` does as one table, whose index is str; and its notes."""
+    """Return the result of :func:`read_named` as one table with an index of str, and its notes."""
     table, names, notes = read_named(group, path, memory)
     return named(table, names), notes
 
 
 def read_named(group: Any, path: str, memory: int) -> tuple[pd.DataFrame, Packed, tuple[str, ...]]:
-    """Read an anndata dataframe, of HDF5 or zarr, column by column.
+    """Read a dataframe of anndata, in HDF5 or zarr, column by column.
 
     Parameters
     ----------
@@ -42,18 +42,18 @@ def read_named(group: Any, path: str, memory: int) -> tuple[pd.DataFrame, Packed
     path
         The file, for messages.
     memory
-        Bytes the table may claim.
+        Bytes that the table may take.
 
     Returns
     -------
-    Table, rows by number, duplicate column names dropped; its index; and notes on columns left out.
+    The table with row numbers as index and unique columns, its row names, and notes about dropped columns.
 
     Raises
     ------
     InputError
         If the index cannot be read, or lengths disagree.
     ResourceError
-        If the table claims more than ``memory``.
+        If the table takes more than ``memory``.
     """
     name = group.name.strip("/")
     with reading(path, name):
@@ -74,14 +74,14 @@ def read_named(group: Any, path: str, memory: int) -> tuple[pd.DataFrame, Packed
         except MemoryError:
             raise
         except Exception:
-            # Encodings come and go with versions of anndata: a column nobody asked for must not stop us.
+            # Encodings vary between versions of anndata: an unreadable column must not stop the reader.
             unreadable.append(column)
             continue
         if length != n:
             raise InputError(
-                f"{name} contradicts itself: column '{column}' has {length:,} values for {n:,} rows",
+                f"{name} is inconsistent: column '{column}' has {length:,} values for {n:,} rows",
                 f"{path} ({name}/{column})",
-                "the file is damaged: write it anew with adata.write_h5ad()",
+                "the file is damaged: write it again with adata.write_h5ad()",
                 code="damaged-file",
             )
         if values.ndim == 1:
@@ -91,14 +91,14 @@ def read_named(group: Any, path: str, memory: int) -> tuple[pd.DataFrame, Packed
     left_out: tuple[str, ...] = ()
     if unreadable:
         shown = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
-        left_out = (f"{name}: left out {count_text(len(unreadable), 'unreadable column')}: {shown}",)
+        left_out = (f"{name}: ignored {count_text(len(unreadable), 'unreadable column')}: {shown}",)
     with reading(path, name):
         table, notes = _tidy_columns(pd.DataFrame(columns, index=pd.RangeIndex(n)), name)
         return table, index, (*left_out, *notes)
 
 
 def _index_of(group: Any) -> str:
-    """Return the name of the column of row names: older programs do not say it."""
+    """Return the name of the column with the row names; older programs do not record it."""
     for key in (_text(group.attrs.get("_index", "")), "_index", "index"):
         if key and key in group:
             return key
@@ -106,14 +106,14 @@ def _index_of(group: Any) -> str:
 
 
 def _read_column(group: Any, column: str) -> Any:
-    """Return a column, also as anndata before 0.8 and SeuratDisk write it."""
+    """Return a column, including the forms that anndata before 0.8 and SeuratDisk write."""
     from anndata.io import read_elem
 
     item = group[column]
     levels = group.get("__categories", {})
     if is_group(item):
         if _text(item.attrs.get("encoding-type", "")) == "categorical" and _is_text(item["categories"]):
-            # Texts that are not UTF-8 stop anndata.
+            # anndata fails on text that is not UTF-8.
             ordered = bool(item.attrs.get("ordered", False))
             return _categorical(item["codes"][:], _read_names(item["categories"]).to_array(), ordered)
         return read_elem(item)
@@ -125,7 +125,7 @@ def _read_column(group: Any, column: str) -> Any:
 
 
 def _categorical(codes: npt.NDArray[Any], categories: Any, ordered: bool) -> Any:
-    """Return categories of integer codes; other codes, as R's NA, are missing."""
+    """Return a categorical from integer codes; codes out of range, such as R's NA, are missing."""
     known = (codes >= 0) & (codes < len(categories))
     return pd.Categorical.from_codes(np.where(known, codes, -1).astype(np.int64), categories, ordered=ordered)
 
@@ -135,7 +135,7 @@ def _is_text(item: Any) -> bool:
 
 
 def _read_names(item: Any) -> Packed:
-    """Return a column of texts; of HDF5's texts never all are objects at once."""
+    """Return a column of texts; HDF5 texts are converted in blocks, to limit Python objects in memory."""
     from anndata.io import read_elem
 
     if not _is_text(item):
@@ -150,7 +150,7 @@ def _read_names(item: Any) -> Packed:
 
 
 def _check_claim(group: Any, path: str, memory: int) -> None:
-    """Refuse a table that would not fit, before reading any of it."""
+    """Refuse a table that does not fit in memory, before reading it."""
     claimed = 0
     seen: set[int] = set()
     stack = [group]
@@ -161,7 +161,7 @@ def _check_claim(group: Any, path: str, memory: int) -> None:
         elif is_group(item) and not isinstance(item, h5py.Group):
             stack += [item[key] for key in item]  # folders hold no links (scvec.ingest.cells.readers.checks)
         elif isinstance(item, h5py.Group):
-            # A soft link may lead back to a group above it.
+            # A soft link may lead back to a parent group.
             address = h5py.h5o.get_info(item.id).addr
             if address not in seen:
                 seen.add(address)
@@ -173,7 +173,7 @@ def _check_claim(group: Any, path: str, memory: int) -> None:
 
 
 def tidy_table(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return a table whose index is str and whose column names are unique str, bytes decoded; and notes."""
+    """Return a table with an index of str, unique column names and decoded bytes; and notes."""
     frame, notes = _tidy_columns(frame, name)
     frame.index = pd.Index([_text(v) for v in np.asarray(frame.index)], dtype=object)
     return frame, notes
@@ -222,11 +222,11 @@ def contents_of_group(file: Any, path: Path, memory: int) -> Contents:
     Raises
     ------
     InputError
-        If obs or var are missing or cannot be read, or if there is no cell or no matrix.
+        If obs or var are missing or unreadable, or there are no cells or no matrix.
     """
     for name in ("obs", "var"):
         if name not in file:
-            fix = "give a whole AnnData file, written by adata.write_h5ad()"
+            fix = "give a complete AnnData file, written by adata.write_h5ad()"
             raise InputError(f"the file has no {name} table", str(path), fix, code="wrong-format")
     if isinstance(file, h5py.File) and (is_array(file["obs"]) or is_array(file["var"]) or "raw.X" in file):
         return _old_file(file, path)
@@ -248,7 +248,7 @@ def contents_of_group(file: Any, path: Path, memory: int) -> Contents:
                 places[f"layers/{name}"] = Place(file["layers"][name], lambda: var_of("var"))
         obs = file["obs"]
     table, names, notes = read_named(obs, str(path), memory)
-    # A zarr folder is not held open.
+    # A zarr folder has no open file to close.
     close = file.file.close if isinstance(file, h5py.Group) else lambda: None
     contents = Contents(str(path), (table, names), places, path, notes, close, lambda: _others(file, path))
     with reading(path):
@@ -258,7 +258,7 @@ def contents_of_group(file: Any, path: Path, memory: int) -> Contents:
 
 
 def _others(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of an AnnData beside tables and matrices; each is small against the matrices."""
+    """Yield the other entries of an AnnData (obsm, uns, ...); each is small compared with the matrices."""
     from anndata.io import read_elem
 
     for name in ("obsm", "varm", "obsp", "varp", "uns"):
@@ -269,32 +269,32 @@ def _others(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _old_file(file: h5py.File, path: Path) -> Contents:
-    """Read a file of anndata before 0.7 (obs as one compound dataset) whole: only anndata knows how."""
+    """Load a file of anndata before 0.7 (obs as one compound dataset) into memory, by anndata."""
     import warnings
 
     import anndata
 
     file.close()
     with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # anndata's advice to rewrite the file is given below
+        warnings.simplefilter("ignore")  # the note below replaces anndata's warning
         adata = anndata.read_h5ad(path)
     contents = contents_of_adata(adata)
     contents.name, contents.path = str(path), path
-    told = "written by an anndata older than 0.7; rewriting it with adata.write_h5ad() helps"
-    contents.notes = (told, *contents.notes)
+    note = "the file is from anndata before 0.7; rewrite it with adata.write_h5ad() to read it faster"
+    contents.notes = (note, *contents.notes)
     return contents
 
 
 def contents_of_adata(adata: AnnData) -> Contents:
-    """List what an AnnData object holds; of a backed one X stays on the disk.
+    """List the content of an AnnData object; X of a backed object stays on disk.
 
     Raises
     ------
     InputError
-        If it is not an AnnData object, or has no cell or no matrix.
+        If it is not an AnnData object, or has no cells or no matrix.
     """
     if not all(hasattr(adata, name) for name in ("obs", "var", "X", "layers")):
-        what = f"cells come as an .h5ad path or an AnnData object, not as {type(adata).__name__}"
+        what = f"cells must be a path or an AnnData object, not {type(adata).__name__}"
         raise InputError(
             what, "", "wrap the matrix: anndata.AnnData(X, obs=..., var=...)", code="wrong-format"
         )

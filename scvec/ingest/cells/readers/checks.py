@@ -1,12 +1,12 @@
-"""Look into a file or a folder before anything reads it, and say what it is when it is of another kind.
+"""Check the safety and the format of a file or folder before a reader opens it.
 
-HDF5 can point out of its file: external links, external storage and virtual datasets make a reader
-open other files without a word, and a few bytes can claim a matrix of terabytes. anndata follows all of
-that, so every file is walked here first with the low-level API, which reads metadata only.
+An HDF5 file can refer to other files by external links, external storage and virtual datasets, and a few
+bytes can claim a matrix of terabytes. anndata accepts all of these. So every object of a file is visited here
+first with the low-level API, which reads metadata only.
 
-A zarr store is a folder of small JSON files and of pieces of arrays. Links in it lead out of it, its
-metadata may claim arrays of any size that no piece backs, and one of its codecs unpickles. All of that is
-refused here, by metadata alone.
+A zarr store is a folder of small JSON files and of chunks of arrays. Links may lead out of the folder,
+metadata may claim arrays of any size without chunks, and some codecs unpickle. All of these are refused here
+from the metadata alone.
 """
 
 from __future__ import annotations
@@ -56,29 +56,28 @@ __all__ = [
 _HEAP = b"GCOL\x01\x00\x00\x00"
 _HEAP_HEADER = 16
 _HEAP_SIZE = struct.Struct("<Q")
-# Of an object: its number, 6 bytes that do not matter here, and its length.
+# Header of a heap object: its number, 6 bytes not used here, and its length.
 _HEAP_OBJECT = struct.Struct("<H6xQ")
-#: Bytes of the file that are looked at in one go. What was looked at is given back, or a large file would
-#: count as memory of this process.
+#: Bytes of the file that are searched at once. Their pages are released afterwards; otherwise a large file
+#: would count as memory of this process.
 _PIECE = 2**25
 _REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])
 _ATTRIBUTE, _CONTINUED, _VARIABLE = 0x0C, 0x10, 9
 
 
 def broken_heap(path: Path) -> int | None:
-    """Return where the first heap lies that HDF5 could not step through, or None.
+    """Return the address of the first heap that HDF5 cannot step through, or None.
 
-    Runs at the speed of the disk. Files with lengths of other than 8 bytes, which nobody writes, are not
-    looked into.
+    Runs at the speed of the disk. Files whose lengths do not have 8 bytes are rare and not checked.
     """
     return next((start for start, length in _heaps(path) if length is None), None)
 
 
 def _heaps(path: Path) -> Iterator[tuple[int, int | None]]:
-    """Yield the address and the length of every heap; no length where it is broken."""
+    """Yield the address and the length of every heap; the length is None if the heap is broken."""
     with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for piece in range(0, len(data), _PIECE):
-            # A signature that begins in this piece may end in the next one.
+            # A signature may begin in this piece and end in the next.
             end = min(piece + _PIECE + len(_HEAP) - 1, len(data))
             start = data.find(_HEAP, piece, end)
             while start >= 0:
@@ -89,7 +88,7 @@ def _heaps(path: Path) -> Iterator[tuple[int, int | None]]:
 
 
 def _sound_length(data: mmap.mmap, start: int) -> int | None:
-    """Return the length of a heap; None where stepping through it does not end at its end."""
+    """Return the length of a heap; None if its objects do not fill it exactly."""
     if start + _HEAP_HEADER > len(data):
         return None
     (length,) = _HEAP_SIZE.unpack_from(data, start + 8)
@@ -115,9 +114,9 @@ class Heaps:
     path
         The file.
     starts, lengths
-        (n,) uint64 addresses, ascending, and lengths in bytes; of sound heaps.
+        (n,) uint64 addresses, ascending, and lengths in bytes of the intact heaps.
     broken
-        Address of the first heap that HDF5 could not step through, or None.
+        Address of the first heap that HDF5 cannot step through, or None.
     """
 
     path: Path
@@ -137,13 +136,13 @@ class Heaps:
         return cls(path, starts, lengths)
 
     def hold(self, dataset: h5py.h5d.DatasetID) -> bool:
-        """Return whether the heaps hold texts as long as a dataset of texts of any length claims."""
+        """Return whether the heaps hold texts as long as a dataset of variable-length text claims."""
         claimed = 0
         for references in _references(dataset, self.path):
             if not self._fit(references):
                 return False
             claimed += int(references["length"].sum(dtype=np.uint64))
-        # No two references are to the same text.
+        # Each reference has its own text, so the lengths can be summed.
         return claimed <= int(self.lengths.sum())
 
     def hold_attributes(self, item: Any) -> bool:
@@ -164,7 +163,7 @@ class Heaps:
 
 
 def _references(dataset: h5py.h5d.DatasetID, path: Path) -> Iterator[npt.NDArray[Any]]:
-    """Yield the references that a dataset stores, as they lie in the file."""
+    """Yield the heap references that a dataset stores, in file order."""
     made, n = dataset.get_create_plist(), int(dataset.get_space().get_simple_extent_npoints())
     with path.open("rb") as handle:
         if made.get_layout() == h5py.h5d.CHUNKED:
@@ -180,7 +179,7 @@ def _references(dataset: h5py.h5d.DatasetID, path: Path) -> Iterator[npt.NDArray
 
 
 def _unpacker(made: h5py.h5p.PropDCID) -> Any:
-    """Return a function that undoes the filters of a chunk: HDF5 does it, in a file in memory."""
+    """Return a function that undoes the filters of a chunk, by HDF5 with a file in memory."""
     n = prod(made.get_chunk())
     if made.get_nfilters() == 0:
         return lambda raw, _: np.frombuffer(raw[: n * _REFERENCE.itemsize], _REFERENCE)
@@ -190,7 +189,7 @@ def _unpacker(made: h5py.h5p.PropDCID) -> Any:
 
     def unpack(raw: bytes, mask: int) -> npt.NDArray[Any]:
         used = [made for k, made in enumerate(filters) if not mask >> k & 1]
-        if [code for code, _, _ in used] == [h5py.h5z.FILTER_DEFLATE]:  # nearly all files, and fast
+        if [code for code, _, _ in used] == [h5py.h5z.FILTER_DEFLATE]:  # a fast path for nearly all files
             size = n * _REFERENCE.itemsize
             plain = zlib.decompressobj().decompress(raw, size)
             return np.frombuffer(plain[: len(plain) // _REFERENCE.itemsize * _REFERENCE.itemsize], _REFERENCE)
@@ -207,9 +206,9 @@ def _unpacker(made: h5py.h5p.PropDCID) -> Any:
 
 
 def _attributes(handle: Any, address: int) -> Iterator[bytes]:
-    """Yield the references of the attributes of an object whose header is of version 1.
+    """Yield the references of the attributes of an object with a version 1 header.
 
-    Headers of version 2 have checksums that HDF5 compares, so that chance cannot change them.
+    Version 2 headers have checksums, by which HDF5 detects damage.
     """
     handle.seek(address)
     head = handle.read(16)
@@ -231,7 +230,7 @@ def _attributes(handle: Any, address: int) -> Iterator[bytes]:
 
 
 def _attribute(message: bytes) -> bytes:
-    """Return the references that an attribute message ends with; none if it is of another type."""
+    """Return the references at the end of an attribute message; empty if it has another type."""
     if len(message) < 9:
         return b""
     version, _, *sizes = struct.unpack_from("<BBHHH", message)
@@ -249,31 +248,31 @@ def _attribute(message: bytes) -> bytes:
 
 MAX_DEPTH = 64
 MAX_OBJECTS = 1_000_000
-# gzip cannot shrink more than 1,032 to 1. Datasets under the floor cannot hurt whatever they claim.
+# gzip compresses at most 1,032 to 1. Datasets below the floor are harmless, whatever they claim.
 MAX_RATIO = 5_000
 RATIO_FLOOR = 64 * 2**20
 #: Groups of an h5ad that are read.
 H5AD_PARTS = ("X", "layers", "raw", "raw.X", "raw.var", "obs", "var")
 _AGAIN = "copy or download it again"
-_ANEW = "copy or download it again, or write it anew with adata.write_h5ad()"
-_SHARED_FIX = "write a self-contained copy with adata.write_h5ad(), if you trust where it points"
+_ANEW = "copy or download it again, or write it again with adata.write_h5ad()"
+_SHARED_FIX = "if you trust the linked file, write a self-contained copy with adata.write_h5ad()"
 
 
 @dataclass(frozen=True)
 class Given:
-    """A file or folder of which nothing was read but what says what it is.
+    """A file or folder of which only the format was read.
 
     Attributes
     ----------
     path
-        Where it is.
+        The path.
     head
         The first 512 bytes; empty for a folder.
     file
-        The file, open for reading, where it is HDF5. Its links may lead anywhere: only hard ones
-        (:func:`hard_items`) may be followed before :func:`check_hdf5`.
+        The open file if it is HDF5. Its links may lead anywhere: follow only hard links
+        (:func:`hard_items`) before :func:`check_hdf5`.
     heaps
-        Where the texts of an HDF5 file lie; None where it was checked before.
+        The heaps (texts) of an HDF5 file; None if the file was checked before.
     """
 
     path: Path
@@ -283,14 +282,14 @@ class Given:
 
     @property
     def hdf5(self) -> h5py.File:
-        """The file where it is HDF5; ValueError where it is not."""
+        """The HDF5 file; ValueError if it is another format."""
         if self.file is None:
             raise ValueError(f"{self.path} is not HDF5")
         return self.file
 
     @property
     def text(self) -> bytes:
-        """The first bytes, unpacked where they are gzip's."""
+        """The first bytes, decompressed if they are gzip."""
         if not self.head.startswith(b"\x1f\x8b"):
             return self.head
         try:
@@ -305,17 +304,17 @@ class Given:
 
 
 def look_at(path: str | os.PathLike[str], *, checked: bool = False) -> Given:
-    """Open a file just far enough to say what it is.
+    """Open a file and read its first bytes, for recognising its format.
 
     Parameters
     ----------
     checked
-        The file was checked before, and its heaps are not stepped through again.
+        The file was checked before; its heaps are not checked again.
 
     Raises
     ------
     InputError
-        If it is not there, may not be read, is a pipe or empty, or is damaged HDF5.
+        If the file does not exist, is not readable, is a pipe, is empty, or is damaged HDF5.
     """
     path = Path(path)
     if not os.path.lexists(path) and samples_with(path):
@@ -325,9 +324,7 @@ def look_at(path: str | os.PathLike[str], *, checked: bool = False) -> Given:
         return Given(path)
     if not h5py.is_hdf5(path):
         if head.startswith(b"\x89HDF"):
-            raise InputError(
-                "the HDF5 file is damaged at its very start", str(path), _AGAIN, code="damaged-file"
-            )
+            raise InputError("the HDF5 file is damaged at its start", str(path), _AGAIN, code="damaged-file")
         return Given(path, head)
     try:
         file = h5py.File(path, "r", locking="best-effort")
@@ -350,12 +347,12 @@ _MTX = re.compile(r"(.*?)(count_)?(matrix|counts?)\.mtx(\.gz)?$", re.IGNORECASE)
 
 
 def samples_with(path: Path) -> dict[str, Path]:
-    """Return the Matrix Market files of public archives, ``PREFIXmatrix.mtx[.gz]``, by their prefixes.
+    """Return the Matrix Market files named as in public archives, ``PREFIXmatrix.mtx[.gz]``, by prefix.
 
     Parameters
     ----------
     path
-        A folder, or a folder and how the prefix starts (``folder/GSM1_A_``).
+        A folder, or a folder and the start of the prefix (``folder/GSM1_A_``).
     """
     folder, start = (path, "") if path.is_dir() else (path.parent, path.name)
     try:
@@ -367,37 +364,37 @@ def samples_with(path: Path) -> dict[str, Path]:
 
 
 def check_hdf5(given: Given, memory: int, parts: Collection[str] = ()) -> None:
-    """Refuse an HDF5 file that is damaged, points out of itself, or claims what it cannot hold.
+    """Refuse an HDF5 file that is damaged, refers to other files, or claims more data than it can hold.
 
     Parameters
     ----------
     memory
-        Bytes that may be used; a file that is stored in pieces of more than a quarter of it is refused.
+        Bytes that may be used; a file with chunks above a quarter of it is refused.
     parts
-        Groups in the root that are going to be read, all where empty.
+        Groups of the root that will be read; all if empty.
     """
     with reading(given.path):
         read = frozenset(parts or given.hdf5)
-        # Behind a block of something else addresses are not places in the file.
+        # After a user block, addresses are not positions in the file.
         heaps = None if given.hdf5.userblock_size else given.heaps
         _Walk(given.path, given.path.stat().st_size, memory, read, heaps).walk(given.hdf5.id)
 
 
 def check_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) -> None:
-    """Refuse a file that is not an h5ad, is damaged, points out of itself, or claims what it cannot hold.
+    """Refuse a file that is not an h5ad, is damaged, refers to other files, or claims more than it can hold.
 
-    The file is read through once at the speed of the disk; nothing is unpacked.
+    The file is read once at the speed of the disk; nothing is decompressed.
 
     Raises
     ------
     InputError
-        With what is wrong and how to fix it.
+        With the problem and the fix.
     """
     open_h5ad(path, memory=memory).close()
 
 
 def open_h5ad(path: str | os.PathLike[str], *, memory: str | int | None = None) -> h5py.File:
-    """Check a file as :func:`check_h5ad` does and return it open for reading."""
+    """Check a file like :func:`check_h5ad` and return it open for reading."""
     given = look_at(path)
     try:
         if not is_h5ad(given):
@@ -415,26 +412,26 @@ def is_h5ad(given: Given) -> bool:
 
 
 def unreadable(given: Given, fix: str) -> InputError:
-    """Return the error for what no reader knows: what it looks like, and how to convert it.
+    """Return the error for an unknown format: what it looks like, and how to convert it.
 
     Parameters
     ----------
     fix
-        What there is to do where nothing better is known.
+        The fix if there is no specific one.
     """
     if given.file is not None:
-        what, better = foreign_hdf5(list(given.file)) or ("HDF5 of no known format", "")
+        what, better = foreign_hdf5(list(given.file)) or ("HDF5 of an unknown format", "")
         return InputError(f"this is {what}", str(given.path), better or fix, code="wrong-format")
     if not given.head:
         inside = [name for name in _names_in(given.path) if name.lower().endswith(_ENDINGS)]
         if inside:
             more = ", ..." if len(inside) > 4 else ""
-            what = f"this is a folder, not a file; give one in it: {', '.join(sorted(inside)[:4])}{more}"
+            what = f"this is a folder; give one of its files: {', '.join(sorted(inside)[:4])}{more}"
             return InputError(what, str(given.path), fix, code="not-a-file")
         return InputError("this is a folder, not a file", str(given.path), fix, code="not-a-file")
     what, better = guess_kind(given.path, given.head)
-    told = f"this is not a file of cells: it looks like {what}"
-    return InputError(told, str(given.path), better or fix, code="wrong-format")
+    message = f"this is not a file of cells: it looks like {what}"
+    return InputError(message, str(given.path), better or fix, code="wrong-format")
 
 
 def _head_of(path: Path) -> bytes | None:
@@ -444,7 +441,7 @@ def _head_of(path: Path) -> bytes | None:
         if stat.S_ISDIR(status.st_mode):
             return None
         if not stat.S_ISREG(status.st_mode):
-            # Opening a pipe would wait for ever.
+            # Opening a pipe would wait forever.
             raise InputError(
                 "this is a pipe or a device, not a file", str(path), "give an .h5ad file", code="not-a-file"
             )
@@ -463,7 +460,7 @@ def _stat_error(path: Path, error: OSError | ValueError) -> InputError:
             return InputError(
                 "no such file",
                 str(path),
-                f"check the path: there is no folder {path.parent}",
+                f"check the path: the folder {path.parent} does not exist",
                 code="file-not-found",
             )
         near = _similar_files(path)
@@ -476,7 +473,7 @@ def _stat_error(path: Path, error: OSError | ValueError) -> InputError:
     if code in (errno.EACCES, errno.EPERM):
         fix = "ask for read permission: chmod +r FILE"
         return InputError(
-            "the file may not be read (permission denied)", str(path), fix, code="permission-denied"
+            "the file is not readable (permission denied)", str(path), fix, code="permission-denied"
         )
     reason = os.strerror(code) if code else str(error)
     return InputError(f"the file cannot be read: {reason}", str(path), "check the path", code="damaged-file")
@@ -488,7 +485,7 @@ def _similar_files(path: Path) -> str:
     return ", ".join(difflib.get_close_matches(path.name, _names_in(path.parent), n=2))
 
 
-#: Endings of files that a folder may hold in place of being one.
+#: Suffixes of files of cells, to suggest the files of a folder.
 _ENDINGS = (".h5ad", ".h5", ".loom", ".h5mu", ".rds", ".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 
 
@@ -505,13 +502,13 @@ def _open_error(path: Path, error: Exception) -> InputError:
     if "truncated file" in text:
         size = human_bytes(path.stat().st_size)
         return InputError(
-            f"the file is truncated: it breaks off after {size}", str(path), _AGAIN, code="damaged-file"
+            f"the file is truncated: it ends after {size}", str(path), _AGAIN, code="damaged-file"
         )
     if "unable to lock" in text or "already open for write" in text:
         return InputError(
-            "another program has the file open for writing, or left it open when it died",
+            "another program has the file open for writing, or crashed while it was open",
             str(path),
-            "close that program; if there is none, clear the mark with: h5clear -s FILE",
+            "close that program; if none is running, unlock the file with: h5clear -s FILE",
         )
     return InputError(
         f"the HDF5 file is damaged: {text.splitlines()[0]}", str(path), _AGAIN, code="damaged-file"
@@ -520,7 +517,7 @@ def _open_error(path: Path, error: Exception) -> InputError:
 
 @dataclass
 class _Walk:
-    """A walk over every object of a file, each visited once however many links lead to it."""
+    """A visit to every object of a file, once each, however many links lead to it."""
 
     path: Path
     file_size: int
@@ -530,7 +527,7 @@ class _Walk:
     seen: set[int] = field(default_factory=set)
 
     def walk(self, root: h5py.h5g.GroupID) -> None:
-        """Visit all groups and datasets, or raise ``InputError`` at the first that is not safe."""
+        """Visit all groups and datasets; raise ``InputError`` at the first unsafe one."""
         address = h5py.h5o.get_info(root).addr
         self.seen.add(address)
         stack: list[tuple[h5py.h5g.GroupID, str, frozenset[int]]] = [(root, "", frozenset([address]))]
@@ -563,42 +560,42 @@ class _Walk:
         if kind == h5py.h5l.TYPE_HARD:
             return True
         if kind == h5py.h5l.TYPE_SOFT:
-            return False  # it stays in the file, where its target is walked or refused under its own name
+            return False  # a soft link: its target in this file is checked under its own name
         if kind == h5py.h5l.TYPE_EXTERNAL:
             target = group.links.get_val(name)[0].decode("utf-8", "replace")
             what = f"the file links to another file ({target}), which scvec does not open"
             raise self._refuse(what, where, _SHARED_FIX)
-        raise self._refuse("the file holds a user-defined link, which may lead anywhere", where, _SHARED_FIX)
+        raise self._refuse("the file has a user-defined link, which may lead anywhere", where, _SHARED_FIX)
 
     def _check_types(self, item: h5py.h5g.GroupID | h5py.h5d.DatasetID | h5py.h5t.TypeID, where: str) -> None:
-        # A variable-length string that damage turned into a sequence makes HDF5 write through a null
-        # pointer. anndata stores no sequences, so there is none to miss.
+        # If damage turns a variable-length string into a sequence, HDF5 writes through a null pointer.
+        # anndata stores no sequences, so all of them can be refused.
         types = [h5py.h5a.open(item, index=k).get_type() for k in range(h5py.h5a.get_num_attrs(item))]
         if isinstance(item, h5py.h5d.DatasetID):
             types.append(item.get_type())
         if any(isinstance(kind, h5py.h5t.TypeVlenID) for kind in types):
-            raise self._refuse("the file holds values of a type that no h5ad has, or is damaged", where)
+            raise self._refuse("the file is damaged, or has values of a type that h5ad does not use", where)
         if self.heaps is None:
             return
         sound = isinstance(item, h5py.h5t.TypeID) or self.heaps.hold_attributes(item)
         if isinstance(item, h5py.h5d.DatasetID) and _is_variable(item.get_type()):
             sound = sound and self.heaps.hold(item)
         if not sound:
-            raise self._refuse("the file is damaged: texts claim to be longer than there is room for", where)
+            raise self._refuse("the file is damaged: texts claim to be longer than the file", where)
 
     def _check_dataset(self, dataset: h5py.h5d.DatasetID, where: str) -> None:
         made = dataset.get_create_plist()
         if made.get_layout() == h5py.h5d.VIRTUAL:
-            raise self._refuse("a virtual dataset takes its values from other files", where, _SHARED_FIX)
+            raise self._refuse("a virtual dataset reads its values from other files", where, _SHARED_FIX)
         if made.get_external_count() > 0:
             target = made.get_external(0)[0].decode("utf-8", "replace")
-            what = f"the values lie outside the file, in {target} (external storage)"
+            what = f"the values are outside the file, in {target} (external storage)"
             raise self._refuse(what, where, _SHARED_FIX)
         item_size = dataset.get_type().get_size()
         logical = dataset.get_space().get_simple_extent_npoints() * item_size
         stored = dataset.get_storage_size()
         if stored > self.file_size:
-            raise self._refuse("a dataset claims more bytes than the file has: the file is damaged", where)
+            raise self._refuse("the file is damaged: a dataset claims more bytes than the file has", where)
         if logical > RATIO_FLOOR and logical > MAX_RATIO * stored:
             claim = f"a dataset claims {human_bytes(logical)} but stores only {human_bytes(stored)}"
             raise self._refuse(claim, where)
@@ -610,7 +607,7 @@ class _Walk:
         for length in made.get_chunk():
             chunk *= length
         if chunk > max(self.memory // 4, RATIO_FLOOR):
-            what = f"the values are stored in pieces of {human_bytes(chunk)}, too large to read"
+            what = f"the values are stored in chunks of {human_bytes(chunk)}, which is too large for --memory"
             raise self._refuse(what, where)
         for k in range(made.get_nfilters()):
             code, _, _, name = made.get_filter(k)
@@ -634,15 +631,15 @@ def _is_variable(kind: h5py.h5t.TypeID) -> bool:
 
 _ZARR_METADATA = (".zarray", ".zgroup", ".zattrs", "zarr.json")
 _MAX_ZARR_METADATA = 2**24
-#: Codecs that turn bytes into numbers and texts, and nothing else. ``pickle``, ``json2`` and ``msgpack2``
-#: make objects.
+#: Codecs that decode only numbers and texts. ``pickle``, ``json2`` and ``msgpack2`` are absent: they create
+#: objects.
 _ZARR_CODECS = frozenset(
     "bytes transpose sharding_indexed crc32c crc32 adler32 fletcher32 gzip zlib zstd blosc lz4 bz2 lzma "
     "shuffle delta fixedscaleoffset packbits bitround vlen-utf8 vlen-bytes numcodecs.blosc numcodecs.zstd "
     "numcodecs.zlib numcodecs.gzip numcodecs.lz4 numcodecs.bz2 numcodecs.lzma numcodecs.shuffle "
     "numcodecs.delta".split()
 )
-_ZARR_ANEW = "copy it again, or write it anew with adata.write_zarr()"
+_ZARR_ANEW = "copy it again, or write it again with adata.write_zarr()"
 
 
 def is_zarr(path: Path) -> bool:
@@ -656,18 +653,18 @@ def open_zarr(path: Path, *, memory: str | int | None = None) -> Any:
     Raises
     ------
     InputError
-        If it is damaged, leads out of itself, claims what it does not hold, or holds pickled objects.
+        If the folder is damaged, has links out of it, claims more data than it holds, or has pickled objects.
     """
     _check_zarr(path, parse_memory(memory))
     import zarr
 
     with reading(path):
-        # Metadata gathered in one place could differ from those that were checked.
+        # Consolidated metadata could differ from the metadata that were checked.
         return zarr.open_group(str(path), mode="r", use_consolidated=False)
 
 
 def _check_zarr(root: Path, memory: int) -> None:
-    """Go through all files once; sizes of pieces are added up per array."""
+    """Check all files once, and compare each array's claimed size with the sum of its chunks."""
     claims: dict[str, _ZarrClaim] = {}
     stored: dict[str, int] = {}
     pieces: dict[str, int] = {}
@@ -686,7 +683,7 @@ def _check_zarr(root: Path, memory: int) -> None:
             raise _refuse_zarr(root, here, f"folders are nested more than {MAX_DEPTH} deep")
         for name in folders:
             if os.path.islink(os.path.join(folder, name)):
-                raise _refuse_zarr(root, os.path.join(here, name), "a link leads out of the folder")
+                raise _refuse_zarr(root, os.path.join(here, name), "a link leads out of the zarr folder")
         n_files += len(files)
         if n_files > MAX_OBJECTS:
             raise _refuse_zarr(root, here, f"the folder holds more than {MAX_OBJECTS:,} files")
@@ -695,7 +692,7 @@ def _check_zarr(root: Path, memory: int) -> None:
             if claim is not None:
                 claims[here] = claim
                 arrays.append(here)
-        # Pieces of an array lie in its folder or below it; walks come to it first.
+        # Chunks of an array are in its folder or below; os.walk visits that folder first.
         owner = next((a for a in reversed(arrays) if here == a or here.startswith(a + os.sep)), None)
         for name in files:
             status = os.lstat(os.path.join(folder, name))
@@ -707,19 +704,19 @@ def _check_zarr(root: Path, memory: int) -> None:
     for here, claim in claims.items():
         size = stored.get(here, 0)
         if claim.n_bytes > RATIO_FLOOR and claim.n_bytes > MAX_RATIO * size:
-            told = f"an array claims {human_bytes(claim.n_bytes)} ({claim.shape})"
-            raise _refuse_zarr(root, here, f"{told} but stores only {human_bytes(size)}")
-        # A piece that is not there reads as zeros. Columns and values of sparse matrices are never that.
+            claimed = f"an array claims {human_bytes(claim.n_bytes)} ({claim.shape})"
+            raise _refuse_zarr(root, here, f"{claimed} but stores only {human_bytes(size)}")
+        # A missing chunk reads as zeros, which indices and values of sparse matrices never are.
         if os.path.basename(here) in ("data", "indices") and pieces.get(here, 0) < claim.n_pieces:
             lacking = claim.n_pieces - pieces.get(here, 0)
             raise _refuse_zarr(
-                root, here, f"{lacking:,} of {claim.n_pieces:,} pieces of the array are missing"
+                root, here, f"{lacking:,} of {claim.n_pieces:,} chunks of the array are missing"
             )
 
 
 @dataclass(frozen=True)
 class _ZarrClaim:
-    """What the metadata of an array say of it."""
+    """Size and number of chunks of an array, from its metadata."""
 
     n_bytes: int
     n_pieces: int
@@ -727,11 +724,11 @@ class _ZarrClaim:
 
 
 def _zarr_claim(folder: Path, root: Path, here: str, memory: int) -> _ZarrClaim | None:
-    """Return what an array claims; None for a group."""
+    """Return the claimed size of an array; None for a group."""
     name = ".zarray" if (folder / ".zarray").exists() else "zarr.json"
     path = folder / name
     if path.is_symlink() or not path.is_file() or path.stat().st_size > _MAX_ZARR_METADATA:
-        raise _refuse_zarr(root, here, f"{name} is no plain file of a sensible size")
+        raise _refuse_zarr(root, here, f"{name} is not a regular file, or is too large")
     with reading(root, here):
         described: dict[str, Any] = json.loads(path.read_bytes())
         if name == "zarr.json" and described.get("node_type") == "group":
@@ -744,7 +741,7 @@ def _zarr_claim(folder: Path, root: Path, here: str, memory: int) -> _ZarrClaim 
             item = np.dtype(described["dtype"]).itemsize
             if np.dtype(described["dtype"]).hasobject and "vlen-utf8" not in names:
                 raise _refuse_zarr(
-                    root, here, "the array holds pickled or unknown objects, which are not loaded"
+                    root, here, "the array holds pickled or unknown objects, which scvec does not load"
                 )
         else:
             pieces = [int(n) for n in described["chunk_grid"]["configuration"]["chunk_shape"]]
@@ -752,21 +749,23 @@ def _zarr_claim(folder: Path, root: Path, here: str, memory: int) -> _ZarrClaim 
             kind = described["data_type"]
             item = 16 if kind in ("string", "bytes") or not isinstance(kind, str) else np.dtype(kind).itemsize
         if min([*shape, *pieces], default=0) < 0 or len(shape) != len(pieces):
-            raise _refuse_zarr(root, here, "the array's shape makes no sense")
+            raise _refuse_zarr(root, here, "the shape of the array is invalid")
     odd = sorted(set(names) - _ZARR_CODECS)
     if odd:
-        raise _refuse_zarr(root, here, f"the array is packed by '{odd[0]}', which scvec does not open")
+        raise _refuse_zarr(root, here, f"the array is compressed by '{odd[0]}', which scvec does not support")
     piece = prod(pieces) * item
     if piece > max(memory // 4, RATIO_FLOOR):
         raise _refuse_zarr(
-            root, here, f"the values are stored in pieces of {human_bytes(piece)}, too large to read"
+            root,
+            here,
+            f"the values are stored in chunks of {human_bytes(piece)}, which is too large for --memory",
         )
     n_pieces = prod(-(-n // max(k, 1)) for n, k in zip(shape, pieces, strict=True))
     return _ZarrClaim(prod(shape) * item, n_pieces, " x ".join(f"{n:,}" for n in shape))
 
 
 def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:
-    """Return the names of codecs, of those within shards too."""
+    """Return the names of codecs, including those within shards."""
     names = []
     for codec in codecs:
         names.append(str(codec["name"]))
@@ -783,7 +782,7 @@ def _refuse_zarr(root: Path, here: str, what: str) -> InputError:
 _GZ_FIX = "unpack it first: gunzip FILE"
 _EXCEL_FIX = "save the sheet of genes and cells as text (.csv)"
 _R_FIX = "in R: zellkonverter::writeH5AD(as.SingleCellExperiment(object), 'out.h5ad')"
-_TABLE_FIX = "build an AnnData with cell and gene names from it and write that with write_h5ad()"
+_TABLE_FIX = "make an AnnData with cell and gene names from it, and write it with write_h5ad()"
 # (first bytes, what it is, how to fix it)
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"BZh", "a bzip2 file", "unpack it first: bunzip2 FILE"),
@@ -796,7 +795,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (
         b"%%MatrixMarket",
         "a Matrix Market file",
-        "give the folder that it lies in, with its features.tsv and barcodes.tsv",
+        "give its folder, with features.tsv and barcodes.tsv",
     ),
     (b"\x93NUMPY", "a NumPy array", _TABLE_FIX),
     (b"ARROW1", "a feather table", _TABLE_FIX),
@@ -809,12 +808,12 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 
 
 def guess_kind(path: Path, head: bytes) -> tuple[str, str]:
-    """Return (what the file looks like, how to fix it) from its first bytes and its name.
+    """Return (the likely format, the fix) from the first bytes of a file and its name.
 
     Parameters
     ----------
     head
-        At least the first 512 bytes, or the whole of a shorter file.
+        At least the first 512 bytes, or the whole file if it is shorter.
     """
     if head.startswith(b"\x1f\x8b"):
         if path.suffix.lower() == ".rds":
@@ -831,11 +830,11 @@ def guess_kind(path: Path, head: bytes) -> tuple[str, str]:
     if text.startswith((b'{"', b"[{", b"{\n", b"{\r")):
         return "JSON", ""
     if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
-        return "a web page, so a download went wrong", "download the file again"
+        return "a web page, so the download failed", "download the file again"
     if head[257:262] == b"ustar":
         return "a tar archive", "unpack it first: tar xf FILE"
     if not head.strip(b"\x00"):
-        return "a run of zero bytes, so a copy or download broke off", "copy or download the file again"
+        return "zero bytes only, so a copy or download was interrupted", "copy or download the file again"
     if b"\x00" not in head:
         line = head.split(b"\n", 1)[0]
         for separator, what in ((b"\t", "a tab-separated text table"), (b",", "a CSV text table")):
@@ -846,17 +845,17 @@ def guess_kind(path: Path, head: bytes) -> tuple[str, str]:
 
 
 def _kind_of_zip(head: bytes) -> tuple[str, str]:
-    """Tell a zip archive by the name of its first member, which is within the first bytes."""
+    """Recognise a zip archive by the name of its first member, which is in the first bytes."""
     name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
     if name.startswith((b"[Content_Types]", b"xl/", b"docProps/", b"_rels/")):
         return "an Excel workbook", _EXCEL_FIX
     if name.endswith(b".npy"):
         return "an archive of NumPy arrays", _TABLE_FIX
-    return "a zip archive", "unpack it first; of a zarr store give the folder"
+    return "a zip archive", "unpack it first; for a zarr store, give the folder"
 
 
 def foreign_hdf5(names: Collection[str]) -> tuple[str, str] | None:
-    """Return (what, fix) when the root of an HDF5 file belongs to another format, else None."""
+    """Return (format, fix) if the root of an HDF5 file belongs to another format, else None."""
     here = set(names)
     if "matrix" in here and {"row_attrs", "col_attrs"} & here:
         return "a loom file", "convert it: anndata.io.read_loom(FILE, X_name='').write_h5ad('out.h5ad')"
@@ -874,7 +873,7 @@ def foreign_hdf5(names: Collection[str]) -> tuple[str, str] | None:
 
 
 def decoded(text: bytes) -> str:
-    """Return text of UTF-8, or of Latin-1 as older programs write it."""
+    """Decode UTF-8 text, or Latin-1, which older programs write."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError:
@@ -882,6 +881,6 @@ def decoded(text: bytes) -> str:
 
 
 def hard_items(group: h5py.Group) -> dict[str, Any]:
-    """Return what lies in a group itself: links that lead elsewhere are left out."""
+    """Return the hard-linked members of a group, without links that lead elsewhere."""
     names = [name for name in group if isinstance(group.get(name, getlink=True), h5py.HardLink)]
     return {name: group[name] for name in names}

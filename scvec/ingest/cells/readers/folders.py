@@ -1,7 +1,7 @@
-"""Folders of cells that other programs than Cell Ranger write, and files of one sample with a prefix.
+"""Read folders of STARsolo, kb and Parse, and Cell Ranger files with a sample prefix.
 
-STARsolo, kb and Parse name a matrix, genes and cells in their own ways; public archives put a prefix before
-the names of Cell Ranger. A folder that holds one of these in a place known to be the right one stands for it.
+STARsolo, kb and Parse have their own file names; public archives add a prefix to the names of Cell Ranger.
+A parent folder is accepted if it has a matrix at a known place, such as ``outs/filtered_feature_bc_matrix``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scvec.ingest.cells.readers.tenx import columns_in, find_file, names_in, rea
 
 __all__ = ["read_folder"]
 
-#: What a folder stands for, best first: cells that were called come before all droplets.
+#: Places of the matrix within a parent folder, best first: called cells before all droplets.
 _INSIDE = (
     "filtered_feature_bc_matrix.h5",
     "filtered_feature_bc_matrix",
@@ -65,9 +65,9 @@ def _has(folder: Path, names: tuple[str, ...]) -> bool:
 
 
 def _inside(folder: Path) -> Path | None:
-    """Return the best of what lies in a folder and stands for it. Links are not followed."""
+    """Return the best folder of a matrix within a parent folder, or None. Links are not followed."""
     here = [name for name in _names(folder) if not (folder / name).is_symlink()]
-    # STARsolo puts its prefix before Solo.out; Cell Ranger 2 has one folder a genome.
+    # STARsolo adds a prefix to Solo.out; Cell Ranger 2 has one folder per genome.
     found = {("Solo.out" if name.endswith("Solo.out") else name): folder / name for name in here}
     if folder.name in ("filtered_gene_bc_matrices", "raw_gene_bc_matrices") and len(here) == 1:
         return folder / here[0]
@@ -92,14 +92,14 @@ def _is_folder(given: Given) -> bool:
     sniff=_is_folder,
 )
 def read_folder(given: Given, memory: int) -> Contents:
-    """Read the matrix that a folder or a prefix stands for.
+    """Read the matrix of a folder or of a sample prefix.
 
     Raises
     ------
     InputError
-        If files are missing, damaged or do not fit, or there are several samples.
+        If files are missing, damaged or inconsistent, or there are several samples.
     ResourceError
-        As of :func:`scvec.ingest.cells.readers.tenx.read_mtx`.
+        See :func:`scvec.ingest.cells.readers.tenx.read_mtx`.
     """
     if given.head:
         return _beside(given.path, memory)
@@ -113,7 +113,7 @@ def read_folder(given: Given, memory: int) -> Contents:
         if not folder.is_dir() and folder.name in samples:
             samples = {folder.name: samples[folder.name]}
         if len(samples) > 1:
-            what = f"there are {len(samples)} samples: {', '.join(list(samples)[:8])}"
+            what = f"the folder has {len(samples)} samples: {', '.join(list(samples)[:8])}"
             chosen = (folder if folder.is_dir() else folder.parent) / next(iter(samples))
             raise InputError(what, str(folder), f"give one by its prefix, such as {chosen}")
         ((prefix, matrix),) = samples.items()
@@ -121,11 +121,11 @@ def read_folder(given: Given, memory: int) -> Contents:
     inside = _inside(folder)
     if inside is None:
         raise InputError(
-            "there are no cells in the folder", str(folder), "give the folder of the matrix", code="no-cells"
+            "the folder has no matrix of cells", str(folder), "give the folder of the matrix", code="no-cells"
         )
     contents = contents_of(inside, memory)
-    told = f"took {inside.name} of {folder.name or folder}"
-    contents.notes = (told, *contents.notes)
+    note = f"read {inside.name} in {folder.name or folder}"
+    contents.notes = (note, *contents.notes)
     return contents
 
 
@@ -141,7 +141,7 @@ def _named(names: list[str]) -> pd.DataFrame:
 
 
 def _beside(matrix: Path, memory: int) -> Contents:
-    """Read the sample that a Matrix Market file belongs to: its names lie beside it."""
+    """Read a Matrix Market file with the gene and cell names next to it."""
     folder = matrix.parent
     if _KB.match(matrix.name):
         return _kb(folder, memory, matrix.name)
@@ -152,8 +152,8 @@ def _beside(matrix: Path, memory: int) -> Contents:
             return _sample(prefix, path, memory)
     if matrix.name.removesuffix(".gz") == "matrix.mtx":
         return contents_of(folder, memory)
-    fix = "give the folder that it lies in, with its features.tsv and barcodes.tsv"
-    what = "this is a Matrix Market file without names of genes and cells"
+    fix = "give its folder, with features.tsv and barcodes.tsv"
+    what = "this Matrix Market file has no gene and cell names next to it"
     raise InputError(what, str(matrix), fix, code="wrong-format")
 
 
@@ -172,7 +172,7 @@ def _sample(prefix: str, matrix: Path, memory: int) -> Contents:
 
 
 def _of_sample(folder: Path, prefix: str, kinds: tuple[str, ...]) -> Path:
-    """Return the names of one sample, or those that all samples of the folder share."""
+    """Return the file of names of one sample, or the file that all samples of the folder share."""
     names = tuple(f"{prefix}{kind}.{end}" for kind in kinds for end in _ENDS)
     if _has(folder, names):
         return find_file(folder, *names)
@@ -181,15 +181,15 @@ def _of_sample(folder: Path, prefix: str, kinds: tuple[str, ...]) -> Path:
         others = [name for name in _names(folder) if shared.match(name)]
         if len(others) == 1:
             return find_file(folder, others[0].removesuffix(".gz"))
-    what = f"there is no {prefix}{kinds[0]}.tsv beside {prefix}matrix.mtx"
+    what = f"the folder has {prefix}matrix.mtx but no {prefix}{kinds[0]}.tsv"
     raise InputError(what, str(folder), "download all files of the sample")
 
 
 def _kb(folder: Path, memory: int, asked: str = "") -> Contents:
-    """Read what kb (bustools) counted: cells x genes, of nuclei in several matrices."""
+    """Read the counts of kb (bustools), cells x genes; nuclei may have several matrices."""
     found = {m[3] or "": name for name in _names(folder) if (m := _KB.match(name)) and m[1] == "genes"}
     if not found:
-        raise InputError("kb counted no genes here (only transcripts)", str(folder), "give cells_x_genes.mtx")
+        raise InputError("kb counted only transcripts here, not genes", str(folder), "give cells_x_genes.mtx")
     barcodes = [row[0] for row in names_in(find_file(folder, "cells_x_genes.barcodes.txt"), memory)]
     ids = [row[0] for row in names_in(find_file(folder, "cells_x_genes.genes.txt"), memory)]
     names = ids
@@ -209,12 +209,12 @@ def _kb(folder: Path, memory: int, asked: str = "") -> Contents:
         )
         for kind, name in sorted(found.items(), key=lambda item: item[0] != main)
     }
-    notes = (f"took {found[main]} of {len(found)} matrices",) if len(found) > 1 else ()
+    notes = (f"used {found[main]} of {len(found)} matrices",) if len(found) > 1 else ()
     return _contents(folder, _named(barcodes), var_of(names, ids, {}, str(folder)), places, notes)
 
 
 def _parse(folder: Path, memory: int) -> Contents:
-    """Read what Parse's pipeline counted: cells x genes, with tables of both."""
+    """Read the counts of Parse's pipeline, cells x genes, with the tables of cells and genes."""
     genes = _csv(folder, "all_genes.csv", memory)
     cells = _csv(folder, "cell_metadata.csv", memory)
     ids = genes.pop("gene_id") if "gene_id" in genes else genes.iloc[:, 0]
@@ -233,7 +233,7 @@ def _csv(folder: Path, name: str, memory: int) -> pd.DataFrame:
     text = "\n".join("\t".join(row) for row in names_in(path, memory))
     with reading(path):
         first = next(csv.reader([text.partition("\n")[0]]))[0]
-        # A gene may be called NA or nan.
+        # NA and nan may be gene names.
         return pd.read_csv(
             io.StringIO(text), dtype={first: str, "gene_name": str}, keep_default_na=False, na_values={}
         )

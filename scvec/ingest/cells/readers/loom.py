@@ -1,4 +1,4 @@
-"""Cells of a loom file: genes x cells, their attributes beside them."""
+"""Read loom files: a matrix of genes x cells with attributes."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def _is_loom(given: Given) -> bool:
 
 @reader("loom", "a loom file", sniff=_is_loom, parts=_PARTS)
 def read_loom(given: Given, memory: int) -> Contents:
-    """List what a checked, open loom file holds: ``matrix`` as X, and its layers.
+    """List the content of a checked, open loom file: ``matrix`` as X, and its layers.
 
     Raises
     ------
     InputError
-        If parts are missing or contradict each other.
+        If parts are missing or inconsistent.
     """
     file, path = given.hdf5, str(given.path)
     with reading(path):
@@ -74,12 +74,12 @@ def read_loom(given: Given, memory: int) -> Contents:
 def _table(
     group: Any, n: int, names: tuple[str, ...], what: str, path: str, memory: int
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return the attributes of the cells or genes under their names, and notes."""
+    """Return the table of attributes of the cells or genes, with their names as index; and notes."""
     columns: dict[str, Any] = {}
     claimed, odd = 0, 0
     for name, item in hard_items(group).items():
         if not isinstance(item, h5py.Dataset) or item.ndim != 1:
-            odd += 1  # embeddings and graphs are of more dimensions
+            odd += 1  # an embedding or a graph
             continue
         if item.shape[0] != n:
             raise InputError(f"{name} has {item.shape[0]:,} values for {n:,} {what}s", path, _ANEW)
@@ -91,24 +91,22 @@ def _table(
         text = h5py.check_string_dtype(item.dtype) is not None
         columns[name] = item.asstr(errors="replace")[:] if text else item[:]
     index = next((name for name in names if name in columns), None)
-    notes = [f"left out {count_text(odd, 'attribute')} of the {what}s of several dimensions"] if odd else []
+    notes = [f"ignored {count_text(odd, 'attribute')} of the {what}s with several dimensions"] if odd else []
     if index is None and what == "gene":
         shown = ", ".join(sorted(columns)[:5]) or "nothing"
-        fix = "name the genes in row_attrs/Gene"
-        raise InputError(
-            f"this loom file does not name its genes (row_attrs: {shown})", path, fix, code="no-genes"
-        )
+        fix = "store the gene names in row_attrs/Gene"
+        raise InputError(f"this loom file has no gene names (row_attrs: {shown})", path, fix, code="no-genes")
     if index is None:
-        notes.append("the cells have no names (col_attrs/CellID): they are numbered")
+        notes.append("the cells have no names (col_attrs/CellID): they were numbered")
     elif index not in ("CellID", "Gene"):
-        notes.append(f"names of the {what}s are those of {index}")
+        notes.append(f"used {index} as names of the {what}s")
     labels = columns.pop(index) if index else [f"cell{i + 1}" for i in range(n)]
-    table, told = tidy_table(pd.DataFrame(columns, index=pd.Index(labels, dtype=object)), f"{what}s")
-    return table, (*notes, *told)
+    table, tidy_notes = tidy_table(pd.DataFrame(columns, index=pd.Index(labels, dtype=object)), f"{what}s")
+    return table, (*notes, *tidy_notes)
 
 
 def _by_cell(matrix: h5py.Dataset, where: str, memory: int) -> Transposed:
-    """Bring a matrix of genes x cells into the order of its cells: count what each has, then put it in."""
+    """Transpose a matrix of genes x cells: count the values of each cell, then put them in place."""
     n_genes, n_cells = (int(n) for n in matrix.shape)
     if matrix.dtype.kind not in "biuf":
         raise InputError(f"the matrix holds {matrix.dtype} values, not real numbers", where, _ANEW)
@@ -122,10 +120,10 @@ def _by_cell(matrix: h5py.Dataset, where: str, memory: int) -> Transposed:
 
 
 def _tiles(matrix: h5py.Dataset, memory: int) -> Iterator[tuple[int, int, npt.NDArray[Any]]]:
-    """Yield the matrix in pieces, with the first gene and cell of each; no chunk of it is cut in two."""
+    """Yield the matrix in tiles of whole HDF5 chunks, each with its first gene and cell."""
     most = values_within(memory)
     chunk = matrix.chunks or (1, min(most, matrix.shape[1]))
-    # One chunk at least. Then more cells, then more genes.
+    # At least one chunk; if memory allows, more cells, then more genes.
     width = max(1, most // chunk[0] // chunk[1]) * chunk[1]
     width = min(width, matrix.shape[1])
     height = max(1, most // width // chunk[0]) * chunk[0]

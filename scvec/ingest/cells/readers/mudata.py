@@ -1,4 +1,4 @@
-"""The RNA of a MuData file (.h5mu), which holds several AnnData objects."""
+"""Read the RNA of a MuData file (.h5mu), which holds several AnnData objects."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def _is_mudata(given: Given) -> bool:
 
 @reader("h5mu", "an .h5mu file", sniff=_is_mudata, parts=("mod", "obs", "obsmap"))
 def read_h5mu(given: Given, memory: int) -> Contents:
-    """Read the gene expression of a checked, open MuData file, and what it says of all cells together.
+    """Read the gene expression of a checked, open MuData file, with the obs columns of all modalities.
 
     Raises
     ------
     InputError
-        If no modality, or none of several, is gene expression.
+        If there is no modality, or none of several is gene expression.
     """
     file, path = given.hdf5, str(given.path)
     with reading(path, "mod"):
@@ -40,13 +40,13 @@ def read_h5mu(given: Given, memory: int) -> Contents:
     contents = contents_of_group(parts[name], given.path, memory)
     contents.close = file.close
     others = ", ".join(other for other in parts if other != name)
-    told = f"read {name} of the MuData file" + (f", and not {others}" if others else "")
-    contents.notes = (told, *contents.notes)
+    note = f"read {name} of the MuData file" + (f", not {others}" if others else "")
+    contents.notes = (note, *contents.notes)
     if "obs" in file and isinstance(file["obs"], h5py.Group):
         shared, notes = read_table(file["obs"], path, memory)
         if shared.index.is_unique:
             own = contents.obs
-            # Columns of one modality lie there again, as rna:n_counts.
+            # MuData repeats the columns of a modality as "rna:n_counts".
             new = [c for c in shared if c not in own and f"{c}".partition(":")[0] not in parts]
             rows = shared[new].reindex(own.index)
             contents.table, contents.names = unnamed(pd.concat([own, rows], axis=1))
@@ -55,7 +55,7 @@ def read_h5mu(given: Given, memory: int) -> Contents:
 
 
 def _expression(parts: dict[str, Any], path: str, memory: int) -> str:
-    """Return which modality is gene expression: by its name, by its features, or as the only one."""
+    """Return the modality of gene expression: by its name, by its features, or as the only one."""
     if not parts:
         fix = "write one with mudata.MuData({'rna': adata}).write(FILE)"
         raise InputError("this MuData file (.h5mu) holds no AnnData objects", path, fix, code="wrong-format")
@@ -70,5 +70,5 @@ def _expression(parts: dict[str, Any], path: str, memory: int) -> str:
                 typed.append(name)
     if len(set(typed)) == 1 or len(parts) == 1:
         return (typed or list(parts))[0]
-    fix = f"write the one of gene expression: mudata.read(FILE)['{next(iter(parts))}'].write_h5ad('out.h5ad')"
-    raise InputError(f"which part of this MuData file is RNA: {', '.join(parts)}?", path, fix)
+    fix = f"write the RNA to a file: mudata.read(FILE)['{next(iter(parts))}'].write_h5ad('out.h5ad')"
+    raise InputError(f"no modality of this MuData file is recognised as RNA: {', '.join(parts)}", path, fix)

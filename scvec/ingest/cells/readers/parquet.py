@@ -1,4 +1,4 @@
-"""Vectors of cells with labels in a parquet file: what LanceDB and notebooks keep, without genes."""
+"""Read a parquet table of cell vectors and labels, without genes, as exported from LanceDB or a notebook."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scvec.ingest.cells.readers.checks import Given, unreadable
 
 __all__ = ["read_parquet"]
 
-#: Columns that name cells, where the file does not say which one does.
+#: Columns that may hold cell names, if the file has no index.
 NAMES = ("cell", "cell_id", "cell_name", "barcode", "obs_names", "observation_joinid", "_id", "id")
 #: A column of one dimension of a vector: ``X_scVI_0``, ``X_scVI_1`` and so on.
 _NUMBERED = re.compile(r"(.*[^\d_.-])[_.-]?(\d{1,4})")
@@ -29,18 +29,18 @@ _NUMBERED = re.compile(r"(.*[^\d_.-])[_.-]?(\d{1,4})")
     "parquet", "a parquet table of vectors and labels", sniff=lambda given: given.head.startswith(b"PAR1")
 )
 def read_parquet(given: Given, memory: int) -> Contents:
-    """Read a table whose rows are cells: vectors become ``obsm``, all other columns obs.
+    """Read a table with one cell per row: vectors become ``obsm``, all other columns ``obs``.
 
-    A vector is a column of lists of numbers (``vector`` of LanceDB), called as the column; or as many columns
-    of numbers as it has dimensions, numbered from 0 or 1 (``X_scVI_0``, ``X_scVI_1``), called as what they
-    have in common.
+    Vectors are either a column of lists of numbers (LanceDB's ``vector``), whose name becomes the key, or one
+    column of numbers per dimension, numbered from 0 or 1 (``X_scVI_0``, ``X_scVI_1``), whose common prefix
+    becomes the key.
 
     Raises
     ------
     InputError
-        If the file is damaged, or a column of lists has lists of different lengths or missing values.
+        If the file is damaged, or the lists of a column differ in length or are missing.
     ResourceError
-        If the table does not fit into the memory.
+        If the table does not fit in memory.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -50,7 +50,7 @@ def read_parquet(given: Given, memory: int) -> Contents:
         about = pq.read_metadata(given.path)
         size = sum(about.row_group(g).total_byte_size for g in range(about.num_row_groups))
         if 3 * max(size, 8 * about.num_rows * about.num_columns) > memory:
-            raise ResourceError(f"the table takes {human_bytes(3 * size)}", where, "give more --memory")
+            raise ResourceError(f"the table needs {human_bytes(3 * size)}", where, "raise --memory")
         table = pq.read_table(given.path)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         what = f"the parquet file cannot be read ({type(error).__name__})"
@@ -67,10 +67,10 @@ def _is_lance(given: Given) -> bool:
 
 @reader("lance", "a parquet table written of one of LanceDB", sniff=_is_lance)
 def refuse_lance(given: Given, memory: int) -> Contents:
-    """Say how a table of LanceDB becomes one that can be read; always raises InputError."""
+    """Raise InputError, which explains how to export a LanceDB table."""
     name = given.path.stem
     raise InputError(
-        "this is a table of LanceDB, whose files only LanceDB reads",
+        "this is a LanceDB table, which only LanceDB can read",
         str(given.path),
         f"pyarrow.parquet.write_table(lancedb.connect(FOLDER).open_table('{name}').to_arrow(), FILE)",
         code="wrong-format",
@@ -128,14 +128,14 @@ def _vectors(table: Any, where: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _lists(column: Any, name: str, where: str) -> Any:
-    """Return a column of lists of one length as (n, dim) float32."""
+    """Return a column of lists of equal length as (n, dim) float32."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     flat = pc.list_flatten(column)
     if len(lengths) != 1 or not lengths[0] or column.null_count or flat.null_count:
-        what = f"the lists of column {name!r} are not of one length, or some are missing"
-        raise InputError(what, where, "leave those cells out", code="wrong-format")
+        what = f"the lists of column {name!r} differ in length, or some are missing"
+        raise InputError(what, where, "remove these cells", code="wrong-format")
     whole = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
     return whole.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, lengths[0])

@@ -1,7 +1,7 @@
-"""Cells that R saved: Seurat objects (version 3 to 5), SingleCellExperiment, and matrices of counts.
+"""Read R files of cells: Seurat objects (version 3 to 5), SingleCellExperiment, and matrices of counts.
 
-The package ``rdata`` parses the bytes; nothing of R is run. What it returns is a tree of R's own values,
-which is walked here: only tables, matrices and names are looked at.
+The package ``rdata`` parses the bytes; no R code is run. It returns a tree of R values, of which only tables,
+matrices and names are used here.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = ["read_rds"]
 
 _PACKED = {b"\x1f\x8b": gzip, b"BZ": bz2, b"\xfd7": lzma}
 _NAMES = (".rds", ".rdata", ".rda")
-#: Share of the memory that the file may unpack to: R's values are made of it, and rows of those.
+#: Fraction of the memory (1/6) for the unpacked file; the R values and the matrices made from it need more.
 _SHARE = 6
 _PIECE = 2**22
-#: R nests the attributes of values in values; Python's own limit is below what Seurat writes.
+#: R nests attributes in values. Seurat objects are nested deeper than Python's default recursion limit.
 _DEPTH = 20_000
 _IN_R = "in R: zellkonverter::writeH5AD(as.SingleCellExperiment(object), 'out.h5ad')"
 _SAVE = "in R: saveRDS(object, 'one.rds') of a Seurat object, a SingleCellExperiment or a matrix"
@@ -52,19 +52,19 @@ def _is_r(given: Given) -> bool:
 
 @reader("rds", "an .rds file of Seurat or SingleCellExperiment", sniff=_is_r)
 def read_rds(given: Given, memory: int) -> Contents:
-    """Read an R file whole: counts, tables and reductions of its object.
+    """Read an R file into memory: counts, tables and reductions of its object.
 
     Raises
     ------
     InputError
-        If ``rdata`` is not installed, the file is damaged, or holds no cells.
+        If ``rdata`` is not installed, or the file is damaged or has no cells.
     ResourceError
-        If it unpacks to more than a share of the memory.
+        If the unpacked file takes more than a sixth of the memory.
     """
     try:
         import rdata.parser as parser
     except ImportError as error:
-        what = "this is an R .rds file, which needs the package rdata"
+        what = "reading an R .rds file needs the package rdata"
         raise InputError(
             what, str(given.path), f"pip install 'scvec[r]', or {_IN_R}", code="extra-not-installed"
         ) from error
@@ -72,7 +72,7 @@ def read_rds(given: Given, memory: int) -> Contents:
     content = _unpacked(path, given.head, memory)
     limit = sys.getrecursionlimit()
     with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tags and names that do not matter here
+        warnings.simplefilter("ignore")  # about tags and names that are not used here
         try:
             sys.setrecursionlimit(max(limit, _DEPTH))
             tree = parser.parse_data(content, extension=None if content.startswith(b"RD") else ".rds").object
@@ -92,7 +92,7 @@ def _unpacked(path: Path, head: bytes, memory: int) -> bytes:
             while piece := handle.read(_PIECE):
                 content += piece
                 if len(content) > most:
-                    what = f"the R file unpacks to more than {human_bytes(most)}, a sixth of the memory"
+                    what = f"the R file needs more than {human_bytes(most)} unpacked, a sixth of the memory"
                     raise ResourceError(what, str(path), f"raise --memory, or {_IN_R}")
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
         raise InputError(
@@ -102,7 +102,7 @@ def _unpacked(path: Path, head: bytes, memory: int) -> bytes:
 
 
 def _real(item: Any) -> Any:
-    """Return a value itself where it was written as "the same as above"."""
+    """Resolve a reference to an earlier value of the file."""
     while item is not None and item.referenced_object is not None:
         item = item.referenced_object
     return item
@@ -113,7 +113,7 @@ def _kind(item: Any) -> str:
 
 
 def _pairs(item: Any) -> dict[str, Any]:
-    """Return a linked list of R as names and values."""
+    """Return an R pairlist as a dict."""
     found, item = {}, _real(item)
     while item is not None and _kind(item) in ("LIST", "LANG"):
         tag = _real(item.tag)
@@ -142,7 +142,7 @@ def _classes(item: Any) -> list[str]:
 
 
 def _list(item: Any) -> dict[str, Any]:
-    """Return a list of R as names and values; those without a name are left out."""
+    """Return the named elements of an R list as a dict."""
     item = _real(item)
     if _kind(item) != "VEC":
         return {}
@@ -151,7 +151,7 @@ def _list(item: Any) -> dict[str, Any]:
 
 
 def _environment(item: Any) -> dict[str, Any]:
-    """Return what an environment holds."""
+    """Return the variables of an R environment."""
     value = _real(item).value
     found = _pairs(value.frame)
     table = _real(value.hash_table)
@@ -161,13 +161,13 @@ def _environment(item: Any) -> dict[str, Any]:
 
 
 def _object(tree: Any, path: Path) -> Any:
-    """Return the one object of the file: of an .RData the one with cells."""
+    """Return the object of the file; if an .RData file has several, the one with cells."""
     tree = _real(tree)
     if _kind(tree) != "LIST":
         return tree
     items = _pairs(tree)
     known = {name: item for name, item in items.items() if _reading_of(item)}
-    # A table beside cells is about them.
+    # If another object has cells, a data.frame is a table about them, not counts.
     known = known or {name: item for name, item in items.items() if _counts_of(item) is not None}
     if len(known) != 1:
         what = f"the file holds {len(known)} objects with cells" + (f": {', '.join(known)}" if known else "")
@@ -187,7 +187,7 @@ def _reading_of(item: Any) -> Any:
 
 
 def _counts_of(item: Any) -> pd.DataFrame | None:
-    """Return a data.frame of numbers under row names, which may be its one column of texts; else None."""
+    """Return a data.frame of numbers, with row names or one column of names; else None."""
     if "data.frame" not in _classes(item):
         return None
     frame = _frame(item)
@@ -208,14 +208,14 @@ def _contents(item: Any, path: Path) -> Contents:
         if "seurat" in classes:
             fix = "in R: saveRDS(Seurat::UpdateSeuratObject(object), 'new.rds')"
             raise InputError("this is a Seurat object of version 2", str(path), fix)
-        what = f"the R file holds {' '.join(classes[:2]) or _kind(item).lower()}, and no cells"
+        what = f"the R file holds no cells, but {' '.join(classes[:2]) or _kind(item).lower()}"
         raise InputError(what, str(path), _SAVE)
     contents: Contents = read(item, path)
     return contents
 
 
 def _vector(item: Any) -> npt.NDArray[Any] | None:
-    """Return a column of a table; None for what is none."""
+    """Return a column of a table as an array; None for other R values."""
     item, kind = _real(item), _kind(_real(item))
     attributes = _attributes(item)
     if kind == "STR":
@@ -240,7 +240,7 @@ def _vector(item: Any) -> npt.NDArray[Any] | None:
 
 
 def _frame(item: Any) -> pd.DataFrame:
-    """Return a data.frame or a DataFrame of S4Vectors under its row names."""
+    """Return a data.frame, or a DataFrame of S4Vectors, with its row names as index."""
     item = _real(item)
     attributes = _attributes(item)
     if "listData" in attributes:
@@ -264,7 +264,7 @@ def _dimnames(item: Any) -> list[list[str]]:
 
 
 def _matrix(item: Any) -> sp.csr_matrix[Any] | npt.NDArray[Any] | None:
-    """Return a matrix of R transposed, cells x genes; None for an object that is not a matrix."""
+    """Return an R matrix transposed to cells x genes; None for other objects."""
     item = _real(item)
     attributes = _attributes(item)
     if "dim" in attributes and _kind(item) in ("INT", "REAL", "LGL"):
@@ -281,9 +281,9 @@ def _matrix(item: Any) -> sp.csr_matrix[Any] | npt.NDArray[Any] | None:
     }
     parts: Any
     made: sp.csr_matrix[Any]
-    if "x" not in numbers:  # ngCMatrix has places only
+    if "x" not in numbers:  # ngCMatrix has positions but no values
         numbers["x"] = np.ones(len(numbers.get("i", numbers.get("j", ()))))
-    if {"i", "p"} <= set(numbers):  # columns of R are rows here
+    if {"i", "p"} <= set(numbers):  # R's columns become rows
         parts = numbers["x"].astype(np.float64), numbers["i"], numbers["p"]
         made = sp.csr_matrix(parts, shape=(n_columns, n_rows))
     elif {"j", "p"} <= set(numbers):
@@ -297,7 +297,7 @@ def _matrix(item: Any) -> sp.csr_matrix[Any] | npt.NDArray[Any] | None:
 
 
 def _table_of(names: list[str], about: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of genes or cells under names, with what another table says of all of them."""
+    """Return a table with ``names`` as index, and the columns of ``about`` if it has all the names."""
     index = pd.Index(names, dtype=object)
     if not len(about.columns):
         return pd.DataFrame(index=index)
@@ -313,20 +313,20 @@ def _made(
     reductions: dict[str, npt.NDArray[Any]],
     notes: Iterable[str],
 ) -> Contents:
-    table, told = tidy_table(obs, "obs")
+    table, tidy_notes = tidy_table(obs, "obs")
     found = {name: Place(item, partial(tidy_table, var, "var")) for name, (item, var) in places.items()}
     if not found:
-        what = "the R object holds no matrix that can be read: its values may lie on a disk"
+        what = "the R object has no readable matrix; its values may be in another file"
         raise InputError(what, str(path), _IN_R)
-    # The parts of an h5ad share one var.
+    # All matrices of an h5ad share one var.
     obsm = {name: values for name, values in reductions.items() if values.shape[0] == len(obs)}
     return Contents(
-        str(path), table, found, path, (*notes, *told), more=lambda: [("obsm", obsm)] if obsm else []
+        str(path), table, found, path, (*notes, *tidy_notes), more=lambda: [("obsm", obsm)] if obsm else []
     )
 
 
 def _plain(item: Any, path: Path) -> Contents:
-    """Read a matrix with names, and nothing else."""
+    """Read a matrix with row and column names."""
     names, frame = _dimnames(item), _counts_of(item)
     X: Any = _matrix(item)
     if frame is not None:
@@ -337,8 +337,8 @@ def _plain(item: Any, path: Path) -> Contents:
     genes, cells = names if in_rows else names[::-1]
     X = X if in_rows else X.T
     var = pd.DataFrame(index=pd.Index(genes, dtype=object))
-    told = f"read a matrix of R whose {'rows' if in_rows else 'columns'} are genes ({why})"
-    return _made(path, pd.DataFrame(index=pd.Index(cells, dtype=object)), {"X": (X, var)}, {}, [told])
+    note = f"read an R matrix with genes in its {'rows' if in_rows else 'columns'} ({why})"
+    return _made(path, pd.DataFrame(index=pd.Index(cells, dtype=object)), {"X": (X, var)}, {}, [note])
 
 
 def _seurat(item: Any, path: Path) -> Contents:
@@ -370,8 +370,8 @@ def _seurat(item: Any, path: Path) -> Contents:
         if isinstance(values, np.ndarray) and names:
             reductions[f"X_{key}"] = pd.DataFrame(values.T, index=names).reindex(cells).to_numpy(np.float64)
     others = ", ".join(n for n in assays if n != name)
-    told = f"read {first} of the assay {name}" + (f", and not {others}" if others else "")
-    return _made(path, rows, places, reductions, [told])
+    note = f"read {first} of the assay {name}" + (f", not {others}" if others else "")
+    return _made(path, rows, places, reductions, [note])
 
 
 _Found = tuple[list[str], list[str], dict[str, Any], pd.DataFrame]
@@ -396,7 +396,7 @@ def _slots(assay: Any, cells: list[str]) -> _Found:
 
 
 def _layers(assay: Any, cells: list[str]) -> _Found:
-    """Return the same of an assay of version 5: layers know their cells and genes by two maps."""
+    """Return the same for an assay of version 5, whose layers have a map of cells and one of genes."""
     slots = _attributes(assay)
     maps = [_map(slots.get(name)) for name in ("cells", "features")]
     all_cells, all_genes = maps[0][0] or cells, maps[1][0]
@@ -412,7 +412,7 @@ def _layers(assay: Any, cells: list[str]) -> _Found:
         columns = own[0] or maps[1][1].get(name, all_genes)
         if values.shape != (len(rows), len(columns)):
             continue
-        # Every value goes to its place among all cells and genes.
+        # Place the values of this layer among all cells and genes.
         some = sp.coo_matrix(values)
         where = np.array([at[0][r] for r in rows]), np.array([at[1][c] for c in columns])
         parts: Any = (some.data, (where[0][some.row], where[1][some.col]))
@@ -466,9 +466,7 @@ def _experiment(item: Any, path: Path) -> Contents:
         column = next((c for c in ("Symbol", "symbol", "gene_name", "ID", "id") if c in about), None)
         names = [] if column is None else [str(name) for name in about[column]]
     if matrices and not names:
-        raise InputError(
-            "the SingleCellExperiment does not name its genes", str(path), "set rownames(object)"
-        )
+        raise InputError("the SingleCellExperiment has no gene names", str(path), "set rownames(object)")
     var = _table_of(names, about)
     shape = len(obs), len(var)
     kept = {name: values for name, (values, _) in matrices.items() if values.shape == shape}

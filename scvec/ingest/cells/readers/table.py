@@ -1,7 +1,7 @@
-"""Tables of text, plain or .gz: genes x cells or cells x genes, told by their names.
+"""Read text tables, plain or .gz: genes x cells or cells x genes, recognised by the names.
 
-Numbers of a block of lines become one column of text that Arrow parses: that takes any number of columns,
-and nothing that is no number passes.
+The numbers of a block of lines are joined to one column of text, which Arrow parses. This works for any
+number of columns and refuses everything that is not a number.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from scvec.ingest.cells.readers.checks import Given, guess_kind
 __all__ = ["genes_in_rows", "read_text_table"]
 
 _SEPARATORS = (b"\t", b",", b";", b" ")
-#: Lines that are looked at first, and values of them.
+#: Lines, and values of them, that are read to detect the layout.
 _PROBED_LINES, _PROBED_VALUES = 100, 200_000
-#: Bytes of text in work: least, most, and as a share of the memory.
+#: Bytes of a block of text: minimum, maximum, and fraction of the memory (1/128).
 _LEAST, _MOST, _SHARE = 2**16, 2**22, 128
-#: Bytes of memory for a value above zero: twice as CSR, while it is transposed.
+#: Bytes of memory for a value above zero (two CSR copies while transposing), and for a name.
 _VALUE_BYTES, _NAME_BYTES = 24, 160
 _SMALLER = (
     "raise --memory, or write it as h5ad: anndata.AnnData(scipy.sparse.csr_matrix(X), ...).write_h5ad()"
@@ -49,9 +49,9 @@ _NAME_TITLE = re.compile(
     r"(unnamed: 0|x|index|ids?|.*(gene|symbol|ensembl|entrez|cell|barcode|feature|name).*)?",
     re.IGNORECASE,
 )
-#: Where genes lie, which featureCounts writes between their names and the counts.
+#: Columns of gene positions, which featureCounts writes between the names and the counts.
 _POSITIONS = ("chr", "start", "end", "strand", "length")
-#: Numbers about a cell that stand among its genes.
+#: Columns of quality metrics of cells among the genes.
 _OF_CELLS = re.compile(
     r"n_?(counts?|genes?|umis?|reads)(_.*)?|total_(counts|umis)(_.*)?|(pct|percent)[._].*|n(count|feature)_.*"
     r"|leiden.*|louvain.*|seurat_clusters|clusters?|.*_res\.[\d.]+|doublet_scores?|batch"
@@ -73,15 +73,15 @@ def _is_table(given: Given) -> bool:
 
 @reader("table", "a table of text (.csv, .tsv, .txt, also .gz)", sniff=_is_table, last=True)
 def read_text_table(given: Given, memory: int) -> Contents:
-    """Read a table of genes x cells or cells x genes whole, as CSR.
+    """Read a table of genes x cells or cells x genes into memory, as CSR.
 
     Raises
     ------
     InputError
-        If a line has too many or too few columns, something that is no number, or a byte that is no text;
-        or if there is no table.
+        If a line has a wrong number of columns, a value that is not a number, or a byte that is not text,
+        or if the file is not a table.
     ResourceError
-        If the values above zero do not fit into the memory.
+        If the values above zero do not fit in memory.
     """
     try:
         with _open(given) as handle:
@@ -102,28 +102,28 @@ def _open(given: Given) -> IO[bytes]:
 
 @dataclass
 class _Layout:
-    """How a table is written.
+    """The layout of a text table.
 
     Attributes
     ----------
     path
         The file.
     skipped
-        Lines before the first row of values.
+        Number of lines before the first row of values.
     sep
-        Between columns.
+        Separator of columns.
     titles
-        (n_columns,) names of all columns; empty where none are given.
+        (n_columns,) names of all columns; empty if there is no header.
     texts
-        Numbers of the columns that are no values, ascending.
+        Numbers of the columns of text, ascending.
     names
-        Which of them names the rows; None where none does.
+        Number of the column with the row names, or None.
     decimal
-        The decimal point.
+        Decimal point.
     trailing
         Whether lines end with a separator.
     notes
-        What is odd.
+        Problems found.
     """
 
     path: Path
@@ -140,14 +140,12 @@ class _Layout:
     def width(self) -> int:
         return len(self.titles)
 
-    def refuse(
-        self, line: int, what: str, fix: str = "mend the line, or write the table again"
-    ) -> InputError:
+    def refuse(self, line: int, what: str, fix: str = "fix the line, or write the table again") -> InputError:
         return InputError(f"line {line:,} {what}", str(self.path), fix)
 
 
 def _lines(handle: IO[bytes], path: Path, memory: int) -> Iterator[list[bytes]]:
-    """Yield all lines, as many as go into a block, without their ends."""
+    """Yield all lines, without line ends, in blocks."""
     size = int(np.clip(memory // _SHARE, _LEAST, _MOST))
     longest, n = memory // 16, 0
     while block := handle.read(size):
@@ -158,18 +156,18 @@ def _lines(handle: IO[bytes], path: Path, memory: int) -> Iterator[list[bytes]]:
         lines = block.removesuffix(b"\n").split(b"\n")
         if b"\0" in block:
             at = next(i for i, line in enumerate(lines) if b"\0" in line)
-            what = f"line {n + at + 1:,} holds a zero byte: this is no text, or it is damaged"
+            what = f"line {n + at + 1:,} has a zero byte: the file is not text, or is damaged"
             raise InputError(what, str(path), "copy or download it again", code="wrong-format")
         n += len(lines)
         yield [line.removesuffix(b"\r") for line in lines]
 
 
 def _fields(line: bytes, sep: bytes) -> list[bytes]:
-    """Return the columns of a line, of which some may be quoted."""
+    """Split a line into columns, some of which may be quoted."""
     if b'"' not in line:
         return line.split(sep)
-    text = line.decode("latin-1")  # there and back: every byte stays
-    # A line was bounded when it was read. The limit is of the whole process: it is put back.
+    text = line.decode("latin-1")  # Latin-1 keeps every byte unchanged when it is encoded again
+    # The length of a line is already bounded. The limit of csv is global, so it is restored afterwards.
     usual = csv.field_size_limit(2**31 - 1)
     try:
         return [one.encode("latin-1") for one in next(csv.reader([text], delimiter=sep.decode()))]
@@ -181,13 +179,13 @@ def _texts(values: Sequence[bytes], layout_path: Path, line: int) -> list[str]:
     try:
         return [value.decode().strip().strip("\"'") for value in values]
     except UnicodeDecodeError as error:
-        what = f"line {line:,} holds names that are not UTF-8"
-        fix = "write it as UTF-8: iconv -f latin1 -t utf-8 FILE > new.csv"
+        what = f"line {line:,} has names that are not UTF-8"
+        fix = "convert the file to UTF-8: iconv -f latin1 -t utf-8 FILE > new.csv"
         raise InputError(what, str(layout_path), fix, code="wrong-format") from error
 
 
 def _layout(handle: IO[bytes], path: Path, memory: int) -> _Layout:
-    """Find out how a table is written, from its first lines."""
+    """Detect the layout of a table from its first lines."""
     some: list[bytes] = []
     for block in _lines(handle, path, memory):
         some += block
@@ -200,7 +198,7 @@ def _layout(handle: IO[bytes], path: Path, memory: int) -> _Layout:
         numbered = numbered[2:]
     found = []
     for each in _SEPARATORS:
-        # The last lines are values, whatever there is above them.
+        # Lines above the table may be comments; the last lines are values.
         widths = Counter(len(_fields(line, each)) for _, line in numbered[-40:])
         (most, times), *_ = widths.most_common(1) or [(0, 0)]
         if most > 1:
@@ -210,9 +208,7 @@ def _layout(handle: IO[bytes], path: Path, memory: int) -> _Layout:
     while numbered and numbered[0][1].startswith(b"#") and len(_fields(numbered[0][1], sep or b",")) != width:
         numbered.pop(0)
     if alike < 0.5 or not numbered:
-        raise InputError(
-            "this is text, but no table of numbers", str(path), "give a table of genes and cells"
-        )
+        raise InputError("this text is not a table of numbers", str(path), "give a table of genes and cells")
     probe = [_fields(line, sep) for _, line in numbered[1 : 2 + max(3, _PROBED_VALUES // width)]]
     probe = [fields for fields in probe if len(fields) == width] or [_fields(numbered[0][1], sep)]
     trailing = width > 2 and all(fields[-1] == b"" for fields in probe)
@@ -226,7 +222,7 @@ def _layout(handle: IO[bytes], path: Path, memory: int) -> _Layout:
 def _columns(
     path: Path, first: int, sep: bytes, head: list[bytes], probe: list[list[bytes]], trailing: bool
 ) -> _Layout:
-    """Tell names, other texts and numbers apart; ``first`` is the number of the line of ``head``."""
+    """Find the columns of names, text and numbers; ``first`` is the line number of ``head``."""
     columns = [[value.decode("latin-1").strip() for value in column] for column in zip(*probe, strict=True)]
     short = len(head) == len(columns) - 1
     titles = [""] * short + _texts(head, path, first)
@@ -236,14 +232,14 @@ def _columns(
         decimal = "."
 
     def numeric(values: list[str]) -> bool:
-        told = [value for value in values if value.lower() not in _MISSING]
-        good = sum(_NUMBER.fullmatch(value.replace(decimal, ".").encode()) is not None for value in told)
-        return 2 * good >= len(told)
+        present = [value for value in values if value.lower() not in _MISSING]
+        good = sum(_NUMBER.fullmatch(value.replace(decimal, ".").encode()) is not None for value in present)
+        return 2 * good >= len(present)
 
     texts = [j for j, column in enumerate(columns) if not numeric(column)]
     if len(titles) != len(columns):
-        what = f"has {len(titles):,} columns where the lines below have {len(columns):,}"
-        raise InputError(f"line {first:,} {what}", str(path), "mend the line, or write the table again")
+        what = f"has {len(titles):,} columns, but the lines below have {len(columns):,}"
+        raise InputError(f"line {first:,} {what}", str(path), "fix the line, or write the table again")
     if titles[0].lower() in ("geneid", "gene_id") and "chr" in (title.lower() for title in titles[:3]):
         texts += [j for j in range(1, 8) if j < len(titles) and titles[j].lower() in _POSITIONS]
     layout = _Layout(path, first, sep, titles, sorted(set(texts)), None, decimal, trailing)
@@ -254,12 +250,12 @@ def _columns(
         )
     if not short and values and not _is_heading(values):
         layout.skipped, layout.titles = first - 1, [""] * len(titles)
-        layout.notes.append("the table has no line of names")
+        layout.notes.append("the table has no header line")
     if layout.texts:
         layout.names = layout.texts[0]
         if layout.names > 0 and _UNNAMED.fullmatch(titles[0]) and _is_run(columns[0]):
             layout.texts.insert(0, 0)
-            layout.notes.append("the first column numbers the rows and was left out")
+            layout.notes.append("ignored the first column: it holds row numbers")
     elif short or (layout.titles[0] == titles[0] and _NAME_TITLE.fullmatch(titles[0])):
         layout.names, layout.texts = 0, [0]
     return layout
@@ -271,7 +267,7 @@ def _is_run(values: Sequence[str]) -> bool:
 
 
 def _is_heading(titles: list[str]) -> bool:
-    """Return whether the first line names the columns, if by numbers then by some that no values would be."""
+    """Return whether the first line is a header; a header of numbers must be unlike values."""
     numbers = sum(_NUMBER.fullmatch(title.encode()) is not None for title in titles)
     different = len(set(titles)) == len(titles)
     odd = (_is_run(titles) and len(titles) > 1) or (different and len(titles) >= 20)
@@ -280,7 +276,7 @@ def _is_heading(titles: list[str]) -> bool:
 
 @dataclass
 class _Table:
-    """A table that was read: (n_rows, n_columns) float32, and its texts, n_rows for each such column."""
+    """A table in memory: (n_rows, n_columns) float32, and n_rows texts for each column of text."""
 
     values: sp.csr_matrix[Any]
     texts: dict[int, list[str]]
@@ -297,12 +293,12 @@ def _read(handle: IO[bytes], layout: _Layout, memory: int) -> _Table:
         if not rows:
             continue
         values = _values(rows, layout, texts)
-        with np.errstate(over="ignore"):  # what is too large is reported as infinite
+        with np.errstate(over="ignore"):  # values too large for float32 are reported later, as infinite
             block = sp.csr_matrix(values.astype(np.float32))
         blocks.append(block)
         used += _VALUE_BYTES * block.nnz + len(rows) * _NAME_BYTES * max(1, len(texts))
         if used > memory // 2:
-            what = f"the table needs more than the {human_bytes(memory)} of memory that may be used"
+            what = f"the table needs more than {human_bytes(memory)} of memory"
             raise ResourceError(f"{what} (after line {n:,})", str(layout.path), _SMALLER)
     if not blocks:
         raise InputError(
@@ -314,13 +310,13 @@ def _read(handle: IO[bytes], layout: _Layout, memory: int) -> _Table:
 def _values(
     rows: list[tuple[int, bytes]], layout: _Layout, texts: dict[int, list[str]]
 ) -> npt.NDArray[np.float64]:
-    """Return the numbers of some lines, (n_lines, n_values); their texts are added to ``texts``."""
+    """Return the numbers of some lines, (n_lines, n_values), and add their texts to ``texts``."""
     width, sep, apart = layout.width, layout.sep, set(layout.texts)
     leading = len(apart) if layout.texts == list(range(len(apart))) else -1
     parts: list[bytes] = []
     for number, line in rows:
         if line.count(b'"') % 2:
-            raise layout.refuse(number, "has a quote that does not end")
+            raise layout.refuse(number, "has an opening quote without a closing one")
         if layout.trailing:
             line = line.removesuffix(sep)
         plain = line.count(sep) == width - 1
@@ -329,7 +325,7 @@ def _values(
         else:
             fields = line.split(sep) if plain else _fields(line, sep)
             if len(fields) != width:
-                raise layout.refuse(number, f"has {len(fields):,} columns where {width:,} belong")
+                raise layout.refuse(number, f"has {len(fields):,} columns instead of {width:,}")
             some = [fields[j] for j in layout.texts]
             rest = sep.join(value for j, value in enumerate(fields) if j not in apart)
         for j, value in zip(layout.texts, _texts(some, layout.path, number), strict=True):
@@ -344,11 +340,11 @@ def _values(
 
 
 def _parsed(text: bytes, decimal: str) -> npt.NDArray[np.float64] | None:
-    """Return the numbers that a text has one a line of, or None where one is none."""
+    """Parse a text with one number per line; return None if a line is not a number."""
     import pyarrow as pa
     from pyarrow import csv as arrow
 
-    if b"x" in text or b"X" in text:  # 0x10 is no count
+    if b"x" in text or b"X" in text:  # Arrow would read 0x10 as 16
         return None
     one = arrow.ReadOptions(use_threads=False, column_names=["value"], block_size=len(text) + 2**10)
     lines = arrow.ParseOptions(delimiter="\x01", quote_char=False, ignore_empty_lines=False)
@@ -356,7 +352,7 @@ def _parsed(text: bytes, decimal: str) -> npt.NDArray[np.float64] | None:
         column_types={"value": pa.float64()}, null_values=[], check_utf8=False, decimal_point=decimal
     )
     try:
-        # Not of Arrow's own pool, which gives nothing back.
+        # Arrow's default memory pool does not return memory to the system.
         pool = pa.system_memory_pool()
         table = arrow.read_csv(pa.BufferReader(text + b"\n"), one, lines, numbers, memory_pool=pool)
     except (pa.ArrowInvalid, UnicodeError):
@@ -366,7 +362,7 @@ def _parsed(text: bytes, decimal: str) -> npt.NDArray[np.float64] | None:
 
 
 def _no_number(rows: list[tuple[int, bytes]], parts: list[bytes], layout: _Layout) -> InputError:
-    """Return the error for the first of some lines with a value that is no number."""
+    """Return the error for the first line with a value that is not a number."""
     titles = [title for j, title in enumerate(layout.titles) if j not in layout.texts]
     for (number, _), part in zip(rows, parts, strict=True):
         for j, value in enumerate(part.split(layout.sep)):
@@ -376,15 +372,15 @@ def _no_number(rows: list[tuple[int, bytes]], parts: list[bytes], layout: _Layou
                 column = f"{titles[j][:40]!a}" if titles[j] else f"{j + 1:,} of the numbers"
                 return layout.refuse(
                     number,
-                    f"holds {shown}, which is no number (column {column})",
+                    f"has {shown}, which is not a number (column {column})",
                     "give numbers for all values",
                 )
-    return layout.refuse(rows[0][0], "or one soon after it holds what is no number")
+    return layout.refuse(rows[0][0], "or one of the next lines has a value that is not a number")
 
 
 @cache
 def _symbols() -> frozenset[str]:
-    """Return the symbols of genes that ship with the package, in capitals."""
+    """Return the gene symbols that ship with the package, in capitals."""
     import pyarrow.parquet as pq
 
     path = Path(str(files("scvec").joinpath("data", "snapshot", "genes.parquet")))
@@ -394,12 +390,12 @@ def _symbols() -> frozenset[str]:
 
 
 def _share(names: Sequence[str], *, parts: bool = False) -> float:
-    """Return the share of names, of up to 2,000 of them, that are genes.
+    """Return the fraction of names (of at most 2,000) that are gene names.
 
     Parameters
     ----------
     parts
-        Whether it is enough that a part of a name is one, as of ``INS__chr11``.
+        Whether a part of a name is enough, as in ``INS__chr11``.
     """
     some = names[:: max(1, len(names) // 2000)]
 
@@ -418,16 +414,16 @@ def genes_in_rows(rows: list[str], columns: list[str]) -> tuple[bool, str]:
     for parts in (False, True):
         shares = _share(rows, parts=parts), _share(columns, parts=parts)
         if max(shares) >= 0.1 and max(shares) > 2 * min(shares):
-            return shares[0] > shares[1], f"{max(shares):.0%} of their names are known"
+            return shares[0] > shares[1], f"{max(shares):.0%} of the names are known genes"
     barcodes = [sum(map(bool, map(_BARCODE.search, names))) / max(1, len(names)) for names in (rows, columns)]
     if max(barcodes) > 0.5 > min(barcodes):
-        return barcodes[1] > barcodes[0], "the others are named by barcodes"
+        return barcodes[1] > barcodes[0], "the others have barcodes as names"
     entrez = [
         all(name.isdigit() for name in names[:2000]) and not _is_run(names) for names in (rows, columns)
     ]
     if entrez[0] != entrez[1]:
-        return entrez[0], "their names are numbers of genes"
-    return True, "no names are known: this is how most tables are"
+        return entrez[0], "the names are Entrez ids"
+    return True, "no name is known; most tables have genes in rows"
 
 
 def _contents(table: _Table, layout: _Layout, path: Path) -> Contents:
@@ -438,14 +434,14 @@ def _contents(table: _Table, layout: _Layout, path: Path) -> Contents:
     rows_are_genes, why = genes_in_rows(rows, columns)
     genes, cells = (rows, columns) if rows_are_genes else (columns, rows)
     if not any(genes):
-        what = f"the {'rows' if rows_are_genes else 'columns'} of the table are genes without names"
-        raise InputError(what, str(path), "give a table with the names of its genes")
+        what = f"the genes in the {'rows' if rows_are_genes else 'columns'} of the table have no names"
+        raise InputError(what, str(path), "give a table with gene names")
     shape = table.values.shape[::-1] if rows_are_genes else table.values.shape
     if not any(cells):
         cells = [f"cell{i + 1}" for i in range(shape[0])]
     side = "rows" if rows_are_genes else "columns"
-    told = f"read a table with {count_text(shape[1], 'gene')} in its {side} ({why})"
-    told += f" and {count_text(shape[0], 'cell')}"
+    note = f"read a table with {count_text(shape[1], 'gene')} in its {side} ({why})"
+    note += f" and {count_text(shape[0], 'cell')}"
     others = pd.DataFrame(
         {layout.titles[j] or f"column{j + 1}": table.texts[j] for j in layout.texts if j != layout.names},
         index=range(n_rows),
@@ -460,8 +456,8 @@ def _contents(table: _Table, layout: _Layout, path: Path) -> Contents:
             obs[genes[j]] = X[:, [j]].toarray()[:, 0]
         if about.any():
             some = ", ".join(np.array(genes)[about][:4])
-            layout.notes.append(f"took {count_text(int(about.sum()), 'column')} for no gene: {some}")
+            layout.notes.append(f"used {count_text(int(about.sum()), 'column')} as obs, not as genes: {some}")
             genes, X = list(np.array(genes, object)[~about]), X[:, np.flatnonzero(~about)]
         var = pd.DataFrame(index=range(len(genes)))
     obs.index, var.index = pd.Index(cells, dtype=object), pd.Index(genes, dtype=object)
-    return Contents(str(path), obs, {"X": Place(X, lambda: (var, ()))}, path, (told, *layout.notes))
+    return Contents(str(path), obs, {"X": Place(X, lambda: (var, ()))}, path, (note, *layout.notes))

@@ -1,4 +1,4 @@
-"""Cells as 10x Genomics' Cell Ranger writes them: an h5 of version 2 or 3, or a folder of three files."""
+"""Read Cell Ranger (10x Genomics) output: an h5 file of version 2 or 3, or a folder of three files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PARTS = ("data", "indices", "indptr", "shape", "barcodes")
 
 
 def _genomes(file: h5py.File) -> list[str]:
-    """Return the groups that hold a matrix: ``matrix`` in version 3, one a genome in version 2."""
+    """Return the groups that hold a matrix: ``matrix`` in version 3, one per genome in version 2."""
     return [
         name for name, item in hard_items(file).items() if isinstance(item, h5py.Group) and "barcodes" in item
     ]
@@ -42,12 +42,12 @@ def _is_tenx(given: Given) -> bool:
 
 @reader("10x", "an .h5 file of Cell Ranger", sniff=_is_tenx)
 def read_tenx(given: Given, memory: int) -> Contents:
-    """List what a checked, open Cell Ranger file holds.
+    """List the content of a checked, open Cell Ranger file.
 
     Raises
     ------
     InputError
-        If parts are missing or contradict each other, or the file holds several genomes apart.
+        If parts are missing or inconsistent, or the file has a separate matrix for each of several genomes.
     """
     file, path = given.hdf5, given.path
     genomes = _genomes(file)
@@ -56,7 +56,7 @@ def read_tenx(given: Given, memory: int) -> Contents:
         raise InputError(
             what,
             str(path),
-            "write them to files of their own (scanpy.read_10x_h5, genome=...)",
+            "write each to its own file (scanpy.read_10x_h5, genome=...)",
             code="wrong-format",
         )
     where = f"{path} ({genomes[0]})"
@@ -65,7 +65,7 @@ def read_tenx(given: Given, memory: int) -> Contents:
         missing = [part for part in _PARTS if not isinstance(group.get(part), h5py.Dataset)]
     if missing:
         raise InputError(
-            f"the 10x Genomics file lacks its {' and '.join(missing)}", where, AGAIN, code="damaged-file"
+            f"the 10x Genomics file has no {' and no '.join(missing)}", where, AGAIN, code="damaged-file"
         )
     with reading(path, genomes[0]):
         n_genes, n_cells = (int(n) for n in group["shape"][:])
@@ -85,7 +85,10 @@ def read_tenx(given: Given, memory: int) -> Contents:
     for what, table, n in (("barcodes", barcodes, n_cells), ("genes", names, n_genes)):
         if len(table) != n:
             raise InputError(
-                f"there are {len(table):,} {what} for a matrix of {n:,}", where, AGAIN, code="damaged-file"
+                f"the file has {len(table):,} {what}, but its matrix has {n:,}",
+                where,
+                AGAIN,
+                code="damaged-file",
             )
     rows = StoredRows({part: group[part] for part in ("data", "indices", "indptr")}, (n_cells, n_genes))
     return Contents(
@@ -99,7 +102,7 @@ def read_tenx(given: Given, memory: int) -> Contents:
 
 def _texts(values: h5py.Dataset, where: str, memory: int) -> list[str]:
     if values.ndim != 1 or values.size * max(values.dtype.itemsize, 16) > memory:
-        raise InputError(f"a list of names is of shape {values.shape}", where, AGAIN, code="damaged-file")
+        raise InputError(f"a list of names has shape {values.shape}", where, AGAIN, code="damaged-file")
     return [decoded(v) if isinstance(v, bytes) else str(v) for v in values[:]]
 
 
@@ -107,7 +110,7 @@ def var_of(names: list[str], ids: list[str], more: dict[str, list[str]], where: 
     lengths = {len(names), len(ids), *map(len, more.values())}
     if len(lengths) > 1:
         raise InputError(
-            f"the columns of the genes have {sorted(lengths)} entries", where, AGAIN, code="damaged-file"
+            f"the columns of the genes differ in length: {sorted(lengths)}", where, AGAIN, code="damaged-file"
         )
     return pd.DataFrame({"gene_ids": ids, **more}, index=pd.Index(names, dtype=object))
 
@@ -122,15 +125,15 @@ def _is_mtx(given: Given) -> bool:
 def read_mtx(given: Given, memory: int) -> Contents:
     """Read a folder of ``matrix.mtx``, ``features.tsv`` (or ``genes.tsv``) and ``barcodes.tsv``, or ``.gz``.
 
-    A Matrix Market file has no order that could be trusted, so it is read from end to end at once, into
-    temporary files where its values are many (:func:`scvec.ingest.cells.readers.tenx.read_text`).
+    The values of a Matrix Market file may be in any order, so it is read completely, with temporary files if
+    it has many values (:func:`scvec.ingest.cells.readers.tenx.read_text`).
 
     Raises
     ------
     InputError
-        If a file is missing, no plain file, damaged, or does not fit the others.
+        If a file is missing, not a regular file, damaged, or does not match the others.
     ResourceError
-        If the names do not fit into ``memory``, or the disk has no room for the values.
+        If the names do not fit in ``memory``, or the disk has no room for the values.
     """
     folder = given.path
     barcodes = columns_in(find_file(folder, "barcodes.tsv"), memory)[0]
@@ -162,7 +165,7 @@ def find_file(folder: Path, *names: str) -> Path:
                 ) from error
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(
-                    f"{path.name} is no file",
+                    f"{path.name} is not a file",
                     str(folder),
                     "give the folder of Cell Ranger",
                     code="not-a-file",
@@ -170,17 +173,17 @@ def find_file(folder: Path, *names: str) -> Path:
             if status.st_size == 0:
                 raise InputError(f"{path.name} is empty (0 bytes)", str(folder), AGAIN, code="empty-file")
             return path
-    what = f"there is no {' or '.join(names)} beside the matrix"
+    what = f"the folder has a matrix but no {' or '.join(names)}"
     raise InputError(
         what,
         str(folder),
-        "give the whole folder: matrix.mtx, features.tsv and barcodes.tsv",
+        "give the complete folder: matrix.mtx, features.tsv and barcodes.tsv",
         code="wrong-format",
     )
 
 
 def names_in(path: Path, memory: int) -> list[list[str]]:
-    """Return the rows of a file of tab-separated texts, which must unpack to no more than the memory."""
+    """Return the rows of a file of tab-separated texts, whose unpacked size is limited by ``memory``."""
     most = memory // 16
     try:
         with open_text(path) as handle:
@@ -195,7 +198,7 @@ def names_in(path: Path, memory: int) -> list[list[str]]:
     return [line.split("\t") for line in decoded(content).splitlines() if line]
 
 
-#: Titles of the last column of names, as R and pandas write them.
+#: Headers of the last column of names, from R and pandas.
 _TITLES = frozenset(
     "gene_id gene_ids gene_name gene_names gene_symbol gene genes symbol symbols feature features "
     "feature_type feature_types barcode barcodes cell cells cell_id x v1 0".split()
@@ -203,14 +206,14 @@ _TITLES = frozenset(
 
 
 def columns_in(path: Path, memory: int) -> list[list[str]]:
-    """Return the columns of a file of names, without quotes, titles and numbers of rows.
+    """Return the columns of a file of names, without quotes, header and row numbers.
 
     Raises
     ------
     InputError
-        If it is damaged, or holds no names.
+        If the file is damaged or has no names.
     ResourceError
-        As of :func:`names_in`.
+        See :func:`names_in`.
     """
     rows = names_in(path, memory)
     if rows and len(rows[0]) == 1 and "," in rows[0][0]:
@@ -223,48 +226,49 @@ def columns_in(path: Path, memory: int) -> list[list[str]]:
         del columns[0]
     if not columns:
         code = "no-genes" if path.name.startswith(("features", "genes")) else "no-cells"
-        raise InputError(f"{path.name} holds no names", str(path.parent), AGAIN, code=code)
+        raise InputError(f"{path.name} has no names", str(path.parent), AGAIN, code=code)
     return columns
 
 
 AGAIN = "copy or download it again"
-#: The fewest bytes that a value takes as text ("1 1 1" and a line break), and how often gzip can shrink it.
+#: The fewest bytes of a value as text ("1 1 1" and a line break), and the best compression of gzip.
 _LEAST_TEXT, _GZIP = 6, 1032
-#: Bytes of text in work at least, at most, and as a share of the memory: six times as much is made of them.
+#: Bytes of a block of text: minimum, maximum, and fraction of the memory (1/128). Parsing needs six times as
+#: much.
 _LEAST, _MOST, _SHARE = 2**12, 2**21, 128
-#: A line of three numbers is far shorter.
+#: Longest accepted line; a line of three numbers is far shorter.
 _LONGEST_LINE = 2**16
 
 
 def open_text(path: Path) -> Any:
-    """Open a file of text, unpacked if it is called ``.gz``, for reading bytes."""
+    """Open a text file for reading bytes; a ``.gz`` file is decompressed."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def read_text(path: Path, n_genes: int, n_cells: int, memory: int, *, by_cell: bool = False) -> Transposed:
-    """Read a Matrix Market file once, and bring it into the order of its cells.
+    """Read a Matrix Market file once and sort its values by cell.
 
     Parameters
     ----------
     path
         The file, plain or ``.gz``.
     n_genes, n_cells
-        Its shape according to the files beside it.
+        The shape according to the files of genes and cells.
     memory
-        Bytes that may be used. Values that do not fit into a share of it go to temporary files.
+        Bytes that may be used. Values that do not fit in a fraction of it go to temporary files.
     by_cell
-        Whether its rows are cells where there are as many genes as cells; else its shape tells.
+        Whether rows are cells if there are as many genes as cells; otherwise the shape decides.
 
     Returns
     -------
-    (n_cells, n_genes) float32. What was written twice for a cell and gene is there twice.
+    (n_cells, n_genes) float32. Values stored twice for a cell and gene are kept twice.
 
     Raises
     ------
     InputError
-        If it is damaged, no sparse matrix of numbers, or of another shape.
+        If the file is damaged, not a sparse matrix of numbers, or has another shape.
     ResourceError
-        If there is no room for the temporary files.
+        If the disk has no room for the temporary files.
     """
     where = str(path.parent)
     with reading(path):
@@ -274,13 +278,13 @@ def read_text(path: Path, n_genes: int, n_cells: int, memory: int, *, by_cell: b
                 turned = claimed == [n_cells, n_genes] and (by_cell or n_genes != n_cells)
                 if not turned and claimed != [n_genes, n_cells]:
                     what = f"the matrix is {claimed[0]:,} x {claimed[1]:,}, "
-                    what += f"but there are {n_genes:,} genes and {n_cells:,} cells"
+                    what += f"but the folder has {n_genes:,} genes and {n_cells:,} cells"
                     raise InputError(what, where, AGAIN, code="damaged-file")
                 size = path.stat().st_size * (_GZIP if path.suffix == ".gz" else 1)
                 if not 0 <= n_values <= size // _LEAST_TEXT:
-                    what = f"{path.name} claims {n_values:,} values, which it cannot hold: it is damaged"
+                    what = f"{path.name} is damaged: it is too small for the {n_values:,} values it claims"
                     raise InputError(what, where, AGAIN, code="damaged-file")
-                origin = Origin(where, "is text", "give the .h5 of Cell Ranger in place of the folder")
+                origin = Origin(where, "is text", "give Cell Ranger's .h5 file instead of the folder")
                 shape = n_cells, n_genes
                 pieces = _pieces(handle, path, whole, shape, n_values, memory, turned=turned)
                 return collected(pieces, n_values, shape, np.dtype(np.float32), origin, memory)
@@ -293,11 +297,11 @@ def _damaged(path: Path, reason: str) -> InputError:
 
 
 def _head(handle: Any, path: Path) -> tuple[bool, int, int, int]:
-    """Read the first lines, up to the one with the size.
+    """Read the header, up to the line with the size.
 
     Returns
     -------
-    Whether the values are whole numbers, and how many genes, cells and values the file claims to have.
+    Whether the values are whole numbers, and the numbers of rows, columns and values in the header.
     """
     kind, line = handle.readline(1024).lower().split(), b"%"
     while line.startswith(b"%"):
@@ -312,7 +316,7 @@ def _head(handle: Any, path: Path) -> tuple[bool, int, int, int]:
             f"{path.name} is not a sparse Matrix Market file", str(path.parent), AGAIN, code="wrong-format"
         )
     if kind[3] not in (b"integer", b"real"):
-        raise InputError(f"{path.name} holds no numbers", str(path.parent), AGAIN, code="wrong-format")
+        raise InputError(f"{path.name} has no numbers", str(path.parent), AGAIN, code="wrong-format")
     n_genes, n_cells, n_values = claimed
     return kind[3] == b"integer", n_genes, n_cells, n_values
 
@@ -334,15 +338,15 @@ def _pieces(
     whole
         Whether the values are whole numbers.
     shape
-        (n_cells, n_genes) that all numbers must be within.
+        (n_cells, n_genes), the bounds of the cell and gene numbers.
     n_values
-        How many values there must be.
+        Number of values that the file must have.
     turned
-        Whether the file names the cell of a value before its gene.
+        Whether a line has the cell number before the gene number.
     """
     n_read = 0
     while block := handle.read(int(np.clip(memory // _SHARE, _LEAST, _MOST))):
-        # The rest of a longer line is then a line without three numbers, which is refused.
+        # The rest of a longer line does not have three numbers, so it is refused.
         text = block + handle.readline(_LONGEST_LINE)
         *numbers, values = _columns(text, path, whole, shape[::-1] if turned else shape, n_read)
         cells, genes = numbers if turned else reversed(numbers)
@@ -350,18 +354,18 @@ def _pieces(
             outside = (those < 1) | (those > n)
             if outside.any():
                 at = int(outside.argmax())
-                raise _damaged(path, f"value {n_read + at + 1:,} is of {what} {those[at]:,} of {n:,}")
+                raise _damaged(path, f"value {n_read + at + 1:,} has {what} number {those[at]:,} of {n:,}")
         n_read += len(values)
         if n_read > n_values:
-            raise _damaged(path, f"there are more values than the {n_values:,} it claims")
-        with np.errstate(over="ignore"):  # infinite values are reported when all are read
+            raise _damaged(path, f"it has more values than the {n_values:,} of its header")
+        with np.errstate(over="ignore"):  # infinite values are reported later
             yield cells - 1, genes - 1, values.astype(np.float32)
     if n_read < n_values:
         raise _damaged(path, f"it ends after {n_read:,} of {n_values:,} values")
 
 
 def _columns(block: bytes, path: Path, whole: bool, shape: tuple[int, int], n_read: int) -> list[Any]:
-    """Return the genes, cells and values of some lines of text; ``n_read`` values were before them."""
+    """Parse the genes, cells and values of some lines; ``n_read`` values were read before."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -374,7 +378,7 @@ def _columns(block: bytes, path: Path, whole: bool, shape: tuple[int, int], n_re
     def parsed(text: bytes) -> list[Any]:
         if b"x" in text or b"X" in text:
             raise pa.ArrowInvalid("Arrow would read 0x10 as 16")
-        # Not of Arrow's own pool, which gives nothing back.
+        # Arrow's default memory pool does not return memory to the system.
         pool = pa.system_memory_pool()
         table = csv.read_csv(pa.BufferReader(text), lines, words, numbers, memory_pool=pool)
         return [column.to_numpy() for column in table.columns]
@@ -384,10 +388,10 @@ def _columns(block: bytes, path: Path, whole: bool, shape: tuple[int, int], n_re
     except (pa.ArrowInvalid, UnicodeError):
         pass
     try:
-        # Arrow splits at single blanks only; some programs write several, or some at the ends of lines.
+        # Arrow splits at single blanks; some programs write several, or blanks at line ends.
         return parsed(b"".join(b" ".join(line.split()) + b"\n" for line in block.splitlines()))
     except (pa.ArrowInvalid, UnicodeError) as error:
-        # What Arrow says has parts of the file in it, which may be anything.
+        # Arrow's message quotes the file, which may hold anything, so only the row number is used.
         row = re.search(r"Row #(\d+)", str(error))
         at = f"value {n_read + int(row[1]):,}" if row else f"a line after value {n_read:,}"
         kind = "whole number" if whole else "number"
