@@ -41,7 +41,7 @@ import torch
 
 import scvec
 from scvec.celltypes.markers import read_markers
-from scvec.celltypes.naming import FEATURES, MarkerIndex, _doubts
+from scvec.celltypes.naming import FEATURES, LINEAGE, MarkerIndex, _doubts
 from scvec.celltypes.terms import TermMatcher
 from scvec.model.known_markers import absent_markers, marker_rows, ortholog_key, shipped_tissues
 from scvec.model.metrics import expected_calibration_error
@@ -55,8 +55,6 @@ N_GENES, N_LISTS = 25, 150
 MOST_CELLS = 60
 MOUSE_TISSUES = ("lung", "brain", "heart", "kidney", "liver", "muscle")
 SPECIES = {"Homo sapiens": "human", "Mus musculus": "mouse"}
-#: Weight of the same lineage beside the similarity, in what the weights are learned for.
-LINEAGE = 0.7
 STEPS, RATE, SHRINK = 150, 0.1, 1e-3
 NEGATIVE = np.array([name in ("lacking", "negative") for name in FEATURES])
 MODES = [(markers, place) for markers in ("shipped", "tables") for place in (False, True)]
@@ -240,7 +238,7 @@ class Answers:
         return np.array([q.family for q, _ in self.where])
 
 
-def learned(answers: Answers, use: np.ndarray, parts: np.ndarray | None = None, start=None) -> np.ndarray:
+def learned(answers: Answers, use: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
     """Return the weights that give the best expected name on some of the questions.
 
     ``parts`` says which features may count. Each family counts as the square root of its questions.
@@ -258,10 +256,9 @@ def learned(answers: Answers, use: np.ndarray, parts: np.ndarray | None = None, 
     free = torch.ones(n) if parts is None else torch.tensor(parts, dtype=torch.float32)
     least = torch.zeros(n)
     sign = torch.tensor([-1.0 if i < len(NEGATIVE) and NEGATIVE[i] else 1.0 for i in range(n)])
-    w = torch.zeros(n) if start is None else torch.tensor(start, dtype=torch.float32) * spread
-    w.requires_grad_(True)
+    w = torch.zeros(n, requires_grad=True)
     optimizer = torch.optim.Adam([w], lr=RATE)
-    for _ in range(STEPS if start is None else STEPS // 3):
+    for _ in range(STEPS):
         optimizer.zero_grad()
         hoped = (torch.softmax(X @ (w * free) + mask, dim=1) * good).sum(1)
         loss = -(weight * (hoped + 0.3 * torch.log(hoped + 1e-3))).sum() + SHRINK * (w**2).sum()
@@ -284,12 +281,13 @@ def calibrated(answers: Answers, use: np.ndarray, weights: np.ndarray) -> tuple[
         order, proba = ranked(answers, k, weights)
         values = answers.X[k, : len(rows)].numpy()[order]
         rows = rows[order]
-        doubts = _doubts(index.on_lineage(rows, proba), values)
+        known = index.known(answers.where[k][0].genes)
+        doubts = _doubts(index.on_lineage(rows, proba), values, known)
         for j in range(min(2, len(rows))):
             sure[0].append(doubts[j])
             sure[1].append(bool(answers.related[k, order[j]]))
         held = index.within(rows, proba)
-        doubts = _doubts(held, values)
+        doubts = _doubts(held, values, known)
         for j in np.argsort(-held)[:15]:
             if len(index.lineage.get(index.terms[rows[j]], ())) >= 3:
                 within[0].append(doubts[j])
@@ -303,11 +301,8 @@ def calibrated(answers: Answers, use: np.ndarray, weights: np.ndarray) -> tuple[
 
 def ranked(answers: Answers, k: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the order of the terms of a question, and their softmax in it."""
-    rows = answers.rows[k][1]
-    scores = answers.X[k, : len(rows)].numpy().astype(float) @ weights
-    order = np.lexsort((rows, -scores))
-    proba = np.exp(scores[order] - scores[order][0])
-    return order, proba / proba.sum()
+    index, rows = answers.rows[k]
+    return index.ranked(rows, answers.X[k, : len(rows)].numpy().astype(float) @ weights)
 
 
 def left_out(
@@ -317,10 +312,9 @@ def left_out(
     n = len(answers.where)
     found = {name: np.zeros(n) for name in ("similar", "lineage", "five", "sure")}
     found["broad"] = np.full(n, np.nan)
-    everything = learned(answers, np.ones(n, dtype=bool), parts)
     for family in sorted(set(answers.families)):
         own = answers.families == family
-        weights = learned(answers, ~own, parts, start=everything)
+        weights = learned(answers, ~own, parts)
         lineage, within = calibrated(answers, ~own, weights) if calibrate else ((), ())
         for k in np.flatnonzero(own):
             index, rows = answers.rows[k]
@@ -333,8 +327,9 @@ def left_out(
             found["lineage"][k] = answers.related[k, order[0]]
             if not calibrate:
                 continue
-            found["sure"][k] = _sure(lineage, _doubts(index.on_lineage(rows, proba), values))[0]
-            held = _sure(within, _doubts(index.within(rows, proba), values))
+            known = index.known(answers.where[k][0].genes)
+            found["sure"][k] = _sure(lineage, _doubts(index.on_lineage(rows, proba), values, known))[0]
+            held = _sure(within, _doubts(index.within(rows, proba), values, known))
             depth = np.array([len(index.lineage.get(index.terms[i], ())) for i in rows])
             deep = [j for j in range(len(rows)) if held[j] >= 0.8 and depth[j] >= 3]
             if deep:
@@ -466,7 +461,7 @@ def _apart(vectors: np.ndarray) -> np.ndarray:
 
 
 def encode_texts(world: World, questions: list[Question], ontology: Path, out: Path) -> None:
-    """Write the vectors that :class:`Texts` reads; encoding the definitions takes ten minutes."""
+    """Write the vectors that :class:`Texts` reads, of the terms that may be named; it takes minutes."""
     from scvec.backbones import load_backbone, parse_spec
     from scvec.model.gene_vectors import gene_table
     from scvec.stores.store.vector_cache import ShippedVectors
@@ -479,7 +474,8 @@ def encode_texts(world: World, questions: list[Question], ontology: Path, out: P
     vectors = np.zeros((len(genes), 384), dtype=np.float32)
     vectors[rows >= 0] = shipped.take(rows[rows >= 0])
     terms = json.loads(gzip.decompress(ontology.read_bytes()))
-    alive = {i: t for i, t in sorted(terms.items()) if t.get("label") and not t.get("deprecated")}
+    named = {up for row in world.rows for up in world.above(row[0])}
+    alive = {i: terms[i] for i in sorted(named) if terms.get(i, {}).get("label")}
     texts = [f"{t['label']}. {t.get('description', '')}" for t in alive.values()]
     np.savez(
         out,
