@@ -3,7 +3,7 @@
     python benchmarks/names.py                 # every data set and table left out in turn
     python benchmarks/names.py --parts         # and each part of the score left out
     python benchmarks/names.py --text v.npz    # and text of genes and cell types joined, and its control
-    python benchmarks/names.py --cells         # groups of cells of which the reference lacks the type
+    python benchmarks/names.py --novel         # groups of cells of which the reference lacks the type
     python benchmarks/names.py --labels        # labels whose markers are absent, and swapped labels
     python benchmarks/names.py --fit           # write scvec/data/naming.json, learned on all of them
 
@@ -30,8 +30,9 @@ import json
 import os
 import random
 import re
+import tempfile
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import anndata
@@ -40,20 +41,34 @@ import scipy.sparse as sp
 import torch
 
 import scvec
+from scvec.base.types import no_progress
 from scvec.celltypes.markers import read_markers
-from scvec.celltypes.naming import FEATURES, LINEAGE, MarkerIndex, _doubts
+from scvec.celltypes.naming import FEATURES, LINEAGE, MarkerIndex, NameFit, _doubts
 from scvec.celltypes.terms import TermMatcher
+from scvec.ingest.cells.source import CellSource
 from scvec.model.known_markers import absent_markers, marker_rows, ortholog_key, shipped_tissues
+from scvec.model.matching import match_genes
 from scvec.model.metrics import expected_calibration_error
-from scvec.workflows.name import knowledge
+from scvec.workflows.name import NameOptions, _named_groups, knowledge
 
 SHARED = Path(os.environ.get("SCVEC_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 OUT = Path(scvec.__file__).parent / "data" / "naming.json"
 #: Genes of a list of cells, and lists of each table.
 N_GENES, N_LISTS = 25, 150
-#: Cells of each type, and tissues of Tabula Muris, for --cells.
-MOST_CELLS = 60
-MOUSE_TISSUES = ("lung", "brain", "heart", "kidney", "liver", "muscle")
+#: Data sets of --novel, of Tabula Muris each tissue; cells of each type.
+NOVEL_SETS = (
+    ("brain_darmanis_human", ""),
+    ("liver_aizarani_human", ""),
+    ("pbmc3k_10x", ""),
+    *(
+        ("tabula_muris_facs_8tissues", tissue)
+        for tissue in ("bladder", "brain", "heart", "kidney", "liver", "lung", "muscle", "skin")
+    ),
+    ("pancreas_baron_human", ""),
+    ("pancreas_baron_mouse", ""),
+    ("hnscc_puram_ref180_7943genes", ""),
+)
+MOST_CELLS = 40
 SPECIES = {"Homo sapiens": "human", "Mus musculus": "mouse"}
 STEPS, RATE, SHRINK = 150, 0.1, 1e-3
 NEGATIVE = np.array([name in ("lacking", "negative") for name in FEATURES])
@@ -88,6 +103,8 @@ class World:
     lineage: dict
     resolve: object
     matcher: TermMatcher
+    resolver: object
+    key: object
     indices: dict = field(default_factory=dict)
 
     @classmethod
@@ -108,7 +125,7 @@ class World:
                 found = resolver.resolve(list(symbols), species).gene_ids
                 return {n: key(g) for n, g in zip(symbols, found, strict=True) if g is not None}
 
-            return cls(rows, labels, kb.cl_lineage(), resolve, matcher)
+            return cls(rows, labels, kb.cl_lineage(), resolve, matcher, resolver, key)
 
     def index(self, question: Question, markers: str) -> MarkerIndex:
         """Return the markers without those of the same cells or table."""
@@ -508,19 +525,16 @@ def with_text(world: World, questions: list[Question], vectors: Path, n_seeds: i
         )
 
 
-def of_cells(limit: int) -> None:
-    """Print how the novel groups are named whose type the reference lacks, for each data set."""
-    import tempfile
+def novel(world: World, answers: Answers) -> None:
+    """Print how the cells of a type are named that the reference lacks, for each type of four data sets.
 
-    sets = [
-        *((file, "") for file in ("brain_darmanis_human", "pbmc3k_10x", "pancreas_baron_mouse")),
-        *(("tabula_muris_facs_8tissues", tissue) for tissue in MOUSE_TISSUES),
-        ("pancreas_baron_human", ""),
-    ]
-    with knowledge(None) as (kb, _):
-        matcher, lineage = TermMatcher(kb.cl_names()), kb.cl_lineage()
-    sure, right = [], []
-    for name, only in sets:
+    The cells of the type, given as one group beside half of the others, are named; so is the group that most
+    of them are in, of those that ``query`` calls novel. Weights and calibration are learned without the data
+    set, whose own markers are left out.
+    """
+    said = defaultdict(list)
+    print("| data set | type | cells | group | markers | name | similarity | lineage |\n" + "|---" * 8 + "|")
+    for name, only in NOVEL_SETS:
         cells = anndata.read_h5ad(SHARED / f"{name}.h5ad")
         if only:
             cells = cells[cells.obs["tissue"].astype(str) == only].copy()
@@ -528,37 +542,79 @@ def of_cells(limit: int) -> None:
         cells = cells[(each < MOST_CELLS).to_numpy()].copy()
         tissue = only or str(cells.obs["tissue"].iloc[0])
         labels = cells.obs["cell_type"].astype(str)
-        terms = matcher.match_all(sorted(set(labels)), [tissue])
+        terms = world.matcher.match_all(sorted(set(labels)), [tissue])
         half = np.random.default_rng(0).random(cells.n_obs) < 0.5
-        types = [t for t, n in labels.value_counts().items() if n >= 20 and terms[t].cl_id][:limit]
-        for left in types:
+        asked = Question([], tissue, "", "", name)
+        fit = fitted(answers, answers.families != asked.family)
+        indices = {m: replace_fit(world.index(asked, m), fit) for m in ("shipped", "tables")}
+        for left in [t for t, n in labels.value_counts().items() if n >= 10 and terms[t].cl_id]:
             reference = cells[half & (labels != left).to_numpy()].copy()
             query = cells[~half | (labels == left).to_numpy()].copy()
-            with tempfile.TemporaryDirectory() as folder:
-                scvec.ingest_cells(folder, [reference], name="r", label_key="cell_type", min_cells=5)
-                found = scvec.query(folder, query, reference="r", name_novel=True, tissue=tissue)
             own = (query.obs["cell_type"].astype(str) == left).to_numpy()
-            named = {g.group: g for g in found.novel_names}
-            group = [g for g in found.novel_group[own] if g is not None]
-            if not group:
-                print(f"| {name} {only} | {left} | {own.sum()} | 0 | - | - |", flush=True)
-                continue
-            most = max(set(group), key=group.count)
-            best = named[most].candidates[0] if named[most].candidates else None
-            truth = terms[left].cl_id
-            good = best is not None and (
-                best.cl_id == truth
-                or best.cl_id in lineage.get(truth, ())
-                or truth in lineage.get(best.cl_id, ())
+            groups = {"given": np.where(own, left, None), "novel": found_novel(reference, query, own)}
+            for kind, group in groups.items():
+                if group is None:
+                    said[name, kind, "not found"].append((0.0, 0.0, 0.0))
+                    continue
+                for markers, best in named(world, query, group, indices, tissue).items():
+                    truth, up = world.above(terms[left].cl_id), world.above(best.cl_id) if best else set()
+                    right = best is not None and (best.cl_id in truth or terms[left].cl_id in up)
+                    similar = len(up & truth) / len(up | truth)
+                    sure = best.probability if best else 0.0
+                    said[name, kind, markers].append((sure, right, similar))
+                    spoken = f"{best.label} {sure:.2f}" if best else "unknown"
+                    row = f"{name} {only} | {left} | {own.sum()} | {kind} | {markers} | {spoken}"
+                    print(f"| {row} | {similar:.2f} | {right} |", flush=True)
+    print("| data set | group | markers | types | similarity | same lineage | calibration error |")
+    print("|---" * 7 + "|")
+    for name in (*dict.fromkeys(n for n, _ in NOVEL_SETS), ""):
+        for _, kind, markers in sorted({("", *key[1:]) for key in said}):
+            rows = [
+                r for key, rs in said.items() if key[1:] == (kind, markers) and name in key[0] for r in rs
+            ]
+            if rows:
+                sure, right, similar = np.array(rows, dtype=float).T
+                error = expected_calibration_error(sure, right > 0, 10)
+                print(
+                    f"| {name or 'all'} | {kind} | {markers} | {len(rows)} | {similar.mean():.3f} | "
+                    f"{right.mean():.3f} | {error:.3f} |",
+                    flush=True,
+                )
+
+
+def found_novel(reference, query, own: np.ndarray) -> np.ndarray | None:
+    """Return the novel group that most of the left-out cells are in, None for other cells; or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        scvec.ingest_cells(folder, [reference], name="r", label_key="cell_type", min_cells=5)
+        group = scvec.query(folder, query, reference="r", name_novel=True).novel_group
+    found = [g for g in group[own] if g is not None]
+    most = max(sorted(set(found)), key=found.count) if found else None
+    return None if most is None else np.array([g if g == most else None for g in group], dtype=object)
+
+
+def named(world: World, cells, groups: np.ndarray, indices: dict, tissue: str) -> dict:
+    """Return the first name of the one group of cells, for each index of markers."""
+    asked = NameOptions(tissue=tissue)
+    with CellSource.open(cells) as source:
+        matched = match_genes(source, world.resolver, species="auto")
+        return {
+            markers: next(
+                iter(_named_groups(matched, groups, index, world.key, asked, no_progress)[0].candidates), None
             )
-            sure.append(best.probability if best else 0.0)
-            right.append(good)
-            said = f"{best.label} {best.probability:.2f}" if best else "unknown"
-            print(f"| {name} {only} | {left} | {own.sum()} | {len(group)} | {said} | {good} |", flush=True)
-    error = expected_calibration_error(np.array(sure), np.array(right), 5)
-    print(
-        f"{len(right)} novel types, {np.mean(right):.2f} on the right lineage, calibration error {error:.2f}"
-    )
+            for markers, index in indices.items()
+        }
+
+
+def fitted(answers: Answers, use: np.ndarray) -> NameFit:
+    """Return weights and calibration that are learned on some of the questions."""
+    weights = learned(answers, use)
+    told = {name: round(w, 4) for name, w in zip(FEATURES, weights.tolist(), strict=True)}
+    return NameFit(told, *calibrated(answers, use, weights))
+
+
+def replace_fit(index: MarkerIndex, fit: NameFit) -> MarkerIndex:
+    index.fit = fit
+    return index
 
 
 def of_labels(world: World) -> None:
@@ -591,16 +647,12 @@ def of_labels(world: World) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("parts", "cells", "labels", "fit"):
+    for name in ("parts", "novel", "labels", "fit"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--text", type=Path, metavar="NPZ", help="vectors of texts; made if absent")
     parser.add_argument("--seeds", type=int, default=5, help="controls of the text")
-    parser.add_argument("--types", type=int, default=8, help="types of each data set, for --cells")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.cells:
-        of_cells(args.types)
-        return
     world = World.load()
     if args.labels:
         of_labels(world)
@@ -614,12 +666,12 @@ def main() -> None:
         return
     answers = Answers.of(world, questions, MODES[1::2] if args.parts else MODES)
     if args.fit:
-        everything = np.ones(len(answers.where), dtype=bool)
-        weights = learned(answers, everything)
-        lineage, within = calibrated(answers, everything, weights)
-        told = {name: round(w, 4) for name, w in zip(FEATURES, weights.tolist(), strict=True)}
-        OUT.write_text(json.dumps({"weights": told, "lineage": lineage, "within": within}, indent=1) + "\n")
+        fit = fitted(answers, np.ones(len(answers.where), dtype=bool))
+        OUT.write_text(json.dumps(asdict(fit), indent=1) + "\n")
         print(OUT.read_text())
+        return
+    if args.novel:
+        novel(world, answers)
         return
     if args.parts:
         without_parts(answers)

@@ -158,7 +158,7 @@ def test_the_name_is_that_of_which_most_is_hoped():
     index = MarkerIndex(ROWS, LABELS, LINEAGE, fit=only)
     rows = np.array([index.terms.index(t) for t in ("CL:2", "CL:3", "CL:4")])
     order, proba = index.ranked(rows, np.log([0.2, 0.41, 0.39]))
-    # The parent is like both: 0.2 + 0.8 * 4 / 5 + 0.7; the first 0.41 + 0.2 * 4 / 5 + 0.39 * 4 / 6 + 0.7 * 0.61.
+    # The parent is like both and on one lineage with both; the first is not with its sibling.
     assert order.tolist() == [0, 1, 2] and proba.tolist() == pytest.approx([0.2, 0.41, 0.39])
     order, _ = index.ranked(rows, np.log([0.05, 0.9, 0.05]))
     assert order[0] == 1
