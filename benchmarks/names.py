@@ -3,6 +3,7 @@
     python benchmarks/names.py                 # every data set and table left out in turn
     python benchmarks/names.py --parts         # and each part of the score left out
     python benchmarks/names.py --text v.npz    # and text of genes and cell types joined, and its control
+    python benchmarks/names.py --families      # lists that name families of genes by one word
     python benchmarks/names.py --novel         # groups of cells of which the reference lacks the type
     python benchmarks/names.py --labels        # labels whose markers are absent, and swapped labels
     python benchmarks/names.py --fit           # write scvec/data/naming.json, learned on all of them
@@ -43,10 +44,10 @@ import torch
 import scvec
 from scvec.base.types import no_progress
 from scvec.celltypes.markers import read_markers
-from scvec.celltypes.naming import FEATURES, LINEAGE, MarkerIndex, NameFit, _doubts
+from scvec.celltypes.naming import FALL, FEATURES, LINEAGE, MarkerIndex, NameFit, _doubts
 from scvec.celltypes.terms import TermMatcher
 from scvec.ingest.cells.source import CellSource
-from scvec.model.known_markers import absent_markers, marker_rows, ortholog_key, shipped_tissues
+from scvec.model.known_markers import absent_markers, listed_genes, marker_rows, ortholog_key, shipped_tissues
 from scvec.model.matching import match_genes
 from scvec.model.metrics import expected_calibration_error
 from scvec.workflows.name import NameOptions, _named_groups, knowledge
@@ -87,6 +88,7 @@ class Question:
     table: bool = False
     silent: frozenset[str] = frozenset()
     changed: bool = False
+    short: bool = False
 
     @property
     def family(self) -> str:
@@ -206,6 +208,14 @@ def lists_of_tables(world: World) -> list[Question]:
     return found
 
 
+def shortened(questions: list[Question]) -> list[Question]:
+    """Return the lists cut after their first, second or third gene: the calibration must know short ones."""
+    rng = random.Random(0)
+    return [
+        replace(q, genes=q.genes[: rng.choice([1, 2, 3])], silent=frozenset(), short=True) for q in questions
+    ]
+
+
 @dataclass
 class Answers:
     """Features and truth of the terms of many questions; questions of all modes after each other."""
@@ -249,6 +259,10 @@ class Answers:
             truth[k, : len(told)] = torch.tensor(told)
             mask[k, : len(values)] = 0
         return cls(X, truth[..., 0], truth[..., 1], truth[..., 2], mask, where, listed)
+
+    @property
+    def short(self) -> np.ndarray:
+        return np.array([q.short for q, _ in self.where])
 
     @property
     def families(self) -> np.ndarray:
@@ -407,63 +421,33 @@ def without_parts(answers: Answers) -> None:
 
 
 class Texts:
-    """Text of genes and cell types as more features: vectors, and words.
+    """Text as one more feature: how like the genes of a list are to the definition of a term.
 
-    - the cosine of the list's mean gene vector (by rarity, the common part taken out) to that of the
-      definition of a term
-    - the same to the mean vector of the markers of a term: genes that no table knows, but that are alike
-    - the fraction of the words of a term's label, by rarity, that the texts of the genes hold
-
-    ``seed`` gives the control: random vectors in place of those of texts, words of permuted genes.
+    It is the cosine of the mean vector of the texts of the genes (by place and rarity) and the vector of the
+    definition, what all have in common taken out. Controls: ``random`` vectors for all of them, and
+    definitions ``permuted`` among the terms; each by a seed.
     """
 
-    def __init__(self, world: World, vectors: Path, seed: int | None = None) -> None:
-        """Read vectors of texts: an npz with ``genes, gene_vectors, gene_texts, terms, term_vectors``."""
+    def __init__(self, vectors: Path, control: str = "", seed: int = 0) -> None:
+        """Read vectors of texts: an npz with ``genes, gene_vectors, terms, term_vectors``."""
         found = np.load(vectors, allow_pickle=False)
         self.row = {g: i for i, g in enumerate(found["genes"].tolist())}
         self.term = {t: i for i, t in enumerate(found["terms"].tolist())}
-        texts = found["gene_texts"].tolist()
-        genes, terms = _apart(found["gene_vectors"]), _apart(found["term_vectors"])
-        if seed is not None:
-            rng = np.random.default_rng(seed)
-            genes, terms = (_apart(rng.normal(size=v.shape)) for v in (genes, terms))
-            texts = [texts[i] for i in rng.permutation(len(texts))]
-        self.genes, self.terms = genes, terms
-        self.words = [_words(text) for text in texts]
-        n = defaultdict(int)
-        for words in self.words:
-            for word in words:
-                n[word] += 1
-        self.rarity = {w: np.log((len(texts) + 1) / (c + 1)) for w, c in n.items()}
-        self.labels = {t: _words(label) for t, label in world.labels.items()}
-        self.centres: dict[int, np.ndarray] = {}
+        genes, terms = found["gene_vectors"], found["term_vectors"]
+        rng = np.random.default_rng(seed)
+        if control == "random":
+            genes, terms = (rng.normal(size=v.shape) for v in (genes, terms))
+        elif control == "permuted":
+            terms = rng.permutation(terms)
+        self.genes, self.terms = _apart(genes), _apart(terms)
 
     def __call__(self, index: MarkerIndex, listed: list[str], rows: np.ndarray) -> np.ndarray:
-        """Return (n, 3) features of terms for a list of genes."""
-        if id(index) not in self.centres:
-            at = np.array([self.row.get(g, -1) for g in index.genes])
-            vectors = self.genes[at] * (at >= 0)[:, None] * index._rarity[:, None]
-            self.centres[id(index)] = _unit(np.asarray(index._pooled @ vectors))
+        """Return (n, 1) the cosine for each term, 0 where it has no definition."""
         known = [(i, g) for i, g in enumerate(listed) if g in self.row]
-        weight = np.array([(index._rarity_of(g) or 5.0) / (1 + i) ** 0.4 for i, g in known])
+        weight = np.array([(index._rarity_of(g) or 5.0) / (1 + i) ** FALL for i, g in known])
         mean = _unit((weight @ self.genes[[self.row[g] for _, g in known]])[None])[0]
-        said = defaultdict(float)
-        for (_, g), w in zip(known, weight, strict=True):
-            for word in self.words[self.row[g]]:
-                said[word] += w / weight.sum()
-        terms = [index.terms[i] for i in rows]
-        at = np.array([self.term.get(t, -1) for t in terms])
-        mentioned = []
-        for t in terms:
-            rare = {w: self.rarity.get(w, 9.0) for w in self.labels[t]}
-            mentioned.append(sum(r * said[w] for w, r in rare.items()) / (sum(rare.values()) or 1.0))
-        definition = (self.terms[at] @ mean) * (at >= 0)
-        return np.stack([definition, self.centres[id(index)][rows] @ mean, np.array(mentioned)], axis=1)
-
-
-def _words(text: str) -> set[str]:
-    dull = {"cell", "cells", "the", "and", "type", "human", "mouse", "positive", "negative", "with"}
-    return {w.rstrip("s") for w in re.findall(r"[a-z]{3,}", text.lower())} - dull
+        at = np.array([self.term.get(index.terms[i], -1) for i in rows])
+        return ((self.terms[at] @ mean) * (at >= 0))[:, None]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -498,31 +482,42 @@ def encode_texts(world: World, questions: list[Question], ontology: Path, out: P
         out,
         genes=genes,
         gene_vectors=vectors,
-        gene_texts=list(table["text"]),
         terms=list(alive),
         term_vectors=minilm.encode(texts),
     )
 
 
 def with_text(world: World, questions: list[Question], vectors: Path, n_seeds: int) -> None:
-    """Print the figures with text joined, and with its control, both learned again, tissue given."""
+    """Print the figures with text joined, and with its controls, all learned again, tissue given.
+
+    The gain is the mean over data sets that were left out, with its standard error.
+    """
     modes = [("shipped", True), ("tables", True)]
-    print("| joined | similarity | same lineage |\n|---|---|---|")
-    seeds = [("text", None), *((f"random {seed}", seed) for seed in range(n_seeds))]
     answers = Answers.of(world, questions, modes)
+    tables = np.array([q.table for q, _ in answers.where])
     base = left_out(answers, calibrate=False)
-    print(f"| nothing | {base['similar'].mean():.4f} | {base['lineage'].mean():.4f} |", flush=True)
-    for name, seed in seeds:
-        found = left_out(Answers.of(world, questions, modes, Texts(world, vectors, seed)), calibrate=False)
-        gain = found["similar"] - base["similar"]
-        families = answers.families
-        each = np.array([gain[families == f].mean() for f in sorted(set(families))])
-        error = each.std(ddof=1) / len(each) ** 0.5
-        print(
-            f"| {name} | {found['similar'].mean():.4f} | {found['lineage'].mean():.4f} | gain over data sets "
-            f"{each.mean():+.4f} +- {error:.4f}",
-            flush=True,
-        )
+    joined = [("", 0), *((c, seed) for c in ("random", "permuted") for seed in range(n_seeds))]
+    print("| joined | cells: similarity | lineage | gain | tables: similarity | lineage | gain |")
+    print("|---" * 7 + "|")
+    for name, found in (
+        ("nothing", base),
+        *(
+            (
+                f"{control} {seed}" if control else "definitions",
+                left_out(Answers.of(world, questions, modes, Texts(vectors, control, seed)), calibrate=False),
+            )
+            for control, seed in joined
+        ),
+    ):
+        row = [name]
+        for these in (~tables, tables):
+            gain = found["similar"] - base["similar"]
+            families = answers.families
+            each = np.array([gain[families == f].mean() for f in sorted(set(families[these]))])
+            error = each.std(ddof=1) / len(each) ** 0.5
+            row += [f"{found[x][these].mean():.4f}" for x in ("similar", "lineage")]
+            row.append(f"{each.mean():+.4f} +- {error:.4f}")
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def novel(world: World, answers: Answers) -> None:
@@ -605,6 +600,54 @@ def named(world: World, cells, groups: np.ndarray, indices: dict, tissue: str) -
         }
 
 
+def as_families(world: World, questions: list[Question], answers: Answers) -> None:
+    """Print how lists are named in which families of genes stand as one word (CD3), tissue given.
+
+    Each gene of a list whose symbol is such a word, a letter and perhaps a digit is written as the word.
+    """
+    with knowledge(None) as (kb, _):
+        symbols = dict(zip(*(kb.genes()[c] for c in ("gene_id", "symbol")), strict=True))
+    plain = world.index(Question([], "", "", "", ""), "tables")
+    members: dict[str, list[str]] = {}
+
+    def word(gene: str) -> str:
+        found = re.fullmatch(r"(.*[\d-].*?)[A-Z]\d?", symbols[gene])
+        stem = found[1] if found else ""
+        if stem and stem not in members:
+            # One gene alone shows nothing of what the rest of a list would.
+            spoken, _ = listed_genes([stem], "human", world.resolver, plain, world.key)
+            members[stem] = list(spoken) if len(spoken) > 1 else []
+        return stem if gene in members.get(stem, ()) else symbols[gene]
+
+    said = defaultdict(list)
+    for family in sorted(set(answers.families)):
+        fit = fitted(answers, answers.families != family)
+        for q in (q for q in questions if q.family == family):
+            words = list(dict.fromkeys(word(g) for g in q.genes))
+            if not any(w in members for w in words):
+                continue
+            own = {symbols[g]: [g] for g in q.genes}
+            called = {g: w for w in words for g in members.get(w) or own[w]}
+            truth = world.above(q.truth)
+            for markers in ("shipped", "tables"):
+                index = replace_fit(world.index(q, markers), fit)
+                for how, genes, spoken in (
+                    ("as its genes in the list", q.genes, {}),
+                    ("each gene of the family as one", called, {}),
+                    ("the family as one gene", called, called),
+                ):
+                    best = index.name("", list(genes), tissue=q.tissue, symbols=spoken, silent=q.silent)
+                    up = world.above(best.candidates[0].cl_id) if best.candidates else frozenset()
+                    right = bool(up) and (best.candidates[0].cl_id in truth or q.truth in up)
+                    said[markers, "tables" if q.table else "cells", how].append(
+                        (len(up & truth) / len(up | truth), right)
+                    )
+    print("| markers | lists | a family counts | n | similarity | same lineage |\n|---|---|---|---|---|---|")
+    for key, rows in said.items():
+        similar, right = np.array(rows, dtype=float).mean(axis=0)
+        print(f"| {' | '.join(key)} | {len(rows)} | {similar:.3f} | {right:.3f} |")
+
+
 def fitted(answers: Answers, use: np.ndarray) -> NameFit:
     """Return weights and calibration that are learned on some of the questions."""
     weights = learned(answers, use)
@@ -647,10 +690,10 @@ def of_labels(world: World) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("parts", "novel", "labels", "fit"):
+    for name in ("parts", "families", "novel", "labels", "fit"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--text", type=Path, metavar="NPZ", help="vectors of texts; made if absent")
-    parser.add_argument("--seeds", type=int, default=5, help="controls of the text")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each control of the text")
     args = parser.parse_args()
     torch.set_num_threads(1)
     world = World.load()
@@ -672,6 +715,9 @@ def main() -> None:
         return
     if args.novel:
         novel(world, answers)
+        return
+    if args.families:
+        as_families(world, questions, answers)
         return
     if args.parts:
         without_parts(answers)

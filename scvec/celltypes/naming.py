@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from typing import Any
@@ -255,6 +256,13 @@ class Tissues:
             return self.ORGAN
         return self.SYSTEM if common else 0.0
 
+    def nearest(self, asked: str, others: Iterable[str]) -> str | None:
+        """Return "" for a tissue that is known, or of ``others``; else the most alike name, None if none is."""
+        names = {*self._above, *MEANT_TISSUES, *others}
+        if len(self._organs(asked.lower())) > 1 or asked.lower() in names:
+            return ""
+        return next(iter(get_close_matches(asked.lower(), names, 1, 0.7)), None)
+
     @lru_cache(4096)  # noqa: B019 - one object a process
     def _organs(self, tissue: str) -> frozenset[str]:
         plain = " ".join(re.sub(r"[^a-z0-9]+", " ", tissue).split())
@@ -338,6 +346,14 @@ class MarkerIndex:
     def genes(self) -> list[str]:
         """Ids of all marker genes."""
         return list(self._column)
+
+    def tissue_note(self, tissue: str) -> list[str]:
+        """Return a note if no table, nor Uberon, knows a tissue, so that it says nothing."""
+        near = self._near.nearest(tissue, self.tissues) if tissue else ""
+        if near == "":
+            return []
+        meant = f"; is {near} meant?" if near else ""
+        return [f"the tissue {tissue[:60]!r} is not known, and does not count{meant}"]
 
     @property
     def tissues(self) -> set[str]:
