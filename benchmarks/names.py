@@ -88,7 +88,6 @@ class Question:
     table: bool = False
     silent: frozenset[str] = frozenset()
     changed: bool = False
-    short: bool = False
 
     @property
     def family(self) -> str:
@@ -208,14 +207,6 @@ def lists_of_tables(world: World) -> list[Question]:
     return found
 
 
-def shortened(questions: list[Question]) -> list[Question]:
-    """Return the lists cut after their first, second or third gene: the calibration must know short ones."""
-    rng = random.Random(0)
-    return [
-        replace(q, genes=q.genes[: rng.choice([1, 2, 3])], silent=frozenset(), short=True) for q in questions
-    ]
-
-
 @dataclass
 class Answers:
     """Features and truth of the terms of many questions; questions of all modes after each other."""
@@ -259,10 +250,6 @@ class Answers:
             truth[k, : len(told)] = torch.tensor(told)
             mask[k, : len(values)] = 0
         return cls(X, truth[..., 0], truth[..., 1], truth[..., 2], mask, where, listed)
-
-    @property
-    def short(self) -> np.ndarray:
-        return np.array([q.short for q, _ in self.where])
 
     @property
     def families(self) -> np.ndarray:
@@ -496,20 +483,15 @@ def with_text(world: World, questions: list[Question], vectors: Path, n_seeds: i
     answers = Answers.of(world, questions, modes)
     tables = np.array([q.table for q, _ in answers.where])
     base = left_out(answers, calibrate=False)
-    joined = [("", 0), *((c, seed) for c in ("random", "permuted") for seed in range(n_seeds))]
     print("| joined | cells: similarity | lineage | gain | tables: similarity | lineage | gain |")
     print("|---" * 7 + "|")
-    for name, found in (
-        ("nothing", base),
-        *(
-            (
-                f"{control} {seed}" if control else "definitions",
-                left_out(Answers.of(world, questions, modes, Texts(vectors, control, seed)), calibrate=False),
-            )
-            for control, seed in joined
-        ),
-    ):
-        row = [name]
+    controls = [(c, seed) for c in ("random", "permuted") for seed in range(n_seeds)]
+    for control, seed in (("nothing", 0), ("definitions", 0), *controls):
+        found = base
+        if control != "nothing":
+            texts = Texts(vectors, control, seed)
+            found = left_out(Answers.of(world, questions, modes, texts), calibrate=False)
+        row = [f"{control} {seed}" if (control, seed) in controls else control]
         for these in (~tables, tables):
             gain = found["similar"] - base["similar"]
             families = answers.families
@@ -527,7 +509,7 @@ def novel(world: World, answers: Answers) -> None:
     of them are in, of those that ``query`` calls novel. Weights and calibration are learned without the data
     set, whose own markers are left out.
     """
-    said = defaultdict(list)
+    said, fits = defaultdict(list), {}
     print("| data set | type | cells | group | markers | name | similarity | lineage |\n" + "|---" * 8 + "|")
     for name, only in NOVEL_SETS:
         cells = anndata.read_h5ad(SHARED / f"{name}.h5ad")
@@ -540,7 +522,9 @@ def novel(world: World, answers: Answers) -> None:
         terms = world.matcher.match_all(sorted(set(labels)), [tissue])
         half = np.random.default_rng(0).random(cells.n_obs) < 0.5
         asked = Question([], tissue, "", "", name)
-        fit = fitted(answers, answers.families != asked.family)
+        if asked.family not in fits:
+            fits[asked.family] = fitted(answers, answers.families != asked.family)
+        fit = fits[asked.family]
         indices = {m: replace_fit(world.index(asked, m), fit) for m in ("shipped", "tables")}
         for left in [t for t, n in labels.value_counts().items() if n >= 10 and terms[t].cl_id]:
             reference = cells[half & (labels != left).to_numpy()].copy()
@@ -621,7 +605,7 @@ def as_families(world: World, questions: list[Question], answers: Answers) -> No
 
     said = defaultdict(list)
     for family in sorted(set(answers.families)):
-        fit = fitted(answers, answers.families != family)
+        fit = replace(NameFit.shipped(), weights=told(learned(answers, answers.families != family)))
         for q in (q for q in questions if q.family == family):
             words = list(dict.fromkeys(word(g) for g in q.genes))
             if not any(w in members for w in words):
@@ -651,8 +635,11 @@ def as_families(world: World, questions: list[Question], answers: Answers) -> No
 def fitted(answers: Answers, use: np.ndarray) -> NameFit:
     """Return weights and calibration that are learned on some of the questions."""
     weights = learned(answers, use)
-    told = {name: round(w, 4) for name, w in zip(FEATURES, weights.tolist(), strict=True)}
-    return NameFit(told, *calibrated(answers, use, weights))
+    return NameFit(told(weights), *calibrated(answers, use, weights))
+
+
+def told(weights: np.ndarray) -> dict[str, float]:
+    return {name: round(w, 4) for name, w in zip(FEATURES, weights.tolist(), strict=True)}
 
 
 def replace_fit(index: MarkerIndex, fit: NameFit) -> MarkerIndex:
