@@ -47,6 +47,7 @@ from scvec.celltypes.markers import read_markers
 from scvec.celltypes.naming import FALL, FEATURES, LINEAGE, MarkerIndex, NameFit, _doubts
 from scvec.celltypes.terms import TermMatcher
 from scvec.ingest.cells.source import CellSource
+from scvec.model import known_markers
 from scvec.model.known_markers import absent_markers, listed_genes, marker_rows, ortholog_key, shipped_tissues
 from scvec.model.matching import match_genes
 from scvec.model.metrics import expected_calibration_error
@@ -70,6 +71,9 @@ NOVEL_SETS = (
     ("hnscc_puram_ref180_7943genes", ""),
 )
 MOST_CELLS = 40
+#: Limits of doubted labels that --labels tries, and the right labels that may be doubted.
+LIMITS = list(itertools.product((0.1, 0.25, 0.4, 0.6), (0.05, 0.1, 0.2), (0.2, 0.34, 0.5), (3, 4, 6)))
+MOST_FALSE = 0.02
 SPECIES = {"Homo sapiens": "human", "Mus musculus": "mouse"}
 STEPS, RATE, SHRINK = 150, 0.1, 1e-3
 NEGATIVE = np.array([name in ("lacking", "negative") for name in FEATURES])
@@ -648,31 +652,68 @@ def replace_fit(index: MarkerIndex, fit: NameFit) -> MarkerIndex:
 
 
 def of_labels(world: World) -> None:
-    """Print the labels of real references that are doubted, and pairs of swapped labels that are."""
+    """Print how many right labels are doubted, and pairs of swapped labels, by limits of other data sets.
+
+    Of the limits that doubt at most :data:`MOST_FALSE` of the right labels, those are chosen that doubt most
+    swapped pairs (one of the two labels, mean over data sets).
+    """
     index = MarkerIndex([row[:6] for row in world.rows if row[6] == "shipped"], world.labels, world.lineage)
+    told: dict[str, np.ndarray] = {}
     for file in sorted(SHARED.glob("*.h5ad")):
-        cells = anndata.read_h5ad(file)
-        X = sp.csr_matrix(cells.X).astype(np.float64)
-        if X.max() > 30:
-            X = sp.diags(1e4 / np.maximum(np.asarray(X.sum(axis=1)).ravel(), 1)) @ X
-            X.data = np.log1p(X.data)
-        names = [n.split("_ENSG")[0] for n in cells.var_names]
-        species = SPECIES.get(str(cells.obs["species"].iloc[0]), str(cells.obs["species"].iloc[0]))
-        called = world.resolve(names, species)
-        ids = [called.get(n, f"none {i}") for i, n in enumerate(names)]
-        labels = cells.obs["cell_type"].astype(str)
-        large = sorted(label for label, n in labels.value_counts().items() if n >= 10)
-        matched = world.matcher.match_all(large, [str(cells.obs["tissue"].iloc[0])])
-        terms = {label: matched[label].cl_id for label in large}
-        means = np.array([X[(labels == label).to_numpy()].mean(axis=0).A1 for label in large])
-        doubted = [label for label, _ in absent_markers(index, terms, means, ids)]
-        found = pairs = 0
-        for a, b in itertools.combinations(large, 2):
-            if terms[a] and terms[b] and terms[a] != terms[b]:
-                swapped = {**terms, a: terms[b], b: terms[a]}
-                pairs += 1
-                found += bool({t for t, _ in absent_markers(index, swapped, means, ids)} & {a, b})
-        print(f"{file.stem}: doubted {doubted}, swapped pairs doubted {found} of {pairs}", flush=True)
+        family = next((name for name in ("pbmc", "baron") if name in file.stem), file.stem)
+        told[family] = told.get(family, 0) + doubted(world, index, anndata.read_h5ad(file))
+    found = np.array([told[family] for family in sorted(told)])
+
+    def chosen(sets: np.ndarray) -> int:
+        false, labels, swapped, pairs = np.moveaxis(found[sets], 2, 0)
+        few = false.sum(axis=0) <= MOST_FALSE * labels.sum(axis=0)
+        return int(np.argmax(np.where(few, (swapped / np.maximum(pairs, 1)).mean(axis=0), -1)))
+
+    print("| data set | absent, expressed, few, least | right labels doubted | swapped pairs doubted |")
+    print("|---|---|---|---|")
+    for k, family in enumerate(sorted(told)):
+        at = chosen(np.arange(len(found)) != k)
+        false, labels, swapped, pairs = found[k, at].astype(int)
+        print(f"| {family} | {LIMITS[at]} | {false} of {labels} | {swapped} of {pairs} |")
+    print(f"chosen on all of them: {LIMITS[chosen(np.ones(len(found), dtype=bool))]}")
+
+
+def doubted(world: World, index: MarkerIndex, cells) -> np.ndarray:
+    """Return (n_limits, 4): right labels doubted, labels, swapped pairs doubted, pairs of a data set."""
+    X = sp.csr_matrix(cells.X).astype(np.float32)
+    if X.max() > 30:
+        X = sp.diags(1e4 / np.maximum(np.asarray(X.sum(axis=1)).ravel(), 1)) @ X
+        X.data = np.log1p(X.data)
+    names = [n.split("_ENSG")[0] for n in cells.var_names]
+    species = SPECIES.get(str(cells.obs["species"].iloc[0]), str(cells.obs["species"].iloc[0]))
+    called = world.resolve(names, species)
+    ids = [called.get(n, f"none {i}") for i, n in enumerate(names)]
+    labels = cells.obs["cell_type"].astype(str)
+    large = sorted(label for label, n in labels.value_counts().items() if n >= known_markers.CELLS)
+    matched = world.matcher.match_all(large, [str(cells.obs["tissue"].iloc[0])])
+    means = {label: X[(labels == label).to_numpy()].mean(axis=0).A1 for label in large}
+    terms = {label: matched[label].cl_id for label in large if matched[label].cl_id}
+    marks = set(index.genes)
+    kept = [i for i, g in enumerate(ids) if g in marks]
+    values = np.array([mean[kept] for mean in means.values()])
+    own = [list(means).index(label) for label in terms]
+    rows = []
+    before = {name: getattr(known_markers, name) for name in ("ABSENT", "EXPRESSED", "FEW", "LEAST")}
+    for limits in LIMITS:
+        vars(known_markers).update(zip(before, limits, strict=True))
+        doubts = {}
+        for term in set(terms.values()):
+            as_term = absent_markers(index, dict.fromkeys(means, term), values, [ids[i] for i in kept])
+            doubts[term] = {list(means).index(label) for label, _ in as_term}
+        false = sum(row in doubts[term] for row, term in zip(own, terms.values(), strict=True))
+        pairs = [
+            (a in doubts[v]) or (b in doubts[u])
+            for (a, u), (b, v) in itertools.combinations(zip(own, terms.values(), strict=True), 2)
+            if u != v
+        ]
+        rows.append((false, len(terms), sum(pairs), len(pairs)))
+    vars(known_markers).update(before)
+    return np.array(rows, dtype=float)
 
 
 def main() -> None:

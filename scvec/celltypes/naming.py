@@ -257,7 +257,7 @@ class Tissues:
         return self.SYSTEM if common else 0.0
 
     def nearest(self, asked: str, others: Iterable[str]) -> str | None:
-        """Return "" for a tissue that is known, or of ``others``; else the most alike name, None if none is."""
+        """Return "" for a known tissue, or one of ``others``; else the most alike name, None if none is."""
         names = {*self._above, *MEANT_TISSUES, *others}
         if len(self._organs(asked.lower())) > 1 or asked.lower() in names:
             return ""
@@ -372,9 +372,8 @@ class MarkerIndex:
 
     def telling_markers(self, cl_id: str, n_terms: int = 4) -> list[str]:
         """Return the markers of a term that mark at most so many terms, or that two tables agree on."""
-        n = np.asarray((self._own > 0).sum(axis=0)).ravel()
         found = self.markers(cl_id)
-        return [g for g in found if n[self._column[g]] <= n_terms or len(found[g]) > 1]
+        return [g for g in found if self._n_marked[self._column[g]] <= n_terms or len(found[g]) > 1]
 
     def together(self, genes: Iterable[str], others: Iterable[str]) -> list[str]:
         """Return, of genes, the one that marks most of the terms that others mark; none if none does."""
@@ -569,9 +568,13 @@ class MarkerIndex:
     @cached_property
     def _rarity(self) -> Float64:
         """(n_genes,) inverse document frequency: a gene that marks few terms tells more."""
-        n = np.asarray((self._own > 0).sum(axis=0)).ravel()
-        found: Float64 = np.log((self.n_terms + 1) / (n + 0.5))
+        found: Float64 = np.log((self.n_terms + 1) / (self._n_marked + 0.5))
         return found
+
+    @cached_property
+    def _n_marked(self) -> Float64:
+        """(n_genes,) how many terms a gene marks."""
+        return np.asarray((self._own > 0).sum(axis=0), dtype=np.float64).ravel()
 
     def _rarity_of(self, gene: str) -> float:
         return float(self._rarity[self._column[gene]]) if gene in self._column else 0.0
@@ -579,8 +582,7 @@ class MarkerIndex:
     @cached_property
     def _usual(self) -> Float64:
         """(n_genes,) the fraction of all markers that are this gene."""
-        n = np.asarray((self._own > 0).sum(axis=0), dtype=np.float64).ravel()
-        return np.asarray((n + 0.5) / (n.sum() + 1.0))
+        return np.asarray((self._n_marked + 0.5) / (self._n_marked.sum() + 1.0))
 
     @cached_property
     def _length(self) -> Float64:

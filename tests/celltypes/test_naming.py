@@ -248,3 +248,29 @@ def test_signs_behind_genes_say_whether_they_are_there(tmp_path: Path):
     (found,) = read_marker_lists(path)
     assert found.genes == ["CD19", "Cd14", "HLA-DR", "PDGFRa", "Nkx2-1", "CD56"]
     assert found.absent == ("CD3", "CD45RA")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "group;genes;tissue\r\na;MS4A1 CD79A;blood\r\n".encode("utf-8-sig"),
+        b"sep=;\r\ngroup;genes;tissue\r\na;MS4A1 CD79A;blood\r\n",
+        "group\tgenes\ttissue\r\na\tMS4A1 CD79A\tblood\r\n".encode("utf-16"),
+        b"group,tissue,genes\na,blood,MS4A1,CD79A\n",
+        b'group,genes,tissue\na,"MS4A1\nCD79A",blood\n',
+        b'group,genes,tissue\na,"\x1b[31mMS4A1 CD79A\x07",blood\n',
+    ],
+)
+def test_lists_as_programs_save_them(data, tmp_path: Path):
+    path = tmp_path / "lists.csv"
+    path.write_bytes(data)
+    assert read_marker_lists(path) == [("a", ["MS4A1", "CD79A"], "blood", "", ())]
+
+
+def test_a_tissue_that_nobody_knows_is_noted():
+    rows = [("CL:3", "moon", "G", "positive", 1.0, "t")]
+    index = MarkerIndex(rows, LABELS, LINEAGE, tissues=Tissues(PARTS))
+    for known in ("", "PBMC", "lung, right", "mouse lung", "moon", "Bone Marrow"):
+        assert index.tissue_note(known) == []
+    assert "is blood meant?" in index.tissue_note("blod")[0]
+    assert "meant" not in index.tissue_note("qqqqq")[0]
