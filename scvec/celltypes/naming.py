@@ -122,7 +122,7 @@ class Naming:
             why = "; ".join(self.notes) or "no gene of it is a known marker"
             return [f"{self.group}: unknown ({why})"]
         best = self.candidates[0]
-        genes = ", ".join(s["gene"] for s in best.supports[:6])
+        genes = ", ".join(list(dict.fromkeys(s["gene"] for s in best.supports))[:6])
         name = best.label if self.status == "named" else self.status
         lines = [f"{self.group}: {name} ({best.cl_id} {best.label}, {best.probability:.2f}; {genes})"]
         if self.broad and self.broad.cl_id != best.cl_id:
