@@ -486,8 +486,8 @@ class MarkerIndex:
             "tables": self._tables[rows],
         }
         terms = [self.terms[i] for i in rows]
-        said = [self._markers.get(t, {}) for t in terms]
-        found["lacking"] = np.array([sum(g in silent for g in m) / len(m) if m else 0.0 for m in said])
+        markers = [self._markers.get(t, {}) for t in terms]
+        found["lacking"] = np.array([sum(g in silent for g in m) / len(m) if m else 0.0 for m in markers])
         found["negative"] = np.array([sum(g in self._absent.get(t, ()) for g in listed) for t in terms])
         return rows, np.stack([found[name] for name in FEATURES], axis=1)
 
