@@ -3,7 +3,8 @@
     python benchmarks/names.py                 # every data set and table left out in turn
     python benchmarks/names.py --parts         # and each part of the score left out
     python benchmarks/names.py --text v.npz    # and text of genes and cell types joined, and its control
-    python benchmarks/names.py --cells         # groups of cells of which the reference lacks the type
+    python benchmarks/names.py --families      # lists that name families of genes by one word
+    python benchmarks/names.py --novel         # groups of cells of which the reference lacks the type
     python benchmarks/names.py --labels        # labels whose markers are absent, and swapped labels
     python benchmarks/names.py --fit           # write scvec/data/naming.json, learned on all of them
 
@@ -30,8 +31,9 @@ import json
 import os
 import random
 import re
+import tempfile
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import anndata
@@ -40,23 +42,39 @@ import scipy.sparse as sp
 import torch
 
 import scvec
+from scvec.base.types import no_progress
 from scvec.celltypes.markers import read_markers
-from scvec.celltypes.naming import FEATURES, MarkerIndex, _doubts
+from scvec.celltypes.naming import FALL, FEATURES, LINEAGE, MarkerIndex, NameFit, _doubts
 from scvec.celltypes.terms import TermMatcher
-from scvec.model.known_markers import absent_markers, marker_rows, ortholog_key, shipped_tissues
+from scvec.ingest.cells.source import CellSource
+from scvec.model import known_markers
+from scvec.model.known_markers import absent_markers, listed_genes, marker_rows, ortholog_key, shipped_tissues
+from scvec.model.matching import match_genes
 from scvec.model.metrics import expected_calibration_error
-from scvec.workflows.name import knowledge
+from scvec.workflows.name import NameOptions, _named_groups, knowledge
 
 SHARED = Path(os.environ.get("SCVEC_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 OUT = Path(scvec.__file__).parent / "data" / "naming.json"
 #: Genes of a list of cells, and lists of each table.
 N_GENES, N_LISTS = 25, 150
-#: Cells of each type, and tissues of Tabula Muris, for --cells.
-MOST_CELLS = 60
-MOUSE_TISSUES = ("lung", "brain", "heart", "kidney", "liver", "muscle")
+#: Data sets of --novel, of Tabula Muris each tissue; cells of each type.
+NOVEL_SETS = (
+    ("brain_darmanis_human", ""),
+    ("liver_aizarani_human", ""),
+    ("pbmc3k_10x", ""),
+    *(
+        ("tabula_muris_facs_8tissues", tissue)
+        for tissue in ("bladder", "brain", "heart", "kidney", "liver", "lung", "muscle", "skin")
+    ),
+    ("pancreas_baron_human", ""),
+    ("pancreas_baron_mouse", ""),
+    ("hnscc_puram_ref180_7943genes", ""),
+)
+MOST_CELLS = 40
+#: Limits of doubted labels that --labels tries, and the right labels that may be doubted.
+LIMITS = list(itertools.product((0.1, 0.25, 0.4, 0.6), (0.05, 0.1, 0.2), (0.2, 0.34, 0.5), (3, 4, 6)))
+MOST_FALSE = 0.02
 SPECIES = {"Homo sapiens": "human", "Mus musculus": "mouse"}
-#: Weight of the same lineage beside the similarity, in what the weights are learned for.
-LINEAGE = 0.7
 STEPS, RATE, SHRINK = 150, 0.1, 1e-3
 NEGATIVE = np.array([name in ("lacking", "negative") for name in FEATURES])
 MODES = [(markers, place) for markers in ("shipped", "tables") for place in (False, True)]
@@ -90,6 +108,8 @@ class World:
     lineage: dict
     resolve: object
     matcher: TermMatcher
+    resolver: object
+    key: object
     indices: dict = field(default_factory=dict)
 
     @classmethod
@@ -110,7 +130,7 @@ class World:
                 found = resolver.resolve(list(symbols), species).gene_ids
                 return {n: key(g) for n, g in zip(symbols, found, strict=True) if g is not None}
 
-            return cls(rows, labels, kb.cl_lineage(), resolve, matcher)
+            return cls(rows, labels, kb.cl_lineage(), resolve, matcher, resolver, key)
 
     def index(self, question: Question, markers: str) -> MarkerIndex:
         """Return the markers without those of the same cells or table."""
@@ -240,7 +260,7 @@ class Answers:
         return np.array([q.family for q, _ in self.where])
 
 
-def learned(answers: Answers, use: np.ndarray, parts: np.ndarray | None = None, start=None) -> np.ndarray:
+def learned(answers: Answers, use: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
     """Return the weights that give the best expected name on some of the questions.
 
     ``parts`` says which features may count. Each family counts as the square root of its questions.
@@ -258,10 +278,9 @@ def learned(answers: Answers, use: np.ndarray, parts: np.ndarray | None = None, 
     free = torch.ones(n) if parts is None else torch.tensor(parts, dtype=torch.float32)
     least = torch.zeros(n)
     sign = torch.tensor([-1.0 if i < len(NEGATIVE) and NEGATIVE[i] else 1.0 for i in range(n)])
-    w = torch.zeros(n) if start is None else torch.tensor(start, dtype=torch.float32) * spread
-    w.requires_grad_(True)
+    w = torch.zeros(n, requires_grad=True)
     optimizer = torch.optim.Adam([w], lr=RATE)
-    for _ in range(STEPS if start is None else STEPS // 3):
+    for _ in range(STEPS):
         optimizer.zero_grad()
         hoped = (torch.softmax(X @ (w * free) + mask, dim=1) * good).sum(1)
         loss = -(weight * (hoped + 0.3 * torch.log(hoped + 1e-3))).sum() + SHRINK * (w**2).sum()
@@ -284,12 +303,13 @@ def calibrated(answers: Answers, use: np.ndarray, weights: np.ndarray) -> tuple[
         order, proba = ranked(answers, k, weights)
         values = answers.X[k, : len(rows)].numpy()[order]
         rows = rows[order]
-        doubts = _doubts(index.on_lineage(rows, proba), values)
+        known = index.known(answers.where[k][0].genes)
+        doubts = _doubts(index.on_lineage(rows, proba), values, known)
         for j in range(min(2, len(rows))):
             sure[0].append(doubts[j])
             sure[1].append(bool(answers.related[k, order[j]]))
         held = index.within(rows, proba)
-        doubts = _doubts(held, values)
+        doubts = _doubts(held, values, known)
         for j in np.argsort(-held)[:15]:
             if len(index.lineage.get(index.terms[rows[j]], ())) >= 3:
                 within[0].append(doubts[j])
@@ -303,11 +323,8 @@ def calibrated(answers: Answers, use: np.ndarray, weights: np.ndarray) -> tuple[
 
 def ranked(answers: Answers, k: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the order of the terms of a question, and their softmax in it."""
-    rows = answers.rows[k][1]
-    scores = answers.X[k, : len(rows)].numpy().astype(float) @ weights
-    order = np.lexsort((rows, -scores))
-    proba = np.exp(scores[order] - scores[order][0])
-    return order, proba / proba.sum()
+    index, rows = answers.rows[k]
+    return index.ranked(rows, answers.X[k, : len(rows)].numpy().astype(float) @ weights)
 
 
 def left_out(
@@ -317,10 +334,9 @@ def left_out(
     n = len(answers.where)
     found = {name: np.zeros(n) for name in ("similar", "lineage", "five", "sure")}
     found["broad"] = np.full(n, np.nan)
-    everything = learned(answers, np.ones(n, dtype=bool), parts)
     for family in sorted(set(answers.families)):
         own = answers.families == family
-        weights = learned(answers, ~own, parts, start=everything)
+        weights = learned(answers, ~own, parts)
         lineage, within = calibrated(answers, ~own, weights) if calibrate else ((), ())
         for k in np.flatnonzero(own):
             index, rows = answers.rows[k]
@@ -333,8 +349,9 @@ def left_out(
             found["lineage"][k] = answers.related[k, order[0]]
             if not calibrate:
                 continue
-            found["sure"][k] = _sure(lineage, _doubts(index.on_lineage(rows, proba), values))[0]
-            held = _sure(within, _doubts(index.within(rows, proba), values))
+            known = index.known(answers.where[k][0].genes)
+            found["sure"][k] = _sure(lineage, _doubts(index.on_lineage(rows, proba), values, known))[0]
+            held = _sure(within, _doubts(index.within(rows, proba), values, known))
             depth = np.array([len(index.lineage.get(index.terms[i], ())) for i in rows])
             deep = [j for j in range(len(rows)) if held[j] >= 0.8 and depth[j] >= 3]
             if deep:
@@ -395,63 +412,33 @@ def without_parts(answers: Answers) -> None:
 
 
 class Texts:
-    """Text of genes and cell types as more features: vectors, and words.
+    """Text as one more feature: how like the genes of a list are to the definition of a term.
 
-    - the cosine of the list's mean gene vector (by rarity, the common part taken out) to that of the
-      definition of a term
-    - the same to the mean vector of the markers of a term: genes that no table knows, but that are alike
-    - the fraction of the words of a term's label, by rarity, that the texts of the genes hold
-
-    ``seed`` gives the control: random vectors in place of those of texts, words of permuted genes.
+    It is the cosine of the mean vector of the texts of the genes (by place and rarity) and the vector of the
+    definition, what all have in common taken out. Controls: ``random`` vectors for all of them, and
+    definitions ``permuted`` among the terms; each by a seed.
     """
 
-    def __init__(self, world: World, vectors: Path, seed: int | None = None) -> None:
-        """Read vectors of texts: an npz with ``genes, gene_vectors, gene_texts, terms, term_vectors``."""
+    def __init__(self, vectors: Path, control: str = "", seed: int = 0) -> None:
+        """Read vectors of texts: an npz with ``genes, gene_vectors, terms, term_vectors``."""
         found = np.load(vectors, allow_pickle=False)
         self.row = {g: i for i, g in enumerate(found["genes"].tolist())}
         self.term = {t: i for i, t in enumerate(found["terms"].tolist())}
-        texts = found["gene_texts"].tolist()
-        genes, terms = _apart(found["gene_vectors"]), _apart(found["term_vectors"])
-        if seed is not None:
-            rng = np.random.default_rng(seed)
-            genes, terms = (_apart(rng.normal(size=v.shape)) for v in (genes, terms))
-            texts = [texts[i] for i in rng.permutation(len(texts))]
-        self.genes, self.terms = genes, terms
-        self.words = [_words(text) for text in texts]
-        n = defaultdict(int)
-        for words in self.words:
-            for word in words:
-                n[word] += 1
-        self.rarity = {w: np.log((len(texts) + 1) / (c + 1)) for w, c in n.items()}
-        self.labels = {t: _words(label) for t, label in world.labels.items()}
-        self.centres: dict[int, np.ndarray] = {}
+        genes, terms = found["gene_vectors"], found["term_vectors"]
+        rng = np.random.default_rng(seed)
+        if control == "random":
+            genes, terms = (rng.normal(size=v.shape) for v in (genes, terms))
+        elif control == "permuted":
+            terms = rng.permutation(terms)
+        self.genes, self.terms = _apart(genes), _apart(terms)
 
     def __call__(self, index: MarkerIndex, listed: list[str], rows: np.ndarray) -> np.ndarray:
-        """Return (n, 3) features of terms for a list of genes."""
-        if id(index) not in self.centres:
-            at = np.array([self.row.get(g, -1) for g in index.genes])
-            vectors = self.genes[at] * (at >= 0)[:, None] * index._rarity[:, None]
-            self.centres[id(index)] = _unit(np.asarray(index._pooled @ vectors))
+        """Return (n, 1) the cosine for each term, 0 where it has no definition."""
         known = [(i, g) for i, g in enumerate(listed) if g in self.row]
-        weight = np.array([(index._rarity_of(g) or 5.0) / (1 + i) ** 0.4 for i, g in known])
+        weight = np.array([(index._rarity_of(g) or 5.0) / (1 + i) ** FALL for i, g in known])
         mean = _unit((weight @ self.genes[[self.row[g] for _, g in known]])[None])[0]
-        said = defaultdict(float)
-        for (_, g), w in zip(known, weight, strict=True):
-            for word in self.words[self.row[g]]:
-                said[word] += w / weight.sum()
-        terms = [index.terms[i] for i in rows]
-        at = np.array([self.term.get(t, -1) for t in terms])
-        mentioned = []
-        for t in terms:
-            rare = {w: self.rarity.get(w, 9.0) for w in self.labels[t]}
-            mentioned.append(sum(r * said[w] for w, r in rare.items()) / (sum(rare.values()) or 1.0))
-        definition = (self.terms[at] @ mean) * (at >= 0)
-        return np.stack([definition, self.centres[id(index)][rows] @ mean, np.array(mentioned)], axis=1)
-
-
-def _words(text: str) -> set[str]:
-    dull = {"cell", "cells", "the", "and", "type", "human", "mouse", "positive", "negative", "with"}
-    return {w.rstrip("s") for w in re.findall(r"[a-z]{3,}", text.lower())} - dull
+        at = np.array([self.term.get(index.terms[i], -1) for i in rows])
+        return ((self.terms[at] @ mean) * (at >= 0))[:, None]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -466,7 +453,7 @@ def _apart(vectors: np.ndarray) -> np.ndarray:
 
 
 def encode_texts(world: World, questions: list[Question], ontology: Path, out: Path) -> None:
-    """Write the vectors that :class:`Texts` reads; encoding the definitions takes ten minutes."""
+    """Write the vectors that :class:`Texts` reads, of the terms that may be named; it takes minutes."""
     from scvec.backbones import load_backbone, parse_spec
     from scvec.model.gene_vectors import gene_table
     from scvec.stores.store.vector_cache import ShippedVectors
@@ -479,52 +466,56 @@ def encode_texts(world: World, questions: list[Question], ontology: Path, out: P
     vectors = np.zeros((len(genes), 384), dtype=np.float32)
     vectors[rows >= 0] = shipped.take(rows[rows >= 0])
     terms = json.loads(gzip.decompress(ontology.read_bytes()))
-    alive = {i: t for i, t in sorted(terms.items()) if t.get("label") and not t.get("deprecated")}
+    named = {up for row in world.rows for up in world.above(row[0])}
+    alive = {i: terms[i] for i in sorted(named) if terms.get(i, {}).get("label")}
     texts = [f"{t['label']}. {t.get('description', '')}" for t in alive.values()]
     np.savez(
         out,
         genes=genes,
         gene_vectors=vectors,
-        gene_texts=list(table["text"]),
         terms=list(alive),
         term_vectors=minilm.encode(texts),
     )
 
 
 def with_text(world: World, questions: list[Question], vectors: Path, n_seeds: int) -> None:
-    """Print the figures with text joined, and with its control, both learned again, tissue given."""
+    """Print the figures with text joined, and with its controls, all learned again, tissue given.
+
+    The gain is the mean over data sets that were left out, with its standard error.
+    """
     modes = [("shipped", True), ("tables", True)]
-    print("| joined | similarity | same lineage |\n|---|---|---|")
-    seeds = [("text", None), *((f"random {seed}", seed) for seed in range(n_seeds))]
     answers = Answers.of(world, questions, modes)
+    tables = np.array([q.table for q, _ in answers.where])
     base = left_out(answers, calibrate=False)
-    print(f"| nothing | {base['similar'].mean():.4f} | {base['lineage'].mean():.4f} |", flush=True)
-    for name, seed in seeds:
-        found = left_out(Answers.of(world, questions, modes, Texts(world, vectors, seed)), calibrate=False)
-        gain = found["similar"] - base["similar"]
-        families = answers.families
-        each = np.array([gain[families == f].mean() for f in sorted(set(families))])
-        error = each.std(ddof=1) / len(each) ** 0.5
-        print(
-            f"| {name} | {found['similar'].mean():.4f} | {found['lineage'].mean():.4f} | gain over data sets "
-            f"{each.mean():+.4f} +- {error:.4f}",
-            flush=True,
-        )
+    print("| joined | cells: similarity | lineage | gain | tables: similarity | lineage | gain |")
+    print("|---" * 7 + "|")
+    controls = [(c, seed) for c in ("random", "permuted") for seed in range(n_seeds)]
+    for control, seed in (("nothing", 0), ("definitions", 0), *controls):
+        found = base
+        if control != "nothing":
+            texts = Texts(vectors, control, seed)
+            found = left_out(Answers.of(world, questions, modes, texts), calibrate=False)
+        row = [f"{control} {seed}" if (control, seed) in controls else control]
+        for these in (~tables, tables):
+            gain = found["similar"] - base["similar"]
+            families = answers.families
+            each = np.array([gain[families == f].mean() for f in sorted(set(families[these]))])
+            error = each.std(ddof=1) / len(each) ** 0.5
+            row += [f"{found[x][these].mean():.4f}" for x in ("similar", "lineage")]
+            row.append(f"{each.mean():+.4f} +- {error:.4f}")
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
-def of_cells(limit: int) -> None:
-    """Print how the novel groups are named whose type the reference lacks, for each data set."""
-    import tempfile
+def novel(world: World, answers: Answers) -> None:
+    """Print how the cells of a type are named that the reference lacks, for each type of four data sets.
 
-    sets = [
-        *((file, "") for file in ("brain_darmanis_human", "pbmc3k_10x", "pancreas_baron_mouse")),
-        *(("tabula_muris_facs_8tissues", tissue) for tissue in MOUSE_TISSUES),
-        ("pancreas_baron_human", ""),
-    ]
-    with knowledge(None) as (kb, _):
-        matcher, lineage = TermMatcher(kb.cl_names()), kb.cl_lineage()
-    sure, right = [], []
-    for name, only in sets:
+    The cells of the type, given as one group beside half of the others, are named; so is the group that most
+    of them are in, of those that ``query`` calls novel. Weights and calibration are learned without the data
+    set, whose own markers are left out.
+    """
+    said, fits = defaultdict(list), {}
+    print("| data set | type | cells | group | markers | name | similarity | lineage |\n" + "|---" * 8 + "|")
+    for name, only in NOVEL_SETS:
         cells = anndata.read_h5ad(SHARED / f"{name}.h5ad")
         if only:
             cells = cells[cells.obs["tissue"].astype(str) == only].copy()
@@ -532,79 +523,207 @@ def of_cells(limit: int) -> None:
         cells = cells[(each < MOST_CELLS).to_numpy()].copy()
         tissue = only or str(cells.obs["tissue"].iloc[0])
         labels = cells.obs["cell_type"].astype(str)
-        terms = matcher.match_all(sorted(set(labels)), [tissue])
+        terms = world.matcher.match_all(sorted(set(labels)), [tissue])
         half = np.random.default_rng(0).random(cells.n_obs) < 0.5
-        types = [t for t, n in labels.value_counts().items() if n >= 20 and terms[t].cl_id][:limit]
-        for left in types:
+        asked = Question([], tissue, "", "", name)
+        if asked.family not in fits:
+            fits[asked.family] = fitted(answers, answers.families != asked.family)
+        fit = fits[asked.family]
+        indices = {m: replace_fit(world.index(asked, m), fit) for m in ("shipped", "tables")}
+        for left in [t for t, n in labels.value_counts().items() if n >= 10 and terms[t].cl_id]:
             reference = cells[half & (labels != left).to_numpy()].copy()
             query = cells[~half | (labels == left).to_numpy()].copy()
-            with tempfile.TemporaryDirectory() as folder:
-                scvec.ingest_cells(folder, [reference], name="r", label_key="cell_type", min_cells=5)
-                found = scvec.query(folder, query, reference="r", name_novel=True, tissue=tissue)
             own = (query.obs["cell_type"].astype(str) == left).to_numpy()
-            named = {g.group: g for g in found.novel_names}
-            group = [g for g in found.novel_group[own] if g is not None]
-            if not group:
-                print(f"| {name} {only} | {left} | {own.sum()} | 0 | - | - |", flush=True)
-                continue
-            most = max(set(group), key=group.count)
-            best = named[most].candidates[0] if named[most].candidates else None
-            truth = terms[left].cl_id
-            good = best is not None and (
-                best.cl_id == truth
-                or best.cl_id in lineage.get(truth, ())
-                or truth in lineage.get(best.cl_id, ())
+            groups = {"given": np.where(own, left, None), "novel": found_novel(reference, query, own)}
+            for kind, group in groups.items():
+                if group is None:
+                    said[name, kind, "not found"].append((0.0, 0.0, 0.0))
+                    continue
+                for markers, best in named(world, query, group, indices, tissue).items():
+                    truth, up = world.above(terms[left].cl_id), world.above(best.cl_id) if best else set()
+                    right = best is not None and (best.cl_id in truth or terms[left].cl_id in up)
+                    similar = len(up & truth) / len(up | truth)
+                    sure = best.probability if best else 0.0
+                    said[name, kind, markers].append((sure, right, similar))
+                    spoken = f"{best.label} {sure:.2f}" if best else "unknown"
+                    row = f"{name} {only} | {left} | {own.sum()} | {kind} | {markers} | {spoken}"
+                    print(f"| {row} | {similar:.2f} | {right} |", flush=True)
+    print("| data set | group | markers | types | similarity | same lineage | calibration error |")
+    print("|---" * 7 + "|")
+    for name in (*dict.fromkeys(n for n, _ in NOVEL_SETS), ""):
+        for _, kind, markers in sorted({("", *key[1:]) for key in said}):
+            rows = [
+                r for key, rs in said.items() if key[1:] == (kind, markers) and name in key[0] for r in rs
+            ]
+            if rows:
+                sure, right, similar = np.array(rows, dtype=float).T
+                error = expected_calibration_error(sure, right > 0, 10)
+                print(
+                    f"| {name or 'all'} | {kind} | {markers} | {len(rows)} | {similar.mean():.3f} | "
+                    f"{right.mean():.3f} | {error:.3f} |",
+                    flush=True,
+                )
+
+
+def found_novel(reference, query, own: np.ndarray) -> np.ndarray | None:
+    """Return the novel group that most of the left-out cells are in, None for other cells; or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        scvec.ingest_cells(folder, [reference], name="r", label_key="cell_type", min_cells=5)
+        group = scvec.query(folder, query, reference="r", name_novel=True).novel_group
+    found = [g for g in group[own] if g is not None]
+    most = max(sorted(set(found)), key=found.count) if found else None
+    return None if most is None else np.array([g if g == most else None for g in group], dtype=object)
+
+
+def named(world: World, cells, groups: np.ndarray, indices: dict, tissue: str) -> dict:
+    """Return the first name of the one group of cells, for each index of markers."""
+    asked = NameOptions(tissue=tissue)
+    with CellSource.open(cells) as source:
+        matched = match_genes(source, world.resolver, species="auto")
+        return {
+            markers: next(
+                iter(_named_groups(matched, groups, index, world.key, asked, no_progress)[0].candidates), None
             )
-            sure.append(best.probability if best else 0.0)
-            right.append(good)
-            said = f"{best.label} {best.probability:.2f}" if best else "unknown"
-            print(f"| {name} {only} | {left} | {own.sum()} | {len(group)} | {said} | {good} |", flush=True)
-    error = expected_calibration_error(np.array(sure), np.array(right), 5)
-    print(
-        f"{len(right)} novel types, {np.mean(right):.2f} on the right lineage, calibration error {error:.2f}"
-    )
+            for markers, index in indices.items()
+        }
+
+
+def as_families(world: World, questions: list[Question], answers: Answers) -> None:
+    """Print how lists are named in which families of genes stand as one word (CD3), tissue given.
+
+    Each gene of a list whose symbol is such a word, a letter and perhaps a digit is written as the word.
+    """
+    with knowledge(None) as (kb, _):
+        symbols = dict(zip(*(kb.genes()[c] for c in ("gene_id", "symbol")), strict=True))
+    plain = world.index(Question([], "", "", "", ""), "tables")
+    members: dict[str, list[str]] = {}
+
+    def word(gene: str) -> str:
+        found = re.fullmatch(r"(.*[\d-].*?)[A-Z]\d?", symbols[gene])
+        stem = found[1] if found else ""
+        if stem and stem not in members:
+            # One gene alone shows nothing of what the rest of a list would.
+            spoken, _ = listed_genes([stem], "human", world.resolver, plain, world.key)
+            members[stem] = list(spoken) if len(spoken) > 1 else []
+        return stem if gene in members.get(stem, ()) else symbols[gene]
+
+    said = defaultdict(list)
+    for family in sorted(set(answers.families)):
+        fit = replace(NameFit.shipped(), weights=told(learned(answers, answers.families != family)))
+        for q in (q for q in questions if q.family == family):
+            words = list(dict.fromkeys(word(g) for g in q.genes))
+            if not any(w in members for w in words):
+                continue
+            own = {symbols[g]: [g] for g in q.genes}
+            called = {g: w for w in words for g in members.get(w) or own[w]}
+            truth = world.above(q.truth)
+            for markers in ("shipped", "tables"):
+                index = replace_fit(world.index(q, markers), fit)
+                for how, genes, spoken in (
+                    ("as its genes in the list", q.genes, {}),
+                    ("each gene of the family as one", called, {}),
+                    ("the family as one gene", called, called),
+                ):
+                    best = index.name("", list(genes), tissue=q.tissue, symbols=spoken, silent=q.silent)
+                    up = world.above(best.candidates[0].cl_id) if best.candidates else frozenset()
+                    right = bool(up) and (best.candidates[0].cl_id in truth or q.truth in up)
+                    said[markers, "tables" if q.table else "cells", how].append(
+                        (len(up & truth) / len(up | truth), right)
+                    )
+    print("| markers | lists | a family counts | n | similarity | same lineage |\n|---|---|---|---|---|---|")
+    for key, rows in said.items():
+        similar, right = np.array(rows, dtype=float).mean(axis=0)
+        print(f"| {' | '.join(key)} | {len(rows)} | {similar:.3f} | {right:.3f} |")
+
+
+def fitted(answers: Answers, use: np.ndarray) -> NameFit:
+    """Return weights and calibration that are learned on some of the questions."""
+    weights = learned(answers, use)
+    return NameFit(told(weights), *calibrated(answers, use, weights))
+
+
+def told(weights: np.ndarray) -> dict[str, float]:
+    return {name: round(w, 4) for name, w in zip(FEATURES, weights.tolist(), strict=True)}
+
+
+def replace_fit(index: MarkerIndex, fit: NameFit) -> MarkerIndex:
+    index.fit = fit
+    return index
 
 
 def of_labels(world: World) -> None:
-    """Print the labels of real references that are doubted, and pairs of swapped labels that are."""
+    """Print how many right labels are doubted, and pairs of swapped labels, by limits of other data sets.
+
+    Of the limits that doubt at most :data:`MOST_FALSE` of the right labels, those are chosen that doubt most
+    swapped pairs (one of the two labels, mean over data sets).
+    """
     index = MarkerIndex([row[:6] for row in world.rows if row[6] == "shipped"], world.labels, world.lineage)
+    told: dict[str, np.ndarray] = {}
     for file in sorted(SHARED.glob("*.h5ad")):
-        cells = anndata.read_h5ad(file)
-        X = sp.csr_matrix(cells.X).astype(np.float64)
-        if X.max() > 30:
-            X = sp.diags(1e4 / np.maximum(np.asarray(X.sum(axis=1)).ravel(), 1)) @ X
-            X.data = np.log1p(X.data)
-        names = [n.split("_ENSG")[0] for n in cells.var_names]
-        species = SPECIES.get(str(cells.obs["species"].iloc[0]), str(cells.obs["species"].iloc[0]))
-        called = world.resolve(names, species)
-        ids = [called.get(n, f"none {i}") for i, n in enumerate(names)]
-        labels = cells.obs["cell_type"].astype(str)
-        large = sorted(label for label, n in labels.value_counts().items() if n >= 10)
-        matched = world.matcher.match_all(large, [str(cells.obs["tissue"].iloc[0])])
-        terms = {label: matched[label].cl_id for label in large}
-        means = np.array([X[(labels == label).to_numpy()].mean(axis=0).A1 for label in large])
-        doubted = [label for label, _ in absent_markers(index, terms, means, ids)]
-        found = pairs = 0
-        for a, b in itertools.combinations(large, 2):
-            if terms[a] and terms[b] and terms[a] != terms[b]:
-                swapped = {**terms, a: terms[b], b: terms[a]}
-                pairs += 1
-                found += bool({t for t, _ in absent_markers(index, swapped, means, ids)} & {a, b})
-        print(f"{file.stem}: doubted {doubted}, swapped pairs doubted {found} of {pairs}", flush=True)
+        family = next((name for name in ("pbmc", "baron") if name in file.stem), file.stem)
+        told[family] = told.get(family, 0) + doubted(world, index, anndata.read_h5ad(file))
+    found = np.array([told[family] for family in sorted(told)])
+
+    def chosen(sets: np.ndarray) -> int:
+        false, labels, swapped, pairs = np.moveaxis(found[sets], 2, 0)
+        few = false.sum(axis=0) <= MOST_FALSE * labels.sum(axis=0)
+        return int(np.argmax(np.where(few, (swapped / np.maximum(pairs, 1)).mean(axis=0), -1)))
+
+    print("| data set | absent, expressed, few, least | right labels doubted | swapped pairs doubted |")
+    print("|---|---|---|---|")
+    for k, family in enumerate(sorted(told)):
+        at = chosen(np.arange(len(found)) != k)
+        false, labels, swapped, pairs = found[k, at].astype(int)
+        print(f"| {family} | {LIMITS[at]} | {false} of {labels} | {swapped} of {pairs} |")
+    print(f"chosen on all of them: {LIMITS[chosen(np.ones(len(found), dtype=bool))]}")
+
+
+def doubted(world: World, index: MarkerIndex, cells) -> np.ndarray:
+    """Return (n_limits, 4): right labels doubted, labels, swapped pairs doubted, pairs of a data set."""
+    X = sp.csr_matrix(cells.X).astype(np.float32)
+    if X.max() > 30:
+        X = sp.diags(1e4 / np.maximum(np.asarray(X.sum(axis=1)).ravel(), 1)) @ X
+        X.data = np.log1p(X.data)
+    names = [n.split("_ENSG")[0] for n in cells.var_names]
+    species = SPECIES.get(str(cells.obs["species"].iloc[0]), str(cells.obs["species"].iloc[0]))
+    called = world.resolve(names, species)
+    ids = [called.get(n, f"none {i}") for i, n in enumerate(names)]
+    labels = cells.obs["cell_type"].astype(str)
+    large = sorted(label for label, n in labels.value_counts().items() if n >= known_markers.CELLS)
+    matched = world.matcher.match_all(large, [str(cells.obs["tissue"].iloc[0])])
+    means = {label: X[(labels == label).to_numpy()].mean(axis=0).A1 for label in large}
+    terms = {label: matched[label].cl_id for label in large if matched[label].cl_id}
+    marks = set(index.genes)
+    kept = [i for i, g in enumerate(ids) if g in marks]
+    values = np.array([mean[kept] for mean in means.values()])
+    own = [list(means).index(label) for label in terms]
+    rows = []
+    before = {name: getattr(known_markers, name) for name in ("ABSENT", "EXPRESSED", "FEW", "LEAST")}
+    for limits in LIMITS:
+        vars(known_markers).update(zip(before, limits, strict=True))
+        doubts = {}
+        for term in set(terms.values()):
+            as_term = absent_markers(index, dict.fromkeys(means, term), values, [ids[i] for i in kept])
+            doubts[term] = {list(means).index(label) for label, _ in as_term}
+        false = sum(row in doubts[term] for row, term in zip(own, terms.values(), strict=True))
+        pairs = [
+            (a in doubts[v]) or (b in doubts[u])
+            for (a, u), (b, v) in itertools.combinations(zip(own, terms.values(), strict=True), 2)
+            if u != v
+        ]
+        rows.append((false, len(terms), sum(pairs), len(pairs)))
+    vars(known_markers).update(before)
+    return np.array(rows, dtype=float)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("parts", "cells", "labels", "fit"):
+    for name in ("parts", "families", "novel", "labels", "fit"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--text", type=Path, metavar="NPZ", help="vectors of texts; made if absent")
-    parser.add_argument("--seeds", type=int, default=5, help="controls of the text")
-    parser.add_argument("--types", type=int, default=8, help="types of each data set, for --cells")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each control of the text")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.cells:
-        of_cells(args.types)
-        return
     world = World.load()
     if args.labels:
         of_labels(world)
@@ -618,12 +737,15 @@ def main() -> None:
         return
     answers = Answers.of(world, questions, MODES[1::2] if args.parts else MODES)
     if args.fit:
-        everything = np.ones(len(answers.where), dtype=bool)
-        weights = learned(answers, everything)
-        lineage, within = calibrated(answers, everything, weights)
-        told = {name: round(w, 4) for name, w in zip(FEATURES, weights.tolist(), strict=True)}
-        OUT.write_text(json.dumps({"weights": told, "lineage": lineage, "within": within}, indent=1) + "\n")
+        fit = fitted(answers, np.ones(len(answers.where), dtype=bool))
+        OUT.write_text(json.dumps(asdict(fit), indent=1) + "\n")
         print(OUT.read_text())
+        return
+    if args.novel:
+        novel(world, answers)
+        return
+    if args.families:
+        as_families(world, questions, answers)
         return
     if args.parts:
         without_parts(answers)

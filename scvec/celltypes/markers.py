@@ -42,6 +42,7 @@ _GENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,39}")
 #: What papers write behind a gene: CD19+, CD3-, CD14hi, CD45RAlow.
 _SIGN = re.compile(r"(\+{1,3}|(?<=[A-Z0-9])-?(?:pos|hi|high|int|bright))$")
 _ABSENT = re.compile(r"(-|\u2212|\u2013|(?<=[A-Z0-9])-?(?:neg|lo|low|dim))$")
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0e-\x1f\x7f]")
 _GREEK = str.maketrans("\u03b1\u03b2\u03b3\u03b4\u03b5\u03ba\u03b6", "abgdekz")
 
 
@@ -135,6 +136,8 @@ def read_marker_lists(path: Path) -> list[MarkerList]:
     at = {name: header.index(name) for name in ("group", "genes", "tissue", "species") if name in header}
     lists = []
     for row in rows:
+        if at["genes"] == len(header) - 1 and len(row) > len(header):  # commas between genes, unquoted
+            row = [*row[: at["genes"]], " ".join(row[at["genes"] :])]
         cells = {name: row[i].strip() if i < len(row) else "" for name, i in at.items()}
         if not any(cells.values()):
             continue
@@ -162,6 +165,8 @@ def _text(path: Path) -> str:
         ) from error
     if len(data) > MAX_BYTES:
         raise InputError("the table is larger than 200 MB", str(path), "split it", code="wrong-format")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what Excel calls Unicode text
+        return data.decode("utf-16", errors="replace")
     if b"\0" in data:
         raise InputError("the file is not a text", str(path), "give csv or tsv", code="wrong-format")
     try:
@@ -171,6 +176,8 @@ def _text(path: Path) -> str:
 
 
 def _table(text: str, path: Path) -> Iterator[list[str]]:
+    # Excel's first line may say what separates: sep=;
+    text = re.sub(r"\A\"?sep=.\"?\r?\n", "", text)
     first = text.split("\n", 1)[0]
     separator = max(("\t", ",", ";"), key=first.count)
     try:
@@ -242,7 +249,8 @@ def _gmt(text: str, path: Path, matcher: TermMatcher, species: str) -> MarkerFil
 
 def _genes(text: str, absent: bool = False) -> list[str]:
     """Return the genes of a cell of a table without their signs; or, with ``absent``, those with a minus."""
-    said = re.split(r"[,;|\s]+", re.sub(r"['\"()\[\]]", "", text).translate(_GREEK))
+    plain = re.sub(r"['\"()\[\]]", "", _CONTROL.sub("", text))
+    said = re.split(r"[,;|\s]+", plain.translate(_GREEK))
     found = [_ABSENT.sub("", g) for g in said if bool(_ABSENT.search(g)) == absent]
     return [g for g in (_SIGN.sub("", g) for g in found) if _GENE.fullmatch(g)]
 

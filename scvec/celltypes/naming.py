@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from typing import Any
@@ -45,6 +46,8 @@ SMALL, SMALL_POOLED, SMALL_ODDS = 50.0, 10.0, 5.0
 N_BELOW = 3
 #: A list of which the best term explains less gets no name: most lists of random markers lie below.
 UNKNOWN_BELOW = 0.25
+#: Weight of the same lineage beside the similarity to the true term, in what names are chosen for.
+LINEAGE = 0.7
 #: Probability that a name, and the broad term, must have.
 SURE, BROAD = 0.5, 0.8
 N_CANDIDATES = 10
@@ -119,7 +122,7 @@ class Naming:
             why = "; ".join(self.notes) or "no gene of it is a known marker"
             return [f"{self.group}: unknown ({why})"]
         best = self.candidates[0]
-        genes = ", ".join(s["gene"] for s in best.supports[:6])
+        genes = ", ".join(list(dict.fromkeys(s["gene"] for s in best.supports))[:6])
         name = best.label if self.status == "named" else self.status
         lines = [f"{self.group}: {name} ({best.cl_id} {best.label}, {best.probability:.2f}; {genes})"]
         if self.broad and self.broad.cl_id != best.cl_id:
@@ -251,6 +254,13 @@ class Tissues:
             return self.ORGAN
         return self.SYSTEM if common else 0.0
 
+    def nearest(self, asked: str, others: Iterable[str]) -> str | None:
+        """Return "" for a known tissue, or one of ``others``; else the most alike name, None if none is."""
+        names = {*self._above, *MEANT_TISSUES, *others}
+        if len(self._organs(asked.lower())) > 1 or asked.lower() in names:
+            return ""
+        return next(iter(get_close_matches(asked.lower(), names, 1, 0.7)), None)
+
     @lru_cache(4096)  # noqa: B019 - one object a process
     def _organs(self, tissue: str) -> frozenset[str]:
         plain = " ".join(re.sub(r"[^a-z0-9]+", " ", tissue).split())
@@ -338,6 +348,14 @@ class MarkerIndex:
         """Ids of all marker genes."""
         return list(self._column)
 
+    def tissue_note(self, tissue: str) -> list[str]:
+        """Return a note if no table, nor Uberon, knows a tissue, so that it says nothing."""
+        near = self._near.nearest(tissue, self.tissues) if tissue else ""
+        if near == "":
+            return []
+        meant = f"; is {near} meant?" if near else ""
+        return [f"the tissue {tissue[:60]!r} is not known, and does not count{meant}"]
+
     @property
     def tissues(self) -> set[str]:
         """Tissues that tables name."""
@@ -355,9 +373,8 @@ class MarkerIndex:
 
     def telling_markers(self, cl_id: str, n_terms: int = 4) -> list[str]:
         """Return the markers of a term that mark at most so many terms, or that two tables agree on."""
-        n = np.asarray((self._own > 0).sum(axis=0)).ravel()
         found = self.markers(cl_id)
-        return [g for g in found if n[self._column[g]] <= n_terms or len(found[g]) > 1]
+        return [g for g in found if self._n_marked[self._column[g]] <= n_terms or len(found[g]) > 1]
 
     def together(self, genes: Iterable[str], others: Iterable[str]) -> list[str]:
         """Return, of genes, the one that marks most of the terms that others mark; none if none does."""
@@ -391,23 +408,21 @@ class MarkerIndex:
         tissue
             Where the cells are from, in plain words.
         symbols
-            Id -> what to call a gene.
+            Id -> what to call a gene. Genes of one name, such as those that CD3 means, count as one.
         silent
             Genes that were measured and are not expressed in the group.
         """
-        taken = list(dict.fromkeys(genes))[:N_GENES]
         spoken = symbols or {}
-        shown = tuple(spoken.get(g, g) for g in taken[:10])
-        rows, values = self.features(taken, tissue, silent)
+        taken, _ = _weighted(genes, spoken)
+        shown = tuple(dict.fromkeys(spoken.get(g, g) for g in taken))[:10]
+        rows, values = self.features(genes, tissue, silent, spoken)
         if not len(rows):
             return Naming(group, (), None, "unknown", shown, tuple(notes))
-        scores = values @ self.fit.vector
-        order = np.lexsort((rows, -scores))
-        rows, values, scores = rows[order], values[order], scores[order]
-        proba = np.exp(scores - scores[0])
-        proba /= proba.sum()
-        sure = _logistic(self.fit.lineage, _doubts(self.on_lineage(rows, proba), values))
-        within = _logistic(self.fit.within, _doubts(self.within(rows, proba), values))
+        order, proba = self.ranked(rows, values @ self.fit.vector)
+        rows, values = rows[order], values[order]
+        known = self.known(genes, spoken)
+        sure = _logistic(self.fit.lineage, _doubts(self.on_lineage(rows, proba), values, known))
+        within = _logistic(self.fit.within, _doubts(self.within(rows, proba), values, known))
 
         def candidate(k: int, probability: float) -> Candidate:
             return self._candidate(self.terms[rows[k]], float(probability), taken, spoken, silent)
@@ -419,7 +434,7 @@ class MarkerIndex:
         if deep:
             k = max(deep, key=lambda k: (depth[k], within[k], -k))
             broad = candidate(k, within[k])
-        if values[0, FEATURES.index("explained")] < UNKNOWN_BELOW:
+        if values[0, FEATURES.index("explained")] * known < UNKNOWN_BELOW:
             status = "unknown"
         elif sure[0] >= SURE:
             status = "named"
@@ -428,16 +443,23 @@ class MarkerIndex:
         return Naming(group, candidates, broad, status, shown, tuple(notes))
 
     def features(
-        self, genes: Sequence[str], tissue: str = "", silent: frozenset[str] = frozenset()
+        self,
+        genes: Sequence[str],
+        tissue: str = "",
+        silent: frozenset[str] = frozenset(),
+        said: Mapping[str, str] | None = None,
     ) -> tuple[Int64, Float64]:
-        """Return (n,) numbers of the terms that share a gene with a list, and (n, n_features) values."""
-        listed = [g for g in dict.fromkeys(genes)][:N_GENES]
-        weight = np.array([1.0 / (1 + i) ** FALL for i in range(len(listed))])
+        """Return (n,) numbers of the terms that share a gene with a list, and (n, n_features) values.
+
+        Genes that are called the same, in ``said`` (id -> name), are the family that a list names: they have
+        the place and the weight of one gene.
+        """
+        listed, share = _weighted(genes, said or {})
         known = np.array([g in self._column for g in listed], dtype=bool)
         if not known.any():
             return np.zeros(0, dtype=np.int64), np.zeros((0, len(FEATURES)))
         columns = np.array([self._column[g] for g in listed if g in self._column])
-        weight = weight[known]
+        weight, part = share[known].prod(axis=1), share[known, 1]
         rarity = self._rarity[columns]
         told = weight * rarity
         length = float(np.sqrt((told**2).sum()))
@@ -457,7 +479,7 @@ class MarkerIndex:
             "in tissue": (in_tissue @ (told * rarity) / length / self._length)[rows],
             "tissue part": (in_tissue @ told / told.sum())[rows],
             "explained": has @ told / told.sum(),
-            "shared": np.log1p((own[rows] > 0).sum(axis=1)),
+            "shared": np.log1p((own[rows] > 0) @ part),
             "odds": odds @ weight / weight.sum(),
             "at home": at_home[rows] if tissue else np.zeros(len(rows)),
             "above": (self._below.T[rows] * cosine).max(axis=1, initial=0.0),
@@ -465,10 +487,34 @@ class MarkerIndex:
             "tables": self._tables[rows],
         }
         terms = [self.terms[i] for i in rows]
-        said = [self._markers.get(t, {}) for t in terms]
-        found["lacking"] = np.array([sum(g in silent for g in m) / len(m) if m else 0.0 for m in said])
+        markers = [self._markers.get(t, {}) for t in terms]
+        found["lacking"] = np.array([sum(g in silent for g in m) / len(m) if m else 0.0 for m in markers])
         found["negative"] = np.array([sum(g in self._absent.get(t, ()) for g in listed) for t in terms])
         return rows, np.stack([found[name] for name in FEATURES], axis=1)
+
+    def known(self, genes: Sequence[str], said: Mapping[str, str] | None = None) -> float:
+        """Return the fraction of a list, by weight, that is a marker of some term."""
+        listed, share = _weighted(genes, said or {})
+        weight = share.prod(axis=1)
+        return float(weight @ [g in self._column for g in listed] / weight.sum()) if listed else 0.0
+
+    def ranked(self, rows: Int64, scores: Float64) -> tuple[Int64, Float64]:
+        """Return (n,) the order of terms, best first, and the softmax of their scores in it.
+
+        First comes not the term with the highest score, but that of which most is hoped: the mean similarity
+        to all terms, and whether it is on one lineage with them, each term by its softmax. Names are learned
+        and measured by the same. The others follow by their scores.
+        """
+        proba = np.exp(scores - scores.max())
+        proba /= proba.sum()
+        shared = (self._above[rows] @ self._above[rows].T).toarray()
+        size = shared.diagonal()
+        similar = shared / (size[:, None] + size - shared)
+        hoped = similar @ proba + LINEAGE * self.on_lineage(rows, proba)
+        order = np.lexsort((rows, -scores))
+        best = min(range(len(rows)), key=lambda k: (-hoped[k], rows[k]))
+        order = np.concatenate([[best], order[order != best]])
+        return order, proba[order]
 
     def on_lineage(self, rows: Int64, proba: Float64) -> Float64:
         """Return (n,) the probability of each term, all above it and all below it."""
@@ -488,6 +534,18 @@ class MarkerIndex:
                 if above in self._row:
                     found[self._row[above], j] = 1.0
         return found
+
+    @cached_property
+    def _above(self) -> sp.csr_matrix:
+        """(n_terms, n) 1 where a term is, or lies below, another one of the ontology."""
+        number: dict[str, int] = {}
+        entries = [
+            (i, number.setdefault(a, len(number)))
+            for i, t in enumerate(self.terms)
+            for a in {t, *self.lineage.get(t, ())}
+        ]
+        i, j = zip(*entries, strict=True) if entries else ((), ())
+        return sp.csr_matrix((np.ones(len(i)), (i, j)), shape=(len(self.terms), len(number)))
 
     @cached_property
     def _own(self) -> sp.csc_matrix:
@@ -511,9 +569,13 @@ class MarkerIndex:
     @cached_property
     def _rarity(self) -> Float64:
         """(n_genes,) inverse document frequency: a gene that marks few terms tells more."""
-        n = np.asarray((self._own > 0).sum(axis=0)).ravel()
-        found: Float64 = np.log((self.n_terms + 1) / (n + 0.5))
+        found: Float64 = np.log((self.n_terms + 1) / (self._n_marked + 0.5))
         return found
+
+    @cached_property
+    def _n_marked(self) -> Float64:
+        """(n_genes,) how many terms a gene marks."""
+        return np.asarray((self._own > 0).sum(axis=0), dtype=np.float64).ravel()
 
     def _rarity_of(self, gene: str) -> float:
         return float(self._rarity[self._column[gene]]) if gene in self._column else 0.0
@@ -521,8 +583,7 @@ class MarkerIndex:
     @cached_property
     def _usual(self) -> Float64:
         """(n_genes,) the fraction of all markers that are this gene."""
-        n = np.asarray((self._own > 0).sum(axis=0), dtype=np.float64).ravel()
-        return np.asarray((n + 0.5) / (n.sum() + 1.0))
+        return np.asarray((self._n_marked + 0.5) / (self._n_marked.sum() + 1.0))
 
     @cached_property
     def _length(self) -> Float64:
@@ -586,13 +647,25 @@ def _n_tables(entry: _Entry) -> int:
     return len({source.split(":")[0] for source in entry.sources})
 
 
-def _doubts(mass: Float64, values: Float64) -> Float64:
+def _weighted(genes: Sequence[str], said: Mapping[str, str]) -> tuple[list[str], Float64]:
+    """Return the genes of a list that count, and (n, 2) the weight of their place, and their part of it."""
+    unique = list(dict.fromkeys(genes))
+    names = [said.get(g, g) for g in unique]
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    size = Counter(names)
+    kept = [(g, name) for g, name in zip(unique, names, strict=True) if place[name] < N_GENES]
+    share = [(1.0 / (1 + place[name]) ** FALL, 1.0 / size[name]) for _, name in kept]
+    return [g for g, _ in kept], np.array(share).reshape(-1, 2)
+
+
+def _doubts(mass: Float64, values: Float64, known: float) -> Float64:
     """Return (n, 4) what the probability of a term is computed from.
 
     A constant, the log odds of its softmax, the fraction of the list that it explains, and how many genes.
+    ``explained`` is a part of the genes that tables know; of the list it is as much less as they know less.
     """
     odds = np.log((mass + 1e-3) / (1.0 - mass + 1e-3))
-    explained = values[:, FEATURES.index("explained")]
+    explained = values[:, FEATURES.index("explained")] * known
     return np.stack([np.ones(len(mass)), odds, explained, values[:, FEATURES.index("shared")]], axis=1)
 
 

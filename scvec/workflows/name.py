@@ -185,7 +185,8 @@ def name(
             groups = consulted.groups
             if target is not None and not asked.dry_run:
                 _write(target, cells, obs, labels, groups, asked, source.memory)
-            notes = list(dict.fromkeys([*source.notes, *matched.notes, *made, *consulted.notes]))
+            notes = [*source.notes, *matched.notes, *made, *index.tissue_note(asked.tissue), *consulted.notes]
+            notes = list(dict.fromkeys(notes))
     return NamesReport(
         groups=groups,
         n_terms=index.n_terms,
@@ -235,6 +236,7 @@ def _named_lists(
         lacking, _ = listed_genes(absent, species or asked.species, resolver, index, key)
         notes = [f"{len(left)} of {len(genes)} names are unknown genes, such as {left[0]}"] if left else []
         place = tissue or asked.tissue
+        notes += index.tissue_note(place)
         silent = frozenset(lacking) - set(known)
         spoken = {**lacking, **known}
         named.append(index.name(group, list(known), tissue=place, symbols=spoken, silent=silent, notes=notes))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,10 +127,41 @@ def test_features_by_hand():
 
 
 def test_learned_weights_decide():
-    only = NameFit({"tables": 1.0}, (0.0, 1.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0))
+    only = NameFit({"tables": 10.0}, (0.0, 1.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0))
     rows = [*ROWS, ("CL:4", "blood", "MS4A1", "positive", 1.0, "another"), ROWS[0]]
     index = MarkerIndex(rows, LABELS, LINEAGE, fit=only)
     assert index.name("a", ["MS4A1"]).candidates[0].cl_id == "CL:4"  # two tables know it
+
+
+def test_a_family_counts_as_one_gene(index):
+    said = {"CD3D": "CD3", "CD3E": "CD3", "TRAC": "TRAC"}
+    rows, values = index.features(["CD3D", "CD3E", "TRAC", "X"], said=said)
+    found = {index.terms[i]: dict(zip(FEATURES, v, strict=True)) for i, v in zip(rows, values, strict=True)}
+    assert found["CL:4"]["shared"] == pytest.approx(math.log1p(2))  # CD3 and TRAC
+    assert index.known(["CD3D", "CD3E", "X"], said) == pytest.approx(1 / (1 + 2**-0.4))
+    # As much as one gene of the family would say, with two for the B cell.
+    b = index.name("a", ["MS4A1", "CD79A", "CD3D", "CD3E"], symbols={"CD3D": "CD3", "CD3E": "CD3"})
+    assert b.candidates[0].cl_id == "CL:3" and b.genes == ("MS4A1", "CD79A", "CD3")
+
+
+def test_a_list_that_tables_hardly_know_is_less_sure(index):
+    sure = index.name("a", ["CD79A", "MS4A1"])
+    unsure = index.name("a", ["CD79A", "MS4A1", *(f"X{i}" for i in range(8))])
+    assert [c.cl_id for c in unsure.candidates] == [c.cl_id for c in sure.candidates]
+    assert unsure.candidates[0].probability < sure.candidates[0].probability
+    one = index.name("a", ["X0", "X1", "CD19", *(f"Y{i}" for i in range(5))])
+    assert one.status == "unknown" and one.candidates
+
+
+def test_the_name_is_that_of_which_most_is_hoped():
+    only = NameFit({"own": 1.0}, (0.0, 1.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0))
+    index = MarkerIndex(ROWS, LABELS, LINEAGE, fit=only)
+    rows = np.array([index.terms.index(t) for t in ("CL:2", "CL:3", "CL:4")])
+    order, proba = index.ranked(rows, np.log([0.2, 0.41, 0.39]))
+    # The parent is like both and on one lineage with both; the first is not with its sibling.
+    assert order.tolist() == [0, 1, 2] and proba.tolist() == pytest.approx([0.2, 0.41, 0.39])
+    order, _ = index.ranked(rows, np.log([0.05, 0.9, 0.05]))
+    assert order[0] == 1
 
 
 def test_the_shipped_fit_has_a_weight_for_each_part():
@@ -215,3 +248,29 @@ def test_signs_after_genes_give_presence_or_absence(tmp_path: Path):
     (found,) = read_marker_lists(path)
     assert found.genes == ["CD19", "Cd14", "HLA-DR", "PDGFRa", "Nkx2-1", "CD56"]
     assert found.absent == ("CD3", "CD45RA")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "group;genes;tissue\r\na;MS4A1 CD79A;blood\r\n".encode("utf-8-sig"),
+        b"sep=;\r\ngroup;genes;tissue\r\na;MS4A1 CD79A;blood\r\n",
+        "group\tgenes\ttissue\r\na\tMS4A1 CD79A\tblood\r\n".encode("utf-16"),
+        b"group,tissue,genes\na,blood,MS4A1,CD79A\n",
+        b'group,genes,tissue\na,"MS4A1\nCD79A",blood\n',
+        b'group,genes,tissue\na,"\x1b[31mMS4A1 CD79A\x07",blood\n',
+    ],
+)
+def test_lists_as_programs_save_them(data, tmp_path: Path):
+    path = tmp_path / "lists.csv"
+    path.write_bytes(data)
+    assert read_marker_lists(path) == [("a", ["MS4A1", "CD79A"], "blood", "", ())]
+
+
+def test_a_tissue_that_nobody_knows_is_noted():
+    rows = [("CL:3", "moon", "G", "positive", 1.0, "t")]
+    index = MarkerIndex(rows, LABELS, LINEAGE, tissues=Tissues(PARTS))
+    for known in ("", "PBMC", "lung, right", "mouse lung", "moon", "Bone Marrow"):
+        assert index.tissue_note(known) == []
+    assert "is blood meant?" in index.tissue_note("blod")[0]
+    assert "meant" not in index.tissue_note("qqqqq")[0]
