@@ -9,6 +9,7 @@ import click
 
 from scvec.base.errors import InputError
 from scvec.cli.options import (
+    FilePath,
     Session,
     any_species_option,
     device_option,
@@ -34,7 +35,7 @@ __all__ = ["demo", "evaluate", "labels"]
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     default=Path("demo-out"),
     show_default=True,
     metavar="DIR",
@@ -91,21 +92,19 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
 
 
 @click.command("eval")
-@click.argument("query", metavar="QUERY", type=click.Path(path_type=Path))
+@click.argument("query", metavar="QUERY", type=FilePath())
 @click.option("--truth-key", required=True, metavar="COLUMN", help="Column of obs with the true labels.")
 @reference_option
 @click.option(
     "--label-map",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Names to treat as one: a JSON object, or a csv or tsv file with two columns.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="OUT.json", help="File for the numbers."
-)
+@click.option("-o", "--output", type=FilePath(), metavar="OUT.json", help="File for the numbers.")
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="OUT.png",
     help="File for a figure: .png, .pdf or .svg; needs matplotlib.",
 )

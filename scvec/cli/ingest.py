@@ -13,6 +13,8 @@ from scvec.base.errors import InputError
 from scvec.base.species import SPECIES
 from scvec.cli.ingest_genes import commands as gene_commands
 from scvec.cli.options import (
+    FilePath,
+    PathOrName,
     Session,
     SpeciesName,
     any_species_option,
@@ -58,7 +60,7 @@ for _command in gene_commands:
 
 
 @ingest.command()
-@click.argument("refs", metavar="REF...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("refs", metavar="REF...", nargs=-1, required=True, type=FilePath())
 @click.option("--name", required=True, help="What to call the reference.")
 @click.option("--label-key", required=True, metavar="COLUMN", help="Column of obs with the labels.")
 @any_species_option
@@ -67,6 +69,7 @@ for _command in gene_commands:
 @memory_option
 @click.option(
     "--backbone",
+    type=PathOrName(),
     default="minilm",
     show_default=True,
     metavar="SPEC",
@@ -86,7 +89,7 @@ for _command in gene_commands:
 )
 @click.option(
     "--label-map",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="csv, tsv or JSON: label, the label it becomes; for files that name one type differently.",
 )
@@ -119,7 +122,7 @@ for _command in gene_commands:
 @click.option("--epochs", type=click.IntRange(min=0), help="prompt: epochs at most.  [default: 8]")
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     metavar="DIR",
     help="prompt: keep how far the training came here.  [default: in the store]",
 )
@@ -224,7 +227,12 @@ def _refuse_settings(ctx: click.Context) -> None:
     metavar="DATE",
     help="stable, latest, or the date of a build.",
 )
-@click.option("--uri", metavar="PLACE", help="A copy of the Census: a folder, or the address of a mirror.")
+@click.option(
+    "--uri",
+    type=PathOrName(),
+    metavar="PLACE",
+    help="A copy of the Census: a folder, or the address of a mirror.",
+)
 @click.option("--name", default="", help="What to call the reference.  [default: RECIPE-ORGANISM]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draw.")
 @memory_option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from scvec.base.types import Progress
 
 __all__ = [
+    "FilePath",
+    "PathOrName",
     "Session",
     "SpeciesName",
     "any_species_option",
@@ -94,6 +97,38 @@ class Session(Console):
         return user_data_path("scvec", appauthor=False)
 
 
+class FilePath(click.Path):  # type: ignore[type-arg]
+    """A path; ``~`` and ``$NAME`` are replaced as a shell does, which does not see those after ``=``."""
+
+    def __init__(self, *, file_okay: bool = True) -> None:
+        super().__init__(file_okay=file_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        from scvec.base.resources import expanded
+
+        return super().convert(expanded(value), param, ctx)
+
+
+#: What may stand before a path.
+_KIND = re.compile(r"(?:permuted:|name:)*(?:st:|hf:)?")
+
+
+class PathOrName(click.ParamType):  # type: ignore[type-arg]
+    """A path (also after ``st:`` or ``hf:``), or a name or address that is left as it is."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        from scvec.base.resources import expanded
+
+        kind = _KIND.match(str(value))[0]  # type: ignore[index]  # it matches nothing, too
+        path = str(value).removeprefix(kind)
+        is_path = (path.startswith("~") or "$" in path) and "://" not in path
+        return f"{kind}{expanded(path)}" if is_path else str(value)
+
+
 pass_session = click.make_pass_decorator(Session, ensure=True)
 
 
@@ -127,7 +162,7 @@ def global_options(function: F) -> F:
     options = (
         click.option(
             "--store",
-            type=click.Path(path_type=Path),
+            type=FilePath(),
             metavar="DIR",
             callback=_set_store,
             expose_value=False,
@@ -249,7 +284,7 @@ def engine_options(function: F) -> F:
 
 def llm_option(help_: str) -> Callable[[F], F]:
     """Return a decorator that adds ``--llm``."""
-    return click.option("--llm", metavar="MODEL", help=help_)
+    return click.option("--llm", type=PathOrName(), metavar="MODEL", help=help_)
 
 
 class SpeciesName(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
@@ -282,9 +317,7 @@ species_option = click.option(
     show_default=True,
     help="Whose genes; may be given several times.",
 )
-genes_option = click.option(
-    "--genes", type=click.Path(path_type=Path), metavar="FILE", help="Only these genes, one a line."
-)
+genes_option = click.option("--genes", type=FilePath(), metavar="FILE", help="Only these genes, one a line.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
 base_url_option = click.option(
     "--base-url", metavar="URL", help="Address of the service.  [default: config, else its own]"

@@ -13,6 +13,7 @@ import click
 
 from scvec.base.errors import InputError
 from scvec.cli.options import (
+    FilePath,
     Session,
     any_species_option,
     coverage_option,
@@ -42,7 +43,7 @@ __all__ = ["AnnotatedFile", "QueryFile", "explain", "query", "query_files"]
 
 
 @click.command()
-@click.argument("annotated", metavar="OUT.h5ad", type=click.Path(path_type=Path))
+@click.argument("annotated", metavar="OUT.h5ad", type=FilePath())
 @click.option("--cell", metavar="ID", help="Explain this cell.")
 @click.option("--label", metavar="NAME", help="Explain the cells with this label.")
 @click.option(
@@ -94,7 +95,7 @@ PLACE = "{}"
 
 
 @click.command()
-@click.argument("queries", metavar="QUERY...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("queries", metavar="QUERY...", nargs=-1, required=True, type=FilePath())
 @click.option(
     "--reference",
     multiple=True,
@@ -104,14 +105,14 @@ PLACE = "{}"
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="OUT",
     help="File for the annotation: .h5ad, .csv or .parquet; {} in it is the name of QUERY.  "
     "[default: print the counts only]",
 )
 @click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="OUT.html",
     help="A page for people: map, tables, evidence; and the numbers as JSON beside it.",
 )
