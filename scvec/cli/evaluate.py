@@ -25,6 +25,7 @@ from scvec.cli.options import (
     reference_option,
     unmatched_option,
     values_option,
+    vectors_only_option,
     where_option,
 )
 from scvec.model.query_options import QueryOptions
@@ -118,6 +119,7 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
 )
 @n_neighbors_option
 @method_option
+@vectors_only_option
 @any_species_option
 @layer_option
 @values_option

@@ -29,6 +29,7 @@ from scvec.cli.options import (
     memory_option,
     pass_session,
     values_option,
+    vectors_only_option,
 )
 from scvec.encoders import encoder_names
 from scvec.stores.index import index_kinds
@@ -84,6 +85,7 @@ for _command in gene_commands:
     show_default=True,
     help="How cells become vectors; obsm:X_scVI takes those of obsm; pca and residual are controls.",
 )
+@vectors_only_option
 @click.option(
     "--batch-key", metavar="COLUMN", help="Column of obs with the donor or batch; calibrates across them."
 )

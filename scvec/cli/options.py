@@ -47,6 +47,7 @@ __all__ = [
     "timeout_option",
     "unmatched_option",
     "values_option",
+    "vectors_only_option",
     "where_option",
 ]
 
@@ -357,6 +358,9 @@ method_option = click.option(
     default=QueryOptions.method,
     show_default=True,
     help="Neighbours, the trained head, or the mean of both.",
+)
+vectors_only_option = click.option(
+    "--vectors-only", is_flag=True, help="obsm:KEY: use the vectors alone, without genes beside them."
 )
 novelty_option = click.option(
     "--novelty",

@@ -30,6 +30,7 @@ from scvec.cli.options import (
     pass_session,
     unmatched_option,
     values_option,
+    vectors_only_option,
     where_option,
 )
 from scvec.model.query_options import COLUMNS, QueryOptions
@@ -118,6 +119,7 @@ PLACE = "{}"
 )
 @n_neighbors_option
 @method_option
+@vectors_only_option
 @any_species_option
 @layer_option
 @values_option

@@ -22,7 +22,7 @@ from scvec.ingest.cells.cell_vectors import VectorSource
 from scvec.model.copies import Seen, cell_hashes, gene_keys
 from scvec.model.resolvers import WARN_SHARE, find_genes, is_chance, unknown, unknown_names
 from scvec.model.storage import encoder_of, genes_of
-from scvec.model.unmeasured import without_unmeasured
+from scvec.model.unmeasured import gene_sets, told_of, without
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from scvec.base.types import Float32, Species
     from scvec.ingest.cells.source import CellSource
+    from scvec.model.gene_members import GeneSide
     from scvec.model.resolvers import GeneMap, GeneResolver
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.reference_reader import StoredReference
@@ -42,6 +43,7 @@ __all__ = [
     "MatchedSource",
     "ReferenceGenes",
     "align_species",
+    "by_gene_sets",
     "common_axis",
     "dimension_axis",
     "dimension_map",
@@ -361,6 +363,10 @@ class MatchedSource:
         Fraction (0-1) of the counts that matched genes hold.
     notes
         What a user should know about the match.
+    rows
+        (n,) int64 numbers of the cells of the file that these are, ascending; None for all.
+    name
+        What these cells of the file are called; empty for all.
     """
 
     source: CellSource
@@ -368,6 +374,13 @@ class MatchedSource:
     names_from: str
     share: float
     notes: tuple[str, ...] = ()
+    rows: npt.NDArray[np.int64] | None = None
+    name: str = ""
+
+    @property
+    def n_obs(self) -> int:
+        """Number of the cells."""
+        return self.source.n_obs if self.rows is None else len(self.rows)
 
     @property
     def summary(self) -> str:
@@ -380,7 +393,14 @@ class MatchedSource:
     def chunks(
         self, genes: GeneMap, size: int | None = None, rows: npt.NDArray[np.int64] | None = None
     ) -> Iterator[CellChunk]:
-        """Yield cells over the target genes of ``genes``, while the next ones are read."""
+        """Yield cells over the target genes of ``genes``, while the next ones are read.
+
+        Parameters
+        ----------
+        rows
+            Numbers of cells of the file; all of these cells where not given.
+        """
+        rows = self.rows if rows is None else rows
 
         def cells() -> Iterator[CellChunk]:
             for X in self.source.chunks(size, rows):
@@ -444,15 +464,12 @@ def match_genes(
     *,
     species: str = "auto",
     force: bool = False,
-    drop_unmeasured: bool = False,
     reference: Species | None = None,
 ) -> MatchedSource:
     """Find out which genes the columns of a data set are (:func:`scvec.model.resolvers.find_genes`).
 
     Parameters
     ----------
-    drop_unmeasured
-        Leave out genes that a batch of a joined file did not measure.
     reference
         Species of the reference that is asked. Where nothing is known of its genes, cells are taken to be of
         it unless ``species`` says otherwise.
@@ -475,10 +492,30 @@ def match_genes(
     if best.share < WARN_SHARE:
         names = unknown(found.match, source.gene_totals)
         few = [f"warning: few genes are known: {best.summary}; unknown are names like {names}"]
-    match, gaps = found.match, list[str]()
-    if drop_unmeasured:
-        match, gaps = without_unmeasured(match, source)
-    return replace(best, match=match, notes=(*best.match.notes, *few, *gaps))
+    return replace(best, notes=(*best.match.notes, *few))
+
+
+def by_gene_sets(matched: MatchedSource, then: str) -> list[MatchedSource]:
+    """Return the cells in parts that measured the same genes, the largest first; as they are where all did.
+
+    Each part matches the genes that its cells measured. The first has a warning that names all.
+
+    Parameters
+    ----------
+    then
+        What is done about it, for the warning.
+    """
+    if isinstance(matched.source, VectorSource):
+        return [matched]
+    sets = gene_sets(matched.source)
+    told = told_of(sets, matched.match, matched.source, then)
+    if not told:
+        return [matched]
+    first, *others = (
+        replace(matched, match=without(matched.match, one.missing), notes=(), rows=one.rows, name=one.name)
+        for one in sets
+    )
+    return [replace(first, notes=(*matched.notes, *told)), *others]
 
 
 def _match_dimensions(source: CellSource, species: str) -> MatchedSource:
@@ -565,7 +602,7 @@ def reference_share(
 
 def query_genes(
     store: Store,
-    stored: StoredReference,
+    stored: StoredReference | GeneSide,
     matched: MatchedSource,
     *,
     unmatched_genes: str = "drop",
@@ -592,7 +629,7 @@ def query_genes(
     factors = stored.tensors.get(FACTOR + matched.match.species)
     if factors is not None:
         genes = genes.scaled(factors)
-    if matched.source.state.candidates:
+    if matched.source.state.candidates and matched.rows is None:
         settle_values(matched, genes, stored.tensors["classes.means"].mean(axis=0))
     genes = replace(genes, notes=(matched.summary, *genes.notes))
     if unmatched_genes == "text":
@@ -609,7 +646,7 @@ SIMILAR = 0.8
 
 def text_partners(
     opened: Store,
-    stored: StoredReference,
+    stored: StoredReference | GeneSide,
     matched: MatchedSource,
     genes: GeneMap,
     *,

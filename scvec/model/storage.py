@@ -23,6 +23,7 @@ from scvec.stores.index.flat import on_device
 if TYPE_CHECKING:
     from scvec.base.types import CellEncoder, Float32, VectorIndex
     from scvec.encoders import Models
+    from scvec.model.gene_members import GeneSide
     from scvec.stores.store.reference_reader import StoredReference
 
 __all__ = [
@@ -151,7 +152,7 @@ def encoder_of(stored: StoredReference) -> CellEncoder:
         raise _misfit(stored, error) from error
 
 
-def sample_of(stored: StoredReference) -> TrainingSample:
+def sample_of(stored: StoredReference | GeneSide) -> TrainingSample:
     """Return the training cells of a reference.
 
     Raises
@@ -165,7 +166,7 @@ def sample_of(stored: StoredReference) -> TrainingSample:
         raise _misfit(stored, error) from error
 
 
-def genes_of(stored: StoredReference) -> list[str]:
+def genes_of(stored: StoredReference | GeneSide) -> list[str]:
     """Return the ids of all genes of a reference."""
     genes: list[str] = stored.meta["all_genes"]
     return genes
@@ -218,7 +219,7 @@ def load_model(
         raise _misfit(stored, error) from error
 
 
-def _misfit(stored: StoredReference, error: Exception) -> StoreError:
+def _misfit(stored: StoredReference | GeneSide, error: Exception) -> StoreError:
     return StoreError(
         f"the parts of reference {stored.name!r} do not fit together ({error})",
         fix="ingest it again: scvec ingest cells",

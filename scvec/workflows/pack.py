@@ -25,7 +25,7 @@ __all__ = ["CardOptions", "PackReport", "pack"]
 #: Without cells, a label's mean must be of at least as many: fewer would show single cells.
 MIN_CELLS = 10
 #: Arrays that hold cells of the reference.
-OF_CELLS = ("sample.", "probe.")
+OF_CELLS = ("sample.", "probe.", "index.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +192,7 @@ def _without_cells(stored: StoredReference, meta: dict[str, Any]) -> dict[str, A
     """Return the parts of a reference whose rows are the mean vectors of its labels."""
     import pandas as pd
 
+    from scvec.model.gene_members import PREFIX, bare
     from scvec.model.storage import CODE_COLUMN
 
     few = [f"{label} ({n})" for label, n in stored.meta["counts"].items() if n < MIN_CELLS]
@@ -209,7 +210,10 @@ def _without_cells(stored: StoredReference, meta: dict[str, Any]) -> dict[str, A
     return {
         "meta": {k: v for k, v in meta.items() if k not in ("sample", "index", "appended", "deletions")}
         | {"without_cells": True},
-        "tensors": {k: v for k, v in stored.tensors.items() if not k.startswith(OF_CELLS)},
+        "tensors": {
+            **{k: v for k, v in stored.tensors.items() if not k.startswith((*OF_CELLS, PREFIX))},
+            **bare(stored.tensors, OF_CELLS),
+        },
         "obs": pd.DataFrame({label_key: pd.Categorical(classes), CODE_COLUMN: codes}, index=names),
         "vectors": np.ascontiguousarray(stored.tensors["members.centers"], dtype=np.float32),
     }
