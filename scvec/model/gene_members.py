@@ -128,7 +128,8 @@ class GeneSide:
     def __init__(self, stored: StoredReference) -> None:
         self.name, self.dim = stored.name, stored.dim
         own: Mapping[str, Any] = stored.meta["beside"]
-        self.meta: dict[str, Any] = {**stored.meta, **own["meta"]}
+        by_genes = {"encoder": {"name": "discriminant"}}
+        self.meta: dict[str, Any] = {**stored.meta, "model": by_genes, **own["meta"]}
         self.tensors: Tensors = {
             k.removeprefix(PREFIX): v for k, v in stored.tensors.items() if k.startswith(PREFIX)
         }

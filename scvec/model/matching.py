@@ -536,7 +536,7 @@ def dimension_map(n: int) -> GeneMap:
     return GeneMap(identity(n, dtype=np.float32, format="csr"), False, np.ones(n, dtype=bool))
 
 
-def obsm_key(stored: StoredReference) -> str | None:
+def obsm_key(stored: StoredReference | GeneSide) -> str | None:
     """Return the key of ``obsm`` whose vectors a reference holds; None where they are made of genes."""
     state = stored.meta["model"]["encoder"]
     return str(state["key"]) if state["name"] == "obsm" else None

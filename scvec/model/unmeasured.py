@@ -37,7 +37,7 @@ MIN_EXPECTED = 10
 #: most genes, groups, and how often they are made.
 N_STRETCHES, PER_STRETCH, N_GENES, N_GROUPS, N_STARTS = 20, 50, 2000, 8, 6
 #: Such a group has none of this part of the genes that are in most cells of the other groups.
-MIN_SHARE_GROUP, IN_MOST, MOST = 0.1, 0.6, 0.75
+MIN_SHARE_GROUP, IN_MOST, MOST = 0.1, 0.6, 1.0
 #: Cells that have less than this part of the expected genes of a set did not measure it: at first, at last.
 FEW, NONE = 0.3, 0.05
 #: Probability from which on a gene that no cell of a set has was not measured.
