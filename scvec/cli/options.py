@@ -98,7 +98,7 @@ class Session(Console):
         return user_data_path("scvec", appauthor=False)
 
 
-class FilePath(click.Path):  # type: ignore[type-arg]
+class FilePath(click.Path):
     """A path; ``~`` and ``$NAME`` are replaced as a shell does, which does not see those after ``=``."""
 
     def __init__(self, *, file_okay: bool = True) -> None:

@@ -227,7 +227,8 @@ def _of_groups(source: CellSource) -> tuple[list[Bools], Float64]:
     n = min(PER_STRETCH, source.n_obs // N_STRETCHES)
     starts = np.linspace(0, source.n_obs - n, N_STRETCHES).astype(np.int64)
     rows = np.unique(starts[:, None] + np.arange(n))
-    there = (source.stored_rows(rows) != 0).astype(np.float32).tocsr()
+    there: Any = source.stored_rows(rows)
+    there = (there != 0).astype(np.float32).tocsr()
     share = np.asarray(there.mean(axis=0)).ravel()
     common = np.argsort(-share, kind="stable")[:N_GENES]
     common = common[share[common] >= 0.05]
@@ -255,7 +256,7 @@ def _lacking(there: sp.csr_matrix[Any], codes: Int64) -> Iterable[tuple[Bools, F
     found = _detected([(there, codes)], N_GROUPS, there.shape[1])
     rates = found / np.maximum(sizes, 1)[:, None]
     for k in np.flatnonzero(sizes >= MIN_EXPECTED):
-        usual = _usual(rates, k)
+        usual = _usual(rates, int(k))
         most = (usual >= IN_MOST) & (usual * sizes[k] >= MIN_EXPECTED)
         gone = (found[k] == 0) & (usual * sizes[k] >= MIN_EXPECTED / 2)
         if (most & gone).sum() >= max(MIN_GENES, MIN_SHARE_GROUP * most.sum()):
