@@ -1,7 +1,8 @@
 """How vectors of another model are told: limits chosen on some data sets, counted on others.
 
 Prints, per data set and model, the foreign tries that were refused (20 of all cells, 20 of 100 cells) and
-the true queries that were refused by mistake: cells of other donors or batches, types alone, draws of 100 cells.
+the true queries that were refused by mistake: cells of other donors or
+batches, types alone, draws of 100 cells.
 ``python benchmarks/foreign_vectors.py DATA``, DATA the folder of the cells.
 """
 

