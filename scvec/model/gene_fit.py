@@ -111,7 +111,9 @@ def rotation(
     def of(one: ReferenceModel) -> npt.NDArray[np.float64]:
         index: Any = one.members.index
         rows = np.asarray(stored.tensors["sample.rows"])
-        found = stored.vectors[rows] if one.members.rows is None else index.vectors()
+        # Of gene-based members, only training cells are indexed.
+        whole: Any = getattr(stored, "vectors", None)
+        found = whole[rows] if one.members.rows is None else index.vectors()
         return np.asarray(found, dtype=np.float64)
 
     left, _, right = np.linalg.svd(of(model).T @ of(base), full_matrices=False)

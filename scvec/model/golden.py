@@ -132,8 +132,7 @@ def _check(stored: StoredReference | GeneSide, tensors: Tensors, described: Mapp
 
 def _answers(stored: StoredReference | GeneSide, cells: Any) -> tuple[Float32, Float32]:
     """Return (n, n_classes) probabilities by all members and by the head, of cells CSR of log1p CP10k."""
-    is_side = isinstance(stored, GeneSide)
-    model = stored.model if is_side else load_model(stored, device="cpu", exact=True)
+    model = stored.model if isinstance(stored, GeneSide) else load_model(stored, device="cpu", exact=True)
     chunk = CellChunk(cells, np.ones(cells.shape[1], dtype=bool))
     n_neighbors = min(15, model.members.index.n)
     both, head = (model.predict(chunk, method=m, n_neighbors=n_neighbors) for m in ("both", "head"))

@@ -542,7 +542,7 @@ def obsm_key(stored: StoredReference | GeneSide) -> str | None:
     return str(state["key"]) if state["name"] == "obsm" else None
 
 
-def _query_dimensions(stored: StoredReference, source: VectorSource, *, force: bool) -> GeneMap:
+def _query_dimensions(stored: StoredReference | GeneSide, source: VectorSource, *, force: bool) -> GeneMap:
     """Return the map of vectors of a query onto those of a reference.
 
     Raises

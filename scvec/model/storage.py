@@ -137,7 +137,7 @@ def class_statistics(tensors: Tensors) -> tuple[Float32, Float32]:
     return tensors["classes.means"], tensors["classes.spread"]
 
 
-def encoder_of(stored: StoredReference) -> CellEncoder:
+def encoder_of(stored: StoredReference | GeneSide) -> CellEncoder:
     """Return the encoder of a reference whose encoder uses no model.
 
     Raises

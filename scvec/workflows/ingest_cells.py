@@ -361,7 +361,7 @@ def write_reference(
         "model": state,
     }
     if beside.meta:
-        meta["beside"] = beside.meta
+        meta["beside"] = dict(beside.meta)
         tensors |= beside.tensors
     if asked.origin is not None:
         meta["origin"] = plain(asked.origin)

@@ -275,7 +275,8 @@ def _prepare(
         each = [(one, genes_of(one)) for one in alike]
     with stages("load reference"):
         # On a cluster, shards hold the index: only labels and weights are loaded here.
-        index = None if options.engine == "local" else ShardedIndex(stored.dim, [(0, stored.n)])
+        held = options.engine == "local" or isinstance(stored, GeneSide)
+        index = None if held else ShardedIndex(stored.dim, [(0, stored.n)])  # type: ignore[union-attr]
         exact, recall = options.exact, options.recall
         ingested = (
             stored.model
