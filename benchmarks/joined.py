@@ -3,7 +3,7 @@
 Each case cuts a data set in two references. `ALIKE` of `scvec.workflows.query_many` was chosen on the first
 two cases; the others are reported only.
 
-    python benchmarks/joined.py [CASE ...]
+    python benchmarks/joined.py [--cells 60] [CASE ...]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import anndata
 import numpy as np
+import numpy.typing as npt
 from tables import markdown
 
 import scvec
@@ -103,9 +104,22 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def rows(case: str) -> list[dict[str, Any]]:
-    """Measure a case."""
+def fewer(adata: Any, most: int | None) -> npt.NDArray[np.int64]:
+    """Return the numbers of at most so many cells of each type, drawn."""
+    if most is None:
+        return np.arange(adata.n_obs)
+    label, rng = adata.obs["cell_type"].astype(str).to_numpy(), np.random.default_rng(4)
+    return np.sort(
+        np.concatenate([rng.permutation(np.flatnonzero(label == t))[:most] for t in np.unique(label)])
+    )
+
+
+def rows(case: str, most: int | None) -> list[dict[str, Any]]:
+    """Measure a case with at most so many cells of each type in a reference and in the query."""
     references, query, sides = CASES[case]()
+    references = {n: (a[fewer(a, most)].copy(), batch) for n, (a, batch) in references.items()}
+    kept = fewer(query, most)
+    query, sides = query[kept].copy(), {n: side[kept] for n, side in sides.items()}
     of = query.obs["cell_type"].astype(str).to_numpy()
     with tempfile.TemporaryDirectory() as folder:
         for name, (adata, batch) in references.items():
@@ -130,8 +144,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", nargs="*", help="of: " + "; ".join(CASES))
-    asked = parser.parse_args().case or list(CASES)
-    print(markdown(COLUMNS, [row for case in asked for row in rows(case)]))
+    parser.add_argument("--cells", type=int, metavar="N", help="of each type at most")
+    asked = parser.parse_args()
+    for number, case in enumerate(asked.case or CASES):
+        table = markdown(COLUMNS, rows(case, asked.cells))
+        print(table if number == 0 else "\n".join(table.splitlines()[2:]), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import click
 
 from scvec.base.errors import InputError
 from scvec.cli.options import (
+    FilePath,
     Session,
     any_species_option,
     device_option,
@@ -24,6 +25,7 @@ from scvec.cli.options import (
     reference_option,
     unmatched_option,
     values_option,
+    vectors_only_option,
     where_option,
 )
 from scvec.model.query_options import QueryOptions
@@ -34,7 +36,7 @@ __all__ = ["demo", "evaluate", "labels"]
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     default=Path("demo-out"),
     show_default=True,
     metavar="DIR",
@@ -91,21 +93,19 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
 
 
 @click.command("eval")
-@click.argument("query", metavar="QUERY", type=click.Path(path_type=Path))
+@click.argument("query", metavar="QUERY", type=FilePath())
 @click.option("--truth-key", required=True, metavar="COLUMN", help="Column of obs with the true labels.")
 @reference_option
 @click.option(
     "--label-map",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Old and new labels, to merge labels: a JSON object, or a csv or tsv file with two columns.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="OUT.json", help="File for the numbers."
-)
+@click.option("-o", "--output", type=FilePath(), metavar="OUT.json", help="File for the numbers.")
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="OUT.png",
     help="File for a figure: .png, .pdf or .svg; needs matplotlib.",
 )
@@ -119,6 +119,7 @@ def labels(session: Session, reference: str, set_: tuple[str, ...], unset: tuple
 )
 @n_neighbors_option
 @method_option
+@vectors_only_option
 @any_species_option
 @layer_option
 @values_option

@@ -13,6 +13,8 @@ from scvec.base.errors import InputError
 from scvec.base.species import SPECIES
 from scvec.cli.ingest_genes import commands as gene_commands
 from scvec.cli.options import (
+    FilePath,
+    PathOrName,
     Session,
     SpeciesName,
     any_species_option,
@@ -27,6 +29,7 @@ from scvec.cli.options import (
     memory_option,
     pass_session,
     values_option,
+    vectors_only_option,
 )
 from scvec.encoders import encoder_names
 from scvec.stores.index import index_kinds
@@ -58,7 +61,7 @@ for _command in gene_commands:
 
 
 @ingest.command()
-@click.argument("refs", metavar="REF...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("refs", metavar="REF...", nargs=-1, required=True, type=FilePath())
 @click.option("--name", required=True, help="Name of the reference.")
 @click.option("--label-key", required=True, metavar="COLUMN", help="Column of obs with the labels.")
 @any_species_option
@@ -67,6 +70,7 @@ for _command in gene_commands:
 @memory_option
 @click.option(
     "--backbone",
+    type=PathOrName(),
     default="minilm",
     show_default=True,
     metavar="SPEC",
@@ -81,12 +85,13 @@ for _command in gene_commands:
     show_default=True,
     help="Encoder of the cells; obsm:X_scVI uses the vectors in obsm; pca and residual are controls.",
 )
+@vectors_only_option
 @click.option(
     "--batch-key", metavar="COLUMN", help="Column of obs with donors or batches, held out for calibration."
 )
 @click.option(
     "--label-map",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="csv, tsv or JSON with old and new labels, for files with different names of one type.",
 )
@@ -217,7 +222,12 @@ def _refuse_settings(ctx: click.Context) -> None:
     metavar="DATE",
     help="stable, latest, or the date of a build.",
 )
-@click.option("--uri", metavar="PLACE", help="A copy of the Census: a folder, or the address of a mirror.")
+@click.option(
+    "--uri",
+    type=PathOrName(),
+    metavar="PLACE",
+    help="A copy of the Census: a folder, or the address of a mirror.",
+)
 @click.option("--name", default="", help="Name of the reference.  [default: RECIPE-ORGANISM]")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of the sample."

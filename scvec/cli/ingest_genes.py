@@ -10,6 +10,8 @@ import click
 from scvec.base.errors import InputError
 from scvec.base.species import species_key
 from scvec.cli.options import (
+    FilePath,
+    PathOrName,
     Session,
     SpeciesName,
     base_url_option,
@@ -30,7 +32,7 @@ __all__ = ["commands", "import_legacy"]
 
 
 @click.command("import-legacy")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FilePath())
 @click.option("--name", help="Name of the texts or the space.  [default: the file's name]")
 @click.option(
     "--species",
@@ -65,6 +67,7 @@ def import_legacy(session: Session, /, files: tuple[Path, ...], **given: Any) ->
 @species_option
 @click.option(
     "--source",
+    type=PathOrName(),
     default="snapshot",
     show_default=True,
     metavar="|".join(["snapshot", *SOURCES, "FILE"]),
@@ -159,6 +162,7 @@ def complement(session: Session, /, **given: Any) -> None:
 @click.command()
 @click.option(
     "--backbone",
+    type=PathOrName(),
     default="minilm",
     show_default=True,
     metavar="SPEC",

@@ -10,6 +10,8 @@ import click
 from scvec.base.errors import InputError
 from scvec.base.species import SPECIES
 from scvec.cli.options import (
+    FilePath,
+    PathOrName,
     Session,
     SpeciesName,
     base_url_option,
@@ -30,10 +32,10 @@ __all__ = ["markers", "name"]
 
 
 @click.command()
-@click.argument("cells", required=False, metavar="[QUERY]", type=click.Path(path_type=Path))
+@click.argument("cells", required=False, metavar="[QUERY]", type=FilePath())
 @click.option(
     "--markers",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="CSV",
     help="Marker lists: group,genes.",
 )
@@ -52,7 +54,7 @@ __all__ = ["markers", "name"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="OUT",
     help="OUT.h5ad: the input with columns scvec_name...; OUT.csv: one row per group.",
 )
@@ -102,6 +104,7 @@ def name(
 @click.option(
     "--source",
     "sources",
+    type=PathOrName(),
     multiple=True,
     required=True,
     metavar="|".join([*MARKER_SOURCES, "FILE"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from scvec.base.types import Progress
 
 __all__ = [
+    "FilePath",
+    "PathOrName",
     "Session",
     "SpeciesName",
     "any_species_option",
@@ -44,6 +47,7 @@ __all__ = [
     "timeout_option",
     "unmatched_option",
     "values_option",
+    "vectors_only_option",
     "where_option",
 ]
 
@@ -94,6 +98,38 @@ class Session(Console):
         return user_data_path("scvec", appauthor=False)
 
 
+class FilePath(click.Path):
+    """A path; ``~`` and ``$NAME`` are replaced as a shell does, which does not see those after ``=``."""
+
+    def __init__(self, *, file_okay: bool = True) -> None:
+        super().__init__(file_okay=file_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        from scvec.base.resources import expanded
+
+        return super().convert(expanded(value), param, ctx)
+
+
+#: What may stand before a path.
+_KIND = re.compile(r"(?:permuted:|name:)*(?:st:|hf:)?")
+
+
+class PathOrName(click.ParamType):  # type: ignore[type-arg]
+    """A path (also after ``st:`` or ``hf:``), or a name or address that is left as it is."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        from scvec.base.resources import expanded
+
+        kind = _KIND.match(str(value))[0]  # type: ignore[index]  # it matches nothing, too
+        path = str(value).removeprefix(kind)
+        is_path = (path.startswith("~") or "$" in path) and "://" not in path
+        return f"{kind}{expanded(path)}" if is_path else str(value)
+
+
 pass_session = click.make_pass_decorator(Session, ensure=True)
 
 
@@ -127,7 +163,7 @@ def global_options(function: F) -> F:
     options = (
         click.option(
             "--store",
-            type=click.Path(path_type=Path),
+            type=FilePath(),
             metavar="DIR",
             callback=_set_store,
             expose_value=False,
@@ -180,7 +216,7 @@ def engine_options(function: F) -> F:
 
 def llm_option(help_: str) -> Callable[[F], F]:
     """Return a decorator that adds ``--llm``."""
-    return click.option("--llm", metavar="MODEL", help=help_)
+    return click.option("--llm", type=PathOrName(), metavar="MODEL", help=help_)
 
 
 class SpeciesName(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
@@ -214,7 +250,7 @@ species_option = click.option(
     help="Species of the genes; may be repeated.",
 )
 genes_option = click.option(
-    "--genes", type=click.Path(path_type=Path), metavar="FILE", help="Only these genes, one per line."
+    "--genes", type=FilePath(), metavar="FILE", help="Only these genes, one per line."
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done, without changes.")
 base_url_option = click.option(
@@ -255,6 +291,9 @@ method_option = click.option(
     default=QueryOptions.method,
     show_default=True,
     help="Classifier: neighbours (knn), the trained head, or the mean of both.",
+)
+vectors_only_option = click.option(
+    "--vectors-only", is_flag=True, help="obsm:KEY: use the vectors alone, without genes beside them."
 )
 novelty_option = click.option(
     "--novelty",

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
-from scvec.cli.options import Session, global_options, pass_session
+from scvec.cli.options import FilePath, PathOrName, Session, global_options, pass_session
 
 __all__ = ["commands"]
 
 
 @click.command()
 @click.argument("reference", required=False)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT.scvec", help="The file."
-)
+@click.option("-o", "--output", type=FilePath(), required=True, metavar="OUT.scvec", help="The file.")
 @click.option(
     "--with-cells/--without-cells",
     default=True,
@@ -69,7 +67,7 @@ def pack(
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", type=PathOrName())
 @click.option(
     "--name", metavar="NAME", help="Name of the reference in the store.  [default: its name in the pack]"
 )

@@ -13,6 +13,7 @@ import click
 
 from scvec.base.errors import InputError
 from scvec.cli.options import (
+    FilePath,
     Session,
     any_species_option,
     coverage_option,
@@ -29,6 +30,7 @@ from scvec.cli.options import (
     pass_session,
     unmatched_option,
     values_option,
+    vectors_only_option,
     where_option,
 )
 from scvec.model.query_options import COLUMNS, QueryOptions
@@ -42,7 +44,7 @@ __all__ = ["AnnotatedFile", "QueryFile", "explain", "query", "query_files"]
 
 
 @click.command()
-@click.argument("annotated", metavar="OUT.h5ad", type=click.Path(path_type=Path))
+@click.argument("annotated", metavar="OUT.h5ad", type=FilePath())
 @click.option("--cell", metavar="ID", help="Explain this cell.")
 @click.option("--label", metavar="NAME", help="Explain the cells with this label.")
 @click.option(
@@ -96,7 +98,7 @@ PLACE = "{}"
 
 
 @click.command()
-@click.argument("queries", metavar="QUERY...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("queries", metavar="QUERY...", nargs=-1, required=True, type=FilePath())
 @click.option(
     "--reference",
     multiple=True,
@@ -106,19 +108,20 @@ PLACE = "{}"
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="OUT",
     help="Output file: .h5ad, .csv or .parquet; {} is replaced by the name of QUERY.  "
     "[default: print the counts only]",
 )
 @click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="OUT.html",
     help="File for the report: map, tables, evidence; also writes the numbers as JSON.",
 )
 @n_neighbors_option
 @method_option
+@vectors_only_option
 @any_species_option
 @layer_option
 @values_option

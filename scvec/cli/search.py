@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from scvec.cli.options import (
+    PathOrName,
     Session,
     any_species_option,
     device_option,
@@ -29,6 +30,7 @@ how_option = click.option(
 )
 backbone_option = click.option(
     "--backbone",
+    type=PathOrName(),
     metavar="SPEC",
     help="Model whose gene vectors are searched.  [default: the model that ships with scvec]",
 )

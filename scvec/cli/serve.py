@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from scvec.cli.options import Session, global_options, memory_option, pass_session
+from scvec.cli.options import FilePath, Session, global_options, memory_option, pass_session
 
 __all__ = ["mcp", "serve"]
 
@@ -72,7 +72,7 @@ def serve(
 @click.command()
 @click.option(
     "--root",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     required=True,
     metavar="FOLDER",
     help="The only folder whose files may be read.",

@@ -9,6 +9,8 @@ import click
 
 from scvec.base.errors import InputError, StoreError
 from scvec.cli.options import (
+    FilePath,
+    PathOrName,
     Session,
     SpeciesName,
     device_option,
@@ -28,9 +30,7 @@ __all__ = ["commands"]
     "--space", metavar="SPACE", help="Genes of this space, instead of a reference (see scvec info)."
 )
 @click.option("--to", type=click.Choice(["parquet", "h5ad"]), required=True, help="Format of the file.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Output file."
-)
+@click.option("-o", "--output", type=FilePath(), required=True, metavar="OUT", help="Output file.")
 @global_options
 @pass_session
 def export(session: Session, reference: str | None, space: str | None, to: str, output: Path) -> None:
@@ -49,7 +49,7 @@ def export(session: Session, reference: str | None, space: str | None, to: str, 
 
 
 @click.command("import")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("file", metavar="FILE", type=FilePath())
 @click.option("--reference", metavar="NAME", help="Reference of the cells.  [default: named in the file]")
 @memory_option
 @dry_run_option
@@ -101,8 +101,8 @@ def info(
 
 
 @click.command()
-@click.argument("old")
-@click.argument("new", required=False)
+@click.argument("old", type=PathOrName())
+@click.argument("new", type=PathOrName(), required=False)
 @click.option(
     "--reference",
     "references",

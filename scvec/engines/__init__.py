@@ -175,7 +175,7 @@ def predict_cells(
         parts = of_query(*reference, matched, genes, options, subset=subset, fitted=whole, progress=progress)
     else:
         parts = _predict_here(model, matched, genes, options, subset, progress)
-    return Prediction.gather(parts, matched.source.n_obs)
+    return Prediction.gather(parts, matched.n_obs)
 
 
 def _predict_here(
@@ -194,7 +194,7 @@ def _predict_here(
         subset=subset,
         coverage=options.coverage,
     )
-    done, total = 0, matched.source.n_obs
+    done, total = 0, matched.n_obs
     jobs = (partial(predict, chunk) for chunk in matched.chunks(genes))
     n_workers = 1 if model.takes_turns else min(n_cores(), AT_ONCE)
     with closing(side_by_side(jobs, n_workers)) as predictions:

@@ -562,7 +562,9 @@ def predict_cells(
             shards = []
             if fitted is None:
                 shards = _shards(ray, place, stored.n, room, actors, whole=not splits, recall=options.recall)
-            reads = Reads([recipe_of(matched.source)], [genes], room.reading)
+            # Workers read whole files: some of the cells of one are sent to them.
+            recipe = recipe_of(matched.source) if matched.rows is None else None
+            reads = Reads([recipe], [genes], room.reading)
             fit = None if fitted is None else fit_state(fitted)
             job = AnnotateJob(reads, place, shards, options, subset, fit)
             crew = _crew(ray, Annotator, job, room, actors)
@@ -730,7 +732,7 @@ class _Work:
         self._ray, self._crew, self._matched, self._maps = ray, crew, matched, maps
         self._stage, self._progress = stage, progress
         self._chunks: Iterator[CellChunk] | None = None
-        self._n_done, self._total = 0, sum(m.source.n_obs for m in matched)
+        self._n_done, self._total = 0, sum(m.n_obs for m in matched)
 
     def done(self) -> Iterator[tuple[Task, Any]]:
         """Yield tasks and answers in the order of the cells."""
@@ -740,7 +742,7 @@ class _Work:
         number = 0
         for i, matched in enumerate(self._matched):
             # Use the chunks of the local engine, because matrix products differ in the last bits for others.
-            n, size = matched.source.n_obs, matched.source.chunk_size
+            n, size = matched.n_obs, matched.source.chunk_size
             # The pool takes tasks in order, so _send reads the chunks in the same order.
             self._chunks = None if self._crew.reads[i] else matched.chunks(self._maps[i], size)
             for first in range(0, n, size):

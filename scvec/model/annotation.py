@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
 from scvec.base.options import options_of
 from scvec.base.results import html_bar, html_table
-from scvec.base.types import Float32, Neighbors
+from scvec.base.types import Float32, Int64, Neighbors
 from scvec.celltypes.naming import Naming, name_columns
 from scvec.ingest.cells.write import earlier_names
 from scvec.model.calibration import set_names
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scvec.model.reference import Prediction, ReferenceModel
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["Annotation", "judge", "novel_notes", "provenance"]
+__all__ = ["Annotation", "Judged", "judge", "novel_notes", "provenance"]
 
 Strings = npt.NDArray[np.object_]
 
@@ -447,42 +447,69 @@ def provenance(generation: int, stored: StoredReference, matched: MatchedSource)
     }
 
 
+class Judged(NamedTuple):
+    """Cells of a query that measured the same genes.
+
+    Attributes
+    ----------
+    model
+        Fitted to these genes.
+    measured
+        Fraction (0-1) of the model's genes that they measured.
+    """
+
+    matched: MatchedSource
+    model: ReferenceModel
+    measured: float
+
+
 def judge(
-    matched: MatchedSource,
+    parts: Sequence[Judged],
     stored: StoredReference,
-    model: ReferenceModel,
     found: Prediction,
-    measured: float,
     parameters: dict[str, Any],
 ) -> Annotation:
     """Return labels, status and broader terms of the cells of a query.
 
     Parameters
     ----------
+    parts
+        The cells, those that measured the same genes together. Each part has a shift of its own.
     found
-        The predictions, whose arrays the annotation takes over.
-    measured
-        Fraction (0-1) of the model's genes that the query measured.
+        The predictions for all cells, in the order of the file. The annotation takes over the arrays.
     parameters
-        Parameters of the annotation. The shift of the query is added.
+        Parameters of the annotation. The shift of the query (of its largest part) is added.
     """
     from scvec.celltypes.ontology import ClassOntology
     from scvec.model.status import STATUSES, status_codes
 
-    classes = tuple(str(c) for c in stored.meta["classes"])
+    classes, source = tuple(str(c) for c in stored.meta["classes"]), parts[0].matched.source
     best, confidence = _best(found.proba)
-    low = found.n_detected < model.floor * measured
-    shift = _shift(model, found, ~low, parameters["novelty"])
-    novelty = _novelty(model, found, shift, parameters["false_novel_rate"])
-    parameters = {**parameters, "shift": shift.to_dict()}
-    notes = [OPTIMISTIC] if model.calibration.held_out == "cells" else []
-    notes += [shift.message] if shift.message else []
-    notes += novel_notes(float(np.mean(novelty > 0.5)), matched.source.state, parameters)
+    low, novelty = np.zeros(len(found), dtype=bool), np.zeros(len(found), dtype=np.float32)
+    shifts, told = [], []
+    for matched, model, measured in parts:
+        rows: Any = slice(None) if matched.rows is None else matched.rows
+        low[rows] = found.n_detected[rows] < model.floor * measured
+        usable = ~low
+        if matched.rows is not None:
+            usable = np.zeros(len(low), dtype=bool)
+            usable[rows] = ~low[rows]
+        shifts.append(shift := _shift(model, found, usable, parameters["novelty"]))
+        _novelty(model, found, shift, parameters["false_novel_rate"], matched.rows, novelty)
+        told += [f"{matched.name}: {shift.message}" if matched.name else shift.message] * bool(shift.message)
+    parameters = {**parameters, "shift": shifts[0].to_dict()}
+    if len(parts) > 1:
+        parameters["gene_sets"] = [
+            {**one, "shift": shift.to_dict()}
+            for one, shift in zip(parameters["gene_sets"], shifts, strict=True)
+        ]
+    notes = [OPTIMISTIC] if parts[0].model.calibration.held_out == "cells" else []
+    notes += [*told, *novel_notes(float(np.mean(novelty > 0.5)), source.state, parameters)]
     status = status_codes(confidence=confidence, novelty=novelty, n_labels=found.n_labels, low_quality=low)
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).coded_broad(found.proba)
     # A compact form; the annotation converts it to arrays of objects on first access.
     texts: dict[str, Any] = {
-        "cells": matched.source.names,
+        "cells": source.names,
         "label": coded(best, classes),
         "label_knn": coded(found.winners["knn"], classes),
         "label_head": coded(found.winners["head"], classes),
@@ -515,15 +542,21 @@ def _shift(model: ReferenceModel, found: Prediction, usable: npt.NDArray[np.bool
     return Shift.estimate(found.signals[usable], found.given[usable], found.sure[usable], n_classes)
 
 
-def _novelty(model: ReferenceModel, found: Prediction, shift: Shift, rate: float) -> Float32:
-    """Return (n,) novelty, 0 to 1."""
-    novelty = np.zeros(len(found), dtype=np.float32)
+def _novelty(
+    model: ReferenceModel,
+    found: Prediction,
+    shift: Shift,
+    rate: float,
+    rows: Int64 | None,
+    novelty: Float32,
+) -> None:
+    """Fill in the novelty, 0 to 1, of some cells; of all where ``rows`` is None."""
     detector = model.calibration.novelty
     if detector is not None:
-        for rows in blocks(len(found)):
-            relative = shift.relative(found.signals[rows], found.given[rows])
-            novelty[rows] = detector.score(relative, rate=rate)
-    return novelty
+        for part in blocks(len(found) if rows is None else len(rows)):
+            some: Any = part if rows is None else rows[part]
+            relative = shift.relative(found.signals[some], found.given[some])
+            novelty[some] = detector.score(relative, rate=rate)
 
 
 def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from scvec.model.metrics import expected_calibration_error, macro_f1, reliabilit
 from scvec.model.novelty import Novelty, signals
 from scvec.model.training import HeldOut
 
-__all__ = ["UNIFORM_MIXING", "Calibration", "Ensemble", "LabelSets", "set_names"]
+__all__ = ["UNIFORM_MIXING", "Calibration", "Ensemble", "LabelSets", "calibration_record", "set_names"]
 
 #: Temperatures of the members of a reference without held-out cells: the medians over the references of the
 #: development pairs (docs/benchmarks.md).
@@ -298,7 +298,6 @@ class Calibration:
         ensemble = Ensemble.fit(seen.scores, truth, mixing=UNIFORM_MIXING if held_out == "cells" else 0.0)
         proba = ensemble.combine(seen.scores)
         predicted = proba.argmax(axis=1)
-        correct = predicted == truth
         novelty = Novelty.fit(
             signals(seen.distances, predicted),
             seen.depths,
@@ -307,18 +306,8 @@ class Calibration:
             shrink=_new_to_held_out(n_batches, len(np.unique(seen.folds))),
         )
         # Uniform mixing applies to other batches. The held-out cells come from the same batches.
-        sure = replace(ensemble, mixing=0.0).combine(seen.scores).max(axis=1)
-        record = {
-            "accuracy": float(correct.mean()),
-            "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),
-            "ece": expected_calibration_error(sure, correct),
-            "reliability": reliability(sure, correct),
-            "labels": _per_label(truth, predicted, n_classes),
-            "members": {
-                name: float((s.argmax(axis=1) == truth).mean())
-                for name, s in zip(MEMBERS, seen.scores, strict=True)
-            },
-        }
+        sure = replace(ensemble, mixing=0.0).combine(seen.scores)
+        record = calibration_record(sure, truth, dict(zip(MEMBERS, seen.scores, strict=True)), predicted)
         sets = LabelSets.fit(proba, truth)
         return cls(ensemble, sets, novelty, record, held_out, len(truth))
 
@@ -364,6 +353,33 @@ class Calibration:
             data["held_out"],
             int(data["n_cells"]),
         )
+
+
+def calibration_record(
+    proba: Float32,
+    truth: npt.NDArray[np.int64],
+    members: Mapping[str, Float32],
+    predicted: npt.NDArray[np.int64] | None = None,
+) -> dict[str, Any]:
+    """Return accuracy, macro-F1, calibration error, reliability and recalls of held-out cells.
+
+    Parameters
+    ----------
+    members
+        What the parts of the answer are called -> their scores or probabilities (n, n_classes).
+    predicted
+        (n,) classes that were given, where they are not those of ``proba``.
+    """
+    predicted = proba.argmax(axis=1) if predicted is None else predicted
+    sure, correct = proba.max(axis=1), predicted == truth
+    return {
+        "accuracy": float(correct.mean()),
+        "macro_f1": macro_f1(truth.astype(str), predicted.astype(str)),
+        "ece": expected_calibration_error(sure, correct),
+        "reliability": reliability(sure, correct),
+        "labels": _per_label(truth, predicted, proba.shape[1]),
+        "members": {name: float((s.argmax(axis=1) == truth).mean()) for name, s in members.items()},
+    }
 
 
 def _new_to_held_out(n_batches: int, n_folds: int) -> float:

@@ -190,7 +190,7 @@ def card_of(stored: StoredReference, options: CardOptions | None = None, *, with
     known = {name: origin[key] for name, key in OF_ORIGIN.items() if key in origin}
     before: dict[str, Any] = {**known, **(meta["card"] if isinstance(meta.get("card"), dict) else {})}
     pulled: dict[str, Any] = meta.get("pulled", {})
-    record = meta["model"]["calibration"].get("record", {})
+    record = (meta.get("beside") or meta["model"])["calibration"].get("record", {})
     per_label = record.get("labels") or [{}] * len(meta["classes"])
     ontology = dict(zip(meta["classes"], meta.get("ontology", {}).get("terms", []), strict=False))
     donors = _donors(stored)

@@ -584,7 +584,7 @@ class Explainer:
         confidence: npt.NDArray[np.float32],
     ) -> None:
         from scvec.model.gene_fit import fitted_to
-        from scvec.model.matching import match_genes, obsm_key, query_genes
+        from scvec.model.matching import by_gene_sets, match_genes, obsm_key, query_genes
         from scvec.model.resolvers import stored_resolver
         from scvec.model.storage import load_model
 
@@ -600,16 +600,17 @@ class Explainer:
                 code="vectors-without-genes",
             )
         species = str(parameters.get("species", "auto"))
-        self._matched = match_genes(
-            source, stored_resolver(store), species=species, force=True, drop_unmeasured=True
-        )
+        matched = match_genes(source, stored_resolver(store), species=species, force=True)
         unmatched = str(parameters.get("unmatched_genes", "drop"))
-        self._genes = query_genes(store, self._stored, self._matched, unmatched_genes=unmatched)
         # Search like the query, so that the listed cells are those that voted.
         recall = parameters.get("recall")
         found = float(recall) if isinstance(recall, (float, np.floating)) and 0 < recall < 1 else None
         model = load_model(self._stored, exact=bool(parameters.get("exact")), recall=found)
-        self._model, _ = fitted_to(store.path, self._stored, model, self._genes.measured)
+        self._parts = []
+        for part in by_gene_sets(matched, ""):
+            genes = query_genes(store, self._stored, part, unmatched_genes=unmatched)
+            fitted, _ = fitted_to(store.path, self._stored, model, genes.measured)
+            self._parts.append((part, genes, fitted))
         self._subset = self._stored.rows_where(parameters.get("where"))
         self._origins = origins(self._stored)
         self._symbols: dict[str, str] | None = None
@@ -684,7 +685,7 @@ class Explainer:
 
         All cells, or only the training cells if the cell space was fitted to the genes of the query.
         """
-        members = self._model.members
+        members = self._parts[0][2].members
         if members.rows is None:
             return np.arange(self._stored.n), np.asarray(self._stored.vectors)
         return members.rows, np.array(members.index.vectors())
@@ -719,8 +720,21 @@ class Explainer:
                 _near(name, given),
                 code="unknown-label",
             )
+        # Where cells measured other genes: those of the part that has most of the label.
+        rows, n_labelled = (
+            max((rows[self._part_of(rows) == k] for k in range(len(self._parts))), key=len),
+            len(rows),
+        )
         looked = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_cells)).astype(np.int64))]
-        return self._explain(looked, len(rows), "", name, against, n_genes)
+        return self._explain(looked, n_labelled, "", name, against, n_genes)
+
+    def _part_of(self, rows: Int64) -> Int64:
+        """Return (n,) the part of the cells that measured the same genes."""
+        part = np.zeros(self._source.n_obs, dtype=np.int64)
+        for number, (matched, _, _) in enumerate(self._parts):
+            if matched.rows is not None:
+                part[matched.rows] = number
+        return np.asarray(part[rows])
 
     def _explain(
         self, rows: Int64, n_labelled: int, cell: str, label: str, against: str | None, n_genes: int
@@ -734,9 +748,10 @@ class Explainer:
             raise InputError(
                 f"{label!r} is the explained label itself", "--against", "give another label of the reference"
             )
-        [chunk] = self._matched.chunks(self._genes, len(rows), rows)
+        matched, genes, model = self._parts[int(self._part_of(rows[:1])[0])]
+        [chunk] = matched.chunks(genes, len(rows), rows)
         found = weigh(
-            self._model,
+            model,
             chunk,
             method=str(self.parameters.get("method", "both")),
             n_neighbors=int(self.parameters.get("n_neighbors", 15)),

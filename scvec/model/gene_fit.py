@@ -22,11 +22,12 @@ from scvec.model.reference import ReferenceModel
 from scvec.model.storage import class_statistics, model_of, model_state, sample_of
 
 if TYPE_CHECKING:
-    from scvec.base.types import RefittedEncoder
+    from scvec.base.types import Float32, RefittedEncoder
+    from scvec.model.gene_members import GeneSide
     from scvec.model.storage import Tensors
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["FITS", "fit_of", "fit_state", "fitted_to", "keep_tensors", "kept_tensors"]
+__all__ = ["FITS", "fit_of", "fit_state", "fitted_to", "keep_tensors", "kept_tensors", "rotation"]
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ STATE = "state.json"
 
 def fitted_to(
     folder: Path,
-    stored: StoredReference,
+    stored: StoredReference | GeneSide,
     model: ReferenceModel,
     measured: npt.NDArray[np.bool_],
     *,
@@ -96,13 +97,36 @@ def fitted_to(
     )
 
 
+def rotation(
+    stored: StoredReference | GeneSide, model: ReferenceModel, base: ReferenceModel
+) -> Float32 | None:
+    """Return the (dim, base dim) matrix that turns the cell space of one fit onto that of another.
+
+    Both hold the training cells; the rotation brings these nearest (orthogonal Procrustes). None where both
+    are one model.
+    """
+    if model is base:
+        return None
+
+    def of(one: ReferenceModel) -> npt.NDArray[np.float64]:
+        index: Any = one.members.index
+        rows = np.asarray(stored.tensors["sample.rows"])
+        # Of gene-based members, only training cells are indexed.
+        whole: Any = getattr(stored, "vectors", None)
+        found = whole[rows] if one.members.rows is None else index.vectors()
+        return np.asarray(found, dtype=np.float64)
+
+    left, _, right = np.linalg.svd(of(model).T @ of(base), full_matrices=False)
+    return np.asarray(left @ right, dtype=np.float32)
+
+
 def _serves(encoder: RefittedEncoder, tensors: Tensors, measured: npt.NDArray[np.bool_]) -> bool:
     expression = class_statistics(tensors)[0].mean(axis=0)
     enough = float(expression[measured].sum()) >= ENOUGH * float(expression.sum())
     return enough and bool(measured[encoder.genes].all())
 
 
-def fit_name(stored: StoredReference, measured: npt.NDArray[np.bool_]) -> str:
+def fit_name(stored: StoredReference | GeneSide, measured: npt.NDArray[np.bool_]) -> str:
     """Return the file name of a fit: a digest of the training cells and of the genes."""
     digest = hashlib.sha256(RECIPE.encode())
     for name in ("data", "indices", "indptr", "labels", "rows", "folds"):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from scvec.base.errors import StoreError
 from scvec.base.types import CellChunk, Float32
+from scvec.model.gene_members import PREFIX, GeneSide, gene_side
 from scvec.model.matching import obsm_key
 from scvec.model.storage import class_statistics, genes_of, load_model
 
@@ -31,12 +32,21 @@ LEAD = 2e-2
 
 
 def make_golden(stored: StoredReference, *, seed: int = 0) -> tuple[Tensors, dict[str, Any]]:
-    """Return arrays and JSON values of a golden query for a reference.
+    """Return arrays and JSON values of a golden query for a reference, and for gene-based members beside it.
 
     The cells are simulated: Poisson counts around the mean cell of a label, mixed with a small fraction of
     the mean of all cells; for a reference of vectors, vectors around the mean vector. So they do not reveal
     cells of the reference.
     """
+    tensors, described = _made(stored, seed)
+    side = gene_side(stored)
+    if side is not None:
+        more, described["beside"] = _made(side, seed)
+        tensors |= {f"{PREFIX}{name}": values for name, values in more.items()}
+    return tensors, described
+
+
+def _made(stored: StoredReference | GeneSide, seed: int) -> tuple[Tensors, dict[str, Any]]:
     from scipy.sparse import csr_matrix
 
     genes, classes = genes_of(stored), list(stored.meta["classes"])
@@ -74,6 +84,14 @@ def check_golden(stored: StoredReference, tensors: Tensors, described: Mapping[s
     StoreError
         A prediction differs, or the golden query does not belong to the reference.
     """
+    side = gene_side(stored)
+    if side is not None:
+        own = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
+        _check(side, own, described.get("beside", {}))
+    return _check(stored, tensors, described)
+
+
+def _check(stored: StoredReference | GeneSide, tensors: Tensors, described: Mapping[str, Any]) -> int:
     from scipy.sparse import csr_matrix
 
     try:
@@ -112,9 +130,9 @@ def check_golden(stored: StoredReference, tensors: Tensors, described: Mapping[s
     return len(wanted)
 
 
-def _answers(stored: StoredReference, cells: Any) -> tuple[Float32, Float32]:
-    """Return (n, n_classes) probabilities of the ensemble and of the head for cells (CSR, log1p CP10k)."""
-    model = load_model(stored, device="cpu", exact=True)
+def _answers(stored: StoredReference | GeneSide, cells: Any) -> tuple[Float32, Float32]:
+    """Return (n, n_classes) probabilities by all members and by the head, of cells CSR of log1p CP10k."""
+    model = stored.model if isinstance(stored, GeneSide) else load_model(stored, device="cpu", exact=True)
     chunk = CellChunk(cells, np.ones(cells.shape[1], dtype=bool))
     n_neighbors = min(15, model.members.index.n)
     both, head = (model.predict(chunk, method=m, n_neighbors=n_neighbors) for m in ("both", "head"))
@@ -128,7 +146,7 @@ def _log1p(counts: npt.NDArray[np.int64]) -> Any:
     return csr_matrix(np.log1p(counts * (1e4 / totals)).astype(np.float32))
 
 
-def _failed(stored: StoredReference, what: str) -> StoreError:
+def _failed(stored: StoredReference | GeneSide, what: str) -> StoreError:
     return StoreError(
         f"the golden query of the pack gives other results: {what}",
         stored.name,

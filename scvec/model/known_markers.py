@@ -152,8 +152,8 @@ ABSENT = 0.25
 #: ... and this largest mean is at least this high (a gene that the platform does not measure is ignored).
 EXPRESSED = 0.1
 #: A label is doubtful if at most this fraction of the markers of its term is found, with at least this number
-#: of markers and of cells. Among limits that doubt at most 2% of the right labels, these doubt the most swapped
-#: labels (benchmarks/names.py --labels). The number of cells was set by hand.
+#: of markers and of cells. Among limits that doubt at most 2% of the right labels, these doubt the most
+#: swapped labels (benchmarks/names.py --labels). The number of cells was set by hand.
 FEW, LEAST, CELLS = 0.5, 3, 10
 
 

@@ -31,7 +31,7 @@ from scvec.model.resolvers import (
     usual_expression,
 )
 from scvec.model.storage import encoder_of, genes_of
-from scvec.model.unmeasured import without_unmeasured
+from scvec.model.unmeasured import gene_sets, told_of, without
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from scvec.base.types import Float32, Species
     from scvec.ingest.cells.source import CellSource
+    from scvec.model.gene_members import GeneSide
     from scvec.model.resolvers import GeneMap, GeneResolver
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.reference_reader import StoredReference
@@ -51,6 +52,7 @@ __all__ = [
     "MatchedSource",
     "ReferenceGenes",
     "align_species",
+    "by_gene_sets",
     "common_axis",
     "dimension_axis",
     "dimension_map",
@@ -369,6 +371,10 @@ class MatchedSource:
         Fraction (0-1) of the counts in matched genes.
     notes
         Notes about the match.
+    rows
+        (n,) int64 row numbers of these cells in the file, ascending; None for all cells.
+    name
+        Name of this part of the cells; empty for all cells.
     """
 
     source: CellSource
@@ -376,6 +382,13 @@ class MatchedSource:
     names_from: str
     share: float
     notes: tuple[str, ...] = ()
+    rows: npt.NDArray[np.int64] | None = None
+    name: str = ""
+
+    @property
+    def n_obs(self) -> int:
+        """Number of the cells."""
+        return self.source.n_obs if self.rows is None else len(self.rows)
 
     @property
     def summary(self) -> str:
@@ -388,7 +401,14 @@ class MatchedSource:
     def chunks(
         self, genes: GeneMap, size: int | None = None, rows: npt.NDArray[np.int64] | None = None
     ) -> Iterator[CellChunk]:
-        """Yield cells over the target genes of ``genes``; a thread reads the next ones."""
+        """Yield cells over the target genes of ``genes``; a thread reads the next ones.
+
+        Parameters
+        ----------
+        rows
+            Row numbers of cells of the file; by default all cells of this match.
+        """
+        rows = self.rows if rows is None else rows
 
         def cells() -> Iterator[CellChunk]:
             for X in self.source.chunks(size, rows):
@@ -452,15 +472,12 @@ def match_genes(
     *,
     species: str = "auto",
     force: bool = False,
-    drop_unmeasured: bool = False,
     reference: Species | None = None,
 ) -> MatchedSource:
     """Find the genes of the columns of a data set (:func:`scvec.model.resolvers.find_genes`).
 
     Parameters
     ----------
-    drop_unmeasured
-        Leave out genes that a batch of a joined file did not measure.
     reference
         Species of the reference. If its genes are not loaded, the cells are assumed to be of this species
         unless ``species`` is given.
@@ -488,10 +505,30 @@ def match_genes(
             f"warning: genes are not expressed as in other cells of {found.match.species} (rank correlation "
             f"{usual:.2f}, usually 0.3 to 0.9): do the names belong to these columns?"
         )
-    match, gaps = found.match, list[str]()
-    if drop_unmeasured:
-        match, gaps = without_unmeasured(match, source)
-    return replace(best, match=match, notes=(*best.match.notes, *few, *gaps))
+    return replace(best, notes=(*best.match.notes, *few))
+
+
+def by_gene_sets(matched: MatchedSource, then: str) -> list[MatchedSource]:
+    """Return the cells in parts with the same measured genes, the largest first; one part if all are alike.
+
+    Each part matches the genes that its cells measured. The first part has a warning about all parts.
+
+    Parameters
+    ----------
+    then
+        Text of the warning: what is done with the parts.
+    """
+    if isinstance(matched.source, VectorSource):
+        return [matched]
+    sets = gene_sets(matched.source)
+    told = told_of(sets, matched.match, matched.source, then)
+    if not told:
+        return [matched]
+    first, *others = (
+        replace(matched, match=without(matched.match, one.missing), notes=(), rows=one.rows, name=one.name)
+        for one in sets
+    )
+    return [replace(first, notes=(*matched.notes, *told)), *others]
 
 
 def _match_dimensions(source: CellSource, species: str) -> MatchedSource:
@@ -512,13 +549,13 @@ def dimension_map(n: int) -> GeneMap:
     return GeneMap(identity(n, dtype=np.float32, format="csr"), False, np.ones(n, dtype=bool))
 
 
-def obsm_key(stored: StoredReference) -> str | None:
+def obsm_key(stored: StoredReference | GeneSide) -> str | None:
     """Return the key of ``obsm`` of a reference of vectors; None if its vectors are computed from genes."""
     state = stored.meta["model"]["encoder"]
     return str(state["key"]) if state["name"] == "obsm" else None
 
 
-def _query_dimensions(stored: StoredReference, source: VectorSource, *, force: bool) -> GeneMap:
+def _query_dimensions(stored: StoredReference | GeneSide, source: VectorSource, *, force: bool) -> GeneMap:
     """Return the map from the vectors of a query to those of a reference.
 
     Raises
@@ -585,7 +622,7 @@ def reference_share(
 
 def query_genes(
     store: Store,
-    stored: StoredReference,
+    stored: StoredReference | GeneSide,
     matched: MatchedSource,
     *,
     unmatched_genes: str = "drop",
@@ -612,7 +649,7 @@ def query_genes(
     factors = stored.tensors.get(FACTOR + matched.match.species)
     if factors is not None:
         genes = genes.scaled(factors)
-    if matched.source.state.candidates:
+    if matched.source.state.candidates and matched.rows is None:
         settle_values(matched, genes, stored.tensors["classes.means"].mean(axis=0))
     genes = replace(genes, notes=(matched.summary, *genes.notes))
     if unmatched_genes == "text":
@@ -629,7 +666,7 @@ SIMILAR = 0.8
 
 def text_partners(
     opened: Store,
-    stored: StoredReference,
+    stored: StoredReference | GeneSide,
     matched: MatchedSource,
     genes: GeneMap,
     *,

@@ -20,7 +20,8 @@ DEVICES = ("auto", "cpu", "cuda")
 
 #: Options that affect the result. An annotation records them.
 ANSWER = (
-    "method n_neighbors where exact recall layer values coverage false_novel_rate novelty unmatched_genes"
+    "method n_neighbors vectors_only where exact recall layer values coverage false_novel_rate novelty "
+    "unmatched_genes"
 ).split()
 
 
@@ -44,6 +45,8 @@ class QueryOptions:
         Number of reference cells that vote, at most the number of reference cells.
     method
         ``both``, ``knn`` or ``head``.
+    vectors_only
+        Leave out the members that stand on genes, where a reference of vectors (``obsm:KEY``) has them.
     species
         Species of the gene names: ``auto``, ``human`` or ``mouse``.
     layer
@@ -108,6 +111,7 @@ class QueryOptions:
     title: str | None = None
     n_neighbors: int = 15
     method: str = "both"
+    vectors_only: bool = False
     species: str = "auto"
     layer: str | None = None
     values: str = "auto"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from scvec.model.classifiers import MEMBERS, Members
 from scvec.model.novelty import signals
 from scvec.model.query_options import METHODS
 from scvec.model.status import COVERAGE, low_quality_floor
-from scvec.model.training import TrainingSample, score_held_out, splits
+from scvec.model.training import HeldOut, TrainingSample, score_held_out, splits
 
 __all__ = ["METHODS", "Prediction", "ReferenceModel", "train"]
 
@@ -96,6 +96,25 @@ class Prediction:
             done += len(part)
         if done != n or not whole:
             raise ValueError(f"predictions of {done} cells for {n}")
+        return cls._of(whole)
+
+    @classmethod
+    def placed(cls, parts: Sequence[tuple[Int64, Prediction]]) -> Prediction:
+        """Join the predictions of parts of the cells; each has the numbers (n,) of its cells."""
+        n, whole = sum(len(rows) for rows, _ in parts), dict[str, npt.NDArray[Any]]()
+        for rows, part in parts:
+            for name, values in part._arrays().items():
+                if name not in whole:
+                    make = arrays.empty if n * values[:1].nbytes >= arrays.LARGE else np.empty
+                    whole[name] = make((n, *values.shape[1:]), values.dtype)
+                for some in arrays.blocks(len(rows)):
+                    whole[name][rows[some]] = values[some]
+                arrays.release(values)
+                arrays.release(whole[name])
+        return cls._of(whole)
+
+    @classmethod
+    def _of(cls, whole: dict[str, npt.NDArray[Any]]) -> Prediction:
         return cls(
             winners={name: whole.pop(f"winner {name}") for name in MEMBERS},
             neighbors=Neighbors(whole.pop("neighbors"), whole.pop("distances")),
@@ -122,10 +141,14 @@ class ReferenceModel:
     ----------
     floor
         Cells with fewer detected genes of the encoder than this have low quality.
+    held
+        Scores of the held-out cells, of a model that was just fitted.
     """
 
-    def __init__(self, members: Members, calibration: Calibration, floor: float) -> None:
-        self.members, self.calibration, self.floor = members, calibration, floor
+    def __init__(
+        self, members: Members, calibration: Calibration, floor: float, held: HeldOut | None = None
+    ) -> None:
+        self.members, self.calibration, self.floor, self.held = members, calibration, floor, held
 
     @classmethod
     def fit(
@@ -175,7 +198,7 @@ class ReferenceModel:
         together = JointProgress(progress, len(trained_on) + 1)
         jobs = [partial(fit, rows, number) for number, rows in enumerate([*trained_on, None])]
         with closing(side_by_side(jobs, n_workers, together.stop)) as trained:
-            of_folds = islice(trained, len(trained_on))
+            of_folds, seen = islice(trained, len(trained_on)), None
             if trained_on:
                 seen = score_held_out(
                     cells, labels, sample.folds, of_folds, n_neighbors=n_neighbors, seed=seed
@@ -185,7 +208,7 @@ class ReferenceModel:
                 calibration = Calibration.unknown(n_classes)
             members = next(trained)
         detected = np.diff(members.read(cells).X.indptr)
-        return cls(members, calibration, low_quality_floor(detected[labels >= 0]))
+        return cls(members, calibration, low_quality_floor(detected[labels >= 0]), seen)
 
     @property
     def takes_turns(self) -> bool:

@@ -23,6 +23,7 @@ from scvec.stores.index.flat import on_device
 if TYPE_CHECKING:
     from scvec.base.types import CellEncoder, Float32
     from scvec.encoders import Models
+    from scvec.model.gene_members import GeneSide
     from scvec.stores.index.distances import Index
     from scvec.stores.store.reference_reader import StoredReference
 
@@ -137,7 +138,7 @@ def class_statistics(tensors: Tensors) -> tuple[Float32, Float32]:
     return tensors["classes.means"], tensors["classes.spread"]
 
 
-def encoder_of(stored: StoredReference) -> CellEncoder:
+def encoder_of(stored: StoredReference | GeneSide) -> CellEncoder:
     """Return the encoder of a reference whose encoder uses no model.
 
     Raises
@@ -152,7 +153,7 @@ def encoder_of(stored: StoredReference) -> CellEncoder:
         raise _misfit(stored, error) from error
 
 
-def sample_of(stored: StoredReference) -> TrainingSample:
+def sample_of(stored: StoredReference | GeneSide) -> TrainingSample:
     """Return the training cells of a reference.
 
     Raises
@@ -166,7 +167,7 @@ def sample_of(stored: StoredReference) -> TrainingSample:
         raise _misfit(stored, error) from error
 
 
-def genes_of(stored: StoredReference) -> list[str]:
+def genes_of(stored: StoredReference | GeneSide) -> list[str]:
     """Return the ids of all genes of a reference."""
     genes: list[str] = stored.meta["all_genes"]
     return genes
@@ -219,7 +220,7 @@ def load_model(
         raise _misfit(stored, error) from error
 
 
-def _misfit(stored: StoredReference, error: Exception) -> StoreError:
+def _misfit(stored: StoredReference | GeneSide, error: Exception) -> StoreError:
     return StoreError(
         f"the parts of reference {stored.name!r} do not fit together ({error})",
         fix="ingest it again: scvec ingest cells",

@@ -177,6 +177,8 @@ class HeldOut:
         (n, n_classes, 3) distances to the classes and (n,) depths, for novelty scores.
     folds
         (n,) int64 fold of each cell.
+    cells
+        (n,) int64 numbers of the cells in the sample.
     """
 
     scores: list[Float32]
@@ -184,6 +186,7 @@ class HeldOut:
     distances: Float32
     depths: npt.NDArray[np.float64]
     folds: Int64
+    cells: Int64
 
 
 def make_folds(
@@ -303,7 +306,7 @@ def score_held_out(
     """
     rng = np.random.default_rng(seed)
     n_folds = len(np.unique(folds))
-    found, truth, held = [], [], []
+    found, truth, held, chosen = [], [], [], []
     for (fold, _, test), members in zip(splits(labels, folds), trained, strict=True):
         # Slow encoders set a lower limit.
         most = min(max_cells, getattr(members.encoder, "held_out_cells", max_cells)) // n_folds
@@ -311,6 +314,7 @@ def score_held_out(
             test = np.sort(rng.choice(test, most, replace=False))
         found.append(members.score(CellChunk(cells.X[test], cells.measured), n_neighbors))
         truth.append(labels[test])
+        chosen.append(test)
         held.append(np.full(len(test), fold, dtype=np.int64))
     return HeldOut(
         [np.concatenate(parts) for parts in zip(*(each.scores for each in found), strict=True)],
@@ -318,6 +322,7 @@ def score_held_out(
         np.concatenate([each.distances for each in found]),
         np.concatenate([each.depths for each in found]),
         np.concatenate(held),
+        np.concatenate(chosen),
     )
 
 

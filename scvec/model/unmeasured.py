@@ -1,10 +1,11 @@
-"""Genes that some samples of a joined file did not measure: the join wrote zeros for them."""
+"""Cells of a joined file that measured other genes than the rest: the join wrote zeros for what they lack."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
-from itertools import pairwise
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,94 +17,329 @@ from scvec.base.types import GeneMatch
 if TYPE_CHECKING:
     from scvec.ingest.cells.source import CellSource
 
-__all__ = ["unmeasured_notes", "unmeasured_somewhere", "without_unmeasured"]
+__all__ = ["GeneSet", "gene_sets", "left_out", "told_of", "without"]
+
+Bools = npt.NDArray[np.bool_]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 
 #: Batches smaller than this tell too little; of larger ones so many cells are looked at first.
-MIN_CELLS, N_LOOKED = 50, 100
-MAX_BATCHES, N_BLOCKS = 20, 10
+MIN_CELLS, N_LOOKED, MAX_BATCHES = 50, 100, 20
 #: A gene in this fraction of the cells of most batches is common. A file is joined where a batch has none of
 #: so many of those: 0.6% are missing in donors of one study, 3% in one tissue against others, 5% to 20% in
-#: one cell type against all. Stretches of rows, which may be sorted by type, need more.
-COMMON, MIN_SHARE, MIN_SHARE_BLOCKS, MIN_GENES = 0.3, 0.05, 0.15, 10
+#: one cell type against all.
+COMMON, MIN_SHARE, MIN_GENES = 0.3, 0.05, 10
+#: Where most batches lack a gene, it is common if nearly all cells of one have it: more must be gone.
+IN_ALL, MIN_SHARE_IN_ALL = 0.8, 0.15
 #: Cells of a batch that would be expected to have a gene, were it measured there.
 MIN_EXPECTED = 10
+#: Where no column tells batches, groups of like cells are looked at: stretches of rows and cells in each,
+#: most genes, groups, and how often they are made.
+N_STRETCHES, PER_STRETCH, N_GENES, N_GROUPS, N_STARTS = 20, 50, 2000, 8, 6
+#: Such a group has none of this part of the genes that are in most cells of the other groups.
+MIN_SHARE_GROUP, IN_MOST, MOST = 0.1, 0.6, 1.0
+#: Cells that have less than this part of the expected genes of a set did not measure it: at first, at last.
+FEW, NONE = 0.3, 0.05
+#: Probability from which on a gene that no cell of a set has was not measured.
+SURE = 0.9
+#: Gene sets that have this part of their expression in common are one.
+SAME = 0.8
 
 
-def unmeasured_somewhere(source: CellSource) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
-    """Find the genes that are zero in every cell of a batch and common in others, many at a time.
+@dataclass(frozen=True)
+class GeneSet:
+    """Cells of a file that measured the same genes.
 
-    Batches are those of the columns of obs that are named so, else stretches of rows.
+    Attributes
+    ----------
+    name
+        What the cells are called: a batch and its column, or their number.
+    rows
+        (n,) int64 numbers of the cells, ascending.
+    missing
+        (n_vars,) bool, common genes of other cells that these did not measure.
+    """
+
+    name: str
+    rows: Int64
+    missing: Bools
+
+
+def gene_sets(source: CellSource) -> list[GeneSet]:
+    """Return the parts of a file that measured other genes, the largest first; empty where all are alike.
+
+    A batch lacks a gene that is zero in every cell of it and common in others, many at a time. Batches are
+    those of the columns of obs that are named so. Where these tell nothing, groups of cells with the same
+    genes are looked for.
+    """
+    named = _of_columns(source)
+    if named is None:
+        masks, rates = _of_groups(source)
+        codes, names = np.full(source.n_obs, -1, dtype=np.int64), [""] * len(masks)
+    else:
+        codes, names, masks, rates = named
+    if not masks:
+        return []
+    codes, found = _assigned(source, codes, masks, rates)
+    highest = (found / np.maximum(np.bincount(codes, minlength=len(found)), 1)[:, None]).max(axis=0)
+    sets = []
+    for k, mask in enumerate([*masks, np.zeros_like(masks[0])]):
+        rows = np.flatnonzero(codes == k)
+        if len(rows):
+            # A rare gene may be zero by chance: it is gone where so many are that this is likelier.
+            prior = float(mask[highest >= COMMON].mean())
+            by_chance = (1 - prior) * np.exp(-highest * len(rows))
+            missing = (found[k] == 0) & (prior > SURE * (prior + by_chance))
+            name = names[k] if named and k < len(masks) else f"{len(rows):,} cells"
+            sets.append(GeneSet(name, rows, missing))
+    return sorted(sets, key=lambda s: (-len(s.rows), s.rows[0])) if len(sets) > 1 else []
+
+
+def without(match: GeneMatch, missing: Bools) -> GeneMatch:
+    """Return a match without some genes."""
+    ids = tuple(None if gone else g for g, gone in zip(match.gene_ids, missing, strict=True))
+    how = tuple("" if gone else h for h, gone in zip(match.how, missing, strict=True))
+    return replace(match, gene_ids=ids, how=how)
+
+
+def left_out(match: GeneMatch, source: CellSource) -> tuple[GeneMatch, list[str]]:
+    """Return the match of a reference without genes that a part of its cells lacks, and a warning.
+
+    As genes are left out that one of several files lacks. Where more counts would go than stay, all are kept.
+    """
+    sets = gene_sets(source)
+    if not sets:
+        return match, []
+    left = without(match, np.any([one.missing for one in sets], axis=0))
+    if left.count_share(source.gene_totals) < 0.5 * match.count_share(source.gene_totals):
+        then = "too many to leave out, so that their zeros count; leave those cells out"
+        return match, told_of(sets, match, source, then)
+    return left, told_of(sets, match, source, "left out for all cells")
+
+
+def told_of(sets: Sequence[GeneSet], match: GeneMatch, source: CellSource, then: str) -> list[str]:
+    """Return a warning that names the batches and what they lack; none where no matched gene is missing.
+
+    Parameters
+    ----------
+    then
+        What is done about it.
+    """
+    matched, parts = match.matched, []
+    for one in sets:
+        gone = np.flatnonzero(one.missing & matched)
+        if len(gone):
+            top = ", ".join(match.names[i] for i in gone[np.argsort(-source.gene_totals[gone])][:3])
+            cells = f"{len(one.rows):,} cells"
+            cells = cells if one.name == cells else f"{one.name} ({cells})"
+            parts.append(f"{cells} without {len(gone):,} genes such as {top}")
+    if not parts:
+        return []
+    more = f"; and {len(parts) - 5} more" if len(parts) > 5 else ""
+    return [
+        f"warning: samples of this file measured other genes, as after an outer join: {'; '.join(parts[:5])}"
+        f"{more}: {then}"
+    ]
+
+
+def _of_columns(source: CellSource) -> tuple[Int64, list[str], list[Bools], Float64] | None:
+    """Return what the columns of batches tell; None where they tell of no batch that lacks genes.
 
     Returns
     -------
-    missing
-        (n_vars,) bool, genes that at least one batch did not measure.
-    batches
-        What such a batch is called -> genes that it did not measure.
+    codes, names
+        (n_obs,) numbers of gene sets: the last for cells that measured all, -1 for those of small batches;
+        what the sets are called.
+    masks, rates
+        For each set (n_vars,) bool the genes that it lacks; (n_vars,) in which part of the cells a gene is
+        that measured it.
     """
-    missing = np.zeros(source.n_vars, dtype=bool)
-    batches: dict[str, int] = {}
-    for column, codes, names in _batches(source):
-        share = MIN_SHARE if column else MIN_SHARE_BLOCKS
+    joined = []
+    for column, codes, names in _columns(source):
         looked = np.sort(np.concatenate([np.flatnonzero(codes == k)[:N_LOOKED] for k in range(len(names))]))
         some = _detected([(source.stored_rows(looked), codes[looked])], len(names), source.n_vars)
-        if not _is_joined(some, np.bincount(codes[looked]), share).any():
-            continue
-        sizes = np.bincount(codes[codes >= 0], minlength=len(names))
-        found = _detected(_numbered(source, codes), len(names), source.n_vars)
-        for k in np.flatnonzero(_is_joined(found, sizes, share)):
-            rates = found / sizes[:, None]
-            gone = (found[k] == 0) & (rates.max(axis=0) * sizes[k] >= MIN_EXPECTED)
-            batches[f"{column} {names[k]}" if column else names[k]] = int(gone.sum())
-            missing |= gone
-    return missing, batches
+        if _is_joined(some, np.bincount(codes[looked])).any():
+            joined.append((codes, [f"{column} {name}" for name in names]))
+    if not joined:
+        return None
+    codes, names = reduce(_crossed, joined)
+    sizes = np.bincount(codes[codes >= 0], minlength=len(names))
+    found = _detected(_numbered(source, codes), len(names), source.n_vars)
+    lacking = np.flatnonzero(_is_joined(found, sizes))
+    rates = found / sizes[:, None]
+    groups: list[list[int]] = []
+    for k in lacking:
+        gone = _gone(found[k], sizes[k], rates)
+        for group in groups:
+            if _alike(gone, _gone(found[group].sum(axis=0), sizes[group].sum(), rates), rates.max(axis=0)):
+                group.append(int(k))
+                break
+        else:
+            groups.append([int(k)])
+    masks = [_gone(found[group].sum(axis=0), sizes[group].sum(), rates) for group in groups]
+    number = np.full(len(names) + 1, len(groups), dtype=np.int64)
+    number[-1] = -1
+    for g, group in enumerate(groups):
+        number[group] = g
+    called = [
+        ", ".join(names[k] for k in group[:3]) + (", ..." if len(group) > 3 else "") for group in groups
+    ]
+    return number[codes], called, masks, _where_measured(found, sizes, number[:-1], masks)
 
 
-def without_unmeasured(match: GeneMatch, source: CellSource) -> tuple[GeneMatch, list[str]]:
-    """Return a match without the genes that a batch did not measure, and a warning.
-
-    They are left out for all cells, so that all have one cell space and zeros that mean the same. Where more
-    counts would go than stay, there is only the warning.
-    """
-    missing, batches = unmeasured_somewhere(source)
-    what = _told(match, source, missing & match.matched, batches)
-    if not what:
-        return match, []
-    ids = tuple(None if gone else g for g, gone in zip(match.gene_ids, missing, strict=True))
-    how = tuple("" if gone else h for h, gone in zip(match.how, missing, strict=True))
-    left = replace(match, gene_ids=ids, how=how)
-    if left.count_share(source.gene_totals) < 0.5 * match.count_share(source.gene_totals):
-        return match, [f"{what}: too many to be left out; query the samples one by one"]
-    return left, [f"{what}: left out for all cells; query the samples one by one to use them"]
-
-
-def unmeasured_notes(match: GeneMatch, source: CellSource) -> list[str]:
-    """Return a warning of genes that a batch of a reference did not measure."""
-    missing, batches = unmeasured_somewhere(source)
-    what = _told(match, source, missing & match.matched, batches)
-    return [f"{what}: ingest the samples as files of their own, to leave these genes out"] if what else []
-
-
-def _told(
-    match: GeneMatch, source: CellSource, missing: npt.NDArray[np.bool_], batches: dict[str, int]
-) -> str:
-    """Return which genes are missing where; empty if none are."""
-    if not missing.any():
-        return ""
-    top = sorted(np.flatnonzero(missing), key=lambda i: -source.gene_totals[i])[:3]
-    lacking = "; ".join(f"{name} lacks {n:,}" for name, n in list(batches.items())[:5])
-    return (
-        f"warning: {int(missing.sum()):,} of {source.n_vars:,} genes, such as "
-        f"{', '.join(match.names[i] for i in top)}, are zero in all cells of a batch and not in others, "
-        f"as after an outer join ({lacking})"
+def _crossed(one: tuple[Int64, list[str]], other: tuple[Int64, list[str]]) -> tuple[Int64, list[str]]:
+    """Return the batches of two columns together; -1 where one of both has none, or too few cells."""
+    pairs, codes, sizes = np.unique(
+        np.stack([one[0], other[0]]), axis=1, return_inverse=True, return_counts=True
     )
+    kept = np.flatnonzero((pairs >= 0).all(axis=0) & (sizes >= MIN_CELLS))
+    number = np.full(len(sizes), -1, dtype=np.int64)
+    number[kept] = np.arange(len(kept))
+    return number[codes.ravel()], [f"{one[1][a]}, {other[1][b]}" for a, b in pairs[:, kept].T]
 
 
-def _batches(source: CellSource) -> Iterable[tuple[str, npt.NDArray[np.int64], list[str]]]:
+def _gone(found: Float64, size: int, rates: Float64) -> Bools:
+    return np.asarray((found == 0) & (rates.max(axis=0) * size >= MIN_EXPECTED))
+
+
+def _alike(one: Bools, other: Bools, rate: Float64) -> bool:
+    return bool(rate[one & other].sum() >= SAME * rate[one | other].sum())
+
+
+def _where_measured(found: Float64, sizes: Int64, number: Int64, masks: Sequence[Bools]) -> Float64:
+    """Return (n_vars,) the part of the cells of batches that measured a gene in which it is."""
+    measured = np.array([*(~mask for mask in masks), np.ones_like(masks[0])])[number]
+    cells = (measured * sizes[:, None]).sum(axis=0)
+    return np.asarray((found * measured).sum(axis=0) / np.maximum(cells, 1))
+
+
+def _of_groups(source: CellSource) -> tuple[list[Bools], Float64]:
+    """Return the genes that groups of like cells lack, and where they were measured; see :func:`_of_columns`.
+
+    Groups are made of the cells of some stretches of rows by the genes that they have. Types of cells have
+    fewer of some genes. Only cells that did not measure them have none of many that are in most other cells.
+    """
+    from scipy.cluster.vq import kmeans2
+    from scipy.sparse.linalg import svds
+
+    if source.n_obs < 4 * MIN_CELLS:
+        return [], np.zeros(source.n_vars)
+    n = min(PER_STRETCH, source.n_obs // N_STRETCHES)
+    starts = np.linspace(0, source.n_obs - n, N_STRETCHES).astype(np.int64)
+    rows = np.unique(starts[:, None] + np.arange(n))
+    there: Any = source.stored_rows(rows)
+    there = (there != 0).astype(np.float32).tocsr()
+    share = np.asarray(there.mean(axis=0)).ravel()
+    common = np.argsort(-share, kind="stable")[:N_GENES]
+    common = common[share[common] >= 0.05]
+    if len(common) < 10 * MIN_GENES:
+        return [], share
+    own = there[:, common].toarray()
+    depth = own.mean(axis=1, keepdims=True)
+    own -= np.minimum(depth / max(float(depth.mean()), 1e-9) * share[common], 1.0)  # depth groups cells too
+    left, values, _ = svds(own, N_GROUPS, v0=np.ones(min(own.shape)))
+    rng, masks = np.random.default_rng(0), list[Bools]()
+    for start in range(N_STARTS):
+        n_groups = N_GROUPS * (1 + start % 2)  # few cells may have measured what most did not
+        begin = (left * values)[rng.choice(len(left), n_groups, replace=False)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a group without cells
+            codes = kmeans2(left * values, begin, minit="matrix")[1].astype(np.int64)
+        for mask, usual in _lacking(there, codes):
+            if not any(_alike(mask, other, usual) for other in masks):
+                masks.append(mask)
+    return _settled(there, masks)
+
+
+def _lacking(there: sp.csr_matrix[Any], codes: Int64) -> Iterable[tuple[Bools, Float64]]:
+    """Yield the genes that a group of cells lacks, and how common they would be; of those that lack many."""
+    sizes = np.bincount(codes)
+    found = _detected([(there, codes)], len(sizes), there.shape[1])
+    rates = found / np.maximum(sizes, 1)[:, None]
+    for k in np.flatnonzero(sizes >= MIN_EXPECTED):
+        usual = _usual(rates, int(k))
+        most = (usual >= IN_MOST) & (usual * sizes[k] >= MIN_EXPECTED)
+        gone = (found[k] == 0) & (usual * sizes[k] >= MIN_EXPECTED / 2)
+        if (most & gone).sum() >= max(MIN_GENES, MIN_SHARE_GROUP * most.sum()):
+            yield gone, usual
+
+
+def _usual(rates: Float64, k: int) -> Float64:
+    """Return (n_vars,) in which part of the cells of a group a gene would be as in the others.
+
+    Groups differ in depth: the level is that of the genes that the group has.
+    """
+    others = np.delete(rates, k, axis=0)
+    usual, own = np.quantile(others[others.sum(axis=1) > 0], MOST, axis=0), rates[k]
+    level = own.sum() / max(float(usual[own > 0].sum()), 1e-9)
+    return np.asarray(usual * min(level, 1.0))
+
+
+def _settled(there: sp.csr_matrix[Any], masks: list[Bools]) -> tuple[list[Bools], Float64]:
+    """Return the masks as the cells that they fit have them: a group may have been of one type of cells."""
+    share = np.asarray(there.mean(axis=0)).ravel()
+    if not masks:
+        return [], share
+    rates = share
+    for _ in range(3):
+        codes = _fitting(there, masks, rates, FEW)
+        sizes = np.bincount(codes, minlength=len(masks) + 1)
+        found = _detected([(there, codes)], len(masks) + 1, there.shape[1])
+        rates = _where_measured(found, sizes, np.arange(len(masks) + 1), masks)
+        levels = found / np.maximum(sizes, 1)[:, None]
+        # Few cells may be in the wrong group as yet: few, not none.
+        masks = [
+            (levels[k] <= 0.02 * levels.max(axis=0)) & (levels.max(axis=0) * sizes[k] >= MIN_EXPECTED / 2)
+            for k in range(len(masks))
+            if sizes[k] >= MIN_EXPECTED
+        ]
+        kept: list[Bools] = []
+        for mask in masks:
+            common = mask & (rates >= COMMON)
+            if common.sum() >= max(MIN_GENES, MIN_SHARE * (rates >= COMMON).sum()) and not any(
+                _alike(mask, other, rates) for other in kept
+            ):
+                kept.append(mask)
+        masks = kept
+        if not masks:
+            break
+    return masks, rates
+
+
+def _fitting(cells: Any, masks: Sequence[Bools], rates: Float64, most: float) -> Int64:
+    """Return (n,) the mask of whose genes a cell has at most this part of the expected.
+
+    Where several fit, that which lacks most; the number of masks where none does.
+    """
+    weights = np.array([np.where(mask, rates, 0.0).sum() for mask in masks])
+    there = (cells != 0).astype(np.float64)
+    within = np.asarray(there @ np.array(masks, dtype=np.float64).T)
+    beyond = np.asarray(there.sum(axis=1)) - within
+    depth = beyond / np.maximum(rates.sum() - weights, 1e-9)
+    fits = within <= most * depth * weights
+    rank = np.where(fits, weights, -1.0)
+    return np.where(fits.any(axis=1), rank.argmax(axis=1), len(masks)).astype(np.int64)
+
+
+def _assigned(
+    source: CellSource, codes: Int64, masks: Sequence[Bools], rates: Float64
+) -> tuple[Int64, Float64]:
+    """Return (n_obs,) the set of each cell, where it was -1 by genes, and (n_sets + 1, n_vars) detected."""
+    codes, found, start = codes.copy(), np.zeros((len(masks) + 1, source.n_vars)), 0
+    for cells in source.chunks():
+        part = codes[start : start + cells.shape[0]]
+        open_ = np.flatnonzero(part < 0)
+        part[open_] = _fitting(cells[open_], masks, rates, NONE)
+        found += _detected([(cells, part)], len(found), source.n_vars)
+        start += cells.shape[0]
+    return codes, found
+
+
+def _columns(source: CellSource) -> Iterable[tuple[str, Int64, list[str]]]:
     """Yield columns, (n_obs,) numbers of their batches that are large enough (else -1), and their names."""
     import pandas as pd
 
-    table, found = source.batches, False
+    table = source.batches
     for column in table.columns:
         values = pd.Categorical(table[column])
         codes, names = values.codes, values.categories
@@ -111,29 +347,19 @@ def _batches(source: CellSource) -> Iterable[tuple[str, npt.NDArray[np.int64], l
         kept = [k for k in np.argsort(-sizes, kind="stable")[:MAX_BATCHES] if sizes[k] >= MIN_CELLS]
         if len(kept) < 2:
             continue
-        found = True
         number = np.full(len(names), -1, dtype=np.int64)
         number[kept] = np.arange(len(kept))
         yield str(column), np.where(codes < 0, -1, number[codes]), [str(names[k]) for k in kept]
-    size = source.n_obs // N_BLOCKS
-    if not found and size >= MIN_CELLS:
-        blocks = np.minimum(np.arange(source.n_obs) // size, N_BLOCKS - 1)
-        ends = [*(k * size for k in range(N_BLOCKS)), source.n_obs]
-        yield "", blocks, [f"rows {a:,} to {b - 1:,}" for a, b in pairwise(ends)]
 
 
-def _numbered(
-    source: CellSource, codes: npt.NDArray[np.int64]
-) -> Iterable[tuple[Any, npt.NDArray[np.int64]]]:
+def _numbered(source: CellSource, codes: Int64) -> Iterable[tuple[Any, Int64]]:
     start = 0
     for cells in source.chunks():
         yield cells, codes[start : start + cells.shape[0]]
         start += cells.shape[0]
 
 
-def _detected(
-    parts: Iterable[tuple[Any, npt.NDArray[np.int64]]], n_batches: int, n_vars: int
-) -> npt.NDArray[np.float64]:
+def _detected(parts: Iterable[tuple[Any, Int64]], n_batches: int, n_vars: int) -> Float64:
     """Return (n_batches, n_vars) float64 number of the cells that have each gene."""
     found = np.zeros((n_batches, n_vars))
     for cells, codes in parts:
@@ -143,14 +369,16 @@ def _detected(
     return found
 
 
-def _is_joined(
-    found: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64], share: float
-) -> npt.NDArray[np.bool_]:
+def _is_joined(found: Float64, sizes: Int64) -> Bools:
     """Return (n_batches,) bool which batches have none of many genes that are common in most others."""
     rates = found / sizes[:, None]
     joined = np.zeros(len(rates), dtype=bool)
     for k in range(len(rates)):
-        common = np.median(np.delete(rates, k, axis=0), axis=0) >= COMMON
-        n = int((common & (found[k] == 0)).sum())
-        joined[k] = n >= max(MIN_GENES, share * common.sum())
+        others = np.delete(rates, k, axis=0)
+        for common, share in (
+            (np.median(others, axis=0) >= COMMON, MIN_SHARE),
+            (others.max(axis=0) >= IN_ALL, MIN_SHARE_IN_ALL),
+        ):
+            n = int((common & (found[k] == 0)).sum())
+            joined[k] |= n >= max(MIN_GENES, share * common.sum())
     return joined

@@ -120,7 +120,8 @@ def _reference_info(opened: Store, name: str) -> ReferenceInfo:
             "options": meta["options"],
             "sources": meta["sources"],
             "held out": calibration["held_out"],
-            "record": calibration["record"],
+            "record": (meta.get("beside") or meta["model"])["calibration"]["record"],
+            **({"genes beside": len(meta["beside"]["meta"]["all_genes"])} if "beside" in meta else {}),
         },
     )
 

@@ -31,7 +31,8 @@ from scvec.model.copies import (
     source_digest,
 )
 from scvec.model.explanation import files_of
-from scvec.model.matching import match_genes, obsm_key, query_genes, reference_share
+from scvec.model.gene_members import without_rows
+from scvec.model.matching import by_gene_sets, match_genes, obsm_key, query_genes, reference_share
 from scvec.model.resolvers import stored_resolver
 from scvec.model.storage import (
     CODE_COLUMN,
@@ -178,35 +179,42 @@ def _encoded(
             stored_resolver(opened),
             species=asked.species,
             force=asked.force,
-            drop_unmeasured=True,
             reference=stored.meta["species"],
         )
-        genes = query_genes(
-            opened, stored, matched, device=asked.device, force=asked.force, progress=progress
-        )
-        _, few = reference_share(matched, genes.measured[model.members.vector_genes], force=asked.force)
+        alike, few = by_gene_sets(matched, "each is encoded by the genes that it measured"), list[str]()
+        parts = []
+        for part in alike:
+            genes = query_genes(
+                opened, stored, part, device=asked.device, force=asked.force, progress=progress
+            )
+            few += reference_share(part, genes.measured[model.members.vector_genes], force=asked.force)[1]
+            parts.append((part, genes))
         obs = _table(source, asked.label_key, stored)
         obs[CODE_COLUMN], obs[SOURCE_COLUMN] = codes, PurePath(source.name).name
         if SPECIES_COLUMN in stored.obs.columns:
             obs[SPECIES_COLUMN] = matched.match.species
         factors = stored.tensors.get(FACTOR + matched.match.species)
         primary, done = is_primary(source), 0
-        hashes: list[npt.NDArray[np.int64]] = []
-        taken: list[npt.NDArray[np.bool_]] = []
-        vectors = [np.empty((0, stored.dim), dtype=np.float32)]
-        for chunk in matched.chunks(genes):
-            hashes.append(cell_hashes(chunk.X, known.keys, factors))
-            taken.append(known.seen.first(hashes[-1], primary[done : done + len(chunk)]))
-            part = chunk if taken[-1].all() else chunk.take(np.flatnonzero(taken[-1]))
-            if len(part):
-                part = part.select(wanted) if len(wanted) < len(genes.measured) else part
-                vectors.append(encoder.encode(part))
-            done += len(chunk)
-            progress("encoding cells", done, source.n_obs)
-        cells, new = np.concatenate(hashes), np.concatenate(taken)
+        cells, new = np.zeros(source.n_obs, dtype=np.int64), np.zeros(source.n_obs, dtype=bool)
+        vectors, at = [np.empty((0, stored.dim), dtype=np.float32)], [np.zeros(0, dtype=np.int64)]
+        for part, genes in parts:
+            rows, start = np.arange(source.n_obs) if part.rows is None else part.rows, 0
+            for chunk in part.chunks(genes):
+                here = rows[start : start + len(chunk)]
+                start += len(chunk)
+                cells[here] = cell_hashes(chunk.X, known.keys, factors)
+                new[here] = taken = known.seen.first(cells[here], primary[here])
+                some = chunk if taken.all() else chunk.take(np.flatnonzero(taken))
+                if len(some):
+                    some = some.select(wanted) if len(wanted) < len(genes.measured) else some
+                    vectors.append(encoder.encode(some))
+                    at.append(here[taken])
+                done += len(chunk)
+                progress("encoding cells", done, source.n_obs)
+        encoded = np.concatenate(vectors)[np.argsort(np.concatenate(at))]
         digest = source_digest(cells)
         if digest in known.digests:  # also recognises cells with too few genes for a hash
-            vectors = [np.concatenate(vectors)[cells[new] != 0]]
+            encoded = encoded[cells[new] != 0]
             new &= cells != 0
         known.digests.add(digest)
         if HASH_COLUMN in stored.obs.columns:
@@ -222,8 +230,9 @@ def _encoded(
             "digest": digest,
             "date": _now(),
         }
-        notes = [*source.notes, *matched.notes, *genes.notes, *few, *told]
-        return _Added(obs[new], np.concatenate(vectors), record, notes)
+        of_genes = [f"{p.name}: {n}" if p.name else n for p, genes in parts for n in genes.notes]
+        notes = [*source.notes, *alike[0].notes, *of_genes, *few, *told]
+        return _Added(obs[new], encoded, record, notes)
 
 
 #: Fraction of new cells with a name of the reference's. The barcodes of two 10x samples share under 1%.
@@ -301,7 +310,11 @@ def drop_cells(store: Path | str, reference: str, *, where: str) -> GrowReport:
         labels = {label: n for label, n in counts_of(stored, stored.obs.iloc[deleted]).items() if n}
         deletion = {"n_cells": len(deleted), "labels": labels, "date": _now()}
         meta = changed_meta(stored, deletions=[*stored.meta.get("deletions", []), deletion])
-        tensors = {**_without_probes(stored, deleted), **_sample_without(stored, deleted)}
+        tensors = {
+            **_without_probes(stored, deleted),
+            **_sample_without(stored, deleted),
+            **without_rows(stored, deleted),
+        }
         notes = []
         if shrinks_in_place(stored, len(deleted)):
             counted = {**meta, "counts": counts_of(stored, obs)}

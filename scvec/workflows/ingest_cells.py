@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from scvec import __version__
 from scvec.backbones import load_backbone
+from scvec.base.errors import InputError, ResourceError
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import expanded
 from scvec.base.results import Report, Stages, counts_line, html_table, plain, table, times_line
@@ -26,9 +27,11 @@ from scvec.encoders.obsm import ObsmEncoder, VectorStatistics
 from scvec.engines import check_engine, encode_cells
 from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.label_columns import as_label_map
+from scvec.ingest.cells.source import CellSource
 from scvec.model.cell_index import put_cells
 from scvec.model.copies import source_digest
 from scvec.model.encoder_models import prepared
+from scvec.model.gene_members import fit_beside
 from scvec.model.gene_vectors import EncodedGenes, encode_genes, stored_genes
 from scvec.model.known_markers import marker_notes
 from scvec.model.matching import (
@@ -45,7 +48,7 @@ from scvec.model.reference import train
 from scvec.model.resolvers import ensure_knowledge, no_knowledge, resolver_of
 from scvec.model.storage import FACTOR, N_PROBES, model_state, probe_tensors
 from scvec.model.training import Labelled, class_tensors, incoherent_labels, read_sample, training_workers
-from scvec.model.unmeasured import unmeasured_notes
+from scvec.model.unmeasured import left_out
 from scvec.stores.store.store import Store
 from scvec.workflows.ingest_options import IngestOptions
 
@@ -117,13 +120,14 @@ def ingest_cells(
         with stages("train"):
             material = material_of(kb, genes, texts, known, asked)
             trained = train_model(cells, asked, material, progress)
+            beside = genes_beside(stack, kb, refs, cells, trained, asked, progress)
         with stages("encode cells"):
             maps = genes.taken(len(trained.model.members.genes)).maps
             vectors = encode_cells(trained.model.members.encoder, matched, maps, asked.cluster, progress)
         with stages("write"):
-            written = write_reference(txn, kb, cells, trained, vectors, texts, asked)
+            written = write_reference(txn, kb, cells, trained, vectors, texts, beside, asked)
             version = txn.commit()
-    notes = [*trained.notes, *getattr(known, "notes", ()), *written, *txn.notes]
+    notes = [*trained.notes, *beside.notes, *getattr(known, "notes", ()), *written, *txn.notes]
     report = report_of(asked, cells, trained, texts, notes)
     return replace(report, seconds=stages.seconds, generation=str(version.number))
 
@@ -198,7 +202,9 @@ def match_all(
     matched = [match_genes(s, resolver, species=asked.species, force=asked.force) for s in labelled.sources]
     if asked.obsm:
         return matched, dimension_axis(matched)
-    matched = [replace(m, notes=(*m.notes, *unmeasured_notes(m.match, m.source))) for m in matched]
+    for i, m in enumerate(matched):
+        match, told = left_out(m.match, m.source)
+        matched[i] = replace(m, match=match, notes=(*m.notes, *told))
     return matched, common_axis(matched, resolver)
 
 
@@ -265,6 +271,45 @@ def train_model(
     return Trained(model, sample, [*sampled, *notes, *getattr(model.members.encoder, "notes", ())])
 
 
+class Beside(NamedTuple):
+    """What a reference of vectors holds of members that stand on genes: nothing where there are none."""
+
+    tensors: dict[str, npt.NDArray[Any]]
+    meta: Mapping[str, Any]
+    notes: Sequence[str]
+
+
+def genes_beside(
+    stack: ExitStack,
+    kb: KnowledgeBase,
+    refs: Sequence[Path | str | AnnData],
+    cells: Cells,
+    trained: Trained,
+    asked: IngestOptions,
+    progress: Progress,
+) -> Beside:
+    """Train gene-based members beside vectors of ``obsm``, where the files hold genes and values too."""
+    if not asked.obsm or asked.vectors_only:
+        return Beside({}, {}, [])
+    labelled = cells.labelled
+    try:
+        sources = [
+            stack.enter_context(
+                CellSource.open(ref, layer=asked.layer, memory=asked.memory, values=asked.values)
+            )
+            for ref in refs
+        ]
+        resolver = resolver_of(kb, None)
+        matched = [match_genes(source, resolver, species=asked.species) for source in sources]
+        matched = [replace(m, match=left_out(m.match, m.source)[0]) for m in matched]
+        axis = common_axis(matched, resolver)
+        genes = reference_genes(axis, matched, labelled.codes, progress, labelled.primary)
+    except (InputError, ResourceError) as error:
+        return Beside({}, {}, [f"genes are not used beside the vectors: {error.what}"])
+    vectors, memory, seed = (trained.model, trained.sample), asked.memory, asked.seed
+    return Beside(*fit_beside(labelled, matched, genes, vectors, memory=memory, seed=seed, progress=progress))
+
+
 def write_reference(
     txn: Transaction,
     kb: KnowledgeBase,
@@ -272,6 +317,7 @@ def write_reference(
     trained: Trained,
     vectors: Float32,
     texts: EncodedGenes | None,
+    beside: Beside,
     asked: IngestOptions,
 ) -> list[str]:
     """Write the reference to the store, and return notes about its labels and its index."""
@@ -311,6 +357,9 @@ def write_reference(
         ],
         "model": state,
     }
+    if beside.meta:
+        meta["beside"] = dict(beside.meta)
+        tensors |= beside.tensors
     if asked.origin is not None:
         meta["origin"] = plain(asked.origin)
     if asked.kind.refits:

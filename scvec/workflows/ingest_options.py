@@ -93,6 +93,9 @@ class IngestOptions(AppendOptions):
     encoder
         Encoder of the cells, one of :func:`scvec.encoders.encoder_names`. ``obsm:KEY`` uses the vectors in
         ``obsm[KEY]``.
+    vectors_only
+        With ``obsm:KEY``, use no genes. Else a reference whose files hold values of genes too also learns the
+        members of the default encoder, and a query joins both.
     seed
         Random seed. Two runs with the same seed give the same reference.
     n_genes
@@ -119,6 +122,7 @@ class IngestOptions(AppendOptions):
     base_url: str | None = None
     max_cost: float | None = None
     encoder: str = "discriminant"
+    vectors_only: bool = False
     seed: int = 0
     n_genes: int | None = None
     prompt_order: str | None = None

@@ -25,7 +25,7 @@ __all__ = ["CardOptions", "PackReport", "pack"]
 #: Least cells per label for a pack without cells: a mean of fewer would reveal single cells.
 MIN_CELLS = 10
 #: Prefixes of arrays with cells of the reference.
-OF_CELLS = ("sample.", "probe.")
+OF_CELLS = ("sample.", "probe.", "index.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +191,7 @@ def _without_cells(stored: StoredReference, meta: dict[str, Any]) -> dict[str, A
     """Return the parts of a reference with the mean vectors of its labels instead of cells."""
     import pandas as pd
 
+    from scvec.model.gene_members import PREFIX, bare
     from scvec.model.storage import CODE_COLUMN
 
     few = [f"{label} ({n})" for label, n in stored.meta["counts"].items() if n < MIN_CELLS]
@@ -207,7 +208,10 @@ def _without_cells(stored: StoredReference, meta: dict[str, Any]) -> dict[str, A
     return {
         "meta": {k: v for k, v in meta.items() if k not in ("sample", "index", "appended", "deletions")}
         | {"without_cells": True},
-        "tensors": {k: v for k, v in stored.tensors.items() if not k.startswith(OF_CELLS)},
+        "tensors": {
+            **{k: v for k, v in stored.tensors.items() if not k.startswith((*OF_CELLS, PREFIX))},
+            **bare(stored.tensors, OF_CELLS),
+        },
         "obs": pd.DataFrame({label_key: pd.Categorical(classes), CODE_COLUMN: codes}, index=names),
         "vectors": np.ascontiguousarray(stored.tensors["members.centers"], dtype=np.float32),
     }

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from scvec import __version__
 from scvec.base.errors import InputError, NetworkError, ResourceError, StoreError
-from scvec.base.resources import cache_folder
+from scvec.base.resources import cache_folder, expanded
 from scvec.base.results import Report, Stages, times_line
 from scvec.base.types import Progress, no_progress
 
@@ -529,7 +529,7 @@ def _located(
 @contextmanager
 def _local(source: str) -> Iterator[Path]:
     """Yield the path of a file, or of a shipped or mirrored reference."""
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     packs = shipped_packs()
     if path.exists() or path.suffix == ".scvec" or path.name != source:
         yield path
@@ -569,7 +569,7 @@ def _mirrored(file: str) -> Path | str | None:
         return None
     if re.match(r"https?://", mirror):
         return f"{mirror.rstrip('/')}/{file}"
-    path = Path(os.path.expanduser(mirror)) / file
+    path = expanded(mirror) / file
     return path if path.is_file() else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,18 +12,26 @@ import numpy as np
 
 from scvec.base import arrays
 from scvec.base.arrays import coded
-from scvec.base.errors import InputError
+from scvec.base.errors import InputError, ResourceError
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import check_device, expanded
 from scvec.base.results import Stages
 from scvec.base.types import Int64, Progress, no_progress
 from scvec.engines import check_engine, predict_cells
-from scvec.ingest.cells.cell_vectors import open_cells
+from scvec.ingest.cells.cell_vectors import VectorSource, open_cells
 from scvec.ingest.cells.write import check_output, write_annotated, write_tables
-from scvec.model.annotation import Annotation, judge, provenance
+from scvec.model.annotation import Annotation, Judged, judge, provenance
 from scvec.model.classifiers import clusters, has_igraph, majority, need_igraph
-from scvec.model.gene_fit import fitted_to
-from scvec.model.matching import MatchedSource, match_genes, obsm_key, query_genes, reference_share
+from scvec.model.gene_fit import fitted_to, rotation
+from scvec.model.gene_members import GeneSide, gene_side
+from scvec.model.matching import (
+    MatchedSource,
+    by_gene_sets,
+    match_genes,
+    obsm_key,
+    query_genes,
+    reference_share,
+)
 from scvec.model.query_options import QueryOptions
 from scvec.model.reference import Prediction
 from scvec.model.resolvers import stored_resolver
@@ -109,19 +118,27 @@ def query_one(
         opened = Store(store)
         stored = opened.reference(only_reference(opened, options.one_reference))
         subset = stored.rows_where(options.where)
-    with stages("read"):
-        progress("reading cells", 0, None)
-        source = _read(
-            cells, options, stored, columns=page is not None
-        )  # only a report shows other columns of obs
-    with source:
-        ready = _prepare(opened, stored, source, options, stages, progress)
+    side = None if options.vectors_only or options.method != "both" else gene_side(stored)
+    with ExitStack() as files:
+        with stages("read"):
+            progress("reading cells", 0, None)
+            source, read = _read(cells, options, stored, side, columns=page is not None)
+            files.enter_context(source)
+        by_vectors = isinstance(source, VectorSource)
+        ready = _prepare(opened, stored if by_vectors else side or stored, source, options, stages, progress)
+        beside, told = None, list[str]()
+        if by_vectors and side is not None:
+            beside, told = _beside(files, cells, opened, side, options, stages, progress)
+        read += told
         used, clipped = _clipped(options, stored.n if subset is None else len(subset))
         with stages("encode and search"):
-            prediction = _predict(opened, ready, used, subset, progress)
+            prediction = _predict(opened, stored, ready, used, subset, progress)
+            if beside is not None and side is not None:
+                of_genes = _predict(opened, stored, beside, used, subset, progress)
+                prediction = side.joint.join(prediction, of_genes, options.coverage)
         with stages("judge"):
-            annotation = _judge(opened, ready, used, prediction)
-        notes = list(dict.fromkeys([*source.notes, *ready.notes, *clipped, *annotation.notes]))
+            annotation = _judge(opened, stored, ready, used, prediction, beside)
+        notes = list(dict.fromkeys([*source.notes, *read, *ready.notes, *clipped, *annotation.notes]))
         annotation = annotation.changed(notes=notes, seconds=stages.seconds)
         annotation = annotation.changed(store=store, data=cells, options=options)
         if options.majority_vote:
@@ -139,23 +156,30 @@ def query_one(
     return annotation
 
 
-class _Prepared(NamedTuple):
-    """A reference, and the cells of a query with matched genes.
+class _Part(NamedTuple):
+    """Cells of a query with the same measured genes, matched to the genes of a reference.
 
     Attributes
     ----------
     share
-        Fraction (0-1) of the genes of the reference's cell vectors that the query measured.
+        Fraction (0-1) of the genes of the reference's cell vectors that they measured.
     fitted
-        Whether the model was fitted to the genes of the query.
+        Whether the model was fitted to their genes.
     """
 
-    stored: StoredReference
     matched: MatchedSource
     genes: GeneMap
     model: ReferenceModel
     share: float
     fitted: bool
+
+
+class _Prepared(NamedTuple):
+    """A reference, and the cells of a query: all, and in parts that measured the same genes."""
+
+    fits: StoredReference | GeneSide
+    matched: MatchedSource
+    parts: list[_Part]
     notes: list[str]
 
 
@@ -180,56 +204,93 @@ def _checked(options: QueryOptions, cells: Any) -> tuple[Path | None, Path | Non
     return target, page
 
 
-def _read(cells: Any, options: QueryOptions, stored: StoredReference, *, columns: bool) -> CellSource:
-    return open_cells(
-        cells,
-        obsm_key(stored),
-        layer=options.layer,
-        memory=options.memory,
-        columns=columns,
-        values=options.values,
-    )
+def _read(
+    cells: Any, options: QueryOptions, stored: StoredReference, side: GeneSide | None, *, columns: bool
+) -> tuple[CellSource, list[str]]:
+    """Open cells by what the reference holds; by their genes where they lack its vectors, and a note."""
+    keywords: dict[str, Any] = {"layer": options.layer, "memory": options.memory, "values": options.values}
+    try:
+        return open_cells(cells, obsm_key(stored), columns=columns, **keywords), []
+    except InputError as error:
+        if side is None or error.code != "unknown-obsm":
+            raise
+        note = f"{error.what}: labels are by the genes alone"
+        return open_cells(cells, None, columns=columns, **keywords), [note]
+
+
+def _beside(
+    files: ExitStack,
+    cells: Any,
+    opened: Store,
+    side: GeneSide,
+    options: QueryOptions,
+    stages: Stages,
+    progress: Progress,
+) -> tuple[_Prepared | None, list[str]]:
+    """Return what gene-based members need of the cells beside their vectors, and notes."""
+    try:
+        with stages("read"):
+            source = files.enter_context(
+                open_cells(
+                    cells, columns=False, layer=options.layer, memory=options.memory, values=options.values
+                )
+            )
+        ready = _prepare(opened, side, source, options, stages, progress)
+    except (InputError, ResourceError) as error:
+        return None, [f"genes are not used beside the vectors: {error.what}"]
+    told = [note for note in (*source.notes, *ready.notes) if note.startswith("warning: ")]
+    return ready, [f"genes are used beside the vectors: {ready.matched.summary}", *told]
 
 
 def _prepare(
     opened: Store,
-    stored: StoredReference,
+    stored: StoredReference | GeneSide,
     source: CellSource,
     options: QueryOptions,
     stages: Stages,
     progress: Progress,
 ) -> _Prepared:
     """Match the genes of a query to the genes of the reference, and load the model for them."""
+    device, force = options.device, options.force
+
+    def genes_of(one: MatchedSource) -> GeneMap:
+        unmatched = options.unmatched_genes
+        return query_genes(
+            opened, stored, one, unmatched_genes=unmatched, device=device, force=force, progress=progress
+        )
+
     with stages("genes"):
-        resolver = stored_resolver(opened)
         matched = match_genes(
             source,
-            resolver,
+            stored_resolver(opened),
             species=options.species,
-            force=options.force,
-            drop_unmeasured=True,
+            force=force,
             reference=stored.meta["species"],
         )
-        unmatched, device = options.unmatched_genes, options.device
-        genes = query_genes(
-            opened,
-            stored,
-            matched,
-            unmatched_genes=unmatched,
-            device=device,
-            force=options.force,
-            progress=progress,
-        )
+        alike = by_gene_sets(matched, "each is annotated by the genes that it measured")
+        if len(alike) > 1 and source.state.candidates:
+            genes_of(matched)  # all cells together decide the scale of the values
+        each = [(one, genes_of(one)) for one in alike]
     with stages("load reference"):
         # On a cluster, the shards have the index; only labels and weights are loaded here.
-        index = None if options.engine == "local" else ShardedIndex(stored.dim, [(0, stored.n)])
+        held = options.engine == "local" or isinstance(stored, GeneSide)
+        index = None if held else ShardedIndex(stored.dim, [(0, stored.n)])  # type: ignore[union-attr]
         exact, recall = options.exact, options.recall
-        ingested = load_model(stored, device=device, llm=options.llm, index=index, exact=exact, recall=recall)
-    share, few = reference_share(matched, genes.measured[ingested.members.vector_genes], force=options.force)
-    with stages("fit to genes"):
-        model, note = fitted_to(opened.path, stored, ingested, genes.measured, progress=progress)
-    notes = [*matched.notes, *genes.notes, *few, *([note] if note else [])]
-    return _Prepared(stored, matched, genes, model, share, model is not ingested, notes)
+        ingested = (
+            stored.model
+            if isinstance(stored, GeneSide)
+            else load_model(stored, device=device, llm=options.llm, index=index, exact=exact, recall=recall)
+        )
+    parts, notes = [], list(alike[0].notes)
+    for one, genes in each:
+        share, few = reference_share(one, genes.measured[ingested.members.vector_genes], force=force)
+        with stages("fit to genes"):
+            model, note = fitted_to(opened.path, stored, ingested, genes.measured, progress=progress)
+        told = [*genes.notes, *few, *([note] if note else [])]
+        notes += [f"{one.name}: {text}" for text in told] if one.name else told
+        fitted = model is not ingested or isinstance(stored, GeneSide)
+        parts.append(_Part(one, genes, model, share, fitted))
+    return _Prepared(stored, matched, parts, notes)
 
 
 def _clipped(options: QueryOptions, available: int) -> tuple[QueryOptions, list[str]]:
@@ -242,35 +303,78 @@ def _clipped(options: QueryOptions, available: int) -> tuple[QueryOptions, list[
 
 
 def _predict(
-    opened: Store, ready: _Prepared, options: QueryOptions, subset: Int64 | None, progress: Progress
+    opened: Store,
+    stored: StoredReference,
+    ready: _Prepared,
+    options: QueryOptions,
+    subset: Int64 | None,
+    progress: Progress,
 ) -> Prediction:
     """Encode the cells, search their neighbours and combine the classifiers."""
     arrays.trim()  # return the memory of reading, because the chunks need memory
-    prediction = predict_cells(
-        ready.model,
-        ready.matched,
-        ready.genes,
-        options,
-        reference=(opened, ready.stored),
-        fitted=ready.fitted,
-        subset=subset,
-        progress=progress,
-    )
-    arrays.trim()  # return the memory of the chunks
-    return prediction
+    found = []
+    for part in ready.parts:
+        prediction = predict_cells(
+            part.model,
+            part.matched,
+            part.genes,
+            options,
+            reference=(opened, stored),
+            fitted=part.fitted,
+            subset=subset,
+            progress=progress,
+        )
+        arrays.trim()  # return the memory of the chunks
+        if part.matched.rows is None:
+            return prediction
+        # One space for all cells: maps and clusters compare them.
+        turned = rotation(ready.fits, part.model, ready.parts[0].model)
+        if turned is not None:
+            vectors = np.empty((len(prediction), turned.shape[1]), dtype=np.float32)
+            for rows in arrays.blocks(len(prediction)):
+                vectors[rows] = prediction.vectors[rows] @ turned
+            prediction = replace(prediction, vectors=vectors)
+        found.append((part.matched.rows, prediction))
+    return Prediction.placed(found)
 
 
-def _judge(opened: Store, ready: _Prepared, options: QueryOptions, prediction: Prediction) -> Annotation:
+def _judge(
+    opened: Store,
+    stored: StoredReference,
+    ready: _Prepared,
+    options: QueryOptions,
+    prediction: Prediction,
+    beside: _Prepared | None,
+) -> Annotation:
     """Return the annotation from the predictions, with its parameters."""
+    first = ready.parts[0]
     parameters = {
-        **provenance(opened.generation.number, ready.stored, ready.matched),
+        **provenance(opened.generation.number, stored, ready.matched),
         **options.answer(),
-        "reference_genes_measured": ready.share,
-        "fitted": ready.fitted,
-        **({"orthologs": dict(ready.genes.crossed)} if ready.genes.crossed else {}),
+        "reference_genes_measured": first.share,
+        "fitted": first.fitted,
+        **({"orthologs": dict(first.genes.crossed)} if first.genes.crossed else {}),
     }
-    measured = float(ready.genes.measured[ready.model.members.vector_genes].mean())
-    return judge(ready.matched, ready.stored, ready.model, prediction, measured, parameters)
+    if beside is not None:
+        parameters["genes_beside"] = beside.matched.summary
+    elif isinstance(ready.fits, GeneSide):
+        parameters["by_genes_alone"] = True
+    if len(ready.parts) > 1:
+        parameters["gene_sets"] = [
+            {
+                "cells": part.matched.name,
+                "n_cells": part.matched.n_obs,
+                "genes": part.matched.summary,
+                "reference_genes_measured": part.share,
+                "fitted": part.fitted,
+            }
+            for part in ready.parts
+        ]
+    judged = [
+        Judged(p.matched, p.model, float(p.genes.measured[p.model.members.vector_genes].mean()))
+        for p in ready.parts
+    ]
+    return judge(judged, stored, prediction, parameters)
 
 
 def _clustered(annotation: Annotation, progress: Progress) -> Annotation:

@@ -20,7 +20,7 @@ from scvec.celltypes.ontology import ClassOntology
 from scvec.celltypes.terms import folded
 from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.write import write_annotated, write_tables
-from scvec.model.matching import match_genes, obsm_key, query_genes
+from scvec.model.matching import by_gene_sets, match_genes, obsm_key, query_genes
 from scvec.model.query_options import QueryOptions
 from scvec.model.resolvers import stored_resolver
 from scvec.model.status import MIN_CONFIDENCE, STATUS_COLORS, STATUSES
@@ -277,24 +277,26 @@ def _likeness(
         cells, columns=False, layer=options.layer, memory=options.memory, values=options.values
     ) as source:
         resolver = stored_resolver(opened)
-        matched = match_genes(source, resolver, species=options.species, force=True, drop_unmeasured=True)
-        genes = query_genes(opened, stored[0], matched, force=True)
-        kept = np.flatnonzero(genes.measured & np.array([gene in shared for gene in own]))
-        if len(kept) < MIN_SHARED:
-            return None
-        means = []
-        for one in stored:
-            place = {gene: i for i, gene in enumerate(genes_of(one))}
-            mean = class_statistics(one.tensors)[0][:, [place[own[i]] for i in kept]].astype(np.float64)
-            means.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
-        start = 0
-        for chunk in matched.chunks(genes):
-            X = chunk.X[:, kept]
-            rows = np.arange(start, start + X.shape[0])
-            length = np.maximum(np.sqrt(X.multiply(X).sum(axis=1)).A1, 1e-12)
-            for r, mean in enumerate(means):
-                found[r, rows] = (X @ mean.T)[rows - start, best[r][rows]] / length
-            start += len(rows)
+        matched = match_genes(source, resolver, species=options.species, force=True)
+        in_all = np.array([gene in shared for gene in own])
+        for part in by_gene_sets(matched, ""):
+            genes = query_genes(opened, stored[0], part, force=True)
+            kept = np.flatnonzero(genes.measured & in_all)
+            if len(kept) < MIN_SHARED:
+                return None
+            means = []
+            for one in stored:
+                place = {gene: i for i, gene in enumerate(genes_of(one))}
+                mean = class_statistics(one.tensors)[0][:, [place[own[i]] for i in kept]].astype(np.float64)
+                means.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
+            cells, start = np.arange(source.n_obs) if part.rows is None else part.rows, 0
+            for chunk in part.chunks(genes):
+                X = chunk.X[:, kept]
+                rows = cells[start : start + X.shape[0]]
+                length = np.maximum(np.sqrt(X.multiply(X).sum(axis=1)).A1, 1e-12)
+                for r, mean in enumerate(means):
+                    found[r, rows] = (X @ mean.T)[np.arange(len(rows)), best[r][rows]] / length
+                start += len(rows)
     return found
 
 

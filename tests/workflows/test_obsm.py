@@ -39,6 +39,7 @@ def made(tmp_path_factory, tiny_adata, new_store):
         label_key="cell_type",
         batch_key="donor",
         encoder=f"obsm:{KEY}",
+        vectors_only=True,
     )
     assert report.n_cells == 240 and report.n_genes_matched == 6
     return folder

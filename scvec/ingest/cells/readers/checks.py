@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError, reading
-from scvec.base.resources import parse_memory
+from scvec.base.resources import expanded, parse_memory
 from scvec.base.results import human_bytes
 
 __all__ = [
@@ -316,7 +316,7 @@ def look_at(path: str | os.PathLike[str], *, checked: bool = False) -> Given:
     InputError
         If the file does not exist, is not readable, is a pipe, is empty, or is damaged HDF5.
     """
-    path = Path(path)
+    path = expanded(path)
     if not os.path.lexists(path) and samples_with(path):
         return Given(path)
     head = _head_of(path)
