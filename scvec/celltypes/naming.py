@@ -256,7 +256,7 @@ class Tissues:
 
     def nearest(self, asked: str, others: Iterable[str]) -> str | None:
         """Return "" for a known tissue, or one of ``others``; else the most alike name, None if none is."""
-        names = {*self._above, *MEANT_TISSUES, *others}
+        names = {*self._parts, *MEANT_TISSUES, *others}
         if len(self._organs(asked.lower())) > 1 or asked.lower() in names:
             return ""
         return next(iter(get_close_matches(asked.lower(), names, 1, 0.7)), None)
