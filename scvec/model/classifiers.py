@@ -30,7 +30,6 @@ __all__ = [
     "Members",
     "Scores",
     "clusters",
-    "has_igraph",
     "log_softmax",
     "majority",
     "need_igraph",
@@ -385,16 +384,11 @@ _FINEST = 30.0
 N_ITERATIONS = 4
 
 
-def has_igraph() -> bool:
-    """Return whether clusters can be made."""
-    from importlib.util import find_spec
-
-    return find_spec("igraph") is not None
-
-
 def need_igraph() -> None:
     """Raise InputError if igraph is not installed."""
-    if not has_igraph():
+    from importlib.util import find_spec
+
+    if find_spec("igraph") is None:
         raise InputError(
             "a majority vote over clusters needs igraph, which is not installed",
             "--majority-vote",
@@ -403,7 +397,7 @@ def need_igraph() -> None:
         )
 
 
-def clusters(vectors: Float32) -> Int64:
+def clusters(vectors: Float32, resolution: float | None = None) -> Int64:
     """Return (n,) int64 cluster numbers of the cells; cluster 0 is the largest.
 
     The method is Leiden (Traag et al. 2019, doi:10.1038/s41598-019-41695-z) with modularity on the graph of
@@ -413,6 +407,9 @@ def clusters(vectors: Float32) -> Int64:
     ----------
     vectors
         (n, dim) float32 cell vectors.
+    resolution
+        Resolution of Leiden. By default many small clusters, as a majority vote needs them; see
+        :data:`_RESOLUTIONS`.
 
     Raises
     ------
@@ -434,7 +431,8 @@ def clusters(vectors: Float32) -> Int64:
     columns = found.indices.ravel()
     others = rows != columns
     graph = igraph.Graph(n=n, edges=np.column_stack([rows, columns])[others])
-    resolution = next((r for limit, r in _RESOLUTIONS if n < limit), _FINEST)
+    if resolution is None:
+        resolution = next((r for limit, r in _RESOLUTIONS if n < limit), _FINEST)
     igraph.set_random_number_generator(random.Random(0))
     try:
         membership = graph.community_leiden(

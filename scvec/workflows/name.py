@@ -293,6 +293,10 @@ def _groups(
     if column is not None:
         labels = obs[column].astype(object).where(obs[column].notna(), None).to_numpy(dtype=object)
         labels = np.array([None if v is None else str(v) for v in labels], dtype=object)
+    elif asked.only == "novel" and f"{asked.key_added}_label" in obs.columns:
+        # As `query --name-novel`: cells of one unknown type mostly have the same nearest label.
+        nearest = obs[f"{asked.key_added}_label"].astype(str).to_numpy()
+        labels = np.array([f"novel, like {label}" for label in nearest], dtype=object)
     else:
         rows = np.flatnonzero(wanted)
         made = _clustered(matched, rows, progress)

@@ -21,7 +21,7 @@ from scvec.engines import check_engine, predict_cells
 from scvec.ingest.cells.cell_vectors import VectorSource, open_cells
 from scvec.ingest.cells.write import check_output, write_annotated, write_tables
 from scvec.model.annotation import Annotation, Judged, judge, provenance
-from scvec.model.classifiers import clusters, has_igraph, majority, need_igraph
+from scvec.model.classifiers import clusters, majority, need_igraph
 from scvec.model.gene_fit import fitted_to, rotation
 from scvec.model.gene_members import GeneSide, gene_side
 from scvec.model.matching import (
@@ -385,10 +385,6 @@ def _clustered(annotation: Annotation, progress: Progress) -> Annotation:
     return annotation.changed(cluster=cluster, majority=voted)
 
 
-#: Fewer novel cells are not clustered but grouped by their labels.
-MIN_CLUSTERED = 30
-
-
 def _named(opened: Store, ready: _Prepared, annotation: Annotation, progress: Progress) -> Annotation:
     """Return the annotation with groups of novel cells, named by markers."""
     from scvec.workflows.name import name_groups
@@ -401,10 +397,9 @@ def _named(opened: Store, ready: _Prepared, annotation: Annotation, progress: Pr
             novel_names=(),
             notes=[*annotation.notes, "no cell is novel, so no names were added"],
         )
-    if len(novel) >= MIN_CLUSTERED and has_igraph():
-        groups[novel] = [f"novel {c + 1}" for c in clusters(annotation.vectors[novel])]
-    else:
-        groups[novel] = [f"novel, like {label}" for label in annotation.label[novel]]
+    # Cells of one unknown type mostly have the same nearest label (docs/names.md). Clusters of cell vectors
+    # mix types: the vectors separate the labels of the reference, not the types that it lacks.
+    groups[novel] = [f"novel, like {label}" for label in annotation.label[novel]]
     tissue = annotation.options.tissue if annotation.options else ""
     with opened.knowledge() as kb:
         names = name_groups(kb, stored_resolver(opened), ready.matched, groups, tissue, progress)

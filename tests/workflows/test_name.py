@@ -102,6 +102,9 @@ def test_only_novel_cells(store, cells):
     assert [g.group for g in report.groups] == ["beta"]
     with pytest.raises(InputError):
         scvec.name(store, some[~novel.to_numpy()].copy(), only="novel", groupby="cell_type")
+    some.obs["scvec_label"] = np.where(np.arange(some.n_obs) % 2, "delta", "gamma")
+    report = scvec.name(store, some, only="novel", tissue="pancreas")
+    assert sorted(g.group for g in report.groups) == ["novel, like delta", "novel, like gamma"]
 
 
 @pytest.mark.parametrize(
