@@ -5,6 +5,7 @@
     python benchmarks/names.py --text v.npz    # and text of genes and cell types joined, and its control
     python benchmarks/names.py --families      # lists that name families of genes by one word
     python benchmarks/names.py --novel         # groups of cells of which the reference lacks the type
+    python benchmarks/names.py --clusters      # unlabelled cells, clustered at several resolutions
     python benchmarks/names.py --labels        # labels whose markers are absent, and swapped labels
     python benchmarks/names.py --fit           # write scvec/data/naming.json, learned on all of them
 
@@ -35,6 +36,7 @@ import tempfile
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 import anndata
 import numpy as np
@@ -51,6 +53,7 @@ from scvec.model import known_markers
 from scvec.model.known_markers import absent_markers, listed_genes, marker_rows, ortholog_key, shipped_tissues
 from scvec.model.matching import match_genes
 from scvec.model.metrics import expected_calibration_error
+from scvec.workflows import name as name_module
 from scvec.workflows.name import NameOptions, _named_groups, knowledge
 
 SHARED = Path(os.environ.get("SCVEC_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -71,6 +74,8 @@ NOVEL_SETS = (
     ("hnscc_puram_ref180_7943genes", ""),
 )
 MOST_CELLS = 40
+#: Resolutions of --clusters.
+RESOLUTIONS = (0.5, 1.0, 2.0, 5.0)
 #: Limits of doubted labels that --labels tries, and the right labels that may be doubted.
 LIMITS = list(itertools.product((0.1, 0.25, 0.4, 0.6), (0.05, 0.1, 0.2), (0.2, 0.34, 0.5), (3, 4, 6)))
 MOST_FALSE = 0.02
@@ -588,6 +593,44 @@ def named(world: World, cells, groups: np.ndarray, indices: dict, tissue: str) -
         }
 
 
+def of_clusters(world: World) -> None:
+    """Print how many cells get a name of the right lineage where ``name`` makes the clusters.
+
+    The shipped weights name the clusters; markers of the same data set are left out.
+    """
+    fit, said = NameFit.shipped(), defaultdict(list)
+    for name, only in NOVEL_SETS:
+        cells = anndata.read_h5ad(SHARED / f"{name}.h5ad")
+        if only:
+            cells = cells[cells.obs["tissue"].astype(str) == only].copy()
+        cells = cells[np.sort(np.random.default_rng(0).permutation(cells.n_obs)[:3000])].copy()
+        tissue = only or str(cells.obs["tissue"].iloc[0])
+        labels = cells.obs["cell_type"].astype(str).to_numpy()
+        terms = world.matcher.match_all(sorted(set(labels)), [tissue])
+        asked = NameOptions(tissue=tissue)
+        with CellSource.open(cells) as source:
+            matched = match_genes(source, world.resolver, species="auto")
+            for resolution in RESOLUTIONS:
+                with mock.patch.object(name_module, "RESOLUTION", resolution):
+                    made = name_module._clustered(matched, np.arange(cells.n_obs), no_progress)
+                groups = np.array([str(k) for k in made], dtype=object)
+                for markers in ("shipped", "tables"):
+                    index = replace_fit(world.index(Question([], tissue, "", "", name), markers), fit)
+                    named = _named_groups(matched, groups, index, world.key, asked, no_progress)
+                    best = {g.group: g.candidates[0].cl_id if g.candidates else None for g in named}
+                    right = [
+                        best[g] is not None
+                        and (best[g] in world.above(cl_id) or cl_id in world.above(best[g]))
+                        for g, cl_id in zip(groups, (terms[label].cl_id for label in labels), strict=True)
+                        if cl_id
+                    ]
+                    said[resolution, markers].append((np.mean(right), len(named)))
+    print("| resolution | markers | data sets | clusters | cells of the right lineage |\n" + "|---" * 5 + "|")
+    for (resolution, markers), rows in said.items():
+        right, n = np.mean(rows, axis=0)
+        print(f"| {resolution} | {markers} | {len(rows)} | {n:.1f} | {right:.3f} |", flush=True)
+
+
 def as_families(world: World, questions: list[Question], answers: Answers) -> None:
     """Print how lists are named in which families of genes stand as one word (CD3), tissue given.
 
@@ -718,7 +761,7 @@ def doubted(world: World, index: MarkerIndex, cells) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("parts", "families", "novel", "labels", "fit"):
+    for name in ("parts", "families", "novel", "clusters", "labels", "fit"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--text", type=Path, metavar="NPZ", help="vectors of texts; made if absent")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each control of the text")
@@ -727,6 +770,9 @@ def main() -> None:
     world = World.load()
     if args.labels:
         of_labels(world)
+        return
+    if args.clusters:
+        of_clusters(world)
         return
     questions = [*lists_of_cells(world), *lists_of_tables(world)]
     if args.text:

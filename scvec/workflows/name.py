@@ -50,6 +50,8 @@ BACKGROUND = 0.2
 SILENT = 0.02
 #: Most cells for clustering; numbers of principal components and of variable genes.
 MAX_CLUSTERED, N_COMPONENTS, N_VARIABLE = 200_000, 30, 2000
+#: Resolution of Leiden, as the default of scanpy; docs/names.md compares others.
+RESOLUTION = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +330,7 @@ def _clustered(matched: MatchedSource, rows: npt.NDArray[np.int64], progress: Pr
     chosen = np.argsort(-spread / (mean + 0.1), kind="stable")[:N_VARIABLE]
     n = min(N_COMPONENTS, len(rows) - 1, len(chosen) - 1)
     vectors = TruncatedSVD(n, random_state=0).fit_transform(X[:, np.sort(chosen)])
-    return clusters(np.ascontiguousarray(vectors, dtype=np.float32))
+    return clusters(np.ascontiguousarray(vectors, dtype=np.float32), RESOLUTION)
 
 
 @dataclass(frozen=True)
