@@ -47,7 +47,7 @@ def made(
 def test_the_report_counts_both_species(made: tuple[Path, Any]) -> None:
     _, report = made
     assert report.classes == {"acinar": 50, "alpha": 50, "beta": 50}
-    assert any("scaled to the level of human by 3 labels" in note for note in report.notes)
+    assert any("scaled to the level of human by 3 common labels" in note for note in report.notes)
     assert any("through orthologs" in note for note in report.notes)
     assert not any("one batch" in note for note in report.notes)
     assert report.calibration["held_out"] == "whole batches of donor"
