@@ -539,7 +539,9 @@ def novel(world: World, answers: Answers) -> None:
             reference = cells[half & (labels != left).to_numpy()].copy()
             query = cells[~half | (labels == left).to_numpy()].copy()
             own = (query.obs["cell_type"].astype(str) == left).to_numpy()
-            groups = {"given": np.where(own, left, None), "novel": found_novel(reference, query, own)}
+            several = reference.obs["cell_type"].nunique() > 1  # one type makes no reference
+            found = found_novel(reference, query, own) if several else None
+            groups = {"given": np.where(own, left, None), "novel": found}
             for kind, group in groups.items():
                 if group is None:
                     said[name, kind, "not found"].append((0.0, 0.0, 0.0))

@@ -39,6 +39,7 @@ def check(found: Any, n: int) -> None:
 
 
 @pytest.mark.parametrize("encoder", ["discriminant", "adapted", "residual"])
+@pytest.mark.slow
 def test_one_cell_of_a_type(store: Path, tiny_adata: Cells, encoder: str):
     cells = tiny_adata(63, classes=3)
     kept = np.flatnonzero((labels(cells) != "acinar") | (np.arange(63) == 2))

@@ -94,6 +94,7 @@ def test_blocks_are_written_as_anndata_writes(
         assert group["X"].dtype == group["Y"].dtype and group["X"].compression == group["Y"].compression
 
 
+@pytest.mark.slow
 def test_arrays_in_files_equal_arrays_in_memory(
     tmp_path: Path, tiny_adata: Callable[..., Any], new_store: Callable[[Path], Path], monkeypatch: Any
 ):

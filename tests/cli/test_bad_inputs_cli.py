@@ -236,6 +236,7 @@ def test_a_process_ends_as_a_call_does(case: Case, store: Path, tmp_path: Path) 
     assert (process.returncode, out, err) == (case.exit_code, "", inside.stderr)
 
 
+@pytest.mark.slow
 def test_a_log_holds_notes_and_no_progress(store: Path, good: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.h5ad"
     process = start("query", good, "--reference", REFERENCE, "-o", out, "--json", store=store)

@@ -164,6 +164,7 @@ def faulty(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("fault", "code"), FAULTS.items())
+@pytest.mark.slow
 def test_keys_are_shown_nowhere(faulty, fault, code):
     folder, said = faulty
     for command in ("complement", "ncbi"):

@@ -181,6 +181,7 @@ def test_paths_that_are_not_stores_are_refused(place: str, shelf: Path, places: 
 
 
 @pytest.mark.parametrize("place", NO_STORES)
+@pytest.mark.slow
 def test_the_doctor_sees_every_store(place: str, shelf: Path, places: dict[str, str]) -> None:
     result = scvec("--store", shelf / place, "doctor", "--json")
     assert result.exit_code == 0, result.stderr

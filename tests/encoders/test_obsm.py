@@ -67,6 +67,7 @@ def refused(looks, vectors):
     return any(np.array(looks.measures(vectors.astype(np.float32))) > looks.limits)
 
 
+@pytest.mark.slow
 def test_vectors_of_another_model_are_refused_in_20_of_20_tries(made):
     ours, others, looks, _, fold = made
     new, rng = ours[fold < 0], np.random.default_rng(0)

@@ -89,7 +89,7 @@ def test_loom_of_anndata(cells, tmp_path: Path) -> None:
 
 LOOM = {
     "no-cells": (lambda f: f.pop("col_attrs"), "col_attrs"),
-    "no-names": (lambda f: (f["row_attrs"].pop("Gene"), f["row_attrs"].pop("Accession")), "has no gene names"),
+    "no-names": (lambda f: (f["row_attrs"].pop("Gene"), f["row_attrs"].pop("Accession")), "no gene names"),
     "fewer-names": (
         lambda f: (f["col_attrs"].pop("CellID"), f.update({"col_attrs/CellID": ["a"]})),
         "CellID has 1",

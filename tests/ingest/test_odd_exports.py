@@ -74,6 +74,7 @@ def same(given: Any, resolver: Any, of: anndata.AnnData | None = None) -> tuple[
 
 
 @pytest.mark.parametrize("column", ["index", "_index", "external_gene_name", "whatever", "gene_symbols"])
+@pytest.mark.slow
 def test_names_are_found_in_any_column_of_text(column, cells, resolver) -> None:
     cells.var = pd.DataFrame({"biotype": "protein_coding", column: cells.var_names.astype(str)})
     cells.var.index = cells.var.index.astype(str)
@@ -96,6 +97,7 @@ def test_names_are_found_in_any_column_of_text(column, cells, resolver) -> None:
     ids=["zero", "one", "float", "R", "shuffled", "subset", "shuffled-subset", "letter"],
 )
 @pytest.mark.parametrize("force", [False, True])
+@pytest.mark.slow
 def test_row_numbers_are_never_genes(numbers, force, cells, resolver) -> None:
     cells.var = pd.DataFrame(index=[str(i) for i in numbers(cells.n_vars)])
     with pytest.raises(InputError, match="row numbers"):
@@ -161,6 +163,7 @@ def _far(name: str) -> str:
         lambda n: f"chr{sum(map(ord, n)) % 19};{n};+",
     ],
 )
+@pytest.mark.slow
 def test_common_prefixes_and_suffixes_of_names_are_removed(spell, cells, resolver) -> None:
     top = cells.var_names[int(np.argmax(np.asarray(cells.X.sum(axis=0)).ravel()))]
     cells.var_names = [spell(name) for name in cells.var_names]
@@ -195,6 +198,7 @@ def test_ids_of_hgnc_are_genes(lower, cells, resolver) -> None:
     ],
 )
 @pytest.mark.parametrize("first", [False, True])
+@pytest.mark.slow
 def test_proteins_and_summary_rows_are_left_out(names, first, cells, resolver) -> None:
     if first and "CD4" in "".join(names):
         return  # a block without marks is told by being the last
@@ -237,6 +241,7 @@ def test_unknown_names_shown_are_those_with_most_counts(cells, resolver) -> None
         ("ILMN_{}", "microarray"),
     ],
 )
+@pytest.mark.slow
 def test_ids_of_other_things_are_named(name, hint, cells, resolver) -> None:
     cells.var_names = [name.format(i) for i in range(cells.n_vars)]
     with pytest.raises(InputError) as caught:

@@ -276,6 +276,7 @@ print(os.listdir(folder))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no file size limits")
+@pytest.mark.slow
 def test_a_real_limit_ends_in_an_error_not_in_a_crash(source: Path, tmp_path: Path) -> None:
     # HDF5 that meets a full disk dies with the process, long after the error was handled.
     (tmp_path / "to").mkdir()

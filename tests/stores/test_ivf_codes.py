@@ -38,6 +38,7 @@ def made(request):
     return base, IvfCodes.build(base, n_lists=LISTS, seed=0)
 
 
+@pytest.mark.slow
 def test_codes_find_near_rows(made):
     base, codes = made
     queries = clustered(100, base.shape[1], 1)
@@ -48,6 +49,7 @@ def test_codes_find_near_rows(made):
     assert (codes.n, codes.dim) == base.shape
 
 
+@pytest.mark.slow
 def test_fewer_axes_are_kept_if_they_explain_the_variance(made):
     base, codes = made
     assert codes.centroids.shape[1] == {20: 20, 70: 64, 150: 128}[base.shape[1]]
@@ -89,6 +91,7 @@ def test_rests_are_coded_to_a_sixteenth_of_a_level(made):
     np.testing.assert_allclose(outside, [low, high], rtol=0, atol=books[1, 1] * 1.01)
 
 
+@pytest.mark.slow
 def test_rows_added_later_are_found(made):
     base, _ = made
     codes = IvfCodes.build(base[:2500], n_lists=LISTS, seed=0)

@@ -31,6 +31,7 @@ class TestStore:
             txn.commit()
         return store.reference("r")
 
+    @pytest.mark.slow
     def test_round_trip_through_the_store(self, store, base, index):
         stored = self.put(store, base, index=index)
         assert stored.index_kind == "ivf" and stored.meta["x"] == 1

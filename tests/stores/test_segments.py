@@ -68,6 +68,7 @@ def test_queries_whose_neighbours_are_all_deleted_search_again():
     np.testing.assert_array_equal(found.distances, truth.distances)
 
 
+@pytest.mark.slow
 def test_an_approximate_segment_never_finds_deleted_rows():
     vectors = np.random.default_rng(0).normal(size=(3000, DIM)).astype(np.float32)
     queries = vectors[:50] + np.float32(1e-3)
@@ -164,6 +165,7 @@ def test_rows_are_numbered_like_those_of_a_new_reference(store: Store):
     assert store.verify().ok
 
 
+@pytest.mark.slow
 def test_an_approximate_reference_grows_and_is_searched_exactly(store: Store):
     vectors = np.random.default_rng(0).normal(size=(1200, DIM)).astype(np.float32)
     more = np.random.default_rng(1).normal(size=(2, 100, DIM)).astype(np.float32)
@@ -201,6 +203,7 @@ def test_duplicate_cells_are_not_reported_as_damage(store: Store):
     assert store.verify().problems == []
 
 
+@pytest.mark.slow
 def test_an_approximate_index_of_other_vectors_is_reported(store: Store):
     made, stored = np.random.default_rng(0).normal(size=(2, 1200, DIM)).astype(np.float32)
     approximate(store, made, stored)

@@ -236,6 +236,7 @@ def test_a_text_that_differs_is_encoded_and_controls_use_shipped_vectors(
     assert changed.vectors[0] @ plain.vectors[0] < 0.9
 
 
+@pytest.mark.slow
 def test_no_model_library_is_loaded_where_nothing_is_encoded(
     new_store: Callable[[Path], Path], tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def wait(server: Server, number: str, seconds: float = 240.0) -> Any:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_an_upload_is_annotated_and_given_back(server: Server, shelf: Shelf, tmp_path: Path):
     status, job = upload(server, shelf.cells.read_bytes(), name=f"../../{HOSTILE}.h5ad", reference="tiny")
     assert status == 202 and job["name"] == f"{HOSTILE}.h5ad"
