@@ -589,8 +589,8 @@ SHAPES: tuple[Shape, ...] = (
     _A("values-negative", with_values(lambda x: each(x, lambda v: -v)), "values-not-counts"),
     _A("values-huge", with_values(lambda x: sp.csr_matrix(x, dtype=np.float64) * 1e300), "values-not-counts"),
     _A("nan", with_values(missing), "values-not-finite", quick=True),
-    _A("nan-beside-counts", placed(log1p, counts=missing), "values-not-finite", "--layer X works"),
-    _A("nan-in-x", placed(missing, norm=log1p), "values-not-finite", "--layer norm works"),
+    _A("nan-beside-counts", placed(log1p, counts=missing), "values-not-finite", "give --layer X"),
+    _A("nan-in-x", placed(missing, norm=log1p), "values-not-finite", "give --layer norm"),
     # 5, 10. Names
     _A("ensembl", ensembl("{id}"), quick=True),
     _A("ensembl-version", ensembl("{id}.{v}")),
@@ -663,8 +663,8 @@ SHAPES: tuple[Shape, ...] = (
     _A("mtx-title-line", mtx(lambda i, n: f"E{i}\t{n}", title="gene_id\tgene_name")),
     _A("geo", mtx(prefix="GSM1_A_")),
     _A("geo-several", prefixed_samples, "input", "GSM1_A_"),
-    _A("outs", mtx(at="outs/filtered_feature_bc_matrix"), says="took"),
-    _A("starsolo", mtx(at="S1_Solo.out/Gene/filtered"), says="took"),
+    _A("outs", mtx(at="outs/filtered_feature_bc_matrix"), says="read"),
+    _A("starsolo", mtx(at="S1_Solo.out/Gene/filtered"), says="read"),
     _A(
         "kb",
         mtx(

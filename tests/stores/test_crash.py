@@ -28,7 +28,6 @@ import duckdb, faiss, numpy as np, pandas as pd, pyarrow.parquet, safetensors.nu
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.store import Store
 from scvec.stores.index import flat as faiss_index
-from scvec.stores.index import numpy_index
 from scvec.base.types import Gene, Space
 
 SPACE = Space("minilm", "r1", "ab" * 32, "{text}", "mean", 6, True)
