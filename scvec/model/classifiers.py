@@ -384,15 +384,17 @@ _FINEST = 30.0
 N_ITERATIONS = 4
 
 
-def need_igraph() -> None:
-    """Raise InputError if igraph is not installed."""
+def need_igraph(
+    what: str = "a majority vote over clusters", where: str = "--majority-vote", other: str = "omit it"
+) -> None:
+    """Raise InputError with another way if igraph is not installed."""
     from importlib.util import find_spec
 
     if find_spec("igraph") is None:
         raise InputError(
-            "a majority vote over clusters needs igraph, which is not installed",
-            "--majority-vote",
-            "pip install 'scvec[cluster]', or leave out --majority-vote",
+            f"{what} needs igraph, which is not installed",
+            where,
+            f"pip install 'scvec[cluster]', or {other}",
             code="extra-not-installed",
         )
 

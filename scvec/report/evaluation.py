@@ -91,6 +91,8 @@ class EvaluationReport(Report):
         if self.unknown_labels:
             shown = ", ".join(f"{label} ({n:,})" for label, n in sorted(self.unknown_labels.items())[:12])
             lines.append(f"types not in the reference: {shown}")
+            if not self.n_known:
+                lines.append("if these are other names of its types, give --label-map FILE (old, new label)")
         shown = self.to_dict()["scores"]
         for name, meaning in SHOWN.items():
             if shown.get(name) is not None:

@@ -277,7 +277,10 @@ def _groups(
     if column is not None and column not in obs.columns:
         listed = ", ".join(map(str, obs.columns[:12]))
         raise InputError(
-            f"obs has no column {column!r}", "--groupby", f"it has: {listed}", code="unknown-column"
+            f"obs has no column {column!r}",
+            "--groupby",
+            f"it has: {listed}; or omit --groupby, and scvec clusters the cells",
+            code="unknown-column",
         )
     wanted = np.ones(len(obs), dtype=bool)
     if asked.only == "novel":
@@ -322,7 +325,7 @@ def _clustered(matched: MatchedSource, rows: npt.NDArray[np.int64], progress: Pr
         )
     if len(rows) < 30:
         return np.zeros(len(rows), dtype=np.int64)
-    need_igraph()
+    need_igraph("clustering the cells", "--groupby", "give a column of groups: --groupby COLUMN")
     progress("clustering cells", 0, None)
     X = sp.vstack(list(matched.source.chunks(rows=rows)), format="csr")
     mean = np.asarray(X.mean(axis=0)).ravel()
