@@ -44,8 +44,8 @@ AGREEMENT = 0.3
 SMALL, SMALL_POOLED, SMALL_ODDS = 50.0, 10.0, 5.0
 #: Terms below, the best of which count.
 N_BELOW = 3
-#: A list of which the best term explains less gets no name. At 0.25, a fifth of the lists of cells lost a
-#: right name with the shipped markers; names above 0.15 are right as often.
+#: A list gets no name if the best term explains a smaller fraction of it. The probability already depends on
+#: this fraction, so a higher limit would mostly hide right names of lists with few known genes.
 UNKNOWN_BELOW = 0.15
 #: Weight of the same lineage beside the similarity to the true term, in what names are chosen for.
 LINEAGE = 0.7

@@ -1,4 +1,4 @@
-"""Members that stand on genes, beside the vectors of ``obsm`` of the same reference."""
+"""Classifiers on genes, beside the classifiers on the ``obsm`` vectors of the same reference."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Tensors = dict[str, Any]
 
 @dataclass(frozen=True)
 class Joint:
-    """How the probabilities of two models become one.
+    """Combination of the probabilities of two models.
 
-    As members of one model are joined: the mean of the log probabilities, with equal weights, times a factor.
+    As for members of one model, it is the mean of the log probabilities with equal weights, times a factor.
 
     Attributes
     ----------
     sharpness
-        The factor, of the lowest log loss on held-out cells.
+        The factor with the lowest log loss on held-out cells.
     sets
         Label sets of the joint probabilities.
     record
@@ -76,10 +76,10 @@ class Joint:
         return np.asarray(found / found.sum(axis=1, keepdims=True), dtype=np.float32)
 
     def join(self, one: Prediction, other: Prediction, coverage: float | None) -> Prediction:
-        """Return the predictions by vectors with the say of those by genes.
+        """Return the predictions from vectors, combined with those from genes.
 
-        Distances for novelty are those of the vectors to the joint label; of the genes where only these gave
-        that label.
+        Distances for novelty come from the vectors. They come from the genes if only the genes predict the
+        joint label.
         """
         from scvec.base.arrays import blocks
 
@@ -115,14 +115,14 @@ def _mean_log(one: Float32, other: Float32) -> Any:
 
 
 class GeneSide:
-    """The gene-based members of a stored reference, as a reference of their own.
+    """The classifiers on genes of a stored reference, with the attributes of a reference.
 
     Attributes
     ----------
     name, meta, tensors
-        As of a :class:`StoredReference` whose cell space is made of genes.
+        Those of a :class:`StoredReference` with a cell space of genes.
     joint
-        How they are joined with the members that stand on vectors.
+        Their combination with the classifiers on vectors.
     """
 
     def __init__(self, stored: StoredReference) -> None:

@@ -1,4 +1,4 @@
-"""Cells of a joined file that measured other genes than the rest: the join wrote zeros for what they lack."""
+"""Find cells of a joined file that measured other genes: the join wrote zeros for the missing genes."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class GeneSet:
     Attributes
     ----------
     name
-        What the cells are called: a batch and its column, or their number.
+        Name of the cells: their batch and its column, or their number.
     rows
-        (n,) int64 numbers of the cells, ascending.
+        (n,) int64 row numbers of the cells, ascending.
     missing
         (n_vars,) bool, common genes of other cells that these did not measure.
     """
@@ -66,11 +66,11 @@ class GeneSet:
 
 
 def gene_sets(source: CellSource) -> list[GeneSet]:
-    """Return the parts of a file that measured other genes, the largest first; empty where all are alike.
+    """Return the parts of a file with different measured genes, the largest first; empty if all are alike.
 
     A batch lacks a gene that is zero in every cell of it and common in others, many at a time. Batches are
-    those of the columns of obs that are named so. Where these tell nothing, groups of cells with the same
-    genes are looked for.
+    those of obs columns with a usual name of batches. If these show nothing, the cells are grouped by their
+    detected genes.
     """
     named = _of_columns(source)
     if named is None:
@@ -105,7 +105,8 @@ def without(match: GeneMatch, missing: Bools) -> GeneMatch:
 def left_out(match: GeneMatch, source: CellSource) -> tuple[GeneMatch, list[str]]:
     """Return the match of a reference without genes that a part of its cells lacks, and a warning.
 
-    As genes are left out that one of several files lacks. Where more counts would go than stay, all are kept.
+    Genes that one of several files lacks are left out in the same way. If this would remove more counts than
+    it keeps, all genes are kept.
     """
     sets = gene_sets(source)
     if not sets:
@@ -118,7 +119,7 @@ def left_out(match: GeneMatch, source: CellSource) -> tuple[GeneMatch, list[str]
 
 
 def told_of(sets: Sequence[GeneSet], match: GeneMatch, source: CellSource, then: str) -> list[str]:
-    """Return a warning that names the batches and what they lack; none where no matched gene is missing.
+    """Return a warning with the batches and their missing genes; nothing if no matched gene is missing.
 
     Parameters
     ----------
@@ -143,7 +144,7 @@ def told_of(sets: Sequence[GeneSet], match: GeneMatch, source: CellSource, then:
 
 
 def _of_columns(source: CellSource) -> tuple[Int64, list[str], list[Bools], Float64] | None:
-    """Return what the columns of batches tell; None where they tell of no batch that lacks genes.
+    """Return the gene sets by batch columns; None if no batch lacks genes.
 
     Returns
     -------

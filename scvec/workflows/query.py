@@ -139,14 +139,14 @@ def query_one(
         with stages("judge"):
             annotation = _judge(opened, stored, ready, used, prediction, beside)
         notes = list(dict.fromkeys([*source.notes, *read, *ready.notes, *clipped, *annotation.notes]))
-        annotation = annotation.changed(notes=notes, seconds=stages.seconds)
-        annotation = annotation.changed(store=store, data=cells, options=options)
+        made = {"notes": notes, "seconds": stages.seconds}
+        annotation = annotation.changed(**made, store=store, data=cells, options=options)
         if options.majority_vote:
             with stages("cluster"):
                 annotation = _clustered(annotation, progress)
         if options.name_novel:
             with stages("name"):
-                annotation = _named(opened, ready, annotation, progress)
+                annotation = _named(opened, beside or ready, annotation, progress)
         if target is not None:
             with stages("write"):
                 annotation = _write(annotation, target, source.memory, progress)

@@ -96,6 +96,14 @@ def test_a_query_that_has_one_of_both(kind, made):
         assert any("genes are not used" in note for note in found.notes)
 
 
+def test_novel_cells_are_named_by_genes(made):
+    store, _, new = made
+    found = scvec.query(store, new, reference="both", name_novel=True, tissue="pancreas")
+    assert found.novel_names and any(one.candidates for one in found.novel_names)
+    off = scvec.query(store, new, reference="both", name_novel=True, tissue="pancreas", vectors_only=True)
+    assert not any(one.candidates for one in off.novel_names)  # dimensions of vectors have no markers
+
+
 def test_a_reference_without_genes_says_so(made, tmp_path, new_store):
     _, ref, _ = made
     bare = anndata.AnnData(obs=ref.obs, obsm={KEY: ref.obsm[KEY]})
