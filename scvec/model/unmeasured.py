@@ -167,6 +167,8 @@ def _of_columns(source: CellSource) -> tuple[Int64, list[str], list[Bools], Floa
     sizes = np.bincount(codes[codes >= 0], minlength=len(names))
     found = _detected(_numbered(source, codes), len(names), source.n_vars)
     lacking = np.flatnonzero(_is_joined(found, sizes))
+    if not len(lacking):
+        return None  # the first cells of a batch lacked genes that later ones have
     rates = found / sizes[:, None]
     groups: list[list[int]] = []
     for k in lacking:

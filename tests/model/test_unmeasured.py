@@ -9,6 +9,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 import scvec
 from scvec.ingest.cells.source import CellSource
@@ -109,6 +110,17 @@ def test_files_of_one_study_lack_nothing(species, keep) -> None:
     if not keep:
         adata.obs = adata.obs[[]]
     assert found_in(adata) == []
+
+
+def test_the_first_cells_of_a_sample_lack_genes_that_later_ones_have(cells) -> None:
+    adata = cells[np.argsort(cells.obs["donor"].astype(str), kind="stable")].copy()
+    first = np.flatnonzero((adata.obs["donor"] == adata.obs["donor"].iloc[-1]).to_numpy())[:100]
+    counts = adata.X.toarray()
+    counts[first, ::2] = 0
+    adata.X = sp.csr_matrix(counts)
+    [_, (_, lacking, genes)] = found_in(adata)
+    assert lacking == set(adata.obs_names[first])
+    assert len(genes) > 500 and len(genes - set(adata.var_names[::2])) <= 0.03 * len(genes)
 
 
 @pytest.mark.parametrize("column", ["cell_type", None])
