@@ -308,10 +308,10 @@ class RateLimit:
         safe = re.sub(r"[^A-Za-z0-9.-]", "_", name)
         self._path = (state_folder() if folder is None else folder) / f"rate-{safe}.json"
 
-    async def turn(self) -> None:
-        """Wait for a turn; raise ResourceError if the file cannot be written."""
+    async def turn(self) -> float:
+        """Wait for a turn and return its time (Unix seconds); ResourceError if the file cannot be written."""
         if not self.per_second:
-            return
+            return time.time()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             async with self._locked():
@@ -320,7 +320,9 @@ class RateLimit:
                 taken = [t for t in self._read() if t <= now][-self._burst :]
                 if len(taken) == self._burst:
                     await asyncio.sleep(taken[0] + self._window - now)
-                self._path.write_text(json.dumps([*taken, time.time()][-self._burst :]), encoding="ascii")
+                now = time.time()
+                self._path.write_text(json.dumps([*taken, now][-self._burst :]), encoding="ascii")
+                return now
         except OSError as error:
             raise ResourceError(
                 f"scvec cannot write its count of requests: {error.strerror or type(error).__name__}",
