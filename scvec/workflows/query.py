@@ -118,35 +118,29 @@ def query_one(
         opened = Store(store)
         stored = opened.reference(only_reference(opened, options.one_reference))
         subset = stored.rows_where(options.where)
-    side = None if options.vectors_only or options.method != "both" else gene_side(stored)
     with ExitStack() as files:
         with stages("read"):
             progress("reading cells", 0, None)
-            source, read = _read(cells, options, stored, side, columns=page is not None)
-            files.enter_context(source)
-        by_vectors = isinstance(source, VectorSource)
-        ready = _prepare(opened, stored if by_vectors else side or stored, source, options, stages, progress)
-        beside, told = None, list[str]()
-        if by_vectors and side is not None:
-            beside, told = _beside(files, cells, opened, side, options, stages, progress)
-        read += told
+            source, fits, side, read = _read(files, cells, options, stored, columns=page is not None)
+        ready = _prepare(opened, fits, source, options, stages, progress)
+        beside = _beside(files, cells, opened, side, options, stages, progress)
         used, clipped = _clipped(options, stored.n if subset is None else len(subset))
         with stages("encode and search"):
             prediction = _predict(opened, stored, ready, used, subset, progress)
-            if beside is not None and side is not None:
-                of_genes = _predict(opened, stored, beside, used, subset, progress)
+            if beside.ready is not None and side is not None:
+                of_genes = _predict(opened, stored, beside.ready, used, subset, progress)
                 prediction = side.joint.join(prediction, of_genes, options.coverage)
         with stages("judge"):
-            annotation = _judge(opened, stored, ready, used, prediction, beside)
-        notes = list(dict.fromkeys([*source.notes, *read, *ready.notes, *clipped, *annotation.notes]))
-        made = {"notes": notes, "seconds": stages.seconds}
-        annotation = annotation.changed(**made, store=store, data=cells, options=options)
+            annotation = _judge(opened, stored, ready, used, prediction, beside.ready)
+        notes = [*source.notes, *read, *beside.notes, *ready.notes, *clipped, *annotation.notes]
+        annotation = annotation.changed(notes=list(dict.fromkeys(notes)), seconds=stages.seconds)
+        annotation = annotation.changed(store=store, data=cells, options=options)
         if options.majority_vote:
             with stages("cluster"):
                 annotation = _clustered(annotation, progress)
         if options.name_novel:
             with stages("name"):
-                annotation = _named(opened, beside or ready, annotation, progress)
+                annotation = _named(opened, beside.ready or ready, annotation, progress)
         if target is not None:
             with stages("write"):
                 annotation = _write(annotation, target, source.memory, progress)
@@ -204,30 +198,54 @@ def _checked(options: QueryOptions, cells: Any) -> tuple[Path | None, Path | Non
     return target, page
 
 
+class _Read(NamedTuple):
+    """Cells of a query, the model that fits their values, the genes used beside their vectors, and notes."""
+
+    source: CellSource
+    fits: StoredReference | GeneSide
+    side: GeneSide | None
+    notes: list[str]
+
+
 def _read(
-    cells: Any, options: QueryOptions, stored: StoredReference, side: GeneSide | None, *, columns: bool
-) -> tuple[CellSource, list[str]]:
-    """Open cells by what the reference holds; by their genes where they lack its vectors, and a note."""
+    files: ExitStack, cells: Any, options: QueryOptions, stored: StoredReference, *, columns: bool
+) -> _Read:
+    """Open cells as vectors if the reference has vectors, else by their genes."""
+    genes = None if options.vectors_only or options.method != "both" else gene_side(stored)
     keywords: dict[str, Any] = {"layer": options.layer, "memory": options.memory, "values": options.values}
+    notes: list[str] = []
     try:
-        return open_cells(cells, obsm_key(stored), columns=columns, **keywords), []
+        source = open_cells(cells, obsm_key(stored), columns=columns, **keywords)
     except InputError as error:
-        if side is None or error.code != "unknown-obsm":
+        if genes is None or error.code != "unknown-obsm":
             raise
-        note = f"{error.what}: labels are by the genes alone"
-        return open_cells(cells, None, columns=columns, **keywords), [note]
+        notes.append(f"{error.what}: labels are by the genes alone")
+        source = open_cells(cells, None, columns=columns, **keywords)
+    files.enter_context(source)
+    if isinstance(source, VectorSource):
+        return _Read(source, stored, genes, notes)
+    return _Read(source, genes or stored, None, notes)
+
+
+class _Beside(NamedTuple):
+    """Genes of a query that are used beside its vectors, None without, and notes."""
+
+    ready: _Prepared | None
+    notes: list[str]
 
 
 def _beside(
     files: ExitStack,
     cells: Any,
     opened: Store,
-    side: GeneSide,
+    side: GeneSide | None,
     options: QueryOptions,
     stages: Stages,
     progress: Progress,
-) -> tuple[_Prepared | None, list[str]]:
-    """Return what gene-based members need of the cells beside their vectors, and notes."""
+) -> _Beside:
+    """Return what gene-based members need of the cells beside their vectors."""
+    if side is None:
+        return _Beside(None, [])
     try:
         with stages("read"):
             source = files.enter_context(
@@ -237,9 +255,9 @@ def _beside(
             )
         ready = _prepare(opened, side, source, options, stages, progress)
     except (InputError, ResourceError) as error:
-        return None, [f"genes are not used beside the vectors: {error.what}"]
-    told = [note for note in (*source.notes, *ready.notes) if note.startswith("warning: ")]
-    return ready, [f"genes are used beside the vectors: {ready.matched.summary}", *told]
+        return _Beside(None, [f"genes are not used beside the vectors: {error.what}"])
+    warnings = [note for note in (*source.notes, *ready.notes) if note.startswith("warning: ")]
+    return _Beside(ready, [f"genes are used beside the vectors: {ready.matched.summary}", *warnings])
 
 
 def _prepare(
