@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
 from scvec.base.options import options_of
-from scvec.base.results import html_bar, html_table
+from scvec.base.results import NextStep, html_bar, html_table
 from scvec.base.types import Float32, Int64, Neighbors
 from scvec.celltypes.naming import Naming, name_columns
 from scvec.ingest.cells.write import earlier_names
@@ -415,7 +415,25 @@ class Annotation:
             lines.append(f"report: {self.report}")
         return lines
 
+    @property
+    def next_step(self) -> NextStep | None:
+        """An output, if there is none; names for many novel cells; else the evidence for the first label."""
+        if not self.output:
+            return NextStep(("-o", "annotated.h5ad", "--report", "report.html"), again=True)
+        if not self.output.endswith(".h5ad"):
+            return None if self.report else NextStep(("--report", "report.html"), again=True)
+        novel = self.to_dict()["status"]["novel"] / max(len(self), 1)
+        if novel > MANY_NOVEL and self.novel_names is None:
+            only = ("--only", "novel") if novel <= MOSTLY_NOVEL else ()
+            return NextStep(("name", self.output, *only, "-o", "named.h5ad"))
+        label = next(iter(self.counts()), None)
+        if label is None or self.parameters["encoder"] == "obsm":
+            return None  # vectors have no evidence of genes
+        return NextStep(("explain", self.output, "--label", label))
 
+
+#: Above this fraction of novel cells, their names are of interest: twice the default of false ones.
+MANY_NOVEL = 0.1
 #: Above this fraction of novel cells, another cause is likely, such as a wrong scale of the values.
 MOSTLY_NOVEL = 0.8
 #: Note for references that were calibrated without other batches.
