@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
@@ -14,7 +16,7 @@ from scvec.base.results import count_text
 if TYPE_CHECKING:
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["Card", "CardOptions", "card_of", "n_changes"]
+__all__ = ["Card", "CardOptions", "card_of", "n_changes", "state_of"]
 
 #: A label with a recall on held-out cells below this is a known failure.
 WEAK = 0.7
@@ -247,6 +249,12 @@ def card_of(stored: StoredReference, options: CardOptions | None = None, *, with
 def n_changes(meta: Mapping[str, Any]) -> int:
     """Return how many times cells were appended or deleted."""
     return len(meta.get("appended", [])) + len(meta.get("deletions", []))
+
+
+def state_of(meta: Mapping[str, Any]) -> str:
+    """Return a hash of the JSON values of a reference, which changes with its cells, labels and terms."""
+    kept = {key: value for key, value in meta.items() if key not in ("pulled", "index")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _changes(meta: Mapping[str, Any], known: int) -> list[dict[str, Any]]:
