@@ -12,7 +12,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 __all__ = [
-    "AGAIN",
+    "IN_EARNEST",
     "NextStep",
     "Record",
     "Report",
@@ -157,7 +157,7 @@ class NextStep(NamedTuple):
 
 
 #: The same command in earnest, after a dry run.
-AGAIN = NextStep(again=True)
+IN_EARNEST = NextStep(again=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
@@ -69,6 +69,8 @@ class Candidate:
         Markers of the term among the genes of the group, with the tables that say so, strongest first.
     against
         Markers of the term that were measured and are not expressed in the group.
+    above
+        Whether it lies above the first candidate in the Cell Ontology, so that it is no other answer.
     """
 
     cl_id: str
@@ -76,6 +78,7 @@ class Candidate:
     probability: float
     supports: tuple[dict[str, Any], ...] = ()
     against: tuple[str, ...] = ()
+    above: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -156,7 +159,7 @@ class Naming:
         if self.broad and term and self.broad.cl_id != term.cl_id:
             lines.append(f"    broader: {self.broad.label} {self.broad.probability:.2f}")
         told = {c.cl_id for c in (term, self.broad) if c is not None}
-        others = [c for c in self.candidates[:4] if c.cl_id not in told][:3]
+        others = [c for c in self.candidates if c.cl_id not in told and not c.above][:3]
         if others:
             what = "perhaps" if term is None else "or"
             lines.append(f"    {what}: {', '.join(f'{c.label} {c.probability:.2f}' for c in others)}")
@@ -460,8 +463,12 @@ class MarkerIndex:
         sure = _logistic(self.fit.lineage, _doubts(self.on_lineage(rows, proba), values, known))
         within = _logistic(self.fit.within, _doubts(self.within(rows, proba), values, known))
 
+        above = self.lineage.get(self.terms[rows[0]], frozenset())
+
         def candidate(k: int, probability: float) -> Candidate:
-            return self._candidate(self.terms[rows[k]], float(probability), taken, spoken, silent)
+            term = self.terms[rows[k]]
+            found = self._candidate(term, float(probability), taken, spoken, silent)
+            return replace(found, above=term in above)
 
         candidates = tuple(candidate(k, sure[k]) for k in range(min(N_CANDIDATES, len(rows))))
         depth = np.array([len(self.lineage.get(self.terms[i], ())) for i in rows])

@@ -244,6 +244,7 @@ def _index_line(index: Mapping[str, Any]) -> str:
 
 def _record_line(held_out: str, record: Mapping[str, Any]) -> str:
     """Return a line with the scores of the reference on held-out cells."""
+    from scvec.model.card import HELD_OUT
     from scvec.model.classifiers import CLASSIFIERS
 
     names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "calibration error"}
@@ -253,8 +254,8 @@ def _record_line(held_out: str, record: Mapping[str, Any]) -> str:
     members = record.get("members") or {}
     alone = ", ".join(f"{CLASSIFIERS.get(name, name)} {value:.3f}" for name, value in members.items())
     members = f"; accuracy of one classifier alone: {alone}" if alone else ""
-    how = {"batch": "whole batches", "cells": "of the same batches"}.get(held_out, held_out)
-    return f"  on held-out cells ({how}): {', '.join(scores)}{members}"
+    how = HELD_OUT.get(held_out, held_out)
+    return f"  on held-out {how}: {', '.join(scores)}{members}"
 
 
 def verify(

@@ -14,7 +14,7 @@ from typing import Any
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.records import Answer, Failure, Job
-from scvec.base.results import AGAIN, NextStep, Report, counts_line
+from scvec.base.results import IN_EARNEST, NextStep, Report, counts_line
 from scvec.base.settings import Settings, redact
 from scvec.base.species import known_species
 from scvec.base.types import Description, Progress, Species, no_progress
@@ -330,7 +330,7 @@ class ComplementReport(Report):
     @property
     def next_step(self) -> NextStep:
         """The run after a dry run; else the vectors of the new texts."""
-        return AGAIN if self.dry_run else NextStep(("ingest", "embeddings"))
+        return IN_EARNEST if self.dry_run else NextStep(("ingest", "embeddings"))
 
 
 @takes_options(ComplementOptions)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scvec.base.errors import InputError, LockedError, NetworkError, ResourceError, ScvecError, disk_errors
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import parse_memory
-from scvec.base.results import AGAIN, NextStep, Report, human_bytes, table
+from scvec.base.results import IN_EARNEST, NextStep, Report, human_bytes, table
 from scvec.base.species import SPECIES
 from scvec.base.types import Progress, Species, no_progress
 
@@ -912,4 +912,4 @@ class CensusReport(Report):
     @property
     def next_step(self) -> NextStep:
         """The ingest after a dry run; else the query of new cells."""
-        return AGAIN if self.made is None else self.made.next_step
+        return IN_EARNEST if self.made is None else self.made.next_step

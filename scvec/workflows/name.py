@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.results import AGAIN, NextStep, Report
+from scvec.base.results import IN_EARNEST, NextStep, Report
 from scvec.base.species import SPECIES
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.markers import MarkerList, read_marker_lists
@@ -134,7 +134,7 @@ class NamesReport(Report):
     def next_step(self) -> NextStep | None:
         """The output, if there is none; more markers for groups without a name; a reference of the names."""
         if self.llm is not None and self.llm.dry_run:
-            return AGAIN
+            return IN_EARNEST
         if self.column and not self.output:
             return NextStep(("-o", "named.h5ad"), again=True)
         if any(group.said == "unknown" for group in self.groups):

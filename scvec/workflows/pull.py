@@ -262,7 +262,7 @@ class PullReport(Report):
             *self.card,
             "",
             f"pulled reference '{self.name}' from {self.source}",
-            f"golden query: {self.n_golden} cells got the expected labels",
+            f"checked: {self.n_golden} cells of the pack got the expected labels",
             f"times: {times_line(self.seconds)}",
         ]
 
