@@ -50,7 +50,7 @@ def by_umap(vectors: Any, query: Any) -> tuple[Any, Any]:
 
 def rows_of(folder: Path, query: str) -> list[dict[str, Any]]:
     """Return a row for each way to draw the map."""
-    found = scvec.query(folder / "store", folder / f"{query}_query.h5ad", reference="pancreas")
+    found = scvec.query(folder / "store", folder / f"{query}_query.h5ad", reference="demo-pancreas")
     with Explainer.of_annotation(found) as explainer:
         rows, vectors = explainer.reference_vectors
     stored = same_reference(generation_of(found.store, found.parameters), found.parameters)

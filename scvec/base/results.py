@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = [
+    "IN_EARNEST",
+    "NextStep",
     "Record",
     "Report",
     "Stages",
@@ -130,6 +132,34 @@ def times_line(seconds: Mapping[str, float]) -> str:
     return ", ".join(f"{stage} {s:.1f} s" for stage, s in seconds.items())
 
 
+class NextStep(NamedTuple):
+    """What a person may want to run after a result.
+
+    Attributes
+    ----------
+    words
+        Words of the command after ``scvec``; after the words of the same command if ``again``.
+    again
+        The same command with ``words``, and without ``--dry-run``.
+    place
+        Where, if it is not here: the store of this command is then not named.
+    """
+
+    words: tuple[str, ...] = ()
+    again: bool = False
+    place: str = ""
+
+    @classmethod
+    def query(cls, reference: str) -> NextStep:
+        """Return the query of new cells with a reference."""
+        files = ("-o", "annotated.h5ad", "--report", "report.html")
+        return cls(("query", "NEW.h5ad", "--reference", reference, *files))
+
+
+#: The same command in earnest, after a dry run.
+IN_EARNEST = NextStep(again=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """Base class of dataclasses that convert to JSON."""
@@ -148,6 +178,11 @@ class Report(Record):
     def lines(self) -> list[str]:
         """Return the report as lines for people."""
         raise NotImplementedError
+
+    @property
+    def next_step(self) -> NextStep | None:
+        """What a person may want to run next; None if nothing is natural."""
+        return None
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

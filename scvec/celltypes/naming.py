@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
@@ -68,6 +69,8 @@ class Candidate:
         Markers of the term among the genes of the group, with the tables that say so, strongest first.
     against
         Markers of the term that were measured and are not expressed in the group.
+    above
+        Whether it lies above the first candidate in the Cell Ontology, so that it is no other answer.
     """
 
     cl_id: str
@@ -75,6 +78,7 @@ class Candidate:
     probability: float
     supports: tuple[dict[str, Any], ...] = ()
     against: tuple[str, ...] = ()
+    above: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -91,10 +95,13 @@ class Candidate:
 class Naming:
     """The names of one group, best first.
 
+    All outputs have the same :attr:`said`, :attr:`cl_id`, :attr:`confidence` and ``broad``.
+
     Attributes
     ----------
     broad
-        The deepest term of which the group is, with a probability of 80%; None where only "cell" is.
+        The deepest term of which the group is, with a probability of 80%; None where only "cell" is, and
+        where the group is unknown.
     status
         ``named``; ``broad`` where only a broader term is sure; ``unknown`` where no term fits.
     llm
@@ -110,28 +117,56 @@ class Naming:
     notes: tuple[str, ...] = ()
     llm: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if self.status == "unknown":
+            object.__setattr__(self, "broad", None)
+        elif self._term is None:
+            raise ValueError(f"the group {self.group!r} is {self.status}, but has no such term")
+
+    @property
+    def _term(self) -> Candidate | None:
+        """The term that the group is called."""
+        if self.status == "named":
+            return self.candidates[0] if self.candidates else None
+        return self.broad
+
     @property
     def said(self) -> str:
         """What to call the group: a type, a broader one, or ``unknown``."""
-        if self.status == "named":
-            return self.candidates[0].label
-        return self.broad.label if self.status == "broad" and self.broad else "unknown"
+        return self._term.label if self._term else "unknown"
+
+    @property
+    def cl_id(self) -> str:
+        """Cell Ontology id of :attr:`said`; empty for ``unknown``."""
+        return self._term.cl_id if self._term else ""
+
+    @property
+    def confidence(self) -> float:
+        """Probability of :attr:`said`, 0 to 1; NaN for ``unknown``."""
+        return self._term.probability if self._term else math.nan
 
     def lines(self) -> list[str]:
         """Return the names as lines for people."""
         if not self.candidates:
             why = "; ".join(self.notes) or "no gene of it is a known marker"
             return [f"{self.group}: unknown ({why})"]
-        best = self.candidates[0]
-        genes = ", ".join(list(dict.fromkeys(s["gene"] for s in best.supports))[:6])
-        name = best.label if self.status == "named" else self.status
-        lines = [f"{self.group}: {name} ({best.cl_id} {best.label}, {best.probability:.2f}; {genes})"]
-        if self.broad and self.broad.cl_id != best.cl_id:
-            lines.append(f"    surely: {self.broad.label} ({self.broad.probability:.2f})")
-        others = ", ".join(f"{c.label} {c.probability:.2f}" for c in self.candidates[1:4])
-        lines.append(f"    or: {others}")
+        term, best = self._term, self.candidates[0]
+        if term is None:
+            lines = [f"{self.group}: unknown"]
+        else:
+            genes = "".join(f"; {gene}" for gene in [_genes(term)] if gene)
+            lines = [f"{self.group}: {term.label} {term.probability:.2f} ({term.cl_id}{genes})"]
+        if self.broad and term and self.broad.cl_id != term.cl_id:
+            lines.append(f"    broader: {self.broad.label} {self.broad.probability:.2f}")
+        told = {c.cl_id for c in (term, self.broad) if c is not None}
+        others = [c for c in self.candidates if c.cl_id not in told and not c.above][:3]
+        if others:
+            what = "perhaps" if term is None else "or"
+            lines.append(f"    {what}: {', '.join(f'{c.label} {c.probability:.2f}' for c in others)}")
+        if self.status != "named" and (genes := _genes(best)):
+            lines.append(f"    genes for {best.label}: {genes}")
         if best.against:
-            lines.append(f"    against: {', '.join(best.against[:6])} not found")
+            lines.append(f"    against {best.label}: {', '.join(best.against[:6])} not found")
         if self.llm and "agreement" in self.llm:
             lines.append(_llm_line(self.llm))
         return lines
@@ -141,12 +176,19 @@ class Naming:
         return {
             "group": self.group,
             "status": self.status,
+            "name": self.said,
+            "cl_id": self.cl_id,
+            "confidence": None if math.isnan(self.confidence) else round(self.confidence, 4),
             "candidates": [c.to_dict() for c in self.candidates],
             "broad": None if self.broad is None else self.broad.to_dict(),
             "genes": list(self.genes),
             "notes": list(self.notes),
             **({} if self.llm is None else {"llm": self.llm}),
         }
+
+
+def _genes(candidate: Candidate) -> str:
+    return ", ".join(list(dict.fromkeys(s["gene"] for s in candidate.supports))[:6])
 
 
 def _llm_line(said: Mapping[str, Any]) -> str:
@@ -176,12 +218,8 @@ def name_columns(groups: Sequence[Naming], labels: npt.NDArray[Any], prefix: str
 
     return {
         prefix: pd.Categorical(column(lambda g: g.said, "")),
-        f"{prefix}_cl_id": pd.Categorical(
-            column(lambda g: g.candidates[0].cl_id if g.status == "named" else "", "")
-        ),
-        f"{prefix}_confidence": np.array(
-            column(lambda g: g.candidates[0].probability if g.candidates else 0.0, np.nan), dtype=np.float32
-        ),
+        f"{prefix}_cl_id": pd.Categorical(column(lambda g: g.cl_id, "")),
+        f"{prefix}_confidence": np.array(column(lambda g: g.confidence, np.nan), dtype=np.float32),
         f"{prefix}_broad": pd.Categorical(column(lambda g: g.broad.label if g.broad else "", "")),
     }
 
@@ -425,8 +463,12 @@ class MarkerIndex:
         sure = _logistic(self.fit.lineage, _doubts(self.on_lineage(rows, proba), values, known))
         within = _logistic(self.fit.within, _doubts(self.within(rows, proba), values, known))
 
+        above = self.lineage.get(self.terms[rows[0]], frozenset())
+
         def candidate(k: int, probability: float) -> Candidate:
-            return self._candidate(self.terms[rows[k]], float(probability), taken, spoken, silent)
+            term = self.terms[rows[k]]
+            found = self._candidate(term, float(probability), taken, spoken, silent)
+            return replace(found, above=term in above)
 
         candidates = tuple(candidate(k, sure[k]) for k in range(min(N_CANDIDATES, len(rows))))
         depth = np.array([len(self.lineage.get(self.terms[i], ())) for i in rows])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -12,6 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
+    from scvec.base.results import NextStep
     from scvec.base.types import Progress
 
 __all__ = ["Console", "Interrupts", "Printable", "show_logs"]
@@ -150,11 +154,17 @@ class Console:
         Print one JSON object on stdout and nothing else.
     verbosity
         -1 quiet, 0 normal, 1 and more verbose.
+
+    Attributes
+    ----------
+    typed
+        Words of the command, as they were typed after ``scvec``.
     """
 
     def __init__(self, *, as_json: bool = False, verbosity: int = 0) -> None:
         self.as_json = as_json
         self.verbosity = verbosity
+        self.typed: list[str] = []
 
     def note(self, text: str) -> None:
         """Write one line to stderr, unless quiet."""
@@ -171,6 +181,20 @@ class Console:
             _out(json.dumps(plain(report.to_dict()), allow_nan=False))
         else:
             _out("\n".join(clean(line) for line in report.lines()))
+            self.suggest(getattr(report, "next_step", None))
+
+    def suggest(self, step: NextStep | None) -> None:
+        """Write the command that a person may want next to stderr, unless quiet or as JSON."""
+        if step is None or self.as_json:
+            return
+        again = [word for word in self.typed if word != "--dry-run"]
+        words = [*again, *step.words] if step.again else [*step.words, *self.where(step)]
+        place = f", {step.place}" if step.place else ""
+        self.note(f"next{place}: {program()} {shlex.join(words)}")
+
+    def where(self, step: NextStep) -> list[str]:
+        """Return the words that name the store of this command, if a new command needs them."""
+        return []
 
     def error(self, error: ScvecError, cause: BaseException) -> None:
         """Write an error: on stderr for people, with ``--json`` on stdout too."""
@@ -255,6 +279,16 @@ def _bars() -> Iterator[Progress]:
         yield report
         for stage in tasks:
             finish(stage)
+
+
+def program() -> str:
+    """Return what to type for scvec: its path if the shell finds no scvec, or another one."""
+    typed, found = Path(sys.argv[0]), shutil.which("scvec")
+    if typed.parts[-2:] == ("scvec", "__main__.py") and found is None:
+        return "python -m scvec"
+    if typed.stem != "scvec" or (found is not None and os.path.samefile(found, typed)):
+        return "scvec"
+    return shlex.quote(sys.argv[0])
 
 
 def clean(text: str) -> str:

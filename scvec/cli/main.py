@@ -60,6 +60,7 @@ class _Root(click.Group):
     ) -> NoReturn:
         words = list(sys.argv[1:] if args is None else args)
         session = Session()
+        session.typed = words
         try:
             with session.interrupts.listening(), warnings.catch_warnings():
                 if not sys.warnoptions and not _asked_for_details(words):

@@ -17,6 +17,7 @@ from scvec.cli.console import Console, Interrupts
 from scvec.model.query_options import DEVICES, METHODS, NOVELTY, UNMATCHED, QueryOptions
 
 if TYPE_CHECKING:
+    from scvec.base.results import NextStep
     from scvec.base.types import Progress
 
 __all__ = [
@@ -84,6 +85,10 @@ class Session(Console):
         """Yield the function of :meth:`Console.progress`; it ends the command if the user interrupted it."""
         with super().progress() as report:
             yield self.interrupts.heeding(report)
+
+    def where(self, step: NextStep) -> list[str]:
+        """Return ``--store DIR`` if it was given, and the step is about this store."""
+        return [] if self.store_option is None or step.place else ["--store", str(self.store_option)]
 
     @property
     def store(self) -> Path:

@@ -71,6 +71,9 @@ def pack(
 @click.option(
     "--name", metavar="NAME", help="Name of the reference in the store.  [default: its name in the pack]"
 )
+@click.option(
+    "--replace", is_flag=True, help="Replace a reference of this name, even if you made or changed it."
+)
 @click.option("--trust", is_flag=True, help="Also accept an address without a hash or a commit.")
 @click.option(
     "--max-size",
@@ -82,7 +85,9 @@ def pack(
 )
 @global_options
 @pass_session
-def pull(session: Session, source: str, name: str | None, trust: bool, max_size: float) -> None:
+def pull(
+    session: Session, source: str, name: str | None, replace: bool, trust: bool, max_size: float
+) -> None:
     """Add a packed reference to the store, after all checks.
 
     SOURCE is a file, an address (https://HOST/FILE#sha256=HEX), a file on Hugging Face's hub
@@ -98,7 +103,13 @@ def pull(session: Session, source: str, name: str | None, trust: bool, max_size:
 
     with session.progress() as progress:
         report = pull_(
-            session.store, source, name=name, trust=trust, max_bytes=int(max_size * 1e9), progress=progress
+            session.store,
+            source,
+            name=name,
+            replace=replace,
+            trust=trust,
+            max_bytes=int(max_size * 1e9),
+            progress=progress,
         )
     session.show(report)
 

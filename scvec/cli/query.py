@@ -36,6 +36,7 @@ from scvec.cli.options import (
 from scvec.model.query_options import COLUMNS, QueryOptions
 
 if TYPE_CHECKING:
+    from scvec.base.results import NextStep
     from scvec.base.types import Progress
     from scvec.model.annotation import Annotation
     from scvec.workflows.query_many import JointAnnotation
@@ -177,14 +178,18 @@ def query(
     files = query_files(queries, output, report)
     found = annotate_files(session.store, files, QueryOptions(**chosen), progress=session.progress)
     errors: list[InputError] = []
+    step: NextStep | None = None
     for one in found:
         if not isinstance(one, InputError):
             session.show(one if len(files) > 1 else one.annotation)
+            step = step or one.annotation.next_step
         elif len(files) == 1:
             raise one
         else:
             session.error(one, one)
             errors.append(one)
+    if len(files) > 1 and step is not None and not step.again:
+        session.suggest(step)
     if errors:
         session.note(f"{len(files) - len(errors)} of {len(files)} files were annotated")
         click.get_current_context().exit(errors[0].exit_code)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
 from scvec.base.options import options_of
-from scvec.base.results import html_bar, html_table
+from scvec.base.results import NextStep, html_bar, html_table
 from scvec.base.types import Float32, Int64, Neighbors
 from scvec.celltypes.naming import Naming, name_columns
 from scvec.ingest.cells.write import earlier_names
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from scvec.model.matching import MatchedSource
     from scvec.model.novelty import Shift
     from scvec.model.reference import Prediction, ReferenceModel
+    from scvec.model.resolvers import GeneMap
     from scvec.stores.store.reference_reader import StoredReference
 
 __all__ = ["Annotation", "Judged", "judge", "novel_notes", "provenance"]
@@ -415,7 +416,33 @@ class Annotation:
             lines.append(f"report: {self.report}")
         return lines
 
+    @property
+    def next_step(self) -> NextStep | None:
+        """An output, if there is none; names for many novel cells; else the evidence for the first label."""
+        if not self.output:
+            return NextStep(("-o", "annotated.h5ad", "--report", "report.html"), again=True)
+        if not self.output.endswith(".h5ad"):
+            return None if self.report else NextStep(("--report", "report.html"), again=True)
+        novel = self.to_dict()["status"]["novel"] / max(len(self), 1)
+        if novel > MANY_NOVEL and self.novel_names is None:
+            only = ("--only", "novel") if novel <= MOSTLY_NOVEL else ()
+            return NextStep(("name", self.output, *only, "-o", "named.h5ad"))
+        label = next(iter(self.counts()), None)
+        if label is None or self.parameters["encoder"] == "obsm":
+            return None  # vectors have no evidence of genes
+        return NextStep(("explain", self.output, "--label", label))
 
+
+#: Above this fraction of novel cells, their names are of interest: twice the default of false ones.
+MANY_NOVEL = 0.1
+#: A query is compared with the contrasts of the reference if more than this fraction of the cells would be
+#: novel without the correction for a shift, and at most ``ONE_LABEL`` of them have one label.
+UNLIKE, ONE_LABEL = 0.5, 0.9
+#: With a smaller contrast (:func:`scvec.model.novelty.contrast`) the reference may be of another tissue. Chosen
+#: on half of the pairs of ``benchmarks/wrong_reference.py``.
+LEAST_CONTRAST = 0.25
+#: Most other references that a warning names.
+OTHERS = 5
 #: Above this fraction of novel cells, another cause is likely, such as a wrong scale of the values.
 MOSTLY_NOVEL = 0.8
 #: Note for references that were calibrated without other batches.
@@ -452,6 +479,8 @@ class Judged(NamedTuple):
 
     Attributes
     ----------
+    genes
+        Their genes as genes of the reference; None for dimensions of vectors.
     model
         Fitted to these genes.
     measured
@@ -459,6 +488,7 @@ class Judged(NamedTuple):
     """
 
     matched: MatchedSource
+    genes: GeneMap | None
     model: ReferenceModel
     measured: float
 
@@ -468,6 +498,7 @@ def judge(
     stored: StoredReference,
     found: Prediction,
     parameters: dict[str, Any],
+    others: Sequence[str] = (),
 ) -> Annotation:
     """Return labels, status and broader terms of the cells of a query.
 
@@ -479,6 +510,8 @@ def judge(
         The predictions for all cells, in the order of the file. The annotation takes over the arrays.
     parameters
         Parameters of the annotation. The shift of the query (of its largest part) is added.
+    others
+        Other references of the store, for a warning.
     """
     from scvec.celltypes.ontology import ClassOntology
     from scvec.model.status import STATUSES, status_codes
@@ -487,7 +520,8 @@ def judge(
     best, confidence = _best(found.proba)
     low, novelty = np.zeros(len(found), dtype=bool), np.zeros(len(found), dtype=np.float32)
     shifts, told = [], []
-    for matched, model, measured in parts:
+    before = 0
+    for matched, _, model, measured in parts:
         rows: Any = slice(None) if matched.rows is None else matched.rows
         low[rows] = found.n_detected[rows] < model.floor * measured
         usable = ~low
@@ -495,16 +529,20 @@ def judge(
             usable = np.zeros(len(low), dtype=bool)
             usable[rows] = ~low[rows]
         shifts.append(shift := _shift(model, found, usable, parameters["novelty"]))
-        _novelty(model, found, shift, parameters["false_novel_rate"], matched.rows, novelty)
+        before += _novelty(model, found, shift, parameters["false_novel_rate"], matched.rows, novelty)
         told += [f"{matched.name}: {shift.message}" if matched.name else shift.message] * bool(shift.message)
     parameters = {**parameters, "shift": shifts[0].to_dict()}
+    most = np.bincount(best).max(initial=0)
+    if before > UNLIKE * len(found) and most <= ONE_LABEL * len(found):
+        alike = _contrast(parts[0], stored)
+        parameters["contrast"] = None if np.isnan(alike) else round(alike, 4)
     if len(parts) > 1:
         parameters["gene_sets"] = [
             {**one, "shift": shift.to_dict()}
             for one, shift in zip(parameters["gene_sets"], shifts, strict=True)
         ]
     notes = [OPTIMISTIC] if parts[0].model.calibration.held_out == "cells" else []
-    notes += [*told, *novel_notes(float(np.mean(novelty > 0.5)), source.state, parameters)]
+    notes += [*told, *novel_notes(float(np.mean(novelty > 0.5)), source.state, parameters, others)]
     status = status_codes(confidence=confidence, novelty=novelty, n_labels=found.n_labels, low_quality=low)
     broad, ids = ClassOntology.from_dict(stored.meta["ontology"]).coded_broad(found.proba)
     # A compact form; the annotation converts it to arrays of objects on first access.
@@ -549,18 +587,45 @@ def _novelty(
     rate: float,
     rows: Int64 | None,
     novelty: Float32,
-) -> None:
-    """Fill in the novelty, 0 to 1, of some cells; of all where ``rows`` is None."""
-    detector = model.calibration.novelty
+) -> int:
+    """Fill in the novelty, 0 to 1, of some cells; of all where ``rows`` is None.
+
+    Returns
+    -------
+    How many of them are novel if the shift is not subtracted.
+    """
+    detector, n = model.calibration.novelty, 0
     if detector is not None:
         for part in blocks(len(found) if rows is None else len(rows)):
             some: Any = part if rows is None else rows[part]
             relative = shift.relative(found.signals[some], found.given[some])
             novelty[some] = detector.score(relative, rate=rate)
+            n += int((detector.score(found.signals[some], rate=rate) > 0.5).sum())
+    return n
 
 
-def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, Any]) -> list[str]:
-    """Return a warning with likely causes, the likeliest first, if nearly all cells are novel.
+def _contrast(part: Judged, stored: StoredReference) -> float:
+    """Return :func:`scvec.model.novelty.contrast` of a sample of cells; NaN for vectors of ``obsm``."""
+    import scipy.sparse as sp
+
+    from scvec.model.novelty import CONTRAST_CELLS, contrast
+    from scvec.model.storage import class_statistics
+
+    if part.genes is None:
+        return float("nan")
+    rows = np.arange(part.matched.n_obs) if part.matched.rows is None else part.matched.rows
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, CONTRAST_CELLS).astype(np.int64))]
+    kept = np.flatnonzero(part.genes.measured)
+    X = sp.vstack([chunk.X[:, kept] for chunk in part.matched.chunks(part.genes, rows=rows)], format="csr")
+    return contrast(X, class_statistics(stored.tensors)[0][:, kept])
+
+
+def novel_notes(
+    share: float, state: ExpressionState, parameters: Mapping[str, Any], others: Sequence[str] = ()
+) -> list[str]:
+    """Return a warning with likely causes, the likeliest first, if the cells may not fit the reference.
+
+    It comes if nearly all cells are novel, or if the labels of the reference differ little in the cells.
 
     Parameters
     ----------
@@ -569,15 +634,28 @@ def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, A
     state
         The detected scale of the values.
     parameters
-        Parameters of the annotation, with ``genes``, ``species``, ``reference_species``, ``values``.
+        Parameters of the annotation, with ``genes``, ``species``, ``reference_species``, ``values``, and
+        ``contrast`` if the cells were compared with the reference.
+    others
+        Other references of the store.
     """
     from scvec.ingest.cells.values import in_words
 
-    if share <= MOSTLY_NOVEL:
+    contrast = parameters.get("contrast")
+    unlike = contrast is not None and contrast < LEAST_CONTRAST
+    if share <= MOSTLY_NOVEL and not unlike:
         return []
+    named = ", ".join(others[:OTHERS]) + (", ..." if len(others) > OTHERS else "")
+    tissue = "cells of another tissue than the reference"
+    tissue += f" (others in the store: {named})" if others else ""
+    novel = f"{share:.0%} of the cells are novel"
     if state.kind == "vectors":
-        listed = "1) cells of another tissue than the reference; 2) vectors of another model"
-        return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {listed}"]
+        return [f"warning: {novel}. Likely causes, in order: 1) {tissue}; 2) vectors of another model"]
+    if unlike:
+        novel = (
+            f"the cells may not fit the reference {parameters['reference']!r}: {share:.0%} are novel, and its "
+            f"labels differ little in them ({max(contrast, 0.0):.0%} of the difference in the reference)"
+        )
     taken = " and ".join(in_words(scale) for scale in state.scales)
     values = (
         f"scale of the values (used as {taken}): --values"
@@ -587,11 +665,14 @@ def novel_notes(share: float, state: ExpressionState, parameters: Mapping[str, A
     species = (
         f"species (used as {parameters['species']}, reference {parameters['reference_species']}): --species"
     )
-    causes = [values, species, "cells of another tissue than the reference", "another platform"]
+    causes = [values, species, tissue, "another platform"]
     if state.kind == "counts":
         causes = [*causes[1:], values]
+    if unlike:
+        # Another platform alone does not hide the labels; a wrong scale seldom does.
+        causes = [tissue, "cells of one or two similar types", values, species]
     listed = "; ".join(f"{n}) {cause}" for n, cause in enumerate(causes, 1))
-    return [f"warning: {share:.0%} of the cells are novel. Likely causes, in order: {listed}"]
+    return [f"warning: {novel}. Likely causes, in order: {listed}"]
 
 
 def _best(proba: Float32) -> tuple[npt.NDArray[Any], Float32]:

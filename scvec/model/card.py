@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
@@ -14,11 +16,13 @@ from scvec.base.results import count_text
 if TYPE_CHECKING:
     from scvec.stores.store.reference_reader import StoredReference
 
-__all__ = ["Card", "CardOptions", "card_of", "n_changes"]
+__all__ = ["Card", "CardOptions", "card_of", "n_changes", "state_of"]
 
 #: A label with a recall on held-out cells below this is a known failure.
 WEAK = 0.7
 MAX_TEXT = 2000
+#: What people read for the units that were held out.
+HELD_OUT = {"batch": "batches", "cells": "cells of the same batches"}
 #: Remark of a card if the cells changed after the accuracy was measured.
 MEASURED_BEFORE = "accuracy, calibration and recall of each label were measured before"
 #: Fields of a card -> keys of the origin of a reference (`scvec ingest census`).
@@ -165,8 +169,8 @@ class Card:
             lines += ["Cite:", *[f"- {source}" for source in self.sources]]
         if self.accuracy is not None:
             lines.append(
-                f"Held-out {self.held_out}: accuracy {self.accuracy:.3f}, macro F1 {self.macro_f1:.3f}, "
-                f"calibration error {self.ece:.3f}"
+                f"On held-out {HELD_OUT.get(self.held_out, self.held_out)}: accuracy {self.accuracy:.3f}, "
+                f"macro-F1 {self.macro_f1:.3f}, calibration error {self.ece:.3f}"
             )
         lines.append("")
         lines += [f"- {_label_line(label)}" for label in self.labels]
@@ -249,6 +253,12 @@ def n_changes(meta: Mapping[str, Any]) -> int:
     return len(meta.get("appended", [])) + len(meta.get("deletions", []))
 
 
+def state_of(meta: Mapping[str, Any]) -> str:
+    """Return a hash of the JSON values of a reference, which changes with its cells, labels and terms."""
+    kept = {key: value for key, value in meta.items() if key not in ("pulled", "index")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 def _changes(meta: Mapping[str, Any], known: int) -> list[dict[str, Any]]:
     """Return the changes of the cells of a reference by date, without the first ``known`` changes."""
     appended = [
@@ -302,5 +312,5 @@ def _label_line(label: dict[str, Any]) -> str:
     if label["cl_id"]:
         parts.append(label["cl_id"])
     if label["recall"] is not None:
-        parts.append(f"{label['recall']:.0%} found")
+        parts.append(f"recall {label['recall']:.0%}")
     return ", ".join(parts)

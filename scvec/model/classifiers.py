@@ -25,6 +25,7 @@ from scvec.model.novelty import Spread, depth
 from scvec.stores.index.distances import Index
 
 __all__ = [
+    "CLASSIFIERS",
     "MEMBERS",
     "Head",
     "Members",
@@ -38,6 +39,8 @@ __all__ = [
 
 #: Members of the ensemble: the trained classifier on cell vectors, and the vote of the nearest cells.
 MEMBERS = ("head", "knn")
+#: What people read for the members.
+CLASSIFIERS = {"head": "trained classifier", "knn": "nearest cells"}
 #: Score of an excluded class. No weight can make it the answer.
 OUT_OF_REACH = -1e4
 

@@ -17,7 +17,7 @@ from scvec.base.errors import InputError, StoreError, did_you_mean
 from scvec.base.results import Record, Report, human_odds
 from scvec.base.types import CellChunk, DividesByGene, Float64, Int64, Progress, no_progress
 from scvec.ingest.cells.values import VALUES
-from scvec.model.classifiers import MEMBERS, OUT_OF_REACH, Scores
+from scvec.model.classifiers import CLASSIFIERS, MEMBERS, OUT_OF_REACH, Scores
 from scvec.model.known_markers import markers_of
 from scvec.model.reference import ReferenceModel
 from scvec.model.storage import SOURCE_COLUMN
@@ -365,14 +365,13 @@ class Explanation(Report):
         lines += self._gene_lines()
         listed = sum(g.contribution for g in self.genes)
         rows = [(f"the other {self.n_genes - len(self.genes):,} genes", self.genes_total - listed)]
-        rows += [("the nearest reference cells", self.neighbors_total), ("intercepts", self.constant)]
+        rows += [("the nearest reference cells", self.neighbors_total), ("a constant", self.constant)]
         if self.undivided:
-            rows.append(("the head (its encoder is not a sum over genes)", self.undivided))
+            rows.append(("the trained classifier (not a sum over genes)", self.undivided))
         lines += [f"  {value:+7.2f}  {name}" for name, value in rows]
-        lines.append(
-            f"  {self.log_odds:+7.2f}  total (the terms differ by {100 * self.completeness_error:.2g}%)"
-        )
-        lines.append("members: " + ", ".join(f"{name} {value:+.2f}" for name, value in self.members.items()))
+        lines.append(f"  {self.log_odds:+7.2f}  total (exact to {100 * self.completeness_error:.2g}%)")
+        each = (f"{CLASSIFIERS.get(name, name)} {value:+.2f}" for name, value in self.members.items())
+        lines.append(f"by classifier: {', '.join(each)}")
         return [*lines, *self._voter_lines(), *self._text_lines()]
 
     def _others(self) -> str:

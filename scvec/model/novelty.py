@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from scvec.base.types import CellChunk, Float32, Float64, Int64
 
-__all__ = ["FALSE_NOVEL_RATE", "Novelty", "Shift", "Spread", "depth", "signals"]
+__all__ = ["CONTRAST_CELLS", "FALSE_NOVEL_RATE", "Novelty", "Shift", "Spread", "contrast", "depth", "signals"]
 
 #: Default fraction of cells of known types that may be called novel.
 FALSE_NOVEL_RATE = 0.05
@@ -443,3 +443,44 @@ class Shift:
             f"({self.size:.1f} standard deviations, {self.n_cells:,} cells of {self.n_supporting} labels); "
             "novelty is scored relative to this shift"
         )
+
+
+#: Most cells and genes for :func:`contrast`: enough for the median.
+CONTRAST_CELLS, CONTRAST_GENES = 500, 3000
+
+
+def contrast(X: Any, means: Float32) -> float:
+    """Return how large the differences between labels are in a query: 1 if as large as in the reference.
+
+    Cells are seen from the mean over cells, and labels from the mean over labels, so a platform or species
+    that shifts all cells does not count. A half of the genes gives each cell the label in whose direction it
+    lies. The other half measures how far it lies in that direction: the slope of its deviations on those of
+    the label. The median over cells is 1 for cells like those of the reference, and near 0 where the label is
+    chance, as in another tissue. Noise and the depth of a cell do not change a slope. Cells of one type do
+    not differ by labels, so they are near 0 too.
+
+    Parameters
+    ----------
+    X
+        (n, n_genes) CSR float32, log1p CP10k.
+    means
+        (n_classes, n_genes) class means; zeros for a class without cells.
+
+    Returns
+    -------
+    NaN with fewer than two cells or classes.
+    """
+    means = means[means.any(axis=1)].astype(np.float64)
+    if X.shape[0] < 2 or len(means) < 2:
+        return float("nan")
+    chosen = np.sort(np.argsort(-means.var(axis=0), kind="stable")[:CONTRAST_GENES])
+    Y, C = X[:, chosen].toarray().astype(np.float64), means[:, chosen]
+    Y, C = Y - Y.mean(axis=0), C - C.mean(axis=0)
+    half = np.random.default_rng(0).random(len(chosen)) < 0.5
+    slopes = []
+    for one, other in ((half, ~half), (~half, half)):
+        own = C[:, one] - C[:, one].mean(axis=1, keepdims=True)
+        label = (Y[:, one] @ own.T / np.maximum(np.linalg.norm(own, axis=1), 1e-9)).argmax(axis=1)
+        size = np.maximum((C[:, other] ** 2).sum(axis=1), 1e-9)
+        slopes.append(np.einsum("ij,ij->i", Y[:, other], C[label][:, other]) / size[label])
+    return float(np.mean(np.median(slopes, axis=1)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scvec.base.errors import InputError
-from scvec.base.results import Report
+from scvec.base.results import NextStep, Report
 
 __all__ = ["EvaluationReport", "draw", "need_matplotlib"]
 
@@ -113,6 +113,12 @@ class EvaluationReport(Report):
         lines += [f"written to {path}" for path in (self.output, self.plot) if path]
         return lines
 
+    @property
+    def next_step(self) -> NextStep:
+        """A figure of the scores, if there is none; else the query of new cells."""
+        figure = NextStep(("--plot", "eval.png"), again=True)
+        return NextStep.query(self.reference) if self.plot else figure
+
 
 def need_matplotlib(
     where: str = "--plot",
@@ -156,7 +162,11 @@ def draw(report: EvaluationReport, path: Path) -> None:
     _novelty(axes[1, 1], report)
     accuracy = report.scores["accuracy"]
     shown = "" if accuracy is None or np.isnan(accuracy) else f", accuracy {accuracy:.3f}"
-    figure.suptitle(f"reference {report.reference}: {report.n_scored:,} cells{shown}")
+    n_other = report.n_scored - report.n_known
+    other = f"; {n_other:,} cells of other types" if n_other else ""
+    figure.suptitle(
+        f"reference {report.reference}: {report.n_known:,} cells of types in the reference{shown}{other}"
+    )
     with disk_errors(str(path)):
         # Without the date, equal numbers give equal files.
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -169,7 +179,11 @@ def _confusion(axes: Any, figure: Any, report: EvaluationReport) -> None:
     image = axes.imshow(share, vmin=0.0, vmax=1.0, cmap="Blues")
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set(xlabel="label given", ylabel="true label", title="confusion (fraction of the true label)")
+    axes.set(
+        xlabel="label given",
+        ylabel="true label",
+        title=f"confusion of {report.n_scored:,} cells (fraction of the true label)",
+    )
     figure.colorbar(image, ax=axes, shrink=0.8)
 
 
@@ -180,7 +194,8 @@ def _calibration(axes: Any, report: EvaluationReport) -> None:
     )
     axes.scatter(confidence, accuracy, s=20 + 400 * np.array(share))
     ece = report.scores["ece"]
-    title = "calibration" if ece is None else f"calibration (error {ece:.3f})"
+    title = f"calibration of {report.n_known:,} cells of types in the reference"
+    title += "" if ece is None else f" (error {ece:.3f})"
     axes.set(xlabel="confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.03))
 
 
@@ -190,7 +205,7 @@ def _risk(axes: Any, report: EvaluationReport) -> None:
     axes.set(
         xlabel="fraction of cells, most confident first",
         ylabel="fraction of wrong labels",
-        title=f"risk and coverage (area {report.scores['aurc']:.3f})",
+        title=f"risk and coverage of {report.n_scored:,} cells (area {report.scores['aurc']:.3f})",
         xlim=(0, 1),
         ylim=(0, None),
     )
@@ -198,10 +213,18 @@ def _risk(axes: Any, report: EvaluationReport) -> None:
 
 def _novelty(axes: Any, report: EvaluationReport) -> None:
     edges = np.array(report.novelty["edges"])
-    for name, colour in (("known", "tab:blue"), ("unknown", "tab:orange")):
+    kinds = {"known": ("tab:blue", "types in the reference"), "unknown": ("tab:orange", "other types")}
+    for name, (colour, label) in kinds.items():
         n = np.array(report.novelty[name], dtype=np.float64)
         if n.sum():
-            axes.stairs(n / n.sum(), edges, fill=True, alpha=0.5, color=colour, label=f"{name} types")
+            axes.stairs(
+                n / n.sum(),
+                edges,
+                fill=True,
+                alpha=0.5,
+                color=colour,
+                label=f"{label} ({n.sum():,.0f} cells)",
+            )
     axes.axvline(0.5, color="0.3", linewidth=1, linestyle=":")
-    axes.set(xlabel="novelty", ylabel="fraction of the cells", title="novelty", xlim=(0, 1))
+    axes.set(xlabel="novelty", ylabel="fraction of these cells", title="novelty", xlim=(0, 1))
     axes.legend()

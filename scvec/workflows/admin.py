@@ -166,12 +166,12 @@ class InfoReport(Report):
     def _repr_html_(self) -> str:
         if self.card is not None:
             return super()._repr_html_()
-        rows = [(r.name, r.n_cells, str(r.species), len(r.classes), r.encoder) for r in self.references]
+        rows = [(r.name, r.n_cells, str(r.species), len(r.classes)) for r in self.references]
         first = next((r.name for r in self.references), "NAME")
         parts = [
             f"<p>store <b>{escape(str(self.store))}</b>, version {escape(self.generation or 'none')}, "
             f"{human_bytes(self.size_bytes)}; genes: {escape(counts_line(self.genes))}</p>",
-            html_table(("reference", "cells", "species", "labels", "encoder"), rows),
+            html_table(("reference", "cells", "species", "labels"), rows),
             f"<small>Next: <code>scvec.query(store, cells, reference={escape(repr(first))})</code>, "
             f"<code>scvec.info(store, reference={escape(repr(first))})</code></small>",
         ]
@@ -179,24 +179,29 @@ class InfoReport(Report):
 
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
+        from scvec.workflows.ingest_options import IngestOptions
+
         lines = [
             f"store {self.store}: version {self.generation or 'none'}, format {self.format_version}, "
             f"{human_bytes(self.size_bytes)}",
             f"genes: {counts_line(self.genes)}",
         ]
         lines += [
-            f"space {s.fingerprint}: {s.n_genes:,} genes x {s.dim}, backbone {s.backbone}"
+            f"gene vectors of text model {s.backbone}: {s.n_genes:,} genes, {s.dim} dimensions "
+            f"(space {s.fingerprint})"
             for s in self.spaces
         ]
         for ref in self.references:
+            how = "" if ref.encoder == IngestOptions.encoder else f", encoder {ref.encoder}"
             lines.append(
-                f"reference '{ref.name}': {ref.n_cells:,} {ref.species} cells, {len(ref.classes)} labels, "
-                f"encoder {ref.encoder}, space {ref.space}"
+                f"reference '{ref.name}': {ref.n_cells:,} {ref.species} cells, {len(ref.classes)} labels{how}"
             )
             if self.card is not None:
                 lines += [*reference_lines(plain(ref.details)), "", *self.card.lines()]
         if not self.references:
-            lines.append("no references yet; make one with: scvec ingest cells")
+            lines.append(
+                "no references yet: scvec pull pancreas-human gets one, scvec ingest cells makes one"
+            )
         return lines
 
 
@@ -239,13 +244,18 @@ def _index_line(index: Mapping[str, Any]) -> str:
 
 def _record_line(held_out: str, record: Mapping[str, Any]) -> str:
     """Return a line with the scores of the reference on held-out cells."""
-    names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE"}
+    from scvec.model.card import HELD_OUT
+    from scvec.model.classifiers import CLASSIFIERS
+
+    names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "calibration error"}
     scores = [f"{name} {record[key]:.3f}" for key, name in names.items() if record.get(key) is not None]
     if not scores:
         return "  no cell could be held out; confidence is not calibrated, and novelty is not scored"
-    alone = ", ".join(f"{name} {value:.3f}" for name, value in (record.get("members") or {}).items())
-    members = f"; members alone: {alone}" if alone else ""
-    return f"  on held-out cells ({held_out}): {', '.join(scores)}{members}"
+    members = record.get("members") or {}
+    alone = ", ".join(f"{CLASSIFIERS.get(name, name)} {value:.3f}" for name, value in members.items())
+    members = f"; accuracy of one classifier alone: {alone}" if alone else ""
+    how = HELD_OUT.get(held_out, held_out)
+    return f"  on held-out {how}: {', '.join(scores)}{members}"
 
 
 def verify(

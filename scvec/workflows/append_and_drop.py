@@ -15,7 +15,7 @@ import pandas as pd
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.results import Report
+from scvec.base.results import NextStep, Report
 from scvec.base.types import Progress, no_progress
 from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.label_columns import as_label_map, read_names
@@ -423,3 +423,8 @@ class GrowReport(Report):
         if not self.n_added and not self.n_dropped:
             done = "nothing to append"
         return [f"reference '{self.name}': {done}, {self.n_cells:,} now"]
+
+    @property
+    def next_step(self) -> NextStep | None:
+        """The query of new cells with the larger reference."""
+        return NextStep.query(self.name) if self.n_added else None

@@ -14,7 +14,7 @@ from typing import Any
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.records import Answer, Failure, Job
-from scvec.base.results import Report, counts_line
+from scvec.base.results import IN_EARNEST, NextStep, Report, counts_line
 from scvec.base.settings import Settings, redact
 from scvec.base.species import known_species
 from scvec.base.types import Description, Progress, Species, no_progress
@@ -326,6 +326,11 @@ class ComplementReport(Report):
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
         return [*self.live.lines(), f"descriptions: {counts_line(self.descriptions)}"]
+
+    @property
+    def next_step(self) -> NextStep:
+        """The run after a dry run; else the vectors of the new texts."""
+        return IN_EARNEST if self.dry_run else NextStep(("ingest", "embeddings"))
 
 
 @takes_options(ComplementOptions)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.results import Record, Report, Stages, counts_line, table, times_line
+from scvec.base.results import NextStep, Record, Report, Stages, counts_line, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.model.metrics import accuracy, macro_f1
 from scvec.model.query_options import QueryOptions
@@ -33,6 +33,8 @@ MERGED = {
     "mast": "immune",
 }
 
+#: Name of the reference, which is not a name that users give to their own.
+REFERENCE = "demo-pancreas"
 #: Donors of the human reference; the other two are the query.
 REFERENCE_DONORS = ("human1", "human2")
 
@@ -80,7 +82,7 @@ def demo(
         made = ingest_cells(
             where,
             [paths["reference"]],
-            name="pancreas",
+            name=REFERENCE,
             label_key="cell_type",
             batch_key="donor",
             seed=seed,
@@ -98,7 +100,7 @@ def demo(
         with stages(key.replace("_", " ")):
             started = time.monotonic()
             page = folder / "report.html" if key == "mouse_query" else None
-            options = QueryOptions(reference="pancreas", output=output, report=page)
+            options = QueryOptions(reference=REFERENCE, output=output, report=page)
             found = query_one(where, paths[key], options, progress=progress)
             seconds = time.monotonic() - started
         truth = anndata.read_h5ad(paths[key], backed="r").obs["cell_type"].to_numpy().astype(str)
@@ -220,3 +222,8 @@ class DemoReport(Report):
         lines += [f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]
         lines += ["files:", *(f"  {path}" for path in self.files), f"store: {self.store}", "", self.sentence]
         return [*lines, f"report of the mouse cells: {self.report}"]
+
+    @property
+    def next_step(self) -> NextStep:
+        """A reference for cells of one's own."""
+        return NextStep(("pull", "pancreas-human"))

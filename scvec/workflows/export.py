@@ -15,7 +15,7 @@ import pandas as pd
 from scvec import __version__
 from scvec.base.errors import InputError, ResourceError, did_you_mean
 from scvec.base.resources import parse_memory
-from scvec.base.results import Report, human_bytes
+from scvec.base.results import IN_EARNEST, NextStep, Report, human_bytes
 from scvec.base.types import Float32, Space
 from scvec.ingest.cells.readers.anndata import read_table
 from scvec.ingest.cells.readers.checks import open_h5ad
@@ -506,3 +506,8 @@ class ImportReport(Report):
             if self.columns:
                 lines.append(f"new columns: {', '.join(self.columns)}")
         return [*lines, "nothing was changed (--dry-run)"] if self.dry_run else lines
+
+    @property
+    def next_step(self) -> NextStep | None:
+        """The import after a dry run."""
+        return IN_EARNEST if self.dry_run else None

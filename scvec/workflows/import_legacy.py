@@ -23,7 +23,7 @@ import numpy as np
 
 from scvec.base.errors import InputError, ResourceError, unreadable
 from scvec.base.resources import parse_memory
-from scvec.base.results import Record, Report, human_bytes
+from scvec.base.results import IN_EARNEST, NextStep, Record, Report, human_bytes
 from scvec.base.species import known_species, species_key
 from scvec.base.types import Description, Float32, Progress, Space, Species, no_progress, text_sha256
 from scvec.ingest.sources.facts import (
@@ -624,6 +624,11 @@ class LegacyReport(Report):
         lines = [line for file in self.files for line in file.lines()]
         lines += ["nothing was changed (--dry-run)"] if self.dry_run else []
         return [*lines, f"took {self.seconds:.1f} s"]
+
+    @property
+    def next_step(self) -> NextStep | None:
+        """The import after a dry run."""
+        return IN_EARNEST if self.dry_run else None
 
 
 def import_legacy(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from html import escape
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from scvec.backbones import load_backbone
 from scvec.base.errors import InputError, ResourceError
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import expanded
-from scvec.base.results import Report, Stages, counts_line, html_table, plain, table, times_line
+from scvec.base.results import NextStep, Report, Stages, counts_line, html_table, plain, table, times_line
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.label_terms import class_ontology, match_labels, term_notes
 from scvec.encoders import Material
@@ -480,7 +479,7 @@ class CellsReport(Report):
     generation: str = ""
 
     def _figures(self) -> str:
-        names = {"macro_f1": "macro-F1", "ece": "calibration error"}
+        names = {"macro_f1": "macro-F1", "ece": "calibration error of the confidence"}
         figures = {k: v for k, v in self.calibration.items() if isinstance(v, float)}
         return ", ".join(f"{names.get(k, k.replace('_', ' '))} {v:.3f}" for k, v in figures.items())
 
@@ -499,9 +498,9 @@ class CellsReport(Report):
 
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
+        how = "" if self.encoder == IngestOptions.encoder else f" (encoder {self.encoder})"
         lines = [
-            f"reference '{self.name}': {self.n_cells:,} cells of {len(self.classes)} labels "
-            f"(encoder {self.encoder}, space {self.space})",
+            f"reference '{self.name}': {self.n_cells:,} cells of {len(self.classes)} labels{how}",
             f"genes: {self.match_summary}",
             *([f"gene texts: {counts_line(self.texts)}"] if self.texts else []),
             f"values: {self.expression}",
@@ -510,5 +509,9 @@ class CellsReport(Report):
         if figures := self._figures():
             how = self.calibration.get("held_out", "")
             lines.append(f"on held-out cells{f' ({how})' if how else ''}: {figures}")
-        lines.append(f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})")
-        return [*lines, f"next: scvec query NEW.h5ad --reference {quote(self.name)} -o annotated.h5ad"]
+        return [*lines, f"took {sum(self.seconds.values()):.1f} s ({times_line(self.seconds)})"]
+
+    @property
+    def next_step(self) -> NextStep:
+        """The query of new cells with the reference."""
+        return NextStep.query(self.name)

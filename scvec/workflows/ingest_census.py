@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scvec.base.errors import InputError, LockedError, NetworkError, ResourceError, ScvecError, disk_errors
 from scvec.base.options import options_of, takes_options
 from scvec.base.resources import parse_memory
-from scvec.base.results import Report, human_bytes, table
+from scvec.base.results import IN_EARNEST, NextStep, Report, human_bytes, table
 from scvec.base.species import SPECIES
 from scvec.base.types import Progress, Species, no_progress
 
@@ -908,3 +908,8 @@ class CensusReport(Report):
             ]
         size = human_bytes(self.megabytes * 1e6)
         return [*lines, *self.made.lines(), f"read {size}; total time {self.minutes:.1f} minutes"]
+
+    @property
+    def next_step(self) -> NextStep:
+        """The ingest after a dry run; else the query of new cells."""
+        return IN_EARNEST if self.made is None else self.made.next_step

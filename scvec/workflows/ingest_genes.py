@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.records import Job
-from scvec.base.results import Report, counts_line
+from scvec.base.results import IN_EARNEST, NextStep, Report, counts_line
 from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.species import SPECIES, known_species, species_key
 from scvec.base.types import Progress, no_progress
@@ -114,6 +114,11 @@ class GenesReport(Report):
             f"orthologs: {counts_line(self.pairs)} pairs",
             f"took {self.seconds:.1f} s",
         ]
+
+    @property
+    def next_step(self) -> NextStep:
+        """The run after a dry run; else the vectors of the descriptions."""
+        return IN_EARNEST if self.dry_run else NextStep(("ingest", "embeddings"))
 
 
 @takes_options(GenesOptions)

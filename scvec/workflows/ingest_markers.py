@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scvec.base.errors import InputError, ScvecError
 from scvec.base.options import options_of, takes_options
 from scvec.base.records import Job
-from scvec.base.results import Report
+from scvec.base.results import IN_EARNEST, NextStep, Report
 from scvec.base.settings import ServiceSettings, Settings
 from scvec.base.species import SPECIES
 from scvec.base.types import Progress, no_progress
@@ -77,6 +77,11 @@ class MarkersReport(Report):
         else:
             lines.append("nothing was changed")
         return lines
+
+    @property
+    def next_step(self) -> NextStep:
+        """The run after a dry run; else names by these markers."""
+        return NextStep(("name", "NEW.h5ad", "-o", "named.h5ad")) if self.generation else IN_EARNEST
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
-from scvec.base.results import Report
+from scvec.base.results import IN_EARNEST, NextStep, Report
 from scvec.base.species import SPECIES
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.markers import MarkerList, read_marker_lists
@@ -96,17 +96,32 @@ class NameOptions(LlmOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class NamesReport(Report):
-    """Names of groups, best first; ``llm`` is the result of the requests to a language model."""
+    """Names of groups, best first.
+
+    Attributes
+    ----------
+    column
+        Column of obs for the names; empty for marker lists.
+    only
+        ``novel`` if only novel cells were named.
+    llm
+        Result of the requests to a language model.
+    """
 
     groups: list[Naming]
     n_terms: int
     tissue: str = ""
+    column: str = ""
+    only: str = ""
     output: str = ""
     llm: LiveReport | None = None
 
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
-        lines = [f"{len(self.groups)} groups, compared with the markers of {self.n_terms:,} cell types"]
+        lines = [
+            f"{len(self.groups)} groups, compared with the markers of {self.n_terms:,} cell types (a number "
+            "is the probability of this type, or of a broader or narrower one)"
+        ]
         for group in self.groups:
             lines += group.lines()
         if self.llm is not None:
@@ -114,6 +129,21 @@ class NamesReport(Report):
         if self.output:
             lines.append(f"written to {self.output}")
         return lines
+
+    @property
+    def next_step(self) -> NextStep | None:
+        """The output, if there is none; more markers for groups without a name; a reference of the names."""
+        if self.llm is not None and self.llm.dry_run:
+            return IN_EARNEST
+        if self.column and not self.output:
+            return NextStep(("-o", "named.h5ad"), again=True)
+        if any(group.said == "unknown" for group in self.groups):
+            tissue = ("--tissue", self.tissue) if self.tissue else ()
+            return NextStep(("ingest", "markers", "--source", "cellguide", *tissue))
+        several = len({group.said for group in self.groups}) > 1
+        if several and self.output.endswith(".h5ad") and not self.only:
+            return NextStep(("ingest", "cells", self.output, "--name", "mine", "--label-key", self.column))
+        return None
 
 
 @takes_options(NameOptions)
@@ -193,6 +223,8 @@ def name(
         groups=groups,
         n_terms=index.n_terms,
         tissue=asked.tissue,
+        column=f"{asked.key_added}_name",
+        only=asked.only or "",
         output="" if target is None or asked.dry_run else str(target),
         llm=consulted.live,
         notes=notes,
@@ -452,10 +484,11 @@ def _write(
             {
                 "group": g.group,
                 "status": g.status,
-                "name": g.candidates[0].label if g.candidates else "",
-                "cl_id": g.candidates[0].cl_id if g.candidates else "",
-                "confidence": g.candidates[0].probability if g.candidates else 0.0,
+                "name": g.said,
+                "cl_id": g.cl_id,
+                "confidence": g.confidence,
                 "broad": g.broad.label if g.broad else "",
+                "candidates": "; ".join(f"{c.label} {c.probability:.2f}" for c in g.candidates[:3]),
                 "genes": " ".join(g.genes),
                 **({} if asked.llm is None else _llm_columns(g)),
             }

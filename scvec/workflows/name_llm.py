@@ -516,7 +516,11 @@ def joined(group: Naming, votes: Sequence[Vote | str], terms: Terms, model: str)
     labels = {v.cl_id: v.label for v in named}
     known = {c.cl_id: c for c in group.candidates}
     fresh = [Candidate(t, labels[t], 0.0) for t in sorted(counts, key=order) if t not in known]
-    every = [replace(c, probability=agreement(c.cl_id)) for c in [*group.candidates, *fresh]]
+    above = terms.lineage.get(best, ())
+    every = [
+        replace(c, probability=agreement(c.cl_id), above=c.cl_id in above)
+        for c in [*group.candidates, *fresh]
+    ]
     every.sort(key=lambda c: (c.cl_id != best, -c.probability))
     said |= _choice(best, labels[best], agreement(best), [v for v in named if v.cl_id == best])
     said["looked_up"] = best not in known

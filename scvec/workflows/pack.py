@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvec.base.errors import InputError
-from scvec.base.results import Report, human_bytes
+from scvec.base.results import NextStep, Report, human_bytes
 from scvec.base.types import Progress, no_progress
 from scvec.model.card import CardOptions
 
@@ -55,6 +55,11 @@ class PackReport(Report):
             f"sha256 {self.sha256}",
             f"written to {self.output}",
         ]
+
+    @property
+    def next_step(self) -> NextStep:
+        """What people run who get the file."""
+        return NextStep(("pull", self.output), place="where the file is used")
 
 
 def pack(

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from scvec import __version__
 from scvec.base.errors import InputError, NetworkError, ResourceError, StoreError
 from scvec.base.resources import cache_folder, expanded
-from scvec.base.results import Report, Stages, times_line
+from scvec.base.results import NextStep, Report, Stages, times_line
 from scvec.base.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -262,10 +262,14 @@ class PullReport(Report):
             *self.card,
             "",
             f"pulled reference '{self.name}' from {self.source}",
-            f"golden query: {self.n_golden} cells got the expected labels",
+            f"checked: {self.n_golden} cells of the pack got the expected labels",
             f"times: {times_line(self.seconds)}",
-            f"next: scvec query NEW.h5ad --reference {self.name} -o annotated.h5ad",
         ]
+
+    @property
+    def next_step(self) -> NextStep:
+        """The query of new cells with the reference."""
+        return NextStep.query(self.name)
 
 
 def pull(
@@ -273,6 +277,7 @@ def pull(
     source: Path | str,
     *,
     name: str | None = None,
+    replace: bool = False,
     trust: bool = False,
     max_bytes: int | None = None,
     progress: Progress = no_progress,
@@ -291,6 +296,9 @@ def pull(
         ships with scvec. The folder or address in ``SCVEC_MIRROR`` is tried first.
     name
         Name of the reference in the store. Default: its name in the pack.
+    replace
+        Also replace a reference of this name that is not an unchanged copy of an earlier pull: one that was
+        ingested, pulled from a pack of another name, or changed since.
     trust
         Also accept an address without a hash or a commit.
     max_bytes
@@ -299,7 +307,7 @@ def pull(
     Raises
     ------
     InputError
-        The pack does not exist, or an address has no hash.
+        The pack does not exist, an address has no hash, or a reference would be lost without ``replace``.
     NetworkError
         The download failed.
     StoreError
@@ -319,7 +327,9 @@ def pull(
         check_reference_name(called)
         opened = Store.open(store, create=True)
         txn = stack.enter_context(opened.begin("pull", {"source": origin, "name": called}))
-        replaced = txn.reference(called) is not None
+        old = txn.reference(called)
+        if old is not None and not replace:
+            _check_replaced(old, pack.manifest.name, str(opened.path))
         with stages("check"):
             stored, golden, described = _staged(txn, pack, called)
             card = _card_lines(stored, pack)
@@ -329,7 +339,7 @@ def pull(
             kb = txn.open_knowledge()
             ensure_knowledge(kb, progress=progress)
             notes = _notes(stored.meta, set(kb.genes()["gene_id"]))
-        if replaced:
+        if old is not None:
             notes.append(f"replaced the existing reference {called!r}")
         n_labels, n = len(stored.meta["classes"]), stored.n
         generation = txn.commit()
@@ -348,6 +358,25 @@ def pull(
     )
 
 
+def _check_replaced(stored: StoredReference, name: str, where: str) -> None:
+    """Raise InputError if a reference is not an unchanged copy of a pack of this name: it would be lost."""
+    from scvec.model.card import state_of
+
+    pulled = stored.meta.get("pulled", {})
+    if pulled.get("pack", {}).get("name") != name:
+        what = "which was not pulled from this pack"
+    elif pulled.get("state") != state_of(stored.meta):
+        what = "which was changed since it was pulled"
+    else:
+        return
+    raise InputError(
+        f"the store has a reference {stored.name!r}, {what}",
+        where,
+        "give another name (--name OTHER), or replace it (--replace)",
+        code="reference-exists",
+    )
+
+
 def _staged(
     txn: Transaction, pack: PackReader, name: str
 ) -> tuple[StoredReference, dict[str, Any], dict[str, Any]]:
@@ -357,7 +386,7 @@ def _staged(
     -------
     The reference with its name in this store, and the arrays and JSON values of its golden query.
     """
-    from scvec.model.card import n_changes
+    from scvec.model.card import n_changes, state_of
     from scvec.stores.store.files import read_json, read_tensors, write_json
 
     renamed: dict[str, str] = {}
@@ -368,7 +397,7 @@ def _staged(
         renamed[file] = txn.put_file(f"{name}.{part}", ending, _copying(pack, file))
     meta = read_json(txn.path_of(renamed[entry.meta]))
     try:
-        pulled = {"pack": pack.facts(), "n_changes": n_changes(meta)}
+        pulled = {"pack": pack.facts(), "n_changes": n_changes(meta), "state": state_of(meta)}
         meta = {**meta, "pulled": pulled}
     except (TypeError, AttributeError) as error:
         raise StoreError("the pack has no reference", str(pack.path)) from error
@@ -519,11 +548,16 @@ def _located(
         )
     where = address if mirrored is None else Address(mirrored, address.sha256)
     path = download(where, cache_folder() / "downloads", max_bytes=limit, progress=progress)
+    kept = False
     try:
         yield path, address.shown
+    except InputError:
+        kept = True  # the same command with another option needs no second download
+        raise
     finally:
-        with suppress(OSError):
-            path.unlink()
+        if not kept:
+            with suppress(OSError):
+                path.unlink()
 
 
 @contextmanager

@@ -388,11 +388,18 @@ def _judge(
             }
             for part in ready.parts
         ]
+    by_genes = obsm_key(stored) is None
     judged = [
-        Judged(p.matched, p.model, float(p.genes.measured[p.model.members.vector_genes].mean()))
+        Judged(
+            p.matched,
+            p.genes if by_genes else None,
+            p.model,
+            float(p.genes.measured[p.model.members.vector_genes].mean()),
+        )
         for p in ready.parts
     ]
-    return judge(judged, stored, prediction, parameters)
+    others = [name for name in opened.references() if name != stored.name]
+    return judge(judged, stored, prediction, parameters, others)
 
 
 def _clustered(annotation: Annotation, progress: Progress) -> Annotation:

@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from scvec.base.arrays import blocks
 from scvec.base.errors import InputError
-from scvec.base.results import html_lines
+from scvec.base.results import NextStep, html_lines
 from scvec.base.types import Float32, Float64, Progress, no_progress
 from scvec.celltypes.ontology import ClassOntology
 from scvec.celltypes.terms import folded
 from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.write import write_annotated, write_tables
+from scvec.model.annotation import MANY_NOVEL
 from scvec.model.matching import by_gene_sets, match_genes, obsm_key, query_genes
 from scvec.model.query_options import QueryOptions
 from scvec.model.resolvers import stored_resolver
@@ -202,6 +203,16 @@ class JointAnnotation:
                 f"{row['other_reference']} {row['other_label']}"
             )
         return [*lines, f"written to {self.output}"] if self.output else lines
+
+    @property
+    def next_step(self) -> NextStep | None:
+        """An output, if there is none; names for many novel cells."""
+        if not self.output:
+            return NextStep(("-o", "annotated.h5ad"), again=True)
+        many = float((self.status == "novel").mean()) > MANY_NOVEL
+        if many and self.output.endswith(".h5ad"):
+            return NextStep(("name", self.output, "--only", "novel", "-o", "named.h5ad"))
+        return None
 
 
 def query_many(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from scvec.base.errors import InputError
 from scvec.celltypes.markers import read_marker_lists, read_markers
-from scvec.celltypes.naming import FEATURES, MarkerIndex, NameFit, Tissues
+from scvec.celltypes.naming import FEATURES, Candidate, MarkerIndex, NameFit, Naming, Tissues, name_columns
 from scvec.celltypes.terms import TermMatcher
 
 LABELS = {"CL:1": "cell", "CL:2": "lymphocyte", "CL:3": "B cell", "CL:4": "T cell", "CL:5": "neuron"}
@@ -59,6 +60,47 @@ def test_a_group_of_two_types_gets_their_common_ancestor(index):
 def test_a_list_without_markers_is_unknown(index):
     found = index.name("a", ["A", "B"])
     assert found.status == "unknown" and found.candidates == () and found.broad is None
+
+
+B, T = Candidate("CL:3", "B cell", 0.7), Candidate("CL:4", "T cell", 0.2)
+#: Status -> a group, and its name, id, confidence and broader term.
+STATES = {
+    "named": (Naming("0", (B, T), Candidate("CL:2", "lymphocyte", 0.9), "named"), "B cell", "CL:3", 0.7),
+    "broad": (
+        Naming("1", (T, B), Candidate("CL:2", "lymphocyte", 0.85), "broad"),
+        "lymphocyte",
+        "CL:2",
+        0.85,
+    ),
+    "unknown": (Naming("2", (B, T), Candidate("CL:2", "lymphocyte", 0.9), "unknown"), "unknown", "", None),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_text_json_and_columns_have_the_same_name_and_numbers(state):
+    group, name, cl_id, confidence = STATES[state]
+    broad = "" if state == "unknown" else "lymphocyte"
+    told = group.to_dict()
+    assert (told["name"], told["cl_id"], told["confidence"]) == (name, cl_id, confidence)
+    assert (told["broad"] or {"label": ""})["label"] == broad
+    columns = name_columns([group], np.array([group.group, None], dtype=object), "n")
+    assert [columns[k][0] for k in ("n", "n_cl_id", "n_broad")] == [name, cl_id, broad]
+    assert [columns[k][1] for k in ("n", "n_cl_id", "n_broad")] == ["", "", ""]
+    assert columns["n_confidence"][0] == pytest.approx(
+        np.nan if confidence is None else confidence, nan_ok=True
+    )
+    number = "" if confidence is None else f" {confidence:.2f} ({cl_id}"
+    assert group.lines()[0].startswith(f"{group.group}: {name}{number}")
+    assert ("lymphocyte" in "".join(group.lines())) == (broad != "")
+    # Each term has one number.
+    numbers = re.findall(r"(B cell|T cell|lymphocyte) (0\.\d\d)", "\n".join(group.lines()))
+    assert len(numbers) == len({term for term, _ in numbers})
+
+
+def test_a_group_cannot_have_a_status_without_its_term():
+    for status in ("named", "broad"):
+        with pytest.raises(ValueError):
+            Naming("0", (), None, status)
 
 
 def test_the_tissue_counts():

@@ -17,6 +17,7 @@ from bad_inputs.commands import FAST, contents
 from bad_inputs.commands import scvec as run
 from click.testing import CliRunner, Result
 
+from scvec.base.results import NextStep
 from scvec.model.explanation import Explanation, GeneEvidence, Voter
 from scvec.report.evaluation import EvaluationReport
 from scvec.workflows.admin import Check, CompactReport, DoctorReport, InfoReport, RmReport, VerifyReport
@@ -38,7 +39,9 @@ from scvec.workflows.search_cells import CellHit, CellHits, LabelHit
 from scvec.workflows.search_genes import GeneHit, GeneHits
 
 
+@dataclass
 class FakeAnnotation:
+    next_step: NextStep | None = None
     notes = ("12 cells have few counts",)
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,7 +140,7 @@ def sample_reports() -> dict[str, Any]:
             calibration={"log_loss": 0.1, "ece": 0.02, "held_out": "by donor"},
             seconds={"train": 1.0},
         ),
-        "scvec.workflows.query.query": FakeAnnotation(),
+        "scvec.workflows.query.query": FakeAnnotation(NextStep(("explain", "out.h5ad", "--label", "T cell"))),
         "scvec.workflows.explain.explain": explanation(),
         "scvec.workflows.labels.labels": FakeAnnotation(),
         "scvec.workflows.evaluate.evaluate": EvaluationReport(
@@ -221,7 +224,7 @@ def sample_reports() -> dict[str, Any]:
         "scvec.workflows.ingest_markers.ingest_markers": MarkersReport(
             n_markers=2, n_terms=1, n_stored=5, columns={"f.csv": {"gene": "Symbol"}}, unmapped={}
         ),
-        "scvec.workflows.name.name": NamesReport(groups=[], n_terms=3),
+        "scvec.workflows.name.name": NamesReport(groups=[], n_terms=3, column="scvec_name"),
         "scvec.workflows.pack.pack": PackReport(
             name="pancreas",
             output="p.scvec",

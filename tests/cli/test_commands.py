@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -15,6 +16,7 @@ import click
 import pytest
 
 from scvec.base.errors import InputError
+from scvec.cli.console import program
 from scvec.cli.main import cli
 from scvec.model.card import CardOptions
 
@@ -257,6 +259,60 @@ def test_json_is_one_strict_object_and_nothing_else(name, scvec, api):
         raise AssertionError(f"{constant} is no JSON")
 
     assert isinstance(json.loads(result.stdout, parse_constant=refuse), dict)
+
+
+#: Commands after which nothing follows by itself.
+LAST = {
+    *("explain", "labels", "search genes", "search cells", "info", "verify", "doctor", "diff", "export"),
+    *("import", "import-legacy", "rm", "compact"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"mcp", "serve"}))
+def test_the_next_step_is_a_command_that_works(name, scvec, api, tmp_path):
+    words, _, _ = COMMANDS[name]
+    store = str(tmp_path / "my store")
+    result = scvec("--store", store, *name.split(), *words)
+    told = [line for line in result.stderr.splitlines() if line.startswith("next")]
+    assert len(told) == (name not in LAST) and "next: " not in result.stdout
+    for quiet in ("-q", "--json"):
+        assert "next" not in scvec("--store", store, *name.split(), *words, quiet).stderr
+    for line in told:
+        assert result.stderr.splitlines()[-1] == line
+        command = shlex.split(line.partition(": ")[2])
+        assert command[0] == "scvec" and "--dry-run" not in command
+        api.calls.clear()
+        again = scvec(*command[1:])
+        assert again.exit_code == 0, again.stderr
+        # A pack is used elsewhere; else the store is that of the command.
+        assert (str(api.calls[0][1][0]) == store) == (name != "pack")
+
+
+def test_the_next_step_is_told_once_after_several_files(scvec, api, tmp_path):
+    files = [tmp_path / name for name in ("one.h5ad", "two.h5ad")]
+    for file in files:
+        file.touch()
+    done = scvec("query", *map(str, files), "-o", "{}.h5ad")
+    assert done.exit_code == 0 and done.stderr.count("next: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "found", "shown"),
+    [
+        ("/usr/bin/scvec", "/usr/bin/scvec", "scvec"),
+        (".venv/bin/scvec", None, ".venv/bin/scvec"),
+        ("my env/scvec", "/usr/bin/scvec", "'my env/scvec'"),
+        ("/lib/scvec/__main__.py", None, "python -m scvec"),
+        ("/lib/scvec/__main__.py", "/usr/bin/scvec", "scvec"),
+        ("/lib/pytest/__main__.py", None, "scvec"),
+        ("/bin/pytest", None, "scvec"),
+    ],
+)
+def test_the_next_step_names_the_program_that_the_shell_finds(typed, found, shown, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [typed])
+    monkeypatch.setattr("shutil.which", lambda _: found)
+    monkeypatch.setattr("os.path.samefile", lambda a, b: str(a) == str(b))
+    assert program() == shown
 
 
 @pytest.mark.parametrize("name", ["", "ingest", "search", *COMMANDS])

@@ -32,6 +32,7 @@ PARAMETERS = {
     "reference": "pancreas",
     "generation": 3,
     "space": "0123456789abcdef",
+    "encoder": "discriminant",
     "where": None,
     "shares": {"head": 0.5, "knn": 0.25},
     "mixed": [1, "two", None, 3.5],
@@ -244,3 +245,28 @@ def test_only_an_annotation_of_a_query_can_be_explained(tmp_path: Path) -> None:
         make().explain(label="alpha")
     with pytest.raises(ValueError, match=r"scvec\.query"):
         scvec.write_report(make(), tmp_path / "report.html")
+
+
+def with_novel(n: int, **changes: Any) -> Annotation:
+    """Return 100 cells, n of them novel."""
+    status = np.array(["novel"] * n + ["confident"] * (100 - n))
+    return make(100).changed(status=status, **changes)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words", "again"),
+    [
+        (with_novel(2), ("-o", "annotated.h5ad", "--report", "report.html"), True),
+        (with_novel(2, output="my cells.h5ad"), ("explain", "my cells.h5ad", "--label", "beta"), False),
+        (with_novel(30, output="a.h5ad"), ("name", "a.h5ad", "--only", "novel", "-o", "named.h5ad"), False),
+        (with_novel(95, output="a.h5ad"), ("name", "a.h5ad", "-o", "named.h5ad"), False),
+        (with_novel(2, output="a.csv"), ("--report", "report.html"), True),
+        (with_novel(2, output="a.csv", report="r.html"), None, False),
+        (with_novel(2, output="a.h5ad", parameters={**PARAMETERS, "encoder": "obsm"}), None, False),
+    ],
+)
+def test_the_next_step_depends_on_the_result(
+    annotation: Annotation, words: tuple[str, ...] | None, again: bool
+) -> None:
+    step = annotation.next_step
+    assert (step.words, step.again) == (words, again) if words else step is None

@@ -19,6 +19,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 import yaml
@@ -32,6 +33,7 @@ from scvec.stores.store import packs
 from scvec.stores.store.files import read_tensors, write_tensors
 from scvec.stores.store.store import Store
 from scvec.workflows.diff import diff_references
+from scvec.workflows.labels import labels
 
 CARD = CardOptions(license="CC-BY-4.0", sources=("doi:10.1/abc",))
 
@@ -141,6 +143,66 @@ def test_a_pulled_reference_that_grew_says_so_on_its_card(made, target, tmp_path
     scvec.drop_cells(other, "theirs", where="donor = 'donor 9'")
     assert [c["what"] for c in scvec.info(other, "theirs").card.changed] == ["appended", "deleted", "deleted"]
     assert len(scvec.info(other, "theirs").card.derived_from) == 2
+
+
+def grown(store, made):
+    more = anndata.read_h5ad(made / "new.h5ad")
+    scvec.append_cells(store, [more], name="islets", label_key="cell_type")
+
+
+#: What may have happened to a reference of the name of a pack, and whether pull may replace it unasked.
+BEFORE_PULL = {
+    "pulled": (lambda store, made: scvec.pull(store, made / "whole.scvec"), True),
+    "pulled, then compacted": (
+        lambda store, made: (scvec.pull(store, made / "whole.scvec"), scvec.compact(store)),
+        True,
+    ),
+    "another file of the pack": (lambda store, made: scvec.pull(store, made / "bare.scvec"), True),
+    "ingested": (
+        lambda store, made: scvec.ingest_cells(
+            store, [made / "ref.h5ad"], name="islets", label_key="cell_type"
+        ),
+        False,
+    ),
+    "appended to": (
+        lambda store, made: (scvec.pull(store, made / "whole.scvec"), grown(store, made)),
+        False,
+    ),
+    "deleted from": (
+        lambda store, made: (
+            scvec.pull(store, made / "whole.scvec"),
+            scvec.drop_cells(store, "islets", where="donor = 'donor1'"),
+        ),
+        False,
+    ),
+    "with other terms": (
+        lambda store, made: (
+            scvec.pull(store, made / "whole.scvec"),
+            labels(store, "islets", set={"alpha": "CL:0000236"}),
+        ),
+        False,
+    ),
+    "of another pack": (lambda store, made: scvec.pull(store, "pancreas-mouse", name="islets"), False),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_PULL)
+def test_pull_replaces_only_what_it_can_bring_back(case, made, target):
+    prepare, may_replace = BEFORE_PULL[case]
+    prepare(target, made)
+    before = content(target)
+    if may_replace:
+        assert scvec.pull(target, made / "whole.scvec").n_cells == 120
+        return
+    with pytest.raises(InputError) as refused:
+        scvec.pull(target, made / "whole.scvec")
+    assert refused.value.code == "reference-exists" and content(target) == before
+    ran = CliRunner().invoke(cli, ["pull", str(made / "whole.scvec"), "--store", str(target), "--json"])
+    assert ran.exit_code == 2 and json.loads(ran.stdout)["code"] == "reference-exists"
+    scvec.pull(target, made / "whole.scvec", name="other")
+    assert set(Store(target).references()) == {"islets", "other"}
+    ran = CliRunner().invoke(cli, ["pull", str(made / "whole.scvec"), "--store", str(target), "--replace"])
+    assert ran.exit_code == 0 and Store(target).reference("islets").n == 120
 
 
 @pytest.mark.parametrize("bad", [["x"], [{}], {"a": 1}, 5, [{"what": "\x1b[2J", "cells": "x"}]])
@@ -672,6 +734,16 @@ def test_a_download_that_broke_off_goes_on(server, target, ranges):
         scvec.pull(target, address)
     scvec.pull(target, address)
     assert server["asked"] == [None, "bytes=10000-"]
+
+
+def test_a_refused_name_needs_no_second_download(server, made, target):
+    address = f"{server['url']}#sha256={server['sha256']}"
+    scvec.ingest_cells(target, [made / "ref.h5ad"], name="islets", label_key="cell_type")
+    with pytest.raises(InputError) as refused:
+        scvec.pull(target, address)
+    assert refused.value.code == "reference-exists"
+    scvec.pull(target, address, name="other")
+    assert server["asked"] == [None]
 
 
 def test_a_file_that_is_too_large_is_not_downloaded(server, target):
