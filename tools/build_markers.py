@@ -161,6 +161,7 @@ def background() -> pa.Table:
 VAGUE = {
     "abdomen",
     "axilla",
+    "bladder organ",  # of urine or gall
     "embryo",
     "endocrine gland",
     "exocrine gland",

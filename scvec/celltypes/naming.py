@@ -227,7 +227,17 @@ MEANT_TISSUES = {
     "thyroid": "thyroid gland", "adrenal": "adrenal gland", "cns": "central nervous system",
     "colorectum": "colon", "colorectal": "colon", "renal": "kidney", "hepatic": "liver",
     "pulmonary": "lung", "cardiac": "heart", "gastric": "stomach", "pancreatic": "pancreas",
-    "bal": "lung", "retinal": "retina",
+    "bal": "lung", "balf": "lung", "retinal": "retina", "rpe": "retina", "bm": "bone marrow",
+    "adipose": "adipose tissue", "wat": "adipose tissue", "bat": "brown adipose tissue", "testes": "testis",
+    "testicular": "testis", "ovarian": "ovary", "uterine": "uterus", "placental": "placenta",
+    "mammary": "breast", "epidermis": "skin of body", "epidermal": "skin of body", "scalp": "skin of body",
+    "hippocampus": "brain", "hippocampal": "brain", "pfc": "cerebral cortex", "dlpfc": "cerebral cortex",
+    "cerebral": "cerebral cortex", "cerebellar": "cerebellum", "hypophysis": "pituitary gland",
+    "pituitary": "pituitary gland", "pns": "peripheral nervous system", "drg": "dorsal root ganglion",
+    "intestinal": "intestine", "splenic": "spleen", "thymic": "thymus", "nasal": "nose", "aortic": "aorta",
+    "urothelial": "urinary bladder", "ln": "lymph node", "crc": "colon", "nsclc": "lung", "hcc": "liver",
+    "pdac": "pancreas", "gbm": "brain", "glioma": "brain", "glioblastoma": "brain",
+    "melanoma": "skin of body",
 }  # fmt: skip
 
 
