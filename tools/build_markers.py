@@ -38,6 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
+from scvec.celltypes.naming import LEAST_DEPTH, MEANT_TISSUES
 from scvec.celltypes.terms import TermMatcher
 
 DATA = Path(__file__).resolve().parents[1] / "scvec" / "data"
@@ -130,7 +131,7 @@ class Plain(pickle.Unpickler):
         raise ValueError(f"an unexpected {module}.{name}")
 
 
-def consensus(wheel: zipfile.ZipFile, terms: dict):
+def consensus(wheel: zipfile.ZipFile, terms: dict, organs: set[str]):
     found = Plain(io.BytesIO(wheel.read("cellconsensus/data/consensus_cache_full.pkl"))).load()
     n_lists = {i: n for i, n in found["n_sources"].items() if i in terms}
     below = {i: [j for j in n_lists if i in terms[j]["ancestors"]] for i in n_lists}
@@ -141,13 +142,22 @@ def consensus(wheel: zipfile.ZipFile, terms: dict):
         if own[i] >= OWN_LISTS and len(terms[i]["ancestors"]) >= LEAST_DEPTH:
             agreed = found["consensus"][i]
             for gene in sorted(agreed, key=lambda g: (-agreed[g], g))[:N_GENES]:
-                for tissue in sorted(places(terms, i)) or [""]:
+                for tissue in sorted(places(terms, organs, i)) or [""]:
                     yield i, tissue, "human", gene, "positive", 1.0
 
 
-def places(terms: dict, cl_id: str) -> set[str]:
-    """Return the organs that the names of a term and of those above it speak of."""
-    raise NotImplementedError
+def places(terms: dict, organs: set[str], cl_id: str) -> set[str]:
+    """Return the organs that a term speaks of: its names, its first sentence, and labels of terms above it."""
+    term = terms[cl_id]
+    texts = [term["label"], *term.get("synonyms", ()), term.get("description", "").split(". ")[0]]
+    above = (terms[a] for a in term["ancestors"] if a in terms)
+    texts += [t["label"] for t in above if len(t["ancestors"]) >= LEAST_DEPTH]
+    found = set()
+    for text in texts:
+        words = re.sub(r"[^a-z0-9]+", " ", text.lower()).split()
+        spans = (words[i : i + n] for n in range(1, 5) for i in range(len(words) - n + 1))
+        found |= {MEANT_TISSUES.get(" ".join(span), " ".join(span)) for span in spans} & organs
+    return found
 
 
 def shipped():
@@ -204,12 +214,15 @@ VAGUE = {
 }
 
 
+def ontology(wheel: zipfile.ZipFile, name: str) -> dict:
+    packed = wheel.read(f"cellxgene_ontology_guide/data/{name}.json.zst")
+    return json.loads(pa.input_stream(io.BytesIO(packed), compression="zstd").read())
+
+
 def tissues(wheel: zipfile.ZipFile) -> pa.Table:
     """Return the names of tissues, and the organs and systems above them."""
-    folder = "cellxgene_ontology_guide/data/"
-    packed = wheel.read(f"{folder}UBERON-ontology-v2026-04-01.json.zst")
-    terms = json.loads(pa.input_stream(io.BytesIO(packed), compression="zstd").read())
-    general = json.loads(wheel.read(f"{folder}tissue_general_list.json"))
+    terms = ontology(wheel, "UBERON-ontology-v2026-04-01")
+    general = json.loads(wheel.read("cellxgene_ontology_guide/data/tissue_general_list.json"))
     organ = {i: terms[i]["label"] for i in general if terms[i]["label"] not in VAGUE}
     found = collections.defaultdict(set)
     for i, term in terms.items():
@@ -236,14 +249,19 @@ def main() -> None:
                     rows.add((cl_id, tissue, *rest, source))
                 else:
                     left[f"{source}: {label}"] += 1
+    [path] = wheels.glob("cellxgene_ontology_guide-*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        parts, terms = tissues(wheel), ontology(wheel, "CL-ontology-v2026-03-26")
+    organs = {o for above in parts["organs"].to_pylist() for o in above.split("|") if " system" not in o}
+    terms = {i: t for i, t in terms.items() if i in match.label_of}
+    [path] = wheels.glob("cellconsensus-*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        rows |= {(*row, "cellconsensus") for row in consensus(wheel, terms, organs)}
     rows |= {(*row, "Baron 2016") for row in shipped()}
     table = pa.table(
         {name: list(column) for name, column in zip(COLUMNS, zip(*sorted(rows), strict=True), strict=True)}
     )
     table = table.set_column(5, "weight", table["weight"].cast(pa.float32()))
-    [path] = wheels.glob("cellxgene_ontology_guide-*.whl")
-    with zipfile.ZipFile(path) as wheel:
-        parts = tissues(wheel)
     manifest_path = DATA / "snapshot" / "snapshot.json"
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     for name, made in (("markers", table), ("background", background()), ("tissues", parts)):
@@ -260,10 +278,11 @@ def main() -> None:
     manifest["sources"] = [
         *others,
         {
-            "name": "pegasuspy, uhaf, Baron et al. 2016",
-            "version": "pegasuspy 1.10.2, uhaf 0.1.8, GSE84133",
-            "licence": "BSD-3-Clause; MIT; facts",
-            "url": "https://pypi.org/project/pegasuspy/ https://pypi.org/project/uhaf/",
+            "name": "pegasuspy, uhaf, cellconsensus, Baron et al. 2016",
+            "version": "pegasuspy 1.10.2, uhaf 0.1.8, cellconsensus 1.2.0, GSE84133",
+            "licence": "BSD-3-Clause; MIT; MIT; facts",
+            "url": "https://pypi.org/project/pegasuspy/ https://pypi.org/project/uhaf/ "
+            "https://pypi.org/project/cellconsensus/",
             "gives": "marker genes of cell types",
         },
         {
