@@ -14,7 +14,9 @@ Lists are made of two kinds of data in ../shared/data:
 - cells: the most specific genes of each type of each data set (by its other types), 25 of them, and two
   lists of 5 to 20 of them in another order, with ribosomal genes, as papers print them. Genes that were
   measured and are not expressed are known for the first.
-- tables of ../shared/data/markers: what one says of a type in a tissue. It is then no marker table.
+- tables of ../shared/data/markers: what one says of a type in a tissue. It is then no marker table, and
+  cellconsensus, which may have read the same table, is none either.
+- short lists: one to four genes of the others.
 
 They are named by the shipped markers alone, and by all tables; with and without the tissue. Markers that
 come from the same cells or the same table are left out. Weights and calibration are learned on the other data
@@ -60,6 +62,8 @@ SHARED = Path(os.environ.get("SCVEC_SHARED_DATA", Path(__file__).resolve().paren
 OUT = Path(scvec.__file__).parent / "data" / "naming.json"
 #: Genes of a list of cells, and lists of each table.
 N_GENES, N_LISTS = 25, 150
+#: Part of the lists of tables that are made short, too.
+FEW_TABLES = 0.3
 #: Data sets of --novel, of Tabula Muris each tissue; cells of each type.
 NOVEL_SETS = (
     ("brain_darmanis_human", ""),
@@ -97,6 +101,7 @@ class Question:
     table: bool = False
     silent: frozenset[str] = frozenset()
     changed: bool = False
+    short: bool = False
 
     @property
     def family(self) -> str:
@@ -139,17 +144,18 @@ class World:
 
     def index(self, question: Question, markers: str) -> MarkerIndex:
         """Return the markers without those of the same cells or table."""
-        without = "Baron 2016" if question.family == "baron" else question.source if question.table else ""
-        if (markers, without) not in self.indices:
+        without = {question.source, "cellconsensus"} if question.table else set()
+        without |= {"Baron 2016"} if question.family == "baron" else set()
+        if (markers, frozenset(without)) not in self.indices:
             kept = [
                 row[:6]
                 for row in self.rows
-                if (markers == "tables" or row[6] == "shipped") and without not in (row[5], row[6])
+                if (markers == "tables" or row[6] == "shipped") and not without & {row[5], row[6]}
             ]
-            self.indices[markers, without] = MarkerIndex(
+            self.indices[markers, frozenset(without)] = MarkerIndex(
                 kept, self.labels, self.lineage, tissues=shipped_tissues()
             )
-        return self.indices[markers, without]
+        return self.indices[markers, frozenset(without)]
 
     def above(self, term: str) -> frozenset[str]:
         return frozenset({term, *self.lineage.get(term, ())})
@@ -213,6 +219,17 @@ def lists_of_tables(world: World) -> list[Question]:
             listed = list(dict.fromkeys(genes[table, cl_id, tissue]))
             rng.shuffle(listed)
             found.append(Question(listed[:N_GENES], tissue, "human", cl_id, table, table=True))
+    return found
+
+
+def short_lists(questions: list[Question]) -> list[Question]:
+    """Return lists of one to four of the first eight genes, one of each type of cells, and few of tables."""
+    found, rng = [], random.Random(0)
+    for q in questions:
+        if not q.changed and (not q.table or rng.random() < FEW_TABLES):
+            first = q.genes[:8]
+            genes = rng.sample(first, min(rng.randint(1, 4), len(first)))
+            found.append(replace(q, genes=genes, silent=frozenset(), short=True))
     return found
 
 
@@ -372,17 +389,17 @@ def _sure(weights, values) -> np.ndarray:
 def table(answers: Answers, found: dict[str, np.ndarray], kinds: bool = True) -> None:
     """Print the figures of each mode, for cells and tables, and of each family."""
     mode = np.array([f"{m} markers, tissue {'given' if p else 'not given'}" for _, (m, p) in answers.where])
-    tables = np.array([q.table for q, _ in answers.where])
+    tables, short = np.array([(q.table, q.short) for q, _ in answers.where]).T
     print("| markers | lists | n | similarity | same lineage | best of five | broad (right) | calib. error |")
     print("|---|---|---|---|---|---|---|---|")
     for name in dict.fromkeys(mode):
-        for kind, these in (("cells", ~tables), ("tables", tables)):
+        for kind, these in (("cells", ~tables & ~short), ("tables", tables & ~short), ("short", short)):
             _row(name, kind, (mode == name) & these, found)
     if kinds:
         for family in sorted(set(answers.families)):
             for markers in ("shipped", "tables"):
                 name = f"{markers} markers, tissue given"
-                _row(name, family, (mode == name) & (answers.families == family), found)
+                _row(name, family, (mode == name) & (answers.families == family) & ~short, found)
 
 
 def _row(name: str, kind: str, use: np.ndarray, found: dict[str, np.ndarray]) -> None:
@@ -783,6 +800,7 @@ def main() -> None:
             encode_texts(world, questions, ontology, args.text)
         with_text(world, questions, args.text, args.seeds)
         return
+    questions += short_lists(questions)
     answers = Answers.of(world, questions, MODES[1::2] if args.parts else MODES)
     if args.fit:
         fit = fitted(answers, np.ones(len(answers.where), dtype=bool))

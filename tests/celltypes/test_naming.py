@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import math
 import re
@@ -277,7 +278,7 @@ def test_lists(tmp_path: Path):
         ("1", ["MS4A1", "CD79A"], "blood", "human", ()),
         ("2", ["Ins1", "Ins2"], "", "mouse", ()),
     ]
-    path.write_text("cluster,markers\n1,A\n")
+    path.write_text("number,words\n1,A\n")
     with pytest.raises(InputError):
         read_marker_lists(path)
 
@@ -301,12 +302,72 @@ def test_signs_after_genes_give_presence_or_absence(tmp_path: Path):
         b"group,tissue,genes\na,blood,MS4A1,CD79A\n",
         b'group,genes,tissue\na,"MS4A1\nCD79A",blood\n',
         b'group,genes,tissue\na,"\x1b[31mMS4A1 CD79A\x07",blood\n',
+        b"group,genes,tissue\ra,MS4A1 CD79A,blood\r",
+        b"group|genes|tissue\na|MS4A1 CD79A|blood\n",
+        b"\n# lists of a paper, by hand\ngroup,genes,tissue\na,MS4A1 CD79A,blood\n",
+        b"group,genes,tissue\na,MS4A1,CD79A,blood\n",
+        b"cluster,p_val,gene,organ\na,0,MS4A1,blood\na,0,CD79A,blood\n",
+        b"group,names,logfoldchanges,tissue\na,MS4A1,2.5,blood\na,CD3D,-1.2,blood\na,CD79A,2,blood\n",
     ],
 )
 def test_lists_as_programs_save_them(data, tmp_path: Path):
     path = tmp_path / "lists.csv"
     path.write_bytes(data)
     assert read_marker_lists(path) == [("a", ["MS4A1", "CD79A"], "blood", "", ())]
+
+
+@pytest.mark.parametrize(
+    "genes",
+    [
+        "CD3D:5.2 HLA-DRA:4.1e-3 CD2:-3",
+        "CD3D: 5.2, HLA-DRA: 4.1; CD2 = 3",
+        "CD3D (5.2)|HLA-DRA (4)|CD2",
+        "CD3D+HLA-DRA+CD2+",
+        "CD3D, HLA-DRA and CD2",
+        "['CD3D', 'HLA-DRA', 'CD2']",
+        "CD3D\uff0cHLA\u2011DRA\u3001CD2",
+        "\u200bCD3D \u2022 HLA-DRA \u00b7 *CD2*",
+    ],
+)
+def test_lists_with_scores_and_other_signs(genes, tmp_path: Path):
+    path = tmp_path / "lists.tsv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([("group", "genes"), ("a", genes)])
+    assert read_marker_lists(path) == [("a", ["CD3D", "HLA-DRA", "CD2"], "", "", ())]
+
+
+def test_one_gene_in_a_row_makes_one_list_for_each_group_and_tissue(tmp_path: Path):
+    path = tmp_path / "lists.csv"
+    path.write_text("group,gene,tissue\n1,A1,lung\n2,B1,lung\n1,A2,lung\n1,A1,skin\n")
+    found = read_marker_lists(path)
+    assert [(f.group, f.genes, f.tissue) for f in found] == [
+        ("1", ["A1", "A2"], "lung"),
+        ("2", ["B1"], "lung"),
+        ("1", ["A1"], "skin"),
+    ]
+    path.write_text("group,genes\nT,CD3D CD3E\nT,CD8A CD8B\n")  # two lists of one name stay two
+    assert [f.genes for f in read_marker_lists(path)] == [["CD3D", "CD3E"], ["CD8A", "CD8B"]]
+
+
+@pytest.mark.parametrize(
+    ("said", "species"),
+    [
+        ("Mus musculus", "mouse"), ("10090", "mouse"), ("NCBITaxon:9606", "human"), ("murine", "mouse"),
+        ("GRCh38", "human"), ("Human", "human"), ("n/a", ""), ("moon calves", "moon calves"),
+    ],
+)  # fmt: skip
+def test_species_of_lists(said, species, tmp_path: Path):
+    path = tmp_path / "lists.csv"
+    path.write_text(f"group,genes,organism\n1,A,{said}\n")
+    assert read_marker_lists(path)[0].species == species
+
+
+def test_a_quote_without_end_hides_no_lists(tmp_path: Path):
+    path = tmp_path / "lists.csv"
+    path.write_text('group,genes\na,"MS4A1 CD79A\nb,CD3D\n')
+    with pytest.raises(InputError) as caught:
+        read_marker_lists(path)
+    assert caught.value.code == "damaged-file"
 
 
 def test_a_tissue_that_nobody_knows_is_noted():
