@@ -266,6 +266,18 @@ def test_names_on_the_wrong_columns_are_warned_of(species: str, resolver: GeneRe
         assert any("do the names belong to these columns" in note for note in notes) == wrong
 
 
+@pytest.mark.parametrize(("one", "other"), [("GRCh38_", "mm10___"), ("GRCh38-", "mm10-")])
+def test_a_species_whose_genome_was_dropped_is_refused(one: str, other: str, resolver: GeneResolver) -> None:
+    names = list(snapshot_symbols()[:400])
+    cells = cells_named([one + n for n in names] + [other + n.capitalize() for n in names[:200]])
+    with CellSource.open(cells) as source:
+        assert match_genes(source, resolver).match.species == "human"
+        with pytest.raises(InputError) as caught:
+            match_genes(source, resolver, species="mouse")
+        assert match_genes(source, resolver, species="other").match.species == "other"
+    assert caught.value.code == "genes-not-recognised"
+
+
 def snapshot_symbols() -> list[str]:
     genes = pd.read_parquet(DATA / "snapshot" / "genes.parquet")
     return list(genes.loc[(genes["species"] == "human") & (genes["gene_type"] == "protein-coding"), "symbol"])

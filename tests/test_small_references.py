@@ -66,6 +66,16 @@ def test_one_type_is_an_error(store: Path, tiny_adata: Cells):
         scvec.ingest_cells(store, [cells], name="one", **OPTIONS)
 
 
+def test_files_of_one_type_each_are_a_reference(store: Path, tiny_adata: Cells):
+    cells = tiny_adata(60, classes=2)
+    files = [cells[labels(cells) == label].copy() for label in ("alpha", "beta")]
+    report = scvec.ingest_cells(store, files, name="sorted", **OPTIONS)
+    assert any("the batches share no labels" in note for note in report.notes)
+    new = tiny_adata(30, classes=2, seed=1)
+    assert accuracy(labels(new), scvec.query(store, new, reference="sorted").label) > 0.9
+    assert scvec.append_cells(store, [files[0][:9]], name="sorted", label_key="cell_type").n_added == 0
+
+
 @pytest.mark.parametrize("batch_key", [None, "donor"])
 def test_fourteen_types_of_two_cells(store: Path, tiny_adata: Cells, batch_key: str | None):
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from scvec.backbones import parse_spec
 from scvec.base.errors import InputError, StoreError
 from scvec.base.parallel import read_ahead
-from scvec.base.species import SPECIES, species_key
+from scvec.base.species import OTHER, SPECIES, genome_species, species_key, species_named
 from scvec.base.types import Bool, CellChunk, Float32, GeneMatch, Progress, Space, Species, no_progress
 from scvec.encoders.obsm import Known
 from scvec.encoders.statistics import GeneStatistics, StatisticsAccumulator, most_variable, variability
@@ -485,13 +485,18 @@ def match_genes(
     Raises
     ------
     InputError
-        If the names look like a species that is not loaded, or few of them are known, unless ``force``; or if
-        all names are row numbers.
+        If the names look like a species that is not loaded, are of another genome than of ``species``, or few
+        of them are known, unless ``force``; or if all names are row numbers.
     """
     if isinstance(source, VectorSource):
         return _match_dimensions(source, species)
-    if species == "auto" and reference is not None and reference not in resolver.species:
-        species = reference
+    if species == "auto":
+        if reference is not None and reference not in resolver.species:
+            species = reference
+    elif not force and (own := _genome_of(source)) not in (None, species_key(species)) and species != OTHER:
+        what = f"the genes are of {own} ({source.genome}), not of {species}"
+        fix = f"give a file with the genes of {species} alone, or --species {own}"
+        raise InputError(what, source.name, fix, code="genes-not-recognised")
     found = find_genes(source, resolver, species)
     best = MatchedSource(source, found.match, found.names_from, found.share)
     if not force and (found.match.looks_like or is_chance(found)):
@@ -506,6 +511,11 @@ def match_genes(
             f"{usual:.2f}, usually 0.3 to 0.9): do the names belong to these columns?"
         )
     return replace(best, notes=(*best.match.notes, *few))
+
+
+def _genome_of(source: CellSource) -> Species | None:
+    """Return the species of the genome that the file names; None if it names none."""
+    return genome_species(source.genome) or species_named(source.genome)
 
 
 def by_gene_sets(matched: MatchedSource, then: str) -> list[MatchedSource]:

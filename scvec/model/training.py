@@ -406,6 +406,13 @@ class Labelled:
             raise InputError("no reference file was given", fix="give at least one h5ad file")
         each = [_renamed(*labels(source, label_key), label_map or {}) for source in sources]
         classes = sorted({c for _, names in each for c in names})
+        if len(classes) == 1:  # of all files: each may hold one type
+            raise InputError(
+                f"all cells have the same label, '{classes[0]}'",
+                f"{', '.join(s.name for s in sources[:3])} (obs['{label_key}'])",
+                "give a reference with two or more cell types, or another --label-key",
+                code="one-label",
+            )
         number = {c: i for i, c in enumerate(classes)}
         codes = [
             np.array([number[names[k]] if k >= 0 else -1 for k in part], dtype=np.int64)

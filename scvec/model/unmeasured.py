@@ -164,6 +164,8 @@ def _of_columns(source: CellSource) -> tuple[Int64, list[str], list[Bools], Floa
     if not joined:
         return None
     codes, names = reduce(_crossed, joined)
+    if len(names) < 2:
+        return None  # the batches of two columns have too few cells together
     sizes = np.bincount(codes[codes >= 0], minlength=len(names))
     found = _detected(_numbered(source, codes), len(names), source.n_vars)
     lacking = np.flatnonzero(_is_joined(found, sizes))
@@ -240,7 +242,10 @@ def _of_groups(source: CellSource) -> tuple[list[Bools], Float64]:
     own = there[:, common].toarray()
     depth = own.mean(axis=1, keepdims=True)
     own -= np.minimum(depth / max(float(depth.mean()), 1e-9) * share[common], 1.0)  # depth groups cells too
-    left, values, _ = svds(own, N_GROUPS, v0=np.ones(min(own.shape)))
+    if np.abs(own).max() < 1e-3:
+        return [], share  # all cells have all of these genes, as after imputation
+    # The rows sum to about zero, so ones would be orthogonal to all that is looked for.
+    left, values, _ = svds(own, N_GROUPS, v0=np.random.default_rng(0).normal(size=min(own.shape)))
     rng, masks = np.random.default_rng(0), list[Bools]()
     for start in range(N_STARTS):
         n_groups = N_GROUPS * (1 + start % 2)  # few cells may have measured what most did not
@@ -339,20 +344,24 @@ def _assigned(
 
 
 def _columns(source: CellSource) -> Iterable[tuple[str, Int64, list[str]]]:
-    """Yield columns, (n_obs,) numbers of their batches that are large enough (else -1), and their names."""
+    """Yield columns, (n_obs,) numbers of their batches that are large enough (else -1), and their names.
+
+    Cells without a value are a batch: a join of studies leaves the columns of each empty in the others.
+    """
     import pandas as pd
 
     table = source.batches
     for column in table.columns:
         values = pd.Categorical(table[column])
-        codes, names = values.codes, values.categories
-        sizes = np.bincount(codes[codes >= 0], minlength=len(names))
+        names = [*map(str, values.categories), "(none)"]
+        codes = np.where(values.codes < 0, len(names) - 1, values.codes)
+        sizes = np.bincount(codes, minlength=len(names))
         kept = [k for k in np.argsort(-sizes, kind="stable")[:MAX_BATCHES] if sizes[k] >= MIN_CELLS]
         if len(kept) < 2:
             continue
         number = np.full(len(names), -1, dtype=np.int64)
         number[kept] = np.arange(len(kept))
-        yield str(column), np.where(codes < 0, -1, number[codes]), [str(names[k]) for k in kept]
+        yield str(column), number[codes], [names[k] for k in kept]
 
 
 def _numbered(source: CellSource, codes: Int64) -> Iterable[tuple[Any, Int64]]:

@@ -150,14 +150,26 @@ def test_genes_with_names_like_other_features_stay(name: str) -> None:
         assert source.var_names[0] == name
 
 
-def test_the_genome_with_most_counts_is_kept() -> None:
+@pytest.mark.parametrize(
+    ("one", "other", "genome"),
+    [
+        ("GRCh38_", "mm10___", "mm10"),
+        ("GRCh38-", "mm10-", "mm10"),  # Seurat allows no underscores
+        ("hg19.", "mm10.", "mm10"),
+        ("GRCh38_", "mRatBN7.2_", "mRatBN7.2"),
+        ("GRCz11______", "GRCm39_", "GRCm39"),
+        ("GRCh38-2020-A_", "mm10-2020-A_", "mm10"),
+        ("HUMAN:", "MOUSE:", "MOUSE"),
+    ],
+)
+def test_the_genome_with_most_counts_is_kept(one: str, other: str, genome: str) -> None:
     x = dense_counts(30, 10)
     x[:, 6:] *= 50
     adata = adata_of(x)
-    adata.var_names = [f"GRCh38_H{i}" for i in range(6)] + [f"mm10___M{i}" for i in range(4)]
+    adata.var_names = [f"{one}H{i}" for i in range(6)] + [f"{other}M{i}" for i in range(4)]
     with CellSource.open(adata) as source:
-        assert source.var_names == ["M0", "M1", "M2", "M3"]
-        assert any("kept the genes of mm10" in note for note in source.notes)
+        assert source.var_names == ["M0", "M1", "M2", "M3"] and source.genome == genome
+        assert any(f"kept the genes of {genome}" in note for note in source.notes)
 
 
 def whole(kind: str) -> anndata.AnnData:

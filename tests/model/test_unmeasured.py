@@ -123,6 +123,44 @@ def test_the_first_cells_of_a_sample_lack_genes_that_later_ones_have(cells) -> N
     assert len(genes) > 500 and len(genes - set(adata.var_names[::2])) <= 0.03 * len(genes)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"donor": "d1"}, {"sample": "s1"}),  # studies with columns of their own
+        ({"donor": "d1"}, {}),
+        ({"donor": "d1", "batch": "b1"}, {"donor": "d2", "batch": "b1"}),
+    ],
+    ids=str,
+)
+def test_cells_without_a_value_in_a_batch_column_are_a_batch(first, second, cells) -> None:
+    parts, _, gone = joined(cells)
+    for part, values in zip(parts, (first, second), strict=True):
+        part.obs = part.obs[[]].assign(**values)
+    whole, lacking = sorted(found_in(anndata.concat(parts, join="outer")), key=lambda part: len(part[2]))
+    assert whole[1] == set(parts[0].obs_names) and lacking[1] == set(parts[1].obs_names)
+    assert len(lacking[2] - gone) < 0.03 * len(lacking[2])
+
+
+def test_batches_of_two_columns_that_are_too_small_together(cells) -> None:
+    adata = cells[:220].copy()
+    counts = adata.X.toarray()
+    one, two = (np.isin(np.arange(220) // 55, k) for k in ([0, 1], [0, 2]))
+    counts[np.ix_(one, np.arange(adata.n_vars) % 2 == 0)] = 0
+    counts[np.ix_(two, np.arange(adata.n_vars) % 3 == 0)] = 0
+    adata.X = sp.csr_matrix(counts)
+    adata.obs = adata.obs[[]].assign(batch=one.astype(str), sample=two.astype(str))
+    # Three of the four batches that both columns make are thinned below the size that tells anything.
+    some = np.concatenate([np.arange(55), 55 + np.arange(15), 110 + np.arange(15), 165 + np.arange(15)])
+    gene_sets(CellSource.open(adata[np.sort(some)].copy(), columns=False))
+
+
+def test_imputed_cells_lack_nothing(cells) -> None:
+    adata = cells[:250].copy()
+    adata.X = adata.X.toarray() + 0.01
+    adata.obs = adata.obs[[]]
+    assert found_in(adata) == []
+
+
 @pytest.mark.parametrize("column", ["cell_type", None])
 def test_types_of_cells_are_no_samples(column, cells) -> None:
     adata = cells.copy()

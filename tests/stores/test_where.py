@@ -49,6 +49,7 @@ def cells() -> pd.DataFrame:
         ("lower(upper(\"cell type\")) LIKE '%eta' AND age > -1 * 2", [1]),
         ("CASE WHEN male THEN coalesce(age, 0) ELSE NULL END::INT < 31", [0, 2]),
         ("regexp_matches(donor, '^h[0-9]$') AND donor NOT ILIKE '%2'", [0, 2]),
+        ("age::DECIMAL(10, 2) > 30 OR donor::VARCHAR(9) = 'h2'", [1, 4]),
         ("/* ; */ true", [0, 1, 2, 3, 4]),
     ],
 )
@@ -119,6 +120,9 @@ BAD = {
     "a long text": "length(repeat('x', 2000000000)) > 0",
     "a padded text": "length(rpad('x', 2000000000, 'y')) > 0",
     "a text that grows": "length(replace(replace('aaaa', 'a', 'aaaa'), 'a', 'aaaa')) > 0",
+    "an array of fixed length": "TRY_CAST(donor AS INT[100000]) IS NULL",
+    "a list of arrays": "TRY_CAST(donor AS INT[1000][]) IS NULL",
+    "a map": "TRY_CAST(donor AS MAP(INT, STRUCT(a INT[9]))) IS NULL",
     "a lambda": "len(list_transform([1], x -> x)) > 0",
     "a window": "sum(age) OVER () > 0",
     "too long": "age > 0 AND " * 1000 + "true",
@@ -202,7 +206,11 @@ def test_little_memory_is_taken(cells: pd.DataFrame) -> None:
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for condition in ("len(range(50000000)) > 0", "length(repeat('x', 400000000)) > 0"):
+    for condition in (
+        "len(range(50000000)) > 0",
+        "length(repeat('x', 400000000)) > 0",
+        "TRY_CAST(donor AS INT[100000]) IS NULL",
+    ):
         with pytest.raises(InputError):
             rows_where(cells, condition)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes

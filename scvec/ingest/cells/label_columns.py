@@ -163,7 +163,7 @@ def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], li
     Raises
     ------
     InputError
-        If the column does not exist, has fewer than two labels, or nearly as many labels as cells.
+        If the column does not exist, has no labels, or nearly as many labels as cells.
     """
     where = f"{source.name} (obs['{label_key}'])"
     stripped = read_names(source, label_key)
@@ -177,14 +177,6 @@ def labels(source: _Labelled, label_key: str) -> tuple[npt.NDArray[np.int64], li
             code="no-labels",
         )
     classes = sorted({str(text) for text in stripped[~missing]})
-    if len(classes) == 1:
-        what = f"all cells have the same label, '{classes[0]}'"
-        raise InputError(
-            what,
-            where,
-            "give a reference with two or more cell types, or another --label-key",
-            code="one-label",
-        )
     if len(classes) > max(50, n // 2):
         what = f"the column has {len(classes):,} different values for {n:,} cells: these are not cell types"
         raise InputError(what, where, f"give another --label-key; {_columns(source)}", code="too-many-labels")

@@ -23,6 +23,7 @@ from scvec.base.errors import InputError, ScvecError
 from scvec.base.parallel import read_ahead
 from scvec.base.resources import parse_memory
 from scvec.base.results import count_text
+from scvec.base.species import known_species
 from scvec.ingest.cells.contents import Contents, named
 from scvec.ingest.cells.expression import (
     Codes,
@@ -91,7 +92,17 @@ _ANTIBODY = re.compile(
     re.IGNORECASE,
 )
 _MOST_ANTIBODIES = 400
-_GENOME = re.compile(r"^(GRCh\d+|hg\d+|human|GRCm\d+|mm\d+|mouse)_{1,6}(?=\S)", re.IGNORECASE)
+_GENOMES = "|".join(
+    [
+        *(rf"{key}|{'|'.join(one.genomes) or '(?!)'}" for key, one in known_species().items()),
+        r"GRC[hm]\d+|hg\d+|mm\d+",
+    ]
+)
+#: Genome prefixes: of all names, and of names of several genomes, as R packages write them too.
+_GENOME, _JOINED = (
+    re.compile(rf"({_GENOMES})(?:-20\d\d-[A-Z])?[{marks}]{{1,6}}(?=\S)", re.IGNORECASE)
+    for marks in ("_", "_.:|-")
+)
 _NAME_COLUMNS = re.compile(
     r"^(gene|feature|hgnc|mgi|ensembl|ensg|entrez|symbol)[ _.-]?"
     r"(s|ids?|names?|symbols?|gene[ _.-]?ids?|short_name)?$"
@@ -151,12 +162,16 @@ def genes_of_one_genome(
     -------
     Mask (n_features,), names without a genome prefix, and a note (empty if there is one genome).
     """
-    prefixes = [match[1] if (match := _GENOME.match(name)) else "" for name in names]
+    parts = [_JOINED.match(name) for name in names]
+    often = Counter(match[1] for match in parts if match)
+    if sum(n >= 0.01 * len(names) for n in often.values()) < 2:
+        parts = [_GENOME.match(name) for name in names]
+    prefixes = [match[1] if match else "" for match in parts]
     genome = np.array(prefixes, dtype=object)
     if not any(prefixes) and "genome" in var.columns:
         genome = var["genome"].astype(str).to_numpy(dtype=object)
     counts = {str(g): float(totals[genome == g].sum()) for g in dict.fromkeys(genome) if g and g != "nan"}
-    bare = [name[_GENOME.match(name).end() :] if p else name for name, p in zip(names, prefixes, strict=True)]  # type: ignore[union-attr]
+    bare = [name[match.end() :] if match else name for name, match in zip(names, parts, strict=True)]
     if not counts:
         return np.ones(len(names), dtype=bool), bare, ""
     most = max(counts, key=lambda g: counts[g])
@@ -857,6 +872,15 @@ class CellSource:
     def obs(self) -> pd.DataFrame:
         """The table of the cells, with a unique index; a new table on each access."""
         return named(self._table, self.names)
+
+    @property
+    def genome(self) -> str:
+        """Genome of the kept genes, of their prefix or of ``var['genome']``; empty if neither tells it."""
+        for given, name in zip(self.var.index, self.var_names, strict=True):
+            if given != name and (prefix := _JOINED.match(given)) is not None:
+                return prefix[1]
+        genomes = set(self.var["genome"].dropna().astype(str)) if "genome" in self.var.columns else set()
+        return genomes.pop() if len(genomes) == 1 else ""
 
     @property
     def n_vars(self) -> int:

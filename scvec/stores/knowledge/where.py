@@ -29,6 +29,7 @@ _FUNCTIONS = frozenset(
     " not_ilike_escape not_like_escape nullif pow prefix regexp_full_match regexp_matches right round rtrim"
     " sign sqrt starts_with strlen strpos substr substring suffix trim trunc upper".split()
 )
+_NESTED = frozenset("ARRAY LIST MAP STRUCT UNION".split())
 #: Largest number of characters of a condition, and memory for running it.
 LONGEST, MEMORY = 10_000, "512MB"
 #: Name of the column with the row number. It is the first column, so if a user's column has the same name,
@@ -124,6 +125,10 @@ def _not_allowed(con: Any, condition: str) -> str | None:
                     return f"{name} cannot be used here"
             elif kind is not None and kind not in _ALLOWED:
                 return f"a {str(kind).lower()} cannot be used here"
+            # An array of a fixed length takes its whole length for each row. DuckDB before 2.0 has an id.
+            parts = part.get("children") if kind == "TYPE" else None
+            if part.get("id") in _NESTED or any(one.get("class") == "TYPE" for one in parts or ()):
+                return "a type with parts cannot be used here"
             todo += part.values()
         elif isinstance(part, list):
             todo += part

@@ -174,9 +174,16 @@ def _check_claim(group: Any, path: str, memory: int) -> None:
 
 def tidy_table(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Return a table with an index of str, unique column names and decoded bytes; and notes."""
+    if isinstance(frame.index, pd.MultiIndex):
+        levels = frame.index.to_frame(name=[str(n or f"level_{i}") for i, n in enumerate(frame.index.names)])
+        frame = pd.concat([levels, frame], axis=1)
+        frame.index = pd.Index(["_".join(map(_text, names)) for names in frame.index], dtype=object)
     frame, notes = _tidy_columns(frame, name)
     frame.index = pd.Index([_text(v) for v in np.asarray(frame.index)], dtype=object)
     return frame, notes
+
+
+_NO_VALUES = (bytes, list, tuple, dict, set, np.ndarray)
 
 
 def _tidy_columns(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -193,8 +200,9 @@ def _tidy_columns(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, tuple[s
             categories = values.cat.categories
             if any(isinstance(c, bytes) for c in categories):
                 frame[column] = values.astype(object).map(_text, na_action="ignore").astype("category")
-        elif values.dtype == object and any(isinstance(v, bytes) for v in values):
-            frame[column] = [_text(v) if isinstance(v, bytes) else v for v in values]
+        elif values.dtype == object and any(isinstance(v, _NO_VALUES) for v in values):
+            # Values that cannot be compared or hashed become text.
+            frame[column] = [_text(v) if isinstance(v, _NO_VALUES) else v for v in values]
         elif values.dtype.kind == "S":
             frame[column] = [_text(v) for v in values]
     return frame, tuple(notes)
