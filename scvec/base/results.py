@@ -1,9 +1,10 @@
-"""Base class of all reports, and functions that format numbers for people."""
+"""Base class of all reports, progress bars, and functions that format numbers for people."""
 
 from __future__ import annotations
 
 import math
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from html import escape
 from typing import Any
 
 __all__ = [
+    "ProgressBar",
     "Record",
     "Report",
     "Stages",
@@ -202,3 +204,58 @@ def human_odds(log_odds: float) -> str:
     else:
         size = f"about {odds:,.0f}" if odds >= 10 else f"about {odds:.1f}"
     return f"{size} to 1 {'for' if log_odds >= 0 else 'against'} it"
+
+
+#: Seconds between two changes of what is shown.
+INTERVAL = 0.1
+
+
+class ProgressBar:
+    """Shows how far a call is: ``scvec.query("store", adata, progress=scvec.ProgressBar())``.
+
+    One object shows one call. In a notebook each stage is a bar that moves in its place, without any widgets;
+    elsewhere each stage is a line on stderr.
+    """
+
+    def __init__(self) -> None:
+        self._stages: dict[str, tuple[int, int | None, str]] = {}
+        self._handle: Any = None
+        self._shown = 0.0
+
+    def __call__(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
+        """Take the progress of a stage (:class:`scvec.base.types.Progress`)."""
+        new = stage not in self._stages
+        self._stages[stage] = (done, total, detail)
+        if not _in_notebook():
+            if new:
+                sys.stderr.write("".join(c if c.isprintable() else " " for c in stage) + " ...\n")
+            return
+        now = time.monotonic()
+        finished = total is not None and done >= total
+        if new or finished or now - self._shown >= INTERVAL:
+            self._shown = now
+            self._show()
+
+    def _repr_html_(self) -> str:
+        rows = []
+        last = next(reversed(self._stages), "")
+        for stage, (done, total, detail) in self._stages.items():
+            # A stage whose size was never known ends when the next one begins.
+            ended = stage != last or (total is not None and done >= total)
+            value = 'value="1"' if ended else f'value="{done}" max="{total}"' if total else ""
+            rows.append(f"<tr><td>{escape(stage)}</td><td><progress {value}></progress></td>"
+                        f"<td>{escape(detail)}</td></tr>")  # fmt: skip
+        return f"<table>{''.join(rows)}</table>"
+
+    def _show(self) -> None:
+        from IPython.display import HTML, display
+
+        if self._handle is None:
+            self._handle = display(HTML(self._repr_html_()), display_id=True)
+        else:
+            self._handle.update(HTML(self._repr_html_()))
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"

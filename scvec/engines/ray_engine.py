@@ -359,7 +359,7 @@ class Encoder(_Worker):
 
     def _load(self, job: EncodeJob) -> None:
         from scvec.encoders import load_encoder
-        from scvec.model.encoder_models import stored_models
+        from scvec.model.storage import stored_models
 
         models = stored_models(job.meta, device=job.device, llm=job.llm)
         state = job.meta["model"]["encoder"]

@@ -480,7 +480,7 @@ def judge(
     parameters
         Parameters of the annotation. The shift of the query (of its largest part) is added.
     """
-    from scvec.celltypes.ontology import ClassOntology
+    from scvec.celltypes.terms import ClassOntology
     from scvec.model.status import STATUSES, status_codes
 
     classes, source = tuple(str(c) for c in stored.meta["classes"]), parts[0].matched.source

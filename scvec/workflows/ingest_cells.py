@@ -21,7 +21,7 @@ from scvec.base.options import options_of, takes_options
 from scvec.base.resources import expanded
 from scvec.base.results import Report, Stages, counts_line, html_table, plain, table, times_line
 from scvec.base.types import Progress, no_progress
-from scvec.celltypes.label_terms import class_ontology, match_labels, term_notes
+from scvec.celltypes.terms import class_ontology, match_labels, term_notes
 from scvec.encoders import Material
 from scvec.encoders.obsm import ObsmEncoder, VectorStatistics
 from scvec.engines import check_engine, encode_cells
@@ -30,7 +30,6 @@ from scvec.ingest.cells.label_columns import as_label_map
 from scvec.ingest.cells.source import CellSource
 from scvec.model.cell_index import put_cells
 from scvec.model.copies import source_digest
-from scvec.model.encoder_models import prepared
 from scvec.model.gene_members import fit_beside
 from scvec.model.gene_vectors import EncodedGenes, encode_genes, stored_genes
 from scvec.model.known_markers import marker_notes
@@ -46,7 +45,7 @@ from scvec.model.matching import (
 )
 from scvec.model.reference import train
 from scvec.model.resolvers import ensure_knowledge, no_knowledge, resolver_of
-from scvec.model.storage import FACTOR, N_PROBES, model_state, probe_tensors
+from scvec.model.storage import FACTOR, N_PROBES, model_state, prepared, probe_tensors
 from scvec.model.training import Labelled, class_tensors, incoherent_labels, read_sample, training_workers
 from scvec.model.unmeasured import left_out
 from scvec.stores.store.store import Store

@@ -17,9 +17,9 @@ from scvec.base.species import SPECIES
 from scvec.base.types import Progress, Species, no_progress
 from scvec.ingest.sources.answers import Question
 from scvec.ingest.sources.openai import is_reasoning, prompt_tokens
+from scvec.ingest.sources.prices import count_tokens
 from scvec.ingest.sources.retry import ServiceError
 from scvec.ingest.sources.run import Harvest, Source, Tally, harvest, run_async
-from scvec.ingest.sources.tokens import count_tokens
 from scvec.model.resolvers import resolver_of
 from scvec.stores.knowledge.knowledge import KnowledgeBase
 from scvec.stores.store.transaction import Transaction

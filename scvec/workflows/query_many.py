@@ -16,8 +16,7 @@ from scvec.base.arrays import blocks
 from scvec.base.errors import InputError
 from scvec.base.results import html_lines
 from scvec.base.types import Float32, Float64, Progress, no_progress
-from scvec.celltypes.ontology import ClassOntology
-from scvec.celltypes.terms import folded
+from scvec.celltypes.terms import ClassOntology, folded
 from scvec.ingest.cells.cell_vectors import open_cells
 from scvec.ingest.cells.write import write_annotated, write_tables
 from scvec.model.matching import by_gene_sets, match_genes, obsm_key, query_genes
