@@ -23,7 +23,6 @@ from scvec.base.errors import InputError, ScvecError
 from scvec.base.parallel import read_ahead
 from scvec.base.resources import parse_memory
 from scvec.base.results import count_text
-from scvec.ingest.cells.contents import Contents, named
 from scvec.ingest.cells.expression import (
     Codes,
     ExpressionState,
@@ -34,7 +33,7 @@ from scvec.ingest.cells.expression import (
 )
 from scvec.ingest.cells.label_columns import labels
 from scvec.ingest.cells.matrix import MatrixReader, is_only_here, open_matrix
-from scvec.ingest.cells.readers import contents_of
+from scvec.ingest.cells.readers import Contents, contents_of, named
 from scvec.ingest.cells.readers.anndata import contents_of_adata
 from scvec.ingest.cells.values import check_values, detect_state, mixed_message, odd_rows, scale_codes
 

@@ -17,9 +17,8 @@ import pandas as pd
 
 from scvec.base.errors import InputError, ResourceError, reading
 from scvec.base.results import human_bytes
-from scvec.ingest.cells.contents import Contents, Place
 from scvec.ingest.cells.matrix import StoredRows
-from scvec.ingest.cells.readers import reader
+from scvec.ingest.cells.readers import Contents, Place, reader
 from scvec.ingest.cells.readers.checks import Given, decoded, hard_items
 from scvec.ingest.cells.transpose import Origin, Piece, Transposed, collected, index_dtype
 
