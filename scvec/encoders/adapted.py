@@ -262,16 +262,6 @@ class AdaptedEncoder:
 
         Each cell's standard deviation in ``LayerNorm`` is treated as a constant. The cell vector is then a
         sum over genes, and the contributions of a cell add up to its dot product.
-
-        Parameters
-        ----------
-        directions
-            (n, embed_dim) float64, one direction per cell.
-
-        Returns
-        -------
-        ndarray
-            (n, n_genes) float64.
         """
         d = directions - directions.mean(axis=1, keepdims=True)
         Z = self.profile.dense(chunk).astype(np.float64)
