@@ -1,4 +1,4 @@
-"""Base class of all reports, progress bars, and functions that format numbers for people."""
+"""Base class of all reports, progress bars, colours, and functions that format numbers for people."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from html import escape
 from typing import Any
 
 __all__ = [
+    "GREY",
+    "PALETTE",
+    "STATUS_COLORS",
     "ProgressBar",
     "Record",
     "Report",
@@ -24,6 +27,7 @@ __all__ = [
     "html_table",
     "human_bytes",
     "human_odds",
+    "label_colors",
     "one_line_a_kind",
     "plain",
     "table",
@@ -259,3 +263,29 @@ class ProgressBar:
 def _in_notebook() -> bool:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
+
+
+#: The colours of Okabe and Ito (2008, https://jfly.uni-koeln.de/color). Each further colour has the largest
+#: distance, in Oklab, to all before it for normal vision, deuteranopia and protanopia (Machado et al. 2009,
+#: doi:10.1109/TVCG.2009.113). The first twelve are easy to distinguish; more need the legend.
+PALETTE = tuple(
+    "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00 #700033 #3D00A3 #00EBAD #7014FF #854700 #8F7AFF #AD1470 "
+    "#D6D600 #8FB885 #B8CCFF #D600C2 #5C0A70 #145C5C #0000D6 #474799 #00CCC2 #F54766 #EBC27A #5C66E0 #AD523D "
+    "#A35C85 #70290A #99003D #7A528F #F57047 #858FD6 #FF85FF #8F0085 #52335C #66E0D6 #003DB8 #1F85D6 #E0A3AD "
+    "#EB9966".split()
+)
+#: Colour of cells without a label.
+GREY = "#BBBBBB"
+STATUS_COLORS = {"confident": "#0072B2", "ambiguous": "#E69F00", "novel": "#D55E00", "low_quality": GREY}
+
+
+def label_colors(classes: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Return a colour for each label. A label of a reference has the same colour in every query.
+
+    Parameters
+    ----------
+    classes
+        All labels of the reference. Colours repeat after 40 labels.
+    """
+    number = {name: i for i, name in enumerate(classes)}
+    return [PALETTE[number[name] % len(PALETTE)] if name in number else GREY for name in labels]

@@ -13,13 +13,12 @@ import numpy.typing as npt
 
 from scvec.base.arrays import Packed, Texts, blocks, code_type, coded, counts, holds_texts, release, texts_of
 from scvec.base.options import options_of
-from scvec.base.results import html_bar, html_table
+from scvec.base.results import STATUS_COLORS, html_bar, html_table, label_colors
 from scvec.base.types import Float32, Int64, Neighbors
 from scvec.celltypes.naming import Naming, name_columns
 from scvec.ingest.cells.write import earlier_names
-from scvec.model.calibration import set_names
+from scvec.model.calibration import STATUSES, set_names
 from scvec.model.query_options import QueryOptions, check_columns
-from scvec.model.status import STATUS_COLORS, STATUSES, label_colors
 
 if TYPE_CHECKING:
     import anndata
@@ -481,7 +480,7 @@ def judge(
         Parameters of the annotation. The shift of the query (of its largest part) is added.
     """
     from scvec.celltypes.terms import ClassOntology
-    from scvec.model.status import STATUSES, status_codes
+    from scvec.model.calibration import STATUSES, status_codes
 
     classes, source = tuple(str(c) for c in stored.meta["classes"]), parts[0].matched.source
     best, confidence = _best(found.proba)

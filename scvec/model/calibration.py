@@ -1,4 +1,4 @@
-"""Calibration of a reference on held-out cells, and metrics of accuracy, calibration and novelty."""
+"""Calibration on held-out cells, the status of cells, and metrics of accuracy, calibration and novelty."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from scvec.model.novelty import Novelty, signals
 from scvec.model.training import HeldOut
 
 __all__ = [
+    "COVERAGE",
+    "STATUSES",
     "UNIFORM_MIXING",
     "Calibration",
     "Ensemble",
@@ -25,6 +27,7 @@ __all__ = [
     "calibration_record",
     "expected_calibration_error",
     "fpr_at_tpr",
+    "low_quality_floor",
     "macro_f1",
     "novelty_auroc",
     "on_lineage",
@@ -33,6 +36,8 @@ __all__ = [
     "risk_coverage",
     "set_coverage",
     "set_names",
+    "status_codes",
+    "statuses",
 ]
 
 Strings = npt.NDArray[np.str_]
@@ -567,3 +572,53 @@ def _per_label(
         }
         for k in range(n_classes)
     ]
+
+
+STATUSES = ("confident", "ambiguous", "novel", "low_quality")
+#: Cells with a lower confidence are ambiguous: other labels together are as probable as the predicted one.
+MIN_CONFIDENCE = 0.5
+#: Coverage of the label sets. A set with several labels makes a cell ambiguous.
+COVERAGE = 0.9
+
+
+def status_codes(
+    *,
+    confidence: npt.NDArray[np.float32],
+    novelty: npt.NDArray[np.float32],
+    n_labels: npt.NDArray[np.integer[Any]],
+    low_quality: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.int8]:
+    """Return (n,) indices into :data:`STATUSES`, the worst status that applies to each cell.
+
+    Parameters
+    ----------
+    confidence, novelty
+        (n,) values from 0 to 1.
+    n_labels
+        (n,) number of labels in the label set of each cell at :data:`COVERAGE`.
+    low_quality
+        (n,) bool, cells with too few detected genes.
+    """
+    status = np.full(len(confidence), STATUSES.index("ambiguous"), dtype=np.int8)
+    status[(n_labels <= 1) & (confidence >= MIN_CONFIDENCE)] = STATUSES.index("confident")
+    status[novelty > 0.5] = STATUSES.index("novel")
+    status[low_quality] = STATUSES.index("low_quality")
+    return status
+
+
+def statuses(**measures: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
+    """Return (n,) status names as an object array; parameters as in :func:`status_codes`."""
+    return np.array(STATUSES, dtype=object)[status_codes(**measures)]
+
+
+def low_quality_floor(n_detected: npt.NDArray[np.int64]) -> float:
+    """Return the threshold for low quality: half of the 1st percentile of detected genes per reference cell.
+
+    A percentile instead of the minimum, so that one odd cell does not set the threshold.
+
+    Parameters
+    ----------
+    n_detected
+        (n,) int64 number of detected genes in each labelled reference cell.
+    """
+    return float(max(1.0, 0.5 * np.quantile(n_detected, 0.01)))

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from scvec.backbones import parse_spec
 from scvec.base.errors import InputError, StoreError
-from scvec.base.parallel import read_ahead
+from scvec.base.resources import read_ahead
 from scvec.base.species import SPECIES, species_key
 from scvec.base.types import Bool, CellChunk, Float32, GeneMatch, Progress, Space, Species, no_progress
 from scvec.encoders.obsm import Known
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from scvec.base.types import Float32, Species
     from scvec.ingest.cells.source import CellSource
-    from scvec.model.gene_members import GeneSide
+    from scvec.model.gene_fit import GeneSide
     from scvec.model.resolvers import GeneMap, GeneResolver
     from scvec.stores.knowledge.knowledge import KnowledgeBase
     from scvec.stores.store.reference_reader import StoredReference

@@ -14,14 +14,13 @@ import numpy.typing as npt
 
 from scvec.base import arrays
 from scvec.base.errors import InputError
-from scvec.base.parallel import JointProgress, side_by_side
+from scvec.base.resources import JointProgress, side_by_side
 from scvec.base.types import CellChunk, CellEncoder, Float32, Int64, Neighbors, Progress, no_progress
 from scvec.encoders import EncoderKind, Material, make_encoder
-from scvec.model.calibration import Calibration
+from scvec.model.calibration import COVERAGE, Calibration, low_quality_floor
 from scvec.model.classifiers import MEMBERS, Members
 from scvec.model.novelty import signals
 from scvec.model.query_options import METHODS
-from scvec.model.status import COVERAGE, low_quality_floor
 from scvec.model.training import HeldOut, TrainingSample, score_held_out, splits
 
 __all__ = ["METHODS", "Prediction", "ReferenceModel", "train"]

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scvec.base.errors import InputError
-from scvec.base.parallel import n_cores
-from scvec.base.resources import parse_memory
+from scvec.base.resources import n_cores, parse_memory
 from scvec.base.results import count_text
 from scvec.base.types import CellChunk, Float32, Int64, State
 from scvec.model.classifiers import Members

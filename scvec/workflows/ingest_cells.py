@@ -30,7 +30,7 @@ from scvec.ingest.cells.label_columns import as_label_map
 from scvec.ingest.cells.source import CellSource
 from scvec.model.cell_index import put_cells
 from scvec.model.copies import source_digest
-from scvec.model.gene_members import fit_beside
+from scvec.model.gene_fit import fit_beside
 from scvec.model.gene_vectors import EncodedGenes, encode_genes, stored_genes
 from scvec.model.known_markers import marker_notes
 from scvec.model.matching import (

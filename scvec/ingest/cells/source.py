@@ -20,8 +20,7 @@ import scipy.sparse as sp
 from scvec.base import arrays
 from scvec.base.arrays import Packed, blocks, release
 from scvec.base.errors import InputError, ScvecError
-from scvec.base.parallel import read_ahead
-from scvec.base.resources import parse_memory
+from scvec.base.resources import parse_memory, read_ahead
 from scvec.base.results import count_text
 from scvec.ingest.cells.expression import (
     Codes,
@@ -202,7 +201,7 @@ def _is_text(values: pd.Series[Any]) -> bool:
 
 _SAMPLE_BLOCKS, _SAMPLE_ROWS = 8, 128
 #: Fraction of the memory (1/16) for a block of rows. Up to four blocks exist at a time
-#: (:mod:`scvec.base.parallel`), each with copies several times as large.
+#: (:mod:`scvec.base.resources`), each with copies several times as large.
 _SHARE = 16
 #: Rows with a scale unlike the others that are examined together.
 _ODD_ROWS = 1024
